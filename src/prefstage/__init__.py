@@ -1,0 +1,37 @@
+"""prefstage: which preference data does a language model need next?"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefstage.data import load_candidates as load_candidates
+    from prefstage.data import load_pairs as load_pairs
+    from prefstage.judging import load_judge as load_judge
+    from prefstage.measuring import Stage as Stage
+    from prefstage.measuring import measure_stage as measure_stage
+    from prefstage.sampling import load_sampler as load_sampler
+    from prefstage.scoring import Scorer as Scorer
+
+_HOMES = {
+    "Scorer": "scoring",
+    "Stage": "measuring",
+    "load_candidates": "data",
+    "load_judge": "judging",
+    "load_pairs": "data",
+    "load_sampler": "sampling",
+    "measure_stage": "measuring",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - the public names, each imported on first use
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `import prefstage` stays fast."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prefstage' has no attribute {name!r}")
+    return getattr(import_module(f"prefstage.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return list(__all__)

@@ -1,0 +1,17 @@
+"""The `prefstage` command."""
+
+import typer
+
+app = typer.Typer(
+    name="prefstage",
+    help="Which preference data does your language model need next?",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

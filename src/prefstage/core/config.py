@@ -1,0 +1,128 @@
+"""Typed configuration: frozen models, YAML in, one-line errors that name the cure."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prefstage.core.errors import ConfigError
+from prefstage.core.files import write_text
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load_config(
+    schema: type[ConfigT],
+    source: Path | Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> ConfigT:
+    """Read a configuration from YAML or a mapping, and check it against its schema.
+
+    Args:
+        schema: The model to build.
+        source: A YAML file, a mapping, or None for the defaults alone.
+        overrides: Values that win over `source`; dotted keys reach nested models
+            (``{"sampling.top_p": 0.9}``). None values are ignored.
+
+    Returns:
+        The frozen, validated configuration.
+
+    Raises:
+        ConfigError: If the file is missing or no YAML mapping, a key is unknown (the
+            nearest valid one is named), or a value is of the wrong type or range.
+    """
+    values = _read_mapping(source) if isinstance(source, Path) else dict(source or {})
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _set_dotted(values, key.split("."), value)
+    return check_config(schema, values, origin=str(source) if isinstance(source, Path) else "")
+
+
+def check_config(schema: type[ConfigT], values: Mapping[str, Any], *, origin: str = "") -> ConfigT:
+    """Validate a mapping against a schema; every fault becomes one `ConfigError` line."""
+    try:
+        return schema.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(
+            "; ".join(_describe(schema, fault, origin) for fault in error.errors())
+        ) from None
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML, so that a run can be repeated from it."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def nearest(name: str, known: list[str]) -> str | None:
+    """The known name that `name` most likely meant, or None."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    expected = "a YAML file with settings as key: value"
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError.of(
+            saw=f"config {path}: {error.strerror}", expected=expected, cure="check the path"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError.of(
+            saw=f"config {path}: {error}", expected=expected, cure="mend the named line"
+        ) from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise ConfigError.of(
+            saw=f"config {path} holds a {type(loaded).__name__}",
+            expected=expected,
+            cure="write one setting a line, e.g. seed: 0",
+        )
+    return loaded
+
+
+def _set_dotted(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = values.get(key)
+        values[key] = dict(inner) if isinstance(inner, Mapping) else {}
+        values = values[key]
+    values[keys[-1]] = value
+
+
+def _describe(schema: type[BaseModel], fault: Any, origin: str) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    prefix = f"{origin}: " if origin else ""
+    if fault["type"] == "extra_forbidden":
+        *parents, name = [str(part) for part in fault["loc"]]
+        known = list(_model_at(schema, parents).model_fields)
+        guess = nearest(name, known)
+        cure = f"did you mean {'.'.join([*parents, guess])!r}?" if guess else "remove it"
+        return f"{prefix}unknown setting {place!r}; expected one of {', '.join(known)}; {cure}"
+    if fault["type"] == "missing":
+        return f"{prefix}setting {place!r} is missing; expected a value; add it"
+    reason = fault["msg"].removeprefix("Value error, ")
+    if not place:
+        return f"{prefix}{reason}"
+    return f"{prefix}setting {place!r} is {fault['input']!r}; expected: {reason}; change it"
+
+
+def _model_at(schema: type[BaseModel], parents: list[str]) -> type[BaseModel]:
+    for name in parents:
+        field = schema.model_fields.get(name)
+        if field is None:
+            continue
+        options = (field.annotation, *get_args(field.annotation))
+        inner = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        schema = inner or schema
+    return schema

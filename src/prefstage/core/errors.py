@@ -1,0 +1,55 @@
+"""Errors that say what was seen, what was expected, and what to do."""
+
+from typing import Self
+
+
+class PrefstageError(Exception):
+    """Root of every error that prefstage raises on purpose."""
+
+    @classmethod
+    def of(cls, *, saw: str, expected: str, cure: str) -> Self:
+        """Build the error from the three parts that every message has.
+
+        Args:
+            saw: What was met, with its place (file, row, field, option).
+            expected: What would have been right.
+            cure: What the reader should do now, as an imperative.
+
+        Returns:
+            The error, to be raised by the caller; its text is one line.
+        """
+        parts = (_clause(saw), "expected " + _clause(expected), _clause(cure))
+        return cls("; ".join(parts) + ".")
+
+
+class InputError(PrefstageError, ValueError):
+    """A value given by the user is wrong (argument, option, row, file)."""
+
+
+class ConfigError(InputError):
+    """A configuration file or option does not fit its schema."""
+
+
+class DataError(InputError):
+    """A dataset, or rows of it, cannot be read as what was asked for."""
+
+
+class ModelError(InputError):
+    """A model or tokenizer cannot be used for what was asked for."""
+
+
+class MissingDependencyError(PrefstageError, ImportError):
+    """An optional package is needed; the message names the extra to install."""
+
+
+class ServiceError(PrefstageError, RuntimeError):
+    """A server that we depend on failed for good, after all retries."""
+
+
+class RunFolderError(PrefstageError, ValueError):
+    """A run folder holds something else than the run that was asked for."""
+
+
+def _clause(text: str) -> str:
+    """One line without a closing full stop, so that clauses join into a sentence."""
+    return " ".join(text.split()).rstrip(".")

@@ -1,0 +1,1 @@
+"""Readers for every known preference format, validation, and tokenisation."""

@@ -1,0 +1,1 @@
+"""Who says which answer is better, and the store that never buys a judgment twice."""

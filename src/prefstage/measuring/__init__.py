@@ -1,0 +1,1 @@
+"""Which stage is the policy in? Algorithm 1 and its sequential test."""

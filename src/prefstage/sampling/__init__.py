@@ -1,0 +1,1 @@
+"""Who writes answers: a local model, or any OpenAI-compatible server."""

@@ -1,0 +1,1 @@
+"""OpenAI-compatible servers: the client, and starting and stopping one."""

@@ -1,0 +1,32 @@
+"""What all tests share: where the shared real data is, and the tensor-shape checks."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Tensor packages are checked against their shape annotations in every test.
+install_import_hook(["prefstage.scoring"], "beartype.beartype")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared real data and models; tests that need it skip without it."""
+    folder = Path(os.environ.get("PREFSTAGE_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(
+            "no shared data: set PREFSTAGE_SHARED to the folder that holds data/ and models/"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chat_model() -> Path:
+    """The real chat model (see benchmarks/prepare_chat_model.py); slow tests skip without it."""
+    folder = os.environ.get("PREFSTAGE_CHAT_MODEL")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("no chat model: see benchmarks/prepare_chat_model.py, set PREFSTAGE_CHAT_MODEL")
+    return Path(folder)
