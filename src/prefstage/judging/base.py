@@ -1,6 +1,7 @@
 """What a judge is: P(a ≻ b | x), the probability that response a is better than b."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -60,3 +61,75 @@ class PointwiseJudge(Judge, Protocol):
 
     def score(self, items: Sequence[tuple[Prompt, str]]) -> list[float]:
         """Reward of each (prompt, response); P(a ≻ b) = σ(reward_a - reward_b)."""
+
+
+@runtime_checkable
+class StreamingJudge(Judge, Protocol):
+    """A judge that gives each judgment as it becomes known, for progress and for storing."""
+
+    def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
+        """Yield (position in `comparisons`, judgment), each position once, in any order."""
+
+
+@runtime_checkable
+class StreamingPointwiseJudge(PointwiseJudge, Protocol):
+    """A pointwise judge that gives each reward as it becomes known."""
+
+    def score_each(self, items: Sequence[tuple[Prompt, str]]) -> Iterator[tuple[int, float]]:
+        """Yield (position in `items`, reward), each position once, in any order."""
+
+
+@runtime_checkable
+class CountingJudge(Judge, Protocol):
+    """A judge that keeps count of what it did, for reports."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What happened so far: "calls", and where they apply "truncated", "undecided"."""
+
+
+TIE = Judgment(probability=0.5)
+UNDECIDED = Judgment(probability=0.5, status="undecided")
+
+
+def flipped(judgment: Judgment) -> Judgment:
+    """The same judgment with the two responses exchanged: P(b ≻ a) = 1 - P(a ≻ b)."""
+    return Judgment(probability=1.0 - judgment.probability, status=judgment.status)
+
+
+def bradley_terry(reward_a: float, reward_b: float) -> float:
+    """P(a ≻ b) = σ(r_a - r_b).
+
+    Args:
+        reward_a: Reward of the first response, in nats of preference odds.
+        reward_b: Reward of the second.
+
+    Returns:
+        The probability that the first is better, in [0, 1].
+
+    Source:
+        Bradley & Terry 1952, Biometrika 39; as the reward model's likelihood, Ouyang et al.
+        2022, arXiv:2203.02155, Eq. 1.
+    """
+    return sigmoid(reward_a - reward_b)
+
+
+def sigmoid(logit: float) -> float:
+    """σ(z) = 1 / (1 + e^-z) without overflow; σ(z) + σ(-z) = 1 to rounding."""
+    if logit >= 0:
+        return 1.0 / (1.0 + math.exp(-logit))
+    return math.exp(logit) / (1.0 + math.exp(logit))
+
+
+def gather(judgments: Iterator[tuple[int, Judgment]], count: int) -> list[Judgment]:
+    """Put streamed judgments back into the order of their comparisons.
+
+    Args:
+        judgments: (position, judgment), each position from 0 to `count` - 1 once.
+        count: Number of comparisons.
+
+    Returns:
+        One judgment a comparison, in order.
+    """
+    found = dict(judgments)
+    return [found[position] for position in range(count)]

@@ -1,0 +1,100 @@
+"""From what a user writes to a judge."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from prefstage.core.config import check_config
+from prefstage.core.errors import InputError
+from prefstage.judging.base import Judge
+from prefstage.judging.function import CallableJudge, FunctionOptions, PreferenceFunction
+
+FORMS = (
+    "reward:PATH, pairrm:PATH, openai:MODEL@URL, table:FILE, python:module:function, "
+    "or the folder or Hub id of a reward model or PairRM checkpoint"
+)
+
+
+def load_judge(spec: "str | Path | Judge | PreferenceFunction") -> Judge:
+    """Make a judge from its specification.
+
+    Options follow a question mark: ``reward:PATH?max_length=256&max_prompt_tokens=96``.
+
+    Args:
+        spec: One of
+
+            - ``reward:PATH``: a sequence classifier with one logit (folder or Hub id);
+            - ``pairrm:PATH``: a checkpoint in the layout of ``llm-blender/PairRM-hf``;
+            - ``openai:MODEL@URL``: a language model behind an OpenAI-compatible server;
+            - ``table:FILE``: recorded judgments or votes;
+            - ``python:module:function``: a function (a, b, prompt) → P(a ≻ b);
+            - a bare folder or Hub id, whose ``config.json`` tells which of the first two;
+            - a Python function, or a judge, which is returned as it is.
+
+    Returns:
+        The judge.
+
+    Raises:
+        InputError: If the specification has none of these forms, or an unknown option.
+        ModelError: If the model cannot be loaded.
+    """
+    if isinstance(spec, Path):
+        spec = str(spec)
+    if not isinstance(spec, str):
+        return spec if isinstance(spec, Judge) else CallableJudge(spec)
+    kind, separator, rest = spec.partition(":")
+    target, options = _split_options(rest)
+    if separator and kind in _LOADERS and target:
+        return _LOADERS[kind](target, options)
+    if separator and not Path(spec).exists():
+        raise InputError.of(saw=f"judge {spec!r}", expected=FORMS, cure="choose one of these forms")
+    target, options = _split_options(spec)
+    return _LOADERS[_kind_of_checkpoint(target)](target, options)
+
+
+def _split_options(text: str) -> tuple[str, dict[str, str]]:
+    target, _, query = text.rpartition("?") if "=" in text.rpartition("?")[2] else (text, "", "")
+    return target, dict(parse_qsl(query, keep_blank_values=True))
+
+
+def _kind_of_checkpoint(path: str) -> str:
+    """Tell a PairRM checkpoint from a reward model by its config.json."""
+    from transformers.utils import cached_file
+
+    try:
+        file = cached_file(path, "config.json")
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError.of(
+            saw=f"judge {path!r}: {first_line}", expected=FORMS, cure="choose one of these forms"
+        ) from error
+    names = [str(name) for name in config.get("architectures") or []]
+    if any("PairRM" in name for name in names) or "source_prefix_id" in config:
+        return "pairrm"
+    if any("SequenceClassification" in name for name in names):
+        return "reward"
+    raise InputError.of(
+        saw=f"{path} is a checkpoint of {', '.join(names) or 'an unnamed architecture'}",
+        expected="a reward model (…ForSequenceClassification) or PairRM",
+        cure="name the kind, e.g. reward:PATH; to use a chat model as judge, serve it and "
+        "write openai:MODEL@URL",
+    )
+
+
+def _reward(target: str, options: Mapping[str, Any]) -> Judge:
+    from prefstage.judging.reward_model import RewardModelJudge, RewardModelOptions
+
+    return RewardModelJudge.load(target, options=check_config(RewardModelOptions, options))
+
+
+def _python(target: str, options: Mapping[str, Any]) -> Judge:
+    return CallableJudge.load(target, options=check_config(FunctionOptions, options))
+
+
+_LOADERS: dict[str, Callable[[str, Mapping[str, Any]], Judge]] = {
+    "reward": _reward,
+    "python": _python,
+}

@@ -1,0 +1,85 @@
+"""Loading what a model judge needs, with errors that name the cure."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefstage.core.errors import InputError, ModelError
+
+
+@contextmanager
+def told_errors(path: str, *, wanted: str) -> Iterator[None]:
+    """Turn a failure to load a checkpoint into one line that says what to do.
+
+    Args:
+        path: The folder or Hub id being loaded.
+        wanted: What it should have been.
+
+    Raises:
+        ModelError: If the block raises what transformers raises for a bad checkpoint.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError.of(
+            saw=f"cannot load {path}: {first_line}",
+            expected=wanted,
+            cure="check the path, or that the Hub id exists and can be reached",
+        ) from error
+
+
+def load_checkpoint_tokenizer(path: str) -> Any:
+    """Load the tokenizer that lies beside a model.
+
+    Args:
+        path: Folder or Hub id.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    from transformers import AutoTokenizer
+
+    with told_errors(path, wanted="a checkpoint with its tokenizer files"):
+        return AutoTokenizer.from_pretrained(path)
+
+
+def loading_settings(device: str, dtype: str) -> tuple[Any, Any]:
+    """Where a judge runs and in which precision.
+
+    Args:
+        device: A torch device, or "auto" for a GPU if there is one.
+        dtype: A torch dtype's name, or "auto": float32 on a CPU, where half precision is
+            slow, and the checkpoint's own elsewhere.
+
+    Returns:
+        (torch.device, torch.dtype or "auto").
+
+    Raises:
+        InputError: If torch knows no such device, or it is not there.
+    """
+    import torch
+
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        place = torch.device(chosen)
+    except RuntimeError:
+        raise _bad_device(device) from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise _bad_device(device)
+    if dtype != "auto":
+        return place, getattr(torch, dtype)
+    return place, torch.float32 if place.type == "cpu" else "auto"
+
+
+def _bad_device(device: str) -> InputError:
+    return InputError.of(
+        saw=f"device {device!r}",
+        expected="a device of this machine, such as cpu, cuda or cuda:1",
+        cure="leave device out to take the GPU if there is one",
+    )
