@@ -2,5 +2,15 @@
 
 from prefstage.judging.base import Comparison, Judge, Judgment, PointwiseJudge
 from prefstage.judging.loading import load_judge
+from prefstage.judging.store import JudgmentStore
+from prefstage.judging.stored import stored
 
-__all__ = ["Comparison", "Judge", "Judgment", "PointwiseJudge", "load_judge"]
+__all__ = [
+    "Comparison",
+    "Judge",
+    "Judgment",
+    "JudgmentStore",
+    "PointwiseJudge",
+    "load_judge",
+    "stored",
+]

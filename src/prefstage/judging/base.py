@@ -1,7 +1,7 @@
 """What a judge is: P(a ≻ b | x), the probability that response a is better than b."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -121,6 +121,26 @@ def sigmoid(logit: float) -> float:
     return math.exp(logit) / (1.0 + math.exp(logit))
 
 
+def compare_by_rewards(
+    score: Callable[[Sequence[tuple[Prompt, str]]], list[float]],
+    comparisons: Sequence[Comparison],
+) -> list[Judgment]:
+    """Judge comparisons from the rewards of their responses, asked for in one call.
+
+    Args:
+        score: Gives the reward of each (prompt, response).
+        comparisons: What to judge; equal texts are a tie and are not scored.
+
+    Returns:
+        P(a ≻ b) = σ(r_a - r_b) of each comparison, in order.
+    """
+    wanted = [c for c in comparisons if c.a != c.b]
+    rewards = score([(c.prompt, text) for c in wanted for text in (c.a, c.b)])
+    pairs = zip(rewards[::2], rewards[1::2], strict=True)
+    decided = iter([Judgment(bradley_terry(a, b)) for a, b in pairs])
+    return [TIE if c.a == c.b else next(decided) for c in comparisons]
+
+
 def gather(judgments: Iterator[tuple[int, Judgment]], count: int) -> list[Judgment]:
     """Put streamed judgments back into the order of their comparisons.
 
@@ -133,3 +153,34 @@ def gather(judgments: Iterator[tuple[int, Judgment]], count: int) -> list[Judgme
     """
     found = dict(judgments)
     return [found[position] for position in range(count)]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer that was paid for, as it came.
+
+    Attributes:
+        text: What the judge wrote.
+        probability: P(first shown ≻ second shown) read from it, or None if unreadable.
+    """
+
+    text: str
+    probability: float | None
+
+
+class ReplyLog(Protocol):
+    """Keeps every paid answer; asked before anything is bought."""
+
+    def get(self, question: Comparison, attempt: int) -> Reply | None:
+        """The answer to this question in this order (`a` shown first), if it was bought."""
+
+    def put(self, question: Comparison, attempt: int, reply: Reply) -> None:
+        """Keep an answer; when this returns it survives a kill of the process."""
+
+
+@runtime_checkable
+class BuyingJudge(Judge, Protocol):
+    """A judge whose single answers cost money or minutes, so that each is kept by itself."""
+
+    def recorded_in(self, log: ReplyLog) -> Judge:
+        """The same judge, reading known answers from `log` and writing new ones to it."""

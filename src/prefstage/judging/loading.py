@@ -90,11 +90,18 @@ def _reward(target: str, options: Mapping[str, Any]) -> Judge:
     return RewardModelJudge.load(target, options=check_config(RewardModelOptions, options))
 
 
+def _pairrm(target: str, options: Mapping[str, Any]) -> Judge:
+    from prefstage.judging.pairrm import PairRMJudge, PairRMOptions
+
+    return PairRMJudge.load(target, options=check_config(PairRMOptions, options))
+
+
 def _python(target: str, options: Mapping[str, Any]) -> Judge:
     return CallableJudge.load(target, options=check_config(FunctionOptions, options))
 
 
 _LOADERS: dict[str, Callable[[str, Mapping[str, Any]], Judge]] = {
     "reward": _reward,
+    "pairrm": _pairrm,
     "python": _python,
 }

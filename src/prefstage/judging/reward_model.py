@@ -12,7 +12,7 @@ from prefstage.core.config import Config
 from prefstage.core.errors import ModelError
 from prefstage.core.hashing import digest
 from prefstage.data.records import Prompt, prompt_id_of
-from prefstage.judging.base import TIE, Comparison, Judgment, bradley_terry
+from prefstage.judging.base import Comparison, Judgment, compare_by_rewards
 from prefstage.judging.batching import batches_by_length, padded
 from prefstage.judging.encoding import Encoding, make_encoder
 from prefstage.judging.identity import model_fingerprint, tokenizer_fingerprint
@@ -133,11 +133,7 @@ class RewardModelJudge:
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
         """Judge each comparison by σ(r_a - r_b); equal texts are a tie without a call."""
-        wanted = [c for c in comparisons if c.a != c.b]
-        rewards = self.score([(c.prompt, text) for c in wanted for text in (c.a, c.b)])
-        pairs = zip(rewards[::2], rewards[1::2], strict=True)
-        decided = iter([Judgment(bradley_terry(a, b)) for a, b in pairs])
-        return [TIE if c.a == c.b else next(decided) for c in comparisons]
+        return compare_by_rewards(self.score, comparisons)
 
     def score(self, items: Sequence[Item]) -> list[float]:
         """Reward of each (prompt, response), higher is better. [items], nats of odds."""
