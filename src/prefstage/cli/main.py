@@ -2,6 +2,8 @@
 
 import typer
 
+from prefstage.cli.judge import judge
+
 app = typer.Typer(
     name="prefstage",
     help="Which preference data does your language model need next?",
@@ -10,6 +12,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.command()(judge)
+
+
+@app.callback()
+def prefstage() -> None:
+    """Which preference data does your language model need next?"""
 
 
 def main() -> None:

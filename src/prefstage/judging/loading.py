@@ -96,6 +96,12 @@ def _pairrm(target: str, options: Mapping[str, Any]) -> Judge:
     return PairRMJudge.load(target, options=check_config(PairRMOptions, options))
 
 
+def _table(target: str, options: Mapping[str, Any]) -> Judge:
+    from prefstage.judging.table import TableJudge, TableOptions
+
+    return TableJudge.load(target, options=check_config(TableOptions, options))
+
+
 def _python(target: str, options: Mapping[str, Any]) -> Judge:
     return CallableJudge.load(target, options=check_config(FunctionOptions, options))
 
@@ -103,5 +109,6 @@ def _python(target: str, options: Mapping[str, Any]) -> Judge:
 _LOADERS: dict[str, Callable[[str, Mapping[str, Any]], Judge]] = {
     "reward": _reward,
     "pairrm": _pairrm,
+    "table": _table,
     "python": _python,
 }

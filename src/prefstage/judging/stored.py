@@ -11,15 +11,12 @@ from prefstage.judging.base import (
     Judge,
     Judgment,
     PointwiseJudge,
-    StreamingJudge,
-    StreamingPointwiseJudge,
     compare_by_rewards,
     flipped,
     gather,
 )
+from prefstage.judging.running import compare_each, score_each
 from prefstage.judging.store import JudgmentStore
-
-_CHUNK = 32  # comparisons asked at once of a judge that cannot stream
 
 
 def stored(judge: Judge, store: JudgmentStore) -> Judge:
@@ -69,7 +66,7 @@ class _StoredJudge:
                 yield position, known
         waiting = list(missing.values())
         asked = [comparisons[positions[0]] for positions in waiting]
-        for index, judgment in _ask(self._judge, asked):
+        for index, judgment in compare_each(self._judge, asked):
             kept = self._store.put_judgment(self.fingerprint, asked[index], judgment)
             for position in waiting[index]:
                 same_order = comparisons[position].a == asked[index].a
@@ -115,27 +112,9 @@ class _StoredPointwiseJudge:
                 yield position, known
         waiting = list(missing.values())
         asked = [items[positions[0]] for positions in waiting]
-        for index, reward in _score(self._judge, asked):
+        for index, reward in score_each(self._judge, asked):
             kept = self._store.put_reward(self.fingerprint, *asked[index], reward)
             yield from ((position, kept) for position in waiting[index])
-
-
-def _ask(judge: Judge, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
-    if isinstance(judge, StreamingJudge):
-        yield from judge.compare_each(comparisons)
-        return
-    for start in range(0, len(comparisons), _CHUNK):
-        yield from enumerate(judge.compare(comparisons[start : start + _CHUNK]), start)
-
-
-def _score(
-    judge: PointwiseJudge, items: Sequence[tuple[Prompt, str]]
-) -> Iterator[tuple[int, float]]:
-    if isinstance(judge, StreamingPointwiseJudge):
-        yield from judge.score_each(items)
-        return
-    for start in range(0, len(items), _CHUNK):
-        yield from enumerate(judge.score(items[start : start + _CHUNK]), start)
 
 
 def _counts(judge: Judge, reused: int) -> Mapping[str, int]:

@@ -1,0 +1,184 @@
+"""`prefstage judge`: what a judge says of pairs, or of candidates."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefstage.cli.manners import Outcome, mannered, say
+from prefstage.core.errors import InputError
+from prefstage.core.files import atomic_path, write_json
+
+if TYPE_CHECKING:
+    from prefstage.judging import Judge
+
+_TABLES = (".parquet", ".jsonl")
+
+
+@mannered
+def judge(
+    *,
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="reward:PATH, pairrm:PATH, openai:MODEL@URL, table:FILE, "
+            "python:module:function, or a checkpoint; options as ?key=value&key=value."
+        ),
+    ],
+    pairs: Annotated[
+        str | None, typer.Option(help="Pairs to judge: file, folder or Hub id.")
+    ] = None,
+    candidates: Annotated[
+        str | None, typer.Option(help="Candidates to score: file, folder or Hub id.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Judged rows (.parquet, .jsonl) or the summary (.json).", show_default=False
+        ),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Judgment store (SQLite): what is in it is not judged again."),
+    ] = None,
+    on_bad_row: Annotated[str, typer.Option(help="error, or quarantine.")] = "error",
+    quarantine_file: Annotated[
+        Path | None, typer.Option(help="Where bad rows go with --on-bad-row quarantine.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Judge pairs (does the judge agree with the labels?), or score candidates.
+
+    With --pairs: P(chosen better than rejected) of each pair, and how often the judge agrees
+    with the dataset. With --candidates: a score for each response, the reward of a reward
+    model, or the mean probability of beating the prompt's other responses.
+    """
+    _check_arguments(pairs, candidates, out)
+    from prefstage.data import load_candidates, load_pairs
+    from prefstage.judging import JudgmentStore, load_judge, stored
+
+    loaded: Any
+    if pairs is not None:
+        loaded = load_pairs(pairs, on_bad_row=_bad_row(on_bad_row), quarantine_file=quarantine_file)
+    else:
+        loaded = load_candidates(
+            str(candidates), on_bad_row=_bad_row(on_bad_row), quarantine_file=quarantine_file
+        )
+    with ExitStack() as stack:
+        who = load_judge(judge)
+        if store is not None:
+            who = stored(who, stack.enter_context(JudgmentStore(store)))
+        summary, result, table = (_judge_pairs if pairs else _score)(who, loaded)
+    notes = [str(note) for note in getattr(loaded.report, "notes", ())]
+    result |= {"judge": who.name, "counts": _counts(who), "notes": notes}
+    result |= {"rows_quarantined": loaded.report.quarantined}
+    written = _write_table(out, table) if out is not None and out.suffix in _TABLES else []
+    if out is not None and out.suffix == ".json":
+        write_json(out, result)
+        written = [out]
+    say(Outcome("\n".join([summary, *_told(result)]), result, written), as_json=as_json)
+
+
+def _check_arguments(pairs: str | None, candidates: str | None, out: Path | None) -> None:
+    if (pairs is None) == (candidates is None):
+        raise InputError.of(
+            saw="both --pairs and --candidates" if pairs else "neither --pairs nor --candidates",
+            expected="one of them",
+            cure="give --pairs to compare two responses a prompt, --candidates to score any number",
+        )
+    if out is not None and out.suffix not in (*_TABLES, ".json"):
+        raise InputError.of(
+            saw=f"--out {out}",
+            expected="a name that ends in .parquet or .jsonl (judged rows) or .json (summary)",
+            cure="change the ending",
+        )
+
+
+def _bad_row(text: str) -> Any:
+    if text not in ("error", "quarantine"):
+        raise InputError.of(
+            saw=f"--on-bad-row {text}", expected="error or quarantine", cure="choose one of them"
+        )
+    return text
+
+
+def _judge_pairs(who: "Judge", loaded: Any) -> tuple[str, dict[str, Any], Any]:
+    from prefstage.judging.agreement import agreement_with_labels
+    from prefstage.judging.running import compare_all, comparison_of
+
+    pairs = list(loaded)
+    judgments = compare_all(who, [comparison_of(pair) for pair in pairs])
+    agreement = agreement_with_labels(pairs, judgments)
+    table = loaded.dataset.add_column(
+        "judge_probability", [judgment.probability for judgment in judgments]
+    ).add_column("judge_status", [judgment.status for judgment in judgments])
+    labelled = agreement.pairs - agreement.label_ties
+    lines = [f"{agreement.pairs} pairs judged by {who.name}"]
+    if labelled:
+        low, high = agreement.interval
+        lines += [
+            f"agrees with the labels of {labelled} pairs: {agreement.agreement:.1%}"
+            f" [{low:.1%}, {high:.1%}] (95 % interval)",
+            f'"longer is better" would reach {agreement.longer_wins:.1%}; '
+            f"the judge prefers the longer response in {agreement.prefers_longer:.1%}",
+        ]
+    lines.append(
+        f"ties: {agreement.label_ties} in the labels, {agreement.judge_ties} by the judge;"
+        f" undecided: {agreement.undecided}"
+    )
+    return "\n".join(lines), agreement.as_dict(), table
+
+
+def _score(who: "Judge", loaded: Any) -> tuple[str, dict[str, Any], Any]:
+    from prefstage.judging.base import PointwiseJudge
+    from prefstage.judging.running import score_candidates
+
+    rows = list(loaded)
+    scores = score_candidates(who, rows)
+    kind = "reward" if isinstance(who, PointwiseJudge) else "mean win probability"
+    by_source = _mean_by_source(
+        [
+            (s, v)
+            for row, each in zip(rows, scores, strict=True)
+            for s, v in zip(row.sources, each, strict=True)
+        ]
+    )
+    table = loaded.dataset.remove_columns("scores").add_column("scores", scores)
+    responses = sum(len(each) for each in scores)
+    lines = [f"{responses} responses to {len(rows)} prompts scored by {who.name} ({kind})"]
+    ranked = sorted(by_source.items(), key=lambda item: -item[1])
+    lines += [f"  {value:8.3f}  {source}" for source, value in ranked]
+    result = {"prompts": len(rows), "responses": responses, "score": kind, "mean": by_source}
+    return "\n".join(lines), result, table
+
+
+def _mean_by_source(scored: Sequence[tuple[str | None, float]]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for source, value in scored:
+        values.setdefault(source or "(unnamed)", []).append(value)
+    return {source: sum(each) / len(each) for source, each in values.items()}
+
+
+def _write_table(out: Path, table: Any) -> list[Path]:
+    with atomic_path(out) as temporary:
+        if out.suffix == ".parquet":
+            table.to_parquet(temporary)
+        else:
+            table.to_json(temporary, lines=True, force_ascii=False)
+    return [out]
+
+
+def _counts(who: "Judge") -> dict[str, int]:
+    from prefstage.judging.base import CountingJudge
+
+    return dict(who.counts) if isinstance(who, CountingJudge) else {}
+
+
+def _told(result: dict[str, Any]) -> list[str]:
+    counts = [f"{name.replace('_', ' ')} {count}" for name, count in result["counts"].items()]
+    lines = [f"counts: {', '.join(counts)}"] if counts else []
+    if result["rows_quarantined"]:
+        lines.append(f"rows put aside as bad: {result['rows_quarantined']}")
+    return lines + [f"note: {note}" for note in result["notes"]]
