@@ -1,0 +1,274 @@
+"""The client of OpenAI-compatible servers: patient with faults, and never asking twice."""
+
+import asyncio
+import ipaddress
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx2
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+
+from prefstage.core.errors import InputError, ServiceError
+from prefstage.serving.faults import BackoffWait, RefusedError, TransientFault, read_json
+from prefstage.serving.replies import ChatReply, read_chat, read_completion, read_models
+
+T = TypeVar("T")
+
+_CONNECT_S = 30.0
+_LONGEST_BACKOFF_S = 60.0
+_LONGEST_RETRY_AFTER_S = 600.0
+
+
+@dataclass
+class Usage:
+    """What a client did so far.
+
+    Attributes:
+        requests: HTTP requests sent, retries included.
+        replies: Answers received whole.
+        retries: Requests sent again after a fault.
+        failures: Requests given up.
+        prompt_tokens: Prompt tokens of the answers, as the server counts them.
+        completion_tokens: Tokens of the answers, as the server counts them.
+    """
+
+    requests: int = 0
+    replies: int = 0
+    retries: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class ServerClient:
+    """Speaks to one OpenAI-compatible server; use it as ``async with client:``.
+
+    A request is sent again after refused, reset or truncated connections, time-outs, HTTP
+    408, 425, 429 and 5xx, and bodies that are not the JSON that is due. A request that was
+    answered is never sent again; a retry after a lost answer is unavoidable and is counted.
+
+    Args:
+        base_url: Such as ``http://127.0.0.1:8000`` (``/v1`` is added where no path is
+            given) or ``https://host/api/v1``.
+        model: The model's name on the server; None where the server has only one and does
+            not ask for its name.
+        api_key_env: Environment variable that holds the API key, if the server wants one.
+            The key is sent to the server and written nowhere.
+        concurrency: Requests in flight at most, >= 1.
+        timeout_s: Seconds for one attempt, queueing at the server included, > 0.
+        retries: Attempts after the first, >= 0.
+        backoff_s: First upper bound of the random wait before a retry; doubles each time,
+            up to a minute. Seconds.
+
+    Raises:
+        InputError: If the URL is not one of http or https, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None = None,
+        *,
+        api_key_env: str = "OPENAI_API_KEY",
+        concurrency: int = 16,
+        timeout_s: float = 600.0,
+        retries: int = 8,
+        backoff_s: float = 0.5,
+    ) -> None:
+        self.base_url = _checked_url(base_url)
+        self.model = model
+        self.concurrency = _at_least("concurrency", concurrency, 1)
+        self.timeout_s = timeout_s
+        self.retries = _at_least("retries", retries, 0)
+        self.usage = Usage()
+        self._api_key_env = api_key_env
+        self._wait = BackoffWait(base_s=backoff_s, longest_s=_LONGEST_BACKOFF_S)
+        self._http: httpx2.AsyncClient | None = None
+        self._slots = asyncio.Semaphore(concurrency)
+
+    async def __aenter__(self) -> Self:
+        """Open the connections."""
+        key = os.environ.get(self._api_key_env)
+        self._slots = asyncio.Semaphore(self.concurrency)
+        self._http = httpx2.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(None, connect=_CONNECT_S),
+            limits=httpx2.Limits(max_connections=self.concurrency),
+            trust_env=not _is_loopback(self.base_url),  # a proxy cannot reach our loopback
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
+
+    async def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> ChatReply:
+        """Ask for one answer to a conversation (/v1/chat/completions).
+
+        Args:
+            messages: The conversation, each message with `role` and `content`.
+            **options: Further fields of the request: temperature, top_p, max_tokens, seed,
+                logprobs, top_logprobs, stop, ...
+
+        Returns:
+            The answer.
+
+        Raises:
+            ServiceError: If the server refuses the request, or faults outlast all retries.
+        """
+        body = {"messages": [dict(message) for message in messages], **options}
+        return await self._ask("chat/completions", body, read_chat)
+
+    async def complete(self, prompt: str, **options: Any) -> ChatReply:
+        """Ask for one continuation of a text (/v1/completions), for models without a template.
+
+        Args:
+            prompt: The text to continue.
+            **options: As in `chat`; `logprobs` is a number here.
+
+        Returns:
+            The continuation.
+
+        Raises:
+            ServiceError: As in `chat`.
+        """
+        return await self._ask("completions", {"prompt": prompt, **options}, read_completion)
+
+    async def models(self) -> list[str]:
+        """Names of the models that the server offers (/v1/models).
+
+        Raises:
+            ServiceError: As in `chat`.
+        """
+        return await self._send("GET", f"{self.base_url}/models", None, read_models)
+
+    async def describe(self) -> Mapping[str, Any]:
+        """The server's OpenAPI description, or an empty one where it has none.
+
+        Raises:
+            ServiceError: If no server answers.
+        """
+        url = self.base_url.removesuffix("/v1") + "/openapi.json"
+        try:
+            found = await self._send("GET", url, None, lambda body: body, patience=3)
+        except _RefusedServiceError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    async def _ask(
+        self, path: str, body: dict[str, Any], read: Callable[[Any], ChatReply]
+    ) -> ChatReply:
+        if self.model is not None:
+            body = {"model": self.model, **body}
+        reply = await self._send("POST", f"{self.base_url}/{path}", body, read)
+        self.usage.replies += 1
+        self.usage.prompt_tokens += reply.prompt_tokens
+        self.usage.completion_tokens += reply.completion_tokens
+        return reply
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        body: dict[str, Any] | None,
+        read: Callable[[Any], T],
+        *,
+        patience: int | None = None,
+    ) -> T:
+        retries = self.retries if patience is None else min(patience, self.retries)
+        attempts = AsyncRetrying(
+            stop=stop_after_attempt(1 + retries),
+            wait=self._wait,
+            retry=retry_if_exception_type(TransientFault),
+            before_sleep=self._count_retry,
+            reraise=True,
+        )
+        try:
+            async with self._slots:
+                return await attempts(self._attempt, method, url, body, read)
+        except TransientFault as fault:
+            self.usage.failures += 1
+            raise ServiceError.of(
+                saw=f"{url}: {fault}, {1 + retries} times",
+                expected="an answer",
+                cure="check that the server runs and is not overloaded; then repeat the command",
+            ) from None
+        except RefusedError as refusal:
+            self.usage.failures += 1
+            raise _RefusedServiceError.of(
+                saw=f"{url}: {self._masked(str(refusal))}",
+                expected="an answer",
+                cure=self._cure(str(refusal)),
+            ) from None
+
+    async def _attempt(
+        self, method: str, url: str, body: dict[str, Any] | None, read: Callable[[Any], T]
+    ) -> T:
+        if self._http is None:
+            raise RuntimeError("use the client inside `async with client:`")
+        self.usage.requests += 1
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                response = await self._http.request(method, url, json=body)
+        except TimeoutError:
+            raise TransientFault(f"no answer within {self.timeout_s:g} s") from None
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            raise TransientFault(f"{type(error).__name__} {error}".strip()) from None
+        return read(read_json(response, longest_wait_s=_LONGEST_RETRY_AFTER_S))
+
+    def _count_retry(self, _state: RetryCallState) -> None:
+        self.usage.retries += 1
+
+    def _masked(self, text: str) -> str:
+        key = os.environ.get(self._api_key_env)
+        return text.replace(key, "***") if key else text
+
+    def _cure(self, refusal: str) -> str:
+        if "HTTP 401" in refusal or "HTTP 403" in refusal:
+            return f"set the environment variable {self._api_key_env} to a valid API key"
+        return "change the request as the server says"
+
+
+class _RefusedServiceError(ServiceError):
+    """The server refused a request for good."""
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        parsed = httpx2.URL("")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InputError.of(
+            saw=f"server URL {url!r}",
+            expected="http://HOST:PORT or https://HOST/PATH",
+            cure="write the whole URL",
+        )
+    path = parsed.path.rstrip("/")
+    return str(parsed.copy_with(path=path or "/v1"))
+
+
+def _is_loopback(url: str) -> bool:
+    host = httpx2.URL(url).host
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _at_least(name: str, value: int, least: int) -> int:
+    if value < least:
+        raise InputError.of(
+            saw=f"{name}={value}", expected=f"{least} or more", cure=f"raise {name}"
+        )
+    return value

@@ -1,0 +1,129 @@
+"""What goes wrong between us and a server: what to ask again, after which wait, and what not."""
+
+import json
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+
+import httpx2
+from tenacity import RetryCallState
+from tenacity.wait import wait_base, wait_random_exponential
+
+_RETRYABLE = frozenset(
+    {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+)
+_MESSAGE_CHARS = 300
+
+
+class TransientFault(Exception):  # noqa: N818 - not an error until the retries are spent
+    """A request that is worth asking again.
+
+    Attributes:
+        wait_s: Seconds that the server asks to wait before, or 0.
+    """
+
+    def __init__(self, reason: str, *, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+class RefusedError(Exception):
+    """A request that the server refuses, now and again."""
+
+
+class BackoffWait(wait_base):
+    """Exponential backoff with full jitter, after what the server asks for in Retry-After.
+
+    The wait before retry k is ``w + U(0, min(longest, base·2^k))``, with w the server's.
+
+    Source:
+        Brooker 2015, "Exponential Backoff And Jitter", AWS Architecture Blog: "full jitter".
+    """
+
+    def __init__(self, *, base_s: float, longest_s: float) -> None:
+        self._jitter = wait_random_exponential(multiplier=base_s, max=longest_s)
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        """Seconds to wait before the next attempt."""
+        fault = retry_state.outcome.exception() if retry_state.outcome else None
+        asked_s = fault.wait_s if isinstance(fault, TransientFault) else 0.0
+        return asked_s + self._jitter(retry_state)
+
+
+def read_json(response: httpx2.Response, *, longest_wait_s: float) -> Any:
+    """The JSON body of a successful response.
+
+    Args:
+        response: Any response, its body read.
+        longest_wait_s: A server that asks for a longer wait than this is given up.
+
+    Returns:
+        The decoded body.
+
+    Raises:
+        TransientFault: If the request is worth asking again.
+        RefusedError: If it is not; the text is the server's own message.
+    """
+    if not response.is_success:
+        raise _failure(response, longest_wait_s)
+    kind = response.headers.get("content-type", "")
+    if "json" not in kind:
+        raise TransientFault(f"an answer of type {kind or 'unknown'!r} where JSON is due")
+    try:
+        return json.loads(response.content)
+    except ValueError:
+        raise TransientFault("an answer that is not JSON") from None
+
+
+def retry_after_s(value: str | None, *, now: datetime | None = None) -> float:
+    """Seconds to wait by a Retry-After header.
+
+    Args:
+        value: The header: seconds, or an HTTP date; None if it is missing.
+        now: The present, for a date.
+
+    Returns:
+        Seconds, >= 0; 0 for a missing or unreadable header.
+
+    Source:
+        RFC 9110, section 10.2.3.
+    """
+    if value is None:
+        return 0.0
+    try:
+        return min(max(float(value), 0.0), 1e9)
+    except ValueError:
+        pass
+    try:
+        due = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return max((due - (now or datetime.now(UTC))).total_seconds(), 0.0)
+
+
+def _failure(response: httpx2.Response, longest_wait_s: float) -> Exception:
+    status, (message, code) = response.status_code, _server_message(response)
+    reason = f"HTTP {status} {response.reason_phrase}".strip() + (
+        f" ({message})" if message else ""
+    )
+    retryable = status in _RETRYABLE or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    if not retryable or code == "insufficient_quota":
+        return RefusedError(reason)
+    wait_s = retry_after_s(response.headers.get("retry-after"))
+    if wait_s > longest_wait_s:
+        return RefusedError(f"{reason}, to be asked again in {wait_s:.0f} s")
+    return TransientFault(reason, wait_s=wait_s)
+
+
+def _server_message(response: httpx2.Response) -> tuple[str, str | None]:
+    """What the server says went wrong, and its error code if it names one."""
+    try:
+        body = json.loads(response.content)
+    except ValueError:
+        return " ".join(response.text.split())[:_MESSAGE_CHARS], None
+    error = body.get("error", body) if isinstance(body, dict) else body
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or error
+    return " ".join(str(error).split())[:_MESSAGE_CHARS], None if code is None else str(code)
