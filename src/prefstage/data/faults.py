@@ -34,7 +34,11 @@ class BadRow:
     saw: str
     expected: str
     cure: str
-    raw: Any
+
+    @classmethod
+    def of(cls, file: str, row: int, fault: RowFault) -> "BadRow":
+        """The finding about one row, at its place."""
+        return cls(file, row, fault.field, fault.saw, fault.expected, fault.cure)
 
     def __str__(self) -> str:
         """One clause: place, what was seen, what was expected, what to do."""

@@ -1,25 +1,48 @@
-"""Which of two responses a label means: schemes that are declared, named or reported."""
+"""Which of two responses a label means: declared, spelled out, or read by position and said so."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from prefstage.core.errors import DataError, InputError
 
 Verdict = Literal["first", "second", "tie"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+_WORDS: dict[Verdict, tuple[str, ...]] = {
+    "first": ("a", "first", "left", "model_a", "assistant_a", "winner_model_a", "[[a]]"),
+    "second": ("b", "second", "right", "model_b", "assistant_b", "winner_model_b", "[[b]]"),
+    "tie": tuple(
+        "tie|draw|equal|same|both|neither|tie (bothbad)|both_bad|winner_tie|c|[[c]]".split("|")
+    ),
+}
+_CURE = "say what each value means, e.g. labels={0: 'first', 1: 'second', 2: 'tie'}"
 
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """What each label value says: the first response is better, the second, or a tie."""
+    """What each label value says: the first response is better, the second, or a tie.
+
+    Attributes:
+        verdicts: Spelled label to verdict.
+        reason: Where this reading comes from, for the report.
+        seen: The labels met when the scheme was made, for a short report.
+    """
 
     verdicts: Mapping[str, Verdict]
+    reason: str
+    seen: tuple[str, ...] = ()
 
     def read(self, label: Any) -> Verdict | None:
         """The verdict of one label, or None if the scheme does not know it."""
         return self.verdicts.get(spell(label))
 
     def __str__(self) -> str:
-        """For the report: ``0 = first, 1 = second, 2 = tie``."""
-        return ", ".join(f"{label} = {verdict}" for label, verdict in self.verdicts.items())
+        """For reports and errors: ``0 = first, 1 = second, 2 = tie (why)``."""
+        shown = [label for label in self.verdicts if not self.seen or label in self.seen]
+        return ", ".join(f"{label} = {self.verdicts[label]}" for label in shown) + (
+            f" ({self.reason})"
+        )
 
 
 def spell(label: Any) -> str:
@@ -29,6 +52,89 @@ def spell(label: Any) -> str:
     return " ".join(str(label).split()).lower()
 
 
-def distinct_labels(labels: Iterable[Any]) -> tuple[str, ...]:
-    """The different labels met, sorted."""
-    return tuple(sorted({spell(label) for label in labels if label is not None}))
+def declared_scheme(labels: Mapping[Any, str]) -> LabelScheme:
+    """The scheme that a user declares, e.g. ``{0: "tie", 1: "first", 2: "second"}``.
+
+    Raises:
+        InputError: If a value is no verdict, or nothing says first or second.
+    """
+    wrong = [verdict for verdict in labels.values() if verdict not in VERDICTS]
+    if wrong or not {"first", "second"} & set(labels.values()):
+        raise InputError.of(
+            saw=f"labels={dict(labels)}",
+            expected=f"each label value mapped to one of {', '.join(VERDICTS)}",
+            cure="write e.g. labels={'A': 'first', 'B': 'second', 'C': 'tie'}",
+        )
+    verdicts: dict[str, Verdict] = {
+        spell(label): verdict
+        for label, given in labels.items()
+        for verdict in VERDICTS
+        if verdict == given
+    }
+    return LabelScheme(verdicts, "as declared")
+
+
+def infer_scheme(
+    labels: Iterable[Any], names: tuple[str, str], *, column: str, source: str
+) -> LabelScheme:
+    """Read the meaning of labels from their values and the response columns' names.
+
+    Words (``A``, ``model_b``, ``tie``) and column names speak for themselves. Numbers are
+    read by the columns' own numbers (``output_1``/``output_2`` with 1/2), or for lettered
+    columns by position (0/1 or 1/2), which the report says. Anything else, above all
+    three different numbers, has no one meaning and is an error.
+
+    Args:
+        labels: Values of the first rows.
+        names: The two response columns, in order.
+        column: The label column, for errors.
+        source: The dataset, for errors.
+
+    Raises:
+        DataError: If the labels can be read in more than one way.
+    """
+    seen = tuple(sorted({spell(label) for label in labels if not _is_missing(label)}))
+    words = _words(names)
+    if seen and set(seen) <= words.keys():
+        return LabelScheme(words, "by their words", seen)
+    numbers = _ends(names)
+    if seen and numbers and set(seen) <= set(numbers):
+        return _positional(numbers, f"by the names {names[0]!r} and {names[1]!r}")
+    if not numbers:
+        if "0" in seen and set(seen) <= {"0", "1"}:
+            return _positional(("0", "1"), "by position; if wrong, pass labels=")
+        if "2" in seen and set(seen) <= {"1", "2"}:
+            return _positional(("1", "2"), "by position; if wrong, pass labels=")
+    shown = ", ".join(seen[:6]) + (", …" if len(seen) > 6 else "")  # noqa: PLR2004 - a short list
+    raise DataError.of(
+        saw=f"{source}: column {column!r} with the labels {shown or 'nothing'}, which datasets "
+        "use with different meanings",
+        expected=f"words (A, B, tie), or values that name {names[0]!r} and {names[1]!r}",
+        cure=_CURE,
+    )
+
+
+def _is_missing(label: Any) -> bool:
+    return label is None or (isinstance(label, float) and math.isnan(label)) or label == ""
+
+
+def _positional(values: Sequence[str], reason: str) -> LabelScheme:
+    return LabelScheme({values[0]: "first", values[1]: "second"}, reason, tuple(values))
+
+
+def _words(names: tuple[str, str]) -> dict[str, Verdict]:
+    words: dict[str, Verdict] = {word: verdict for verdict in VERDICTS for word in _WORDS[verdict]}
+    words[spell(names[0])] = "first"
+    words[spell(names[1])] = "second"
+    ends = _ends(names)
+    if ends:
+        for stem in ("model", "response", "output", "answer", "assistant"):
+            words[f"{stem}_{ends[0]}"] = "first"
+            words[f"{stem}_{ends[1]}"] = "second"
+    return words
+
+
+def _ends(names: tuple[str, str]) -> tuple[str, str] | None:
+    """The numbers that two column names end with, or None if they end with letters."""
+    first, second = names[0][-1], names[1][-1]
+    return (first, second) if first.isdigit() and second.isdigit() else None

@@ -1,120 +1,188 @@
 """`load_pairs` and `load_candidates`: any dataset in, canonical records out."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, overload
 
 from prefstage.core.errors import DataError
-from prefstage.core.files import append_json_line
-from prefstage.data.faults import BadRow, LoadReport, RowFault
-from prefstage.data.formats import FORMATS, Format
+from prefstage.data.grouping import group_by_prompt
+from prefstage.data.reading import OnBadRow, Reading, open_reading
 from prefstage.data.records import Candidates, Pair
-from prefstage.data.sets import CandidateSet, PairSet
-from prefstage.data.sources import RawRow, read_rows
-
-OnBadRow = Literal["error", "quarantine"]
+from prefstage.data.sets import CandidateSet, CandidateStream, PairSet, PairStream
 
 
+@overload
 def load_pairs(
     source: str | Path,
     *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[Any, str] | None = None,
+    split: str | None = None,
     on_bad_row: OnBadRow = "error",
     quarantine_file: str | Path | None = None,
-) -> PairSet:
-    """Load preference pairs."""
-    records, report = _load(source, on_bad_row, quarantine_file)
-    return PairSet.of(records, report=report)
+    streaming: Literal[False] = False,
+) -> PairSet: ...
+@overload
+def load_pairs(
+    source: str | Path,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[Any, str] | None = None,
+    split: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    quarantine_file: str | Path | None = None,
+    streaming: Literal[True],
+) -> PairStream: ...
+def load_pairs(
+    source: str | Path,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[Any, str] | None = None,
+    split: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    quarantine_file: str | Path | None = None,
+    streaming: bool = False,
+) -> PairSet | PairStream:
+    """Load preference pairs from any dataset whose format is known or described.
+
+    Args:
+        source: A file (.jsonl, .json, .csv, .parquet, each perhaps .gz), a folder (of
+            `save_to_disk`, or of data files), a URL, or a Hub id ``name``,
+            ``name:split`` or ``name:config:split``.
+        format: Name of a format (see docs/data.md); None to recognise it.
+        columns: Role to column name, for columns with names of their own:
+            ``{"prompt": "question", "chosen": "good", "rejected": "bad"}``.
+        labels: What label values mean, where a column says which response won:
+            ``{0: "first", 1: "second", 2: "tie"}``; None to read them as the report says.
+        split: Split of a folder or Hub dataset with several.
+        on_bad_row: "error": one error that shows the first bad rows and counts them all.
+            "quarantine": bad rows are written to `quarantine_file` and counted.
+        quarantine_file: JSON-lines file for bad rows; replaced if it exists.
+        streaming: Read row by row without a dataset on disk, however large the source;
+            "error" then stops at the first bad row.
+
+    Returns:
+        The pairs, with a report of what was recognised, kept and set aside.
+
+    Raises:
+        DataError: If the source, its format or its rows cannot be read; one line.
+        InputError: If an argument is wrong or without effect.
+    """
+    reading = open_reading(
+        source,
+        "pairs",
+        format=format,
+        columns=columns,
+        labels=labels,
+        split=split,
+        on_bad_row=on_bad_row,
+        quarantine_file=quarantine_file,
+        streaming=streaming,
+    )
+    return PairStream(reading) if streaming else _read_pairs(reading)
 
 
+@overload
 def load_candidates(
     source: str | Path,
     *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[Any, str] | None = None,
+    split: str | None = None,
     on_bad_row: OnBadRow = "error",
     quarantine_file: str | Path | None = None,
-) -> CandidateSet:
-    """Load candidates, grouped by prompt."""
-    records, report = _load(source, on_bad_row, quarantine_file)
-    grouped: dict[str, Candidates] = {}
-    for record in records:
-        new = _pair_candidates(record) if isinstance(record, Pair) else record
-        old = grouped.get(new.prompt_id)
-        grouped[new.prompt_id] = new if old is None else _joined(old, new)
-    return CandidateSet.of(grouped.values(), report=report)
+    streaming: Literal[False] = False,
+) -> CandidateSet: ...
+@overload
+def load_candidates(
+    source: str | Path,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[Any, str] | None = None,
+    split: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    quarantine_file: str | Path | None = None,
+    streaming: Literal[True],
+) -> CandidateStream: ...
+def load_candidates(
+    source: str | Path,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[Any, str] | None = None,
+    split: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    quarantine_file: str | Path | None = None,
+    streaming: bool = False,
+) -> CandidateSet | CandidateStream:
+    """Load prompts with their candidate responses; also from any dataset of pairs.
 
+    Each prompt stands once: rows of one prompt are grouped. From pairs, a response that
+    several pairs of a prompt share is kept once (counted in the report).
 
-def _joined(old: Candidates, new: Candidates) -> Candidates:
-    return Candidates(
-        old.prompt_id,
-        old.prompt,
-        old.responses + new.responses,
-        old.sources + new.sources,
-        old.scores + new.scores,
+    Args:
+        source: As in `load_pairs`.
+        format: As in `load_pairs`.
+        columns: As in `load_pairs`.
+        labels: As in `load_pairs`.
+        split: As in `load_pairs`.
+        on_bad_row: As in `load_pairs`.
+        quarantine_file: As in `load_pairs`.
+        streaming: As in `load_pairs`; only for formats whose rows hold a prompt with all
+            its responses, since grouping needs the whole dataset.
+
+    Returns:
+        The candidates, with a report.
+
+    Raises:
+        DataError: As in `load_pairs`.
+        InputError: As in `load_pairs`.
+    """
+    reading = open_reading(
+        source,
+        "candidates",
+        format=format,
+        columns=columns,
+        labels=labels,
+        split=split,
+        on_bad_row=on_bad_row,
+        quarantine_file=quarantine_file,
+        streaming=streaming,
     )
-
-
-def _pair_candidates(pair: Pair) -> Candidates:
-    return Candidates(
-        prompt_id=pair.prompt_id,
-        prompt=pair.prompt,
-        responses=(pair.chosen[0]["content"], pair.rejected[0]["content"]),
-        sources=(pair.source_chosen, pair.source_rejected),
-        scores=(pair.score_chosen, pair.score_rejected),
-    )
-
-
-def _load(source: str | Path, on_bad_row: OnBadRow, quarantine_file: str | Path | None):
-    rows = list(read_rows(str(source)))
-    first = next(row.values for row in rows if row.fault is None)
-    format_ = next((f for f in FORMATS if f.recognises(first)), None)
-    if format_ is None:
+    if not streaming:
+        return _read_candidates(reading)
+    if reading.format.kind != "candidates":
         raise DataError.of(
-            saw=f"columns {', '.join(first)} in {source}",
-            expected="a known format",
-            cure="name the columns",
+            saw=f"streaming=True for {reading.source.name}, read as {reading.format.name}",
+            expected="a format whose rows hold all responses of a prompt",
+            cure="load it without streaming, so that rows can be grouped by prompt",
         )
-    report = LoadReport(str(source), format_.name)
-    return list(_records(rows, format_, report, on_bad_row, quarantine_file)), report
+    return CandidateStream(reading)
 
 
-def _records(
-    rows: Iterable[RawRow],
-    format_: Format,
-    report: LoadReport,
-    on_bad_row: OnBadRow,
-    quarantine_file: str | Path | None,
-) -> Iterator[Pair | Candidates]:
-    bad: list[BadRow] = []
-    for row in rows:
-        report.rows_read += 1
-        try:
-            if row.fault:
-                raise row.fault
-            yield format_.read(row.values, None)
-            report.rows_kept += 1
-        except RowFault as fault:
-            bad.append(
-                BadRow(
-                    row.file,
-                    row.number,
-                    fault.field,
-                    fault.saw,
-                    fault.expected,
-                    fault.cure,
-                    row.values,
-                )
-            )
-    if bad and on_bad_row == "error":
-        raise DataError.of(
-            saw=f"{len(bad)} bad rows: " + "; ".join(map(str, bad[:3])),
-            expected="every row to be whole",
-            cure="mend them, or load with on_bad_row='quarantine'",
-        )
-    for item in bad:
-        record: Mapping[str, Any] = {
-            "file": item.file,
-            "row": item.row,
-            "reason": str(item),
-            "raw": item.raw,
-        }
-        append_json_line(Path(quarantine_file or "quarantine.jsonl"), record)
-    report.quarantined = len(bad)
+def _read_pairs(reading: Reading) -> PairSet:
+    report = reading.new_report()
+    prompts: set[str] = set()
+
+    def noting() -> Iterator[Pair]:
+        for pair in cast("Iterator[Pair]", reading.records(report)):
+            prompts.add(pair.prompt_id)
+            yield pair
+
+    pairs = PairSet.of(noting(), report=report)
+    repeated = len(pairs) - len(prompts)
+    if repeated:
+        report.notes.append(f"{repeated} pairs repeat the prompt of an earlier pair (all kept)")
+    return pairs
+
+
+def _read_candidates(reading: Reading) -> CandidateSet:
+    report = reading.new_report()
+    rows = cast("Iterator[Candidates]", reading.records(report))
+    merge = reading.format.kind == "pairs"
+    return group_by_prompt(CandidateSet.of(rows, report=report), merge=merge)

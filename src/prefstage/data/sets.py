@@ -1,29 +1,24 @@
-"""Sets of pairs and of candidates: memory-mapped, canonical, saved whole."""
+"""Sets and streams of pairs and candidates: memory-mapped or row by row, canonical either way."""
 
-import hashlib
-import json
-import tempfile
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from datasets import Dataset, Features
-from datasets.arrow_writer import ArrowWriter
+from datasets import Dataset
 
 from prefstage.data.columns import (
-    Row,
     candidate_features,
     candidates_to_row,
-    message_fields,
     pair_features,
     pair_to_row,
     row_to_candidates,
     row_to_pair,
 )
 from prefstage.data.faults import LoadReport
+from prefstage.data.reading import Reading
 from prefstage.data.records import Candidates, Pair
+from prefstage.data.storage import build_dataset, save_dataset
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class PairSet:
 
     @classmethod
     def of(cls, pairs: Iterable[Pair], *, report: LoadReport | None = None) -> "PairSet":
-        """Build a set from pairs."""
+        """Build a set from pairs as they come; memory stays flat."""
         dataset, fingerprint = build_dataset(map(pair_to_row, pairs), pair_features)
         report = report or LoadReport("memory", "pairs", len(dataset), len(dataset))
         return cls(dataset, report, fingerprint)
@@ -60,10 +55,14 @@ class PairSet:
         """The pairs in order."""
         return map(row_to_pair, self.dataset)
 
+    def save(self, path: str | Path) -> None:
+        """Write the canonical columns; see `storage.save_dataset`."""
+        save_dataset(self.dataset, path)
+
 
 @dataclass(frozen=True)
 class CandidateSet:
-    """Prompts with their candidate responses; each prompt stands once.
+    """Prompts with their candidate responses; as loaded, each prompt stands once.
 
     Attributes:
         dataset: The columns of `Candidates`.
@@ -77,7 +76,7 @@ class CandidateSet:
 
     @classmethod
     def of(cls, rows: Iterable[Candidates], *, report: LoadReport | None = None) -> "CandidateSet":
-        """Build a set from candidates."""
+        """Build a set from candidates as they come; memory stays flat."""
         dataset, fingerprint = build_dataset(map(candidates_to_row, rows), candidate_features)
         report = report or LoadReport("memory", "candidates", len(dataset), len(dataset))
         return cls(dataset, report, fingerprint)
@@ -94,41 +93,53 @@ class CandidateSet:
         """The prompts with their candidates, in order."""
         return map(row_to_candidates, self.dataset)
 
+    def save(self, path: str | Path) -> None:
+        """Write the canonical columns; see `storage.save_dataset`."""
+        save_dataset(self.dataset, path)
 
-def build_dataset(
-    rows: Iterable[Row], features_of: Callable[[Iterable[str]], Features]
-) -> tuple[Dataset, str]:
-    """Write rows to a memory-mapped Arrow file as they come, and hash them.
 
-    The rows wait in a JSON-lines file until all message fields are known, since Arrow
-    needs its columns beforehand; memory stays flat. Files go with the dataset object.
+@dataclass
+class PairStream:
+    """Pairs read row by row from their source, in flat memory; every iteration reads anew.
 
-    Args:
-        rows: Canonical rows.
-        features_of: Arrow types, given the message fields besides `role` and `content`.
-
-    Returns:
-        The dataset, and the hash of its content.
+    Attributes:
+        reading: The source and how it is read.
+        report: The account of the current (or last) iteration.
     """
-    folder = tempfile.TemporaryDirectory(prefix="prefstage-")
-    waiting, arrow = Path(folder.name) / "rows.jsonl", Path(folder.name) / "data.arrow"
-    hasher, fields = hashlib.sha256(), set[str]()
-    with waiting.open("wb") as stream:
-        for row in rows:
-            for column in ("prompt", "chosen", "rejected"):
-                fields |= message_fields(row.get(column, ()))
-            line = json.dumps(row, sort_keys=True).encode() + b"\n"
-            hasher.update(line)
-            stream.write(line)
-    features = features_of(fields)
-    with ArrowWriter(path=str(arrow), features=features) as writer, waiting.open("rb") as stream:
-        for line in stream:
-            writer.write(json.loads(line))
-        writer.finalize()
-    waiting.unlink()
-    dataset = Dataset.from_file(str(arrow))
-    weakref.finalize(dataset, folder.cleanup)
-    return dataset, hasher.hexdigest()[:16]
+
+    reading: Reading
+    report: LoadReport = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start with an empty account."""
+        self.report = self.reading.new_report()
+
+    def __iter__(self) -> Iterator[Pair]:
+        """The pairs in order."""
+        self.report = self.reading.new_report()
+        return cast("Iterator[Pair]", self.reading.records(self.report))
+
+    def save(self, path: str | Path) -> None:
+        """Read all pairs and write their canonical columns; see `storage.save_dataset`."""
+        PairSet.of(self).save(path)
 
 
-__all__ = ["Any", "CandidateSet", "Mapping", "PairSet", "build_dataset"]
+@dataclass
+class CandidateStream:
+    """As `PairStream`, for candidates; a prompt that stands in two rows comes twice."""
+
+    reading: Reading
+    report: LoadReport = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start with an empty account."""
+        self.report = self.reading.new_report()
+
+    def __iter__(self) -> Iterator[Candidates]:
+        """The prompts with their candidates, in order."""
+        self.report = self.reading.new_report()
+        return cast("Iterator[Candidates]", self.reading.records(self.report))
+
+    def save(self, path: str | Path) -> None:
+        """Read all rows and write their canonical columns; see `storage.save_dataset`."""
+        CandidateSet.of(self).save(path)

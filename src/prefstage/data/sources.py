@@ -1,50 +1,189 @@
-"""Raw rows out of files, folders and the Hub, one at a time, faults included."""
+"""Where rows come from: a file, a folder, a URL, or a dataset of the Hub."""
 
-import gzip
-import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefstage.core.errors import DataError
-from prefstage.data.faults import RowFault
+import datasets
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
+
+from prefstage.core.errors import DataError, InputError
+from prefstage.data.raw_rows import SUFFIXES, RawRow, data_suffix, read_file
+
+_HUB_PARTS = 3
 
 
 @dataclass(frozen=True)
-class RawRow:
-    """One row as it stands in its file: a mapping, or why it is none."""
+class Source:
+    """A dataset that can be read again and again.
 
-    file: str
-    number: int
-    values: Any
-    fault: RowFault | None = None
+    Attributes:
+        name: For reports and errors.
+        rows: Starts a new reading of all rows.
+    """
+
+    name: str
+    rows: Callable[[], Iterator[RawRow]]
 
 
-def read_rows(source: str) -> Iterator[RawRow]:
-    """Raw rows of a local JSON or JSON-lines file, gzipped or not."""
-    path = Path(source)
-    if not path.is_file():
+def open_source(given: str | Path, *, split: str | None = None, streaming: bool = False) -> Source:
+    """Find out what a dataset's name means, and open it.
+
+    In this order: an existing file; an existing folder (of `save_to_disk`, or of data
+    files), perhaps with ``:split``; a URL; a Hub id ``name``, ``name:split`` or
+    ``name:config:split``.
+
+    Args:
+        given: The name.
+        split: Which split of a folder or Hub dataset.
+        streaming: Read a Hub dataset without downloading it whole first.
+
+    Raises:
+        DataError: If there is no such dataset, or it has several splits and none is named.
+        InputError: If a split is named twice, or for a file, which has none.
+    """
+    name = str(given)
+    if Path(name).is_file() or "://" in name:
+        if split is not None:
+            raise InputError.of(
+                saw=f"split={split!r} for the file {name}",
+                expected="no split, since a file has none",
+                cure="leave split out, or name the split's file",
+            )
+        return _open_file(name)
+    folder, _, named = name.rpartition(":")
+    if Path(name).is_dir():
+        return _open_folder(Path(name), name, split, streaming)
+    if folder and Path(folder).is_dir():
+        return _open_folder(Path(folder), name, _one_split(named, split), streaming)
+    if data_suffix(name) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise DataError.of(
-            saw=f"no file {source}", expected="a dataset file", cure="check the path"
+            saw=f"no file or folder {name!r}",
+            expected="a dataset file, a folder, a URL or a Hub id",
+            cure="check the path",
         )
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as stream:
-        if path.name.removesuffix(".gz").endswith(".json"):
-            for number, values in enumerate(json.load(stream), start=1):
-                yield RawRow(path.name, number, values)
-            return
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield _json_line(path.name, number, line)
+    return _open_hub(name, split, streaming)
 
 
-def _json_line(file: str, number: int, line: bytes) -> RawRow:
+def _open_file(name: str) -> Source:
+    bare = name.split("?", maxsplit=1)[0]
+    if data_suffix(bare) is None:
+        raise DataError.of(
+            saw=f"{name}, whose ending says nothing about its format",
+            expected=f"one of {', '.join(SUFFIXES)}, each perhaps with .gz",
+            cure="rename or convert the file",
+        )
+    short = Path(bare).name
+    if "://" not in name:
+        return Source(name, lambda: read_file(Path(name), short))
     try:
-        return RawRow(file, number, json.loads(line.decode("utf-8")))
-    except UnicodeDecodeError as error:
-        saw, cure = f"bytes that are not UTF-8 at {error.start}", "convert the file to UTF-8"
-    except json.JSONDecodeError as error:
-        saw, cure = f"malformed JSON ({error.msg} at character {error.pos})", "mend the line"
-    text = line.decode("utf-8", "backslashreplace").rstrip("\n")
-    return RawRow(file, number, text, RowFault("(line)", saw=saw, expected="JSON", cure=cure))
+        with quiet():
+            local = Path(str(datasets.DownloadManager().download(name)))
+    except Exception as error:
+        raise _unreachable(name, error) from None
+    return Source(name, lambda: read_file(local, short))
+
+
+def _open_folder(folder: Path, name: str, split: str | None, streaming: bool) -> Source:
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        try:
+            saved = datasets.load_from_disk(str(folder))
+        except Exception as error:
+            raise _unreachable(name, error) from None
+        return _of_dataset(name, _choose_split(saved, name, split))
+    return _load(name, str(folder), None, split, streaming)
+
+
+def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
+    parts = name.split(":")
+    if len(parts) > _HUB_PARTS or not all(parts):
+        raise InputError.of(
+            saw=f"dataset {name!r}",
+            expected="a path, a URL, or a Hub id: name, name:split or name:config:split",
+            cure="write at most two colons, and nothing empty between them",
+        )
+    if len(parts) > 1:
+        split = _one_split(parts[-1], split)
+    config = parts[1] if len(parts) == _HUB_PARTS else None
+    return _load(name, parts[0], config, split, streaming)
+
+
+def _load(name: str, path: str, config: str | None, split: str | None, streaming: bool) -> Source:
+    try:
+        with quiet():
+            loaded = datasets.load_dataset(path, config, split=split, streaming=streaming)
+    except Exception as error:
+        raise _unreachable(name, error) from None
+    return _of_dataset(name, _choose_split(loaded, name, None))
+
+
+def _choose_split(loaded: Any, name: str, split: str | None) -> Any:
+    if not isinstance(loaded, DatasetDict | datasets.IterableDatasetDict):
+        if split is not None and str(getattr(loaded, "split", None)) != split:
+            raise InputError.of(
+                saw=f"split {split!r} of {name}, which is a single table",
+                expected="no split",
+                cure="leave the split out",
+            )
+        return loaded
+    names = list(loaded)
+    if split is None and len(names) == 1:
+        return loaded[names[0]]
+    if split not in names:
+        raise DataError.of(
+            saw=f"{name} with the splits {', '.join(names)}"
+            + (f", none of which is {split!r}" if split else ""),
+            expected="the name of one split",
+            cure=f"name it, e.g. split={names[0]!r} or NAME:{names[0]}",
+        )
+    return loaded[split]
+
+
+def _of_dataset(name: str, dataset: Dataset | IterableDataset) -> Source:
+    features = dataset.features or {}
+    classes = {key: kind for key, kind in features.items() if isinstance(kind, ClassLabel)}
+
+    def rows() -> Iterator[RawRow]:
+        for number, row in enumerate(dataset, start=1):
+            for key, kind in classes.items():
+                if row[key] is not None:
+                    row[key] = kind.int2str(row[key])
+            yield RawRow(name, number, row)
+
+    return Source(name, rows)
+
+
+def _one_split(named: str, split: str | None) -> str:
+    if split is not None and split != named:
+        raise InputError.of(
+            saw=f"two splits, {named!r} in the name and split={split!r}",
+            expected="one split",
+            cure="leave one of them out",
+        )
+    return named
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars of `datasets` out of pipes and log files."""
+    shown = not datasets.are_progress_bars_disabled()
+    if shown and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _unreachable(name: str, error: Exception) -> DataError:
+    cause = error.__cause__ if error.__cause__ is not None else error
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return DataError.of(
+        saw=f"{name!r} cannot be loaded ({lines[0]})",
+        expected="an existing dataset file, folder, URL or Hub id",
+        cure="check the name, its split and your access to it",
+    )

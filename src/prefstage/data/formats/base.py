@@ -1,5 +1,6 @@
-"""What a format is, and the checks that every row passes whatever its format."""
+"""What a format is, and how its readers reach into a row."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +8,18 @@ from typing import Any, Literal
 
 from prefstage.data.faults import RowFault, show
 from prefstage.data.labels import LabelScheme
-from prefstage.data.records import Candidates, Message, Pair, Prompt, prompt_id_of
+from prefstage.data.messages import (
+    assistant,
+    is_messages,
+    is_transcript,
+    read_message,
+    read_messages,
+    read_transcript,
+)
+from prefstage.data.records import Candidates, Message, Pair, Prompt
 
 Row = Mapping[str, Any]
+PROMPT_NAMES = ("prompt", "instruction", "question", "query", "input", "context")
 
 
 @dataclass(frozen=True)
@@ -20,163 +30,61 @@ class Format:
         name: For reports and for `format=`.
         kind: "pairs" (a row is a pair), "candidates" (a row is a prompt with its
             responses) or "answers" (a row is one response; rows are grouped by prompt).
-        columns: The columns it needs, for people.
+        needs: The columns it is known by, for the nearest-format hint.
         recognises: Whether a row is of this format.
-        read: Row to record; a label scheme is given where `label_column` says so.
-        label_column: Finds the column whose values say which response is preferred, or
-            None for formats without labels.
+        read: Row to record; the label scheme is given where `labels` is.
+        labels: Meaning of the labels, from the first rows and the dataset's name; None
+            for formats without labels.
         note: What the report should say whenever this format is read.
     """
 
     name: str
     kind: Literal["pairs", "candidates", "answers"]
-    columns: str
+    needs: tuple[str, ...]
     recognises: Callable[[Row], bool]
     read: Callable[[Row, LabelScheme | None], Pair | Candidates]
-    label_column: Callable[[Row], str] | None = None
+    labels: Callable[[Sequence[Row], str], LabelScheme] | None = None
     note: str | None = None
 
 
-def make_pair(
-    prompt: Prompt,
-    chosen: Sequence[Message],
-    rejected: Sequence[Message],
-    **optional: Any,
-) -> Pair:
-    """Build a pair after the checks that every pair must pass.
+def first_of(row: Row, names: Sequence[str]) -> str | None:
+    """The first of some column names that the row has, filled."""
+    return next((name for name in names if row.get(name) is not None), None)
 
-    Args:
-        prompt: Messages before the response.
-        chosen: The preferred response: one assistant message.
-        rejected: The other one.
-        optional: The optional fields of `Pair`, already of their types.
+
+def require(row: Row, *names: str) -> Any:
+    """The value of the first of these columns that is filled.
 
     Raises:
-        RowFault: If the prompt does not end with a user's or tool's turn, a response is
-            not one non-empty assistant message, or both responses are equal.
+        RowFault: If none is.
     """
-    check_prompt(prompt)
-    check_response(chosen, "chosen")
-    check_response(rejected, "rejected")
-    if tuple(chosen) == tuple(rejected):
+    name = first_of(row, names)
+    if name is None:
         raise RowFault(
-            "rejected",
-            saw=f"the same text as in chosen: {show(chosen[0]['content'])}",
-            expected="two different responses",
-            cure="remove the row, or write the other response",
+            names[0],
+            saw="nothing" if names[0] in row else "no such field",
+            expected="a value",
+            cure="fill the field, or remove the row",
         )
-    return Pair(
-        prompt_id=prompt_id_of(prompt),
-        prompt=tuple(prompt),
-        chosen=tuple(chosen),
-        rejected=tuple(rejected),
-        **optional,
-    )
+    return row[name]
 
 
-def make_candidates(
-    prompt: Prompt,
-    responses: Sequence[str],
-    *,
-    sources: Sequence[str | None] | None = None,
-    scores: Sequence[float | None] | None = None,
-) -> Candidates:
-    """Build candidates after the checks that every prompt and response must pass.
-
-    Raises:
-        RowFault: As `make_pair`, and if the three lists differ in length.
-    """
-    check_prompt(prompt)
-    if not responses:
-        raise RowFault(
-            "responses",
-            saw="an empty list",
-            expected="at least one response",
-            cure="remove the row",
-        )
-    for index, response in enumerate(responses):
-        check_text(response, f"responses[{index}]")
-    for name, values in (("sources", sources), ("scores", scores)):
-        if values is not None and len(values) != len(responses):
-            raise RowFault(
-                name,
-                saw=f"{len(values)} {name} beside {len(responses)} responses",
-                expected="lists of equal length",
-                cure=f"give one of {name} (or null) for each response",
-            )
-    nothing = (None,) * len(responses)
-    return Candidates(
-        prompt_id=prompt_id_of(prompt),
-        prompt=tuple(prompt),
-        responses=tuple(responses),
-        sources=nothing if sources is None else tuple(sources),
-        scores=nothing if scores is None else tuple(scores),
-    )
-
-
-def check_prompt(prompt: Sequence[Message]) -> None:
-    """Fault a prompt that a model could not answer next."""
-    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
-        ending = f"a last turn of role {prompt[-1]['role']!r}" if prompt else "no turn at all"
-        raise RowFault(
-            "prompt",
-            saw=ending,
-            expected="a prompt that ends with a user (or tool) turn",
-            cure="cut the prompt after its last user turn",
-        )
-    if not any(message["content"].strip() for message in prompt):
-        raise RowFault(
-            "prompt",
-            saw="only empty turns",
-            expected="a prompt with text",
-            cure="remove the row, or write its prompt",
-        )
-
-
-def check_response(response: Sequence[Message], field: str) -> None:
-    """Fault a response that is not one non-empty assistant message."""
-    if len(response) != 1 or response[0]["role"] != "assistant":
-        roles = [message["role"] for message in response]
-        raise RowFault(
-            field,
-            saw=f"turns {roles} after the prompt",
-            expected="one assistant turn",
-            cure="cut both conversations where they part, or remove the row",
-        )
-    if "tool_calls" not in response[0]:
-        check_text(response[0]["content"], field)
-
-
-def check_text(text: Any, field: str) -> str:
-    """Fault anything but a text with something in it."""
-    if not isinstance(text, str):
-        raise RowFault(field, saw=show(text), expected="text", cure="mend or remove the row")
-    if not text.strip():
-        raise RowFault(
-            field,
-            saw="an empty response" if not text else f"only whitespace: {text[:20]!r}",
-            expected="a response with text",
-            cure="remove the row, or write the response",
-        )
-    return text
-
-
-def read_text(row: Row, field: str) -> str:
+def read_text(row: Row, *names: str) -> str:
     """A text column, which may be empty but not of another type."""
-    value = row.get(field)
+    value = require(row, *names)
     if not isinstance(value, str):
         raise RowFault(
-            field,
-            saw="nothing" if value is None else show(value),
+            first_of(row, names) or names[0],
+            saw=show(value),
             expected="text",
-            cure="fill the field, or remove the row",
+            cure="turn it into text, or remove the row",
         )
     return value
 
 
-def read_number(row: Row, field: str) -> float | None:
-    """A numeric column; missing and NaN mean unknown (None)."""
-    value = row.get(field)
+def read_number(row: Row, name: str) -> float | None:
+    """A numeric column; missing, empty and NaN mean unknown (None)."""
+    value = row.get(name)
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
@@ -185,7 +93,7 @@ def read_number(row: Row, field: str) -> float | None:
         number = math.inf
     if math.isinf(number):
         raise RowFault(
-            field,
+            name,
             saw=show(value),
             expected="a finite number, or nothing",
             cure="mend the value, or leave it empty",
@@ -193,6 +101,116 @@ def read_number(row: Row, field: str) -> float | None:
     return None if math.isnan(number) else number
 
 
-def first_of(row: Row, names: Sequence[str]) -> str | None:
-    """The first of some column names that the row has."""
-    return next((name for name in names if name in row), None)
+def read_source(row: Row, name: str) -> str | None:
+    """A column that names who wrote a response; missing means unknown (None)."""
+    return None if row.get(name) is None else read_text(row, name)
+
+
+def read_prompt(row: Row, *names: str) -> Prompt:
+    """The prompt of a row: text, messages or a transcript, with what belongs to it.
+
+    A `system` column becomes the system message, Alpaca's `input` follows the
+    `instruction` after a line break and its `history` goes before it, and `tools` are
+    kept with the first message.
+
+    Args:
+        row: The raw row.
+        names: Column names to try, by default `PROMPT_NAMES`.
+
+    Raises:
+        RowFault: If there is no prompt, or a part of it is of a wrong type.
+    """
+    names = names or PROMPT_NAMES
+    value = require(row, *names)
+    field = first_of(row, names) or names[0]
+    if isinstance(value, str):
+        if field == "instruction" and row.get("input"):
+            value = f"{value}\n{read_text(row, 'input')}"
+        prompt = read_transcript(value, field) if is_transcript(value) else _user(value)
+    else:
+        prompt = read_messages(value, field)
+    return with_system_and_tools(row, (*_read_history(row), *prompt))
+
+
+def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:
+    """Put the row's `system` and `tools` columns into the prompt's first message."""
+    system = row.get("system")
+    if system:
+        if prompt and prompt[0]["role"] == "system":
+            if prompt[0]["content"] != system:
+                raise RowFault(
+                    "system",
+                    saw=f"{show(system)} beside a system turn in the prompt",
+                    expected="one system message",
+                    cure="empty the column, or remove the turn",
+                )
+        else:
+            prompt = ({"role": "system", "content": read_text(row, "system")}, *prompt)
+    tools = _read_tools(row.get("tools"))
+    if tools and prompt:
+        prompt = ({**prompt[0], "tools": tools}, *prompt[1:])
+    return prompt
+
+
+def read_response(value: Any, field: str, prompt: Prompt = ()) -> tuple[Message, ...]:
+    """A response: text, one message, or messages (which may repeat the prompt first).
+
+    Raises:
+        RowFault: If it is of another type.
+    """
+    if isinstance(value, str):
+        return assistant(value)
+    if isinstance(value, Mapping):
+        return (read_message(value, field),)
+    if not is_messages(value):
+        raise RowFault(
+            field,
+            saw="nothing" if value is None else show(value),
+            expected="text or {role, content} messages",
+            cure="fill the field, or remove the row",
+        )
+    turns = read_messages(value, field)
+    bare = tuple({key: item for key, item in turn.items() if key != "tools"} for turn in prompt)
+    if bare and len(turns) > len(bare) and turns[: len(bare)] == bare:
+        return turns[len(bare) :]
+    return turns
+
+
+def _user(text: str) -> Prompt:
+    return ({"role": "user", "content": text},)
+
+
+def _read_history(row: Row) -> Prompt:
+    history = row.get("history")
+    if not history:
+        return ()
+    pairs = isinstance(history, Sequence) and all(
+        isinstance(turn, Sequence) and [type(text) for text in turn] == [str, str]
+        for turn in history
+    )
+    if not pairs:
+        raise RowFault(
+            "history",
+            saw=show(history),
+            expected="a list of [user, assistant] texts",
+            cure="mend or empty the field",
+        )
+    return tuple(
+        {"role": role, "content": text}
+        for turn in history
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    )
+
+
+def _read_tools(tools: Any) -> Any:
+    if not isinstance(tools, str) or not tools.strip():
+        return tools or None
+    try:
+        return json.loads(tools)
+    except json.JSONDecodeError as error:
+        raise RowFault(
+            "tools",
+            saw=f"{show(tools)} ({error.msg})",
+            expected="a list of tools, or its JSON text",
+            cure="mend the JSON",
+        ) from None

@@ -1,0 +1,27 @@
+"""From one kind of record to another."""
+
+from prefstage.data.faults import RowFault
+from prefstage.data.records import Candidates, Pair
+
+
+def candidates_of_pair(pair: Pair) -> Candidates:
+    """A prompt with the two responses of a pair; their sources and scores go with them.
+
+    Raises:
+        RowFault: If a response is a tool call without text, which candidates cannot hold.
+    """
+    for name, (message, *_) in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if not message["content"].strip():
+            raise RowFault(
+                name,
+                saw="a tool call without text",
+                expected="a response with text",
+                cure="load such rows as pairs (load_pairs), or remove them",
+            )
+    return Candidates(
+        prompt_id=pair.prompt_id,
+        prompt=pair.prompt,
+        responses=(pair.chosen[0]["content"], pair.rejected[0]["content"]),
+        sources=(pair.source_chosen, pair.source_rejected),
+        scores=(pair.score_chosen, pair.score_rejected),
+    )

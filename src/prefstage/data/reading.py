@@ -1,0 +1,269 @@
+"""One pass over a dataset: rows in, checked canonical rows out, bad rows accounted for."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from prefstage.core.errors import DataError, InputError
+from prefstage.core.files import atomic_path
+from prefstage.data.conversions import candidates_of_pair
+from prefstage.data.faults import BadRow, LoadReport, RowFault
+from prefstage.data.formats import Format, Row
+from prefstage.data.labels import LabelScheme, declared_scheme
+from prefstage.data.raw_rows import RawRow
+from prefstage.data.recognition import (
+    Wanted,
+    check_columns,
+    check_mapped,
+    format_named,
+    recognise,
+    rename,
+)
+from prefstage.data.records import Candidates, Pair
+from prefstage.data.sources import Source, open_source
+from prefstage.data.validation import TIE
+
+OnBadRow = Literal["error", "quarantine"]
+_PEEKED_ROWS = 1000
+_SHOWN_BAD_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read one dataset; every call of `records` is one whole pass.
+
+    Attributes:
+        source: The rows.
+        wanted: Pairs, or candidates (which pairs are turned into).
+        format: Recognised or given.
+        scheme: Meaning of the labels, or None.
+        columns: Role of each renamed column.
+        quarantine_file: Where bad rows go, or None if they are errors.
+        stop_at_bad_row: Raise at the first bad row instead of after all rows.
+        notes: What the report says from the start.
+    """
+
+    source: Source
+    wanted: Wanted
+    format: Format
+    scheme: LabelScheme | None
+    columns: Mapping[str, str]
+    quarantine_file: Path | None
+    stop_at_bad_row: bool
+    notes: tuple[str, ...] = ()
+
+    def new_report(self) -> LoadReport:
+        """An empty account."""
+        return LoadReport(self.source.name, self.format.name, notes=list(self.notes))
+
+    def records(self, report: LoadReport) -> Iterator[Pair | Candidates]:
+        """Read all rows.
+
+        Args:
+            report: Filled while the rows come.
+
+        Raises:
+            DataError: After the last row (or at the first bad one, if `stop_at_bad_row`)
+                if any was bad and no quarantine file takes it, or if none was good.
+        """
+        with ExitStack() as stack:
+            bad = _BadRows(self, stack)
+            for row in self.source.rows():
+                report.rows_read += 1
+                try:
+                    record = self._read(row)
+                    tie = isinstance(record, Pair) and record.agreement == TIE
+                    if isinstance(record, Pair) and self.wanted == "candidates":
+                        record = candidates_of_pair(record)
+                except RowFault as fault:
+                    bad.add(row, fault)
+                    continue
+                report.rows_kept += 1
+                report.ties += tie
+                yield record
+            bad.finish(report)
+
+    def _read(self, row: RawRow) -> Pair | Candidates:
+        if row.fault is not None:
+            raise row.fault
+        record = self.format.read(rename(row.values, self.columns), self.scheme)
+        try:
+            json.dumps(vars(record), ensure_ascii=False, allow_nan=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RowFault(
+                "(row)",
+                saw=f"the lone surrogate {error.object[error.start]!a}, which is not UTF-8",
+                expected="text that UTF-8 can hold",
+                cure="remove that character, or the row",
+            ) from None
+        except (TypeError, ValueError) as error:
+            raise RowFault(
+                "(row)",
+                saw=f"a value in a message that JSON cannot hold ({error})",
+                expected="texts, numbers, lists and objects",
+                cure="turn the value into text",
+            ) from None
+        return record
+
+
+@dataclass
+class _BadRows:
+    """Collects the bad rows of one pass: the first few to show, the rest counted or kept."""
+
+    reading: Reading
+    stack: ExitStack
+    count: int = 0
+    first: list[BadRow] = field(default_factory=list)
+    stream: IO[str] | None = None
+
+    def add(self, row: RawRow, fault: RowFault) -> None:
+        self.count += 1
+        bad = BadRow.of(row.file, row.number, fault)
+        if len(self.first) < _SHOWN_BAD_ROWS:
+            self.first.append(bad)
+        if self.reading.quarantine_file is not None:
+            self._write({**vars(bad), "raw": row.values})
+        elif self.reading.stop_at_bad_row:
+            raise self._error(f"{self.reading.source.name}: a bad row (later rows not read yet)")
+
+    def finish(self, report: LoadReport) -> None:
+        name = self.reading.source.name
+        if report.rows_read == 0:
+            raise DataError.of(
+                saw=f"{name} without any row",
+                expected="at least one row",
+                cure="check how the file was made",
+            )
+        if self.count and (self.reading.quarantine_file is None or report.rows_kept == 0):
+            raise self._error(f"{name}: {self.count} bad of {report.rows_read} rows")
+        report.quarantined = self.count
+        if self.count:
+            report.quarantine_file = str(self.reading.quarantine_file)
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        if self.stream is None and self.reading.quarantine_file is not None:
+            path = self.stack.enter_context(atomic_path(self.reading.quarantine_file))
+            self.stream = self.stack.enter_context(path.open("w", encoding="utf-8"))
+        if self.stream is not None:
+            self.stream.write(json.dumps(value, default=str) + "\n")
+
+    def _error(self, what: str) -> DataError:
+        listed = "; ".join(map(str, self.first))
+        more = self.count - len(self.first)
+        others = f"; and {more} more" if more else ""
+        return DataError.of(
+            saw=f"{what}: {listed}{others}",
+            expected="every row to be whole",
+            cure="mend them, or set on_bad_row='quarantine' with a quarantine_file"
+            if self.reading.quarantine_file is None
+            else "check the format and columns, since no row is good",
+        )
+
+
+def open_reading(
+    given: str | Path,
+    wanted: Wanted,
+    *,
+    format: str | None,
+    columns: Mapping[str, str] | None,
+    labels: Mapping[Any, str] | None,
+    split: str | None,
+    on_bad_row: OnBadRow,
+    quarantine_file: str | Path | None,
+    streaming: bool,
+) -> Reading:
+    """Check the settings, open the source and settle its format from the first rows."""
+    quarantine = _check_policy(given, on_bad_row, quarantine_file)
+    check_columns(columns or {})
+    chosen_format = None if format is None else format_named(format)
+    source = open_source(given, split=split, streaming=streaming)
+    sample = _peek(source)
+    check_mapped(columns or {}, sample[0], source.name)
+    rows = [rename(row, columns or {}) for row in sample]
+    found = chosen_format or recognise(rows, source.name, wanted)
+    if found.kind != "pairs" and wanted == "pairs":
+        raise DataError.of(
+            saw=f"format {found.name!r}, whose rows are responses without a chosen one",
+            expected="pairs",
+            cure="load it with load_candidates",
+        )
+    scheme = _scheme(found, rows, labels, source.name)
+    notes = [found.note] if found.note else []
+    if scheme is not None:
+        notes.append(f"labels read as {scheme}")
+    return Reading(
+        source=source,
+        wanted=wanted,
+        format=found,
+        scheme=scheme,
+        columns=dict(columns or {}),
+        quarantine_file=quarantine,
+        stop_at_bad_row=streaming,
+        notes=tuple(notes),
+    )
+
+
+def _check_policy(
+    given: str | Path, on_bad_row: str, quarantine_file: str | Path | None
+) -> Path | None:
+    if on_bad_row not in ("error", "quarantine"):
+        raise InputError.of(
+            saw=f"on_bad_row={on_bad_row!r}",
+            expected="'error' or 'quarantine'",
+            cure="choose one of them",
+        )
+    if (on_bad_row == "quarantine") != (quarantine_file is not None):
+        raise InputError.of(
+            saw=f"on_bad_row={on_bad_row!r} with quarantine_file={quarantine_file!r}",
+            expected="a quarantine_file if, and only if, bad rows are quarantined",
+            cure="give both, or neither",
+        )
+    if quarantine_file is not None and Path(quarantine_file).resolve() == Path(given).resolve():
+        raise InputError.of(
+            saw=f"quarantine_file={str(quarantine_file)!r}, which is the dataset itself",
+            expected="another file",
+            cure="name a new file for the bad rows",
+        )
+    return None if quarantine_file is None else Path(quarantine_file)
+
+
+def _peek(source: Source) -> list[Row]:
+    """The first rows that are objects.
+
+    Raises:
+        DataError: If there are no rows, or none of the first ones is an object.
+    """
+    first = list(islice(source.rows(), _PEEKED_ROWS))
+    good = [row.values for row in first if row.fault is None]
+    if not first:
+        raise DataError.of(
+            saw=f"{source.name} without any row",
+            expected="at least one row",
+            cure="check how the file was made",
+        )
+    if not good:
+        raise DataError.of(
+            saw=f"{source.name}, none of whose first {len(first)} rows can be parsed: "
+            f"{BadRow.of(first[0].file, first[0].number, first[0].fault)}",  # type: ignore[arg-type]
+            expected="rows of a dataset",
+            cure="check that the file is what its ending says",
+        )
+    return good
+
+
+def _scheme(
+    format_: Format, rows: list[dict[str, object]], labels: Mapping[Any, str] | None, name: str
+) -> LabelScheme | None:
+    if labels is not None:
+        if format_.labels is None:
+            raise InputError.of(
+                saw=f"labels={dict(labels)} for {name}, which is read as {format_.name}",
+                expected="no labels, since this format has none",
+                cure="leave labels out, or name the format with format='labelled'",
+            )
+        return declared_scheme(labels)
+    return None if format_.labels is None else format_.labels(rows, name)

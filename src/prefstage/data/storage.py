@@ -1,0 +1,139 @@
+"""Canonical rows on disk: a memory-mapped file while they are used, a saved one to keep."""
+
+import gzip
+import hashlib
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+
+from datasets import Dataset, Features
+from datasets.arrow_writer import ArrowWriter
+
+from prefstage.core.errors import InputError
+from prefstage.core.files import atomic_path
+from prefstage.data.columns import Row, message_fields
+from prefstage.data.sources import quiet
+
+_BATCH_ROWS = 256
+
+
+def build_dataset(
+    rows: Iterable[Row], features_of: Callable[[Iterable[str]], Features]
+) -> tuple[Dataset, str]:
+    """Write rows to a memory-mapped Arrow file as they come, and hash them.
+
+    The rows wait in a JSON-lines file until all message fields are known, since Arrow
+    needs its columns beforehand; memory stays flat. The files stand in the system's
+    temporary folder (TMPDIR) and go when the process ends.
+
+    Args:
+        rows: Canonical rows.
+        features_of: Arrow types, given the message fields besides `role` and `content`.
+
+    Returns:
+        The dataset, and the hash of its content.
+    """
+    name = uuid.uuid4().hex
+    waiting, arrow = _scratch_folder() / f"{name}.jsonl", _scratch_folder() / f"{name}.arrow"
+    hasher, fields = hashlib.sha256(), set[str]()
+    try:
+        with waiting.open("wb") as stream:
+            for row in rows:
+                for column in ("prompt", "chosen", "rejected"):
+                    fields |= message_fields(row.get(column, ()))
+                line = json.dumps(row, sort_keys=True).encode() + b"\n"
+                hasher.update(line)
+                stream.write(line)
+        with (
+            ArrowWriter(
+                path=str(arrow), features=features_of(fields), writer_batch_size=_BATCH_ROWS
+            ) as writer,
+            waiting.open("rb") as stream,
+        ):
+            for line in stream:
+                writer.write(json.loads(line))
+            writer.finalize()
+    finally:
+        waiting.unlink()
+    return Dataset.from_file(str(arrow)), hasher.hexdigest()[:16]
+
+
+def save_dataset(dataset: Dataset, path: str | Path) -> None:
+    """Write a canonical dataset; `load_pairs` and `load_candidates` read it back exactly.
+
+    Args:
+        dataset: The dataset of a `PairSet` or `CandidateSet`.
+        path: A .parquet or .jsonl file, each perhaps .gz, or a folder (no suffix), which
+            is written by `save_to_disk`. Files are whole or absent; one that exists is
+            replaced. A folder must not exist.
+
+    Raises:
+        InputError: If the suffix is another, or the folder exists.
+    """
+    target = Path(path)
+    bare = target.name.removesuffix(".gz")
+    if bare.endswith(".parquet"):
+        with quiet(), atomic_path(target) as temporary:
+            if target.suffix == ".gz":
+                with gzip.open(temporary, "wb") as stream:
+                    dataset.to_parquet(stream, batch_size=_BATCH_ROWS)
+            else:
+                dataset.to_parquet(str(temporary), batch_size=_BATCH_ROWS)
+    elif bare.endswith(".jsonl"):
+        _save_lines(dataset, target)
+    elif "." not in target.name:
+        _save_folder(dataset, target)
+    else:
+        raise InputError.of(
+            saw=f"{target}, whose ending says nothing that can be written",
+            expected=".parquet or .jsonl, each perhaps with .gz, or a folder without an ending",
+            cure="rename it",
+        )
+
+
+def _save_lines(dataset: Dataset, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        opener = gzip.open if target.suffix == ".gz" else open
+        with opener(temporary, "wt", encoding="utf-8") as stream:
+            for row in dataset:
+                for column in ("prompt", "chosen", "rejected"):
+                    if column in row:
+                        row[column] = [_without_nulls(message) for message in row[column]]
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _save_folder(dataset: Dataset, target: Path) -> None:
+    if target.exists():
+        raise InputError.of(
+            saw=f"{target}, which exists",
+            expected="a new folder",
+            cure="name another, or remove it first",
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        with quiet():
+            dataset.save_to_disk(str(temporary / "data"))
+        (temporary / "data").replace(target)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _without_nulls(message: Row) -> Row:
+    return {key: value for key, value in message.items() if value is not None}
+
+
+@cache
+def _scratch_folder() -> Path:
+    """One temporary folder for the life of the process."""
+    folder = tempfile.TemporaryDirectory(prefix="prefstage-")
+    _KEPT.append(folder)
+    return Path(folder.name)
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []
+"""Holds the scratch folder: it is removed when this list goes, at the end of the process."""

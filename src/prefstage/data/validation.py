@@ -1,0 +1,148 @@
+"""The checks that every pair and every prompt with candidates passes, whatever its format."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefstage.data.faults import RowFault, show
+from prefstage.data.records import Candidates, Message, Pair, Prompt, prompt_id_of
+
+TIE = 0.5
+
+
+def make_pair(
+    prompt: Prompt,
+    chosen: Sequence[Message],
+    rejected: Sequence[Message],
+    *,
+    fields: tuple[str, str] = ("chosen", "rejected"),
+    **optional: Any,
+) -> Pair:
+    """Build a pair after the checks that every pair must pass.
+
+    Args:
+        prompt: Messages before the response.
+        chosen: The preferred response: one assistant message.
+        rejected: The other one.
+        fields: Columns that they came from, for faults.
+        optional: The optional fields of `Pair`, already of their types.
+
+    Raises:
+        RowFault: If the prompt does not end with a user's or tool's turn, a response is
+            not one non-empty assistant message, both responses are equal, or the
+            agreement lies outside [½, 1].
+    """
+    check_prompt(prompt)
+    check_response(chosen, fields[0])
+    check_response(rejected, fields[1])
+    if tuple(chosen) == tuple(rejected):
+        raise RowFault(
+            fields[1],
+            saw=f"the same response as in {fields[0]}: {show(chosen[0]['content'])}",
+            expected="two different responses",
+            cure="remove the row, or write the other response",
+        )
+    agreement = optional.get("agreement")
+    if agreement is not None and not TIE <= agreement <= 1:
+        raise RowFault(
+            "agreement",
+            saw=show(agreement),
+            expected="the share of raters for the chosen response, in [0.5, 1]",
+            cure="where it is below 0.5, swap chosen and rejected",
+        )
+    return Pair(
+        prompt_id=prompt_id_of(prompt),
+        prompt=tuple(prompt),
+        chosen=tuple(chosen),
+        rejected=tuple(rejected),
+        **optional,
+    )
+
+
+def make_candidates(
+    prompt: Prompt,
+    responses: Sequence[Any],
+    *,
+    sources: Sequence[str | None] | None = None,
+    scores: Sequence[float | None] | None = None,
+    field: str = "responses",
+) -> Candidates:
+    """Build candidates after the checks that every prompt and response must pass.
+
+    Raises:
+        RowFault: As `make_pair`, and if the three lists differ in length.
+    """
+    check_prompt(prompt)
+    if not responses:
+        raise RowFault(
+            field, saw="an empty list", expected="at least one response", cure="remove the row"
+        )
+    several = field == "responses"
+    for index, response in enumerate(responses):
+        check_text(response, f"{field}[{index}]" if several else field)
+    for name, values in (("sources", sources), ("scores", scores)):
+        if values is not None and len(values) != len(responses):
+            raise RowFault(
+                name,
+                saw=f"{len(values)} {name} beside {len(responses)} responses",
+                expected="lists of equal length",
+                cure=f"give one of {name} (or null) for each response",
+            )
+    nothing = (None,) * len(responses)
+    return Candidates(
+        prompt_id=prompt_id_of(prompt),
+        prompt=tuple(prompt),
+        responses=tuple(responses),
+        sources=nothing if sources is None else tuple(sources),
+        scores=nothing if scores is None else tuple(scores),
+    )
+
+
+def check_prompt(prompt: Sequence[Message]) -> None:
+    """Fault a prompt that a model could not answer next."""
+    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
+        ending = f"a last turn of role {prompt[-1]['role']!r}" if prompt else "no turn at all"
+        raise RowFault(
+            "prompt",
+            saw=ending,
+            expected="a prompt that ends with a user (or tool) turn",
+            cure="cut the prompt after its last user turn, or remove the row",
+        )
+    if not any(message["content"].strip() for message in prompt):
+        raise RowFault(
+            "prompt",
+            saw="only empty turns",
+            expected="a prompt with text",
+            cure="write the prompt, or remove the row",
+        )
+
+
+def check_response(response: Sequence[Message], field: str) -> None:
+    """Fault a response that is not one non-empty assistant message."""
+    roles = [message["role"] for message in response]
+    if roles != ["assistant"]:
+        raise RowFault(
+            field,
+            saw=f"turns {roles} after the prompt" if roles else "no turn after the prompt",
+            expected="one assistant turn",
+            cure="end both conversations with their first different answer, or remove the row",
+        )
+    if not response[0].get("tool_calls"):
+        check_text(response[0]["content"], field)
+
+
+def check_text(text: Any, field: str) -> None:
+    """Fault anything but a text with something in it."""
+    if not isinstance(text, str):
+        raise RowFault(
+            field,
+            saw="nothing" if text is None else show(text),
+            expected="text",
+            cure="fill the field, or remove the row",
+        )
+    if not text.strip():
+        raise RowFault(
+            field,
+            saw=f"only whitespace: {text[:20]!r}" if text else "an empty response",
+            expected="a response with text",
+            cure="write the response, or remove the row",
+        )
