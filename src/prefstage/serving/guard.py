@@ -1,0 +1,66 @@
+"""Runs one server, and ends all of it when its parent is gone. A script, not to be imported.
+
+    python guard.py PARENT_PID GRACE_S COMMAND [ARGUMENT ...]
+
+The guard and the server each lead a session of their own, so that a Ctrl-C at the terminal
+reaches neither; the guard ends the server on SIGTERM and when PARENT_PID is no longer its
+parent, which also covers a parent that was killed with -9.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from threading import Event
+
+import psutil
+
+_POLL_S = 0.2
+
+
+def main(parent: int, grace_s: float, command: list[str]) -> int:
+    """Run the command until it ends, SIGTERM arrives, or the parent is gone."""
+    told = Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    while server.poll() is None and not told.is_set() and os.getppid() == parent:
+        told.wait(_POLL_S)
+    ended_by_itself = server.poll()
+    end_all(server, grace_s)
+    return 0 if ended_by_itself is None else ended_by_itself & 0xFF
+
+
+def end_all(server: "subprocess.Popen[bytes]", grace_s: float) -> None:
+    """Ask the server, its process group and its descendants to end; then make them end."""
+    family = psutil.Process().children(recursive=True)
+    _signal_group(server.pid, signal.SIGTERM)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    deadline = time.monotonic() + grace_s
+    while any(map(_is_alive, family)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _signal_group(server.pid, signal.SIGKILL)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs; a zombie that nobody collects does not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))

@@ -1,0 +1,148 @@
+"""Starting a server from a command, waiting until it answers, and never leaving it running."""
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+
+from prefstage.core.errors import InputError, ServiceError
+
+_GUARD = Path(__file__).with_name("guard.py")
+_FIRST_POLL_S, _LONGEST_POLL_S = 0.1, 2.0
+_TAIL_LINES, _TAIL_CHARS = 8, 600
+
+
+@contextmanager
+def managed_server(
+    command: str,
+    *,
+    log_file: Path,
+    port: int | None = None,
+    start_timeout_s: float = 1800.0,
+    stop_grace_s: float = 15.0,
+) -> Iterator[str]:
+    """Run a server while the block lasts.
+
+    The server is stopped (SIGTERM, then SIGKILL, to all its processes) when the block ends,
+    by whatever way, and also when this process is killed.
+
+    Args:
+        command: How to start it, with `{port}` where the port goes, such as
+            ``vllm serve Qwen/Qwen3-8B --host 127.0.0.1 --port {port}``. Split as a shell
+            would, but run without one.
+        log_file: Its output is appended to this file.
+        port: On 127.0.0.1; None takes a free one.
+        start_timeout_s: Seconds it may take until it answers.
+        stop_grace_s: Seconds between SIGTERM and SIGKILL.
+
+    Yields:
+        The server's base URL.
+
+    Raises:
+        InputError: If the command names no port or no known program.
+        ServiceError: If the server ends before it answers, or takes too long.
+    """
+    port = port or _free_port()
+    words = _words(command, port)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [sys.executable, "-P", str(_GUARD), str(os.getpid()), str(stop_grace_s), *words]
+    with log_file.open("ab") as log:
+        guard = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PATH": _search_path(), "PYTHONUNBUFFERED": "1"},
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_healthy(url, guard, log_file, start_timeout_s)
+        yield url
+    finally:
+        guard.terminate()
+        guard.wait()
+
+
+def _words(command: str, port: int) -> list[str]:
+    if "{port}" not in command:
+        raise InputError.of(
+            saw=f"server command {command!r}",
+            expected="{port} where the port goes",
+            cure="write, for example, --port {port}",
+        )
+    try:
+        words = [word.replace("{port}", str(port)) for word in shlex.split(command)]
+    except ValueError as error:
+        raise InputError.of(
+            saw=f"server command {command!r}: {error}",
+            expected="a command as a shell reads it",
+            cure="close the quotes",
+        ) from None
+    program = shutil.which(words[0], path=_search_path())
+    if program is None:
+        raise InputError.of(
+            saw=f"server command {command!r}: no program {words[0]!r}",
+            expected="an installed program",
+            cure=f"install {words[0]}, or write its whole path",
+        )
+    return [program, *words[1:]]
+
+
+def _search_path() -> str:
+    """PATH, and the folder of this Python, whose programs need no activated environment."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_healthy(
+    url: str, guard: "subprocess.Popen[bytes]", log_file: Path, timeout_s: float
+) -> None:
+    deadline, poll_s = time.monotonic() + timeout_s, _FIRST_POLL_S
+    with httpx2.Client(base_url=url, trust_env=False, timeout=10.0) as http:
+        while not _is_healthy(http):
+            if guard.poll() is not None:
+                raise ServiceError.of(
+                    saw=f"the server ended with exit status {guard.returncode} before it "
+                    f"answered; {_tail(log_file)}",
+                    expected=f"a server at {url}",
+                    cure="mend its command",
+                )
+            if time.monotonic() > deadline:
+                raise ServiceError.of(
+                    saw=f"no healthy answer from {url} within {timeout_s:g} s; {_tail(log_file)}",
+                    expected="a server that becomes ready",
+                    cure="mend its command, or allow it more time",
+                )
+            time.sleep(poll_s)
+            poll_s = min(1.5 * poll_s, _LONGEST_POLL_S)
+
+
+def _is_healthy(http: httpx2.Client) -> bool:
+    """Whether /health answers; or /v1/models, with servers that have no /health."""
+    try:
+        status = http.get("/health").status_code
+        if status == httpx2.codes.NOT_FOUND:
+            status = http.get("/v1/models").status_code
+    except httpx2.TransportError:
+        return False
+    return status < httpx2.codes.INTERNAL_SERVER_ERROR
+
+
+def _tail(log_file: Path) -> str:
+    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    last = " | ".join(line.strip() for line in lines[-_TAIL_LINES:] if line.strip())
+    return f"its log {log_file} ends: {last[-_TAIL_CHARS:] or '(empty)'}"
