@@ -96,6 +96,12 @@ def _pairrm(target: str, options: Mapping[str, Any]) -> Judge:
     return PairRMJudge.load(target, options=check_config(PairRMOptions, options))
 
 
+def _openai(target: str, options: Mapping[str, Any]) -> Judge:
+    from prefstage.judging.llm import LLMJudge, LLMJudgeOptions
+
+    return LLMJudge.load(target, options=check_config(LLMJudgeOptions, options))
+
+
 def _table(target: str, options: Mapping[str, Any]) -> Judge:
     from prefstage.judging.table import TableJudge, TableOptions
 
@@ -109,6 +115,7 @@ def _python(target: str, options: Mapping[str, Any]) -> Judge:
 _LOADERS: dict[str, Callable[[str, Mapping[str, Any]], Judge]] = {
     "reward": _reward,
     "pairrm": _pairrm,
+    "openai": _openai,
     "table": _table,
     "python": _python,
 }

@@ -1,0 +1,240 @@
+"""A language model behind an OpenAI-compatible server as judge."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field
+
+from prefstage.core.config import Config
+from prefstage.core.errors import InputError, ServiceError
+from prefstage.core.hashing import digest
+from prefstage.data.records import prompt_id_of
+from prefstage.judging.base import TIE, UNDECIDED, Comparison, Judgment, Reply, ReplyLog, gather
+from prefstage.judging.llm_prompt import REMINDER, JudgePrompt, read_token_verdict, read_verdict
+from prefstage.serving.asking import ask_each
+from prefstage.serving.client import ServerClient
+from prefstage.serving.replies import ChatReply
+
+_TOP_LOGPROBS = 20  # the most that OpenAI and vLLM give by default
+_RETRY_TEMPERATURE = 0.7
+_READING = 1  # raise when the way answers are read changes: stored readings then do not fit
+
+
+class LLMJudgeOptions(Config):
+    """How a judging model is asked."""
+
+    prompt: Path | None = Field(
+        default=None, description="YAML file with `system` and `user`; None: our own wording."
+    )
+    max_tokens: int = Field(
+        default=16, ge=1, description="Tokens of an answer; more for models that think first."
+    )
+    attempts: int = Field(
+        default=3, ge=1, description="Times a question is asked until its answer is readable."
+    )
+    logprobs: bool = Field(default=True, description="Ask for the first token's log-probs.")
+    concurrency: int = Field(default=16, ge=1, description="Requests in flight at most.")
+    timeout_s: float = Field(default=600.0, gt=0, description="Seconds for one request.")
+    retries: int = Field(default=8, ge=0, description="Further tries after a server's fault.")
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One comparison in one order: `a` is shown as A."""
+
+    position: int
+    forward: bool
+    shown: Comparison
+
+
+class LLMJudge:
+    """Shows both responses in both orders: P(a ≻ b) = ½·(P_ab(A) + 1 - P_ba(A)).
+
+    P(A) of one order comes from the first token's log-probs where the server gives them and
+    the model is about to write a verdict, and from the text otherwise. An unreadable answer
+    is asked for again, with a reminder; if none of the attempts in an order is readable, the
+    comparison is undecided: with one order alone, position bias would decide.
+    """
+
+    def __init__(
+        self,
+        client: ServerClient,
+        *,
+        options: LLMJudgeOptions | None = None,
+        log: ReplyLog | None = None,
+    ) -> None:
+        """Judge through a server.
+
+        Args:
+            client: The server and the model on it.
+            options: Wording, length and number of attempts; `concurrency`, `timeout_s` and
+                `retries` are the client's own and not read here.
+            log: Where paid answers are kept; in memory if None.
+        """
+        self._client = client
+        self._options = options or LLMJudgeOptions()
+        self._log = log or _RepliesInMemory()
+        self._prompt = JudgePrompt()
+        if self._options.prompt is not None:
+            self._prompt = JudgePrompt.load(self._options.prompt)
+        self._logprobs = self._options.logprobs
+        self._counts: Counter[str] = Counter(calls=0, unreadable=0, undecided=0, reused=0)
+        self.name = f"openai:{client.model or ''}@{client.base_url}"
+        self.fingerprint = digest(
+            {
+                "model": client.model or client.base_url,
+                "prompt": [self._prompt.system, self._prompt.user, REMINDER],
+                "max_tokens": self._options.max_tokens,
+                "logprobs": self._options.logprobs,
+                "reading": _READING,
+            }
+        )
+
+    @classmethod
+    def load(cls, target: str, *, options: LLMJudgeOptions | None = None) -> Self:
+        """Make the judge from ``MODEL@URL``.
+
+        Args:
+            target: The model's name on the server, and the server's URL; the name may be
+                empty where the server has only one model.
+            options: How it is asked.
+
+        Returns:
+            The judge; nothing is sent yet.
+
+        Raises:
+            InputError: If the target has another form.
+        """
+        found = re.fullmatch(r"(.*)@(https?://.+)", target)
+        if found is None:
+            raise InputError.of(
+                saw=f"judge 'openai:{target}'",
+                expected="openai:MODEL@URL",
+                cure="write for example openai:my-model@http://127.0.0.1:8000/v1",
+            )
+        options = options or LLMJudgeOptions()
+        client = ServerClient(
+            found[2],
+            found[1] or None,
+            concurrency=options.concurrency,
+            timeout_s=options.timeout_s,
+            retries=options.retries,
+        )
+        return cls(client, options=options)
+
+    def recorded_in(self, log: ReplyLog) -> "LLMJudge":
+        """The same judge, reading known answers from `log` and writing new ones to it."""
+        return LLMJudge(self._client, options=self._options, log=log)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What was bought and what came of it.
+
+        "calls" answers bought, "reused" answers taken from the store instead, "unreadable"
+        answers among both, "undecided" comparisons, and tokens as the server counts them.
+        """
+        usage = self._client.usage
+        tokens = {"prompt_tokens": usage.prompt_tokens, "answer_tokens": usage.completion_tokens}
+        return {**self._counts, **tokens, "request_retries": usage.retries}
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
+        """Judge each comparison in both orders; equal texts are a tie without a call.
+
+        Raises:
+            ServiceError: If the server fails for good; every answer until then is kept.
+        """
+        return gather(self.compare_each(comparisons), len(comparisons))
+
+    def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
+        """Yield (position, judgment) as soon as both orders of a comparison are answered."""
+        same: dict[tuple[str, str, str], list[tuple[int, bool]]] = {}
+        questions: list[_Question] = []
+        for position, comparison in enumerate(comparisons):
+            if comparison.a == comparison.b:
+                yield position, TIE
+                continue
+            for forward in (True, False):
+                shown = comparison if forward else _turned(comparison)
+                key = (prompt_id_of(shown.prompt), shown.a, shown.b)
+                if key not in same:
+                    questions.append(_Question(position, forward, shown))
+                same.setdefault(key, []).append((position, forward))
+        answers: dict[int, dict[bool, float | None]] = {}
+        for question, verdict in ask_each(self._client, questions, self._ask):
+            shown = question.shown
+            for position, forward in same[prompt_id_of(shown.prompt), shown.a, shown.b]:
+                orders = answers.setdefault(position, {})
+                orders[forward] = verdict
+                if len(orders) == len((True, False)):
+                    yield position, self._judgment(orders[True], orders[False])
+
+    def _judgment(self, forward: float | None, backward: float | None) -> Judgment:
+        if forward is None or backward is None:
+            self._counts["undecided"] += 1
+            return UNDECIDED
+        return Judgment(0.5 * (forward + 1.0 - backward))
+
+    async def _ask(self, question: _Question) -> tuple[_Question, float | None]:
+        """Ask until the answer is readable; each answer is kept before it is used."""
+        for attempt in range(self._options.attempts):
+            reply = self._log.get(question.shown, attempt)
+            if reply is None:
+                reply = await self._buy(question.shown, attempt)
+                self._log.put(question.shown, attempt, reply)
+                self._counts["calls"] += 1
+            else:
+                self._counts["reused"] += 1
+            if reply.probability is not None:
+                return question, reply.probability
+            self._counts["unreadable"] += 1
+        return question, None
+
+    async def _buy(self, shown: Comparison, attempt: int) -> Reply:
+        messages = self._prompt.messages(shown, reminded=attempt > 0)
+        wanted = {"max_tokens": self._options.max_tokens, "temperature": 0.0}
+        if attempt > 0:  # the same question again would get the same answer
+            wanted |= {"temperature": _RETRY_TEMPERATURE, "seed": attempt}
+        if self._logprobs:
+            logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
+            try:
+                return _read(await self._client.chat(messages, **wanted, **logprobs))
+            except ServiceError as error:
+                if "logprob" not in str(error):
+                    raise
+                self._logprobs = False  # this server refuses the field
+        return _read(await self._client.chat(messages, **wanted))
+
+
+class _RepliesInMemory:
+    """Keeps answers as long as the judge lives."""
+
+    def __init__(self) -> None:
+        self._replies: dict[tuple[str, str, str, int], Reply] = {}
+
+    def get(self, question: Comparison, attempt: int) -> Reply | None:
+        return self._replies.get(self._key(question, attempt))
+
+    def put(self, question: Comparison, attempt: int, reply: Reply) -> None:
+        self._replies[self._key(question, attempt)] = reply
+
+    def _key(self, question: Comparison, attempt: int) -> tuple[str, str, str, int]:
+        return prompt_id_of(question.prompt), question.a, question.b, attempt
+
+
+def _read(answer: ChatReply) -> Reply:
+    verdict = None
+    if answer.top_logprobs:
+        first = answer.top_logprobs[0]
+        verdict = read_token_verdict({token: math.exp(each) for token, each in first.items()})
+    if verdict is None:
+        verdict = read_verdict(answer.text)
+    return Reply(text=answer.text, probability=verdict)
+
+
+def _turned(comparison: Comparison) -> Comparison:
+    return Comparison(comparison.prompt_id, comparison.prompt, comparison.b, comparison.a)
