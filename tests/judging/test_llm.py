@@ -22,7 +22,7 @@ from prefstage.serving.client import ServerClient
 def shown(body: Body) -> tuple[str, str]:
     """The two responses in a request, as the judge sees them."""
     user = body["messages"][-1]["content"]
-    fence = r"<<<BEGIN RESPONSE {0} (\w+)>>>\n(.*?)\n<<<END RESPONSE {0} \1>>>"
+    fence = r"Response {0}:\n<(\w+)>\n(.*?)\n</\1>"
     a, b = (re.search(fence.format(letter), user, re.DOTALL) for letter in "AB")
     assert a is not None
     assert b is not None
@@ -64,7 +64,7 @@ def test_a_position_bias_cancels_and_equal_texts_cost_nothing() -> None:
         biased, equal = judge.compare([comparison("q", "a", "b"), comparison("q", "a", "a")])
         assert (biased.probability, biased.status) == (0.5, "decided")
         assert equal.probability == 0.5
-        assert judge.counts["calls"] == 2
+        assert (judge.counts["calls"], judge.counts["order_dependent"]) == (2, 1)
 
 
 def test_swapped_comparisons_share_their_answers() -> None:
@@ -106,7 +106,7 @@ def test_a_server_that_refuses_log_probs_is_asked_without() -> None:
 def test_unreadable_answers_are_asked_again_and_then_undecided() -> None:
     def reply(body: Body) -> str:
         a, b = shown(body)
-        reminded = body["messages"][-1]["content"].endswith("without any other text.")
+        reminded = body["messages"][-1]["content"].endswith("without any other text)")
         if "never" in a + b:
             return "Both are nice."
         return "A" if reminded and a == "good" else "B" if reminded else "Well ..."
@@ -247,10 +247,13 @@ def test_a_real_server_on_loopback_judges(chat_model: Path, tmp_path: Path) -> N
         comparison("Name a colour.", "Blue is a colour.", "blue blue blue blue"),
     ]
     command = f"transformers serve {chat_model} --port {{port}}"
-    with managed_server(command) as url, JudgmentStore(tmp_path / "store.db") as store:
+    with (
+        managed_server(command, log_file=tmp_path / "serve.log") as url,
+        JudgmentStore(tmp_path / "store.db") as store,
+    ):
         judge = stored(load_judge(f"openai:{chat_model}@{url}?concurrency=2"), store)
         found = judge.compare(questions)
-        assert all(0 <= judgment.probability <= 1 for judgment in found)
+        assert {judgment.status for judgment in found} == {"decided"}
         assert store.count("replies") == judge.counts["calls"] >= 6  # type: ignore[attr-defined]
         again = stored(load_judge(f"openai:{chat_model}@{url}"), store)
         assert again.compare(questions) == found

@@ -22,6 +22,7 @@ from prefstage.serving.replies import ChatReply
 
 _TOP_LOGPROBS = 20  # the most that OpenAI and vLLM give by default
 _RETRY_TEMPERATURE = 0.7
+_HALF = 0.5
 _READING = 1  # raise when the way answers are read changes: stored readings then do not fit
 
 
@@ -83,7 +84,9 @@ class LLMJudge:
         if self._options.prompt is not None:
             self._prompt = JudgePrompt.load(self._options.prompt)
         self._logprobs = self._options.logprobs
-        self._counts: Counter[str] = Counter(calls=0, unreadable=0, undecided=0, reused=0)
+        self._counts: Counter[str] = Counter(
+            calls=0, reused=0, unreadable=0, undecided=0, order_dependent=0
+        )
         self.name = f"openai:{client.model or ''}@{client.base_url}"
         self.fingerprint = digest(
             {
@@ -136,7 +139,8 @@ class LLMJudge:
         """What was bought and what came of it.
 
         "calls" answers bought, "reused" answers taken from the store instead, "unreadable"
-        answers among both, "undecided" comparisons, and tokens as the server counts them.
+        answers among both, "undecided" comparisons, "order_dependent" ones (both orders
+        prefer the same place, a sign of position bias), and the server's token counts.
         """
         usage = self._client.usage
         tokens = {"prompt_tokens": usage.prompt_tokens, "answer_tokens": usage.completion_tokens}
@@ -177,6 +181,8 @@ class LLMJudge:
         if forward is None or backward is None:
             self._counts["undecided"] += 1
             return UNDECIDED
+        # Both orders prefer the response in the same place: the place decides, not the text.
+        self._counts["order_dependent"] += (forward - _HALF) * (backward - _HALF) > 0
         return Judgment(0.5 * (forward + 1.0 - backward))
 
     async def _ask(self, question: _Question) -> tuple[_Question, float | None]:
