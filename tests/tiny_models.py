@@ -28,7 +28,7 @@ TEMPLATES = {
     ),
     "gemma": (
         "{{ bos_token }}{% for m in messages %}"
-        "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + "
         "m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
@@ -87,11 +87,8 @@ def tiny_tokenizer(kind: Kind = "chatml", *, vocabulary: int = 400) -> PreTraine
     begin-of-sequence token, as Llama's does.
     """
     special = _SPECIAL[kind]
-    names = [
-        *(special[key] for key in ("bos", "eos") if key in special),
-        *special["other"],
-        "<pad>",
-    ]
+    ends = [special[key] for key in ("bos", "eos") if key in special]
+    names = [*ends, *special["other"], "<pad>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

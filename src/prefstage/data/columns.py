@@ -1,6 +1,7 @@
 """The canonical columns: records to rows and back, and their Arrow types."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Features, Json, List, Value
@@ -10,6 +11,7 @@ from prefstage.data.records import Candidates, Message, Pair
 _OPTIONAL = ("score_chosen", "score_rejected", "source_chosen", "source_rejected", "agreement")
 PAIR_COLUMNS = ("prompt_id", "prompt", "chosen", "rejected", *_OPTIONAL)
 CANDIDATE_COLUMNS = ("prompt_id", "prompt", "responses", "sources", "scores")
+_MESSAGE_COLUMNS = ("prompt", "chosen", "rejected")
 Row = dict[str, Any]
 
 
@@ -47,19 +49,39 @@ def row_to_candidates(row: Mapping[str, Any]) -> Candidates:
     )
 
 
-def message_fields(messages: Iterable[Message]) -> set[str]:
-    """Fields of messages besides `role` and `content`."""
-    return {key for message in messages for key in message} - {"role", "content"}
+def message_fields(row: Row) -> dict[str, bool]:
+    """Fields of a row's messages besides `role` and `content`, and whether each is text."""
+    fields: dict[str, bool] = {}
+    for column in _MESSAGE_COLUMNS:
+        for message in row.get(column, ()):
+            for name in message.keys() - {"role", "content"}:
+                fields[name] = fields.get(name, True) and isinstance(message[name], str)
+    return fields
 
 
-def pair_features(extra_fields: Iterable[str] = ()) -> Features:
+def encode_fields(row: Row, fields: Mapping[str, bool]) -> Row:
+    """The row with message fields that are no text as JSON text, as Arrow stores them."""
+    encoded = {name for name, is_text in fields.items() if not is_text}
+    if not encoded:
+        return row
+    return row | {
+        column: [
+            {key: json.dumps(item) if key in encoded else item for key, item in message.items()}
+            for message in row[column]
+        ]
+        for column in _MESSAGE_COLUMNS
+        if column in row
+    }
+
+
+def pair_features(fields: Mapping[str, bool]) -> Features:
     """Arrow types of the pair columns.
 
     Args:
-        extra_fields: Message fields besides `role` and `content` (tool calls and the
-            like); each is stored as JSON, since its shape differs from row to row.
+        fields: Message fields besides `role` and `content` (tool calls and the like), and
+            whether each is text; others are stored as JSON, since their shapes differ.
     """
-    messages = _message_type(extra_fields)
+    messages = _message_type(fields)
     return Features(
         {
             "prompt_id": Value("string"),
@@ -75,12 +97,12 @@ def pair_features(extra_fields: Iterable[str] = ()) -> Features:
     )
 
 
-def candidate_features(extra_fields: Iterable[str] = ()) -> Features:
+def candidate_features(fields: Mapping[str, bool]) -> Features:
     """Arrow types of the candidate columns; see `pair_features`."""
     return Features(
         {
             "prompt_id": Value("string"),
-            "prompt": _message_type(extra_fields),
+            "prompt": _message_type(fields),
             "responses": List(Value("string")),
             "sources": List(Value("string")),
             "scores": List(Value("float64")),
@@ -88,8 +110,15 @@ def candidate_features(extra_fields: Iterable[str] = ()) -> Features:
     )
 
 
-def _message_type(extra_fields: Iterable[str]) -> List:
-    extras = {name: Json() for name in sorted(extra_fields)}
+def without_nulls(row: Row) -> Row:
+    """The row without the null fields that Arrow adds to messages which lack them."""
+    return row | {
+        column: list(_messages(row[column])) for column in _MESSAGE_COLUMNS if column in row
+    }
+
+
+def _message_type(fields: Mapping[str, bool]) -> List:
+    extras = {name: Value("string") if fields[name] else Json() for name in sorted(fields)}
     return List({"role": Value("string"), "content": Value("string"), **extras})
 
 

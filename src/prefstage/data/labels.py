@@ -12,8 +12,9 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _WORDS: dict[Verdict, tuple[str, ...]] = {
     "first": ("a", "first", "left", "model_a", "assistant_a", "winner_model_a", "[[a]]"),
     "second": ("b", "second", "right", "model_b", "assistant_b", "winner_model_b", "[[b]]"),
-    "tie": tuple(
-        "tie|draw|equal|same|both|neither|tie (bothbad)|both_bad|winner_tie|c|[[c]]".split("|")
+    "tie": (
+        *("tie", "draw", "equal", "same", "both", "neither", "c", "[[c]]"),
+        *("both_bad", "tie (bothbad)", "winner_tie"),
     ),
 }
 _CURE = "say what each value means, e.g. labels={0: 'first', 1: 'second', 2: 'tie'}"
@@ -95,7 +96,7 @@ def infer_scheme(
     """
     seen = tuple(sorted({spell(label) for label in labels if not _is_missing(label)}))
     words = _words(names)
-    if seen and set(seen) <= words.keys():
+    if words.keys() & set(seen):  # a label that is no such word is then a bad row
         return LabelScheme(words, "by their words", seen)
     numbers = _ends(names)
     if seen and numbers and set(seen) <= set(numbers):

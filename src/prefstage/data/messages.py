@@ -104,7 +104,7 @@ def is_transcript(value: Any) -> bool:
     return isinstance(value, str) and _HH_TURN.match(value) is not None
 
 
-def read_transcript(text: str, field: str) -> Prompt:
+def read_transcript(text: str, field: str, *, is_prompt: bool) -> Prompt:
     r"""Split an HH transcript (``\n\nHuman: …\n\nAssistant: …``) into messages.
 
     One space after the colon belongs to the format; all other text is kept as it is.
@@ -112,10 +112,11 @@ def read_transcript(text: str, field: str) -> Prompt:
     Args:
         text: The transcript.
         field: Column name for the fault.
+        is_prompt: A bare ``\n\nAssistant:`` at the end only invites the response; else it
+            is an empty response.
 
     Returns:
-        The turns in order; a transcript that ends in a bare ``\n\nAssistant:`` (a prompt)
-        yields no message for it.
+        The turns in order.
 
     Raises:
         RowFault: If the text does not start with a turn.
@@ -136,7 +137,7 @@ def read_transcript(text: str, field: str) -> Prompt:
         }
         for start, end in zip(starts, ends, strict=True)
     ]
-    if turns[-1] == {"role": "assistant", "content": ""}:
+    if is_prompt and turns[-1] == {"role": "assistant", "content": ""}:
         turns.pop()
     return tuple(turns)
 

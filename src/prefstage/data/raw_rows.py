@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -23,7 +23,7 @@ from prefstage.data.faults import RowFault, show
 from prefstage.data.messages import is_messages
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-_CHUNK_CHARACTERS = 1 << 16
+_CHUNK_BYTES = 1 << 16
 _BATCH_ROWS = 256
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -51,7 +51,7 @@ def data_suffix(name: str) -> str | None:
     return next((suffix for suffix in SUFFIXES if bare.endswith(suffix)), None)
 
 
-def read_file(path: Path, name: str) -> Iterator[RawRow]:
+def read_file(path: Path, name: str) -> Generator[RawRow]:
     """Read the rows of one file, gzipped or not, keeping memory flat.
 
     Args:
@@ -96,14 +96,18 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 
 def _read_json(path: Path, name: str) -> Iterator[RawRow]:
     with _open(path) as stream:
-        start = _first_byte(stream)
+        is_list = _first_byte(stream) == b"["
     with _open(path) as stream:
-        yield from (_read_list(stream, name) if start == b"[" else _read_lines(stream, name))
+        if not is_list:
+            yield from _read_lines(stream, name)
+            return
+        with TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape") as text:
+            yield from _read_list(text, name)
 
 
 def _first_byte(stream: IO[bytes]) -> bytes:
-    for line in stream:
-        text = line.removeprefix(b"\xef\xbb\xbf").strip()
+    while chunk := stream.read(_CHUNK_BYTES):
+        text = chunk.removeprefix(b"\xef\xbb\xbf").strip()
         if text:
             return text[:1]
     return b""
@@ -141,10 +145,9 @@ def _json_line(name: str, number: int, data: bytes) -> RawRow:
     return RawRow(name, number, data.decode("utf-8", "backslashreplace"), fault)
 
 
-def _read_list(stream: IO[bytes], name: str) -> Iterator[RawRow]:
+def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
     """Rows of a JSON list, decoded one by one as the text comes in."""
-    text = TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
-    decoder, number, step = json.JSONDecoder(), 0, _CHUNK_CHARACTERS
+    decoder, number, step = json.JSONDecoder(), 0, _CHUNK_BYTES
     buffer = text.read(step)
     position = buffer.index("[") + 1
     while True:
@@ -160,7 +163,7 @@ def _read_list(stream: IO[bytes], name: str) -> Iterator[RawRow]:
                 raise _malformed_list(name, number, error.msg) from None
             buffer, position, step = buffer[position:] + more, 0, 2 * step
             continue
-        number, step = number + 1, _CHUNK_CHARACTERS
+        number, step = number + 1, _CHUNK_BYTES
         escaped = _unencodable(buffer[position:end])
         fault = _not_utf8(escaped) if escaped else _not_an_object(values)
         yield RawRow(name, number, values, fault)
@@ -188,21 +191,20 @@ def _skip(text: str, position: int) -> int:
 
 def _read_csv(path: Path, name: str) -> Iterator[RawRow]:
     csv.field_size_limit(sys.maxsize)  # the default refuses long responses
-    with _open(path) as stream:
-        text = TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+    with (
+        _open(path) as stream,
+        TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
         reader = csv.DictReader(text, strict=True)
-        while True:
-            try:
-                values = next(reader, None)
-            except csv.Error as error:
-                raise DataError.of(
-                    saw=f"{name}: malformed CSV at line {reader.line_num} ({error})",
-                    expected="quotes that close, doubled inside quoted text",
-                    cure="write the file again with a CSV library",
-                ) from None
-            if values is None:
-                return
-            yield _csv_row(name, reader.line_num, values, len(reader.fieldnames or ()))
+        try:
+            for values in reader:
+                yield _csv_row(name, reader.line_num, values, len(reader.fieldnames or ()))
+        except csv.Error as error:
+            raise DataError.of(
+                saw=f"{name}: malformed CSV at line {reader.line_num} ({error})",
+                expected="quotes that close, doubled inside quoted text",
+                cure="write the file again with a CSV library",
+            ) from None
 
 
 def _csv_row(name: str, number: int, values: dict[Any, Any], columns: int) -> RawRow:

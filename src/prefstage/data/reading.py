@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from prefstage.data.recognition import (
 )
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.sources import Source, open_source
-from prefstage.data.validation import TIE
+from prefstage.data.validation import TIE, check_storable
 
 OnBadRow = Literal["error", "quarantine"]
 _PEEKED_ROWS = 1000
@@ -91,22 +91,7 @@ class Reading:
         if row.fault is not None:
             raise row.fault
         record = self.format.read(rename(row.values, self.columns), self.scheme)
-        try:
-            json.dumps(vars(record), ensure_ascii=False, allow_nan=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RowFault(
-                "(row)",
-                saw=f"the lone surrogate {error.object[error.start]!a}, which is not UTF-8",
-                expected="text that UTF-8 can hold",
-                cure="remove that character, or the row",
-            ) from None
-        except (TypeError, ValueError) as error:
-            raise RowFault(
-                "(row)",
-                saw=f"a value in a message that JSON cannot hold ({error})",
-                expected="texts, numbers, lists and objects",
-                cure="turn the value into text",
-            ) from None
+        check_storable(record)
         return record
 
 
@@ -237,7 +222,8 @@ def _peek(source: Source) -> list[Row]:
     Raises:
         DataError: If there are no rows, or none of the first ones is an object.
     """
-    first = list(islice(source.rows(), _PEEKED_ROWS))
+    with closing(source.rows()) as rows:
+        first = list(islice(rows, _PEEKED_ROWS))
     good = [row.values for row in first if row.fault is None]
     if not first:
         raise DataError.of(

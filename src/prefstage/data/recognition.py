@@ -134,16 +134,19 @@ def _the_one(found: Sequence[Format], row: Row, source: str, wanted: Wanted) -> 
 
 
 def _nearest_format(row: Row) -> Format:
-    """The format whose columns the row's names resemble most."""
+    """The format whose columns and the row's resemble each other most; general before special."""
+    names = [str(name).lower() for name in row]
 
     def likeness(format_: Format) -> float:
-        return sum(_closeness(need, row) for need in format_.needs) / len(format_.needs)
+        found = sum(_closeness(need, names) for need in format_.needs) / len(format_.needs)
+        used = sum(_closeness(name, format_.needs) for name in names) / max(1, len(names))
+        return found + used
 
-    return max(FORMATS, key=likeness)
+    return max(reversed(FORMATS), key=likeness)
 
 
-def _closeness(need: str, names: Iterable[str]) -> float:
-    ratios = (difflib.SequenceMatcher(None, need, str(name).lower()).ratio() for name in names)
+def _closeness(name: str, others: Iterable[str]) -> float:
+    ratios = (difflib.SequenceMatcher(None, name, other).ratio() for other in others)
     return max(ratios, default=0.0)
 
 

@@ -1,7 +1,7 @@
 """Where rows come from: a file, a folder, a URL, or a dataset of the Hub."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class Source:
     """
 
     name: str
-    rows: Callable[[], Iterator[RawRow]]
+    rows: Callable[[], Generator[RawRow]]
 
 
 def open_source(given: str | Path, *, split: str | None = None, streaming: bool = False) -> Source:
@@ -146,7 +146,7 @@ def _of_dataset(name: str, dataset: Dataset | IterableDataset) -> Source:
     features = dataset.features or {}
     classes = {key: kind for key, kind in features.items() if isinstance(kind, ClassLabel)}
 
-    def rows() -> Iterator[RawRow]:
+    def rows() -> Generator[RawRow]:
         for number, row in enumerate(dataset, start=1):
             for key, kind in classes.items():
                 if row[key] is not None:

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from datasets.arrow_writer import ArrowWriter
 
 from prefstage.core.errors import InputError
 from prefstage.core.files import atomic_path
-from prefstage.data.columns import Row, message_fields
+from prefstage.data.columns import Row, encode_fields, message_fields, without_nulls
 from prefstage.data.sources import quiet
 
 _BATCH_ROWS = 256
 
 
 def build_dataset(
-    rows: Iterable[Row], features_of: Callable[[Iterable[str]], Features]
+    rows: Iterable[Row], features_of: Callable[[Mapping[str, bool]], Features]
 ) -> tuple[Dataset, str]:
     """Write rows to a memory-mapped Arrow file as they come, and hash them.
 
@@ -32,19 +32,20 @@ def build_dataset(
 
     Args:
         rows: Canonical rows.
-        features_of: Arrow types, given the message fields besides `role` and `content`.
+        features_of: Arrow types, given the message fields besides `role` and `content`, and
+            whether each is text.
 
     Returns:
         The dataset, and the hash of its content.
     """
     name = uuid.uuid4().hex
     waiting, arrow = _scratch_folder() / f"{name}.jsonl", _scratch_folder() / f"{name}.arrow"
-    hasher, fields = hashlib.sha256(), set[str]()
+    hasher, fields = hashlib.sha256(), dict[str, bool]()
     try:
         with waiting.open("wb") as stream:
             for row in rows:
-                for column in ("prompt", "chosen", "rejected"):
-                    fields |= message_fields(row.get(column, ()))
+                for field, is_text in message_fields(row).items():
+                    fields[field] = fields.get(field, True) and is_text
                 line = json.dumps(row, sort_keys=True).encode() + b"\n"
                 hasher.update(line)
                 stream.write(line)
@@ -55,7 +56,7 @@ def build_dataset(
             waiting.open("rb") as stream,
         ):
             for line in stream:
-                writer.write(json.loads(line))
+                writer.write(encode_fields(json.loads(line), fields))
             writer.finalize()
     finally:
         waiting.unlink()
@@ -100,10 +101,7 @@ def _save_lines(dataset: Dataset, target: Path) -> None:
         opener = gzip.open if target.suffix == ".gz" else open
         with opener(temporary, "wt", encoding="utf-8") as stream:
             for row in dataset:
-                for column in ("prompt", "chosen", "rejected"):
-                    if column in row:
-                        row[column] = [_without_nulls(message) for message in row[column]]
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                stream.write(json.dumps(without_nulls(row), ensure_ascii=False) + "\n")
 
 
 def _save_folder(dataset: Dataset, target: Path) -> None:
@@ -121,10 +119,6 @@ def _save_folder(dataset: Dataset, target: Path) -> None:
         (temporary / "data").replace(target)
     finally:
         shutil.rmtree(temporary)
-
-
-def _without_nulls(message: Row) -> Row:
-    return {key: value for key, value in message.items() if value is not None}
 
 
 @cache

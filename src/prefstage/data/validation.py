@@ -1,7 +1,10 @@
 """The checks that every pair and every prompt with candidates passes, whatever its format."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
+
+from datasets.utils.json import ujson_loads
 
 from prefstage.data.faults import RowFault, show
 from prefstage.data.records import Candidates, Message, Pair, Prompt, prompt_id_of
@@ -146,3 +149,38 @@ def check_text(text: Any, field: str) -> None:
             expected="a response with text",
             cure="write the response, or remove the row",
         )
+
+
+def check_storable(record: Pair | Candidates) -> None:
+    """Fault text that UTF-8 cannot hold, and message fields that JSON or Arrow cannot."""
+    try:
+        json.dumps(vars(record), ensure_ascii=False).encode("utf-8")
+        for messages in (
+            record.prompt,
+            getattr(record, "chosen", ()),
+            getattr(record, "rejected", ()),
+        ):
+            for message in messages:
+                _check_fields(message)
+    except UnicodeEncodeError as error:
+        raise RowFault(
+            "(row)",
+            saw=f"the lone surrogate {error.object[error.start]!a}, which is not UTF-8",
+            expected="text that UTF-8 can hold",
+            cure="remove that character, or the row",
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise RowFault(
+            "(row)",
+            saw=f"a message field that cannot be stored ({error})",
+            expected="texts, numbers of 64 bits, lists and objects",
+            cure="turn the value into text",
+        ) from None
+
+
+def _check_fields(message: Message) -> None:
+    """Raise ValueError if a field beside role and content would not come back from Arrow."""
+    for name in message.keys() - {"role", "content"}:
+        value = message[name]
+        if not isinstance(value, str) and ujson_loads(json.dumps(value)) != value:
+            raise ValueError(f"{name}: {show(value)}")

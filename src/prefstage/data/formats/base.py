@@ -126,7 +126,10 @@ def read_prompt(row: Row, *names: str) -> Prompt:
     if isinstance(value, str):
         if field == "instruction" and row.get("input"):
             value = f"{value}\n{read_text(row, 'input')}"
-        prompt = read_transcript(value, field) if is_transcript(value) else _user(value)
+        if is_transcript(value):
+            prompt = read_transcript(value, field, is_prompt=True)
+        else:
+            prompt = _user(value)
     else:
         prompt = read_messages(value, field)
     return with_system_and_tools(row, (*_read_history(row), *prompt))

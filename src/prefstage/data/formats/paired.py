@@ -89,7 +89,7 @@ def _read_binarized(row: Row, _: LabelScheme | None) -> Pair:
 
 
 def _read_transcripts(row: Row, _: LabelScheme | None) -> Pair:
-    sides = {side: read_transcript(read_text(row, side), side) for side in _SIDES}
+    sides = {side: read_transcript(read_text(row, side), side, is_prompt=False) for side in _SIDES}
     return _read_whole_conversations({**row, **sides}, None)
 
 
