@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -144,6 +144,10 @@ class TableJudge:
         self._counts["looked_up"] += len(comparisons) - len(missing)
         self._counts["undecided"] += len(missing)
         return [UNDECIDED if p is None else Judgment(p) for p in found]
+
+    def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
+        """Yield (position, judgment); all are looked up before the first is given."""
+        yield from enumerate(self.compare(comparisons))
 
     def _find(self, comparison: Comparison) -> float | None:
         a, b = comparison.a.strip(), comparison.b.strip()
