@@ -1,0 +1,178 @@
+"""Algorithm 1: votes between on-policy and off-policy responses, prompt by prompt."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from prefstage.core.errors import InputError
+
+Votes = Literal["hard", "probability"]
+TieRule = Literal["half", "off"]
+
+_MATRIX = 2
+HALF = 0.5
+TIE_WIDTH = 1e-9
+"""P within this distance of ½ is a tie; it absorbs the rounding of symmetrised judges."""
+
+
+@dataclass(frozen=True)
+class PromptVotes:
+    """What the m·n comparisons of one prompt say.
+
+    Attributes:
+        score: Share of the prompt's comparisons won by the on-policy responses, in [0, 1].
+        votes_on: Comparisons with P(y_i ≻ y'_j | x) > ½.
+        votes_off: Comparisons with P < ½.
+        ties: Comparisons with P = ½.
+        undecided: Comparisons that the judge gave no readable answer to.
+    """
+
+    score: float
+    votes_on: int
+    votes_off: int
+    ties: int
+    undecided: int
+
+    @property
+    def comparisons(self) -> int:
+        """m·n, the number of comparisons."""
+        return self.votes_on + self.votes_off + self.ties + self.undecided
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The boundary score of a set of prompts, and the votes behind it.
+
+    Attributes:
+        score: BS, the mean of the prompts' scores, in [0, 1].
+        votes_on: As in `PromptVotes`, summed over prompts; so are the next three.
+        votes_off: See above.
+        ties: See above.
+        undecided: See above.
+        prompts: Number of prompts.
+    """
+
+    score: float
+    votes_on: int
+    votes_off: int
+    ties: int
+    undecided: int
+    prompts: int
+
+
+def count_votes(
+    probabilities: ArrayLike,
+    *,
+    undecided: ArrayLike | None = None,
+    votes: Votes = "hard",
+    ties: TieRule = "half",
+) -> PromptVotes:
+    """Score one prompt from the judge's preferences between its responses.
+
+    ``hard``: each comparison is one vote, ``[P(y_i ≻ y'_j | x) > ½]``, and the score is the
+    share of votes for on-policy responses. ``probability``: the score is the mean of P, which
+    has the lower variance and needs fewer prompts, but trusts the judge's calibration.
+
+    Args:
+        probabilities: P(y_i ≻ y'_j | x), on-policy response i against off-policy response j.
+            [m, n], in [0, 1].
+        undecided: True where the judge gave no readable answer; such a comparison counts ½
+            under every rule. [m, n]; None means nowhere.
+        votes: Hard votes (as in the paper) or probabilities.
+        ties: What P = ½ counts with hard votes: ``half`` a vote for each side, or a vote for
+            ``off`` (the `else` of the paper's algorithm).
+
+    Returns:
+        The prompt's score and its votes. Ties and undecided comparisons are counted apart,
+        whatever they counted for in the score.
+
+    Raises:
+        InputError: If the matrix is empty, or holds something else than probabilities.
+
+    Source:
+        Xu et al. 2025, arXiv:2508.10530, Algorithm 1, for any m and n (there 2 and 2).
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    blank = np.zeros(p.shape, dtype=bool) if undecided is None else np.asarray(undecided, bool)
+    if (
+        p.ndim != _MATRIX
+        or p.size == 0
+        or blank.shape != p.shape
+        or not ((p >= 0) & (p <= 1)).all()
+    ):
+        raise InputError.of(
+            saw=f"preferences of shape {p.shape} with values {p.ravel()[:4].tolist()}",
+            expected="an m × n matrix of probabilities, m and n at least 1",
+            cure="give P(y_i ≻ y'_j | x) of every on-policy against every off-policy response",
+        )
+    tied = (np.abs(p - HALF) <= TIE_WIDTH) & ~blank
+    on, off = (p > HALF) & ~tied & ~blank, (p < HALF) & ~tied & ~blank
+    if votes == "probability":
+        share = np.where(blank, HALF, p)
+    else:
+        share = on + HALF * blank + (HALF * tied if ties == "half" else 0.0)
+    return PromptVotes(
+        score=float(share.mean()),
+        votes_on=int(on.sum()),
+        votes_off=int(off.sum()),
+        ties=int(tied.sum()),
+        undecided=int(blank.sum()),
+    )
+
+
+def boundary_score(prompts: Iterable[PromptVotes]) -> Boundary:
+    """BS of a set of prompts: the mean of their scores.
+
+    ``BS = V_on / (V_on + V_off)``, below ½ in the injection stage. Equal to the mean over
+    prompts when every prompt has the same number of comparisons, as in the paper. Where m and
+    n vary, the mean over prompts is kept, since prompts (not votes) are the independent unit.
+
+    Args:
+        prompts: The votes of each prompt.
+
+    Returns:
+        The boundary score and the summed votes.
+
+    Raises:
+        InputError: If there is no prompt.
+
+    Source:
+        Xu et al. 2025, arXiv:2508.10530, Algorithm 1 and Table 3. Erratum: the caption of
+        Table 3 prints V_off in the numerator; the numbers of Tables 3, 4 and 8 and the
+        algorithm need V_on, which stands here.
+    """
+    counted = list(prompts)
+    if not counted:
+        raise InputError.of(
+            saw="no prompt",
+            expected="at least one judged prompt",
+            cure="check that both sides have responses to common prompts",
+        )
+    return Boundary(
+        score=float(np.mean([each.score for each in counted])),
+        votes_on=sum(each.votes_on for each in counted),
+        votes_off=sum(each.votes_off for each in counted),
+        ties=sum(each.ties for each in counted),
+        undecided=sum(each.undecided for each in counted),
+        prompts=len(counted),
+    )
+
+
+def algorithm_1_verdict(boundary: Boundary) -> Literal["injection", "fine-tuning"]:
+    """The paper's plain verdict, without an interval: injection if V_off > V_on.
+
+    In terms of the score: injection if BS < ½, otherwise fine-tuning (so at exactly ½ too).
+
+    Args:
+        boundary: The boundary score of a fixed set of prompts.
+
+    Returns:
+        The stage by Algorithm 1.
+
+    Source:
+        Xu et al. 2025, arXiv:2508.10530, Algorithm 1, lines 14 to 18.
+    """
+    return "injection" if boundary.score < HALF else "fine-tuning"

@@ -1,0 +1,42 @@
+"""What a measurement may be told."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from prefstage.core.config import Config
+from prefstage.measuring.boundary import TieRule, Votes
+
+
+class MeasureConfig(Config):
+    """How a stage is measured; the defaults stop as soon as the answer is known."""
+
+    on_responses: int = Field(default=2, ge=1, description="On-policy responses a prompt (m).")
+    off_responses: int = Field(default=2, ge=1, description="Off-policy responses a prompt (n).")
+    votes: Votes = Field(
+        default="hard", description="hard: P > 1/2 is a vote; probability: P itself counts."
+    )
+    ties: TieRule = Field(
+        default="half", description="A tie among hard votes: half for each side, or for off."
+    )
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="Of the interval.")
+    new_prompts: bool = Field(
+        default=False,
+        description="Ask about all prompts like these, not only about the ones at hand.",
+    )
+    all_prompts: bool = Field(
+        default=False, description="Use the whole budget: the paper's fixed-size measurement."
+    )
+    max_prompts: int | None = Field(default=None, ge=1, description="Prompts used at most.")
+    max_judgments: int | None = Field(default=None, ge=1, description="Comparisons at most.")
+    seed: int = Field(default=0, ge=0, description="Of the order and choice of what is used.")
+    first_chunk: int = Field(default=8, ge=1, description="Prompts sampled before a first look.")
+
+    @model_validator(mode="after")
+    def _no_ignored_setting(self) -> Self:
+        if self.ties == "off" and self.votes == "probability":
+            raise ValueError(
+                "ties='off' has no effect with votes='probability', where a tie counts 1/2; "
+                "set ties='half', or votes='hard'"
+            )
+        return self
