@@ -1,6 +1,7 @@
 """Typed configuration: frozen models, YAML in, one-line errors that name the cure."""
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -49,22 +50,46 @@ def load_config(
 
 
 def check_config(schema: type[ConfigT], values: Mapping[str, Any], *, origin: str = "") -> ConfigT:
-    """Validate a mapping against a schema; every fault becomes one `ConfigError` line."""
+    """Validate a mapping against a schema.
+
+    Args:
+        schema: The model to build.
+        values: Its settings by name.
+        origin: Where they came from (a file), named first in errors.
+
+    Returns:
+        The frozen, validated configuration.
+
+    Raises:
+        ConfigError: One line that names every unknown key, missing or wrong value.
+    """
     try:
         return schema.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(
-            "; ".join(_describe(schema, fault, origin) for fault in error.errors())
-        ) from None
+        lines = (_describe(schema, fault, origin) for fault in error.errors())
+        raise ConfigError(" ".join("; ".join(lines).split())) from None
 
 
 def write_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML, so that a run can be repeated from it."""
+    """Write the resolved configuration as YAML, so that a run can be repeated from it.
+
+    Args:
+        config: The configuration, defaults included.
+        path: The YAML file, made or replaced as a whole.
+    """
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def nearest(name: str, known: list[str]) -> str | None:
-    """The known name that `name` most likely meant, or None."""
+    """Find the known name that a mistyped one most likely meant.
+
+    Args:
+        name: The name as it was given.
+        known: The valid names.
+
+    Returns:
+        The most similar valid name, or None if none is similar.
+    """
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return found[0] if found else None
 
@@ -94,8 +119,10 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 def _set_dotted(values: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
-        inner = values.get(key)
-        values[key] = dict(inner) if isinstance(inner, Mapping) else {}
+        inner = values.get(key) or {}
+        if not isinstance(inner, Mapping):  # left as it is, for the schema to refuse
+            return
+        values[key] = dict(inner)
         values = values[key]
     values[keys[-1]] = value
 
@@ -114,7 +141,8 @@ def _describe(schema: type[BaseModel], fault: Any, origin: str) -> str:
     reason = fault["msg"].removeprefix("Value error, ")
     if not place:
         return f"{prefix}{reason}"
-    return f"{prefix}setting {place!r} is {fault['input']!r}; expected: {reason}; change it"
+    seen = reprlib.repr(fault["input"])
+    return f"{prefix}setting {place!r} is {seen}; expected: {reason}; change it"
 
 
 def _model_at(schema: type[BaseModel], parents: list[str]) -> type[BaseModel]:
@@ -122,7 +150,12 @@ def _model_at(schema: type[BaseModel], parents: list[str]) -> type[BaseModel]:
         field = schema.model_fields.get(name)
         if field is None:
             continue
-        options = (field.annotation, *get_args(field.annotation))
-        inner = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        schema = inner or schema
+        schema = _model_in(field.annotation) or schema
     return schema
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first model inside an annotation such as ``list[Model] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)

@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writes, and append-only line files."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -31,27 +32,58 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically.
+
+    Args:
+        path: The file, made or replaced as a whole.
+        text: All of its text.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
+def json_text(value: Any) -> str:
+    """Write a value as indented JSON that every reader accepts.
+
+    Args:
+        value: JSON-serialisable; NaN and infinities, which JSON lacks, become null.
+
+    Returns:
+        The JSON text, its keys in their own order, with a line end.
+
+    Raises:
+        TypeError: If the value is not JSON-serialisable.
+    """
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON atomically (keys in their own order)."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a value as indented JSON atomically, its keys in their own order.
+
+    Args:
+        path: The file, made or replaced as a whole.
+        value: As for `json_text`.
+    """
+    write_text(path, json_text(value))
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Append one JSON line and flush it to disk, so that a kill loses nothing written."""
+    """Append one JSON line and flush it to disk, so that a kill loses nothing written.
+
+    Args:
+        path: The file; made with its folders if missing. Read it with
+            ``read_json_lines(path, repair=True)`` before going on after a kill.
+        value: JSON-serialisable.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = (json.dumps(value, ensure_ascii=False) + "\n").encode()
     with path.open("ab") as stream:
-        stream.write(data)
+        stream.write(_json_line(value))
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -77,6 +109,34 @@ def read_json_lines(path: Path, *, repair: bool = False) -> list[Any]:
         with path.open("r+b") as stream:
             stream.truncate(len(whole))
     return [json.loads(line) for line in whole.splitlines() if line.strip()]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlast a power cut; only POSIX can open a folder."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def _json_line(value: Any) -> bytes:
+    try:
+        return (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # a lone surrogate, as "\\ud800" in a server's JSON gives one
+        return (json.dumps(value) + "\n").encode()
 
 
 def _umask() -> int:

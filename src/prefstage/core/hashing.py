@@ -29,7 +29,15 @@ def digest(value: Any, *, length: int = 16) -> str:
 
 
 def digest_file(path: Path, *, length: int = 16) -> str:
-    """Hash a file's bytes (SHA-256, first `length` hex digits), reading in chunks."""
+    """Hash a file's bytes, reading in chunks.
+
+    Args:
+        path: The file.
+        length: Hex digits kept, 1 to 64.
+
+    Returns:
+        The first `length` hex digits of SHA-256 of its bytes.
+    """
     hasher = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):

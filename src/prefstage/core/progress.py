@@ -44,7 +44,8 @@ def progress(label: str, total: int | None, *, enabled: bool | None = None) -> I
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
+    console = Console(stderr=True, force_terminal=shown or None)
+    with Progress(*columns, console=console, disable=not shown, transient=True) as bar:
         task = bar.add_task(label, total=total, note="")
 
         def tick(steps: int = 1, *, note: str = "") -> None:

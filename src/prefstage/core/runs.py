@@ -40,12 +40,12 @@ class RunFolder:
         Raises:
             RunFolderError: If the folder holds another run, or files and no manifest.
         """
-        key = digest({"command": command, "inputs": inputs})
+        key = digest({"command": command, "inputs": dict(inputs)})
         manifest = path / MANIFEST
         if manifest.exists():
             _check_same_run(manifest, key, command, inputs)
             return cls(path=path, key=key)
-        if path.is_file() or (path.exists() and any(path.iterdir())):
+        if path.exists() and not _is_vacant(path):
             raise RunFolderError.of(
                 saw=f"{path} exists and is not a run folder of prefstage",
                 expected="a new or empty folder, or the folder of the same run",
@@ -56,8 +56,21 @@ class RunFolder:
         return cls(path=path, key=key)
 
     def file(self, name: str) -> Path:
-        """The path of a file of this run."""
+        """Name a file of this run.
+
+        Args:
+            name: Its name inside the folder.
+
+        Returns:
+            Its path; the file may not exist yet.
+        """
         return self.path / name
+
+
+def _is_vacant(path: Path) -> bool:
+    """Whether `path` is a folder without content, but for what a killed start left there."""
+    leftover = f".{Path(MANIFEST).stem}-"
+    return path.is_dir() and all(child.name.startswith(leftover) for child in path.iterdir())
 
 
 def _circumstances() -> dict[str, Any]:

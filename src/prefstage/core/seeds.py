@@ -1,6 +1,7 @@
 """Seeds by name: a result depends on its prompt, never on its batch or order."""
 
 import hashlib
+import json
 
 
 def seed_for(seed: int, *names: str | int) -> int:
@@ -13,5 +14,5 @@ def seed_for(seed: int, *names: str | int) -> int:
     Returns:
         An integer in [0, 2**63), the same on every machine and in every order of calls.
     """
-    text = "\x1f".join([str(seed), *(f"{type(name).__name__}:{name}" for name in names)])
+    text = json.dumps([seed, *names])  # tells "1" from 1 and ("a", "b") from ("ab",)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

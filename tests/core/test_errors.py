@@ -1,0 +1,25 @@
+import pytest
+
+from prefstage.core import errors
+from prefstage.core.errors import ConfigError, InputError, PrefstageError, RunFolderError
+
+
+def test_message_has_its_three_parts_on_one_line() -> None:
+    error = InputError.of(saw="row 3 is\nempty.", expected="a  response.", cure="mend it.")
+    assert str(error) == "row 3 is empty; expected a response; mend it."
+
+
+def test_errors_about_values_are_value_errors() -> None:
+    assert issubclass(ConfigError, ValueError)
+    assert issubclass(InputError, ValueError)
+    assert issubclass(RunFolderError, ValueError)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in vars(errors) if name.endswith("Error")],
+)
+def test_every_error_derives_from_the_root(name: str) -> None:
+    error_type = getattr(errors, name)
+    assert issubclass(error_type, PrefstageError)
+    assert isinstance(error_type.of(saw="a", expected="b", cure="c"), error_type)
