@@ -1,6 +1,7 @@
 """Where rows come from: a file, a folder, a URL, or a dataset of the Hub."""
 
 import sys
+import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import httpx2
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 
 from prefstage.core.errors import DataError, InputError
 from prefstage.data.raw_rows import SUFFIXES, RawRow, data_suffix, read_file
+from prefstage.data.scratch import scratch_folder
 
 _HUB_PARTS = 3
+_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,24 @@ def _open_file(name: str) -> Source:
     if "://" not in name:
         return Source(name, lambda: read_file(Path(name), short))
     try:
-        with quiet():
-            local = Path(str(datasets.DownloadManager().download(name)))
+        local = _download(name)
     except Exception as error:
         raise _unreachable(name, error) from None
     return Source(name, lambda: read_file(local, short))
+
+
+def _download(url: str) -> Path:
+    """A local copy: of web pages for this process, of other protocols in the `datasets` cache."""
+    if not url.startswith(("http://", "https://")):
+        with quiet():
+            return Path(str(datasets.DownloadManager().download(url)))
+    target = scratch_folder() / uuid.uuid4().hex
+    with httpx2.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT_S) as response:
+        response.raise_for_status()
+        with target.open("wb") as stream:
+            for chunk in response.iter_bytes():
+                stream.write(chunk)
+    return target
 
 
 def _open_folder(folder: Path, name: str, split: str | None, streaming: bool) -> Source:

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from pathlib import Path
 
 from datasets import Dataset, Features
@@ -16,6 +15,7 @@ from datasets.arrow_writer import ArrowWriter
 from prefstage.core.errors import InputError
 from prefstage.core.files import atomic_path
 from prefstage.data.columns import Row, encode_fields, message_fields, without_nulls
+from prefstage.data.scratch import scratch_folder
 from prefstage.data.sources import quiet
 
 _BATCH_ROWS = 256
@@ -39,7 +39,7 @@ def build_dataset(
         The dataset, and the hash of its content.
     """
     name = uuid.uuid4().hex
-    waiting, arrow = _scratch_folder() / f"{name}.jsonl", _scratch_folder() / f"{name}.arrow"
+    waiting, arrow = scratch_folder() / f"{name}.jsonl", scratch_folder() / f"{name}.arrow"
     hasher, fields = hashlib.sha256(), dict[str, bool]()
     try:
         with waiting.open("wb") as stream:
@@ -119,15 +119,3 @@ def _save_folder(dataset: Dataset, target: Path) -> None:
         (temporary / "data").replace(target)
     finally:
         shutil.rmtree(temporary)
-
-
-@cache
-def _scratch_folder() -> Path:
-    """One temporary folder for the life of the process."""
-    folder = tempfile.TemporaryDirectory(prefix="prefstage-")
-    _KEPT.append(folder)
-    return Path(folder.name)
-
-
-_KEPT: list[tempfile.TemporaryDirectory[str]] = []
-"""Holds the scratch folder: it is removed when this list goes, at the end of the process."""
