@@ -1,12 +1,30 @@
-"""Write rewards into a store, telling each one after it was written. Run as a process."""
+"""Write rewards into a store, telling each one after it was written. Run as a process.
 
+write_judgments.py STORE COUNT SHIFT...: one child process for each shift.
+"""
+
+import os
 import sys
 from pathlib import Path
 
 from prefstage.judging import JudgmentStore
 
-path, count, shift = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-with JudgmentStore(path) as store:
-    for number in range(shift, shift + count):
-        store.put_reward("judge", (), str(number), float(number))
-        print(number, flush=True)
+
+def write(path: Path, count: int, shift: int) -> None:
+    with JudgmentStore(path) as store:
+        for number in range(shift, shift + count):
+            store.put_reward("judge", (), str(number), float(number))
+            print(number, flush=True)
+
+
+path, count, *shifts = Path(sys.argv[1]), int(sys.argv[2]), *map(int, sys.argv[3:])
+if len(shifts) == 1:
+    write(path, count, shifts[0])
+else:
+    children = []
+    for shift in shifts:
+        if (child := os.fork()) == 0:
+            write(path, count, shift)
+            os._exit(0)
+        children.append(child)
+    sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))

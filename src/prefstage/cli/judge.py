@@ -9,45 +9,48 @@ import typer
 
 from prefstage.cli.manners import Outcome, mannered, say
 from prefstage.core.errors import InputError
-from prefstage.core.files import atomic_path, write_json
+from prefstage.core.files import atomic_path
 
 if TYPE_CHECKING:
     from prefstage.judging import Judge
 
 _TABLES = (".parquet", ".jsonl")
 
+JudgeOption = Annotated[
+    str,
+    typer.Option(
+        help="reward:PATH, pairrm:PATH, openai:MODEL@URL, table:FILE, python:module:function, "
+        "or a checkpoint; options as ?key=value&key=value."
+    ),
+]
+PairsOption = Annotated[str | None, typer.Option(help="Pairs to judge: file, folder or Hub id.")]
+CandidatesOption = Annotated[
+    str | None, typer.Option(help="Candidates to score: file, folder or Hub id.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Judged rows (.parquet, .jsonl) or the summary (.json).")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option(help="Judgment store (SQLite): what is in it is not judged again.")
+]
+BadRowOption = Annotated[str, typer.Option(help="error, or quarantine.")]
+QuarantineOption = Annotated[
+    Path | None, typer.Option(help="Where bad rows go with --on-bad-row quarantine.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
 
 @mannered
 def judge(
     *,
-    judge: Annotated[
-        str,
-        typer.Option(
-            help="reward:PATH, pairrm:PATH, openai:MODEL@URL, table:FILE, "
-            "python:module:function, or a checkpoint; options as ?key=value&key=value."
-        ),
-    ],
-    pairs: Annotated[
-        str | None, typer.Option(help="Pairs to judge: file, folder or Hub id.")
-    ] = None,
-    candidates: Annotated[
-        str | None, typer.Option(help="Candidates to score: file, folder or Hub id.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Judged rows (.parquet, .jsonl) or the summary (.json).", show_default=False
-        ),
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(help="Judgment store (SQLite): what is in it is not judged again."),
-    ] = None,
-    on_bad_row: Annotated[str, typer.Option(help="error, or quarantine.")] = "error",
-    quarantine_file: Annotated[
-        Path | None, typer.Option(help="Where bad rows go with --on-bad-row quarantine.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    judge: JudgeOption,
+    pairs: PairsOption = None,
+    candidates: CandidatesOption = None,
+    out: OutOption = None,
+    store: StoreOption = None,
+    on_bad_row: BadRowOption = "error",
+    quarantine_file: QuarantineOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Judge pairs (does the judge agree with the labels?), or score candidates.
 
@@ -59,26 +62,19 @@ def judge(
     from prefstage.data import load_candidates, load_pairs
     from prefstage.judging import JudgmentStore, load_judge, stored
 
-    loaded: Any
-    if pairs is not None:
-        loaded = load_pairs(pairs, on_bad_row=_bad_row(on_bad_row), quarantine_file=quarantine_file)
-    else:
-        loaded = load_candidates(
-            str(candidates), on_bad_row=_bad_row(on_bad_row), quarantine_file=quarantine_file
-        )
+    load: Any = load_pairs if pairs is not None else load_candidates
+    loaded = load(pairs or candidates, on_bad_row=on_bad_row, quarantine_file=quarantine_file)
     with ExitStack() as stack:
         who = load_judge(judge)
         if store is not None:
             who = stored(who, stack.enter_context(JudgmentStore(store)))
         summary, result, table = (_judge_pairs if pairs else _score)(who, loaded)
-    notes = [str(note) for note in getattr(loaded.report, "notes", ())]
-    result |= {"judge": who.name, "counts": _counts(who), "notes": notes}
-    result |= {"rows_quarantined": loaded.report.quarantined}
+    result |= {"judge": who.name, "judge_fingerprint": who.fingerprint, "counts": _counts(who)}
+    result |= {"rows_quarantined": loaded.report.quarantined, "notes": list(loaded.report.notes)}
     written = _write_table(out, table) if out is not None and out.suffix in _TABLES else []
-    if out is not None and out.suffix == ".json":
-        write_json(out, result)
-        written = [out]
-    say(Outcome("\n".join([summary, *_told(result)]), result, written), as_json=as_json)
+    text = "\n".join([summary, *_told(result)])
+    summary_file = out if out is not None and out.suffix == ".json" else None
+    say(Outcome(text, result, written), as_json=as_json, out=summary_file)
 
 
 def _check_arguments(pairs: str | None, candidates: str | None, out: Path | None) -> None:
@@ -94,14 +90,6 @@ def _check_arguments(pairs: str | None, candidates: str | None, out: Path | None
             expected="a name that ends in .parquet or .jsonl (judged rows) or .json (summary)",
             cure="change the ending",
         )
-
-
-def _bad_row(text: str) -> Any:
-    if text not in ("error", "quarantine"):
-        raise InputError.of(
-            saw=f"--on-bad-row {text}", expected="error or quarantine", cure="choose one of them"
-        )
-    return text
 
 
 def _judge_pairs(who: "Judge", loaded: Any) -> tuple[str, dict[str, Any], Any]:

@@ -4,9 +4,11 @@ import hashlib
 import importlib
 import inspect
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field
@@ -68,6 +70,8 @@ class CallableJudge:
                 expected=expected,
                 cure="write for example python:my_judges:shorter_is_better",
             )
+        if (here := str(Path.cwd())) not in sys.path:  # console scripts leave it out
+            sys.path.append(here)
         try:
             function = importlib.import_module(module_name)
             for part in attribute.split("."):
@@ -76,7 +80,7 @@ class CallableJudge:
             raise InputError.of(
                 saw=f"judge 'python:{path}': {error}",
                 expected=expected,
-                cure="check the names; PYTHONPATH must hold the module's folder",
+                cure="check the names; the module is looked for in this folder and on PYTHONPATH",
             ) from error
         if not callable(function):
             raise InputError.of(

@@ -50,31 +50,34 @@ def load_checkpoint_tokenizer(path: str) -> Any:
 
 
 def loading_settings(device: str, dtype: str) -> tuple[Any, Any]:
-    """Where a judge runs and in which precision.
+    """Where a judge runs and in which precision, as `from_pretrained` takes them.
 
     Args:
-        device: A torch device, or "auto" for a GPU if there is one.
+        device: A torch device, or "auto" for all GPUs if there is one (a model that does
+            not fit on one is spread over them).
         dtype: A torch dtype's name, or "auto": float32 on a CPU, where half precision is
             slow, and the checkpoint's own elsewhere.
 
     Returns:
-        (torch.device, torch.dtype or "auto").
+        (device_map, torch.dtype or "auto").
 
     Raises:
         InputError: If torch knows no such device, or it is not there.
     """
     import torch
 
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    with_gpu = torch.cuda.is_available()
+    chosen = ("cuda" if with_gpu else "cpu") if device == "auto" else device
     try:
         place = torch.device(chosen)
     except RuntimeError:
         raise _bad_device(device) from None
-    if place.type == "cuda" and not torch.cuda.is_available():
+    if place.type == "cuda" and not with_gpu:
         raise _bad_device(device)
+    device_map = "auto" if device == "auto" and with_gpu else {"": place}
     if dtype != "auto":
-        return place, getattr(torch, dtype)
-    return place, torch.float32 if place.type == "cpu" else "auto"
+        return device_map, getattr(torch, dtype)
+    return device_map, torch.float32 if place.type == "cpu" else "auto"
 
 
 def _bad_device(device: str) -> InputError:

@@ -34,7 +34,7 @@ class PairRMOptions(Config):
         description="conversation: as compare_conversations; plain: prompt and response bare.",
     )
     batch_size: int = Field(default=4, ge=1, description="Comparisons a forward pass.")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    device: str = Field(default="auto", description="auto (a GPU, or the CPU), cpu, cuda:1, mps.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: float32 on a CPU, the checkpoint's own elsewhere."
     )
@@ -145,12 +145,13 @@ class PairRMJudge:
             config = DebertaV2Config.from_pretrained(path)
         _check_config(config, path)
         tokenizer = load_checkpoint_tokenizer(path)
-        device, dtype = loading_settings(options.device, options.dtype)
+        device_map, dtype = loading_settings(options.device, options.dtype)
         model = PairRanker(config)
         weights = _read_weights(path)
         _load_weights(model, weights, path)
         if dtype == "auto":
             dtype = next(iter(weights.values())).dtype
+        device = "cuda" if device_map == "auto" else device_map[""]  # 0.4 B fit on any GPU
         return cls(model.to(device=device, dtype=dtype), tokenizer, options=options, name=path)
 
     @cached_property

@@ -34,7 +34,9 @@ class RewardModelOptions(Config):
         default=None, description="Use the chat template; None: if the tokenizer has one."
     )
     batch_size: int = Field(default=16, ge=1, description="Responses a forward pass.")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    device: str = Field(
+        default="auto", description="auto (all GPUs, or the CPU), cpu, cuda:1, mps."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: float32 on a CPU, the checkpoint's own elsewhere."
     )
@@ -101,10 +103,10 @@ class RewardModelJudge:
 
         options = options or RewardModelOptions()
         tokenizer = load_checkpoint_tokenizer(path)
-        device, dtype = loading_settings(options.device, options.dtype)
+        device_map, dtype = loading_settings(options.device, options.dtype)
         with told_errors(path, wanted="a sequence-classification checkpoint"):
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=dtype, output_loading_info=True
+                path, dtype=dtype, device_map=device_map, output_loading_info=True
             )
         _check_one_logit(model, path)
         if report["missing_keys"]:
@@ -113,7 +115,7 @@ class RewardModelJudge:
                 expected="a trained reward model with its classification head",
                 cure="use the reward model's checkpoint, not the base model's",
             )
-        return cls(model.to(device), tokenizer, options=options, name=path)
+        return cls(model, tokenizer, options=options, name=path)
 
     @cached_property
     def fingerprint(self) -> str:
