@@ -9,6 +9,8 @@ import pytest
 
 from prefstage.core.errors import DataError
 from prefstage.data import Candidates, Pair, load_candidates, load_pairs
+from prefstage.data.formats import FORMATS
+from prefstage.data.recognition import COLUMN_ROLES
 
 QUESTION = [{"role": "user", "content": "Why?"}]
 GOOD = {"role": "assistant", "content": "Good."}
@@ -465,3 +467,11 @@ def test_a_list_of_json_and_gzip_read_alike(tmp_path: Path) -> None:
     (tmp_path / "rows.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
     for name in ("rows.json", "rows.json.gz"):
         assert list(load_pairs(tmp_path / name)) == expected
+
+
+def test_the_documentation_shows_every_format() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    for format_ in FORMATS:
+        assert f"| `{format_.name}` |" in page
+    for role in COLUMN_ROLES:
+        assert f"`{role}`" in page
