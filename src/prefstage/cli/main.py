@@ -1,24 +1,46 @@
 """The `prefstage` command."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
+from prefstage.cli.demo import demo
 from prefstage.cli.judge import judge
+from prefstage.cli.manners import OneLineErrors
 
 app = typer.Typer(
     name="prefstage",
     help="Which preference data does your language model need next?",
-    no_args_is_help=True,
+    cls=OneLineErrors,
+    invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 app.command()(judge)
+app.command()(demo)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"prefstage {version('prefstage')}")
+        raise typer.Exit
 
 
 @app.callback()
-def prefstage() -> None:
+def prefstage(
+    context: typer.Context,
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
     """Which preference data does your language model need next?"""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:

@@ -1,23 +1,42 @@
 """How every command behaves: summary for people, JSON for machines, errors in one line."""
 
-import json
+import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Any, ParamSpec
 
 import typer
+from typer.core import TyperGroup
 
-from prefstage.core.errors import PrefstageError
-from prefstage.core.files import write_json
+from prefstage.core.errors import InputError, PrefstageError
+from prefstage.core.files import json_text, write_json
 
 P = ParamSpec("P")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+# What the operating system refuses because of the user's paths, rights or disk. Any other
+# OSError is a fault of ours and keeps its traceback.
+_USERS_ERRNOS = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 @dataclass(frozen=True)
@@ -42,27 +61,48 @@ def say(outcome: Outcome, *, as_json: bool, out: Path | None = None) -> None:
         outcome: What to say.
         as_json: Print JSON and nothing else on standard output.
         out: Also write the JSON to this file, atomically.
+
+    Raises:
+        typer.Exit: Quietly, if nobody reads standard output any more.
     """
     if out is not None:
         write_json(out, outcome.result)
-    if as_json:
-        sys.stdout.write(json.dumps(outcome.result, ensure_ascii=False, indent=2) + "\n")
-        return
     lines = [outcome.summary, *(f"wrote {path}" for path in [*outcome.written, out] if path)]
-    sys.stdout.write("\n".join(lines) + "\n")
+    text = json_text(outcome.result) if as_json else "\n".join(lines) + "\n"
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at exit; let that flush go nowhere instead of complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(EXIT_BROKEN_PIPE) from None
 
 
 def mannered(command: Callable[P, None]) -> Callable[P, None]:
-    """Wrap a command: user errors end in one line and exit 2, Ctrl-C in exit 130."""
+    """Wrap a command so that every command ends in the same way.
+
+    A user's error ends in one line and exit code 2, Ctrl-C and SIGTERM in exit code 130; a
+    fault of ours keeps its traceback.
+
+    Args:
+        command: The command's function, as Typer calls it.
+
+    Returns:
+        The function to register.
+    """
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         _quiet_libraries()
         try:
-            command(*args, **kwargs)
+            with _sigterm_as_interrupt():
+                command(*args, **kwargs)
         except PrefstageError as error:
-            typer.echo(f"prefstage: error: {error}", err=True)
-            raise typer.Exit(EXIT_USER_ERROR) from None
+            _refuse(error)
+        except OSError as error:
+            if error.errno not in _USERS_ERRNOS:
+                raise
+            _refuse(_refused_by_the_system(error))
         except KeyboardInterrupt:
             typer.echo(
                 "prefstage: interrupted; everything so far is kept. "
@@ -74,10 +114,98 @@ def mannered(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+class OneLineErrors(TyperGroup):
+    """A command group whose usage errors (unknown option, missing value) are one line."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Parse and run as Typer does, but for how usage errors are told.
+
+        Args:
+            args: The words after the program's name; None takes them from `sys.argv`.
+            prog_name: The program's name in help texts.
+            complete_var: As for Typer.
+            standalone_mode: Whether to exit the process at the end.
+            windows_expand_args: As for Typer.
+            extra: As for Typer.
+
+        Returns:
+            The command's return value, if not `standalone_mode`.
+
+        Raises:
+            typer.TyperException: On a usage error, if not `standalone_mode`.
+        """
+        try:
+            status = super().main(
+                args, prog_name, complete_var, False, windows_expand_args, **extra
+            )
+        except typer.TyperException as error:
+            if not standalone_mode:
+                raise
+            typer.echo(f"prefstage: error: {_usage_error(error)}", err=True)
+            sys.exit(EXIT_USER_ERROR)
+        if not standalone_mode:
+            return status
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage_error(error: typer.TyperException) -> InputError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "prefstage"
+    describe = getattr(error, "format_message", lambda: str(error))
+    return InputError.of(
+        saw=describe(),
+        expected=f"the options and values that `{command}` takes",
+        cure=f"see `{command} --help`",
+    )
+
+
+def _refused_by_the_system(error: OSError) -> InputError:
+    place = f"{error.filename}: " if error.filename else ""
+    return InputError.of(
+        saw=f"{place}{error.strerror}",
+        expected="files and folders that may be read and written, on a disk with room",
+        cure="name another path, or change its rights or the room there; the same command goes on",
+    )
+
+
+def _refuse(error: PrefstageError) -> None:
+    typer.echo(f"prefstage: error: {' '.join(str(error).split())}", err=True)
+    raise typer.Exit(EXIT_USER_ERROR) from None
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let a polite kill end a command as Ctrl-C does, while the block runs."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        as_ctrl_c = signal.getsignal(signal.SIGINT)  # asyncio puts its own there
+        handler = as_ctrl_c if callable(as_ctrl_c) else signal.default_int_handler
+        handler(number, frame)
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # signals belong to the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _quiet_libraries() -> None:
     """Keep the libraries' own progress bars and notices out of our output."""
     for name, value in (
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_HUB_VERBOSITY", "error"),
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("TOKENIZERS_PARALLELISM", "false"),
         ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
