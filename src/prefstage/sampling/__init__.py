@@ -1,1 +1,53 @@
-"""Who writes answers: a local model, or any OpenAI-compatible server."""
+"""Who writes answers: transformers in process, any OpenAI-compatible server; the store."""
+
+from typing import TYPE_CHECKING, Any
+
+from prefstage.sampling.base import (
+    BuyingSampler,
+    DescribedSampler,
+    Sample,
+    Sampler,
+    SampleRequest,
+    SamplingConfig,
+    requests_for,
+)
+from prefstage.sampling.loading import LoadOptions, load_sampler
+from prefstage.sampling.store import CandidateStore, collect, to_candidates
+
+if TYPE_CHECKING:
+    from prefstage.sampling.server_sampler import ServedSampler as ServedSampler
+    from prefstage.sampling.server_sampler import ServerSampler as ServerSampler
+    from prefstage.sampling.transformers_sampler import TransformersSampler as TransformersSampler
+
+_HEAVY = {
+    "ServedSampler": "server_sampler",
+    "ServerSampler": "server_sampler",
+    "TransformersSampler": "transformers_sampler",
+}
+
+__all__ = [
+    "BuyingSampler",
+    "CandidateStore",
+    "DescribedSampler",
+    "LoadOptions",
+    "Sample",
+    "SampleRequest",
+    "Sampler",
+    "SamplingConfig",
+    "ServedSampler",
+    "ServerSampler",
+    "TransformersSampler",
+    "collect",
+    "load_sampler",
+    "requests_for",
+    "to_candidates",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import samplers on first use: torch is only needed by one of them."""
+    if name not in _HEAVY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HEAVY[name]}"), name)

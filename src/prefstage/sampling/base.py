@@ -1,13 +1,14 @@
 """What a sampler is: who writes answers, one per (prompt, sample index)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
 from prefstage.core.config import Config
-from prefstage.data.records import Prompt
+from prefstage.core.seeds import seed_for
+from prefstage.data.records import Candidates, Prompt
 
 
 class SamplingConfig(Config):
@@ -44,7 +45,8 @@ class Sample:
         prompt_id: As in the request.
         index: As in the request.
         text: The response without the end-of-turn token.
-        finish_reason: "stop" (end of turn) or "length" (cut at max_new_tokens).
+        finish_reason: "stop" (end of turn), "length" (cut at max_new_tokens or at the end of
+            the context), or "other" (a server withheld or ended it: content filter, tool call).
         prompt_tokens: Tokens of the prompt.
         response_tokens: Tokens generated, end-of-turn included.
     """
@@ -52,7 +54,7 @@ class Sample:
     prompt_id: str
     index: int
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "other"]
     prompt_tokens: int
     response_tokens: int
 
@@ -71,3 +73,59 @@ class Sampler(Protocol):
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
         """Answer every request once, in any order, each as soon as it is ready."""
+
+
+@runtime_checkable
+class BuyingSampler(Sampler, Protocol):
+    """A sampler whose answers cost money or minutes elsewhere: each is kept on arrival."""
+
+    def sample_into(
+        self, requests: Sequence[SampleRequest], keep: Callable[[Sample], None]
+    ) -> Iterator[Sample]:
+        """As `sample`, but call `keep` with each answer before anything else happens to it.
+
+        `keep` may be called on another thread, while the consumer does something else.
+        """
+
+
+@runtime_checkable
+class DescribedSampler(Sampler, Protocol):
+    """A sampler that says what its fingerprint is made of."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything that the answers depend on, by name; JSON-serialisable."""
+
+
+def requests_for(
+    prompts: Iterable[Candidates], *, responses: int, first: int = 0
+) -> list[SampleRequest]:
+    """Ask for some responses to each prompt.
+
+    Args:
+        prompts: Each prompt stands once; its present responses play no part.
+        responses: Responses per prompt, >= 1.
+        first: Index of the first.
+
+    Returns:
+        The requests, prompt by prompt.
+    """
+    return [
+        SampleRequest(prompt.prompt_id, prompt.prompt, index)
+        for prompt in prompts
+        for index in range(first, first + responses)
+    ]
+
+
+def sample_seed(config: SamplingConfig, request: SampleRequest) -> int:
+    """Seed of one response: depends on the run's seed, the prompt and the index alone.
+
+    Returns:
+        An integer in [0, 2**31), which every server takes.
+    """
+    return seed_for(config.seed, "sample", request.prompt_id, request.index) >> 32
+
+
+def shared_settings(config: SamplingConfig) -> dict[str, Any]:
+    """The settings that each answer depends on: all but the number of responses."""
+    return config.model_dump(exclude={"responses"})

@@ -43,6 +43,18 @@ class Usage:
     completion_tokens: int = 0
 
 
+class RefusedRequestError(ServiceError):
+    """The server refused a request, and would again.
+
+    Attributes:
+        status: HTTP status.
+        reason: What the server said, in one line.
+    """
+
+    status: int = 0
+    reason: str = ""
+
+
 class ServerClient:
     """Speaks to one OpenAI-compatible server; use it as ``async with client:``.
 
@@ -124,7 +136,8 @@ class ServerClient:
             The answer.
 
         Raises:
-            ServiceError: If the server refuses the request, or faults outlast all retries.
+            RefusedRequestError: If the server refuses the request.
+            ServiceError: If faults outlast all retries.
         """
         body = {"messages": [dict(message) for message in messages], **options}
         return await self._ask("chat/completions", body, read_chat)
@@ -161,7 +174,7 @@ class ServerClient:
         url = self.base_url.removesuffix("/v1") + "/openapi.json"
         try:
             found = await self._send("GET", url, None, lambda body: body, patience=3)
-        except _RefusedServiceError:
+        except RefusedRequestError:
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -205,11 +218,13 @@ class ServerClient:
             ) from None
         except RefusedError as refusal:
             self.usage.failures += 1
-            raise _RefusedServiceError.of(
+            error = RefusedRequestError.of(
                 saw=f"{url}: {self._masked(str(refusal))}",
                 expected="an answer",
-                cure=self._cure(str(refusal)),
-            ) from None
+                cure=self._cure(refusal.status),
+            )
+            error.status, error.reason = refusal.status, self._masked(str(refusal))
+            raise error from None
 
     async def _attempt(
         self, method: str, url: str, body: dict[str, Any] | None, read: Callable[[Any], T]
@@ -233,14 +248,10 @@ class ServerClient:
         key = os.environ.get(self._api_key_env)
         return text.replace(key, "***") if key else text
 
-    def _cure(self, refusal: str) -> str:
-        if "HTTP 401" in refusal or "HTTP 403" in refusal:
+    def _cure(self, status: int) -> str:
+        if status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
             return f"set the environment variable {self._api_key_env} to a valid API key"
         return "change the request as the server says"
-
-
-class _RefusedServiceError(ServiceError):
-    """The server refused a request for good."""
 
 
 def _checked_url(url: str) -> str:

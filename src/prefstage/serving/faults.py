@@ -29,7 +29,11 @@ class TransientFault(Exception):  # noqa: N818 - not an error until the retries 
 
 
 class RefusedError(Exception):
-    """A request that the server refuses, now and again."""
+    """A request that the server refuses, now and again; `status` is its HTTP status."""
+
+    def __init__(self, reason: str, *, status: int) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class BackoffWait(wait_base):
@@ -109,10 +113,10 @@ def _failure(response: httpx2.Response, longest_wait_s: float) -> Exception:
     )
     retryable = status in _RETRYABLE or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     if not retryable or code == "insufficient_quota":
-        return RefusedError(reason)
+        return RefusedError(reason, status=status)
     wait_s = retry_after_s(response.headers.get("retry-after"))
     if wait_s > longest_wait_s:
-        return RefusedError(f"{reason}, to be asked again in {wait_s:.0f} s")
+        return RefusedError(f"{reason}, to be asked again in {wait_s:.0f} s", status=status)
     return TransientFault(reason, wait_s=wait_s)
 
 

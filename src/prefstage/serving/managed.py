@@ -51,7 +51,7 @@ def managed_server(
         ServiceError: If the server ends before it answers, or takes too long.
     """
     port = port or _free_port()
-    words = _words(command, port)
+    words = [word.replace("{port}", str(port)) for word in check_command(command)]
     log_file.parent.mkdir(parents=True, exist_ok=True)
     arguments = [sys.executable, "-P", str(_GUARD), str(os.getpid()), str(stop_grace_s), *words]
     with log_file.open("ab") as log:
@@ -72,7 +72,12 @@ def managed_server(
         guard.wait()
 
 
-def _words(command: str, port: int) -> list[str]:
+def check_command(command: str) -> list[str]:
+    """The words of a server command, its program's path first and `{port}` still in them.
+
+    Raises:
+        InputError: If the command names no port or no known program.
+    """
     if "{port}" not in command:
         raise InputError.of(
             saw=f"server command {command!r}",
@@ -80,7 +85,7 @@ def _words(command: str, port: int) -> list[str]:
             cure="write, for example, --port {port}",
         )
     try:
-        words = [word.replace("{port}", str(port)) for word in shlex.split(command)]
+        words = shlex.split(command)
     except ValueError as error:
         raise InputError.of(
             saw=f"server command {command!r}: {error}",

@@ -74,7 +74,7 @@ def _reply(
         raise TypeError(text)
     usage = body.get("usage") or {}
     return ChatReply(
-        text=text or "",
+        text=_without_lone_surrogates(text or ""),
         finish_reason=str(choice.get("finish_reason") or "stop"),
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),
@@ -94,3 +94,8 @@ def _chat_logprobs(logprobs: Any) -> tuple[Mapping[str, float], ...] | None:
 
 def _misshapen(body: Any) -> TransientFault:
     return TransientFault(f"an answer of another shape ({str(body)[:80]})")
+
+
+def _without_lone_surrogates(text: str) -> str:
+    """Replace halves of characters, which JSON can carry and UTF-8 files cannot."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,335 @@
+"""Sampling from a server that speaks the OpenAI protocol."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from prefstage.core.errors import InputError, ServiceError
+from prefstage.core.hashing import digest
+from prefstage.data.chat_formats import CHAT_FORMATS, probe_turn
+from prefstage.data.records import Message
+from prefstage.sampling.base import (
+    Sample,
+    SampleRequest,
+    SamplingConfig,
+    sample_seed,
+    shared_settings,
+)
+from prefstage.serving import (
+    ChatReply,
+    RefusedRequestError,
+    ServerClient,
+    ask_each,
+    managed_server,
+)
+
+Dialect = Literal["standard", "transformers"]
+
+_PROMPT_FAULTS = frozenset({400, 413, 422})
+_REFUSALS_BEFORE_GIVING_UP = 5
+DEFAULT_CONCURRENCY = 16
+
+
+class ServerSampler:
+    """Samples from a running OpenAI-compatible server, one request and one seed a response.
+
+    `transformers serve` takes top_k and sampling at all only in a generation_config of its
+    own, and seeds all its requests together; it is recognised, spoken to in its dialect and
+    asked one request at a time (it generates one at a time anyway). Other servers get the
+    fields temperature, top_p, top_k (unless 0), max_tokens and seed.
+
+    Args:
+        client: Of the server.
+        config: How to sample.
+        name: For people, and for the `sources` column.
+        chat_format: None for /v1/chat/completions and the server's own template; a name of
+            `CHAT_FORMATS` renders the prompt here and asks /v1/completions.
+        concurrency: Requests in flight; None for 16, or for 1 with `transformers serve`.
+        identity: What the answers depend on besides the settings; the model's name by
+            default. The server's address is no part of it.
+
+    Raises:
+        InputError: If the format's name is unknown.
+    """
+
+    def __init__(
+        self,
+        client: ServerClient,
+        config: SamplingConfig,
+        *,
+        name: str,
+        chat_format: str | None = None,
+        concurrency: int | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.client = client
+        self.config = config
+        self.name = name
+        self._format = None if chat_format is None else _PlainFormat(chat_format)
+        self._concurrency = concurrency
+        self.settings: Mapping[str, Any] = {
+            "kind": "server",
+            **(identity or {"model": client.model}),
+            "chat_format": chat_format,
+            **shared_settings(config),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the model's name, the settings and the seed."""
+        return digest(dict(self.settings))
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The client's usage so far."""
+        return dict(vars(self.client.usage))
+
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
+        """Answer every request once, each as soon as its answer arrives.
+
+        Raises:
+            ServiceError: If the server fails for good; or, after all others have been
+                answered, if it refused some prompts.
+        """
+        return self.sample_into(requests, lambda sample: None)
+
+    def sample_into(
+        self, requests: Sequence[SampleRequest], keep: Callable[[Sample], None]
+    ) -> Iterator[Sample]:
+        """As `sample`; `keep` gets each answer the moment it arrives, on another thread."""
+        if not requests:
+            return
+        dialect = _dialect(self.client)
+        alone = dialect == "transformers"
+        self.client.concurrency = self._concurrency or (1 if alone else DEFAULT_CONCURRENCY)
+        refused: list[str] = []
+
+        async def ask(request: SampleRequest) -> Sample | None:
+            try:
+                sample = _sample_of(request, await self._ask(request, dialect), self._format)
+            except RefusedRequestError as error:
+                if error.status not in _PROMPT_FAULTS:
+                    raise
+                refused.append(f"prompt {request.prompt_id}: {error.reason}")
+                if len(refused) >= _REFUSALS_BEFORE_GIVING_UP and not self.client.usage.replies:
+                    raise
+                return None
+            keep(sample)
+            return sample
+
+        for sample in ask_each(self.client, requests, ask):
+            if sample is not None:
+                yield sample
+        if refused:
+            raise ServiceError.of(
+                saw=f"the server refused {len(refused)} of {len(requests)} requests; {refused[0]}",
+                expected="prompts that the server takes",
+                cure="remove or shorten these prompts; all other answers are kept",
+            )
+
+    async def _ask(self, request: SampleRequest, dialect: Dialect) -> ChatReply:
+        options = _options(self.config, sample_seed(self.config, request), dialect)
+        if self._format is not None:
+            return await self.client.complete(self._format.prompt(request.prompt), **options)
+        tools = request.prompt[0].get("tools")
+        messages = [{k: v for k, v in m.items() if k != "tools"} for m in request.prompt]
+        return await self.client.chat(messages, **options, **({"tools": tools} if tools else {}))
+
+
+class ServedSampler:
+    """Samples from a server that is started when first needed, and stopped by `close`.
+
+    The server also ends with this process, however that ends.
+
+    Args:
+        command: As in `managed_server`.
+        config: How to sample.
+        log_file: Where the server's output goes.
+        name: For people; None takes the model's name from the command.
+        chat_format: As in `ServerSampler`.
+        concurrency: As in `ServerSampler`.
+        client_options: Further arguments of `ServerClient`.
+        start_timeout_s: As in `managed_server`.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        config: SamplingConfig,
+        *,
+        log_file: Path,
+        name: str | None = None,
+        chat_format: str | None = None,
+        concurrency: int | None = None,
+        client_options: Mapping[str, Any] | None = None,
+        start_timeout_s: float = 1800.0,
+    ) -> None:
+        self.command = command
+        self.log_file = log_file
+        self.name = name or _model_of(command)
+        self._timeout_s = start_timeout_s
+        self._client_options = dict(client_options or {})
+        self._open = ExitStack()
+        self._running = False
+        # Until the server runs, its address is any; the settings do not depend on it.
+        self._inner = ServerSampler(
+            ServerClient("http://127.0.0.1:1", None, **self._client_options),
+            config,
+            name=self.name,
+            chat_format=chat_format,
+            concurrency=concurrency,
+            identity={"command": command},
+        )
+        self.config = config
+        self.settings = self._inner.settings
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the command, the settings and the seed."""
+        return self._inner.fingerprint
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The client's usage so far."""
+        return self._inner.counts
+
+    def __enter__(self) -> Self:
+        """The sampler; its server starts with the first request."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the server."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the server, if it runs; the next request starts it again."""
+        self._running = False
+        self._open.close()
+
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
+        """As `ServerSampler.sample`, after the server is up."""
+        return self.sample_into(requests, lambda sample: None)
+
+    def sample_into(
+        self, requests: Sequence[SampleRequest], keep: Callable[[Sample], None]
+    ) -> Iterator[Sample]:
+        """As `ServerSampler.sample_into`, after the server is up."""
+        if requests:
+            self._start()
+            yield from self._inner.sample_into(requests, keep)
+
+    def _start(self) -> None:
+        if self._running:
+            return
+        server = managed_server(
+            self.command, log_file=self.log_file, start_timeout_s=self._timeout_s
+        )
+        url = self._open.enter_context(server)
+        usage = self._inner.client.usage
+        self._inner.client = ServerClient(url, None, **self._client_options)
+        self._inner.client.usage = usage
+        if _dialect(self._inner.client) == "standard":
+            self._inner.client.model = _first_model(self._inner.client)
+        self._running = True
+
+
+class _PlainFormat:
+    """Renders prompts for a base model, whose server has no template."""
+
+    def __init__(self, name: str) -> None:
+        if name not in CHAT_FORMATS:
+            raise InputError.of(
+                saw=f"chat_format={name!r}",
+                expected=f"one of {', '.join(CHAT_FORMATS)}, or none for the server's template",
+                cure="choose one of them",
+            )
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        self._template = environment.from_string(CHAT_FORMATS[name])
+        self.lead = probe_turn(self._render).lead or ""
+
+    def prompt(self, prompt: Sequence[Message]) -> str:
+        return self._render(prompt, True)
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        return self._template.render(
+            messages=messages, add_generation_prompt=generation_prompt, eos_token=""
+        )
+
+
+def _dialect(client: ServerClient) -> Dialect:
+    """How the server wants its settings; only transformers has a page to load models."""
+
+    async def describe(_: None) -> Mapping[str, Any]:
+        return await client.describe()
+
+    (description,) = ask_each(client, [None], describe)
+    return "transformers" if "/load_model" in description.get("paths", {}) else "standard"
+
+
+def _first_model(client: ServerClient) -> str:
+    async def models(_: None) -> list[str]:
+        return await client.models()
+
+    (names,) = ask_each(client, [None], models)
+    if not names:
+        raise ServiceError.of(
+            saw=f"{client.base_url}/models lists no model",
+            expected="a server with a model",
+            cure="name the model in the server's command",
+        )
+    return names[0]
+
+
+def _options(config: SamplingConfig, seed: int, dialect: Dialect) -> dict[str, Any]:
+    if dialect == "transformers":
+        sampled = config.temperature > 0
+        generation: dict[str, Any] = {
+            "max_new_tokens": config.max_new_tokens,
+            "do_sample": sampled,
+            "repetition_penalty": 1.0,
+        }
+        if sampled:
+            generation |= {
+                "temperature": config.temperature,
+                "top_p": config.top_p,
+                "top_k": config.top_k,
+            }
+        return {"generation_config": json.dumps(generation), "seed": seed}
+    options: dict[str, Any] = {
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_tokens": config.max_new_tokens,
+        "seed": seed,
+    }
+    return options | ({"top_k": config.top_k} if config.top_k else {})
+
+
+def _sample_of(request: SampleRequest, reply: ChatReply, plain: _PlainFormat | None) -> Sample:
+    reasons: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
+    return Sample(
+        prompt_id=request.prompt_id,
+        index=request.index,
+        text=reply.text if plain is None else reply.text.removeprefix(plain.lead),
+        finish_reason=reasons.get(reply.finish_reason, "other"),
+        prompt_tokens=reply.prompt_tokens,
+        response_tokens=reply.completion_tokens,
+    )
+
+
+def _model_of(command: str) -> str:
+    """The model's name in ``... serve MODEL ...``, or else the program's."""
+    words = command.split()
+    follows = [after for word, after in pairwise(words) if word == "serve"]
+    found = follows[0] if follows and not follows[0].startswith("-") else words[0]
+    return Path(found).name

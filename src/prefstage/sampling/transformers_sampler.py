@@ -1,0 +1,257 @@
+"""Sampling with transformers in this process."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from prefstage.core.errors import InputError, MissingDependencyError, ModelError
+from prefstage.core.hashing import digest
+from prefstage.core.weights import weights_fingerprint
+from prefstage.data import ResponseEncoder, load_tokenizer
+from prefstage.sampling.base import (
+    Sample,
+    SampleRequest,
+    SamplingConfig,
+    sample_seed,
+    shared_settings,
+)
+from prefstage.sampling.batching import plan_batches
+from prefstage.sampling.decoding import Row, generate_rows
+
+DEFAULT_BATCH_TOKENS = 32_768
+
+
+class TransformersSampler:
+    """Samples from a causal language model in this process.
+
+    Each response has random numbers of its own, from the seed, the prompt and the response's
+    index, so that it depends neither on batch size nor on order nor on resuming: exactly so
+    where the logits do not depend on the batch, and up to one token in about a million in
+    float32, whose last bits depend on the shape of a batch. In bfloat16 and float16 the
+    logits themselves depend on the batch's shape in the third digit; responses are then
+    equal in distribution, and equal in fact for equal batches.
+
+    Only temperature, top_k and top_p shape the distribution: a repetition penalty or other
+    processors of the model's generation_config are not applied.
+
+    Args:
+        model: A transformers causal language model; it is put into evaluation mode.
+        tokenizer: Its tokenizer.
+        config: How to sample.
+        name: For people, and for the `sources` column.
+        chat_format: As in `ResponseEncoder`.
+        max_prompt_tokens: As in `ResponseEncoder`; truncated prompts are counted.
+        batch_tokens: Tokens that a batch may hold when every response has grown to
+            max_new_tokens; memory grows with it.
+
+    Raises:
+        ModelError: As `ResponseEncoder`.
+        InputError: If batch_tokens is below 1, or as `ResponseEncoder`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        config: SamplingConfig,
+        *,
+        name: str = "policy",
+        chat_format: str | None = None,
+        max_prompt_tokens: int | None = None,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    ) -> None:
+        if batch_tokens < 1:
+            raise InputError.of(
+                saw=f"batch_tokens={batch_tokens}", expected="at least 1", cure="raise it"
+            )
+        self.model = model.eval()
+        self.config = config
+        self.name = name
+        self.encoder = ResponseEncoder(
+            tokenizer, chat_format=chat_format, max_prompt_tokens=max_prompt_tokens
+        )
+        self.batch_tokens = batch_tokens
+        self.stop_ids = _stop_ids(model, self.encoder)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str,
+        config: SamplingConfig,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        adapter: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a model and its tokenizer from a folder or the Hub.
+
+        Args:
+            name_or_path: A folder or an id of the Hub.
+            config: How to sample.
+            dtype: "auto" (as the checkpoint), "float32", "bfloat16" or "float16".
+            device: "auto" (all GPUs, or the CPU where there are none), "cpu", "cuda:0", ...
+            adapter: Folder or Hub id of a PEFT adapter to merge into the weights.
+            **options: As the class takes them.
+
+        Returns:
+            The sampler, named after the last part of the path.
+
+        Raises:
+            ModelError: If there is no such model or adapter; one line with the reason.
+        """
+        tokenizer = load_tokenizer(name_or_path)
+        model = _load_model(name_or_path, dtype=dtype, device=device)
+        name = Path(name_or_path).name
+        if adapter is not None:
+            model = _with_adapter(model, adapter)
+            name = f"{name}+{Path(adapter).name}"
+        return cls(model, tokenizer, config, **{"name": name, **options})
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything that the answers depend on, by name."""
+        return {
+            "kind": "transformers",
+            "weights": weights_fingerprint(self.model),
+            "prompt_format": self.encoder.fingerprint,
+            "stop_ids": sorted(self.stop_ids),
+            **shared_settings(self.config),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights, tokenizer, template, truncation, settings and seed."""
+        return digest(dict(self.settings))
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What happened so far besides sampling: prompts and tokens lost to truncation."""
+        counts = self.encoder.counts
+        return {
+            "prompts_truncated": counts.prompts_truncated,
+            "prompt_tokens_dropped": counts.prompt_tokens_dropped,
+        }
+
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
+        """Answer every request once, those with the longest prompts first.
+
+        Args:
+            requests: What is wanted.
+
+        Yields:
+            Each answer as soon as it is finished.
+
+        Raises:
+            InputError: If a prompt leaves no room for a token within the model's context;
+                raised before anything is generated.
+        """
+        prompts = self._prompts(requests)
+        lengths = [len(prompts[request.prompt_id]) for request in requests]
+        batches = plan_batches(
+            lengths, new_tokens=self.config.max_new_tokens, token_budget=self.batch_tokens
+        )
+        for batch in batches:
+            yield from self._sample_batch([requests[row] for row in batch.rows], prompts)
+
+    def _sample_batch(
+        self, requests: Sequence[SampleRequest], prompts: Mapping[str, tuple[int, ...]]
+    ) -> Iterator[Sample]:
+        names = list(dict.fromkeys(request.prompt_id for request in requests))
+        place = {name: position for position, name in enumerate(names)}
+        rows = [
+            Row(
+                prompt=place[request.prompt_id],
+                seed=sample_seed(self.config, request),
+                max_new_tokens=self._room(prompts[request.prompt_id]),
+            )
+            for request in requests
+        ]
+        for made in generate_rows(
+            self.model,
+            [prompts[name] for name in names],
+            rows,
+            config=self.config,
+            stop_ids=self.stop_ids,
+        ):
+            request = requests[made.row]
+            yield Sample(
+                prompt_id=request.prompt_id,
+                index=request.index,
+                text=self.encoder.decode(made.ids),
+                finish_reason="stop" if made.stopped else "length",
+                prompt_tokens=len(prompts[request.prompt_id]),
+                response_tokens=len(made.ids),
+            )
+
+    def _prompts(self, requests: Sequence[SampleRequest]) -> dict[str, tuple[int, ...]]:
+        """Tokens of each prompt, once, all of them within the context."""
+        wanted = {request.prompt_id: request.prompt for request in requests}
+        prompts = {name: self.encoder.prompt_ids(prompt) for name, prompt in wanted.items()}
+        too_long = [name for name, ids in prompts.items() if self._room(ids) < 1]
+        if too_long:
+            worst = max(len(prompts[name]) for name in too_long)
+            raise InputError.of(
+                saw=f"{len(too_long)} of {len(prompts)} prompts fill the model's context of "
+                f"{_context(self.model)} tokens (the longest has {worst}; the first is "
+                f"{too_long[0]})",
+                expected="prompts that leave room for a response",
+                cure="set max_prompt_tokens to keep their ends, or remove them",
+            )
+        return prompts
+
+    def _room(self, prompt_ids: tuple[int, ...]) -> int:
+        context = _context(self.model)
+        wanted = self.config.max_new_tokens
+        return wanted if context is None else min(wanted, context - len(prompt_ids))
+
+
+def _context(model: Any) -> int | None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if context is None else int(context)
+
+
+def _stop_ids(model: Any, encoder: ResponseEncoder) -> frozenset[int]:
+    """All tokens that end a response: the model's, and the template's end-of-turn."""
+    own = model.generation_config.eos_token_id
+    listed = [] if own is None else own if isinstance(own, list) else [own]
+    eos = encoder.tokenizer.eos_token_id
+    return frozenset([*listed, encoder.end_of_turn_ids[-1], *([] if eos is None else [eos])])
+
+
+def _load_model(name_or_path: str, *, dtype: str, device: str) -> Any:
+    if device == "auto":
+        device = "auto" if torch.cuda.is_available() else "cpu"
+    try:
+        return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, device_map=device)
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError.of(
+            saw=f"no causal language model at {name_or_path!r} for dtype {dtype} on {device} "
+            f"({reason})",
+            expected="a model folder or a model id of the Hub",
+            cure="check the name, dtype and device",
+        ) from None
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise MissingDependencyError.of(
+            saw=f"adapter {adapter!r} without the package peft",
+            expected="peft",
+            cure="pip install 'prefstage[train]'",
+        ) from None
+    try:
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError.of(
+            saw=f"no adapter for this model at {adapter!r} ({str(error).strip().splitlines()[0]})",
+            expected="a folder or Hub id with adapter_config.json",
+            cure="check the name, and that it was trained on this model",
+        ) from None
