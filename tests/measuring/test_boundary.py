@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from prefstage.core.errors import InputError
 from prefstage.measuring import algorithm_1_verdict, boundary_score, count_votes
 
+quick = settings(deadline=None, max_examples=40)
 matrices = st.tuples(st.integers(1, 5), st.integers(1, 5)).flatmap(
     lambda shape: arrays(
         np.float64, shape, elements=st.sampled_from([0.0, 0.2, 0.5, 0.5 + 1e-12, 0.9, 1.0])
@@ -41,6 +42,7 @@ def test_an_undecided_judgment_counts_half_under_every_rule(votes: str, ties: st
     assert (counted.ties, counted.undecided) == (0, 1)
 
 
+@quick
 @given(matrices, st.sampled_from(["hard", "probability"]))
 def test_exchanging_the_sides_mirrors_the_score(p: np.ndarray, votes: str) -> None:
     here, there = count_votes(p, votes=votes), count_votes(1 - p.T, votes=votes)
@@ -56,6 +58,7 @@ def test_what_is_no_matrix_of_probabilities_is_refused(matrix: list[object]) -> 
         count_votes(matrix)
 
 
+@quick
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20))
 def test_bs_is_the_share_of_votes_when_every_prompt_has_as_many(grid: list[tuple]) -> None:
     rng = np.random.default_rng(len(grid))

@@ -12,7 +12,7 @@ from measuring_worlds import (
 )
 
 from prefstage.core.errors import InputError, RunFolderError, ServiceError
-from prefstage.data import CandidateSet, PairSet
+from prefstage.data import CandidateSet, PairSet, load_candidates
 from prefstage.data.records import Pair
 from prefstage.measuring import MeasureConfig, Stage, measure, measure_stage
 from prefstage.measuring.loop import chunk_sizes, prompt_order
@@ -215,6 +215,21 @@ def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(tmp_path: Path) 
     assert len(dying.asked) + len(second.asked) == len(whole_judge.asked) == whole.judgments
     tables = [pq.read_table(tmp_path / name / "prompts.parquet") for name in ("whole", "killed")]
     assert tables[0].equals(tables[1])
+
+
+def test_a_killed_sampler_is_not_asked_again_for_what_it_wrote(tmp_path: Path) -> None:
+    off, judge = answers(200, skill=0.0), LargerIsBetter()
+    whole = measure_stage(off, judge=judge, sampler=NumberSampler(0.4), out=tmp_path / "whole")
+    first, second = NumberSampler(0.4, dies_after=21), NumberSampler(0.4)
+    with pytest.raises(KeyboardInterrupt):
+        measure_stage(off, judge=judge, sampler=first, out=tmp_path / "killed")
+    resumed = measure_stage(off, judge=judge, sampler=second, out=tmp_path / "killed")
+    assert resumed.as_dict() | {"judge_counts": {}} == whole.as_dict() | {"judge_counts": {}}
+    assert first.written + second.written == 2 * whole.prompts_used
+    kept = load_candidates(tmp_path / "killed" / "candidates.parquet")
+    again = measure_stage(off, judge=judge, on_policy=kept)
+    assert again.boundary_score == whole.boundary_score
+    assert kept[0].sources == ("writer of 0.4", "writer of 0.4")
 
 
 def test_the_run_folder_holds_the_result_and_every_prompt(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from prefstage.core.errors import InputError
 from prefstage.measuring import ConfidenceSequence, log_capital, rejection_step
 
+quick = settings(deadline=None, max_examples=40)
 score_lists = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0]), min_size=1, max_size=40)
 
 
@@ -33,12 +34,14 @@ def capital_by_definition(scores: list[float], mean: float, available: int | Non
     return total
 
 
+@quick
 @given(score_lists, st.floats(0.05, 0.95))
 def test_capital_of_independent_scores(scores: list[float], mean: float) -> None:
     found = log_capital(scores, mean, available=None)[-1]
     assert found == pytest.approx(math.log(capital_by_definition(scores, mean, None)), abs=1e-9)
 
 
+@quick
 @given(score_lists)
 def test_capital_without_replacement(scores: list[float]) -> None:
     found = log_capital(scores, 0.5, available=100)[-1]
@@ -59,6 +62,7 @@ def test_the_game_is_fair_with_replacement() -> None:
     assert capital.mean(axis=0) == pytest.approx(np.ones(5))
 
 
+@quick
 @given(score_lists, st.booleans())
 def test_capital_falls_in_the_mean(scores: list[float], finite: bool) -> None:
     available = 60 if finite else None
@@ -73,6 +77,7 @@ def test_a_mean_that_the_draws_rule_out_is_rejected_for_sure() -> None:
     assert math.isfinite(log_capital([1.0, 1.0, 1.0], 0.6, available=5)[-1])
 
 
+@quick
 @given(score_lists)
 def test_the_interval_narrows_and_the_decision_agrees_with_it(scores: list[float]) -> None:
     sequence, last = ConfidenceSequence(available=50), (0.0, 1.0)
@@ -85,6 +90,7 @@ def test_the_interval_narrows_and_the_decision_agrees_with_it(scores: list[float
         last = low, high
 
 
+@quick
 @given(score_lists)
 def test_mirrored_scores_give_the_mirrored_interval(scores: list[float]) -> None:
     low, high = sequence_of(scores, available=90).interval
@@ -92,6 +98,7 @@ def test_mirrored_scores_give_the_mirrored_interval(scores: list[float]) -> None
     assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-6)
 
 
+@quick
 @given(score_lists, st.integers(1, 7))
 def test_chunks_do_not_matter(scores: list[float], chunk: int) -> None:
     chunked = ConfidenceSequence(available=80)
@@ -101,6 +108,7 @@ def test_chunks_do_not_matter(scores: list[float], chunk: int) -> None:
     assert (chunked.interval, chunked.side) == (whole.interval, whole.side)
 
 
+@quick
 @given(score_lists)
 def test_a_used_up_set_is_known_exactly(scores: list[float]) -> None:
     sequence = sequence_of(scores, available=len(scores))
@@ -110,6 +118,7 @@ def test_a_used_up_set_is_known_exactly(scores: list[float]) -> None:
     assert sequence.side == (None if mean == 0.5 else "above" if mean > 0.5 else "below")
 
 
+@quick
 @given(score_lists, st.integers(0, 30))
 def test_the_interval_is_within_what_is_logically_left(scores: list[float], more: int) -> None:
     available = len(scores) + more
@@ -176,7 +185,7 @@ def test_more_scores_than_prompts_are_refused() -> None:
         ConfidenceSequence(available=2).update([0.1, 0.2, 0.3])
 
 
-@settings(max_examples=5)
+@quick
 @given(st.sampled_from([0.0, 1.0, -1.0, 95.0]))
 def test_a_confidence_outside_0_to_1_is_refused(confidence: float) -> None:
     with pytest.raises(InputError, match=r"write 0\.95"):

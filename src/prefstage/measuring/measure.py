@@ -1,5 +1,6 @@
 """`measure_stage`: which stage is a policy in, from as few prompts as it takes."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from prefstage.core.errors import InputError
 from prefstage.core.runs import RunFolder
+from prefstage.data.sets import CandidateSet
 from prefstage.judging.base import CountingJudge, Judge
 from prefstage.judging.store import JudgmentStore
 from prefstage.judging.stored import stored
@@ -14,16 +16,18 @@ from prefstage.measuring.boundary import algorithm_1_verdict, boundary_score
 from prefstage.measuring.config import MeasureConfig
 from prefstage.measuring.judged import JudgedPrompt
 from prefstage.measuring.loop import LoopEnd, Watch, run_loop
-from prefstage.measuring.prompts import write_prompts
+from prefstage.measuring.prompts import on_policy_candidates, write_prompts
 from prefstage.measuring.responses import GivenResponses, Pool, Responses, SampledResponses
 from prefstage.measuring.sequential import ConfidenceSequence
 from prefstage.measuring.stage import Stage, StageName
 from prefstage.sampling.base import Sampler
+from prefstage.sampling.store import CandidateStore
 
 STAGE = "stage.json"
 PROMPTS = "prompts.parquet"
 JUDGMENTS = "judgments.sqlite"
-CANDIDATES = "candidates.jsonl"
+SAMPLES = "samples.jsonl"
+CANDIDATES = "candidates.parquet"
 
 _BUDGET = {"max_prompts", "max_judgments"}  # may be raised later in the same folder
 _STAGES: dict[str | None, StageName] = {
@@ -108,13 +112,15 @@ def measure(
     """As `measure_stage`, and give the votes of every prompt too."""
     config, before = config or MeasureConfig(), _counts(judge)
     off = Pool.of(off_policy, side="off-policy")
+    policy = _policy(sampler, on_policy, config)
+    prompt_ids = [prompt_id for prompt_id in off.places if policy.has(prompt_id)]
+    _check_overlap(prompt_ids, off, policy)
     with ExitStack() as stack:
-        policy = _policy(sampler, on_policy, config)
-        prompt_ids = [prompt_id for prompt_id in off.places if policy.has(prompt_id)]
-        _check_overlap(prompt_ids, off, policy)
         if out is not None:
             _open_folder(out, config, off=off, on=policy, judge=judge)
             judge = stored(judge, stack.enter_context(JudgmentStore(out / JUDGMENTS)))
+            if isinstance(policy, SampledResponses):
+                policy.keep_in(stack.enter_context(CandidateStore(out / SAMPLES)))
         end = run_loop(
             prompt_ids,
             off=off,
@@ -131,9 +137,15 @@ def measure(
     cost = _cost(policy, judge, before)
     stage = _stage(end, config, unmatched_prompts=unmatched, **names, **cost)
     if out is not None:
-        write_prompts(end.prompts, out / PROMPTS)
-        stage.save(out / STAGE)
+        _write(out, stage, end.prompts)
     return Measurement(stage, end.prompts)
+
+
+def _write(out: Path, stage: Stage, prompts: Sequence[JudgedPrompt]) -> None:
+    write_prompts(prompts, out / PROMPTS)
+    if stage.tokens is not None:
+        CandidateSet.of(on_policy_candidates(prompts, stage.policy)).save(out / CANDIDATES)
+    stage.save(out / STAGE)  # last: where it stands, everything stands
 
 
 def _policy(
@@ -146,7 +158,7 @@ def _policy(
             cure="give the sampler, or the responses that the policy has written before",
         )
     if sampler is not None:
-        return SampledResponses(sampler, config.on_responses, ask=sampler.sample)
+        return SampledResponses(sampler, config.on_responses)
     pool = Pool.of(on_policy or [], side="on-policy")
     return GivenResponses(pool, config.on_responses, seed=config.seed)
 

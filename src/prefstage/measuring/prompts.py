@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefstage.core.files import atomic_path
-from prefstage.data.records import Prompt
+from prefstage.data.records import Candidates, Prompt
 from prefstage.judging.texts import content_of
 from prefstage.measuring.judged import JudgedPrompt
 
@@ -43,6 +43,28 @@ def write_prompts(prompts: Sequence[JudgedPrompt], path: Path) -> None:
     ]
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
+
+
+def on_policy_candidates(prompts: Sequence[JudgedPrompt], source: str) -> list[Candidates]:
+    """The on-policy responses as candidates, to be used again as ``--on``.
+
+    Args:
+        prompts: The judged prompts.
+        source: The policy's name.
+
+    Returns:
+        One row a prompt, in the order of use; no scores.
+    """
+    return [
+        Candidates(
+            each.match.prompt_id,
+            each.match.prompt,
+            each.match.on,
+            (source,) * len(each.match.on),
+            (None,) * len(each.match.on),
+        )
+        for each in prompts
+    ]
 
 
 def excerpt_of(prompt: Prompt, *, length: int) -> str:

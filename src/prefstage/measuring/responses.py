@@ -1,7 +1,7 @@
 """Where the two sides' responses come from: given with the prompts, or sampled on demand."""
 
 import random
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,7 +11,8 @@ from prefstage.core.seeds import seed_for
 from prefstage.data.grouping import pairs_to_candidates
 from prefstage.data.records import Candidates
 from prefstage.data.sets import CandidateSet, PairSet
-from prefstage.sampling.base import Sample, Sampler, SampleRequest
+from prefstage.sampling.base import Sample, Sampler, SampleRequest, requests_for
+from prefstage.sampling.store import CandidateStore, collect
 
 Responses = PairSet | CandidateSet | Sequence[Candidates]
 """Prompts with responses, as measuring takes them; pairs count as two responses."""
@@ -157,16 +158,19 @@ class SampledResponses:
     Attributes:
         sampler: The policy.
         responses: Responses a prompt, m.
-        ask: Answers requests; the sampler itself, or the sampler behind a store.
         tokens: What was used so far.
         cut: Responses that hit the token limit.
     """
 
     sampler: Sampler
     responses: int
-    ask: Callable[[Sequence[SampleRequest]], Iterable[Sample]]
     tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "response": 0})
     cut: int = 0
+    _store: CandidateStore | None = None
+
+    def keep_in(self, store: CandidateStore) -> None:
+        """Take responses from this store where it has them, and put new ones there."""
+        self._store = store
 
     @property
     def name(self) -> str:
@@ -196,13 +200,9 @@ class SampledResponses:
         Raises:
             ServiceError: If the sampler leaves a request without an answer.
         """
-        requests = [
-            SampleRequest(each.prompt_id, each.prompt, index)
-            for each in prompts
-            for index in range(self.responses)
-        ]
+        requests = requests_for(prompts, responses=self.responses)
         found: dict[tuple[str, int], Sample] = {}
-        for sample in self.ask(requests):
+        for sample in self._ask(requests):
             found[sample.prompt_id, sample.index] = sample
             tell(f"sampling {len(found)}/{len(requests)}")
         missing = [r for r in requests if (r.prompt_id, r.index) not in found]
@@ -219,3 +219,8 @@ class SampledResponses:
         self.cut += sum(sample.finish_reason == "length" for sample in samples)
         texts = iter(sample.text for sample in samples)
         return [Drawn(tuple(next(texts) for _ in range(self.responses))) for _ in prompts]
+
+    def _ask(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
+        if self._store is None:
+            return self.sampler.sample(requests)
+        return collect(self.sampler, requests, self._store)

@@ -1,0 +1,189 @@
+"""`prefstage measure`: which stage is a policy in?"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from prefstage.cli.manners import EXIT_INTERRUPTED, Outcome, mannered, say
+from prefstage.core.config import load_config, write_config
+from prefstage.core.progress import Ticker, progress
+
+if TYPE_CHECKING:
+    from prefstage.cli.measure_settings import MeasureSettings
+    from prefstage.measuring import Measurement, Reading
+
+T = TypeVar("T")
+
+Text = str | None
+Number = int | None
+
+
+@mannered
+def measure(
+    *,
+    policy: Annotated[
+        Text,
+        typer.Option(
+            help="The policy: model folder or Hub id, openai:MODEL@URL, serve:COMMAND; "
+            "with --on, its name."
+        ),
+    ] = None,
+    off: Annotated[
+        Text, typer.Option(help="Off-policy pairs or candidates: file, folder or Hub id.")
+    ] = None,
+    judge: Annotated[
+        Text,
+        typer.Option(
+            help="reward:PATH, pairrm:PATH, openai:MODEL@URL, table:FILE, "
+            "python:module:function, or a checkpoint."
+        ),
+    ] = None,
+    on: Annotated[
+        Text, typer.Option(help="The policy's responses, if they exist already; not sampled then.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder. The same command goes on in it after a stop."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings as YAML; options win.")] = None,
+    responses: Annotated[Number, typer.Option(help="On-policy responses a prompt [2].")] = None,
+    off_responses: Annotated[
+        Number, typer.Option(help="Off-policy responses a prompt [2].")
+    ] = None,
+    votes: Annotated[
+        Text, typer.Option(help="hard (each comparison is a vote) or probability [hard].")
+    ] = None,
+    ties: Annotated[Text, typer.Option(help="A tie counts half, or for off [half].")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Of the interval [0.95].")] = None,
+    all_prompts: Annotated[
+        bool, typer.Option("--all-prompts", help="Use the whole budget, however clear it is.")
+    ] = False,
+    new_prompts: Annotated[
+        bool, typer.Option("--new-prompts", help="Ask about all prompts like these.")
+    ] = False,
+    max_prompts: Annotated[Number, typer.Option(help="Prompts used at most.")] = None,
+    max_judgments: Annotated[Number, typer.Option(help="Comparisons at most.")] = None,
+    seed: Annotated[Number, typer.Option(help="Of order, choice and sampling [0].")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling [0.7].")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Of sampling [0.9].")] = None,
+    top_k: Annotated[Number, typer.Option(help="Of sampling [50].")] = None,
+    max_new_tokens: Annotated[Number, typer.Option(help="Tokens a response [1024].")] = None,
+    chat_format: Annotated[Text, typer.Option(help="Plain format of a base model.")] = None,
+    dtype: Annotated[Text, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    device: Annotated[Text, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
+    adapter: Annotated[Text, typer.Option(help="PEFT adapter on the policy.")] = None,
+    concurrency: Annotated[Number, typer.Option(help="Requests to a server in flight.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Tell which preference data a policy needs next: the pairs at hand, or its own.
+
+    The policy answers the prompts of the off-policy data, the judge compares its answers with
+    the answers there, and both stop as soon as the 95 % interval of the boundary score leaves
+    1/2: below, the policy is in the injection stage (train on the off-policy pairs); above, in
+    the fine-tuning stage (train on pairs of its own answers).
+    """
+    options = dict(locals())
+    from prefstage.cli.measure_settings import MeasureSettings
+
+    settings = load_config(MeasureSettings, config, _overrides(options))
+    try:
+        measurement, notes = _measure(settings, out)
+    except KeyboardInterrupt:
+        if out is not None:
+            raise
+        typer.echo("prefstage: interrupted; nothing is kept without --out.", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    _report(measurement, notes, out, as_json=as_json)
+
+
+def _overrides(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as settings; what was not given is None."""
+    renamed = {"responses": "on_responses"}
+    sampling = ("temperature", "top_p", "top_k", "max_new_tokens")
+    renamed |= {name: f"sampling.{name}" for name in sampling}
+    given = {k: v for k, v in options.items() if k not in ("out", "config", "as_json")}
+    return {renamed.get(k, k): v for k, v in given.items() if v is not None and v is not False}
+
+
+def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Measurement", list[str]]:
+    from prefstage.data import load_candidates
+    from prefstage.judging import load_judge
+    from prefstage.measuring import measure as run
+    from prefstage.sampling import load_sampler
+
+    off = load_candidates(settings.off)
+    on = load_candidates(settings.on) if settings.on is not None else None
+    notes = [f"off-policy data: {note}" for note in off.report.notes]
+    notes += [f"on-policy data: {note}" for note in on.report.notes] if on is not None else []
+    with ExitStack() as stack:
+        judge = _entered(stack, load_judge(settings.judge))
+        sampler = None
+        if on is None:
+            sampler = _entered(
+                stack,
+                load_sampler(
+                    str(settings.policy),
+                    settings.sampling_config,
+                    options=settings.load_options,
+                ),
+            )
+        measurement = run(
+            off,
+            judge=judge,
+            sampler=sampler,
+            on_policy=on,
+            policy_name=(settings.policy or settings.on) if on is not None else None,
+            config=settings.rules,
+            out=out,
+            watch=stack.enter_context(_live()),
+        )
+    if out is not None:
+        write_config(settings, out / "config.yaml")
+    return measurement, notes
+
+
+def _report(
+    measurement: "Measurement", notes: list[str], out: Path | None, *, as_json: bool
+) -> None:
+    from prefstage.measuring.summary import notes_of, summarise
+
+    stage = measurement.stage
+    text = "\n".join([summarise(measurement), *(f"note: {note}" for note in notes)])
+    result = {
+        **stage.as_dict(),
+        "recommendation": stage.recommendation,
+        "notes": [*notes_of(stage), *notes],
+    }
+    names = ("stage.json", "prompts.parquet", "candidates.parquet", "judgments.sqlite")
+    written = [out / name for name in names if (out / name).exists()] if out is not None else []
+    say(Outcome(text, result, written), as_json=as_json)
+
+
+def _entered(stack: ExitStack, thing: T) -> T:
+    """Make sure that what runs something of its own (a server) ends it."""
+    if isinstance(thing, AbstractContextManager):
+        stack.enter_context(thing)
+    return thing
+
+
+@contextmanager
+def _live() -> Iterator[Callable[["Reading"], None]]:
+    """A progress bar over prompts, with the interval as it narrows."""
+    with ExitStack() as stack:
+        ticker: list[Ticker] = []
+        used = 0
+
+        def show(reading: "Reading") -> None:
+            nonlocal used
+            if not ticker:
+                ticker.append(stack.enter_context(progress("measuring", reading.prompts_allowed)))
+            low, high = reading.interval
+            seen = f"score {reading.boundary_score:.2f} [{low:.2f}, {high:.2f}]"
+            note = f"{seen}  {reading.doing}" if reading.prompts_used else reading.doing
+            ticker[0](reading.prompts_used - used, note=note)
+            used = reading.prompts_used
+
+        yield show
