@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -70,8 +70,8 @@ class Reading:
             DataError: After the last row (or at the first bad one, if `stop_at_bad_row`)
                 if any was bad and no quarantine file takes it, or if none was good.
         """
-        with ExitStack() as stack:
-            bad = _BadRows(self, stack)
+        with _quarantine_stream(self.quarantine_file) as stream:
+            bad = _BadRows(self, stream)
             for row in self.source.rows():
                 report.rows_read += 1
                 try:
@@ -100,18 +100,17 @@ class _BadRows:
     """Collects the bad rows of one pass: the first few to show, the rest counted or kept."""
 
     reading: Reading
-    stack: ExitStack
+    stream: IO[str] | None
     count: int = 0
     first: list[BadRow] = field(default_factory=list)
-    stream: IO[str] | None = None
 
     def add(self, row: RawRow, fault: RowFault) -> None:
         self.count += 1
         bad = BadRow.of(row.file, row.number, fault)
         if len(self.first) < _SHOWN_BAD_ROWS:
             self.first.append(bad)
-        if self.reading.quarantine_file is not None:
-            self._write({**vars(bad), "raw": row.values})
+        if self.stream is not None:
+            self.stream.write(json.dumps({**vars(bad), "raw": row.values}, default=str) + "\n")
         elif self.reading.stop_at_bad_row:
             raise self._error(f"{self.reading.source.name}: a bad row (later rows not read yet)")
 
@@ -126,15 +125,8 @@ class _BadRows:
         if self.count and (self.reading.quarantine_file is None or report.rows_kept == 0):
             raise self._error(f"{name}: {self.count} bad of {report.rows_read} rows")
         report.quarantined = self.count
-        if self.count:
-            report.quarantine_file = str(self.reading.quarantine_file)
-
-    def _write(self, value: Mapping[str, Any]) -> None:
-        if self.stream is None and self.reading.quarantine_file is not None:
-            path = self.stack.enter_context(atomic_path(self.reading.quarantine_file))
-            self.stream = self.stack.enter_context(path.open("w", encoding="utf-8"))
         if self.stream is not None:
-            self.stream.write(json.dumps(value, default=str) + "\n")
+            report.quarantine_file = str(self.reading.quarantine_file)
 
     def _error(self, what: str) -> DataError:
         listed = "; ".join(map(str, self.first))
@@ -147,6 +139,16 @@ class _BadRows:
             if self.reading.quarantine_file is None
             else "check the format and columns, since no row is good",
         )
+
+
+@contextmanager
+def _quarantine_stream(path: Path | None) -> Iterator[IO[str] | None]:
+    """The file for bad rows of one pass, whole or absent; empty if there are none."""
+    if path is None:
+        yield None
+        return
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        yield stream
 
 
 def open_reading(
