@@ -1,0 +1,227 @@
+"""Tree attention inside any transformers model that uses its attention interface."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from prefstage.core.errors import ModelError
+from prefstage.scoring.blockwise import AttentionRule, attend
+from prefstage.scoring.rows import Row
+
+Backend = Literal["blockwise", "sdpa", "flex"]
+BACKENDS: tuple[Backend, ...] = ("blockwise", "sdpa", "flex")
+
+TREE_ATTENTION = "prefstage_tree"
+"""Name under which transformers knows the tree attention."""
+
+_UNSUPPORTED = ("s_aux", "position_bias", "cache")
+
+
+@dataclass
+class RowAttention:
+    """What the attention layers of one forward pass need to know about its row.
+
+    Attributes:
+        row: The row.
+        backend: Which implementation computes it.
+        windows: Sliding window that each layer asked for, by its index (filled by the
+            layers as they run).
+    """
+
+    row: Row
+    backend: Backend
+    windows: dict[int, int | None] = field(default_factory=dict)
+
+    @cached_property
+    def _masks(self) -> dict[Any, Any]:
+        return {}
+
+    def mask(self, kind: Any, build: Any) -> Any:
+        """A mask of this row, built once for all layers that share it."""
+        if kind not in self._masks:
+            self._masks[kind] = build()
+        return self._masks[kind]
+
+
+def choose_backend(device: torch.device) -> tuple[Backend, str]:
+    """Choose the implementation of tree attention for a device.
+
+    Args:
+        device: Where the model's layers are.
+
+    Returns:
+        The implementation and the reason in words.
+    """
+    if device.type == "cpu":
+        return "blockwise", "blocks of queries fit a CPU's cache; no mask is held"
+    if device.type == "cuda" and torch.utils._triton.has_triton():
+        return "flex", "flex attention skips the blocks that no token sees"
+    return "sdpa", f"no fused kernel for trees on {device.type}; a boolean mask works everywhere"
+
+
+@contextmanager
+def tree_attention(body: Any) -> Iterator[None]:
+    """Let a model's layers use tree attention while the block runs.
+
+    With gradient checkpointing the layers run again in the backward pass, after the
+    block; the model then keeps the tree attention, which serves ordinary passes too.
+
+    Args:
+        body: A transformers model.
+
+    Raises:
+        ModelError: If the model does not take its attention from transformers' interface.
+    """
+    before = body.config._attn_implementation
+    if before != TREE_ATTENTION:
+        _check_replaceable(body)
+        _register()
+        body.config._attn_implementation = TREE_ATTENTION
+    try:
+        yield
+    finally:
+        if not (torch.is_grad_enabled() and getattr(body, "is_gradient_checkpointing", False)):
+            body.config._attn_implementation = before
+
+
+def tree_attention_forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    row_attention: RowAttention | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention function in the form that transformers' layers call.
+
+    Args:
+        module: The calling layer.
+        query: [1, heads, places, head_dim].
+        key: [1, groups, places, head_dim].
+        value: [1, groups, places, head_dim].
+        attention_mask: Used only for an ordinary pass (no `row_attention`).
+        scaling: Factor on scores; None for head_dim ** -0.5.
+        dropout: Must be 0 for a row: a dropped weight of a prompt would be shared.
+        sliding_window: Tokens that a token sees, itself included; None for all.
+        softcap: Bound of the scores; None for none.
+        row_attention: The row; None makes this an ordinary pass.
+        others: What else the layer passes on; ignored unless it changes attention.
+
+    Returns:
+        ([1, places, heads, head_dim], None).
+
+    Raises:
+        ModelError: If the layer asks for something that tree attention does not do.
+    """
+    rule = AttentionRule(
+        scale=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
+        softcap=softcap,
+        window=sliding_window,
+    )
+    if row_attention is None:
+        if softcap is not None:
+            return _dense(query, key, value, attention_mask, rule), None
+        plain: Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )[0]
+        return plain, None
+    asked = [name for name in _UNSUPPORTED if others.get(name) is not None]
+    if asked or dropout:
+        raise ModelError.of(
+            saw=f"{type(module).__name__} with {', '.join(asked) or f'dropout {dropout}'}",
+            expected="attention that depends on queries, keys, a window and a soft-cap alone",
+            cure="use layout='flat'" if asked else "set attention dropout to 0, or model.eval()",
+        )
+    row_attention.windows[getattr(module, "layer_idx", None) or 0] = sliding_window
+    return _tree(query, key, value, row_attention, rule), None
+
+
+def visible_keys(row: Row, *, window: int | None, device: torch.device) -> Bool[Tensor, "1 1 q k"]:
+    """Which key each place sees, as a boolean mask.
+
+    Args:
+        row: The row.
+        window: A token sees itself and the `window` - 1 tokens before it; None for all.
+        device: Where the mask shall be.
+
+    Returns:
+        [1, 1, places, places]; true where the key is an ancestor or the place itself.
+    """
+    stops, positions = row.subtree_stop.to(device), row.position_ids.to(device)
+    place = torch.arange(len(stops), device=device)
+    seen = (place <= place[:, None]) & (place[:, None] < stops)
+    if window is not None:
+        seen &= positions[:, None] - positions < window
+    return seen[None, None]
+
+
+def _tree(
+    query: Tensor, key: Tensor, value: Tensor, row_attention: RowAttention, rule: AttentionRule
+) -> Tensor:
+    row, device = row_attention.row, query.device
+    if row_attention.backend == "blockwise":
+        return attend(query[0], key[0], value[0], segments=row.segments, rule=rule)[None]
+    if row_attention.backend == "flex":
+        from prefstage.scoring.flex import attend_flex, block_mask
+
+        mask = row_attention.mask(
+            ("flex", rule.window, device),
+            lambda: block_mask(row, window=rule.window, device=device),
+        )
+        return attend_flex(query, key, value, mask=mask, rule=rule)
+    mask = row_attention.mask(
+        ("sdpa", rule.window, device),
+        lambda: visible_keys(row, window=rule.window, device=device),
+    )
+    if rule.softcap is not None:
+        return _dense(query, key, value, mask, rule)
+    mixed = scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=rule.scale, enable_gqa=True
+    )
+    return mixed.transpose(1, 2)
+
+
+def _dense(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: AttentionRule
+) -> Tensor:
+    """Attention written out, for the soft-cap that SDPA lacks."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = query @ key.transpose(2, 3) * rule.scale
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).transpose(1, 2)
+
+
+def _check_replaceable(body: Any) -> None:
+    if not getattr(body, "_supports_attention_backend", False):
+        raise ModelError.of(
+            saw=f"{type(body).__name__}, whose attention cannot be replaced",
+            expected="a model on transformers' attention interface",
+            cure="use layout='flat'",
+        )
+
+
+def _register() -> None:
+    AttentionInterface.register(TREE_ATTENTION, tree_attention_forward)
+    AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)

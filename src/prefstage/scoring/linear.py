@@ -1,0 +1,222 @@
+"""Log-probs of given tokens straight from hidden states, without holding the logits."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_ELEMENTS = 1 << 19
+"""Logits held at once (2 MiB in float32): stays in a CPU's cache; on a GPU see below."""
+
+GPU_CHUNK_ELEMENTS = 1 << 27
+"""Logits held at once on a GPU, where large products matter more than cache."""
+
+MAX_CHUNK_TOKENS = 1024
+"""Tokens whose logits are held at once."""
+
+_STATISTICS = ("entropy", "log_sum_squares")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The map from hidden states to logits: ``softcap · tanh(scale · (h Wᵀ + b) / softcap)``.
+
+    Attributes:
+        weight: W. [vocabulary, hidden].
+        bias: b. [vocabulary], or None.
+        scale: Factor on the logits.
+        softcap: Bound of the logits; None for none.
+    """
+
+    weight: Float[Tensor, "vocabulary hidden"]
+    bias: Float[Tensor, " vocabulary"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogProbs:
+    """Log-probs of target tokens, and what else was asked for; nats, float32 at least.
+
+    Attributes:
+        log_probs: log π(target). [tokens].
+        entropy: -Σ_v π(v) log π(v). [tokens]; None unless asked for. No gradient.
+        log_sum_squares: log Σ_v π(v)². [tokens]; likewise.
+    """
+
+    log_probs: Float[Tensor, " tokens"]
+    entropy: Float[Tensor, " tokens"] | None = None
+    log_sum_squares: Float[Tensor, " tokens"] | None = None
+
+
+def linear_log_probs(
+    hidden: Float[Tensor, "tokens hidden"],
+    targets: Int[Tensor, " tokens"],
+    head: Head,
+    *,
+    statistics: tuple[str, ...] = (),
+) -> TokenLogProbs:
+    """Log-softmax of the head's logits at the targets, in chunks of tokens and vocabulary.
+
+    ``log π(y) = z_y - log Σ_v exp z_v``, summed in float32 (float64 for float64 input)
+    from half-precision weights too. Memory does not grow with the vocabulary; the
+    backward pass computes each chunk again.
+
+    Args:
+        hidden: Final hidden states. [tokens, hidden].
+        targets: Token whose log-prob is wanted. [tokens].
+        head: The map to logits.
+        statistics: Of "entropy" and "log_sum_squares", those wanted; they cost time.
+
+    Returns:
+        Log-probs and the statistics asked for.
+    """
+    log_probs, *extra = _LinearLogProbs.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+        hidden, head.weight, head.bias, targets, head.scale, head.softcap, bool(statistics)
+    )
+    known = dict(zip(_STATISTICS, extra, strict=True)) if statistics else {}
+    return TokenLogProbs(log_probs, **{name: known[name] for name in statistics})
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes its inputs by place
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        softcap: float | None,
+        with_statistics: bool,
+    ) -> tuple[Tensor, ...]:
+        head = Head(weight, bias, scale, softcap)
+        sums = _Sums.start(hidden, with_statistics=with_statistics)
+        for words in _word_chunks(len(targets), len(weight), hidden.device):
+            for tokens in _token_chunks(len(targets)):
+                sums.add(_logits(hidden[tokens], head, words)[0], tokens)
+        at_target = _target_logits(hidden, head, targets)
+        ctx.save_for_backward(hidden, weight, bias, targets, sums.total)
+        ctx.scale, ctx.softcap = scale, softcap
+        statistics = sums.statistics()
+        ctx.mark_non_differentiable(*statistics)
+        return (at_target - sums.total, *statistics)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, total = ctx.saved_tensors
+        head = Head(weight, bias, ctx.scale, ctx.softcap)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        precise = total.dtype
+        grad_hidden = torch.zeros_like(hidden, dtype=precise) if wants_hidden else None
+        grad_weight = torch.empty_like(weight) if wants_weight else None
+        grad_bias = torch.empty_like(bias) if wants_bias else None
+        for words in _word_chunks(len(targets), len(weight), hidden.device):
+            part = weight[words].to(precise)
+            part_grad, part_bias = torch.zeros_like(part), part.new_zeros(len(part))
+            for tokens in _token_chunks(len(targets)):
+                slopes = _slopes(hidden[tokens], targets[tokens], head, words, total[tokens])
+                slopes *= grad[tokens, None]
+                if grad_hidden is not None:
+                    grad_hidden[tokens].addmm_(slopes, part)
+                if wants_weight:
+                    part_grad.addmm_(slopes.t(), hidden[tokens].to(precise))
+                part_bias += slopes.sum(0)
+            if grad_weight is not None:
+                grad_weight[words] = part_grad
+            if grad_bias is not None:
+                grad_bias[words] = part_bias
+        typed = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
+        return (typed, grad_weight, grad_bias, None, None, None, None)
+
+
+def _slopes(hidden: Tensor, targets: Tensor, head: Head, words: slice, total: Tensor) -> Tensor:
+    """Slope of log π(target) by h Wᵀ + b in a chunk: (1[v = target] - π(v)) · the head's."""
+    logits, slope = _logits(hidden, head, words)
+    slopes = logits.sub_(total[:, None]).exp_().neg_()
+    (inside,) = ((targets >= words.start) & (targets < words.stop)).nonzero(as_tuple=True)
+    slopes[inside, targets[inside] - words.start] += 1
+    return slopes.mul_(head.scale if slope is None else slope * head.scale)
+
+
+@dataclass
+class _Sums:
+    """Running sums over the vocabulary: log Σ e^z, and for statistics Σ z e^z and log Σ e^2z."""
+
+    total: Tensor
+    weighted: Tensor | None
+    squares: Tensor | None
+
+    @staticmethod
+    def start(hidden: Tensor, *, with_statistics: bool) -> "_Sums":
+        precise = torch.promote_types(hidden.dtype, torch.float32)
+        empty = hidden.new_full((len(hidden),), -math.inf, dtype=precise)
+        if not with_statistics:
+            return _Sums(empty, None, None)
+        return _Sums(empty, torch.zeros_like(empty), empty.clone())
+
+    def add(self, logits: Tensor, tokens: slice) -> None:
+        before = self.total[tokens].clone()
+        self.total[tokens] = torch.logaddexp(before, logits.logsumexp(-1))
+        if self.weighted is None or self.squares is None:
+            return
+        after = self.total[tokens]
+        # Kept divided by e^total, so that nothing overflows.
+        mean = ((logits - after[:, None]).exp_() * logits).sum(-1)
+        self.weighted[tokens] = self.weighted[tokens] * (before - after).exp() + mean
+        self.squares[tokens] = torch.logaddexp(self.squares[tokens], (2 * logits).logsumexp(-1))
+
+    def statistics(self) -> tuple[Tensor, ...]:
+        if self.weighted is None or self.squares is None:
+            return ()
+        return self.total - self.weighted, self.squares - 2 * self.total
+
+
+def _token_chunks(tokens: int) -> Iterator[slice]:
+    for start in range(0, tokens, MAX_CHUNK_TOKENS):
+        yield slice(start, min(start + MAX_CHUNK_TOKENS, tokens))
+
+
+def _word_chunks(tokens: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    elements = CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    step = max(elements // max(1, min(tokens, MAX_CHUNK_TOKENS)), 64)
+    for start in range(0, vocabulary, step):
+        yield slice(start, min(start + step, vocabulary))
+
+
+def _logits(hidden: Tensor, head: Head, words: slice) -> tuple[Tensor, Tensor | None]:
+    """Logits of a chunk in full precision, and the slope of the soft-cap."""
+    weight = head.weight[words]
+    precise = torch.promote_types(hidden.dtype, torch.float32)
+    if hidden.dtype != precise and hidden.device.type == "cuda":
+        logits = torch.mm(hidden, weight.t(), out_dtype=precise)
+    else:
+        logits = torch.mm(hidden.to(precise), weight.t().to(precise))
+    if head.bias is not None:
+        logits += head.bias[words]
+    return _finish(logits, head)
+
+
+def _target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    precise = torch.promote_types(hidden.dtype, torch.float32)
+    rows = head.weight[targets].to(precise)
+    logits = (hidden.to(precise) * rows).sum(-1)
+    if head.bias is not None:
+        logits += head.bias[targets]
+    return _finish(logits, head)[0]
+
+
+def _finish(logits: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
+    if head.scale != 1.0:
+        logits *= head.scale
+    if head.softcap is None:
+        return logits, None
+    logits.div_(head.softcap).tanh_()
+    slope = 1 - logits.square()
+    return logits.mul_(head.softcap), slope

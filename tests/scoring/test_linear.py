@@ -1,0 +1,96 @@
+"""The fused linear log-prob against log-softmax of the whole logits."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefstage.scoring import linear
+from prefstage.scoring.linear import Head, linear_log_probs
+
+
+def whole_logits(hidden: Tensor, head: Head) -> Tensor:
+    logits = hidden @ head.weight.t()
+    if head.bias is not None:
+        logits = logits + head.bias
+    logits = logits * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks of tokens and of vocabulary, the last ones cut short."""
+    monkeypatch.setattr(linear, "MAX_CHUNK_TOKENS", 5)
+    monkeypatch.setattr(linear, "CHUNK_ELEMENTS", 1)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("softcap", [None, 2.5])
+def test_values_and_gradients_are_exact(
+    with_bias: bool, scale: float, softcap: float | None
+) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(13, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(150, 6, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(150, dtype=torch.float64, requires_grad=True) if with_bias else None
+    targets = torch.randint(150, (13,))
+
+    def log_probs(hidden: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
+        head = Head(weight, bias[0] if bias else None, scale, softcap)
+        return linear_log_probs(hidden, targets, head).log_probs
+
+    inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+    expected = whole_logits(hidden, Head(weight, bias, scale, softcap)).log_softmax(-1)
+    torch.testing.assert_close(
+        log_probs(*inputs), expected.gather(-1, targets[:, None])[:, 0], rtol=1e-12, atol=1e-12
+    )
+    assert torch.autograd.gradcheck(log_probs, inputs, fast_mode=True)
+
+
+def test_frozen_weight_gets_no_gradient_and_hidden_does() -> None:
+    hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(70, 4)
+    linear_log_probs(hidden, torch.tensor([1, 2, 69]), Head(weight)).log_probs.sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_statistics_equal_their_definitions() -> None:
+    torch.manual_seed(0)
+    hidden, weight = 3 * torch.randn(7, 5), torch.randn(200, 5)
+    scored = linear_log_probs(
+        hidden, torch.arange(7), Head(weight), statistics=("log_sum_squares", "entropy")
+    )
+    log_probs = whole_logits(hidden, Head(weight)).log_softmax(-1)
+    torch.testing.assert_close(scored.entropy, -(log_probs.exp() * log_probs).sum(-1))
+    torch.testing.assert_close(scored.log_sum_squares, (2 * log_probs).logsumexp(-1))
+
+
+def test_statistics_are_absent_unless_asked_for() -> None:
+    scored = linear_log_probs(torch.randn(2, 3), torch.tensor([0, 1]), Head(torch.randn(9, 3)))
+    assert scored.entropy is None
+    assert scored.log_sum_squares is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_summed_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(6, 64).to(dtype), torch.randn(300, 64).to(dtype)
+    targets = torch.randint(300, (6,))
+    found = linear_log_probs(hidden, targets, Head(weight)).log_probs
+    exact = whole_logits(hidden.double(), Head(weight.double())).log_softmax(-1)
+    assert found.dtype == torch.float32
+    expected = exact.gather(-1, targets[:, None])[:, 0].float()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_large_logits_neither_overflow_nor_lose_the_target() -> None:
+    hidden = torch.tensor([[1e4], [-1e4]])
+    scored = linear_log_probs(
+        hidden,
+        torch.tensor([2, 2]),
+        Head(torch.tensor([[0.0], [1.0], [2.0]])),
+        statistics=("entropy", "log_sum_squares"),
+    )
+    torch.testing.assert_close(scored.log_probs, torch.tensor([0.0, -2e4]))
+    torch.testing.assert_close(scored.entropy, torch.zeros(2))
+    torch.testing.assert_close(scored.log_sum_squares, torch.zeros(2))
