@@ -1,6 +1,5 @@
 """The bad-input table of datasets: what is wrong, what the one line says, what it tells to do."""
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,16 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dataset_rows import GOOD, LABELLED, LISTED, lines, one_line
 
-from prefstage.core.errors import DataError, InputError, PrefstageError
+from prefstage.core.errors import DataError, InputError
 from prefstage.data import load_candidates, load_pairs
 
-GOOD = {"prompt": "Why?", "chosen": "Good.", "rejected": "Bad."}
 ASKED = [{"role": "user", "content": "Why?"}]
 ANSWER = [{"role": "assistant", "content": "Good."}]
 OTHER = [{"role": "assistant", "content": "Bad."}]
-LABELLED = {"prompt": "Why?", "output_A": "Good.", "output_B": "Bad.", "label": "A"}
-LISTED = {"prompt": "Why?", "responses": ["A", "B"], "sources": ["x", "y"], "scores": [1, 2]}
 COMPLETION = {"response": "A", "model": "m", "overall_score": 7}
 
 
@@ -227,6 +224,19 @@ BAD_ROWS: list[tuple[str, list[Any], list[str]]] = [
         ),
         ["'votes_a'", "-1", "not negative"],
     ),
+    (
+        "an empty list of votes",
+        changed({"prompt": "Why?", "response_a": "A", "response_b": "B", "votes": ["A"]}, votes=[]),
+        ["'votes'", "list []", "at least one label", "collect votes"],
+    ),
+    (
+        "an unknown vote",
+        changed(
+            {"prompt": "Why?", "response_a": "A", "response_b": "B", "votes": ["A"]},
+            votes=["A", "x"],
+        ),
+        ["'votes[1]'", "'x'", "a = first", "labels={...}"],
+    ),
     ("a row that is a list", [GOOD, [1, 2]], ["row 2", "list [1, 2]", "{column: value}"]),
     ("a row that is null", [GOOD, None], ["row 2", "NoneType", "{column: value}"]),
     ("a lone surrogate", changed(GOOD, chosen="\ud800"), ["row 2", "surrogate", "UTF-8", "remove"]),
@@ -274,17 +284,6 @@ BAD_CANDIDATES: list[tuple[str, list[Any], list[str]]] = [
 ]
 
 
-def lines(rows: list[Any]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def one_line(error: PrefstageError) -> str:
-    text = str(error)
-    assert "\n" not in text
-    assert "; expected " in text
-    return text
-
-
 @pytest.mark.parametrize(("rows", "said"), [c[1:] for c in BAD_ROWS], ids=[c[0] for c in BAD_ROWS])
 def test_a_bad_pair_is_named_or_set_aside(tmp_path: Path, rows: list[Any], said: list[str]) -> None:
     path, aside = tmp_path / "rows.jsonl", tmp_path / "aside.jsonl"
@@ -309,170 +308,6 @@ def test_bad_candidates_are_named(tmp_path: Path, rows: list[Any], said: list[st
     with pytest.raises(DataError) as caught:
         load_candidates(path)
     for part in ["1 bad of 2 rows", "rows.jsonl row 2", *said]:
-        assert part in one_line(caught.value)
-
-
-ROW = json.dumps(GOOD)
-BAD_FILES: list[tuple[str, str, bytes, list[str]]] = [
-    # id, file name, its bytes, what the message must say
-    ("empty", "a.jsonl", b"", ["without any row", "how the file was made"]),
-    ("blank", "a.jsonl", b"\n \n", ["without any row"]),
-    ("an empty list", "a.json", b"[]", ["without any row"]),
-    ("no JSON at all", "a.jsonl", b"prompt,chosen\n", ["'prompt,chosen'", "malformed JSON"]),
-    (
-        "a broken line",
-        "a.jsonl",
-        f"{ROW}\n{ROW[:20]}\n".encode(),
-        ["row 2", "malformed JSON", "mend"],
-    ),
-    (
-        "a cut list",
-        "a.json",
-        f"[{ROW}, {ROW[:20]}".encode(),
-        ["after row 1", "closed by ]", "mend"],
-    ),
-    ("text after the list", "a.json", f"[{ROW}] x".encode(), ["'x' after the closing ]"]),
-    ("an object over lines", "a.json", b'{\n "a": 1\n}', ["malformed JSON", "list [...]"]),
-    (
-        "Latin-1",
-        "a.jsonl",
-        f"{ROW}\n".encode() + b'{"prompt": "\xe9"}\n',
-        ["row 2", "UTF-8", "iconv"],
-    ),
-    ("Latin-1 in a list", "a.json", f'[{ROW}, {{"a": "'.encode() + b'\xe9"}]', ["row 2", "UTF-8"]),
-    ("Latin-1 in CSV", "a.csv", b"prompt,chosen,rejected\na,b,c\na,\xe9,c\n", ["row 3", "UTF-8"]),
-    ("UTF-16", "a.jsonl", ROW.encode("utf-16"), ["UTF-8", "none of whose first"]),
-    ("no gzip", "a.jsonl.gz", ROW.encode(), ["damaged gzip", "compress the file again"]),
-    ("cut gzip", "a.jsonl.gz", gzip.compress(ROW.encode() * 99)[:-20], ["damaged gzip"]),
-    ("no Parquet", "a.parquet", b"PAR1 or not", ["no readable Parquet file", "fetch or write"]),
-    (
-        "more fields",
-        "a.csv",
-        b"prompt,chosen,rejected\na,b,c\na,b,c,d\n",
-        ["4 fields under 3", "quote"],
-    ),
-    (
-        "fewer fields",
-        "a.csv",
-        b"prompt,chosen,rejected\na,b,c\na,b\n",
-        ["2 fields under 3", "quote"],
-    ),
-    ("open quote", "a.csv", b'prompt,chosen,rejected\na,b,"c\n', ["malformed CSV", "CSV library"]),
-    ("header only", "a.csv", b"prompt,chosen,rejected\n", ["without any row"]),
-    ("unknown ending", "a.txt", ROW.encode(), ["a.txt", ".jsonl", "rename or convert"]),
-    (
-        "unknown columns",
-        "a.jsonl",
-        b'{"promt": "a", "chosen": "b", "rejekted": "c"}',
-        ["promt, chosen, rejekted", "prompt, chosen, rejected", "columns={"],
-    ),
-    (
-        "SFT data",
-        "a.jsonl",
-        b'{"prompt": "a", "completion": "b"}',
-        ["prompt, completion", "columns={"],
-    ),
-    (
-        "two formats at once",
-        "a.jsonl",
-        json.dumps({**GOOD, "response_a": "x", "response_b": "y", "winner": "a"}).encode(),
-        ["fit both trl-standard and labelled", "format='trl-standard'"],
-    ),
-    (
-        "three label numbers",
-        "a.jsonl",
-        lines([{**LABELLED, "label": n} for n in (0, 1, 2)]),
-        ["'label'", "0, 1, 2", "different meanings", "labels={0: 'first'"],
-    ),
-    (
-        "labels 1 only",
-        "a.jsonl",
-        lines([{**LABELLED, "label": 1}]),
-        ["labels 1,", "different meanings"],
-    ),
-    (
-        "labels 0 and 1 for columns 1 and 2",
-        "a.jsonl",
-        lines([{"prompt": "a", "output_1": "b", "output_2": "c", "label": n} for n in (0, 1)]),
-        ["0, 1", "'output_1'", "labels={"],
-    ),
-    (
-        "graded labels",
-        "a.jsonl",
-        lines([{**LABELLED, "label": n} for n in (0.25, 0.75)]),
-        ["0.25, 0.75", "labels={"],
-    ),
-    ("no labels at all", "a.jsonl", lines([{**LABELLED, "label": None}]), ["labels nothing"]),
-    (
-        "candidates as pairs",
-        "a.jsonl",
-        json.dumps(LISTED).encode(),
-        ["responses without a chosen one", "load_candidates"],
-    ),
-    (
-        "only bad rows",
-        "a.jsonl",
-        lines([{**GOOD, "chosen": ""}]),
-        ["1 bad of 1 rows", "an empty response"],
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "said"), [case[1:] for case in BAD_FILES], ids=[case[0] for case in BAD_FILES]
-)
-def test_a_bad_file_is_named(tmp_path: Path, name: str, data: bytes, said: list[str]) -> None:
-    path = tmp_path / name
-    path.write_bytes(data)
-    with pytest.raises(DataError) as caught:
-        load_pairs(path)
-    for part in [name, *said]:
-        assert part in one_line(caught.value)
-
-
-BAD_ARGUMENTS: list[tuple[str, dict[str, Any], list[str]]] = [
-    ("no such file", {"source": "no/such/file.jsonl"}, ["no file or folder", "check the path"]),
-    ("no such folder", {"source": "./nothing"}, ["'./nothing'", "check the path"]),
-    ("too many colons", {"source": "a:b:c:d"}, ["'a:b:c:d'", "name:config:split", "two colons"]),
-    ("an empty part", {"source": "a::test"}, ["'a::test'", "nothing empty"]),
-    ("two splits", {"source": "a:test", "split": "train"}, ["'test'", "'train'", "leave one"]),
-    ("a file's split", {"split": "train"}, ["split='train'", "a file has none", "leave split out"]),
-    (
-        "unknown format",
-        {"format": "trl-standart"},
-        ["'trl-standart'", "did you mean 'trl-standard'?"],
-    ),
-    ("unknown role", {"columns": {"promt": "prompt"}}, ["'promt'", "did you mean 'prompt'?"]),
-    ("unknown column", {"columns": {"prompt": "promt"}}, ["'promt'", "did you mean 'prompt'?"]),
-    ("unknown policy", {"on_bad_row": "skip"}, ["'skip'", "'error' or 'quarantine'"]),
-    ("no quarantine file", {"on_bad_row": "quarantine"}, ["quarantine_file=None", "give both"]),
-    ("no quarantine", {"quarantine_file": "q.jsonl"}, ["'error'", "'q.jsonl'", "give both"]),
-    ("labels without use", {"labels": {0: "first"}}, ["trl-standard", "leave labels out"]),
-    ("a format of candidates", {"format": "ultrafeedback"}, ["'ultrafeedback'", "load_candidates"]),
-    (
-        "labels that say nothing",
-        {"format": "labelled", "labels": {0: "tie"}},
-        ["{0: 'tie'}", "first, second, tie"],
-    ),
-    (
-        "labels with a wrong verdict",
-        {"format": "labelled", "labels": {0: "first", 1: "chosen"}},
-        ["'chosen'", "first, second, tie"],
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"), [c[1:] for c in BAD_ARGUMENTS], ids=[c[0] for c in BAD_ARGUMENTS]
-)
-def test_a_bad_argument_is_named(
-    tmp_path: Path, arguments: dict[str, Any], said: list[str]
-) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(lines([GOOD]))
-    with pytest.raises(InputError) as caught:
-        load_pairs(**{"source": path, **arguments})
-    for part in said:
         assert part in one_line(caught.value)
 
 

@@ -91,8 +91,8 @@ def pairs(
 
 
 @st.composite
-def candidates(draw: st.DrawFn) -> Candidates:
-    asked = draw(prompts())
+def candidates(draw: st.DrawFn, prompt: st.SearchStrategy[Any] | None = None) -> Candidates:
+    asked = draw(prompts() if prompt is None else prompt)
     rows = draw(
         st.lists(st.tuples(texts, st.none() | texts, st.none() | numbers), min_size=1, max_size=4)
     )
@@ -281,3 +281,45 @@ def test_pairs_come_back_from_tables(rows: list[Pair]) -> None:
         Dataset.from_list(foreign).save_to_disk(place / "a")
         for file in ("a.csv", "a.csv.gz", "a.parquet", "a"):
             assert list(load_pairs(place / file)) == rows
+
+
+def to_ultrafeedback(row: Candidates) -> list[dict[str, Any]]:
+    entries = zip(row.responses, row.sources, row.scores, strict=True)
+    completions = [
+        {"response": text, "model": source, "overall_score": score}
+        for text, source, score in entries
+    ]
+    return [{"instruction": row.prompt[0]["content"], "completions": completions}]
+
+
+def to_answers(row: Candidates) -> list[dict[str, Any]]:
+    entries = zip(row.responses, row.sources, row.scores, strict=True)
+    return [
+        {
+            "instruction": row.prompt[0]["content"],
+            "output": text,
+            "generator": source,
+            "preference": score,
+        }
+        for text, source, score in entries
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "render"), [("ultrafeedback", to_ultrafeedback), ("model-outputs", to_answers)]
+)
+@few
+@given(data=st.data())
+def test_candidates_come_back_from_foreign_formats(
+    name: str, render: Callable[[Candidates], list[dict[str, Any]]], data: Any
+) -> None:
+    drawn = data.draw(
+        st.lists(candidates(one_turn), min_size=1, max_size=3, unique_by=lambda row: row.prompt_id)
+    )
+    rows = [replace(row, sources=tuple(source or "m" for source in row.sources)) for row in drawn]
+    with folder() as place:
+        foreign = [line for row in rows for line in render(row)]
+        (place / "a.json").write_text(json.dumps(foreign))
+        loaded = load_candidates(place / "a.json")
+        assert loaded.report.format == name
+        assert list(loaded) == rows

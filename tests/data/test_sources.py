@@ -115,6 +115,14 @@ def test_a_saved_folder_may_hold_splits(tmp_path: Path) -> None:
         load_pairs(tmp_path / "none")
 
 
+def test_an_open_dataset_is_read_as_it_is() -> None:
+    table = Dataset.from_list(ROWS)
+    assert prompts(load_pairs(table)) == ["Why 0?", "Why 1?", "Why 2?"]
+    assert len(load_pairs(table.to_iterable_dataset())) == 3
+    with pytest.raises(InputError, match="split 'test' of dataset, which is a single table"):
+        load_pairs(table, split="test")
+
+
 def test_class_labels_are_read_by_their_names(tmp_path: Path) -> None:
     rows = [{"prompt": "Why?", "response_a": "x", "response_b": "y", "winner": 1}]
     texts = {name: Value("string") for name in ("prompt", "response_a", "response_b")}

@@ -202,6 +202,16 @@ def test_text_that_spells_a_special_token_is_counted() -> None:
     assert encoder.counts.control_tokens == 1
 
 
+def test_runs_of_spaces_that_are_added_tokens_mean_nothing() -> None:
+    """Pythia's and Phi-2's tokenizers have such tokens."""
+    tokenizer = tiny_tokenizer("base")
+    tokenizer.add_tokens(["   "])
+    encoder = ResponseEncoder(tokenizer, chat_format="plain")
+    encoder.encode(ASKED, ["a   b"])
+    assert encoder.counts.control_tokens == 0
+    assert encoder.end_of_turn == "<|endoftext|>"
+
+
 def test_fingerprints_differ_where_tokens_would() -> None:
     same = [encoder_of("chatml").fingerprint, encoder_of("chatml").fingerprint]
     tokenizer = tiny_tokenizer("chatml")

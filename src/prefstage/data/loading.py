@@ -9,11 +9,12 @@ from prefstage.data.grouping import group_by_prompt
 from prefstage.data.reading import OnBadRow, Reading, open_reading
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.sets import CandidateSet, CandidateStream, PairSet, PairStream
+from prefstage.data.sources import Given
 
 
 @overload
 def load_pairs(
-    source: str | Path,
+    source: Given,
     *,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -25,7 +26,7 @@ def load_pairs(
 ) -> PairSet: ...
 @overload
 def load_pairs(
-    source: str | Path,
+    source: Given,
     *,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -36,7 +37,7 @@ def load_pairs(
     streaming: Literal[True],
 ) -> PairStream: ...
 def load_pairs(
-    source: str | Path,
+    source: Given,
     *,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -50,8 +51,8 @@ def load_pairs(
 
     Args:
         source: A file (.jsonl, .json, .csv, .parquet, each perhaps .gz), a folder (of
-            `save_to_disk`, or of data files), a URL, or a Hub id ``name``,
-            ``name:split`` or ``name:config:split``.
+            `save_to_disk`, or of data files), a URL, a Hub id ``name``, ``name:split`` or
+            ``name:config:split``, or a `datasets` object.
         format: Name of a format (see docs/data.md); None to recognise it.
         columns: Role to column name, for columns with names of their own:
             ``{"prompt": "question", "chosen": "good", "rejected": "bad"}``.
@@ -87,7 +88,7 @@ def load_pairs(
 
 @overload
 def load_candidates(
-    source: str | Path,
+    source: Given,
     *,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -99,7 +100,7 @@ def load_candidates(
 ) -> CandidateSet: ...
 @overload
 def load_candidates(
-    source: str | Path,
+    source: Given,
     *,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
@@ -110,7 +111,7 @@ def load_candidates(
     streaming: Literal[True],
 ) -> CandidateStream: ...
 def load_candidates(
-    source: str | Path,
+    source: Given,
     *,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,

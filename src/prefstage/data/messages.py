@@ -24,6 +24,7 @@ _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 def is_messages(value: Any) -> bool:
     """Whether a value looks like a list of chat messages (the first item decides)."""
+    value = _transposed(value)
     return (
         isinstance(value, Sequence)
         and not isinstance(value, str)
@@ -46,6 +47,7 @@ def read_messages(value: Any, field: str) -> Prompt:
     Raises:
         RowFault: If it is no list of messages, or a role or content is wrong.
     """
+    value = _transposed(value)
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise RowFault(
             field,
@@ -54,6 +56,16 @@ def read_messages(value: Any, field: str) -> Prompt:
             cure="mend or remove the row",
         )
     return tuple(read_message(item, f"{field}[{index}]") for index, item in enumerate(value))
+
+
+def _transposed(value: Any) -> Any:
+    """A list of messages out of a message of lists, as `datasets` stored them before List."""
+    if not isinstance(value, Mapping) or not value:
+        return value
+    lists = all(isinstance(item, Sequence) and not isinstance(item, str) for item in value.values())
+    if not lists or len({len(item) for item in value.values()}) != 1:
+        return value
+    return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
 
 
 def read_message(value: Any, field: str) -> Message:

@@ -24,7 +24,7 @@ from prefstage.data.recognition import (
     rename,
 )
 from prefstage.data.records import Candidates, Pair
-from prefstage.data.sources import Source, open_source
+from prefstage.data.sources import Given, Source, open_source
 from prefstage.data.validation import TIE, check_storable
 
 OnBadRow = Literal["error", "quarantine"]
@@ -152,7 +152,7 @@ def _quarantine_stream(path: Path | None) -> Iterator[IO[str] | None]:
 
 
 def open_reading(
-    given: str | Path,
+    given: Given,
     wanted: Wanted,
     *,
     format: str | None,
@@ -194,9 +194,7 @@ def open_reading(
     )
 
 
-def _check_policy(
-    given: str | Path, on_bad_row: str, quarantine_file: str | Path | None
-) -> Path | None:
+def _check_policy(given: Given, on_bad_row: str, quarantine_file: str | Path | None) -> Path | None:
     if on_bad_row not in ("error", "quarantine"):
         raise InputError.of(
             saw=f"on_bad_row={on_bad_row!r}",
@@ -209,7 +207,8 @@ def _check_policy(
             expected="a quarantine_file if, and only if, bad rows are quarantined",
             cure="give both, or neither",
         )
-    if quarantine_file is not None and Path(quarantine_file).resolve() == Path(given).resolve():
+    named = isinstance(given, str | Path) and quarantine_file is not None
+    if named and Path(str(quarantine_file)).resolve() == Path(str(given)).resolve():
         raise InputError.of(
             saw=f"quarantine_file={str(quarantine_file)!r}, which is the dataset itself",
             expected="another file",

@@ -13,7 +13,7 @@ Wanted = Literal["pairs", "candidates"]
 COLUMN_ROLES = (
     *("prompt", "system", "tools", "chosen", "rejected", "agreement"),
     *("score_chosen", "score_rejected", "source_chosen", "source_rejected"),
-    *("response_a", "response_b", "label", "votes_a", "votes_b", "votes_tie"),
+    *("response_a", "response_b", "label", "votes", "votes_a", "votes_b", "votes_tie"),
     *("source_a", "source_b", "score_a", "score_b"),
     *("responses", "sources", "scores", "response", "source", "score"),
 )

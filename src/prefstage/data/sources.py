@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import httpx2
@@ -33,7 +33,11 @@ class Source:
     rows: Callable[[], Generator[RawRow]]
 
 
-def open_source(given: str | Path, *, split: str | None = None, streaming: bool = False) -> Source:
+Given: TypeAlias = str | Path | Dataset | IterableDataset
+"""How a dataset can be given: by name, or as the object itself."""
+
+
+def open_source(given: Given, *, split: str | None = None, streaming: bool = False) -> Source:
     """Find out what a dataset's name means, and open it.
 
     In this order: an existing file; an existing folder (of `save_to_disk`, or of data
@@ -41,7 +45,7 @@ def open_source(given: str | Path, *, split: str | None = None, streaming: bool 
     ``name:config:split``.
 
     Args:
-        given: The name.
+        given: The name, or a dataset that is open already.
         split: Which split of a folder or Hub dataset.
         streaming: Read a Hub dataset without downloading it whole first.
 
@@ -49,6 +53,8 @@ def open_source(given: str | Path, *, split: str | None = None, streaming: bool 
         DataError: If there is no such dataset, or it has several splits and none is named.
         InputError: If a split is named twice, or for a file, which has none.
     """
+    if isinstance(given, Dataset | IterableDataset):
+        return _of_dataset("dataset", _choose_split(given, "dataset", split))
     name = str(given)
     if Path(name).is_file() or "://" in name:
         if split is not None:

@@ -104,7 +104,10 @@ class ResponseEncoder:
         self._options = dict(template_options or {})
         self._template = _template_of(tokenizer, chat_format)
         self._starts_with_bos = chat_format is not None and _adds_bos(tokenizer)
-        self._added_ids = frozenset(tokenizer.added_tokens_decoder)
+        added = tokenizer.added_tokens_decoder.items()
+        # Some tokenizers add runs of spaces as tokens; those end and control nothing.
+        self._marks = frozenset(token for token, text in added if str(text).strip())
+        self._special = frozenset(token for token, text in added if text.special)
         self._shape: TurnShape = probe_turn(self._render)
         self.end_of_turn_ids: tuple[int, ...] = self._find_end_of_turn()
 
@@ -179,7 +182,9 @@ class ResponseEncoder:
         whole = self._render([*prompt, message], False)
         if lead is not None and whole.startswith(before + lead) and whole.endswith(suffix):
             body = whole[len(before + lead) : len(whole) - len(suffix)]
-            if "tool_calls" in message or body in (message["content"], message["content"].strip()):
+            text = str(message["content"])
+            trimmed = body in text and body.strip() == text.strip()
+            if trimmed or message.get("tool_calls"):
                 return lead + body + self.end_of_turn
         if self.counts.template_fallbacks == 0:
             _log.warning(
@@ -196,7 +201,7 @@ class ResponseEncoder:
             self.counts.border_merges += 1
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         body = ids[: len(ids) - len(self.end_of_turn_ids)]
-        self.counts.control_tokens += any(token in self._added_ids for token in body)
+        self.counts.control_tokens += any(token in self._special for token in body)
         return list(ids)
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
@@ -250,7 +255,7 @@ class ResponseEncoder:
     def _find_end_of_turn(self) -> tuple[int, ...]:
         ids = self.tokenizer(self._shape.suffix, add_special_tokens=False)["input_ids"]
         for index, token in enumerate(ids):
-            if token in self._added_ids:
+            if token in self._marks:
                 return tuple(ids[: index + 1])
         eos = self.tokenizer.eos_token_id
         if eos is None:

@@ -163,7 +163,7 @@ def read_response(value: Any, field: str, prompt: Prompt = ()) -> tuple[Message,
     """
     if isinstance(value, str):
         return assistant(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and not is_messages(value):
         return (read_message(value, field),)
     if not is_messages(value):
         raise RowFault(

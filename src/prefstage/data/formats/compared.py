@@ -179,9 +179,40 @@ def _read_votes(row: Row, _: LabelScheme | None) -> Pair:
             expected="counts that are not negative, and at least one vote",
             cure="remove the row, or collect votes for it",
         )
-    first = (counts[0] + (counts[2] / 2 if tied else 0.0)) / total
+    return _by_share(row, names, (counts[0] + (counts[2] / 2 if tied else 0.0)) / total)
+
+
+def _by_share(row: Row, names: tuple[str, str], first: float) -> Pair:
+    """The pair of a row whose first response got this share of the votes."""
     verdict: Verdict = "tie" if first == TIE else "first" if first > TIE else "second"
     return _ordered(row, names, verdict, max(first, 1 - first))
+
+
+def _read_vote_list(row: Row, scheme: LabelScheme | None) -> Pair:
+    """Each rater's label in a list; a tie counts half for each response."""
+    votes = require(row, "votes")
+    if isinstance(votes, str) or not isinstance(votes, Sequence) or not votes:
+        raise RowFault(
+            "votes",
+            saw=show(votes),
+            expected="a list with at least one label",
+            cure="remove the row, or collect votes for it",
+        )
+    names = response_columns(row) or ("response_a", "response_b")
+    named = {f"votes[{index}]": vote for index, vote in enumerate(votes)}
+    verdicts = [_read_verdict(named, place, scheme or AUTO_J) for place in named]
+    first = verdicts.count("first") + verdicts.count("tie") / 2
+    return _by_share(row, names, first / len(verdicts))
+
+
+def _infer_vote_labels(rows: Sequence[Row], source: str) -> LabelScheme:
+    names = response_columns(rows[0]) or ("response_a", "response_b")
+    labels = [vote for row in rows for vote in _as_list(row.get("votes"))]
+    return infer_scheme(labels, names, column="votes", source=source)
+
+
+def _as_list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
 
 
 def _has_sides(row: Row) -> bool:
@@ -241,6 +272,15 @@ COMPARED = (
         needs=("prompt", "response_a", "response_b", "votes_a", "votes_b"),
         recognises=lambda row: _has_sides(row) and _vote_columns(row) is not None,
         read=_read_votes,
+        note="agreement is the winner's share of the votes; a tie vote counts half for each",
+    ),
+    Format(
+        name="vote-list",
+        kind="pairs",
+        needs=("prompt", "response_a", "response_b", "votes"),
+        recognises=lambda row: _has_sides(row) and bool(_as_list(row.get("votes"))),
+        read=_read_vote_list,
+        labels=_infer_vote_labels,
         note="agreement is the winner's share of the votes; a tie vote counts half for each",
     ),
     Format(
