@@ -1,0 +1,89 @@
+"""The public surface, pinned: whoever changes it changes this test, and the changelog."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import prefstage
+from prefstage.cli.main import app
+
+NAMES = [
+    "Scorer",
+    "Stage",
+    "load_candidates",
+    "load_judge",
+    "load_pairs",
+    "load_sampler",
+    "measure_stage",
+]
+COMMANDS = ["demo", "doctor", "judge", "measure", "sample"]
+
+SOURCE = Path(prefstage.__file__).parent
+PACKAGES = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
+
+
+def modules_loaded_by(statement: str) -> set[str]:
+    """Top-level names of the modules that a fresh interpreter holds after a statement."""
+    script = f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    ran = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert ran.stderr == ""
+    return set(ran.stdout.split())
+
+
+def test_public_names_are_pinned_and_there() -> None:
+    assert list(prefstage.__all__) == NAMES
+    assert dir(prefstage) == NAMES
+    for name in NAMES:
+        assert getattr(prefstage, name).__doc__
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'lode_pairs'"):
+        prefstage.lode_pairs  # noqa: B018 - reading the attribute is the test
+
+
+def test_commands_are_pinned() -> None:
+    commands = sorted(command.callback.__name__ for command in app.registered_commands)
+    assert commands == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_json(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "--json" in result.stdout
+
+
+def test_every_package_says_what_it_holds_and_exports_what_it_names() -> None:
+    for name in PACKAGES:
+        package = importlib.import_module(f"prefstage.{name}")
+        assert package.__doc__
+        for public in getattr(package, "__all__", ()):
+            assert hasattr(package, public), f"prefstage.{name}.{public}"
+
+
+HEAVY = {"torch", "transformers", "datasets", "pyarrow", "pandas", "numpy", "scipy"}
+
+
+@pytest.mark.parametrize("statement", ["import prefstage", "import prefstage.cli.main"])
+def test_nothing_heavy_is_imported_before_it_is_needed(statement: str) -> None:
+    assert modules_loaded_by(statement) & HEAVY == set()
+
+
+def test_importing_does_not_touch_the_environment() -> None:
+    statement = (
+        "import os, signal, warnings, logging\n"
+        "def state():\n"
+        "    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]\n"
+        "    return [dict(os.environ), handlers, list(logging.root.handlers), os.getcwd()]\n"
+        "before = state()\n"
+        "import prefstage.cli.main, prefstage.core.config\n"
+        "assert state() == before"
+    )
+    modules_loaded_by(statement)
