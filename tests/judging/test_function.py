@@ -56,23 +56,3 @@ def test_a_function_is_named_as_module_and_function() -> None:
     assert load_judge("python:test_function:first_wins").fingerprint != judge.fingerprint
     assert load_judge(longer).compare([comparison("x", "a", "bbb")])[0].probability == 0.0
     assert load_judge(judge) is judge
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("python:test_function", "python:my_judges:shorter_is_better"),
-        ("python:no_such_module:f", "No module named 'no_such_module'"),
-        ("python:test_function:no_such", "has no attribute 'no_such'"),
-        ("python:test_function:pytest", "is a module"),
-        ("python:test_function:longer?symetric=true", "did you mean 'symmetric'"),
-        ("oracle:everything", "expected reward:PATH, pairrm:PATH, openai:MODEL@URL, table:FILE"),
-        ("reward:", "expected reward:PATH"),
-        ("", "expected reward:PATH"),
-    ],
-)
-def test_wrong_specifications_name_the_forms(spec: str, message: str) -> None:
-    with pytest.raises(InputError) as error:
-        load_judge(spec)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)

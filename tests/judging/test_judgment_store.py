@@ -150,6 +150,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     text.write_text("not a database " * 100)
     with pytest.raises(InputError, match="expected a judgment store"):
         JudgmentStore(text)
+    with pytest.raises(InputError, match="expected a judgment store"):
+        JudgmentStore(text / "below" / "store.db")
     other = tmp_path / "other.db"
     with sqlite3.connect(other) as connection:
         connection.execute("CREATE TABLE things (name TEXT)")

@@ -75,7 +75,7 @@ def recomputed_logit(folder: Path, source: str, first: str, second: str) -> floa
         {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
     )
     texts = ("<|source|>" + source, "<|candidate1|>" + first, "<|candidate2|>" + second)
-    head_ids = tokenizer(texts[0])["input_ids"][:1224]
+    head_ids = tokenizer(texts[0], truncation=True, max_length=1224)["input_ids"]
     room = (2048 - len(head_ids)) // 2
     rest = [tokenizer(t, truncation=True, max_length=room)["input_ids"] for t in texts[1:]]
     with torch.no_grad():
@@ -105,7 +105,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("pair", [*PAIRS, ("the cat", LONG, "was bad")])
 def test_verdicts_equal_a_recomputation_from_the_raw_tensors(
     checkpoint: Path, pair: tuple[str, str, str]
 ) -> None:
@@ -172,6 +172,14 @@ def test_lengths_are_per_example_as_published() -> None:
     long = encoder(style="plain")(comparison(LONG, LONG, LONG + " bad"))
     assert len(long.forward) == 1224 + 2 * 412
     assert len(long.backward) == len(long.forward)
+    tokenizer = word_tokenizer(extra=MARKERS)
+    parts = [("<|source|>", LONG, 1224), ("<|candidate1|>", LONG, 412)]
+    parts.append(("<|candidate2|>", LONG + " bad", 412))
+    published = [
+        tokenizer(mark + text, truncation=True, max_length=limit)["input_ids"]
+        for mark, text, limit in parts
+    ]
+    assert list(long.forward) == [token for part in published for token in part]
 
 
 def test_old_turns_are_left_out_before_a_response_is_cut() -> None:

@@ -51,6 +51,12 @@ def test_several_records_of_one_pair_are_averaged(tmp_path: Path) -> None:
     assert probability(judge, "q", "a", "b") == pytest.approx(2 / 3)
 
 
+def test_votes_are_shares(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "response_a": "a", "response_b": "b", "votes_a": 1, "votes_b": 3}]
+    judge = load_judge(f"table:{write(tmp_path / 't.jsonl', rows)}")
+    assert probability(judge, "q", "a", "b") == pytest.approx(0.25)
+
+
 def test_a_shared_baseline_becomes_pairwise_by_bradley_terry(tmp_path: Path) -> None:
     rows = [answer("m1", "a", 0.8), answer("m2", "b", 0.3), answer("m3", "c", 0.0)]
     judge = load_judge(f"table:{write(tmp_path / 't.jsonl', rows)}")

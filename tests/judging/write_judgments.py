@@ -14,7 +14,7 @@ def write(path: Path, count: int, shift: int) -> None:
     with JudgmentStore(path) as store:
         for number in range(shift, shift + count):
             store.put_reward("judge", (), str(number), float(number))
-            print(number, flush=True)
+            os.write(1, f"{number}\n".encode())  # whole lines, also among several writers
 
 
 path, count, *shifts = Path(sys.argv[1]), int(sys.argv[2]), *map(int, sys.argv[3:])

@@ -1,30 +1,9 @@
-"""Fingerprints of models: equal weights and equal tokenizers give equal hashes."""
+"""The fingerprint of a judge's tokenizer."""
 
-import hashlib
 import json
 from typing import Any
 
 from prefstage.core.hashing import digest
-
-
-def model_fingerprint(model: Any) -> str:
-    """Hash a loaded model's architecture and every weight, in the precision it runs in.
-
-    Args:
-        model: A transformers model on any device.
-
-    Returns:
-        16 hex digits; the same for the same weights, however the checkpoint's files are
-        laid out and wherever they came from.
-    """
-    import torch
-
-    hasher = hashlib.sha256(type(model).__name__.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        hasher.update(flat.view(torch.uint8).numpy().data)
-    return hasher.hexdigest()[:16]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -15,6 +15,7 @@ FORMS = (
     "reward:PATH, pairrm:PATH, openai:MODEL@URL, table:FILE, python:module:function, "
     "or the folder or Hub id of a reward model or PairRM checkpoint"
 )
+_CHOOSE = "choose one of these forms"
 
 
 def load_judge(spec: "str | Path | Judge | PreferenceFunction") -> Judge:
@@ -49,7 +50,7 @@ def load_judge(spec: "str | Path | Judge | PreferenceFunction") -> Judge:
     if separator and kind in _LOADERS and target:
         return _LOADERS[kind](target, options)
     if separator and not Path(spec).exists():
-        raise InputError.of(saw=f"judge {spec!r}", expected=FORMS, cure="choose one of these forms")
+        raise InputError.of(saw=f"judge {spec!r}", expected=FORMS, cure=_CHOOSE)
     target, options = _split_options(spec)
     return _LOADERS[_kind_of_checkpoint(target)](target, options)
 
@@ -63,13 +64,17 @@ def _kind_of_checkpoint(path: str) -> str:
     """Tell a PairRM checkpoint from a reward model by its config.json."""
     from transformers.utils import cached_file
 
+    if Path(path).is_dir() and not Path(path, "config.json").exists():
+        raise InputError.of(
+            saw=f"judge {path!r}, a folder without config.json", expected=FORMS, cure=_CHOOSE
+        )
     try:
         file = cached_file(path, "config.json")
         config = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError.of(
-            saw=f"judge {path!r}: {first_line}", expected=FORMS, cure="choose one of these forms"
+            saw=f"judge {path!r}: {first_line}", expected=FORMS, cure=_CHOOSE
         ) from error
     names = [str(name) for name in config.get("architectures") or []]
     if any("PairRM" in name for name in names) or "source_prefix_id" in config:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from prefstage.core.config import Config
 from prefstage.core.errors import ModelError
 from prefstage.core.hashing import digest
+from prefstage.core.weights import weights_fingerprint
 from prefstage.judging.base import TIE, Comparison, Judgment, gather, sigmoid
 from prefstage.judging.batching import batches_by_length, padded
-from prefstage.judging.identity import model_fingerprint, tokenizer_fingerprint
+from prefstage.judging.identity import tokenizer_fingerprint
 from prefstage.judging.models import load_checkpoint_tokenizer, loading_settings, told_errors
 from prefstage.judging.pairrm_texts import CANDIDATES, SOURCE, PairRMEncoder
 
@@ -157,7 +158,7 @@ class PairRMJudge:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of weights, precision, tokenizer and the way comparisons are shown."""
-        weights, tokens = model_fingerprint(self._model), tokenizer_fingerprint(self._tokenizer)
+        weights, tokens = weights_fingerprint(self._model), tokenizer_fingerprint(self._tokenizer)
         return digest({"weights": weights, "tokenizer": tokens, "style": self._options.style})
 
     @property

@@ -11,11 +11,12 @@ from pydantic import Field
 from prefstage.core.config import Config
 from prefstage.core.errors import ModelError
 from prefstage.core.hashing import digest
+from prefstage.core.weights import weights_fingerprint
 from prefstage.data.records import Prompt, prompt_id_of
 from prefstage.judging.base import Comparison, Judgment, compare_by_rewards
 from prefstage.judging.batching import batches_by_length, padded
 from prefstage.judging.encoding import Encoding, make_encoder
-from prefstage.judging.identity import model_fingerprint, tokenizer_fingerprint
+from prefstage.judging.identity import tokenizer_fingerprint
 from prefstage.judging.models import load_checkpoint_tokenizer, loading_settings, told_errors
 
 Item = tuple[Prompt, str]
@@ -108,7 +109,6 @@ class RewardModelJudge:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, dtype=dtype, device_map=device_map, output_loading_info=True
             )
-        _check_one_logit(model, path)
         if report["missing_keys"]:
             raise ModelError.of(
                 saw=f"{path} lacks weights: {', '.join(sorted(report['missing_keys'])[:4])}",
@@ -121,7 +121,7 @@ class RewardModelJudge:
     def fingerprint(self) -> str:
         """Hash of weights, precision, tokenizer, template and length limits."""
         encoder = {"kind": type(self._encode).__name__, **_limits(self._encode)}
-        weights, tokens = model_fingerprint(self._model), tokenizer_fingerprint(self._tokenizer)
+        weights, tokens = weights_fingerprint(self._model), tokenizer_fingerprint(self._tokenizer)
         return digest({"weights": weights, "tokenizer": tokens, "encoder": encoder})
 
     @property
