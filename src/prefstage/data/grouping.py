@@ -18,6 +18,12 @@ def pairs_to_candidates(pairs: PairSet) -> CandidateSet:
     Responses of one prompt with the same text and source are one response, unless their
     scores differ; the report counts what was merged.
 
+    Args:
+        pairs: The pairs; their own report stays as it is.
+
+    Returns:
+        The prompts in order of first appearance, with a report of their own.
+
     Raises:
         DataError: If a response is a tool call without text.
     """

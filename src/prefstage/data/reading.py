@@ -226,20 +226,20 @@ def _peek(source: Source) -> list[Row]:
     with closing(source.rows()) as rows:
         first = list(islice(rows, _PEEKED_ROWS))
     good = [row.values for row in first if row.fault is None]
-    if not first:
+    if good:
+        return good
+    faults = [BadRow.of(row.file, row.number, row.fault) for row in first if row.fault is not None]
+    if not faults:
         raise DataError.of(
             saw=f"{source.name} without any row",
             expected="at least one row",
             cure="check how the file was made",
         )
-    if not good:
-        raise DataError.of(
-            saw=f"{source.name}, none of whose first {len(first)} rows can be parsed: "
-            f"{BadRow.of(first[0].file, first[0].number, first[0].fault)}",  # type: ignore[arg-type]
-            expected="rows of a dataset",
-            cure="check that the file is what its ending says",
-        )
-    return good
+    raise DataError.of(
+        saw=f"{source.name}, none of whose first {len(faults)} rows can be parsed: {faults[0]}",
+        expected="rows of a dataset",
+        cure="check that the file is what its ending says",
+    )
 
 
 def _scheme(

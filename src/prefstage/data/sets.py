@@ -38,7 +38,15 @@ class PairSet:
 
     @classmethod
     def of(cls, pairs: Iterable[Pair], *, report: LoadReport | None = None) -> "PairSet":
-        """Build a set from pairs as they come; memory stays flat."""
+        """Build a set from pairs as they come; memory stays flat.
+
+        Args:
+            pairs: The records, in order; read once.
+            report: Where they come from; None for records made in memory.
+
+        Returns:
+            The set.
+        """
         dataset, fingerprint = build_dataset(map(pair_to_row, pairs), pair_features)
         report = report or LoadReport("memory", "pairs", len(dataset), len(dataset))
         return cls(dataset, report, fingerprint)
@@ -76,7 +84,15 @@ class CandidateSet:
 
     @classmethod
     def of(cls, rows: Iterable[Candidates], *, report: LoadReport | None = None) -> "CandidateSet":
-        """Build a set from candidates as they come; memory stays flat."""
+        """Build a set from candidates as they come; memory stays flat.
+
+        Args:
+            rows: The records, in order; read once.
+            report: Where they come from; None for records made in memory.
+
+        Returns:
+            The set.
+        """
         dataset, fingerprint = build_dataset(map(candidates_to_row, rows), candidate_features)
         report = report or LoadReport("memory", "candidates", len(dataset), len(dataset))
         return cls(dataset, report, fingerprint)

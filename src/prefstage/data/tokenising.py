@@ -165,6 +165,12 @@ class ResponseEncoder:
 
         Tokens from the first end-of-turn on go, and the whitespace that the template
         puts before the text.
+
+        Args:
+            response_ids: Tokens as encoded, or as generated.
+
+        Returns:
+            The response's text.
         """
         ids = list(response_ids)
         if self.end_of_turn_ids[-1] in ids:
@@ -270,6 +276,12 @@ class ResponseEncoder:
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the Hub.
+
+    Args:
+        name_or_path: A model's folder, or its id on the Hub.
+
+    Returns:
+        The tokenizer.
 
     Raises:
         ModelError: If there is none; one line with the reason.
