@@ -88,21 +88,48 @@ class JudgmentStore:
         return found
 
     def get_reward(self, judge: str, prompt: Prompt, response: str) -> float | None:
-        """The reward that this judge (its fingerprint) gave this response, if known."""
+        """Look up a reward.
+
+        Args:
+            judge: The judge's fingerprint.
+            prompt: What was answered.
+            response: The response's text.
+
+        Returns:
+            The reward that this judge gave, or None if it is not known.
+        """
         return self._value(
             "SELECT reward FROM rewards WHERE (judge, prompt, response) = (?, ?, ?)",
             (judge, prompt_id_of(prompt), _hash(response)),
         )
 
     def put_reward(self, judge: str, prompt: Prompt, response: str, reward: float) -> float:
-        """Keep a reward; returns the one that stands (another process may have been first)."""
+        """Keep a reward.
+
+        Args:
+            judge: The judge's fingerprint.
+            prompt: What was answered.
+            response: The response's text.
+            reward: What the judge gave.
+
+        Returns:
+            The reward that stands: another process may have been first.
+        """
         key = (judge, prompt_id_of(prompt), _hash(response))
         if self._insert("INSERT OR IGNORE INTO rewards VALUES (?, ?, ?, ?)", (*key, reward)):
             return reward
         return cast(float, self.get_reward(judge, prompt, response))
 
     def get_judgment(self, judge: str, comparison: Comparison) -> Judgment | None:
-        """The judgment of this pair in whichever order it was made, if known."""
+        """Look up a judgment, in whichever order of the pair it was made.
+
+        Args:
+            judge: The judge's fingerprint.
+            comparison: The pair, in the order in which to answer.
+
+        Returns:
+            The judgment, or None if it is not known.
+        """
         key, swapped = _pair_key(judge, comparison)
         row = self._one(
             "SELECT probability, status FROM judgments WHERE (judge, prompt, a, b) = (?, ?, ?, ?)",
@@ -114,7 +141,16 @@ class JudgmentStore:
         return flipped(judgment) if swapped else judgment
 
     def put_judgment(self, judge: str, comparison: Comparison, judgment: Judgment) -> Judgment:
-        """Keep a judgment; returns the one that stands (another may have been first)."""
+        """Keep a judgment.
+
+        Args:
+            judge: The judge's fingerprint.
+            comparison: The pair.
+            judgment: What the judge said of it, in this order.
+
+        Returns:
+            The judgment that stands: another process may have been first.
+        """
         key, swapped = _pair_key(judge, comparison)
         kept = flipped(judgment) if swapped else judgment
         row = (*key, kept.probability, kept.status)
@@ -127,7 +163,16 @@ class JudgmentStore:
         return StoredReplies(self, judge)
 
     def get_reply(self, judge: str, question: Comparison, attempt: int) -> Reply | None:
-        """The raw answer to one question in one order, if it was bought."""
+        """Look up a raw answer.
+
+        Args:
+            judge: The judge's fingerprint.
+            question: The pair in the order in which it was shown.
+            attempt: Which of the answers to this question, from 0.
+
+        Returns:
+            The answer, or None if it was not bought.
+        """
         row = self._one(
             "SELECT text, probability FROM replies"
             " WHERE (judge, prompt, first, second, attempt) = (?, ?, ?, ?, ?)",
@@ -136,7 +181,14 @@ class JudgmentStore:
         return None if row is None else Reply(text=row[0], probability=row[1])
 
     def put_reply(self, judge: str, question: Comparison, attempt: int, reply: Reply) -> None:
-        """Keep a raw answer; the first one written stands."""
+        """Keep a raw answer; the first one written stands.
+
+        Args:
+            judge: The judge's fingerprint.
+            question: The pair in the order in which it was shown.
+            attempt: Which of the answers to this question, from 0.
+            reply: The answer.
+        """
         row = (*_question_key(judge, question), attempt, reply.text, reply.probability)
         self._insert("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
