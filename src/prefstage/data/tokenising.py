@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,7 +108,9 @@ class ResponseEncoder:
         added = tokenizer.added_tokens_decoder.items()
         # Some tokenizers add runs of spaces as tokens; those end and control nothing.
         self._marks = frozenset(token for token, text in added if str(text).strip())
-        self._special = frozenset(token for token, text in added if text.special)
+        special = {token: str(text) for token, text in added if text.special}
+        self._special = frozenset(special)
+        self._special_text = re.compile("|".join(map(re.escape, special.values())) or r"(?!)")
         self._shape: TurnShape = probe_turn(self._render)
         self.end_of_turn_ids: tuple[int, ...] = self._find_end_of_turn()
 
@@ -135,7 +138,7 @@ class ResponseEncoder:
     def prompt_ids(self, prompt: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the prompt, after truncation (counted)."""
         (ids,) = self._tokenise([self.prompt_text(prompt)])
-        return self._cut_prompt(ids)
+        return self._cut_prompt(self._with_bos(ids))
 
     def encode(self, prompt: Sequence[Message], responses: Sequence[str | Message]) -> TokenTree:
         """Tokenise a prompt and its responses.
@@ -153,12 +156,19 @@ class ResponseEncoder:
         """
         before = self.prompt_text(prompt)
         texts = [self._response_text(prompt, before, response) for response in responses]
-        prompt_ids, *joint = self._tokenise([before, *(before + text for text in texts)])
+        border = self._border(before)
+        prompt_ids, border_ids, *joint = self._tokenise(
+            [before, border, *(border + text for text in texts)]
+        )
+        if prompt_ids[len(prompt_ids) - len(border_ids) :] != border_ids:
+            border_ids, joint = prompt_ids, self._tokenise([before + text for text in texts])
         encoded = [
-            self._cut_response(self._split(prompt_ids, ids, text))
+            self._cut_response(self._split(border_ids, ids, text))
             for ids, text in zip(joint, texts, strict=True)
         ]
-        return TokenTree(prompt_id_of(prompt), self._cut_prompt(prompt_ids), tuple(encoded))
+        return TokenTree(
+            prompt_id_of(prompt), self._cut_prompt(self._with_bos(prompt_ids)), tuple(encoded)
+        )
 
     def decode(self, response_ids: Sequence[int]) -> str:
         """Text of a response: the inverse of `encode` for one response.
@@ -200,22 +210,34 @@ class ResponseEncoder:
         self.counts.template_fallbacks += 1
         return (lead or "") + str(message["content"]) + self.end_of_turn
 
-    def _split(self, prompt_ids: list[int], joint: list[int], text: str) -> list[int]:
-        if joint[: len(prompt_ids)] == prompt_ids and len(joint) > len(prompt_ids):
-            ids = joint[len(prompt_ids) :]
+    def _border(self, prompt_text: str) -> str:
+        """The prompt's end from its last special token on.
+
+        Tokenizers cut texts at special tokens first, so only what follows the last one can
+        merge with a response; a long prompt need not be tokenised once per response.
+        """
+        start = max(
+            (match.start() for match in self._special_text.finditer(prompt_text)), default=0
+        )
+        return prompt_text[start:]
+
+    def _split(self, before_ids: list[int], joint: list[int], text: str) -> list[int]:
+        if joint[: len(before_ids)] == before_ids and len(joint) > len(before_ids):
+            ids = joint[len(before_ids) :]
         else:
             self.counts.border_merges += 1
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            (ids,) = self._tokenise([text])
         body = ids[: len(ids) - len(self.end_of_turn_ids)]
         self.counts.control_tokens += any(token in self._special for token in body)
-        return list(ids)
+        return ids
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        bos = self.tokenizer.bos_token_id
-        if self._starts_with_bos:
-            return [row if row[:1] == [bos] else [bos, *row] for row in rows]
         return [list(row) for row in rows]
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        return [bos, *ids] if self._starts_with_bos and ids[:1] != [bos] else ids
 
     def _cut_prompt(self, ids: list[int]) -> tuple[int, ...]:
         self.counts.prompts += 1
