@@ -50,9 +50,12 @@ def log_capital(scores: ArrayLike, mean: ArrayLike, *, available: int | None) ->
     x = np.asarray(scores, dtype=np.float64)
     fair, left = _fair_means(x, np.asarray(mean, dtype=np.float64)[..., None], available)
     gain = x / np.maximum(fair, _TINY) - 1.0
-    total = np.full(gain.shape, -np.inf)
-    for bet, log_weight in zip(_BETS, _LOG_PRIOR, strict=True):
-        total = np.logaddexp(total, log_weight + np.cumsum(np.log1p(bet * gain), axis=-1))
+    parts = np.multiply.outer(_BETS, gain)
+    np.cumsum(np.log1p(parts, out=parts), axis=-1, out=parts)
+    parts += _LOG_PRIOR.reshape(-1, *(1,) * gain.ndim)
+    largest = parts.max(axis=0)
+    parts -= largest
+    total = largest + np.log(np.exp(parts, out=parts).sum(axis=0))
     return np.where(left < 0.0, np.inf, total)
 
 
