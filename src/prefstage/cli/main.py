@@ -6,8 +6,11 @@ from typing import Annotated
 import typer
 
 from prefstage.cli.demo import demo
+from prefstage.cli.doctor import doctor
 from prefstage.cli.judge import judge
 from prefstage.cli.manners import OneLineErrors
+from prefstage.cli.measure import measure
+from prefstage.cli.sample import sample
 
 app = typer.Typer(
     name="prefstage",
@@ -19,8 +22,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.command()(measure)
+app.command()(sample)
 app.command()(judge)
 app.command()(demo)
+app.command()(doctor)
 
 
 def _tell_version(wanted: bool) -> None:

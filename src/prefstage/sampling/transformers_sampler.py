@@ -64,17 +64,11 @@ class TransformersSampler:
         max_prompt_tokens: int | None = None,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
     ) -> None:
-        if batch_tokens < 1:
-            raise InputError.of(
-                saw=f"batch_tokens={batch_tokens}", expected="at least 1", cure="raise it"
-            )
+        self.encoder = _encoder(tokenizer, chat_format, max_prompt_tokens)
+        self.batch_tokens = _checked_budget(batch_tokens)
         self.model = model.eval()
         self.config = config
         self.name = name
-        self.encoder = ResponseEncoder(
-            tokenizer, chat_format=chat_format, max_prompt_tokens=max_prompt_tokens
-        )
-        self.batch_tokens = batch_tokens
         self.stop_ids = _stop_ids(model, self.encoder)
 
     @classmethod
@@ -86,7 +80,9 @@ class TransformersSampler:
         dtype: str = "auto",
         device: str = "auto",
         adapter: str | None = None,
-        **options: Any,
+        chat_format: str | None = None,
+        max_prompt_tokens: int | None = None,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
     ) -> Self:
         """Load a model and its tokenizer from a folder or the Hub.
 
@@ -96,21 +92,34 @@ class TransformersSampler:
             dtype: "auto" (as the checkpoint), "float32", "bfloat16" or "float16".
             device: "auto" (all GPUs, or the CPU where there are none), "cpu", "cuda:0", ...
             adapter: Folder or Hub id of a PEFT adapter to merge into the weights.
-            **options: As the class takes them.
+            chat_format: As in `ResponseEncoder`.
+            max_prompt_tokens: As in `ResponseEncoder`.
+            batch_tokens: As for the class.
 
         Returns:
             The sampler, named after the last part of the path.
 
         Raises:
-            ModelError: If there is no such model or adapter; one line with the reason.
+            ModelError: If there is no such model or adapter, or as for the class.
+            InputError: As for the class.
         """
         tokenizer = load_tokenizer(name_or_path)
+        _encoder(tokenizer, chat_format, max_prompt_tokens)  # its faults show before the weights
+        _checked_budget(batch_tokens)
         model = _load_model(name_or_path, dtype=dtype, device=device)
         name = Path(name_or_path).name
         if adapter is not None:
             model = _with_adapter(model, adapter)
             name = f"{name}+{Path(adapter).name}"
-        return cls(model, tokenizer, config, **{"name": name, **options})
+        return cls(
+            model,
+            tokenizer,
+            config,
+            name=name,
+            chat_format=chat_format,
+            max_prompt_tokens=max_prompt_tokens,
+            batch_tokens=batch_tokens,
+        )
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -208,6 +217,20 @@ class TransformersSampler:
         context = _context(self.model)
         wanted = self.config.max_new_tokens
         return wanted if context is None else min(wanted, context - len(prompt_ids))
+
+
+def _encoder(
+    tokenizer: PreTrainedTokenizerBase, chat_format: str | None, max_prompt_tokens: int | None
+) -> ResponseEncoder:
+    return ResponseEncoder(tokenizer, chat_format=chat_format, max_prompt_tokens=max_prompt_tokens)
+
+
+def _checked_budget(batch_tokens: int) -> int:
+    if batch_tokens < 1:
+        raise InputError.of(
+            saw=f"batch_tokens={batch_tokens}", expected="at least 1", cure="raise it"
+        )
+    return batch_tokens
 
 
 def _context(model: Any) -> int | None:

@@ -1,0 +1,207 @@
+"""`prefstage sample`: a policy's own answers to the prompts of a dataset."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefstage.cli.manners import Outcome, mannered, say
+from prefstage.core.config import load_config
+from prefstage.core.errors import InputError
+from prefstage.core.progress import progress
+
+if TYPE_CHECKING:
+    from prefstage.data import Candidates
+    from prefstage.sampling import CandidateStore, Sample, Sampler, SampleRequest
+
+Text = str | None
+Number = int | None
+
+_ENDINGS = (".jsonl", ".parquet")
+_SAMPLING = ("responses", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
+_LOADING = (
+    *("chat_format", "dtype", "device", "adapter", "max_prompt_tokens", "batch_tokens"),
+    *("concurrency", "timeout_s", "retries", "api_key_env"),
+)
+
+
+@mannered
+def sample(
+    *,
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="Model folder or Hub id; openai:MODEL@URL for a running server; "
+            "'serve:COMMAND --port {port}' for one to start and stop."
+        ),
+    ],
+    prompts: Annotated[
+        str, typer.Option(help="Pairs or candidates whose prompts to answer: file, folder, Hub id.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the candidates go: .jsonl or .parquet.")],
+    limit: Annotated[Number, typer.Option(help="Answer the first so many prompts only.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Sampling settings as YAML; options win.")
+    ] = None,
+    responses: Annotated[Number, typer.Option(help="Responses a prompt [2].")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy [0.7].")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus mass; 1 is off [0.9].")] = None,
+    top_k: Annotated[Number, typer.Option(help="Tokens kept; 0 is off [50].")] = None,
+    max_new_tokens: Annotated[Number, typer.Option(help="Tokens a response [1024].")] = None,
+    seed: Annotated[Number, typer.Option(help="Of all responses [0].")] = None,
+    chat_format: Annotated[Text, typer.Option(help="Plain format of a base model.")] = None,
+    dtype: Annotated[Text, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    device: Annotated[Text, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
+    adapter: Annotated[Text, typer.Option(help="PEFT adapter on the policy.")] = None,
+    max_prompt_tokens: Annotated[
+        Number, typer.Option(help="Longer prompts keep their end (counted).")
+    ] = None,
+    batch_tokens: Annotated[Number, typer.Option(help="Tokens a batch may hold [32768].")] = None,
+    concurrency: Annotated[
+        Number, typer.Option(help="Requests to a server in flight [16; transformers serve: 1].")
+    ] = None,
+    timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds for one attempt of a request [600].")
+    ] = None,
+    retries: Annotated[Number, typer.Option(help="Attempts after the first [8].")] = None,
+    api_key_env: Annotated[
+        Text, typer.Option(help="Variable with the server's API key [OPENAI_API_KEY].")
+    ] = None,
+    on_bad_row: Annotated[str, typer.Option(help="error, or quarantine.")] = "error",
+    quarantine_file: Annotated[
+        Path | None, typer.Option(help="Where bad rows go with --on-bad-row quarantine.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Sample a policy's answers to the prompts of a dataset.
+
+    Each answer is on disk, in OUT.samples.jsonl, as soon as it arrives; the same command goes
+    on from there after a stop. At the end OUT holds each prompt with its answers.
+    """
+    given = dict(locals())
+    _check_out(out, limit)
+    from prefstage.data import load_candidates
+    from prefstage.sampling import CandidateStore, LoadOptions, SamplingConfig, load_sampler
+
+    settings = load_config(SamplingConfig, config, {name: given[name] for name in _SAMPLING})
+    store_file = out.with_name(out.name + ".samples.jsonl")
+    options = {name: given[name] for name in _LOADING}
+    if policy.startswith("serve:"):
+        options["log_file"] = out.with_name(out.name + ".server.log")
+    _check_replaceable(out, store_file)
+    loaded = load_candidates(
+        prompts, on_bad_row=_bad_row(on_bad_row), quarantine_file=quarantine_file
+    )
+    rows = [loaded[place] for place in range(min(len(loaded), limit or len(loaded)))]
+    with ExitStack() as stack:
+        store = stack.enter_context(CandidateStore(store_file))
+        sampler = load_sampler(policy, settings, options=LoadOptions(**options))
+        if isinstance(sampler, AbstractContextManager):
+            stack.enter_context(sampler)
+        result = _run(sampler, rows, settings.responses, store)
+    result |= {"notes": list(loaded.report.notes), "rows_quarantined": loaded.report.quarantined}
+    result |= _write(rows, result.pop("samples"), out, source=sampler.name)
+    result |= {"store": str(store_file)}
+    say(Outcome(_told(result), result, [out, store_file]), as_json=as_json)
+
+
+def _run(
+    sampler: "Sampler", rows: Sequence["Candidates"], responses: int, store: "CandidateStore"
+) -> dict[str, Any]:
+    """Collect every answer; what came of it, and the answers themselves as `samples`."""
+    from prefstage.sampling import collect, requests_for
+
+    requests: list[SampleRequest] = requests_for(rows, responses=responses)
+    known = sum(store.get(each.prompt_id, each.index) is not None for each in requests)
+    samples: list[Sample] = []
+    started = time.monotonic()
+    with progress(f"sampling from {sampler.name}", len(requests)) as tick:
+        for answer in collect(sampler, requests, store):
+            samples.append(answer)
+            tick()
+    seconds = time.monotonic() - started
+    new_tokens = sum(answer.response_tokens for answer in samples[known:])
+    return {
+        "policy": sampler.name,
+        "fingerprint": sampler.fingerprint,
+        "prompts": len(rows),
+        "responses": len(samples),
+        "responses_new": len(samples) - known,
+        "finish_reasons": dict(Counter(answer.finish_reason for answer in samples)),
+        "prompt_tokens": sum(answer.prompt_tokens for answer in samples),
+        "response_tokens": sum(answer.response_tokens for answer in samples),
+        "seconds": round(seconds, 3),
+        "tokens_per_s": round(new_tokens / seconds, 1) if seconds > 0 else 0.0,
+        "counts": dict(getattr(sampler, "counts", {})),
+        "samples": samples,
+    }
+
+
+def _write(
+    rows: Sequence["Candidates"], samples: Sequence["Sample"], out: Path, *, source: str
+) -> dict[str, Any]:
+    """Write the candidates; empty responses stay out of them, and are counted."""
+    from prefstage.data import CandidateSet
+    from prefstage.sampling import to_candidates
+
+    spoken = [answer for answer in samples if answer.text.strip()]
+    made = to_candidates(rows, spoken, source=source)
+    CandidateSet.of(made).save(out)
+    return {
+        "out": str(out),
+        "responses_empty": len(samples) - len(spoken),
+        "prompts_without_responses": len(rows) - len(made),
+    }
+
+
+def _told(result: dict[str, Any]) -> str:
+    kept = result["responses"] - result["responses_new"]
+    reasons, counts = result["finish_reasons"], result["counts"]
+    lines = [
+        f"{result['responses']} responses to {result['prompts']} prompts by {result['policy']}"
+        + (f" ({kept} of them kept from before)" if kept else ""),
+        f"{result['response_tokens']} tokens, {result['tokens_per_s']} a second; "
+        f"{reasons.get('length', 0)} responses were cut at the token limit",
+    ]
+    notable = {
+        "responses ended by the server for other reasons": reasons.get("other", 0),
+        "empty responses (left out, kept in the store)": result["responses_empty"],
+        "prompts without a response (left out)": result["prompts_without_responses"],
+        "prompts truncated": counts.get("prompts_truncated", 0),
+        "requests sent again after a fault": counts.get("retries", 0),
+        "rows quarantined": result["rows_quarantined"],
+    }
+    lines += [f"{name}: {count}" for name, count in notable.items() if count]
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+
+
+def _check_out(out: Path, limit: int | None) -> None:
+    if out.suffix not in _ENDINGS:
+        raise InputError.of(
+            saw=f"--out {out}",
+            expected=f"a name that ends in {' or '.join(_ENDINGS)}",
+            cure="change the ending",
+        )
+    if limit is not None and limit < 1:
+        raise InputError.of(saw=f"--limit {limit}", expected="1 or more", cure="raise it")
+
+
+def _check_replaceable(out: Path, store_file: Path) -> None:
+    if out.exists() and not store_file.exists():
+        raise InputError.of(
+            saw=f"--out {out} exists, and {store_file.name} beside it does not",
+            expected="a new file, or one that an earlier run of this command wrote",
+            cure="name another file",
+        )
+
+
+def _bad_row(text: str) -> Any:
+    if text not in ("error", "quarantine"):
+        raise InputError.of(
+            saw=f"--on-bad-row {text}", expected="error or quarantine", cure="choose one of them"
+        )
+    return text
