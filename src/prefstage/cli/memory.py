@@ -1,0 +1,238 @@
+"""What a job needs in memory, from a model's configuration alone: no weight is loaded."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from prefstage.core.errors import InputError, ModelError
+
+Job = Literal["score", "sample", "train"]
+JOBS: tuple[Job, ...] = ("score", "sample", "train")
+
+DTYPES = ("float32", "bfloat16", "float16")
+_FLOAT32_BYTES = 4
+_ADAM_MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a causal language model that its memory depends on, in one dtype.
+
+    Attributes:
+        architecture: Name of its class.
+        dtype: Of weights and activations: "float32", "bfloat16" or "float16".
+        parameters: Number of weights, tied ones once.
+        weight_bytes: Their memory.
+        value_bytes: Memory of one value.
+        pass_bytes: Memory that a forward pass without gradient takes for one token.
+        layers: Number of layers.
+        hidden: Width of the residual stream.
+        intermediate: Width inside the MLP; of a mixture, of the experts a token visits.
+        query_width: Heads times head_dim.
+        key_width: Key-value heads times head_dim.
+        vocabulary: Entries of the vocabulary.
+    """
+
+    architecture: str
+    dtype: str
+    parameters: int
+    weight_bytes: int
+    value_bytes: int
+    pass_bytes: int
+    layers: int
+    hidden: int
+    intermediate: int
+    query_width: int
+    key_width: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class JobSize:
+    """How much is computed at once.
+
+    Attributes:
+        job: What is done.
+        batch: Prompts in memory together, >= 1.
+        responses: Responses of each, >= 1.
+        prompt_tokens: Tokens of a prompt, >= 1.
+        max_tokens: Tokens of a response at most, >= 1.
+    """
+
+    job: Job
+    batch: int = 8
+    responses: int = 2
+    prompt_tokens: int = 256
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            InputError: If the job is unknown or a size is below 1.
+        """
+        if self.job not in JOBS:
+            raise InputError.of(
+                saw=f"--job {self.job}", expected=f"one of {', '.join(JOBS)}", cure="choose one"
+            )
+        for name in ("batch", "responses", "prompt_tokens", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError.of(
+                    saw=f"--{name.replace('_', '-')} {getattr(self, name)}",
+                    expected="at least 1",
+                    cure="raise it",
+                )
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of all prompts, each once, and of all responses."""
+        return self.batch * (self.prompt_tokens + self.responses * self.max_tokens)
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Memory of a job by what it is for, in bytes; what does not apply is 0.
+
+    Attributes:
+        weights: The model.
+        kv_cache: Keys and values of prompts and responses so far.
+        activations: The largest set of intermediate results held at once.
+        gradients: One a weight.
+        optimizer: AdamW's two moments.
+    """
+
+    weights: int
+    kv_cache: int = 0
+    activations: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+    def as_dict(self) -> dict[str, int]:
+        """The parts and their total, JSON-serialisable."""
+        return {**asdict(self), "total": self.total}
+
+
+def model_shape(config: Any, *, dtype: str) -> ModelShape:
+    """Read a model's sizes off its configuration, counting weights on the meta device.
+
+    Args:
+        config: A transformers configuration of a causal language model.
+        dtype: Of weights and activations: "float32", "bfloat16" or "float16".
+
+    Returns:
+        The sizes.
+
+    Raises:
+        InputError: If the dtype is unknown.
+        ModelError: If the configuration is of no causal language model.
+    """
+    if dtype not in DTYPES:
+        raise InputError.of(
+            saw=f"--dtype {dtype}", expected=f"one of {', '.join(DTYPES)}", cure="choose one"
+        )
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from prefstage.scoring.budget import bytes_per_token
+    from prefstage.scoring.model_parts import ModelParts
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    except ValueError as error:
+        raise ModelError.of(
+            saw=f"{type(config).__name__}: {next(iter(str(error).splitlines()), '')[:200]}",
+            expected="the configuration of a causal language model",
+            cure="name a model that AutoModelForCausalLM loads",
+        ) from None
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None) or 1
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    weights = list(model.parameters())
+    return ModelShape(
+        architecture=type(model).__name__,
+        dtype=dtype,
+        parameters=sum(weight.numel() for weight in weights),
+        weight_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
+        value_bytes=getattr(torch, dtype).itemsize,
+        pass_bytes=bytes_per_token(ModelParts.of(model)),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=_intermediate(text),
+        query_width=heads * head_dim,
+        key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_dim,
+        vocabulary=text.vocab_size,
+    )
+
+
+def estimate_memory(shape: ModelShape, size: JobSize, *, pass_tokens: int) -> MemoryEstimate:
+    """Estimate what a job needs beside the libraries themselves.
+
+    With v bytes a value, h the hidden, i the intermediate, q and k the query and key width,
+    T = batch · (prompt + responses · response) tokens, and F the bytes that one token of a
+    forward pass takes (`prefstage.scoring.budget.bytes_per_token`: one layer's tensors live
+    at a time, so the number of layers plays no part; log-probs are computed in chunks that are
+    small beside it):
+
+    - score: F · min(T, P), where P is the scorer's token budget, or one text if that is
+      longer.
+    - sample: the larger of the prompts' forward pass, F · batch · prompt, and the last logits
+      of every row with their float32 copy; keys and values of every row,
+      ``2 v k · (layers + 1) · batch · responses · (prompt + response)``, one layer twice
+      while it grows.
+    - train: what the backward pass needs of every layer,
+      ``v T · layers · (6 h + 2 q + 2 k + 4 i)``, one layer's forward pass beside it,
+      gradients of the size of the weights, and AdamW's two moments of the same size each.
+      Without gradient checkpointing; reference log-probs are stored data and need no second
+      model.
+
+    Args:
+        shape: The model, in the dtype that it will have.
+        size: The job.
+        pass_tokens: The scorer's token budget P.
+
+    Returns:
+        The estimate, in bytes.
+    """
+    if size.job == "sample":
+        return MemoryEstimate(
+            weights=shape.weight_bytes,
+            kv_cache=_kv_cache(shape, size),
+            activations=max(
+                shape.pass_bytes * size.batch * size.prompt_tokens,
+                size.batch * size.responses * shape.vocabulary * _logit_bytes(shape),
+            ),
+        )
+    if size.job == "score":
+        text = size.prompt_tokens + size.max_tokens
+        tokens = min(size.row_tokens, max(pass_tokens, text))
+        return MemoryEstimate(weights=shape.weight_bytes, activations=shape.pass_bytes * tokens)
+    saved = 6 * shape.hidden + 2 * (shape.query_width + shape.key_width) + 4 * shape.intermediate
+    token_bytes = shape.layers * shape.value_bytes * saved + shape.pass_bytes
+    return MemoryEstimate(
+        weights=shape.weight_bytes,
+        activations=token_bytes * size.row_tokens,
+        gradients=shape.weight_bytes,
+        optimizer=_ADAM_MOMENTS * shape.weight_bytes,
+    )
+
+
+def _kv_cache(shape: ModelShape, size: JobSize) -> int:
+    places = size.batch * size.responses * (size.prompt_tokens + size.max_tokens)
+    return 2 * shape.value_bytes * shape.key_width * places * (shape.layers + 1)
+
+
+def _logit_bytes(shape: ModelShape) -> int:
+    return shape.value_bytes + _FLOAT32_BYTES
+
+
+def _intermediate(config: Any) -> int:
+    experts = getattr(config, "num_experts_per_tok", None)
+    expert_width = getattr(config, "moe_intermediate_size", None)
+    dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    width = int(dense or 4 * config.hidden_size)
+    return int(experts) * int(expert_width or width) if experts else width
