@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -52,6 +53,20 @@ def test_the_weights_make_a_mean():
     assert sum(WEIGHTS.values()) == pytest.approx(1)
     assert Grade(1, 1, 1, 1).reward == pytest.approx(1)
     assert Grade(1 / 3, 1, 1, 1).reward == pytest.approx(1 - 0.6 * 2 / 3)
+
+
+def test_equally_good_responses_have_exactly_equal_rewards():
+    """0.1 + 0.2 is not 0.3 in floating point; a draw must be a draw all the same."""
+    grades = [
+        Grade(a / 4, b / 4, c, d / 6)
+        for a in range(5)
+        for b in range(5)
+        for c in (0, 1)
+        for d in range(7)
+    ]
+    rewards = sorted(grade.reward for grade in grades)
+    steps = [after - before for before, after in pairwise(rewards)]
+    assert all(step == 0 or step > 1e-6 for step in steps)
 
 
 @given(st.text(max_size=80))

@@ -5,6 +5,7 @@ from statistics import mean
 import pytest
 
 from prefstage.core.errors import InputError
+from prefstage.data import load_pairs
 from prefstage.sandbox import EXPERT, WRITERS, World, Writer, grade_response, true_reward
 from prefstage.sandbox.world import split_of
 
@@ -82,6 +83,12 @@ def test_pairs_prefer_the_truly_better_response():
     assert {pair.source_chosen for pair in pairs} == {writer.name for writer in WRITERS}
     wins = [pair.source_chosen == "expert" for pair in pairs if "guesser" in pair.source_rejected]
     assert mean(wins) > 0.2
+
+
+def test_pairs_survive_saving_and_loading(tmp_path):
+    pairs = World(0).pairs(30)
+    pairs.save(tmp_path / "pool.jsonl")
+    assert list(load_pairs(str(tmp_path / "pool.jsonl"))) == list(pairs)
 
 
 def test_writers_who_never_differ_cannot_fill_a_pool():

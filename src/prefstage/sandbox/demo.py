@@ -142,7 +142,6 @@ def measure_policy(
         str(checkpoint),
         SamplingConfig(max_new_tokens=MAX_NEW_TOKENS, seed=seed),
         device="cpu",
-        name=name,
     )
     stage = measure_stage(
         pool, judge=true_judge(), sampler=sampler, config=MeasureConfig(seed=seed), out=out

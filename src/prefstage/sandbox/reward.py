@@ -40,8 +40,12 @@ class Grade:
 
     @property
     def reward(self) -> float:
-        """Weighted mean of the parts (`WEIGHTS`), in [0, 1]."""
-        return sum(weight * float(getattr(self, part)) for part, weight in WEIGHTS.items())
+        """Weighted mean of the parts (`WEIGHTS`), in [0, 1].
+
+        Rounded to 9 decimals, so that equally good responses have equal rewards.
+        """
+        parts = (weight * float(getattr(self, part)) for part, weight in WEIGHTS.items())
+        return round(sum(parts), 9)
 
 
 def grade_response(instruction: Instruction, response: str) -> Grade:
@@ -105,7 +109,7 @@ def true_preference(a: str, b: str, prompt: Prompt) -> float:
         InputError: As in `true_reward`.
 
     Source:
-        Bradley and Terry 1952; the model of Xu et al. 2025, arXiv:2508.10530, Eq. 2.
+        Bradley and Terry 1952; the model of Sun et al. 2025, arXiv:2508.10530, Eq. 2.
     """
     difference = true_reward(prompt, a) - true_reward(prompt, b)
     return 1 / (1 + math.exp(-difference / TEMPERATURE))
