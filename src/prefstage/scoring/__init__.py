@@ -1,1 +1,23 @@
 """The log-prob engine: log π(y|x) of many responses to shared prompts, exactly and fast."""
+
+from prefstage.scoring.attention import choose_backend
+from prefstage.scoring.engine import TreeLogProbs, response_log_probs
+from prefstage.scoring.fingerprints import model_fingerprint
+from prefstage.scoring.linear import Head, linear_log_probs
+from prefstage.scoring.reference_cache import ReferenceCache
+from prefstage.scoring.scorer import Scorer, ScoringWarning
+from prefstage.scoring.self_check import LayoutChoice, choose_layout
+
+__all__ = [
+    "Head",
+    "LayoutChoice",
+    "ReferenceCache",
+    "Scorer",
+    "ScoringWarning",
+    "TreeLogProbs",
+    "choose_backend",
+    "choose_layout",
+    "linear_log_probs",
+    "model_fingerprint",
+    "response_log_probs",
+]

@@ -1,6 +1,6 @@
 """From a model and token trees to the log-prob of every response token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from prefstage.scoring.attention import Backend, RowAttention, choose_backend, t
 from prefstage.scoring.linear import TokenLogProbs, linear_log_probs
 from prefstage.scoring.model_parts import ModelParts
 from prefstage.scoring.padded import Batch, pack_batches
-from prefstage.scoring.rows import Row, Slot, check_trees, pack_rows
+from prefstage.scoring.rows import Leaf, Row, Slot, check_trees, leaves_of, pack_rows
 
 Layout = Literal["tree", "flat"]
 STATISTICS = ("entropy", "log_sum_squares")
@@ -68,40 +68,39 @@ def response_log_probs(
         ModelError: If the model has no place for tree attention, or drops attention weights.
     """
     parts = ModelParts.of(model)
-    results = Collector(trees, check_statistics(statistics))
-    for scored in score_passes(
-        parts, plan_passes(trees, layout=layout, token_budget=token_budget), backend, results.names
-    ):
-        results.add(*scored)
-    return results.trees()
+    check_trees(trees)
+    gathered = Gathered(trees, check_statistics(statistics))
+    for one in plan_passes(leaves_of(trees), layout=layout, token_budget=token_budget):
+        gathered.add(one.slots, score_pass(parts, one, backend=backend, statistics=gathered.names))
+    return gathered.trees()
 
 
 def plan_passes(
-    trees: Sequence[TokenTree], *, layout: Layout, token_budget: int | None
+    leaves: Sequence[Leaf], *, layout: Layout, token_budget: int | None
 ) -> Sequence[Row | Batch]:
-    """Lay trees out in forward passes of at most `token_budget` tokens."""
-    check_trees(trees)
-    if token_budget is None:
-        token_budget = sum(
-            len(ids) + len(tree.prompt_ids) for tree in trees for ids in tree.response_ids
-        )
-    pack = pack_rows if layout == "tree" else pack_batches
-    return pack(trees, token_budget=max(1, token_budget))
+    """Lay responses out in forward passes of at most `token_budget` tokens.
 
+    Args:
+        leaves: Responses with their prompts, those of a tree together.
+        layout: "tree" shares prompts; "flat" pads whole sequences.
+        token_budget: Tokens a pass; None for one pass (flat: one batch a length class).
 
-def score_passes(
-    parts: ModelParts,
-    passes: Sequence[Row | Batch],
-    backend: Backend | None,
-    statistics: tuple[str, ...],
-) -> Iterator[tuple[Sequence[Slot], TokenLogProbs]]:
-    """Run forward passes one after the other."""
-    for one in passes:
-        yield one.slots, score_pass(parts, one, backend, statistics)
+    Returns:
+        The passes; every response stands in exactly one slot.
+    """
+    whole = sum(len(leaf.computed_ids) for leaf in leaves)
+    budget = max(1, 2 * whole if token_budget is None else token_budget)
+    if layout == "tree":
+        return pack_rows(leaves, token_budget=budget)
+    return pack_batches(leaves, token_budget=budget)
 
 
 def score_pass(
-    parts: ModelParts, one: Row | Batch, backend: Backend | None, statistics: tuple[str, ...]
+    parts: ModelParts,
+    one: Row | Batch,
+    *,
+    backend: Backend | None = None,
+    statistics: tuple[str, ...] = (),
 ) -> TokenLogProbs:
     """Run one forward pass and read the log-probs of its targets off it.
 
@@ -114,12 +113,11 @@ def score_pass(
     Returns:
         Log-probs of the targets, as the slots of `one` divide them.
     """
-    hidden = _row_states(parts, one, backend) if isinstance(one, Row) else _batch_states(parts, one)
+    hidden = _states(parts, one, backend)
     head = parts.head()
-    at_targets = hidden[one.read_at.to(hidden.device)].to(head.weight.device)
-    return linear_log_probs(
-        at_targets, one.target_ids.to(head.weight.device), head, statistics=statistics
-    )
+    device = head.weight.device
+    at_targets = hidden[one.read_at.to(hidden.device)].to(device)
+    return linear_log_probs(at_targets, one.target_ids.to(device), head, statistics=statistics)
 
 
 def check_statistics(names: Sequence[str]) -> tuple[str, ...]:
@@ -138,8 +136,8 @@ def check_statistics(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-class Collector:
-    """Gathers the results of passes back into the order of the trees.
+class Gathered:
+    """The results of passes, brought back into the order of the trees.
 
     Args:
         trees: What was asked for.
@@ -160,6 +158,10 @@ class Collector:
             for slot in slots:
                 found[slot.tree][slot.response] = values[slot.start : slot.stop]
 
+    def has(self, leaf: Leaf) -> bool:
+        """Whether a response's result is there."""
+        return self._found["log_probs"][leaf.tree][leaf.response] is not None
+
     def trees(self) -> list[TreeLogProbs]:
         """The results, one a tree."""
         return [
@@ -172,25 +174,28 @@ class Collector:
         ]
 
 
-def _row_states(
-    parts: ModelParts, row: Row, backend: Backend | None
+def _states(
+    parts: ModelParts, one: Row | Batch, backend: Backend | None
 ) -> Float[Tensor, "places hidden"]:
-    device = parts.device
-    attention = RowAttention(row, backend or choose_backend(device)[0])
-    with tree_attention(parts.body):
-        output = parts.body(
-            input_ids=row.input_ids[None].to(device),
-            position_ids=row.position_ids[None].to(device),
-            # A mask of four axes is handed through as it is: none is built, none is read.
-            attention_mask=torch.empty(1, 1, 0, 0, device=device),
-            use_cache=False,
-            row_attention=attention,
-        )
-    states: Tensor = output.last_hidden_state[0]
+    if isinstance(one, Row):
+        with tree_attention(parts.body):
+            return run_row(
+                parts, one, RowAttention(one, backend or choose_backend(parts.device)[0])
+            )
+    output = parts.body(input_ids=one.input_ids.to(parts.device), use_cache=False)
+    states: Tensor = output.last_hidden_state.flatten(0, 1)
     return states
 
 
-def _batch_states(parts: ModelParts, batch: Batch) -> Float[Tensor, "places hidden"]:
-    output = parts.body(input_ids=batch.input_ids.to(parts.device), use_cache=False)
-    states: Tensor = output.last_hidden_state.flatten(0, 1)
+def run_row(parts: ModelParts, row: Row, attention: RowAttention) -> Float[Tensor, "places hidden"]:
+    """Final hidden states of a row; to be called inside `tree_attention`."""
+    output = parts.body(
+        input_ids=row.input_ids[None].to(parts.device),
+        position_ids=row.position_ids[None].to(parts.device),
+        # A mask of four axes is handed through as it is: none is built, none is read.
+        attention_mask=torch.empty(1, 1, 0, 0, device=parts.device),
+        use_cache=False,
+        row_attention=attention,
+    )
+    states: Tensor = output.last_hidden_state[0]
     return states

@@ -53,6 +53,15 @@ class TokenLogProbs:
     entropy: Float[Tensor, " tokens"] | None = None
     log_sum_squares: Float[Tensor, " tokens"] | None = None
 
+    def cpu(self) -> "TokenLogProbs":
+        """The same on the CPU."""
+        entropy, squares = self.entropy, self.log_sum_squares
+        return TokenLogProbs(
+            self.log_probs.cpu(),
+            None if entropy is None else entropy.cpu(),
+            None if squares is None else squares.cpu(),
+        )
+
 
 def linear_log_probs(
     hidden: Float[Tensor, "tokens hidden"],
@@ -147,10 +156,16 @@ def _slopes(hidden: Tensor, targets: Tensor, head: Head, words: slice, total: Te
 
 @dataclass
 class _Sums:
-    """Running sums over the vocabulary: log Σ e^z, and for statistics Σ z e^z and log Σ e^2z."""
+    """Running sums over the vocabulary, all kept relative to the sum so far (no overflow).
+
+    Attributes:
+        total: log Σ e^z.
+        surprise: Σ π (z - total), the negative entropy.
+        squares: log Σ e^2z.
+    """
 
     total: Tensor
-    weighted: Tensor | None
+    surprise: Tensor | None
     squares: Tensor | None
 
     @staticmethod
@@ -163,19 +178,21 @@ class _Sums:
 
     def add(self, logits: Tensor, tokens: slice) -> None:
         before = self.total[tokens].clone()
-        self.total[tokens] = torch.logaddexp(before, logits.logsumexp(-1))
-        if self.weighted is None or self.squares is None:
+        after = torch.logaddexp(before, logits.logsumexp(-1))
+        self.total[tokens] = after
+        if self.surprise is None or self.squares is None:
             return
-        after = self.total[tokens]
-        # Kept divided by e^total, so that nothing overflows.
-        mean = ((logits - after[:, None]).exp_() * logits).sum(-1)
-        self.weighted[tokens] = self.weighted[tokens] * (before - after).exp() + mean
         self.squares[tokens] = torch.logaddexp(self.squares[tokens], (2 * logits).logsumexp(-1))
+        # The first chunk has nothing before it; a finite shift makes 0 of it, not NaN.
+        shift = (before - after).clamp(min=-1e4)
+        relative = logits.sub_(after[:, None])
+        added = (relative.exp() * relative).sum(-1)
+        self.surprise[tokens] = shift.exp() * (self.surprise[tokens] + shift) + added
 
     def statistics(self) -> tuple[Tensor, ...]:
-        if self.weighted is None or self.squares is None:
+        if self.surprise is None or self.squares is None:
             return ()
-        return self.total - self.weighted, self.squares - 2 * self.total
+        return -self.surprise, self.squares - 2 * self.total
 
 
 def _token_chunks(tokens: int) -> Iterator[slice]:

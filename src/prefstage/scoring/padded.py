@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from prefstage.data.tokenising import TokenTree
-from prefstage.scoring.rows import Leaf, Slot, leaves_of
+from prefstage.scoring.rows import Leaf, Slot
 
 PADDING_ID = 0
 """Any token will do: nothing is read off a padded place."""
@@ -39,17 +38,17 @@ class Batch:
     slots: tuple[Slot, ...]
 
 
-def pack_batches(trees: Sequence[TokenTree], *, token_budget: int) -> list[Batch]:
+def pack_batches(leaves: Sequence[Leaf], *, token_budget: int) -> list[Batch]:
     """Lay responses out in padded batches of at most `token_budget` places.
 
     Args:
-        trees: Prompts with their responses; checked by `check_trees`.
+        leaves: Responses with their prompts.
         token_budget: Places a batch, padding included; a longer sequence stands alone.
 
     Returns:
         The batches, longest sequences first, so that memory runs out early if at all.
     """
-    ordered = sorted(leaves_of(trees), key=lambda leaf: -len(leaf.computed_ids))
+    ordered = sorted(leaves, key=lambda leaf: -len(leaf.computed_ids))
     batches, members, tokens = list[Batch](), list[Leaf](), 0
     for leaf in ordered:
         size = len(leaf.computed_ids)

@@ -6,7 +6,7 @@ ancestors and itself, so a row gives each response exactly the context that it h
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from jaxtyping import Int
@@ -125,8 +125,8 @@ def check_trees(trees: Sequence[TokenTree]) -> None:
                 )
 
 
-def pack_rows(trees: Sequence[TokenTree], *, token_budget: int) -> list[Row]:
-    """Lay trees out in rows of at most `token_budget` places.
+def pack_rows(leaves: Sequence[Leaf], *, token_budget: int) -> list[Row]:
+    """Lay responses out in rows of at most `token_budget` places.
 
     Trees are taken in the order of their prompts, so that prompts which begin alike
     (system message, earlier turns) share a row and that beginning. A tree is divided only
@@ -134,24 +134,25 @@ def pack_rows(trees: Sequence[TokenTree], *, token_budget: int) -> list[Row]:
     response that is larger than the budget gets a row of its own.
 
     Args:
-        trees: Prompts with their responses; checked by `check_trees`.
+        leaves: Responses with their prompts, those of a tree together.
         token_budget: Places a row, >= 1.
 
     Returns:
         The rows; every response stands in exactly one slot.
     """
-    rows, leaves, size, last = [], list[Leaf](), 0, tuple[int, ...]()
-    for index in sorted(range(len(trees)), key=lambda i: trees[i].prompt_ids):
-        for part in _parts(index, trees[index], token_budget):
+    rows, members, size, last = list[Row](), list[Leaf](), 0, tuple[int, ...]()
+    trees = [list(tree) for _, tree in groupby(leaves, key=lambda leaf: leaf.tree)]
+    for tree in sorted(trees, key=lambda tree: tree[0].prompt_ids):
+        for part in _parts(tree, token_budget):
             prompt = part[0].prompt_ids
-            added = _unshared(part) - (common_prefix(prompt, last) if leaves else 0)
-            if leaves and size + added > token_budget:
-                rows.append(build_row(leaves))
-                leaves, size, added = [], 0, _unshared(part)
-            leaves += part
+            added = _unshared(part) - (common_prefix(prompt, last) if members else 0)
+            if members and size + added > token_budget:
+                rows.append(build_row(members))
+                members, size, added = [], 0, _unshared(part)
+            members += part
             size, last = size + added, prompt
-    if leaves:
-        rows.append(build_row(leaves))
+    if members:
+        rows.append(build_row(members))
     return rows
 
 
@@ -216,16 +217,14 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return next(i for i in range(shorter) if left[i] != right[i])
 
 
-def _parts(index: int, tree: TokenTree, budget: int) -> Iterator[list[Leaf]]:
-    part, size = list[Leaf](), len(tree.prompt_ids)
-    for response, ids in enumerate(tree.response_ids):
-        if part and size + len(ids) - 1 > budget:
+def _parts(tree: Sequence[Leaf], budget: int) -> Iterator[list[Leaf]]:
+    part = list[Leaf]()
+    for leaf in tree:
+        if part and _unshared([*part, leaf]) > budget:
             yield part
-            part, size = [], len(tree.prompt_ids)
-        part.append(Leaf(index, response, tree.prompt_ids, ids))
-        size += len(ids) - 1
-    if part:
-        yield part
+            part = []
+        part.append(leaf)
+    yield part
 
 
 def _unshared(part: Sequence[Leaf]) -> int:
