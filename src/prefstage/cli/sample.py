@@ -82,19 +82,28 @@ def sample(
     Each answer is on disk, in OUT.samples.jsonl, as soon as it arrives; the same command goes
     on from there after a stop. At the end OUT holds each prompt with its answers.
     """
-    given = dict(locals())
+    _sample(dict(locals()))
+
+
+def _sample(given: dict[str, Any]) -> None:
+    """The command, with its options by name."""
+    policy, out, limit = given["policy"], given["out"], given["limit"]
     _check_out(out, limit)
     from prefstage.data import load_candidates
     from prefstage.sampling import CandidateStore, LoadOptions, SamplingConfig, load_sampler
 
-    settings = load_config(SamplingConfig, config, {name: given[name] for name in _SAMPLING})
+    settings = load_config(
+        SamplingConfig, given["config"], {name: given[name] for name in _SAMPLING}
+    )
     store_file = out.with_name(out.name + ".samples.jsonl")
     options = {name: given[name] for name in _LOADING}
     if policy.startswith("serve:"):
         options["log_file"] = out.with_name(out.name + ".server.log")
     _check_replaceable(out, store_file)
     loaded = load_candidates(
-        prompts, on_bad_row=_bad_row(on_bad_row), quarantine_file=quarantine_file
+        given["prompts"],
+        on_bad_row=_bad_row(given["on_bad_row"]),
+        quarantine_file=given["quarantine_file"],
     )
     rows = [loaded[place] for place in range(min(len(loaded), limit or len(loaded)))]
     with ExitStack() as stack:
@@ -106,7 +115,7 @@ def sample(
     result |= {"notes": list(loaded.report.notes), "rows_quarantined": loaded.report.quarantined}
     result |= _write(rows, result.pop("samples"), out, source=sampler.name)
     result |= {"store": str(store_file)}
-    say(Outcome(_told(result), result, [out, store_file]), as_json=as_json)
+    say(Outcome(_told(result), result, [out, store_file]), as_json=given["as_json"])
 
 
 def _run(

@@ -84,7 +84,13 @@ class BuyingSampler(Sampler, Protocol):
     ) -> Iterator[Sample]:
         """As `sample`, but call `keep` with each answer before anything else happens to it.
 
-        `keep` may be called on another thread, while the consumer does something else.
+        Args:
+            requests: What is wanted.
+            keep: Writes an answer to disk; may be called on another thread, while the
+                consumer does something else.
+
+        Yields:
+            Each answer, after it was kept.
         """
 
 

@@ -91,7 +91,13 @@ class ServerSampler:
         return dict(vars(self.client.usage))
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
-        """Answer every request once, each as soon as its answer arrives.
+        """Answer every request once.
+
+        Args:
+            requests: What is wanted.
+
+        Returns:
+            An iterator over the answers, each as soon as it arrives.
 
         Raises:
             ServiceError: If the server fails for good; or, after all others have been
@@ -102,7 +108,18 @@ class ServerSampler:
     def sample_into(
         self, requests: Sequence[SampleRequest], keep: Callable[[Sample], None]
     ) -> Iterator[Sample]:
-        """As `sample`; `keep` gets each answer the moment it arrives, on another thread."""
+        """As `sample`, and keep each answer the moment it arrives.
+
+        Args:
+            requests: What is wanted.
+            keep: Called with each answer, on another thread.
+
+        Yields:
+            Each answer, after it was kept.
+
+        Raises:
+            ServiceError: As `sample`.
+        """
         if not requests:
             return
         dialect = _dialect(self.client)
@@ -218,13 +235,21 @@ class ServedSampler:
         self._open.close()
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
-        """As `ServerSampler.sample`, after the server is up."""
+        """As `ServerSampler.sample`, after the server is up; `requests` is what is wanted."""
         return self.sample_into(requests, lambda sample: None)
 
     def sample_into(
         self, requests: Sequence[SampleRequest], keep: Callable[[Sample], None]
     ) -> Iterator[Sample]:
-        """As `ServerSampler.sample_into`, after the server is up."""
+        """As `ServerSampler.sample_into`, after the server is up.
+
+        Args:
+            requests: What is wanted; if empty, no server is started.
+            keep: As there.
+
+        Yields:
+            Each answer, after it was kept.
+        """
         if requests:
             self._start()
             yield from self._inner.sample_into(requests, keep)

@@ -77,11 +77,22 @@ class CandidateStore:
         return iter(list(self._samples.values()))
 
     def get(self, prompt_id: str, index: int) -> Sample | None:
-        """The answer to one request, or None if there is none yet."""
+        """Look an answer up.
+
+        Args:
+            prompt_id: As in the request.
+            index: As in the request.
+
+        Returns:
+            The answer, or None if there is none yet.
+        """
         return self._samples.get((prompt_id, index))
 
     def claim(self, sampler: Sampler) -> None:
         """Make this the store of a sampler, or check that it is.
+
+        Args:
+            sampler: Who answers.
 
         Raises:
             InputError: If it holds another sampler's answers; what differs is named.
@@ -107,7 +118,8 @@ class CandidateStore:
     def append(self, sample: Sample) -> None:
         """Keep an answer; when this returns it survives a kill. Safe on any thread.
 
-        An answer to a request that has one already is not kept: the first stands.
+        Args:
+            sample: The answer. If its request has one already, that one stands.
         """
         with self._lock:
             key = (sample.prompt_id, sample.index)

@@ -158,7 +158,10 @@ class ServerClient:
         return await self._ask("completions", {"prompt": prompt, **options}, read_completion)
 
     async def models(self) -> list[str]:
-        """Names of the models that the server offers (/v1/models).
+        """Ask which models the server offers (/v1/models).
+
+        Returns:
+            Their names.
 
         Raises:
             ServiceError: As in `chat`.
@@ -166,7 +169,10 @@ class ServerClient:
         return await self._send("GET", f"{self.base_url}/models", None, read_models)
 
     async def describe(self) -> Mapping[str, Any]:
-        """The server's OpenAPI description, or an empty one where it has none.
+        """Ask for the server's OpenAPI description.
+
+        Returns:
+            The description, or an empty one where the server has none.
 
         Raises:
             ServiceError: If no server answers.

@@ -73,7 +73,13 @@ def managed_server(
 
 
 def check_command(command: str) -> list[str]:
-    """The words of a server command, its program's path first and `{port}` still in them.
+    """Check a server command without running it.
+
+    Args:
+        command: As in `managed_server`.
+
+    Returns:
+        Its words, the program's whole path first, `{port}` still in them.
 
     Raises:
         InputError: If the command names no port or no known program.
