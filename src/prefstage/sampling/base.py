@@ -12,7 +12,7 @@ from prefstage.data.records import Candidates, Prompt
 
 
 class SamplingConfig(Config):
-    """How answers are sampled. Defaults: Xu et al. 2025, arXiv:2508.10530, Table 5."""
+    """How answers are sampled. Defaults: Sun et al. 2025, arXiv:2508.10530, Table 5."""
 
     responses: int = Field(default=2, ge=1, description="Responses per prompt.")
     temperature: float = Field(default=0.7, ge=0, description="0 is greedy decoding.")
