@@ -227,7 +227,8 @@ def test_a_killed_sampler_is_not_asked_again_for_what_it_wrote(tmp_path: Path) -
     assert resumed.as_dict() | {"judge_counts": {}} == whole.as_dict() | {"judge_counts": {}}
     assert first.written + second.written == 2 * whole.prompts_used
     kept = load_candidates(tmp_path / "killed" / "candidates.parquet")
-    again = measure_stage(off, judge=judge, on_policy=kept)
+    config = MeasureConfig(all_prompts=True)
+    again = measure_stage(off, judge=judge, on_policy=kept, config=config)
     assert again.boundary_score == whole.boundary_score
     assert kept[0].sources == ("writer of 0.4", "writer of 0.4")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,6 +14,7 @@ from prefstage.core.progress import Ticker, progress
 
 if TYPE_CHECKING:
     from prefstage.cli.measure_settings import MeasureSettings
+    from prefstage.data import CandidateSet
     from prefstage.measuring import Measurement, Reading
 
 T = TypeVar("T")
@@ -76,6 +78,17 @@ def measure(
     device: Annotated[Text, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
     adapter: Annotated[Text, typer.Option(help="PEFT adapter on the policy.")] = None,
     concurrency: Annotated[Number, typer.Option(help="Requests to a server in flight.")] = None,
+    distinctness: Annotated[
+        bool,
+        typer.Option("--distinctness", help="Also: does the policy find its own likelier?"),
+    ] = False,
+    on_bad_row: Annotated[Text, typer.Option(help="error, or quarantine [error].")] = None,
+    quarantine_file: Annotated[
+        Text,
+        typer.Option(
+            help="Where bad rows go with --on-bad-row quarantine; those of --on go beside it."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Tell which preference data a policy needs next: the pairs at hand, or its own.
@@ -101,7 +114,7 @@ def measure(
 
 def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     """The options as settings; what was not given is None."""
-    renamed = {"responses": "on_responses"}
+    renamed = {"responses": "on_responses", "off": "off_policy", "on": "on_policy"}
     sampling = ("temperature", "top_p", "top_k", "max_new_tokens")
     renamed |= {name: f"sampling.{name}" for name in sampling}
     given = {k: v for k, v in options.items() if k not in ("out", "config", "as_json")}
@@ -114,10 +127,17 @@ def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Measuremen
     from prefstage.measuring import measure as run
     from prefstage.sampling import load_sampler
 
-    off = load_candidates(settings.off)
-    on = load_candidates(settings.on) if settings.on is not None else None
-    notes = [f"off-policy data: {note}" for note in off.report.notes]
-    notes += [f"on-policy data: {note}" for note in on.report.notes] if on is not None else []
+    aside = Path(settings.quarantine_file) if settings.quarantine_file else None
+    off = load_candidates(
+        settings.off_policy, on_bad_row=settings.on_bad_row, quarantine_file=aside
+    )
+    on = None
+    if settings.on_policy is not None:
+        beside = aside and aside.with_stem(f"{aside.stem}-on-policy")
+        on = load_candidates(
+            settings.on_policy, on_bad_row=settings.on_bad_row, quarantine_file=beside
+        )
+    notes = [*_notes("off-policy", off), *(_notes("on-policy", on) if on is not None else [])]
     with ExitStack() as stack:
         judge = _entered(stack, load_judge(settings.judge))
         sampler = None
@@ -135,14 +155,33 @@ def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Measuremen
             judge=judge,
             sampler=sampler,
             on_policy=on,
-            policy_name=(settings.policy or settings.on) if on is not None else None,
+            policy_name=(settings.policy or settings.on_policy) if on is not None else None,
             config=settings.rules,
             out=out,
             watch=stack.enter_context(_live()),
         )
+        if settings.distinctness:
+            measurement = _with_distinctness(measurement, sampler)
     if out is not None:
+        measurement.stage.save(out / "stage.json")
         write_config(settings, out / "config.yaml")
     return measurement, notes
+
+
+def _notes(side: str, data: "CandidateSet") -> list[str]:
+    bad = data.report.quarantined
+    put_aside = [f"{side} data: {bad} bad rows put aside"] if bad else []
+    return put_aside + [f"{side} data: {note}" for note in data.report.notes]
+
+
+def _with_distinctness(measurement: "Measurement", sampler: Any) -> "Measurement":
+    from prefstage.measuring.distinctness import measure_distinctness
+    from prefstage.scoring import Scorer
+
+    share = measure_distinctness(
+        measurement.prompts, scorer=Scorer(sampler.model), encoder=sampler.encoder
+    )
+    return replace(measurement, stage=replace(measurement.stage, distinctness=share))
 
 
 def _report(

@@ -1,6 +1,6 @@
 """What `prefstage measure` may be told, in YAML or by options."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,32 +13,52 @@ _LOADING = ("chat_format", "dtype", "device", "adapter", "concurrency")
 class MeasureSettings(MeasureConfig):
     """The measurement's rules, and where policy, data and judge are found."""
 
-    off: str = Field(description="Off-policy pairs or candidates.")
-    judge: str = Field(description="Who says which response is better.")
-    policy: str | None = Field(default=None, description="Who answers; with `on`, its name.")
-    on: str | None = Field(default=None, description="The policy's responses, if given.")
+    off_policy: str = Field(default="", description="Off-policy pairs or candidates.")
+    judge: str = Field(default="", description="Who says which response is better.")
+    policy: str | None = Field(default=None, description="Who answers; or, to on_policy, a name.")
+    on_policy: str | None = Field(default=None, description="The policy's responses, if given.")
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="How it answers.")
     chat_format: str | None = Field(default=None, description="Plain format of a base model.")
     dtype: str | None = Field(default=None, description="auto, float32, bfloat16 or float16.")
     device: str | None = Field(default=None, description="auto, cpu, cuda:0, ...")
     adapter: str | None = Field(default=None, description="PEFT adapter on the policy.")
     concurrency: int | None = Field(default=None, ge=1, description="Requests in flight.")
+    distinctness: bool = Field(default=False, description="Score both sides by the policy.")
+    on_bad_row: Literal["error", "quarantine"] = Field(
+        default="error", description="What happens to rows of the data that cannot be used."
+    )
+    quarantine_file: str | None = Field(default=None, description="Where bad rows go.")
+
+    @model_validator(mode="after")
+    def _sides_and_judge_are_named(self) -> Self:
+        if not self.off_policy:
+            raise ValueError("no off-policy data; expected pairs or candidates; give --off")
+        if not self.judge:
+            raise ValueError("no judge; expected who says which response is better; give --judge")
+        if not self.policy and not self.on_policy:
+            raise ValueError("no policy; expected who answers, or its answers; give --policy")
+        return self
 
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> Self:
-        if self.policy is None and self.on is None:
-            raise ValueError("neither policy nor on is set; expected who answers; give --policy")
         twice = {"responses", "seed"} & self.sampling.model_fields_set
         if twice:
             raise ValueError(
-                f"sampling.{min(twice)} is set; expected it once; use on_responses and seed"
+                f"sampling.{min(twice)} is set; expected on_responses and seed instead; "
+                f"remove sampling.{min(twice)}"
             )
         ignored = [name for name in _LOADING if getattr(self, name) is not None]
         ignored += ["sampling"] if self.sampling.model_fields_set else []
-        if self.on is not None and ignored:
+        if self.on_policy is not None and ignored:
             raise ValueError(
-                f"{ignored[0]} is set beside on; expected no sampling, as on gives the responses; "
-                f"leave {ignored[0]} or on out"
+                f"{ignored[0]} is set and responses are given too; expected only one of them, "
+                f"as nothing is sampled then; leave {ignored[0]} or --on out"
+            )
+        served = str(self.policy).startswith(("openai:", "serve:"))
+        if self.distinctness and (self.on_policy is not None or served):
+            raise ValueError(
+                "distinctness is set; expected a policy that runs in this process, since it "
+                "needs its weights; leave distinctness out"
             )
         return self
 

@@ -8,10 +8,12 @@ from prefstage.measuring.boundary import (
     count_votes,
 )
 from prefstage.measuring.config import MeasureConfig
+from prefstage.measuring.distinctness import distinctness, measure_distinctness
 from prefstage.measuring.loop import Reading
 from prefstage.measuring.measure import Measurement, measure, measure_stage
 from prefstage.measuring.sequential import ConfidenceSequence, log_capital, rejection_step
 from prefstage.measuring.stage import Stage
+from prefstage.measuring.summary import summarise
 
 __all__ = [
     "Boundary",
@@ -24,8 +26,11 @@ __all__ = [
     "algorithm_1_verdict",
     "boundary_score",
     "count_votes",
+    "distinctness",
     "log_capital",
     "measure",
+    "measure_distinctness",
     "measure_stage",
     "rejection_step",
+    "summarise",
 ]

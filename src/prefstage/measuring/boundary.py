@@ -93,7 +93,7 @@ def count_votes(
         InputError: If the matrix is empty, or holds something else than probabilities.
 
     Source:
-        Xu et al. 2025, arXiv:2508.10530, Algorithm 1, for any m and n (there 2 and 2).
+        Sun et al. 2025, arXiv:2508.10530, Algorithm 1, for any m and n (there 2 and 2).
     """
     p = np.asarray(probabilities, dtype=np.float64)
     blank = np.zeros(p.shape, dtype=bool) if undecided is None else np.asarray(undecided, bool)
@@ -140,7 +140,7 @@ def boundary_score(prompts: Iterable[PromptVotes]) -> Boundary:
         InputError: If there is no prompt.
 
     Source:
-        Xu et al. 2025, arXiv:2508.10530, Algorithm 1 and Table 3. Erratum: the caption of
+        Sun et al. 2025, arXiv:2508.10530, Algorithm 1 and Table 3. Erratum: the caption of
         Table 3 prints V_off in the numerator; the numbers of Tables 3, 4 and 8 and the
         algorithm need V_on, which stands here.
     """
@@ -173,6 +173,6 @@ def algorithm_1_verdict(boundary: Boundary) -> Literal["injection", "fine-tuning
         The stage by Algorithm 1.
 
     Source:
-        Xu et al. 2025, arXiv:2508.10530, Algorithm 1, lines 14 to 18.
+        Sun et al. 2025, arXiv:2508.10530, Algorithm 1, lines 14 to 18.
     """
     return "injection" if boundary.score < HALF else "fine-tuning"

@@ -83,7 +83,7 @@ def measure_stage(
         RunFolderError: If `out` holds another run.
 
     Source:
-        Xu et al. 2025, arXiv:2508.10530, Algorithm 1; made sequential by
+        Sun et al. 2025, arXiv:2508.10530, Algorithm 1; made sequential by
         `ConfidenceSequence` (Waudby-Smith & Ramdas 2024, arXiv:2010.09686).
     """
     return measure(

@@ -36,6 +36,11 @@ def notes_of(stage: Stage) -> list[str]:
             "all prompts were used, so the score is exact for these prompts and these "
             f"responses; for new prompts like these it is in [{low:.2f}, {high:.2f}]"
         )
+    if stage.distinctness is not None:
+        notes.append(
+            f"the policy finds its own responses likelier in {stage.distinctness:.0%} of "
+            "comparisons (distinctness; the stage says little near 50%)"
+        )
     for side, other in (("off", "on"), ("on", "off")):
         if count := stage.unmatched_prompts[side]:
             notes.append(f"{count} {side}-policy prompts left out: no {other}-policy responses")

@@ -1,0 +1,198 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from prefstage.cli.main import app
+from prefstage.measuring import Stage
+from tests.tiny_models import tiny_tokenizer
+
+RUNNER = CliRunner()
+PROBABILITY = ("--votes", "probability")
+JUDGE = "python:letters:more_letters?symmetric=true"
+
+
+def run(*arguments: object) -> Any:
+    return RUNNER.invoke(app, ["measure", *map(str, arguments)])
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def judge_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "letters.py").write_text(
+        "def more_letters(a, b, prompt):\n"
+        "    return 0.5 if len(a) == len(b) else float(len(a) > len(b))\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "letters", raising=False)
+
+
+@pytest.fixture
+def off(tmp_path: Path) -> Path:
+    rows = [{"prompt": f"Q{n}?", "chosen": "a" * (n + 9), "rejected": "bbb"} for n in range(60)]
+    return write_lines(tmp_path / "off.jsonl", rows)
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    rows = [{"prompt": f"Q{n}?", "responses": ["cccc", "dd"]} for n in range(50)]
+    return write_lines(tmp_path / "short.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = tiny_tokenizer("chatml")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_given_answers_lead_to_a_stage_and_a_folder(off: Path, short: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = run("--off", off, "--on", short, "--policy", "terse", "--judge", JUDGE, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "Injection stage: the off-policy answers win" in result.output
+    assert "train on the pairs you have" in result.output
+    assert "10 off-policy prompts left out: no on-policy responses" in result.output
+    stage = Stage.load(out / "stage.json")
+    assert (stage.stage, stage.policy, stage.prompts_available) == ("injection", "terse", 50)
+    assert f"{stage.prompts_used} of 50 prompts used (enough to decide)" in result.output
+    assert pq.read_table(out / "prompts.parquet").num_rows == stage.prompts_used
+    assert (out / "judgments.sqlite").exists()
+    assert "terse" in (out / "config.yaml").read_text()
+
+
+def test_json_alone_is_the_stage(off: Path, short: Path) -> None:
+    result = run("--off", off, "--on", short, "--judge", JUDGE, "--all-prompts", "--json")
+    values = json.loads(result.stdout)
+    assert (values["prompts_used"], values["method"]) == (50, "fixed-size")
+    assert values["votes_on"] + values["votes_off"] + values["ties"] == values["judgments"] == 200
+    assert values["recommendation"].startswith("The judge prefers the off-policy answers")
+    assert any("exact for these prompts" in note for note in values["notes"])
+
+
+def test_the_same_command_goes_on_and_judges_nothing_twice(
+    off: Path, short: Path, tmp_path: Path
+) -> None:
+    command = ("--off", off, "--on", short, "--judge", JUDGE, "--out", tmp_path / "run", "--json")
+    first, second = json.loads(run(*command).stdout), json.loads(run(*command).stdout)
+    assert first["judge_counts"] == {"calls": first["judgments"], "reused": 0}
+    assert second["judge_counts"] == {"calls": 0, "reused": first["judgments"]}
+    assert {**first, "judge_counts": {}} == {**second, "judge_counts": {}}
+
+
+def test_a_model_is_sampled_judged_and_scored(off: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ("--policy", model, "--off", off, "--judge", JUDGE, "--max-new-tokens", 4)
+    result = run(*command, "--max-prompts", 8, "--distinctness", "--out", out)
+    assert result.exit_code == 0, result.output
+    stage = Stage.load(out / "stage.json")
+    assert (stage.policy, stage.prompts_used) == ("tiny", 8)
+    assert stage.tokens is not None
+    assert 0 < stage.tokens["response"] <= 4 * 16
+    assert stage.distinctness is not None
+    assert 0.0 <= stage.distinctness <= 1.0
+    assert "the policy finds its own responses likelier in" in result.output
+    assert pq.read_table(out / "candidates.parquet").num_rows == 8
+    again = json.loads(run(*command, "--max-prompts", 8, "--out", out, "--json").stdout)
+    assert again["boundary_score"] == stage.boundary_score
+
+
+def test_settings_come_from_yaml_and_options_win(off: Path, short: Path, tmp_path: Path) -> None:
+    config = tmp_path / "measure.yaml"
+    config.write_text(
+        f"off_policy: {off}\non_policy: {short}\njudge: {JUDGE}\nseed: 3\nconfidence: 0.9\n"
+    )
+    values = json.loads(run("--config", config, "--confidence", 0.99, "--json").stdout)
+    assert (values["seed"], values["confidence"]) == (3, 0.99)
+
+
+def test_bad_rows_may_be_put_aside_and_are_told(off: Path, short: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(off.read_text() + '{"prompt": "Q?", "chosen": "", "rejected": "b"}\n')
+    command = ("--off", bad, "--on", short, "--judge", JUDGE)
+    assert run(*command).exit_code == 2
+    aside = tmp_path / "aside.jsonl"
+    result = run(*command, "--on-bad-row", "quarantine", "--quarantine-file", aside)
+    assert result.exit_code == 0, result.output
+    assert "off-policy data: 1 bad rows put aside" in result.output
+    assert len(aside.read_text().splitlines()) == 1
+    assert (tmp_path / "aside-on-policy.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--judge", JUDGE, "--policy", "x"], "give --off"),
+        (["--off", "OFF", "--policy", "x"], "give --judge"),
+        (["--off", "OFF", "--judge", JUDGE], "give --policy"),
+        (["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--top-p", "1"], "sampling"),
+        (["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--dtype", "auto"], "dtype"),
+        (["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--votes", "soft"], "'votes'"),
+        (["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--confidence", "95"], "'confidence'"),
+        (["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--distinctness"], "distinctness"),
+        (["--off", "OFF", "--judge", JUDGE, "--on", "absent.jsonl"], "absent.jsonl"),
+        (["--off", "OFF", "--judge", "table:absent.jsonl", "--on", "ON"], "absent.jsonl"),
+        (
+            ["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--max-judgments", "1"],
+            "at least one prompt",
+        ),
+        (
+            ["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--ties", "off", *PROBABILITY],
+            "no effect",
+        ),
+    ],
+)
+def test_a_users_error_is_one_line(arguments: list[str], said: str, off: Path, short: Path) -> None:
+    files = {"OFF": str(off), "ON": str(short)}
+    result = run(*(files.get(argument, argument) for argument in arguments))
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_another_run_in_the_same_folder_is_refused(off: Path, short: Path, tmp_path: Path) -> None:
+    command = ("--off", off, "--on", short, "--judge", JUDGE, "--out", tmp_path / "run")
+    assert run(*command).exit_code == 0
+    result = run(*command, "--seed", 1)
+    assert result.exit_code == 2
+    assert "another run (different: config)" in result.stderr
+
+
+def test_help_needs_no_heavy_library() -> None:
+    code = (
+        "import sys; from prefstage.cli.main import app; "
+        "app(['measure', '--help'], standalone_mode=False); "
+        "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
