@@ -40,7 +40,7 @@ def sample(
         ),
     ],
     prompts: Annotated[
-        str, typer.Option(help="Pairs or candidates whose prompts to answer: file, folder, Hub id.")
+        str, typer.Option(help="Prompts, pairs or candidates to answer: file, folder or Hub id.")
     ],
     out: Annotated[Path, typer.Option(help="Where the candidates go: .jsonl or .parquet.")],
     limit: Annotated[Number, typer.Option(help="Answer the first so many prompts only.")] = None,
@@ -89,7 +89,7 @@ def _sample(given: dict[str, Any]) -> None:
     """The command, with its options by name."""
     policy, out, limit = given["policy"], given["out"], given["limit"]
     _check_out(out, limit)
-    from prefstage.data import load_candidates
+    from prefstage.data import load_prompts
     from prefstage.sampling import CandidateStore, LoadOptions, SamplingConfig, load_sampler
 
     settings = load_config(
@@ -100,7 +100,7 @@ def _sample(given: dict[str, Any]) -> None:
     if policy.startswith("serve:"):
         options["log_file"] = out.with_name(out.name + ".server.log")
     _check_replaceable(out, store_file)
-    loaded = load_candidates(
+    loaded = load_prompts(
         given["prompts"],
         on_bad_row=_bad_row(given["on_bad_row"]),
         quarantine_file=given["quarantine_file"],

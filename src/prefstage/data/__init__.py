@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from prefstage.data.grouping import pairs_to_candidates as pairs_to_candidates
     from prefstage.data.loading import load_candidates as load_candidates
     from prefstage.data.loading import load_pairs as load_pairs
+    from prefstage.data.prompts import load_prompts as load_prompts
     from prefstage.data.records import Candidates as Candidates
     from prefstage.data.records import Message as Message
     from prefstage.data.records import Pair as Pair
@@ -35,6 +36,7 @@ _HOMES = {
     "TokenTree": "tokenising",
     "load_candidates": "loading",
     "load_pairs": "loading",
+    "load_prompts": "prompts",
     "load_tokenizer": "tokenising",
     "pairs_to_candidates": "grouping",
     "prompt_id_of": "records",

@@ -162,6 +162,7 @@ def open_reading(
     on_bad_row: OnBadRow,
     quarantine_file: str | Path | None,
     streaming: bool,
+    fallback: Format | None = None,
 ) -> Reading:
     """Check the settings, open the source and settle its format from the first rows."""
     quarantine = _check_policy(given, on_bad_row, quarantine_file)
@@ -171,7 +172,7 @@ def open_reading(
     sample = _peek(source)
     check_mapped(columns or {}, sample[0], source.name)
     rows = [rename(row, columns or {}) for row in sample]
-    found = chosen_format or recognise(rows, source.name, wanted)
+    found = chosen_format or recognise(rows, source.name, wanted, fallback=fallback)
     if found.kind != "pairs" and wanted == "pairs":
         raise DataError.of(
             saw=f"format {found.name!r}, whose rows are responses without a chosen one",

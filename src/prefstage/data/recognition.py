@@ -79,7 +79,9 @@ def format_named(name: str) -> Format:
     )
 
 
-def recognise(rows: Sequence[Row], source: str, wanted: Wanted) -> Format:
+def recognise(
+    rows: Sequence[Row], source: str, wanted: Wanted, *, fallback: Format | None = None
+) -> Format:
     """Recognise the format of a dataset from its first rows.
 
     Args:
@@ -87,6 +89,7 @@ def recognise(rows: Sequence[Row], source: str, wanted: Wanted) -> Format:
         source: The dataset's name, for errors.
         wanted: What is loaded: candidate formats are preferred for candidates, and are
             an error for pairs.
+        fallback: Taken if no format is recognised and the first row is of this one.
 
     Returns:
         The first format, special before general, that the first recognisable row has.
@@ -100,6 +103,8 @@ def recognise(rows: Sequence[Row], source: str, wanted: Wanted) -> Format:
         if found:
             return _the_one(found, row, source, wanted)
     row = rows[0]
+    if fallback is not None and fallback.recognises(row):
+        return fallback
     near = _nearest_format(row)
     lacking = [name for name in near.needs if name not in row]
     seen = f"{source} with the columns {_list(row)}, which fit no known format"
