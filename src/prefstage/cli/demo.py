@@ -160,7 +160,7 @@ def _conclude(report: "DemoReport", console: "Console") -> None:
     _paragraph(console, "To measure one of them yourself, in as many ways as you like:")
     weak, pool = report.training.folders["weak"], report.pool.path
     console.print(
-        f"      prefstage measure --policy {weak} \\\n        --off {pool} --judge {JUDGE}",
+        f"      prefstage measure --policy {weak} \\\n        --off {pool} \\\n        --judge {JUDGE}",
         markup=False,
         soft_wrap=True,
     )

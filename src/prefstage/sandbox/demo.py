@@ -1,6 +1,6 @@
 """The demo: two policies of the sandbox's world, their measured stages, and the truth."""
 
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,21 +105,19 @@ def train_policies(folder: Path, *, config: DemoConfig) -> PoliciesTrained:
         encoder.encode(prompt, [response])
         for prompt, response in World(config.seed).demonstrations(config.demonstrations)
     ]
-    # Both checkpoints move to their place together: a killed training leaves nothing behind.
-    with (
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".training-") as scratch,
-        progress("training", config.strong_steps) as tick,
-    ):
+    # Both checkpoints move to their place together, so a killed training is no finished one.
+    unfinished = folder.parent / f".{folder.name}-unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with progress("training", config.strong_steps) as tick:
 
         def after_step(step: int, loss: float) -> None:
             tick(note=f"loss {loss:.2f}")
             if step in names:
-                checkpoint = Path(scratch) / "policies" / names[step]
-                model.save_pretrained(checkpoint)
-                tokenizer.save_pretrained(checkpoint)
+                model.save_pretrained(unfinished / names[step])
+                tokenizer.save_pretrained(unfinished / names[step])
 
         train_sft(model, trees, steps=config.strong_steps, seed=config.seed, on_step=after_step)
-        (Path(scratch) / "policies").rename(folder)
+    unfinished.rename(folder)
     return trained
 
 
@@ -187,7 +185,7 @@ def _sample_all(sampler: Sampler, pool: CandidateSet) -> list[list[str]]:
     """The policy's responses to every prompt: the same as measuring gets, and the rest."""
     count = MeasureConfig().on_responses
     requests = requests_for(pool, responses=count)
-    with progress("sampling for the truth", len(requests)) as tick:
+    with progress("sampling all prompts, for the truth", len(requests)) as tick:
         texts = {}
         for sample in sampler.sample(requests):
             texts[sample.prompt_id, sample.index] = sample.text
