@@ -19,77 +19,95 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
 Text = str | None
 Number = int | None
+Real = float | None
+
+
+def _option(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text)
+
+
+Policy = Annotated[
+    Text,
+    _option(
+        "The policy: model folder or Hub id, openai:MODEL@URL, serve:COMMAND; with --on, its name."
+    ),
+]
+Off = Annotated[Text, _option("Off-policy pairs or candidates: file, folder or Hub id.")]
+JudgeSpec = Annotated[
+    Text,
+    _option(
+        "reward:PATH, pairrm:PATH, openai:MODEL@URL, table:FILE, python:module:function, "
+        "or a checkpoint."
+    ),
+]
+On = Annotated[Text, _option("The policy's responses, if they exist already; not sampled then.")]
+Out = Annotated[Path | None, _option("Run folder. The same command goes on in it after a stop.")]
+ConfigFile = Annotated[Path | None, _option("Settings as YAML; options win.")]
+Responses = Annotated[Number, _option("On-policy responses a prompt [2].")]
+OffResponses = Annotated[Number, _option("Off-policy responses a prompt [2].")]
+VotesKind = Annotated[Text, _option("hard (each comparison is a vote) or probability [hard].")]
+Ties = Annotated[Text, _option("A tie counts half, or for off [half].")]
+Confidence = Annotated[Real, _option("Of the interval [0.95].")]
+AllPrompts = Annotated[bool, _option("Use the whole budget, however clear it is.", "--all-prompts")]
+NewPrompts = Annotated[bool, _option("Ask about all prompts like these.", "--new-prompts")]
+MaxPrompts = Annotated[Number, _option("Prompts used at most.")]
+MaxJudgments = Annotated[Number, _option("Comparisons at most.")]
+Seed = Annotated[Number, _option("Of order, choice and sampling [0].")]
+Temperature = Annotated[Real, _option("Of sampling [0.7].")]
+TopP = Annotated[Real, _option("Of sampling [0.9].")]
+TopK = Annotated[Number, _option("Of sampling [50].")]
+MaxNewTokens = Annotated[Number, _option("Tokens a response [1024].")]
+ChatFormat = Annotated[Text, _option("Plain format of a base model.")]
+Dtype = Annotated[Text, _option("auto, float32, bfloat16, float16.")]
+Device = Annotated[Text, _option("auto, cpu, cuda:0, ...")]
+Adapter = Annotated[Text, _option("PEFT adapter on the policy.")]
+Concurrency = Annotated[Number, _option("Requests to a server in flight.")]
+Distinctness = Annotated[
+    bool, _option("Also: does the policy find its own answers likelier?", "--distinctness")
+]
+OnBadRow = Annotated[Text, _option("error, or quarantine [error].")]
+QuarantineFile = Annotated[
+    Text,
+    _option("Where bad rows go with --on-bad-row quarantine; those of --on go beside it."),
+]
+AsJson = Annotated[bool, _option("Print JSON and nothing else.", "--json")]
 
 
 @mannered
 def measure(
     *,
-    policy: Annotated[
-        Text,
-        typer.Option(
-            help="The policy: model folder or Hub id, openai:MODEL@URL, serve:COMMAND; "
-            "with --on, its name."
-        ),
-    ] = None,
-    off: Annotated[
-        Text, typer.Option(help="Off-policy pairs or candidates: file, folder or Hub id.")
-    ] = None,
-    judge: Annotated[
-        Text,
-        typer.Option(
-            help="reward:PATH, pairrm:PATH, openai:MODEL@URL, table:FILE, "
-            "python:module:function, or a checkpoint."
-        ),
-    ] = None,
-    on: Annotated[
-        Text, typer.Option(help="The policy's responses, if they exist already; not sampled then.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Run folder. The same command goes on in it after a stop."),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings as YAML; options win.")] = None,
-    responses: Annotated[Number, typer.Option(help="On-policy responses a prompt [2].")] = None,
-    off_responses: Annotated[
-        Number, typer.Option(help="Off-policy responses a prompt [2].")
-    ] = None,
-    votes: Annotated[
-        Text, typer.Option(help="hard (each comparison is a vote) or probability [hard].")
-    ] = None,
-    ties: Annotated[Text, typer.Option(help="A tie counts half, or for off [half].")] = None,
-    confidence: Annotated[float | None, typer.Option(help="Of the interval [0.95].")] = None,
-    all_prompts: Annotated[
-        bool, typer.Option("--all-prompts", help="Use the whole budget, however clear it is.")
-    ] = False,
-    new_prompts: Annotated[
-        bool, typer.Option("--new-prompts", help="Ask about all prompts like these.")
-    ] = False,
-    max_prompts: Annotated[Number, typer.Option(help="Prompts used at most.")] = None,
-    max_judgments: Annotated[Number, typer.Option(help="Comparisons at most.")] = None,
-    seed: Annotated[Number, typer.Option(help="Of order, choice and sampling [0].")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling [0.7].")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Of sampling [0.9].")] = None,
-    top_k: Annotated[Number, typer.Option(help="Of sampling [50].")] = None,
-    max_new_tokens: Annotated[Number, typer.Option(help="Tokens a response [1024].")] = None,
-    chat_format: Annotated[Text, typer.Option(help="Plain format of a base model.")] = None,
-    dtype: Annotated[Text, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
-    device: Annotated[Text, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
-    adapter: Annotated[Text, typer.Option(help="PEFT adapter on the policy.")] = None,
-    concurrency: Annotated[Number, typer.Option(help="Requests to a server in flight.")] = None,
-    distinctness: Annotated[
-        bool,
-        typer.Option("--distinctness", help="Also: does the policy find its own likelier?"),
-    ] = False,
-    on_bad_row: Annotated[Text, typer.Option(help="error, or quarantine [error].")] = None,
-    quarantine_file: Annotated[
-        Text,
-        typer.Option(
-            help="Where bad rows go with --on-bad-row quarantine; those of --on go beside it."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    policy: Policy = None,
+    off: Off = None,
+    judge: JudgeSpec = None,
+    on: On = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    responses: Responses = None,
+    off_responses: OffResponses = None,
+    votes: VotesKind = None,
+    ties: Ties = None,
+    confidence: Confidence = None,
+    all_prompts: AllPrompts = False,
+    new_prompts: NewPrompts = False,
+    max_prompts: MaxPrompts = None,
+    max_judgments: MaxJudgments = None,
+    seed: Seed = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    max_new_tokens: MaxNewTokens = None,
+    chat_format: ChatFormat = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    adapter: Adapter = None,
+    concurrency: Concurrency = None,
+    distinctness: Distinctness = False,
+    on_bad_row: OnBadRow = None,
+    quarantine_file: QuarantineFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Tell which preference data a policy needs next: the pairs at hand, or its own.
 

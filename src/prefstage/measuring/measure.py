@@ -39,7 +39,12 @@ _STAGES: dict[str | None, StageName] = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """A stage with what each prompt contributed to it."""
+    """A stage with what each prompt contributed to it.
+
+    Attributes:
+        stage: The result.
+        prompts: Every prompt used, in the order of use, with its responses and votes.
+    """
 
     stage: Stage
     prompts: tuple[JudgedPrompt, ...]
@@ -109,7 +114,25 @@ def measure(
     out: Path | None = None,
     watch: Watch | None = None,
 ) -> Measurement:
-    """As `measure_stage`, and give the votes of every prompt too."""
+    """Measure the stage as `measure_stage` does, and keep what every prompt said.
+
+    Args:
+        off_policy: As in `measure_stage`.
+        judge: As in `measure_stage`.
+        sampler: As in `measure_stage`.
+        on_policy: As in `measure_stage`.
+        policy_name: As in `measure_stage`.
+        config: As in `measure_stage`.
+        out: As in `measure_stage`.
+        watch: As in `measure_stage`.
+
+    Returns:
+        The stage, and each prompt used with its responses and votes.
+
+    Raises:
+        InputError: As `measure_stage`.
+        RunFolderError: As `measure_stage`.
+    """
     config, before = config or MeasureConfig(), _counts(judge)
     off = Pool.of(off_policy, side="off-policy")
     policy = _policy(sampler, on_policy, config)

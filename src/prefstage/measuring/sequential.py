@@ -119,6 +119,9 @@ class ConfidenceSequence:
     def update(self, scores: Iterable[float]) -> None:
         """Add scores in the random order in which they were drawn.
 
+        Args:
+            scores: New scores, each in [0, 1].
+
         Raises:
             InputError: If one is outside [0, 1], or there are more than `available`.
         """

@@ -117,6 +117,12 @@ class Stage:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build a stage from what `as_dict` gave.
 
+        Args:
+            values: All keys of a stage, and no other.
+
+        Returns:
+            The stage.
+
         Raises:
             DataError: If a key is missing or unknown.
         """
@@ -138,6 +144,12 @@ class Stage:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a stage that `save` wrote.
+
+        Args:
+            path: The JSON file.
+
+        Returns:
+            The stage.
 
         Raises:
             DataError: If the file is missing or holds no stage.
