@@ -43,7 +43,7 @@ LEVEL = (1.0 - MeasureConfig().confidence) / 2.0  # of each side
 SPREAD = 1.0  # of the prompts' shifts, in standard deviations of a response's reward
 TIE_BAND = 0.5  # rewards closer than this are a tie where the judge has ties
 SHARPNESS = 2.0  # P = σ(SHARPNESS · difference) where probabilities count
-PREFIXES = (128, 512, PROMPTS)  # most runs end early: longer ones are computed when needed
+PREFIXES = (128, 512)  # most runs end early: the rest is computed only where it is needed
 RUNS_AT_ONCE = 50
 SCORES = (0.2, 0.3, 0.4, 0.45, 0.49, 0.5, 0.51, 0.55, 0.6, 0.7, 0.8)
 NEW_PROMPT_SCORES = (0.3, 0.4, 0.49, 0.5, 0.51, 0.6, 0.7)
@@ -168,9 +168,9 @@ def first_rejections(scores: Floats, mean: float, available: int | None) -> NDAr
     )
 
 
-def looks() -> NDArray[np.int64]:
+def looks(prompts: int) -> NDArray[np.int64]:
     """After how many prompts the product looks at the interval."""
-    return np.cumsum(list(chunk_sizes(PROMPTS, first=MeasureConfig().first_chunk)))
+    return np.cumsum(list(chunk_sizes(prompts, first=MeasureConfig().first_chunk)))
 
 
 def play(scores: Floats, truth: float, available: int | None) -> dict[str, Floats]:
@@ -180,18 +180,18 @@ def play(scores: Floats, truth: float, available: int | None) -> dict[str, Float
         For each run: prompts used, the side decided (+1 above, -1 below, 0 none), and
         whether the interval lost the truth by then.
     """
-    runs = len(scores)
-    used, side, lost = np.full(runs, float(PROMPTS)), np.zeros(runs), np.zeros(runs)
+    runs, prompts = scores.shape
+    used, side, lost = np.full(runs, float(prompts)), np.zeros(runs), np.zeros(runs)
     open_runs = np.arange(runs)
-    for length in PREFIXES:
+    for length in (*(prefix for prefix in PREFIXES if prefix < prompts), prompts):
         prefix = scores[open_runs, :length]
         step = first_rejections(prefix, 0.5, available)
+        first = np.minimum(step.min(axis=0), prompts)
         found = step.min(axis=0) <= length
-        look = looks()[np.searchsorted(looks(), np.minimum(step.min(axis=0), PROMPTS))]
-        ended = found if length < PROMPTS else np.full(open_runs.size, True)
-        ended &= (look <= length) | (length == PROMPTS)
+        look = looks(prompts)[np.searchsorted(looks(prompts), first)]
+        ended = (found & (look <= length)) | (length == prompts)
         done = open_runs[ended]
-        used[done] = np.where(found, look, PROMPTS)[ended]
+        used[done] = np.where(found, look, prompts)[ended]
         side[done] = np.where(found, np.where(step[0] < step[1], 1.0, -1.0), 0.0)[ended]
         truth_lost = first_rejections(prefix[ended], truth, available).min(axis=0)
         lost[done] = truth_lost <= used[done]
