@@ -88,6 +88,7 @@ def test_unknown_chat_template_names_the_formats(tmp_path: Path) -> None:
     assert "chat_format" in seen["chat"]["reason"]
     named = found("--model", tmp_path, "--no-load", "--chat-format", "plain")
     assert named["chat"]["known"]
+    assert doctor("--model", tmp_path, "--no-load", "--chat-format", "plane").exit_code == 2
 
 
 def test_looks_at_a_judge_and_a_server() -> None:

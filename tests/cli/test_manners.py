@@ -80,17 +80,23 @@ def test_ctrl_c_exits_130_and_says_that_nothing_is_lost() -> None:
     assert result.stderr.count("\n") == 1
 
 
+SLEEPING = "print('ready', flush=True); time.sleep(60)"
+AWAITING = "asyncio.run(wait())"
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("wait", ["time.sleep(60)", "asyncio.run(asyncio.sleep(60))"])
-def test_signals_end_a_command_politely(sent: signal.Signals, wait: str) -> None:
+@pytest.mark.parametrize("work", [SLEEPING, AWAITING])
+def test_signals_end_a_command_politely(sent: signal.Signals, work: str) -> None:
     script = (
         "import asyncio, time, typer\n"
         "from prefstage.cli.manners import mannered\n"
+        "async def wait() -> None:\n"
+        "    print('ready', flush=True)\n"
+        "    await asyncio.sleep(60)\n"
         "@mannered\n"
         "def command() -> None:\n"
         "    try:\n"
-        "        print('ready', flush=True)\n"
-        f"        {wait}\n"
+        f"        {work}\n"
         "    finally:\n"
         "        print('cleaned up', flush=True)\n"
         "typer.run(command)\n"
@@ -163,6 +169,8 @@ def test_summary_or_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["judge", "--judge"], "requires an argument"),
         (["judge", "--judge", "x", "left over"], "left over"),
         (["--verzion"], "--version"),
+        (["doctor", "--batch", "many"], "(given: 'many')"),
+        (["doctor", "--batch=3.5"], "(given: '3.5')"),
     ],
 )
 def test_usage_errors_are_one_line(arguments: list[str], named: str) -> None:

@@ -114,8 +114,8 @@ def test_origin_is_named_first(tmp_path: Path) -> None:
         (b"- 1\n- 2\n", "holds a list"),
         (b"just words", "holds a str"),
         (b"1: 2", "holds a dict"),
-        (b"a: [1, 2", "config"),
-        (b"a: \xff\xfe", "config"),
+        (b"a: 1\nb: [1, 2", "line 2: expected"),
+        (b"a: \xff\xfe", "can't decode"),
     ],
 )
 def test_files_that_are_no_settings(tmp_path: Path, text: bytes, seen: str) -> None:

@@ -209,6 +209,8 @@ def _look_at_chat(name: str, chat_format: str | None) -> dict[str, Any]:
     try:
         encoder = ResponseEncoder(load_tokenizer(name), chat_format=chat_format)
     except PrefstageError as error:
+        if chat_format is not None:  # asked for, so it is no finding but an error
+            raise
         return {"known": False, "reason": str(error)}
     return {
         "known": True,

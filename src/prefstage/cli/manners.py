@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec
@@ -149,22 +150,35 @@ class OneLineErrors(TyperGroup):
         except typer.TyperException as error:
             if not standalone_mode:
                 raise
-            typer.echo(f"prefstage: error: {_usage_error(error)}", err=True)
+            words = sys.argv[1:] if args is None else args
+            typer.echo(f"prefstage: error: {_usage_error(error, words)}", err=True)
             sys.exit(EXIT_USER_ERROR)
         if not standalone_mode:
             return status
         sys.exit(status if isinstance(status, int) else 0)
 
 
-def _usage_error(error: typer.TyperException) -> InputError:
+def _usage_error(error: typer.TyperException, words: Sequence[str]) -> InputError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "prefstage"
     describe = getattr(error, "format_message", lambda: str(error))
     return InputError.of(
-        saw=describe(),
+        saw=describe().rstrip(".") + _value_given(error, words),
         expected=f"the options and values that `{command}` takes",
         cure=f"see `{command} --help`",
     )
+
+
+def _value_given(error: typer.TyperException, words: Sequence[str]) -> str:
+    """The value that the faulty option was given, which Typer's messages leave out."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    values = [after for name, after in pairwise(words) if name in names]
+    values += [value for name, equals, value in map(_parted, words) if equals and name in names]
+    return f" (given: {values[-1]!r})" if values else ""
+
+
+def _parted(word: str) -> tuple[str, str, str]:
+    return word.partition("=")
 
 
 def _refused_by_the_system(error: OSError) -> InputError:

@@ -102,9 +102,14 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError.of(
             saw=f"config {path}: {error.strerror}", expected=expected, cure="check the path"
         ) from None
+    except yaml.MarkedYAMLError as error:
+        place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError.of(
+            saw=f"config {path}{place}: {error.problem}", expected=expected, cure="mend that line"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError.of(
-            saw=f"config {path}: {error}", expected=expected, cure="mend the named line"
+            saw=f"config {path}: {error}", expected=expected, cure="save it as UTF-8 text"
         ) from None
     if loaded is None:
         return {}
@@ -138,11 +143,11 @@ def _describe(schema: type[BaseModel], fault: Any, origin: str) -> str:
         return f"{prefix}unknown setting {place!r}; expected one of {', '.join(known)}; {cure}"
     if fault["type"] == "missing":
         return f"{prefix}setting {place!r} is missing; expected a value; add it"
-    reason = fault["msg"].removeprefix("Value error, ")
+    reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if not place:
         return f"{prefix}{reason}"
     seen = reprlib.repr(fault["input"])
-    return f"{prefix}setting {place!r} is {seen}; expected: {reason}; change it"
+    return f"{prefix}setting {place!r} is {seen}; expected {reason}; change it"
 
 
 def _model_at(schema: type[BaseModel], parents: list[str]) -> type[BaseModel]:
