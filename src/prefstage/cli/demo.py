@@ -158,12 +158,12 @@ def _conclude(report: "DemoReport", console: "Console") -> None:
     for each in report.policies:
         _example(console, each.name, each.stage.recommendation)
     _paragraph(console, "To measure one of them yourself, in as many ways as you like:")
-    weak, pool = report.training.folders["weak"], report.pool.path
-    console.print(
-        f"      prefstage measure --policy {weak} \\\n        --off {pool} \\\n        --judge {JUDGE}",
-        markup=False,
-        soft_wrap=True,
+    command = (
+        f"prefstage measure --policy {report.training.folders['weak']}",
+        f"--off {report.pool.path}",
+        f"--judge {JUDGE}",
     )
+    console.print("      " + " \\\n        ".join(command), markup=False, soft_wrap=True)
 
 
 def _table(report: "DemoReport") -> "Table":

@@ -48,7 +48,15 @@ class World:
         return list(found)
 
     def demonstrations(self, n: int, *, writer: Writer = EXPERT) -> list[tuple[Prompt, str]]:
-        """Instructions with one writer's response, to learn from. [n]."""
+        """Give instructions with one writer's response, to learn from.
+
+        Args:
+            n: How many; fewer are the beginning of more.
+            writer: Who responds.
+
+        Returns:
+            Prompt and response. [n].
+        """
         instructions = self.instructions(n, split="demonstrations")
         return [
             (prompt_of(instruction), writer.write(instruction, self._source(writer, instruction)))
@@ -89,8 +97,17 @@ class World:
     ) -> PairSet:
         """The off-policy pool as preference pairs: the first two of `candidates`, in order.
 
-        The better response (true reward) is chosen, and `agreement` is the true
-        P(chosen ≻ rejected). Arguments, results and errors as in `candidates`.
+        Args:
+            n: Prompts.
+            writers: As in `candidates`.
+            split: As in `candidates`.
+
+        Returns:
+            The pairs: the response of larger true reward is chosen (of equals, the first),
+            and `agreement` is the true P(chosen ≻ rejected).
+
+        Raises:
+            InputError: As in `candidates`.
         """
         return PairSet.of(
             [

@@ -38,7 +38,15 @@ class Writer:
     chatter: float = 0.0
 
     def write(self, instruction: Instruction, random_source: random.Random) -> str:
-        """Answer an instruction; the same random state gives the same response."""
+        """Answer an instruction.
+
+        Args:
+            instruction: The task.
+            random_source: Decides the mistakes; equal states give equal responses.
+
+        Returns:
+            The response's text.
+        """
         words = instruction.answer
         if random_source.random() < self.confusion:
             words = _confuse(instruction, random_source)
