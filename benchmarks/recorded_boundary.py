@@ -13,12 +13,12 @@ Run: python benchmarks/recorded_boundary.py [--out FILE.json]
 import argparse
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
-from prefstage.data import Candidates, CandidateSet, load_candidates
+from prefstage.data import CandidateSet, keep_sources, load_candidates
 from prefstage.judging import Judge, load_judge
 from prefstage.measuring import MeasureConfig, Stage, measure_stage
 
@@ -45,20 +45,6 @@ class Line:
     whole: Stage
 
 
-def answers_of(rows: CandidateSet, models: tuple[str, ...]) -> list[Candidates]:
-    """The prompts with the answers of these models only."""
-    found = []
-    for row in rows:
-        places = [place for place, source in enumerate(row.sources) if source in models]
-        columns = {
-            name: tuple(getattr(row, name)[place] for place in places)
-            for name in ("responses", "sources", "scores")
-        }
-        if places:
-            found.append(replace(row, **columns))
-    return found
-
-
 def by_strength(rows: CandidateSet) -> list[str]:
     """The models, from the lowest to the highest mean recorded preference."""
     preferences: dict[str, list[float]] = {}
@@ -76,7 +62,7 @@ def measure_all(rows: CandidateSet, judge: Judge) -> list[Line]:
     for policy in models:
         others = [model for model in models if model != policy]
         for strength, pair in (("weak", tuple(others[:2])), ("strong", tuple(others[-2:]))):
-            off, on = answers_of(rows, pair), answers_of(rows, (policy,))
+            off, on = keep_sources(rows, pair), keep_sources(rows, (policy,))
             early, whole = (
                 measure_stage(off, judge=judge, on_policy=on, policy_name=policy, config=config)
                 for config in (MeasureConfig(), MeasureConfig(all_prompts=True))

@@ -196,3 +196,24 @@ def test_help_needs_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_sources_choose_whose_responses_take_part(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Q{n}?", "responses": ["a" * 9, "bb", "c" * 5], "sources": ["x", "y", "z"]}
+        for n in range(40)
+    ]
+    pool = write_lines(tmp_path / "pool.jsonl", rows)
+    options = ("--off", pool, "--on", pool, "--on-sources", "z", "--judge", JUDGE, "--json")
+    stages = {}
+    for writer in ("x", "y"):
+        result = run(*options, "--off-sources", writer)
+        assert result.exit_code == 0, result.output
+        stages[writer] = json.loads(result.stdout)["stage"]
+    assert stages == {"x": "injection", "y": "fine-tuning"}
+
+
+def test_on_sources_without_on_is_an_error(off: Path) -> None:
+    result = run("--off", off, "--policy", "m", "--judge", JUDGE, "--on-sources", "z")
+    assert result.exit_code == 2
+    assert "on_sources is set and no responses are given" in result.stderr

@@ -44,6 +44,10 @@ JudgeSpec = Annotated[
     ),
 ]
 On = Annotated[Text, _option("The policy's responses, if they exist already; not sampled then.")]
+OffSources = Annotated[
+    Text, _option("Use only off-policy responses by these writers: NAME,NAME [all].")
+]
+OnSources = Annotated[Text, _option("Of --on, only responses by these writers [all].")]
 Out = Annotated[Path | None, _option("Run folder. The same command goes on in it after a stop.")]
 ConfigFile = Annotated[Path | None, _option("Settings as YAML; options win.")]
 Responses = Annotated[Number, _option("On-policy responses a prompt [2].")]
@@ -83,6 +87,8 @@ def measure(
     off: Off = None,
     judge: JudgeSpec = None,
     on: On = None,
+    off_sources: OffSources = None,
+    on_sources: OnSources = None,
     out: Out = None,
     config: ConfigFile = None,
     responses: Responses = None,
@@ -140,21 +146,14 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Measurement", list[str]]:
-    from prefstage.data import load_candidates
     from prefstage.judging import load_judge
     from prefstage.measuring import measure as run
     from prefstage.sampling import load_sampler
 
-    aside = Path(settings.quarantine_file) if settings.quarantine_file else None
-    off = load_candidates(
-        settings.off_policy, on_bad_row=settings.on_bad_row, quarantine_file=aside
-    )
+    off = _loaded(settings.off_policy, settings.off_sources, settings, "")
     on = None
     if settings.on_policy is not None:
-        beside = aside and aside.with_stem(f"{aside.stem}-on-policy")
-        on = load_candidates(
-            settings.on_policy, on_bad_row=settings.on_bad_row, quarantine_file=beside
-        )
+        on = _loaded(settings.on_policy, settings.on_sources, settings, "-on-policy")
     notes = [*_notes("off-policy", off), *(_notes("on-policy", on) if on is not None else [])]
     with ExitStack() as stack:
         judge = _entered(stack, load_judge(settings.judge))
@@ -184,6 +183,20 @@ def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Measuremen
         measurement.stage.save(out / "stage.json")
         write_config(settings, out / "config.yaml")
     return measurement, notes
+
+
+def _loaded(
+    source: str, sources: tuple[str, ...] | None, settings: "MeasureSettings", stem: str
+) -> "CandidateSet":
+    from prefstage.data import keep_sources, load_candidates
+
+    aside = Path(settings.quarantine_file) if settings.quarantine_file else None
+    rows = load_candidates(
+        source,
+        on_bad_row=settings.on_bad_row,
+        quarantine_file=aside and aside.with_stem(aside.stem + stem),
+    )
+    return rows if sources is None else keep_sources(rows, sources)
 
 
 def _notes(side: str, data: "CandidateSet") -> list[str]:

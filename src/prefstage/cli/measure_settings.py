@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefstage.measuring import MeasureConfig
 from prefstage.sampling import LoadOptions, SamplingConfig
@@ -17,6 +17,12 @@ class MeasureSettings(MeasureConfig):
     judge: str = Field(default="", description="Who says which response is better.")
     policy: str | None = Field(default=None, description="Who answers; or, to on_policy, a name.")
     on_policy: str | None = Field(default=None, description="The policy's responses, if given.")
+    off_sources: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Writers whose off-policy responses take part."
+    )
+    on_sources: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Writers whose given responses are the policy's."
+    )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="How it answers.")
     chat_format: str | None = Field(default=None, description="Plain format of a base model.")
     dtype: str | None = Field(default=None, description="auto, float32, bfloat16 or float16.")
@@ -39,6 +45,12 @@ class MeasureSettings(MeasureConfig):
             raise ValueError("no policy; expected who answers, or its answers; give --policy")
         return self
 
+    @field_validator("off_sources", "on_sources", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """Options give one text with commas."""
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _every_setting_has_an_effect(self) -> Self:
         twice = {"responses", "seed"} & self.sampling.model_fields_set
@@ -53,6 +65,11 @@ class MeasureSettings(MeasureConfig):
             raise ValueError(
                 f"{ignored[0]} is set and responses are given too; expected only one of them, "
                 f"as nothing is sampled then; leave {ignored[0]} or --on out"
+            )
+        if self.on_sources is not None and self.on_policy is None:
+            raise ValueError(
+                "on_sources is set and no responses are given; expected both or neither; give "
+                "--on, or leave on_sources out"
             )
         served = str(self.policy).startswith(("openai:", "serve:"))
         if self.distinctness and (self.on_policy is not None or served):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefstage.data.faults import LoadReport as LoadReport
+    from prefstage.data.grouping import keep_sources as keep_sources
     from prefstage.data.grouping import pairs_to_candidates as pairs_to_candidates
     from prefstage.data.loading import load_candidates as load_candidates
     from prefstage.data.loading import load_pairs as load_pairs
@@ -34,6 +35,7 @@ _HOMES = {
     "Prompt": "records",
     "ResponseEncoder": "tokenising",
     "TokenTree": "tokenising",
+    "keep_sources": "grouping",
     "load_candidates": "loading",
     "load_pairs": "loading",
     "load_prompts": "prompts",

@@ -1,9 +1,10 @@
 """Pairs and single answers to candidates: each prompt once, with all its responses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from prefstage.core.errors import DataError
+from prefstage.core.config import nearest
+from prefstage.core.errors import DataError, InputError
 from prefstage.data.conversions import candidates_of_pair
 from prefstage.data.faults import RowFault
 from prefstage.data.records import Candidates
@@ -68,6 +69,49 @@ def group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
     if merged:
         rows.report.notes.append(f"{merged} repeated responses of a prompt merged")
     return result
+
+
+def keep_sources(candidates: CandidateSet, sources: Sequence[str]) -> CandidateSet:
+    """Keep the responses of some writers only.
+
+    Args:
+        candidates: Prompts with responses whose `sources` say who wrote them.
+        sources: The writers to keep.
+
+    Returns:
+        The prompts that have a response of theirs, with those responses; the report's notes
+        count the responses and prompts left out.
+
+    Raises:
+        InputError: If a source wrote none of the responses.
+    """
+    wanted = frozenset(sources)
+    known = {source for row in candidates.dataset["sources"] for source in row if source}
+    unknown = sorted(wanted - known)
+    if unknown:
+        guess = nearest(unknown[0], sorted(known))
+        raise InputError.of(
+            saw=f"source {unknown[0]!r}, which wrote no response in {candidates.report.source}",
+            expected=f"some of {', '.join(sorted(known))}" if known else "named sources",
+            cure=f"did you mean {guess!r}?" if guess else "mend the name",
+        )
+    report = replace(candidates.report, notes=list(candidates.report.notes))
+    kept = CandidateSet.of(
+        (row for row in (_only(row, wanted) for row in candidates) if row.responses),
+        report=report,
+    )
+    before, after = (sum(map(len, each.dataset["responses"])) for each in (candidates, kept))
+    report.notes.append(
+        f"kept the {after} responses of {', '.join(sorted(wanted))}; left out {before - after} "
+        f"of other sources, and {len(candidates) - len(kept)} prompts without one of theirs"
+    )
+    return kept
+
+
+def _only(row: Candidates, sources: frozenset[str]) -> Candidates:
+    entries = [entry for entry in _entries(row) if entry[1] in sources]
+    responses, names, scores = zip(*entries, strict=True) if entries else ((), (), ())
+    return replace(row, responses=responses, sources=names, scores=scores)
 
 
 def _entries(candidates: Candidates) -> list[_Entry]:
