@@ -4,22 +4,35 @@
     python scripts/write_docs.py --check    # tell whether they are current
 
 `docs/commands.md` comes from the commands' options, `docs/reference/` from what the packages
-export. Whoever changes either runs this and commits the result.
+export, `docs/bad-input.md` from the tests' tables of bad input, each case tried here. Whoever
+changes one of them runs this and commits the result.
 """
 
 import argparse
 import importlib
 import inspect
+import json
+import os
+import shlex
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from typer.testing import CliRunner
+
 from prefstage.cli.main import app
+from prefstage.cli.manners import EXIT_USER_ERROR
+from prefstage.core.errors import PrefstageError
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+TESTS = DOCS.parent / "tests"
 
-COMMANDS = ("measure", "sample", "judge", "demo")
-PACKAGES = ("data", "serving", "sampling", "judging", "measuring", "sandbox")
+COMMANDS = ("measure", "sample", "judge", "demo", "doctor")
+PACKAGES = ("data", "scoring", "serving", "sampling", "judging", "measuring", "sandbox")
 
 KINDS = {str: "text", int: "number", float: "number", Path: "path"}
 
@@ -40,10 +53,24 @@ All commands behave alike:
 In help texts, `[2]` is the default.
 """
 
+GOOD_PAIR = {"prompt": "Why?", "chosen": "Good.", "rejected": "Bad."}
+
+BAD_INPUT = """\
+# When the input is wrong
+
+Every error that is the user's to mend is one line that says what was seen, what was expected,
+and what to do; a command then ends with exit code 2, and no file that was there is changed.
+Below are {total} malformed commands, configurations and datasets and the line that each gives.
+`scripts/write_docs.py` makes this page from the tables of the tests by trying every case.
+
+A bad row of a dataset need not stop a command: `--on-bad-row quarantine` puts such rows into a
+file of their own, counts them, and goes on. See [Data](data.md).
+"""
+
 
 def pages() -> dict[Path, str]:
     """Every generated page: its file and its text."""
-    made = {DOCS / "commands.md": commands_page()}
+    made = {DOCS / "commands.md": commands_page(), DOCS / "bad-input.md": bad_input_page()}
     for package in PACKAGES:
         made[DOCS / "reference" / f"{package}.md"] = package_page(package)
     return made
@@ -84,6 +111,87 @@ def cell(text: str) -> str:
 def paragraphs(text: str | None) -> str:
     """A docstring as Markdown paragraphs."""
     return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
+
+
+def bad_input_page() -> str:
+    """Every case of the tests' tables of bad input, with the line that it gives."""
+    sys.path[:0] = [str(TESTS.parent), str(TESTS / "data")]
+    from tests.cli.bad_commands import COMMANDS as BAD_COMMANDS
+    from tests.data.test_bad_data import BAD_CANDIDATES, BAD_ROWS
+    from tests.data.test_bad_files import BAD_ARGUMENTS, BAD_FILES
+
+    with inside_scratch_folder() as folder:
+        commands = [(name, typed, refusal_of(typed, folder)) for name, typed, _ in BAD_COMMANDS]
+    files = [
+        *((name, "pairs", "rows.jsonl", json_lines(rows), {}) for name, rows, _ in BAD_ROWS),
+        *((name, "lists", "rows.jsonl", json_lines(rows), {}) for name, rows, _ in BAD_CANDIDATES),
+        *((name, "pairs", file, data, {}) for name, file, data, _ in BAD_FILES),
+        *(
+            (name, "pairs", "rows.jsonl", json_lines([GOOD_PAIR]), arguments)
+            for name, arguments, _ in BAD_ARGUMENTS
+        ),
+    ]
+    datasets = [(name, data_error_of(*rest)) for name, *rest in files]
+    parts = [
+        BAD_INPUT.format(total=len(commands) + len(datasets)),
+        f"## {len(commands)} commands and configurations\n",
+        "| what is wrong | typed after `prefstage` | the line |\n|---|---|---|",
+        *(f"| {name} | `{cell(typed)}` | {code(line)} |" for name, typed, line in commands),
+        f"\n## {len(datasets)} datasets\n",
+        "| what is wrong | the line |\n|---|---|",
+        *(f"| {name} | {code(line)} |" for name, line in datasets),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+@contextmanager
+def inside_scratch_folder() -> Iterator[Path]:
+    """Work in an empty folder, so that lines name files without a path."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as name:
+        os.chdir(name)
+        try:
+            yield Path(name)
+        finally:
+            os.chdir(before)
+
+
+def refusal_of(typed: str, folder: Path) -> str:
+    """The line that a command ends with."""
+    from tests.cli.bad_commands import make_inputs
+
+    for child in folder.iterdir():
+        shutil.rmtree(child) if child.is_dir() else child.unlink()
+    make_inputs(folder)
+    result = CliRunner().invoke(app, shlex.split(typed))
+    if result.exit_code != EXIT_USER_ERROR:
+        raise SystemExit(f"prefstage {typed} is not refused:\n{result.output}")
+    return result.stderr.strip().removeprefix("prefstage: error: ")
+
+
+def data_error_of(kind: str, file: str, data: bytes, arguments: dict[str, Any]) -> str:
+    """The line that a dataset is refused with."""
+    from prefstage.data import load_candidates, load_pairs
+
+    load: Any = load_pairs if kind == "pairs" else load_candidates
+    with inside_scratch_folder():
+        Path(file).write_bytes(data)
+        try:
+            load(**{"source": file, **arguments})
+        except PrefstageError as error:
+            return str(error)
+    raise SystemExit(f"{file} is not refused: {data!r}, {arguments}")
+
+
+def json_lines(rows: list[Any]) -> bytes:
+    """Rows as a JSON-lines file."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def code(text: str) -> str:
+    """Text as code in a table's cell, whatever backticks it holds."""
+    fence = "``" if "`" in text else "`"
+    return f"{fence} {cell(text)} {fence}" if fence == "``" else f"`{cell(text)}`"
 
 
 def package_page(package: str) -> str:

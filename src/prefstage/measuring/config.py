@@ -36,7 +36,7 @@ class MeasureConfig(Config):
     def _no_ignored_setting(self) -> Self:
         if self.ties == "off" and self.votes == "probability":
             raise ValueError(
-                "ties='off' has no effect with votes='probability', where a tie counts 1/2; "
-                "set ties='half', or votes='hard'"
+                "ties='off' has no effect with votes='probability'; expected ties='half', as a "
+                "tie counts 1/2 there; set ties='half', or votes='hard'"
             )
         return self

@@ -1,0 +1,141 @@
+"""The bad-input table of commands and configurations: what is typed, what the one line says."""
+
+import json
+from pathlib import Path
+
+PAIRS = [{"prompt": f"Q{n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(3)]
+OWN = [{"prompt": f"Q{n}?", "responses": [f"mine {n}", f"also {n}"]} for n in range(3)]
+ELSEWHERE = [{"prompt": "Other?", "responses": ["a", "b"]}]
+
+CONFIGS = {
+    "unknown.yaml": "confidance: 0.9\n",
+    "inner.yaml": "sampling:\n  top_pp: 0.9\n",
+    "type.yaml": "max_prompts: many\n",
+    "section.yaml": "sampling: 5\n",
+    "range.yaml": "sampling:\n  temperature: -1\n",
+    "several.yaml": "votes: soft\nseed: -1\n",
+    "nan.yaml": "confidence: .nan\n",
+    "twice.yaml": "sampling:\n  seed: 3\n",
+    "list.yaml": "- seed\n- 0\n",
+    "words.yaml": "just some words\n",
+    "cut.yaml": "seed: 0\nsampling: {top_p: 0.9\n",
+    "tabs.yaml": "sampling:\n\ttop_p: 0.9\n",
+    "temperature.yaml": "tempature: 0.5\n",
+}
+
+MODEL = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 64,
+}
+
+ON = "measure --off pairs.jsonl --on own.jsonl --judge table:pairs.jsonl"
+OFF = "measure --off pairs.jsonl --judge table:pairs.jsonl"
+SAMPLE = "sample --policy ./none --prompts pairs.jsonl --out new.jsonl"
+SERVER = "sample --policy openai:m@http://127.0.0.1:9 --prompts pairs.jsonl --out new.jsonl"
+JUDGE = "judge --judge table:pairs.jsonl"
+
+COMMANDS: list[tuple[str, str, list[str]]] = [
+    # what is wrong, the command, what the line must say
+    ("a command that is none", "mesure", ["'mesure'", "measure", "prefstage --help"]),
+    ("an option that is none", f"{ON} --temprature 1", ["--temprature", "--temperature"]),
+    ("an option without value", "judge --pairs pairs.jsonl --judge", ["'--judge'", "argument"]),
+    ("a word too many", f"{JUDGE} pairs.jsonl", ["pairs.jsonl", "judge --help"]),
+    ("a missing option", "sample --policy p --prompts pairs.jsonl", ["'--out'"]),
+    ("text for a number", f"{ON} --max-prompts many", ["'--max-prompts'", "'many'"]),
+    ("a fraction for a whole number", f"{ON} --seed 1.5", ["'--seed'", "'1.5'"]),
+    ("no data", "measure", ["off-policy", "--off"]),
+    ("no judge", "measure --policy p --off pairs.jsonl", ["judge", "--judge"]),
+    ("no policy", OFF, ["policy", "--policy"]),
+    ("data that is not there", f"{ON} --off none.jsonl", ["'none.jsonl'", "check the path"]),
+    ("own answers not there", f"{ON} --on none.jsonl", ["'none.jsonl'", "check the path"]),
+    ("answers to other prompts", f"{ON} --on elsewhere.jsonl", ["prompt"]),
+    ("judgments not recorded", ON, ["not in table:pairs.jsonl", "?missing=undecided"]),
+    ("no answer at all", f"{ON} --responses 0", ["'on_responses' is 0", "1"]),
+    ("votes of no kind", f"{ON} --votes soft", ["'votes' is 'soft'", "'probability'"]),
+    ("a rule that is none", f"{ON} --ties both", ["'ties' is 'both'", "'half' or 'off'"]),
+    ("a rule without effect", f"{ON} --votes probability --ties off", ["no effect", "set ties"]),
+    ("per cent for a share", f"{ON} --confidence 95", ["'confidence' is 95.0", "less than 1"]),
+    ("sampling what is given", f"{ON} --temperature 0.5", ["sampling", "--on"]),
+    ("a file as run folder", f"{ON} --out pairs.jsonl", ["pairs.jsonl", "--out"]),
+    ("a folder of someone else", f"{ON} --out theirs", ["theirs", "--out"]),
+    ("a policy without address", f"{OFF} --policy openai:m", ["openai:MODEL@URL"]),
+    ("a server without port", f"{OFF} --policy 'serve:vllm serve m'", ["{port}"]),
+    ("a program not installed", f"{OFF} --policy 'serve:no-such {{port}}'", ["no-such", "install"]),
+    ("a policy not there", f"{OFF} --policy ./none", ["./none", "check the name"]),
+    ("no such configuration", f"{ON} --config none.yaml", ["none.yaml", "check the path"]),
+    ("a folder as configuration", f"{ON} --config theirs", ["theirs", "YAML"]),
+    ("an unknown setting", f"{ON} --config unknown.yaml", ["unknown.yaml", "'confidence'?"]),
+    ("an unknown inner setting", f"{OFF} --policy p --config inner.yaml", ["'sampling.top_p'?"]),
+    ("words for a number", f"{ON} --config type.yaml", ["'max_prompts' is 'many'"]),
+    ("a number for a section", f"{OFF} --policy p --config section.yaml", ["'sampling' is 5"]),
+    ("out of range", f"{OFF} --policy p --config range.yaml", ["'sampling.temperature' is -1"]),
+    ("two faults at once", f"{ON} --config several.yaml", ["'votes' is 'soft'", "'seed' is -1"]),
+    ("not a number", f"{ON} --config nan.yaml", ["'confidence' is nan"]),
+    ("set in two places", f"{OFF} --policy p --config twice.yaml", ["sampling.seed", "remove"]),
+    ("a list as settings", f"{ON} --config list.yaml", ["holds a list", "seed: 0"]),
+    ("words as settings", f"{ON} --config words.yaml", ["holds a str"]),
+    ("a bracket not closed", f"{ON} --config cut.yaml", ["cut.yaml, line 3", "mend that line"]),
+    ("a tab in YAML", f"{ON} --config tabs.yaml", ["tabs.yaml, line 2", "mend that line"]),
+    ("settings that are not UTF-8", f"{ON} --config latin.yaml", ["latin.yaml", "UTF-8"]),
+    ("a format that is none", f"{SAMPLE} --out new.txt", ["new.txt", ".jsonl or .parquet"]),
+    ("a mass above one", f"{SAMPLE} --top-p 1.5", ["'top_p' is 1.5", "less than or equal to 1"]),
+    ("a negative top-k", f"{SAMPLE} --top-k -1", ["'top_k' is -1", "0"]),
+    ("an infinite temperature", f"{SAMPLE} --temperature inf", ["'temperature' is inf", "finite"]),
+    ("a limit of nothing", f"{SAMPLE} --limit 0", ["--limit 0", "raise it"]),
+    ("a rule for bad rows", f"{SAMPLE} --on-bad-row skip", ["skip", "error or quarantine"]),
+    ("a file without effect", f"{SAMPLE} --quarantine-file q.jsonl", ["quarantine_file", "both"]),
+    ("overwriting the data", f"{SAMPLE} --out pairs.jsonl", ["pairs.jsonl exists", "another file"]),
+    ("a setting misspelt", f"{SAMPLE} --config temperature.yaml", ["'temperature'?"]),
+    ("an empty policy", "sample --policy '' --prompts pairs.jsonl --out n.jsonl", ["empty policy"]),
+    ("a type for a server", f"{SERVER} --dtype float32", ["dtype=float32", "leave dtype out"]),
+    ("negative retries", f"{SERVER} --retries -1", ["retries=-1", "0 or more"]),
+    ("nothing to judge", JUDGE, ["neither --pairs nor --candidates"]),
+    ("two things to judge", f"{JUDGE} --pairs a --candidates b", ["both", "one of them"]),
+    ("a judged table as CSV", f"{JUDGE} --pairs pairs.jsonl --out a.csv", ["a.csv", ".parquet"]),
+    ("data as the store", f"{JUDGE} --pairs pairs.jsonl --store own.jsonl", ["own.jsonl"]),
+    ("a judge without path", "judge --judge reward: --pairs pairs.jsonl", ["'reward:'", "choose"]),
+    ("a judge of no kind", "judge --judge crowd:x --pairs pairs.jsonl", ["'crowd:x'", "choose"]),
+    ("a module not there", "judge --judge python:no:f --pairs pairs.jsonl", ["'no'", "PYTHONPATH"]),
+    ("no such function", "judge --judge python:json:f --pairs pairs.jsonl", ["'f'", "check"]),
+    (
+        "an option of a judge",
+        "judge --judge python:json:dumps?symetric=true --pairs pairs.jsonl",
+        ["'symetric'", "did you mean 'symmetric'?"],
+    ),
+    (
+        "a judge's option out of range",
+        "judge --judge reward:./none?max_length=0 --pairs pairs.jsonl",
+        ["'max_length' is '0'", "greater than or equal to"],
+    ),
+    ("votes not there", "judge --judge table:no.jsonl --pairs pairs.jsonl", ["no.jsonl"]),
+    ("a checkpoint not there", "judge --judge reward:./none --pairs pairs.jsonl", ["./none"]),
+    ("a size without a job", "doctor --batch 4", ["--batch without --job", "--job score"]),
+    ("a job without a model", "doctor --job score", ["--job without --model"]),
+    ("a job that is none", "doctor --model model --job trian", ["trian", "train"]),
+    ("a job of no size", "doctor --model model --job score --batch 0", ["--batch 0", "at least 1"]),
+    ("a type that is none", "doctor --model model --dtype int3", ["int3", "bfloat16"]),
+    ("a model not there", "doctor --model ./none", ["./none", "check the name"]),
+    ("data as a model", "doctor --model pairs.jsonl", ["pairs.jsonl", "a model folder"]),
+    ("an address that is none", "doctor --server localhost", ["'localhost'", "http://HOST:PORT"]),
+    ("a server that is silent", "doctor --server http://127.0.0.1:9", ["127.0.0.1:9"]),
+    ("a negative seed", "demo --seed -1 --out new", ["'--seed'", "'-1'"]),
+    ("a file as demo folder", "demo --out pairs.jsonl", ["pairs.jsonl", "another folder"]),
+]
+
+
+def make_inputs(folder: Path) -> None:
+    """Write what the commands of the table name: data, configurations, a folder."""
+    for name, rows in (("pairs", PAIRS), ("own", OWN), ("elsewhere", ELSEWHERE)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in CONFIGS.items():
+        (folder / name).write_text(text)
+    (folder / "latin.yaml").write_bytes("judge: caf\u00e9\n".encode("latin-1"))
+    for name in ("theirs", "model"):
+        (folder / name).mkdir()
+    (folder / "theirs" / "thesis.txt").write_text("dear to someone\n")
+    (folder / "model" / "config.json").write_text(json.dumps(MODEL))
