@@ -116,6 +116,7 @@ def test_origin_is_named_first(tmp_path: Path) -> None:
         (b"1: 2", "holds a dict"),
         (b"a: 1\nb: [1, 2", "line 2: expected"),
         (b"a: \xff\xfe", "can't decode"),
+        (b"seed: 1\nsampling: {top_p: 1, top_p: 0.5}", "line 2: 'top_p' is set twice"),
     ],
 )
 def test_files_that_are_no_settings(tmp_path: Path, text: bytes, seen: str) -> None:
@@ -132,6 +133,22 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         load_config(Run, tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="Is a directory"):
         load_config(Run, tmp_path)
+
+
+def test_on_and_off_are_words_and_true_and_false_are_not(tmp_path: Path) -> None:
+    class Switches(Config):
+        off: str
+        on: list[str]
+        sure: bool
+        unsure: bool
+
+    file = tmp_path / "words.yaml"
+    file.write_text("off: off\non: [on, yes, no, y]\nsure: true\nunsure: False\n")
+    config = load_config(Switches, file)
+    assert (config.off, config.on) == ("off", ["on", "yes", "no", "y"])
+    assert (config.sure, config.unsure) == (True, False)
+    write_config(config, tmp_path / "again.yaml")
+    assert load_config(Switches, tmp_path / "again.yaml") == config
 
 
 def test_empty_file_means_defaults(tmp_path: Path) -> None:

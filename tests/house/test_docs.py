@@ -1,10 +1,15 @@
 """The documentation that is made from the code is current."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
+
+from prefstage.cli.measure_settings import MeasureSettings
+from prefstage.core.config import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -36,3 +41,25 @@ def test_every_option_and_command_stands_in_the_commands_page() -> None:
     text = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
     for word in ("## prefstage measure", "`--all-prompts`", "`--json`", "text, required"):
         assert word in text
+
+
+def test_the_example_configuration_is_valid() -> None:
+    settings = load_config(MeasureSettings, REPOSITORY / "examples" / "measure.yaml")
+    assert settings.sampling.top_k == 50
+
+
+def test_the_papers_are_cited() -> None:
+    cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    urls = {each["url"] for each in cited["references"]}
+    for number in ("2508.10530", "2508.18312", "2405.19534", "2505.12435"):
+        assert f"https://arxiv.org/abs/{number}" in urls
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/index.md"])
+def test_links_to_files_lead_somewhere(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    targets = [each for each in re.findall(r"\]\(([^)#]+)", text) if "://" not in each]
+    assert targets
+    assert [
+        target for target in targets if not ((REPOSITORY / page).parent / target).exists()
+    ] == []

@@ -75,12 +75,21 @@ def doctor(
 
 
 def _checked(
-    model: str | None, job: str | None, sizes: Mapping[str, int], **of_model: object
+    model: str | None,
+    job: str | None,
+    sizes: Mapping[str, int],
+    *,
+    dtype: str | None,
+    **of_model: object,
 ) -> "JobSize | None":
     """Check that every option has an effect, before anything takes time."""
-    from prefstage.cli.memory import JobSize
+    from prefstage.cli.memory import JobSize, check_dtype
 
-    idle = [name for name, value in {**of_model, "job": job}.items() if value is not None]
+    idle = [
+        name
+        for name, value in {"dtype": dtype, **of_model, "job": job}.items()
+        if value is not None
+    ]
     if model is None and idle:
         raise InputError.of(
             saw=f"--{idle[0].replace('_', '-')} without --model",
@@ -93,6 +102,8 @@ def _checked(
             expected="a job whose size it is",
             cure="add --job score, sample or train",
         )
+    if dtype is not None:
+        check_dtype(dtype)
     return None if job is None else JobSize(job, **sizes)  # type: ignore[arg-type] # checked there
 
 

@@ -116,6 +116,21 @@ class MemoryEstimate:
         return {**asdict(self), "total": self.total}
 
 
+def check_dtype(dtype: str) -> None:
+    """Check the name of a dtype.
+
+    Args:
+        dtype: The name.
+
+    Raises:
+        InputError: If it is none of those that models are kept in.
+    """
+    if dtype not in DTYPES:
+        raise InputError.of(
+            saw=f"--dtype {dtype}", expected=f"one of {', '.join(DTYPES)}", cure="choose one"
+        )
+
+
 def model_shape(config: Any, *, dtype: str) -> ModelShape:
     """Read a model's sizes off its configuration, counting weights on the meta device.
 
@@ -130,10 +145,7 @@ def model_shape(config: Any, *, dtype: str) -> ModelShape:
         InputError: If the dtype is unknown.
         ModelError: If the configuration is of no causal language model.
     """
-    if dtype not in DTYPES:
-        raise InputError.of(
-            saw=f"--dtype {dtype}", expected=f"one of {', '.join(DTYPES)}", cure="choose one"
-        )
+    check_dtype(dtype)
     import torch
     from transformers import AutoModelForCausalLM
 

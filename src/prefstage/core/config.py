@@ -1,6 +1,7 @@
 """Typed configuration: frozen models, YAML in, one-line errors that name the cure."""
 
 import difflib
+import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+
+_BOOL_TAG = "tag:yaml.org,2002:bool"
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -97,7 +100,7 @@ def nearest(name: str, known: list[str]) -> str | None:
 def _read_mapping(path: Path) -> dict[str, Any]:
     expected = "a YAML file with settings as key: value"
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_SettingsLoader)
     except OSError as error:
         raise ConfigError.of(
             saw=f"config {path}: {error.strerror}", expected=expected, cure="check the path"
@@ -120,6 +123,36 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             cure="write one setting a line, e.g. seed: 0",
         )
     return loaded
+
+
+def _implicit_resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """Of a plain word's first letter, what it may mean besides text."""
+    resolvers = {
+        first: [(tag, pattern) for tag, pattern in meanings if tag != _BOOL_TAG]
+        for first, meanings in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for first in "tTfF":
+        resolvers.setdefault(first, []).append((_BOOL_TAG, re.compile("^(?:[Tt]rue|[Ff]alse)$")))
+    return resolvers
+
+
+class _SettingsLoader(yaml.SafeLoader):
+    """YAML whose only booleans are true and false, and whose keys stand once.
+
+    In YAML 1.1 the words on and off are booleans too; here they are sides of a comparison.
+    """
+
+    yaml_implicit_resolvers = _implicit_resolvers()
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class, but a key that stands twice is an error."""
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key, _ in node.value if keys.count(key.value) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice.value!r} is set twice", twice.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
 
 
 def _set_dotted(values: dict[str, Any], keys: list[str], value: Any) -> None:

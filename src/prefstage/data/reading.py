@@ -204,7 +204,8 @@ def _check_policy(given: Given, on_bad_row: str, quarantine_file: str | Path | N
         )
     if (on_bad_row == "quarantine") != (quarantine_file is not None):
         raise InputError.of(
-            saw=f"on_bad_row={on_bad_row!r} with quarantine_file={quarantine_file!r}",
+            saw=f"on_bad_row={on_bad_row!r} with quarantine_file="
+            f"{None if quarantine_file is None else str(quarantine_file)!r}",
             expected="a quarantine_file if, and only if, bad rows are quarantined",
             cure="give both, or neither",
         )
