@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from faulty_server import FaultyServer, Scripted
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
 from prefstage.data import load_candidates
+from tests.faulty_server import FaultyServer, Scripted
 from tests.tiny_models import tiny_tokenizer
 
 RUNNER = CliRunner()

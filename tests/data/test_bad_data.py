@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_rows import GOOD, LABELLED, LISTED, lines, one_line
 
 from prefstage.core.errors import DataError, InputError
 from prefstage.data import load_candidates, load_pairs
+from tests.data.dataset_rows import GOOD, LABELLED, LISTED, lines, one_line
 
 ASKED = [{"role": "user", "content": "Why?"}]
 ANSWER = [{"role": "assistant", "content": "Good."}]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_rows import GOOD, LABELLED, LISTED, lines, one_line
 
 from prefstage.core.errors import DataError, InputError
 from prefstage.data import load_pairs
+from tests.data.dataset_rows import GOOD, LABELLED, LISTED, lines, one_line
 
 ROW = json.dumps(GOOD)
 BAD_FILES: list[tuple[str, str, bytes, list[str]]] = [

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_rows import write_rows
 
 from prefstage.core.errors import DataError
 from prefstage.data import Candidates, load_candidates, load_pairs
+from tests.data.dataset_rows import write_rows
 
 QUESTION = [{"role": "user", "content": "Why?"}]
 

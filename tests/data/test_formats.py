@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_rows import write_rows
 
 from prefstage.core.errors import DataError
 from prefstage.data import Pair, load_candidates, load_pairs
 from prefstage.data.formats import FORMATS
 from prefstage.data.recognition import COLUMN_ROLES
+from tests.data.dataset_rows import write_rows
 
 QUESTION = [{"role": "user", "content": "Why?"}]
 GOOD = {"role": "assistant", "content": "Good."}

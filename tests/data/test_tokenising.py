@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import TEMPLATES, tiny_tokenizer
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.data import ResponseEncoder, load_tokenizer, prompt_id_of
 from prefstage.data.chat_formats import CHAT_FORMATS
+from tests.tiny_models import TEMPLATES, tiny_tokenizer
 
 ASKED = [{"role": "user", "content": "What is the capital?"}]
 CHAT_KINDS = sorted(set(TEMPLATES) - {"base"})

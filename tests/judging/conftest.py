@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_judges import TEMPLATE, word_tokenizer
+
+from tests.judging.tiny_judges import TEMPLATE, word_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 import pytest
-from tiny_judges import comparison
 
 from prefstage.core.errors import InputError
 from prefstage.data.records import Prompt
 from prefstage.judging import load_judge
 from prefstage.judging.function import CallableJudge, FunctionOptions
+from tests.judging.tiny_judges import comparison
 
 
 def first_wins(a: str, b: str, prompt: Prompt) -> float:

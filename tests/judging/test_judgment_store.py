@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tiny_judges import comparison
 
 from prefstage.core.errors import InputError
 from prefstage.data.records import Prompt
 from prefstage.judging import Comparison, Judge, Judgment, JudgmentStore, PointwiseJudge, stored
 from prefstage.judging.base import Reply, StreamingJudge
 from prefstage.judging.function import CallableJudge
+from tests.judging.tiny_judges import comparison
 
 HERE = Path(__file__).parent
 

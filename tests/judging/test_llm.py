@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_server import Body, FaultyServer, Scripted, key_of
-from tiny_judges import comparison
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.judging import Comparison, JudgmentStore, load_judge, stored
 from prefstage.judging.llm import LLMJudge, LLMJudgeOptions
 from prefstage.serving.client import ServerClient
+from tests.faulty_server import Body, FaultyServer, Scripted, key_of
+from tests.judging.tiny_judges import comparison
 
 
 def shown(body: Body) -> tuple[str, str]:

@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_judges import comparison
 
 from prefstage.core.errors import ConfigError
 from prefstage.judging.llm_prompt import (
@@ -12,6 +11,7 @@ from prefstage.judging.llm_prompt import (
     read_token_verdict,
     read_verdict,
 )
+from tests.judging.tiny_judges import comparison
 
 TEXTS = st.text(max_size=200)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_judges import TEMPLATE, comparison, word_tokenizer
 
 from prefstage.core.errors import ConfigError, InputError, ModelError
 from prefstage.judging import PointwiseJudge, load_judge
 from prefstage.judging.reward_model import RewardModelJudge, RewardModelOptions
+from tests.judging.tiny_judges import TEMPLATE, comparison, word_tokenizer
 
 LONG = " ".join(["the cat sat on the mat and it was very good"] * 8)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_judges import comparison
 
 from prefstage.core.errors import DataError
 from prefstage.judging import load_judge
 from prefstage.judging.table import TableJudge
+from tests.judging.tiny_judges import comparison
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

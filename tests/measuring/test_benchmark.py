@@ -7,9 +7,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from measuring_worlds import LargerIsBetter, answers
 
 from prefstage.measuring import MeasureConfig, measure
+from tests.measuring.measuring_worlds import LargerIsBetter, answers
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "measuring.py"
 

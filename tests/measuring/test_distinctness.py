@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
-from measuring_worlds import LargerIsBetter, answers
 
 from prefstage.core.errors import InputError
 from prefstage.measuring import distinctness, measure, measure_distinctness
 from prefstage.measuring.judged import JudgedPrompt
+from tests.measuring.measuring_worlds import LargerIsBetter, answers
 
 
 def test_prompts_weigh_the_same_whatever_their_number_of_responses() -> None:

@@ -3,19 +3,19 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from measuring_worlds import (
-    LargerIsBetter,
-    LargerIsBetterPointwise,
-    NumberSampler,
-    answers,
-    candidates,
-)
 
 from prefstage.core.errors import InputError, RunFolderError, ServiceError
 from prefstage.data import CandidateSet, PairSet, load_candidates
 from prefstage.data.records import Pair
 from prefstage.measuring import MeasureConfig, Stage, measure, measure_stage
 from prefstage.measuring.loop import chunk_sizes, prompt_order
+from tests.measuring.measuring_worlds import (
+    LargerIsBetter,
+    LargerIsBetterPointwise,
+    NumberSampler,
+    answers,
+    candidates,
+)
 
 
 @pytest.mark.parametrize(("skill", "stage"), [(-1.0, "injection"), (1.0, "fine-tuning")])

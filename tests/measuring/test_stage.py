@@ -2,10 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-from measuring_worlds import LargerIsBetter, answers
 
 from prefstage.core.errors import DataError
 from prefstage.measuring import Stage, measure_stage
+from tests.measuring.measuring_worlds import LargerIsBetter, answers
 
 DESIGNED_KEYS = {
     "stage", "boundary_score", "interval", "confidence", "votes_on", "votes_off", "ties",

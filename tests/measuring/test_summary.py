@@ -1,7 +1,7 @@
 import pytest
-from measuring_worlds import LargerIsBetter, NumberSampler, answers, candidates
 
 from prefstage.measuring import MeasureConfig, Measurement, measure, summarise
+from tests.measuring.measuring_worlds import LargerIsBetter, NumberSampler, answers, candidates
 
 
 def summary(skill: float, **settings: object) -> tuple[Measurement, str]:

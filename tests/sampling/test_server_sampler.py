@@ -2,7 +2,6 @@ import json
 from collections import Counter
 
 import pytest
-from faulty_server import FaultyServer, Scripted
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.sampling import (
@@ -13,6 +12,7 @@ from prefstage.sampling import (
     requests_for,
 )
 from prefstage.serving import ServerClient
+from tests.faulty_server import FaultyServer, Scripted
 
 CONFIG = SamplingConfig(seed=3, max_new_tokens=40)
 TRANSFORMERS = {"paths": {"/load_model": {}, "/v1/chat/completions": {}}}

@@ -5,10 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import largest_difference, plain_log_probs, realistic_trees, tiny_model
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.scoring import Scorer, model_fingerprint, response_log_probs
+from tests.scoring.tiny_models import (
+    largest_difference,
+    plain_log_probs,
+    realistic_trees,
+    tiny_model,
+)
 
 peft = pytest.importorskip("peft")
 

@@ -6,7 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import (
+
+from prefstage.data.tokenising import TokenTree
+from prefstage.scoring.engine import response_log_probs
+from tests.scoring.tiny_models import (
     TREE_ARCHITECTURES,
     largest_difference,
     plain_log_probs,
@@ -15,9 +18,6 @@ from tiny_models import (
     tiny_model,
     weighted_sum,
 )
-
-from prefstage.data.tokenising import TokenTree
-from prefstage.scoring.engine import response_log_probs
 
 FORMS = [("tree", "blockwise"), ("tree", "sdpa"), ("flat", None)]
 

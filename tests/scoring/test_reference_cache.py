@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import largest_difference, realistic_trees, tiny_model
 
 from prefstage.core.errors import DataError
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring import ReferenceCache, Scorer, model_fingerprint
+from tests.scoring.tiny_models import largest_difference, realistic_trees, tiny_model
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import random
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import realistic_trees
 
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import visible_keys
@@ -19,6 +18,7 @@ from prefstage.scoring.rows import (
     leaves_of,
     pack_rows,
 )
+from tests.scoring.tiny_models import realistic_trees
 
 
 def unique_prefixes(leaves: list[Leaf]) -> int:

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import (
+
+from prefstage.core.errors import InputError, ModelError
+from prefstage.data.tokenising import TokenTree
+from prefstage.scoring import Scorer, ScoringWarning, TreeLogProbs
+from prefstage.scoring import scorer as scorer_module
+from prefstage.scoring.attention import TREE_ATTENTION
+from tests.scoring.tiny_models import (
     CONFIGS,
     VOCABULARY,
     largest_difference,
@@ -14,12 +20,6 @@ from tiny_models import (
     realistic_trees,
     tiny_model,
 )
-
-from prefstage.core.errors import InputError, ModelError
-from prefstage.data.tokenising import TokenTree
-from prefstage.scoring import Scorer, ScoringWarning, TreeLogProbs
-from prefstage.scoring import scorer as scorer_module
-from prefstage.scoring.attention import TREE_ATTENTION
 
 
 def assert_equal_to_plain(found: list[TreeLogProbs], model: Any, trees: list[TokenTree]) -> None:

@@ -4,11 +4,11 @@ from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
-from faulty_server import FAULTS, FaultyServer, Scripted
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.serving import ServerClient, ask_each
 from prefstage.serving.faults import retry_after_s
+from tests.faulty_server import FAULTS, FaultyServer, Scripted
 
 
 def ask(client, *, path="chat", content="hi", **options):
