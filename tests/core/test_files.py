@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefstage.core.files import (
@@ -93,6 +93,7 @@ def test_json_has_no_nan_and_keeps_the_order_of_keys(tmp_path: Path) -> None:
     assert text.index('"b"') < text.index('"a"')
 
 
+@settings(max_examples=20)
 @given(values=st.lists(JSON, max_size=5))
 def test_lines_read_back(tmp_path_factory: pytest.TempPathFactory, values: list[object]) -> None:
     path = tmp_path_factory.mktemp("lines") / "made" / "lines.jsonl"
