@@ -7,7 +7,7 @@ by their graded preferences over the common baseline. Nothing is sampled and not
 judged, so the table takes seconds.
 
 Run: python benchmarks/recorded_boundary.py [--out FILE.json]
-(the data are found through PREFSTAGE_SHARED, or in ../shared)
+The data are found through PREFSTAGE_SHARED, or in ../shared.
 """
 
 import argparse

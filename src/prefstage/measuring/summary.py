@@ -49,6 +49,8 @@ def notes_of(stage: Stage) -> list[str]:
             f"{stage.cut_responses} sampled responses were cut at the token limit, which "
             "judges may hold against them; consider a higher --max-new-tokens"
         )
+    if cut := stage.judge_counts.get("truncated", 0):
+        notes.append(f"the judge read {cut} texts cut to its length limit")
     if stage.undecided_judgments:
         notes.append(
             f"{stage.undecided_judgments} of {stage.judgments} judgments had no readable "
