@@ -81,7 +81,7 @@ def _evidence(stage: Stage) -> str:
     tokens = f"; {stage.tokens['response']:,} tokens sampled" if stage.tokens else ""
     return (
         f"{stage.prompts_used} of {stage.prompts_available} prompts used "
-        f"({_ENDINGS[stage.stopped]}), {m:g} x {n:g} responses each; "
+        f"({_ENDINGS[stage.stopped]}), {m:.3g} x {n:.3g} responses each; "
         f"{stage.judgments} judgments by {stage.judge}{tokens}\n"
         f"votes: {stage.votes_on} on-policy, {stage.votes_off} off-policy, {stage.ties} ties; "
         f"policy {stage.policy}"
