@@ -93,6 +93,8 @@ COMMANDS: list[tuple[str, str, list[str]]] = [
     ("a setting misspelt", f"{SAMPLE} --config temperature.yaml", ["'temperature'?"]),
     ("an empty policy", "sample --policy '' --prompts pairs.jsonl --out n.jsonl", ["empty policy"]),
     ("a type for a server", f"{SERVER} --dtype float32", ["dtype=float32", "leave dtype out"]),
+    ("nothing in flight", f"{SERVER} --concurrency 0", ["concurrency=0", "1 or more"]),
+    ("no time to answer", f"{SERVER} --timeout-s 0", ["timeout_s=0", "more than 0 seconds"]),
     ("negative retries", f"{SERVER} --retries -1", ["retries=-1", "0 or more"]),
     ("nothing to judge", JUDGE, ["neither --pairs nor --candidates"]),
     ("two things to judge", f"{JUDGE} --pairs a --candidates b", ["both", "one of them"]),

@@ -92,6 +92,17 @@ def test_a_torn_header_is_written_again(tmp_path, prompts, kept):
         assert len(store) == 1
 
 
+def test_a_store_without_answers_may_be_claimed_by_another_sampler(tmp_path, prompts):
+    path = tmp_path / "store.jsonl"
+    for fingerprint in ("f", "g"):  # the first sampler failed before any answer came
+        with CandidateStore(path) as store:
+            store.claim(Scribe(fingerprint))
+    with CandidateStore(path) as store:
+        list(collect(Scribe("g"), requests_for(prompts[:1], responses=1), store))
+    assert len(path.read_text().splitlines()) == 2
+    assert json.loads(path.read_text().splitlines()[0])["fingerprint"] == "g"
+
+
 def test_another_samplers_store_is_refused_and_the_difference_named(tmp_path, prompts):
     path = tmp_path / "store.jsonl"
     with CandidateStore(path) as store:

@@ -55,7 +55,7 @@ class ServerSampler:
             default. The server's address is no part of it.
 
     Raises:
-        InputError: If the format's name is unknown.
+        InputError: If the format's name is unknown, or concurrency is below 1.
     """
 
     def __init__(
@@ -68,6 +68,10 @@ class ServerSampler:
         concurrency: int | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
+        if concurrency is not None and concurrency < 1:
+            raise InputError.of(
+                saw=f"concurrency={concurrency}", expected="1 or more", cure="raise concurrency"
+            )
         self.client = client
         self.config = config
         self.name = name

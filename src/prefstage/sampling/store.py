@@ -98,6 +98,9 @@ class CandidateStore:
             InputError: If it holds another sampler's answers; what differs is named.
         """
         settings = dict(sampler.settings) if isinstance(sampler, DescribedSampler) else {}
+        if self._header is not None and not self._samples:  # claimed, but nothing ever arrived
+            self._stream.truncate(0)
+            self._header = None
         if self._header is None:
             self._header = {
                 "kind": _KIND,

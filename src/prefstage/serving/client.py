@@ -93,6 +93,10 @@ class ServerClient:
         self.base_url = _checked_url(base_url)
         self.model = model
         self.concurrency = _at_least("concurrency", concurrency, 1)
+        if not timeout_s > 0:
+            raise InputError.of(
+                saw=f"timeout_s={timeout_s:g}", expected="more than 0 seconds", cure="raise it"
+            )
         self.timeout_s = timeout_s
         self.retries = _at_least("retries", retries, 0)
         self.usage = Usage()
