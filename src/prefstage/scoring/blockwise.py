@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prefstage.scoring.rows import Segment, Span
+from prefstage.scoring.rows import Segment
 
 BLOCK_PLACES = 64
 """Queries taken together; measured best on CPU, where scores then stay in the L2 cache."""
@@ -38,13 +38,23 @@ class AttentionRule:
 
 @dataclass(frozen=True)
 class _Block:
-    """Queries at [start, stop) and the spans of keys that at least one of them sees."""
+    """Queries of one segment and the keys that at least one of them sees.
+
+    Keys are counted along the text, so that a key's index is its position.
+
+    Attributes:
+        start: First query, as a place in the row.
+        stop: One after the last.
+        first_key: First key that is seen.
+        last_key: One after the last: the block's own end.
+        window: Sliding window, if it hides a key from some query; else None.
+    """
 
     start: int
     stop: int
-    spans: tuple[Span, ...]
-    hidden_before: int
-    """The first query sees the listed keys from this index on, the next from one later."""
+    first_key: int
+    last_key: int
+    window: int | None
 
     def rows(self, heads: int) -> slice:
         """Its query rows, `heads` a place."""
@@ -94,12 +104,15 @@ class _BlockwiseAttention(torch.autograd.Function):
         q = _rows_of(_at_least_float32(query), len(k), scale=rule.scale)
         output = q.new_empty(*q.shape[:2], v.shape[2])
         normaliser = q.new_empty(q.shape[:2]) if any(ctx.needs_input_grad) else None
-        for block in _blocks(segments, rule.window):
-            rows = block.rows(q.shape[1] // k.shape[1])
-            scores, _ = _scores(q[:, rows], k, block, rule)
-            if normaliser is not None:
-                normaliser[:, rows] = scores.logsumexp(-1)
-            _mix(torch.softmax(scores, -1, out=scores), v, block.spans, output[:, rows])
+        for segment in segments:
+            path_k, path_v = _on_path(k, segment), _on_path(v, segment)
+            for block in _blocks(segment, rule.window):
+                rows, seen = block.rows(q.shape[1] // k.shape[1]), _seen(block)
+                scores, _ = _scores(q[:, rows], path_k[:, seen], block, rule)
+                if normaliser is not None:
+                    normaliser[:, rows] = scores.logsumexp(-1)
+                weights = torch.softmax(scores, -1, out=scores)
+                output[:, rows] = torch.bmm(weights, path_v[:, seen])
         ctx.segments, ctx.rule = segments, rule
         ctx.save_for_backward(query, key, value, output, normaliser)
         return _by_place(output, query.shape).to(query.dtype)
@@ -114,79 +127,76 @@ class _BlockwiseAttention(torch.autograd.Function):
         # d softmax: each weight's gradient is measured from the row's mean.
         mean = (grad * output).sum(-1, keepdim=True)
         grads = (torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v))
-        for block in _blocks(ctx.segments, ctx.rule.window):
-            rows = block.rows(q.shape[1] // k.shape[1])
-            of_rows = (q[:, rows], grad[:, rows], mean[:, rows], normaliser[:, rows, None])
-            _add_gradient(of_rows, (k, v), grads, block, ctx.rule)
+        for segment in ctx.segments:
+            path = _on_path(k, segment), _on_path(v, segment)
+            of_path = torch.zeros_like(path[0]), torch.zeros_like(path[1])
+            for block in _blocks(segment, ctx.rule.window):
+                rows = block.rows(q.shape[1] // k.shape[1])
+                of_rows = (q[:, rows], grad[:, rows], mean[:, rows], normaliser[:, rows, None])
+                grads[0][:, rows] = _block_gradient(of_rows, path, of_path, block, ctx.rule)
+            _add_on_path(grads[1], of_path[0], segment)
+            _add_on_path(grads[2], of_path[1], segment)
         grad_query = _by_place(grads[0], query.shape).transpose(0, 1) * ctx.rule.scale
         typed = zip((grad_query, *grads[1:]), (query, key, value), strict=True)
         return (*(g.to(x.dtype) for g, x in typed), None, None)
 
 
-def _add_gradient(
+def _block_gradient(
     of_rows: tuple[Tensor, Tensor, Tensor, Tensor],
-    keys: tuple[Tensor, Tensor],
-    grads: tuple[Tensor, Tensor, Tensor],
+    path: tuple[Tensor, Tensor],
+    of_path: tuple[Tensor, Tensor],
     block: _Block,
     rule: AttentionRule,
-) -> None:
-    """Write a block's gradient by its queries, and add those by its keys and values."""
-    (q, grad, mean, normaliser), (k, v), (grad_q, grad_k, grad_v) = of_rows, keys, grads
+) -> Tensor:
+    """Gradient by a block's queries; those by its keys and values are added to `of_path`."""
+    q, grad, mean, normaliser = of_rows
+    (k, v), (grad_k, grad_v) = ([x[:, _seen(block)] for x in pair] for pair in (path, of_path))
     scores, slope = _scores(q, k, block, rule, with_slope=True)
     weights = scores.sub_(normaliser).exp_()
-    grad_scores, offset = torch.empty_like(weights), 0
-    for start, stop in block.spans:
-        part = slice(offset, offset + stop - start)
-        grad_v[:, start:stop] += weights[:, :, part].transpose(1, 2) @ grad
-        torch.bmm(grad, v[:, start:stop].transpose(1, 2), out=grad_scores[:, :, part])
-        offset = part.stop
-    grad_scores.sub_(mean).mul_(weights)
+    grad_v += weights.transpose(1, 2) @ grad
+    grad_scores = torch.bmm(grad, v.transpose(1, 2)).sub_(mean).mul_(weights)
     if slope is not None:
-        grad_scores.mul_(slope)
-    offset = 0
-    for start, stop in block.spans:
-        part = slice(offset, offset + stop - start)
-        grad_k[:, start:stop] += grad_scores[:, :, part].transpose(1, 2) @ q
-        offset = part.stop
-    rows = block.rows(q.shape[1] // (block.stop - block.start))
-    _mix(grad_scores, k, block.spans, grad_q[:, rows])
+        grad_scores *= slope
+    grad_k += grad_scores.transpose(1, 2) @ q
+    return torch.bmm(grad_scores, k)
 
 
 def _scores(
     q: Tensor, k: Tensor, block: _Block, rule: AttentionRule, *, with_slope: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Masked scores of a block's rows, [groups, rows, keys], and the soft-cap's slope."""
-    groups, size = len(k), block.stop - block.start
-    keys = sum(stop - start for start, stop in block.spans)
-    scores, offset = q.new_empty(groups, q.shape[1], keys), 0
-    for start, stop in block.spans:
-        part = scores[:, :, offset : offset + stop - start]
-        torch.bmm(q, k[:, start:stop].transpose(1, 2), out=part)
-        offset += stop - start
-    slope = None
+    size, slope = block.stop - block.start, None
+    scores = torch.bmm(q, k.transpose(1, 2))
     if rule.softcap is not None:
         scores.div_(rule.softcap).tanh_()
         slope = 1 - scores.square() if with_slope else None
         scores.mul_(rule.softcap)
-    by_place = scores.view(groups, size, -1, keys)
-    by_place[..., keys - size :] += _future(size, scores.dtype, scores.device)
-    if block.hidden_before > -size:
-        place_index = torch.arange(size, device=q.device)[:, None, None]
-        key_index = torch.arange(keys, device=q.device)
-        by_place.masked_fill_(key_index < place_index + block.hidden_before, -math.inf)
+    by_place = scores.view(len(q), size, -1, k.shape[1])
+    by_place[..., k.shape[1] - size :] += _future(size, scores.dtype, scores.device)
+    if block.window is not None:
+        position = torch.arange(block.last_key - size, block.last_key, device=q.device)
+        key = torch.arange(block.first_key, block.last_key, device=q.device)
+        by_place.masked_fill_(position[:, None, None] - key >= block.window, -math.inf)
     return scores, slope
 
 
-def _mix(weights: Tensor, v: Tensor, spans: tuple[Span, ...], out: Tensor) -> None:
-    """Write the weighted sum of the values of all spans, [groups, rows, head_dim]."""
-    offset = 0
-    for index, (start, stop) in enumerate(spans):
-        part = weights[:, :, offset : offset + stop - start]
-        if index == 0:
-            torch.bmm(part, v[:, start:stop], out=out)
-        else:
-            torch.baddbmm(out, part, v[:, start:stop], out=out)
-        offset += stop - start
+def _on_path(x: Tensor, segment: Segment) -> Tensor:
+    """Keys or values along the text up to a segment's end: [groups, positions, dim]."""
+    spans = segment.path
+    if len(spans) == 1:
+        return x[:, slice(*spans[0])]
+    return torch.cat([x[:, slice(*span)] for span in spans], 1)
+
+
+def _add_on_path(x: Tensor, added: Tensor, segment: Segment) -> None:
+    position = 0
+    for start, stop in segment.path:
+        x[:, start:stop] += added[:, position : position + stop - start]
+        position += stop - start
+
+
+def _seen(block: _Block) -> slice:
+    return slice(block.first_key, block.last_key)
 
 
 def _rows_of(x: Tensor, groups: int, *, scale: float = 1.0) -> Tensor:
@@ -204,38 +214,15 @@ def _by_place(rows: Tensor, shape: torch.Size) -> Tensor:
     return by_group.transpose(0, 1).reshape(places, heads, -1)
 
 
-def _blocks(segments: tuple[Segment, ...], window: int | None) -> Iterator[_Block]:
-    for segment in segments:
-        for start in range(segment.start, segment.stop, BLOCK_PLACES):
-            stop = min(start + BLOCK_PLACES, segment.stop)
-            spans = (*segment.context, (segment.start, stop))
-            if window is None:
-                yield _Block(start, stop, _joined(spans), hidden_before=start - stop)
-                continue
-            first_seen = segment.position + start - segment.start - window + 1
-            dropped = max(0, first_seen)
-            yield _Block(start, stop, _joined(_without_first(spans, dropped)), first_seen - dropped)
-
-
-def _joined(spans: tuple[Span, ...]) -> tuple[Span, ...]:
-    """Merge spans that follow one another, so that they take one product."""
-    joined = list[Span]()
-    for start, stop in spans:
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], stop)
+def _blocks(segment: Segment, window: int | None) -> Iterator[_Block]:
+    for start in range(segment.start, segment.stop, BLOCK_PLACES):
+        stop = min(start + BLOCK_PLACES, segment.stop)
+        position = segment.position + start - segment.start
+        last_key = position + stop - start
+        if window is None or last_key <= window:
+            yield _Block(start, stop, 0, last_key, None)
         else:
-            joined.append((start, stop))
-    return tuple(joined)
-
-
-def _without_first(spans: tuple[Span, ...], count: int) -> tuple[Span, ...]:
-    kept = list[Span]()
-    for start, stop in spans:
-        cut = min(count, stop - start)
-        count -= cut
-        if start + cut < stop:
-            kept.append((start + cut, stop))
-    return tuple(kept)
+            yield _Block(start, stop, max(0, position - window + 1), last_key, window)
 
 
 @lru_cache(maxsize=BLOCK_PLACES * 8)

@@ -39,6 +39,14 @@ class Segment:
         """Position of the first token in its own text."""
         return sum(stop - start for start, stop in self.context)
 
+    @property
+    def path(self) -> tuple[Span, ...]:
+        """Places of the ancestors and its own, in as few spans as can be."""
+        *before, last = (*self.context, (self.start, self.stop))
+        if before and before[-1][1] == last[0]:
+            return (*before[:-1], (before[-1][0], last[1]))
+        return (*before, last)
+
 
 @dataclass(frozen=True)
 class Slot:

@@ -15,7 +15,7 @@ from prefstage.scoring.engine import Layout, TreeLogProbs, response_log_probs, r
 from prefstage.scoring.model_parts import ModelParts
 from prefstage.scoring.rows import build_row, leaves_of
 
-SHARED_TOKENS, PROMPT_TOKENS, RESPONSE_TOKENS = 8, 12, (7, 1, 12)
+SHARED_TOKENS, PROMPT_TOKENS, RESPONSE_TOKENS = 5, 4, (4, 1, 6)
 LayoutSetting = Literal["auto", "tree", "flat"]
 _TREE_LAYERS = {"full_attention", "sliding_attention"}
 
