@@ -4,7 +4,9 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -129,6 +131,23 @@ def test_several_processes_share_one_store(tmp_path: Path) -> None:
         assert store.count("rewards") == 70
         rewards = [store.get_reward("judge", (), str(number)) for number in range(70)]
     assert rewards == [float(number) for number in range(70)]
+
+
+def test_a_store_that_another_process_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # SQLite does not wait for this when it enters WAL mode
+    with (
+        closing(sqlite3.connect(path, timeout=60)) as impatient,
+        pytest.raises(sqlite3.OperationalError, match="locked"),
+    ):
+        impatient.execute("PRAGMA journal_mode = WAL")
+    release = Timer(0.2, lambda: other.execute("ROLLBACK"))
+    release.start()
+    with JudgmentStore(path) as store:
+        assert store.count("rewards") == 0
+    release.join()
+    other.close()
 
 
 def test_kill_9_loses_nothing_that_was_written(tmp_path: Path) -> None:

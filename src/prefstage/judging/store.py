@@ -2,6 +2,7 @@
 
 import hashlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from prefstage.judging.base import Comparison, Judgment, Reply, flipped
 
 _VERSION = 1
 _BUSY_S = 60.0
+_RETRY_S = 0.01
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS rewards (
         judge TEXT, prompt TEXT, response TEXT, reward REAL NOT NULL,
@@ -194,7 +196,7 @@ class JudgmentStore:
 
     def _prepare(self) -> None:
         self._connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_S * 1000)}")
-        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._enter_wal_mode()
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("BEGIN IMMEDIATE")  # looking and making are one step
         try:
@@ -203,6 +205,19 @@ class JudgmentStore:
         except BaseException:
             self._connection.execute("ROLLBACK")
             raise
+
+    def _enter_wal_mode(self) -> None:
+        """Where processes open a new file at once, SQLite fails this at once, without waiting."""
+        deadline = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_S)
+            else:
+                return
 
     def _make_tables(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
