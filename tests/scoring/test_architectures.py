@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.engine import response_log_probs
+from prefstage.scoring.rows import leaves_of
 from tests.scoring.tiny_models import (
     TREE_ARCHITECTURES,
     largest_difference,
@@ -91,3 +92,35 @@ def test_any_shapes_equal_the_plain_forward_pass(
     assert largest_difference([tree.per_token for tree in found], plain) < 1e-4
     for tree in found:
         torch.testing.assert_close(tree.sums, torch.stack([t.sum() for t in tree.per_token]))
+
+
+ROPES = {
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 3.0, 5.0, 9.0],
+        "original_max_position_embeddings": 60,
+        "factor": 4.0,
+    },
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("layout", ["tree", "flat"])
+@pytest.mark.parametrize("rope", ROPES)
+def test_frequencies_that_depend_on_length_are_those_of_each_text(rope: str, layout: str) -> None:
+    model = tiny_model("llama", max_position_embeddings=60, rope_parameters=ROPES[rope])
+    texts = leaves_of(realistic_trees())
+    expected = {}
+    with torch.no_grad():
+        # One at a time by length, since transformers keeps the frequencies of longer texts.
+        for leaf in sorted(texts, key=lambda leaf: len(leaf.computed_ids)):
+            logits = model(torch.tensor([leaf.computed_ids])).logits[0, len(leaf.prompt_ids) - 1 :]
+            targets = torch.tensor(leaf.response_ids)[:, None]
+            expected[leaf.tree, leaf.response] = logits.log_softmax(-1).gather(-1, targets)[:, 0]
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+        found = response_log_probs(model, realistic_trees(), layout=layout)
+    assert any(len(leaf.computed_ids) > 60 for leaf in texts)
+    for (tree, response), tokens in expected.items():
+        assert (found[tree].per_token[response] - tokens).abs().max() < 1e-4

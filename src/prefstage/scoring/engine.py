@@ -14,6 +14,7 @@ from prefstage.scoring.attention import Backend, RowAttention, choose_backend, t
 from prefstage.scoring.linear import TokenLogProbs, linear_log_probs
 from prefstage.scoring.model_parts import ModelParts
 from prefstage.scoring.padded import Batch, pack_batches
+from prefstage.scoring.rotary import length_rule, separate
 from prefstage.scoring.rows import Leaf, Row, Slot, check_trees, leaves_of, pack_rows
 
 Layout = Literal["tree", "flat"]
@@ -70,17 +71,19 @@ def response_log_probs(
     parts = ModelParts.of(model)
     check_trees(trees)
     gathered = Gathered(trees, check_statistics(statistics))
-    for one in plan_passes(leaves_of(trees), layout=layout, token_budget=token_budget):
+    leaves = leaves_of(trees)
+    for one in plan_passes(parts, leaves, layout=layout, token_budget=token_budget):
         gathered.add(one.slots, score_pass(parts, one, backend=backend, statistics=gathered.names))
     return gathered.trees()
 
 
 def plan_passes(
-    leaves: Sequence[Leaf], *, layout: Layout, token_budget: int | None
-) -> Sequence[Row | Batch]:
+    parts: ModelParts, leaves: Sequence[Leaf], *, layout: Layout, token_budget: int | None
+) -> list[Row | Batch]:
     """Lay responses out in forward passes of at most `token_budget` tokens.
 
     Args:
+        parts: The model, whose rotary embedding may forbid some texts to share a pass.
         leaves: Responses with their prompts, those of a tree together.
         layout: "tree" shares prompts; "flat" pads whole sequences.
         token_budget: Tokens a pass; None for one pass (flat: one batch a length class).
@@ -90,9 +93,9 @@ def plan_passes(
     """
     whole = sum(len(leaf.computed_ids) for leaf in leaves)
     budget = max(1, 2 * whole if token_budget is None else token_budget)
-    if layout == "tree":
-        return pack_rows(leaves, token_budget=budget)
-    return pack_batches(leaves, token_budget=budget)
+    pack = pack_rows if layout == "tree" else pack_batches
+    groups = separate(leaves, length_rule(parts.body.config))
+    return [one for group in groups for one in pack(group, token_budget=budget)]
 
 
 def score_pass(

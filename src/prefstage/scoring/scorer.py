@@ -173,7 +173,7 @@ class Scorer:
 
     def _plan(self, leaves: Sequence[Leaf]) -> Sequence[Row | Batch]:
         layout = self.layout_choice.layout
-        return plan_passes(leaves, layout=layout, token_budget=self.token_budget)
+        return plan_passes(self._parts, leaves, layout=layout, token_budget=self.token_budget)
 
     def _halve_budget(self, error: Exception, one: Row | Batch) -> None:
         if not is_out_of_memory(error):
@@ -229,7 +229,7 @@ def _keep_freed_memory() -> None:
     "dynamic mmap threshold"). Without it every layer faults its pages in anew, which takes
     up to a tenth of the time. Elsewhere this does nothing.
     """
-    torch.empty(31 << 20, dtype=torch.uint8).fill_(0)
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def _check_settings(token_budget: Any, layout: str, backend: str) -> None:
