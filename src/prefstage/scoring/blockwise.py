@@ -104,8 +104,14 @@ class _BlockwiseAttention(torch.autograd.Function):
         q = _rows_of(_at_least_float32(query), len(k), scale=rule.scale)
         output = q.new_empty(*q.shape[:2], v.shape[2])
         normaliser = q.new_empty(q.shape[:2]) if any(ctx.needs_input_grad) else None
+        # Keys and values of the current text. A row is in depth-first order, so a segment's
+        # ancestors stand there already, and each key is copied once.
+        longest = max(segment.position + segment.stop - segment.start for segment in segments)
+        path_k, path_v = (x.new_empty(len(x), longest, x.shape[2]) for x in (k, v))
         for segment in segments:
-            path_k, path_v = _on_path(k, segment), _on_path(v, segment)
+            own, place = slice(segment.start, segment.stop), segment.position
+            path_k[:, place : place + own.stop - own.start] = k[:, own]
+            path_v[:, place : place + own.stop - own.start] = v[:, own]
             for block in _blocks(segment, rule.window):
                 rows, seen = block.rows(q.shape[1] // k.shape[1]), _seen(block)
                 scores, _ = _scores(q[:, rows], path_k[:, seen], block, rule)
