@@ -8,7 +8,11 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Tensor packages are checked against their shape annotations in every test.
-install_import_hook(["prefstage.scoring"], "beartype.beartype")
+RANKINGS = ("bootstrap", "diversity", "flips", "idealized", "learnability", "rankings")
+install_import_hook(
+    ["prefstage.scoring", *(f"prefstage.measuring.{name}" for name in RANKINGS)],
+    "beartype.beartype",
+)
 
 # No test may fail because the machine is busy.
 settings.register_profile("untimed", deadline=None)

@@ -1,0 +1,226 @@
+"""Does a model order the pair rightly? Ranking accuracy in all its forms, pair by pair.
+
+Every function gives one value a pair (or prompt), so that the caller may average, group or
+resample them; the accuracy of a dataset is the mean. All compare in float64.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from prefstage.core.errors import InputError
+from prefstage.measuring.checks import check_positive, exact
+
+HALF = 0.5
+TIE_TOLERANCE = 0.01
+"""ε of Definition C.1."""
+
+TieScale = Literal["probability", "normalised_probability", "normalised_log_prob"]
+TIE_SCALES = ("probability", "normalised_probability", "normalised_log_prob")
+
+
+def mean_log_probs(
+    log_probs: Float[Tensor, " pairs"], lengths: Int[Tensor, " pairs"]
+) -> Float[Tensor, " pairs"]:
+    """Length-normalised log-probs: log of the geometric mean of the token probabilities.
+
+    ``log π̃(y|x) = (1/L) Σ_t log π(y_t | x, y_<t)``
+
+    Args:
+        log_probs: log π(y|x), summed over the response's tokens. [pairs], nats.
+        lengths: L, number of tokens of the response, end-of-turn included. [pairs], >= 1.
+
+    Returns:
+        log π̃(y|x). [pairs], nats a token, float64.
+
+    Raises:
+        InputError: If a length is below 1, shapes differ, or a log-prob is not finite.
+
+    Source:
+        Chen et al. 2024, arXiv:2405.19534, Eq. 15.
+    """
+    total, count = exact(log_probs=log_probs, lengths=lengths)
+    if (count < 1).any():
+        raise InputError.of(
+            saw=f"a length of {int(count.min())} tokens",
+            expected="at least 1",
+            cure="leave empty responses out, and say how many there were",
+        )
+    return total / count
+
+
+def ranking_accuracy(
+    chosen: Float[Tensor, " pairs"], rejected: Float[Tensor, " pairs"]
+) -> Float[Tensor, " pairs"]:
+    """Whether the policy finds the chosen response at least as likely as the rejected one.
+
+    ``R(x, y_w, y_l; π) = 1[π(y_w|x) >= π(y_l|x)]``. A tie counts as right. With
+    `mean_log_probs` of both sides this is the length-normalised accuracy R̃.
+
+    Args:
+        chosen: log π(y_w|x) under the policy, summed over tokens; or its `mean_log_probs`.
+            [pairs], nats.
+        rejected: The same of the rejected response. [pairs], nats.
+
+    Returns:
+        1 where the order is right, otherwise 0. [pairs], float64; R of a dataset is its mean.
+
+    Raises:
+        InputError: If shapes differ or a value is not finite.
+
+    Source:
+        Chen et al. 2024, arXiv:2405.19534, Definition 2.3, Eq. 1; R̃: Remark 2.4 and Eq. 15.
+    """
+    first, second = exact(chosen=chosen, rejected=rejected)
+    return (first >= second).double()
+
+
+def reward_accuracy(
+    chosen: Float[Tensor, " pairs"], rejected: Float[Tensor, " pairs"]
+) -> Float[Tensor, " pairs"]:
+    """Whether training has raised the chosen response more than the rejected one.
+
+    ``1[a > b] + ½·1[a = b]``. Not the ranking accuracy: a policy that orders every pair
+    wrongly can have a reward accuracy of 1.
+
+    Args:
+        chosen: a = log π(y_w|x) - log π_ref(y_w|x). [pairs], nats; any positive multiple
+            (a reward β·a) gives the same.
+        rejected: b, the same of the rejected response. [pairs], nats.
+
+    Returns:
+        1, ½ or 0. [pairs], float64.
+
+    Raises:
+        InputError: If shapes differ or a value is not finite.
+
+    Source:
+        Chen et al. 2024, arXiv:2405.19534, Remark 2.5. Departure: a tie counts ½, there 0,
+        which shows an untrained policy (a = b = 0 on every pair) at 0 % instead of 50 %.
+    """
+    first, second = exact(chosen=chosen, rejected=rejected)
+    return (first > second).double() + HALF * (first == second)
+
+
+def ranking_accuracy_with_ties(
+    first: Float[Tensor, " pairs"],
+    second: Float[Tensor, " pairs"],
+    agreement: Float[Tensor, " pairs"],
+    *,
+    lengths: tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]] | None = None,
+    scale: TieScale = "probability",
+    tolerance: float = TIE_TOLERANCE,
+) -> Float[Tensor, " pairs"]:
+    """Ranking accuracy where raters may be split evenly.
+
+    Where α > ½ right is ``v(y_1) > v(y_2)``, where α < ½ the opposite, and where α = ½
+    ``|v(y_1) - v(y_2)| < ε``. What v is, `scale` says:
+
+    - ``probability``: v = π(y|x), R as published. Probabilities of whole responses are so
+      small that any two of more than a few tokens are tied.
+    - ``normalised_probability``: v = π(y|x)^(1/L), R̃ as published.
+    - ``normalised_log_prob``: v = (1/L) log π(y|x), ours: ε is then relative to the
+      probability of a token, which any two responses can be apart by.
+
+    Args:
+        first: log π(y_1|x) under the policy, summed over tokens. [pairs], nats.
+        second: The same of the other response. [pairs], nats.
+        agreement: α, the share of raters that prefer y_1. [pairs], in [0, 1]; ½ is a tie.
+        lengths: Tokens of both responses; needed by the two normalised scales.
+        scale: What is compared.
+        tolerance: ε, > 0; a probability, or nats a token.
+
+    Returns:
+        1 or 0. [pairs], float64.
+
+    Raises:
+        InputError: If `lengths` and `scale` do not go together, α is outside [0, 1], ε is
+            not positive, shapes differ, or a value is not finite.
+
+    Source:
+        Chen et al. 2024, arXiv:2405.19534, Definition C.1, Eq. 14 (strict comparisons, while
+        Eq. 1 counts equal likelihoods as right); ε = 0.01 is theirs.
+    """
+    check_positive(tolerance=tolerance)
+    v_first, v_second = _on_scale(first, second, lengths, scale)
+    _, alpha = exact(first=first, agreement=agreement)
+    if ((alpha < 0) | (alpha > 1)).any():
+        raise InputError.of(
+            saw=f"agreement from {float(alpha.min())} to {float(alpha.max())}",
+            expected="shares of raters in [0, 1]",
+            cure="divide the votes for the first response by all votes",
+        )
+    tied = (v_first - v_second).abs() < tolerance
+    ordered = torch.where(alpha > HALF, v_first > v_second, v_first < v_second)
+    return torch.where(alpha == HALF, tied, ordered).double()
+
+
+def order_accuracy(
+    log_probs: Sequence[Float[Tensor, " responses"]], ranks: Sequence[Int[Tensor, " responses"]]
+) -> Float[Tensor, " prompts"]:
+    """Whether the policy puts all n responses of a prompt into the raters' order.
+
+    ``R_{n>2} = 1[ρ = ν]``: right only if ``π(y_i|x) > π(y_j|x)`` for every i that is ranked
+    before j. Two equally likely responses have no place in ν, so they count as wrong.
+
+    Args:
+        log_probs: For each prompt log π(y|x) of its responses, summed over tokens (or
+            length-normalised, for R̃). [prompts] of [responses], nats.
+        ranks: For each prompt the rank ρ of each response; the least is the best. Equal
+            ranks ask for no order among themselves. [prompts] of [responses].
+
+    Returns:
+        1 or 0. [prompts], float64.
+
+    Raises:
+        InputError: If the numbers of prompts or responses differ, or a prompt has fewer
+            than two ranks.
+
+    Source:
+        Chen et al. 2024, arXiv:2405.19534, Definition A.8, Eq. 11. Departure: equal ranks
+        are allowed; the paper assumes a permutation.
+    """
+    if len(log_probs) != len(ranks):
+        raise InputError.of(
+            saw=f"{len(log_probs)} prompts with log-probs and {len(ranks)} with ranks",
+            expected="as many of either",
+            cure="give both for the same prompts",
+        )
+    return torch.tensor(
+        [_same_order(*pair) for pair in zip(log_probs, ranks, strict=True)], dtype=torch.float64
+    )
+
+
+def _same_order(log_probs: Tensor, ranks: Tensor) -> float:
+    value, rank = exact(log_probs=log_probs, ranks=ranks)
+    before = rank[:, None] < rank[None, :]
+    if not before.any():
+        raise InputError.of(
+            saw=f"ranks {ranks.tolist()}",
+            expected="at least two different ranks a prompt",
+            cure="leave prompts out whose responses are all ranked alike",
+        )
+    return float((value[:, None] > value[None, :])[before].all())
+
+
+def _on_scale(
+    first: Tensor, second: Tensor, lengths: tuple[Tensor, Tensor] | None, scale: TieScale
+) -> tuple[Tensor, Tensor]:
+    if scale not in TIE_SCALES:
+        raise InputError.of(
+            saw=f"scale={scale!r}", expected=f"one of {', '.join(TIE_SCALES)}", cure="mend the name"
+        )
+    if (lengths is None) != (scale == "probability"):
+        raise InputError.of(
+            saw=f"scale={scale!r} {'without' if lengths is None else 'with'} lengths",
+            expected="lengths with the normalised scales, and only there",
+            cure="give lengths=(tokens of first, tokens of second), or leave them out",
+        )
+    if lengths is None:
+        one, other = exact(first=first, second=second)
+        return one.exp(), other.exp()
+    one, other = mean_log_probs(first, lengths[0]), mean_log_probs(second, lengths[1])
+    return (one, other) if scale == "normalised_log_prob" else (one.exp(), other.exp())
