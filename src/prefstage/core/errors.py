@@ -50,6 +50,14 @@ class RunFolderError(PrefstageError, ValueError):
     """A run folder holds something else than the run that was asked for."""
 
 
+class CheckpointError(PrefstageError, ValueError):
+    """A checkpoint is not whole, or does not belong to the run that would go on from it."""
+
+
+class TrainingError(PrefstageError, RuntimeError):
+    """Training cannot go on: a loss that is no number, no memory, no room on the disk."""
+
+
 def _clause(text: str) -> str:
     """One line without a closing full stop, so that clauses join into a sentence."""
     return " ".join(text.split()).rstrip(".")

@@ -32,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -111,8 +111,12 @@ def read_json_lines(path: Path, *, repair: bool = False) -> list[Any]:
     return [json.loads(line) for line in whole.splitlines() if line.strip()]
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlast a power cut; only POSIX can open a folder."""
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder outlast a power cut; only POSIX can open a folder.
+
+    Args:
+        folder: The folder that holds the renamed names.
+    """
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
