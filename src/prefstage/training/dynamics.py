@@ -1,0 +1,380 @@
+"""What training does to the rankings of fixed pairs, in any transformers Trainer."""
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from prefstage.core.errors import InputError, ModelError
+from prefstage.data import Pair, ResponseEncoder, TokenTree
+from prefstage.scoring import Scorer
+from prefstage.training.dynamics_distance import StartWeights, kind_of
+from prefstage.training.dynamics_measures import (
+    PairDynamics,
+    displacement_of,
+    measure_pairs,
+    summarise_pairs,
+)
+from prefstage.training.dynamics_pairs import PairSample, PairScores, sample_pairs, score_pairs
+from prefstage.training.dynamics_store import DynamicsFolder
+from prefstage.training.undisturbed import undisturbed
+
+_log = logging.getLogger(__name__)
+
+Pairs = Sequence[Pair] | Sequence[TokenTree]
+
+PRINTING = (PrinterCallback, ProgressCallback)
+HEADLINES = ("loss", "rankings/accuracy", "rewards/accuracies")
+DEFAULT_BETA = 0.1
+ADAPTER_OFF, START = "adapter-off", "start"
+
+
+class DisplacementWarning(UserWarning):
+    """Training goes on, and makes chosen and rejected responses both less likely."""
+
+
+class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is not typed here
+    """Follows fixed pairs through training: rankings, flips, displacement, distance.
+
+    Before the first step, at every evaluation, every `every` steps and after the last step
+    the pairs are scored by the policy in evaluation mode. Each pair goes into Parquet files
+    under `out` (`read_dynamics`, `draw_dynamics`), the means go to the trackers through the
+    trainer's own log. Weights, random numbers and logs of the training stay exactly as they
+    are without the callback, and a run that was killed and resumed has every step once.
+
+    Works in `PreferenceTrainer`, TRL's DPOTrainer and a plain Trainer on one process, or
+    under DDP, where the first process measures while the others wait in their next step.
+
+    Args:
+        out: Folder of the records; one a training run.
+        train_pairs: Pairs that are trained on: a `PairSet`, pairs, or token trees of chosen
+            and rejected. None for none.
+        eval_pairs: Pairs that are not: one set, or several by name. None for none.
+        encoder: Tokenizer, template and limits of the training; None for the trainer's
+            processing class with its own template and no limits.
+        reference: Whose log-probs the policy is compared with: "start", the policy before
+            the first step; "adapter-off", the policy beneath its adapters; or a folder or
+            Hub id, loaded, scored once and freed.
+        beta: β of losses, rewards and thresholds, 1/nats; None for the trainer's own, or
+            0.1 if its loss has none.
+        subsample: Pairs of each set at most, chosen by the seed.
+        every: Optimiser steps between measurements besides evaluations; None for none.
+        distance: Whether to measure how far the weights have moved. Keeps the trainable
+            weights of the start on disk under `out`.
+        displacement_nats: How far the mean log-prob of the chosen responses must have
+            fallen, the rejected ones' having fallen too, for the warning. > 0, nats.
+        seed: Of the choice of pairs.
+        token_budget: Tokens of a scoring pass, or "auto".
+
+    Raises:
+        InputError: If there are no pairs, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        train_pairs: Pairs | None = None,
+        eval_pairs: Pairs | Mapping[str, Pairs] | None = None,
+        encoder: ResponseEncoder | None = None,
+        reference: str = START,
+        beta: float | None = None,
+        subsample: int = 1000,
+        every: int | None = None,
+        distance: bool = True,
+        displacement_nats: float = 1.0,
+        seed: int = 0,
+        token_budget: int | Literal["auto"] = "auto",
+    ) -> None:
+        self._sets = _sets_of(train_pairs, eval_pairs)
+        _check_settings(self._sets, every=every, displacement_nats=displacement_nats, beta=beta)
+        self._encoder = encoder
+        self._reference_name = reference
+        self._beta = beta
+        self._subsample = subsample
+        self._every = every
+        self._with_distance = distance
+        self._displacement_nats = displacement_nats
+        self._seed = seed
+        self._token_budget = token_budget
+        self._folder = DynamicsFolder(Path(out))
+        self._start = StartWeights(Path(out) / "start_weights")
+        self._trainer: Any = None
+        self._samples: list[PairSample] = []
+        self._reference: dict[str, PairScores] = {}
+        self._warned = False
+
+    def attach(self, trainer: Any) -> Self:
+        """Join a trainer: its callbacks, and its log.
+
+        Args:
+            trainer: A transformers Trainer or a subclass, before `train()`. A
+                `PreferenceTrainer` attaches the callbacks that it is given itself.
+
+        Returns:
+            The callback.
+        """
+        self._trainer = trainer
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
+        return self
+
+    # --- Events, as transformers calls them -----------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **event: Any) -> None:
+        """Choose the pairs, score the reference, and measure the start."""
+        model = event["model"]
+        self._check_trainer(model)
+        if not state.is_world_process_zero:
+            return
+        with undisturbed(model):
+            self._prepare(model, event["processing_class"], int(state.global_step))
+        if state.global_step == 0:
+            self._measure(state, model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **event: Any) -> None:
+        """Measure every `every` steps."""
+        if self._every is not None and state.global_step % self._every == 0:
+            self._measure(state, event["model"])
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **event: Any) -> None:
+        """Measure at every evaluation."""
+        if self._samples:  # an evaluation outside training has no dynamics
+            self._measure(state, event["model"])
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **event: Any) -> None:
+        """Measure the end, before the trainer loads its best checkpoint."""
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            self._measure(state, event["model"])
+
+    # --- Preparing -------------------------------------------------------------------------
+
+    def _check_trainer(self, model: Any) -> None:
+        if self._trainer is None:
+            raise InputError.of(
+                saw="a DynamicsCallback that knows no trainer",
+                expected="one that is attached, as its figures go through the trainer's log",
+                cure="call DynamicsCallback(...).attach(trainer) before trainer.train()",
+            )
+        spread = _spread_over_processes(model)
+        if spread is not None:
+            raise ModelError.of(
+                saw=f"a model whose weights are spread over processes ({spread})",
+                expected="whole weights on each process: one process, DDP, or ZeRO stage 1 or 2",
+                cure="leave DynamicsCallback out, and score saved checkpoints instead",
+            )
+
+    def _prepare(self, model: Any, tokenizer: Any, step: int) -> None:
+        encoder = self._encoder or (None if tokenizer is None else ResponseEncoder(tokenizer))
+        self._samples = [
+            sample_pairs(name, pairs, encoder=encoder, subsample=self._subsample, seed=self._seed)
+            for name, pairs in self._sets.items()
+        ]
+        if self._beta is None:
+            self._beta = _beta_of(self._trainer)
+        self._scorer = Scorer(model, token_budget=self._token_budget)
+        self._folder.begin(self._about(model), step=step)
+        self._reference = self._load_reference(step)
+        if self._with_distance and (step == 0 or not self._start.exist()):
+            self._check_start(step, "weights")
+            self._start.save(model)
+
+    def _about(self, model: Any) -> dict[str, Any]:
+        return {
+            "sets": {
+                sample.name: {
+                    "available": sample.available,
+                    "measured": len(sample.indices),
+                    "fingerprint": sample.fingerprint,
+                }
+                for sample in self._samples
+            },
+            "reference": self._reference_name,
+            "beta": self._beta,
+            "distance_of": kind_of(model) if self._with_distance else None,
+        }
+
+    def _load_reference(self, step: int) -> dict[str, PairScores]:
+        kept = self._folder.read_reference()
+        if kept is not None:
+            return kept
+        scorer, with_adapter = self._scorer, self._reference_name != ADAPTER_OFF
+        if self._reference_name == START:
+            self._check_start(step, "reference")
+        elif with_adapter:
+            scorer = Scorer.load(self._reference_name, token_budget=self._token_budget)
+        found = {
+            sample.name: score_pairs(scorer, sample.trees, with_adapter=with_adapter)
+            for sample in self._samples
+        }
+        samples = {sample.name: sample for sample in self._samples}
+        self._folder.write_reference({name: (samples[name], found[name]) for name in found})
+        return found
+
+    def _check_start(self, step: int, what: str) -> None:
+        if step > 0:
+            raise InputError.of(
+                saw=f"a training that goes on at step {step}, and no {what} of its start in "
+                f"{self._folder.path}",
+                expected="the folder that was used from the start",
+                cure="give that folder as out=, or a model as reference= and distance=False",
+            )
+
+    # --- Measuring -------------------------------------------------------------------------
+
+    def _measure(self, state: Any, model: Any) -> None:
+        step = int(state.global_step)
+        if not state.is_world_process_zero or step in self._folder.steps():
+            return
+        began = time.perf_counter()
+        with undisturbed(model):
+            measured = [
+                measure_pairs(
+                    sample,
+                    score_pairs(self._scorer, sample.trees),
+                    self._reference[sample.name],
+                    beta=float(self._beta or DEFAULT_BETA),
+                )
+                for sample in self._samples
+            ]
+            metrics = {
+                _key(each.sample.name, name): value
+                for each in measured
+                for name, value in summarise_pairs(each).items()
+            }
+            if self._with_distance:
+                metrics["dynamics/weight_distance"] = self._start.distance(model)
+        metrics |= _gradient_norms(state.log_history, since=self._last_step(), step=step)
+        self._folder.write_step(step, measured, metrics)
+        self._report({**metrics, "dynamics/runtime_s": time.perf_counter() - began})
+        self._warn(step, measured)
+
+    def _last_step(self) -> int:
+        return max(self._folder.steps(), default=0)
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        """Hand the figures to the trackers and leave the trainer's own logging as it was.
+
+        Subclasses' `log` would add, and clear, their own running means (TRL's does), and any
+        log withdraws the wish to log the loss of this very step. What prints to the console
+        gets the headlines only: sixty figures would bury the loss.
+        """
+        handler, control = self._trainer.callback_handler, self._trainer.control
+        everyone, wishes = handler.callbacks, vars(control).copy()
+        printing = [each for each in everyone if isinstance(each, PRINTING)]
+        try:
+            handler.callbacks = [each for each in everyone if each not in printing]
+            Trainer.log(self._trainer, metrics)
+            handler.callbacks = printing
+            headlines = {name: value for name, value in metrics.items() if _is_headline(name)}
+            handler.on_log(self._trainer.args, self._trainer.state, control, headlines)
+        finally:
+            handler.callbacks = everyone
+            vars(control).update(wishes)
+            self._trainer.control = control
+
+    def _warn(self, step: int, measured: list[PairDynamics]) -> None:
+        for each in measured:
+            moved = displacement_of(each)
+            fell = moved.chosen <= -self._displacement_nats and moved.rejected < 0
+            if not fell or self._warned:
+                continue
+            self._warned = True
+            warnings.warn(
+                f"likelihood displacement at step {step}: on {len(each.loss)} pairs of "
+                f"{each.sample.name!r} the mean log-prob of the chosen responses fell by "
+                f"{-moved.chosen:.2f} nats and that of the rejected ones by "
+                f"{-moved.rejected:.2f} since the reference; both sides of "
+                f"{moved.both_fell:.0%} of the pairs fell. Probability goes to responses that "
+                "are in no pair. A lower learning rate, a larger β, or an SFT term "
+                "(sigmoid + 0.2*sft) holds the chosen ones.",
+                DisplacementWarning,
+                stacklevel=2,
+            )
+
+
+def _sets_of(
+    train_pairs: Pairs | None, eval_pairs: Pairs | Mapping[str, Pairs] | None
+) -> dict[str, Pairs]:
+    """Sets by name: "train", "eval" or "eval_NAME", as transformers prefixes its metrics."""
+    found: dict[str, Pairs] = {} if train_pairs is None else {"train": train_pairs}
+    if isinstance(eval_pairs, Mapping):
+        found |= {f"eval_{name}": pairs for name, pairs in eval_pairs.items()}
+    elif eval_pairs is not None:
+        found["eval"] = eval_pairs
+    return found
+
+
+def _key(set_name: str, metric: str) -> str:
+    """Name of a metric: transformers puts "eval_..." among evaluation, others under train/."""
+    return f"dynamics/{metric}" if set_name == "train" else f"{set_name}_dynamics/{metric}"
+
+
+def _is_headline(name: str) -> bool:
+    return name.split("dynamics/", 1)[-1] in HEADLINES
+
+
+def _gradient_norms(
+    history: Sequence[Mapping[str, Any]], *, since: int, step: int
+) -> dict[str, float]:
+    """Mean and greatest of the gradient norms logged from the last measured step on."""
+    norms = [
+        float(entry["grad_norm"])
+        for entry in history
+        if "grad_norm" in entry and since <= entry["step"] < step
+    ]
+    if not norms:
+        return {}
+    return {
+        "dynamics/grad_norm/mean": sum(norms) / len(norms),
+        "dynamics/grad_norm/max": max(norms),
+    }
+
+
+def _beta_of(trainer: Any) -> float:
+    """The trainer's β: an argument of TRL's."""
+    own = getattr(trainer.args, "beta", None)
+    return DEFAULT_BETA if own is None else float(own)
+
+
+def _spread_over_processes(model: Any) -> str | None:
+    """Who spreads the weights, if anyone does: they cannot be scored by one process."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        return "FSDP"
+    for parameter in model.parameters():
+        if isinstance(parameter, DTensor):
+            return "FSDP or tensor parallelism"
+        if hasattr(parameter, "ds_id"):
+            return "DeepSpeed ZeRO stage 3"
+    return None
+
+
+def _check_settings(
+    sets: Mapping[str, Pairs],
+    *,
+    every: int | None,
+    displacement_nats: float,
+    beta: float | None,
+) -> None:
+    if not sets:
+        raise InputError.of(
+            saw="neither train_pairs nor eval_pairs",
+            expected="pairs to follow",
+            cure="give train_pairs=, eval_pairs= or both",
+        )
+    for name, value in (
+        ("every", every),
+        ("displacement_nats", displacement_nats),
+        ("beta", beta),
+    ):
+        if value is not None and not value > 0:
+            raise InputError.of(
+                saw=f"{name}={value}", expected="a positive number", cure=f"set {name} > 0"
+            )
