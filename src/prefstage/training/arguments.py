@@ -1,0 +1,86 @@
+"""The trainer's arguments: transformers' own, and what preference training adds."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from prefstage.core.errors import InputError
+
+
+@dataclass
+class PreferenceArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with what preference training adds.
+
+    An optimiser step takes `per_device_train_batch_size` · `gradient_accumulation_steps` ·
+    processes items, whatever the lengths. How they are divided into forward passes is
+    planned from `token_budget`, so accumulation is folded into the batch size: the two
+    differ in nothing, and afterwards `gradient_accumulation_steps` is 1.
+
+    Attributes:
+        loss: A name ("sigmoid"), a sum ("sigmoid + 0.2*sft"), a mapping with a name and
+            settings, or a list of those; see `prefstage.LOSSES`.
+        reference: Whose log-probs the loss compares with. "start": the policy as given;
+            "adapter-off": the policy without its adapters; a folder or Hub id: that
+            model, loaded before training and freed; "none": no reference.
+        chat_format: Template for a model without one; None for the tokenizer's.
+        max_prompt_tokens: Longer prompts lose their beginning (counted). None: no limit.
+        max_response_tokens: Longer responses lose their end (counted). None: no limit.
+        token_budget: Tokens a forward and backward pass, or "auto" for what fits into the
+            free memory. It changes speed and memory, never the result.
+        layout: "tree" computes shared prompts once; "flat" computes whole sequences;
+            "auto" takes the tree where it is exact.
+        reference_cache: Folder of reference log-probs; None for one in `output_dir`.
+        initial_loss_tolerance: Largest |log-ratio| a token, in nats, between policy and
+            reference before the first step, if the policy is the reference; None chooses
+            by precision.
+        disable_dropout: Switch dropout off, so that the policy's log-probs are its own.
+    """
+
+    learning_rate: float | str = field(default=1e-6, metadata={"help": "Peak learning rate."})
+    loss: Any = field(default="sigmoid", metadata={"help": "Which loss to minimise."})
+    reference: str = field(
+        default="start", metadata={"help": "start, adapter-off, none, or a model."}
+    )
+    chat_format: str | None = field(
+        default=None, metadata={"help": "Chat format of a model without a template."}
+    )
+    max_prompt_tokens: int | None = field(
+        default=None, metadata={"help": "Longer prompts lose their beginning."}
+    )
+    max_response_tokens: int | None = field(
+        default=None, metadata={"help": "Longer responses lose their end."}
+    )
+    token_budget: int | str = field(
+        default="auto", metadata={"help": "Tokens a forward and backward pass, or auto."}
+    )
+    layout: str = field(default="auto", metadata={"help": "auto, tree or flat."})
+    reference_cache: str | None = field(
+        default=None, metadata={"help": "Folder of reference log-probs."}
+    )
+    initial_loss_tolerance: float | None = field(
+        default=None, metadata={"help": "Largest initial log-ratio a token, in nats."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off."})
+
+    def __post_init__(self) -> None:
+        """Fold accumulation into the batch size, and check what is ours."""
+        super().__post_init__()
+        self.per_device_train_batch_size *= self.gradient_accumulation_steps
+        self.gradient_accumulation_steps = 1
+        if self.token_budget != "auto":
+            self.token_budget = _token_count(self.token_budget)
+
+
+def _token_count(value: int | str) -> int:
+    try:
+        count = int(value)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise InputError.of(
+            saw=f"token_budget={value!r}",
+            expected="a number of tokens, at least 1, or 'auto'",
+            cure="use 'auto' unless memory runs out",
+        )
+    return count

@@ -1,0 +1,56 @@
+"""How many tokens a forward and backward pass may hold."""
+
+from typing import Any
+
+from prefstage.scoring.budget import CPU_TOKENS, GPU_TOKENS, MIN_TOKENS, free_memory_bytes
+from prefstage.scoring.model_parts import ModelParts
+
+SHARE_OF_FREE_MEMORY = 0.6
+STATES_A_PARAMETER = 2
+"""Values that an optimiser keeps a parameter, in float32 (Adam's two moments)."""
+
+
+def training_budget(model: Any, *, checkpointing: bool) -> int:
+    """Choose the tokens of a micro-batch from the free memory.
+
+    Args:
+        model: The policy, bare or with adapters; its gradients and the optimiser's state
+            are not there yet, and are left room for.
+        checkpointing: Whether layers are computed again in the backward pass.
+
+    Returns:
+        Tokens, in [128, 1024] on a CPU, up to 16,384 elsewhere.
+    """
+    parts = ModelParts.of(model)
+    trained = [each for each in model.parameters() if each.requires_grad]
+    reserved = sum(
+        each.numel() * (each.element_size() + 4 * STATES_A_PARAMETER) for each in trained
+    )
+    free = free_memory_bytes(parts.device) - reserved
+    affordable = SHARE_OF_FREE_MEMORY * free / training_bytes_per_token(parts, checkpointing)
+    most = CPU_TOKENS if parts.device.type == "cpu" else GPU_TOKENS
+    return int(max(MIN_TOKENS, min(affordable, most)))
+
+
+def training_bytes_per_token(parts: ModelParts, checkpointing: bool) -> int:
+    """Upper estimate of what a token's activations take until the backward pass.
+
+    A layer keeps about 12 widths (residuals, normalised inputs, queries, keys, values,
+    attention's output) and 5 inner widths of the gated MLP; checkpointing keeps one width
+    a layer and one layer in full. A response token adds two float32 copies of its state.
+
+    Args:
+        parts: The model.
+        checkpointing: As for `training_budget`.
+
+    Returns:
+        Bytes.
+    """
+    config: Any = parts.body.config
+    hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    widest = max(inner) if isinstance(inner, list | tuple) else int(inner)
+    size = int(parts.projection.weight.element_size())
+    layer = (12 * hidden + 5 * widest) * size
+    kept = layer + layers * hidden * size if checkpointing else layers * layer
+    return kept + 2 * 4 * hidden

@@ -1,0 +1,73 @@
+"""The policy before training: loaded, with adapter, without dropout."""
+
+from typing import Any
+
+from torch import nn
+
+from prefstage.core.errors import MissingDependencyError
+from prefstage.scoring.loading import load_model
+
+_ATTENTION_DROPOUT = ("attention_dropout", "attn_dropout", "attn_pdrop")
+
+
+def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool) -> Any:
+    """Load a policy if it is a name, put an adapter on it, switch dropout off.
+
+    Args:
+        model: A causal LM, or its folder or Hub id (loaded in float32, on the CPU).
+        peft_config: Of a new adapter; None for none.
+        disable_dropout: Whether no module shall drop anything, adapters included.
+
+    Returns:
+        The policy.
+
+    Raises:
+        MissingDependencyError: If an adapter is wanted and peft is not installed.
+    """
+    if isinstance(model, str):
+        model = load_model(model, dtype="float32", device_map="cpu")
+    if peft_config is not None:
+        try:
+            from peft import get_peft_model
+        except ImportError as error:
+            raise MissingDependencyError.of(
+                saw="peft_config, and no package peft",
+                expected="peft, which makes adapters",
+                cure="pip install 'prefstage[train]'",
+            ) from error
+        model = get_peft_model(model, peft_config)
+    if disable_dropout:
+        _switch_off_dropout(model)
+    return model
+
+
+def adapter_is_identity(peft_config: Any) -> bool:
+    """Whether a new adapter of this kind changes nothing before it is trained."""
+    return getattr(peft_config, "init_lora_weights", None) is True
+
+
+def drops_attention(model: Any) -> bool:
+    """Whether a layer drops attention weights in training, which a shared prompt forbids."""
+    return any(_attention_rate(module) > 0 for module in model.modules())
+
+
+def drops(model: Any) -> bool:
+    """Whether any module drops something in training."""
+    return drops_attention(model) or any(
+        isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()
+    )
+
+
+def _switch_off_dropout(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in _ATTENTION_DROPOUT:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _attention_rate(module: Any) -> float:
+    found = [getattr(module, name, None) for name in _ATTENTION_DROPOUT]
+    rates = [each.p if isinstance(each, nn.Dropout) else each for each in found]
+    return max((rate for rate in rates if isinstance(rate, float)), default=0.0)

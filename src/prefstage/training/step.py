@@ -1,0 +1,266 @@
+"""One optimiser step: log-probs, loss and gradient of its items over micro-batches."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from prefstage.data.tokenising import TokenTree
+from prefstage.losses import LossMix, LossValues
+from prefstage.scoring.attention import Backend
+from prefstage.scoring.engine import Layout, plan_passes
+from prefstage.scoring.model_parts import ModelParts
+from prefstage.scoring.padded import Batch
+from prefstage.scoring.rotary import length_rule
+from prefstage.scoring.rows import Row, leaves_of
+from prefstage.training.batches import Flat, StepItems
+from prefstage.training.planning import MicroBatch, Plan, plan_step
+
+LossState = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Log-probs of all items of a step, the same on every process.
+
+    Attributes:
+        log_probs: log π of every response token, nats, without gradient.
+        log_sum_squares: log Σ_v π(v)² of each, if the loss needs it.
+    """
+
+    log_probs: Flat
+    log_sum_squares: Flat | None = None
+
+
+Objective = Callable[[MicroBatch, Scored], Tensor]
+"""A micro-batch's share of the objective, from its positions and log-probs."""
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step found, over all processes.
+
+    Attributes:
+        items: The items of the step.
+        scored: Their log-probs by the policy before the step.
+        values: Loss values, the next state and the loss's own metrics.
+        loss: The objective: the mean over the optimiser batch.
+    """
+
+    items: StepItems
+    scored: Scored
+    values: LossValues
+    loss: float
+
+
+class StepRunner:
+    """Computes steps: forward and backward passes over planned micro-batches.
+
+    Args:
+        model: The policy without wrappers, after `install_scoring`.
+        accelerator: accelerate's, which knows the processes.
+        loss: What to minimise.
+        token_budget: Tokens a micro-batch.
+        layout: "tree" or "flat".
+        backend: Implementation of tree attention; None chooses by device.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        accelerator: Any,
+        loss: LossMix,
+        *,
+        token_budget: int,
+        layout: Layout,
+        backend: Backend | None = None,
+    ) -> None:
+        self._bare = model
+        self._accelerator = accelerator
+        self.loss = loss
+        self.token_budget = token_budget
+        self.layout: Layout = layout
+        self._backend = backend
+        config = ModelParts.of(model).body.config
+        self._one_pass = layout == "tree" and length_rule(config) is None
+        self._statistics = ("log_sum_squares",) if "log_sum_squares" in loss.needs else ()
+
+    def plan(self, items: StepItems) -> Plan:
+        """Divide items into micro-batches for each process."""
+        tree = self.layout == "tree"
+        prompts = [item.trees[0].prompt_ids for item in items.items] if tree else None
+        processes = self._accelerator.num_processes
+        return plan_step(self.sizes(items), self.token_budget, processes, prompts=prompts)
+
+    def sizes(self, items: StepItems) -> list[int]:
+        """Tokens that each item takes when it is computed alone."""
+        size = _tree_size if self.layout == "tree" else _flat_size
+        return [sum(map(size, item.trees)) for item in items.items]
+
+    def train(self, model: Any, items: StepItems, state: LossState) -> StepOutcome:
+        """Accumulate the gradient of the objective over the whole optimiser batch.
+
+        A loss whose values depend on one another takes two passes unless everything fits
+        into one: log-probs first, whose slopes then weigh the log-probs of the second.
+
+        Args:
+            model: The policy with its wrappers, in training mode.
+            items: All items of the step, the same on every process.
+            state: The loss's state.
+
+        Returns:
+            What the step found. Gradients stand in the parameters, such that the mean
+            over processes, which wrappers take, is the gradient of the objective.
+        """
+        plan = self.plan(items)
+        together = self._accelerator.num_processes == 1 and len(plan[0]) == 1
+        if self.loss.whole_batch and not together:
+            scored = self.score(model, items, plan)
+            slopes = self._slopes(items, scored, state)
+            self._run(
+                model,
+                items,
+                plan,
+                lambda positions, found: _weighted(items, positions, slopes, found),
+            )
+        else:
+            scored = self._run(
+                model,
+                items,
+                plan,
+                lambda positions, found: self._share(items, positions, found, state),
+            )
+        values = self.values(items, scored, state)
+        return StepOutcome(items, scored, values, float(values.values.sum()) / _count(items))
+
+    def score(self, model: Any, items: StepItems, plan: Plan | None = None) -> Scored:
+        """Log-probs of items without gradient, computed over all processes.
+
+        Args:
+            model: The policy, wrapped or not.
+            items: The items, the same on every process.
+            plan: Their micro-batches; None plans them.
+
+        Returns:
+            The same on every process.
+        """
+        with torch.no_grad():
+            return self._run(model, items, plan or self.plan(items), None)
+
+    def values(self, items: StepItems, scored: Scored, state: LossState) -> LossValues:
+        """Loss values of scored items, and the state after them.
+
+        Args:
+            items: The items.
+            scored: Their log-probs.
+            state: The loss's state before them.
+
+        Returns:
+            Values without gradient.
+        """
+        with torch.no_grad():
+            batch = items.loss_batch(scored.log_probs, scored.log_sum_squares)
+            return self.loss.compute(batch, state)
+
+    def _share(
+        self, items: StepItems, positions: MicroBatch, found: Scored, state: LossState
+    ) -> Tensor:
+        """A micro-batch's share of the objective."""
+        part = items.part(positions)
+        values = self.loss.compute(part.loss_batch(found.log_probs, found.log_sum_squares), state)
+        return values.values.sum() / _count(items)
+
+    def _slopes(self, items: StepItems, scored: Scored, state: LossState) -> Flat:
+        """Slope of the objective by each log-prob."""
+        policy = scored.log_probs.detach().requires_grad_()
+        values = self.loss.compute(items.loss_batch(policy, scored.log_sum_squares), state)
+        (slopes,) = torch.autograd.grad(values.values.sum() / _count(items), policy)
+        return slopes
+
+    def _run(self, model: Any, items: StepItems, plan: Plan, objective: Objective | None) -> Scored:
+        """Run this process's micro-batches; gather the log-probs of all processes."""
+        accelerator = self._accelerator
+        names = ("log_probs", *self._statistics)
+        gathered: Tensor | None = None
+        own = plan[accelerator.process_index]
+        for turn, positions in enumerate(own):
+            part = items.part(positions or (0,))
+            with self._synchronised(model, turn == len(own) - 1, objective is not None):
+                found = self._forward(model, part, self._passes(items, plan, turn))
+                if objective is not None:
+                    # Wrappers take the mean over processes; the objective is a sum over them.
+                    share = objective(positions or (0,), found) * accelerator.num_processes
+                    accelerator.backward(share if positions else share * 0)
+            values = torch.stack([getattr(found, name).detach() for name in names])
+            if gathered is None:
+                gathered = values.new_zeros(len(names), items.tokens)
+            if positions:
+                for position, start in zip(positions, part.starts, strict=True):
+                    span = items.span_of(position)
+                    gathered[:, span] = values[:, start : start + span.stop - span.start]
+        total = accelerator.reduce(gathered, "sum")
+        return Scored(*total)
+
+    def _passes(self, items: StepItems, plan: Plan, turn: int) -> list[Row | Batch]:
+        """This process's forward passes of a turn, as many as any process's.
+
+        Wrappers that shard weights gather them at every pass, so processes must agree.
+        """
+        parts = ModelParts.of(self._bare)
+
+        def lay_out(process: int) -> list[Row | Batch]:
+            part = items.part(plan[process][turn] or (0,))
+            leaves = leaves_of(part.trees)
+            return plan_passes(parts, leaves, layout=self.layout, token_budget=None)
+
+        own = lay_out(self._accelerator.process_index)
+        if self._accelerator.num_processes == 1 or self._one_pass:
+            return own
+        most = max(len(lay_out(process)) for process in range(len(plan)))
+        return own + own[-1:] * (most - len(own))
+
+    def _forward(self, model: Any, part: StepItems, passes: list[Row | Batch]) -> Scored:
+        found = model(scoring_passes=passes, backend=self._backend, statistics=self._statistics)
+        place = torch.empty(part.tokens, dtype=torch.long)
+        start = 0
+        for one in passes:
+            for slot in one.slots:
+                span = part.tree_spans[slot.tree][slot.response]
+                place[span] = torch.arange(start + slot.start, start + slot.stop)
+            start += len(one.target_ids)
+        place = place.to(found[0].device)
+        return Scored(*(values[place] for values in found))
+
+    @contextlib.contextmanager
+    def _synchronised(self, model: Any, last: bool, training: bool) -> Iterator[None]:
+        """Exchange gradients between processes in the last micro-batch only."""
+        if not training:
+            yield
+            return
+        accelerator = self._accelerator
+        # As the Trainer does it for its own micro-batches; DeepSpeed reads the flag itself.
+        accelerator.gradient_state._set_sync_gradients(last)
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        with contextlib.nullcontext() if last or deepspeed else accelerator.no_sync(model):
+            yield
+
+
+def _weighted(items: StepItems, positions: MicroBatch, slopes: Flat, found: Scored) -> Tensor:
+    """Sum whose gradient is that of the objective through these items."""
+    return (items.take(slopes, positions) * found.log_probs).sum()
+
+
+def _count(items: StepItems) -> int:
+    return items.whole_totals.items
+
+
+def _tree_size(tree: TokenTree) -> int:
+    return len(tree.prompt_ids) + sum(len(ids) - 1 for ids in tree.response_ids)
+
+
+def _flat_size(tree: TokenTree) -> int:
+    return sum(len(tree.prompt_ids) + len(ids) - 1 for ids in tree.response_ids)

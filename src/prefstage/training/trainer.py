@@ -1,0 +1,359 @@
+"""`PreferenceTrainer`: transformers' Trainer with our optimiser step."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from prefstage.data import ResponseEncoder, load_tokenizer
+from prefstage.losses import parse_loss
+from prefstage.scoring import Scorer
+from prefstage.scoring.checks import check_fits
+from prefstage.scoring.model_parts import ModelParts
+from prefstage.training.arguments import PreferenceArguments
+from prefstage.training.batches import StepItems, step_seeds
+from prefstage.training.datasets import item_set_of, item_sets_of
+from prefstage.training.evaluation import EvaluationSet, evaluate_items, score_set
+from prefstage.training.forward import install_scoring
+from prefstage.training.items import ItemSet
+from prefstage.training.memory import training_budget
+from prefstage.training.metrics import Means, item_metrics
+from prefstage.training.order import StepSampler
+from prefstage.training.policy import adapter_is_identity, drops_attention, prepare_policy
+from prefstage.training.reference import References
+from prefstage.training.start import check_start, start_tolerance
+from prefstage.training.step import LossState, StepOutcome, StepRunner
+
+_log = logging.getLogger(__name__)
+
+
+class StepLoader(DataLoader[Any]):
+    """The optimiser steps of an epoch: each batch names all items of a step, of all processes."""
+
+    def __init__(self, sampler: StepSampler) -> None:
+        # A generator of its own: iterating draws a number, which must not be the global one.
+        super().__init__(
+            cast("Any", range(sampler.items)),
+            batch_sampler=sampler,
+            collate_fn=_as_step,
+            generator=torch.Generator(),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose steps come next."""
+        cast("StepSampler", self.batch_sampler).set_epoch(epoch)
+
+
+class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
+    """Trains a causal LM on preferences (or demonstrations) by any loss of `prefstage.LOSSES`.
+
+    Everything around the step is transformers' Trainer: optimisers, schedules, callbacks,
+    trackers, checkpoints, DDP and FSDP through `accelerate launch`, the Hub.
+
+    Args:
+        model: A causal LM, bare or with PEFT adapters; or its folder or Hub id, which is
+            loaded in float32.
+        args: The arguments; None for the defaults.
+        train_dataset: Pairs, candidates, unpaired responses or conversations, as loaded by
+            `prefstage.data`, as `datasets.Dataset`, as a file, or already encoded.
+        eval_dataset: One such set, or several by name.
+        processing_class: The tokenizer; None for the model's own.
+        peft_config: Puts a new adapter on the model.
+        callbacks: As the Trainer takes them.
+        optimizers: As the Trainer takes them.
+        others: Further arguments of the Trainer.
+
+    Attributes:
+        loss: The loss, parsed.
+        loss_state: Its running state; belongs into checkpoints.
+        last_step: What the last optimiser step found, before its update.
+        references: Reference log-probs of the sets.
+        encoder: How texts become tokens.
+        fresh_adapter: Whether a new adapter was made that changes nothing yet.
+
+    Raises:
+        ConfigError: If settings contradict one another.
+        InputError: If the data is not what the loss takes, or does not fit the model.
+        ModelError: If the model cannot be trained by this trainer.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: PreferenceArguments | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        **others: Any,
+    ) -> None:
+        args = args or PreferenceArguments(output_dir="prefstage_output")
+        model = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
+        if processing_class is None:
+            processing_class = load_tokenizer(model.config._name_or_path)
+        self.loss = parse_loss(args.loss)
+        self.loss_state: LossState = self.loss.start_state()
+        self.last_step: StepOutcome | None = None
+        self.encoder = ResponseEncoder(
+            processing_class,
+            chat_format=args.chat_format,
+            max_prompt_tokens=args.max_prompt_tokens,
+            max_response_tokens=args.max_response_tokens,
+        )
+        install_scoring(model)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=_as_step,
+            train_dataset=item_sets_of(train_dataset, self.encoder, self.loss),
+            eval_dataset=item_sets_of(eval_dataset, self.encoder, self.loss),
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            **others,
+        )
+        self.fresh_adapter = peft_config is not None and adapter_is_identity(peft_config)
+        self._means = Means()
+        self._seconds = 0.0
+        self._tokens = self._items_done = self._step_tokens = 0
+        self._set_up_scoring()
+
+    def _set_up_scoring(self) -> None:
+        args, parts = self.args, ModelParts.of(self.model)
+        for item_set in self._item_sets():
+            check_fits([tree for item in item_set.items for tree in item.trees], parts)
+        flat = args.layout == "auto" and drops_attention(self.model)
+        if flat:
+            _log.warning("attention dropout is on: sequences are computed one by one (flat)")
+        self.scorer = Scorer(self.model, layout="flat" if flat else args.layout)
+        checkpointing = bool(
+            getattr(args, "activation_checkpointing", False)
+            or getattr(args, "gradient_checkpointing", False)
+        )
+        budget = args.token_budget
+        if budget == "auto":
+            budget = training_budget(self.model, checkpointing=checkpointing)
+            _log.info("token budget: %d tokens a micro-batch, from the free memory", budget)
+        self.runner = StepRunner(
+            self.model,
+            self.accelerator,
+            self.loss,
+            token_budget=int(budget),
+            layout=self.scorer.layout_choice.layout,
+        )
+        self.references = References(
+            args.reference,
+            needed="reference" in self.loss.needs,
+            folder=Path(args.reference_cache or Path(args.output_dir) / "reference"),
+            accelerator=self.accelerator,
+        )
+
+    def _item_sets(self) -> list[ItemSet]:
+        evaluated = self.eval_dataset
+        named = evaluated.values() if isinstance(evaluated, dict) else [evaluated]
+        return [each for each in (self.train_dataset, *named) if each is not None]
+
+    # --- Training -------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: Any = None, **others: Any) -> Any:
+        """Train, after making sure of the reference log-probs.
+
+        Args:
+            resume_from_checkpoint: As the Trainer takes it.
+            others: As the Trainer takes them.
+
+        Returns:
+            The Trainer's result.
+        """
+        self.compute_references()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **others)
+
+    def compute_references(self) -> None:
+        """Compute the reference log-probs of all sets, where they are not known yet."""
+        self.references.compute(self._item_sets(), self.scorer, adapter_is_new=self.fresh_adapter)
+
+    def get_train_dataloader(self) -> StepLoader:
+        """The optimiser steps; the same on every process.
+
+        Returns:
+            One batch a step, with all its items.
+        """
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler = StepSampler(
+            len(self.train_dataset),
+            self._train_batch_size * self.accelerator.num_processes,
+            seed=seed,
+            shuffle=getattr(self.args, "train_sampling_strategy", "random") != "sequential",
+        )
+        return StepLoader(sampler)
+
+    def training_step(
+        self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Accumulate the gradient of one whole optimiser step.
+
+        Args:
+            model: The wrapped policy.
+            inputs: The step's items.
+            num_items_in_batch: Not used: a step is the whole batch.
+
+        Returns:
+            The mean loss over the items of all processes.
+        """
+        started = time.perf_counter()
+        model.train()
+        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
+            self.optimizer.train()
+        items = self._step_items(self.train_dataset, inputs["items"], step=self.state.global_step)
+        outcome = self.runner.train(model, items, self.loss_state)
+        tolerance = start_tolerance(self)
+        if tolerance is not None:
+            check_start(outcome, tolerance=tolerance)
+        self.loss_state = outcome.values.state
+        self.last_step = outcome
+        self._means.add(item_metrics(items, outcome.scored, outcome.values, self.loss))
+        self._step_tokens = sum(self.runner.sizes(items))
+        self._tokens += self._step_tokens
+        self._items_done += len(items.items)
+        self._seconds += time.perf_counter() - started
+        return torch.tensor(outcome.loss, device=self.args.device)
+
+    def _step_items(self, item_set: ItemSet, positions: Any, *, step: int) -> StepItems:
+        items = tuple(item_set[position] for position in positions)
+        seeds = step_seeds(items, seed=self.args.seed, step=step) if self.loss.random else None
+        reference = self.references.of(item_set, positions)
+        if reference is not None:
+            reference = reference.to(self.accelerator.device)
+        return StepItems(item_set.kind, items, reference, seeds)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means over the items since the last log.
+
+        Args:
+            logs: The Trainer's own values.
+            start_time: As the Trainer passes it.
+        """
+        if "loss" in logs and self._items_done:
+            logs |= self._means.take()
+            logs["tokens_per_second"] = self._tokens / self._seconds
+            logs["items_per_second"] = self._items_done / self._seconds
+            self._seconds, self._tokens, self._items_done = 0.0, 0, 0
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """Arithmetic of the last step: 6 a token and parameter.
+
+        Args:
+            inputs: Not used.
+
+        Returns:
+            Operations of this process's share.
+
+        Source:
+            Kaplan et al. 2020, arXiv:2001.08361, Section 2.1.
+        """
+        share = self._step_tokens // self.accelerator.num_processes
+        return 6 * share * int(self.model.num_parameters(exclude_embeddings=True))
+
+    # --- Evaluation -----------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate on one set or several by name; metrics are means over items.
+
+        Args:
+            eval_dataset: As for the constructor, or the name of one of its sets; None for
+                those of the constructor.
+            ignore_keys: Not used.
+            metric_key_prefix: What metric names begin with.
+
+        Returns:
+            The metrics by name.
+        """
+        if not isinstance(eval_dataset, str):
+            eval_dataset = item_sets_of(eval_dataset, self.encoder, self.loss)
+        if self.state.global_step == 0:
+            self.compute_references()
+        found = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        return cast("dict[str, float]", found)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> EvaluationSet:
+        """The set to evaluate.
+
+        Args:
+            eval_dataset: A set, the name of one, or None for the only one.
+
+        Returns:
+            The set in chunks.
+        """
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, str):
+            chosen = self.eval_dataset[chosen]
+        return EvaluationSet(item_set_of(chosen, self.encoder, self.loss))
+
+    def evaluation_loop(
+        self,
+        dataloader: EvaluationSet,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Score a set and take the means of its metrics.
+
+        Args:
+            dataloader: The set.
+            description: What this is, for the log.
+            prediction_loss_only: Not used.
+            ignore_keys: Not used.
+            metric_key_prefix: What metric names begin with.
+
+        Returns:
+            The metrics.
+        """
+        model = self._model_for_evaluation()
+        item_set = dataloader.dataset
+        _log.info("%s on %d items", description, len(item_set))
+        self.callback_handler.eval_dataloader = dataloader
+        items = self._step_items(item_set, range(len(item_set)), step=-1)
+
+        def tick() -> None:
+            self.control = self.callback_handler.on_prediction_step(
+                self.args, self.state, self.control
+            )
+
+        scored = score_set(self.runner, model, items, tick=tick)
+        found = evaluate_items(self.runner, items, scored, self.loss_state)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        return EvalLoopOutput(
+            predictions=None, label_ids=None, metrics=metrics, num_samples=len(item_set)
+        )
+
+    def _model_for_evaluation(self) -> Any:
+        model = self.model
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded and not self.accelerator._models:
+            model = self.model = self.model_wrapped = self.accelerator.prepare(model)
+        model.eval()
+        if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
+            self.optimizer.eval()
+        return model
+
+
+def _as_step(positions: list[int]) -> dict[str, Any]:
+    """A step's items as the batch that the Trainer hands on."""
+    return {"items": positions}
