@@ -21,7 +21,7 @@ from prefstage.training.dynamics_measures import (
 )
 from prefstage.training.dynamics_pairs import PairSample, PairScores, sample_pairs, score_pairs
 from prefstage.training.dynamics_store import DynamicsFolder
-from prefstage.training.undisturbed import undisturbed
+from prefstage.training.undisturbed import own_forward, undisturbed
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         _check_settings(self._sets, every=every, displacement_nats=displacement_nats, beta=beta)
         self._encoder = encoder
         self._reference_name = reference
-        self._beta = beta
+        self._given_beta = beta
         self._subsample = subsample
         self._every = every
         self._with_distance = distance
@@ -174,9 +174,9 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             sample_pairs(name, pairs, encoder=encoder, subsample=self._subsample, seed=self._seed)
             for name, pairs in self._sets.items()
         ]
-        if self._beta is None:
-            self._beta = _beta_of(self._trainer)
-        self._scorer = Scorer(model, token_budget=self._token_budget)
+        self._beta = _beta_of(self._trainer) if self._given_beta is None else self._given_beta
+        with own_forward(model):
+            self._scorer = Scorer(model, token_budget=self._token_budget)
         self._folder.begin(self._about(model), step=step)
         self._reference = self._load_reference(step)
         if self._with_distance and (step == 0 or not self._start.exist()):
@@ -207,10 +207,11 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             self._check_start(step, "reference")
         elif with_adapter:
             scorer = Scorer.load(self._reference_name, token_budget=self._token_budget)
-        found = {
-            sample.name: score_pairs(scorer, sample.trees, with_adapter=with_adapter)
-            for sample in self._samples
-        }
+        with self._trainer.accelerator.autocast():
+            found = {
+                sample.name: score_pairs(scorer, sample.trees, with_adapter=with_adapter)
+                for sample in self._samples
+            }
         samples = {sample.name: sample for sample in self._samples}
         self._folder.write_reference({name: (samples[name], found[name]) for name in found})
         return found
@@ -232,22 +233,20 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             return
         began = time.perf_counter()
         with undisturbed(model):
-            measured = [
-                measure_pairs(
-                    sample,
-                    score_pairs(self._scorer, sample.trees),
-                    self._reference[sample.name],
-                    beta=float(self._beta or DEFAULT_BETA),
-                )
-                for sample in self._samples
-            ]
-            metrics = {
-                _key(each.sample.name, name): value
-                for each in measured
-                for name, value in summarise_pairs(each).items()
-            }
-            if self._with_distance:
-                metrics["dynamics/weight_distance"] = self._start.distance(model)
+            with self._trainer.accelerator.autocast():
+                scores = [score_pairs(self._scorer, sample.trees) for sample in self._samples]
+            distance = self._start.distance(model) if self._with_distance else None
+        measured = [
+            measure_pairs(sample, found, self._reference[sample.name], beta=self._beta)
+            for sample, found in zip(self._samples, scores, strict=True)
+        ]
+        metrics = {
+            _key(each.sample.name, name): value
+            for each in measured
+            for name, value in summarise_pairs(each).items()
+        }
+        if distance is not None:
+            metrics["dynamics/weight_distance"] = distance
         metrics |= _gradient_norms(state.log_history, since=self._last_step(), step=step)
         self._folder.write_step(step, measured, metrics)
         self._report({**metrics, "dynamics/runtime_s": time.perf_counter() - began})

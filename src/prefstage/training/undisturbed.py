@@ -35,3 +35,27 @@ def undisturbed(model: Any) -> Iterator[None]:
         np.random.set_state(array)
         if devices:
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def own_forward(model: Any) -> Iterator[None]:
+    """Take Accelerate's mixed-precision wrapper off a model's forward pass for the block.
+
+    The engine calls the model's parts, which have no wrapper; trying its layout against a
+    wrapped forward would compare two precisions.
+
+    Args:
+        model: The model, prepared by Accelerate or not.
+
+    Yields:
+        Nothing.
+    """
+    wrapped, original = vars(model).get("forward"), vars(model).get("_original_forward")
+    if wrapped is None or original is None:
+        yield
+        return
+    model.forward = original
+    try:
+        yield
+    finally:
+        model.forward = wrapped
