@@ -119,6 +119,11 @@ class ResponseEncoder:
         """Text of the end-of-turn."""
         return str(self.tokenizer.decode(list(self.end_of_turn_ids), skip_special_tokens=False))
 
+    @property
+    def chat_template(self) -> str:
+        """The template as a tokenizer needs it to read prompts as this encoder does."""
+        return ("{{ bos_token }}" if self._starts_with_bos else "") + self._template
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything the tokens depend on: tokenizer, template, truncation."""

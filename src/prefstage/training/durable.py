@@ -30,6 +30,7 @@ from prefstage.training.faults import (
     SAVING_ERRORS,
     bad_weights,
     bad_weights_elsewhere,
+    check_gradient,
     saving_failed,
 )
 from prefstage.training.run_settings import check_same_run, run_settings
@@ -127,7 +128,8 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             CheckpointError: If there is no checkpoint to go on from, a file of it is
                 missing or changed, or it is of another model, data set or configuration.
         """
-        self._settings = self.run_settings()
+        if self.args.should_save:  # others may not hold the weights
+            self._settings = self.run_settings()
         self._resumed = self._checkpoint_named(resume_from_checkpoint)
         before = self.args.eval_on_start
         self.args.eval_on_start = before and self._resumed is None
@@ -267,6 +269,14 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         """As the base class, but only once the checkpoint has its name."""
         if self._staging is None:
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """As the base class; a norm that is no number ends the run before it does harm."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if getattr(self.accelerator, "scaler", None) is None:  # a scaler skips such steps itself
+            last = newest_whole(Path(self.args.output_dir))
+            check_gradient(norm, step=self.state.global_step, last=last)
+        return norm
 
     def _check_weights(self, folder: Path) -> None:
         """Refuse to save weights that are no numbers, on every process at once."""

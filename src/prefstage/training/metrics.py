@@ -28,6 +28,17 @@ class Means:
             self._sums[name] += float(values.double().sum())
             self._counts[name] += values.numel()
 
+    def state(self) -> dict[str, tuple[float, int]]:
+        """Sum and count of each metric, for a checkpoint."""
+        return {name: (self._sums[name], count) for name, count in self._counts.items()}
+
+    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Go on from what `state` gave."""
+        self._sums.clear()
+        self._counts.clear()
+        for name, (total, count) in state.items():
+            self._sums[name], self._counts[name] = float(total), int(count)
+
     def take(self) -> dict[str, float]:
         """The means so far; then begin anew."""
         means = {name: self._sums[name] / n for name, n in self._counts.items() if n}

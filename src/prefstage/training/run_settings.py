@@ -74,9 +74,9 @@ def run_settings(args: "TrainingArguments", model: "torch.nn.Module") -> dict[st
     settings = {name: _plain(given[name]) for name in names if name in given}
     items = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     settings["items_per_step"] = items
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     settings["model"] = {
-        **_configuration(config.to_dict() if hasattr(config, "to_dict") else {}),
+        **(_configuration(config.to_dict()) if hasattr(config, "to_dict") else {}),
         "class": type(_bare(model)).__name__,
         "dtype": str(next(model.parameters()).dtype),
     }

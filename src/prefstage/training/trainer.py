@@ -3,25 +3,30 @@
 import logging
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
+from typing_extensions import override
 
 from prefstage.data import ResponseEncoder, load_tokenizer
 from prefstage.losses import parse_loss
 from prefstage.scoring import Scorer
 from prefstage.scoring.checks import check_fits
+from prefstage.scoring.fingerprints import model_fingerprint
 from prefstage.scoring.model_parts import ModelParts
 from prefstage.training.arguments import PreferenceArguments
 from prefstage.training.batches import StepItems, step_seeds
 from prefstage.training.datasets import item_set_of, item_sets_of
+from prefstage.training.durable import DurableTrainer
 from prefstage.training.evaluation import EvaluationSet, evaluate_items, score_set
+from prefstage.training.faults import check_tokenizer
 from prefstage.training.forward import install_scoring
+from prefstage.training.guarding import StepGuard
 from prefstage.training.items import ItemSet
 from prefstage.training.memory import training_budget
 from prefstage.training.metrics import Means, item_metrics
@@ -51,7 +56,7 @@ class StepLoader(DataLoader[Any]):
         cast("StepSampler", self.batch_sampler).set_epoch(epoch)
 
 
-class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
+class PreferenceTrainer(DurableTrainer):
     """Trains a causal LM on preferences (or demonstrations) by any loss of `prefstage.LOSSES`.
 
     Everything around the step is transformers' Trainer: optimisers, schedules, callbacks,
@@ -101,6 +106,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         model = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
         if processing_class is None:
             processing_class = load_tokenizer(model.config._name_or_path)
+        check_tokenizer(processing_class, model)
         self.loss = parse_loss(args.loss)
         self.loss_state: LossState = self.loss.start_state()
         self.last_step: StepOutcome | None = None
@@ -151,10 +157,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
             token_budget=int(budget),
             layout=self.scorer.layout_choice.layout,
         )
+        self.guard = StepGuard(self.runner, Path(args.output_dir), args.device)
         self.references = References(
             args.reference,
             needed="reference" in self.loss.needs,
-            folder=Path(args.reference_cache or Path(args.output_dir) / "reference"),
+            folder=Path(args.reference_cache or Path(args.output_dir) / "_reference"),
             accelerator=self.accelerator,
         )
 
@@ -215,7 +222,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
             self.optimizer.train()
         items = self._step_items(self.train_dataset, inputs["items"], step=self.state.global_step)
-        outcome = self.runner.train(model, items, self.loss_state)
+        step = self.state.global_step
+        with self.guard.memory(items, step=step, optimizer=self.optimizer):
+            outcome = self.runner.train(model, items, self.loss_state)
+        self.guard.check(outcome, step=step, learning_rate=self._get_learning_rate())
         tolerance = start_tolerance(self)
         if tolerance is not None:
             check_start(outcome, tolerance=tolerance)
@@ -264,6 +274,37 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         """
         share = self._step_tokens // self.accelerator.num_processes
         return 6 * share * int(self.model.num_parameters(exclude_embeddings=True))
+
+    # --- Checkpoints ----------------------------------------------------------------------
+
+    @override
+    def run_settings(self) -> dict[str, Any]:
+        """What a run must agree on with the checkpoint that it goes on from."""
+        data, terms = self.train_dataset, self.loss.resolved()
+        return super().run_settings() | {
+            "weights": self._start_fingerprint,
+            "loss": " + ".join(term["name"] for term in terms),
+            "loss_settings": {term["name"]: term for term in terms},
+            "reference": self.args.reference,
+            "encoder": self.encoder.fingerprint,
+            "data": {"kind": data.kind, "items": len(data), "fingerprint": data.fingerprint},
+        }
+
+    @cached_property
+    def _start_fingerprint(self) -> str:
+        """Of the weights that training begins with, new adapters left out."""
+        return model_fingerprint(self.model, with_adapter=False)
+
+    @override
+    def run_state(self) -> dict[str, Any]:
+        """The loss's state, and the metrics since the last log."""
+        return {"loss": self.loss_state, "means": self._means.state()}
+
+    @override
+    def restore_run_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `run_state` gave."""
+        self.loss_state = dict(state["loss"])
+        self._means.restore(state["means"])
 
     # --- Evaluation -----------------------------------------------------------------------
 
