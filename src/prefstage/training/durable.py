@@ -70,6 +70,12 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
     in `run_state` and `restore_run_state`.
     """
 
+    args: Any
+    state: Any
+    control: Any
+    model: Any
+    accelerator: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As the base class."""
         self._staging: Path | None = None

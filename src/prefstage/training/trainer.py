@@ -172,18 +172,11 @@ class PreferenceTrainer(DurableTrainer):
 
     # --- Training -------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: Any = None, **others: Any) -> Any:
-        """Train, after making sure of the reference log-probs.
-
-        Args:
-            resume_from_checkpoint: As the Trainer takes it.
-            others: As the Trainer takes them.
-
-        Returns:
-            The Trainer's result.
-        """
+    @override
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **others: Any) -> Any:
+        """As `DurableTrainer.train`, after making sure of the reference log-probs."""
         self.compute_references()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **others)
+        return super().train(resume_from_checkpoint, *args, **others)
 
     def compute_references(self) -> None:
         """Compute the reference log-probs of all sets, where they are not known yet."""
@@ -273,7 +266,7 @@ class PreferenceTrainer(DurableTrainer):
             Kaplan et al. 2020, arXiv:2001.08361, Section 2.1.
         """
         share = self._step_tokens // self.accelerator.num_processes
-        return 6 * share * int(self.model.num_parameters(exclude_embeddings=True))
+        return int(6 * share * self.model.num_parameters(exclude_embeddings=True))
 
     # --- Checkpoints ----------------------------------------------------------------------
 
