@@ -59,3 +59,15 @@ def test_inputs_in_the_layers_own_strides_are_taken(row: Row) -> None:
     inputs = [torch.randn(places, heads, 4).transpose(0, 1) for heads in (6, 2, 2)]
     found = attend(*inputs, segments=row.segments, rule=rule)
     torch.testing.assert_close(found, written_out(*inputs, row, rule))
+
+
+def test_autocast_leaves_scores_in_full_precision(row: Row) -> None:
+    torch.manual_seed(0)
+    rule, places = AttentionRule(0.5), len(row.input_ids)
+    inputs = [torch.randn(heads, places, 8).bfloat16().requires_grad_() for heads in (6, 2, 2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(*inputs, segments=row.segments, rule=rule)
+    expected = attend(*(each.float() for each in inputs), segments=row.segments, rule=rule)
+    torch.testing.assert_close(found, expected.bfloat16())
+    (slope,) = torch.autograd.grad(found.float().sum(), inputs[:1])
+    assert slope.isfinite().all()

@@ -94,3 +94,16 @@ def test_large_logits_neither_overflow_nor_lose_the_target() -> None:
     torch.testing.assert_close(scored.log_probs, torch.tensor([0.0, -2e4]))
     torch.testing.assert_close(scored.entropy, torch.zeros(2))
     torch.testing.assert_close(scored.log_sum_squares, torch.zeros(2))
+
+
+def test_autocast_leaves_values_and_gradients_in_full_precision() -> None:
+    torch.manual_seed(0)
+    weight, targets = torch.randn(300, 64, requires_grad=True), torch.randint(300, (6,))
+    hidden = torch.randn(6, 64).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_log_probs(hidden, targets, Head(weight)).log_probs
+    exact = whole_logits(hidden.double(), Head(weight.double())).log_softmax(-1)
+    expected = exact.gather(-1, targets[:, None])[:, 0]
+    torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-4)
+    ours, theirs = (torch.autograd.grad(each.sum(), weight)[0] for each in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)

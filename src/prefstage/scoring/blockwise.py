@@ -84,9 +84,10 @@ def attend(
         Blocks and recomputation: Dao et al. 2022, arXiv:2205.14135, Algorithms 1 and 4;
         here a block holds all its keys at once.
     """
-    output: Tensor = _BlockwiseAttention.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-        query, key, value, segments, rule
-    )
+    with torch.autocast(query.device.type, enabled=False):  # it would round the products
+        output: Tensor = _BlockwiseAttention.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+            query, key, value, segments, rule
+        )
     return output
 
 

@@ -73,8 +73,8 @@ def linear_log_probs(
     """Log-softmax of the head's logits at the targets, in chunks of tokens and vocabulary.
 
     ``log π(y) = z_y - log Σ_v exp z_v``, summed in float32 (float64 for float64 input)
-    from half-precision weights too. Memory does not grow with the vocabulary; the
-    backward pass computes each chunk again.
+    from half-precision weights and under autocast too. Memory does not grow with the
+    vocabulary; the backward pass computes each chunk again.
 
     Args:
         hidden: Final hidden states. [tokens, hidden].
@@ -85,9 +85,10 @@ def linear_log_probs(
     Returns:
         Log-probs and the statistics asked for.
     """
-    log_probs, *extra = _LinearLogProbs.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-        hidden, head.weight, head.bias, targets, head.scale, head.softcap, bool(statistics)
-    )
+    with torch.autocast(hidden.device.type, enabled=False):  # it would round the products
+        log_probs, *extra = _LinearLogProbs.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+            hidden, head.weight, head.bias, targets, head.scale, head.softcap, bool(statistics)
+        )
     known = dict(zip(_STATISTICS, extra, strict=True)) if statistics else {}
     return TokenLogProbs(log_probs, **{name: known[name] for name in statistics})
 
@@ -217,7 +218,8 @@ def _logits(hidden: Tensor, head: Head, words: slice) -> tuple[Tensor, Tensor | 
     weight = head.weight[words]
     precise = torch.promote_types(hidden.dtype, torch.float32)
     if hidden.dtype != precise and hidden.device.type == "cuda":
-        logits = torch.mm(hidden, weight.t(), out_dtype=precise)
+        # Under autocast the weight is still in full precision.
+        logits = torch.mm(hidden, weight.t().to(hidden.dtype), out_dtype=precise)
     else:
         logits = torch.mm(hidden.to(precise), weight.t().to(precise))
     if head.bias is not None:
