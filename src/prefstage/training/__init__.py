@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from prefstage.training.arguments import PreferenceArguments as PreferenceArguments
     from prefstage.training.dynamics import DisplacementWarning as DisplacementWarning
     from prefstage.training.dynamics import DynamicsCallback as DynamicsCallback
+    from prefstage.training.dynamics_figures import draw_dynamics as draw_dynamics
     from prefstage.training.dynamics_store import read_dynamics as read_dynamics
     from prefstage.training.dynamics_store import read_metrics as read_metrics
     from prefstage.training.items import ItemSet as ItemSet
@@ -22,6 +23,7 @@ _HOMES = {
     "PreferenceArguments": "arguments",
     "PreferenceTrainer": "trainer",
     "TrainingItem": "items",
+    "draw_dynamics": "dynamics_figures",
     "encode_items": "items",
     "plan_step": "planning",
     "read_dynamics": "dynamics_store",
