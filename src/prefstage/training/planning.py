@@ -1,6 +1,8 @@
 """The plan of an optimiser step: which process computes which items in which micro-batch."""
 
+import math
 from collections.abc import Callable, Sequence
+from heapq import heapify, heapreplace
 from itertools import pairwise
 
 from prefstage.scoring.rows import common_prefix
@@ -40,8 +42,9 @@ def plan_step(
     if not sizes:
         return tuple(((),) for _ in range(processes))
     costs = _Costs(sizes, prompts)
-    order = range(len(sizes))
-    count = max(1, -(-costs.of(order) // (token_budget * processes)))
+    small = [item for item, size in enumerate(sizes) if size <= token_budget]
+    least = len(sizes) - len(small) + math.ceil(costs.of(small) / token_budget)
+    count = max(1, math.ceil(least / processes))
     while True:
         bins = processes * count
         options = [_balanced(sizes, bins), costs.runs(bins)]
@@ -107,8 +110,6 @@ def _balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
     Source:
         Graham 1969, "Bounds on multiprocessing timing anomalies" (LPT rule).
     """
-    from heapq import heapify, heapreplace
-
     found: list[list[int]] = [[] for _ in range(bins)]
     loads = [(0, place) for place in range(bins)]
     heapify(loads)
@@ -123,7 +124,7 @@ def _dealt(
     bins: Sequence[Sequence[int]], cost: Callable[[Sequence[int]], int], processes: int
 ) -> Plan:
     """Micro-batches for each process: those of like size run at the same time."""
-    count = -(-len(bins) // processes)
+    count = math.ceil(len(bins) / processes)
     ordered = sorted((tuple(sorted(each)) for each in bins), key=lambda each: (-cost(each), each))
     ordered += [()] * (count * processes - len(ordered))
     rounds = [ordered[start : start + processes] for start in range(0, len(ordered), processes)]
