@@ -1,16 +1,22 @@
-"""What users hand to the trainer as data, made into item sets."""
+"""What users hand to the trainer as data, made into the items that a loss takes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from prefstage.core.errors import InputError
+from prefstage.core.hashing import digest
 from prefstage.data import CandidateSet, PairSet, ResponseEncoder
+from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix
-from prefstage.training.items import ItemSet, encode_items
+from prefstage.training.items import ItemSet, TrainingItem, encode_items
 
 
 def item_set_of(source: Any, encoder: ResponseEncoder, loss: LossMix) -> ItemSet:
     """Encode a dataset as what a loss takes.
+
+    Pairs serve losses on unpaired responses too (each pair gives two items), and
+    demonstrations (the chosen response alone).
 
     Args:
         source: A loaded set, an item set, a `datasets.Dataset`, or a file or Hub id.
@@ -24,13 +30,18 @@ def item_set_of(source: Any, encoder: ResponseEncoder, loss: LossMix) -> ItemSet
         InputError: If the data is of a kind that the loss does not take.
     """
     items = source if isinstance(source, ItemSet) else encode_items(_loaded(source, loss), encoder)
+    if items.kind == "pairs" and "responses" in loss.data:
+        items = chosen_only(items)
+    elif items.kind == "pairs" and "pairs" not in loss.data and "unpaired" in loss.data:
+        items = split_pairs(items)
     if items.kind not in loss.data:
         raise InputError.of(
             saw=f"{items.kind} as data for a loss on {' or '.join(sorted(loss.data))}",
             expected="data of that kind",
             cure="choose another loss, or load the data as what the loss takes",
         )
-    return items
+    mismatched = items.kind == "unpaired" and "mismatched" in loss.needs
+    return with_mismatched(items) if mismatched else items
 
 
 def item_sets_of(
@@ -42,6 +53,59 @@ def item_sets_of(
     if isinstance(source, Mapping):
         return {name: item_set_of(each, encoder, loss) for name, each in source.items()}
     return item_set_of(source, encoder, loss)
+
+
+def chosen_only(pairs: ItemSet) -> ItemSet:
+    """The chosen responses of pairs, as demonstrations."""
+    items = tuple(
+        TrainingItem(item.index, (_with_responses(item.trees[0], 0),)) for item in pairs.items
+    )
+    return ItemSet("responses", items, pairs.counts, digest([pairs.fingerprint, "chosen"]))
+
+
+def split_pairs(pairs: ItemSet) -> ItemSet:
+    """Both responses of each pair as items of their own: a desirable and an undesirable one."""
+    items = tuple(
+        TrainingItem(
+            2 * item.index + side,
+            (_with_responses(item.trees[0], side),),
+            annotator=item.annotator,
+            desirable=side == 0,
+        )
+        for item in pairs.items
+        for side in (0, 1)
+    )
+    return ItemSet("unpaired", items, pairs.counts, digest([pairs.fingerprint, "split"]))
+
+
+def with_mismatched(unpaired: ItemSet) -> ItemSet:
+    """Give each item a second response: that of the next item with another prompt.
+
+    The partner depends on the set alone, so its reference log-probs can be computed before
+    training, and neither batch nor order changes it.
+
+    Args:
+        unpaired: One tree with one response an item.
+
+    Returns:
+        The items with (own, mismatched) responses. Where all prompts are equal, the next
+        item's response stands in.
+    """
+    trees, items = [item.trees[0] for item in unpaired.items], []
+    for place, (item, own) in enumerate(zip(unpaired.items, trees, strict=True)):
+        others = (trees[(place + step) % len(trees)] for step in range(1, len(trees)))
+        unlike = (tree for tree in others if tree.prompt_ids != own.prompt_ids)
+        other = next(unlike, trees[(place + 1) % len(trees)])
+        both = (own.response_ids[0], other.response_ids[0])
+        items.append(replace(item, trees=(TokenTree(own.prompt_id, own.prompt_ids, both),)))
+    return replace(
+        unpaired, items=tuple(items), fingerprint=digest([unpaired.fingerprint, "mismatched"])
+    )
+
+
+def _with_responses(tree: TokenTree, *places: int) -> TokenTree:
+    chosen = tuple(tree.response_ids[place] for place in places)
+    return TokenTree(tree.prompt_id, tree.prompt_ids, chosen)
 
 
 def _loaded(source: Any, loss: LossMix) -> Any:
