@@ -6,18 +6,19 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from prefstage.core.errors import InputError, ModelError, TrainingError
+from prefstage.data import TokenTree
 from prefstage.training.faults import (
     MemoryWatch,
     bad_weights,
-    check_eval_sets,
     check_gradient,
+    check_item_sets,
     check_losses,
-    check_responses,
     check_tokenizer,
     is_out_of_memory,
     out_of_memory,
     saving_failed,
 )
+from prefstage.training.items import ItemSet, TrainingItem
 from tests.tiny_models import tiny_tokenizer
 from tests.training.plain_runs import tiny_model
 
@@ -165,12 +166,31 @@ def swapped(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
 
 
-def test_empty_sets_and_responses() -> None:
-    check_eval_sets({"eval": [1]})
-    with pytest.raises(InputError, match="'held-out' is empty"):
-        check_eval_sets({"eval": [1], "held-out": []})
-    check_responses([[1, 2], [3]], [0, 1])
-    with pytest.raises(InputError, match="no item to train on"):
-        check_responses([], [])
-    with pytest.raises(InputError, match=r"1 of 2 items have a response without.*rows 5"):
-        check_responses([[1, 2], [3, 0]], [4, 5])
+def items_of(*pairs: tuple[tuple[int, ...], tuple[int, ...]], cut: int = 0) -> ItemSet:
+    items = [TrainingItem(n, (TokenTree("p", (1,), pair),)) for n, pair in enumerate(pairs)]
+    return ItemSet("pairs", tuple(items), {"responses_truncated": cut}, "f")
+
+
+def test_sets_that_hold_something_pass() -> None:
+    check_item_sets(items_of(((1,), (2,))), {"held-out": items_of(((1,), (1,)), ((2,), (3,)))})
+    check_item_sets(None, items_of(((1,), (2,))))
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluated", "said"),
+    [
+        (items_of(), {}, "the training set is empty"),
+        (items_of(((1,), (2,))), {"held-out": items_of()}, "evaluation set 'held-out' is empty"),
+        (items_of(((1,), (2,)), ((1,), ())), {}, "1 of 2 items have a response .*rows 1"),
+        (items_of(((1,), (1,)), ((2,), (2,))), {}, "same tokens in every pair; .*columns"),
+        (items_of(((1,), (1,)), cut=2), {}, "2 responses having lost.*raise max_response_tokens"),
+    ],
+)
+def test_sets_without_anything_to_learn_from(train, evaluated, said) -> None:
+    with pytest.raises(InputError, match=said):
+        check_item_sets(train, evaluated)
+
+
+def test_evaluation_without_a_set() -> None:
+    with pytest.raises(InputError, match="eval_strategy asks for evaluation"):
+        check_item_sets(items_of(((1,), (2,))), None, evaluates=True)

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from prefstage.core.errors import InputError
+from prefstage.training.argument_checks import check_arguments, told_as_settings
 
 
 @dataclass
@@ -65,7 +66,9 @@ class PreferenceArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Fold accumulation into the batch size, and check what is ours."""
-        super().__post_init__()
+        check_arguments(self)
+        with told_as_settings():
+            super().__post_init__()
         self.per_device_train_batch_size *= self.gradient_accumulation_steps
         self.gradient_accumulation_steps = 1
         if self.token_budget != "auto":

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState, TrainerControl
 
 from prefstage.core.errors import CheckpointError
 from prefstage.core.files import write_json
+from prefstage.training.argument_checks import check_metric
 from prefstage.training.checkpoints import (
     checkpoints_in,
     discard_staged,
@@ -222,7 +223,7 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As the base class, into staging; the checkpoint gets its name when it is whole."""
         folder, step = Path(self._get_output_dir(trial)), self.state.global_step
-        self._check_weights(folder)
+        self.check_weights(folder)
         staged = staged_folder(folder, step)
         if self.args.should_save:
             discard_staged(folder, step)
@@ -271,6 +272,11 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             )
         return final
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As the base class; a metric that is none is told with those that are."""
+        check_metric(self.args.metric_for_best_model, metrics)
+        return bool(super()._determine_best_metric(metrics, trial))
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As the base class, but only once the checkpoint has its name."""
         if self._staging is None:
@@ -284,8 +290,15 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             check_gradient(norm, step=self.state.global_step, last=last)
         return norm
 
-    def _check_weights(self, folder: Path) -> None:
-        """Refuse to save weights that are no numbers, on every process at once."""
+    def check_weights(self, folder: Path) -> None:
+        """Refuse to save weights that are no numbers, on every process at once.
+
+        Args:
+            folder: The run's output folder, where the last whole checkpoint lies.
+
+        Raises:
+            TrainingError: If a trained weight is NaN or infinite.
+        """
         fault = bad_weights(self.model, step=self.state.global_step, last=newest_whole(folder))
         found = torch.tensor([fault is not None], device=self.args.device)
         if bool(self.accelerator.gather(found).any()):

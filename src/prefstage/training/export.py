@@ -50,6 +50,62 @@ def name_data(source: Any) -> tuple[str, bool]:
     return _name(str(given))
 
 
+def names_of(train: Any, evaluated: Any) -> dict[str, tuple[str, bool]]:
+    """Name the data sets by their use.
+
+    Args:
+        train: To train on, as given to the trainer.
+        evaluated: To evaluate on: one, several by name, or None.
+
+    Returns:
+        Name, and whether it is an id of the Hub, by "training", "evaluation" or
+        "evaluation: NAME".
+    """
+    return {use: name_data(source) for use, source in _by_use(train, evaluated).items()}
+
+
+def _by_use(train: Any, evaluated: Any) -> dict[str, Any]:
+    sets = {"training": train}
+    if isinstance(evaluated, Mapping):
+        sets |= {f"evaluation: {name}": each for name, each in evaluated.items()}
+    else:
+        sets["evaluation"] = evaluated
+    return {use: each for use, each in sets.items() if each is not None}
+
+
+def told_in_card(
+    language: Any = None,
+    license: str | None = None,
+    tags: Any = None,
+    model_name: str | None = None,
+    finetuned_from: str | None = None,
+    *others: Any,
+    **more: Any,
+) -> dict[str, Any]:
+    """Take up what `Trainer.push_to_hub` hands to the model card.
+
+    Args:
+        language: Of the model.
+        license: Of the model.
+        tags: Further tags.
+        model_name: Of the model.
+        finetuned_from: Base model.
+        others: Not used: tasks and data sets are known.
+        more: Likewise.
+
+    Returns:
+        Facts of the card that replace what was found.
+    """
+    told = {
+        "license": license,
+        "name": model_name,
+        "base": finetuned_from,
+        "language": language,
+        "tags": [tags] if isinstance(tags, str) else tags,
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
 def provenance_of(source: Any) -> dict[str, str]:
     """Find what was measured of a data set: the stage and judge that lie beside its file.
 
@@ -187,16 +243,9 @@ def _loss(resolved: Mapping[str, Any]) -> LossFacts:
 
 
 def _data(trainer: Any) -> list[DataFacts]:
-    evaluated = trainer.eval_dataset
-    sets = {"training": trainer.train_dataset}
-    if isinstance(evaluated, Mapping):
-        sets |= {f"evaluation: {name}": each for name, each in evaluated.items()}
-    else:
-        sets["evaluation"] = evaluated
     return [
         _data_facts(use, each, *trainer.data_names.get(use, ("unnamed", False)))
-        for use, each in sets.items()
-        if each is not None
+        for use, each in _by_use(trainer.train_dataset, trainer.eval_dataset).items()
     ]
 
 
@@ -215,7 +264,8 @@ def _changed(args: Any) -> dict[str, Any]:
             default = field.default_factory()
         value = values.get(field.name)
         default = getattr(default, "value", default)
-        if value != default and not _LOCAL.fullmatch(field.name) and field.name != "loss":
+        unchanged = value == default or not (value or default)  # None, False and [] are alike
+        if not unchanged and not _LOCAL.fullmatch(field.name) and field.name != "loss":
             changed[field.name] = value
     return changed
 

@@ -331,43 +331,56 @@ def _own_vocabulary(model: Any) -> dict[str, int]:
 # --- Data --------------------------------------------------------------------------------------
 
 
-def check_eval_sets(sets: Mapping[str, Sequence[Any]]) -> None:
-    """Check that every set to evaluate on holds something.
+def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> None:
+    """Check that every set holds something, and every item of it a token to learn from.
 
     Args:
-        sets: By name.
+        train: The `ItemSet` to train on; None for evaluation alone.
+        evaluated: The one to evaluate on, those by name, or None.
+        evaluates: Whether the arguments ask for evaluation during training.
 
     Raises:
-        InputError: If one is empty.
+        InputError: If a set is empty or missing, a response has no token, or no pair's
+            sides differ.
     """
-    for name, items in sets.items():
-        if len(items) == 0:
-            raise InputError.of(
-                saw=f"evaluation set {name!r} is empty",
-                expected="at least one item",
-                cure="give data, or leave eval_dataset out and set eval_strategy='no'",
-            )
-
-
-def check_responses(lengths: Sequence[Sequence[int]], rows: Sequence[int]) -> None:
-    """Check that every item has a token to learn from.
-
-    Args:
-        lengths: Tokens of each response of each item. [items][responses].
-        rows: Row of each item in its data set. [items].
-
-    Raises:
-        InputError: If a response has no token, or there is no item.
-    """
-    if not lengths:
+    if evaluates and evaluated is None:
         raise InputError.of(
-            saw="no item to train on", expected="at least one", cure="check the training data"
+            saw="eval_strategy asks for evaluation, and there is no evaluation set",
+            expected="something to evaluate on",
+            cure="give eval_dataset, or set eval_strategy='no'",
         )
-    empty = [row for row, sizes in zip(rows, lengths, strict=True) if not sizes or min(sizes) < 1]
-    if empty:
-        named = ", ".join(map(str, empty[:_SHOWN_ROWS]))
+    if train is not None:
+        _check_item_set("the training set", train)
+    if isinstance(evaluated, Mapping):
+        for name, items in evaluated.items():
+            _check_item_set(f"evaluation set {name!r}", items)
+    elif evaluated is not None:
+        _check_item_set("the evaluation set", evaluated)
+
+
+def _check_item_set(name: str, items: Any) -> None:
+    if len(items) == 0:
         raise InputError.of(
-            saw=f"{len(empty)} of {len(rows)} items have a response without a token (rows {named})",
+            saw=f"{name} is empty", expected="at least one item", cure="check the data's file"
+        )
+    sides = [[ids for tree in item.trees for ids in tree.response_ids] for item in items.items]
+    empty = [
+        item.index
+        for item, responses in zip(items.items, sides, strict=True)
+        if not responses or min(map(len, responses)) == 0
+    ]
+    if empty:
+        raise InputError.of(
+            saw=f"{name}: {len(empty)} of {len(items)} items have a response without a token "
+            f"(rows {', '.join(map(str, empty[:_SHOWN_ROWS]))})",
             expected="responses of at least one token, the end of the turn included",
-            cure="raise max_response_tokens, or leave these rows out",
+            cure="leave these rows out, or encode them with ResponseEncoder",
+        )
+    if items.kind == "pairs" and all(chosen == rejected for chosen, rejected in sides):
+        cut = items.counts.get("responses_truncated", 0)
+        raise InputError.of(
+            saw=f"{name}: the chosen and the rejected response are the same tokens in every pair"
+            + (f", {cut:,} responses having lost their end" if cut else ""),
+            expected="pairs whose sides differ",
+            cure="raise max_response_tokens" if cut else "check the columns of chosen and rejected",
         )

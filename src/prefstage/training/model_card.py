@@ -82,6 +82,8 @@ class CardFacts:
         after_step: Optimiser step of it.
         train_loss: Mean over all steps, or None.
         versions: Of the packages.
+        language: Of the model, as the Hub writes it.
+        tags: Further tags.
     """
 
     name: str
@@ -102,6 +104,8 @@ class CardFacts:
     after_step: int = 0
     train_loss: float | None = None
     versions: Mapping[str, str | None] = field(default_factory=dict)
+    language: str | list[str] | None = None
+    tags: Sequence[str] = ()
 
 
 def model_card(facts: CardFacts) -> str:
@@ -149,7 +153,8 @@ def _front_matter(facts: CardFacts) -> str:
         library_name="peft" if facts.adapter else "transformers",
         model_name=facts.name,
         pipeline_tag="text-generation",
-        tags=["prefstage", "preference-optimization", *names, *(["lora"] if facts.adapter else [])],
+        language=facts.language,
+        tags=list(dict.fromkeys(["prefstage", "preference-optimization", *names, *facts.tags])),
     )
     return metadata.to_yaml(line_break="\n").strip()
 
@@ -194,7 +199,7 @@ def _data(facts: CardFacts) -> str:
         f"- {each.use}: {name.replace('_', ' ')}: {count:,}"
         for each in facts.data
         for name, count in each.counts.items()
-        if count
+        if count and name not in ("prompts", "responses")
     ]
     lines = "\n".join([*known, *counted])
     table = _table("Data", ("use", "data set", "items", "fingerprint"), rows)

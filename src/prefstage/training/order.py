@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from prefstage.core.seeds import seed_for
 
@@ -62,3 +63,25 @@ class StepSampler(Sampler[list[int]]):
         order = epoch_order(self.items, seed=self._seed, epoch=self._epoch, shuffle=self._shuffle)
         for start in range(0, self.items, self.batch_size):
             yield order[start : start + self.batch_size]
+
+
+class StepLoader(DataLoader[Any]):
+    """The optimiser steps of an epoch: each batch names all items of a step, of all processes."""
+
+    def __init__(self, sampler: StepSampler) -> None:
+        # A generator of its own: iterating draws a number, which must not be the global one.
+        super().__init__(
+            cast("Any", range(sampler.items)),
+            batch_sampler=sampler,
+            collate_fn=as_step,
+            generator=torch.Generator(),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose steps come next."""
+        cast("StepSampler", self.batch_sampler).set_epoch(epoch)
+
+
+def as_step(positions: list[int]) -> dict[str, Any]:
+    """A step's items as the batch that the Trainer hands on."""
+    return {"items": positions}

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
@@ -24,36 +23,20 @@ from prefstage.training.batches import StepItems, step_seeds
 from prefstage.training.datasets import item_set_of, item_sets_of
 from prefstage.training.durable import DurableTrainer
 from prefstage.training.evaluation import EvaluationSet, evaluate_items, score_set
-from prefstage.training.faults import check_tokenizer
+from prefstage.training.export import names_of, provenance_of, told_in_card, write_export
+from prefstage.training.faults import check_item_sets, check_tokenizer
 from prefstage.training.forward import install_scoring
 from prefstage.training.guarding import StepGuard
 from prefstage.training.items import ItemSet
 from prefstage.training.memory import training_budget
 from prefstage.training.metrics import Means, item_metrics
-from prefstage.training.order import StepSampler
+from prefstage.training.order import StepLoader, StepSampler, as_step
 from prefstage.training.policy import adapter_is_identity, drops_attention, prepare_policy
 from prefstage.training.reference import References
 from prefstage.training.start import check_start, start_tolerance
 from prefstage.training.step import LossState, StepOutcome, StepRunner
 
 _log = logging.getLogger(__name__)
-
-
-class StepLoader(DataLoader[Any]):
-    """The optimiser steps of an epoch: each batch names all items of a step, of all processes."""
-
-    def __init__(self, sampler: StepSampler) -> None:
-        # A generator of its own: iterating draws a number, which must not be the global one.
-        super().__init__(
-            cast("Any", range(sampler.items)),
-            batch_sampler=sampler,
-            collate_fn=_as_step,
-            generator=torch.Generator(),
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose steps come next."""
-        cast("StepSampler", self.batch_sampler).set_epoch(epoch)
 
 
 class PreferenceTrainer(DurableTrainer):
@@ -116,13 +99,18 @@ class PreferenceTrainer(DurableTrainer):
             max_prompt_tokens=args.max_prompt_tokens,
             max_response_tokens=args.max_response_tokens,
         )
+        self.data_names = names_of(train_dataset, eval_dataset)
+        self.provenance = provenance_of(train_dataset)
+        train_items = item_sets_of(train_dataset, self.encoder, self.loss)
+        eval_items = item_sets_of(eval_dataset, self.encoder, self.loss)
+        check_item_sets(train_items, eval_items, evaluates=args.eval_strategy != "no")
         install_scoring(model)
         super().__init__(
             model=model,
             args=args,
-            data_collator=_as_step,
-            train_dataset=item_sets_of(train_dataset, self.encoder, self.loss),
-            eval_dataset=item_sets_of(eval_dataset, self.encoder, self.loss),
+            data_collator=as_step,
+            train_dataset=train_items,
+            eval_dataset=eval_items,
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -299,6 +287,24 @@ class PreferenceTrainer(DurableTrainer):
         self.loss_state = dict(state["loss"])
         self._means.restore(state["means"])
 
+    @override
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a checkpoint that others load, with card and resolved configuration."""
+        folder = output_dir or self.args.output_dir
+        if not _internal_call:
+            self.check_weights(Path(self.args.output_dir))
+        super().save_model(folder, _internal_call=True)
+        if not _internal_call and self.args.should_save:
+            write_export(self, Path(folder))
+        if not _internal_call and self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    @override
+    def create_model_card(self, *args: Any, **told: Any) -> None:
+        """Write the model card and what belongs to it into the output folder."""
+        if self.is_world_process_zero():
+            write_export(self, Path(self.args.output_dir), **told_in_card(*args, **told))
+
     # --- Evaluation -----------------------------------------------------------------------
 
     def evaluate(
@@ -386,8 +392,3 @@ class PreferenceTrainer(DurableTrainer):
         if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
             self.optimizer.eval()
         return model
-
-
-def _as_step(positions: list[int]) -> dict[str, Any]:
-    """A step's items as the batch that the Trainer hands on."""
-    return {"items": positions}

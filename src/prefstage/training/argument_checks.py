@@ -1,0 +1,117 @@
+"""Checks of training arguments, so that a wrong one is told in one line before anything runs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+from prefstage.core.config import nearest
+from prefstage.core.errors import ConfigError
+
+_SHOWN_CHOICES = 8
+_USUAL = ("adamw_torch", "rmsprop", "sgd", "adafactor", "adamw_8bit", "linear", "cosine")
+"""Named first where there are too many to name all."""
+
+_AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+}
+
+
+def check_arguments(args: Any) -> None:
+    """Check what transformers checks late, or in words of its code.
+
+    Args:
+        args: Training arguments, as given by the user.
+
+    Raises:
+        ConfigError: If a choice is none, or a number is out of range; the line names the
+            nearest choice.
+    """
+    from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    choices: dict[str, type[Enum]] = {
+        "optim": OptimizerNames,
+        "lr_scheduler_type": SchedulerType,
+        "eval_strategy": IntervalStrategy,
+        "logging_strategy": IntervalStrategy,
+        "save_strategy": SaveStrategy,
+    }
+    for name, kind in choices.items():
+        given = getattr(args, name)
+        if given is not None and not isinstance(given, kind):
+            _check_choice(name, str(given), [str(each.value) for each in kind])
+    for name, least in _AT_LEAST.items():
+        given = getattr(args, name)
+        if isinstance(given, int | float) and not given >= least:
+            raise ConfigError.of(
+                saw=f"{name}={given}", expected=f"{least} or more", cure=f"set {name} in that range"
+            )
+
+
+@contextmanager
+def told_as_settings() -> Iterator[None]:
+    """Turn what transformers says of contradicting arguments into one line.
+
+    Yields:
+        Nothing; the arguments are built inside.
+
+    Raises:
+        ConfigError: For a ValueError of transformers.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError.of(
+            saw=f"training arguments that do not go together: {' '.join(str(error).split())}",
+            expected="what transformers.TrainingArguments takes",
+            cure="change one of them",
+        ) from error
+
+
+def check_metric(name: str | None, metrics: Mapping[str, float]) -> None:
+    """Check that the metric which chooses the best checkpoint is one of an evaluation's.
+
+    Args:
+        name: `metric_for_best_model`.
+        metrics: Of the first evaluation.
+
+    Raises:
+        ConfigError: If it is not among them; the nearest one is named.
+    """
+    wanted = f"eval_{(name or '').removeprefix('eval_')}"
+    if name is None or wanted in metrics:
+        return
+    known = [each for each in metrics if not each.endswith(("runtime", "per_second"))]
+    close = nearest(wanted, known)
+    raise ConfigError.of(
+        saw=f"metric_for_best_model={name!r}",
+        expected=f"a metric of the evaluation: {_some(known)}",
+        cure=f"did you mean {close!r}?" if close else "choose one of them",
+    )
+
+
+def _check_choice(name: str, given: str, known: Sequence[str]) -> None:
+    if given in known:
+        return
+    close = nearest(given, list(known))
+    raise ConfigError.of(
+        saw=f"{name}={given!r}",
+        expected=f"one of {_some(known)}",
+        cure=f"did you mean {close!r}?" if close else "choose one of them",
+    )
+
+
+def _some(known: Sequence[str]) -> str:
+    first = (
+        sorted(known, key=lambda each: each not in _USUAL) if len(known) > len(_USUAL) else known
+    )
+    told = ", ".join(first[:_SHOWN_CHOICES])
+    return f"{told}, ..." if len(known) > _SHOWN_CHOICES else told
