@@ -200,19 +200,22 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         epochs_done, batches_done = super()._init_training_state(max_steps, *rest)
         if self._resumed is None:
             return epochs_done, batches_done
-        ended = self.state.global_step >= max_steps or self._restore_callbacks()
+        self.state.compute_steps(self.args, max_steps)  # when to log and save may have changed
+        ended = self._restore_callbacks() or self.state.global_step >= max_steps
         return (self.state.num_train_epochs, 0) if ended else (epochs_done, batches_done)
 
     def _restore_callbacks(self) -> bool:
         """Give callbacks back what they had counted; whether one had stopped the training."""
         saved = self.state.stateful_callbacks
+        before = json.loads((Path(str(self._resumed)) / _TRAINER_STATE).read_text("utf-8"))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 kept = saved.get(type(callback).__name__, {})
                 for name, value in (kept.get("attributes", {}) if kept else {}).items():
                     setattr(callback, name, value)
         control = saved.get(TrainerControl.__name__, {})
-        return bool(control.get("args", {}).get("should_training_stop"))
+        stopped = bool(control.get("args", {}).get("should_training_stop"))
+        return stopped and self.state.global_step < before["max_steps"]
 
     # --- Saving ----------------------------------------------------------------------------
 
