@@ -101,40 +101,6 @@ def test_early_stopping_counts_on(tmp_path: Path) -> None:
         assert results_of(resumed) == results_of(whole)
 
 
-def under_kills(folder: Path, program: str, kills: int, settings: dict) -> dict:
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.training.killing",
-            program,
-            str(folder),
-            str(kills),
-            "3",
-            json.dumps(settings),
-        ],
-        cwd=REPOSITORY,
-        env={"PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.splitlines()[-1])
-
-
-@pytest.mark.slow
-def test_three_kills_change_nothing(tmp_path: Path) -> None:
-    settings = {"num_train_epochs": 3, "eval_strategy": "epoch", "save_total_limit": 2}
-    told = under_kills(tmp_path, "tests.training.plain_runs", 3, settings)
-    assert told["kills"] == 3
-    expected = results_of(tmp_path / "whole")
-    for number in range(told["trainings"]):
-        assert results_of(tmp_path / f"killed-{number}") == expected
-        assert not (tmp_path / f"killed-{number}" / STAGING).exists()
-
-
 # --- Where to go on ----------------------------------------------------------------------------
 
 
