@@ -8,6 +8,19 @@ from transformers import TrainingArguments
 from prefstage.core.errors import InputError
 from prefstage.training.argument_checks import check_arguments, told_as_settings
 
+LAYOUTS = ("auto", "tree", "flat")
+
+# Arguments of transformers that nothing reads here: values that change nothing, and the cure.
+_WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "auto_find_batch_size": ((False,), "set token_budget, which decides how much memory is used"),
+    "dataloader_drop_last": ((False,), "remove it: a short last step is trained on"),
+    "label_smoothing_factor": ((0, 0.0), "set the loss's own label smoothing"),
+    "train_sampling_strategy": (
+        ("random", "sequential"),
+        "remove it: micro-batches are balanced by tokens in any order",
+    ),
+}
+
 
 @dataclass
 class PreferenceArguments(TrainingArguments):
@@ -71,8 +84,24 @@ class PreferenceArguments(TrainingArguments):
             super().__post_init__()
         self.per_device_train_batch_size *= self.gradient_accumulation_steps
         self.gradient_accumulation_steps = 1
+        _check_effects(self)
         if self.token_budget != "auto":
             self.token_budget = _token_count(self.token_budget)
+
+
+def _check_effects(args: "PreferenceArguments") -> None:
+    for name, (neutral, cure) in _WITHOUT_EFFECT.items():
+        given = getattr(args, name, neutral[0])
+        if given not in neutral:
+            raise InputError.of(
+                saw=f"{name}={given!r}, which has no effect here",
+                expected=" or ".join(map(repr, neutral)),
+                cure=cure,
+            )
+    if args.layout not in LAYOUTS:
+        raise InputError.of(
+            saw=f"layout={args.layout!r}", expected=f"one of {', '.join(LAYOUTS)}", cure="use auto"
+        )
 
 
 def _token_count(value: int | str) -> int:

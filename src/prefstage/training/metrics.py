@@ -47,6 +47,30 @@ class Means:
         return means
 
 
+class Speed:
+    """Items and tokens a second of forward and backward passes."""
+
+    def __init__(self) -> None:
+        self._seconds, self._items, self._tokens = 0.0, 0, 0
+
+    def add(self, *, items: int, tokens: int, seconds: float) -> None:
+        """Take down a step."""
+        self._seconds += seconds
+        self._items += items
+        self._tokens += tokens
+
+    def take(self) -> dict[str, float]:
+        """The rates so far; then begin anew."""
+        if not self._items:
+            return {}
+        rates = {
+            "items_per_second": self._items / self._seconds,
+            "tokens_per_second": self._tokens / self._seconds,
+        }
+        self._seconds, self._items, self._tokens = 0.0, 0, 0
+        return rates
+
+
 def item_metrics(
     items: StepItems, scored: Scored, values: LossValues, loss: LossMix
 ) -> ItemMetrics:

@@ -1,11 +1,14 @@
 """The policy before training: loaded, with adapter, without dropout."""
 
+import logging
 from typing import Any
 
 from torch import nn
 
 from prefstage.core.errors import MissingDependencyError
 from prefstage.scoring.loading import load_model
+
+_log = logging.getLogger(__name__)
 
 _ATTENTION_DROPOUT = ("attention_dropout", "attn_dropout", "attn_pdrop")
 
@@ -41,6 +44,20 @@ def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool) -> An
     return model
 
 
+def one_device(args: Any) -> None:
+    """Use one GPU a process: a step is divided over processes, not inside the model.
+
+    Args:
+        args: Training arguments.
+    """
+    if args.n_gpu > 1:
+        _log.warning(
+            "%d GPUs and one process: one GPU is used; start with `accelerate launch` for all",
+            args.n_gpu,
+        )
+        args._n_gpu = 1
+
+
 def adapter_is_identity(peft_config: Any) -> bool:
     """Whether a new adapter of this kind changes nothing before it is trained."""
     return getattr(peft_config, "init_lora_weights", None) is True
@@ -49,6 +66,22 @@ def adapter_is_identity(peft_config: Any) -> bool:
 def drops_attention(model: Any) -> bool:
     """Whether a layer drops attention weights in training, which a shared prompt forbids."""
     return any(_attention_rate(module) > 0 for module in model.modules())
+
+
+def layout_for(model: Any, asked: str) -> str:
+    """The layout to try: flat where attention drops weights, which a shared prompt forbids.
+
+    Args:
+        model: The policy.
+        asked: "auto", "tree" or "flat".
+
+    Returns:
+        "auto", "tree" or "flat".
+    """
+    if asked == "auto" and drops_attention(model):
+        _log.warning("attention dropout is on: every sequence is computed whole (flat layout)")
+        return "flat"
+    return asked
 
 
 def drops(model: Any) -> bool:

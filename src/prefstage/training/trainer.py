@@ -28,10 +28,15 @@ from prefstage.training.faults import check_item_sets, check_tokenizer
 from prefstage.training.forward import install_scoring
 from prefstage.training.guarding import StepGuard
 from prefstage.training.items import ItemSet
-from prefstage.training.memory import training_budget
-from prefstage.training.metrics import Means, item_metrics
+from prefstage.training.memory import token_budget_of
+from prefstage.training.metrics import Means, Speed, item_metrics
 from prefstage.training.order import StepLoader, StepSampler, as_step
-from prefstage.training.policy import adapter_is_identity, drops_attention, prepare_policy
+from prefstage.training.policy import (
+    adapter_is_identity,
+    layout_for,
+    one_device,
+    prepare_policy,
+)
 from prefstage.training.reference import References
 from prefstage.training.start import check_start, start_tolerance
 from prefstage.training.step import LossState, StepOutcome, StepRunner
@@ -105,6 +110,7 @@ class PreferenceTrainer(DurableTrainer):
         eval_items = item_sets_of(eval_dataset, self.encoder, self.loss)
         check_item_sets(train_items, eval_items, evaluates=args.eval_strategy != "no")
         install_scoring(model)
+        one_device(args)
         super().__init__(
             model=model,
             args=args,
@@ -117,32 +123,22 @@ class PreferenceTrainer(DurableTrainer):
             **others,
         )
         self.fresh_adapter = peft_config is not None and adapter_is_identity(peft_config)
-        self._means = Means()
-        self._seconds = 0.0
-        self._tokens = self._items_done = self._step_tokens = 0
+        self._means, self._speed, self._step_tokens = Means(), Speed(), 0
         self._set_up_scoring()
+        for callback in callbacks or []:
+            if hasattr(callback, "attach"):
+                callback.attach(self)
 
     def _set_up_scoring(self) -> None:
         args, parts = self.args, ModelParts.of(self.model)
         for item_set in self._item_sets():
             check_fits([tree for item in item_set.items for tree in item.trees], parts)
-        flat = args.layout == "auto" and drops_attention(self.model)
-        if flat:
-            _log.warning("attention dropout is on: sequences are computed one by one (flat)")
-        self.scorer = Scorer(self.model, layout="flat" if flat else args.layout)
-        checkpointing = bool(
-            getattr(args, "activation_checkpointing", False)
-            or getattr(args, "gradient_checkpointing", False)
-        )
-        budget = args.token_budget
-        if budget == "auto":
-            budget = training_budget(self.model, checkpointing=checkpointing)
-            _log.info("token budget: %d tokens a micro-batch, from the free memory", budget)
+        self.scorer = Scorer(self.model, layout=layout_for(self.model, args.layout))
         self.runner = StepRunner(
             self.model,
             self.accelerator,
             self.loss,
-            token_budget=int(budget),
+            token_budget=token_budget_of(args, self.model),
             layout=self.scorer.layout_choice.layout,
         )
         self.guard = StepGuard(self.runner, Path(args.output_dir), args.device)
@@ -214,9 +210,9 @@ class PreferenceTrainer(DurableTrainer):
         self.last_step = outcome
         self._means.add(item_metrics(items, outcome.scored, outcome.values, self.loss))
         self._step_tokens = sum(self.runner.sizes(items))
-        self._tokens += self._step_tokens
-        self._items_done += len(items.items)
-        self._seconds += time.perf_counter() - started
+        self.state.num_input_tokens_seen += self._step_tokens
+        seconds = time.perf_counter() - started
+        self._speed.add(items=len(items.items), tokens=self._step_tokens, seconds=seconds)
         return torch.tensor(outcome.loss, device=self.args.device)
 
     def _step_items(self, item_set: ItemSet, positions: Any, *, step: int) -> StepItems:
@@ -234,12 +230,14 @@ class PreferenceTrainer(DurableTrainer):
             logs: The Trainer's own values.
             start_time: As the Trainer passes it.
         """
-        if "loss" in logs and self._items_done:
-            logs |= self._means.take()
-            logs["tokens_per_second"] = self._tokens / self._seconds
-            logs["items_per_second"] = self._items_done / self._seconds
-            self._seconds, self._tokens, self._items_done = 0.0, 0, 0
+        if "loss" in logs:
+            logs |= self._means.take() | self._speed.take()
+            logs["num_tokens"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
+
+    @override
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Counted by the step itself."""
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Arithmetic of the last step: 6 a token and parameter.
