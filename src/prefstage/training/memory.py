@@ -1,13 +1,36 @@
 """How many tokens a forward and backward pass may hold."""
 
+import logging
 from typing import Any
 
 from prefstage.scoring.budget import CPU_TOKENS, GPU_TOKENS, MIN_TOKENS, free_memory_bytes
 from prefstage.scoring.model_parts import ModelParts
 
+_log = logging.getLogger(__name__)
+
 SHARE_OF_FREE_MEMORY = 0.6
 STATES_A_PARAMETER = 2
 """Values that an optimiser keeps a parameter, in float32 (Adam's two moments)."""
+
+
+def token_budget_of(args: Any, model: Any) -> int:
+    """The token budget that the arguments ask for.
+
+    Args:
+        args: `PreferenceArguments`.
+        model: The policy.
+
+    Returns:
+        Tokens a micro-batch.
+    """
+    if args.token_budget != "auto":
+        return int(args.token_budget)
+    # The argument's name up to transformers 5.22, and the one since.
+    names = ("gradient_checkpointing", "activation_checkpointing")
+    checkpointing = any(getattr(args, name, None) for name in names)
+    budget = training_budget(model, checkpointing=checkpointing)
+    _log.info("token budget: %d tokens a micro-batch, from the free memory", budget)
+    return budget
 
 
 def training_budget(model: Any, *, checkpointing: bool) -> int:
