@@ -15,12 +15,12 @@ QUESTIONS = ("What is", "Where is", "Why is", "Who saw", "How old is")
 WORDS = ("Paris", "a quick fox", "the story", "France, I think", "time", "hello there", "Once")
 
 
-def some_pairs(count: int = 10, *, shift: int = 0) -> PairSet:
-    """Pairs of several lengths, every third prompt with the beginning of another."""
-    return PairSet.of(pair(number, shift) for number in range(count))
+def some_pairs(count: int = 10, *, shift: int = 0, alike: bool = False) -> PairSet:
+    """Pairs of several lengths; if `alike`, both sides begin with the same word."""
+    return PairSet.of(pair(number, shift, alike) for number in range(count))
 
 
-def pair(number: int, shift: int = 0) -> Pair:
+def pair(number: int, shift: int = 0, alike: bool = False) -> Pair:
     asked = f"{QUESTIONS[number % 5]} {WORDS[(number // 3) % 7]}?"
     prompt = [{"role": "user", "content": asked}]
     best, worst = (" and ".join(WORDS[: (number * step + shift) % 4 + 1]) for step in (1, 3))
@@ -28,12 +28,14 @@ def pair(number: int, shift: int = 0) -> Pair:
         prompt_id=prompt_id_of(prompt),
         prompt=prompt,
         chosen=[{"role": "assistant", "content": f"{best} {number}."}],
-        rejected=[{"role": "assistant", "content": f"No, {worst}."}],
+        rejected=[{"role": "assistant", "content": f"{best if alike else 'No,'} {worst}."}],
         agreement=0.8,
     )
 
 
-def tiny_chat_model(*, dropout: float = 0.0, seed: int = 1) -> LlamaForCausalLM:
+def tiny_chat_model(
+    *, dropout: float = 0.0, seed: int = 1, hidden_size: int = 16
+) -> LlamaForCausalLM:
     """A causal LM for the tiny tokenizer, the same at every call."""
     tokenizer = tiny_tokenizer()
     with torch.random.fork_rng(devices=[]):
@@ -41,7 +43,7 @@ def tiny_chat_model(*, dropout: float = 0.0, seed: int = 1) -> LlamaForCausalLM:
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer),
-                hidden_size=16,
+                hidden_size=hidden_size,
                 intermediate_size=32,
                 num_hidden_layers=2,
                 num_attention_heads=2,

@@ -1,11 +1,13 @@
 """The policy before training: loaded, with adapter, without dropout."""
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from prefstage.core.errors import MissingDependencyError
+from prefstage.core.errors import MissingDependencyError, ModelError
 from prefstage.scoring.loading import load_model
 
 _log = logging.getLogger(__name__)
@@ -26,9 +28,10 @@ def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool) -> An
 
     Raises:
         MissingDependencyError: If an adapter is wanted and peft is not installed.
+        ModelError: If the model cannot be loaded, or an adapter does not fit its model.
     """
     if isinstance(model, str):
-        model = load_model(model, dtype="float32", device_map="cpu")
+        model = _load(model)
     if peft_config is not None:
         try:
             from peft import get_peft_model
@@ -56,6 +59,26 @@ def one_device(args: Any) -> None:
             args.n_gpu,
         )
         args._n_gpu = 1
+
+
+def _load(name: str) -> Any:
+    """A model, or an adapter on the model that it was made for, to be trained on."""
+    file = Path(name) / "adapter_config.json"
+    if not file.is_file():
+        return load_model(name, dtype="float32", device_map="cpu")
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not base:
+        raise ModelError.of(
+            saw=f"{file} names no base model",
+            expected="base_model_name_or_path, the model that the adapter was made for",
+            cure="load both, and pass the model with its adapter",
+        )
+    model = load_model(str(base), dtype="float32", device_map="cpu", adapter=name)
+    model.set_adapter(model.active_adapter, inference_mode=False)
+    return model
 
 
 def adapter_is_identity(peft_config: Any) -> bool:

@@ -98,10 +98,12 @@ def check_same_run(saved: Mapping[str, Any], present: Mapping[str, Any], checkpo
     Raises:
         CheckpointError: If they differ; the line names what differs, with both values.
     """
-    before, now = _flat(saved), _flat(_plain(present))
+    before, now = _flat(_named_adapters(saved)), _flat(_named_adapters(_plain(present)))
     names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if not names:
         return
+    if "adapter" in names:  # another one altogether: its settings say no more
+        names = [name for name in names if not name.startswith("adapter.")]
     told = [
         f"{name} was {_shown(before.get(name))} and is now {_shown(now.get(name))}"
         for name in names[:_SHOWN_DIFFERENCES]
@@ -159,6 +161,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif not isinstance(value, Mapping):
             found[f"{prefix}{name}"] = value
     return found
+
+
+def _named_adapters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with the names of the adapters as a setting of its own."""
+    adapters = settings.get("adapter") or {}
+    names = ", ".join(adapters) or None
+    own = {f"adapter.{name}": each for name, each in adapters.items()}
+    return {**settings, **own, "adapter": names}
 
 
 def _shown(value: Any) -> str:
