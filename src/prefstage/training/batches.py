@@ -1,7 +1,7 @@
 """From items and flat log-probs to the batches that losses take."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from typing import Any
@@ -98,6 +98,26 @@ class StepItems:
     def take(self, flat: Flat, positions: Sequence[int]) -> Flat:
         """Values of some of the items."""
         return torch.cat([flat[self.span_of(position)] for position in positions])
+
+    @property
+    def all_learn(self) -> bool:
+        """Whether every response carries a gradient: mismatched ones do not."""
+        return self.kind != "unpaired" or all(len(own) == 1 for own in self.spans)
+
+    def learning(self, flat: Flat) -> tuple[Flat, "StepItems"]:
+        """Leave out the responses that carry no gradient.
+
+        Args:
+            flat: Values of all items.
+
+        Returns:
+            Values of what is left, and the items with it alone.
+        """
+        if self.all_learn:
+            return flat, self
+        items = tuple(replace(item, trees=(_first_response(item.trees[0]),)) for item in self.items)
+        kept = torch.cat([flat[own[0]] for own in self.spans])
+        return kept, StepItems(self.kind, items, totals=self.whole_totals)
 
     def loss_batch(self, policy: Flat, log_sum_squares: Flat | None = None) -> LossBatch:
         """The batch that a loss takes.
@@ -204,6 +224,10 @@ def step_seeds(items: Sequence[TrainingItem], *, seed: int, step: int) -> tuple[
         The seeds. [items].
     """
     return tuple(seed_for(seed, "loss", step, item.index) for item in items)
+
+
+def _first_response(tree: TokenTree) -> TokenTree:
+    return TokenTree(tree.prompt_id, tree.prompt_ids, tree.response_ids[:1])
 
 
 def _padded(flat: Flat, spans: Sequence[slice]) -> Float[Tensor, "items tokens"]:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,6 +56,35 @@ class StepOutcome:
     scored: Scored
     values: LossValues
     loss: float
+
+
+class Draws:
+    """Random states of micro-batches, so that a second pass drops out what the first did.
+
+    Args:
+        device: Where the passes are computed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._states: list[tuple[Tensor, Tensor | None]] = []
+        self._again = False
+
+    def begin_again(self) -> None:
+        """From now on give back the states that were taken down."""
+        self._again = True
+
+    def begin(self, turn: int) -> None:
+        """Take down the random state before a micro-batch, or give it back."""
+        on_gpu = self._device.type == "cuda"
+        if not self._again:
+            gpu = torch.cuda.get_rng_state(self._device) if on_gpu else None
+            self._states.append((torch.get_rng_state(), gpu))
+        elif turn < len(self._states):
+            cpu, gpu = self._states[turn]
+            torch.set_rng_state(cpu)
+            if gpu is not None:
+                torch.cuda.set_rng_state(gpu, self._device)
 
 
 class StepRunner:
@@ -118,22 +148,16 @@ class StepRunner:
         """
         plan = self.plan(items)
         together = self._accelerator.num_processes == 1 and len(plan[0]) == 1
-        if self.loss.whole_batch and not together:
-            scored = self.score(model, items, plan)
-            slopes = self._slopes(items, scored, state)
-            self._run(
-                model,
-                items,
-                plan,
-                lambda positions, found: _weighted(items, positions, slopes, found),
-            )
+        if self.loss.whole_batch and not (together and items.all_learn):
+            draws = Draws(self._accelerator.device)
+            with torch.no_grad():
+                scored = self._run(model, items, plan, None, draws)
+            slopes, learning = items.learning(self._slopes(items, scored, state))
+            draws.begin_again()
+            again = plan if learning is items else self.plan(learning)
+            self._run(model, learning, again, partial(_weighted, learning, slopes), draws)
         else:
-            scored = self._run(
-                model,
-                items,
-                plan,
-                lambda positions, found: self._share(items, positions, found, state),
-            )
+            scored = self._run(model, items, plan, partial(self._share, items, state))
         values = self.values(items, scored, state)
         return StepOutcome(items, scored, values, float(values.values.sum()) / _count(items))
 
@@ -167,7 +191,7 @@ class StepRunner:
             return self.loss.compute(batch, state)
 
     def _share(
-        self, items: StepItems, positions: MicroBatch, found: Scored, state: LossState
+        self, items: StepItems, state: LossState, positions: MicroBatch, found: Scored
     ) -> Tensor:
         """A micro-batch's share of the objective."""
         part = items.part(positions)
@@ -181,7 +205,14 @@ class StepRunner:
         (slopes,) = torch.autograd.grad(values.values.sum() / _count(items), policy)
         return slopes
 
-    def _run(self, model: Any, items: StepItems, plan: Plan, objective: Objective | None) -> Scored:
+    def _run(
+        self,
+        model: Any,
+        items: StepItems,
+        plan: Plan,
+        objective: Objective | None,
+        draws: Draws | None = None,
+    ) -> Scored:
         """Run this process's micro-batches; gather the log-probs of all processes."""
         accelerator = self._accelerator
         names = ("log_probs", *self._statistics)
@@ -189,6 +220,8 @@ class StepRunner:
         own = plan[accelerator.process_index]
         for turn, positions in enumerate(own):
             part = items.part(positions or (0,))
+            if draws is not None:
+                draws.begin(turn)
             with self._synchronised(model, turn == len(own) - 1, objective is not None):
                 found = self._forward(model, part, self._passes(items, plan, turn))
                 if objective is not None:
@@ -249,7 +282,7 @@ class StepRunner:
             yield
 
 
-def _weighted(items: StepItems, positions: MicroBatch, slopes: Flat, found: Scored) -> Tensor:
+def _weighted(items: StepItems, slopes: Flat, positions: MicroBatch, found: Scored) -> Tensor:
     """Sum whose gradient is that of the objective through these items."""
     return (items.take(slopes, positions) * found.log_probs).sum()
 
