@@ -11,8 +11,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from prefstage.core.errors import InputError, ModelError, RunFolderError
-from prefstage.training.dynamics import DynamicsCallback, _spread_over_processes
+from prefstage.training.dynamics import DynamicsCallback
 from prefstage.training.dynamics_store import read_dynamics, read_metrics
+from prefstage.training.dynamics_trainers import spread_over_processes
 from tests.training.dynamics_runs import (
     PlainDPO,
     arguments,
@@ -278,7 +279,6 @@ def test_a_diverged_policy_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "neither train_pairs nor eval_pairs"),
         ({"train_pairs": pairs(), "every": 0}, "every=0"),
         ({"train_pairs": pairs(), "beta": -1.0}, r"beta=-1\.0"),
         ({"train_pairs": pairs(), "displacement_nats": 0.0}, r"displacement_nats=0\.0"),
@@ -292,6 +292,7 @@ def test_settings_are_checked_at_once(tmp_path: Path, settings: dict, message: s
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({}, "neither train_pairs nor eval_pairs"),
         ({"train_pairs": []}, "0 pairs in the set 'train'"),
         ({"train_pairs": [encoder().encode(pairs()[0].prompt, ["one"])]}, "has 1 responses"),
     ],
@@ -305,6 +306,6 @@ def test_pairs_are_checked_when_training_begins(tmp_path: Path, given: dict, mes
 
 def test_spread_weights_are_found() -> None:
     model = torch.nn.Linear(2, 2)
-    assert _spread_over_processes(model) is None
+    assert spread_over_processes(model) is None
     model.weight.ds_id = 0
-    assert _spread_over_processes(model) == "DeepSpeed ZeRO stage 3"
+    assert spread_over_processes(model) == "DeepSpeed ZeRO stage 3"

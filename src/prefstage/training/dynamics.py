@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from typing_extensions import override
 
 from prefstage.core.errors import InputError, ModelError
-from prefstage.data import Pair, ResponseEncoder, TokenTree
+from prefstage.data import ResponseEncoder
 from prefstage.scoring import Scorer
 from prefstage.training.dynamics_distance import StartWeights, kind_of
 from prefstage.training.dynamics_measures import (
@@ -21,16 +22,23 @@ from prefstage.training.dynamics_measures import (
 )
 from prefstage.training.dynamics_pairs import PairSample, PairScores, sample_pairs, score_pairs
 from prefstage.training.dynamics_store import DynamicsFolder
+from prefstage.training.dynamics_trainers import (
+    ADAPTER_OFF,
+    START,
+    Pairs,
+    beta_of,
+    encoder_of,
+    name_sets,
+    reference_of,
+    sets_of,
+    spread_over_processes,
+)
 from prefstage.training.undisturbed import own_forward, undisturbed
 
 _log = logging.getLogger(__name__)
 
-Pairs = Sequence[Pair] | Sequence[TokenTree]
-
 PRINTING = (PrinterCallback, ProgressCallback)
 HEADLINES = ("loss", "rankings/accuracy", "rewards/accuracies")
-DEFAULT_BETA = 0.1
-ADAPTER_OFF, START = "adapter-off", "start"
 
 
 class DisplacementWarning(UserWarning):
@@ -52,13 +60,15 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
     Args:
         out: Folder of the records; one a training run.
         train_pairs: Pairs that are trained on: a `PairSet`, pairs, or token trees of chosen
-            and rejected. None for none.
-        eval_pairs: Pairs that are not: one set, or several by name. None for none.
-        encoder: Tokenizer, template and limits of the training; None for the trainer's
-            processing class with its own template and no limits.
+            and rejected. With neither these nor `eval_pairs` a `PreferenceTrainer`'s own.
+        eval_pairs: Pairs that are not: one set, or several by name.
+        encoder: Tokenizer, template and limits of the training; None for those of a
+            `PreferenceTrainer`, or another trainer's tokenizer with its own template and
+            no limits.
         reference: Whose log-probs the policy is compared with: "start", the policy before
             the first step; "adapter-off", the policy beneath its adapters; or a folder or
-            Hub id, loaded, scored once and freed.
+            Hub id, loaded, scored once and freed. None for a `PreferenceTrainer`'s own,
+            elsewhere the start.
         beta: β of losses, rewards and thresholds, 1/nats; None for the trainer's own, or
             0.1 if its loss has none.
         subsample: Pairs of each set at most, chosen by the seed.
@@ -71,7 +81,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         token_budget: Tokens of a scoring pass, or "auto".
 
     Raises:
-        InputError: If there are no pairs, or a setting is out of range.
+        InputError: If a setting is out of range.
     """
 
     def __init__(
@@ -81,7 +91,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         train_pairs: Pairs | None = None,
         eval_pairs: Pairs | Mapping[str, Pairs] | None = None,
         encoder: ResponseEncoder | None = None,
-        reference: str = START,
+        reference: str | None = None,
         beta: float | None = None,
         subsample: int = 1000,
         every: int | None = None,
@@ -90,10 +100,10 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         seed: int = 0,
         token_budget: int | Literal["auto"] = "auto",
     ) -> None:
-        self._sets = _sets_of(train_pairs, eval_pairs)
-        _check_settings(self._sets, every=every, displacement_nats=displacement_nats, beta=beta)
+        _check_positive(every=every, displacement_nats=displacement_nats, beta=beta)
+        self._given_sets = name_sets(train_pairs, eval_pairs)
         self._encoder = encoder
-        self._reference_name = reference
+        self._given_reference = reference
         self._given_beta = beta
         self._subsample = subsample
         self._every = every
@@ -125,6 +135,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
 
     # --- Events, as transformers calls them -----------------------------------------------
 
+    @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **event: Any) -> None:
         """Choose the pairs, score the reference, and measure the start."""
         model = event["model"]
@@ -132,20 +143,23 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         if not state.is_world_process_zero:
             return
         with undisturbed(model):
-            self._prepare(model, event["processing_class"], int(state.global_step))
+            self._prepare(model, int(state.global_step))
         if state.global_step == 0:
             self._measure(state, model)
 
+    @override
     def on_step_end(self, args: Any, state: Any, control: Any, **event: Any) -> None:
         """Measure every `every` steps."""
         if self._every is not None and state.global_step % self._every == 0:
             self._measure(state, event["model"])
 
+    @override
     def on_evaluate(self, args: Any, state: Any, control: Any, **event: Any) -> None:
         """Measure at every evaluation."""
         if self._samples:  # an evaluation outside training has no dynamics
             self._measure(state, event["model"])
 
+    @override
     def on_epoch_end(self, args: Any, state: Any, control: Any, **event: Any) -> None:
         """Measure the end, before the trainer loads its best checkpoint."""
         if control.should_training_stop or state.global_step >= state.max_steps:
@@ -160,7 +174,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
                 expected="one that is attached, as its figures go through the trainer's log",
                 cure="call DynamicsCallback(...).attach(trainer) before trainer.train()",
             )
-        spread = _spread_over_processes(model)
+        spread = spread_over_processes(model)
         if spread is not None:
             raise ModelError.of(
                 saw=f"a model whose weights are spread over processes ({spread})",
@@ -168,13 +182,15 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
                 cure="leave DynamicsCallback out, and score saved checkpoints instead",
             )
 
-    def _prepare(self, model: Any, tokenizer: Any, step: int) -> None:
-        encoder = self._encoder or (None if tokenizer is None else ResponseEncoder(tokenizer))
+    def _prepare(self, model: Any, step: int) -> None:
+        trainer = self._trainer
+        encoder = self._encoder or encoder_of(trainer)
         self._samples = [
             sample_pairs(name, pairs, encoder=encoder, subsample=self._subsample, seed=self._seed)
-            for name, pairs in self._sets.items()
+            for name, pairs in (self._given_sets or sets_of(trainer)).items()
         ]
-        self._beta = _beta_of(self._trainer) if self._given_beta is None else self._given_beta
+        self._beta = beta_of(trainer) if self._given_beta is None else self._given_beta
+        self._reference_name = self._given_reference or reference_of(trainer)
         with own_forward(model):
             self._scorer = Scorer(model, token_budget=self._token_budget)
         self._folder.begin(self._about(model), step=step)
@@ -296,18 +312,6 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             )
 
 
-def _sets_of(
-    train_pairs: Pairs | None, eval_pairs: Pairs | Mapping[str, Pairs] | None
-) -> dict[str, Pairs]:
-    """Sets by name: "train", "eval" or "eval_NAME", as transformers prefixes its metrics."""
-    found: dict[str, Pairs] = {} if train_pairs is None else {"train": train_pairs}
-    if isinstance(eval_pairs, Mapping):
-        found |= {f"eval_{name}": pairs for name, pairs in eval_pairs.items()}
-    elif eval_pairs is not None:
-        found["eval"] = eval_pairs
-    return found
-
-
 def _key(set_name: str, metric: str) -> str:
     """Name of a metric: transformers puts "eval_..." among evaluation, others under train/."""
     return f"dynamics/{metric}" if set_name == "train" else f"{set_name}_dynamics/{metric}"
@@ -334,45 +338,8 @@ def _gradient_norms(
     }
 
 
-def _beta_of(trainer: Any) -> float:
-    """The trainer's β: an argument of TRL's."""
-    own = getattr(trainer.args, "beta", None)
-    return DEFAULT_BETA if own is None else float(own)
-
-
-def _spread_over_processes(model: Any) -> str | None:
-    """Who spreads the weights, if anyone does: they cannot be scored by one process."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor import DTensor
-
-    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-        return "FSDP"
-    for parameter in model.parameters():
-        if isinstance(parameter, DTensor):
-            return "FSDP or tensor parallelism"
-        if hasattr(parameter, "ds_id"):
-            return "DeepSpeed ZeRO stage 3"
-    return None
-
-
-def _check_settings(
-    sets: Mapping[str, Pairs],
-    *,
-    every: int | None,
-    displacement_nats: float,
-    beta: float | None,
-) -> None:
-    if not sets:
-        raise InputError.of(
-            saw="neither train_pairs nor eval_pairs",
-            expected="pairs to follow",
-            cure="give train_pairs=, eval_pairs= or both",
-        )
-    for name, value in (
-        ("every", every),
-        ("displacement_nats", displacement_nats),
-        ("beta", beta),
-    ):
+def _check_positive(**settings: float | None) -> None:
+    for name, value in settings.items():
         if value is not None and not value > 0:
             raise InputError.of(
                 saw=f"{name}={value}", expected="a positive number", cure=f"set {name} > 0"

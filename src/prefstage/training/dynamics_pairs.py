@@ -13,6 +13,7 @@ from prefstage.core.hashing import digest
 from prefstage.core.seeds import seed_for
 from prefstage.data import Pair, ResponseEncoder, TokenTree
 from prefstage.scoring import Scorer
+from prefstage.training.items import ItemSet, TrainingItem
 
 _SIDES = 2
 
@@ -24,7 +25,7 @@ class PairSample:
     Attributes:
         name: Of the set, such as "train" or "eval".
         available: Pairs in the whole set.
-        indices: Place of each pair in it, ascending.
+        indices: Row of each pair in it, ascending.
         trees: Each pair's prompt with the chosen and the rejected response, in this order.
     """
 
@@ -66,7 +67,7 @@ class PairScores:
 
 def sample_pairs(
     name: str,
-    pairs: Sequence[Pair] | Sequence[TokenTree],
+    pairs: Sequence[Pair] | Sequence[TokenTree] | ItemSet,
     *,
     encoder: ResponseEncoder | None,
     subsample: int,
@@ -76,8 +77,9 @@ def sample_pairs(
 
     Args:
         name: Of the set.
-        pairs: A `PairSet`, pairs, or token trees whose two responses are chosen and rejected.
-        encoder: Tokenizer and template; None if `pairs` are trees.
+        pairs: A `PairSet`, pairs, encoded items, or token trees whose two responses are
+            chosen and rejected.
+        encoder: Tokenizer and template; None if `pairs` are encoded.
         subsample: Pairs at most; a smaller set is taken whole.
         seed: Of the choice. The same seed, name and size give the same places.
 
@@ -94,16 +96,18 @@ def sample_pairs(
             cure=f"leave {name}_pairs out, or give pairs",
         )
     source = Random(seed_for(seed, "dynamics", name))
-    chosen = sorted(source.sample(range(len(pairs)), min(subsample, len(pairs))))
-    trees = tuple(_tree(pairs[index], encoder) for index in chosen)
-    for index, tree in zip(chosen, trees, strict=True):
+    places = sorted(source.sample(range(len(pairs)), min(subsample, len(pairs))))
+    chosen = [(place, pairs[place]) for place in places]
+    rows = tuple(p.index if isinstance(p, TrainingItem) else place for place, p in chosen)
+    trees = tuple(_tree(pair, encoder) for _, pair in chosen)
+    for index, tree in zip(rows, trees, strict=True):
         if len(tree.response_ids) != _SIDES:
             raise InputError.of(
                 saw=f"item {index} of the set {name!r} has {len(tree.response_ids)} responses",
                 expected="a chosen and a rejected one",
                 cure="give pairs; dynamics are about pairs",
             )
-    return PairSample(name, len(pairs), tuple(chosen), trees)
+    return PairSample(name, len(pairs), rows, trees)
 
 
 def score_pairs(
@@ -125,9 +129,11 @@ def score_pairs(
     return PairScores(chosen, rejected)
 
 
-def _tree(pair: Pair | TokenTree, encoder: ResponseEncoder | None) -> TokenTree:
+def _tree(pair: Pair | TokenTree | TrainingItem, encoder: ResponseEncoder | None) -> TokenTree:
     if isinstance(pair, TokenTree):
         return pair
+    if isinstance(pair, TrainingItem):
+        return pair.trees[0]
     if encoder is None:
         raise InputError.of(
             saw="pairs as text and no encoder",
