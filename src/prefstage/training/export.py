@@ -270,12 +270,18 @@ def _changed(args: Any) -> dict[str, Any]:
     return changed
 
 
-def _ends(own: Any, trainer: Any) -> list[int] | int:
-    """Ids that end a generated response: the model's own, and the trained end of a turn."""
+def _ends(own: Any, trainer: Any) -> list[int] | int | None:
+    """Ids that end a generated response: the model's own, and the trained end of a turn.
+
+    An end of turn that is plain text, as a format for base models may have it, is no id.
+    """
     known = [own] if isinstance(own, int) else list(own or ())
     end = trainer.encoder.end_of_turn_ids[-1]
-    ids = list(dict.fromkeys([*known, end]))
-    return ids[0] if len(ids) == 1 else ids
+    special = end in trainer.processing_class.added_tokens_decoder
+    ids = list(dict.fromkeys([*known, end] if special else known))
+    if not ids:
+        return None
+    return ids if ids[1:] else ids[0]
 
 
 def _base(trainer: Any) -> tuple[str, bool]:
