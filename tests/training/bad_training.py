@@ -3,8 +3,10 @@
 import errno
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,19 @@ def begin(**given: Any) -> Any:
 
 def trained(**given: Any) -> None:
     """A finished run with checkpoint-1 and checkpoint-2."""
-    begin(**given).train()
+    for name, content in _files_of_a_run(tuple(sorted(given.items()))).items():
+        file = RUN / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+@cache
+def _files_of_a_run(given: tuple[tuple[str, Any], ...]) -> dict[str, bytes]:
+    """Trained once a process: most cases begin with the same run."""
+    with tempfile.TemporaryDirectory() as folder:
+        preference_trainer(Path(folder), **STEPS, **dict(given)).train()
+        files = [each for each in Path(folder).rglob("*") if each.is_file()]
+        return {each.relative_to(folder).as_posix(): each.read_bytes() for each in files}
 
 
 def going_on(**given: Any) -> Callable[[], None]:
@@ -157,7 +171,7 @@ def a_disk_that_is_full() -> Iterator[None]:
 
 def disk_full() -> None:
     with a_disk_that_is_full():
-        trained()
+        begin().train()
 
 
 def adapter_elsewhere() -> None:
@@ -264,7 +278,11 @@ CASES: list[tuple[str, Callable[[], Any], list[str]]] = [
         training(reference="./none"),
         ["./none", "check the path"],
     ),
-    ("an adapter of another model", adapter_elsewhere, ["adapter", "trained on this model"]),
+    (
+        "an adapter of another model",
+        adapter_elsewhere,
+        ["adapter", "size mismatch", "trained on this model"],
+    ),
     (
         "a loss that is NaN",
         training(callbacks=[Spoil()], max_steps=3, save_strategy="no"),
@@ -284,19 +302,27 @@ CASES: list[tuple[str, Callable[[], Any], list[str]]] = [
     ("a flipped bit", damaged(flip_a_bit), ["content of model.safetensors", "checkpoint-1"]),
     ("a file cut short", damaged(cut), ["optimizer.pt has 1,000 bytes", "checkpoint-1"]),
     ("a missing file", damaged(remove_a_file), ["scheduler.pt is missing", "checkpoint-1"]),
-    ("checkpoints of another trainer", damaged(remove_the_manifest), ["no whole checkpoint"]),
+    ("checkpoints of another trainer", damaged(remove_the_manifest), ["none of the 2 checkpoints"]),
     ("a checkpoint of the model alone", model_alone, ["save_only_model"]),
     ("another learning rate", going_on(learning_rate=1e-3), ["learning_rate was 0.01", "0.001"]),
     ("another seed", going_on(seed=7), ["seed was 42 and is now 7"]),
-    ("another batch size", going_on(per_device_train_batch_size=2), ["items_per_step was 4"]),
+    (
+        "another batch size",
+        going_on(per_device_train_batch_size=2),
+        ["items_per_step was 4", "per_device_train_batch_size"],
+    ),
     ("another loss", going_on(loss="ipo"), ["another configuration", "'sigmoid'", "'ipo'"]),
     ("another data set", going_on(data=some_pairs(9)), ["another data set", "data.items was 10"]),
     (
         "another truncation",
         going_on(max_response_tokens=9),
-        ["another data set", "data.fingerprint was"],
+        ["another encoding", "encoding.max_response_tokens was none and is now 9"],
     ),
     ("another model", going_on(model=tiny_chat_model(hidden_size=8)), ["hidden_size was 16"]),
     ("other weights under an adapter", other_start, ["another model", "weights was"]),
-    ("no adapter any more", other_adapter, ["another adapter", "adapter was 'default' and is now absent"]),
+    (
+        "no adapter any more",
+        other_adapter,
+        ["another adapter", "adapter was 'default' and is now none"],
+    ),
 ]

@@ -113,5 +113,5 @@ def _some(known: Sequence[str]) -> str:
     first = (
         sorted(known, key=lambda each: each not in _USUAL) if len(known) > len(_USUAL) else known
     )
-    told = ", ".join(first[:_SHOWN_CHOICES])
-    return f"{told}, ..." if len(known) > _SHOWN_CHOICES else told
+    told, more = ", ".join(first[:_SHOWN_CHOICES]), len(known) - _SHOWN_CHOICES
+    return f"{told} and {more} more" if more > 0 else told

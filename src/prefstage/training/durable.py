@@ -2,11 +2,9 @@
 
 import json
 import logging
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from prefstage.core.errors import CheckpointError
 from prefstage.core.files import write_json
 from prefstage.training.argument_checks import check_metric
 from prefstage.training.checkpoints import (
+    MANIFEST,
     checkpoints_in,
     discard_staged,
     finish_checkpoint,
@@ -34,9 +33,8 @@ from prefstage.training.faults import (
     check_gradient,
     saving_failed,
 )
-from prefstage.training.run_settings import check_same_run, run_settings
+from prefstage.training.run_settings import check_same_run, package_versions, run_settings
 
-_PACKAGES = ("prefstage", "torch", "transformers", "accelerate", "peft")
 _TRAINER_STATE = "trainer_state.json"
 
 _log = logging.getLogger(__name__)
@@ -160,11 +158,7 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             _log.info("%s holds no checkpoint: training begins", folder)
             return None
         if found is None:
-            raise CheckpointError.of(
-                saw=f"no whole checkpoint in {folder}",
-                expected="a folder named checkpoint-STEP, written by PreferenceTrainer",
-                cure="leave resume_from_checkpoint out to begin, or check output_dir",
-            )
+            raise _nothing_whole(folder)
         if self.args.should_save:
             self._check(found)
         self.accelerator.wait_for_everyone()
@@ -379,13 +373,17 @@ class _LoopKeeper(TrainerCallback):  # type: ignore[misc]  # likewise
         self._deferred = False
 
 
-def package_versions() -> dict[str, str | None]:
-    """Version of each package that a run's numbers may depend on; None if not installed."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _nothing_whole(folder: Path) -> CheckpointError:
+    others = checkpoints_in(folder)
+    if others:
+        return CheckpointError.of(
+            saw=f"none of the {len(others)} checkpoints in {folder} has a {MANIFEST}: they were "
+            "written by another trainer",
+            expected="checkpoints of PreferenceTrainer",
+            cure="begin a new run in another output_dir, with one of them as the model",
+        )
+    return CheckpointError.of(
+        saw=f"no whole checkpoint in {folder}",
+        expected="a folder named checkpoint-STEP, written by PreferenceTrainer",
+        cure="leave resume_from_checkpoint out to begin, or check output_dir",
+    )

@@ -12,9 +12,9 @@ import yaml
 
 from prefstage.core.files import write_text
 from prefstage.losses import get_loss
-from prefstage.training.durable import package_versions
 from prefstage.training.items import ItemSet
 from prefstage.training.model_card import CardFacts, DataFacts, LossFacts, model_card
+from prefstage.training.run_settings import package_versions
 
 RESOLVED_CONFIG = "training_config.yaml"
 

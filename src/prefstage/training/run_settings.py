@@ -1,6 +1,8 @@
 """What a run that goes on must agree on with the checkpoint it goes on from."""
 
+import platform
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,9 @@ _IRRELEVANT = {
     "revision",
 }
 
+_BATCH = "per_device_train_batch_size · gradient_accumulation_steps · processes"
+_PACKAGES = ("prefstage", "torch", "transformers", "accelerate", "peft")
+
 _SHOWN_DIFFERENCES = 3
 _SHOWN_LETTERS = 60
 
@@ -65,7 +70,8 @@ def run_settings(args: "TrainingArguments", model: "torch.nn.Module") -> dict[st
         model: The model as training begins, bare or with PEFT adapters.
 
     Returns:
-        JSON-serialisable values by name; ``model`` and ``adapter`` hold configurations.
+        JSON-serialisable values by name; ``model`` and ``adapter`` hold configurations. A
+        subclass may add ``weights``, ``data``, ``encoding``, and ``loss`` (settings by name).
     """
     given = args.to_dict()
     names = [*_STEERING]
@@ -98,14 +104,19 @@ def check_same_run(saved: Mapping[str, Any], present: Mapping[str, Any], checkpo
     Raises:
         CheckpointError: If they differ; the line names what differs, with both values.
     """
-    before, now = _flat(_named_adapters(saved)), _flat(_named_adapters(_plain(present)))
-    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    before, now = _flat(_told_apart(saved)), _flat(_told_apart(_plain(present)))
+    names = [
+        name
+        for name in sorted({*before, *now}, key=lambda each: (_is_hash(each), each))
+        if before.get(name) != now.get(name)
+    ]
     if not names:
         return
-    if "adapter" in names:  # another one altogether: its settings say no more
-        names = [name for name in names if not name.startswith("adapter.")]
+    for whole in ("loss", "adapter"):  # another one altogether: its settings say no more
+        if whole in names:
+            names = [name for name in names if not name.startswith(f"{whole}.")]
     told = [
-        f"{name} was {_shown(before.get(name))} and is now {_shown(now.get(name))}"
+        f"{name} was {_shown(before, name)} and is now {_shown(now, name)}"
         for name in names[:_SHOWN_DIFFERENCES]
     ]
     more = len(names) - len(told)
@@ -118,6 +129,11 @@ def check_same_run(saved: Mapping[str, Any], present: Mapping[str, Any], checkpo
     )
 
 
+def package_versions() -> dict[str, str | None]:
+    """Version of each package that a run's numbers may depend on; None if not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+
+
 def _kind_of(names: list[str], before: Mapping[str, Any]) -> tuple[str, str]:
     """What kind of thing differs, most telling first, and the cure."""
     kinds = {name.split(".")[0] for name in names}
@@ -125,10 +141,18 @@ def _kind_of(names: list[str], before: Mapping[str, Any]) -> tuple[str, str]:
         return "model", "give the model that the run began with"
     if "adapter" in kinds:
         return "adapter", "give the peft_config that the run began with"
+    if "encoding" in kinds:
+        return "encoding", "give the tokenizer, template and limits that the run began with"
     if "data" in kinds:
         return "data set", "give the data that the run began with"
     first = names[0]
-    return "configuration", f"set {first} back to {_shown(before.get(first))}"
+    what = _BATCH if first == "items_per_step" else first
+    return "configuration", f"set {what} back to {_shown(before, first)}"
+
+
+def _is_hash(name: str) -> bool:
+    """Whether a setting is a hash, which says less than any other."""
+    return name == "weights" or name.endswith("fingerprint")
 
 
 def _bare(model: Any) -> Any:
@@ -163,14 +187,25 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _named_adapters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with the names of the adapters as a setting of its own."""
-    adapters = settings.get("adapter") or {}
-    names = ", ".join(adapters) or None
-    own = {f"adapter.{name}": each for name, each in adapters.items()}
-    return {**settings, **own, "adapter": names}
+def _told_apart(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with the names of adapters and losses as settings of their own."""
+    found = dict(settings)
+    for kind in ("adapter", "loss"):
+        each = settings.get(kind) or {}
+        found[kind] = " + ".join(each) or None
+        found |= {f"{kind}.{name}": inner for name, inner in each.items()}
+    return found
 
 
-def _shown(value: Any) -> str:
-    text = "absent" if value is None else repr(value)
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    if values.get(name) is None:
+        return "none" if name in values else "absent"
+    text = repr(values[name])
     return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}…"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

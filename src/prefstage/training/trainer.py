@@ -262,10 +262,14 @@ class PreferenceTrainer(DurableTrainer):
         data, terms = self.train_dataset, self.loss.resolved()
         return super().run_settings() | {
             "weights": self._start_fingerprint,
-            "loss": " + ".join(term["name"] for term in terms),
-            "loss_settings": {term["name"]: term for term in terms},
+            "loss": {term["name"]: term for term in terms},
             "reference": self.args.reference,
-            "encoder": self.encoder.fingerprint,
+            "encoding": {
+                "chat_format": self.args.chat_format,
+                "max_prompt_tokens": self.args.max_prompt_tokens,
+                "max_response_tokens": self.args.max_response_tokens,
+                "fingerprint": self.encoder.fingerprint,
+            },
             "data": {"kind": data.kind, "items": len(data), "fingerprint": data.fingerprint},
         }
 
