@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from prefstage.cli.build import build
 from prefstage.cli.demo import demo
 from prefstage.cli.doctor import doctor
 from prefstage.cli.judge import judge
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(measure)
 app.command()(sample)
 app.command()(judge)
+app.command()(build)
 app.command()(demo)
 app.command()(doctor)
 

@@ -1,0 +1,296 @@
+"""`build_pairs`: from a recipe to datasets of pairs, with a card."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from datasets import Dataset
+
+from prefstage.building.account import Account
+from prefstage.building.augmented import reward_augmented
+from prefstage.building.built import Built, Group, built_dataset
+from prefstage.building.card import dataset_card
+from prefstage.building.choosing import rescored
+from prefstage.building.filters import filtered
+from prefstage.building.methods import Materials, groups_of
+from prefstage.building.recipe import Plan, Recipe, read_recipe
+from prefstage.building.splitting import TRAIN, split_of
+from prefstage.building.statistics import PairStatistics, pair_statistics
+from prefstage.core.config import write_config
+from prefstage.core.errors import InputError
+from prefstage.core.files import write_json, write_text
+from prefstage.core.runs import RunFolder
+from prefstage.data.faults import LoadReport
+from prefstage.data.grouping import keep_sources
+from prefstage.data.loading import load_candidates, load_pairs
+from prefstage.data.sets import CandidateSet, PairSet
+from prefstage.data.storage import save_dataset
+from prefstage.judging.base import Judge
+from prefstage.judging.loading import load_judge
+from prefstage.judging.store import JudgmentStore
+from prefstage.judging.stored import stored
+from prefstage.sampling.base import Sampler
+from prefstage.sampling.loading import load_sampler
+
+RESULT, CARD, CONFIG = "build.json", "README.md", "config.yaml"
+JUDGMENTS = "judgments.sqlite"
+_BATCH = 1 << 14
+_SHOWN_REASONS = 3
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build made.
+
+    Attributes:
+        parts: Each part's splits, as pairs with provenance columns.
+        statistics: Score figures of each part, over its splits.
+        result: Counts, names and figures, as in build.json.
+        card: The dataset card, Markdown.
+    """
+
+    parts: Mapping[str, Mapping[str, PairSet]]
+    statistics: Mapping[str, PairStatistics]
+    result: Mapping[str, Any]
+    card: str
+
+    @property
+    def train(self) -> PairSet:
+        """The pairs for training of a build of one part.
+
+        Raises:
+            InputError: If there are several parts.
+        """
+        if len(self.parts) != 1:
+            raise InputError.of(
+                saw=f"a build of {len(self.parts)} parts ({', '.join(self.parts)})",
+                expected="one part",
+                cure="take .parts[NAME]['train']",
+            )
+        (splits,) = self.parts.values()
+        return splits[TRAIN]
+
+
+def build_pairs(
+    recipe: Recipe | Mapping[str, Any] | Path | str,
+    *,
+    out: Path | None = None,
+    judge: Judge | None = None,
+    sampler: Sampler | None = None,
+) -> BuildResult:
+    """Build preference pairs by a recipe.
+
+    Args:
+        recipe: A recipe, its settings, or its YAML file; see docs/building.md.
+        out: A run folder. Answers and judgments are kept there as they arrive, so that the
+            same call goes on after a kill and buys nothing twice; the pairs are written to
+            ``PART/SPLIT.parquet``, with README.md (the card), build.json and config.yaml.
+        judge: The judge itself, in place of loading the recipe's.
+        sampler: The policy itself, in place of loading the recipe's.
+
+    Returns:
+        The pairs by part and split, with statistics, counts and the card.
+
+    Raises:
+        ConfigError: If the recipe is wrong.
+        InputError: If the data are, or no pair can be built from them.
+        RunFolderError: If `out` holds another run.
+    """
+    plan, account = read_recipe(recipe), Account()
+    data = _load(plan)
+    with ExitStack() as stack:
+        judge, sampler, aspects = _helpers(plan, judge, sampler, stack)
+        folder = Path(out) if out is not None else Path(stack.enter_context(_scratch()))
+        if out is not None:
+            RunFolder.open(folder, command="build", inputs=_inputs(plan, data, judge, sampler))
+            write_config(plan.recipe, folder / CONFIG)
+        store = stack.enter_context(JudgmentStore(folder / JUDGMENTS))
+        judge = stored(judge, store) if judge is not None else None
+        aspects = {name: stored(each, store) for name, each in aspects.items()}
+        candidates = data if isinstance(data, CandidateSet) else None
+        if candidates is not None and judge is not None and plan.method.policy == "none":
+            candidates = CandidateSet.of(rescored(candidates, judge), report=candidates.report)
+        pairs = data if isinstance(data, PairSet) else None
+        materials = Materials(plan, account, folder, candidates, pairs, judge, sampler, aspects)
+        dataset = built_dataset(_flat(_groups(materials)))
+        _check_some(dataset, account, plan)
+        made = _result(plan, account, dataset, report=data.report, judge=judge, sampler=sampler)
+        if out is not None:
+            _write(folder, made)
+    return made
+
+
+def _load(plan: Plan) -> CandidateSet | PairSet:
+    recipe = plan.recipe
+    how = {"on_bad_row": recipe.on_bad_row, "quarantine_file": recipe.quarantine_file}
+    if recipe.pairs is not None:
+        return load_pairs(recipe.pairs, **how)  # type: ignore[call-overload,no-any-return]  # how
+    rows: CandidateSet = load_candidates(str(recipe.candidates), **how)  # type: ignore[call-overload]  # how
+    return keep_sources(rows, recipe.sources) if recipe.sources is not None else rows
+
+
+def _helpers(
+    plan: Plan, judge: Judge | None, sampler: Sampler | None, stack: ExitStack
+) -> tuple[Judge | None, Sampler | None, dict[str, Judge]]:
+    recipe = plan.recipe
+    if judge is None and recipe.judge is not None:
+        judge = _entered(stack, load_judge(recipe.judge))
+    if sampler is None and recipe.policy is not None:
+        how = recipe.sampling.model_copy(update={"seed": recipe.seed})
+        sampler = _entered(stack, load_sampler(recipe.policy, how, options=recipe.load_options))
+    specs: dict[str, str] = getattr(plan.settings, "aspects", {})
+    return judge, sampler, {name: _entered(stack, load_judge(s)) for name, s in specs.items()}
+
+
+def _inputs(
+    plan: Plan, data: CandidateSet | PairSet, judge: Judge | None, sampler: Sampler | None
+) -> dict[str, Any]:
+    return {
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "data": data.fingerprint,
+        "judge": judge.fingerprint if judge is not None else None,
+        "policy": sampler.fingerprint if sampler is not None else None,
+    }
+
+
+def _groups(materials: Materials) -> Iterator[Group]:
+    recipe, account = materials.plan.recipe, materials.account
+    groups = groups_of(materials)
+    if recipe.augment is not None:
+        groups = reward_augmented(
+            groups,
+            template=recipe.augment.template,
+            digits=recipe.augment.digits,
+            account=account,
+        )
+    return filtered(groups, recipe.filters, account=account)
+
+
+def _flat(groups: Iterator[Group]) -> Iterator[Built]:
+    for group in groups:
+        yield from group
+
+
+def _check_some(dataset: Dataset, account: Account, plan: Plan) -> None:
+    if len(dataset):
+        return
+    reasons = [f"{count} x {why}" for why, count in account.skipped.most_common(_SHOWN_REASONS)]
+    raise InputError.of(
+        saw=f"no pair from {account.prompts} rows by {plan.name}"
+        + (f" ({'; '.join(reasons)})" if reasons else ""),
+        expected="at least one pair",
+        cure="give scores (a judge), more responses a prompt, or milder filters",
+    )
+
+
+def _result(
+    plan: Plan,
+    account: Account,
+    dataset: Dataset,
+    *,
+    report: LoadReport,
+    judge: Judge | None,
+    sampler: Sampler | None,
+) -> BuildResult:
+    recipe = plan.recipe
+    parts, statistics = {}, {}
+    for part, splits in _places(dataset, recipe).items():
+        whole = dataset.select(np.sort(np.concatenate(list(splits.values()))))
+        statistics[part] = pair_statistics(whole)
+        parts[part] = {
+            name: _pair_set(dataset.select(places), f"{plan.name}, {part}, {name}", report)
+            for name, places in splits.items()
+        }
+    counts = {part: {name: len(s) for name, s in each.items()} for part, each in parts.items()}
+    result = {
+        "method": plan.name,
+        "source": report.source,
+        "judge": judge.name if judge is not None else None,
+        "policy": sampler.name if sampler is not None else None,
+        "license": recipe.license,
+        "seed": recipe.seed,
+        **account.as_dict(),
+        "rows_quarantined": report.quarantined,
+        "parts": counts,
+        "statistics": {name: each.as_dict() for name, each in statistics.items()},
+    }
+    result["notes"] = [*account.notes, *report.notes, *_warnings(account, statistics)]
+    files = {
+        part: {name: f"{part}/{name}.parquet" for name in each} for part, each in parts.items()
+    }
+    card = dataset_card(
+        files=files, result=result, statistics=statistics, recipe=recipe.model_dump(mode="json")
+    )
+    return BuildResult(parts, statistics, result, card)
+
+
+def _places(dataset: Dataset, recipe: Recipe) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
+    """Rows of each part and split."""
+    columns = dataset.select_columns(["part", "prompt_id", "origin_prompt_id"])
+    found: dict[str, dict[str, list[np.ndarray[Any, Any]]]] = {}
+    names = (TRAIN, *recipe.splits)
+    for start in range(0, len(columns), _BATCH):
+        batch = columns[start : start + _BATCH]
+        splits = np.array(
+            [
+                names.index(split_of(origin or own, recipe.splits, seed=recipe.seed))
+                for own, origin in zip(batch["prompt_id"], batch["origin_prompt_id"], strict=True)
+            ]
+        )
+        labels = np.array(batch["part"])
+        for part in dict.fromkeys(batch["part"]):
+            for number, name in enumerate(names):
+                places = start + np.flatnonzero((labels == part) & (splits == number))
+                found.setdefault(part, {}).setdefault(name, []).append(places)
+    return {
+        part: {name: np.concatenate(places) for name, places in splits.items()}
+        for part, splits in found.items()
+    }
+
+
+def _pair_set(dataset: Dataset, name: str, report: LoadReport) -> PairSet:
+    made = LoadReport(report.source, f"built: {name}", len(dataset), len(dataset))
+    return PairSet(dataset, made, dataset._fingerprint)
+
+
+def _warnings(account: Account, statistics: Mapping[str, PairStatistics]) -> list[str]:
+    """What filters may have undone."""
+    tolerance = account.figures.get("gap_tolerance")
+    if tolerance is None:
+        return []
+    means = {part: each.average_difference or 0.0 for part, each in statistics.items()}
+    apart = {
+        level: abs(means.get(f"{level}-HQ", 0.0) - means.get(f"{level}-LQ", 0.0))
+        for level in ("LG", "SG")
+    }
+    return [
+        f"after filters the {level} gap means are {value:.3g} apart, more than the tolerance "
+        f"of {tolerance:.3g}"
+        for level, value in apart.items()
+        if value > tolerance
+    ]
+
+
+def _write(folder: Path, made: BuildResult) -> None:
+    for part, splits in made.parts.items():
+        for name, pairs in splits.items():
+            save_dataset(pairs.dataset, folder / part / f"{name}.parquet")
+    write_text(folder / CARD, made.card)
+    write_json(folder / RESULT, dict(made.result))  # last: where it stands, everything stands
+
+
+def _scratch() -> AbstractContextManager[str]:
+    return tempfile.TemporaryDirectory(prefix="prefstage-build-")
+
+
+def _entered(stack: ExitStack, thing: T) -> T:
+    """Make sure that what runs something of its own (a server) ends it."""
+    if isinstance(thing, AbstractContextManager):
+        stack.enter_context(thing)
+    return thing

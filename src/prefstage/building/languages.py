@@ -1,0 +1,56 @@
+"""Language of responses, by py3langid."""
+
+from typing import Any
+
+from prefstage.building.built import Built
+from prefstage.building.filters import Drops, texts_of
+from prefstage.core.errors import InputError, MissingDependencyError
+
+_SHORTEST = 20
+
+
+def other_language(wanted: tuple[str, ...]) -> Drops:
+    """Leave out pairs with a response that is in another language.
+
+    Responses of fewer than 20 letters are kept: too short to tell.
+
+    Args:
+        wanted: ISO 639-1 codes, such as ``("en", "de")``.
+
+    Returns:
+        The filter.
+
+    Raises:
+        MissingDependencyError: If py3langid is not installed.
+        InputError: If a code is unknown to it.
+
+    Source:
+        Lui and Baldwin 2012, "langid.py"; the library py3langid.
+    """
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise MissingDependencyError.of(
+            saw="no package py3langid, which recognises languages",
+            expected="it installed",
+            cure="pip install 'prefstage[build]'",
+        ) from None
+    identifier: Any = LanguageIdentifier.from_model(MODEL_FILE)
+    unknown = sorted(set(wanted) - {str(each) for each in identifier.nb_classes})
+    if unknown:
+        raise InputError.of(
+            saw=f"language {unknown[0]!r}",
+            expected="ISO 639-1 codes that can be recognised, such as en, de or zh",
+            cure="mend the code",
+        )
+
+    def drop(built: Built) -> str | None:
+        for text in texts_of(built)[1:]:
+            if sum(map(str.isalpha, text)) < _SHORTEST:
+                continue
+            language = str(identifier.classify(text)[0])
+            if language not in wanted:
+                return f"response in another language ({language})"
+        return None
+
+    return drop

@@ -1,0 +1,102 @@
+"""Pairs that stand twice: exactly, or nearly (MinHash with locality-sensitive hashing)."""
+
+import hashlib
+import re
+from typing import Any
+
+from prefstage.building.built import Built
+from prefstage.building.filters import NearDuplicateFilter, texts_of
+from prefstage.core.errors import MissingDependencyError
+
+_WORDS = re.compile(r"\w+")
+
+
+class ExactDuplicates:
+    """Finds pairs whose prompt and both responses stood before in the same part.
+
+    It remembers 16 bytes a pair, besides what Python's set needs.
+    """
+
+    def __init__(self) -> None:
+        self._seen = set[bytes]()
+
+    def __call__(self, built: Built) -> str | None:
+        """Why the pair goes, or None.
+
+        Args:
+            built: The pair; it is remembered.
+
+        Returns:
+            The reason.
+        """
+        pair = built.pair
+        text = "\0".join([built.part, pair.prompt_id, *texts_of(built)[1:]])
+        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        if key in self._seen:
+            return "exact duplicate"
+        self._seen.add(key)
+        return None
+
+
+class NearDuplicates:
+    """Finds pairs whose words are nearly those of one that was kept before.
+
+    Args:
+        settings: Similarity, shingles and hash functions.
+
+    Raises:
+        MissingDependencyError: If datasketch is not installed.
+
+    Source:
+        Broder 1997, "On the resemblance and containment of documents"; the library
+        datasketch.
+    """
+
+    def __init__(self, settings: NearDuplicateFilter) -> None:
+        try:
+            from datasketch import MinHash, MinHashLSH
+        except ImportError:
+            raise MissingDependencyError.of(
+                saw="no package datasketch, which finds near duplicates",
+                expected="it installed",
+                cure="pip install 'prefstage[build]'",
+            ) from None
+        self._settings = settings
+        self._new_hash: Any = MinHash
+        self._indices: dict[str, Any] = {}
+        self._new_index: Any = MinHashLSH
+        self._number = 0
+
+    def __call__(self, built: Built) -> str | None:
+        """Why the pair goes, or None.
+
+        Args:
+            built: The pair; it is remembered if it stays.
+
+        Returns:
+            The reason.
+        """
+        signature = self._signature(self._text(built))
+        if built.part not in self._indices:
+            self._indices[built.part] = self._new_index(
+                threshold=self._settings.threshold, num_perm=self._settings.permutations
+            )
+        index = self._indices[built.part]
+        if index.query(signature):
+            return "near duplicate"
+        self._number += 1
+        index.insert(str(self._number), signature)
+        return None
+
+    def _text(self, built: Built) -> str:
+        prompt, chosen, rejected = texts_of(built)
+        kinds = {"prompt": prompt, "chosen": chosen, "pair": f"{prompt}\n{chosen}\n{rejected}"}
+        return kinds[self._settings.text]
+
+    def _signature(self, text: str) -> Any:
+        words, size = _WORDS.findall(text.lower()), self._settings.shingle_words
+        count = max(1, len(words) - size + 1)
+        shingles = {" ".join(words[start : start + size]).encode() for start in range(count)}
+        signature = self._new_hash(num_perm=self._settings.permutations)
+        signature.update_batch(list(shingles))
+        return signature
