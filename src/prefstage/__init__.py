@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefstage.data import load_candidates as load_candidates
     from prefstage.data import load_pairs as load_pairs
+    from prefstage.evaluating import length_controlled_win_rate as length_controlled_win_rate
     from prefstage.judging import load_judge as load_judge
     from prefstage.measuring import Stage as Stage
     from prefstage.measuring import measure_stage as measure_stage
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Scorer": "scoring",
     "Stage": "measuring",
+    "length_controlled_win_rate": "evaluating",
     "load_candidates": "data",
     "load_judge": "judging",
     "load_pairs": "data",

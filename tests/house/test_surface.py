@@ -14,6 +14,7 @@ from prefstage.cli.main import app
 NAMES = [
     "Scorer",
     "Stage",
+    "length_controlled_win_rate",
     "load_candidates",
     "load_judge",
     "load_pairs",

@@ -1,0 +1,130 @@
+"""Weighted logistic regression on soft labels with an l1 penalty, solved to the optimum.
+
+Only for few features: the quadratic model of each Newton step is minimised exactly, by trying
+every pattern of signs. Many problems with the same features and other weights (the folds of a
+cross-validation, the resamples of a bootstrap) are solved side by side.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+MAX_FEATURES = 4
+_MAX_STEPS = 100
+_MAX_HALVINGS = 40
+_SMALL_STEP = 1e-7  # Newton converges quadratically: what is left is about its square
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Solutions of several problems.
+
+    Attributes:
+        weights: One row a problem. [problems, features].
+        converged: Whether the last step was tiny. [problems].
+    """
+
+    weights: Floats
+    converged: NDArray[np.bool_]
+
+
+def fit_l1_logistic(
+    features: Floats,
+    labels: Floats,
+    row_weights: Floats,
+    *,
+    c: float,
+    start: Floats | None = None,
+) -> Fits:
+    """Minimise ``‖w‖₁ + C·Σ_i v_i·CE(y_i, σ(w·x_i))`` without an intercept.
+
+    Args:
+        features: x. [rows, features], at most `MAX_FEATURES` features.
+        labels: y, in [0, 1]. [rows].
+        row_weights: v ≥ 0, one column a problem. [rows, problems].
+        c: C > 0: how much the rows count against the penalty.
+        start: Where to begin, such as the solution for a nearby C. [problems, features].
+
+    Returns:
+        The optimum of each problem.
+
+    Source:
+        The problem as liblinear's L1R_LR, Fan et al. 2008, JMLR 9; the steps as the proximal
+        Newton method of Lee, Sun and Saunders 2014, SIAM J. Optim. 24(3), with exact steps.
+    """
+    problems, size = row_weights.shape[1], features.shape[1]
+    w = np.zeros((problems, size)) if start is None else start.copy()
+    v = c * row_weights
+    products = (features[:, :, None] * features[:, None, :]).reshape(len(features), size * size)
+    value, p = _objective(features, labels, v, w)
+    converged = np.zeros(problems, dtype=bool)
+    for _ in range(_MAX_STEPS):
+        vp = v * p
+        gradient = (features.T @ (vp - v * labels[:, None])).T
+        hessian = (products.T @ (vp - vp * p)).T.reshape(problems, size, size)
+        step = _newton_target(hessian, gradient, w) - w
+        w, value, p, moved = _line_search(features, labels, v, w, step=step, value=value, p=p)
+        converged = np.abs(moved).max(axis=1) <= _SMALL_STEP * (1.0 + np.abs(w).max(axis=1))
+        if converged.all():
+            break
+    return Fits(w, converged)
+
+
+def _objective(x: Floats, y: Floats, v: Floats, w: Floats) -> tuple[Floats, Floats]:
+    """The value of each problem [problems] and its probabilities [rows, problems]."""
+    z = x @ w.T
+    small = np.exp(-np.abs(z))
+    p = np.where(z >= 0, 1.0, small) / (1.0 + small)
+    # cross-entropy by the logit: its softplus less its share of the label
+    loss = np.maximum(z, 0.0) + np.log1p(small) - y[:, None] * z
+    return np.abs(w).sum(axis=1) + np.einsum("rp,rp->p", v, loss), p
+
+
+def _newton_target(hessian: Floats, gradient: Floats, w: Floats) -> Floats:
+    """Minimise ``½(u-w)ᵀH(u-w) + g·(u-w) + ‖u‖₁`` exactly. [problems, features].
+
+    For a given pattern of signs (with zeros) the minimiser solves linear equations. The true
+    minimiser is that of its own pattern, so that the best of all candidates is exact.
+    """
+    size = w.shape[1]
+    signs = _patterns(size)
+    active = signs != 0
+    diagonal = np.einsum("pii->pi", hessian)
+    ridge = _ROUNDING * (diagonal.max(axis=1) + _ROUNDING)
+    h = hessian + ridge[:, None, None] * np.eye(size)
+    b = np.einsum("pij,pj->pi", h, w) - gradient
+    both = active[:, :, None] & active[:, None, :]
+    systems = np.where(both[None], h[:, None], 0.0) + np.eye(size) * ~active[None, :, None, :]
+    sides = np.where(active[None], b[:, None] - signs[None], 0.0)
+    u = np.linalg.solve(systems, sides[..., None])[..., 0]
+    value = 0.5 * np.einsum("psi,pij,psj->ps", u, h, u) - np.einsum("psi,pi->ps", u, b)
+    value += np.abs(u).sum(axis=2)
+    best = value.argmin(axis=1)
+    chosen: Floats = u[np.arange(len(w)), best]
+    return chosen
+
+
+@cache
+def _patterns(size: int) -> Floats:
+    return np.array(list(product((0.0, 1.0, -1.0), repeat=size)))
+
+
+def _line_search(
+    x: Floats, y: Floats, v: Floats, w: Floats, *, step: Floats, value: Floats, p: Floats
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Go the step, halved for each problem until its objective does not rise."""
+    scale = np.ones(len(w))
+    for _ in range(_MAX_HALVINGS):
+        moved = scale[:, None] * step
+        new_value, new_p = _objective(x, y, v, w + moved)
+        rises = new_value > value + _ROUNDING * np.abs(value)
+        if not rises.any():
+            return w + moved, new_value, new_p, moved
+        scale = np.where(rises, 0.5 * scale, scale)
+    return w, value, p, np.zeros_like(w)

@@ -1,0 +1,314 @@
+"""AlpacaEval 2's length-controlled win rate, as a function on arrays."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from prefstage.core.errors import InputError
+from prefstage.core.seeds import seed_for
+from prefstage.evaluating.l1_logistic import fit_l1_logistic
+from prefstage.evaluating.length_rows import Rows, read_rows
+from prefstage.evaluating.length_tables import LengthTables, length_tables, standardised_length
+
+Floats = NDArray[np.float64]
+Lookup = Literal["instruction", "as-published"]
+
+GRID = np.logspace(-4, 4, 10)
+FOLDS = 5
+GAMED_WEIGHT = 0.2 / 2
+_HALF = 0.5
+_RESAMPLES_AT_ONCE = 50
+
+
+class LengthWeights(NamedTuple):
+    """Coefficients of the regression, in nats.
+
+    Attributes:
+        length: w1 of tanh of the standardised length difference.
+        difficulty: w2 of the prompt's difficulty; 0 where it was left out.
+        model: w3 of the model itself.
+    """
+
+    length: float
+    difficulty: float
+    model: float
+
+
+@dataclass(frozen=True)
+class LengthControlledWinRate:
+    """Win rates of a model over a baseline; all rates and errors in percent.
+
+    Attributes:
+        length_controlled_win_rate: 100 · mean σ(w2·d + w3).
+        lc_standard_error: Standard error of that mean over prompts, as AlpacaEval gives it:
+            it knows nothing of the uncertainty of w (see `length_controlled_interval`).
+        win_rate: 100 · mean preference.
+        standard_error: Of the win rate (ddof 1).
+        discrete_win_rate: 100 · (wins + ½·draws) / n_total.
+        avg_length: Mean characters of the model's answers.
+        n_total: Rows with a preference.
+        n_draws: Rows whose preference is exactly ½.
+        n_missing: Rows without a preference (NaN): they count in the lengths and in the
+            prediction, as in AlpacaEval, and in nothing else.
+        weights: (w1, w2, w3).
+        C: How much the rows count against the l1 penalty.
+        difficulty: Where d is from: "official", "given", or "none" where it was left out.
+        lookup: How the official difficulty was found.
+        notes: What a reader should know besides.
+    """
+
+    length_controlled_win_rate: float
+    lc_standard_error: float
+    win_rate: float
+    standard_error: float
+    discrete_win_rate: float
+    avg_length: float
+    n_total: int
+    n_draws: int
+    n_missing: int
+    weights: LengthWeights
+    C: float
+    difficulty: Literal["official", "given", "none"]
+    lookup: Lookup
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON-serialisable values."""
+        return {**asdict(self), "weights": self.weights._asdict(), "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Rows of the regression: [gamed verbose, gamed concise, model with a preference]."""
+
+    features: Floats
+    labels: Floats
+    weights: Floats
+    test: Floats  # features of all the model's rows at equal lengths
+
+
+def length_controlled_win_rate(
+    preference: ArrayLike,
+    len_model: ArrayLike,
+    len_baseline: ArrayLike,
+    *,
+    instruction: ArrayLike | None = None,
+    row: ArrayLike | None = None,
+    lookup: Lookup = "instruction",
+    C: float | None = None,  # noqa: N803 - the name that everyone knows it by
+    difficulty: ArrayLike | None = None,
+) -> LengthControlledWinRate:
+    """Win rate that the model would have if its answers were as long as the baseline's.
+
+    ``P(model wins) = σ(w1·t + w2·d + w3·z)`` with t = tanh(δ/std δ), d the prompt's
+    difficulty, z = 1 on the model's rows and 0 on those of two gamed baselines; minimises
+    ``‖w‖₁ + C·Σ weight·CE``; the result is ``100·mean σ(w2·d + w3)``. The order of the rows
+    does not matter as long as `instruction` (or, as published, `row`) moves with them.
+
+    Args:
+        preference: The judge's preference for the model, in [0, 1]; NaN where it gave none.
+            AlpacaEval's files store 1 + this, and 0 for a draw: see `read_annotations`.
+            [rows].
+        len_model: Characters of the model's answers. [rows].
+        len_baseline: Characters of the baseline's answers to the same prompts. [rows].
+        instruction: Number of each prompt in AlpacaEval's official order, 0 to 804, each at
+            most once; None for other prompts: difficulty is then left out, which is said.
+            [rows].
+        row: Position of each row in the published annotations; None: as given. Read only
+            with ``lookup="as-published"``. [rows].
+        lookup: "instruction" takes the difficulty of the prompt; "as-published" that of the
+            row's number, as the leaderboard does, which shifts difficulties where a model's
+            file lacks prompts or has them in another order.
+        C: How much the rows count against the penalty; None chooses it from ten values by
+            5-fold cross-validation, as AlpacaEval does.
+        difficulty: Of each row, for other prompts (see `estimate_difficulty`). [rows].
+
+    Returns:
+        The win rates with their standard errors, the coefficients and C.
+
+    Raises:
+        InputError: If lengths differ, a value is out of range, a prompt is named twice or
+            unknown, the baseline's lengths show that the prompts' numbers are shifted, or
+            fewer than two rows have a preference.
+
+    Source:
+        Dubois et al. 2024, arXiv:2404.04475, Eq. 2 and Sec. 3; constants, folds and the row
+        lookup as in `alpaca-eval` 0.6.6, `length_controlled_v1`. The optimum is exact, where
+        liblinear stops at a tolerance of 1e-4.
+    """
+    rows = read_rows(
+        preference,
+        len_model,
+        len_baseline,
+        instruction=instruction,
+        row=row,
+        lookup=lookup,
+        difficulty=difficulty,
+    )
+    if C is not None and not 0 < C < np.inf:
+        raise InputError.of(saw=f"C={C}", expected="a positive number", cure="leave C out")
+    notes = rows.notes
+    if _is_baseline(rows):
+        notes = (*notes, "the model is the baseline itself: 50 % by construction")
+        weights, chosen = LengthWeights(0.0, 0.0, 0.0), C if C is not None else float("nan")
+        predicted = np.full(len(rows.preference), _HALF)
+    else:
+        problem = _problem(rows, length_tables())
+        chosen = float(C) if C is not None else _choose_c(problem)
+        fitted = fit_l1_logistic(
+            problem.features, problem.labels, problem.weights[:, None], c=chosen
+        ).weights[0]
+        predicted = _sigmoid(problem.test @ fitted)
+        weights = _named(fitted)
+    usable = rows.preference[~np.isnan(rows.preference)]
+    return LengthControlledWinRate(
+        length_controlled_win_rate=100 * float(predicted.mean()),
+        lc_standard_error=100 * _standard_error(predicted),
+        win_rate=100 * float(usable.mean()),
+        standard_error=100 * _standard_error(usable),
+        discrete_win_rate=100 * float((usable > _HALF).mean() + _HALF * (usable == _HALF).mean()),
+        avg_length=float(rows.len_model.mean()),
+        n_total=len(usable),
+        n_draws=int((usable == _HALF).sum()),
+        n_missing=len(rows.preference) - len(usable),
+        weights=weights,
+        C=chosen,
+        difficulty=rows.origin,
+        lookup=lookup,
+        notes=notes,
+    )
+
+
+def length_controlled_interval(
+    preference: ArrayLike,
+    len_model: ArrayLike,
+    len_baseline: ArrayLike,
+    *,
+    instruction: ArrayLike | None = None,
+    row: ArrayLike | None = None,
+    lookup: Lookup = "instruction",
+    C: float | None = None,  # noqa: N803 - as above
+    difficulty: ArrayLike | None = None,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Bootstrap interval of the length-controlled win rate, the regression fitted anew.
+
+    The model's rows are drawn with replacement; the gamed rows, which are constants of the
+    method, stay; C stays too. Percentile interval.
+
+    Args:
+        preference: As for `length_controlled_win_rate`, and so the next six.
+        len_model: Likewise.
+        len_baseline: Likewise.
+        instruction: Likewise.
+        row: Likewise.
+        lookup: Likewise.
+        C: Likewise; None chooses it once, on all rows.
+        difficulty: Likewise.
+        confidence: In (0, 1).
+        resamples: How many, >= 1.
+        seed: Of the draws.
+
+    Returns:
+        (low, high) in percent.
+
+    Raises:
+        InputError: As `length_controlled_win_rate`, or if a setting is out of range.
+
+    Source:
+        Efron and Tibshirani 1993, An Introduction to the Bootstrap, §13.3.
+    """
+    if not 0 < confidence < 1 or resamples < 1:
+        raise InputError.of(
+            saw=f"confidence {confidence}, {resamples} resamples",
+            expected="confidence in (0, 1), at least one resample",
+            cure="write confidence=0.95, resamples=1000",
+        )
+    rows = read_rows(
+        preference,
+        len_model,
+        len_baseline,
+        instruction=instruction,
+        row=row,
+        lookup=lookup,
+        difficulty=difficulty,
+    )
+    if _is_baseline(rows):
+        return 50.0, 50.0
+    problem = _problem(rows, length_tables())
+    chosen = float(C) if C is not None else _choose_c(problem)
+    rng = np.random.default_rng(seed_for(seed, "length-controlled"))
+    has_preference = ~np.isnan(rows.preference)
+    n = len(has_preference)
+    fixed = len(problem.labels) - int(has_preference.sum())
+    found = []
+    for begin in range(0, resamples, _RESAMPLES_AT_ONCE):
+        count = min(_RESAMPLES_AT_ONCE, resamples - begin)
+        times = rng.multinomial(n, np.full(n, 1 / n), size=count).T.astype(np.float64)
+        v = np.repeat(problem.weights[:, None], count, axis=1)
+        v[fixed:] *= times[has_preference]
+        w = fit_l1_logistic(problem.features, problem.labels, v, c=chosen).weights
+        found.append((_sigmoid(problem.test @ w.T) * times).sum(axis=0) / n)
+    ends = np.quantile(np.concatenate(found), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return 100 * float(ends[0]), 100 * float(ends[1])
+
+
+def _is_baseline(rows: Rows) -> bool:
+    """Whether every answer is the baseline's own, as its row on the leaderboard is."""
+    same = (rows.len_model == rows.len_baseline).all()
+    return bool(same and (rows.preference == _HALF).all())
+
+
+def _problem(rows: Rows, tables: LengthTables) -> _Problem:
+    t = standardised_length(rows.len_model, rows.len_baseline)
+    ours = [t, np.ones(len(t))]
+    gamed = [tables.gamed_t, np.zeros(len(tables.gamed_t))]
+    test = [np.zeros(len(t)), np.ones(len(t))]
+    if rows.difficulty is not None:
+        ours.insert(1, rows.difficulty)
+        # Difficulties of other prompts say nothing of the gamed rows' prompts.
+        official = rows.origin == "official"
+        of_gamed = tables.difficulty[tables.gamed_index]
+        gamed.insert(1, of_gamed if official else np.zeros(len(of_gamed)))
+        test.insert(1, rows.difficulty)
+    kept = ~np.isnan(rows.preference)
+    return _Problem(
+        features=np.concatenate([np.stack(gamed, 1), np.stack(ours, 1)[kept]]),
+        labels=np.concatenate([tables.gamed_preference, rows.preference[kept]]),
+        weights=np.concatenate([np.full(len(tables.gamed_t), GAMED_WEIGHT), np.ones(kept.sum())]),
+        test=np.stack(test, 1),
+    )
+
+
+def _choose_c(problem: _Problem) -> float:
+    """The C of the best cross-validated likelihood; the smallest among equals."""
+    n = len(problem.labels)
+    fold = (n - 1 - np.arange(n)) % FOLDS
+    held_out = fold[:, None] == np.arange(FOLDS)
+    v = np.where(held_out, 0.0, problem.weights[:, None])
+    y = problem.labels[:, None]
+    scores, w = [], None
+    for c in GRID:
+        w = fit_l1_logistic(problem.features, problem.labels, v, c=float(c), start=w).weights
+        p = np.clip(_sigmoid(problem.features @ w.T), 1e-15, 1 - 1e-15)
+        loss = -problem.weights[:, None] * (y * np.log(p) + (1 - y) * np.log1p(-p))
+        scores.append(-(loss * held_out).sum(axis=0) / held_out.sum(axis=0))
+    return float(GRID[np.mean(scores, axis=1).argmax()])
+
+
+def _named(w: Floats) -> LengthWeights:
+    length, model = float(w[0]), float(w[-1])
+    return LengthWeights(length, float(w[1]) if len(w) > 2 else 0.0, model)  # noqa: PLR2004 - t, d, z
+
+
+def _sigmoid(z: Floats) -> Floats:
+    small = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1.0, small) / (1.0 + small)
+
+
+def _standard_error(values: Floats) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
