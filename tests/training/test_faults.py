@@ -3,23 +3,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
 
-from prefstage.core.errors import InputError, ModelError, TrainingError
-from prefstage.data import TokenTree
+from prefstage.core.errors import TrainingError
 from prefstage.training.faults import (
     MemoryWatch,
     bad_weights,
     check_gradient,
-    check_item_sets,
     check_losses,
-    check_tokenizer,
     is_out_of_memory,
     out_of_memory,
     saving_failed,
 )
-from prefstage.training.items import ItemSet, TrainingItem
-from tests.tiny_models import tiny_tokenizer
 from tests.training.plain_runs import tiny_model
 
 NAN = float("nan")
@@ -129,68 +123,3 @@ def test_what_torch_really_says_is_recognised() -> None:
     made = out_of_memory(error, step=2, tokens=900, longest=700, budget=448, last=None)
     assert "the longest item alone has 700 tokens" in str(made)
     assert "gradient_checkpointing" in str(made)
-
-
-# --- Tokenizer and data ------------------------------------------------------------------------
-
-
-def test_a_tokenizer_with_more_tokens_than_the_model() -> None:
-    with pytest.raises(ModelError, match=r"ids up to 39\d for a model of 64.*resize_token"):
-        check_tokenizer(tiny_tokenizer(), tiny_model())
-
-
-def test_a_tokenizer_of_another_model_of_the_same_size(tmp_path: Path) -> None:
-    own = tiny_tokenizer()
-    model = tiny_model()
-    model.resize_token_embeddings(len(own))
-    model.config._name_or_path = str(tmp_path)
-    own.save_pretrained(tmp_path)
-    check_tokenizer(own, model)
-    more = tiny_tokenizer()
-    more.add_tokens(["<new>"])
-    model.resize_token_embeddings(len(more))
-    check_tokenizer(more, model)
-    with pytest.raises(ModelError, match="tokens have other ids than in the tokenizer beside"):
-        check_tokenizer(swapped(own), model)
-
-
-def swapped(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The same tokens, two of them with each other's ids."""
-    import json
-
-    from tokenizers import Tokenizer
-
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
-
-
-def items_of(*pairs: tuple[tuple[int, ...], tuple[int, ...]], cut: int = 0) -> ItemSet:
-    items = [TrainingItem(n, (TokenTree("p", (1,), pair),)) for n, pair in enumerate(pairs)]
-    return ItemSet("pairs", tuple(items), {"responses_truncated": cut}, "f")
-
-
-def test_sets_that_hold_something_pass() -> None:
-    check_item_sets(items_of(((1,), (2,))), {"held-out": items_of(((1,), (1,)), ((2,), (3,)))})
-    check_item_sets(None, items_of(((1,), (2,))))
-
-
-@pytest.mark.parametrize(
-    ("train", "evaluated", "said"),
-    [
-        (items_of(), {}, "the training set is empty"),
-        (items_of(((1,), (2,))), {"held-out": items_of()}, "evaluation set 'held-out' is empty"),
-        (items_of(((1,), (2,)), ((1,), ())), {}, "1 of 2 items have a response .*rows 1"),
-        (items_of(((1,), (1,)), ((2,), (2,))), {}, "same tokens in every pair; .*columns"),
-        (items_of(((1,), (1,)), cut=2), {}, "2 responses having lost.*raise max_response_tokens"),
-    ],
-)
-def test_sets_without_anything_to_learn_from(train, evaluated, said) -> None:
-    with pytest.raises(InputError, match=said):
-        check_item_sets(train, evaluated)
-
-
-def test_evaluation_without_a_set() -> None:
-    with pytest.raises(InputError, match="eval_strategy asks for evaluation"):
-        check_item_sets(items_of(((1,), (2,))), None, evaluates=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefstage.training.arguments import PreferenceArguments as PreferenceArguments
+    from prefstage.training.durable import DurableTrainer as DurableTrainer
     from prefstage.training.dynamics import DisplacementWarning as DisplacementWarning
     from prefstage.training.dynamics import DynamicsCallback as DynamicsCallback
     from prefstage.training.dynamics_figures import draw_dynamics as draw_dynamics
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DisplacementWarning": "dynamics",
+    "DurableTrainer": "durable",
     "DynamicsCallback": "dynamics",
     "ItemSet": "items",
     "PreferenceArguments": "arguments",

@@ -211,6 +211,16 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         stopped = bool(control.get("args", {}).get("should_training_stop"))
         return stopped and self.state.global_step < before["max_steps"]
 
+    @property
+    def settings_of_run(self) -> dict[str, Any]:
+        """`run_settings` as they were when training began."""
+        return self.run_settings() if self._settings is None else self._settings
+
+    @property
+    def writes_checkpoint(self) -> bool:
+        """Whether a checkpoint is being written just now."""
+        return self._staging is not None
+
     # --- Saving ----------------------------------------------------------------------------
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -263,7 +273,7 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             finish_checkpoint(
                 folder,
                 step,
-                settings=self._settings or self.run_settings(),
+                settings=self.settings_of_run,
                 processes=self.args.world_size,
                 versions=package_versions(),
             )

@@ -178,7 +178,7 @@ def resolved_config(trainer: Any) -> dict[str, Any]:
         "data": [dataclasses.asdict(each) for each in _data(trainer)],
         "provenance": dict(trainer.provenance),
         "arguments": arguments,
-        "settings": trainer.run_settings(),
+        "settings": trainer.settings_of_run,
         "versions": package_versions(),
     }
 

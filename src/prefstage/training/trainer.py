@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
-from prefstage.data import ResponseEncoder, load_tokenizer
+from prefstage.data import ResponseEncoder
 from prefstage.losses import parse_loss
 from prefstage.scoring import Scorer
 from prefstage.scoring.checks import check_fits
@@ -20,13 +20,13 @@ from prefstage.scoring.fingerprints import model_fingerprint
 from prefstage.scoring.model_parts import ModelParts
 from prefstage.training.arguments import PreferenceArguments
 from prefstage.training.batches import StepItems, step_seeds
-from prefstage.training.datasets import item_set_of, item_sets_of
+from prefstage.training.datasets import item_set_of, item_sets_in, item_sets_of
 from prefstage.training.durable import DurableTrainer
 from prefstage.training.evaluation import EvaluationSet, evaluate_items, score_set
 from prefstage.training.export import names_of, provenance_of, told_in_card, write_export
-from prefstage.training.faults import check_item_sets, check_tokenizer
 from prefstage.training.forward import install_scoring
 from prefstage.training.guarding import StepGuard
+from prefstage.training.input_checks import check_item_sets, tokenizer_for
 from prefstage.training.items import ItemSet
 from prefstage.training.memory import token_budget_of
 from prefstage.training.metrics import Means, Speed, item_metrics
@@ -37,7 +37,7 @@ from prefstage.training.policy import (
     one_device,
     prepare_policy,
 )
-from prefstage.training.reference import References
+from prefstage.training.reference import START, References
 from prefstage.training.start import check_start, start_tolerance
 from prefstage.training.step import LossState, StepOutcome, StepRunner
 
@@ -92,9 +92,7 @@ class PreferenceTrainer(DurableTrainer):
     ) -> None:
         args = args or PreferenceArguments(output_dir="prefstage_output")
         model = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
-        if processing_class is None:
-            processing_class = load_tokenizer(model.config._name_or_path)
-        check_tokenizer(processing_class, model)
+        processing_class = tokenizer_for(model, processing_class)
         self.loss = parse_loss(args.loss)
         self.loss_state: LossState = self.loss.start_state()
         self.last_step: StepOutcome | None = None
@@ -150,9 +148,7 @@ class PreferenceTrainer(DurableTrainer):
         )
 
     def _item_sets(self) -> list[ItemSet]:
-        evaluated = self.eval_dataset
-        named = evaluated.values() if isinstance(evaluated, dict) else [evaluated]
-        return [each for each in (self.train_dataset, *named) if each is not None]
+        return item_sets_in([self.train_dataset, self.eval_dataset])
 
     # --- Training -------------------------------------------------------------------------
 
@@ -162,9 +158,17 @@ class PreferenceTrainer(DurableTrainer):
         self.compute_references()
         return super().train(resume_from_checkpoint, *args, **others)
 
-    def compute_references(self) -> None:
-        """Compute the reference log-probs of all sets, where they are not known yet."""
-        self.references.compute(self._item_sets(), self.scorer, adapter_is_new=self.fresh_adapter)
+    def compute_references(self, *others: Any) -> None:
+        """Compute the reference log-probs of all sets, where they are not known yet.
+
+        Args:
+            others: Further sets, by name or alone; after training has begun they are left
+                out if the reference is the start and no longer there.
+        """
+        gone = self.references.reference == START and not self.fresh_adapter
+        if not (gone and self.state.global_step):
+            sets = [*self._item_sets(), *item_sets_in(others)]
+            self.references.compute(sets, self.scorer, adapter_is_new=self.fresh_adapter)
 
     def get_train_dataloader(self) -> StepLoader:
         """The optimiser steps; the same on every process.
@@ -209,7 +213,7 @@ class PreferenceTrainer(DurableTrainer):
         self.loss_state = outcome.values.state
         self.last_step = outcome
         self._means.add(item_metrics(items, outcome.scored, outcome.values, self.loss))
-        self._step_tokens = sum(self.runner.sizes(items))
+        self._step_tokens = self.runner.tokens(items)
         self.state.num_input_tokens_seen += self._step_tokens
         seconds = time.perf_counter() - started
         self._speed.add(items=len(items.items), tokens=self._step_tokens, seconds=seconds)
@@ -270,7 +274,8 @@ class PreferenceTrainer(DurableTrainer):
                 "max_response_tokens": self.args.max_response_tokens,
                 "fingerprint": self.encoder.fingerprint,
             },
-            "data": {"kind": data.kind, "items": len(data), "fingerprint": data.fingerprint},
+            "data": data
+            and {"kind": data.kind, "items": len(data), "fingerprint": data.fingerprint},
         }
 
     @cached_property
@@ -293,9 +298,12 @@ class PreferenceTrainer(DurableTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint that others load, with card and resolved configuration."""
         folder = output_dir or self.args.output_dir
-        if not _internal_call:
+        if not self.writes_checkpoint:
             self.check_weights(Path(self.args.output_dir))
-        super().save_model(folder, _internal_call=True)
+        if self.is_fsdp_enabled and not self.writes_checkpoint:  # gathered, not in shards
+            self._save(folder, state_dict=self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(folder, _internal_call=True)
         if not _internal_call and self.args.should_save:
             write_export(self, Path(folder))
         if not _internal_call and self.args.push_to_hub:
@@ -328,8 +336,7 @@ class PreferenceTrainer(DurableTrainer):
         """
         if not isinstance(eval_dataset, str):
             eval_dataset = item_sets_of(eval_dataset, self.encoder, self.loss)
-        if self.state.global_step == 0:
-            self.compute_references()
+        self.compute_references(eval_dataset)
         found = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         return cast("dict[str, float]", found)
 
