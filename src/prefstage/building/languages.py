@@ -35,8 +35,8 @@ def other_language(wanted: tuple[str, ...]) -> Drops:
             expected="it installed",
             cure="pip install 'prefstage[build]'",
         ) from None
-    identifier: Any = LanguageIdentifier.from_model(MODEL_FILE)
-    unknown = sorted(set(wanted) - {str(each) for each in identifier.nb_classes})
+    identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE)
+    unknown = sorted(set(wanted) - set(identifier.labels))
     if unknown:
         raise InputError.of(
             saw=f"language {unknown[0]!r}",
