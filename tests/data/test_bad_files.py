@@ -69,7 +69,7 @@ BAD_FILES: list[tuple[str, str, bytes, list[str]]] = [
         "SFT data",
         "a.jsonl",
         b'{"prompt": "a", "completion": "b"}',
-        ["prompt, completion", "columns={"],
+        ["prompt-completion", "load_conversations"],
     ),
     (
         "two formats at once",

@@ -11,10 +11,16 @@ if TYPE_CHECKING:
     from prefstage.data.loading import load_pairs as load_pairs
     from prefstage.data.prompts import load_prompts as load_prompts
     from prefstage.data.records import Candidates as Candidates
+    from prefstage.data.records import Conversation as Conversation
     from prefstage.data.records import Message as Message
     from prefstage.data.records import Pair as Pair
     from prefstage.data.records import Prompt as Prompt
+    from prefstage.data.records import Unpaired as Unpaired
     from prefstage.data.records import prompt_id_of as prompt_id_of
+    from prefstage.data.response_loading import load_conversations as load_conversations
+    from prefstage.data.response_loading import load_unpaired as load_unpaired
+    from prefstage.data.response_sets import ConversationSet as ConversationSet
+    from prefstage.data.response_sets import UnpairedSet as UnpairedSet
     from prefstage.data.sets import CandidateSet as CandidateSet
     from prefstage.data.sets import CandidateStream as CandidateStream
     from prefstage.data.sets import PairSet as PairSet
@@ -27,6 +33,8 @@ _HOMES = {
     "CandidateSet": "sets",
     "CandidateStream": "sets",
     "Candidates": "records",
+    "Conversation": "records",
+    "ConversationSet": "response_sets",
     "LoadReport": "faults",
     "Message": "records",
     "Pair": "records",
@@ -35,11 +43,15 @@ _HOMES = {
     "Prompt": "records",
     "ResponseEncoder": "tokenising",
     "TokenTree": "tokenising",
+    "Unpaired": "records",
+    "UnpairedSet": "response_sets",
     "keep_sources": "grouping",
     "load_candidates": "loading",
+    "load_conversations": "response_loading",
     "load_pairs": "loading",
     "load_prompts": "prompts",
     "load_tokenizer": "tokenising",
+    "load_unpaired": "response_loading",
     "pairs_to_candidates": "grouping",
     "prompt_id_of": "records",
 }

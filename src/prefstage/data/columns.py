@@ -6,12 +6,14 @@ from typing import Any
 
 from datasets import Features, Json, List, Value
 
-from prefstage.data.records import Candidates, Message, Pair
+from prefstage.data.records import Candidates, Conversation, Message, Pair, Unpaired
 
 _OPTIONAL = ("score_chosen", "score_rejected", "source_chosen", "source_rejected", "agreement")
 PAIR_COLUMNS = ("prompt_id", "prompt", "chosen", "rejected", *_OPTIONAL)
 CANDIDATE_COLUMNS = ("prompt_id", "prompt", "responses", "sources", "scores")
-_MESSAGE_COLUMNS = ("prompt", "chosen", "rejected")
+UNPAIRED_COLUMNS = ("prompt_id", "prompt", "completion", "label", "score", "source")
+CONVERSATION_COLUMNS = ("prompt_id", "prompt", "completion")
+_MESSAGE_COLUMNS = ("prompt", "chosen", "rejected", "completion")
 Row = dict[str, Any]
 
 
@@ -47,6 +49,35 @@ def row_to_candidates(row: Mapping[str, Any]) -> Candidates:
         sources=tuple(row["sources"]),
         scores=tuple(row["scores"]),
     )
+
+
+def unpaired_to_row(unpaired: Unpaired) -> Row:
+    """The labelled response as a mapping of the canonical columns."""
+    row = {name: getattr(unpaired, name) for name in UNPAIRED_COLUMNS}
+    return {**row, **{name: list(row[name]) for name in ("prompt", "completion")}}
+
+
+def row_to_unpaired(row: Mapping[str, Any]) -> Unpaired:
+    """The labelled response that a canonical row holds."""
+    return Unpaired(
+        prompt_id=row["prompt_id"],
+        prompt=_messages(row["prompt"]),
+        completion=_messages(row["completion"]),
+        label=row["label"],
+        score=row.get("score"),
+        source=row.get("source"),
+    )
+
+
+def conversation_to_row(conversation: Conversation) -> Row:
+    """The conversation as a mapping of the canonical columns."""
+    row = {name: getattr(conversation, name) for name in CONVERSATION_COLUMNS}
+    return {**row, **{name: list(row[name]) for name in ("prompt", "completion")}}
+
+
+def row_to_conversation(row: Mapping[str, Any]) -> Conversation:
+    """The conversation that a canonical row holds."""
+    return Conversation(row["prompt_id"], _messages(row["prompt"]), _messages(row["completion"]))
 
 
 def message_fields(row: Row) -> dict[str, bool]:
@@ -108,6 +139,18 @@ def candidate_features(fields: Mapping[str, bool]) -> Features:
             "scores": List(Value("float64")),
         }
     )
+
+
+def unpaired_features(fields: Mapping[str, bool]) -> Features:
+    """Arrow types of the columns of labelled responses; see `pair_features`."""
+    rest = {"label": Value("bool"), "score": Value("float64"), "source": Value("string")}
+    return Features({**conversation_features(fields), **rest})
+
+
+def conversation_features(fields: Mapping[str, bool]) -> Features:
+    """Arrow types of the columns of conversations; see `pair_features`."""
+    messages = _message_type(fields)
+    return Features({"prompt_id": Value("string"), "prompt": messages, "completion": messages})
 
 
 def without_nulls(row: Row) -> Row:

@@ -23,7 +23,7 @@ from prefstage.data.recognition import (
     recognise,
     rename,
 )
-from prefstage.data.records import Candidates, Pair
+from prefstage.data.records import Pair, Record
 from prefstage.data.sources import Given, Source, open_source
 from prefstage.data.validation import TIE, check_storable
 
@@ -38,7 +38,8 @@ class Reading:
 
     Attributes:
         source: The rows.
-        wanted: Pairs, or candidates (which pairs are turned into).
+        wanted: Pairs, candidates (which pairs are turned into), labelled responses or
+            conversations (which their loaders make of pairs).
         format: Recognised or given.
         scheme: Meaning of the labels, or None.
         columns: Role of each renamed column.
@@ -60,7 +61,7 @@ class Reading:
         """An empty account."""
         return LoadReport(self.source.name, self.format.name, notes=list(self.notes))
 
-    def records(self, report: LoadReport) -> Iterator[Pair | Candidates]:
+    def records(self, report: LoadReport) -> Iterator[Record]:
         """Read all rows.
 
         Args:
@@ -87,7 +88,7 @@ class Reading:
                 yield record
             bad.finish(report)
 
-    def _read(self, row: RawRow) -> Pair | Candidates:
+    def _read(self, row: RawRow) -> Record:
         if row.fault is not None:
             raise row.fault
         record = self.format.read(rename(row.values, self.columns), self.scheme)
@@ -167,7 +168,7 @@ def open_reading(
     """Check the settings, open the source and settle its format from the first rows."""
     quarantine = _check_policy(given, on_bad_row, quarantine_file)
     check_columns(columns or {})
-    chosen_format = None if format is None else format_named(format)
+    chosen_format = None if format is None else format_named(format, wanted)
     source = open_source(given, split=split, streaming=streaming)
     sample = _peek(source)
     check_mapped(columns or {}, sample[0], source.name)

@@ -6,9 +6,12 @@ from typing import Literal
 
 from prefstage.core.config import nearest
 from prefstage.core.errors import DataError, InputError
-from prefstage.data.formats import FORMATS, Format, Row
+from prefstage.data.formats import CONVERSATIONS, FORMATS, UNPAIRED, Format, Row
 
-Wanted = Literal["pairs", "candidates"]
+Wanted = Literal["pairs", "candidates", "unpaired", "conversations"]
+
+_OWN: dict[Wanted, tuple[Format, ...]] = {"unpaired": UNPAIRED, "conversations": CONVERSATIONS}
+_LOADERS = {"unpaired": "load_unpaired", "conversations": "load_conversations"}
 
 COLUMN_ROLES = (
     *("prompt", "system", "tools", "chosen", "rejected", "agreement"),
@@ -16,6 +19,7 @@ COLUMN_ROLES = (
     *("response_a", "response_b", "label", "votes", "votes_a", "votes_b", "votes_tie"),
     *("source_a", "source_b", "score_a", "score_b"),
     *("responses", "sources", "scores", "response", "source", "score"),
+    *("completion", "messages"),
 )
 """What `columns=` can name: the role of each column, on the left of the map."""
 
@@ -61,22 +65,36 @@ def check_mapped(columns: Mapping[str, str], row: Row, source: str) -> None:
             )
 
 
-def format_named(name: str) -> Format:
+def format_named(name: str, wanted: Wanted = "pairs") -> Format:
     """The format of a name.
+
+    Args:
+        name: Its name.
+        wanted: What is loaded; see `formats_for`.
+
+    Returns:
+        The format.
 
     Raises:
         InputError: If there is none, naming the nearest.
     """
-    for format_ in FORMATS:
+    known = formats_for(wanted)
+    for format_ in known:
         if format_.name == name:
             return format_
-    names = [format_.name for format_ in FORMATS]
+    names = [format_.name for format_ in known]
     guess = nearest(name, names)
     raise InputError.of(
         saw=f"format={name!r}",
         expected=f"one of {', '.join(names)}",
         cure=f"did you mean {guess!r}?" if guess else "choose one, or leave it out",
     )
+
+
+def formats_for(wanted: Wanted) -> tuple[Format, ...]:
+    """The formats that one kind of data is read from, in the order in which they are tried."""
+    pairs = tuple(format_ for format_ in FORMATS if format_.kind == "pairs")
+    return FORMATS if wanted not in _OWN else (*_OWN[wanted], *pairs)
 
 
 def recognise(
@@ -88,7 +106,8 @@ def recognise(
         rows: The first rows that are objects, at least one.
         source: The dataset's name, for errors.
         wanted: What is loaded: candidate formats are preferred for candidates, and are
-            an error for pairs.
+            an error for pairs. Labelled responses and conversations have formats of their
+            own, which come before those of pairs.
         fallback: Taken if no format is recognised and the first row is of this one.
 
     Returns:
@@ -99,23 +118,52 @@ def recognise(
             different columns are.
     """
     for row in rows:
-        found = [format_ for format_ in FORMATS if format_.recognises(row)]
+        found = [format_ for format_ in formats_for(wanted) if format_.recognises(row)]
         if found:
             return _the_one(found, row, source, wanted)
     row = rows[0]
     if fallback is not None and fallback.recognises(row):
         return fallback
-    near = _nearest_format(row)
+    _check_kind(row, source, wanted)
+    near = _nearest_format(row, formats_for(wanted))
     lacking = [name for name in near.needs if name not in row]
     seen = f"{source} with the columns {_list(row)}, which fit no known format"
     raise DataError.of(
         saw=seen if lacking else f"{seen} by their values",
         expected=f"e.g. {near.name} ({', '.join(near.needs)})",
-        cure="name the columns, e.g. columns={'prompt': ..., 'chosen': ..., 'rejected': ...}",
+        cure=f"name the columns, e.g. columns={{{_example_columns(wanted)}}}",
     )
 
 
+def _example_columns(wanted: Wanted) -> str:
+    roles = {"unpaired": "prompt, completion, label", "conversations": "prompt, completion"}
+    named = roles.get(wanted, "prompt, chosen, rejected").split(", ")
+    return ", ".join(f"{role!r}: ..." for role in named)
+
+
+def _check_kind(row: Row, source: str, wanted: Wanted) -> None:
+    """Refuse data of another kind by naming who reads it.
+
+    Raises:
+        DataError: If labelled responses or conversations are read as something else.
+    """
+    for kind, formats in _OWN.items():
+        found = next((each for each in formats if each.recognises(row)), None)
+        if found is not None and kind != wanted:
+            raise DataError.of(
+                saw=f"{source}, which is read as {found.name}",
+                expected=_named_kind(wanted),
+                cure=f"load it with {_LOADERS[kind]}",
+            )
+
+
+def _named_kind(wanted: Wanted) -> str:
+    return "labelled responses" if wanted == "unpaired" else wanted
+
+
 def _the_one(found: Sequence[Format], row: Row, source: str, wanted: Wanted) -> Format:
+    if found[0].kind == wanted and wanted in _OWN:
+        return found[0]
     pairs = [format_ for format_ in found if format_.kind == "pairs"]
     listed = [format_ for format_ in found if format_.kind != "pairs"]
     if wanted == "candidates" and listed:
@@ -138,7 +186,7 @@ def _the_one(found: Sequence[Format], row: Row, source: str, wanted: Wanted) -> 
     return pairs[0]
 
 
-def _nearest_format(row: Row) -> Format:
+def _nearest_format(row: Row, formats: Sequence[Format]) -> Format:
     """The format whose columns and the row's resemble each other most; general before special."""
     names = [str(name).lower() for name in row]
 
@@ -147,7 +195,7 @@ def _nearest_format(row: Row) -> Format:
         used = sum(_closeness(name, format_.needs) for name in names) / max(1, len(names))
         return found + used
 
-    return max(reversed(FORMATS), key=likeness)
+    return max(reversed(formats), key=likeness)
 
 
 def _closeness(name: str, others: Iterable[str]) -> float:

@@ -1,6 +1,6 @@
-"""The records that travel: a pair, and a prompt with its candidate responses."""
+"""The records that travel: pairs, candidates, labelled responses, conversations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,52 @@ class Candidates:
                 f"prompt {self.prompt_id}: {len(self.responses)} responses, "
                 f"{len(self.sources)} sources, {len(self.scores)} scores; expected equal lengths."
             )
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """One response to a prompt, and whether it is wanted.
+
+    Attributes:
+        prompt_id: As in `Pair`.
+        prompt: As in `Pair`.
+        completion: The response, as the assistant message that follows the prompt.
+        label: Whether it is desirable.
+        score: Its score where the dataset has one.
+        source: Who wrote it, where known.
+    """
+
+    prompt_id: str
+    prompt: Prompt
+    completion: tuple[Message, ...]
+    label: bool
+    score: float | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A demonstration: what came before, and turns of which every assistant's is to be learnt.
+
+    Attributes:
+        prompt_id: As in `Pair`.
+        prompt: Messages before the first turn to be learnt; as in `Pair`.
+        completion: What follows: assistant turns, and the users' (or tools') between them.
+    """
+
+    prompt_id: str
+    prompt: Prompt
+    completion: tuple[Message, ...]
+
+    def turns(self) -> Iterator[tuple[Prompt, Message]]:
+        """Each assistant turn of the completion, with everything before it."""
+        messages = (*self.prompt, *self.completion)
+        for place in range(len(self.prompt), len(messages)):
+            if messages[place]["role"] == "assistant":
+                yield messages[:place], messages[place]
+
+
+Record = Pair | Candidates | Unpaired | Conversation
 
 
 def prompt_id_of(prompt: Sequence[Message]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from datasets.utils.json import ujson_loads
 
 from prefstage.data.faults import RowFault, show
-from prefstage.data.records import Candidates, Message, Pair, Prompt, prompt_id_of
+from prefstage.data.records import Candidates, Message, Pair, Prompt, Record, prompt_id_of
 
 TIE = 0.5
 
@@ -151,7 +151,7 @@ def check_text(text: Any, field: str) -> None:
         )
 
 
-def check_storable(record: Pair | Candidates) -> None:
+def check_storable(record: Record) -> None:
     """Fault text that UTF-8 cannot hold, and message fields that JSON or Arrow cannot."""
     try:
         json.dumps(vars(record), ensure_ascii=False).encode("utf-8")
@@ -159,6 +159,7 @@ def check_storable(record: Pair | Candidates) -> None:
             record.prompt,
             getattr(record, "chosen", ()),
             getattr(record, "rejected", ()),
+            getattr(record, "completion", ()),
         ):
             for message in messages:
                 _check_fields(message)

@@ -16,7 +16,7 @@ from prefstage.data.messages import (
     read_messages,
     read_transcript,
 )
-from prefstage.data.records import Candidates, Message, Pair, Prompt
+from prefstage.data.records import Message, Prompt, Record
 
 Row = Mapping[str, Any]
 PROMPT_NAMES = ("prompt", "instruction", "question", "query", "input", "context")
@@ -29,7 +29,8 @@ class Format:
     Attributes:
         name: For reports and for `format=`.
         kind: "pairs" (a row is a pair), "candidates" (a row is a prompt with its
-            responses) or "answers" (a row is one response; rows are grouped by prompt).
+            responses), "answers" (a row is one response; rows are grouped by prompt),
+            "unpaired" (a row is one response with a label) or "conversations".
         needs: The columns it is known by, for the nearest-format hint.
         recognises: Whether a row is of this format.
         read: Row to record; the label scheme is given where `labels` is.
@@ -39,10 +40,10 @@ class Format:
     """
 
     name: str
-    kind: Literal["pairs", "candidates", "answers"]
+    kind: Literal["pairs", "candidates", "answers", "unpaired", "conversations"]
     needs: tuple[str, ...]
     recognises: Callable[[Row], bool]
-    read: Callable[[Row, LabelScheme | None], Pair | Candidates]
+    read: Callable[[Row, LabelScheme | None], Record]
     labels: Callable[[Sequence[Row], str], LabelScheme] | None = None
     note: str | None = None
 
