@@ -11,17 +11,20 @@ changes one of them runs this and commits the result.
 import argparse
 import importlib
 import inspect
+import io
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from typer.models import ArgumentInfo
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
@@ -31,8 +34,8 @@ from prefstage.core.errors import PrefstageError
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TESTS = DOCS.parent / "tests"
 
-COMMANDS = ("measure", "sample", "judge", "demo", "doctor")
-PACKAGES = ("data", "scoring", "serving", "sampling", "judging", "measuring", "sandbox")
+COMMANDS = ("measure", "sample", "judge", "build", "demo", "doctor")
+PACKAGES = ("data", "scoring", "serving", "sampling", "judging", "measuring", "building", "sandbox")
 
 KINDS = {str: "text", int: "number", float: "number", Path: "path"}
 
@@ -53,6 +56,12 @@ All commands behave alike:
 In help texts, `[2]` is the default.
 """
 
+# Memory and room of one machine, sizes of files, hashes.
+MACHINE = re.compile(
+    r"[\d,.]+(?= MB)|(?<=set token_budget=)\d+|(?<=at most about )[\d,]+|"
+    r"(?<=bytes instead of )[\d,]+|(?<=')[0-9a-f]{16,32}(?=')"
+)
+
 GOOD_PAIR = {"prompt": "Why?", "chosen": "Good.", "rejected": "Bad."}
 
 BAD_INPUT = """\
@@ -60,7 +69,8 @@ BAD_INPUT = """\
 
 Every error that is the user's to mend is one line that says what was seen, what was expected,
 and what to do; a command then ends with exit code 2, and no file that was there is changed.
-Below are {total} malformed commands, configurations and datasets and the line that each gives.
+Below are {total} malformed commands, configurations, datasets and trainings and the line that
+each gives.
 `scripts/write_docs.py` makes this page from the tables of the tests by trying every case.
 
 A bad row of a dataset need not stop a command: `--on-bad-row quarantine` puts such rows into a
@@ -94,7 +104,8 @@ def option_row(name: str, hint: Any, default: Any) -> str:
     """One row of a table: the option, what it takes, and its help text."""
     kind, option = get_args(hint)
     named = [option.default, *(option.param_decls or ())]  # Typer keeps the first name there
-    names = [each for each in named if isinstance(each, str)] or [f"--{name.replace('_', '-')}"]
+    own = name.upper() if isinstance(option, ArgumentInfo) else f"--{name.replace('_', '-')}"
+    names = [each for each in named if isinstance(each, str)] or [own]
     (kind, *_) = [each for each in get_args(kind) or (kind,) if each is not type(None)]
     required = default is inspect.Parameter.empty
     value = "" if kind is bool else f"{KINDS[kind]}{', required' if required else ''}"
@@ -119,6 +130,7 @@ def bad_input_page() -> str:
     from tests.cli.bad_commands import COMMANDS as BAD_COMMANDS
     from tests.data.test_bad_data import BAD_CANDIDATES, BAD_ROWS
     from tests.data.test_bad_files import BAD_ARGUMENTS, BAD_FILES
+    from tests.training.bad_training import CASES as BAD_TRAININGS
 
     with inside_scratch_folder() as folder:
         commands = [(name, typed, refusal_of(typed, folder)) for name, typed, _ in BAD_COMMANDS]
@@ -132,14 +144,18 @@ def bad_input_page() -> str:
         ),
     ]
     datasets = [(name, data_error_of(*rest)) for name, *rest in files]
+    trainings = [(name, training_error_of(case)) for name, case, _ in BAD_TRAININGS]
     parts = [
-        BAD_INPUT.format(total=len(commands) + len(datasets)),
+        BAD_INPUT.format(total=len(commands) + len(datasets) + len(trainings)),
         f"## {len(commands)} commands and configurations\n",
         "| what is wrong | typed after `prefstage` | the line |\n|---|---|---|",
         *(f"| {name} | `{cell(typed)}` | {code(line)} |" for name, typed, line in commands),
         f"\n## {len(datasets)} datasets\n",
         "| what is wrong | the line |\n|---|---|",
         *(f"| {name} | {code(line)} |" for name, line in datasets),
+        f"\n## {len(trainings)} trainings\n",
+        "| what is wrong | the line |\n|---|---|",
+        *(f"| {name} | {code(line)} |" for name, line in trainings),
     ]
     return "\n".join(parts) + "\n"
 
@@ -181,6 +197,17 @@ def data_error_of(kind: str, file: str, data: bytes, arguments: dict[str, Any]) 
         except PrefstageError as error:
             return str(error)
     raise SystemExit(f"{file} is not refused: {data!r}, {arguments}")
+
+
+def training_error_of(case: Callable[[], Any]) -> str:
+    """The line that a training is refused or ended with, without what one machine decides."""
+    quiet = io.StringIO()
+    with inside_scratch_folder(), redirect_stdout(quiet), redirect_stderr(quiet):
+        try:
+            case()
+        except PrefstageError as error:
+            return MACHINE.sub("…", str(error))
+    raise SystemExit(f"a training is not refused: {case}")
 
 
 def json_lines(rows: list[Any]) -> bytes:

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefstage.building import build_pairs as build_pairs
     from prefstage.data import load_candidates as load_candidates
     from prefstage.data import load_pairs as load_pairs
     from prefstage.evaluating import length_controlled_win_rate as length_controlled_win_rate
@@ -17,6 +18,7 @@ _HOMES = {
     "Scorer": "scoring",
     "Stage": "measuring",
     "length_controlled_win_rate": "evaluating",
+    "build_pairs": "building",
     "load_candidates": "data",
     "load_judge": "judging",
     "load_pairs": "data",

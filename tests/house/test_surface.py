@@ -15,13 +15,14 @@ NAMES = [
     "Scorer",
     "Stage",
     "length_controlled_win_rate",
+    "build_pairs",
     "load_candidates",
     "load_judge",
     "load_pairs",
     "load_sampler",
     "measure_stage",
 ]
-COMMANDS = ["demo", "doctor", "judge", "measure", "sample"]
+COMMANDS = ["build", "demo", "doctor", "judge", "measure", "sample"]
 
 SOURCE = Path(prefstage.__file__).parent
 PACKAGES = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
