@@ -1,6 +1,6 @@
 """What users hand to the trainer as data, made into the items that a loss takes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,8 +40,8 @@ def item_set_of(source: Any, encoder: ResponseEncoder, loss: LossMix) -> ItemSet
             expected="data of that kind",
             cure="choose another loss, or load the data as what the loss takes",
         )
-    mismatched = items.kind == "unpaired" and "mismatched" in loss.needs
-    return with_mismatched(items) if mismatched else items
+    alone = items.kind == "unpaired" and len(items.items[0].trees[0].response_ids) == 1
+    return with_mismatched(items) if alone and "mismatched" in loss.needs else items
 
 
 def item_sets_of(
@@ -53,6 +53,17 @@ def item_sets_of(
     if isinstance(source, Mapping):
         return {name: item_set_of(each, encoder, loss) for name, each in source.items()}
     return item_set_of(source, encoder, loss)
+
+
+def item_sets_in(found: Iterable[Any]) -> list[ItemSet]:
+    """Every item set among sets, mappings of them by name, names and nothing."""
+    listed = list[ItemSet]()
+    for each in found:
+        if isinstance(each, Mapping):
+            listed += each.values()
+        elif isinstance(each, ItemSet):
+            listed.append(each)
+    return listed
 
 
 def chosen_only(pairs: ItemSet) -> ItemSet:

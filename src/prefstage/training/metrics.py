@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -87,39 +87,54 @@ def item_metrics(
         of the chosen and the rejected side, their margin and accuracy.
     """
     found: ItemMetrics = {"loss": values.values.detach()}
-    for name, value in values.metrics.items():
-        found[name] = value.detach().reshape(-1)
-    lengths = [[span.stop - span.start for span in own] for own in items.spans]
-    sums = [_sums(scored.log_probs, own) for own in items.spans]
+    found |= {name: value.detach().reshape(-1) for name, value in values.metrics.items()}
+    columns = {
+        "logps": _sums(scored.log_probs, items),
+        "lengths": torch.tensor([float(s.stop - s.start) for own in items.spans for s in own]),
+    }
+    if items.kind in ("pairs", "unpaired"):
+        ratios = scored.log_probs - items.reference if items.reference is not None else None
+        rewards = scored.log_probs if ratios is None else ratios
+        columns["rewards"] = reward_scale(loss) * _sums(rewards, items)
     if items.kind == "pairs":
-        found |= _by_side(sums, lengths, ("chosen", "rejected"))
-    elif items.kind == "unpaired":
-        sides = ["chosen" if item.desirable else "rejected" for item in items.items]
-        found |= _labelled(sums, lengths, sides)
-    else:
-        found["logps"] = torch.cat(sums)
-        found["lengths"] = torch.tensor([float(n) for own in lengths for n in own])
+        chosen, rejected = (columns["rewards"][side::2] for side in (0, 1))
+        found["rewards/margins"] = chosen - rejected
+        found["rewards/accuracies"] = (chosen > rejected).float()
+    for side, places in _sides(items).items():
+        found |= {f"{name}{side}": values[places] for name, values in columns.items()}
     return found
 
 
-def _sums(flat: Tensor, spans: Sequence[slice]) -> Tensor:
-    return torch.stack([flat[span].sum() for span in spans])
+def reward_scale(loss: LossMix) -> float:
+    """β of the loss's first term that has one (τ for IPO): rewards are β · log-ratio.
+
+    Args:
+        loss: The loss.
+
+    Returns:
+        β, 1/nats; 1 if no term has one.
+    """
+    for term in loss.resolved():
+        for name in ("beta", "tau"):
+            if name in term:
+                return float(term[name])
+    return 1.0
 
 
-def _by_side(
-    sums: Sequence[Tensor], lengths: Sequence[Sequence[int]], sides: Sequence[str]
-) -> ItemMetrics:
-    found = {}
-    for place, side in enumerate(sides):
-        found[f"logps/{side}"] = torch.stack([own[place] for own in sums])
-        found[f"lengths/{side}"] = torch.tensor([float(own[place]) for own in lengths])
-    return found
+def _sums(flat: Tensor, items: StepItems) -> Tensor:
+    """Sum over each response's tokens, in turn."""
+    sizes = [span.stop - span.start for own in items.spans for span in own]
+    return torch.stack([part.sum() for part in torch.split(flat, sizes)])
 
 
-def _labelled(sums: Any, lengths: Any, sides: Sequence[str]) -> ItemMetrics:
-    found = {}
-    for side in dict.fromkeys(sides):
-        own = [place for place, each in enumerate(sides) if each == side]
-        found[f"logps/{side}"] = torch.stack([sums[place][0] for place in own])
-        found[f"lengths/{side}"] = torch.tensor([float(lengths[place][0]) for place in own])
-    return found
+def _sides(items: StepItems) -> dict[str, list[int]]:
+    """Which responses stand on which side, by the end of a metric's name."""
+    firsts = list(accumulate(map(len, items.spans), initial=0))
+    if items.kind == "pairs":
+        return {"/chosen": firsts[:-1], "/rejected": [first + 1 for first in firsts[:-1]]}
+    if items.kind == "unpaired":
+        sides: dict[str, list[int]] = {}
+        for first, item in zip(firsts, items.items, strict=False):
+            sides.setdefault("/chosen" if item.desirable else "/rejected", []).append(first)
+        return sides
+    return {"": list(range(firsts[-1]))}

@@ -131,6 +131,10 @@ class StepRunner:
         size = _tree_size if self.layout == "tree" else _flat_size
         return [sum(map(size, item.trees)) for item in items.items]
 
+    def tokens(self, items: StepItems) -> int:
+        """Tokens of items, each prompt once: the same in either layout."""
+        return sum(_tree_size(tree) for tree in items.trees)
+
     def train(self, model: Any, items: StepItems, state: LossState) -> StepOutcome:
         """Accumulate the gradient of the objective over the whole optimiser batch.
 

@@ -185,19 +185,11 @@ class PreferenceTrainer(DurableTrainer):
         )
         return StepLoader(sampler)
 
+    @override
     def training_step(
         self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Accumulate the gradient of one whole optimiser step.
-
-        Args:
-            model: The wrapped policy.
-            inputs: The step's items.
-            num_items_in_batch: Not used: a step is the whole batch.
-
-        Returns:
-            The mean loss over the items of all processes.
-        """
+        """Accumulate the gradient of one whole optimiser step; returns its mean loss."""
         started = time.perf_counter()
         model.train()
         if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
@@ -227,13 +219,9 @@ class PreferenceTrainer(DurableTrainer):
             reference = reference.to(self.accelerator.device)
         return StepItems(item_set.kind, items, reference, seeds)
 
+    @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means over the items since the last log.
-
-        Args:
-            logs: The Trainer's own values.
-            start_time: As the Trainer passes it.
-        """
+        """As the base class, with the means over the items since the last log."""
         if "loss" in logs:
             logs |= self._means.take() | self._speed.take()
             logs["num_tokens"] = self.state.num_input_tokens_seen
@@ -285,14 +273,17 @@ class PreferenceTrainer(DurableTrainer):
 
     @override
     def run_state(self) -> dict[str, Any]:
-        """The loss's state, and the metrics since the last log."""
-        return {"loss": self.loss_state, "means": self._means.state()}
+        """The loss's state, the metrics since the last log, and how steps are divided."""
+        budget = self.runner.token_budget
+        return {"loss": self.loss_state, "means": self._means.state(), "token_budget": budget}
 
     @override
     def restore_run_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `run_state` gave."""
         self.loss_state = dict(state["loss"])
         self._means.restore(state["means"])
+        if self.args.token_budget == "auto":  # another division would round differently
+            self.runner.token_budget = int(state["token_budget"])
 
     @override
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -340,20 +331,15 @@ class PreferenceTrainer(DurableTrainer):
         found = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         return cast("dict[str, float]", found)
 
+    @override
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EvaluationSet:
-        """The set to evaluate.
-
-        Args:
-            eval_dataset: A set, the name of one, or None for the only one.
-
-        Returns:
-            The set in chunks.
-        """
+        """The set to evaluate, in chunks; chosen by name if there are several."""
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
         return EvaluationSet(item_set_of(chosen, self.encoder, self.loss))
 
+    @override
     def evaluation_loop(
         self,
         dataloader: EvaluationSet,
@@ -362,18 +348,7 @@ class PreferenceTrainer(DurableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Score a set and take the means of its metrics.
-
-        Args:
-            dataloader: The set.
-            description: What this is, for the log.
-            prediction_loss_only: Not used.
-            ignore_keys: Not used.
-            metric_key_prefix: What metric names begin with.
-
-        Returns:
-            The metrics.
-        """
+        """Score a set and take the means of its metrics over its items."""
         model = self._model_for_evaluation()
         item_set = dataloader.dataset
         _log.info("%s on %d items", description, len(item_set))
