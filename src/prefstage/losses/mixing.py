@@ -1,0 +1,246 @@
+"""Which loss to minimise: one of the registry, or a weighted sum of several."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prefstage.core.config import check_config, nearest
+from prefstage.core.errors import ConfigError
+from prefstage.losses.batches import LossBatch, PairBatch, Responses, UnpairedBatch
+from prefstage.losses.catalogue import LOSSES
+from prefstage.losses.registry import DataKind, Loss, LossSettings, LossState, LossValues, Need
+
+LossSpec = str | Mapping[str, Any] | Sequence[Any]
+"""A name, a sum such as ``sigmoid + 0.2*sft``, a mapping, or a list of these."""
+
+_TERM = re.compile(r"(?:(?P<weight>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*\*\s*)?(?P<name>[A-Za-z_]\w*)")
+_PLUS = re.compile(r"(?<![eE])\+")
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A loss with its constants and its weight in the sum.
+
+    Attributes:
+        loss: The registry's entry.
+        settings: Its constants.
+        weight: Its weight, > 0.
+    """
+
+    loss: Loss
+    settings: LossSettings
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class LossMix:
+    """A weighted sum of losses; it answers what each of them would.
+
+    Attributes:
+        terms: The losses, each name once.
+    """
+
+    terms: tuple[LossTerm, ...]
+
+    @property
+    def data(self) -> frozenset[DataKind]:
+        """Kinds of batch that all terms take."""
+        return frozenset.intersection(*(term.loss.data for term in self.terms))
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What some term needs."""
+        return frozenset.union(*(term.loss.needs for term in self.terms))
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether some term's values depend on the other items of the batch."""
+        return any(term.loss.whole_batch for term in self.terms)
+
+    @property
+    def random(self) -> bool:
+        """Whether some term draws at random."""
+        return any(term.loss.random for term in self.terms)
+
+    @property
+    def beta(self) -> float | None:
+        """β of the first term that has one, which scales rewards; else None."""
+        found = (getattr(term.settings, "beta", None) for term in self.terms)
+        return next((float(beta) for beta in found if beta is not None), None)
+
+    def start_state(self) -> LossState:
+        """Running statistics of the terms that keep some, by name."""
+        states = {term.loss.name: term.loss.start_state() for term in self.terms}
+        return {name: state for name, state in states.items() if state}
+
+    def compute(self, batch: LossBatch, state: LossState) -> LossValues:
+        """Compute the weighted sum for each item.
+
+        Args:
+            batch: The items; the whole optimiser batch where `whole_batch` says so.
+            state: Running statistics before it; see `start_state`.
+
+        Returns:
+            Values, the state after the batch, and metrics: those of the terms
+            (``loss/NAME`` where there are several), and TRL's rewards where there is a
+            reference.
+
+        Raises:
+            InputError: If the batch lacks what a term needs.
+        """
+        total, after, metrics = None, dict(state), _rewards(batch, self.beta or 1.0)
+        for term in self.terms:
+            own = term.loss.compute(batch, term.settings, state.get(term.loss.name, {}))
+            part = term.weight * own.values
+            total = part if total is None else total + part
+            if own.state:
+                after[term.loss.name] = own.state
+            metrics |= {name: value.detach() for name, value in own.metrics.items()}
+            if len(self.terms) > 1:
+                metrics[f"loss/{term.loss.name}"] = own.values.detach()
+        if total is None:
+            raise ConfigError.of(
+                saw="a sum of no losses", expected="at least one", cure="name a loss"
+            )
+        return LossValues(total, after, metrics)
+
+    def resolved(self) -> list[dict[str, Any]]:
+        """The terms with all their constants, JSON-serialisable."""
+        return [
+            {"name": t.loss.name, "weight": t.weight, **t.settings.model_dump(mode="json")}
+            for t in self.terms
+        ]
+
+
+def get_loss(name: str) -> Loss:
+    """Find a loss by its name or alias.
+
+    Raises:
+        ConfigError: If there is none; the nearest name is given.
+    """
+    by_alias = {alias: loss for loss in LOSSES.values() for alias in loss.aliases}
+    found = LOSSES.get(name) or by_alias.get(name)
+    if found is None:
+        guess = nearest(name, [*LOSSES, *by_alias])
+        raise ConfigError.of(
+            saw=f"loss {name!r}",
+            expected=f"one of {', '.join(sorted(LOSSES))}",
+            cure=f"did you mean {guess!r}?" if guess else "see the list of losses",
+        )
+    return found
+
+
+def parse_loss(spec: LossSpec) -> LossMix:
+    """Read which loss to minimise.
+
+    Args:
+        spec: A name; a sum such as ``sigmoid + 0.2*sft``; a mapping with `name`, perhaps
+            `weight`, and the loss's own constants; or a list of these.
+
+    Returns:
+        The weighted sum, of one term at least.
+
+    Raises:
+        ConfigError: If a name or constant is unknown or out of range, a loss stands twice,
+            or the losses take no common kind of data.
+    """
+    if isinstance(spec, str):
+        terms = [_term({"name": name, "weight": weight}) for weight, name in _split(spec)]
+    elif isinstance(spec, Mapping):
+        terms = [_term(spec)]
+    elif isinstance(spec, Sequence):
+        terms = [term for each in spec for term in parse_loss(each).terms]
+    else:
+        raise ConfigError.of(
+            saw=f"loss {spec!r}",
+            expected="a name, a mapping with a name, or a list of them",
+            cure="write loss: sigmoid, for instance",
+        )
+    names = [term.loss.name for term in terms]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None or not terms:
+        raise ConfigError.of(
+            saw=f"loss {twice!r} twice in a sum" if twice else f"no loss in {spec!r}",
+            expected="each loss once, with its weight",
+            cure="add the weights" if twice else "name a loss, such as sigmoid",
+        )
+    mix = LossMix(tuple(terms))
+    if not mix.data:
+        kinds = "; ".join(f"{t.loss.name}: {', '.join(sorted(t.loss.data))}" for t in mix.terms)
+        raise ConfigError.of(
+            saw=f"a sum of losses on different data ({kinds})",
+            expected="losses that take the same kind of data",
+            cure="train on one after the other, or choose other losses",
+        )
+    return mix
+
+
+def _split(text: str) -> list[tuple[float, str]]:
+    terms = []
+    for part in _PLUS.split(text):
+        found = _TERM.fullmatch(part.strip())
+        weight = _number(found["weight"]) if found else None
+        if found is None or weight is None:
+            raise ConfigError.of(
+                saw=f"loss {text!r}",
+                expected="a name or a sum such as 'sigmoid + 0.2*sft'",
+                cure=f"mend {part.strip()!r}",
+            )
+        terms.append((weight, found["name"]))
+    return terms
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or 1)
+    except ValueError:
+        return None
+
+
+def _term(spec: Mapping[str, Any]) -> LossTerm:
+    values = dict(spec)
+    name, weight = values.pop("name", None), values.pop("weight", 1.0)
+    if not isinstance(name, str):
+        raise ConfigError.of(
+            saw=f"loss {dict(spec)!r}",
+            expected="a mapping with the loss's name",
+            cure="add name: sigmoid, or another",
+        )
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ConfigError.of(
+            saw=f"weight {weight!r} of loss {name!r}",
+            expected="a number above 0",
+            cure="leave a loss out rather than give it no weight",
+        )
+    loss = get_loss(name)
+    return LossTerm(loss, check_config(loss.settings, values, origin=f"loss {name}"), float(weight))
+
+
+def _rewards(batch: LossBatch, beta: float) -> dict[str, torch.Tensor]:
+    """TRL's reward metrics: β times the log-ratio of each side."""
+    if isinstance(batch, PairBatch):
+        if not _has_reference(batch.chosen, batch.rejected):
+            return {}
+        chosen, rejected = (
+            beta * side.log_ratios.detach() for side in (batch.chosen, batch.rejected)
+        )
+        margins = chosen - rejected
+        return {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margins": margins,
+            "rewards/accuracies": 0.5 * (1 + margins.sign()),
+        }
+    if isinstance(batch, UnpairedBatch) and _has_reference(batch.responses):
+        rewards = beta * batch.responses.log_ratios.detach()
+        sides = {"chosen": batch.desirable, "rejected": ~batch.desirable}
+        return {f"rewards/{side}": rewards[own] for side, own in sides.items() if own.any()}
+    return {}
+
+
+def _has_reference(*sides: Responses) -> bool:
+    return all(side.reference is not None for side in sides)
