@@ -159,6 +159,15 @@ def test_rotation_deletes_the_oldest_but_never_what_is_kept(tmp_path: Path) -> N
     assert not (tmp_path / STAGING).exists()
 
 
+def test_checkpoints_of_others_are_neither_counted_nor_deleted(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    save(tmp_path, 2)
+    new = save(tmp_path, 3)
+    assert rotate_checkpoints(tmp_path, limit=2, keep=[new]) == []
+    assert [each.name for each in rotate_checkpoints(tmp_path, limit=1)] == ["checkpoint-2"]
+    assert (tmp_path / "checkpoint-1").is_dir()
+
+
 def test_rotation_goes_by_age_not_by_step(tmp_path: Path) -> None:
     """A run begun anew in the same folder must not lose what it has just written."""
     save(tmp_path, 100)

@@ -222,6 +222,25 @@ def test_the_limit_spares_the_best_and_the_last_to_the_end(tmp_path: Path) -> No
         verify_checkpoint(each)
 
 
+def test_the_best_one_is_found_again_when_the_folder_has_moved(tmp_path: Path) -> None:
+    settings = {
+        "num_train_epochs": 4,
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "learning_rate": 0.1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+    }
+    trainer = plain_trainer(tmp_path / "first", **settings)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint).name
+    (tmp_path / "first").rename(tmp_path / "moved")
+    again = plain_trainer(tmp_path / "moved", **settings)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.best_model_checkpoint == str(tmp_path / "moved" / best)
+
+
 class Spoil(TrainerCallback):
     """Makes one weight NaN before a step's checkpoint."""
 

@@ -211,8 +211,34 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return record
 
 
+def nothing_whole(folder: Path) -> CheckpointError:
+    """The error of a run that has nothing to go on from.
+
+    Args:
+        folder: The run's output folder, without any whole checkpoint.
+
+    Returns:
+        The error to raise.
+    """
+    others = checkpoints_in(folder)
+    if others:
+        return CheckpointError.of(
+            saw=f"none of the {len(others)} checkpoints in {folder} has a {MANIFEST}: they were "
+            "written by another trainer",
+            expected="checkpoints of PreferenceTrainer",
+            cure="begin a new run in another output_dir, with one of them as the model",
+        )
+    return CheckpointError.of(
+        saw=f"no whole checkpoint in {folder}",
+        expected="a folder named checkpoint-STEP, written by PreferenceTrainer",
+        cure="leave resume_from_checkpoint out to begin, or check output_dir",
+    )
+
+
 def rotate_checkpoints(folder: Path, *, limit: int | None, keep: Iterable[Path] = ()) -> list[Path]:
     """Delete the oldest checkpoints beyond a limit; call it when the newest one is whole.
+
+    Checkpoints of other trainers are neither counted nor deleted.
 
     Args:
         folder: The run's output folder.
@@ -222,7 +248,8 @@ def rotate_checkpoints(folder: Path, *, limit: int | None, keep: Iterable[Path] 
     Returns:
         The deleted checkpoints.
     """
-    present = sorted(checkpoints_in(folder), key=_written)
+    ours = [each for each in checkpoints_in(folder) if (each / MANIFEST).is_file()]
+    present = sorted(ours, key=_written)
     if not limit or limit < 0:
         return []
     kept = {each.resolve() for each in keep}
@@ -303,7 +330,7 @@ def _is_intact(checkpoint: Path) -> bool:
 
 
 def _written(checkpoint: Path) -> tuple[str, int]:
-    """When a checkpoint was written; one of another trainer counts as older than all."""
+    """When a checkpoint was written; one whose manifest is damaged counts as older than all."""
     try:
         return str(read_manifest(checkpoint)["written"]), step_of(checkpoint)
     except CheckpointError:

@@ -16,11 +16,12 @@ from prefstage.core.errors import CheckpointError
 from prefstage.core.files import write_json
 from prefstage.training.argument_checks import check_metric
 from prefstage.training.checkpoints import (
-    MANIFEST,
+    checkpoint_name,
     checkpoints_in,
     discard_staged,
     finish_checkpoint,
     newest_whole,
+    nothing_whole,
     recover,
     rotate_checkpoints,
     staged_folder,
@@ -158,7 +159,7 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             _log.info("%s holds no checkpoint: training begins", folder)
             return None
         if found is None:
-            raise _nothing_whole(folder)
+            raise nothing_whole(folder)
         if self.args.should_save:
             self._check(found)
         self.accelerator.wait_for_everyone()
@@ -195,6 +196,9 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         if self._resumed is None:
             return epochs_done, batches_done
         self.state.compute_steps(self.args, max_steps)  # when to log and save may have changed
+        best = self._resumed.with_name(checkpoint_name(self.state.best_global_step or 0))
+        if self.state.best_model_checkpoint is None and best.is_dir():  # the folder has moved
+            self.state.best_model_checkpoint = str(best)
         ended = self._restore_callbacks() or self.state.global_step >= max_steps
         return (self.state.num_train_epochs, 0) if ended else (epochs_done, batches_done)
 
@@ -381,19 +385,3 @@ class _LoopKeeper(TrainerCallback):  # type: ignore[misc]  # likewise
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_save = control.should_save or self._deferred
         self._deferred = False
-
-
-def _nothing_whole(folder: Path) -> CheckpointError:
-    others = checkpoints_in(folder)
-    if others:
-        return CheckpointError.of(
-            saw=f"none of the {len(others)} checkpoints in {folder} has a {MANIFEST}: they were "
-            "written by another trainer",
-            expected="checkpoints of PreferenceTrainer",
-            cure="begin a new run in another output_dir, with one of them as the model",
-        )
-    return CheckpointError.of(
-        saw=f"no whole checkpoint in {folder}",
-        expected="a folder named checkpoint-STEP, written by PreferenceTrainer",
-        cure="leave resume_from_checkpoint out to begin, or check output_dir",
-    )
