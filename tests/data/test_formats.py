@@ -9,7 +9,7 @@ import pytest
 
 from prefstage.core.errors import DataError
 from prefstage.data import Pair, load_candidates, load_pairs
-from prefstage.data.formats import FORMATS
+from prefstage.data.formats import CONVERSATIONS, FORMATS, UNPAIRED
 from prefstage.data.recognition import COLUMN_ROLES
 from tests.data.dataset_rows import write_rows
 
@@ -348,7 +348,7 @@ def test_a_pair_is_never_built_by_position(tmp_path: Path) -> None:
     rows = [
         {"prompt": "Why?", "completion": text, "label": good} for text, good in (("A", 1), ("B", 0))
     ]
-    with pytest.raises(DataError, match="fit no known format"):
+    with pytest.raises(DataError, match="load it with load_unpaired"):
         load_pairs(write_rows(tmp_path / "rows.jsonl", rows))
 
 
@@ -373,7 +373,7 @@ def test_a_list_of_json_and_gzip_read_alike(tmp_path: Path) -> None:
 
 def test_the_documentation_shows_every_format() -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    for format_ in FORMATS:
+    for format_ in (*FORMATS, *UNPAIRED, *CONVERSATIONS):
         assert f"| `{format_.name}` |" in page
     for role in COLUMN_ROLES:
         assert f"`{role}`" in page

@@ -1,15 +1,25 @@
 """What users hand to the trainer as data, made into the items that a loss takes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
-from prefstage.data import CandidateSet, PairSet, ResponseEncoder
+from prefstage.data import (
+    CandidateSet,
+    ConversationSet,
+    PairSet,
+    ResponseEncoder,
+    UnpairedSet,
+    load_candidates,
+    load_conversations,
+    load_pairs,
+    load_unpaired,
+)
 from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix
-from prefstage.training.items import ItemSet, TrainingItem, encode_items
+from prefstage.training.items import ItemSet, LoadedSet, TrainingItem, encode_items
 
 
 def item_set_of(source: Any, encoder: ResponseEncoder, loss: LossMix) -> ItemSet:
@@ -119,9 +129,24 @@ def _with_responses(tree: TokenTree, *places: int) -> TokenTree:
     return TokenTree(tree.prompt_id, tree.prompt_ids, chosen)
 
 
-def _loaded(source: Any, loss: LossMix) -> Any:
-    if isinstance(source, PairSet | CandidateSet):
-        return source
-    from prefstage.data import load_candidates, load_pairs
+def load_for(loss: LossMix) -> Callable[..., LoadedSet]:
+    """The loader of what a loss takes.
 
-    return load_pairs(source) if "pairs" in loss.data else load_candidates(source)
+    Args:
+        loss: Says what it takes.
+
+    Returns:
+        `load_pairs`, `load_candidates`, `load_unpaired` or `load_conversations`; the last
+        two read pairs as well.
+    """
+    if "responses" in loss.data:
+        return load_conversations
+    if "pairs" in loss.data:
+        return load_pairs
+    return load_unpaired if "unpaired" in loss.data else load_candidates
+
+
+def _loaded(source: Any, loss: LossMix) -> LoadedSet:
+    if isinstance(source, PairSet | CandidateSet | UnpairedSet | ConversationSet):
+        return source
+    return load_for(loss)(source)

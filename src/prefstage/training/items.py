@@ -1,13 +1,29 @@
 """Training items: what one item of an optimiser's batch is, as token trees."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from prefstage.core.errors import DataError
 from prefstage.core.hashing import digest
-from prefstage.data.sets import PairSet
-from prefstage.data.tokenising import ResponseEncoder, TokenTree
+from prefstage.data import (
+    Candidates,
+    CandidateSet,
+    Conversation,
+    ConversationSet,
+    Message,
+    Pair,
+    PairSet,
+    ResponseEncoder,
+    TokenTree,
+    Unpaired,
+    UnpairedSet,
+)
 
 ItemKind = Literal["pairs", "groups", "unpaired", "responses"]
+LoadedSet = PairSet | CandidateSet | UnpairedSet | ConversationSet
+
+_FEWEST_OF_A_GROUP = 2
 
 
 @dataclass(frozen=True)
@@ -16,7 +32,9 @@ class TrainingItem:
 
     Attributes:
         index: Row in its set.
-        trees: Its prompts and responses as tokens. Pairs: one tree with (chosen, rejected).
+        trees: Its prompts and responses as tokens. Pairs: one tree with (chosen, rejected);
+            groups: one with K responses; unpaired: one with one response; responses: one
+            tree for each assistant turn that is to be learnt, whose prompt is all before it.
         scores: Each response's score, where known.
         preference: P(chosen > rejected) by the judge, where known.
         annotator: Who labelled it, where known.
@@ -38,7 +56,8 @@ class ItemSet:
     Attributes:
         kind: What an item is.
         items: The items, in the order of the dataset.
-        counts: What encoding did.
+        counts: What encoding did: prompts and responses encoded, cut off and so on, as in
+            `prefstage.data.tokenising.EncodingCounts`, and rows left out.
         fingerprint: Hash of the data and of the encoding.
     """
 
@@ -56,22 +75,76 @@ class ItemSet:
         return self.items[index]
 
 
-def encode_items(dataset: PairSet, encoder: ResponseEncoder) -> ItemSet:
+def encode_items(dataset: LoadedSet, encoder: ResponseEncoder) -> ItemSet:
     """Encode a dataset's rows as token trees.
 
     Args:
-        dataset: The rows.
+        dataset: Pairs; candidates (groups of scored responses; a prompt with fewer than two
+            is left out and counted); labelled responses; or conversations (an item each).
         encoder: Turns text into tokens.
 
     Returns:
-        The items.
+        The items, with what encoding this dataset did.
+
+    Raises:
+        DataError: If no row is left.
+        ModelError: If the chat template refuses a prompt.
     """
-    items = []
-    for index, pair in enumerate(dataset):
-        responses = [side[0] for side in (pair.chosen, pair.rejected)]
-        tree = encoder.encode(pair.prompt, responses)
-        known = pair.score_chosen is not None and pair.score_rejected is not None
-        scores = (pair.score_chosen, pair.score_rejected) if known else None
-        items.append(TrainingItem(index, (tree,), scores=scores, preference=pair.agreement))
-    fingerprint = digest([dataset.fingerprint, encoder.fingerprint])
-    return ItemSet("pairs", tuple(items), asdict(encoder.counts), fingerprint)
+    before = asdict(encoder.counts)
+    kind, encode = _ENCODERS[type(dataset)]
+    made = (encode(index, row, encoder) for index, row in enumerate(dataset))
+    items = tuple(item for item in made if item is not None)
+    if not items:
+        raise DataError.of(
+            saw=f"{dataset.report.source} without any prompt that has two responses",
+            expected="groups of at least two responses to a prompt",
+            cure="sample more responses, or choose a loss on single responses",
+        )
+    counts = {name: count - before[name] for name, count in asdict(encoder.counts).items()}
+    if len(items) < len(dataset):
+        counts["prompts_with_one_response"] = len(dataset) - len(items)
+    return ItemSet(kind, items, counts, digest([dataset.fingerprint, encoder.fingerprint]))
+
+
+def _encode_pair(index: int, pair: Pair, encoder: ResponseEncoder) -> TrainingItem:
+    tree = encoder.encode(pair.prompt, [pair.chosen[0], pair.rejected[0]])
+    scores = _all_known(pair.score_chosen, pair.score_rejected)
+    return TrainingItem(index, (tree,), scores=scores, preference=pair.agreement)
+
+
+def _encode_group(
+    index: int, candidates: Candidates, encoder: ResponseEncoder
+) -> TrainingItem | None:
+    if len(candidates.responses) < _FEWEST_OF_A_GROUP:
+        return None
+    tree = encoder.encode(candidates.prompt, candidates.responses)
+    return TrainingItem(index, (tree,), scores=_all_known(*candidates.scores))
+
+
+def _encode_unpaired(index: int, row: Unpaired, encoder: ResponseEncoder) -> TrainingItem:
+    tree = encoder.encode(row.prompt, row.completion)
+    return TrainingItem(index, (tree,), scores=_all_known(row.score), desirable=row.label)
+
+
+def _encode_conversation(
+    index: int, conversation: Conversation, encoder: ResponseEncoder
+) -> TrainingItem:
+    trees: list[TokenTree] = []
+    turn: Message
+    for before, turn in conversation.turns():
+        trees.append(encoder.encode(before, [turn]))
+    return TrainingItem(index, tuple(trees))
+
+
+def _all_known(*scores: float | None) -> tuple[float, ...] | None:
+    """The scores, or None if one is unknown."""
+    known = tuple(score for score in scores if score is not None)
+    return known if len(known) == len(scores) else None
+
+
+_ENCODERS: dict[type, tuple[ItemKind, Callable[[int, Any, ResponseEncoder], Any]]] = {
+    PairSet: ("pairs", _encode_pair),
+    CandidateSet: ("groups", _encode_group),
+    UnpairedSet: ("unpaired", _encode_unpaired),
+    ConversationSet: ("responses", _encode_conversation),
+}
