@@ -1,7 +1,7 @@
 """Checks of tokenizer and data before training, so that nothing wrong is found hours later."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,32 @@ def _own_vocabulary(model: Any) -> dict[str, int]:
 # --- Data --------------------------------------------------------------------------------------
 
 
+def check_sources(train: Any, evaluated: Any) -> None:
+    """Check that no data set is empty, before it is read as anything.
+
+    Args:
+        train: To train on, as given to the trainer.
+        evaluated: To evaluate on: one, several by name, or None.
+
+    Raises:
+        InputError: If one has no row.
+    """
+    named = {"the training set": train}
+    if isinstance(evaluated, Mapping):
+        named |= {f"evaluation set {name!r}": each for name, each in evaluated.items()}
+    else:
+        named["the evaluation set"] = evaluated
+    for name, source in named.items():
+        if isinstance(source, Sized) and len(source) == 0:
+            raise _empty(name)
+
+
+def _empty(name: str) -> InputError:
+    return InputError.of(
+        saw=f"{name} is empty", expected="at least one item", cure="check the data's file"
+    )
+
+
 def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> None:
     """Check that every set holds something, and every item of it a token to learn from.
 
@@ -113,9 +139,7 @@ def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> N
 
 def _check_item_set(name: str, items: Any) -> None:
     if len(items) == 0:
-        raise InputError.of(
-            saw=f"{name} is empty", expected="at least one item", cure="check the data's file"
-        )
+        raise _empty(name)
     sides = [[ids for tree in item.trees for ids in tree.response_ids] for item in items.items]
     empty = [
         item.index

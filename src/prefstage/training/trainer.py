@@ -26,7 +26,7 @@ from prefstage.training.evaluation import EvaluationSet, evaluate_items, score_s
 from prefstage.training.export import names_of, provenance_of, told_in_card, write_export
 from prefstage.training.forward import install_scoring
 from prefstage.training.guarding import StepGuard
-from prefstage.training.input_checks import check_item_sets, tokenizer_for
+from prefstage.training.input_checks import check_item_sets, check_sources, tokenizer_for
 from prefstage.training.items import ItemSet
 from prefstage.training.memory import token_budget_of
 from prefstage.training.metrics import Means, Speed, item_metrics
@@ -102,6 +102,7 @@ class PreferenceTrainer(DurableTrainer):
             max_prompt_tokens=args.max_prompt_tokens,
             max_response_tokens=args.max_response_tokens,
         )
+        check_sources(train_dataset, eval_dataset)
         self.data_names = names_of(train_dataset, eval_dataset)
         self.provenance = provenance_of(train_dataset)
         train_items = item_sets_of(train_dataset, self.encoder, self.loss)
