@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from prefstage.data import load_candidates as load_candidates
     from prefstage.data import load_pairs as load_pairs
     from prefstage.evaluating import length_controlled_win_rate as length_controlled_win_rate
+    from prefstage.evaluating import win_rate as win_rate
     from prefstage.judging import load_judge as load_judge
     from prefstage.measuring import Stage as Stage
     from prefstage.measuring import measure_stage as measure_stage
@@ -24,6 +25,7 @@ _HOMES = {
     "load_pairs": "data",
     "load_sampler": "sampling",
     "measure_stage": "measuring",
+    "win_rate": "evaluating",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - the public names, each imported on first use

@@ -21,6 +21,7 @@ NAMES = [
     "load_pairs",
     "load_sampler",
     "measure_stage",
+    "win_rate",
 ]
 COMMANDS = ["build", "demo", "doctor", "judge", "measure", "sample"]
 

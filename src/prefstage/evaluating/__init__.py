@@ -1,15 +1,47 @@
 """How good is the policy: win rates one can trust, and benchmarks that users expect."""
 
+from prefstage.evaluating.alpaca_files import (
+    Annotation,
+    leaderboard_row,
+    read_annotations,
+    read_leaderboard,
+    read_prompt_numbers,
+    write_annotations,
+    write_leaderboard,
+)
+from prefstage.evaluating.answers import Answer, Answers, load_answers, write_model_outputs
+from prefstage.evaluating.comparing import Difference, compare_win_rates
 from prefstage.evaluating.length_controlled import (
     LengthControlledWinRate,
     LengthWeights,
     length_controlled_interval,
     length_controlled_win_rate,
 )
+from prefstage.evaluating.rates import Rates, rates_of
+from prefstage.evaluating.win_rates import JudgedAnswer, WinRate, WinRateConfig, win_rate
 
 __all__ = [
+    "Annotation",
+    "Answer",
+    "Answers",
+    "Difference",
+    "JudgedAnswer",
     "LengthControlledWinRate",
     "LengthWeights",
+    "Rates",
+    "WinRate",
+    "WinRateConfig",
+    "compare_win_rates",
+    "leaderboard_row",
     "length_controlled_interval",
     "length_controlled_win_rate",
+    "load_answers",
+    "rates_of",
+    "read_annotations",
+    "read_leaderboard",
+    "read_prompt_numbers",
+    "win_rate",
+    "write_annotations",
+    "write_leaderboard",
+    "write_model_outputs",
 ]

@@ -44,6 +44,8 @@ class LengthControlledWinRate:
         length_controlled_win_rate: 100 · mean σ(w2·d + w3).
         lc_standard_error: Standard error of that mean over prompts, as AlpacaEval gives it:
             it knows nothing of the uncertainty of w (see `length_controlled_interval`).
+            Without difficulty all predictions are equal and that error is nothing; then it
+            is the error of the fit (sandwich estimate).
         win_rate: 100 · mean preference.
         standard_error: Of the win rate (ddof 1).
         discrete_win_rate: 100 · (wins + ½·draws) / n_total.
@@ -99,6 +101,7 @@ def length_controlled_win_rate(
     lookup: Lookup = "instruction",
     C: float | None = None,  # noqa: N803 - the name that everyone knows it by
     difficulty: ArrayLike | None = None,
+    regularise: bool = True,
 ) -> LengthControlledWinRate:
     """Win rate that the model would have if its answers were as long as the baseline's.
 
@@ -124,6 +127,8 @@ def length_controlled_win_rate(
         C: How much the rows count against the penalty; None chooses it from ten values by
             5-fold cross-validation, as AlpacaEval does.
         difficulty: Of each row, for other prompts (see `estimate_difficulty`). [rows].
+        regularise: Fit with the gamed rows, as AlpacaEval does; False leaves them out (its
+            `length_controlled_noreg`), which suits judges with another taste for length.
 
     Returns:
         The win rates with their standard errors, the coefficients and C.
@@ -149,23 +154,25 @@ def length_controlled_win_rate(
     )
     if C is not None and not 0 < C < np.inf:
         raise InputError.of(saw=f"C={C}", expected="a positive number", cure="leave C out")
-    notes = rows.notes
+    notes, error = rows.notes, None
     if _is_baseline(rows):
         notes = (*notes, "the model is the baseline itself: 50 % by construction")
         weights, chosen = LengthWeights(0.0, 0.0, 0.0), C if C is not None else float("nan")
         predicted = np.full(len(rows.preference), _HALF)
     else:
-        problem = _problem(rows, length_tables())
+        problem = _problem(rows, length_tables(), regularise=regularise)
         chosen = float(C) if C is not None else _choose_c(problem)
         fitted = fit_l1_logistic(
             problem.features, problem.labels, problem.weights[:, None], c=chosen
         ).weights[0]
         predicted = _sigmoid(problem.test @ fitted)
         weights = _named(fitted)
+        if rows.origin == "none":
+            error = _sandwich_error(problem, fitted)
     usable = rows.preference[~np.isnan(rows.preference)]
     return LengthControlledWinRate(
         length_controlled_win_rate=100 * float(predicted.mean()),
-        lc_standard_error=100 * _standard_error(predicted),
+        lc_standard_error=100 * (_standard_error(predicted) if error is None else error),
         win_rate=100 * float(usable.mean()),
         standard_error=100 * _standard_error(usable),
         discrete_win_rate=100 * float((usable > _HALF).mean() + _HALF * (usable == _HALF).mean()),
@@ -191,6 +198,7 @@ def length_controlled_interval(
     lookup: Lookup = "instruction",
     C: float | None = None,  # noqa: N803 - as above
     difficulty: ArrayLike | None = None,
+    regularise: bool = True,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -201,7 +209,7 @@ def length_controlled_interval(
     method, stay; C stays too. Percentile interval.
 
     Args:
-        preference: As for `length_controlled_win_rate`, and so the next six.
+        preference: As for `length_controlled_win_rate`, and so the next seven.
         len_model: Likewise.
         len_baseline: Likewise.
         instruction: Likewise.
@@ -209,6 +217,7 @@ def length_controlled_interval(
         lookup: Likewise.
         C: Likewise; None chooses it once, on all rows.
         difficulty: Likewise.
+        regularise: Likewise.
         confidence: In (0, 1).
         resamples: How many, >= 1.
         seed: Of the draws.
@@ -239,7 +248,7 @@ def length_controlled_interval(
     )
     if _is_baseline(rows):
         return 50.0, 50.0
-    problem = _problem(rows, length_tables())
+    problem = _problem(rows, length_tables(), regularise=regularise)
     chosen = float(C) if C is not None else _choose_c(problem)
     rng = np.random.default_rng(seed_for(seed, "length-controlled"))
     has_preference = ~np.isnan(rows.preference)
@@ -263,7 +272,7 @@ def _is_baseline(rows: Rows) -> bool:
     return bool(same and (rows.preference == _HALF).all())
 
 
-def _problem(rows: Rows, tables: LengthTables) -> _Problem:
+def _problem(rows: Rows, tables: LengthTables, *, regularise: bool) -> _Problem:
     t = standardised_length(rows.len_model, rows.len_baseline)
     ours = [t, np.ones(len(t))]
     gamed = [tables.gamed_t, np.zeros(len(tables.gamed_t))]
@@ -276,12 +285,18 @@ def _problem(rows: Rows, tables: LengthTables) -> _Problem:
         gamed.insert(1, of_gamed if official else np.zeros(len(of_gamed)))
         test.insert(1, rows.difficulty)
     kept = ~np.isnan(rows.preference)
-    return _Problem(
-        features=np.concatenate([np.stack(gamed, 1), np.stack(ours, 1)[kept]]),
-        labels=np.concatenate([tables.gamed_preference, rows.preference[kept]]),
-        weights=np.concatenate([np.full(len(tables.gamed_t), GAMED_WEIGHT), np.ones(kept.sum())]),
-        test=np.stack(test, 1),
-    )
+    x, y, v = np.stack(ours, 1)[kept], rows.preference[kept], np.ones(int(kept.sum()))
+    if regularise:
+        x = np.concatenate([np.stack(gamed, 1), x])
+        y = np.concatenate([tables.gamed_preference, y])
+        v = np.concatenate([np.full(len(tables.gamed_t), GAMED_WEIGHT), v])
+    if len(y) < FOLDS:
+        raise InputError.of(
+            saw=f"{len(y)} rows with a preference",
+            expected=f"at least {FOLDS} for {FOLDS}-fold cross-validation",
+            cure="judge more prompts, or leave regularise=True",
+        )
+    return _Problem(features=x, labels=y, weights=v, test=np.stack(test, 1))
 
 
 def _choose_c(problem: _Problem) -> float:
@@ -298,6 +313,21 @@ def _choose_c(problem: _Problem) -> float:
         loss = -problem.weights[:, None] * (y * np.log(p) + (1 - y) * np.log1p(-p))
         scores.append(-(loss * held_out).sum(axis=0) / held_out.sum(axis=0))
     return float(GRID[np.mean(scores, axis=1).argmax()])
+
+
+def _sandwich_error(problem: _Problem, w: Floats) -> float:
+    """Standard error of the prediction at equal lengths, from the spread of the scores.
+
+    Source:
+        Huber 1967, Proc. Fifth Berkeley Symposium; by the delta method.
+    """
+    x, v = problem.features, problem.weights
+    p = _sigmoid(x @ w)
+    bread = np.linalg.pinv((x * (v * p * (1 - p))[:, None]).T @ x)
+    scores = x * (v * (p - problem.labels))[:, None]
+    q = _sigmoid(problem.test @ w)
+    slope = ((q * (1 - q))[:, None] * problem.test).mean(axis=0) @ bread
+    return float(np.sqrt(slope @ (scores.T @ scores) @ slope))
 
 
 def _named(w: Floats) -> LengthWeights:

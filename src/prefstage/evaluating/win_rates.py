@@ -1,0 +1,303 @@
+"""Win rate of a model's answers over a baseline's, by any judge."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from prefstage.core.config import Config
+from prefstage.core.errors import InputError
+from prefstage.core.progress import progress
+from prefstage.evaluating.alpaca_files import Annotation
+from prefstage.evaluating.answers import Answers, instruction_of, load_answers
+from prefstage.evaluating.length_controlled import (
+    LengthControlledWinRate,
+    length_controlled_interval,
+    length_controlled_win_rate,
+)
+from prefstage.evaluating.rates import Rates, rates_of
+from prefstage.judging import Comparison, Judge, Judgment, load_judge
+from prefstage.judging.running import compare_all
+from prefstage.measuring.loop import chunk_sizes, prompt_order
+from prefstage.measuring.sequential import ConfidenceSequence
+
+_HALF = 0.5
+_FIRST_CHUNK = 16
+_FEWEST_CONTROLLED = 30
+
+
+class WinRateConfig(Config):
+    """How a win rate is measured."""
+
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="Of every interval.")
+    stop_early: bool = Field(
+        default=False, description="Stop when it is decided which of the two is better."
+    )
+    max_prompts: int | None = Field(default=None, ge=2, description="Prompts judged at most.")
+    length_controlled: bool = Field(default=True, description="Also control for length.")
+    resamples: int = Field(default=1000, ge=1, description="Of the bootstrap.")
+    seed: int = Field(default=0, ge=0, description="Of the prompts' order and the bootstrap.")
+
+
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """One prompt's verdict.
+
+    Attributes:
+        prompt_id: Names the prompt's content.
+        instruction: The prompt as text.
+        preference: P(model's answer better), mean of both orders, in [0, 1]; NaN where the
+            judge could not decide.
+        model_answer: The model's answer.
+        baseline_answer: The baseline's.
+    """
+
+    prompt_id: str
+    instruction: str
+    preference: float
+    model_answer: str
+    baseline_answer: str
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """A model's win rate over a baseline; rates in percent, lengths in characters.
+
+    Attributes:
+        model: The model's name.
+        baseline: The baseline's.
+        judge: The judge's.
+        rates: Win rate, discrete win rate, errors and intervals.
+        avg_length: Mean length of the model's answers that were judged.
+        avg_length_baseline: Likewise of the baseline's.
+        controlled: The length-controlled win rate, where it was asked for and possible.
+        controlled_interval: Its bootstrap interval.
+        better: "model" or "baseline" where the anytime-valid interval decides it.
+        anytime_interval: That interval: it holds at every moment at once, so that stopping
+            when one is ahead is no cheat.
+        stopped: Why judging ended.
+        prompts_available: Prompts that both answered.
+        only_model: Prompts that only the model answered; not used.
+        only_baseline: Prompts that only the baseline answered; not used.
+        verdicts: Each judged prompt.
+        notes: What a reader should know.
+    """
+
+    model: str
+    baseline: str
+    judge: str
+    rates: Rates
+    avg_length: float
+    avg_length_baseline: float
+    controlled: LengthControlledWinRate | None
+    controlled_interval: tuple[float, float] | None
+    better: Literal["model", "baseline"] | None
+    anytime_interval: tuple[float, float]
+    stopped: Literal["decided", "prompt budget", "all prompts used"]
+    prompts_available: int
+    only_model: int
+    only_baseline: int
+    verdicts: tuple[JudgedAnswer, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON-serialisable values, without the texts."""
+        found = {name: value for name, value in vars(self).items() if name != "verdicts"}
+        return found | {
+            "rates": asdict(self.rates),
+            "controlled": self.controlled.as_dict() if self.controlled else None,
+            "notes": list(self.notes),
+        }
+
+    def annotations(self) -> list[Annotation]:
+        """The verdicts as rows of AlpacaEval's ``annotations.json``."""
+        return [
+            Annotation(
+                instruction=each.instruction,
+                output_1=each.baseline_answer,
+                output_2=each.model_answer,
+                generator_1=self.baseline,
+                generator_2=self.model,
+                annotator=self.judge,
+                preference=each.preference,
+            )
+            for each in self.verdicts
+        ]
+
+
+def win_rate(
+    model: "str | Path | Answers",
+    baseline: "str | Path | Answers",
+    *,
+    judge: "str | Path | Judge",
+    config: WinRateConfig | None = None,
+    prompt_numbers: Mapping[str, int] | None = None,
+) -> WinRate:
+    """Measure how often a judge prefers a model's answers to a baseline's.
+
+    Answers are matched by prompt, never by place. Every judge answers for both orders (its
+    probabilities for (a, b) and (b, a) sum to one). Prompts are judged in a random order
+    given by the seed, and with ``stop_early`` only until the anytime-valid interval of the
+    win rate leaves ½.
+
+    Args:
+        model: The model's answers, or a file with them (see `load_answers`).
+        baseline: The baseline's.
+        judge: Gives P(a ≻ b | x), or a specification that `load_judge` reads. Beside a
+            `JudgmentStore` (`stored`) nothing is judged twice.
+        config: How to measure; None for the defaults.
+        prompt_numbers: instruction → number of AlpacaEval's prompts, if these are they (see
+            `read_prompt_numbers`): length control then uses the official difficulty.
+
+    Returns:
+        The win rate, with every verdict.
+
+    Raises:
+        InputError: If the two share fewer than two prompts.
+        DataError: If a file cannot be read as answers.
+
+    Source:
+        Li et al. 2023, AlpacaEval; length control: Dubois et al. 2024, arXiv:2404.04475;
+        stopping: Waudby-Smith and Ramdas 2024, arXiv:2010.09686.
+    """
+    config = config or WinRateConfig()
+    ours, theirs = load_answers(model), load_answers(baseline)
+    who = load_judge(judge)
+    common = [prompt_id for prompt_id in ours.by_prompt if prompt_id in theirs.by_prompt]
+    if len(common) < 2:  # noqa: PLR2004 - a standard error needs two
+        raise InputError.of(
+            saw=f"{len(common)} prompts answered by both {ours.name} ({len(ours)} prompts) and "
+            f"{theirs.name} ({len(theirs)})",
+            expected="at least two; prompts match by their exact text",
+            cure="give answers to the same prompts",
+        )
+    verdicts, sequence = _judge(common, ours, theirs, who, config)
+    low, high = sequence.interval
+    lengths = [(len(each.model_answer), len(each.baseline_answer)) for each in verdicts]
+    controlled, interval, notes = _control(verdicts, config, prompt_numbers)
+    preferences = [each.preference for each in verdicts]
+    return WinRate(
+        model=ours.name,
+        baseline=theirs.name,
+        judge=who.name,
+        rates=rates_of(
+            preferences,
+            confidence=config.confidence,
+            resamples=config.resamples,
+            seed=config.seed,
+        ),
+        avg_length=sum(a for a, _ in lengths) / len(lengths),
+        avg_length_baseline=sum(b for _, b in lengths) / len(lengths),
+        controlled=controlled,
+        controlled_interval=interval,
+        better=_better(sequence),
+        anytime_interval=(100 * low, 100 * high),
+        stopped=_why(len(verdicts), len(common), config),
+        prompts_available=len(common),
+        only_model=len(ours) - len(common),
+        only_baseline=len(theirs) - len(common),
+        verdicts=tuple(verdicts),
+        notes=(*_notes(ours, theirs, len(common)), *notes),
+    )
+
+
+def _judge(
+    common: Sequence[str], ours: Answers, theirs: Answers, judge: Judge, config: WinRateConfig
+) -> tuple[list[JudgedAnswer], ConfidenceSequence]:
+    """Judge chunk by chunk until the prompts, the budget or the doubt is used up."""
+    order = prompt_order(common, seed=config.seed)
+    limit = min(len(order), config.max_prompts or len(order))
+    sequence = ConfidenceSequence(available=len(order), confidence=config.confidence)
+    verdicts: list[JudgedAnswer] = []
+    sizes = chunk_sizes(limit, first=_FIRST_CHUNK) if config.stop_early else iter([limit])
+    with progress("prompts judged", limit) as tick:
+        for size in sizes:
+            chunk = order[len(verdicts) :][:size]
+            comparisons = [
+                Comparison(
+                    each,
+                    ours.by_prompt[each].prompt,
+                    *(s.by_prompt[each].text for s in (ours, theirs)),
+                )
+                for each in chunk
+            ]
+            judgments = compare_all(judge, comparisons)
+            verdicts += map(_verdict, comparisons, judgments)
+            sequence.update(judgment.probability for judgment in judgments)
+            for _ in chunk:
+                tick()
+            if config.stop_early and sequence.side is not None:
+                break
+    return verdicts, sequence
+
+
+def _verdict(comparison: Comparison, judgment: Judgment) -> JudgedAnswer:
+    return JudgedAnswer(
+        comparison.prompt_id,
+        instruction_of(comparison.prompt),
+        math.nan if judgment.status == "undecided" else judgment.probability,
+        comparison.a,
+        comparison.b,
+    )
+
+
+def _better(sequence: ConfidenceSequence) -> Literal["model", "baseline"] | None:
+    if sequence.side is None:
+        return None
+    return "model" if sequence.side == "above" else "baseline"
+
+
+def _why(
+    used: int, available: int, config: WinRateConfig
+) -> Literal["decided", "prompt budget", "all prompts used"]:
+    if used == available:
+        return "all prompts used"
+    return "prompt budget" if used == config.max_prompts else "decided"
+
+
+def _control(
+    verdicts: Sequence[JudgedAnswer], config: WinRateConfig, numbers: Mapping[str, int] | None
+) -> tuple[LengthControlledWinRate | None, tuple[float, float] | None, tuple[str, ...]]:
+    if not config.length_controlled:
+        return None, None, ()
+    told = sum(not math.isnan(each.preference) for each in verdicts)
+    if told < _FEWEST_CONTROLLED:
+        return None, None, (f"{told} verdicts are too few to control for length",)
+    known = [None if numbers is None else numbers.get(each.instruction) for each in verdicts]
+    official = None not in known
+    notes: tuple[str, ...] = ()
+    if numbers is not None and not official:
+        notes = (f"{known.count(None)} prompts are none of AlpacaEval's: difficulty left out",)
+    rows: dict[str, Any] = {
+        "preference": [each.preference for each in verdicts],
+        "len_model": [len(each.model_answer) for each in verdicts],
+        "len_baseline": [len(each.baseline_answer) for each in verdicts],
+        "instruction": known if official else None,
+        "regularise": official,
+    }
+    found = length_controlled_win_rate(**rows)
+    interval = length_controlled_interval(
+        **rows,
+        C=found.C if found.C > 0 else None,
+        confidence=config.confidence,
+        resamples=config.resamples,
+        seed=config.seed,
+    )
+    return found, interval, (*notes, *found.notes)
+
+
+def _notes(ours: Answers, theirs: Answers, common: int) -> tuple[str, ...]:
+    notes = [
+        f"{len(side) - common} prompts answered by {side.name} alone were not used"
+        for side in (ours, theirs)
+        if len(side) > common
+    ]
+    notes += [
+        f"{side.repeated} repeated rows of {side.name} dropped"
+        for side in (ours, theirs)
+        if side.repeated
+    ]
+    return tuple(notes)
