@@ -23,7 +23,7 @@ _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 @dataclass
-class PreferenceArguments(TrainingArguments):
+class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transformers has no types here
     """`transformers.TrainingArguments` with what preference training adds.
 
     An optimiser step takes `per_device_train_batch_size` · `gradient_accumulation_steps` ·
@@ -82,7 +82,8 @@ class PreferenceArguments(TrainingArguments):
         check_arguments(self)
         with told_as_settings():
             super().__post_init__()
-        self.per_device_train_batch_size *= self.gradient_accumulation_steps
+        accumulated = int(getattr(self, "gradient_accumulation_steps"))  # noqa: B009 - untyped
+        self.per_device_train_batch_size *= accumulated
         self.gradient_accumulation_steps = 1
         _check_effects(self)
         if self.token_budget != "auto":

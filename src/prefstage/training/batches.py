@@ -1,6 +1,6 @@
 """From items and flat log-probs to the batches that losses take."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, islice, pairwise
@@ -13,10 +13,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from prefstage.core.seeds import seed_for
 from prefstage.data.tokenising import TokenTree
-from prefstage.losses import GroupBatch, PairBatch, ResponseBatch, Responses, Totals, UnpairedBatch
+from prefstage.losses import (
+    GroupBatch,
+    LossBatch,
+    PairBatch,
+    ResponseBatch,
+    Responses,
+    Totals,
+    UnpairedBatch,
+)
 from prefstage.training.items import ItemKind, TrainingItem
-
-LossBatch = PairBatch | GroupBatch | UnpairedBatch | ResponseBatch
 
 Flat = Float[Tensor, " tokens"]
 """A value for every response token of some items: item by item, tree by tree, response by
@@ -130,13 +136,13 @@ class StepItems:
             The batch, on the device of `policy`.
         """
         parts = _Parts(policy, self.reference, log_sum_squares)
-        build = {
+        build: dict[ItemKind, Callable[[_Parts], LossBatch]] = {
             "pairs": self._pairs,
             "groups": self._groups,
             "unpaired": self._unpaired,
             "responses": self._responses,
-        }[self.kind]
-        return build(parts)
+        }
+        return build[self.kind](parts)
 
     def _pairs(self, parts: "_Parts") -> PairBatch:
         sides = [

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from prefstage.losses import LossState
 from prefstage.training.batches import StepItems
 from prefstage.training.items import ItemSet
 from prefstage.training.metrics import Means, item_metrics
-from prefstage.training.step import LossState, Scored, StepRunner
+from prefstage.training.step import Scored, StepRunner
 
 ITEMS_A_CHUNK = 512
 """Items planned together: enough to fill micro-batches, few enough to plan at once."""
@@ -91,11 +92,10 @@ def evaluate_items(
     for start in range(0, count, size):
         positions = range(start, min(start + size, count))
         part = items.part(positions)
+        squares = scored.log_sum_squares
         own = Scored(
-            *(
-                None if flat is None else items.take(flat, positions)
-                for flat in (scored.log_probs, scored.log_sum_squares)
-            )
+            items.take(scored.log_probs, positions),
+            None if squares is None else items.take(squares, positions),
         )
         values = runner.values(part, own, state)
         means.add(item_metrics(part, own, values, runner.loss))

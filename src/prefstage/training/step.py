@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from prefstage.data.tokenising import TokenTree
-from prefstage.losses import LossMix, LossValues
+from prefstage.losses import LossMix, LossState, LossValues
 from prefstage.scoring.attention import Backend
 from prefstage.scoring.engine import Layout, plan_passes
 from prefstage.scoring.model_parts import ModelParts
@@ -20,8 +20,6 @@ from prefstage.scoring.rotary import length_rule
 from prefstage.scoring.rows import Row, leaves_of
 from prefstage.training.batches import Flat, StepItems
 from prefstage.training.planning import MicroBatch, Plan, plan_step
-
-LossState = dict[str, Any]
 
 
 @dataclass(frozen=True)

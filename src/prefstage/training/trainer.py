@@ -13,7 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
 from prefstage.data import ResponseEncoder
-from prefstage.losses import parse_loss
+from prefstage.losses import LossState, parse_loss
 from prefstage.scoring import Scorer
 from prefstage.scoring.checks import check_fits
 from prefstage.scoring.fingerprints import model_fingerprint
@@ -39,7 +39,7 @@ from prefstage.training.policy import (
 )
 from prefstage.training.reference import START, References
 from prefstage.training.start import check_start, start_tolerance
-from prefstage.training.step import LossState, StepOutcome, StepRunner
+from prefstage.training.step import StepOutcome, StepRunner
 
 _log = logging.getLogger(__name__)
 
