@@ -20,7 +20,7 @@ from prefstage.building.filters import (
     NearDuplicateFilter,
     filtered,
 )
-from prefstage.building.statistics import describe
+from prefstage.measuring.diagnosis_numbers import describe
 from prefstage.cli.main import app
 from prefstage.core.errors import InputError, RunFolderError
 from prefstage.data import load_pairs

@@ -6,13 +6,13 @@ from prefstage.building.built import Built
 from prefstage.building.filters import Drops, texts_of
 from prefstage.core.errors import InputError, MissingDependencyError
 
-_SHORTEST = 20
+_SHORTEST = 40
 
 
 def other_language(wanted: tuple[str, ...]) -> Drops:
     """Leave out pairs with a response that is in another language.
 
-    Responses of fewer than 20 letters are kept: too short to tell.
+    Responses of fewer than 40 letters are kept: too short to tell.
 
     Args:
         wanted: ISO 639-1 codes, such as ``("en", "de")``.

@@ -7,34 +7,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from prefstage.measuring.diagnosis_numbers import Distribution, describe
+
 NUMBERS = ("mean", "std", "min", "q25", "median", "q75", "max")
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """A set of scores.
-
-    Attributes:
-        mean: Their mean; None without scores, like all that follow.
-        std: Standard deviation (of a sample: divided by n - 1); None of a single score.
-        min: Least.
-        q25: First quartile, interpolated.
-        median: Median.
-        q75: Third quartile.
-        max: Greatest.
-        count: How many there are.
-        missing: How many rows have none.
-    """
-
-    mean: float | None
-    std: float | None
-    min: float | None
-    q25: float | None
-    median: float | None
-    q75: float | None
-    max: float | None
-    count: int
-    missing: int
 
 
 @dataclass(frozen=True)
@@ -62,29 +37,6 @@ class PairStatistics:
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable."""
         return asdict(self)
-
-
-def describe(values: np.ndarray[Any, Any]) -> Distribution:
-    """Mean, standard deviation, least, quartiles and greatest, as Table 5 has them.
-
-    Args:
-        values: Scores; NaN where a row has none. [rows].
-
-    Returns:
-        The figures over those that are there.
-
-    Source:
-        arXiv:2508.18312, Table 5.
-    """
-    there = values[~np.isnan(values)]
-    missing = len(values) - len(there)
-    if not len(there):
-        return Distribution(None, None, None, None, None, None, None, 0, missing)
-    low, q25, median, q75, high = (
-        float(each) for each in np.quantile(there, [0, 0.25, 0.5, 0.75, 1])
-    )
-    std = float(there.std(ddof=1)) if len(there) > 1 else None
-    return Distribution(float(there.mean()), std, low, q25, median, q75, high, len(there), missing)
 
 
 def pair_statistics(dataset: Dataset) -> PairStatistics:

@@ -7,7 +7,9 @@ import typer
 
 from prefstage.cli.build import build
 from prefstage.cli.demo import demo
+from prefstage.cli.diagnose import diagnose
 from prefstage.cli.doctor import doctor
+from prefstage.cli.evaluate import evaluate
 from prefstage.cli.judge import judge
 from prefstage.cli.manners import OneLineErrors
 from prefstage.cli.measure import measure
@@ -26,7 +28,9 @@ app = typer.Typer(
 app.command()(measure)
 app.command()(sample)
 app.command()(judge)
+app.command()(diagnose)
 app.command()(build)
+app.command()(evaluate)
 app.command()(demo)
 app.command()(doctor)
 

@@ -1,0 +1,216 @@
+"""`prefstage diagnose`: what is in pairs, and what training on them could do."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefstage.cli.manners import Outcome, mannered, say
+from prefstage.core.config import load_config
+from prefstage.core.errors import InputError
+from prefstage.core.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from prefstage.judging import Judge
+    from prefstage.measuring.diagnosis import Diagnosis, ScoredBy
+
+Number = int | None
+Text = str | None
+
+_SETTINGS = ("beta", "target_loss", "max_pairs", "seed", "confidence")
+_ENCODING = ("chat_format", "max_prompt_tokens", "max_response_tokens")
+
+PairsOption = Annotated[
+    list[str], typer.Option(help="Pairs to diagnose: file, folder or Hub id; NAME=... names them.")
+]
+PolicyOption = Annotated[
+    list[str] | None, typer.Option(help="Model folder or Hub id; may stand several times.")
+]
+ReferenceOption = Annotated[
+    Text, typer.Option(help="What training started from; leave out before training.")
+]
+JudgeOption = Annotated[Text, typer.Option(help="Who says which response is better.")]
+SecondOption = Annotated[Text, typer.Option(help="Another judge, for their consistency.")]
+OnOption = Annotated[Text, typer.Option(help="The policy's own answers, from prefstage sample.")]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder for report.md and report.json (figures' data in it).")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option(help="Judgment store (SQLite): what is in it is not judged again.")
+]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Folder for log-probs: what is in it is not scored again.")
+]
+ConfigOption = Annotated[Path | None, typer.Option(help="Settings as YAML; options win.")]
+BetaOption = Annotated[float | None, typer.Option(help="Of the training planned [0.1].")]
+LossOption = Annotated[
+    float | None, typer.Option(help="DPO loss that training is expected to reach, nats [0.5].")
+]
+MaxOption = Annotated[Number, typer.Option(help="A random sample of so many pairs [all].")]
+SeedOption = Annotated[Number, typer.Option(help="Of sample and bootstrap [0].")]
+ConfidenceOption = Annotated[float | None, typer.Option(help="Of intervals [0.95].")]
+FormatOption = Annotated[Text, typer.Option(help="Plain format of a base model.")]
+PromptOption = Annotated[Number, typer.Option(help="Longer prompts keep their end (counted).")]
+ResponseOption = Annotated[
+    Number, typer.Option(help="Longer responses keep their start (counted).")
+]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
+BadRowOption = Annotated[str, typer.Option(help="error, or quarantine.")]
+QuarantineOption = Annotated[
+    Path | None, typer.Option(help="Where bad rows go with --on-bad-row quarantine.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@mannered
+def diagnose(
+    *,
+    pairs: PairsOption,
+    policy: PolicyOption = None,
+    reference: ReferenceOption = None,
+    judge: JudgeOption = None,
+    second_judge: SecondOption = None,
+    on: OnOption = None,
+    out: OutOption = None,
+    store: StoreOption = None,
+    cache: CacheOption = None,
+    config: ConfigOption = None,
+    beta: BetaOption = None,
+    target_loss: LossOption = None,
+    max_pairs: MaxOption = None,
+    seed: SeedOption = None,
+    confidence: ConfidenceOption = None,
+    chat_format: FormatOption = None,
+    max_prompt_tokens: PromptOption = None,
+    max_response_tokens: ResponseOption = None,
+    dtype: DtypeOption = "auto",
+    on_bad_row: BadRowOption = "error",
+    quarantine_file: QuarantineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is in a dataset of pairs, and what training a policy on it could do.
+
+    Rankings and learnability need --policy; agreement, position bias and answer quality need
+    --judge. Several datasets and policies are compared in one table.
+    """
+    _diagnose(dict(locals()))
+
+
+def _diagnose(given: dict[str, Any]) -> None:
+    """The command, with its options by name."""
+    from prefstage.data import load_candidates, load_pairs
+    from prefstage.measuring.diagnosis import diagnose as run
+    from prefstage.measuring.diagnosis_config import DiagnosisConfig
+
+    settings = load_config(
+        DiagnosisConfig, given["config"], {name: given[name] for name in _SETTINGS}
+    )
+    _check(given)
+    loaded = {
+        name: load_pairs(
+            source, on_bad_row=given["on_bad_row"], quarantine_file=_aside(given, name)
+        )
+        for name, source in map(_named, given["pairs"])
+    }
+    own = list(load_candidates(given["on"])) if given["on"] is not None else None
+    found: list[Diagnosis] = []
+    with ExitStack() as stack:
+        judges = [_judge(given[each], given["store"], stack) for each in ("judge", "second_judge")]
+        reference = _model(given["reference"], given) if given["reference"] else None
+        for name in given["policy"] or [None]:
+            model = _model(name, given) if name is not None else None
+            found += [
+                run(
+                    rows,
+                    name=label,
+                    policy=model,
+                    reference=reference,
+                    judge=judges[0],
+                    second_judge=judges[1],
+                    on_policy=own,
+                    config=settings,
+                )
+                for label, rows in loaded.items()
+            ]
+    notes = [f"{n}: {note}" for n, rows in loaded.items() for note in rows.report.notes]
+    notes += [
+        f"{n}: {rows.report.quarantined} bad rows put aside"
+        for n, rows in loaded.items()
+        if rows.report.quarantined
+    ]
+    _say(found, notes, given["out"], as_json=given["as_json"])
+
+
+def _say(
+    found: Sequence["Diagnosis"], notes: list[str], out: Path | None, *, as_json: bool
+) -> None:
+    from prefstage.measuring.diagnosis_tables import ranking_table
+
+    reports = [each.as_dict() for each in found]
+    result = {"diagnoses": reports, "notes": notes}
+    parts = [each.as_markdown() for each in found]
+    if len(found) > 1 and any(each["rankings"] for each in reports):
+        parts.insert(0, f"# All\n\n{ranking_table(reports)}\n")
+    text = "\n".join([*parts, *(f"note: {note}" for note in notes)])
+    written = []
+    if out is not None:
+        written = [out / "report.md", out / "report.json"]
+        write_text(written[0], text + "\n")
+        write_json(written[1], result)
+    say(Outcome(text, result, written), as_json=as_json)
+
+
+def _check(given: dict[str, Any]) -> None:
+    names = [name for name, _ in map(_named, given["pairs"])]
+    if len(set(names)) < len(names):
+        raise InputError.of(
+            saw=f"--pairs {', '.join(names)}",
+            expected="different names",
+            cure="name them: --pairs NAME=FILE",
+        )
+    unread = {"on": "judge", "store": "judge", "second_judge": "judge"}
+    unread |= dict.fromkeys(("reference", "cache", *_ENCODING), "policy")
+    for name, needs in unread.items():
+        if given[name] is not None and not given[needs]:
+            raise InputError.of(
+                saw=f"--{name.replace('_', '-')} without --{needs}",
+                expected=f"--{needs} too, which it is for",
+                cure=f"give --{needs}, or leave it out",
+            )
+
+
+def _aside(given: dict[str, Any], name: str) -> Path | None:
+    """Where a dataset's bad rows go; each of several has a file of its own."""
+    path: Path | None = given["quarantine_file"]
+    return path.with_stem(f"{path.stem}-{name}") if path and len(given["pairs"]) > 1 else path
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Read NAME=SOURCE; a source alone is its own name, without folders."""
+    name, equals, source = text.partition("=")
+    if equals and "/" not in name and "?" not in name:
+        return name, source
+    return Path(text).name or text, text
+
+
+def _model(name: str, given: dict[str, Any]) -> "ScoredBy":
+    from prefstage.data import ResponseEncoder, load_tokenizer
+    from prefstage.measuring.diagnosis import ScoredBy
+    from prefstage.scoring import ReferenceCache, Scorer
+
+    scorer = Scorer.load(name, dtype=given["dtype"])
+    encoder = ResponseEncoder(load_tokenizer(name), **{key: given[key] for key in _ENCODING})
+    cache = given["cache"]
+    kept = ReferenceCache(cache, scorer) if cache is not None else scorer
+    return ScoredBy(Path(name).name or name, kept, encoder)
+
+
+def _judge(spec: str | None, store: Path | None, stack: ExitStack) -> "Judge | None":
+    from prefstage.judging import JudgmentStore, load_judge, stored
+
+    if spec is None:
+        return None
+    who = load_judge(spec)
+    return stored(who, stack.enter_context(JudgmentStore(store))) if store is not None else who

@@ -1,0 +1,213 @@
+"""`diagnose`: what is in a dataset of pairs, and what training on it could do."""
+
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prefstage.core.errors import InputError
+from prefstage.data.records import Candidates, Pair
+from prefstage.data.tokenising import ResponseEncoder
+from prefstage.judging.base import Judge
+from prefstage.measuring.diagnosis_config import DiagnosisConfig
+from prefstage.measuring.diagnosis_data import data_figures, diversity_of
+from prefstage.measuring.diagnosis_judge import (
+    JudgeFigures,
+    answer_quality,
+    judge_figures,
+    policy_preference,
+    preference_consistency,
+)
+from prefstage.measuring.diagnosis_rankings import learnability_of, rankings_of
+from prefstage.measuring.diagnosis_scoring import PairLogProbs, ScoresTrees, score_pairs
+from prefstage.measuring.diagnosis_tables import tables_of
+from prefstage.measuring.diagnosis_warnings import warnings_of
+
+
+@dataclass(frozen=True)
+class ScoredBy:
+    """A model that scores pairs.
+
+    Attributes:
+        name: For people.
+        scorer: A `Scorer`, or a `ReferenceCache`, which scores nothing that it remembers.
+        encoder: Its tokenizer and template.
+    """
+
+    name: str
+    scorer: ScoresTrees
+    encoder: ResponseEncoder
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A dataset's diagnosis: one report object.
+
+    Attributes:
+        report: Every figure, and the data of figures (histograms), JSON-serialisable: keys
+            `dataset`, `policy`, `reference`, `data`, `rankings`, `learnability`, `judge`,
+            `second_judge`, `consistency`, `own_answers`, `diversity`, `warnings`, `left_out`,
+            `seconds`; what could not be computed without a model or judge is null.
+        policy_log_probs: Log-probs of the pairs under the policy, pair by pair.
+        reference_log_probs: Under the reference.
+    """
+
+    report: Mapping[str, Any]
+    policy_log_probs: PairLogProbs | None = None
+    reference_log_probs: PairLogProbs | None = None
+
+    @property
+    def warnings(self) -> list[dict[str, str]]:
+        """What would hurt training: `what`, `figure`, `remedy`."""
+        return list(self.report["warnings"])
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """Markdown tables by title."""
+        return tables_of(self.report)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return dict(self.report)
+
+    def as_markdown(self) -> str:
+        """The whole report as text."""
+        name = self.report["policy"]
+        title = f"# {self.report['dataset']}" + (f", {name}" if name else "")
+        parts = [title, *(f"## {head}\n\n{table}" for head, table in self.tables.items())]
+        told = [
+            f"- {each['what']} ({each['figure']}). Remedy: {each['remedy']}."
+            for each in self.warnings
+        ]
+        parts.append("## Warnings\n\n" + ("\n".join(told) or "None."))
+        left = self.report["left_out"]
+        parts += ["## Left out\n\n" + "\n".join(f"- {why}: {n}" for why, n in left.items())]
+        return "\n\n".join(parts if left else parts[:-1]) + "\n"
+
+
+def diagnose(
+    pairs: Iterable[Pair],
+    *,
+    name: str = "pairs",
+    policy: ScoredBy | None = None,
+    reference: ScoredBy | None = None,
+    judge: Judge | None = None,
+    second_judge: Judge | None = None,
+    on_policy: Sequence[Candidates] | None = None,
+    config: DiagnosisConfig | None = None,
+) -> Diagnosis:
+    """Say what is in a dataset of pairs, and what training a policy on it could do.
+
+    Every different response is scored once by each model, every pair judged once by each
+    judge; all tables come from that.
+
+    Args:
+        pairs: The pairs.
+        name: The dataset's, for tables.
+        policy: The model that is (or will be) trained.
+        reference: What training started from; None before training, when that is the
+            policy itself.
+        judge: Who says which response is better.
+        second_judge: Another one, for their consistency.
+        on_policy: The policy's own answers, to compare with the chosen responses (needs a
+            judge) and among themselves.
+        config: β, target loss, limits, intervals.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: If there is no pair, or something is given that nothing can use.
+
+    Source:
+        arXiv:2405.19534 (rankings, learnability), arXiv:2508.18312, Table 5 (scores),
+        arXiv:2508.10530, Definition 5.5, Eq. 14 and App. B.5.
+    """
+    config, started = config or DiagnosisConfig(), time.perf_counter()
+    _check(policy, reference, judge, second_judge)
+    rows, left_out = _sample(list(pairs), config)
+    texted = [pair for pair in rows if pair.chosen and pair.rejected]
+    if not texted:
+        raise InputError.of(
+            saw=f"no pair in {name}", expected="at least one", cure="name another dataset"
+        )
+    if len(texted) < len(rows):
+        left_out["pairs without one of their sides"] = len(rows) - len(texted)
+    scored = score_pairs(texted, policy.scorer, policy.encoder) if policy else None
+    before = score_pairs(texted, reference.scorer, reference.encoder) if reference else None
+    asked = time.perf_counter()
+    judged = [judge_figures(texted, each) for each in (judge, second_judge) if each is not None]
+    judging = time.perf_counter() - asked
+    start = before or scored
+    report: dict[str, Any] = {
+        "dataset": name,
+        "policy": policy.name if policy else None,
+        "reference": reference.name if reference else None,
+        "config": config.model_dump(mode="json"),
+        "data": asdict(data_figures(texted)),
+        "rankings": asdict(rankings_of(texted, scored, before, config)) if scored else None,
+        "learnability": asdict(learnability_of(texted, start, config)) if start else None,
+        "judge": _told(judged, 0),
+        "second_judge": _told(judged, 1),
+        "consistency": _consistency(judged, scored),
+        "own_answers": None,
+        "diversity": diversity_of(on_policy) if on_policy is not None else None,
+        "left_out": left_out,
+    }
+    if on_policy is not None and judge is not None:
+        report["own_answers"] = answer_quality(on_policy, texted, judge, seed=config.seed)
+    report["warnings"] = warnings_of(report)
+    report["seconds"] = {
+        "scoring": sum(each.seconds for each in (scored, before) if each is not None),
+        "judging": judging,
+        "total": time.perf_counter() - started,
+    }
+    return Diagnosis(report, scored, before)
+
+
+def _check(
+    policy: ScoredBy | None,
+    reference: ScoredBy | None,
+    judge: Judge | None,
+    second_judge: Judge | None,
+) -> None:
+    lacking = {
+        "reference without a policy": reference is not None and policy is None,
+        "second judge without a first": second_judge is not None and judge is None,
+    }
+    for what, wrong in lacking.items():
+        if wrong:
+            raise InputError.of(
+                saw=f"a {what}", expected="both, or the first alone", cure="give both"
+            )
+
+
+def _sample(pairs: list[Pair], config: DiagnosisConfig) -> tuple[list[Pair], dict[str, int]]:
+    limit = config.max_pairs
+    if limit is None or limit >= len(pairs):
+        return pairs, {}
+    places = sorted(random.Random(config.seed).sample(range(len(pairs)), limit))
+    return [pairs[place] for place in places], {"pairs beyond max_pairs": len(pairs) - limit}
+
+
+def _told(judged: Sequence[JudgeFigures], place: int) -> dict[str, Any] | None:
+    if place >= len(judged):
+        return None
+    found = asdict(judged[place])
+    del found["probabilities"]
+    return found
+
+
+def _consistency(
+    judged: Sequence[JudgeFigures], scored: PairLogProbs | None
+) -> dict[str, float] | None:
+    sides = {each.judge: each.probabilities for each in judged}
+    if scored is not None:
+        sides["policy"] = policy_preference(scored.chosen, scored.rejected)
+    names = list(sides)
+    return {
+        f"{one} and {other}": preference_consistency(sides[one], sides[other])
+        for place, one in enumerate(names)
+        for other in names[place + 1 :]
+    } or None

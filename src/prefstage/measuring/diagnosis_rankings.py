@@ -1,0 +1,252 @@
+"""What a model makes of pairs: rankings, what training can learn, intra-diversity."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefstage.data.records import Pair
+from prefstage.measuring.bootstrap import bootstrap_interval
+from prefstage.measuring.diagnosis_config import DiagnosisConfig
+from prefstage.measuring.diagnosis_numbers import Histogram, Numbers, describe, histogram
+from prefstage.measuring.diagnosis_scoring import PairLogProbs
+from prefstage.measuring.diversity import intra_diversity
+from prefstage.measuring.flips import flip_threshold, largest_flippable, reference_log_ratio
+from prefstage.measuring.idealized import alignment_gap, idealized_ranking_accuracy
+from prefstage.measuring.learnability import (
+    LEARNABILITY_GROUPS,
+    learnability_groups,
+    right_at_loss,
+)
+from prefstage.measuring.prompts import excerpt_of
+from prefstage.measuring.rankings import (
+    mean_log_probs,
+    ranking_accuracy,
+    ranking_accuracy_with_ties,
+    reward_accuracy,
+)
+
+HALF = 0.5
+_EXCERPT = 100
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """How a model orders pairs.
+
+    Attributes:
+        accuracy: R with its interval, over pairs that are no ties; None without such pairs.
+        accuracy_normalised: R̃ likewise.
+        with_ties: Accuracy over all pairs where ties have to be ties, by scale; empty
+            without ties.
+        reward_accuracy: Of the model against its reference; None without reference.
+        idealized: R* and R̃* of the reference over β, and the alignment gaps; or why not.
+        intra_diversity: Mean, spread and quantiles of log π(y_w) - log π(y_l), nats.
+        tokens_scored: Response tokens that went through the model.
+        tokens_unique: Different ones; the same number.
+        counts: Truncations and the like.
+    """
+
+    accuracy: dict[str, Any] | None
+    accuracy_normalised: dict[str, Any] | None
+    with_ties: dict[str, dict[str, Any]]
+    reward_accuracy: dict[str, Any] | None
+    idealized: dict[str, Any]
+    intra_diversity: dict[str, Any]
+    tokens_scored: int
+    tokens_unique: int
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Learnability:
+    """Which pairs training will learn, seen in the reference.
+
+    Attributes:
+        groups: How many pairs are easy, easy to flip, between and hard.
+        wrong: Pairs that the reference orders wrongly (c > 0).
+        flippable_at_loss: The target loss, c* that it overcomes, the share of wrong pairs it
+            mends, and the share of all pairs then right.
+        log_ratio: Distribution of c = log π_ref(y_l) - log π_ref(y_w), nats.
+        histogram: Its counts: the figure's data.
+        thresholds: At those edges the DPO loss below which a pair is right.
+        examples: Of each group, the pairs furthest into it: prompt, c, and both beginnings.
+    """
+
+    groups: dict[str, int]
+    wrong: int
+    flippable_at_loss: dict[str, float | None]
+    log_ratio: dict[str, Any]
+    histogram: Histogram
+    thresholds: list[float]
+    examples: dict[str, list[dict[str, Any]]]
+
+
+def rankings_of(
+    pairs: Sequence[Pair],
+    policy: PairLogProbs,
+    reference: PairLogProbs | None,
+    config: DiagnosisConfig,
+) -> Rankings:
+    """How a policy orders pairs, and how its reference could have taught it to.
+
+    Args:
+        pairs: The pairs; an `agreement` of ½ is a tie.
+        policy: Their log-probs under the policy.
+        reference: Under its reference; None before training, when both are the same.
+        config: β and intervals.
+
+    Returns:
+        The figures.
+    """
+    labelled = np.array([pair.agreement != HALF for pair in pairs])
+    ids = [pair.prompt_id for pair in pairs]
+    chosen, rejected = _tensors(policy.chosen, policy.rejected)
+    means = _means(policy)
+
+    def mean(values: torch.Tensor, *, over: Numbers | None = None) -> dict[str, Any] | None:
+        kept = np.ones(len(pairs), dtype=bool) if over is None else over
+        if not kept.any():
+            return None
+        names = [name for name, keep in zip(ids, kept, strict=True) if keep]
+        return asdict(
+            bootstrap_interval(
+                values[torch.from_numpy(kept)],
+                names,
+                confidence=config.confidence,
+                resamples=config.resamples,
+                seed=config.seed,
+            )
+        )
+
+    ties = {}
+    if not labelled.all():
+        alpha = torch.tensor([1.0 if p.agreement is None else p.agreement for p in pairs])
+        lengths = tuple(_tensors(policy.chosen_tokens, policy.rejected_tokens))
+        for scale in ("probability", "normalised_probability", "normalised_log_prob"):
+            how: Any = {"scale": scale} | ({} if scale == "probability" else {"lengths": lengths})
+            found = ranking_accuracy_with_ties(chosen, rejected, alpha.double(), **how)
+            ties[scale] = mean(found) or {}
+    rewards = None
+    if reference is not None:
+        a, b = policy.chosen - reference.chosen, policy.rejected - reference.rejected
+        rewards = mean(reward_accuracy(*_tensors(a, b)), over=labelled)
+    return Rankings(
+        accuracy=mean(ranking_accuracy(chosen, rejected), over=labelled),
+        accuracy_normalised=mean(ranking_accuracy(*means), over=labelled),
+        with_ties=ties,
+        reward_accuracy=rewards,
+        idealized=_idealized(pairs, policy, reference or policy),
+        intra_diversity=asdict(intra_diversity(chosen, rejected)),
+        tokens_scored=policy.tokens_scored + (reference.tokens_scored if reference else 0),
+        tokens_unique=policy.tokens_unique + (reference.tokens_unique if reference else 0),
+        counts=policy.counts,
+    )
+
+
+def learnability_of(
+    pairs: Sequence[Pair], reference: PairLogProbs, config: DiagnosisConfig
+) -> Learnability:
+    """Which pairs are hard, easy and easy to flip, and what a target loss would mend.
+
+    Args:
+        pairs: The pairs, ties included.
+        reference: Their log-probs under the model that training starts from.
+        config: β, the target loss and the limits of the groups.
+
+    Returns:
+        The figures, with examples.
+
+    Source:
+        arXiv:2405.19534, Theorem 4.1 and App. F.
+    """
+    ratio = reference_log_ratio(*_tensors(reference.chosen, reference.rejected))
+    limits = {
+        "easy_below": config.easy_below,
+        "flip_below": config.flip_below,
+        "hard_above": config.hard_above,
+    }
+    groups = learnability_groups(ratio, **limits).numpy()
+    right = right_at_loss(ratio, loss=config.target_loss, beta=config.beta).numpy()
+    c = ratio.numpy()
+    wrong = c > 0
+    shown = histogram(c)
+    edges = torch.tensor(shown.edges, dtype=torch.float64)
+    order = {name: _furthest(name, c, groups == n) for n, name in enumerate(LEARNABILITY_GROUPS)}
+    return Learnability(
+        groups={name: int((groups == n).sum()) for n, name in enumerate(LEARNABILITY_GROUPS)},
+        wrong=int(wrong.sum()),
+        flippable_at_loss={
+            "loss": config.target_loss,
+            "beta": config.beta,
+            "largest_log_ratio": largest_flippable(config.target_loss, beta=config.beta),
+            "share_of_wrong": float(right[wrong].mean()) if wrong.any() else None,
+            "share_right": float(right.mean()),
+        },
+        log_ratio=asdict(describe(c)),
+        histogram=shown,
+        thresholds=flip_threshold(edges, beta=config.beta).tolist(),
+        examples={
+            name: [_example(pairs[place], float(c[place])) for place in found[: config.examples]]
+            for name, found in order.items()
+            if name != "between"
+        },
+    )
+
+
+def _idealized(
+    pairs: Sequence[Pair], policy: PairLogProbs, reference: PairLogProbs
+) -> dict[str, Any]:
+    """R* and R̃* of the pairs with votes, with what it takes."""
+    votes = np.array([pair.agreement is not None and pair.agreement != HALF for pair in pairs])
+    split = [p.agreement for p in pairs if p.agreement is not None and HALF < p.agreement < 1]
+    if not split:
+        return {
+            "missing": "needs votes (column agreement) that are not all unanimous; "
+            "the labels here are bare"
+        }
+    alpha = torch.tensor([p.agreement for p in pairs if p.agreement not in (None, HALF)])
+    found: dict[str, Any] = {"pairs": int(votes.sum())}
+    kinds = {
+        "plain": (_tensors(reference.chosen, reference.rejected), (policy.chosen, policy.rejected)),
+        "normalised": (_means(reference), tuple(each.numpy() for each in _means(policy))),
+    }
+    for kind, (ours, theirs) in kinds.items():
+        chosen, rejected = (each[torch.from_numpy(votes)] for each in ours)
+        ideal = idealized_ranking_accuracy(chosen, rejected, alpha.double())
+        now = float((theirs[0][votes] >= theirs[1][votes]).mean())
+        found[kind] = {
+            "by_beta": {str(beta): value for beta, value in ideal.by_beta.items()},
+            "min": ideal.min,
+            "median": ideal.median,
+            "max": ideal.max,
+            "ranking_accuracy": now,
+            "alignment_gap": alignment_gap(ideal, now),
+        }
+    return found
+
+
+def _tensors(*arrays: Numbers) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.ascontiguousarray(each)) for each in arrays]
+
+
+def _means(scored: PairLogProbs) -> list[torch.Tensor]:
+    return [
+        mean_log_probs(*_tensors(scored.chosen, scored.chosen_tokens)),
+        mean_log_probs(*_tensors(scored.rejected, scored.rejected_tokens)),
+    ]
+
+
+def _furthest(group: str, c: Numbers, inside: Numbers) -> list[int]:
+    places = np.flatnonzero(inside)
+    sign = -1.0 if group == "hard" else 1.0
+    return [int(place) for place in places[np.argsort(sign * c[places], kind="stable")]]
+
+
+def _example(pair: Pair, c: float) -> dict[str, Any]:
+    chosen, rejected = (excerpt_of(each, length=_EXCERPT) for each in (pair.chosen, pair.rejected))
+    prompt = excerpt_of(pair.prompt, length=_EXCERPT)
+    told = {"prompt_id": pair.prompt_id, "log_ratio_nats": c, "prompt": prompt}
+    return {**told, "chosen": chosen, "rejected": rejected}

@@ -1,0 +1,123 @@
+"""Log-probs of a dataset's pairs under a model, every response once."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from prefstage.data.records import Pair
+from prefstage.data.tokenising import ResponseEncoder, TokenTree
+from prefstage.measuring.diagnosis_numbers import Numbers
+
+
+class ScoresTrees(Protocol):
+    """A `Scorer`, or a `ReferenceCache` that remembers."""
+
+    def score(self, trees: Sequence[TokenTree]) -> Sequence[Any]:
+        """Log-probs of every response of every tree."""
+
+
+@dataclass(frozen=True)
+class PairLogProbs:
+    """What a model makes of pairs.
+
+    Attributes:
+        chosen: log π(y_w|x), summed over tokens. [pairs], nats.
+        rejected: log π(y_l|x). [pairs], nats.
+        chosen_tokens: L_w, tokens with the end-of-turn. [pairs].
+        rejected_tokens: L_l. [pairs].
+        tokens_scored: Response tokens that went through the model.
+        tokens_unique: Response tokens of different (prompt, response); the same number, as
+            nothing is scored twice.
+        counts: Truncations and the like, from the encoder.
+        seconds: What the model took.
+    """
+
+    chosen: Numbers
+    rejected: Numbers
+    chosen_tokens: Numbers
+    rejected_tokens: Numbers
+    tokens_scored: int
+    tokens_unique: int
+    counts: dict[str, int]
+    seconds: float
+
+
+def score_pairs(
+    pairs: Sequence[Pair], scorer: ScoresTrees, encoder: ResponseEncoder
+) -> PairLogProbs:
+    """Score both sides of all pairs: each prompt once, each of its different responses once.
+
+    Args:
+        pairs: The pairs.
+        scorer: The model.
+        encoder: Its tokenizer and template.
+
+    Returns:
+        Log-probs and lengths, pair by pair.
+    """
+    trees, places = _trees(pairs, encoder)
+    started = time.perf_counter()
+    scored = scorer.score(trees)
+    seconds = time.perf_counter() - started
+    sums = [each.sums.double().numpy() for each in scored]
+    sides = list(zip(*places, strict=True))
+    log_probs = [np.array([sums[tree][place] for tree, place in side]) for side in sides]
+    lengths = [
+        np.array([len(trees[tree].response_ids[place]) for tree, place in side]) for side in sides
+    ]
+    unique = {(tree.prompt_ids, ids): len(ids) for tree in trees for ids in tree.response_ids}
+    return PairLogProbs(
+        chosen=log_probs[0],
+        rejected=log_probs[1],
+        chosen_tokens=lengths[0],
+        rejected_tokens=lengths[1],
+        tokens_scored=sum(len(tokens) for each in scored for tokens in each.per_token),
+        tokens_unique=sum(unique.values()),
+        counts={name: count for name, count in vars(encoder.counts).items() if count},
+        seconds=seconds,
+    )
+
+
+_Place = tuple[int, int]
+
+
+def _trees(
+    pairs: Sequence[Pair], encoder: ResponseEncoder
+) -> tuple[list[TokenTree], list[tuple[_Place, _Place]]]:
+    """One tree a prompt with its different responses, and where each pair's two stand."""
+    numbers: dict[str, int] = {}
+    prompts, responses = list[Any](), list[dict[str, Any]]()
+    for pair in pairs:
+        number = numbers.setdefault(pair.prompt_id, len(numbers))
+        if number == len(prompts):
+            prompts.append(pair.prompt)
+            responses.append({})
+        for side in (pair.chosen, pair.rejected):
+            responses[number].setdefault(_key(side), side[0])
+    encoded = [
+        encoder.encode(prompt, list(each.values()))
+        for prompt, each in zip(prompts, responses, strict=True)
+    ]
+    trees, where = list[TokenTree](), list[dict[str, int]]()
+    for tree, each in zip(encoded, responses, strict=True):
+        unique = list(dict.fromkeys(tree.response_ids))  # truncation may make two alike
+        trees.append(TokenTree(tree.prompt_id, tree.prompt_ids, tuple(unique)))
+        where.append(
+            {key: unique.index(ids) for key, ids in zip(each, tree.response_ids, strict=True)}
+        )
+    places = [
+        tuple(
+            (numbers[pair.prompt_id], where[numbers[pair.prompt_id]][_key(side)])
+            for side in (pair.chosen, pair.rejected)
+        )
+        for pair in pairs
+    ]
+    return trees, places  # type: ignore[return-value]  # each tuple has two places
+
+
+def _key(side: Sequence[Any]) -> str:
+    return json.dumps(side, sort_keys=True)

@@ -1,0 +1,160 @@
+"""A diagnosis as tables for people, in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_LARGE = 100.0
+_NUMBERS = ("mean", "std", "min", "q25", "median", "q75", "max")
+
+
+def tables_of(report: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of one diagnosis, by title.
+
+    Args:
+        report: As `Diagnosis.as_dict`.
+
+    Returns:
+        Markdown tables.
+    """
+    found = {"Data": _data(report["data"])}
+    found["Lengths and scores"] = _distributions(report["data"])
+    if report.get("rankings"):
+        found["Rankings"] = ranking_table([report])
+        found["Idealized"] = _idealized(report["rankings"]["idealized"])
+        found["Intra-diversity"] = _intra(report["rankings"]["intra_diversity"])
+    if report.get("learnability"):
+        found["Learnability"] = _learnability(report["learnability"])
+    if report.get("judge"):
+        found["Judges"] = _judges(report)
+    if report.get("own_answers"):
+        found["Own answers"] = _flat(report["own_answers"])
+    return {title: text for title, text in found.items() if text}
+
+
+def ranking_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Ranking accuracies of several datasets and models in one table.
+
+    Args:
+        reports: As `Diagnosis.as_dict`; those without a model are left out.
+
+    Returns:
+        One row a dataset and model: R and R̃ with their intervals, median R* and the
+        alignment gap where votes allow it, accuracy where ties have to be ties (as published
+        and on normalised log-probs), reward accuracy.
+
+    Source:
+        arXiv:2405.19534, Tables 2 to 6.
+    """
+    header = ["dataset", "model", "pairs", "R", "R̃", "R* (min/med/max)", "gap"]
+    header += ["R with ties (π)", "R with ties (log π / L)", "reward accuracy"]
+    lines = [_row(header), _row(["---"] * len(header))]
+    for report in reports:
+        rankings = report.get("rankings")
+        if not rankings:
+            continue
+        ideal = rankings["idealized"].get("plain")
+        shown = "/".join(_share(ideal[k]) for k in ("min", "median", "max")) if ideal else "–"
+        ties = rankings["with_ties"]
+        cells = [report["dataset"], report["policy"], report["data"]["pairs"]]
+        cells += [_interval(rankings[name]) for name in ("accuracy", "accuracy_normalised")]
+        cells += [shown, _number(ideal["alignment_gap"]) if ideal else "–"]
+        cells += [_interval(ties.get(k)) for k in ("probability", "normalised_log_prob")]
+        cells.append(_interval(rankings["reward_accuracy"]))
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    names = ("pairs", "prompts", "ties", "votes", "identical")
+    values = {name: data[name] for name in names}
+    values['"longer wins" gives the label'] = _share(data["longer_wins"])
+    values["correlation of length with the label"] = _number(data["length_correlation"])
+    return _flat(values)
+
+
+def _distributions(data: Mapping[str, Any]) -> str:
+    rows = {f"{name}, characters": each for name, each in data["characters"].items()}
+    rows |= {f"score, {name}": each for name, each in data["scores"].items()}
+    lines = [_row(["", "Mean", "Std", "Min", "25%", "Med", "75%", "Max"]), _row(["---"] * 8)]
+    return "\n".join(
+        lines + [_row([name, *(_number(each[k]) for k in _NUMBERS)]) for name, each in rows.items()]
+    )
+
+
+def _idealized(ideal: Mapping[str, Any]) -> str:
+    if "missing" in ideal:
+        return f"Not computed: {ideal['missing']}."
+    betas = list(ideal["plain"]["by_beta"])
+    lines = [_row(["", *(f"β = {b}" for b in betas), "median", "now", "alignment gap"])]
+    lines.append(_row(["---"] * (len(betas) + 4)))
+    for kind, name in (("plain", "R*"), ("normalised", "R̃*")):
+        each = ideal[kind]
+        cells = [_share(each["by_beta"][beta]) for beta in betas]
+        cells += [_share(each["median"]), _share(each["ranking_accuracy"])]
+        lines.append(_row([name, *cells, _number(each["alignment_gap"])]))
+    return "\n".join(lines)
+
+
+def _intra(found: Mapping[str, Any]) -> str:
+    quantiles = {f"{float(level):.0%} quantile": v for level, v in found["quantiles"].items()}
+    return _flat({"mean, nats": found["mean"], "std, nats": found["std"], **quantiles})
+
+
+def _learnability(found: Mapping[str, Any]) -> str:
+    total = sum(found["groups"].values())
+    lines = [_row(["group", "pairs", "share"]), _row(["---"] * 3)]
+    lines += [_row([n, count, _share(count / total)]) for n, count in found["groups"].items()]
+    flips = found["flippable_at_loss"]
+    lines.append(
+        f"\nThe reference ranks {found['wrong']} of {total} pairs wrongly. A DPO loss of "
+        f"{flips['loss']:g} at β = {flips['beta']:g} overcomes a log-ratio of "
+        f"{flips['largest_log_ratio']:.2f} nats: it mends {_share(flips['share_of_wrong'])} of "
+        f"them, and {_share(flips['share_right'])} of all pairs would then be right."
+    )
+    return "\n".join(lines)
+
+
+def _judges(report: Mapping[str, Any]) -> str:
+    lines = [_row(["judge", "agreement with labels", "κ", "prefers longer", "position bias"])]
+    lines.append(_row(["---"] * 5))
+    for key in ("judge", "second_judge"):
+        each = report.get(key)
+        if not each:
+            continue
+        agreement = each["agreement"]
+        low, high = agreement["interval"]
+        known = agreement["agreement"]
+        share = f"{_share(known)} [{_share(low)}, {_share(high)}]" if known is not None else "–"
+        bias = each["position_note"] or _share(each["position_bias"])
+        cells = [each["judge"], share, _number(each["kappa"])]
+        lines.append(_row([*cells, _share(agreement["prefers_longer"]), bias]))
+    consistency = report.get("consistency") or {}
+    told = [f"\nPreference consistency, {name}: {_share(v)}." for name, v in consistency.items()]
+    return "\n".join([*lines, *told])
+
+
+def _flat(values: Mapping[str, Any]) -> str:
+    lines = [_row(["", "value"]), _row(["---"] * 2)]
+    return "\n".join(lines + [_row([k.replace("_", " "), _number(v)]) for k, v in values.items()])
+
+
+def _row(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _interval(value: Mapping[str, Any] | None) -> str:
+    if not value:
+        return "–"
+    return f"{_share(value['mean'])} [{_share(value['low'])}, {_share(value['high'])}]"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < _LARGE else f"{value:.0f}"
