@@ -35,7 +35,10 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 TESTS = DOCS.parent / "tests"
 
 COMMANDS = ("measure", "sample", "judge", "build", "demo", "doctor")
-PACKAGES = ("data", "scoring", "serving", "sampling", "judging", "measuring", "building", "sandbox")
+PACKAGES = (
+    *("losses", "data", "scoring", "serving", "sampling", "judging"),
+    *("measuring", "building", "training", "sandbox"),
+)
 
 KINDS = {str: "text", int: "number", float: "number", Path: "path"}
 

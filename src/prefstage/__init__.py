@@ -10,16 +10,22 @@ if TYPE_CHECKING:
     from prefstage.evaluating import length_controlled_win_rate as length_controlled_win_rate
     from prefstage.evaluating import win_rate as win_rate
     from prefstage.judging import load_judge as load_judge
+    from prefstage.losses import LOSSES as LOSSES
     from prefstage.measuring import Stage as Stage
     from prefstage.measuring import measure_stage as measure_stage
     from prefstage.sampling import load_sampler as load_sampler
     from prefstage.scoring import Scorer as Scorer
+    from prefstage.training import PreferenceArguments as PreferenceArguments
+    from prefstage.training import PreferenceTrainer as PreferenceTrainer
 
 _HOMES = {
+    "LOSSES": "losses",
+    "PreferenceArguments": "training",
+    "PreferenceTrainer": "training",
     "Scorer": "scoring",
     "Stage": "measuring",
-    "length_controlled_win_rate": "evaluating",
     "build_pairs": "building",
+    "length_controlled_win_rate": "evaluating",
     "load_candidates": "data",
     "load_judge": "judging",
     "load_pairs": "data",

@@ -12,10 +12,13 @@ import prefstage
 from prefstage.cli.main import app
 
 NAMES = [
+    "LOSSES",
+    "PreferenceArguments",
+    "PreferenceTrainer",
     "Scorer",
     "Stage",
-    "length_controlled_win_rate",
     "build_pairs",
+    "length_controlled_win_rate",
     "load_candidates",
     "load_judge",
     "load_pairs",
@@ -23,7 +26,7 @@ NAMES = [
     "measure_stage",
     "win_rate",
 ]
-COMMANDS = ["build", "demo", "doctor", "judge", "measure", "sample"]
+COMMANDS = ["build", "demo", "doctor", "evaluate", "judge", "measure", "sample"]
 
 SOURCE = Path(prefstage.__file__).parent
 PACKAGES = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
