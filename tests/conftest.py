@@ -9,8 +9,13 @@ from jaxtyping import install_import_hook
 
 # Tensor packages are checked against their shape annotations in every test.
 RANKINGS = ("bootstrap", "diversity", "flips", "idealized", "learnability", "rankings")
+DYNAMICS = ("dynamics_measures", "dynamics_pairs")
 install_import_hook(
-    ["prefstage.scoring", *(f"prefstage.measuring.{name}" for name in RANKINGS)],
+    [
+        "prefstage.scoring",
+        *(f"prefstage.measuring.{name}" for name in RANKINGS),
+        *(f"prefstage.training.{name}" for name in DYNAMICS),
+    ],
     "beartype.beartype",
 )
 

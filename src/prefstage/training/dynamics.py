@@ -20,12 +20,17 @@ from prefstage.training.dynamics_measures import (
     measure_pairs,
     summarise_pairs,
 )
-from prefstage.training.dynamics_pairs import PairSample, PairScores, sample_pairs, score_pairs
+from prefstage.training.dynamics_pairs import (
+    Pairs,
+    PairSample,
+    PairScores,
+    sample_pairs,
+    score_pairs,
+)
 from prefstage.training.dynamics_store import DynamicsFolder
 from prefstage.training.dynamics_trainers import (
     ADAPTER_OFF,
     START,
-    Pairs,
     beta_of,
     encoder_of,
     name_sets,
@@ -195,6 +200,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             self._scorer = Scorer(model, token_budget=self._token_budget)
         self._folder.begin(self._about(model), step=step)
         self._reference = self._load_reference(step)
+        self._warned = any(map(self._displaced, self._folder.metrics()))
         if self._with_distance and (step == 0 or not self._start.exist()):
             self._check_start(step, "weights")
             self._start.save(model)
@@ -292,11 +298,18 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             vars(control).update(wishes)
             self._trainer.control = control
 
+    def _displaced(self, metrics: Mapping[str, float]) -> bool:
+        """Whether both sides of some set had fallen at a measurement."""
+        names = [_key(sample.name, "displacement/") for sample in self._samples]
+        return any(self._fell(metrics[f"{n}chosen"], metrics[f"{n}rejected"]) for n in names)
+
+    def _fell(self, chosen: float, rejected: float) -> bool:
+        return chosen <= -self._displacement_nats and rejected < 0
+
     def _warn(self, step: int, measured: list[PairDynamics]) -> None:
         for each in measured:
             moved = displacement_of(each)
-            fell = moved.chosen <= -self._displacement_nats and moved.rejected < 0
-            if not fell or self._warned:
+            if self._warned or not self._fell(moved.chosen, moved.rejected):
                 continue
             self._warned = True
             warnings.warn(

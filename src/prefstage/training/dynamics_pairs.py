@@ -11,11 +11,14 @@ from torch import Tensor
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
 from prefstage.core.seeds import seed_for
-from prefstage.data import Pair, ResponseEncoder, TokenTree
+from prefstage.data import Pair, PairSet, ResponseEncoder, TokenTree
 from prefstage.scoring import Scorer
 from prefstage.training.items import ItemSet, TrainingItem
 
 _SIDES = 2
+
+Pairs = PairSet | ItemSet | Sequence[Pair] | Sequence[TokenTree]
+"""What dynamics can follow: loaded, encoded, or made in memory."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class PairScores:
 
 def sample_pairs(
     name: str,
-    pairs: Sequence[Pair] | Sequence[TokenTree] | ItemSet,
+    pairs: Pairs,
     *,
     encoder: ResponseEncoder | None,
     subsample: int,

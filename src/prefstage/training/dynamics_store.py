@@ -100,6 +100,13 @@ class DynamicsFolder:
             for file in (self.path / PAIRS).glob("step-*.parquet")
         )
 
+    def metrics(self) -> list[dict[str, float]]:
+        """The aggregates of every recorded step, ascending."""
+        return [
+            json.loads(self._metrics_file(step).read_text(encoding="utf-8"))
+            for step in self.steps()
+        ]
+
     def write_step(
         self, step: int, measured: list[PairDynamics], metrics: Mapping[str, float]
     ) -> None:
@@ -205,10 +212,8 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
         DataError: If nothing is recorded there.
     """
     store = DynamicsFolder(Path(folder))
-    return [
-        json.loads(store._metrics_file(step).read_text(encoding="utf-8"))
-        for step in _recorded(store)
-    ]
+    _recorded(store)
+    return store.metrics()
 
 
 def _recorded(store: DynamicsFolder) -> list[int]:

@@ -1,13 +1,12 @@
 """What dynamics take over from the trainer that they are attached to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from prefstage.core.errors import InputError
-from prefstage.data import Pair, ResponseEncoder, TokenTree
+from prefstage.data import ResponseEncoder
+from prefstage.training.dynamics_pairs import Pairs
 from prefstage.training.items import ItemSet
-
-Pairs = Sequence[Pair] | Sequence[TokenTree] | ItemSet
 
 DEFAULT_BETA = 0.1
 START, ADAPTER_OFF = "start", "adapter-off"
