@@ -14,6 +14,7 @@ from prefstage.cli.judge import judge
 from prefstage.cli.manners import OneLineErrors
 from prefstage.cli.measure import measure
 from prefstage.cli.sample import sample
+from prefstage.cli.train import train
 
 app = typer.Typer(
     name="prefstage",
@@ -30,6 +31,7 @@ app.command()(sample)
 app.command()(judge)
 app.command()(diagnose)
 app.command()(build)
+app.command()(train)
 app.command()(evaluate)
 app.command()(demo)
 app.command()(doctor)

@@ -1,0 +1,327 @@
+"""`prefstage evaluate`: how good is a policy?"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefstage.cli.manners import Outcome, mannered, say
+from prefstage.core.config import load_config
+from prefstage.core.errors import InputError
+from prefstage.core.files import write_json
+
+if TYPE_CHECKING:
+    from prefstage.evaluating import Answers, Difference, WinRate
+
+Text = str | None
+Number = int | None
+Real = float | None
+
+
+def _option(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text)
+
+
+Given = Annotated[
+    list[str] | None,
+    _option(
+        "Answers of a model: model_outputs.json, or any candidates; FILE#WRITER for one of "
+        "several writers. Repeat it to compare checkpoints.",
+        "--answers",
+    ),
+]
+Policy = Annotated[
+    list[str] | None,
+    _option(
+        "A policy that answers the baseline's prompts: model folder or Hub id, "
+        "openai:MODEL@URL, serve:COMMAND. Repeat it to compare checkpoints.",
+        "--policy",
+    ),
+]
+Baseline = Annotated[Text, _option("The baseline's answers, as for --answers.")]
+JudgeSpec = Annotated[
+    Text,
+    _option(
+        "reward:PATH, pairrm:PATH, openai:MODEL@URL, table:FILE, python:module:function, "
+        "or a checkpoint."
+    ),
+]
+AnnotationsFile = Annotated[
+    Path | None, _option("AlpacaEval's annotations.json: judged already; nothing is bought.")
+]
+Out = Annotated[
+    Path | None, _option("Folder of results. The same command goes on in it after a stop.")
+]
+PromptOrder = Annotated[
+    Path | None,
+    _option("AlpacaEval's alpaca_eval.json, for its difficulties [local Hub cache]."),
+]
+Lookup = Annotated[
+    str, _option("Difficulty by instruction, or as-published (by row, with --annotations).")
+]
+
+
+@mannered
+def evaluate(
+    *,
+    answers: Given = None,
+    policy: Policy = None,
+    baseline: Baseline = None,
+    judge: JudgeSpec = None,
+    annotations: AnnotationsFile = None,
+    out: Out = None,
+    prompt_order: PromptOrder = None,
+    lookup: Lookup = "instruction",
+    stop_early: Annotated[
+        bool, _option("Stop when it is decided which of the two is better.", "--stop-early")
+    ] = False,
+    max_prompts: Annotated[Number, _option("Prompts judged at most.")] = None,
+    confidence: Annotated[Real, _option("Of all intervals [0.95].")] = None,
+    seed: Annotated[Number, _option("Of order, bootstrap and sampling [0].")] = None,
+    temperature: Annotated[Real, _option("Of sampling [0.7].")] = None,
+    top_p: Annotated[Real, _option("Of sampling [0.9].")] = None,
+    top_k: Annotated[Number, _option("Of sampling [50].")] = None,
+    max_new_tokens: Annotated[Number, _option("Tokens a response [1024].")] = None,
+    chat_format: Annotated[Text, _option("Plain format of a base model.")] = None,
+    as_json: Annotated[bool, _option("Print JSON and nothing else.", "--json")] = False,
+) -> None:
+    """Win rate of answers, or of a policy, over a baseline by any judge.
+
+    Raw and length-controlled, with intervals; several models are also compared with each
+    other. With --annotations the win rates of verdicts that exist already. Answers and
+    verdicts are on disk as soon as they arrive: the same command goes on after a stop.
+    """
+    given = dict(locals())
+    _check(given)
+    result = _recount(given) if annotations is not None else _evaluate(given)
+    summary, written = result.pop("summary"), result.pop("written")
+    say(Outcome(summary, result, written), as_json=as_json)
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    judged = [name for name in ("answers", "policy", "baseline", "judge") if given[name]]
+    if given["annotations"] is not None and judged:
+        raise InputError.of(
+            saw=f"--annotations and --{judged[0]}",
+            expected="annotations, which are judged, or answers that are to be judged",
+            cure="leave one of them out",
+        )
+    if given["annotations"] is None:
+        if not (given["answers"] or given["policy"]):
+            _need("a model to evaluate", "give --answers FILE or --policy MODEL")
+        for name in ("baseline", "judge", "out"):
+            if not given[name]:
+                _need(f"--{name}", f"add --{name}")
+        if given["lookup"] != "instruction":
+            raise InputError.of(
+                saw=f"--lookup {given['lookup']} without --annotations",
+                expected="a file whose row numbers were published",
+                cure="leave it out",
+            )
+
+
+def _need(expected: str, cure: str) -> None:
+    raise InputError.of(saw="nothing of the kind", expected=expected, cure=cure)
+
+
+def _recount(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The win rates of an annotations.json."""
+    from prefstage.evaluating import (
+        leaderboard_row,
+        length_controlled_interval,
+        length_controlled_win_rate,
+        read_annotations,
+        read_prompt_numbers,
+        write_leaderboard,
+    )
+
+    rows = read_annotations(given["annotations"])
+    if len({row.generator_2 for row in rows}) > 1 or len({row.generator_1 for row in rows}) > 1:
+        raise InputError.of(
+            saw=f"{given['annotations']} has verdicts on several models or baselines",
+            expected="one model and one baseline",
+            cure="write one file a model",
+        )
+    numbers = read_prompt_numbers(given["prompt_order"])
+    known = [None if numbers is None else numbers.get(row.instruction) for row in rows]
+    columns: dict[str, Any] = {
+        "preference": [row.preference for row in rows],
+        "len_model": [len(row.output_2) for row in rows],
+        "len_baseline": [len(row.output_1) for row in rows],
+        "instruction": None if None in known else known,
+        "lookup": given["lookup"],
+    }
+    found = length_controlled_win_rate(**columns)
+    low, high = length_controlled_interval(
+        **columns, confidence=given["confidence"] or 0.95, seed=given["seed"] or 0
+    )
+    model, baseline = rows[0].generator_2, rows[0].generator_1
+    line = leaderboard_row(columns["preference"], columns["len_model"], controlled=found)
+    written = []
+    if given["out"] is not None:
+        written = [given["out"] / "leaderboard.csv", given["out"] / "results.json"]
+        write_leaderboard(written[0], {model: line})
+        write_json(written[1], found.as_dict())
+    summary = [
+        f"{model} over {baseline}, {found.n_total} verdicts by {rows[0].annotator or '?'}",
+        f"win rate {found.win_rate:.2f} % ± {found.standard_error:.2f}"
+        f", discrete {found.discrete_win_rate:.2f} %",
+        f"length-controlled {found.length_controlled_win_rate:.2f} % [{low:.2f}, {high:.2f}]"
+        f" (difficulty: {found.difficulty})",
+        *(f"note: {note}" for note in found.notes),
+    ]
+    result = found.as_dict() | {"interval": [low, high], "model": model, "baseline": baseline}
+    return result | {"summary": "\n".join(summary), "written": written}
+
+
+def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
+    from prefstage.core.hashing import digest
+    from prefstage.core.runs import RunFolder
+    from prefstage.evaluating import WinRateConfig, compare_win_rates, load_answers, win_rate
+    from prefstage.evaluating.alpaca_files import read_prompt_numbers
+    from prefstage.judging import JudgmentStore, load_judge, stored
+
+    names = ("stop_early", "max_prompts", "confidence", "seed")
+    config = load_config(WinRateConfig, None, {name: given[name] for name in names})
+    theirs = load_answers(given["baseline"])
+    ours = [load_answers(each) for each in given["answers"] or ()]
+    who = load_judge(given["judge"])
+    inputs = {
+        "answers": [_fingerprint(each) for each in ours],
+        "policies": list(given["policy"] or ()),
+        "sampling": digest({name: given[name] for name in _SAMPLING}),
+        "baseline": _fingerprint(theirs),
+        "judge": who.fingerprint,
+        "config": config.model_dump(),
+    }
+    run = RunFolder.open(given["out"], command="evaluate", inputs=inputs)
+    ours += [
+        _answers_of(each, theirs, given, run.file(f"answers-{place}.jsonl"))
+        for place, each in enumerate(given["policy"] or ())
+    ]
+    _check_names(ours)
+    numbers = read_prompt_numbers(given["prompt_order"])
+    with JudgmentStore(run.file("judgments.sqlite")) as store:
+        judge = stored(who, store)
+        results = {
+            each.name: win_rate(each, theirs, judge=judge, config=config, prompt_numbers=numbers)
+            for each in ours
+        }
+    table = compare_win_rates(results, confidence=config.confidence) if len(results) > 1 else []
+    written = _write(run.path, ours, results, table)
+    result = {
+        "results": {name: each.as_dict() for name, each in results.items()},
+        "comparison": [line.as_dict() for line in table],
+        "counts": dict(getattr(judge, "counts", {})),
+    }
+    summary = "\n\n".join(_told(each) for each in results.values())
+    return result | {"summary": "\n".join([summary, *_compared(table)]), "written": written}
+
+
+_SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "chat_format")
+
+
+def _fingerprint(answers: "Answers") -> str:
+    from prefstage.core.hashing import digest
+
+    return digest([answers.name, [[key, each.text] for key, each in answers.by_prompt.items()]])
+
+
+def _answers_of(spec: str, theirs: "Answers", given: Mapping[str, Any], file: Path) -> "Answers":
+    from prefstage.evaluating.policies import answer_prompts
+    from prefstage.measuring.loop import prompt_order
+    from prefstage.sampling import LoadOptions, SamplingConfig, load_sampler
+
+    settings = load_config(SamplingConfig, None, {name: given[name] for name in _SAMPLING[:-1]})
+    # the prompts that will be judged, no others: the order and the limit are the judge's
+    order = prompt_order(list(theirs.by_prompt), seed=given["seed"] or 0)
+    chosen = order[: given["max_prompts"] or len(order)]
+    with ExitStack() as stack:
+        options = LoadOptions(chat_format=given["chat_format"])
+        sampler = load_sampler(spec, settings.model_copy(update={"responses": 1}), options=options)
+        if isinstance(sampler, AbstractContextManager):
+            stack.enter_context(sampler)
+        prompts = [theirs.by_prompt[key].prompt for key in chosen]
+        return answer_prompts(sampler, prompts, file)
+
+
+def _check_names(ours: Sequence["Answers"]) -> None:
+    names = [each.name for each in ours]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError.of(
+            saw=f"two models of the name {twice[0]!r}",
+            expected="each model once",
+            cure="give their files different generators or names",
+        )
+
+
+def _write(
+    folder: Path,
+    ours: Sequence["Answers"],
+    results: Mapping[str, "WinRate"],
+    table: Sequence["Difference"],
+) -> list[Path]:
+    """AlpacaEval's files of each model, and everything in one results.json."""
+    from prefstage.evaluating import (
+        leaderboard_row,
+        write_annotations,
+        write_leaderboard,
+        write_model_outputs,
+    )
+
+    lines = {}
+    for place, (answers, result) in enumerate(zip(ours, results.values(), strict=True)):
+        part = folder / f"model-{place}"
+        write_model_outputs(part / "model_outputs.json", answers)
+        write_annotations(part / "annotations.json", result.annotations())
+        if result.controlled is not None:
+            lines[answers.name] = leaderboard_row(
+                [each.preference for each in result.verdicts],
+                [len(each.model_answer) for each in result.verdicts],
+                controlled=result.controlled,
+            )
+    written = [folder / "results.json"]
+    whole = {name: each.as_dict() for name, each in results.items()}
+    write_json(written[0], {"results": whole, "comparison": [line.as_dict() for line in table]})
+    if lines:
+        written.append(folder / "leaderboard.csv")
+        write_leaderboard(written[1], lines)
+    return written
+
+
+def _told(result: "WinRate") -> str:
+    rates = result.rates
+    lines = [
+        f"{result.model} over {result.baseline} by {result.judge}: "
+        f"{len(result.verdicts)} of {result.prompts_available} prompts ({result.stopped})",
+        f"win rate {rates.win_rate:.2f} % ± {rates.standard_error:.2f} "
+        f"[{rates.interval[0]:.2f}, {rates.interval[1]:.2f}], "
+        f"discrete {rates.discrete_win_rate:.2f} %: {rates.wins} won, {rates.draws} drawn, "
+        f"{rates.losses} lost, {rates.n_missing} undecided",
+    ]
+    if result.controlled is not None and result.controlled_interval is not None:
+        low, high = result.controlled_interval
+        lines.append(
+            f"length-controlled {result.controlled.length_controlled_win_rate:.2f} % "
+            f"[{low:.2f}, {high:.2f}] (difficulty: {result.controlled.difficulty})"
+        )
+    lines.append(
+        f"mean length {result.avg_length:.0f} characters, "
+        f"the baseline's {result.avg_length_baseline:.0f}"
+    )
+    better = {"model": result.model, "baseline": result.baseline, None: "undecided"}
+    lines.append(f"better: {better[result.better]}")
+    return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
+
+
+def _compared(table: Sequence["Difference"]) -> list[str]:
+    lines = ["", "differences (all intervals and p-values hold at once):"] if table else []
+    return lines + [
+        f"{line.first} - {line.second}: {line.difference:+.2f} points "
+        f"[{line.interval[0]:+.2f}, {line.interval[1]:+.2f}], p = {line.p_value:.4f}, "
+        f"better: {line.better or 'undecided'}"
+        for line in table
+    ]

@@ -1,0 +1,37 @@
+"""A policy's answers to the prompts of an evaluation, sampled durably."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefstage.core.progress import progress
+from prefstage.data.records import Candidates, Prompt, prompt_id_of
+from prefstage.evaluating.answers import Answers, gather_answers
+from prefstage.sampling import CandidateStore, Sampler, collect, requests_for
+
+
+def answer_prompts(sampler: Sampler, prompts: Sequence[Prompt], store_file: Path) -> Answers:
+    """Let a policy answer each prompt once.
+
+    Args:
+        sampler: Who answers.
+        prompts: What is asked; equal prompts once.
+        store_file: Where each answer goes as it arrives; a repeated call asks only for what
+            is not there.
+
+    Returns:
+        One answer a prompt, empty ones included: a policy that says nothing loses there.
+
+    Raises:
+        InputError: If the store holds another sampler's answers.
+    """
+    asked = {prompt_id_of(prompt): prompt for prompt in prompts}
+    rows = [Candidates(key, prompt, (), (), ()) for key, prompt in asked.items()]
+    found = {}
+    with (
+        CandidateStore(store_file) as store,
+        progress(f"answers of {sampler.name}", len(rows)) as tick,
+    ):
+        for sample in collect(sampler, requests_for(rows, responses=1), store):
+            found[sample.prompt_id] = sample.text
+            tick()
+    return gather_answers(sampler.name, [(asked[key], found[key]) for key in asked])
