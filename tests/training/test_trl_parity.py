@@ -32,7 +32,7 @@ SETTINGS = {
     "train_sampling_strategy": "sequential",
 }
 BETA = 0.1
-PAIRS_A_STEP, MOST_LETTERS = 4, 900  # TRL holds [tokens, vocabulary] for the whole step
+PAIRS_A_STEP, MOST_LETTERS = 2, 700  # TRL holds [tokens, vocabulary] for a whole batch
 METRICS = ("rewards/chosen", "rewards/margins", "logps/chosen", "rewards/accuracies")
 
 
