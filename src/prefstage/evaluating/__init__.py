@@ -17,6 +17,14 @@ from prefstage.evaluating.length_controlled import (
     length_controlled_interval,
     length_controlled_win_rate,
 )
+from prefstage.evaluating.mt_bench import (
+    MtBench,
+    MtBenchConfig,
+    Question,
+    load_questions,
+    run_mt_bench,
+)
+from prefstage.evaluating.policies import answer_prompts
 from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.evaluating.win_rates import JudgedAnswer, WinRate, WinRateConfig, win_rate
 
@@ -28,18 +36,24 @@ __all__ = [
     "JudgedAnswer",
     "LengthControlledWinRate",
     "LengthWeights",
+    "MtBench",
+    "MtBenchConfig",
+    "Question",
     "Rates",
     "WinRate",
     "WinRateConfig",
+    "answer_prompts",
     "compare_win_rates",
     "leaderboard_row",
     "length_controlled_interval",
     "length_controlled_win_rate",
     "load_answers",
+    "load_questions",
     "rates_of",
     "read_annotations",
     "read_leaderboard",
     "read_prompt_numbers",
+    "run_mt_bench",
     "win_rate",
     "write_annotations",
     "write_leaderboard",
