@@ -1,5 +1,6 @@
 """How far the weights have moved: ‖θ_t - θ_0‖ without a second model in memory."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,6 +56,21 @@ class StartWeights:
                 save_file(shard, temporary)
         with atomic_path(self._folder / "complete") as temporary:
             temporary.write_text(kind_of(model) + "\n", encoding="utf-8")
+
+    def load_into(self, model: Any) -> None:
+        """Give a model the kept weights, in place and to the bit.
+
+        Args:
+            model: The model that they were kept of.
+        """
+        with ExitStack() as stack, torch.no_grad():
+            start = self._open(stack)
+            for name, weight in _trainable(model):
+                weight.copy_(start[name].get_tensor(name))
+
+    def remove(self) -> None:
+        """Delete what was kept."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def distance(self, model: Any) -> float:
         """‖θ_t - θ_0‖₂ of a model.

@@ -54,6 +54,19 @@ class StepSampler(Sampler[list[int]]):
         """Choose the epoch whose order comes next."""
         self._epoch = epoch
 
+    def items_of(self, step: int) -> list[int]:
+        """The items of an optimiser step.
+
+        Args:
+            step: From 0, counted over all epochs.
+
+        Returns:
+            What iterating gives when that step comes.
+        """
+        epoch, batch = divmod(step, len(self))
+        order = epoch_order(self.items, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
     def __len__(self) -> int:
         """Steps an epoch."""
         return math.ceil(self.items / self.batch_size)

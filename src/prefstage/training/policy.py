@@ -31,7 +31,7 @@ def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool) -> An
         ModelError: If the model cannot be loaded, or an adapter does not fit its model.
     """
     if isinstance(model, str):
-        model = _load(model)
+        model = load_policy(model)
     if peft_config is not None:
         try:
             from peft import get_peft_model
@@ -61,11 +61,22 @@ def one_device(args: Any) -> None:
         args._n_gpu = 1
 
 
-def _load(name: str) -> Any:
-    """A model, or an adapter on the model that it was made for, to be trained on."""
+def load_policy(name: str, *, dtype: str = "float32") -> Any:
+    """Load a model, or an adapter on the model that it was made for, to be trained on.
+
+    Args:
+        name: Folder or Hub id.
+        dtype: Of the weights.
+
+    Returns:
+        The policy, on the CPU.
+
+    Raises:
+        ModelError: If it cannot be loaded, or an adapter does not name its model.
+    """
     file = Path(name) / "adapter_config.json"
     if not file.is_file():
-        return load_model(name, dtype="float32", device_map="cpu")
+        return load_model(name, dtype=dtype, device_map="cpu")
     try:
         base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError):
@@ -76,7 +87,7 @@ def _load(name: str) -> Any:
             expected="base_model_name_or_path, the model that the adapter was made for",
             cure="load both, and pass the model with its adapter",
         )
-    model = load_model(str(base), dtype="float32", device_map="cpu", adapter=name)
+    model = load_model(str(base), dtype=dtype, device_map="cpu", adapter=name)
     model.set_adapter(model.active_adapter, inference_mode=False)
     return model
 

@@ -64,7 +64,7 @@ class References:
         if not self.needed or not missing:
             return
         off = self.reference == ADAPTER_OFF or (self.reference == START and adapter_is_new)
-        with self._scorer(scorer) as chosen:
+        with self.scorer(scorer) as chosen:
             cache = ReferenceCache(self._folder, chosen, with_adapter=not off)
             for item_set in missing:
                 self._known[item_set.fingerprint] = self._score(item_set, cache)
@@ -117,8 +117,15 @@ class References:
         return list(torch.split(together, [span.stop - span.start for span in sizes]))
 
     @contextmanager
-    def _scorer(self, policy: Scorer) -> Iterator[Scorer]:
-        """The scorer of the reference, on the process's device while it is used."""
+    def scorer(self, policy: Scorer) -> Iterator[Scorer]:
+        """The scorer of the reference, on the process's device while it is used.
+
+        Args:
+            policy: Of the policy.
+
+        Yields:
+            The policy's, or that of another model, which is freed afterwards.
+        """
         device = self._accelerator.device
         if self.reference not in (START, ADAPTER_OFF):
             yield Scorer.load(self.reference, device_map=str(device))

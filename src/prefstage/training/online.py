@@ -1,0 +1,382 @@
+"""Chosen-fixed online training: rejected responses sampled afresh from the current policy."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import gather_object
+from typing_extensions import override
+
+from prefstage.core.errors import InputError, ModelError
+from prefstage.core.files import write_json
+from prefstage.core.hashing import digest
+from prefstage.core.seeds import seed_for
+from prefstage.data.tokenising import TokenTree
+from prefstage.sampling.batching import plan_batches
+from prefstage.sampling.decoding import Row, generate_rows
+from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS
+from prefstage.training.batches import StepItems
+from prefstage.training.dynamics_distance import StartWeights
+from prefstage.training.items import ItemSet, TrainingItem
+from prefstage.training.order import StepSampler
+from prefstage.training.recipe import OnlineSettings
+from prefstage.training.reference import ADAPTER_OFF, START
+from prefstage.training.trainer import PreferenceTrainer
+from prefstage.training.undisturbed import own_forward, undisturbed
+
+_log = logging.getLogger(__name__)
+
+OUTCOMES = ("fresh", "cut", "empty", "identical", "kept")
+"""Counted: fresh responses taken, those of them without an end, samples that were empty or the
+chosen response itself, and pairs that kept their own rejected response after all attempts."""
+
+
+@dataclass(frozen=True)
+class FreshResponse:
+    """A sampled rejected response, as tokens.
+
+    Attributes:
+        ids: Its tokens, end-of-turn included unless it was cut.
+        reference: Reference log-prob of each, nats; empty if no reference is needed.
+    """
+
+    ids: tuple[int, ...]
+    reference: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class FreshBlock:
+    """The fresh responses of the steps of one interval.
+
+    Attributes:
+        step: Optimiser steps done when they were sampled.
+        responses: By place in the set; places that are missing keep their own.
+        counts: How many there were of each of `OUTCOMES`.
+    """
+
+    step: int
+    responses: Mapping[int, FreshResponse]
+    counts: Mapping[str, int]
+
+    def save(self, path: Path) -> None:
+        """Write the block, whole or not at all."""
+        listed = {
+            str(place): [list(each.ids), list(each.reference)]
+            for place, each in self.responses.items()
+        }
+        write_json(path, {"step": self.step, "counts": dict(self.counts), "responses": listed})
+
+    @classmethod
+    def load(cls, path: Path) -> "FreshBlock":
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The block, equal to the bit.
+
+        Raises:
+            InputError: If the file is not one of ours.
+        """
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+            responses = {
+                int(place): FreshResponse(tuple(ids), tuple(reference))
+                for place, (ids, reference) in read["responses"].items()
+            }
+            return cls(read["step"], responses, read["counts"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError.of(
+                saw=f"{path}, which holds no fresh responses ({error})",
+                expected="a file written by online training",
+                cure="delete it; its responses are sampled again",
+            ) from error
+
+
+class OnlinePreferenceTrainer(PreferenceTrainer):
+    """A `PreferenceTrainer` whose rejected responses are the current policy's own.
+
+    Every `interval` optimiser steps the pairs of the next `interval` steps get a rejected
+    response sampled from the policy as it is then; the chosen responses stay as they are.
+    What was sampled is on disk before it is used, under ``online`` in the output folder, so
+    that a resumed run trains on the same responses. Each response has random numbers of its
+    own, from the seed, the step and the pair.
+
+    An empty sample, or one equal to the chosen response, teaches nothing: it is counted and
+    sampled again, `attempts` times in all; then the pair keeps its rejected response of the
+    data set (counted as well).
+
+    Reference log-probs of fresh responses come from the same model: with its adapter
+    switched off, or with the weights of the start, kept on disk, in its place for a moment.
+
+    Args:
+        model: As for `PreferenceTrainer`.
+        args: As for `PreferenceTrainer`.
+        online: Interval and sampling.
+        given: As for `PreferenceTrainer`; the training data are pairs.
+
+    Raises:
+        InputError: If the training data are no pairs.
+        ModelError: If the weights are spread over processes (FSDP, DeepSpeed).
+
+    Source:
+        Pan et al. 2025, arXiv:2508.18312, Section 4.2.
+    """
+
+    def __init__(
+        self, model: Any, args: Any = None, *, online: OnlineSettings | None = None, **given: Any
+    ) -> None:
+        self.online = online or OnlineSettings()
+        self._block: FreshBlock | None = None
+        super().__init__(model, args, **given)
+        if self.train_dataset is None or self.train_dataset.kind != "pairs":
+            raise InputError.of(
+                saw="online training without pairs",
+                expected="pairs, whose chosen responses stay, and a loss on pairs",
+                cure="give pairs as train_dataset, or choose a loss on pairs such as sigmoid",
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ModelError.of(
+                saw="online training with weights spread over processes",
+                expected="whole weights on every process, which sample",
+                cure="use DDP, or LoRA on one device",
+            )
+
+    @override
+    def run_settings(self) -> dict[str, Any]:
+        """As the base class, with the sampling."""
+        return super().run_settings() | {"online": self.online.model_dump(mode="json")}
+
+    @override
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **others: Any) -> Any:
+        """As the base class, after keeping the weights of the start where they are needed."""
+        self._folder = self._own_folder()
+        self._start = StartWeights(self._folder / "start_weights")
+        if self._swaps and self.args.should_save and not self._start.exist():
+            self._start.save(self.model)
+        self.accelerator.wait_for_everyone()
+        return super().train(resume_from_checkpoint, *args, **others)
+
+    def _own_folder(self) -> Path:
+        """A folder for the responses of this run's settings; others' are never read."""
+        return Path(self.args.output_dir) / "online" / digest(self.run_settings())
+
+    @property
+    def _swaps(self) -> bool:
+        """Whether the reference is the start, whose weights are trained themselves."""
+        needed = "reference" in self.loss.needs
+        return needed and self.references.reference == START and not self.fresh_adapter
+
+    @override
+    def _step_items(self, item_set: ItemSet, positions: Any, *, step: int) -> StepItems:
+        items = super()._step_items(item_set, positions, step=step)
+        if step < 0 or item_set is not self.train_dataset:
+            return items
+        return with_fresh(items, positions, self._block_of(step).responses)
+
+    def _block_of(self, step: int) -> FreshBlock:
+        """The responses of a step's interval: known, from disk, or sampled now."""
+        first = step - step % self.online.interval
+        if self._block is not None and self._block.step == first:
+            return self._block
+        path = self._folder / f"responses-{first:08d}.json"
+        if not path.exists():
+            self._sample_block(first, path)
+        self.accelerator.wait_for_everyone()
+        self._block = FreshBlock.load(path)
+        told = ", ".join(f"{name} {self._block.counts[name]}" for name in OUTCOMES)
+        _log.info("rejected responses sampled at step %d: %s", first, told)
+        return self._block
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the base class, with the counts of the present interval's responses."""
+        if "loss" in logs and self._block is not None:
+            logs |= {f"online/{name}": count for name, count in self._block.counts.items()}
+        super().log(logs, start_time)
+
+    def online_counts(self) -> dict[str, int]:
+        """Count what was sampled so far in this run; see `OUTCOMES`.
+
+        Returns:
+            Counts over all intervals up to the present step.
+        """
+        total: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
+        for path in sorted(self._folder.glob("responses-*.json")):
+            block = FreshBlock.load(path)
+            if block.step < self.state.global_step:
+                total.update(block.counts)
+        return dict(total)
+
+    # --- Sampling -------------------------------------------------------------------------
+
+    def _sample_block(self, first: int, path: Path) -> None:
+        places = self._places(first)
+        own = places[self.accelerator.process_index :: self.accelerator.num_processes]
+        counts: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
+        with undisturbed(self.model), own_forward(self.model):
+            self.model.eval()
+            found = self._sample(own, first, counts)
+            trees = [_tree_with(self.train_dataset[place], ids) for place, ids in found.items()]
+            scored = self._reference_of(trees)
+        counts["kept"] = len(own) - len(found)
+        made = [
+            (place, FreshResponse(ids, tuple(reference)))
+            for (place, ids), reference in zip(found.items(), scored, strict=True)
+        ]
+        responses, total = dict[int, FreshResponse](), Counter[str]()
+        for part, counted in gather_object([(made, counts)]):
+            responses |= dict(part)
+            total.update(counted)
+        if self.args.should_save:
+            ordered = {place: responses[place] for place in sorted(responses)}
+            FreshBlock(first, ordered, {name: total[name] for name in OUTCOMES}).save(path)
+
+    def _places(self, first: int) -> list[int]:
+        """Items of the interval's steps, each once, in the order of the steps."""
+        sampler = cast("StepSampler", self.get_train_dataloader().batch_sampler)
+        # Those beyond the last step too: a run that is prolonged finds them sampled in time.
+        steps = (sampler.items_of(first + turn) for turn in range(self.online.interval))
+        return list(dict.fromkeys(place for items in steps for place in items))
+
+    def _sample(
+        self, places: Sequence[int], first: int, counts: Counter[str]
+    ) -> dict[int, tuple[int, ...]]:
+        """A fresh response to each of these pairs that got one."""
+        found: dict[int, tuple[int, ...]] = {}
+        waiting = list(places)
+        for attempt in range(self.online.attempts):
+            again = []
+            for place, ids, stopped in self._generate(waiting, first, attempt):
+                fault = self._fault(place, ids)
+                if fault is None:
+                    found[place] = ids
+                    counts["fresh"] += 1
+                    counts["cut"] += not stopped
+                else:
+                    counts[fault] += 1
+                    again.append(place)
+            waiting = sorted(again)
+        return {place: found[place] for place in places if place in found}
+
+    def _fault(self, place: int, ids: tuple[int, ...]) -> str | None:
+        if not self.encoder.decode(ids).strip():
+            return "empty"
+        chosen = self.train_dataset[place].trees[0].response_ids[0]
+        same = ids == chosen or self.encoder.decode(ids) == self.encoder.decode(chosen)
+        return "identical" if same else None
+
+    def _generate(
+        self, places: Sequence[int], first: int, attempt: int
+    ) -> Iterator[tuple[int, tuple[int, ...], bool]]:
+        prompts = [self.train_dataset[place].trees[0].prompt_ids for place in places]
+        rooms = [self._room(len(ids)) for ids in prompts]
+        lengths = [len(ids) for ids in prompts]
+        batches = plan_batches(
+            lengths, new_tokens=max(rooms, default=1), token_budget=DEFAULT_BATCH_TOKENS
+        )
+        for batch in batches:
+            rows = [
+                Row(
+                    prompt=turn,
+                    seed=seed_for(
+                        *(self.online.sampling.seed, "online", self.args.seed),
+                        *(first, places[row], attempt),
+                    ),
+                    max_new_tokens=rooms[row],
+                )
+                for turn, row in enumerate(batch.rows)
+            ]
+            for made in generate_rows(
+                self.model,
+                [prompts[row] for row in batch.rows],
+                rows,
+                config=self.online.sampling,
+                stop_ids=self._stop_ids(),
+            ):
+                yield places[batch.rows[made.row]], tuple(made.ids), made.stopped
+
+    def _room(self, prompt_tokens: int) -> int:
+        limits: list[int | None] = [
+            self.online.sampling.max_new_tokens,
+            self.args.max_response_tokens,
+        ]
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        if context is not None:
+            limits.append(max(1, context - prompt_tokens))
+        return min(limit for limit in limits if limit is not None)
+
+    def _stop_ids(self) -> frozenset[int]:
+        eos = self.encoder.tokenizer.eos_token_id
+        return frozenset([self.encoder.end_of_turn_ids[-1], *([] if eos is None else [eos])])
+
+    # --- The reference --------------------------------------------------------------------
+
+    def _reference_of(self, trees: Sequence[TokenTree]) -> list[list[float]]:
+        """Reference log-probs of the one response of each tree; empty if none are needed."""
+        if "reference" not in self.loss.needs or not trees:
+            return [[] for _ in trees]
+        off = self.references.reference == ADAPTER_OFF or self.fresh_adapter
+        with self._reference_scorer() as scorer:
+            scored = scorer.score(trees, with_adapter=not off, show_progress=False)
+        return [each.per_token[0].tolist() for each in scored]
+
+    @contextmanager
+    def _reference_scorer(self) -> Iterator[Any]:
+        """The reference's scorer; the start's weights stand in the model meanwhile."""
+        if not self._swaps:
+            with self.references.scorer(self.scorer) as scorer:
+                yield scorer
+            return
+        present = StartWeights(self._folder / f"present_weights_{self.accelerator.process_index}")
+        present.save(self.model)
+        self._start.load_into(self.model)
+        try:
+            yield self.scorer
+        finally:
+            present.load_into(self.model)
+            present.remove()
+
+
+def with_fresh(
+    items: StepItems, places: Sequence[int], fresh: Mapping[int, FreshResponse]
+) -> StepItems:
+    """Put fresh rejected responses, with their reference log-probs, into pairs.
+
+    Args:
+        items: The pairs of a step, as in the data set.
+        places: Where each stands in the set.
+        fresh: Fresh responses by place; pairs without one keep their own.
+
+    Returns:
+        The pairs.
+    """
+    made, reference = list[TrainingItem](), list[torch.Tensor]()
+    for item, place, spans in zip(items.items, places, items.spans, strict=True):
+        response = fresh.get(place)
+        if response is None:
+            made.append(item)
+            if items.reference is not None:
+                reference += [items.reference[span] for span in spans]
+            continue
+        tree = item.trees[0]
+        both = (tree.response_ids[0], response.ids)
+        tree = TokenTree(tree.prompt_id, tree.prompt_ids, both)
+        made.append(replace(item, trees=(tree,), scores=None, preference=None))
+        if items.reference is not None:
+            known = items.reference[spans[0]]
+            reference += [known, torch.tensor(response.reference).to(known)]
+    flat = torch.cat(reference) if reference else None
+    return StepItems(items.kind, tuple(made), flat, items.seeds, items.totals)
+
+
+def _tree_with(item: TrainingItem, ids: tuple[int, ...]) -> TokenTree:
+    tree = item.trees[0]
+    return TokenTree(tree.prompt_id, tree.prompt_ids, (ids,))
