@@ -1,4 +1,4 @@
-"""One process of a training over several: run by torchrun or `accelerate launch`.
+"""One process of a training over several: run by torchrun (as `accelerate launch` does on GPUs).
 
 accelerate shards weights (FSDP) on accelerators alone. On a CPU it is told that it is on
 one; everything that it then does is its own.

@@ -23,21 +23,8 @@ from tests.training.preference_runs import (
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-LAUNCHERS = {
-    "torchrun": [
-        *("torch.distributed.run", "--nproc-per-node=2", "--master-port={port}"),
-        *("-m", "tests.training.distributed_run"),
-    ],
-    "accelerate": [
-        *("accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"),
-        *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port={port}"),
-        *("--module", "tests.training.distributed_run"),
-    ],
-}
-
-
 def train_by_two(
-    folder: Path, *, fsdp: int = 0, launcher: str = "torchrun", **settings: Any
+    folder: Path, *, fsdp: int = 0, **settings: Any
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Train on two processes that take half of each step; weights and log."""
     folder.mkdir(parents=True)
@@ -46,9 +33,10 @@ def train_by_two(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [word.format(port=port) for word in LAUNCHERS[launcher]]
+    launcher = ["torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    module = ["-m", "tests.training.distributed_run", json.dumps(order)]
     done = subprocess.run(
-        [sys.executable, "-m", *command, json.dumps(order)],
+        [sys.executable, "-m", *launcher, *module],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -61,14 +49,12 @@ def train_by_two(
     return torch.load(folder / "weights.pt"), log
 
 
-def check_equal(
-    tmp_path: Path, *, fsdp: int = 0, launcher: str = "torchrun", **settings: Any
-) -> None:
+def check_equal(tmp_path: Path, *, fsdp: int = 0, **settings: Any) -> None:
     """Compare weights, losses, gradients and evaluation of two processes with one."""
     settings = {"token_budget": 150, "eval_strategy": "steps", "eval_steps": 2, **settings}
     one = preference_trainer(tmp_path / "one", eval_dataset=tiny_pairs(7, seed=5), **settings)
     one.train()
-    weights, log = train_by_two(tmp_path / "two", fsdp=fsdp, launcher=launcher, **settings)
+    weights, log = train_by_two(tmp_path / "two", fsdp=fsdp, **settings)
     if weights:
         difference = largest_difference(weights_of(one.model), weights)
         print(f"largest difference of a weight: {difference:.2g}")
@@ -93,11 +79,6 @@ def test_every_kind_of_loss_is_the_same_on_two_processes(
     loss: str, fsdp: int, tmp_path: Path
 ) -> None:
     check_equal(tmp_path, fsdp=fsdp, loss=loss)
-
-
-@pytest.mark.slow
-def test_accelerate_launch_trains_as_torchrun_does(tmp_path: Path) -> None:
-    check_equal(tmp_path, launcher="accelerate")
 
 
 @pytest.mark.slow
