@@ -118,7 +118,7 @@ def build_pairs(
             candidates = CandidateSet.of(rescored(candidates, judge), report=candidates.report)
         pairs = data if isinstance(data, PairSet) else None
         materials = Materials(plan, account, folder, candidates, pairs, judge, sampler, aspects)
-        dataset = built_dataset(_flat(_groups(materials)))
+        dataset = built_dataset(flat_rows(_groups(materials)))
         _check_some(dataset, account, plan)
         made = _result(plan, account, dataset, report=data.report, judge=judge, sampler=sampler)
         if out is not None:
@@ -172,7 +172,15 @@ def _groups(materials: Materials) -> Iterator[Group]:
     return filtered(groups, recipe.filters, account=account)
 
 
-def _flat(groups: Iterator[Group]) -> Iterator[Built]:
+def flat_rows(groups: Iterator[Group]) -> Iterator[Built]:
+    """The pairs of all groups, one by one.
+
+    Args:
+        groups: As the builders yield them.
+
+    Yields:
+        Each pair.
+    """
     for group in groups:
         yield from group
 

@@ -202,7 +202,8 @@ def _told(judged: Sequence[JudgeFigures], place: int) -> dict[str, Any] | None:
 def _consistency(
     judged: Sequence[JudgeFigures], scored: PairLogProbs | None
 ) -> dict[str, float] | None:
-    sides = {each.judge: each.probabilities for each in judged}
+    roles = ("judge", "second judge")
+    sides = {role: each.probabilities for role, each in zip(roles, judged, strict=False)}
     if scored is not None:
         sides["policy"] = policy_preference(scored.chosen, scored.rejected)
     names = list(sides)
