@@ -59,7 +59,7 @@ def test_rejected_responses_are_the_present_policys(tmp_path: Path) -> None:
     trainer.train()
     blocks = blocks_of(tmp_path)
     assert [block.step for block in blocks] == [0, 2, 4]
-    places = list(trainer.get_train_dataloader().batch_sampler)[0]
+    places = next(iter(trainer.get_train_dataloader().batch_sampler))
     for place, item in zip(places, watch.items[0].items, strict=True):
         own, (chosen, rejected) = trainer.train_dataset[place], item.trees[0].response_ids
         assert chosen == own.trees[0].response_ids[0]
@@ -139,7 +139,7 @@ def test_empty_and_identical_samples_are_counted_and_the_pair_keeps_its_own(tmp_
     watch = Watch(trainer)
     trainer.train()
     (block,) = blocks_of(tmp_path)
-    places = list(trainer.get_train_dataloader().batch_sampler)[0]
+    places = next(iter(trainer.get_train_dataloader().batch_sampler))
     kinds = [place % 3 for place in places]
     assert block.counts == {
         "fresh": kinds.count(1) + kinds.count(2),

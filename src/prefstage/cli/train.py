@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefstage.cli.manners import Outcome, mannered, say
-from prefstage.core.config import load_config
 
 if TYPE_CHECKING:
     from prefstage.training.recipe_run import Trained
@@ -39,9 +38,9 @@ def train(
     same command goes on from the last checkpoint. On several processes: accelerate launch
     $(which prefstage) train recipe.yaml --out run.
     """
-    from prefstage.training.recipe import Recipe, parse_overrides
+    from prefstage.training.recipe import load_recipe, parse_overrides
 
-    asked = load_config(Recipe, recipe, parse_overrides(settings or []))
+    asked = load_recipe(recipe, parse_overrides(settings or []))
     from prefstage.training.recipe_run import is_first_process, train_recipe
 
     trained = train_recipe(asked, out)

@@ -3,12 +3,13 @@
 import dataclasses
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from prefstage.core.config import Config, nearest
+from prefstage.core.config import Config, load_config, nearest
 from prefstage.core.errors import ConfigError
 from prefstage.sampling.base import SamplingConfig
 
@@ -195,6 +196,26 @@ def argument_values(recipe: Recipe) -> dict[str, Any]:
         "reference_cache": recipe.reference_cache,
     }
     return {**given, **own}
+
+
+def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
+    """Read a recipe, with settings that win over it.
+
+    Args:
+        path: The YAML file.
+        overrides: Values by key; dotted keys reach inner settings, also of sections that the
+            file writes in short (``data: pairs.jsonl`` and ``data.split``).
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    whole = {key: value for key, value in overrides.items() if "." not in key}
+    inner = {key: value for key, value in overrides.items() if "." in key}
+    recipe = load_config(Recipe, path, whole)
+    return load_config(Recipe, recipe.model_dump(mode="json"), inner) if inner else recipe
 
 
 def parse_overrides(texts: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from prefstage.core.files import write_json
 from prefstage.core.progress import Ticker, progress
 from prefstage.core.runs import MANIFEST, RunFolder
 from prefstage.losses import LossMix, parse_loss
+from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.arguments import PreferenceArguments
 from prefstage.training.datasets import load_for
-from prefstage.training.dynamics import DynamicsCallback
+from prefstage.training.dynamics import DisplacementWarning, DynamicsCallback
 from prefstage.training.items import LoadedSet
 from prefstage.training.online import OnlinePreferenceTrainer
 from prefstage.training.policy import load_policy
@@ -73,13 +75,14 @@ def train_recipe(recipe: Recipe, out: Path) -> Trained:
     named = {name: load_set(each, loss) for name, each in recipe.eval.items()}
     with _opened(recipe, out):
         trainer = _trainer(recipe, args, data, named, out)
-    with _progress(trainer):
+    with _progress(trainer), _told_warnings() as warned:
         trainer.train(resume_from_checkpoint="auto")
-    metrics = _final_metrics(trainer, evaluates=bool(named))
+        metrics = _final_metrics(trainer, evaluates=bool(named))
     trainer.save_model(str(out / MODEL))
     if recipe.export.merge_adapter and is_first_process():
         _save_merged(trainer, out / MERGED)
     result = _result(trainer, recipe, {"data": data, **named}, metrics)
+    result["notes"] += warned
     if is_first_process():
         write_json(out / HISTORY, {"history": trainer.state.log_history})
         write_json(out / RESULT, result)
@@ -206,6 +209,17 @@ def _progress(trainer: PreferenceTrainer) -> Iterator[None]:
             yield
         finally:
             trainer.remove_callback(callback)
+
+
+@contextmanager
+def _told_warnings() -> Iterator[list[str]]:
+    """What our own warnings say while the block runs, as notes; libraries' are left out."""
+    told = list[str]()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield told
+    ours = (DisplacementWarning, ScoringWarning)
+    told += dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, ours))
 
 
 def _final_metrics(trainer: PreferenceTrainer, *, evaluates: bool) -> dict[str, float]:
