@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from prefstage.judging import load_judge as load_judge
     from prefstage.losses import LOSSES as LOSSES
     from prefstage.measuring import Stage as Stage
+    from prefstage.measuring import diagnose as diagnose
     from prefstage.measuring import measure_stage as measure_stage
     from prefstage.sampling import load_sampler as load_sampler
     from prefstage.scoring import Scorer as Scorer
@@ -25,6 +26,7 @@ _HOMES = {
     "Scorer": "scoring",
     "Stage": "measuring",
     "build_pairs": "building",
+    "diagnose": "measuring",
     "length_controlled_win_rate": "evaluating",
     "load_candidates": "data",
     "load_judge": "judging",

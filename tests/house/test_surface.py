@@ -18,6 +18,7 @@ NAMES = [
     "Scorer",
     "Stage",
     "build_pairs",
+    "diagnose",
     "length_controlled_win_rate",
     "load_candidates",
     "load_judge",
@@ -26,7 +27,17 @@ NAMES = [
     "measure_stage",
     "win_rate",
 ]
-COMMANDS = ["build", "demo", "doctor", "evaluate", "judge", "measure", "sample"]
+COMMANDS = [
+    "build",
+    "demo",
+    "diagnose",
+    "doctor",
+    "evaluate",
+    "judge",
+    "measure",
+    "sample",
+    "train",
+]
 
 SOURCE = Path(prefstage.__file__).parent
 PACKAGES = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))

@@ -21,6 +21,10 @@ from prefstage.measuring.summary import summarise
 if TYPE_CHECKING:
     from prefstage.measuring.bootstrap import Interval as Interval
     from prefstage.measuring.bootstrap import bootstrap_interval as bootstrap_interval
+    from prefstage.measuring.diagnosis import Diagnosis as Diagnosis
+    from prefstage.measuring.diagnosis import ScoredBy as ScoredBy
+    from prefstage.measuring.diagnosis import diagnose as diagnose
+    from prefstage.measuring.diagnosis_config import DiagnosisConfig as DiagnosisConfig
     from prefstage.measuring.diversity import IntraDiversity as IntraDiversity
     from prefstage.measuring.diversity import fluctuation_range as fluctuation_range
     from prefstage.measuring.diversity import intra_diversity as intra_diversity
@@ -53,15 +57,19 @@ if TYPE_CHECKING:
     from prefstage.measuring.rankings import reward_accuracy as reward_accuracy
 
 _HOMES = {
+    "Diagnosis": "diagnosis",
+    "DiagnosisConfig": "diagnosis_config",
     "FLIP_GROUPS": "flips",
     "FlipGroup": "flips",
     "IdealizedAccuracy": "idealized",
     "Interval": "bootstrap",
     "IntraDiversity": "diversity",
     "LEARNABILITY_GROUPS": "learnability",
+    "ScoredBy": "diagnosis",
     "alignment_gap": "idealized",
     "at_threshold": "flips",
     "bootstrap_interval": "bootstrap",
+    "diagnose": "diagnosis",
     "dpo_losses": "flips",
     "flip_groups": "flips",
     "flip_threshold": "flips",
@@ -88,6 +96,8 @@ __all__ = [
     "LEARNABILITY_GROUPS",
     "Boundary",
     "ConfidenceSequence",
+    "Diagnosis",
+    "DiagnosisConfig",
     "FlipGroup",
     "IdealizedAccuracy",
     "Interval",
@@ -96,6 +106,7 @@ __all__ = [
     "Measurement",
     "PromptVotes",
     "Reading",
+    "ScoredBy",
     "Stage",
     "algorithm_1_verdict",
     "alignment_gap",
@@ -103,6 +114,7 @@ __all__ = [
     "bootstrap_interval",
     "boundary_score",
     "count_votes",
+    "diagnose",
     "distinctness",
     "dpo_losses",
     "flip_groups",
