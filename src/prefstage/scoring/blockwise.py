@@ -104,7 +104,6 @@ class _BlockwiseAttention(torch.autograd.Function):
         k, v = _at_least_float32(key), _at_least_float32(value)
         q = _rows_of(_at_least_float32(query), len(k), scale=rule.scale)
         output = q.new_empty(*q.shape[:2], v.shape[2])
-        normaliser = q.new_empty(q.shape[:2]) if any(ctx.needs_input_grad) else None
         # Keys and values of the current text. A row is in depth-first order, so a segment's
         # ancestors stand there already, and each key is copied once.
         longest = max(segment.position + segment.stop - segment.start for segment in segments)
@@ -116,30 +115,31 @@ class _BlockwiseAttention(torch.autograd.Function):
             for block in _blocks(segment, rule.window):
                 rows, seen = block.rows(q.shape[1] // k.shape[1]), _seen(block)
                 scores, _ = _scores(q[:, rows], path_k[:, seen], block, rule)
-                if normaliser is not None:
-                    normaliser[:, rows] = scores.logsumexp(-1)
                 weights = torch.softmax(scores, -1, out=scores)
                 output[:, rows] = torch.bmm(weights, path_v[:, seen])
+        by_place = _by_place(output, query.shape).to(query.dtype)
         ctx.segments, ctx.rule = segments, rule
-        ctx.save_for_backward(query, key, value, output, normaliser)
-        return _by_place(output, query.shape).to(query.dtype)
+        # The layer's next map keeps the result too, so that keeping it here takes no memory.
+        ctx.save_for_backward(query, key, value, by_place)
+        return by_place
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, output, normaliser = ctx.saved_tensors
+        query, key, value, output = ctx.saved_tensors
         k, v = _at_least_float32(key), _at_least_float32(value)
         q = _rows_of(_at_least_float32(query), len(k), scale=ctx.rule.scale)
         grad = _rows_of(_at_least_float32(grad_output.transpose(0, 1)), len(k))
         # d softmax: each weight's gradient is measured from the row's mean.
-        mean = (grad * output).sum(-1, keepdim=True)
+        mixed = _at_least_float32(grad_output) * _at_least_float32(output)
+        mean = _rows_of(mixed.sum(-1).t()[..., None], len(k))
         grads = (torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v))
         for segment in ctx.segments:
             path = _on_path(k, segment), _on_path(v, segment)
             of_path = torch.zeros_like(path[0]), torch.zeros_like(path[1])
             for block in _blocks(segment, ctx.rule.window):
                 rows = block.rows(q.shape[1] // k.shape[1])
-                of_rows = (q[:, rows], grad[:, rows], mean[:, rows], normaliser[:, rows, None])
+                of_rows = (q[:, rows], grad[:, rows], mean[:, rows])
                 grads[0][:, rows] = _block_gradient(of_rows, path, of_path, block, ctx.rule)
             _add_on_path(grads[1], of_path[0], segment)
             _add_on_path(grads[2], of_path[1], segment)
@@ -149,17 +149,17 @@ class _BlockwiseAttention(torch.autograd.Function):
 
 
 def _block_gradient(
-    of_rows: tuple[Tensor, Tensor, Tensor, Tensor],
+    of_rows: tuple[Tensor, Tensor, Tensor],
     path: tuple[Tensor, Tensor],
     of_path: tuple[Tensor, Tensor],
     block: _Block,
     rule: AttentionRule,
 ) -> Tensor:
     """Gradient by a block's queries; those by its keys and values are added to `of_path`."""
-    q, grad, mean, normaliser = of_rows
+    q, grad, mean = of_rows
     (k, v), (grad_k, grad_v) = ([x[:, _seen(block)] for x in pair] for pair in (path, of_path))
     scores, slope = _scores(q, k, block, rule, with_slope=True)
-    weights = scores.sub_(normaliser).exp_()
+    weights = torch.softmax(scores, -1, out=scores)
     grad_v += weights.transpose(1, 2) @ grad
     grad_scores = torch.bmm(grad, v.transpose(1, 2)).sub_(mean).mul_(weights)
     if slope is not None:
@@ -210,7 +210,7 @@ def _rows_of(x: Tensor, groups: int, *, scale: float = 1.0) -> Tensor:
     """[heads, places, dim] to [groups, places · heads / groups, dim], scaled."""
     heads, places, dim = x.shape
     rows = x.new_empty(groups, places, heads // groups, dim)
-    torch.mul(x.view(groups, heads // groups, places, dim).transpose(1, 2), scale, out=rows)
+    torch.mul(x.reshape(groups, heads // groups, places, dim).transpose(1, 2), scale, out=rows)
     return rows.view(groups, -1, dim)
 
 

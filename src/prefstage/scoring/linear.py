@@ -129,21 +129,45 @@ class _LinearLogProbs(torch.autograd.Function):
         grad_bias = torch.empty_like(bias) if wants_bias else None
         for words in _word_chunks(len(targets), len(weight), hidden.device):
             part = weight[words].to(precise)
-            part_grad, part_bias = torch.zeros_like(part), part.new_zeros(len(part))
+            of_part = _Accumulated(part, grad_weight, words) if grad_weight is not None else None
+            part_bias = part.new_zeros(len(part))
             for tokens in _token_chunks(len(targets)):
                 slopes = _slopes(hidden[tokens], targets[tokens], head, words, total[tokens])
                 slopes *= grad[tokens, None]
                 if grad_hidden is not None:
                     grad_hidden[tokens].addmm_(slopes, part)
-                if wants_weight:
-                    part_grad.addmm_(slopes.t(), hidden[tokens].to(precise))
-                part_bias += slopes.sum(0)
-            if grad_weight is not None:
-                grad_weight[words] = part_grad
+                if of_part is not None:
+                    of_part.add(slopes.t(), hidden[tokens].to(precise))
+                if grad_bias is not None:
+                    part_bias += slopes.sum(0)
+            if of_part is not None:
+                of_part.finish()
             if grad_bias is not None:
                 grad_bias[words] = part_bias
         typed = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
         return (typed, grad_weight, grad_bias, None, None, None, None)
+
+
+class _Accumulated:
+    """A part of the weight's gradient, summed in full precision; in place where that is its own."""
+
+    def __init__(self, part: Tensor, whole: Tensor, words: slice) -> None:
+        self._goal = whole[words]
+        self._sum = self._goal if whole.dtype == part.dtype else torch.empty_like(part)
+        self._empty = True
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        if self._empty:
+            torch.mm(left, right, out=self._sum)
+        else:
+            self._sum.addmm_(left, right)
+        self._empty = False
+
+    def finish(self) -> None:
+        if self._empty:
+            self._sum.zero_()
+        if self._sum is not self._goal:
+            self._goal.copy_(self._sum)
 
 
 def _slopes(hidden: Tensor, targets: Tensor, head: Head, words: slice, total: Tensor) -> Tensor:
