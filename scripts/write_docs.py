@@ -34,13 +34,16 @@ from prefstage.core.errors import PrefstageError
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TESTS = DOCS.parent / "tests"
 
-COMMANDS = ("measure", "sample", "judge", "diagnose", "build", "evaluate", "train", "demo", "doctor")
+COMMANDS = (
+    *("measure", "sample", "judge", "diagnose", "build"),
+    *("evaluate", "train", "demo", "doctor"),
+)
 PACKAGES = (
     *("losses", "data", "scoring", "serving", "sampling", "judging"),
     *("measuring", "building", "training", "evaluating", "sandbox"),
 )
 
-KINDS = {str: "text", int: "number", float: "number", Path: "path"}
+KINDS = {str: "text", list[str]: "text", int: "number", float: "number", Path: "path"}
 
 MANNERS = """\
 # Commands
