@@ -1,0 +1,181 @@
+"""Benchmarks through lm-evaluation-harness, offline where their data is at hand."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prefstage.core.errors import InputError, MissingDependencyError
+
+SUITES: dict[str, dict[str, int]] = {
+    # arXiv:2508.18312, Sec. 5: the shots of each task
+    "data-dpo": {"mmlu": 5, "ifeval": 0, "truthfulqa_mc2": 6, "gsm8k": 8}
+}
+"""Named suites: task → number of shots."""
+
+
+@dataclass(frozen=True)
+class BenchmarkScore:
+    """One metric of one task.
+
+    Attributes:
+        task: Its name in the harness.
+        metric: Such as "exact_match,strict-match".
+        score: In the harness's own unit, mostly a share in [0, 1].
+        standard_error: Of it, where the harness gives one.
+        shots: Examples in the prompt.
+        rows: Rows that were scored.
+    """
+
+    task: str
+    metric: str
+    score: float
+    standard_error: float | None
+    shots: int | None
+    rows: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The score as JSON-serialisable values."""
+        return asdict(self)
+
+
+def run_benchmarks(
+    model: Any,
+    tasks: Sequence[str] | Mapping[str, int | None] | str,
+    *,
+    data: Mapping[str, Path] | None = None,
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+    **harness: Any,
+) -> list[BenchmarkScore]:
+    """Score a model on tasks of lm-evaluation-harness.
+
+    Args:
+        model: A folder or Hub id, or a model object of the harness.
+        tasks: Names; name → shots; or the name of one of `SUITES`.
+        data: task → JSON or JSON-lines file with its rows, instead of the Hub's. Shots are
+            then drawn from the same file, never the row that is asked.
+        limit: Rows a task at most, the first ones.
+        max_new_tokens: Tokens of a generated answer at most; None: as the task says.
+        **harness: Further arguments of the harness's `simple_evaluate`, such as
+            `batch_size`, `device`, `apply_chat_template`.
+
+    Returns:
+        Every metric of every task.
+
+    Raises:
+        MissingDependencyError: If the harness is not installed.
+        InputError: If a suite or task is unknown, or a file is missing.
+
+    Source:
+        Gao et al., lm-evaluation-harness; shots of "data-dpo": arXiv:2508.18312.
+    """
+    lm_eval, manager_of = _harness()
+    shots = _shots_of(tasks)
+    files = dict(data or {})
+    _check_files(files, shots)
+    with tempfile.TemporaryDirectory() as folder:
+        names = _local_tasks(Path(folder), manager_of(), shots, files)
+        manager = manager_of(include_path=folder)
+        arguments = {"model": model, **harness}
+        if isinstance(model, str | Path):
+            arguments |= {"model": "hf", "model_args": f"pretrained={model}"}
+        if max_new_tokens is not None:
+            arguments["gen_kwargs"] = {"max_gen_toks": max_new_tokens}
+        scores = []
+        for name, local in names.items():
+            found = lm_eval.simple_evaluate(
+                tasks=[local],
+                num_fewshot=shots[name],
+                limit=limit,
+                task_manager=manager,
+                log_samples=False,
+                **arguments,
+            )
+            scores += _scores(name, local, found)
+    return scores
+
+
+def _harness() -> tuple[Any, Any]:
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise MissingDependencyError.of(
+            saw=f"no lm-evaluation-harness ({error})",
+            expected="the package lm-eval",
+            cure="pip install 'prefstage[benchmarks]'",
+        ) from error
+    return lm_eval, TaskManager
+
+
+def _shots_of(tasks: Sequence[str] | Mapping[str, int | None] | str) -> dict[str, int | None]:
+    if isinstance(tasks, str):
+        if tasks not in SUITES:
+            raise InputError.of(
+                saw=f"suite {tasks!r}",
+                expected=f"one of {', '.join(SUITES)}",
+                cure="name a suite, or give a list of tasks",
+            )
+        return dict(SUITES[tasks])
+    return dict(tasks) if isinstance(tasks, Mapping) else dict.fromkeys(tasks)
+
+
+def _check_files(files: Mapping[str, Path], shots: Mapping[str, int | None]) -> None:
+    for task, file in files.items():
+        if task not in shots or not Path(file).is_file():
+            raise InputError.of(
+                saw=f"data of {task}: {file}",
+                expected=f"a file, for one of {', '.join(shots)}",
+                cure="check the task's name and the path",
+            )
+
+
+def _local_tasks(
+    folder: Path, manager: Any, shots: Mapping[str, int | None], files: Mapping[str, Path]
+) -> dict[str, str]:
+    """Names to run by task; tasks with a file of their own get a definition that reads it."""
+    names = {}
+    for task in shots:
+        entry = manager.task_index.get(task)
+        if entry is None:
+            raise InputError.of(
+                saw=f"task {task!r}",
+                expected="a task of lm-evaluation-harness",
+                cure="list them with `lm-eval ls tasks`",
+            )
+        names[task] = task
+        if task in files:
+            names[task] = f"{task}_local"
+            definition = {
+                "include": str(entry.yaml_path),
+                "task": names[task],
+                "dataset_path": "json",
+                "dataset_name": None,
+                "dataset_kwargs": {"data_files": {"test": str(Path(files[task]).resolve())}},
+                "training_split": None,
+                "validation_split": None,
+                "test_split": "test",
+                "fewshot_split": "test",
+            }
+            # JSON is YAML, and quotes every path
+            text = json.dumps(definition)
+            (folder / f"{names[task]}.yaml").write_text(text, encoding="utf-8")
+    return names
+
+
+def _scores(task: str, local: str, found: Any) -> list[BenchmarkScore]:
+    results = found["results"][local]
+    shots = found.get("n-shot", {}).get(local)
+    rows = found.get("n-samples", {}).get(local, {}).get("effective")
+    scores = []
+    for name, value in results.items():
+        metric, comma, kind = name.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = results.get(f"{metric}_stderr,{kind}")
+        error = float(error) if isinstance(error, int | float) else None
+        scores.append(BenchmarkScore(task, name, float(value), error, shots, rows))
+    return scores
