@@ -126,14 +126,7 @@ def diagnose(
     """
     config, started = config or DiagnosisConfig(), time.perf_counter()
     _check(policy, reference, judge, second_judge)
-    rows, left_out = _sample(list(pairs), config)
-    texted = [pair for pair in rows if pair.chosen and pair.rejected]
-    if not texted:
-        raise InputError.of(
-            saw=f"no pair in {name}", expected="at least one", cure="name another dataset"
-        )
-    if len(texted) < len(rows):
-        left_out["pairs without one of their sides"] = len(rows) - len(texted)
+    texted, left_out = _usable(list(pairs), name, config)
     scored = score_pairs(texted, policy.scorer, policy.encoder) if policy else None
     before = score_pairs(texted, reference.scorer, reference.encoder) if reference else None
     asked = time.perf_counter()
@@ -181,6 +174,21 @@ def _check(
             raise InputError.of(
                 saw=f"a {what}", expected="both, or the first alone", cure="give both"
             )
+
+
+def _usable(
+    pairs: list[Pair], name: str, config: DiagnosisConfig
+) -> tuple[list[Pair], dict[str, int]]:
+    """The sample's pairs that have both sides, and what was left out."""
+    rows, left_out = _sample(pairs, config)
+    texted = [pair for pair in rows if pair.chosen and pair.rejected]
+    if not texted:
+        raise InputError.of(
+            saw=f"no pair in {name}", expected="at least one", cure="name another dataset"
+        )
+    if len(texted) < len(rows):
+        left_out["pairs without one of their sides"] = len(rows) - len(texted)
+    return texted, left_out
 
 
 def _sample(pairs: list[Pair], config: DiagnosisConfig) -> tuple[list[Pair], dict[str, int]]:
