@@ -21,6 +21,8 @@ CONFIGS = {
     "cut.yaml": "seed: 0\nsampling: {top_p: 0.9\n",
     "tabs.yaml": "sampling:\n\ttop_p: 0.9\n",
     "temperature.yaml": "tempature: 0.5\n",
+    "recipe.yaml": "policy: ./none\ndata: pairs.jsonl\n",
+    "policyless.yaml": "data: pairs.jsonl\n",
 }
 
 MODEL = {
@@ -33,6 +35,7 @@ MODEL = {
     "vocab_size": 64,
 }
 
+TRAIN = "train recipe.yaml --out new"
 ON = "measure --off pairs.jsonl --on own.jsonl --judge table:pairs.jsonl"
 OFF = "measure --off pairs.jsonl --judge table:pairs.jsonl"
 SAMPLE = "sample --policy ./none --prompts pairs.jsonl --out new.jsonl"
@@ -125,6 +128,13 @@ COMMANDS: list[tuple[str, str, list[str]]] = [
     ("data as a model", "doctor --model pairs.jsonl", ["pairs.jsonl", "a model folder"]),
     ("an address that is none", "doctor --server localhost", ["'localhost'", "http://HOST:PORT"]),
     ("a server that is silent", "doctor --server http://127.0.0.1:9", ["127.0.0.1:9"]),
+    ("no recipe there", "train none.yaml --out new", ["none.yaml", "check the path"]),
+    ("a recipe for nobody", "train policyless.yaml --out new", ["'policy' is missing"]),
+    ("a policy to train not there", f"{TRAIN}", ["./none"]),
+    ("an argument misspelt", f"{TRAIN} --set training.lerning_rate=1", ["learning_rate'?"]),
+    ("an argument elsewhere", f"{TRAIN} --set training.output_dir=x", ["--out", "move it there"]),
+    ("a loss misspelt", f"{TRAIN} --set loss=sigmiod", ["'sigmoid'"]),
+    ("a setting without value", f"{TRAIN} --set dtype", ["key=value"]),
     ("a negative seed", "demo --seed -1 --out new", ["'--seed'", "'-1'"]),
     ("a file as demo folder", "demo --out pairs.jsonl", ["pairs.jsonl", "another folder"]),
 ]
