@@ -1,0 +1,177 @@
+"""Every training recipe in `examples/`, run by the command on the sandbox's world."""
+
+import gzip
+import importlib.util
+import json
+from itertools import islice
+from math import log
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from prefstage.cli.main import app
+from prefstage.data import load_conversations, load_tokenizer
+from prefstage.sampling import SamplingConfig, TransformersSampler, requests_for
+from prefstage.sandbox import World, true_reward
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+RECIPES = sorted(path.name for path in EXAMPLES.glob("train_*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which `world` lies, made by the examples' own script."""
+    spec = importlib.util.spec_from_file_location("make_world", EXAMPLES / "make_world.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    folder = tmp_path_factory.mktemp("sandbox")
+    script.make_world(folder / "world", pairs=192, steps=60, seed=0)
+    return folder
+
+
+def run(world: Path, name: str, *options: str, code: int = 0) -> Any:
+    """Train by an example; the command's result."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world)
+        out = f"runs/{name}"
+        typed = ["train", str(EXAMPLES / f"train_{name}.yaml"), "--out", out, *options]
+        result = CliRunner().invoke(app, [*typed, "--json"])
+    assert result.exit_code == code, result.output
+    if code:
+        return result.stderr
+    return json.loads(result.stdout)
+
+
+def mean_true_reward(folder: Path) -> float:
+    """Of greedy answers to instructions that no training has seen."""
+    sampler = TransformersSampler.load(
+        str(folder), SamplingConfig(responses=1, temperature=0, max_new_tokens=32), device="cpu"
+    )
+    rows = list(World(0).candidates(64, split="test"))
+    asked = {row.prompt_id: row.prompt for row in rows}
+    samples = sampler.sample(requests_for(rows, responses=1))
+    return mean(true_reward(asked[sample.prompt_id], sample.text) for sample in samples)
+
+
+def test_there_is_an_example_for_each_kind() -> None:
+    kinds = ("full", "kto", "lora", "online", "sft", "slic")
+    assert [f"train_{kind}.yaml" for kind in kinds] == RECIPES
+
+
+def test_full(world: Path) -> None:
+    result = run(world, "full")
+    assert (result["steps"], result["kind"]) == (12, "pairs")
+    assert result["last_loss"] < result["first_loss"] <= 0.72
+    assert result["metrics"]["eval_loss"] < log(2)
+    folder = world / "runs" / "full"
+    AutoModelForCausalLM.from_pretrained(folder / "model")
+    load_tokenizer(str(folder / "model"))
+    assert "sigmoid" in (folder / "model" / "README.md").read_text()
+    assert list((folder / "dynamics").rglob("*.parquet"))
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["data"]["path"] == "world/pairs.jsonl"
+
+
+def test_lora(world: Path) -> None:
+    result = run(world, "lora")
+    assert result["last_loss"] < result["first_loss"]
+    assert result["metrics"]["eval_loss"] < log(2)
+    folder = world / "runs" / "lora"
+    assert (folder / "model" / "adapter_model.safetensors").exists()
+    AutoModelForCausalLM.from_pretrained(folder / "merged")
+
+
+def test_sft(world: Path) -> None:
+    result = run(world, "sft")
+    assert result["kind"] == "responses"
+    assert result["last_loss"] < result["first_loss"]
+    before, after = (
+        mean_true_reward(world / folder) for folder in ("world/policy", "runs/sft/model")
+    )
+    assert after > before + 0.02
+
+
+def test_kto(world: Path) -> None:
+    result = run(world, "kto")
+    assert result["kind"] == "unpaired"
+    assert result["last_loss"] < result["first_loss"]
+    AutoModelForCausalLM.from_pretrained(world / "runs" / "kto" / "model")
+
+
+def test_online(world: Path) -> None:
+    result = run(world, "online")
+    counts = result["online"]
+    assert counts["fresh"] > 0
+    assert counts["fresh"] + counts["kept"] >= result["items"]
+    assert result["metrics"]["eval_rewards/chosen"] > 0.1
+    AutoModelForCausalLM.from_pretrained(world / "runs" / "online" / "model")
+
+
+def test_slic(world: Path) -> None:
+    result = run(world, "slic")
+    assert result["last_loss"] < 0.8 * result["first_loss"]
+    AutoModelForCausalLM.from_pretrained(world / "runs" / "slic" / "model")
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(world: Path) -> None:
+    stop = ("--set", "training.lr_scheduler_type=constant", "--set", "dynamics=false")
+    folder = world / "runs" / "full"
+    stages = [
+        run(world, "full", "--set", f"training.max_steps={steps}", *stop, "--out", f"runs/{name}")
+        for name, steps in (("parts", 2), ("parts", 4), ("whole", 4))
+    ]
+    assert [stage["steps"] for stage in stages] == [2, 4, 4]
+    parts, whole = (
+        (folder.with_name(name) / "model" / "model.safetensors").read_bytes()
+        for name in ("parts", "whole")
+    )
+    assert parts == whole
+
+
+def test_a_folder_of_another_run_is_refused(world: Path) -> None:
+    quick = ("--set", "training.max_steps=1", "--set", "dynamics=false", "--out", "runs/other")
+    run(world, "full", *quick)
+    said = run(world, "full", *quick, "--set", "loss=hinge", code=2)
+    assert "holds another run (different: loss)" in said
+
+
+def test_conversations_of_the_world_are_read_as_such(world: Path) -> None:
+    rows = load_conversations(world / "world" / "conversations.jsonl")
+    assert rows.report.format == "prompt-completion"
+    assert len(rows) == 384
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_the_real_chat_model_learns_from_real_pairs(
+    name: str, shared: Path, chat_model: Path, tmp_path: Path
+) -> None:
+    source = shared / "data" / "hh_rlhf_harmless_test.jsonl.gz"
+    with gzip.open(source, "rt", encoding="utf-8") as stream:
+        lines = list(islice(stream, 40))
+    (tmp_path / "hh.jsonl").write_text("".join(lines[:32]))
+    (tmp_path / "held_out.jsonl").write_text("".join(lines[32:]))
+    settings = {
+        "policy": str(chat_model),
+        "data": "hh.jsonl",
+        "eval": "held_out.jsonl",
+        "dynamics": "false",
+        "tokens.max_prompt_tokens": "256",
+        "tokens.max_response_tokens": "128",
+        "training.per_device_train_batch_size": "8",
+        "training.max_steps": "6",
+        "training.logging_steps": "1",
+        "training.eval_strategy": "'no'",
+        "training.learning_rate": {"lora": "5e-4", "full": "1e-5"}[name],
+    }
+    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    result = run(tmp_path, name, *options)
+    assert result["first_loss"] == pytest.approx(log(2), abs=1e-3)
+    assert result["last_loss"] < result["first_loss"]
