@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from prefstage.building.selecting import number_of
 from prefstage.measuring.diagnosis_numbers import Distribution, describe
 
 NUMBERS = ("mean", "std", "min", "q25", "median", "q75", "max")
@@ -105,24 +106,24 @@ def _shown(value: float | None) -> str:
 
 def _numbers(dataset: Dataset, column: str) -> np.ndarray[Any, Any]:
     """A column as floats, NaN where it is null."""
-    table = dataset.with_format("arrow")
-    parts = [batch[column].to_numpy(zero_copy_only=False) for batch in _batches(table)]
-    return np.concatenate([np.asarray(each, dtype=np.float64) for each in parts] or [np.zeros(0)])
+    found, start = np.empty(len(dataset)), 0
+    for batch in _batches(dataset):
+        part = batch[column].to_numpy(zero_copy_only=False)
+        found[start : start + len(part)] = part
+        start += len(part)
+    return found
 
 
 def _different(dataset: Dataset, column: str) -> int:
     """How many different texts a column has, remembering 8 bytes of each."""
-    from prefstage.building.selecting import number_of
-
-    table = dataset.with_format("arrow")
-    numbers = [
-        np.unique(
-            np.array([number_of(0, "", each.as_py()) for each in batch[column]], dtype=np.uint64)
-        )
-        for batch in _batches(table)
-    ]
-    return len(np.unique(np.concatenate(numbers))) if numbers else 0
+    found, start = np.empty(len(dataset), dtype=np.uint64), 0
+    for batch in _batches(dataset):
+        for each in batch[column]:
+            found[start] = number_of(0, "", each.as_py())
+            start += 1
+    found.sort()
+    return int((found[1:] != found[:-1]).sum()) + 1 if len(found) else 0
 
 
-def _batches(table: Dataset) -> Any:
-    return table.iter(batch_size=1 << 14)
+def _batches(dataset: Dataset) -> Any:
+    return dataset.with_format("arrow").iter(batch_size=1 << 12)
