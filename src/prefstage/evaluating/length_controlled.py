@@ -154,25 +154,13 @@ def length_controlled_win_rate(
     )
     if C is not None and not 0 < C < np.inf:
         raise InputError.of(saw=f"C={C}", expected="a positive number", cure="leave C out")
-    notes, error = rows.notes, None
-    if _is_baseline(rows):
-        notes = (*notes, "the model is the baseline itself: 50 % by construction")
-        weights, chosen = LengthWeights(0.0, 0.0, 0.0), C if C is not None else float("nan")
-        predicted = np.full(len(rows.preference), _HALF)
-    else:
-        problem = _problem(rows, length_tables(), regularise=regularise)
-        chosen = float(C) if C is not None else _choose_c(problem)
-        fitted = fit_l1_logistic(
-            problem.features, problem.labels, problem.weights[:, None], c=chosen
-        ).weights[0]
-        predicted = _sigmoid(problem.test @ fitted)
-        weights = _named(fitted)
-        if rows.origin == "none":
-            error = _sandwich_error(problem, fitted)
+    fit = _fit(rows, C, regularise=regularise)
+    predicted = fit.predicted
+    error = _standard_error(predicted) if fit.error is None else fit.error
     usable = rows.preference[~np.isnan(rows.preference)]
     return LengthControlledWinRate(
         length_controlled_win_rate=100 * float(predicted.mean()),
-        lc_standard_error=100 * (_standard_error(predicted) if error is None else error),
+        lc_standard_error=100 * error,
         win_rate=100 * float(usable.mean()),
         standard_error=100 * _standard_error(usable),
         discrete_win_rate=100 * float((usable > _HALF).mean() + _HALF * (usable == _HALF).mean()),
@@ -180,11 +168,11 @@ def length_controlled_win_rate(
         n_total=len(usable),
         n_draws=int((usable == _HALF).sum()),
         n_missing=len(rows.preference) - len(usable),
-        weights=weights,
-        C=chosen,
+        weights=fit.weights,
+        C=fit.c,
         difficulty=rows.origin,
         lookup=lookup,
-        notes=notes,
+        notes=(*rows.notes, *fit.notes),
     )
 
 
@@ -264,6 +252,31 @@ def length_controlled_interval(
         found.append((_sigmoid(problem.test @ w.T) * times).sum(axis=0) / n)
     ends = np.quantile(np.concatenate(found), [(1 - confidence) / 2, (1 + confidence) / 2])
     return 100 * float(ends[0]), 100 * float(ends[1])
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What the regression says: predictions at equal lengths, coefficients and C."""
+
+    predicted: Floats
+    weights: LengthWeights
+    c: float
+    error: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _fit(rows: Rows, c: float | None, *, regularise: bool) -> _Fit:
+    if _is_baseline(rows):
+        note = "the model is the baseline itself: 50 % by construction"
+        even = np.full(len(rows.preference), _HALF)
+        given = float("nan") if c is None else c
+        return _Fit(even, LengthWeights(0.0, 0.0, 0.0), given, notes=(note,))
+    problem = _problem(rows, length_tables(), regularise=regularise)
+    chosen = float(c) if c is not None else _choose_c(problem)
+    w = fit_l1_logistic(problem.features, problem.labels, problem.weights[:, None], c=chosen)
+    fitted = w.weights[0]
+    error = _sandwich_error(problem, fitted) if rows.origin == "none" else None
+    return _Fit(_sigmoid(problem.test @ fitted), _named(fitted), chosen, error)
 
 
 def _is_baseline(rows: Rows) -> bool:
