@@ -119,6 +119,12 @@ class LossMix:
 def get_loss(name: str) -> Loss:
     """Find a loss by its name or alias.
 
+    Args:
+        name: The name, such as "sigmoid", or an alias, such as TRL's "exo_pair".
+
+    Returns:
+        The registry's entry.
+
     Raises:
         ConfigError: If there is none; the nearest name is given.
     """

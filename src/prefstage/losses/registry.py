@@ -111,6 +111,9 @@ class Loss:
     def check(self, batch: LossBatch) -> None:
         """Check that a batch holds what the loss needs.
 
+        Args:
+            batch: The items.
+
         Raises:
             InputError: If it is of another kind or lacks something.
         """

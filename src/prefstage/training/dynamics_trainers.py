@@ -62,7 +62,7 @@ def reference_of(trainer: Any) -> str:
 def beta_of(trainer: Any) -> float:
     """β of the trainer's loss, as TRL and `PreferenceTrainer` have it; 0.1 if it has none."""
     own = getattr(trainer.args, "beta", None)
-    mix = getattr(trainer, "loss", None)
+    mix: Any = getattr(trainer, "loss", None)
     if own is None and hasattr(mix, "resolved"):
         own = next((term["beta"] for term in mix.resolved() if "beta" in term), None)
     return DEFAULT_BETA if own is None else float(own)
