@@ -155,9 +155,9 @@ def test_the_real_chat_model_learns_from_real_pairs(
 ) -> None:
     source = shared / "data" / "hh_rlhf_harmless_test.jsonl.gz"
     with gzip.open(source, "rt", encoding="utf-8") as stream:
-        lines = list(islice(stream, 40))
-    (tmp_path / "hh.jsonl").write_text("".join(lines[:32]))
-    (tmp_path / "held_out.jsonl").write_text("".join(lines[32:]))
+        lines = list(islice(stream, 24))
+    (tmp_path / "hh.jsonl").write_text("".join(lines[:16]))
+    (tmp_path / "held_out.jsonl").write_text("".join(lines[16:]))
     settings = {
         "policy": str(chat_model),
         "data": "hh.jsonl",

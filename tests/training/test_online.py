@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig
 
 from prefstage.core.errors import InputError
+from prefstage.data import TokenTree
 from prefstage.scoring import Scorer
 from prefstage.training.items import ItemSet, TrainingItem
 from prefstage.training.online import FreshBlock, OnlinePreferenceTrainer
@@ -170,8 +171,8 @@ def test_a_damaged_file_of_responses_is_told(tmp_path: Path) -> None:
 
 def test_online_training_takes_pairs_alone(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer("chatml")
-    tree = TrainingItem(0, ())
-    items = ItemSet("responses", (tree,), {}, "x")
+    tree = TokenTree("p", (5, 6), ((7, 8),))
+    items = ItemSet("responses", (TrainingItem(0, (tree,)),), {}, "x")
     with pytest.raises(InputError, match="pairs, whose chosen responses stay"):
         OnlinePreferenceTrainer(
             tiny_policy(tokenizer),
