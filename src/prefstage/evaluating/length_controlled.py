@@ -126,7 +126,7 @@ def length_controlled_win_rate(
             file lacks prompts or has them in another order.
         C: How much the rows count against the penalty; None chooses it from ten values by
             5-fold cross-validation, as AlpacaEval does.
-        difficulty: Of each row, for other prompts (see `estimate_difficulty`). [rows].
+        difficulty: Of each row, for other prompts, from a fit of your own. [rows].
         regularise: Fit with the gamed rows, as AlpacaEval does; False leaves them out (its
             `length_controlled_noreg`), which suits judges with another taste for length.
 
