@@ -67,7 +67,9 @@ def test_a_base_model_gets_the_template_that_it_was_trained_with(tmp_path: Path)
     tokenizer = tiny_tokenizer("base")
     model = tiny_chat_model()
     model.resize_token_embeddings(len(tokenizer))
-    trainer = trained(tmp_path / "run", model=model, tokenizer=tokenizer, chat_format="human-assistant")
+    trainer = trained(
+        tmp_path / "run", model=model, tokenizer=tokenizer, chat_format="human-assistant"
+    )
     out = tmp_path / "out"
     trainer.save_model(str(out))
     again = AutoTokenizer.from_pretrained(out)
