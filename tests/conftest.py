@@ -3,6 +3,11 @@
 import os
 from pathlib import Path
 
+# Tests that run side by side (pytest -n) take one thread each; torch and the processes that
+# tests start read this when they are imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
