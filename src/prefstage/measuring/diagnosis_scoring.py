@@ -59,7 +59,7 @@ def score_pairs(
     Returns:
         Log-probs and lengths, pair by pair.
     """
-    trees, places = _trees(pairs, encoder)
+    trees, places = pair_trees(pairs, encoder)
     started = time.perf_counter()
     scored = scorer.score(trees)
     seconds = time.perf_counter() - started
@@ -85,10 +85,18 @@ def score_pairs(
 _Place = tuple[int, int]
 
 
-def _trees(
+def pair_trees(
     pairs: Sequence[Pair], encoder: ResponseEncoder
 ) -> tuple[list[TokenTree], list[tuple[_Place, _Place]]]:
-    """One tree a prompt with its different responses, and where each pair's two stand."""
+    """One tree a prompt with its different responses, and where each pair's two stand.
+
+    Args:
+        pairs: The pairs.
+        encoder: Tokenizer and template.
+
+    Returns:
+        The trees, and for each pair the (tree, response) of its chosen and rejected side.
+    """
     numbers: dict[str, int] = {}
     prompts, responses = list[Any](), list[dict[str, Any]]()
     for pair in pairs:

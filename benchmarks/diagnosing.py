@@ -1,0 +1,130 @@
+"""A full diagnosis of real pairs against the engine's raw scoring of the same pairs, in one run.
+
+    python benchmarks/diagnosing.py [--pairs 200] [--judge reward:FOLDER] [--out FILE.json]
+
+The HH-RLHF harmless pairs of the shared data (PREFSTAGE_SHARED) and the chat model
+(PREFSTAGE_CHAT_MODEL; see prepare_chat_model.py). First the engine scores the pairs' token
+trees and nothing else; then `diagnose` makes its whole report of the same pairs, from text:
+encoding, scoring, rankings with intervals, learnability, all tables. Response tokens are
+counted where they leave the forward pass, and must be those of the different responses: no
+response is scored twice. With a judge a third run shows what judging adds.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefstage.data import ResponseEncoder, load_pairs, load_tokenizer
+from prefstage.data.records import Pair
+from prefstage.judging import load_judge
+from prefstage.measuring.diagnosis import ScoredBy, diagnose
+from prefstage.measuring.diagnosis_scoring import pair_trees
+from prefstage.scoring import Scorer
+from prefstage.scoring import scorer as engine
+
+WARM_UP = 4
+LIMIT = 1.3
+
+
+def main() -> None:
+    """Measure, print a Markdown table, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=None)
+    parser.add_argument("--judge", default=None)
+    parser.add_argument("--out", type=Path, default=None)
+    given = parser.parse_args()
+    shared = Path(os.environ["PREFSTAGE_SHARED"])
+    chat = os.environ["PREFSTAGE_CHAT_MODEL"]
+    file = shared / "data" / "hh_rlhf_harmless_test.jsonl.gz"
+    with tempfile.TemporaryDirectory() as folder:
+        aside = Path(folder) / "bad.jsonl"  # rows with an empty response: 9 of 2,312
+        rows = load_pairs(file, on_bad_row="quarantine", quarantine_file=aside)
+    pairs = list(islice(rows, given.pairs))
+    scorer, encoder = Scorer.load(chat), ResponseEncoder(load_tokenizer(chat))
+    scorer.score(pair_trees(pairs[:WARM_UP], encoder)[0])
+
+    found = measure(pairs, scorer, encoder)
+    if given.judge is not None:
+        judge, started = load_judge(given.judge), time.perf_counter()
+        diagnose(pairs, judge=judge)
+        found["judge_seconds"] = time.perf_counter() - started
+    print(table(found))
+    if given.out is not None:
+        given.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(pairs: list[Pair], scorer: Scorer, encoder: ResponseEncoder) -> dict[str, Any]:
+    """Time raw scoring and the whole diagnosis, and count the tokens of both."""
+    trees, _ = pair_trees(pairs, encoder)
+    with forward_passes() as raw:
+        started = time.perf_counter()
+        scorer.score(trees)
+        raw_seconds = time.perf_counter() - started
+    with forward_passes() as whole:
+        started = time.perf_counter()
+        report = diagnose(pairs, policy=ScoredBy("chat", scorer, encoder)).report
+        seconds = time.perf_counter() - started
+    unique = {(tree.prompt_ids, ids): len(ids) for tree in trees for ids in tree.response_ids}
+    assert sum(raw) == sum(whole) == sum(unique.values()) == report["rankings"]["tokens_scored"]
+    return {
+        "pairs": len(pairs),
+        "threads": torch.get_num_threads(),
+        "raw_seconds": raw_seconds,
+        "diagnose_seconds": seconds,
+        "ratio": seconds / raw_seconds,
+        "response_tokens_through_the_model": sum(whole),
+        "response_tokens_of_different_responses": sum(unique.values()),
+        "responses": 2 * len(pairs),
+        "different_responses": len(unique),
+    }
+
+
+@contextmanager
+def forward_passes() -> Iterator[list[int]]:
+    """Count the response tokens of every forward pass of the engine."""
+    passed, original = list[int](), engine.score_pass
+
+    def counting(*arguments: Any, **settings: Any) -> Any:
+        result = original(*arguments, **settings)
+        passed.append(len(result.log_probs))
+        return result
+
+    engine.score_pass = counting
+    try:
+        yield passed
+    finally:
+        engine.score_pass = original
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    verdict = "within" if found["ratio"] <= LIMIT else "beyond"
+    rows = {
+        "pairs": f"{found['pairs']:,}",
+        "threads": found["threads"],
+        "raw scoring, s": f"{found['raw_seconds']:.1f}",
+        "full diagnosis, s": f"{found['diagnose_seconds']:.1f}",
+        "ratio": f"{found['ratio']:.3f} ({verdict} {LIMIT})",
+        "response tokens through the model": f"{found['response_tokens_through_the_model']:,}",
+        "response tokens of different responses": (
+            f"{found['response_tokens_of_different_responses']:,}"
+        ),
+        "responses, different ones": f"{found['responses']:,}, {found['different_responses']:,}",
+    }
+    if "judge_seconds" in found:
+        rows["judge alone, s"] = f"{found['judge_seconds']:.1f}"
+    lines = ["| what | value |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {value} |" for name, value in rows.items()])
+
+
+if __name__ == "__main__":
+    main()
