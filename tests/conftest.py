@@ -17,6 +17,7 @@ RANKINGS = ("bootstrap", "diversity", "flips", "idealized", "learnability", "ran
 DYNAMICS = ("dynamics_measures", "dynamics_pairs")
 install_import_hook(
     [
+        "prefstage.losses",
         "prefstage.scoring",
         *(f"prefstage.measuring.{name}" for name in RANKINGS),
         *(f"prefstage.training.{name}" for name in DYNAMICS),

@@ -101,6 +101,13 @@ def sampo(batch: PairBatch, s: constants.BetaSettings) -> Items:
     return pair.sigmoid_loss(chosen, _sampled(batch.rejected, shorter, seeds, 1), beta=s.beta)
 
 
+def sppo(batch: PairBatch, s: constants.CalibratedSettings) -> Items:
+    """SPPO with the judge's preference, which carries no gradient. See `sppo_loss`."""
+    if batch.preference is None:  # excluded by the registry's check
+        raise ValueError("preference is needed")
+    return pair.sppo_loss(*log_ratios(batch), batch.preference.detach(), beta=s.beta)
+
+
 def ld_dpo(batch: PairBatch, s: constants.LdDpoSettings) -> Items:
     """DPO on damped sums. See `damped_sums`."""
     shared = _shorter(batch)
@@ -138,14 +145,20 @@ def kto(batch: UnpairedBatch, s: constants.KtoSettings) -> Items:
 
 
 def listwise(formula: Callable[..., Items]) -> Callable[[GroupBatch, Any], Items]:
-    """A loss over scored groups, from a batch."""
-    return lambda batch, s: formula(
-        batch.responses.log_ratios,
-        batch.responses.scores,
-        batch.group,
-        beta=s.beta,
-        temperature=s.temperature,
-    )
+    """A loss over scored groups, from a batch; scores carry no gradient."""
+
+    def compute(batch: GroupBatch, s: Any) -> Items:
+        if batch.responses.scores is None:  # excluded by the registry's check
+            raise ValueError("scores are needed")
+        return formula(
+            batch.responses.log_ratios,
+            batch.responses.scores.detach(),
+            batch.group,
+            beta=s.beta,
+            temperature=s.temperature,
+        )
+
+    return compute
 
 
 def sft(batch: PairBatch | ResponseBatch, _: constants.SftSettings) -> Items:

@@ -12,7 +12,8 @@ def aot_loss(left: Items, right: Items, *, beta: float, flip_rate: float = 0.0) 
     """Alignment by optimal transport: sorted values against sorted values.
 
     ``-(1-ε) log σ(βd) - ε log σ(-βd)`` with d = sort(left) - sort(right): one quantile
-    function shall lie above the other. Values are by quantile, not by pair.
+    function shall lie above the other. Each quantile's value stands where its left value
+    stood, so that it belongs to an item.
 
     Args:
         left: ℓ_w - ℓ_l (paired form) or a (unpaired form). [items], nats.
@@ -21,12 +22,13 @@ def aot_loss(left: Items, right: Items, *, beta: float, flip_rate: float = 0.0) 
         flip_rate: ε, in [0, 0.5).
 
     Returns:
-        Loss of each quantile, unreduced. [items], nats.
+        Loss of the quantile of each item's left value, unreduced. [items], nats.
 
     Source:
         Melnyk et al. 2024, arXiv:2406.05882.
     """
-    scaled = beta * (left.sort().values - right.sort().values)
+    rank = left.detach().argsort(stable=True).argsort()
+    scaled = beta * (left - right.sort().values[rank])
     return -(1 - flip_rate) * logsigmoid(scaled) - flip_rate * logsigmoid(-scaled)
 
 

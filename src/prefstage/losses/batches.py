@@ -20,7 +20,8 @@ class Responses:
     Attributes:
         policy: log π(y_t | x, y_<t), exactly 0 past the end. [items, tokens], nats.
         lengths: Tokens of each response, >= 1. [items].
-        reference: log π_ref(y_t | x, y_<t), likewise; None where there is no reference.
+        reference: log π_ref(y_t | x, y_<t), likewise, without gradient; None where there is
+            no reference.
         scores: A judge's or reward model's score of each response. [items].
         log_sum_squares: log Σ_v π(v | x, y_<t)², without gradient. [items, tokens].
     """
@@ -64,10 +65,12 @@ class Responses:
     def log_ratios(self) -> Items:
         """Log π(y|x) - log π_ref(y|x). [items], nats.
 
+        Summed token by token, so that two long sums do not cancel.
+
         Raises:
             InputError: If there is no reference.
         """
-        return self.log_probs - self.reference_log_probs
+        return self.token_log_ratios.sum(1)
 
     @cached_property
     def mean_log_probs(self) -> Items:
@@ -81,7 +84,7 @@ class Responses:
                 expected="those of the model that training starts from",
                 cure="give `reference`, or take a loss without one",
             )
-        return self.reference
+        return self.reference.detach()
 
 
 @dataclass(frozen=True)

@@ -280,9 +280,7 @@ _ENTRIES = (
         formula="½[(a - (P_w - ½)/β)² + (b - (P_l - ½)/β)²]",
         source="arXiv:2405.00675, Eq. 4.7",
         settings=constants.CalibratedSettings,
-        function=adapt.without_state(
-            lambda b, s: pair.sppo_loss(*adapt.log_ratios(b), b.preference, beta=s.beta)
-        ),
+        function=adapt.without_state(adapt.sppo),
         needs=frozenset({"reference", "preference"}),
     ),
     Loss(
@@ -351,6 +349,7 @@ _ENTRIES = (
         source="arXiv:2509.24159",
         settings=constants.RePoSettings,
         function=stateful.re_po,
+        optional=frozenset({"annotators"}),
         initial=MappingProxyType({"reliability": {}}),
     ),
     Loss(

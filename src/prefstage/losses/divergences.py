@@ -10,8 +10,9 @@ from prefstage.losses.batches import Items
 
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
-MAX_EXPONENT = 80.0
-"""Exponents end here, so that e^x stays finite in float32; beyond it the slope is 0."""
+MAX_EXPONENT = 30.0
+"""Beyond it e^x goes on as a straight line of slope e^30, so that scores, and their squares in
+IPO, stay finite in float32 and yet keep a slope."""
 
 
 def divergence_score(log_ratio: Items, *, divergence: Divergence, alpha: float) -> Items:
@@ -30,12 +31,18 @@ def divergence_score(log_ratio: Items, *, divergence: Divergence, alpha: float) 
 
     Source:
         Wang et al. 2023, arXiv:2309.16240, Table 1; the α-divergence in the form of TRL.
+        Departure: exponents beyond `MAX_EXPONENT`.
     """
     if divergence == "forward_kl":
-        return 1 - torch.exp((-log_ratio).clamp(max=MAX_EXPONENT))
+        return -_growth(-log_ratio)
     if divergence == "js_divergence":
         return math.log(2) + logsigmoid(log_ratio)
     if divergence == "alpha_divergence" and alpha != 1:
-        power = ((alpha - 1) * log_ratio).clamp(max=MAX_EXPONENT)
-        return torch.expm1(power) / (alpha - 1)
+        return _growth((alpha - 1) * log_ratio) / (alpha - 1)
     return log_ratio
+
+
+def _growth(exponent: Items) -> Items:
+    """e^x - 1, a straight line beyond `MAX_EXPONENT`."""
+    beyond = torch.relu(exponent - MAX_EXPONENT)
+    return torch.expm1(exponent.clamp(max=MAX_EXPONENT)) + math.exp(MAX_EXPONENT) * beyond

@@ -20,6 +20,18 @@ LossSpec = str | Mapping[str, Any] | Sequence[Any]
 _TERM = re.compile(r"(?:(?P<weight>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*\*\s*)?(?P<name>[A-Za-z_]\w*)")
 _PLUS = re.compile(r"(?<![eE])\+")
 
+TRL_SETTINGS = {
+    "label_smoothing": "flip_rate",
+    "f_divergence_type": "f_divergence",
+    "f_alpha_divergence_coef": "f_alpha",
+    "discopop_tau": "tau",
+    "ld_alpha": "alpha",
+    "cpo_alpha": "imitation",
+    "simpo_gamma": "margin",
+    "beta": "tau",
+}
+"""What TRL calls a setting, and what it is called here; β of IPO is τ."""
+
 
 @dataclass(frozen=True)
 class LossTerm:
@@ -68,8 +80,9 @@ class LossMix:
 
     @property
     def beta(self) -> float | None:
-        """β of the first term that has one, which scales rewards; else None."""
-        found = (getattr(term.settings, "beta", None) for term in self.terms)
+        """β of the first term that has one (τ for IPO), which scales rewards; else None."""
+        constants = (term.settings.model_dump() for term in self.terms)
+        found = (each.get("beta", each.get("tau")) for each in constants)
         return next((float(beta) for beta in found if beta is not None), None)
 
     def start_state(self) -> LossState:
@@ -223,7 +236,23 @@ def _term(spec: Mapping[str, Any]) -> LossTerm:
             cure="leave a loss out rather than give it no weight",
         )
     loss = get_loss(name)
+    _check_known(loss, values)
     return LossTerm(loss, check_config(loss.settings, values, origin=f"loss {name}"), float(weight))
+
+
+def _check_known(loss: Loss, values: Mapping[str, Any]) -> None:
+    """Name the nearest setting of one that is unknown, TRL's names among them."""
+    fields = list(loss.settings.model_fields)
+    unknown = next((key for key in values if key not in fields), None)
+    if unknown is None:
+        return
+    trl = TRL_SETTINGS.get(unknown)
+    guess = trl if trl in fields else nearest(unknown, [*fields, "name", "weight"])
+    raise ConfigError.of(
+        saw=f"loss {loss.name}: unknown setting {unknown!r}",
+        expected=f"one of {', '.join([*fields, 'weight'])}",
+        cure=f"did you mean {guess!r}?" if guess else "remove it",
+    )
 
 
 def _rewards(batch: LossBatch, beta: float) -> dict[str, torch.Tensor]:

@@ -199,7 +199,7 @@ def r_dpo_loss(
         Park et al. 2024, arXiv:2403.19159, with the sign of the official code: part
         of a longer chosen response's margin counts as reached by its length alone.
     """
-    return -logsigmoid(beta * (chosen - rejected) + alpha * extra_tokens)
+    return -logsigmoid(beta * (chosen - rejected) + alpha * extra_tokens.to(chosen.dtype))
 
 
 def dpop_loss(chosen: Items, rejected: Items, *, beta: float, penalty: float) -> Items:

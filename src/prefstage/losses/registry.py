@@ -64,6 +64,7 @@ class Loss:
         function: From a batch, its settings and its state to its values.
         data: Kinds of batch that it takes.
         needs: What the batch must hold beyond log-probs and lengths.
+        optional: What it reads besides if the batch holds it.
         whole_batch: Whether an item's value depends on the other items of the optimiser's
             batch.
         random: Whether it draws at random and needs one seed an item.
@@ -79,6 +80,7 @@ class Loss:
     function: Callable[[Any, Any, LossState], LossValues]
     data: frozenset[DataKind] = frozenset({"pairs"})
     needs: frozenset[Need] = frozenset({"reference"})
+    optional: frozenset[Need] = frozenset()
     whole_batch: bool = False
     random: bool = False
     aliases: tuple[str, ...] = ()
@@ -103,9 +105,16 @@ class Loss:
             Values, the state after the batch, and metrics.
 
         Raises:
-            InputError: If the batch is of another kind or lacks what the loss needs.
+            InputError: If the batch is of another kind or lacks what the loss needs, or the
+                state is not one of this loss.
         """
         self.check(batch)
+        if set(state) != set(self.initial):
+            raise InputError.of(
+                saw=f"loss {self.name!r} with a state of {sorted(state) or 'nothing'}",
+                expected=f"one of {sorted(self.initial) or 'nothing'}",
+                cure="begin with start_state(), then pass on what the last step gave",
+            )
         return self.function(batch, settings, state)
 
     def check(self, batch: LossBatch) -> None:
@@ -130,7 +139,7 @@ class Loss:
         if missing:
             raise InputError.of(
                 saw=f"loss {self.name!r} on a batch without {', '.join(missing)}",
-                expected=f"a batch with {', '.join(sorted(self.needs))}",
+                expected=f"a batch with {', '.join(sorted({*self.needs, *missing}))}",
                 cure=_CURES.get(missing[0], "give it, or choose a loss that does without"),
             )
 
@@ -141,6 +150,7 @@ _CURES = {
     "preference": "judge the pairs first, so that each has a preference",
     "mismatched": "train by PreferenceTrainer, which adds the mismatched responses",
     "log_sum_squares": "ask the engine for the statistic log_sum_squares",
+    "seeds": "give one seed an item and step, as PreferenceTrainer does",
 }
 
 

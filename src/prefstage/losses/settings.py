@@ -1,6 +1,6 @@
 """Constants of the losses, with their defaults and ranges."""
 
-from typing import Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,9 +8,8 @@ from prefstage.losses.divergences import Divergence
 from prefstage.losses.registry import LossSettings
 
 
-def _beta(default: float) -> float:
-    value: float = Field(default=default, gt=0, description="Pull towards the reference, 1/nats.")
-    return value
+def _beta(default: float) -> Any:
+    return Field(default=default, gt=0, description="Pull towards the reference, 1/nats.")
 
 
 class BetaSettings(LossSettings):
@@ -36,7 +35,7 @@ class DivergenceSettings(LossSettings):
     )
 
     @model_validator(mode="after")
-    def _no_ignored_alpha(self) -> Self:
+    def _no_ignored_alpha(self) -> "DivergenceSettings":
         if self.f_alpha is not None and self.f_divergence != "alpha_divergence":
             raise ValueError(
                 f"f_alpha={self.f_alpha:g} has no effect with f_divergence={self.f_divergence}; "

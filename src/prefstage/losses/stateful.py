@@ -20,6 +20,9 @@ ANONYMOUS = "anonymous"
 MIN_STD = 1e-6
 """Nats. A narrower spread of margins would make every weight 0 or 1."""
 
+SUREST = 1e-6
+"""η is read as at least this far from 0 and 1, where no label could ever change it again."""
+
 
 def aot(batch: PairBatch, s: constants.AotSettings, _: LossState) -> LossValues:
     """AOT on margins. See `aot_loss`."""
@@ -73,7 +76,7 @@ def re_po(batch: PairBatch, s: constants.RePoSettings, state: LossState) -> Loss
     chosen, rejected = batch.chosen.log_ratios, batch.rejected.log_ratios
     names = batch.annotators or (ANONYMOUS,) * len(chosen)
     known = state["reliability"]
-    reliability = chosen.new_tensor([known.get(name, s.reliability) for name in names])
+    reliability = chosen.new_tensor([_sound(known.get(name, s.reliability)) for name in names])
     trust = label_trust(chosen, rejected, reliability, beta=s.beta)
     after = dict(known)
     for name in dict.fromkeys(names):
@@ -82,3 +85,7 @@ def re_po(batch: PairBatch, s: constants.RePoSettings, state: LossState) -> Loss
         after[name] = (1 - s.rate) * known.get(name, s.reliability) + s.rate * seen
     values: Items = trusted_loss(chosen, rejected, trust, beta=s.beta)
     return LossValues(values, {"reliability": after}, {"trust": trust})
+
+
+def _sound(reliability: float) -> float:
+    return min(max(reliability, SUREST), 1 - SUREST)
