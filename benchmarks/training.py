@@ -9,21 +9,27 @@ fine-tuning, AdamW, the same pairs, batch and precision on all sides:
 - ours at its defaults;
 - TRL at its defaults (the reference model beside the policy, gradient checkpointing on), on
   the batches that ours has, in the same order, so that the two loss trajectories are one curve;
-- TRL at its best: reference log-probs computed beforehand, pairs grouped by length through a
-  length column, no checkpointing. Its head is fused in either setting.
+- TRL at its best: reference log-probs computed beforehand, no checkpointing, and the batch in
+  micro-batches of M pairs ("TRL best, M"), since smaller ones have less padding. M = 1 has
+  nothing to group and keeps our order; others group by length through a length column.
 
-Each side trains in a process of its own; they take their optimiser steps in turns. A step's
-time is from the end of the step before to its own end: data, forward and backward passes and
-optimiser. The first step of each is left out. What is computed before training (reference
-log-probs) is given in a column of its own. Peak memory is the process's highest resident
-memory during training (on a GPU, the allocator's).
+TRL's head is fused in every setting. "..., huge pages" gives that side the allocator setting
+that prefstage makes for itself (THP_MEM_ALLOC_ENABLE).
 
-The floor is the arithmetic that no exact method can leave out, at the machine's matrix rate:
+Each side trains one epoch in a process of its own; they take their optimiser steps in turns. A
+step's time is from the end of the step before to its own end: data, forward and backward passes
+and optimiser. The first step of each is left out. What is computed before training (reference
+log-probs) is given in a column of its own. Peak memory is
+the process's highest resident memory during training (on a GPU, the allocator's).
+
+The floor is the arithmetic that no exact method can leave out, at the machine's matrix rate
+(the median of what is measured before each step):
 every distinct text prefix of a batch once through the body, the vocabulary once a response
 token, attention over what each token sees; three times each, for forward and backward pass.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -39,8 +45,8 @@ from typing import Any
 from scoring import MIB, floor_flops, matrix_rate, memory_now, memory_peak, tell
 
 HH, ANSWERS = "HH pairs", "AlpacaEval answers"
-OURS, DEFAULTS, BEST = "prefstage", "TRL defaults", "TRL best"
-SIDES = (OURS, DEFAULTS, BEST)
+OURS, DEFAULTS, BEST, HUGE = "prefstage", "TRL defaults", "TRL best, ", ", huge pages"
+SIDES = (OURS, DEFAULTS, BEST + "1", BEST + "1" + HUGE)
 MAX_TOKENS = 1024
 
 
@@ -123,12 +129,14 @@ def as_row(pair: dict[str, Any]) -> dict[str, Any]:
 class Turns:
     """Trainer callback: one optimiser step a word from the parent."""
 
-    def __init__(self, end: Connection, device: str) -> None:
-        self.end, self.device = end, device
+    def __init__(self, end: Connection, device: str, model: Any) -> None:
+        self.end, self.device, self.model = end, device, model
 
     def wait(self) -> None:
-        """Wait for the parent's word."""
+        """Wait for the parent's word, with no freed memory kept from the other sides."""
+        give_back_memory()
         self.end.recv()
+        self.rate = matrix_rate(self.model, 1024)
         self.started = time.perf_counter()
 
     def finished(self) -> None:
@@ -137,17 +145,21 @@ class Turns:
             import torch
 
             torch.cuda.synchronize()
-        self.end.send({"seconds": time.perf_counter() - self.started})
+        self.end.send({"seconds": time.perf_counter() - self.started, "rate": self.rate})
         self.wait()
 
 
 def work(end: Connection, setup: Setup, side: str) -> None:
     """A process: one side's training, step by step."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    if side != OURS:
+        os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(side.endswith(HUGE)))
     import datasets
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from transformers.utils import logging
+
+    import prefstage  # noqa: F401 - at the top, as in a script: it sets the allocator
 
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
@@ -158,7 +170,7 @@ def work(end: Connection, setup: Setup, side: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(setup.model, dtype=dtype).to(setup.device)
     tokenizer = AutoTokenizer.from_pretrained(setup.model)
     rows = pairs_of(setup, quiet=side != OURS)
-    turns = Turns(end, setup.device)
+    turns = Turns(end, setup.device, model)
 
     class Steps(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -185,17 +197,18 @@ def work(end: Connection, setup: Setup, side: str) -> None:
         }
         make = our_trainer if side == OURS else peer_trainer
         started = time.perf_counter()
-        trainer = make(model, tokenizer, rows, setup, common, best=side == BEST)
+        trainer = make(model, tokenizer, rows, setup, common, side=side)
         trainer.add_callback(Steps())
-        end.send({"ready": time.perf_counter() - started, "rate": matrix_rate(model, 1024)})
+        end.send({"ready": time.perf_counter() - started})
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        end.send({"losses": losses, "peak": resident_peak(setup.device)})
+        end.send({"losses": losses, "peak": memory_peak(setup.device)})
 
 
-def resident_peak(device: str) -> int:
-    """Highest memory during training. Bytes."""
-    return memory_peak(device)
+def give_back_memory() -> None:
+    """Return what the allocator holds but does not use."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def in_our_order(rows: list[dict[str, Any]], setup: Setup) -> list[dict[str, Any]]:
@@ -206,14 +219,14 @@ def in_our_order(rows: list[dict[str, Any]], setup: Setup) -> list[dict[str, Any
 
 
 def our_trainer(
-    model: Any, tokenizer: Any, rows: list[Any], setup: Setup, common: dict[str, Any], *, best: bool
+    model: Any, tokenizer: Any, rows: list[Any], setup: Setup, common: dict[str, Any], *, side: str
 ) -> Any:
     """PreferenceTrainer at its defaults."""
     from datasets import Dataset
 
     from prefstage.training import PreferenceArguments, PreferenceTrainer
 
-    del best
+    del side
     arguments = PreferenceArguments(**common, loss={"name": "sigmoid", "beta": 0.1})
     trainer = PreferenceTrainer(
         model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
@@ -223,7 +236,7 @@ def our_trainer(
 
 
 def peer_trainer(
-    model: Any, tokenizer: Any, rows: list[Any], setup: Setup, common: dict[str, Any], *, best: bool
+    model: Any, tokenizer: Any, rows: list[Any], setup: Setup, common: dict[str, Any], *, side: str
 ) -> Any:
     """TRL's DPOTrainer at its defaults or at its best."""
     from datasets import Dataset
@@ -231,16 +244,21 @@ def peer_trainer(
 
     ordered = in_our_order(rows, setup)
     settings: dict[str, Any] = {"train_sampling_strategy": "sequential"}
-    if best:
-        lengths = [peer_length(tokenizer, row) for row in ordered]
-        ordered = [row | {"length": length} for row, length in zip(ordered, lengths, strict=True)]
-        settings = {
+    if side.startswith(BEST):
+        micro = int(side.removeprefix(BEST).removesuffix(HUGE))
+        if micro > 1:
+            ordered = [row | {"length": peer_length(tokenizer, row)} for row in ordered]
+            settings = {
+                "train_sampling_strategy": "group_by_length",
+                "remove_unused_columns": False,  # it would remove the length column
+            }
+        settings |= {
             "precompute_ref_log_probs": True,
-            "train_sampling_strategy": "group_by_length",
-            "remove_unused_columns": False,  # it would remove the length column
             "gradient_checkpointing": False,
+            "per_device_train_batch_size": micro,
+            "gradient_accumulation_steps": setup.batch // micro,
         }
-    arguments = DPOConfig(**common, **settings, beta=0.1, max_length=None)
+    arguments = DPOConfig(**common | settings, beta=0.1, max_length=None)
     return DPOTrainer(
         model, args=arguments, train_dataset=Dataset.from_list(ordered), processing_class=tokenizer
     )
@@ -268,11 +286,14 @@ def run(setup: Setup, sides: tuple[str, ...]) -> dict[str, Any]:
         ready[side] = ends[side].recv()
         tell(f"{side}: ready after {ready[side]['ready']:.1f} s")
     seconds: dict[str, list[float]] = {side: [] for side in sides}
+    rates: dict[str, list[float]] = {side: [] for side in sides}
     for step in range(setup.steps):
         order = sides if step % 2 else sides[::-1]
         for side in order:
             ends[side].send("go")
-            seconds[side].append(ends[side].recv()["seconds"])
+            told = ends[side].recv()
+            seconds[side].append(told["seconds"])
+            rates[side].append(told["rate"])
         tell(f"step {step}: " + ", ".join(f"{side} {seconds[side][-1]:.2f} s" for side in sides))
     ended = {}
     for side in sides:
@@ -282,7 +303,7 @@ def run(setup: Setup, sides: tuple[str, ...]) -> dict[str, Any]:
         side: {
             "seconds": seconds[side],
             "before_s": ready[side]["ready"],
-            "rate": ready[side]["rate"],
+            "rates": rates[side],
             **ended[side],
         }
         for side in sides
@@ -313,7 +334,7 @@ def floor_seconds(setup: Setup, rate: float) -> list[float]:
 
 def summary(setup: Setup, found: dict[str, Any]) -> dict[str, Any]:
     """Rates and ratios, first steps left out."""
-    rate = statistics.median(side["rate"] for side in found.values())
+    rate = statistics.median(rate for side in found.values() for rate in side["rates"])
     floor_s = sum(floor_seconds(setup, rate)[1:])
     pairs = setup.batch * (setup.steps - 1)
     result: dict[str, Any] = {
