@@ -28,7 +28,7 @@ def aot_loss(left: Items, right: Items, *, beta: float, flip_rate: float = 0.0) 
         Melnyk et al. 2024, arXiv:2406.05882.
     """
     rank = left.detach().argsort(stable=True).argsort()
-    scaled = beta * (left - right.sort().values[rank])
+    scaled = beta * (left - right.sort(stable=True).values[rank])
     return -(1 - flip_rate) * logsigmoid(scaled) - flip_rate * logsigmoid(-scaled)
 
 

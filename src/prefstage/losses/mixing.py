@@ -153,7 +153,7 @@ def get_loss(name: str) -> Loss:
     return found
 
 
-def parse_loss(spec: LossSpec) -> LossMix:
+def parse_loss(spec: LossSpec | object) -> LossMix:
     """Read which loss to minimise.
 
     Args:
