@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from prefstage.data import PairSet
 from tests.tiny_models import tiny_tokenizer
+from tests.training.bad_recipes import CASES as RECIPES
 from tests.training.checkpoint_runs import preference_trainer, some_pairs, tiny_chat_model
 
 RUN = Path("run")
@@ -325,4 +326,5 @@ CASES: list[tuple[str, Callable[[], Any], list[str]]] = [
         other_adapter,
         ["another adapter", "adapter was 'default' and is now none"],
     ),
+    *RECIPES,
 ]

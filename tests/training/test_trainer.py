@@ -11,6 +11,7 @@ from transformers import EarlyStoppingCallback
 
 from prefstage.core.errors import ConfigError, InputError, ModelError
 from prefstage.training import PreferenceArguments, PreferenceTrainer
+from prefstage.training.metrics import reward_accuracies
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import (
     arguments,
@@ -29,6 +30,20 @@ def train(folder: Path, **settings: Any) -> PreferenceTrainer:
     trainer = preference_trainer(folder, **settings)
     trainer.train()
     return trainer
+
+
+def test_margins_of_rounding_are_ties() -> None:
+    """As before the first update; what is larger than rounding counts, however small."""
+    size = torch.full((5,), 20.0)
+    margins = torch.tensor([0.0, 1e-5, -1e-5, 1e-3, -1e-3])
+    assert reward_accuracies(margins, size).tolist() == [0.5, 0.5, 0.5, 1.0, 0.0]
+
+
+def test_accuracy_begins_at_one_half(tmp_path: Path) -> None:
+    """Whatever the layout: where policy and reference are one, no pair is told apart."""
+    for number, layout in enumerate(("tree", "flat")):
+        trainer = train(tmp_path / str(number), layout=layout, max_steps=1)
+        assert logged(trainer, "rewards/accuracies") == [0.5]
 
 
 def test_a_policy_learns_to_prefer(tmp_path: Path) -> None:

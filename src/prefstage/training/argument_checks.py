@@ -1,12 +1,15 @@
 """Checks of training arguments, so that a wrong one is told in one line before anything runs."""
 
+import dataclasses
+import importlib.util
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
 from prefstage.core.config import nearest
-from prefstage.core.errors import ConfigError
+from prefstage.core.errors import ConfigError, MissingDependencyError
 
 _SHOWN_CHOICES = 8
 _USUAL = ("adamw_torch", "rmsprop", "sgd", "adafactor", "adamw_8bit", "linear", "cosine")
@@ -19,6 +22,10 @@ _AT_LEAST = {
     "learning_rate": 0,
     "weight_decay": 0,
     "max_grad_norm": 0,
+    "num_train_epochs": 0,
+    "save_steps": 0,
+    "eval_steps": 0,
+    "logging_steps": 0,
 }
 
 
@@ -46,12 +53,40 @@ def check_arguments(args: Any) -> None:
         given = getattr(args, name)
         if given is not None and not isinstance(given, kind):
             _check_choice(name, str(given), [str(each.value) for each in kind])
+    _check_deepspeed(args)
+    for each in dataclasses.fields(args):
+        _check_type(each.name, getattr(args, each.name), each.type)
+    _check_type("learning_rate", args.learning_rate, float)  # transformers also lets text pass
     for name, least in _AT_LEAST.items():
         given = getattr(args, name)
         if isinstance(given, int | float) and not given >= least:
             raise ConfigError.of(
                 saw=f"{name}={given}", expected=f"{least} or more", cure=f"set {name} in that range"
             )
+
+
+def _check_type(name: str, given: Any, annotation: Any) -> None:
+    """A number where the argument takes nothing but numbers, and whole where nothing but those."""
+    allowed = {annotation, *typing.get_args(annotation)} - {type(None)}
+    if given is None or not allowed or not allowed <= {int, float, bool}:
+        return
+    whole = float not in allowed
+    fits = isinstance(given, bool) if allowed == {bool} else isinstance(given, int | float)
+    if fits and (not whole or given == int(given)):
+        return
+    kind = "true or false" if allowed == {bool} else "a whole number" if whole else "a number"
+    raise ConfigError.of(saw=f"{name}={given!r}", expected=kind, cure=f"change {name}")
+
+
+def _check_deepspeed(args: Any) -> None:
+    if not args.deepspeed:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise MissingDependencyError.of(
+            saw=f"deepspeed={args.deepspeed!r}, and no package deepspeed",
+            expected="deepspeed, which reads this setting",
+            cure="pip install deepspeed, or remove the setting",
+        )
 
 
 @contextmanager

@@ -50,8 +50,22 @@ def item_set_of(source: Any, encoder: ResponseEncoder, loss: LossMix) -> ItemSet
             expected="data of that kind",
             cure="choose another loss, or load the data as what the loss takes",
         )
+    _check_needs(items, loss)
     alone = items.kind == "unpaired" and len(items.items[0].trees[0].response_ids) == 1
     return with_mismatched(items) if alone and "mismatched" in loss.needs else items
+
+
+def _check_needs(items: ItemSet, loss: LossMix) -> None:
+    """Scores and preferences come from a judge: their lack is told before anything is run."""
+    for need, what in (("scores", "a score a response"), ("preference", "a preference a pair")):
+        without = [item.index for item in items.items if getattr(item, need) is None]
+        if need in loss.needs and without:
+            raise InputError.of(
+                saw=f"{len(without):,} of {len(items):,} {items.kind} without {need} (first: row "
+                f"{without[0]})",
+                expected=f"{what}, since the loss uses it",
+                cure="judge the data first, map its columns, or choose another loss",
+            )
 
 
 def item_sets_of(

@@ -11,6 +11,11 @@ from prefstage.losses import LossMix, LossValues
 from prefstage.training.batches import StepItems
 from prefstage.training.step import Scored
 
+TIE = 2.0**-17
+"""Margins below this share of what they are differences of are rounding: 64 times float32's."""
+
+HALF = 0.5
+
 ItemMetrics = dict[str, Tensor]
 """For each metric its value for each item that has one."""
 
@@ -99,10 +104,32 @@ def item_metrics(
     if items.kind == "pairs":
         chosen, rejected = (columns["rewards"][side::2] for side in (0, 1))
         found["rewards/margins"] = chosen - rejected
-        found["rewards/accuracies"] = (chosen > rejected).float()
+        found["rewards/accuracies"] = reward_accuracies(chosen - rejected, _size(columns, loss))
     for side, places in _sides(items).items():
         found |= {f"{name}{side}": values[places] for name, values in columns.items()}
     return found
+
+
+def reward_accuracies(margins: Tensor, size: Tensor) -> Tensor:
+    """How often the chosen response's reward is the larger; what rounding decides counts ½.
+
+    ``1[m > εs] + ½·1[|m| <= εs]``, with ε = `TIE`. Where the policy is still its reference,
+    margins are rounding of the forward passes, and a strict comparison gives any number.
+
+    Args:
+        margins: m, reward of the chosen response less that of the rejected one. [pairs].
+        size: s, sum of the rewards' own terms, β · (|log π(y_w|x)| + |log π(y_l|x)|), whose
+            rounding the margin carries. [pairs], >= 0.
+
+    Returns:
+        1, ½ or 0. [pairs].
+
+    Source:
+        Chen et al. 2024, arXiv:2405.19534, Remark 2.5. Departure: a tie counts ½, as in
+        `prefstage.measuring.reward_accuracy`; in TRL, 0.
+    """
+    tied = margins.abs() <= TIE * size
+    return torch.where(tied, HALF, (margins > 0).to(margins.dtype))
 
 
 def reward_scale(loss: LossMix) -> float:
@@ -119,6 +146,12 @@ def reward_scale(loss: LossMix) -> float:
             if name in term:
                 return float(term[name])
     return 1.0
+
+
+def _size(columns: Mapping[str, Tensor], loss: LossMix) -> Tensor:
+    """Of each pair the size of what its margin is a difference of."""
+    sizes = reward_scale(loss) * columns["logps"].abs()
+    return sizes[0::2] + sizes[1::2]
 
 
 def _sums(flat: Tensor, items: StepItems) -> Tensor:

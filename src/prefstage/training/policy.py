@@ -2,12 +2,15 @@
 
 import json
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from prefstage.core.errors import MissingDependencyError, ModelError
+from prefstage.core.errors import ConfigError, MissingDependencyError, ModelError
 from prefstage.scoring.loading import load_model
 
 _log = logging.getLogger(__name__)
@@ -41,10 +44,36 @@ def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool) -> An
                 expected="peft, which makes adapters",
                 cure="pip install 'prefstage[train]'",
             ) from error
-        model = get_peft_model(model, peft_config)
+        try:
+            with _without_alias_warning():
+                model = get_peft_model(model, peft_config)
+        except ValueError as error:
+            raise ModelError.of(
+                saw=f"an adapter that cannot be put on the policy: {' '.join(str(error).split())}",
+                expected="an adapter on modules that the policy has",
+                cure="change target_modules, e.g. to all-linear",
+            ) from error
     if disable_dropout:
         _switch_off_dropout(model)
     return model
+
+
+def check_adapter_off(model: Any, reference: str) -> None:
+    """Check that an adapter which the reference shall leave out is there.
+
+    Args:
+        model: The policy.
+        reference: As in `PreferenceArguments`.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if reference == "adapter-off" and not hasattr(model, "disable_adapter"):
+        raise ConfigError.of(
+            saw="reference='adapter-off' with a policy without adapters",
+            expected="a PeftModel, or a new adapter (peft_config; lora in a recipe)",
+            cure="set reference='start', or give the policy an adapter",
+        )
 
 
 def one_device(args: Any) -> None:
@@ -87,9 +116,18 @@ def load_policy(name: str, *, dtype: str = "float32") -> Any:
             expected="base_model_name_or_path, the model that the adapter was made for",
             cure="load both, and pass the model with its adapter",
         )
-    model = load_model(str(base), dtype=dtype, device_map="cpu", adapter=name)
+    with _without_alias_warning():
+        model = load_model(str(base), dtype=dtype, device_map="cpu", adapter=name)
     model.set_adapter(model.active_adapter, inference_mode=False)
     return model
+
+
+@contextmanager
+def _without_alias_warning() -> Iterator[None]:
+    """Keep quiet that peft reads a name which transformers has renamed: users cannot mend it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
 
 
 def adapter_is_identity(peft_config: Any) -> bool:

@@ -1,8 +1,10 @@
 """Running a recipe: from its settings to a trained, exported model in a run folder."""
 
+import inspect
 import math
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 
 from prefstage.core.config import write_config
-from prefstage.core.errors import MissingDependencyError, PrefstageError
+from prefstage.core.errors import (
+    ConfigError,
+    MissingDependencyError,
+    PrefstageError,
+    RunFolderError,
+)
 from prefstage.core.files import write_json
 from prefstage.core.progress import Ticker, progress
 from prefstage.core.runs import MANIFEST, RunFolder
@@ -71,6 +79,8 @@ def train_recipe(recipe: Recipe, out: Path) -> Trained:
         reference_cache=cache,
         **{"disable_tqdm": True, **arguments},
     )
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # of loading and saving weights
     data = load_set(recipe.data, loss)
     named = {name: load_set(each, loss) for name, each in recipe.eval.items()}
     with _opened(recipe, out):
@@ -110,9 +120,17 @@ def load_set(settings: DataSettings, loss: LossMix) -> LoadedSet:
     """
     given = settings.model_dump(exclude={"path", "labels", "columns"})
     given["columns"] = settings.columns or None
+    load = load_for(loss)
     if settings.labels is not None:
+        if "labels" not in inspect.signature(load).parameters:
+            raise ConfigError.of(
+                saw=f"labels={settings.labels} of {settings.path}, for a loss on "
+                f"{' or '.join(sorted(loss.data))}",
+                expected="labels with losses on pairs alone, whose labels name the better response",
+                cure="remove labels, or write the data as pairs first",
+            )
         given["labels"] = settings.labels
-    return load_for(loss)(settings.path, **given)
+    return load(settings.path, **given)
 
 
 @contextmanager
@@ -126,8 +144,15 @@ def _opened(recipe: Recipe, out: Path) -> Iterator[None]:
         return
     begun = (out / MANIFEST).exists()
     inputs = recipe.model_dump(mode="json", exclude={"training", "export", "dynamics", "eval"})
-    RunFolder.open(out, command="train", inputs=inputs)
-    write_config(recipe, out / RESOLVED)
+    try:
+        RunFolder.open(out, command="train", inputs=inputs)
+        write_config(recipe, out / RESOLVED)
+    except OSError as error:
+        raise RunFolderError.of(
+            saw=f"cannot write to {out} ({error.strerror})",
+            expected="a run folder that may be written to",
+            cure="name another folder with --out, or change its permissions",
+        ) from error
     try:
         yield
     except PrefstageError:

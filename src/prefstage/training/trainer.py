@@ -33,6 +33,7 @@ from prefstage.training.metrics import Means, Speed, item_metrics
 from prefstage.training.order import StepLoader, StepSampler, as_step
 from prefstage.training.policy import (
     adapter_is_identity,
+    check_adapter_off,
     layout_for,
     one_device,
     prepare_policy,
@@ -92,6 +93,7 @@ class PreferenceTrainer(DurableTrainer):
     ) -> None:
         args = args or PreferenceArguments(output_dir="prefstage_output")
         model = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
+        check_adapter_off(model, args.reference)
         processing_class = tokenizer_for(model, processing_class)
         self.loss = parse_loss(args.loss)
         self.loss_state: LossState = self.loss.start_state()
