@@ -4,8 +4,9 @@
     python scripts/write_docs.py --check    # tell whether they are current
 
 `docs/commands.md` comes from the commands' options, `docs/reference/` from what the packages
-export, `docs/bad-input.md` from the tests' tables of bad input, each case tried here. Whoever
-changes one of them runs this and commits the result.
+export, `docs/bad-input.md` from the tests' tables of bad input, each case tried here, the table
+of `docs/losses.md` from the registry. Whoever changes one of them runs this and commits the
+result.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from typer.testing import CliRunner
 from prefstage.cli.main import app
 from prefstage.cli.manners import EXIT_USER_ERROR
 from prefstage.core.errors import PrefstageError
+from prefstage.losses import LOSSES, Loss
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TESTS = DOCS.parent / "tests"
@@ -70,6 +72,9 @@ MACHINE = re.compile(
 
 GOOD_PAIR = {"prompt": "Why?", "chosen": "Good.", "rejected": "Bad."}
 
+LOSSES_BEGIN = "<!-- losses: made from the registry by scripts/write_docs.py -->"
+LOSSES_END = "<!-- end of losses -->"
+
 BAD_INPUT = """\
 # When the input is wrong
 
@@ -86,7 +91,11 @@ file of their own, counts them, and goes on. See [Data](data.md).
 
 def pages() -> dict[Path, str]:
     """Every generated page: its file and its text."""
-    made = {DOCS / "commands.md": commands_page(), DOCS / "bad-input.md": bad_input_page()}
+    made = {
+        DOCS / "commands.md": commands_page(),
+        DOCS / "bad-input.md": bad_input_page(),
+        DOCS / "losses.md": losses_page(),
+    }
     for package in PACKAGES:
         made[DOCS / "reference" / f"{package}.md"] = package_page(package)
     return made
@@ -225,6 +234,36 @@ def code(text: str) -> str:
     """Text as code in a table's cell, whatever backticks it holds."""
     fence = "``" if "`" in text else "`"
     return f"{fence} {cell(text)} {fence}" if fence == "``" else f"`{cell(text)}`"
+
+
+def losses_page() -> str:
+    """The page of losses, its table made anew from the registry."""
+    text = (DOCS / "losses.md").read_text(encoding="utf-8")
+    before, rest = text.split(LOSSES_BEGIN)
+    rows = [loss_row(loss) for loss in LOSSES.values()]
+    head = "| name | loss | defaults | takes; needs | source |\n|---|---|---|---|---|"
+    table = "\n".join([head, *rows])
+    return f"{before}{LOSSES_BEGIN}\n\n{table}\n\n{LOSSES_END}{rest.split(LOSSES_END)[1]}"
+
+
+def loss_row(loss: Loss) -> str:
+    """One row of the table: name and aliases, summary and formula, defaults, needs, source."""
+    aliases = f" ({', '.join(f'`{alias}`' for alias in loss.aliases)})" if loss.aliases else ""
+    defaults = ", ".join(
+        f"`{name}` {value:g}" if isinstance(value, float) else f"`{name}` {value}"
+        for name, value in loss.settings().model_dump().items()
+        if value is not None
+    )
+    marks = {"whole step": loss.whole_batch, "draws": loss.random, "state": bool(loss.initial)}
+    needs = [
+        *sorted(loss.needs),
+        *(f"{each} (may be missing)" for each in sorted(loss.optional)),
+        *(f"*{mark}*" for mark, own in marks.items() if own),
+    ]
+    takes = " or ".join(sorted(loss.data)) + (f"; {', '.join(needs)}" if needs else "")
+    source = re.sub(r"arXiv:(\d{4}\.\d{5})", r"[\1](https://arxiv.org/abs/\1)", loss.source)
+    what = f"{loss.summary}<br>`{cell(loss.formula)}`"
+    return f"| `{loss.name}`{aliases} | {what} | {defaults} | {takes} | {source} |"
 
 
 def package_page(package: str) -> str:
