@@ -41,6 +41,8 @@ OFF = "measure --off pairs.jsonl --judge table:pairs.jsonl"
 SAMPLE = "sample --policy ./none --prompts pairs.jsonl --out new.jsonl"
 SERVER = "sample --policy openai:m@http://127.0.0.1:9 --prompts pairs.jsonl --out new.jsonl"
 JUDGE = "judge --judge table:pairs.jsonl"
+EVALUATE = "evaluate --judge table:pairs.jsonl --baseline elsewhere.json --out new"
+MT_BENCH = "evaluate --mt-bench questions.jsonl --policy openai:p@http://127.0.0.1:9 --out new"
 
 COMMANDS: list[tuple[str, str, list[str]]] = [
     # what is wrong, the command, what the line must say
@@ -128,6 +130,37 @@ COMMANDS: list[tuple[str, str, list[str]]] = [
     ("data as a model", "doctor --model pairs.jsonl", ["pairs.jsonl", "a model folder"]),
     ("an address that is none", "doctor --server localhost", ["'localhost'", "http://HOST:PORT"]),
     ("a server that is silent", "doctor --server http://127.0.0.1:9", ["127.0.0.1:9"]),
+    ("nothing to evaluate", "evaluate", ["a model to evaluate", "--answers"]),
+    ("answers without baseline", "evaluate --answers a.json", ["--baseline"]),
+    ("judged and to be judged", f"{EVALUATE} --annotations a.json", ["--annotations and"]),
+    ("verdicts not there", "evaluate --annotations none.json", ["none.json", "annotations"]),
+    ("answers not there", f"{EVALUATE} --answers none.jsonl", ["none.jsonl"]),
+    ("no prompt in common", f"{EVALUATE} --answers here.json", ["0 prompts answered by both"]),
+    ("two answers to a prompt", f"{EVALUATE} --answers two.json", ["two different answers"]),
+    ("answers without prompts", f"{EVALUATE} --answers promptless.json", ["promptless.json"]),
+    (
+        "a verdict out of range",
+        "evaluate --annotations range.json",
+        ["preference 3", "0 for a draw"],
+    ),
+    ("a verdict twice", "evaluate --annotations twice.json", ["rows 0 and 1"]),
+    ("a lookup that is none", "evaluate --annotations good.json --lookup row", ["'as-published'"]),
+    (
+        "a lookup without rows",
+        f"{EVALUATE} --answers here.json --lookup as-published",
+        ["--lookup"],
+    ),
+    ("two kinds at once", f"{MT_BENCH} --task gsm8k", ["--task and --mt-bench"]),
+    ("ratings without a judge", MT_BENCH, ["--mt-bench without --judge"]),
+    ("a judge that rates not", f"{MT_BENCH} --judge table:pairs.jsonl", ["openai:MODEL@URL"]),
+    ("repeats of nothing", "evaluate --repeats 2", ["--repeats without --mt-bench"]),
+    (
+        "a question of one turn",
+        f"{MT_BENCH} --judge openai:j@http://127.0.0.1:9",
+        ["questions.jsonl", "two turns"],
+    ),
+    ("shots in words", "evaluate --policy p --task gsm8k:many", ["TASK:SHOTS"]),
+    ("a task's rows nowhere", "evaluate --policy p --task gsm8k --task-data x", ["TASK=FILE"]),
     ("no recipe there", "train none.yaml --out new", ["none.yaml", "check the path"]),
     ("a recipe for nobody", "train policyless.yaml --out new", ["'policy' is missing"]),
     ("a policy to train not there", f"{TRAIN}", ["./none"]),
@@ -140,8 +173,32 @@ COMMANDS: list[tuple[str, str, list[str]]] = [
 ]
 
 
+def _output(prompt: str, text: str) -> dict[str, object]:
+    return {"instruction": prompt, "output": text, "generator": "m"}
+
+
+def _verdict(preference: float) -> dict[str, object]:
+    told = {"output_1": "a", "output_2": "b", "generator_1": "base", "generator_2": "m"}
+    return {"instruction": "Q?", "preference": preference, **told}
+
+
+EVALUATED: dict[str, list[dict[str, object]]] = {
+    "elsewhere.json": [_output("Other?", "a"), _output("Another?", "a")],
+    "here.json": [_output("Q0?", "a"), _output("Q1?", "b")],
+    "two.json": [_output("Q0?", "a"), _output("Q0?", "b")],
+    "promptless.json": [{"output": "a", "generator": "m"}],
+    "range.json": [_verdict(3)],
+    "twice.json": [_verdict(1), _verdict(2)],
+    "good.json": [_verdict(1)],
+}
+
+
 def make_inputs(folder: Path) -> None:
     """Write what the commands of the table name: data, configurations, a folder."""
+    for name, outputs in EVALUATED.items():
+        (folder / name).write_text(json.dumps(outputs))
+    question = {"question_id": 1, "category": "math", "turns": ["once"]}
+    (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
     for name, rows in (("pairs", PAIRS), ("own", OWN), ("elsewhere", ELSEWHERE)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, text in CONFIGS.items():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefstage.cli.evaluate_tasks import benchmark, check_kind, grade, rank, ranked
 from prefstage.cli.manners import Outcome, mannered, say
 from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
@@ -58,6 +59,27 @@ PromptOrder = Annotated[
     Path | None,
     _option("AlpacaEval's alpaca_eval.json, for its difficulties [local Hub cache]."),
 ]
+MtBenchFile = Annotated[
+    Path | None,
+    _option(
+        "MT-bench's question.jsonl: the policy answers both turns, the judge rates each.",
+        "--mt-bench",
+    ),
+]
+References = Annotated[
+    Path | None, _option("Reference answers of MT-bench, for math, coding and reasoning.")
+]
+Tasks = Annotated[
+    list[str] | None,
+    _option(
+        "Task of lm-evaluation-harness, TASK or TASK:SHOTS, or the suite data-dpo. Repeat it.",
+        "--task",
+    ),
+]
+TaskData = Annotated[
+    list[str] | None,
+    _option("TASK=FILE: the task's rows from a local file, JSON lines or gzip.", "--task-data"),
+]
 Lookup = Annotated[
     str, _option("Difficulty by instruction, or as-published (by row, with --annotations).")
 ]
@@ -74,10 +96,19 @@ def evaluate(
     out: Out = None,
     prompt_order: PromptOrder = None,
     lookup: Lookup = "instruction",
+    mt_bench: MtBenchFile = None,
+    references: References = None,
+    repeats: Annotated[Number, _option("Gradings of each answer of MT-bench [1].")] = None,
+    rating_tokens: Annotated[Number, _option("Tokens of a grading at most [1024].")] = None,
+    dynamics: Annotated[
+        Path | None, _option("Records of the run whose checkpoints these are: rankings beside.")
+    ] = None,
+    task: Tasks = None,
+    task_data: TaskData = None,
     stop_early: Annotated[
         bool, _option("Stop when it is decided which of the two is better.", "--stop-early")
     ] = False,
-    max_prompts: Annotated[Number, _option("Prompts judged at most.")] = None,
+    max_prompts: Annotated[Number, _option("Prompts, questions or a task's rows at most.")] = None,
     confidence: Annotated[Real, _option("Of all intervals [0.95].")] = None,
     seed: Annotated[Number, _option("Of order, bootstrap and sampling [0].")] = None,
     temperature: Annotated[Real, _option("Of sampling [0.7].")] = None,
@@ -90,12 +121,19 @@ def evaluate(
     """Win rate of answers, or of a policy, over a baseline by any judge.
 
     Raw and length-controlled, with intervals; several models are also compared with each
-    other. With --annotations the win rates of verdicts that exist already. Answers and
-    verdicts are on disk as soon as they arrive: the same command goes on after a stop.
+    other. With --annotations the win rates of verdicts that exist already; with --mt-bench
+    ratings of two-turn answers; with --task benchmarks. Answers and verdicts are on disk as
+    soon as they arrive: the same command goes on after a stop.
     """
     given = dict(locals())
-    _check(given)
-    result = _recount(given) if annotations is not None else _evaluate(given)
+    check_kind(given)
+    if mt_bench is not None:
+        result = grade(given)
+    elif task is not None:
+        result = benchmark(given)
+    else:
+        _check(given)
+        result = _recount(given) if annotations is not None else _evaluate(given)
     summary, written = result.pop("summary"), result.pop("written")
     say(Outcome(summary, result, written), as_json=as_json)
 
@@ -146,6 +184,8 @@ def _recount(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     numbers = read_prompt_numbers(given["prompt_order"])
     known = [None if numbers is None else numbers.get(row.instruction) for row in rows]
+    strange = known.count(None) if numbers is not None else 0
+    unknown = [f"{strange} prompts are none of AlpacaEval's"] if strange else []
     columns: dict[str, Any] = {
         "preference": [row.preference for row in rows],
         "len_model": [len(row.output_2) for row in rows],
@@ -170,7 +210,7 @@ def _recount(given: Mapping[str, Any]) -> dict[str, Any]:
         f", discrete {found.discrete_win_rate:.2f} %",
         f"length-controlled {found.length_controlled_win_rate:.2f} % [{low:.2f}, {high:.2f}]"
         f" (difficulty: {found.difficulty})",
-        *(f"note: {note}" for note in found.notes),
+        *(f"note: {note}" for note in (*unknown, *found.notes)),
     ]
     result = found.as_dict() | {"interval": [low, high], "model": model, "baseline": baseline}
     return result | {"summary": "\n".join(summary), "written": written}
@@ -210,14 +250,19 @@ def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
             for each in ours
         }
     table = compare_win_rates(results, confidence=config.confidence) if len(results) > 1 else []
+    rankings = rank(given["dynamics"], results)
     written = _write(run.path, ours, results, table)
     result = {
         "results": {name: each.as_dict() for name, each in results.items()},
         "comparison": [line.as_dict() for line in table],
+        "rankings": None if rankings is None else rankings.as_dict(),
         "counts": dict(getattr(judge, "counts", {})),
     }
     summary = "\n\n".join(_told(each) for each in results.values())
-    return result | {"summary": "\n".join([summary, *_compared(table)]), "written": written}
+    return result | {
+        "summary": "\n".join([summary, *_compared(table), *ranked(rankings)]),
+        "written": written,
+    }
 
 
 _SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "chat_format")

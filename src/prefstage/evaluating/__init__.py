@@ -10,13 +10,18 @@ from prefstage.evaluating.alpaca_files import (
     write_leaderboard,
 )
 from prefstage.evaluating.answers import Answer, Answers, load_answers, write_model_outputs
+from prefstage.evaluating.checkpoints import (
+    CheckpointRates,
+    CheckpointTable,
+    rankings_against_win_rates,
+)
 from prefstage.evaluating.comparing import Difference, compare_win_rates
 from prefstage.evaluating.length_controlled import (
     LengthControlledWinRate,
     LengthWeights,
-    length_controlled_interval,
     length_controlled_win_rate,
 )
+from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.mt_bench import (
     MtBench,
     MtBenchConfig,
@@ -32,6 +37,8 @@ __all__ = [
     "Annotation",
     "Answer",
     "Answers",
+    "CheckpointRates",
+    "CheckpointTable",
     "Difference",
     "JudgedAnswer",
     "LengthControlledWinRate",
@@ -49,6 +56,7 @@ __all__ = [
     "length_controlled_win_rate",
     "load_answers",
     "load_questions",
+    "rankings_against_win_rates",
     "rates_of",
     "read_annotations",
     "read_leaderboard",

@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 
 from prefstage.core.errors import InputError
 from prefstage.core.seeds import seed_for
+from prefstage.evaluating.proportions import effective_interval
 from prefstage.evaluating.win_rates import WinRate
 
+Floats = NDArray[np.float64]
+
 _AT_ONCE = 500
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ def compare_win_rates(
     """Compare models that were judged against the same baseline, prompt by prompt.
 
     The largest studentised difference under random sign flips, one flip a prompt for all
-    pairs at once, gives p-values that hold for all pairs together; the same quantity under a
-    bootstrap of prompts gives simultaneous intervals.
+    pairs at once, gives p-values that hold for all pairs together; `paired_differences` gives
+    the simultaneous intervals.
 
     Args:
         results: name → win rate; at least two, of the same baseline and judge.
@@ -84,69 +88,100 @@ def compare_win_rates(
     pairs = list(combinations(range(len(names)), 2))
     d = np.stack([y[i] - y[j] for i, j in pairs])
     _check_overlap(d, [(names[i], names[j]) for i, j in pairs])
-    mean, error = _mean_and_error(d, np.ones((1, len(prompts))))
-    t = np.divide(mean, error, out=np.zeros_like(mean), where=error > 0)[0]
-    flips, boots = _largest(d, mean[0], resamples, seed)
-    quantile = float(np.quantile(boots, confidence))
+    intervals = paired_differences(y, confidence=confidence, resamples=resamples, seed=seed)
+    p_values = _adjusted_p_values(d, resamples, seed)
     lines = []
-    for k, (i, j) in enumerate(pairs):
-        p = float((1 + (flips >= abs(t[k]) - 1e-12).sum()) / (len(flips) + 1))
-        half = quantile * error[0, k]
-        ahead = names[i] if mean[0, k] > 0 else names[j]
+    for (i, j), values, p in zip(pairs, d, p_values, strict=True):
+        told = values[~np.isnan(values)]
+        mean = float(told.mean())
+        low, high = intervals[i, j]
         lines.append(
             Difference(
                 first=names[i],
                 second=names[j],
-                difference=100 * float(mean[0, k]),
-                standard_error=100 * float(error[0, k]),
-                interval=(100 * float(mean[0, k] - half), 100 * float(mean[0, k] + half)),
+                difference=100 * mean,
+                standard_error=100 * float(told.std(ddof=1) / np.sqrt(len(told))),
+                interval=(100 * low, 100 * high),
                 p_value=p,
-                better=ahead if p <= 1 - confidence and mean[0, k] != 0 else None,
-                prompts=int((~np.isnan(d[k])).sum()),
+                better=names[i if mean > 0 else j] if p <= 1 - confidence and mean else None,
+                prompts=len(told),
             )
         )
     return lines
 
 
-def _largest(
-    d: NDArray[np.float64], mean: NDArray[np.float64], resamples: int, seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The largest |t| over all pairs of each sign flip, and of each bootstrap draw."""
-    rng = np.random.default_rng(seed_for(seed, "compare"))
+def paired_differences(
+    y: Floats, *, confidence: float = 0.95, resamples: int = 5000, seed: int = 0
+) -> dict[tuple[int, int], tuple[float, float]]:
+    """Intervals of all pairs' mean differences that hold at once.
+
+    Each is the union of two: the bootstrap of prompts, studentised by the largest |t| of all
+    pairs, and Bonferroni's share of `effective_interval`, which does not rely on what few
+    prompts happen to show of rare differences.
+
+    Args:
+        y: Preferences in [0, 1]; NaN where there is none. [models, prompts].
+        confidence: Of all intervals together, in (0, 1).
+        resamples: How many, >= 1.
+        seed: Of the draws.
+
+    Returns:
+        (i, j) → (low, high) of the mean of y_i - y_j, within [-1, 1].
+
+    Source:
+        Efron and Tibshirani 1993, An Introduction to the Bootstrap, §12.5.
+    """
+    pairs = list(combinations(range(len(y)), 2))
+    d = np.stack([y[i] - y[j] for i, j in pairs])
     n = d.shape[1]
-    flips, boots = [], []
+    mean, error = (each[0] for each in _mean_and_error(d, np.ones((1, n))))
+    rng = np.random.default_rng(seed_for(seed, "compare"))
+    largest = []
     for begin in range(0, resamples, _AT_ONCE):
         count = min(_AT_ONCE, resamples - begin)
-        signs = rng.choice([-1.0, 1.0], size=(count, n))
-        flips.append(_largest_t(*_mean_and_error(d, signs), 0.0))
         times = rng.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
-        boots.append(_largest_t(*_mean_and_error(d, times), mean))
-    return np.concatenate(flips), np.concatenate(boots)
+        drawn, errors = _mean_and_error(d, times)
+        largest.append((np.abs(drawn - mean) / errors).max(axis=1))
+    half = float(np.quantile(np.concatenate(largest), confidence)) * error
+    share = 1 - (1 - confidence) / len(pairs)
+    found = {}
+    for k, pair in enumerate(pairs):
+        told = 0.5 + 0.5 * d[k][~np.isnan(d[k])]
+        low, high = (2 * end - 1 for end in effective_interval(told, confidence=share))
+        found[pair] = (
+            max(-1.0, min(low, float(mean[k] - half[k]))),
+            min(1.0, max(high, float(mean[k] + half[k]))),
+        )
+    return found
 
 
-def _mean_and_error(
-    d: NDArray[np.float64], factors: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _adjusted_p_values(d: Floats, resamples: int, seed: int) -> list[float]:
+    """Of each pair, from the largest |t| of all pairs under random sign flips of prompts."""
+    rng = np.random.default_rng(seed_for(seed, "flips"))
+    mean, error = _mean_and_error(d, np.ones((1, d.shape[1])))
+    t = np.abs(mean / error)[0]
+    flips = []
+    for begin in range(0, resamples, _AT_ONCE):
+        count = min(_AT_ONCE, resamples - begin)
+        means, errors = _mean_and_error(d, rng.choice([-1.0, 1.0], size=(count, d.shape[1])))
+        flips.append(np.abs(means / errors).max(axis=1))
+    largest = np.concatenate(flips)
+    return [float((1 + (largest >= each - _ROUNDING).sum()) / (len(largest) + 1)) for each in t]
+
+
+def _mean_and_error(d: Floats, factors: Floats) -> tuple[Floats, Floats]:
     """Mean and its standard error of each pair, rows flipped (±1) or repeated (0, 1, 2, …).
 
-    Both [draws, pairs]. A flipped row keeps its square; a repeated one counts so often.
+    Both [draws, pairs]. A flipped row keeps its square; a repeated one counts so often. The
+    error is that with one more row at 1 and one at -1, so that it is never zero.
     """
     there = ~np.isnan(d)
     x = np.where(there, d, 0.0)
     often = np.abs(factors)
-    n = np.maximum(often @ there.T, 2.0)
-    mean = factors @ x.T / n
-    square = often @ (x**2).T / n
-    return mean, np.sqrt(np.maximum(square - mean**2, 0.0) / (n - 1))
-
-
-def _largest_t(
-    mean: NDArray[np.float64], error: NDArray[np.float64], centre: Any
-) -> NDArray[np.float64]:
-    off = np.abs(mean - centre)
-    t = np.divide(off, error, out=np.zeros_like(off), where=error > 0)
-    largest: NDArray[np.float64] = t.max(axis=1)
-    return largest
+    n = np.maximum(often @ there.T, 1.0)
+    total = factors @ x.T
+    square = (often @ (x**2).T + 2) / (n + 2)
+    return total / n, np.sqrt((square - (total / (n + 2)) ** 2) / (n + 1))
 
 
 def _check_comparable(results: Mapping[str, WinRate], confidence: float) -> None:

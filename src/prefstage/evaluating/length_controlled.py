@@ -7,19 +7,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prefstage.core.errors import InputError
-from prefstage.core.seeds import seed_for
 from prefstage.evaluating.l1_logistic import fit_l1_logistic
+from prefstage.evaluating.length_fit import (
+    choose_c,
+    is_baseline,
+    problem_of,
+    sandwich_error,
+    sigmoid,
+)
 from prefstage.evaluating.length_rows import Rows, read_rows
-from prefstage.evaluating.length_tables import LengthTables, length_tables, standardised_length
+from prefstage.evaluating.length_tables import length_tables
 
 Floats = NDArray[np.float64]
 Lookup = Literal["instruction", "as-published"]
 
-GRID = np.logspace(-4, 4, 10)
-FOLDS = 5
-GAMED_WEIGHT = 0.2 / 2
 _HALF = 0.5
-_RESAMPLES_AT_ONCE = 50
 
 
 class LengthWeights(NamedTuple):
@@ -79,16 +81,6 @@ class LengthControlledWinRate:
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON-serialisable values."""
         return {**asdict(self), "weights": self.weights._asdict(), "notes": list(self.notes)}
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Rows of the regression: [gamed verbose, gamed concise, model with a preference]."""
-
-    features: Floats
-    labels: Floats
-    weights: Floats
-    test: Floats  # features of all the model's rows at equal lengths
 
 
 def length_controlled_win_rate(
@@ -176,84 +168,6 @@ def length_controlled_win_rate(
     )
 
 
-def length_controlled_interval(
-    preference: ArrayLike,
-    len_model: ArrayLike,
-    len_baseline: ArrayLike,
-    *,
-    instruction: ArrayLike | None = None,
-    row: ArrayLike | None = None,
-    lookup: Lookup = "instruction",
-    C: float | None = None,  # noqa: N803 - as above
-    difficulty: ArrayLike | None = None,
-    regularise: bool = True,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Bootstrap interval of the length-controlled win rate, the regression fitted anew.
-
-    The model's rows are drawn with replacement; the gamed rows, which are constants of the
-    method, stay; C stays too. Percentile interval.
-
-    Args:
-        preference: As for `length_controlled_win_rate`, and so the next seven.
-        len_model: Likewise.
-        len_baseline: Likewise.
-        instruction: Likewise.
-        row: Likewise.
-        lookup: Likewise.
-        C: Likewise; None chooses it once, on all rows.
-        difficulty: Likewise.
-        regularise: Likewise.
-        confidence: In (0, 1).
-        resamples: How many, >= 1.
-        seed: Of the draws.
-
-    Returns:
-        (low, high) in percent.
-
-    Raises:
-        InputError: As `length_controlled_win_rate`, or if a setting is out of range.
-
-    Source:
-        Efron and Tibshirani 1993, An Introduction to the Bootstrap, §13.3.
-    """
-    if not 0 < confidence < 1 or resamples < 1:
-        raise InputError.of(
-            saw=f"confidence {confidence}, {resamples} resamples",
-            expected="confidence in (0, 1), at least one resample",
-            cure="write confidence=0.95, resamples=1000",
-        )
-    rows = read_rows(
-        preference,
-        len_model,
-        len_baseline,
-        instruction=instruction,
-        row=row,
-        lookup=lookup,
-        difficulty=difficulty,
-    )
-    if _is_baseline(rows):
-        return 50.0, 50.0
-    problem = _problem(rows, length_tables(), regularise=regularise)
-    chosen = float(C) if C is not None else _choose_c(problem)
-    rng = np.random.default_rng(seed_for(seed, "length-controlled"))
-    has_preference = ~np.isnan(rows.preference)
-    n = len(has_preference)
-    fixed = len(problem.labels) - int(has_preference.sum())
-    found = []
-    for begin in range(0, resamples, _RESAMPLES_AT_ONCE):
-        count = min(_RESAMPLES_AT_ONCE, resamples - begin)
-        times = rng.multinomial(n, np.full(n, 1 / n), size=count).T.astype(np.float64)
-        v = np.repeat(problem.weights[:, None], count, axis=1)
-        v[fixed:] *= times[has_preference]
-        w = fit_l1_logistic(problem.features, problem.labels, v, c=chosen).weights
-        found.append((_sigmoid(problem.test @ w.T) * times).sum(axis=0) / n)
-    ends = np.quantile(np.concatenate(found), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return 100 * float(ends[0]), 100 * float(ends[1])
-
-
 @dataclass(frozen=True)
 class _Fit:
     """What the regression says: predictions at equal lengths, coefficients and C."""
@@ -266,91 +180,22 @@ class _Fit:
 
 
 def _fit(rows: Rows, c: float | None, *, regularise: bool) -> _Fit:
-    if _is_baseline(rows):
+    if is_baseline(rows):
         note = "the model is the baseline itself: 50 % by construction"
         even = np.full(len(rows.preference), _HALF)
         given = float("nan") if c is None else c
         return _Fit(even, LengthWeights(0.0, 0.0, 0.0), given, notes=(note,))
-    problem = _problem(rows, length_tables(), regularise=regularise)
-    chosen = float(c) if c is not None else _choose_c(problem)
+    problem = problem_of(rows, length_tables(), regularise=regularise)
+    chosen = float(c) if c is not None else choose_c(problem)
     w = fit_l1_logistic(problem.features, problem.labels, problem.weights[:, None], c=chosen)
     fitted = w.weights[0]
-    error = _sandwich_error(problem, fitted) if rows.origin == "none" else None
-    return _Fit(_sigmoid(problem.test @ fitted), _named(fitted), chosen, error)
-
-
-def _is_baseline(rows: Rows) -> bool:
-    """Whether every answer is the baseline's own, as its row on the leaderboard is."""
-    same = (rows.len_model == rows.len_baseline).all()
-    return bool(same and (rows.preference == _HALF).all())
-
-
-def _problem(rows: Rows, tables: LengthTables, *, regularise: bool) -> _Problem:
-    t = standardised_length(rows.len_model, rows.len_baseline)
-    ours = [t, np.ones(len(t))]
-    gamed = [tables.gamed_t, np.zeros(len(tables.gamed_t))]
-    test = [np.zeros(len(t)), np.ones(len(t))]
-    if rows.difficulty is not None:
-        ours.insert(1, rows.difficulty)
-        # Difficulties of other prompts say nothing of the gamed rows' prompts.
-        official = rows.origin == "official"
-        of_gamed = tables.difficulty[tables.gamed_index]
-        gamed.insert(1, of_gamed if official else np.zeros(len(of_gamed)))
-        test.insert(1, rows.difficulty)
-    kept = ~np.isnan(rows.preference)
-    x, y, v = np.stack(ours, 1)[kept], rows.preference[kept], np.ones(int(kept.sum()))
-    if regularise:
-        x = np.concatenate([np.stack(gamed, 1), x])
-        y = np.concatenate([tables.gamed_preference, y])
-        v = np.concatenate([np.full(len(tables.gamed_t), GAMED_WEIGHT), v])
-    if len(y) < FOLDS:
-        raise InputError.of(
-            saw=f"{len(y)} rows with a preference",
-            expected=f"at least {FOLDS} for {FOLDS}-fold cross-validation",
-            cure="judge more prompts, or leave regularise=True",
-        )
-    return _Problem(features=x, labels=y, weights=v, test=np.stack(test, 1))
-
-
-def _choose_c(problem: _Problem) -> float:
-    """The C of the best cross-validated likelihood; the smallest among equals."""
-    n = len(problem.labels)
-    fold = (n - 1 - np.arange(n)) % FOLDS
-    held_out = fold[:, None] == np.arange(FOLDS)
-    v = np.where(held_out, 0.0, problem.weights[:, None])
-    y = problem.labels[:, None]
-    scores, w = [], None
-    for c in GRID:
-        w = fit_l1_logistic(problem.features, problem.labels, v, c=float(c), start=w).weights
-        p = np.clip(_sigmoid(problem.features @ w.T), 1e-15, 1 - 1e-15)
-        loss = -problem.weights[:, None] * (y * np.log(p) + (1 - y) * np.log1p(-p))
-        scores.append(-(loss * held_out).sum(axis=0) / held_out.sum(axis=0))
-    return float(GRID[np.mean(scores, axis=1).argmax()])
-
-
-def _sandwich_error(problem: _Problem, w: Floats) -> float:
-    """Standard error of the prediction at equal lengths, from the spread of the scores.
-
-    Source:
-        Huber 1967, Proc. Fifth Berkeley Symposium; by the delta method.
-    """
-    x, v = problem.features, problem.weights
-    p = _sigmoid(x @ w)
-    bread = np.linalg.pinv((x * (v * p * (1 - p))[:, None]).T @ x)
-    scores = x * (v * (p - problem.labels))[:, None]
-    q = _sigmoid(problem.test @ w)
-    slope = ((q * (1 - q))[:, None] * problem.test).mean(axis=0) @ bread
-    return float(np.sqrt(slope @ (scores.T @ scores) @ slope))
+    error = sandwich_error(problem, fitted) if rows.origin == "none" else None
+    return _Fit(sigmoid(problem.test @ fitted), _named(fitted), chosen, error)
 
 
 def _named(w: Floats) -> LengthWeights:
     length, model = float(w[0]), float(w[-1])
     return LengthWeights(length, float(w[1]) if len(w) > 2 else 0.0, model)  # noqa: PLR2004 - t, d, z
-
-
-def _sigmoid(z: Floats) -> Floats:
-    small = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1.0, small) / (1.0 + small)
 
 
 def _standard_error(values: Floats) -> float:

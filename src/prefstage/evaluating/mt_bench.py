@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from prefstage.core.config import Config
@@ -15,7 +16,14 @@ from prefstage.core.errors import DataError
 from prefstage.core.files import append_json_line, read_json_lines
 from prefstage.core.hashing import digest
 from prefstage.data.records import Prompt, prompt_id_of
-from prefstage.evaluating.mt_bench_prompt import grading_messages, prompt_fingerprint, read_rating
+from prefstage.evaluating.mt_bench_prompt import (
+    HIGHEST,
+    LOWEST,
+    grading_messages,
+    prompt_fingerprint,
+    read_rating,
+)
+from prefstage.evaluating.rates import mean_interval
 from prefstage.sampling import CandidateStore, Sampler, collect
 from prefstage.sampling.base import SampleRequest
 from prefstage.serving.asking import ask_each
@@ -31,6 +39,7 @@ class MtBenchConfig(Config):
     repeats: int = Field(default=1, ge=1, description="Gradings of each answer.")
     attempts: int = Field(default=3, ge=1, description="Times asked until a rating is readable.")
     max_tokens: int = Field(default=1024, ge=1, description="Tokens of a grading.")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="Of the score's interval.")
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ class MtBench:
         model: The model's name.
         judge: The judge's.
         score: Mean over turns of the mean over questions.
+        interval: Of the score, for questions like these (see `mean_interval`); None for fewer
+            than two questions with a rating.
         by_turn: Mean of each turn.
         by_category: category → mean.
         repeat_deviation: Standard deviation of the score over repeated gradings; None for
@@ -89,6 +100,7 @@ class MtBench:
     model: str
     judge: str
     score: float | None
+    interval: tuple[float, float] | None
     by_turn: tuple[float | None, ...]
     by_category: dict[str, float | None]
     repeat_deviation: float | None
@@ -186,6 +198,7 @@ def run_mt_bench(
         model=sampler.name,
         judge=f"openai:{judge.model or ''}@{judge.base_url}",
         score=_score(grades),
+        interval=score_interval(grades, config.confidence),
         by_turn=tuple(turns),
         by_category={
             name: _mean(each for each in grades if each.category == name)
@@ -314,3 +327,23 @@ def _score(grades: Sequence[Grade]) -> float | None:
     turns = [_mean(each for each in grades if each.turn == t) for t in range(1, TURNS + 1)]
     told = [each for each in turns if each is not None]
     return fmean(told) if told else None
+
+
+def score_interval(grades: Sequence[Grade], confidence: float) -> tuple[float, float] | None:
+    """Interval of the mean over questions: gradings of one question are not independent.
+
+    Args:
+        grades: Gradings of several questions.
+        confidence: In (0, 1).
+
+    Returns:
+        (low, high) from 1 to 10; None where fewer than two questions have a rating.
+    """
+    questions = dict.fromkeys(each.question_id for each in grades)
+    means = [_mean(each for each in grades if each.question_id == one) for one in questions]
+    told = np.array([each for each in means if each is not None])
+    if len(told) < 2:  # noqa: PLR2004 - a spread needs two
+        return None
+    span = HIGHEST - LOWEST
+    low, high = mean_interval((told - LOWEST) / span, confidence=confidence)
+    return LOWEST + span * low, LOWEST + span * high

@@ -15,9 +15,9 @@ from prefstage.evaluating.alpaca_files import Annotation
 from prefstage.evaluating.answers import Answers, instruction_of, load_answers
 from prefstage.evaluating.length_controlled import (
     LengthControlledWinRate,
-    length_controlled_interval,
     length_controlled_win_rate,
 )
+from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.judging import Comparison, Judge, Judgment, load_judge
 from prefstage.judging.running import compare_all

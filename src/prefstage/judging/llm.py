@@ -135,6 +135,11 @@ class LLMJudge:
         return LLMJudge(self._client, options=self._options, log=log)
 
     @property
+    def client(self) -> ServerClient:
+        """Who is asked."""
+        return self._client
+
+    @property
     def counts(self) -> Mapping[str, int]:
         """What was bought and what came of it.
 
