@@ -4,12 +4,12 @@
 
 writes into the folder `world`, within half a minute and without a download:
 
-- `policy`: a tiny language model (Llama architecture) that has learnt a little of the world's
-  language from an expert;
-- `pairs.jsonl` and `held_out.jsonl`: two answers of scripted writers to each instruction, the
-  truly better one chosen;
+- `policy`: a tiny language model (Llama architecture) that has learnt the world's language from
+  an expert, a chatty and a gruff writer in turn, so that it has manners to unlearn;
+- `pairs.jsonl` and `held_out.jsonl`: the truly best (chosen) and the truly worst of four answers
+  of scripted writers to each instruction;
 - `conversations.jsonl`: the expert's answers to other instructions;
-- `labelled.jsonl`: answers by themselves, each labelled by whether it is good;
+- `labelled.jsonl`: answers by themselves, each labelled by whether it is wholly right;
 - `candidates.jsonl`: four answers with their true rewards to each instruction.
 
 What is true in this world a program knows: `prefstage.sandbox.true_reward`.
@@ -19,17 +19,34 @@ import argparse
 from pathlib import Path
 
 from prefstage.data import (
+    Candidates,
+    CandidateSet,
     Conversation,
     ConversationSet,
+    Pair,
+    PairSet,
+    Prompt,
     ResponseEncoder,
     Unpaired,
     UnpairedSet,
     prompt_id_of,
 )
-from prefstage.sandbox import World, build_policy, build_tokenizer, train_sft
+from prefstage.sandbox import (
+    CHATTY,
+    EXPERT,
+    GRUFF,
+    World,
+    build_policy,
+    build_tokenizer,
+    train_sft,
+)
 
-GOOD = 0.75
-"""True reward from which an answer counts as desirable."""
+GOOD = 0.95
+"""True reward from which an answer counts as desirable: nothing in it is wrong."""
+TEACHERS = (EXPERT, CHATTY, GRUFF)
+"""Whom the policy has learnt from."""
+LESSONS = 4500
+"""Answers that it has learnt from."""
 
 
 def make_world(folder: Path, *, pairs: int, steps: int, seed: int) -> None:
@@ -43,30 +60,51 @@ def make_world(folder: Path, *, pairs: int, steps: int, seed: int) -> None:
     """
     world = World(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    every = world.pairs(pairs + pairs // 4)
-    for name, chosen in (("pairs", range(pairs)), ("held_out", range(pairs, len(every)))):
-        type(every).of(every[place] for place in chosen).save(folder / f"{name}.jsonl")
-    world.candidates(pairs, responses=4).save(folder / "candidates.jsonl")
-    shown = world.demonstrations(4 * pairs)
+    candidates = list(world.candidates(pairs + pairs // 4, responses=4))
+    every = [best_and_worst(row) for row in candidates]
+    PairSet.of(every[:pairs]).save(folder / "pairs.jsonl")
+    PairSet.of(every[pairs:]).save(folder / "held_out.jsonl")
+    CandidateSet.of(candidates[:pairs]).save(folder / "candidates.jsonl")
+    shown = world.demonstrations(2 * pairs)
     ConversationSet.of(
         Conversation(prompt_id_of(prompt), prompt, ({"role": "assistant", "content": text},))
-        for prompt, text in shown[: 2 * pairs]
+        for prompt, text in shown
     ).save(folder / "conversations.jsonl")
     UnpairedSet.of(
-        Unpaired(
-            *(row.prompt_id, row.prompt, ({"role": "assistant", "content": text},)),
-            *((score or 0.0) >= GOOD, score),
+        Unpaired(pair.prompt_id, pair.prompt, answer, (score or 0.0) >= GOOD, score)
+        for pair in every[:pairs]
+        for answer, score in (
+            (pair.chosen, pair.score_chosen),
+            (pair.rejected, pair.score_rejected),
         )
-        for row in world.candidates(pairs)
-        for text, score in zip(row.responses, row.scores, strict=True)
     ).save(folder / "labelled.jsonl")
     tokenizer = build_tokenizer()
     policy = build_policy(tokenizer, seed=seed)
     encoder = ResponseEncoder(tokenizer)
-    trees = [encoder.encode(prompt, [text]) for prompt, text in shown[2 * pairs :]]
+    trees = [encoder.encode(prompt, [text]) for prompt, text in lessons(world, 2 * pairs)]
     train_sft(policy, trees, steps=steps, seed=seed)
     policy.save_pretrained(folder / "policy")
     tokenizer.save_pretrained(folder / "policy")
+
+
+def best_and_worst(row: Candidates) -> Pair:
+    """The pair of the truly best and the truly worst of a prompt's answers."""
+    scores = [score or 0.0 for score in row.scores]
+    places = (scores.index(max(scores)), scores.index(min(scores)))
+    chosen, rejected = (
+        ({"role": "assistant", "content": row.responses[place]},) for place in places
+    )
+    return Pair(
+        *(row.prompt_id, row.prompt, chosen, rejected),
+        *(scores[place] for place in places),
+        *(row.sources[place] for place in places),
+    )
+
+
+def lessons(world: World, after: int) -> list[tuple[Prompt, str]]:
+    """What the policy has learnt from: each instruction answered by one of its teachers."""
+    taught = [world.demonstrations(after + LESSONS, writer=teacher) for teacher in TEACHERS]
+    return [taught[place % len(TEACHERS)][place] for place in range(after, after + LESSONS)]
 
 
 def main() -> None:
