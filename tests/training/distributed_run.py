@@ -38,6 +38,7 @@ def main(order: dict[str, Any]) -> None:
     settings = order["settings"]
     if order.get("fsdp"):
         shard_on_cpu(order["fsdp"])
+    if order.get("fsdp") and not order.get("by_launcher"):
         settings["fsdp"] = True
         settings["fsdp_config"] = {
             "version": order["fsdp"],
@@ -52,6 +53,8 @@ def main(order: dict[str, Any]) -> None:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         torch.save(weights, Path(order["folder"]) / "weights.pt")
+        name = json.dumps(type(trainer.model_wrapped).__name__)
+        (Path(order["folder"]) / "wrapped.json").write_text(name, encoding="utf-8")
         log = json.dumps(trainer.state.log_history)
         (Path(order["folder"]) / "log.json").write_text(log, encoding="utf-8")
 
