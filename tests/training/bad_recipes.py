@@ -79,7 +79,11 @@ CASES: list[tuple[str, Callable[[], Any], list[str]]] = [
     ("a recipe's evaluation without a row", running(eval="empty.jsonl"), ["without any row"]),
     ("a loss's setting that is none", running(loss={"name": "sigmoid", "bta": 1}), ["'beta'?"]),
     ("a loss's setting out of range", running(loss={"name": "sigmoid", "beta": -1}), ["'beta'"]),
-    ("scores that are not there", running(loss="exo_rw"), ["4 of 4 groups without scores", "judge"]),
+    (
+        "scores that are not there",
+        running(loss="exo_rw"),
+        ["4 of 4 groups without scores", "judge"],
+    ),
     ("preferences that are not there", running(loss="sppo"), ["4 of 4 pairs without preference"]),
     ("a pairwise loss on single responses", running(data="single.jsonl"), ["load_unpaired"]),
     (
