@@ -38,11 +38,11 @@ TESTS = DOCS.parent / "tests"
 
 COMMANDS = (
     *("measure", "sample", "judge", "diagnose", "build"),
-    *("evaluate", "train", "demo", "doctor"),
+    *("evaluate", "train", "align", "demo", "doctor"),
 )
 PACKAGES = (
     *("losses", "data", "scoring", "serving", "sampling", "judging"),
-    *("measuring", "building", "training", "evaluating", "sandbox"),
+    *("measuring", "building", "training", "evaluating", "aligning", "sandbox"),
 )
 
 KINDS = {str: "text", list[str]: "text", int: "number", float: "number", Path: "path"}

@@ -5,6 +5,7 @@ from os import environ
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefstage.aligning import align as align
     from prefstage.building import build_pairs as build_pairs
     from prefstage.data import load_candidates as load_candidates
     from prefstage.data import load_pairs as load_pairs
@@ -30,6 +31,7 @@ _HOMES = {
     "PreferenceTrainer": "training",
     "Scorer": "scoring",
     "Stage": "measuring",
+    "align": "aligning",
     "build_pairs": "building",
     "diagnose": "measuring",
     "length_controlled_win_rate": "evaluating",

@@ -17,6 +17,7 @@ NAMES = [
     "PreferenceTrainer",
     "Scorer",
     "Stage",
+    "align",
     "build_pairs",
     "diagnose",
     "length_controlled_win_rate",
@@ -28,6 +29,7 @@ NAMES = [
     "win_rate",
 ]
 COMMANDS = [
+    "align",
     "build",
     "demo",
     "diagnose",

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from prefstage.cli.align import align
 from prefstage.cli.build import build
 from prefstage.cli.demo import demo
 from prefstage.cli.diagnose import diagnose
@@ -33,6 +34,7 @@ app.command()(diagnose)
 app.command()(build)
 app.command()(train)
 app.command()(evaluate)
+app.command()(align)
 app.command()(demo)
 app.command()(doctor)
 

@@ -1,0 +1,193 @@
+"""What each step does: fills its folder from the results of the steps before."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prefstage.aligning.chain import Chain, Policy
+from prefstage.aligning.keeping import Kept
+from prefstage.aligning.recipe import EvaluateSettings
+from prefstage.building.build import CARD, build_pairs
+from prefstage.building.build import RESULT as BUILT
+from prefstage.core.errors import RunFolderError
+from prefstage.core.files import append_json_line, read_json_lines, write_json, write_text
+from prefstage.core.runs import MANIFEST
+from prefstage.data.loading import load_candidates
+from prefstage.data.prompts import load_prompts
+from prefstage.data.records import Candidates
+from prefstage.data.sets import CandidateSet
+from prefstage.evaluating.alpaca_files import write_annotations
+from prefstage.evaluating.answers import Answers, gather_answers
+from prefstage.evaluating.win_rates import win_rate
+from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure
+from prefstage.measuring.prompts import on_policy_candidates, write_prompts
+from prefstage.sampling.base import SamplingConfig, requests_for
+from prefstage.sampling.loading import LoadOptions
+from prefstage.sampling.store import to_candidates
+from prefstage.training.recipe import Recipe as TrainRecipe
+from prefstage.training.recipe_run import MERGED, MODEL, train_recipe
+
+PAIRS, ANSWERS, EVALUATION, ANNOTATIONS = (
+    "pairs.parquet",
+    "answers.jsonl",
+    "evaluation.json",
+    "annotations.json",
+)
+
+
+def run_measure(folder: Path, chain: Chain, kept: Kept, policy: Policy) -> None:
+    """Measure a policy's stage against the off-policy data.
+
+    Args:
+        folder: Gets ``stage.json``, ``prompts.parquet`` and ``candidates.parquet``.
+        chain: The recipe's settings.
+        kept: Stores and judge.
+        policy: Who is measured.
+    """
+    off = load_candidates(chain.off_policy)
+    options = chain.recipe.load_options
+    with kept.sampler(policy.spec, chain.own_sampling, name=policy.name, options=options) as who:
+        found = measure(off, judge=kept.judge, sampler=who, config=chain.measure_config)
+    write_prompts(found.prompts, folder / PROMPTS)
+    CandidateSet.of(on_policy_candidates(found.prompts, policy.name)).save(folder / CANDIDATES)
+    # what one process asked and what it found in the store is no part of the result
+    replace(found.stage, judge_counts={}).save(folder / STAGE)
+
+
+def run_sample(
+    folder: Path,
+    kept: Kept,
+    policy: Policy,
+    *,
+    prompts: str,
+    config: SamplingConfig,
+    options: LoadOptions,
+) -> None:
+    """Let a policy answer prompts.
+
+    Args:
+        folder: Gets ``answers.jsonl`` (every answer) and ``candidates.parquet`` (those with
+            text).
+        kept: The stores.
+        policy: Who answers.
+        prompts: Where the prompts are.
+        config: How to sample.
+        options: How the policy is loaded.
+    """
+    rows = [Candidates(row.prompt_id, row.prompt, (), (), ()) for row in load_prompts(prompts)]
+    with kept.sampler(policy.spec, config, name=policy.name, options=options) as who:
+        samples = list(who.sample(requests_for(rows, responses=config.responses)))
+    spoken = [each for each in samples if each.text.strip()]
+    CandidateSet.of(to_candidates(rows, spoken, source=policy.name)).save(folder / CANDIDATES)
+    asked = {row.prompt_id: row.prompt for row in rows}
+    place = {prompt_id: number for number, prompt_id in enumerate(asked)}
+    (folder / ANSWERS).unlink(missing_ok=True)
+    for each in sorted(samples, key=lambda one: (place[one.prompt_id], one.index)):
+        line = {"prompt": list(asked[each.prompt_id]), "text": each.text, "index": each.index}
+        cut = {"finish_reason": each.finish_reason, "response_tokens": each.response_tokens}
+        append_json_line(folder / ANSWERS, {**line, **cut, "policy": policy.name})
+
+
+def run_build(
+    folder: Path,
+    settings: Mapping[str, Any],
+    data: Mapping[str, str],
+    *,
+    chain: Chain,
+    kept: Kept,
+    policy: Policy | None = None,
+) -> None:
+    """Build pairs.
+
+    Args:
+        folder: Gets ``pairs.parquet``, ``build.json`` and ``README.md``, the dataset card.
+        settings: The method and its settings.
+        data: "pairs" or "candidates", and "on_policy": files.
+        chain: The recipe's settings.
+        kept: Stores and judge.
+        policy: Who answers, where the method needs one.
+    """
+    recipe = {
+        **data,
+        "judge": chain.recipe.judge,
+        "method": dict(settings),
+        "filters": chain.recipe.build.filters.model_dump(mode="json"),
+        "seed": chain.recipe.seed,
+    }
+    if policy is None:
+        built = build_pairs(recipe, judge=kept.judge)
+    else:
+        with kept.sampler(
+            policy.spec, chain.own_sampling, name=policy.name, options=chain.recipe.load_options
+        ) as who:
+            built = build_pairs({**recipe, "policy": policy.spec}, judge=kept.judge, sampler=who)
+    built.train.save(folder / PAIRS)
+    write_text(folder / CARD, built.card)
+    write_json(folder / BUILT, dict(built.result))
+
+
+def run_train(folder: Path, recipe: TrainRecipe) -> None:
+    """Train, going on from the last checkpoint in the folder.
+
+    Args:
+        folder: Gets what `train_recipe` writes.
+        recipe: What to train.
+    """
+    try:
+        train_recipe(recipe, folder)
+    except RunFolderError:
+        if not (folder / MANIFEST).exists():
+            raise
+        for child in folder.iterdir():  # begun where the run folder stood before
+            if not child.name.startswith("."):
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
+        train_recipe(recipe, folder)
+
+
+def trained_model(folder: Path) -> Path:
+    """The model that a training left: whole, with its adapter merged.
+
+    Args:
+        folder: The step's.
+
+    Returns:
+        A folder that samplers and trainings load.
+    """
+    return folder / MERGED if (folder / MERGED).is_dir() else folder / MODEL
+
+
+def run_evaluate(
+    folder: Path, ours: Path, theirs: Path, *, chain: Chain, kept: Kept, evaluate: EvaluateSettings
+) -> None:
+    """Compare a policy's answers with the start's.
+
+    Args:
+        folder: Gets ``evaluation.json`` and ``annotations.json``.
+        ours: Folder of the policy's answers.
+        theirs: Folder of the start's.
+        chain: The recipe's settings.
+        kept: Stores and judge.
+        evaluate: How to compare.
+    """
+    config = chain.recipe.seeded(evaluate.win_rate)
+    found = win_rate(read_answers(ours), read_answers(theirs), judge=kept.judge, config=config)
+    write_json(folder / EVALUATION, found.as_dict())
+    write_annotations(folder / ANNOTATIONS, found.annotations())
+
+
+def read_answers(folder: Path) -> Answers:
+    """The answers of a sampling step, one a prompt.
+
+    Args:
+        folder: The step's.
+
+    Returns:
+        The answers, empty ones too.
+    """
+    rows = read_json_lines(folder / ANSWERS)
+    return gather_answers(
+        rows[0]["policy"] if rows else "nobody",
+        [(tuple(row["prompt"]), row["text"]) for row in rows],
+    )

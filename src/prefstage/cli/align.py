@@ -1,0 +1,87 @@
+"""`prefstage align`: the whole loop by a recipe."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prefstage.cli.manners import Outcome, mannered, say
+
+if TYPE_CHECKING:
+    from prefstage.aligning import Aligned, StepRecord
+
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(help="The recipe, YAML: policy, off_policy, judge, schedule and so on."),
+]
+OutOption = Annotated[
+    Path, typer.Option(help="Run folder. The same command goes on in it after a stop.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Setting that wins over the recipe, e.g. train.loss.beta=0.05."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@mannered
+def align(
+    recipe: RecipeFile,
+    *,
+    out: OutOption,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Align a policy, in each iteration with the data that its stage asks for.
+
+    Sample, judge, measure, choose, build, train, evaluate; and again. Stopped at any moment,
+    the same command goes on; with a changed setting it does again what depends on it, and
+    takes the rest from the run folder.
+    """
+    from prefstage.training.recipe import parse_overrides
+
+    overrides = parse_overrides(settings or [])
+    from prefstage.aligning import align as run
+    from prefstage.aligning import load_recipe
+
+    aligned = run(load_recipe(recipe, overrides), out=out, tell=_tell)
+    steps = [vars(each) for each in aligned.steps]
+    say(
+        Outcome(_told(aligned), {**aligned.result, "log": steps}, list(aligned.written)),
+        as_json=as_json,
+    )
+
+
+def _tell(record: "StepRecord") -> None:
+    """One line a step, on a terminal only."""
+    if sys.stderr.isatty():
+        took = f"{record.seconds:.1f} s" if record.did != "reused" else ""
+        why = f"({record.why})" if record.why else ""
+        words = [f"[{record.iteration}]", record.step, record.did, took, why]
+        typer.echo(" ".join(word for word in words if word), err=True)
+
+
+def _told(aligned: "Aligned") -> str:
+    from prefstage.aligning.results import table
+
+    result = aligned.result
+    counts = dict.fromkeys(("ran", "reused", "remade"), 0)
+    for record in aligned.steps:
+        counts[record.did] += 1
+    told = ", ".join(f"{count} {did}" for did, count in counts.items() if count)
+    costs = result["costs"]
+    judged = costs.get("judgments", 0) + costs.get("judge_replies", 0)
+    lines = [
+        f"aligned {result['start']} by {', '.join(result['schedule'])}, judged by"
+        f" {result['judge']}",
+        "",
+        table(result),
+        "",
+        f"ended: {result['stopped']}",
+        f"steps: {told}",
+        f"bought: {judged} judgments, {costs.get('answers', 0)} answers of "
+        f"{costs.get('response_tokens', 0)} tokens",
+    ]
+    lines += [f"remade {each.step}: {each.why}" for each in aligned.steps if each.did == "remade"]
+    return "\n".join(lines)
