@@ -26,8 +26,8 @@ import torch
 from prefstage.data import ResponseEncoder, load_pairs, load_tokenizer
 from prefstage.data.records import Pair
 from prefstage.judging import load_judge
-from prefstage.measuring.diagnosis import ScoredBy, diagnose
-from prefstage.measuring.diagnosis_scoring import pair_trees
+from prefstage.measuring.diagnosis import diagnose
+from prefstage.measuring.diagnosis_scoring import ScoredBy, pair_trees
 from prefstage.scoring import Scorer
 from prefstage.scoring import scorer as engine
 

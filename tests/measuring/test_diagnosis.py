@@ -16,11 +16,12 @@ from prefstage.measuring import (
     largest_flippable,
     reference_log_ratio,
 )
-from prefstage.measuring.diagnosis import ScoredBy, diagnose
+from prefstage.measuring.diagnosis import diagnose
 from prefstage.measuring.diagnosis_config import DiagnosisConfig
 from prefstage.measuring.diagnosis_data import data_figures, diversity_of
 from prefstage.measuring.diagnosis_judge import preference_consistency
 from prefstage.measuring.diagnosis_numbers import cohens_kappa, describe
+from prefstage.measuring.diagnosis_scoring import ScoredBy
 from prefstage.measuring.diagnosis_tables import ranking_table
 from prefstage.scoring import Scorer
 from tests.scoring.tiny_models import tiny_model
@@ -179,7 +180,9 @@ def test_warnings_name_figure_and_remedy(scored_by):
     worse = told["The chosen responses are worse than the policy's own answers"]
     assert "100.0%" in worse["figure"]
     assert "prefstage build" in worse["remedy"]
-    assert diagnosis.report["own_answers"] == {"prompts": 10, "win_rate": 1.0, "longer_wins": 1.0}
+    own = diagnosis.report["own_answers"]
+    assert (own["prompts"], own["win_rate"], own["boundary_score"]) == (10, 1.0, 1.0)
+    assert own["longer_wins"] == 1.0
     hard = DiagnosisConfig(easy_below=-2, flip_below=1e-9, hard_above=2e-9, target_loss=1e-9)
     swapped = [
         replace(each, chosen=each.rejected, rejected=each.chosen) if ratio <= 0 else each

@@ -67,6 +67,47 @@ def test_split_raters_leave_the_references_strict_order(rows: list) -> None:
     assert set(found.by_beta.values()) == {sum(w > ell for w, ell in rows) / len(rows)}
 
 
+@given(st.lists(st.tuples(log_prob, log_prob, st.floats(0.01, 0.99)), min_size=1, max_size=20))
+def test_exchanging_the_responses_and_the_votes_turns_every_order(rows: list) -> None:
+    chosen, rejected, alpha = map(column, zip(*rows, strict=True))
+    for beta in BETAS:
+        one = idealized_log_ratio(chosen, rejected, alpha, beta=beta)
+        other = idealized_log_ratio(rejected, chosen, 1 - alpha, beta=beta)
+        assert one.tolist() == pytest.approx((-other).tolist(), rel=1e-9, abs=1e-9)
+
+
+whole = st.integers(-600, 0).map(float)
+
+
+@given(st.lists(st.tuples(whole, whole, share), min_size=1, max_size=20))
+def test_between_the_raters_order_and_the_references(rows: list) -> None:
+    """β → 0 is the raters' order, β → ∞ the reference's."""
+    columns = list(map(column, zip(*rows, strict=True)))
+    limits = {
+        1e-9: [w > ell if alpha == 0.5 else alpha > 0.5 for w, ell, alpha in rows],
+        1e12: [w > ell or (w == ell and alpha > 0.5) for w, ell, alpha in rows],
+    }
+    for beta, right in limits.items():
+        found = idealized_ranking_accuracy(*columns, betas=[beta]).median
+        assert found == pytest.approx(sum(right) / len(right))
+
+
+@given(st.lists(st.tuples(log_prob, log_prob, share), min_size=1, max_size=20))
+def test_where_the_reference_is_right_and_most_raters_agree_it_is_always_right(rows: list) -> None:
+    right = [(max(w, ell), min(w, ell), max(a, 0.75)) for w, ell, a in rows]
+    found = idealized_ranking_accuracy(*map(column, zip(*right, strict=True)))
+    assert set(found.by_beta.values()) == {1.0}
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.floats(0, 1))
+def test_the_gap_is_what_lacks_to_the_median(values: list[float], observed: float) -> None:
+    ideal = IdealizedAccuracy({float(beta): value for beta, value in enumerate(values)})
+    gap = alignment_gap(ideal, observed)
+    assert gap + observed == pytest.approx(ideal.median)
+    assert ideal.min <= ideal.median <= ideal.max
+    assert -1 <= gap <= 1
+
+
 @pytest.mark.parametrize(
     ("gap", "idealized", "observed"),
     [

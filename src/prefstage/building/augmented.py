@@ -1,5 +1,6 @@
 """Reward-augmented pairs: the score that is asked for stands in the prompt."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -44,7 +45,7 @@ def reward_augmented(
         made: Group = []
         for built in group:
             high, low = built.pair.score_chosen, built.pair.score_rejected
-            if high is None or low is None:
+            if high is None or low is None or not math.isfinite(high - low):
                 account.skip("pair without both scores", built.pair.prompt_id)
                 continue
             goals = [f"{goal:.{digits}f}" for goal in (high, low)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from datasets import Dataset
 
 from prefstage.building.account import Account
@@ -17,8 +16,9 @@ from prefstage.building.card import dataset_card
 from prefstage.building.choosing import rescored
 from prefstage.building.filters import filtered
 from prefstage.building.methods import Materials, groups_of
+from prefstage.building.parting import parted
 from prefstage.building.recipe import Plan, Recipe, read_recipe
-from prefstage.building.splitting import TRAIN, split_of
+from prefstage.building.splitting import TRAIN
 from prefstage.building.statistics import PairStatistics, pair_statistics
 from prefstage.core.config import write_config
 from prefstage.core.errors import InputError
@@ -38,7 +38,6 @@ from prefstage.sampling.loading import load_sampler
 
 RESULT, CARD, CONFIG = "build.json", "README.md", "config.yaml"
 JUDGMENTS = "judgments.sqlite"
-_BATCH = 1 << 14
 _SHOWN_REASONS = 3
 
 T = TypeVar("T")
@@ -208,12 +207,11 @@ def _result(
 ) -> BuildResult:
     recipe = plan.recipe
     parts, statistics = {}, {}
-    for part, splits in _places(dataset, recipe).items():
-        whole = dataset.select(np.sort(np.concatenate(list(splits.values()))))
-        statistics[part] = pair_statistics(whole)
+    for part, splits in parted(dataset, recipe.splits, seed=recipe.seed).items():
+        statistics[part] = pair_statistics(*splits.values())
         parts[part] = {
-            name: _pair_set(dataset.select(places), f"{plan.name}, {part}, {name}", report)
-            for name, places in splits.items()
+            name: _pair_set(rows, f"{plan.name}, {part}, {name}", report)
+            for name, rows in splits.items()
         }
     counts = {part: {name: len(s) for name, s in each.items()} for part, each in parts.items()}
     result = {
@@ -236,30 +234,6 @@ def _result(
         files=files, result=result, statistics=statistics, recipe=recipe.model_dump(mode="json")
     )
     return BuildResult(parts, statistics, result, card)
-
-
-def _places(dataset: Dataset, recipe: Recipe) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
-    """Rows of each part and split."""
-    columns = dataset.select_columns(["part", "prompt_id", "origin_prompt_id"])
-    found: dict[str, dict[str, list[np.ndarray[Any, Any]]]] = {}
-    names = (TRAIN, *recipe.splits)
-    for start in range(0, len(columns), _BATCH):
-        batch = columns[start : start + _BATCH]
-        splits = np.array(
-            [
-                names.index(split_of(origin or own, recipe.splits, seed=recipe.seed))
-                for own, origin in zip(batch["prompt_id"], batch["origin_prompt_id"], strict=True)
-            ]
-        )
-        labels = np.array(batch["part"])
-        for part in dict.fromkeys(batch["part"]):
-            for number, name in enumerate(names):
-                places = start + np.flatnonzero((labels == part) & (splits == number))
-                found.setdefault(part, {}).setdefault(name, []).append(places)
-    return {
-        part: {name: np.concatenate(places) for name, places in splits.items()}
-        for part, splits in found.items()
-    }
 
 
 def _pair_set(dataset: Dataset, name: str, report: LoadReport) -> PairSet:

@@ -5,7 +5,12 @@ from typing import Any
 
 import yaml
 
-from prefstage.building.statistics import PairStatistics, distribution_table, quality_table
+from prefstage.building.statistics import (
+    PairStatistics,
+    distribution_table,
+    has_scores,
+    quality_table,
+)
 
 _COLUMNS = """\
 Columns: `prompt_id`, `prompt`, `chosen`, `rejected` (messages), `score_chosen`,
@@ -49,23 +54,32 @@ def dataset_card(
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
         f"# Preference pairs: {result['method']}\n",
-        f"Built by prefstage from {result['source']}, "
-        f"scored by {result['judge'] or 'its own scores'}"
+        f"Built by prefstage from {result['source']}, {_scored_by(result, statistics)}"
         + (f", answered by {result['policy']}" if result["policy"] else "")
         + ".\n",
         f"Licence: {licence}.\n" if licence else "Licence: not stated in the recipe.\n",
         "## Counts\n",
         _counts(result),
         "\n## Scores\n",
-        quality_table(statistics),
-        "",
-        distribution_table(statistics),
-        "\nC is the chosen side, R the rejected one.\n",
+        *_scores(statistics),
         _COLUMNS,
         "## Recipe\n",
         f"```yaml\n{yaml.safe_dump(dict(recipe), sort_keys=False)}```",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _scored_by(result: Mapping[str, Any], statistics: Mapping[str, PairStatistics]) -> str:
+    if result["judge"]:
+        return f"judged by {result['judge']}"
+    return "with the scores of the data" if has_scores(statistics) else "without scores"
+
+
+def _scores(statistics: Mapping[str, PairStatistics]) -> list[str]:
+    if not has_scores(statistics):
+        return ["The pairs have no scores.\n"]
+    sides = "\nC is the chosen side, R the rejected one.\n"
+    return [quality_table(statistics), "", distribution_table(statistics), sides]
 
 
 def _counts(result: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Filters of built pairs: each leaves out what it should, and counts it."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Self
 
@@ -169,7 +170,7 @@ def _by_length(limits: LengthFilter) -> Drops:
 
 def _by_gap(limits: GapFilter) -> Drops:
     def drop(built: Built) -> str | None:
-        if built.gap is None:
+        if built.gap is None or not math.isfinite(built.gap):
             return "gap unknown (no scores)"
         if limits.minimum is not None and built.gap < limits.minimum:
             return "gap too small"

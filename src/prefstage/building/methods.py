@@ -26,6 +26,7 @@ from prefstage.building.recipe import Plan
 from prefstage.building.rejection import rejection_pairs
 from prefstage.building.relabelling import relabelled
 from prefstage.building.tiers import tier_pairs
+from prefstage.building.whole import whole_pairs
 from prefstage.core.errors import InputError
 from prefstage.data.grouping import pairs_to_candidates
 from prefstage.data.loading import load_candidates
@@ -86,8 +87,9 @@ class Materials:
     @property
     def prompts(self) -> list[Candidates]:
         """Each prompt once."""
-        rows = self.candidates
-        return list(rows if rows is not None else pairs_to_candidates(self.given_pairs))
+        rows = self.candidates if self.candidates is not None else self.given_pairs
+        found = {row.prompt_id: row.prompt for row in rows}
+        return [Candidates(prompt_id, prompt, (), (), ()) for prompt_id, prompt in found.items()]
 
 
 def groups_of(materials: Materials) -> Iterator[Group]:
@@ -152,7 +154,7 @@ def _relabel(materials: Materials) -> Iterator[Group]:
 
 
 def _keep(materials: Materials) -> Iterator[Group]:
-    for pair in materials.given_pairs:
+    for pair in whole_pairs(materials.given_pairs, materials.account):
         materials.account.prompts += 1
         materials.account.pairs += 1
         known = pair.score_chosen is not None and pair.score_rejected is not None
@@ -162,15 +164,15 @@ def _keep(materials: Materials) -> Iterator[Group]:
 
 def _mixing(materials: Materials) -> Iterator[Group]:
     plan, settings = materials.plan, materials.plan.settings
-    ids = (each for each in materials.given_pairs.dataset["prompt_id"])
-    mixing = plan_mixing(ids, share=settings.share, seed=plan.recipe.seed)
-    drawn = (pair for pair in materials.given_pairs if mixing.is_drawn(pair.prompt_id))
+    pairs = PairSet.of(whole_pairs(materials.given_pairs, materials.account))
+    mixing = plan_mixing(pairs.dataset["prompt_id"], share=settings.share, seed=plan.recipe.seed)
+    drawn = (pair for pair in pairs if mixing.is_drawn(pair.prompt_id))
     prompts = {
         pair.prompt_id: Candidates(pair.prompt_id, pair.prompt, (), (), ()) for pair in drawn
     }
     answers = _answers(materials, list(prompts.values()), settings.answers)
     return mixed_pairs(
-        materials.given_pairs,
+        pairs,
         CandidateSet.of(answers),
         materials.who_judges,
         plan=mixing,
@@ -202,9 +204,10 @@ def _answers(materials: Materials, prompts: list[Candidates], count: int) -> lis
 
 
 def _divergence(materials: Materials) -> Iterator[Group]:
-    margins = aspect_margins(materials.given_pairs, materials.aspects)
+    pairs = PairSet.of(whole_pairs(materials.given_pairs, materials.account))
+    margins = aspect_margins(pairs, materials.aspects)
     return least_divergent(
-        materials.given_pairs,
+        pairs,
         margins,
         share=materials.plan.settings.share,
         judge_name=", ".join(f"{name}: {who.name}" for name, who in materials.aspects.items()),
@@ -235,7 +238,8 @@ def _per_prompt(materials: Materials) -> Iterator[Group]:
         )
     own = {row.prompt_id: row for row in load_candidates(on_file)}
     if plan.settings.budget is not None:
-        off = {row.prompt_id: row for row in pairs_to_candidates(materials.given_pairs)}
+        pairs = PairSet.of(whole_pairs(materials.given_pairs, Account()))  # counted below
+        off = {row.prompt_id: row for row in pairs_to_candidates(pairs)}
         measured, more = sharpen(
             measured,
             off,

@@ -1,5 +1,6 @@
 """On-policy mixing: a share of the prompts takes the policy's best answer into its pair."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,9 @@ from prefstage.judging.base import Judge
 from prefstage.judging.texts import content_of
 from prefstage.sampling.base import Sampler, requests_for
 from prefstage.sampling.store import CandidateStore, collect, to_candidates
+
+_SAME = "as_no_own_answer_is_another_with_a_score"
+_UNREADABLE = "as_the_score_of_chosen_is_no_finite_number"
 
 SHARE, ANSWERS = 0.1, 8
 """ρ and k of the paper."""
@@ -130,8 +134,9 @@ def _mixed(pair: Pair, own: Candidates, judge: Judge, account: Account) -> Built
     ranked = usable_responses(scored, Account())
     theirs = scored.scores[last]
     best = next((each for each in ranked if each.place != last and each.text != chosen), None)
-    if best is None or theirs is None:
-        account.add("drawn_pairs_kept_as_the_policy_answers_the_same")
+    if best is None or theirs is None or not math.isfinite(theirs):
+        alike = theirs is not None and math.isfinite(theirs)
+        account.add(f"drawn_pairs_kept_{_SAME if alike else _UNREADABLE}")
         account.add("pairs_kept")
         return Built(pair, "mixing", "mixing", gap=_gap(pair))
     ours = replace(pair, agreement=None)

@@ -2,11 +2,14 @@
 
 import hashlib
 import re
+import sqlite3
+import uuid
 from typing import Any
 
 from prefstage.building.built import Built
 from prefstage.building.filters import NearDuplicateFilter, texts_of
 from prefstage.core.errors import MissingDependencyError
+from prefstage.data.scratch import scratch_folder
 
 _WORDS = re.compile(r"\w+")
 
@@ -14,11 +17,14 @@ _WORDS = re.compile(r"\w+")
 class ExactDuplicates:
     """Finds pairs whose prompt and both responses stood before in the same part.
 
-    It remembers 16 bytes a pair, besides what Python's set needs.
+    What stood before waits in a temporary database, so that memory does not grow.
     """
 
     def __init__(self) -> None:
-        self._seen = set[bytes]()
+        self._seen = sqlite3.connect(scratch_folder() / f"{uuid.uuid4().hex}.sqlite")
+        self._seen.execute("PRAGMA journal_mode = OFF")
+        self._seen.execute("PRAGMA synchronous = OFF")
+        self._seen.execute("CREATE TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID")
 
     def __call__(self, built: Built) -> str | None:
         """Why the pair goes, or None.
@@ -32,10 +38,8 @@ class ExactDuplicates:
         pair = built.pair
         text = "\0".join([built.part, pair.prompt_id, *texts_of(built)[1:]])
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        if key in self._seen:
-            return "exact duplicate"
-        self._seen.add(key)
-        return None
+        added = self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount
+        return None if added else "exact duplicate"
 
 
 class NearDuplicates:

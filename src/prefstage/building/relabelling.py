@@ -6,8 +6,9 @@ from itertools import islice
 
 from prefstage.building.account import Account
 from prefstage.building.built import Built, Group
+from prefstage.building.whole import whole_pairs
 from prefstage.data.records import Pair
-from prefstage.judging.base import Judge, Judgment, PointwiseJudge, bradley_terry
+from prefstage.judging.base import Judge, Judgment, PointwiseJudge, judgment_of_rewards
 from prefstage.judging.running import compare_all, comparison_of, score_all
 
 _PAIRS_AT_ONCE = 512
@@ -33,7 +34,7 @@ def relabelled(pairs: Iterable[Pair], judge: Judge, *, account: Account) -> Iter
         arXiv:2508.10530, App. B.2: off-policy pairs are relabelled by the judge that labels
         the on-policy ones.
     """
-    rest = iter(pairs)
+    rest = whole_pairs(pairs, account)
     while chunk := list(islice(rest, _PAIRS_AT_ONCE)):
         for pair, (judgment, scores) in zip(chunk, _judged(chunk, judge), strict=True):
             account.prompts += 1
@@ -72,7 +73,7 @@ def _judged(pairs: list[Pair], judge: Judge) -> list[tuple[Judgment, tuple[float
         return [(each, (each.probability, 1.0 - each.probability)) for each in found]
     rewards = iter(score_all(judge, [(c.prompt, text) for c in comparisons for text in (c.a, c.b)]))
     scores = [(next(rewards), next(rewards)) for _ in comparisons]
-    return [(Judgment(bradley_terry(*each)), each) for each in scores]
+    return [(judgment_of_rewards(*each), each) for each in scores]
 
 
 def _relabelled(pair: Pair, scores: tuple[float, float], *, flip: bool, judge: str) -> Built:

@@ -1,10 +1,9 @@
 """Prompts drawn at random in exact numbers, in flat memory, whatever their order."""
 
-import hashlib
-from array import array
+import math
 from collections.abc import Callable, Iterable
 
-import numpy as np
+from prefstage.data.disk_numbers import count_different, different, hashes_of, text_number
 
 _BITS = 64
 
@@ -20,8 +19,7 @@ def number_of(seed: int, name: str, prompt_id: str) -> int:
     Returns:
         An integer in [0, 2**64).
     """
-    text = f"{seed}\0{name}\0{prompt_id}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=_BITS // 8).digest(), "big")
+    return text_number(f"{seed}\0{name}\0{prompt_id}")
 
 
 def share_of(seed: int, name: str, prompt_id: str) -> float:
@@ -43,10 +41,14 @@ def draw_prompts(
     Returns:
         Whether a prompt is drawn; how many are; and N.
     """
-    numbers = np.unique(
-        np.array(array("Q", (number_of(seed, name, each) for each in prompt_ids)), dtype=np.uint64)
-    )
-    # 0.1 * 30 is just below 3 in binary; a share that means a whole number gives that number.
-    count = int(np.floor(share * len(numbers) + 1e-9))
-    limit = int(numbers[count - 1]) if count else -1
-    return lambda prompt_id: number_of(seed, name, prompt_id) <= limit, count, len(numbers)
+    with hashes_of(f"{seed}\0{name}\0{each}" for each in prompt_ids) as numbers:
+        total = count_different(numbers)
+        # 0.1 * 30 is just below 3 in binary; a share that means a whole number gives that number.
+        count = math.floor(share * total + 1e-9)
+        limit, left = -1, count
+        for piece in different(numbers):
+            if left <= 0:
+                break
+            limit = int(piece[min(left, len(piece)) - 1])
+            left -= len(piece)
+    return lambda prompt_id: number_of(seed, name, prompt_id) <= limit, count, total

@@ -36,10 +36,10 @@ def build(recipe: RecipeFile, *, out: OutOption = None, as_json: JsonOption = Fa
 
 
 def _told(built: "BuildResult") -> str:
-    from prefstage.building.statistics import quality_table
+    from prefstage.building.statistics import has_scores, quality_table
 
     result = built.result
-    judge = f", scored by {result['judge']}" if result["judge"] else ""
+    judge = f", judged by {result['judge']}" if result["judge"] else ""
     lines = [
         f"{result['pairs_built']} pairs by {result['method']} from {result['prompts_read']} rows"
         f" of {result['source']}{judge}"
@@ -50,7 +50,8 @@ def _told(built: "BuildResult") -> str:
     for part, splits in result["parts"].items():
         counts = ", ".join(f"{name} {count}" for name, count in splits.items())
         lines.append(f"{part}: {counts}")
-    lines += ["", quality_table(built.statistics)]
+    if has_scores(built.statistics):
+        lines += ["", quality_table(built.statistics)]
     return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
 
 

@@ -1,7 +1,8 @@
 """`prefstage diagnose`: what is in pairs, and what training on them could do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,16 +15,23 @@ from prefstage.core.files import write_json, write_text
 
 if TYPE_CHECKING:
     from prefstage.judging import Judge
-    from prefstage.measuring.diagnosis import Diagnosis, ScoredBy
+    from prefstage.measuring.diagnosis import Diagnosis
+    from prefstage.measuring.diagnosis_scoring import ScoredBy
 
 Number = int | None
 Text = str | None
 
+_PAIRS, _RANKED = ("pairs",), ("ranked",)
 _SETTINGS = ("beta", "target_loss", "max_pairs", "seed", "confidence")
 _ENCODING = ("chat_format", "max_prompt_tokens", "max_response_tokens")
 
 PairsOption = Annotated[
-    list[str], typer.Option(help="Pairs to diagnose: file, folder or Hub id; NAME=... names them.")
+    list[str] | None,
+    typer.Option(help="Pairs to diagnose: file, folder or Hub id; NAME=... names them."),
+]
+RankedOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Candidates with scores (n > 2): does the policy rank them alike? NAME=..."),
 ]
 PolicyOption = Annotated[
     list[str] | None, typer.Option(help="Model folder or Hub id; may stand several times.")
@@ -67,7 +75,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing
 @mannered
 def diagnose(
     *,
-    pairs: PairsOption,
+    pairs: PairsOption = None,
+    ranked: RankedOption = None,
     policy: PolicyOption = None,
     reference: ReferenceOption = None,
     judge: JudgeOption = None,
@@ -92,8 +101,8 @@ def diagnose(
 ) -> None:
     """Say what is in a dataset of pairs, and what training a policy on it could do.
 
-    Rankings and learnability need --policy; agreement, position bias and answer quality need
-    --judge. Several datasets and policies are compared in one table.
+    Rankings, learnability and distinctness need --policy; agreement, position bias and answer
+    quality need --judge. Several datasets and policies are compared in one table.
     """
     _diagnose(dict(locals()))
 
@@ -103,77 +112,95 @@ def _diagnose(given: dict[str, Any]) -> None:
     from prefstage.data import load_candidates, load_pairs
     from prefstage.measuring.diagnosis import diagnose as run
     from prefstage.measuring.diagnosis_config import DiagnosisConfig
+    from prefstage.measuring.diagnosis_orders import OrderFigures, diagnose_orders
 
     settings = load_config(
         DiagnosisConfig, given["config"], {name: given[name] for name in _SETTINGS}
     )
     _check(given)
-    loaded = {
-        name: load_pairs(
-            source, on_bad_row=given["on_bad_row"], quarantine_file=_aside(given, name)
-        )
-        for name, source in map(_named, given["pairs"])
-    }
+    pairs = {name: _loaded(load_pairs, name, source, given) for name, source in _all(given, _PAIRS)}
+    ranked = {n: _loaded(load_candidates, n, source, given) for n, source in _all(given, _RANKED)}
     own = list(load_candidates(given["on"])) if given["on"] is not None else None
-    found: list[Diagnosis] = []
+    found, orders = list["Diagnosis"](), list[OrderFigures]()
     with ExitStack() as stack:
         judges = [_judge(given[each], given["store"], stack) for each in ("judge", "second_judge")]
         reference = _model(given["reference"], given) if given["reference"] else None
         for name in given["policy"] or [None]:
             model = _model(name, given) if name is not None else None
-            found += [
-                run(
-                    rows,
-                    name=label,
-                    policy=model,
-                    reference=reference,
-                    judge=judges[0],
-                    second_judge=judges[1],
-                    on_policy=own,
-                    config=settings,
+            for label, rows in pairs.items():
+                found.append(
+                    run(
+                        rows,
+                        name=label,
+                        policy=model,
+                        reference=reference,
+                        judge=judges[0],
+                        second_judge=judges[1],
+                        on_policy=own,
+                        config=settings,
+                    )
                 )
-                for label, rows in loaded.items()
-            ]
-    notes = [f"{n}: {note}" for n, rows in loaded.items() for note in rows.report.notes]
-    notes += [
-        f"{n}: {rows.report.quarantined} bad rows put aside"
-        for n, rows in loaded.items()
-        if rows.report.quarantined
-    ]
-    _say(found, notes, given["out"], as_json=given["as_json"])
+            if model is not None:
+                orders += [
+                    diagnose_orders(rows, name=label, policy=model, config=settings)
+                    for label, rows in ranked.items()
+                ]
+    notes = [f"{n}: {note}" for n, rows in (pairs | ranked).items() for note in _notes(rows)]
+    _say(found, [asdict(each) for each in orders], notes, given)
+
+
+def _loaded(load: Callable[..., Any], name: str, source: str, given: dict[str, Any]) -> Any:
+    aside = _aside(given, name)
+    return load(source, on_bad_row=given["on_bad_row"], quarantine_file=aside)
+
+
+def _notes(rows: Any) -> list[str]:
+    put_aside = rows.report.quarantined
+    return [*rows.report.notes, *([f"{put_aside} bad rows put aside"] if put_aside else [])]
 
 
 def _say(
-    found: Sequence["Diagnosis"], notes: list[str], out: Path | None, *, as_json: bool
+    found: Sequence["Diagnosis"],
+    orders: list[dict[str, Any]],
+    notes: list[str],
+    given: dict[str, Any],
 ) -> None:
-    from prefstage.measuring.diagnosis_tables import ranking_table
+    from prefstage.measuring.diagnosis_tables import order_table, ranking_table
 
-    reports = [each.as_dict() for each in found]
-    result = {"diagnoses": reports, "notes": notes}
+    reports, out = [each.as_dict() for each in found], given["out"]
+    result = {"diagnoses": reports, "orders": orders, "notes": notes}
     parts = [each.as_markdown() for each in found]
     if len(found) > 1 and any(each["rankings"] for each in reports):
         parts.insert(0, f"# All\n\n{ranking_table(reports)}\n")
+    if orders:
+        parts.append(f"# Whole orders of scored responses\n\n{order_table(orders)}\n")
     text = "\n".join([*parts, *(f"note: {note}" for note in notes)])
     written = []
     if out is not None:
         written = [out / "report.md", out / "report.json"]
         write_text(written[0], text + "\n")
         write_json(written[1], result)
-    say(Outcome(text, result, written), as_json=as_json)
+    say(Outcome(text, result, written), as_json=given["as_json"])
 
 
 def _check(given: dict[str, Any]) -> None:
-    names = [name for name, _ in map(_named, given["pairs"])]
+    names = [name for name, _ in _all(given, (*_PAIRS, *_RANKED))]
+    if not names:
+        raise InputError.of(
+            saw="no dataset",
+            expected="pairs, or candidates with scores",
+            cure="give --pairs FILE or --ranked FILE",
+        )
     if len(set(names)) < len(names):
         raise InputError.of(
-            saw=f"--pairs {', '.join(names)}",
+            saw=f"datasets {', '.join(names)}",
             expected="different names",
             cure="name them: --pairs NAME=FILE",
         )
-    unread = {"on": "judge", "store": "judge", "second_judge": "judge"}
-    unread |= dict.fromkeys(("reference", "cache", *_ENCODING), "policy")
+    unread = {"store": "judge", "second_judge": "judge", "judge": "pairs", "on": "pairs"}
+    unread |= dict.fromkeys(("reference", "cache", "ranked", *_ENCODING), "policy")
     for name, needs in unread.items():
-        if given[name] is not None and not given[needs]:
+        if given[name] and not given[needs]:
             raise InputError.of(
                 saw=f"--{name.replace('_', '-')} without --{needs}",
                 expected=f"--{needs} too, which it is for",
@@ -184,7 +211,13 @@ def _check(given: dict[str, Any]) -> None:
 def _aside(given: dict[str, Any], name: str) -> Path | None:
     """Where a dataset's bad rows go; each of several has a file of its own."""
     path: Path | None = given["quarantine_file"]
-    return path.with_stem(f"{path.stem}-{name}") if path and len(given["pairs"]) > 1 else path
+    several = len(_all(given, (*_PAIRS, *_RANKED))) > 1
+    return path.with_stem(f"{path.stem}-{name}") if path and several else path
+
+
+def _all(given: dict[str, Any], options: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and source of every dataset that the options name."""
+    return [_named(text) for option in options for text in given[option] or ()]
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -197,7 +230,7 @@ def _named(text: str) -> tuple[str, str]:
 
 def _model(name: str, given: dict[str, Any]) -> "ScoredBy":
     from prefstage.data import ResponseEncoder, load_tokenizer
-    from prefstage.measuring.diagnosis import ScoredBy
+    from prefstage.measuring.diagnosis_scoring import ScoredBy
     from prefstage.scoring import ReferenceCache, Scorer
 
     scorer = Scorer.load(name, dtype=given["dtype"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from prefstage.core.config import nearest
 from prefstage.core.errors import DataError, InputError
 from prefstage.data.conversions import candidates_of_pair
+from prefstage.data.disk_numbers import count_different, hashes_of
 from prefstage.data.faults import RowFault
 from prefstage.data.records import Candidates
 from prefstage.data.sets import CandidateSet, PairSet
@@ -46,6 +47,9 @@ def group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
     Returns:
         The set in which each prompt stands once.
     """
+    with hashes_of(rows.dataset["prompt_id"]) as hashes:
+        if count_different(hashes) == len(rows) and not merge:
+            return rows
     places: dict[str, list[int]] = {}
     for index, prompt_id in enumerate(rows.dataset["prompt_id"]):
         places.setdefault(prompt_id, []).append(index)
@@ -61,8 +65,6 @@ def group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
             responses, sources, scores = zip(*kept, strict=True)
             yield replace(parts[0], responses=responses, sources=sources, scores=scores)
 
-    if len(places) == len(rows) and not merge:
-        return rows
     result = CandidateSet.of(grouped(), report=rows.report)
     if len(places) < len(rows):
         rows.report.notes.append(f"{len(rows)} rows grouped into {len(places)} prompts")

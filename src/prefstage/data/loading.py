@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 from prefstage.core.errors import DataError
+from prefstage.data.disk_numbers import count_different, hashes_of
 from prefstage.data.grouping import group_by_prompt
 from prefstage.data.reading import OnBadRow, Reading, open_reading
 from prefstage.data.records import Candidates, Pair
@@ -168,15 +169,9 @@ def load_candidates(
 
 def _read_pairs(reading: Reading) -> PairSet:
     report = reading.new_report()
-    prompts: set[str] = set()
-
-    def noting() -> Iterator[Pair]:
-        for pair in cast("Iterator[Pair]", reading.records(report)):
-            prompts.add(pair.prompt_id)
-            yield pair
-
-    pairs = PairSet.of(noting(), report=report)
-    repeated = len(pairs) - len(prompts)
+    pairs = PairSet.of(cast("Iterator[Pair]", reading.records(report)), report=report)
+    with hashes_of(pairs.dataset["prompt_id"]) as prompts:
+        repeated = len(pairs) - count_different(prompts)
     if repeated:
         report.notes.append(f"{repeated} pairs repeat the prompt of an earlier pair (all kept)")
     return pairs

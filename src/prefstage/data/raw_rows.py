@@ -244,7 +244,12 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
             file = pq.ParquetFile(seekable)
             features = Features.from_arrow_schema(file.schema_arrow)
             number = 0
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+            batches = (
+                batch
+                for group in range(file.num_row_groups)  # all at once keep something of each
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group])
+            )
+            for batch in batches:
                 for index in range(batch.num_rows):
                     number += 1
                     yield _arrow_row(name, number, batch.slice(index, 1), features)

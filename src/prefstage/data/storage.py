@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import uuid
@@ -19,6 +20,7 @@ from prefstage.data.scratch import scratch_folder
 from prefstage.data.sources import quiet
 
 _BATCH_ROWS = 256
+_MOST_PIECES = 128
 
 
 def build_dataset(
@@ -40,7 +42,7 @@ def build_dataset(
     """
     name = uuid.uuid4().hex
     waiting, arrow = scratch_folder() / f"{name}.jsonl", scratch_folder() / f"{name}.arrow"
-    hasher, fields = hashlib.sha256(), dict[str, bool]()
+    hasher, fields, count = hashlib.sha256(), dict[str, bool](), 0
     try:
         with waiting.open("wb") as stream:
             for row in rows:
@@ -49,10 +51,10 @@ def build_dataset(
                 line = json.dumps(row, sort_keys=True).encode() + b"\n"
                 hasher.update(line)
                 stream.write(line)
+                count += 1
+        features, size = features_of(fields), piece_rows(count)
         with (
-            ArrowWriter(
-                path=str(arrow), features=features_of(fields), writer_batch_size=_BATCH_ROWS
-            ) as writer,
+            ArrowWriter(path=str(arrow), features=features, writer_batch_size=size) as writer,
             waiting.open("rb") as stream,
         ):
             for line in stream:
@@ -61,6 +63,20 @@ def build_dataset(
     finally:
         waiting.unlink()
     return Dataset.from_file(str(arrow)), hasher.hexdigest()[:16]
+
+
+def piece_rows(rows: int) -> int:
+    """How many rows to write at once, so that neither a piece nor all pieces need much memory.
+
+    Readers and writers hold a piece whole, and remember something of every piece and column.
+
+    Args:
+        rows: Of the dataset.
+
+    Returns:
+        Rows a piece: at most 128 pieces, of at least 256 rows each.
+    """
+    return max(_BATCH_ROWS, math.ceil(rows / _MOST_PIECES))
 
 
 def save_dataset(dataset: Dataset, path: str | Path) -> None:
@@ -76,14 +92,15 @@ def save_dataset(dataset: Dataset, path: str | Path) -> None:
         InputError: If the suffix is another, or the folder exists.
     """
     target = Path(path)
+    rows = piece_rows(len(dataset))
     bare = target.name.removesuffix(".gz")
     if bare.endswith(".parquet"):
         with quiet(), atomic_path(target) as temporary:
             if target.suffix == ".gz":
                 with gzip.open(temporary, "wb") as stream:
-                    dataset.to_parquet(stream, batch_size=_BATCH_ROWS)
+                    dataset.to_parquet(stream, batch_size=rows)
             else:
-                dataset.to_parquet(str(temporary), batch_size=_BATCH_ROWS)
+                dataset.to_parquet(str(temporary), batch_size=rows)
     elif bare.endswith(".jsonl"):
         _save_lines(dataset, target)
     elif "." not in target.name:

@@ -114,6 +114,21 @@ def bradley_terry(reward_a: float, reward_b: float) -> float:
     return sigmoid(reward_a - reward_b)
 
 
+def judgment_of_rewards(reward_a: float, reward_b: float) -> Judgment:
+    """P(a ≻ b) of two rewards; undecided where one is no finite number.
+
+    Args:
+        reward_a: Reward of the first response.
+        reward_b: Reward of the second.
+
+    Returns:
+        The judgment.
+    """
+    if not (math.isfinite(reward_a) and math.isfinite(reward_b)):
+        return UNDECIDED
+    return Judgment(bradley_terry(reward_a, reward_b))
+
+
 def sigmoid(logit: float) -> float:
     """σ(z) = 1 / (1 + e^-z) without overflow; σ(z) + σ(-z) = 1 to rounding."""
     if logit >= 0:
@@ -137,7 +152,7 @@ def compare_by_rewards(
     wanted = [c for c in comparisons if c.a != c.b]
     rewards = score([(c.prompt, text) for c in wanted for text in (c.a, c.b)])
     pairs = zip(rewards[::2], rewards[1::2], strict=True)
-    decided = iter([Judgment(bradley_terry(a, b)) for a, b in pairs])
+    decided = iter([judgment_of_rewards(a, b) for a, b in pairs])
     return [TIE if c.a == c.b else next(decided) for c in comparisons]
 
 

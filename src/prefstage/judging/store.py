@@ -115,12 +115,14 @@ class JudgmentStore:
             reward: What the judge gave.
 
         Returns:
-            The reward that stands: another process may have been first.
+            The reward that stands: another process may have been first. One that is no
+            number (NaN) is given back and not kept.
         """
         key = (judge, prompt_id_of(prompt), _hash(response))
         if self._insert("INSERT OR IGNORE INTO rewards VALUES (?, ?, ?, ?)", (*key, reward)):
             return reward
-        return cast(float, self.get_reward(judge, prompt, response))
+        stands = self.get_reward(judge, prompt, response)
+        return reward if stands is None else stands
 
     def get_judgment(self, judge: str, comparison: Comparison) -> Judgment | None:
         """Look up a judgment, in whichever order of the pair it was made.

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from prefstage.measuring.bootstrap import Interval as Interval
     from prefstage.measuring.bootstrap import bootstrap_interval as bootstrap_interval
     from prefstage.measuring.diagnosis import Diagnosis as Diagnosis
-    from prefstage.measuring.diagnosis import ScoredBy as ScoredBy
     from prefstage.measuring.diagnosis import diagnose as diagnose
     from prefstage.measuring.diagnosis_config import DiagnosisConfig as DiagnosisConfig
+    from prefstage.measuring.diagnosis_orders import OrderFigures as OrderFigures
+    from prefstage.measuring.diagnosis_orders import diagnose_orders as diagnose_orders
+    from prefstage.measuring.diagnosis_scoring import ScoredBy as ScoredBy
     from prefstage.measuring.diversity import IntraDiversity as IntraDiversity
     from prefstage.measuring.diversity import fluctuation_range as fluctuation_range
     from prefstage.measuring.diversity import intra_diversity as intra_diversity
@@ -65,11 +67,13 @@ _HOMES = {
     "Interval": "bootstrap",
     "IntraDiversity": "diversity",
     "LEARNABILITY_GROUPS": "learnability",
-    "ScoredBy": "diagnosis",
+    "ScoredBy": "diagnosis_scoring",
     "alignment_gap": "idealized",
     "at_threshold": "flips",
     "bootstrap_interval": "bootstrap",
     "diagnose": "diagnosis",
+    "diagnose_orders": "diagnosis_orders",
+    "OrderFigures": "diagnosis_orders",
     "dpo_losses": "flips",
     "flip_groups": "flips",
     "flip_threshold": "flips",
@@ -104,6 +108,7 @@ __all__ = [
     "IntraDiversity",
     "MeasureConfig",
     "Measurement",
+    "OrderFigures",
     "PromptVotes",
     "Reading",
     "ScoredBy",
@@ -115,6 +120,7 @@ __all__ = [
     "boundary_score",
     "count_votes",
     "diagnose",
+    "diagnose_orders",
     "distinctness",
     "dpo_losses",
     "flip_groups",

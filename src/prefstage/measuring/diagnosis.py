@@ -4,11 +4,11 @@ import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from prefstage.core.errors import InputError
 from prefstage.data.records import Candidates, Pair
-from prefstage.data.tokenising import ResponseEncoder
+from prefstage.data.sets import PairSet
 from prefstage.judging.base import Judge
 from prefstage.measuring.diagnosis_config import DiagnosisConfig
 from prefstage.measuring.diagnosis_data import data_figures, diversity_of
@@ -20,24 +20,14 @@ from prefstage.measuring.diagnosis_judge import (
     preference_consistency,
 )
 from prefstage.measuring.diagnosis_rankings import learnability_of, rankings_of
-from prefstage.measuring.diagnosis_scoring import PairLogProbs, ScoresTrees, score_pairs
+from prefstage.measuring.diagnosis_scoring import (
+    PairLogProbs,
+    ScoredBy,
+    own_distinctness,
+    score_pairs,
+)
 from prefstage.measuring.diagnosis_tables import tables_of
 from prefstage.measuring.diagnosis_warnings import warnings_of
-
-
-@dataclass(frozen=True)
-class ScoredBy:
-    """A model that scores pairs.
-
-    Attributes:
-        name: For people.
-        scorer: A `Scorer`, or a `ReferenceCache`, which scores nothing that it remembers.
-        encoder: Its tokenizer and template.
-    """
-
-    name: str
-    scorer: ScoresTrees
-    encoder: ResponseEncoder
 
 
 @dataclass(frozen=True)
@@ -47,8 +37,9 @@ class Diagnosis:
     Attributes:
         report: Every figure, and the data of figures (histograms), JSON-serialisable: keys
             `dataset`, `policy`, `reference`, `data`, `rankings`, `learnability`, `judge`,
-            `second_judge`, `consistency`, `own_answers`, `diversity`, `warnings`, `left_out`,
-            `seconds`; what could not be computed without a model or judge is null.
+            `second_judge`, `consistency`, `own_answers`, `distinctness`, `diversity`,
+            `warnings`, `left_out`, `seconds`; what could not be computed without a model or
+            judge is null.
         policy_log_probs: Log-probs of the pairs under the policy, pair by pair.
         reference_log_probs: Under the reference.
     """
@@ -110,8 +101,8 @@ def diagnose(
             policy itself.
         judge: Who says which response is better.
         second_judge: Another one, for their consistency.
-        on_policy: The policy's own answers, to compare with the chosen responses (needs a
-            judge) and among themselves.
+        on_policy: The policy's own answers, to compare among themselves, with the pairs'
+            responses by the judge, and by the policy's own log-probs.
         config: β, target loss, limits, intervals.
 
     Returns:
@@ -126,7 +117,7 @@ def diagnose(
     """
     config, started = config or DiagnosisConfig(), time.perf_counter()
     _check(policy, reference, judge, second_judge)
-    texted, left_out = _usable(list(pairs), name, config)
+    texted, left_out = _usable(pairs, name, config)
     scored = score_pairs(texted, policy.scorer, policy.encoder) if policy else None
     before = score_pairs(texted, reference.scorer, reference.encoder) if reference else None
     asked = time.perf_counter()
@@ -145,11 +136,14 @@ def diagnose(
         "second_judge": _told(judged, 1),
         "consistency": _consistency(judged, scored),
         "own_answers": None,
+        "distinctness": None,
         "diversity": diversity_of(on_policy) if on_policy is not None else None,
         "left_out": left_out,
     }
     if on_policy is not None and judge is not None:
         report["own_answers"] = answer_quality(on_policy, texted, judge, seed=config.seed)
+    if on_policy is not None and policy is not None and scored is not None:
+        report["distinctness"] = own_distinctness(on_policy, texted, scored, policy)
     report["warnings"] = warnings_of(report)
     report["seconds"] = {
         "scoring": sum(each.seconds for each in (scored, before) if each is not None),
@@ -177,26 +171,28 @@ def _check(
 
 
 def _usable(
-    pairs: list[Pair], name: str, config: DiagnosisConfig
-) -> tuple[list[Pair], dict[str, int]]:
-    """The sample's pairs that have both sides, and what was left out."""
-    rows, left_out = _sample(pairs, config)
-    texted = [pair for pair in rows if pair.chosen and pair.rejected]
-    if not texted:
+    pairs: Iterable[Pair], name: str, config: DiagnosisConfig
+) -> tuple[Sequence[Pair], dict[str, int]]:
+    """The sample's pairs that have both sides, and what was left out.
+
+    The sample is taken first. Pairs that a set holds on disk stay there, read when needed.
+    """
+    held = pairs if isinstance(pairs, Sequence | PairSet) else PairSet.of(pairs)
+    rows = cast("Sequence[Pair]", held)  # a set has a sequence's length, places and order
+    left_out = dict[str, int]()
+    if config.max_pairs is not None and config.max_pairs < len(rows):
+        left_out["pairs beyond max_pairs"] = len(rows) - config.max_pairs
+        places = random.Random(config.seed).sample(range(len(rows)), config.max_pairs)
+        rows = [rows[place] for place in sorted(places)]
+    whole = sum(bool(pair.chosen and pair.rejected) for pair in rows)
+    if not whole:
         raise InputError.of(
             saw=f"no pair in {name}", expected="at least one", cure="name another dataset"
         )
-    if len(texted) < len(rows):
-        left_out["pairs without one of their sides"] = len(rows) - len(texted)
-    return texted, left_out
-
-
-def _sample(pairs: list[Pair], config: DiagnosisConfig) -> tuple[list[Pair], dict[str, int]]:
-    limit = config.max_pairs
-    if limit is None or limit >= len(pairs):
-        return pairs, {}
-    places = sorted(random.Random(config.seed).sample(range(len(pairs)), limit))
-    return [pairs[place] for place in places], {"pairs beyond max_pairs": len(pairs) - limit}
+    if whole < len(rows):
+        left_out["pairs without one of their sides"] = len(rows) - whole
+        rows = [pair for pair in rows if pair.chosen and pair.rejected]
+    return rows, left_out
 
 
 def _told(judged: Sequence[JudgeFigures], place: int) -> dict[str, Any] | None:

@@ -1,17 +1,23 @@
 """What is seen in pairs without any model: lengths, scores, what length explains."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from prefstage.core.errors import MissingDependencyError
+from prefstage.data.disk_numbers import DiskNumbers, Numbers, count_different, text_number
 from prefstage.data.records import Candidates, Pair
 from prefstage.judging.texts import content_of
-from prefstage.measuring.diagnosis_numbers import Histogram, Numbers, describe, histogram
+from prefstage.measuring.diagnosis_numbers import Histogram, describe_sorted, histogram
 
 HALF = 0.5
+_LENGTHS = ("prompt", "chosen", "rejected")
+_SCORES = ("score_chosen", "score_rejected", "gap")
+_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -45,44 +51,78 @@ class DataFigures:
     gap_histogram: Histogram | None
 
 
-def data_figures(pairs: Sequence[Pair]) -> DataFigures:
+def data_figures(pairs: Iterable[Pair]) -> DataFigures:
     """Count, measure lengths and scores, and see how far length explains the labels.
 
+    Memory does not grow with the pairs: lengths, scores and hashes of prompts wait on disk.
+
     Args:
-        pairs: The pairs.
+        pairs: The pairs, read once.
 
     Returns:
-        The figures.
+        The figures; quantiles are exact.
     """
-    texts = [[_text(each) for each in (p.prompt, p.chosen, p.rejected)] for p in pairs]
-    lengths = np.array([[len(text) for text in row] for row in texts], dtype=np.float64)
-    labelled = np.array([pair.agreement != HALF for pair in pairs])
-    apart = (lengths[:, 1] - lengths[:, 2])[labelled]
-    scores = np.array(
-        [
-            [np.nan if value is None else value for value in (p.score_chosen, p.score_rejected)]
-            for p in pairs
-        ],
-        dtype=np.float64,
-    )
-    gaps = scores[:, 0] - scores[:, 1]
-    sides = {"chosen": scores[:, 0], "rejected": scores[:, 1], "gap": gaps}
-    known = not np.isnan(gaps).all()
-    return DataFigures(
-        pairs=len(pairs),
-        prompts=len({pair.prompt_id for pair in pairs}),
-        ties=int((~labelled).sum()),
-        votes=sum(pair.agreement is not None for pair in pairs),
-        identical=sum(row[1] == row[2] for row in texts),
-        characters={
-            name: asdict(describe(lengths[:, place]))
-            for place, name in enumerate(("prompt", "chosen", "rejected"))
-        },
-        longer_wins=float(longer_votes(apart).mean()) if len(apart) else None,
-        length_correlation=_correlation(apart),
-        scores={name: asdict(describe(values)) for name, values in sides.items()} if known else {},
-        gap_histogram=histogram(gaps) if known else None,
-    )
+    with ExitStack() as stack:
+        columns = {name: stack.enter_context(DiskNumbers()) for name in (*_LENGTHS, *_SCORES)}
+        prompts = stack.enter_context(DiskNumbers("uint64"))
+        seen, rest = _Seen(), iter(pairs)
+        while chunk := list(islice(rest, _CHUNK)):
+            rows = np.array([_row_of(pair) for pair in chunk], dtype=np.float64)
+            for place, name in enumerate(columns):
+                columns[name].extend(rows[:, place])
+            prompts.extend([text_number(pair.prompt_id) for pair in chunk])
+            seen.add(chunk, rows[:, 1] - rows[:, 2])
+        scored = {name: columns[name].sort() for name in _SCORES}
+        known = len(scored["gap"]) > 0 and not np.isnan(scored["gap"][0])  # NaN stand last
+        return DataFigures(
+            pairs=seen.pairs,
+            prompts=count_different(prompts),
+            ties=seen.ties,
+            votes=seen.votes,
+            identical=seen.identical,
+            characters={name: asdict(describe_sorted(columns[name].sort())) for name in _LENGTHS},
+            longer_wins=seen.longer / seen.labelled if seen.labelled else None,
+            length_correlation=seen.correlation,
+            scores={
+                name.removeprefix("score_"): asdict(describe_sorted(values))
+                for name, values in scored.items()
+                if known
+            },
+            gap_histogram=histogram(scored["gap"]) if known else None,
+        )
+
+
+@dataclass
+class _Seen:
+    """Counts and sums over the pairs so far."""
+
+    pairs: int = 0
+    ties: int = 0
+    votes: int = 0
+    identical: int = 0
+    labelled: int = 0
+    longer: float = 0.0
+    apart: float = 0.0
+    squares: float = 0.0
+
+    def add(self, pairs: Sequence[Pair], apart: Numbers) -> None:
+        """Take in pairs, and by how much each one's chosen side is longer."""
+        labelled = np.array([pair.agreement != HALF for pair in pairs])
+        self.pairs += len(pairs)
+        self.ties += int((~labelled).sum())
+        self.votes += sum(pair.agreement is not None for pair in pairs)
+        self.identical += sum(_text(pair.chosen) == _text(pair.rejected) for pair in pairs)
+        self.labelled += int(labelled.sum())
+        self.longer += float(longer_votes(apart[labelled]).sum())
+        self.apart += float(apart[labelled].sum())
+        self.squares += float((apart[labelled] ** 2).sum())
+
+    @property
+    def correlation(self) -> float | None:
+        """Of the difference in length with the label: Σd / √(n Σd²)."""
+        if not self.squares:
+            return None
+        return float(self.apart / np.sqrt(self.labelled * self.squares))
 
 
 def longer_votes(apart: Numbers) -> Numbers:
@@ -155,9 +195,11 @@ def _distinct(texts: Sequence[str], size: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _correlation(apart: Numbers) -> float | None:
-    squares = float((apart**2).sum())
-    return float(apart.sum() / np.sqrt(len(apart) * squares)) if squares > 0 else None
+def _row_of(pair: Pair) -> list[float]:
+    """Lengths of prompt, chosen and rejected; scores of both sides and their gap."""
+    scores = [np.nan if s is None else s for s in (pair.score_chosen, pair.score_rejected)]
+    lengths = [len(_text(each)) for each in (pair.prompt, pair.chosen, pair.rejected)]
+    return [*lengths, *scores, scores[0] - scores[1]]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -2,17 +2,25 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from prefstage.core.seeds import seed_for
+from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Candidates, Pair
-from prefstage.judging.agreement import agreement_with_labels
-from prefstage.judging.base import Comparison, CountingJudge, Judge, Judgment, PointwiseJudge
-from prefstage.judging.running import compare_all, comparison_of
-from prefstage.measuring.diagnosis_numbers import Numbers, cohens_kappa, verdicts
+from prefstage.judging.agreement import agreement_with_labels, wilson_interval
+from prefstage.judging.base import (
+    Comparison,
+    CountingJudge,
+    Judge,
+    Judgment,
+    PointwiseJudge,
+    judgment_of_rewards,
+)
+from prefstage.judging.running import compare_all, comparison_of, score_all
+from prefstage.measuring.diagnosis_numbers import cohens_kappa, describe, verdicts
 
 HALF = 0.5
 
@@ -29,6 +37,8 @@ class JudgeFigures:
             where every response is scored by itself (no place to prefer) or the judge does
             not tell.
         position_note: Why it is None.
+        scores: Of a judge that scores responses by themselves: distribution of its scores of
+            the chosen and of the rejected responses, and of their gap (Table 5); else empty.
         probabilities: P(chosen ≻ rejected) of each pair; not in reports.
     """
 
@@ -37,11 +47,12 @@ class JudgeFigures:
     kappa: float | None
     position_bias: float | None
     position_note: str | None
+    scores: dict[str, dict[str, Any]]
     probabilities: Numbers
 
 
 def judge_figures(pairs: Sequence[Pair], judge: Judge) -> JudgeFigures:
-    """Ask a judge about every pair.
+    """Ask a judge about every pair; what scores responses scores every different one once.
 
     Args:
         pairs: The pairs, ties included.
@@ -51,7 +62,7 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> JudgeFigures:
         The figures.
     """
     before = _order_dependent(judge)
-    judgments = compare_all(judge, [comparison_of(pair) for pair in pairs])
+    judgments, scores = _judged(judge, [comparison_of(pair) for pair in pairs])
     after = _order_dependent(judge)
     found = np.array([each.probability for each in judgments])
     labels = np.array([HALF if pair.agreement == HALF else 1.0 for pair in pairs])
@@ -68,8 +79,26 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> JudgeFigures:
         kappa=cohens_kappa(labels, verdicts(found)),
         position_bias=bias,
         position_note=note,
+        scores=scores,
         probabilities=found,
     )
+
+
+def _judged(
+    judge: Judge, comparisons: Sequence[Comparison]
+) -> tuple[list[Judgment], dict[str, dict[str, Any]]]:
+    if not isinstance(judge, PointwiseJudge):
+        return compare_all(judge, comparisons), {}
+    items = {(c.prompt_id, text): (c.prompt, text) for c in comparisons for text in (c.a, c.b)}
+    rewards = dict(zip(items, score_all(judge, list(items.values())), strict=True))
+    chosen, rejected = (
+        np.array([rewards[c.prompt_id, text] for c, text in zip(comparisons, side, strict=True)])
+        for side in ([c.a for c in comparisons], [c.b for c in comparisons])
+    )
+    sides = {"chosen": chosen, "rejected": rejected, "gap": chosen - rejected}
+    judgments = [judgment_of_rewards(*each) for each in zip(chosen, rejected, strict=True)]
+    known = {name: values[np.isfinite(values)] for name, values in sides.items()}
+    return judgments, {name: asdict(describe(values)) for name, values in known.items()}
 
 
 def preference_consistency(first: Numbers, second: Numbers) -> float:
@@ -110,7 +139,7 @@ def policy_preference(chosen: Numbers, rejected: Numbers) -> Numbers:
 def answer_quality(
     own: Sequence[Candidates], pairs: Sequence[Pair], judge: Judge, *, seed: int
 ) -> dict[str, Any]:
-    """How a random own answer fares against the chosen response of the pairs.
+    """How a random own answer fares against the responses of the pairs.
 
     Args:
         own: Answers of set A (the policy's), by prompt.
@@ -119,37 +148,42 @@ def answer_quality(
         seed: Of the draws.
 
     Returns:
-        Prompts in common, win rate of A (ties half), and how often the longer of the two
-        answers wins.
+        `prompts` in common; `win_rate` of A over the chosen responses (ties half) with its 95 %
+        Wilson `interval`; `boundary_score`, the share of comparisons that A wins against both
+        responses of the pair (one answer against two: `prefstage measure` decides the stage);
+        and `longer_wins`, how often the longer of own answer and chosen response wins.
 
     Source:
-        arXiv:2508.10530, App. B.5.
+        arXiv:2508.10530, App. B.5 and Algorithm 1.
     """
     answers = {row.prompt_id: row for row in own if row.responses}
-    chosen: dict[str, list[Pair]] = {}
+    several: dict[str, list[Pair]] = {}
     for pair in pairs:
         if pair.prompt_id in answers:
-            chosen.setdefault(pair.prompt_id, []).append(pair)
-    comparisons = []
-    for prompt_id, several in chosen.items():
+            several.setdefault(pair.prompt_id, []).append(pair)
+    against: list[list[Comparison]] = [[], []]
+    for prompt_id, theirs in several.items():
         draw = random.Random(seed_for(seed, "answer-quality", prompt_id))
         mine = draw.choice(answers[prompt_id].responses)
-        theirs = comparison_of(draw.choice(several)).a
-        comparisons.append(Comparison(prompt_id, several[0].prompt, mine, theirs))
-    if not comparisons:
-        return {"prompts": 0, "win_rate": None, "longer_wins": None}
-    found = verdicts(_probabilities(compare_all(judge, comparisons)))
-    apart = np.array([len(each.a) - len(each.b) for each in comparisons])
-    longer = np.where(apart > 0, found, 1 - found)[apart != 0]
-    return {
-        "prompts": len(comparisons),
-        "win_rate": float(found.mean()),
-        "longer_wins": float(longer.mean()) if len(longer) else None,
-    }
-
-
-def _probabilities(judgments: Sequence[Judgment]) -> Numbers:
-    return np.array([each.probability for each in judgments])
+        both = comparison_of(draw.choice(theirs))
+        for place, text in enumerate((both.a, both.b)):
+            against[place].append(Comparison(prompt_id, theirs[0].prompt, mine, text))
+    count = len(several)
+    names = ("win_rate", "interval", "boundary_score", "longer_wins")
+    if not count:
+        return {"prompts": 0, **dict.fromkeys(names)}
+    judged = compare_all(judge, [*against[0], *against[1]])
+    found = verdicts(np.array([each.probability for each in judged]))
+    apart = np.array([len(each.a) - len(each.b) for each in against[0]])
+    longer = np.where(apart > 0, found[:count], 1 - found[:count])[apart != 0]
+    win_rate = float(found[:count].mean())
+    values = (
+        win_rate,
+        list(wilson_interval(win_rate, count)),
+        float(found.mean()),
+        float(longer.mean()) if len(longer) else None,
+    )
+    return {"prompts": count, **dict(zip(names, values, strict=True))}
 
 
 def _order_dependent(judge: Judge) -> int | None:

@@ -1,11 +1,10 @@
 """Numbers that a diagnosis is made of: distributions, histograms, chance-corrected agreement."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Numbers = np.ndarray[Any, Any]
+from prefstage.data.disk_numbers import Numbers, pieces
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,27 @@ def describe(values: Numbers) -> Distribution:
     Source:
         arXiv:2508.18312, Table 5.
     """
-    there = values[~np.isnan(values)]
-    missing = len(values) - len(there)
-    if not len(there):
+    return describe_sorted(np.sort(values))
+
+
+def describe_sorted(values: Numbers) -> Distribution:
+    """As `describe`, of sorted numbers that may be memory-mapped; memory does not grow.
+
+    Args:
+        values: Numbers, least first, NaN last. [rows].
+
+    Returns:
+        The figures, exact.
+    """
+    there = values[: _count(values)]
+    count, missing = len(there), len(values) - len(there)
+    if not count:
         return Distribution(None, None, None, None, None, None, None, 0, missing)
-    low, q25, median, q75, high = map(float, np.quantile(there, [0, 0.25, 0.5, 0.75, 1]))
-    std = float(there.std(ddof=1)) if len(there) > 1 else None
     mean = float(there.mean())
-    return Distribution(mean, std, low, q25, median, q75, high, len(there), missing)
+    squares = sum(float(((piece - mean) ** 2).sum()) for piece in pieces(there))
+    std = float(np.sqrt(squares / (count - 1))) if count > 1 else None
+    low, q25, median, q75, high = (_quantile(there, q) for q in (0.0, 0.25, 0.5, 0.75, 1.0))
+    return Distribution(mean, std, low, q25, median, q75, high, count, missing)
 
 
 @dataclass(frozen=True)
@@ -74,14 +86,31 @@ def histogram(values: Numbers, *, bins: int = 20) -> Histogram:
     """Count numbers in bins of equal width.
 
     Args:
-        values: Finite numbers; NaN are left out.
+        values: Finite numbers, perhaps memory-mapped; NaN are left out. [rows].
         bins: How many.
 
     Returns:
         The counts.
     """
-    counts, edges = np.histogram(values[~np.isnan(values)], bins=bins)
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    edges = np.histogram_bin_edges(np.array([low, high]), bins=bins)
+    counts = np.zeros(bins, dtype=np.int64)
+    for piece in pieces(values):
+        counts += np.histogram(piece[~np.isnan(piece)], bins=edges)[0]
     return Histogram(edges.tolist(), counts.tolist())
+
+
+def _count(values: Numbers) -> int:
+    """How many of sorted numbers are there; NaN stand last."""
+    return int(np.searchsorted(values, np.nan)) if len(values) else 0
+
+
+def _quantile(values: Numbers, share: float) -> float:
+    """The quantile of sorted numbers, interpolated as numpy's default does."""
+    place = share * (len(values) - 1)
+    below = int(place)
+    low, high = float(values[below]), float(values[min(below + 1, len(values) - 1)])
+    return low + (high - low) * (place - below)
 
 
 def cohens_kappa(first: Numbers, second: Numbers) -> float | None:

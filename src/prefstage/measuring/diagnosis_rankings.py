@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Pair
 from prefstage.measuring.bootstrap import bootstrap_interval
 from prefstage.measuring.diagnosis_config import DiagnosisConfig
-from prefstage.measuring.diagnosis_numbers import Histogram, Numbers, describe, histogram
+from prefstage.measuring.diagnosis_numbers import Histogram, describe, histogram
 from prefstage.measuring.diagnosis_scoring import PairLogProbs
 from prefstage.measuring.diversity import intra_diversity
 from prefstage.measuring.flips import flip_threshold, largest_flippable, reference_log_ratio

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from prefstage.data.records import Pair
+from prefstage.data.disk_numbers import Numbers
+from prefstage.data.records import Candidates, Pair
 from prefstage.data.tokenising import ResponseEncoder, TokenTree
-from prefstage.measuring.diagnosis_numbers import Numbers
+from prefstage.measuring.distinctness import distinctness
 
 
 class ScoresTrees(Protocol):
@@ -18,6 +19,21 @@ class ScoresTrees(Protocol):
 
     def score(self, trees: Sequence[TokenTree]) -> Sequence[Any]:
         """Log-probs of every response of every tree."""
+
+
+@dataclass(frozen=True)
+class ScoredBy:
+    """A model that scores pairs.
+
+    Attributes:
+        name: For people.
+        scorer: A `Scorer`, or a `ReferenceCache`, which scores nothing that it remembers.
+        encoder: Its tokenizer and template.
+    """
+
+    name: str
+    scorer: ScoresTrees
+    encoder: ResponseEncoder
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ class PairLogProbs:
         tokens_scored: Response tokens that went through the model.
         tokens_unique: Response tokens of different (prompt, response); the same number, as
             nothing is scored twice.
-        counts: Truncations and the like, from the encoder.
+        counts: Prompts, responses, truncations and the like, from the encoder.
         seconds: What the model took.
     """
 
@@ -59,7 +75,9 @@ def score_pairs(
     Returns:
         Log-probs and lengths, pair by pair.
     """
+    before = dict(vars(encoder.counts))
     trees, places = pair_trees(pairs, encoder)
+    counts = {name: count - before[name] for name, count in vars(encoder.counts).items()}
     started = time.perf_counter()
     scored = scorer.score(trees)
     seconds = time.perf_counter() - started
@@ -77,12 +95,69 @@ def score_pairs(
         rejected_tokens=lengths[1],
         tokens_scored=sum(len(tokens) for each in scored for tokens in each.per_token),
         tokens_unique=sum(unique.values()),
-        counts={name: count for name, count in vars(encoder.counts).items() if count},
+        counts={name: count for name, count in counts.items() if count},
         seconds=seconds,
     )
 
 
 _Place = tuple[int, int]
+
+
+def score_candidates(
+    rows: Sequence[Candidates], scorer: ScoresTrees, encoder: ResponseEncoder
+) -> list[tuple[Numbers, Numbers]]:
+    """Score all responses of prompts.
+
+    Args:
+        rows: Prompts with their responses.
+        scorer: The model.
+        encoder: Its tokenizer and template.
+
+    Returns:
+        For each prompt log π(y|x) of its responses, nats, and their tokens. [prompts] of
+        ([responses], [responses]).
+    """
+    trees = [encoder.encode(row.prompt, list(row.responses)) for row in rows]
+    return [
+        (scored.sums.double().numpy(), np.array([len(ids) for ids in tree.response_ids]))
+        for tree, scored in zip(trees, scorer.score(trees), strict=True)
+    ]
+
+
+def own_distinctness(
+    own: Sequence[Candidates], pairs: Sequence[Pair], scored: PairLogProbs, policy: ScoredBy
+) -> dict[str, Any]:
+    """Whether the policy finds its own answers likelier than the responses of the pairs.
+
+    The pairs are not scored again.
+
+    Args:
+        own: The policy's answers, by prompt.
+        pairs: The pairs.
+        scored: Their log-probs under the policy.
+        policy: The policy.
+
+    Returns:
+        `share` as of `distinctness` over the `prompts` in common, and how many `comparisons`.
+
+    Source:
+        arXiv:2508.10530, App. D.1, Table 7.
+    """
+    off: dict[str, dict[str, float]] = {}
+    for pair, *values in zip(pairs, scored.chosen, scored.rejected, strict=True):
+        found = off.setdefault(pair.prompt_id, {})
+        for side, value in zip((pair.chosen, pair.rejected), values, strict=True):
+            found[_key(side)] = value
+    rows = [row for row in own if row.responses and row.prompt_id in off]
+    if not rows:
+        return {"prompts": 0, "comparisons": 0, "share": None}
+    mine = [sums for sums, _ in score_candidates(rows, policy.scorer, policy.encoder)]
+    sides = [
+        (sums, np.array(list(off[row.prompt_id].values())))
+        for row, sums in zip(rows, mine, strict=True)
+    ]
+    comparisons = sum(len(on) * len(other) for on, other in sides)
+    return {"prompts": len(rows), "comparisons": comparisons, "share": distinctness(sides)}
 
 
 def pair_trees(

@@ -17,7 +17,7 @@ def tables_of(report: Mapping[str, Any]) -> dict[str, str]:
         Markdown tables.
     """
     found = {"Data": _data(report["data"])}
-    found["Lengths and scores"] = _distributions(report["data"])
+    found["Lengths and scores"] = _distributions(report)
     if report.get("rankings"):
         found["Rankings"] = ranking_table([report])
         found["Idealized"] = _idealized(report["rankings"]["idealized"])
@@ -26,9 +26,38 @@ def tables_of(report: Mapping[str, Any]) -> dict[str, str]:
         found["Learnability"] = _learnability(report["learnability"])
     if report.get("judge"):
         found["Judges"] = _judges(report)
-    if report.get("own_answers"):
-        found["Own answers"] = _flat(report["own_answers"])
+    if report.get("own_answers") or report.get("distinctness") or report.get("diversity"):
+        found["The policy's own answers"] = _own(report)
     return {title: text for title, text in found.items() if text}
+
+
+def order_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Whole-order and pairwise accuracies of candidates with scores, a row each.
+
+    Args:
+        reports: `OrderFigures` as mappings.
+
+    Returns:
+        The table; chance is the whole-order accuracy of random orders.
+    """
+    header = ["dataset", "model", "prompts", "responses a prompt"]
+    header += ["whole order", "whole order (log π / L)", "by chance"]
+    header += ["pairs", "pairwise", "pairwise (log π / L)"]
+    lines = [_row(header), _row(["---"] * len(header))]
+    for each in reports:
+        counts = list(each["responses"])
+        cells = [each["dataset"], each["policy"], each["prompts"]]
+        cells.append(counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}")
+        cells += [_interval(each["whole_order"][kind]) for kind in ("log_probs", "normalised")]
+        cells += [f"{each['by_chance']:.2%}", each["pairwise"]["log_probs"]["pairs"]]
+        cells += [_interval(each["pairwise"][kind]) for kind in ("log_probs", "normalised")]
+        lines.append(_row(cells))
+    left = [
+        f"\nLeft out of {e['dataset']}: {_counted(e['left_out'])}."
+        for e in reports
+        if e["left_out"]
+    ]
+    return "\n".join([*lines, *left])
 
 
 def ranking_table(reports: Sequence[Mapping[str, Any]]) -> str:
@@ -65,16 +94,26 @@ def ranking_table(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _data(data: Mapping[str, Any]) -> str:
-    names = ("pairs", "prompts", "ties", "votes", "identical")
-    values = {name: data[name] for name in names}
+    names = {
+        "pairs": "pairs",
+        "prompts": "different prompts",
+        "ties": "ties of the raters",
+        "votes": "pairs with votes (agreement)",
+        "identical": "same text on both sides",
+    }
+    values = {shown: data[name] for name, shown in names.items()}
     values['"longer wins" gives the label'] = _share(data["longer_wins"])
-    values["correlation of length with the label"] = _number(data["length_correlation"])
+    values["correlation of length difference with the label"] = _number(data["length_correlation"])
     return _flat(values)
 
 
-def _distributions(data: Mapping[str, Any]) -> str:
+def _distributions(report: Mapping[str, Any]) -> str:
+    data = report["data"]
     rows = {f"{name}, characters": each for name, each in data["characters"].items()}
     rows |= {f"score, {name}": each for name, each in data["scores"].items()}
+    for key in ("judge", "second_judge"):
+        judge = report.get(key) or {"scores": {}}
+        rows |= {f"{judge['judge']}, {n}": each for n, each in judge["scores"].items()}
     lines = [_row(["", "Mean", "Std", "Min", "25%", "Med", "75%", "Max"]), _row(["---"] * 8)]
     return "\n".join(
         lines + [_row([name, *(_number(each[k]) for k in _NUMBERS)]) for name, each in rows.items()]
@@ -131,6 +170,32 @@ def _judges(report: Mapping[str, Any]) -> str:
     consistency = report.get("consistency") or {}
     told = [f"\nPreference consistency, {name}: {_share(v)}." for name, v in consistency.items()]
     return "\n".join([*lines, *told])
+
+
+def _own(report: Mapping[str, Any]) -> str:
+    """Quality, distinctness and diversity of the policy's own answers."""
+    quality, apart = report.get("own_answers") or {}, report.get("distinctness") or {}
+    spread, rows = report.get("diversity") or {}, dict[str, Any]()
+    if quality:
+        share = _share(quality["win_rate"])
+        if quality["interval"]:
+            share += " [{}, {}]".format(*map(_share, quality["interval"]))
+        rows["prompts judged"] = quality["prompts"]
+        rows["a random own answer beats the chosen response"] = share
+        rows["it beats a response of the pair (boundary score)"] = _share(quality["boundary_score"])
+        rows["the longer of own answer and chosen response wins"] = _share(quality["longer_wins"])
+    if apart:
+        rows["comparisons by the policy's log-probs"] = apart["comparisons"]
+        rows["the own answer is the likelier (distinctness)"] = _share(apart["share"])
+    if spread:
+        rows["prompts with several own answers"] = spread["prompts"]
+        rows |= {name.replace("_", "-"): spread[name] for name in ("distinct_1", "distinct_2")}
+        rows["self-BLEU (0 to 100; high: alike)"] = spread["self_bleu"]
+    return _flat(rows)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
 def _flat(values: Mapping[str, Any]) -> str:

@@ -4,9 +4,11 @@ from typing import Any
 
 LENGTH_EXPLAINS = 0.65
 MOST_HARD = 0.5
-FAR_BELOW = 0.65
+EVEN = 0.5
+FAR_BELOW = 0.75
 LITTLE_AGREEMENT = 0.55
 MANY_TIES = 0.3
+PLACE_DECIDES = 0.2
 
 
 def warnings_of(report: dict[str, Any]) -> list[dict[str, str]]:
@@ -40,8 +42,8 @@ def _data(data: dict[str, Any]) -> list[_Warning]:
                 f"The labels are largely explained by length: the {which} response mostly wins, "
                 "so training would teach length",
                 f'"{which} wins" gives {max(wins, 1 - wins):.1%} of the labels',
-                "prefstage build with filters: {length: {max_ratio: 2}}, or train with a "
-                "length-aware loss (r_dpo, ld_dpo, simpo)",
+                "prefstage build with method: keep and filters: {length: {max_ratio: 1.5}}, or "
+                "prefstage train with a length-aware loss (r_dpo, ld_dpo, simpo)",
             )
         )
     if data["identical"]:
@@ -49,7 +51,7 @@ def _data(data: dict[str, Any]) -> list[_Warning]:
             (
                 "Some pairs have the same text on both sides and teach nothing",
                 f"{data['identical']} of {data['pairs']} pairs",
-                "remove them before training; no builder of prefstage makes such pairs",
+                "prefstage build with method: keep, which leaves them out and counts them",
             )
         )
     if data["pairs"] and data["ties"] / data["pairs"] >= MANY_TIES:
@@ -57,7 +59,8 @@ def _data(data: dict[str, Any]) -> list[_Warning]:
             (
                 "Many pairs are ties of their raters, which losses read as preferences",
                 f"{data['ties']} of {data['pairs']} pairs",
-                "prefstage build with method: keep and filters: {agreement: 0.6}",
+                "prefstage build with method: keep and filters: {agreement: 0.6}, or with "
+                "method: relabel to let a judge decide",
             )
         )
     return found
@@ -76,8 +79,8 @@ def _learnability(learnability: dict[str, Any] | None) -> list[_Warning]:
                 "Most pairs are hard: the reference finds the rejected response far likelier, "
                 "and DPO will hardly turn that round",
                 f"{hard} of {total} pairs are beyond the limit of hard pairs",
-                "train by SFT on the chosen responses first, or build pairs of the policy's own "
-                "answers (prefstage build, method: on-policy)",
+                "prefstage train with loss: sft on the chosen responses first, or prefstage build "
+                "with method: on-policy for pairs of the policy's own answers",
             )
         )
     share = mends["share_of_wrong"]
@@ -87,7 +90,8 @@ def _learnability(learnability: dict[str, Any] | None) -> list[_Warning]:
                 f"A DPO loss of {mends['loss']:g} at beta {mends['beta']:g} leaves most of the "
                 "wrongly ranked pairs wrong",
                 f"it mends {share:.1%} of {learnability['wrong']}",
-                "train to a lower loss or with a larger beta, or use gamma below 1 (loss gamma)",
+                "prefstage train with a smaller beta or to a lower loss, or with loss: "
+                "{name: gamma, gamma: 0.5}",
             )
         )
     return found
@@ -113,20 +117,50 @@ def _judge(judge: dict[str, Any] | None, data: dict[str, Any]) -> list[_Warning]
             (
                 "The judge prefers the longer response",
                 f"in {longer:.1%} of pairs of unequal length ({data['pairs']} pairs)",
-                "report length-controlled win rates, and check labels that this judge gave",
+                "prefstage evaluate, whose win rates are length-controlled, and prefstage build "
+                "with method: keep and filters: {length: {max_ratio: 1.5}}",
+            )
+        )
+    bias = judge["position_bias"]
+    if bias is not None and bias >= PLACE_DECIDES:
+        found.append(
+            (
+                "The judge often prefers the place of a response to the response: such verdicts "
+                "count as even",
+                f"{bias:.1%} of comparisons change with the order",
+                "prefstage judge with another judge (prefstage diagnose --second-judge compares "
+                "them)",
             )
         )
     return found
 
 
 def _quality(own: dict[str, Any] | None) -> list[_Warning]:
-    if own is None or own["win_rate"] is None or own["win_rate"] < FAR_BELOW:
+    if own is None or not own["prompts"]:
         return []
-    return [
-        (
-            "The chosen responses are worse than the policy's own answers: training on them "
-            "would pull it down",
-            f"own answers win {own['win_rate']:.1%} of {own['prompts']} prompts",
-            "prefstage build with method: on-policy, or mixing to put own answers into the pairs",
+    found: list[_Warning] = []
+    prompts = f"of {own['prompts']} prompts"
+    if own["interval"][0] > EVEN:
+        low, high = own["interval"]
+        found.append(
+            (
+                "The chosen responses are worse than the policy's own answers: training on them "
+                "would pull it down",
+                f"own answers beat the chosen response on {own['win_rate']:.1%} {prompts} "
+                f"[{low:.1%}, {high:.1%}]",
+                "prefstage build with method: on-policy, or mixing to put own answers into the "
+                "pairs",
+            )
         )
-    ]
+    if own["boundary_score"] >= FAR_BELOW:
+        found.append(
+            (
+                "The pairs' responses are judged far below the policy's own answers: it is past "
+                "what this dataset can teach",
+                f"own answers win {own['boundary_score']:.1%} of comparisons with both responses "
+                f"of a pair, {prompts}",
+                "prefstage measure to decide the stage, then prefstage build with method: "
+                "on-policy",
+            )
+        )
+    return found

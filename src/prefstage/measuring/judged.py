@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from prefstage.data.records import Prompt
-from prefstage.judging.base import Comparison, Judge, Judgment, PointwiseJudge, bradley_terry
+from prefstage.judging.base import Comparison, Judge, Judgment, PointwiseJudge, judgment_of_rewards
 from prefstage.measuring.boundary import HALF, PromptVotes, TieRule, Votes, count_votes
 
 
@@ -90,7 +90,7 @@ def _compare(judge: Judge, comparisons: Sequence[Comparison]) -> list[Judgment]:
     rewards = judge.score([(prompt, text) for (_, text), prompt in items.items()])
     known = dict(zip(items, rewards, strict=True))
     return [
-        Judgment(bradley_terry(known[each.prompt_id, each.a], known[each.prompt_id, each.b]))
+        judgment_of_rewards(known[each.prompt_id, each.a], known[each.prompt_id, each.b])
         for each in comparisons
     ]
 

@@ -161,7 +161,7 @@ def ranking_accuracy_with_ties(
 
 
 def order_accuracy(
-    log_probs: Sequence[Float[Tensor, " responses"]], ranks: Sequence[Int[Tensor, " responses"]]
+    log_probs: Sequence[Float[Tensor, " _"]], ranks: Sequence[Int[Tensor, " _"]]
 ) -> Float[Tensor, " prompts"]:
     """Whether the policy puts all n responses of a prompt into the raters' order.
 

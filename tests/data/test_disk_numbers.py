@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from prefstage.data import disk_numbers
+from prefstage.data.disk_numbers import DiskNumbers, count_different, different, hashes_of, pieces
+from prefstage.measuring.diagnosis_numbers import describe, describe_sorted, histogram
+
+floats = st.one_of(st.floats(-1e6, 1e6), st.just(float("nan")))
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(disk_numbers, "_PIECE", 3)
+
+
+@given(st.lists(arrays(np.float64, st.integers(0, 5), elements=floats), max_size=5))
+def test_figures_on_disk_are_those_of_numpy(chunks):
+    values = np.concatenate([np.zeros(0), *chunks])
+    with DiskNumbers() as numbers:
+        for chunk in chunks:
+            numbers.extend(chunk)
+        assert len(numbers) == len(values)
+        np.testing.assert_array_equal(numbers.mapped(), values)
+        found = describe_sorted(numbers.sort())
+    there = values[~np.isnan(values)]
+    assert (found.count, found.missing) == (len(there), len(values) - len(there))
+    if not len(there):
+        assert found.mean is None
+        return
+    assert found.mean == pytest.approx(there.mean(), abs=1e-6)
+    names = {"min": 0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1}
+    for name, share in names.items():
+        assert getattr(found, name) == pytest.approx(np.quantile(there, share), abs=1e-6)
+    if len(there) > 1:
+        assert found.std == pytest.approx(there.std(ddof=1), rel=1e-9, abs=1e-6)
+    assert describe(values) == found
+    counts, edges = np.histogram(there, bins=20)
+    shown = histogram(values)
+    assert shown.edges == pytest.approx(edges.tolist())
+    assert sum(shown.counts) == counts.sum() == len(there)
+
+
+@given(st.lists(st.integers(0, 9)))
+def test_different_numbers_are_found_across_pieces(values):
+    with DiskNumbers("uint64") as numbers:
+        numbers.extend(values)
+        assert count_different(numbers) == len(set(values))
+        assert [each for piece in different(numbers) for each in piece] == sorted(set(values))
+
+
+def test_equal_texts_have_equal_hashes_and_files_go():
+    with hashes_of(["a", "b", "a", "c", "b"]) as hashes:
+        path = hashes._path
+        assert path.exists()
+        assert len(hashes) == 5
+        assert count_different(hashes) == 3
+    assert not path.exists()
+
+
+def test_pieces_cover_everything_in_order():
+    values = np.arange(10)
+    assert np.concatenate(list(pieces(values))).tolist() == values.tolist()
