@@ -150,11 +150,12 @@ def test_a_served_model_judges(chat_model: Path, shared: Path, tmp_path: Path) -
 def test_benchmarks_equal_a_direct_call(chat_model: Path, shared: Path, tmp_path: Path) -> None:
     """GSM8K and IFEval on twenty shared rows, offline, against the harness's own call."""
     lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `benchmarks`")
+    import torch
     from lm_eval.tasks import TaskManager
 
     rows = {"gsm8k": "gsm8k_test.jsonl.gz", "ifeval": "ifeval_input.jsonl.gz"}
     files = {task: shared / "data" / name for task, name in rows.items()}
-    words = ["--policy", str(chat_model), "--max-prompts", "20", "--max-new-tokens", "32"]
+    words = ["--policy", str(chat_model), "--max-prompts", "20", "--max-new-tokens", "16"]
     for task, file in files.items():
         words += ["--task", f"{task}:0", "--task-data", f"{task}={file}"]
     done = RUNNER.invoke(app, ["evaluate", *words, "--json"])
@@ -173,7 +174,8 @@ def test_benchmarks_equal_a_direct_call(chat_model: Path, shared: Path, tmp_path
         tasks=[f"direct_{task}" for task in files],
         num_fewshot=0,
         limit=20,
-        gen_kwargs={"max_gen_toks": 32},
+        gen_kwargs={"max_gen_toks": 16},
+        device="cuda" if torch.cuda.is_available() else "cpu",
         task_manager=TaskManager(include_path=str(tmp_path)),
     )
     expected = {
