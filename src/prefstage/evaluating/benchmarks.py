@@ -5,6 +5,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,7 @@ def _harness() -> tuple[Any, Any]:
 
 def _provide_sentences(folder: Path) -> None:
     """Let nltk split sentences without its trained file, which it would fetch by network."""
-    import nltk
-
+    nltk = import_module("nltk")  # which has no types
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
