@@ -1,0 +1,67 @@
+"""Killed at any moment and called again: the results of a run that was never stopped."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefstage.core.hashing import digest_file
+from prefstage.data import load_pairs
+
+
+def weights(out: Path) -> list[str]:
+    return [digest_file(path) for path in sorted(out.glob("steps/*/model/model.safetensors"))]
+
+
+def figures(out: Path) -> dict[str, Any]:
+    result = json.loads((out / "align.json").read_text())
+    return {name: result[name] for name in ("iterations", "costs", "stopped")}
+
+
+def samples(out: Path) -> list[list[str]]:
+    files = sorted((out / "samples").glob("*.jsonl"))
+    return [sorted(file.read_text().splitlines()[1:]) for file in files]
+
+
+def pairs(out: Path) -> list[list[Any]]:
+    return [list(load_pairs(path)) for path in sorted(out.glob("steps/*/pairs.parquet"))]
+
+
+def killed(world: Path, folder: Path, *, kills: int, seed: int) -> list[Path]:
+    """The folders of the killed runs that ended in the end."""
+    words = [sys.executable, "-m", "tests.aligning.killing", world, folder, kills, seed]
+    ran = subprocess.run([str(word) for word in words], check=False, capture_output=True, text=True)
+    logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*.log")))
+    assert ran.returncode == 0, ran.stderr + logs
+    assert json.loads(ran.stdout)["kills"] == kills
+    return sorted(path for path in folder.glob("killed-*") if (path / "align.json").exists())
+
+
+def check(world: Path, folder: Path, *, kills: int, seed: int) -> None:
+    runs = killed(world, folder, kills=kills, seed=seed)
+    whole = folder / "whole"
+    assert runs
+    for run in runs:
+        assert weights(run) == weights(whole)
+        assert figures(run) == figures(whole)
+        assert samples(run) == samples(whole)
+        assert pairs(run) == pairs(whole)
+        for lines in samples(run):
+            ids = [(each["prompt_id"], each["index"]) for each in map(json.loads, lines)]
+            assert len(ids) == len(set(ids))
+    asked = [Counter(Path(f"{run}.asked").read_text().splitlines()) for run in runs]
+    again = sum(count - 1 for each in asked for count in each.values() if count > 1)
+    assert again <= 2 * kills, "more than the one comparison (two orders) that a kill interrupts"
+
+
+def test_three_kills_change_nothing(world: Path, tmp_path: Path) -> None:
+    check(world, tmp_path, kills=3, seed=1)
+
+
+@pytest.mark.slow
+def test_fifty_kills_change_nothing(world: Path, tmp_path: Path) -> None:
+    check(world, tmp_path, kills=50, seed=2)
