@@ -21,6 +21,7 @@ def test_the_suite_has_the_papers_shots() -> None:
     assert SUITES["data-dpo"] == {"mmlu": 5, "ifeval": 0, "truthfulqa_mc2": 6, "gsm8k": 8}
 
 
+@pytest.mark.slow
 def test_local_rows_give_the_harness_own_scores(shared: Path, tmp_path: Path) -> None:
     lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `benchmarks`")
     from lm_eval.api.model import LM
