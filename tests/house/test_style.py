@@ -196,5 +196,7 @@ def is_text(node: ast.Expr) -> bool:
 
 
 def registers(node: ast.Expr) -> bool:
-    """Typer's way to name a command: ``app.command()(function)``."""
-    return ast.unparse(node).startswith("app.command(")
+    """Typer's way to name a command: ``app.command()(function)``; PyTorch's to set its allocator."""
+    return ast.unparse(node).startswith(
+        ("app.command(", "environ.setdefault('THP_MEM_ALLOC_ENABLE'")
+    )

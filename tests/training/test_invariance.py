@@ -9,15 +9,11 @@ from torch import Tensor
 
 from tests.training.preference_runs import largest_difference, preference_trainer, weights_of
 
-# β-DPO draws pairs by how usual their margins are. In the first step margins are 0 but for
-# rounding, and so would its draw be: it keeps all pairs here.
-BETA_DPO = {"name": "beta_dpo", "keep": 1.0}
-
 # One that treats pairs alone, whole-batch ones on unpaired and paired data, two with state
 # (one of them a whole-batch loss), and one that draws tokens.
 LOSSES = [
     *("sigmoid", "kto", "bco", "sgdpo"),
-    *(pytest.param(each, marks=pytest.mark.slow) for each in ("aot", BETA_DPO, "re_po")),
+    *(pytest.param(each, marks=pytest.mark.slow) for each in ("aot", "beta_dpo", "re_po")),
     *(pytest.param(each, marks=pytest.mark.slow) for each in ("wpo", "sigmoid + 0.2*sft")),
 ]
 

@@ -17,8 +17,8 @@ from prefstage.losses.registry import LossState, LossValues
 ANONYMOUS = "anonymous"
 """Annotator of pairs that name none."""
 
-MIN_STD = 1e-6
-"""Nats. A narrower spread of margins would make every weight 0 or 1."""
+MIN_STD = 1e-3
+"""Nats. A narrower spread of margins (that of rounding, at the first step) decides nothing."""
 
 SUREST = 1e-6
 """η is read as at least this far from 0 and 1, where no label could ever change it again."""

@@ -60,11 +60,11 @@ def reference_of(trainer: Any) -> str:
 
 
 def beta_of(trainer: Any) -> float:
-    """β of the trainer's loss, as TRL and `PreferenceTrainer` have it; 0.1 if it has none."""
+    """β of the trainer's loss (τ of IPO), as TRL and `PreferenceTrainer` have it; else 0.1."""
     own = getattr(trainer.args, "beta", None)
     mix: Any = getattr(trainer, "loss", None)
-    if own is None and hasattr(mix, "resolved"):
-        own = next((term["beta"] for term in mix.resolved() if "beta" in term), None)
+    if own is None:
+        own = getattr(mix, "beta", None)
     return DEFAULT_BETA if own is None else float(own)
 
 

@@ -126,9 +126,7 @@ class PreferenceTrainer(DurableTrainer):
         self.fresh_adapter = peft_config is not None and adapter_is_identity(peft_config)
         self._means, self._speed, self._step_tokens = Means(), Speed(), 0
         self._set_up_scoring()
-        for callback in callbacks or []:
-            if hasattr(callback, "attach"):
-                callback.attach(self)
+        _attach_all(callbacks or [], self)
 
     def _set_up_scoring(self) -> None:
         args, parts = self.args, ModelParts.of(self.model)
@@ -379,3 +377,10 @@ class PreferenceTrainer(DurableTrainer):
         if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
             self.optimizer.eval()
         return model
+
+
+def _attach_all(callbacks: list[Any], trainer: PreferenceTrainer) -> None:
+    """Show the trainer to the callbacks that read more than their arguments."""
+    for callback in callbacks:
+        if hasattr(callback, "attach"):
+            callback.attach(trainer)
