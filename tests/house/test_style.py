@@ -196,7 +196,7 @@ def is_text(node: ast.Expr) -> bool:
 
 
 def registers(node: ast.Expr) -> bool:
-    """Typer's way to name a command: ``app.command()(function)``; PyTorch's to set its allocator."""
+    """Typer's way to name a command: ``app.command()(function)``; setting torch's allocator."""
     return ast.unparse(node).startswith(
         ("app.command(", "environ.setdefault('THP_MEM_ALLOC_ENABLE'")
     )
