@@ -22,6 +22,7 @@ CONFIGS = {
     "tabs.yaml": "sampling:\n\ttop_p: 0.9\n",
     "temperature.yaml": "tempature: 0.5\n",
     "recipe.yaml": "policy: ./none\ndata: pairs.jsonl\n",
+    "align.yaml": "policy: ./none\noff_policy: pairs.jsonl\njudge: table:pairs.jsonl\n",
     "policyless.yaml": "data: pairs.jsonl\n",
 }
 
@@ -41,6 +42,7 @@ OFF = "measure --off pairs.jsonl --judge table:pairs.jsonl"
 SAMPLE = "sample --policy ./none --prompts pairs.jsonl --out new.jsonl"
 SERVER = "sample --policy openai:m@http://127.0.0.1:9 --prompts pairs.jsonl --out new.jsonl"
 JUDGE = "judge --judge table:pairs.jsonl"
+ALIGN = "align align.yaml --out new"
 EVALUATE = "evaluate --judge table:pairs.jsonl --baseline elsewhere.json --out new"
 MT_BENCH = "evaluate --mt-bench questions.jsonl --policy openai:p@http://127.0.0.1:9 --out new"
 
@@ -161,6 +163,20 @@ COMMANDS: list[tuple[str, str, list[str]]] = [
     ),
     ("shots in words", "evaluate --policy p --task gsm8k:many", ["TASK:SHOTS"]),
     ("a task's rows nowhere", "evaluate --policy p --task gsm8k --task-data x", ["TASK=FILE"]),
+    ("no alignment there", "align none.yaml --out new", ["none.yaml", "check the path"]),
+    ("no recipe and no run", "align --out new", ["neither", "--resume", "name the recipe"]),
+    ("going on with nothing", "align --resume --out new", ["config.yaml", "check the path"]),
+    ("a schedule misspelt", f"{ALIGN} --set schedule=atuo", ["did you mean 'auto'?"]),
+    ("a schedule too long", f"{ALIGN} --set 'schedule=[on]'", ["1 entries for 2"]),
+    ("a share above one", f"{ALIGN} --set schedule.mix=2", ["mix", "0.1"]),
+    ("auto without measuring", f"{ALIGN} --set measure=false", ["measure is false"]),
+    ("no gain without win rates", f"{ALIGN} --set stop.no_gain=true", ["set evaluate"]),
+    ("a method that samples", f"{ALIGN} --set build.on=mixing", ["build.on is 'mixing'"]),
+    ("a reference of no kind", f"{ALIGN} --set reference=start", ["'iteration' or 'fixed'"]),
+    ("a training's policy", f"{ALIGN} --set train.policy=p", ["train.policy", "leave"]),
+    ("a training's setting misspelt", f"{ALIGN} --set train.los=ipo", ["did you mean 'loss'?"]),
+    ("a policy to align not there", ALIGN, ["./none", "check the name"]),
+    ("a folder that is no alignment", f"{ALIGN} --out theirs", ["theirs", "--out"]),
     ("no recipe there", "train none.yaml --out new", ["none.yaml", "check the path"]),
     ("a recipe for nobody", "train policyless.yaml --out new", ["'policy' is missing"]),
     ("a policy to train not there", f"{TRAIN}", ["./none"]),

@@ -1,12 +1,14 @@
 """The loop: sample, judge, measure, choose, build, train, evaluate; and again."""
 
 from prefstage.aligning.loop import Aligned, align
+from prefstage.aligning.planning import PlannedStep, plan_alignment
 from prefstage.aligning.recipe import Recipe, load_recipe
 from prefstage.aligning.schedule import Rule, parse_schedule
 from prefstage.aligning.steps import Step, StepRecord, Steps
 
 __all__ = [
     "Aligned",
+    "PlannedStep",
     "Recipe",
     "Rule",
     "Step",
@@ -15,4 +17,5 @@ __all__ = [
     "align",
     "load_recipe",
     "parse_schedule",
+    "plan_alignment",
 ]

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prefstage.cli.manners import Outcome, mannered, say
+from prefstage.core.errors import InputError
 
 if TYPE_CHECKING:
-    from prefstage.aligning import Aligned, StepRecord
+    from prefstage.aligning import Aligned, Recipe, StepRecord
 
 RecipeFile = Annotated[
-    Path,
+    Path | None,
     typer.Argument(help="The recipe, YAML: policy, off_policy, judge, schedule and so on."),
 ]
 OutOption = Annotated[
@@ -22,15 +23,23 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Setting that wins over the recipe, e.g. train.loss.beta=0.05."),
 ]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Take the recipe from the run folder, as it was last.")
+]
+DryOption = Annotated[
+    bool, typer.Option("--dry-run", help="Show each step and its estimated costs; do nothing.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 @mannered
 def align(
-    recipe: RecipeFile,
+    recipe: RecipeFile = None,
     *,
     out: OutOption,
     settings: SetOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Align a policy, in each iteration with the data that its stage asks for.
@@ -45,12 +54,40 @@ def align(
     from prefstage.aligning import align as run
     from prefstage.aligning import load_recipe
 
-    aligned = run(load_recipe(recipe, overrides), out=out, tell=_tell)
+    asked = load_recipe(_recipe_file(recipe, out, resume=resume), overrides)
+    if dry_run:
+        say(_planned(asked, out), as_json=as_json)
+        return
+    aligned = run(asked, out=out, tell=_tell)
     steps = [vars(each) for each in aligned.steps]
     say(
         Outcome(_told(aligned), {**aligned.result, "log": steps}, list(aligned.written)),
         as_json=as_json,
     )
+
+
+def _recipe_file(recipe: Path | None, out: Path, *, resume: bool) -> Path:
+    if (recipe is not None) == resume:
+        raise InputError.of(
+            saw="a recipe and --resume" if resume else "neither a recipe nor --resume",
+            expected="one of them; a recipe that was stopped goes on by itself",
+            cure="leave --resume out" if resume else "name the recipe",
+        )
+    return recipe if recipe is not None else out / "config.yaml"
+
+
+def _planned(recipe: "Recipe", out: Path) -> Outcome:
+    from dataclasses import asdict
+
+    from prefstage.aligning.planning import BASIS, plan_alignment, plan_table, planned_costs
+
+    planned = plan_alignment(recipe, out=out)
+    result = {
+        "steps": [asdict(each) for each in planned],
+        "total": asdict(planned_costs(planned)),
+        "basis": BASIS,
+    }
+    return Outcome(f"{plan_table(planned)}\n\n{BASIS}", result)
 
 
 def _tell(record: "StepRecord") -> None:
