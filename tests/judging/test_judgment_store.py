@@ -51,6 +51,19 @@ class Chooser:
         return [Judgment(0.9 if c.a < c.b else 0.1) for c in comparisons]
 
 
+def test_a_judgment_is_the_same_to_the_last_bit_whenever_it_is_read(tmp_path: Path) -> None:
+    """1 - (1 - p) is p but for rounding, and a resumed run must not see the difference."""
+    shares = [n / 997 for n in range(1, 997)]
+    judge = CallableJudge(lambda a, b, prompt: float(a) if a < b else 1 - float(b))
+    asked = [comparison("x", str(share), f"9{share}") for share in shares]
+    asked += [comparison("x", each.b, each.a) for each in asked]
+    with JudgmentStore(tmp_path / "store.db") as store:
+        first = [each.probability for each in stored(judge, store).compare(asked)]
+        again = [each.probability for each in stored(judge, store).compare(asked)]
+        alone = [stored(judge, store).compare([each])[0].probability for each in asked]
+    assert first == again == alone
+
+
 def test_a_pair_is_judged_once_whatever_its_order(tmp_path: Path) -> None:
     inner = Chooser()
     with JudgmentStore(tmp_path / "store.db") as store:

@@ -153,13 +153,14 @@ class JudgmentStore:
             judgment: What the judge said of it, in this order.
 
         Returns:
-            The judgment that stands: another process may have been first.
+            The judgment that stands, to the last bit as `get_judgment` will give it: another
+            process may have been first, and 1 - (1 - p) is p but for rounding.
         """
         key, swapped = _pair_key(judge, comparison)
         kept = flipped(judgment) if swapped else judgment
         row = (*key, kept.probability, kept.status)
         if self._insert("INSERT OR IGNORE INTO judgments VALUES (?, ?, ?, ?, ?, ?)", row):
-            return judgment
+            return flipped(kept) if swapped else kept
         return cast(Judgment, self.get_judgment(judge, comparison))
 
     def replies(self, judge: str) -> "StoredReplies":

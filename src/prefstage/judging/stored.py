@@ -12,7 +12,6 @@ from prefstage.judging.base import (
     Judgment,
     PointwiseJudge,
     compare_by_rewards,
-    flipped,
     gather,
 )
 from prefstage.judging.running import compare_each, score_each
@@ -69,8 +68,8 @@ class _StoredJudge:
         for index, judgment in compare_each(self._judge, asked):
             kept = self._store.put_judgment(self.fingerprint, asked[index], judgment)
             for position in waiting[index]:
-                same_order = comparisons[position].a == asked[index].a
-                yield position, kept if same_order else flipped(kept)
+                known = self._store.get_judgment(self.fingerprint, comparisons[position])
+                yield position, known or kept
 
     def _known(self, comparison: Comparison) -> Judgment | None:
         if comparison.a == comparison.b:
