@@ -1,0 +1,333 @@
+"""TwoStage (arXiv:2508.10530): rewards, policies and preferences that determine each other."""
+
+import torch
+from torch import Tensor
+
+from prefstage.sandbox.theory.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Setting,
+    counterexample,
+    curve,
+    equality,
+    order,
+    rule,
+)
+from prefstage.sandbox.theory.worlds import (
+    NOISE,
+    Worlds,
+    cycle,
+    dpo_gradient,
+    dpo_loss,
+    draw_worlds,
+    generator_of,
+    kl,
+    log_normalised,
+    optimum,
+)
+
+SMALL = 1e-6
+EXACTLY = 1e-10
+VOTES = (100, 400, 1600, 6400, 25600, 102400)
+
+
+def objective(worlds: Worlds, log_policy: Tensor, reward: Tensor) -> Tensor:
+    """Eq. 3: ``E_π[r] - β KL(π, π_ref)``.
+
+    Args:
+        worlds: Reference and β.
+        log_policy: log π. [worlds, prompts, responses].
+        reward: r. [worlds, prompts, responses].
+
+    Returns:
+        The objective. [worlds, prompts].
+    """
+    gain = (log_policy.exp() * reward).sum(-1)
+    return gain - worlds.beta[..., 0] * kl(log_policy, worlds.log_reference)
+
+
+def check_bijection(setting: Setting) -> Evidence:
+    """Theorem 5.1: a reward for every policy."""
+    worlds = draw_worlds(setting.worlds, seed=setting.seed)
+    implied = worlds.beta * (worlds.log_policy - worlds.log_reference)
+    back = optimum(worlds.log_reference, implied, worlds.beta)
+    best = optimum(worlds.log_reference, worlds.reward, worlds.beta)
+    value = objective(worlds, best, worlds.reward)
+    gap = value - objective(worlds, worlds.log_policy, worlds.reward)
+    shift = 1 + worlds.reward.abs().amax(-1, keepdim=True)
+    shifted = optimum(worlds.log_reference, worlds.reward + shift, worlds.beta)
+    same = (shifted - best).abs().amax(-1) <= EXACTLY
+    moves = torch.linspace(-1, 1, 41, dtype=torch.float64)
+    along = [
+        (value - objective(worlds, log_normalised(best + t * worlds.reward), worlds.reward)).mean()
+        for t in moves
+    ]
+    return Evidence(
+        [
+            equality("the optimum under r = β log π/π_ref is π", back - worlds.log_policy),
+            equality("a policy falls behind the optimum by β KL(π, π*)",
+                     gap - worlds.beta[..., 0] * kl(worlds.log_policy, best)),
+            rule("no policy exceeds the optimum", gap < 0),
+            counterexample("the reward is unique (r + c(x) gives the same policy)", same),
+        ],
+        Figure("Falling behind the optimum", "tilt of π* by the reward", "mean loss of Eq. 3",
+               [curve("random worlds", moves, along)]),
+    )  # fmt: skip
+
+
+def _chain(worlds: Worlds) -> Tensor:
+    """Pairs of neighbours alone: responses - 1 pairs a prompt, labelled by P. P(y_w, y_l)."""
+    responses = worlds.reward.shape[-1]
+    linked = torch.diag(torch.ones(responses - 1, dtype=torch.float64), 1)
+    return (linked + linked.T) * worlds.preference / (responses - 1)
+
+
+def _along_chain(preference: Tensor, beta: Tensor) -> Tensor:
+    """f, up to a constant, that fits neighbours' preferences. [worlds, prompts, responses]."""
+    fall = torch.logit(torch.diagonal(preference, 1, -2, -1)) / beta
+    return torch.nn.functional.pad(-fall.cumsum(-1), (1, 0))
+
+
+def _voted(worlds: Worlds, votes: int, generator: torch.Generator) -> Tensor:
+    """Shares of votes for the first of two neighbours, half a vote added to each side."""
+    neighbours = torch.diagonal(worlds.preference, 1, -2, -1)
+    count = torch.binomial(
+        torch.full_like(neighbours, votes), neighbours.contiguous(), generator=generator
+    )
+    return torch.logit((count + 0.5) / (votes + 1))
+
+
+def check_finite(setting: Setting) -> Evidence:
+    """Theorem 5.2: what finite data determine."""
+    worlds = draw_worlds(setting.worlds, seed=setting.seed)
+    best = optimum(worlds.log_reference, worlds.reward, worlds.beta)
+    fitted = _along_chain(worlds.preference, worlds.beta)
+    found = log_normalised(worlds.log_reference + fitted)
+    joint = _chain(worlds)
+    middle = worlds.reward.shape[-1] // 2
+    cut = joint.clone()
+    cut[..., middle - 1, middle] = cut[..., middle, middle - 1] = 0
+    lifted = fitted.clone()
+    lifted[..., middle:] += 1
+    loss, other = (dpo_loss(each, worlds.beta, cut) for each in (fitted, lifted))
+    elsewhere = log_normalised(worlds.log_reference + lifted)
+    distance = (elsewhere - found).abs().amax(-1)
+    generator = generator_of(setting.seed + 1)
+    exact = torch.logit(torch.diagonal(worlds.preference, 1, -2, -1))
+    errors = torch.stack(
+        [(_voted(worlds, votes, generator) - exact).abs().mean() for votes in VOTES]
+    )
+    votes = torch.tensor(VOTES, dtype=torch.float64)
+    exactly_found = (found - best).abs().amax(-1) <= EXACTLY
+    return Evidence(
+        [
+            equality("K - 1 pairs in a chain, exactly labelled, give π*", found - best),
+            equality("DPO's gradient on them vanishes there",
+                     dpo_gradient(fitted, worlds.beta, joint)),
+            counterexample("the optimum can only be achieved with infinite data", exactly_found),
+            equality("a chain that is cut leaves the loss alike", loss - other),
+            rule("for policies that differ", distance <= SMALL),
+            order("error of the fitted reward by votes a pair", votes, errors, wanted=-0.5,
+                  worlds=worlds.count, within=0.05),
+        ],
+        Figure("Finite votes: error of the fitted reward", "votes a pair",
+               "mean error of a reward difference",
+               [curve("pairs of neighbours", votes, errors)], log="xy"),
+    )  # fmt: skip
+
+
+def general_policy(preference: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve Definition 5.3 for π_G, and say how far the preference is from having one.
+
+    ``π_G(y_2) = 1 / Σ_{y_1} P(y_1 ≻ y_2)/P(y_2 ≻ y_1)`` (Eq. 24). The misfit is the largest
+    ``|logit P(y_1 ≻ y_2) - log π_G(y_1)/π_G(y_2)|``: 0 if and only if a π_G exists.
+
+    Args:
+        preference: P(y_i ≻ y_j | x), strictly between 0 and 1. [..., responses, responses].
+
+    Returns:
+        log π_G [..., responses], normalised, and the misfit [...], nats.
+    """
+    odds = torch.logit(preference)
+    log_policy = log_normalised(-torch.logsumexp(odds, -2))
+    fitted = log_policy[..., :, None] - log_policy[..., None, :]
+    return log_policy, (odds - fitted).abs().amax((-1, -2))
+
+
+def check_general(setting: Setting) -> Evidence:
+    """Theorem 5.4: π_G, where there is one."""
+    worlds = draw_worlds(setting.worlds, seed=setting.seed)
+    found, misfit = general_policy(worlds.preference)
+    without = {
+        "noise": general_policy(worlds.preferring("noisy").preference)[1],
+        "ties": general_policy(worlds.preferring("ties").preference)[1],
+        "cycles": general_policy(worlds.preferring("intransitive").preference)[1],
+    }
+    margin = worlds.reward[..., :, None] - worlds.reward[..., None, :]
+    sizes = torch.linspace(0, 1, 21, dtype=torch.float64)
+    circular = [
+        general_policy((margin + size * cycle(margin.shape[-1])).sigmoid())[1].mean()
+        for size in sizes
+    ]
+    noisy = [
+        general_policy(size * NOISE + (1 - 2 * size * NOISE) * margin.sigmoid())[1].mean()
+        for size in sizes
+    ]
+    return Evidence(
+        [
+            equality("Eq. 24 gives the softmax of the reward",
+                     found - log_normalised(worlds.reward)),
+            equality("and its preferences are P*", misfit),
+            *[
+                counterexample(f"preferences with {label} have a π_G", each > SMALL)
+                for label, each in without.items()
+            ],
+            rule("preferences with noise or cycles are always told apart",
+                 (without["noise"] <= SMALL) | (without["cycles"] <= SMALL)),
+        ],
+        Figure("No π_G: how far preferences are from having one",
+               "departure from Bradley-Terry (share of the default)", "mean misfit (nats)",
+               [curve("label noise", sizes, noisy), curve("cycles", sizes, circular)]),
+    )  # fmt: skip
+
+
+def consistency(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    """Definition 5.5: how often two preferences name the same winner.
+
+    Args:
+        first: P_1(y_i ≻ y_j | x). [..., responses, responses].
+        second: P_2, likewise; both above ½ or both not.
+        weights: Probability of each comparison. [..., responses, responses].
+
+    Returns:
+        The consistency. [...], in [0, 1].
+    """
+    half = 0.5
+    return (weights * ((first > half) == (second > half))).sum((-1, -2))
+
+
+def check_consistency(setting: Setting) -> Evidence:
+    """Definition 5.5: what a consistency of 1 says."""
+    worlds = draw_worlds(setting.worlds, seed=setting.seed)
+    policy = worlds.log_policy.exp()
+    drawn = policy[..., :, None] * policy[..., None, :]
+    margin = worlds.reward[..., :, None] - worlds.reward[..., None, :]
+    tempered = (2 * margin).sigmoid()
+    powers = torch.linspace(0.1, 4, 40, dtype=torch.float64)
+    apart = [((power * margin).sigmoid() - worlds.preference).abs().mean() for power in powers]
+    agreed = [
+        consistency((power * margin).sigmoid(), worlds.preference, drawn).mean() for power in powers
+    ]
+    mean_gap = ((tempered - worlds.preference).abs() * drawn).sum((-1, -2))
+    return Evidence(
+        [
+            equality("π_G and its square have consistency 1",
+                     consistency(worlds.preference, tempered, drawn) - 1),
+            counterexample("consistency 1 makes the preferences identical", mean_gap > SMALL),
+        ],
+        Figure("Consistency sees the order alone", "power of π_G", "",
+               [curve("consistency with P*", powers, agreed),
+                curve("mean |P - P*|", powers, apart)]),
+    )  # fmt: skip
+
+
+def _parted(worlds: Worlds, distance: float) -> tuple[Tensor, Tensor]:
+    """Log π_θ and log π_off, each drawn towards its own half of the responses."""
+    side = torch.ones(worlds.reward.shape[-1], dtype=torch.float64)
+    side[::2] = -1
+    first = log_normalised(worlds.log_policy + distance * side)
+    return first, log_normalised(worlds.log_reference - distance * side)
+
+
+def _simplified(worlds: Worlds, distance: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Exact and simplified consistency of π_θ, distinctness, and both of π_off."""
+    policy, off = _parted(worlds, distance)
+    drawn = policy.exp()[..., :, None] * off.exp()[..., None, :]
+    ahead, ahead_off = (
+        (each[..., :, None] - each[..., None, :]).sigmoid() for each in (policy, off)
+    )
+    half = 0.5
+    distinct = (drawn * (ahead > half)).sum((-1, -2))
+    simple = (drawn * (worlds.preference > half)).sum((-1, -2))
+    exact = consistency(worlds.preference, ahead, drawn)
+    exact_off = consistency(worlds.preference, ahead_off, drawn)
+    return exact, simple, distinct, exact_off, (drawn * (ahead_off > half)).sum((-1, -2))
+
+
+def check_simplified(setting: Setting) -> Evidence:
+    """Eqs. 12 and 13: the boundary score for the consistency, as distributions overlap."""
+    worlds = draw_worlds(setting.worlds, seed=setting.seed, responses=8)
+    distances = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    broken, broken_off, rows = [], [], []
+    for distance in distances:
+        exact, simple, distinct, exact_off, overlap_off = _simplified(worlds, distance)
+        rounding = 1e-12
+        broken.append((exact - simple).abs() > 1 - distinct + rounding)
+        broken_off.append((exact_off - (1 - simple)).abs() > overlap_off + rounding)
+        calls = (exact.mean(-1) > exact_off.mean(-1)) != (simple.mean(-1) > 1 / 2)
+        means = [distinct, (exact - simple).abs(), 1 - distinct, calls.double()]
+        rows.append([float(each.mean()) for each in means])
+    share, gap, bound, calls_wrong = (list(column) for column in zip(*rows, strict=True))
+    limit = _simplified(worlds, 60.0)
+    return Evidence(
+        [
+            equality("with disjoint supports the simplified consistency is exact",
+                     limit[0] - limit[1]),
+            equality("the off-policy one likewise", limit[3] - (1 - limit[1])),
+            rule("|exact - simplified| <= 1 - distinctness", torch.stack(broken, 1)),
+            rule("off-policy: <= share of comparisons that π_off orders the other way",
+                 torch.stack(broken_off, 1)),
+            counterexample("the simplified consistency is the exact one under overlap",
+                           (_simplified(worlds, 0.0)[0] - _simplified(worlds, 0.0)[1]).abs()
+                           > SMALL),
+        ],
+        Figure("Eq. 12: error of the simplified consistency by distinctness",
+               "distinctness (share of comparisons with π_θ(y_1) > π_θ(y_2))", "",
+               [curve("mean |exact - simplified|", share, gap), curve("bound", share, bound),
+                curve("share of worlds with another stage", share, calls_wrong)]),
+    )  # fmt: skip
+
+
+PAPER = "TwoStage, arXiv:2508.10530"
+CHECKS = (
+    Check(
+        "stage-5.1",
+        f"{PAPER}, Theorem 5.1",
+        "For any policy π_θ and reference there is a unique reward of which π_θ is the optimum.",
+        "Both of full support, and the reward up to a constant for each prompt: the printed proof "
+        "moves one reward while the others are held.",
+        check_bijection,
+    ),
+    Check(
+        "stage-5.2",
+        f"{PAPER}, Theorem 5.2",
+        "The optimum can only be achieved if the data are infinite.",
+        "With exact Bradley-Terry labels and K responses to a prompt, K - 1 pairs that link all "
+        "of them suffice. Infinite are the votes that an exact label takes, and the responses of "
+        "a language. Pairs that leave the responses in separate groups determine no policy.",
+        check_finite,
+    ),
+    Check(
+        "stage-5.4",
+        f"{PAPER}, Definition 5.3 and Theorem 5.4",
+        "Every well-defined P* has a unique π_G with P* = σ(log π_G(y_1) - log π_G(y_2)).",
+        "Unique always; it exists if and only if logit P* adds up along any path (no noise, ties "
+        "or cycles) and 0 < P* < 1.",
+        check_general,
+    ),
+    Check(
+        "stage-5.5",
+        f"{PAPER}, Definition 5.5",
+        "The greatest preference consistency is a sufficient condition of identical preferences.",
+        "It is necessary, not sufficient: consistency sees the order of responses alone.",
+        check_consistency,
+    ),
+    Check(
+        "stage-12-13",
+        f"{PAPER}, Eqs. 12 and 13",
+        "Consistency with P* is the boundary score if π_θ and π_off are distinct.",
+        "The error is at most 1 - distinctness.",
+        check_simplified,
+    ),
+)

@@ -1,0 +1,201 @@
+"""Tabular worlds: finite prompts and responses, where every expectation is a sum."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prefstage.losses.pairwise import sigmoid_loss
+
+PreferenceModel = Literal["bradley-terry", "noisy", "ties", "intransitive"]
+"""How preferences follow from rewards; only the first is a Bradley-Terry model."""
+
+NOISE = 0.1
+TIE_REACH = 0.7
+CYCLE = 1.5
+_NEWTON_STEPS = 60
+_NEWTON_REACH = 4.0
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """A batch of worlds.
+
+    Attributes:
+        log_policy: log π(y|x). [worlds, prompts, responses], nats, float64.
+        log_reference: log π_ref(y|x). [worlds, prompts, responses], nats.
+        reward: r(x, y). [worlds, prompts, responses].
+        preference: P(y_i ≻ y_j | x). [worlds, prompts, responses, responses].
+        beta: Pull towards the reference. [worlds, 1, 1], 1/nats.
+    """
+
+    log_policy: Tensor
+    log_reference: Tensor
+    reward: Tensor
+    preference: Tensor
+    beta: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of worlds."""
+        return len(self.reward)
+
+    def preferring(self, model: PreferenceModel) -> "Worlds":
+        """The same worlds with another preference model."""
+        return replace(self, preference=preference_of(self.reward, model))
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A generator of random numbers with its own seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def draw_worlds(
+    count: int, *, seed: int, prompts: int = 2, responses: int = 6, spread: float = 1.0
+) -> Worlds:
+    """Draw random worlds with Bradley-Terry preferences.
+
+    Args:
+        count: Number of worlds.
+        seed: Of all random numbers.
+        prompts: Prompts of each world.
+        responses: Responses to each prompt.
+        spread: Standard deviation of rewards and of unnormalised log-probs.
+
+    Returns:
+        The worlds; β is log-uniform in [0.05, 2].
+    """
+    generator = generator_of(seed)
+    shape = (count, prompts, responses)
+    draws = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
+    policy, reference, reward = (spread * each for each in draws)
+    share = torch.rand((count, 1, 1), generator=generator, dtype=torch.float64)
+    return Worlds(
+        log_policy=policy.log_softmax(-1),
+        log_reference=reference.log_softmax(-1),
+        reward=reward,
+        preference=preference_of(reward, "bradley-terry"),
+        beta=0.05 * 40**share,
+    )
+
+
+def preference_of(reward: Tensor, model: PreferenceModel) -> Tensor:
+    """P(y_i ≻ y_j | x) of every two responses.
+
+    ``bradley-terry``: σ(r_i - r_j). ``noisy``: every tenth label is turned round. ``ties``:
+    rewards closer than 0.7 count as equal. ``intransitive``: beyond the reward, each response
+    beats the next one in a cycle.
+
+    Args:
+        reward: r. [..., responses].
+        model: Which of these.
+
+    Returns:
+        P. [..., responses, responses]; P_ij + P_ji = 1.
+    """
+    margin = reward[..., :, None] - reward[..., None, :]
+    if model == "noisy":
+        return NOISE + (1 - 2 * NOISE) * margin.sigmoid()
+    if model == "ties":
+        return torch.where(margin.abs() < TIE_REACH, 0.0, margin).sigmoid()
+    if model == "intransitive":
+        return (margin + CYCLE * cycle(reward.shape[-1])).sigmoid()
+    return margin.sigmoid()
+
+
+def cycle(responses: int) -> Tensor:
+    """The antisymmetric matrix by which each response beats the next one, in a circle."""
+    following = torch.eye(responses, dtype=torch.float64).roll(1, dims=1)
+    return following - following.T
+
+
+def log_normalised(log_weights: Tensor) -> Tensor:
+    """Log-probs in proportion to weights, over the last axis."""
+    return log_weights.log_softmax(-1)
+
+
+def optimum(log_reference: Tensor, reward: Tensor, beta: Tensor) -> Tensor:
+    """Log π* of the alignment objective: ``π* ∝ π_ref exp(r/β)`` (arXiv:2508.10530, Eq. 7)."""
+    return log_normalised(log_reference + reward / beta)
+
+
+def kl(log_first: Tensor, log_second: Tensor) -> Tensor:
+    """KL divergence over the last axis, nats."""
+    return (log_first.exp() * (log_first - log_second)).sum(-1)
+
+
+def labelled(first: Tensor, second: Tensor, preference: Tensor) -> Tensor:
+    """Joint distribution of (y_w, y_l) when y_1 and y_2 are drawn and then labelled.
+
+    Args:
+        first: Probabilities of y_1. [..., responses].
+        second: Probabilities of y_2, drawn independently. [..., responses].
+        preference: P(y_i ≻ y_j). [..., responses, responses].
+
+    Returns:
+        P(y_w = i, y_l = j). [..., responses, responses]; sums to 1.
+    """
+    drawn = first[..., :, None] * second[..., None, :]
+    return (drawn + drawn.transpose(-1, -2)) * preference
+
+
+def dpo_loss(log_ratio: Tensor, beta: Tensor, joint: Tensor) -> Tensor:
+    """Expected DPO loss by the library's own `sigmoid_loss`.
+
+    Args:
+        log_ratio: f = log π/π_ref, up to a constant a prompt. [worlds, prompts, responses].
+        beta: [worlds, 1, 1].
+        joint: P(y_w = i, y_l = j). [worlds, prompts, responses, responses].
+
+    Returns:
+        The loss. [worlds, prompts].
+    """
+    scaled = beta * log_ratio
+    chosen = scaled[..., :, None].expand(joint.shape).reshape(-1)
+    rejected = scaled[..., None, :].expand(joint.shape).reshape(-1)
+    losses = sigmoid_loss(chosen, rejected, beta=1.0).reshape(joint.shape)
+    return (joint * losses).sum((-1, -2))
+
+
+def dpo_gradient(log_ratio: Tensor, beta: Tensor, joint: Tensor) -> Tensor:
+    """Functional gradient of `dpo_loss` by f, from automatic differentiation.
+
+    Args:
+        log_ratio: As for `dpo_loss`.
+        beta: Likewise.
+        joint: Likewise.
+
+    Returns:
+        δL/δf. [worlds, prompts, responses].
+    """
+    leaf = log_ratio.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(dpo_loss(leaf, beta, joint).sum(), leaf)
+    return gradient
+
+
+def dpo_optimum(joint: Tensor) -> Tensor:
+    """The minimiser βf of the expected DPO loss, by Newton's method.
+
+    The loss is convex in βf; it has one minimum, up to a constant, where every two responses
+    are linked by pairs labelled either way.
+
+    Args:
+        joint: P(y_w = i, y_l = j), positive off the diagonal. [..., responses, responses].
+
+    Returns:
+        βf with mean 0. [..., responses].
+    """
+    responses = joint.shape[-1]
+    either = joint + joint.transpose(-1, -2)
+    ones = torch.ones(responses, responses, dtype=joint.dtype)
+    scaled = joint.new_zeros(joint.shape[:-1])
+    for _ in range(_NEWTON_STEPS):
+        share = (scaled[..., :, None] - scaled[..., None, :]).sigmoid()
+        gradient = (either * share - joint).sum(-1)
+        weight = either * share * (1 - share)
+        curvature = torch.diag_embed(weight.sum(-1)) - weight + ones
+        step = torch.linalg.solve(curvature, gradient)
+        size = step.abs().amax(-1, keepdim=True).clamp(min=_NEWTON_REACH)
+        scaled = scaled - step * (_NEWTON_REACH / size)
+    return scaled - scaled.mean(-1, keepdim=True)
