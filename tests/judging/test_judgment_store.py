@@ -14,7 +14,7 @@ from prefstage.core.errors import InputError
 from prefstage.data.records import Prompt
 from prefstage.judging import Comparison, Judge, Judgment, JudgmentStore, PointwiseJudge, stored
 from prefstage.judging.base import Reply, StreamingJudge
-from prefstage.judging.function import CallableJudge
+from prefstage.judging.function import CallableJudge, FunctionOptions
 from tests.judging.tiny_judges import comparison
 
 HERE = Path(__file__).parent
@@ -54,7 +54,10 @@ class Chooser:
 def test_a_judgment_is_the_same_to_the_last_bit_whenever_it_is_read(tmp_path: Path) -> None:
     """1 - (1 - p) is p but for rounding, and a resumed run must not see the difference."""
     shares = [n / 997 for n in range(1, 997)]
-    judge = CallableJudge(lambda a, b, prompt: float(a) if a < b else 1 - float(b))
+    judge = CallableJudge(
+        lambda a, b, prompt: float(a) if a < b else 1 - float(b),
+        options=FunctionOptions(symmetric=True),
+    )
     asked = [comparison("x", str(share), f"9{share}") for share in shares]
     asked += [comparison("x", each.b, each.a) for each in asked]
     with JudgmentStore(tmp_path / "store.db") as store:
