@@ -38,6 +38,7 @@ COMMANDS = [
     "judge",
     "measure",
     "sample",
+    "theory",
     "train",
 ]
 

@@ -15,6 +15,7 @@ from prefstage.cli.judge import judge
 from prefstage.cli.manners import OneLineErrors
 from prefstage.cli.measure import measure
 from prefstage.cli.sample import sample
+from prefstage.cli.theory import theory
 from prefstage.cli.train import train
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(align)
 app.command()(demo)
+app.command()(theory)
 app.command()(doctor)
 
 

@@ -107,7 +107,7 @@ def check_signs(setting: Setting) -> Evidence:
         Figure("Movement of a response after one step", "P̄ - P̄_BT", "change",
                [curve("of f", mean_excess.reshape(-1)[order_of], rise.reshape(-1)[order_of]),
                 curve("of log π", mean_excess.reshape(-1)[order_of],
-                      moved.reshape(-1)[order_of])]),
+                      moved.reshape(-1)[order_of])], points=True),
     )  # fmt: skip
 
 
@@ -155,7 +155,8 @@ def check_optimum(setting: Setting) -> Evidence:
         Figure("Drawn, then labelled by Bradley-Terry: implied reward", "true reward, centred",
                "implied reward, centred",
                [curve("log π_w/π_l of the marginals", true.reshape(-1)[ranks], shown),
-                curve("DPO's optimum", true.reshape(-1)[ranks], true.reshape(-1)[ranks])]),
+                curve("DPO's optimum", true.reshape(-1)[ranks],
+                      dpo_optimum(pairs).reshape(-1)[ranks])], points=True),
     )  # fmt: skip
 
 

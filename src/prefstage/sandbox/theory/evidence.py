@@ -48,13 +48,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Figure:
-    """What is plotted; `log` names the logarithmic axes."""
+    """What is plotted; `log` names the logarithmic axes, `points` asks for no lines."""
 
     title: str
     x_title: str
     y_title: str
     curves: list[Curve]
     log: str = ""
+    points: bool = False
 
 
 @dataclass(frozen=True)

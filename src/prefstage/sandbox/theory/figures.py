@@ -38,7 +38,8 @@ def draw_figure(figure: Figure, path: Path) -> Path:
     panel = canvas.subplots()
     for place, each in enumerate(figure.curves):
         colour, style = COLOURS[place % len(COLOURS)], STYLES[place % len(STYLES)]
-        panel.plot(each.x, each.y, style, color=colour, label=each.label)
+        marks = {"marker": ".", "linestyle": ""} if figure.points else {"linestyle": style}
+        panel.plot(each.x, each.y, color=colour, label=each.label, **marks)
     if "x" in figure.log:
         panel.set_xscale("log")
     if "y" in figure.log:
