@@ -167,23 +167,18 @@ def test_the_real_chat_model_learns_from_real_pairs(
 ) -> None:
     source = shared / "data" / "hh_rlhf_harmless_test.jsonl.gz"
     with gzip.open(source, "rt", encoding="utf-8") as stream:
-        lines = list(islice(stream, 24))
-    (tmp_path / "hh.jsonl").write_text("".join(lines[:16]))
-    (tmp_path / "held_out.jsonl").write_text("".join(lines[16:]))
-    settings = {
-        "policy": str(chat_model),
-        "data": "hh.jsonl",
-        "eval": "held_out.jsonl",
-        "dynamics": "false",
-        "tokens.max_prompt_tokens": "256",
-        "tokens.max_response_tokens": "128",
-        "training.per_device_train_batch_size": "8",
-        "training.max_steps": "6",
-        "training.logging_steps": "1",
-        "training.eval_strategy": "'no'",
-        "training.learning_rate": {"lora": "5e-4", "full": "1e-5"}[name],
-    }
-    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    result = run(tmp_path, name, *options)
-    assert result["first_loss"] == pytest.approx(log(2), abs=1e-3)
-    assert result["last_loss"] < result["first_loss"]
+        lines = list(islice(stream, 128))
+    (tmp_path / "hh.jsonl").write_text("".join(lines[:96]))
+    (tmp_path / "hh_held_out.jsonl").write_text("".join(lines[96:]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        typed = ["train", str(EXAMPLES / f"real_{name}.yaml"), "--out", "run", "--json"]
+        result = CliRunner().invoke(app, [*typed, "--set", f"policy={chat_model}"])
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["items"], found["steps"]) == (95, 12)
+    history = json.loads((tmp_path / "run" / "history.json").read_text())["history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[0] == pytest.approx(log(2), abs=5e-3)
+    assert found["metrics"]["eval_loss"] < log(2)
+    assert found["metrics"]["eval_rewards/accuracies"] > 0.5
