@@ -58,6 +58,10 @@ def align(
     if dry_run:
         say(_planned(asked, out), as_json=as_json)
         return
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # of loading and saving weights
     aligned = run(asked, out=out, tell=_tell)
     steps = [vars(each) for each in aligned.steps]
     say(
