@@ -36,6 +36,7 @@ docs: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/measuring.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf $(VENV) site demo .pytest_cache .mypy_cache .ruff_cache
