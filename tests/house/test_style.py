@@ -200,3 +200,9 @@ def registers(node: ast.Expr) -> bool:
     return ast.unparse(node).startswith(
         ("app.command(", "environ.setdefault('THP_MEM_ALLOC_ENABLE'")
     )
+
+
+def test_every_test_module_has_a_name_of_its_own() -> None:
+    """Pytest imports a test module by its bare name: two of one name stop the whole run."""
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
