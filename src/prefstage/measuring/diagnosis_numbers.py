@@ -90,10 +90,13 @@ def histogram(values: Numbers, *, bins: int = 20) -> Histogram:
         bins: How many.
 
     Returns:
-        The counts.
+        The counts. Numbers that differ by rounding alone stand in bins as wide as for equal
+        ones, from half below to half above.
     """
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    edges = np.histogram_bin_edges(np.array([low, high]), bins=bins)
+    edges = np.linspace(low, high, bins + 1)
+    if np.any(np.diff(edges) <= 0):
+        edges = np.linspace(low - 0.5, high + 0.5, bins + 1)
     counts = np.zeros(bins, dtype=np.int64)
     for piece in pieces(values):
         counts += np.histogram(piece[~np.isnan(piece)], bins=edges)[0]
