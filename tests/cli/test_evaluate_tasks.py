@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,7 @@ WRONG = [
     (["--mt-bench", "q", "--baseline", "b.json"], "--baseline"),
     (["--repeats", "2"], "--repeats without --mt-bench"),
     (["--task-data", "gsm8k=x"], "--task-data without --task"),
+    (["--apply-chat-template"], "--apply-chat-template without --task"),
     (["--mt-bench", "q", "--policy", "p", "--out", "o"], "--judge"),
     (["--task", "gsm8k"], "--policy"),
     (["--task", "gsm8k:many", "--policy", "p"], "TASK:SHOTS"),
@@ -147,7 +151,10 @@ def test_a_served_model_judges(chat_model: Path, shared: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_benchmarks_equal_a_direct_call(chat_model: Path, shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("template", [False, True], ids=["plain", "chat template"])
+def test_benchmarks_equal_a_direct_call(
+    chat_model: Path, shared: Path, tmp_path: Path, *, template: bool
+) -> None:
     """GSM8K and IFEval on twenty shared rows, offline, against the harness's own call."""
     lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `benchmarks`")
     import torch
@@ -156,11 +163,12 @@ def test_benchmarks_equal_a_direct_call(chat_model: Path, shared: Path, tmp_path
     rows = {"gsm8k": "gsm8k_test.jsonl.gz", "ifeval": "ifeval_input.jsonl.gz"}
     files = {task: shared / "data" / name for task, name in rows.items()}
     words = ["--policy", str(chat_model), "--max-prompts", "20", "--max-new-tokens", "16"]
+    words += ["--apply-chat-template"] if template else []
     for task, file in files.items():
         words += ["--task", f"{task}:0", "--task-data", f"{task}={file}"]
     done = RUNNER.invoke(app, ["evaluate", *words, "--json"])
     assert done.exit_code == 0, done.output
-    scores = json.loads(done.stdout)["scores"]
+    told = json.loads(done.stdout)
     manager = TaskManager()
     for task, file in files.items():
         definition = manager.task_index[task].yaml_path
@@ -168,21 +176,36 @@ def test_benchmarks_equal_a_direct_call(chat_model: Path, shared: Path, tmp_path
         local |= {"dataset_name": None, "test_split": "test", "training_split": None}
         local |= {"dataset_kwargs": {"data_files": {"test": str(file)}}, "fewshot_split": None}
         (tmp_path / f"{task}.yaml").write_text(json.dumps(local))
-    direct = lm_eval.simple_evaluate(
-        model="hf",
-        model_args=f"pretrained={chat_model}",
-        tasks=[f"direct_{task}" for task in files],
-        num_fewshot=0,
-        limit=20,
-        gen_kwargs={"max_gen_toks": 16},
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        task_manager=TaskManager(include_path=str(tmp_path)),
-    )
+    with sentences(tmp_path):
+        direct = lm_eval.simple_evaluate(
+            model="hf",
+            model_args=f"pretrained={chat_model}",
+            tasks=[f"direct_{task}" for task in files],
+            num_fewshot=0,
+            limit=20,
+            apply_chat_template=template,
+            gen_kwargs={"max_gen_toks": 16},
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            task_manager=TaskManager(include_path=str(tmp_path)),
+        )
     expected = {
         (task, metric): value
         for task in files
         for metric, value in direct["results"][f"direct_{task}"].items()
         if "," in metric and "_stderr" not in metric
     }
-    assert {(each["task"], each["metric"]): each["score"] for each in scores} == expected
-    assert {each["rows"] for each in scores} == {20}
+    assert {(each["task"], each["metric"]): each["score"] for each in told["scores"]} == expected
+    assert {each["rows"] for each in told["scores"]} == {20}
+
+
+@contextmanager
+def sentences(folder: Path) -> Iterator[None]:
+    """The splitter that the command falls back on: nltk would wait for a network otherwise."""
+    nltk = import_module("nltk")
+    untrained = folder / "nltk" / "tokenizers" / "punkt_tab" / "english"
+    untrained.mkdir(parents=True)
+    for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
+        (untrained / name).touch()
+    nltk.data.path.append(str(folder / "nltk"))
+    yield
+    nltk.data.path.remove(str(folder / "nltk"))

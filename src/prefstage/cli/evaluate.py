@@ -80,6 +80,18 @@ TaskData = Annotated[
     list[str] | None,
     _option("TASK=FILE: the task's rows from a local file, JSON lines or gzip.", "--task-data"),
 ]
+Joint = Annotated[
+    bool,
+    _option(
+        "Estimate the prompts' difficulty from all models together (three or more), for "
+        "length control on prompts other than AlpacaEval's.",
+        "--joint-difficulty",
+    ),
+]
+ChatTemplate = Annotated[
+    bool,
+    _option("Put the task's prompts into the model's chat template.", "--apply-chat-template"),
+]
 Lookup = Annotated[
     str, _option("Difficulty by instruction, or as-published (by row, with --annotations).")
 ]
@@ -95,6 +107,7 @@ def evaluate(
     annotations: AnnotationsFile = None,
     out: Out = None,
     prompt_order: PromptOrder = None,
+    joint_difficulty: Joint = False,
     lookup: Lookup = "instruction",
     mt_bench: MtBenchFile = None,
     references: References = None,
@@ -105,6 +118,7 @@ def evaluate(
     ] = None,
     task: Tasks = None,
     task_data: TaskData = None,
+    apply_chat_template: ChatTemplate = False,
     stop_early: Annotated[
         bool, _option("Stop when it is decided which of the two is better.", "--stop-early")
     ] = False,
@@ -219,7 +233,13 @@ def _recount(given: Mapping[str, Any]) -> dict[str, Any]:
 def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
     from prefstage.core.hashing import digest
     from prefstage.core.runs import RunFolder
-    from prefstage.evaluating import WinRateConfig, compare_win_rates, load_answers, win_rate
+    from prefstage.evaluating import (
+        WinRateConfig,
+        compare_win_rates,
+        control_jointly,
+        load_answers,
+        win_rate,
+    )
     from prefstage.evaluating.alpaca_files import read_prompt_numbers
     from prefstage.judging import JudgmentStore, load_judge, stored
 
@@ -249,6 +269,8 @@ def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
             each.name: win_rate(each, theirs, judge=judge, config=config, prompt_numbers=numbers)
             for each in ours
         }
+    if given["joint_difficulty"]:
+        results = control_jointly(results, config)
     table = compare_win_rates(results, confidence=config.confidence) if len(results) > 1 else []
     rankings = rank(given["dynamics"], results)
     written = _write(run.path, ours, results, table)

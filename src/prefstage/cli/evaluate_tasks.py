@@ -1,5 +1,6 @@
 """`prefstage evaluate` with --mt-bench or --task: ratings and benchmarks of one policy."""
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -16,16 +17,19 @@ if TYPE_CHECKING:
 
 _KINDS = ("annotations", "mt_bench", "task")
 _OTHERS = {
-    "annotations": ("dynamics",),
-    "mt_bench": ("answers", "baseline", "prompt_order", "stop_early", "dynamics"),
+    "annotations": ("dynamics", "joint_difficulty"),
+    "mt_bench": (
+        *("answers", "baseline", "prompt_order", "stop_early", "dynamics"),
+        "joint_difficulty",
+    ),
     "task": (
         *("answers", "baseline", "judge", "prompt_order", "stop_early", "references"),
-        *("repeats", "temperature", "top_p", "top_k", "dynamics"),
+        *("repeats", "temperature", "top_p", "top_k", "dynamics", "joint_difficulty"),
     ),
 }
 _OF_KINDS = {
     **dict.fromkeys(("references", "repeats", "rating_tokens"), "mt_bench"),
-    "task_data": "task",
+    **dict.fromkeys(("task_data", "apply_chat_template"), "task"),
 }
 
 
@@ -41,7 +45,9 @@ def check_kind(given: Mapping[str, Any]) -> None:
     kinds = [name for name in _KINDS if given[name] is not None]
     kind = kinds[0] if kinds else None
     useless = [name for name in _OTHERS.get(kind or "", ()) if given[name]]
-    useless += [name for name, of in _OF_KINDS.items() if given[name] is not None and kind != of]
+    useless += [
+        name for name, of in _OF_KINDS.items() if given[name] not in (None, False) and kind != of
+    ]
     if len(kinds) > 1 or useless:
         wrong = kinds[1] if len(kinds) > 1 else useless[0]
         saw = f"{_option(wrong)}{f' and {_option(kind)}' if kind else ''}"
@@ -116,23 +122,29 @@ def benchmark(given: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The scores as JSON, with "summary" and "written".
     """
-    from prefstage.evaluating.benchmarks import SUITES, run_benchmarks
+    from prefstage.evaluating.benchmarks import SUITES, BenchmarkWarning, run_benchmarks
 
     names: list[str] = given["task"]
     suite = names[0] if len(names) == 1 and names[0] in SUITES else None
-    found = run_benchmarks(
-        given["policy"][0],
-        suite or dict(map(_task_and_shots, names)),
-        data=dict(map(_task_and_file, given["task_data"] or ())),
-        limit=given["max_prompts"],
-        max_new_tokens=given["max_new_tokens"],
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = run_benchmarks(
+            given["policy"][0],
+            suite or dict(map(_task_and_shots, names)),
+            data=dict(map(_task_and_file, given["task_data"] or ())),
+            limit=given["max_prompts"],
+            max_new_tokens=given["max_new_tokens"],
+            apply_chat_template=given["apply_chat_template"],
+        )
+    notes = [str(each.message) for each in caught if each.category is BenchmarkWarning]
     written = []
     if given["out"] is not None:
         written = [given["out"] / "benchmarks.json"]
         write_json(written[0], [each.as_dict() for each in found])
     lines = [f"{given['policy'][0]} by lm-evaluation-harness", *map(_scored, found)]
-    result = {"policy": given["policy"][0], "scores": [each.as_dict() for each in found]}
+    lines += [f"note: {note}" for note in notes]
+    result: dict[str, Any] = {"policy": given["policy"][0], "notes": notes}
+    result["scores"] = [each.as_dict() for each in found]
     return result | {"summary": "\n".join(lines), "written": written}
 
 

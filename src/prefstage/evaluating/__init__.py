@@ -16,6 +16,7 @@ from prefstage.evaluating.checkpoints import (
     rankings_against_win_rates,
 )
 from prefstage.evaluating.comparing import Difference, compare_win_rates
+from prefstage.evaluating.difficulty import control_jointly, estimate_difficulty
 from prefstage.evaluating.length_controlled import (
     LengthControlledWinRate,
     LengthWeights,
@@ -51,6 +52,8 @@ __all__ = [
     "WinRateConfig",
     "answer_prompts",
     "compare_win_rates",
+    "control_jointly",
+    "estimate_difficulty",
     "leaderboard_row",
     "length_controlled_interval",
     "length_controlled_win_rate",

@@ -3,7 +3,8 @@
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,11 @@ _UNTRAINED = (
     "no punkt_tab of nltk in NLTK_DATA: an untrained sentence splitter stands in, which may "
     "change IFEval's counts of sentences and of words in capitals"
 )
+
+
+class BenchmarkWarning(UserWarning):
+    """Scores may differ from those of another machine."""
+
 
 SUITES: dict[str, dict[str, int]] = {
     # arXiv:2508.18312, Sec. 5: the shots of each task
@@ -85,9 +91,10 @@ def run_benchmarks(
     shots = _shots_of(tasks)
     files = dict(data or {})
     _check_files(files, shots)
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         if any("ifeval" in task for task in shots):
-            _provide_sentences(Path(folder))
+            stack.enter_context(_sentences(Path(folder)))
         names = _local_tasks(Path(folder), manager_of(), shots, files)
         manager = manager_of(include_path=folder)
         arguments = {"model": model, **harness}
@@ -124,18 +131,26 @@ def _harness() -> tuple[Any, Any]:
     return lm_eval, TaskManager
 
 
-def _provide_sentences(folder: Path) -> None:
+@contextmanager
+def _sentences(folder: Path) -> Iterator[None]:
     """Let nltk split sentences without its trained file, which it would fetch by network."""
     nltk = import_module("nltk")  # which has no types
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
-        warnings.warn(_UNTRAINED, stacklevel=3)
-        untrained = folder / "nltk" / "tokenizers" / "punkt_tab" / "english"
+        warnings.warn(_UNTRAINED, BenchmarkWarning, stacklevel=4)
+        place = folder / "nltk"
+        untrained = place / "tokenizers" / "punkt_tab" / "english"
         untrained.mkdir(parents=True)
         for name in _PUNKT_FILES:
             (untrained / name).touch()
-        nltk.data.path.append(str(folder / "nltk"))
+        nltk.data.path.append(str(place))
+        try:
+            yield
+        finally:
+            nltk.data.path.remove(str(place))
+    else:
+        yield
 
 
 def _shots_of(tasks: Sequence[str] | Mapping[str, int | None] | str) -> dict[str, int | None]:

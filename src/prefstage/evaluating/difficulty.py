@@ -1,0 +1,162 @@
+"""How difficult prompts are, estimated from several models at once."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from prefstage.core.errors import InputError
+from prefstage.evaluating.length_controlled import length_controlled_win_rate
+from prefstage.evaluating.length_fit import sigmoid
+from prefstage.evaluating.length_interval import length_controlled_interval
+from prefstage.evaluating.length_tables import standardised_length
+from prefstage.evaluating.win_rates import WinRate, WinRateConfig
+
+Floats = NDArray[np.float64]
+
+FEWEST_MODELS = 3
+_MAX_ROUNDS = 500
+_SMALL = 1e-9
+_FEWEST_VERDICTS = 30  # as with one model
+
+
+def estimate_difficulty(
+    preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, *, spread: float = 1.0
+) -> Floats:
+    """Estimate how easy the baseline is to beat on each prompt, from several models' verdicts.
+
+    ``P(model m wins on x) = σ(a_m·t_mx + b_m + d_x)``, maximised with d_x ~ N(0, spread²), so
+    that prompts about which the models disagree, or with few verdicts, stay near 0.
+
+    Args:
+        preference: For the model, in [0, 1]; NaN where there is no verdict. [models, prompts].
+        len_model: Characters of the models' answers; read where there is a verdict.
+            [models, prompts].
+        len_baseline: Characters of the baseline's answers. [prompts].
+        spread: Standard deviation of d before anything is seen, > 0. Nats.
+
+    Returns:
+        d, of mean 0: the `difficulty` of `length_controlled_win_rate`. [prompts], nats.
+
+    Raises:
+        InputError: If shapes differ, there are fewer than three models, or a value is out of
+            range.
+
+    Source:
+        Dubois et al. 2024, arXiv:2404.04475, Sec. 3: the prompt's term, fitted over all
+        models, with every model's sensitivity to it 1; the normal prior is ours.
+    """
+    y, a = (np.atleast_2d(np.asarray(each, dtype=np.float64)) for each in (preference, len_model))
+    b = np.asarray(len_baseline, dtype=np.float64)
+    _check(y, a, b, spread)
+    told = ~np.isnan(y)
+    t = np.zeros_like(y)
+    for row, seen in enumerate(told):
+        t[row, seen] = standardised_length(a[row, seen], b[seen])
+    x = np.stack([t, np.ones_like(t)], axis=2)
+    w, d = np.zeros((len(y), 2)), np.zeros(y.shape[1])
+    for _ in range(_MAX_ROUNDS):
+        before = d
+        for row, seen in enumerate(told):
+            w[row] += _newton(x[row, seen], y[row, seen], w[row], d[seen])
+        p = sigmoid((x * w[:, None]).sum(axis=2) + d)
+        slope = np.where(told, y - p, 0.0).sum(axis=0) - d / spread**2
+        d = d + slope / (np.where(told, p * (1 - p), 0.0).sum(axis=0) + 1 / spread**2)
+        shift = d.mean()
+        d, w[:, 1] = d - shift, w[:, 1] + shift
+        if np.abs(d - before).max() < _SMALL:
+            break
+    return d
+
+
+def _newton(x: Floats, y: Floats, w: Floats, d: Floats) -> Floats:
+    """One step of a model's own two weights; a weak ridge holds models that always win."""
+    p = sigmoid(x @ w + d)
+    ridge = 0.01
+    bread = (x * (p * (1 - p))[:, None]).T @ x + ridge * np.eye(x.shape[1])
+    step: Floats = np.linalg.solve(bread, x.T @ (y - p) - ridge * w)
+    return step
+
+
+def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> dict[str, WinRate]:
+    """Control the length of several models' win rates with one difficulty of their prompts.
+
+    Args:
+        results: By name, over one baseline.
+        config: Of the intervals.
+
+    Returns:
+        The same, length-controlled anew; a note says by how many models.
+
+    Raises:
+        InputError: As `estimate_difficulty`.
+    """
+    place = dict[str, int]()
+    baseline = list[int]()
+    for result in results.values():
+        for each in result.verdicts:
+            if each.prompt_id not in place:
+                place[each.prompt_id] = len(place)
+                baseline.append(len(each.baseline_answer))
+    y = np.full((len(results), len(place)), np.nan)
+    lengths = np.ones_like(y)
+    for row, result in enumerate(results.values()):
+        for each in result.verdicts:
+            y[row, place[each.prompt_id]] = each.preference
+            lengths[row, place[each.prompt_id]] = len(each.model_answer)
+    d = estimate_difficulty(y, lengths, baseline)
+    return {
+        name: _controlled(result, d[[place[each.prompt_id] for each in result.verdicts]], config)
+        for name, result in _noted(results).items()
+    }
+
+
+def _noted(results: Mapping[str, WinRate]) -> dict[str, WinRate]:
+    note = f"difficulty estimated from the verdicts on these {len(results)} models"
+    return {name: replace(each, notes=(*each.notes, note)) for name, each in results.items()}
+
+
+def _controlled(result: WinRate, difficulty: Floats, config: WinRateConfig) -> WinRate:
+    rows: dict[str, Any] = {
+        "preference": [each.preference for each in result.verdicts],
+        "len_model": [len(each.model_answer) for each in result.verdicts],
+        "len_baseline": [len(each.baseline_answer) for each in result.verdicts],
+    }
+    if np.count_nonzero(~np.isnan(rows["preference"])) < _FEWEST_VERDICTS:
+        return result
+    found = length_controlled_win_rate(**rows, difficulty=difficulty, regularise=False)
+    interval = length_controlled_interval(
+        **rows,
+        difficulty=difficulty,
+        regularise=False,
+        C=found.C if found.C > 0 else None,
+        confidence=config.confidence,
+        resamples=config.resamples,
+        seed=config.seed,
+    )
+    return replace(result, controlled=found, controlled_interval=interval)
+
+
+def _check(y: Floats, len_model: Floats, len_baseline: Floats, spread: float) -> None:
+    if y.shape != len_model.shape or y.shape[1:] != len_baseline.shape:
+        raise InputError.of(
+            saw=f"preferences {list(y.shape)}, lengths {list(len_model.shape)} and "
+            f"{list(len_baseline.shape)}",
+            expected="[models, prompts] twice, and [prompts]",
+            cure="give one row a model, and its prompts in one order",
+        )
+    if len(y) < FEWEST_MODELS or not (~np.isnan(y)).any(axis=1).all():
+        raise InputError.of(
+            saw=f"{int((~np.isnan(y)).any(axis=1).sum())} models with verdicts",
+            expected=f"at least {FEWEST_MODELS}: fewer cannot tell a prompt from a chance",
+            cure="add models, or leave the difficulty out",
+        )
+    outside = (y < 0) | (y > 1)
+    if outside.any() or not 0 < spread < np.inf:
+        raise InputError.of(
+            saw=f"spread {spread}" if not outside.any() else f"a preference {y[outside][0]:g}",
+            expected="preferences in [0, 1], a positive spread",
+            cure="subtract 1 from AlpacaEval's 1 to 2, 0 being a draw",
+        )
