@@ -52,6 +52,7 @@ def test_bad_recipes_are_refused_in_one_line(changed: dict[str, Any], said: list
         assert words in str(refused.value)
 
 
-def test_the_example_is_valid() -> None:
-    example = Path(__file__).resolve().parents[2] / "examples" / "align.yaml"
-    assert [str(rule) for rule in load_recipe(example).rules] == ["auto", "auto"]
+@pytest.mark.parametrize("name", ["align", "align_real", "align_eight_gpus"])
+def test_the_examples_are_valid(name: str) -> None:
+    example = Path(__file__).resolve().parents[2] / "examples" / f"{name}.yaml"
+    assert {str(rule) for rule in load_recipe(example).rules} == {"auto"}

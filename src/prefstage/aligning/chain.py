@@ -56,6 +56,7 @@ class Chain:
         found = settings.model_dump(mode="json", exclude={"policy"})
         data = {"data": self.fingerprint(settings.data.path)}
         data |= {f"eval {k}": self.fingerprint(each.path) for k, each in settings.eval.items()}
+        found |= self._launch()
         return Step("sft", found, {"policy": policy.key}, data)
 
     def measure(self, policy: Policy) -> Step:
@@ -126,6 +127,7 @@ class Chain:
         settings = train_settings(self.recipe, policy="policy", data="data")
         found = settings.model_dump(mode="json", exclude={"policy", "data", "reference"})
         found["reference"] = "start" if reference.key == policy.key else "fixed"
+        found |= self._launch()
         reads = {"policy": policy.key, "pairs": built.key}
         if reference.key != policy.key:
             reads["reference"] = reference.key
@@ -210,9 +212,15 @@ class Chain:
             self._prints[source] = found
         return self._prints[source]
 
+    def _launch(self) -> dict[str, str]:
+        """A step of the optimiser grows with the number of processes."""
+        return {} if self.recipe.launch is None else {"launch": self.recipe.launch}
+
     def _sampling(self, config: SamplingConfig, policy: Policy) -> dict[str, Any]:
         recipe = self.recipe
         options = {"chat_format": recipe.chat_format, "dtype": recipe.dtype, "name": policy.name}
+        if recipe.server is not None:
+            options["server"] = recipe.server
         return {"sampling": config.model_dump(mode="json"), **options}
 
 

@@ -2,17 +2,16 @@
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefstage.aligning.chain import Chain, Policy
-from prefstage.aligning.keeping import Kept
+from prefstage.aligning.keeping import Kept, opened
 from prefstage.aligning.recipe import Recipe, load_recipe, sft_settings, train_settings
 from prefstage.aligning.results import RESULT, Budget, iteration_result, total_costs
 from prefstage.aligning.schedule import Data, Rule
-from prefstage.aligning.steps import Step, StepRecord, Steps, locked
+from prefstage.aligning.steps import Begun, Step, StepRecord, Steps
 from prefstage.aligning.work import (
     EVALUATION,
     PAIRS,
@@ -63,6 +62,8 @@ def align(
     out: Path,
     judge: Judge | None = None,
     tell: Tell | None = None,
+    begun: Begun | None = None,
+    store: Path | None = None,
 ) -> Aligned:
     """Align a policy: in each iteration with the data that its stage asks for.
 
@@ -76,6 +77,9 @@ def align(
             ``steps.jsonl`` (what became of each step, every time) and ``config.yaml``.
         judge: The judge itself, in place of loading the recipe's.
         tell: Called with each step when it is done.
+        begun: Called with each step, and its iteration, as it begins; not if it is reused.
+        store: A folder whose steps, answers and judgments several runs share, so that equal
+            steps are done once; None: the run's own. `out` gets links to them.
 
     Returns:
         What came of it.
@@ -93,11 +97,10 @@ def align(
     who = judge if judge is not None else load_judge(recipe.judge)
     RunFolder.open(out, command="align", inputs={})
     out = out.absolute()
-    with locked(out), closing(Kept(out, who)) as kept:
+    with opened(out, who, store=store) as kept:
         write_config(recipe, out / CONFIG)
-        loop = Loop(
-            Chain(recipe, judge=who.fingerprint), kept, Steps(out, tell or (lambda _: None))
-        )
+        steps = Steps(out, tell or (lambda _: None), begun=begun)
+        loop = Loop(Chain(recipe, judge=who.fingerprint), kept, steps)
         result = loop.run()
         write_json(out / RESULT, result)
     written = (out / RESULT, Path(result["policy"]))
@@ -152,6 +155,7 @@ class Loop:
             before = after if after is not None else before
         return {
             "start": start.spec,
+            "start_answers": None if baseline is None else baseline[0].name,
             "judge": self.kept.judge.name,
             "schedule": [str(rule) for rule in self.recipe.rules],
             "reference": self.recipe.reference,
@@ -191,8 +195,9 @@ class Loop:
         if self.recipe.sft is None:
             return policy
         settings = sft_settings(self.recipe, policy=_place(policy.spec))
+        launch = self.recipe.launch
         step = self.chain.sft(policy)
-        path = self._do("sft", step, lambda folder: run_train(folder, settings))
+        path = self._do("sft", step, lambda folder: run_train(folder, settings, launch=launch))
         return Policy("start", str(trained_model(path)), step.key)
 
     def _stage(self, policy: Policy) -> Stage | None:
@@ -215,8 +220,8 @@ class Loop:
                 self.kept,
                 policy,
                 prompts=self.chain.prompts,
+                recipe=self.recipe,
                 config=self.chain.own_sampling,
-                options=self.recipe.load_options,
             ),
         )
         return step, path
@@ -292,8 +297,8 @@ class Loop:
             data=str(self.steps.path(built) / PAIRS),
             reference="start" if reference.key == policy.key else _place(reference.spec),
         )
-        step = self.chain.train(policy, built, reference)
-        path = self._do("train", step, lambda folder: run_train(folder, settings))
+        step, launch = self.chain.train(policy, built, reference), self.recipe.launch
+        path = self._do("train", step, lambda folder: run_train(folder, settings, launch=launch))
         return Policy(f"iteration {self._iteration}", str(trained_model(path)), step.key)
 
     def _answers(self, policy: Policy) -> Answered | None:
@@ -309,8 +314,8 @@ class Loop:
                 self.kept,
                 policy,
                 prompts=evaluate.prompts,
+                recipe=self.recipe,
                 config=self.chain.held_out_sampling(evaluate),
-                options=self.recipe.load_options,
             ),
         )
         return step, path

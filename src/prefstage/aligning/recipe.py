@@ -1,5 +1,6 @@
 """What an alignment is told: policy, data, judge, schedule, and how each step is done."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,6 +24,8 @@ _SET_BY_ALIGN = {
     "reference": "reference: iteration or fixed",
     "reference_cache": "nothing: it lies in the step's folder",
 }
+
+_SERVERS = ("openai:", "serve:")
 
 
 class BuildSettings(Config):
@@ -90,6 +93,14 @@ class Recipe(Config):
     chat_format: str | None = Field(default=None, description="Plain format of a base model.")
     dtype: str | None = Field(default=None, description="Of sampling: auto, float32, bfloat16.")
     device: str | None = Field(default=None, description="Of sampling: auto, cpu, cuda:0, ...")
+    server: str | None = Field(
+        default=None,
+        description="Command that serves {policy} at {port} to sample from; None: in process.",
+    )
+    launch: str | None = Field(
+        default=None,
+        description="Command that starts a training's processes: accelerate launch ...",
+    )
 
     @field_validator("evaluate", mode="before")
     @classmethod
@@ -118,7 +129,24 @@ class Recipe(Config):
                 "stop.no_gain is set without evaluate; expected win rates to go by; set evaluate"
             )
         self._check_methods()
+        self._check_server()
         return self
+
+    def _check_server(self) -> None:
+        if self.server is None:
+            return
+        missing = [name for name in ("{policy}", "{port}") if name not in self.server]
+        if missing:
+            raise ValueError(
+                f"server {self.server!r} lacks {missing[0]}; expected {{policy}} and {{port}} "
+                f"where the folder and the port go; add {missing[0]}"
+            )
+        useless = [name for name in ("dtype", "device") if getattr(self, name) is not None]
+        if useless:
+            raise ValueError(
+                f"{useless[0]} is set with server; expected one of them, since a server takes "
+                f"its own from its command; remove {useless[0]}"
+            )
 
     def _check_methods(self) -> None:
         for side in ("off", "on"):
@@ -150,6 +178,17 @@ class Recipe(Config):
         """How samplers are loaded."""
         return LoadOptions(chat_format=self.chat_format, dtype=self.dtype, device=self.device)
 
+    def sampled_from(self, policy: str) -> str:
+        """What `load_sampler` takes for a policy: itself, or the server that is started on it.
+
+        Args:
+            policy: Folder, Hub id, or a server's spec, which stays as it is.
+        """
+        if self.server is None or policy.startswith(_SERVERS):
+            return policy
+        place = str(Path(policy).absolute()) if Path(policy).exists() else policy
+        return f"serve:{self.server.replace('{policy}', shlex.quote(place))}"
+
     def seeded(self, config: Any) -> Any:
         """A part of the recipe with the recipe's seed, if it sets none of its own."""
         if "seed" in config.model_fields_set:
@@ -177,7 +216,13 @@ def load_recipe(
     else:
         given = Path(source) if isinstance(source, str) else source
         recipe = load_config(Recipe, given, overrides)
-    train_settings(recipe, policy="policy", data="data")
+    settings = train_settings(recipe, policy="policy", data="data")
+    if settings.lora is not None and (Path(recipe.policy) / "adapter_config.json").exists():
+        raise ConfigError.of(
+            saw=f"train.lora with policy {recipe.policy}, an adapter",
+            expected="a new adapter on a whole model, or an adapter that is trained on",
+            cure="leave train.lora out, or merge the adapter into its model first",
+        )
     if recipe.sft is not None:
         sft_settings(recipe, policy="policy")
     return recipe

@@ -64,6 +64,7 @@ class StepRecord:
         did: "ran", "reused", or "remade" where its result was there and damaged.
         why: What was wrong with a result that was remade.
         seconds: What it took, 0 if reused.
+        costs: What it bought: judgments, answers, tokens; nothing if reused.
     """
 
     step: str
@@ -72,8 +73,11 @@ class StepRecord:
     did: Literal["ran", "reused", "remade"]
     why: str | None
     seconds: float
+    costs: Mapping[str, int] = field(default_factory=dict)
 
 
+Begun = Callable[[Step, int], None]
+"""Told of a step, and of its iteration, before it is done; not of one that is reused."""
 Work = Callable[[Path], None]
 """Fills a folder; begun again after a kill, it finds there what it left."""
 Costs = Callable[[], Mapping[str, int]]
@@ -90,13 +94,17 @@ class Steps:
     Args:
         folder: The run folder.
         tell: Told of each step when it is done.
+        begun: Told of each step that is done anew, as it begins.
     """
 
-    def __init__(self, folder: Path, tell: Callable[[StepRecord], None]) -> None:
+    def __init__(
+        self, folder: Path, tell: Callable[[StepRecord], None], *, begun: Begun | None = None
+    ) -> None:
         self.folder = folder / FOLDER
         self.records: list[StepRecord] = []
         self._log = folder / LOG
         self._tell = tell
+        self._begin = begun or (lambda step, iteration: None)
         self._checked: dict[str, tuple[State, str | None]] = {}
 
     def path(self, step: Step) -> Path:
@@ -135,15 +143,17 @@ class Steps:
         """
         state, why = self.state(step)
         began = time.monotonic()
+        bought: Mapping[str, int] = {}
         if state != "done":
-            self._make(step, work, costs)
+            self._begin(step, iteration)
+            bought = self._make(step, work, costs)
             self._checked[step.key] = ("done", None)
         self._drop_unlisted(step)
         did: Literal["ran", "reused", "remade"] = (
             "reused" if state == "done" else "remade" if state == "damaged" else "ran"
         )
         seconds = 0.0 if did == "reused" else round(time.monotonic() - began, 3)
-        record = StepRecord(step.name, step.kind, iteration, did, why, seconds)
+        record = StepRecord(step.name, step.kind, iteration, did, why, seconds, bought)
         self.records.append(record)
         append_json_line(self._log, asdict(record))
         self._tell(record)
@@ -166,7 +176,7 @@ class Steps:
                 return "damaged", f"{name} {fault}"
         return "done", None
 
-    def _make(self, step: Step, work: Work, costs: Costs) -> None:
+    def _make(self, step: Step, work: Work, costs: Costs) -> Mapping[str, int]:
         path, staging = self.path(step), self._staging(step)
         if path.exists():
             shutil.rmtree(path)
@@ -189,6 +199,7 @@ class Steps:
         write_json(staging / MANIFEST, record)
         staging.rename(path)
         sync_folder(self.folder)
+        return bought
 
     def _drop_unlisted(self, step: Step) -> None:
         """What a step needed only while it ran: checkpoints, caches."""

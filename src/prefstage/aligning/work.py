@@ -1,16 +1,20 @@
 """What each step does: fills its folder from the results of the steps before."""
 
+import shlex
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefstage.aligning.chain import Chain, Policy
 from prefstage.aligning.keeping import Kept
-from prefstage.aligning.recipe import EvaluateSettings
+from prefstage.aligning.recipe import EvaluateSettings, Recipe
 from prefstage.building.build import CARD, build_pairs
 from prefstage.building.build import RESULT as BUILT
+from prefstage.core.config import write_config
 from prefstage.core.errors import RunFolderError
 from prefstage.core.files import append_json_line, read_json_lines, write_json, write_text
 from prefstage.core.runs import MANIFEST
@@ -24,8 +28,8 @@ from prefstage.evaluating.win_rates import win_rate
 from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure
 from prefstage.measuring.prompts import on_policy_candidates, write_prompts
 from prefstage.sampling.base import SamplingConfig, requests_for
-from prefstage.sampling.loading import LoadOptions
 from prefstage.sampling.store import to_candidates
+from prefstage.serving import run_program
 from prefstage.training.recipe import Recipe as TrainRecipe
 from prefstage.training.recipe_run import MERGED, MODEL, train_recipe
 
@@ -47,8 +51,7 @@ def run_measure(folder: Path, chain: Chain, kept: Kept, policy: Policy) -> None:
         policy: Who is measured.
     """
     off = load_candidates(chain.off_policy)
-    options = chain.recipe.load_options
-    with kept.sampler(policy.spec, chain.own_sampling, name=policy.name, options=options) as who:
+    with kept.sampler(policy, chain.recipe, chain.own_sampling) as who:
         found = measure(off, judge=kept.judge, sampler=who, config=chain.measure_config)
     write_prompts(found.prompts, folder / PROMPTS)
     CandidateSet.of(on_policy_candidates(found.prompts, policy.name)).save(folder / CANDIDATES)
@@ -62,8 +65,8 @@ def run_sample(
     policy: Policy,
     *,
     prompts: str,
+    recipe: Recipe,
     config: SamplingConfig,
-    options: LoadOptions,
 ) -> None:
     """Let a policy answer prompts.
 
@@ -73,11 +76,11 @@ def run_sample(
         kept: The stores.
         policy: Who answers.
         prompts: Where the prompts are.
+        recipe: How policies are loaded or served.
         config: How to sample.
-        options: How the policy is loaded.
     """
     rows = [Candidates(row.prompt_id, row.prompt, (), (), ()) for row in load_prompts(prompts)]
-    with kept.sampler(policy.spec, config, name=policy.name, options=options) as who:
+    with kept.sampler(policy, recipe, config) as who:
         samples = list(who.sample(requests_for(rows, responses=config.responses)))
     spoken = [each for each in samples if each.text.strip()]
     CandidateSet.of(to_candidates(rows, spoken, source=policy.name)).save(folder / CANDIDATES)
@@ -119,31 +122,55 @@ def run_build(
     if policy is None:
         built = build_pairs(recipe, judge=kept.judge)
     else:
-        with kept.sampler(
-            policy.spec, chain.own_sampling, name=policy.name, options=chain.recipe.load_options
-        ) as who:
+        with kept.sampler(policy, chain.recipe, chain.own_sampling) as who:
             built = build_pairs({**recipe, "policy": policy.spec}, judge=kept.judge, sampler=who)
     built.train.save(folder / PAIRS)
     write_text(folder / CARD, built.card)
     write_json(folder / BUILT, dict(built.result))
 
 
-def run_train(folder: Path, recipe: TrainRecipe) -> None:
+def run_train(folder: Path, recipe: TrainRecipe, *, launch: str | None = None) -> None:
     """Train, going on from the last checkpoint in the folder.
 
     Args:
         folder: Gets what `train_recipe` writes.
         recipe: What to train.
+        launch: Command that starts the processes; None: this process trains.
+
+    Raises:
+        RunFolderError: If the folder holds another training.
+        ServiceError: If the launched training fails; the message ends with its log.
     """
+    train = train_recipe if launch is None else partial(_launched, launch)
     try:
-        train_recipe(recipe, folder)
+        train(recipe, folder)
     except RunFolderError:
         if not (folder / MANIFEST).exists():
             raise
-        for child in folder.iterdir():  # begun where the run folder stood before
-            if not child.name.startswith("."):
-                shutil.rmtree(child) if child.is_dir() else child.unlink()
-        train_recipe(recipe, folder)
+        _clear(folder)
+        train(recipe, folder)
+
+
+def _launched(launch: str, recipe: TrainRecipe, folder: Path) -> None:
+    """`prefstage train` by a launcher; its recipe and its log stand beside the folder."""
+    begun = folder / MANIFEST
+    if begun.exists() and str(recipe.data.path) not in begun.read_text("utf-8"):
+        _clear(folder)  # begun where the run folder stood before
+    file, log = (folder.with_name(f"{folder.name}{end}") for end in ("-recipe.yaml", ".log"))
+    write_config(recipe, file)
+    command = Path(sys.executable).with_name("prefstage")
+    words = [*shlex.split(launch), str(command), "train", str(file), "--out", str(folder)]
+    try:
+        run_program(words, log_file=log)
+    finally:
+        file.unlink(missing_ok=True)
+    log.rename(folder / "train.log")
+
+
+def _clear(folder: Path) -> None:
+    for child in folder.iterdir():  # begun where the run folder stood before
+        if not child.name.startswith("."):
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
 
 
 def trained_model(folder: Path) -> Path:

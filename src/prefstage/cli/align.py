@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefstage.cli.align_view import bought, shown_steps
 from prefstage.cli.manners import Outcome, mannered, say
 from prefstage.core.errors import InputError
 
 if TYPE_CHECKING:
-    from prefstage.aligning import Aligned, Recipe, StepRecord
+    from prefstage.aligning import Aligned, Recipe
 
 RecipeFile = Annotated[
     Path | None,
@@ -58,11 +59,14 @@ def align(
     if dry_run:
         say(_planned(asked, out), as_json=as_json)
         return
-    if not sys.stderr.isatty():
-        from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()  # of loading and saving weights
-    aligned = run(asked, out=out, tell=_tell)
+    disable_progress_bar()  # of loading and saving weights
+    if sys.stderr.isatty():
+        with shown_steps() as view:
+            aligned = run(asked, out=out, tell=view.tell, begun=view.begun)
+    else:
+        aligned = run(asked, out=out)
     steps = [vars(each) for each in aligned.steps]
     say(
         Outcome(_told(aligned), {**aligned.result, "log": steps}, list(aligned.written)),
@@ -94,15 +98,6 @@ def _planned(recipe: "Recipe", out: Path) -> Outcome:
     return Outcome(f"{plan_table(planned)}\n\n{BASIS}", result)
 
 
-def _tell(record: "StepRecord") -> None:
-    """One line a step, on a terminal only."""
-    if sys.stderr.isatty():
-        took = f"{record.seconds:.1f} s" if record.did != "reused" else ""
-        why = f"({record.why})" if record.why else ""
-        words = [f"[{record.iteration}]", record.step, record.did, took, why]
-        typer.echo(" ".join(word for word in words if word), err=True)
-
-
 def _told(aligned: "Aligned") -> str:
     from prefstage.aligning.results import table
 
@@ -111,8 +106,6 @@ def _told(aligned: "Aligned") -> str:
     for record in aligned.steps:
         counts[record.did] += 1
     told = ", ".join(f"{count} {did}" for did, count in counts.items() if count)
-    costs = result["costs"]
-    judged = costs.get("judgments", 0) + costs.get("judge_replies", 0)
     lines = [
         f"aligned {result['start']} by {', '.join(result['schedule'])}, judged by"
         f" {result['judge']}",
@@ -121,8 +114,7 @@ def _told(aligned: "Aligned") -> str:
         "",
         f"ended: {result['stopped']}",
         f"steps: {told}",
-        f"bought: {judged} judgments, {costs.get('answers', 0)} answers of "
-        f"{costs.get('response_tokens', 0)} tokens",
+        f"bought: {bought(result['costs'])}",
     ]
     lines += [f"remade {each.step}: {each.why}" for each in aligned.steps if each.did == "remade"]
     return "\n".join(lines)

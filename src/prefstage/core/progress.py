@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -23,9 +25,47 @@ class Ticker(Protocol):
         """Advance by `steps`; `note` replaces the text after the bar."""
 
 
+_DISPLAY: ContextVar[Progress | None] = ContextVar("display", default=None)
+
+
+def bars(console: Console, *, disable: bool = False) -> Progress:
+    """Bars as all commands show them; they vanish when they are done.
+
+    Args:
+        console: Where.
+        disable: Show nothing.
+
+    Returns:
+        The display, not yet shown.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=console, disable=disable, transient=True)
+
+
+@contextmanager
+def gathered(display: Progress | None) -> Iterator[None]:
+    """Put every bar that opens while the block runs into one display, which its owner shows.
+
+    Args:
+        display: From `bars`; None: each bar by itself.
+    """
+    token = _DISPLAY.set(display)
+    try:
+        yield
+    finally:
+        _DISPLAY.reset(token)
+
+
 @contextmanager
 def progress(label: str, total: int | None, *, enabled: bool | None = None) -> Iterator[Ticker]:
-    """Show one progress bar on standard error while the block runs.
+    """Show one progress bar on standard error, or in a gathering display, while the block runs.
 
     Args:
         label: What is going on, a few words.
@@ -36,19 +76,21 @@ def progress(label: str, total: int | None, *, enabled: bool | None = None) -> I
         A function that advances the bar.
     """
     shown = sys.stderr.isatty() if enabled is None else enabled
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
+    display = _DISPLAY.get()
+    if display is not None and enabled is not False:
+        task = display.add_task(label, total=total, note="")
+        try:
+            yield _ticker(display, task)
+        finally:
+            display.remove_task(task)
+        return
     console = Console(stderr=True, force_terminal=shown or None)
-    with Progress(*columns, console=console, disable=not shown, transient=True) as bar:
-        task = bar.add_task(label, total=total, note="")
+    with bars(console, disable=not shown) as own, gathered(own if shown else None):
+        yield _ticker(own, own.add_task(label, total=total, note=""))
 
-        def tick(steps: int = 1, *, note: str = "") -> None:
-            bar.update(task, advance=steps, note=note)
 
-        yield tick
+def _ticker(display: Progress, task: TaskID) -> Ticker:
+    def tick(steps: int = 1, *, note: str = "") -> None:
+        display.update(task, advance=steps, note=note)
+
+    return tick

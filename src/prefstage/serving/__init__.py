@@ -2,7 +2,7 @@
 
 from prefstage.serving.asking import ask_each
 from prefstage.serving.client import RefusedRequestError, ServerClient, Usage
-from prefstage.serving.managed import check_command, managed_server
+from prefstage.serving.managed import check_command, managed_server, run_program
 from prefstage.serving.replies import ChatReply
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "ask_each",
     "check_command",
     "managed_server",
+    "run_program",
 ]

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,17 +52,7 @@ def managed_server(
     """
     port = port or _free_port()
     words = [word.replace("{port}", str(port)) for word in check_command(command)]
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    arguments = [sys.executable, "-P", str(_GUARD), str(os.getpid()), str(stop_grace_s), *words]
-    with log_file.open("ab") as log:
-        guard = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "PATH": _search_path(), "PYTHONUNBUFFERED": "1"},
-        )
+    guard = _guarded(words, log_file, stop_grace_s)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_healthy(url, guard, log_file, start_timeout_s)
@@ -70,6 +60,51 @@ def managed_server(
     finally:
         guard.terminate()
         guard.wait()
+
+
+def run_program(words: Sequence[str], *, log_file: Path, stop_grace_s: float = 15.0) -> None:
+    """Run a program to its end; it and all its processes end with this process at the latest.
+
+    Args:
+        words: The program and its arguments.
+        log_file: Its output is appended to this file.
+        stop_grace_s: Seconds between SIGTERM and SIGKILL, where it is stopped.
+
+    Raises:
+        InputError: If there is no such program.
+        ServiceError: If it ends with another status than 0.
+    """
+    guard = _guarded(
+        [_program(words[0], f"command {shlex.join(words)!r}"), *words[1:]], log_file, stop_grace_s
+    )
+    try:
+        status = guard.wait()
+    finally:
+        guard.terminate()
+        guard.wait()
+    if status:
+        raise ServiceError.of(
+            saw=f"`{shlex.join(words)}` ended with exit status {status}; {_tail(log_file)}",
+            expected="a program that ends well",
+            cure="see its log, and call again: what was done is kept",
+        )
+
+
+def _guarded(
+    words: Sequence[str], log_file: Path, stop_grace_s: float
+) -> "subprocess.Popen[bytes]":
+    """Start a program under the guard, which ends it when this process is gone."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [sys.executable, "-P", str(_GUARD), str(os.getpid()), str(stop_grace_s), *words]
+    with log_file.open("ab") as log:
+        return subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PATH": _search_path(), "PYTHONUNBUFFERED": "1"},
+        )
 
 
 def check_command(command: str) -> list[str]:
@@ -98,14 +133,18 @@ def check_command(command: str) -> list[str]:
             expected="a command as a shell reads it",
             cure="close the quotes",
         ) from None
-    program = shutil.which(words[0], path=_search_path())
+    return [_program(words[0], f"server command {command!r}"), *words[1:]]
+
+
+def _program(name: str, shown: str) -> str:
+    program = shutil.which(name, path=_search_path())
     if program is None:
         raise InputError.of(
-            saw=f"server command {command!r}: no program {words[0]!r}",
+            saw=f"{shown}: no program {name!r}",
             expected="an installed program",
-            cure=f"install {words[0]}, or write its whole path",
+            cure=f"install {name}, or write its whole path",
         )
-    return [program, *words[1:]]
+    return program
 
 
 def _search_path() -> str:

@@ -1,0 +1,143 @@
+"""What `prefstage align` shows on a terminal: its steps as they end, and the one under way."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import Progress
+from rich.spinner import Spinner
+from rich.text import Text
+
+from prefstage.core.progress import bars, gathered
+
+if TYPE_CHECKING:
+    from prefstage.aligning import Step, StepRecord
+
+_MINUTE_S = 60
+_WIDTHS = (12, 10, 12)
+_COSTS = zip(("judgments", "answers", "tokens"), _WIDTHS, strict=True)
+_HEAD = f"{'iteration':<11}{'step':<24}{'':<8}{'time':>10}"
+_HEAD += "".join(f"{name:>{width}}" for name, width in _COSTS)
+
+
+class StepsView:
+    """The steps of one call: a line for each that has ended, and the one under way below.
+
+    Args:
+        display: The bars of what the step under way does.
+        console: Where lines go.
+    """
+
+    def __init__(self, display: Progress, console: Console) -> None:
+        self._display = display
+        self._console = console
+        self._began = time.monotonic()
+        self._spent = Counter[str]()
+        self._under_way: tuple[str, int, float] | None = None
+        self._spinner = Spinner("dots")
+        self._lines = 0
+
+    def begun(self, step: "Step", iteration: int) -> None:
+        """A step begins.
+
+        Args:
+            step: The step.
+            iteration: Its iteration.
+        """
+        self._under_way = (step.name, iteration, time.monotonic())
+
+    def tell(self, record: "StepRecord") -> None:
+        """A step has ended, or is reused.
+
+        Args:
+            record: What became of it.
+        """
+        if self._lines == 0:
+            self._console.print(_HEAD, style="bold", highlight=False)
+        self._lines += 1
+        self._under_way = None
+        self._spent.update(record.costs)
+        took = "" if record.did == "reused" else clock(record.seconds)
+        line = (
+            f"{record.iteration:<11}{record.step:<24}{record.did:<8}{took:>10}"
+            f"{_cells(record.costs, blank=record.did == 'reused')}"
+        )
+        self._console.print(line, highlight=False, style="dim" if record.did == "reused" else "")
+        if record.why:
+            self._console.print(f"{'':<11}remade: {record.why}", style="yellow", highlight=False)
+
+    def __rich__(self) -> RenderableType:
+        """The lower part: the step under way, its bar, and everything so far."""
+        lines: list[RenderableType] = []
+        if self._under_way is not None:
+            name, iteration, began = self._under_way
+            took = clock(time.monotonic() - began)
+            self._spinner.update(text=Text(f"{name} (iteration {iteration}), {took}"))
+            lines.append(self._spinner)
+        if self._display.tasks:
+            lines.append(self._display.get_renderable())
+        lines.append(Text(f"so far {clock(time.monotonic() - self._began)}: {bought(self._spent)}"))
+        return Group(*lines)
+
+
+@contextmanager
+def shown_steps(console: Console | None = None) -> Iterator[StepsView]:
+    """Show an alignment's steps while the block runs.
+
+    Args:
+        console: Where; None: standard error.
+
+    Yields:
+        Takes the steps.
+    """
+    console = console or Console(stderr=True)
+    display = bars(console)
+    view = StepsView(display, console)
+    with (
+        gathered(display),
+        Live(get_renderable=lambda: view, console=console, transient=True, refresh_per_second=4),
+    ):
+        yield view
+
+
+def bought(costs: Mapping[str, int]) -> str:
+    """Costs in words.
+
+    Args:
+        costs: Counts by name, as in align.json.
+
+    Returns:
+        Such as "12 judgments, 3 answers of 45 tokens".
+    """
+    judged = costs.get("judgments", 0) + costs.get("judge_replies", 0)
+    answers, tokens = costs.get("answers", 0), costs.get("response_tokens", 0)
+    return f"{judged:,} judgments, {answers:,} answers of {tokens:,} tokens"
+
+
+def clock(seconds: float) -> str:
+    """A time as people read it.
+
+    Args:
+        seconds: >= 0.
+
+    Returns:
+        "4.2 s" below a minute, then "12:03", then "1:02:03".
+    """
+    if round(seconds, 1) < _MINUTE_S:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), _MINUTE_S)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _cells(costs: Mapping[str, int], *, blank: bool) -> str:
+    if blank:
+        return ""
+    judged = costs.get("judgments", 0) + costs.get("judge_replies", 0)
+    counts = (judged, costs.get("answers", 0), costs.get("response_tokens", 0))
+    shown = (f"{count:,}" if count else "-" for count in counts)
+    return "".join(f"{text:>{width}}" for text, width in zip(shown, _WIDTHS, strict=True))
