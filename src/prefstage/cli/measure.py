@@ -72,6 +72,13 @@ Concurrency = Annotated[Number, _option("Requests to a server in flight.")]
 Distinctness = Annotated[
     bool, _option("Also: does the policy find its own answers likelier?", "--distinctness")
 ]
+JudgeAccuracy = Annotated[
+    Real, _option("Share of comparisons that the judge gets right, if known: tells reliability.")
+]
+JudgeBias = Annotated[
+    Real, _option("Half the largest difference of its accuracies on the two sides [0].")
+]
+Overlap = Annotated[Real, _option("Share of responses that both sides would give [0].")]
 OnBadRow = Annotated[Text, _option("error, or quarantine [error].")]
 QuarantineFile = Annotated[
     Text,
@@ -111,6 +118,9 @@ def measure(
     adapter: Adapter = None,
     concurrency: Concurrency = None,
     distinctness: Distinctness = False,
+    judge_accuracy: JudgeAccuracy = None,
+    judge_bias: JudgeBias = None,
+    overlap: Overlap = None,
     on_bad_row: OnBadRow = None,
     quarantine_file: QuarantineFile = None,
     as_json: AsJson = False,

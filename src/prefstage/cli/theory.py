@@ -54,6 +54,7 @@ def _told(checked: "Checked") -> str:
         "equality": "equal to {:.1e}",
         "rule": "{:.0f} exceptions",
         "order": "order {:.2f}",
+        "calibration": "within {:.1%}",
         "counterexample": "FALSE in {:.0%} of the worlds",
     }
     lines = [f"{checked.check.name}  {checked.check.statement}"]

@@ -14,6 +14,7 @@ from prefstage.measuring.config import MeasureConfig
 from prefstage.measuring.distinctness import distinctness, measure_distinctness
 from prefstage.measuring.loop import Reading
 from prefstage.measuring.measure import Measurement, measure, measure_stage
+from prefstage.measuring.reliability import ScoreSummary, call_reliability, chance_above_half
 from prefstage.measuring.sequential import ConfidenceSequence, log_capital, rejection_step
 from prefstage.measuring.stage import Stage
 from prefstage.measuring.summary import summarise
@@ -111,6 +112,7 @@ __all__ = [
     "OrderFigures",
     "PromptVotes",
     "Reading",
+    "ScoreSummary",
     "ScoredBy",
     "Stage",
     "algorithm_1_verdict",
@@ -118,6 +120,8 @@ __all__ = [
     "at_threshold",
     "bootstrap_interval",
     "boundary_score",
+    "call_reliability",
+    "chance_above_half",
     "count_votes",
     "diagnose",
     "diagnose_orders",

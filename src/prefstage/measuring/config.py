@@ -31,6 +31,21 @@ class MeasureConfig(Config):
     max_judgments: int | None = Field(default=None, ge=1, description="Comparisons at most.")
     seed: int = Field(default=0, ge=0, description="Of the order and choice of what is used.")
     first_chunk: int = Field(default=8, ge=1, description="Prompts sampled before a first look.")
+    judge_accuracy: float | None = Field(
+        default=None,
+        gt=0.5,
+        le=1,
+        description="Share of comparisons that the judge gets right, if known: tells reliability.",
+    )
+    judge_bias: float = Field(
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="Half the largest difference of its accuracies on the two sides.",
+    )
+    overlap: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of responses that both sides would give."
+    )
 
     @model_validator(mode="after")
     def _no_ignored_setting(self) -> Self:
@@ -38,5 +53,16 @@ class MeasureConfig(Config):
             raise ValueError(
                 "ties='off' has no effect with votes='probability'; expected ties='half', as a "
                 "tie counts 1/2 there; set ties='half', or votes='hard'"
+            )
+        if self.judge_accuracy is None and (self.judge_bias or self.overlap):
+            name = "judge_bias" if self.judge_bias else "overlap"
+            raise ValueError(
+                f"{name} is set without judge_accuracy; expected both, as it is read for the "
+                f"reliability alone; set judge_accuracy, or leave {name} out"
+            )
+        if self.judge_accuracy is not None and self.judge_accuracy + self.judge_bias > 1:
+            raise ValueError(
+                f"judge_bias {self.judge_bias} and judge_accuracy {self.judge_accuracy} sum to "
+                "more than 1; expected a bias that is part of the judge's errors; lower one"
             )
         return self

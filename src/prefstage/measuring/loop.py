@@ -89,7 +89,7 @@ def run_loop(
     policy: OnPolicy,
     judge: Judge,
     config: MeasureConfig,
-    watch: Watch,
+    watch: Watch | None,
 ) -> LoopEnd:
     """Use prompts until the interval leaves ½ or the budget is spent.
 
@@ -99,7 +99,7 @@ def run_loop(
         policy: The on-policy side.
         judge: Gives P(a ≻ b | x).
         config: Rules and budget.
-        watch: Called as things go on.
+        watch: Called as things go on; the interval is computed for it at every look.
 
     Returns:
         Every judged prompt, and why the loop ended.
@@ -111,8 +111,7 @@ def run_loop(
     )
     prompts: list[JudgedPrompt] = []
     for size in chunk_sizes(budget.prompts, first=config.first_chunk):
-        reading = Reading("", len(prompts), budget.prompts, sequence.mean, sequence.interval)
-        tell = _teller(watch, reading)
+        tell = _teller(watch, len(prompts), budget, sequence)
         chunk = [off.row(prompt_id) for prompt_id in order[len(prompts) :][:size]]
         matches = _match(chunk, policy.respond(chunk, tell), off, config)
         tell("judging")
@@ -121,7 +120,7 @@ def run_loop(
         sequence.update(votes.score for votes in counted)
         if sequence.side is not None and not config.all_prompts:
             break
-    watch(Reading("done", len(prompts), budget.prompts, sequence.mean, sequence.interval))
+    _teller(watch, len(prompts), budget, sequence)("done")
     return LoopEnd(tuple(prompts), sequence, _why(len(prompts), len(order), budget), len(order))
 
 
@@ -161,7 +160,12 @@ def _why(used: int, available: int, budget: _Budget) -> Stopped:
     return budget.limit if used == budget.prompts else "decided"
 
 
-def _teller(watch: Watch, reading: Reading) -> Callable[[str], None]:
+def _teller(
+    watch: Watch | None, used: int, budget: _Budget, sequence: ConfidenceSequence
+) -> Callable[[str], None]:
+    if watch is None:
+        return lambda doing: None
+    reading = Reading("", used, budget.prompts, sequence.mean, sequence.interval)
     return lambda doing: watch(replace(reading, doing=doing))
 
 

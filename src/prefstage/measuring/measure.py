@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prefstage.core.errors import InputError
 from prefstage.core.runs import RunFolder
@@ -17,6 +17,7 @@ from prefstage.measuring.config import MeasureConfig
 from prefstage.measuring.judged import JudgedPrompt
 from prefstage.measuring.loop import LoopEnd, Watch, run_loop
 from prefstage.measuring.prompts import on_policy_candidates, write_prompts
+from prefstage.measuring.reliability import call_reliability
 from prefstage.measuring.responses import GivenResponses, Pool, Responses, SampledResponses
 from prefstage.measuring.sequential import ConfidenceSequence
 from prefstage.measuring.stage import Stage, StageName
@@ -29,7 +30,8 @@ JUDGMENTS = "judgments.sqlite"
 SAMPLES = "samples.jsonl"
 CANDIDATES = "candidates.parquet"
 
-_BUDGET = {"max_prompts", "max_judgments"}  # may be raised later in the same folder
+_NOT_MEASURED = {"judge_accuracy", "judge_bias", "overlap"}  # read at the end alone
+_MAY_CHANGE = {"max_prompts", "max_judgments"} | _NOT_MEASURED  # later, in the same folder
 _STAGES: dict[str | None, StageName] = {
     "below": "injection",
     "above": "fine-tuning",
@@ -150,7 +152,7 @@ def measure(
             policy=policy,
             judge=judge,
             config=config,
-            watch=watch or (lambda reading: None),
+            watch=watch,
         )
     unmatched = {
         "on": policy.prompts_beyond(off.places),
@@ -208,7 +210,7 @@ def _open_folder(
     judge: Judge,
 ) -> None:
     inputs = {
-        "config": config.model_dump(mode="json", exclude=_BUDGET),
+        "config": config.model_dump(mode="json", exclude=_MAY_CHANGE),
         "off_policy": off.fingerprint,
         "on_policy": on.fingerprint,
         "judge": judge.fingerprint,
@@ -233,8 +235,9 @@ def _stage(end: LoopEnd, config: MeasureConfig, **details: Any) -> Stage:
     boundary = boundary_score(each.votes for each in end.prompts)
     matches = [each.match for each in end.prompts]
     favours = [each.favours for each in end.prompts]
+    stage, verdict = _STAGES[end.sequence.side], algorithm_1_verdict(boundary)
     return Stage(
-        stage=_STAGES[end.sequence.side],
+        stage=stage,
         boundary_score=boundary.score,
         interval=end.sequence.interval,
         confidence=config.confidence,
@@ -254,7 +257,7 @@ def _stage(end: LoopEnd, config: MeasureConfig, **details: Any) -> Stage:
         stopped=end.stopped,
         population="new prompts" if config.new_prompts else "these prompts",
         interval_new_prompts=_interval_for_new_prompts(end, config),
-        algorithm_1=algorithm_1_verdict(boundary),
+        algorithm_1=verdict,
         judgments=sum(each.votes.comparisons for each in end.prompts),
         undecided_judgments=boundary.undecided,
         prompts_favouring={side: favours.count(side) for side in ("on", "off", "neither")},
@@ -262,7 +265,23 @@ def _stage(end: LoopEnd, config: MeasureConfig, **details: Any) -> Stage:
             "on": sum(match.unused_on for match in matches),
             "off": sum(match.unused_off for match in matches),
         },
+        reliability=_reliability(end, config, verdict if stage == "undecided" else stage),
+        **config.model_dump(include=_NOT_MEASURED),
         **details,
+    )
+
+
+def _reliability(
+    end: LoopEnd, config: MeasureConfig, called: Literal["injection", "fine-tuning"]
+) -> float | None:
+    if config.judge_accuracy is None:
+        return None
+    return call_reliability(
+        [each.votes for each in end.prompts],
+        called,
+        accuracy=config.judge_accuracy,
+        bias=config.judge_bias,
+        overlap=config.overlap,
     )
 
 

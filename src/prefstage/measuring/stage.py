@@ -1,7 +1,7 @@
 """The result: which stage, how sure, and what it took."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -69,6 +69,12 @@ class Stage:
         judge_counts: What the judge says it did, such as calls.
         distinctness: Share of comparisons in which the policy itself finds the on-policy
             response likelier, or None if not asked for.
+        reliability: Chance that the true boundary score is on the side called (of an
+            undecided measurement: on the side of `algorithm_1`), or None where the judge's
+            accuracy is not known. See `chance_above_half`.
+        judge_accuracy: The judge's accuracy that it rests on.
+        judge_bias: The judge's bias that it allows for.
+        overlap: The overlap of both sides that it rests on.
     """
 
     stage: StageName
@@ -100,6 +106,10 @@ class Stage:
     cut_responses: int
     judge_counts: dict[str, int]
     distinctness: float | None = None
+    reliability: float | None = None
+    judge_accuracy: float | None = None
+    judge_bias: float = 0.0
+    overlap: float = 0.0
 
     @property
     def recommendation(self) -> str:
@@ -118,7 +128,7 @@ class Stage:
         """Build a stage from what `as_dict` gave.
 
         Args:
-            values: All keys of a stage, and no other.
+            values: All keys of a stage, and no other; those that have a default may lack.
 
         Returns:
             The stage.
@@ -127,8 +137,9 @@ class Stage:
             DataError: If a key is missing or unknown.
         """
         known = {field.name for field in fields(cls)}
-        if set(values) != known:
-            odd = sorted(set(values) ^ known)
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        odd = sorted((set(values) - known) | (needed - set(values)))
+        if odd:
             raise DataError.of(
                 saw=f"a stage with missing or unknown keys: {', '.join(odd)}",
                 expected="the keys that prefstage measure writes",

@@ -19,7 +19,9 @@ def summarise(measurement: Measurement) -> str:
         A dozen lines of text.
     """
     stage = measurement.stage
-    lines = [_headline(stage), stage.recommendation, "", _evidence(stage), _favours(stage)]
+    told = [] if stage.reliability is None else [_reliability(stage)]
+    lines = [_headline(stage), *told, stage.recommendation, ""]
+    lines += [_evidence(stage), _favours(stage)]
     for side in ("on", "off"):
         for each in clearest_prompts(measurement.prompts, favours=side, count=_EXAMPLES):
             text = excerpt_of(each.match.prompt, length=_EXCERPT)
@@ -73,6 +75,17 @@ def _headline(stage: Stage) -> str:
     return (
         f"{name}{better}. Boundary score {stage.boundary_score:.3f}, "
         f"{stage.confidence:.0%} interval [{low:.3f}, {high:.3f}]"
+    )
+
+
+def _reliability(stage: Stage) -> str:
+    call = f"{stage.algorithm_1} stage, " if stage.stage == "undecided" else ""
+    bias = f" (its bias at most {stage.judge_bias:.0%})" if stage.judge_bias else ""
+    overlap = f" and the sides overlap by {stage.overlap:.0%}" if stage.overlap else ""
+    return (
+        f"Reliability {stage.reliability:.1%}: the chance that a judge without error, asked about "
+        f"all prompts like these, would say so too ({call}as this judge is right in "
+        f"{stage.judge_accuracy:.0%} of comparisons{bias}{overlap})"
     )
 
 

@@ -9,13 +9,21 @@ from typing import Any
 
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json
-from prefstage.sandbox.theory import data_dpo, iterating, rankings, sgdpo, stage_call, two_stage
+from prefstage.sandbox.theory import (
+    data_dpo,
+    guide,
+    iterating,
+    rankings,
+    sgdpo,
+    stage_call,
+    two_stage,
+)
 from prefstage.sandbox.theory.evidence import Check, Evidence, Setting
 from prefstage.sandbox.theory.figures import draw_figure, figure_name
 
 CHECKS: dict[str, Check] = {
     check.name: check
-    for module in (two_stage, stage_call, data_dpo, rankings, sgdpo, iterating)
+    for module in (two_stage, stage_call, guide, data_dpo, rankings, sgdpo, iterating)
     for check in module.CHECKS
 }
 RESULT = "theory.json"

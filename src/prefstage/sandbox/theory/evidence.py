@@ -11,7 +11,7 @@ from torch import Tensor
 EXACT = 1e-10
 """The largest residual of an equality that holds."""
 
-Kind = Literal["equality", "rule", "order", "counterexample"]
+Kind = Literal["equality", "rule", "order", "counterexample", "calibration"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Finding:
         claim: In words.
         kind: ``equality``: `value` is the largest residual. ``rule``: the number of
             exceptions. ``order``: the fitted order. ``counterexample``: the share of worlds in
-            which the statement as printed fails.
+            which the statement as printed fails. ``calibration``: how far told chances are
+            from frequencies.
         value: See `kind`.
         wanted: What `value` must be.
         worlds: In how many worlds it was tried.

@@ -1,0 +1,364 @@
+"""The decision guide: worlds of every truth, judges of known accuracy, how often they are right."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prefstage.measuring.reliability import ScoreSummary, chance_above_half
+from prefstage.sandbox.theory.evidence import (
+    Check,
+    Evidence,
+    Figure,
+    Finding,
+    Setting,
+    curve,
+    equality,
+    rule,
+)
+from prefstage.sandbox.theory.stage_call import HALF, ROUNDING, expected_score, wins_of
+from prefstage.sandbox.theory.worlds import draw_worlds, generator_of
+
+Errors = Literal["any pair", "close pairs"]
+"""Where a judge errs: in all comparisons alike, or because it misreads the responses' quality."""
+
+A_KIND = 2  # responses that both sides give, and that one of them gives alone
+PROMPTS = 80
+PAIRS_A_SIDE = 2
+UNEVEN = 2.0  # largest spread between prompts of how much better a side is
+SIZES = (10, 25, 50, 100, 200, 400)
+ACCURACIES = (0.55, 0.6, 0.7, 0.8, 0.9, 1.0)
+OVERLAPS = (0.0, 0.5, 0.8)
+EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
+TOLERANCE = 0.02
+_SHIFT_REACH = 20.0
+_NOISE_REACH = 1000.0
+_HALVINGS = 36
+
+
+@dataclass(frozen=True)
+class GuideWorlds:
+    """Worlds with a known true boundary score; the last axis holds common responses, then own.
+
+    Attributes:
+        on: π_θ. [worlds, prompts, responses].
+        off: π_off. [worlds, prompts, responses].
+        on_quality: True quality of the policy's responses. [worlds, prompts, responses].
+        off_quality: Of the other side's; equal to the former where the response is common.
+        truth: The exact boundary score. [worlds].
+        overlap: Σ min(π_θ, π_off). [worlds].
+    """
+
+    on: Tensor
+    off: Tensor
+    on_quality: Tensor
+    off_quality: Tensor
+    truth: Tensor
+    overlap: Tensor
+
+
+@dataclass(frozen=True)
+class Judges:
+    """A judge for each world.
+
+    Attributes:
+        errors: Where they err.
+        accuracy: P(right) in a comparison of two different responses. [worlds].
+        bias: Half the difference between the accuracies on the two sides; where a judge errs
+            in close pairs it has none. [worlds].
+        noise: Standard deviation of the misreading, where it errs in close pairs. [worlds].
+    """
+
+    errors: Errors
+    accuracy: Tensor
+    bias: Tensor
+    noise: Tensor
+
+
+def draw_guide_worlds(
+    overlap: Tensor, *, generator: torch.Generator, truth: Tensor | None = None
+) -> GuideWorlds:
+    """Draw worlds in which every true boundary score that the overlap allows is equally likely.
+
+    Args:
+        overlap: Share of responses that both sides give. [worlds].
+        generator: Of all draws.
+        truth: Boundary scores wanted instead. [worlds].
+
+    Returns:
+        The worlds; their prompts differ in how much better a side is, by a spread of 0 to 2
+        standard deviations of a response's quality.
+    """
+    count = len(overlap)
+
+    def normal(width: int) -> Tensor:
+        return torch.randn((count, PROMPTS, width), generator=generator, dtype=torch.float64)
+
+    common, own, theirs = (normal(A_KIND).softmax(-1) for _ in range(3))
+    share = overlap[:, None, None]
+    uneven = UNEVEN * torch.rand((count, 1, 1), generator=generator, dtype=torch.float64)
+    tilt, quality = uneven * normal(1), normal(3 * A_KIND)
+    draw = torch.rand(count, generator=generator, dtype=torch.float64)
+    wanted = HALF + (1 - overlap**2) / 2 * (2 * draw - 1) if truth is None else truth
+
+    def world(shift: Tensor) -> GuideWorlds:
+        moved = tilt + shift[:, None, None]
+        both, ours, others = quality.chunk(3, -1)
+        made = GuideWorlds(
+            torch.cat([share * common, (1 - share) * own], -1),
+            torch.cat([share * common, (1 - share) * theirs], -1),
+            torch.cat([both, ours + moved], -1),
+            torch.cat([both, others - moved], -1),
+            wanted,
+            overlap,
+        )
+        joint, gap = _comparisons(made)
+        score = (joint * _verdict(gap)).sum((-1, -2)).mean(-1)
+        return GuideWorlds(made.on, made.off, made.on_quality, made.off_quality, score, overlap)
+
+    reach = torch.full((count,), _SHIFT_REACH, dtype=torch.float64)
+    return world(_bisected(-reach, reach, lambda shift: world(shift).truth >= wanted))
+
+
+def draw_judges(
+    worlds: GuideWorlds, accuracy: Tensor, *, errors: Errors, bias: Tensor | None = None
+) -> Judges:
+    """Judges of these accuracies in the comparisons of these worlds.
+
+    Args:
+        worlds: What they judge.
+        accuracy: Wanted. [worlds], in (½, 1].
+        errors: Where they err.
+        bias: For judges that err in any pair; none if None. [worlds].
+
+    Returns:
+        The judges.
+    """
+    none = torch.zeros_like(accuracy)
+    if errors == "any pair":
+        return Judges(errors, accuracy, none if bias is None else bias, none)
+    joint, gap = _comparisons(worlds)
+    weight = joint * (gap != 0)
+    weight = weight / weight.sum((-1, -2, -3), keepdim=True)
+
+    def too_noisy(noise: Tensor) -> Tensor:
+        sure = gap.abs() / (2**0.5 * noise[:, None, None, None])
+        share: Tensor = (weight * torch.special.ndtr(sure)).sum((-1, -2, -3))
+        return share <= accuracy
+
+    noise = _bisected(none, none + _NOISE_REACH, too_noisy)
+    return Judges(errors, accuracy, none, torch.where(accuracy == 1, 0.0, noise))
+
+
+def draw_verdicts(
+    worlds: GuideWorlds, judges: Judges, *, prompts: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fresh prompts, 2 responses of each side, and what the judge says to each comparison.
+
+    Args:
+        worlds: Drawn from with replacement.
+        judges: One a world.
+        prompts: How many prompts of each world.
+        generator: Of all draws.
+
+    Returns:
+        The verdicts, 1 for the policy's response, 0 for the other, ½ for the same response.
+        [worlds, prompts, 2, 2]. And which responses these were: of the policy and of the
+        other side. [worlds, prompts, 2]; below 2 a common one.
+    """
+    count = len(worlds.truth)
+    rows = torch.arange(count)[:, None]
+    asked = torch.randint(PROMPTS, (count, prompts), generator=generator)
+
+    def drawn(side: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        chance = side[rows, asked].reshape(-1, 2 * A_KIND)
+        chosen = chance.multinomial(PAIRS_A_SIDE, True, generator=generator)
+        chosen = chosen.reshape(count, prompts, PAIRS_A_SIDE)
+        return chosen, quality[rows[..., None], asked[..., None], chosen]
+
+    (ours, first), (theirs, second) = (
+        drawn(worlds.on, worlds.on_quality),
+        drawn(worlds.off, worlds.off_quality),
+    )
+    gap = first[..., :, None] - second[..., None, :]
+    if judges.errors == "any pair":
+        a, b = (each[:, None, None, None] for each in (judges.accuracy, judges.bias))
+        for_on = torch.where(gap > 0, a + b, 1 - a + b)
+        verdict = for_on.bernoulli(generator=generator)
+    else:
+        noise = judges.noise[:, None, None]
+        first, second = (
+            each + noise * torch.randn(each.shape, generator=generator, dtype=torch.float64)
+            for each in (first, second)
+        )
+        verdict = _verdict(first[..., :, None] - second[..., None, :])
+    return torch.where(gap == 0, HALF, verdict), ours, theirs
+
+
+def _comparisons(worlds: GuideWorlds) -> tuple[Tensor, Tensor]:
+    """P(y_i, y'_j) and their difference of quality. [worlds, prompts, responses, responses]."""
+    joint = worlds.on[..., :, None] * worlds.off[..., None, :]
+    return joint, worlds.on_quality[..., :, None] - worlds.off_quality[..., None, :]
+
+
+def _verdict(gap: Tensor) -> Tensor:
+    return (gap > 0).double() + HALF * (gap == 0)
+
+
+def _bisected(low: Tensor, high: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
+    """The least value of each world at which `enough` says so."""
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        reached = enough(middle)
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    return high
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Calls of about the same printed reliability.
+
+    Attributes:
+        low: Of the printed reliability.
+        high: Likewise; the last bin includes it.
+        calls: How many.
+        printed: Mean printed reliability.
+        found: Share of right calls.
+    """
+
+    low: float
+    high: float
+    calls: int
+    printed: float
+    found: float
+
+    @property
+    def difference(self) -> float:
+        """Printed minus found."""
+        return self.printed - self.found
+
+
+def binned(printed: Tensor, right: Tensor) -> list[Bin]:
+    """Compare printed reliabilities with how often the calls were right.
+
+    Args:
+        printed: Of each call; below ½ counts in the first bin. [calls].
+        right: Whether it was. [calls].
+
+    Returns:
+        The bins that hold a call.
+    """
+    place = torch.bucketize(printed, torch.tensor(EDGES[1:-1], dtype=printed.dtype), right=True)
+    bins = []
+    for i, (low, high) in enumerate(pairwise(EDGES)):
+        here = place == i
+        if here.any():
+            told, found = float(printed[here].mean()), float(right[here].double().mean())
+            bins.append(Bin(low, high, int(here.sum()), told, found))
+    return bins
+
+
+def called(
+    verdicts: Tensor, accuracy: Tensor, *, overlap: Tensor, bias: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The call by all verdicts and its printed reliability.
+
+    Args:
+        verdicts: Of `draw_verdicts`.
+        accuracy: Of the judges, as the measurement is told. [worlds].
+        overlap: Likewise.
+        bias: Likewise, its largest value.
+
+    Returns:
+        Whether the call is fine-tuning, and its reliability. [worlds] each.
+    """
+    scores = verdicts.mean((-1, -2))
+    mean = scores.mean(-1)
+    squares = (scores - mean[:, None]).square().sum(-1)
+    seen = ScoreSummary(scores.shape[-1], mean.numpy(), squares.numpy())
+    told = torch.from_numpy(
+        chance_above_half(
+            seen,
+            accuracy=accuracy.numpy(),
+            overlap=overlap.numpy(),
+            bias=bias.numpy() if isinstance(bias, Tensor) else bias,
+        )
+    )
+    tuning = mean >= HALF
+    return tuning, torch.where(tuning, told, 1 - told)
+
+
+def _spread(values: tuple[float, ...], count: int) -> Tensor:
+    """These values in turn. [count]."""
+    return torch.tensor(values, dtype=torch.float64).repeat(count // len(values) + 1)[:count]
+
+
+def check_guide(setting: Setting) -> Evidence:
+    """The bound by the overlap, what a judge sees, and the calibration of the reliability."""
+    generator = generator_of(setting.seed)
+    accuracy = _spread(ACCURACIES, setting.worlds)
+    overlap = torch.rand(setting.worlds, generator=generator, dtype=torch.float64)
+    worlds = draw_guide_worlds(overlap, generator=generator)
+    printed, right, curves = [], [], []
+    for errors in ("any pair", "close pairs"):
+        judges = draw_judges(worlds, accuracy, errors=errors)
+        verdicts = draw_verdicts(worlds, judges, prompts=SIZES[-1], generator=generator)[0]
+        for size in SIZES:
+            tuning, told = called(verdicts[:, :size], accuracy, overlap=overlap)
+            printed.append(told)
+            right.append(tuning == (worlds.truth > HALF))
+    for wanted in ACCURACIES:
+        means = [float(each[accuracy == wanted].mean()) for each in printed[: len(SIZES)]]
+        curves.append(curve(f"judge right in {wanted:.0%}", list(SIZES), means))
+    bins = binned(torch.cat(printed), torch.cat(right))
+    calls = sum(each.calls for each in bins)
+    error = sum(each.calls * abs(each.difference) for each in bins) / calls
+    return Evidence(
+        [*_bounds(setting, generator), _calibration(error, setting.worlds)],
+        Figure("Expected reliability of a stage call", "prompts", "right calls", curves, log="x"),
+    )
+
+
+def _bounds(setting: Setting, generator: torch.Generator) -> list[Finding]:
+    table = draw_worlds(setting.worlds, seed=setting.seed + 1, prompts=1, responses=6)
+    policy, off = table.log_policy, table.log_reference
+    shared = torch.minimum(policy.exp(), off.exp()).sum(-1).mean(-1)
+    beyond = (expected_score(wins_of(table), policy, off) - HALF).abs() - (1 - shared**2) / 2
+    a = HALF + torch.rand(setting.worlds, generator=generator, dtype=torch.float64) / 2
+    b = (1 - a) * (2 * torch.rand(setting.worlds, generator=generator, dtype=torch.float64) - 1)
+    wins = wins_of(table)
+    different = 1 - torch.eye(wins.shape[-1], dtype=torch.float64)
+    for_on = torch.where(
+        wins > HALF, (a + b)[:, None, None, None], (1 - a + b)[:, None, None, None]
+    )
+    seen = expected_score(torch.where(different > 0, for_on, HALF), policy, off)
+    same = (policy + off).exp().sum(-1).mean(-1)
+    line = HALF + (2 * a - 1) * (expected_score(wins, policy, off) - HALF) + b * (1 - same)
+    return [
+        rule("|BS - ½| <= (1 - overlap²)/2", beyond > ROUNDING),
+        equality("a judge of accuracies a ± b on the sides sees ½ + (2a-1)(BS-½) + b(1-same)",
+                 seen - line),
+    ]  # fmt: skip
+
+
+def _calibration(error: float, worlds: int) -> Finding:
+    claim = "printed reliability against the share of right calls, mean difference"
+    wanted = f"<= {TOLERANCE}"
+    return Finding(claim, "calibration", error, wanted, worlds, error <= TOLERANCE)
+
+
+CHECKS = (
+    Check(
+        "stage-guide",
+        "TwoStage, arXiv:2508.10530, Algorithm 1; the reliability is ours",
+        "The reliability that a measurement prints is the chance that its call is right.",
+        "Where every true boundary score that the overlap allows is equally likely beforehand, "
+        "the judge's accuracy in these comparisons is as told, and its errors favour neither "
+        "side beyond the bias told. It matters little whether a judge errs in all comparisons "
+        "alike or in the close ones.",
+        check_guide,
+    ),
+)
