@@ -1,5 +1,7 @@
 """The fused linear log-prob against log-softmax of the whole logits."""
 
+from collections import deque
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,9 +28,11 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize("softcap", [None, 2.5])
+@pytest.mark.parametrize("kept", [0, 700, 1 << 25])
 def test_values_and_gradients_are_exact(
-    with_bias: bool, scale: float, softcap: float | None
+    with_bias: bool, scale: float, softcap: float | None, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept)
     torch.manual_seed(0)
     hidden = torch.randn(13, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(150, 6, dtype=torch.float64, requires_grad=True)
@@ -45,6 +49,31 @@ def test_values_and_gradients_are_exact(
         log_probs(*inputs), expected.gather(-1, targets[:, None])[:, 0], rtol=1e-12, atol=1e-12
     )
     assert torch.autograd.gradcheck(log_probs, inputs, fast_mode=True)
+
+
+def test_logits_are_kept_for_a_backward_pass_alone_and_within_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls, compute = [], linear._logits
+    monkeypatch.setattr(linear, "_logits", lambda *a: calls.append(a) or compute(*a))
+    hidden, weight = torch.randn(13, 6), torch.randn(150, 6, requires_grad=True)
+    targets = torch.randint(150, (13,))
+    done = []
+    for kept in (1 << 25, 700, 0):
+        monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept)
+        calls.clear()
+        log_probs = linear_log_probs(hidden, targets, Head(weight)).log_probs
+        first = len(calls)
+        log_probs.sum().backward()
+        done.append(len(calls) / first)
+    assert done[0] == 1 < done[1] < done[2] == 2
+    started = []
+    monkeypatch.setattr(
+        linear._Kept, "start", lambda *a: started.append(a[1]) or linear._Kept(0, deque())
+    )
+    with torch.no_grad():
+        linear_log_probs(hidden, targets, Head(weight))
+    assert started == [False]
 
 
 def test_frozen_weight_gets_no_gradient_and_hidden_does() -> None:

@@ -1,6 +1,7 @@
 """Log-probs of given tokens straight from hidden states, without holding the logits."""
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,10 @@ CHUNK_ELEMENTS = 1 << 19
 
 GPU_CHUNK_ELEMENTS = 1 << 27
 """Logits held at once on a GPU, where large products matter more than cache."""
+
+KEPT_ELEMENTS = 1 << 25
+"""On a CPU, logits kept for the backward pass (128 MiB in float32), which computes further ones
+again: a third of the vocabulary's forward and backward arithmetic would be that."""
 
 MAX_CHUNK_TOKENS = 1024
 """Tokens whose logits are held at once."""
@@ -74,7 +79,7 @@ def linear_log_probs(
 
     ``log π(y) = z_y - log Σ_v exp z_v``, summed in float32 (float64 for float64 input)
     from half-precision weights and under autocast too. Memory does not grow with the
-    vocabulary; the backward pass computes each chunk again.
+    vocabulary: beyond `KEPT_ELEMENTS` the backward pass computes each chunk again.
 
     Args:
         hidden: Final hidden states. [tokens, hidden].
@@ -87,7 +92,14 @@ def linear_log_probs(
     """
     with torch.autocast(hidden.device.type, enabled=False):  # it would round the products
         log_probs, *extra = _LinearLogProbs.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-            hidden, head.weight, head.bias, targets, head.scale, head.softcap, bool(statistics)
+            hidden,
+            head.weight,
+            head.bias,
+            targets,
+            head.scale,
+            head.softcap,
+            bool(statistics),
+            torch.is_grad_enabled(),
         )
     known = dict(zip(_STATISTICS, extra, strict=True)) if statistics else {}
     return TokenLogProbs(log_probs, **{name: known[name] for name in statistics})
@@ -104,15 +116,19 @@ class _LinearLogProbs(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         with_statistics: bool,
+        with_gradient: bool,
     ) -> tuple[Tensor, ...]:
         head = Head(weight, bias, scale, softcap)
         sums = _Sums.start(hidden, with_statistics=with_statistics)
+        kept = _Kept.start(hidden, with_gradient and not with_statistics, softcap)
         for words in _word_chunks(len(targets), len(weight), hidden.device):
             for tokens in _token_chunks(len(targets)):
-                sums.add(_logits(hidden[tokens], head, words)[0], tokens)
+                logits = _logits(hidden[tokens], head, words)[0]
+                sums.add(logits, tokens)
+                kept.add(logits)
         at_target = _target_logits(hidden, head, targets)
         ctx.save_for_backward(hidden, weight, bias, targets, sums.total)
-        ctx.scale, ctx.softcap = scale, softcap
+        ctx.scale, ctx.softcap, ctx.kept = scale, softcap, kept
         statistics = sums.statistics()
         ctx.mark_non_differentiable(*statistics)
         return (at_target - sums.total, *statistics)
@@ -132,7 +148,13 @@ class _LinearLogProbs(torch.autograd.Function):
             of_part = _Accumulated(part, grad_weight, words) if grad_weight is not None else None
             part_bias = part.new_zeros(len(part))
             for tokens in _token_chunks(len(targets)):
-                slopes = _slopes(hidden[tokens], targets[tokens], head, words, total[tokens])
+                slopes = _slopes(
+                    ctx.kept.take() or _logits(hidden[tokens], head, words),
+                    targets[tokens],
+                    head,
+                    words,
+                    total[tokens],
+                )
                 slopes *= grad[tokens, None]
                 if grad_hidden is not None:
                     grad_hidden[tokens].addmm_(slopes, part)
@@ -145,7 +167,7 @@ class _LinearLogProbs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias[words] = part_bias
         typed = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        return (typed, grad_weight, grad_bias, None, None, None, None)
+        return (typed, grad_weight, grad_bias, None, None, None, None, None)
 
 
 class _Accumulated:
@@ -170,9 +192,32 @@ class _Accumulated:
             self._goal.copy_(self._sum)
 
 
-def _slopes(hidden: Tensor, targets: Tensor, head: Head, words: slice, total: Tensor) -> Tensor:
+@dataclass
+class _Kept:
+    """Logits of the first chunks, as many as there is room for, taken in their order."""
+
+    room: int
+    chunks: deque[Tensor]
+
+    @staticmethod
+    def start(hidden: Tensor, wanted: bool, softcap: float | None) -> "_Kept":
+        on = wanted and softcap is None and hidden.device.type == "cpu"
+        return _Kept(KEPT_ELEMENTS if on else 0, deque())
+
+    def add(self, logits: Tensor) -> None:
+        self.room = self.room - logits.numel() if logits.numel() <= self.room else 0
+        if self.room:
+            self.chunks.append(logits)
+
+    def take(self) -> tuple[Tensor, None] | None:
+        return (self.chunks.popleft(), None) if self.chunks else None
+
+
+def _slopes(
+    known: tuple[Tensor, Tensor | None], targets: Tensor, head: Head, words: slice, total: Tensor
+) -> Tensor:
     """Slope of log π(target) by h Wᵀ + b in a chunk: (1[v = target] - π(v)) · the head's."""
-    logits, slope = _logits(hidden, head, words)
+    logits, slope = known
     slopes = logits.sub_(total[:, None]).exp_().neg_()
     (inside,) = ((targets >= words.start) & (targets < words.stop)).nonzero(as_tuple=True)
     slopes[inside, targets[inside] - words.start] += 1
