@@ -13,12 +13,13 @@ fine-tuning, AdamW, the same pairs, batch and precision on all sides:
   micro-batches of M pairs ("TRL best, M"), since smaller ones have less padding. M = 1 has
   nothing to group and keeps our order; others group by length through a length column.
 
-TRL's head is fused in every setting. "..., huge pages" gives that side the allocator setting
-that prefstage makes for itself (THP_MEM_ALLOC_ENABLE).
+TRL's head is fused in every setting. "..., huge pages" (with --sides) gives that side the allocator
+setting that prefstage makes for itself (THP_MEM_ALLOC_ENABLE).
 
 Each side trains one epoch in a process of its own; they take their optimiser steps in turns. A
 step's time is from the end of the step before to its own end: data, forward and backward passes
-and optimiser. The first step of each is left out. What is computed before training (reference
+and optimiser. The first two steps of each are left out: in them the process's memory still grows to
+its full size. What is computed before training (reference
 log-probs) is given in a column of its own. Peak memory is
 the process's highest resident memory during training (on a GPU, the allocator's).
 
@@ -29,7 +30,6 @@ token, attention over what each token sees; three times each, for forward and ba
 """
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -46,7 +46,8 @@ from scoring import MIB, floor_flops, matrix_rate, memory_now, memory_peak, tell
 
 HH, ANSWERS = "HH pairs", "AlpacaEval answers"
 OURS, DEFAULTS, BEST, HUGE = "prefstage", "TRL defaults", "TRL best, ", ", huge pages"
-SIDES = (OURS, DEFAULTS, BEST + "1", BEST + "1" + HUGE)
+SIDES = (OURS, DEFAULTS, BEST + "1")
+WARM = 2  # first steps left out: memory still grows in them
 MAX_TOKENS = 1024
 
 
@@ -133,8 +134,7 @@ class Turns:
         self.end, self.device, self.model = end, device, model
 
     def wait(self) -> None:
-        """Wait for the parent's word, with no freed memory kept from the other sides."""
-        give_back_memory()
+        """Wait for the parent's word."""
         self.end.recv()
         self.rate = matrix_rate(self.model, 1024)
         self.started = time.perf_counter()
@@ -203,12 +203,6 @@ def work(end: Connection, setup: Setup, side: str) -> None:
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         end.send({"losses": losses, "peak": memory_peak(setup.device)})
-
-
-def give_back_memory() -> None:
-    """Return what the allocator holds but does not use."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def in_our_order(rows: list[dict[str, Any]], setup: Setup) -> list[dict[str, Any]]:
@@ -333,10 +327,10 @@ def floor_seconds(setup: Setup, rate: float) -> list[float]:
 
 
 def summary(setup: Setup, found: dict[str, Any]) -> dict[str, Any]:
-    """Rates and ratios, first steps left out."""
+    """Rates and ratios, the first `WARM` steps left out."""
     rate = statistics.median(rate for side in found.values() for rate in side["rates"])
-    floor_s = sum(floor_seconds(setup, rate)[1:])
-    pairs = setup.batch * (setup.steps - 1)
+    floor_s = sum(floor_seconds(setup, rate)[WARM:])
+    pairs = setup.batch * (setup.steps - WARM)
     result: dict[str, Any] = {
         "workload": setup.workload,
         "steps": setup.steps,
@@ -345,7 +339,7 @@ def summary(setup: Setup, found: dict[str, Any]) -> dict[str, Any]:
         "sides": {},
     }
     for side, got in found.items():
-        total = sum(got["seconds"][1:])
+        total = sum(got["seconds"][WARM:])
         result["sides"][side] = {
             "pairs_per_s": pairs / total,
             "before_s": got["before_s"],
@@ -401,6 +395,10 @@ def main() -> None:
     parser.add_argument("--sides", nargs="*", default=list(SIDES))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    if given.steps <= WARM:
+        sys.exit(
+            f"--steps {given.steps}: the first {WARM} are left out, so take {WARM + 1} or more"
+        )
     if not given.model:
         sys.exit("name a model: --model FOLDER, or PREFSTAGE_CHAT_MODEL")
     results = []
