@@ -10,12 +10,17 @@ writes into the folder `world`, within half a minute and without a download:
   of scripted writers to each instruction;
 - `conversations.jsonl`: the expert's answers to other instructions;
 - `labelled.jsonl`: answers by themselves, each labelled by whether it is wholly right;
-- `candidates.jsonl`: four answers with their true rewards to each instruction.
+- `candidates.jsonl`: four answers with their true rewards to each instruction;
+- `tiers.jsonl`: five of them.
+
+With `--kept 100 200` also `policy-100` and `policy-200`: the policy after so many steps of the
+same training.
 
 What is true in this world a program knows: `prefstage.sandbox.true_reward`.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefstage.data import (
@@ -49,7 +54,15 @@ LESSONS = 4500
 """Answers that it has learnt from."""
 
 
-def make_world(folder: Path, *, pairs: int, steps: int, seed: int) -> None:
+def make_world(
+    folder: Path,
+    *,
+    pairs: int,
+    steps: int,
+    seed: int,
+    held_out: int | None = None,
+    kept: Sequence[int] = (),
+) -> None:
     """Write the world's files.
 
     Args:
@@ -57,14 +70,17 @@ def make_world(folder: Path, *, pairs: int, steps: int, seed: int) -> None:
         pairs: Pairs to train on; other sets have a size in proportion.
         steps: Optimiser steps that the policy has learnt before.
         seed: Of everything.
+        held_out: Pairs to evaluate on; None: a quarter of those.
+        kept: After which steps the policy is kept as well.
     """
     world = World(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    candidates = list(world.candidates(pairs + pairs // 4, responses=4))
+    candidates = list(world.candidates(pairs + (held_out or pairs // 4), responses=4))
     every = [best_and_worst(row) for row in candidates]
     PairSet.of(every[:pairs]).save(folder / "pairs.jsonl")
     PairSet.of(every[pairs:]).save(folder / "held_out.jsonl")
     CandidateSet.of(candidates[:pairs]).save(folder / "candidates.jsonl")
+    world.candidates(pairs, responses=5).save(folder / "tiers.jsonl")
     shown = world.demonstrations(2 * pairs)
     ConversationSet.of(
         Conversation(prompt_id_of(prompt), prompt, ({"role": "assistant", "content": text},))
@@ -82,9 +98,17 @@ def make_world(folder: Path, *, pairs: int, steps: int, seed: int) -> None:
     policy = build_policy(tokenizer, seed=seed)
     encoder = ResponseEncoder(tokenizer)
     trees = [encoder.encode(prompt, [text]) for prompt, text in lessons(world, 2 * pairs)]
-    train_sft(policy, trees, steps=steps, seed=seed)
-    policy.save_pretrained(folder / "policy")
-    tokenizer.save_pretrained(folder / "policy")
+
+    def keep(name: str) -> None:
+        policy.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+    def after(step: int, loss: float) -> None:
+        if step in kept:
+            keep(f"policy-{step}")
+
+    train_sft(policy, trees, steps=steps, seed=seed, on_step=after)
+    keep("policy")
 
 
 def best_and_worst(row: Candidates) -> Pair:
@@ -112,10 +136,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, help="where to")
     parser.add_argument("--pairs", type=int, default=512, help="pairs to train on [512]")
+    parser.add_argument("--held-out", type=int, help="pairs to evaluate on [a quarter of those]")
     parser.add_argument("--steps", type=int, default=250, help="the policy learnt before [250]")
     parser.add_argument("--seed", type=int, default=0, help="of everything [0]")
+    parser.add_argument("--kept", type=int, nargs="*", default=[], help="steps to keep it after")
     given = parser.parse_args()
-    make_world(given.folder, pairs=given.pairs, steps=given.steps, seed=given.seed)
+    make_world(**vars(given))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ TESTS = DOCS.parent / "tests"
 
 COMMANDS = (
     *("measure", "sample", "judge", "diagnose", "build"),
-    *("evaluate", "train", "align", "demo", "theory", "doctor"),
+    *("evaluate", "train", "align", "experiment", "demo", "theory", "doctor"),
 )
 PACKAGES = (
     *("losses", "data", "scoring", "serving", "sampling", "judging"),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefstage.aligning import align as align
+    from prefstage.aligning import run_experiment as run_experiment
     from prefstage.building import build_pairs as build_pairs
     from prefstage.data import load_candidates as load_candidates
     from prefstage.data import load_pairs as load_pairs
@@ -40,6 +41,7 @@ _HOMES = {
     "load_pairs": "data",
     "load_sampler": "sampling",
     "measure_stage": "measuring",
+    "run_experiment": "aligning",
     "win_rate": "evaluating",
 }
 

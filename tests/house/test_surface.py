@@ -26,6 +26,7 @@ NAMES = [
     "load_pairs",
     "load_sampler",
     "measure_stage",
+    "run_experiment",
     "win_rate",
 ]
 COMMANDS = [
@@ -35,6 +36,7 @@ COMMANDS = [
     "diagnose",
     "doctor",
     "evaluate",
+    "experiment",
     "judge",
     "measure",
     "sample",

@@ -1,5 +1,7 @@
 """The loop: sample, judge, measure, choose, build, train, evaluate; and again."""
 
+from prefstage.aligning.experiment import Experiment, plan_experiment, run_experiment
+from prefstage.aligning.grid import Grid, load_grid
 from prefstage.aligning.loop import Aligned, align
 from prefstage.aligning.planning import PlannedStep, plan_alignment
 from prefstage.aligning.recipe import Recipe, load_recipe
@@ -8,6 +10,8 @@ from prefstage.aligning.steps import Step, StepRecord, Steps
 
 __all__ = [
     "Aligned",
+    "Experiment",
+    "Grid",
     "PlannedStep",
     "Recipe",
     "Rule",
@@ -15,7 +19,10 @@ __all__ = [
     "StepRecord",
     "Steps",
     "align",
+    "load_grid",
     "load_recipe",
     "parse_schedule",
     "plan_alignment",
+    "plan_experiment",
+    "run_experiment",
 ]

@@ -92,7 +92,7 @@ def blocks_of(by: Sequence[str], rows: Rows) -> tuple[Block, ...]:
     found: dict[str, dict[Path, dict[Repeat, Mapping[str, float]]]] = {}
     for row in rows:
         values = row["values"]
-        repeat = tuple(v for axis, v in values.items() if axis not in (*by, SCHEDULE))
+        repeat = _repeat(row, (*by, SCHEDULE))
         block = found.setdefault(", ".join(values[axis] for axis in by), {})
         for policy in row["policies"]:
             known = block.setdefault(tuple(policy["path"]), {}).get(repeat, {})
@@ -115,27 +115,27 @@ def starts_of(
     """
     found = []
     for block in blocks_of(settings.by, rows):
-        for path, policies in block.policies.items():
-            known = {
-                repeat: (
-                    figures["boundary_score"],
-                    *(
-                        block.gains((*path, data), settings.columns[0]).get(repeat)
-                        for data in ("off", "on")
-                    ),
-                )
-                for repeat, figures in policies.items()
-                if "boundary_score" in figures
-            }
-            whole = {repeat: each for repeat, each in known.items() if None not in each}
+        for path in block.policies:
+            known = _gains(block, path, settings.columns[0])
             where = ", ".join(part for part in (block.heading, " → ".join(path) or START) if part)
             if each_repeat:
                 found += [
-                    Start(", ".join([where, *repeat]), *each) for repeat, each in whole.items()
+                    Start(", ".join([where, *repeat]), *each) for repeat, each in known.items()
                 ]
-            elif whole:
-                found.append(Start(where, *map(mean, zip(*whole.values(), strict=True))))
+            elif known:
+                scores, off, on = zip(*known.values(), strict=True)
+                found.append(Start(where, mean(scores), mean(off), mean(on)))
     return tuple(found)
+
+
+def _gains(block: Block, path: Path, name: str) -> dict[Repeat, tuple[float, float, float]]:
+    """Boundary score of a policy and gains from there, in every repeat that has them all."""
+    off, on = (block.gains((*path, data), name) for data in ("off", "on"))
+    return {
+        repeat: (figures["boundary_score"], off[repeat], on[repeat])
+        for repeat, figures in block.policies[path].items()
+        if "boundary_score" in figures and repeat in off and repeat in on
+    }
 
 
 def _stage_table(settings: TableSettings, rows: Rows) -> Table:
@@ -187,8 +187,9 @@ def _result_table(settings: TableSettings, rows: Rows) -> Table:
     for heading, group in _grouped(settings.by, rows).items():
         lines: list[tuple[Entry, ...]] = []
         found = _grouped(settings.rows, group)
-        starts = [row["policies"][0]["figures"] for row in group]
-        lines.append((START, *_cells(settings, starts)))
+        named = (*settings.by, *settings.rows)  # rows start alike: each repeat counts once
+        starts = {_repeat(row, named): row["policies"][0]["figures"] for row in group}
+        lines.append((START, *_cells(settings, [*starts.values()])))
         for label, cells in found.items():
             lines.append(
                 (label, *_cells(settings, [row["policies"][-1]["figures"] for row in cells]))
@@ -220,6 +221,10 @@ def _contrast_table(settings: TableSettings, rows: Rows) -> Table:
         parts.append((heading, tuple(lines)))
     head = (", ".join(settings.rows), *map(_title, settings.columns), f"Δ {_title(first)}")
     return Table(settings.title, head, tuple(parts))
+
+
+def _repeat(row: Mapping[str, Any], named: Sequence[str]) -> Repeat:
+    return tuple(label for axis, label in row["values"].items() if axis not in named)
 
 
 def _grouped(axes: Sequence[str], rows: Rows) -> dict[str, list[Mapping[str, Any]]]:

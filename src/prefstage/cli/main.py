@@ -11,6 +11,7 @@ from prefstage.cli.demo import demo
 from prefstage.cli.diagnose import diagnose
 from prefstage.cli.doctor import doctor
 from prefstage.cli.evaluate import evaluate
+from prefstage.cli.experiment import experiment
 from prefstage.cli.judge import judge
 from prefstage.cli.manners import OneLineErrors
 from prefstage.cli.measure import measure
@@ -36,6 +37,7 @@ app.command()(build)
 app.command()(train)
 app.command()(evaluate)
 app.command()(align)
+app.command()(experiment)
 app.command()(demo)
 app.command()(theory)
 app.command()(doctor)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -62,32 +62,9 @@ class CallableJudge:
         Raises:
             InputError: If the path has another form, or there is no such function.
         """
-        module_name, separator, attribute = path.partition(":")
-        expected = "python:module:function, importable from here"
-        if not (separator and module_name and attribute):
-            raise InputError.of(
-                saw=f"judge 'python:{path}'",
-                expected=expected,
-                cure="write for example python:my_judges:shorter_is_better",
-            )
-        if (here := str(Path.cwd())) not in sys.path:  # console scripts leave it out
-            sys.path.append(here)
-        try:
-            function = importlib.import_module(module_name)
-            for part in attribute.split("."):
-                function = getattr(function, part)
-        except (ImportError, AttributeError) as error:
-            raise InputError.of(
-                saw=f"judge 'python:{path}': {error}",
-                expected=expected,
-                cure="check the names; the module is looked for in this folder and on PYTHONPATH",
-            ) from error
-        if not callable(function):
-            raise InputError.of(
-                saw=f"judge 'python:{path}' is a {type(function).__name__}",
-                expected="a function (a, b, prompt) -> P(a ≻ b)",
-                cure="name a function",
-            )
+        function = import_function(
+            path, what="judge", takes="(a, b, prompt) -> P(a ≻ b)", example="shorter_is_better"
+        )
         return cls(function, options=options, name=f"python:{path}")
 
     @cached_property
@@ -150,3 +127,48 @@ class CallableJudge:
 
 def _qualname(function: PreferenceFunction) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
+
+
+def import_function(path: str, *, what: str, takes: str, example: str) -> Callable[..., Any]:
+    """Import ``module:function``, from the current folder or PYTHONPATH.
+
+    Args:
+        path: The function's place.
+        what: What it is for, in errors.
+        takes: Its arguments and result, in errors.
+        example: A name, in errors.
+
+    Returns:
+        The function.
+
+    Raises:
+        InputError: If the path has another form, or there is no such function.
+    """
+    module_name, separator, attribute = path.partition(":")
+    expected = "python:module:function, importable from here"
+    if not (separator and module_name and attribute):
+        raise InputError.of(
+            saw=f"{what} 'python:{path}'",
+            expected=expected,
+            cure=f"write for example python:my_{what}s:{example}",
+        )
+    if (here := str(Path.cwd())) not in sys.path:  # console scripts leave it out
+        sys.path.append(here)
+    try:
+        function = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            function = getattr(function, part)
+    except (ImportError, AttributeError) as error:
+        raise InputError.of(
+            saw=f"{what} 'python:{path}': {error}",
+            expected=expected,
+            cure="check the names; the module is looked for in this folder and on PYTHONPATH",
+        ) from error
+    if not callable(function):
+        raise InputError.of(
+            saw=f"{what} 'python:{path}' is a {type(function).__name__}",
+            expected=f"a function {takes}",
+            cure="name a function",
+        )
+    found: Callable[..., Any] = function
+    return found

@@ -1,0 +1,183 @@
+import importlib.util
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from prefstage.aligning import Grid, load_grid, plan_experiment, run_experiment
+from prefstage.aligning.steps import locked
+from prefstage.building import build_pairs
+from prefstage.core.config import load_config
+from prefstage.core.errors import ConfigError, InputError, RunFolderError
+from prefstage.core.runs import RunFolder
+from tests.aligning.tiny_world import settings
+
+TABLE = {"kind": "stages", "by": ["loss"], "columns": ["true reward", "win_rate", "avg_length"]}
+METRICS = {"true reward": "python:prefstage.sandbox:true_reward"}
+
+
+def grid(world, **changed):
+    return {
+        "recipe": settings(world, iterations=2),
+        "axes": {
+            "loss": {
+                "DPO": {"train.loss": {"name": "sigmoid", "beta": 0.1}},
+                "SLiC-HF": {"train.loss": {"name": "slic"}},
+            },
+            "schedule": ["off,off", "off,on", "on,off", "on,on"],
+        },
+        "metrics": METRICS,
+        "tables": {"full": TABLE},
+        **changed,
+    }
+
+
+@pytest.fixture(scope="module")
+def ran(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("experiment") / "run"
+    steps = []
+    return out, run_experiment(grid(world), out=out, step=steps.append), steps
+
+
+def test_equal_steps_are_done_once(ran):
+    out, found, steps = ran
+    did = Counter((each.kind, each.did) for each in steps)
+    assert did["train", "ran"] == 2 * (2 + 4)  # a loss: off, on; then both from both
+    assert did["train", "reused"] == 2 * 2
+    assert did["measure", "ran"] == 1 + 2 * 2  # the start once for both losses
+    assert len({each.step for each in steps if each.did == "ran"}) == sum(
+        count for (_, kind), count in did.items() if kind == "ran"
+    )
+    assert not found.failed
+    assert len(list((out / "cells").iterdir())) == 8
+
+
+def test_the_tables_hold_what_the_cells_found(ran):
+    out, found, _ = ran
+    lines = found.tables["full"].splitlines()
+    assert lines[0] == (
+        "| Iter-1 | Iter-2 | true reward | Win Rate | Avg. Len | BS (initial) | Δ(×) |"
+    )
+    assert len(lines) == 2 + 2 * (1 + 7)
+    cells = {each["cell"]: each for each in found.result["cells"]}
+    cell = cells["loss=DPO,schedule=off-on"]
+    aligned = json.loads((out / "cells" / cell["cell"] / "align.json").read_text())
+    first, second = aligned["iterations"]
+    start, after, last = cell["policies"]
+    assert start["figures"]["boundary_score"] == first["stage"]["boundary_score"]
+    assert after["figures"]["boundary_score"] == second["stage"]["boundary_score"]
+    assert last["figures"]["win_rate"] == second["evaluation"]["win_rate"]
+    assert last["path"] == ["off", "on"]
+    assert 0 <= last["figures"]["true reward"] <= 1
+    for ending in ("md", "tex", "csv"):
+        assert (out / "tables" / f"full.{ending}").stat().st_size
+    starts = found.result["agreement"]["full"]["means"]["starts"]
+    assert [each["where"] for each in starts] == [
+        f"{loss}, {path}" for loss in ("DPO", "SLiC-HF") for path in ("start", "off", "on")
+    ]
+
+
+def test_the_same_call_again_does_nothing_and_finds_the_same(ran, world):
+    out, found, _ = ran
+    steps = []
+    again = run_experiment(grid(world), out=out, step=steps.append)
+    assert {each.did for each in steps} == {"reused"}
+    assert again.result == found.result
+    assert all(each.ran == 0 for each in again.cells)
+
+
+def test_the_plan_names_every_step_once_and_what_is_there(ran, world, tmp_path):
+    out, _, steps = ran
+    planned = plan_experiment(grid(world), out=tmp_path / "new")
+    assert {each.step for each in planned} == {each.step for each in steps}
+    assert {each.will for each in planned} == {"run"}
+    assert not (tmp_path / "new").exists()
+    assert {each.will for each in plan_experiment(grid(world), out=out)} == {"reuse"}
+
+
+def test_a_cell_that_fails_leaves_the_others(world, tmp_path):
+    asked = grid(
+        world,
+        axes={
+            "pairs": {"bad": {"off_policy": str(tmp_path / "none.jsonl")}, "good": {}},
+            "schedule": ["off"],
+        },
+        tables={"all": {"kind": "results", "rows": ["pairs"], "columns": ["win_rate"]}},
+    )
+    asked["recipe"] |= {"iterations": 1, "measure": False}
+    told = []
+    found = run_experiment(asked, out=tmp_path / "run", tell=told.append)
+    (failed,) = found.failed
+    assert failed.cell == "pairs=bad,schedule=off"
+    assert "none.jsonl" in str(failed.error)
+    assert [each.cell for each in told] == ["pairs=bad,schedule=off", "pairs=good,schedule=off"]
+    assert "| good |" in found.tables["all"]
+    assert "| bad |" not in found.tables["all"]
+    assert list(found.result["failed"]) == ["pairs=bad,schedule=off"]
+
+
+def test_a_second_process_is_refused(world, tmp_path):
+    out = tmp_path / "run"
+    asked = grid(world, axes={"schedule": ["off,off"]}, tables={})
+    RunFolder.open(out, command="experiment", inputs={})
+    with locked(out), pytest.raises(RunFolderError, match="in use by another process"):
+        run_experiment(asked, out=out)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"axes": {"schedule": ["off,offf"]}}, "schedule"),
+        ({"axes": {"schedule": []}}, "axis schedule is empty"),
+        ({"axes": {"seed": [1, 1]}}, "axis seed has a value twice"),
+        ({"axes": {"sead": [1]}, "tables": {}}, "'sead'"),
+        ({"tables": {"t": {**TABLE, "by": ["policy"]}}}, "names axis 'policy'"),
+        ({"tables": {"t": {**TABLE, "columns": ["reward"]}}}, "has column 'reward'"),
+        ({"tables": {"t": {**TABLE, "rows": ["loss"]}}}, "expected none in stages"),
+        ({"tables": {"t": {**TABLE, "kind": "contrasts", "rows": ["loss"]}}}, "parts has 0"),
+    ],
+)
+def test_a_wrong_grid_is_told_before_anything_runs(world, changed, words):
+    with pytest.raises(ConfigError, match=words):
+        load_grid(grid(world, **changed))
+
+
+def test_a_metric_must_be_a_function(world, tmp_path):
+    asked = grid(world, metrics={"true reward": "python:prefstage.sandbox:none"})
+    with pytest.raises(InputError, match=r"metric 'python:prefstage\.sandbox:none'"):
+        run_experiment(asked, out=tmp_path / "run")
+
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+GRIDS = sorted(EXAMPLES.glob("experiment*.yaml"))
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
+def test_the_examples_are_grids(file):
+    found = load_grid(file)
+    assert found.cells
+    assert found.tables
+    assert found.axes["seed"] == [0, 1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
+def test_the_examples_run_in_the_small_world(file, tmp_path, monkeypatch):
+    """One seed, three training steps a cell."""
+    spec = importlib.util.spec_from_file_location("make_world", EXAMPLES / "make_world.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.make_world(tmp_path / "world", pairs=48, steps=100, seed=0, kept=[100])
+    for steps in (200, 300, 450):
+        shutil.copytree(tmp_path / "world" / "policy", tmp_path / "world" / f"policy-{steps}")
+    monkeypatch.chdir(tmp_path)
+    if file.stem == "experiment_gaps":
+        build_pairs(EXAMPLES / "build_gaps_world.yaml", out=tmp_path / "gaps")
+    settings = load_config(Grid, file).model_dump()
+    settings["axes"]["seed"] = [0]
+    settings["recipe"]["train"]["training"] |= {"max_steps": 3}
+    found = run_experiment(settings, out=tmp_path / "run")
+    assert [each.error for each in found.failed] == []
+    assert all(len(table.splitlines()) > 4 for table in found.tables.values())
