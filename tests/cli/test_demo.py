@@ -8,73 +8,128 @@ from prefstage.sandbox import demo
 from prefstage.sandbox.demo_report import DemoConfig
 
 STAGES = {"injection", "fine-tuning", "undecided"}
+SMALL = {"pairs": 12, "held_out": 6, "demonstrations": 60, "sft_steps": 2, "epochs": 1}
 
 
-@pytest.fixture
-def small_demo(monkeypatch):
+@pytest.fixture(scope="module")
+def small_demo():
     """A demo of seconds; what it finds does not matter here."""
     full = demo.run_demo
 
     def run(out, *, config, tell):
-        sizes = {"prompts": 30, "demonstrations": 60, "weak_steps": 1, "strong_steps": 2}
-        return full(out, config=DemoConfig(seed=config.seed, **sizes), tell=tell)
+        return full(out, config=DemoConfig(seed=config.seed, **SMALL), tell=tell)
 
-    monkeypatch.setattr(demo, "run_demo", run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "run_demo", run)
+        yield
 
 
 def call(*arguments, columns=80):
     return CliRunner().invoke(app, ["demo", *arguments], env={"COLUMNS": str(columns)})
 
 
-def test_people_read_five_steps_and_where_the_files_are(small_demo, tmp_path):
-    out = tmp_path / "d"
-    result = call("--out", str(out))
+@pytest.fixture(scope="module")
+def first(small_demo, tmp_path_factory):
+    """A folder and what a person read as the demo made it."""
+    out = tmp_path_factory.mktemp("demo") / "d"
+    return out, call("--out", str(out))
+
+
+def test_people_read_five_steps_and_where_the_files_are(first):
+    out, result = first
     assert result.exit_code == 0, result.output
     for title in (
         "1. The preference data at hand",
-        "2. Two models to be measured",
-        "3. Measuring",
-        "4. The stages",
-        "5. What to do next",
+        "2. A model to align",
+        "3. Aligning it",
+        "4. Beside fixed schedules",
+        "5. Going on",
     ):
         assert title in result.stdout
     assert f"wrote {out / 'demo.json'}" in result.stdout
-    assert f"--policy {out / 'policies' / 'weak'}" in result.stdout
-    assert "30 prompts and 120 judgments" in result.stdout
+    assert f"--policy {out / 'world' / 'policy'}" in result.stdout
+    assert f"The report: {out / 'report.html'}" in result.stdout
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert "\x1b" not in result.stdout
+    assert "from an earlier run" not in " ".join(result.output.split())
+
+
+def test_what_is_said_is_what_was_found(first):
+    out, result = first
+    found = json.loads((out / "demo.json").read_text())
+    text = " ".join(result.stdout.split())
+    for each in found["iterations"]:
+        before, after = each["true_reward"]["before"], each["true_reward"]["after"]
+        assert f"mean grade {before:.3f} -> {after:.3f}" in text
+        assert f"boundary score {each['stage']['boundary_score']:.2f}" in text
+    told = {
+        "crossed": "The boundary was crossed",
+        "not crossed": "The boundary was not crossed",
+        "beyond from the start": "in the fine-tuning stage from the start",
+    }
+    for crossing, words in told.items():
+        assert (words in text) == (crossing == found["crossing"])
+
+
+@pytest.fixture
+def page_as_it_is(first, monkeypatch):
+    """The page of the first call, not written again."""
+    monkeypatch.setattr("prefstage.cli.demo._page", lambda report: report.folder / "report.html")
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_the_text_fits_the_terminal(small_demo, tmp_path, columns):
-    result = call("--out", str(tmp_path / "d"), columns=columns)
-    lines = result.stdout.splitlines()
-    text = [line for line in lines if str(tmp_path) not in line]
+@pytest.mark.usefixtures("page_as_it_is")
+def test_the_text_fits_the_terminal(first, columns):
+    out, _ = first
+    result = call("--out", str(out), columns=columns)
+    assert "from an earlier run" in " ".join(result.output.split())
+    text = [line for line in result.stdout.splitlines() if str(out) not in line]
     assert max(map(len, text)) <= columns
-    table = next(line for line in lines if "95% interval" in line and "truth" in line)
-    assert "judgments" in table
+    table = next(line for line in text if "schedule" in line and "iteration 1" in line)
+    assert "after 2" in table
 
 
-def test_machines_read_json_alone(small_demo, tmp_path):
-    result = call("--out", str(tmp_path / "d"), "--seed", "3", "--json")
+@pytest.mark.usefixtures("page_as_it_is")
+def test_machines_read_json_alone(first):
+    out, _ = first
+    result = call("--out", str(out), "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
-    assert found["config"]["seed"] == 3
-    assert found["fixed_budget"] == {"prompts": 30, "judgments": 120}
-    assert {each["stage"]["stage"] for each in found["policies"].values()} <= STAGES
-    saved = json.loads((tmp_path / "d" / "demo.json").read_text())
-    assert {**saved, "seconds": found["seconds"]} == found
+    assert found["config"]["seed"] == 0
+    assert {each["stage"]["stage"] for each in found["iterations"]} <= STAGES
+    assert list(found["schedules"]) == ["auto", "off,off", "on,on", "on,off", "off,on"]
+    saved = json.loads((out / "demo.json").read_text())
+    assert {**saved, "seconds": found["seconds"], "report": str(out / "report.html")} == found
 
 
-def test_a_second_run_says_that_it_reuses_the_policies(small_demo, tmp_path):
-    out = str(tmp_path / "d")
-    assert "from an earlier run" not in call("--out", out).output
-    assert "from an earlier run" in " ".join(call("--out", out).output.split())
+@pytest.mark.parametrize(
+    ("terminal", "environment", "opens"),
+    [
+        (True, {"DISPLAY": ":0"}, True),
+        (True, {"WAYLAND_DISPLAY": "wayland-0"}, True),
+        (True, {}, False),
+        (True, {"DISPLAY": ":0", "CI": "true"}, False),
+        (True, {"DISPLAY": ":0", "SSH_CONNECTION": "::1 1 ::1 22"}, False),
+        (False, {"DISPLAY": ":0"}, False),
+    ],
+)
+def test_the_page_is_opened_for_people_at_a_display_alone(
+    monkeypatch, terminal, environment, opens
+):
+    from prefstage.cli import demo as command
+
+    for name in ("CI", "SSH_CONNECTION", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(command.sys, "platform", "linux")
+    monkeypatch.setattr(command.sys.stdout, "isatty", lambda: terminal)
+    assert command._on_desktop() is opens
 
 
-def test_another_world_in_the_same_folder_is_refused_in_one_line(small_demo, tmp_path):
-    out = str(tmp_path / "d")
-    call("--out", out)
-    result = call("--out", out, "--seed", "1")
+def test_another_world_in_the_same_folder_is_refused_in_one_line(first):
+    out, _ = first
+    result = call("--out", str(out), "--seed", "1")
     assert result.exit_code == 2
     (line,) = [line for line in result.stderr.splitlines() if line.strip()]
     assert "different: seed" in line

@@ -1,25 +1,29 @@
+import json
+from dataclasses import replace
 from statistics import mean
 
 import pytest
 
-from prefstage.core.config import load_config
-from prefstage.core.errors import ConfigError, RunFolderError
-from prefstage.data import load_candidates
+from prefstage.core.errors import RunFolderError
+from prefstage.core.files import read_json_lines
+from prefstage.data import load_pairs
 from prefstage.judging import Comparison, load_judge
-from prefstage.measuring import MeasureConfig, Stage, measure_stage
-from prefstage.sandbox import GUESSER, World, Writer, true_preference
-from prefstage.sandbox.demo import run_demo, true_boundary, true_judge
+from prefstage.measuring import MeasureConfig, measure_stage
+from prefstage.sandbox import CHATTY, GUESSER, World, true_preference, true_reward
+from prefstage.sandbox.demo import SAMPLING, reward_of, run_demo, true_boundary, true_judge
 from prefstage.sandbox.demo_report import (
+    AUTO,
+    FIXED,
     JUDGE,
     DemoConfig,
-    PoliciesTrained,
-    PolicyMeasured,
+    IterationDone,
+    PolicyTrained,
     PoolMade,
+    ScheduleDone,
 )
 
-# Poor writers, so that even a short training beats them.
-POOR = Writer("poor", confusion=1.0, slip=1.0, mark=0.6, manners=0.6)
-SMALL = DemoConfig(prompts=200, demonstrations=1_500, weak_steps=5, strong_steps=100)
+SMALL = DemoConfig(pairs=40, held_out=20, demonstrations=200, sft_steps=30, epochs=1)
+WRITERS = (CHATTY, GUESSER)
 
 
 @pytest.fixture(scope="module")
@@ -30,94 +34,110 @@ def told():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, told):
     folder = tmp_path_factory.mktemp("sandbox") / "demo"
-    return run_demo(folder, config=SMALL, writers=(GUESSER, POOR), tell=told.append)
-
-
-def test_the_two_policies_are_in_different_stages_and_the_truth_agrees(report):
-    weak, strong = report.policies
-    assert (weak.stage.stage, strong.stage.stage) == ("injection", "fine-tuning")
-    assert (weak.truth.stage, strong.truth.stage) == ("injection", "fine-tuning")
-    assert weak.truth.reward < strong.truth.reward
-    for each in report.policies:
-        low, high = each.stage.interval
-        assert low <= each.truth.boundary_score <= high
-        assert each.stage.prompts_used < SMALL.prompts
-        assert each.stage.judgments == 4 * each.stage.prompts_used
-    assert report.fixed_budget == {"prompts": 200, "judgments": 800}
+    return run_demo(folder, config=SMALL, writers=WRITERS, tell=told.append)
 
 
 def test_the_parts_are_told_in_order(report, told):
-    assert [type(part) for part in told] == [
-        PoolMade,
-        PoliciesTrained,
-        PolicyMeasured,
-        PolicyMeasured,
-    ]
+    kinds = [PoolMade, PolicyTrained, IterationDone, IterationDone]
+    assert [type(part) for part in told] == [*kinds, *[ScheduleDone] * 5]
     assert told[0] == report.pool
-    assert list(report.pool.rewards) == ["guesser", "poor"]
+    assert list(report.pool.rewards) == ["chatty", "guesser"]
+    assert [each.schedule for each in report.schedules] == [AUTO, *FIXED]
+
+
+def test_each_iteration_trains_on_what_its_stage_asks_for(report):
+    for done in report.iterations:
+        assert done.data == ("off" if done.stage.algorithm_1 == "injection" else "on")
+    auto = report.schedules[0]
+    assert auto.data == tuple(done.data for done in report.iterations)
+    assert auto.rewards == (
+        report.iterations[0].before,
+        *(done.after for done in report.iterations),
+    )
+
+
+def test_the_fixed_schedules_do_as_they_are_told_and_share_what_is_equal(report):
+    by_data = {each.data: each for each in report.schedules[1:]}
+    assert {",".join(data) for data in by_data} == {*FIXED}
+    auto = report.schedules[0]
+    assert by_data[auto.data].rewards == auto.rewards
+    trained = list((report.folder / "store" / "steps").glob("train-*"))
+    assert len(trained) == 2 + 4
+
+
+def test_the_reward_is_that_of_the_answers_on_file(report):
+    auto = report.schedules[0]
+    result = json.loads((auto.folder / "align.json").read_text())
+    file = auto.folder / "steps" / result["iterations"][1]["steps"]["answer"] / "answers.jsonl"
+    rows = list(read_json_lines(file))
+    assert len(rows) == SMALL.held_out
+    found = mean(true_reward(tuple(row["prompt"]), row["text"]) for row in rows)
+    assert auto.rewards[-1] == reward_of(file) == found
 
 
 def test_the_truth_is_the_fixed_size_measurement_of_the_same_responses(report):
     """Two ways that share no code: true rewards, and measuring by judge over all prompts."""
-    from prefstage.sampling import SamplingConfig, TransformersSampler
+    from prefstage.sampling import TransformersSampler
 
-    strong = report.policies[1]
-    sampler = TransformersSampler.load(
-        str(report.training.folders["strong"]), SamplingConfig(max_new_tokens=32), device="cpu"
-    )
+    config = SAMPLING.model_copy(update={"responses": 2, "seed": SMALL.seed})
     stage = measure_stage(
-        load_candidates(str(report.pool.path)),
+        load_pairs(str(report.pool.path)),
         judge=load_judge(JUDGE),
-        sampler=sampler,
+        sampler=TransformersSampler.load(str(report.policy.folder), config, device="cpu"),
         config=MeasureConfig(all_prompts=True),
     )
-    assert stage.boundary_score == pytest.approx(strong.truth.boundary_score)
+    truth = report.iterations[0].truth
+    assert stage.boundary_score == pytest.approx(truth.boundary_score)
 
 
 def test_everything_lies_in_the_folder(report):
-    for each in report.policies:
-        assert Stage.load(each.folder / "stage.json") == each.stage
-    rows = load_candidates(str(report.pool.path))
-    assert len(rows) == 200
-    assert (report.folder / "demo.json").is_file()
+    assert len(load_pairs(str(report.pool.path))) == SMALL.pairs
+    saved = json.loads((report.folder / "demo.json").read_text())
+    assert saved == json.loads(json.dumps(report.as_dict()))
     assert not [path for path in report.folder.iterdir() if path.name.startswith(".")]
 
 
 def test_the_same_demo_again_uses_what_is_there(report):
     told = []
-    again = run_demo(report.folder, config=SMALL, writers=(GUESSER, POOR), tell=told.append)
+    before = {path: path.stat().st_mtime_ns for path in report.folder.rglob("*.safetensors")}
+    again = run_demo(report.folder, config=SMALL, writers=WRITERS, tell=told.append)
     assert told[1].reused
-    for before, after in zip(report.policies, again.policies, strict=True):
-        assert after.stage.boundary_score == before.stage.boundary_score
-        assert after.stage.judge_counts["calls"] == 0
-        assert after.truth == before.truth
+    assert again == replace(report, policy=again.policy)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_another_demo_does_not_fit_into_the_folder(report):
     with pytest.raises(RunFolderError, match="different: seed"):
-        run_demo(
-            report.folder,
-            config=SMALL.model_copy(update={"seed": 1}),
-            writers=(GUESSER, POOR),
-        )
+        run_demo(report.folder, config=SMALL.model_copy(update={"seed": 1}), writers=WRITERS)
 
 
-def test_the_weak_policy_must_come_first():
-    with pytest.raises(ConfigError, match="weak_steps=9 is not below strong_steps=9"):
-        load_config(DemoConfig, {"weak_steps": 9, "strong_steps": 9})
+@pytest.mark.parametrize(
+    ("stages", "crossing"),
+    [
+        (("injection", "fine-tuning"), "crossed"),
+        (("injection", "injection"), "not crossed"),
+        (("injection", "undecided"), "not crossed"),
+        (("undecided", "fine-tuning"), "not crossed"),
+        (("fine-tuning", "injection"), "beyond from the start"),
+    ],
+)
+def test_crossing_is_told_as_it_is(report, stages, crossing):
+    iterations = tuple(
+        replace(done, stage=replace(done.stage, stage=stage))
+        for done, stage in zip(report.iterations, stages, strict=True)
+    )
+    assert replace(report, iterations=iterations).crossing == crossing
 
 
 def test_the_true_boundary_by_hand():
-    pool = World(0).candidates(2)
-    best = ["" for _ in pool]
-    copies = [[row.responses[0], row.responses[1]] for row in pool]
-    # Copies of the pool win, draw and lose alike.
-    assert true_boundary(pool, copies).boundary_score == 0.5
-    assert true_boundary(pool, copies).reward == pytest.approx(
-        mean(score for row in pool for score in row.scores)
-    )
-    assert true_boundary(pool, [[text] for text in best]).boundary_score == 0
-    assert true_boundary(pool, [[text] for text in best]).stage == "injection"
+    pairs = list(World(0).pairs(2))
+    copies = [[each.chosen[0]["content"], each.rejected[0]["content"]] for each in pairs]
+    # Copies of the pairs win, draw and lose alike.
+    assert true_boundary(pairs, copies).boundary_score == 0.5
+    scores = [score for each in pairs for score in (each.score_chosen, each.score_rejected)]
+    assert true_boundary(pairs, copies).reward == pytest.approx(mean(scores))
+    nothing = true_boundary(pairs, [[""] for _ in pairs])
+    assert (nothing.boundary_score, nothing.stage) == (0, "injection")
 
 
 def test_the_true_judge_is_the_one_that_the_command_line_loads():

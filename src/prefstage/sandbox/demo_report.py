@@ -1,82 +1,94 @@
 """What the demo is told, and what it finds."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from prefstage.core.config import Config
 from prefstage.data import Candidates
-from prefstage.measuring import MeasureConfig, Stage
+from prefstage.measuring import Stage
 
 JUDGE = "python:prefstage.sandbox:true_preference"
 """The world's program as a judge, for ``--judge``."""
 
+AUTO = "auto"
+FIXED = ("off,off", "on,on", "on,off", "off,on")
+"""Schedules that do not look: off-policy or on-policy pairs in each of two iterations."""
+
 _HALF = 0.5
+
+Crossing = Literal["crossed", "not crossed", "beyond from the start"]
 
 
 class DemoConfig(Config):
-    """What the demo makes; the defaults take about a minute on two cores."""
+    """What the demo makes; the defaults take some two minutes on two cores."""
 
     seed: int = Field(default=0, ge=0, description="Of world, training, sampling, measuring.")
-    prompts: int = Field(default=2_000, ge=2, description="Prompts of the off-policy pool.")
-    demonstrations: int = Field(default=8_000, ge=1, description="Responses to learn from.")
-    weak_steps: int = Field(default=60, ge=1, description="Training steps of the weak policy.")
-    strong_steps: int = Field(default=400, ge=2, description="Of the strong one, in the same run.")
-
-    @model_validator(mode="after")
-    def _weak_comes_first(self) -> Self:
-        if self.weak_steps >= self.strong_steps:
-            raise ValueError(
-                f"weak_steps={self.weak_steps} is not below strong_steps={self.strong_steps}; "
-                "both are points of one training run, the weak one earlier"
-            )
-        return self
+    pairs: int = Field(default=1_024, ge=2, description="Off-policy pairs.")
+    held_out: int = Field(default=1_000, ge=2, description="Prompts to evaluate on.")
+    demonstrations: int = Field(default=6_000, ge=1, description="Answers to learn from.")
+    sft_steps: int = Field(default=600, ge=1, description="Training steps before the loop.")
+    epochs: float = Field(default=3, gt=0, description="Of each iteration's training.")
 
 
 @dataclass(frozen=True)
 class PoolMade:
-    """The off-policy pool is written.
+    """The off-policy pairs are written.
 
     Attributes:
-        path: Its file, for `load_candidates`.
-        prompts: Number of prompts, two responses each.
-        rewards: Mean true reward of each writer's responses, best first.
-        example: One of its rows.
+        path: Their file, for `load_pairs`.
+        pairs: Their number.
+        rewards: Mean true reward of each writer's answers, best first.
+        example: One of them.
     """
 
     path: Path
-    prompts: int
+    pairs: int
     rewards: dict[str, float]
     example: Candidates
 
 
 @dataclass(frozen=True)
-class PoliciesTrained:
-    """The policies are trained.
+class Answer:
+    """What a policy answers to the example.
 
     Attributes:
-        folders: Checkpoint folders by name ("weak", "strong"), for `from_pretrained`.
-        steps: Training steps by name.
-        parameters: Number of weights of each.
-        reused: Whether they lay there from an earlier run.
+        text: Its first answer.
+        grade: The answer's true reward, in [0, 1].
     """
 
-    folders: dict[str, Path]
-    steps: dict[str, int]
+    text: str
+    grade: float
+
+
+@dataclass(frozen=True)
+class PolicyTrained:
+    """The policy to be aligned is there.
+
+    Attributes:
+        folder: Its checkpoint, for `from_pretrained`.
+        teachers: Names of the writers whose answers it has learnt.
+        parameters: Number of its weights.
+        reused: Whether it lay there from an earlier run.
+    """
+
+    folder: Path
+    teachers: tuple[str, ...]
     parameters: int
     reused: bool
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What only the sandbox knows of a policy, from its responses to every prompt of the pool.
+    """What only the sandbox knows of a policy, from its answers to every prompt of the pairs.
 
     Attributes:
-        boundary_score: Share of comparisons with the pool that the policy's responses win by
+        boundary_score: Share of comparisons with the pairs that the policy's answers win by
             true reward; draws count half. In [0, 1].
-        reward: Mean true reward of the policy's responses, in [0, 1].
+        reward: Mean true reward of the policy's answers, in [0, 1].
     """
 
     boundary_score: float
@@ -89,27 +101,49 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class PolicyMeasured:
-    """One policy is measured.
+class IterationDone:
+    """One iteration of `auto`.
 
     Attributes:
-        name: "weak" or "strong".
-        folder: The measurement's run folder.
-        response: The policy's first response to the pool's example.
-        grade: Its true reward, in [0, 1].
-        stage: What `measure_stage` found.
-        truth: What is so.
+        number: From 1.
+        data: What it trained on: "off" or "on".
+        stage: As measured before its training.
+        truth: What was so before its training.
+        answer: What the policy answered to the example before its training.
+        before: Mean true reward of its answers to the held-out prompts, in [0, 1].
+        after: The same after its training.
+        win_rate: Of the trained policy over the start, on the held-out prompts, in percent.
     """
 
-    name: str
-    folder: Path
-    response: str
-    grade: float
+    number: int
+    data: str
     stage: Stage
     truth: Truth
+    answer: Answer
+    before: float
+    after: float
+    win_rate: float
 
 
-DemoPart = PoolMade | PoliciesTrained | PolicyMeasured
+@dataclass(frozen=True)
+class ScheduleDone:
+    """Two iterations by one schedule.
+
+    Attributes:
+        schedule: "auto", or as of `FIXED`.
+        folder: The run folder of `prefstage align`.
+        data: What each iteration trained on.
+        rewards: Mean true reward of the answers to the held-out prompts: of the start, and
+            after each iteration.
+    """
+
+    schedule: str
+    folder: Path
+    data: tuple[str, ...]
+    rewards: tuple[float, ...]
+
+
+DemoPart = PoolMade | PolicyTrained | IterationDone | ScheduleDone
 
 
 @dataclass(frozen=True)
@@ -119,50 +153,58 @@ class DemoReport:
     Attributes:
         config: What was asked for.
         folder: Where everything lies.
-        pool: The off-policy pool.
-        training: The policies.
-        policies: Each policy's stage, weak first.
+        pool: The off-policy pairs.
+        policy: The policy before the loop.
+        iterations: Of `auto`.
+        last: What the last policy of `auto` answers to the example.
+        schedules: `auto` first, then the fixed ones.
     """
 
     config: DemoConfig
     folder: Path
     pool: PoolMade
-    training: PoliciesTrained
-    policies: tuple[PolicyMeasured, ...]
+    policy: PolicyTrained
+    iterations: tuple[IterationDone, ...]
+    last: Answer
+    schedules: tuple[ScheduleDone, ...]
 
     @property
-    def fixed_budget(self) -> dict[str, int]:
-        """What the paper's fixed-size measurement takes: every prompt, all comparisons."""
-        settings = MeasureConfig()
-        comparisons = settings.on_responses * settings.off_responses
-        return {"prompts": self.pool.prompts, "judgments": self.pool.prompts * comparisons}
+    def crossing(self) -> Crossing:
+        """Whether the measured stage went from injection to fine-tuning."""
+        stages = [each.stage.stage for each in self.iterations]
+        if stages[0] == "fine-tuning":
+            return "beyond from the start"
+        return "crossed" if stages[0] == "injection" and "fine-tuning" in stages else "not crossed"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable."""
         return {
             "config": self.config.model_dump(mode="json"),
             "folder": str(self.folder),
-            "pool": {
+            "pairs": {
                 "file": str(self.pool.path),
-                "prompts": self.pool.prompts,
+                "pairs": self.pool.pairs,
                 "true_rewards": self.pool.rewards,
             },
-            "parameters": self.training.parameters,
+            "policy": str(self.policy.folder),
+            "parameters": self.policy.parameters,
             "judge": JUDGE,
-            "fixed_budget": self.fixed_budget,
-            "policies": {each.name: self._policy_dict(each) for each in self.policies},
+            "crossing": self.crossing,
+            "iterations": [_iteration(each) for each in self.iterations],
+            "schedules": {each.schedule: _schedule(each) for each in self.schedules},
         }
 
-    def _policy_dict(self, measured: PolicyMeasured) -> dict[str, Any]:
-        truth = measured.truth
-        return {
-            "checkpoint": str(self.training.folders[measured.name]),
-            "training_steps": self.training.steps[measured.name],
-            "measurement": str(measured.folder),
-            "stage": measured.stage.as_dict(),
-            "truth": {
-                "stage": truth.stage,
-                "boundary_score": truth.boundary_score,
-                "reward": truth.reward,
-            },
-        }
+
+def _iteration(done: IterationDone) -> Mapping[str, Any]:
+    return {
+        "iteration": done.number,
+        "data": done.data,
+        "stage": done.stage.as_dict(),
+        "truth": {**asdict(done.truth), "stage": done.truth.stage},
+        "true_reward": {"before": done.before, "after": done.after},
+        "win_rate": done.win_rate,
+    }
+
+
+def _schedule(done: ScheduleDone) -> Mapping[str, Any]:
+    return {"run": str(done.folder), "data": list(done.data), "true_reward": list(done.rewards)}
