@@ -15,6 +15,7 @@ tables of this package.
 import argparse
 import csv
 import gzip
+import logging
 import statistics
 import tempfile
 import time
@@ -126,7 +127,6 @@ NAMES = {
     "win rate": ("win_rate", "win_rate"),
     "standard error": ("standard_error", "standard_error"),
     "discrete": ("discrete_win_rate", "discrete_win_rate"),
-    "length": ("avg_length", "avg_length"),
 }
 
 
@@ -171,6 +171,7 @@ def main() -> None:
     from alpaca_eval.metrics import glm_winrate
 
     warnings.simplefilter("ignore")
+    logging.disable()
     length_tables()
     with tempfile.TemporaryDirectory() as temporary:
         file = gamed_file(Path(temporary))

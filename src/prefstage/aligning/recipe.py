@@ -183,6 +183,9 @@ class Recipe(Config):
 
         Args:
             policy: Folder, Hub id, or a server's spec, which stays as it is.
+
+        Returns:
+            The spec.
         """
         if self.server is None or policy.startswith(_SERVERS):
             return policy

@@ -14,7 +14,7 @@ from prefstage.core.errors import InputError
 from prefstage.core.files import write_json
 
 if TYPE_CHECKING:
-    from prefstage.evaluating import Answers, Difference, WinRate
+    from prefstage.evaluating import Answers, CheckpointTable, Difference, WinRate
 
 Text = str | None
 Number = int | None
@@ -233,13 +233,7 @@ def _recount(given: Mapping[str, Any]) -> dict[str, Any]:
 def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
     from prefstage.core.hashing import digest
     from prefstage.core.runs import RunFolder
-    from prefstage.evaluating import (
-        WinRateConfig,
-        compare_win_rates,
-        control_jointly,
-        load_answers,
-        win_rate,
-    )
+    from prefstage.evaluating import WinRateConfig, control_jointly, load_answers, win_rate
     from prefstage.evaluating.alpaca_files import read_prompt_numbers
     from prefstage.judging import JudgmentStore, load_judge, stored
 
@@ -271,19 +265,28 @@ def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
         }
     if given["joint_difficulty"]:
         results = control_jointly(results, config)
-    table = compare_win_rates(results, confidence=config.confidence) if len(results) > 1 else []
     rankings = rank(given["dynamics"], results)
-    written = _write(run.path, ours, results, table)
-    result = {
+    found = _result(run.path, ours, results, rankings, config.confidence)
+    return found | {"counts": dict(getattr(judge, "counts", {}))}
+
+
+def _result(
+    folder: Path,
+    ours: Sequence["Answers"],
+    results: Mapping[str, "WinRate"],
+    rankings: "CheckpointTable | None",
+    confidence: float,
+) -> dict[str, Any]:
+    from prefstage.evaluating import compare_win_rates
+
+    table = compare_win_rates(results, confidence=confidence) if len(results) > 1 else []
+    summary = "\n\n".join(_told(each) for each in results.values())
+    return {
         "results": {name: each.as_dict() for name, each in results.items()},
         "comparison": [line.as_dict() for line in table],
         "rankings": None if rankings is None else rankings.as_dict(),
-        "counts": dict(getattr(judge, "counts", {})),
-    }
-    summary = "\n\n".join(_told(each) for each in results.values())
-    return result | {
         "summary": "\n".join([summary, *_compared(table), *ranked(rankings)]),
-        "written": written,
+        "written": _write(folder, ours, results, table),
     }
 
 

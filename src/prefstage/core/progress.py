@@ -55,6 +55,9 @@ def gathered(display: Progress | None) -> Iterator[None]:
 
     Args:
         display: From `bars`; None: each bar by itself.
+
+    Yields:
+        Nothing.
     """
     token = _DISPLAY.set(display)
     try:
