@@ -38,11 +38,11 @@ TESTS = DOCS.parent / "tests"
 
 COMMANDS = (
     *("measure", "sample", "judge", "diagnose", "build"),
-    *("evaluate", "train", "align", "experiment", "demo", "theory", "doctor"),
+    *("evaluate", "train", "align", "experiment", "report", "demo", "theory", "doctor"),
 )
 PACKAGES = (
     *("losses", "data", "scoring", "serving", "sampling", "judging"),
-    *("measuring", "building", "training", "evaluating", "aligning", "sandbox"),
+    *("measuring", "building", "training", "evaluating", "aligning", "reporting", "sandbox"),
 )
 
 KINDS = {str: "text", list[str]: "text", int: "number", float: "number", Path: "path"}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prefstage.measuring import diagnose as diagnose
     from prefstage.measuring import measure_stage as measure_stage
     from prefstage.sampling import load_sampler as load_sampler
+    from prefstage.reporting import write_report as write_report
     from prefstage.scoring import Scorer as Scorer
     from prefstage.training import PreferenceArguments as PreferenceArguments
     from prefstage.training import PreferenceTrainer as PreferenceTrainer
@@ -43,6 +44,7 @@ _HOMES = {
     "measure_stage": "measuring",
     "run_experiment": "aligning",
     "win_rate": "evaluating",
+    "write_report": "reporting",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - the public names, each imported on first use

@@ -28,6 +28,7 @@ NAMES = [
     "measure_stage",
     "run_experiment",
     "win_rate",
+    "write_report",
 ]
 COMMANDS = [
     "align",
@@ -39,6 +40,7 @@ COMMANDS = [
     "experiment",
     "judge",
     "measure",
+    "report",
     "sample",
     "theory",
     "train",

@@ -15,6 +15,7 @@ from prefstage.cli.experiment import experiment
 from prefstage.cli.judge import judge
 from prefstage.cli.manners import OneLineErrors
 from prefstage.cli.measure import measure
+from prefstage.cli.report import report
 from prefstage.cli.sample import sample
 from prefstage.cli.theory import theory
 from prefstage.cli.train import train
@@ -38,6 +39,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(align)
 app.command()(experiment)
+app.command()(report)
 app.command()(demo)
 app.command()(theory)
 app.command()(doctor)
