@@ -103,6 +103,7 @@ class Teller:
         """
         self._console.print(fixed_table(report))
         self._paragraph(_ranked(report))
+        self._paragraph(f"To the example its last model answers: {_answer(report.last)}.")
         self._paragraph(_ONE)
         self._section("5. Going on", "The first iteration of auto by hand, and the whole loop:")
         start = report.policy.folder
@@ -134,7 +135,9 @@ class Teller:
 
     def _iteration(self, done: "IterationDone") -> None:
         stage, (low, high) = done.stage, done.stage.interval
-        self._example(f"iteration {done.number}", f"to the example it answers: {_said(done)}")
+        self._example(
+            f"iteration {done.number}", f"to the example it answers: {_answer(done.answer)}"
+        )
         self._detail(
             f"boundary score {stage.boundary_score:.2f} ({low:.2f} to {high:.2f}, "
             f"{stage.judgments:,} judgments; in truth {done.truth.boundary_score:.2f}): "
@@ -193,10 +196,6 @@ def fixed_table(report: "DemoReport") -> "Table":
         name = "fixed" if place else each.schedule
         table.add_row(name, *each.data, *(f"{reward:.3f}" for reward in each.rewards))
     return table
-
-
-def _said(done: "IterationDone") -> str:
-    return _answer(done.answer)
 
 
 def _answer(answer: "Answer") -> str:
