@@ -225,3 +225,5 @@ def _quiet_libraries() -> None:
         ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
     ):
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of lm-evaluation-harness, of datasets

@@ -76,8 +76,7 @@ def _newton(x: Floats, y: Floats, w: Floats, d: Floats) -> Floats:
     p = sigmoid(x @ w + d)
     ridge = 0.01
     bread = (x * (p * (1 - p))[:, None]).T @ x + ridge * np.eye(x.shape[1])
-    step: Floats = np.linalg.solve(bread, x.T @ (y - p) - ridge * w)
-    return step
+    return np.asarray(np.linalg.solve(bread, x.T @ (y - p) - ridge * w), dtype=np.float64)
 
 
 def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> dict[str, WinRate]:
