@@ -24,7 +24,11 @@ SAMPLING = {"temperature": 0.6, "max_new_tokens": 24}
 @pytest.fixture
 def world(shared, chat_model, tmp_path):
     """Off-policy pairs of ten models' answers, and a recipe's policy and judge."""
-    rows = load_candidates(shared / "data" / "alpacaeval_small.jsonl.gz")
+    rows = load_candidates(
+        shared / "data" / "alpacaeval_small.jsonl.gz",
+        on_bad_row="quarantine",
+        quarantine_file=tmp_path / "bad.jsonl",
+    )
     CandidateSet.of(islice(rows, PROMPTS)).save(tmp_path / "rows.parquet")
     folder = shared / "models" / "small-judge"
     judge = f"reward:{folder}?max_length=256&max_prompt_tokens=96"

@@ -21,7 +21,7 @@ from prefstage.building.filters import (
     filtered,
 )
 from prefstage.cli.main import app
-from prefstage.core.errors import InputError, RunFolderError
+from prefstage.core.errors import DataError, InputError, RunFolderError
 from prefstage.data import load_pairs
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.measuring.diagnosis_numbers import describe
@@ -96,6 +96,43 @@ def test_decontamination_finds_prompts_and_responses(tmp_path):
         "filter: prompt shares text with the evaluation set": 2,
         "filter: response shares text with the evaluation set": 1,
     }
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question_id": 81, "category": "writing", "turns": [LONG, "Now in verse."]},
+        {"question": LONG, "answer": "42"},
+        {"key": 1000, "prompt": LONG, "kwargs": [{}]},
+        {"prompt": [{"role": "user", "content": LONG}]},
+        {"instruction": LONG, "output": ""},
+        {
+            "chosen": f"\n\nHuman: {LONG}\n\nAssistant: a",
+            "rejected": f"\n\nHuman: {LONG}\n\nAssistant: b",
+        },
+    ],
+)
+def test_evaluation_sets_are_read_as_they_are_published(tmp_path, row):
+    file = tmp_path / "evaluation.jsonl"
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    filters = Filters(decontaminate=DecontaminationFilter(evaluation=(str(file),)))
+    left, skipped = kept([pair(LONG), pair("fine")], filters)
+    assert left == [pair("fine")]
+    assert skipped == {"filter: prompt shares text with the evaluation set": 1}
+
+
+def test_names_and_code_are_no_other_language():
+    names = "* Beninese\n* Burundian\n* Chadian\n* Congolese\n* Dominican\n* Egyptian\n* Eritrean"
+    code = "WITH ANIMAL AS (SELECT 1 AS ID, 'PANDA' AS NAME FROM DUAL UNION ALL SELECT 2 AS ID)"
+    given = [pair("a", names, code)]
+    assert kept(given, Filters(language=("en",))) == (given, {})
+
+
+def test_an_evaluation_set_without_questions_is_refused(tmp_path):
+    file = tmp_path / "evaluation.jsonl"
+    file.write_text('{"key": 1}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="key"):
+        kept([pair("a")], Filters(decontaminate=DecontaminationFilter(evaluation=(str(file),))))
 
 
 def test_a_prompt_that_one_part_loses_goes_from_all(rows):

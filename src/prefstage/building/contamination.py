@@ -8,10 +8,13 @@ from typing import Self
 from prefstage.building.built import Built
 from prefstage.building.filters import DecontaminationFilter, texts_of
 from prefstage.core.errors import InputError
+from prefstage.data.formats.base import PROMPT_NAMES
 from prefstage.data.prompts import load_prompts
+from prefstage.data.sources import open_source
 from prefstage.judging.texts import content_of
 
 _WORDS = re.compile(r"\w+")
+_COLUMNS = (*PROMPT_NAMES, "turns", "problem")
 
 
 class Contamination:
@@ -56,12 +59,12 @@ class Contamination:
 
         Returns:
             The filter.
+
+        Raises:
+            DataError: If one cannot be read, or its questions are not found.
+            InputError: If there is no text.
         """
-        texts = (
-            "\n".join(map(content_of, row.prompt))
-            for source in settings.evaluation
-            for row in load_prompts(source)
-        )
+        texts = (text for source in settings.evaluation for text in evaluation_texts(source))
         return cls(texts, words=settings.words, responses=settings.responses)
 
     def __call__(self, built: Built) -> str | None:
@@ -83,6 +86,42 @@ class Contamination:
 
     def _shares(self, words: list[str]) -> bool:
         return any(gram in self._grams for gram in _grams(words, self._words))
+
+
+def evaluation_texts(source: str) -> Iterator[str]:
+    """The questions of an evaluation set: of its own columns, or of a form that training data have.
+
+    A benchmark's rows need not be whole as training data: an empty answer does not matter here.
+
+    Args:
+        source: File, folder or Hub id.
+
+    Yields:
+        Texts of the columns prompt, instruction, question, query, input, context, turns,
+        problem; where a row has none of them, the set's prompts as `load_prompts` finds them.
+
+    Raises:
+        DataError: If it cannot be read, or its questions are not found.
+    """
+    for raw in open_source(source).rows():
+        row = raw.values if isinstance(raw.values, dict) else {}
+        named = [name for name in _COLUMNS if name in row]
+        if not named:
+            yield from ("\n".join(map(content_of, each.prompt)) for each in load_prompts(source))
+            return
+        for name in named:
+            yield from _strings(row[name])
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name in ("content", "value"):
+            yield from _strings(value.get(name))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _strings(each)
 
 
 def _words_of(text: str) -> list[str]:

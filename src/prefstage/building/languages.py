@@ -7,12 +7,14 @@ from prefstage.building.filters import Drops, texts_of
 from prefstage.core.errors import InputError, MissingDependencyError
 
 _SHORTEST = 40
+_TIMES_LIKELIER = 100.0
 
 
 def other_language(wanted: tuple[str, ...]) -> Drops:
     """Leave out pairs with a response that is in another language.
 
-    Responses of fewer than 40 letters are kept: too short to tell.
+    Another language must be at least a hundred times as likely as each wanted one, so that lists
+    of names, code and tables stay. Responses of fewer than 40 letters are kept: too short to tell.
 
     Args:
         wanted: ISO 639-1 codes, such as ``("en", "de")``.
@@ -35,7 +37,7 @@ def other_language(wanted: tuple[str, ...]) -> Drops:
             expected="it installed",
             cure="pip install 'prefstage[build]'",
         ) from None
-    identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE)
+    identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     unknown = sorted(set(wanted) - set(identifier.labels))
     if unknown:
         raise InputError.of(
@@ -48,8 +50,9 @@ def other_language(wanted: tuple[str, ...]) -> Drops:
         for text in texts_of(built)[1:]:
             if sum(map(str.isalpha, text)) < _SHORTEST:
                 continue
-            language = str(identifier.classify(text)[0])
-            if language not in wanted:
+            chances = dict(identifier.rank(text))
+            language = max(chances, key=chances.__getitem__)
+            if chances[language] > _TIMES_LIKELIER * max(chances[each] for each in wanted):
                 return f"response in another language ({language})"
         return None
 

@@ -44,7 +44,8 @@ def _told(built: "BuildResult") -> str:
         f"{result['pairs_built']} pairs by {result['method']} from {result['prompts_read']} rows"
         f" of {result['source']}{judge}"
     ]
-    lines += [f"left out: {count} x {why}" for why, count in result["left_out"].items()]
+    left_out = sorted(result["left_out"].items(), key=lambda each: -each[1])
+    lines += [f"left out: {count} x {why}" for why, count in left_out]
     figures = result["figures"].items()
     lines += [f"{name.replace('_', ' ')}: {_shown(value)}" for name, value in figures]
     for part, splits in result["parts"].items():
