@@ -10,14 +10,15 @@ random judge accuracy, overlap, size of the dataset and budget, stopped early or
 reliability against whether the stage is the true one. What the measurement is told is then made
 wrong on purpose, to see what that does.
 
-Run: python benchmarks/stage_guide.py [--worlds 6000] [--seed 0] [--processes 2] [--out FILE.json]
+Run: python benchmarks/stage_guide.py [--worlds 24000] [--seed 0] [--processes 2] [--out FILE.json]
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class VerdictTable:
         return self._verdicts[int(prompt)][int(i)][int(j)]
 
 
+@cache
 def dataset(prompts: int) -> list[Candidates]:
     """Numbered prompts with two responses each, which name prompt and place."""
     rows = []
@@ -139,7 +141,7 @@ def measure_portion(job: tuple[Told, Errors, int]) -> list[Call]:
     calls = []
     for i in range(PORTION):
         prompts = int(rng.choice(DATASETS))
-        told = float(np.clip(accuracy[i] + case.accuracy_off_by, 0.51, 1.0))
+        told = min(max(float(accuracy[i]) + case.accuracy_off_by, 0.51), 1.0)
         config = MeasureConfig(
             judge_accuracy=told,
             judge_bias=float(limit[i]) if case.bias_told else 0.0,
@@ -159,16 +161,17 @@ def measure_portion(job: tuple[Told, Errors, int]) -> list[Call]:
     return calls
 
 
-def measure_all(worlds: int, seed: int, processes: int) -> list[Call]:
-    """Every case: the first with `worlds` worlds, the others with a quarter of them."""
-    jobs = []
-    for case in CASES:
-        kinds = ERRORS[:1] if case.biased else ERRORS
-        share = worlds if case is CASES[0] else worlds // 4
-        jobs += [(case, kinds[i % len(kinds)], i) for i in range(share // PORTION)]
-    jobs = [(case, errors, seed * 100_000 + i) for i, (case, errors, _) in enumerate(jobs)]
+def measure_all(worlds: int, seed: int, processes: int) -> Iterator[list[Call]]:
+    """The calls of each case: the first of `worlds` worlds, the others of an eighth of them."""
+    done = 0
     with get_context("spawn").Pool(processes) as pool:
-        return [call for part in pool.imap(measure_portion, jobs) for call in part]
+        for case in CASES:
+            kinds = ERRORS[:1] if case.biased else ERRORS
+            portions = (worlds if case is CASES[0] else worlds // 8) // PORTION
+            seeds = range(seed * 100_000 + done, seed * 100_000 + done + portions)
+            jobs = [(case, kinds[i % len(kinds)], number) for i, number in enumerate(seeds)]
+            done += portions
+            yield [call for part in pool.imap(measure_portion, jobs) for call in part]
 
 
 def bins_of(calls: Sequence[Call]) -> list[Bin]:
@@ -243,7 +246,7 @@ def guide_table(worlds: int, seed: int) -> str:
 def main() -> None:
     """Print all tables; write the calls as JSON where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--worlds", type=int, default=6_000)
+    parser.add_argument("--worlds", type=int, default=24_000)
     parser.add_argument("--guide-worlds", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
@@ -253,9 +256,12 @@ def main() -> None:
     print("Mean reliability of the verdict (share of right verdicts)\n")
     print(guide_table(options.guide_worlds, options.seed))
     print(f"\n{time.monotonic() - started:.0f} s", flush=True)
-    calls = measure_all(options.worlds, options.seed, options.processes)
-    print("\nPrinted reliability on fresh worlds, both kinds of judges\n")
-    print(bin_table([each for each in calls if each.case == CASES[0].name]))
+    calls: list[Call] = []
+    for of_case in measure_all(options.worlds, options.seed, options.processes):
+        if not calls:
+            print("\nPrinted reliability on fresh worlds, both kinds of judges\n")
+            print(bin_table(of_case), flush=True)
+        calls += of_case
     print("\nBy kind of judge, and told wrongly\n")
     print(case_table(calls))
     print(f"\n{len(calls):,} measurements; {time.monotonic() - started:.0f} s in all")

@@ -15,6 +15,7 @@ from prefstage.sandbox.theory import (
     iterating,
     rankings,
     sgdpo,
+    shared_features,
     stage_call,
     two_stage,
 )
@@ -23,7 +24,16 @@ from prefstage.sandbox.theory.figures import draw_figure, figure_name
 
 CHECKS: dict[str, Check] = {
     check.name: check
-    for module in (two_stage, stage_call, guide, data_dpo, rankings, sgdpo, iterating)
+    for module in (
+        two_stage,
+        stage_call,
+        shared_features,
+        guide,
+        data_dpo,
+        rankings,
+        sgdpo,
+        iterating,
+    )
     for check in module.CHECKS
 }
 RESULT = "theory.json"
