@@ -23,6 +23,7 @@ CONFIGS = {
     "temperature.yaml": "tempature: 0.5\n",
     "recipe.yaml": "policy: ./none\ndata: pairs.jsonl\n",
     "align.yaml": "policy: ./none\noff_policy: pairs.jsonl\njudge: table:pairs.jsonl\n",
+    "grid.yaml": "recipe: {policy: p, off_policy: o, judge: j}\naxes: {sead: [0, 1]}\n",
     "policyless.yaml": "data: pairs.jsonl\n",
 }
 
@@ -175,6 +176,8 @@ COMMANDS: list[tuple[str, str, list[str]]] = [
     ("a reference of no kind", f"{ALIGN} --set reference=start", ["'iteration' or 'fixed'"]),
     ("a training's policy", f"{ALIGN} --set train.policy=p", ["train.policy", "leave"]),
     ("a training's setting misspelt", f"{ALIGN} --set train.los=ipo", ["did you mean 'loss'?"]),
+    ("no grid there", "experiment none.yaml --out new", ["none.yaml", "check the path"]),
+    ("an axis that is no setting", "experiment grid.yaml --out new", ["'sead'", "'seed'"]),
     ("a policy to align not there", ALIGN, ["./none", "check the name"]),
     ("a folder that is no alignment", f"{ALIGN} --out theirs", ["theirs", "--out"]),
     ("no recipe there", "train none.yaml --out new", ["none.yaml", "check the path"]),
