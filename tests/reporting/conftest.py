@@ -1,6 +1,8 @@
 """A run that the tests of this folder read: two iterations, with dynamics."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,3 +34,16 @@ def plain(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "plain"
     align(settings(world, schedule=["off"], evaluate=None, iterations=1), out=out)
     return out
+
+
+@pytest.fixture(scope="session")
+def browser() -> Any:
+    """A real browser, driven from here."""
+    driver = pytest.importorskip("playwright.sync_api")
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium on this machine")
+    with driver.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()

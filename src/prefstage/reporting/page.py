@@ -66,11 +66,22 @@ def page_of(runs: Sequence[Run], *, title: str | None = None) -> Page:
         sections=sections,
         lacks=lacks,
         pairs=packed,
+        pair_table=Markup(packed.table),
+        blocks=[Markup(each) for each in packed.blocks],
         versions=_versions(runs),
         version=version("prefstage"),
         is_number=_is_number,
     )
-    return Page(_LONE.sub("\ufffd", html), charts, packed.pairs, lacks)
+    return Page(_writable(html), charts, packed.pairs, lacks)
+
+
+def _writable(html: str) -> str:
+    """UTF-8 has no lone surrogates; outside the explorer's data a mark stands for them."""
+    try:
+        html.encode("utf-8")
+    except UnicodeEncodeError:
+        return _LONE.sub("\ufffd", html)
+    return html
 
 
 def _asset(name: str) -> str:

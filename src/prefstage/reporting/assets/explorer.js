@@ -13,7 +13,7 @@
   const space = $("space");
   const state = { found: new Uint32Array(0), at: 0, selected: -1, sort: "place", down: false, query: "" };
   const texts = [];
-  const lower = [];
+  const blocks = []; // lower case: {from, offsets, text}
   let data = null;
   let order = null;
   let has = {};
@@ -102,6 +102,7 @@
       button.addEventListener("click", () => {
         state.down = state.sort === column ? !state.down : column in NUMBERS;
         state.sort = column;
+        state.selected = -1; // the list begins anew at its top
         sort();
         apply();
       });
@@ -131,7 +132,7 @@
         return Number.isNaN(y) ? -1 : sign * (x - y);
       });
     } else if (by === "prompt") {
-      const rank = ranks([...texts.keys()], (at) => lower[at] || "");
+      const rank = ranks([...texts.keys()], (at) => texts[at]);
       order.sort((a, b) => sign * (rank[data.columns.prompt[a]] - rank[data.columns.prompt[b]]) || a - b);
     } else if (by !== "place") {
       const rank = ranks([...data.names.keys()], (at) => data.names[at]);
@@ -158,7 +159,16 @@
   const matching = (query) => {
     if (!query) return null;
     const hits = new Uint8Array(texts.length);
-    for (let i = 0; i < lower.length; i += 1) if (lower[i].includes(query)) hits[i] = 1;
+    for (const { from, offsets, text } of blocks) {
+      let place = 0;
+      let at = text.indexOf(query);
+      while (at >= 0) {
+        while (offsets[place + 1] <= at) place += 1;
+        hits[from + place] = 1;
+        place += 1;
+        at = place + 1 < offsets.length ? text.indexOf(query, offsets[place]) : -1;
+      }
+    }
     return hits;
   };
 
@@ -171,11 +181,17 @@
     const { prompt, chosen: good, rejected: bad, source_chosen: first, source_rejected: second } = data.columns;
     const found = new Uint32Array(order.length);
     let count = 0;
-    for (const at of order) {
-      if (hits && !(hits[prompt[at]] || hits[good[at]] || hits[bad[at]])) continue;
+    for (let i = 0; i < order.length; i += 1) {
+      const at = order[i];
+      if (hits !== null && !(hits[prompt[at]] || hits[good[at]] || hits[bad[at]])) continue;
       if (source >= 0 && first[at] !== source && second[at] !== source) continue;
-      if (!chosen.every(([column, wanted]) => column[at] === wanted)) continue;
-      if (!ranges.every(([column, low, high]) => column[at] >= low && column[at] <= high)) continue;
+      let fits = true;
+      for (let k = 0; k < chosen.length && fits; k += 1) fits = chosen[k][0][at] === chosen[k][1];
+      for (let k = 0; k < ranges.length && fits; k += 1) {
+        const value = ranges[k][0][at];
+        fits = value >= ranges[k][1] && value <= ranges[k][2];
+      }
+      if (!fits) continue;
       found[count] = at;
       count += 1;
     }
@@ -334,6 +350,26 @@
     });
   };
 
+  const add = async (block) => {
+    const part = await unpack(block.textContent);
+    block.remove();
+    const from = texts.length;
+    const offsets = new Uint32Array(part.length + 1);
+    const low = part.map((text, place) => {
+      texts.push(text);
+      const found = text.toLowerCase();
+      offsets[place + 1] = offsets[place] + found.length + 1;
+      return found;
+    });
+    blocks.push({ from, offsets, text: low.join("\n") });
+    if (from > 0) {
+      status();
+      return;
+    }
+    apply();
+    document.documentElement.dataset.explorer = "open";
+  };
+
   const start = async () => {
     if (typeof DecompressionStream === "undefined") {
       $("found").textContent = "This browser is too old for the explorer: it cannot unpack gzip.";
@@ -341,19 +377,14 @@
     }
     prepare(await unpack($("pair-table").textContent));
     listen();
-    const blocks = [...document.querySelectorAll(".pair-texts")];
-    for (const [number, block] of blocks.entries()) {
-      const part = await unpack(block.textContent);
-      block.remove();
-      for (const text of part) {
-        texts.push(text);
-        lower.push(text.toLowerCase());
-      }
-      if (number === 0) {
-        apply();
-        document.documentElement.dataset.explorer = "open";
-      } else status();
-      await new Promise((resolve) => setTimeout(resolve));
+    const pause = () => new Promise((resolve) => setTimeout(resolve));
+    for (;;) {
+      const whole = document.readyState !== "loading";
+      const block = document.querySelector(".pair-texts");
+      // its text is whole once something stands behind it, or the page ends
+      if (block && (whole || block.nextElementSibling)) await add(block);
+      else if (whole) break;
+      await pause();
     }
     loaded = true;
     if (state.query) apply();
