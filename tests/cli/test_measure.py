@@ -217,3 +217,30 @@ def test_on_sources_without_on_is_an_error(off: Path) -> None:
     result = run("--off", off, "--policy", "m", "--judge", JUDGE, "--on-sources", "z")
     assert result.exit_code == 2
     assert "on_sources is set and no responses are given" in result.stderr
+
+
+def test_the_reliability_is_told_where_the_accuracy_is_known(off: Path, short: Path) -> None:
+    given = ("--off", off, "--on", short, "--judge", JUDGE)
+    plain = run(*given)
+    assert plain.exit_code == 0, plain.output
+    assert "Reliability" not in plain.stdout
+    told = run(*given, "--judge-accuracy", 0.8, "--judge-bias", 0.05, "--overlap", 0.2)
+    line = told.stdout.splitlines()[1]
+    assert line.startswith("Reliability more than 99.9%: the chance that a judge without error")
+    assert "right in 80% of comparisons (its bias at most 5%) and the sides overlap by 20%" in line
+    found = json.loads(run(*given, "--judge-accuracy", 0.8, "--json").stdout)
+    assert 0.9 < found["reliability"] <= 1
+    assert found["judge_accuracy"] == 0.8
+    assert json.loads(run(*given, "--json").stdout)["reliability"] is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--judge-accuracy", 0.5), ("--judge-bias", 0.1), ("--overlap", 0.5)]
+)
+def test_a_reliability_that_cannot_be_told_is_one_line(
+    off: Path, short: Path, wrong: tuple[str, float]
+) -> None:
+    result = run("--off", off, "--on", short, "--judge", JUDGE, *wrong)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("prefstage: error: ")
+    assert result.stderr.count("\n") == 1

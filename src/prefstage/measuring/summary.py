@@ -6,6 +6,7 @@ from prefstage.measuring.stage import Stage
 
 _EXAMPLES = 2
 _EXCERPT = 72
+_SUREST = 0.999
 _SIDES = {"on": "the policy's own answers", "off": "the off-policy answers"}
 
 
@@ -82,8 +83,10 @@ def _reliability(stage: Stage) -> str:
     call = f"{stage.algorithm_1} stage, " if stage.stage == "undecided" else ""
     bias = f" (its bias at most {stage.judge_bias:.0%})" if stage.judge_bias else ""
     overlap = f" and the sides overlap by {stage.overlap:.0%}" if stage.overlap else ""
+    chance = stage.reliability or 0.0
+    told = f"{chance:.1%}" if chance <= _SUREST else f"more than {_SUREST:.1%}"
     return (
-        f"Reliability {stage.reliability:.1%}: the chance that a judge without error, asked about "
+        f"Reliability {told}: the chance that a judge without error, asked about "
         f"all prompts like these, would say so too ({call}as this judge is right in "
         f"{stage.judge_accuracy:.0%} of comparisons{bias}{overlap})"
     )
