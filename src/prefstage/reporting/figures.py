@@ -11,6 +11,8 @@ from prefstage.reporting.marks import configured, themed
 
 VL_VERSION = "v6.1"
 _WIDTH, _SCALE = 640, 3.0
+# Named, since Vega measures its texts by it; the style sheet names the same.
+_PAGE_FONT = 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif'
 _FONT = "DejaVu Sans, Helvetica, Arial, sans-serif"
 
 # Okabe and Ito's colours, told apart with any colour vision.
@@ -59,7 +61,7 @@ def compiled(chart: Chart) -> dict[str, Any]:
     Returns:
         The specification.
     """
-    spec = {**chart.spec, "config": configured("inherit")}
+    spec = {**chart.spec, "config": configured(_PAGE_FONT)}
     found: dict[str, Any] = library().vegalite_to_vega(themed(spec, PAGE), vl_version=VL_VERSION)
     return found
 
