@@ -383,7 +383,7 @@ def _told(result: "WinRate") -> str:
         f"the baseline's {result.avg_length_baseline:.0f}"
     )
     better = {"model": result.model, "baseline": result.baseline, None: "undecided"}
-    lines.append(f"better: {better[result.better]}")
+    lines.append(f"better on the prompts judged: {better[result.better]}")
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
 
 
