@@ -3,12 +3,13 @@
 import gzip
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from prefstage.core.errors import InputError, MissingDependencyError
-from prefstage.evaluating.benchmarks import SUITES, run_benchmarks
+from prefstage.evaluating.benchmarks import SUITES, BenchmarkWarning, run_benchmarks
 
 
 def test_without_the_harness_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,3 +64,27 @@ def test_local_rows_give_the_harness_own_scores(shared: Path, tmp_path: Path) ->
         run_benchmarks(model, "all")
     with pytest.raises(InputError, match="data of gsm8k"):
         run_benchmarks(model, ["gsm8k"], data={"gsm8k": tmp_path / "none"})
+
+
+@pytest.mark.slow
+def test_ifeval_scores_are_the_same_each_time(shared: Path) -> None:
+    """Short answers, whose language langdetect would draw by lot."""
+    pytest.importorskip("lm_eval", reason="needs the extra `benchmarks`")
+    from lm_eval.api.model import LM
+
+    class Murmurs(LM):  # type: ignore[misc] # the harness is not typed
+        def loglikelihood(self, requests):
+            raise AssertionError("no such requests here")
+
+        loglikelihood_rolling = loglikelihood
+
+        def generate_until(self, requests):
+            words = ("la me so", "te amo no", "der in an", "hal o ni", "I see")
+            return [words[place % len(words)] for place in range(len(requests))]
+
+    data = {"ifeval": shared / "data" / "ifeval_input.jsonl.gz"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BenchmarkWarning)
+        runs = [run_benchmarks(Murmurs(), {"ifeval": 0}, data=data) for _ in range(4)]
+    assert all(run == runs[0] for run in runs)
+    assert runs[0][0].rows == 541
