@@ -84,6 +84,7 @@ EXAMPLES = {
     "build": "best-vs-worst",
     "build_tiers": "tiers",
     "build_gap_quality": "gap-quality",
+    "build_gaps_world": "gap-quality",
     "build_mixing": "mixing",
     "build_per_prompt": "per-prompt",
 }
