@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from prefstage.measuring import Stage as Stage
     from prefstage.measuring import diagnose as diagnose
     from prefstage.measuring import measure_stage as measure_stage
-    from prefstage.sampling import load_sampler as load_sampler
     from prefstage.reporting import write_report as write_report
+    from prefstage.sampling import load_sampler as load_sampler
     from prefstage.scoring import Scorer as Scorer
     from prefstage.training import PreferenceArguments as PreferenceArguments
     from prefstage.training import PreferenceTrainer as PreferenceTrainer
