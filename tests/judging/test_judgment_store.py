@@ -67,6 +67,24 @@ def test_a_judgment_is_the_same_to_the_last_bit_whenever_it_is_read(tmp_path: Pa
     assert first == again == alone
 
 
+def test_a_judgment_does_not_depend_on_which_order_was_asked_first(tmp_path: Path) -> None:
+    """½·(f(a, b) + 1 - f(b, a)) rounds in another way when a and b change places."""
+    shares = [n / 997 for n in range(1, 997)]
+    judge = CallableJudge(lambda a, b, prompt: float(a) if len(a) < len(b) else 1 - 0.3 * float(b))
+    asked = [comparison("x", str(share), f"{share}00000") for share in shares]
+    turned = [comparison("x", each.b, each.a) for each in asked]
+    plain = [each.probability for each in judge.compare(asked)]
+    other = [1 - each.probability for each in judge.compare(turned)]
+    assert plain != other  # what the store has to even out
+    found = []
+    for name, first in (("one", asked), ("two", turned)):
+        with JudgmentStore(tmp_path / f"{name}.db") as store:
+            stored(judge, store).compare(first)
+            found.append([each.probability for each in stored(judge, store).compare(asked)])
+    assert found[0] == found[1]
+    assert found[0] == pytest.approx(plain)
+
+
 def test_a_pair_is_judged_once_whatever_its_order(tmp_path: Path) -> None:
     inner = Chooser()
     with JudgmentStore(tmp_path / "store.db") as store:

@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -285,6 +286,12 @@ def _hash(text: str) -> str:
 
 def _question_key(judge: str, question: Comparison) -> tuple[str, str, str, str]:
     return judge, prompt_id_of(question.prompt), _hash(question.a), _hash(question.b)
+
+
+def in_kept_order(comparison: Comparison) -> Comparison:
+    """The pair in the order in which the store keeps it, whoever asks."""
+    _, swapped = _pair_key("", comparison)
+    return replace(comparison, a=comparison.b, b=comparison.a) if swapped else comparison
 
 
 def _pair_key(judge: str, comparison: Comparison) -> tuple[tuple[str, str, str, str], bool]:

@@ -12,10 +12,11 @@ from prefstage.judging.base import (
     Judgment,
     PointwiseJudge,
     compare_by_rewards,
+    flipped,
     gather,
 )
 from prefstage.judging.running import compare_each, score_each
-from prefstage.judging.store import JudgmentStore
+from prefstage.judging.store import JudgmentStore, in_kept_order
 
 
 def stored(judge: Judge, store: JudgmentStore) -> Judge:
@@ -64,12 +65,14 @@ class _StoredJudge:
             else:
                 yield position, known
         waiting = list(missing.values())
-        asked = [comparisons[positions[0]] for positions in waiting]
+        # Always in the order in which a pair is kept: (f(a, b) + 1 - f(b, a)) / 2 rounds
+        # otherwise when a and b change places, and a tie would depend on who asked first.
+        asked = [in_kept_order(comparisons[positions[0]]) for positions in waiting]
         for index, judgment in compare_each(self._judge, asked):
             kept = self._store.put_judgment(self.fingerprint, asked[index], judgment)
             for position in waiting[index]:
-                known = self._store.get_judgment(self.fingerprint, comparisons[position])
-                yield position, known or kept
+                same = comparisons[position].a == asked[index].a
+                yield position, kept if same else flipped(kept)
 
     def _known(self, comparison: Comparison) -> Judgment | None:
         if comparison.a == comparison.b:
