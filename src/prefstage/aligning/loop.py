@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefstage.aligning.chain import Chain, Policy
+from prefstage.aligning.inputs import Inputs
 from prefstage.aligning.keeping import Kept, opened
 from prefstage.aligning.recipe import Recipe, load_recipe, sft_settings, train_settings
 from prefstage.aligning.results import RESULT, Budget, iteration_result, total_costs
@@ -100,7 +101,7 @@ def align(
     with opened(out, who, store=store) as kept:
         write_config(recipe, out / CONFIG)
         steps = Steps(out, tell or (lambda _: None), begun=begun)
-        loop = Loop(Chain(recipe, judge=who.fingerprint), kept, steps)
+        loop = Loop(Chain(recipe, judge=who.fingerprint), kept, steps, Inputs(recipe, out))
         result = loop.run()
         write_json(out / RESULT, result)
     written = (out / RESULT, Path(result["policy"]))
@@ -114,13 +115,15 @@ class Loop:
         chain: Makes the steps.
         kept: Stores and judge.
         steps: The run folder's steps.
+        inputs: The recipe's data.
     """
 
-    def __init__(self, chain: Chain, kept: Kept, steps: Steps) -> None:
+    def __init__(self, chain: Chain, kept: Kept, steps: Steps, inputs: Inputs) -> None:
         self.chain = chain
         self.recipe = chain.recipe
         self.kept = kept
         self.steps = steps
+        self.inputs = inputs
         self._iteration = 0
         self._done: dict[str, Step] = {}
         self._budget = Budget(self.recipe.stop, steps)
@@ -131,6 +134,7 @@ class Loop:
         Returns:
             The result, as in align.json.
         """
+        put_aside = self.inputs.put_aside()
         policy = self._after_sft(self.chain.start())
         start, stopped = policy, "all iterations done"
         rows = list[dict[str, Any]]()
@@ -159,6 +163,7 @@ class Loop:
             "judge": self.kept.judge.name,
             "schedule": [str(rule) for rule in self.recipe.rules],
             "reference": self.recipe.reference,
+            "put_aside": put_aside,
             "iterations": rows,
             "stopped": stopped,
             "policy": policy.spec,
@@ -206,7 +211,9 @@ class Loop:
         path = self._do(
             "measure",
             self.chain.measure(policy),
-            lambda folder: run_measure(folder, self.chain, self.kept, policy),
+            lambda folder: run_measure(
+                folder, self.chain, self.kept, policy, off_policy=self.inputs.off_policy()
+            ),
         )
         return Stage.load(path / STAGE_FILE)
 
@@ -219,7 +226,7 @@ class Loop:
                 folder,
                 self.kept,
                 policy,
-                prompts=self.chain.prompts,
+                prompts=self.inputs.prompts(),
                 recipe=self.recipe,
                 config=self.chain.own_sampling,
             ),
@@ -244,7 +251,8 @@ class Loop:
     def _off_pairs(self, rule: Rule, policy: Policy) -> Step:
         kind = "pairs" if self._off_takes_pairs() else "candidates"
         step = self.chain.build("off", rule, policy)
-        return self._build(step, {kind: self.chain.off_policy})
+        data = {kind: self.chain.off_policy, **self.inputs.aside("off_policy")}
+        return self._build(step, data)
 
     def _off_takes_pairs(self) -> bool:
         method = self.chain.method_off
@@ -313,7 +321,7 @@ class Loop:
                 folder,
                 self.kept,
                 policy,
-                prompts=evaluate.prompts,
+                prompts=self.inputs.held_out(),
                 recipe=self.recipe,
                 config=self.chain.held_out_sampling(evaluate),
             ),

@@ -1,5 +1,6 @@
 """`plan_alignment`: what a call of `align` would do, and about what it would cost."""
 
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,12 +10,11 @@ from statistics import mean
 from typing import Any, Literal
 
 from prefstage.aligning.chain import Chain, Policy
+from prefstage.aligning.inputs import Inputs
 from prefstage.aligning.loop import choose
 from prefstage.aligning.recipe import Recipe, load_recipe, train_settings
 from prefstage.aligning.schedule import Data, Rule
 from prefstage.aligning.steps import State, Step, Steps
-from prefstage.data.loading import load_candidates
-from prefstage.data.prompts import load_prompts
 from prefstage.data.tokenising import ResponseEncoder, load_tokenizer
 from prefstage.judging.base import Judge, PointwiseJudge
 from prefstage.judging.loading import load_judge
@@ -96,8 +96,10 @@ def plan_alignment(
     """
     recipe = load_recipe(recipe)
     who = judge if judge is not None else load_judge(recipe.judge)
-    planner = _Planner(Chain(recipe, judge=who.fingerprint), who, out)
-    planner.walk()
+    with tempfile.TemporaryDirectory() as folder:  # bad rows, which only a run puts aside
+        inputs = Inputs(recipe, Path(folder))
+        planner = _Planner(Chain(recipe, judge=who.fingerprint), who, out, inputs)
+        planner.walk()
     return tuple(planner.planned)
 
 
@@ -155,18 +157,18 @@ class _Sizes:
 
 
 class _Planner:
-    def __init__(self, chain: Chain, judge: Judge, out: Path) -> None:
+    def __init__(self, chain: Chain, judge: Judge, out: Path, inputs: Inputs) -> None:
         self.chain = chain
         self.recipe = chain.recipe
         self.pointwise = isinstance(judge, PointwiseJudge)
         self.steps = Steps(out.absolute(), lambda record: None)
         self.planned: list[PlannedStep] = []
-        self.sizes = _sizes(chain)
+        self.sizes = _sizes(chain, inputs)
         self.weights = _weight_bytes(self.recipe.policy)
         self.rate = _flop_a_second()
         self.held_out = 0
         if self.recipe.evaluate is not None:
-            self.held_out = len(load_prompts(self.recipe.evaluate.prompts))
+            self.held_out = len(inputs.held_out())
 
     def walk(self) -> None:
         start: Policy | None = self.chain.start()
@@ -297,9 +299,9 @@ class _Planner:
         return round(flop * parameters * tokens / self.rate, 2)
 
 
-def _sizes(chain: Chain) -> _Sizes:
-    rows = load_prompts(chain.prompts)
-    off = rows if chain.recipe.off_policy is None else load_candidates(chain.off_policy)
+def _sizes(chain: Chain, inputs: Inputs) -> _Sizes:
+    rows = inputs.prompts()
+    off = rows if chain.recipe.off_policy is None else inputs.off_policy()
     encoder = ResponseEncoder(
         load_tokenizer(chain.recipe.policy), chat_format=chain.recipe.chat_format
     )

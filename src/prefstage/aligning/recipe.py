@@ -90,6 +90,10 @@ class Recipe(Config):
     evaluate: EvaluateSettings | None = Field(default=None, description="Win rates.")
     stop: StopRules = Field(default=StopRules(), description="When to end early.")
     seed: int = Field(default=0, ge=0, description="Of everything that sets no seed of its own.")
+    on_bad_row: Literal["error", "quarantine"] = Field(
+        default="error",
+        description="Of off_policy, prompts and held-out prompts; put aside in the run folder.",
+    )
     chat_format: str | None = Field(default=None, description="Plain format of a base model.")
     dtype: str | None = Field(default=None, description="Of sampling: auto, float32, bfloat16.")
     device: str | None = Field(default=None, description="Of sampling: auto, cpu, cuda:0, ...")
@@ -101,6 +105,16 @@ class Recipe(Config):
         default=None,
         description="Command that starts a training's processes: accelerate launch ...",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_its_quarantine(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "quarantine_file" in given:
+            raise ValueError(
+                "quarantine_file is set; expected on_bad_row: quarantine alone, since bad rows go "
+                "to quarantine/ in the run folder; leave quarantine_file out"
+            )
+        return given
 
     @field_validator("evaluate", mode="before")
     @classmethod

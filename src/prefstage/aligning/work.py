@@ -18,8 +18,6 @@ from prefstage.core.config import write_config
 from prefstage.core.errors import RunFolderError
 from prefstage.core.files import append_json_line, read_json_lines, write_json, write_text
 from prefstage.core.runs import MANIFEST
-from prefstage.data.loading import load_candidates
-from prefstage.data.prompts import load_prompts
 from prefstage.data.records import Candidates
 from prefstage.data.sets import CandidateSet
 from prefstage.evaluating.alpaca_files import write_annotations
@@ -41,7 +39,9 @@ PAIRS, ANSWERS, EVALUATION, ANNOTATIONS = (
 )
 
 
-def run_measure(folder: Path, chain: Chain, kept: Kept, policy: Policy) -> None:
+def run_measure(
+    folder: Path, chain: Chain, kept: Kept, policy: Policy, *, off_policy: CandidateSet
+) -> None:
     """Measure a policy's stage against the off-policy data.
 
     Args:
@@ -49,10 +49,10 @@ def run_measure(folder: Path, chain: Chain, kept: Kept, policy: Policy) -> None:
         chain: The recipe's settings.
         kept: Stores and judge.
         policy: Who is measured.
+        off_policy: The data that it is measured against.
     """
-    off = load_candidates(chain.off_policy)
     with kept.sampler(policy, chain.recipe, chain.own_sampling) as who:
-        found = measure(off, judge=kept.judge, sampler=who, config=chain.measure_config)
+        found = measure(off_policy, judge=kept.judge, sampler=who, config=chain.measure_config)
     write_prompts(found.prompts, folder / PROMPTS)
     CandidateSet.of(on_policy_candidates(found.prompts, policy.name)).save(folder / CANDIDATES)
     # what one process asked and what it found in the store is no part of the result
@@ -64,7 +64,7 @@ def run_sample(
     kept: Kept,
     policy: Policy,
     *,
-    prompts: str,
+    prompts: CandidateSet,
     recipe: Recipe,
     config: SamplingConfig,
 ) -> None:
@@ -75,11 +75,11 @@ def run_sample(
             text).
         kept: The stores.
         policy: Who answers.
-        prompts: Where the prompts are.
+        prompts: What is answered; responses that it has are left aside.
         recipe: How policies are loaded or served.
         config: How to sample.
     """
-    rows = [Candidates(row.prompt_id, row.prompt, (), (), ()) for row in load_prompts(prompts)]
+    rows = [Candidates(row.prompt_id, row.prompt, (), (), ()) for row in prompts]
     with kept.sampler(policy, recipe, config) as who:
         samples = list(who.sample(requests_for(rows, responses=config.responses)))
     spoken = [each for each in samples if each.text.strip()]
@@ -107,7 +107,7 @@ def run_build(
     Args:
         folder: Gets ``pairs.parquet``, ``build.json`` and ``README.md``, the dataset card.
         settings: The method and its settings.
-        data: "pairs" or "candidates", and "on_policy": files.
+        data: "pairs" or "candidates", and "on_policy": files; how their bad rows are taken.
         chain: The recipe's settings.
         kept: Stores and judge.
         policy: Who answers, where the method needs one.

@@ -69,7 +69,7 @@ def align(
         aligned = run(asked, out=out)
     steps = [vars(each) for each in aligned.steps]
     say(
-        Outcome(_told(aligned), {**aligned.result, "log": steps}, list(aligned.written)),
+        Outcome(_told(aligned, out), {**aligned.result, "log": steps}, list(aligned.written)),
         as_json=as_json,
     )
 
@@ -98,7 +98,7 @@ def _planned(recipe: "Recipe", out: Path) -> Outcome:
     return Outcome(f"{plan_table(planned)}\n\n{BASIS}", result)
 
 
-def _told(aligned: "Aligned") -> str:
+def _told(aligned: "Aligned", out: Path) -> str:
     from prefstage.aligning.results import table
 
     result = aligned.result
@@ -115,6 +115,10 @@ def _told(aligned: "Aligned") -> str:
         f"ended: {result['stopped']}",
         f"steps: {told}",
         f"bought: {bought(result['costs'])}",
+    ]
+    lines += [
+        f"put aside as bad: {each['rows']} of {each['of']} rows of {name} ({out / each['file']})"
+        for name, each in result["put_aside"].items()
     ]
     lines += [f"remade {each.step}: {each.why}" for each in aligned.steps if each.did == "remade"]
     return "\n".join(lines)

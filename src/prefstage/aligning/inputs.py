@@ -1,0 +1,91 @@
+"""What an alignment reads from elsewhere: its bad rows stop it, or are put aside and counted."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefstage.aligning.recipe import Recipe
+from prefstage.core.errors import ConfigError
+from prefstage.data.loading import load_candidates
+from prefstage.data.prompts import load_prompts
+from prefstage.data.sets import CandidateSet
+
+FOLDER = "quarantine"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data that a recipe names.
+
+    Attributes:
+        recipe: The recipe.
+        folder: The run folder; bad rows go to ``quarantine/NAME.jsonl`` in it, if the recipe
+            says so.
+    """
+
+    recipe: Recipe
+    folder: Path
+
+    def off_policy(self) -> CandidateSet:
+        """What training could use, as candidates."""
+        found: CandidateSet = load_candidates(
+            str(self.recipe.off_policy), **self.aside("off_policy")
+        )
+        return found
+
+    def prompts(self) -> CandidateSet:
+        """What policies answer for training; without prompts of its own, those of off_policy."""
+        name = "off_policy" if self.recipe.prompts is None else "prompts"
+        return load_prompts(str(getattr(self.recipe, name)), **self.aside(name))
+
+    def held_out(self) -> CandidateSet:
+        """What policies answer to be evaluated.
+
+        Raises:
+            ConfigError: If the recipe has no evaluation.
+        """
+        if self.recipe.evaluate is None:
+            raise ConfigError.of(
+                saw="a recipe without evaluate", expected="held-out prompts", cure="set evaluate"
+            )
+        return load_prompts(self.recipe.evaluate.prompts, **self.aside("held_out"))
+
+    def aside(self, name: str) -> dict[str, Any]:
+        """What a loader is told of bad rows.
+
+        Args:
+            name: Of the data: "off_policy", "prompts" or "held_out".
+
+        Returns:
+            Nothing, where bad rows are errors; otherwise the file they go to.
+        """
+        if self.recipe.on_bad_row == "error":
+            return {}
+        (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        file = self.folder / FOLDER / f"{name}.jsonl"
+        return {"on_bad_row": "quarantine", "quarantine_file": str(file)}
+
+    def put_aside(self) -> dict[str, dict[str, Any]]:
+        """Read everything once where bad rows are put aside, and count them.
+
+        Returns:
+            By name of the data with bad rows: how many, of how many, and their file, relative
+            to the run folder.
+        """
+        if self.recipe.on_bad_row == "error":
+            return {}
+        read = {
+            "off_policy": self.off_policy if self.recipe.off_policy is not None else None,
+            "prompts": self.prompts if self.recipe.prompts is not None else None,
+            "held_out": self.held_out if self.recipe.evaluate is not None else None,
+        }
+        reports = {name: load().report for name, load in read.items() if load is not None}
+        return {
+            name: {
+                "rows": report.quarantined,
+                "of": report.rows_read,
+                "file": f"{FOLDER}/{name}.jsonl",
+            }
+            for name, report in reports.items()
+            if report.quarantined
+        }

@@ -1,0 +1,88 @@
+"""Bad rows of the data: an error that names the setting, or put aside, counted and said."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from prefstage.aligning import align
+from prefstage.cli.main import app
+from prefstage.core.errors import ConfigError, DataError
+from tests.aligning.tiny_world import settings
+
+
+@pytest.fixture
+def spoilt(world: Path, tmp_path: Path) -> dict[str, str]:
+    """The world's data, with two bad rows among the pairs and one among the held-out prompts."""
+    found = {}
+    for name, bad in (("pairs", 2), ("held_out", 1)):
+        lines = (world / f"{name}.jsonl").read_text().splitlines()
+        blank = {**json.loads(lines[0]), "chosen": [{"role": "assistant", "content": " "}]}
+        lines[1:1] = [json.dumps(blank), "{not JSON"][:bad]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        found[name] = str(tmp_path / f"{name}.jsonl")
+    return found
+
+
+def recipe(world: Path, data: dict[str, str], **changed: Any) -> dict[str, Any]:
+    given = settings(world, schedule=["off", "on"], off_policy=data["pairs"], **changed)
+    given["evaluate"] = {**given["evaluate"], "prompts": data["held_out"]}
+    return given
+
+
+def typed(file: Path, out: Path, *words: str) -> Result:
+    return CliRunner().invoke(app, ["align", str(file), "--out", str(out), *words])
+
+
+def test_bad_rows_stop_it_and_the_error_names_the_setting(
+    world: Path, tmp_path: Path, spoilt: dict[str, str]
+) -> None:
+    with pytest.raises(DataError, match=r"bad of .* rows.*on_bad_row='quarantine'"):
+        align(recipe(world, spoilt), out=tmp_path / "run")
+
+
+def test_bad_rows_are_put_aside_and_the_rest_is_as_without_them(
+    world: Path, tmp_path: Path, spoilt: dict[str, str]
+) -> None:
+    file, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(recipe(world, spoilt, on_bad_row="quarantine")))
+    planned = typed(file, out, "--dry-run")
+    assert planned.exit_code == 0, planned.output
+    assert not out.exists()
+    done = typed(file, out)
+    assert done.exit_code == 0, done.output
+    assert f"put aside as bad: 2 of 14 rows of off_policy ({out}/quarantine/" in done.stdout
+    assert "put aside as bad: 1 of 7 rows of held_out" in done.stdout
+    kept = (out / "quarantine" / "off_policy.jsonl").read_text()
+    assert [json.loads(line)["row"] for line in kept.splitlines()] == [2, 3]
+    again = json.loads(typed(file, out, "--json").stdout)
+    assert {each["did"] for each in again["log"]} == {"reused"}
+    assert again["put_aside"] == {
+        "off_policy": {"rows": 2, "of": 14, "file": "quarantine/off_policy.jsonl"},
+        "held_out": {"rows": 1, "of": 7, "file": "quarantine/held_out.jsonl"},
+    }
+    clean = settings(world, schedule=["off", "on"])
+    whole = align(clean, out=tmp_path / "clean").result
+    assert whole["put_aside"] == {}
+    for ours, theirs in zip(again["iterations"], whole["iterations"], strict=True):
+        assert ours["stage"] == theirs["stage"]
+        assert ours["evaluation"] == theirs["evaluation"]
+        assert ours["pairs"] == theirs["pairs"]
+
+
+def test_prompts_of_their_own_are_covered(
+    world: Path, tmp_path: Path, spoilt: dict[str, str]
+) -> None:
+    given = settings(world, schedule="on", iterations=1, measure=False, evaluate=None)
+    given |= {"off_policy": None, "prompts": spoilt["pairs"], "on_bad_row": "quarantine"}
+    aligned = align(given, out=tmp_path / "run")
+    assert aligned.result["put_aside"]["prompts"]["rows"] == 2
+
+
+def test_a_file_for_bad_rows_cannot_be_named(world: Path, tmp_path: Path) -> None:
+    given = settings(world, on_bad_row="quarantine", quarantine_file="bad.jsonl")
+    with pytest.raises(ConfigError, match="leave quarantine_file out"):
+        align(given, out=tmp_path / "run")
