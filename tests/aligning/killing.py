@@ -1,11 +1,13 @@
-"""Aligns under SIGKILL, again and again with the same call until done.
+"""Aligns, or experiments, under SIGKILL, again and again with the same call until done.
 
-    python -m tests.aligning.killing WORLD FOLDER KILLS SEED
+    python -m tests.aligning.killing WORK WORLD FOLDER KILLS SEED
 
-aligns once without interruption into FOLDER/whole, and then into FOLDER/killed with KILLS
-kills: half of them at the n-th moment at which something is made durable (an fsync), half after
-a random time. If a run ends before all kills are spent, its folder becomes FOLDER/killed-N and
-the next begins. Every attempt is a process forked from this one. Prints JSON.
+does WORK (align or experiment) once without interruption into FOLDER/whole, and then into
+FOLDER/killed-0 with KILLS kills: half of them at the n-th moment at which something is made
+durable (an fsync), half after a random time. If a run ends before all kills are spent, the next
+begins in FOLDER/killed-1, and so on. Every attempt is a process forked from this one. Beside each
+folder stand what its judge was asked (.asked) and what it trained (.trained): "begun STEP", or
+"again STEP" if that step was whole when the attempt began. Prints JSON.
 """
 
 import json
@@ -14,11 +16,15 @@ import random
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from prefstage.aligning import align
+from prefstage.aligning import align, loop, run_experiment
 from tests.aligning.tiny_world import settings
 
 LONGEST_S = 300.0
@@ -26,13 +32,59 @@ POLL_S = 0.001
 _WHOLE_FSYNC = os.fsync
 
 
-def recipe(world: Path) -> dict:
+def recipe(world: Path) -> dict[str, Any]:
     """Two iterations, off and then on, judged by a judge that writes down what it is asked."""
     return settings(world, schedule=["off", "on"], judge="python:tests.aligning.judges:noted")
 
 
-def start(world: Path, out: Path, *, die_at: int | None) -> int:
-    """Fork a process that aligns, and may kill itself at its `die_at`-th fsync."""
+def grid(world: Path) -> dict[str, Any]:
+    """Two losses by three schedules, with a table."""
+    losses = {"DPO": {"train.loss": "sigmoid"}, "SLiC-HF": {"train.loss": "slic"}}
+    table = {"kind": "stages", "by": ["loss"], "columns": ["true reward", "win_rate"]}
+    return {
+        "recipe": {**recipe(world), "schedule": "auto", "iterations": 2},
+        "axes": {"loss": losses, "schedule": ["off,off", "off,on", "on,on"]},
+        "metrics": {"true reward": "python:prefstage.sandbox:true_reward"},
+        "tables": {"full": table},
+    }
+
+
+def align_world(world: Path, out: Path) -> None:
+    """The alignment."""
+    align(recipe(world), out=out)
+
+
+def experiment_world(world: Path, out: Path) -> None:
+    """The experiment; a cell that fails, fails the attempt."""
+    failed = run_experiment(grid(world), out=out).failed
+    if failed:
+        raise SystemExit(str(failed))
+
+
+WORKS = {"align": align_world, "experiment": experiment_world}
+
+
+def trained(out: Path) -> set[str]:
+    """Names of the training steps that are whole."""
+    places = (out / "steps", out / "store" / "steps")
+    return {path.name for place in places for path in place.glob("train-*")}
+
+
+def note_training(out: Path) -> None:
+    """Have this process write down which training it begins, and whether it was whole before."""
+    whole, run_train = trained(out), loop.run_train
+
+    def noted(folder: Path, *given: Any, **more: Any) -> None:
+        name = folder.name.removeprefix(".unfinished-")
+        with Path(f"{out}.trained").open("a") as stream:
+            stream.write(f"{'again' if name in whole else 'begun'} {name}\n")
+        run_train(folder, *given, **more)
+
+    loop.run_train = noted
+
+
+def start(work: Callable[[], None], out: Path, *, die_at: int | None) -> int:
+    """Fork a process that works, and may kill itself at its `die_at`-th fsync."""
     child = os.fork()
     if child:
         return child
@@ -42,6 +94,7 @@ def start(world: Path, out: Path, *, die_at: int | None) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ["PREFSTAGE_NOTED"] = f"{out}.asked"
+        note_training(out)
         count = 0
 
         def fsync(handle: int) -> None:
@@ -52,9 +105,12 @@ def start(world: Path, out: Path, *, die_at: int | None) -> int:
             _WHOLE_FSYNC(handle)
 
         os.fsync = fsync
-        align(recipe(world), out=out)
+        work()
         Path(f"{out}.fsyncs").write_text(str(count))
         status = 0
+    except BaseException:
+        traceback.print_exc()  # into the log; the parent tells that the attempt failed
+        sys.stderr.flush()
     finally:
         os._exit(status)
 
@@ -74,11 +130,13 @@ def wait(child: int, seconds: float = LONGEST_S) -> int | None:
     return None
 
 
-def attempt(world: Path, out: Path, dice: random.Random, *, fsyncs: int, took_s: float) -> bool:
-    """Align until the kill; False if it ended before."""
+def attempt(
+    work: Callable[[], None], out: Path, dice: random.Random, *, fsyncs: int, took_s: float
+) -> bool:
+    """Work until the kill; False if it ended before."""
     if dice.random() < 0.5:
-        return wait(start(world, out, die_at=dice.randint(1, fsyncs))) == signal.SIGKILL
-    child = start(world, out, die_at=None)
+        return wait(start(work, out, die_at=dice.randint(1, fsyncs))) == signal.SIGKILL
+    child = start(work, out, die_at=None)
     if wait(child, dice.uniform(0, took_s)) is not None:
         return False
     os.kill(child, signal.SIGKILL)
@@ -87,23 +145,25 @@ def attempt(world: Path, out: Path, dice: random.Random, *, fsyncs: int, took_s:
 
 
 def main() -> None:
-    """Align whole, then under kills, and tell what happened."""
-    world, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    kills, dice = int(sys.argv[3]), random.Random(int(sys.argv[4]))
+    """Work whole, then under kills, and tell what happened."""
+    work, world, folder = WORKS[sys.argv[1]], Path(sys.argv[2]), Path(sys.argv[3])
+    kills, dice = int(sys.argv[4]), random.Random(int(sys.argv[5]))
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    wait(start(world, folder / "whole", die_at=None))
+    whole = folder / "whole"
+    wait(start(partial(work, world, whole), whole, die_at=None))
     sizes = {"took_s": time.monotonic() - began}
     sizes["fsyncs"] = int((folder / "whole.fsyncs").read_text())
     left, runs, attempts = kills, 0, 0
     while left:
         out = folder / f"killed-{runs}"
+        todo = partial(work, world, out)
         attempts += 1
-        if attempt(world, out, dice, **sizes):
+        if attempt(todo, out, dice, **sizes):
             left -= 1
             if not left:
-                wait(start(world, out, die_at=None))
+                wait(start(todo, out, die_at=None))
         else:
             runs += 1
     print(json.dumps({"kills": kills, "attempts": attempts, **sizes}))

@@ -1,9 +1,11 @@
 """Killed at any moment and called again: the results of a run that was never stopped."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,17 @@ import pytest
 
 from prefstage.core.hashing import digest_file
 from prefstage.data import load_pairs
+from tests.aligning.killing import trained
 
 
 def weights(out: Path) -> list[str]:
     return [digest_file(path) for path in sorted(out.glob("steps/*/model/model.safetensors"))]
+
+
+def judgments(out: Path) -> list[tuple[Any, ...]]:
+    """Every judgment on file."""
+    with closing(sqlite3.connect(out / "judgments.sqlite")) as stored:
+        return sorted(stored.execute("SELECT * FROM judgments"))
 
 
 def figures(out: Path) -> dict[str, Any]:
@@ -31,31 +40,42 @@ def pairs(out: Path) -> list[list[Any]]:
     return [list(load_pairs(path)) for path in sorted(out.glob("steps/*/pairs.parquet"))]
 
 
-def killed(world: Path, folder: Path, *, kills: int, seed: int) -> list[Path]:
+def killed(work: str, world: Path, folder: Path, *, kills: int, seed: int) -> list[Path]:
     """The folders of the killed runs that ended in the end."""
-    words = [sys.executable, "-m", "tests.aligning.killing", world, folder, kills, seed]
+    words = [sys.executable, "-m", "tests.aligning.killing", work, world, folder, kills, seed]
     ran = subprocess.run([str(word) for word in words], check=False, capture_output=True, text=True)
     logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*.log")))
     assert ran.returncode == 0, ran.stderr + logs
     assert json.loads(ran.stdout)["kills"] == kills
-    return sorted(path for path in folder.glob("killed-*") if (path / "align.json").exists())
+    ended = f"{work}.json"
+    return sorted(path for path in folder.glob("killed-*") if (path / ended).exists())
+
+
+def check_nothing_twice(runs: list[Path], *, kills: int) -> None:
+    """No finished training was begun again; of judgments only what a kill interrupted."""
+    for run in runs:
+        begun = [line.split() for line in Path(f"{run}.trained").read_text().splitlines()]
+        assert {word for word, _ in begun} == {"begun"}
+        assert {step for _, step in begun} == trained(run)
+    asked = [Counter(Path(f"{run}.asked").read_text().splitlines()) for run in runs]
+    again = sum(count - 1 for each in asked for count in each.values() if count > 1)
+    assert again <= 2 * kills, "more than the one comparison (two orders) that a kill interrupts"
 
 
 def check(world: Path, folder: Path, *, kills: int, seed: int) -> None:
-    runs = killed(world, folder, kills=kills, seed=seed)
+    runs = killed("align", world, folder, kills=kills, seed=seed)
     whole = folder / "whole"
     assert runs
     for run in runs:
         assert weights(run) == weights(whole)
         assert figures(run) == figures(whole)
         assert samples(run) == samples(whole)
+        assert judgments(run) == judgments(whole)
         assert pairs(run) == pairs(whole)
         for lines in samples(run):
             ids = [(each["prompt_id"], each["index"]) for each in map(json.loads, lines)]
             assert len(ids) == len(set(ids))
-    asked = [Counter(Path(f"{run}.asked").read_text().splitlines()) for run in runs]
-    again = sum(count - 1 for each in asked for count in each.values() if count > 1)
-    assert again <= 2 * kills, "more than the one comparison (two orders) that a kill interrupts"
+    check_nothing_twice(runs, kills=kills)
 
 
 def test_three_kills_change_nothing(world: Path, tmp_path: Path) -> None:
@@ -65,3 +85,21 @@ def test_three_kills_change_nothing(world: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_fifty_kills_change_nothing(world: Path, tmp_path: Path) -> None:
     check(world, tmp_path, kills=50, seed=2)
+
+
+def tables(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "tables").iterdir())}
+
+
+@pytest.mark.slow
+def test_an_experiment_under_ten_kills_finds_the_same(world: Path, tmp_path: Path) -> None:
+    runs, whole = killed("experiment", world, tmp_path, kills=10, seed=3), tmp_path / "whole"
+    assert runs
+    for run in runs:
+        assert set(tables(run)) == {"full.md", "full.tex", "full.csv"}
+        assert tables(run) == tables(whole)
+        assert (run / "experiment.json").read_bytes() == (whole / "experiment.json").read_bytes()
+        assert weights(run / "store") == weights(whole / "store")
+        assert judgments(run / "store") == judgments(whole / "store")
+        assert samples(run / "store") == samples(whole / "store")
+    check_nothing_twice(runs, kills=10)
