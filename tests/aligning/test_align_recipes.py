@@ -1,9 +1,11 @@
 """Recipes: schedules are read, and what is wrong is said in one line."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from prefstage.aligning import Rule, load_recipe, parse_schedule
 from prefstage.core.errors import ConfigError
@@ -56,3 +58,12 @@ def test_bad_recipes_are_refused_in_one_line(changed: dict[str, Any], said: list
 def test_the_examples_are_valid(name: str) -> None:
     example = Path(__file__).resolve().parents[2] / "examples" / f"{name}.yaml"
     assert {str(rule) for rule in load_recipe(example).rules} == {"auto"}
+
+
+def test_the_recipe_of_the_page_for_ones_own_model_is_a_recipe() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "your-model.md"
+    found = re.search(r"```yaml\n# recipe.yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert found is not None
+    recipe = load_recipe(yaml.safe_load(found[1]))
+    assert recipe.rules[0].kind == "auto"
+    assert recipe.on_bad_row == "quarantine"

@@ -1,0 +1,117 @@
+"""The page for those who come from TRL: its keys exist, its options are all, its code runs."""
+
+import dataclasses
+import inspect
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import TrainingArguments
+
+from prefstage import LOSSES
+from prefstage.core.config import Config, load_config
+from prefstage.training.arguments import PreferenceArguments
+from prefstage.training.dynamics_store import read_metrics
+from prefstage.training.recipe import Recipe, argument_values
+from tests.aligning.tiny_world import JUDGE, make_world
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "coming-from-trl.md"
+PARTS = {
+    part.split("\n", 1)[0]: part for part in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)
+}
+LOSS_KEYS = {"name", "weight"} | {
+    key for loss in LOSSES.values() for key in loss.settings.model_fields
+}
+FIELDS = {each.name for each in dataclasses.fields(PreferenceArguments)}
+
+
+def rows(heading: str) -> dict[str, str]:
+    """Recipe key by TRL's name, of one table; "-" where there is none."""
+    cells = [line.split(" | ") for line in PARTS[heading].splitlines() if line.startswith("| `")]
+    return {cell[0].strip("| `"): cell[1].strip("` ") for cell in cells}
+
+
+def exists(key: str) -> bool:
+    """Whether a recipe has such a key."""
+    first, _, rest = key.partition(".")
+    if first == "loss" and rest:
+        return rest in LOSS_KEYS
+    if first == "training" and rest:
+        argument_values(load_config(Recipe, {"policy": "p", "data": "d", "training": {rest: None}}))
+        return rest in FIELDS
+    if first not in Recipe.model_fields:
+        return False
+    if not rest:
+        return True
+    kind = Recipe.model_fields[first].annotation
+    inner = [each for each in (kind, *getattr(kind, "__args__", ())) if inspect.isclass(each)]
+    return any(issubclass(each, Config) and rest in each.model_fields for each in inner)
+
+
+TABLES = ("DPOConfig", "DPOTrainer", "ModelConfig", "The handbook's recipes")
+KEYS = sorted({key for table in TABLES for key in rows(table).values()} - {"-"})
+
+
+def test_the_check_tells_keys_that_do_not_exist() -> None:
+    assert not any(map(exists, ["polcy", "loss.betta", "tokens.max", "lora.rank"]))
+    assert len(KEYS) > 30
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_that_the_page_names_exists(key: str) -> None:
+    assert exists(key)
+
+
+def test_every_option_of_dpo_config_has_a_row() -> None:
+    trl = pytest.importorskip("trl")
+    theirs = {each.name for each in dataclasses.fields(trl.DPOConfig)}
+    own = theirs - {each.name for each in dataclasses.fields(TrainingArguments)}
+    assert set(rows("DPOConfig")) == own | {"learning_rate"}
+
+
+def test_every_argument_of_dpo_trainer_has_a_row() -> None:
+    trl = pytest.importorskip("trl")
+    theirs = set(inspect.signature(trl.DPOTrainer.__init__).parameters) - {"self"}
+    assert set(rows("DPOTrainer")) == theirs
+
+
+def test_every_option_of_model_config_has_a_row() -> None:
+    trl = pytest.importorskip("trl")
+    theirs = {each.name for each in dataclasses.fields(trl.ModelConfig)}
+    assert set(rows("ModelConfig")) == theirs
+
+
+def block(heading: str, language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", PARTS[heading], re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_handbooks_recipe_is_a_recipe() -> None:
+    recipe = load_config(Recipe, yaml.safe_load(block("A handbook recipe, here", "yaml")))
+    assert argument_values(recipe)["learning_rate"] == 5e-7
+    assert set(recipe.training) <= FIELDS
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trl")
+    make_world(tmp_path)
+    (tmp_path / "policy").rename(tmp_path / "my-sft-model")
+    monkeypatch.chdir(tmp_path)
+    code = block("Measuring and watching inside TRL", "python")
+    small = {"reward:my-reward-model": JUDGE, "max_steps=100": "max_steps=4", "every=50": "every=2"}
+    small["max_new_tokens=256"] = "max_new_tokens=12"
+    for long, short in small.items():
+        assert code.count(long) == 1
+        code = code.replace(long, short)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TRL's own
+        names: dict[str, Any] = {}
+        exec(compile(code, str(PAGE), "exec"), names)
+    assert [each["step"] for each in read_metrics("run/dynamics")] == [0, 2, 4]
+    for name in ("before", "after"):
+        assert 0 <= names[name].boundary_score <= 1
