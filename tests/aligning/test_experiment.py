@@ -177,6 +177,9 @@ def test_the_examples_run_in_the_small_world(file, tmp_path, monkeypatch):
     if file.stem == "experiment":  # the other policies are the same, trained longer
         first, *_ = settings["axes"]["policy"].items()
         settings["axes"]["policy"] = dict([first])
+    if file.stem == "experiment_rates":
+        settings["recipe"]["policy"] = "world/policy-100"
+        settings["axes"]["rate"] = dict([*settings["axes"]["rate"].items()][:2])
     settings["recipe"]["train"]["training"] |= {"max_steps": 3}
     found = run_experiment(settings, out=tmp_path / "run")
     assert [each.error for each in found.failed] == []
