@@ -17,8 +17,8 @@ CHUNK_ELEMENTS = 1 << 19
 GPU_CHUNK_ELEMENTS = 1 << 27
 """Logits held at once on a GPU, where large products matter more than cache."""
 
-KEPT_ELEMENTS = 1 << 25
-"""On a CPU, logits kept for the backward pass (128 MiB in float32), which computes further ones
+KEPT_ELEMENTS = 1 << 26
+"""On a CPU, logits kept for the backward pass (256 MiB in float32), which computes further ones
 again: a third of the vocabulary's forward and backward arithmetic would be that."""
 
 MAX_CHUNK_TOKENS = 1024
