@@ -16,11 +16,12 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -106,18 +107,16 @@ def measure(pairs: list[Pair], scorer: Scorer, encoder: ResponseEncoder) -> dict
 @contextmanager
 def forward_passes() -> Iterator[list[int]]:
     """Count the response tokens of every forward pass of the engine."""
-    passed, original = list[int](), engine.score_pass
+    passed = list[int]()
+    original: Callable[..., Any] = vars(engine)["score_pass"]
 
     def counting(*arguments: Any, **settings: Any) -> Any:
         result = original(*arguments, **settings)
         passed.append(len(result.log_probs))
         return result
 
-    engine.score_pass = counting
-    try:
+    with patch.object(engine, "score_pass", counting):
         yield passed
-    finally:
-        engine.score_pass = original
 
 
 def table(found: dict[str, Any]) -> str:
