@@ -22,7 +22,7 @@ Text = str | None
 Number = int | None
 
 _ENDINGS = (".jsonl", ".parquet")
-_SAMPLING = ("responses", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
+_SAMPLING = ("responses", "temperature", "top_p", "top_k", "max_new_tokens", "beams", "seed")
 _LOADING = (
     *("chat_format", "dtype", "device", "adapter", "max_prompt_tokens", "batch_tokens"),
     *("concurrency", "timeout_s", "retries", "api_key_env"),
@@ -52,6 +52,7 @@ def sample(
     top_p: Annotated[float | None, typer.Option(help="Nucleus mass; 1 is off [0.9].")] = None,
     top_k: Annotated[Number, typer.Option(help="Tokens kept; 0 is off [50].")] = None,
     max_new_tokens: Annotated[Number, typer.Option(help="Tokens a response [1024].")] = None,
+    beams: Annotated[Number, typer.Option(help="Beam search over so many; no servers [1].")] = None,
     seed: Annotated[Number, typer.Option(help="Of all responses [0].")] = None,
     chat_format: Annotated[Text, typer.Option(help="Plain format of a base model.")] = None,
     dtype: Annotated[Text, typer.Option(help="auto, float32, bfloat16, float16.")] = None,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from prefstage.core.config import Config
 from prefstage.core.seeds import seed_for
@@ -19,7 +19,15 @@ class SamplingConfig(Config):
     top_p: float = Field(default=0.9, gt=0, le=1, description="Nucleus mass; 1 is off.")
     top_k: int = Field(default=50, ge=0, description="Tokens kept; 0 is off.")
     max_new_tokens: int = Field(default=1024, ge=1, description="Tokens per response at most.")
+    beams: int = Field(
+        default=1, ge=1, description="Beam search over so many; 1 is off. Not with servers."
+    )
     seed: int = Field(default=0, ge=0, description="Run seed; each response derives its own.")
+
+    @model_serializer(mode="wrap")
+    def _without_idle(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Beam search that is off is not named: nothing depends on it."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("beams", 1)}
 
 
 @dataclass(frozen=True)

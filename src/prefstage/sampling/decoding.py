@@ -53,22 +53,27 @@ def generate_rows(
     """Generate one response for each row, in one batch.
 
     Prompts are padded on the left and computed once however many rows share them; a row
-    leaves the batch as soon as it is finished.
+    leaves the batch as soon as it is finished. With several beams it is `search_beams`.
 
     Args:
         model: A transformers causal language model in evaluation mode.
         prompts: Tokens of each prompt, none empty.
         rows: What to generate.
-        config: Temperature, top_k, top_p.
+        config: Temperature, top_k, top_p, beams.
         stop_ids: Tokens that end a response.
 
     Yields:
         Each row's response as soon as it is finished.
     """
+    if config.beams > 1:
+        from prefstage.sampling.beams import search_beams
+
+        yield from search_beams(model, prompts, rows, config=config, stop_ids=stop_ids)
+        return
     alive = list(range(len(rows)))
     streams = [random.Random(row.seed) for row in rows]
     written: list[list[int]] = [[] for _ in rows]
-    batch = _Batch.of(model, prompts, [row.prompt for row in rows])
+    batch = Batch.of(model, prompts, [row.prompt for row in rows])
     while True:
         tokens = choose_tokens(batch.logits, [streams[row].random() for row in alive], config)
         keep = []
@@ -85,7 +90,7 @@ def generate_rows(
         alive = [alive[place] for place in keep]
 
 
-class _Batch:
+class Batch:
     """The state of a batch between two steps.
 
     Attributes:
@@ -106,7 +111,7 @@ class _Batch:
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[int]) -> "_Batch":
+    def of(cls, model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[int]) -> "Batch":
         """Compute the prompts once, and give each row the state of its prompt."""
         longest = max(map(len, prompts))
         padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]

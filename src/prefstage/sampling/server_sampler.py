@@ -55,7 +55,8 @@ class ServerSampler:
             default. The server's address is no part of it.
 
     Raises:
-        InputError: If the format's name is unknown, or concurrency is below 1.
+        InputError: If the format's name is unknown, concurrency is below 1, or beams are asked
+            for, which the OpenAI protocol does not know.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class ServerSampler:
             raise InputError.of(
                 saw=f"concurrency={concurrency}", expected="1 or more", cure="raise concurrency"
             )
+        _refuse_beams(config)
         self.client = client
         self.config = config
         self.name = name
@@ -161,6 +163,15 @@ class ServerSampler:
         tools = request.prompt[0].get("tools")
         messages = [{k: v for k, v in m.items() if k != "tools"} for m in request.prompt]
         return await self.client.chat(messages, **options, **({"tools": tools} if tools else {}))
+
+
+def _refuse_beams(config: SamplingConfig) -> None:
+    if config.beams > 1:
+        raise InputError.of(
+            saw=f"beams={config.beams} with a server, whose protocol has no beam search",
+            expected="one beam, or a policy in this process",
+            cure="leave beams out, or name the model's folder or Hub id",
+        )
 
 
 class ServedSampler:

@@ -35,7 +35,7 @@ class TransformersSampler:
     logits themselves depend on the batch's shape in the third digit; responses are then
     equal in distribution, and equal in fact for equal batches.
 
-    Only temperature, top_k and top_p shape the distribution: a repetition penalty or other
+    Only temperature, top_k, top_p and beams shape the distribution: a repetition penalty or other
     processors of the model's generation_config are not applied.
 
     Args:
@@ -162,7 +162,9 @@ class TransformersSampler:
         prompts = self._prompts(requests)
         lengths = [len(prompts[request.prompt_id]) for request in requests]
         batches = plan_batches(
-            lengths, new_tokens=self.config.max_new_tokens, token_budget=self.batch_tokens
+            lengths,
+            new_tokens=self.config.max_new_tokens,
+            token_budget=self.batch_tokens // self.config.beams,
         )
         for batch in batches:
             yield from self._sample_batch([requests[row] for row in batch.rows], prompts)
