@@ -7,9 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
+from tests.evaluating.harness import splitter_and_languages
 from tests.faulty_server import FaultyServer, Scripted
 
 RUNNER = CliRunner()
@@ -176,42 +174,23 @@ def test_benchmarks_equal_a_direct_call(
         local |= {"dataset_name": None, "test_split": "test", "training_split": None}
         local |= {"dataset_kwargs": {"data_files": {"test": str(file)}}, "fewshot_split": None}
         (tmp_path / f"{task}.yaml").write_text(json.dumps(local))
-    expected = {}
-    with sentences(tmp_path):
-        # a call a task: the harness draws what IFEval's rows leave open, from one generator
-        for task in files:
-            direct = lm_eval.simple_evaluate(
-                model="hf",
-                model_args=f"pretrained={chat_model}",
-                tasks=[f"direct_{task}"],
-                num_fewshot=0,
-                limit=20,
-                apply_chat_template=template,
-                gen_kwargs={"max_gen_toks": 16},
-                device="cuda" if torch.cuda.is_available() else "cpu",
-                task_manager=TaskManager(include_path=str(tmp_path)),
-            )
-            found = direct["results"][f"direct_{task}"].items()
-            expected |= {
-                (task, metric): value
-                for metric, value in found
-                if "," in metric and "_stderr" not in metric
-            }
+    with splitter_and_languages(tmp_path):
+        direct = lm_eval.simple_evaluate(
+            model="hf",
+            model_args=f"pretrained={chat_model}",
+            tasks=[f"direct_{task}" for task in files],
+            num_fewshot=0,
+            limit=20,
+            apply_chat_template=template,
+            gen_kwargs={"max_gen_toks": 16},
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            task_manager=TaskManager(include_path=str(tmp_path)),
+        )
+    expected = {
+        (task, metric): value
+        for task in files
+        for metric, value in direct["results"][f"direct_{task}"].items()
+        if "," in metric and "_stderr" not in metric
+    }
     assert {(each["task"], each["metric"]): each["score"] for each in told["scores"]} == expected
     assert {each["rows"] for each in told["scores"]} == {20}
-
-
-@contextmanager
-def sentences(folder: Path) -> Iterator[None]:
-    """What the command settles: a splitter, for which nltk would wait, and langdetect's draws."""
-    factory = import_module("langdetect").DetectorFactory
-    before, factory.seed = factory.seed, 0
-    nltk = import_module("nltk")
-    untrained = folder / "nltk" / "tokenizers" / "punkt_tab" / "english"
-    untrained.mkdir(parents=True)
-    for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
-        (untrained / name).touch()
-    nltk.data.path.append(str(folder / "nltk"))
-    yield
-    nltk.data.path.remove(str(folder / "nltk"))
-    factory.seed = before

@@ -77,7 +77,9 @@ def run_benchmarks(
             `batch_size`, `device`, `apply_chat_template`.
 
     Returns:
-        Every metric of every task. Where IFEval finds no file of nltk that splits sentences,
+        Every metric of every task, as one call of the harness for these tasks gives them: what a
+        row of IFEval leaves open is drawn from a generator that its tasks share, so that their
+        company and order may count. Where IFEval finds no file of nltk that splits sentences,
         an untrained splitter, which knows no abbreviations, stands in, with a warning.
 
     Raises:
@@ -104,12 +106,36 @@ def run_benchmarks(
             arguments.setdefault("device", _device())
         if max_new_tokens is not None:
             arguments["gen_kwargs"] = {"max_gen_toks": max_new_tokens}
-        scores = []
-        for name, local in names.items():
-            arguments |= {"num_fewshot": shots[name], "limit": limit, "task_manager": manager}
-            found = lm_eval.simple_evaluate(tasks=[local], log_samples=False, **arguments)
-            scores += _scores(name, local, found)
-    return scores
+        _set_shots(manager, {names[task]: number for task, number in shots.items()})
+        # one call, in which the harness's tasks share generators as in anybody's call of it
+        found = lm_eval.simple_evaluate(
+            tasks=list(names.values()),
+            log_samples=False,
+            limit=limit,
+            task_manager=manager,
+            **arguments,
+        )
+    return [each for name, local in names.items() for each in _scores(name, local, found)]
+
+
+def _set_shots(manager: Any, shots: Mapping[str, int | None]) -> None:
+    """Let the manager load each task, or group of tasks, with its own number of shots.
+
+    The harness takes one number for all. As there, a task whose definition says 0 keeps it.
+    """
+    load = manager.load
+
+    def load_with_shots(names: Sequence[str]) -> dict[str, Any]:
+        whole: dict[str, Any] = {}
+        for name in names:
+            part = load([name])
+            for task in part["tasks"].values():
+                if shots[name] is not None and task.get_config("num_fewshot") != 0:
+                    task.set_config(key="num_fewshot", value=shots[name])
+            whole = {key: whole.get(key, {}) | values for key, values in part.items()}
+        return whole
+
+    manager.load = load_with_shots
 
 
 def _device() -> str:
