@@ -2,19 +2,21 @@
 
     python benchmarks/evaluating_coverage.py [--runs 1000] [--only rates] [SHARED_DATA_FOLDER]
 
-One line a cell: the interval, the case, its size, runs, coverage of 95 % intervals and their mean
-width. The length-controlled cells take lengths and weights from models of AlpacaEval's
+One line a cell and interval: the interval, the case, its size, runs, coverage of 95 % intervals and
+their mean width. The length-controlled cells take lengths and weights from models of AlpacaEval's
 leaderboard, so they need the shared data; without the folder they are left out.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from evaluating import rows_of
 
-from prefstage.evaluating.comparing import paired_differences
+from prefstage.evaluating.answers import Answers, gather_answers, user_prompt
+from prefstage.evaluating.comparing import compare_win_rates
+from prefstage.evaluating.difficulty import estimate_difficulty
 from prefstage.evaluating.l1_logistic import fit_l1_logistic
 from prefstage.evaluating.length_controlled import length_controlled_win_rate
 from prefstage.evaluating.length_fit import problem_of, sigmoid
@@ -22,12 +24,17 @@ from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.length_rows import read_rows
 from prefstage.evaluating.length_tables import length_tables, standardised_length
 from prefstage.evaluating.mt_bench import Grade, score_interval
-from prefstage.evaluating.rates import mean_interval
+from prefstage.evaluating.rates import rates_of
+from prefstage.evaluating.win_rates import WinRate, WinRateConfig, win_rate
+from prefstage.judging import Comparison, Judgment
 from prefstage.measuring.loop import chunk_sizes
 from prefstage.measuring.sequential import ConfidenceSequence
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
-Cell = tuple[str, str, int, Callable[[np.random.Generator, int], tuple[bool, float]]]
+Found = Mapping[str, tuple[bool, float]]
+"""Interval → whether it held the truth, and its width; an interval that was not given is absent."""
+Cell = tuple[str, int, Callable[[np.random.Generator, int], Found]]
+Ends = tuple[float, float]
 
 OUTCOMES: dict[str, tuple[float, Draw]] = {
     "even, won or lost": (0.5, lambda rng, n: (rng.random(n) < 0.5).astype(float)),
@@ -40,40 +47,126 @@ OUTCOMES: dict[str, tuple[float, Draw]] = {
     "graded, narrow": (0.3, lambda rng, n: rng.beta(30, 70, n)),
     "uniform": (0.5, lambda rng, n: rng.random(n)),
 }
+HARD = ("even, won or lost", "5 % won", "2 % won", "98 % won", "half drawn")
+
+
+def held(ends: Ends, truth: float) -> tuple[bool, float]:
+    """Whether an interval holds the truth, and its width."""
+    return ends[0] <= truth <= ends[1], ends[1] - ends[0]
+
+
+class Drawn:
+    """A judge whose verdicts are drawn beforehand."""
+
+    name = fingerprint = "drawn"
+
+    def __init__(self, verdicts: Mapping[str, float]) -> None:
+        self.verdicts = verdicts
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
+        """The verdicts on these."""
+        return [Judgment(self.verdicts[each.prompt_id]) for each in comparisons]
+
+
+def said(name: str, lengths: Sequence[int]) -> Answers:
+    """Answers of these lengths, to prompts that are numbers."""
+    return gather_answers(name, [(user_prompt(str(k)), "x" * n) for k, n in enumerate(lengths)])
+
+
+def judged(ours: Answers, theirs: Answers, y: np.ndarray, config: WinRateConfig) -> WinRate:
+    """The win rate for these verdicts."""
+    verdicts = dict(zip(ours.by_prompt, map(float, y), strict=True))
+    return win_rate(ours, theirs, judge=Drawn(verdicts), config=config)
 
 
 def rate_cells() -> Iterator[Cell]:
-    """The raw and the discrete win rate."""
+    """The raw and the discrete win rate; with wins and losses alone they are the same."""
     for name, (truth, draw) in OUTCOMES.items():
         for n in (5, 20, 50, 100, 300, 805):
+            yield name, n, rates_once(draw, n, truth, hard=name in HARD)
 
-            def once(
-                rng: np.random.Generator,
-                seed: int,
-                draw: Draw = draw,
-                n: int = n,
-                truth: float = truth,
-            ) -> tuple[bool, float]:
-                low, high = mean_interval(draw(rng, n), resamples=1000, seed=seed)
-                return low <= truth <= high, 100 * (high - low)
 
-            yield "win rate", name, n, once
+def rates_once(
+    draw: Draw, n: int, truth: float, *, hard: bool
+) -> Callable[[np.random.Generator, int], Found]:
+    """One experiment: n verdicts."""
+
+    def once(rng: np.random.Generator, seed: int) -> Found:
+        found = rates_of(draw(rng, n), resamples=1000, seed=seed)
+        if hard:
+            return {"discrete win rate": held(found.discrete_interval, 100 * truth)}
+        return {"win rate": held(found.interval, 100 * truth)}
+
+    return once
+
+
+def stopped_cells() -> Iterator[Cell]:
+    """Win rates where judging stops as soon as it is decided who is better."""
+    for share in (0.5, 0.55, 0.6, 0.7, 0.9):
+        for n in (100, 400):
+            yield f"{100 * share:.0f} % won, --stop-early", n, stopped_once(share, n)
+
+
+def stopped_once(share: float, n: int) -> Callable[[np.random.Generator, int], Found]:
+    """One experiment: graded verdicts, in a world where the model wins this share."""
+    ours, theirs = said("m", [1] * n), said("b", [2] * n)
+    truth = float(np.mean(graded(np.random.default_rng(1), share, 400_000)))
+
+    def once(rng: np.random.Generator, seed: int) -> Found:
+        config = WinRateConfig(stop_early=True, length_controlled=False, resamples=500, seed=seed)
+        found = judged(ours, theirs, graded(rng, share, n), config)
+        return {
+            "win rate": held(found.rates.interval, 100 * truth),
+            "discrete win rate": held(found.rates.discrete_interval, 100 * share),
+        }
+
+    return once
+
+
+def graded(rng: np.random.Generator, share: float, n: int) -> np.ndarray:
+    """Verdicts of a judge that is more or less sure."""
+    sure = rng.uniform(0.0, 0.4, n)
+    return np.where(rng.random(n) < share, 1 - sure, sure)
 
 
 def controlled_cells(folder: Path) -> Iterator[Cell]:
-    """The length-controlled win rate, official prompts and others."""
+    """The length-controlled win rate, other prompts than AlpacaEval's and its own."""
     models = rows_of(folder)
-    sizes = [(True, 805), (True, 300), (True, 100), (False, 300), (False, 100), (False, 40)]
-    for model in ("alpaca-7b", "OpenHermes-2.5-Mistral-7B", "FuseChat-Gemma-2-9B-Instruct"):
-        for official, n in sizes:
-            name = f"{model}, {'official' if official else 'other'} prompts"
-            yield "length-controlled", name, n, controlled_once(models[model], n, official)
+    names = ("alpaca-7b", "OpenHermes-2.5-Mistral-7B", "FuseChat-Gemma-2-9B-Instruct")
+    for model in names:
+        for n in (30, 40, 100, 300):
+            yield f"{model}, other prompts", n, controlled_once(models[model], n, official=False)
+    for model, sizes in zip(names, ((30, 100, 805), (100,), (100, 805)), strict=True):
+        for n in sizes:
+            yield f"{model}, its prompts", n, controlled_once(models[model], n, official=True)
 
 
 def controlled_once(
-    rows: dict[str, np.ndarray], n: int, official: bool
-) -> Callable[[np.random.Generator, int], tuple[bool, float]]:
-    """One experiment: n prompts drawn, preferences by the model that the regression assumes.
+    rows: dict[str, np.ndarray], n: int, *, official: bool
+) -> Callable[[np.random.Generator, int], Found]:
+    """One experiment: n prompts drawn, preferences by the model that the regression assumes."""
+    prompts, a, b = (rows[name] for name in ("instruction", "len_model", "len_baseline"))
+    p, truth = expected(rows, n, official=official)
+
+    def once(rng: np.random.Generator, seed: int) -> Found:
+        # without replacement, the official prompts stand once each; others are drawn freely
+        drawn = rng.choice(len(p), n, replace=not official)
+        ends = length_controlled_interval(
+            verdicts(rng, p[drawn]),
+            a[drawn],
+            b[drawn],
+            instruction=prompts[drawn] if official else None,
+            regularise=official,
+            resamples=300,
+            seed=seed,
+        )
+        return {"length-controlled": held(ends, truth)}
+
+    return once
+
+
+def expected(rows: dict[str, np.ndarray], n: int, *, official: bool) -> tuple[np.ndarray, float]:
+    """Each prompt's expected preference, and the length-controlled rate that is true there.
 
     The truth is what the method gives for these prompts where every preference is its
     expectation and nothing is uncertain: no penalty, the gamed rows at their share of n rows.
@@ -88,22 +181,65 @@ def controlled_once(
     v = problem.weights.copy()
     v[len(v) - len(p) :] *= n / len(p)
     fitted = fit_l1_logistic(problem.features, problem.labels, v[:, None], c=1e6).weights[0]
-    truth = 100 * float(sigmoid(problem.test @ fitted).mean())
+    return p, 100 * float(sigmoid(problem.test @ fitted).mean())
 
-    def once(rng: np.random.Generator, seed: int) -> tuple[bool, float]:
-        # without replacement, the official prompts stand once each; others are drawn freely
-        drawn = rng.choice(len(p), n, replace=not official)
-        share = np.clip(p[drawn], 1e-3, 1 - 1e-3)
-        low, high = length_controlled_interval(
-            rng.beta(0.5 * share, 0.5 * (1 - share)),
-            a[drawn],
-            b[drawn],
-            instruction=prompts[drawn] if official else None,
-            regularise=official,
-            resamples=300,
-            seed=seed,
+
+def verdicts(rng: np.random.Generator, p: np.ndarray) -> np.ndarray:
+    """Verdicts of these means, mostly near 0 and 1."""
+    share = np.clip(p, 1e-3, 1 - 1e-3)
+    return rng.beta(0.5 * share, 0.5 * (1 - share))
+
+
+def stopped_controlled_cells(folder: Path) -> Iterator[Cell]:
+    """The length-controlled win rate where judging stops early, on other prompts."""
+    models = rows_of(folder)
+    for model in ("OpenHermes-2.5-Mistral-7B", "FuseChat-Gemma-2-9B-Instruct"):
+        yield f"{model}, --stop-early", 300, stopped_controlled_once(models[model], 300)
+
+
+def stopped_controlled_once(
+    rows: dict[str, np.ndarray], n: int
+) -> Callable[[np.random.Generator, int], Found]:
+    """One experiment: up to n prompts drawn and judged."""
+    a, b = (rows[name].astype(int) for name in ("len_model", "len_baseline"))
+    p, truth = expected(rows, n, official=False)
+
+    def once(rng: np.random.Generator, seed: int) -> Found:
+        drawn = rng.choice(len(p), n)
+        config = WinRateConfig(stop_early=True, resamples=300, seed=seed)
+        found = judged(said("m", a[drawn]), said("b", b[drawn]), verdicts(rng, p[drawn]), config)
+        lines = {"win rate": held(found.rates.interval, 100 * float(p.mean()))}
+        if found.controlled_interval is not None:
+            lines["length-controlled"] = held(found.controlled_interval, truth)
+        return lines
+
+    return once
+
+
+def joint_cells() -> Iterator[Cell]:
+    """Length control with difficulties estimated from all models (--joint-difficulty)."""
+    for models in (3, 8):
+        for n in (50, 200):
+            yield f"{models} models, --joint-difficulty", n, joint_once(models, n)
+
+
+def joint_once(models: int, n: int) -> Callable[[np.random.Generator, int], Found]:
+    """One experiment: prompts of unknown difficulty, models that differ in skill and length."""
+    skill = np.linspace(-0.8, 0.8, models)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    truth = 100 * float(weights @ sigmoid(nodes + skill[0]) / weights.sum())
+
+    def once(rng: np.random.Generator, seed: int) -> Found:
+        d = rng.normal(size=n)
+        b = np.exp(rng.normal(6.5, 0.8, n))
+        a = b * np.exp(rng.normal(0.1, 0.5, (models, n)))
+        t = np.stack([standardised_length(row, b) for row in a])
+        y = verdicts(rng, sigmoid(-0.8 * t + skill[:, None] + d))
+        found = estimate_difficulty(y, a, b)
+        ends = length_controlled_interval(
+            y[0], a[0], b, difficulty=found, regularise=False, resamples=300, seed=seed
         )
-        return low <= truth <= high, high - low
+        return {"length-controlled": held(ends, truth)}
 
     return once
 
@@ -113,52 +249,62 @@ def compared_cells() -> Iterator[Cell]:
     for models in (2, 4):
         for n in (20, 50, 200):
             for name, shift in (("no difference", 0.0), ("differences", 0.6)):
+                yield f"{models} models, {name}", n, compared_once(models, n, shift)
 
-                def once(
-                    rng: np.random.Generator,
-                    seed: int,
-                    models: int = models,
-                    n: int = n,
-                    shift: float = shift,
-                ) -> tuple[bool, float]:
-                    z = rng.normal(size=n) - 0.5 + shift * np.arange(models)[:, None]
-                    y = (rng.random((models, n)) < sigmoid(z)).astype(float)
-                    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-                    rates = [
-                        float(weights @ sigmoid(nodes - 0.5 + shift * k) / weights.sum())
-                        for k in range(models)
-                    ]
-                    lines = paired_differences(y, resamples=600, seed=seed)
-                    held = [
-                        low <= rates[i] - rates[j] <= high for (i, j), (low, high) in lines.items()
-                    ]
-                    width = float(np.mean([high - low for low, high in lines.values()]))
-                    return all(held), 100 * width
 
-                yield "all differences at once", f"{models} models, {name}", n, once
+def compared_once(models: int, n: int, shift: float) -> Callable[[np.random.Generator, int], Found]:
+    """One experiment: every interval must hold, and no verdict on a pair be wrong."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    rates = {
+        str(k): 100 * float(weights @ sigmoid(nodes - 0.5 + shift * k) / weights.sum())
+        for k in range(models)
+    }
+    theirs, ours = said("b", [2] * n), {name: said(name, [1] * n) for name in rates}
+    config = WinRateConfig(length_controlled=False, resamples=1)
+
+    def once(rng: np.random.Generator, seed: int) -> Found:
+        z = rng.normal(size=n) - 0.5 + shift * np.arange(models)[:, None]
+        y = (rng.random((models, n)) < sigmoid(z)).astype(float)
+        results = {
+            name: judged(each, theirs, row, config)
+            for (name, each), row in zip(ours.items(), y, strict=True)
+        }
+        lines = compare_win_rates(results, resamples=600, seed=seed)
+        gaps = [rates[line.first] - rates[line.second] for line in lines]
+        ends = [held(line.interval, gap) for line, gap in zip(lines, gaps, strict=True)]
+        wrong = [
+            line.better == (line.first if gap <= 0 else line.second)
+            or (line.better is not None and gap == 0)
+            for line, gap in zip(lines, gaps, strict=True)
+        ]
+        width = float(np.mean([each for _, each in ends]))
+        return {
+            "all differences at once": (all(each for each, _ in ends), width),
+            "no wrong verdict in the table": (not any(wrong), float("nan")),
+        }
+
+    return once
 
 
 def sequential_cells() -> Iterator[Cell]:
-    """The anytime-valid interval, at the moment when judging stops."""
+    """The anytime-valid interval when judging stops: it is never wider than at any look before."""
     for name, (_, draw) in OUTCOMES.items():
         for n in (50, 300):
 
-            def once(
-                rng: np.random.Generator, seed: int, draw: Draw = draw, n: int = n
-            ) -> tuple[bool, float]:
+            def once(rng: np.random.Generator, seed: int, draw: Draw = draw, n: int = n) -> Found:
                 values = draw(rng, n)
                 sequence = ConfidenceSequence(available=n)
-                begin, held = 0, True
+                begin = 0
                 for size in chunk_sizes(n, first=16):
                     sequence.update(values[begin : begin + size])
                     begin += size
-                    low, high = sequence.interval
-                    held &= low - 1e-6 <= values.mean() <= high + 1e-6
                     if sequence.side is not None:
                         break
-                return held, 100 * (high - low)
+                low, high = sequence.interval
+                truth = 100 * float(values.mean())
+                return {"anytime": held((100 * low - 1e-4, 100 * high + 1e-4), truth)}
 
-            yield "anytime, every look until the stop", name, n, once
+            yield name, n, once
 
 
 def rating_cells() -> Iterator[Cell]:
@@ -168,21 +314,20 @@ def rating_cells() -> Iterator[Cell]:
         many = np.random.default_rng(1)
         truth = float(np.mean(ratings(many, 400_000, centre, spread)))
         for n in (4, 10, 80):
-            yield "MT-bench score", name, n, rated_once(n, centre, spread, truth)
+            yield name, n, rated_once(n, centre, spread, truth)
 
 
 def rated_once(
     n: int, centre: float, spread: float, truth: float
-) -> Callable[[np.random.Generator, int], tuple[bool, float]]:
+) -> Callable[[np.random.Generator, int], Found]:
     """One experiment: n questions graded."""
 
-    def once(rng: np.random.Generator, seed: int) -> tuple[bool, float]:
+    def once(rng: np.random.Generator, seed: int) -> Found:
         drawn = ratings(rng, n, centre, spread)
         grades = [
             Grade(k, "", turn + 1, 0, float(drawn[k, turn])) for k in range(n) for turn in (0, 1)
         ]
-        low, high = score_interval(grades, 0.95) or (1.0, 10.0)
-        return low <= truth <= high, high - low
+        return {"MT-bench score": held(score_interval(grades, 0.95) or (1.0, 10.0), truth)}
 
     return once
 
@@ -194,37 +339,41 @@ def ratings(rng: np.random.Generator, n: int, centre: float, spread: float) -> n
 
 
 def main(typed: Sequence[str] | None = None) -> None:
-    """Print one line a cell."""
+    """Print one line a cell and interval."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="the shared data folder")
     parser.add_argument("--runs", type=int, default=1000)
-    kinds = ("rates", "controlled", "compared", "sequential", "ratings")
-    parser.add_argument("--only", choices=kinds)
-    parser.add_argument("--size", type=int, help="only cells of this size")
-    arguments = parser.parse_args(typed)
-    cells: dict[str, Callable[[], Iterator[Cell]]] = {
+    kinds: dict[str, Callable[[], Iterator[Cell]]] = {
         "rates": rate_cells,
+        "stopped": stopped_cells,
         "compared": compared_cells,
         "sequential": sequential_cells,
         "ratings": rating_cells,
+        "joint": joint_cells,
+        "controlled": lambda: controlled_cells(arguments.folder),
+        "stopped-controlled": lambda: stopped_controlled_cells(arguments.folder),
     }
-    if arguments.folder is not None:
-        cells["controlled"] = lambda: controlled_cells(arguments.folder)
+    parser.add_argument("--only", choices=kinds, action="append", help="repeat it for several")
+    parser.add_argument("--size", type=int, help="only cells of this size")
+    parser.add_argument("--case", default="", help="only cases whose name holds this")
+    arguments = parser.parse_args(typed)
     print("interval | case | size | runs | coverage | mean width", flush=True)
-    for kind, make in cells.items():
-        if arguments.only not in (None, kind):
+    for kind in arguments.only or kinds:
+        if arguments.folder is None and kind.endswith("controlled"):
             continue
-        for interval, name, n, once in make():
-            if arguments.size not in (None, n):
+        for name, n, once in kinds[kind]():
+            if arguments.size not in (None, n) or arguments.case not in name:
                 continue
             rng = np.random.default_rng([n, *name.encode()])
             found = [once(rng, seed) for seed in range(arguments.runs)]
-            covered, width = np.mean(found, axis=0)
-            print(
-                f"{interval} | {name} | {n} | {arguments.runs} | {100 * covered:.1f} % |"
-                f" {width:.2f}",
-                flush=True,
-            )
+            for interval in dict.fromkeys(each for one in found for each in one):
+                lines = [one[interval] for one in found if interval in one]
+                covered, width = np.mean(lines, axis=0)
+                print(
+                    f"{interval} | {name} | {n} | {len(lines)} | {100 * covered:.1f} % |"
+                    f" {width:.2f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from prefstage.core.errors import InputError
 from prefstage.core.seeds import seed_for
 from prefstage.evaluating.proportions import effective_interval
-from prefstage.evaluating.win_rates import WinRate
+from prefstage.evaluating.win_rates import WinRate, confidence_at_stop
 
 Floats = NDArray[np.float64]
 
@@ -88,8 +88,13 @@ def compare_win_rates(
     pairs = list(combinations(range(len(names)), 2))
     d = np.stack([y[i] - y[j] for i, j in pairs])
     _check_overlap(d, [(names[i], names[j]) for i, j in pairs])
-    intervals = paired_differences(y, confidence=confidence, resamples=resamples, seed=seed)
-    p_values = _adjusted_p_values(d, resamples, seed)
+    at_stop = confidence_at_stop(
+        confidence,
+        max(each.looks for each in results.values()),
+        early=any(each.stopped == "decided" for each in results.values()),
+    )
+    intervals = paired_differences(y, confidence=at_stop, resamples=resamples, seed=seed)
+    p_values = _adjusted_p_values(d, resamples, seed, (1 - confidence) / (1 - at_stop))
     lines = []
     for (i, j), values, p in zip(pairs, d, p_values, strict=True):
         told = values[~np.isnan(values)]
@@ -155,8 +160,11 @@ def paired_differences(
     return found
 
 
-def _adjusted_p_values(d: Floats, resamples: int, seed: int) -> list[float]:
-    """Of each pair, from the largest |t| of all pairs under random sign flips of prompts."""
+def _adjusted_p_values(d: Floats, resamples: int, seed: int, looks: float) -> list[float]:
+    """Of each pair, from the largest |t| of all pairs under random sign flips of prompts.
+
+    Times the looks at which judging might have stopped (Bonferroni).
+    """
     rng = np.random.default_rng(seed_for(seed, "flips"))
     mean, error = _mean_and_error(d, np.ones((1, d.shape[1])))
     t = np.abs(mean / error)[0]
@@ -166,7 +174,8 @@ def _adjusted_p_values(d: Floats, resamples: int, seed: int) -> list[float]:
         means, errors = _mean_and_error(d, rng.choice([-1.0, 1.0], size=(count, d.shape[1])))
         flips.append(np.abs(means / errors).max(axis=1))
     largest = np.concatenate(flips)
-    return [float((1 + (largest >= each - _ROUNDING).sum()) / (len(largest) + 1)) for each in t]
+    shares = [(1 + (largest >= each - _ROUNDING).sum()) / (len(largest) + 1) for each in t]
+    return [min(1.0, looks * float(share)) for share in shares]
 
 
 def _mean_and_error(d: Floats, factors: Floats) -> tuple[Floats, Floats]:

@@ -12,7 +12,7 @@ from prefstage.evaluating.length_controlled import length_controlled_win_rate
 from prefstage.evaluating.length_fit import sigmoid
 from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.length_tables import standardised_length
-from prefstage.evaluating.win_rates import WinRate, WinRateConfig
+from prefstage.evaluating.win_rates import LEFT_OUT, WinRate, WinRateConfig, confidence_at_stop
 
 Floats = NDArray[np.float64]
 
@@ -87,7 +87,8 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
         config: Of the intervals.
 
     Returns:
-        The same, length-controlled anew; a note says by how many models.
+        The same, length-controlled anew; a note says by how many models. A model with too few
+        verdicts stays as it is.
 
     Raises:
         InputError: As `estimate_difficulty`.
@@ -106,18 +107,17 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
             y[row, place[each.prompt_id]] = each.preference
             lengths[row, place[each.prompt_id]] = len(each.model_answer)
     d = estimate_difficulty(y, lengths, baseline)
+    note = f"difficulty estimated from the verdicts on these {len(results)} models"
     return {
-        name: _controlled(result, d[[place[each.prompt_id] for each in result.verdicts]], config)
-        for name, result in _noted(results).items()
+        name: _controlled(
+            result, d[[place[each.prompt_id] for each in result.verdicts]], config, note
+        )
+        for name, result in results.items()
     }
 
 
-def _noted(results: Mapping[str, WinRate]) -> dict[str, WinRate]:
-    note = f"difficulty estimated from the verdicts on these {len(results)} models"
-    return {name: replace(each, notes=(*each.notes, note)) for name, each in results.items()}
-
-
-def _controlled(result: WinRate, difficulty: Floats, config: WinRateConfig) -> WinRate:
+def _controlled(result: WinRate, difficulty: Floats, config: WinRateConfig, note: str) -> WinRate:
+    """Control the length again; what was said of the fit without difficulty is said no more."""
     rows: dict[str, Any] = {
         "preference": [each.preference for each in result.verdicts],
         "len_model": [len(each.model_answer) for each in result.verdicts],
@@ -131,11 +131,37 @@ def _controlled(result: WinRate, difficulty: Floats, config: WinRateConfig) -> W
         difficulty=difficulty,
         regularise=False,
         C=found.C if found.C > 0 else None,
-        confidence=config.confidence,
+        confidence=confidence_at_stop(
+            config.confidence, result.looks, early=result.stopped == "decided"
+        ),
         resamples=config.resamples,
         seed=config.seed,
     )
-    return replace(result, controlled=found, controlled_interval=interval)
+    before = result.controlled.notes if result.controlled else ()
+    kept = [each for each in result.notes if each not in before and not each.endswith(LEFT_OUT)]
+    return replace(
+        result,
+        controlled=found,
+        controlled_interval=interval,
+        notes=(*kept, *found.notes, note),
+    )
+
+
+def check_models(count: int) -> None:
+    """Refuse to estimate difficulty from too few models.
+
+    Args:
+        count: Models that are to be judged.
+
+    Raises:
+        InputError: If they are fewer than `FEWEST_MODELS`.
+    """
+    if count < FEWEST_MODELS:
+        raise InputError.of(
+            saw=f"--joint-difficulty with {count} model{'s' if count > 1 else ''}",
+            expected=f"at least {FEWEST_MODELS}: fewer cannot tell a prompt from a chance",
+            cure="give more --answers or --policy, or leave --joint-difficulty out",
+        )
 
 
 def _check(y: Floats, len_model: Floats, len_baseline: Floats, spread: float) -> None:

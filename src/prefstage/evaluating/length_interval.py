@@ -14,6 +14,7 @@ from prefstage.evaluating.length_fit import (
     problem_of,
     sigmoid,
 )
+from prefstage.evaluating.length_profile import profile_interval
 from prefstage.evaluating.length_rows import read_rows
 from prefstage.evaluating.length_tables import length_tables
 
@@ -39,11 +40,13 @@ def length_controlled_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Bootstrap interval of the length-controlled win rate, the regression fitted anew.
+    """Interval of the length-controlled win rate that also holds for few prompts and wins.
 
-    The model's rows are drawn with replacement; the gamed rows, which are constants of the
-    method, stay. Studentised on the logit scale by the fit's sandwich error, and about the
-    fit without the l1 penalty, which pulls towards 50 %; stretched to hold the rate with the
+    The union of two: the bootstrap with the regression fitted anew, and `profile_interval`,
+    which does not rely on what the rows at hand happen to show. In the bootstrap the model's
+    rows are drawn with replacement; the gamed rows, which are constants of the method, stay.
+    It is studentised on the logit scale by the fit's sandwich error. Both are about the fit
+    without the l1 penalty, which pulls towards 50 %; stretched to hold the rate with the
     penalty as well.
 
     Args:
@@ -89,36 +92,58 @@ def length_controlled_interval(
     problem = problem_of(rows, length_tables(), regularise=regularise)
     chosen = float(C) if C is not None else choose_c(problem)
     told = ~np.isnan(rows.preference)
+    once = np.ones((1, len(told)))
+    penalised = _rates(problem, told, once, chosen)[0][0]
+    drawn, errors, fitted = _rates(problem, told, once, _NO_PENALTY)
+    found = _studentised(problem, told, fitted, resamples, seed)
+    t = np.quantile(found, [(1 + confidence) / 2, (1 - confidence) / 2])
+    own = np.arange(len(problem.labels) - int(told.sum()), len(problem.labels))
+    low, high = profile_interval(problem, fitted[0], own, confidence=confidence)
+    ends = [low, high, penalised, *sigmoid(_logit(drawn) - t * errors)]
+    return 100 * float(min(ends)), 100 * float(max(ends))
+
+
+def _studentised(
+    problem: LengthProblem, told: NDArray[np.bool_], fitted: Floats, resamples: int, seed: int
+) -> Floats:
+    """How far the rates of resampled rows are from the rate, in standard errors. [resamples]."""
     rng = np.random.default_rng(seed_for(seed, "length-controlled"))
-    penalised = _rates(problem, told, np.ones((1, len(told))), chosen)[0][0]
-    rate, error = (each[0] for each in _rates(problem, told, np.ones((1, len(told))), _NO_PENALTY))
+    rate = _rates(problem, told, np.ones((1, len(told))), _NO_PENALTY, start=fitted)[0]
     found = []
     for begin in range(0, resamples, _AT_ONCE):
         count = min(_AT_ONCE, resamples - begin)
         times = rng.multinomial(len(told), np.full(len(told), 1 / len(told)), size=count)
-        drawn, errors = _rates(problem, told, times.astype(np.float64), _NO_PENALTY)
+        drawn, errors, _ = _rates(
+            problem, told, times.astype(np.float64), _NO_PENALTY, start=fitted.repeat(count, axis=0)
+        )
         found.append((_logit(drawn) - _logit(rate)) / errors)
-    t = np.quantile(np.concatenate(found), [(1 + confidence) / 2, (1 - confidence) / 2])
-    low, high = sigmoid(_logit(rate) - t * error)
-    return 100 * min(float(low), penalised), 100 * max(float(high), penalised)
+    return np.concatenate(found)
 
 
 def _rates(
-    problem: LengthProblem, told: NDArray[np.bool_], times: Floats, c: float
-) -> tuple[Floats, Floats]:
-    """Mean prediction at equal lengths, and the standard error of its logit. Both [draws].
+    problem: LengthProblem,
+    told: NDArray[np.bool_],
+    times: Floats,
+    c: float,
+    *,
+    start: Floats | None = None,
+) -> tuple[Floats, Floats, Floats]:
+    """Mean prediction at equal lengths, the standard error of its logit, the fitted weights.
+
+    [draws], [draws], [draws, features].
 
     Args:
         problem: The regression's rows.
         told: Which of the model's rows have a preference. [rows].
         times: How often each of the model's rows is there. [draws, rows].
         c: C of the fit.
+        start: Where the fits begin; it changes their time, not their result. [draws, features].
     """
     x, y, m = problem.features, problem.labels, times.T
     own = slice(len(y) - int(told.sum()), len(y))
     v = np.repeat(problem.weights[:, None], len(times), axis=1)
     v[own] *= m[told]
-    w = fit_l1_logistic(x, y, v, c=c).weights
+    w = fit_l1_logistic(x, y, v, c=c, start=start).weights
     q = sigmoid(problem.test @ w.T)
     n = m.sum(axis=0)
     rate = (q * m).sum(axis=0) / n
@@ -133,7 +158,7 @@ def _rates(
     influence[told] -= (x[own] @ turned.T) * (p[own] - y[own, None])
     spread = rate * (1 - rate)
     squares = (m * influence**2).sum(axis=0) * n / (n - 1)
-    return rate, np.sqrt(squares) / np.maximum(spread, _ROUNDING) + _ROUNDING
+    return rate, np.sqrt(squares) / np.maximum(spread, _ROUNDING) + _ROUNDING, w
 
 
 def _logit(rate: Floats) -> Floats:

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ITERATIONS = 300
-_SEARCH_STEPS = 60
+_SEARCH_STEPS = 200
+_CLOSE = 1e-12
 _TINY = 1e-300
 
 
@@ -46,13 +47,21 @@ def beta_quantile(share: float, a: float, b: float) -> float:
         b: Second parameter, > 0.
 
     Returns:
-        The quantile, by bisection.
+        The quantile, by Newton's method within a shrinking bracket.
     """
-    low, high = 0.0, 1.0
+    low, high, x = 0.0, 1.0, a / (a + b)
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
     for _ in range(_SEARCH_STEPS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if beta_cdf(middle, a, b) < share else (low, middle)
-    return 0.5 * (low + high)
+        error = beta_cdf(x, a, b) - share
+        low, high = (x, high) if error < 0 else (low, x)
+        log_density = log_front + (a - 1) * math.log(x) + (b - 1) * math.log1p(-x)
+        target = x - error / max(math.exp(log_density), _TINY)
+        if not low < target < high:
+            target = 0.5 * (low + high)
+        step, x = target - x, target
+        if abs(step) <= _CLOSE * x or not 0 < x < 1:
+            break
+    return x
 
 
 def beta_cdf(x: float, a: float, b: float) -> float:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from prefstage.judging.running import compare_all
 from prefstage.measuring.loop import chunk_sizes, prompt_order
 from prefstage.measuring.sequential import ConfidenceSequence
 
+LEFT_OUT = "difficulty left out"
 _HALF = 0.5
 _FIRST_CHUNK = 16
 _FEWEST_CONTROLLED = 30
@@ -84,6 +85,7 @@ class WinRate:
         only_baseline: Prompts that only the baseline answered; not used.
         verdicts: Each judged prompt.
         notes: What a reader should know.
+        looks: Moments at which judging might have stopped; all intervals allow for them.
     """
 
     model: str
@@ -102,6 +104,7 @@ class WinRate:
     only_baseline: int
     verdicts: tuple[JudgedAnswer, ...]
     notes: tuple[str, ...]
+    looks: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON-serialisable values, without the texts."""
@@ -177,30 +180,31 @@ def win_rate(
     verdicts, sequence = _judge(common, ours, theirs, who, config)
     low, high = sequence.interval
     lengths = [(len(each.model_answer), len(each.baseline_answer)) for each in verdicts]
-    controlled, interval, notes = _control(verdicts, config, prompt_numbers)
-    preferences = [each.preference for each in verdicts]
+    why, looks = _why(len(verdicts), len(common), config), _looks(len(common), config)
+    at_stop = confidence_at_stop(config.confidence, looks, early=why == "decided")
+    controlled, interval, notes = _control(
+        verdicts, config.model_copy(update={"confidence": at_stop}), prompt_numbers
+    )
+    y, resamples, seed = [each.preference for each in verdicts], config.resamples, config.seed
+    rates = rates_of(y, confidence=at_stop, resamples=resamples, seed=seed)
     return WinRate(
         model=ours.name,
         baseline=theirs.name,
         judge=who.name,
-        rates=rates_of(
-            preferences,
-            confidence=config.confidence,
-            resamples=config.resamples,
-            seed=config.seed,
-        ),
+        rates=replace(rates, confidence=config.confidence),
         avg_length=sum(a for a, _ in lengths) / len(lengths),
         avg_length_baseline=sum(b for _, b in lengths) / len(lengths),
         controlled=controlled,
         controlled_interval=interval,
         better=_better(sequence),
         anytime_interval=(100 * low, 100 * high),
-        stopped=_why(len(verdicts), len(common), config),
+        stopped=why,
         prompts_available=len(common),
         only_model=len(ours) - len(common),
         only_baseline=len(theirs) - len(common),
         verdicts=tuple(verdicts),
-        notes=(*_notes(ours, theirs, len(common)), *notes),
+        notes=(*_notes(ours, theirs, len(common), looks), *notes),
+        looks=looks,
     )
 
 
@@ -232,6 +236,34 @@ def _judge(
             if config.stop_early and sequence.side is not None:
                 break
     return verdicts, sequence
+
+
+def confidence_at_stop(confidence: float, looks: int, *, early: bool) -> float:
+    """Of an interval at one look, so that those at the look that stops hold as promised.
+
+    Half of the chance to miss is left for the end, the other half shared by the looks before.
+
+    Args:
+        confidence: That is promised, in (0, 1).
+        looks: Moments at which judging may stop, >= 1.
+        early: Whether it stopped before the last one.
+
+    Returns:
+        At least `confidence`.
+
+    Source:
+        Bonferroni's inequality, over the looks.
+    """
+    if looks == 1:
+        return confidence
+    return 1 - (1 - confidence) / 2 / (looks - 1 if early else 1)
+
+
+def _looks(available: int, config: WinRateConfig) -> int:
+    if not config.stop_early:
+        return 1
+    limit = min(available, config.max_prompts or available)
+    return len(list(chunk_sizes(limit, first=_FIRST_CHUNK)))
 
 
 def _verdict(comparison: Comparison, judgment: Judgment) -> JudgedAnswer:
@@ -270,7 +302,7 @@ def _control(
     official = None not in known
     notes: tuple[str, ...] = ()
     if numbers is not None and not official:
-        notes = (f"{known.count(None)} prompts are none of AlpacaEval's: difficulty left out",)
+        notes = (f"{known.count(None)} prompts are none of AlpacaEval's: {LEFT_OUT}",)
     rows: dict[str, Any] = {
         "preference": [each.preference for each in verdicts],
         "len_model": [len(each.model_answer) for each in verdicts],
@@ -289,7 +321,7 @@ def _control(
     return found, interval, (*notes, *found.notes)
 
 
-def _notes(ours: Answers, theirs: Answers, common: int) -> tuple[str, ...]:
+def _notes(ours: Answers, theirs: Answers, common: int, looks: int) -> tuple[str, ...]:
     notes = [
         f"{len(side) - common} prompts answered by {side.name} alone were not used"
         for side in (ours, theirs)
@@ -300,4 +332,8 @@ def _notes(ours: Answers, theirs: Answers, common: int) -> tuple[str, ...]:
         for side in (ours, theirs)
         if side.repeated
     ]
+    if looks > 1:
+        notes.append(
+            f"judging may stop at {looks} moments: all intervals are wider, and hold there"
+        )
     return tuple(notes)
