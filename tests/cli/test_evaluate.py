@@ -1,6 +1,7 @@
 """`prefstage evaluate`: answers judged, verdicts recounted, a stop gone on from."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,10 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from scipy.optimize import minimize
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
+from prefstage.evaluating.length_tables import standardised_length
+from tests.tiny_models import tiny_tokenizer
 
 RUNNER = CliRunner()
 HERE = Path(__file__).parent
@@ -138,6 +144,9 @@ def test_a_killed_evaluation_judges_nothing_twice(
         (["--answers", "a.json"], "--baseline"),
         (["--answers", "a.json", "--annotations", "b.json"], "--annotations and --answers"),
         (["--annotations", "none.json"], "none.json"),
+        (["--answers", "a.json", "--answers", "b.json", "--joint-difficulty"], "with 2 models"),
+        (["--answers", "a.json", "--beams", "3"], "--beams without --policy"),
+        (["--annotations", "a.json", "--temperature", "1"], "--temperature without --policy"),
     ],
 )
 def test_wrong_commands_are_one_line(words: list[str], message: str) -> None:
@@ -145,3 +154,147 @@ def test_wrong_commands_are_one_line(words: list[str], message: str) -> None:
     assert done.exit_code == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_difficulty_is_estimated_from_all_models_together(tmp_path: Path) -> None:
+    """Against a fit by a general optimiser of the same two problems."""
+    rng = np.random.default_rng(4)
+    baseline = rng.integers(5, 60, 50)
+    sizes = np.round(baseline * rng.uniform(0.5, 1.8, (3, 50))).astype(int)
+    # answers of "x" and "y"; more x than in the baseline's wins: neither always nor never
+    shares = rng.random((3, 50)) * rng.random(50)
+    texts = [
+        ["x" * round(n * s) + "y" * (n - round(n * s)) for n, s in zip(*row, strict=True)]
+        for row in zip(sizes, shares, strict=True)
+    ]
+    models = [outputs(tmp_path / f"{k}.json", f"m{k}", each) for k, each in enumerate(texts)]
+    base = outputs(
+        tmp_path / "b.json", "b", ["x" * (n // 4) + "y" * (n - n // 4) for n in baseline]
+    )
+    words = [word for each in models for word in ("--answers", each)]
+    words += ["--baseline", base, "--judge", "python:test_evaluate:by_x", "--out", tmp_path / "out"]
+    done = run(*words, "--joint-difficulty", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["results"]
+    theirs = ["x" * (n // 4) for n in baseline]
+    y = np.array([[by_x(*pair, None) for pair in zip(row, theirs, strict=True)] for row in texts])
+    t = np.stack([standardised_length(row.astype(float), baseline.astype(float)) for row in sizes])
+
+    def joint(v: np.ndarray) -> float:
+        z = v[:3, None] * t + v[3:6, None] + v[6:]
+        ridge = 0.005 * (v[:6] ** 2).sum() + (v[6:] ** 2).sum() / 2
+        return float((np.logaddexp(0, z) - y * z).sum() + ridge)
+
+    d = minimize(joint, np.zeros(56), method="BFGS", options={"gtol": 1e-7}).x[6:]
+    d -= d.mean()
+    for k, result in enumerate(found.values()):
+        controlled = result["controlled"]
+        x = np.stack([t[k], d, np.ones(50)], axis=1)
+
+        def penalised(v: np.ndarray, x: np.ndarray = x, k: int = k) -> float:
+            z = x @ (v[:3] - v[3:])  # positive and negative parts: the penalty is smooth
+            loss = (np.logaddexp(0, z) - y[k] * z).sum()
+            return float(v.sum() + found[f"m{k}"]["controlled"]["C"] * loss)
+
+        parts = minimize(penalised, np.full(6, 0.1), bounds=[(0, None)] * 6, tol=1e-12).x
+        w = parts[:3] - parts[3:]
+        expected = 100 * (1 / (1 + np.exp(-(w[1] * d + w[2])))).mean()
+        assert controlled["difficulty"] == "given"
+        assert controlled["length_controlled_win_rate"] == pytest.approx(expected, abs=0.1)
+        assert "difficulty estimated from the verdicts on these 3 models" in result["notes"]
+        assert not any("without difficulty" in note for note in result["notes"])
+    plain = json.loads(run(*words[:-1], tmp_path / "plain", "--json").stdout)["results"]
+    rates = [
+        [each["controlled"]["length_controlled_win_rate"] for each in one.values()]
+        for one in (found, plain)
+    ]
+    assert np.abs(np.subtract(*rates)).max() > 0.2  # it does change the rate
+    told = run(*words, "--joint-difficulty")
+    assert "(difficulty: given)" in told.stdout
+
+
+def by_x(a: str, b: str, prompt: Any) -> float:
+    return 1 / (1 + math.exp(-0.3 * (a.count("x") - b.count("x"))))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = tiny_tokenizer("chatml")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = LlamaConfig(
+        **sizes,
+        vocab_size=len(tokenizer),
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_policy_answers_by_beam_search_as_transformers_does(
+    files: dict[str, Path], model: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words = ["--policy", model, "--baseline", files["b"], "--judge", "python:test_evaluate:longer"]
+    words += ["--beams", 3, "--temperature", 0, "--max-new-tokens", 12, "--max-prompts", 6]
+    out = files["b"].parent / "beams"
+    done = run(*words, "--out", out)
+    assert done.exit_code == 0, done.output
+    written = json.loads((out / "model-0" / "model_outputs.json").read_text())
+    assert len(written) == 6
+    tokenizer, loaded = (
+        AutoTokenizer.from_pretrained(model),
+        AutoModelForCausalLM.from_pretrained(model),
+    )
+    for row in written:
+        turns = [{"role": "user", "content": row["instruction"]}]
+        given = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        made = loaded.generate(**given, num_beams=3, do_sample=False, max_new_tokens=12)
+        new = made[0, given["input_ids"].shape[1] :]
+        assert row["output"] == tokenizer.decode(new, skip_special_tokens=True)
+    assert json.loads((out / "manifest.json").read_text())["inputs"]["sampling"]["beams"] == 3
+    header = json.loads((out / "answers-0.jsonl").read_text().splitlines()[0])
+    assert header["settings"]["beams"] == 3
+    other = run(*words, "--beams", 4, "--out", out)
+    assert other.exit_code == 2
+
+
+@pytest.mark.slow
+def test_a_killed_beam_search_answers_nothing_twice(files: dict[str, Path], model: Path) -> None:
+    words = ["evaluate", "--policy", model, "--baseline", files["b"], "--beams", 3, "--json"]
+    words += ["--judge", "python:test_evaluate:longer", "--max-new-tokens", 400]
+    whole, out = files["b"].parent / "whole", files["b"].parent / "killed"
+    typed = [str(word) for word in (*words, "--out", out)]
+    script = "from prefstage.cli.main import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    first = subprocess.Popen(
+        [sys.executable, "-c", script, *typed], env=environment, stdout=subprocess.PIPE
+    )
+    answers = out / "answers-0.jsonl"
+    while not answers.exists() or len(answers.read_text().splitlines()) < 5:
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert first.stdout is not None
+    first.stdout.close()
+    before = answers.read_text().splitlines()
+    assert RUNNER.invoke(app, typed).exit_code == 0
+    assert RUNNER.invoke(app, [str(word) for word in (*words, "--out", whole)]).exit_code == 0
+    after = answers.read_text().splitlines()
+    assert after[: len(before) - 1] == before[:-1]
+    assert len(after) == 1 + 60
+    outputs = [(each / "model-0" / "model_outputs.json").read_text() for each in (out, whole)]
+    assert outputs[0] == outputs[1]

@@ -129,6 +129,7 @@ def evaluate(
     top_p: Annotated[Real, _option("Of sampling [0.9].")] = None,
     top_k: Annotated[Number, _option("Of sampling [50].")] = None,
     max_new_tokens: Annotated[Number, _option("Tokens a response [1024].")] = None,
+    beams: Annotated[Number, _option("Beam search over so many; no servers [1].")] = None,
     chat_format: Annotated[Text, _option("Plain format of a base model.")] = None,
     as_json: Annotated[bool, _option("Print JSON and nothing else.", "--json")] = False,
 ) -> None:
@@ -231,7 +232,6 @@ def _recount(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
-    from prefstage.core.hashing import digest
     from prefstage.core.runs import RunFolder
     from prefstage.evaluating import WinRateConfig, control_jointly, load_answers, win_rate
     from prefstage.evaluating.alpaca_files import read_prompt_numbers
@@ -245,7 +245,7 @@ def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
     inputs = {
         "answers": [_fingerprint(each) for each in ours],
         "policies": list(given["policy"] or ()),
-        "sampling": digest({name: given[name] for name in _SAMPLING}),
+        "sampling": {name: given[name] for name in _SAMPLING if given[name] is not None},
         "baseline": _fingerprint(theirs),
         "judge": who.fingerprint,
         "config": config.model_dump(),
@@ -290,7 +290,7 @@ def _result(
     }
 
 
-_SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "chat_format")
+_SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "beams", "seed", "chat_format")
 
 
 def _fingerprint(answers: "Answers") -> str:

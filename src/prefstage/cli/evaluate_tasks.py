@@ -24,13 +24,15 @@ _OTHERS = {
     ),
     "task": (
         *("answers", "baseline", "judge", "prompt_order", "stop_early", "references"),
-        *("repeats", "temperature", "top_p", "top_k", "dynamics", "joint_difficulty"),
+        *("repeats", "temperature", "top_p", "top_k", "beams", "dynamics", "joint_difficulty"),
     ),
 }
 _OF_KINDS = {
     **dict.fromkeys(("references", "repeats", "rating_tokens"), "mt_bench"),
     **dict.fromkeys(("task_data", "apply_chat_template"), "task"),
 }
+
+_OF_POLICIES = ("temperature", "top_p", "top_k", "beams", "max_new_tokens", "chat_format")
 
 
 def check_kind(given: Mapping[str, Any]) -> None:
@@ -57,6 +59,11 @@ def check_kind(given: Mapping[str, Any]) -> None:
             cure=f"leave {_option(wrong)} out",
         )
     if kind in (None, "annotations"):
+        _check_sampled(given)
+        if given["joint_difficulty"]:
+            from prefstage.evaluating.difficulty import check_models
+
+            check_models(len(given["answers"] or ()) + len(given["policy"] or ()))
         return
     needed = ("policy", "judge", "out") if kind == "mt_bench" else ("policy",)
     missing = [name for name in needed if not given[name]]
@@ -65,6 +72,16 @@ def check_kind(given: Mapping[str, Any]) -> None:
             saw=f"{_option(kind)} without {_option(missing[0])}" if missing else "two policies",
             expected=f"one {', one '.join(_option(name) for name in needed)}",
             cure=f"add {_option(missing[0])}" if missing else "evaluate them one by one",
+        )
+
+
+def _check_sampled(given: Mapping[str, Any]) -> None:
+    idle = [name for name in _OF_POLICIES if given[name] is not None]
+    if idle and not given["policy"]:
+        raise InputError.of(
+            saw=f"{_option(idle[0])} without --policy",
+            expected="options of sampling beside a policy that answers",
+            cure=f"leave {_option(idle[0])} out, or give --policy MODEL",
         )
 
 
@@ -85,7 +102,7 @@ def grade(given: Mapping[str, Any]) -> dict[str, Any]:
     names = ("repeats", "confidence")
     told = {name: given[name] for name in names} | {"max_tokens": given["rating_tokens"]}
     config = load_config(MtBenchConfig, None, told)
-    sampling = ("temperature", "top_p", "top_k", "max_new_tokens", "seed")
+    sampling = ("temperature", "top_p", "top_k", "max_new_tokens", "beams", "seed")
     settings = load_config(SamplingConfig, None, {name: given[name] for name in sampling})
     judge = _judging_server(given["judge"])
     questions = load_questions(given["mt_bench"], given["references"])[: given["max_prompts"]]
