@@ -178,12 +178,13 @@ class Steps:
 
     def _make(self, step: Step, work: Work, costs: Costs) -> Mapping[str, int]:
         path, staging = self.path(step), self._staging(step)
-        if path.exists():
-            shutil.rmtree(path)
         staging.mkdir(parents=True, exist_ok=True)
         begun = self._begun(step)
         if not begun.exists():
-            write_json(begun, dict(costs()))
+            spent = self._spent(step)  # on a result that is made anew
+            write_json(begun, {name: count - spent.get(name, 0) for name, count in costs().items()})
+        if path.exists():
+            shutil.rmtree(path)
         before = json.loads(begun.read_text("utf-8"))
         began = time.monotonic()
         work(staging)
@@ -200,6 +201,14 @@ class Steps:
         staging.rename(path)
         sync_folder(self.folder)
         return bought
+
+    def _spent(self, step: Step) -> Mapping[str, int]:
+        """What the result that stands there bought, as far as its manifest tells."""
+        try:
+            spent = self.manifest(step)["costs"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return spent if isinstance(spent, dict) else {}
 
     def _drop_unlisted(self, step: Step) -> None:
         """What a step needed only while it ran: checkpoints, caches."""
@@ -220,7 +229,9 @@ _WHILE_IT_RUNS = ("checkpoints", "references")
 
 
 def _is_result(name: Path) -> bool:
-    return name.parts[0] not in _WHILE_IT_RUNS and not name.name.startswith(".")
+    """A manifest is none: one that a kill left in an unfinished step is written again."""
+    kept = name.parts[0] not in _WHILE_IT_RUNS and not name.name.startswith(".")
+    return kept and name.as_posix() != MANIFEST
 
 
 def _listed(path: Path) -> dict[str, Any]:
