@@ -112,3 +112,27 @@ def test_a_browser_sorts_filters_and_moves(aligned: Path, browser: Any, tmp_path
     page.press("#rows", "End")
     assert page.get_attribute(f"#row-{table['pairs'] - 1}", "aria-selected") == "true"
     assert told == []
+
+
+@pytest.mark.slow
+def test_paper_holds_the_first_pairs_and_says_what_it_leaves_out(
+    hostile: Path, aligned: Path, browser: Any, tmp_path: Path
+) -> None:
+    path = prefstage.write_report(aligned, out=tmp_path / "report.html")
+    page, told = opened(browser, path)
+    count = read_page(path).pairs()[0]["pairs"]
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert len(page.query_selector_all("#printed article")) == 10
+    said = page.text_content("#printed > .found")
+    assert said.startswith(f"10 of {count} pairs")
+    assert f"{count - 10} are not printed" in said
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.query_selector("#printed article") is None
+    assert told == []
+    page, _ = opened(browser, hostile)
+    page.fill("#search", "x" * 100)  # in a prompt of a million letters
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert "1 of 1 pairs that were searched for" in page.text_content("#printed > .found")
+    assert len(page.text_content("#printed")) < 10_000
+    assert "998,000 more characters are not printed." in page.text_content("#printed")
+    assert page.get_attribute("html", "data-pwned") is None

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 RunsArgument = Annotated[
     list[Path],
-    typer.Argument(help="Run folders of align, train, measure, build, evaluate or diagnose."),
+    typer.Argument(
+        help="Run folders of align, experiment, train, measure, build, evaluate or diagnose."
+    ),
 ]
 OutOption = Annotated[Path, typer.Option(help="The page.")]
 TitleOption = Annotated[str | None, typer.Option(help="Its heading [the runs' names].")]

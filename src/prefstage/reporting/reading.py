@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prefstage.core.errors import InputError
 from prefstage.reporting.reading_align import read_align
+from prefstage.reporting.reading_experiment import read_experiment
 from prefstage.reporting.reading_single import (
     read_build,
     read_diagnose,
@@ -19,13 +20,19 @@ from prefstage.reporting.results import Run
 # What tells a run: the file with its results, in the order of asking.
 READERS: dict[str, Callable[[Path], Run]] = {
     "align.json": read_align,
+    "experiment.json": read_experiment,
     "train.json": read_train,
     "stage.json": read_measure,
     "build.json": read_build,
     "results.json": read_evaluate,
     "report.json": read_diagnose,
 }
-_BEGUN = {"align": "align.json", "train": "train.json", "measure": "stage.json"}
+_BEGUN = {
+    "align": "align.json",
+    "experiment": "experiment.json",
+    "train": "train.json",
+    "measure": "stage.json",
+}
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -52,7 +59,8 @@ def _read(path: Path) -> Run:
     if not folder.is_dir():
         raise InputError.of(
             saw=f"no folder or file {path}",
-            expected="the run folder of an align, train, measure, build, evaluate or diagnose",
+            expected="the run folder of an align, experiment, train, measure, build, evaluate or "
+            "diagnose",
             cure="name the folder that was given with --out",
         )
     names = [path.name] if path.is_file() else list(READERS)

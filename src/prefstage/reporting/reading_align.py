@@ -69,6 +69,10 @@ def read_align(folder: Path) -> Run:
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, str]:
+    bad = [
+        f"{each['rows']:,} of {each['of']:,} rows of {name}"
+        for name, each in result.get("put_aside", {}).items()
+    ]
     return {
         "start": result["start"],
         "judge": result["judge"],
@@ -78,6 +82,7 @@ def _facts(result: Mapping[str, Any]) -> dict[str, str]:
         else "fixed: the first iteration's start",
         "ended": result["stopped"],
         "policy": result["policy"],
+        **({"put aside as bad": ", ".join(bad)} if bad else {}),
     }
 
 

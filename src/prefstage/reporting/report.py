@@ -34,8 +34,8 @@ def write_report(runs: Paths, *, out: str | PathLike[str], title: str | None = N
     The page needs no network and executes nothing that stands in data.
 
     Args:
-        runs: Run folders of align, train, measure, build, evaluate or diagnose, or the file
-            with the results in one.
+        runs: Run folders of align, experiment, train, measure, build, evaluate or diagnose, or
+            the file with the results in one.
         out: The page; made or replaced as a whole.
         title: Its heading; None for one from the runs' names.
 

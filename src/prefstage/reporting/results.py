@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from prefstage.aligning.tables import Table
 from prefstage.reporting.pairs import PairRows
 
 
@@ -132,6 +133,22 @@ class StepCost:
 
 
 @dataclass(frozen=True)
+class Tabulated:
+    """One table of an experiment.
+
+    Attributes:
+        name: Of its file.
+        table: The table.
+        agreement: Of the boundary score with what gained more, as in experiment.json; None of
+            a table without stages.
+    """
+
+    name: str
+    table: Table
+    agreement: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
 class Run:
     """All that a report shows of one run.
 
@@ -146,6 +163,9 @@ class Run:
         trainings: Trainings.
         evaluations: Evaluations.
         diagnoses: As in report.json of `prefstage diagnose`.
+        tables: Of an experiment.
+        cells: Names of an experiment's cells.
+        failed: Of an experiment: cells that failed, and why.
         costs: A row a step.
         config: The resolved configuration, YAML; "" if there is none on file.
         manifest: Versions and so on.
@@ -163,6 +183,9 @@ class Run:
     trainings: tuple[Training, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     diagnoses: tuple[Mapping[str, Any], ...] = ()
+    tables: tuple[Tabulated, ...] = ()
+    cells: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
     costs: tuple[StepCost, ...] = ()
     config: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)

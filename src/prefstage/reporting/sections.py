@@ -14,6 +14,7 @@ from prefstage.reporting.blocks import (
     table_of,
 )
 from prefstage.reporting.results import Evaluation, Run
+from prefstage.reporting.sections_experiment import experiment_sections
 from prefstage.reporting.sections_pairs import (
     diversity_section,
     dynamics_section,
@@ -33,6 +34,7 @@ def sections_of(runs: Sequence[Run]) -> list[Section]:
         The sections in the order of the page.
     """
     found = [
+        *experiment_sections(runs),
         _decision(runs),
         _iterations(runs),
         _evaluation(runs),
@@ -84,6 +86,7 @@ def _no_pairs(run: Run) -> str:
     why = {
         "measure": "a measurement keeps votes and own answers, not pairs",
         "diagnose": "a diagnosis keeps figures, not pairs",
+        "experiment": f"its cells hold them: `prefstage report {run.folder / 'cells' / 'CELL'}`",
         "train": "without dynamics a training keeps none; see the data that it names",
     }
     return why.get(run.command, "none on file")
@@ -104,6 +107,15 @@ def headline(run: Run) -> list[tuple[str, str]]:
         last = run.decisions[-1].stage
         score = f"{last['boundary_score']:.2f} {between(last['interval'])}"
         found.append(("boundary score", score))
+    if run.cells or run.failed:
+        failed = f", {len(run.failed)} failed" if run.failed else ""
+        found.append(("cells", f"{len(run.cells)} done{failed}"))
+    for each in run.tables:
+        if each.agreement is not None:
+            told = each.agreement["means"]["ratio"]
+            found.append(
+                ("BS with Δ", f"{percent(told['agreement'], 0)}, p = {told['p_value']:.2g}")
+            )
     if run.iterations:
         found.append(("trained on", " → ".join(str(row["data"]) for row in run.iterations)))
     if run.evaluations:
@@ -293,7 +305,10 @@ def _diagnoses(runs: Sequence[Run]) -> list[Section]:
                 own, rest = read_tables(text, caption)
                 tables += own
                 notes += rest
-            notes += [f"warning: {each}" for each in report.get("warnings", ())]
+            notes += [
+                f"Warning: {each['what']} ({each['figure']}). Remedy: {each['remedy']}."
+                for each in report["warnings"]
+            ]
             name = f"diagnosis-{runs.index(run) + 1}-{number}"
             found.append(Section(name, title, "", (), tuple(tables), tuple(notes)))
     return found

@@ -3,6 +3,8 @@
   const ROW = 32;
   const SPARE = 8;
   const FIRST = 20000; // characters of a text shown at once; a button shows the rest
+  const PRINTED = 10; // pairs on paper
+  const ON_PAPER = 2000; // characters of a text there
   const NUMBERS = { gap: "score gap", ratio: "log-ratio c", disagreement: "disagreement", loss: "loss" };
   const GROUPS = {
     "correct->correct": "right, kept", "correct->incorrect": "right → wrong",
@@ -275,15 +277,17 @@
     }
     plain(into, text.slice(from));
   };
-  const said = (text) => {
+  const said = (text, limit = FIRST) => {
     const part = make("div");
     const box = make("div", "said");
     box.tabIndex = 0;
     box.dir = "auto";
     if (text === undefined) box.textContent = "…";
-    else marked(box, text.slice(0, FIRST));
+    else marked(box, text.slice(0, limit));
     part.append(box);
-    if (text !== undefined && text.length > FIRST) {
+    if (text !== undefined && text.length > limit && limit < FIRST) {
+      part.append(make("p", "found", `${(text.length - limit).toLocaleString("en")} more characters are not printed.`));
+    } else if (text !== undefined && text.length > limit) {
       const button = make("button", "", `Show all ${text.length.toLocaleString("en")} characters (now ${FIRST.toLocaleString("en")})`);
       button.type = "button";
       button.addEventListener("click", () => {
@@ -296,10 +300,9 @@
     return part;
   };
   const show = () => {
-    const at = state.selected;
-    const place = $("pair");
-    place.replaceChildren();
-    if (at < 0) return;
+    $("pair").replaceChildren(...(state.selected < 0 ? [] : view(state.selected, FIRST)));
+  };
+  const view = (at, limit) => {
     const head = make("h3", "", `Pair ${(at + 1).toLocaleString("en")}`);
     head.append(make("span", "", [name("run", at), name("part", at)].join(" · ")));
     const facts = make("dl", "facts");
@@ -312,7 +315,6 @@
       if (!Number.isNaN(data.columns[column][at])) add(title, number(data.columns[column][at]));
     }
     if (data.columns.group[at] >= 0) add("flip group", told("group", at));
-    place.append(head, facts, said(texts[data.columns.prompt[at]]));
     const sides = make("div", "sides");
     for (const side of ["chosen", "rejected"]) {
       const part = make("div", side);
@@ -321,10 +323,23 @@
       if (writer) title.append(make("span", "", writer));
       const text = texts[data.columns[side][at]];
       if (text !== undefined) title.append(make("span", "", `${text.length.toLocaleString("en")} characters`));
-      part.append(title, said(text));
+      part.append(title, said(text, limit));
       sides.append(part);
     }
-    place.append(sides);
+    return [head, facts, said(texts[data.columns.prompt[at]], limit), sides];
+  };
+
+  const paper = () => {
+    const shown = [...state.found.subarray(0, PRINTED)];
+    const left = state.found.length - shown.length;
+    const word = state.found.length === data.pairs ? "pairs" : "pairs that were searched for";
+    const told = `${shown.length} of ${state.found.length.toLocaleString("en")} ${word} in the order of the list` +
+      (left ? `; ${left.toLocaleString("en")} are not printed, the page itself holds them.` : ".");
+    $("printed").replaceChildren(make("p", "found", told), ...shown.map((at) => {
+      const pair = make("article", "printed-pair");
+      pair.append(...view(at, ON_PAPER));
+      return pair;
+    }));
   };
 
   const keys = (event) => {
@@ -343,6 +358,8 @@
     rows.addEventListener("keydown", keys);
     rows.addEventListener("scroll", draw, { passive: true });
     window.addEventListener("resize", draw);
+    window.addEventListener("beforeprint", paper);
+    window.addEventListener("afterprint", () => $("printed").replaceChildren());
     document.addEventListener("keydown", (event) => {
       if (event.key !== "/" || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
       event.preventDefault();
