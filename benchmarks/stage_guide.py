@@ -5,29 +5,22 @@ a share of the comparisons (in any pair alike, or erring in close pairs because 
 response's quality), 2 x 2 responses to every prompt. A cell is the mean reliability of the plain
 verdict after so many prompts, and the share of right verdicts.
 
-Calibration. Fresh worlds, each measured once by the product itself, `measure_stage`, with a
-random judge accuracy, overlap, size of the dataset and budget, stopped early or not; the printed
-reliability against whether the stage is the true one. What the measurement is told is then made
-wrong on purpose, to see what that does.
+Calibration. Fresh worlds, each measured once as `prefstage measure` does it, with a random judge
+accuracy, overlap, size of the dataset and budget, stopped early or not; the printed reliability
+against whether the stage is the true one. What the measurement is told is then made wrong on
+purpose, to see what that does.
 
-Run: python benchmarks/stage_guide.py [--worlds 24000] [--seed 0] [--processes 2] [--out FILE.json]
+Run: python benchmarks/stage_guide.py [--worlds 160000] [--seeds 11 12] [--processes 2]
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from itertools import pairwise
 from multiprocessing import get_context
-from pathlib import Path
 
-import numpy as np
 import torch
 
-from prefstage.data import Candidates, prompt_id_of
-from prefstage.judging.base import Comparison, Judgment
-from prefstage.measuring import MeasureConfig, measure_stage
 from prefstage.sandbox.theory.guide import (
     ACCURACIES,
     OVERLAPS,
@@ -40,57 +33,24 @@ from prefstage.sandbox.theory.guide import (
     draw_judges,
     draw_verdicts,
 )
+from prefstage.sandbox.theory.guide_calls import (
+    KINDS,
+    LARGEST,
+    PORTION,
+    Calls,
+    Told,
+    measure_portion,
+)
 
 HALF = 0.5
-ERRORS: tuple[Errors, ...] = ("any pair", "close pairs")
-PORTION = 100  # worlds drawn at once
-LARGEST = 400  # prompts of a dataset
-DATASETS = (50, 100, 200, LARGEST)
-BIASES = (0.0, 0.02, 0.05)
-CENTRE, WIDTH = 0.42, 0.18  # mean and spread of the boundary scores in TwoStage's Tables 3 and 4
+ERRORS: tuple[Errors, ...] = tuple(KINDS)
+GROUPS = (0.55, 0.65, 0.75, 0.85, 0.95)  # of accuracies
+ENOUGH = 500  # calls of a bin that is quoted
 
-
-class VerdictTable:
-    """A judge that reads its verdicts off a table."""
-
-    name = "table"
-    fingerprint = "table"
-
-    def __init__(self, verdicts: np.ndarray) -> None:
-        """Keep the verdicts. [prompts, 2, 2]."""
-        self._verdicts: list[list[list[float]]] = verdicts.tolist()
-
-    def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
-        """Look up prompt and places, as the texts name them."""
-        return [Judgment(self._of(each.a, each.b)) for each in comparisons]
-
-    def _of(self, ours: str, theirs: str) -> float:
-        (prompt, i), (_, j) = ours.split(), theirs.split()
-        return self._verdicts[int(prompt)][int(i)][int(j)]
-
-
-@cache
-def dataset(prompts: int) -> list[Candidates]:
-    """Numbered prompts with two responses each, which name prompt and place."""
-    rows = []
-    for number in range(prompts):
-        prompt = ({"role": "user", "content": str(number)},)
-        texts = (f"{number} 0", f"{number} 1")
-        rows.append(Candidates(prompt_id_of(prompt), prompt, texts, (None,) * 2, (None,) * 2))
-    return rows
-
-
-@dataclass(frozen=True)
-class Told:
-    """What the measurement is told beside the truth, and which worlds are drawn."""
-
-    name: str
-    accuracy_off_by: float = 0.0
-    bias_told: bool = True
-    biased: bool = False
-    usual_truths: bool = False
-
-
+CASE_HEAD = (
+    "| worlds | judge errs in | calls | decided | mean printed | right | mean difference |"
+    " worst bin |\n|---|---|---|---|---|---|---|---|"
+)
 CASES = (
     Told("as told"),
     Told("a biased judge, bias told", biased=True),
@@ -101,120 +61,81 @@ CASES = (
 )
 
 
-@dataclass(frozen=True)
-class Call:
-    """One measurement.
-
-    Attributes:
-        case: Name of what was told.
-        errors: Where the judge errs.
-        printed: Reliability.
-        right: Whether the stage is the true one.
-        decided: Whether the measurement decided.
-        prompts: Prompts used.
-    """
-
-    case: str
-    errors: str
-    printed: float
-    right: bool
-    decided: bool
-    prompts: int
-
-
-def measure_portion(job: tuple[Told, Errors, int]) -> list[Call]:
-    """Draw 100 fresh worlds and measure each once."""
-    case, errors, seed = job
-    torch.set_num_threads(1)
-    rng = np.random.default_rng([7, seed])
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    accuracy = torch.from_numpy(rng.uniform(0.55 + 0.05 * case.biased, 0.95, PORTION))
-    limit = rng.choice(BIASES[1:], PORTION) if case.biased else np.zeros(PORTION)
-    overlap = torch.from_numpy(rng.choice(OVERLAPS, PORTION))
-    reach = ((1 - overlap**2) / 2).numpy()
-    usual = np.clip(rng.normal(CENTRE, WIDTH, PORTION), HALF - reach, HALF + reach)
-    truth = torch.from_numpy(usual) if case.usual_truths else None
-    worlds = draw_guide_worlds(overlap, generator=generator, truth=truth)
-    shift = torch.from_numpy(limit * rng.uniform(-1, 1, PORTION))
-    judges = draw_judges(worlds, accuracy, errors=errors, bias=shift)
-    verdicts = draw_verdicts(worlds, judges, prompts=LARGEST, generator=generator)[0].numpy()
-    calls = []
-    for i in range(PORTION):
-        prompts = int(rng.choice(DATASETS))
-        told = min(max(float(accuracy[i]) + case.accuracy_off_by, 0.51), 1.0)
-        config = MeasureConfig(
-            judge_accuracy=told,
-            judge_bias=float(limit[i]) if case.bias_told else 0.0,
-            overlap=float(overlap[i]),
-            all_prompts=bool(rng.random() < HALF),
-            max_prompts=int(rng.choice([25, 50, prompts])),
-            new_prompts=bool(rng.random() < HALF),
-            seed=i,
-        )
-        rows = dataset(prompts)
-        stage = measure_stage(rows, judge=VerdictTable(verdicts[i]), on_policy=rows, config=config)
-        side = stage.algorithm_1 if stage.stage == "undecided" else stage.stage
-        right = (side == "fine-tuning") == bool(worlds.truth[i] > HALF)
-        decided = stage.stage != "undecided"
-        printed = float(stage.reliability or 0.0)
-        calls.append(Call(case.name, errors, printed, right, decided, stage.prompts_used))
-    return calls
-
-
-def measure_all(worlds: int, seed: int, processes: int) -> Iterator[list[Call]]:
-    """The calls of each case: the first of `worlds` worlds, the others of an eighth of them."""
-    done = 0
+def measure_all(
+    case: Told, kinds: Sequence[Errors], worlds: int, seed: int, processes: int
+) -> Iterator[Calls]:
+    """The calls of each kind of judge, an equal part of the worlds each."""
+    place = CASES.index(case)
     with get_context("spawn").Pool(processes) as pool:
-        for case in CASES:
-            kinds = ERRORS[:1] if case.biased else ERRORS
-            portions = (worlds if case is CASES[0] else worlds // 8) // PORTION
-            seeds = range(seed * 100_000 + done, seed * 100_000 + done + portions)
-            jobs = [(case, kinds[i % len(kinds)], number) for i, number in enumerate(seeds)]
-            done += portions
-            yield [call for part in pool.imap(measure_portion, jobs) for call in part]
+        for kind in kinds:
+            number = ERRORS.index(kind)
+            portions = range(worlds // len(kinds) // PORTION)
+            jobs = [(case, kind, (seed, place, number, i)) for i in portions]
+            yield Calls.joined(list(pool.imap(measure_portion, jobs)))
 
 
-def bins_of(calls: Sequence[Call]) -> list[Bin]:
-    """The calls by their printed reliability."""
-    printed = torch.tensor([each.printed for each in calls], dtype=torch.float64)
-    return binned(printed, torch.tensor([each.right for each in calls]))
+def bins_of(calls: Calls, *, told: bool = False) -> list[Bin]:
+    """The calls by their printed reliability, or by that printed where the kind is told."""
+    printed = calls.printed_told if told else calls.printed
+    return binned(torch.from_numpy(printed), torch.from_numpy(calls.right))
 
 
-def bin_table(calls: Sequence[Call]) -> str:
+def quoted(one: Bin) -> str:
+    """Printed minus found, with its standard error; a dash where there are too few calls."""
+    if one.calls < ENOUGH:
+        return "–"
+    return f"{one.difference:+.1%} ± {(one.found * (1 - one.found) / one.calls) ** 0.5:.1%}"
+
+
+def bin_table(calls: Calls) -> str:
     """Printed against found, as Markdown."""
     lines = ["| printed | calls | mean printed | right | difference |", "|---|---|---|---|---|"]
     lines += [
         f"| {b.low:.0%} to {b.high:.0%} | {b.calls:,} | {b.printed:.1%} | {b.found:.1%} |"
-        f" {b.difference:+.1%} ± {(b.found * (1 - b.found) / b.calls) ** 0.5:.1%} |"
+        f" {quoted(b)} |"
         for b in bins_of(calls)
     ]
     return "\n".join(lines)
 
 
-def case_table(calls: Sequence[Call]) -> str:
-    """Each case in a line: printed and right over all, and the worst bin of 100 calls."""
-    lines = [
-        "| worlds | judge errs in | calls | decided | mean printed | right | mean difference |"
-        " worst bin |",
-        "|---|---|---|---|---|---|---|---|",
+def part_table(kinds: dict[Errors, Calls]) -> str:
+    """Printed minus found by kind of judge, told or not, by accuracy, overlap and prompts."""
+    calls = Calls.joined(list(kinds.values()))
+    parts = [
+        (f"errs in {kind}, {'told' if told else 'not told'}", bins_of(some, told=told))
+        for told in (False, True)
+        for kind, some in kinds.items()
     ]
-    for case in CASES:
-        for errors in ERRORS:
-            some = [c for c in calls if (c.case, c.errors) == (case.name, errors)]
-            if not some:
-                continue
-            bins = bins_of(some)
-            mean = sum(b.calls * abs(b.difference) for b in bins) / len(some)
-            worst = max(bins, key=lambda b: abs(b.difference) * (b.calls >= PORTION))
-            printed, right, decided = (
-                float(np.mean([getattr(c, name) for c in some]))
-                for name in ("printed", "right", "decided")
-            )
-            lines.append(
-                f"| {case.name} | {errors} | {len(some):,} | {decided:.0%} | {printed:.1%} |"
-                f" {right:.1%} | {mean:.1%} | {worst.difference:+.1%} |"
-            )
+    for low, high in pairwise(GROUPS):
+        here = (calls.accuracy >= low - 1e-6) & (
+            calls.accuracy < high + 0.01 * (high == GROUPS[-1])
+        )
+        parts.append((f"right in {low:.0%} to {high:.0%}", bins_of(calls.where(here))))
+    parts += [
+        (f"overlap {overlap:.0%}", bins_of(calls.where(calls.overlap == overlap)))
+        for overlap in OVERLAPS
+    ]
+    for low, high in ((0, 25), (25, 50), (50, 100), (100, LARGEST)):
+        here = (calls.prompts > low) & (calls.prompts <= high)
+        parts.append((f"{low + 1} to {high} prompts", bins_of(calls.where(here))))
+    lows = {b.low: f"{b.low:.0%} to {b.high:.0%}" for _, bins in parts for b in bins}
+    names = [lows[low] for low in sorted(lows)]
+    lines = ["| judges | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    for name, bins in parts:
+        cells = {b.low: quoted(b) for b in bins}
+        lines.append(f"| {name} | {' | '.join(cells.get(low, '–') for low in sorted(lows))} |")
     return "\n".join(lines)
+
+
+def case_line(case: Told, errors: Errors, calls: Calls) -> str:
+    """One case: printed and right over all, the mean difference and the worst bin."""
+    bins = bins_of(calls)
+    mean = sum(b.calls * abs(b.difference) for b in bins) / len(calls.right)
+    worst = max(bins, key=lambda b: abs(b.difference) * (b.calls >= ENOUGH))
+    return (
+        f"| {case.name} | {errors} | {len(calls.right):,} | {calls.decided.mean():.0%} |"
+        f" {calls.printed.mean():.1%} | {calls.right.mean():.1%} | {mean:.1%} | {quoted(worst)} |"
+    )
 
 
 def guide_table(worlds: int, seed: int) -> str:
@@ -244,30 +165,37 @@ def guide_table(worlds: int, seed: int) -> str:
 
 
 def main() -> None:
-    """Print all tables; write the calls as JSON where asked."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--worlds", type=int, default=24_000)
+    parser.add_argument("--worlds", type=int, default=160_000)
     parser.add_argument("--guide-worlds", type=int, default=1_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12])
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     started = time.monotonic()
     print("Mean reliability of the verdict (share of right verdicts)\n")
-    print(guide_table(options.guide_worlds, options.seed))
+    print(guide_table(options.guide_worlds, options.seeds[0]))
     print(f"\n{time.monotonic() - started:.0f} s", flush=True)
-    calls: list[Call] = []
-    for of_case in measure_all(options.worlds, options.seed, options.processes):
-        if not calls:
-            print("\nPrinted reliability on fresh worlds, both kinds of judges\n")
-            print(bin_table(of_case), flush=True)
-        calls += of_case
-    print("\nBy kind of judge, and told wrongly\n")
-    print(case_table(calls))
-    print(f"\n{len(calls):,} measurements; {time.monotonic() - started:.0f} s in all")
-    if options.out is not None:
-        text = json.dumps([asdict(each) for each in calls])
-        options.out.write_text(text + "\n", encoding="utf-8")
+    kinds: dict[Errors, Calls] = {}
+    for seed in options.seeds:
+        drawn = measure_all(CASES[0], ERRORS, options.worlds, seed, options.processes)
+        of_seed = dict(zip(ERRORS, drawn, strict=True))
+        print(f"\nPrinted reliability on fresh worlds, both kinds of judges, seed {seed}\n")
+        print(bin_table(Calls.joined(list(of_seed.values()))))
+        print(f"\n{time.monotonic() - started:.0f} s", flush=True)
+        kinds = {
+            kind: Calls.joined([kinds[kind], calls] if kind in kinds else [calls])
+            for kind, calls in of_seed.items()
+        }
+    print("\nPrinted less found, all seeds\n")
+    print(part_table(kinds))
+    print("\nTold wrongly\n\n" + CASE_HEAD, flush=True)
+    for case in CASES[1:]:
+        some = ERRORS[:1] if case.biased else ERRORS
+        calls_of = measure_all(case, some, options.worlds // 16, seed, options.processes)
+        for kind, calls in zip(some, calls_of, strict=True):
+            print(case_line(case, kind, calls), flush=True)
+    print(f"\n{time.monotonic() - started:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -228,6 +228,8 @@ def test_the_reliability_is_told_where_the_accuracy_is_known(off: Path, short: P
     line = told.stdout.splitlines()[1]
     assert line.startswith("Reliability more than 99.9%: the chance that a judge without error")
     assert "right in 80% of comparisons (its bias at most 5%) and the sides overlap by 20%" in line
+    kind = run(*given, "--judge-accuracy", 0.8, "--judge-errors", "close-pairs").stdout
+    assert "right in 80% of comparisons, and errs in close pairs)" in kind.splitlines()[1]
     found = json.loads(run(*given, "--judge-accuracy", 0.8, "--json").stdout)
     assert 0.9 < found["reliability"] <= 1
     assert found["judge_accuracy"] == 0.8
@@ -235,7 +237,13 @@ def test_the_reliability_is_told_where_the_accuracy_is_known(off: Path, short: P
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--judge-accuracy", 0.5), ("--judge-bias", 0.1), ("--overlap", 0.5)]
+    "wrong",
+    [
+        ("--judge-accuracy", 0.5),
+        ("--judge-bias", 0.1),
+        ("--overlap", 0.5),
+        ("--judge-errors", "any-pair"),
+    ],
 )
 def test_a_reliability_that_cannot_be_told_is_one_line(
     off: Path, short: Path, wrong: tuple[str, float]

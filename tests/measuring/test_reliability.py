@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prefstage.core.errors import InputError
 from prefstage.judging.base import Comparison, Judgment
@@ -16,6 +18,7 @@ from prefstage.measuring import (
     chance_above_half,
     measure_stage,
 )
+from prefstage.measuring.judge_errors import STEPS, shares_behind
 from tests.measuring.measuring_worlds import LargerIsBetter, answers
 
 
@@ -40,9 +43,83 @@ def by_hand(on: int, off: int, *, reach: float, points: int = 20_000) -> float:
 @pytest.mark.parametrize(("accuracy", "overlap"), [(1.0, 0.0), (0.8, 0.0), (0.6, 0.0), (0.8, 0.5)])
 def test_single_votes_have_the_binomial_posterior(accuracy: float, overlap: float) -> None:
     on, off = 230, 200
-    found = chance_above_half(one_vote_a_prompt(on, off), accuracy=accuracy, overlap=overlap)
+    found = chance_above_half(
+        one_vote_a_prompt(on, off), accuracy=accuracy, overlap=overlap, errors="any-pair"
+    )
     reach = (2 * accuracy - 1) * (1 - overlap**2) / 2
     assert float(found) == pytest.approx(by_hand(on, off, reach=reach), abs=2e-3)
+
+
+def test_close_pairs_are_turned_round_as_the_shares_say() -> None:
+    """Qualities are drawn and misread, and the truths behind each seen score are counted."""
+    rng = np.random.default_rng(0)
+    for accuracy in (0.6, 0.8):
+        gaps, misread = rng.standard_normal((2, 400_000))
+        behind = np.concatenate([[0.0], shares_behind(accuracy, "close-pairs").cumsum()])
+        for shift in (0.1, 0.5, 1.0):
+            scale = found_noise(gaps + shift, misread, accuracy)
+            seen = float((gaps + shift + scale * misread > 0).mean())
+            truth = float((gaps + shift > 0).mean())
+            place = STEPS * (seen - 0.5) / (accuracy - 0.5)
+            told = float(np.interp(place, np.arange(STEPS + 1), behind))
+            assert told == pytest.approx(2 * truth - 1, abs=0.02)
+            assert abs(place / STEPS - (2 * truth - 1)) > 0.02  # any pair alike is another line
+
+
+def found_noise(gaps: np.ndarray, misread: np.ndarray, accuracy: float) -> float:
+    """The noise by which so many of the signs are right."""
+    low, high = 0.0, 20.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        right = ((gaps + middle * misread > 0) == (gaps > 0)).mean()
+        low, high = (middle, high) if right > accuracy else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize("errors", ["unknown", "any-pair", "close-pairs"])
+def test_the_shares_are_a_distribution_and_thinnest_near_a_half(errors: str) -> None:
+    for accuracy in (0.501, 0.51, 0.55, 0.7, 0.85, 0.99, 1.0):
+        shares = shares_behind(accuracy, errors)
+        assert len(shares) == STEPS
+        assert shares.sum() == pytest.approx(1.0)
+        assert (shares > 0).all()
+        assert (np.diff(shares) >= -1e-9).all()
+    perfect, nearly = shares_behind(1.0, errors), shares_behind(0.9999, errors)
+    assert np.abs(nearly - perfect).max() < 2e-3
+
+
+def test_a_judge_that_errs_in_close_pairs_is_trusted_more_and_unknown_lies_between() -> None:
+    seen = one_vote_a_prompt(30, 22)
+    known, unknown, close = (
+        float(chance_above_half(seen, accuracy=0.7, errors=errors))
+        for errors in ("any-pair", "unknown", "close-pairs")
+    )
+    assert 0.5 < known < unknown < close < 1.0
+    perfect = [
+        float(chance_above_half(seen, accuracy=1.0, errors=errors))
+        for errors in ("any-pair", "unknown", "close-pairs")
+    ]
+    assert np.ptp(perfect) == pytest.approx(0.0)
+
+
+@given(
+    prompts=st.integers(2, 400),
+    accuracy=st.floats(0.51, 1.0),
+    overlap=st.floats(0.0, 0.95),
+    share=st.floats(0.0, 1.0),
+    errors=st.sampled_from(["unknown", "any-pair", "close-pairs"]),
+)
+def test_the_chance_grows_with_the_score_and_passes_a_half_at_a_half(
+    prompts: int, accuracy: float, overlap: float, share: float, errors: str
+) -> None:
+    means = np.linspace(0.0, 1.0, 21)
+    seen = ScoreSummary(prompts, means, share * prompts * means * (1 - means))
+    chances = chance_above_half(seen, accuracy=accuracy, overlap=overlap, errors=errors)
+    inner = slice(4, 17)  # a few equal scores at the ends say less of their spread
+    assert (np.diff(chances[inner]) >= -1e-12).all()
+    assert (chances[means >= 0.5] >= 0.5 - 1e-9).all()
+    assert (chances[means <= 0.5] <= 0.5 + 1e-9).all()
+    assert ((chances >= 0.0) & (chances <= 1.0)).all()
 
 
 def test_the_sides_are_alike() -> None:
@@ -61,7 +138,7 @@ def test_more_prompts_and_better_judges_tell_more_and_bias_and_overlap_less() ->
     few, many = one_vote_a_prompt(12, 8), one_vote_a_prompt(120, 80)
     sure = float(chance_above_half(many, accuracy=0.8))
     assert sure > float(chance_above_half(few, accuracy=0.8)) > 0.5
-    by_accuracy = chance_above_half(few, accuracy=[0.55, 0.65, 0.8, 1.0])
+    by_accuracy = chance_above_half(few, accuracy=[0.55, 0.65, 0.8, 1.0], errors="any-pair")
     assert (np.diff(by_accuracy) > 0).all()
     by_overlap = chance_above_half(few, accuracy=0.8, overlap=[0.0, 0.5, 0.9, 0.99])
     assert (np.diff(by_overlap) < 0).all()
@@ -106,7 +183,12 @@ def test_what_cannot_be_is_refused(settings: dict[str, float], told: str) -> Non
 
 @pytest.mark.parametrize(
     "settings",
-    [{"judge_bias": 0.1}, {"overlap": 0.1}, {"judge_accuracy": 0.9, "judge_bias": 0.2}],
+    [
+        {"judge_bias": 0.1},
+        {"overlap": 0.1},
+        {"judge_errors": "any-pair"},
+        {"judge_accuracy": 0.9, "judge_bias": 0.2},
+    ],
 )
 def test_settings_without_effect_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):
@@ -167,6 +249,6 @@ def test_a_stage_written_before_there_were_reliabilities_is_read() -> None:
     stage = measure_stage(
         answers(20, skill=0.0), judge=LargerIsBetter(), on_policy=answers(20, skill=2.0, seed=1)
     )
-    new = ("reliability", "judge_accuracy", "judge_bias", "overlap")
+    new = ("reliability", "judge_accuracy", "judge_bias", "judge_errors", "overlap")
     older = {name: value for name, value in stage.as_dict().items() if name not in new}
     assert Stage.from_dict(older) == stage

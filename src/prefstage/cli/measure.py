@@ -78,6 +78,9 @@ JudgeAccuracy = Annotated[
 JudgeBias = Annotated[
     Real, _option("Half the largest difference of its accuracies on the two sides [0].")
 ]
+JudgeErrorsKind = Annotated[
+    Text, _option("Where it errs: any-pair alike, close-pairs, or unknown [unknown].")
+]
 Overlap = Annotated[Real, _option("Share of responses that both sides would give [0].")]
 OnBadRow = Annotated[Text, _option("error, or quarantine [error].")]
 QuarantineFile = Annotated[
@@ -120,6 +123,7 @@ def measure(
     distinctness: Distinctness = False,
     judge_accuracy: JudgeAccuracy = None,
     judge_bias: JudgeBias = None,
+    judge_errors: JudgeErrorsKind = None,
     overlap: Overlap = None,
     on_bad_row: OnBadRow = None,
     quarantine_file: QuarantineFile = None,

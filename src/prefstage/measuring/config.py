@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from prefstage.core.config import Config
 from prefstage.measuring.boundary import TieRule, Votes
+from prefstage.measuring.judge_errors import JudgeErrors
 
 
 class MeasureConfig(Config):
@@ -43,6 +44,10 @@ class MeasureConfig(Config):
         lt=0.5,
         description="Half the largest difference of its accuracies on the two sides.",
     )
+    judge_errors: JudgeErrors = Field(
+        default="unknown",
+        description="Where the judge errs: any-pair alike, close-pairs, or unknown (half each).",
+    )
     overlap: float = Field(
         default=0.0, ge=0, lt=1, description="Share of responses that both sides would give."
     )
@@ -54,8 +59,13 @@ class MeasureConfig(Config):
                 "ties='off' has no effect with votes='probability'; expected ties='half', as a "
                 "tie counts 1/2 there; set ties='half', or votes='hard'"
             )
-        if self.judge_accuracy is None and (self.judge_bias or self.overlap):
-            name = "judge_bias" if self.judge_bias else "overlap"
+        told = {
+            "judge_bias": self.judge_bias > 0,
+            "judge_errors": self.judge_errors != "unknown",
+            "overlap": self.overlap > 0,
+        }
+        if self.judge_accuracy is None and any(told.values()):
+            name = next(name for name, given in told.items() if given)
             raise ValueError(
                 f"{name} is set without judge_accuracy; expected both, as it is read for the "
                 f"reliability alone; set judge_accuracy, or leave {name} out"

@@ -30,7 +30,7 @@ JUDGMENTS = "judgments.sqlite"
 SAMPLES = "samples.jsonl"
 CANDIDATES = "candidates.parquet"
 
-_NOT_MEASURED = {"judge_accuracy", "judge_bias", "overlap"}  # read at the end alone
+_NOT_MEASURED = {"judge_accuracy", "judge_bias", "judge_errors", "overlap"}  # read at the end
 _MAY_CHANGE = {"max_prompts", "max_judgments"} | _NOT_MEASURED  # later, in the same folder
 _STAGES: dict[str | None, StageName] = {
     "below": "injection",
@@ -282,6 +282,7 @@ def _reliability(
         accuracy=config.judge_accuracy,
         bias=config.judge_bias,
         overlap=config.overlap,
+        errors=config.judge_errors,
     )
 
 

@@ -9,13 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from prefstage.core.errors import InputError
 from prefstage.measuring.boundary import HALF, PromptVotes
+from prefstage.measuring.judge_errors import STEPS, JudgeErrors, shares_behind
 
 Floats = NDArray[np.float64]
 
-_SCORES_A_SIDE = 200  # of the grid over the true boundary score
 _SHIFTS = 15  # of the grid over a judge's bias
 _PRIOR_PROMPTS = 2.0  # what the prior of the variance weighs
-_PRIOR_SHARE = 0.5  # variance of a prompt's score, as a share of that of a single vote
+_PRIOR_SHARE = 1 / 3  # a prompt's variance over a vote's; 2 x 2: 1/4 alone, 5/12 misread alike
 _LEAST_SHARE = 0.05
 
 
@@ -52,18 +52,25 @@ def _even_score(votes: PromptVotes) -> float:
 
 
 def chance_above_half(
-    seen: ScoreSummary, *, accuracy: ArrayLike, bias: ArrayLike = 0.0, overlap: ArrayLike = 0.0
+    seen: ScoreSummary,
+    *,
+    accuracy: ArrayLike,
+    bias: ArrayLike = 0.0,
+    overlap: ArrayLike = 0.0,
+    errors: JudgeErrors = "unknown",
 ) -> Floats:
     """P(true boundary score > ½), given the scores by an imperfect judge.
 
     The true boundary score T is the one that a judge without error would find on all prompts
-    like these and all responses that both sides could give. A judge that is right in a share a
-    of the comparisons whichever side deserves them sees ``½ + (2a - 1)(T - ½)``; one whose
-    shares differ by 2b between the sides sees b more. Beforehand T is uniform on
-    ``½ ± (1 - o²)/2``, all that an overlap o allows, and b on ``± bias``. The prompts' mean
-    score s has the likelihood of ``n/d`` votes, ``[θ^s (1 - θ)^(1 - s)]^(n/d)``, where d is the
-    variance of a prompt's score as a share of that of a single vote, estimated from the
-    scores themselves. A rule that stops because of what it has seen changes none of this.
+    like these and all responses that both sides could give. Beforehand T is uniform on
+    ``½ ± (1 - o²)/2``, all that an overlap o allows. A judge that is right in a share a of the
+    comparisons sees a score θ between ``½ - (a - ½)(1 - o²)`` and ``½ + (a - ½)(1 - o²)``;
+    how likely each θ is beforehand, `shares_behind` tells by where the judge errs. One whose
+    accuracies differ by 2b between the sides sees b more; b is uniform on ``± bias``. The
+    prompts' mean score s has the likelihood of ``n/d`` votes, ``[θ^s (1 - θ)^(1 - s)]^(n/d)``,
+    where d is the variance of a prompt's score as a share of that of a single vote, estimated
+    from the scores themselves. A rule that stops because of what it has seen changes none of
+    this.
 
     Args:
         seen: The prompts' scores by hard votes.
@@ -71,6 +78,7 @@ def chance_above_half(
         bias: Half the largest difference between the judge's accuracy where the on-policy
             response is better and where the off-policy one is; in [0, 1 - a].
         overlap: o = Σ min(π_θ, π_off), in [0, 1).
+        errors: Where the judge errs.
 
     Returns:
         The probability. [...].
@@ -90,7 +98,7 @@ def chance_above_half(
         )
     )
     votes = n / _share_of_a_vote(n, s, squares)
-    steps = (np.arange(_SCORES_A_SIDE) + HALF) / _SCORES_A_SIDE
+    steps = (np.arange(STEPS) + HALF) / STEPS
     reach = np.multiply.outer((2 * a - 1) * (1 - o**2) / 2, steps)
     count = _SHIFTS if np.any(b) else 1
     shifts = np.multiply.outer(b, 2 * (np.arange(count) + HALF) / count - 1)
@@ -99,7 +107,8 @@ def chance_above_half(
         for side in (1, -1)
     ]
     top = np.maximum(*(each.max((-1, -2)) for each in logs))[..., None, None]
-    above, below = (np.exp(each - top).sum((-1, -2)) for each in logs)
+    shares = _shares(a, errors)
+    above, below = ((np.exp(each - top).sum(-2) * shares).sum(-1) for each in logs)
     chance: Floats = above / (above + below)
     return chance
 
@@ -111,6 +120,7 @@ def call_reliability(
     accuracy: float,
     bias: float = 0.0,
     overlap: float = 0.0,
+    errors: JudgeErrors = "unknown",
 ) -> float:
     """P(the stage call is right), as `chance_above_half` of the side called.
 
@@ -120,6 +130,7 @@ def call_reliability(
         accuracy: As in `chance_above_half`.
         bias: As in `chance_above_half`.
         overlap: As in `chance_above_half`.
+        errors: As in `chance_above_half`.
 
     Returns:
         The reliability, in [0, 1]; about ½ where nothing is known.
@@ -131,8 +142,16 @@ def call_reliability(
         As `chance_above_half`.
     """
     seen = ScoreSummary.of(votes)
-    above = float(chance_above_half(seen, accuracy=accuracy, bias=bias, overlap=overlap))
+    above = float(
+        chance_above_half(seen, accuracy=accuracy, bias=bias, overlap=overlap, errors=errors)
+    )
     return above if called == "fine-tuning" else 1.0 - above
+
+
+def _shares(accuracy: Floats, errors: JudgeErrors) -> Floats:
+    """`shares_behind` of each accuracy. [..., STEPS]."""
+    different, place = np.unique(accuracy, return_inverse=True)
+    return np.stack([shares_behind(float(each), errors) for each in different])[place]
 
 
 def _share_of_a_vote(n: Floats, mean: Floats, squares: Floats) -> Floats:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from prefstage.core.errors import DataError
 from prefstage.core.files import write_json
 from prefstage.measuring.boundary import TieRule, Votes
+from prefstage.measuring.judge_errors import JudgeErrors
 
 StageName = Literal["injection", "fine-tuning", "undecided"]
 
@@ -74,6 +75,7 @@ class Stage:
             accuracy is not known. See `chance_above_half`.
         judge_accuracy: The judge's accuracy that it rests on.
         judge_bias: The judge's bias that it allows for.
+        judge_errors: Where the judge errs, as it assumes.
         overlap: The overlap of both sides that it rests on.
     """
 
@@ -109,6 +111,7 @@ class Stage:
     reliability: float | None = None
     judge_accuracy: float | None = None
     judge_bias: float = 0.0
+    judge_errors: JudgeErrors = "unknown"
     overlap: float = 0.0
 
     @property

@@ -82,13 +82,15 @@ def _headline(stage: Stage) -> str:
 def _reliability(stage: Stage) -> str:
     call = f"{stage.algorithm_1} stage, " if stage.stage == "undecided" else ""
     bias = f" (its bias at most {stage.judge_bias:.0%})" if stage.judge_bias else ""
+    errors = {"any-pair": ", in any pair alike", "close-pairs": ", and errs in close pairs"}
     overlap = f" and the sides overlap by {stage.overlap:.0%}" if stage.overlap else ""
     chance = stage.reliability or 0.0
     told = f"{chance:.1%}" if chance <= _SUREST else f"more than {_SUREST:.1%}"
     return (
         f"Reliability {told}: the chance that a judge without error, asked about "
         f"all prompts like these, would say so too ({call}as this judge is right in "
-        f"{stage.judge_accuracy:.0%} of comparisons{bias}{overlap})"
+        f"{stage.judge_accuracy:.0%} of comparisons{errors.get(stage.judge_errors, '')}{bias}"
+        f"{overlap})"
     )
 
 

@@ -36,7 +36,7 @@ EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 TOLERANCE = 0.02
 _SHIFT_REACH = 20.0
 _NOISE_REACH = 1000.0
-_HALVINGS = 36
+_HALVINGS = 26
 
 
 @dataclass(frozen=True)
@@ -356,9 +356,9 @@ CHECKS = (
         "TwoStage, arXiv:2508.10530, Algorithm 1; the reliability is ours",
         "The reliability that a measurement prints is the chance that its call is right.",
         "Where every true boundary score that the overlap allows is equally likely beforehand, "
-        "the judge's accuracy in these comparisons is as told, and its errors favour neither "
-        "side beyond the bias told. It matters little whether a judge errs in all comparisons "
-        "alike or in the close ones.",
+        "the judge's accuracy in these comparisons is as told, its errors favour neither side "
+        "beyond the bias told, and of such judges one half errs in all comparisons alike and "
+        "the other in close ones, as long as it is not told which.",
         check_guide,
     ),
 )
