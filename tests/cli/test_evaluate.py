@@ -79,7 +79,11 @@ def test_models_are_judged_compared_and_written(files: dict[str, Path]) -> None:
     assert (out / "leaderboard.csv").read_text().count("\n") == 3
     again = run("--annotations", out / "model-0" / "annotations.json", "--json")
     assert again.exit_code == 0, again.output
-    assert json.loads(again.stdout)["win_rate"] == pytest.approx(100 * wins / 60)
+    told, before = json.loads(again.stdout), result["results"]["m"]
+    assert told["win_rate"] == pytest.approx(100 * wins / 60)
+    name = "length_controlled_win_rate"
+    assert told[name] == pytest.approx(before["controlled"][name])
+    assert told["interval"] == pytest.approx(before["controlled_interval"])
 
 
 def test_a_summary_is_told(files: dict[str, Path]) -> None:

@@ -1,5 +1,6 @@
 """AlpacaEval's files: read as they are, written as they are read."""
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -97,6 +98,25 @@ def test_duplicates_and_several_writers_are_said(tmp_path: Path) -> None:
         load_answers(f"{both}#z")
     with pytest.raises(InputError, match="no file"):
         load_answers(tmp_path / "none.json")
+
+
+def test_lines_of_several_models_are_answers_too_and_may_be_empty(tmp_path: Path) -> None:
+    """As candidates, empty responses are refused; as answers, they may well lose."""
+    lines = [
+        {"index": k, "instruction": f"question {k}", "model": model, "output": text}
+        for model, texts in (("a", ["x", ""]), ("b", ["", "y"]))
+        for k, text in enumerate(texts)
+    ]
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    found = load_answers(f"{path}#a")
+    assert found == answers("a", ["x", ""])
+    with pytest.raises(DataError, match="one generator"):
+        load_answers(path)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(json.dumps(lines[0]) + "\n" + json.dumps(lines[1] | {"output": None}))
+    with pytest.raises(DataError, match="row 1 without text"):
+        load_answers(broken)
 
 
 def test_candidates_files_are_answers_too(tmp_path: Path) -> None:

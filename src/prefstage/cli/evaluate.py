@@ -180,7 +180,7 @@ def _need(expected: str, cure: str) -> None:
 
 
 def _recount(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The win rates of an annotations.json."""
+    """The win rates of an annotations.json; gamed rows take part for AlpacaEval's prompts alone."""
     from prefstage.evaluating import (
         leaderboard_row,
         length_controlled_interval,
@@ -207,6 +207,7 @@ def _recount(given: Mapping[str, Any]) -> dict[str, Any]:
         "len_baseline": [len(row.output_1) for row in rows],
         "instruction": None if None in known else known,
         "lookup": given["lookup"],
+        "regularise": None not in known or given["lookup"] == "as-published",
     }
     found = length_controlled_win_rate(**columns)
     low, high = length_controlled_interval(

@@ -1,6 +1,5 @@
 """One model's answers, each found by its prompt and never by its place in a file."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,9 +98,9 @@ def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> 
     """Load one model's answers.
 
     Args:
-        source: AlpacaEval's ``model_outputs.json``; or any file, folder or Hub id that
-            `load_candidates` reads. ``PATH#WRITER`` takes the answers of one of several
-            writers.
+        source: AlpacaEval's ``model_outputs.json``, or its rows as JSON lines, empty answers
+            included; or any file, folder or Hub id that `load_candidates` reads.
+            ``PATH#WRITER`` takes the answers of one of several writers.
         name: What to call the model; None: as the file says, or the file's name.
 
     Returns:
@@ -113,8 +112,8 @@ def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> 
     if isinstance(source, Answers):
         return source
     path, _, writer = str(source).partition("#")
-    if Path(path).suffix == ".json":
-        rows = _json_rows(Path(path))
+    if path.removesuffix(".gz").endswith((".json", ".jsonl")):
+        rows = _alpaca_rows(Path(path))
         if rows is not None:
             return _alpaca_answers(Path(path), rows, writer or None, name)
     from prefstage.data import load_candidates
@@ -164,19 +163,23 @@ def write_model_outputs(path: Path, answers: Answers, *, dataset: str | None = N
     write_json(path, rows)
 
 
-def _json_rows(path: Path) -> list[dict[str, Any]] | None:
+def _alpaca_rows(path: Path) -> list[dict[str, Any]] | None:
     """The rows of an AlpacaEval outputs file; None if it is something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    from prefstage.data.raw_rows import read_file
+
+    if not path.is_file():
         raise InputError.of(
             saw=f"no file {path}", expected="a file with answers", cure="check the path"
-        ) from None
-    except ValueError:
+        )
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in read_file(path, path.name):
+            if row.fault or not (rows or {"instruction", "output"} <= set(row.values)):
+                return None
+            rows.append(row.values)
+    except DataError:
         return None
-    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
-        return None
-    return value if {"instruction", "output"} <= set(value[0]) else None
+    return None if any(row.get("input") for row in rows) else rows or None
 
 
 def _alpaca_answers(
@@ -192,7 +195,7 @@ def _alpaca_answers(
                 expected="both as text in every row",
                 cure="repair or drop the row",
             )
-        generator = row.get("generator")
+        generator = row.get("generator", row.get("model"))
         if writer is None or generator == writer:
             writers.add(generator)
             answers.append((user_prompt(instruction), output))
