@@ -124,22 +124,27 @@ def beyond(printed: np.ndarray, right: np.ndarray, *, errors: float) -> list[str
     ]
 
 
-def test_the_printed_reliability_is_the_frequency_on_fresh_worlds() -> None:
-    fresh = fresh_calls(AS_TOLD, seed=2026, portions=8)
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, Calls]:
+    return fresh_calls(AS_TOLD, seed=2026, portions=8)
+
+
+def test_the_printed_reliability_is_the_frequency_on_fresh_worlds(fresh: dict[str, Calls]) -> None:
     both = Calls.joined(list(fresh.values()))
     assert beyond(both.printed, both.right, errors=2.5) == []
     for calls in fresh.values():
         assert beyond(calls.printed_told, calls.right, errors=2.5) == []
 
 
-@pytest.mark.parametrize("off_by", [-0.1, 0.1])
-def test_a_wrongly_told_accuracy_is_found_out(off_by: float) -> None:
-    """The test above can fail: so many worlds show a reliability that is wrong."""
-    case = Told("told wrongly", accuracy_off_by=off_by)
-    calls = fresh_calls(case, seed=2027, portions=8)["close pairs"]
+def test_so_many_worlds_find_a_wrong_reliability_out(fresh: dict[str, Calls]) -> None:
+    """The test above can fail: by half the doubt, and by an accuracy that is told too low."""
+    both = Calls.joined(list(fresh.values()))
+    assert len(beyond(1 - (1 - both.printed) / 2, both.right, errors=2.5)) > 2
+    case = Told("told wrongly", accuracy_off_by=-0.1)
+    calls = fresh_calls(case, seed=2027, portions=4)["close pairs"]
     found = beyond(calls.printed_told, calls.right, errors=2.5)
     assert found
-    assert all((": -" in each) == (off_by < 0) for each in found)
+    assert all(": -" in each for each in found)
 
 
 @pytest.mark.slow
