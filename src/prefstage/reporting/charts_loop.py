@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from prefstage.reporting.blocks import Chart, chart_values
-from prefstage.reporting.marks import Spec, chart, quantity, rule_at, series, tooltips
+from prefstage.reporting.marks import Spec, chart, iterations, quantity, rule_at, series, tooltips
 from prefstage.reporting.results import Run
 
 HALF, HALF_PERCENT = 0.5, 50.0
@@ -136,7 +136,7 @@ def _course(
 ) -> Chart:
     """A value by iteration with its interval, a line a run."""
     names = list(dict.fromkeys(str(row["run"]) for row in values))
-    x = quantity("iteration", "iteration", axis={"tickMinStep": 1, "format": "d"})
+    x = iterations(values)
     scale = {"scale": {"domain": domain}} if domain else {}
     colour = series("run", names)
     points = {
@@ -260,7 +260,7 @@ def losses(runs: Sequence[Run]) -> Chart | None:
     line = {
         "mark": {"type": "line", "point": {"size": 20}},
         "encoding": {
-            "x": quantity("step", "optimiser step"),
+            "x": quantity("step", "optimiser step", axis={"tickMinStep": 1}),
             "y": quantity("loss", "training loss"),
             "color": series("series", names),
             "tooltip": tooltips(head),

@@ -9,7 +9,7 @@ import numpy as np
 from prefstage.measuring.flips import FLIP_GROUPS
 from prefstage.reporting.blocks import Chart, chart_values
 from prefstage.reporting.charts_loop import label
-from prefstage.reporting.marks import chart, quantity, series, tooltips
+from prefstage.reporting.marks import chart, iterations, quantity, series, tooltips
 from prefstage.reporting.results import Dynamics, Run
 from prefstage.training.dynamics_measures import metric_name
 
@@ -220,7 +220,7 @@ def distinct_words(runs: Sequence[Run]) -> Chart | None:
     line = {
         "mark": {"type": "line", "point": {"size": 60}},
         "encoding": {
-            "x": quantity("iteration", "iteration", axis={"tickMinStep": 1, "format": "d"}),
+            "x": iterations(values),
             "y": quantity("share", "share of different n-grams", scale={"zero": True}),
             "color": series("series", names),
             "tooltip": tooltips(head),

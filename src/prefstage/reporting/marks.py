@@ -23,6 +23,19 @@ def quantity(field: str, title: str, **more: Any) -> Spec:
     return {"field": field, "type": "quantitative", "title": title, "scale": scale, **more}
 
 
+def iterations(values: Sequence[Mapping[str, Any]]) -> Spec:
+    """The channel of iterations: a tick at each, and none between.
+
+    Args:
+        values: The marks, with their "iteration".
+
+    Returns:
+        The channel.
+    """
+    known = sorted({int(row["iteration"]) for row in values})
+    return quantity("iteration", "iteration", axis={"values": known, "format": "d"})
+
+
 def series(field: str, names: Sequence[str], title: str | None = None, **more: Any) -> Spec:
     """A colour by name; one series alone has no legend.
 

@@ -41,7 +41,8 @@ def _table_section(tabulated: Tabulated, anchor: str, before: str) -> Section:
             rows.append((heading, *[""] * (len(table.head) - 1)))
         rows += [tuple("–" if each is None else str(each) for each in row) for row in entries]
     title = table.title or tabulated.name
-    tables, charts = [Table(title, table.head, tuple(rows))], list[Chart]()
+    caption = f"{tabulated.name}.md, .tex and .csv in the run's tables"
+    tables, charts = [Table(caption, table.head, tuple(rows))], list[Chart]()
     text = "Means ± standard errors over what the rows and blocks do not name, such as seeds."
     if agreement is not None:
         charts += _advantages(agreement["means"]["starts"], anchor)

@@ -32,12 +32,21 @@
     tip.style.top = `${Math.max(4, top)}px`;
   };
 
+  const views = [];
+  const PAPER = 640; // pixels that a chart is wide on paper
+  const sized = (width) => {
+    for (const [view, place] of views) view.width(width || place.clientWidth).run();
+  };
+  window.addEventListener("beforeprint", () => sized(PAPER));
+  window.addEventListener("afterprint", () => sized(0));
+
   const draw = async () => {
     for (const place of document.querySelectorAll("[data-chart]")) {
       place.replaceChildren();
-      await window.vegaEmbed(place, specs[place.dataset.chart], {
+      const { view } = await window.vegaEmbed(place, specs[place.dataset.chart], {
         mode: "vega", renderer: "svg", actions: false, ast: true, tooltip: tell, loader, defaultStyle: false,
       });
+      views.push([view, place]);
       await new Promise((resolve) => setTimeout(resolve));
     }
     document.documentElement.dataset.charts = "drawn";

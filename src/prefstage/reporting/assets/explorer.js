@@ -4,7 +4,7 @@
   const SPARE = 8;
   const FIRST = 20000; // characters of a text shown at once; a button shows the rest
   const PRINTED = 10; // pairs on paper
-  const ON_PAPER = 2000; // characters of a text there
+  const ON_PAPER = 1000; // characters of a text there
   const NUMBERS = { gap: "score gap", ratio: "log-ratio c", disagreement: "disagreement", loss: "loss" };
   const GROUPS = {
     "correct->correct": "right, kept", "correct->incorrect": "right → wrong",
@@ -251,7 +251,7 @@
   };
 
   // Characters that are not seen, or that turn the direction of what follows, are told by number.
-  const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+  const HIDDEN = /\r(?!\n)|[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
   const plain = (into, text) => {
     let from = 0;
     for (const match of text.matchAll(HIDDEN)) {
@@ -336,7 +336,7 @@
     const told = `${shown.length} of ${state.found.length.toLocaleString("en")} ${word} in the order of the list` +
       (left ? `; ${left.toLocaleString("en")} are not printed, the page itself holds them.` : ".");
     $("printed").replaceChildren(make("p", "found", told), ...shown.map((at) => {
-      const pair = make("article", "printed-pair");
+      const pair = make("article", "pair printed-pair");
       pair.append(...view(at, ON_PAPER));
       return pair;
     }));
