@@ -158,7 +158,7 @@ def test_the_examples_are_grids(file):
     found = load_grid(file)
     assert found.cells
     assert found.tables
-    assert found.axes["seed"] == [0, 1, 2]
+    assert len(found.axes["seed"]) == 3
 
 
 @pytest.mark.slow
