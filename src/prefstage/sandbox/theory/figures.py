@@ -8,8 +8,8 @@ from prefstage.core.errors import MissingDependencyError
 from prefstage.core.files import atomic_path
 from prefstage.sandbox.theory.evidence import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-STYLES = ("-", "--", ":", "-.")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 _DOTS_PER_INCH = 110
 
 
