@@ -145,9 +145,7 @@ def test_the_number_of_beams_is_part_of_what_an_answer_depends_on(policy, tokeni
     assert SamplingConfig(**one.config.model_dump()) == one.config
 
 
-@pytest.mark.parametrize(
-    "spec", ["openai:m@http://127.0.0.1:9", "serve:echo m --port {port}"]
-)
+@pytest.mark.parametrize("spec", ["openai:m@http://127.0.0.1:9", "serve:echo m --port {port}"])
 def test_servers_refuse_beams(spec):
     with pytest.raises(InputError, match=r"beams=3 with a server.*leave beams out"):
         load_sampler(spec, GREEDY)
