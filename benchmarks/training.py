@@ -37,91 +37,16 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from scoring import MIB, floor_flops, matrix_rate, memory_now, memory_peak, tell
+from machine import MIB, floor_flops, matrix_rate, memory_now, memory_peak, tell
+from training_pairs import ANSWERS, HH, Setup, in_our_order, pairs_of
 
-HH, ANSWERS = "HH pairs", "AlpacaEval answers"
 OURS, DEFAULTS, BEST, HUGE = "prefstage", "TRL defaults", "TRL best, ", ", huge pages"
 SIDES = (OURS, DEFAULTS, BEST + "1")
 WARM = 2  # first steps left out: memory still grows in them
-MAX_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What is trained on what, and for how long."""
-
-    model: str
-    shared: str
-    device: str
-    threads: int
-    batch: int
-    steps: int
-    workload: str
-    seed: int = 0
-
-    @property
-    def pairs(self) -> int:
-        """Pairs of one epoch: what is trained on, and no pair twice."""
-        return self.batch * self.steps
-
-
-# --- Pairs --------------------------------------------------------------------------------
-
-
-def pairs_of(setup: Setup, *, quiet: bool = True) -> list[dict[str, Any]]:
-    """Pairs in TRL's conversational format, evenly spread over the data.
-
-    Pairs of more than 1,024 tokens a side are left out and counted, since TRL cuts them.
-    """
-    from prefstage.data import ResponseEncoder, load_candidates, load_pairs, load_tokenizer
-
-    data = Path(setup.shared) / "data"
-    skipped = {"on_bad_row": "quarantine", "quarantine_file": os.devnull}
-    encoder = ResponseEncoder(load_tokenizer(setup.model))
-    if setup.workload == HH:
-        found = [
-            {
-                "prompt": p.prompt,
-                "chosen": p.chosen[0]["content"],
-                "rejected": p.rejected[0]["content"],
-            }
-            for p in load_pairs(str(data / "hh_rlhf_harmless_test.jsonl.gz"), **skipped)
-        ]
-    else:
-        found = [
-            {"prompt": c.prompt, "chosen": c.responses[i], "rejected": c.responses[i + 1]}
-            for c in load_candidates(str(data / "alpacaeval_small.jsonl.gz"), **skipped)
-            for i in range(0, len(c.responses) - 1, 2)
-            if c.responses[i] != c.responses[i + 1]
-        ]
-    step = max(1, len(found) // (setup.pairs + setup.pairs // 4 + 1))
-    kept, left_out = list[dict[str, Any]](), 0
-    for pair in found[::step]:
-        tree = encoder.encode(pair["prompt"], (pair["chosen"], pair["rejected"]))
-        if len(tree.prompt_ids) + max(map(len, tree.response_ids)) > MAX_TOKENS:
-            left_out += 1
-            continue
-        kept.append(as_row(pair))
-        if len(kept) == setup.pairs:
-            break
-    if not quiet:
-        tell(f"{setup.workload}: {len(kept)} pairs, {left_out} left out as too long")
-    return kept
-
-
-def as_row(pair: dict[str, Any]) -> dict[str, Any]:
-    """A pair as TRL and prefstage both read it."""
-
-    def turn(text: str) -> list[dict[str, str]]:
-        return [{"role": "assistant", "content": text}]
-
-    prompt = [{"role": m["role"], "content": m["content"]} for m in pair["prompt"]]
-    return {"prompt": prompt, "chosen": turn(pair["chosen"]), "rejected": turn(pair["rejected"])}
 
 
 # --- What the processes do ----------------------------------------------------------------
@@ -203,13 +128,6 @@ def work(end: Connection, setup: Setup, side: str) -> None:
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         end.send({"losses": losses, "peak": memory_peak(setup.device)})
-
-
-def in_our_order(rows: list[dict[str, Any]], setup: Setup) -> list[dict[str, Any]]:
-    """The rows in the order in which prefstage trains on them."""
-    from prefstage.training.order import epoch_order
-
-    return [rows[i] for i in epoch_order(len(rows), seed=setup.seed, epoch=0)]
 
 
 def our_trainer(
