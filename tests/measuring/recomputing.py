@@ -14,6 +14,17 @@ import torch
 
 from prefstage.core.seeds import seed_for
 from prefstage.data.records import Candidates, Pair
+from tests.measuring.recomputing_figures import (
+    bootstrap,
+    correlation,
+    distribution,
+    diversity,
+    histogram,
+    kappa,
+    softplus,
+    vote,
+    wilson,
+)
 
 NOT_FIGURES = {"dataset", "policy", "reference", "config", "warnings", "seconds"}
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
@@ -93,7 +104,7 @@ def expected_report(
         "consistency": None,
         "own_answers": None,
         "distinctness": _distinctness(pairs, sides, own, forward) if own else None,
-        "diversity": _diversity(own) if own else None,
+        "diversity": diversity([row.responses for row in own]) if own else None,
         "left_out": {},
     }
     if judge is not None:
@@ -138,29 +149,21 @@ def _data(pairs: Sequence[Pair]) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     if scored:
         missing = len(pairs) - len(scored)
-        scores["chosen"] = _distribution([p.score_chosen for p in scored], missing)
-        scores["rejected"] = _distribution([p.score_rejected for p in scored], missing)
-        scores["gap"] = _distribution(gaps, missing)
+        scores["chosen"] = distribution([p.score_chosen for p in scored], missing)
+        scores["rejected"] = distribution([p.score_rejected for p in scored], missing)
+        scores["gap"] = distribution(gaps, missing)
     return {
         "pairs": len(pairs),
         "prompts": len({p.prompt_id for p in pairs}),
         "ties": len(pairs) - len(labelled),
         "votes": sum(p.agreement is not None for p in pairs),
         "identical": sum(_text(p.chosen) == _text(p.rejected) for p in pairs),
-        "characters": {name: _distribution(values) for name, values in lengths.items()},
-        "longer_wins": np.mean([_vote(each) for each in apart]) if apart else None,
-        "length_correlation": _correlation(apart),
+        "characters": {name: distribution(values) for name, values in lengths.items()},
+        "longer_wins": np.mean([vote(each) for each in apart]) if apart else None,
+        "length_correlation": correlation(apart),
         "scores": scores,
-        "gap_histogram": _histogram(gaps) if scored else None,
+        "gap_histogram": histogram(gaps) if scored else None,
     }
-
-
-def _correlation(apart: Sequence[float]) -> float | None:
-    """Pearson's, of the difference and the label, each pair in both orders."""
-    both = [(d, 1) for d in apart] + [(-d, -1) for d in apart]
-    if not any(apart):
-        return None
-    return float(np.corrcoef(*zip(*both, strict=True))[0, 1])
 
 
 def _rankings(pairs: Sequence[Pair], sides: Any, resamples: int) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def _rankings(pairs: Sequence[Pair], sides: Any, resamples: int) -> dict[str, An
     normalised = [float(w >= ell) for w, ell in means]
 
     def interval(values: Sequence[float], over: Sequence[int]) -> dict[str, Any] | None:
-        return _bootstrap([values[n] for n in over], [ids[n] for n in over], resamples)
+        return bootstrap([values[n] for n in over], [ids[n] for n in over], resamples)
 
     ties = {}
     if len(kept) < len(pairs):
@@ -251,7 +254,7 @@ def _learnability(pairs: Sequence[Pair], sides: Any) -> dict[str, Any]:
         for x in c
     ]
     names = ("easy", "easy to flip", "between", "hard")
-    shown = _histogram(c)
+    shown = histogram(c)
     examples = {}
     for name in ("easy", "easy to flip", "hard"):
         inside = sorted((x, n) for n, x in enumerate(c) if group[n] == name)
@@ -267,9 +270,9 @@ def _learnability(pairs: Sequence[Pair], sides: Any) -> dict[str, Any]:
             "share_of_wrong": np.mean([x <= limit for x in wrong]) if wrong else None,
             "share_right": np.mean([x <= limit for x in c]),
         },
-        "log_ratio": _distribution(c),
+        "log_ratio": distribution(c),
         "histogram": shown,
-        "thresholds": [_softplus(-0.1 * edge) for edge in shown["edges"]],
+        "thresholds": [softplus(-0.1 * edge) for edge in shown["edges"]],
         "examples": examples,
     }
 
@@ -283,7 +286,7 @@ def _example(pair: Pair, c: float) -> dict[str, Any]:
 
 def _judge(pairs: Sequence[Pair], rewards: Any, name: str) -> dict[str, Any]:
     labelled = [n for n, p in enumerate(pairs) if p.agreement != 0.5]
-    votes = [_vote(w - ell) for w, ell in rewards]
+    votes = [vote(w - ell) for w, ell in rewards]
     apart = [len(_text(p.chosen)) - len(_text(p.rejected)) for p in pairs]
     agreement = np.mean([votes[n] for n in labelled])
     longer = [votes[n] if apart[n] > 0 else 1 - votes[n] for n in labelled if apart[n]]
@@ -296,31 +299,19 @@ def _judge(pairs: Sequence[Pair], rewards: Any, name: str) -> dict[str, Any]:
             "judge_ties": sum(votes[n] == 0.5 for n in labelled),
             "undecided": 0,
             "agreement": agreement,
-            "interval": _wilson(agreement, len(labelled)),
-            "longer_wins": np.mean([_vote(apart[n]) for n in labelled]),
+            "interval": wilson(agreement, len(labelled)),
+            "longer_wins": np.mean([vote(apart[n]) for n in labelled]),
             "prefers_longer": np.mean(longer) if longer else None,
         },
-        "kappa": _kappa(labels, votes),
+        "kappa": kappa(labels, votes),
         "position_bias": None,
         "position_note": "scores each response by itself: no place to prefer",
         "scores": {
-            "chosen": _distribution([w for w, _ in rewards]),
-            "rejected": _distribution([ell for _, ell in rewards]),
-            "gap": _distribution([w - ell for w, ell in rewards]),
+            "chosen": distribution([w for w, _ in rewards]),
+            "rejected": distribution([ell for _, ell in rewards]),
+            "gap": distribution([w - ell for w, ell in rewards]),
         },
     }
-
-
-def _kappa(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Cohen's κ of three categories, each pair in both orders."""
-    both = [*zip(first, second, strict=True)]
-    both += [(1 - a, 1 - b) for a, b in both]
-    observed = np.mean([a == b for a, b in both])
-    shares = [
-        [np.mean([each[k] == kind for each in both]) for kind in (0.0, 0.5, 1.0)] for k in (0, 1)
-    ]
-    chance = sum(a * b for a, b in zip(*shares, strict=True))
-    return float((observed - chance) / (1 - chance)) if chance < 1 else None
 
 
 def _own(pairs: Sequence[Pair], own: Sequence[Candidates], reward: Reward) -> dict[str, Any]:
@@ -334,7 +325,7 @@ def _own(pairs: Sequence[Pair], own: Sequence[Candidates], reward: Reward) -> di
         mine, pair = draw.choice(rows[0].responses), draw.choice(theirs)
         for place, side in enumerate((pair.chosen, pair.rejected)):
             gap = reward(pair.prompt, mine) - reward(pair.prompt, _text(side))
-            against[place].append(0.5 if mine == _text(side) else _vote(gap))
+            against[place].append(0.5 if mine == _text(side) else vote(gap))
         apart = len(mine) - len(_text(pair.chosen))
         if apart:
             longer.append(against[0][-1] if apart > 0 else 1 - against[0][-1])
@@ -342,7 +333,7 @@ def _own(pairs: Sequence[Pair], own: Sequence[Candidates], reward: Reward) -> di
     return {
         "prompts": count,
         "win_rate": np.mean(against[0]),
-        "interval": _wilson(np.mean(against[0]), count),
+        "interval": wilson(np.mean(against[0]), count),
         "boundary_score": np.mean(against),
         "longer_wins": np.mean(longer) if longer else None,
     }
@@ -363,91 +354,6 @@ def _distinctness(
         shares.append(np.mean([mine > theirs for mine in on for theirs in off.values()]))
         comparisons += len(on) * len(off)
     return {"prompts": len(shares), "comparisons": comparisons, "share": np.mean(shares)}
-
-
-def _diversity(own: Sequence[Candidates]) -> dict[str, Any]:
-    from sacrebleu.metrics import BLEU
-
-    several = [row.responses for row in own if len(row.responses) > 1]
-    bleu = BLEU(effective_order=True)
-    alike = [
-        np.mean(
-            [
-                bleu.sentence_score(text, [t for k, t in enumerate(texts) if k != n]).score
-                for n, text in enumerate(texts)
-            ]
-        )
-        for texts in several
-    ]
-    return {
-        "prompts": len(several),
-        "prompts_with_one_response": len(own) - len(several),
-        "distinct_1": np.mean([_distinct(texts, 1) for texts in several]),
-        "distinct_2": np.mean([_distinct(texts, 2) for texts in several]),
-        "self_bleu": np.mean(alike),
-    }
-
-
-def _distinct(texts: Sequence[str], size: int) -> float:
-    grams = []
-    for text in texts:
-        words = text.lower().split()
-        grams += [" ".join(words[n : n + size]) for n in range(len(words) - size + 1)]
-    return len(set(grams)) / len(grams)
-
-
-def _bootstrap(values: Sequence[float], ids: Sequence[str], resamples: int) -> dict[str, Any]:
-    groups: dict[str, list[float]] = {}
-    for value, prompt_id in zip(values, ids, strict=True):
-        groups.setdefault(prompt_id, []).append(value)
-    clusters = list(groups.values())
-    draws = np.random.default_rng(seed_for(0, "bootstrap"))
-    means = []
-    for row in draws.integers(len(clusters), size=(resamples, len(clusters))):
-        drawn = [value for place in row for value in clusters[place]]
-        means.append(sum(drawn) / len(drawn))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {
-        "mean": np.mean(values),
-        "low": low,
-        "high": high,
-        "confidence": 0.95,
-        "prompts": len(clusters),
-    }
-
-
-def _distribution(values: Sequence[float], missing: int = 0) -> dict[str, Any]:
-    low, q25, median, q75, high = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
-    return {
-        "mean": np.mean(values),
-        "std": np.std(values, ddof=1) if len(values) > 1 else None,
-        "min": low,
-        "q25": q25,
-        "median": median,
-        "q75": q75,
-        "max": high,
-        "count": len(values),
-        "missing": missing,
-    }
-
-
-def _histogram(values: Sequence[float]) -> dict[str, Any]:
-    counts, edges = np.histogram(values, bins=20)
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
-
-
-def _wilson(share: float, count: int) -> list[float]:
-    """The roots of (p - x)² = z² x(1 - x)/n."""
-    z2 = 1.959963984540054**2 / count
-    return sorted(np.roots([1 + z2, -(2 * share + z2), share**2]).real.tolist())
-
-
-def _vote(apart: float) -> float:
-    return 0.5 if apart == 0 else float(apart > 0)
-
-
-def _softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
 def _text(side: Any) -> str:
