@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from prefstage.aligning import align
+from prefstage.aligning import align, plan_alignment
 from prefstage.cli.main import app
 from prefstage.core.errors import ConfigError, DataError
 from tests.aligning.tiny_world import settings
@@ -71,6 +71,32 @@ def test_bad_rows_are_put_aside_and_the_rest_is_as_without_them(
         assert ours["stage"] == theirs["stage"]
         assert ours["evaluation"] == theirs["evaluation"]
         assert ours["pairs"] == theirs["pairs"]
+
+
+def test_bad_rows_are_errors_again_where_they_were_put_aside_before(
+    world: Path, tmp_path: Path, spoilt: dict[str, str]
+) -> None:
+    out, given = tmp_path / "run", {**recipe(world, spoilt), "schedule": "off", "iterations": 1}
+    aside = {**given, "on_bad_row": "quarantine"}
+    assert align(aside, out=out).result["put_aside"]
+    with pytest.raises(DataError, match="bad of"):
+        align({**given, "on_bad_row": "error"}, out=out)
+    assert {each.did for each in align(aside, out=out).steps} == {"reused"}
+
+
+@pytest.mark.parametrize("schedule", ["off", "on", {"mix": 0.5}, "per-prompt"], ids=str)
+def test_every_step_that_reads_data_is_named_by_what_becomes_of_bad_rows(
+    world: Path, tmp_path: Path, schedule: Any
+) -> None:
+    given = settings(world, schedule=schedule, iterations=1)
+    keys = [
+        {each.step for each in plan_alignment({**given, "on_bad_row": asked}, out=tmp_path / "new")}
+        for asked in ("error", "quarantine")
+    ]
+    assert None not in keys[0] | keys[1]
+    assert not keys[0] & keys[1]
+    default = {each.step for each in plan_alignment(given, out=tmp_path / "new")}
+    assert default == keys[0]
 
 
 def test_prompts_of_their_own_are_covered(

@@ -64,6 +64,7 @@ class Chain:
         settings = {
             "measure": self.measure_config.model_dump(mode="json"),
             **self._sampling(self.own_sampling, policy),
+            **self._bad_rows,
         }
         inputs = {"off_policy": self.fingerprint(self.off_policy), "judge": self._judge}
         return Step("measure", settings, {"policy": policy.key}, inputs)
@@ -71,12 +72,14 @@ class Chain:
     def sample(self, policy: Policy) -> Step:
         """A policy's answers to the prompts of training."""
         settings = {"for": "training", **self._sampling(self.own_sampling, policy)}
+        settings |= self._bad_rows
         inputs = {"prompts": self.fingerprint(self.prompts)}
         return Step("sample", settings, {"policy": policy.key}, inputs)
 
     def answer(self, policy: Policy, evaluate: EvaluateSettings) -> Step:
         """A policy's answers to the held-out prompts."""
         settings = {"for": "evaluation", **self._sampling(self.held_out_sampling(evaluate), policy)}
+        settings |= self._bad_rows
         inputs = {"prompts": self.fingerprint(evaluate.prompts)}
         return Step("sample", settings, {"policy": policy.key}, inputs)
 
@@ -113,6 +116,7 @@ class Chain:
         reads = {role: step.key for role, step in given.items() if step is not None}
         if data == "off":
             settings["method"] = self.method_off
+            settings |= self._bad_rows
             inputs["off_policy"] = self.fingerprint(self.off_policy)
         elif data == "mix":
             settings["method"] = {"name": "mixing", **self.mixing(rule)}
@@ -168,6 +172,12 @@ class Chain:
         config = self.recipe.seeded(evaluate.sampling or self.recipe.sampling)
         found: SamplingConfig = config.model_copy(update={"responses": 1})
         return found
+
+    @property
+    def _bad_rows(self) -> dict[str, str]:
+        """Of steps that read data: what is made without bad rows is not what all rows make."""
+        asked = self.recipe.on_bad_row
+        return {} if asked == "error" else {"on_bad_row": asked}
 
     @property
     def method_off(self) -> str | dict[str, Any]:
