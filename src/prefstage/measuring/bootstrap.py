@@ -2,9 +2,11 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prefstage.core.errors import InputError
@@ -77,17 +79,7 @@ def bootstrap_interval(
     index = np.array([places[prompt] for prompt in prompt_ids])
     totals = np.bincount(index, weights=exactly.cpu().numpy())
     counts = np.bincount(index)
-    rng = np.random.default_rng(seed_for(seed, "bootstrap"))
-    rows = max(1, _DRAWS_AT_ONCE // len(places))
-    means = np.concatenate(
-        [
-            totals[drawn].sum(1) / counts[drawn].sum(1)
-            for start in range(0, resamples, rows)
-            for drawn in [
-                rng.integers(len(places), size=(min(rows, resamples - start), len(places)))
-            ]
-        ]
-    )
+    means = _resampled_means(totals, counts, resamples, seed)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(
         mean=float(totals.sum() / counts.sum()),
@@ -96,3 +88,24 @@ def bootstrap_interval(
         confidence=confidence,
         prompts=len(places),
     )
+
+
+def _resampled_means(
+    totals: NDArray[Any], counts: NDArray[Any], resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Means of prompts drawn with replacement, a few resamples at once. [resamples].
+
+    Args:
+        totals: Sum over each prompt's pairs. [prompts].
+        counts: Number of each prompt's pairs. [prompts].
+        resamples: How many.
+        seed: Of the draws.
+    """
+    prompts = len(totals)
+    rng = np.random.default_rng(seed_for(seed, "bootstrap"))
+    at_once = max(1, _DRAWS_AT_ONCE // prompts)
+    means = []
+    for begin in range(0, resamples, at_once):
+        drawn = rng.integers(prompts, size=(min(at_once, resamples - begin), prompts))
+        means.append(totals[drawn].sum(1) / counts[drawn].sum(1))
+    return np.concatenate(means)

@@ -117,40 +117,60 @@ def diagnose(
     """
     config, started = config or DiagnosisConfig(), time.perf_counter()
     _check(policy, reference, judge, second_judge)
-    texted, left_out = _usable(pairs, name, config)
-    scored = score_pairs(texted, policy.scorer, policy.encoder) if policy else None
-    before = score_pairs(texted, reference.scorer, reference.encoder) if reference else None
-    asked = time.perf_counter()
-    judged = [judge_figures(texted, each) for each in (judge, second_judge) if each is not None]
-    judging = time.perf_counter() - asked
-    start = before or scored
+    usable, left_out = _usable(pairs, name, config)
+    seen = _observe(usable, policy, reference, judge, second_judge)
     report: dict[str, Any] = {
         "dataset": name,
         "policy": policy.name if policy else None,
         "reference": reference.name if reference else None,
         "config": config.model_dump(mode="json"),
-        "data": asdict(data_figures(texted)),
-        "rankings": asdict(rankings_of(texted, scored, before, config)) if scored else None,
-        "learnability": asdict(learnability_of(texted, start, config)) if start else None,
-        "judge": _told(judged, 0),
-        "second_judge": _told(judged, 1),
-        "consistency": _consistency(judged, scored),
-        "own_answers": None,
-        "distinctness": None,
-        "diversity": diversity_of(on_policy) if on_policy is not None else None,
+        "data": asdict(data_figures(usable)),
+        **_scored_figures(seen, config),
+        **_judged_figures(seen),
+        **_own_figures(on_policy, seen, policy, judge, seed=config.seed),
         "left_out": left_out,
     }
-    if on_policy is not None and judge is not None:
-        report["own_answers"] = answer_quality(on_policy, texted, judge, seed=config.seed)
-    if on_policy is not None and policy is not None and scored is not None:
-        report["distinctness"] = own_distinctness(on_policy, texted, scored, policy)
     report["warnings"] = warnings_of(report)
-    report["seconds"] = {
+    report["seconds"] = {**seen.seconds, "total": time.perf_counter() - started}
+    return Diagnosis(report, seen.scored, seen.before)
+
+
+@dataclass(frozen=True)
+class _Observations:
+    """What models and judges say of the pairs: every table comes from this.
+
+    Attributes:
+        pairs: The pairs that were used.
+        scored: Their log-probs under the policy.
+        before: Under the reference.
+        judged: What each judge says; none, the first's, or both.
+        seconds: That scoring and judging took.
+    """
+
+    pairs: Sequence[Pair]
+    scored: PairLogProbs | None
+    before: PairLogProbs | None
+    judged: Sequence[JudgeFigures]
+    seconds: Mapping[str, float]
+
+
+def _observe(
+    pairs: Sequence[Pair],
+    policy: ScoredBy | None,
+    reference: ScoredBy | None,
+    judge: Judge | None,
+    second_judge: Judge | None,
+) -> _Observations:
+    """Score the pairs once by each model, judge them once by each judge."""
+    scored = score_pairs(pairs, policy.scorer, policy.encoder) if policy else None
+    before = score_pairs(pairs, reference.scorer, reference.encoder) if reference else None
+    asked = time.perf_counter()
+    judged = [judge_figures(pairs, each) for each in (judge, second_judge) if each is not None]
+    seconds = {
         "scoring": sum(each.seconds for each in (scored, before) if each is not None),
-        "judging": judging,
-        "total": time.perf_counter() - started,
+        "judging": time.perf_counter() - asked,
     }
-    return Diagnosis(report, scored, before)
+    return _Observations(pairs, scored, before, judged, seconds)
 
 
 def _check(
@@ -193,6 +213,44 @@ def _usable(
         left_out["pairs without one of their sides"] = len(rows) - whole
         rows = [pair for pair in rows if pair.chosen and pair.rejected]
     return rows, left_out
+
+
+def _scored_figures(seen: _Observations, config: DiagnosisConfig) -> dict[str, Any]:
+    """What the models' log-probs say; null without them."""
+    pairs, scored, start = seen.pairs, seen.scored, seen.before or seen.scored
+    return {
+        "rankings": asdict(rankings_of(pairs, scored, seen.before, config)) if scored else None,
+        "learnability": asdict(learnability_of(pairs, start, config)) if start else None,
+    }
+
+
+def _judged_figures(seen: _Observations) -> dict[str, Any]:
+    """What each judge says, and how far judges and policy agree; null without them."""
+    return {
+        "judge": _told(seen.judged, 0),
+        "second_judge": _told(seen.judged, 1),
+        "consistency": _consistency(seen.judged, seen.scored),
+    }
+
+
+def _own_figures(
+    own: Sequence[Candidates] | None,
+    seen: _Observations,
+    policy: ScoredBy | None,
+    judge: Judge | None,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """How the policy's own answers compare with the pairs' responses; null without them."""
+    found: dict[str, Any] = {"own_answers": None, "distinctness": None, "diversity": None}
+    if own is None:
+        return found
+    found["diversity"] = diversity_of(own)
+    if judge is not None:
+        found["own_answers"] = answer_quality(own, seen.pairs, judge, seed=seed)
+    if policy is not None and seen.scored is not None:
+        found["distinctness"] = own_distinctness(own, seen.pairs, seen.scored, policy)
+    return found
 
 
 def _told(judged: Sequence[JudgeFigures], place: int) -> dict[str, Any] | None:
