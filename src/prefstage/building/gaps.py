@@ -82,33 +82,21 @@ def gap_quality_pairs(
         not published; this way is ours.
     """
     targets = _targets(rows, large_gap, small_gap, tolerance)
-    found = array("d")  # eight bytes a number, however many prompts
-    for row in rows():
-        choices = _choices(usable_responses(row, Account()), targets)
-        found.extend(a.score - b.score for a, b in choices or ())
-    if not found:
-        raise _nothing()
-    gaps = np.frombuffer(found).reshape(-1, 4)
+    gaps = _gaps(rows, targets)
     kept = match_means(gaps, targets.tolerance)
     account.figures |= _figures(targets, gaps[kept])
-    number = 0
+    keeps = iter(kept)
     for row in rows():
         account.prompts += 1
-        responses = usable_responses(row, account)
-        choices = _choices(responses, targets)
+        choices = _choices(usable_responses(row, account), targets)
         if choices is None:
             account.skip("prompt without pairs for all six sets", row.prompt_id)
             continue
-        number += 1
-        if not kept[number - 1]:
+        if not next(keeps):
             account.skip("prompt left out to match the gap means", row.prompt_id)
             continue
         account.pairs += len(PARTS)
-        six = [*choices, (choices[0][0], choices[2][1]), (choices[2][0], choices[3][1])]
-        yield [
-            built_of(row, *pair, method="gap-quality", part=part, judge=judge_name)
-            for part, pair in zip(PARTS, six, strict=True)
-        ]
+        yield _group(row, choices, judge_name)
 
 
 def match_means(gaps: np.ndarray[Any, Any], tolerance: float) -> np.ndarray[Any, Any]:
@@ -176,6 +164,17 @@ def _targets(
     return GapTargets(large, small, tolerance)
 
 
+def _gaps(rows: Callable[[], Iterable[Candidates]], targets: GapTargets) -> np.ndarray[Any, Any]:
+    """Gap of the LG-HQ, LG-LQ, SG-HQ and SG-LQ pair of each prompt that has them. [prompts, 4]."""
+    found = array("d")  # eight bytes a number, however many prompts
+    for row in rows():
+        choices = _choices(usable_responses(row, Account()), targets)
+        found.extend(a.score - b.score for a, b in choices or ())
+    if not found:
+        raise _nothing()
+    return np.frombuffer(found).reshape(-1, 4)
+
+
 def _half(responses: Sequence[Scored]) -> int:
     """Place of the first response of the worse half."""
     return (len(responses) + 1) // 2
@@ -202,6 +201,15 @@ def _choices(responses: Sequence[Scored], targets: GapTargets) -> list[_Choice] 
     if not below:
         return None
     return [large_high, large_low, _nearest(below, targets.small), small_low]
+
+
+def _group(row: Candidates, choices: Sequence[_Choice], judge_name: str | None) -> Group:
+    """The four pairs and the two counterfactuals made of their responses."""
+    six = [*choices, (choices[0][0], choices[2][1]), (choices[2][0], choices[3][1])]
+    return [
+        built_of(row, *pair, method="gap-quality", part=part, judge=judge_name)
+        for part, pair in zip(PARTS, six, strict=True)
+    ]
 
 
 def _nearest(pairs: Sequence[_Choice], gap: float) -> _Choice:
