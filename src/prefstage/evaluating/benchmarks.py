@@ -100,12 +100,6 @@ def run_benchmarks(
             stack.enter_context(_settled_languages())
         names = _local_tasks(Path(folder), manager_of(), shots, files)
         manager = manager_of(include_path=folder)
-        arguments = {"model": model, **harness}
-        if isinstance(model, str | Path):
-            arguments |= {"model": "hf", "model_args": f"pretrained={model}"}
-            arguments.setdefault("device", _device())
-        if max_new_tokens is not None:
-            arguments["gen_kwargs"] = {"max_gen_toks": max_new_tokens}
         _set_shots(manager, {names[task]: number for task, number in shots.items()})
         # one call, in which the harness's tasks share generators as in anybody's call of it
         found = lm_eval.simple_evaluate(
@@ -113,9 +107,22 @@ def run_benchmarks(
             log_samples=False,
             limit=limit,
             task_manager=manager,
-            **arguments,
+            **_arguments(model, harness, max_new_tokens),
         )
     return [each for name, local in names.items() for each in _scores(name, local, found)]
+
+
+def _arguments(
+    model: Any, harness: Mapping[str, Any], max_new_tokens: int | None
+) -> dict[str, Any]:
+    """What the harness is told of the model and of its answers."""
+    arguments = {"model": model, **harness}
+    if isinstance(model, str | Path):
+        arguments |= {"model": "hf", "model_args": f"pretrained={model}"}
+        arguments.setdefault("device", _device())
+    if max_new_tokens is not None:
+        arguments["gen_kwargs"] = {"max_gen_toks": max_new_tokens}
+    return arguments
 
 
 def _set_shots(manager: Any, shots: Mapping[str, int | None]) -> None:

@@ -78,16 +78,11 @@ def compare_win_rates(
         Westfall and Young 1993, Resampling-Based Multiple Testing, Alg. 2.5 (single step).
     """
     _check_comparable(results, confidence)
-    prompts = sorted({v.prompt_id for each in results.values() for v in each.verdicts})
-    place = {prompt_id: k for k, prompt_id in enumerate(prompts)}
-    y = np.full((len(results), len(prompts)), np.nan)
-    for row, each in enumerate(results.values()):
-        for verdict in each.verdicts:
-            y[row, place[verdict.prompt_id]] = verdict.preference
-    names = list(results)
-    pairs = list(combinations(range(len(names)), 2))
+    y = _preferences(results)
+    pairs = list(combinations(range(len(results)), 2))
+    names = list(combinations(results, 2))
     d = np.stack([y[i] - y[j] for i, j in pairs])
-    _check_overlap(d, [(names[i], names[j]) for i, j in pairs])
+    _check_overlap(d, names)
     at_stop = confidence_at_stop(
         confidence,
         max(each.looks for each in results.values()),
@@ -95,24 +90,53 @@ def compare_win_rates(
     )
     intervals = paired_differences(y, confidence=at_stop, resamples=resamples, seed=seed)
     p_values = _adjusted_p_values(d, resamples, seed, (1 - confidence) / (1 - at_stop))
-    lines = []
-    for (i, j), values, p in zip(pairs, d, p_values, strict=True):
-        told = values[~np.isnan(values)]
-        mean = float(told.mean())
-        low, high = intervals[i, j]
-        lines.append(
-            Difference(
-                first=names[i],
-                second=names[j],
-                difference=100 * mean,
-                standard_error=100 * float(told.std(ddof=1) / np.sqrt(len(told))),
-                interval=(100 * low, 100 * high),
-                p_value=p,
-                better=names[i if mean > 0 else j] if p <= 1 - confidence and mean else None,
-                prompts=len(told),
-            )
-        )
-    return lines
+    return [
+        _difference(names[k], d[k], intervals[pair], p_values[k], level=1 - confidence)
+        for k, pair in enumerate(pairs)
+    ]
+
+
+def _preferences(results: Mapping[str, WinRate]) -> Floats:
+    """Each model's preference on each prompt; NaN where there is none. [models, prompts]."""
+    prompts = sorted({v.prompt_id for each in results.values() for v in each.verdicts})
+    place = {prompt_id: k for k, prompt_id in enumerate(prompts)}
+    y = np.full((len(results), len(prompts)), np.nan)
+    for row, each in enumerate(results.values()):
+        for verdict in each.verdicts:
+            y[row, place[verdict.prompt_id]] = verdict.preference
+    return y
+
+
+def _difference(
+    names: tuple[str, str],
+    values: Floats,
+    interval: tuple[float, float],
+    p_value: float,
+    *,
+    level: float,
+) -> Difference:
+    """The table's line of two models.
+
+    Args:
+        names: Of both.
+        values: Preference of the first less that of the second, NaN where one lacks. [prompts].
+        interval: Of the mean of `values`.
+        p_value: Adjusted.
+        level: At most so large a p-value decides which is better.
+    """
+    told = values[~np.isnan(values)]
+    mean = float(told.mean())
+    first, second = names
+    return Difference(
+        first=first,
+        second=second,
+        difference=100 * mean,
+        standard_error=100 * float(told.std(ddof=1) / np.sqrt(len(told))),
+        interval=(100 * interval[0], 100 * interval[1]),
+        p_value=p_value,
+        better=(first if mean > 0 else second) if p_value <= level and mean else None,
+        prompts=len(told),
+    )
 
 
 def paired_differences(

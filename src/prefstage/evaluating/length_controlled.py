@@ -104,13 +104,11 @@ def length_controlled_win_rate(
 
     Args:
         preference: The judge's preference for the model, in [0, 1]; NaN where it gave none.
-            AlpacaEval's files store 1 + this, and 0 for a draw: see `read_annotations`.
-            [rows].
+            AlpacaEval stores 1 + this, and 0 for a draw: see `read_annotations`. [rows].
         len_model: Characters of the model's answers. [rows].
         len_baseline: Characters of the baseline's answers to the same prompts. [rows].
-        instruction: Number of each prompt in AlpacaEval's official order, 0 to 804, each at
-            most once; None for other prompts: difficulty is then left out, which is said.
-            [rows].
+        instruction: Each prompt's number in AlpacaEval's order, 0 to 804, each at most once;
+            None for other prompts: difficulty is then left out, which is said. [rows].
         row: Position of each row in the published annotations; None: as given. Read only
             with ``lookup="as-published"``. [rows].
         lookup: "instruction" takes the difficulty of the prompt; "as-published" that of the
@@ -120,7 +118,7 @@ def length_controlled_win_rate(
             5-fold cross-validation, as AlpacaEval does.
         difficulty: Of each row, for other prompts, from a fit of your own. [rows].
         regularise: Fit with the gamed rows, as AlpacaEval does; False leaves them out (its
-            `length_controlled_noreg`), which suits judges with another taste for length.
+            `length_controlled_noreg`), for judges with another taste for length.
 
     Returns:
         The win rates with their standard errors, the coefficients and C.
@@ -131,9 +129,8 @@ def length_controlled_win_rate(
             fewer than two rows have a preference.
 
     Source:
-        Dubois et al. 2024, arXiv:2404.04475, Eq. 2 and Sec. 3; constants, folds and the row
-        lookup as in `alpaca-eval` 0.6.6, `length_controlled_v1`. The optimum is exact, where
-        liblinear stops at a tolerance of 1e-4.
+        Dubois et al. 2024, arXiv:2404.04475, Eq. 2, Sec. 3; constants, folds and row lookup as
+        in `alpaca-eval` 0.6.6, but at the exact optimum: liblinear stops at a tolerance of 1e-4.
     """
     rows = read_rows(
         preference,
@@ -144,28 +141,7 @@ def length_controlled_win_rate(
         lookup=lookup,
         difficulty=difficulty,
     )
-    if C is not None and not 0 < C < np.inf:
-        raise InputError.of(saw=f"C={C}", expected="a positive number", cure="leave C out")
-    fit = _fit(rows, C, regularise=regularise)
-    predicted = fit.predicted
-    error = _standard_error(predicted) if fit.error is None else fit.error
-    usable = rows.preference[~np.isnan(rows.preference)]
-    return LengthControlledWinRate(
-        length_controlled_win_rate=100 * float(predicted.mean()),
-        lc_standard_error=100 * error,
-        win_rate=100 * float(usable.mean()),
-        standard_error=100 * _standard_error(usable),
-        discrete_win_rate=100 * float((usable > _HALF).mean() + _HALF * (usable == _HALF).mean()),
-        avg_length=float(rows.len_model.mean()),
-        n_total=len(usable),
-        n_draws=int((usable == _HALF).sum()),
-        n_missing=len(rows.preference) - len(usable),
-        weights=fit.weights,
-        C=fit.c,
-        difficulty=rows.origin,
-        lookup=lookup,
-        notes=(*rows.notes, *fit.notes),
-    )
+    return _result(rows, _fit(rows, C, regularise=regularise), lookup)
 
 
 @dataclass(frozen=True)
@@ -180,6 +156,8 @@ class _Fit:
 
 
 def _fit(rows: Rows, c: float | None, *, regularise: bool) -> _Fit:
+    if c is not None and not 0 < c < np.inf:
+        raise InputError.of(saw=f"C={c}", expected="a positive number", cure="leave C out")
     if is_baseline(rows):
         note = "the model is the baseline itself: 50 % by construction"
         even = np.full(len(rows.preference), _HALF)
@@ -191,6 +169,27 @@ def _fit(rows: Rows, c: float | None, *, regularise: bool) -> _Fit:
     fitted = w.weights[0]
     error = sandwich_error(problem, fitted) if rows.origin == "none" else None
     return _Fit(sigmoid(problem.test @ fitted), _named(fitted), chosen, error)
+
+
+def _result(rows: Rows, fit: _Fit, lookup: Lookup) -> LengthControlledWinRate:
+    error = _standard_error(fit.predicted) if fit.error is None else fit.error
+    usable = rows.preference[~np.isnan(rows.preference)]
+    return LengthControlledWinRate(
+        length_controlled_win_rate=100 * float(fit.predicted.mean()),
+        lc_standard_error=100 * error,
+        win_rate=100 * float(usable.mean()),
+        standard_error=100 * _standard_error(usable),
+        discrete_win_rate=100 * float((usable > _HALF).mean() + _HALF * (usable == _HALF).mean()),
+        avg_length=float(rows.len_model.mean()),
+        n_total=len(usable),
+        n_draws=int((usable == _HALF).sum()),
+        n_missing=len(rows.preference) - len(usable),
+        weights=fit.weights,
+        C=fit.c,
+        difficulty=rows.origin,
+        lookup=lookup,
+        notes=(*rows.notes, *fit.notes),
+    )
 
 
 def _named(w: Floats) -> LengthWeights:

@@ -15,7 +15,7 @@ from prefstage.evaluating.length_fit import (
     sigmoid,
 )
 from prefstage.evaluating.length_profile import profile_interval
-from prefstage.evaluating.length_rows import read_rows
+from prefstage.evaluating.length_rows import Rows, read_rows
 from prefstage.evaluating.length_tables import length_tables
 
 Floats = NDArray[np.float64]
@@ -33,7 +33,7 @@ def length_controlled_interval(
     instruction: ArrayLike | None = None,
     row: ArrayLike | None = None,
     lookup: Lookup = "instruction",
-    C: float | None = None,  # noqa: N803 - as above
+    C: float | None = None,  # noqa: N803 - the name that everyone knows it by
     difficulty: ArrayLike | None = None,
     regularise: bool = True,
     confidence: float = 0.95,
@@ -43,11 +43,10 @@ def length_controlled_interval(
     """Interval of the length-controlled win rate that also holds for few prompts and wins.
 
     The union of two: the bootstrap with the regression fitted anew, and `profile_interval`,
-    which does not rely on what the rows at hand happen to show. In the bootstrap the model's
-    rows are drawn with replacement; the gamed rows, which are constants of the method, stay.
-    It is studentised on the logit scale by the fit's sandwich error. Both are about the fit
-    without the l1 penalty, which pulls towards 50 %; stretched to hold the rate with the
-    penalty as well.
+    which does not rely on what the rows at hand happen to show. The bootstrap draws the
+    model's rows with replacement, keeps the gamed rows, which are constants of the method, and
+    is studentised on the logit scale by the fit's sandwich error. Both are about the fit without
+    the l1 penalty, which pulls towards 50 %; stretched to hold the rate with the penalty too.
 
     Args:
         preference: As for `length_controlled_win_rate`, and so the next seven.
@@ -72,12 +71,7 @@ def length_controlled_interval(
     Source:
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, §12.5.
     """
-    if not 0 < confidence < 1 or resamples < 1:
-        raise InputError.of(
-            saw=f"confidence {confidence}, {resamples} resamples",
-            expected="confidence in (0, 1), at least one resample",
-            cure="write confidence=0.95, resamples=1000",
-        )
+    _check_settings(confidence, resamples)
     rows = read_rows(
         preference,
         len_model,
@@ -87,10 +81,34 @@ def length_controlled_interval(
         lookup=lookup,
         difficulty=difficulty,
     )
+    return _interval(
+        rows, C, regularise=regularise, confidence=confidence, resamples=resamples, seed=seed
+    )
+
+
+def _check_settings(confidence: float, resamples: int) -> None:
+    if not 0 < confidence < 1 or resamples < 1:
+        raise InputError.of(
+            saw=f"confidence {confidence}, {resamples} resamples",
+            expected="confidence in (0, 1), at least one resample",
+            cure="write confidence=0.95, resamples=1000",
+        )
+
+
+def _interval(
+    rows: Rows,
+    c: float | None,
+    *,
+    regularise: bool,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """The union of both intervals and of the rate with the penalty; in percent."""
     if is_baseline(rows):
         return 50.0, 50.0
     problem = problem_of(rows, length_tables(), regularise=regularise)
-    chosen = float(C) if C is not None else choose_c(problem)
+    chosen = float(c) if c is not None else choose_c(problem)
     told = ~np.isnan(rows.preference)
     once = np.ones((1, len(told)))
     penalised = _rates(problem, told, once, chosen)[0][0]

@@ -66,26 +66,14 @@ def read_rows(
     y = _column("preference", preference, None, low=0.0, high=1.0, missing=True)
     a = _column("len_model", len_model, len(y), low=0.0)
     b = _column("len_baseline", len_baseline, len(y), low=0.0)
-    if lookup not in ("instruction", "as-published"):
-        raise InputError.of(
-            saw=f"lookup={lookup!r}",
-            expected="'instruction' or 'as-published'",
-            cure="choose one of the two",
-        )
-    if int((~np.isnan(y)).sum()) < 2:  # noqa: PLR2004 - a standard error needs two
-        raise InputError.of(
-            saw=f"{int((~np.isnan(y)).sum())} of {len(y)} rows with a preference",
-            expected="at least two",
-            cure="judge more prompts",
-        )
+    _check_lookup(lookup)
+    _check_told(y)
     prompts = None if instruction is None else _numbers("instruction", instruction, len(y))
     if lookup == "as-published" and difficulty is None:
         places = _numbers("row", np.arange(len(y)) if row is None else row, len(y))
         notes: tuple[str, ...] = ("difficulty taken by row number, as published",)
-    elif prompts is not None:
-        places, notes = prompts, ()
     else:
-        places, notes = np.arange(len(y)), ()
+        places, notes = np.arange(len(y)) if prompts is None else prompts, ()
     tables = length_tables()
     if prompts is not None:
         notes += _check_baseline(prompts, b, tables)
@@ -98,6 +86,25 @@ def read_rows(
         said = "no prompt numbers of AlpacaEval given: fitted without difficulty"
         return Rows(y, a, b, None, "none", (*notes, said))
     return Rows(y, a, b, tables.difficulty[places], "official", notes)
+
+
+def _check_lookup(lookup: str) -> None:
+    if lookup not in ("instruction", "as-published"):
+        raise InputError.of(
+            saw=f"lookup={lookup!r}",
+            expected="'instruction' or 'as-published'",
+            cure="choose one of the two",
+        )
+
+
+def _check_told(preference: Floats) -> None:
+    told = int((~np.isnan(preference)).sum())
+    if told < 2:  # noqa: PLR2004 - a standard error needs two
+        raise InputError.of(
+            saw=f"{told} of {len(preference)} rows with a preference",
+            expected="at least two",
+            cure="judge more prompts",
+        )
 
 
 def _column(

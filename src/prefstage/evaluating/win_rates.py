@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from statistics import fmean
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -141,10 +142,9 @@ def win_rate(
 ) -> WinRate:
     """Measure how often a judge prefers a model's answers to a baseline's.
 
-    Answers are matched by prompt, never by place. Every judge answers for both orders (its
-    probabilities for (a, b) and (b, a) sum to one). Prompts are judged in a random order
-    given by the seed, and with ``stop_early`` only until the anytime-valid interval of the
-    win rate leaves ½.
+    Answers are matched by prompt, never by place, and judged in both orders (probabilities
+    for (a, b) and (b, a) sum to one). Prompts come in a random order given by the seed, with
+    ``stop_early`` only until the anytime-valid interval of the win rate leaves ½.
 
     Args:
         model: The model's answers, or a file with them (see `load_answers`).
@@ -167,8 +167,35 @@ def win_rate(
         stopping: Waudby-Smith and Ramdas 2024, arXiv:2010.09686.
     """
     config = config or WinRateConfig()
-    ours, theirs = load_answers(model), load_answers(baseline)
-    who = load_judge(judge)
+    ours, theirs, who = load_answers(model), load_answers(baseline), load_judge(judge)
+    common = _common_prompts(ours, theirs)
+    verdicts, sequence = _judge(common, ours, theirs, who, config)
+    low, high = sequence.interval
+    stop = _stop(len(verdicts), len(common), config)
+    controlled, interval, notes = _control(verdicts, config, stop.confidence, prompt_numbers)
+    return WinRate(
+        model=ours.name,
+        baseline=theirs.name,
+        judge=who.name,
+        rates=_rates(verdicts, config, stop.confidence),
+        avg_length=fmean(len(each.model_answer) for each in verdicts),
+        avg_length_baseline=fmean(len(each.baseline_answer) for each in verdicts),
+        controlled=controlled,
+        controlled_interval=interval,
+        better=_better(sequence),
+        anytime_interval=(100 * low, 100 * high),
+        stopped=stop.why,
+        prompts_available=len(common),
+        only_model=len(ours) - len(common),
+        only_baseline=len(theirs) - len(common),
+        verdicts=tuple(verdicts),
+        notes=(*_notes(ours, theirs, len(common), stop.looks), *notes),
+        looks=stop.looks,
+    )
+
+
+def _common_prompts(ours: Answers, theirs: Answers) -> list[str]:
+    """Prompts that both answered, in the order of ours."""
     common = [prompt_id for prompt_id in ours.by_prompt if prompt_id in theirs.by_prompt]
     if len(common) < 2:  # noqa: PLR2004 - a standard error needs two
         raise InputError.of(
@@ -177,35 +204,7 @@ def win_rate(
             expected="at least two; prompts match by their exact text",
             cure="give answers to the same prompts",
         )
-    verdicts, sequence = _judge(common, ours, theirs, who, config)
-    low, high = sequence.interval
-    lengths = [(len(each.model_answer), len(each.baseline_answer)) for each in verdicts]
-    why, looks = _why(len(verdicts), len(common), config), _looks(len(common), config)
-    at_stop = confidence_at_stop(config.confidence, looks, early=why == "decided")
-    controlled, interval, notes = _control(
-        verdicts, config.model_copy(update={"confidence": at_stop}), prompt_numbers
-    )
-    y, resamples, seed = [each.preference for each in verdicts], config.resamples, config.seed
-    rates = rates_of(y, confidence=at_stop, resamples=resamples, seed=seed)
-    return WinRate(
-        model=ours.name,
-        baseline=theirs.name,
-        judge=who.name,
-        rates=replace(rates, confidence=config.confidence),
-        avg_length=sum(a for a, _ in lengths) / len(lengths),
-        avg_length_baseline=sum(b for _, b in lengths) / len(lengths),
-        controlled=controlled,
-        controlled_interval=interval,
-        better=_better(sequence),
-        anytime_interval=(100 * low, 100 * high),
-        stopped=why,
-        prompts_available=len(common),
-        only_model=len(ours) - len(common),
-        only_baseline=len(theirs) - len(common),
-        verdicts=tuple(verdicts),
-        notes=(*_notes(ours, theirs, len(common), looks), *notes),
-        looks=looks,
-    )
+    return common
 
 
 def _judge(
@@ -259,6 +258,26 @@ def confidence_at_stop(confidence: float, looks: int, *, early: bool) -> float:
     return 1 - (1 - confidence) / 2 / (looks - 1 if early else 1)
 
 
+class _Stop(NamedTuple):
+    """The end of judging: why, at how many looks it might have come, and what intervals need.
+
+    Attributes:
+        why: As `WinRate.stopped`.
+        looks: As `WinRate.looks`.
+        confidence: At which intervals are computed so as to hold as the config promises.
+    """
+
+    why: Literal["decided", "prompt budget", "all prompts used"]
+    looks: int
+    confidence: float
+
+
+def _stop(used: int, available: int, config: WinRateConfig) -> _Stop:
+    why, looks = _why(used, available, config), _looks(available, config)
+    early = why == "decided"
+    return _Stop(why, looks, confidence_at_stop(config.confidence, looks, early=early))
+
+
 def _looks(available: int, config: WinRateConfig) -> int:
     if not config.stop_early:
         return 1
@@ -290,9 +309,20 @@ def _why(
     return "prompt budget" if used == config.max_prompts else "decided"
 
 
+def _rates(verdicts: Sequence[JudgedAnswer], config: WinRateConfig, at_stop: float) -> Rates:
+    """The rates, their intervals computed at `at_stop`, their confidence as promised."""
+    y = [each.preference for each in verdicts]
+    found = rates_of(y, confidence=at_stop, resamples=config.resamples, seed=config.seed)
+    return replace(found, confidence=config.confidence)
+
+
 def _control(
-    verdicts: Sequence[JudgedAnswer], config: WinRateConfig, numbers: Mapping[str, int] | None
+    verdicts: Sequence[JudgedAnswer],
+    config: WinRateConfig,
+    at_stop: float,
+    numbers: Mapping[str, int] | None,
 ) -> tuple[LengthControlledWinRate | None, tuple[float, float] | None, tuple[str, ...]]:
+    """The length-controlled win rate, its interval at the confidence `at_stop`, and notes."""
     if not config.length_controlled:
         return None, None, ()
     told = sum(not math.isnan(each.preference) for each in verdicts)
@@ -314,7 +344,7 @@ def _control(
     interval = length_controlled_interval(
         **rows,
         C=found.C if found.C > 0 else None,
-        confidence=config.confidence,
+        confidence=at_stop,
         resamples=config.resamples,
         seed=config.seed,
     )
