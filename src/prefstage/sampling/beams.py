@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -11,14 +10,9 @@ from prefstage.sampling.decoding import Batch, Generated, Row
 
 
 def search_beams(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    rows: Sequence[Row],
-    *,
-    config: SamplingConfig,
-    stop_ids: frozenset[int],
+    batch: Batch, rows: Sequence[Row], config: SamplingConfig, stop_ids: frozenset[int]
 ) -> Iterator[Generated]:
-    """Generate one response for each row by beam search, in one batch.
+    """Generate one response for each row by beam search: `generate_rows` with several beams.
 
     Each step keeps the `beams` unfinished continuations of the largest log-probability, among
     candidates that are the likeliest ones at temperature 0 and are drawn without replacement
@@ -27,11 +21,10 @@ def search_beams(
     drawn from a row's own stream, so that a response depends neither on the batch nor on order.
 
     Args:
-        model: A transformers causal language model in evaluation mode.
-        prompts: Tokens of each prompt, none empty.
-        rows: What to generate.
-        config: Temperature, top_k, top_p and the number of beams.
-        stop_ids: Tokens that end a response.
+        batch: The state of each row's prompt, as often as there are beams.
+        rows: As for `generate_rows`, and so the next two.
+        config: Likewise.
+        stop_ids: Likewise.
 
     Yields:
         Each row's response as soon as it is finished.
@@ -43,7 +36,6 @@ def search_beams(
     beams = config.beams
     alive = list(range(len(rows)))
     searches = [_Search(row, beams, stop_ids) for row in rows]
-    batch = Batch.of(model, prompts, [row.prompt for row in rows for _ in range(beams)])
     while True:
         candidates = _candidates(batch.logits, [searches[row] for row in alive], config)
         kept, places, tokens = [], [], []

@@ -65,15 +65,22 @@ def generate_rows(
     Yields:
         Each row's response as soon as it is finished.
     """
+    batch = Batch.of(model, prompts, [row.prompt for row in rows for _ in range(config.beams)])
     if config.beams > 1:
         from prefstage.sampling.beams import search_beams
 
-        yield from search_beams(model, prompts, rows, config=config, stop_ids=stop_ids)
-        return
+        yield from search_beams(batch, rows, config, stop_ids)
+    else:
+        yield from _decode(batch, rows, config, stop_ids)
+
+
+def _decode(
+    batch: "Batch", rows: Sequence[Row], config: SamplingConfig, stop_ids: frozenset[int]
+) -> Iterator[Generated]:
+    """Generate one response for each row of a batch, token by token."""
     alive = list(range(len(rows)))
     streams = [random.Random(row.seed) for row in rows]
     written: list[list[int]] = [[] for _ in rows]
-    batch = Batch.of(model, prompts, [row.prompt for row in rows])
     while True:
         tokens = choose_tokens(batch.logits, [streams[row].random() for row in alive], config)
         keep = []
