@@ -37,11 +37,26 @@ def typed(file: Path, out: Path, *words: str) -> Result:
     return CliRunner().invoke(app, ["align", str(file), "--out", str(out), *words])
 
 
-def test_bad_rows_stop_it_and_the_error_names_the_setting(
-    world: Path, tmp_path: Path, spoilt: dict[str, str]
+MET_FIRST = {
+    "held-out prompts": {},
+    "off-policy data, measured against": {"evaluate": None},
+    "off-policy data, trained on": {"evaluate": None, "measure": False, "schedule": "off"},
+    "prompts": {"evaluate": None, "measure": False, "schedule": "on"},
+}
+
+
+@pytest.mark.parametrize("changed", MET_FIRST.values(), ids=MET_FIRST)
+def test_bad_rows_stop_it_and_what_the_error_tells_to_do_helps(
+    world: Path, tmp_path: Path, spoilt: dict[str, str], changed: dict[str, Any]
 ) -> None:
-    with pytest.raises(DataError, match=r"bad of .* rows.*on_bad_row='quarantine'"):
-        align(recipe(world, spoilt), out=tmp_path / "run")
+    given = {**recipe(world, spoilt), **changed}
+    for do in (align, plan_alignment):
+        with pytest.raises(DataError, match=r"bad of .* rows") as told:
+            do(given, out=tmp_path / "run")
+        assert str(told.value).endswith("mend them, or set on_bad_row: quarantine.")
+        assert "quarantine_file" not in str(told.value)
+    cured = {**given, **yaml.safe_load(str(told.value).rsplit("set ", 1)[1].rstrip("."))}
+    assert plan_alignment(cured, out=tmp_path / "run")
 
 
 def test_bad_rows_are_put_aside_and_the_rest_is_as_without_them(

@@ -1,16 +1,20 @@
 """What an alignment reads from elsewhere: its bad rows stop it, or are put aside and counted."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefstage.aligning.recipe import Recipe
-from prefstage.core.errors import ConfigError
+from prefstage.core.errors import ConfigError, DataError
 from prefstage.data.loading import load_candidates
 from prefstage.data.prompts import load_prompts
+from prefstage.data.reading import ASIDE_CURE
 from prefstage.data.sets import CandidateSet
 
 FOLDER = "quarantine"
+_OWN_CURE = "set on_bad_row: quarantine"
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,17 @@ class Inputs:
 
     def off_policy(self) -> CandidateSet:
         """What training could use, as candidates."""
-        found: CandidateSet = load_candidates(
-            str(self.recipe.off_policy), **self.aside("off_policy")
-        )
+        with own_cure():
+            found: CandidateSet = load_candidates(
+                str(self.recipe.off_policy), **self.aside("off_policy")
+            )
         return found
 
     def prompts(self) -> CandidateSet:
         """What policies answer for training; without prompts of its own, those of off_policy."""
         name = "off_policy" if self.recipe.prompts is None else "prompts"
-        return load_prompts(str(getattr(self.recipe, name)), **self.aside(name))
+        with own_cure():
+            return load_prompts(str(getattr(self.recipe, name)), **self.aside(name))
 
     def held_out(self) -> CandidateSet:
         """What policies answer to be evaluated.
@@ -48,7 +54,8 @@ class Inputs:
             raise ConfigError.of(
                 saw="a recipe without evaluate", expected="held-out prompts", cure="set evaluate"
             )
-        return load_prompts(self.recipe.evaluate.prompts, **self.aside("held_out"))
+        with own_cure():
+            return load_prompts(self.recipe.evaluate.prompts, **self.aside("held_out"))
 
     def aside(self, name: str) -> dict[str, Any]:
         """What a loader is told of bad rows.
@@ -89,3 +96,16 @@ class Inputs:
             for name, report in reports.items()
             if report.quarantined
         }
+
+
+@contextmanager
+def own_cure() -> Iterator[None]:
+    """Have the error of bad rows name the recipe's setting, not those of a loader.
+
+    Raises:
+        DataError: As raised in the block.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace(ASIDE_CURE, _OWN_CURE)) from None

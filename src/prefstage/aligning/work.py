@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefstage.aligning.chain import Chain, Policy
+from prefstage.aligning.inputs import own_cure
 from prefstage.aligning.keeping import Kept
 from prefstage.aligning.recipe import EvaluateSettings, Recipe
 from prefstage.building.build import CARD, build_pairs
@@ -120,7 +121,8 @@ def run_build(
         "seed": chain.recipe.seed,
     }
     if policy is None:
-        built = build_pairs(recipe, judge=kept.judge)
+        with own_cure():
+            built = build_pairs(recipe, judge=kept.judge)
     else:
         with kept.sampler(policy, chain.recipe, chain.own_sampling) as who:
             built = build_pairs({**recipe, "policy": policy.spec}, judge=kept.judge, sampler=who)

@@ -28,6 +28,8 @@ from prefstage.data.sources import Given, Source, open_source
 from prefstage.data.validation import TIE, check_storable
 
 OnBadRow = Literal["error", "quarantine"]
+ASIDE_CURE = "set on_bad_row='quarantine' with a quarantine_file"
+"""What the error of bad rows tells to do besides mending them."""
 _PEEKED_ROWS = 1000
 _SHOWN_BAD_ROWS = 3
 
@@ -136,7 +138,7 @@ class _BadRows:
         return DataError.of(
             saw=f"{what}: {listed}{others}",
             expected="every row to be whole",
-            cure="mend them, or set on_bad_row='quarantine' with a quarantine_file"
+            cure=f"mend them, or {ASIDE_CURE}"
             if self.reading.quarantine_file is None
             else "check the format and columns, since no row is good",
         )
