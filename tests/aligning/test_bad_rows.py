@@ -1,6 +1,8 @@
 """Bad rows of the data: an error that names the setting, or put aside, counted and said."""
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from typer.testing import CliRunner, Result
 from prefstage.aligning import align, plan_alignment
 from prefstage.cli.main import app
 from prefstage.core.errors import ConfigError, DataError
+from prefstage.data.faults import LoadReport
+from prefstage.data.reading import Reading
+from prefstage.data.records import Record
 from tests.aligning.tiny_world import settings
 
 
@@ -121,6 +126,23 @@ def test_prompts_of_their_own_are_covered(
     given |= {"off_policy": None, "prompts": spoilt["pairs"], "on_bad_row": "quarantine"}
     aligned = align(given, out=tmp_path / "run")
     assert aligned.result["put_aside"]["prompts"]["rows"] == 2
+
+
+def test_data_are_parsed_once_a_run_and_once_more_by_the_building(
+    world: Path, tmp_path: Path, spoilt: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, records = Counter[str](), Reading.records
+
+    def counted(reading: Reading, report: LoadReport) -> Iterator[Record]:
+        passes[Path(reading.source.name).name] += 1
+        return records(reading, report)
+
+    monkeypatch.setattr(Reading, "records", counted)
+    given = {**recipe(world, spoilt, on_bad_row="quarantine"), "schedule": ["off", "off"]}
+    align(given, out=tmp_path / "run")
+    assert (passes["held_out.jsonl"], passes["pairs.jsonl"]) == (1, 2)
+    align(given, out=tmp_path / "run")
+    assert (passes["held_out.jsonl"], passes["pairs.jsonl"]) == (2, 3)
 
 
 def test_a_file_for_bad_rows_cannot_be_named(world: Path, tmp_path: Path) -> None:

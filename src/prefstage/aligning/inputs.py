@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ _OWN_CURE = "set on_bad_row: quarantine"
 
 @dataclass(frozen=True)
 class Inputs:
-    """The data that a recipe names.
+    """The data that a recipe names, each read once.
 
     Attributes:
         recipe: The recipe.
@@ -30,6 +31,7 @@ class Inputs:
     recipe: Recipe
     folder: Path
 
+    @cached_property
     def off_policy(self) -> CandidateSet:
         """What training could use, as candidates."""
         with own_cure():
@@ -38,12 +40,14 @@ class Inputs:
             )
         return found
 
+    @cached_property
     def prompts(self) -> CandidateSet:
         """What policies answer for training; without prompts of its own, those of off_policy."""
         name = "off_policy" if self.recipe.prompts is None else "prompts"
         with own_cure():
             return load_prompts(str(getattr(self.recipe, name)), **self.aside(name))
 
+    @cached_property
     def held_out(self) -> CandidateSet:
         """What policies answer to be evaluated.
 
@@ -81,12 +85,14 @@ class Inputs:
         """
         if self.recipe.on_bad_row == "error":
             return {}
-        read = {
-            "off_policy": self.off_policy if self.recipe.off_policy is not None else None,
-            "prompts": self.prompts if self.recipe.prompts is not None else None,
-            "held_out": self.held_out if self.recipe.evaluate is not None else None,
+        named = {
+            "off_policy": self.recipe.off_policy,
+            "prompts": self.recipe.prompts,
+            "held_out": self.recipe.evaluate,
         }
-        reports = {name: load().report for name, load in read.items() if load is not None}
+        reports = {
+            name: getattr(self, name).report for name, given in named.items() if given is not None
+        }
         return {
             name: {
                 "rows": report.quarantined,

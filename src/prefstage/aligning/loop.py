@@ -212,7 +212,7 @@ class Loop:
             "measure",
             self.chain.measure(policy),
             lambda folder: run_measure(
-                folder, self.chain, self.kept, policy, off_policy=self.inputs.off_policy()
+                folder, self.chain, self.kept, policy, off_policy=self.inputs.off_policy
             ),
         )
         return Stage.load(path / STAGE_FILE)
@@ -226,7 +226,7 @@ class Loop:
                 folder,
                 self.kept,
                 policy,
-                prompts=self.inputs.prompts(),
+                prompts=self.inputs.prompts,
                 recipe=self.recipe,
                 config=self.chain.own_sampling,
             ),
@@ -321,7 +321,7 @@ class Loop:
                 folder,
                 self.kept,
                 policy,
-                prompts=self.inputs.held_out(),
+                prompts=self.inputs.held_out,
                 recipe=self.recipe,
                 config=self.chain.held_out_sampling(evaluate),
             ),

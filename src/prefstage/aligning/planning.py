@@ -168,7 +168,7 @@ class _Planner:
         self.rate = _flop_a_second()
         self.held_out = 0
         if self.recipe.evaluate is not None:
-            self.held_out = len(inputs.held_out())
+            self.held_out = len(inputs.held_out)
 
     def walk(self) -> None:
         start: Policy | None = self.chain.start()
@@ -300,8 +300,8 @@ class _Planner:
 
 
 def _sizes(chain: Chain, inputs: Inputs) -> _Sizes:
-    rows = inputs.prompts()
-    off = rows if chain.recipe.off_policy is None else inputs.off_policy()
+    rows = inputs.prompts
+    off = rows if chain.recipe.off_policy is None else inputs.off_policy
     encoder = ResponseEncoder(
         load_tokenizer(chain.recipe.policy), chat_format=chain.recipe.chat_format
     )
