@@ -1,7 +1,12 @@
-"""Tiny tokenizers with the chat templates of well-known families, built by hand; no downloads."""
+"""Tiny tokenizers with the chat templates of well-known families, and random Llama models for them.
 
+Built by hand; no downloads.
+"""
+
+from pathlib import Path
 from typing import Any, Literal
 
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -115,3 +120,35 @@ def tiny_tokenizer(kind: Kind = "chatml", *, vocabulary: int = 400) -> PreTraine
     )
     wrapped.chat_template = TEMPLATES[kind]
     return wrapped
+
+
+def tiny_llama(
+    tokenizer: Any, *, seed: int = 0, kind: str = "LlamaForCausalLM", **changes: Any
+) -> Any:
+    """A Llama model of random weights for a tokenizer; other draws go on as if it had made none.
+
+    The weights depend on the seed and the changes to the configuration alone. `kind` is a class
+    of transformers.
+    """
+    import torch
+
+    config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "eos_token_id": tokenizer.eos_token_id,
+        **changes,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return getattr(transformers, kind)(transformers.LlamaConfig(**config))
+
+
+def save_tiny_llama(folder: Path, tokenizer: Any, **settings: Any) -> Path:
+    """Save a `tiny_llama` of these settings with its tokenizer; the folder, to load them from."""
+    tiny_llama(tokenizer, **settings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

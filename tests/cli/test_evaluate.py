@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy.optimize import minimize
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
 from prefstage.evaluating.length_tables import standardised_length
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 
 RUNNER = CliRunner()
 HERE = Path(__file__).parent
@@ -223,25 +222,8 @@ def by_x(a: str, b: str, prompt: Any) -> float:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = tiny_tokenizer("chatml")
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    config = LlamaConfig(
-        **sizes,
-        vocab_size=len(tokenizer),
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.3,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    folder, tokenizer = tmp_path_factory.mktemp("models") / "tiny", tiny_tokenizer("chatml")
+    return save_tiny_llama(folder, tokenizer, max_position_embeddings=512, initializer_range=0.3)
 
 
 def test_a_policy_answers_by_beam_search_as_transformers_does(

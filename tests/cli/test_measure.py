@@ -6,12 +6,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
 from prefstage.measuring import Stage
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 
 RUNNER = CliRunner()
 PROBABILITY = ("--votes", "probability")
@@ -53,25 +52,8 @@ def short(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = tiny_tokenizer("chatml")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(folder, tiny_tokenizer("chatml"), max_position_embeddings=256)
 
 
 def test_given_answers_lead_to_a_stage_and_a_folder(off: Path, short: Path, tmp_path: Path) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
 from prefstage.data import load_candidates
 from tests.faulty_server import FaultyServer, Scripted
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 
 RUNNER = CliRunner()
 COMMAND = (sys.executable, "-c", "from prefstage.cli.main import main; main()", "sample")
@@ -37,24 +36,8 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = tiny_tokenizer("chatml")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(folder, tiny_tokenizer("chatml"), max_position_embeddings=128)
 
 
 def answer(body: dict[str, Any]) -> Scripted:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.judging.tiny_judges import TEMPLATE, word_tokenizer
+from tests.tiny_models import save_tiny_llama
 
 
 @pytest.fixture(scope="session")
@@ -36,20 +37,16 @@ def bert_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def llama_reward(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A maker of tiny random Llama reward models with a chat template."""
-    import torch
-    from transformers import LlamaConfig, LlamaForSequenceClassification
 
     def make(*, pad_token_id: int | None = 0, num_labels: int = 1) -> Path:
-        torch.manual_seed(1)
-        folder = tmp_path_factory.mktemp("llama-reward")
-        tokenizer = word_tokenizer(template=TEMPLATE)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
+        return save_tiny_llama(
+            tmp_path_factory.mktemp("llama-reward"),
+            word_tokenizer(template=TEMPLATE),
+            kind="LlamaForSequenceClassification",
+            seed=1,
             hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
             intermediate_size=64,
+            num_hidden_layers=2,
             max_position_embeddings=64,
             num_labels=num_labels,
             pad_token_id=pad_token_id,
@@ -57,8 +54,5 @@ def llama_reward(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
             eos_token_id=5,
             initializer_range=0.3,
         )
-        LlamaForSequenceClassification(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
 
     return make

@@ -1,9 +1,7 @@
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefstage.data import Candidates, prompt_id_of
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -14,22 +12,17 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def policy(tokenizer):
     """A tiny model whose answers are random but not uniform, and end now and then."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    model = tiny_llama(
+        tokenizer,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=256,
         initializer_range=0.3,
-        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
+    ).eval()
     # A dozen tokens end a response, so that a random model ends some before they are cut.
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(200, 212)]
     return model

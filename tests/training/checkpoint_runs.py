@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefstage.data import PairSet
 from prefstage.data.records import Pair, prompt_id_of
 from prefstage.training import PreferenceArguments, PreferenceTrainer
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import tiny_llama, tiny_tokenizer
 
 QUESTIONS = ("What is", "Where is", "Why is", "Who saw", "How old is")
 WORDS = ("Paris", "a quick fox", "the story", "France, I think", "time", "hello there", "Once")
@@ -33,27 +32,19 @@ def pair(number: int, shift: int = 0, alike: bool = False) -> Pair:
     )
 
 
-def tiny_chat_model(
-    *, dropout: float = 0.0, seed: int = 1, hidden_size: int = 16
-) -> LlamaForCausalLM:
+def tiny_chat_model(*, dropout: float = 0.0, seed: int = 1, hidden_size: int = 16) -> Any:
     """A causal LM for the tiny tokenizer, the same at every call."""
     tokenizer = tiny_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=hidden_size,
-                intermediate_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=256,
-                attention_dropout=dropout,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                bos_token_id=None,
-            )
-        )
+    return tiny_llama(
+        tokenizer,
+        seed=seed,
+        hidden_size=hidden_size,
+        num_hidden_layers=2,
+        max_position_embeddings=256,
+        attention_dropout=dropout,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
 
 
 def preference_trainer(

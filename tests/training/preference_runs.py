@@ -4,13 +4,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefstage.data import Pair, PairSet, prompt_id_of
 from prefstage.training import PreferenceArguments, PreferenceTrainer
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import tiny_llama, tiny_tokenizer
 
 WORDS = ["fox", "red", "tall", "moon", "ran", "the", "quick", "story", "once", "time"]
 
@@ -33,22 +31,17 @@ def tiny_pairs(count: int, *, seed: int = 0) -> PairSet:
     return PairSet.of(pair() for _ in range(count))
 
 
-def tiny_policy(tokenizer: Any, *, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+def tiny_policy(tokenizer: Any, *, seed: int = 0, **changes: Any) -> Any:
     """A causal LM of random weights, the same at every call."""
     shape = {
-        "vocab_size": len(tokenizer),
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(LlamaConfig(**{**shape, **changes}))
+    return tiny_llama(tokenizer, seed=seed, **{**shape, **changes})
 
 
 def arguments(folder: Path | str, **changes: Any) -> PreferenceArguments:
