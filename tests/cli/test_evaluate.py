@@ -3,9 +3,6 @@
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typer.testing import CliRunner
 
 from prefstage.cli.main import app
 from prefstage.evaluating.length_tables import standardised_length
+from tests.killed_command import run_until_killed
 from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 
 RUNNER = CliRunner()
@@ -92,6 +90,32 @@ def test_a_summary_is_told(files: dict[str, Path]) -> None:
     assert "wrote" in done.stdout
 
 
+def test_a_recount_allows_for_looks_as_the_run_did(files: dict[str, Path]) -> None:
+    done = run(*judged(files, "--stop-early", "--json"))
+    assert done.exit_code == 0, done.output
+    before = json.loads(done.stdout)["results"]["m"]
+    assert before["looks"] > 1
+    again = run("--annotations", files["m"].parent / "out/model-0/annotations.json", "--json")
+    assert again.exit_code == 0, again.output
+    told = json.loads(again.stdout)
+    assert told["interval"] == pytest.approx(before["controlled_interval"])
+    assert "judging might have stopped early" in told["summary"]
+
+
+def test_a_recount_of_few_verdicts_tells_the_raw_rates(files: dict[str, Path]) -> None:
+    done = run(*judged(files, "--max-prompts", "4", "--json"))
+    assert done.exit_code == 0, done.output
+    before = json.loads(done.stdout)["results"]["m"]["rates"]
+    out = files["m"].parent / "out"
+    again = run("--annotations", out / "model-0/annotations.json", "--json", "--out", out / "again")
+    assert again.exit_code == 0, again.output
+    told = json.loads(again.stdout)
+    names = ("win_rate", "standard_error", "interval", "discrete_win_rate", "n_total", "confidence")
+    assert {name: told[name] for name in names} == {name: before[name] for name in names}
+    assert "4 verdicts are too few to control for length" in told["summary"]
+    assert json.loads((out / "again/results.json").read_text())["win_rate"] == told["win_rate"]
+
+
 def test_annotations_are_recounted_as_published(tmp_path: Path) -> None:
     rows = [
         {
@@ -120,17 +144,11 @@ def test_a_killed_evaluation_judges_nothing_twice(
     verdicts = files["m"].parent / "verdicts.txt"
     environment = {**os.environ, "VERDICTS": str(verdicts), "PYTHONPATH": str(HERE)}
     words = ["evaluate", *map(str, judged(files, "--json", judge="slow"))]
-    script = "from prefstage.cli.main import main; main()"
-    first = subprocess.Popen(
-        [sys.executable, "-c", script, *words], env=environment, stdout=subprocess.PIPE
+    run_until_killed(
+        words,
+        until=lambda: verdicts.exists() and len(verdicts.read_text().splitlines()) >= 40,
+        environment=environment,
     )
-    while not verdicts.exists() or len(verdicts.read_text().splitlines()) < 40:
-        assert first.poll() is None
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert first.stdout is not None
-    first.stdout.close()
     monkeypatch.setenv("VERDICTS", str(verdicts))
     done = run(*judged(files, "--json", judge="slow"))
     assert done.exit_code == 0, done.output
@@ -263,19 +281,12 @@ def test_a_killed_beam_search_answers_nothing_twice(files: dict[str, Path], mode
     words += ["--judge", "python:test_evaluate:longer", "--max-new-tokens", 400]
     whole, out = files["b"].parent / "whole", files["b"].parent / "killed"
     typed = [str(word) for word in (*words, "--out", out)]
-    script = "from prefstage.cli.main import main; main()"
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    first = subprocess.Popen(
-        [sys.executable, "-c", script, *typed], env=environment, stdout=subprocess.PIPE
-    )
     answers = out / "answers-0.jsonl"
-    while not answers.exists() or len(answers.read_text().splitlines()) < 5:
-        assert first.poll() is None
-        time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert first.stdout is not None
-    first.stdout.close()
+    run_until_killed(
+        typed,
+        until=lambda: answers.exists() and len(answers.read_text().splitlines()) >= 5,
+        environment={**os.environ, "PYTHONPATH": str(HERE)},
+    )
     before = answers.read_text().splitlines()
     assert RUNNER.invoke(app, typed).exit_code == 0
     assert RUNNER.invoke(app, [str(word) for word in (*words, "--out", whole)]).exit_code == 0

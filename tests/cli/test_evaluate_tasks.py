@@ -2,10 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ from typer.testing import CliRunner
 from prefstage.cli.main import app
 from tests.evaluating.harness import splitter_and_languages
 from tests.faulty_server import FaultyServer, Scripted
+from tests.killed_command import run_until_killed
 
 RUNNER = CliRunner()
 
@@ -67,17 +64,10 @@ def test_ratings_are_told_by_turn_and_category(questions: Path) -> None:
 
 
 def test_a_killed_mt_bench_buys_nothing_twice(questions: Path) -> None:
-    script = "from prefstage.cli.main import main; main()"
     with FaultyServer(answer) as server:
         typed = words(server, questions, "--json")
-        first = subprocess.Popen([sys.executable, "-c", script, *typed], stdout=subprocess.PIPE)
-        while sum(server.delivered.values()) < 25:  # 16 answers, then gradings
-            assert first.poll() is None
-            time.sleep(0.005)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-        assert first.stdout is not None
-        first.stdout.close()
+        # 16 answers, then gradings
+        run_until_killed(typed, until=lambda: sum(server.delivered.values()) >= 25)
         done = RUNNER.invoke(app, typed)
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)

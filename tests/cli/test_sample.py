@@ -1,8 +1,6 @@
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,10 +12,10 @@ from typer.testing import CliRunner
 from prefstage.cli.main import app
 from prefstage.data import load_candidates
 from tests.faulty_server import FaultyServer, Scripted
+from tests.killed_command import PREFSTAGE, run_until_killed
 from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 
 RUNNER = CliRunner()
-COMMAND = (sys.executable, "-c", "from prefstage.cli.main import main; main()", "sample")
 
 
 def run(*arguments: object) -> Any:
@@ -98,20 +96,18 @@ def test_kill_9_in_the_middle_loses_nothing_and_doubles_nothing(
     store = tmp_path / "answers.jsonl.samples.jsonl"
     with FaultyServer(answer, fault_rate=0.1) as server:
         words = [
-            *COMMAND,
+            "sample",
             *("--policy", f"openai:m@{server.url}", "--prompts", str(pairs), "--out", str(out)),
             *("--concurrency", "2", "--timeout-s", "1", "--retries", "30", "--responses", "4"),
         ]
-        with subprocess.Popen(words, stdout=subprocess.DEVNULL) as killed:
-            while not store.exists() or store.read_bytes().count(b"\n") < 10:
-                assert killed.poll() is None
-                time.sleep(0.005)
-            os.kill(killed.pid, signal.SIGKILL)
+        run_until_killed(
+            words, until=lambda: store.exists() and store.read_bytes().count(b"\n") >= 10
+        )
         kept = store.read_bytes()
         kept = kept[: kept.rfind(b"\n") + 1]
         assert 10 <= kept.count(b"\n") < 49
         assert not out.exists()
-        again = subprocess.run(words, capture_output=True, text=True, check=False)
+        again = subprocess.run([*PREFSTAGE, *words], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     lines = store.read_bytes()
     assert lines.startswith(kept)
@@ -129,7 +125,8 @@ def test_ctrl_c_keeps_what_arrived(pairs: Path, tmp_path: Path) -> None:
     store = tmp_path / "answers.jsonl.samples.jsonl"
     with FaultyServer(answer) as server:
         words = [
-            *COMMAND,
+            *PREFSTAGE,
+            "sample",
             *("--policy", f"openai:m@{server.url}", "--prompts", str(pairs), "--out", str(out)),
             *("--concurrency", "1", "--responses", "20"),
         ]

@@ -1,11 +1,8 @@
 import json
 import math
-import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from prefstage.judging.llm import LLMJudge, LLMJudgeOptions
 from prefstage.serving.client import ServerClient
 from tests.faulty_server import Body, FaultyServer, Scripted, key_of
 from tests.judging.tiny_judges import comparison
+from tests.killed_command import PREFSTAGE, run_until_killed
 
 
 def shown(body: Body) -> tuple[str, str]:
@@ -167,13 +165,10 @@ def test_a_dead_server_ends_in_one_error_and_keeps_what_was_answered(tmp_path: P
         assert store.count("replies") == server.delivered.total() >= 10
 
 
-def run_judge(server: FaultyServer, folder: Path) -> "subprocess.Popen[str]":
+def judging(server: FaultyServer, folder: Path) -> list[str]:
     spec = f"openai:m@{server.url}?concurrency=4"
-    prefstage = [sys.executable, "-c", "from prefstage.cli.main import main; main()"]
-    files = ["--pairs", folder / "pairs.jsonl", "--store", folder / "store.db"]
-    return subprocess.Popen(
-        [*prefstage, "judge", "--judge", spec, *files, "--json"], stdout=subprocess.PIPE, text=True
-    )
+    files = ["--pairs", str(folder / "pairs.jsonl"), "--store", str(folder / "store.db")]
+    return ["judge", "--judge", spec, *files, "--json"]
 
 
 def write_pairs(folder: Path, count: int) -> None:
@@ -192,18 +187,16 @@ def write_pairs(folder: Path, count: int) -> None:
 def test_kill_9_in_the_middle_then_the_same_command_buys_nothing_twice(tmp_path: Path) -> None:
     write_pairs(tmp_path, 30)
     with FaultyServer(lambda body: Scripted(longer(body), delay_s=0.02)) as server:
-        with run_judge(server, tmp_path) as first:
-            while server.delivered.total() < 20:
-                assert first.poll() is None
-                time.sleep(0.01)
-            os.kill(first.pid, signal.SIGKILL)
-        assert first.returncode == -signal.SIGKILL
+        words = judging(server, tmp_path)
+        status = run_until_killed(words, until=lambda: server.delivered.total() >= 20)
+        assert status == -signal.SIGKILL
         with JudgmentStore(tmp_path / "store.db") as store:
             kept = store.count("replies")
         assert 20 - 4 <= kept < 60
-        with run_judge(server, tmp_path) as second:
-            assert second.stdout is not None
-            result = json.loads(second.stdout.read())
+        second = subprocess.run(
+            [*PREFSTAGE, *words], stdout=subprocess.PIPE, text=True, check=False
+        )
+        result = json.loads(second.stdout)
         assert second.returncode == 0
         assert result["agreement"] == 1.0
         assert result["counts"]["reused"] == kept
