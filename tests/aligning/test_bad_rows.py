@@ -145,6 +145,30 @@ def test_data_are_parsed_once_a_run_and_once_more_by_the_building(
     assert (passes["held_out.jsonl"], passes["pairs.jsonl"]) == (2, 3)
 
 
+def test_an_experiment_says_what_its_cells_put_aside(
+    world: Path, tmp_path: Path, spoilt: dict[str, str]
+) -> None:
+    """And a cell in which bad rows are errors reuses nothing of one that put them aside."""
+    given = {**recipe(world, spoilt), "measure": False, "iterations": 1}
+    given.pop("schedule")
+    axes = {"on_bad_row": ["quarantine", "error"], "schedule": ["off", "on"]}
+    grid, out = tmp_path / "grid.yaml", tmp_path / "grid"
+    grid.write_text(yaml.safe_dump({"recipe": given, "axes": axes, "tables": {}}))
+    done = CliRunner().invoke(app, ["experiment", str(grid), "--out", str(out)])
+    assert done.exit_code == 1, done.output
+    assert (
+        "put aside as bad: 2 of 14 rows of off_policy (in 2 of 2 cells), "
+        f"1 of 7 rows of held_out (in 2 of 2 cells); see {out}/cells/CELL/quarantine"
+    ) in done.stdout
+    result = json.loads((out / "experiment.json").read_text())
+    assert [each["put_aside"]["off_policy"]["rows"] for each in result["cells"]] == [2, 2]
+    assert len(result["failed"]) == 2
+    for cell, why in result["failed"].items():
+        assert cell.startswith("on-bad-row=error")
+        assert "bad of" in why
+        assert "quarantine_file" not in why
+
+
 def test_a_file_for_bad_rows_cannot_be_named(world: Path, tmp_path: Path) -> None:
     given = settings(world, on_bad_row="quarantine", quarantine_file="bad.jsonl")
     with pytest.raises(ConfigError, match="leave quarantine_file out"):

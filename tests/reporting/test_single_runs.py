@@ -150,8 +150,11 @@ def test_diagnose(world: Path, tmp_path: Path, reported: Callable[[Path], Read])
 
 def test_experiment(world: Path, tmp_path: Path, reported: Callable[[Path], Read]) -> None:
     table = {"kind": "stages", "title": "Both", "by": ["loss"], "columns": ["true reward"]}
+    data = tmp_path / "pairs.jsonl"
+    data.write_text((world / "pairs.jsonl").read_text() + '{"prompt": "Why?"}\n')
+    recipe = {**settings(world), "off_policy": str(data), "on_bad_row": "quarantine"}
     grid = {
-        "recipe": {**settings(world), "iterations": 1},
+        "recipe": {**recipe, "iterations": 1},
         "axes": {"loss": {"DPO": {"train.loss": "sigmoid"}}, "schedule": ["off", "on"]},
         "metrics": {"true reward": "python:prefstage.sandbox:true_reward"},
         "tables": {"full": table},
@@ -160,12 +163,14 @@ def test_experiment(world: Path, tmp_path: Path, reported: Callable[[Path], Read
     page = reported(tmp_path / "grid")
     assert page.sections()[:2] == ["overview", "table-1-full"]
     assert "2 done" in page.text
+    assert "1 of 13 rows of off_policy (in 2 of 2 cells)" in page.text
     printed = (tmp_path / "grid" / "tables" / "full.md").read_text()
     rows = [
         line.strip("| \n").split(" | ")
         for line in printed.splitlines()
         if "±" in line or "PC" in line
     ]
+    assert rows
     for row in rows:
         assert [cell for cell in row if cell != "-" and cell not in page.text] == []
     agreement = found["agreement"]["full"]["means"]

@@ -1,7 +1,8 @@
 """What a cell of an experiment came to: figures of each policy along its iterations."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -30,8 +31,9 @@ def read_cell(cell: Cell, folder: Path, metrics: Mapping[str, Metric]) -> dict[s
         metrics: What else is computed of each answer to a held-out prompt, and averaged.
 
     Returns:
-        The cell's name and values, and its policies in order: the start, and after each
-        iteration; each with the data trained on so far and its figures.
+        The cell's name and values, the bad rows that it put aside, and its policies in order:
+        the start, and after each iteration; each with the data trained on so far and its
+        figures.
     """
     result = json.loads((folder / RESULT).read_text("utf-8"))
     steps, rows = folder / FOLDER, result["iterations"]
@@ -44,9 +46,27 @@ def read_cell(cell: Cell, folder: Path, metrics: Mapping[str, Metric]) -> dict[s
     return {
         "cell": cell.name,
         "values": dict(cell.values),
+        "put_aside": result["put_aside"],
         "stopped": result["stopped"],
         "policies": policies,
     }
+
+
+def bad_rows_told(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Say which bad rows the cells put aside.
+
+    Args:
+        cells: As of `read_cell`.
+
+    Returns:
+        Such as "2 of 14 rows of off_policy (in 8 of 8 cells)"; empty if there were none.
+    """
+    counts = Counter(
+        f"{each['rows']:,} of {each['of']:,} rows of {name}"
+        for cell in cells
+        for name, each in cell.get("put_aside", {}).items()
+    )
+    return ", ".join(f"{rows} (in {count} of {len(cells)} cells)" for rows, count in counts.items())
 
 
 def _start(

@@ -42,7 +42,7 @@ def experiment(
 
     disable_progress_bar()  # of loading and saving weights
     found = run_experiment(asked, out=out, tell=_tell)
-    say(Outcome(_told(found), found.result, list(found.written)), as_json=as_json)
+    say(Outcome(_told(found, out), found.result, list(found.written)), as_json=as_json)
     if found.failed:
         raise typer.Exit(EXIT_CELLS_FAILED)
 
@@ -71,12 +71,16 @@ def _planned(grid: Any, out: Path) -> Outcome:
     return Outcome(told, result)
 
 
-def _told(found: "Experiment") -> str:
+def _told(found: "Experiment", out: Path) -> str:
+    from prefstage.aligning.cells import bad_rows_told
+
     lines = [*found.tables.values()]
     for name, each in found.result["agreement"].items():
         lines.append(_agreement(name, each["means"]))
     failed = found.failed
     lines.append(f"cells: {len(found.cells) - len(failed)} done, {len(failed)} failed")
+    bad = bad_rows_told(found.result["cells"])
+    lines += [f"put aside as bad: {bad}; see {out / 'cells'}/CELL/quarantine"] if bad else []
     lines += [f"failed {each.cell}: {each.error}" for each in failed]
     return "\n".join(lines)
 
