@@ -64,9 +64,10 @@ def test_hostile_text_stays_text(hostile: Path) -> None:
     assert f"{HOSTILE[11]} yes" in texts
 
 
-def opened(browser: Any, path: Path) -> tuple[Any, list[str]]:
+def opened(browser: Any, path: Path, *, script: str = "") -> tuple[Any, list[str]]:
     """A page when all is there, and what the console and the network had to say."""
     page, told = browser.new_page(), list[str]()
+    page.add_init_script(script)
     page.on("console", lambda line: told.append(line.text))
     page.on("pageerror", lambda error: told.append(str(error)))
     page.on("dialog", lambda dialog: told.append(f"dialog {dialog.message}"))
@@ -111,6 +112,36 @@ def test_a_browser_sorts_filters_and_moves(aligned: Path, browser: Any, tmp_path
     page.wait_for_selector(f"#found:has-text('{table['pairs']} pairs.')")
     page.press("#rows", "End")
     assert page.get_attribute(f"#row-{table['pairs'] - 1}", "aria-selected") == "true"
+    assert told == []
+
+
+SORT_AT_ONCE = """
+new MutationObserver((changes, observer) => {
+  if (document.documentElement.dataset.explorer !== "open") return;
+  observer.disconnect();
+  document.querySelector("button[data-sort=prompt]").click();
+  document.documentElement.dataset.told = document.getElementById("found").textContent;
+}).observe(document, { attributeFilter: ["data-explorer"], subtree: true });
+"""
+
+
+@pytest.mark.slow
+def test_a_list_sorted_by_prompt_before_all_is_unpacked_ends_sorted(
+    aligned: Path, browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefstage.reporting.pairs._BLOCK_CHARACTERS", 100)
+    path = prefstage.write_report(aligned, out=tmp_path / "report.html")
+    table, texts = read_page(path).pairs()
+    page, told = opened(browser, path, script=SORT_AT_ONCE)
+    assert "still being unpacked" in page.get_attribute("html", "data-told")
+    prompts = page.eval_on_selector_all(
+        ".row", "rows => rows.map((r) => r.children[1].textContent)"
+    )
+    expected = sorted(texts[place] for place in table["columns"]["prompt"])
+    assert len(set(expected)) > 1
+    assert prompts == expected[: len(prompts)]
+    assert page.get_attribute("#row-0", "aria-selected") == "true"
+    assert "unpacked" not in page.text_content("#found")
     assert told == []
 
 

@@ -135,7 +135,8 @@
       });
     } else if (by === "prompt") {
       const rank = ranks([...texts.keys()], (at) => texts[at]);
-      order.sort((a, b) => sign * (rank[data.columns.prompt[a]] - rank[data.columns.prompt[b]]) || a - b);
+      const of = (at) => rank[data.columns.prompt[at]] ?? Infinity; // not unpacked yet: sorted again when all are
+      order.sort((a, b) => (of(a) === of(b) ? a - b : sign * (of(a) - of(b))));
     } else if (by !== "place") {
       const rank = ranks([...data.names.keys()], (at) => data.names[at]);
       const values = data.columns[by];
@@ -404,7 +405,12 @@
       await pause();
     }
     loaded = true;
-    if (state.query) apply();
+    const prompted = state.sort === "prompt";
+    if (prompted) {
+      if (state.at === 0) state.selected = -1; // nobody has moved: the list stays at its top
+      sort();
+    }
+    if (prompted || state.query) apply();
     else {
       status();
       draw();
