@@ -78,6 +78,9 @@ def test_bad_rows_are_put_aside_and_the_rest_is_as_without_them(
     assert "put aside as bad: 1 of 7 rows of held_out" in done.stdout
     kept = (out / "quarantine" / "off_policy.jsonl").read_text()
     assert [json.loads(line)["row"] for line in kept.splitlines()] == [2, 3]
+    cards = [card.read_text() for card in out.glob("steps/build-*/README.md")]
+    assert sum("on_bad_row: quarantine" in card for card in cards) == 1
+    assert not any("quarantine_file" in card for card in cards)
     again = json.loads(typed(file, out, "--json").stdout)
     assert {each["did"] for each in again["log"]} == {"reused"}
     assert again["put_aside"] == {

@@ -230,9 +230,8 @@ def _result(
     files = {
         part: {name: f"{part}/{name}.parquet" for name in each} for part, each in parts.items()
     }
-    card = dataset_card(
-        files=files, result=result, statistics=statistics, recipe=recipe.model_dump(mode="json")
-    )
+    told = recipe.model_dump(mode="json", exclude={"quarantine_file"})  # a place on one machine
+    card = dataset_card(files=files, result=result, statistics=statistics, recipe=told)
     return BuildResult(parts, statistics, result, card)
 
 
