@@ -49,3 +49,4 @@ def test_a_result_made_anew_has_cost_what_it_cost_before(tmp_path: Path, price: 
     remade = do(tmp_path, bought=bought, price=price)
     assert (remade.did, remade.why) == ("remade", "result.txt is missing")
     assert cost(tmp_path) == 3 + price
+    assert remade.costs == {"judgments": 3 + price}

@@ -64,7 +64,8 @@ class StepRecord:
         did: "ran", "reused", or "remade" where its result was there and damaged.
         why: What was wrong with a result that was remade.
         seconds: What it took, 0 if reused.
-        costs: What it bought: judgments, answers, tokens; nothing if reused.
+        costs: What its result has cost in all: judgments, answers, tokens, also those bought
+            before a stop, or before it was damaged; nothing if reused.
     """
 
     step: str
@@ -143,17 +144,17 @@ class Steps:
         """
         state, why = self.state(step)
         began = time.monotonic()
-        bought: Mapping[str, int] = {}
+        cost: Mapping[str, int] = {}
         if state != "done":
             self._begin(step, iteration)
-            bought = self._make(step, work, costs)
+            cost = self._make(step, work, costs)
             self._checked[step.key] = ("done", None)
         self._drop_unlisted(step)
         did: Literal["ran", "reused", "remade"] = (
             "reused" if state == "done" else "remade" if state == "damaged" else "ran"
         )
         seconds = 0.0 if did == "reused" else round(time.monotonic() - began, 3)
-        record = StepRecord(step.name, step.kind, iteration, did, why, seconds, bought)
+        record = StepRecord(step.name, step.kind, iteration, did, why, seconds, cost)
         self.records.append(record)
         append_json_line(self._log, asdict(record))
         self._tell(record)
@@ -189,21 +190,21 @@ class Steps:
         began = time.monotonic()
         work(staging)
         seconds = round(time.monotonic() - began, 3)
-        bought = {name: count - before.get(name, 0) for name, count in costs().items()}
+        cost = {name: count - before.get(name, 0) for name, count in costs().items()}
         files = {
             each.relative_to(staging).as_posix(): _listed(each)
             for each in sorted(staging.rglob("*"))
             if each.is_file() and _is_result(each.relative_to(staging))
         }
-        record = {**asdict(step), "key": step.key, "costs": bought, "seconds": seconds}
+        record = {**asdict(step), "key": step.key, "costs": cost, "seconds": seconds}
         record["files"] = files
         write_json(staging / MANIFEST, record)
         staging.rename(path)
         sync_folder(self.folder)
-        return bought
+        return cost
 
     def _spent(self, step: Step) -> Mapping[str, int]:
-        """What the result that stands there bought, as far as its manifest tells."""
+        """What the result that stands there has cost, as far as its manifest tells."""
         try:
             spent = self.manifest(step)["costs"]
         except (OSError, ValueError, KeyError, TypeError):

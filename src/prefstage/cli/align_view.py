@@ -36,7 +36,7 @@ class StepsView:
         self._display = display
         self._console = console
         self._began = time.monotonic()
-        self._spent = Counter[str]()
+        self._costs = Counter[str]()
         self._under_way: tuple[str, int, float] | None = None
         self._spinner = Spinner("dots")
         self._lines = 0
@@ -60,7 +60,7 @@ class StepsView:
             self._console.print(_HEAD, style="bold", highlight=False)
         self._lines += 1
         self._under_way = None
-        self._spent.update(record.costs)
+        self._costs.update(record.costs)
         took = "" if record.did == "reused" else clock(record.seconds)
         line = (
             f"{record.iteration:<11}{record.step:<24}{record.did:<8}{took:>10}"
@@ -71,7 +71,7 @@ class StepsView:
             self._console.print(f"{'':<11}remade: {record.why}", style="yellow", highlight=False)
 
     def __rich__(self) -> RenderableType:
-        """The lower part: the step under way, its bar, and everything so far."""
+        """The lower part: the step under way, its bar, and what the steps above have cost."""
         lines: list[RenderableType] = []
         if self._under_way is not None:
             name, iteration, began = self._under_way
@@ -80,7 +80,8 @@ class StepsView:
             lines.append(self._spinner)
         if self._display.tasks:
             lines.append(self._display.get_renderable())
-        lines.append(Text(f"so far {clock(time.monotonic() - self._began)}: {bought(self._spent)}"))
+        took = clock(time.monotonic() - self._began)
+        lines.append(Text(f"so far {took}; these steps have cost {bought(self._costs)}"))
         return Group(*lines)
 
 
