@@ -99,7 +99,7 @@ def test_a_recount_allows_for_looks_as_the_run_did(files: dict[str, Path]) -> No
     assert again.exit_code == 0, again.output
     told = json.loads(again.stdout)
     assert told["interval"] == pytest.approx(before["controlled_interval"])
-    assert "judging might have stopped early" in told["summary"]
+    assert any("judging might have stopped early" in note for note in told["notes"])
 
 
 def test_a_recount_of_few_verdicts_tells_the_raw_rates(files: dict[str, Path]) -> None:
@@ -112,7 +112,7 @@ def test_a_recount_of_few_verdicts_tells_the_raw_rates(files: dict[str, Path]) -
     told = json.loads(again.stdout)
     names = ("win_rate", "standard_error", "interval", "discrete_win_rate", "n_total", "confidence")
     assert {name: told[name] for name in names} == {name: before[name] for name in names}
-    assert "4 verdicts are too few to control for length" in told["summary"]
+    assert told["notes"] == ["4 verdicts are too few to control for length"]
     assert json.loads((out / "again/results.json").read_text())["win_rate"] == told["win_rate"]
 
 

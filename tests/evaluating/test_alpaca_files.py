@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import datasets
 import pytest
 
 from prefstage.core.errors import DataError, InputError
@@ -96,8 +97,17 @@ def test_duplicates_and_several_writers_are_said(tmp_path: Path) -> None:
     assert load_answers(f"{both}#y").by_prompt.popitem()[1].text == "b"
     with pytest.raises(DataError, match="no answers of z"):
         load_answers(f"{both}#z")
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(DataError, match="no file or folder"):
         load_answers(tmp_path / "none.json")
+
+
+def test_answers_come_from_a_url_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", str(tmp_path / "downloads"))
+    rows = [{"prompt": f"question {k}", "responses": [f"answer {k}"]} for k in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_answers(f"file://{tmp_path}/rows.jsonl")
+    assert [each.text for each in found.by_prompt.values()] == ["answer 0", "answer 1", "answer 2"]
 
 
 def test_lines_of_several_models_are_answers_too_and_may_be_empty(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefstage.cli.evaluate_recount import recount
 from prefstage.cli.evaluate_tasks import benchmark, check_kind, grade, rank, ranked
 from prefstage.cli.manners import Outcome, mannered, say
 from prefstage.core.config import load_config
@@ -148,7 +149,7 @@ def evaluate(
         result = benchmark(given)
     else:
         _check(given)
-        result = _recount(given) if annotations is not None else _evaluate(given)
+        result = recount(given) if annotations is not None else _evaluate(given)
     summary, written = result.pop("summary"), result.pop("written")
     say(Outcome(summary, result, written), as_json=as_json)
 
@@ -177,59 +178,6 @@ def _check(given: Mapping[str, Any]) -> None:
 
 def _need(expected: str, cure: str) -> None:
     raise InputError.of(saw="nothing of the kind", expected=expected, cure=cure)
-
-
-def _recount(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The win rates of an annotations.json; gamed rows take part for AlpacaEval's prompts alone."""
-    from prefstage.evaluating import (
-        leaderboard_row,
-        length_controlled_interval,
-        length_controlled_win_rate,
-        read_annotations,
-        read_prompt_numbers,
-        write_leaderboard,
-    )
-
-    rows = read_annotations(given["annotations"])
-    if len({row.generator_2 for row in rows}) > 1 or len({row.generator_1 for row in rows}) > 1:
-        raise InputError.of(
-            saw=f"{given['annotations']} has verdicts on several models or baselines",
-            expected="one model and one baseline",
-            cure="write one file a model",
-        )
-    numbers = read_prompt_numbers(given["prompt_order"])
-    known = [None if numbers is None else numbers.get(row.instruction) for row in rows]
-    strange = known.count(None) if numbers is not None else 0
-    unknown = [f"{strange} prompts are none of AlpacaEval's"] if strange else []
-    columns: dict[str, Any] = {
-        "preference": [row.preference for row in rows],
-        "len_model": [len(row.output_2) for row in rows],
-        "len_baseline": [len(row.output_1) for row in rows],
-        "instruction": None if None in known else known,
-        "lookup": given["lookup"],
-        "regularise": None not in known or given["lookup"] == "as-published",
-    }
-    found = length_controlled_win_rate(**columns)
-    low, high = length_controlled_interval(
-        **columns, confidence=given["confidence"] or 0.95, seed=given["seed"] or 0
-    )
-    model, baseline = rows[0].generator_2, rows[0].generator_1
-    line = leaderboard_row(columns["preference"], columns["len_model"], controlled=found)
-    written = []
-    if given["out"] is not None:
-        written = [given["out"] / "leaderboard.csv", given["out"] / "results.json"]
-        write_leaderboard(written[0], {model: line})
-        write_json(written[1], found.as_dict())
-    summary = [
-        f"{model} over {baseline}, {found.n_total} verdicts by {rows[0].annotator or '?'}",
-        f"win rate {found.win_rate:.2f} % ± {found.standard_error:.2f}"
-        f", discrete {found.discrete_win_rate:.2f} %",
-        f"length-controlled {found.length_controlled_win_rate:.2f} % [{low:.2f}, {high:.2f}]"
-        f" (difficulty: {found.difficulty})",
-        *(f"note: {note}" for note in (*unknown, *found.notes)),
-    ]
-    result = found.as_dict() | {"interval": [low, high], "model": model, "baseline": baseline}
-    return result | {"summary": "\n".join(summary), "written": written}
 
 
 def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -384,7 +332,7 @@ def _told(result: "WinRate") -> str:
         f"the baseline's {result.avg_length_baseline:.0f}"
     )
     better = {"model": result.model, "baseline": result.baseline, None: "undecided"}
-    lines.append(f"better on the prompts judged: {better[result.better]}")
+    lines.append(f"better on the prompts at hand: {better[result.better]}")
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
 
 

@@ -44,6 +44,8 @@ class Annotation:
         generator_2: The model's.
         annotator: The judge's.
         preference: For the model, in [0, 1]; NaN where the judge gave none.
+        error_share: Of the chance to miss, what an interval over all rows may use: less than 1
+            where judging might have stopped early. AlpacaEval has no such field.
     """
 
     instruction: str
@@ -53,6 +55,7 @@ class Annotation:
     generator_2: str
     annotator: str
     preference: float
+    error_share: float = 1.0
 
 
 def read_annotations(path: Path) -> list[Annotation]:
@@ -109,6 +112,7 @@ def write_annotations(path: Path, rows: Sequence[Annotation]) -> None:
                 "generator_2": row.generator_2,
                 "annotator": row.annotator,
                 "preference": row.preference + 1,
+                **({} if row.error_share == 1 else {"error_share": row.error_share}),
             }
             for row in rows
         ],
@@ -268,6 +272,13 @@ def _annotation(path: Path, place: int, row: Any) -> Annotation:
             expected="1 (baseline) to 2 (model), 0 for a draw, or null",
             cure="repair or drop the row",
         )
+    share = row.get("error_share", 1.0)
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise InputError.of(
+            saw=f"{where}: error_share {share!r}",
+            expected="a number in (0, 1]",
+            cure="leave it as prefstage wrote it, or drop the field",
+        )
     return Annotation(
         instruction=row["instruction"],
         output_1=row["output_1"],
@@ -276,4 +287,5 @@ def _annotation(path: Path, place: int, row: Any) -> Annotation:
         generator_2=row["generator_2"],
         annotator=str(row.get("annotator", "")),
         preference=value - 1,
+        error_share=float(share),
     )

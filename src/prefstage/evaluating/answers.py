@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefstage.core.errors import DataError, InputError
+from prefstage.core.errors import DataError
 from prefstage.core.files import write_json
 from prefstage.data.records import Candidates, Prompt, prompt_id_of
 
@@ -112,7 +112,7 @@ def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> 
     if isinstance(source, Answers):
         return source
     path, _, writer = str(source).partition("#")
-    if path.removesuffix(".gz").endswith((".json", ".jsonl")):
+    if path.removesuffix(".gz").endswith((".json", ".jsonl")) and Path(path).is_file():
         rows = _alpaca_rows(Path(path))
         if rows is not None:
             return _alpaca_answers(Path(path), rows, writer or None, name)
@@ -167,10 +167,6 @@ def _alpaca_rows(path: Path) -> list[dict[str, Any]] | None:
     """The rows of an AlpacaEval outputs file; None if it is something else."""
     from prefstage.data.raw_rows import read_file
 
-    if not path.is_file():
-        raise InputError.of(
-            saw=f"no file {path}", expected="a file with answers", cure="check the path"
-        )
     rows: list[dict[str, Any]] = []
     try:
         for row in read_file(path, path.name):

@@ -109,6 +109,7 @@ def run_benchmarks(
             task_manager=manager,
             **_arguments(model, harness, max_new_tokens),
         )
+    _check_shots_used(found, {names[task]: number for task, number in shots.items()})
     return [each for name, local in names.items() for each in _scores(name, local, found)]
 
 
@@ -143,6 +144,19 @@ def _set_shots(manager: Any, shots: Mapping[str, int | None]) -> None:
         return whole
 
     manager.load = load_with_shots
+
+
+def _check_shots_used(found: Any, asked: Mapping[str, int | None]) -> None:
+    """Warn where the harness says that it used other shots, save 0 by a task's definition."""
+    used = found.get("n-shot", {})
+    for task, number in asked.items():
+        if number is not None and used.get(task, 0) not in (0, number):
+            warnings.warn(
+                f"{task}: asked for {number} shots, lm-evaluation-harness used {used[task]}; its "
+                "scores are for those",
+                BenchmarkWarning,
+                stacklevel=3,
+            )
 
 
 def _device() -> str:

@@ -12,14 +12,19 @@ from prefstage.evaluating.length_controlled import length_controlled_win_rate
 from prefstage.evaluating.length_fit import sigmoid
 from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.length_tables import standardised_length
-from prefstage.evaluating.win_rates import LEFT_OUT, WinRate, WinRateConfig, confidence_at_stop
+from prefstage.evaluating.win_rates import (
+    FEWEST_CONTROLLED,
+    LEFT_OUT,
+    WinRate,
+    WinRateConfig,
+    confidence_at_stop,
+)
 
 Floats = NDArray[np.float64]
 
 FEWEST_MODELS = 3
 _MAX_ROUNDS = 500
 _SMALL = 1e-9
-_FEWEST_VERDICTS = 30  # as with one model
 
 
 def estimate_difficulty(
@@ -123,7 +128,7 @@ def _controlled(result: WinRate, difficulty: Floats, config: WinRateConfig, note
         "len_model": [len(each.model_answer) for each in result.verdicts],
         "len_baseline": [len(each.baseline_answer) for each in result.verdicts],
     }
-    if np.count_nonzero(~np.isnan(rows["preference"])) < _FEWEST_VERDICTS:
+    if np.count_nonzero(~np.isnan(rows["preference"])) < FEWEST_CONTROLLED:
         return result
     found = length_controlled_win_rate(**rows, difficulty=difficulty, regularise=False)
     interval = length_controlled_interval(

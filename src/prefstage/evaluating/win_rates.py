@@ -28,7 +28,7 @@ from prefstage.measuring.sequential import ConfidenceSequence
 LEFT_OUT = "difficulty left out"
 _HALF = 0.5
 _FIRST_CHUNK = 16
-_FEWEST_CONTROLLED = 30
+FEWEST_CONTROLLED = 30
 
 
 class WinRateConfig(Config):
@@ -76,7 +76,7 @@ class WinRate:
         avg_length: Mean length of the model's answers that were judged.
         avg_length_baseline: Likewise of the baseline's.
         controlled: The length-controlled win rate, where it was asked for and possible.
-        controlled_interval: Its bootstrap interval.
+        controlled_interval: Its interval (see `length_controlled_interval`).
         better: "model" or "baseline" where the anytime-valid interval decides it.
         anytime_interval: That interval: it holds at every moment at once, so that stopping
             when one is ahead is no cheat.
@@ -86,7 +86,8 @@ class WinRate:
         only_baseline: Prompts that only the baseline answered; not used.
         verdicts: Each judged prompt.
         notes: What a reader should know.
-        looks: Moments at which judging might have stopped; all intervals allow for them.
+        looks: Moments at which judging might have stopped; all intervals allow for them, and the
+            anytime-valid one needs not.
     """
 
     model: str
@@ -118,6 +119,8 @@ class WinRate:
 
     def annotations(self) -> list[Annotation]:
         """The verdicts as rows of AlpacaEval's ``annotations.json``."""
+        early = self.stopped == "decided"
+        error_share = 1 - confidence_at_stop(0.0, self.looks, early=early)
         return [
             Annotation(
                 instruction=each.instruction,
@@ -127,6 +130,7 @@ class WinRate:
                 generator_2=self.model,
                 annotator=self.judge,
                 preference=each.preference,
+                error_share=error_share,
             )
             for each in self.verdicts
         ]
@@ -326,7 +330,7 @@ def _control(
     if not config.length_controlled:
         return None, None, ()
     told = sum(not math.isnan(each.preference) for each in verdicts)
-    if told < _FEWEST_CONTROLLED:
+    if told < FEWEST_CONTROLLED:
         return None, None, (f"{told} verdicts are too few to control for length",)
     known = [None if numbers is None else numbers.get(each.instruction) for each in verdicts]
     official = None not in known
@@ -363,7 +367,5 @@ def _notes(ours: Answers, theirs: Answers, common: int, looks: int) -> tuple[str
         if side.repeated
     ]
     if looks > 1:
-        notes.append(
-            f"judging may stop at {looks} moments: all intervals are wider, and hold there"
-        )
+        notes.append(f"judging may stop at {looks} moments: intervals are wider, and hold there")
     return tuple(notes)
