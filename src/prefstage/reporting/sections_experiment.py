@@ -11,7 +11,7 @@ _KINDS = {"ratio": "Δ > 1", "gain": "off gained more than on"}
 
 
 def experiment_sections(runs: Sequence[Run]) -> list[Section]:
-    """A section for each table of each experiment, and one for its cells.
+    """A section for each table of each experiment, and one for its cells that failed, if any.
 
     Args:
         runs: The runs.
