@@ -22,23 +22,41 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "coming-from-trl.md"
 PARTS = {
     part.split("\n", 1)[0]: part for part in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)
 }
-LOSS_KEYS = {"name", "weight"} | {
-    key for loss in LOSSES.values() for key in loss.settings.model_fields
-}
+USUAL = "sigmoid"
+"""The loss of a row that names none: TRL's default."""
 FIELDS = {each.name for each in dataclasses.fields(PreferenceArguments)}
+
+
+def cells(heading: str) -> list[list[str]]:
+    """The rows of one table: TRL's name, the recipe's key, and what is different."""
+    lines = [line for line in PARTS[heading].splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def rows(heading: str) -> dict[str, str]:
     """Recipe key by TRL's name, of one table; "-" where there is none."""
-    cells = [line.split(" | ") for line in PARTS[heading].splitlines() if line.startswith("| `")]
-    return {cell[0].strip("| `"): cell[1].strip("` ") for cell in cells}
+    return {cell[0].strip("`"): cell[1].strip("`") for cell in cells(heading)}
 
 
-def exists(key: str) -> bool:
-    """Whether a recipe has such a key."""
+def loss_keys() -> set[tuple[str, str]]:
+    """What is said of losses: a key, and the loss that has it; a name stands as "name"."""
+    found = set()
+    for _, key, different in cells("DPOConfig"):
+        if not key.startswith("`loss."):
+            continue
+        of = re.match(r"of `\{name: (\w+)\}`", different)
+        value = re.fullmatch(r"`(\w+)`", different)
+        loss = of[1] if of else value[1] if value else USUAL
+        found.add((key.strip("`"), loss))
+        found |= {(k, other) for other, k in re.findall(r"of `(\w+)` it is `([\w.]+)`", different)}
+    return found
+
+
+def exists(key: str, *, loss: str = USUAL) -> bool:
+    """Whether a recipe with this loss has such a key."""
     first, _, rest = key.partition(".")
     if first == "loss" and rest:
-        return rest in LOSS_KEYS
+        return loss in LOSSES and rest in {"name", "weight", *LOSSES[loss].settings.model_fields}
     if first == "training" and rest:
         argument_values(load_config(Recipe, {"policy": "p", "data": "d", "training": {rest: None}}))
         return rest in FIELDS
@@ -52,17 +70,31 @@ def exists(key: str) -> bool:
 
 
 TABLES = ("DPOConfig", "DPOTrainer", "ModelConfig", "The handbook's recipes")
-KEYS = sorted({key for table in TABLES for key in rows(table).values()} - {"-"})
+KEYS = sorted(
+    key
+    for key in {key for table in TABLES for key in rows(table).values()} - {"-"}
+    if not key.startswith("loss.")
+)
 
 
 def test_the_check_tells_keys_that_do_not_exist() -> None:
-    assert not any(map(exists, ["polcy", "loss.betta", "tokens.max", "lora.rank"]))
-    assert len(KEYS) > 30
+    assert not any(map(exists, ["polcy", "loss.betta", "tokens.max", "lora.rank", "loss.tau"]))
+    assert not exists("loss.alpha", loss="discopop")
+    assert not exists("loss.beta", loss="ipo")
+    assert not exists("loss.name", loss="sigmod")
+    assert len(KEYS) > 25
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_that_the_page_names_exists(key: str) -> None:
     assert exists(key)
+
+
+def test_every_loss_has_the_keys_that_the_page_says() -> None:
+    said = loss_keys()
+    assert {("loss.tau", "ipo"), ("loss.tau", "discopop"), ("loss.alpha", "ld_dpo")} <= said
+    assert ("loss.name", "wpo") in said
+    assert [each for each in said if not exists(each[0], loss=each[1])] == []
 
 
 def test_every_option_of_dpo_config_has_a_row() -> None:
