@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -159,6 +160,26 @@ def test_the_examples_are_grids(file):
     assert found.cells
     assert found.tables
     assert len(found.axes["seed"]) == 3
+
+
+def command_of_the_world(file):
+    """The command that a grid's header tells to make its data and policies with."""
+    text = "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
+    other = re.search(r"[Dd]ata and policies: as for examples/([\w.]+\w)", text)
+    if other is not None:
+        return command_of_the_world(EXAMPLES / other[1])
+    found = re.search(r"python examples/make_world\.py((?:\\\n#|[^\n,])*)", text)
+    return found[1].replace("\\\n#", " ").split()
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
+def test_the_header_of_an_example_makes_the_policies_that_it_names(file):
+    words = command_of_the_world(file)
+    assert words[0] == "world"
+    kept = words[words.index("--kept") + 1 :] if "--kept" in words else []
+    named = set(re.findall(r"world/policy-(\d+)", file.read_text()))
+    assert named <= set(kept)
+    assert named or not file.stem.endswith(("experiment", "rates"))
 
 
 @pytest.mark.slow
