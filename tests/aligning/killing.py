@@ -6,8 +6,9 @@ does WORK (align or experiment) once without interruption into FOLDER/whole, and
 FOLDER/killed-0 with KILLS kills: half of them at the n-th moment at which something is made
 durable (an fsync), half after a random time. If a run ends before all kills are spent, the next
 begins in FOLDER/killed-1, and so on. Every attempt is a process forked from this one. Beside each
-folder stand what its judge was asked (.asked) and what it trained (.trained): "begun STEP", or
-"again STEP" if that step was whole when the attempt began. Prints JSON.
+folder stand what its judge was asked (.asked), what it trained (.trained): "begun STEP", or
+"again STEP" if that step was whole when the attempt began, and what it sampled (.sampled): each
+answer as it is finished, before it is kept, likewise. Prints JSON.
 """
 
 import json
@@ -17,7 +18,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 
 from prefstage.aligning import align, loop, run_experiment
+from prefstage.sampling import Sample, SampleRequest, TransformersSampler
 from tests.aligning.tiny_world import settings
 
 LONGEST_S = 300.0
@@ -83,6 +85,29 @@ def note_training(out: Path) -> None:
     loop.run_train = noted
 
 
+def sampled(out: Path) -> set[str]:
+    """The answers that are on disk, each as "SAMPLER PROMPT INDEX"."""
+    files = [file for place in (out, out / "store") for file in place.glob("samples/*.jsonl")]
+    lines = [(file.stem, line) for file in files for line in file.read_bytes().split(b"\n")[1:-1]]
+    kept = [(name, json.loads(line)) for name, line in lines]
+    return {f"{name} {each['prompt_id']} {each['index']}" for name, each in kept}
+
+
+def note_sampling(out: Path) -> None:
+    """Have this process write down each answer as it is finished, and whether it was on disk."""
+    sample = TransformersSampler.sample
+
+    def noted(self: TransformersSampler, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
+        kept = sampled(out)
+        for each in sample(self, requests):
+            name = f"{self.fingerprint} {each.prompt_id} {each.index}"
+            with Path(f"{out}.sampled").open("a") as stream:
+                stream.write(f"{'again' if name in kept else 'begun'} {name}\n")
+            yield each
+
+    TransformersSampler.sample = noted  # type: ignore[method-assign]  # of a process that ends
+
+
 def start(work: Callable[[], None], out: Path, *, die_at: int | None) -> int:
     """Fork a process that works, and may kill itself at its `die_at`-th fsync."""
     child = os.fork()
@@ -95,6 +120,7 @@ def start(work: Callable[[], None], out: Path, *, die_at: int | None) -> int:
         os.dup2(log, 2)
         os.environ["PREFSTAGE_NOTED"] = f"{out}.asked"
         note_training(out)
+        note_sampling(out)
         count = 0
 
         def fsync(handle: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from prefstage.core.hashing import digest_file
 from prefstage.data import load_pairs
-from tests.aligning.killing import trained
+from tests.aligning.killing import sampled, trained
 
 
 def weights(out: Path) -> list[str]:
@@ -52,11 +52,17 @@ def killed(work: str, world: Path, folder: Path, *, kills: int, seed: int) -> li
 
 
 def check_nothing_twice(runs: list[Path], *, kills: int) -> None:
-    """No finished training was begun again; of judgments only what a kill interrupted."""
+    """No finished training was begun again; of the rest only what a kill interrupted."""
+    twice = 0
     for run in runs:
         begun = [line.split() for line in Path(f"{run}.trained").read_text().splitlines()]
         assert {word for word, _ in begun} == {"begun"}
         assert {step for _, step in begun} == trained(run)
+        answers = [line.split(" ", 1) for line in Path(f"{run}.sampled").read_text().splitlines()]
+        assert {word for word, _ in answers} == {"begun"}, "sampled though it was on disk"
+        assert {name for _, name in answers} == sampled(run)
+        twice += len(answers) - len(sampled(run))
+    assert twice <= kills, "more than the one answer that a kill keeps from the disk"
     asked = [Counter(Path(f"{run}.asked").read_text().splitlines()) for run in runs]
     again = sum(count - 1 for each in asked for count in each.values() if count > 1)
     assert again <= 2 * kills, "more than the one comparison (two orders) that a kill interrupts"
@@ -66,6 +72,7 @@ def check(world: Path, folder: Path, *, kills: int, seed: int) -> None:
     runs = killed("align", world, folder, kills=kills, seed=seed)
     whole = folder / "whole"
     assert runs
+    assert weights(whole)
     for run in runs:
         assert weights(run) == weights(whole)
         assert figures(run) == figures(whole)
@@ -95,6 +102,7 @@ def tables(out: Path) -> dict[str, bytes]:
 def test_an_experiment_under_ten_kills_finds_the_same(world: Path, tmp_path: Path) -> None:
     runs, whole = killed("experiment", world, tmp_path, kills=10, seed=3), tmp_path / "whole"
     assert runs
+    assert weights(whole / "store")
     for run in runs:
         assert set(tables(run)) == {"full.md", "full.tex", "full.csv"}
         assert tables(run) == tables(whole)
