@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import Dataset, Features
 from datasets.arrow_writer import ArrowWriter
 
@@ -54,7 +55,7 @@ def build_dataset(
                 count += 1
         features, size = features_of(fields), piece_rows(count)
         with (
-            ArrowWriter(path=str(arrow), features=features, writer_batch_size=size) as writer,
+            _PieceWriter(arrow, features, size) as writer,
             waiting.open("rb") as stream,
         ):
             for line in stream:
@@ -63,6 +64,39 @@ def build_dataset(
     finally:
         waiting.unlink()
     return Dataset.from_file(str(arrow)), hasher.hexdigest()[:16]
+
+
+class _PieceWriter(ArrowWriter):  # type: ignore[misc]  # untyped in datasets
+    """Writes larger pieces than it holds as Python objects, which are several times Arrow's size.
+
+    Args:
+        path: The file.
+        features: Of the rows.
+        rows: A piece.
+    """
+
+    def __init__(self, path: Path, features: Features, rows: int) -> None:
+        super().__init__(path=str(path), features=features, writer_batch_size=_BATCH_ROWS)
+        self._piece, self._gathered = rows, list[pa.Table]()
+
+    def write_table(self, pa_table: pa.Table, writer_batch_size: int | None = None) -> None:
+        """Gather a table; write what is gathered once it is a piece."""
+        self._gathered.append(pa_table)
+        if sum(map(len, self._gathered)) >= self._piece:
+            self._write_piece()
+
+    def finalize(self, close_stream: bool = True) -> tuple[int, int]:
+        """Write the rest and close."""
+        self.write_examples_on_file()
+        self._write_piece()
+        done: tuple[int, int] = super().finalize(close_stream=close_stream)
+        return done
+
+    def _write_piece(self) -> None:
+        if self._gathered:
+            rows = sum(map(len, self._gathered))
+            super().write_table(pa.concat_tables(self._gathered), writer_batch_size=rows)
+            self._gathered = []
 
 
 def piece_rows(rows: int) -> int:
