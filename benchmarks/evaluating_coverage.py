@@ -10,13 +10,14 @@ leaderboard, so they need the shared data; without the folder they are left out.
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from evaluating import rows_of
 
 from prefstage.evaluating.answers import Answers, gather_answers, user_prompt
 from prefstage.evaluating.comparing import compare_win_rates
-from prefstage.evaluating.difficulty import estimate_difficulty
+from prefstage.evaluating.difficulty import absorbed_shares, estimate_difficulty, widened
 from prefstage.evaluating.l1_logistic import fit_l1_logistic
 from prefstage.evaluating.length_controlled import length_controlled_win_rate
 from prefstage.evaluating.length_fit import problem_of, sigmoid
@@ -235,10 +236,10 @@ def joint_once(models: int, n: int) -> Callable[[np.random.Generator, int], Foun
         a = b * np.exp(rng.normal(0.1, 0.5, (models, n)))
         t = np.stack([standardised_length(row, b) for row in a])
         y = verdicts(rng, sigmoid(-0.8 * t + skill[:, None] + d))
-        found = estimate_difficulty(y, a, b)
-        ends = length_controlled_interval(
-            y[0], a[0], b, difficulty=found, regularise=False, resamples=300, seed=seed
-        )
+        rows: dict[str, Any] = {"difficulty": estimate_difficulty(y, a, b), "regularise": False}
+        rate = length_controlled_win_rate(y[0], a[0], b, **rows).length_controlled_win_rate
+        ends = length_controlled_interval(y[0], a[0], b, **rows, resamples=300, seed=seed)
+        ends = widened(ends, rate, absorbed=float(absorbed_shares(y, a, b)[0]))
         return {"length-controlled": held(ends, truth)}
 
     return once

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 from prefstage.core.errors import InputError
-from prefstage.evaluating import estimate_difficulty
+from prefstage.evaluating import absorbed_shares, estimate_difficulty, widened
 from prefstage.evaluating.length_fit import sigmoid
 from prefstage.evaluating.length_tables import standardised_length
 
@@ -65,6 +65,32 @@ def test_a_narrow_prior_pulls_to_zero() -> None:
     given = world(models=5, prompts=30)
     wide, narrow = (estimated(given, spread=spread) for spread in (1.0, 0.1))
     assert np.abs(narrow).max() < 0.1 < np.abs(wide).max()
+
+
+def test_absorbed_shares_are_the_leverage_of_each_verdict_on_its_difficulty() -> None:
+    given = world(models=3, prompts=50, seed=4)
+    d, t, y = estimated(given), given["t"], given["preference"]
+
+    def loss(w: np.ndarray, model: int) -> float:
+        z = w[0] * t[model] + w[1] + d
+        return float((np.logaddexp(0, z) - y[model] * z).sum() + 0.005 * w @ w)
+
+    fits = [minimize(loss, np.zeros(2), args=(model,), tol=1e-10).x for model in range(3)]
+    p = np.stack([sigmoid(w[0] * t[model] + w[1] + d) for model, w in enumerate(fits)])
+    variances = p * (1 - p)
+    expected = (variances / (variances.sum(axis=0) + 1)).mean(axis=1)
+    found = absorbed_shares(y, given["len_model"], given["len_baseline"])
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert np.all((found > 0.05) & (found < 1 / 3))
+
+
+def test_widened_intervals_keep_their_rate_and_reach_further() -> None:
+    low, high = widened((30.0, 60.0), 40.0, absorbed=0.2)
+    assert low < 30 < 60 < high
+    z = [np.log(p / (100 - p)) for p in (low, 30, 40, 60, high)]
+    assert (z[2] - z[0]) / (z[2] - z[1]) == pytest.approx(1.25)
+    assert (z[4] - z[2]) / (z[3] - z[2]) == pytest.approx(1.25)
+    assert widened((30.0, 60.0), 40.0, absorbed=0.0) == pytest.approx((30.0, 60.0))
 
 
 @pytest.mark.parametrize(

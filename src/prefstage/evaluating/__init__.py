@@ -16,7 +16,12 @@ from prefstage.evaluating.checkpoints import (
     rankings_against_win_rates,
 )
 from prefstage.evaluating.comparing import Difference, compare_win_rates
-from prefstage.evaluating.difficulty import control_jointly, estimate_difficulty
+from prefstage.evaluating.difficulty import (
+    absorbed_shares,
+    control_jointly,
+    estimate_difficulty,
+    widened,
+)
 from prefstage.evaluating.length_controlled import (
     LengthControlledWinRate,
     LengthWeights,
@@ -50,6 +55,7 @@ __all__ = [
     "Rates",
     "WinRate",
     "WinRateConfig",
+    "absorbed_shares",
     "answer_prompts",
     "compare_win_rates",
     "control_jointly",
@@ -65,6 +71,7 @@ __all__ = [
     "read_leaderboard",
     "read_prompt_numbers",
     "run_mt_bench",
+    "widened",
     "win_rate",
     "write_annotations",
     "write_leaderboard",

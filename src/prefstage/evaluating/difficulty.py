@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from prefstage.core.errors import InputError
 from prefstage.evaluating.length_controlled import length_controlled_win_rate
 from prefstage.evaluating.length_fit import sigmoid
-from prefstage.evaluating.length_interval import length_controlled_interval
+from prefstage.evaluating.length_interval import length_controlled_interval, logit
 from prefstage.evaluating.length_tables import standardised_length
 from prefstage.evaluating.win_rates import (
     FEWEST_CONTROLLED,
@@ -53,6 +53,59 @@ def estimate_difficulty(
         Dubois et al. 2024, arXiv:2404.04475, Sec. 3: the prompt's term, fitted over all
         models, with every model's sensitivity to it 1; the normal prior is ours.
     """
+    return _fit(preference, len_model, len_baseline, spread)[0]
+
+
+def absorbed_shares(
+    preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, *, spread: float = 1.0
+) -> Floats:
+    """How much of a verdict's deviation its prompt's estimated difficulty has taken up itself.
+
+    ``h_mx = v_mx / (Σ_m' v_m'x + 1/spread²)`` with v = p(1 - p), a mean over prompts: the
+    leverage of a model's verdict on the difficulty. Residuals of the model's regression are
+    smaller by it than verdicts deviate, and so is every error that is computed from them.
+
+    Args:
+        preference: As for `estimate_difficulty`.
+        len_model: Likewise.
+        len_baseline: Likewise.
+        spread: Likewise.
+
+    Returns:
+        The mean share of each model, in (0, 1). [models].
+
+    Raises:
+        InputError: As `estimate_difficulty`.
+
+    Source:
+        Leverage in a generalised linear model: McCullagh and Nelder 1989, Sec. 12.7.1.
+    """
+    return _fit(preference, len_model, len_baseline, spread)[1]
+
+
+def widened(interval: tuple[float, float], rate: float, *, absorbed: float) -> tuple[float, float]:
+    """Interval of a length-controlled win rate whose difficulty is estimated, not known.
+
+    On the logit scale its ends are ``1 / (1 - absorbed)`` times as far from the rate.
+
+    Args:
+        interval: As for a known difficulty; percent.
+        rate: The win rate, in percent.
+        absorbed: The model's of `absorbed_shares`.
+
+    Returns:
+        (low, high) in percent.
+    """
+    centre = logit(np.array(rate / 100))
+    ends = logit(np.array(interval) / 100)
+    low, high = 100 * sigmoid(centre + (ends - centre) / (1 - absorbed))
+    return min(float(low), interval[0]), max(float(high), interval[1])
+
+
+def _fit(
+    preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, spread: float
+) -> tuple[Floats, Floats]:
+    """Difficulties [prompts], and each model's share in them [models]."""
     y, a = (np.atleast_2d(np.asarray(each, dtype=np.float64)) for each in (preference, len_model))
     b = np.asarray(len_baseline, dtype=np.float64)
     _check(y, a, b, spread)
@@ -73,7 +126,9 @@ def estimate_difficulty(
         d, w[:, 1] = d - shift, w[:, 1] + shift
         if np.abs(d - before).max() < _SMALL:
             break
-    return d
+    v = np.where(told, p * (1 - p), 0.0)
+    leverage = v / (v.sum(axis=0) + 1 / spread**2)
+    return d, leverage.sum(axis=1) / told.sum(axis=1)
 
 
 def _newton(x: Floats, y: Floats, w: Floats, d: Floats) -> Floats:
@@ -111,17 +166,19 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
         for each in result.verdicts:
             y[row, place[each.prompt_id]] = each.preference
             lengths[row, place[each.prompt_id]] = len(each.model_answer)
-    d = estimate_difficulty(y, lengths, baseline)
+    d, shares = _fit(y, lengths, baseline, 1.0)
     note = f"difficulty estimated from the verdicts on these {len(results)} models"
     return {
         name: _controlled(
-            result, d[[place[each.prompt_id] for each in result.verdicts]], config, note
+            result, d[[place[each.prompt_id] for each in result.verdicts]], share, config, note
         )
-        for name, result in results.items()
+        for (name, result), share in zip(results.items(), shares, strict=True)
     }
 
 
-def _controlled(result: WinRate, difficulty: Floats, config: WinRateConfig, note: str) -> WinRate:
+def _controlled(
+    result: WinRate, difficulty: Floats, absorbed: float, config: WinRateConfig, note: str
+) -> WinRate:
     """Control the length again; what was said of the fit without difficulty is said no more."""
     rows: dict[str, Any] = {
         "preference": [each.preference for each in result.verdicts],
@@ -147,7 +204,9 @@ def _controlled(result: WinRate, difficulty: Floats, config: WinRateConfig, note
     return replace(
         result,
         controlled=found,
-        controlled_interval=interval,
+        controlled_interval=widened(
+            interval, found.length_controlled_win_rate, absorbed=float(absorbed)
+        ),
         notes=(*kept, *found.notes, note),
     )
 

@@ -56,7 +56,7 @@ def length_controlled_interval(
         row: Likewise.
         lookup: Likewise.
         C: Likewise; None chooses it once, on all rows.
-        difficulty: Likewise.
+        difficulty: Likewise; taken as known (see `widened` where it is estimated).
         regularise: Likewise.
         confidence: In (0, 1).
         resamples: How many, >= 1.
@@ -117,7 +117,7 @@ def _interval(
     t = np.quantile(found, [(1 + confidence) / 2, (1 - confidence) / 2])
     own = np.arange(len(problem.labels) - int(told.sum()), len(problem.labels))
     low, high = profile_interval(problem, fitted[0], own, confidence=confidence)
-    ends = [low, high, penalised, *sigmoid(_logit(drawn) - t * errors)]
+    ends = [low, high, penalised, *sigmoid(logit(drawn) - t * errors)]
     return 100 * float(min(ends)), 100 * float(max(ends))
 
 
@@ -134,7 +134,7 @@ def _studentised(
         drawn, errors, _ = _rates(
             problem, told, times.astype(np.float64), _NO_PENALTY, start=fitted.repeat(count, axis=0)
         )
-        found.append((_logit(drawn) - _logit(rate)) / errors)
+        found.append((logit(drawn) - logit(rate)) / errors)
     return np.concatenate(found)
 
 
@@ -179,6 +179,7 @@ def _rates(
     return rate, np.sqrt(squares) / np.maximum(spread, _ROUNDING) + _ROUNDING, w
 
 
-def _logit(rate: Floats) -> Floats:
+def logit(rate: Floats) -> Floats:
+    """log(p / (1 - p)), kept finite at 0 and 1."""
     inside = np.clip(rate, _ROUNDING, 1 - _ROUNDING)
     return np.log(inside) - np.log1p(-inside)
