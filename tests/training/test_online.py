@@ -11,6 +11,7 @@ from peft import LoraConfig
 from prefstage.core.errors import InputError
 from prefstage.data import TokenTree
 from prefstage.scoring import Scorer
+from prefstage.training import online
 from prefstage.training.items import ItemSet, TrainingItem
 from prefstage.training.online import FreshBlock, OnlinePreferenceTrainer
 from prefstage.training.recipe import OnlineSettings
@@ -72,6 +73,25 @@ def test_rejected_responses_are_the_present_policys(tmp_path: Path) -> None:
     assert first != later
     assert trainer.online_counts()["fresh"] == sum(len(block.responses) for block in blocks)
     assert "online/fresh" in trainer.state.log_history[0]
+
+
+def test_beams_share_the_tokens_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(online, "DEFAULT_BATCH_TOKENS", 200)
+    generate, batches = online.generate_rows, dict[int, list[int]]()
+
+    def watched(model: Any, prompts: Any, rows: Any, *, config: Any, stop_ids: Any) -> Any:
+        longest = max(len(prompt) for prompt in prompts) + max(row.max_new_tokens for row in rows)
+        batches.setdefault(config.beams, []).append(config.beams * len(rows) * longest)
+        return generate(model, prompts, rows, config=config, stop_ids=stop_ids)
+
+    monkeypatch.setattr(online, "generate_rows", watched)
+    for beams in (1, 3):
+        sampling = {"max_new_tokens": 8, "beams": beams}
+        settings = OnlineSettings.model_validate({"interval": 1, "sampling": sampling})
+        online_trainer(tmp_path / str(beams), online=settings, max_steps=1).train()
+    assert max(batches[1]) <= 200
+    assert max(batches[3]) <= 200
+    assert len(batches[3]) > len(batches[1])
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -280,7 +280,9 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         rooms = [self._room(len(ids)) for ids in prompts]
         lengths = [len(ids) for ids in prompts]
         batches = plan_batches(
-            lengths, new_tokens=max(rooms, default=1), token_budget=DEFAULT_BATCH_TOKENS
+            lengths,
+            new_tokens=max(rooms, default=1),
+            token_budget=DEFAULT_BATCH_TOKENS // self.online.sampling.beams,
         )
         for batch in batches:
             rows = [
