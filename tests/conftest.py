@@ -1,6 +1,7 @@
 """What all tests share: where the shared real data is, and the tensor-shape checks."""
 
 import os
+import signal
 from pathlib import Path
 
 # Tests that run side by side (pytest -n) take one thread each; torch and the processes that
@@ -30,6 +31,10 @@ install_import_hook(
 settings.register_profile("fixed", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+# A shell's background job ignores Ctrl-C, and so would the commands that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
