@@ -5,12 +5,23 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where model and data are, and what computes."""
+
+    model: str
+    shared: str
+    device: str
+    threads: int
 
 
 def tell(text: str) -> None:

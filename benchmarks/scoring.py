@@ -32,6 +32,7 @@ from typing import Any
 from machine import (
     MIB,
     Process,
+    Setup,
     floor_flops,
     fresh,
     matrix_rate,
@@ -51,13 +52,9 @@ GPU_BATCHES = (4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
-class Setup:
-    """Where model and data are, and how the runs go."""
+class ScoringSetup(Setup):
+    """Also how the runs go."""
 
-    model: str
-    shared: str
-    device: str
-    threads: int
     repeats: int
     scale: float
 
@@ -76,7 +73,7 @@ class Setup:
 # --- Workloads ----------------------------------------------------------------------------
 
 
-def workload(setup: Setup, name: str, count: int) -> list[Any]:
+def workload(setup: ScoringSetup, name: str, count: int) -> list[Any]:
     """Token trees from the shared texts."""
     from prefstage.data import ResponseEncoder, load_candidates, load_pairs, load_tokenizer
 
@@ -115,7 +112,7 @@ def pair_tokens(trees: Sequence[Any]) -> int:
 class Worker:
     """One side (ours or the peer) with its model loaded; answers calls from the parent."""
 
-    def __init__(self, setup: Setup, side: str) -> None:
+    def __init__(self, setup: ScoringSetup, side: str) -> None:
         if side != "ours":
             os.environ["THP_MEM_ALLOC_ENABLE"] = "0"  # prefstage sets it for itself
         import torch
@@ -198,7 +195,7 @@ def selective_log_softmax(logits: Any, ids: Any) -> Any:
     return torch.stack([a.log_softmax(-1).gather(-1, b[:, None]).squeeze(-1) for a, b in rows])
 
 
-def vocabulary_peak(setup: Setup, vocabulary: int) -> int:
+def vocabulary_peak(setup: ScoringSetup, vocabulary: int) -> int:
     """Peak extra memory of scoring with a small body and a given vocabulary. Bytes."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -225,7 +222,7 @@ def vocabulary_peak(setup: Setup, vocabulary: int) -> int:
 # --- The parent ---------------------------------------------------------------------------
 
 
-def compare(setup: Setup, name: str, ours: Process, peer: Process) -> dict[str, Any]:
+def compare(setup: ScoringSetup, name: str, ours: Process, peer: Process) -> dict[str, Any]:
     """One workload: the peer at its best batch size and ours, in turns, then memory."""
     trial = trial_size(setup, name)
     ours.call("run", name, 0, 1)
@@ -271,12 +268,12 @@ def compare(setup: Setup, name: str, ours: Process, peer: Process) -> dict[str, 
     }
 
 
-def trial_size(setup: Setup, name: str) -> int:
+def trial_size(setup: ScoringSetup, name: str) -> int:
     """Prompts on which the peer tries its batch sizes."""
     return TRIAL[name] * (1 if setup.device == "cpu" else 8)
 
 
-def linearity(setup: Setup, ours: Process) -> dict[str, Any]:
+def linearity(setup: ScoringSetup, ours: Process) -> dict[str, Any]:
     """Time against tokens, and the exponent of the line through them in logs."""
     total = setup.sizes[PAIRS]
     tokens, seconds = [], []
@@ -335,7 +332,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = vars(parser.parse_args())
     out = given.pop("out")
-    setup = Setup(**given)
+    setup = ScoringSetup(**given)
     if not setup.model or not (Path(setup.shared) / "data").is_dir():
         parser.error("name a checkpoint with --model and the shared data with --shared")
     ours, peer = Process(Worker, setup, "ours"), Process(Worker, setup, "peer")

@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import MIB, floor_flops, matrix_rate, memory_now, memory_peak, tell
-from training_pairs import ANSWERS, HH, Setup, in_our_order, pairs_of
+from training_pairs import ANSWERS, HH, TrainingSetup, in_our_order, pairs_of
 
 OURS, DEFAULTS, BEST, HUGE = "prefstage", "TRL defaults", "TRL best, ", ", huge pages"
 SIDES = (OURS, DEFAULTS, BEST + "1")
@@ -74,7 +74,7 @@ class Turns:
         self.wait()
 
 
-def work(end: Connection, setup: Setup, side: str) -> None:
+def work(end: Connection, setup: TrainingSetup, side: str) -> None:
     """A process: one side's training, step by step."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     if side != OURS:
@@ -131,7 +131,13 @@ def work(end: Connection, setup: Setup, side: str) -> None:
 
 
 def our_trainer(
-    model: Any, tokenizer: Any, rows: list[Any], setup: Setup, common: dict[str, Any], *, side: str
+    model: Any,
+    tokenizer: Any,
+    rows: list[Any],
+    setup: TrainingSetup,
+    common: dict[str, Any],
+    *,
+    side: str,
 ) -> Any:
     """PreferenceTrainer at its defaults."""
     from datasets import Dataset
@@ -148,7 +154,13 @@ def our_trainer(
 
 
 def peer_trainer(
-    model: Any, tokenizer: Any, rows: list[Any], setup: Setup, common: dict[str, Any], *, side: str
+    model: Any,
+    tokenizer: Any,
+    rows: list[Any],
+    setup: TrainingSetup,
+    common: dict[str, Any],
+    *,
+    side: str,
 ) -> Any:
     """TRL's DPOTrainer at its defaults or at its best."""
     from datasets import Dataset
@@ -185,7 +197,7 @@ def peer_length(tokenizer: Any, row: dict[str, Any]) -> int:
 # --- The parent ---------------------------------------------------------------------------
 
 
-def run(setup: Setup, sides: tuple[str, ...]) -> dict[str, Any]:
+def run(setup: TrainingSetup, sides: tuple[str, ...]) -> dict[str, Any]:
     """All sides' steps, in turns."""
     from multiprocessing import get_context
 
@@ -222,7 +234,7 @@ def run(setup: Setup, sides: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def floor_seconds(setup: Setup, rate: float) -> list[float]:
+def floor_seconds(setup: TrainingSetup, rate: float) -> list[float]:
     """The floor of each of our steps, and the tokens that it counts."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -244,7 +256,7 @@ def floor_seconds(setup: Setup, rate: float) -> list[float]:
     return floors
 
 
-def summary(setup: Setup, found: dict[str, Any]) -> dict[str, Any]:
+def summary(setup: TrainingSetup, found: dict[str, Any]) -> dict[str, Any]:
     """Rates and ratios, the first `WARM` steps left out."""
     rate = statistics.median(rate for side in found.values() for rate in side["rates"])
     floor_s = sum(floor_seconds(setup, rate)[WARM:])
@@ -321,7 +333,7 @@ def main() -> None:
         sys.exit("name a model: --model FOLDER, or PREFSTAGE_CHAT_MODEL")
     results = []
     for workload in given.workloads:
-        setup = Setup(
+        setup = TrainingSetup(
             given.model,
             given.shared,
             given.device,

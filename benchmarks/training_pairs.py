@@ -5,20 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import tell
+from machine import Setup, tell
 
 HH, ANSWERS = "HH pairs", "AlpacaEval answers"
 MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What is trained on what, and for how long."""
+class TrainingSetup(Setup):
+    """Also what is trained on, and for how long."""
 
-    model: str
-    shared: str
-    device: str
-    threads: int
     batch: int
     steps: int
     workload: str
@@ -30,7 +26,7 @@ class Setup:
         return self.batch * self.steps
 
 
-def pairs_of(setup: Setup, *, quiet: bool = True) -> list[dict[str, Any]]:
+def pairs_of(setup: TrainingSetup, *, quiet: bool = True) -> list[dict[str, Any]]:
     """Pairs in TRL's conversational format, evenly spread over the data.
 
     Pairs of more than 1,024 tokens a side are left out and counted, since TRL cuts them.
@@ -81,7 +77,7 @@ def as_row(pair: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": turn(pair["chosen"]), "rejected": turn(pair["rejected"])}
 
 
-def in_our_order(rows: list[dict[str, Any]], setup: Setup) -> list[dict[str, Any]]:
+def in_our_order(rows: list[dict[str, Any]], setup: TrainingSetup) -> list[dict[str, Any]]:
     """The rows in the order in which prefstage trains on them."""
     from prefstage.training.order import epoch_order
 

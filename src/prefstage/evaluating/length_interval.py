@@ -3,7 +3,6 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prefstage.core.errors import InputError
 from prefstage.core.seeds import seed_for
 from prefstage.evaluating.l1_logistic import fit_l1_logistic
 from prefstage.evaluating.length_controlled import Lookup
@@ -17,6 +16,7 @@ from prefstage.evaluating.length_fit import (
 from prefstage.evaluating.length_profile import profile_interval
 from prefstage.evaluating.length_rows import Rows, read_rows
 from prefstage.evaluating.length_tables import length_tables
+from prefstage.evaluating.rates import check_bootstrap
 
 Floats = NDArray[np.float64]
 
@@ -71,7 +71,7 @@ def length_controlled_interval(
     Source:
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, §12.5.
     """
-    _check_settings(confidence, resamples)
+    check_bootstrap(confidence, resamples)
     rows = read_rows(
         preference,
         len_model,
@@ -84,15 +84,6 @@ def length_controlled_interval(
     return _interval(
         rows, C, regularise=regularise, confidence=confidence, resamples=resamples, seed=seed
     )
-
-
-def _check_settings(confidence: float, resamples: int) -> None:
-    if not 0 < confidence < 1 or resamples < 1:
-        raise InputError.of(
-            saw=f"confidence {confidence}, {resamples} resamples",
-            expected="confidence in (0, 1), at least one resample",
-            cure="write confidence=0.95, resamples=1000",
-        )
 
 
 def _interval(

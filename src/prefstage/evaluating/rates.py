@@ -97,6 +97,24 @@ def rates_of(
     )
 
 
+def check_bootstrap(confidence: float, resamples: int) -> None:
+    """Refuse settings that no bootstrap interval can have.
+
+    Args:
+        confidence: In (0, 1).
+        resamples: At least 1.
+
+    Raises:
+        InputError: If one is out of range.
+    """
+    if not 0 < confidence < 1 or resamples < 1:
+        raise InputError.of(
+            saw=f"confidence {confidence}, {resamples} resamples",
+            expected="confidence in (0, 1), at least one resample",
+            cure="write confidence=0.95, resamples=1000",
+        )
+
+
 def mean_interval(
     values: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
@@ -120,12 +138,7 @@ def mean_interval(
     Source:
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, §12.5.
     """
-    if not 0 < confidence < 1 or resamples < 1:
-        raise InputError.of(
-            saw=f"confidence {confidence}, {resamples} resamples",
-            expected="confidence in (0, 1), at least one resample",
-            cure="write confidence=0.95, resamples=2000",
-        )
+    check_bootstrap(confidence, resamples)
     n = len(values)
     rng = np.random.default_rng(seed_for(seed, "win rate"))
     mean, error = float(values.mean()), _error(values.mean(), (values**2).mean(), n)
