@@ -16,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from prefstage.core.errors import ModelError
 from prefstage.scoring.blockwise import AttentionRule, attend
+from prefstage.scoring.fused_layers import recomputes_layers
 from prefstage.scoring.rows import Row
 
 Backend = Literal["blockwise", "sdpa", "flex"]
@@ -90,7 +91,7 @@ def tree_attention(body: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if not (torch.is_grad_enabled() and _recomputes_layers(body)):
+        if not (torch.is_grad_enabled() and recomputes_layers(body)):
             body.config._attn_implementation = before
 
 
@@ -211,11 +212,6 @@ def _dense(
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
     return (weights @ value).transpose(1, 2)
-
-
-def _recomputes_layers(body: Any) -> bool:
-    """Whether layers run again in the backward pass (the model's own flag changed its name)."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in body.modules())
 
 
 def _check_replaceable(body: Any) -> None:

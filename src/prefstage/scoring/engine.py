@@ -11,6 +11,7 @@ from torch import Tensor
 from prefstage.core.errors import InputError
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import Backend, RowAttention, choose_backend, tree_attention
+from prefstage.scoring.fused_layers import fused_layers
 from prefstage.scoring.linear import TokenLogProbs, linear_log_probs
 from prefstage.scoring.model_parts import ModelParts
 from prefstage.scoring.padded import Batch, pack_batches
@@ -180,14 +181,15 @@ class Gathered:
 def _states(
     parts: ModelParts, one: Row | Batch, backend: Backend | None
 ) -> Float[Tensor, "places hidden"]:
-    if isinstance(one, Row):
-        with tree_attention(parts.body):
-            return run_row(
-                parts, one, RowAttention(one, backend or choose_backend(parts.device)[0])
-            )
-    output = parts.body(input_ids=one.input_ids.to(parts.device), use_cache=False)
-    states: Tensor = output.last_hidden_state.flatten(0, 1)
-    return states
+    with fused_layers(parts.body):
+        if isinstance(one, Row):
+            with tree_attention(parts.body):
+                return run_row(
+                    parts, one, RowAttention(one, backend or choose_backend(parts.device)[0])
+                )
+        output = parts.body(input_ids=one.input_ids.to(parts.device), use_cache=False)
+        states: Tensor = output.last_hidden_state.flatten(0, 1)
+        return states
 
 
 def run_row(parts: ModelParts, row: Row, attention: RowAttention) -> Float[Tensor, "places hidden"]:

@@ -12,6 +12,7 @@ from prefstage.core.errors import ModelError
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import Backend, RowAttention, choose_backend, tree_attention
 from prefstage.scoring.engine import Layout, TreeLogProbs, response_log_probs, run_row
+from prefstage.scoring.fused_layers import find_fused_layers
 from prefstage.scoring.model_parts import ModelParts
 from prefstage.scoring.rows import build_row, leaves_of
 
@@ -44,7 +45,7 @@ def choose_layout(
     layout: LayoutSetting = "auto",
     backend: Backend | None = None,
 ) -> LayoutChoice:
-    """Try a model's layout against its own forward pass on one small batch.
+    """Try a model's layout and its fused layers against its own forward pass on one small batch.
 
     Args:
         model: A transformers causal LM in evaluation mode, bare or with PEFT adapters.
@@ -58,6 +59,7 @@ def choose_layout(
         ModelError: If the layout asked for is not exact, or if not even the flat one is.
     """
     parts = ModelParts.of(model)
+    find_fused_layers(parts.body)
     trees, allowed = _trial_trees(parts), _tolerance(parts)
     with torch.no_grad():
         expected = _plain_log_probs(parts, trees)

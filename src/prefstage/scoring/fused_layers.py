@@ -1,0 +1,169 @@
+"""Fused steps inside any transformers model whose norms and MLPs are of a known form."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from prefstage.scoring.fused import gated_map, rms_norm
+
+_TRIAL_PLACES = 3
+_MLP_PARTS = (
+    ({"gate_proj", "up_proj", "down_proj", "act_fn"}, "act_fn"),
+    ({"gate_up_proj", "down_proj", "activation_fn"}, "activation_fn"),
+)
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """A module and what computes the same.
+
+    Attributes:
+        module: The module.
+        forward: Its replacement.
+    """
+
+    module: nn.Module
+    forward: Forward
+
+
+_found: "WeakKeyDictionary[nn.Module, tuple[FusedLayer, ...]]" = WeakKeyDictionary()
+
+
+@contextmanager
+def fused_layers(body: Any) -> Iterator[None]:
+    """Let a model's norms and gated MLPs run fused while the block runs.
+
+    Which modules can was found by `find_fused_layers`, if that was called for `body`.
+
+    Args:
+        body: A transformers model.
+    """
+    # Who placed a forward of its own there (accelerate, or an outer block) keeps it.
+    replaced = [one for one in _found.get(body, ()) if "forward" not in vars(one.module)]
+    for one in replaced:
+        vars(one.module)["forward"] = one.forward
+    try:
+        yield
+    finally:
+        # Layers that run again in the backward pass must then do what they did.
+        if not (torch.is_grad_enabled() and recomputes_layers(body)):
+            for one in replaced:
+                vars(one.module).pop("forward", None)
+
+
+def find_fused_layers(body: Any) -> int:
+    """Find the modules that can run fused: those of a known form that give the same values.
+
+    The first module of each class is tried on a few numbers, in training mode, so that a
+    layer that does anything else, such as dropout, keeps its own forward.
+
+    Args:
+        body: A transformers model, not yet sharded.
+
+    Returns:
+        How many there are.
+    """
+    if body in _found:
+        return len(_found[body])
+    found, right = list[FusedLayer](), dict[tuple[type, type], int | None]()
+    for module in body.modules():
+        candidates = [*_norm_forwards(module), *_mlp_forwards(module)]
+        if not candidates:
+            continue
+        kind = (type(module), type(_activation(module)))
+        if kind not in right:
+            same = (i for i, forward in enumerate(candidates) if _same(module, forward))
+            right[kind] = next(same, None)
+        index = right[kind]
+        if index is not None:
+            found.append(FusedLayer(module, candidates[index]))
+    _found[body] = tuple(found)
+    return len(found)
+
+
+def recomputes_layers(body: Any) -> bool:
+    """Whether layers run again in the backward pass (the model's own flag changed its name)."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in body.modules())
+
+
+def _norm_forwards(module: nn.Module) -> list[Forward]:
+    """What a norm may be: as in Llama or as in Gemma."""
+    if not type(module).__name__.endswith("RMSNorm") or list(module.children()):
+        return []
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not isinstance(eps, float) or not isinstance(weight, Tensor) or weight.ndim != 1:
+        return []
+    return [partial(_run_norm, module, eps, offset) for offset in (0.0, 1.0)]
+
+
+def _mlp_forwards(module: nn.Module) -> list[Forward]:
+    activation: Any = _activation(module)
+    if activation is None or any(True for _ in activation.parameters()):
+        return []
+    return [partial(_run_mlp, module, activation)]
+
+
+def _activation(module: nn.Module) -> nn.Module | None:
+    names = dict(module.named_children())
+    return next((names[name] for parts, name in _MLP_PARTS if set(names) == parts), None)
+
+
+def _run_norm(module: Any, eps: float, offset: float, x: Tensor) -> Tensor:
+    if not _is_plain(module.weight):
+        return _own_forward(module, x)
+    return rms_norm(x, module.weight, eps=eps, offset=offset)
+
+
+def _run_mlp(module: Any, activation: nn.Module, x: Tensor) -> Tensor:
+    down = module.down_proj
+    whole = type(down) is nn.Linear and not down._forward_hooks and not down._forward_pre_hooks
+    if not whole or not _is_plain(down.weight) or torch.is_autocast_enabled(x.device.type):
+        return _own_forward(module, x)
+    if hasattr(module, "gate_up_proj"):
+        gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
+    else:
+        gate, up = module.gate_proj(x), module.up_proj(x)
+    return gated_map(gate, up, down.weight, down.bias, activation)
+
+
+def _own_forward(module: Any, x: Tensor) -> Tensor:
+    result: Tensor = type(module).forward(module, x)
+    return result
+
+
+def _is_plain(weight: Any) -> bool:
+    """Whether it is no quantised or distributed tensor."""
+    return type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
+
+
+def _same(module: Any, forward: Forward) -> bool:
+    """Whether a replacement gives a module's values."""
+    weight = next(module.parameters())
+    if not _is_plain(weight) or weight.is_meta or "forward" in vars(module):
+        return False
+    width = next((m.in_features for m in module.children() if hasattr(m, "in_features")), None)
+    shape = (_TRIAL_PLACES, width or len(weight))
+    x = torch.arange(shape[0] * shape[1], dtype=torch.float32).mul_(0.7).sin_().view(shape)
+    # The smallest numbers show where eps stands.
+    x = (x * torch.tensor([1.0, 1e-3, 30.0])[:, None]).to(weight)
+    modes = {each: each.training for each in module.modules()}
+    try:
+        module.train()
+        with torch.no_grad():
+            expected, found = module(x), forward(x)
+    finally:
+        for each, mode in modes.items():
+            each.training = mode
+    allowed = 1e-5 if weight.dtype in (torch.float32, torch.float64) else 2e-2
+    return found.shape == expected.shape and torch.allclose(
+        found.float(), expected.float(), rtol=allowed, atol=allowed * float(expected.abs().max())
+    )
