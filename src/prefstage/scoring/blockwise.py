@@ -1,7 +1,6 @@
 """Attention over a row, block by block: exact, without a [places, places] mask or score."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prefstage.scoring.rows import Segment
+from prefstage.scoring.tiles import Block, Tiling, places_of, tiles_for, tiling
 
 BLOCK_PLACES = 64
 """Queries taken together; measured best on CPU, where scores then stay in the L2 cache."""
@@ -34,31 +34,6 @@ class AttentionRule:
     scale: float
     softcap: float | None = None
     window: int | None = None
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Queries of one segment and the keys that at least one of them sees.
-
-    Keys are counted along the text, so that a key's index is its position.
-
-    Attributes:
-        start: First query, as a place in the row.
-        stop: One after the last.
-        first_key: First key that is seen.
-        last_key: One after the last: the block's own end.
-        window: Sliding window, if it hides a key from some query; else None.
-    """
-
-    start: int
-    stop: int
-    first_key: int
-    last_key: int
-    window: int | None
-
-    def rows(self, heads: int) -> slice:
-        """Its query rows, `heads` a place."""
-        return slice(self.start * heads, self.stop * heads)
 
 
 def attend(
@@ -92,33 +67,32 @@ def attend(
 
 
 class _BlockwiseAttention(torch.autograd.Function):
-    """Works on query rows: the heads of a group follow one another within each place.
+    """Works block by block: a block is cut into tiles, whose heads share their group's keys.
 
-    So the queries of a block are one matrix [rows, head_dim] a group, without a copy.
+    So its products are one batch of tiles · groups equal matrices. Each tile has its own
+    copy of the keys and values of the current text, which then need not be gathered.
     """
 
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd passes its inputs by place
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Any, rule: Any
     ) -> Tensor:
-        k, v = _at_least_float32(key), _at_least_float32(value)
-        q = _rows_of(_at_least_float32(query), len(k), scale=rule.scale)
-        output = q.new_empty(*q.shape[:2], v.shape[2])
-        # Keys and values of the current text. A row is in depth-first order, so a segment's
-        # ancestors stand there already, and each key is copied once.
-        longest = max(segment.position + segment.stop - segment.start for segment in segments)
-        path_k, path_v = (x.new_empty(len(x), longest, x.shape[2]) for x in (k, v))
-        for segment in segments:
-            own, place = slice(segment.start, segment.stop), segment.position
-            path_k[:, place : place + own.stop - own.start] = k[:, own]
-            path_v[:, place : place + own.stop - own.start] = v[:, own]
-            for block in _blocks(segment, rule.window):
-                rows, seen = block.rows(q.shape[1] // k.shape[1]), _seen(block)
-                scores, _ = _scores(q[:, rows], path_k[:, seen], block, rule)
+        cut = _cut(segments, len(key), rule, query.device)
+        k, v = _at_least_float32(key) * rule.scale, _at_least_float32(value)
+        q = cut.split(_at_least_float32(cut.gather(query.transpose(0, 1))), query.shape[2])
+        output = v.new_empty(len(cut.order), len(query) // len(key) * v.shape[2])
+        mixed = cut.split(output, v.shape[2])
+        (path_k, of_k), (path_v, of_v) = _path(k, cut), _path(v, cut)
+        for part in cut.parts:
+            path_k[:, :, part.positions] = k[:, part.places]
+            path_v[:, :, part.positions] = v[:, part.places]
+            for block in part.blocks:
+                matrices = block.tiles * cut.groups
+                scores, _ = _scores(q[block.index], of_k[:matrices, block.seen], block, rule)
                 weights = torch.softmax(scores, -1, out=scores)
-                output[:, rows] = torch.bmm(weights, path_v[:, seen])
-        by_place = _by_place(output, query.shape).to(query.dtype)
-        ctx.segments, ctx.rule = segments, rule
+                torch.bmm(weights, of_v[:matrices, block.seen], out=mixed[block.index])
+        by_place = cut.by_place(output, len(query)).to(query.dtype)
+        ctx.cut, ctx.rule = cut, rule
         # The layer's next map keeps the result too, so that keeping it here takes no memory.
         ctx.save_for_backward(query, key, value, by_place)
         return by_place
@@ -127,116 +101,118 @@ class _BlockwiseAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output = ctx.saved_tensors
-        k, v = _at_least_float32(key), _at_least_float32(value)
-        q = _rows_of(_at_least_float32(query), len(k), scale=ctx.rule.scale)
-        grad = _rows_of(_at_least_float32(grad_output.transpose(0, 1)), len(k))
-        # d softmax: each weight's gradient is measured from the row's mean.
-        mixed = _at_least_float32(grad_output) * _at_least_float32(output)
-        mean = _rows_of(mixed.sum(-1).t()[..., None], len(k))
-        grads = (torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v))
-        for segment in ctx.segments:
-            path = _on_path(k, segment), _on_path(v, segment)
-            of_path = torch.zeros_like(path[0]), torch.zeros_like(path[1])
-            for block in _blocks(segment, ctx.rule.window):
-                rows = block.rows(q.shape[1] // k.shape[1])
-                of_rows = (q[:, rows], grad[:, rows], mean[:, rows])
-                grads[0][:, rows] = _block_gradient(of_rows, path, of_path, block, ctx.rule)
-            _add_on_path(grads[1], of_path[0], segment)
-            _add_on_path(grads[2], of_path[1], segment)
-        grad_query = _by_place(grads[0], query.shape).transpose(0, 1) * ctx.rule.scale
-        typed = zip((grad_query, *grads[1:]), (query, key, value), strict=True)
+        cut: Tiling = ctx.cut
+        k, v = _at_least_float32(key) * ctx.rule.scale, _at_least_float32(value)
+        q = cut.split(_at_least_float32(cut.gather(query.transpose(0, 1))), query.shape[2])
+        grad, mean = _output_gradients(grad_output, output, cut)
+        rows = v.new_empty(len(cut.order), len(query) // len(key) * query.shape[2])
+        grad_q, grads = cut.split(rows, query.shape[2]), (torch.empty_like(k), torch.empty_like(v))
+        # The gradients of a text's keys add up beside the keys until the row leaves them.
+        paths = [_path(x, cut) for x in (k, v, *grads)]
+        for part in cut.parts:
+            for (path, _), x in zip(paths, (k, v), strict=False):
+                path[:, :, part.positions] = x[:, part.places]
+            for path, _ in paths[2:]:
+                path[:, :, part.positions] = 0
+            for block in part.blocks:
+                seen = [x[: block.tiles * cut.groups, block.seen] for _, x in paths]
+                of_rows = (q[block.index], grad[block.index], mean[block.index])
+                _add_block_gradient(of_rows, seen, grad_q[block.index], block, ctx.rule)
+            for positions, places in part.leaving:
+                for (path, _), x in zip(paths[2:], grads, strict=True):
+                    torch.sum(path[:, :, positions], 0, out=x[:, places])
+        grad_query = cut.by_place(rows, len(query)).transpose(0, 1)
+        typed = zip(
+            (grad_query, grads[0] * ctx.rule.scale, grads[1]), (query, key, value), strict=True
+        )
         return (*(g.to(x.dtype) for g, x in typed), None, None)
 
 
-def _block_gradient(
+def _output_gradients(
+    grad_output: Tensor, output: Tensor, cut: Tiling
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Each block's gradient by its output, and that by its weights in the mean of a row.
+
+    Both are 0 for places that a tile repeats: they add nothing to the keys' gradients.
+    """
+    grad = _at_least_float32(cut.gather(grad_output))
+    # d softmax: each weight's gradient is measured from the row's mean.
+    product = _at_least_float32(grad_output) * _at_least_float32(output)
+    mean = cut.gather(product.sum(-1, keepdim=True))
+    for rows in (grad, mean):
+        rows.index_fill_(0, cut.repeated, 0)
+    return cut.split(grad, grad_output.shape[2]), cut.split(mean, 1)
+
+
+def _add_block_gradient(
     of_rows: tuple[Tensor, Tensor, Tensor],
-    path: tuple[Tensor, Tensor],
-    of_path: tuple[Tensor, Tensor],
-    block: _Block,
+    seen: list[Tensor],
+    grad_q: Tensor,
+    block: Block,
     rule: AttentionRule,
-) -> Tensor:
-    """Gradient by a block's queries; those by its keys and values are added to `of_path`."""
-    q, grad, mean = of_rows
-    (k, v), (grad_k, grad_v) = ([x[:, _seen(block)] for x in pair] for pair in (path, of_path))
+) -> None:
+    """Set the gradient by a block's queries; add those by the keys and values it sees."""
+    (q, grad, mean), (k, v, grad_k, grad_v) = of_rows, seen
     scores, slope = _scores(q, k, block, rule, with_slope=True)
     weights = torch.softmax(scores, -1, out=scores)
-    grad_v += weights.transpose(1, 2) @ grad
+    grad_v += torch.bmm(weights.transpose(1, 2), grad)
     grad_scores = torch.bmm(grad, v.transpose(1, 2)).sub_(mean).mul_(weights)
     if slope is not None:
         grad_scores *= slope
-    grad_k += grad_scores.transpose(1, 2) @ q
-    return torch.bmm(grad_scores, k)
+    grad_k += torch.bmm(grad_scores.transpose(1, 2), q)
+    torch.bmm(grad_scores, k, out=grad_q)
 
 
 def _scores(
-    q: Tensor, k: Tensor, block: _Block, rule: AttentionRule, *, with_slope: bool = False
+    q: Tensor, k: Tensor, block: Block, rule: AttentionRule, *, with_slope: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Masked scores of a block's rows, [groups, rows, keys], and the soft-cap's slope."""
-    size, slope = block.stop - block.start, None
+    """Masked scores of a block, [tiles · groups, queries, keys], and the soft-cap's slope."""
+    slope = None
     scores = torch.bmm(q, k.transpose(1, 2))
     if rule.softcap is not None:
         scores.div_(rule.softcap).tanh_()
         slope = 1 - scores.square() if with_slope else None
         scores.mul_(rule.softcap)
-    by_place = scores.view(len(q), size, -1, k.shape[1])
-    by_place[..., k.shape[1] - size :] += _future(size, scores.dtype, scores.device)
+    own = k.shape[1] - block.places
+    by_place = scores.view(block.tiles, len(q) // block.tiles, block.tile_places, -1, k.shape[1])
+    by_place[..., own:] += _future(block.places, block.tiles, scores.dtype, scores.device)
     if block.window is not None:
-        position = torch.arange(block.last_key - size, block.last_key, device=q.device)
-        key = torch.arange(block.first_key, block.last_key, device=q.device)
-        by_place.masked_fill_(position[:, None, None] - key >= block.window, -math.inf)
+        position = places_of(block, q.device) + own
+        key = torch.arange(k.shape[1], device=q.device)
+        by_place.masked_fill_(position - key >= block.window, -math.inf)
     return scores, slope
 
 
-def _on_path(x: Tensor, segment: Segment) -> Tensor:
-    """Keys or values along the text up to a segment's end: [groups, positions, dim]."""
-    spans = segment.path
-    if len(spans) == 1:
-        return x[:, slice(*spans[0])]
-    return torch.cat([x[:, slice(*span)] for span in spans], 1)
+def _cut(
+    segments: tuple[Segment, ...], groups: int, rule: AttentionRule, device: torch.device
+) -> Tiling:
+    with torch.inference_mode(mode=False):  # kept for passes with a gradient too
+        return tiling(
+            segments,
+            window=rule.window,
+            groups=groups,
+            tiles=tiles_for(groups, device),
+            block_places=BLOCK_PLACES,
+            device=device,
+        )
 
 
-def _add_on_path(x: Tensor, added: Tensor, segment: Segment) -> None:
-    position = 0
-    for start, stop in segment.path:
-        x[:, start:stop] += added[:, position : position + stop - start]
-        position += stop - start
+def _path(x: Tensor, cut: Tiling) -> tuple[Tensor, Tensor]:
+    """Room for the keys or values of one text, [tiles, groups, positions, dim], and by matrix.
 
-
-def _seen(block: _Block) -> slice:
-    return slice(block.first_key, block.last_key)
-
-
-def _rows_of(x: Tensor, groups: int, *, scale: float = 1.0) -> Tensor:
-    """[heads, places, dim] to [groups, places · heads / groups, dim], scaled."""
-    heads, places, dim = x.shape
-    rows = x.new_empty(groups, places, heads // groups, dim)
-    torch.mul(x.reshape(groups, heads // groups, places, dim).transpose(1, 2), scale, out=rows)
-    return rows.view(groups, -1, dim)
-
-
-def _by_place(rows: Tensor, shape: torch.Size) -> Tensor:
-    """Query rows to [places, heads, dim], for queries of shape [heads, places, _]."""
-    heads, places, _ = shape
-    by_group = rows.view(len(rows), places, heads // len(rows), -1)
-    return by_group.transpose(0, 1).reshape(places, heads, -1)
-
-
-def _blocks(segment: Segment, window: int | None) -> Iterator[_Block]:
-    for start in range(segment.start, segment.stop, BLOCK_PLACES):
-        stop = min(start + BLOCK_PLACES, segment.stop)
-        position = segment.position + start - segment.start
-        last_key = position + stop - start
-        if window is None or last_key <= window:
-            yield _Block(start, stop, 0, last_key, None)
-        else:
-            yield _Block(start, stop, max(0, position - window + 1), last_key, window)
+    A row is in depth-first order, so a segment's ancestors stand there when it is reached.
+    """
+    path = x.new_empty(cut.tiles, len(x), cut.longest, x.shape[2])
+    return path, path.flatten(0, 1)
 
 
 @lru_cache(maxsize=BLOCK_PLACES * 8)
-def _future(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _future(places: int, tiles: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Added to the scores of a block's own places: -inf where the key comes later."""
     with torch.inference_mode(mode=False):
-        return torch.full((size, size), -math.inf, dtype=dtype, device=device).triu_(1)[:, None]
+        query = places_of(Block(0, 0, places, tiles, 0, places, None), device)
+        later = torch.arange(places, device=device) > query
+        return torch.zeros(later.shape, dtype=dtype, device=device).masked_fill_(later, -math.inf)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
