@@ -10,7 +10,7 @@ from prefstage.scoring import blockwise
 from prefstage.scoring.attention import visible_keys
 from prefstage.scoring.blockwise import AttentionRule, attend
 from prefstage.scoring.rows import Leaf, Row, Segment, build_row
-from prefstage.scoring.tiles import MOST_TILES, tiles_for, tiling
+from prefstage.scoring.tiles import tiles_for, tiling
 
 PROMPT, OTHER = (1, 2, 3, 4, 5, 6, 7), (1, 2, 3, 9)
 
@@ -144,14 +144,18 @@ def test_gradient_after_a_pass_without_one(row: Row) -> None:
     check_against_definition(row, AttentionRule(0.25))
 
 
-def test_matrices_divide_evenly_among_threads(threads: int) -> None:
-    for groups in range(1, 10):
-        tiles = tiles_for(groups, torch.device("cpu"))
-        assert 1 <= tiles <= MOST_TILES
-        if tiles < MOST_TILES:
-            assert tiles * groups % threads == 0
-            assert all(fewer * groups % threads for fewer in range(1, tiles))
-    assert tiles_for(3, torch.device("cuda")) == 1
+@pytest.mark.parametrize(
+    ("groups", "busiest"),
+    [
+        (1, {1: 1, 2: 2, 3: 3, 16: 8}),
+        (2, {1: 1, 2: 1, 3: 3, 16: 8}),
+        (3, {1: 1, 2: 2, 3: 1, 16: 5}),
+        (9, {1: 1, 2: 2, 3: 1, 16: 7}),
+    ],
+)
+def test_tiles_keep_the_threads_busiest(threads: int, groups: int, busiest: dict[int, int]) -> None:
+    assert tiles_for(groups, torch.device("cpu")) == busiest[threads]
+    assert tiles_for(groups, torch.device("cuda")) == 1
 
 
 def test_inputs_in_the_layers_own_strides_are_taken(row: Row) -> None:

@@ -110,7 +110,7 @@ class _BlockwiseAttention(torch.autograd.Function):
         # The gradients of a text's keys add up beside the keys until the row leaves them.
         paths = [_path(x, cut) for x in (k, v, *grads)]
         for part in cut.parts:
-            for (path, _), x in zip(paths, (k, v), strict=False):
+            for (path, _), x in zip(paths[:2], (k, v), strict=True):
                 path[:, :, part.positions] = x[:, part.places]
             for path, _ in paths[2:]:
                 path[:, :, part.positions] = 0

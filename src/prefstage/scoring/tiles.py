@@ -113,7 +113,10 @@ class Tiling:
 
 
 def tiles_for(groups: int, device: torch.device) -> int:
-    """Fewest tiles with which the matrices of a block divide evenly among a CPU's threads.
+    """Tiles with which the matrices of a block keep a CPU's threads busiest.
+
+    ``argmax_t matrices / (rounds · threads)``, where ``matrices = groups · t`` and
+    ``rounds = ⌈matrices / threads⌉``; the fewest of equally good ones.
 
     Args:
         groups: Matrices of an uncut block, >= 1.
@@ -125,7 +128,11 @@ def tiles_for(groups: int, device: torch.device) -> int:
     if device.type != "cpu":
         return 1
     threads = torch.get_num_threads()
-    return min(MOST_TILES, threads // math.gcd(threads, groups))
+
+    def busy(tiles: int) -> float:
+        return groups * tiles / (math.ceil(groups * tiles / threads) * threads)
+
+    return max(range(1, MOST_TILES + 1), key=busy)
 
 
 @lru_cache(maxsize=16)
