@@ -6,7 +6,7 @@ The model is a checkpoint folder (default PREFSTAGE_CHAT_MODEL; see prepare_chat
 texts are those of the shared data (default PREFSTAGE_SHARED or ../shared). DPO, full
 fine-tuning, AdamW, the same pairs, batch and precision on all sides:
 
-- ours at its defaults;
+- ours at its defaults, and (with --sides) with lean_memory;
 - TRL at its defaults (the reference model beside the policy, gradient checkpointing on), on
   the batches that ours has, in the same order, so that the two loss trajectories are one curve;
 - TRL at its best: reference log-probs computed beforehand, no checkpointing, and the batch in
@@ -44,7 +44,8 @@ from typing import Any
 from machine import MIB, floor_flops, matrix_rate, memory_now, memory_peak, tell
 from training_pairs import ANSWERS, HH, TrainingSetup, in_our_order, pairs_of
 
-OURS, DEFAULTS, BEST, HUGE = "prefstage", "TRL defaults", "TRL best, ", ", huge pages"
+OURS, LEAN = "prefstage", "prefstage, lean_memory"
+DEFAULTS, BEST, HUGE = "TRL defaults", "TRL best, ", ", huge pages"
 SIDES = (OURS, DEFAULTS, BEST + "1")
 WARM = 2  # first steps left out: memory still grows in them
 
@@ -77,7 +78,7 @@ class Turns:
 def work(end: Connection, setup: TrainingSetup, side: str) -> None:
     """A process: one side's training, step by step."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    if side != OURS:
+    if side not in {OURS, LEAN}:
         os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(side.endswith(HUGE)))
     import datasets
     import torch
@@ -120,7 +121,7 @@ def work(end: Connection, setup: TrainingSetup, side: str) -> None:
             "use_cpu": setup.device == "cpu",
             "disable_tqdm": True,
         }
-        make = our_trainer if side == OURS else peer_trainer
+        make = our_trainer if side in {OURS, LEAN} else peer_trainer
         started = time.perf_counter()
         trainer = make(model, tokenizer, rows, setup, common, side=side)
         trainer.add_callback(Steps())
@@ -139,13 +140,14 @@ def our_trainer(
     *,
     side: str,
 ) -> Any:
-    """PreferenceTrainer at its defaults."""
+    """PreferenceTrainer at its defaults, or with little memory."""
     from datasets import Dataset
 
     from prefstage.training import PreferenceArguments, PreferenceTrainer
 
-    del side
-    arguments = PreferenceArguments(**common, loss={"name": "sigmoid", "beta": 0.1})
+    arguments = PreferenceArguments(
+        **common, loss={"name": "sigmoid", "beta": 0.1}, lean_memory=side == LEAN
+    )
     trainer = PreferenceTrainer(
         model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
@@ -281,15 +283,15 @@ def summary(setup: TrainingSetup, found: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def print_results(results: list[dict[str, Any]]) -> None:
-    """The tables."""
+def print_against(own: str, results: list[dict[str, Any]]) -> None:
+    """One of our sides beside all."""
     print(
-        "| workload | side | pairs/s | ours is faster by | before training s | peak MiB |"
+        f"\n| workload | side | pairs/s | {own} is faster by | before training s | peak MiB |"
         " share of peak | share of floor |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for result in results:
-        ours = result["sides"][OURS]
+        ours = result["sides"][own]
         for side, one in result["sides"].items():
             ratio = ours["pairs_per_s"] / one["pairs_per_s"]
             print(
@@ -297,6 +299,14 @@ def print_results(results: list[dict[str, Any]]) -> None:
                 f"| {one['before_s']:.0f} | {one['peak_mib']:.0f} "
                 f"| {ours['peak_mib'] / one['peak_mib']:.2f} | {one['floor_share']:.0%} |"
             )
+
+
+def print_results(results: list[dict[str, Any]]) -> None:
+    """The tables."""
+    for own in (OURS, LEAN):
+        compared = [result for result in results if own in result["sides"]]
+        if compared:
+            print_against(own, compared)
     for result in results:
         print(
             f"\n{result['workload']}: loss of each step "

@@ -1,6 +1,7 @@
-"""Norm and gated map of a layer as single steps: fewer passes, fewer tensors kept."""
+"""Norm and gated MLP of a layer as single steps: fewer passes, fewer tensors kept."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+
+from prefstage.scoring.activations import current_store
+from prefstage.scoring.direct import takes_direct_gradient, weight_gradient
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -38,26 +42,39 @@ def rms_norm(
         Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
     """
     result: Tensor = _RmsNorm.apply(x, weight, eps, offset)  # type: ignore[no-untyped-call]  # untyped in torch
+    store = current_store()
+    if store is not None and result.requires_grad:
+        kept = store.keep(x)
+        store.computed_by(result, lambda: _normal(kept, weight, eps, offset)[0])
     return result
 
 
-def gated_map(
-    gate: Float[Tensor, "*places inner"],
-    up: Float[Tensor, "*places inner"],
-    weight: Float[Tensor, "hidden inner"],
-    bias: Float[Tensor, " hidden"] | None,
-    activation: Activation,
-) -> Float[Tensor, "*places hidden"]:
-    """The end of a gated MLP: ``(activation(gate) · up) Wᵀ + b``.
+@dataclass(frozen=True)
+class GatedWeights:
+    """The linear maps of a gated MLP, each with its bias or None.
 
-    The backward pass keeps `gate` and `up` and computes the activation and the product
-    again, which takes two passes over them and saves half of what an MLP keeps.
+    Attributes:
+        gate: [inner, hidden], and [inner].
+        up: Likewise.
+        down: [hidden, inner], and [hidden].
+    """
+
+    gate: tuple[Tensor, Tensor | None]
+    up: tuple[Tensor, Tensor | None]
+    down: tuple[Tensor, Tensor | None]
+
+
+def gated_mlp(
+    x: Float[Tensor, "*places hidden"], weights: GatedWeights, activation: Activation
+) -> Float[Tensor, "*places hidden"]:
+    """A gated MLP: ``(activation(x W_gᵀ + b_g) · (x W_uᵀ + b_u)) W_dᵀ + b_d``.
+
+    The backward pass keeps the two inner products and computes the activation and what
+    it multiplies again: two passes over them, for half of what an MLP otherwise keeps.
 
     Args:
-        gate: [*places, inner].
-        up: [*places, inner].
-        weight: W. [hidden, inner].
-        bias: b. [hidden], or None.
+        x: Hidden states. [*places, hidden].
+        weights: Its linear maps.
         activation: Elementwise, without parameters.
 
     Returns:
@@ -66,24 +83,19 @@ def gated_map(
     Source:
         Shazeer 2020, arXiv:2002.05202, equation 6.
     """
-    result: Tensor = _GatedMap.apply(gate, up, weight, bias, activation)  # type: ignore[no-untyped-call]  # untyped in torch
+    result: Tensor = _GatedMlp.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+        x, *weights.gate, *weights.up, *weights.down, activation
+    )
     return result
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-        precise = _at_least_float32(x)
-        root = torch.linalg.vector_norm(precise, dim=-1, keepdim=True)
-        inverse = root.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        result, inverse = _normal(x, weight, eps, offset)
         ctx.save_for_backward(x, weight, inverse)
         ctx.offset = offset
-        normal = precise * inverse
-        if offset:
-            scaled: Tensor = normal.mul_(weight.to(precise.dtype) + offset).to(x.dtype)
-            return scaled
-        normal = normal.to(x.dtype)
-        return normal.mul_(weight) if normal.dtype == weight.dtype else normal * weight
+        return result
 
     @staticmethod
     @once_differentiable
@@ -103,43 +115,91 @@ class _RmsNorm(torch.autograd.Function):
         return grad_x, grad_weight, None, None
 
 
-class _GatedMap(torch.autograd.Function):
+class _GatedMlp(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd passes its inputs by place
         ctx: Any,
-        gate: Tensor,
-        up: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
+        x: Tensor,
+        gate_weight: Tensor,
+        gate_bias: Tensor | None,
+        up_weight: Tensor,
+        up_bias: Tensor | None,
+        down_weight: Tensor,
+        down_bias: Tensor | None,
         activation: Activation,
     ) -> Tensor:
-        ctx.save_for_backward(gate, up, weight)
+        keeps = any(ctx.needs_input_grad)
+        ctx.store = store = current_store() if keeps else None
+        if store is not None:
+            store.tidy()
+        rows = x.flatten(0, -2)
+        gate = _map(rows, gate_weight, gate_bias, None if store is None else store.new)
+        up = _map(rows, up_weight, up_bias, None if store is None else store.new)
+        ctx.save_for_backward(x, gate, up, gate_weight, up_weight, down_weight)
         ctx.activation = activation
+        ctx.owners = [w if takes_direct_gradient(w) else None for w in (gate_weight, up_weight)]
+        ctx.owners.append(down_weight if takes_direct_gradient(down_weight) else None)
         opened = activation(gate)
         own = opened.data_ptr() != gate.data_ptr() and opened.dtype == up.dtype
-        return linear(opened.mul_(up) if own else opened * up, weight, bias)
+        inner = opened.mul_(up) if own else opened * up
+        return linear(inner, down_weight, down_bias).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, weight = ctx.saved_tensors
-        wants_gate, wants_up, wants_weight, wants_bias = ctx.needs_input_grad[:4]
+        if ctx.store is not None:
+            ctx.store.tidy()
+        x, gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        rows, grad = x.flatten(0, -2), grad_output.flatten(0, -2)
         with torch.enable_grad():
-            source = gate.detach().requires_grad_(wants_gate)
+            source = gate.detach().requires_grad_()
             opened = ctx.activation(source)
-        grad_gate = grad_up = grad_weight = grad_bias = None
-        rows = grad_output.flatten(0, -2)
-        if wants_weight:
-            grad_weight = rows.t() @ (opened.detach() * up).flatten(0, -2)
-        if wants_bias:
-            grad_bias = rows.sum(0)
-        if wants_gate or wants_up:
-            grad_inner = grad_output @ weight
-            if wants_up:
-                grad_up = grad_inner * opened.detach()
-            if wants_gate:
-                (grad_gate,) = torch.autograd.grad(opened, source, grad_inner.mul_(up))
-        return grad_gate, grad_up, grad_weight, grad_bias, None
+        grads: list[Tensor | None] = [None] * 8
+        if wanted[5]:
+            grads[5] = weight_gradient(grad, opened.detach() * up, ctx.owners[2])
+        if wanted[6]:
+            grads[6] = grad.sum(0)
+        grad_inner = grad @ down_weight
+        grad_up = grad_inner * opened.detach()
+        (grad_gate,) = torch.autograd.grad(opened, source, grad_inner.mul_(up))
+        for place, each, owner in ((1, grad_gate, ctx.owners[0]), (3, grad_up, ctx.owners[1])):
+            if wanted[place]:
+                grads[place] = weight_gradient(each, rows, owner)
+            if wanted[place + 1]:
+                grads[place + 1] = each.sum(0)
+        if wanted[0]:
+            grad_rows = grad_gate @ gate_weight
+            grads[0] = grad_rows.addmm_(grad_up, up_weight).view(x.shape)
+        return tuple(grads)
+
+
+def _map(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    place: Callable[[tuple[int, ...], torch.dtype], Tensor] | None,
+) -> Tensor:
+    """A linear map, into a place of its own if there is one."""
+    if place is None:
+        return linear(rows, weight, bias)
+    result = place((len(rows), len(weight)), rows.dtype)
+    if bias is None:
+        return torch.mm(rows, weight.t(), out=result)
+    return torch.addmm(bias, rows, weight.t(), out=result)
+
+
+def _normal(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    """The norm's result, and 1 / sqrt(mean(x²) + eps)."""
+    precise = _at_least_float32(x)
+    root = torch.linalg.vector_norm(precise, dim=-1, keepdim=True)
+    inverse = root.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    normal = precise * inverse
+    if offset:
+        return normal.mul_(weight.to(precise.dtype) + offset).to(x.dtype), inverse
+    normal = normal.to(x.dtype)
+    result = normal.mul_(weight) if normal.dtype == weight.dtype else normal * weight
+    return result, inverse
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

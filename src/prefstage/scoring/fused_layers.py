@@ -10,13 +10,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from prefstage.scoring.fused import gated_map, rms_norm
+from prefstage.scoring.direct import embed, takes_direct_gradient
+from prefstage.scoring.fused import GatedWeights, gated_mlp, rms_norm
 
 _TRIAL_PLACES = 3
 _MLP_PARTS = (
     ({"gate_proj", "up_proj", "down_proj", "act_fn"}, "act_fn"),
     ({"gate_up_proj", "down_proj", "activation_fn"}, "activation_fn"),
 )
+_ACTIVATIONS = ("act_fn", "activation_fn")
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -85,6 +87,9 @@ def find_fused_layers(body: Any) -> int:
         index = right[kind]
         if index is not None:
             found.append(FusedLayer(module, candidates[index]))
+    embeddings = body.get_input_embeddings()
+    if _is_plain_embedding(embeddings):
+        found.append(FusedLayer(embeddings, partial(_run_embedding, embeddings)))
     _found[body] = tuple(found)
     return len(found)
 
@@ -124,15 +129,46 @@ def _run_norm(module: Any, eps: float, offset: float, x: Tensor) -> Tensor:
 
 
 def _run_mlp(module: Any, activation: nn.Module, x: Tensor) -> Tensor:
-    down = module.down_proj
-    whole = type(down) is nn.Linear and not down._forward_hooks and not down._forward_pre_hooks
-    if not whole or not _is_plain(down.weight) or torch.is_autocast_enabled(x.device.type):
+    maps = [each for name, each in module.named_children() if name not in _ACTIVATIONS]
+    if not all(map(_is_plain_map, maps)) or torch.is_autocast_enabled(x.device.type):
         return _own_forward(module, x)
-    if hasattr(module, "gate_up_proj"):
-        gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
-    else:
-        gate, up = module.gate_proj(x), module.up_proj(x)
-    return gated_map(gate, up, down.weight, down.bias, activation)
+    return gated_mlp(x, _weights(module), activation)
+
+
+def _weights(module: Any) -> GatedWeights:
+    down = (module.down_proj.weight, module.down_proj.bias)
+    if not hasattr(module, "gate_up_proj"):
+        gate, up = module.gate_proj, module.up_proj
+        return GatedWeights((gate.weight, gate.bias), (up.weight, up.bias), down)
+    both, bias = module.gate_up_proj.weight.chunk(2), module.gate_up_proj.bias
+    biases = (None, None) if bias is None else bias.chunk(2)
+    return GatedWeights((both[0], biases[0]), (both[1], biases[1]), down)
+
+
+def _is_plain_map(module: Any) -> bool:
+    """Whether it is a linear map and nothing else, without hooks that its call would run."""
+    return (
+        type(module) is nn.Linear
+        and _is_plain(module.weight)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and "forward" not in vars(module)
+    )
+
+
+def _run_embedding(module: Any, ids: Tensor) -> Tensor:
+    if not takes_direct_gradient(module.weight):
+        return _own_forward(module, ids)
+    return embed(ids, module.weight, module.padding_idx)
+
+
+def _is_plain_embedding(module: Any) -> bool:
+    return (
+        type(module) is nn.Embedding
+        and module.max_norm is None
+        and not module.scale_grad_by_freq
+        and not module.sparse
+    )
 
 
 def _own_forward(module: Any, x: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from prefstage.scoring.activations import ActivationStore, current_store
+from prefstage.scoring.direct import takes_direct_gradient
+
 CHUNK_ELEMENTS = 1 << 19
 """Logits held at once (2 MiB in float32): stays in a CPU's cache; on a GPU see below."""
 
@@ -20,6 +23,9 @@ GPU_CHUNK_ELEMENTS = 1 << 27
 KEPT_ELEMENTS = 1 << 26
 """On a CPU, logits kept for the backward pass (256 MiB in float32), which computes further ones
 again: a third of the vocabulary's forward and backward arithmetic would be that."""
+
+STORED_ELEMENTS = 1 << 24
+"""Likewise where a store keeps them."""
 
 MAX_CHUNK_TOKENS = 1024
 """Tokens whose logits are held at once."""
@@ -100,6 +106,7 @@ def linear_log_probs(
             head.softcap,
             bool(statistics),
             torch.is_grad_enabled(),
+            takes_direct_gradient(head.weight),
         )
     known = dict(zip(_STATISTICS, extra, strict=True)) if statistics else {}
     return TokenLogProbs(log_probs, **{name: known[name] for name in statistics})
@@ -117,6 +124,7 @@ class _LinearLogProbs(torch.autograd.Function):
         softcap: float | None,
         with_statistics: bool,
         with_gradient: bool,
+        direct: bool,
     ) -> tuple[Tensor, ...]:
         head = Head(weight, bias, scale, softcap)
         sums = _Sums.start(hidden, with_statistics=with_statistics)
@@ -129,6 +137,7 @@ class _LinearLogProbs(torch.autograd.Function):
         at_target = _target_logits(hidden, head, targets)
         ctx.save_for_backward(hidden, weight, bias, targets, sums.total)
         ctx.scale, ctx.softcap, ctx.kept = scale, softcap, kept
+        ctx.owner = weight if direct else None
         statistics = sums.statistics()
         ctx.mark_non_differentiable(*statistics)
         return (at_target - sums.total, *statistics)
@@ -141,11 +150,14 @@ class _LinearLogProbs(torch.autograd.Function):
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         precise = total.dtype
         grad_hidden = torch.zeros_like(hidden, dtype=precise) if wants_hidden else None
-        grad_weight = torch.empty_like(weight) if wants_weight else None
+        grad_weight = _weight_gradient(weight, ctx.owner) if wants_weight else None
+        adds = ctx.owner is not None and ctx.owner.grad is not None
         grad_bias = torch.empty_like(bias) if wants_bias else None
         for words in _word_chunks(len(targets), len(weight), hidden.device):
             part = weight[words].to(precise)
-            of_part = _Accumulated(part, grad_weight, words) if grad_weight is not None else None
+            of_part = None
+            if grad_weight is not None:
+                of_part = _Accumulated(part, grad_weight, words, adds=adds)
             part_bias = part.new_zeros(len(part))
             for tokens in _token_chunks(len(targets)):
                 slopes = _slopes(
@@ -167,16 +179,25 @@ class _LinearLogProbs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias[words] = part_bias
         typed = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        return (typed, grad_weight, grad_bias, None, None, None, None, None)
+        if ctx.owner is not None:
+            ctx.owner.grad, grad_weight = grad_weight, None
+        return (typed, grad_weight, grad_bias, *[None] * 6)
+
+
+def _weight_gradient(weight: Tensor, owner: Tensor | None) -> Tensor:
+    """Where the gradient goes: into the owner's own, if there is one already."""
+    if owner is not None and owner.grad is not None:
+        return owner.grad
+    return torch.empty_like(weight)
 
 
 class _Accumulated:
     """A part of the weight's gradient, summed in full precision; in place where that is its own."""
 
-    def __init__(self, part: Tensor, whole: Tensor, words: slice) -> None:
+    def __init__(self, part: Tensor, whole: Tensor, words: slice, *, adds: bool) -> None:
         self._goal = whole[words]
         self._sum = self._goal if whole.dtype == part.dtype else torch.empty_like(part)
-        self._empty = True
+        self._empty = not adds
 
     def add(self, left: Tensor, right: Tensor) -> None:
         if self._empty:
@@ -198,16 +219,19 @@ class _Kept:
 
     room: int
     chunks: deque[Tensor]
+    store: ActivationStore | None = None
 
     @staticmethod
     def start(hidden: Tensor, wanted: bool, softcap: float | None) -> "_Kept":
         on = wanted and softcap is None and hidden.device.type == "cpu"
-        return _Kept(KEPT_ELEMENTS if on else 0, deque())
+        store = current_store()
+        room = KEPT_ELEMENTS if store is None else STORED_ELEMENTS
+        return _Kept(room if on else 0, deque(), store)
 
     def add(self, logits: Tensor) -> None:
         self.room = self.room - logits.numel() if logits.numel() <= self.room else 0
         if self.room:
-            self.chunks.append(logits)
+            self.chunks.append(logits if self.store is None else self.store.copy(logits))
 
     def take(self) -> tuple[Tensor, None] | None:
         return (self.chunks.popleft(), None) if self.chunks else None

@@ -3,10 +3,14 @@
 import logging
 from typing import Any
 
+from prefstage.core.errors import InputError
 from prefstage.scoring.budget import CPU_TOKENS, GPU_TOKENS, MIN_TOKENS, free_memory_bytes
 from prefstage.scoring.model_parts import ModelParts
 
 _log = logging.getLogger(__name__)
+
+LEAN_TOKENS = 640
+"""Tokens of a micro-batch where little memory shall be used."""
 
 SHARE_OF_FREE_MEMORY = 0.6
 STATES_A_PARAMETER = 2
@@ -29,8 +33,32 @@ def token_budget_of(args: Any, model: Any) -> int:
     names = ("gradient_checkpointing", "activation_checkpointing")
     checkpointing = any(getattr(args, name, None) for name in names)
     budget = training_budget(model, checkpointing=checkpointing)
+    budget = min(budget, LEAN_TOKENS) if args.lean_memory else budget
     _log.info("token budget: %d tokens a micro-batch, from the free memory", budget)
     return budget
+
+
+def check_lean_memory(args: Any, accelerator: Any) -> bool:
+    """Whether the arguments ask for little memory, where that can be had.
+
+    Args:
+        args: `PreferenceArguments`.
+        accelerator: accelerate's.
+
+    Returns:
+        The setting.
+
+    Raises:
+        InputError: If it is on elsewhere than on a CPU in one process.
+    """
+    device, processes = accelerator.device.type, accelerator.num_processes
+    if args.lean_memory and (device != "cpu" or processes > 1):
+        raise InputError.of(
+            saw=f"lean_memory on {device}, {processes} processes",
+            expected="a CPU and one process",
+            cure="set token_budget or gradient_checkpointing instead",
+        )
+    return bool(args.lean_memory)
 
 
 def training_budget(model: Any, *, checkpointing: bool) -> int:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix, LossState, LossValues
+from prefstage.scoring.activations import ActivationStore
 from prefstage.scoring.attention import Backend
+from prefstage.scoring.direct import direct_gradients
 from prefstage.scoring.engine import Layout, plan_passes
+from prefstage.scoring.fused_layers import recomputes_layers
 from prefstage.scoring.model_parts import ModelParts
 from prefstage.scoring.padded import Batch
 from prefstage.scoring.rotary import length_rule
@@ -95,6 +98,7 @@ class StepRunner:
         token_budget: Tokens a micro-batch.
         layout: "tree" or "flat".
         backend: Implementation of tree attention; None chooses by device.
+        lean: Keep activations in an `ActivationStore`; on a CPU, in one process.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class StepRunner:
         token_budget: int,
         layout: Layout,
         backend: Backend | None = None,
+        lean: bool = False,
     ) -> None:
         self._bare = model
         self._accelerator = accelerator
@@ -115,6 +120,7 @@ class StepRunner:
         self._backend = backend
         config = ModelParts.of(model).body.config
         self._one_pass = layout == "tree" and length_rule(config) is None
+        self._store = ActivationStore() if lean else None
         self._statistics = ("log_sum_squares",) if "log_sum_squares" in loss.needs else ()
 
     def plan(self, items: StepItems) -> Plan:
@@ -225,12 +231,18 @@ class StepRunner:
             if draws is not None:
                 draws.begin(turn)
             with self._synchronised(model, turn == len(own) - 1, objective is not None):
-                found = self._forward(model, part, self._passes(items, plan, turn))
+                with self._keeping(objective is not None):
+                    found = self._forward(model, part, self._passes(items, plan, turn))
+                values = torch.stack([getattr(found, name).detach() for name in names])
                 if objective is not None:
+                    if self._store is not None and turn == 0:
+                        self._store.let_go()
                     # Wrappers take the mean over processes; the objective is a sum over them.
                     share = objective(positions or (0,), found) * accelerator.num_processes
                     accelerator.backward(share if positions else share * 0)
-            values = torch.stack([getattr(found, name).detach() for name in names])
+                    if self._store is not None:
+                        del share, found
+                        self._store.release()
             if gathered is None:
                 gathered = values.new_zeros(len(names), items.tokens)
             if positions:
@@ -271,6 +283,16 @@ class StepRunner:
         return Scored(*(values[place] for values in found))
 
     @contextlib.contextmanager
+    def _keeping(self, training: bool) -> Iterator[None]:
+        """On a CPU, in one process: large gradients added in passing, activations in a store."""
+        with contextlib.ExitStack() as stack:
+            if training and runs_alone_on_cpu(self._accelerator):
+                stack.enter_context(direct_gradients())
+                if self._store is not None and not recomputes_layers(self._bare):
+                    stack.enter_context(self._store.keeping(self._bare.parameters()))
+            yield
+
+    @contextlib.contextmanager
     def _synchronised(self, model: Any, last: bool, training: bool) -> Iterator[None]:
         """Exchange gradients between processes in the last micro-batch only."""
         if not training:
@@ -282,6 +304,12 @@ class StepRunner:
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         with contextlib.nullcontext() if last or deepspeed else accelerator.no_sync(model):
             yield
+
+
+def runs_alone_on_cpu(accelerator: Any) -> bool:
+    """Whether no wrapper and no other device takes part in the gradient."""
+    alone: bool = accelerator.distributed_type == DistributedType.NO
+    return alone and accelerator.device.type == "cpu"
 
 
 def _weighted(items: StepItems, slopes: Flat, positions: MicroBatch, found: Scored) -> Tensor:
