@@ -113,6 +113,11 @@ def tiny_model(name: str, *, attention: str = "eager", seed: int = 0, **changes:
     return model
 
 
+def tree_of(prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> TokenTree:
+    """A prompt with its responses."""
+    return TokenTree("", tuple(prompt), tuple(map(tuple, responses)))
+
+
 def random_ids(rng: random.Random, count: int) -> tuple[int, ...]:
     return tuple(rng.randrange(3, VOCABULARY) for _ in range(count))
 

@@ -85,7 +85,7 @@ class ActivationStore:
         Args:
             weights: The model's parameters, which stay where they are.
         """
-        self.release()
+        self._forget()
         self._unmoved = {weight.untyped_storage()._cdata for weight in weights}
         self._unmoved |= {block.data.untyped_storage()._cdata for block in self._blocks}
         token = _current.set(self)
@@ -98,10 +98,7 @@ class ActivationStore:
     def release(self) -> None:
         """Forget everything; the blocks that were needed stay for the next pass."""
         self._blocks = [block for block in self._blocks if block.used]
-        for block in self._blocks:
-            block.used = 0
-        self._known.clear()
-        self._last = None
+        self._forget()
 
     def let_go(self) -> None:
         """Free each block as soon as the backward pass is done with it.
@@ -141,6 +138,12 @@ class ActivationStore:
     def copy(self, tensor: Tensor) -> Tensor:
         """A new copy in the store, which is the caller's until `release`."""
         return self._copy(tensor.detach())
+
+    def _forget(self) -> None:
+        for block in self._blocks:
+            block.used = 0
+        self._known.clear()
+        self._last = None
 
     def _keep(self, tensor: Tensor) -> Any:
         storage = tensor.untyped_storage()
