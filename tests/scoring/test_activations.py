@@ -1,4 +1,4 @@
-"""What is kept for a backward pass: once, exactly, and in blocks that serve again."""
+"""What is kept for a backward pass: once, exactly, and freed by it."""
 
 import gc
 from typing import Any
@@ -45,7 +45,6 @@ def test_gradients_are_the_same_to_the_bit(architecture: str) -> None:
     for seed in range(2):
         expected = gradients(model, None, seed=seed)
         found = gradients(model, store, seed=seed)
-        store.release()
         assert len(found) == len(expected)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -80,25 +79,21 @@ def test_a_norm_is_computed_again_instead_of_kept(monkeypatch: pytest.MonkeyPatc
     gradients(model, store)
     with_recipes = store.used_bytes
     monkeypatch.setattr(ActivationStore, "computed_by", lambda *_: None)
-    store.release()
     gradients(model, store)
     assert store.used_bytes >= with_recipes + 4 * 38 * 32 * 4  # places · hidden · float32
 
 
-def test_blocks_serve_again_and_unneeded_ones_go() -> None:
+def test_blocks_are_filled_before_another_is_made() -> None:
     store = ActivationStore()
     with store.keeping([]):
-        kept = [store.new((BLOCK // 4,), torch.float32) for _ in range(3)]
-    addresses = {tensor.data_ptr() for tensor in kept}
-    with store.keeping([]):
-        again = [store.new((BLOCK // 8,), torch.float32) for _ in range(4)]
-    assert {tensor.data_ptr() for tensor in again} & addresses
-    assert store.used_bytes == 2 * BLOCK
-    store.release()
-    with store.keeping([]):
-        assert store.new((BLOCK // 4,), torch.float32).data_ptr() in addresses
+        halves = [store.new((BLOCK // 8,), torch.float32) for _ in range(4)]
         large = store.new((3 * BLOCK,), torch.uint8)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in halves}) == 2
+    assert store.used_bytes == 5 * BLOCK
     assert large.nbytes == 3 * BLOCK
+    for index, tensor in enumerate(halves):
+        tensor.fill_(index)
+    assert [float(tensor.mean()) for tensor in halves] == [0, 1, 2, 3]
 
 
 def test_blocks_let_go_are_freed_by_the_backward_pass() -> None:

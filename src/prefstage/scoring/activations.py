@@ -2,7 +2,7 @@
 
 The C library's heap is where layers put short-lived and kept tensors side by side; between the
 kept ones it is left with holes that fit nothing, a third of what is kept and more. Kept tensors
-go to blocks here instead, one behind the other, and the blocks serve every pass again.
+go to blocks here instead, one behind the other.
 """
 
 import ctypes
@@ -80,14 +80,11 @@ class ActivationStore:
     def keeping(self, weights: Iterable[Tensor]) -> Iterator[None]:
         """Keep here what steps inside the block keep for their backward pass.
 
-        The graph must be gone, by its backward pass or otherwise, before `release`.
-
         Args:
             weights: The model's parameters, which stay where they are.
         """
-        self._forget()
+        self.let_go()
         self._unmoved = {weight.untyped_storage()._cdata for weight in weights}
-        self._unmoved |= {block.data.untyped_storage()._cdata for block in self._blocks}
         token = _current.set(self)
         try:
             with saved_tensors_hooks(self._keep, self._give):
@@ -95,19 +92,14 @@ class ActivationStore:
         finally:
             _current.reset(token)
 
-    def release(self) -> None:
-        """Forget everything; the blocks that were needed stay for the next pass."""
-        self._blocks = [block for block in self._blocks if block.used]
-        self._forget()
-
     def let_go(self) -> None:
-        """Free each block as soon as the backward pass is done with it.
+        """Leave what is kept to the backward pass, which frees each block when done with it.
 
-        While a step's first backward pass makes the gradients' memory, what it has used
-        makes room; the next pass begins with new blocks.
+        So what it has used makes room for the gradients that it makes.
         """
         self._blocks = []
         self._known.clear()
+        self._last = None
 
     def tidy(self) -> None:
         """Give the heap's free pages back, every few calls; layers call it once a pass."""
@@ -131,19 +123,13 @@ class ActivationStore:
         return kept
 
     def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An empty tensor in the store, which is the caller's until `release`."""
+        """An empty tensor in the store, which is the caller's."""
         place = self._place(math.prod(shape) * dtype.itemsize)
         return place.view(dtype).view(shape)
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """A new copy in the store, which is the caller's until `release`."""
+        """A new copy in the store, which is the caller's."""
         return self._copy(tensor.detach())
-
-    def _forget(self) -> None:
-        for block in self._blocks:
-            block.used = 0
-        self._known.clear()
-        self._last = None
 
     def _keep(self, tensor: Tensor) -> Any:
         storage = tensor.untyped_storage()

@@ -235,14 +235,11 @@ class StepRunner:
                     found = self._forward(model, part, self._passes(items, plan, turn))
                 values = torch.stack([getattr(found, name).detach() for name in names])
                 if objective is not None:
-                    if self._store is not None and turn == 0:
+                    if self._store is not None:
                         self._store.let_go()
                     # Wrappers take the mean over processes; the objective is a sum over them.
                     share = objective(positions or (0,), found) * accelerator.num_processes
                     accelerator.backward(share if positions else share * 0)
-                    if self._store is not None:
-                        del share, found
-                        self._store.release()
             if gathered is None:
                 gathered = values.new_zeros(len(names), items.tokens)
             if positions:
