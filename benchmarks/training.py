@@ -121,9 +121,11 @@ def work(end: Connection, setup: TrainingSetup, side: str) -> None:
             "use_cpu": setup.device == "cpu",
             "disable_tqdm": True,
         }
-        make = our_trainer if side in {OURS, LEAN} else peer_trainer
         started = time.perf_counter()
-        trainer = make(model, tokenizer, rows, setup, common, side=side)
+        if side in {OURS, LEAN}:
+            trainer = our_trainer(model, tokenizer, rows, common, lean=side == LEAN)
+        else:
+            trainer = peer_trainer(model, tokenizer, rows, setup, common, side=side)
         trainer.add_callback(Steps())
         end.send({"ready": time.perf_counter() - started})
         trainer.train()
@@ -132,13 +134,7 @@ def work(end: Connection, setup: TrainingSetup, side: str) -> None:
 
 
 def our_trainer(
-    model: Any,
-    tokenizer: Any,
-    rows: list[Any],
-    setup: TrainingSetup,
-    common: dict[str, Any],
-    *,
-    side: str,
+    model: Any, tokenizer: Any, rows: list[Any], common: dict[str, Any], *, lean: bool
 ) -> Any:
     """PreferenceTrainer at its defaults, or with little memory."""
     from datasets import Dataset
@@ -146,7 +142,7 @@ def our_trainer(
     from prefstage.training import PreferenceArguments, PreferenceTrainer
 
     arguments = PreferenceArguments(
-        **common, loss={"name": "sigmoid", "beta": 0.1}, lean_memory=side == LEAN
+        **common, loss={"name": "sigmoid", "beta": 0.1}, lean_memory=lean
     )
     trainer = PreferenceTrainer(
         model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer

@@ -129,7 +129,7 @@ class ActivationStore:
 
     def copy(self, tensor: Tensor) -> Tensor:
         """A new copy in the store, which is the caller's."""
-        return self._copy(tensor.detach())
+        return self.new(tuple(tensor.shape), tensor.dtype).copy_(tensor.detach())
 
     def _keep(self, tensor: Tensor) -> Any:
         storage = tensor.untyped_storage()
@@ -141,11 +141,11 @@ class ActivationStore:
             return tensor
         whole = storage.nbytes() <= 2 * tensor.nbytes
         if not whole:  # a small part of something large
-            return self._copy(tensor.detach().contiguous())
+            return self.copy(tensor)
         key = (storage._cdata, tensor._version)
         if key not in self._known:
             flat = tensor.detach().as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0)
-            self._known[key] = (_reference(storage), self._copy(flat))
+            self._known[key] = (_reference(storage), self.copy(flat))
         kept = self._known[key][1]
         if callable(kept):
             return _Recipe(kept, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
@@ -160,9 +160,6 @@ class ActivationStore:
             with torch.no_grad():
                 self._last = (kept, kept.again())
         return self._last[1].as_strided(kept.shape, kept.stride, kept.offset)
-
-    def _copy(self, tensor: Tensor) -> Tensor:
-        return self.new(tuple(tensor.shape), tensor.dtype).copy_(tensor)
 
     def _place(self, size: int) -> Tensor:
         wanted = -(-size // _ALIGNMENT) * _ALIGNMENT

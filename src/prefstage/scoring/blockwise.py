@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from prefstage.scoring.precision import at_least_float32
 from prefstage.scoring.rows import Segment
 from prefstage.scoring.tiles import Block, Tiling, places_of, tiles_for, tiling
 
@@ -78,8 +79,8 @@ class _BlockwiseAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Any, rule: Any
     ) -> Tensor:
         cut = _cut(segments, len(key), rule, query.device)
-        k, v = _at_least_float32(key) * rule.scale, _at_least_float32(value)
-        q = cut.split(_at_least_float32(cut.gather(query.transpose(0, 1))), query.shape[2])
+        k, v = at_least_float32(key) * rule.scale, at_least_float32(value)
+        q = cut.split(at_least_float32(cut.gather(query.transpose(0, 1))), query.shape[2])
         output = v.new_empty(len(cut.order), len(query) // len(key) * v.shape[2])
         mixed = cut.split(output, v.shape[2])
         (path_k, of_k), (path_v, of_v) = _path(k, cut), _path(v, cut)
@@ -102,8 +103,8 @@ class _BlockwiseAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output = ctx.saved_tensors
         cut: Tiling = ctx.cut
-        k, v = _at_least_float32(key) * ctx.rule.scale, _at_least_float32(value)
-        q = cut.split(_at_least_float32(cut.gather(query.transpose(0, 1))), query.shape[2])
+        k, v = at_least_float32(key) * ctx.rule.scale, at_least_float32(value)
+        q = cut.split(at_least_float32(cut.gather(query.transpose(0, 1))), query.shape[2])
         grad, mean = _output_gradients(grad_output, output, cut)
         rows = v.new_empty(len(cut.order), len(query) // len(key) * query.shape[2])
         grad_q, grads = cut.split(rows, query.shape[2]), (torch.empty_like(k), torch.empty_like(v))
@@ -135,9 +136,9 @@ def _output_gradients(
 
     Both are 0 for places that a tile repeats: they add nothing to the keys' gradients.
     """
-    grad = _at_least_float32(cut.gather(grad_output))
+    grad = at_least_float32(cut.gather(grad_output))
     # d softmax: each weight's gradient is measured from the row's mean.
-    product = _at_least_float32(grad_output) * _at_least_float32(output)
+    product = at_least_float32(grad_output) * at_least_float32(output)
     mean = cut.gather(product.sum(-1, keepdim=True))
     for rows in (grad, mean):
         rows.index_fill_(0, cut.repeated, 0)
@@ -213,7 +214,3 @@ def _future(places: int, tiles: int, dtype: torch.dtype, device: torch.device) -
         query = places_of(Block(0, 0, places, tiles, 0, places, None), device)
         later = torch.arange(places, device=device) > query
         return torch.zeros(later.shape, dtype=dtype, device=device).masked_fill_(later, -math.inf)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from prefstage.scoring.activations import current_store
 from prefstage.scoring.direct import takes_direct_gradient, weight_gradient
+from prefstage.scoring.precision import at_least_float32
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -101,7 +102,7 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        precise, grad = _at_least_float32(x), _at_least_float32(grad_output)
+        precise, grad = at_least_float32(x), at_least_float32(grad_output)
         factor = weight.to(precise.dtype)
         factor = factor + ctx.offset if ctx.offset else factor
         product = (precise * inverse).mul_(grad)
@@ -191,7 +192,7 @@ def _map(
 
 def _normal(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
     """The norm's result, and 1 / sqrt(mean(x²) + eps)."""
-    precise = _at_least_float32(x)
+    precise = at_least_float32(x)
     root = torch.linalg.vector_norm(precise, dim=-1, keepdim=True)
     inverse = root.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     normal = precise * inverse
@@ -200,7 +201,3 @@ def _normal(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tenso
     normal = normal.to(x.dtype)
     result = normal.mul_(weight) if normal.dtype == weight.dtype else normal * weight
     return result, inverse
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

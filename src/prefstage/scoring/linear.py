@@ -150,7 +150,7 @@ class _LinearLogProbs(torch.autograd.Function):
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         precise = total.dtype
         grad_hidden = torch.zeros_like(hidden, dtype=precise) if wants_hidden else None
-        grad_weight = _weight_gradient(weight, ctx.owner) if wants_weight else None
+        grad_weight = _room_for_gradient(weight, ctx.owner) if wants_weight else None
         adds = ctx.owner is not None and ctx.owner.grad is not None
         grad_bias = torch.empty_like(bias) if wants_bias else None
         for words in _word_chunks(len(targets), len(weight), hidden.device):
@@ -184,7 +184,7 @@ class _LinearLogProbs(torch.autograd.Function):
         return (typed, grad_weight, grad_bias, *[None] * 6)
 
 
-def _weight_gradient(weight: Tensor, owner: Tensor | None) -> Tensor:
+def _room_for_gradient(weight: Tensor, owner: Tensor | None) -> Tensor:
     """Where the gradient goes: into the owner's own, if there is one already."""
     if owner is not None and owner.grad is not None:
         return owner.grad

@@ -43,8 +43,8 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
         token_budget: Tokens a forward and backward pass, or "auto" for what fits into the
             free memory. It changes speed and memory, never the result.
         lean_memory: On a CPU in one process, keep what the backward pass needs in blocks of
-            its own, in smaller micro-batches, and give freed memory back: less memory, a few
-            percent slower, the same result.
+            its own, in smaller micro-batches, and give freed memory back: less memory, about
+            a fifth slower, the same result.
         layout: "tree" computes shared prompts once; "flat" computes whole sequences;
             "auto" takes the tree where it is exact.
         reference_cache: Folder of reference log-probs; None for one in `output_dir`.
@@ -72,7 +72,7 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
         default="auto", metadata={"help": "Tokens a forward and backward pass, or auto."}
     )
     lean_memory: bool = field(
-        default=False, metadata={"help": "Less memory on a CPU, a few percent slower."}
+        default=False, metadata={"help": "Less memory on a CPU, about a fifth slower."}
     )
     layout: str = field(default="auto", metadata={"help": "auto, tree or flat."})
     reference_cache: str | None = field(
