@@ -6,7 +6,7 @@ The model is a checkpoint folder (default PREFSTAGE_CHAT_MODEL; see prepare_chat
 texts are those of the shared data (default PREFSTAGE_SHARED or ../shared). DPO, full
 fine-tuning, AdamW, the same pairs, batch and precision on all sides:
 
-- ours at its defaults, and (with --sides) with lean_memory;
+- ours at its defaults;
 - TRL at its defaults (the reference model beside the policy, gradient checkpointing on), on
   the batches that ours has, in the same order, so that the two loss trajectories are one curve;
 - TRL at its best: reference log-probs computed beforehand, no checkpointing, and the batch in
@@ -44,7 +44,7 @@ from typing import Any
 from machine import MIB, floor_flops, matrix_rate, memory_now, memory_peak, tell
 from training_pairs import ANSWERS, HH, TrainingSetup, in_our_order, pairs_of
 
-OURS, LEAN = "prefstage", "prefstage, lean_memory"
+OURS = "prefstage"
 DEFAULTS, BEST, HUGE = "TRL defaults", "TRL best, ", ", huge pages"
 SIDES = (OURS, DEFAULTS, BEST + "1")
 WARM = 2  # first steps left out: memory still grows in them
@@ -78,7 +78,7 @@ class Turns:
 def work(end: Connection, setup: TrainingSetup, side: str) -> None:
     """A process: one side's training, step by step."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    if side not in {OURS, LEAN}:
+    if side != OURS:
         os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(side.endswith(HUGE)))
     import datasets
     import torch
@@ -122,8 +122,8 @@ def work(end: Connection, setup: TrainingSetup, side: str) -> None:
             "disable_tqdm": True,
         }
         started = time.perf_counter()
-        if side in {OURS, LEAN}:
-            trainer = our_trainer(model, tokenizer, rows, common, lean=side == LEAN)
+        if side == OURS:
+            trainer = our_trainer(model, tokenizer, rows, common)
         else:
             trainer = peer_trainer(model, tokenizer, rows, setup, common, side=side)
         trainer.add_callback(Steps())
@@ -133,17 +133,13 @@ def work(end: Connection, setup: TrainingSetup, side: str) -> None:
         end.send({"losses": losses, "peak": memory_peak(setup.device)})
 
 
-def our_trainer(
-    model: Any, tokenizer: Any, rows: list[Any], common: dict[str, Any], *, lean: bool
-) -> Any:
-    """PreferenceTrainer at its defaults, or with little memory."""
+def our_trainer(model: Any, tokenizer: Any, rows: list[Any], common: dict[str, Any]) -> Any:
+    """PreferenceTrainer at its defaults."""
     from datasets import Dataset
 
     from prefstage.training import PreferenceArguments, PreferenceTrainer
 
-    arguments = PreferenceArguments(
-        **common, loss={"name": "sigmoid", "beta": 0.1}, lean_memory=lean
-    )
+    arguments = PreferenceArguments(**common, loss={"name": "sigmoid", "beta": 0.1})
     trainer = PreferenceTrainer(
         model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
@@ -279,15 +275,15 @@ def summary(setup: TrainingSetup, found: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def print_against(own: str, results: list[dict[str, Any]]) -> None:
-    """One of our sides beside all."""
+def print_results(results: list[dict[str, Any]]) -> None:
+    """The tables."""
     print(
-        f"\n| workload | side | pairs/s | {own} is faster by | before training s | peak MiB |"
+        "\n| workload | side | pairs/s | prefstage is faster by | before training s | peak MiB |"
         " share of peak | share of floor |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for result in results:
-        ours = result["sides"][own]
+        ours = result["sides"][OURS]
         for side, one in result["sides"].items():
             ratio = ours["pairs_per_s"] / one["pairs_per_s"]
             print(
@@ -295,14 +291,6 @@ def print_against(own: str, results: list[dict[str, Any]]) -> None:
                 f"| {one['before_s']:.0f} | {one['peak_mib']:.0f} "
                 f"| {ours['peak_mib'] / one['peak_mib']:.2f} | {one['floor_share']:.0%} |"
             )
-
-
-def print_results(results: list[dict[str, Any]]) -> None:
-    """The tables."""
-    for own in (OURS, LEAN):
-        compared = [result for result in results if own in result["sides"]]
-        if compared:
-            print_against(own, compared)
     for result in results:
         print(
             f"\n{result['workload']}: loss of each step "

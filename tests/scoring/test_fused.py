@@ -95,10 +95,11 @@ def test_the_mlp_is_its_formula_with_the_same_gradient(
 @pytest.mark.parametrize(
     ("architecture", "count"),
     [
-        ("llama", 2 * 3 + 2),  # a layer's two norms and MLP; the last norm and the embeddings
-        ("qwen3", 2 * 5 + 2),  # norms of queries and keys too
-        ("gemma2", 2 * 5 + 1),  # four norms a layer; its embeddings are scaled
-        ("phi3", 2 * 3 + 2),  # one map for gate and up
+        # A layer's two norms, MLP and four maps; the last norm and the embeddings.
+        ("llama", 2 * (3 + 4) + 2),
+        ("qwen3", 2 * (5 + 4) + 2),  # norms of queries and keys too
+        ("gemma2", 2 * (5 + 4) + 1),  # four norms a layer; its embeddings are scaled
+        ("phi3", 2 * (3 + 2) + 2),  # one map for gate and up, one for queries, keys and values
         ("gpt2", 1),  # embeddings alone
     ],
 )
@@ -184,7 +185,8 @@ def test_layers_that_do_anything_else_are_left_alone(other: str) -> None:
             layer.input_layernorm = ScaledNorm(32)
         else:
             layer.mlp.act_fn = LearntActivation()
-    assert find_fused_layers(body) == 6
+    # The other norms, MLPs, attention's maps and embeddings; the maps of an MLP left alone.
+    assert find_fused_layers(body) == (6 + 8 if other == "scaled norm" else 6 + 8 + 6)
     assert not any(layer.mlp.training for layer in body.layers)
 
 

@@ -59,7 +59,7 @@ def test_logits_are_kept_for_a_backward_pass_alone_and_within_bounds(
     hidden, weight = torch.randn(13, 6), torch.randn(150, 6, requires_grad=True)
     targets = torch.randint(150, (13,))
     done = []
-    for kept in (1 << 25, 700, 0):
+    for kept in (1 << 25, 13 * 150 - 300, 0):
         monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept)
         calls.clear()
         log_probs = linear_log_probs(hidden, targets, Head(weight)).log_probs
@@ -69,7 +69,7 @@ def test_logits_are_kept_for_a_backward_pass_alone_and_within_bounds(
     assert done[0] == 1 < done[1] < done[2] == 2
     started = []
     monkeypatch.setattr(
-        linear._Kept, "start", lambda *a: started.append(a[1]) or linear._Kept(0, deque())
+        linear._Kept, "start", lambda *a: started.append(a[2]) or linear._Kept(0, deque())
     )
     with torch.no_grad():
         linear_log_probs(hidden, targets, Head(weight))

@@ -21,7 +21,6 @@ DIVISIONS: dict[str, dict[str, Any]] = {
     "accumulated": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
     "one item a micro-batch": {"token_budget": 1},
     "small micro-batches": {"token_budget": 150},
-    "lean memory": {"lean_memory": True, "token_budget": 150},
     "flat": {"layout": "flat"},
     "flat, small micro-batches": {"layout": "flat", "token_budget": 100},
 }

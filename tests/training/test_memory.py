@@ -1,57 +1,47 @@
-"""Little memory: what it asks for, where it works, and that it is used."""
+"""Micro-batches: what they may hold, and that what they keep is bounded."""
 
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from prefstage.core.errors import InputError
-from prefstage.scoring.activations import ActivationStore
-from prefstage.training.memory import LEAN_TOKENS, check_lean_memory, token_budget_of
+from prefstage.scoring.recipes import Recipes
+from prefstage.training import step
+from prefstage.training.memory import TRAINING_CPU_TOKENS, token_budget_of
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import preference_trainer, tiny_policy
 
 
-def settings(**given: Any) -> Any:
-    return SimpleNamespace(**{"token_budget": "auto", "lean_memory": False, **given})
-
-
-@pytest.mark.parametrize(("device", "processes"), [("cuda", 1), ("cpu", 2)])
-def test_lean_memory_elsewhere_is_an_error(device: str, processes: int) -> None:
-    accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
-    assert check_lean_memory(settings(), accelerator) is False
-    with pytest.raises(InputError, match=f"lean_memory on {device}, {processes} processes"):
-        check_lean_memory(settings(lean_memory=True), accelerator)
-
-
-def test_lean_memory_takes_smaller_micro_batches_unless_told() -> None:
+def test_a_budget_that_was_given_is_taken() -> None:
     model = tiny_policy(tiny_tokenizer())
-    assert token_budget_of(settings(), model) > LEAN_TOKENS
-    assert token_budget_of(settings(lean_memory=True), model) == LEAN_TOKENS
-    assert token_budget_of(settings(lean_memory=True, token_budget=4000), model) == 4000
+    assert token_budget_of(SimpleNamespace(token_budget="auto"), model) == TRAINING_CPU_TOKENS
+    assert token_budget_of(SimpleNamespace(token_budget=4000), model) == 4000
 
 
 @pytest.mark.parametrize(
     ("given", "used"),
-    [
-        ({}, False),
-        ({"lean_memory": True}, True),
-        ({"lean_memory": True, "gradient_checkpointing": True}, False),
-    ],
+    [({}, True), ({"gradient_checkpointing": True}, False), ({"token_budget": 4000}, True)],
 )
-def test_activations_are_stored_only_where_it_helps(
+def test_layers_run_again_only_where_an_item_is_longer_than_the_budget(
     given: dict[str, Any], used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns, keeping = list[int](), ActivationStore.keeping
+    turns, again = list[int](), list[int]()
+    keeping, recomputed = Recipes.keeping, step.recomputed_layers
 
-    def counting(store: ActivationStore, weights: Any) -> Any:
+    def counting(recipes: Recipes) -> Any:
         turns.append(1)
-        return keeping(store, weights)
+        return keeping(recipes)
 
-    monkeypatch.setattr(ActivationStore, "keeping", counting)
-    trainer = preference_trainer(tmp_path, max_steps=2, token_budget=100, **given)
+    def noting(body: Any, *, tokens: int, room: int) -> Any:
+        again.append(max(0, tokens - room))
+        return recomputed(body, tokens=tokens, room=room)
+
+    monkeypatch.setattr(Recipes, "keeping", counting)
+    monkeypatch.setattr(step, "recomputed_layers", noting)
+    trainer = preference_trainer(tmp_path, max_steps=2, **{"token_budget": 20, **given})
     trainer.train()
     assert bool(turns) is used
+    assert len(again) == len(turns)
+    assert any(again) is (used and "token_budget" not in given)
     assert trainer.state.global_step == 2

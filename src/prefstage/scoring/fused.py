@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from prefstage.scoring.activations import current_store
-from prefstage.scoring.direct import takes_direct_gradient, weight_gradient
+from prefstage.scoring.direct import add_gradient, takes_direct_gradient, weight_gradient
 from prefstage.scoring.precision import at_least_float32
+from prefstage.scoring.recipes import current_recipes
+from prefstage.scoring.short_lived import mapped, short_lived
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -42,11 +43,13 @@ def rms_norm(
     Source:
         Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
     """
-    result: Tensor = _RmsNorm.apply(x, weight, eps, offset)  # type: ignore[no-untyped-call]  # untyped in torch
-    store = current_store()
-    if store is not None and result.requires_grad:
-        kept = store.keep(x)
-        store.computed_by(result, lambda: _normal(kept, weight, eps, offset)[0])
+    result: Tensor
+    owner = weight if takes_direct_gradient(weight) else None
+    result, inverse = _RmsNorm.apply(x, weight, eps, offset, owner)  # type: ignore[no-untyped-call]  # untyped in torch
+    recipes = current_recipes()
+    if recipes is not None and result.requires_grad:
+        kept = x.detach()
+        recipes.computed_by(result, lambda: _scaled(kept, inverse, weight, offset))
     return result
 
 
@@ -84,23 +87,29 @@ def gated_mlp(
     Source:
         Shazeer 2020, arXiv:2002.05202, equation 6.
     """
+    maps = (weights.gate, weights.up, weights.down)
+    owners = tuple(weight if takes_direct_gradient(weight) else None for weight, _ in maps)
     result: Tensor = _GatedMlp.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-        x, *weights.gate, *weights.up, *weights.down, activation
+        x, *weights.gate, *weights.up, *weights.down, activation, owners
     )
     return result
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-        result, inverse = _normal(x, weight, eps, offset)
+    def forward(  # noqa: PLR0917 - autograd passes its inputs by place
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, owner: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        root = torch.linalg.vector_norm(at_least_float32(x), dim=-1, keepdim=True)
+        inverse = root.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        ctx.offset = offset
-        return result
+        ctx.mark_non_differentiable(inverse)
+        ctx.offset, ctx.owner = offset, owner
+        return _scaled(x, inverse, weight, offset), inverse
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         precise, grad = at_least_float32(x), at_least_float32(grad_output)
         factor = weight.to(precise.dtype)
@@ -108,12 +117,13 @@ class _RmsNorm(torch.autograd.Function):
         product = (precise * inverse).mul_(grad)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
+            gradient = product.flatten(0, -2).sum(0).to(weight.dtype)
+            grad_weight = add_gradient(gradient, ctx.owner)
         if ctx.needs_input_grad[0]:
             # The mean square falls in every direction but that of x.
             along = (product @ factor)[..., None].mul_(inverse).div_(-x.shape[-1])
             grad_x = torch.mul(grad, factor).addcmul_(precise, along).mul_(inverse).to(x.dtype)
-        return grad_x, grad_weight, None, None
+        return grad_x, grad_weight, None, None, None
 
 
 class _GatedMlp(torch.autograd.Function):
@@ -128,35 +138,26 @@ class _GatedMlp(torch.autograd.Function):
         down_weight: Tensor,
         down_bias: Tensor | None,
         activation: Activation,
+        owners: tuple[Tensor | None, ...],
     ) -> Tensor:
-        keeps = any(ctx.needs_input_grad)
-        ctx.store = store = current_store() if keeps else None
-        if store is not None:
-            store.tidy()
         rows = x.flatten(0, -2)
-        gate = _map(rows, gate_weight, gate_bias, None if store is None else store.new)
-        up = _map(rows, up_weight, up_bias, None if store is None else store.new)
+        gate = linear(rows, gate_weight, gate_bias)
+        up = linear(rows, up_weight, up_bias)
         ctx.save_for_backward(x, gate, up, gate_weight, up_weight, down_weight)
-        ctx.activation = activation
-        ctx.owners = [w if takes_direct_gradient(w) else None for w in (gate_weight, up_weight)]
-        ctx.owners.append(down_weight if takes_direct_gradient(down_weight) else None)
-        opened = activation(gate)
-        own = opened.data_ptr() != gate.data_ptr() and opened.dtype == up.dtype
-        inner = opened.mul_(up) if own else opened * up
-        return linear(inner, down_weight, down_bias).view(*x.shape[:-1], -1)
+        ctx.activation, ctx.owners = activation, owners
+        inner = _opened(gate, activation).mul_(up)
+        return mapped(inner, down_weight, down_bias).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.store is not None:
-            ctx.store.tidy()
         x, gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         rows, grad = x.flatten(0, -2), grad_output.flatten(0, -2)
         with torch.enable_grad():
             source = gate.detach().requires_grad_()
             opened = ctx.activation(source)
-        grads: list[Tensor | None] = [None] * 8
+        grads: list[Tensor | None] = [None] * 9
         if wanted[5]:
             grads[5] = weight_gradient(grad, opened.detach() * up, ctx.owners[2])
         if wanted[6]:
@@ -175,29 +176,21 @@ class _GatedMlp(torch.autograd.Function):
         return tuple(grads)
 
 
-def _map(
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    place: Callable[[tuple[int, ...], torch.dtype], Tensor] | None,
-) -> Tensor:
-    """A linear map, into a place of its own if there is one."""
-    if place is None:
-        return linear(rows, weight, bias)
-    result = place((len(rows), len(weight)), rows.dtype)
-    if bias is None:
-        return torch.mm(rows, weight.t(), out=result)
-    return torch.addmm(bias, rows, weight.t(), out=result)
+def _opened(gate: Tensor, activation: Activation) -> Tensor:
+    """The activation's result, as a tensor of its own."""
+    if type(activation) is nn.SiLU:
+        result: Tensor = torch.ops.aten.silu.out(gate, out=short_lived(tuple(gate.shape), gate))
+        return result
+    opened = activation(gate)
+    own = opened.data_ptr() != gate.data_ptr() and opened.dtype == gate.dtype
+    return opened if own else opened.to(gate.dtype, copy=True)
 
 
-def _normal(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
-    """The norm's result, and 1 / sqrt(mean(x²) + eps)."""
+def _scaled(x: Tensor, inverse: Tensor, weight: Tensor, offset: float) -> Tensor:
+    """A norm's result, from 1 / sqrt(mean(x²) + eps)."""
     precise = at_least_float32(x)
-    root = torch.linalg.vector_norm(precise, dim=-1, keepdim=True)
-    inverse = root.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    normal = precise * inverse
+    normal = torch.mul(precise, inverse, out=short_lived(tuple(x.shape), precise))
     if offset:
-        return normal.mul_(weight.to(precise.dtype) + offset).to(x.dtype), inverse
+        return normal.mul_(weight.to(normal.dtype) + offset).to(x.dtype)
     normal = normal.to(x.dtype)
-    result = normal.mul_(weight) if normal.dtype == weight.dtype else normal * weight
-    return result, inverse
+    return normal.mul_(weight) if normal.dtype == weight.dtype else normal * weight

@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from prefstage.scoring.direct import embed, takes_direct_gradient
+from prefstage.scoring.direct import embed, map_linearly, maps_directly, takes_direct_gradient
 from prefstage.scoring.fused import GatedWeights, gated_mlp, rms_norm
+from prefstage.scoring.fused_rotary import NAME, Rotation, rotation_of
 
 _TRIAL_PLACES = 3
 _MLP_PARTS = (
@@ -36,12 +37,25 @@ class FusedLayer:
     forward: Forward
 
 
-_found: "WeakKeyDictionary[nn.Module, tuple[FusedLayer, ...]]" = WeakKeyDictionary()
+@dataclass(frozen=True)
+class FusedParts:
+    """What of a model runs fused.
+
+    Attributes:
+        layers: Modules.
+        rotations: Functions of model files, each with its namespace.
+    """
+
+    layers: tuple[FusedLayer, ...] = ()
+    rotations: tuple[tuple[dict[str, Any], Rotation], ...] = ()
+
+
+_found: "WeakKeyDictionary[nn.Module, FusedParts]" = WeakKeyDictionary()
 
 
 @contextmanager
 def fused_layers(body: Any) -> Iterator[None]:
-    """Let a model's norms and gated MLPs run fused while the block runs.
+    """Let what of a model can run fused do so while the block runs.
 
     Which modules can was found by `find_fused_layers`, if that was called for `body`.
 
@@ -49,16 +63,32 @@ def fused_layers(body: Any) -> Iterator[None]:
         body: A transformers model.
     """
     # Who placed a forward of its own there (accelerate, or an outer block) keeps it.
-    replaced = [one for one in _found.get(body, ()) if "forward" not in vars(one.module)]
+    parts = _found.get(body, FusedParts())
+    replaced = [one for one in parts.layers if "forward" not in vars(one.module)]
     for one in replaced:
         vars(one.module)["forward"] = one.forward
     try:
+        for namespace, rotation in parts.rotations:
+            namespace[NAME] = rotation
         yield
     finally:
         # Layers that run again in the backward pass must then do what they did.
         if not (torch.is_grad_enabled() and recomputes_layers(body)):
             for one in replaced:
                 vars(one.module).pop("forward", None)
+            # Another thread may have put its own there, or taken it away: all give the same.
+            for namespace, rotation in parts.rotations:
+                namespace[NAME] = rotation.replaced
+
+
+def weights_of(body: Any) -> list[Tensor]:
+    """Weights of the modules that run fused.
+
+    Args:
+        body: A transformers model, after `find_fused_layers`.
+    """
+    layers = _found.get(body, FusedParts()).layers
+    return [weight for one in layers for weight in one.module.parameters()]
 
 
 def find_fused_layers(body: Any) -> int:
@@ -74,7 +104,7 @@ def find_fused_layers(body: Any) -> int:
         How many there are.
     """
     if body in _found:
-        return len(_found[body])
+        return len(_found[body].layers)
     found, right = list[FusedLayer](), dict[tuple[type, type], int | None]()
     for module in body.modules():
         candidates = [*_norm_forwards(module), *_mlp_forwards(module)]
@@ -90,7 +120,11 @@ def find_fused_layers(body: Any) -> int:
     embeddings = body.get_input_embeddings()
     if _is_plain_embedding(embeddings):
         found.append(FusedLayer(embeddings, partial(_run_embedding, embeddings)))
-    _found[body] = tuple(found)
+    inside = {id(part) for one in found for part in one.module.modules()}
+    maps = [m for m in body.modules() if type(m) is nn.Linear and id(m) not in inside]
+    found += [FusedLayer(module, partial(_run_map, module)) for module in maps]
+    rotations = map(rotation_of, sorted({type(module).__module__ for module in body.modules()}))
+    _found[body] = FusedParts(tuple(found), tuple(each for each in rotations if each))
     return len(found)
 
 
@@ -133,6 +167,12 @@ def _run_mlp(module: Any, activation: nn.Module, x: Tensor) -> Tensor:
     if not all(map(_is_plain_map, maps)) or torch.is_autocast_enabled(x.device.type):
         return _own_forward(module, x)
     return gated_mlp(x, _weights(module), activation)
+
+
+def _run_map(module: Any, x: Tensor) -> Tensor:
+    if not maps_directly(module.weight) or torch.is_autocast_enabled(x.device.type):
+        return _own_forward(module, x)
+    return map_linearly(x, module.weight, module.bias)
 
 
 def _weights(module: Any) -> GatedWeights:

@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prefstage.scoring.activations import ActivationStore, current_store
-from prefstage.scoring.direct import takes_direct_gradient
+from prefstage.scoring.direct import new_gradient, takes_direct_gradient
 
 CHUNK_ELEMENTS = 1 << 19
 """Logits held at once (2 MiB in float32): stays in a CPU's cache; on a GPU see below."""
@@ -20,12 +19,10 @@ CHUNK_ELEMENTS = 1 << 19
 GPU_CHUNK_ELEMENTS = 1 << 27
 """Logits held at once on a GPU, where large products matter more than cache."""
 
-KEPT_ELEMENTS = 1 << 26
-"""On a CPU, logits kept for the backward pass (256 MiB in float32), which computes further ones
-again: a third of the vocabulary's forward and backward arithmetic would be that."""
-
-STORED_ELEMENTS = 1 << 24
-"""Likewise where a store keeps them."""
+KEPT_ELEMENTS = 1 << 25
+"""On a CPU, logits kept for the backward pass (128 MiB in float32), which computes others again:
+a third of the vocabulary's forward and backward arithmetic would be that. Where there are more,
+fewer are kept, since the layers then keep more too."""
 
 MAX_CHUNK_TOKENS = 1024
 """Tokens whose logits are held at once."""
@@ -128,7 +125,7 @@ class _LinearLogProbs(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         head = Head(weight, bias, scale, softcap)
         sums = _Sums.start(hidden, with_statistics=with_statistics)
-        kept = _Kept.start(hidden, with_gradient and not with_statistics, softcap)
+        kept = _Kept.start(hidden, head, with_gradient and not with_statistics)
         for words in _word_chunks(len(targets), len(weight), hidden.device):
             for tokens in _token_chunks(len(targets)):
                 logits = _logits(hidden[tokens], head, words)[0]
@@ -186,9 +183,9 @@ class _LinearLogProbs(torch.autograd.Function):
 
 def _room_for_gradient(weight: Tensor, owner: Tensor | None) -> Tensor:
     """Where the gradient goes: into the owner's own, if there is one already."""
-    if owner is not None and owner.grad is not None:
-        return owner.grad
-    return torch.empty_like(weight)
+    if owner is None:
+        return torch.empty_like(weight)
+    return new_gradient(owner) if owner.grad is None else owner.grad
 
 
 class _Accumulated:
@@ -219,19 +216,17 @@ class _Kept:
 
     room: int
     chunks: deque[Tensor]
-    store: ActivationStore | None = None
 
     @staticmethod
-    def start(hidden: Tensor, wanted: bool, softcap: float | None) -> "_Kept":
-        on = wanted and softcap is None and hidden.device.type == "cpu"
-        store = current_store()
-        room = KEPT_ELEMENTS if store is None else STORED_ELEMENTS
-        return _Kept(room if on else 0, deque(), store)
+    def start(hidden: Tensor, head: Head, wanted: bool) -> "_Kept":
+        logits = len(hidden) * len(head.weight)
+        on = wanted and head.softcap is None and hidden.device.type == "cpu"
+        return _Kept(min(logits, max(0, 2 * KEPT_ELEMENTS - logits)) if on else 0, deque())
 
     def add(self, logits: Tensor) -> None:
-        self.room = self.room - logits.numel() if logits.numel() <= self.room else 0
-        if self.room:
-            self.chunks.append(logits if self.store is None else self.store.copy(logits))
+        self.room = self.room - logits.numel() if logits.numel() <= self.room else -1
+        if self.room >= 0:
+            self.chunks.append(logits)
 
     def take(self) -> tuple[Tensor, None] | None:
         return (self.chunks.popleft(), None) if self.chunks else None

@@ -41,10 +41,9 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
         max_prompt_tokens: Longer prompts lose their beginning (counted). None: no limit.
         max_response_tokens: Longer responses lose their end (counted). None: no limit.
         token_budget: Tokens a forward and backward pass, or "auto" for what fits into the
-            free memory. It changes speed and memory, never the result.
-        lean_memory: On a CPU in one process, keep what the backward pass needs in blocks of
-            its own, in smaller micro-batches, and give freed memory back: less memory, about
-            a fifth slower, the same result.
+            free memory. It changes speed and memory, never the result. An item that is
+            longer runs alone; on a CPU in one process, some of its layers then run again in
+            the backward pass, so that it keeps no more than so many tokens would.
         layout: "tree" computes shared prompts once; "flat" computes whole sequences;
             "auto" takes the tree where it is exact.
         reference_cache: Folder of reference log-probs; None for one in `output_dir`.
@@ -70,9 +69,6 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
     )
     token_budget: int | str = field(
         default="auto", metadata={"help": "Tokens a forward and backward pass, or auto."}
-    )
-    lean_memory: bool = field(
-        default=False, metadata={"help": "Less memory on a CPU, about a fifth slower."}
     )
     layout: str = field(default="auto", metadata={"help": "auto, tree or flat."})
     reference_cache: str | None = field(

@@ -3,14 +3,13 @@
 import logging
 from typing import Any
 
-from prefstage.core.errors import InputError
-from prefstage.scoring.budget import CPU_TOKENS, GPU_TOKENS, MIN_TOKENS, free_memory_bytes
+from prefstage.scoring.budget import GPU_TOKENS, MIN_TOKENS, free_memory_bytes
 from prefstage.scoring.model_parts import ModelParts
 
 _log = logging.getLogger(__name__)
 
-LEAN_TOKENS = 640
-"""Tokens of a micro-batch where little memory shall be used."""
+TRAINING_CPU_TOKENS = 832
+"""Tokens of a micro-batch on a CPU at most: larger ones are hardly faster, and keep more."""
 
 SHARE_OF_FREE_MEMORY = 0.6
 STATES_A_PARAMETER = 2
@@ -33,32 +32,8 @@ def token_budget_of(args: Any, model: Any) -> int:
     names = ("gradient_checkpointing", "activation_checkpointing")
     checkpointing = any(getattr(args, name, None) for name in names)
     budget = training_budget(model, checkpointing=checkpointing)
-    budget = min(budget, LEAN_TOKENS) if args.lean_memory else budget
     _log.info("token budget: %d tokens a micro-batch, from the free memory", budget)
     return budget
-
-
-def check_lean_memory(args: Any, accelerator: Any) -> bool:
-    """Whether the arguments ask for little memory, where that can be had.
-
-    Args:
-        args: `PreferenceArguments`.
-        accelerator: accelerate's.
-
-    Returns:
-        The setting.
-
-    Raises:
-        InputError: If it is on elsewhere than on a CPU in one process.
-    """
-    device, processes = accelerator.device.type, accelerator.num_processes
-    if args.lean_memory and (device != "cpu" or processes > 1):
-        raise InputError.of(
-            saw=f"lean_memory on {device}, {processes} processes",
-            expected="a CPU and one process",
-            cure="set token_budget or gradient_checkpointing instead",
-        )
-    return bool(args.lean_memory)
 
 
 def training_budget(model: Any, *, checkpointing: bool) -> int:
@@ -70,7 +45,7 @@ def training_budget(model: Any, *, checkpointing: bool) -> int:
         checkpointing: Whether layers are computed again in the backward pass.
 
     Returns:
-        Tokens, in [128, 1024] on a CPU, up to 16,384 elsewhere.
+        Tokens, in [128, 832] on a CPU, up to 16,384 elsewhere.
     """
     parts = ModelParts.of(model)
     trained = [each for each in model.parameters() if each.requires_grad]
@@ -79,7 +54,7 @@ def training_budget(model: Any, *, checkpointing: bool) -> int:
     )
     free = free_memory_bytes(parts.device) - reserved
     affordable = SHARE_OF_FREE_MEMORY * free / training_bytes_per_token(parts, checkpointing)
-    most = CPU_TOKENS if parts.device.type == "cpu" else GPU_TOKENS
+    most = TRAINING_CPU_TOKENS if parts.device.type == "cpu" else GPU_TOKENS
     return int(max(MIN_TOKENS, min(affordable, most)))
 
 

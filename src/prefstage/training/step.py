@@ -12,13 +12,14 @@ from torch import Tensor
 
 from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix, LossState, LossValues
-from prefstage.scoring.activations import ActivationStore
 from prefstage.scoring.attention import Backend
-from prefstage.scoring.direct import direct_gradients
+from prefstage.scoring.direct import direct_gradients, reserve_gradients
 from prefstage.scoring.engine import Layout, plan_passes
-from prefstage.scoring.fused_layers import recomputes_layers
+from prefstage.scoring.fused_layers import recomputes_layers, weights_of
 from prefstage.scoring.model_parts import ModelParts
 from prefstage.scoring.padded import Batch
+from prefstage.scoring.recipes import Recipes
+from prefstage.scoring.recomputed import recomputed_layers
 from prefstage.scoring.rotary import length_rule
 from prefstage.scoring.rows import Row, leaves_of
 from prefstage.training.batches import Flat, StepItems
@@ -98,7 +99,6 @@ class StepRunner:
         token_budget: Tokens a micro-batch.
         layout: "tree" or "flat".
         backend: Implementation of tree attention; None chooses by device.
-        lean: Keep activations in an `ActivationStore`; on a CPU, in one process.
     """
 
     def __init__(
@@ -110,7 +110,6 @@ class StepRunner:
         token_budget: int,
         layout: Layout,
         backend: Backend | None = None,
-        lean: bool = False,
     ) -> None:
         self._bare = model
         self._accelerator = accelerator
@@ -120,7 +119,7 @@ class StepRunner:
         self._backend = backend
         config = ModelParts.of(model).body.config
         self._one_pass = layout == "tree" and length_rule(config) is None
-        self._store = ActivationStore() if lean else None
+        self._recipes = Recipes()
         self._statistics = ("log_sum_squares",) if "log_sum_squares" in loss.needs else ()
 
     def plan(self, items: StepItems) -> Plan:
@@ -231,12 +230,11 @@ class StepRunner:
             if draws is not None:
                 draws.begin(turn)
             with self._synchronised(model, turn == len(own) - 1, objective is not None):
-                with self._keeping(objective is not None):
-                    found = self._forward(model, part, self._passes(items, plan, turn))
+                passes = self._passes(items, plan, turn)
+                with self._keeping(passes, objective is not None):
+                    found = self._forward(model, part, passes)
                 values = torch.stack([getattr(found, name).detach() for name in names])
                 if objective is not None:
-                    if self._store is not None:
-                        self._store.let_go()
                     # Wrappers take the mean over processes; the objective is a sum over them.
                     share = objective(positions or (0,), found) * accelerator.num_processes
                     accelerator.backward(share if positions else share * 0)
@@ -280,13 +278,20 @@ class StepRunner:
         return Scored(*(values[place] for values in found))
 
     @contextlib.contextmanager
-    def _keeping(self, training: bool) -> Iterator[None]:
-        """On a CPU, in one process: large gradients added in passing, activations in a store."""
+    def _keeping(self, passes: list[Row | Batch], training: bool) -> Iterator[None]:
+        """On a CPU, in one process: large gradients added in passing, and less kept."""
         with contextlib.ExitStack() as stack:
             if training and runs_alone_on_cpu(self._accelerator):
-                stack.enter_context(direct_gradients())
-                if self._store is not None and not recomputes_layers(self._bare):
-                    stack.enter_context(self._store.keeping(self._bare.parameters()))
+                parts = ModelParts.of(self._bare)
+                checkpointing = recomputes_layers(self._bare)
+                stack.enter_context(direct_gradients(maps=not checkpointing))
+                reserve_gradients([*weights_of(parts.body), parts.projection.weight])
+                if not checkpointing:
+                    stack.enter_context(self._recipes.keeping())
+                    tokens = sum(one.input_ids.numel() for one in passes)
+                    stack.enter_context(
+                        recomputed_layers(parts.body, tokens=tokens, room=self.token_budget)
+                    )
             yield
 
     @contextlib.contextmanager

@@ -28,7 +28,7 @@ from prefstage.training.forward import install_scoring
 from prefstage.training.guarding import StepGuard
 from prefstage.training.input_checks import check_item_sets, check_sources, tokenizer_for
 from prefstage.training.items import ItemSet
-from prefstage.training.memory import check_lean_memory, token_budget_of
+from prefstage.training.memory import token_budget_of
 from prefstage.training.metrics import Means, Speed, item_metrics
 from prefstage.training.order import StepLoader, StepSampler, as_step
 from prefstage.training.policy import (
@@ -139,7 +139,6 @@ class PreferenceTrainer(DurableTrainer):
             self.loss,
             token_budget=token_budget_of(args, self.model),
             layout=self.scorer.layout_choice.layout,
-            lean=check_lean_memory(args, self.accelerator),
         )
         self.guard = StepGuard(self.runner, Path(args.output_dir), args.device)
         self.references = References(
