@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 NAME = "apply_rotary_pos_emb"
 """What transformers' model files call the function."""
 
-Rotate = Callable[..., tuple[Tensor, Tensor]]
+OwnFunction = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Rotation:
         replaced: The function.
     """
 
-    replaced: Rotate
+    replaced: OwnFunction
 
     def __call__(
         self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *others: Any, **named: Any

@@ -82,7 +82,7 @@ def linear_log_probs(
 
     ``log π(y) = z_y - log Σ_v exp z_v``, summed in float32 (float64 for float64 input)
     from half-precision weights and under autocast too. Memory does not grow with the
-    vocabulary: beyond `KEPT_ELEMENTS` the backward pass computes each chunk again.
+    vocabulary: chunks beyond those that `KEPT_ELEMENTS` allows are computed again.
 
     Args:
         hidden: Final hidden states. [tokens, hidden].

@@ -58,7 +58,7 @@ class Recipes:
                 yield
         finally:
             _current.reset(token)
-            self.forget()  # graph and recipes live as long as the steps that kept them
+            self.forget()  # steps have the recipes they kept
 
     def forget(self) -> None:
         """Let go of everything that steps have not kept."""

@@ -35,7 +35,7 @@ def recomputed_layers(body: Any, *, tokens: int, room: int) -> Iterator[int]:
     Values and gradients are the same, bit for bit.
 
     Args:
-        body: A transformers model in training mode, whose own checkpointing is off.
+        body: A transformers model whose own checkpointing is off.
         tokens: Tokens of the pass inside the block.
         room: Tokens whose activations there is room for.
 

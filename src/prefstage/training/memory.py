@@ -9,7 +9,7 @@ from prefstage.scoring.model_parts import ModelParts
 _log = logging.getLogger(__name__)
 
 TRAINING_CPU_TOKENS = 896
-"""Tokens of a micro-batch on a CPU at most: larger ones are hardly faster, and keep more."""
+"""Tokens of a micro-batch on a CPU at most: larger ones keep more for the backward pass."""
 
 SHARE_OF_FREE_MEMORY = 0.6
 STATES_A_PARAMETER = 2
