@@ -19,8 +19,8 @@ CHUNK_ELEMENTS = 1 << 19
 GPU_CHUNK_ELEMENTS = 1 << 27
 """Logits held at once on a GPU, where large products matter more than cache."""
 
-KEPT_ELEMENTS = 3 << 24
-"""On a CPU, logits kept for the backward pass (192 MiB in float32), which computes others again:
+KEPT_ELEMENTS = 1 << 24
+"""On a CPU, logits kept for the backward pass (64 MiB in float32), which computes others again:
 a third of the vocabulary's forward and backward arithmetic would be that. Where there are more,
 fewer are kept, since the layers then keep more too."""
 
