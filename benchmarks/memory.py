@@ -12,7 +12,9 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from prefstage.cli.memory import JobSize, estimate_memory, model_shape
 
@@ -21,9 +23,12 @@ SIZES = (
     JobSize("score", batch=16, responses=2, prompt_tokens=150, max_tokens=50),
     JobSize("sample", batch=8, responses=2, prompt_tokens=128, max_tokens=64),
     JobSize("sample", batch=16, responses=4, prompt_tokens=256, max_tokens=32),
-    JobSize("train", batch=2, responses=2, prompt_tokens=128, max_tokens=64),
+    JobSize("train", batch=1, responses=2, prompt_tokens=128, max_tokens=64),
+    JobSize("train", batch=8, responses=2, prompt_tokens=128, max_tokens=64),
+    JobSize("train", batch=2, responses=2, prompt_tokens=256, max_tokens=512),
 )
 MIB = 2**20
+STEPS = 2
 
 
 def main() -> None:
@@ -54,10 +59,12 @@ def compare(model: Path, size: JobSize) -> dict[str, object]:
     from transformers import AutoConfig
 
     from prefstage.scoring.budget import CPU_TOKENS
+    from prefstage.training.memory import TRAINING_CPU_TOKENS
 
     shape = model_shape(AutoConfig.from_pretrained(model), dtype="float32")
-    estimate = estimate_memory(shape, size, pass_tokens=CPU_TOKENS).total / MIB
-    measured = (measure(model, size) - measure(model, None)) / MIB
+    tokens = TRAINING_CPU_TOKENS if size.job == "train" else CPU_TOKENS
+    estimate = estimate_memory(shape, size, pass_tokens=tokens).total / MIB
+    measured = (measure(model, size) - measure(model, size, libraries_only=True)) / MIB
     return {
         **vars(size),
         "estimate_mib": round(estimate, 1),
@@ -66,10 +73,12 @@ def compare(model: Path, size: JobSize) -> dict[str, object]:
     }
 
 
-def measure(model: Path, size: JobSize | None) -> int:
+def measure(model: Path, size: JobSize, *, libraries_only: bool = False) -> int:
     """Peak resident bytes of a process that does the job, or only loads the libraries."""
-    if size is None:
-        script = "import resource, torch, transformers, datasets, prefstage.scoring.scorer\n"
+    if libraries_only:
+        modules = ["torch", "transformers", "datasets", "prefstage.scoring.scorer"]
+        modules += ["prefstage.training.trainer"] if size.job == "train" else []
+        script = f"import resource, {', '.join(modules)}\n"
         script += "from transformers import LlamaForCausalLM\n"
         script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
         command = [sys.executable, "-c", script]
@@ -112,16 +121,48 @@ def score(model: Path, size: JobSize) -> None:
 
 
 def train(model: Path, size: JobSize) -> None:
-    """One step of AdamW on the mean log-prob."""
-    import torch
+    """Two steps of DPO by the trainer at its defaults."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from prefstage.scoring import Scorer, response_log_probs
+    from prefstage.training import PreferenceArguments, PreferenceTrainer
 
-    loaded = Scorer.load(str(model), dtype="float32").model.train()
-    optimizer = torch.optim.AdamW(loaded.parameters(), lr=1e-6)
-    found = response_log_probs(loaded, trees_of(size))
-    (-sum(tree.sums.sum() for tree in found)).backward()
-    optimizer.step()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = PreferenceArguments(
+            output_dir=folder,
+            per_device_train_batch_size=size.batch,
+            max_steps=STEPS,
+            report_to=[],
+            save_strategy="no",
+            loss={"name": "sigmoid"},
+        )
+        trainer = PreferenceTrainer(
+            AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
+            arguments,
+            train_dataset=Dataset.from_list(pairs_of(tokenizer, size)),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+
+
+def pairs_of(tokenizer: Any, size: JobSize) -> list[dict[str, str]]:
+    """Pairs of texts for the steps, of the job's size to a few tokens of the chat template."""
+    source = random.Random(0)
+    words = [tokenizer.decode([token]) for token in range(1000, 20_000)]
+    words = [word for word in words if word[:1] == " " and word[1:].isalpha()]
+
+    def text(tokens: int) -> str:
+        return "".join(source.choices(words, k=tokens)).strip()
+
+    return [
+        {
+            "prompt": text(size.prompt_tokens),
+            "chosen": text(size.max_tokens),
+            "rejected": text(size.max_tokens),
+        }
+        for _ in range(size.batch * STEPS)
+    ]
 
 
 def sample(model: Path, size: JobSize) -> None:

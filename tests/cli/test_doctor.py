@@ -2,12 +2,20 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    PretrainedConfig,
+)
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
-from prefstage.cli.memory import JobSize, estimate_memory, model_shape
+from prefstage.cli.memory import JobSize, estimate_memory, model_shape, trainer_budget
 from prefstage.core.errors import InputError
+from prefstage.scoring.budget import GPU_TOKENS, MIN_TOKENS
+from prefstage.training.memory import SHARE_OF_FREE_MEMORY, TRAINING_CPU_TOKENS
 from tests.faulty_server import FaultyServer
 from tests.tiny_models import tiny_tokenizer
 
@@ -127,8 +135,46 @@ def test_estimates_follow_their_formulas() -> None:
     assert sampled.kv_cache == 2 * 4 * 16 * 4 * (2 * 3 * 30)
     trained = estimate_memory(shape, JobSize("train", 2, 3, 10, 20), pass_tokens=1024)
     assert trained.optimizer == 2 * trained.gradients == 2 * shape.weight_bytes
-    saved = 4 * 3 * (6 * 32 + 2 * (32 + 16) + 4 * 48)
-    assert trained.activations == (saved + shape.pass_bytes) * 2 * (10 + 3 * 20)
+    kept = 4 * 3 * (2 * 32 + 2 * (32 + 16) + 2 * 48)
+    assert trained.activations == (kept + shape.pass_bytes) * 2 * (10 + 3 * 20)
+
+
+def test_what_layers_keep_depends_on_their_form_and_the_device() -> None:
+    size = JobSize("train", 1, 1, 10, 20)
+
+    def kept(config: PretrainedConfig, *, on_cpu: bool) -> float:
+        shape = model_shape(config, dtype="float32")
+        found = estimate_memory(shape, size, pass_tokens=1024, on_cpu=on_cpu)
+        return (found.activations / 30 - shape.pass_bytes) / (4 * shape.layers)
+
+    norms = 2 * 32
+    assert kept(CONFIG, on_cpu=False) == kept(CONFIG, on_cpu=True) + norms
+    other = GPT2Config(vocab_size=400, n_embd=32, n_layer=3, n_head=4, n_inner=48)
+    assert kept(other, on_cpu=True) == kept(other, on_cpu=False) == 6 * 32 + 4 * 32 + 4 * 48
+
+
+def test_training_memory_is_bounded_by_the_token_budget() -> None:
+    shape = model_shape(CONFIG, dtype="float32")
+
+    def activations(batch: int, response: int, *, on_cpu: bool) -> int:
+        size = JobSize("train", batch, 2, 100, response)
+        return estimate_memory(shape, size, pass_tokens=700, on_cpu=on_cpu).activations
+
+    assert activations(8, 100, on_cpu=True) == activations(64, 100, on_cpu=True)
+    beyond = 1000 - 700  # a CPU runs layers of a long item again, so that it keeps no more
+    long, full = activations(1, 450, on_cpu=True), activations(8, 100, on_cpu=True)
+    assert long == full + shape.pass_bytes * beyond
+    assert activations(1, 450, on_cpu=False) * 700 == activations(8, 100, on_cpu=False) * 1000
+
+
+def test_the_trainer_chooses_its_budget_from_what_is_left() -> None:
+    shape = model_shape(CONFIG, dtype="float32")
+    fixed = 4 * shape.weight_bytes
+    assert trainer_budget(shape, 1 << 40, on_cpu=True) == TRAINING_CPU_TOKENS
+    assert trainer_budget(shape, 1 << 40, on_cpu=False) == GPU_TOKENS
+    room = 5000 * shape.step_bytes / SHARE_OF_FREE_MEMORY
+    assert trainer_budget(shape, fixed + int(room), on_cpu=False) in (4999, 5000)
+    assert trainer_budget(shape, 0, on_cpu=False) == MIN_TOKENS
 
 
 def test_scoring_memory_is_bounded_by_the_token_budget() -> None:
@@ -151,7 +197,9 @@ def test_a_mixture_counts_the_experts_that_a_token_visits() -> None:
         num_local_experts=4,
         num_experts_per_tok=2,
     )
-    assert model_shape(config, dtype="float32").intermediate == 48
+    shape = model_shape(config, dtype="float32")
+    assert shape.intermediate == 48
+    assert not shape.fused
 
 
 @pytest.mark.parametrize("name", ["batch", "responses", "prompt_tokens", "max_tokens"])

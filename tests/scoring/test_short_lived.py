@@ -2,7 +2,7 @@
 
 import torch
 
-from prefstage.scoring.short_lived import mapped, short_lived
+from prefstage.scoring.short_lived import mapped, pooled, short_lived
 
 
 def test_it_is_longer_than_it_need_be_and_looks_as_asked_for() -> None:
@@ -19,3 +19,44 @@ def test_a_map_is_its_formula() -> None:
     rows, weight, bias = torch.randn(4, 3), torch.randn(5, 3), torch.randn(5)
     torch.testing.assert_close(mapped(rows, weight, None), rows @ weight.t())
     torch.testing.assert_close(mapped(rows, weight, bias), rows @ weight.t() + bias)
+
+
+def test_a_pool_gives_out_again_what_nobody_holds() -> None:
+    like = torch.empty(0)
+    with pooled():
+        first = short_lived((4, 3), like)
+        place = first.data_ptr()
+        other = short_lived((4, 3), like)
+        assert other.data_ptr() != place
+        del first
+        again = short_lived((3, 4), like)
+        assert again.data_ptr() == place
+        assert again.shape == (3, 4)
+        assert short_lived((4, 3), torch.empty(0, dtype=torch.float64)).data_ptr() != place
+        assert short_lived((5, 3), like).data_ptr() != place
+
+
+def test_a_pool_leaves_alone_what_is_held_in_any_form() -> None:
+    like = torch.empty(0)
+    with pooled():
+        row, array = short_lived((4, 3), like)[1], short_lived((4, 3), like).numpy()
+        weight = torch.ones(3, requires_grad=True)
+        kept = (short_lived((4, 3), like).fill_(2.0) * weight).sum()  # by the graph alone
+        row[:], array[:] = 5.0, 7.0
+        taken = [short_lived((4, 3), like).zero_() for _ in range(20)]
+        assert len({each.data_ptr() for each in taken}) == 20
+    kept.backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [8.0] * 3
+    assert row.tolist() == [5.0] * 3
+    assert (array == 7).all()
+
+
+def test_a_pool_ends_with_its_block() -> None:
+    with pooled():
+        inside = short_lived((4, 3), torch.empty(0))
+        place = inside.data_ptr()
+        storage = inside.untyped_storage()
+    del inside
+    assert short_lived((4, 3), torch.empty(0)).data_ptr() != place
+    assert storage.data_ptr() == place

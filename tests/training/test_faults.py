@@ -101,7 +101,7 @@ def test_the_budget_comes_from_what_was_measured() -> None:
 
 def test_the_budget_without_a_success_is_below_what_failed() -> None:
     budget = MemoryWatch().budget(held=0, capacity=1000, tokens=1000, reached=1)
-    assert budget == 704
+    assert budget == 896
     assert MemoryWatch().budget(held=10, capacity=5, tokens=1000, reached=900) == 64
 
 

@@ -150,7 +150,7 @@ def _look_at_model(
 ) -> dict[str, Any]:
     import torch
 
-    from prefstage.cli.memory import estimate_memory, model_shape
+    from prefstage.cli.memory import estimate_memory, model_shape, trainer_budget
     from prefstage.scoring.attention import choose_backend
     from prefstage.scoring.budget import CPU_TOKENS, GPU_TOKENS
 
@@ -168,9 +168,18 @@ def _look_at_model(
         "chat": _look_at_chat(name, chat_format),
     }
     if size is not None:
-        budget = scoring.get("token_budget") or (GPU_TOKENS if on_gpu else CPU_TOKENS)
-        estimate = estimate_memory(shape, size, pass_tokens=budget).as_dict()
-        found["job"] = {**vars(size), "bytes": estimate, **_room(estimate["total"])}
+        if size.job == "train":
+            free = _room(0)["available_bytes"]
+            budget = trainer_budget(shape, free, on_cpu=not on_gpu)
+        else:
+            budget = scoring.get("token_budget") or (GPU_TOKENS if on_gpu else CPU_TOKENS)
+        estimate = estimate_memory(shape, size, pass_tokens=budget, on_cpu=not on_gpu).as_dict()
+        found["job"] = {
+            **vars(size),
+            "token_budget": None if size.job == "sample" else budget,
+            "bytes": estimate,
+            **_room(estimate["total"]),
+        }
     return found
 
 
@@ -320,10 +329,12 @@ def _told_model(found: Mapping[str, Any]) -> list[str]:
 def _told_job(job: Mapping[str, Any]) -> list[str]:
     parts = [f"{name} {_size(size)}" for name, size in job["bytes"].items() if size]
     *needs, total = [part.replace("_", " ") for part in parts]
+    budget = job["token_budget"]
+    passes = "" if budget is None else f", up to {budget:,} tokens a pass"
     verdict = "fits" if job["fits"] else "does not fit: lower --batch, or take a smaller --dtype"
     return [
         f"job       {job['job']}: {job['batch']} prompts of {job['prompt_tokens']} tokens with "
-        f"{job['responses']} responses of {job['max_tokens']}",
+        f"{job['responses']} responses of {job['max_tokens']}{passes}",
         f"          {', '.join(needs)}; {total}",
         f"          {_size(job['available_bytes'])} available on the {job['device']}: {verdict}",
     ]

@@ -24,12 +24,14 @@ class ModelShape:
         weight_bytes: Their memory.
         value_bytes: Memory of one value.
         pass_bytes: Memory that a forward pass without gradient takes for one token.
+        step_bytes: Memory that the trainer allows for one token when it chooses its budget.
         layers: Number of layers.
         hidden: Width of the residual stream.
         intermediate: Width inside the MLP; of a mixture, of the experts a token visits.
         query_width: Heads times head_dim.
         key_width: Key-value heads times head_dim.
         vocabulary: Entries of the vocabulary.
+        fused: Whether norms and MLPs are of a form that runs as single steps.
     """
 
     architecture: str
@@ -38,12 +40,14 @@ class ModelShape:
     weight_bytes: int
     value_bytes: int
     pass_bytes: int
+    step_bytes: int
     layers: int
     hidden: int
     intermediate: int
     query_width: int
     key_width: int
     vocabulary: int
+    fused: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,12 @@ class JobSize:
     @property
     def row_tokens(self) -> int:
         """Tokens of all prompts, each once, and of all responses."""
-        return self.batch * (self.prompt_tokens + self.responses * self.max_tokens)
+        return self.batch * self.item_tokens
+
+    @property
+    def item_tokens(self) -> int:
+        """Tokens of one prompt and its responses."""
+        return self.prompt_tokens + self.responses * self.max_tokens
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,9 @@ def model_shape(config: Any, *, dtype: str) -> ModelShape:
     from transformers import AutoModelForCausalLM
 
     from prefstage.scoring.budget import bytes_per_token
+    from prefstage.scoring.fused_layers import has_fused_form
     from prefstage.scoring.model_parts import ModelParts
+    from prefstage.training.memory import training_bytes_per_token
 
     try:
         with torch.device("meta"):
@@ -164,24 +175,28 @@ def model_shape(config: Any, *, dtype: str) -> ModelShape:
     text = config.get_text_config()
     heads = getattr(text, "num_attention_heads", None) or 1
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    weights = list(model.parameters())
+    weights, parts = list(model.parameters()), ModelParts.of(model)
     return ModelShape(
         architecture=type(model).__name__,
         dtype=dtype,
         parameters=sum(weight.numel() for weight in weights),
         weight_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
         value_bytes=getattr(torch, dtype).itemsize,
-        pass_bytes=bytes_per_token(ModelParts.of(model)),
+        pass_bytes=bytes_per_token(parts),
+        step_bytes=training_bytes_per_token(parts, checkpointing=False),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         intermediate=_intermediate(text),
         query_width=heads * head_dim,
         key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_dim,
         vocabulary=text.vocab_size,
+        fused=has_fused_form(model) and not _experts(text),
     )
 
 
-def estimate_memory(shape: ModelShape, size: JobSize, *, pass_tokens: int) -> MemoryEstimate:
+def estimate_memory(
+    shape: ModelShape, size: JobSize, *, pass_tokens: int, on_cpu: bool = True
+) -> MemoryEstimate:
     """Estimate what a job needs beside the libraries themselves.
 
     With v bytes a value, h the hidden, i the intermediate, q and k the query and key width,
@@ -196,16 +211,20 @@ def estimate_memory(shape: ModelShape, size: JobSize, *, pass_tokens: int) -> Me
       of every row with their float32 copy; keys and values of every row,
       ``2 v k · (layers + 1) · batch · responses · (prompt + response)``, one layer twice
       while it grows.
-    - train: what the backward pass needs of every layer,
-      ``v T · layers · (6 h + 2 q + 2 k + 4 i)``, one layer's forward pass beside it,
-      gradients of the size of the weights, and AdamW's two moments of the same size each.
-      Without gradient checkpointing; reference log-probs are stored data and need no second
-      model.
+    - train: what the backward pass needs of every layer, ``v · layers · w`` bytes a token of
+      a micro-batch, one layer's forward pass beside it, gradients of the size of the weights,
+      and AdamW's two moments of the same size each. A micro-batch has min(T, P) tokens, or
+      those of one prompt with its responses if they are more; on a CPU such a long one keeps
+      no more than P tokens do. With norms and MLPs of a form that runs as single steps
+      ``w = 2 h + 2 q + 2 k + 2 i`` on a CPU, where norms are computed again, and 2 h more
+      elsewhere; otherwise ``w = 6 h + 2 q + 2 k + 4 i``. Without gradient checkpointing, in
+      one process; reference log-probs are stored data and need no second model.
 
     Args:
         shape: The model, in the dtype that it will have.
         size: The job.
-        pass_tokens: The scorer's token budget P.
+        pass_tokens: The token budget P of the scorer, or of the trainer.
+        on_cpu: Whether it is done on a CPU.
 
     Returns:
         The estimate, in bytes.
@@ -223,14 +242,41 @@ def estimate_memory(shape: ModelShape, size: JobSize, *, pass_tokens: int) -> Me
         text = size.prompt_tokens + size.max_tokens
         tokens = min(size.row_tokens, max(pass_tokens, text))
         return MemoryEstimate(weights=shape.weight_bytes, activations=shape.pass_bytes * tokens)
-    saved = 6 * shape.hidden + 2 * (shape.query_width + shape.key_width) + 4 * shape.intermediate
-    token_bytes = shape.layers * shape.value_bytes * saved + shape.pass_bytes
+    tokens = min(size.row_tokens, max(pass_tokens, size.item_tokens))
+    kept_tokens = min(tokens, pass_tokens) if on_cpu else tokens
+    layer_bytes = shape.value_bytes * _kept_widths(shape, on_cpu)
     return MemoryEstimate(
         weights=shape.weight_bytes,
-        activations=token_bytes * size.row_tokens,
+        activations=shape.layers * layer_bytes * kept_tokens + shape.pass_bytes * tokens,
         gradients=shape.weight_bytes,
         optimizer=_ADAM_MOMENTS * shape.weight_bytes,
     )
+
+
+def trainer_budget(shape: ModelShape, free_bytes: int, *, on_cpu: bool) -> int:
+    """The token budget that the trainer would choose on a machine.
+
+    Args:
+        shape: The model, all of whose weights are trained.
+        free_bytes: Memory that is free before the model is loaded.
+        on_cpu: Whether it is trained on a CPU.
+
+    Returns:
+        Tokens of a micro-batch.
+    """
+    from prefstage.training.memory import tokens_that_fit
+
+    taken = estimate_memory(shape, JobSize("train"), pass_tokens=1, on_cpu=on_cpu)
+    room = free_bytes - (taken.total - taken.activations)
+    return tokens_that_fit(room, shape.step_bytes, on_cpu=on_cpu)
+
+
+def _kept_widths(shape: ModelShape, on_cpu: bool) -> int:
+    """Values a token that a layer keeps for its backward pass."""
+    attention = 2 * (shape.query_width + shape.key_width)
+    if not shape.fused:
+        return 6 * shape.hidden + attention + 4 * shape.intermediate
+    return (2 if on_cpu else 4) * shape.hidden + attention + 2 * shape.intermediate
 
 
 def _kv_cache(shape: ModelShape, size: JobSize) -> int:
@@ -242,9 +288,14 @@ def _logit_bytes(shape: ModelShape) -> int:
     return shape.value_bytes + _FLOAT32_BYTES
 
 
+def _experts(config: Any) -> int:
+    """Experts that a token visits; 0 in a model without any."""
+    return int(getattr(config, "num_experts_per_tok", None) or 0)
+
+
 def _intermediate(config: Any) -> int:
-    experts = getattr(config, "num_experts_per_tok", None)
     expert_width = getattr(config, "moe_intermediate_size", None)
     dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
     width = int(dense or 4 * config.hidden_size)
-    return int(experts) * int(expert_width or width) if experts else width
+    experts = _experts(config)
+    return experts * int(expert_width or width) if experts else width

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prefstage.scoring.short_lived import mapped
+from prefstage.scoring.short_lived import is_held_elsewhere, mapped
 
 _on: ContextVar[bool] = ContextVar("direct gradients", default=False)
 _maps: ContextVar[bool] = ContextVar("direct gradients of single maps", default=False)
@@ -24,7 +24,6 @@ _places = WeakTensorKeyDictionary()
 """Memory for the gradients of weights, by weight."""
 
 _PLACE_REFERENCES = 3  # the dictionary's, a variable's, and getrefcount's own
-_STORAGE_REFERENCES = 2  # the tensor's, and that through which they are counted
 
 
 @contextmanager
@@ -64,11 +63,13 @@ def reserve_gradients(weights: Iterable[Tensor]) -> None:
 def new_gradient(weight: Tensor) -> Tensor:
     """An empty tensor for a weight's gradient: the one set aside for it, if it is free."""
     place: Tensor | None = _places.get(weight)  # type: ignore[no-untyped-call]  # untyped in torch
-    if place is not None and weight.grad is None:
-        # Neither it nor a view of it, nor an array that shares its memory, is held elsewhere.
-        views: int = torch._C._storage_Use_Count(place.untyped_storage()._cdata)
-        if views <= _STORAGE_REFERENCES and sys.getrefcount(place) <= _PLACE_REFERENCES:
-            return place
+    if (
+        place is not None
+        and weight.grad is None
+        and not is_held_elsewhere(place)
+        and sys.getrefcount(place) <= _PLACE_REFERENCES
+    ):
+        return place
     return torch.empty_like(weight, requires_grad=False)
 
 

@@ -128,6 +128,16 @@ def find_fused_layers(body: Any) -> int:
     return len(found)
 
 
+def has_fused_form(body: Any) -> bool:
+    """Whether a model's norms and MLPs look as if they could run fused; none of them is tried.
+
+    Args:
+        body: A transformers model, on any device.
+    """
+    modules = list(body.modules())
+    return any(map(_norm_forwards, modules)) and any(map(_mlp_forwards, modules))
+
+
 def recomputes_layers(body: Any) -> bool:
     """Whether layers run again in the backward pass (the model's own flag changed its name)."""
     return any(getattr(module, "gradient_checkpointing", False) for module in body.modules())

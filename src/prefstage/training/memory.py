@@ -52,10 +52,26 @@ def training_budget(model: Any, *, checkpointing: bool) -> int:
     reserved = sum(
         each.numel() * (each.element_size() + 4 * STATES_A_PARAMETER) for each in trained
     )
-    free = free_memory_bytes(parts.device) - reserved
-    affordable = SHARE_OF_FREE_MEMORY * free / training_bytes_per_token(parts, checkpointing)
-    most = TRAINING_CPU_TOKENS if parts.device.type == "cpu" else GPU_TOKENS
-    return int(max(MIN_TOKENS, min(affordable, most)))
+    return tokens_that_fit(
+        free_memory_bytes(parts.device) - reserved,
+        training_bytes_per_token(parts, checkpointing),
+        on_cpu=parts.device.type == "cpu",
+    )
+
+
+def tokens_that_fit(free_bytes: int, token_bytes: int, *, on_cpu: bool) -> int:
+    """Tokens of a micro-batch in memory that nothing else needs.
+
+    Args:
+        free_bytes: The memory.
+        token_bytes: What a token takes, by `training_bytes_per_token`.
+        on_cpu: Whether it is a CPU's.
+
+    Returns:
+        Tokens, in [128, 704] on a CPU, up to 16,384 elsewhere.
+    """
+    most = TRAINING_CPU_TOKENS if on_cpu else GPU_TOKENS
+    return int(max(MIN_TOKENS, min(SHARE_OF_FREE_MEMORY * free_bytes / token_bytes, most)))
 
 
 def training_bytes_per_token(parts: ModelParts, checkpointing: bool) -> int:

@@ -22,6 +22,7 @@ from prefstage.scoring.recipes import Recipes
 from prefstage.scoring.recomputed import recomputed_layers
 from prefstage.scoring.rotary import length_rule
 from prefstage.scoring.rows import Row, leaves_of
+from prefstage.scoring.short_lived import pooled
 from prefstage.training.batches import Flat, StepItems
 from prefstage.training.planning import MicroBatch, Plan, plan_step
 
@@ -286,6 +287,7 @@ class StepRunner:
                 checkpointing = recomputes_layers(self._bare)
                 stack.enter_context(direct_gradients(maps=not checkpointing))
                 reserve_gradients([*weights_of(parts.body), parts.projection.weight])
+                stack.enter_context(pooled())
                 if not checkpointing:
                     stack.enter_context(self._recipes.keeping())
                     tokens = sum(one.input_ids.numel() for one in passes)
