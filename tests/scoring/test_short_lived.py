@@ -36,6 +36,16 @@ def test_a_pool_gives_out_again_what_nobody_holds() -> None:
         assert short_lived((5, 3), like).data_ptr() != place
 
 
+def test_a_pool_remembers_the_last_eight_of_a_size() -> None:
+    like = torch.empty(0)
+    with pooled():
+        held = [short_lived((4, 3), like) for _ in range(10)]
+        places = [each.data_ptr() for each in held]
+        del held[2:]
+        again = [short_lived((4, 3), like) for _ in range(8)]
+    assert [each.data_ptr() for each in again] == places[2:]
+
+
 def test_a_pool_leaves_alone_what_is_held_in_any_form() -> None:
     like = torch.empty(0)
     with pooled():

@@ -264,11 +264,11 @@ def trainer_budget(shape: ModelShape, free_bytes: int, *, on_cpu: bool) -> int:
     Returns:
         Tokens of a micro-batch.
     """
-    from prefstage.training.memory import tokens_that_fit
+    from prefstage.training.memory import STATES_A_PARAMETER, tokens_that_fit
 
-    taken = estimate_memory(shape, JobSize("train"), pass_tokens=1, on_cpu=on_cpu)
-    room = free_bytes - (taken.total - taken.activations)
-    return tokens_that_fit(room, shape.step_bytes, on_cpu=on_cpu)
+    states = shape.parameters * _FLOAT32_BYTES * STATES_A_PARAMETER
+    reserved = 2 * shape.weight_bytes + states  # gradients are as large as the weights
+    return tokens_that_fit(free_bytes - reserved, shape.step_bytes, on_cpu=on_cpu)
 
 
 def _kept_widths(shape: ModelShape, on_cpu: bool) -> int:

@@ -85,6 +85,7 @@ class _Pool:
             if not is_held_elsewhere(buffer):
                 return buffer
         # The oldest of many is one that somebody keeps.
-        del buffers[: len(buffers) - _MOST_BUFFERS + 1]
+        if len(buffers) == _MOST_BUFFERS:
+            del buffers[0]
         buffers.append(like.new_empty(size))
         return buffers[-1]
