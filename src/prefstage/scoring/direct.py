@@ -4,7 +4,6 @@ As autograd passes gradients on, each micro-batch makes a further tensor the siz
 weight, and adds it. Head, input embeddings and linear maps hold most of a model's weights.
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,8 +21,6 @@ _on: ContextVar[bool] = ContextVar("direct gradients", default=False)
 _maps: ContextVar[bool] = ContextVar("direct gradients of single maps", default=False)
 _places = WeakTensorKeyDictionary()
 """Memory for the gradients of weights, by weight."""
-
-_PLACE_REFERENCES = 3  # the dictionary's, a variable's, and getrefcount's own
 
 
 @contextmanager
@@ -63,13 +60,9 @@ def reserve_gradients(weights: Iterable[Tensor]) -> None:
 def new_gradient(weight: Tensor) -> Tensor:
     """An empty tensor for a weight's gradient: the one set aside for it, if it is free."""
     place: Tensor | None = _places.get(weight)  # type: ignore[no-untyped-call]  # untyped in torch
-    if (
-        place is not None
-        and weight.grad is None
-        and not is_held_elsewhere(place)
-        and sys.getrefcount(place) <= _PLACE_REFERENCES
-    ):
-        return place
+    if place is not None and weight.grad is None and not is_held_elsewhere(place):
+        # A tensor of its own, so that who holds the gradient holds the memory.
+        return place.detach()
     return torch.empty_like(weight, requires_grad=False)
 
 
