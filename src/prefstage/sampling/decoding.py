@@ -65,7 +65,12 @@ def generate_rows(
     Yields:
         Each row's response as soon as it is finished.
     """
-    batch = Batch.of(model, prompts, [row.prompt for row in rows for _ in range(config.beams)])
+    batch = Batch.of(
+        model,
+        prompts,
+        [row.prompt for row in rows for _ in range(config.beams)],
+        new_tokens=max(row.max_new_tokens for row in rows),
+    )
     if config.beams > 1:
         from prefstage.sampling.beams import search_beams
 
@@ -104,27 +109,41 @@ class Batch:
         logits: Of each row's next token. [rows, vocabulary].
     """
 
-    def __init__(self, model: Any, lengths: torch.Tensor, longest: int) -> None:
-        from transformers import DynamicCache
+    def __init__(self, model: Any, lengths: torch.Tensor, longest: int, *, new_tokens: int) -> None:
+        from prefstage.sampling.growing_cache import growing_cache
 
         self._model = model
         self._lengths = lengths  # tokens of each row without padding
         self._mask = (
             torch.arange(longest, device=lengths.device) >= longest - lengths[:, None]
         ).long()
-        self._cache = DynamicCache(config=model.config)
+        self._cache = growing_cache(model.config, longest + new_tokens)
         self._takes = _forward_arguments(model)
         self.logits = torch.empty(0)
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, model: Any, prompts: Sequence[Sequence[int]], owners: Sequence[int]) -> "Batch":
-        """Compute the prompts once, and give each row the state of its prompt."""
+    def of(
+        cls,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        owners: Sequence[int],
+        *,
+        new_tokens: int,
+    ) -> "Batch":
+        """Compute the prompts once, and give each row the state of its prompt.
+
+        Args:
+            model: A transformers causal language model in evaluation mode.
+            prompts: Tokens of each prompt, none empty.
+            owners: Position of each row's prompt.
+            new_tokens: Tokens that a row grows by at most.
+        """
         longest = max(map(len, prompts))
         padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         ids = torch.tensor(padded, device=model.device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-        batch = cls(model, lengths, longest)
+        batch = cls(model, lengths, longest, new_tokens=new_tokens)
         batch._forward(ids, (batch._mask.cumsum(-1) - 1).clamp_min(0))
         batch.keep(owners)
         return batch
