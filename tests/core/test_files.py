@@ -16,6 +16,7 @@ from prefstage.core.files import (
     json_text,
     read_json_lines,
     write_json,
+    write_json_lines,
     write_text,
 )
 
@@ -100,6 +101,18 @@ def test_lines_read_back(tmp_path_factory: pytest.TempPathFactory, values: list[
     for value in values:
         append_json_line(path, value)
     assert read_json_lines(path) == values
+    at_once = path.with_name("at_once.jsonl")
+    write_json_lines(at_once, iter(values))
+    assert at_once.read_bytes() == (path.read_bytes() if values else b"")
+
+
+def test_lines_that_cannot_all_be_written_leave_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    write_json_lines(path, [1, 2])
+    with pytest.raises(TypeError):
+        write_json_lines(path, [3, object()])
+    assert read_json_lines(path) == [1, 2]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_lone_surrogate_survives(tmp_path: Path) -> None:

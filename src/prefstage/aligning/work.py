@@ -17,7 +17,7 @@ from prefstage.building.build import CARD, build_pairs
 from prefstage.building.build import RESULT as BUILT
 from prefstage.core.config import write_config
 from prefstage.core.errors import RunFolderError
-from prefstage.core.files import append_json_line, read_json_lines, write_json, write_text
+from prefstage.core.files import read_json_lines, write_json, write_json_lines, write_text
 from prefstage.core.runs import MANIFEST
 from prefstage.data.records import Candidates
 from prefstage.data.sets import CandidateSet
@@ -87,11 +87,19 @@ def run_sample(
     CandidateSet.of(to_candidates(rows, spoken, source=policy.name)).save(folder / CANDIDATES)
     asked = {row.prompt_id: row.prompt for row in rows}
     place = {prompt_id: number for number, prompt_id in enumerate(asked)}
-    (folder / ANSWERS).unlink(missing_ok=True)
-    for each in sorted(samples, key=lambda one: (place[one.prompt_id], one.index)):
-        line = {"prompt": list(asked[each.prompt_id]), "text": each.text, "index": each.index}
-        cut = {"finish_reason": each.finish_reason, "response_tokens": each.response_tokens}
-        append_json_line(folder / ANSWERS, {**line, **cut, "policy": policy.name})
+    samples.sort(key=lambda one: (place[one.prompt_id], one.index))
+    lines = (
+        {
+            "prompt": list(asked[each.prompt_id]),
+            "text": each.text,
+            "index": each.index,
+            "finish_reason": each.finish_reason,
+            "response_tokens": each.response_tokens,
+            "policy": policy.name,
+        }
+        for each in samples
+    )
+    write_json_lines(folder / ANSWERS, lines)
 
 
 def run_build(

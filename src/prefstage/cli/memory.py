@@ -210,7 +210,7 @@ def estimate_memory(
     - sample: the larger of the prompts' forward pass, F · batch · prompt, and the last logits
       of every row with their float32 copy; keys and values of every row,
       ``2 v k · (layers + 1) · batch · responses · (prompt + response)``, one layer twice
-      while it grows.
+      while rows are chosen.
     - train: what the backward pass needs of every layer, ``v · layers · w`` bytes a token of
       a micro-batch, one layer's forward pass beside it, gradients of the size of the weights,
       and AdamW's two moments of the same size each. A micro-batch has min(T, P) tokens, or

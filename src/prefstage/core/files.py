@@ -4,7 +4,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,17 @@ def write_json(path: Path, value: Any) -> None:
         value: As for `json_text`.
     """
     write_text(path, json_text(value))
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write JSON lines atomically.
+
+    Args:
+        path: The file, made or replaced as a whole.
+        values: What stands in each line; JSON-serialisable.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        stream.writelines(map(_json_line, values))
 
 
 def append_json_line(path: Path, value: Any) -> None:
