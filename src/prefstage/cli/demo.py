@@ -23,7 +23,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    """Align a tiny model in a small world whose truth is known, in some two minutes.
+    """Align a tiny model in a small world whose truth is known, in two to three minutes.
 
     Two iterations of sampling, judging, measuring, choosing, building, training and evaluating,
     each with the data that the measured stage asks for; and the same by four fixed schedules.
