@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from machine import Setup, tell
@@ -53,18 +54,36 @@ def pairs_of(setup: TrainingSetup, *, quiet: bool = True) -> list[dict[str, Any]
             if c.responses[i] != c.responses[i + 1]
         ]
     step = max(1, len(found) // (setup.pairs + setup.pairs // 4 + 1))
-    kept, left_out = list[dict[str, Any]](), 0
+    kept, tokens, left_out = list[dict[str, Any]](), list[int](), 0
     for pair in found[::step]:
-        tree = encoder.encode(pair["prompt"], (pair["chosen"], pair["rejected"]))
-        if len(tree.prompt_ids) + max(map(len, tree.response_ids)) > MAX_TOKENS:
+        tree = _encoded(encoder, pair)
+        if _is_too_long(tree):
             left_out += 1
             continue
         kept.append(as_row(pair))
+        tokens.append(_different_tokens(tree))
         if len(kept) == setup.pairs:
             break
     if not quiet:
-        tell(f"{setup.workload}: {len(kept)} pairs, {left_out} left out as too long")
+        trees = [_encoded(encoder, pair) for pair in found]
+        whole = [_different_tokens(tree) for tree in trees if not _is_too_long(tree)]
+        tell(
+            f"{setup.workload}: {len(kept)} pairs, {left_out} left out as too long; "
+            f"{mean(tokens):.0f} different tokens a pair, {mean(whole):.0f} in all {len(whole):,}"
+        )
     return kept
+
+
+def _encoded(encoder: Any, pair: dict[str, Any]) -> Any:
+    return encoder.encode(pair["prompt"], (pair["chosen"], pair["rejected"]))
+
+
+def _is_too_long(tree: Any) -> bool:
+    return len(tree.prompt_ids) + max(map(len, tree.response_ids)) > MAX_TOKENS
+
+
+def _different_tokens(tree: Any) -> int:
+    return len(tree.prompt_ids) + sum(map(len, tree.response_ids))
 
 
 def as_row(pair: dict[str, Any]) -> dict[str, Any]:
