@@ -65,7 +65,7 @@ def pairs_of(setup: TrainingSetup, *, quiet: bool = True) -> list[dict[str, Any]
         if len(kept) == setup.pairs:
             break
     if not quiet:
-        trees = [_encoded(encoder, pair) for pair in found]
+        trees = (_encoded(encoder, pair) for pair in found)
         whole = [_different_tokens(tree) for tree in trees if not _is_too_long(tree)]
         tell(
             f"{setup.workload}: {len(kept)} pairs, {left_out} left out as too long; "
