@@ -28,9 +28,11 @@ class TrainingSetup(Setup):
 
 
 def pairs_of(setup: TrainingSetup, *, quiet: bool = True) -> list[dict[str, Any]]:
-    """Pairs in TRL's conversational format, evenly spread over the data.
+    """Pairs in TRL's conversational format that stand for all of the data by their lengths.
 
-    Pairs of more than 1,024 tokens a side are left out and counted, since TRL cuts them.
+    Pairs of more than 1,024 tokens a side are left out and counted, since TRL cuts them. The others
+    are ordered by their different tokens (prompt, chosen and rejected response) and every n-th is
+    taken, so that the sample is as long on average as all of them, whatever its size.
     """
     from prefstage.data import ResponseEncoder, load_candidates, load_pairs, load_tokenizer
 
@@ -53,37 +55,25 @@ def pairs_of(setup: TrainingSetup, *, quiet: bool = True) -> list[dict[str, Any]
             for i in range(0, len(c.responses) - 1, 2)
             if c.responses[i] != c.responses[i + 1]
         ]
-    step = max(1, len(found) // (setup.pairs + setup.pairs // 4 + 1))
-    kept, tokens, left_out = list[dict[str, Any]](), list[int](), 0
-    for pair in found[::step]:
-        tree = _encoded(encoder, pair)
-        if _is_too_long(tree):
-            left_out += 1
-            continue
-        kept.append(as_row(pair))
-        tokens.append(_different_tokens(tree))
-        if len(kept) == setup.pairs:
-            break
+    sizes = list[tuple[int, int]]()  # (different tokens, place in the data)
+    for place, pair in enumerate(found):
+        tree = encoder.encode(pair["prompt"], (pair["chosen"], pair["rejected"]))
+        if len(tree.prompt_ids) + max(map(len, tree.response_ids)) <= MAX_TOKENS:
+            sizes.append((len(tree.prompt_ids) + sum(map(len, tree.response_ids)), place))
+    kept = spread(sorted(sizes), setup.pairs)
     if not quiet:
-        trees = (_encoded(encoder, pair) for pair in found)
-        whole = [_different_tokens(tree) for tree in trees if not _is_too_long(tree)]
         tell(
-            f"{setup.workload}: {len(kept)} pairs, {left_out} left out as too long; "
-            f"{mean(tokens):.0f} different tokens a pair, {mean(whole):.0f} in all {len(whole):,}"
+            f"{setup.workload}: {len(kept)} pairs, {len(found) - len(sizes)} of {len(found):,} "
+            f"left out as too long; {mean(size for size, _ in kept):.0f} different tokens a pair, "
+            f"{mean(size for size, _ in sizes):.0f} in all"
         )
-    return kept
+    return [as_row(found[place]) for place in sorted(place for _, place in kept)]
 
 
-def _encoded(encoder: Any, pair: dict[str, Any]) -> Any:
-    return encoder.encode(pair["prompt"], (pair["chosen"], pair["rejected"]))
-
-
-def _is_too_long(tree: Any) -> bool:
-    return len(tree.prompt_ids) + max(map(len, tree.response_ids)) > MAX_TOKENS
-
-
-def _different_tokens(tree: Any) -> int:
-    return len(tree.prompt_ids) + sum(map(len, tree.response_ids))
+def spread(items: list[Any], count: int) -> list[Any]:
+    """The middle one of each of `count` equal runs of sorted items; all if there are fewer."""
+    count = min(count, len(items))
+    return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
 
 
 def as_row(pair: dict[str, Any]) -> dict[str, Any]:

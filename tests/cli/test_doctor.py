@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,16 @@ from transformers import (
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
-from prefstage.cli.memory import JobSize, estimate_memory, model_shape, trainer_budget
+from prefstage.cli.memory import (
+    JobSize,
+    ModelShape,
+    estimate_memory,
+    model_shape,
+    trainer_budget,
+)
 from prefstage.core.errors import InputError
 from prefstage.scoring.budget import GPU_TOKENS, MIN_TOKENS
+from prefstage.scoring.linear import KEPT_ELEMENTS
 from prefstage.training.memory import SHARE_OF_FREE_MEMORY, TRAINING_CPU_TOKENS
 from tests.faulty_server import FaultyServer
 from tests.tiny_models import tiny_tokenizer
@@ -165,6 +173,23 @@ def test_training_memory_is_bounded_by_the_token_budget() -> None:
     long, full = activations(1, 450, on_cpu=True), activations(8, 100, on_cpu=True)
     assert long == full + shape.pass_bytes * beyond
     assert activations(1, 450, on_cpu=False) * 700 == activations(8, 100, on_cpu=False) * 1000
+
+
+def test_kept_logits_take_their_room_and_what_the_layers_leave() -> None:
+    shape = model_shape(CONFIG, dtype="float32")
+    wide = replace(shape, vocabulary=10_000_000)
+    layers = shape.layers * 4 * shape.kept_values(norms_again=True)
+
+    def logits(shape: ModelShape, *, on_cpu: bool = True, batch: int = 2) -> int:
+        size = JobSize("train", batch, 3, 10, 20)
+        return estimate_memory(shape, size, pass_tokens=1024, on_cpu=on_cpu).logits
+
+    assert logits(shape) == 4 * shape.vocabulary * 2 * 3 * 20
+    assert logits(wide) == 4 * KEPT_ELEMENTS + layers * (1024 - 2 * 70)
+    assert logits(wide, batch=20) == 4 * KEPT_ELEMENTS
+    assert logits(wide, on_cpu=False) == 0
+    scored = estimate_memory(wide, JobSize("score", 2, 3, 10, 20), pass_tokens=1024)
+    assert scored.logits == 0
 
 
 def test_the_trainer_chooses_its_budget_from_what_is_left() -> None:

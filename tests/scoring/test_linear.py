@@ -1,13 +1,14 @@
 """The fused linear log-prob against log-softmax of the whole logits."""
 
 from collections import deque
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from prefstage.scoring import linear
-from prefstage.scoring.linear import Head, linear_log_probs
+from prefstage.scoring.linear import Head, linear_log_probs, room_for_logits
 
 
 def whole_logits(hidden: Tensor, head: Head) -> Tensor:
@@ -74,6 +75,35 @@ def test_logits_are_kept_for_a_backward_pass_alone_and_within_bounds(
     with torch.no_grad():
         linear_log_probs(hidden, targets, Head(weight))
     assert started == [False]
+
+
+def test_room_for_logits_counts_in_place_of_the_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "KEPT_ELEMENTS", 700)
+    rooms = list[int]()
+    start = linear._Kept.start
+
+    def noting(*given: Any) -> Any:
+        kept = start(*given)
+        rooms.append(kept.room)
+        return kept
+
+    monkeypatch.setattr(linear._Kept, "start", noting)
+    hidden, weight = torch.randn(13, 6, requires_grad=True), torch.randn(150, 6)
+    targets = torch.randint(150, (13,))
+
+    def gradient() -> Tensor:
+        log_probs = linear_log_probs(hidden, targets, Head(weight)).log_probs
+        return torch.autograd.grad(log_probs.sum(), hidden)[0]
+
+    usual = gradient()
+    with room_for_logits(0), room_for_logits(13 * 150):
+        more = gradient()
+    with room_for_logits(0):
+        none = gradient()
+    gradient()
+    assert rooms == [700, 13 * 150, 0, 700]
+    assert torch.equal(usual, more)
+    assert torch.equal(usual, none)
 
 
 def test_frozen_weight_gets_no_gradient_and_hidden_does() -> None:

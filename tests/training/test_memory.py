@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from prefstage.scoring.recipes import Recipes
 from prefstage.training import step
@@ -45,3 +46,32 @@ def test_layers_run_again_only_where_an_item_is_longer_than_the_budget(
     assert len(again) == len(turns)
     assert any(again) is (used and "token_budget" not in given)
     assert trainer.state.global_step == 2
+
+
+def test_logits_may_take_what_a_short_micro_batch_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "KEPT_ELEMENTS", 1000)
+    rooms, tokens = list[int](), list[int]()
+    keep, recomputed = step.room_for_logits, step.recomputed_layers
+
+    def noting_room(elements: int) -> Any:
+        rooms.append(elements)
+        return keep(elements)
+
+    def noting_tokens(body: Any, **given: int) -> Any:
+        tokens.append(given["tokens"])
+        return recomputed(body, **given)
+
+    monkeypatch.setattr(step, "room_for_logits", noting_room)
+    monkeypatch.setattr(step, "recomputed_layers", noting_tokens)
+    preference_trainer(tmp_path, max_steps=2, token_budget=40).train()
+    layers = 2 * (2 * 32 + 2 * (32 + 16) + 2 * 48)  # numbers that a token keeps: docs/install.md
+    assert rooms == [1000 + layers * max(0, 40 - each) for each in tokens]
+    assert min(tokens) < 40 < max(tokens)
+
+
+def test_a_model_in_half_precision_leaves_half_the_room() -> None:
+    model = tiny_policy(tiny_tokenizer())
+    whole = step._kept_bytes(model)
+    assert step._kept_bytes(model.to(torch.bfloat16)) * 2 == whole

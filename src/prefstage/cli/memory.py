@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from prefstage.core.errors import InputError, ModelError
+from prefstage.scoring.kept import LayerShape
+from prefstage.scoring.linear import KEPT_ELEMENTS
 
 Job = Literal["score", "sample", "train"]
 JOBS: tuple[Job, ...] = ("score", "sample", "train")
@@ -13,8 +15,8 @@ _FLOAT32_BYTES = 4
 _ADAM_MOMENTS = 2
 
 
-@dataclass(frozen=True)
-class ModelShape:
+@dataclass(frozen=True, kw_only=True)
+class ModelShape(LayerShape):
     """The sizes of a causal language model that its memory depends on, in one dtype.
 
     Attributes:
@@ -25,13 +27,7 @@ class ModelShape:
         value_bytes: Memory of one value.
         pass_bytes: Memory that a forward pass without gradient takes for one token.
         step_bytes: Memory that the trainer allows for one token when it chooses its budget.
-        layers: Number of layers.
-        hidden: Width of the residual stream.
-        intermediate: Width inside the MLP; of a mixture, of the experts a token visits.
-        query_width: Heads times head_dim.
-        key_width: Key-value heads times head_dim.
         vocabulary: Entries of the vocabulary.
-        fused: Whether norms and MLPs are of a form that runs as single steps.
     """
 
     architecture: str
@@ -41,13 +37,7 @@ class ModelShape:
     value_bytes: int
     pass_bytes: int
     step_bytes: int
-    layers: int
-    hidden: int
-    intermediate: int
-    query_width: int
-    key_width: int
     vocabulary: int
-    fused: bool
 
 
 @dataclass(frozen=True)
@@ -105,6 +95,7 @@ class MemoryEstimate:
         weights: The model.
         kv_cache: Keys and values of prompts and responses so far.
         activations: The largest set of intermediate results held at once.
+        logits: Logits kept for the backward pass.
         gradients: One a weight.
         optimizer: AdamW's two moments.
     """
@@ -112,6 +103,7 @@ class MemoryEstimate:
     weights: int
     kv_cache: int = 0
     activations: int = 0
+    logits: int = 0
     gradients: int = 0
     optimizer: int = 0
 
@@ -159,7 +151,6 @@ def model_shape(config: Any, *, dtype: str) -> ModelShape:
     from transformers import AutoModelForCausalLM
 
     from prefstage.scoring.budget import bytes_per_token
-    from prefstage.scoring.fused_layers import has_fused_form
     from prefstage.scoring.model_parts import ModelParts
     from prefstage.training.memory import training_bytes_per_token
 
@@ -172,11 +163,9 @@ def model_shape(config: Any, *, dtype: str) -> ModelShape:
             expected="the configuration of a causal language model",
             cure="name a model that AutoModelForCausalLM loads",
         ) from None
-    text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None) or 1
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     weights, parts = list(model.parameters()), ModelParts.of(model)
     return ModelShape(
+        **asdict(LayerShape.of(model)),
         architecture=type(model).__name__,
         dtype=dtype,
         parameters=sum(weight.numel() for weight in weights),
@@ -184,13 +173,7 @@ def model_shape(config: Any, *, dtype: str) -> ModelShape:
         value_bytes=getattr(torch, dtype).itemsize,
         pass_bytes=bytes_per_token(parts),
         step_bytes=training_bytes_per_token(parts, checkpointing=False),
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        intermediate=_intermediate(text),
-        query_width=heads * head_dim,
-        key_width=(getattr(text, "num_key_value_heads", None) or heads) * head_dim,
-        vocabulary=text.vocab_size,
-        fused=has_fused_form(model) and not _experts(text),
+        vocabulary=config.get_text_config().vocab_size,
     )
 
 
@@ -217,8 +200,10 @@ def estimate_memory(
       those of one prompt with its responses if they are more; on a CPU such a long one keeps
       no more than P tokens do. With norms and MLPs of a form that runs as single steps
       ``w = 2 h + 2 q + 2 k + 2 i`` on a CPU, where norms are computed again, and 2 h more
-      elsewhere; otherwise ``w = 6 h + 2 q + 2 k + 4 i``. Without gradient checkpointing, in
-      one process; reference log-probs are stored data and need no second model.
+      elsewhere; otherwise ``w = 6 h + 2 q + 2 k + 4 i``. On a CPU also the float32 logits of
+      its response tokens, up to 128 MiB (`prefstage.scoring.linear.KEPT_ELEMENTS`) and what P
+      tokens would keep more. Without gradient checkpointing, in one process; reference
+      log-probs are stored data and need no second model.
 
     Args:
         shape: The model, in the dtype that it will have.
@@ -244,10 +229,13 @@ def estimate_memory(
         return MemoryEstimate(weights=shape.weight_bytes, activations=shape.pass_bytes * tokens)
     tokens = min(size.row_tokens, max(pass_tokens, size.item_tokens))
     kept_tokens = min(tokens, pass_tokens) if on_cpu else tokens
-    layer_bytes = shape.value_bytes * _kept_widths(shape, on_cpu)
+    token_bytes = shape.layers * shape.value_bytes * shape.kept_values(norms_again=on_cpu)
+    answers = tokens * size.responses * size.max_tokens // size.item_tokens
+    room = _FLOAT32_BYTES * KEPT_ELEMENTS + token_bytes * (pass_tokens - kept_tokens)
     return MemoryEstimate(
         weights=shape.weight_bytes,
-        activations=shape.layers * layer_bytes * kept_tokens + shape.pass_bytes * tokens,
+        activations=token_bytes * kept_tokens + shape.pass_bytes * tokens,
+        logits=min(_FLOAT32_BYTES * shape.vocabulary * answers, room) if on_cpu else 0,
         gradients=shape.weight_bytes,
         optimizer=_ADAM_MOMENTS * shape.weight_bytes,
     )
@@ -271,14 +259,6 @@ def trainer_budget(shape: ModelShape, free_bytes: int, *, on_cpu: bool) -> int:
     return tokens_that_fit(free_bytes - reserved, shape.step_bytes, on_cpu=on_cpu)
 
 
-def _kept_widths(shape: ModelShape, on_cpu: bool) -> int:
-    """Values a token that a layer keeps for its backward pass."""
-    attention = 2 * (shape.query_width + shape.key_width)
-    if not shape.fused:
-        return 6 * shape.hidden + attention + 4 * shape.intermediate
-    return (2 if on_cpu else 4) * shape.hidden + attention + 2 * shape.intermediate
-
-
 def _kv_cache(shape: ModelShape, size: JobSize) -> int:
     places = size.batch * size.responses * (size.prompt_tokens + size.max_tokens)
     return 2 * shape.value_bytes * shape.key_width * places * (shape.layers + 1)
@@ -286,16 +266,3 @@ def _kv_cache(shape: ModelShape, size: JobSize) -> int:
 
 def _logit_bytes(shape: ModelShape) -> int:
     return shape.value_bytes + _FLOAT32_BYTES
-
-
-def _experts(config: Any) -> int:
-    """Experts that a token visits; 0 in a model without any."""
-    return int(getattr(config, "num_experts_per_tok", None) or 0)
-
-
-def _intermediate(config: Any) -> int:
-    expert_width = getattr(config, "moe_intermediate_size", None)
-    dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
-    width = int(dense or 4 * config.hidden_size)
-    experts = _experts(config)
-    return experts * int(expert_width or width) if experts else width

@@ -3,6 +3,8 @@
 import math
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +21,30 @@ CHUNK_ELEMENTS = 1 << 19
 GPU_CHUNK_ELEMENTS = 1 << 27
 """Logits held at once on a GPU, where large products matter more than cache."""
 
-KEPT_ELEMENTS = 1 << 24
-"""On a CPU, logits kept for the backward pass (64 MiB in float32), which computes others again:
-a third of the vocabulary's forward and backward arithmetic would be that. Where there are more,
-fewer are kept, since the layers then keep more too."""
+KEPT_ELEMENTS = 1 << 25
+"""On a CPU, logits kept for the backward pass (128 MiB in float32) unless `room_for_logits` says
+otherwise; others are computed again, which is a third more of the vocabulary's arithmetic."""
 
 MAX_CHUNK_TOKENS = 1024
 """Tokens whose logits are held at once."""
 
 _STATISTICS = ("entropy", "log_sum_squares")
+
+_room: ContextVar[int | None] = ContextVar("room", default=None)
+
+
+@contextmanager
+def room_for_logits(elements: int) -> Iterator[None]:
+    """Let as many logits be kept for the backward pass, on a CPU.
+
+    Args:
+        elements: Logits, >= 0, in place of `KEPT_ELEMENTS`.
+    """
+    token = _room.set(elements)
+    try:
+        yield
+    finally:
+        _room.reset(token)
 
 
 @dataclass(frozen=True)
@@ -82,7 +99,7 @@ def linear_log_probs(
 
     ``log π(y) = z_y - log Σ_v exp z_v``, summed in float32 (float64 for float64 input)
     from half-precision weights and under autocast too. Memory does not grow with the
-    vocabulary: chunks beyond those that `KEPT_ELEMENTS` allows are computed again.
+    vocabulary: of logits that there is no room for, the backward pass computes the chunks again.
 
     Args:
         hidden: Final hidden states. [tokens, hidden].
@@ -219,9 +236,9 @@ class _Kept:
 
     @staticmethod
     def start(hidden: Tensor, head: Head, wanted: bool) -> "_Kept":
-        logits = len(hidden) * len(head.weight)
         on = wanted and head.softcap is None and hidden.device.type == "cpu"
-        return _Kept(min(logits, max(0, 2 * KEPT_ELEMENTS - logits)) if on else 0, deque())
+        room = _room.get()
+        return _Kept((KEPT_ELEMENTS if room is None else room) if on else 0, deque())
 
     def add(self, logits: Tensor) -> None:
         self.room = self.room - logits.numel() if logits.numel() <= self.room else -1

@@ -8,7 +8,7 @@ from prefstage.scoring.model_parts import ModelParts
 
 _log = logging.getLogger(__name__)
 
-TRAINING_CPU_TOKENS = 704
+TRAINING_CPU_TOKENS = 896
 """Tokens of a micro-batch on a CPU at most: larger ones keep more for the backward pass."""
 
 SHARE_OF_FREE_MEMORY = 0.6
@@ -45,7 +45,7 @@ def training_budget(model: Any, *, checkpointing: bool) -> int:
         checkpointing: Whether layers are computed again in the backward pass.
 
     Returns:
-        Tokens, in [128, 704] on a CPU, up to 16,384 elsewhere.
+        Tokens, in [128, 896] on a CPU, up to 16,384 elsewhere.
     """
     parts = ModelParts.of(model)
     trained = [each for each in model.parameters() if each.requires_grad]
@@ -68,7 +68,7 @@ def tokens_that_fit(free_bytes: int, token_bytes: int, *, on_cpu: bool) -> int:
         on_cpu: Whether it is a CPU's.
 
     Returns:
-        Tokens, in [128, 704] on a CPU, up to 16,384 elsewhere.
+        Tokens, in [128, 896] on a CPU, up to 16,384 elsewhere.
     """
     most = TRAINING_CPU_TOKENS if on_cpu else GPU_TOKENS
     return int(max(MIN_TOKENS, min(SHARE_OF_FREE_MEMORY * free_bytes / token_bytes, most)))

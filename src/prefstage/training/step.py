@@ -16,6 +16,8 @@ from prefstage.scoring.attention import Backend
 from prefstage.scoring.direct import direct_gradients, reserve_gradients
 from prefstage.scoring.engine import Layout, plan_passes
 from prefstage.scoring.fused_layers import recomputes_layers, weights_of
+from prefstage.scoring.kept import LayerShape
+from prefstage.scoring.linear import KEPT_ELEMENTS, room_for_logits
 from prefstage.scoring.model_parts import ModelParts
 from prefstage.scoring.padded import Batch
 from prefstage.scoring.recipes import Recipes
@@ -119,6 +121,7 @@ class StepRunner:
         self.layout: Layout = layout
         self._backend = backend
         config = ModelParts.of(model).body.config
+        self._kept_bytes = _kept_bytes(model)
         self._one_pass = layout == "tree" and length_rule(config) is None
         self._recipes = Recipes()
         self._statistics = ("log_sum_squares",) if "log_sum_squares" in loss.needs else ()
@@ -291,10 +294,15 @@ class StepRunner:
                 if not checkpointing:
                     stack.enter_context(self._recipes.keeping())
                     tokens = sum(one.input_ids.numel() for one in passes)
+                    stack.enter_context(room_for_logits(self._room_for_logits(tokens)))
                     stack.enter_context(
                         recomputed_layers(parts.body, tokens=tokens, room=self.token_budget)
                     )
             yield
+
+    def _room_for_logits(self, tokens: int) -> int:
+        """Logits to keep: also where a micro-batch within the budget keeps less than it may."""
+        return KEPT_ELEMENTS + self._kept_bytes * max(0, self.token_budget - tokens) // 4
 
     @contextlib.contextmanager
     def _synchronised(self, model: Any, last: bool, training: bool) -> Iterator[None]:
@@ -314,6 +322,13 @@ def runs_alone_on_cpu(accelerator: Any) -> bool:
     """Whether no wrapper and no other device takes part in the gradient."""
     alone: bool = accelerator.distributed_type == DistributedType.NO
     return alone and accelerator.device.type == "cpu"
+
+
+def _kept_bytes(model: Any) -> int:
+    """Bytes that the layers keep of a token, on a CPU."""
+    shape, parts = LayerShape.of(model), ModelParts.of(model)
+    size: int = parts.projection.weight.element_size()
+    return shape.layers * shape.kept_values(norms_again=True) * size
 
 
 def _weighted(items: StepItems, slopes: Flat, positions: MicroBatch, found: Scored) -> Tensor:
