@@ -227,18 +227,7 @@ def estimate_memory(
         text = size.prompt_tokens + size.max_tokens
         tokens = min(size.row_tokens, max(pass_tokens, text))
         return MemoryEstimate(weights=shape.weight_bytes, activations=shape.pass_bytes * tokens)
-    tokens = min(size.row_tokens, max(pass_tokens, size.item_tokens))
-    kept_tokens = min(tokens, pass_tokens) if on_cpu else tokens
-    token_bytes = shape.layers * shape.value_bytes * shape.kept_values(norms_again=on_cpu)
-    answers = tokens * size.responses * size.max_tokens // size.item_tokens
-    room = _FLOAT32_BYTES * KEPT_ELEMENTS + token_bytes * (pass_tokens - kept_tokens)
-    return MemoryEstimate(
-        weights=shape.weight_bytes,
-        activations=token_bytes * kept_tokens + shape.pass_bytes * tokens,
-        logits=min(_FLOAT32_BYTES * shape.vocabulary * answers, room) if on_cpu else 0,
-        gradients=shape.weight_bytes,
-        optimizer=_ADAM_MOMENTS * shape.weight_bytes,
-    )
+    return _training_memory(shape, size, pass_tokens, on_cpu)
 
 
 def trainer_budget(shape: ModelShape, free_bytes: int, *, on_cpu: bool) -> int:
@@ -257,6 +246,23 @@ def trainer_budget(shape: ModelShape, free_bytes: int, *, on_cpu: bool) -> int:
     states = shape.parameters * _FLOAT32_BYTES * STATES_A_PARAMETER
     reserved = 2 * shape.weight_bytes + states  # gradients are as large as the weights
     return tokens_that_fit(free_bytes - reserved, shape.step_bytes, on_cpu=on_cpu)
+
+
+def _training_memory(
+    shape: ModelShape, size: JobSize, pass_tokens: int, on_cpu: bool
+) -> MemoryEstimate:
+    tokens = min(size.row_tokens, max(pass_tokens, size.item_tokens))
+    kept_tokens = min(tokens, pass_tokens) if on_cpu else tokens
+    token_bytes = shape.layers * shape.value_bytes * shape.kept_values(norms_again=on_cpu)
+    response_tokens = tokens * size.responses * size.max_tokens // size.item_tokens
+    room = _FLOAT32_BYTES * KEPT_ELEMENTS + token_bytes * (pass_tokens - kept_tokens)
+    return MemoryEstimate(
+        weights=shape.weight_bytes,
+        activations=token_bytes * kept_tokens + shape.pass_bytes * tokens,
+        logits=min(_FLOAT32_BYTES * shape.vocabulary * response_tokens, room) if on_cpu else 0,
+        gradients=shape.weight_bytes,
+        optimizer=_ADAM_MOMENTS * shape.weight_bytes,
+    )
 
 
 def _kv_cache(shape: ModelShape, size: JobSize) -> int:
