@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--workloads", nargs="*", default=[HH, ANSWERS])
+    parser.add_argument("--workloads", nargs="+", choices=[HH, ANSWERS], default=[HH, ANSWERS])
     parser.add_argument("--sides", nargs="*", default=list(SIDES))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
