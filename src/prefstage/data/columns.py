@@ -6,11 +6,22 @@ from typing import Any
 
 from datasets import Features, Json, List, Value
 
-from prefstage.data.records import Candidates, Conversation, Message, Pair, Unpaired
+from prefstage.data.records import (
+    Candidates,
+    Conversation,
+    Generation,
+    Message,
+    Pair,
+    Unpaired,
+    Vote,
+)
 
-_OPTIONAL = ("score_chosen", "score_rejected", "source_chosen", "source_rejected", "agreement")
-PAIR_COLUMNS = ("prompt_id", "prompt", "chosen", "rejected", *_OPTIONAL)
-CANDIDATE_COLUMNS = ("prompt_id", "prompt", "responses", "sources", "scores")
+_OPTIONAL = (
+    *("score_chosen", "score_rejected", "source_chosen", "source_rejected"),
+    *("agreement", "annotator"),
+)
+PAIR_COLUMNS = ("prompt_id", "prompt", "chosen", "rejected", *_OPTIONAL, "votes")
+CANDIDATE_COLUMNS = ("prompt_id", "prompt", "responses", "sources", "scores", "generations")
 UNPAIRED_COLUMNS = ("prompt_id", "prompt", "completion", "label", "score", "source")
 CONVERSATION_COLUMNS = ("prompt_id", "prompt", "completion")
 _MESSAGE_COLUMNS = ("prompt", "chosen", "rejected", "completion")
@@ -20,6 +31,7 @@ Row = dict[str, Any]
 def pair_to_row(pair: Pair) -> Row:
     """The pair as a mapping of the canonical columns."""
     row = {name: getattr(pair, name) for name in PAIR_COLUMNS}
+    row["votes"] = [vars(vote) for vote in pair.votes]
     return {**row, **{name: list(row[name]) for name in ("prompt", "chosen", "rejected")}}
 
 
@@ -31,12 +43,17 @@ def row_to_pair(row: Mapping[str, Any]) -> Pair:
         chosen=_messages(row["chosen"]),
         rejected=_messages(row["rejected"]),
         **{name: row.get(name) for name in _OPTIONAL},
+        votes=tuple(Vote(**vote) for vote in row.get("votes") or ()),
     )
 
 
 def candidates_to_row(candidates: Candidates) -> Row:
     """The candidates as a mapping of the canonical columns."""
     row = {name: getattr(candidates, name) for name in CANDIDATE_COLUMNS}
+    row["generations"] = [
+        None if each is None else {**vars(each), "token_ids": list(each.token_ids)}
+        for each in candidates.generations
+    ]
     return {**row, **{name: list(row[name]) for name in CANDIDATE_COLUMNS[1:]}}
 
 
@@ -48,7 +65,14 @@ def row_to_candidates(row: Mapping[str, Any]) -> Candidates:
         responses=tuple(row["responses"]),
         sources=tuple(row["sources"]),
         scores=tuple(row["scores"]),
+        generations=tuple(map(_generation, row.get("generations") or ())),
     )
+
+
+def _generation(value: Mapping[str, Any] | None) -> Generation | None:
+    if value is None:
+        return None
+    return Generation(value["thought"], tuple(value["token_ids"]), value["tokenizer"])
 
 
 def unpaired_to_row(unpaired: Unpaired) -> Row:
@@ -124,6 +148,8 @@ def pair_features(fields: Mapping[str, bool]) -> Features:
             "source_chosen": Value("string"),
             "source_rejected": Value("string"),
             "agreement": Value("float64"),
+            "annotator": Value("string"),
+            "votes": List({"annotator": Value("string"), "preference": Value("float64")}),
         }
     )
 
@@ -137,6 +163,13 @@ def candidate_features(fields: Mapping[str, bool]) -> Features:
             "responses": List(Value("string")),
             "sources": List(Value("string")),
             "scores": List(Value("float64")),
+            "generations": List(
+                {
+                    "thought": Value("string"),
+                    "token_ids": List(Value("int32")),
+                    "tokenizer": Value("string"),
+                }
+            ),
         }
     )
 

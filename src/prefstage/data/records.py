@@ -14,6 +14,37 @@ Prompt = tuple[Message, ...]
 
 
 @dataclass(frozen=True)
+class Vote:
+    """One annotator's label of a pair.
+
+    Attributes:
+        annotator: Who voted.
+        preference: For `chosen`: 1; for `rejected`: 0; a tie: ½.
+    """
+
+    annotator: str
+    preference: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a policy wrote a response: what training on it has to see.
+
+    Attributes:
+        thought: What it thought before its answer, without the marks around it; None if it
+            did not think.
+        token_ids: The tokens that it generated, thought and end-of-turn included; empty
+            where a server did not say.
+        tokenizer: Fingerprint of the tokenizer that the ids belong to
+            (`ResponseEncoder.tokenizer_fingerprint`); empty where there are none.
+    """
+
+    thought: str | None = None
+    token_ids: tuple[int, ...] = ()
+    tokenizer: str = ""
+
+
+@dataclass(frozen=True)
 class Pair:
     """Two responses to one prompt, of which raters (or a judge) prefer `chosen`.
 
@@ -28,6 +59,8 @@ class Pair:
         source_rejected: Likewise.
         agreement: α, the share of raters that prefer `chosen`, in [½, 1]; ½ is a tie;
             None where the dataset has a bare label.
+        annotator: Who labelled the pair, where one did and is known.
+        votes: Every annotator's label where several are known; `agreement` is their mean.
     """
 
     prompt_id: str
@@ -39,6 +72,8 @@ class Pair:
     source_chosen: str | None = None
     source_rejected: str | None = None
     agreement: float | None = None
+    annotator: str | None = None
+    votes: tuple[Vote, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +86,8 @@ class Candidates:
         responses: Text of each response, in order.
         sources: Who wrote each response, or None where unknown. Same length.
         scores: Each response's score, or None where unknown. Same length.
+        generations: How a policy wrote each response, or None where nobody sampled it.
+            Same length, or empty where nobody sampled any.
     """
 
     prompt_id: str
@@ -58,14 +95,32 @@ class Candidates:
     responses: tuple[str, ...]
     sources: tuple[str | None, ...]
     scores: tuple[float | None, ...]
+    generations: tuple[Generation | None, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that the three columns go together."""
-        if not len(self.responses) == len(self.sources) == len(self.scores):
+        """Check that the columns go together."""
+        lengths = {len(self.responses), len(self.sources), len(self.scores)}
+        if self.generations:
+            lengths.add(len(self.generations))
+        if len(lengths) != 1:
             raise ValueError(
                 f"prompt {self.prompt_id}: {len(self.responses)} responses, "
-                f"{len(self.sources)} sources, {len(self.scores)} scores; expected equal lengths."
+                f"{len(self.sources)} sources, {len(self.scores)} scores, "
+                f"{len(self.generations)} generations; expected equal lengths."
             )
+
+    def message(self, index: int) -> Message:
+        """A response as the assistant message that training sees.
+
+        Args:
+            index: Of the response.
+
+        Returns:
+            The message: its content is the answer; what the policy thought is
+            `reasoning_content`, and the tokens that it generated are `SAMPLED`.
+        """
+        generation = self.generations[index] if self.generations else None
+        return response_message(self.responses[index], generation)
 
 
 @dataclass(frozen=True)
@@ -109,6 +164,36 @@ class Conversation:
         for place in range(len(self.prompt), len(messages)):
             if messages[place]["role"] == "assistant":
                 yield messages[:place], messages[place]
+
+
+SAMPLED = "sampled"
+"""Field of an assistant message that a policy wrote: ``{"token_ids": [...], "tokenizer": ...}``.
+
+No template sees it: it says which tokens to train on.
+"""
+
+
+def response_message(text: str, generation: Generation | None = None) -> Message:
+    """A response as an assistant message.
+
+    Args:
+        text: The answer.
+        generation: How a policy wrote it, if one did.
+
+    Returns:
+        The message, with `reasoning_content` and `SAMPLED` where there is something to say.
+    """
+    message: Message = {"role": "assistant", "content": text}
+    if generation is None:
+        return message
+    if generation.thought is not None:
+        message["reasoning_content"] = generation.thought
+    if generation.token_ids:
+        message[SAMPLED] = {
+            "token_ids": list(generation.token_ids),
+            "tokenizer": generation.tokenizer,
+        }
+    return message
 
 
 Record = Pair | Candidates | Unpaired | Conversation
