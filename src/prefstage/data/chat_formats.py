@@ -1,5 +1,6 @@
 """Named formats for models without a chat template, and what a template's turns look like."""
 
+import os.path
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,12 +34,13 @@ class TurnShape:
     """What a template puts around a response.
 
     Attributes:
+        opening: What the generation prompt adds to the prompt.
         lead: Whitespace between the generation prompt and the response's text, which the
-            model generates; None if the template writes anything else there, or renders
-            earlier turns differently once a response follows.
+            model generates; None if the template writes anything else there.
         suffix: All text after the response's text, up to the end.
     """
 
+    opening: str
     lead: str | None
     suffix: str
 
@@ -53,7 +55,7 @@ def probe_turn(render: Callable[[Sequence[Message], bool], str]) -> TurnShape:
         ModelError: If the template leaves the response out.
     """
     question = {"role": "user", "content": "question"}
-    before = render([question], True)
+    before, closed = render([question], True), render([question], False)
     after = render([question, {"role": "assistant", "content": _PROBE}], False)
     place = after.rfind(_PROBE)
     if place < 0:
@@ -65,4 +67,5 @@ def probe_turn(render: Callable[[Sequence[Message], bool], str]) -> TurnShape:
     lead = after[len(before) : place] if after[:place].startswith(before) else None
     if lead is not None and lead.strip():
         lead = None
-    return TurnShape(lead=lead, suffix=after[place + len(_PROBE) :])
+    opening = before[len(os.path.commonprefix([before, closed])) :]
+    return TurnShape(opening, lead, suffix=after[place + len(_PROBE) :])

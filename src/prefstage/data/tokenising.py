@@ -1,20 +1,24 @@
 """Prompts and responses as tokens: exactly those the model reads, and those it would write."""
 
+import datetime
 import json
 import logging
+import os.path
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.core.hashing import digest
-from prefstage.data.chat_formats import CHAT_FORMATS, TurnShape, probe_turn
-from prefstage.data.records import Message, prompt_id_of
+from prefstage.data.chat_formats import TurnShape, probe_turn
+from prefstage.data.control_tokens import ControlText, ControlTokens
+from prefstage.data.records import SAMPLED, Message, prompt_id_of
+from prefstage.data.rendering import THOUGHT_FIELDS, ChatTemplate, RenderingError
+from prefstage.data.thoughts import Reply, opens_thought, read_reply
 
 _log = logging.getLogger(__name__)
 
@@ -46,11 +50,13 @@ class EncodingCounts:
         prompt_tokens_dropped: Tokens they lost.
         responses_truncated: Responses that lost their end, end-of-turn included.
         response_tokens_dropped: Tokens they lost.
-        border_merges: Responses tokenised on their own because the tokenizer would have
-            merged their start with the prompt's end.
-        template_fallbacks: Responses taken as their text and the end-of-turn, because
-            the template would have changed the text or the turns before it.
-        control_tokens: Responses whose text spells a special token of the tokenizer.
+        borders_moved: Trees whose responses begin before the generation prompt's end: the
+            template renders another opening once a response follows, or the tokenizer
+            merges the prompt's end with a response's start.
+        openings_removed: Prompts that ended with the generation prompt's own opening.
+        control_tokens: Prompts and responses whose text spells a control token.
+        thoughts_left_out: Responses whose thought the chat template does not show.
+        sampled: Responses that are the tokens which a policy generated.
     """
 
     prompts: int = 0
@@ -59,17 +65,21 @@ class EncodingCounts:
     prompt_tokens_dropped: int = 0
     responses_truncated: int = 0
     response_tokens_dropped: int = 0
-    border_merges: int = 0
-    template_fallbacks: int = 0
+    borders_moved: int = 0
+    openings_removed: int = 0
     control_tokens: int = 0
+    thoughts_left_out: int = 0
+    sampled: int = 0
 
 
 class ResponseEncoder:
     """Turns a prompt and its responses into a token tree.
 
-    The prompt goes through the chat template with the generation prompt. A response is
-    the tokens that the model would have to generate: its text and the end-of-turn, and
-    nothing that the template writes after that.
+    Prompt and response are what the chat template makes of the whole conversation, up to the
+    end of the response's turn: the tokens of `apply_chat_template`. The border between them
+    is where the generation prompt ends; where a template renders another opening once a
+    response follows (an opened thought), it is where both part. A response that a policy
+    sampled is the tokens that it generated.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -81,6 +91,10 @@ class ResponseEncoder:
             end-of-turn. None for no limit.
         template_options: Extra variables for the chat template, such as
             ``{"enable_thinking": False}``.
+        template_date: What templates read as today (an ISO date); None for the date on which
+            the encoder is made.
+        control_tokens: "split": control tokens in texts are ordinary text; "keep": they are
+            the tokens, so that texts can open and close turns.
 
     Raises:
         ModelError: If the tokenizer has no chat template and no format is named, or the
@@ -96,23 +110,33 @@ class ResponseEncoder:
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
         template_options: Mapping[str, Any] | None = None,
+        template_date: datetime.date | str | None = None,
+        control_tokens: ControlTokens = "split",
     ) -> None:
         self.tokenizer = tokenizer
         self.chat_format = chat_format
         self.max_prompt_tokens = _checked_limit("max_prompt_tokens", max_prompt_tokens)
         self.max_response_tokens = _checked_limit("max_response_tokens", max_response_tokens)
         self.counts = EncodingCounts()
-        self._options = dict(template_options or {})
-        self._template = _template_of(tokenizer, chat_format)
+        self.template_date = _checked_date(template_date)
+        self._template = ChatTemplate(
+            tokenizer, chat_format, template_options or {}, self.template_date
+        )
         self._starts_with_bos = chat_format is not None and _adds_bos(tokenizer)
         added = tokenizer.added_tokens_decoder.items()
         # Some tokenizers add runs of spaces as tokens; those end and control nothing.
-        self._marks = frozenset(token for token, text in added if str(text).strip())
-        special = {token: str(text) for token, text in added if text.special}
-        self._special = frozenset(special)
-        self._special_text = re.compile("|".join(map(re.escape, special.values())) or r"(?!)")
+        self._marks = {token: str(text) for token, text in added if str(text).strip()}
+        self._any_mark = _any_of(self._marks.values())
+        self._special = _any_of(str(text) for _, text in added if text.special)
         self._shape: TurnShape = probe_turn(self._render)
-        self.end_of_turn_ids: tuple[int, ...] = self._find_end_of_turn()
+        self.end_of_turn_ids, self._after_turn = self._find_end_of_turn()
+        self._keeps_control = control_tokens == "keep"
+        self._control = ControlText(
+            tokenizer,
+            "\0".join(self._template.sources.values()),
+            self._shape.opening + self._shape.suffix,
+        )
+        self._warned: set[str] = set()
 
     @property
     def end_of_turn(self) -> str:
@@ -122,7 +146,12 @@ class ResponseEncoder:
     @property
     def chat_template(self) -> str:
         """The template as a tokenizer needs it to read prompts as this encoder does."""
-        return ("{{ bos_token }}" if self._starts_with_bos else "") + self._template
+        return ("{{ bos_token }}" if self._starts_with_bos else "") + self._template.source
+
+    @cached_property
+    def opens_thought(self) -> bool:
+        """Whether the generation prompt has opened a thought, which the policy goes on with."""
+        return opens_thought(self._shape.opening)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,19 +159,31 @@ class ResponseEncoder:
         return digest(
             {
                 "tokenizer": _tokenizer_content(self.tokenizer),
-                "template": self._template,
-                "options": self._options,
+                "template": self._template.sources,
+                "options": self._template.variables,
                 "limits": [self.max_prompt_tokens, self.max_response_tokens],
+                "control_tokens": "keep" if self._keeps_control else "split",
             }
         )
 
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Hash of the tokenizer alone: equal ones mean the same by the same ids."""
+        return digest(_tokenizer_content(self.tokenizer))
+
     def prompt_text(self, prompt: Sequence[Message]) -> str:
         """The prompt as the model reads it, generation prompt included, before tokenising."""
-        return self._render(prompt, True)
+        return self._render(self._unopened(prompt), True)
 
     def prompt_ids(self, prompt: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the prompt, after truncation (counted)."""
-        (ids,) = self._tokenise([self.prompt_text(prompt)])
+        turns = self._unopened(prompt)
+        self._template.check_read(turns, [f"prompt[{n}]" for n in range(len(turns))])
+        marked = self._marked(turns)
+        if marked is None:
+            (ids,) = self._tokenise([self._render(turns, True)])
+        else:
+            ids = self._control.encode(self._render(marked, True))
         return self._cut_prompt(self._with_bos(ids))
 
     def encode(self, prompt: Sequence[Message], responses: Sequence[str | Message]) -> TokenTree:
@@ -150,91 +191,215 @@ class ResponseEncoder:
 
         Args:
             prompt: Messages up to and with the last user turn.
-            responses: Each response's text, or its whole message if it calls tools.
+            responses: Each response's text, or its whole message: with tool calls, a thought
+                (`reasoning_content`), or the tokens that a policy generated.
 
         Returns:
-            The tree; its prompt tokens followed by a response's are what the tokenizer
-            makes of both texts together, except for counted border merges.
+            The tree; its prompt tokens followed by a response's are those of
+            `apply_chat_template` for the whole conversation up to the end of the turn.
 
         Raises:
-            ModelError: If the template refuses the prompt.
+            RenderingError: If the template refuses the conversation, leaves a part of it out,
+                or renders the prompt of one response otherwise than that of another.
         """
-        before = self.prompt_text(prompt)
-        texts = [self._response_text(prompt, before, response) for response in responses]
-        border = self._border(before)
-        prompt_ids, border_ids, *joint = self._tokenise(
-            [before, border, *(border + text for text in texts)]
-        )
-        if prompt_ids[len(prompt_ids) - len(border_ids) :] != border_ids:
-            border_ids, joint = prompt_ids, self._tokenise([before + text for text in texts])
-        encoded = [
-            self._cut_response(self._split(border_ids, ids, text))
-            for ids, text in zip(joint, texts, strict=True)
+        turns = self._unopened(prompt)
+        answers = [_message(response) for response in responses]
+        sampled = [self._sampled_ids(answer) for answer in answers]
+        names = [f"prompt[{n}]" for n in range(len(turns))]
+        for index, answer in enumerate(answers):
+            if sampled[index] is None:
+                self._template.check_read([*turns, answer], [*names, f"responses[{index}]"])
+                self._note_thought(answer)
+        rendered = [answer for answer, ids in zip(answers, sampled, strict=True) if ids is None]
+        before, wholes = self._conversations(turns, rendered)
+        border = min((_shared(before, whole) for whole in wholes), default=len(before))
+        self.counts.borders_moved += border < len(before)
+        tails = iter([self._ended(whole)[border:] for whole in wholes])
+        rows = [
+            next(tails) if ids is None else [*before[border:], *ids] for ids in sampled
         ]
+        if not all(rows):
+            raise RenderingError.at(
+                f"responses[{rows.index([])}]",
+                saw="a response of which the chat template shows nothing",
+                expected="a response with at least one token",
+                cure="remove the row, or use another chat template",
+            )
         return TokenTree(
-            prompt_id_of(prompt), self._cut_prompt(self._with_bos(prompt_ids)), tuple(encoded)
+            prompt_id_of(prompt),
+            self._cut_prompt(self._with_bos(before[:border])),
+            tuple(self._cut_response(ids) for ids in rows),
         )
 
     def decode(self, response_ids: Sequence[int]) -> str:
-        """Text of a response: the inverse of `encode` for one response.
-
-        Tokens from the first end-of-turn on go, and the whitespace that the template
-        puts before the text.
+        """Text of a response's answer: the inverse of `encode` for one response.
 
         Args:
             response_ids: Tokens as encoded, or as generated.
 
         Returns:
-            The response's text.
+            The answer, without thought, control tokens and the whitespace that the template
+            puts before it.
+        """
+        return self.read(response_ids).answer
+
+    def read(self, response_ids: Sequence[int]) -> Reply:
+        """What a policy wrote: its answer, and what it thought before.
+
+        Args:
+            response_ids: Tokens as generated; what follows the first end-of-turn goes.
+
+        Returns:
+            The reply, split by the marks that models put around their thoughts.
         """
         ids = list(response_ids)
         if self.end_of_turn_ids[-1] in ids:
             ids = ids[: ids.index(self.end_of_turn_ids[-1])]
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        return text.removeprefix(self._shape.lead or "")
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
+        reply = read_reply(text, opened=self.opens_thought)
+        answer = reply.answer.removeprefix(self._shape.lead or "")
+        if any(token in self._marks for token in ids):
+            answer = self._special.sub("", answer)
+        return Reply(answer, reply.thought, reply.cut)
 
-    def _response_text(
-        self, prompt: Sequence[Message], before: str, response: str | Message
-    ) -> str:
-        message = (
-            {"role": "assistant", "content": response} if isinstance(response, str) else response
-        )
-        lead, suffix = self._shape.lead, self._shape.suffix
-        whole = self._render([*prompt, message], False)
-        if lead is not None and whole.startswith(before + lead) and whole.endswith(suffix):
-            body = whole[len(before + lead) : len(whole) - len(suffix)]
-            text = str(message["content"])
-            trimmed = body in text and body.strip() == text.strip()
-            if trimmed or message.get("tool_calls"):
-                return lead + body + self.end_of_turn
-        if self.counts.template_fallbacks == 0:
-            _log.warning(
-                "the chat template changes a response's text or the turns before it; such "
-                "responses are tokenised as their text and the end-of-turn (counted)"
-            )
-        self.counts.template_fallbacks += 1
-        return (lead or "") + str(message["content"]) + self.end_of_turn
+    # --- Conversations to tokens ------------------------------------------------------------
 
-    def _border(self, prompt_text: str) -> str:
-        """The prompt's end from its last special token on.
-
-        Tokenizers cut texts at special tokens first, so only what follows the last one can
-        merge with a response; a long prompt need not be tokenised once per response.
-        """
-        start = max(
-            (match.start() for match in self._special_text.finditer(prompt_text)), default=0
-        )
-        return prompt_text[start:]
-
-    def _split(self, before_ids: list[int], joint: list[int], text: str) -> list[int]:
-        if joint[: len(before_ids)] == before_ids and len(joint) > len(before_ids):
-            ids = joint[len(before_ids) :]
+    def _conversations(
+        self, turns: Sequence[Message], answers: Sequence[Message]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Tokens of the prompt, and of the prompt with each answer."""
+        conversations = [list(turns), *([*turns, answer] for answer in answers)]
+        marked = [self._marked(conversation) for conversation in conversations]
+        if any(each is not None for each in marked):
+            whole = [m if m is not None else c for m, c in zip(marked, conversations, strict=True)]
+            texts = [self._render(turns, not n) for n, turns in enumerate(whole)]
+            before, texts = self._agreeing(whole, texts)
+            ids = [self._control.encode(text) for text in (before, *texts)]
         else:
-            self.counts.border_merges += 1
-            (ids,) = self._tokenise([text])
-        body = ids[: len(ids) - len(self.end_of_turn_ids)]
-        self.counts.control_tokens += any(token in self._special for token in body)
+            texts = [self._render(turns, not n) for n, turns in enumerate(conversations)]
+            before, texts = self._agreeing(conversations, texts)
+            ids = self._tokenise_together(before, texts)
+        return ids[0], ids[1:]
+
+    def _agreeing(
+        self, conversations: Sequence[Sequence[Message]], texts: list[str]
+    ) -> tuple[str, list[str]]:
+        """The prompt's text as the texts with a response begin, and those texts.
+
+        Some templates render earlier turns otherwise once a response follows (they drop the
+        thoughts of tool calls); then the prompt is what the response follows.
+        """
+        before, wholes = texts[0], texts[1:]
+        opening = self._opening_of(conversations[0], before) if wholes else ""
+        prompts = {self._prompt_in(before, opening, whole, turns[-1])
+                   for whole, turns in zip(wholes, conversations[1:], strict=True)}
+        if len(prompts) > 1:
+            raise RenderingError.at(
+                "responses",
+                saw="responses before which the chat template renders different prompts",
+                expected="one prompt for all responses of a row",
+                cure="remove the row (on_bad_row: quarantine sets it aside)",
+            )
+        return (prompts.pop() if prompts else before), wholes
+
+    def _opening_of(self, turns: Sequence[Message], before: str) -> str:
+        """What the generation prompt adds to the text of the prompt."""
+        if before.endswith(self._shape.opening):
+            return self._shape.opening
+        closed = self._render(turns, False)
+        return before[len(os.path.commonprefix([before, closed])) :]
+
+    def _prompt_in(self, before: str, opening: str, whole: str, answer: Message) -> str:
+        if _shared(before, whole) >= len(before) - len(opening):
+            return before
+        # The template renders the turns before otherwise: find the last opening of a turn.
+        first = self._any_mark.match(opening)
+        start = whole.rfind(first.group() if first else opening or "\0")
+        text = str(answer.get("content") or "").strip()
+        body = whole.rfind(text) if text else len(whole)
+        if start < 0 or body < start:
+            raise RenderingError.at(
+                "prompt",
+                saw="turns that the chat template renders otherwise once a response follows",
+                expected="a template in which the response's beginning can be told",
+                cure="remove the row (on_bad_row: quarantine sets it aside), or use another "
+                "chat template",
+            )
+        return whole[: start + _shared(opening, whole[start:])]
+
+    def _tokenise_together(self, before: str, wholes: Sequence[str]) -> list[list[int]]:
+        """Tokens of texts that begin alike, tokenising the common beginning once.
+
+        Tokenizers cut texts at special tokens first, so what stands before the last common
+        one merges with nothing after it.
+        """
+        common = os.path.commonprefix([before, *wholes])
+        cuts = [match.start() for match in self._special.finditer(common)]
+        # A special token at the very end of what is common may be the start of a longer one.
+        cut = max((place for place in cuts if place < len(common)), default=0)
+        first, *tails = self._tokenise([before, *(text[cut:] for text in (before, *wholes))])
+        if cut and first[len(first) - len(tails[0]) :] != tails[0]:
+            return self._tokenise([before, *wholes])
+        head = first[: len(first) - len(tails[0])]
+        return [first, *([*head, *tail] for tail in tails[1:])]
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        """A conversation's tokens without what the template writes after the end of the turn."""
+        after = self._after_turn
+        if after and ids[len(ids) - len(after) :] == after:
+            last = ids[len(ids) - len(after) - 1 : len(ids) - len(after)]
+            if last and last[0] in self._marks:
+                return ids[: len(ids) - len(after)]
         return ids
+
+    def _sampled_ids(self, answer: Message) -> list[int] | None:
+        """The tokens that a policy with this tokenizer generated, or None."""
+        sampled = answer.get(SAMPLED)
+        if not sampled or sampled["tokenizer"] != self.tokenizer_fingerprint:
+            return None
+        self.counts.sampled += 1
+        return list(sampled["token_ids"])
+
+    def _unopened(self, prompt: Sequence[Message]) -> list[Message]:
+        """The prompt without a generation prompt that its own text ends with."""
+        turns = list(prompt)
+        last = turns[-1] if turns else {}
+        text, opening = str(last.get("content") or "").rstrip(), self._shape.opening.strip()
+        if not opening or not text.endswith(opening):
+            return turns
+        rest = text[: len(text) - len(opening)]
+        if not rest.strip() or not (rest[-1].isspace() or self._any_mark.match(opening)):
+            return turns
+        self.counts.openings_removed += 1
+        self._warn("openings", "prompts end with the generation prompt's own opening, which is "
+                   "not repeated (counted)")
+        return [*turns[:-1], {**last, "content": rest.rstrip()}]
+
+    def _marked(self, turns: Sequence[Message]) -> list[Message] | None:
+        marked = self._control.marked(turns)
+        if marked is None:
+            return None
+        self.counts.control_tokens += 1
+        if self._keeps_control:
+            return None
+        self._warn("control", "texts spell control tokens of the tokenizer; they are read as "
+                   "ordinary text (counted; control_tokens: keep reads them as the tokens)")
+        return marked
+
+    def _note_thought(self, answer: Message) -> None:
+        if self._template.thought_field is None and any(answer.get(k) for k in THOUGHT_FIELDS):
+            self.counts.thoughts_left_out += 1
+            self._warn("thoughts", "the chat template shows no thoughts; those of responses are "
+                       "left out (counted)")
+
+    def _warn(self, kind: str, text: str) -> None:
+        """Log once an encoder."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            _log.warning(text)
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        return self._template.render(messages, generation_prompt=generation_prompt)
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -264,32 +429,18 @@ class ResponseEncoder:
         self.counts.response_tokens_dropped += len(ids) - limit
         return tuple(ids[:limit])
 
-    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        tools = messages[0].get("tools") if messages else None
-        plain = [{k: v for k, v in message.items() if k != "tools"} for message in messages]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                plain,
-                tools=tools,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **self._options,
-            )
-        except (TemplateError, TypeError, KeyError, AttributeError) as error:
-            roles = ", ".join(str(message["role"]) for message in messages)
-            raise ModelError.of(
-                saw=f"turns {roles}, which the chat template refuses ({error})",
-                expected="a prompt that the model's template can render",
-                cure="mend the prompt, or name a chat_format: " + ", ".join(CHAT_FORMATS),
-            ) from None
-        return str(text)
+    def _find_end_of_turn(self) -> tuple[tuple[int, ...], list[int]]:
+        """Tokens that end a turn, and those that the template writes after them.
 
-    def _find_end_of_turn(self) -> tuple[int, ...]:
-        ids = self.tokenizer(self._shape.suffix, add_special_tokens=False)["input_ids"]
-        for index, token in enumerate(ids):
-            if token in self._marks:
-                return tuple(ids[: index + 1])
+        The end is the first run of control tokens after the text: a model generates all of
+        ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``, and nothing that stands after such a run.
+        """
+        ids = list(self._tokenise([self._shape.suffix])[0])
+        first = next((n for n, token in enumerate(ids) if token in self._marks), None)
+        if first is not None:
+            rest = (n for n in range(first, len(ids)) if ids[n] not in self._marks)
+            end = next(rest, len(ids))
+            return tuple(ids[:end]), ids[end:]
         eos = self.tokenizer.eos_token_id
         if eos is None:
             raise ModelError.of(
@@ -298,9 +449,7 @@ class ResponseEncoder:
                 expected="a tokenizer with an end-of-turn or end-of-sequence token",
                 cure="set tokenizer.eos_token",
             )
-        return (int(eos),)
-
-
+        return (int(eos),), []
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the Hub.
 
@@ -324,25 +473,20 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         ) from None
 
 
-def _template_of(tokenizer: PreTrainedTokenizerBase, chat_format: str | None) -> str:
-    if chat_format is not None:
-        if chat_format not in CHAT_FORMATS:
-            raise InputError.of(
-                saw=f"chat_format={chat_format!r}",
-                expected=f"one of {', '.join(CHAT_FORMATS)}, or none for the model's template",
-                cure="choose one of them",
-            )
-        return CHAT_FORMATS[chat_format]
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    if not template:
-        raise ModelError.of(
-            saw=f"{tokenizer.name_or_path!r}: a tokenizer without a chat template",
-            expected="a chat template, or a named format for a base model",
-            cure=f"name one with chat_format: {', '.join(CHAT_FORMATS)}",
-        )
-    return str(template)
+
+def _message(response: str | Message) -> Message:
+    return {"role": "assistant", "content": response} if isinstance(response, str) else response
+
+
+def _shared(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Length of the common beginning of two texts or two lists of tokens."""
+    return len(os.path.commonprefix([first, second]))  # type: ignore[list-item]  # lists too
+
+
+def _any_of(texts: Any) -> re.Pattern[str]:
+    """Any of some texts, the longer first."""
+    listed = sorted((text for text in texts if text.strip()), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, listed)) or r"(?!)")
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -358,6 +502,17 @@ def _checked_limit(name: str, limit: int | None) -> int | None:
             cure="raise it",
         )
     return limit
+
+
+def _checked_date(date: datetime.date | str | None) -> datetime.date:
+    if date is None:
+        return datetime.date.today()
+    try:
+        return date if isinstance(date, datetime.date) else datetime.date.fromisoformat(date)
+    except ValueError:
+        raise InputError.of(
+            saw=f"template_date={date!r}", expected="a date", cure="write it as 2026-01-31"
+        ) from None
 
 
 def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -1,0 +1,93 @@
+"""Control tokens in texts: a text that spells one stays text, so that no turn can be forged."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
+
+from prefstage.data.records import Message
+from prefstage.data.rendering import RenderingError
+
+ControlTokens = Literal["split", "keep"]
+"""What becomes of control tokens that a text spells: ordinary text, or the tokens."""
+
+_MARKS = re.compile("[\U000f0000\U000f0001]")
+# Marks of an assistant's own language: a thought in its text is meant as one.
+_OF_THOUGHTS = re.compile(r"think|thought|reason", re.IGNORECASE)
+
+
+class ControlText:
+    """Finds control tokens in messages, and encodes a conversation so that they stay text.
+
+    Control tokens of users' (and system's and tools') texts are those of transformers'
+    ``apply_chat_template(..., sanitize_control_tokens=True)``: the tokenizer's special tokens,
+    and the added tokens that the chat template writes. An assistant's text may hold the marks
+    of a thought, and added tokens that are not special and end no turn, such as
+    ``<tool_call>``: they belong to its language.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: Source of the chat template.
+        turn_marks: Text that the template writes around turns.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: str, turn_marks: str
+    ) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special}
+        written = {token.content for token in added if token.content in template}
+        ending = {text for text in written if text in turn_marks}
+        self._in_others = _pattern(special | written)
+        self._in_assistants = _pattern(
+            {text for text in special | ending if not _OF_THOUGHTS.search(text)}
+        )
+
+    def marked(self, messages: Sequence[Message]) -> list[Message] | None:
+        """The messages with marks around the control tokens that they spell.
+
+        Args:
+            messages: The turns.
+
+        Returns:
+            Messages to render and then `encode`; None if they spell none.
+
+        Raises:
+            RenderingError: If a text that spells one holds the characters that mark it.
+        """
+        if not any(_holds(message, self._pattern_of(message)) for message in messages):
+            return None
+        for index, message in enumerate(messages):
+            if _holds(message, _MARKS):
+                raise RenderingError.at(
+                    f"turn {index}",
+                    saw="the private characters U+F0000 or U+F0001 beside a control token",
+                    expected="text without them, since they mark the control tokens of texts",
+                    cure="remove them, or set control_tokens: keep",
+                )
+        return [mark_control_tokens(message, self._pattern_of(message)) for message in messages]
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text that was rendered from marked messages."""
+        return list(encode_marked_chat(self._tokenizer, text))
+
+    def _pattern_of(self, message: Message) -> re.Pattern[str]:
+        return self._in_assistants if message["role"] == "assistant" else self._in_others
+
+
+def _pattern(texts: set[str]) -> re.Pattern[str]:
+    """Any of the texts, the longer first; added whitespace controls nothing."""
+    listed = sorted((text for text in texts if text.strip()), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, listed)) or r"(?!)")
+
+
+def _holds(value: Any, pattern: re.Pattern[str]) -> bool:
+    """Whether a text anywhere in a value matches."""
+    if isinstance(value, str):
+        return pattern.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(_holds(item, pattern) for item in value.values())
+    return isinstance(value, list | tuple) and any(_holds(item, pattern) for item in value)

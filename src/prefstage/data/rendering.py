@@ -1,0 +1,317 @@
+"""Messages to text: what the model's chat template makes of a conversation, or why it cannot."""
+
+import copy
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from prefstage.core.errors import InputError, ModelError
+from prefstage.data.chat_formats import CHAT_FORMATS
+from prefstage.data.records import SAMPLED, Message
+
+THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""Message fields under which templates read what an assistant thought before its answer."""
+
+_CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>[^'\"]*)(?P=quote)\s*\)")
+_PROBE = "prefstage probe"
+_NONCE = "qzjx"
+
+
+class RenderingError(ModelError):
+    """A chat template cannot render a row as it stands.
+
+    Attributes:
+        field: Where in the row: "prompt[1].content", "responses[0].tool_calls".
+    """
+
+    field: str = ""
+
+    @classmethod
+    def at(cls, field: str, *, saw: str, expected: str, cure: str) -> "RenderingError":
+        """As `of`, with the field named in the message."""
+        error = cls.of(saw=f"{field}: {saw}", expected=expected, cure=cure)
+        error.field = field
+        return error
+
+
+class ChatTemplate:
+    """A tokenizer's chat template (or a named format) with its variables: messages in, text out.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        chat_format: None for the tokenizer's own template, or a name of `CHAT_FORMATS`.
+        variables: Extra variables of the template, such as ``{"enable_thinking": False}``.
+        date: What a template reads as today, so that rendering does not depend on the clock.
+
+    Raises:
+        ModelError: If the tokenizer has no template and no format is named, or the template
+            reads the clock in a way that cannot be held still.
+        InputError: If the format's name is unknown, or a variable is not JSON.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_format: str | None,
+        variables: Mapping[str, Any],
+        date: datetime.date,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self.variables = _checked_variables(variables)
+        sources = _templates_of(tokenizer, chat_format)
+        self.sources = {name: _with_date(source, date) for name, source in sources.items()}
+        self.reads_clock = self.sources != sources
+        self._unread: dict[Any, tuple[str, ...]] = {}
+
+    @property
+    def source(self) -> str:
+        """The template of conversations without tools."""
+        return self.sources["default"]
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: The turns; `tools` of the first one go to the template as its tools.
+            generation_prompt: Whether the assistant's turn is opened at the end.
+
+        Returns:
+            The text, before tokenising.
+
+        Raises:
+            RenderingError: If the template refuses the conversation.
+        """
+        try:
+            return self._render(self._as_template_wants(messages), generation_prompt)
+        except RenderingError:
+            raise
+        except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
+            reason = str(error).strip() or type(error).__name__
+            roles = ", ".join(str(message["role"]) for message in messages)
+            raise RenderingError.of(
+                saw=f"turns {roles}, which the chat template refuses ({reason})",
+                expected="a conversation that the model's template can render",
+                cure="mend or remove the row (on_bad_row: quarantine sets it aside), or name a "
+                "chat_format: " + ", ".join(CHAT_FORMATS),
+            ) from None
+
+    def check_read(self, messages: Sequence[Message], names: Sequence[str]) -> None:
+        """Refuse a conversation of which the template leaves something out.
+
+        Args:
+            messages: The turns.
+            names: What each turn is called in the row: "prompt[0]", "responses[1]".
+
+        Raises:
+            RenderingError: Naming the first field that the template does not read.
+        """
+        shape = tuple((m["role"], bool(m.get("content")), *sorted(m)) for m in messages)
+        if shape not in self._unread:
+            self._unread[shape] = self._unread_fields(messages)
+        if self._unread[shape]:
+            turn, _, field = self._unread[shape][0].partition(".")
+            raise RenderingError.at(
+                f"{names[int(turn)]}.{field}",
+                saw="a field that the chat template leaves out of the text",
+                expected="a template that renders it",
+                cure="remove the field or the row (on_bad_row: quarantine sets it aside), or "
+                "train a model whose template knows it",
+            )
+
+    @cached_property
+    def thought_field(self) -> str | None:
+        """The message field from which the template takes a thought; None if from none."""
+        asked = {"role": "user", "content": _PROBE}
+        answer = {"role": "assistant", "content": _PROBE}
+        for name in THOUGHT_FIELDS:
+            text = self._attempt([asked, answer | {name: _NONCE}])
+            if text is not None and _NONCE in text:
+                return name
+        return None
+
+    @cached_property
+    def _content_form(self) -> Literal["text", "parts"]:
+        """Templates of vision-language models leave texts out that do not come as parts."""
+        turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _NONCE}]
+        for form in ("text", "parts"):
+            text = self._attempt([_in_form(turn, form) for turn in turns])
+            if text is not None and _PROBE in text and _NONCE in text:
+                return "text" if form == "text" else "parts"
+        return "text"
+
+    @cached_property
+    def _arguments_form(self) -> Literal["mapping", "text"] | None:
+        """What the template needs a tool call's arguments to be; None if either will do."""
+        as_text, as_mapping = (
+            self._attempt(_call_probe(form)) for form in (f'{{"{_NONCE}": "v"}}', {_NONCE: "v"})
+        )
+        if as_mapping is None:
+            return None if as_text is None else "text"
+        # A template that writes its arguments as JSON writes a text as a quoted, escaped text.
+        escaped = as_text is not None and f'\\"{_NONCE}\\"' in as_text
+        return "mapping" if as_text is None or escaped else None
+
+    def _attempt(self, messages: Sequence[Message]) -> str | None:
+        """The text of a probe, or None if the template refuses it."""
+        try:
+            return self._render(messages, False)
+        except (TemplateError, TypeError, KeyError, AttributeError, ValueError):
+            return None
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        tools = messages[0].get("tools") if messages else None
+        bare = [{k: v for k, v in message.items() if k != "tools"} for message in messages]
+        name = "tool_use" if tools and "tool_use" in self.sources else "default"
+        return str(
+            self._tokenizer.apply_chat_template(
+                bare,
+                tools=tools,
+                chat_template=self.sources[name],
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **self.variables,
+            )
+        )
+
+    def _as_template_wants(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with thoughts, contents and arguments in the forms that are read."""
+        return [self._message(message, index) for index, message in enumerate(messages)]
+
+    def _message(self, message: Message, index: int) -> Message:
+        made = {key: value for key, value in message.items() if key != SAMPLED}
+        thoughts = [name for name in THOUGHT_FIELDS if name in made]
+        if len(thoughts) == 1 and self.thought_field not in (None, thoughts[0]):
+            made[str(self.thought_field)] = made.pop(thoughts[0])
+        if made.get("tool_calls") and self._arguments_form is not None:
+            made["tool_calls"] = [
+                _with_arguments(call, self._arguments_form, f"turn {index}, tool call {number}")
+                for number, call in enumerate(made["tool_calls"])
+            ]
+        return _in_form(made, self._content_form)
+
+    def _unread_fields(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """Fields of a conversation without which the text is the same, as "turn.field"."""
+        altered, marks = copy.deepcopy(list(messages)), dict[str, str]()
+
+        def mark(field: str) -> str:
+            marks[field] = f"{_NONCE}{len(marks)}e"
+            return marks[field]
+
+        for turn, message in enumerate(altered):
+            if str(message.get("content") or "").strip():
+                message["content"] = str(message["content"]) + mark(f"{turn}.content")
+            for call in message.get("tool_calls") or ():
+                function = call.get("function", call)
+                if isinstance(function.get("name"), str):
+                    function["name"] += mark(f"{turn}.tool_calls")
+            if turn == 0:
+                for tool in message.get("tools") or ():
+                    function = tool.get("function", tool)
+                    if isinstance(function, dict) and isinstance(function.get("name"), str):
+                        function["name"] += mark("0.tools")
+        try:
+            text = self.render(altered, generation_prompt=False)
+        except RenderingError:
+            return ()  # the rendering itself says what is wrong
+        return tuple(field for field, nonce in marks.items() if nonce not in text)
+
+
+def _checked_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    taken = {"messages", "tools", "documents", "add_generation_prompt", "chat_template", "tokenize"}
+    wrong = sorted(set(variables) & taken)
+    if wrong:
+        raise InputError.of(
+            saw=f"template_options with {', '.join(wrong)}",
+            expected="variables of the chat template, such as enable_thinking",
+            cure="remove what the conversation itself says",
+        )
+    try:
+        json.dumps(dict(variables), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError.of(
+            saw=f"template_options that are no JSON ({error})",
+            expected="texts, numbers, true or false, lists and objects",
+            cure="write the value as text",
+        ) from None
+    return dict(variables)
+
+
+def _templates_of(tokenizer: PreTrainedTokenizerBase, chat_format: str | None) -> dict[str, str]:
+    """The templates by name; "default" is always there."""
+    if chat_format is not None:
+        if chat_format not in CHAT_FORMATS:
+            raise InputError.of(
+                saw=f"chat_format={chat_format!r}",
+                expected=f"one of {', '.join(CHAT_FORMATS)}, or none for the model's template",
+                cure="choose one of them",
+            )
+        return {"default": CHAT_FORMATS[chat_format]}
+    template = tokenizer.chat_template
+    named = dict(template) if isinstance(template, Mapping) else {"default": template}
+    if not named.get("default"):
+        what = f"chat templates {', '.join(named)} and no default" if any(named.values()) else ""
+        raise ModelError.of(
+            saw=f"{tokenizer.name_or_path!r}: " + (what or "a tokenizer without a chat template"),
+            expected="a chat template, or a named format for a base model",
+            cure=f"name one with chat_format: {', '.join(CHAT_FORMATS)}",
+        )
+    return {name: str(source) for name, source in named.items() if source}
+
+
+def _with_date(template: str, date: datetime.date) -> str:
+    """The template with the date written where it would read the clock.
+
+    A template that asks for today's date renders another prompt tomorrow: a run that is
+    resumed would train on other tokens than it began with.
+    """
+    noon = datetime.datetime.combine(date, datetime.time(12))
+    dated = _CLOCK.sub(lambda call: json.dumps(noon.strftime(call["format"])), template)
+    if re.search(r"strftime_now\s*\(", dated):
+        raise ModelError.of(
+            saw="a chat template that asks strftime_now for a format which it computes",
+            expected="a format that is written out, so that the date can be held still",
+            cure="write the format (or the date) into tokenizer.chat_template",
+        )
+    return dated
+
+
+def _in_form(message: Message, form: str) -> Message:
+    content = message.get("content")
+    if form == "text" or not isinstance(content, str):
+        return message
+    return message | {"content": [{"type": "text", "text": content}]}
+
+
+def _call_probe(arguments: Any) -> list[Message]:
+    call = {"type": "function", "function": {"name": "probe", "arguments": arguments}}
+    tool = {"name": "probe", "description": "", "parameters": {"type": "object", "properties": {}}}
+    asked = {"role": "user", "content": "p", "tools": [{"type": "function", "function": tool}]}
+    return [asked, {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+
+def _with_arguments(call: Any, form: Literal["mapping", "text"], where: str) -> Any:
+    """A tool call whose arguments are a mapping, or JSON text, as the template needs them."""
+    if not isinstance(call, Mapping):
+        return call
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _with_arguments(call["function"], form, where)}
+    arguments = call.get("arguments")
+    if form == "text" and isinstance(arguments, Mapping | list):
+        return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    if form == "mapping" and isinstance(arguments, str):
+        try:
+            return {**call, "arguments": json.loads(arguments) if arguments.strip() else {}}
+        except json.JSONDecodeError as error:
+            raise RenderingError.at(
+                f"{where}, arguments",
+                saw=f"text that is no JSON ({error.msg}), for a template that needs a mapping",
+                expected="an object, or its JSON text",
+                cure="mend the arguments, or remove the row (on_bad_row: quarantine)",
+            ) from None
+    return call
