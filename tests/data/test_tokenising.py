@@ -1,6 +1,5 @@
 """Prompts and responses as tokens: true prefixes, ends of turns, borders, truncation."""
 
-import logging
 from typing import Any
 
 import pytest
@@ -37,11 +36,13 @@ def test_a_response_is_its_text_and_the_end_of_turn_and_nothing_after_it(kind: s
     tree = encoder.encode(ASKED, ["Paris is.", "The fox\nis"])
     assert encoder.end_of_turn == ENDS[kind]
     assert tree.prompt_id == prompt_id_of(ASKED)
-    lead = " " if kind == "mistral" else ""
+    # This tokenizer reads two line breaks otherwise where a word follows them (Llama 3).
+    lead = {"mistral": " ", "llama3": "\n\n", "qwen3": "<think>\n\n</think>\n\n"}.get(kind, "")
     for text, ids in zip(["Paris is.", "The fox\nis"], tree.response_ids, strict=True):
         assert tokenizer.decode(ids) == lead + text + ENDS[kind]
         assert ids[-len(encoder.end_of_turn_ids) :] == encoder.end_of_turn_ids
-        assert encoder.decode(ids) == text
+        assert encoder.decode(ids).strip() == text
+    assert encoder.counts.borders_moved == (kind == "llama3")
 
 
 @pytest.mark.parametrize("kind", CHAT_KINDS)
@@ -49,61 +50,56 @@ def test_the_prompt_is_what_the_template_makes_of_it(kind: str) -> None:
     tokenizer, encoder = TOKENIZERS[kind], encoder_of(kind)
     expected = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True)["input_ids"]
     assert list(encoder.prompt_ids(ASKED)) == expected
-    assert encoder.encode(ASKED, ["Paris."]).prompt_ids == encoder.prompt_ids(ASKED)
     bos = tokenizer.bos_token_id
     assert bos is None or expected.count(bos) <= 1
 
 
-@pytest.mark.parametrize("kind", sorted(set(CHAT_KINDS) - {"qwen3"}))
+@pytest.mark.parametrize("kind", CHAT_KINDS)
 @settings(max_examples=25, deadline=None)
-@given(text=st.text(min_size=1, max_size=20).filter(str.strip))
-def test_prompt_and_response_are_the_tokens_of_the_whole(kind: str, text: str) -> None:
-    """Together they are what the tokenizer makes of both texts, or the count says otherwise."""
+@given(texts=st.lists(st.text(min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=3))
+def test_prompt_and_response_are_the_tokens_of_the_whole(kind: str, texts: list[str]) -> None:
+    """Whatever the texts, and whatever the other responses of the row are."""
     tokenizer, encoder = TOKENIZERS[kind], encoder_of(kind)
-    tree = encoder.encode(ASKED, [text])
-    whole = tokenizer.apply_chat_template(
-        [*ASKED, {"role": "assistant", "content": text}], tokenize=False
-    )
-    ids = [*tree.prompt_ids, *tree.response_ids[0]]
-    joint = tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)]
-    assert encoder.counts.template_fallbacks == 0
-    assert tokenizer.decode(ids) == whole[: whole.rfind(ENDS[kind])] + ENDS[kind]
-    assert (ids == joint) == (encoder.counts.border_merges == 0)
+    tree = encoder.encode(ASKED, texts)
+    for text, response in zip(texts, tree.response_ids, strict=True):
+        whole = tokenizer.apply_chat_template([*ASKED, {"role": "assistant", "content": text}])
+        ids = [*tree.prompt_ids, *response]
+        assert ids == whole["input_ids"][: len(ids)]
+        assert tokenizer.decode(ids).endswith(ENDS[kind])
+        assert not tokenizer.decode(whole["input_ids"][len(ids) :]).strip().strip("<|endoftext|>")
 
 
-def test_a_merge_across_the_border_is_undone_and_counted() -> None:
-    """Llama 3's header ends in two line breaks; text that starts with one would join them."""
+def test_a_merge_across_the_border_moves_it_and_is_counted() -> None:
+    """The role's line break and those that a text starts with are one token."""
     tokenizer, encoder = TOKENIZERS["zephyr"], encoder_of("zephyr")
     tree = encoder.encode(ASKED, ["\n\nParis.", "Paris."])
-    assert encoder.counts.border_merges == 1
-    assert [tokenizer.decode(ids) for ids in tree.response_ids] == ["\n\nParis.</s>", "Paris.</s>"]
-    assert tree.prompt_ids == encoder.prompt_ids(ASKED)
+    assert encoder.counts.borders_moved == 1
+    assert tokenizer.decode(tree.prompt_ids) == encoder.prompt_text(ASKED).removesuffix("\n")
+    texts = [tokenizer.decode(ids) for ids in tree.response_ids]
+    assert texts == ["\n\n\nParis.</s>", "\nParis.</s>"]
 
 
-def test_a_template_that_inserts_text_is_reported_loudly(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_thought_in_a_text_is_read_as_the_template_reads_it() -> None:
     tokenizer, encoder = TOKENIZERS["qwen3"], encoder_of("qwen3")
-    thought = "<think>\nHm.\n</think>\n\nParis."
-    with caplog.at_level(logging.WARNING):
-        tree = encoder.encode(ASKED, ["Paris.", thought])
-    assert encoder.counts.template_fallbacks == 2
-    assert len(caplog.records) == 1
-    assert [tokenizer.decode(ids) for ids in tree.response_ids] == [
-        "Paris.<|im_end|>",
-        f"{thought}<|im_end|>",
-    ]
+    tree = encoder.encode(ASKED, ["Paris.", "<think>\nHm.\n</think>\n\nParis."])
+    # This template drops a thought that is text; what it writes itself stays.
+    assert {tokenizer.decode(ids) for ids in tree.response_ids} == {
+        "<think>\n\n</think>\n\nParis.<|im_end|>"
+    }
 
 
 def test_template_options_reach_the_template() -> None:
     tokenizer = TOKENIZERS["qwen3"]
     encoder = encoder_of("qwen3", template_options={"enable_thinking": False})
+    assert tokenizer.decode(encoder.prompt_ids(ASKED)).endswith("<think>\n\n</think>\n\n")
     tree = encoder.encode(ASKED, ["Paris."])
-    assert tokenizer.decode(tree.prompt_ids).endswith("<think>\n\n</think>\n\n")
-    assert tokenizer.decode(tree.response_ids[0]) == "Paris.<|im_end|>"
-    assert encoder.counts.template_fallbacks == 0
+    assert tokenizer.decode([*tree.prompt_ids, *tree.response_ids[0]]).endswith(
+        "<|im_start|>assistant\n<think>\n\n</think>\n\nParis.<|im_end|>"
+    )
     assert encoder.fingerprint != encoder_of("qwen3").fingerprint
 
 
-def test_a_template_that_alters_earlier_turns_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_where_a_template_alters_earlier_turns_the_prompt_is_what_the_response_follows() -> None:
     """Here the user's turn changes once an answer follows it."""
     tokenizer = tiny_tokenizer("chatml")
     tokenizer.chat_template = (
@@ -113,12 +109,11 @@ def test_a_template_that_alters_earlier_turns_is_reported(caplog: pytest.LogCapt
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     encoder = ResponseEncoder(tokenizer)
-    with caplog.at_level(logging.WARNING):
-        tree = encoder.encode(ASKED, ["Paris."])
-    assert tokenizer.decode(tree.prompt_ids).endswith("/think<|im_end|>\n<|im_start|>assistant\n")
+    tree = encoder.encode(ASKED, ["Paris."])
+    text = tokenizer.decode(tree.prompt_ids)
+    assert text.endswith("capital?<|im_end|>\n<|im_start|>assistant\n")
+    assert encoder.prompt_text(ASKED).endswith("/think<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.decode(tree.response_ids[0]) == "Paris.<|im_end|>"
-    assert encoder.counts.template_fallbacks == 1
-    assert caplog.records
 
 
 def test_templates_that_strip_are_followed() -> None:
@@ -136,13 +131,14 @@ def test_base_models_read_a_named_format(chat_format: str) -> None:
     prompt, response = tokenizer.decode(tree.prompt_ids), tokenizer.decode(tree.response_ids[0])
     question = ASKED[0]["content"]
     if chat_format == "plain":
-        assert prompt == f"<|bos|>{question}\n\nParis.\n\n{question}\n\n"
-        assert response == "Rome.<|endoftext|>"
+        assert prompt + response == (
+            f"<|bos|>{question}\n\nParis.\n\n{question}\n\nRome.<|endoftext|>"
+        )
     else:
         asked = f"\n\nHuman: {question}"
         assert prompt == f"<|bos|>{asked}\n\nAssistant: Paris.{asked}\n\nAssistant:"
         assert response == " Rome.<|endoftext|>"
-    assert encoder.decode(tree.response_ids[0]) == "Rome."
+    assert encoder.decode(tree.response_ids[0]).strip() == "Rome."
     assert tree.prompt_ids.count(tokenizer.bos_token_id) == 1
 
 
@@ -164,14 +160,13 @@ def test_tools_reach_the_template_and_tool_calls_may_be_responses() -> None:
         'CALL [{"name": "add"}]<|im_end|>',
         "Paris.<|im_end|>",
     ]
-    assert encoder.counts.template_fallbacks == 0
 
 
 @pytest.mark.parametrize("kind", ["chatml", "gemma", "base"])
 def test_a_long_prompt_keeps_its_end(kind: str) -> None:
     whole = encoder_of(kind).prompt_ids(ASKED)
     encoder = encoder_of(kind, max_prompt_tokens=5)
-    ids = encoder.encode(ASKED, ["Paris."]).prompt_ids
+    ids = encoder.prompt_ids(ASKED)
     starts_with_bos = whole[0] == TOKENIZERS[kind].bos_token_id
     assert ids == ((whole[0], *whole[-4:]) if starts_with_bos else whole[-5:])
     assert encoder.counts.prompts_truncated == 1

@@ -1,6 +1,5 @@
 """Named formats for models without a chat template, and what a template's turns look like."""
 
-import os.path
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +26,8 @@ CHAT_FORMATS = {
 """Jinja templates by name; a response ends with the tokenizer's end-of-sequence token."""
 
 _PROBE = "prefstage probe"
+QUESTION: Message = {"role": "user", "content": "question"}
+"""A prompt that every template can render."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,11 @@ class TurnShape:
     """What a template puts around a response.
 
     Attributes:
-        opening: What the generation prompt adds to the prompt.
         lead: Whitespace between the generation prompt and the response's text, which the
             model generates; None if the template writes anything else there.
         suffix: All text after the response's text, up to the end.
     """
 
-    opening: str
     lead: str | None
     suffix: str
 
@@ -54,9 +53,8 @@ def probe_turn(render: Callable[[Sequence[Message], bool], str]) -> TurnShape:
     Raises:
         ModelError: If the template leaves the response out.
     """
-    question = {"role": "user", "content": "question"}
-    before, closed = render([question], True), render([question], False)
-    after = render([question, {"role": "assistant", "content": _PROBE}], False)
+    before = render([QUESTION], True)
+    after = render([QUESTION, {"role": "assistant", "content": _PROBE}], False)
     place = after.rfind(_PROBE)
     if place < 0:
         raise ModelError.of(
@@ -67,5 +65,4 @@ def probe_turn(render: Callable[[Sequence[Message], bool], str]) -> TurnShape:
     lead = after[len(before) : place] if after[:place].startswith(before) else None
     if lead is not None and lead.strip():
         lead = None
-    opening = before[len(os.path.commonprefix([before, closed])) :]
-    return TurnShape(opening, lead, suffix=after[place + len(_PROBE) :])
+    return TurnShape(lead, suffix=after[place + len(_PROBE) :])

@@ -9,13 +9,12 @@ from transformers.utils.chat_template_utils import encode_marked_chat, mark_cont
 
 from prefstage.data.records import Message
 from prefstage.data.rendering import RenderingError
+from prefstage.data.thoughts import is_thought_mark
 
 ControlTokens = Literal["split", "keep"]
 """What becomes of control tokens that a text spells: ordinary text, or the tokens."""
 
 _MARKS = re.compile("[\U000f0000\U000f0001]")
-# Marks of an assistant's own language: a thought in its text is meant as one.
-_OF_THOUGHTS = re.compile(r"think|thought|reason", re.IGNORECASE)
 
 
 class ControlText:
@@ -33,9 +32,7 @@ class ControlText:
         turn_marks: Text that the template writes around turns.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: str, turn_marks: str
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, turn_marks: str) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special}
@@ -43,28 +40,30 @@ class ControlText:
         ending = {text for text in written if text in turn_marks}
         self._in_others = _pattern(special | written)
         self._in_assistants = _pattern(
-            {text for text in special | ending if not _OF_THOUGHTS.search(text)}
+            {text for text in special | ending if not is_thought_mark(text)}
         )
 
-    def marked(self, messages: Sequence[Message]) -> list[Message] | None:
+    def spelled(self, messages: Sequence[Message]) -> bool:
+        """Whether a text of these messages spells a control token."""
+        return any(_holds(message, self._pattern_of(message)) for message in messages)
+
+    def marked(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with marks around the control tokens that they spell.
 
         Args:
             messages: The turns.
 
         Returns:
-            Messages to render and then `encode`; None if they spell none.
+            Messages to render and then `encode`.
 
         Raises:
-            RenderingError: If a text that spells one holds the characters that mark it.
+            RenderingError: If a text holds the characters that mark them.
         """
-        if not any(_holds(message, self._pattern_of(message)) for message in messages):
-            return None
         for index, message in enumerate(messages):
             if _holds(message, _MARKS):
                 raise RenderingError.at(
                     f"turn {index}",
-                    saw="the private characters U+F0000 or U+F0001 beside a control token",
+                    saw="the private characters U+F0000 or U+F0001 in a row that spells a control token",
                     expected="text without them, since they mark the control tokens of texts",
                     cure="remove them, or set control_tokens: keep",
                 )

@@ -3,7 +3,6 @@
 import datetime
 import json
 import logging
-import os.path
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.core.hashing import digest
-from prefstage.data.chat_formats import TurnShape, probe_turn
+from prefstage.data.chat_formats import QUESTION, TurnShape, probe_turn
 from prefstage.data.control_tokens import ControlText, ControlTokens
 from prefstage.data.records import SAMPLED, Message, prompt_id_of
 from prefstage.data.rendering import THOUGHT_FIELDS, ChatTemplate, RenderingError
@@ -54,6 +53,7 @@ class EncodingCounts:
             template renders another opening once a response follows, or the tokenizer
             merges the prompt's end with a response's start.
         openings_removed: Prompts that ended with the generation prompt's own opening.
+        without_end: Responses after which the chat template writes no end-of-turn.
         control_tokens: Prompts and responses whose text spells a control token.
         thoughts_left_out: Responses whose thought the chat template does not show.
         sampled: Responses that are the tokens which a policy generated.
@@ -67,6 +67,7 @@ class EncodingCounts:
     response_tokens_dropped: int = 0
     borders_moved: int = 0
     openings_removed: int = 0
+    without_end: int = 0
     control_tokens: int = 0
     thoughts_left_out: int = 0
     sampled: int = 0
@@ -129,12 +130,13 @@ class ResponseEncoder:
         self._any_mark = _any_of(self._marks.values())
         self._special = _any_of(str(text) for _, text in added if text.special)
         self._shape: TurnShape = probe_turn(self._render)
+        self._opening = self._opening_of([QUESTION], self._render([QUESTION], True))
         self.end_of_turn_ids, self._after_turn = self._find_end_of_turn()
         self._keeps_control = control_tokens == "keep"
         self._control = ControlText(
             tokenizer,
             "\0".join(self._template.sources.values()),
-            self._shape.opening + self._shape.suffix,
+            self._opening + self._shape.suffix,
         )
         self._warned: set[str] = set()
 
@@ -151,7 +153,7 @@ class ResponseEncoder:
     @cached_property
     def opens_thought(self) -> bool:
         """Whether the generation prompt has opened a thought, which the policy goes on with."""
-        return opens_thought(self._shape.opening)
+        return opens_thought(self._opening)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -179,6 +181,7 @@ class ResponseEncoder:
         """Tokens of the prompt, after truncation (counted)."""
         turns = self._unopened(prompt)
         self._template.check_read(turns, [f"prompt[{n}]" for n in range(len(turns))])
+        self._count_control(turns)
         marked = self._marked(turns)
         if marked is None:
             (ids,) = self._tokenise([self._render(turns, True)])
@@ -205,6 +208,7 @@ class ResponseEncoder:
         turns = self._unopened(prompt)
         answers = [_message(response) for response in responses]
         sampled = [self._sampled_ids(answer) for answer in answers]
+        self._count_control(turns, *([answer] for answer in answers))
         names = [f"prompt[{n}]" for n in range(len(turns))]
         for index, answer in enumerate(answers):
             if sampled[index] is None:
@@ -215,9 +219,7 @@ class ResponseEncoder:
         border = min((_shared(before, whole) for whole in wholes), default=len(before))
         self.counts.borders_moved += border < len(before)
         tails = iter([self._ended(whole)[border:] for whole in wholes])
-        rows = [
-            next(tails) if ids is None else [*before[border:], *ids] for ids in sampled
-        ]
+        rows = [next(tails) if ids is None else [*before[border:], *ids] for ids in sampled]
         if not all(rows):
             raise RenderingError.at(
                 f"responses[{rows.index([])}]",
@@ -290,9 +292,13 @@ class ResponseEncoder:
         thoughts of tool calls); then the prompt is what the response follows.
         """
         before, wholes = texts[0], texts[1:]
-        opening = self._opening_of(conversations[0], before) if wholes else ""
-        prompts = {self._prompt_in(before, opening, whole, turns[-1])
-                   for whole, turns in zip(wholes, conversations[1:], strict=True)}
+        if all(whole.startswith(before) for whole in wholes):
+            return before, wholes
+        opening = self._opening_of(conversations[0], before)
+        prompts = {
+            self._prompt_in(before, opening, whole, turns[-1])
+            for whole, turns in zip(wholes, conversations[1:], strict=True)
+        }
         if len(prompts) > 1:
             raise RenderingError.at(
                 "responses",
@@ -300,14 +306,14 @@ class ResponseEncoder:
                 expected="one prompt for all responses of a row",
                 cure="remove the row (on_bad_row: quarantine sets it aside)",
             )
-        return (prompts.pop() if prompts else before), wholes
+        return prompts.pop(), wholes
 
     def _opening_of(self, turns: Sequence[Message], before: str) -> str:
         """What the generation prompt adds to the text of the prompt."""
-        if before.endswith(self._shape.opening):
-            return self._shape.opening
-        closed = self._render(turns, False)
-        return before[len(os.path.commonprefix([before, closed])) :]
+        start = _shared(before, self._render(turns, False))
+        # A template may close a prompt with a mark that begins as the opening's does.
+        cut = (m.start() for m in self._any_mark.finditer(before) if m.start() < start < m.end())
+        return before[next(cut, start) :]
 
     def _prompt_in(self, before: str, opening: str, whole: str, answer: Message) -> str:
         if _shared(before, whole) >= len(before) - len(opening):
@@ -333,7 +339,7 @@ class ResponseEncoder:
         Tokenizers cut texts at special tokens first, so what stands before the last common
         one merges with nothing after it.
         """
-        common = os.path.commonprefix([before, *wholes])
+        common = before[: min((_shared(before, whole) for whole in wholes), default=len(before))]
         cuts = [match.start() for match in self._special.finditer(common)]
         # A special token at the very end of what is common may be the start of a longer one.
         cut = max((place for place in cuts if place < len(common)), default=0)
@@ -347,9 +353,16 @@ class ResponseEncoder:
         """A conversation's tokens without what the template writes after the end of the turn."""
         after = self._after_turn
         if after and ids[len(ids) - len(after) :] == after:
-            last = ids[len(ids) - len(after) - 1 : len(ids) - len(after)]
-            if last and last[0] in self._marks:
-                return ids[: len(ids) - len(after)]
+            cut = len(ids) - len(after)
+            ids = ids[:cut] if cut and ids[cut - 1] in self._marks else ids
+        if ids and ids[-1] not in self._marks:
+            self.counts.without_end += 1
+            self._warn(
+                "end",
+                "the chat template ends the last turn with no control token: responses are "
+                "trained on without an end-of-turn (counted); a template that writes one teaches "
+                "the policy to stop",
+            )
         return ids
 
     def _sampled_ids(self, answer: Message) -> list[int] | None:
@@ -364,33 +377,44 @@ class ResponseEncoder:
         """The prompt without a generation prompt that its own text ends with."""
         turns = list(prompt)
         last = turns[-1] if turns else {}
-        text, opening = str(last.get("content") or "").rstrip(), self._shape.opening.strip()
+        text, opening = str(last.get("content") or "").rstrip(), self._opening.strip()
         if not opening or not text.endswith(opening):
             return turns
         rest = text[: len(text) - len(opening)]
         if not rest.strip() or not (rest[-1].isspace() or self._any_mark.match(opening)):
             return turns
         self.counts.openings_removed += 1
-        self._warn("openings", "prompts end with the generation prompt's own opening, which is "
-                   "not repeated (counted)")
+        self._warn(
+            "openings",
+            "prompts end with the generation prompt's own opening, which is not repeated (counted)",
+        )
         return [*turns[:-1], {**last, "content": rest.rstrip()}]
 
     def _marked(self, turns: Sequence[Message]) -> list[Message] | None:
-        marked = self._control.marked(turns)
-        if marked is None:
+        """The turns with marks around the control tokens of their texts; None if there are none."""
+        if self._keeps_control or not self._control.spelled(turns):
             return None
-        self.counts.control_tokens += 1
-        if self._keeps_control:
-            return None
-        self._warn("control", "texts spell control tokens of the tokenizer; they are read as "
-                   "ordinary text (counted; control_tokens: keep reads them as the tokens)")
-        return marked
+        return self._control.marked(turns)
+
+    def _count_control(self, *texts: Sequence[Message]) -> None:
+        spelled = sum(map(self._control.spelled, texts))
+        self.counts.control_tokens += spelled
+        if spelled:
+            read = "the tokens" if self._keeps_control else "ordinary text"
+            other = "split" if self._keeps_control else "keep"
+            self._warn(
+                "control",
+                f"texts spell control tokens of the tokenizer; they are read as {read} (counted; "
+                f"control_tokens: {other} reads them otherwise)",
+            )
 
     def _note_thought(self, answer: Message) -> None:
         if self._template.thought_field is None and any(answer.get(k) for k in THOUGHT_FIELDS):
             self.counts.thoughts_left_out += 1
-            self._warn("thoughts", "the chat template shows no thoughts; those of responses are "
-                       "left out (counted)")
+            self._warn(
+                "thoughts",
+                "the chat template shows no thoughts; those of responses are left out (counted)",
+            )
 
     def _warn(self, kind: str, text: str) -> None:
         """Log once an encoder."""
@@ -450,6 +474,8 @@ class ResponseEncoder:
                 cure="set tokenizer.eos_token",
             )
         return (int(eos),), []
+
+
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the Hub.
 
@@ -473,14 +499,16 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         ) from None
 
 
-
 def _message(response: str | Message) -> Message:
     return {"role": "assistant", "content": response} if isinstance(response, str) else response
 
 
 def _shared(first: Sequence[Any], second: Sequence[Any]) -> int:
     """Length of the common beginning of two texts or two lists of tokens."""
-    return len(os.path.commonprefix([first, second]))  # type: ignore[list-item]  # lists too
+    if second[: len(first)] == first:  # the usual case, without a loop over its characters
+        return len(first)
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _any_of(texts: Any) -> re.Pattern[str]:
