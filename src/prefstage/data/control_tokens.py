@@ -9,12 +9,15 @@ from transformers.utils.chat_template_utils import encode_marked_chat, mark_cont
 
 from prefstage.data.records import Message
 from prefstage.data.rendering import RenderingError
-from prefstage.data.thoughts import is_thought_mark
+from prefstage.data.thoughts import THOUGHT_MARKS
 
 ControlTokens = Literal["split", "keep"]
 """What becomes of control tokens that a text spells: ordinary text, or the tokens."""
 
 _MARKS = re.compile("[\U000f0000\U000f0001]")
+
+# Marks of an assistant's own language: a thought in its text is meant as one.
+_OF_THOUGHTS = {mark for marks in THOUGHT_MARKS for mark in (marks.opening, marks.closing)}
 
 
 class ControlText:
@@ -39,9 +42,7 @@ class ControlText:
         written = {token.content for token in added if token.content in template}
         ending = {text for text in written if text in turn_marks}
         self._in_others = _pattern(special | written)
-        self._in_assistants = _pattern(
-            {text for text in special | ending if not is_thought_mark(text)}
-        )
+        self._in_assistants = _pattern((special | ending) - _OF_THOUGHTS)
 
     def spelled(self, messages: Sequence[Message]) -> bool:
         """Whether a text of these messages spells a control token."""
@@ -63,7 +64,7 @@ class ControlText:
             if _holds(message, _MARKS):
                 raise RenderingError.at(
                     f"turn {index}",
-                    saw="the private characters U+F0000 or U+F0001 in a row that spells a control token",
+                    saw="the characters U+F0000 or U+F0001 beside a control token",
                     expected="text without them, since they mark the control tokens of texts",
                     cure="remove them, or set control_tokens: keep",
                 )

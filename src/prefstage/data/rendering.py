@@ -67,7 +67,7 @@ class ChatTemplate:
         sources = _templates_of(tokenizer, chat_format)
         self.sources = {name: _with_date(source, date) for name, source in sources.items()}
         self.reads_clock = self.sources != sources
-        self._unread: dict[Any, tuple[str, ...]] = {}
+        self._read_whole = set[Any]()  # what messages have, where a template reads all of it
 
     @property
     def source(self) -> str:
@@ -112,10 +112,11 @@ class ChatTemplate:
             RenderingError: Naming the first field that the template does not read.
         """
         shape = tuple((m["role"], bool(m.get("content")), *sorted(m)) for m in messages)
-        if shape not in self._unread:
-            self._unread[shape] = self._unread_fields(messages)
-        if self._unread[shape]:
-            turn, _, field = self._unread[shape][0].partition(".")
+        if shape in self._read_whole:
+            return
+        unread = self._unread_fields(messages)
+        if unread:
+            turn, _, field = unread[0].partition(".")
             raise RenderingError.at(
                 f"{names[int(turn)]}.{field}",
                 saw="a field that the chat template leaves out of the text",
@@ -123,6 +124,7 @@ class ChatTemplate:
                 cure="remove the field or the row (on_bad_row: quarantine sets it aside), or "
                 "train a model whose template knows it",
             )
+        self._read_whole.add(shape)
 
     @cached_property
     def thought_field(self) -> str | None:

@@ -381,7 +381,7 @@ class ResponseEncoder:
         if not opening or not text.endswith(opening):
             return turns
         rest = text[: len(text) - len(opening)]
-        if not rest.strip() or not (rest[-1].isspace() or self._any_mark.match(opening)):
+        if not rest.strip() or not (rest.endswith("\n") or self._any_mark.match(opening)):
             return turns
         self.counts.openings_removed += 1
         self._warn(
