@@ -54,7 +54,7 @@ def tokenizer_for(template: str, kind: str) -> Any:
         tokenizer.decoder = decoders.Sequence(
             [decoders.ByteFallback(), decoders.Fuse(), decoders.Metaspace(prepend_scheme="first")]
         )
-        alphabet = list(map(chr, range(32, 127))) + ["\n", "▁"]
+        alphabet = [*map(chr, range(32, 127)), "\n", "▁"]
         first = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     else:
         tokenizer = Tokenizer(models.BPE())
