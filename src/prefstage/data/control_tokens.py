@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
 
 from prefstage.data.records import Message
-from prefstage.data.rendering import RenderingError
+from prefstage.data.rendering import ChatTemplate, RenderingError
 from prefstage.data.thoughts import THOUGHT_MARKS
 
 ControlTokens = Literal["split", "keep"]
@@ -31,18 +31,18 @@ class ControlText:
 
     Args:
         tokenizer: A transformers tokenizer.
-        template: Source of the chat template.
-        turn_marks: Text that the template writes around turns.
+        template: Its chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, turn_marks: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
+        sources, turns = "\0".join(template.sources.values()), template.around_turns
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special}
-        written = {token.content for token in added if token.content in template}
-        ending = {text for text in written if text in turn_marks}
+        written = {token.content for token in added if token.content in sources}
+        around = {token.content for token in added if token.content in turns}
         self._in_others = _pattern(special | written)
-        self._in_assistants = _pattern((special | ending) - _OF_THOUGHTS)
+        self._in_assistants = _pattern((special | around) - _OF_THOUGHTS)
 
     def spelled(self, messages: Sequence[Message]) -> bool:
         """Whether a text of these messages spells a control token."""
@@ -76,6 +76,15 @@ class ControlText:
 
     def _pattern_of(self, message: Message) -> re.Pattern[str]:
         return self._in_assistants if message["role"] == "assistant" else self._in_others
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokens of a text in which no added token is looked for.
+
+    transformers' own switch, `split_special_tokens`, still finds added tokens that are not
+    special; this is what its `encode_marked_chat` uses.
+    """
+    return list(tokenizer._encode_without_added_tokens(text))
 
 
 def _pattern(texts: set[str]) -> re.Pattern[str]:

@@ -138,6 +138,12 @@ class ChatTemplate:
         return None
 
     @cached_property
+    def around_turns(self) -> str:
+        """Text of a conversation without texts: what the template writes around its turns."""
+        asked, answer = ({"role": role, "content": _PROBE} for role in ("user", "assistant"))
+        return self.render([asked, answer], generation_prompt=False).replace(_PROBE, "\0")
+
+    @cached_property
     def _content_form(self) -> Literal["text", "parts"]:
         """Templates of vision-language models leave texts out that do not come as parts."""
         turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _NONCE}]

@@ -133,11 +133,7 @@ class ResponseEncoder:
         self._opening = self._opening_of([QUESTION], self._render([QUESTION], True))
         self.end_of_turn_ids, self._after_turn = self._find_end_of_turn()
         self._keeps_control = control_tokens == "keep"
-        self._control = ControlText(
-            tokenizer,
-            "\0".join(self._template.sources.values()),
-            self._opening + self._shape.suffix,
-        )
+        self._control = ControlText(tokenizer, self._template)
         self._warned: set[str] = set()
 
     @property

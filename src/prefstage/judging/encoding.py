@@ -1,13 +1,19 @@
 """How a prompt and a response become the token ids that a reward model reads."""
 
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from prefstage.core.errors import InputError, ModelError
-from prefstage.data.records import Prompt
+from prefstage.data.control_tokens import ControlText
+from prefstage.data.records import Message, Prompt
+from prefstage.data.rendering import ChatTemplate
 from prefstage.judging.texts import plain_prompt
 
+# Special tokens that a text spells are split: a response must not end the prompt's segment.
+_AS_TEXT = {"split_special_tokens": True, "verbose": False}
 _UNBOUNDED = 1_000_000  # tokenizers without a limit give a huge number
 
 
@@ -63,7 +69,7 @@ class PairEncoder:
         if prompt_cut:
             text = text[: spans[budget - 1][1]]
         ids = self.tokenizer(
-            text, response, truncation="only_second", max_length=self.max_length, verbose=False
+            text, response, truncation="only_second", max_length=self.max_length, **_AS_TEXT
         )
         kept = {name: ids[name] for name in ("input_ids", "token_type_ids") if name in ids}
         return Encoding(kept, prompt_cut, response_cut=budget + wanted > window)
@@ -71,7 +77,7 @@ class PairEncoder:
     def _spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token stands in the text; token by token what the model will see."""
         encoded = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            text, add_special_tokens=False, return_offsets_mapping=True, **_AS_TEXT
         )
         return list(encoded["offset_mapping"])
 
@@ -108,18 +114,22 @@ class ChatEncoder:
         kept = whole[border : border + self.max_length - len(head)]
         return Encoding({"input_ids": head + kept}, budget < border, len(kept) < wanted)
 
-    def _ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=False
-            )
-        except Exception as error:  # templates raise what they like
-            raise InputError.of(
-                saw=f"the judge's chat template refused a conversation: {error}",
-                expected="roles and fields that the template knows",
-                cure="see the template's rules, or use chat_template=false for the pair encoding",
-            ) from error
+    def _ids(self, messages: Sequence[Message]) -> list[int]:
+        forged = self._control.spelled(messages)
+        text = self._template.render(
+            self._control.marked(messages) if forged else messages, generation_prompt=False
+        )
+        if forged:
+            return self._control.encode(text)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, None, {}, datetime.date.today())
+
+    @cached_property
+    def _control(self) -> ControlText:
+        return ControlText(self.tokenizer, self._template)
 
 
 def make_encoder(

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
+from prefstage.data.control_tokens import plain_ids
 from prefstage.data.records import Prompt
 from prefstage.judging.base import Comparison
 from prefstage.judging.texts import content_of, plain_prompt
@@ -89,16 +91,19 @@ class PairRMEncoder:
 
     def _ids(self, mark: str, text: str, limit: int) -> tuple[list[int], bool]:
         """One segment; whether its end was cut."""
-        whole = self.tokenizer(mark + self._harmless(text), verbose=False)["input_ids"]
+        if any(token in text for token in self._control):
+            # A response must not open a new segment: control tokens that it spells are split.
+            start = self.tokenizer(mark, verbose=False)["input_ids"]
+            whole = [*start[:-1], *plain_ids(self.tokenizer, text), start[-1]]
+        else:
+            whole = self.tokenizer(mark + text, verbose=False)["input_ids"]
         if len(whole) <= limit:
             return list(whole), False
         return [*whole[: limit - 1], whole[-1]], True
 
-    def _harmless(self, text: str) -> str:
-        """The text with control tokens blanked: a response must not open a new segment."""
-        for token in (SOURCE, *CANDIDATES, "<|candidate|>", *self.tokenizer.all_special_tokens):
-            text = text.replace(token, " ")
-        return text
+    @cached_property
+    def _control(self) -> frozenset[str]:
+        return frozenset({SOURCE, *CANDIDATES, "<|candidate|>", *self.tokenizer.all_special_tokens})
 
 
 def turns_of(prompt: Prompt) -> list[tuple[str, str]]:
