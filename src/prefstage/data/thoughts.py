@@ -124,6 +124,20 @@ def read_reply(text: str, *, opened: bool | None = None) -> Reply:
     )
 
 
+def read_parts(content: str, reasoning: str) -> Reply:
+    """The reply of a server that sends thought and answer apart.
+
+    Args:
+        content: What it sends as the answer; empty where the thought never ended.
+        reasoning: What it sends as the thought, not empty.
+
+    Returns:
+        The reply, as `read_reply` splits it.
+    """
+    answer = _without_lead(content)
+    return Reply(answer, reasoning.strip() or None, cut=not answer.strip())
+
+
 def opens_thought(generation_prompt: str) -> bool:
     """Whether a generation prompt ends inside a thought, so that a response begins there.
 

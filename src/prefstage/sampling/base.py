@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from prefstage.core.config import Config
 from prefstage.core.seeds import seed_for
-from prefstage.data.records import Candidates, Prompt
+from prefstage.data.records import Candidates, Generation, Prompt
 
 
 class SamplingConfig(Config):
@@ -52,11 +52,17 @@ class Sample:
     Attributes:
         prompt_id: As in the request.
         index: As in the request.
-        text: The response without the end-of-turn token.
+        text: The answer, without the end-of-turn token and without what was thought before it;
+            empty where the response was cut within its thought.
         finish_reason: "stop" (end of turn), "length" (cut at max_new_tokens or at the end of
             the context), or "other" (a server withheld or ended it: content filter, tool call).
         prompt_tokens: Tokens of the prompt.
-        response_tokens: Tokens generated, end-of-turn included.
+        response_tokens: Tokens generated, thought and end-of-turn included.
+        thought: What was thought before the answer; None if nothing was.
+        thought_cut: Whether the response ended within its thought.
+        token_ids: The tokens generated, thought and end-of-turn included; empty where a server
+            does not say.
+        tokenizer: Fingerprint of the tokenizer that they belong to; empty where there are none.
     """
 
     prompt_id: str
@@ -65,6 +71,35 @@ class Sample:
     finish_reason: Literal["stop", "length", "other"]
     prompt_tokens: int
     response_tokens: int
+    thought: str | None = None
+    thought_cut: bool = False
+    token_ids: tuple[int, ...] = ()
+    tokenizer: str = ""
+
+    @property
+    def generation(self) -> Generation | None:
+        """How the policy wrote it: what training has to see. None if the text says it all."""
+        if self.thought is None and not self.token_ids:
+            return None
+        return Generation(self.thought, self.token_ids, self.tokenizer)
+
+
+def cut_thoughts(samples: Iterable[Sample], *, max_new_tokens: int | None = None) -> str | None:
+    """Say how many answers were cut in their thought, and what to do.
+
+    Args:
+        samples: Answers.
+        max_new_tokens: The limit that they had, where one is known.
+
+    Returns:
+        A line, or None if there are none.
+    """
+    count = sum(sample.thought_cut for sample in samples)
+    if not count:
+        return None
+    limit = "max_new_tokens" if max_new_tokens is None else f"max_new_tokens={max_new_tokens}"
+    answers = "1 answer" if count == 1 else f"{count} answers"
+    return f"{answers} cut in the thought at {limit}: raise it"
 
 
 @runtime_checkable

@@ -1,6 +1,7 @@
 """`load_sampler`: from a short text to who writes the answers."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ class LoadOptions:
 
     Attributes:
         chat_format: Named plain format for a base model without a chat template.
+        template_options: Variables for the chat template, such as
+            ``{"enable_thinking": False}``.
         dtype: In process: "auto", "float32", "bfloat16", "float16".
         device: In process: "auto", "cpu", "cuda:0", ...
         adapter: In process: PEFT adapter to merge into the weights.
@@ -28,6 +31,7 @@ class LoadOptions:
     """
 
     chat_format: str | None = None
+    template_options: Mapping[str, Any] | None = None
     dtype: str | None = None
     device: str | None = None
     adapter: str | None = None
@@ -88,7 +92,7 @@ def load_sampler(
     return TransformersSampler.load(
         spec,
         config,
-        **options.given("chat_format", *_IN_PROCESS),
+        **options.given("chat_format", "template_options", *_IN_PROCESS),
     )
 
 
@@ -110,6 +114,7 @@ def _running_server(spec: str, config: SamplingConfig, options: LoadOptions) -> 
         name=Path(model).name,
         chat_format=options.chat_format,
         concurrency=options.concurrency,
+        template_options=options.template_options,
     )
 
 
@@ -125,6 +130,7 @@ def _started_server(command: str, config: SamplingConfig, options: LoadOptions) 
         chat_format=options.chat_format,
         concurrency=options.concurrency,
         client_options=options.given(*_CLIENT),
+        template_options=options.template_options,
     )
 
 

@@ -1,19 +1,15 @@
 """Sampling from a server that speaks the OpenAI protocol."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
-
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any, Self
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.hashing import digest
-from prefstage.data.chat_formats import CHAT_FORMATS, probe_turn
-from prefstage.data.records import Message
+from prefstage.data.records import SAMPLED
 from prefstage.sampling.base import (
     Sample,
     SampleRequest,
@@ -21,6 +17,7 @@ from prefstage.sampling.base import (
     sample_seed,
     shared_settings,
 )
+from prefstage.sampling.server_requests import Dialect, PlainFormat, request_options, sample_of
 from prefstage.serving import (
     ChatReply,
     RefusedRequestError,
@@ -28,8 +25,6 @@ from prefstage.serving import (
     ask_each,
     managed_server,
 )
-
-Dialect = Literal["standard", "transformers"]
 
 _PROMPT_FAULTS = frozenset({400, 413, 422})
 _REFUSALS_BEFORE_GIVING_UP = 5
@@ -53,10 +48,14 @@ class ServerSampler:
         concurrency: Requests in flight; None for 16, or for 1 with `transformers serve`.
         identity: What the answers depend on besides the settings; the model's name by
             default. The server's address is no part of it.
+        template_options: Variables for the server's chat template, such as
+            ``{"enable_thinking": False}``; sent as `chat_template_kwargs`, which vLLM, SGLang
+            and `transformers serve` take.
 
     Raises:
-        InputError: If the format's name is unknown, concurrency is below 1, or beams are asked
-            for, which the OpenAI protocol does not know.
+        InputError: If the format's name is unknown, concurrency is below 1, template options
+            are set for a plain format, which has none, or beams are asked for, which the OpenAI
+            protocol does not know.
     """
 
     def __init__(
@@ -68,21 +67,25 @@ class ServerSampler:
         chat_format: str | None = None,
         concurrency: int | None = None,
         identity: Mapping[str, Any] | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         if concurrency is not None and concurrency < 1:
             raise InputError.of(
                 saw=f"concurrency={concurrency}", expected="1 or more", cure="raise concurrency"
             )
         _refuse_beams(config)
+        _refuse_options(template_options, chat_format)
         self.client = client
         self.config = config
         self.name = name
-        self._format = None if chat_format is None else _PlainFormat(chat_format)
+        self._format = None if chat_format is None else PlainFormat(chat_format)
         self._concurrency = concurrency
+        self._template_options = dict(template_options or {})
         self.settings: Mapping[str, Any] = {
             "kind": "server",
             **(identity or {"model": client.model}),
             "chat_format": chat_format,
+            **({"template_options": self._template_options} if template_options else {}),
             **shared_settings(config),
         }
 
@@ -135,7 +138,7 @@ class ServerSampler:
 
         async def ask(request: SampleRequest) -> Sample | None:
             try:
-                sample = _sample_of(request, await self._ask(request, dialect), self._format)
+                sample = sample_of(request, await self._ask(request, dialect), self._format)
             except RefusedRequestError as error:
                 if error.status not in _PROMPT_FAULTS:
                     raise
@@ -157,12 +160,26 @@ class ServerSampler:
             )
 
     async def _ask(self, request: SampleRequest, dialect: Dialect) -> ChatReply:
-        options = _options(self.config, sample_seed(self.config, request), dialect)
+        options = request_options(self.config, sample_seed(self.config, request), dialect)
         if self._format is not None:
             return await self.client.complete(self._format.prompt(request.prompt), **options)
         tools = request.prompt[0].get("tools")
-        messages = [{k: v for k, v in m.items() if k != "tools"} for m in request.prompt]
-        return await self.client.chat(messages, **options, **({"tools": tools} if tools else {}))
+        messages = [
+            {k: v for k, v in m.items() if k not in ("tools", SAMPLED)} for m in request.prompt
+        ]
+        options |= {"tools": tools} if tools else {}
+        if self._template_options:
+            options["chat_template_kwargs"] = self._template_options
+        return await self.client.chat(messages, **options)
+
+
+def _refuse_options(options: Mapping[str, Any] | None, chat_format: str | None) -> None:
+    if options and chat_format is not None:
+        raise InputError.of(
+            saw=f"template_options with chat_format {chat_format!r}, which has no variables",
+            expected="options of the model's own chat template",
+            cure="leave one of them out",
+        )
 
 
 def _refuse_beams(config: SamplingConfig) -> None:
@@ -187,6 +204,7 @@ class ServedSampler:
         chat_format: As in `ServerSampler`.
         concurrency: As in `ServerSampler`.
         client_options: Further arguments of `ServerClient`.
+        template_options: As in `ServerSampler`.
         start_timeout_s: As in `managed_server`.
     """
 
@@ -200,6 +218,7 @@ class ServedSampler:
         chat_format: str | None = None,
         concurrency: int | None = None,
         client_options: Mapping[str, Any] | None = None,
+        template_options: Mapping[str, Any] | None = None,
         start_timeout_s: float = 1800.0,
     ) -> None:
         self.command = command
@@ -217,6 +236,7 @@ class ServedSampler:
             chat_format=chat_format,
             concurrency=concurrency,
             identity={"command": command},
+            template_options=template_options,
         )
         self.config = config
         self.settings = self._inner.settings
@@ -284,29 +304,6 @@ class ServedSampler:
         self._running = True
 
 
-class _PlainFormat:
-    """Renders prompts for a base model, whose server has no template."""
-
-    def __init__(self, name: str) -> None:
-        if name not in CHAT_FORMATS:
-            raise InputError.of(
-                saw=f"chat_format={name!r}",
-                expected=f"one of {', '.join(CHAT_FORMATS)}, or none for the server's template",
-                cure="choose one of them",
-            )
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        self._template = environment.from_string(CHAT_FORMATS[name])
-        self.lead = probe_turn(self._render).lead or ""
-
-    def prompt(self, prompt: Sequence[Message]) -> str:
-        return self._render(prompt, True)
-
-    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        return self._template.render(
-            messages=messages, add_generation_prompt=generation_prompt, eos_token=""
-        )
-
-
 def _dialect(client: ServerClient) -> Dialect:
     """How the server wants its settings; only transformers has a page to load models."""
 
@@ -329,42 +326,6 @@ def _first_model(client: ServerClient) -> str:
             cure="name the model in the server's command",
         )
     return names[0]
-
-
-def _options(config: SamplingConfig, seed: int, dialect: Dialect) -> dict[str, Any]:
-    if dialect == "transformers":
-        sampled = config.temperature > 0
-        generation: dict[str, Any] = {
-            "max_new_tokens": config.max_new_tokens,
-            "do_sample": sampled,
-            "repetition_penalty": 1.0,
-        }
-        if sampled:
-            generation |= {
-                "temperature": config.temperature,
-                "top_p": config.top_p,
-                "top_k": config.top_k,
-            }
-        return {"generation_config": json.dumps(generation), "seed": seed}
-    options: dict[str, Any] = {
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "max_tokens": config.max_new_tokens,
-        "seed": seed,
-    }
-    return options | ({"top_k": config.top_k} if config.top_k else {})
-
-
-def _sample_of(request: SampleRequest, reply: ChatReply, plain: _PlainFormat | None) -> Sample:
-    reasons: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
-    return Sample(
-        prompt_id=request.prompt_id,
-        index=request.index,
-        text=reply.text if plain is None else reply.text.removeprefix(plain.lead),
-        finish_reason=reasons.get(reply.finish_reason, "other"),
-        prompt_tokens=reply.prompt_tokens,
-        response_tokens=reply.completion_tokens,
-    )
 
 
 def _model_of(command: str) -> str:

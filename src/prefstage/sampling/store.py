@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from prefstage.core.errors import InputError
-from prefstage.data.records import Candidates
+from prefstage.data.records import Candidates, Generation
 from prefstage.sampling.base import (
     BuyingSampler,
     DescribedSampler,
@@ -21,7 +21,7 @@ from prefstage.sampling.base import (
 )
 
 _KIND = "prefstage samples"
-_VERSION = 1
+_VERSION = 2  # 2: with thoughts and tokens
 
 
 class CandidateStore:
@@ -145,18 +145,29 @@ class CandidateStore:
                 expected="a candidate store of prefstage, or a path where one can be made",
                 cure="name another file",
             )
+        self._header = json.loads(lines[0]) if lines else None
+        self._check_version()
         for number, line in enumerate(lines[1:], start=2):
             try:
-                sample = Sample(**json.loads(line))
-            except (ValueError, TypeError):
+                sample = _sample_of(json.loads(line))
+            except (ValueError, TypeError, KeyError):
                 raise InputError.of(
                     saw=f"{self.path}, line {number}: not an answer",
                     expected="one answer a line, as prefstage wrote it",
                     cure="delete the line, or restore the file",
                 ) from None
             self._samples[sample.prompt_id, sample.index] = sample
-        self._header = json.loads(lines[0]) if lines else None
         self._stream.truncate(len(whole))
+
+    def _check_version(self) -> None:
+        version = _VERSION if self._header is None else self._header.get("version")
+        if version != _VERSION:
+            raise InputError.of(
+                saw=f"{self.path}, a candidate store of version {version}, whose answers "
+                + ("lack thoughts and tokens" if version == 1 else "this version does not know"),
+                expected=f"version {_VERSION}",
+                cure="delete it (or name another file) and run again: the answers are sampled anew",
+            )
 
 
 def collect(
@@ -200,19 +211,35 @@ def to_candidates(
         source: Who wrote them.
 
     Returns:
-        The prompts that have answers, in order, with their answers by index; no scores.
+        The prompts that have answers, in order, with their answers by index, and how each was
+        generated; no scores.
     """
-    answers: dict[str, dict[int, str]] = {}
+    answers: dict[str, dict[int, Sample]] = {}
     for sample in samples:
-        answers.setdefault(sample.prompt_id, {})[sample.index] = sample.text
+        answers.setdefault(sample.prompt_id, {})[sample.index] = sample
     made = []
     for prompt in prompts:
-        found = answers.get(prompt.prompt_id, {})
-        texts = tuple(found[index] for index in sorted(found))
-        if texts:
-            sources, scores = (source,) * len(texts), (None,) * len(texts)
-            made.append(Candidates(prompt.prompt_id, prompt.prompt, texts, sources, scores))
+        by_index = sorted(answers.get(prompt.prompt_id, {}).items())
+        if by_index:
+            made.append(_candidates(prompt, [sample for _, sample in by_index], source))
     return made
+
+
+def _candidates(prompt: Candidates, samples: Sequence[Sample], source: str) -> Candidates:
+    generations: tuple[Generation | None, ...] = tuple(sample.generation for sample in samples)
+    return Candidates(
+        prompt.prompt_id,
+        prompt.prompt,
+        responses=tuple(sample.text for sample in samples),
+        sources=(source,) * len(samples),
+        scores=(None,) * len(samples),
+        generations=generations if any(generations) else (),
+    )
+
+
+def _sample_of(line: Any) -> Sample:
+    """The answer of a line; TypeError if it is none."""
+    return Sample(**{**line, "token_ids": tuple(line["token_ids"])})
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -45,6 +45,7 @@ class TransformersSampler:
         name: For people, and for the `sources` column.
         chat_format: As in `ResponseEncoder`.
         max_prompt_tokens: As in `ResponseEncoder`; truncated prompts are counted.
+        template_options: As in `ResponseEncoder`.
         batch_tokens: Tokens that a batch may hold when every response has grown to
             max_new_tokens; memory grows with it.
 
@@ -62,9 +63,15 @@ class TransformersSampler:
         name: str = "policy",
         chat_format: str | None = None,
         max_prompt_tokens: int | None = None,
+        template_options: Mapping[str, Any] | None = None,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
     ) -> None:
-        self.encoder = _encoder(tokenizer, chat_format, max_prompt_tokens)
+        self.encoder = ResponseEncoder(
+            tokenizer,
+            chat_format=chat_format,
+            max_prompt_tokens=max_prompt_tokens,
+            template_options=template_options,
+        )
         self.batch_tokens = _checked_budget(batch_tokens)
         self.model = model.eval()
         self.config = config
@@ -82,6 +89,7 @@ class TransformersSampler:
         adapter: str | None = None,
         chat_format: str | None = None,
         max_prompt_tokens: int | None = None,
+        template_options: Mapping[str, Any] | None = None,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
     ) -> Self:
         """Load a model and its tokenizer from a folder or the Hub.
@@ -94,6 +102,7 @@ class TransformersSampler:
             adapter: Folder or Hub id of a PEFT adapter to merge into the weights.
             chat_format: As in `ResponseEncoder`.
             max_prompt_tokens: As in `ResponseEncoder`.
+            template_options: As in `ResponseEncoder`.
             batch_tokens: As for the class.
 
         Returns:
@@ -104,22 +113,19 @@ class TransformersSampler:
             InputError: As for the class.
         """
         tokenizer = load_tokenizer(name_or_path)
-        _encoder(tokenizer, chat_format, max_prompt_tokens)  # its faults show before the weights
+        encoding: dict[str, Any] = {
+            "chat_format": chat_format,
+            "max_prompt_tokens": max_prompt_tokens,
+            "template_options": template_options,
+        }
+        ResponseEncoder(tokenizer, **encoding)  # its faults show before the weights
         _checked_budget(batch_tokens)
         model = _load_model(name_or_path, dtype=dtype, device=device)
         name = Path(name_or_path).name
         if adapter is not None:
             model = _with_adapter(model, adapter)
             name = f"{name}+{Path(adapter).name}"
-        return cls(
-            model,
-            tokenizer,
-            config,
-            name=name,
-            chat_format=chat_format,
-            max_prompt_tokens=max_prompt_tokens,
-            batch_tokens=batch_tokens,
-        )
+        return cls(model, tokenizer, config, name=name, batch_tokens=batch_tokens, **encoding)
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -190,13 +196,18 @@ class TransformersSampler:
             stop_ids=self.stop_ids,
         ):
             request = requests[made.row]
+            reply = self.encoder.read(made.ids)
             yield Sample(
                 prompt_id=request.prompt_id,
                 index=request.index,
-                text=self.encoder.decode(made.ids),
+                text=reply.answer,
                 finish_reason="stop" if made.stopped else "length",
                 prompt_tokens=len(prompts[request.prompt_id]),
                 response_tokens=len(made.ids),
+                thought=reply.thought,
+                thought_cut=reply.cut,
+                token_ids=tuple(made.ids),
+                tokenizer=self.encoder.tokenizer_fingerprint,
             )
 
     def _prompts(self, requests: Sequence[SampleRequest]) -> dict[str, tuple[int, ...]]:
@@ -219,12 +230,6 @@ class TransformersSampler:
         context = _context(self.model)
         wanted = self.config.max_new_tokens
         return wanted if context is None else min(wanted, context - len(prompt_ids))
-
-
-def _encoder(
-    tokenizer: PreTrainedTokenizerBase, chat_format: str | None, max_prompt_tokens: int | None
-) -> ResponseEncoder:
-    return ResponseEncoder(tokenizer, chat_format=chat_format, max_prompt_tokens=max_prompt_tokens)
 
 
 def _checked_budget(batch_tokens: int) -> int:

@@ -1,7 +1,7 @@
 """What an OpenAI-compatible server answers, read into one shape."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefstage.serving.faults import TransientFault
@@ -12,12 +12,13 @@ class ChatReply:
     """One answer of a server.
 
     Attributes:
-        text: What the model wrote; empty where the server sends no text.
+        text: What the model answered; empty where the server sends no text.
         finish_reason: As the server names it: "stop", "length", "content_filter", ...
         prompt_tokens: Tokens of the prompt; 0 where the server does not count.
         completion_tokens: Tokens generated; 0 where the server does not count.
         top_logprobs: For each generated token the likeliest tokens and their log-probs
             [nats]; None where they were not asked for or the server does not give them.
+        reasoning: What the model thought before, where the server sends it apart; else empty.
     """
 
     text: str
@@ -25,6 +26,7 @@ class ChatReply:
     prompt_tokens: int
     completion_tokens: int
     top_logprobs: tuple[Mapping[str, float], ...] | None
+    reasoning: str = ""
 
 
 def read_chat(body: Any) -> ChatReply:
@@ -35,8 +37,9 @@ def read_chat(body: Any) -> ChatReply:
     """
     try:
         choice = body["choices"][0]
-        text = choice["message"].get("content")
-        return _reply(body, choice, text, _chat_logprobs(choice.get("logprobs")))
+        message = choice["message"]
+        reply = _reply(body, choice, message.get("content"), _chat_logprobs(choice.get("logprobs")))
+        return replace(reply, reasoning=_reasoning(message))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise _misshapen(body) from None
 
@@ -80,6 +83,15 @@ def _reply(
         completion_tokens=int(usage.get("completion_tokens") or 0),
         top_logprobs=top_logprobs,
     )
+
+
+def _reasoning(message: Any) -> str:
+    """The thought beside the content: `reasoning_content` of most servers, `reasoning` of some."""
+    for name in ("reasoning_content", "reasoning"):
+        thought = message.get(name)
+        if isinstance(thought, str) and thought:
+            return _without_lone_surrogates(thought)
+    return ""
 
 
 def _chat_logprobs(logprobs: Any) -> tuple[Mapping[str, float], ...] | None:
