@@ -11,6 +11,7 @@ from prefstage.aligning.steps import Step
 from prefstage.building.recipe import METHODS
 from prefstage.core.errors import ConfigError
 from prefstage.core.hashing import digest, digest_file
+from prefstage.data.chat_settings import ChatSettings
 from prefstage.measuring.config import MeasureConfig
 from prefstage.sampling.base import SamplingConfig
 
@@ -228,7 +229,8 @@ class Chain:
 
     def _sampling(self, config: SamplingConfig, policy: Policy) -> dict[str, Any]:
         recipe = self.recipe
-        options = {"chat_format": recipe.chat_format, "dtype": recipe.dtype, "name": policy.name}
+        options = {"dtype": recipe.dtype, "name": policy.name}
+        options |= ChatSettings(**recipe.encoding).model_dump(mode="json")
         if recipe.server is not None:
             options["server"] = recipe.server
         return {"sampling": config.model_dump(mode="json"), **options}

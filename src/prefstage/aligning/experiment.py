@@ -20,6 +20,7 @@ from prefstage.core.errors import PrefstageError
 from prefstage.core.files import write_json, write_text
 from prefstage.core.progress import progress
 from prefstage.core.runs import RunFolder
+from prefstage.data.tokenising import with_date
 from prefstage.judging.function import import_function
 from prefstage.judging.loading import load_judge
 
@@ -113,7 +114,7 @@ def run_experiment(
             folder = out / CELLS / cell.name
             try:
                 aligned = align(
-                    cell.recipe,
+                    with_date(cell.recipe, cell.recipe.policy, out),
                     out=folder,
                     judge=judge(cell.recipe.judge),
                     tell=step,
@@ -150,7 +151,11 @@ def plan_experiment(
     found: dict[object, PlannedStep] = {}
     for cell in load_grid(source).cells:
         for place, each in enumerate(
-            plan_alignment(cell.recipe, out=out / STORE, judge=judge(cell.recipe.judge))
+            plan_alignment(
+                with_date(cell.recipe, cell.recipe.policy, out),
+                out=out / STORE,
+                judge=judge(cell.recipe.judge),
+            )
         ):
             name = each.step or (cell.name, place)  # what follows from a stage has no name yet
             if name not in found:

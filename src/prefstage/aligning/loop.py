@@ -28,6 +28,7 @@ from prefstage.building.recipe import METHODS
 from prefstage.core.config import write_config
 from prefstage.core.files import write_json
 from prefstage.core.runs import RunFolder
+from prefstage.data.tokenising import with_date
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import load_judge
 from prefstage.measuring.measure import CANDIDATES
@@ -95,6 +96,7 @@ def align(
         reference is each iteration's start.
     """
     recipe = load_recipe(recipe)
+    recipe = with_date(recipe, recipe.policy, out)
     who = judge if judge is not None else load_judge(recipe.judge)
     RunFolder.open(out, command="align", inputs={})
     out = out.absolute()

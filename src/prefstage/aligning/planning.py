@@ -15,7 +15,7 @@ from prefstage.aligning.loop import choose
 from prefstage.aligning.recipe import Recipe, load_recipe, train_settings
 from prefstage.aligning.schedule import Data, Rule
 from prefstage.aligning.steps import State, Step, Steps
-from prefstage.data.tokenising import ResponseEncoder, load_tokenizer
+from prefstage.data.tokenising import ResponseEncoder, load_tokenizer, with_date
 from prefstage.judging.base import Judge, PointwiseJudge
 from prefstage.judging.loading import load_judge
 from prefstage.measuring.measure import STAGE
@@ -95,6 +95,7 @@ def plan_alignment(
         InputError: If data, policy or judge cannot be used.
     """
     recipe = load_recipe(recipe)
+    recipe = with_date(recipe, recipe.policy, out)
     who = judge if judge is not None else load_judge(recipe.judge)
     with tempfile.TemporaryDirectory() as folder:  # bad rows, which only a run puts aside
         inputs = Inputs(recipe, Path(folder))
@@ -302,9 +303,7 @@ class _Planner:
 def _sizes(chain: Chain, inputs: Inputs) -> _Sizes:
     rows = inputs.prompts
     off = rows if chain.recipe.off_policy is None else inputs.off_policy
-    encoder = ResponseEncoder(
-        load_tokenizer(chain.recipe.policy), chat_format=chain.recipe.chat_format
-    )
+    encoder = ResponseEncoder(load_tokenizer(chain.recipe.policy), **chain.recipe.encoding)
     trees = [encoder.encode(row.prompt, row.responses) for row in islice(off, _ROWS_LOOKED_AT)]
     lengths = [len(ids) for tree in trees for ids in tree.response_ids]
     limit = float(chain.own_sampling.max_new_tokens)

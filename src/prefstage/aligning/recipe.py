@@ -12,6 +12,7 @@ from prefstage.building.filters import Filters
 from prefstage.building.recipe import METHODS
 from prefstage.core.config import Config, check_config, load_config
 from prefstage.core.errors import ConfigError
+from prefstage.data.chat_settings import ChatSettings
 from prefstage.evaluating.win_rates import WinRateConfig
 from prefstage.measuring.config import MeasureConfig
 from prefstage.sampling.base import SamplingConfig
@@ -62,7 +63,7 @@ class StopRules(Config):
     hours: float | None = Field(default=None, gt=0, description="Hours of finished steps.")
 
 
-class Recipe(Config):
+class Recipe(ChatSettings):
     """An alignment: who is trained, on what, judged by whom, how often."""
 
     policy: str = Field(description="Model folder or Hub id.")
@@ -94,7 +95,6 @@ class Recipe(Config):
         default="error",
         description="Of off_policy, prompts and held-out prompts; put aside in the run folder.",
     )
-    chat_format: str | None = Field(default=None, description="Plain format of a base model.")
     dtype: str | None = Field(default=None, description="Of sampling: auto, float32, bfloat16.")
     device: str | None = Field(default=None, description="Of sampling: auto, cpu, cuda:0, ...")
     server: str | None = Field(
@@ -190,7 +190,7 @@ class Recipe(Config):
     @property
     def load_options(self) -> LoadOptions:
         """How samplers are loaded."""
-        return LoadOptions(chat_format=self.chat_format, dtype=self.dtype, device=self.device)
+        return LoadOptions(**self.encoding, dtype=self.dtype, device=self.device)
 
     def sampled_from(self, policy: str) -> str:
         """What `load_sampler` takes for a policy: itself, or the server that is started on it.
@@ -303,6 +303,9 @@ def _train_recipe(
     arguments = given.get("training", {})
     if isinstance(arguments, Mapping):
         given["training"] = {"seed": recipe.seed, **arguments}
+    tokens = given.get("tokens", {})
+    if isinstance(tokens, Mapping):  # texts are read alike when sampled and when trained on
+        given["tokens"] = {**recipe.encoding, **tokens}
     if given.get("lora") not in (None, False):  # the next step loads a whole model
         given["export"] = {"merge_adapter": True}
     return check_config(TrainRecipe, {**given, **fixed}, origin=section)

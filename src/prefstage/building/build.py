@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from prefstage.data.grouping import keep_sources
 from prefstage.data.loading import load_candidates, load_pairs
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.storage import save_dataset
+from prefstage.data.tokenising import with_date
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import load_judge
 from prefstage.judging.store import JudgmentStore
@@ -102,6 +103,8 @@ def build_pairs(
         RunFolderError: If `out` holds another run.
     """
     plan, account = read_recipe(recipe), Account()
+    dated = with_date(plan.recipe, plan.recipe.policy, None if out is None else Path(out))
+    plan = replace(plan, recipe=dated)
     data = _load(plan)
     with ExitStack() as stack:
         judge, sampler, aspects = _helpers(plan, judge, sampler, stack)

@@ -17,11 +17,12 @@ from prefstage.building.splitting import check_shares
 from prefstage.building.tiers import COMBINATIONS, parse_combination
 from prefstage.core.config import Config, check_config, load_config, nearest
 from prefstage.core.errors import ConfigError
+from prefstage.data.chat_settings import CHAT_SETTINGS, ChatSettings
 from prefstage.sampling.base import SamplingConfig
 from prefstage.sampling.loading import LoadOptions
 
 Inputs = Literal["candidates", "pairs"]
-_LOADING = ("chat_format", "dtype", "device", "adapter", "concurrency")
+_LOADING = (*CHAT_SETTINGS, "dtype", "device", "adapter", "concurrency")
 
 
 class ChoiceSettings(Config):
@@ -159,7 +160,7 @@ class Augmentation(Config):
     digits: int = Field(default=1, ge=0, le=6, description="Decimal places of the score.")
 
 
-class Recipe(Config):
+class Recipe(ChatSettings):
     """A build, whole: the same recipe on the same data gives the same pairs."""
 
     candidates: str | None = Field(default=None, description="Prompts with responses.")
@@ -181,7 +182,6 @@ class Recipe(Config):
     sampling: SamplingConfig = Field(
         default=SamplingConfig(temperature=0.6), description="How the policy answers."
     )
-    chat_format: str | None = Field(default=None, description="Plain format of a base model.")
     dtype: str | None = Field(default=None, description="auto, float32, bfloat16 or float16.")
     device: str | None = Field(default=None, description="auto, cpu, cuda:0, ...")
     adapter: str | None = Field(default=None, description="PEFT adapter on the policy.")
@@ -194,7 +194,10 @@ class Recipe(Config):
     @property
     def load_options(self) -> LoadOptions:
         """How the policy is loaded."""
-        return LoadOptions(**{name: getattr(self, name) for name in _LOADING})
+        return LoadOptions(
+            **self.encoding,
+            **{name: getattr(self, name) for name in _LOADING if name not in CHAT_SETTINGS},
+        )
 
 
 @dataclass(frozen=True)

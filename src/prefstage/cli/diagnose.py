@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefstage.cli.chat_options import (
+    ChatFormat,
+    ControlTokensOption,
+    TemplateDate,
+    TemplateOptions,
+    chat_settings,
+)
 from prefstage.cli.manners import Outcome, mannered, say
 from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
@@ -23,7 +30,7 @@ Text = str | None
 
 _PAIRS, _RANKED = ("pairs",), ("ranked",)
 _SETTINGS = ("beta", "target_loss", "max_pairs", "seed", "confidence")
-_ENCODING = ("chat_format", "max_prompt_tokens", "max_response_tokens")
+_ENCODING = ("max_prompt_tokens", "max_response_tokens")
 
 PairsOption = Annotated[
     list[str] | None,
@@ -59,7 +66,6 @@ LossOption = Annotated[
 MaxOption = Annotated[Number, typer.Option(help="A random sample of so many pairs [all].")]
 SeedOption = Annotated[Number, typer.Option(help="Of sample and bootstrap [0].")]
 ConfidenceOption = Annotated[float | None, typer.Option(help="Of intervals [0.95].")]
-FormatOption = Annotated[Text, typer.Option(help="Plain format of a base model.")]
 PromptOption = Annotated[Number, typer.Option(help="Longer prompts keep their end (counted).")]
 ResponseOption = Annotated[
     Number, typer.Option(help="Longer responses keep their start (counted).")
@@ -91,7 +97,10 @@ def diagnose(
     max_pairs: MaxOption = None,
     seed: SeedOption = None,
     confidence: ConfidenceOption = None,
-    chat_format: FormatOption = None,
+    chat_format: ChatFormat = None,
+    template_options: TemplateOptions = None,
+    template_date: TemplateDate = None,
+    control_tokens: ControlTokensOption = None,
     max_prompt_tokens: PromptOption = None,
     max_response_tokens: ResponseOption = None,
     dtype: DtypeOption = "auto",
@@ -234,7 +243,8 @@ def _model(name: str, given: dict[str, Any]) -> "ScoredBy":
     from prefstage.scoring import ReferenceCache, Scorer
 
     scorer = Scorer.load(name, dtype=given["dtype"])
-    encoder = ResponseEncoder(load_tokenizer(name), **{key: given[key] for key in _ENCODING})
+    limits = {key: given[key] for key in _ENCODING}
+    encoder = ResponseEncoder(load_tokenizer(name), **chat_settings(given).encoding, **limits)
     cache = given["cache"]
     kept = ReferenceCache(cache, scorer) if cache is not None else scorer
     return ScoredBy(Path(name).name or name, kept, encoder)

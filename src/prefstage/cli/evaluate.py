@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefstage.cli.chat_options import (
+    ChatFormat,
+    ControlTokensOption,
+    TemplateDate,
+    TemplateOptions,
+    chat_settings,
+)
 from prefstage.cli.evaluate_recount import recount
 from prefstage.cli.evaluate_tasks import benchmark, check_kind, grade, rank, ranked
 from prefstage.cli.manners import Outcome, mannered, say
@@ -131,7 +138,10 @@ def evaluate(
     top_k: Annotated[Number, _option("Of sampling [50].")] = None,
     max_new_tokens: Annotated[Number, _option("Tokens a response [1024].")] = None,
     beams: Annotated[Number, _option("Beam search over so many; no servers [1].")] = None,
-    chat_format: Annotated[Text, _option("Plain format of a base model.")] = None,
+    chat_format: ChatFormat = None,
+    template_options: TemplateOptions = None,
+    template_date: TemplateDate = None,
+    control_tokens: ControlTokensOption = None,
     as_json: Annotated[bool, _option("Print JSON and nothing else.", "--json")] = False,
 ) -> None:
     """Win rate of answers, or of a policy, over a baseline by any judge.
@@ -194,7 +204,8 @@ def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
     inputs = {
         "answers": [_fingerprint(each) for each in ours],
         "policies": list(given["policy"] or ()),
-        "sampling": {name: given[name] for name in _SAMPLING if given[name] is not None},
+        "sampling": {name: given[name] for name in _SAMPLING if given[name] is not None}
+        | chat_settings(given).model_dump(mode="json"),
         "baseline": _fingerprint(theirs),
         "judge": who.fingerprint,
         "config": config.model_dump(),
@@ -239,7 +250,7 @@ def _result(
     }
 
 
-_SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "beams", "seed", "chat_format")
+_SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "beams", "seed")
 
 
 def _fingerprint(answers: "Answers") -> str:
@@ -249,16 +260,18 @@ def _fingerprint(answers: "Answers") -> str:
 
 
 def _answers_of(spec: str, theirs: "Answers", given: Mapping[str, Any], file: Path) -> "Answers":
+    from prefstage.data.tokenising import with_date
     from prefstage.evaluating.policies import answer_prompts
     from prefstage.measuring.loop import prompt_order
     from prefstage.sampling import LoadOptions, SamplingConfig, load_sampler
 
-    settings = load_config(SamplingConfig, None, {name: given[name] for name in _SAMPLING[:-1]})
+    settings = load_config(SamplingConfig, None, {name: given[name] for name in _SAMPLING})
     # the prompts that will be judged, no others: the order and the limit are the judge's
     order = prompt_order(list(theirs.by_prompt), seed=given["seed"] or 0)
     chosen = order[: given["max_prompts"] or len(order)]
     with ExitStack() as stack:
-        options = LoadOptions(chat_format=given["chat_format"])
+        chat = with_date(chat_settings(given), spec, given["out"])
+        options = LoadOptions(**chat.encoding)
         sampler = load_sampler(spec, settings.model_copy(update={"responses": 1}), options=options)
         if isinstance(sampler, AbstractContextManager):
             stack.enter_context(sampler)

@@ -6,9 +6,11 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefstage.cli.chat_options import chat_settings
 from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json
+from prefstage.data.chat_settings import CHAT_SETTINGS
 
 if TYPE_CHECKING:
     from prefstage.evaluating import CheckpointTable, MtBench, WinRate
@@ -32,7 +34,7 @@ _OF_KINDS = {
     **dict.fromkeys(("task_data", "apply_chat_template"), "task"),
 }
 
-_OF_POLICIES = ("temperature", "top_p", "top_k", "beams", "max_new_tokens", "chat_format")
+_OF_POLICIES = ("temperature", "top_p", "top_k", "beams", "max_new_tokens", *CHAT_SETTINGS)
 
 
 def check_kind(given: Mapping[str, Any]) -> None:
@@ -96,6 +98,7 @@ def grade(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     from prefstage.core.hashing import digest
     from prefstage.core.runs import RunFolder
+    from prefstage.data.tokenising import with_date
     from prefstage.evaluating import MtBenchConfig, load_questions, run_mt_bench
     from prefstage.sampling import LoadOptions, SamplingConfig, load_sampler
 
@@ -109,16 +112,17 @@ def grade(given: Mapping[str, Any]) -> dict[str, Any]:
     inputs = {
         "questions": digest([vars(each) for each in questions]),
         "policy": given["policy"][0],
-        "sampling": settings.model_dump() | {"chat_format": given["chat_format"]},
+        "sampling": settings.model_dump() | chat_settings(given).model_dump(mode="json"),
         "judge": judge.model or judge.base_url,
         "config": config.model_dump(),
     }
     run = RunFolder.open(given["out"], command="evaluate --mt-bench", inputs=inputs)
+    chat = chat_settings(given)
     with ExitStack() as stack:
         sampler = load_sampler(
             given["policy"][0],
             settings.model_copy(update={"responses": 1}),
-            options=LoadOptions(chat_format=given["chat_format"]),
+            options=LoadOptions(**with_date(chat, given["policy"][0], given["out"]).encoding),
         )
         if isinstance(sampler, AbstractContextManager):
             stack.enter_context(sampler)

@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from prefstage.cli.chat_options import (
+    ChatFormat,
+    ControlTokensOption,
+    TemplateDate,
+    TemplateOptions,
+)
+from prefstage.cli.chat_options import (
+    template_options as options_by_name,
+)
 from prefstage.cli.manners import EXIT_INTERRUPTED, Outcome, mannered, say
 from prefstage.core.config import load_config, write_config
 from prefstage.core.progress import Ticker, progress
@@ -64,7 +73,6 @@ Temperature = Annotated[Real, _option("Of sampling [0.7].")]
 TopP = Annotated[Real, _option("Of sampling [0.9].")]
 TopK = Annotated[Number, _option("Of sampling [50].")]
 MaxNewTokens = Annotated[Number, _option("Tokens a response [1024].")]
-ChatFormat = Annotated[Text, _option("Plain format of a base model.")]
 Dtype = Annotated[Text, _option("auto, float32, bfloat16, float16.")]
 Device = Annotated[Text, _option("auto, cpu, cuda:0, ...")]
 Adapter = Annotated[Text, _option("PEFT adapter on the policy.")]
@@ -116,6 +124,9 @@ def measure(
     top_k: TopK = None,
     max_new_tokens: MaxNewTokens = None,
     chat_format: ChatFormat = None,
+    template_options: TemplateOptions = None,
+    template_date: TemplateDate = None,
+    control_tokens: ControlTokensOption = None,
     dtype: Dtype = None,
     device: Device = None,
     adapter: Adapter = None,
@@ -156,10 +167,12 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     sampling = ("temperature", "top_p", "top_k", "max_new_tokens")
     renamed |= {name: f"sampling.{name}" for name in sampling}
     given = {k: v for k, v in options.items() if k not in ("out", "config", "as_json")}
+    given["template_options"] = options_by_name(given["template_options"])
     return {renamed.get(k, k): v for k, v in given.items() if v is not None and v is not False}
 
 
 def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Measurement", list[str]]:
+    from prefstage.data.tokenising import with_date
     from prefstage.judging import load_judge
     from prefstage.measuring import measure as run
     from prefstage.sampling import load_sampler
@@ -169,6 +182,7 @@ def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Measuremen
     if settings.on_policy is not None:
         on = _loaded(settings.on_policy, settings.on_sources, settings, "-on-policy")
     notes = [*_notes("off-policy", off), *(_notes("on-policy", on) if on is not None else [])]
+    settings = with_date(settings, settings.policy if on is None else None, out)
     with ExitStack() as stack:
         judge = _entered(stack, load_judge(settings.judge))
         sampler = None

@@ -4,13 +4,14 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from prefstage.data.chat_settings import ChatSettings
 from prefstage.measuring import MeasureConfig
 from prefstage.sampling import LoadOptions, SamplingConfig
 
-_LOADING = ("chat_format", "dtype", "device", "adapter", "concurrency")
+_LOADING = ("dtype", "device", "adapter", "concurrency")
 
 
-class MeasureSettings(MeasureConfig):
+class MeasureSettings(MeasureConfig, ChatSettings):
     """The measurement's rules, and where policy, data and judge are found."""
 
     off_policy: str = Field(default="", description="Off-policy pairs or candidates.")
@@ -24,7 +25,6 @@ class MeasureSettings(MeasureConfig):
         default=None, min_length=1, description="Writers whose given responses are the policy's."
     )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="How it answers.")
-    chat_format: str | None = Field(default=None, description="Plain format of a base model.")
     dtype: str | None = Field(default=None, description="auto, float32, bfloat16 or float16.")
     device: str | None = Field(default=None, description="auto, cpu, cuda:0, ...")
     adapter: str | None = Field(default=None, description="PEFT adapter on the policy.")
@@ -59,7 +59,7 @@ class MeasureSettings(MeasureConfig):
                 f"sampling.{min(twice)} is set; expected on_responses and seed instead; "
                 f"remove sampling.{min(twice)}"
             )
-        ignored = [name for name in _LOADING if getattr(self, name) is not None]
+        ignored = [*self.encoding, *(name for name in _LOADING if getattr(self, name) is not None)]
         ignored += ["sampling"] if self.sampling.model_fields_set else []
         if self.on_policy is not None and ignored:
             raise ValueError(
@@ -93,4 +93,4 @@ class MeasureSettings(MeasureConfig):
     @property
     def load_options(self) -> LoadOptions:
         """How the policy is loaded."""
-        return LoadOptions(**{name: getattr(self, name) for name in _LOADING})
+        return LoadOptions(**self.encoding, **{name: getattr(self, name) for name in _LOADING})

@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefstage.cli.chat_options import (
+    ChatFormat,
+    ControlTokensOption,
+    TemplateDate,
+    TemplateOptions,
+    chat_settings,
+)
 from prefstage.cli.manners import Outcome, mannered, say
 from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
@@ -24,7 +31,7 @@ Number = int | None
 _ENDINGS = (".jsonl", ".parquet")
 _SAMPLING = ("responses", "temperature", "top_p", "top_k", "max_new_tokens", "beams", "seed")
 _LOADING = (
-    *("chat_format", "dtype", "device", "adapter", "max_prompt_tokens", "batch_tokens"),
+    *("dtype", "device", "adapter", "max_prompt_tokens", "batch_tokens"),
     *("concurrency", "timeout_s", "retries", "api_key_env"),
 )
 
@@ -54,7 +61,10 @@ def sample(
     max_new_tokens: Annotated[Number, typer.Option(help="Tokens a response [1024].")] = None,
     beams: Annotated[Number, typer.Option(help="Beam search over so many; no servers [1].")] = None,
     seed: Annotated[Number, typer.Option(help="Of all responses [0].")] = None,
-    chat_format: Annotated[Text, typer.Option(help="Plain format of a base model.")] = None,
+    chat_format: ChatFormat = None,
+    template_options: TemplateOptions = None,
+    template_date: TemplateDate = None,
+    control_tokens: ControlTokensOption = None,
     dtype: Annotated[Text, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
     device: Annotated[Text, typer.Option(help="auto, cpu, cuda:0, ...")] = None,
     adapter: Annotated[Text, typer.Option(help="PEFT adapter on the policy.")] = None,
@@ -91,6 +101,7 @@ def _sample(given: dict[str, Any]) -> None:
     policy, out, limit = given["policy"], given["out"], given["limit"]
     _check_out(out, limit)
     from prefstage.data import load_prompts
+    from prefstage.data.tokenising import reads_clock
     from prefstage.sampling import CandidateStore, LoadOptions, SamplingConfig, load_sampler
 
     settings = load_config(
@@ -109,7 +120,10 @@ def _sample(given: dict[str, Any]) -> None:
     rows = [loaded[place] for place in range(min(len(loaded), limit or len(loaded)))]
     with ExitStack() as stack:
         store = stack.enter_context(CandidateStore(store_file))
-        sampler = load_sampler(policy, settings, options=LoadOptions(**options))
+        chat = chat_settings(given)
+        if chat.template_date is None and reads_clock(policy):
+            chat = chat.model_copy(update={"template_date": store.date})
+        sampler = load_sampler(policy, settings, options=LoadOptions(**chat.encoding, **options))
         if isinstance(sampler, AbstractContextManager):
             stack.enter_context(sampler)
         result = _run(sampler, rows, settings.responses, store)

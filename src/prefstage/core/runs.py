@@ -4,7 +4,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -67,6 +67,22 @@ class RunFolder:
         return self.path / name
 
 
+def run_date(folder: Path | None) -> date:
+    """The day on which a run began: what its chat templates read as today.
+
+    Args:
+        folder: The run's folder; None for a run that keeps nothing.
+
+    Returns:
+        The day that the folder's manifest names; today for a run that begins now.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) if folder else {}
+        return date.fromisoformat(manifest["date"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return date.today()
+
+
 def _is_vacant(path: Path) -> bool:
     """Whether `path` is a folder without content, but for what a killed start left there."""
     leftover = f".{Path(MANIFEST).stem}-"
@@ -75,6 +91,7 @@ def _is_vacant(path: Path) -> bool:
 
 def _circumstances() -> dict[str, Any]:
     return {
+        "date": date.today().isoformat(),  # of this place, as chat templates read it
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},

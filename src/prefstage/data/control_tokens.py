@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
@@ -10,9 +10,6 @@ from transformers.utils.chat_template_utils import encode_marked_chat, mark_cont
 from prefstage.data.records import Message
 from prefstage.data.rendering import ChatTemplate, RenderingError
 from prefstage.data.thoughts import THOUGHT_MARKS
-
-ControlTokens = Literal["split", "keep"]
-"""What becomes of control tokens that a text spells: ordinary text, or the tokens."""
 
 _MARKS = re.compile("[\U000f0000\U000f0001]")
 

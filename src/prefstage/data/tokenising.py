@@ -7,18 +7,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.core.hashing import digest
+from prefstage.core.runs import run_date
 from prefstage.data.chat_formats import QUESTION, TurnShape, probe_turn
-from prefstage.data.control_tokens import ControlText, ControlTokens
+from prefstage.data.chat_settings import ChatSettings, ControlTokens
+from prefstage.data.control_tokens import ControlText
 from prefstage.data.records import SAMPLED, Message, prompt_id_of
 from prefstage.data.rendering import THOUGHT_FIELDS, ChatTemplate, RenderingError
 from prefstage.data.thoughts import Reply, opens_thought, read_reply
 
+_Settings = TypeVar("_Settings", bound=ChatSettings)
 _log = logging.getLogger(__name__)
 
 
@@ -493,6 +497,40 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
             expected="a folder with tokenizer.json or a model id of the Hub",
             cure="check the name, or point to the model's folder",
         ) from None
+
+
+def reads_clock(name_or_path: str) -> bool:
+    """Whether a model's chat template writes today's date.
+
+    Args:
+        name_or_path: A model's folder or its id on the Hub; of a server it is not known.
+
+    Returns:
+        Whether it does; False where there is no tokenizer to look at.
+    """
+    if name_or_path.startswith(("openai:", "serve:")):
+        return False
+    try:
+        tokenizer = load_tokenizer(name_or_path)
+    except ModelError:
+        return False
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+def with_date(settings: _Settings, policy: str | None, run: Path | None) -> _Settings:
+    """Settings that name the day which the policy's chat template reads as today.
+
+    Args:
+        settings: With `template_date`.
+        policy: Who answers; None for nobody.
+        run: The run's folder: one that goes on keeps the day on which it began.
+
+    Returns:
+        The settings with the day, if the template reads the clock and none was set.
+    """
+    if settings.template_date is not None or policy is None or not reads_clock(policy):
+        return settings
+    return settings.model_copy(update={"template_date": run_date(run)})
 
 
 def _message(response: str | Message) -> Message:

@@ -1,5 +1,6 @@
 """`load_sampler`: from a short text to who writes the answers."""
 
+import datetime
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefstage.core.errors import InputError
+from prefstage.data.chat_settings import ControlTokens
 from prefstage.sampling.base import Sampler, SamplingConfig
 
 
@@ -18,6 +20,8 @@ class LoadOptions:
         chat_format: Named plain format for a base model without a chat template.
         template_options: Variables for the chat template, such as
             ``{"enable_thinking": False}``.
+        template_date: In process: what templates read as today.
+        control_tokens: In process: "split" or "keep", as in `ResponseEncoder`.
         dtype: In process: "auto", "float32", "bfloat16", "float16".
         device: In process: "auto", "cpu", "cuda:0", ...
         adapter: In process: PEFT adapter to merge into the weights.
@@ -32,6 +36,8 @@ class LoadOptions:
 
     chat_format: str | None = None
     template_options: Mapping[str, Any] | None = None
+    template_date: datetime.date | None = None
+    control_tokens: ControlTokens | None = None
     dtype: str | None = None
     device: str | None = None
     adapter: str | None = None
@@ -48,7 +54,10 @@ class LoadOptions:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-_IN_PROCESS = ("dtype", "device", "adapter", "max_prompt_tokens", "batch_tokens")
+_IN_PROCESS = (
+    *("template_date", "control_tokens"),
+    *("dtype", "device", "adapter", "max_prompt_tokens", "batch_tokens"),
+)
 _CLIENT = ("timeout_s", "retries", "api_key_env")
 _SERVER = ("concurrency", *_CLIENT)
 

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -76,6 +77,12 @@ class CandidateStore:
         """The answers in the order of their arrival."""
         return iter(list(self._samples.values()))
 
+    @property
+    def date(self) -> date:
+        """The day of the first answers, which later ones' chat templates read as today too."""
+        header = self._header if self._samples else None
+        return date.today() if header is None else date.fromisoformat(str(header["date"]))
+
     def get(self, prompt_id: str, index: int) -> Sample | None:
         """Look an answer up.
 
@@ -105,6 +112,7 @@ class CandidateStore:
             self._header = {
                 "kind": _KIND,
                 "version": _VERSION,
+                "date": self.date.isoformat(),
                 "sampler": sampler.name,
                 "fingerprint": sampler.fingerprint,
                 "settings": settings,

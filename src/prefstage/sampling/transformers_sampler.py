@@ -43,11 +43,10 @@ class TransformersSampler:
         tokenizer: Its tokenizer.
         config: How to sample.
         name: For people, and for the `sources` column.
-        chat_format: As in `ResponseEncoder`.
-        max_prompt_tokens: As in `ResponseEncoder`; truncated prompts are counted.
-        template_options: As in `ResponseEncoder`.
         batch_tokens: Tokens that a batch may hold when every response has grown to
             max_new_tokens; memory grows with it.
+        encoding: Arguments of `ResponseEncoder`: chat_format, max_prompt_tokens (truncated
+            prompts are counted), template_options and so on.
 
     Raises:
         ModelError: As `ResponseEncoder`.
@@ -61,17 +60,10 @@ class TransformersSampler:
         config: SamplingConfig,
         *,
         name: str = "policy",
-        chat_format: str | None = None,
-        max_prompt_tokens: int | None = None,
-        template_options: Mapping[str, Any] | None = None,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        **encoding: Any,
     ) -> None:
-        self.encoder = ResponseEncoder(
-            tokenizer,
-            chat_format=chat_format,
-            max_prompt_tokens=max_prompt_tokens,
-            template_options=template_options,
-        )
+        self.encoder = ResponseEncoder(tokenizer, **encoding)
         self.batch_tokens = _checked_budget(batch_tokens)
         self.model = model.eval()
         self.config = config
@@ -87,10 +79,8 @@ class TransformersSampler:
         dtype: str = "auto",
         device: str = "auto",
         adapter: str | None = None,
-        chat_format: str | None = None,
-        max_prompt_tokens: int | None = None,
-        template_options: Mapping[str, Any] | None = None,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        **encoding: Any,
     ) -> Self:
         """Load a model and its tokenizer from a folder or the Hub.
 
@@ -100,10 +90,8 @@ class TransformersSampler:
             dtype: "auto" (as the checkpoint), "float32", "bfloat16" or "float16".
             device: "auto" (all GPUs, or the CPU where there are none), "cpu", "cuda:0", ...
             adapter: Folder or Hub id of a PEFT adapter to merge into the weights.
-            chat_format: As in `ResponseEncoder`.
-            max_prompt_tokens: As in `ResponseEncoder`.
-            template_options: As in `ResponseEncoder`.
             batch_tokens: As for the class.
+            encoding: As for the class.
 
         Returns:
             The sampler, named after the last part of the path.
@@ -113,11 +101,6 @@ class TransformersSampler:
             InputError: As for the class.
         """
         tokenizer = load_tokenizer(name_or_path)
-        encoding: dict[str, Any] = {
-            "chat_format": chat_format,
-            "max_prompt_tokens": max_prompt_tokens,
-            "template_options": template_options,
-        }
         ResponseEncoder(tokenizer, **encoding)  # its faults show before the weights
         _checked_budget(batch_tokens)
         model = _load_model(name_or_path, dtype=dtype, device=device)

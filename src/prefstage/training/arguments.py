@@ -38,6 +38,10 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
             "adapter-off": the policy without its adapters; a folder or Hub id: that
             model, loaded before training and freed; "none": no reference.
         chat_format: Template for a model without one; None for the tokenizer's.
+        template_options: Variables for the chat template, such as ``{"enable_thinking": False}``.
+        template_date: What templates read as today (an ISO date); None for the day of the first
+            run.
+        control_tokens: What becomes of control tokens that texts spell: "split" or "keep".
         max_prompt_tokens: Longer prompts lose their beginning (counted). None: no limit.
         max_response_tokens: Longer responses lose their end (counted). None: no limit.
         token_budget: Tokens a forward and backward pass, or "auto" for what fits into the
@@ -60,6 +64,15 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
     )
     chat_format: str | None = field(
         default=None, metadata={"help": "Chat format of a model without a template."}
+    )
+    template_options: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Variables of the chat template, as JSON."}
+    )
+    template_date: str | None = field(
+        default=None, metadata={"help": "What templates read as today."}
+    )
+    control_tokens: str = field(
+        default="split", metadata={"help": "Control tokens in texts: split or keep."}
     )
     max_prompt_tokens: int | None = field(
         default=None, metadata={"help": "Longer prompts lose their beginning."}

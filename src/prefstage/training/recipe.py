@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from prefstage.core.config import Config, load_config, nearest
 from prefstage.core.errors import ConfigError
+from prefstage.data.chat_settings import CHAT_SETTINGS, ChatSettings
 from prefstage.sampling.base import SamplingConfig
 
 UNNAMED = "eval"
@@ -27,7 +28,7 @@ _ELSEWHERE = {
     **{
         name: f"tokens.{name}"
         for name in (
-            *("chat_format", "max_prompt_tokens", "max_response_tokens"),
+            *(*CHAT_SETTINGS, "max_prompt_tokens", "max_response_tokens"),
             *("token_budget", "layout"),
         )
     },
@@ -46,10 +47,9 @@ class DataSettings(Config):
     quarantine_file: str | None = Field(default=None, description="Where bad rows go.")
 
 
-class TokenSettings(Config):
+class TokenSettings(ChatSettings):
     """How texts become tokens, and tokens forward passes."""
 
-    chat_format: str | None = Field(default=None, description="Of a model without template.")
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="Longer keep the end.")
     max_response_tokens: int | None = Field(
         default=None, ge=1, description="Longer keep the start."
@@ -190,7 +190,7 @@ def argument_values(recipe: Recipe) -> dict[str, Any]:
     for name in recipe.training:
         _check_name(str(name), [*fields])
     given = {name: _as_typed(value, fields[name]) for name, value in recipe.training.items()}
-    own = recipe.tokens.model_dump() | {
+    own = recipe.tokens.model_dump(mode="json") | {
         "loss": recipe.loss,
         "reference": recipe.reference,
         "reference_cache": recipe.reference_cache,

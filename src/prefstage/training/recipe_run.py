@@ -24,7 +24,7 @@ from prefstage.core.errors import (
 )
 from prefstage.core.files import write_json
 from prefstage.core.progress import Ticker, progress
-from prefstage.core.runs import MANIFEST, RunFolder
+from prefstage.core.runs import MANIFEST, RunFolder, run_date
 from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.arguments import PreferenceArguments
@@ -71,6 +71,7 @@ def train_recipe(recipe: Recipe, out: Path) -> Trained:
         ModelError: If the policy cannot be loaded or trained.
         RunFolderError: If the folder holds another run.
     """
+    recipe = _dated(recipe, out)
     loss = parse_loss(recipe.loss)
     arguments = argument_values(recipe)
     cache = arguments.pop("reference_cache") or str(out / "references")
@@ -131,6 +132,14 @@ def load_set(settings: DataSettings, loss: LossMix) -> LoadedSet:
             )
         given["labels"] = settings.labels
     return load(settings.path, **given)
+
+
+def _dated(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with the day on which the run began, which its chat template reads as today."""
+    if recipe.tokens.template_date is not None:
+        return recipe
+    tokens = recipe.tokens.model_copy(update={"template_date": run_date(out)})
+    return recipe.model_copy(update={"tokens": tokens})
 
 
 @contextmanager

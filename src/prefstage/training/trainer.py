@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
 from prefstage.data import ResponseEncoder
+from prefstage.data.chat_settings import CHAT_SETTINGS
 from prefstage.losses import LossState, parse_loss
 from prefstage.scoring import Scorer
 from prefstage.scoring.checks import check_fits
@@ -100,7 +101,7 @@ class PreferenceTrainer(DurableTrainer):
         self.last_step: StepOutcome | None = None
         self.encoder = ResponseEncoder(
             processing_class,
-            chat_format=args.chat_format,
+            **{name: getattr(args, name) for name in CHAT_SETTINGS},
             max_prompt_tokens=args.max_prompt_tokens,
             max_response_tokens=args.max_response_tokens,
         )
