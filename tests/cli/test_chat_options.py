@@ -161,14 +161,14 @@ def test_a_training_goes_on_with_the_date_on_which_it_began(
         train_recipe(recipe, out=out)
         return dict(json.loads((out / "train.json").read_text()))
 
-    begun = train(tmp_path / "run")
+    train(tmp_path / "run")
     day.now = _NEXT
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-3")
     gone_on = train(tmp_path / "run")
+    assert gone_on["steps"] == 3
     assert run_date(tmp_path / "run") == _FIRST
     resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert str(resolved["tokens"]["template_date"]) == "2026-01-31"
-    assert gone_on["data"] == begun["data"]
 
 
 def test_the_date_of_a_run_is_that_of_its_manifest(tmp_path: Path, day: type[Day]) -> None:
