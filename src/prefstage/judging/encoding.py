@@ -14,6 +14,8 @@ from prefstage.judging.texts import plain_prompt
 
 # Special tokens that a text spells are split: a response must not end the prompt's segment.
 _AS_TEXT = {"split_special_tokens": True, "verbose": False}
+# What a judge's template reads as today: Llama 3.1's default. Stored judgments outlive the day.
+_JUDGES_DATE = datetime.date(2024, 7, 26)
 _UNBOUNDED = 1_000_000  # tokenizers without a limit give a huge number
 
 
@@ -125,7 +127,7 @@ class ChatEncoder:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        return ChatTemplate(self.tokenizer, None, {}, datetime.date.today())
+        return ChatTemplate(self.tokenizer, None, {}, _JUDGES_DATE)
 
     @cached_property
     def _control(self) -> ControlText:
