@@ -7,6 +7,7 @@ from typing import Literal
 from prefstage.core.config import nearest
 from prefstage.core.errors import DataError, InputError
 from prefstage.data.formats import CONVERSATIONS, FORMATS, UNPAIRED, Format, Row
+from prefstage.data.observations import SourceRow
 
 Wanted = Literal["pairs", "candidates", "unpaired", "conversations"]
 
@@ -19,7 +20,7 @@ COLUMN_ROLES = (
     *("response_a", "response_b", "label", "votes", "votes_a", "votes_b", "votes_tie"),
     *("source_a", "source_b", "score_a", "score_b"),
     *("responses", "sources", "scores", "response", "source", "score"),
-    *("completion", "messages"),
+    *("completion", "messages", "annotator"),
 )
 """What `columns=` can name: the role of each column, on the left of the map."""
 
@@ -122,6 +123,13 @@ def recognise(
         if found:
             return _the_one(found, row, source, wanted)
     row = rows[0]
+    fault = next((f for r in rows if isinstance(r, SourceRow) for f in r.faults), None)
+    if fault is not None:
+        raise DataError.of(
+            saw=f"{source}, field {fault.field!r}: {fault.saw}",
+            expected=fault.expected,
+            cure=fault.cure,
+        )
     if fallback is not None and fallback.recognises(row):
         return fallback
     _check_kind(row, source, wanted)
@@ -155,6 +163,13 @@ def _check_kind(row: Row, source: str, wanted: Wanted) -> None:
                 expected=_named_kind(wanted),
                 cure=f"load it with {_LOADERS[kind]}",
             )
+    listed = next((each for each in FORMATS if each.kind != "pairs" and each.recognises(row)), None)
+    if listed is not None:
+        raise DataError.of(
+            saw=f"{source}, which is read as {listed.name}: prompts with responses",
+            expected=_named_kind(wanted),
+            cure="load it with load_candidates",
+        )
 
 
 def _named_kind(wanted: Wanted) -> str:
@@ -172,7 +187,8 @@ def _the_one(found: Sequence[Format], row: Row, source: str, wanted: Wanted) -> 
         raise DataError.of(
             saw=f"{source}, which is read as {listed[0].name}: responses without a chosen one",
             expected="pairs",
-            cure="load it with load_candidates, and let a judge or the scores make pairs",
+            cure="load it with load_candidates, and let a judge or the scores make pairs "
+            "(prefstage build)",
         )
     by_choice = [format_ for format_ in pairs if "chosen" in format_.needs]
     by_verdict = [format_ for format_ in pairs if "chosen" not in format_.needs]

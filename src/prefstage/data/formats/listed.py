@@ -55,25 +55,24 @@ def _each(row: Row, field: str, read: Any) -> list[Any]:
     return [read(items, name) for name in names]
 
 
-def _ultrafeedback(score: str) -> Any:
-    """Reader of UltraFeedback's completions with one of its two scores."""
+def _objects(field: str, *, text: str, source: str | None, score: str) -> Any:
+    """Reader of a list of objects, each a response with what is known of it."""
 
     def read(row: Row, _: LabelScheme | None) -> Candidates:
-        completions = _read_list(row, "completions")
         texts, sources, scores = [], [], []
-        for index, completion in enumerate(completions):
-            place = f"completions[{index}]"
-            if not isinstance(completion, Mapping):
+        for index, item in enumerate(_read_list(row, field)):
+            path = f"{field}[{index}]"
+            if not isinstance(item, Mapping):
                 raise RowFault(
-                    place,
-                    saw=show(completion),
-                    expected="an object with response and scores",
+                    path,
+                    saw=show(item),
+                    expected=f"an object with {text} and {score}",
                     cure="mend or remove the row",
                 )
-            named = {f"{place}.{key}": value for key, value in completion.items()}
-            texts.append(read_text(named, f"{place}.response"))
-            sources.append(read_source(named, f"{place}.model"))
-            scores.append(read_number(named, f"{place}.{score}"))
+            named = {f"{path}.{key}": value for key, value in item.items()}
+            texts.append(read_text(named, f"{path}.{text}"))
+            sources.append(read_source(named, f"{path}.{source}") if source else None)
+            scores.append(read_number(named, f"{path}.{score}"))
         return make_candidates(read_prompt(row), texts, sources=sources, scores=scores)
 
     return read
@@ -105,13 +104,22 @@ def _is_ultrafeedback(row: Row, score: str) -> bool:
     )
 
 
+def _is_stackexchange(row: Row) -> bool:
+    answers: Any = row.get("answers")
+    return (
+        first_of(row, PROMPT_NAMES) is not None
+        and _is_list_of(answers, Mapping)
+        and {"text", "pm_score"} <= set(answers[0])
+    )
+
+
 LISTED = (
     Format(
         name="ultrafeedback",
         kind="candidates",
         needs=("instruction", "completions", "models"),
         recognises=lambda row: _is_ultrafeedback(row, "overall_score"),
-        read=_ultrafeedback("overall_score"),
+        read=_objects("completions", text="response", source="model", score="overall_score"),
         note="scores are overall_score; format='ultrafeedback-fine-grained' reads the other",
     ),
     Format(
@@ -119,8 +127,17 @@ LISTED = (
         kind="candidates",
         needs=("instruction", "completions", "models"),
         recognises=lambda row: _is_ultrafeedback(row, "fine-grained_score"),
-        read=_ultrafeedback("fine-grained_score"),
+        read=_objects("completions", text="response", source="model", score="fine-grained_score"),
         note="scores are fine-grained_score",
+    ),
+    Format(
+        name="stackexchange",
+        kind="candidates",
+        needs=("question", "answers"),
+        recognises=_is_stackexchange,
+        read=_objects("answers", text="text", source=None, score="pm_score"),
+        note="scores are pm_score; texts stay HTML where they are; authors and the accepted "
+        "answer are not used",
     ),
     Format(
         name="candidates",
