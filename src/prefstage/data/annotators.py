@@ -25,7 +25,7 @@ def read_annotator(row: SourceRow) -> str | None:
     Raises:
         RowFault: If the column holds no name.
     """
-    name = next((name for name in NAMES if row.peek(name) not in (None, "")), None)
+    name = next((name for name in NAMES if row.get(name) not in (None, "")), None)
     if name is None:
         return None
     value = row[name]

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-from datasets import ClassLabel, Features
+from datasets import ClassLabel, Features, Json
 
 from prefstage.data.json_text import parse_json
 
@@ -72,28 +72,22 @@ def without_padding(values: Any, feature: Any) -> Any:
 
     Args:
         values: The column's value.
-        feature: Its type, as `Features` have it.
+        feature: Its type, as `Features` have it; None where it is not known.
 
     Returns:
-        The value without the null fields of its objects.
+        The value without the null fields of its objects; those of JSON columns stay.
     """
-    try:
-        schema = Features({"column": feature}).arrow_schema
-    except (TypeError, ValueError, AttributeError):
+    if isinstance(feature, Json) and feature.decode:
         return values
-    return _stripped(values, schema.field("column").type)
-
-
-def _stripped(values: Any, kind: pa.DataType) -> Any:
-    """Values that are decoded already: only padding goes."""
-    if pa.types.is_struct(kind) and isinstance(values, dict):
+    if isinstance(values, dict):
+        features = feature if isinstance(feature, Mapping) else {}
         return {
-            key: _stripped(value, kind.field(key).type) if kind.get_field_index(key) >= 0 else value
+            key: without_padding(value, features.get(key))
             for key, value in values.items()
             if value is not None
         }
-    if _is_list(kind) and isinstance(values, list):
-        return [_stripped(value, kind.value_type) for value in values]
+    if isinstance(values, list):
+        return [without_padding(value, _item_feature(feature)) for value in values]
     return values
 
 

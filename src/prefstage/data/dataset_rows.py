@@ -35,11 +35,24 @@ def rows_of(name: str, dataset: Dataset | IterableDataset) -> Callable[[], Gener
 def _stream(name: str, dataset: IterableDataset) -> Generator[RawRow]:
     # Rows that come as Arrow tables are padded, and `datasets` knows their features only
     # after it has read some; nothing public tells such a stream from one of Python objects.
-    source = getattr(dataset, "_ex_iterable", None)
-    if getattr(source, "iter_arrow", None) is not None:
+    if _is_arrow(getattr(dataset, "_ex_iterable", None)):
         tables = dataset.with_format("arrow").iter(_BATCH_ROWS)
         return _of_tables(name, tables, dataset.features)
-    return _plain(name, dataset.decode(False) if dataset.features else dataset)
+    if dataset.features:
+        return _plain(name, dataset.decode(False))
+    return _plain(name, dataset, padded=_comes_from_arrow(dataset))
+
+
+def _is_arrow(source: Any) -> bool:
+    return getattr(source, "iter_arrow", None) is not None
+
+
+def _comes_from_arrow(dataset: IterableDataset) -> bool:
+    """Whether rows of a stream were Arrow's before somebody's function changed them."""
+    source = getattr(dataset, "_ex_iterable", None)
+    while source is not None and not _is_arrow(source):
+        source = getattr(source, "ex_iterable", None)
+    return source is not None
 
 
 def _of_tables(name: str, tables: Any, features: Any) -> Generator[RawRow]:
@@ -53,12 +66,14 @@ def _of_tables(name: str, tables: Any, features: Any) -> Generator[RawRow]:
             yield arrow_row(name, number, reader, table, index)
 
 
-def _plain(name: str, dataset: Dataset | IterableDataset) -> Generator[RawRow]:
+def _plain(
+    name: str, dataset: Dataset | IterableDataset, *, padded: bool = False
+) -> Generator[RawRow]:
     """Rows as `datasets` hands them out, less what it padded."""
     features = dataset.features or {}
     for number, row in enumerate(dataset, start=1):
         values = {
-            key: without_padding(value, features[key]) if key in features else value
+            key: without_padding(value, features.get(key)) if padded or key in features else value
             for key, value in row.items()
         }
         for key, kind in features.items():

@@ -1,6 +1,6 @@
 """What every record passes after its format has read it, whatever the format."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from prefstage.data.observations import Observations, SourceRow
 from prefstage.data.records import Candidates, Message, Pair, Prompt, Record, prompt_id_of
 from prefstage.data.templated import template_mark
 
+_OFTEN_EMPTY = ("annotator", "votes", "generations")
 _MEDIA = {
     "<image>": ("images", "image", "img", "image_path", "image_paths", "pixel_values"),
     "<video>": ("videos", "video", "video_path"),
@@ -37,6 +38,7 @@ def finish_record(
     """
     record = _without_blank_systems(record, observations)
     _check_media(record, row)
+    observations.nulls += any(map(_has_null, _structured(record)))
     mark = template_mark(_all_messages(record))
     if mark is not None:
         observations.templated[mark] += 1
@@ -46,9 +48,15 @@ def finish_record(
             record = replace(record, annotator=annotator)
             if len(observations.annotators) <= 1:
                 observations.annotators.add(annotator)
-    if row.peek("prompt_id") == record.prompt_id:
-        observations.used.add("prompt_id")  # our own name for the prompt, made again
+    _use_canonical(row, record, observations)
     return record
+
+
+def _use_canonical(row: SourceRow, record: Record, observations: Observations) -> None:
+    """Columns of our own files of which nothing is lost: ids made again, votes of nobody."""
+    if row.peek("prompt_id") == record.prompt_id:
+        observations.used.add("prompt_id")
+    observations.used.update(name for name in _OFTEN_EMPTY if not row.peek(name))
 
 
 def _without_blank_systems(record: Record, observations: Observations) -> Record:
@@ -87,6 +95,19 @@ def _is_filled(value: Any) -> bool:
     if isinstance(value, str | Sequence):
         return any(item is not None for item in value)
     return value is not None
+
+
+def _structured(record: Record) -> Iterator[Any]:
+    """What templates render of messages beside their texts."""
+    for message in _all_messages(record):
+        yield from (message[name] for name in ("tools", "tool_calls") if name in message)
+
+
+def _has_null(value: Any) -> bool:
+    """Whether an object somewhere inside a value has a null for a field."""
+    if isinstance(value, Mapping):
+        return any(item is None or _has_null(item) for item in value.values())
+    return isinstance(value, list | tuple) and any(map(_has_null, value))
 
 
 def _all_messages(record: Record) -> Iterator[Message]:

@@ -9,6 +9,7 @@ from prefstage.data.faults import RowFault
 from prefstage.data.json_text import messages_in
 
 _SHOWN_NAMES = 20
+_STAND_IN = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Observations:
         blank_systems: System turns without text, left out.
         templated: By mark of a chat template: rows whose texts hold it.
         annotators: Names of the first annotators met, two at most.
+        nulls: Rows whose tools or tool calls hold nulls.
         more: What readers of single formats have to say.
     """
 
@@ -33,23 +35,32 @@ class Observations:
     blank_systems: int = 0
     templated: Counter[str] = field(default_factory=Counter)
     annotators: set[str] = field(default_factory=set)
+    nulls: int = 0
     more: list[str] = field(default_factory=list)
 
     def unused(self) -> tuple[str, ...]:
         """The columns that no row was read from."""
         return tuple(name for name in self.columns if name not in self.used)
 
+    def warnings(self) -> list[str]:
+        """What makes training go wrong, and is said at once."""
+        return [_templated_note(self.templated)] if self.templated else []
+
     def notes(self) -> list[str]:
         """What a report has to say of the pass."""
-        notes = list(self.more)
-        if self.templated:
-            notes.append(_templated_note(self.templated))
+        notes = [*self.warnings(), *self.more]
         if self.parsed:
             notes.append(f"messages written as JSON text, parsed: {_counts(self.parsed)}")
         if self.systems:
             notes.append(f"system turns read from {_counts(self.systems)}")
         if self.blank_systems:
             notes.append(f"{self.blank_systems} system turns without text left out")
+        if self.nulls:
+            notes.append(
+                f"{self.nulls} rows hold nulls inside tools or tool calls, which templates render; "
+                "where they only pad objects (as to_json of datasets and pandas writes them), "
+                "load the file that they were made from, or remove them"
+            )
         unused = self.unused()
         if unused:
             notes.append(f"columns not used: {_names(unused)}")
@@ -65,8 +76,8 @@ class SourceRow(Mapping[str, Any]):
     Args:
         values: The row, by role (or by column where a column has no role).
         columns: Role to column, where they differ.
-        observations: The account of the pass; None for a row that is only looked at, whose
-            texts that cannot be parsed stay texts and are kept as `faults`.
+        observations: The account of the pass; None for a row that is only looked at, where
+            messages stand for a text of messages that cannot be parsed.
     """
 
     def __init__(
@@ -77,7 +88,6 @@ class SourceRow(Mapping[str, Any]):
     ) -> None:
         self._values, self._columns = values, columns or {}
         self.observations = observations
-        self.faults: list[RowFault] = []
         self._parsed: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -115,11 +125,10 @@ class SourceRow(Mapping[str, Any]):
     def _parse(self, text: str, column: str) -> Any:
         try:
             messages = messages_in(text, column)
-        except RowFault as fault:
+        except RowFault:
             if self.observations is not None:
                 raise
-            self.faults.append(fault)
-            return text
+            return _STAND_IN  # so that the format is recognised, and its reader says the fault
         if messages is None:
             return text
         if self.observations is not None:

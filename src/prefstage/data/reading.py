@@ -1,6 +1,7 @@
 """One pass over a dataset: rows in, checked canonical rows out, bad rows accounted for."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from prefstage.data.records import Pair, Record
 from prefstage.data.sources import Given, Source, open_source
 from prefstage.data.validation import TIE, check_storable
 
+_log = logging.getLogger(__name__)
 OnBadRow = Literal["error", "quarantine"]
 ASIDE_CURE = "set on_bad_row='quarantine' with a quarantine_file"
 """What the error of bad rows tells to do besides mending them."""
@@ -94,6 +96,8 @@ class Reading:
                 yield record
             bad.finish(report)
             report.unused_columns = observations.unused()
+            for warning in observations.warnings():
+                _log.warning("%s: %s", self.source.name, warning)
             report.notes.extend([*observations.notes(), *self._annotator_notes(observations)])
 
     def first_pairs(self) -> Iterator[Pair]:

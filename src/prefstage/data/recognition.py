@@ -7,7 +7,6 @@ from typing import Literal
 from prefstage.core.config import nearest
 from prefstage.core.errors import DataError, InputError
 from prefstage.data.formats import CONVERSATIONS, FORMATS, UNPAIRED, Format, Row
-from prefstage.data.observations import SourceRow
 
 Wanted = Literal["pairs", "candidates", "unpaired", "conversations"]
 
@@ -123,13 +122,6 @@ def recognise(
         if found:
             return _the_one(found, row, source, wanted)
     row = rows[0]
-    fault = next((f for r in rows if isinstance(r, SourceRow) for f in r.faults), None)
-    if fault is not None:
-        raise DataError.of(
-            saw=f"{source}, field {fault.field!r}: {fault.saw}",
-            expected=fault.expected,
-            cure=fault.cure,
-        )
     if fallback is not None and fallback.recognises(row):
         return fallback
     _check_kind(row, source, wanted)

@@ -1,5 +1,6 @@
 """Formats of prompts with their responses: several in a row, or one answer a row."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,12 @@ from prefstage.data.formats.base import (
     read_text,
     require,
 )
+from prefstage.data.json_text import messages_in
 from prefstage.data.labels import LabelScheme
-from prefstage.data.records import Candidates
-from prefstage.data.validation import make_candidates
+from prefstage.data.messages import read_messages
+from prefstage.data.observations import SourceRow
+from prefstage.data.records import Candidates, Generation
+from prefstage.data.validation import check_response, make_candidates
 
 _RESPONSES = ("responses", "completions", "generations", "outputs", "answers", "candidates")
 _SOURCES = ("sources", "models", "generation_models")
@@ -29,14 +33,69 @@ _ONE_SCORE = ("score", "preference", "reward", "rating")
 
 def _read_candidates(row: Row, _: LabelScheme | None) -> Candidates:
     field = first_of(row, _RESPONSES) or "responses"
-    responses = _read_list(row, field)
+    responses = _read_texts(row, field)
     sources, scores = first_of(row, _SOURCES), first_of(row, _SCORES)
     return make_candidates(
         read_prompt(row),
         responses,
         sources=_each(row, sources, read_source) if sources else None,
         scores=_each(row, scores, read_number) if scores else None,
+        generations=_read_generations(row),
     )
+
+
+def _read_texts(row: Row, field: str) -> Sequence[Any]:
+    """The responses; where all of them are JSON text of a message, their contents."""
+    responses = _read_list(row, field)
+    spelled = [
+        messages_in(text, f"{field}[{index}]") if isinstance(text, str) else None
+        for index, text in enumerate(responses)
+    ]
+    if None in spelled:
+        return responses
+    if isinstance(row, SourceRow) and row.observations is not None:
+        row.observations.parsed[field] += 1
+    return [_content(value, f"{field}[{index}]") for index, value in enumerate(spelled)]
+
+
+def _content(value: Any, field: str) -> str:
+    """The text of a response that is a message; what is no text has no place here."""
+    messages = read_messages(value, field)
+    check_response(messages, field)
+    (message,) = messages
+    more = message.keys() - {"role", "content"}
+    if more:
+        raise RowFault(
+            field,
+            saw=f"a message with {', '.join(sorted(more))}",
+            expected="a message with nothing but role and content",
+            cure="load such rows as pairs (load_pairs), or remove them",
+        )
+    return str(message["content"])
+
+
+def _read_generations(row: Row) -> list[Generation | None]:
+    """How a policy wrote each response, as our own files have it."""
+    generations = row.get("generations")
+    if generations is None or not _is_list_of(generations, Mapping | None):
+        return []
+    return [
+        None if item is None else _generation(item, f"generations[{index}]")
+        for index, item in enumerate(generations)
+    ]
+
+
+def _generation(value: Any, field: str) -> Generation:
+    try:
+        ids = tuple(map(operator.index, value.get("token_ids") or ()))
+        return Generation(value.get("thought"), ids, value.get("tokenizer") or "")
+    except (TypeError, AttributeError):
+        raise RowFault(
+            field,
+            saw=show(value),
+            expected="{thought, token_ids, tokenizer}, or null",
+            cure="mend or empty the field",
+        ) from None
 
 
 def _read_list(row: Row, field: str) -> Sequence[Any]:

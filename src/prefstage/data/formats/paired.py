@@ -184,7 +184,7 @@ PAIRED = (
         needs=("conversations", "chosen", "rejected"),
         recognises=lambda row: (
             is_messages(row.get("conversations"))
-            and _sides(row, lambda value: isinstance(value, str | Mapping))
+            and _sides(row, lambda value: isinstance(value, str | Mapping) or is_messages(value))
         ),
         read=_read_sharegpt,
     ),
