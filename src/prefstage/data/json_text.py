@@ -15,7 +15,7 @@ _ROLE = re.compile(
     r"(?:system|developer|user|assistant|tool|human|gpt|prompter|bot|model|function|chatgpt)\\?\2"
 )
 _BODY = re.compile(r"(['\"])(?:content|value|tool_calls)\\?\1\s*:")
-_CLOSING = re.compile(r"\}[\s\])\"]*(?:,\s*dtype=\w+\s*\))?[\s\])\"]*$")
+_CLOSING = re.compile(r"\}[\s\]),\"]*(?:dtype=\w+[\s\])\"]*)?$")
 _MOST_WRAPPINGS = 3
 
 

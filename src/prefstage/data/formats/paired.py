@@ -240,7 +240,10 @@ PAIRED = (
         name="trl-standard",
         kind="pairs",
         needs=("prompt", "chosen", "rejected"),
-        recognises=lambda row: _sides(row, _is_text) and _is_text(_prompt_of(row)),
+        recognises=lambda row: (
+            _sides(row, lambda value: _is_text(value) or is_messages(value))
+            and _is_text(_prompt_of(row))
+        ),
         read=_read_explicit,
     ),
     Format(
