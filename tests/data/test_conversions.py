@@ -51,5 +51,5 @@ def test_the_pairs_keep_their_own_report() -> None:
 def test_tool_calls_without_text_are_no_candidates() -> None:
     call = ({"role": "assistant", "content": "", "tool_calls": [{"name": "add"}]},)
     row = Pair("id", ASKED, call, ({"role": "assistant", "content": "A"},))
-    with pytest.raises(DataError, match="a tool call without text; expected a response with text"):
+    with pytest.raises(DataError, match="a tool call; expected a response of text alone"):
         pairs_to_candidates(PairSet.of([row]))

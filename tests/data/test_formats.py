@@ -317,7 +317,7 @@ def test_a_tool_call_may_be_a_response(tmp_path: Path) -> None:
     row = {"prompt": QUESTION, "chosen": [call], "rejected": [BAD]}
     path = write_rows(tmp_path / "rows.jsonl", [row])
     assert load_pairs(path)[0].chosen == (call,)
-    with pytest.raises(DataError, match="tool call without text"):
+    with pytest.raises(DataError, match="saw a tool call, expected a response of text alone"):
         load_candidates(path)
 
 

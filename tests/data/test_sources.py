@@ -79,7 +79,7 @@ def test_a_repository_folder_has_splits(tmp_path: Path) -> None:
     assert prompts(streamed) == ["Why 0?", "Why 1?", "Why 2?"]
     with pytest.raises(DataError, match=r"splits train, test; .*name it, e\.g\. split='train'"):
         load_pairs(repository)
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="none of which is 'dev'"):
         load_pairs(f"{repository}:dev")
 
 

@@ -1,5 +1,6 @@
 """What an alignment reads from elsewhere: its bad rows stop it, or are put aside and counted."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from prefstage.data.prompts import load_prompts
 from prefstage.data.reading import ASIDE_CURE
 from prefstage.data.sets import CandidateSet
 
+_log = logging.getLogger(__name__)
 FOLDER = "quarantine"
 _OWN_CURE = "set on_bad_row: quarantine"
 
@@ -38,14 +40,15 @@ class Inputs:
             found: CandidateSet = load_candidates(
                 str(self.recipe.off_policy), **self.aside("off_policy")
             )
-        return found
+        return _with_notes("off_policy", found)
 
     @cached_property
     def prompts(self) -> CandidateSet:
         """What policies answer for training; without prompts of its own, those of off_policy."""
         name = "off_policy" if self.recipe.prompts is None else "prompts"
         with own_cure():
-            return load_prompts(str(getattr(self.recipe, name)), **self.aside(name))
+            read = load_prompts(str(getattr(self.recipe, name)), **self.aside(name))
+        return _with_notes(name, read)
 
     @cached_property
     def held_out(self) -> CandidateSet:
@@ -59,7 +62,8 @@ class Inputs:
                 saw="a recipe without evaluate", expected="held-out prompts", cure="set evaluate"
             )
         with own_cure():
-            return load_prompts(self.recipe.evaluate.prompts, **self.aside("held_out"))
+            read = load_prompts(self.recipe.evaluate.prompts, **self.aside("held_out"))
+        return _with_notes("held_out", read)
 
     def aside(self, name: str) -> dict[str, Any]:
         """What a loader is told of bad rows.
@@ -102,6 +106,14 @@ class Inputs:
             for name, report in reports.items()
             if report.quarantined
         }
+
+
+def _with_notes(name: str, rows: CandidateSet) -> CandidateSet:
+    """Say on the terminal which columns of the data are not used."""
+    if rows.report.unused_columns:
+        unused = ", ".join(rows.report.unused_columns)
+        _log.warning("%s: columns not used: %s", name, unused)
+    return rows
 
 
 @contextmanager

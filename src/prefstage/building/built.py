@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Value
 
 from prefstage.data.columns import pair_features, pair_to_row, row_to_pair
 from prefstage.data.records import Pair
-from prefstage.data.storage import build_dataset
+from prefstage.data.storage import CanonicalRows, build_dataset
 
 PROVENANCE = {
     "method": "string",
@@ -82,7 +82,7 @@ def built_pairs(dataset: Dataset) -> Iterator[Built]:
     Yields:
         Each pair with its provenance.
     """
-    for row in dataset:
+    for row in CanonicalRows(dataset):
         yield Built(row_to_pair(row), **{name: row[name] for name in PROVENANCE})
 
 

@@ -9,7 +9,6 @@ import typer
 
 from prefstage.cli.manners import Outcome, mannered, say
 from prefstage.core.errors import InputError
-from prefstage.core.files import atomic_path
 
 if TYPE_CHECKING:
     from prefstage.judging import Judge
@@ -150,11 +149,9 @@ def _mean_by_source(scored: Sequence[tuple[str | None, float]]) -> dict[str, flo
 
 
 def _write_table(out: Path, table: Any) -> list[Path]:
-    with atomic_path(out) as temporary:
-        if out.suffix == ".parquet":
-            table.to_parquet(temporary)
-        else:
-            table.to_json(temporary, lines=True, force_ascii=False)
+    from prefstage.data.storage import save_dataset
+
+    save_dataset(table, out)  # exactly, as sets are saved
     return [out]
 
 

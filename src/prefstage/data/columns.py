@@ -1,11 +1,12 @@
 """The canonical columns: records to rows and back, and their Arrow types."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from datasets import Features, Json, List, Value
 
+from prefstage.data.messages import KEY_ORDER, in_order
 from prefstage.data.records import (
     Candidates,
     Conversation,
@@ -72,7 +73,8 @@ def row_to_candidates(row: Mapping[str, Any]) -> Candidates:
 def _generation(value: Mapping[str, Any] | None) -> Generation | None:
     if value is None:
         return None
-    return Generation(value["thought"], tuple(value["token_ids"]), value["tokenizer"])
+    ids, tokenizer = value.get("token_ids") or (), value.get("tokenizer") or ""
+    return Generation(value.get("thought"), tuple(ids), tokenizer)
 
 
 def unpaired_to_row(unpaired: Unpaired) -> Row:
@@ -104,37 +106,64 @@ def row_to_conversation(row: Mapping[str, Any]) -> Conversation:
     return Conversation(row["prompt_id"], _messages(row["prompt"]), _messages(row["completion"]))
 
 
-def message_fields(row: Row) -> dict[str, bool]:
-    """Fields of a row's messages besides `role` and `content`, and whether each is text."""
-    fields: dict[str, bool] = {}
+class MessageShapes:
+    """What the messages of a dataset look like: their fields, and the fields' orders.
+
+    Attributes:
+        fields: Fields in the order in which they first came, and whether each is text; with
+            `KEY_ORDER` where the order of some message is another.
+    """
+
+    def __init__(self) -> None:
+        self.fields: dict[str, bool] = {}
+        self._orders: dict[tuple[str, ...], None] = {}
+
+    def add(self, row: Row) -> None:
+        """Take the messages of a row into account."""
+        for message in _messages_of(row):
+            self._orders[tuple(message)] = None
+            for name, value in message.items():
+                self.fields[name] = self.fields.get(name, True) and isinstance(value, str)
+
+    def close(self) -> None:
+        """Note whether every order is that of the fields; called after the last row."""
+        if any(list(order) != self._usual(order) for order in self._orders):
+            self.fields[KEY_ORDER] = True
+
+    def encode(self, row: Row) -> Row:
+        """The row as Arrow stores it: fields that are no text as JSON text, orders noted."""
+        encoded = {name for name, is_text in self.fields.items() if not is_text}
+        if not encoded and KEY_ORDER not in self.fields:
+            return row
+        return row | {
+            column: [self._encoded(message, encoded) for message in row[column]]
+            for column in _MESSAGE_COLUMNS
+            if column in row
+        }
+
+    def _encoded(self, message: Message, encoded: set[str]) -> Message:
+        stored = {
+            key: json.dumps(item) if key in encoded else item for key, item in message.items()
+        }
+        if list(message) != self._usual(message):
+            stored[KEY_ORDER] = json.dumps(list(message))
+        return stored
+
+    def _usual(self, names: Collection[str]) -> list[str]:
+        return [name for name in self.fields if name in names]
+
+
+def _messages_of(row: Row) -> Iterator[Message]:
     for column in _MESSAGE_COLUMNS:
-        for message in row.get(column, ()):
-            for name in message.keys() - {"role", "content"}:
-                fields[name] = fields.get(name, True) and isinstance(message[name], str)
-    return fields
-
-
-def encode_fields(row: Row, fields: Mapping[str, bool]) -> Row:
-    """The row with message fields that are no text as JSON text, as Arrow stores them."""
-    encoded = {name for name, is_text in fields.items() if not is_text}
-    if not encoded:
-        return row
-    return row | {
-        column: [
-            {key: json.dumps(item) if key in encoded else item for key, item in message.items()}
-            for message in row[column]
-        ]
-        for column in _MESSAGE_COLUMNS
-        if column in row
-    }
+        yield from row.get(column, ())
 
 
 def pair_features(fields: Mapping[str, bool]) -> Features:
     """Arrow types of the pair columns.
 
     Args:
-        fields: Message fields besides `role` and `content` (tool calls and the like), and
-            whether each is text; others are stored as JSON, since their shapes differ.
+        fields: The messages' fields in their order, and whether each is text; others (tool
+            calls and the like) are stored as JSON, since their shapes differ.
     """
     messages = _message_type(fields)
     return Features(
@@ -194,11 +223,12 @@ def without_nulls(row: Row) -> Row:
 
 
 def _message_type(fields: Mapping[str, bool]) -> List:
-    extras = {name: Value("string") if fields[name] else Json() for name in sorted(fields)}
-    return List({"role": Value("string"), "content": Value("string"), **extras})
+    named = fields or dict.fromkeys(("role", "content"), True)
+    return List({name: Value("string") if named[name] else Json() for name in named})
 
 
 def _messages(value: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(
-        {key: item for key, item in message.items() if item is not None} for message in value
+        in_order({key: item for key, item in message.items() if item is not None})
+        for message in value
     )

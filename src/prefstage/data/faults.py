@@ -58,6 +58,7 @@ class LoadReport:
         quarantined: Rows written to `quarantine_file` instead.
         quarantine_file: Where they went, or None.
         ties: Pairs kept with agreement ½.
+        unused_columns: Columns of the source that no row was read from.
         notes: What else a reader should know (how labels were read, duplicate prompts...).
     """
 
@@ -68,6 +69,7 @@ class LoadReport:
     quarantined: int = 0
     quarantine_file: str | None = None
     ties: int = 0
+    unused_columns: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:

@@ -8,10 +8,10 @@ from prefstage.core.errors import DataError, InputError
 from prefstage.data.conversions import candidates_of_pair
 from prefstage.data.disk_numbers import count_different, hashes_of
 from prefstage.data.faults import RowFault
-from prefstage.data.records import Candidates
+from prefstage.data.records import Candidates, Generation
 from prefstage.data.sets import CandidateSet, PairSet
 
-_Entry = tuple[str, str | None, float | None]
+_Entry = tuple[str, str | None, float | None, Generation | None]
 
 
 def pairs_to_candidates(pairs: PairSet) -> CandidateSet:
@@ -27,7 +27,7 @@ def pairs_to_candidates(pairs: PairSet) -> CandidateSet:
         The prompts in order of first appearance, with a report of their own.
 
     Raises:
-        DataError: If a response is a tool call without text.
+        DataError: If a response has tool calls.
     """
     report = replace(pairs.report, notes=list(pairs.report.notes))
     try:
@@ -62,8 +62,7 @@ def group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
             entries = [entry for part in parts for entry in _entries(part)]
             kept = _distinct(entries) if merge else entries
             merged += len(entries) - len(kept)
-            responses, sources, scores = zip(*kept, strict=True)
-            yield replace(parts[0], responses=responses, sources=sources, scores=scores)
+            yield _with_entries(parts[0], kept)
 
     result = CandidateSet.of(grouped(), report=rows.report)
     if len(places) < len(rows):
@@ -112,25 +111,42 @@ def keep_sources(candidates: CandidateSet, sources: Sequence[str]) -> CandidateS
 
 def _only(row: Candidates, sources: frozenset[str]) -> Candidates:
     entries = [entry for entry in _entries(row) if entry[1] in sources]
-    responses, names, scores = zip(*entries, strict=True) if entries else ((), (), ())
-    return replace(row, responses=responses, sources=names, scores=scores)
+    return _with_entries(row, entries)
 
 
 def _entries(candidates: Candidates) -> list[_Entry]:
-    return list(zip(candidates.responses, candidates.sources, candidates.scores, strict=True))
+    generations = candidates.generations or (None,) * len(candidates.responses)
+    columns = candidates.responses, candidates.sources, candidates.scores, generations
+    return list(zip(*columns, strict=True))
+
+
+def _with_entries(row: Candidates, entries: Sequence[_Entry]) -> Candidates:
+    """The prompt of a row with other responses."""
+    columns = tuple(zip(*entries, strict=True)) if entries else ((), (), (), ())
+    responses, sources, scores, generations = columns
+    known = any(generation is not None for generation in generations)
+    return replace(
+        row,
+        responses=responses,
+        sources=sources,
+        scores=scores,
+        generations=generations if known else (),
+    )
 
 
 def _distinct(entries: list[_Entry]) -> list[_Entry]:
     """Drop repeats; a repeat without a score is the same response, with a score it is kept."""
-    kept: dict[tuple[str, str | None], list[float | None]] = {}
-    order: list[tuple[tuple[str, str | None], int]] = []
-    for text, source, score in entries:
-        scores = kept.setdefault((text, source), [])
+    kept: list[_Entry] = []
+    by_text: dict[tuple[str, str | None, Generation | None], list[int]] = {}
+    for entry in entries:
+        text, source, score, generation = entry
+        same = by_text.setdefault((text, source, generation), [])
+        scores = {kept[index][2]: index for index in same}
         if score in scores or (score is None and scores):
             continue
         if None in scores:
-            scores[scores.index(None)] = score
+            kept[scores[None]] = entry
             continue
-        order.append(((text, source), len(scores)))
-        scores.append(score)
-    return [(*key, kept[key][index]) for key, index in order]
+        same.append(len(kept))
+        kept.append(entry)
+    return kept

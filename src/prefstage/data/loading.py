@@ -6,11 +6,13 @@ from typing import Any, Literal, cast, overload
 
 from prefstage.core.errors import DataError
 from prefstage.data.disk_numbers import count_different, hashes_of
+from prefstage.data.faults import LoadReport
 from prefstage.data.grouping import group_by_prompt
 from prefstage.data.reading import OnBadRow, Reading, open_reading
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.sets import CandidateSet, CandidateStream, PairSet, PairStream
 from prefstage.data.sources import Given
+from prefstage.data.vote_merging import merge_annotators, pair_key
 
 
 @overload
@@ -50,10 +52,13 @@ def load_pairs(
 ) -> PairSet | PairStream:
     """Load preference pairs from any dataset whose format is known or described.
 
+    Rows of several annotators on the same pair become one pair, whose agreement is the
+    share of their votes; the report counts them.
+
     Args:
-        source: A file (.jsonl, .json, .csv, .parquet, each perhaps .gz), a folder (of
+        source: A file (.jsonl, .json, .csv, .tsv, .parquet, each perhaps .gz), a folder (of
             `save_to_disk`, or of data files), a URL, a Hub id ``name``, ``name:split`` or
-            ``name:config:split``, or a `datasets` object.
+            ``name:config:split``, a `datasets` object, or a list of rows (mappings).
         format: Name of a format (see docs/data.md); None to recognise it.
         columns: Role to column name, for columns with names of their own:
             ``{"prompt": "question", "chosen": "good", "rejected": "bad"}``.
@@ -84,7 +89,10 @@ def load_pairs(
         quarantine_file=quarantine_file,
         streaming=streaming,
     )
-    return PairStream(reading) if streaming else _read_pairs(reading)
+    if not streaming:
+        return _read_pairs(reading)
+    _check_stream(reading)
+    return PairStream(reading)
 
 
 @overload
@@ -169,12 +177,48 @@ def load_candidates(
 
 def _read_pairs(reading: Reading) -> PairSet:
     report = reading.new_report()
-    pairs = PairSet.of(cast("Iterator[Pair]", reading.records(report)), report=report)
+    pairs = read_pair_set(reading, report)
     with hashes_of(pairs.dataset["prompt_id"]) as prompts:
         repeated = len(pairs) - count_different(prompts)
     if repeated:
         report.notes.append(f"{repeated} pairs repeat the prompt of an earlier pair (all kept)")
     return pairs
+
+
+def read_pair_set(reading: Reading, report: LoadReport) -> PairSet:
+    """All pairs of a reading, those of several annotators made one.
+
+    Args:
+        reading: Of a format of pairs.
+        report: Filled while the rows come.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        DataError: As `Reading.records`.
+    """
+    rows = cast("Iterator[Pair]", reading.records(report))
+    return merge_annotators(PairSet.of(rows, report=report))
+
+
+def _check_stream(reading: Reading) -> None:
+    """Refuse to stream rows whose annotators' votes would have to be counted together.
+
+    Raises:
+        DataError: If two annotators labelled the same pair among the first rows.
+    """
+    voters: dict[str, str] = {}
+    for pair in reading.first_pairs():
+        if pair.annotator is None:
+            continue
+        if voters.setdefault(pair_key(pair), pair.annotator) != pair.annotator:
+            raise DataError.of(
+                saw=f"streaming=True for {reading.source.name}, where several annotators "
+                "labelled the same pair",
+                expected="one row for each pair",
+                cure="load it without streaming, so that their votes can be counted",
+            )
 
 
 def _read_candidates(reading: Reading) -> CandidateSet:

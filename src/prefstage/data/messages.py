@@ -1,10 +1,12 @@
 """Chat messages out of whatever a dataset holds: roles, contents, transcripts, prompts."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefstage.data.faults import RowFault, show
+from prefstage.data.json_text import messages_in, parse_field
 from prefstage.data.records import Message, Prompt
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -19,19 +21,25 @@ _ROLE_SPELLINGS = {
     "function": "tool",
     "observation": "tool",
 }
+SYSTEM_ROLES = ("system", "developer")
+KEY_ORDER = "__key_order__"
+"""Field that stored messages have where their fields' order is not that of their column."""
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_MEDIA_FIELDS = ("image", "image_url", "images", "input_audio", "audio", "video", "file")
+_JSON_FIELDS = {"tools": "a list of tools", "tool_calls": "a list of tool calls"}
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def is_messages(value: Any) -> bool:
     """Whether a value looks like a list of chat messages (the first item decides)."""
     value = _transposed(value)
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and len(value) > 0
-        and isinstance(value[0], Mapping)
-        and ("role" in value[0] or "from" in value[0])
-    )
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) == 0:
+        return False
+    try:
+        first = _parsed(value[0], "[0]") if isinstance(value[0], str) else value[0]
+    except RowFault:
+        return True  # reading says what is wrong with it
+    return isinstance(first, Mapping) and ("role" in first or "from" in first)
 
 
 def read_messages(value: Any, field: str) -> Prompt:
@@ -48,6 +56,8 @@ def read_messages(value: Any, field: str) -> Prompt:
         RowFault: If it is no list of messages, or a role or content is wrong.
     """
     value = _transposed(value)
+    if isinstance(value, Mapping) and {"role", "from"} & value.keys():
+        value = [value]
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise RowFault(
             field,
@@ -69,7 +79,14 @@ def _transposed(value: Any) -> Any:
 
 
 def read_message(value: Any, field: str) -> Message:
-    """Read one message; see `read_messages`."""
+    """Read one message; see `read_messages`.
+
+    Its fields stay in their order. Fields without a value go, and content that is null
+    beside tool calls or in a system turn is the empty text: templates print "None" for it
+    or fail, and write the same for no content and for an empty one.
+    """
+    if isinstance(value, str):
+        value = _parsed(value, field)
     if not isinstance(value, Mapping):
         raise RowFault(
             field,
@@ -77,21 +94,58 @@ def read_message(value: Any, field: str) -> Message:
             expected="a message {role, content}",
             cure="mend or remove the row",
         )
-    kept = {key: item for key, item in value.items() if item is not None}
-    role = kept.pop("role", None) or kept.pop("from", None)
+    role_key = "role" if value.get("role") else "from"
+    content_key = "content" if value.get("content") is not None else "value"
+    role = _read_role(value.get(role_key), f"{field}.role")
+    optional = value.get("tool_calls") is not None or role in SYSTEM_ROLES
+    content = _read_content(value.get(content_key), f"{field}.content", optional=optional)
+    message: Message = {}
+    for key, item in value.items():
+        if key == role_key:
+            message["role"] = role
+        elif key == content_key or (key == "content" and item is None):
+            message["content"] = content
+        elif item is not None:
+            message[key] = _read_field(key, item, field)
+    message.setdefault("content", content)
+    return in_order(message)
+
+
+def in_order(message: Message) -> Message:
+    """A stored message with its fields in the order that they had, without the note of it."""
+    order = message.pop(KEY_ORDER, None)
+    if not isinstance(order, str):
+        return message
+    return {key: message[key] for key in json.loads(order) if key in message}
+
+
+def _parsed(text: str, field: str) -> Any:
+    """The message that a text spells as JSON, or the text."""
+    value = messages_in(text, field)
+    return text if value is None else value
+
+
+def _read_role(role: Any, field: str) -> str:
     spelled = _ROLE_SPELLINGS.get(role, role) if isinstance(role, str) else role
     if spelled not in ROLES:
         raise RowFault(
-            f"{field}.role",
+            field,
             saw=show(role),
             expected=f"one of {', '.join(ROLES)} (or human, gpt)",
             cure="rename the role",
         )
-    content = kept.pop("content", None)
-    if content is None:
-        content = kept.pop("value", None)
-    text = _read_content(content, f"{field}.content", optional="tool_calls" in kept)
-    return {"role": spelled, "content": text, **kept}
+    return str(spelled)
+
+
+def _read_field(key: str, item: Any, field: str) -> Any:
+    """A field beside role and content: as it stands, but lists of objects are no text."""
+    if key not in _JSON_FIELDS or not isinstance(item, str):
+        return item
+    expected = f"{_JSON_FIELDS[key]}, or its JSON text"
+    value = parse_field(item, f"{field}.{key}", expected)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise RowFault(f"{field}.{key}", saw=show(item), expected=expected, cure="mend the JSON")
+    return value
 
 
 def _read_content(content: Any, field: str, *, optional: bool) -> str:
@@ -100,14 +154,27 @@ def _read_content(content: Any, field: str, *, optional: bool) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence) and content:
-        parts = [part for part in content if isinstance(part, Mapping)]
-        if len(parts) == len(content) and all(isinstance(part.get("text"), str) for part in parts):
-            return "".join(part["text"] for part in parts)
+        other = next((part for part in content if not _is_text_part(part)), None)
+        if other is None:
+            return "".join(part["text"] for part in content)
+        kind = other.get("type") if isinstance(other, Mapping) else None
+        if isinstance(kind, str) and kind not in _TEXT_PARTS:
+            content = f"a part of type {kind!r}"
     raise RowFault(
         field,
-        saw=show(content),
+        saw=content if isinstance(content, str) else show(content),
         expected="text (or a list of text parts)",
         cure="mend or remove the row; images and audio are not supported",
+    )
+
+
+def _is_text_part(part: Any) -> bool:
+    """Whether a part of a message's content is text, and no picture with an empty text."""
+    return (
+        isinstance(part, Mapping)
+        and (part.get("type") is None or part["type"] in _TEXT_PARTS)
+        and isinstance(part.get("text"), str)
+        and all(part.get(name) is None for name in _MEDIA_FIELDS)
     )
 
 

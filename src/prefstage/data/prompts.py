@@ -10,11 +10,12 @@ from prefstage.data.loading import load_candidates
 from prefstage.data.reading import OnBadRow, open_reading
 from prefstage.data.records import Candidates, prompt_id_of
 from prefstage.data.sets import CandidateSet
+from prefstage.data.sources import Given
 from prefstage.data.validation import check_prompt
 
 
 def load_prompts(
-    source: str | Path,
+    source: Given,
     *,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,

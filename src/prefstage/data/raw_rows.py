@@ -7,25 +7,29 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features
 
 from prefstage.core.errors import DataError
+from prefstage.data.arrow_rows import ArrowReader
 from prefstage.data.faults import RowFault, show
-from prefstage.data.messages import is_messages
+from prefstage.data.json_text import DuplicatedKey, parse_json, unique_keys
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical lines"}
 _CHUNK_BYTES = 1 << 16
 _BATCH_ROWS = 256
 _GZIP_MAGIC = b"\x1f\x8b"
+_HEADER_LINES = 20
+_STRICT, _LENIENT = json.JSONDecoder(object_pairs_hook=unique_keys), json.JSONDecoder()
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ def read_file(path: Path, name: str) -> Generator[RawRow]:
             that is malformed at one place (its later rows cannot be found).
     """
     suffix = data_suffix(name)
-    read = {".csv": _read_csv, ".parquet": _read_parquet}.get(suffix or "", _read_json)
+    read = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}.get(
+        suffix or "", _read_json
+    )
     number = 0
     try:
         for row in read(path, name):
@@ -122,7 +128,9 @@ def _read_lines(stream: IO[bytes], name: str) -> Iterator[RawRow]:
 
 def _json_line(name: str, number: int, data: bytes) -> RawRow:
     try:
-        values = json.loads(data.decode("utf-8"))
+        values = parse_json(data.decode("utf-8"))
+    except DuplicatedKey as error:
+        fault = error.fault()
     except UnicodeDecodeError as error:
         fault = _not_utf8(f"byte {data[error.start : error.start + 1]!r} at {error.start}")
     except json.JSONDecodeError as error:
@@ -141,13 +149,13 @@ def _json_line(name: str, number: int, data: bytes) -> RawRow:
             "(line)", saw="JSON nested too deep", expected="a row", cure="remove the line"
         )
     else:
-        return RawRow(name, number, values, _not_an_object(values))
+        return RawRow(name, number, values, not_an_object(values))
     return RawRow(name, number, data.decode("utf-8", "backslashreplace"), fault)
 
 
 def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
     """Rows of a JSON list, decoded one by one as the text comes in."""
-    decoder, number, step = json.JSONDecoder(), 0, _CHUNK_BYTES
+    number, step = 0, _CHUNK_BYTES
     buffer = text.read(step)
     position = buffer.index("[") + 1
     while True:
@@ -156,7 +164,9 @@ def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
             _check_nothing_follows(buffer[position + 1 :] + text.read(step), name, number)
             return
         try:
-            values, end = decoder.raw_decode(buffer, position)
+            values, end, twice = _decode_one(buffer, position)
+        except RecursionError:
+            raise _malformed_list(name, number, "an object nested too deep") from None
         except json.JSONDecodeError as error:
             more = text.read(step)
             if not more:
@@ -165,9 +175,17 @@ def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
             continue
         number, step = number + 1, _CHUNK_BYTES
         escaped = _unencodable(buffer[position:end])
-        fault = _not_utf8(escaped) if escaped else _not_an_object(values)
+        fault = _not_utf8(escaped) if escaped else twice or not_an_object(values)
         yield RawRow(name, number, values, fault)
         position = end
+
+
+def _decode_one(buffer: str, position: int) -> tuple[Any, int, RowFault | None]:
+    """The value that begins at a position, where it ends, and its key that stands twice."""
+    try:
+        return (*_STRICT.raw_decode(buffer, position), None)
+    except DuplicatedKey as error:
+        return (*_LENIENT.raw_decode(buffer, position), error.fault())
 
 
 def _check_nothing_follows(rest: str, name: str, number: int) -> None:
@@ -195,10 +213,13 @@ def _read_csv(path: Path, name: str) -> Iterator[RawRow]:
         _open(path) as stream,
         TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="") as text,
     ):
-        reader = csv.DictReader(text, strict=True)
+        separator = csv_separator(path, name)
+        reader = csv.DictReader(text, strict=True, delimiter=separator)
         try:
+            _check_header(reader.fieldnames or (), name)
             for values in reader:
-                yield _csv_row(name, reader.line_num, values, len(reader.fieldnames or ()))
+                columns = len(reader.fieldnames or ())
+                yield _csv_row(name, reader.line_num, values, columns, separator)
         except csv.Error as error:
             raise DataError.of(
                 saw=f"{name}: malformed CSV at line {reader.line_num} ({error})",
@@ -207,31 +228,63 @@ def _read_csv(path: Path, name: str) -> Iterator[RawRow]:
             ) from None
 
 
-def _csv_row(name: str, number: int, values: dict[Any, Any], columns: int) -> RawRow:
+def csv_separator(path: Path, name: str) -> str:
+    """What separates the columns of a CSV file: the sign that makes most columns of its header.
+
+    Args:
+        path: Where the bytes are.
+        name: The file's name; .tsv is separated by tabs.
+
+    Returns:
+        A comma, or (where it makes more columns) a semicolon, a tab or a vertical line.
+
+    Raises:
+        OSError: If the file cannot be read; EOFError for damaged gzip data.
+    """
+    if data_suffix(name) == ".tsv":
+        return "\t"
+    with (
+        _open(path) as stream,
+        TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
+        header = list(islice(text, _HEADER_LINES))  # a quoted name may hold line breaks
+
+    def columns(separator: str) -> int:
+        return len(next(csv.reader(header, delimiter=separator), ()))
+
+    return max(SEPARATORS, key=columns)  # the first of equals
+
+
+def _check_header(names: Sequence[str], file: str) -> None:
+    """Refuse a column that stands twice, of which only the last would be kept.
+
+    Raises:
+        DataError: Naming the column.
+    """
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError.of(
+            saw=f"{file}: the column {twice!r} twice",
+            expected="every column once",
+            cure="rename or remove one of the two: only one of their values could be kept",
+        )
+
+
+def _csv_row(
+    name: str, number: int, values: dict[Any, Any], columns: int, separator: str
+) -> RawRow:
     extra = values.get(None)
     if extra is not None or None in values.values():
-        found = columns + len(extra) if extra else sum(v is not None for v in values.values())
+        count = columns + len(extra) if extra else sum(v is not None for v in values.values())
         fault = RowFault(
             "(row)",
-            saw=f"{found} fields under {columns} column names",
+            saw=f"{count} fields under {columns} column names",
             expected="as many fields as columns",
-            cure="quote texts that hold commas or line breaks",
+            cure=f"quote texts that hold {SEPARATORS[separator]} or line breaks",
         )
         return RawRow(name, number, {str(key): value for key, value in values.items()}, fault)
     escaped = next((place for text in values.values() if (place := _unencodable(text))), None)
-    cells = {key: _cell(text) for key, text in values.items()}
-    return RawRow(name, number, cells, _not_utf8(escaped) if escaped else None)
-
-
-def _cell(text: str) -> Any:
-    """A cell; JSON text of a list of messages becomes the messages."""
-    if text.startswith("[{") and text.endswith("]"):
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            return text
-        return value if is_messages(value) else text
-    return text
+    return RawRow(name, number, values, _not_utf8(escaped) if escaped else None)
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
@@ -242,8 +295,8 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
             seekable = unzipped
         try:
             file = pq.ParquetFile(seekable)
-            features = Features.from_arrow_schema(file.schema_arrow)
-            number = 0
+            _check_header(file.schema_arrow.names, name)
+            reader, number = ArrowReader(file.schema_arrow), 0
             batches = (
                 batch
                 for group in range(file.num_row_groups)  # all at once keep something of each
@@ -252,7 +305,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
             for batch in batches:
                 for index in range(batch.num_rows):
                     number += 1
-                    yield _arrow_row(name, number, batch.slice(index, 1), features)
+                    yield arrow_row(name, number, reader, batch, index)
         except pa.ArrowException as error:
             raise DataError.of(
                 saw=f"{name}: no readable Parquet file ({str(error).splitlines()[0]})",
@@ -261,12 +314,36 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
             ) from None
 
 
-def _arrow_row(name: str, number: int, batch: pa.RecordBatch, features: Features) -> RawRow:
+def arrow_row(
+    name: str, number: int, reader: ArrowReader, table: pa.Table | pa.RecordBatch, index: int
+) -> RawRow:
+    """A row of an Arrow table.
+
+    Args:
+        name: The file's or dataset's name.
+        number: The row's number, from 1.
+        reader: Of the table's schema.
+        table: The table.
+        index: The row's index in the table.
+
+    Returns:
+        The row, with a fault if a text of it cannot be read.
+    """
     try:
-        (values,) = batch.to_pylist()
+        return RawRow(name, number, reader.row(table, index))
     except UnicodeDecodeError as error:
-        return RawRow(name, number, repr(error.object), _not_utf8(f"byte at {error.start}"))
-    return RawRow(name, number, features.decode_example(values))
+        fault = _not_utf8(f"byte at {error.start}")
+        return RawRow(name, number, repr(error.object), fault)
+    except DuplicatedKey as error:
+        return RawRow(name, number, None, error.fault())
+    except json.JSONDecodeError as error:
+        fault = RowFault(
+            "(row)",
+            saw=f"{show(error.doc)}, which is no JSON ({error.msg})",
+            expected="JSON in a column of JSON",
+            cure="write the file again",
+        )
+        return RawRow(name, number, None, fault)
 
 
 def _unencodable(text: str) -> str | None:
@@ -287,8 +364,9 @@ def _not_utf8(what: str) -> RowFault:
     )
 
 
-def _not_an_object(values: Any) -> RowFault | None:
-    if isinstance(values, dict):
+def not_an_object(values: Any) -> RowFault | None:
+    """What is wrong with a row that is no mapping; None for one that is."""
+    if isinstance(values, Mapping):
         return None
     return RowFault(
         "(row)",

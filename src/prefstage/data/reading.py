@@ -1,9 +1,11 @@
 """One pass over a dataset: rows in, checked canonical rows out, bad rows accounted for."""
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -12,8 +14,10 @@ from prefstage.core.errors import DataError, InputError
 from prefstage.core.files import atomic_path
 from prefstage.data.conversions import candidates_of_pair
 from prefstage.data.faults import BadRow, LoadReport, RowFault
+from prefstage.data.finishing import finish_record
 from prefstage.data.formats import Format, Row
 from prefstage.data.labels import LabelScheme, declared_scheme
+from prefstage.data.observations import Observations, SourceRow
 from prefstage.data.raw_rows import RawRow
 from prefstage.data.recognition import (
     Wanted,
@@ -27,6 +31,7 @@ from prefstage.data.records import Pair, Record
 from prefstage.data.sources import Given, Source, open_source
 from prefstage.data.validation import TIE, check_storable
 
+_log = logging.getLogger(__name__)
 OnBadRow = Literal["error", "quarantine"]
 ASIDE_CURE = "set on_bad_row='quarantine' with a quarantine_file"
 """What the error of bad rows tells to do besides mending them."""
@@ -75,10 +80,11 @@ class Reading:
         """
         with _quarantine_stream(self.quarantine_file) as stream:
             bad = _BadRows(self, stream)
-            for row in self.source.rows():
+            observations = Observations()
+            for row in self._rows(observations):
                 report.rows_read += 1
                 try:
-                    record = self._read(row)
+                    record = self._read(row, observations)
                     tie = isinstance(record, Pair) and record.agreement == TIE
                     if isinstance(record, Pair) and self.wanted == "candidates":
                         record = candidates_of_pair(record)
@@ -89,13 +95,54 @@ class Reading:
                 report.ties += tie
                 yield record
             bad.finish(report)
+            report.unused_columns = observations.unused()
+            for warning in observations.warnings():
+                _log.warning("%s: %s", self.source.name, warning)
+            report.notes.extend([*observations.notes(), *self._annotator_notes(observations)])
 
-    def _read(self, row: RawRow) -> Record:
+    def first_pairs(self) -> Iterator[Pair]:
+        """The good pairs among the first rows."""
+        observations = Observations()
+        with closing(self.source.rows()) as rows:
+            for row in islice(rows, _PEEKED_ROWS):
+                try:
+                    record = self._read(self._tracked(observations, row), observations)
+                except RowFault:
+                    continue
+                if isinstance(record, Pair):
+                    yield record
+
+    def _rows(self, observations: Observations) -> Iterator[RawRow]:
+        """The rows, each a `SourceRow`; of formats that gather rows, what they make of them."""
+        rows = map(partial(self._tracked, observations), self.source.rows())
+        return rows if self.format.gather is None else self.format.gather(rows, observations)
+
+    def _tracked(self, observations: Observations, row: RawRow) -> RawRow:
+        if row.fault is not None:
+            return row
+        observations.columns.update(dict.fromkeys(row.values))
+        values = SourceRow(rename(row.values, self.columns), self.columns, observations)
+        return replace(row, values=values)
+
+    def _read(self, row: RawRow, observations: Observations) -> Record:
         if row.fault is not None:
             raise row.fault
-        record = self.format.read(rename(row.values, self.columns), self.scheme)
+        record = finish_record(
+            self.format.read(row.values, self.scheme),
+            row.values,
+            observations,
+            with_annotators=self.wanted != "candidates",
+        )
         check_storable(record)
         return record
+
+    def _annotator_notes(self, observations: Observations) -> list[str]:
+        if not self.stop_at_bad_row or len(observations.annotators) <= 1:
+            return []
+        return [
+            "streaming: rows of several annotators on one pair stay a pair each; load without "
+            "streaming to count their votes"
+        ]
 
 
 @dataclass
@@ -113,7 +160,8 @@ class _BadRows:
         if len(self.first) < _SHOWN_BAD_ROWS:
             self.first.append(bad)
         if self.stream is not None:
-            self.stream.write(json.dumps({**vars(bad), "raw": row.values}, default=str) + "\n")
+            raw = row.values.raw() if isinstance(row.values, SourceRow) else row.values
+            self.stream.write(json.dumps({**vars(bad), "raw": raw}, default=str) + "\n")
         elif self.reading.stop_at_bad_row:
             raise self._error(f"{self.reading.source.name}: a bad row (later rows not read yet)")
 
@@ -174,7 +222,7 @@ def open_reading(
     source = open_source(given, split=split, streaming=streaming)
     sample = _peek(source)
     check_mapped(columns or {}, sample[0], source.name)
-    rows = [rename(row, columns or {}) for row in sample]
+    rows = [SourceRow(rename(row, columns or {})) for row in sample]
     found = chosen_format or recognise(rows, source.name, wanted, fallback=fallback)
     if found.kind != "pairs" and wanted == "pairs":
         raise DataError.of(
@@ -183,7 +231,7 @@ def open_reading(
             cure="load it with load_candidates",
         )
     scheme = _scheme(found, rows, labels, source.name)
-    notes = [found.note] if found.note else []
+    notes = [*source.notes, *([found.note] if found.note else [])]
     if scheme is not None:
         notes.append(f"labels read as {scheme}")
     return Reading(
@@ -248,7 +296,7 @@ def _peek(source: Source) -> list[Row]:
 
 
 def _scheme(
-    format_: Format, rows: list[dict[str, object]], labels: Mapping[Any, str] | None, name: str
+    format_: Format, rows: Sequence[Row], labels: Mapping[Any, str] | None, name: str
 ) -> LabelScheme | None:
     if labels is not None:
         if format_.labels is None:

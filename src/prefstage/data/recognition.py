@@ -19,7 +19,7 @@ COLUMN_ROLES = (
     *("response_a", "response_b", "label", "votes", "votes_a", "votes_b", "votes_tie"),
     *("source_a", "source_b", "score_a", "score_b"),
     *("responses", "sources", "scores", "response", "source", "score"),
-    *("completion", "messages"),
+    *("completion", "messages", "annotator"),
 )
 """What `columns=` can name: the role of each column, on the left of the map."""
 
@@ -155,6 +155,13 @@ def _check_kind(row: Row, source: str, wanted: Wanted) -> None:
                 expected=_named_kind(wanted),
                 cure=f"load it with {_LOADERS[kind]}",
             )
+    listed = next((each for each in FORMATS if each.kind != "pairs" and each.recognises(row)), None)
+    if listed is not None:
+        raise DataError.of(
+            saw=f"{source}, which is read as {listed.name}: prompts with responses",
+            expected=_named_kind(wanted),
+            cure="load it with load_candidates",
+        )
 
 
 def _named_kind(wanted: Wanted) -> str:
@@ -172,7 +179,8 @@ def _the_one(found: Sequence[Format], row: Row, source: str, wanted: Wanted) -> 
         raise DataError.of(
             saw=f"{source}, which is read as {listed[0].name}: responses without a chosen one",
             expected="pairs",
-            cure="load it with load_candidates, and let a judge or the scores make pairs",
+            cure="load it with load_candidates, and let a judge or the scores make pairs "
+            "(prefstage build)",
         )
     by_choice = [format_ for format_ in pairs if "chosen" in format_.needs]
     by_verdict = [format_ for format_ in pairs if "chosen" not in format_.needs]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prefstage.data.faults import LoadReport
+from prefstage.data.loading import read_pair_set
 from prefstage.data.reading import OnBadRow, Reading, open_reading
 from prefstage.data.records import Conversation, Pair, Unpaired
 from prefstage.data.response_sets import ConversationSet, UnpairedSet
@@ -121,19 +122,24 @@ def load_conversations(
 
 
 def _unpaired(reading: Reading, report: LoadReport) -> Iterator[Unpaired]:
+    if reading.format.kind == "pairs":
+        for pair in read_pair_set(reading, report):
+            if pair.agreement != TIE:
+                yield from unpaired_of_pair(pair)
+        return
     for record in reading.records(report):
         if isinstance(record, Unpaired):
             yield record
-        elif isinstance(record, Pair) and record.agreement != TIE:
-            yield from unpaired_of_pair(record)
 
 
 def _conversations(reading: Reading, report: LoadReport) -> Iterator[Conversation]:
+    if reading.format.kind == "pairs":
+        for pair in read_pair_set(reading, report):
+            yield Conversation(pair.prompt_id, pair.prompt, pair.chosen)
+        return
     for record in reading.records(report):
         if isinstance(record, Conversation):
             yield record
-        elif isinstance(record, Pair):
-            yield Conversation(record.prompt_id, record.prompt, record.chosen)
 
 
 def unpaired_of_pair(pair: Pair) -> tuple[Unpaired, Unpaired]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from datasets import Dataset
@@ -16,7 +17,7 @@ from prefstage.data.columns import (
 )
 from prefstage.data.faults import LoadReport
 from prefstage.data.records import Conversation, Unpaired
-from prefstage.data.storage import build_dataset, save_dataset
+from prefstage.data.storage import CanonicalRows, build_dataset, save_dataset
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,19 @@ class UnpairedSet:
 
     def __getitem__(self, index: int) -> Unpaired:
         """The labelled response at a position."""
-        return row_to_unpaired(self.dataset[index])
+        return row_to_unpaired(self._rows[index])
 
     def __iter__(self) -> Iterator[Unpaired]:
         """The labelled responses in order."""
-        return map(row_to_unpaired, self.dataset)
+        return map(row_to_unpaired, self._rows)
 
     def save(self, path: str | Path) -> None:
         """Write the canonical columns; see `storage.save_dataset`."""
         save_dataset(self.dataset, path)
+
+    @cached_property
+    def _rows(self) -> CanonicalRows:
+        return CanonicalRows(self.dataset)
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,16 @@ class ConversationSet:
 
     def __getitem__(self, index: int) -> Conversation:
         """The conversation at a position."""
-        return row_to_conversation(self.dataset[index])
+        return row_to_conversation(self._rows[index])
 
     def __iter__(self) -> Iterator[Conversation]:
         """The conversations in order."""
-        return map(row_to_conversation, self.dataset)
+        return map(row_to_conversation, self._rows)
 
     def save(self, path: str | Path) -> None:
         """Write the canonical columns; see `storage.save_dataset`."""
         save_dataset(self.dataset, path)
+
+    @cached_property
+    def _rows(self) -> CanonicalRows:
+        return CanonicalRows(self.dataset)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,7 @@ from prefstage.data.columns import (
 from prefstage.data.faults import LoadReport
 from prefstage.data.reading import Reading
 from prefstage.data.records import Candidates, Pair
-from prefstage.data.storage import build_dataset, save_dataset
+from prefstage.data.storage import CanonicalRows, build_dataset, save_dataset
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,19 @@ class PairSet:
 
     def __getitem__(self, index: int) -> Pair:
         """The pair at a position."""
-        return row_to_pair(self.dataset[index])
+        return row_to_pair(self._rows[index])
 
     def __iter__(self) -> Iterator[Pair]:
         """The pairs in order."""
-        return map(row_to_pair, self.dataset)
+        return map(row_to_pair, self._rows)
 
     def save(self, path: str | Path) -> None:
         """Write the canonical columns; see `storage.save_dataset`."""
         save_dataset(self.dataset, path)
+
+    @cached_property
+    def _rows(self) -> CanonicalRows:
+        return CanonicalRows(self.dataset)
 
 
 @dataclass(frozen=True)
@@ -103,15 +108,19 @@ class CandidateSet:
 
     def __getitem__(self, index: int) -> Candidates:
         """The candidates of the prompt at a position."""
-        return row_to_candidates(self.dataset[index])
+        return row_to_candidates(self._rows[index])
 
     def __iter__(self) -> Iterator[Candidates]:
         """The prompts with their candidates, in order."""
-        return map(row_to_candidates, self.dataset)
+        return map(row_to_candidates, self._rows)
 
     def save(self, path: str | Path) -> None:
         """Write the canonical columns; see `storage.save_dataset`."""
         save_dataset(self.dataset, path)
+
+    @cached_property
+    def _rows(self) -> CanonicalRows:
+        return CanonicalRows(self.dataset)
 
 
 @dataclass

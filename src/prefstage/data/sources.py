@@ -1,8 +1,10 @@
 """Where rows come from: a file, a folder, a URL, or a dataset of the Hub."""
 
+import csv
 import sys
 import uuid
-from collections.abc import Callable, Generator, Iterator
+import zlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,19 @@ from typing import Any, TypeAlias
 
 import datasets
 import httpx2
-from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from prefstage.core.errors import DataError, InputError
-from prefstage.data.raw_rows import SUFFIXES, RawRow, data_suffix, read_file
+from prefstage.data.dataset_rows import rows_of
+from prefstage.data.raw_rows import (
+    SEPARATORS,
+    SUFFIXES,
+    RawRow,
+    csv_separator,
+    data_suffix,
+    not_an_object,
+    read_file,
+)
 from prefstage.data.scratch import scratch_folder
 
 _HUB_PARTS = 3
@@ -27,14 +38,17 @@ class Source:
     Attributes:
         name: For reports and errors.
         rows: Starts a new reading of all rows.
+        notes: What a report should say of how they are read.
     """
 
     name: str
     rows: Callable[[], Generator[RawRow]]
+    notes: tuple[str, ...] = ()
 
 
-Given: TypeAlias = str | Path | Dataset | IterableDataset
-"""How a dataset can be given: by name, or as the object itself."""
+Splits: TypeAlias = DatasetDict | IterableDatasetDict
+Given: TypeAlias = str | Path | Dataset | IterableDataset | Splits | Sequence[Mapping[str, Any]]
+"""How a dataset can be given: by name, as the object itself, or as a list of rows."""
 
 
 def open_source(given: Given, *, split: str | None = None, streaming: bool = False) -> Source:
@@ -45,16 +59,17 @@ def open_source(given: Given, *, split: str | None = None, streaming: bool = Fal
     ``name:config:split``.
 
     Args:
-        given: The name, or a dataset that is open already.
+        given: The name, a dataset that is open already, or a list of rows.
         split: Which split of a folder or Hub dataset.
         streaming: Read a Hub dataset without downloading it whole first.
 
     Raises:
         DataError: If there is no such dataset, or it has several splits and none is named.
-        InputError: If a split is named twice, or for a file, which has none.
+        InputError: If a split is named twice, or for a file, which has none; if the argument
+            is nothing that holds rows.
     """
-    if isinstance(given, Dataset | IterableDataset):
-        return _of_dataset("dataset", _choose_split(given, "dataset", split))
+    if not isinstance(given, str | Path):
+        return _open_object(given, split)
     name = str(given)
     if Path(name).is_file() or "://" in name:
         if split is not None:
@@ -78,6 +93,30 @@ def open_source(given: Given, *, split: str | None = None, streaming: bool = Fal
     return _open_hub(name, split, streaming)
 
 
+def _open_object(given: Any, split: str | None) -> Source:
+    if isinstance(given, Dataset | IterableDataset | DatasetDict | IterableDatasetDict):
+        return Source("dataset", rows_of("dataset", _choose_split(given, "dataset", split)))
+    listed = isinstance(given, Sequence) and not isinstance(given, bytes)
+    if not listed or (given and not any(isinstance(row, Mapping) for row in given)):
+        raise InputError.of(
+            saw=f"a dataset of type {type(given).__name__}",
+            expected="a path, a URL, a Hub id, a datasets object, or a list of rows (mappings)",
+            cure="for a DataFrame, pass table.to_dict('records')",
+        )
+    if split is not None:
+        raise InputError.of(
+            saw=f"split={split!r} for a list of rows",
+            expected="no split",
+            cure="leave the split out",
+        )
+
+    def rows() -> Generator[RawRow]:
+        for number, row in enumerate(given, start=1):
+            yield RawRow("list", number, row, not_an_object(row))
+
+    return Source("list", rows)
+
+
 def _open_file(name: str) -> Source:
     bare = name.split("?", maxsplit=1)[0]
     if data_suffix(bare) is None:
@@ -87,13 +126,22 @@ def _open_file(name: str) -> Source:
             cure="rename or convert the file",
         )
     short = Path(bare).name
-    if "://" not in name:
-        return Source(name, lambda: read_file(Path(name), short))
     try:
-        local = _download(name)
+        local = Path(name) if "://" not in name else _download(name)
     except Exception as error:
         raise _unreachable(name, error) from None
-    return Source(name, lambda: read_file(local, short))
+    return Source(name, lambda: read_file(local, short), _separator_notes(local, short))
+
+
+def _separator_notes(path: Path, name: str) -> tuple[str, ...]:
+    """What to say of a CSV file whose columns no comma separates."""
+    if data_suffix(name) != ".csv":
+        return ()
+    try:
+        separator = csv_separator(path, name)
+    except (OSError, EOFError, zlib.error, csv.Error):
+        return ()  # reading the rows says what is wrong
+    return () if separator == "," else (f"columns read as separated by {SEPARATORS[separator]}",)
 
 
 def _download(url: str) -> Path:
@@ -116,8 +164,46 @@ def _open_folder(folder: Path, name: str, split: str | None, streaming: bool) ->
             saved = datasets.load_from_disk(str(folder))
         except Exception as error:
             raise _unreachable(name, error) from None
-        return _of_dataset(name, _choose_split(saved, name, split))
-    return _load(name, str(folder), None, split, streaming)
+        return Source(name, rows_of(name, _choose_split(saved, name, split)))
+    read = _of_files(str(folder), None, name, split)
+    return read or _load(name, str(folder), None, split, streaming)
+
+
+def _of_files(path: str, config: str | None, name: str, split: str | None) -> Source | None:
+    """The data files of a folder or of the Hub, read by our own readers, which lose nothing.
+
+    `datasets` finds out which files are of which split. None for anything else than rows
+    in files of known endings whose types nobody declares.
+    """
+    try:
+        with quiet():
+            builder = datasets.load_dataset_builder(path, config)
+    except Exception:
+        return None  # loading it says what is wrong
+    files = builder.config.data_files
+    declared = builder.info.features or getattr(builder.config, "features", None)
+    if not files or declared is not None:
+        return None
+    if not all(data_suffix(str(file)) for part in files.values() for file in part):
+        return None
+    chosen = _named_split(list(map(str, files)), name, split)
+    try:
+        paths = [_fetched(str(file)) for file in files[chosen]]
+    except Exception as error:
+        raise _unreachable(name, error) from None
+
+    def rows() -> Generator[RawRow]:
+        for local, short in paths:
+            yield from read_file(local, short)
+
+    notes = {note for local, short in paths for note in _separator_notes(local, short)}
+    return Source(name, rows, tuple(sorted(notes)))
+
+
+def _fetched(file: str) -> tuple[Path, str]:
+    """A data file on this machine, and its own name."""
+    local = _download(file) if "://" in file else Path(file)
+    return local, Path(file.split("?", maxsplit=1)[0]).name
 
 
 def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
@@ -131,7 +217,8 @@ def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
     if len(parts) > 1:
         split = _one_split(parts[-1], split)
     config = parts[1] if len(parts) == _HUB_PARTS else None
-    return _load(name, parts[0], config, split, streaming)
+    read = None if streaming else _of_files(parts[0], config, name, split)
+    return read or _load(name, parts[0], config, split, streaming)
 
 
 def _load(name: str, path: str, config: str | None, split: str | None, streaming: bool) -> Source:
@@ -140,11 +227,11 @@ def _load(name: str, path: str, config: str | None, split: str | None, streaming
             loaded = datasets.load_dataset(path, config, split=split, streaming=streaming)
     except Exception as error:
         raise _unreachable(name, error) from None
-    return _of_dataset(name, _choose_split(loaded, name, None))
+    return Source(name, rows_of(name, _choose_split(loaded, name, None)))
 
 
 def _choose_split(loaded: Any, name: str, split: str | None) -> Any:
-    if not isinstance(loaded, DatasetDict | datasets.IterableDatasetDict):
+    if not isinstance(loaded, DatasetDict | IterableDatasetDict):
         if split is not None and str(getattr(loaded, "split", None)) != split:
             raise InputError.of(
                 saw=f"split {split!r} of {name}, which is a single table",
@@ -152,31 +239,20 @@ def _choose_split(loaded: Any, name: str, split: str | None) -> Any:
                 cure="leave the split out",
             )
         return loaded
-    names = list(loaded)
+    return loaded[_named_split(list(loaded), name, split)]
+
+
+def _named_split(names: Sequence[str], name: str, split: str | None) -> str:
     if split is None and len(names) == 1:
-        return loaded[names[0]]
-    if split not in names:
+        return names[0]
+    if split is None or split not in names:
         raise DataError.of(
             saw=f"{name} with the splits {', '.join(names)}"
             + (f", none of which is {split!r}" if split else ""),
             expected="the name of one split",
             cure=f"name it, e.g. split={names[0]!r} or NAME:{names[0]}",
         )
-    return loaded[split]
-
-
-def _of_dataset(name: str, dataset: Dataset | IterableDataset) -> Source:
-    features = dataset.features or {}
-    classes = {key: kind for key, kind in features.items() if isinstance(kind, ClassLabel)}
-
-    def rows() -> Generator[RawRow]:
-        for number, row in enumerate(dataset, start=1):
-            for key, kind in classes.items():
-                if row[key] is not None:
-                    row[key] = kind.int2str(row[key])
-            yield RawRow(name, number, row)
-
-    return Source(name, rows)
+    return split
 
 
 def _one_split(named: str, split: str | None) -> str:

@@ -7,7 +7,7 @@ import math
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +16,8 @@ from datasets.arrow_writer import ArrowWriter
 
 from prefstage.core.errors import InputError
 from prefstage.core.files import atomic_path
-from prefstage.data.columns import Row, encode_fields, message_fields, without_nulls
+from prefstage.data.arrow_rows import ArrowReader
+from prefstage.data.columns import MessageShapes, Row, without_nulls
 from prefstage.data.scratch import scratch_folder
 from prefstage.data.sources import quiet
 
@@ -35,35 +36,55 @@ def build_dataset(
 
     Args:
         rows: Canonical rows.
-        features_of: Arrow types, given the message fields besides `role` and `content`, and
-            whether each is text.
+        features_of: Arrow types, given the messages' fields and whether each is text.
 
     Returns:
         The dataset, and the hash of its content.
     """
     name = uuid.uuid4().hex
     waiting, arrow = scratch_folder() / f"{name}.jsonl", scratch_folder() / f"{name}.arrow"
-    hasher, fields, count = hashlib.sha256(), dict[str, bool](), 0
+    hasher, shapes, count = hashlib.sha256(), MessageShapes(), 0
     try:
         with waiting.open("wb") as stream:
             for row in rows:
-                for field, is_text in message_fields(row).items():
-                    fields[field] = fields.get(field, True) and is_text
-                line = json.dumps(row, sort_keys=True).encode() + b"\n"
+                shapes.add(row)
+                line = json.dumps(row).encode() + b"\n"  # in the source's order: it is trained on
                 hasher.update(line)
                 stream.write(line)
                 count += 1
-        features, size = features_of(fields), piece_rows(count)
+        shapes.close()
+        features, size = features_of(shapes.fields), piece_rows(count)
         with (
             _PieceWriter(arrow, features, size) as writer,
             waiting.open("rb") as stream,
         ):
             for line in stream:
-                writer.write(encode_fields(json.loads(line), fields))
+                writer.write(shapes.encode(json.loads(line)))
             writer.finalize()
     finally:
         waiting.unlink()
     return Dataset.from_file(str(arrow)), hasher.hexdigest()[:16]
+
+
+class CanonicalRows:
+    """Rows of a canonical dataset, exactly: `datasets` rounds numbers when it decodes JSON.
+
+    Args:
+        dataset: With the canonical columns.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._tables = dataset.with_format("arrow")
+        self._reader = ArrowReader(self._tables.data.schema, dataset.features)
+
+    def __getitem__(self, index: int) -> Row:
+        """The row at a position."""
+        return self._reader.row(self._tables[index])
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows in order."""
+        for table in self._tables.iter(_BATCH_ROWS):
+            yield from self._reader.rows(table)
 
 
 class _PieceWriter(ArrowWriter):  # type: ignore[misc]  # untyped in datasets
@@ -151,7 +172,7 @@ def _save_lines(dataset: Dataset, target: Path) -> None:
     with atomic_path(target) as temporary:
         opener = gzip.open if target.suffix == ".gz" else open
         with opener(temporary, "wt", encoding="utf-8") as stream:
-            for row in dataset:
+            for row in CanonicalRows(dataset):
                 stream.write(json.dumps(without_nulls(row), ensure_ascii=False) + "\n")
 
 

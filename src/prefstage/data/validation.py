@@ -7,7 +7,15 @@ from typing import Any
 from datasets.utils.json import ujson_loads
 
 from prefstage.data.faults import RowFault, show
-from prefstage.data.records import Candidates, Message, Pair, Prompt, Record, prompt_id_of
+from prefstage.data.records import (
+    Candidates,
+    Generation,
+    Message,
+    Pair,
+    Prompt,
+    Record,
+    prompt_id_of,
+)
 
 TIE = 0.5
 
@@ -67,6 +75,7 @@ def make_candidates(
     *,
     sources: Sequence[str | None] | None = None,
     scores: Sequence[float | None] | None = None,
+    generations: Sequence[Generation | None] = (),
     field: str = "responses",
 ) -> Candidates:
     """Build candidates after the checks that every prompt and response must pass.
@@ -82,7 +91,8 @@ def make_candidates(
     several = field == "responses"
     for index, response in enumerate(responses):
         check_text(response, f"{field}[{index}]" if several else field)
-    for name, values in (("sources", sources), ("scores", scores)):
+    known = {"sources": sources, "scores": scores, "generations": generations or None}
+    for name, values in known.items():
         if values is not None and len(values) != len(responses):
             raise RowFault(
                 name,
@@ -97,6 +107,7 @@ def make_candidates(
         responses=tuple(responses),
         sources=nothing if sources is None else tuple(sources),
         scores=nothing if scores is None else tuple(scores),
+        generations=tuple(generations),
     )
 
 
@@ -154,7 +165,7 @@ def check_text(text: Any, field: str) -> None:
 def check_storable(record: Record) -> None:
     """Fault text that UTF-8 cannot hold, and message fields that JSON or Arrow cannot."""
     try:
-        json.dumps(vars(record), ensure_ascii=False).encode("utf-8")
+        json.dumps(vars(record), ensure_ascii=False, default=vars).encode("utf-8")
         for messages in (
             record.prompt,
             getattr(record, "chosen", ()),
@@ -183,5 +194,9 @@ def _check_fields(message: Message) -> None:
     """Raise ValueError if a field beside role and content would not come back from Arrow."""
     for name in message.keys() - {"role", "content"}:
         value = message[name]
-        if not isinstance(value, str) and ujson_loads(json.dumps(value)) != value:
+        if isinstance(value, str):
+            continue
+        text = json.dumps(value)
+        ujson_loads(text)  # `datasets` reads it so for others, and refuses numbers above 64 bits
+        if json.loads(text) != value:
             raise ValueError(f"{name}: {show(value)}")

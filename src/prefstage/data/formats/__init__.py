@@ -9,8 +9,9 @@ from prefstage.data.formats.compared import COMPARED
 from prefstage.data.formats.demonstrated import CONVERSATIONS
 from prefstage.data.formats.listed import LISTED
 from prefstage.data.formats.paired import PAIRED
+from prefstage.data.formats.trees import TREES
 from prefstage.data.formats.unpaired import UNPAIRED
 
-FORMATS: tuple[Format, ...] = (*PAIRED, *COMPARED, *LISTED)
+FORMATS: tuple[Format, ...] = (*PAIRED, *COMPARED, *TREES, *LISTED)
 
 __all__ = ["CONVERSATIONS", "FORMATS", "UNPAIRED", "Format", "Row"]

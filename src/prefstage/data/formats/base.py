@@ -1,12 +1,13 @@
 """What a format is, and how its readers reach into a row."""
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from prefstage.data.faults import RowFault, show
+from prefstage.data.json_text import parse_field
 from prefstage.data.labels import LabelScheme
 from prefstage.data.messages import (
     assistant,
@@ -16,9 +17,12 @@ from prefstage.data.messages import (
     read_messages,
     read_transcript,
 )
+from prefstage.data.observations import Observations, SourceRow
+from prefstage.data.raw_rows import RawRow
 from prefstage.data.records import Message, Prompt, Record
 
 Row = Mapping[str, Any]
+SYSTEM_NAMES = ("system", "system_prompt", "system_message", "sys_prompt")
 PROMPT_NAMES = ("prompt", "instruction", "question", "query", "input", "context")
 
 
@@ -36,6 +40,8 @@ class Format:
         read: Row to record; the label scheme is given where `labels` is.
         labels: Meaning of the labels, from the first rows and the dataset's name; None
             for formats without labels.
+        gather: For formats whose records do not stand in one row each: the source's rows to
+            rows that `read` takes.
         note: What the report should say whenever this format is read.
     """
 
@@ -45,7 +51,21 @@ class Format:
     recognises: Callable[[Row], bool]
     read: Callable[[Row, LabelScheme | None], Record]
     labels: Callable[[Sequence[Row], str], LabelScheme] | None = None
+    gather: Callable[[Iterator[RawRow], Observations], Iterator[RawRow]] | None = None
     note: str | None = None
+
+
+def overlaid(row: Row, **values: Any) -> Row:
+    """The row with other values under some names; what is not looked at stays unread.
+
+    Args:
+        row: The row.
+        values: By name, what stands before the row's own.
+
+    Returns:
+        A view of both.
+    """
+    return ChainMap(values, cast("dict[str, Any]", row))
 
 
 def first_of(row: Row, names: Sequence[str]) -> str | None:
@@ -110,7 +130,7 @@ def read_source(row: Row, name: str) -> str | None:
 def read_prompt(row: Row, *names: str) -> Prompt:
     """The prompt of a row: text, messages or a transcript, with what belongs to it.
 
-    A `system` column becomes the system message, Alpaca's `input` follows the
+    A column of `SYSTEM_NAMES` becomes the system message, Alpaca's `input` follows the
     `instruction` after a line break and its `history` goes before it, and `tools` are
     kept with the first message.
 
@@ -137,23 +157,56 @@ def read_prompt(row: Row, *names: str) -> Prompt:
 
 
 def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:
-    """Put the row's `system` and `tools` columns into the prompt's first message."""
-    system = row.get("system")
-    if system:
+    """Put the row's columns of a system turn and of tools into the prompt's first message."""
+    name, system = _read_system(row)
+    if name and system:
         if prompt and prompt[0]["role"] == "system":
-            if prompt[0]["content"] != system:
+            if system.strip() and prompt[0]["content"] != system:
                 raise RowFault(
-                    "system",
+                    name,
                     saw=f"{show(system)} beside a system turn in the prompt",
                     expected="one system message",
                     cure="empty the column, or remove the turn",
                 )
         else:
-            prompt = ({"role": "system", "content": read_text(row, "system")}, *prompt)
+            prompt = ({"role": "system", "content": system}, *prompt)
+            if system.strip():
+                _note_system(row, name)
     tools = _read_tools(row.get("tools"))
     if tools and prompt:
+        if prompt[0].get("tools") not in (None, tools):
+            raise RowFault(
+                "tools",
+                saw="other tools in the first message",
+                expected="one list of tools",
+                cure="empty the column, or remove the message's tools",
+            )
         prompt = ({**prompt[0], "tools": tools}, *prompt[1:])
     return prompt
+
+
+def _note_system(row: Row, name: str) -> None:
+    """Say in the report that a column of another name than `system` gave the system turn."""
+    while isinstance(row, ChainMap):
+        row = row.maps[-1]
+    if name != "system" and isinstance(row, SourceRow) and row.observations is not None:
+        row.observations.systems[name] += 1
+
+
+def _read_system(row: Row) -> tuple[str | None, str]:
+    """The column of the system turn, and its text."""
+    texts = {name: read_text(row, name) for name in SYSTEM_NAMES if row.get(name) is not None}
+    filled = {name: text for name, text in texts.items() if text.strip()}
+    if len(set(filled.values())) > 1:
+        first, second = list(filled)[:2]
+        raise RowFault(
+            second,
+            saw=f"{show(filled[second])} beside {show(filled[first])} in {first}",
+            expected="one system message",
+            cure="empty one of the columns",
+        )
+    name, text = next(iter((filled or texts).items()), (None, ""))
+    return name, text
 
 
 def read_response(value: Any, field: str, prompt: Prompt = ()) -> tuple[Message, ...]:
@@ -207,14 +260,19 @@ def _read_history(row: Row) -> Prompt:
 
 
 def _read_tools(tools: Any) -> Any:
-    if not isinstance(tools, str) or not tools.strip():
-        return tools or None
-    try:
-        return json.loads(tools)
-    except json.JSONDecodeError as error:
-        raise RowFault(
-            "tools",
-            saw=f"{show(tools)} ({error.msg})",
-            expected="a list of tools, or its JSON text",
-            cure="mend the JSON",
-        ) from None
+    """A list of tools: objects, or the JSON text of the list or of its items."""
+    expected = "a list of tools, or its JSON text"
+    if isinstance(tools, str):
+        tools = parse_field(tools, "tools", expected) if tools.strip() else None
+    if isinstance(tools, Mapping):
+        tools = [tools]
+    if not tools:
+        return None
+    if isinstance(tools, str) or not isinstance(tools, Sequence):
+        raise RowFault("tools", saw=show(tools), expected=expected, cure="mend the field")
+    return [
+        parse_field(tool, f"tools[{index}]", "a tool, or its JSON text")
+        if isinstance(tool, str)
+        else tool
+        for index, tool in enumerate(tools)
+    ]

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefstage.data.annotators import read_votes
 from prefstage.data.faults import RowFault, show
 from prefstage.data.formats.base import (
     PROMPT_NAMES,
     Format,
     Row,
     first_of,
+    overlaid,
     read_number,
     read_prompt,
     read_response,
@@ -47,6 +49,8 @@ def _optional_fields(row: Row) -> dict[str, Any]:
         if column is not None:
             read = read_source if name.startswith("source") else read_number
             found[name] = read(row, column)
+    if first_of(row, ("votes",)):
+        found["votes"] = read_votes(row["votes"], "votes")
     return found
 
 
@@ -90,7 +94,7 @@ def _read_binarized(row: Row, _: LabelScheme | None) -> Pair:
 
 def _read_transcripts(row: Row, _: LabelScheme | None) -> Pair:
     sides = {side: read_transcript(read_text(row, side), side, is_prompt=False) for side in _SIDES}
-    return _read_whole_conversations({**row, **sides}, None)
+    return _read_whole_conversations(overlaid(row, **sides), None)
 
 
 def _read_after_transcript(row: Row, _: LabelScheme | None) -> Pair:
@@ -127,7 +131,7 @@ def _shared_words(first: str, second: str) -> int:
 
 
 def _read_sharegpt(row: Row, _: LabelScheme | None) -> Pair:
-    return _read_explicit({**row, "prompt": require(row, "conversations")}, None)
+    return _read_explicit(overlaid(row, prompt=require(row, "conversations")), None)
 
 
 def _read_alpaca_output(row: Row, _: LabelScheme | None) -> Pair:
@@ -139,7 +143,7 @@ def _read_alpaca_output(row: Row, _: LabelScheme | None) -> Pair:
             expected="a list of two texts: chosen, rejected",
             cure="mend the row, or name columns with columns={...}",
         )
-    return _read_explicit({**row, "chosen": output[0], "rejected": output[1]}, None)
+    return _read_explicit(overlaid(row, chosen=output[0], rejected=output[1]), None)
 
 
 def _user(text: str) -> Prompt:
@@ -180,7 +184,7 @@ PAIRED = (
         needs=("conversations", "chosen", "rejected"),
         recognises=lambda row: (
             is_messages(row.get("conversations"))
-            and _sides(row, lambda value: isinstance(value, str | Mapping))
+            and _sides(row, lambda value: isinstance(value, str | Mapping) or is_messages(value))
         ),
         read=_read_sharegpt,
     ),
@@ -236,7 +240,10 @@ PAIRED = (
         name="trl-standard",
         kind="pairs",
         needs=("prompt", "chosen", "rejected"),
-        recognises=lambda row: _sides(row, _is_text) and _is_text(_prompt_of(row)),
+        recognises=lambda row: (
+            _sides(row, lambda value: _is_text(value) or is_messages(value))
+            and _is_text(_prompt_of(row))
+        ),
         read=_read_explicit,
     ),
     Format(
