@@ -75,7 +75,7 @@ def load_conversations(
     Args:
         source: As in `load_pairs`. Of whole conversations every assistant turn that answers
             somebody is to be learnt; of a prompt with its completion (and of pairs) only
-            what follows the prompt.
+            what follows the prompt. Ties among pairs are left out (counted).
         format: Name of a format (see docs/data.md); None to recognise it.
         columns: Role to column name: ``{"messages": "dialog"}``, or
             ``{"prompt": "question", "completion": "answer"}``.
@@ -113,6 +113,8 @@ def load_conversations(
     rows = ConversationSet.of(noting(), report=report)
     if reading.format.kind == "pairs":
         report.notes.append("the chosen response of each pair is learnt, its prompt is not")
+        if report.ties:
+            report.notes.append(f"{report.ties} ties left out: neither response is the better one")
     if unanswered:
         report.notes.append(
             f"{unanswered} conversations end with a turn that nobody answers (not learnt)"
@@ -132,8 +134,13 @@ def _conversations(reading: Reading, report: LoadReport) -> Iterator[Conversatio
     for record in reading.records(report):
         if isinstance(record, Conversation):
             yield record
-        elif isinstance(record, Pair):
-            yield Conversation(record.prompt_id, record.prompt, record.chosen)
+        elif isinstance(record, Pair) and record.agreement != TIE:
+            yield conversation_of_pair(record)
+
+
+def conversation_of_pair(pair: Pair) -> Conversation:
+    """The chosen response of a pair as a demonstration."""
+    return Conversation(pair.prompt_id, pair.prompt, pair.chosen)
 
 
 def unpaired_of_pair(pair: Pair) -> tuple[Unpaired, Unpaired]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefstage.training.items import LEFT_OUT
+
 PREFSTAGE_CITATION = """\
 @software{prefstage,
   title = {prefstage: which preference data does a language model need next?},
@@ -196,7 +198,7 @@ def _data(facts: CardFacts) -> str:
     ]
     known = [f"- {what}: {value}" for what, value in facts.provenance.items()]
     counted = [
-        f"- {each.use}: {name.replace('_', ' ')}: {count:,}"
+        f"- {each.use}: {LEFT_OUT.get(name, name.replace('_', ' '))}: {count:,}"
         for each in facts.data
         for name, count in each.counts.items()
         if count and name not in ("prompts", "responses")

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from prefstage.core.config import Config, load_config, nearest
 from prefstage.core.errors import ConfigError
+from prefstage.data.records import Ties
 from prefstage.sampling.base import SamplingConfig
 
 UNNAMED = "eval"
@@ -20,6 +21,7 @@ UNNAMED = "eval"
 _ELSEWHERE = {
     "output_dir": "the command's --out",
     "loss": "loss",
+    "ties": "ties",
     "reference": "reference",
     "reference_cache": "reference_cache",
     "resume_from_checkpoint": "nothing: the same command goes on by itself",
@@ -127,6 +129,9 @@ class Recipe(Config):
     data: DataSettings = Field(description="What is learnt: a file, folder or Hub id.")
     eval: dict[str, DataSettings] = Field(default={}, description="Evaluation sets by name.")
     loss: Any = Field(default="sigmoid", description="Name, sum, mapping or list of mappings.")
+    ties: Ties = Field(
+        default="leave-out", description="Pairs of evenly split raters: leave-out or keep."
+    )
     reference: str = Field(default="start", description="start, adapter-off, none, or a model.")
     reference_cache: str | None = Field(default=None, description="Folder; None: in the run's.")
     tokens: TokenSettings = Field(default=TokenSettings(), description="Templates and limits.")
@@ -192,6 +197,7 @@ def argument_values(recipe: Recipe) -> dict[str, Any]:
     given = {name: _as_typed(value, fields[name]) for name, value in recipe.training.items()}
     own = recipe.tokens.model_dump() | {
         "loss": recipe.loss,
+        "ties": recipe.ties,
         "reference": recipe.reference,
         "reference_cache": recipe.reference_cache,
     }

@@ -28,9 +28,9 @@ from prefstage.core.runs import MANIFEST, RunFolder
 from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.arguments import PreferenceArguments
-from prefstage.training.datasets import load_for
+from prefstage.training.datasets import load_data, load_for
 from prefstage.training.dynamics import DisplacementWarning, DynamicsCallback
-from prefstage.training.items import LoadedSet
+from prefstage.training.items import ItemSet, LoadedSet, left_out
 from prefstage.training.online import OnlinePreferenceTrainer
 from prefstage.training.policy import load_policy
 from prefstage.training.recipe import UNNAMED, DataSettings, LoraSettings, Recipe, argument_values
@@ -120,9 +120,8 @@ def load_set(settings: DataSettings, loss: LossMix) -> LoadedSet:
     """
     given = settings.model_dump(exclude={"path", "labels", "columns"})
     given["columns"] = settings.columns or None
-    load = load_for(loss)
     if settings.labels is not None:
-        if "labels" not in inspect.signature(load).parameters:
+        if "labels" not in inspect.signature(load_for(loss)).parameters:
             raise ConfigError.of(
                 saw=f"labels={settings.labels} of {settings.path}, for a loss on "
                 f"{' or '.join(sorted(loss.data))}",
@@ -130,7 +129,7 @@ def load_set(settings: DataSettings, loss: LossMix) -> LoadedSet:
                 cure="remove labels, or write the data as pairs first",
             )
         given["labels"] = settings.labels
-    return load(settings.path, **given)
+    return load_data(settings.path, loss, **given)
 
 
 @contextmanager
@@ -281,6 +280,7 @@ def _result(
 ) -> dict[str, Any]:
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
+    items = _item_sets(trainer)
     found: dict[str, Any] = {
         "policy": recipe.policy,
         "loss": trainer.loss.resolved(),
@@ -297,12 +297,19 @@ def _result(
         "notes": [
             f"{name}: {note}"
             for name, each in sets.items()
-            for note in (*_put_aside(each), *each.report.notes)
+            for note in (*_put_aside(each), *each.report.notes, *left_out(items[name].counts))
         ],
     }
     if isinstance(trainer, OnlinePreferenceTrainer):
         found["online"] = trainer.online_counts()
     return found
+
+
+def _item_sets(trainer: PreferenceTrainer) -> dict[str, ItemSet]:
+    """The encoded sets by their names in the recipe."""
+    evaluated = trainer.eval_dataset
+    named = evaluated if isinstance(evaluated, Mapping) else {UNNAMED: evaluated}
+    return {"data": trainer.train_dataset, **named}
 
 
 def _put_aside(rows: LoadedSet) -> list[str]:

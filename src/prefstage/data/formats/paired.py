@@ -36,6 +36,7 @@ _SPELLINGS = {
     "source_chosen": ("source_chosen", "chosen_model", "chosen-model"),
     "source_rejected": ("source_rejected", "rejected_model", "rejected-model"),
     "agreement": ("agreement",),
+    "judge_probability": ("judge_probability",),
 }
 
 
@@ -47,6 +48,8 @@ def _optional_fields(row: Row) -> dict[str, Any]:
         if column is not None:
             read = read_source if name.startswith("source") else read_number
             found[name] = read(row, column)
+    if row.get("judge_status") == "undecided":  # as prefstage judge writes it, beside a ½
+        found.pop("judge_probability", None)
     return found
 
 
