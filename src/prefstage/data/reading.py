@@ -23,9 +23,9 @@ from prefstage.data.recognition import (
     recognise,
     rename,
 )
-from prefstage.data.records import Pair, Record
+from prefstage.data.records import TIE, Pair, Record
 from prefstage.data.sources import Given, Source, open_source
-from prefstage.data.validation import TIE, check_storable
+from prefstage.data.validation import check_storable
 
 OnBadRow = Literal["error", "quarantine"]
 ASIDE_CURE = "set on_bad_row='quarantine' with a quarantine_file"

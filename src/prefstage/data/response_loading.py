@@ -5,10 +5,9 @@ from pathlib import Path
 
 from prefstage.data.faults import LoadReport
 from prefstage.data.reading import OnBadRow, Reading, open_reading
-from prefstage.data.records import Conversation, Pair, Unpaired
+from prefstage.data.records import TIE, Conversation, Pair, Unpaired
 from prefstage.data.response_sets import ConversationSet, UnpairedSet
 from prefstage.data.sources import Given
-from prefstage.data.validation import TIE
 
 
 def load_unpaired(

@@ -7,8 +7,7 @@ from typing import Any
 from datasets.utils.json import ujson_loads
 
 from prefstage.data.faults import RowFault, show
-from prefstage.data.records import TIE as TIE
-from prefstage.data.records import Candidates, Message, Pair, Prompt, Record, prompt_id_of
+from prefstage.data.records import TIE, Candidates, Message, Pair, Prompt, Record, prompt_id_of
 
 
 def make_pair(

@@ -58,7 +58,7 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
 
     learning_rate: float | str = field(default=1e-6, metadata={"help": "Peak learning rate."})
     loss: Any = field(default="sigmoid", metadata={"help": "Which loss to minimise."})
-    ties: str = field(default="leave-out", metadata={"help": "leave-out or keep."})
+    ties: Ties = field(default="leave-out", metadata={"help": "leave-out or keep."})
     reference: str = field(
         default="start", metadata={"help": "start, adapter-off, none, or a model."}
     )

@@ -20,7 +20,7 @@ from prefstage.data import (
     Unpaired,
     UnpairedSet,
 )
-from prefstage.data.records import TIE, Ties, Vote
+from prefstage.data.records import TIE, Ties
 from prefstage.training.same_tokens import CAUSES, cause_of, encode_noting_cuts
 
 ItemKind = Literal["pairs", "groups", "unpaired", "responses"]
@@ -32,10 +32,12 @@ LEFT_OUT = {
     "ties_left_out": "ties left out (ties: keep trains on them)",
     "tie_votes_left_out": "votes for neither response left out",
     "without_preference_left_out": "pairs without a preference left out",
-    "same_tokens_by_truncation": "left out as both sides are the same tokens after truncation "
+    "same_tokens_by_truncation": "of the same tokens on both sides after truncation left out "
     "(raise max_response_tokens)",
-    "same_tokens_by_template": "left out as the chat template drops what differs",
-    "same_tokens_by_normalisation": "left out as the tokenizer reads both sides alike",
+    "same_tokens_by_template": "of the same tokens on both sides left out, as the chat template "
+    "drops what differs",
+    "same_tokens_by_normalisation": "of the same tokens on both sides left out, as the tokenizer "
+    "reads both alike",
 }
 """What is left out of an item set, by the name of its count, in words."""
 
