@@ -21,7 +21,7 @@ from prefstage.data import (
     UnpairedSet,
 )
 from prefstage.data.records import TIE, Ties
-from prefstage.training.same_tokens import CAUSES, cause_of, encode_noting_cuts
+from prefstage.data.same_tokens import CAUSES, cause_of, encode_noting_cuts
 
 ItemKind = Literal["pairs", "groups", "unpaired", "responses"]
 LoadedSet = PairSet | CandidateSet | UnpairedSet | ConversationSet

@@ -4,8 +4,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from prefstage.data import Message, ResponseEncoder, TokenTree
-from prefstage.data.tokenising import EncodingCounts
+from prefstage.data.records import Message
+from prefstage.data.tokenising import EncodingCounts, ResponseEncoder, TokenTree
 
 Cause = Literal["truncation", "template", "normalisation"]
 CAUSES: tuple[Cause, ...] = ("truncation", "template", "normalisation")
