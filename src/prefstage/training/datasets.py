@@ -9,6 +9,7 @@ from prefstage.core.hashing import digest
 from prefstage.data import (
     CandidateSet,
     ConversationSet,
+    Pair,
     PairSet,
     ResponseEncoder,
     UnpairedSet,
@@ -24,7 +25,7 @@ from prefstage.data.records import Ties
 from prefstage.data.response_loading import conversation_of_pair, unpaired_of_pair
 from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix
-from prefstage.training.items import ItemSet, LoadedSet, TrainingItem, encode_items
+from prefstage.training.items import ItemKind, ItemSet, LoadedSet, TrainingItem, encode_items
 
 
 def item_set_of(
@@ -56,11 +57,7 @@ def item_set_of(
         by_vote = "annotators" in loss.needs | loss.optional
         items = encode_items(rows, encoder, ties=ties, by_vote=by_vote)
     if items.kind not in loss.data:
-        raise InputError.of(
-            saw=f"{items.kind} as data for a loss on {' or '.join(sorted(loss.data))}",
-            expected="data of that kind",
-            cure="choose another loss, or load the data as what the loss takes",
-        )
+        raise _other_kind(items.kind, loss)
     items = _with_needs(items, loss)
     alone = items.kind == "unpaired" and len(items.items[0].trees[0].response_ids) == 1
     return with_mismatched(items) if alone and "mismatched" in loss.needs else items
@@ -86,6 +83,57 @@ def load_data(source: Any, loss: LossMix, **how: Any) -> LoadedSet:
     if load in _OF_PAIRS and _holds_pairs(source, _OF_PAIRS[load], how):
         load = load_pairs
     return load(source, **how)
+
+
+_KINDS: Mapping[type, ItemKind] = {
+    PairSet: "pairs",
+    CandidateSet: "groups",
+    UnpairedSet: "unpaired",
+    ConversationSet: "responses",
+}
+
+
+def check_rows(rows: LoadedSet, loss: LossMix, name: str) -> None:
+    """Check, before any policy is there to encode it, that data can serve a loss.
+
+    Args:
+        rows: What was loaded.
+        loss: Says what it takes, and what it needs.
+        name: Of the data, for errors.
+
+    Raises:
+        InputError: If the data is of a kind that the loss does not take, or lacks scores or
+            preferences that it needs.
+    """
+    kind = _KINDS[type(rows)]
+    if kind != "pairs" and kind not in loss.data:
+        raise _other_kind(kind, loss, f"{name}: ")
+    lacking = list[str]()
+    unjudged = isinstance(rows, PairSet) and all(pair.preference is None for pair in rows)
+    if "preference" in loss.needs and unjudged:
+        lacking.append("preference")
+    if "scores" in loss.needs and any(None in _scores(row) for row in rows):
+        lacking.append("scores")
+    if lacking:
+        raise InputError.of(
+            saw=f"{name}: {rows.report.source} without {' and '.join(lacking)}",
+            expected=f"{' and '.join(lacking)}, since the loss needs them",
+            cure="judge the data first (prefstage judge), or choose another loss",
+        )
+
+
+def _scores(row: Any) -> tuple[float | None, ...]:
+    if isinstance(row, Pair):
+        return row.score_chosen, row.score_rejected
+    return tuple(row.scores) if len(row.responses) > 1 else ()
+
+
+def _other_kind(kind: str, loss: LossMix, where: str = "") -> InputError:
+    return InputError.of(
+        saw=f"{where}{kind} as data for a loss on {' or '.join(sorted(loss.data))}",
+        expected="data of that kind",
+        cure="choose another loss, or load the data as what the loss takes",
+    )
 
 
 def as_taken(rows: LoadedSet, loss: LossMix, *, ties: Ties = "leave-out") -> LoadedSet:

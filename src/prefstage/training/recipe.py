@@ -221,7 +221,32 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     whole = {key: value for key, value in overrides.items() if "." not in key}
     inner = {key: value for key, value in overrides.items() if "." in key}
     recipe = load_config(Recipe, path, whole)
-    return load_config(Recipe, recipe.model_dump(mode="json"), inner) if inner else recipe
+    if inner:
+        recipe = load_config(Recipe, recipe.model_dump(mode="json"), inner)
+    check_online(recipe)
+    return recipe
+
+
+def check_online(recipe: Recipe) -> None:
+    """Check that online training has what the loss needs: nobody judges a fresh response.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        ConfigError: If the loss reads scores or preferences.
+    """
+    from prefstage.losses import parse_loss
+
+    if recipe.online is None:
+        return
+    lacking = sorted(parse_loss(recipe.loss).needs & {"scores", "preference"})
+    if lacking:
+        raise ConfigError.of(
+            saw=f"online with a loss that needs {' and '.join(lacking)}",
+            expected="a loss on labels alone, since nobody judges the responses sampled on the way",
+            cure="leave online out, or choose another loss",
+        )
 
 
 def parse_overrides(texts: list[str]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from prefstage.core.runs import MANIFEST, RunFolder
 from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.arguments import PreferenceArguments
-from prefstage.training.datasets import load_data, load_for
+from prefstage.training.datasets import check_rows, load_data, load_for
 from prefstage.training.dynamics import DisplacementWarning, DynamicsCallback
 from prefstage.training.items import ItemSet, LoadedSet, left_out
 from prefstage.training.online import OnlinePreferenceTrainer
@@ -83,6 +83,8 @@ def train_recipe(recipe: Recipe, out: Path) -> Trained:
         disable_progress_bar()  # of loading and saving weights
     data = load_set(recipe.data, loss)
     named = {name: load_set(each, loss) for name, each in recipe.eval.items()}
+    for name, rows in {"data": data, **named}.items():
+        check_rows(rows, loss, name)
     with _opened(recipe, out):
         trainer = _trainer(recipe, args, data, named, out)
     with _progress(trainer), _told_warnings() as warned:
@@ -130,6 +132,21 @@ def load_set(settings: DataSettings, loss: LossMix) -> LoadedSet:
             )
         given["labels"] = settings.labels
     return load_data(settings.path, loss, **given)
+
+
+def check_sets(sets: Mapping[str, DataSettings], loss: LossMix) -> None:
+    """Check that data sets can serve a loss, without a policy.
+
+    Args:
+        sets: By name: where they are and how they are read.
+        loss: Says what it takes, and what it needs.
+
+    Raises:
+        DataError: As the loaders.
+        InputError: As `check_rows`.
+    """
+    for name, settings in sets.items():
+        check_rows(load_set(settings, loss), loss, name)
 
 
 @contextmanager
