@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prefstage.data.records import Message
 from prefstage.data.tokenising import EncodingCounts, ResponseEncoder, TokenTree
 
-Cause = Literal["truncation", "template", "normalisation"]
-CAUSES: tuple[Cause, ...] = ("truncation", "template", "normalisation")
+Cause = Literal["text", "truncation", "template", "normalisation"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 
 def encode_noting_cuts(
@@ -40,7 +40,7 @@ def encode_noting_cuts(
 def cause_of(
     prompt: Sequence[Message], first: Message, second: Message, encoder: ResponseEncoder
 ) -> Cause:
-    """Why two different responses are the same tokens.
+    """Why two responses are the same tokens.
 
     Args:
         prompt: Messages before them.
@@ -49,10 +49,13 @@ def cause_of(
         encoder: What encoded them.
 
     Returns:
-        "truncation" where they differ behind the limit; "normalisation" where the tokenizer
-        gives both texts the same tokens; otherwise "template", which writes neither what
-        differs (a field that it does not read, space at the ends of a text).
+        "text" where they are the same response; "truncation" where they differ behind the
+        limit; "normalisation" where the tokenizer gives both texts the same tokens; otherwise
+        "template", which does not write what differs (a field that it does not read, space at
+        the ends of a text).
     """
+    if first == second:
+        return "text"
     one, other = without_limits(encoder).encode(prompt, [first, second]).response_ids
     if one != other:
         return "truncation"

@@ -160,8 +160,6 @@ def _left_out(pairs: Sequence[Pair], scored: PairLogProbs) -> dict[str, int]:
         )
         for cause in CAUSES
     }
-    alike = int(scored.same_tokens.sum()) - sum(count or 0 for count in found.values())
-    found["rankings: same text on both sides"] = alike
     found["rankings: ties of the raters"] = sum(pair.tied for pair in pairs)
     return {why: count for why, count in found.items() if count}
 

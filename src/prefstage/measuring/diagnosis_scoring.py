@@ -116,7 +116,6 @@ def _causes(pairs: Sequence[Pair], encoder: ResponseEncoder) -> Counter[str]:
     return Counter(
         f"same_tokens_by_{cause_of(pair.prompt, pair.chosen[0], pair.rejected[0], encoder)}"
         for pair in pairs
-        if pair.chosen != pair.rejected
     )
 
 

@@ -1,6 +1,6 @@
 """What users hand to the trainer as data, made into the items that a loss takes."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -108,24 +108,32 @@ def check_rows(rows: LoadedSet, loss: LossMix, name: str) -> None:
     kind = _KINDS[type(rows)]
     if kind != "pairs" and kind not in loss.data:
         raise _other_kind(kind, loss, f"{name}: ")
-    lacking = list[str]()
-    unjudged = isinstance(rows, PairSet) and all(pair.preference is None for pair in rows)
-    if "preference" in loss.needs and unjudged:
-        lacking.append("preference")
-    if "scores" in loss.needs and any(None in _scores(row) for row in rows):
-        lacking.append("scores")
-    if lacking:
-        raise InputError.of(
-            saw=f"{name}: {rows.report.source} without {' and '.join(lacking)}",
-            expected=f"{' and '.join(lacking)}, since the loss needs them",
-            cure="judge the data first (prefstage judge), or choose another loss",
-        )
+    if "preference" in loss.needs and isinstance(rows, PairSet):
+        without = [place for place, pair in enumerate(rows) if pair.preference is None]
+        if len(without) == len(rows):  # where a judge was undecided about some, they are left out
+            raise _lacks("preference", kind, without, len(rows), where=f"{name}: ")
+    if "scores" in loss.needs:
+        without = [place for place, row in enumerate(rows) if None in _scores(row)]
+        if without:
+            raise _lacks("scores", kind, without, len(rows), where=f"{name}: ")
 
 
 def _scores(row: Any) -> tuple[float | None, ...]:
     if isinstance(row, Pair):
         return row.score_chosen, row.score_rejected
     return tuple(row.scores) if len(row.responses) > 1 else ()
+
+
+def _lacks(
+    need: str, kind: str, without: Sequence[int], number: int, *, where: str = ""
+) -> InputError:
+    what = {"scores": "a score a response", "preference": "a preference a pair"}[need]
+    return InputError.of(
+        saw=f"{where}{len(without):,} of {number:,} {kind} without {need} (first: row "
+        f"{without[0]})",
+        expected=f"{what}, since the loss uses it",
+        cure="judge the data first (prefstage judge), map its columns, or choose another loss",
+    )
 
 
 def _other_kind(kind: str, loss: LossMix, where: str = "") -> InputError:
@@ -174,7 +182,7 @@ def _with_needs(items: ItemSet, loss: LossMix) -> ItemSet:
 
     A judge gives no preference where it is undecided: such pairs are left out and counted.
     """
-    for need, what in (("scores", "a score a response"), ("preference", "a preference a pair")):
+    for need in ("scores", "preference"):
         without = [item.index for item in items.items if getattr(item, need) is None]
         if need not in loss.needs or not without:
             continue
@@ -183,12 +191,7 @@ def _with_needs(items: ItemSet, loss: LossMix) -> ItemSet:
             counts = items.counts | {"without_preference_left_out": len(without)}
             items = replace(items, items=kept, counts=counts)
             continue
-        raise InputError.of(
-            saw=f"{len(without):,} of {len(items):,} {items.kind} without {need} (first: row "
-            f"{without[0]})",
-            expected=f"{what}, since the loss uses it",
-            cure="judge the data first (prefstage judge), map its columns, or choose another loss",
-        )
+        raise _lacks(need, items.kind, without, len(items))
     return items
 
 

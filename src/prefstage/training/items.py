@@ -32,6 +32,7 @@ LEFT_OUT = {
     "ties_left_out": "ties left out (ties: keep trains on them)",
     "tie_votes_left_out": "votes for neither response left out",
     "without_preference_left_out": "pairs without a preference left out",
+    "same_tokens_by_text": "of the same text on both sides left out",
     "same_tokens_by_truncation": "of the same tokens on both sides after truncation left out "
     "(raise max_response_tokens)",
     "same_tokens_by_template": "of the same tokens on both sides left out, as the chat template "
