@@ -264,7 +264,7 @@ CASES: list[tuple[str, Callable[[], Any], list[str]]] = [
     (
         "every response cut to the same",
         constructing(max_prompt_tokens=8, max_response_tokens=1, data=some_pairs(1, alike=True)),
-        ["same tokens in every pair", "raise max_response_tokens"],
+        ["same tokens on both sides after truncation", "raise max_response_tokens"],
     ),
     ("a tokenizer with too many tokens", constructing(tokenizer=larger_tokenizer()), ["resize"]),
     ("a tokenizer of another model", swapped_tokenizer, ["other ids", "own tokenizer"]),

@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefstage.aligning.recipe import Recipe
+from prefstage.aligning.recipe import Recipe, sft_settings, train_settings
 from prefstage.core.errors import ConfigError, DataError
 from prefstage.data.loading import load_candidates
 from prefstage.data.prompts import load_prompts
 from prefstage.data.reading import ASIDE_CURE
 from prefstage.data.sets import CandidateSet
+from prefstage.losses import parse_loss
+from prefstage.training.recipe_run import check_sets
 
 _log = logging.getLogger(__name__)
 FOLDER = "quarantine"
@@ -64,6 +66,24 @@ class Inputs:
         with own_cure():
             read = load_prompts(self.recipe.evaluate.prompts, **self.aside("held_out"))
         return _with_notes("held_out", read)
+
+    def check(self) -> None:
+        """Check the data that trainings name themselves, before anything is sampled or judged.
+
+        What `build` makes has the judge's scores and preferences; the data of `sft`, and
+        evaluation sets, come as they are.
+
+        Raises:
+            DataError: If one cannot be read.
+            InputError: If one lacks what its loss needs.
+        """
+        trained = train_settings(self.recipe, policy="policy", data="data")
+        sets = {f"train.eval.{name}": each for name, each in trained.eval.items()}
+        check_sets(sets, parse_loss(trained.loss))
+        if self.recipe.sft is not None:
+            sft = sft_settings(self.recipe, policy="policy")
+            sets = {f"sft.eval.{name}": each for name, each in sft.eval.items()}
+            check_sets({"sft.data": sft.data, **sets}, parse_loss(sft.loss))
 
     def aside(self, name: str) -> dict[str, Any]:
         """What a loader is told of bad rows.

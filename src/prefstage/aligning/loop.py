@@ -136,6 +136,7 @@ class Loop:
         Returns:
             The result, as in align.json.
         """
+        self.inputs.check()
         put_aside = self.inputs.put_aside()
         policy = self._after_sft(self.chain.start())
         start, stopped = policy, "all iterations done"

@@ -99,6 +99,7 @@ def plan_alignment(
     who = judge if judge is not None else load_judge(recipe.judge)
     with tempfile.TemporaryDirectory() as folder:  # bad rows, which only a run puts aside
         inputs = Inputs(recipe, Path(folder))
+        inputs.check()
         planner = _Planner(Chain(recipe, judge=who.fingerprint), who, out, inputs)
         planner.walk()
     return tuple(planner.planned)

@@ -18,6 +18,7 @@ from prefstage.measuring.config import MeasureConfig
 from prefstage.sampling.base import SamplingConfig
 from prefstage.sampling.loading import LoadOptions
 from prefstage.training.recipe import Recipe as TrainRecipe
+from prefstage.training.recipe import check_online
 
 _SET_BY_ALIGN = {
     "policy": "policy, and the steps before",
@@ -308,4 +309,6 @@ def _train_recipe(
         given["tokens"] = {**recipe.encoding, **tokens}
     if given.get("lora") not in (None, False):  # the next step loads a whole model
         given["export"] = {"merge_adapter": True}
-    return check_config(TrainRecipe, {**given, **fixed}, origin=section)
+    found: TrainRecipe = check_config(TrainRecipe, {**given, **fixed}, origin=section)
+    check_online(found)
+    return found

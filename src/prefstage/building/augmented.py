@@ -88,6 +88,7 @@ def _asked(built: Built, pair: Pair, text: str, worse: float) -> Built:
         prompt_id=prompt_id_of(prompt),
         score_chosen=0.0,
         score_rejected=worse,
+        judge_probability=None,  # of the responses as such, whatever is asked for
     )
     return replace(
         built,

@@ -18,6 +18,7 @@ from prefstage.building.filters import filtered
 from prefstage.building.methods import Materials, groups_of
 from prefstage.building.parting import parted
 from prefstage.building.recipe import Plan, Recipe, read_recipe
+from prefstage.building.relabelling import with_judge_probability
 from prefstage.building.splitting import TRAIN
 from prefstage.building.statistics import PairStatistics, pair_statistics
 from prefstage.core.config import write_config
@@ -27,6 +28,7 @@ from prefstage.core.runs import RunFolder
 from prefstage.data.faults import LoadReport
 from prefstage.data.grouping import keep_sources
 from prefstage.data.loading import load_candidates, load_pairs
+from prefstage.data.records import Ties
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.storage import save_dataset
 from prefstage.data.tokenising import with_date
@@ -163,7 +165,9 @@ def _inputs(
 
 def _groups(materials: Materials) -> Iterator[Group]:
     recipe, account = materials.plan.recipe, materials.account
-    groups = groups_of(materials)
+    groups = _without_ties(groups_of(materials), recipe.ties, account)
+    if materials.judge is not None:
+        groups = with_judge_probability(groups, materials.judge)
     if recipe.augment is not None:
         groups = reward_augmented(
             groups,
@@ -172,6 +176,17 @@ def _groups(materials: Materials) -> Iterator[Group]:
             account=account,
         )
     return filtered(groups, recipe.filters, account=account)
+
+
+def _without_ties(groups: Iterator[Group], ties: Ties, account: Account) -> Iterator[Group]:
+    """Leave out pairs that still carry raters' even votes, unless they are asked for."""
+    for group in groups:
+        kept = [each for each in group if ties == "keep" or not each.pair.tied]
+        if len(kept) < len(group):
+            why = "tie of the raters (ties: keep keeps it)"
+            account.skip(why, group[0].pair.prompt_id, len(group) - len(kept))
+        if kept:
+            yield kept
 
 
 def flat_rows(groups: Iterator[Group]) -> Iterator[Built]:

@@ -14,7 +14,8 @@ from prefstage.building.statistics import (
 
 _COLUMNS = """\
 Columns: `prompt_id`, `prompt`, `chosen`, `rejected` (messages), `score_chosen`,
-`score_rejected`, `source_chosen`, `source_rejected`, `agreement`, and where each pair comes
+`score_rejected`, `source_chosen`, `source_rejected`, `agreement`, `judge_probability` (P(chosen
+better than rejected) by the judge), and where each pair comes
 from: `method`, `part`, `origin_prompt_id` (the prompt that an augmented one was made from),
 `place_chosen`, `place_rejected` (among the prompt's candidates), `gap` (score of chosen less
 rejected), `judge` (empty: the dataset's own scores) and `label_flipped`.

@@ -9,7 +9,7 @@ import numpy as np
 
 from prefstage.building.account import Account
 from prefstage.building.built import Built, Group
-from prefstage.building.relabelling import exchanged
+from prefstage.building.relabelling import exchanged, without_raters
 from prefstage.core.errors import InputError
 from prefstage.data.records import Pair
 from prefstage.judging.base import Judge, PointwiseJudge
@@ -111,7 +111,7 @@ def least_divergent(
         flip = bool(total < 0)
         account.add("labels_flipped", int(flip))
         account.pairs += 1
-        made = exchanged(pair) if flip else pair
+        made = without_raters(exchanged(pair) if flip else pair)
         made = replace(made, score_chosen=None, score_rejected=None)
         name = "preference-divergence"
         yield [Built(made, name, name, gap=abs(float(total)), judge=judge_name, label_flipped=flip)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from prefstage.building.account import Account
 from prefstage.building.built import Built, Group
 from prefstage.building.choosing import answer, rescored, usable_responses
+from prefstage.building.relabelling import without_raters
 from prefstage.building.selecting import draw_prompts
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.sets import CandidateSet
@@ -139,7 +140,7 @@ def _mixed(pair: Pair, own: Candidates, judge: Judge, account: Account) -> Built
         account.add(f"drawn_pairs_kept_{_SAME if alike else _UNREADABLE}")
         account.add("pairs_kept")
         return Built(pair, "mixing", "mixing", gap=_gap(pair))
-    ours = replace(pair, agreement=None)
+    ours = without_raters(pair)
     if best.score > theirs:
         account.add("pairs_with_own_chosen")
         made = replace(

@@ -18,11 +18,13 @@ from prefstage.building.tiers import COMBINATIONS, parse_combination
 from prefstage.core.config import Config, check_config, load_config, nearest
 from prefstage.core.errors import ConfigError
 from prefstage.data.chat_settings import CHAT_SETTINGS, ChatSettings
+from prefstage.data.records import Ties
 from prefstage.sampling.base import SamplingConfig
 from prefstage.sampling.loading import LoadOptions
 
 Inputs = Literal["candidates", "pairs"]
 _LOADING = (*CHAT_SETTINGS, "dtype", "device", "adapter", "concurrency")
+_KEEPS_LABELS = ("keep", "mixing")
 
 
 class ChoiceSettings(Config):
@@ -176,6 +178,9 @@ class Recipe(ChatSettings):
     method: str | dict[str, Any] = Field(description="Its name, or {name: ..., settings ...}.")
     augment: Augmentation | None = Field(default=None, description="Reward-augmented pairs.")
     filters: Filters = Field(default=Filters(), description="What to leave out.")
+    ties: Ties = Field(
+        default="leave-out", description="Pairs of evenly split raters: leave-out or keep."
+    )
     splits: dict[str, float] = Field(default={}, description="Share of prompts besides train.")
     license: str | None = Field(default=None, description="Licence of the result, for the card.")
     seed: int = Field(default=0, ge=0, description="Of every draw.")
@@ -285,6 +290,7 @@ def _check_effects(plan: Plan) -> None:
     unread = {
         "on_policy": plan.name != "per-prompt",
         "sources": recipe.candidates is None,
+        "ties": plan.name not in _KEEPS_LABELS,
         "quarantine_file": recipe.on_bad_row == "error",
     }
     unread |= dict.fromkeys(("sampling", *_LOADING), recipe.policy is None)

@@ -98,9 +98,10 @@ def _judge_pairs(who: "Judge", loaded: Any) -> tuple[str, dict[str, Any], Any]:
     pairs = list(loaded)
     judgments = compare_all(who, [comparison_of(pair) for pair in pairs])
     agreement = agreement_with_labels(pairs, judgments)
-    table = loaded.dataset.add_column(
+    table = loaded.dataset.remove_columns("judge_probability").add_column(
         "judge_probability", [judgment.probability for judgment in judgments]
-    ).add_column("judge_status", [judgment.status for judgment in judgments])
+    )
+    table = table.add_column("judge_status", [judgment.status for judgment in judgments])
     labelled = agreement.pairs - agreement.label_ties
     lines = [f"{agreement.pairs} pairs judged by {who.name}"]
     if labelled:

@@ -71,8 +71,10 @@ def _told(trained: "Trained") -> str:
 
 
 def _tells(name: str) -> bool:
-    """Whether a count of encoding is worth a line: what was cut, changed or left out."""
-    return name not in ("prompts", "responses")
+    """Whether a count of encoding is worth a line: what was cut or changed, if no note says it."""
+    from prefstage.training.items import LEFT_OUT
+
+    return name not in ("prompts", "responses", *LEFT_OUT)
 
 
 def _shown(value: Any) -> str:

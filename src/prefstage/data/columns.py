@@ -19,7 +19,7 @@ from prefstage.data.records import (
 
 _OPTIONAL = (
     *("score_chosen", "score_rejected", "source_chosen", "source_rejected"),
-    *("agreement", "annotator"),
+    *("agreement", "annotator", "judge_probability"),
 )
 PAIR_COLUMNS = ("prompt_id", "prompt", "chosen", "rejected", *_OPTIONAL, "votes")
 CANDIDATE_COLUMNS = ("prompt_id", "prompt", "responses", "sources", "scores", "generations")
@@ -178,6 +178,7 @@ def pair_features(fields: Mapping[str, bool]) -> Features:
             "source_rejected": Value("string"),
             "agreement": Value("float64"),
             "annotator": Value("string"),
+            "judge_probability": Value("float64"),
             "votes": List({"annotator": Value("string"), "preference": Value("float64")}),
         }
     )

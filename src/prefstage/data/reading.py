@@ -27,9 +27,9 @@ from prefstage.data.recognition import (
     recognise,
     rename,
 )
-from prefstage.data.records import Pair, Record
+from prefstage.data.records import TIE, Pair, Record
 from prefstage.data.sources import Given, Source, open_source
-from prefstage.data.validation import TIE, check_storable
+from prefstage.data.validation import check_storable
 
 _log = logging.getLogger(__name__)
 OnBadRow = Literal["error", "quarantine"]

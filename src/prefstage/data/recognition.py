@@ -15,7 +15,7 @@ _LOADERS = {"unpaired": "load_unpaired", "conversations": "load_conversations"}
 
 COLUMN_ROLES = (
     *("prompt", "system", "tools", "chosen", "rejected", "agreement"),
-    *("score_chosen", "score_rejected", "source_chosen", "source_rejected"),
+    *("score_chosen", "score_rejected", "source_chosen", "source_rejected", "judge_probability"),
     *("response_a", "response_b", "label", "votes", "votes_a", "votes_b", "votes_tie"),
     *("source_a", "source_b", "score_a", "score_b"),
     *("responses", "sources", "scores", "response", "source", "score"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from prefstage.core.hashing import digest
 
@@ -11,6 +11,13 @@ Message = dict[str, Any]
 
 Prompt = tuple[Message, ...]
 """The messages before the response; the last one is a user's (or a tool's) turn."""
+
+
+TIE = 0.5
+"""An agreement of raters that are split evenly."""
+
+Ties = Literal["leave-out", "keep"]
+"""What becomes of pairs whose raters are split evenly, where a better response is looked for."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Pair:
             None where the dataset has a bare label.
         annotator: Who labelled the pair, where one did and is known.
         votes: Every annotator's label where several are known; `agreement` is their mean.
+        judge_probability: P(chosen ≻ rejected | x) by a judge, in [0, 1], where one said it.
+            It may lie below ½: the label is the raters', and the judge may not share it.
     """
 
     prompt_id: str
@@ -74,6 +83,17 @@ class Pair:
     agreement: float | None = None
     annotator: str | None = None
     votes: tuple[Vote, ...] = ()
+    judge_probability: float | None = None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the raters are split evenly: neither response is the better one."""
+        return self.agreement == TIE
+
+    @property
+    def preference(self) -> float | None:
+        """P(chosen ≻ rejected): the judge's, or else the share of the raters."""
+        return self.agreement if self.judge_probability is None else self.judge_probability
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from pathlib import Path
 from prefstage.data.faults import LoadReport
 from prefstage.data.loading import read_pair_set
 from prefstage.data.reading import OnBadRow, Reading, open_reading
-from prefstage.data.records import Conversation, Pair, Unpaired
+from prefstage.data.records import TIE, Conversation, Pair, Unpaired
 from prefstage.data.response_sets import ConversationSet, UnpairedSet
 from prefstage.data.sources import Given
-from prefstage.data.validation import TIE
 
 
 def load_unpaired(
@@ -76,7 +75,7 @@ def load_conversations(
     Args:
         source: As in `load_pairs`. Of whole conversations every assistant turn that answers
             somebody is to be learnt; of a prompt with its completion (and of pairs) only
-            what follows the prompt.
+            what follows the prompt. Ties among pairs are left out (counted).
         format: Name of a format (see docs/data.md); None to recognise it.
         columns: Role to column name: ``{"messages": "dialog"}``, or
             ``{"prompt": "question", "completion": "answer"}``.
@@ -114,6 +113,8 @@ def load_conversations(
     rows = ConversationSet.of(noting(), report=report)
     if reading.format.kind == "pairs":
         report.notes.append("the chosen response of each pair is learnt, its prompt is not")
+        if report.ties:
+            report.notes.append(f"{report.ties} ties left out: neither response is the better one")
     if unanswered:
         report.notes.append(
             f"{unanswered} conversations end with a turn that nobody answers (not learnt)"
@@ -135,11 +136,17 @@ def _unpaired(reading: Reading, report: LoadReport) -> Iterator[Unpaired]:
 def _conversations(reading: Reading, report: LoadReport) -> Iterator[Conversation]:
     if reading.format.kind == "pairs":
         for pair in read_pair_set(reading, report):
-            yield Conversation(pair.prompt_id, pair.prompt, pair.chosen)
+            if pair.agreement != TIE:
+                yield conversation_of_pair(pair)
         return
     for record in reading.records(report):
         if isinstance(record, Conversation):
             yield record
+
+
+def conversation_of_pair(pair: Pair) -> Conversation:
+    """The chosen response of a pair as a demonstration."""
+    return Conversation(pair.prompt_id, pair.prompt, pair.chosen)
 
 
 def unpaired_of_pair(pair: Pair) -> tuple[Unpaired, Unpaired]:

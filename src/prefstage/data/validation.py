@@ -8,6 +8,7 @@ from datasets.utils.json import ujson_loads
 
 from prefstage.data.faults import RowFault, show
 from prefstage.data.records import (
+    TIE,
     Candidates,
     Generation,
     Message,
@@ -16,8 +17,6 @@ from prefstage.data.records import (
     Record,
     prompt_id_of,
 )
-
-TIE = 0.5
 
 
 def make_pair(
@@ -39,8 +38,8 @@ def make_pair(
 
     Raises:
         RowFault: If the prompt does not end with a user's or tool's turn, a response is
-            not one non-empty assistant message, both responses are equal, or the
-            agreement lies outside [½, 1].
+            not one non-empty assistant message, both responses are equal, the
+            agreement lies outside [½, 1], or the judge's probability outside [0, 1].
     """
     check_prompt(prompt)
     check_response(chosen, fields[0])
@@ -59,6 +58,14 @@ def make_pair(
             saw=show(agreement),
             expected="the share of raters for the chosen response, in [0.5, 1]",
             cure="where it is below 0.5, swap chosen and rejected",
+        )
+    probability = optional.get("judge_probability")
+    if probability is not None and not 0 <= probability <= 1:
+        raise RowFault(
+            "judge_probability",
+            saw=show(probability),
+            expected="P(chosen better than rejected) by the judge, in [0, 1]",
+            cure="mend the value, or rename the column if it means something else",
         )
     return Pair(
         prompt_id=prompt_id_of(prompt),

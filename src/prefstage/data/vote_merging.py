@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from prefstage.core.hashing import digest
-from prefstage.data.records import Pair, Vote
+from prefstage.data.records import TIE, Pair, Vote
 from prefstage.data.sets import PairSet
-from prefstage.data.validation import TIE
 
 
 @dataclass

@@ -112,7 +112,7 @@ class PairBatch:
         totals: Of the whole optimiser batch.
         seeds: One seed a pair and step, for losses that draw tokens or pairs. [items].
         preference: P(chosen ≻ rejected) by the judge, in [0, 1]. [items].
-        annotators: Who labelled each pair.
+        annotators: Who labelled each pair, None where nobody is named.
     """
 
     chosen: Responses
@@ -120,7 +120,7 @@ class PairBatch:
     totals: Totals
     seeds: Int[Tensor, " items"] | None = None
     preference: Items | None = None
-    annotators: tuple[str, ...] | None = None
+    annotators: tuple[str | None, ...] | None = None
 
 
 @dataclass(frozen=True)

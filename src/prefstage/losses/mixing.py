@@ -69,6 +69,11 @@ class LossMix:
         return frozenset.union(*(term.loss.needs for term in self.terms))
 
     @property
+    def optional(self) -> frozenset[Need]:
+        """What some term reads besides, if it is there."""
+        return frozenset.union(*(term.loss.optional for term in self.terms))
+
+    @property
     def whole_batch(self) -> bool:
         """Whether some term's values depend on the other items of the batch."""
         return any(term.loss.whole_batch for term in self.terms)

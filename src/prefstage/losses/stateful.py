@@ -74,7 +74,8 @@ def beta_dpo(batch: PairBatch, s: constants.BetaDpoSettings, state: LossState) -
 def re_po(batch: PairBatch, s: constants.RePoSettings, state: LossState) -> LossValues:
     """RE-PO: trust in each label, and each annotator's reliability, learnt as it goes."""
     chosen, rejected = batch.chosen.log_ratios, batch.rejected.log_ratios
-    names = batch.annotators or (ANONYMOUS,) * len(chosen)
+    named = batch.annotators or (None,) * len(chosen)
+    names = [ANONYMOUS if name is None else name for name in named]
     known = state["reliability"]
     reliability = chosen.new_tensor([_sound(known.get(name, s.reliability)) for name in names])
     trust = label_trust(chosen, rejected, reliability, beta=s.beta)

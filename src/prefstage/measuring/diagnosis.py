@@ -130,6 +130,8 @@ def diagnose(
         **_own_figures(on_policy, seen, policy, judge, seed=config.seed),
         "left_out": left_out,
     }
+    if report["rankings"] is not None:
+        left_out |= report["rankings"]["left_out"]
     report["warnings"] = warnings_of(report)
     report["seconds"] = {**seen.seconds, "total": time.perf_counter() - started}
     return Diagnosis(report, seen.scored, seen.before)
@@ -218,9 +220,11 @@ def _usable(
 def _scored_figures(seen: _Observations, config: DiagnosisConfig) -> dict[str, Any]:
     """What the models' log-probs say; null without them."""
     pairs, scored, start = seen.pairs, seen.scored, seen.before or seen.scored
+    rankings = rankings_of(pairs, scored, seen.before, config) if scored else None
+    learnability = learnability_of(pairs, start, config) if start else None
     return {
-        "rankings": asdict(rankings_of(pairs, scored, seen.before, config)) if scored else None,
-        "learnability": asdict(learnability_of(pairs, start, config)) if start else None,
+        "rankings": asdict(rankings) if rankings else None,
+        "learnability": asdict(learnability) if learnability else None,
     }
 
 

@@ -9,6 +9,7 @@ import torch
 
 from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Pair
+from prefstage.data.same_tokens import CAUSES
 from prefstage.measuring.bootstrap import bootstrap_interval
 from prefstage.measuring.diagnosis_config import DiagnosisConfig
 from prefstage.measuring.diagnosis_numbers import Histogram, describe, histogram
@@ -29,7 +30,6 @@ from prefstage.measuring.rankings import (
     reward_accuracy,
 )
 
-HALF = 0.5
 _EXCERPT = 100
 
 
@@ -38,15 +38,18 @@ class Rankings:
     """How a model orders pairs.
 
     Attributes:
-        accuracy: R with its interval, over pairs that are no ties; None without such pairs.
+        accuracy: R with its interval, over pairs that are no ties and whose sides are different
+            tokens; None without such pairs.
         accuracy_normalised: R̃ likewise.
-        with_ties: Accuracy over all pairs where ties have to be ties, by scale; empty
-            without ties.
+        with_ties: Accuracy over all pairs of different tokens where ties have to be ties, by
+            scale; empty without ties.
         reward_accuracy: Of the model against its reference; None without reference.
         idealized: R* and R̃* of the reference over β, and the alignment gaps; or why not.
         intra_diversity: Mean, spread and quantiles of log π(y_w) - log π(y_l), nats.
         tokens_scored: Response tokens that went through the model.
         tokens_unique: Different ones; the same number.
+        left_out: Pairs that R does not count, by why: ties of the raters, and pairs whose two
+            sides became the same tokens.
         counts: Truncations and the like.
     """
 
@@ -58,12 +61,13 @@ class Rankings:
     intra_diversity: dict[str, Any]
     tokens_scored: int
     tokens_unique: int
+    left_out: dict[str, int]
     counts: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Learnability:
-    """Which pairs training will learn, seen in the reference.
+    """Which pairs training will learn, seen in the reference; of the pairs that R counts.
 
     Attributes:
         groups: How many pairs are easy, easy to flip, between and hard.
@@ -102,13 +106,14 @@ def rankings_of(
     Returns:
         The figures.
     """
-    labelled = np.array([pair.agreement != HALF for pair in pairs])
+    different = ~policy.same_tokens
+    labelled = _labelled(pairs, policy)
     ids = [pair.prompt_id for pair in pairs]
     chosen, rejected = _tensors(policy.chosen, policy.rejected)
     means = _means(policy)
 
     def mean(values: torch.Tensor, *, over: Numbers | None = None) -> dict[str, Any] | None:
-        kept = np.ones(len(pairs), dtype=bool) if over is None else over
+        kept = different if over is None else over
         if not kept.any():
             return None
         names = [name for name, keep in zip(ids, kept, strict=True) if keep]
@@ -123,7 +128,7 @@ def rankings_of(
         )
 
     ties = {}
-    if not labelled.all():
+    if any(pair.tied for pair in pairs):
         alpha = torch.tensor([1.0 if p.agreement is None else p.agreement for p in pairs])
         lengths = tuple(_tensors(policy.chosen_tokens, policy.rejected_tokens))
         for scale in ("probability", "normalised_probability", "normalised_log_prob"):
@@ -143,27 +148,48 @@ def rankings_of(
         intra_diversity=asdict(intra_diversity(chosen, rejected)),
         tokens_scored=policy.tokens_scored + (reference.tokens_scored if reference else 0),
         tokens_unique=policy.tokens_unique + (reference.tokens_unique if reference else 0),
+        left_out=_left_out(pairs, policy),
         counts=policy.counts,
     )
 
 
+def _left_out(pairs: Sequence[Pair], scored: PairLogProbs) -> dict[str, int]:
+    found = {
+        f"rankings: same tokens on both sides ({cause})": scored.counts.get(
+            f"same_tokens_by_{cause}"
+        )
+        for cause in CAUSES
+    }
+    found["rankings: ties of the raters"] = sum(pair.tied for pair in pairs)
+    return {why: count for why, count in found.items() if count}
+
+
+def _labelled(pairs: Sequence[Pair], scored: PairLogProbs) -> Numbers:
+    """The pairs that have a right order: no ties of the raters, nor of the tokens."""
+    return np.array([not pair.tied for pair in pairs]) & ~scored.same_tokens
+
+
 def learnability_of(
     pairs: Sequence[Pair], reference: PairLogProbs, config: DiagnosisConfig
-) -> Learnability:
+) -> Learnability | None:
     """Which pairs are hard, easy and easy to flip, and what a target loss would mend.
 
     Args:
-        pairs: The pairs, ties included.
+        pairs: The pairs; those without a right order are left out, as R leaves them out.
         reference: Their log-probs under the model that training starts from.
         config: β, the target loss and the limits of the groups.
 
     Returns:
-        The figures, with examples.
+        The figures, with examples; None where no pair has a right order.
 
     Source:
         arXiv:2405.19534, Theorem 4.1 and App. F.
     """
-    ratio = reference_log_ratio(*_tensors(reference.chosen, reference.rejected))
+    kept = _labelled(pairs, reference)
+    if not kept.any():
+        return None
+    pairs = [pair for pair, keep in zip(pairs, kept, strict=True) if keep]
+    ratio = reference_log_ratio(*_tensors(reference.chosen[kept], reference.rejected[kept]))
     limits = {
         "easy_below": config.easy_below,
         "flip_below": config.flip_below,
@@ -201,14 +227,16 @@ def _idealized(
     pairs: Sequence[Pair], policy: PairLogProbs, reference: PairLogProbs
 ) -> dict[str, Any]:
     """R* and R̃* of the pairs with votes, with what it takes."""
-    votes = np.array([pair.agreement is not None and pair.agreement != HALF for pair in pairs])
-    split = [p.agreement for p in pairs if p.agreement is not None and HALF < p.agreement < 1]
+    known = np.array([pair.agreement is not None for pair in pairs])
+    votes = known & _labelled(pairs, policy)
+    shares = [pair.agreement for pair, keep in zip(pairs, votes, strict=True) if keep]
+    split = [share for share in shares if share is not None and share < 1]
     if not split:
         return {
             "missing": "needs votes (column agreement) that are not all unanimous; "
             "the labels here are bare"
         }
-    alpha = torch.tensor([p.agreement for p in pairs if p.agreement not in (None, HALF)])
+    alpha = torch.tensor(shares)
     found: dict[str, Any] = {"pairs": int(votes.sum())}
     kinds = {
         "plain": (_tensors(reference.chosen, reference.rejected), (policy.chosen, policy.rejected)),

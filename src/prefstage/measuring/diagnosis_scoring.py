@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import numpy as np
 
 from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Candidates, Pair
+from prefstage.data.same_tokens import cause_of
 from prefstage.data.tokenising import ResponseEncoder, TokenTree
 from prefstage.measuring.distinctness import distinctness
 
@@ -45,6 +47,8 @@ class PairLogProbs:
         rejected: log π(y_l|x). [pairs], nats.
         chosen_tokens: L_w, tokens with the end-of-turn. [pairs].
         rejected_tokens: L_l. [pairs].
+        same_tokens: Whether both sides became the same tokens: such a pair has no ranking.
+            [pairs].
         tokens_scored: Response tokens that went through the model.
         tokens_unique: Response tokens of different (prompt, response); the same number, as
             nothing is scored twice.
@@ -56,6 +60,7 @@ class PairLogProbs:
     rejected: Numbers
     chosen_tokens: Numbers
     rejected_tokens: Numbers
+    same_tokens: Numbers
     tokens_scored: int
     tokens_unique: int
     counts: dict[str, int]
@@ -78,6 +83,8 @@ def score_pairs(
     before = dict(vars(encoder.counts))
     trees, places = pair_trees(pairs, encoder)
     counts = {name: count - before[name] for name, count in vars(encoder.counts).items()}
+    same = np.array([chosen == rejected for chosen, rejected in places])
+    counts |= _causes([pair for pair, alike in zip(pairs, same, strict=True) if alike], encoder)
     started = time.perf_counter()
     scored = scorer.score(trees)
     seconds = time.perf_counter() - started
@@ -93,6 +100,7 @@ def score_pairs(
         rejected=log_probs[1],
         chosen_tokens=lengths[0],
         rejected_tokens=lengths[1],
+        same_tokens=same,
         tokens_scored=sum(len(tokens) for each in scored for tokens in each.per_token),
         tokens_unique=sum(unique.values()),
         counts={name: count for name, count in counts.items() if count},
@@ -101,6 +109,14 @@ def score_pairs(
 
 
 _Place = tuple[int, int]
+
+
+def _causes(pairs: Sequence[Pair], encoder: ResponseEncoder) -> Counter[str]:
+    """Of pairs whose two sides became the same tokens, how many by which cause."""
+    return Counter(
+        f"same_tokens_by_{cause_of(pair.prompt, pair.chosen[0], pair.rejected[0], encoder)}"
+        for pair in pairs
+    )
 
 
 def score_candidates(

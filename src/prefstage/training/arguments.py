@@ -1,11 +1,12 @@
 """The trainer's arguments: transformers' own, and what preference training adds."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from transformers import TrainingArguments
 
 from prefstage.core.errors import InputError
+from prefstage.data.records import Ties
 from prefstage.training.argument_checks import check_arguments, told_as_settings
 
 LAYOUTS = ("auto", "tree", "flat")
@@ -34,6 +35,8 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
     Attributes:
         loss: A name ("sigmoid"), a sum ("sigmoid + 0.2*sft"), a mapping with a name and
             settings, or a list of those; see `prefstage.LOSSES`.
+        ties: Pairs whose raters are split evenly: "leave-out" (counted), or "keep" to train
+            (and evaluate) on them.
         reference: Whose log-probs the loss compares with. "start": the policy as given;
             "adapter-off": the policy without its adapters; a folder or Hub id: that
             model, loaded before training and freed; "none": no reference.
@@ -59,6 +62,7 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
 
     learning_rate: float | str = field(default=1e-6, metadata={"help": "Peak learning rate."})
     loss: Any = field(default="sigmoid", metadata={"help": "Which loss to minimise."})
+    ties: Ties = field(default="leave-out", metadata={"help": "leave-out or keep."})
     reference: str = field(
         default="start", metadata={"help": "start, adapter-off, none, or a model."}
     )
@@ -114,10 +118,14 @@ def _check_effects(args: "PreferenceArguments") -> None:
                 expected=" or ".join(map(repr, neutral)),
                 cure=cure,
             )
-    if args.layout not in LAYOUTS:
-        raise InputError.of(
-            saw=f"layout={args.layout!r}", expected=f"one of {', '.join(LAYOUTS)}", cure="use auto"
-        )
+    for name, allowed in (("layout", LAYOUTS), ("ties", get_args(Ties))):
+        given = getattr(args, name)
+        if given not in allowed:
+            raise InputError.of(
+                saw=f"{name}={given!r}",
+                expected=f"one of {', '.join(allowed)}",
+                cure=f"use {allowed[0]}",
+            )
 
 
 def _token_count(value: int | str) -> int:

@@ -153,14 +153,14 @@ class StepItems:
             for side in (0, 1)
         ]
         preferences = [item.preference for item in self.items]
-        annotators = tuple(item.annotator for item in self.items)
+        named = any(item.annotator is not None for item in self.items)
         return PairBatch(
             sides[0],
             sides[1],
             self.whole_totals,
             seeds=None if self.seeds is None else torch.tensor(self.seeds),
             preference=parts.known(preferences),
-            annotators=None if None in annotators else annotators,  # type: ignore[arg-type]  # checked
+            annotators=tuple(item.annotator for item in self.items) if named else None,
         )
 
     def _groups(self, parts: "_Parts") -> GroupBatch:

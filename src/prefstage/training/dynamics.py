@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.data import ResponseEncoder
+from prefstage.data.records import Ties
 from prefstage.scoring import Scorer
 from prefstage.training.dynamics_distance import StartWeights, kind_of
 from prefstage.training.dynamics_measures import (
@@ -77,6 +78,9 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         beta: β of losses, rewards and thresholds, 1/nats; None for the trainer's own, or
             0.1 if its loss has none.
         subsample: Pairs of each set at most, chosen by the seed.
+        ties: Whether pairs whose raters are split evenly are followed ("keep"), where
+            `train_pairs` or `eval_pairs` are pairs; rankings never count them. A
+            `PreferenceTrainer`'s sets follow its own setting.
         every: Optimiser steps between measurements besides evaluations; None for none.
         distance: Whether to measure how far the weights have moved. Keeps the trainable
             weights of the start on disk under `out`.
@@ -99,6 +103,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         reference: str | None = None,
         beta: float | None = None,
         subsample: int = 1000,
+        ties: Ties = "leave-out",
         every: int | None = None,
         distance: bool = True,
         displacement_nats: float = 1.0,
@@ -111,6 +116,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         self._given_reference = reference
         self._given_beta = beta
         self._subsample = subsample
+        self._ties = ties
         self._every = every
         self._with_distance = distance
         self._displacement_nats = displacement_nats
@@ -191,7 +197,14 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         trainer = self._trainer
         encoder = self._encoder or encoder_of(trainer)
         self._samples = [
-            sample_pairs(name, pairs, encoder=encoder, subsample=self._subsample, seed=self._seed)
+            sample_pairs(
+                name,
+                pairs,
+                encoder=encoder,
+                subsample=self._subsample,
+                seed=self._seed,
+                ties=self._ties,
+            )
             for name, pairs in (self._given_sets or sets_of(trainer)).items()
         ]
         self._beta = beta_of(trainer) if self._given_beta is None else self._given_beta
@@ -212,6 +225,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
                     "available": sample.available,
                     "measured": len(sample.indices),
                     "fingerprint": sample.fingerprint,
+                    **sample.counts,
                 }
                 for sample in self._samples
             },

@@ -144,7 +144,8 @@ def summarise_pairs(dynamics: PairDynamics) -> dict[str, float]:
 
     Returns:
         Means over pairs by name: TRL's names where TRL has the metric, ours elsewhere. What
-        has no value (the loss of an empty group) is left out.
+        has no value (the loss of an empty group) is left out. Accuracies and flips are over
+        the pairs that are no ties of their raters, which have no right order.
     """
     policy, reference, beta = dynamics.policy, dynamics.reference, dynamics.beta
     rewards = (
@@ -158,11 +159,16 @@ def summarise_pairs(dynamics: PairDynamics) -> dict[str, float]:
         "rewards/chosen": rewards[0],
         "rewards/rejected": rewards[1],
         "rewards/margins": dynamics.margin,
+    }
+    orders = {
         "rewards/accuracies": reward_accuracy(*rewards),
         "rankings/accuracy": dynamics.correct,
         "rankings/normalised_accuracy": _normalised_accuracy(dynamics),
         "rankings/at_threshold": dynamics.at_threshold,
     }
+    decided = dynamics.sample.decided
+    if decided.any():
+        means |= {name: values[decided] for name, values in orders.items()}
     displaced = displacement_of(dynamics)
     return {
         **{name: float(values.double().mean()) for name, values in means.items()},
@@ -189,7 +195,12 @@ def _normalised_accuracy(dynamics: PairDynamics) -> Float[Tensor, " pairs"]:
 
 
 def _flips(dynamics: PairDynamics) -> dict[str, float]:
-    groups = summarise_flip_groups(dynamics.group, dynamics.loss, dynamics.margin)
+    decided = dynamics.sample.decided
+    if not decided.any():
+        return {}
+    groups = summarise_flip_groups(
+        dynamics.group[decided], dynamics.loss[decided], dynamics.margin[decided]
+    )
     found: dict[str, float | None] = {}
     for name in FLIP_GROUPS:
         place = f"flips/{metric_name(name)}"

@@ -1,19 +1,23 @@
 """The fixed subsample of pairs that dynamics are measured on, and how it is scored."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
 from prefstage.core.seeds import seed_for
 from prefstage.data import Pair, PairSet, ResponseEncoder, TokenTree
+from prefstage.data.records import Ties
+from prefstage.data.same_tokens import Cause, cause_of
 from prefstage.scoring import Scorer
-from prefstage.training.items import ItemSet, TrainingItem
+from prefstage.training.items import LEFT_OUT, ItemSet, TrainingItem, left_out
 
 _SIDES = 2
 
@@ -30,12 +34,22 @@ class PairSample:
         available: Pairs in the whole set.
         indices: Row of each pair in it, ascending.
         trees: Each pair's prompt with the chosen and the rejected response, in this order.
+        tied: Whether the raters of each pair are split evenly, so that it has no right order.
+        counts: What of the choice (of encoded pairs: of the set) was left out, by `LEFT_OUT`,
+            and how many annotators there are, where the loss asks.
     """
 
     name: str
     available: int
     indices: tuple[int, ...]
     trees: tuple[TokenTree, ...]
+    tied: tuple[bool, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def decided(self) -> Bool[Tensor, " pairs"]:
+        """Pairs that have a right order."""
+        return ~torch.tensor(self.tied or (False,) * len(self.trees))
 
     @property
     def prompt_ids(self) -> tuple[str, ...]:
@@ -75,8 +89,12 @@ def sample_pairs(
     encoder: ResponseEncoder | None,
     subsample: int,
     seed: int,
+    ties: Ties = "leave-out",
 ) -> PairSample:
     """Choose pairs by a seed and tokenise them; the others are never read.
+
+    Of the choice, ties of the raters go unless they are asked for, and so do pairs whose two
+    sides become the same tokens; both are counted.
 
     Args:
         name: Of the set.
@@ -85,12 +103,14 @@ def sample_pairs(
         encoder: Tokenizer and template; None if `pairs` are encoded.
         subsample: Pairs at most; a smaller set is taken whole.
         seed: Of the choice. The same seed, name and size give the same places.
+        ties: Whether pairs whose raters are split evenly are followed; encoded items have
+            been asked before.
 
     Returns:
         The sample, in the order of the set.
 
     Raises:
-        InputError: If there is no pair, a tree is no pair, or pairs come without encoder.
+        InputError: If there is no pair (left), a tree is no pair, or pairs come without encoder.
     """
     if len(pairs) == 0 or subsample < 1:
         raise InputError.of(
@@ -100,17 +120,46 @@ def sample_pairs(
         )
     source = Random(seed_for(seed, "dynamics", name))
     places = sorted(source.sample(range(len(pairs)), min(subsample, len(pairs))))
-    chosen = [(place, pairs[place]) for place in places]
-    rows = tuple(p.index if isinstance(p, TrainingItem) else place for place, p in chosen)
-    trees = tuple(_tree(pair, encoder) for _, pair in chosen)
-    for index, tree in zip(rows, trees, strict=True):
-        if len(tree.response_ids) != _SIDES:
-            raise InputError.of(
-                saw=f"item {index} of the set {name!r} has {len(tree.response_ids)} responses",
-                expected="a chosen and a rejected one",
-                cure="give pairs; dynamics are about pairs",
-            )
-    return PairSample(name, len(pairs), rows, trees)
+    counts = Counter[str]()
+    if isinstance(pairs, ItemSet):
+        counts.update({k: n for k in (*LEFT_OUT, "annotators") if (n := pairs.counts.get(k))})
+    kept = list[tuple[int, TokenTree, bool]]()
+    for place in places:
+        pair = pairs[place]
+        tied = isinstance(pair, Pair | TrainingItem) and pair.tied
+        if tied and isinstance(pair, Pair) and ties == "leave-out":
+            counts["ties_left_out"] += 1
+            continue
+        row = pair.index if isinstance(pair, TrainingItem) else place
+        tree = _tree(pair, encoder)
+        _check_sides(name, row, tree)
+        if tree.response_ids[0] == tree.response_ids[1]:
+            counts[f"same_tokens_by_{_cause(pair, encoder)}"] += 1
+            continue
+        kept.append((row, tree, tied))
+    if not kept:
+        raise InputError.of(
+            saw=f"no pair left in the set {name!r} ({'; '.join(left_out(counts))})",
+            expected="at least one pair to measure",
+            cure=f"leave {name}_pairs out, keep ties, or give longer responses",
+        )
+    rows, trees, tied_rows = zip(*kept, strict=True)
+    return PairSample(name, len(pairs), rows, trees, tied_rows, dict(counts))
+
+
+def _check_sides(name: str, row: int, tree: TokenTree) -> None:
+    if len(tree.response_ids) != _SIDES:
+        raise InputError.of(
+            saw=f"item {row} of the set {name!r} has {len(tree.response_ids)} responses",
+            expected="a chosen and a rejected one",
+            cure="give pairs; dynamics are about pairs",
+        )
+
+
+def _cause(pair: Any, encoder: ResponseEncoder | None) -> Cause:
+    if isinstance(pair, Pair) and encoder is not None:
+        return cause_of(pair.prompt, pair.chosen[0], pair.rejected[0], encoder)
+    return "truncation"  # of tokens that are given as such nothing else is likely
 
 
 def score_pairs(

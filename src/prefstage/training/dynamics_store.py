@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
         ("margin", pa.float64()),
         ("correct", pa.bool_()),
         ("group", pa.string()),
+        ("tied", pa.bool_()),
     ]
 )
 _REFERENCE_SCHEMA = pa.schema(
@@ -258,5 +259,6 @@ def _table(step: int, measured: PairDynamics) -> pa.Table:
         "margin": measured.margin.tolist(),
         "correct": measured.correct.tolist(),
         "group": [FLIP_GROUPS[number] for number in measured.group.tolist()],
+        "tied": (~sample.decided).tolist(),
     }
     return pa.table(columns, schema=SCHEMA)

@@ -1,7 +1,8 @@
 """Training items: what one item of an optimiser's batch is, as token trees."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from prefstage.core.errors import DataError
@@ -19,11 +20,27 @@ from prefstage.data import (
     Unpaired,
     UnpairedSet,
 )
+from prefstage.data.records import TIE, Ties
+from prefstage.data.same_tokens import CAUSES, cause_of, encode_noting_cuts
 
 ItemKind = Literal["pairs", "groups", "unpaired", "responses"]
 LoadedSet = PairSet | CandidateSet | UnpairedSet | ConversationSet
 
 _FEWEST_OF_A_GROUP = 2
+
+LEFT_OUT = {
+    "ties_left_out": "ties left out (ties: keep trains on them)",
+    "tie_votes_left_out": "votes for neither response left out",
+    "without_preference_left_out": "pairs without a preference left out",
+    "same_tokens_by_text": "of the same text on both sides left out",
+    "same_tokens_by_truncation": "of the same tokens on both sides after truncation left out "
+    "(raise max_response_tokens)",
+    "same_tokens_by_template": "of the same tokens on both sides left out, as the chat template "
+    "drops what differs",
+    "same_tokens_by_normalisation": "of the same tokens on both sides left out, as the tokenizer "
+    "reads both alike",
+}
+"""What is left out of an item set, by the name of its count, in words."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +53,10 @@ class TrainingItem:
             groups: one with K responses; unpaired: one with one response; responses: one
             tree for each assistant turn that is to be learnt, whose prompt is all before it.
         scores: Each response's score, where known.
-        preference: P(chosen > rejected) by the judge, where known.
+        preference: P(chosen ≻ rejected), where known: the judge's, or else the share of raters.
         annotator: Who labelled it, where known.
         desirable: Whether the response is wanted (unpaired data).
+        tied: Whether the raters of the pair are split evenly.
     """
 
     index: int
@@ -47,6 +65,7 @@ class TrainingItem:
     preference: float | None = None
     annotator: str | None = None
     desirable: bool | None = None
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,8 @@ class ItemSet:
         kind: What an item is.
         items: The items, in the order of the dataset.
         counts: What encoding did: prompts and responses encoded, cut off and so on, as in
-            `prefstage.data.tokenising.EncodingCounts`, and rows left out.
+            `prefstage.data.tokenising.EncodingCounts`; what was cut by side; what was left
+            out (`LEFT_OUT`); and how many annotators there are, where the loss asks.
         fingerprint: Hash of the data and of the encoding.
     """
 
@@ -75,13 +95,25 @@ class ItemSet:
         return self.items[index]
 
 
-def encode_items(dataset: LoadedSet, encoder: ResponseEncoder) -> ItemSet:
+def encode_items(
+    dataset: LoadedSet,
+    encoder: ResponseEncoder,
+    *,
+    ties: Ties = "leave-out",
+    by_vote: bool = False,
+) -> ItemSet:
     """Encode a dataset's rows as token trees.
+
+    Pairs whose two sides become the same tokens can teach nothing: they are left out and
+    counted by cause, as are responses that become the same tokens as one of the other label.
 
     Args:
         dataset: Pairs; candidates (groups of scored responses; a prompt with fewer than two
             is left out and counted); labelled responses; or conversations (an item each).
         encoder: Turns text into tokens.
+        ties: Whether pairs whose raters are split evenly become items.
+        by_vote: Each annotator's vote on a pair is an item of its own, in the order that the
+            annotator gave; votes for neither response are left out and counted.
 
     Returns:
         The items, with what encoding this dataset did.
@@ -91,49 +123,173 @@ def encode_items(dataset: LoadedSet, encoder: ResponseEncoder) -> ItemSet:
         ModelError: If the chat template refuses a prompt.
     """
     before = asdict(encoder.counts)
-    kind, encode = _ENCODERS[type(dataset)]
-    made = (encode(index, row, encoder) for index, row in enumerate(dataset))
-    items = tuple(item for item in made if item is not None)
+    kind, items_of = _ENCODINGS[type(dataset)]
+    work = _Encoding(encoder, ties, by_vote)
+    items = tuple(item for index, row in enumerate(dataset) for item in items_of(index, row, work))
+    if isinstance(dataset, UnpairedSet):
+        items = _without_contradictions(items, dataset, work)
+    counts = {name: count - before[name] for name, count in asdict(encoder.counts).items()}
+    counts |= work.counts
+    if isinstance(dataset, UnpairedSet | ConversationSet) and dataset.report.ties:
+        counts["ties_left_out"] = dataset.report.ties
+    if by_vote and kind == "pairs":
+        counts["annotators"] = len({item.annotator for item in items} - {None})
     if not items:
-        raise DataError.of(
-            saw=f"{dataset.report.source} without any prompt that has two responses",
+        raise _nothing_left(kind, dataset, counts)
+    asked = [] if (ties, by_vote) == ("leave-out", False) else [ties, by_vote]
+    return ItemSet(kind, items, counts, digest([dataset.fingerprint, encoder.fingerprint, *asked]))
+
+
+def left_out(counts: Mapping[str, Any]) -> list[str]:
+    """What was left out of a set, as lines for people.
+
+    Args:
+        counts: As of `ItemSet`.
+
+    Returns:
+        Lines such as "12 ties left out (ties: keep trains on them)".
+    """
+    return [f"{counts[name]:,} {said}" for name, said in LEFT_OUT.items() if counts.get(name)]
+
+
+@dataclass
+class _Encoding:
+    """Encodes the rows of one set, and counts what becomes of them.
+
+    Attributes:
+        encoder: Turns text into tokens.
+        ties: As of `encode_items`.
+        by_vote: As of `encode_items`.
+        counts: Filled as rows are encoded.
+    """
+
+    encoder: ResponseEncoder
+    ties: Ties
+    by_vote: bool
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def tree(
+        self, prompt: Sequence[Message], responses: Sequence[Any], sides: Sequence[str]
+    ) -> TokenTree:
+        """Encode responses, counting which side was cut."""
+        tree, cut = encode_noting_cuts(prompt, responses, self.encoder)
+        named = zip(sides, cut, strict=False)  # groups have no sides
+        self.counts.update(f"{side}_truncated" for side, lost in named if lost)
+        return tree
+
+
+def _pair_items(index: int, pair: Pair, work: _Encoding) -> Iterator[TrainingItem]:
+    votes = pair.votes if work.by_vote else ()
+    if pair.tied and not votes and work.ties == "leave-out":
+        work.counts["ties_left_out"] += 1
+        return
+    sides = pair.chosen[0], pair.rejected[0]
+    tree = work.tree(pair.prompt, sides, ("chosen", "rejected"))
+    if tree.response_ids[0] == tree.response_ids[1]:
+        work.counts[f"same_tokens_by_{cause_of(pair.prompt, *sides, work.encoder)}"] += 1
+        return
+    item = TrainingItem(
+        index,
+        (tree,),
+        scores=_all_known(pair.score_chosen, pair.score_rejected),
+        preference=pair.preference,
+        annotator=pair.annotator,
+        tied=pair.tied,
+    )
+    if not votes:
+        yield item
+    for vote in votes:
+        if vote.preference == TIE:
+            work.counts["tie_votes_left_out"] += 1
+            continue
+        labelled = item if vote.preference > TIE else _turned(item)
+        yield replace(labelled, annotator=vote.annotator, tied=False)
+
+
+def _group_items(index: int, row: Candidates, work: _Encoding) -> Iterator[TrainingItem]:
+    if len(row.responses) < _FEWEST_OF_A_GROUP:
+        work.counts["prompts_with_one_response"] += 1
+        return
+    messages = [row.message(place) for place in range(len(row.responses))]
+    tree = work.tree(row.prompt, messages, ())
+    repeated = len(tree.response_ids) - len(set(tree.response_ids))
+    if repeated:
+        work.counts["responses_repeated_in_groups"] += repeated
+    yield TrainingItem(index, (tree,), scores=_all_known(*row.scores))
+
+
+def _unpaired_items(index: int, row: Unpaired, work: _Encoding) -> Iterator[TrainingItem]:
+    side = "desirable" if row.label else "undesirable"
+    tree = work.tree(row.prompt, row.completion, (side,))
+    yield TrainingItem(index, (tree,), scores=_all_known(row.score), desirable=row.label)
+
+
+def _response_items(index: int, row: Conversation, work: _Encoding) -> Iterator[TrainingItem]:
+    trees: list[TokenTree] = []
+    turn: Message
+    for before, turn in row.turns():
+        trees.append(work.encoder.encode(before, [turn]))
+    yield TrainingItem(index, tuple(trees))
+
+
+def _turned(item: TrainingItem) -> TrainingItem:
+    """The pair with its sides exchanged."""
+    tree = item.trees[0]
+    return replace(
+        item,
+        trees=(TokenTree(tree.prompt_id, tree.prompt_ids, tree.response_ids[::-1]),),
+        scores=None if item.scores is None else item.scores[::-1],
+        preference=None if item.preference is None else 1.0 - item.preference,
+    )
+
+
+def _without_contradictions(
+    items: tuple[TrainingItem, ...], rows: UnpairedSet, work: _Encoding
+) -> tuple[TrainingItem, ...]:
+    """Leave out what differs as text and is, as tokens, both desirable and undesirable.
+
+    Where the texts are equal too it is their raters who disagree: those stay, counted.
+    """
+    alike = defaultdict(list)
+    for item in items:
+        alike[item.trees[0].prompt_id, item.trees[0].response_ids[0]].append(item)
+    gone = set[int]()
+    for group in alike.values():
+        sides = [[item.index for item in group if item.desirable == label] for label in (1, 0)]
+        if not all(sides):
+            continue
+        wanted, unwanted = (rows[side[0]] for side in sides)
+        if wanted.completion == unwanted.completion:
+            work.counts["labelled_both_ways"] += len(group)
+            continue
+        both = wanted.completion[0], unwanted.completion[0]
+        cause = cause_of(wanted.prompt, *both, work.encoder)
+        work.counts[f"same_tokens_by_{cause}"] += len(group)
+        gone.update(item.index for item in group)
+    return tuple(item for item in items if item.index not in gone)
+
+
+def _nothing_left(kind: ItemKind, dataset: LoadedSet, counts: dict[str, Any]) -> DataError:
+    source, reasons = dataset.report.source, left_out(counts)
+    if kind == "groups":
+        return DataError.of(
+            saw=f"{source} without any prompt that has two responses",
             expected="groups of at least two responses to a prompt",
             cure="sample more responses, or choose a loss on single responses",
         )
-    counts = {name: count - before[name] for name, count in asdict(encoder.counts).items()}
-    if len(items) < len(dataset):
-        counts["prompts_with_one_response"] = len(dataset) - len(items)
-    return ItemSet(kind, items, counts, digest([dataset.fingerprint, encoder.fingerprint]))
-
-
-def _encode_pair(index: int, pair: Pair, encoder: ResponseEncoder) -> TrainingItem:
-    tree = encoder.encode(pair.prompt, [pair.chosen[0], pair.rejected[0]])
-    scores = _all_known(pair.score_chosen, pair.score_rejected)
-    return TrainingItem(index, (tree,), scores=scores, preference=pair.agreement)
-
-
-def _encode_group(
-    index: int, candidates: Candidates, encoder: ResponseEncoder
-) -> TrainingItem | None:
-    if len(candidates.responses) < _FEWEST_OF_A_GROUP:
-        return None
-    tree = encoder.encode(candidates.prompt, candidates.responses)
-    return TrainingItem(index, (tree,), scores=_all_known(*candidates.scores))
-
-
-def _encode_unpaired(index: int, row: Unpaired, encoder: ResponseEncoder) -> TrainingItem:
-    tree = encoder.encode(row.prompt, row.completion)
-    return TrainingItem(index, (tree,), scores=_all_known(row.score), desirable=row.label)
-
-
-def _encode_conversation(
-    index: int, conversation: Conversation, encoder: ResponseEncoder
-) -> TrainingItem:
-    trees: list[TokenTree] = []
-    turn: Message
-    for before, turn in conversation.turns():
-        trees.append(encoder.encode(before, [turn]))
-    return TrainingItem(index, tuple(trees))
+    alike = sum(counts.get(f"same_tokens_by_{cause}", 0) for cause in CAUSES)
+    cure = "check the columns of chosen and rejected" if alike else "use other data"
+    if counts.get("same_tokens_by_truncation"):
+        cure = "raise max_response_tokens"
+    elif counts.get("ties_left_out"):
+        cure = "set ties: keep to train on ties, or use data whose raters decide"
+    return DataError.of(
+        saw=f"{source} with nothing to learn from ({'; '.join(reasons) or 'no row'})",
+        expected="at least one pair whose sides differ and of which one is better"
+        if kind == "pairs"
+        else "at least one response that is learnt",
+        cure=cure,
+    )
 
 
 def _all_known(*scores: float | None) -> tuple[float, ...] | None:
@@ -142,9 +298,9 @@ def _all_known(*scores: float | None) -> tuple[float, ...] | None:
     return known if len(known) == len(scores) else None
 
 
-_ENCODERS: dict[type, tuple[ItemKind, Callable[[int, Any, ResponseEncoder], Any]]] = {
-    PairSet: ("pairs", _encode_pair),
-    CandidateSet: ("groups", _encode_group),
-    UnpairedSet: ("unpaired", _encode_unpaired),
-    ConversationSet: ("responses", _encode_conversation),
+_ENCODINGS: dict[type, tuple[ItemKind, Callable[[int, Any, _Encoding], Iterator[TrainingItem]]]] = {
+    PairSet: ("pairs", _pair_items),
+    CandidateSet: ("groups", _group_items),
+    UnpairedSet: ("unpaired", _unpaired_items),
+    ConversationSet: ("responses", _response_items),
 }

@@ -104,7 +104,9 @@ def item_metrics(
     if items.kind == "pairs":
         chosen, rejected = (columns["rewards"][side::2] for side in (0, 1))
         found["rewards/margins"] = chosen - rejected
-        found["rewards/accuracies"] = reward_accuracies(chosen - rejected, _size(columns, loss))
+        accuracies = reward_accuracies(chosen - rejected, _size(columns, loss))
+        decided = torch.tensor([not item.tied for item in items.items], device=accuracies.device)
+        found["rewards/accuracies"] = accuracies[decided]  # raters' ties have no right order
     for side, places in _sides(items).items():
         found |= {f"{name}{side}": values[places] for name, values in columns.items()}
     return found

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefstage.training.items import LEFT_OUT
+
 PREFSTAGE_CITATION = """\
 @software{prefstage,
   title = {prefstage: which preference data does a language model need next?},
@@ -196,7 +198,7 @@ def _data(facts: CardFacts) -> str:
     ]
     known = [f"- {what}: {value}" for what, value in facts.provenance.items()]
     counted = [
-        f"- {each.use}: {name.replace('_', ' ')}: {count:,}"
+        f"- {each.use}: {_counted(name, count)}"
         for each in facts.data
         for name, count in each.counts.items()
         if count and name not in ("prompts", "responses")
@@ -204,6 +206,11 @@ def _data(facts: CardFacts) -> str:
     lines = "\n".join([*known, *counted])
     table = _table("Data", ("use", "data set", "items", "fingerprint"), rows)
     return f"{table}\n\n{lines}" if lines else table
+
+
+def _counted(name: str, count: int) -> str:
+    left_out = LEFT_OUT.get(name)
+    return f"{name.replace('_', ' ')}: {count:,}" if left_out is None else f"{count:,} {left_out}"
 
 
 def _loss(facts: CardFacts) -> str:

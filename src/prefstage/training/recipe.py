@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from prefstage.core.config import Config, load_config, nearest
 from prefstage.core.errors import ConfigError
 from prefstage.data.chat_settings import CHAT_SETTINGS, ChatSettings
+from prefstage.data.records import Ties
 from prefstage.sampling.base import SamplingConfig
 
 UNNAMED = "eval"
@@ -21,6 +22,7 @@ UNNAMED = "eval"
 _ELSEWHERE = {
     "output_dir": "the command's --out",
     "loss": "loss",
+    "ties": "ties",
     "reference": "reference",
     "reference_cache": "reference_cache",
     "resume_from_checkpoint": "nothing: the same command goes on by itself",
@@ -127,6 +129,9 @@ class Recipe(Config):
     data: DataSettings = Field(description="What is learnt: a file, folder or Hub id.")
     eval: dict[str, DataSettings] = Field(default={}, description="Evaluation sets by name.")
     loss: Any = Field(default="sigmoid", description="Name, sum, mapping or list of mappings.")
+    ties: Ties = Field(
+        default="leave-out", description="Pairs of evenly split raters: leave-out or keep."
+    )
     reference: str = Field(default="start", description="start, adapter-off, none, or a model.")
     reference_cache: str | None = Field(default=None, description="Folder; None: in the run's.")
     tokens: TokenSettings = Field(default=TokenSettings(), description="Templates and limits.")
@@ -192,6 +197,7 @@ def argument_values(recipe: Recipe) -> dict[str, Any]:
     given = {name: _as_typed(value, fields[name]) for name, value in recipe.training.items()}
     own = recipe.tokens.model_dump(mode="json") | {
         "loss": recipe.loss,
+        "ties": recipe.ties,
         "reference": recipe.reference,
         "reference_cache": recipe.reference_cache,
     }
@@ -215,7 +221,32 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     whole = {key: value for key, value in overrides.items() if "." not in key}
     inner = {key: value for key, value in overrides.items() if "." in key}
     recipe = load_config(Recipe, path, whole)
-    return load_config(Recipe, recipe.model_dump(mode="json"), inner) if inner else recipe
+    if inner:
+        recipe = load_config(Recipe, recipe.model_dump(mode="json"), inner)
+    check_online(recipe)
+    return recipe
+
+
+def check_online(recipe: Recipe) -> None:
+    """Check that online training has what the loss needs: nobody judges a fresh response.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        ConfigError: If the loss reads scores or preferences.
+    """
+    from prefstage.losses import parse_loss
+
+    if recipe.online is None:
+        return
+    lacking = sorted(parse_loss(recipe.loss).needs & {"scores", "preference"})
+    if lacking:
+        raise ConfigError.of(
+            saw=f"online with a loss that needs {' and '.join(lacking)}",
+            expected="a loss on labels alone, since nobody judges the responses sampled on the way",
+            cure="leave online out, or choose another loss",
+        )
 
 
 def parse_overrides(texts: list[str]) -> dict[str, Any]:

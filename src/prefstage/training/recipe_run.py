@@ -28,9 +28,9 @@ from prefstage.core.runs import MANIFEST, RunFolder, run_date
 from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.arguments import PreferenceArguments
-from prefstage.training.datasets import load_for
+from prefstage.training.datasets import check_rows, load_data, load_for
 from prefstage.training.dynamics import DisplacementWarning, DynamicsCallback
-from prefstage.training.items import LoadedSet
+from prefstage.training.items import ItemSet, LoadedSet, left_out
 from prefstage.training.online import OnlinePreferenceTrainer
 from prefstage.training.policy import load_policy
 from prefstage.training.recipe import UNNAMED, DataSettings, LoraSettings, Recipe, argument_values
@@ -84,6 +84,8 @@ def train_recipe(recipe: Recipe, out: Path) -> Trained:
         disable_progress_bar()  # of loading and saving weights
     data = load_set(recipe.data, loss)
     named = {name: load_set(each, loss) for name, each in recipe.eval.items()}
+    for name, rows in {"data": data, **named}.items():
+        check_rows(rows, loss, name)
     with _opened(recipe, out):
         trainer = _trainer(recipe, args, data, named, out)
     with _progress(trainer), _told_warnings() as warned:
@@ -121,9 +123,8 @@ def load_set(settings: DataSettings, loss: LossMix) -> LoadedSet:
     """
     given = settings.model_dump(exclude={"path", "labels", "columns"})
     given["columns"] = settings.columns or None
-    load = load_for(loss)
     if settings.labels is not None:
-        if "labels" not in inspect.signature(load).parameters:
+        if "labels" not in inspect.signature(load_for(loss)).parameters:
             raise ConfigError.of(
                 saw=f"labels={settings.labels} of {settings.path}, for a loss on "
                 f"{' or '.join(sorted(loss.data))}",
@@ -131,7 +132,22 @@ def load_set(settings: DataSettings, loss: LossMix) -> LoadedSet:
                 cure="remove labels, or write the data as pairs first",
             )
         given["labels"] = settings.labels
-    return load(settings.path, **given)
+    return load_data(settings.path, loss, **given)
+
+
+def check_sets(sets: Mapping[str, DataSettings], loss: LossMix) -> None:
+    """Check that data sets can serve a loss, without a policy.
+
+    Args:
+        sets: By name: where they are and how they are read.
+        loss: Says what it takes, and what it needs.
+
+    Raises:
+        DataError: As the loaders.
+        InputError: As `check_rows`.
+    """
+    for name, settings in sets.items():
+        check_rows(load_set(settings, loss), loss, name)
 
 
 def _dated(recipe: Recipe, out: Path) -> Recipe:
@@ -290,6 +306,7 @@ def _result(
 ) -> dict[str, Any]:
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
+    items = _item_sets(trainer)
     found: dict[str, Any] = {
         "policy": recipe.policy,
         "loss": trainer.loss.resolved(),
@@ -306,12 +323,19 @@ def _result(
         "notes": [
             f"{name}: {note}"
             for name, each in sets.items()
-            for note in (*_put_aside(each), *each.report.notes)
+            for note in (*_put_aside(each), *each.report.notes, *left_out(items[name].counts))
         ],
     }
     if isinstance(trainer, OnlinePreferenceTrainer):
         found["online"] = trainer.online_counts()
     return found
+
+
+def _item_sets(trainer: PreferenceTrainer) -> dict[str, ItemSet]:
+    """The encoded sets by their names in the recipe."""
+    evaluated = trainer.eval_dataset
+    named = evaluated if isinstance(evaluated, Mapping) else {UNNAMED: evaluated}
+    return {"data": trainer.train_dataset, **named}
 
 
 def _put_aside(rows: LoadedSet) -> list[str]:

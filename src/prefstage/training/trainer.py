@@ -108,8 +108,9 @@ class PreferenceTrainer(DurableTrainer):
         check_sources(train_dataset, eval_dataset)
         self.data_names = names_of(train_dataset, eval_dataset)
         self.provenance = provenance_of(train_dataset)
-        train_items = item_sets_of(train_dataset, self.encoder, self.loss)
-        eval_items = item_sets_of(eval_dataset, self.encoder, self.loss)
+        ties = args.ties
+        train_items = item_sets_of(train_dataset, self.encoder, self.loss, ties=ties)
+        eval_items = item_sets_of(eval_dataset, self.encoder, self.loss, ties=ties)
         check_item_sets(train_items, eval_items, evaluates=args.eval_strategy != "no")
         install_scoring(model)
         one_device(args)
@@ -328,7 +329,7 @@ class PreferenceTrainer(DurableTrainer):
             The metrics by name.
         """
         if not isinstance(eval_dataset, str):
-            eval_dataset = item_sets_of(eval_dataset, self.encoder, self.loss)
+            eval_dataset = item_sets_of(eval_dataset, self.encoder, self.loss, ties=self.args.ties)
         self.compute_references(eval_dataset)
         found = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         return cast("dict[str, float]", found)
@@ -339,7 +340,7 @@ class PreferenceTrainer(DurableTrainer):
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
-        return EvaluationSet(item_set_of(chosen, self.encoder, self.loss))
+        return EvaluationSet(item_set_of(chosen, self.encoder, self.loss, ties=self.args.ties))
 
     @override
     def evaluation_loop(

@@ -20,8 +20,8 @@ from prefstage.data.formats.base import (
 )
 from prefstage.data.labels import LabelScheme, Verdict, infer_scheme
 from prefstage.data.messages import common_prefix, is_messages, read_messages
-from prefstage.data.records import Message, Pair, Prompt
-from prefstage.data.validation import TIE, make_pair
+from prefstage.data.records import TIE, Message, Pair, Prompt
+from prefstage.data.validation import make_pair
 
 _STEMS = "output|response|answer|completion|candidate|generation|conversation|summary|text"
 _RESPONSE = re.compile(rf"(?P<stem>{_STEMS})(?P<gap>[ _-]?)(?P<end>[abAB012])")

@@ -38,6 +38,7 @@ _SPELLINGS = {
     "source_chosen": ("source_chosen", "chosen_model", "chosen-model"),
     "source_rejected": ("source_rejected", "rejected_model", "rejected-model"),
     "agreement": ("agreement",),
+    "judge_probability": ("judge_probability",),
 }
 
 
@@ -51,6 +52,8 @@ def _optional_fields(row: Row) -> dict[str, Any]:
             found[name] = read(row, column)
     if first_of(row, ("votes",)):
         found["votes"] = read_votes(row["votes"], "votes")
+    if row.get("judge_status") == "undecided":  # as prefstage judge writes it, beside a ½
+        found.pop("judge_probability", None)
     return found
 
 
