@@ -1,6 +1,7 @@
 """Formats of prompts with their responses: several in a row, or one answer a row."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prefstage.data.faults import RowFault, show
@@ -16,12 +17,13 @@ from prefstage.data.formats.base import (
     require,
 )
 from prefstage.data.labels import LabelScheme
-from prefstage.data.records import Candidates
+from prefstage.data.records import Candidates, Generation
 from prefstage.data.validation import make_candidates
 
 _RESPONSES = ("responses", "completions", "generations", "outputs", "answers", "candidates")
 _SOURCES = ("sources", "models", "generation_models")
 _SCORES = ("scores", "ratings", "rewards", "all_rm_scores")
+_GENERATIONS = "generations"  # beside responses: how each was sampled
 _ONE_RESPONSE = ("response", "output", "completion", "answer")
 _ONE_SOURCE = ("source", "generator", "model")
 _ONE_SCORE = ("score", "preference", "reward", "rating")
@@ -31,12 +33,40 @@ def _read_candidates(row: Row, _: LabelScheme | None) -> Candidates:
     field = first_of(row, _RESPONSES) or "responses"
     responses = _read_list(row, field)
     sources, scores = first_of(row, _SOURCES), first_of(row, _SCORES)
-    return make_candidates(
+    made = make_candidates(
         read_prompt(row),
         responses,
         sources=_each(row, sources, read_source) if sources else None,
         scores=_each(row, scores, read_number) if scores else None,
     )
+    generations: Any = row.get(_GENERATIONS)
+    if field == _GENERATIONS or not _is_list_of_some(generations, Mapping):
+        return made
+    if len(generations) != len(responses):
+        raise RowFault(
+            _GENERATIONS,
+            saw=f"{len(generations)} generations beside {len(responses)} responses",
+            expected="lists of equal length",
+            cure="leave the column out, or give one (or null) for each response",
+        )
+    return replace(made, generations=tuple(_each(row, _GENERATIONS, _read_generation)))
+
+
+def _read_generation(row: Row, name: str) -> Generation | None:
+    """How a response was sampled, as our own files hold it."""
+    value: Any = row[name]
+    if value is None:
+        return None
+    thought, ids, tokenizer = (value.get(key) for key in ("thought", "token_ids", "tokenizer"))
+    whole = all(type(token) is int and token >= 0 for token in ids or ())
+    if not isinstance(thought, str | None) or not whole or not isinstance(tokenizer, str | None):
+        raise RowFault(
+            name,
+            saw=show(value),
+            expected="{thought, token_ids, tokenizer}, as `prefstage sample` writes them",
+            cure="leave the column out, or sample again",
+        )
+    return Generation(thought, tuple(ids or ()), tokenizer or "")
 
 
 def _read_list(row: Row, field: str) -> Sequence[Any]:
@@ -94,6 +124,14 @@ def _read_answer(row: Row, _: LabelScheme | None) -> Candidates:
 def _is_list_of(value: Any, kind: Any) -> bool:
     listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
     return listed and isinstance(value[0], kind)
+
+
+def _is_list_of_some(value: Any, kind: Any) -> bool:
+    """Whether a list holds things of a kind, nulls aside."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    filled = [item for item in value if item is not None]
+    return bool(filled) and all(isinstance(item, kind) for item in filled)
 
 
 def _is_ultrafeedback(row: Row, score: str) -> bool:
