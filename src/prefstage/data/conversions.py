@@ -1,11 +1,11 @@
 """From one kind of record to another."""
 
 from prefstage.data.faults import RowFault
-from prefstage.data.records import Candidates, Pair
+from prefstage.data.records import Candidates, Pair, generation_of, generations_of
 
 
 def candidates_of_pair(pair: Pair) -> Candidates:
-    """A prompt with the two responses of a pair; their sources and scores go with them.
+    """A prompt with the two responses of a pair, and all that is known of them.
 
     Raises:
         RowFault: If a response is a tool call without text, which candidates cannot hold.
@@ -24,4 +24,5 @@ def candidates_of_pair(pair: Pair) -> Candidates:
         responses=(pair.chosen[0]["content"], pair.rejected[0]["content"]),
         sources=(pair.source_chosen, pair.source_rejected),
         scores=(pair.score_chosen, pair.score_rejected),
+        generations=generations_of(map(generation_of, (pair.chosen[0], pair.rejected[0]))),
     )

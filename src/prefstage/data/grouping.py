@@ -8,10 +8,10 @@ from prefstage.core.errors import DataError, InputError
 from prefstage.data.conversions import candidates_of_pair
 from prefstage.data.disk_numbers import count_different, hashes_of
 from prefstage.data.faults import RowFault
-from prefstage.data.records import Candidates
+from prefstage.data.records import Candidates, Generation, generations_of
 from prefstage.data.sets import CandidateSet, PairSet
 
-_Entry = tuple[str, str | None, float | None]
+_Entry = tuple[str, str | None, float | None, Generation | None]
 
 
 def pairs_to_candidates(pairs: PairSet) -> CandidateSet:
@@ -62,8 +62,14 @@ def group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
             entries = [entry for part in parts for entry in _entries(part)]
             kept = _distinct(entries) if merge else entries
             merged += len(entries) - len(kept)
-            responses, sources, scores = zip(*kept, strict=True)
-            yield replace(parts[0], responses=responses, sources=sources, scores=scores)
+            responses, sources, scores, generations = zip(*kept, strict=True)
+            yield replace(
+                parts[0],
+                responses=responses,
+                sources=sources,
+                scores=scores,
+                generations=generations_of(generations),
+            )
 
     result = CandidateSet.of(grouped(), report=rows.report)
     if len(places) < len(rows):
@@ -111,26 +117,33 @@ def keep_sources(candidates: CandidateSet, sources: Sequence[str]) -> CandidateS
 
 
 def _only(row: Candidates, sources: frozenset[str]) -> Candidates:
-    entries = [entry for entry in _entries(row) if entry[1] in sources]
-    responses, names, scores = zip(*entries, strict=True) if entries else ((), (), ())
-    return replace(row, responses=responses, sources=names, scores=scores)
+    return row.only([index for index, source in enumerate(row.sources) if source in sources])
 
 
 def _entries(candidates: Candidates) -> list[_Entry]:
-    return list(zip(candidates.responses, candidates.sources, candidates.scores, strict=True))
+    known = candidates.generations or (None,) * len(candidates.responses)
+    return list(
+        zip(candidates.responses, candidates.sources, candidates.scores, known, strict=True)
+    )
 
 
 def _distinct(entries: list[_Entry]) -> list[_Entry]:
-    """Drop repeats; a repeat without a score is the same response, with a score it is kept."""
+    """Drop repeats; a repeat without a score is the same response, with a score it is kept.
+
+    A response that was generated in two ways is kept as it was generated first.
+    """
     kept: dict[tuple[str, str | None], list[float | None]] = {}
     order: list[tuple[tuple[str, str | None], int]] = []
-    for text, source, score in entries:
-        scores = kept.setdefault((text, source), [])
+    generations: dict[tuple[str, str | None], Generation | None] = {}
+    for text, source, score, generation in entries:
+        key = (text, source)
+        scores = kept.setdefault(key, [])
+        generations[key] = generations.get(key) or generation
         if score in scores or (score is None and scores):
             continue
         if None in scores:
             scores[scores.index(None)] = score
             continue
-        order.append(((text, source), len(scores)))
+        order.append((key, len(scores)))
         scores.append(score)
-    return [(*key, kept[key][index]) for key, index in order]
+    return [(*key, kept[key][index], generations[key]) for key, index in order]

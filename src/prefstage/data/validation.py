@@ -154,7 +154,7 @@ def check_text(text: Any, field: str) -> None:
 def check_storable(record: Record) -> None:
     """Fault text that UTF-8 cannot hold, and message fields that JSON or Arrow cannot."""
     try:
-        json.dumps(vars(record), ensure_ascii=False).encode("utf-8")
+        json.dumps(vars(record), ensure_ascii=False, default=vars).encode("utf-8")
         for messages in (
             record.prompt,
             getattr(record, "chosen", ()),

@@ -117,7 +117,7 @@ def _encode_group(
 ) -> TrainingItem | None:
     if len(candidates.responses) < _FEWEST_OF_A_GROUP:
         return None
-    tree = encoder.encode(candidates.prompt, candidates.responses)
+    tree = encoder.encode(candidates.prompt, candidates.messages())
     return TrainingItem(index, (tree,), scores=_all_known(*candidates.scores))
 
 
