@@ -188,7 +188,7 @@ def test_a_store_of_an_older_version_is_refused_by_name(tmp_path, prompts):
     header = json.loads(lines[0]) | {"version": 1}
     path.write_text("".join(json.dumps(line) + "\n" for line in (header, old)))
     before = path.read_bytes()
-    with pytest.raises(InputError, match="version 1, whose answers lack thoughts.*run again"):
+    with pytest.raises(InputError, match=r"version 1, whose answers lack thoughts.*run again"):
         CandidateStore(path)
     path.write_text(json.dumps(header | {"version": 99}) + "\n")
     with pytest.raises(InputError, match="version 99"):
