@@ -13,7 +13,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from threading import Thread
@@ -42,7 +42,8 @@ class Scripted:
     """What the server shall answer to one request.
 
     `top_logprobs` (one mapping from token to log-prob per generated token) is sent only if
-    the request asks for `logprobs`. A `status` other than 200 sends `error` instead.
+    the request asks for `logprobs`. `message` holds further fields of a chat reply's message. A
+    `status` other than 200 sends `error` instead.
     """
 
     text: str = ""
@@ -53,6 +54,7 @@ class Scripted:
     status: int = 200
     error: str = "refused"
     delay_s: float = 0.0
+    message: Mapping[str, Any] = field(default_factory=dict)
 
 
 def key_of(body: Body) -> str:
@@ -204,7 +206,7 @@ class FaultyServer:
         choice: Body = {"index": 0, "finish_reason": scripted.finish_reason}
         top = scripted.top_logprobs if body.get("logprobs") else None
         if path.endswith("/chat/completions"):
-            choice["message"] = {"role": "assistant", "content": scripted.text}
+            choice["message"] = {"role": "assistant", "content": scripted.text, **scripted.message}
             if top is not None:
                 choice["logprobs"] = {"content": [_chat_token(token) for token in top]}
         else:

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from prefstage.core.errors import InputError
 from prefstage.data import Candidates, CandidateSet, keep_sources
+from prefstage.data.records import Generation
 
 
 def a_set() -> CandidateSet:
@@ -33,3 +36,10 @@ def test_leaves_the_report_of_the_whole_set_alone() -> None:
 def test_names_the_nearest_source() -> None:
     with pytest.raises(InputError, match=r"'bea', which wrote no response.*some of ant, bee, cat"):
         keep_sources(a_set(), ["bee", "bea"])
+
+
+def test_how_kept_responses_were_generated_is_kept() -> None:
+    how = (Generation("a", (1,), "t"), Generation("b", (2,), "t"), None)
+    rows = CandidateSet.of([replace(row, generations=how[: len(row.responses)]) for row in a_set()])
+    kept = keep_sources(rows, ["bee"])
+    assert [row.generations for row in kept] == [(how[1],), (how[0],)]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,28 @@ def test_questions_are_read_with_their_references(shared: Path, tmp_path: Path) 
     broken.write_text("{}\n")
     with pytest.raises(DataError, match="question_id"):
         load_questions(broken)
+
+
+class Thinker(Echo):
+    """Thinks first, and does not get to an answer in the second turn."""
+
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
+        for each in super().sample(requests):
+            cut = len(self.asked[-1].prompt) > 1
+            yield replace(each, text="" if cut else each.text, thought="hm", thought_cut=cut)
+
+
+def test_the_second_turn_and_the_judge_see_answers_without_thoughts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sampler = Thinker()
+    with FaultyServer(lambda body: "[[5]]") as server:
+        run_mt_bench(
+            QUESTIONS, sampler=sampler, judge=ServerClient(server.url, "judge"), folder=tmp_path
+        )
+        assert not any("hm" in str(request["messages"][1]) for request in server.requests)
+    assert sampler.asked[3].prompt[1] == {
+        "role": "assistant",
+        "content": "answer after 1 messages",
+    }
+    assert "echo: 3 answers ended in the thought" in caplog.text

@@ -39,7 +39,7 @@ class LengthScorer:
 
 class Characters:
     def encode(self, prompt: object, responses: list) -> list:
-        return responses
+        return [message["content"] for message in responses]
 
 
 def test_both_sides_of_a_measurement_are_scored_by_the_policy() -> None:

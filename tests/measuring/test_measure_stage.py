@@ -1,4 +1,6 @@
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -6,9 +8,12 @@ import pytest
 
 from prefstage.core.errors import InputError, RunFolderError, ServiceError
 from prefstage.data import CandidateSet, PairSet, load_candidates
-from prefstage.data.records import Pair
+from prefstage.data.records import Generation, Pair
 from prefstage.measuring import MeasureConfig, Stage, measure, measure_stage
 from prefstage.measuring.loop import chunk_sizes, prompt_order
+from prefstage.measuring.prompts import on_policy_candidates
+from prefstage.measuring.summary import notes_of
+from prefstage.sampling.base import Sample, SampleRequest
 from tests.measuring.measuring_worlds import (
     LargerIsBetter,
     LargerIsBetterPointwise,
@@ -308,3 +313,37 @@ def test_the_order_of_prompts_is_a_fair_shuffle() -> None:
     firsts = [prompt_order(names, seed=seed)[0] for seed in range(600)]
     assert sorted(prompt_order(names, seed=0)) == names
     assert all(60 <= firsts.count(name) <= 140 for name in names)
+
+
+class ThinkingSampler(NumberSampler):
+    """Thinks before each number; the first response to each prompt is cut while it does."""
+
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
+        for each in super().sample(requests):
+            cut = each.index == 0
+            yield replace(
+                each,
+                text="" if cut else each.text,
+                thought="hm",
+                thought_cut=cut,
+                token_ids=(each.index,),
+                tokenizer="t",
+            )
+
+
+def test_thoughts_are_kept_from_the_judge_and_cut_ones_counted() -> None:
+    judge = LargerIsBetter()
+    off = answers(300, skill=0.0)
+    found = measure(off, judge=judge, sampler=ThinkingSampler(-2.0))
+    assert {each.a for each in judge.asked} == {
+        text for each in found.prompts for text in each.match.on
+    }
+    assert not any("hm" in text for each in judge.asked for text in (each.a, each.b))
+    assert found.stage.cut_thoughts == found.stage.prompts_used
+    assert any("ended in their thought" in note for note in notes_of(found.stage))
+
+    rows = on_policy_candidates(found.prompts, "policy")
+    assert len(rows) == len(found.prompts)
+    for row in rows:  # the empty one is left out
+        assert row.generations == (Generation("hm", (1,), "t"),)
+        assert row.message(0)["reasoning_content"] == "hm"

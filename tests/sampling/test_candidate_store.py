@@ -12,6 +12,7 @@ from prefstage.sampling import (
     requests_for,
     to_candidates,
 )
+from prefstage.sampling.base import cut_thoughts
 
 
 class Scribe:
@@ -174,3 +175,61 @@ def test_candidates_are_ordered_by_prompt_and_index(prompts):
     assert made[0].responses == ("öü\n0", "öü\n1", "öü\n2")
     assert made[0].sources == ("scribe",) * 3
     assert made[0].scores == (None,) * 3
+
+
+def test_a_store_of_an_older_version_is_refused_by_name(tmp_path, prompts):
+    path = tmp_path / "store.jsonl"
+    with CandidateStore(path) as store:
+        list(collect(Scribe(), requests_for(prompts, responses=1)[:1], store))
+    lines = path.read_text().splitlines()
+    old = json.loads(lines[1])
+    for name in ("thought", "thought_cut", "token_ids", "tokenizer"):
+        del old[name]
+    header = json.loads(lines[0]) | {"version": 1}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (header, old)))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"version 1, whose answers lack thoughts.*run again"):
+        CandidateStore(path)
+    path.write_text(json.dumps(header | {"version": 99}) + "\n")
+    with pytest.raises(InputError, match="version 99"):
+        CandidateStore(path)
+    path.write_bytes(before)
+    assert path.read_bytes() == before
+
+
+def test_thoughts_and_tokens_come_back_from_disk(tmp_path, prompts):
+    name = prompts[0].prompt_id
+    whole = Sample(name, 0, "yes", "stop", 3, 4, "hm\nö", token_ids=(1, 2, 3), tokenizer="t")
+    cut = Sample(name, 1, "", "length", 3, 4, "hm", True, (1, 2), "t")
+    with CandidateStore(tmp_path / "store.jsonl") as store:
+        store.claim(Scribe())
+        store.append(whole)
+        store.append(cut)
+    with CandidateStore(tmp_path / "store.jsonl") as store:
+        assert list(store) == [whole, cut]
+    (row,) = to_candidates(prompts, [cut, whole], source="s")
+    assert row.responses == ("yes", "")
+    assert row.message(0) == {
+        "role": "assistant",
+        "content": "yes",
+        "reasoning_content": "hm\nö",
+        "sampled": {"token_ids": [1, 2, 3], "tokenizer": "t"},
+    }
+
+
+def test_answers_without_thought_or_tokens_are_plain_candidates(prompts):
+    sample = Sample(prompts[0].prompt_id, 0, "yes", "stop", 3, 4)
+    (row,) = to_candidates(prompts, [sample], source="s")
+    assert row.generations == ()
+    assert row.messages() == [{"role": "assistant", "content": "yes"}]
+
+
+def test_cut_thoughts_are_said_by_cause():
+    whole = Sample("p", 0, "yes", "stop", 3, 4, "hm")
+    cut = Sample("p", 1, "", "length", 3, 4, "hm", thought_cut=True)
+    ended = Sample("p", 2, "", "stop", 3, 4, "hm", thought_cut=True)
+    assert cut_thoughts([whole]) == []
+    assert cut_thoughts([whole, cut, cut, cut, ended], max_new_tokens=7) == [
+        "3 answers cut in the thought at max_new_tokens=7: raise it, or switch thinking off",
+        "1 answer ended in the thought by the policy itself: nothing was answered",
+    ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from peft import LoraConfig
 
 from prefstage.core.errors import InputError
@@ -200,3 +201,26 @@ def test_online_training_takes_pairs_alone(tmp_path: Path) -> None:
             train_dataset=items,
             processing_class=tokenizer,
         )
+
+
+@pytest.mark.parametrize(("template", "answers"), [("qwen3_5_think", False), ("qwen3", True)])
+def test_a_sample_that_was_cut_in_its_thought_is_empty(
+    tmp_path: Path, template: str, answers: bool
+) -> None:
+    tokenizer = tiny_tokenizer("chatml")
+    templates = Path(trl.__file__).parent / "chat_templates"
+    tokenizer.chat_template = (templates / f"{template}.jinja").read_text(encoding="utf-8")
+    trainer = OnlinePreferenceTrainer(
+        tiny_policy(tokenizer),
+        arguments(tmp_path),
+        online=ONLINE.model_copy(update={"attempts": 1}),
+        train_dataset=tiny_pairs(21),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    counts = trainer.online_counts()
+    assert counts["fresh"] + counts["empty"] + counts["identical"] > 0
+    if answers:
+        assert counts["fresh"] > 0
+    else:  # the prompt opens a thought, which so few random tokens do not close
+        assert (counts["fresh"], counts["kept"]) == (0, counts["empty"])

@@ -1,5 +1,6 @@
 """What each step does: fills its folder from the results of the steps before."""
 
+import logging
 import shlex
 import shutil
 import sys
@@ -26,11 +27,13 @@ from prefstage.evaluating.answers import Answers, gather_answers
 from prefstage.evaluating.win_rates import win_rate
 from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure
 from prefstage.measuring.prompts import on_policy_candidates, write_prompts
-from prefstage.sampling.base import SamplingConfig, requests_for
+from prefstage.sampling.base import SamplingConfig, cut_thoughts, requests_for
 from prefstage.sampling.store import to_candidates
 from prefstage.serving import run_program
 from prefstage.training.recipe import Recipe as TrainRecipe
 from prefstage.training.recipe_run import MERGED, MODEL, train_recipe
+
+_log = logging.getLogger(__name__)
 
 PAIRS, ANSWERS, EVALUATION, ANNOTATIONS = (
     "pairs.parquet",
@@ -83,6 +86,8 @@ def run_sample(
     rows = [Candidates(row.prompt_id, row.prompt, (), (), ()) for row in prompts]
     with kept.sampler(policy, recipe, config) as who:
         samples = list(who.sample(requests_for(rows, responses=config.responses)))
+    for line in cut_thoughts(samples, max_new_tokens=config.max_new_tokens):
+        _log.warning("%s: %s", policy.name, line)
     spoken = [each for each in samples if each.text.strip()]
     CandidateSet.of(to_candidates(rows, spoken, source=policy.name)).save(folder / CANDIDATES)
     asked = {row.prompt_id: row.prompt for row in rows}
@@ -92,6 +97,8 @@ def run_sample(
         {
             "prompt": list(asked[each.prompt_id]),
             "text": each.text,
+            "thought": each.thought,
+            "thought_cut": each.thought_cut,
             "index": each.index,
             "finish_reason": each.finish_reason,
             "response_tokens": each.response_tokens,

@@ -16,7 +16,7 @@ from prefstage.judging.base import Judge
 from prefstage.measuring.boundary import HALF
 from prefstage.measuring.judged import Match, judge_matches
 from prefstage.sampling.base import Sample, Sampler, SampleRequest
-from prefstage.sampling.store import CandidateStore, collect
+from prefstage.sampling.store import CandidateStore, collect, to_candidates
 
 
 class Budget(Config):
@@ -111,7 +111,7 @@ def sharpen(
     tallies = {prompt_id: PromptTally(0.0, 0.0) for prompt_id in off_policy}
     tallies |= {i: replace(t) for i, t in measured.tallies.items() if i in off_policy}
     spent, asked = Spent(), dict[str, int]()
-    found: dict[str, list[str]] = {}
+    answers: dict[str, list[Sample]] = {}
     with CandidateStore(store) as kept:
         while spent.within(budget):
             chosen = least_clear(
@@ -127,14 +127,19 @@ def sharpen(
             for each in chosen:
                 asked[each] = asked.get(each, 0) + 1
                 spent.tokens += samples[each].response_tokens
-            for prompt_id, text in _judge(
+            for prompt_id in _judge(
                 chosen, samples, off_policy, judge, tallies=tallies, spent=spent
             ):
-                found.setdefault(prompt_id, []).append(text)
+                answers.setdefault(prompt_id, []).append(samples[prompt_id])
     account.figures |= {"budget_tokens": spent.tokens, "budget_judgments": spent.judgments}
     account.figures |= {"budget_responses": sum(asked.values()), "budget_prompts": len(asked)}
-    rows = {i: _row(off_policy[i], texts, sampler.name) for i, texts in found.items()}
-    return replace(measured, tallies={**measured.tallies, **tallies}), rows
+    rows = to_candidates(
+        [off_policy[prompt_id] for prompt_id in answers],
+        [sample for samples in answers.values() for sample in samples],
+        source=sampler.name,
+    )
+    more = {row.prompt_id: row for row in rows}
+    return replace(measured, tallies={**measured.tallies, **tallies}), more
 
 
 def _affordable(
@@ -160,8 +165,12 @@ def _judge(
     *,
     tallies: dict[str, PromptTally],
     spent: Spent,
-) -> Iterator[tuple[str, str]]:
-    """Add each new response's votes; an empty one loses to every off-policy response."""
+) -> Iterator[str]:
+    """Add each new response's votes; an empty one loses to every off-policy response.
+
+    Yields:
+        The prompts whose response has text.
+    """
     spoken = [each for each in chosen if samples[each].text.strip()]
     matches = [
         Match(each, off[each].prompt, (samples[each].text,), off[each].responses) for each in spoken
@@ -173,11 +182,6 @@ def _judge(
         tallies[match.prompt_id].on += votes.votes_on + even
         tallies[match.prompt_id].off += votes.votes_off + even
         spent.judgments += votes.comparisons
-        yield match.prompt_id, match.on[0]
+        yield match.prompt_id
     for each in set(chosen) - set(spoken):
         tallies[each].off += len(off[each].responses)
-
-
-def _row(row: Candidates, texts: list[str], source: str) -> Candidates:
-    names, scores = (source,) * len(texts), (None,) * len(texts)
-    return replace(row, responses=tuple(texts), sources=names, scores=scores)

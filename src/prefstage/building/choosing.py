@@ -9,7 +9,7 @@ from itertools import combinations
 from prefstage.building.account import Account
 from prefstage.building.built import Built, Group
 from prefstage.core.seeds import seed_for
-from prefstage.data.records import Candidates, Message, Pair
+from prefstage.data.records import Candidates, Pair
 from prefstage.judging.base import Judge
 from prefstage.judging.running import score_candidates
 
@@ -160,8 +160,8 @@ def built_of(
     pair = Pair(
         prompt_id=row.prompt_id,
         prompt=row.prompt,
-        chosen=answer(chosen.text),
-        rejected=answer(rejected.text),
+        chosen=(row.message(chosen.place),),
+        rejected=(row.message(rejected.place),),
         score_chosen=chosen.score,
         score_rejected=rejected.score,
         source_chosen=chosen.source,
@@ -176,11 +176,6 @@ def built_of(
         gap=chosen.score - rejected.score,
         judge=judge,
     )
-
-
-def answer(text: str) -> tuple[Message, ...]:
-    """A response as the assistant's message."""
-    return ({"role": "assistant", "content": text},)
 
 
 def best_vs_worst(row: Candidates, responses: Sequence[Scored]) -> list[tuple[Scored, Scored]]:

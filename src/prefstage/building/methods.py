@@ -30,7 +30,7 @@ from prefstage.building.whole import whole_pairs
 from prefstage.core.errors import InputError
 from prefstage.data.grouping import pairs_to_candidates
 from prefstage.data.loading import load_candidates
-from prefstage.data.records import Candidates
+from prefstage.data.records import Candidates, generations_of
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.judging.base import Judge
 from prefstage.sampling.base import Sampler
@@ -270,11 +270,13 @@ def _per_prompt(materials: Materials) -> Iterator[Group]:
 def _joined(row: Candidates | None, more: Candidates) -> Candidates:
     if row is None:
         return more
+    generations = [part.generation(n) for part in (row, more) for n in range(len(part.responses))]
     return replace(
         row,
         responses=row.responses + more.responses,
         sources=row.sources + more.sources,
         scores=(None,) * (len(row.responses) + len(more.responses)),
+        generations=generations_of(generations),
     )
 
 

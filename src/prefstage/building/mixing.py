@@ -7,14 +7,14 @@ from pathlib import Path
 
 from prefstage.building.account import Account
 from prefstage.building.built import Built, Group
-from prefstage.building.choosing import answer, rescored, usable_responses
+from prefstage.building.choosing import rescored, usable_responses
 from prefstage.building.relabelling import without_raters
 from prefstage.building.selecting import draw_prompts
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.sets import CandidateSet
 from prefstage.judging.base import Judge
 from prefstage.judging.texts import content_of
-from prefstage.sampling.base import Sampler, requests_for
+from prefstage.sampling.base import Sampler, cut_thoughts, requests_for
 from prefstage.sampling.store import CandidateStore, collect, to_candidates
 
 _SAME = "as_no_own_answer_is_another_with_a_score"
@@ -46,6 +46,8 @@ def own_answers(
     account.add("answers_sampled", len(samples))
     account.add("answer_tokens", sum(each.response_tokens for each in samples))
     account.add("answers_cut", sum(each.finish_reason == "length" for each in samples))
+    account.add("answers_cut_in_thought", sum(each.thought_cut for each in samples))
+    account.notes += cut_thoughts(samples)
     for each in samples:
         account.skip("empty answer of the policy", each.prompt_id, int(not each.text.strip()))
     return to_candidates(prompts, spoken, source=sampler.name)
@@ -129,6 +131,7 @@ def _mixed(pair: Pair, own: Candidates, judge: Judge, account: Account) -> Built
         responses=(*own.responses, chosen),
         sources=(*own.sources, pair.source_chosen),
         scores=(None,) * (len(own.responses) + 1),
+        generations=(),  # only scores are asked for
     )
     (scored,) = rescored([together], judge)
     last = len(own.responses)
@@ -145,7 +148,7 @@ def _mixed(pair: Pair, own: Candidates, judge: Judge, account: Account) -> Built
         account.add("pairs_with_own_chosen")
         made = replace(
             ours,
-            chosen=answer(best.text),
+            chosen=(own.message(best.place),),
             rejected=pair.chosen,
             score_chosen=best.score,
             score_rejected=theirs,
@@ -156,7 +159,7 @@ def _mixed(pair: Pair, own: Candidates, judge: Judge, account: Account) -> Built
         account.add("pairs_with_own_rejected")
         made = replace(
             ours,
-            rejected=answer(best.text),
+            rejected=(own.message(best.place),),
             score_chosen=theirs,
             score_rejected=best.score,
             source_rejected=best.source,

@@ -2,13 +2,11 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from prefstage.building.account import Account
 from prefstage.building.augmented import with_system_text
 from prefstage.building.built import Built, Group
-from prefstage.building.choosing import answer
 from prefstage.building.mixing import own_answers
 from prefstage.core.config import Config
 from prefstage.core.seeds import seed_for
@@ -75,22 +73,22 @@ def principled_pairs(
     asked = [(row, *_asked(row, principles, seed)) for row in prompts]
     wanted = {each.prompt_id: each for _, good, bad in asked for each in (good, bad)}
     rows = own_answers(list(wanted.values()), sampler, answers=1, store=store, account=account)
-    texts = {row.prompt_id: row.responses[0] for row in rows}
+    answers = {row.prompt_id: row for row in rows}
     for row, good, bad in asked:
         account.prompts += 1
-        first, second = texts.get(good.prompt_id), texts.get(bad.prompt_id)
+        first, second = answers.get(good.prompt_id), answers.get(bad.prompt_id)
         if first is None or second is None:
             account.skip("prompt without both answers", row.prompt_id)
             continue
-        if first == second:
+        if first.responses == second.responses:
             account.skip("prompt answered alike under both principles", row.prompt_id)
             continue
         account.pairs += 1
         pair = Pair(
             row.prompt_id,
             row.prompt,
-            answer(first),
-            answer(second),
+            (first.message(0),),
+            (second.message(0),),
             source_chosen=sampler.name,
             source_rejected=sampler.name,
         )
@@ -103,8 +101,5 @@ def _asked(
     draw = random.Random(seed_for(seed, "principle", row.prompt_id))
     principle = draw.choice(list(principles))
     prompts = [with_system_text(row.prompt, text) for text in (principle.good, principle.bad)]
-    good, bad = (
-        replace(row, prompt_id=prompt_id_of(each), prompt=each, responses=(), sources=(), scores=())
-        for each in prompts
-    )
+    good, bad = (Candidates(prompt_id_of(each), each, (), (), ()) for each in prompts)
     return good, bad

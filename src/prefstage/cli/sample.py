@@ -103,6 +103,7 @@ def _sample(given: dict[str, Any]) -> None:
     from prefstage.data import load_prompts
     from prefstage.data.tokenising import reads_clock
     from prefstage.sampling import CandidateStore, LoadOptions, SamplingConfig, load_sampler
+    from prefstage.sampling.base import cut_thoughts
 
     settings = load_config(
         SamplingConfig, given["config"], {name: given[name] for name in _SAMPLING}
@@ -127,7 +128,8 @@ def _sample(given: dict[str, Any]) -> None:
         if isinstance(sampler, AbstractContextManager):
             stack.enter_context(sampler)
         result = _run(sampler, rows, settings.responses, store)
-    result |= {"notes": list(loaded.report.notes), "rows_quarantined": loaded.report.quarantined}
+    cut = cut_thoughts(result["samples"], max_new_tokens=settings.max_new_tokens)
+    result |= {"notes": [*loaded.report.notes, *cut], "rows_quarantined": loaded.report.quarantined}
     result |= _write(rows, result.pop("samples"), out, source=sampler.name)
     result |= {"store": str(store_file)}
     say(Outcome(_told(result), result, [out, store_file]), as_json=given["as_json"])
@@ -156,6 +158,8 @@ def _run(
         "responses": len(samples),
         "responses_new": len(samples) - known,
         "finish_reasons": dict(Counter(answer.finish_reason for answer in samples)),
+        "thoughts": sum(answer.thought is not None for answer in samples),
+        "thoughts_cut": sum(answer.thought_cut for answer in samples),
         "prompt_tokens": sum(answer.prompt_tokens for answer in samples),
         "response_tokens": sum(answer.response_tokens for answer in samples),
         "seconds": round(seconds, 3),
@@ -191,6 +195,10 @@ def _told(result: dict[str, Any]) -> str:
         f"{result['response_tokens']} tokens, {result['tokens_per_s']} a second; "
         f"{reasons.get('length', 0)} responses were cut at the token limit",
     ]
+    if result["thoughts"]:
+        lines.append(
+            f"{result['thoughts']} responses think first; their thoughts stand beside the answers"
+        )
     notable = {
         "responses ended by the server for other reasons": reasons.get("other", 0),
         "empty responses (left out, kept in the store)": result["responses_empty"],

@@ -1,6 +1,6 @@
 """The records that travel: pairs, candidates, labelled responses, conversations."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -139,8 +139,33 @@ class Candidates:
             The message: its content is the answer; what the policy thought is
             `reasoning_content`, and the tokens that it generated are `SAMPLED`.
         """
-        generation = self.generations[index] if self.generations else None
-        return response_message(self.responses[index], generation)
+        return response_message(self.responses[index], self.generation(index))
+
+    def messages(self) -> list[Message]:
+        """All responses, as `message` gives them."""
+        return [self.message(index) for index in range(len(self.responses))]
+
+    def generation(self, index: int) -> Generation | None:
+        """How a policy wrote a response; None where nobody sampled it."""
+        return self.generations[index] if self.generations else None
+
+    def only(self, indices: Sequence[int]) -> "Candidates":
+        """The same prompt with some of the responses, and all that is known of them.
+
+        Args:
+            indices: Of the responses, in the order that they shall have.
+
+        Returns:
+            The candidates.
+        """
+        return Candidates(
+            self.prompt_id,
+            self.prompt,
+            responses=tuple(self.responses[index] for index in indices),
+            sources=tuple(self.sources[index] for index in indices),
+            scores=tuple(self.scores[index] for index in indices),
+            generations=generations_of(self.generation(index) for index in indices),
+        )
 
 
 @dataclass(frozen=True)
@@ -214,6 +239,31 @@ def response_message(text: str, generation: Generation | None = None) -> Message
             "tokenizer": generation.tokenizer,
         }
     return message
+
+
+def generation_of(message: Message) -> Generation | None:
+    """How a policy wrote a message: the inverse of `response_message`.
+
+    Args:
+        message: An assistant's.
+
+    Returns:
+        Its thought and tokens; None if it has neither.
+    """
+    thought, sampled = message.get("reasoning_content"), message.get(SAMPLED) or {}
+    if thought is None and not sampled:
+        return None
+    return Generation(
+        thought if isinstance(thought, str) else None,
+        tuple(sampled.get("token_ids", ())),
+        sampled.get("tokenizer", ""),
+    )
+
+
+def generations_of(generations: Iterable[Generation | None]) -> tuple[Generation | None, ...]:
+    """How responses were written, as `Candidates` keeps it: nothing if nobody sampled any."""
+    listed = tuple(generations)
+    return listed if any(listed) else ()
 
 
 Record = Pair | Candidates | Unpaired | Conversation

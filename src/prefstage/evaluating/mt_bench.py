@@ -1,6 +1,7 @@
 """MT-bench by single-answer grading: two turns, a rating of 1 to 10 for each."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,9 +26,11 @@ from prefstage.evaluating.mt_bench_prompt import (
 )
 from prefstage.evaluating.rates import mean_interval
 from prefstage.sampling import CandidateStore, Sampler, collect
-from prefstage.sampling.base import SampleRequest
+from prefstage.sampling.base import SampleRequest, cut_thoughts
 from prefstage.serving.asking import ask_each
 from prefstage.serving.client import ServerClient
+
+_log = logging.getLogger(__name__)
 
 TURNS = 2
 _AGAIN_TEMPERATURE = 0.7
@@ -219,7 +222,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _answer(
     questions: Sequence[Question], sampler: Sampler, folder: Path
 ) -> dict[int, tuple[str, ...]]:
-    """The answers to each question, turn by turn; the second sees the first."""
+    """The answers to each question, turn by turn; the second sees the first, without thought."""
     answers: dict[int, tuple[str, ...]] = {each.question_id: () for each in questions}
     with CandidateStore(folder / "answers.jsonl") as store:
         for _ in range(TURNS):
@@ -229,10 +232,10 @@ def _answer(
             }
             ids = {number: prompt_id_of(prompt) for number, prompt in prompts.items()}
             wanted = {ids[n]: SampleRequest(ids[n], prompt, 0) for n, prompt in prompts.items()}
-            texts = {
-                each.prompt_id: each.text for each in collect(sampler, list(wanted.values()), store)
-            }
-            answers = {n: (*done, texts[ids[n]]) for n, done in answers.items()}
+            found = {each.prompt_id: each for each in collect(sampler, [*wanted.values()], store)}
+            for line in cut_thoughts(found.values()):
+                _log.warning("%s: %s", sampler.name, line)
+            answers = {n: (*done, found[ids[n]].text) for n, done in answers.items()}
     return answers
 
 

@@ -1,12 +1,16 @@
 """A policy's answers to the prompts of an evaluation, sampled durably."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from prefstage.core.progress import progress
 from prefstage.data.records import Candidates, Prompt, prompt_id_of
 from prefstage.evaluating.answers import Answers, gather_answers
-from prefstage.sampling import CandidateStore, Sampler, collect, requests_for
+from prefstage.sampling import CandidateStore, Sample, Sampler, collect, requests_for
+from prefstage.sampling.base import cut_thoughts
+
+_log = logging.getLogger(__name__)
 
 
 def answer_prompts(sampler: Sampler, prompts: Sequence[Prompt], store_file: Path) -> Answers:
@@ -19,19 +23,22 @@ def answer_prompts(sampler: Sampler, prompts: Sequence[Prompt], store_file: Path
             is not there.
 
     Returns:
-        One answer a prompt, empty ones included: a policy that says nothing loses there.
+        One answer a prompt, without what was thought before it, empty ones included: a policy
+        that says nothing (or was cut in its thought, which is logged) loses there.
 
     Raises:
         InputError: If the store holds another sampler's answers.
     """
     asked = {prompt_id_of(prompt): prompt for prompt in prompts}
     rows = [Candidates(key, prompt, (), (), ()) for key, prompt in asked.items()]
-    found = {}
+    found = dict[str, Sample]()
     with (
         CandidateStore(store_file) as store,
         progress(f"answers of {sampler.name}", len(rows)) as tick,
     ):
         for sample in collect(sampler, requests_for(rows, responses=1), store):
-            found[sample.prompt_id] = sample.text
+            found[sample.prompt_id] = sample
             tick()
-    return gather_answers(sampler.name, [(asked[key], found[key]) for key in asked])
+    for line in cut_thoughts(found.values()):
+        _log.warning("%s: %s", sampler.name, line)
+    return gather_answers(sampler.name, [(asked[key], found[key].text) for key in asked])

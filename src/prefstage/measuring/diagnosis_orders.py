@@ -113,17 +113,14 @@ def _ranks(row: Candidates) -> torch.Tensor:
 def _scored_part(row: Candidates, left_out: Counter[str]) -> Candidates | None:
     """The prompt's responses with a finite score, or None if two different ones are lacking."""
     kept = [
-        entry
-        for entry in zip(row.responses, row.sources, row.scores, strict=True)
-        if entry[2] is not None and np.isfinite(entry[2])
+        index for index, score in enumerate(row.scores) if score is not None and np.isfinite(score)
     ]
     if len(kept) < len(row.responses):
         left_out["responses without a score"] += len(row.responses) - len(kept)
-    if len({score for *_, score in kept}) < _TWO:
+    if len({row.scores[index] for index in kept}) < _TWO:
         left_out["prompts without two different scores"] += 1
         return None
-    responses, sources, scores = zip(*kept, strict=True)
-    return Candidates(row.prompt_id, row.prompt, responses, sources, scores)
+    return row.only(kept)
 
 
 def _sampled(

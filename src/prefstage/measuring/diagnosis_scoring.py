@@ -133,7 +133,7 @@ def score_candidates(
         For each prompt log π(y|x) of its responses, nats, and their tokens. [prompts] of
         ([responses], [responses]).
     """
-    trees = [encoder.encode(row.prompt, list(row.responses)) for row in rows]
+    trees = [encoder.encode(row.prompt, row.messages()) for row in rows]
     return [
         (scored.sums.double().numpy(), np.array([len(ids) for ids in tree.response_ids]))
         for tree, scored in zip(trees, scorer.score(trees), strict=True)

@@ -60,7 +60,12 @@ def measure_distinctness(
         As `distinctness`.
     """
     matches = [each.match for each in prompts]
-    trees = [encoder.encode(match.prompt, [*match.on, *match.off]) for match in matches]
+    trees = [
+        encoder.encode(
+            match.prompt, [*match.on_policy("policy").messages(), *match.off_policy().messages()]
+        )
+        for match in matches
+    ]
     sums = [scored.sums.numpy() for scored in scorer.score(trees)]
     return distinctness(
         [

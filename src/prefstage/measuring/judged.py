@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from prefstage.data.records import Prompt
+from prefstage.data.records import Candidates, Generation, Prompt
 from prefstage.judging.base import Comparison, Judge, Judgment, PointwiseJudge, judgment_of_rewards
 from prefstage.measuring.boundary import HALF, PromptVotes, TieRule, Votes, count_votes
 
@@ -22,6 +22,8 @@ class Match:
         off: Off-policy responses, y'_1 … y'_n.
         unused_on: On-policy responses that were there but not drawn.
         unused_off: Likewise off-policy.
+        on_generations: How a policy wrote each of `on`, as in `Candidates`.
+        off_generations: Likewise of `off`.
     """
 
     prompt_id: str
@@ -30,6 +32,16 @@ class Match:
     off: tuple[str, ...]
     unused_on: int = 0
     unused_off: int = 0
+    on_generations: tuple[Generation | None, ...] = ()
+    off_generations: tuple[Generation | None, ...] = ()
+
+    def on_policy(self, source: str) -> Candidates:
+        """The on-policy responses as candidates of a source; no scores."""
+        return _candidates(self, self.on, self.on_generations, source)
+
+    def off_policy(self) -> Candidates:
+        """The off-policy responses as candidates; no sources, no scores."""
+        return _candidates(self, self.off, self.off_generations, None)
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,16 @@ class JudgedPrompt:
         if self.votes.score == HALF:
             return "neither"
         return "on" if self.votes.score > HALF else "off"
+
+
+def _candidates(
+    match: Match,
+    texts: tuple[str, ...],
+    generations: tuple[Generation | None, ...],
+    source: str | None,
+) -> Candidates:
+    names, scores = (source,) * len(texts), (None,) * len(texts)
+    return Candidates(match.prompt_id, match.prompt, texts, names, scores, generations)
 
 
 def judge_matches(

@@ -174,6 +174,9 @@ def _match(
 ) -> list[Match]:
     theirs = [off.draw(each.prompt_id, config.off_responses, seed=config.seed) for each in chunk]
     return [
-        Match(row.prompt_id, row.prompt, on.texts, other.texts, on.unused, other.unused)
+        Match(
+            *(row.prompt_id, row.prompt, on.texts, other.texts, on.unused, other.unused),
+            *(on.generations, other.generations),
+        )
         for row, on, other in zip(chunk, answers, theirs, strict=True)
     ]

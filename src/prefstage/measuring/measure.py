@@ -228,7 +228,8 @@ def _cost(
     counts = {name: count - before.get(name, 0) for name, count in _counts(judge).items()}
     if isinstance(policy, GivenResponses):
         return {"tokens": None, "cut_responses": 0, "judge_counts": counts}
-    return {"tokens": policy.tokens, "cut_responses": policy.cut, "judge_counts": counts}
+    cut = {"cut_responses": policy.cut, "cut_thoughts": policy.cut_thoughts}
+    return {"tokens": policy.tokens, **cut, "judge_counts": counts}
 
 
 def _stage(end: LoopEnd, config: MeasureConfig, **details: Any) -> Stage:

@@ -48,23 +48,18 @@ def write_prompts(prompts: Sequence[JudgedPrompt], path: Path) -> None:
 def on_policy_candidates(prompts: Sequence[JudgedPrompt], source: str) -> list[Candidates]:
     """The on-policy responses as candidates, to be used again as ``--on``.
 
+    Empty ones are left out, since no dataset reader takes an empty response.
+
     Args:
         prompts: The judged prompts.
         source: The policy's name.
 
     Returns:
-        One row a prompt, in the order of use; no scores.
+        One row a prompt that has a response, in the order of use; no scores.
     """
-    return [
-        Candidates(
-            each.match.prompt_id,
-            each.match.prompt,
-            each.match.on,
-            (source,) * len(each.match.on),
-            (None,) * len(each.match.on),
-        )
-        for each in prompts
-    ]
+    rows = [prompt.match.on_policy(source) for prompt in prompts]
+    spoken = [[n for n, text in enumerate(row.responses) if text.strip()] for row in rows]
+    return [row.only(kept) for row, kept in zip(rows, spoken, strict=True) if kept]
 
 
 def excerpt_of(prompt: Prompt, *, length: int) -> str:

@@ -9,7 +9,7 @@ from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.hashing import digest
 from prefstage.core.seeds import seed_for
 from prefstage.data.grouping import pairs_to_candidates
-from prefstage.data.records import Candidates
+from prefstage.data.records import Candidates, Generation, generations_of
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.sampling.base import Sample, Sampler, SampleRequest, requests_for
 from prefstage.sampling.store import CandidateStore, collect
@@ -29,10 +29,12 @@ class Drawn:
     Attributes:
         texts: The responses.
         unused: How many more there were.
+        generations: How a policy wrote each, as in `Candidates`.
     """
 
     texts: tuple[str, ...]
     unused: int = 0
+    generations: tuple[Generation | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,12 @@ class Pool:
 
     def draw(self, prompt_id: str, count: int, *, seed: int) -> Drawn:
         """Choose responses of one prompt: all, or `count` of them by the seed."""
-        texts = self.row(prompt_id).responses
-        if len(texts) <= count:
-            return Drawn(texts)
-        chosen = random.Random(seed_for(seed, "responses", prompt_id)).sample(
-            range(len(texts)), count
-        )
-        return Drawn(tuple(texts[i] for i in sorted(chosen)), len(texts) - count)
+        row = self.row(prompt_id)
+        available = len(row.responses)
+        if available > count:
+            draw = random.Random(seed_for(seed, "responses", prompt_id))
+            row = row.only(sorted(draw.sample(range(available), count)))
+        return Drawn(row.responses, available - len(row.responses), row.generations)
 
 
 class OnPolicy(Protocol):
@@ -160,12 +161,14 @@ class SampledResponses:
         responses: Responses a prompt, m.
         tokens: What was used so far.
         cut: Responses that hit the token limit.
+        cut_thoughts: Responses that ended within their thought.
     """
 
     sampler: Sampler
     responses: int
     tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "response": 0})
     cut: int = 0
+    cut_thoughts: int = 0
     _store: CandidateStore | None = None
 
     def keep_in(self, store: CandidateStore) -> None:
@@ -217,10 +220,17 @@ class SampledResponses:
         self.tokens["prompt"] += sum(sample.prompt_tokens for sample in samples)
         self.tokens["response"] += sum(sample.response_tokens for sample in samples)
         self.cut += sum(sample.finish_reason == "length" for sample in samples)
-        texts = iter(sample.text for sample in samples)
-        return [Drawn(tuple(next(texts) for _ in range(self.responses))) for _ in prompts]
+        self.cut_thoughts += sum(sample.thought_cut for sample in samples)
+        rest = iter(samples)
+        return [_drawn([next(rest) for _ in range(self.responses)]) for _ in prompts]
 
     def _ask(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
         if self._store is None:
             return self.sampler.sample(requests)
         return collect(self.sampler, requests, self._store)
+
+
+def _drawn(samples: Sequence[Sample]) -> Drawn:
+    """All of a prompt's samples."""
+    generations = generations_of(sample.generation for sample in samples)
+    return Drawn(tuple(sample.text for sample in samples), generations=generations)

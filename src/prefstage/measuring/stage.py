@@ -67,6 +67,8 @@ class Stage:
         tokens: Tokens of prompts and responses sampled for this measurement, or None where
             the on-policy responses were given.
         cut_responses: Sampled responses that hit the token limit before they ended.
+        cut_thoughts: Sampled responses that ended within their thought, without an answer;
+            judges see an empty one.
         judge_counts: What the judge says it did, such as calls.
         distinctness: Share of comparisons in which the policy itself finds the on-policy
             response likelier, or None if not asked for.
@@ -113,6 +115,7 @@ class Stage:
     judge_bias: float = 0.0
     judge_errors: JudgeErrors = "unknown"
     overlap: float = 0.0
+    cut_thoughts: int = 0
 
     @property
     def recommendation(self) -> str:

@@ -52,6 +52,11 @@ def notes_of(stage: Stage) -> list[str]:
             f"{stage.cut_responses} sampled responses were cut at the token limit, which "
             "judges may hold against them; consider a higher --max-new-tokens"
         )
+    if stage.cut_thoughts:
+        notes.append(
+            f"{stage.cut_thoughts} sampled responses ended in their thought and have no answer, "
+            "which judges see as an empty one; raise --max-new-tokens, or switch thinking off"
+        )
     if cut := stage.judge_counts.get("truncated", 0):
         notes.append(f"the judge read {cut} texts cut to its length limit")
     if stage.undecided_judgments:

@@ -84,22 +84,28 @@ class Sample:
         return Generation(self.thought, self.token_ids, self.tokenizer)
 
 
-def cut_thoughts(samples: Iterable[Sample], *, max_new_tokens: int | None = None) -> str | None:
-    """Say how many answers were cut in their thought, and what to do.
+def cut_thoughts(samples: Iterable[Sample], *, max_new_tokens: int | None = None) -> list[str]:
+    """Say how many responses ended within their thought, and what to do.
 
     Args:
         samples: Answers.
         max_new_tokens: The limit that they had, where one is known.
 
     Returns:
-        A line, or None if there are none.
+        A line for those that were cut, and one for those that the policy ended itself.
     """
-    count = sum(sample.thought_cut for sample in samples)
-    if not count:
-        return None
+    reasons = [sample.finish_reason for sample in samples if sample.thought_cut]
+    cut = reasons.count("length")
     limit = "max_new_tokens" if max_new_tokens is None else f"max_new_tokens={max_new_tokens}"
-    answers = "1 answer" if count == 1 else f"{count} answers"
-    return f"{answers} cut in the thought at {limit}: raise it"
+    lines = {
+        f"cut in the thought at {limit}: raise it, or switch thinking off": cut,
+        "ended in the thought by the policy itself: nothing was answered": len(reasons) - cut,
+    }
+    return [
+        f"{count} {'answer' if count == 1 else 'answers'} {what}"
+        for what, count in lines.items()
+        if count
+    ]
 
 
 @runtime_checkable

@@ -96,7 +96,7 @@ def sample_of(request: SampleRequest, reply: ChatReply, plain: PlainFormat | Non
         The answer, with what was thought before it apart; without tokens, which servers keep.
     """
     reasons: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
-    finish_reason = reasons.get(reply.finish_reason, "other")
+    finish_reason: Literal["stop", "length", "other"] = reasons.get(reply.finish_reason, "other")
     parts = _parts(reply, plain)
     return Sample(
         prompt_id=request.prompt_id,

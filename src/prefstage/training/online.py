@@ -33,8 +33,9 @@ from prefstage.training.undisturbed import own_forward, undisturbed
 _log = logging.getLogger(__name__)
 
 OUTCOMES = ("fresh", "cut", "empty", "identical", "kept")
-"""Counted: fresh responses taken, those of them without an end, samples that were empty or the
-chosen response itself, and pairs that kept their own rejected response after all attempts."""
+"""Counted: fresh responses taken, those of them without an end, samples without an answer (empty,
+or cut in the thought) or with the chosen answer itself, and pairs that kept their own rejected
+response after all attempts."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,10 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
     that a resumed run trains on the same responses. Each response has random numbers of its
     own, from the seed, the step and the pair.
 
-    An empty sample, or one equal to the chosen response, teaches nothing: it is counted and
-    sampled again, `attempts` times in all; then the pair keeps its rejected response of the
-    data set (counted as well).
+    A sample without an answer (empty, or cut in its thought), or with the answer of the chosen
+    response, teaches nothing: it is counted and sampled again, `attempts` times in all; then
+    the pair keeps its rejected response of the data set (counted as well). What is trained on
+    is the tokens that the policy generated, its thought included.
 
     Reference log-probs of fresh responses come from the same model: with its adapter
     switched off, or with the weights of the start, kept on disk, in its place for a moment.
