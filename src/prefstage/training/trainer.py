@@ -32,6 +32,7 @@ from prefstage.training.memory import token_budget_of
 from prefstage.training.metrics import Means, Speed, item_metrics
 from prefstage.training.order import StepLoader, StepSampler, as_step
 from prefstage.training.policy import (
+    BASE,
     adapter_is_identity,
     check_adapter_off,
     layout_for,
@@ -59,7 +60,8 @@ class PreferenceTrainer(DurableTrainer):
             `prefstage.data`, as `datasets.Dataset`, as a file, or already encoded.
         eval_dataset: One such set, or several by name.
         processing_class: The tokenizer; None for the model's own.
-        peft_config: Puts a new adapter on the model.
+        peft_config: Puts a new adapter on the model; one that is there is merged first, and the
+            merged model kept in the output folder, as the new adapter's base.
         callbacks: As the Trainer takes them.
         optimizers: As the Trainer takes them.
         others: Further arguments of the Trainer.
@@ -92,9 +94,12 @@ class PreferenceTrainer(DurableTrainer):
         **others: Any,
     ) -> None:
         args = args or PreferenceArguments(output_dir="prefstage_output")
-        model = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
+        source = model if isinstance(model, str) else _source_of(model)
+        start = Path(args.output_dir) / BASE
+        dropout = args.disable_dropout
+        model = prepare_policy(model, peft_config, disable_dropout=dropout, start=start)
         check_adapter_off(model, args.reference)
-        processing_class = tokenizer_for(model, processing_class)
+        processing_class = tokenizer_for(model, processing_class, source=source)
         self.loss = parse_loss(args.loss)
         self.loss_state: LossState = self.loss.start_state()
         self.last_step: StepOutcome | None = None
@@ -131,7 +136,8 @@ class PreferenceTrainer(DurableTrainer):
     def _set_up_scoring(self) -> None:
         args, parts = self.args, ModelParts.of(self.model)
         for item_set in self._item_sets():
-            check_fits([tree for item in item_set.items for tree in item.trees], parts)
+            trees = [tree for item in item_set.items for tree in item.trees]
+            check_fits(trees, parts, tokenizer=self.processing_class)
         self.scorer = Scorer(self.model, layout=layout_for(self.model, args.layout))
         self.runner = StepRunner(
             self.model,
@@ -377,6 +383,11 @@ class PreferenceTrainer(DurableTrainer):
         if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
             self.optimizer.eval()
         return model
+
+
+def _source_of(model: Any) -> str | None:
+    """Where a model came from, as long as its configuration says so."""
+    return getattr(getattr(model, "config", None), "_name_or_path", None)
 
 
 def _attach_all(callbacks: list[Any], trainer: PreferenceTrainer) -> None:
