@@ -128,7 +128,7 @@ def check_adapter_tensors(name_or_path: str, tensors: Mapping[str, Any]) -> None
     """
     check_weights(
         name_or_path,
-        not_finite=not_finite_names(tensors),
+        not_finite=map(saved_name, not_finite_names(tensors)),
         expected="finite numbers",
         cure="use an earlier or another copy of the adapter",
     )

@@ -99,7 +99,8 @@ def load_checkpoint(
     supplied = {saved_name(name): tensor for each in tensors for name, tensor in each.items()}
     check_config(load_config(base), task, base)
     model, report = _from_pretrained(base, task, _head_size(task, supplied), dtype, device_map)
-    _check_base(model, report, task, base, supplied)
+    source = f"{base}, beneath adapter {adapters[0]}" if adapters else base
+    _check_base(model, report, task, source, supplied)
     for index, (each, weights) in enumerate(zip(adapters, tensors, strict=True)):
         check_adapter_tensors(each, weights)
         model = put_adapter(model, each, merge=merge or index + 1 < len(adapters))
@@ -271,7 +272,7 @@ def _check_conversion(base: str, task: Task, report: _Report) -> None:
 
 
 def _check_base(
-    model: Any, report: _Report, task: Task, base: str, supplied: Mapping[str, Any]
+    model: Any, report: _Report, task: Task, source: str, supplied: Mapping[str, Any]
 ) -> None:
     """Check a model's weights; those that an adapter brings need not be in the base."""
     info = report.info
@@ -292,7 +293,7 @@ def _check_base(
         )
     cure = _cure_of(task, unexpected)
     check_weights(
-        base,
+        source,
         missing=missing,
         unexpected=unexpected,
         reshaped=reshaped,
@@ -301,12 +302,12 @@ def _check_base(
     )
     if task is CAUSAL_LM and getattr(model.config, "is_decoder", None) is False:
         raise ModelError.of(
-            saw=f"{base} is an encoder ({type(model).__name__} with is_decoder false)",
+            saw=f"{source} is an encoder ({type(model).__name__} with is_decoder false)",
             expected=task.wanted,
             cure="use a language model that reads from left to right",
         )
     check_weights(
-        base,
+        source,
         not_finite=not_finite_names(model.state_dict()),
         expected="finite numbers",
         cure="use an earlier or another copy of the checkpoint"
