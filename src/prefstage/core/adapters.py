@@ -3,7 +3,8 @@
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +153,8 @@ def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:
     from peft import PeftModel
 
     try:
-        with warnings.catch_warnings():
-            # Missing weights are refused below; an alias that transformers renamed is no concern
-            # of the user's.
-            warnings.filterwarnings("ignore", "Found missing adapter keys")
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        with without_alias_warning():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
             adapted = PeftModel.from_pretrained(model, name_or_path)
             # A second reading, since the first keeps to itself what it did not use.
             name = adapted.active_adapter
@@ -187,6 +185,14 @@ def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:
             expected="an adapter inside the layers, such as LoRA",
             cure="merge it by its own tool, and name the merged model",
         ) from error
+
+
+@contextmanager
+def without_alias_warning() -> Iterator[None]:
+    """Keep quiet that peft reads a name which transformers has renamed: users cannot mend it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
 
 
 def saved_name(key: str) -> str:

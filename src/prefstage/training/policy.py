@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from prefstage.core.adapters import START_MARK
+from prefstage.core.adapters import START_MARK, without_alias_warning
 from prefstage.core.errors import ConfigError, MissingDependencyError, ModelError
 from prefstage.core.files import write_json
 from prefstage.core.foreign import reason_of
@@ -51,7 +51,7 @@ def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool, start
                 cure="pip install 'prefstage[train]'",
             ) from error
         try:
-            with _without_alias_warning():
+            with without_alias_warning():
                 model = get_peft_model(model, peft_config)
         except ValueError as error:
             raise ModelError.of(
