@@ -171,7 +171,9 @@ def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:
                 for key in result.missing_keys
                 if not any(part in key for part in _SHARED)
             ],
-            unexpected=[saved_name(key) for key in result.unexpected_keys],
+            unexpected=[
+                saved_name(key) for key in result.unexpected_keys if key != "prompt_embeddings"
+            ],
             expected=_WANTED,
             cure=_CURE,
         )
