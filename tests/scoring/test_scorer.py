@@ -231,7 +231,7 @@ def test_load_reads_a_checkpoint_and_says_what_is_wrong(tmp_path: Path) -> None:
         Scorer.load(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="dtype='float31'"):
         Scorer.load(str(tmp_path / "model"), dtype="float31")
-    with pytest.raises(ModelError, match="no adapter_config.json at"):
+    with pytest.raises(ModelError, match=r"no adapter_config\.json at"):
         Scorer.load(str(tmp_path / "model"), adapter=str(tmp_path / "no-adapter"))
 
 

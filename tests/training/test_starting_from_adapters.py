@@ -12,8 +12,10 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 
 from prefstage.core.checkpoints import CAUSAL_LM, load_checkpoint
+from prefstage.core.config import load_config
 from prefstage.core.errors import ModelError
-from prefstage.training import load_recipe, train_recipe
+from prefstage.training.recipe import Recipe
+from prefstage.training.recipe_run import train_recipe
 from tests.tiny_models import save_tiny_llama, tiny_llama, tiny_tokenizer
 from tests.training.preference_runs import preference_trainer
 
@@ -47,8 +49,9 @@ def train(out: str, **changes: Any) -> dict[str, Any]:
     training = {"max_steps": 2, "per_device_train_batch_size": 3, "use_cpu": True}
     training |= {"logging_steps": 1, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
     training |= {"save_steps": 1, "save_strategy": "steps", **changes.pop("training", {})}
+    torch.manual_seed(0)  # of the new adapter's weights
     settings = {"policy": "adapter", "data": "pairs.jsonl", "training": training, **changes}
-    return train_recipe(load_recipe(settings), Path(out)).result
+    return train_recipe(load_config(Recipe, settings), Path(out)).result
 
 
 def load(folder: str) -> Any:
