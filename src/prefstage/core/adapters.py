@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefstage.core.errors import MissingDependencyError, ModelError
-from prefstage.core.foreign import reason_of, unreadable_file
+from prefstage.core.foreign import is_path, reason_of, unreadable_file
 from prefstage.core.weights import check_weights, not_finite_names
 
 CONFIG = "adapter_config.json"
@@ -214,7 +214,7 @@ def _config_file(name_or_path: str) -> Path | None:
     folder = Path(name_or_path)
     if folder.exists():
         return folder / CONFIG if (folder / CONFIG).is_file() else None
-    if name_or_path.startswith((".", "/", "~")) or not name_or_path.strip():
+    if is_path(name_or_path) or not name_or_path.strip():
         return None
     from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -239,7 +239,7 @@ def _base_of(adapter: str, config: Mapping[str, Any]) -> str:
         moved = folder.resolve().parent / Path(named).name  # with the run folder that holds both
         if (moved / START_MARK).is_file():
             return str(moved)
-    if named.startswith((".", "/", "~")) or named.count("/") > 1 or "\\" in named:
+    if is_path(named):
         raise _no_base(adapter, f"base model {named!r}, which is not there")
     return named
 

@@ -16,7 +16,7 @@ from prefstage.core.adapters import (
     saved_name,
 )
 from prefstage.core.errors import ModelError, PrefstageError
-from prefstage.core.foreign import reason_of, unreadable_file
+from prefstage.core.foreign import is_path, reason_of, unreadable_file
 from prefstage.core.weights import check_weights, not_finite_names
 
 # What older versions of transformers wrote beside the weights: masks and positions that the
@@ -122,7 +122,7 @@ def load_config(name_or_path: str) -> Any:
     from transformers import AutoConfig
 
     base, _ = adapters_of(str(name_or_path))
-    if not Path(base).exists() and _is_path(base):
+    if not Path(base).exists() and is_path(base):
         raise ModelError.of(
             saw=f"no model folder {base!r}",
             expected="a model folder or a model id of the Hub",
@@ -340,7 +340,3 @@ def _shape(shape: Any) -> str:
 
 def _is_half(model: Any) -> bool:
     return str(getattr(model, "dtype", "")) == "torch.float16"
-
-
-def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name

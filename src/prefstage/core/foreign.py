@@ -23,6 +23,11 @@ def reason_of(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path on this machine, and no id of the Hub."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
 def unreadable_file(folder: Path) -> tuple[Path, str] | None:
     """The first file of weights in a folder that is cut off or damaged.
 

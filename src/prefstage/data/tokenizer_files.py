@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from prefstage.core.adapters import adapters_of
 from prefstage.core.errors import ModelError, PrefstageError
-from prefstage.core.foreign import reason_of
+from prefstage.core.foreign import is_path, reason_of
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -27,6 +27,12 @@ def load_tokenizer(name_or_path: str) -> Any:
         ModelError: If there is none, or its files are damaged; one line with the reason.
     """
     source = tokenizer_source(str(name_or_path))
+    if is_path(source) and not Path(source).exists():
+        raise ModelError.of(
+            saw=f"no tokenizer at {source!r} (no such folder)",
+            expected="a folder with tokenizer.json or a model id of the Hub",
+            cure="check the name, or point to the model's folder",
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         empty = tokenizer.vocab_size == 0

@@ -21,14 +21,21 @@ BASE = "base"  # folder of the merged model that a new adapter lies on
 _ATTENTION_DROPOUT = ("attention_dropout", "attn_dropout", "attn_pdrop")
 
 
-def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool, start: Path) -> Any:
+def source_of(model: Any) -> str | None:
+    """The folder or Hub id that a policy came from: its name, or what its configuration says."""
+    if isinstance(model, str):
+        return model
+    return getattr(getattr(model, "config", None), "_name_or_path", None)
+
+
+def prepare_policy(model: Any, peft_config: Any, args: Any) -> Any:
     """Load a policy if it is a name, put an adapter on it, switch dropout off.
 
     Args:
         model: A causal LM, or its folder or Hub id (loaded in float32, on the CPU).
         peft_config: Of a new adapter; None for none. One that is there is merged first.
-        disable_dropout: Whether no module shall drop anything, adapters included.
-        start: Folder for the merged model, where an adapter is merged.
+        args: Training arguments: whether no module shall drop anything, adapters included
+            (`disable_dropout`), and where a merged model goes (`output_dir`).
 
     Returns:
         The policy.
@@ -41,7 +48,7 @@ def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool, start
         model = load_policy(model)
     if peft_config is not None:
         if hasattr(model, "peft_config"):
-            model = merge_start(model, start)
+            model = merge_start(model, Path(args.output_dir) / BASE)
         try:
             from peft import get_peft_model
         except ImportError as error:
@@ -59,7 +66,7 @@ def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool, start
                 expected="an adapter on modules that the policy has",
                 cure="change target_modules, e.g. to all-linear",
             ) from error
-    if disable_dropout:
+    if args.disable_dropout:
         _switch_off_dropout(model)
     return model
 

@@ -32,12 +32,12 @@ from prefstage.training.memory import token_budget_of
 from prefstage.training.metrics import Means, Speed, item_metrics
 from prefstage.training.order import StepLoader, StepSampler, as_step
 from prefstage.training.policy import (
-    BASE,
     adapter_is_identity,
     check_adapter_off,
     layout_for,
     one_device,
     prepare_policy,
+    source_of,
 )
 from prefstage.training.reference import START, References
 from prefstage.training.start import check_start, start_tolerance
@@ -94,10 +94,8 @@ class PreferenceTrainer(DurableTrainer):
         **others: Any,
     ) -> None:
         args = args or PreferenceArguments(output_dir="prefstage_output")
-        source = model if isinstance(model, str) else _source_of(model)
-        start = Path(args.output_dir) / BASE
-        dropout = args.disable_dropout
-        model = prepare_policy(model, peft_config, disable_dropout=dropout, start=start)
+        source = source_of(model)
+        model = prepare_policy(model, peft_config, args)
         check_adapter_off(model, args.reference)
         processing_class = tokenizer_for(model, processing_class, source=source)
         self.loss = parse_loss(args.loss)
@@ -383,11 +381,6 @@ class PreferenceTrainer(DurableTrainer):
         if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
             self.optimizer.eval()
         return model
-
-
-def _source_of(model: Any) -> str | None:
-    """Where a model came from, as long as its configuration says so."""
-    return getattr(getattr(model, "config", None), "_name_or_path", None)
 
 
 def _attach_all(callbacks: list[Any], trainer: PreferenceTrainer) -> None:
