@@ -8,8 +8,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefstage import align
-from prefstage.aligning import load_recipe
-from prefstage.core.errors import ConfigError
 from tests.aligning.tiny_world import settings
 
 
@@ -33,8 +31,10 @@ def test_an_adapter_is_trained_on(world: Path, adapter: Path, tmp_path: Path) ->
     assert config["base_model_name_or_path"] == str(world / "policy")
 
 
-def test_a_new_adapter_on_an_adapter_is_refused(world: Path, adapter: Path) -> None:
-    given = settings(world, policy=str(adapter))
+def test_a_new_adapter_begins_from_an_adapter(world: Path, adapter: Path, tmp_path: Path) -> None:
+    given = settings(world, policy=str(adapter), schedule=["off", "on"], iterations=2)
     given["train"]["lora"] = {"r": 2, "target_modules": "all-linear"}
-    with pytest.raises(ConfigError, match="merge the adapter"):
-        load_recipe(given)
+    done = align(given, out=tmp_path / "run")
+    losses = [row["training"]["first_loss"] for row in done.result["iterations"]]
+    assert losses == pytest.approx([0.6931, 0.6931], abs=1e-3)
+    assert (Path(done.policy) / "model.safetensors").exists()

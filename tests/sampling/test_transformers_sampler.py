@@ -188,10 +188,10 @@ def test_a_missing_model_is_one_line(options, saw, tmp_path):
 
 def test_a_folder_without_weights_or_adapter_is_one_line(policy, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "bare")
-    with pytest.raises(ModelError, match="no causal language model at"):
+    with pytest.raises(ModelError, match="no model configuration at"):
         TransformersSampler.load(str(tmp_path / "bare"), CONFIG)
     policy.save_pretrained(tmp_path / "bare")
-    with pytest.raises(ModelError, match="no adapter for this model at"):
+    with pytest.raises(ModelError, match=r"no adapter_config\.json at"):
         TransformersSampler.load(str(tmp_path / "bare"), CONFIG, adapter=str(tmp_path / "bare"))
 
 

@@ -101,7 +101,7 @@ CASES: list[tuple[str, Callable[[], Any], list[str]]] = [
         running(loss="re_po", data={"path": "pairs.jsonl", "columns": {"annotator": "prompt"}}),
         ["columns={'annotator': ...}", "roles among"],
     ),
-    ("a reference that is no model", running(reference="no_model"), ["no_model", "check the path"]),
+    ("a reference that is no model", running(reference="no_model"), ["no_model", "check the name"]),
     ("no reference where one is needed", running(reference="none"), ["'adapter-off'"]),
     ("a reference for a loss without", running(loss="sft", reference="policy"), ["remove"]),
     (
@@ -109,7 +109,7 @@ CASES: list[tuple[str, Callable[[], Any], list[str]]] = [
         running(reference="adapter-off"),
         ["a policy without adapters", "'start'"],
     ),
-    ("a policy that is no model", running(policy="no_model"), ["no_model", "check the path"]),
+    ("a policy that is no model", running(policy="no_model"), ["no_model", "check the name"]),
     ("a batch that is no number", with_arguments(per_device_train_batch_size="many"), ["whole"]),
     ("half an item", with_arguments(per_device_train_batch_size=2.5), ["a whole number"]),
     ("a rate that is no number", with_arguments(learning_rate="fast"), ["'fast'", "a number"]),

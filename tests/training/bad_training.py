@@ -193,6 +193,21 @@ def adapter_elsewhere() -> None:
     begin(model="adapter")
 
 
+def policy_with(change: Callable[[dict[str, Any]], object]) -> Callable[[], None]:
+    """Begin with a policy whose weights were changed on the disk."""
+
+    def case() -> None:
+        from safetensors.torch import load_file, save_file
+
+        tiny_chat_model().save_pretrained("policy")
+        weights = load_file("policy/model.safetensors")
+        change(weights)
+        save_file(weights, "policy/model.safetensors", metadata={"format": "pt"})
+        begin(model="policy")
+
+    return case
+
+
 def swapped_tokenizer() -> None:
     own = tiny_tokenizer()
     own.save_pretrained("own")
@@ -208,10 +223,14 @@ def swapped_tokenizer() -> None:
     begin(model="own", tokenizer=other)
 
 
-def larger_tokenizer() -> Any:
+def unknown_token() -> None:
+    """Pairs with a token that the tokenizer has and the model has not."""
+    from datasets import Dataset
+
     tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens([f"<new {number}>" for number in range(9)])
-    return tokenizer
+    tokenizer.add_tokens(["<new>"])
+    rows = [{"prompt": f"Hi {n}", "chosen": "a <new> one", "rejected": "none"} for n in range(4)]
+    begin(tokenizer=tokenizer, data=Dataset.from_list(rows))
 
 
 def other_start() -> None:
@@ -266,23 +285,38 @@ CASES: list[tuple[str, Callable[[], Any], list[str]]] = [
         constructing(max_prompt_tokens=8, max_response_tokens=1, data=some_pairs(1, alike=True)),
         ["same tokens on both sides after truncation", "raise max_response_tokens"],
     ),
-    ("a tokenizer with too many tokens", constructing(tokenizer=larger_tokenizer()), ["resize"]),
+    ("a token that the model does not know", unknown_token, ["'<new>'", "resize"]),
     ("a tokenizer of another model", swapped_tokenizer, ["other ids", "own tokenizer"]),
     (
         "a tokenizer without a template",
         constructing(tokenizer=tiny_tokenizer("base")),
         ["chat template", "chat_format"],
     ),
-    ("a model that is not there", constructing(model="./none"), ["./none", "check the path"]),
+    ("a model that is not there", constructing(model="./none"), ["./none", "check the name"]),
     (
         "a reference that is not there",
         training(reference="./none"),
-        ["./none", "check the path"],
+        ["./none", "check the name"],
+    ),
+    (
+        "a policy that lacks weights",
+        policy_with(lambda w: [w.pop(name) for name in list(w) if "q_proj" in name]),
+        ["missing (", "q_proj.weight"],
+    ),
+    (
+        "a policy with NaN in its weights",
+        policy_with(lambda w: w["model.norm.weight"].fill_(float("nan"))),
+        ["1 with NaN or inf (model.norm.weight)"],
+    ),
+    (
+        "a value model as policy",
+        policy_with(lambda w: w.update({"v_head.weight": w["model.norm.weight"].clone()})),
+        ["1 unexpected (v_head.weight)", "reward or value model"],
     ),
     (
         "an adapter of another model",
         adapter_elsewhere,
-        ["adapter", "size mismatch", "trained on this model"],
+        ["adapter", "of another shape (", "lora_A", "trained on this model"],
     ),
     (
         "a loss that is NaN",

@@ -11,9 +11,8 @@ from tests.tiny_models import tiny_tokenizer
 from tests.training.plain_runs import tiny_model
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model() -> None:
-    with pytest.raises(ModelError, match=r"ids up to 39\d for a model of 64.*resize_token"):
-        check_tokenizer(tiny_tokenizer(), tiny_model())
+def test_a_tokenizer_with_more_tokens_than_the_model_is_no_fault_by_itself() -> None:
+    check_tokenizer(tiny_tokenizer(), tiny_model())
 
 
 def test_a_tokenizer_of_another_model_of_the_same_size(tmp_path: Path) -> None:

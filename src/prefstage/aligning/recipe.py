@@ -234,13 +234,7 @@ def load_recipe(
     else:
         given = Path(source) if isinstance(source, str) else source
         recipe = load_config(Recipe, given, overrides)
-    settings = train_settings(recipe, policy="policy", data="data")
-    if settings.lora is not None and (Path(recipe.policy) / "adapter_config.json").exists():
-        raise ConfigError.of(
-            saw=f"train.lora with policy {recipe.policy}, an adapter",
-            expected="a new adapter on a whole model, or an adapter that is trained on",
-            cure="leave train.lora out, or merge the adapter into its model first",
-        )
+    train_settings(recipe, policy="policy", data="data")
     if recipe.sft is not None:
         sft_settings(recipe, policy="policy")
     return recipe

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prefstage.cli.manners import Outcome, mannered, say
-from prefstage.core.errors import InputError, ModelError, PrefstageError
+from prefstage.core.errors import InputError, PrefstageError
 
 if TYPE_CHECKING:
     from prefstage.cli.memory import JobSize, ModelShape
@@ -151,10 +151,12 @@ def _look_at_model(
     import torch
 
     from prefstage.cli.memory import estimate_memory, model_shape, trainer_budget
+    from prefstage.core.checkpoints import CAUSAL_LM, check_config, load_config
     from prefstage.scoring.attention import choose_backend
     from prefstage.scoring.budget import CPU_TOKENS, GPU_TOKENS
 
-    config = _config_of(name)
+    config = load_config(name)
+    check_config(config, CAUSAL_LM, name)
     on_gpu = torch.cuda.is_available()
     shape = model_shape(config, dtype=dtype or _usual_dtype(config, on_gpu=on_gpu))
     backend, reason = choose_backend(torch.device("cuda" if on_gpu else "cpu"))
@@ -181,19 +183,6 @@ def _look_at_model(
             **_room(estimate["total"]),
         }
     return found
-
-
-def _config_of(name: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError.of(
-            saw=f"no model configuration at {name!r} ({str(error).strip().splitlines()[0]})",
-            expected="a model folder or a model id of the Hub",
-            cure="check the name",
-        ) from None
 
 
 def _usual_dtype(config: Any, *, on_gpu: bool) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prefstage.data.sets import PairStream as PairStream
     from prefstage.data.tokenising import ResponseEncoder as ResponseEncoder
     from prefstage.data.tokenising import TokenTree as TokenTree
-    from prefstage.data.tokenising import load_tokenizer as load_tokenizer
+    from prefstage.data.tokenizer_files import load_tokenizer as load_tokenizer
 
 _HOMES = {
     "CandidateSet": "sets",
@@ -50,7 +50,7 @@ _HOMES = {
     "load_conversations": "response_loading",
     "load_pairs": "loading",
     "load_prompts": "prompts",
-    "load_tokenizer": "tokenising",
+    "load_tokenizer": "tokenizer_files",
     "load_unpaired": "response_loading",
     "pairs_to_candidates": "grouping",
     "prompt_id_of": "records",

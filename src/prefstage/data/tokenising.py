@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.core.hashing import digest
@@ -21,6 +21,7 @@ from prefstage.data.control_tokens import ControlText
 from prefstage.data.records import SAMPLED, Message, prompt_id_of
 from prefstage.data.rendering import THOUGHT_FIELDS, ChatTemplate, RenderingError
 from prefstage.data.thoughts import Reply, opens_thought, read_reply
+from prefstage.data.tokenizer_files import load_tokenizer
 
 _Settings = TypeVar("_Settings", bound=ChatSettings)
 _log = logging.getLogger(__name__)
@@ -474,29 +475,6 @@ class ResponseEncoder:
                 cure="set tokenizer.eos_token",
             )
         return (int(eos),), []
-
-
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the Hub.
-
-    Args:
-        name_or_path: A model's folder, or its id on the Hub.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        ModelError: If there is none; one line with the reason.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(str(name_or_path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError.of(
-            saw=f"no tokenizer at {str(name_or_path)!r} ({reason})",
-            expected="a folder with tokenizer.json or a model id of the Hub",
-            cure="check the name, or point to the model's folder",
-        ) from None
 
 
 def reads_clock(name_or_path: str) -> bool:

@@ -10,7 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from prefstage.core.adapters import adapter_config
+from prefstage.core.checkpoints import CAUSAL_LM, load_checkpoint
 from prefstage.core.errors import InputError, MissingDependencyError
+from prefstage.data import load_tokenizer
 
 _PUNKT_FILES = ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt")
 _UNTRAINED = (
@@ -67,7 +70,7 @@ def run_benchmarks(
     """Score a model on tasks of lm-evaluation-harness.
 
     Args:
-        model: A folder or Hub id, or a model object of the harness.
+        model: A folder or Hub id of a model or an adapter, or a model object of the harness.
         tasks: Names; name → shots; or the name of one of `SUITES`.
         data: task → JSON or JSON-lines file with its rows, instead of the Hub's. Shots are
             then drawn from the same file, never the row that is asked.
@@ -85,6 +88,7 @@ def run_benchmarks(
     Raises:
         MissingDependencyError: If the harness is not installed.
         InputError: If a suite or task is unknown, or a file is missing.
+        ModelError: If the model cannot be loaded whole.
 
     Source:
         Gao et al., lm-evaluation-harness; shots of "data-dpo": arXiv:2508.18312.
@@ -107,10 +111,25 @@ def run_benchmarks(
             log_samples=False,
             limit=limit,
             task_manager=manager,
-            **_arguments(model, harness, max_new_tokens),
+            **_arguments(_whole(model, Path(folder)), harness, max_new_tokens),
         )
     _check_shots_used(found, {names[task]: number for task, number in shots.items()})
     return [each for name, local in names.items() for each in _scores(name, local, found)]
+
+
+def _whole(model: Any, folder: Path) -> Any:
+    """Check a model's weights, which the harness would draw where they are missing.
+
+    An adapter is merged into a model in the folder: the harness knows one level of them.
+    """
+    if not isinstance(model, str | Path):
+        return model
+    whole = load_checkpoint(str(model), CAUSAL_LM, dtype="auto", device_map="cpu", merge=True)
+    if adapter_config(str(model)) is None:
+        return model
+    whole.save_pretrained(folder / "merged")
+    load_tokenizer(str(model)).save_pretrained(folder / "merged")
+    return folder / "merged"
 
 
 def _arguments(

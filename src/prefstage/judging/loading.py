@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from prefstage.core.adapters import adapter_config
 from prefstage.core.config import check_config
 from prefstage.core.errors import InputError
 from prefstage.judging.base import Judge
@@ -61,9 +62,12 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _kind_of_checkpoint(path: str) -> str:
-    """Tell a PairRM checkpoint from a reward model by its config.json."""
+    """Tell a PairRM checkpoint from a reward model by its config.json, or an adapter's."""
     from transformers.utils import cached_file
 
+    adapter = adapter_config(path)
+    if adapter is not None:
+        return _kind_of_adapter(path, adapter)
     if Path(path).is_dir() and not Path(path, "config.json").exists():
         raise InputError.of(
             saw=f"judge {path!r}, a folder without config.json", expected=FORMS, cure=_CHOOSE
@@ -87,6 +91,17 @@ def _kind_of_checkpoint(path: str) -> str:
         cure="name the kind, e.g. reward:PATH; to use a chat model as judge, serve it and "
         "write openai:MODEL@URL",
     )
+
+
+def _kind_of_adapter(path: str, config: Mapping[str, Any]) -> str:
+    task = config.get("task_type")
+    if task != "SEQ_CLS":
+        raise InputError.of(
+            saw=f"{path} is an adapter for the task {task}",
+            expected="an adapter of a reward model (task SEQ_CLS), a reward model or PairRM",
+            cure="name the kind, e.g. reward:PATH, if it is one all the same",
+        )
+    return "reward"
 
 
 def _reward(target: str, options: Mapping[str, Any]) -> Judge:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prefstage.core.errors import InputError, ModelError
+from prefstage.core.errors import InputError, ModelError, PrefstageError
+from prefstage.core.foreign import reason_of
 
 
 @contextmanager
@@ -16,37 +17,18 @@ def told_errors(path: str, *, wanted: str) -> Iterator[None]:
         wanted: What it should have been.
 
     Raises:
-        ModelError: If the block raises what transformers raises for a bad checkpoint.
+        ModelError: If the block raises what no error of ours is.
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except PrefstageError:
+        raise
+    except Exception as error:  # what a foreign file makes transformers and torch raise is anything
         raise ModelError.of(
-            saw=f"cannot load {path}: {first_line}",
+            saw=f"cannot load {path}: {reason_of(error)}",
             expected=wanted,
             cure="check the path, or that the Hub id exists and can be reached",
         ) from error
-
-
-def load_checkpoint_tokenizer(path: str) -> Any:
-    """Load the tokenizer that lies beside a model.
-
-    Args:
-        path: Folder or Hub id.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        ModelError: If there is none.
-    """
-    from transformers import AutoTokenizer
-
-    with told_errors(path, wanted="a checkpoint with its tokenizer files"):
-        return AutoTokenizer.from_pretrained(path)
 
 
 def loading_settings(device: str, dtype: str) -> tuple[Any, Any]:

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from prefstage.core.config import Config
 from prefstage.core.errors import ModelError
+from prefstage.core.foreign import unreadable_file
 from prefstage.core.hashing import digest
-from prefstage.core.weights import weights_fingerprint
+from prefstage.core.vocabulary import check_token_ids, embedding_rows
+from prefstage.core.weights import check_weights, not_finite_names, weights_fingerprint
+from prefstage.data.tokenizer_files import load_tokenizer
 from prefstage.judging.base import TIE, Comparison, Judgment, gather, sigmoid
 from prefstage.judging.batching import batches_by_length, padded
 from prefstage.judging.identity import tokenizer_fingerprint
-from prefstage.judging.models import load_checkpoint_tokenizer, loading_settings, told_errors
+from prefstage.judging.models import loading_settings, told_errors
 from prefstage.judging.pairrm_texts import CANDIDATES, SOURCE, PairRMEncoder
 
 _MARKERS = {
@@ -136,8 +139,8 @@ class PairRMJudge:
             The judge.
 
         Raises:
-            ModelError: If the files are not there, or weights are missing, left over, or of
-                another shape.
+            ModelError: If the files are not there, or weights are missing, left over, of
+                another shape, or not finite.
         """
         from transformers import DebertaV2Config
 
@@ -145,7 +148,7 @@ class PairRMJudge:
         with told_errors(path, wanted="a checkpoint in the layout of llm-blender/PairRM-hf"):
             config = DebertaV2Config.from_pretrained(path)
         _check_config(config, path)
-        tokenizer = load_checkpoint_tokenizer(path)
+        tokenizer = load_tokenizer(path)
         device_map, dtype = loading_settings(options.device, options.dtype)
         model = PairRanker(config)
         weights = _read_weights(path)
@@ -179,6 +182,10 @@ class PairRMJudge:
             else:
                 wanted.append(position)
         encodings = [self._encode(comparisons[position]) for position in wanted]
+        rows = embedding_rows(self._model.pretrained_model)
+        for encoding in encodings:
+            ids = encoding.forward
+            check_token_ids(ids, rows, where=f"judge {self.name}", tokenizer=self._tokenizer)
         lengths = [len(encoding.forward) for encoding in encodings]
         for batch in batches_by_length(lengths, batch_size=self._options.batch_size):
             chosen = [encodings[index] for index in batch]
@@ -225,6 +232,13 @@ def _read_weights(path: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
     from transformers.utils import cached_file
 
+    broken = unreadable_file(Path(path))
+    if broken is not None:
+        raise ModelError.of(
+            saw=f"{broken[0]} cannot be read ({broken[1]})",
+            expected="a whole file of weights",
+            cure="copy or download it again",
+        )
     with told_errors(path, wanted="model.safetensors or pytorch_model.bin"):
         file = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False)
         if file is not None:
@@ -238,16 +252,17 @@ def _load_weights(model: PairRanker, weights: Mapping[str, Tensor], path: str) -
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     # Checkpoints of older transformers carry this counter; it is no weight.
     given = {n: t for n, t in weights.items() if not n.endswith(".embeddings.position_ids")}
-    faults = {
-        "missing": sorted(own.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - own.keys()),
-        "of another shape": sorted(n for n in own.keys() & given if own[n] != given[n].shape),
-    }
-    told = [f"{len(names)} {kind}, such as {names[0]}" for kind, names in faults.items() if names]
-    if told:
-        raise ModelError.of(
-            saw=f"weights of {path}: {' and '.join(told)}",
-            expected="pretrained_model.* of the config's DeBERTa-v2 and head_layer.*",
-            cure="use a checkpoint in the layout of llm-blender/PairRM-hf",
-        )
+    check_weights(
+        path,
+        missing=own.keys() - given.keys(),
+        unexpected=given.keys() - own.keys(),
+        reshaped={
+            name: f"{list(given[name].shape)} in the file, {list(own[name])} by config.json"
+            for name in own.keys() & given
+            if own[name] != given[name].shape
+        },
+        not_finite=not_finite_names(given),
+        expected="pretrained_model.* of the config's DeBERTa-v2 and head_layer.*",
+        cure="use a checkpoint in the layout of llm-blender/PairRM-hf",
+    )
     model.load_state_dict(given)

@@ -8,16 +8,19 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field
 
+from prefstage.core.checkpoints import CLASSIFIER, load_checkpoint
 from prefstage.core.config import Config
 from prefstage.core.errors import ModelError
 from prefstage.core.hashing import digest
+from prefstage.core.vocabulary import check_token_ids, embedding_rows
 from prefstage.core.weights import weights_fingerprint
 from prefstage.data.records import Prompt, prompt_id_of
+from prefstage.data.tokenizer_files import load_tokenizer
 from prefstage.judging.base import Comparison, Judgment, compare_by_rewards
 from prefstage.judging.batching import batches_by_length, padded
 from prefstage.judging.encoding import Encoding, make_encoder
 from prefstage.judging.identity import tokenizer_fingerprint
-from prefstage.judging.models import load_checkpoint_tokenizer, loading_settings, told_errors
+from prefstage.judging.models import loading_settings
 
 Item = tuple[Prompt, str]
 
@@ -90,31 +93,21 @@ class RewardModelJudge:
         """Load a reward model from a checkpoint folder or the Hub.
 
         Args:
-            path: Folder or Hub id of an `AutoModelForSequenceClassification` checkpoint.
+            path: Folder or Hub id of an `AutoModelForSequenceClassification` checkpoint, or of
+                a PEFT adapter that makes its base one.
             options: How to encode, batch and run it.
 
         Returns:
             The judge.
 
         Raises:
-            ModelError: If there is no such checkpoint, its head is missing, or it has
-                several logits.
+            ModelError: If there is no such checkpoint; a weight is missing, unexpected, of
+                another shape or not finite; or it has several logits.
         """
-        from transformers import AutoModelForSequenceClassification
-
         options = options or RewardModelOptions()
-        tokenizer = load_checkpoint_tokenizer(path)
+        tokenizer = load_tokenizer(path)
         device_map, dtype = loading_settings(options.device, options.dtype)
-        with told_errors(path, wanted="a sequence-classification checkpoint"):
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=dtype, device_map=device_map, output_loading_info=True
-            )
-        if report["missing_keys"]:
-            raise ModelError.of(
-                saw=f"{path} lacks weights: {', '.join(sorted(report['missing_keys'])[:4])}",
-                expected="a trained reward model with its classification head",
-                cure="use the reward model's checkpoint, not the base model's",
-            )
+        model = load_checkpoint(path, CLASSIFIER, dtype=dtype, device_map=device_map, merge=True)
         return cls(model, tokenizer, options=options, name=path)
 
     @cached_property
@@ -160,6 +153,10 @@ class RewardModelJudge:
         pad_id = self._model.config.get_text_config().pad_token_id
         # Without a pad token the model itself refuses batches: it could not find the end.
         size = 1 if pad_id is None else self._options.batch_size
+        rows = embedding_rows(self._model)
+        for encoding in encodings:
+            ids = encoding.ids["input_ids"]
+            check_token_ids(ids, rows, where=f"judge {self.name}", tokenizer=self._tokenizer)
         lengths = [len(encoding.ids["input_ids"]) for encoding in encodings]
         for batch in batches_by_length(lengths, batch_size=size):
             chosen = [encodings[index] for index in batch]

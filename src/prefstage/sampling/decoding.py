@@ -49,6 +49,7 @@ def generate_rows(
     *,
     config: SamplingConfig,
     stop_ids: frozenset[int],
+    forbidden: Sequence[int] = (),
 ) -> Iterator[Generated]:
     """Generate one response for each row, in one batch.
 
@@ -61,6 +62,7 @@ def generate_rows(
         rows: What to generate.
         config: Temperature, top_k, top_p, beams.
         stop_ids: Tokens that end a response.
+        forbidden: Ids that are never chosen.
 
     Yields:
         Each row's response as soon as it is finished.
@@ -70,6 +72,7 @@ def generate_rows(
         prompts,
         [row.prompt for row in rows for _ in range(config.beams)],
         new_tokens=max(row.max_new_tokens for row in rows),
+        forbidden=forbidden,
     )
     if config.beams > 1:
         from prefstage.sampling.beams import search_beams
@@ -119,6 +122,7 @@ class Batch:
         ).long()
         self._cache = growing_cache(model.config, longest + new_tokens)
         self._takes = _forward_arguments(model)
+        self._forbidden = torch.empty(0, dtype=torch.long, device=lengths.device)
         self.logits = torch.empty(0)
 
     @classmethod
@@ -130,6 +134,7 @@ class Batch:
         owners: Sequence[int],
         *,
         new_tokens: int,
+        forbidden: Sequence[int] = (),
     ) -> "Batch":
         """Compute the prompts once, and give each row the state of its prompt.
 
@@ -138,12 +143,14 @@ class Batch:
             prompts: Tokens of each prompt, none empty.
             owners: Position of each row's prompt.
             new_tokens: Tokens that a row grows by at most.
+            forbidden: Ids whose probability is 0.
         """
         longest = max(map(len, prompts))
         padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         ids = torch.tensor(padded, device=model.device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
         batch = cls(model, lengths, longest, new_tokens=new_tokens)
+        batch._forbidden = torch.tensor(list(forbidden), dtype=torch.long, device=model.device)
         batch._forward(ids, (batch._mask.cumsum(-1) - 1).clamp_min(0))
         batch.keep(owners)
         return batch
@@ -177,6 +184,8 @@ class Batch:
         }
         output = self._model(**{k: v for k, v in inputs.items() if k in self._takes.names})
         self.logits = output.logits[:, -1].float()
+        if len(self._forbidden):
+            self.logits = self.logits.index_fill(-1, self._forbidden, -torch.inf)
 
 
 @dataclass(frozen=True)

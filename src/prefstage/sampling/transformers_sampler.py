@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from prefstage.core.errors import InputError, MissingDependencyError, ModelError
+from prefstage.core.checkpoints import CAUSAL_LM, load_checkpoint
+from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
+from prefstage.core.vocabulary import check_token_ids, embedding_rows, ids_without_token
 from prefstage.core.weights import weights_fingerprint
 from prefstage.data import ResponseEncoder, load_tokenizer
 from prefstage.sampling.base import (
@@ -36,7 +38,8 @@ class TransformersSampler:
     equal in distribution, and equal in fact for equal batches.
 
     Only temperature, top_k, top_p and beams shape the distribution: a repetition penalty or other
-    processors of the model's generation_config are not applied.
+    processors of the model's generation_config are not applied. An id that no token of the
+    tokenizer has (of padded embeddings) is never chosen.
 
     Args:
         model: A transformers causal language model; it is put into evaluation mode.
@@ -69,6 +72,7 @@ class TransformersSampler:
         self.config = config
         self.name = name
         self.stop_ids = _stop_ids(model, self.encoder)
+        self._forbidden = _without_token(model, tokenizer, self.stop_ids)
 
     @classmethod
     def load(
@@ -85,7 +89,8 @@ class TransformersSampler:
         """Load a model and its tokenizer from a folder or the Hub.
 
         Args:
-            name_or_path: A folder or an id of the Hub.
+            name_or_path: A folder or an id of the Hub: of a model, or of a PEFT adapter, which
+                is merged into the model that it names as its base.
             config: How to sample.
             dtype: "auto" (as the checkpoint), "float32", "bfloat16" or "float16".
             device: "auto" (all GPUs, or the CPU where there are none), "cpu", "cuda:0", ...
@@ -97,16 +102,16 @@ class TransformersSampler:
             The sampler, named after the last part of the path.
 
         Raises:
-            ModelError: If there is no such model or adapter, or as for the class.
+            ModelError: If there is no such model or adapter; if a weight of them is missing,
+                unexpected, of another shape or not finite; or as for the class.
             InputError: As for the class.
         """
         tokenizer = load_tokenizer(name_or_path)
         ResponseEncoder(tokenizer, **encoding)  # its faults show before the weights
         _checked_budget(batch_tokens)
-        model = _load_model(name_or_path, dtype=dtype, device=device)
+        model = _load_model(name_or_path, dtype=dtype, device=device, adapter=adapter)
         name = Path(name_or_path).name
         if adapter is not None:
-            model = _with_adapter(model, adapter)
             name = f"{name}+{Path(adapter).name}"
         return cls(model, tokenizer, config, name=name, batch_tokens=batch_tokens, **encoding)
 
@@ -145,8 +150,8 @@ class TransformersSampler:
             Each answer as soon as it is finished.
 
         Raises:
-            InputError: If a prompt leaves no room for a token within the model's context;
-                raised before anything is generated.
+            InputError: If a prompt leaves no room for a token within the model's context, or
+                has a token that the model does not know; raised before anything is generated.
         """
         prompts = self._prompts(requests)
         lengths = [len(prompts[request.prompt_id]) for request in requests]
@@ -177,6 +182,7 @@ class TransformersSampler:
             rows,
             config=self.config,
             stop_ids=self.stop_ids,
+            forbidden=self._forbidden,
         ):
             request = requests[made.row]
             reply = self.encoder.read(made.ids)
@@ -197,6 +203,9 @@ class TransformersSampler:
         """Tokens of each prompt, once, all of them within the context."""
         wanted = {request.prompt_id: request.prompt for request in requests}
         prompts = {name: self.encoder.prompt_ids(prompt) for name, prompt in wanted.items()}
+        rows, tokenizer = embedding_rows(self.model), self.encoder.tokenizer
+        for name, ids in prompts.items():
+            check_token_ids(ids, rows, where=f"prompt {name}", tokenizer=tokenizer)
         too_long = [name for name, ids in prompts.items() if self._room(ids) < 1]
         if too_long:
             worst = max(len(prompts[name]) for name in too_long)
@@ -228,6 +237,13 @@ def _context(model: Any) -> int | None:
     return None if context is None else int(context)
 
 
+def _without_token(model: Any, tokenizer: Any, stop_ids: frozenset[int]) -> list[int]:
+    """Ids of padded embeddings, which would be chosen and then vanish from the text."""
+    head = model.get_output_embeddings()
+    rows = getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
+    return [token for token in ids_without_token(tokenizer, rows) if token not in stop_ids]
+
+
 def _stop_ids(model: Any, encoder: ResponseEncoder) -> frozenset[int]:
     """All tokens that end a response: the model's, and the template's end-of-turn."""
     own = model.generation_config.eos_token_id
@@ -236,35 +252,9 @@ def _stop_ids(model: Any, encoder: ResponseEncoder) -> frozenset[int]:
     return frozenset([*listed, encoder.end_of_turn_ids[-1], *([] if eos is None else [eos])])
 
 
-def _load_model(name_or_path: str, *, dtype: str, device: str) -> Any:
+def _load_model(name_or_path: str, *, dtype: str, device: str, adapter: str | None) -> Any:
     if device == "auto":
         device = "auto" if torch.cuda.is_available() else "cpu"
-    try:
-        return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, device_map=device)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError.of(
-            saw=f"no causal language model at {name_or_path!r} for dtype {dtype} on {device} "
-            f"({reason})",
-            expected="a model folder or a model id of the Hub",
-            cure="check the name, dtype and device",
-        ) from None
-
-
-def _with_adapter(model: Any, adapter: str) -> Any:
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise MissingDependencyError.of(
-            saw=f"adapter {adapter!r} without the package peft",
-            expected="peft",
-            cure="pip install 'prefstage[train]'",
-        ) from None
-    try:
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError.of(
-            saw=f"no adapter for this model at {adapter!r} ({str(error).strip().splitlines()[0]})",
-            expected="a folder or Hub id with adapter_config.json",
-            cure="check the name, and that it was trained on this model",
-        ) from None
+    return load_checkpoint(
+        name_or_path, CAUSAL_LM, dtype=dtype, device_map=device, adapter=adapter, merge=True
+    )

@@ -5,18 +5,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefstage.core.errors import InputError
+from prefstage.core.vocabulary import check_token_ids
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.model_parts import ModelParts
 
 _log = logging.getLogger(__name__)
 
 
-def check_fits(trees: Sequence[TokenTree], parts: ModelParts) -> None:
+def check_fits(trees: Sequence[TokenTree], parts: ModelParts, *, tokenizer: Any = None) -> None:
     """Check that a model knows every token and every position.
 
     Args:
         trees: Prompts with their responses.
         parts: The model.
+        tokenizer: That made the trees, to name a token that is unknown.
 
     Raises:
         InputError: If a token id is outside the vocabulary, or a text is longer than the
@@ -27,13 +29,9 @@ def check_fits(trees: Sequence[TokenTree], parts: ModelParts) -> None:
     positions = getattr(parts.body.config, "max_position_embeddings", None)
     too_long = 0
     for index, tree in enumerate(trees):
-        used = tree.prompt_ids + tuple(t for ids in tree.response_ids for t in ids)
-        if used and not 0 <= min(used) <= max(used) < vocabulary:
-            raise InputError.of(
-                saw=f"tree {index} ({tree.prompt_id}): token {max(used)}",
-                expected=f"ids from 0 to {vocabulary - 1}, the model's vocabulary",
-                cure="encode with this model's own tokenizer",
-            )
+        used = [*tree.prompt_ids, *(t for ids in tree.response_ids for t in ids)]
+        where = f"tree {index} ({tree.prompt_id})"
+        check_token_ids(used, vocabulary, where=where, tokenizer=tokenizer)
         longest = len(tree.prompt_ids) + max(map(len, tree.response_ids), default=1) - 1
         if positions is not None and longest > positions:
             too_long += 1

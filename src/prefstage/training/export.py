@@ -285,6 +285,9 @@ def _ends(own: Any, trainer: Any) -> list[int] | int | None:
 
 
 def _base(trainer: Any) -> tuple[str, bool]:
+    merged_from = getattr(_bare(trainer.model), "merged_from", None)
+    if merged_from is not None:
+        return str(merged_from), False
     named = str(getattr(_bare(trainer.model).config, "_name_or_path", "") or "")
     return _name(named) if named else (f"a new {type(_bare(trainer.model)).__name__}", False)
 

@@ -13,12 +13,13 @@ _SHOWN_ROWS = 5
 # --- Tokenizer and model -----------------------------------------------------------------------
 
 
-def tokenizer_for(model: Any, given: Any = None) -> Any:
+def tokenizer_for(model: Any, given: Any = None, *, source: str | None = None) -> Any:
     """The tokenizer to train with: the one given, or the model's own; checked either way.
 
     Args:
         model: A causal LM, bare or with PEFT adapters.
         given: A transformers tokenizer, or None.
+        source: Folder or Hub id that the model came from; None takes its configuration's.
 
     Returns:
         The tokenizer.
@@ -26,7 +27,7 @@ def tokenizer_for(model: Any, given: Any = None) -> Any:
     Raises:
         ModelError: As `check_tokenizer`.
     """
-    tokenizer = load_tokenizer(model.config._name_or_path) if given is None else given
+    tokenizer = load_tokenizer(source or model.config._name_or_path) if given is None else given
     check_tokenizer(tokenizer, model)
     return tokenizer
 
@@ -34,25 +35,16 @@ def tokenizer_for(model: Any, given: Any = None) -> Any:
 def check_tokenizer(tokenizer: Any, model: Any) -> None:
     """Check that a tokenizer belongs to a model.
 
-    Its ids must lie within the model's embeddings, and where the model's own tokenizer lies
-    beside its weights, both must give the same texts the same ids.
+    Where the model's own tokenizer lies beside its weights, both must give the same texts the
+    same ids. A token that the model has no embedding for is no fault before a text uses it.
 
     Args:
         tokenizer: A transformers tokenizer.
         model: A causal LM, bare or with PEFT adapters.
 
     Raises:
-        ModelError: If it has more tokens than the model, or other ids for the same text.
+        ModelError: If it has other ids for the same text.
     """
-    rows = len(model.get_input_embeddings().weight)
-    highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= rows:
-        raise ModelError.of(
-            saw=f"a tokenizer with ids up to {highest:,} for a model of {rows:,} embeddings",
-            expected="a tokenizer whose every id has an embedding",
-            cure="give the model's own tokenizer as processing_class, or call "
-            f"model.resize_token_embeddings({highest + 1})",
-        )
     own = _own_vocabulary(model)
     given = tokenizer.get_vocab()
     other = [text for text, place in own.items() if given.get(text, place) != place]

@@ -2,29 +2,40 @@
 
 import json
 import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from prefstage.core.adapters import START_MARK, without_alias_warning
 from prefstage.core.errors import ConfigError, MissingDependencyError, ModelError
+from prefstage.core.files import write_json
+from prefstage.core.foreign import reason_of
+from prefstage.core.weights import weights_fingerprint
 from prefstage.scoring.loading import load_model
 
 _log = logging.getLogger(__name__)
 
+BASE = "base"  # folder of the merged model that a new adapter lies on
 _ATTENTION_DROPOUT = ("attention_dropout", "attn_dropout", "attn_pdrop")
 
 
-def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool) -> Any:
+def source_of(model: Any) -> str | None:
+    """The folder or Hub id that a policy came from: its name, or what its configuration says."""
+    if isinstance(model, str):
+        return model
+    return getattr(getattr(model, "config", None), "_name_or_path", None)
+
+
+def prepare_policy(model: Any, peft_config: Any, args: Any) -> Any:
     """Load a policy if it is a name, put an adapter on it, switch dropout off.
 
     Args:
         model: A causal LM, or its folder or Hub id (loaded in float32, on the CPU).
-        peft_config: Of a new adapter; None for none.
-        disable_dropout: Whether no module shall drop anything, adapters included.
+        peft_config: Of a new adapter; None for none. One that is there is merged first.
+        args: Training arguments: whether no module shall drop anything, adapters included
+            (`disable_dropout`), and where a merged model goes (`output_dir`).
 
     Returns:
         The policy.
@@ -36,6 +47,8 @@ def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool) -> An
     if isinstance(model, str):
         model = load_policy(model)
     if peft_config is not None:
+        if hasattr(model, "peft_config"):
+            model = merge_start(model, Path(args.output_dir) / BASE)
         try:
             from peft import get_peft_model
         except ImportError as error:
@@ -45,7 +58,7 @@ def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool) -> An
                 cure="pip install 'prefstage[train]'",
             ) from error
         try:
-            with _without_alias_warning():
+            with without_alias_warning():
                 model = get_peft_model(model, peft_config)
         except ValueError as error:
             raise ModelError.of(
@@ -53,7 +66,7 @@ def prepare_policy(model: Any, peft_config: Any, *, disable_dropout: bool) -> An
                 expected="an adapter on modules that the policy has",
                 cure="change target_modules, e.g. to all-linear",
             ) from error
-    if disable_dropout:
+    if args.disable_dropout:
         _switch_off_dropout(model)
     return model
 
@@ -103,31 +116,56 @@ def load_policy(name: str, *, dtype: str = "float32") -> Any:
     Raises:
         ModelError: If it cannot be loaded, or an adapter does not name its model.
     """
-    file = Path(name) / "adapter_config.json"
-    if not file.is_file():
-        return load_model(name, dtype=dtype, device_map="cpu")
-    try:
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        base = None
-    if not base:
-        raise ModelError.of(
-            saw=f"{file} names no base model",
-            expected="base_model_name_or_path, the model that the adapter was made for",
-            cure="load both, and pass the model with its adapter",
-        )
-    with _without_alias_warning():
-        model = load_model(str(base), dtype=dtype, device_map="cpu", adapter=name)
-    model.set_adapter(model.active_adapter, inference_mode=False)
+    model = load_model(name, dtype=dtype, device_map="cpu")
+    if hasattr(model, "peft_config"):
+        model.set_adapter(model.active_adapter, inference_mode=False)
     return model
 
 
-@contextmanager
-def _without_alias_warning() -> Iterator[None]:
-    """Keep quiet that peft reads a name which transformers has renamed: users cannot mend it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        yield
+def merge_start(model: Any, folder: Path) -> Any:
+    """Merge a policy's adapter, so that a new one begins from it, and keep the merged model.
+
+    The new adapter counts from the merged weights, which lie nowhere else: its configuration
+    names the folder as its base model.
+
+    Args:
+        model: A PeftModel.
+        folder: Gets the merged model, from the first process; one that holds it already stays.
+
+    Returns:
+        The merged model.
+
+    Raises:
+        ModelError: If the folder holds other weights, or the adapter cannot be merged.
+    """
+    base = model.get_base_model().config._name_or_path
+    try:
+        merged = model.merge_and_unload()
+    except Exception as error:  # by its kind: virtual tokens have no merging
+        raise ModelError.of(
+            saw=f"an adapter that cannot be merged: {reason_of(error)}",
+            expected="an adapter inside the layers, such as LoRA",
+            cure="train that adapter on, without a new one",
+        ) from error
+    if int(os.environ.get("RANK", "0")) == 0:
+        _keep_start(merged, folder)
+    merged.config._name_or_path = merged.name_or_path = str(folder.resolve())
+    merged.merged_from = f"{Path(base).name}, with its adapter merged"
+    return merged
+
+
+def _keep_start(merged: Any, folder: Path) -> None:
+    mark, fingerprint = folder / START_MARK, weights_fingerprint(merged)
+    if mark.is_file():
+        if json.loads(mark.read_text(encoding="utf-8")).get("weights") == fingerprint:
+            return
+        raise ModelError.of(
+            saw=f"{folder} holds the start of another training",
+            expected="the same policy and adapter as when the run began, or a new folder",
+            cure="name another output folder, or give the adapter that the run began with",
+        )
+    merged.save_pretrained(folder)
+    write_json(mark, {"weights": fingerprint})
 
 
 def adapter_is_identity(peft_config: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from prefstage.core.adapters import is_adapter
 from prefstage.core.config import Config, load_config, nearest
 from prefstage.core.errors import ConfigError
 from prefstage.data.chat_settings import CHAT_SETTINGS, ChatSettings
@@ -122,7 +123,7 @@ class ExportSettings(Config):
 class Recipe(Config):
     """A training: who learns what from which data."""
 
-    policy: str = Field(description="Model folder or Hub id; or an adapter's, to go on with it.")
+    policy: str = Field(description="Folder or Hub id of a model, or of an adapter to go on from.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Of the weights; bf16 autocast is training.bf16."
     )
@@ -168,10 +169,10 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Self:
-        if self.export.merge_adapter and self.lora is None:
+        if self.export.merge_adapter and self.lora is None and not is_adapter(self.policy):
             raise ValueError(
                 "export.merge_adapter is set without lora; expected an adapter to merge; "
-                "remove it, or set lora"
+                "remove it, set lora, or give an adapter's folder as policy"
             )
         return self
 

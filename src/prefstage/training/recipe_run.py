@@ -25,6 +25,7 @@ from prefstage.core.errors import (
 from prefstage.core.files import write_json
 from prefstage.core.progress import Ticker, progress
 from prefstage.core.runs import MANIFEST, RunFolder, run_date
+from prefstage.data import load_tokenizer
 from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.arguments import PreferenceArguments
@@ -32,7 +33,7 @@ from prefstage.training.datasets import check_rows, load_data, load_for
 from prefstage.training.dynamics import DisplacementWarning, DynamicsCallback
 from prefstage.training.items import ItemSet, LoadedSet, left_out
 from prefstage.training.online import OnlinePreferenceTrainer
-from prefstage.training.policy import load_policy
+from prefstage.training.policy import BASE, load_policy, merge_start
 from prefstage.training.recipe import UNNAMED, DataSettings, LoraSettings, Recipe, argument_values
 from prefstage.training.trainer import PreferenceTrainer
 
@@ -99,7 +100,7 @@ def train_recipe(recipe: Recipe, out: Path) -> Trained:
     if is_first_process():
         write_json(out / HISTORY, {"history": trainer.state.log_history})
         write_json(out / RESULT, result)
-    names = (MODEL, MERGED, DYNAMICS, RESULT, HISTORY, RESOLVED)
+    names = (MODEL, BASE, MERGED, DYNAMICS, RESULT, HISTORY, RESOLVED)
     return Trained(result, [out / name for name in names if (out / name).exists()])
 
 
@@ -201,9 +202,13 @@ def _trainer(
     others: dict[str, Any] = {}
     if recipe.online is not None:
         made, others = OnlinePreferenceTrainer, {"online": recipe.online}
+    policy = load_policy(recipe.policy, dtype=recipe.dtype)
+    if recipe.lora is not None and hasattr(policy, "peft_config"):
+        policy = merge_start(policy, out / BASE)
     trainer = made(
-        load_policy(recipe.policy, dtype=recipe.dtype),
+        policy,
         args,
+        processing_class=load_tokenizer(recipe.policy),
         train_dataset=data,
         eval_dataset=(named[UNNAMED] if set(named) == {UNNAMED} else dict(named)) or None,
         peft_config=None if recipe.lora is None else _lora_config(recipe.lora),

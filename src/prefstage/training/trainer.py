@@ -38,6 +38,7 @@ from prefstage.training.policy import (
     layout_for,
     one_device,
     prepare_policy,
+    source_of,
 )
 from prefstage.training.reference import START, References
 from prefstage.training.start import check_start, start_tolerance
@@ -60,7 +61,8 @@ class PreferenceTrainer(DurableTrainer):
             `prefstage.data`, as `datasets.Dataset`, as a file, or already encoded.
         eval_dataset: One such set, or several by name.
         processing_class: The tokenizer; None for the model's own.
-        peft_config: Puts a new adapter on the model.
+        peft_config: Puts a new adapter on the model; one that is there is merged first, and the
+            merged model kept in the output folder, as the new adapter's base.
         callbacks: As the Trainer takes them.
         optimizers: As the Trainer takes them.
         others: Further arguments of the Trainer.
@@ -93,9 +95,10 @@ class PreferenceTrainer(DurableTrainer):
         **others: Any,
     ) -> None:
         args = args or PreferenceArguments(output_dir="prefstage_output")
-        model = prepare_policy(model, peft_config, disable_dropout=args.disable_dropout)
+        source = source_of(model)
+        model = prepare_policy(model, peft_config, args)
         check_adapter_off(model, args.reference)
-        processing_class = tokenizer_for(model, processing_class)
+        processing_class = tokenizer_for(model, processing_class, source=source)
         self.loss = parse_loss(args.loss)
         self.loss_state: LossState = self.loss.start_state()
         self.last_step: StepOutcome | None = None
@@ -133,7 +136,8 @@ class PreferenceTrainer(DurableTrainer):
     def _set_up_scoring(self) -> None:
         args, parts = self.args, ModelParts.of(self.model)
         for item_set in self._item_sets():
-            check_fits([tree for item in item_set.items for tree in item.trees], parts)
+            trees = [tree for item in item_set.items for tree in item.trees]
+            check_fits(trees, parts, tokenizer=self.processing_class)
         self.scorer = Scorer(self.model, layout=layout_for(self.model, args.layout))
         self.runner = StepRunner(
             self.model,

@@ -1,0 +1,266 @@
+"""PEFT adapters in folders and on the Hub: their base, their weights, and putting them on."""
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefstage.core.errors import MissingDependencyError, ModelError
+from prefstage.core.foreign import is_path, reason_of, unreadable_file
+from prefstage.core.weights import check_weights, not_finite_names
+
+CONFIG = "adapter_config.json"
+START_MARK = "prefstage_start.json"  # beside a merged model that a training's adapter lies on
+_WANTED = "a PEFT adapter that was trained on this model"
+_CURE = "check the path and the adapter's base model"
+_PREFIX = re.compile(r"^base_model\.model\.")
+_RESHAPED = re.compile(r"size mismatch for (\S+):.*?\[([\d, ]*)\].*?\[([\d, ]*)\]")
+# Kept once and used by many layers, whose own entries no file holds.
+_SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder on this machine is an adapter's."""
+    return (Path(folder) / CONFIG).is_file()
+
+
+def adapter_config(name_or_path: str) -> Mapping[str, Any] | None:
+    """The configuration of an adapter; None where no adapter is.
+
+    Args:
+        name_or_path: Folder or Hub id.
+
+    Returns:
+        The content of its ``adapter_config.json``.
+
+    Raises:
+        ModelError: If that file cannot be read.
+    """
+    file = _config_file(name_or_path)
+    if file is None:
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        fault = None if isinstance(content, dict) else "no JSON object"
+    except (ValueError, OSError) as error:
+        fault = reason_of(error)
+    if fault is not None:
+        raise ModelError.of(
+            saw=f"{file} cannot be read ({fault})",
+            expected="the configuration of a PEFT adapter",
+            cure="copy or download it again",
+        )
+    return dict(content)
+
+
+def adapters_of(name_or_path: str) -> tuple[str, list[str]]:
+    """The whole model at the bottom of a name, and the adapters on it.
+
+    Args:
+        name_or_path: Folder or Hub id of a model, or of an adapter.
+
+    Returns:
+        The model's folder or Hub id; the adapters, the lowest first.
+
+    Raises:
+        ModelError: If an adapter's configuration cannot be read, or its base is not there.
+    """
+    adapters: list[str] = []
+    while (config := adapter_config(name_or_path)) is not None:
+        if name_or_path in adapters:
+            raise _no_base(name_or_path, "itself, in the end")
+        adapters.insert(0, name_or_path)
+        name_or_path = _base_of(name_or_path, config)
+    return name_or_path, adapters
+
+
+def adapter_tensors(name_or_path: str) -> dict[str, Any]:
+    """The weights in an adapter's file, on the CPU.
+
+    Args:
+        name_or_path: Folder or Hub id of the adapter.
+
+    Returns:
+        Tensors by the names that they have in the file.
+
+    Raises:
+        ModelError: If it cannot be read.
+        MissingDependencyError: If peft is not installed.
+    """
+    try:
+        from peft.utils import load_peft_weights
+    except ImportError as error:
+        raise MissingDependencyError.of(
+            saw=f"adapter {name_or_path}, and no package peft",
+            expected="peft, which reads adapters",
+            cure="pip install 'prefstage[train]'",
+        ) from error
+    if adapter_config(name_or_path) is None:
+        raise ModelError.of(
+            saw=f"no {CONFIG} at {name_or_path!r}",
+            expected="a folder or Hub id of a PEFT adapter",
+            cure="check the name",
+        )
+    try:
+        return dict(load_peft_weights(name_or_path, device="cpu"))
+    except Exception as error:  # what a foreign file makes peft and torch raise is anything
+        broken = unreadable_file(Path(name_or_path))
+        if broken is not None:
+            raise ModelError.of(
+                saw=f"{broken[0]} cannot be read ({broken[1]})",
+                expected="a whole file of an adapter's weights",
+                cure="copy or download it again",
+            ) from error
+        raise _cannot_load(name_or_path, error) from error
+
+
+def check_adapter_tensors(name_or_path: str, tensors: Mapping[str, Any]) -> None:
+    """Check that an adapter's weights are finite.
+
+    Args:
+        name_or_path: For the message.
+        tensors: As `adapter_tensors` gives them.
+
+    Raises:
+        ModelError: If one holds NaN or an infinity.
+    """
+    check_weights(
+        name_or_path,
+        not_finite=map(saved_name, not_finite_names(tensors)),
+        expected="finite numbers",
+        cure="use an earlier or another copy of the adapter",
+    )
+
+
+def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:
+    """Put an adapter on a model, every weight of it.
+
+    Args:
+        model: Of transformers.
+        name_or_path: Folder or Hub id of the adapter.
+        merge: Whether it is merged into the model's weights.
+
+    Returns:
+        A PeftModel; the model itself, changed, where it is merged.
+
+    Raises:
+        ModelError: If the adapter does not fit the model, or weights of it are missing,
+            unexpected or of another shape.
+    """
+    from peft import PeftModel
+
+    try:
+        with without_alias_warning():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+            adapted = PeftModel.from_pretrained(model, name_or_path)
+            # A second reading, since the first keeps to itself what it did not use.
+            name = adapted.active_adapter
+            offloaded = any(each.device.type == "meta" for each in adapted.parameters())
+            result = None if offloaded else adapted.load_adapter(name_or_path, name)
+    except Exception as error:  # by what is wrong with it
+        _check_shapes(name_or_path, error)
+        raise _cannot_load(name_or_path, error) from error
+    if result is not None:
+        check_weights(
+            name_or_path,
+            missing=[
+                saved_name(key)
+                for key in result.missing_keys
+                if not any(part in key for part in _SHARED)
+            ],
+            unexpected=[
+                saved_name(key) for key in result.unexpected_keys if key != "prompt_embeddings"
+            ],
+            expected=_WANTED,
+            cure=_CURE,
+        )
+    if not merge:
+        return adapted
+    try:
+        return adapted.merge_and_unload()
+    except Exception as error:  # by its kind: virtual tokens have no merging
+        raise ModelError.of(
+            saw=f"adapter {name_or_path} cannot be merged: {reason_of(error)}",
+            expected="an adapter inside the layers, such as LoRA",
+            cure="merge it by its own tool, and name the merged model",
+        ) from error
+
+
+@contextmanager
+def without_alias_warning() -> Iterator[None]:
+    """Keep quiet that peft reads a name which transformers has renamed: users cannot mend it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
+
+
+def saved_name(key: str) -> str:
+    """The name of a weight without what peft puts around it: as in the bare model's file.
+
+    Args:
+        key: Of an adapter's file or of a PeftModel.
+
+    Returns:
+        Such as ``score.weight`` or ``model.layers.0.self_attn.q_proj.lora_A.weight``.
+    """
+    bare = _PREFIX.sub("", key)
+    return bare.replace(".modules_to_save.default", "").replace(".default", "")
+
+
+def _config_file(name_or_path: str) -> Path | None:
+    folder = Path(name_or_path)
+    if folder.exists():
+        return folder / CONFIG if (folder / CONFIG).is_file() else None
+    if is_path(name_or_path) or not name_or_path.strip():
+        return None
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        file = find_adapter_config_file(name_or_path)
+    except Exception:  # whatever the Hub says: the model itself is asked for next, and tells
+        return None
+    return None if file is None else Path(file)
+
+
+def _base_of(adapter: str, config: Mapping[str, Any]) -> str:
+    """Where an adapter's base lies: as it is named, from here or from the adapter's folder."""
+    named = config.get("base_model_name_or_path")
+    if not named or not isinstance(named, str):
+        raise _no_base(adapter, "no base model")
+    if Path(named).exists():
+        return named
+    folder = Path(adapter)
+    if folder.is_dir():
+        if (folder / named).is_dir():
+            return str(folder / named)
+        moved = folder.resolve().parent / Path(named).name  # with the run folder that holds both
+        if (moved / START_MARK).is_file():
+            return str(moved)
+    if is_path(named):
+        raise _no_base(adapter, f"base model {named!r}, which is not there")
+    return named
+
+
+def _no_base(adapter: str, named: str) -> ModelError:
+    return ModelError.of(
+        saw=f"adapter {adapter} names {named}",
+        expected="base_model_name_or_path, the model that the adapter was made for",
+        cure=f"set it in {Path(adapter) / CONFIG} to the model's folder or Hub id",
+    )
+
+
+def _check_shapes(name_or_path: str, error: Exception) -> None:
+    reshaped = {
+        saved_name(name): f"[{saved}] in the file, [{wanted}] on this model"
+        for name, saved, wanted in _RESHAPED.findall(str(error))
+    }
+    check_weights(name_or_path, reshaped=reshaped, expected=_WANTED, cure=_CURE)
+
+
+def _cannot_load(name_or_path: str, error: Exception) -> ModelError:
+    return ModelError.of(
+        saw=f"cannot load adapter {name_or_path}: {reason_of(error)}", expected=_WANTED, cure=_CURE
+    )

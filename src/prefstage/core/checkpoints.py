@@ -1,0 +1,342 @@
+"""The one door through which models of transformers come in: whole, or refused by name."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefstage.core.adapters import (
+    adapter_tensors,
+    adapters_of,
+    check_adapter_tensors,
+    put_adapter,
+    saved_name,
+)
+from prefstage.core.errors import ModelError, PrefstageError
+from prefstage.core.foreign import is_path, reason_of, unreadable_file
+from prefstage.core.weights import check_weights, not_finite_names
+
+# What older versions of transformers wrote beside the weights: masks and positions that the
+# model makes itself. A real bias is named after its layer (attn.c_attn.bias), never attn.bias.
+_LEFTOVERS = re.compile(
+    r"(^|\.)(attn|attention|self_attn|crossattention)\.(masked_)?bias$"
+    r"|(^|\.)(rotary_emb|rotary)\.(inv_freq|cos_cached|sin_cached)$|(^|\.)position_ids$"
+)
+_CONVERSION = re.compile(r"^(\S+)\s*\|\s*(?:\x1b\[[\d;]*m)*CONVERSION", re.MULTILINE)
+_LM_HEAD = re.compile(r"^(lm_head|embed_out|output)\.")
+_SCORE = re.compile(r"(^|\.)(score|v_head|value_head|reward_head|regression_layer|classifier)\.")
+_COMPUTED = (".weight", ".bias")
+_NUMBERED_HEAD = re.compile(r"(^|\.)(score|classifier|classifier\.out_proj)\.weight$")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a checkpoint is loaded as.
+
+    Attributes:
+        auto_class: Of transformers.
+        wanted: In words.
+        other_heads: Architectures that were made for something else.
+        cure: Where the checkpoint is of such another one.
+    """
+
+    auto_class: str
+    wanted: str
+    other_heads: re.Pattern[str]
+    cure: str
+
+
+CAUSAL_LM = Task(
+    "AutoModelForCausalLM",
+    "a checkpoint of a causal language model",
+    re.compile("For(Sequence|Token)Classification|ForMaskedLM|ForQuestionAnswering|ForMultipleCh"),
+    "use a language model; a reward model serves as judge (reward:PATH)",
+)
+CLASSIFIER = Task(
+    "AutoModelForSequenceClassification",
+    "a trained reward model with its classification head",
+    re.compile("ForTokenClassification|ForQuestionAnswering|ForMultipleChoice"),
+    "use the reward model's checkpoint, not the base model's",
+)
+
+
+def load_checkpoint(
+    name_or_path: str,
+    task: Task,
+    *,
+    dtype: Any,
+    device_map: Any,
+    adapter: str | None = None,
+    merge: bool = False,
+) -> Any:
+    """Load a model whose every weight comes from its checkpoint and is a number.
+
+    A folder (or Hub id) of a PEFT adapter is the model that it names as its base, with the
+    adapter on; an adapter that was made for another adapter finds that one merged.
+
+    Args:
+        name_or_path: Folder or Hub id of a model, or of an adapter.
+        task: What it is loaded as.
+        dtype: As `from_pretrained` takes it.
+        device_map: Likewise.
+        adapter: A further adapter to put on.
+        merge: Whether the last adapter is merged into the weights too.
+
+    Returns:
+        The model in evaluation mode: of transformers, or a PeftModel with the last adapter on.
+
+    Raises:
+        ModelError: If it cannot be read; is no model of this task; or weights are missing,
+            unexpected, of another shape, or not finite. One line that names the first few.
+        MissingDependencyError: If an adapter is to be put on and peft is not installed.
+    """
+    base, adapters = adapters_of(str(name_or_path))
+    adapters += [] if adapter is None else [adapter]
+    tensors = [adapter_tensors(each) for each in adapters]
+    supplied = {saved_name(name): tensor for each in tensors for name, tensor in each.items()}
+    check_config(load_config(base), task, base)
+    model, report = _from_pretrained(base, task, _head_size(task, supplied), dtype, device_map)
+    source = f"{base}, beneath adapter {adapters[0]}" if adapters else base
+    _check_base(model, report, task, source, supplied)
+    for index, (each, weights) in enumerate(zip(adapters, tensors, strict=True)):
+        check_adapter_tensors(each, weights)
+        model = put_adapter(model, each, merge=merge or index + 1 < len(adapters))
+    return model.eval()
+
+
+def load_config(name_or_path: str) -> Any:
+    """The configuration of a model, or of the model beneath an adapter.
+
+    Args:
+        name_or_path: Folder or Hub id.
+
+    Returns:
+        A configuration of transformers.
+
+    Raises:
+        ModelError: If there is none, or it is not valid.
+    """
+    from transformers import AutoConfig
+
+    base, _ = adapters_of(str(name_or_path))
+    if not Path(base).exists() and is_path(base):
+        raise ModelError.of(
+            saw=f"no model folder {base!r}",
+            expected="a model folder or a model id of the Hub",
+            cure="check the name",
+        )
+    try:
+        return AutoConfig.from_pretrained(base)
+    except Exception as error:  # what a foreign file makes transformers raise is anything
+        raise ModelError.of(
+            saw=f"no model configuration at {base!r} ({reason_of(error)})",
+            expected="a model folder or a model id of the Hub",
+            cure="check the name",
+        ) from error
+
+
+def check_config(config: Any, task: Task, source: str) -> None:
+    """Check that a configuration is one of a task, before any weight is read.
+
+    Args:
+        config: Of transformers.
+        task: What the model shall be.
+        source: Its folder or Hub id, for the message.
+
+    Raises:
+        ModelError: If the architecture has another head, or the padding token lies outside
+            the vocabulary.
+    """
+    import transformers
+
+    names = [str(name) for name in getattr(config, "architectures", None) or ()]
+    if names and all(task.other_heads.search(name) for name in names):
+        raise ModelError.of(
+            saw=f"{source} is a checkpoint of {', '.join(names)}",
+            expected=task.wanted,
+            cure=task.cure,
+        )
+    kinds = getattr(transformers, task.auto_class)._model_mapping
+    remote = task.auto_class in (getattr(config, "auto_map", None) or {})
+    if type(config) not in kinds and not remote:
+        raise ModelError.of(
+            saw=f"{source} is a {getattr(config, 'model_type', type(config).__name__)} model",
+            expected=task.wanted,
+            cure=task.cure,
+        )
+    text = config.get_text_config()
+    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if isinstance(pad, int) and isinstance(rows, int) and pad >= rows:
+        raise ModelError.of(
+            saw=f"{source}/config.json: pad_token_id {pad} and vocab_size {rows}",
+            expected=f"a padding token from 0 to {rows - 1}, or none",
+            cure="set pad_token_id in config.json to the tokenizer's padding token, or to null",
+        )
+
+
+# --- Loading and the report of it ----------------------------------------------------------------
+
+
+@dataclass
+class _Report:
+    """What transformers says of a load.
+
+    Attributes:
+        info: Of `output_loading_info`.
+        unconverted: Names of weights that it could not make of the checkpoint's.
+    """
+
+    info: Mapping[str, Any] = field(default_factory=dict)
+    unconverted: list[str] = field(default_factory=list)
+
+
+def _from_pretrained(
+    base: str, task: Task, labels: int | None, dtype: Any, device_map: Any
+) -> tuple[Any, _Report]:
+    import torch
+    import transformers
+
+    report = _Report()
+    settings = {} if labels is None else {"num_labels": labels}
+    try:
+        with _report_kept(report):
+            model, report.info = getattr(transformers, task.auto_class).from_pretrained(
+                base,
+                dtype=dtype,
+                device_map=device_map,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported, and refused by name below
+                **settings,
+            )
+    except PrefstageError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelError.of(
+            saw=f"no memory to load {base} ({reason_of(error)})",
+            expected="room for the model's weights",
+            cure="take a smaller dtype, or another device",
+        ) from error
+    except Exception as error:  # what a foreign file makes transformers and torch raise is anything
+        _check_conversion(base, task, report)
+        broken = unreadable_file(Path(base))
+        if broken is not None:
+            raise ModelError.of(
+                saw=f"{broken[0]} cannot be read ({broken[1]})",
+                expected="a whole file of weights",
+                cure="copy or download it again",
+            ) from error
+        raise ModelError.of(
+            saw=f"cannot load {base}: {reason_of(error)}",
+            expected=task.wanted,
+            cure="check the path, the dtype and the device, or that the Hub id exists and can be "
+            "reached",
+        ) from error
+    return model, report
+
+
+@contextmanager
+def _report_kept(report: _Report) -> Iterator[None]:
+    """Keep transformers' table of missing weights off the terminal: our one line says it."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        text = str(record.msg)
+        if "LOAD REPORT" not in text:
+            return True
+        report.unconverted += re.findall(
+            r"^(\S+)\s*\|\s*(?:\x1b\[[\d;]*m)*CONVERSION", text, re.MULTILINE
+        )
+        return False
+
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
+
+
+def _check_conversion(base: str, task: Task, report: _Report) -> None:
+    if report.unconverted:
+        check_weights(
+            base,
+            missing=[
+                f"{name}, which parts of other shape or number make up"
+                for name in report.unconverted
+            ],
+            expected=task.wanted,
+            cure=_cure_of(task, ()),
+        )
+
+
+def _check_base(
+    model: Any, report: _Report, task: Task, source: str, supplied: Mapping[str, Any]
+) -> None:
+    """Check a model's weights; those that an adapter brings need not be in the base."""
+    info = report.info
+    missing = {name for name in info.get("missing_keys", ()) if name not in supplied}
+    unexpected = {n for n in info.get("unexpected_keys", ()) if not _LEFTOVERS.search(n)}
+    reshaped = {
+        name: f"{_shape(saved)} in the file, {_shape(wanted)} by config.json"
+        for name, saved, wanted in info.get("mismatched_keys", ())
+        if name not in supplied
+    }
+    if task is CLASSIFIER and supplied:  # an adapter of a reward model lies on a language model
+        unexpected = {name for name in unexpected if not _LM_HEAD.search(name)}
+    if getattr(model.config, "quantization_config", None) is not None:
+        # Scales and zero points come and go with the method; what is computed with does not.
+        missing, unexpected = (
+            {n for n in names if n.endswith((".weight", ".bias"))}
+            for names in (missing, unexpected)
+        )
+    cure = _cure_of(task, unexpected)
+    check_weights(
+        source,
+        missing=missing,
+        unexpected=unexpected,
+        reshaped=reshaped,
+        expected=task.wanted,
+        cure=cure,
+    )
+    if task is CAUSAL_LM and getattr(model.config, "is_decoder", None) is False:
+        raise ModelError.of(
+            saw=f"{source} is an encoder ({type(model).__name__} with is_decoder false)",
+            expected=task.wanted,
+            cure="use a language model that reads from left to right",
+        )
+    check_weights(
+        source,
+        not_finite=not_finite_names(model.state_dict()),
+        expected="finite numbers",
+        cure="use an earlier or another copy of the checkpoint"
+        + ("; float16 ends at 65,504: try bfloat16" if _is_half(model) else ""),
+    )
+
+
+def _cure_of(task: Task, unexpected: Any) -> str:
+    if task is CAUSAL_LM and any(_SCORE.search(name) for name in unexpected):
+        return (
+            "this is a reward or value model, which serves as judge (reward:PATH): use the "
+            "language model's own checkpoint"
+        )
+    if task is CLASSIFIER:
+        return task.cure
+    return "use the whole checkpoint, with the config.json that belongs to it"
+
+
+def _head_size(task: Task, supplied: Mapping[str, Any]) -> int | None:
+    """Logits of the head that an adapter brings, which its base's config.json does not know."""
+    if task is not CLASSIFIER:
+        return None
+    heads = [len(each) for name, each in supplied.items() if _NUMBERED_HEAD.search(name)]
+    return heads[-1] if heads else None
+
+
+def _shape(shape: Any) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _is_half(model: Any) -> bool:
+    return str(getattr(model, "dtype", "")) == "torch.float16"

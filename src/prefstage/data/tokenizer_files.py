@@ -1,0 +1,91 @@
+"""The door through which tokenizers come in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from prefstage.core.adapters import adapters_of
+from prefstage.core.errors import ModelError, PrefstageError
+from prefstage.core.foreign import is_path, reason_of
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """Load a tokenizer from a folder or the Hub.
+
+    Args:
+        name_or_path: A model's folder, or its id on the Hub; or those of an adapter, whose own
+            tokenizer comes before its base's.
+
+    Returns:
+        The tokenizer, of transformers.
+
+    Raises:
+        ModelError: If there is none, or its files are damaged; one line with the reason.
+    """
+    source = tokenizer_source(str(name_or_path))
+    if is_path(source) and not Path(source).exists():
+        raise ModelError.of(
+            saw=f"no tokenizer at {source!r} (no such folder)",
+            expected="a folder with tokenizer.json or a model id of the Hub",
+            cure="check the name, or point to the model's folder",
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        empty = tokenizer.vocab_size == 0
+    except PrefstageError:
+        raise
+    except Exception as error:  # what foreign files make the libraries raise is anything
+        broken = _broken_file(Path(source))
+        raise ModelError.of(
+            saw=f"no tokenizer at {source!r} ({broken or _reason(error)})",
+            expected="a folder with tokenizer.json or a model id of the Hub",
+            cure="check the name, or point to the model's folder"
+            if broken is None
+            else "copy or download that file again",
+        ) from error
+    if empty:
+        raise ModelError.of(
+            saw=f"the tokenizer at {source!r} has an empty vocabulary",
+            expected="a tokenizer that knows tokens",
+            cure="copy or download its files again",
+        )
+    return tokenizer
+
+
+def tokenizer_source(name_or_path: str) -> str:
+    """Where a model's tokenizer lies: beside it, or for a bare adapter beside its base.
+
+    Args:
+        name_or_path: Folder or Hub id of a model or an adapter.
+
+    Returns:
+        A folder or Hub id.
+
+    Raises:
+        ModelError: As `prefstage.core.adapters.adapters_of`.
+    """
+    base, adapters = adapters_of(name_or_path)
+    for adapter in reversed(adapters):  # the last one trained with its tokenizer
+        if not Path(adapter).is_dir() or any(Path(adapter, name).is_file() for name in _FILES):
+            return adapter
+    return base
+
+
+def _broken_file(folder: Path) -> str | None:
+    """Which of the tokenizer's files is no JSON, and why."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            try:
+                json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as error:
+                return f"{name} is cut off or damaged: {reason_of(error)}"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    reason = reason_of(error)
+    return "no tokenizer files" if "instantiate the backend tokenizer" in reason else reason
