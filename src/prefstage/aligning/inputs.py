@@ -9,10 +9,10 @@ from typing import Any
 
 from prefstage.aligning.recipe import Recipe
 from prefstage.core.errors import ConfigError, DataError
-from prefstage.data.loading import load_candidates
+from prefstage.data.loading import load_candidates, load_pairs
 from prefstage.data.prompts import load_prompts
 from prefstage.data.reading import ASIDE_CURE
-from prefstage.data.sets import CandidateSet
+from prefstage.data.sets import CandidateSet, PairSet
 
 FOLDER = "quarantine"
 _OWN_CURE = "set on_bad_row: quarantine"
@@ -38,6 +38,13 @@ class Inputs:
             found: CandidateSet = load_candidates(
                 str(self.recipe.off_policy), **self.aside("off_policy")
             )
+        return found
+
+    @cached_property
+    def off_pairs(self) -> PairSet:
+        """The same with its labels, where it holds pairs."""
+        with own_cure():
+            found: PairSet = load_pairs(str(self.recipe.off_policy), **self.aside("off_policy"))
         return found
 
     @cached_property

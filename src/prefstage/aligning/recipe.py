@@ -38,6 +38,10 @@ class BuildSettings(Config):
     on: str | dict[str, Any] = Field(
         default="best-vs-worst", description="Of the policy's own answers, or another model's."
     )
+    accept_reversal: bool = Field(
+        default=False,
+        description="Train on off-policy pairs also where the judge reverses over 40 % of labels.",
+    )
     filters: Filters = Field(default=Filters(), description="What to leave out.")
 
 
@@ -143,6 +147,11 @@ class Recipe(Config):
                 "stop.no_gain is set without evaluate; expected win rates to go by; set evaluate"
             )
         self._check_methods()
+        if self.build.accept_reversal and not any(rule.needs_off_policy for rule in rules):
+            raise ValueError(
+                "build.accept_reversal is set with a schedule without off-policy pairs, whose "
+                "labels alone a judge replaces; expected it where they may be trained on; remove it"
+            )
         self._check_server()
         return self
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from prefstage.aligning.recipe import StopRules
 from prefstage.aligning.steps import MANIFEST, Step, Steps
+from prefstage.building.reversal import reversal_told
 
 RESULT = "align.json"
+REVERSAL_SETTING = "build.accept_reversal"
 _HOUR_S = 3600.0
 
 
@@ -62,8 +64,8 @@ def iteration_result(
 
     Args:
         number: From 1.
-        told: Rule, data, reason and stage; where the iteration ended, also what was built,
-            trained and evaluated.
+        told: Rule, data, reason and stage, and how often the judge reversed the labels that it
+            replaced; where the iteration ended, also what was built, trained and evaluated.
         done: Its steps by role.
         stopped: Why it did not end.
 
@@ -80,6 +82,7 @@ def iteration_result(
         "stage": None if stage is None else stage.as_dict(),
         "pairs": None if built is None else built["pairs_built"],
         "left_out": None if built is None else built["left_out"],
+        "reversal": told.get("reversal"),
         "build_figures": None if built is None else built["figures"],
         "training": None if trained is None else _training(trained),
         "evaluation": None if evaluation is None else _evaluation(evaluation),
@@ -103,6 +106,22 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     lines += [_row(each) for each in result["iterations"]]
     return "\n".join(lines)
+
+
+def reversals_told(result: Mapping[str, Any]) -> list[str]:
+    """Say how often the judge reversed the labels that it replaced.
+
+    Args:
+        result: As in align.json.
+
+    Returns:
+        A line for each iteration that relabelled.
+    """
+    return [
+        f"iteration {row['iteration']}: {reversal_told(row['reversal'])}"
+        for row in result["iterations"]
+        if row.get("reversal") is not None  # unknown to runs of older versions
+    ]
 
 
 def _row(row: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefstage.aligning.results import reversals_told
 from prefstage.reporting import charts_loop as loop
 from prefstage.reporting.blocks import (
     Chart,
@@ -203,9 +204,14 @@ def _iterations(runs: Sequence[Run]) -> Section:
         for part in ("training", "evaluation")
         for note in ((row[part] or {}).get("notes") or ())
     ]
+    notes += [f"{run.name}, {told}" for run in runs for told in _reversals(run)]
     text = "Each row is one turn of sample, judge, measure, choose, build, train, evaluate."
     tables = _tables("Iterations", head, rows)
     return Section("iterations", "Iterations", text, (), tables, tuple(notes))
+
+
+def _reversals(run: Run) -> list[str]:
+    return reversals_told({"iterations": run.iterations})
 
 
 def _iteration(row: Mapping[str, Any]) -> list[Any]:
