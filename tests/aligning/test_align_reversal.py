@@ -1,6 +1,8 @@
-"""Off-policy labels that the judge reverses: an alignment stops before it trains, or is told yes."""
+"""Off-policy labels that the judge reverses: an alignment stops before it trains, or has a yes."""
 
+import gzip
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from prefstage.sandbox import true_preference
 from tests.aligning.tiny_world import settings
 
 CONTRARY = "python:tests.aligning.test_align_reversal:contrary"
-TOLD = "12 of 12 labels reversed by the judge: 100.0 % (95 % interval 75.7 % to 100.0 %)"
+TOLD = "12 of 12 labels reversed by the judge: 100.0 % (95 % interval 75.8 % to 100.0 %)"
 
 
 def contrary(a: str, b: str, prompt: Prompt) -> float:
@@ -142,8 +144,8 @@ def test_forty_harmlessness_pairs_whose_judge_disagrees(
     data, judge = shared / "data" / "hh_rlhf_harmless_test.jsonl.gz", shared / "models/small-judge"
     if not (data.exists() and judge.exists()):
         pytest.skip("no HH pairs, or no small judge")
-    pairs = load_pairs(data)
-    PairSet.of(pairs[place] for place in range(40)).save(tmp_path / "hh.jsonl")
+    with gzip.open(data, "rt", encoding="utf-8") as rows:
+        (tmp_path / "hh.jsonl").write_text("".join(islice(rows, 40)))
     given = off(world, judge=str(judge), off_policy=str(tmp_path / "hh.jsonl"))
     given["train"] |= {"tokens": {"max_prompt_tokens": 32, "max_response_tokens": 32}}
     refused = typed(tmp_path, given)

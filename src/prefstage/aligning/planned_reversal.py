@@ -42,7 +42,7 @@ def planned_reversal(
     rule = (
         f"accepted whatever it is ({REVERSAL_SETTING})"
         if accepted
-        else f"above {REVERSAL_LIMIT:.0%} the run stops before it trains, unless "
+        else f"above {100 * REVERSAL_LIMIT:.0f} % the run stops before it trains, unless "
         f"{REVERSAL_SETTING} is true"
     )
     found, seen = built, ""
