@@ -17,6 +17,7 @@ from prefstage.measuring.config import MeasureConfig
 from prefstage.sampling.base import SamplingConfig
 from prefstage.sampling.loading import LoadOptions
 from prefstage.training.recipe import Recipe as TrainRecipe
+from prefstage.training.recipe import check_recipe
 
 _SET_BY_ALIGN = {
     "policy": "policy, and the steps before",
@@ -249,8 +250,9 @@ def load_recipe(
             expected="a new adapter on a whole model, or an adapter that is trained on",
             cure="leave train.lora out, or merge the adapter into its model first",
         )
+    check_recipe(settings)
     if recipe.sft is not None:
-        sft_settings(recipe, policy="policy")
+        check_recipe(sft_settings(recipe, policy="policy"))
     return recipe
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from prefstage.aligning.recipe import StopRules
 from prefstage.aligning.steps import MANIFEST, Step, Steps
 from prefstage.building.reversal import reversal_told
+from prefstage.training.best import exported_told, steps_told
 
 RESULT = "align.json"
 REVERSAL_SETTING = "build.accept_reversal"
@@ -133,7 +134,7 @@ def _row(row: Mapping[str, Any]) -> str:
     if row["pairs"] is not None:
         cells[4] = str(row["pairs"])
     if training is not None:
-        cells[5] = str(training["steps"])
+        cells[5] = steps_told(training)
         if training["first_loss"] is not None:
             cells[6] = f"{training['first_loss']:.3f} to {training['last_loss']:.3f}"
     if evaluation is not None:
@@ -145,7 +146,10 @@ def _row(row: Mapping[str, Any]) -> str:
 
 def _training(trained: Mapping[str, Any]) -> dict[str, Any]:
     names = ("steps", "epochs", "tokens", "first_loss", "last_loss", "metrics", "notes")
-    return {name: trained[name] for name in names}
+    told = exported_told(trained)
+    notes = [*trained["notes"], *([] if told is None else [f"exported: {told}"])]
+    found = {name: trained[name] for name in names}
+    return found | {"exported_step": trained.get("exported_step", trained["steps"]), "notes": notes}
 
 
 def _evaluation(found: Mapping[str, Any]) -> dict[str, Any]:
