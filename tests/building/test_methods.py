@@ -61,9 +61,10 @@ def test_relabelling_flips_and_counts_and_leaves_ties_out():
 
 
 def test_relabelling_by_a_pairwise_judge():
+    rows = [pair(f"p{n}", f"w{n}") for n in range(3)]
     judge = PairwiseJudge({"w0": Judgment(0.2), "w1": UNDECIDED, "w2": TIE})
     account = Account()
-    (made,) = flat(relabelled([pair(f"p{n}", f"w{n}") for n in range(3)], judge, account=account))
+    (made,) = flat(relabelled(rows, judge, account=account, accept_reversal=True))
     assert (text_of(made.pair.chosen), made.pair.score_chosen) == ("bad", 0.8)
     assert sum(account.skipped.values()) == 2
 
@@ -136,7 +137,10 @@ def test_the_pairs_that_aspects_agree_about_are_kept_and_labelled_by_them():
     two = {"w0": 3.0, "l0": 0.0, "w1": 0.0, "l1": 2.0, "w2": 0.0, "l2": 2.0, "w3": 0.0, "l3": 1.0}
     judges = {"one": CountingRewards(one), "two": CountingRewards(two)}
     margins, account = aspect_margins(pairs, judges), Account()
-    made = flat(least_divergent(pairs, margins, share=0.5, judge_name="both", account=account))
+    how = {"share": 0.5, "judge_name": "both", "account": account}
+    with pytest.raises(InputError, match=r"1 of 2 labels reversed.* \(both\)"):
+        least_divergent(pairs, margins, **how)
+    made = flat(least_divergent(pairs, margins, accept_reversal=True, **how))
     assert [text_of(each.pair.chosen) for each in made] == ["w0", "l1"]
     assert account.figures["labels_flipped"] == 1
     assert account.skipped["pair that the aspects disagree about"] == 2

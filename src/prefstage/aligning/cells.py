@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from prefstage.aligning.grid import TRAINING, Cell
-from prefstage.aligning.results import RESULT
+from prefstage.aligning.results import RESULT, reversals_told
 from prefstage.aligning.steps import FOLDER
 from prefstage.aligning.work import ANSWERS, PAIRS
 from prefstage.core.files import read_json_lines
@@ -31,7 +31,8 @@ def read_cell(cell: Cell, folder: Path, metrics: Mapping[str, Metric]) -> dict[s
         metrics: What else is computed of each answer to a held-out prompt, and averaged.
 
     Returns:
-        The cell's name and values, the bad rows that it put aside, and its policies in order:
+        The cell's name and values, the bad rows that it put aside, how often its judge reversed
+        labels that it replaced, and its policies in order:
         the start, and after each iteration; each with the data trained on so far and its
         figures.
     """
@@ -48,6 +49,7 @@ def read_cell(cell: Cell, folder: Path, metrics: Mapping[str, Metric]) -> dict[s
         "values": dict(cell.values),
         "put_aside": result["put_aside"],
         "stopped": result["stopped"],
+        "reversals": reversals_told(result),
         "policies": policies,
     }
 
@@ -67,6 +69,19 @@ def bad_rows_told(cells: Sequence[Mapping[str, Any]]) -> str:
         for name, each in cell.get("put_aside", {}).items()
     )
     return ", ".join(f"{rows} (in {count} of {len(cells)} cells)" for rows, count in counts.items())
+
+
+def reversals_in_cells(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how often the cells' judges reversed the labels that they replaced.
+
+    Args:
+        cells: As of `read_cell`.
+
+    Returns:
+        A line for each different figure, with how many cells it is of.
+    """
+    counts = Counter(told for cell in cells for told in cell.get("reversals", ()))
+    return [f"{told} (in {count} of {len(cells)} cells)" for told, count in counts.items()]
 
 
 def _start(

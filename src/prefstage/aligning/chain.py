@@ -15,7 +15,7 @@ from prefstage.data.chat_settings import ChatSettings
 from prefstage.measuring.config import MeasureConfig
 from prefstage.sampling.base import SamplingConfig
 
-RELABEL, CHOOSE = "relabel", "best-vs-worst"
+RELABEL, CHOOSE, PER_PROMPT = "relabel", "best-vs-worst", "per-prompt"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Chain:
             settings |= self._sampling(self.own_sampling, policy)
             reads["policy"] = policy.key
         else:
-            settings["method"] = "per-prompt" if data == "per-prompt" else self.recipe.build.on
+            settings["method"] = PER_PROMPT if data == PER_PROMPT else self.recipe.build.on
         return Step("build", settings, reads, inputs)
 
     def train(self, policy: Policy, built: Step, reference: Policy) -> Step:
@@ -196,6 +196,12 @@ class Chain:
                 cure="leave build.off out, or name another method",
             )
         return asked
+
+    @property
+    def relabels(self) -> bool:
+        """Whether a judge replaces the labels of off-policy pairs."""
+        method = self.method_off
+        return (method if isinstance(method, str) else method["name"]) == RELABEL
 
     def mixing(self, rule: Rule) -> dict[str, Any]:
         """Settings of a mixture."""

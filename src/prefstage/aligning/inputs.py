@@ -10,10 +10,10 @@ from typing import Any
 
 from prefstage.aligning.recipe import Recipe, sft_settings, train_settings
 from prefstage.core.errors import ConfigError, DataError
-from prefstage.data.loading import load_candidates
+from prefstage.data.loading import load_candidates, load_pairs
 from prefstage.data.prompts import load_prompts
 from prefstage.data.reading import ASIDE_CURE
-from prefstage.data.sets import CandidateSet
+from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.losses import parse_loss
 from prefstage.training.recipe_run import check_sets
 
@@ -43,6 +43,13 @@ class Inputs:
                 str(self.recipe.off_policy), **self.aside("off_policy")
             )
         return _with_notes("off_policy", found)
+
+    @cached_property
+    def off_pairs(self) -> PairSet:
+        """The same with its labels, where it holds pairs."""
+        with own_cure():
+            found: PairSet = load_pairs(str(self.recipe.off_policy), **self.aside("off_policy"))
+        return found
 
     @cached_property
     def prompts(self) -> CandidateSet:

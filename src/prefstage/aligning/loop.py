@@ -10,7 +10,13 @@ from prefstage.aligning.chain import Chain, Policy
 from prefstage.aligning.inputs import Inputs
 from prefstage.aligning.keeping import Kept, opened
 from prefstage.aligning.recipe import Recipe, load_recipe, sft_settings, train_settings
-from prefstage.aligning.results import RESULT, Budget, iteration_result, total_costs
+from prefstage.aligning.results import (
+    RESULT,
+    REVERSAL_SETTING,
+    Budget,
+    iteration_result,
+    total_costs,
+)
 from prefstage.aligning.schedule import Data, Rule
 from prefstage.aligning.steps import Begun, Step, StepRecord, Steps
 from prefstage.aligning.work import (
@@ -25,6 +31,7 @@ from prefstage.aligning.work import (
 )
 from prefstage.building.build import RESULT as BUILT
 from prefstage.building.recipe import METHODS
+from prefstage.building.reversal import check_reversal
 from prefstage.core.config import write_config
 from prefstage.core.files import write_json
 from prefstage.core.runs import RunFolder
@@ -88,7 +95,8 @@ def align(
 
     Raises:
         ConfigError: If the recipe is wrong.
-        InputError: If data, policy or judge cannot be used.
+        InputError: If data, policy or judge cannot be used, or the judge reverses more than 40 %
+            of the off-policy labels and the recipe does not accept that.
         RunFolderError: If `out` holds something else, or another process works in it.
 
     Source:
@@ -128,6 +136,7 @@ class Loop:
         self.inputs = inputs
         self._iteration = 0
         self._done: dict[str, Step] = {}
+        self._reversal: dict[str, Any] | None = None
         self._budget = Budget(self.recipe.stop, steps)
 
     def run(self) -> dict[str, Any]:
@@ -144,7 +153,7 @@ class Loop:
         baseline = self._answers(start)
         before = 50.0
         for number, rule in enumerate(self.recipe.rules, start=1):
-            self._iteration, self._done = number, {}
+            self._iteration, self._done, self._reversal = number, {}, None
             why = self._budget.spent()
             if why is not None:
                 stopped = f"{why} before iteration {number}"
@@ -182,6 +191,7 @@ class Loop:
         why = self._budget.spent()
         built = None if why else self._pairs(data, rule, policy)
         why = why or self._budget.spent()
+        told["reversal"] = self._reversal
         if why is not None or built is None:
             return None, iteration_result(self._iteration, told, self._done, stopped=why)
         trained = self._train(policy, built, start)
@@ -255,7 +265,16 @@ class Loop:
         kind = "pairs" if self._off_takes_pairs() else "candidates"
         step = self.chain.build("off", rule, policy)
         data = {kind: self.chain.off_policy, **self.inputs.aside("off_policy")}
-        return self._build(step, data)
+        self._build(step, data)
+        self._reversal = _read(self.steps.path(step) / BUILT)["reversal"]
+        if self._reversal is not None:
+            check_reversal(
+                self._reversal,
+                accepted=self.recipe.build.accept_reversal,
+                judge=self.kept.judge.name,
+                setting=REVERSAL_SETTING,
+            )
+        return step
 
     def _off_takes_pairs(self) -> bool:
         method = self.chain.method_off

@@ -1,5 +1,6 @@
 """`plan_alignment`: what a call of `align` would do, and about what it would cost."""
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -11,10 +12,13 @@ from typing import Any, Literal
 
 from prefstage.aligning.chain import Chain, Policy
 from prefstage.aligning.inputs import Inputs
+from prefstage.aligning.keeping import JUDGMENTS
 from prefstage.aligning.loop import choose
+from prefstage.aligning.planned_reversal import planned_reversal
 from prefstage.aligning.recipe import Recipe, load_recipe, train_settings
 from prefstage.aligning.schedule import Data, Rule
 from prefstage.aligning.steps import State, Step, Steps
+from prefstage.building.build import RESULT as BUILT
 from prefstage.data.tokenising import ResponseEncoder, with_date
 from prefstage.data.tokenizer_files import load_tokenizer
 from prefstage.judging.base import Judge, PointwiseJudge
@@ -67,6 +71,8 @@ class PlannedStep:
         will: "run", "reuse", "go on" (begun before), or "remake" (damaged).
         note: What else there is to say.
         estimate: What it costs; nothing if it is reused.
+        reversal: Of pairs whose labels the judge replaces: how often it reverses them, as far as
+            that is known, and what follows.
     """
 
     iteration: int
@@ -75,6 +81,7 @@ class PlannedStep:
     will: Will
     note: str
     estimate: Estimate
+    reversal: str = ""
 
 
 def plan_alignment(
@@ -142,6 +149,20 @@ def plan_table(planned: tuple[PlannedStep, ...]) -> str:
     return "\n".join([*lines, f"| | in all | | {_cells(planned_costs(planned))} |"])
 
 
+def plan_told(planned: tuple[PlannedStep, ...]) -> str:
+    """A plan for people: the table, and what is known of labels that a judge would replace.
+
+    Args:
+        planned: The steps.
+
+    Returns:
+        Markdown.
+    """
+    known = {each.reversal: each for each in planned if each.reversal}
+    lines = [f"iteration {each.iteration}: {told}" for told, each in known.items()]
+    return "\n\n".join([plan_table(planned), *(["\n".join(lines)] if lines else []), BASIS])
+
+
 def _cells(estimate: Estimate) -> str:
     counts = [f"{count:,}" for count in list(asdict(estimate).values())[:3]]
     memory = f"{estimate.memory_bytes / 2**20:,.0f} MiB"
@@ -163,6 +184,7 @@ class _Planner:
     def __init__(self, chain: Chain, judge: Judge, out: Path, inputs: Inputs) -> None:
         self.chain = chain
         self.recipe = chain.recipe
+        self.judge, self.inputs = judge, inputs
         self.pointwise = isinstance(judge, PointwiseJudge)
         self.steps = Steps(out.absolute(), lambda record: None)
         self.planned: list[PlannedStep] = []
@@ -194,14 +216,16 @@ class _Planner:
                 asked = self.held_out * (2 if self.pointwise else 1)
                 self._add(number, "evaluate", step, Estimate(judgments=asked))
 
-    def _add(self, number: int, kind: str, step: Step | None, costs: Estimate) -> None:
+    def _add(
+        self, number: int, kind: str, step: Step | None, costs: Estimate, *, reversal: str = ""
+    ) -> None:
         will = _WILL[self.steps.state(step)[0]] if step is not None else "run"
         note = "" if step is not None else "as the stage will ask"
         name = None if step is None else step.name
         if any(each.step == name and name is not None for each in self.planned):
             will = "reuse"
         spent = Estimate() if will == "reuse" else costs
-        self.planned.append(PlannedStep(number, kind, name, will, note, spent))
+        self.planned.append(PlannedStep(number, kind, name, will, note, spent, reversal))
 
     def _measure(self, number: int, policy: Policy | None) -> Stage | None:
         if self.recipe.measure is False:
@@ -223,7 +247,8 @@ class _Planner:
     ) -> Step | None:
         if data in ("off", "mix", "per-prompt"):
             pairs = self.chain.build("off", rule, policy or self.chain.start())
-            self._add(number, "build", pairs, self._judging(self.sizes.responses))
+            costs = self._judging(self.sizes.responses)
+            self._add(number, "build", pairs, costs, reversal=self._reversal(pairs))
             if data == "off":
                 return pairs
         own = self.chain.own_sampling.responses
@@ -247,8 +272,19 @@ class _Planner:
             if data == "per-prompt":
                 more = {"measured": self.chain.measure(policy), "pairs": pairs}
             built = self.chain.build(data, rule, policy, answers=answers, **more)
-        self._add(number, "build", built, self._judging(own))
+        told = self._reversal(None) if data is None else ""
+        self._add(number, "build", built, self._judging(own), reversal=told)
         return built
+
+    def _reversal(self, step: Step | None) -> str:
+        """What is known of the labels that the judge would replace; "" if it replaces none."""
+        if self.recipe.off_policy is None or not self.chain.relabels:
+            return ""
+        found = None
+        if step is not None and self.steps.state(step)[0] == "done":
+            found = json.loads((self.steps.path(step) / BUILT).read_text("utf-8"))["reversal"]
+        store = self.steps.folder.with_name(JUDGMENTS)
+        return planned_reversal(found, inputs=self.inputs, judge=self.judge, store=store)
 
     def _train(
         self, number: int, policy: Policy | None, built: Step | None, start: Policy | None

@@ -18,7 +18,7 @@ from prefstage.measuring.config import MeasureConfig
 from prefstage.sampling.base import SamplingConfig
 from prefstage.sampling.loading import LoadOptions
 from prefstage.training.recipe import Recipe as TrainRecipe
-from prefstage.training.recipe import check_online
+from prefstage.training.recipe import check_online, check_recipe
 
 _SET_BY_ALIGN = {
     "policy": "policy, and the steps before",
@@ -39,6 +39,10 @@ class BuildSettings(Config):
     )
     on: str | dict[str, Any] = Field(
         default="best-vs-worst", description="Of the policy's own answers, or another model's."
+    )
+    accept_reversal: bool = Field(
+        default=False,
+        description="Train on off-policy pairs also where the judge reverses over 40 % of labels.",
     )
     filters: Filters = Field(default=Filters(), description="What to leave out.")
 
@@ -144,6 +148,11 @@ class Recipe(ChatSettings):
                 "stop.no_gain is set without evaluate; expected win rates to go by; set evaluate"
             )
         self._check_methods()
+        if self.build.accept_reversal and not any(rule.needs_off_policy for rule in rules):
+            raise ValueError(
+                "build.accept_reversal is set with a schedule without off-policy pairs, whose "
+                "labels alone a judge replaces; expected it where they may be trained on; remove it"
+            )
         self._check_server()
         return self
 
@@ -234,9 +243,10 @@ def load_recipe(
     else:
         given = Path(source) if isinstance(source, str) else source
         recipe = load_config(Recipe, given, overrides)
-    train_settings(recipe, policy="policy", data="data")
+    settings = train_settings(recipe, policy="policy", data="data")
+    check_recipe(settings)
     if recipe.sft is not None:
-        sft_settings(recipe, policy="policy")
+        check_recipe(sft_settings(recipe, policy="policy"))
     return recipe
 
 

@@ -7,8 +7,11 @@ from typing import Any
 
 from prefstage.aligning.recipe import StopRules
 from prefstage.aligning.steps import MANIFEST, Step, Steps
+from prefstage.building.reversal import reversal_told
+from prefstage.training.best import exported_told, steps_told
 
 RESULT = "align.json"
+REVERSAL_SETTING = "build.accept_reversal"
 _HOUR_S = 3600.0
 
 
@@ -62,8 +65,8 @@ def iteration_result(
 
     Args:
         number: From 1.
-        told: Rule, data, reason and stage; where the iteration ended, also what was built,
-            trained and evaluated.
+        told: Rule, data, reason and stage, and how often the judge reversed the labels that it
+            replaced; where the iteration ended, also what was built, trained and evaluated.
         done: Its steps by role.
         stopped: Why it did not end.
 
@@ -80,6 +83,7 @@ def iteration_result(
         "stage": None if stage is None else stage.as_dict(),
         "pairs": None if built is None else built["pairs_built"],
         "left_out": None if built is None else built["left_out"],
+        "reversal": told.get("reversal"),
         "build_figures": None if built is None else built["figures"],
         "training": None if trained is None else _training(trained),
         "evaluation": None if evaluation is None else _evaluation(evaluation),
@@ -105,6 +109,22 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def reversals_told(result: Mapping[str, Any]) -> list[str]:
+    """Say how often the judge reversed the labels that it replaced.
+
+    Args:
+        result: As in align.json.
+
+    Returns:
+        A line for each iteration that relabelled.
+    """
+    return [
+        f"iteration {row['iteration']}: {reversal_told(row['reversal'])}"
+        for row in result["iterations"]
+        if row.get("reversal") is not None  # unknown to runs of older versions
+    ]
+
+
 def _row(row: Mapping[str, Any]) -> str:
     stage, training, evaluation = row["stage"], row["training"], row["evaluation"]
     cells = [str(row["iteration"]), "-", "-", row["data"], "-", "-", "-", "-", "-"]
@@ -114,7 +134,7 @@ def _row(row: Mapping[str, Any]) -> str:
     if row["pairs"] is not None:
         cells[4] = str(row["pairs"])
     if training is not None:
-        cells[5] = str(training["steps"])
+        cells[5] = steps_told(training)
         if training["first_loss"] is not None:
             cells[6] = f"{training['first_loss']:.3f} to {training['last_loss']:.3f}"
     if evaluation is not None:
@@ -126,7 +146,10 @@ def _row(row: Mapping[str, Any]) -> str:
 
 def _training(trained: Mapping[str, Any]) -> dict[str, Any]:
     names = ("steps", "epochs", "tokens", "first_loss", "last_loss", "metrics", "notes")
-    return {name: trained[name] for name in names}
+    told = exported_told(trained)
+    notes = [*trained["notes"], *([] if told is None else [f"exported: {told}"])]
+    found = {name: trained[name] for name in names}
+    return found | {"exported_step": trained.get("exported_step", trained["steps"]), "notes": notes}
 
 
 def _evaluation(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefstage.aligning.chain import Chain, Policy
+from prefstage.aligning.chain import PER_PROMPT, RELABEL, Chain, Policy
 from prefstage.aligning.inputs import own_cure
 from prefstage.aligning.keeping import Kept
 from prefstage.aligning.recipe import EvaluateSettings, Recipe
@@ -135,6 +135,9 @@ def run_build(
         "filters": chain.recipe.build.filters.model_dump(mode="json"),
         "seed": chain.recipe.seed,
     }
+    if dict(settings)["name"] in (RELABEL, PER_PROMPT):
+        # what is made does not depend on the yes: the loop asks for it before it trains
+        recipe["accept_reversal"] = True
     if policy is None:
         with own_cure():
             built = build_pairs(recipe, judge=kept.judge)

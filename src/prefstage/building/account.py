@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefstage.building.reversal import Reversal
+
 _EXAMPLES = 3
 
 
@@ -18,6 +20,7 @@ class Account:
         examples: The first prompt ids of each reason.
         figures: Other figures of the method (flips, on-policy share, ...), by name.
         notes: What else a reader should know.
+        reversal: What the judge says of the labels that it replaces; None if it replaces none.
     """
 
     prompts: int = 0
@@ -26,6 +29,7 @@ class Account:
     examples: dict[str, list[str]] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    reversal: Reversal | None = None
 
     def skip(self, reason: str, prompt_id: str, count: int = 1) -> None:
         """Count something that is left out.
@@ -60,4 +64,5 @@ class Account:
             "examples": self.examples,
             "figures": self.figures,
             "notes": self.notes,
+            "reversal": None if self.reversal is None else self.reversal.as_dict(),
         }

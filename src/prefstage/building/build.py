@@ -18,7 +18,8 @@ from prefstage.building.filters import filtered
 from prefstage.building.methods import Materials, groups_of
 from prefstage.building.parting import parted
 from prefstage.building.recipe import Plan, Recipe, read_recipe
-from prefstage.building.relabelling import with_judge_probability
+from prefstage.building.relabelling import measure_reversal, with_judge_probability
+from prefstage.building.reversal import SETTING, check_reversal
 from prefstage.building.splitting import TRAIN
 from prefstage.building.statistics import PairStatistics, pair_statistics
 from prefstage.core.config import write_config
@@ -28,6 +29,7 @@ from prefstage.core.runs import RunFolder
 from prefstage.data.faults import LoadReport
 from prefstage.data.grouping import keep_sources
 from prefstage.data.loading import load_candidates, load_pairs
+from prefstage.data.recognition import format_named
 from prefstage.data.records import Ties
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.storage import save_dataset
@@ -101,7 +103,8 @@ def build_pairs(
 
     Raises:
         ConfigError: If the recipe is wrong.
-        InputError: If the data are, or no pair can be built from them.
+        InputError: If the data are, no pair can be built from them, or the judge reverses more
+            than 40 % of the labels that it replaces and the recipe does not accept that.
         RunFolderError: If `out` holds another run.
     """
     plan, account = read_recipe(recipe), Account()
@@ -119,6 +122,7 @@ def build_pairs(
         aspects = {name: stored(each, store) for name, each in aspects.items()}
         candidates = data if isinstance(data, CandidateSet) else None
         if candidates is not None and judge is not None and plan.method.policy == "none":
+            _measure_reversal(plan, candidates, judge, account)
             candidates = CandidateSet.of(rescored(candidates, judge), report=candidates.report)
         pairs = data if isinstance(data, PairSet) else None
         materials = Materials(plan, account, folder, candidates, pairs, judge, sampler, aspects)
@@ -139,6 +143,17 @@ def _load(plan: Plan) -> CandidateSet | PairSet:
     return keep_sources(rows, recipe.sources) if recipe.sources is not None else rows
 
 
+def _measure_reversal(plan: Plan, candidates: CandidateSet, judge: Judge, account: Account) -> None:
+    """Of pairs that are read as candidates: a judge that scores them replaces their labels."""
+    recipe = plan.recipe
+    if format_named(candidates.report.format, "candidates").kind != "pairs" or recipe.sources:
+        return
+    how = {"on_bad_row": recipe.on_bad_row, "quarantine_file": recipe.quarantine_file}
+    pairs: PairSet = load_pairs(str(recipe.candidates), **how)  # type: ignore[call-overload]  # how
+    account.reversal = measure_reversal(pairs, judge)
+    check_reversal(account.reversal.as_dict(), accepted=recipe.accept_reversal, judge=judge.name)
+
+
 def _helpers(
     plan: Plan, judge: Judge | None, sampler: Sampler | None, stack: ExitStack
 ) -> tuple[Judge | None, Sampler | None, dict[str, Judge]]:
@@ -155,8 +170,8 @@ def _helpers(
 def _inputs(
     plan: Plan, data: CandidateSet | PairSet, judge: Judge | None, sampler: Sampler | None
 ) -> dict[str, Any]:
-    return {
-        "recipe": plan.recipe.model_dump(mode="json"),
+    return {  # without the yes to reversed labels: who gives it goes on with what was judged
+        "recipe": plan.recipe.model_dump(mode="json", exclude={SETTING}),
         "data": data.fingerprint,
         "judge": judge.fingerprint if judge is not None else None,
         "policy": sampler.fingerprint if sampler is not None else None,

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from prefstage.building.reversal import reversal_told
 from prefstage.building.statistics import (
     PairStatistics,
     distribution_table,
@@ -90,6 +91,8 @@ def _counts(result: Mapping[str, Any]) -> str:
     for part, splits in result["parts"].items():
         lines += [f"| pairs in {part}, {split} | {count} |" for split, count in splits.items()]
     lines += [f"| {name.replace('_', ' ')} | {_text(v)} |" for name, v in result["figures"].items()]
+    if result["reversal"] is not None:
+        lines.append(f"\nLabels replaced: {reversal_told(result['reversal'])}.")
     return "\n".join(lines + [f"\nNote: {note}." for note in result["notes"]])
 
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from prefstage.building.account import Account
 from prefstage.building.built import Built, Group
-from prefstage.building.relabelling import exchanged, without_raters
+from prefstage.building.relabelling import exchanged, reversal_of, without_raters
+from prefstage.building.reversal import check_reversal
 from prefstage.core.errors import InputError
 from prefstage.data.records import Pair
-from prefstage.judging.base import Judge, PointwiseJudge
+from prefstage.judging.base import Judge, PointwiseJudge, judgment_of_rewards
 from prefstage.judging.running import compare_all, comparison_of, score_all
 
 _PAIRS_AT_ONCE = 512
@@ -78,6 +79,7 @@ def least_divergent(
     share: float,
     judge_name: str,
     account: Account,
+    accept_reversal: bool = False,
 ) -> Iterator[Group]:
     """Keep the share of pairs with the most negative divergence, labelled by the aspects.
 
@@ -86,11 +88,15 @@ def least_divergent(
         margins: As of `aspect_margins`. [pairs, aspects].
         share: How many to keep, ⌊share·N⌋, in (0, 1].
         judge_name: Names the aspects' judges.
-        account: Counts what was read, flipped and left out.
+        account: Counts what was read, flipped and left out; gets the `reversal`.
+        accept_reversal: Whether any share of reversed labels is accepted.
 
-    Yields:
+    Returns:
         Each kept pair by itself, its sides exchanged where the aspects' sum says so; the
         pair's `gap` is the absolute sum of the margins over their root mean squares.
+
+    Raises:
+        InputError: If more than 40 % of the kept labels are reversed, and that is not accepted.
     """
     divergence = preference_divergence(margins)
     count = int(np.floor(share * len(divergence) + 1e-9))
@@ -102,7 +108,19 @@ def least_divergent(
         "divergence_kept_below": float(divergence[kept].max()) if count else None,
         "divergence_mean": float(divergence.mean()) if len(divergence) else None,
     }
-    for pair, keep, total in zip(pairs, kept, sums, strict=True):
+    rows = list(pairs) if isinstance(pairs, Iterator) else pairs
+    judged = zip(rows, kept, sums, strict=True)
+    account.reversal = reversal_of(
+        (pair, judgment_of_rewards(float(total), 0.0)) for pair, keep, total in judged if keep
+    )
+    check_reversal(account.reversal.as_dict(), accepted=accept_reversal, judge=judge_name)
+    return _kept(zip(rows, kept, sums, strict=True), judge_name=judge_name, account=account)
+
+
+def _kept(
+    judged: Iterable[tuple[Pair, Any, Any]], *, judge_name: str, account: Account
+) -> Iterator[Group]:
+    for pair, keep, total in judged:
         account.prompts += 1
         if not keep or total == 0:
             why = "that the aspects disagree about" if not keep else "whose aspects cancel out"

@@ -150,7 +150,12 @@ def _gaps(materials: Materials) -> Iterator[Group]:
 
 
 def _relabel(materials: Materials) -> Iterator[Group]:
-    return relabelled(materials.given_pairs, materials.who_judges, account=materials.account)
+    return relabelled(
+        materials.given_pairs,
+        materials.who_judges,
+        account=materials.account,
+        accept_reversal=materials.plan.recipe.accept_reversal,
+    )
 
 
 def _keep(materials: Materials) -> Iterator[Group]:
@@ -212,6 +217,7 @@ def _divergence(materials: Materials) -> Iterator[Group]:
         share=materials.plan.settings.share,
         judge_name=", ".join(f"{name}: {who.name}" for name, who in materials.aspects.items()),
         account=materials.account,
+        accept_reversal=materials.plan.recipe.accept_reversal,
     )
 
 
@@ -237,6 +243,14 @@ def _per_prompt(materials: Materials) -> Iterator[Group]:
             cure="name them as on_policy: (those that the measurement took as --on)",
         )
     own = {row.prompt_id: row for row in load_candidates(on_file)}
+    inner = Account()
+    off_groups = relabelled(  # first, since it may stop the build before anything is sampled
+        materials.given_pairs,
+        materials.who_judges,
+        account=inner,
+        accept_reversal=plan.recipe.accept_reversal,
+    )
+    account.reversal = inner.reversal
     if plan.settings.budget is not None:
         pairs = PairSet.of(whole_pairs(materials.given_pairs, Account()))  # counted below
         off = {row.prompt_id: row for row in pairs_to_candidates(pairs)}
@@ -251,7 +265,6 @@ def _per_prompt(materials: Materials) -> Iterator[Group]:
             account=account,
         )
         own |= {key: _joined(own.get(key), row) for key, row in more.items()}
-    inner = Account()
     on_groups = pairs_by_choice(
         rescored(own.values(), materials.who_judges),
         best_vs_worst,
@@ -259,7 +272,6 @@ def _per_prompt(materials: Materials) -> Iterator[Group]:
         account=inner,
         judge_name=materials.who_judges.name,
     )
-    off_groups = relabelled(materials.given_pairs, materials.who_judges, account=inner)
     yield from per_prompt_pairs(on_groups, off_groups, measured, account=account)
     account.skipped.update(inner.skipped)
     account.examples |= inner.examples

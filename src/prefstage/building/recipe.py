@@ -154,6 +154,8 @@ METHODS: dict[str, Method] = {
     "per-prompt": Method(PerPromptSettings, _PAIRS, judge="needed", policy="optional"),
 }
 
+_RELABELLING = ("relabel", "per-prompt", "preference-divergence")
+
 
 class Augmentation(Config):
     """Take each pair twice, with the score that is asked for in the prompt."""
@@ -176,6 +178,9 @@ class Recipe(ChatSettings):
         default=None, min_length=1, description="Only responses by these writers."
     )
     method: str | dict[str, Any] = Field(description="Its name, or {name: ..., settings ...}.")
+    accept_reversal: bool = Field(
+        default=False, description="Replace labels also where the judge reverses over 40 %."
+    )
     augment: Augmentation | None = Field(default=None, description="Reward-augmented pairs.")
     filters: Filters = Field(default=Filters(), description="What to leave out.")
     ties: Ties = Field(
@@ -294,8 +299,12 @@ def _check_effects(plan: Plan) -> None:
         "quarantine_file": recipe.on_bad_row == "error",
     }
     unread |= dict.fromkeys(("sampling", *_LOADING), recipe.policy is None)
+    unread["accept_reversal"] = plan.name not in _RELABELLING and (
+        recipe.candidates is None or recipe.judge is None or plan.method.policy != "none"
+    )
     for name, without_effect in unread.items():
-        if without_effect and name in recipe.model_fields_set and getattr(recipe, name) is not None:
+        unset = getattr(recipe, name) in (None, False)
+        if without_effect and name in recipe.model_fields_set and not unset:
             raise ConfigError.of(
                 saw=f"setting {name!r}, which has no effect in this recipe (method {plan.name})",
                 expected="settings that something reads",

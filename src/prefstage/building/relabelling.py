@@ -1,13 +1,17 @@
 """Pairs judged again: what a judge says of labels that others gave."""
 
-from collections.abc import Iterable, Iterator
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from prefstage.building.account import Account
 from prefstage.building.built import Built, Group
+from prefstage.building.reversal import Reversal, check_reversal
 from prefstage.building.whole import whole_pairs
 from prefstage.data.records import Pair
+from prefstage.judging.agreement import TIE_AGREEMENT
 from prefstage.judging.base import (
     UNDECIDED,
     Judge,
@@ -21,43 +25,76 @@ _PAIRS_AT_ONCE = 512
 _HALF = 0.5
 
 
-def relabelled(pairs: Iterable[Pair], judge: Judge, *, account: Account) -> Iterator[Group]:
+def relabelled(
+    pairs: Iterable[Pair], judge: Judge, *, account: Account, accept_reversal: bool = False
+) -> Iterator[Group]:
     """Let a judge say which response of each pair is the chosen one.
 
-    A pointwise judge's rewards become the scores; any other judge's P(chosen ≻ rejected) and
-    its complement do. Pairs that it finds equal, or gives no readable answer to, are left
-    out and counted. What raters said (`agreement`, `annotator`, `votes`) does not outlive their
-    labels; P(chosen ≻ rejected) of the judge takes its place.
+    All pairs are judged first, so that how often the labels are reversed is known before any
+    is replaced. A pointwise judge's rewards become the scores; any other judge's
+    P(chosen ≻ rejected) and its complement do. Pairs that it finds equal, or gives no readable
+    answer to, are left out and counted. What raters said (`agreement`, `annotator`, `votes`) does
+    not outlive their labels; P(chosen ≻ rejected) of the judge takes its place.
 
     Args:
-        pairs: The pairs as they are labelled.
+        pairs: The pairs as they are labelled; they are read twice.
         judge: Who labels them now.
-        account: Counts what was read, flipped and left out.
+        account: Counts what was read, flipped and left out; gets the `reversal`.
+        accept_reversal: Whether any share of reversed labels is accepted.
 
-    Yields:
+    Returns:
         Each pair by itself, with `label_flipped`.
+
+    Raises:
+        InputError: If more than 40 % of the labels are reversed, and that is not accepted.
 
     Source:
         arXiv:2508.10530, App. B.2: off-policy pairs are relabelled by the judge that labels
         the on-policy ones.
     """
-    rest = whole_pairs(pairs, account)
-    while chunk := list(islice(rest, _PAIRS_AT_ONCE)):
-        for pair, (judgment, scores) in zip(chunk, _judged(chunk, judge), strict=True):
-            account.prompts += 1
-            if judgment.status == "undecided" or judgment.probability == _HALF:
-                undecided = judgment.status == "undecided"
-                reason = (
-                    "without a readable judgment" if undecided else "that the judge finds equal"
-                )
-                account.skip(f"pair {reason}", pair.prompt_id)
-                continue
-            flip = judgment.probability < _HALF
-            account.add("labels_kept", int(not flip))
-            account.add("labels_flipped", int(flip))
-            account.pairs += 1
-            probability = judgment.probability
-            yield [_relabelled(pair, scores, probability, judge=judge.name)]
+    rows = list(pairs) if isinstance(pairs, Iterator) else pairs
+    scores = _scores(rows, judge)
+    verdicts = _Verdicts(scores, pointwise=isinstance(judge, PointwiseJudge))
+    account.reversal = _reversal(rows, verdicts)
+    check_reversal(account.reversal.as_dict(), accepted=accept_reversal, judge=judge.name)
+    return _groups(rows, verdicts, judge=judge.name, account=account)
+
+
+def measure_reversal(pairs: Iterable[Pair], judge: Judge) -> Reversal:
+    """Measure how often a judge reverses the labels of pairs.
+
+    Args:
+        pairs: The pairs as they are labelled.
+        judge: Who is asked.
+
+    Returns:
+        The counts, with the share and its interval.
+    """
+    rows = list(pairs) if isinstance(pairs, Iterator) else pairs
+    verdicts = _Verdicts(_scores(rows, judge), pointwise=isinstance(judge, PointwiseJudge))
+    return _reversal(rows, verdicts)
+
+
+def reversal_of(judged: Iterable[tuple[Pair, Judgment]]) -> Reversal:
+    """Count what judgments say of labels.
+
+    Args:
+        judged: Pairs and their judgments P(chosen ≻ rejected).
+
+    Returns:
+        The counts.
+    """
+    counts = dict.fromkeys(("kept", "reversed", "equal", "unreadable", "unlabelled"), 0)
+    for pair, judgment in judged:
+        if pair.agreement == TIE_AGREEMENT:
+            counts["unlabelled"] += 1
+        elif judgment.status == "undecided":
+            counts["unreadable"] += 1
+        elif judgment.probability == _HALF:
+            counts["equal"] += 1
+        else:
+            counts["reversed" if judgment.probability < _HALF else "kept"] += 1
+    return Reversal(**counts)
 
 
 def without_raters(pair: Pair) -> Pair:
@@ -118,14 +155,59 @@ def _judgments_of(pairs: list[Pair], judge: Judge) -> list[Judgment]:
     return [UNDECIDED if None in each else judgment_of_rewards(*each) for each in scores]  # type: ignore[arg-type]  # both known
 
 
-def _judged(pairs: list[Pair], judge: Judge) -> list[tuple[Judgment, tuple[float, float]]]:
-    comparisons = [comparison_of(pair) for pair in pairs]
-    if not isinstance(judge, PointwiseJudge):
-        found = compare_all(judge, comparisons)
-        return [(each, (each.probability, 1.0 - each.probability)) for each in found]
-    rewards = iter(score_all(judge, [(c.prompt, text) for c in comparisons for text in (c.a, c.b)]))
-    scores = [(next(rewards), next(rewards)) for _ in comparisons]
-    return [(judgment_of_rewards(*each), each) for each in scores]
+class _Verdicts:
+    """Two numbers a pair, so that a judge's word on millions of pairs fits into memory."""
+
+    def __init__(self, numbers: Sequence[float], *, pointwise: bool) -> None:
+        self._numbers = numbers
+        self._pointwise = pointwise
+
+    def __getitem__(self, place: int) -> tuple[Judgment, tuple[float, float]]:
+        """The judgment and the scores of a pair."""
+        first, second = self._numbers[2 * place], self._numbers[2 * place + 1]
+        if self._pointwise or math.isnan(first):  # NaN: no readable judgment
+            return judgment_of_rewards(first, second), (first, second)
+        return Judgment(first), (first, second)
+
+
+def _scores(pairs: Iterable[Pair], judge: Judge) -> "array[float]":
+    """Rewards of both sides, or P(chosen ≻ rejected) and its complement, pair after pair."""
+    numbers = array("d")
+    rest = whole_pairs(pairs, Account())  # counted where the pairs are read again
+    while chunk := list(islice(rest, _PAIRS_AT_ONCE)):
+        comparisons = [comparison_of(pair) for pair in chunk]
+        if isinstance(judge, PointwiseJudge):
+            texts = [(c.prompt, text) for c in comparisons for text in (c.a, c.b)]
+            numbers.extend(score_all(judge, texts))
+            continue
+        for judgment in compare_all(judge, comparisons):
+            readable = judgment.status == "decided"
+            p = judgment.probability if readable else math.nan
+            numbers.extend((p, 1.0 - p))
+    return numbers
+
+
+def _reversal(pairs: Iterable[Pair], verdicts: _Verdicts) -> Reversal:
+    rows = enumerate(whole_pairs(pairs, Account()))
+    return reversal_of((pair, verdicts[place][0]) for place, pair in rows)
+
+
+def _groups(
+    pairs: Iterable[Pair], verdicts: _Verdicts, *, judge: str, account: Account
+) -> Iterator[Group]:
+    for place, pair in enumerate(whole_pairs(pairs, account)):
+        judgment, scores = verdicts[place]
+        account.prompts += 1
+        if judgment.status == "undecided" or judgment.probability == _HALF:
+            undecided = judgment.status == "undecided"
+            reason = "without a readable judgment" if undecided else "that the judge finds equal"
+            account.skip(f"pair {reason}", pair.prompt_id)
+            continue
+        flip = judgment.probability < _HALF
+        account.add("labels_kept", int(not flip))
+        account.add("labels_flipped", int(flip))
+        account.pairs += 1
+        yield [_relabelled(pair, scores, judgment.probability, judge=judge)]
 
 
 def _relabelled(

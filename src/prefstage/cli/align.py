@@ -87,7 +87,7 @@ def _recipe_file(recipe: Path | None, out: Path, *, resume: bool) -> Path:
 def _planned(recipe: "Recipe", out: Path) -> Outcome:
     from dataclasses import asdict
 
-    from prefstage.aligning.planning import BASIS, plan_alignment, plan_table, planned_costs
+    from prefstage.aligning.planning import BASIS, plan_alignment, plan_told, planned_costs
 
     planned = plan_alignment(recipe, out=out)
     result = {
@@ -95,11 +95,11 @@ def _planned(recipe: "Recipe", out: Path) -> Outcome:
         "total": asdict(planned_costs(planned)),
         "basis": BASIS,
     }
-    return Outcome(f"{plan_table(planned)}\n\n{BASIS}", result)
+    return Outcome(plan_told(planned), result)
 
 
 def _told(aligned: "Aligned", out: Path) -> str:
-    from prefstage.aligning.results import table
+    from prefstage.aligning.results import reversals_told, table
 
     result = aligned.result
     counts = dict.fromkeys(("ran", "reused", "remade"), 0)
@@ -112,6 +112,7 @@ def _told(aligned: "Aligned", out: Path) -> str:
         "",
         table(result),
         "",
+        *reversals_told(result),
         f"ended: {result['stopped']}",
         f"steps: {told}",
         f"bought: {bought(result['costs'])}",

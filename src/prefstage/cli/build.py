@@ -36,6 +36,7 @@ def build(recipe: RecipeFile, *, out: OutOption = None, as_json: JsonOption = Fa
 
 
 def _told(built: "BuildResult") -> str:
+    from prefstage.building.reversal import reversal_told
     from prefstage.building.statistics import has_scores, quality_table
 
     result = built.result
@@ -46,6 +47,8 @@ def _told(built: "BuildResult") -> str:
     ]
     left_out = sorted(result["left_out"].items(), key=lambda each: -each[1])
     lines += [f"left out: {count} x {why}" for why, count in left_out]
+    if result["reversal"] is not None:
+        lines.append(reversal_told(result["reversal"]))
     figures = result["figures"].items()
     lines += [f"{name.replace('_', ' ')}: {_shown(value)}" for name, value in figures]
     for part, splits in result["parts"].items():

@@ -58,7 +58,7 @@ def _planned(grid: Any, out: Path) -> Outcome:
     from dataclasses import asdict
 
     from prefstage.aligning.experiment import plan_experiment
-    from prefstage.aligning.planning import BASIS, plan_table, planned_costs
+    from prefstage.aligning.planning import BASIS, plan_told, planned_costs
 
     planned = plan_experiment(grid, out=out)
     result = {
@@ -67,12 +67,12 @@ def _planned(grid: Any, out: Path) -> Outcome:
         "total": asdict(planned_costs(planned)),
         "basis": BASIS,
     }
-    told = f"{len(grid.cells)} cells, which share these steps:\n\n{plan_table(planned)}\n\n{BASIS}"
+    told = f"{len(grid.cells)} cells, which share these steps:\n\n{plan_told(planned)}"
     return Outcome(told, result)
 
 
 def _told(found: "Experiment", out: Path) -> str:
-    from prefstage.aligning.cells import bad_rows_told
+    from prefstage.aligning.cells import bad_rows_told, reversals_in_cells
 
     lines = [*found.tables.values()]
     for name, each in found.result["agreement"].items():
@@ -81,6 +81,7 @@ def _told(found: "Experiment", out: Path) -> str:
     lines.append(f"cells: {len(found.cells) - len(failed)} done, {len(failed)} failed")
     bad = bad_rows_told(found.result["cells"])
     lines += [f"put aside as bad: {bad}; see {out / 'cells'}/CELL/quarantine"] if bad else []
+    lines += reversals_in_cells(found.result["cells"])
     lines += [f"failed {each.cell}: {each.error}" for each in failed]
     return "\n".join(lines)
 

@@ -49,6 +49,8 @@ def train(
 
 
 def _told(trained: "Trained") -> str:
+    from prefstage.training.best import exported_told
+
     result = trained.result
     loss = " + ".join(
         term["name"] if term["weight"] == 1 else f"{term['weight']:g}*{term['name']}"
@@ -58,6 +60,8 @@ def _told(trained: "Trained") -> str:
         f"trained {result['policy']} by {loss} on {result['items']} {result['kind']}: "
         f"{result['steps']} steps, {_shown(result['epochs'])} epochs"
     ]
+    exported = exported_told(result)
+    lines += [] if exported is None else [f"exported: {exported}"]
     if result["first_loss"] is not None:
         lines.append(f"loss: {_shown(result['first_loss'])} to {_shown(result['last_loss'])}")
     told = {name: value for name, value in result["metrics"].items() if "dynamics/" not in name}

@@ -78,14 +78,18 @@ def read_training(folder: Path, *, iteration: int) -> Training:
     """
     history = folder / HISTORY
     lines = read_json(history)["history"] if history.is_file() else []
-    dynamics = _dynamics(folder / DYNAMICS) if (folder / DYNAMICS / ABOUT).is_file() else None
-    return Training(iteration, read_json(folder / RESULT), tuple(lines), dynamics)
+    result, place = read_json(folder / RESULT), folder / DYNAMICS
+    exported = result.get("exported_step", result["steps"])
+    dynamics = _dynamics(place, exported) if (place / ABOUT).is_file() else None
+    return Training(iteration, result, tuple(lines), dynamics)
 
 
-def _dynamics(folder: Path) -> Dynamics | None:
+def _dynamics(folder: Path, exported: int) -> Dynamics | None:
+    """Up to the model that was exported, or the last record before it."""
     about, table = read_json(folder / ABOUT), read_dynamics(folder)
+    table = table.filter(pc.less_equal(table["step"], exported))
     last = table.filter(pc.equal(table["step"], pc.max(table["step"])))
-    metrics = tuple(read_metrics(folder))
+    metrics = tuple(each for each in read_metrics(folder) if each["step"] <= exported)
     return Dynamics(float(about["beta"]), tuple(about["sets"]), metrics, last)
 
 

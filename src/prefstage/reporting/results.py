@@ -67,8 +67,8 @@ class Dynamics:
     Attributes:
         beta: β of losses and thresholds, 1/nats.
         sets: Names of the sets of pairs.
-        metrics: The aggregates of each recorded step.
-        last: A row a pair, at the last recorded step.
+        metrics: The aggregates of each recorded step, up to the model that was exported.
+        last: A row a pair, at the last of these steps.
     """
 
     beta: float

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefstage.aligning.results import reversals_told
 from prefstage.reporting import charts_loop as loop
 from prefstage.reporting.blocks import (
     Chart,
@@ -20,6 +21,7 @@ from prefstage.reporting.sections_pairs import (
     dynamics_section,
     pairs_section,
 )
+from prefstage.training.best import exported_told, steps_told
 
 _MINUTE_S, _HOUR_S = 60.0, 3600.0
 
@@ -203,9 +205,14 @@ def _iterations(runs: Sequence[Run]) -> Section:
         for part in ("training", "evaluation")
         for note in ((row[part] or {}).get("notes") or ())
     ]
+    notes += [f"{run.name}, {told}" for run in runs for told in _reversals(run)]
     text = "Each row is one turn of sample, judge, measure, choose, build, train, evaluate."
     tables = _tables("Iterations", head, rows)
     return Section("iterations", "Iterations", text, (), tables, tuple(notes))
+
+
+def _reversals(run: Run) -> list[str]:
+    return reversals_told({"iterations": run.iterations})
 
 
 def _iteration(row: Mapping[str, Any]) -> list[Any]:
@@ -218,7 +225,7 @@ def _iteration(row: Mapping[str, Any]) -> list[Any]:
         cells += [None, None]
     else:
         ends = [training["first_loss"], training["last_loss"]]
-        cells += [training["steps"], None if None in ends else " to ".join(map(shown, ends))]
+        cells += [steps_told(training), None if None in ends else " to ".join(map(shown, ends))]
     if evaluation is None:
         return [*cells, None, None]
     rate = f"{evaluation['win_rate']:.1f} % {between(evaluation['interval'], 1)}"
@@ -275,7 +282,9 @@ def _training(runs: Sequence[Run]) -> Section:
     rows = [
         [
             loop.label(run, each.iteration, runs),
-            *(each.result[name] for name in ("items", "epochs", "steps", "tokens")),
+            *(each.result[name] for name in ("items", "epochs")),
+            steps_told(each.result),
+            each.result["tokens"],
             *(each.result[name] for name in ("train_loss", "first_loss", "last_loss")),
         ]
         for run in runs
@@ -286,6 +295,12 @@ def _training(runs: Sequence[Run]) -> Section:
         for run in runs
         for each in run.trainings
         for note in each.result["notes"]
+    )
+    notes += tuple(
+        f"{loop.label(run, each.iteration, runs)}: exported: {told}"
+        for run in runs
+        for each in run.trainings
+        if (told := exported_told(each.result)) is not None
     )
     charts = _present(loop.losses(runs))
     return Section("training", "Training", "", charts, _tables("Trainings", head, rows), notes)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import importlib.util
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from prefstage.core.config import nearest
@@ -14,6 +16,8 @@ from prefstage.core.errors import ConfigError, MissingDependencyError
 _SHOWN_CHOICES = 8
 _USUAL = ("adamw_torch", "rmsprop", "sgd", "adafactor", "adamw_8bit", "linear", "cosine")
 """Named first where there are too many to name all."""
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 _AT_LEAST = {
     "per_device_train_batch_size": 1,
@@ -39,7 +43,12 @@ def check_arguments(args: Any) -> None:
         ConfigError: If a choice is none, or a number is out of range; the line names the
             nearest choice.
     """
-    from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+    from transformers.trainer_utils import (
+        HubStrategy,
+        IntervalStrategy,
+        SaveStrategy,
+        SchedulerType,
+    )
     from transformers.training_args import OptimizerNames
 
     choices: dict[str, type[Enum]] = {
@@ -48,12 +57,15 @@ def check_arguments(args: Any) -> None:
         "eval_strategy": IntervalStrategy,
         "logging_strategy": IntervalStrategy,
         "save_strategy": SaveStrategy,
+        "hub_strategy": HubStrategy,
     }
     for name, kind in choices.items():
         given = getattr(args, name)
         if given is not None and not isinstance(given, kind):
             _check_choice(name, str(given), [str(each.value) for each in kind])
     _check_deepspeed(args)
+    for name in ("accelerator_config", "fsdp_config"):
+        _check_file(name, getattr(args, name))
     for each in dataclasses.fields(args):
         _check_type(each.name, getattr(args, each.name), each.type)
     _check_type("learning_rate", args.learning_rate, float)  # transformers also lets text pass
@@ -87,6 +99,38 @@ def _check_deepspeed(args: Any) -> None:
             expected="deepspeed, which reads this setting",
             cure="pip install deepspeed, or remove the setting",
         )
+    _check_file("deepspeed", args.deepspeed)
+
+
+def _check_file(name: str, given: Any) -> None:
+    if isinstance(given, str) and not given.lstrip().startswith("{") and not Path(given).is_file():
+        raise ConfigError.of(
+            saw=f"{name}={given!r}, and no such file",
+            expected="a mapping, JSON, or a file with its settings",
+            cure="check the path",
+        )
+
+
+def plain_values(value: Any) -> Any:
+    """Numbers, true and false in place of texts that mean them: YAML 1.1 reads 5e-7 as text.
+
+    Args:
+        value: A setting; mappings and lists are gone through.
+
+    Returns:
+        The same without such texts.
+    """
+    if isinstance(value, Mapping):
+        return {name: plain_values(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [plain_values(each) for each in value]
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value.strip()):
+        return value
+    number = float(value)
+    whole = "." not in value and "e" not in value.lower()
+    return int(value) if whole else number
 
 
 @contextmanager
@@ -97,13 +141,13 @@ def told_as_settings() -> Iterator[None]:
         Nothing; the arguments are built inside.
 
     Raises:
-        ConfigError: For a ValueError of transformers.
+        ConfigError: For what transformers raises.
     """
     try:
         yield
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError, NotImplementedError, KeyError, OSError, ImportError) as error:
         raise ConfigError.of(
             saw=f"training arguments that do not go together: {' '.join(str(error).split())}",
             expected="what transformers.TrainingArguments takes",

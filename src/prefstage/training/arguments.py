@@ -1,5 +1,6 @@
 """The trainer's arguments: transformers' own, and what preference training adds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -7,19 +8,53 @@ from transformers import TrainingArguments
 
 from prefstage.core.errors import InputError
 from prefstage.data.records import Ties
-from prefstage.training.argument_checks import check_arguments, told_as_settings
+from prefstage.training.argument_checks import check_arguments, plain_values, told_as_settings
 
 LAYOUTS = ("auto", "tree", "flat")
 
 # Arguments of transformers that nothing reads here: values that change nothing, and the cure.
+_LOADING = "remove it: items are encoded before training, and no DataLoader is used"
+_EVALUATION = "remove it: evaluation takes log-probs alone, and is divided by token_budget"
 _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "auto_find_batch_size": ((False,), "set token_budget, which decides how much memory is used"),
     "dataloader_drop_last": ((False,), "remove it: a short last step is trained on"),
+    **dict.fromkeys(
+        ("dataloader_num_workers", "dataloader_persistent_workers"), ((0, False), _LOADING)
+    ),
+    **dict.fromkeys(
+        ("dataloader_prefetch_factor", "dataloader_multiprocessing_context"), ((None,), _LOADING)
+    ),
+    "dataloader_in_order": ((True,), _LOADING),
+    "remove_unused_columns": ((True,), _LOADING),
+    "label_names": ((None, []), _LOADING),
+    "length_column_name": (("length",), _LOADING),
+    "batch_eval_metrics": ((False,), _EVALUATION),
+    "include_for_metrics": (([],), _EVALUATION),
+    "prediction_loss_only": ((False,), _EVALUATION),
+    "eval_accumulation_steps": ((None,), _EVALUATION),
+    "eval_do_concat_batches": ((True,), _EVALUATION),
+    "eval_use_gather_object": ((False,), _EVALUATION),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), ((False,), _EVALUATION)),
+    "average_tokens_across_devices": ((True,), "remove it: a loss is a mean over all processes"),
+    "torch_empty_cache_steps": ((None,), "set token_budget, which decides how much memory is used"),
+    "use_liger_kernel": (
+        (False,),
+        "remove it: layers and head are fused without it, and no logits are held",
+    ),
+    "liger_kernel_config": ((None,), "remove it, as use_liger_kernel"),
     "label_smoothing_factor": ((0, 0.0), "set the loss's own label smoothing"),
     "train_sampling_strategy": (
         ("random", "sequential"),
         "remove it: micro-batches are balanced by tokens in any order",
     ),
+}
+
+# Arguments of transformers that would have another effect than they are meant to have.
+_UNFIT = {
+    "parallelism_config": "processes that share a layer or a sequence, where they share a step",
+    "neftune_noise_alpha": "noise by the length of a sequence, where several share one row",
+    "torch_compile": "a compiled forward pass, which cannot hold tensors of changing shapes and "
+    "hooks on weights",
 }
 
 
@@ -98,6 +133,11 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
 
     def __post_init__(self) -> None:
         """Fold accumulation into the batch size, and check what is ours."""
+        for name in (*self._VALID_DICT_FIELDS, "optim_args"):
+            setattr(self, name, plain_values(getattr(self, name)))
+        pairs: Any = getattr(self, "optim_args")  # noqa: B009 - untyped
+        if isinstance(pairs, Mapping):
+            self.optim_args = ",".join(f"{name}={each}" for name, each in pairs.items())
         check_arguments(self)
         with told_as_settings():
             super().__post_init__()
@@ -117,6 +157,13 @@ def _check_effects(args: "PreferenceArguments") -> None:
                 saw=f"{name}={given!r}, which has no effect here",
                 expected=" or ".join(map(repr, neutral)),
                 cure=cure,
+            )
+    for name, what in _UNFIT.items():
+        if getattr(args, name, None):
+            raise InputError.of(
+                saw=f"{name}={getattr(args, name)!r}",
+                expected=f"a setting that fits this trainer; it means {what}",
+                cure=f"remove {name}",
             )
     for name, allowed in (("layout", LAYOUTS), ("ties", get_args(Ties))):
         given = getattr(args, name)

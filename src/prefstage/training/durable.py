@@ -25,6 +25,7 @@ from prefstage.training.checkpoints import (
     recover,
     rotate_checkpoints,
     staged_folder,
+    step_of,
     verify_checkpoint,
 )
 from prefstage.training.faults import (
@@ -67,7 +68,8 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
     random numbers, and every logged loss.
 
     Subclasses add what their weights depend on in `run_settings`, and what else must survive
-    in `run_state` and `restore_run_state`.
+    in `run_state` and `restore_run_state`. `best_step` is the step of the best checkpoint, once
+    `load_best_model_at_end` has loaded it.
     """
 
     args: Any
@@ -81,6 +83,7 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         self._staging: Path | None = None
         self._settings: dict[str, Any] | None = None
         self._resumed: Path | None = None
+        self.best_step: int | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_LoopKeeper(self))
 
@@ -136,7 +139,7 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         """
         if self.args.should_save:  # others may not hold the weights
             self._settings = self.run_settings()
-        self._resumed = self._checkpoint_named(resume_from_checkpoint)
+        self._resumed, self.best_step = self._checkpoint_named(resume_from_checkpoint), None
         before = self.args.eval_on_start
         self.args.eval_on_start = before and self._resumed is None
         try:
@@ -287,6 +290,13 @@ class DurableTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         """As the base class; a metric that is none is told with those that are."""
         check_metric(self.args.metric_for_best_model, metrics)
         return bool(super()._determine_best_metric(metrics, trial))
+
+    def _load_best_model(self) -> None:
+        """As the base class, and remember whose weights they are."""
+        super()._load_best_model()
+        best = Path(self.state.best_model_checkpoint)
+        # not the step of the best metric: evaluations may come oftener than checkpoints
+        self.best_step = step_of(best) if best.is_dir() else None
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As the base class, but only once the checkpoint has its name."""

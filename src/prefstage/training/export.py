@@ -12,6 +12,7 @@ import yaml
 
 from prefstage.core.files import write_text
 from prefstage.losses import get_loss
+from prefstage.training.best import best_checkpoint, exported_step, exported_told, metrics_at
 from prefstage.training.items import ItemSet
 from prefstage.training.model_card import CardFacts, DataFacts, LossFacts, model_card
 from prefstage.training.run_settings import package_versions
@@ -179,6 +180,7 @@ def resolved_config(trainer: Any) -> dict[str, Any]:
         "provenance": dict(trainer.provenance),
         "arguments": arguments,
         "settings": trainer.settings_of_run,
+        "exported_step": exported_step(trainer),
         "versions": package_versions(),
     }
 
@@ -196,7 +198,8 @@ def card_facts(trainer: Any, **told: Any) -> CardFacts:
     base, on_hub = _base(trainer)
     history = trainer.state.log_history
     evaluated = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
-    steps = sorted({entry["step"] for entry in evaluated})
+    exported = exported_step(trainer)
+    steps = sorted({entry["step"] for entry in evaluated if entry["step"] <= exported})
     losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
     adapters = getattr(trainer.model, "peft_config", {})
     kinds = [str(getattr(each.peft_type, "value", each.peft_type)) for each in adapters.values()]
@@ -214,26 +217,21 @@ def card_facts(trainer: Any, **told: Any) -> CardFacts:
         provenance=trainer.provenance,
         arguments=_changed(trainer.args),
         steps=trainer.state.global_step,
+        exported=exported_told(
+            {"steps": trainer.state.global_step, "best": best_checkpoint(trainer)}
+        )
+        if trainer.best_step is not None
+        else None,
         epochs=float(trainer.state.epoch or 0),
-        before=_metrics_at(evaluated, steps[0]) if steps else {},
+        before=metrics_at(evaluated, steps[0]) if steps else {},
         before_step=steps[0] if steps else 0,
-        after=_metrics_at(evaluated, steps[-1]) if steps[1:] else {},
+        after=metrics_at(evaluated, steps[-1]) if steps else {},
         after_step=steps[-1] if steps else 0,
         train_loss=losses[-1] if losses else None,
         versions=package_versions(),
+        notes=tuple(trainer.notes),
     )
     return dataclasses.replace(found, **told)
-
-
-def _metrics_at(entries: list[dict[str, float]], step: int) -> dict[str, float]:
-    clocks = ("runtime", "per_second")
-    return {
-        name: value
-        for entry in entries
-        if entry["step"] == step
-        for name, value in entry.items()
-        if name.startswith("eval_") and not name.endswith(clocks)
-    }
 
 
 def _loss(resolved: Mapping[str, Any]) -> LossFacts:

@@ -78,6 +78,7 @@ class CardFacts:
         arguments: Training arguments that differ from their defaults.
         steps: Optimiser steps done.
         epochs: Passes over the data.
+        exported: Which of them this model is, and why, if not the last.
         before: Evaluation metrics at the first evaluation, by name.
         before_step: Optimiser step of it.
         after: Those of the model as it is, or at the last evaluation.
@@ -86,6 +87,7 @@ class CardFacts:
         versions: Of the packages.
         language: Of the model, as the Hub writes it.
         tags: Further tags.
+        notes: What else a reader should know.
     """
 
     name: str
@@ -100,6 +102,7 @@ class CardFacts:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 0
     epochs: float = 0.0
+    exported: str | None = None
     before: Mapping[str, float] = field(default_factory=dict)
     before_step: int = 0
     after: Mapping[str, float] = field(default_factory=dict)
@@ -108,6 +111,7 @@ class CardFacts:
     versions: Mapping[str, str | None] = field(default_factory=dict)
     language: str | list[str] | None = None
     tags: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def model_card(facts: CardFacts) -> str:
@@ -123,6 +127,7 @@ def model_card(facts: CardFacts) -> str:
     what = f"the adapter ({facts.adapter})" if facts.adapter else "the model"
     begun = f"This is {what} that prefstage trained from {_link(facts.base, facts.base_on_hub)}"
     lead = f"{begun}, {facts.steps:,} optimiser steps ({facts.epochs:g} epochs) by {_sum(facts)}."
+    lead += f" It is {facts.exported}." if facts.exported else ""
     sections = [
         f"---\n{_front_matter(facts)}\n---",
         title,
@@ -131,6 +136,7 @@ def model_card(facts: CardFacts) -> str:
         _data(facts),
         _loss(facts),
         _results(facts),
+        "\n".join(f"Note: {note}." for note in facts.notes),
         _table("Training arguments", ("argument", "value"), _arguments(facts)),
         _table("Versions", ("package", "version"), _versions(facts)),
         _citations(facts),
@@ -233,6 +239,8 @@ def _results(facts: CardFacts) -> str:
         return "" if loss is None else f"## Results\n\nMean training loss: {loss:.6g}."
     rows = [(f"`{n}`", f"{facts.before[n]:.4g}", f"{facts.after[n]:.4g}") for n in names]
     heads = ("metric", f"step {facts.before_step}", f"step {facts.after_step}")
+    if facts.before_step == facts.after_step:
+        return _table("Results", heads[:2], [row[:2] for row in rows])
     return _table("Results", heads, rows)
 
 

@@ -1,10 +1,14 @@
 """Recipes: a training from one YAML file, `prefstage train`'s configuration."""
 
 import dataclasses
+import logging
+import os
 import typing
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -16,6 +20,10 @@ from prefstage.data.chat_settings import CHAT_SETTINGS, ChatSettings
 from prefstage.data.records import Ties
 from prefstage.sampling.base import SamplingConfig
 
+if TYPE_CHECKING:
+    from prefstage.training.arguments import PreferenceArguments
+
+CHECKPOINTS = "checkpoints"
 UNNAMED = "eval"
 """Name of an evaluation set that stands alone: its metrics are `eval_loss` and so on."""
 
@@ -205,6 +213,100 @@ def argument_values(recipe: Recipe) -> dict[str, Any]:
     return {**given, **own}
 
 
+def training_arguments(recipe: Recipe, folder: Path) -> "PreferenceArguments":
+    """The training arguments of a recipe, in a run folder.
+
+    Args:
+        recipe: The recipe.
+        folder: Where checkpoints go, and references without a place of their own.
+
+    Returns:
+        The arguments, checked.
+
+    Raises:
+        ConfigError: As `argument_values` and `PreferenceArguments`.
+    """
+    from prefstage.training.arguments import PreferenceArguments
+
+    given = argument_values(recipe)
+    cache = given.pop("reference_cache") or str(folder / "references")
+    return PreferenceArguments(
+        **{
+            "disable_tqdm": True,
+            **given,
+            "output_dir": str(folder / CHECKPOINTS),
+            "reference_cache": cache,
+        }
+    )
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check what transformers makes of a recipe's training settings, before anything runs.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        ConfigError: If a setting is refused, has no effect, or needs an evaluation set that
+            is not there; one line.
+        MissingDependencyError: If a setting needs a package that is not installed.
+    """
+    from prefstage.training.setting_checks import check_settings, check_tf32
+
+    check_tf32(recipe.training.get("tf32"))
+    given = {name: each for name, each in recipe.training.items() if name != "tf32"}
+    with _no_traces():
+        args = training_arguments(recipe.model_copy(update={"training": given}), Path("unused"))
+        check_settings(args)
+    _check_evaluation(recipe, args)
+
+
+@contextmanager
+def _no_traces() -> Iterator[None]:
+    """What is tried only warns of nothing, and leaves the environment as it was (FSDP's do not)."""
+    before, log = dict(os.environ), logging.getLogger("transformers")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+        for name in {*os.environ} - {*before}:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _check_evaluation(recipe: Recipe, args: Any) -> None:
+    strategy, metric = str(args.eval_strategy.value), args.metric_for_best_model
+    asks = {
+        f"eval_strategy={strategy!r}": strategy != "no",
+        "eval_on_start=True": args.eval_on_start,
+    }
+    for setting in [name for name, asked in asks.items() if asked and not recipe.eval]:
+        raise ConfigError.of(
+            saw=f"training.{setting}, and no eval",
+            expected="a set to evaluate",
+            cure="set eval, or remove it",
+        )
+    if args.save_strategy.value == "best" and strategy == "no":
+        raise ConfigError.of(
+            saw="training.save_strategy='best' with eval_strategy='no'",
+            expected="evaluations, which say what is best",
+            cure="set eval_strategy and eval, or another save_strategy",
+        )
+    names = [f"eval_{name}_" for name in recipe.eval if set(recipe.eval) != {UNNAMED}]
+    wanted = f"eval_{(metric or '').removeprefix('eval_')}"
+    if metric and names and not wanted.startswith(tuple(names)):
+        raise ConfigError.of(
+            saw=f"metric_for_best_model={metric!r}",
+            expected=f"a metric of an evaluation set: {', '.join(f'{name}loss' for name in names)}"
+            " and so on",
+            cure="name the set in it",
+        )
+
+
 def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     """Read a recipe, with settings that win over it.
 
@@ -214,10 +316,11 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
             file writes in short (``data: pairs.jsonl`` and ``data.split``).
 
     Returns:
-        The recipe.
+        The recipe; what transformers makes of its training settings is checked too.
 
     Raises:
-        ConfigError: As `load_config`.
+        ConfigError: As `load_config` and `check_recipe`.
+        MissingDependencyError: As `check_recipe`.
     """
     whole = {key: value for key, value in overrides.items() if "." not in key}
     inner = {key: value for key, value in overrides.items() if "." in key}
@@ -225,6 +328,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     if inner:
         recipe = load_config(Recipe, recipe.model_dump(mode="json"), inner)
     check_online(recipe)
+    check_recipe(recipe)
     return recipe
 
 
@@ -301,9 +405,10 @@ def _as_typed(value: Any, annotation: Any) -> Any:
     if not isinstance(value, str):
         return value
     allowed = {annotation, *typing.get_args(annotation)}
-    if float not in allowed:
+    if not allowed & {float, int}:
         return value
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
         return value
+    return number if float in allowed else int(number) if number.is_integer() else value

@@ -29,15 +29,24 @@ from prefstage.data import load_tokenizer
 from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.arguments import PreferenceArguments
+from prefstage.training.best import best_checkpoint, exported_step, metrics_at, plain_metrics
 from prefstage.training.datasets import check_rows, load_data, load_for
 from prefstage.training.dynamics import DisplacementWarning, DynamicsCallback
 from prefstage.training.items import ItemSet, LoadedSet, left_out
 from prefstage.training.online import OnlinePreferenceTrainer
 from prefstage.training.policy import BASE, load_policy, merge_start
-from prefstage.training.recipe import UNNAMED, DataSettings, LoraSettings, Recipe, argument_values
+from prefstage.training.precision import PrecisionWarning
+from prefstage.training.recipe import (
+    UNNAMED,
+    DataSettings,
+    LoraSettings,
+    Recipe,
+    check_recipe,
+    training_arguments,
+)
 from prefstage.training.trainer import PreferenceTrainer
 
-MODEL, MERGED, CHECKPOINTS, DYNAMICS = "model", "merged", "checkpoints", "dynamics"
+MODEL, MERGED, DYNAMICS = "model", "merged", "dynamics"
 RESULT, HISTORY, RESOLVED = "train.json", "history.json", "config.yaml"
 
 
@@ -74,13 +83,8 @@ def train_recipe(recipe: Recipe, out: Path) -> Trained:
     """
     recipe = _dated(recipe, out)
     loss = parse_loss(recipe.loss)
-    arguments = argument_values(recipe)
-    cache = arguments.pop("reference_cache") or str(out / "references")
-    args = PreferenceArguments(
-        output_dir=str(out / CHECKPOINTS),
-        reference_cache=cache,
-        **{"disable_tqdm": True, **arguments},
-    )
+    check_recipe(recipe)
+    args = training_arguments(recipe, out)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading and saving weights
     data = load_set(recipe.data, loss)
@@ -273,27 +277,16 @@ def _told_warnings() -> Iterator[list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield told
-    ours = (DisplacementWarning, ScoringWarning)
+    ours = (DisplacementWarning, PrecisionWarning, ScoringWarning)
     told += dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, ours))
 
 
 def _final_metrics(trainer: PreferenceTrainer, *, evaluates: bool) -> dict[str, float]:
-    """The evaluation after the last step, made now if there was none."""
+    """The evaluation of the model that is exported, made now if there was none."""
     if not evaluates:
         return {}
-    step = trainer.state.global_step
-    if not any(
-        entry["step"] == step and any(name.startswith("eval_") for name in entry)
-        for entry in trainer.state.log_history
-    ):
-        trainer.evaluate()
-    return {
-        name: value
-        for entry in trainer.state.log_history
-        if entry["step"] == step
-        for name, value in entry.items()
-        if name.startswith("eval_") and not name.endswith(("runtime", "per_second"))
-    }
+    known = metrics_at(trainer.state.log_history, exported_step(trainer))
+    return known or plain_metrics(trainer.evaluate())
 
 
 def _save_merged(trainer: PreferenceTrainer, folder: Path) -> None:
@@ -309,8 +302,8 @@ def _result(
     sets: Mapping[str, LoadedSet],
     metrics: Mapping[str, float],
 ) -> dict[str, Any]:
-    history = trainer.state.log_history
-    losses = [entry["loss"] for entry in history if "loss" in entry]
+    history, exported = trainer.state.log_history, exported_step(trainer)
+    losses = [each["loss"] for each in history if "loss" in each and each["step"] <= exported]
     items = _item_sets(trainer)
     found: dict[str, Any] = {
         "policy": recipe.policy,
@@ -318,6 +311,7 @@ def _result(
         "items": len(trainer.train_dataset),
         "kind": trainer.train_dataset.kind,
         "steps": trainer.state.global_step,
+        "exported_step": exported,
         "epochs": trainer.state.epoch,
         "tokens": trainer.state.num_input_tokens_seen,
         "train_loss": next((e["train_loss"] for e in history if "train_loss" in e), None),
@@ -325,6 +319,7 @@ def _result(
         "last_loss": losses[-1] if losses else None,
         "metrics": dict(metrics),
         "counts": dict(trainer.train_dataset.counts),
+        "best": best_checkpoint(trainer),
         "notes": [
             f"{name}: {note}"
             for name, each in sets.items()

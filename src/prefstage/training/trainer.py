@@ -40,7 +40,9 @@ from prefstage.training.policy import (
     prepare_policy,
     source_of,
 )
+from prefstage.training.precision import warn_of_precision
 from prefstage.training.reference import START, References
+from prefstage.training.setting_checks import check_settings
 from prefstage.training.start import check_start, start_tolerance
 from prefstage.training.step import StepOutcome, StepRunner
 
@@ -73,6 +75,7 @@ class PreferenceTrainer(DurableTrainer):
         last_step: What the last optimiser step found, before its update.
         references: Reference log-probs of the sets.
         encoder: How texts become tokens.
+        notes: What the model card says besides figures.
         fresh_adapter: Whether a new adapter was made that changes nothing yet.
 
     Raises:
@@ -96,6 +99,7 @@ class PreferenceTrainer(DurableTrainer):
     ) -> None:
         args = args or PreferenceArguments(output_dir="prefstage_output")
         source = source_of(model)
+        check_settings(args, optimizer=optimizers[0] is None, scheduler=optimizers[1] is None)
         model = prepare_policy(model, peft_config, args)
         check_adapter_off(model, args.reference)
         processing_class = tokenizer_for(model, processing_class, source=source)
@@ -128,6 +132,7 @@ class PreferenceTrainer(DurableTrainer):
             optimizers=optimizers,
             **others,
         )
+        self.notes: list[str] = []
         self.fresh_adapter = peft_config is not None and adapter_is_identity(peft_config)
         self._means, self._speed, self._step_tokens = Means(), Speed(), 0
         self._set_up_scoring()
@@ -162,6 +167,7 @@ class PreferenceTrainer(DurableTrainer):
     @override
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **others: Any) -> Any:
         """As `DurableTrainer.train`, after making sure of the reference log-probs."""
+        warn_of_precision(self)
         self.compute_references()
         return super().train(resume_from_checkpoint, *args, **others)
 

@@ -1,0 +1,74 @@
+"""What a dry run knows of the labels that a judge would replace; it asks the judge nothing."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefstage.aligning.inputs import Inputs
+from prefstage.aligning.results import REVERSAL_SETTING
+from prefstage.building.account import Account
+from prefstage.building.relabelling import reversal_of
+from prefstage.building.reversal import REVERSAL_LIMIT, is_excessive, reversal_told
+from prefstage.building.whole import whole_pairs
+from prefstage.data.records import Pair
+from prefstage.judging.base import (
+    Comparison,
+    Judge,
+    Judgment,
+    PointwiseJudge,
+    judgment_of_rewards,
+)
+from prefstage.judging.running import comparison_of
+from prefstage.judging.store import JudgmentStore
+
+
+def planned_reversal(
+    built: Mapping[str, Any] | None, *, inputs: Inputs, judge: Judge, store: Path
+) -> str:
+    """Say how often a judge reverses labels, as far as that was bought before.
+
+    Args:
+        built: What the step found that replaced the labels, as of `Reversal.as_dict`; None
+            if it has not run.
+        inputs: The recipe's data.
+        judge: Who would be asked.
+        store: The run's judgments; need not exist.
+
+    Returns:
+        The figure, of all pairs or of those judged so far, and what follows from it; or that
+        it will be measured.
+    """
+    accepted = inputs.recipe.build.accept_reversal
+    rule = (
+        f"accepted whatever it is ({REVERSAL_SETTING})"
+        if accepted
+        else f"above {100 * REVERSAL_LIMIT:.0f} % the run stops before it trains, unless "
+        f"{REVERSAL_SETTING} is true"
+    )
+    found, seen = built, ""
+    if found is None and store.exists():
+        found = reversal_of(_known(inputs, judge, store)).as_dict()
+        judged = sum(found[name] for name in ("kept", "reversed", "equal", "unreadable"))
+        seen = f"of {judged} of {len(inputs.off_pairs)} pairs judged so far, "
+    if found is None or found["share"] is None:
+        return f"how often the judge reverses labels is measured before it replaces them; {rule}"
+    if is_excessive(found) and not accepted and not seen:
+        rule = f"the run stops here before it trains; set {REVERSAL_SETTING}: true to go on"
+    return f"{seen}{reversal_told(found)}; {rule}"
+
+
+def _known(inputs: Inputs, judge: Judge, path: Path) -> Iterator[tuple[Pair, Judgment]]:
+    with JudgmentStore(path) as store:
+        for pair in whole_pairs(inputs.off_pairs, Account()):
+            known = _lookup(store, judge, comparison_of(pair))
+            if known is not None:
+                yield pair, known
+
+
+def _lookup(store: JudgmentStore, judge: Judge, asked: Comparison) -> Judgment | None:
+    """A judgment that is on file; a judge that is paid by the reply has none but replies."""
+    if not isinstance(judge, PointwiseJudge):
+        return store.get_judgment(judge.fingerprint, asked)
+    rewards = [store.get_reward(judge.fingerprint, asked.prompt, t) for t in (asked.a, asked.b)]
+    first, second = rewards
+    return None if first is None or second is None else judgment_of_rewards(first, second)
