@@ -1,5 +1,6 @@
 """What is wrong with one row, and the account of a whole load."""
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,28 @@ class BadRow:
 
 
 @dataclass
+class RowPlaces:
+    """Where the rows that were kept stand in their files: a few bytes a row.
+
+    Attributes:
+        files: Names of the files, in the order in which they were read.
+        file_of: Place in `files` of each row's.
+        numbers: Each row's number in its file.
+    """
+
+    files: list[str] = field(default_factory=list)
+    file_of: "array[int]" = field(default_factory=lambda: array("L"))
+    numbers: "array[int]" = field(default_factory=lambda: array("Q"))
+
+    def add(self, file: str, number: int) -> None:
+        """Note the place of the next row that is kept."""
+        if not self.files or self.files[-1] != file:
+            self.files.append(file)
+        self.file_of.append(len(self.files) - 1)
+        self.numbers.append(number)
+
+
+@dataclass
 class LoadReport:
     """What a load did, for people and for run manifests.
 
@@ -60,6 +83,7 @@ class LoadReport:
         ties: Pairs kept with agreement ½.
         unused_columns: Columns of the source that no row was read from.
         notes: What else a reader should know (how labels were read, duplicate prompts...).
+        places: Where the rows that were kept stand in their files.
     """
 
     source: str
@@ -71,6 +95,23 @@ class LoadReport:
     ties: int = 0
     unused_columns: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    places: RowPlaces = field(default_factory=RowPlaces, repr=False, compare=False)
+
+    def place_of(self, index: int, rows: int) -> tuple[str, int]:
+        """Where a row of the set stands in its file.
+
+        Args:
+            index: Of the row in the set.
+            rows: How many the set has.
+
+        Returns:
+            File and row number; where rows were joined while loading, the source and the place
+            in the set, from 1.
+        """
+        if len(self.places.numbers) != rows:
+            return self.source, index + 1
+        places = self.places
+        return places.files[places.file_of[index]], places.numbers[index]
 
     def __str__(self) -> str:
         """A few lines for a terminal."""

@@ -92,6 +92,7 @@ class Reading:
                     bad.add(row, fault)
                     continue
                 report.rows_kept += 1
+                report.places.add(row.file, row.number)
                 report.ties += tie
                 yield record
             bad.finish(report)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.data.chat_formats import CHAT_FORMATS
+from prefstage.data.faults import RowFault
 from prefstage.data.records import SAMPLED, Message
 
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -27,17 +28,27 @@ class RenderingError(ModelError):
     """A chat template cannot render a row as it stands.
 
     Attributes:
-        field: Where in the row: "prompt[1].content", "responses[0].tool_calls".
+        fault: What is wrong with the row, and in which field of it: "prompt[1].content",
+            "responses[0].tool_calls".
     """
 
-    field: str = ""
+    fault: RowFault
 
     @classmethod
     def at(cls, field: str, *, saw: str, expected: str, cure: str) -> "RenderingError":
         """As `of`, with the field named in the message."""
         error = cls.of(saw=f"{field}: {saw}", expected=expected, cure=cure)
-        error.field = field
+        error.fault = RowFault(field, saw=saw, expected=expected, cure=cure)
         return error
+
+    def within(self, row: str) -> "RenderingError":
+        """The same error, with the row named in the message."""
+        fault = self.fault
+        made = RenderingError.of(
+            saw=f"{row}, {fault.field}: {fault.saw}", expected=fault.expected, cure=fault.cure
+        )
+        made.fault = fault
+        return made
 
 
 class ChatTemplate:
@@ -94,7 +105,8 @@ class ChatTemplate:
         except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
             reason = str(error).strip() or type(error).__name__
             roles = ", ".join(str(message["role"]) for message in messages)
-            raise RenderingError.of(
+            raise RenderingError.at(
+                "conversation",
                 saw=f"turns {roles}, which the chat template refuses ({reason})",
                 expected="a conversation that the model's template can render",
                 cure="mend or remove the row (on_bad_row: quarantine sets it aside), or name a "

@@ -14,6 +14,9 @@ from prefstage.core.hashing import digest
 from prefstage.core.vocabulary import check_token_ids, embedding_rows, ids_without_token
 from prefstage.core.weights import weights_fingerprint
 from prefstage.data import ResponseEncoder, load_tokenizer
+from prefstage.data.faults import show
+from prefstage.data.records import Prompt
+from prefstage.data.rendering import RenderingError
 from prefstage.sampling.base import (
     Sample,
     SampleRequest,
@@ -202,7 +205,7 @@ class TransformersSampler:
     def _prompts(self, requests: Sequence[SampleRequest]) -> dict[str, tuple[int, ...]]:
         """Tokens of each prompt, once, all of them within the context."""
         wanted = {request.prompt_id: request.prompt for request in requests}
-        prompts = {name: self.encoder.prompt_ids(prompt) for name, prompt in wanted.items()}
+        prompts = {name: self._prompt_ids(name, prompt) for name, prompt in wanted.items()}
         rows, tokenizer = embedding_rows(self.model), self.encoder.tokenizer
         for name, ids in prompts.items():
             check_token_ids(ids, rows, where=f"prompt {name}", tokenizer=tokenizer)
@@ -217,6 +220,13 @@ class TransformersSampler:
                 cure="set max_prompt_tokens to keep their ends, or remove them",
             )
         return prompts
+
+    def _prompt_ids(self, name: str, prompt: Prompt) -> tuple[int, ...]:
+        try:
+            return self.encoder.prompt_ids(prompt)
+        except RenderingError as error:
+            text = str(prompt[-1].get("content") or "")
+            raise error.within(f"prompt {name} ({show(text)})") from None
 
     def _room(self, prompt_ids: tuple[int, ...]) -> int:
         context = _context(self.model)

@@ -21,7 +21,9 @@ from prefstage.data import (
     UnpairedSet,
 )
 from prefstage.data.records import TIE, Ties
+from prefstage.data.rendering import RenderingError
 from prefstage.data.same_tokens import CAUSES, cause_of, encode_noting_cuts
+from prefstage.training.refused import RefusedRows
 
 ItemKind = Literal["pairs", "groups", "unpaired", "responses"]
 LoadedSet = PairSet | CandidateSet | UnpairedSet | ConversationSet
@@ -29,6 +31,7 @@ LoadedSet = PairSet | CandidateSet | UnpairedSet | ConversationSet
 _FEWEST_OF_A_GROUP = 2
 
 LEFT_OUT = {
+    "rows_refused": "rows that the chat template cannot render set aside in the quarantine file",
     "ties_left_out": "ties left out (ties: keep trains on them)",
     "tie_votes_left_out": "votes for neither response left out",
     "without_preference_left_out": "pairs without a preference left out",
@@ -119,17 +122,25 @@ def encode_items(
         The items, with what encoding this dataset did.
 
     Raises:
-        DataError: If no row is left.
-        ModelError: If the chat template refuses a prompt.
+        DataError: If no row is left, or the chat template cannot render one and the data's
+            `on_bad_row` sets none aside.
     """
     before = asdict(encoder.counts)
     kind, items_of = _ENCODINGS[type(dataset)]
     work = _Encoding(encoder, ties, by_vote)
-    items = tuple(item for index, row in enumerate(dataset) for item in items_of(index, row, work))
+    refused = RefusedRows(dataset)
+    made = list[TrainingItem]()
+    for index, row in enumerate(dataset):
+        try:
+            made += items_of(index, row, work)
+        except RenderingError as error:
+            refused.add(index, row, error)
+    refused.finish()
+    items = tuple(made)
     if isinstance(dataset, UnpairedSet):
         items = _without_contradictions(items, dataset, work)
     counts = {name: count - before[name] for name, count in asdict(encoder.counts).items()}
-    counts |= work.counts
+    counts |= work.counts | ({"rows_refused": refused.count} if refused.count else {})
     if isinstance(dataset, UnpairedSet | ConversationSet) and dataset.report.ties:
         counts["ties_left_out"] = dataset.report.ties
     if by_vote and kind == "pairs":
