@@ -111,6 +111,41 @@ BAD_ROWS: list[tuple[str, list[Any], list[str]]] = [
         ["'prompt[0].content'", "image", "images and audio are not supported"],
     ),
     (
+        "a picture beside its sign",
+        changed({**GOOD, "images": []}, prompt="<image> What?", images=["a.png"]),
+        ["'images'", "<image> in the text", "text alone", "remove the rows with pictures"],
+    ),
+    (
+        "messages as Python's text",
+        changed(GOOD, prompt="[{'role': 'user', 'content': 'Why?'}]"),
+        ["'prompt'", "text that is no JSON", "their JSON text", "json.dumps(messages)"],
+    ),
+    (
+        "cut JSON of messages",
+        changed(GOOD, chosen='[{"role": "assistant", "content": "Go'),
+        ["'chosen'", "text that is no JSON", "json.dumps(messages)"],
+    ),
+    (
+        "a key twice in JSON text",
+        changed(GOOD, prompt='[{"role": "user", "content": "a", "content": "b"}]'),
+        ["'prompt'", "the key 'content' twice", "rename or remove"],
+    ),
+    (
+        "two system prompts",
+        changed({**GOOD, "system": "s"}, system_prompt="t"),
+        ["'system_prompt'", "'t' beside 's' in system", "empty one of the columns"],
+    ),
+    (
+        "an annotator that is no name",
+        changed({**GOOD, "annotator": "a"}, annotator=["a"]),
+        ["'annotator'", "list ['a']", "name or number"],
+    ),
+    (
+        "votes without annotators",
+        changed({**GOOD, "votes": []}, votes=[1, 0]),
+        ["'votes'", "list [1, 0]", "{annotator, preference}"],
+    ),
+    (
         "a message that is text",
         changed({"prompt": ASKED, "chosen": ANSWER, "rejected": OTHER}, prompt=[*ASKED, "Why?"]),
         ["'prompt[1]'", "'Why?'", "a message {role, content}"],
