@@ -342,7 +342,7 @@ def _sizes(chain: Chain, inputs: Inputs) -> _Sizes:
     rows = inputs.prompts
     off = rows if chain.recipe.off_policy is None else inputs.off_policy
     encoder = ResponseEncoder(load_tokenizer(chain.recipe.policy), **chain.recipe.encoding)
-    trees = [encoder.encode(row.prompt, row.responses) for row in islice(off, _ROWS_LOOKED_AT)]
+    trees = [encoder.encode(row.prompt, row.messages()) for row in islice(off, _ROWS_LOOKED_AT)]
     lengths = [len(ids) for tree in trees for ids in tree.response_ids]
     limit = float(chain.own_sampling.max_new_tokens)
     return _Sizes(

@@ -173,8 +173,8 @@ def _pair(candidates: Candidates) -> Pair:
     return Pair(
         prompt_id=candidates.prompt_id,
         prompt=candidates.prompt,
-        chosen=({"role": "assistant", "content": texts[chosen]},),
-        rejected=({"role": "assistant", "content": texts[rejected]},),
+        chosen=(candidates.message(chosen),),
+        rejected=(candidates.message(rejected),),
         score_chosen=candidates.scores[chosen],
         score_rejected=candidates.scores[rejected],
         source_chosen=candidates.sources[chosen],
