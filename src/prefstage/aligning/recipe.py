@@ -250,9 +250,10 @@ def load_recipe(
             expected="a new adapter on a whole model, or an adapter that is trained on",
             cure="leave train.lora out, or merge the adapter into its model first",
         )
-    check_recipe(settings)
+    here = recipe.launch is None
+    check_recipe(settings, here=here)
     if recipe.sft is not None:
-        check_recipe(sft_settings(recipe, policy="policy"))
+        check_recipe(sft_settings(recipe, policy="policy"), here=here)
     return recipe
 
 
