@@ -129,6 +129,8 @@ def test_an_experiment_reports_the_cell_that_is_refused(world: Path, tmp_path: P
     assert "12 of 12 labels reversed" in done.stdout
     assert "0 of 12 labels reversed by the judge: 0.0 %" in done.stdout
     assert "(in 1 of 1 cells)" in done.stdout
+    page = write_report(tmp_path / "run", out=tmp_path / "page.html").read_text("utf-8")
+    assert "iteration 1: 0 of 12 labels reversed by the judge: 0.0 %" in page
 
 
 def typed(folder: Path, given: dict[str, Any], *words: str) -> Result:

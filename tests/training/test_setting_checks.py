@@ -267,3 +267,15 @@ def test_a_best_metric_names_its_set(tmp_path: Path) -> None:
         load_recipe(file, {})
     for name in ("held_loss", "eval_held_rewards/margins"):
         load_recipe(file, {"training.metric_for_best_model": name})
+
+
+def test_what_a_launcher_starts_may_have_other_devices() -> None:
+    train = {"training": {"bf16": True, "tf32": True}}
+    given = {"policy": "p", "off_policy": "d", "judge": "none:judge", "train": train}
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError):
+            load_alignment(given)
+    load_alignment({**given, "launch": "srun accelerate launch"})
+    train["training"]["optim"] = "lomo"
+    with pytest.raises(MissingDependencyError):
+        load_alignment({**given, "launch": "srun accelerate launch"})

@@ -12,8 +12,8 @@ from prefstage.aligning.keeping import Kept, opened
 from prefstage.aligning.recipe import Recipe, load_recipe, sft_settings, train_settings
 from prefstage.aligning.results import (
     RESULT,
-    REVERSAL_SETTING,
     Budget,
+    accepted_reversal,
     iteration_result,
     total_costs,
 )
@@ -31,7 +31,6 @@ from prefstage.aligning.work import (
 )
 from prefstage.building.build import RESULT as BUILT
 from prefstage.building.recipe import METHODS
-from prefstage.building.reversal import check_reversal
 from prefstage.core.config import write_config
 from prefstage.core.files import write_json
 from prefstage.core.runs import RunFolder
@@ -266,14 +265,8 @@ class Loop:
         step = self.chain.build("off", rule, policy)
         data = {kind: self.chain.off_policy, **self.inputs.aside("off_policy")}
         self._build(step, data)
-        self._reversal = _read(self.steps.path(step) / BUILT)["reversal"]
-        if self._reversal is not None:
-            check_reversal(
-                self._reversal,
-                accepted=self.recipe.build.accept_reversal,
-                judge=self.kept.judge.name,
-                setting=REVERSAL_SETTING,
-            )
+        built = _read(self.steps.path(step) / BUILT)
+        self._reversal = accepted_reversal(built, self.recipe.build)
         return step
 
     def _off_takes_pairs(self) -> bool:

@@ -244,9 +244,10 @@ def load_recipe(
         given = Path(source) if isinstance(source, str) else source
         recipe = load_config(Recipe, given, overrides)
     settings = train_settings(recipe, policy="policy", data="data")
-    check_recipe(settings)
+    here = recipe.launch is None
+    check_recipe(settings, here=here)
     if recipe.sft is not None:
-        check_recipe(sft_settings(recipe, policy="policy"))
+        check_recipe(sft_settings(recipe, policy="policy"), here=here)
     return recipe
 
 

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from prefstage.aligning.recipe import StopRules
+from prefstage.aligning.recipe import BuildSettings, StopRules
 from prefstage.aligning.steps import MANIFEST, Step, Steps
-from prefstage.building.reversal import reversal_told
+from prefstage.building.reversal import check_reversal, reversal_told
 from prefstage.training.best import exported_told, steps_told
 
 RESULT = "align.json"
@@ -107,6 +107,26 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     lines += [_row(each) for each in result["iterations"]]
     return "\n".join(lines)
+
+
+def accepted_reversal(built: Mapping[str, Any], settings: BuildSettings) -> dict[str, Any] | None:
+    """What a judge says of the labels that it replaced, if that may be trained on.
+
+    Args:
+        built: As in build.json.
+        settings: Say whether any share of reversed labels is accepted.
+
+    Returns:
+        As of `Reversal.as_dict`; None where no labels were replaced.
+
+    Raises:
+        InputError: If more than 40 % are reversed, and that is not accepted.
+    """
+    found: dict[str, Any] | None = built["reversal"]
+    if found is not None:
+        yes, judge = settings.accept_reversal, str(built["judge"])
+        check_reversal(found, accepted=yes, judge=judge, setting=REVERSAL_SETTING)
+    return found
 
 
 def reversals_told(result: Mapping[str, Any]) -> list[str]:

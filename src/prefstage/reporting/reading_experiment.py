@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from prefstage.aligning.cells import bad_rows_told
+from prefstage.aligning.cells import bad_rows_told, reversals_in_cells
 from prefstage.aligning.grid import TableSettings
 from prefstage.aligning.paper_tables import build_table
 from prefstage.reporting.files import read_if_there, read_json, read_manifest
@@ -32,12 +32,13 @@ def read_experiment(folder: Path) -> Run:
         for name, each in settings["tables"].items()
     )
     axes = [f"{len(values)} x {axis}" for axis, values in settings["axes"].items()]
-    bad = bad_rows_told(result["cells"])
+    bad, replaced = bad_rows_told(result["cells"]), reversals_in_cells(result["cells"])
     facts = {
         "start": str(settings["recipe"].get("policy", "by an axis")),
         "judge": str(settings["recipe"].get("judge", "by an axis")),
         "axes": ", ".join(axes),
         **({"put aside as bad": bad} if bad else {}),
+        **({"labels replaced": "; ".join(replaced)} if replaced else {}),
     }
     return Run(
         name=folder.name,

@@ -240,11 +240,13 @@ def training_arguments(recipe: Recipe, folder: Path) -> "PreferenceArguments":
     )
 
 
-def check_recipe(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe, *, here: bool = True) -> None:
     """Check what transformers makes of a recipe's training settings, before anything runs.
 
     Args:
         recipe: The recipe.
+        here: Whether this process's devices are those of the training; a launcher may start it
+            where there are others.
 
     Raises:
         ConfigError: If a setting is refused, has no effect, or needs an evaluation set that
@@ -253,8 +255,12 @@ def check_recipe(recipe: Recipe) -> None:
     """
     from prefstage.training.setting_checks import check_settings, check_tf32
 
-    check_tf32(recipe.training.get("tf32"))
-    given = {name: each for name, each in recipe.training.items() if name != "tf32"}
+    left_out = ("tf32",) if here else ("tf32", "fp16", "use_cpu")
+    given = {name: each for name, each in recipe.training.items() if name not in left_out}
+    if here:
+        check_tf32(recipe.training.get("tf32"))
+    else:
+        given["use_cpu"] = True
     with _no_traces():
         args = training_arguments(recipe.model_copy(update={"training": given}), Path("unused"))
         check_settings(args)
