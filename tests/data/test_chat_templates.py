@@ -263,3 +263,17 @@ def test_a_template_of_parts_is_given_parts() -> None:
     tree = ResponseEncoder(tokenizer).encode([{"role": "user", "content": "Hello"}], ["Hi."])
     text = tokenizer.decode([*tree.prompt_ids, *tree.response_ids[0]])
     assert text.endswith("User: Hello<end_of_utterance>\nAssistant: Hi.<end_of_utterance>")
+
+
+def test_where_the_border_moved_the_opening_stands_in_the_tree() -> None:
+    path = next(path for path in FILES if path.stem == "deepseekv3")
+    tokenizer = tokenizer_for(path.read_text(encoding="utf-8"), "llama")
+    encoder = ResponseEncoder(tokenizer)
+    asked = [{"role": "user", "content": "Hello"}]
+    tree = encoder.encode(asked, ["Hi."])
+    assert tokenizer.decode(tree.opening_ids) == "<think>\n"
+    assert tree.prompt_ids + tree.opening_ids == encoder.prompt_ids(asked)
+    generated = tokenizer("Hm.\n</think>\n\nHi.", add_special_tokens=False)["input_ids"]
+    read = encoder.read(generated, encoder.prompt_ids(asked))
+    assert (read.answer, read.thought) == ("Hi.", "Hm.")
+    assert encoder.read(tree.response_ids[0], tree.prompt_ids).answer == "Hi."

@@ -23,6 +23,7 @@ from prefstage.data.rendering import THOUGHT_FIELDS, ChatTemplate, RenderingErro
 from prefstage.data.thoughts import Reply, opens_thought, read_reply
 from prefstage.data.tokenizer_files import load_tokenizer
 
+_OPENING_TOKENS = 32  # more than a template writes to open a thought
 _Settings = TypeVar("_Settings", bound=ChatSettings)
 _log = logging.getLogger(__name__)
 
@@ -36,11 +37,14 @@ class TokenTree:
         prompt_ids: Tokens of the prompt, generation prompt included.
         response_ids: Tokens of each response, end-of-turn included unless truncated;
             none is empty.
+        opening_ids: What the generation prompt has after `prompt_ids`, where the border moved:
+            a policy that is asked for a response reads both.
     """
 
     prompt_id: str
     prompt_ids: tuple[int, ...]
     response_ids: tuple[tuple[int, ...], ...]
+    opening_ids: tuple[int, ...] = ()
 
 
 @dataclass
@@ -232,6 +236,7 @@ class ResponseEncoder:
             prompt_id_of(prompt),
             self._cut_prompt(self._with_bos(before[:border])),
             tuple(self._cut_response(ids) for ids in rows),
+            tuple(before[border:]),
         )
 
     def decode(self, response_ids: Sequence[int]) -> str:
@@ -246,11 +251,13 @@ class ResponseEncoder:
         """
         return self.read(response_ids).answer
 
-    def read(self, response_ids: Sequence[int]) -> Reply:
+    def read(self, response_ids: Sequence[int], prompt_ids: Sequence[int] | None = None) -> Reply:
         """What a policy wrote: its answer, and what it thought before.
 
         Args:
             response_ids: Tokens as generated; what follows the first end-of-turn goes.
+            prompt_ids: What it read, whose end says whether a thought was opened; None for
+                what the template opens usually.
 
         Returns:
             The reply, split by the marks that models put around their thoughts.
@@ -259,11 +266,16 @@ class ResponseEncoder:
         if self.end_of_turn_ids[-1] in ids:
             ids = ids[: ids.index(self.end_of_turn_ids[-1])]
         text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
-        reply = read_reply(text, opened=self.opens_thought)
-        answer = reply.answer.removeprefix(self._shape.lead or "")
+        opened = self.opens_thought
+        if prompt_ids is not None:
+            end = list(prompt_ids[-_OPENING_TOKENS:])
+            opened = opens_thought(str(self.tokenizer.decode(end, skip_special_tokens=False)))
+        reply = read_reply(text, opened=opened)
+        answer, thought = reply.answer.removeprefix(self._shape.lead or ""), reply.thought
         if any(token in self._marks for token in ids):
             answer = self._special.sub("", answer)
-        return Reply(answer, reply.thought, reply.cut)
+            thought = None if reply.thought is None else self._special.sub("", reply.thought)
+        return Reply(answer, thought, reply.cut)
 
     # --- Conversations to tokens ------------------------------------------------------------
 

@@ -188,7 +188,7 @@ class TransformersSampler:
             forbidden=self._forbidden,
         ):
             request = requests[made.row]
-            reply = self.encoder.read(made.ids)
+            reply = self.encoder.read(made.ids, prompts[request.prompt_id])
             yield Sample(
                 prompt_id=request.prompt_id,
                 index=request.index,

@@ -269,16 +269,20 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         return {place: found[place] for place in places if place in found}
 
     def _fault(self, place: int, ids: tuple[int, ...]) -> str | None:
-        if not self.encoder.decode(ids).strip():
+        tree = self.train_dataset[place].trees[0]
+        generated = ids[len(tree.opening_ids) :]
+        answer = self.encoder.read(generated, [*tree.prompt_ids, *tree.opening_ids]).answer.strip()
+        if not answer:
             return "empty"
-        chosen = self.train_dataset[place].trees[0].response_ids[0]
-        same = ids == chosen or self.encoder.decode(ids) == self.encoder.decode(chosen)
+        chosen = tree.response_ids[0]
+        same = ids == chosen or answer == self.encoder.read(chosen, tree.prompt_ids).answer.strip()
         return "identical" if same else None
 
     def _generate(
         self, places: Sequence[int], first: int, attempt: int
     ) -> Iterator[tuple[int, tuple[int, ...], bool]]:
-        prompts = [self.train_dataset[place].trees[0].prompt_ids for place in places]
+        trees = [self.train_dataset[place].trees[0] for place in places]
+        prompts = [tree.prompt_ids + tree.opening_ids for tree in trees]
         rooms = [self._room(len(ids)) for ids in prompts]
         lengths = [len(ids) for ids in prompts]
         batches = plan_batches(
@@ -305,7 +309,8 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
                 config=self.online.sampling,
                 stop_ids=self._stop_ids(),
             ):
-                yield places[batch.rows[made.row]], tuple(made.ids), made.stopped
+                row = batch.rows[made.row]
+                yield places[row], trees[row].opening_ids + tuple(made.ids), made.stopped
 
     def _room(self, prompt_tokens: int) -> int:
         limits: list[int | None] = [
