@@ -106,14 +106,13 @@ def rankings_of(
     Returns:
         The figures.
     """
-    different = ~policy.same_tokens
     labelled = _labelled(pairs, policy)
     ids = [pair.prompt_id for pair in pairs]
     chosen, rejected = _tensors(policy.chosen, policy.rejected)
     means = _means(policy)
 
     def mean(values: torch.Tensor, *, over: Numbers | None = None) -> dict[str, Any] | None:
-        kept = different if over is None else over
+        kept = ~policy.same_tokens if over is None else over
         if not kept.any():
             return None
         names = [name for name, keep in zip(ids, kept, strict=True) if keep]
