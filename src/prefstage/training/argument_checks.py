@@ -147,7 +147,7 @@ def told_as_settings() -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (ValueError, TypeError, NotImplementedError, KeyError, OSError, ImportError) as error:
+    except (ValueError, TypeError, RuntimeError, KeyError, OSError, ImportError) as error:
         raise ConfigError.of(
             saw=f"training arguments that do not go together: {' '.join(str(error).split())}",
             expected="what transformers.TrainingArguments takes",

@@ -132,13 +132,13 @@ class PreferenceTrainer(DurableTrainer):
             optimizers=optimizers,
             **others,
         )
-        self.notes: list[str] = []
         self.fresh_adapter = peft_config is not None and adapter_is_identity(peft_config)
         self._means, self._speed, self._step_tokens = Means(), Speed(), 0
         self._set_up_scoring()
         _attach_all(callbacks or [], self)
 
     def _set_up_scoring(self) -> None:
+        self.notes: list[str] = []
         args, parts = self.args, ModelParts.of(self.model)
         for item_set in self._item_sets():
             trees = [tree for item in item_set.items for tree in item.trees]
