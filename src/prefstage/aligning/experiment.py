@@ -20,7 +20,7 @@ from prefstage.core.errors import PrefstageError
 from prefstage.core.files import write_json, write_text
 from prefstage.core.progress import progress
 from prefstage.core.runs import RunFolder
-from prefstage.data.tokenising import with_date
+from prefstage.data.template_dates import with_date
 from prefstage.judging.function import import_function
 from prefstage.judging.loading import load_judge
 

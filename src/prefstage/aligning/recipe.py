@@ -18,7 +18,7 @@ from prefstage.measuring.config import MeasureConfig
 from prefstage.sampling.base import SamplingConfig
 from prefstage.sampling.loading import LoadOptions
 from prefstage.training.recipe import Recipe as TrainRecipe
-from prefstage.training.recipe import check_online, check_recipe
+from prefstage.training.recipe_loading import check_online, check_recipe
 
 _SET_BY_ALIGN = {
     "policy": "policy, and the steps before",

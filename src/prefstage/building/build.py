@@ -33,7 +33,7 @@ from prefstage.data.recognition import format_named
 from prefstage.data.records import Ties
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.storage import save_dataset
-from prefstage.data.tokenising import with_date
+from prefstage.data.template_dates import with_date
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import load_judge
 from prefstage.judging.store import JudgmentStore

@@ -98,7 +98,7 @@ def grade(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     from prefstage.core.hashing import digest
     from prefstage.core.runs import RunFolder
-    from prefstage.data.tokenising import with_date
+    from prefstage.data.template_dates import with_date
     from prefstage.evaluating import MtBenchConfig, load_questions, run_mt_bench
     from prefstage.sampling import LoadOptions, SamplingConfig, load_sampler
 

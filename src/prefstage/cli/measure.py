@@ -151,14 +151,21 @@ def measure(
     from prefstage.cli.measure_settings import MeasureSettings
 
     settings = load_config(MeasureSettings, config, _overrides(options))
+    measurement, notes = _interruptible(settings, out)
+    _report(measurement, notes, out, as_json=as_json)
+
+
+def _interruptible(
+    settings: "MeasureSettings", out: Path | None
+) -> tuple["Measurement", list[str]]:
+    """Measure; a stop that loses everything says so."""
     try:
-        measurement, notes = _measure(settings, out)
+        return _measure(settings, out)
     except KeyboardInterrupt:
         if out is not None:
             raise
         typer.echo("prefstage: interrupted; nothing is kept without --out.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    _report(measurement, notes, out, as_json=as_json)
 
 
 def _overrides(options: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +179,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Measurement", list[str]]:
-    from prefstage.data.tokenising import with_date
+    from prefstage.data.template_dates import with_date
     from prefstage.judging import load_judge
     from prefstage.measuring import measure as run
     from prefstage.sampling import load_sampler

@@ -36,16 +36,19 @@ _LOADING = (
 )
 
 
+PolicyOption = Annotated[
+    str,
+    typer.Option(
+        help="Model folder or Hub id; openai:MODEL@URL for a running server; "
+        "'serve:COMMAND --port {port}' for one to start and stop."
+    ),
+]
+
+
 @mannered
 def sample(
     *,
-    policy: Annotated[
-        str,
-        typer.Option(
-            help="Model folder or Hub id; openai:MODEL@URL for a running server; "
-            "'serve:COMMAND --port {port}' for one to start and stop."
-        ),
-    ],
+    policy: PolicyOption,
     prompts: Annotated[
         str, typer.Option(help="Prompts, pairs or candidates to answer: file, folder or Hub id.")
     ],
@@ -101,7 +104,7 @@ def _sample(given: dict[str, Any]) -> None:
     policy, out, limit = given["policy"], given["out"], given["limit"]
     _check_out(out, limit)
     from prefstage.data import load_prompts
-    from prefstage.data.tokenising import reads_clock
+    from prefstage.data.template_dates import reads_clock
     from prefstage.sampling import CandidateStore, LoadOptions, SamplingConfig, load_sampler
     from prefstage.sampling.base import cut_thoughts
 

@@ -38,7 +38,7 @@ def train(
     same command goes on from the last checkpoint. On several processes: accelerate launch
     $(which prefstage) train recipe.yaml --out run.
     """
-    from prefstage.training.recipe import load_recipe, parse_overrides
+    from prefstage.training.recipe_loading import load_recipe, parse_overrides
 
     asked = load_recipe(recipe, parse_overrides(settings or []))
     from prefstage.training.recipe_run import is_first_process, train_recipe

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from prefstage.data.sets import CandidateStream as CandidateStream
     from prefstage.data.sets import PairSet as PairSet
     from prefstage.data.sets import PairStream as PairStream
+    from prefstage.data.token_trees import TokenTree as TokenTree
     from prefstage.data.tokenising import ResponseEncoder as ResponseEncoder
-    from prefstage.data.tokenising import TokenTree as TokenTree
     from prefstage.data.tokenizer_files import load_tokenizer as load_tokenizer
 
 _HOMES = {
@@ -42,7 +42,7 @@ _HOMES = {
     "PairStream": "sets",
     "Prompt": "records",
     "ResponseEncoder": "tokenising",
-    "TokenTree": "tokenising",
+    "TokenTree": "token_trees",
     "Unpaired": "records",
     "UnpairedSet": "response_sets",
     "keep_sources": "grouping",

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from prefstage.data.records import Message
-from prefstage.data.tokenising import EncodingCounts, ResponseEncoder, TokenTree
+from prefstage.data.token_trees import EncodingCounts, TokenTree
+from prefstage.data.tokenising import ResponseEncoder
 
 Cause = Literal["text", "truncation", "template", "normalisation"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)

@@ -3,83 +3,23 @@
 import datetime
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from prefstage.core.errors import InputError, ModelError
+from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
-from prefstage.core.runs import run_date
-from prefstage.data.chat_formats import QUESTION, TurnShape, probe_turn
-from prefstage.data.chat_settings import ChatSettings, ControlTokens
-from prefstage.data.control_tokens import ControlText
+from prefstage.data.chat_settings import ControlTokens
+from prefstage.data.conversation_tokens import ConversationTokens, shared_length
 from prefstage.data.records import SAMPLED, Message, prompt_id_of
 from prefstage.data.rendering import THOUGHT_FIELDS, ChatTemplate, RenderingError
 from prefstage.data.thoughts import Reply, opens_thought, read_reply
-from prefstage.data.tokenizer_files import load_tokenizer
+from prefstage.data.token_trees import EncodingCounts, TokenTree
 
 _OPENING_TOKENS = 32  # more than a template writes to open a thought
-_Settings = TypeVar("_Settings", bound=ChatSettings)
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TokenTree:
-    """One prompt and its responses as tokens; the prompt stands once.
-
-    Attributes:
-        prompt_id: Names the prompt's content.
-        prompt_ids: Tokens of the prompt, generation prompt included.
-        response_ids: Tokens of each response, end-of-turn included unless truncated;
-            none is empty.
-        opening_ids: What the generation prompt has after `prompt_ids`, where the border moved:
-            a policy that is asked for a response reads both.
-    """
-
-    prompt_id: str
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[tuple[int, ...], ...]
-    opening_ids: tuple[int, ...] = ()
-
-
-@dataclass
-class EncodingCounts:
-    """What encoding did so far.
-
-    Attributes:
-        prompts: Prompts encoded.
-        responses: Responses encoded.
-        prompts_truncated: Prompts that lost their beginning.
-        prompt_tokens_dropped: Tokens they lost.
-        responses_truncated: Responses that lost their end, end-of-turn included.
-        response_tokens_dropped: Tokens they lost.
-        borders_moved: Trees whose responses begin before the generation prompt's end: the
-            template renders another opening once a response follows, or the tokenizer
-            merges the prompt's end with a response's start.
-        openings_removed: Prompts that ended with the generation prompt's own opening.
-        without_end: Responses after which the chat template writes no end-of-turn.
-        control_tokens: Prompts and responses whose text spells a control token.
-        thoughts_left_out: Responses whose thought the chat template does not show.
-        sampled: Responses that are the tokens which a policy generated.
-    """
-
-    prompts: int = 0
-    responses: int = 0
-    prompts_truncated: int = 0
-    prompt_tokens_dropped: int = 0
-    responses_truncated: int = 0
-    response_tokens_dropped: int = 0
-    borders_moved: int = 0
-    openings_removed: int = 0
-    without_end: int = 0
-    control_tokens: int = 0
-    thoughts_left_out: int = 0
-    sampled: int = 0
 
 
 class ResponseEncoder:
@@ -133,16 +73,11 @@ class ResponseEncoder:
             tokenizer, chat_format, template_options or {}, self.template_date
         )
         self._starts_with_bos = chat_format is not None and _adds_bos(tokenizer)
-        added = tokenizer.added_tokens_decoder.items()
-        # Some tokenizers add runs of spaces as tokens; those end and control nothing.
-        self._marks = {token: str(text) for token, text in added if str(text).strip()}
-        self._any_mark = _any_of(self._marks.values())
-        self._special = _any_of(str(text) for _, text in added if text.special)
-        self._shape: TurnShape = probe_turn(self._render)
-        self._opening = self._opening_of([QUESTION], self._render([QUESTION], True))
-        self.end_of_turn_ids, self._after_turn = self._find_end_of_turn()
         self._keeps_control = control_tokens == "keep"
-        self._control = ControlText(tokenizer, self._template)
+        self._tokens = ConversationTokens(
+            tokenizer, self._template, split_control=not self._keeps_control
+        )
+        self.end_of_turn_ids = self._tokens.end_of_turn_ids
         self._warned: set[str] = set()
 
     @property
@@ -158,7 +93,7 @@ class ResponseEncoder:
     @cached_property
     def opens_thought(self) -> bool:
         """Whether the generation prompt has opened a thought, which the policy goes on with."""
-        return opens_thought(self._opening)
+        return opens_thought(self._tokens.opening)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -180,18 +115,14 @@ class ResponseEncoder:
 
     def prompt_text(self, prompt: Sequence[Message]) -> str:
         """The prompt as the model reads it, generation prompt included, before tokenising."""
-        return self._render(self._unopened(prompt), True)
+        return self._template.render(self._unopened(prompt), generation_prompt=True)
 
     def prompt_ids(self, prompt: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the prompt, after truncation (counted)."""
         turns = self._unopened(prompt)
         self._template.check_read(turns, [f"prompt[{n}]" for n in range(len(turns))])
         self._count_control(turns)
-        marked = self._marked(turns)
-        if marked is None:
-            (ids,) = self._tokenise([self._render(turns, True)])
-        else:
-            ids = self._control.encode(self._render(marked, True))
+        ids = self._tokens.prompt(turns)
         return self._cut_prompt(self._with_bos(ids))
 
     def encode(self, prompt: Sequence[Message], responses: Sequence[str | Message]) -> TokenTree:
@@ -220,8 +151,8 @@ class ResponseEncoder:
                 self._template.check_read([*turns, answer], [*names, f"responses[{index}]"])
                 self._note_thought(answer)
         rendered = [answer for answer, ids in zip(answers, sampled, strict=True) if ids is None]
-        before, wholes = self._conversations(turns, rendered)
-        border = min((_shared(before, whole) for whole in wholes), default=len(before))
+        before, wholes = self._tokens.together(turns, rendered)
+        border = min((shared_length(before, whole) for whole in wholes), default=len(before))
         self.counts.borders_moved += border < len(before)
         tails = iter([self._ended(whole)[border:] for whole in wholes])
         rows = [next(tails) if ids is None else [*before[border:], *ids] for ids in sampled]
@@ -271,104 +202,15 @@ class ResponseEncoder:
             end = list(prompt_ids[-_OPENING_TOKENS:])
             opened = opens_thought(str(self.tokenizer.decode(end, skip_special_tokens=False)))
         reply = read_reply(text, opened=opened)
-        answer, thought = reply.answer.removeprefix(self._shape.lead or ""), reply.thought
-        if any(token in self._marks for token in ids):
-            answer = self._special.sub("", answer)
-            thought = None if reply.thought is None else self._special.sub("", reply.thought)
+        answer, thought = reply.answer.removeprefix(self._tokens.shape.lead or ""), reply.thought
+        if any(token in self._tokens.marks for token in ids):
+            answer = self._tokens.special.sub("", answer)
+            thought = None if reply.thought is None else self._tokens.special.sub("", reply.thought)
         return Reply(answer, thought, reply.cut)
 
-    # --- Conversations to tokens ------------------------------------------------------------
-
-    def _conversations(
-        self, turns: Sequence[Message], answers: Sequence[Message]
-    ) -> tuple[list[int], list[list[int]]]:
-        """Tokens of the prompt, and of the prompt with each answer."""
-        conversations = [list(turns), *([*turns, answer] for answer in answers)]
-        marked = [self._marked(conversation) for conversation in conversations]
-        if any(each is not None for each in marked):
-            whole = [m if m is not None else c for m, c in zip(marked, conversations, strict=True)]
-            texts = [self._render(turns, not n) for n, turns in enumerate(whole)]
-            before, texts = self._agreeing(whole, texts)
-            ids = [self._control.encode(text) for text in (before, *texts)]
-        else:
-            texts = [self._render(turns, not n) for n, turns in enumerate(conversations)]
-            before, texts = self._agreeing(conversations, texts)
-            ids = self._tokenise_together(before, texts)
-        return ids[0], ids[1:]
-
-    def _agreeing(
-        self, conversations: Sequence[Sequence[Message]], texts: list[str]
-    ) -> tuple[str, list[str]]:
-        """The prompt's text as the texts with a response begin, and those texts.
-
-        Some templates render earlier turns otherwise once a response follows (they drop the
-        thoughts of tool calls); then the prompt is what the response follows.
-        """
-        before, wholes = texts[0], texts[1:]
-        if all(whole.startswith(before) for whole in wholes):
-            return before, wholes
-        opening = self._opening_of(conversations[0], before)
-        prompts = {
-            self._prompt_in(before, opening, whole, turns[-1])
-            for whole, turns in zip(wholes, conversations[1:], strict=True)
-        }
-        if len(prompts) > 1:
-            raise RenderingError.at(
-                "responses",
-                saw="responses before which the chat template renders different prompts",
-                expected="one prompt for all responses of a row",
-                cure="remove the row (on_bad_row: quarantine sets it aside)",
-            )
-        return prompts.pop(), wholes
-
-    def _opening_of(self, turns: Sequence[Message], before: str) -> str:
-        """What the generation prompt adds to the text of the prompt."""
-        start = _shared(before, self._render(turns, False))
-        # A template may close a prompt with a mark that begins as the opening's does.
-        cut = (m.start() for m in self._any_mark.finditer(before) if m.start() < start < m.end())
-        return before[next(cut, start) :]
-
-    def _prompt_in(self, before: str, opening: str, whole: str, answer: Message) -> str:
-        if _shared(before, whole) >= len(before) - len(opening):
-            return before
-        # The template renders the turns before otherwise: find the last opening of a turn.
-        first = self._any_mark.match(opening)
-        start = whole.rfind(first.group() if first else opening or "\0")
-        text = str(answer.get("content") or "").strip()
-        body = whole.rfind(text) if text else len(whole)
-        if start < 0 or body < start:
-            raise RenderingError.at(
-                "prompt",
-                saw="turns that the chat template renders otherwise once a response follows",
-                expected="a template in which the response's beginning can be told",
-                cure="remove the row (on_bad_row: quarantine sets it aside), or use another "
-                "chat template",
-            )
-        return whole[: start + _shared(opening, whole[start:])]
-
-    def _tokenise_together(self, before: str, wholes: Sequence[str]) -> list[list[int]]:
-        """Tokens of texts that begin alike, tokenising the common beginning once.
-
-        Tokenizers cut texts at special tokens first, so what stands before the last common
-        one merges with nothing after it.
-        """
-        common = before[: min((_shared(before, whole) for whole in wholes), default=len(before))]
-        cuts = [match.start() for match in self._special.finditer(common)]
-        # A special token at the very end of what is common may be the start of a longer one.
-        cut = max((place for place in cuts if place < len(common)), default=0)
-        first, *tails = self._tokenise([before, *(text[cut:] for text in (before, *wholes))])
-        if cut and first[len(first) - len(tails[0]) :] != tails[0]:
-            return self._tokenise([before, *wholes])
-        head = first[: len(first) - len(tails[0])]
-        return [first, *([*head, *tail] for tail in tails[1:])]
-
     def _ended(self, ids: list[int]) -> list[int]:
-        """A conversation's tokens without what the template writes after the end of the turn."""
-        after = self._after_turn
-        if after and ids[len(ids) - len(after) :] == after:
-            cut = len(ids) - len(after)
-            ids = ids[:cut] if cut and ids[cut - 1] in self._marks else ids
-        if ids and ids[-1] not in self._marks:
+        ids = self._tokens.ended(ids)
+        if ids and ids[-1] not in self._tokens.marks:
             self.counts.without_end += 1
             self._warn(
                 "end",
@@ -389,28 +231,18 @@ class ResponseEncoder:
     def _unopened(self, prompt: Sequence[Message]) -> list[Message]:
         """The prompt without a generation prompt that its own text ends with."""
         turns = list(prompt)
-        last = turns[-1] if turns else {}
-        text, opening = str(last.get("content") or "").rstrip(), self._opening.strip()
-        if not opening or not text.endswith(opening):
-            return turns
-        rest = text[: len(text) - len(opening)]
-        if not rest.strip() or not (rest.endswith("\n") or self._any_mark.match(opening)):
+        rest = self._tokens.opens(str(turns[-1].get("content") or "")) if turns else None
+        if rest is None:
             return turns
         self.counts.openings_removed += 1
         self._warn(
             "openings",
             "prompts end with the generation prompt's own opening, which is not repeated (counted)",
         )
-        return [*turns[:-1], {**last, "content": rest.rstrip()}]
-
-    def _marked(self, turns: Sequence[Message]) -> list[Message] | None:
-        """The turns with marks around the control tokens of their texts; None if there are none."""
-        if self._keeps_control or not self._control.spelled(turns):
-            return None
-        return self._control.marked(turns)
+        return [*turns[:-1], {**turns[-1], "content": rest}]
 
     def _count_control(self, *texts: Sequence[Message]) -> None:
-        spelled = sum(map(self._control.spelled, texts))
+        spelled = sum(map(self._tokens.spelled, texts))
         self.counts.control_tokens += spelled
         if spelled:
             read = "the tokens" if self._keeps_control else "ordinary text"
@@ -434,13 +266,6 @@ class ResponseEncoder:
         if kind not in self._warned:
             self._warned.add(kind)
             _log.warning(text)
-
-    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        return self._template.render(messages, generation_prompt=generation_prompt)
-
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [list(row) for row in rows]
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id
@@ -466,79 +291,9 @@ class ResponseEncoder:
         self.counts.response_tokens_dropped += len(ids) - limit
         return tuple(ids[:limit])
 
-    def _find_end_of_turn(self) -> tuple[tuple[int, ...], list[int]]:
-        """Tokens that end a turn, and those that the template writes after them.
-
-        The end is the first run of control tokens after the text: a model generates all of
-        ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``, and nothing that stands after such a run.
-        """
-        ids = list(self._tokenise([self._shape.suffix])[0])
-        first = next((n for n, token in enumerate(ids) if token in self._marks), None)
-        if first is not None:
-            rest = (n for n in range(first, len(ids)) if ids[n] not in self._marks)
-            end = next(rest, len(ids))
-            return tuple(ids[:end]), ids[end:]
-        eos = self.tokenizer.eos_token_id
-        if eos is None:
-            raise ModelError.of(
-                saw=f"{self.tokenizer.name_or_path!r}: no special token ends a turn and none "
-                "ends a text",
-                expected="a tokenizer with an end-of-turn or end-of-sequence token",
-                cure="set tokenizer.eos_token",
-            )
-        return (int(eos),), []
-
-
-def reads_clock(name_or_path: str) -> bool:
-    """Whether a model's chat template writes today's date.
-
-    Args:
-        name_or_path: A model's folder or its id on the Hub; of a server it is not known.
-
-    Returns:
-        Whether it does; False where there is no tokenizer to look at.
-    """
-    if name_or_path.startswith(("openai:", "serve:")):
-        return False
-    try:
-        tokenizer = load_tokenizer(name_or_path)
-    except ModelError:
-        return False
-    return "strftime_now" in str(tokenizer.chat_template)
-
-
-def with_date(settings: _Settings, policy: str | None, run: Path | None) -> _Settings:
-    """Settings that name the day which the policy's chat template reads as today.
-
-    Args:
-        settings: With `template_date`.
-        policy: Who answers; None for nobody.
-        run: The run's folder: one that goes on keeps the day on which it began.
-
-    Returns:
-        The settings with the day, if the template reads the clock and none was set.
-    """
-    if settings.template_date is not None or policy is None or not reads_clock(policy):
-        return settings
-    return settings.model_copy(update={"template_date": run_date(run)})
-
 
 def _message(response: str | Message) -> Message:
     return {"role": "assistant", "content": response} if isinstance(response, str) else response
-
-
-def _shared(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """Length of the common beginning of two texts or two lists of tokens."""
-    if second[: len(first)] == first:  # the usual case, without a loop over its characters
-        return len(first)
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def _any_of(texts: Any) -> re.Pattern[str]:
-    """Any of some texts, the longer first."""
-    listed = sorted((text for text in texts if text.strip()), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, listed)) or r"(?!)")
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

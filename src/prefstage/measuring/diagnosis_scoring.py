@@ -12,7 +12,8 @@ import numpy as np
 from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.same_tokens import cause_of
-from prefstage.data.tokenising import ResponseEncoder, TokenTree
+from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import ResponseEncoder
 from prefstage.measuring.distinctness import distinctness
 
 

@@ -23,7 +23,7 @@ from prefstage.data.reading import open_reading
 from prefstage.data.recognition import Wanted
 from prefstage.data.records import Ties
 from prefstage.data.response_loading import conversation_of_pair, unpaired_of_pair
-from prefstage.data.tokenising import TokenTree
+from prefstage.data.token_trees import TokenTree
 from prefstage.losses import LossMix
 from prefstage.training.items import ItemKind, ItemSet, LoadedSet, TrainingItem, encode_items
 

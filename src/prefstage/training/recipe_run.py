@@ -41,9 +41,9 @@ from prefstage.training.recipe import (
     DataSettings,
     LoraSettings,
     Recipe,
-    check_recipe,
     training_arguments,
 )
+from prefstage.training.recipe_loading import check_recipe
 from prefstage.training.trainer import PreferenceTrainer
 
 MODEL, MERGED, DYNAMICS = "model", "merged", "dynamics"

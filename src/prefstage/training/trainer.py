@@ -106,11 +106,9 @@ class PreferenceTrainer(DurableTrainer):
         self.loss = parse_loss(args.loss)
         self.loss_state: LossState = self.loss.start_state()
         self.last_step: StepOutcome | None = None
+        encoding = (*CHAT_SETTINGS, "max_prompt_tokens", "max_response_tokens")
         self.encoder = ResponseEncoder(
-            processing_class,
-            **{name: getattr(args, name) for name in CHAT_SETTINGS},
-            max_prompt_tokens=args.max_prompt_tokens,
-            max_response_tokens=args.max_response_tokens,
+            processing_class, **{name: getattr(args, name) for name in encoding}
         )
         check_sources(train_dataset, eval_dataset)
         self.data_names = names_of(train_dataset, eval_dataset)

@@ -1,0 +1,222 @@
+"""Whole conversations as tokens, and where in them a response begins and ends."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from prefstage.core.errors import ModelError
+from prefstage.data.chat_formats import QUESTION, TurnShape, probe_turn
+from prefstage.data.control_tokens import ControlText
+from prefstage.data.records import Message
+from prefstage.data.rendering import ChatTemplate, RenderingError
+
+
+class ConversationTokens:
+    """Reads conversations as `apply_chat_template` does.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: Its chat template.
+        split_control: Whether control tokens that texts spell are ordinary text.
+
+    Attributes:
+        marks: Added tokens that are no whitespace, by id.
+        special: Finds any special token in a text.
+        shape: What the template writes around a response.
+        opening: What the generation prompt adds to a prompt.
+        end_of_turn_ids: Tokens that end a turn.
+
+    Raises:
+        ModelError: If the template leaves responses out, or nothing ends a turn.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, *, split_control: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._splits = split_control
+        added = tokenizer.added_tokens_decoder.items()
+        # Some tokenizers add runs of spaces as tokens; those end and control nothing.
+        self.marks = {token: str(text) for token, text in added if str(text).strip()}
+        self.special = _any_of(str(text) for _, text in added if text.special)
+        self._any_mark = _any_of(self.marks.values())
+        self.shape: TurnShape = probe_turn(self._render)
+        self.opening = self._opening_of([QUESTION], self._render([QUESTION], True))
+        self.end_of_turn_ids, self._after_turn = self._find_end_of_turn()
+        self._control = ControlText(tokenizer, template)
+
+    def spelled(self, messages: Sequence[Message]) -> bool:
+        """Whether a text of these messages spells a control token."""
+        return self._control.spelled(messages)
+
+    def prompt(self, turns: Sequence[Message]) -> list[int]:
+        """Tokens of a prompt with the generation prompt."""
+        marked = self._marked(turns)
+        if marked is not None:
+            return self._control.encode(self._render(marked, True))
+        return self._tokenise([self._render(turns, True)])[0]
+
+    def opens(self, text: str) -> str | None:
+        """A text that ends with the generation prompt's own opening, without it; else None."""
+        opening = self.opening.strip()
+        if not opening or not text.rstrip().endswith(opening):
+            return None
+        rest = text.rstrip()[: -len(opening)]
+        alone = rest.endswith("\n") or self._any_mark.match(opening)
+        return rest.rstrip() if rest.strip() and alone else None
+
+    def together(
+        self, turns: Sequence[Message], answers: Sequence[Message]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Tokens of a prompt, and of the prompt with each response.
+
+        Args:
+            turns: The prompt.
+            answers: The responses as messages.
+
+        Returns:
+            Tokens of the prompt with the generation prompt, as the responses follow it; and
+            of each whole conversation.
+
+        Raises:
+            RenderingError: If the template refuses a conversation, or renders the prompt of
+                one response otherwise than that of another.
+        """
+        conversations = [list(turns), *([*turns, answer] for answer in answers)]
+        marked = [self._marked(conversation) for conversation in conversations]
+        if any(each is not None for each in marked):
+            whole = [m if m is not None else c for m, c in zip(marked, conversations, strict=True)]
+            texts = [self._render(turns, not n) for n, turns in enumerate(whole)]
+            before, texts = self._agreeing(whole, texts)
+            ids = [self._control.encode(text) for text in (before, *texts)]
+        else:
+            texts = [self._render(turns, not n) for n, turns in enumerate(conversations)]
+            before, texts = self._agreeing(conversations, texts)
+            ids = self._tokenise_together(before, texts)
+        return ids[0], ids[1:]
+
+    def _agreeing(
+        self, conversations: Sequence[Sequence[Message]], texts: list[str]
+    ) -> tuple[str, list[str]]:
+        """The prompt's text as the texts with a response begin, and those texts.
+
+        Some templates render earlier turns otherwise once a response follows (they drop the
+        thoughts of tool calls); then the prompt is what the response follows.
+        """
+        before, wholes = texts[0], texts[1:]
+        if all(whole.startswith(before) for whole in wholes):
+            return before, wholes
+        opening = self._opening_of(conversations[0], before)
+        prompts = {
+            self._prompt_in(before, opening, whole, turns[-1])
+            for whole, turns in zip(wholes, conversations[1:], strict=True)
+        }
+        if len(prompts) > 1:
+            raise RenderingError.at(
+                "responses",
+                saw="responses before which the chat template renders different prompts",
+                expected="one prompt for all responses of a row",
+                cure="remove the row (on_bad_row: quarantine sets it aside)",
+            )
+        return prompts.pop(), wholes
+
+    def _opening_of(self, turns: Sequence[Message], before: str) -> str:
+        """What the generation prompt adds to the text of the prompt."""
+        start = shared_length(before, self._render(turns, False))
+        # A template may close a prompt with a mark that begins as the opening's does.
+        cut = (m.start() for m in self._any_mark.finditer(before) if m.start() < start < m.end())
+        return before[next(cut, start) :]
+
+    def _prompt_in(self, before: str, opening: str, whole: str, answer: Message) -> str:
+        if shared_length(before, whole) >= len(before) - len(opening):
+            return before
+        # The template renders the turns before otherwise: find the last opening of a turn.
+        first = self._any_mark.match(opening)
+        start = whole.rfind(first.group() if first else opening or "\0")
+        text = str(answer.get("content") or "").strip()
+        body = whole.rfind(text) if text else len(whole)
+        if start < 0 or body < start:
+            raise RenderingError.at(
+                "prompt",
+                saw="turns that the chat template renders otherwise once a response follows",
+                expected="a template in which the response's beginning can be told",
+                cure="remove the row (on_bad_row: quarantine sets it aside), or use another "
+                "chat template",
+            )
+        return whole[: start + shared_length(opening, whole[start:])]
+
+    def _tokenise_together(self, before: str, wholes: Sequence[str]) -> list[list[int]]:
+        """Tokens of texts that begin alike, tokenising the common beginning once.
+
+        Tokenizers cut texts at special tokens first, so what stands before the last common
+        one merges with nothing after it.
+        """
+        common = before[
+            : min((shared_length(before, whole) for whole in wholes), default=len(before))
+        ]
+        cuts = [match.start() for match in self.special.finditer(common)]
+        # A special token at the very end of what is common may be the start of a longer one.
+        cut = max((place for place in cuts if place < len(common)), default=0)
+        first, *tails = self._tokenise([before, *(text[cut:] for text in (before, *wholes))])
+        if cut and first[len(first) - len(tails[0]) :] != tails[0]:
+            return self._tokenise([before, *wholes])
+        head = first[: len(first) - len(tails[0])]
+        return [first, *([*head, *tail] for tail in tails[1:])]
+
+    def ended(self, ids: list[int]) -> list[int]:
+        """A conversation's tokens without what the template writes after the end of the turn."""
+        cut = len(ids) - len(self._after_turn)
+        follows = cut > 0 and ids[cut:] == self._after_turn and ids[cut - 1] in self.marks
+        return ids[:cut] if follows else ids
+
+    def _marked(self, turns: Sequence[Message]) -> list[Message] | None:
+        """The turns with marks around the control tokens of their texts; None if there are none."""
+        if not self._splits or not self._control.spelled(turns):
+            return None
+        return self._control.marked(turns)
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        return self._template.render(messages, generation_prompt=generation_prompt)
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        rows = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return [list(row) for row in rows]
+
+    def _find_end_of_turn(self) -> tuple[tuple[int, ...], list[int]]:
+        """Tokens that end a turn, and those that the template writes after them.
+
+        The end is the first run of control tokens after the text: a model generates all of
+        ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``, and nothing that stands after such a run.
+        """
+        ids = list(self._tokenise([self.shape.suffix])[0])
+        first = next((n for n, token in enumerate(ids) if token in self.marks), None)
+        if first is not None:
+            rest = (n for n in range(first, len(ids)) if ids[n] not in self.marks)
+            end = next(rest, len(ids))
+            return tuple(ids[:end]), ids[end:]
+        eos = self._tokenizer.eos_token_id
+        if eos is None:
+            raise ModelError.of(
+                saw=f"{self._tokenizer.name_or_path!r}: no special token ends a turn and none "
+                "ends a text",
+                expected="a tokenizer with an end-of-turn or end-of-sequence token",
+                cure="set tokenizer.eos_token",
+            )
+        return (int(eos),), []
+
+
+def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Length of the common beginning of two texts or two lists of tokens."""
+    if second[: len(first)] == first:  # the usual case, without a loop over its characters
+        return len(first)
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Any of some texts, the longer first."""
+    listed = sorted((text for text in texts if text.strip()), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, listed)) or r"(?!)")
