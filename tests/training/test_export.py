@@ -205,6 +205,7 @@ def test_pushing_while_training_sends_whole_checkpoints(tmp_path: Path, hub: Hub
     trained(
         tmp_path / "tuned",
         push_to_hub=True,
+        hub_token="a token",
         hub_strategy="all_checkpoints",
         save_strategy="steps",
         hub_always_push=True,
