@@ -92,7 +92,8 @@ def test_a_judge_that_labels_takes_the_place_of_the_raters(tmp_path: Path, judge
     known = {"agreement": 2 / 3, "annotator": "a", "votes": VOTES}
     rows = [pair("x", **known), pair("y", "short", "a longer answer", **known)]
     file = saved(tmp_path, *rows)
-    made = build_pairs({"pairs": file, "method": "relabel", "judge": "table:t"}, judge=judge)
+    recipe = {"pairs": file, "method": "relabel", "judge": "table:t", "accept_reversal": True}
+    made = build_pairs(recipe, judge=judge)
     expected = bradley_terry(1.5, 0.5) if isinstance(judge, ByLength) else 0.8
     for each in made.train:
         assert each.chosen[0]["content"] == "a longer answer"

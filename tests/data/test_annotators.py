@@ -126,7 +126,7 @@ def test_other_loaders_see_the_merged_pairs() -> None:
     whole = [pair for pair in pairs if pair.agreement != 0.5]
     labelled = list(load_unpaired(file))
     assert [row.completion for row in labelled if row.label] == [pair.chosen for pair in whole]
-    assert [row.completion for row in load_conversations(file)] == [pair.chosen for pair in pairs]
+    assert [row.completion for row in load_conversations(file)] == [pair.chosen for pair in whole]
     candidates = load_candidates(file)
     assert [len(row.responses) for row in candidates] == [2] * 6
     assert "annotator_index" in candidates.report.unused_columns

@@ -65,4 +65,4 @@ def test_real_pairs_become_token_trees(shared: Path, chat_model: Path) -> None:
         assert [encoder.decode(ids) for ids in tree.response_ids] == texts
         assert tokenizer.decode(tree.prompt_ids) == encoder.prompt_text(pair.prompt)
     assert encoder.counts.responses == 600
-    assert (encoder.counts.border_merges, encoder.counts.template_fallbacks) == (0, 0)
+    assert encoder.counts.borders_moved == 0

@@ -191,6 +191,9 @@ def _rankings(pairs: Sequence[Pair], sides: Any, resamples: int) -> dict[str, An
         "accuracy": interval(plain, kept) if kept else None,
         "accuracy_normalised": interval(normalised, kept) if kept else None,
         "with_ties": ties,
+        "left_out": {"rankings: ties of the raters": len(pairs) - len(kept)}
+        if len(kept) < len(pairs)
+        else {},
         "reward_accuracy": None,
         "idealized": _idealized(pairs, apart, [w - ell for w, ell in means], plain, normalised),
         "intra_diversity": {
@@ -246,6 +249,8 @@ def _idealized(
 
 
 def _learnability(pairs: Sequence[Pair], sides: Any) -> dict[str, Any]:
+    kept = [n for n, pair in enumerate(pairs) if pair.agreement != 0.5]
+    pairs, sides = [pairs[n] for n in kept], [sides[n] for n in kept]
     c = [ell - w for (w, _), (ell, _) in sides]
     limit = -math.log(math.expm1(0.5)) / 0.1
     wrong = [each for each in c if each > 0]

@@ -91,7 +91,12 @@ def test_each_answer_is_what_follows_the_thought(sampled):
         assert sample.tokenizer == sampler.encoder.tokenizer_fingerprint
         text = sampler.encoder.tokenizer.decode(sample.token_ids).split("<|im_end|>")[0]
         reply = read_reply(text, opened=template == "qwen3_5_think")
-        assert sample.thought == reply.thought
+        added = sampler.encoder.tokenizer.added_tokens_decoder.values()
+        special = [token.content for token in added if token.special]
+        thought = reply.thought or ""
+        for mark in special:  # a policy of random weights writes some anywhere
+            thought = thought.replace(mark, "")
+        assert sample.thought == (thought.strip() or None)
         assert sample.thought_cut == reply.cut
         if sample.thought_cut:
             assert sample.text == ""

@@ -98,8 +98,8 @@ CASES: list[tuple[str, Callable[[], Any], list[str]]] = [
     ),
     (
         "a column that recipes do not know",
-        running(loss="re_po", data={"path": "pairs.jsonl", "columns": {"annotator": "prompt"}}),
-        ["columns={'annotator': ...}", "roles among"],
+        running(loss="re_po", data={"path": "pairs.jsonl", "columns": {"annotators": "prompt"}}),
+        ["columns={'annotators': ...}", "roles among"],
     ),
     ("a reference that is no model", running(reference="no_model"), ["no_model", "check the name"]),
     ("no reference where one is needed", running(reference="none"), ["'adapter-off'"]),

@@ -134,6 +134,7 @@ def test_slic(world: Path, start: float) -> None:
 
 def test_the_same_command_goes_on_where_it_was_stopped(world: Path) -> None:
     stop = ("--set", "training.lr_scheduler_type=constant", "--set", "dynamics=false")
+    stop += ("--set", "training.warmup_steps=0")
     folder = world / "runs" / "full"
     stages = [
         run(world, "full", "--set", f"training.max_steps={steps}", *stop, "--out", f"runs/{name}")

@@ -135,18 +135,26 @@ def _with_entries(row: Candidates, entries: Sequence[_Entry]) -> Candidates:
 
 
 def _distinct(entries: list[_Entry]) -> list[_Entry]:
-    """Drop repeats; a repeat without a score is the same response, with a score it is kept."""
+    """Drop repeats: a repeat of which less is known is the same response as one before it.
+
+    Another score, or another way in which the policy wrote it, makes it another response.
+    """
     kept: list[_Entry] = []
-    by_text: dict[tuple[str, str | None, Generation | None], list[int]] = {}
+    by_text: dict[tuple[str, str | None], list[int]] = {}
     for entry in entries:
-        text, source, score, generation = entry
-        same = by_text.setdefault((text, source, generation), [])
-        scores = {kept[index][2]: index for index in same}
-        if score in scores or (score is None and scores):
+        same = by_text.setdefault(entry[:2], [])
+        twin = next((index for index in same if _agree(kept[index], entry)), None)
+        if twin is None:
+            same.append(len(kept))
+            kept.append(entry)
             continue
-        if None in scores:
-            kept[scores[None]] = entry
-            continue
-        same.append(len(kept))
-        kept.append(entry)
+        text, source, score, generation = kept[twin]
+        score = entry[2] if score is None else score
+        kept[twin] = (text, source, score, generation or entry[3])
     return kept
+
+
+def _agree(first: _Entry, second: _Entry) -> bool:
+    """Whether what is known of two equal texts is the same, as far as it is known of both."""
+    pairs = zip(first[2:], second[2:], strict=True)
+    return all(None in known or known[0] == known[1] for known in pairs)

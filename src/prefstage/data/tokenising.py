@@ -205,7 +205,7 @@ class ResponseEncoder:
         answer, thought = reply.answer.removeprefix(self._tokens.shape.lead or ""), reply.thought
         if any(token in self._tokens.marks for token in ids):
             answer = self._tokens.special.sub("", answer)
-            thought = None if reply.thought is None else self._tokens.special.sub("", reply.thought)
+            thought = self._tokens.special.sub("", reply.thought or "").strip() or None
         return Reply(answer, thought, reply.cut)
 
     def _ended(self, ids: list[int]) -> list[int]:

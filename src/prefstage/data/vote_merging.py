@@ -137,6 +137,7 @@ def swapped(pair: Pair) -> Pair:
         source_chosen=pair.source_rejected,
         source_rejected=pair.source_chosen,
         agreement=None if pair.agreement is None else 1 - pair.agreement,
+        judge_probability=None if pair.judge_probability is None else 1 - pair.judge_probability,
         votes=tuple(replace(vote, preference=1 - vote.preference) for vote in pair.votes),
     )
 
