@@ -105,7 +105,7 @@ def expected_report(
         "own_answers": None,
         "distinctness": _distinctness(pairs, sides, own, forward) if own else None,
         "diversity": diversity([row.responses for row in own]) if own else None,
-        "left_out": {},
+        "left_out": _left_out(pairs),
     }
     if judge is not None:
         name, reward = judge
@@ -166,6 +166,11 @@ def _data(pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
+def _left_out(pairs: Sequence[Pair]) -> dict[str, int]:
+    ties = sum(pair.agreement == 0.5 for pair in pairs)
+    return {"rankings: ties of the raters": ties} if ties else {}
+
+
 def _rankings(pairs: Sequence[Pair], sides: Any, resamples: int) -> dict[str, Any]:
     kept = [n for n, p in enumerate(pairs) if p.agreement != 0.5]
     ids = [p.prompt_id for p in pairs]
@@ -191,9 +196,7 @@ def _rankings(pairs: Sequence[Pair], sides: Any, resamples: int) -> dict[str, An
         "accuracy": interval(plain, kept) if kept else None,
         "accuracy_normalised": interval(normalised, kept) if kept else None,
         "with_ties": ties,
-        "left_out": {"rankings: ties of the raters": len(pairs) - len(kept)}
-        if len(kept) < len(pairs)
-        else {},
+        "left_out": _left_out(pairs),
         "reward_accuracy": None,
         "idealized": _idealized(pairs, apart, [w - ell for w, ell in means], plain, normalised),
         "intra_diversity": {
