@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from prefstage.core.errors import InputError
-from prefstage.measuring import algorithm_1_verdict, boundary_score, count_votes
+from prefstage.data import load_candidates
+from prefstage.judging.function import CallableJudge
+from prefstage.measuring import (
+    MeasureConfig,
+    algorithm_1_verdict,
+    boundary_score,
+    count_votes,
+    measure_stage,
+)
 
 quick = settings(deadline=None, max_examples=40)
 matrices = st.tuples(st.integers(1, 5), st.integers(1, 5)).flatmap(
@@ -85,3 +95,34 @@ def test_no_prompt_is_an_error() -> None:
 )
 def test_the_papers_verdict(p: float, stage: str) -> None:
     assert algorithm_1_verdict(boundary_score([count_votes([[p]])])) == stage
+
+
+def test_the_papers_verdict_goes_by_votes_where_prompts_have_different_numbers() -> None:
+    """Two votes for the policy's responses, three for the others; BS is the mean over prompts."""
+    uneven = boundary_score([count_votes([[1.0]]), count_votes([[1.0, 0.0], [0.0, 0.0]])])
+    assert (uneven.votes_on, uneven.votes_off, uneven.score) == (2, 3, 0.625)
+    assert algorithm_1_verdict(uneven) == "injection"
+
+
+@pytest.mark.parametrize(("ties", "stage"), [("half", "fine-tuning"), ("off", "injection")])
+def test_the_papers_verdict_counts_ties_as_it_is_told(ties: str, stage: str) -> None:
+    votes = [count_votes([[1.0, 0.5]]), count_votes([[0.5, 0.5]])]
+    assert algorithm_1_verdict(boundary_score(votes), ties=ties) == stage
+
+
+def test_the_papers_verdict_of_files_with_uneven_prompts() -> None:
+    rewards = {"a1": 5.0, "z1": 0.0, "b1": 2.0, "b2": -1.0, "y1": 1.0, "y2": 3.0}
+    cases = Path(__file__).parents[1] / "data" / "cases"
+
+    def prefers(a: str, b: str, prompt: object) -> float:
+        return float(rewards[a] > rewards[b])
+
+    stage = measure_stage(
+        load_candidates(cases / "uneven_off.jsonl"),
+        on_policy=load_candidates(cases / "uneven_on.jsonl"),
+        policy_name="P",
+        judge=CallableJudge(prefers),
+        config=MeasureConfig(all_prompts=True),
+    )
+    assert (stage.votes_on, stage.votes_off) == (2, 3)
+    assert stage.algorithm_1 == "injection"

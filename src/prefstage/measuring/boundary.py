@@ -161,13 +161,18 @@ def boundary_score(prompts: Iterable[PromptVotes]) -> Boundary:
     )
 
 
-def algorithm_1_verdict(boundary: Boundary) -> Literal["injection", "fine-tuning"]:
+def algorithm_1_verdict(
+    boundary: Boundary, *, ties: TieRule = "half"
+) -> Literal["injection", "fine-tuning"]:
     """The paper's plain verdict, without an interval: injection if V_off > V_on.
 
-    In terms of the score: injection if BS < ½, otherwise fine-tuning (so at exactly ½ too).
+    It goes by the votes of all prompts together, as printed. With as many comparisons a prompt
+    everywhere and hard votes that is BS < ½; where m and n vary, prompts with more comparisons
+    weigh more here than in the score.
 
     Args:
-        boundary: The boundary score of a fixed set of prompts.
+        boundary: The votes of a fixed set of prompts.
+        ties: As of `count_votes`; a vote for each side changes nothing.
 
     Returns:
         The stage by Algorithm 1.
@@ -175,4 +180,5 @@ def algorithm_1_verdict(boundary: Boundary) -> Literal["injection", "fine-tuning
     Source:
         Sun et al. 2025, arXiv:2508.10530, Algorithm 1, lines 14 to 18.
     """
-    return "injection" if boundary.score < HALF else "fine-tuning"
+    votes_off = boundary.votes_off + (boundary.ties if ties == "off" else 0)
+    return "injection" if votes_off > boundary.votes_on else "fine-tuning"

@@ -236,7 +236,7 @@ def _stage(end: LoopEnd, config: MeasureConfig, **details: Any) -> Stage:
     boundary = boundary_score(each.votes for each in end.prompts)
     matches = [each.match for each in end.prompts]
     favours = [each.favours for each in end.prompts]
-    stage, verdict = _STAGES[end.sequence.side], algorithm_1_verdict(boundary)
+    stage, verdict = _STAGES[end.sequence.side], algorithm_1_verdict(boundary, ties=config.ties)
     return Stage(
         stage=stage,
         boundary_score=boundary.score,
