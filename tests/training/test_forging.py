@@ -4,6 +4,7 @@ Local judges have the same test in tests/judging.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_control_tokens_are_those_of_the_template_alone(family: str, tmp_path: P
         bad, good = map(tokens_of, trees)
         for got, right in zip(bad, good, strict=True):
             assert control_tokens(tokenizer, got) == control_tokens(tokenizer, right)
-    assert trained == scored
+    assert [replace(tree, opening_ids=()) for tree in trained] == scored
 
     sampler = TransformersSampler(model, tokenizer, SamplingConfig(responses=1, max_new_tokens=1))
     rows = [Candidates(prompt_id_of(pair.prompt), pair.prompt, (), (), ()) for pair in pairs]
