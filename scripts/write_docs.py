@@ -25,6 +25,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+# Bad names are looked for on the Hub, whose requests are tried again for most of a minute.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 from typer.models import ArgumentInfo
 from typer.testing import CliRunner
 

@@ -9,6 +9,10 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A name that is no folder is looked for on the Hub, and without a network each request is tried
+# again for most of a minute; tests marked `network` set it to 0.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
