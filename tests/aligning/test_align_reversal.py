@@ -92,6 +92,9 @@ def test_a_dry_run_asks_the_judge_nothing(
     assert "how often the judge reverses labels is measured before it replaces" in planned.stdout
     assert "above 40 % the run stops before it trains" in planned.stdout
     assert not (tmp_path / "asked").exists()
+    several = typed(tmp_path, {**given, "schedule": ["off", "off"], "iterations": 2}, "--dry-run")
+    assert several.stdout.count("how often the judge reverses labels") == 1
+    assert "\niteration 1: how often" in several.stdout
     unknown = typed(tmp_path, {**settings(world), "judge": given["judge"]}, "--dry-run", "--json")
     (told,) = {each["reversal"] for each in json.loads(unknown.stdout)["steps"]} - {""}
     assert "measured before" in told

@@ -159,8 +159,11 @@ def plan_told(planned: tuple[PlannedStep, ...]) -> str:
     Returns:
         Markdown.
     """
-    known = {each.reversal: each for each in planned if each.reversal}
-    lines = [f"iteration {each.iteration}: {told}" for told, each in known.items()]
+    known = dict[str, int]()
+    for each in planned:
+        if each.reversal:
+            known.setdefault(each.reversal, each.iteration)
+    lines = [f"iteration {number}: {told}" for told, number in known.items()]
     return "\n\n".join([plan_table(planned), *(["\n".join(lines)] if lines else []), BASIS])
 
 
