@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from prefstage.data.thoughts import (
     THOUGHT_MARKS,
     Reply,
-    is_thought_mark,
     opens_thought,
     read_reply,
 )
@@ -180,9 +179,3 @@ def test_degenerate_text_is_read_at_once(filler: str) -> None:
 
     for opened in (None, True, False):
         assert isinstance(read_reply(text, opened=opened), Reply)
-
-
-def test_special_tokens_that_a_reader_needs() -> None:
-    kept = ("<think>", "</think>", "<|channel>", "<channel|>", "<|channel|>", "<|END_RESPONSE|>")
-    assert all(map(is_thought_mark, kept))
-    assert not any(map(is_thought_mark, ("", "<|im_end|>", "<pad>", "<|endoftext|>", "</s>")))

@@ -11,6 +11,7 @@ from prefstage.building.built import Built, Group
 from prefstage.building.reversal import Reversal, check_reversal
 from prefstage.building.whole import whole_pairs
 from prefstage.data.records import Pair
+from prefstage.data.vote_merging import swapped
 from prefstage.judging.agreement import TIE_AGREEMENT
 from prefstage.judging.base import (
     UNDECIDED,
@@ -107,17 +108,7 @@ def exchanged(pair: Pair) -> Pair:
 
     A judge's probability is that of the new chosen response.
     """
-    probability = pair.judge_probability
-    return replace(
-        without_raters(pair),
-        chosen=pair.rejected,
-        rejected=pair.chosen,
-        score_chosen=pair.score_rejected,
-        score_rejected=pair.score_chosen,
-        source_chosen=pair.source_rejected,
-        source_rejected=pair.source_chosen,
-        judge_probability=None if probability is None else 1.0 - probability,
-    )
+    return replace(swapped(pair), agreement=None, annotator=None, votes=())
 
 
 def with_judge_probability(groups: Iterable[Group], judge: Judge) -> Iterator[Group]:

@@ -77,7 +77,6 @@ class ChatTemplate:
         self.variables = _checked_variables(variables)
         sources = _templates_of(tokenizer, chat_format)
         self.sources = {name: _with_date(source, date) for name, source in sources.items()}
-        self.reads_clock = self.sources != sources
         self._read_whole = set[Any]()  # what messages have, where a template reads all of it
 
     @property

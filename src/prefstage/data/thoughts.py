@@ -87,15 +87,6 @@ _PART_OF_HEAD = re.compile(r"\s*<\|(?:start|channel)\|>[^\n]{0,120}\Z")
 _MESSAGE_ENDS = re.compile(r"<\|(?:end|eom|call|return|eot)\|>|(?=<\|start\|>assistant)")
 _OPENED_CHANNELS = re.compile(r"(?:<\|channel\|>analysis|\sto=self)<\|message\|>\s*\Z")
 
-_MARK_TEXT = "\n".join(
-    (
-        *(text for marks in THOUGHT_MARKS for text in (marks.opening, marks.closing)),
-        *(text for opening, closing, _ in _ANSWER_MARKS for text in (opening, closing)),
-        *("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"),
-        *("<|end|>", "<|eom|>", "<|call|>", "<|return|>", "<|eot|>"),
-    )
-)
-
 _FENCED = re.compile(r"^[ \t]*(```|~~~).*?^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
 _QUOTES = {"'": "'", '"': '"', "“": "”", "‘": "’", "«": "»"}
 
@@ -151,18 +142,6 @@ def opens_thought(generation_prompt: str) -> bool:
     return any(end.endswith(marks.opening) for marks in THOUGHT_MARKS) or bool(
         _OPENED_CHANNELS.search(generation_prompt)
     )
-
-
-def is_thought_mark(token: str) -> bool:
-    """Whether a special token's text is (part of) a mark that `read_reply` reads.
-
-    Args:
-        token: The special token's text.
-
-    Returns:
-        True if decoding must keep it for `read_reply`; other special tokens can be skipped.
-    """
-    return bool(token) and token in _MARK_TEXT
 
 
 def _in_marks(text: str, *, opened: bool | None) -> Reply | None:
