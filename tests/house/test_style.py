@@ -16,8 +16,8 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 FILES = sorted(SOURCE.rglob("*.py"))
 PACKAGES = sorted(path.parent.name for path in SOURCE.glob("prefstage/*/__init__.py"))
 
-MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 50
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 60
 
 # What may be longer, and why: "path::function" or "path".
 EXCEPTIONS: dict[str, str] = {}
