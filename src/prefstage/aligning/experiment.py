@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefstage.aligning.agreement import Contingency, by_gain, by_ratio
-from prefstage.aligning.cells import Metric, read_cell
+from prefstage.aligning.cells import Metric, bad_rows_told, read_cell, reversals_in_cells
 from prefstage.aligning.grid import Grid, load_grid
 from prefstage.aligning.loop import Tell, align
 from prefstage.aligning.paper_tables import Rows, build_table, starts_of
@@ -19,6 +19,7 @@ from prefstage.core.config import write_config
 from prefstage.core.errors import PrefstageError
 from prefstage.core.files import write_json, write_text
 from prefstage.core.progress import progress
+from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.template_dates import with_date
 from prefstage.judging.function import import_function
@@ -180,6 +181,18 @@ def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> E
     failed = {each.cell: each.error for each in records if each.error is not None}
     result = {"cells": list(rows), "failed": failed, "agreement": agreement}
     write_json(out / RESULT, result)
+    write_result(
+        out,
+        "experiment",
+        headline=f"{len(rows)} cells done{f', {len(failed)} failed' if failed else ''}",
+        facts={
+            "start": grid.recipe.get("policy", "by an axis"),
+            "judge": grid.recipe.get("judge", "by an axis"),
+            "axes": ", ".join(f"{len(values)} x {axis}" for axis, values in grid.axes.items()),
+            "put aside as bad": bad_rows_told(rows),
+            "labels replaced": "; ".join(reversals_in_cells(rows)),
+        },
+    )
     return Experiment(result, tuple(records), tables, (out / RESULT, *written))
 
 

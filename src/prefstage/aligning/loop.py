@@ -14,7 +14,9 @@ from prefstage.aligning.results import (
     RESULT,
     Budget,
     accepted_reversal,
+    facts_of,
     iteration_result,
+    parts_of,
     total_costs,
 )
 from prefstage.aligning.schedule import Data, Rule
@@ -33,6 +35,7 @@ from prefstage.building.build import RESULT as BUILT
 from prefstage.building.recipe import METHODS
 from prefstage.core.config import write_config
 from prefstage.core.files import write_json
+from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.template_dates import with_date
 from prefstage.judging.base import Judge
@@ -113,6 +116,9 @@ def align(
         loop = Loop(Chain(recipe, judge=who.fingerprint), kept, steps, Inputs(recipe, out))
         result = loop.run()
         write_json(out / RESULT, result)
+        parts = [{"kind": "align", "iteration": 0, "folder": "."}, *parts_of(steps)]
+        headline = f"{len(result['iterations'])} iterations: {result['stopped']}"
+        write_result(out, "align", headline=headline, facts=facts_of(result), parts=parts)
     written = (out / RESULT, Path(result["policy"]))
     return Aligned(result, tuple(loop.steps.records), result["policy"], written)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefstage.aligning.recipe import BuildSettings, StopRules
-from prefstage.aligning.steps import MANIFEST, Step, Steps
+from prefstage.aligning.steps import FOLDER, MANIFEST, Step, Steps
 from prefstage.building.reversal import check_reversal, reversal_told
 from prefstage.training.best import exported_told, steps_told
 
@@ -90,6 +90,49 @@ def iteration_result(
         "stopped": stopped,
         "steps": {role: step.name for role, step in done.items()},
     }
+
+
+def facts_of(result: Mapping[str, Any]) -> dict[str, str]:
+    """The run in short statements, for ``result.json``.
+
+    Args:
+        result: As in align.json.
+
+    Returns:
+        Statements by what they are about.
+    """
+    fixed = "fixed: the first iteration's start"
+    bad = (
+        f"{n['rows']:,} of {n['of']:,} rows of {name}" for name, n in result["put_aside"].items()
+    )
+    return {
+        "start": result["start"],
+        "judge": result["judge"],
+        "schedule": ", ".join(result["schedule"]),
+        "reference": "each iteration's start" if result["reference"] == "iteration" else fixed,
+        "ended": result["stopped"],
+        "policy": result["policy"],
+        "put aside as bad": ", ".join(bad),
+    }
+
+
+def parts_of(steps: Steps) -> list[dict[str, Any]]:
+    """The steps of every iteration, for ``result.json``.
+
+    Args:
+        steps: The run's steps.
+
+    Returns:
+        A part for each step in each iteration; what it took stands at its first use.
+    """
+    parts, costs = list[dict[str, Any]](), dict.fromkeys(each.step for each in steps.records)
+    taken = dict(zip(costs, _manifests(steps), strict=True))
+    for each in steps.records:
+        part = {"kind": each.kind, "iteration": each.iteration, "folder": f"{FOLDER}/{each.step}"}
+        manifest = taken.pop(each.step, None)
+        known = {} if manifest is None else {name: manifest[name] for name in ("seconds", "costs")}
+        parts.append(part | known)
+    return parts
 
 
 def table(result: Mapping[str, Any]) -> str:

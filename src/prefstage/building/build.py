@@ -25,6 +25,7 @@ from prefstage.building.statistics import PairStatistics, pair_statistics
 from prefstage.core.config import write_config
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json, write_text
+from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.faults import LoadReport
 from prefstage.data.grouping import keep_sources
@@ -296,7 +297,10 @@ def _write(folder: Path, made: BuildResult) -> None:
         for name, pairs in splits.items():
             save_dataset(pairs.dataset, folder / part / f"{name}.parquet")
     write_text(folder / CARD, made.card)
-    write_json(folder / RESULT, dict(made.result))  # last: where it stands, everything stands
+    write_json(folder / RESULT, dict(made.result))
+    facts = {name: made.result[name] for name in ("method", "source", "judge")}
+    headline = f"{made.result['pairs_built']:,} pairs by {facts['method']}"
+    write_result(folder, "build", headline=headline, facts=facts)  # last: all else is there
 
 
 def _scratch() -> AbstractContextManager[str]:

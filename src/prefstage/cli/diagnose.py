@@ -19,6 +19,7 @@ from prefstage.cli.manners import Outcome, mannered, say
 from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json, write_text
+from prefstage.core.results import write_result
 
 if TYPE_CHECKING:
     from prefstage.judging import Judge
@@ -189,6 +190,14 @@ def _say(
         written = [out / "report.md", out / "report.json"]
         write_text(written[0], text + "\n")
         write_json(written[1], result)
+        names = ", ".join(each["dataset"] for each in reports)
+        count = sum(len(each["warnings"]) for each in reports)
+        write_result(
+            out,
+            "diagnose",
+            headline=f"{count} warning{'' if count == 1 else 's'} about {names}",
+            facts={"datasets": names},
+        )
     say(Outcome(text, result, written), as_json=given["as_json"])
 
 

@@ -20,6 +20,7 @@ from prefstage.cli.manners import Outcome, mannered, say
 from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json
+from prefstage.core.results import write_result
 
 if TYPE_CHECKING:
     from prefstage.evaluating import Answers, CheckpointTable, Difference, WinRate
@@ -309,6 +310,7 @@ def _write(
         part = folder / f"model-{place}"
         write_model_outputs(part / "model_outputs.json", answers)
         write_annotations(part / "annotations.json", result.annotations())
+        write_json(part / "evaluation.json", result.as_dict())
         if result.controlled is not None:
             lines[answers.name] = leaderboard_row(
                 [each.preference for each in result.verdicts],
@@ -321,6 +323,20 @@ def _write(
     if lines:
         written.append(folder / "leaderboard.csv")
         write_leaderboard(written[1], lines)
+    first = next(iter(results.values()))
+    write_result(
+        folder,
+        "evaluate",
+        headline="; ".join(
+            f"{name} wins {each.rates.win_rate:.1f} % over {each.baseline}"
+            for name, each in results.items()
+        ),
+        facts={"baseline": first.baseline, "judge": first.judge},
+        parts=[
+            {"kind": "evaluate", "iteration": place + 1, "folder": f"model-{place}"}
+            for place in range(len(results))
+        ],
+    )
     return written
 
 

@@ -10,6 +10,7 @@ from prefstage.cli.chat_options import chat_settings
 from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json
+from prefstage.core.results import write_result
 from prefstage.data.chat_settings import CHAT_SETTINGS
 
 if TYPE_CHECKING:
@@ -131,6 +132,14 @@ def grade(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     written = [run.file("mt_bench.json")]
     write_json(written[0], found.as_dict())
+    facts = {"policy": found.model, "judge": found.judge}
+    write_result(
+        run.path,
+        "evaluate",
+        headline=f"{found.model}: score {_rating(found.score)}{_between(found.interval)}",
+        facts=facts,
+        parts=[],
+    )
     return found.as_dict() | {"summary": _ratings(found), "written": written}
 
 

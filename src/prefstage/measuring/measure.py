@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefstage.core.errors import InputError
+from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.sets import CandidateSet
 from prefstage.judging.base import CountingJudge, Judge
@@ -170,7 +171,9 @@ def _write(out: Path, stage: Stage, prompts: Sequence[JudgedPrompt]) -> None:
     write_prompts(prompts, out / PROMPTS)
     if stage.tokens is not None:
         CandidateSet.of(on_policy_candidates(prompts, stage.policy)).save(out / CANDIDATES)
-    stage.save(out / STAGE)  # last: where it stands, everything stands
+    stage.save(out / STAGE)
+    facts = {"policy": stage.policy, "judge": stage.judge}
+    write_result(out, "measure", headline=stage.recommendation, facts=facts)  # last
 
 
 def _policy(

@@ -24,6 +24,7 @@ from prefstage.core.errors import (
 )
 from prefstage.core.files import write_json
 from prefstage.core.progress import Ticker, progress
+from prefstage.core.results import write_result
 from prefstage.core.runs import MANIFEST, RunFolder, run_date
 from prefstage.data import load_tokenizer
 from prefstage.losses import LossMix, parse_loss
@@ -104,8 +105,18 @@ def train_recipe(recipe: Recipe, out: Path) -> Trained:
     if is_first_process():
         write_json(out / HISTORY, {"history": trainer.state.log_history})
         write_json(out / RESULT, result)
+        facts = {"policy": recipe.policy, "loss": _loss_text(result), "data": recipe.data.path}
+        headline = f"{recipe.policy} trained on {result['items']:,} items by {facts['loss']}"
+        write_result(out, "train", headline=headline, facts=facts)
     names = (MODEL, BASE, MERGED, DYNAMICS, RESULT, HISTORY, RESOLVED)
     return Trained(result, [out / name for name in names if (out / name).exists()])
+
+
+def _loss_text(result: Mapping[str, Any]) -> str:
+    betas = (
+        "" if term.get("beta") is None else f" (β {term['beta']:g})" for term in result["loss"]
+    )
+    return " + ".join(term["name"] + beta for term, beta in zip(result["loss"], betas, strict=True))
 
 
 def is_first_process() -> bool:
