@@ -74,7 +74,7 @@ def measure(size: int) -> dict[str, Any]:
     """Build `size` pairs and describe them."""
     from prefstage.building import build_pairs
     from prefstage.data import load_pairs
-    from prefstage.measuring.diagnosis import diagnose
+    from prefstage.diagnosing.diagnosis import diagnose
 
     found: dict[str, Any] = {"pairs": size}
     with tempfile.TemporaryDirectory() as name:

@@ -27,9 +27,9 @@ import torch
 
 from prefstage.data import ResponseEncoder, load_pairs, load_tokenizer
 from prefstage.data.records import Pair
+from prefstage.diagnosing.diagnosis import diagnose
+from prefstage.diagnosing.scoring import ScoredBy, pair_trees
 from prefstage.judging import load_judge
-from prefstage.measuring.diagnosis import diagnose
-from prefstage.measuring.diagnosis_scoring import ScoredBy, pair_trees
 from prefstage.scoring import Scorer
 from prefstage.scoring import scorer as engine
 

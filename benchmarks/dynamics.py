@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from prefstage.data import ResponseEncoder
-from prefstage.measuring import FLIP_GROUPS, fluctuation_range
+from prefstage.diagnosing import FLIP_GROUPS, fluctuation_range
 from prefstage.sandbox import World, build_policy, build_tokenizer, train_sft
 from prefstage.training import (
     DisplacementWarning,

@@ -28,8 +28,7 @@ from prefstage.evaluating.mt_bench import Grade, score_interval
 from prefstage.evaluating.rates import rates_of
 from prefstage.evaluating.win_rates import WinRate, WinRateConfig, win_rate
 from prefstage.judging import Comparison, Judgment
-from prefstage.measuring.loop import chunk_sizes
-from prefstage.measuring.sequential import ConfidenceSequence
+from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 Found = Mapping[str, tuple[bool, float]]

@@ -45,7 +45,8 @@ COMMANDS = (
 )
 PACKAGES = (
     *("losses", "data", "scoring", "serving", "sampling", "judging"),
-    *("measuring", "building", "training", "evaluating", "aligning", "reporting", "sandbox"),
+    *("measuring", "diagnosing", "building", "training"),
+    *("evaluating", "aligning", "reporting", "sandbox"),
 )
 
 KINDS = {str: "text", list[str]: "text", int: "number", float: "number", Path: "path"}

@@ -18,13 +18,13 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Tensor packages are checked against their shape annotations in every test.
-RANKINGS = ("bootstrap", "diversity", "flips", "idealized", "learnability", "rankings")
+RANKINGS = ("flips", "rankings")
 DYNAMICS = ("dynamics_measures", "dynamics_pairs")
 install_import_hook(
     [
         "prefstage.losses",
         "prefstage.scoring",
-        *(f"prefstage.measuring.{name}" for name in RANKINGS),
+        *(f"prefstage.diagnosing.{name}" for name in RANKINGS),
         *(f"prefstage.training.{name}" for name in DYNAMICS),
     ],
     "beartype.beartype",

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from prefstage.building import build_pairs as build_pairs
     from prefstage.data import load_candidates as load_candidates
     from prefstage.data import load_pairs as load_pairs
+    from prefstage.diagnosing import diagnose as diagnose
     from prefstage.evaluating import length_controlled_win_rate as length_controlled_win_rate
     from prefstage.evaluating import win_rate as win_rate
     from prefstage.judging import load_judge as load_judge
     from prefstage.losses import LOSSES as LOSSES
     from prefstage.measuring import Stage as Stage
-    from prefstage.measuring import diagnose as diagnose
     from prefstage.measuring import measure_stage as measure_stage
     from prefstage.reporting import write_report as write_report
     from prefstage.sampling import load_sampler as load_sampler
@@ -35,7 +35,7 @@ _HOMES = {
     "Stage": "measuring",
     "align": "aligning",
     "build_pairs": "building",
-    "diagnose": "measuring",
+    "diagnose": "diagnosing",
     "length_controlled_win_rate": "evaluating",
     "load_candidates": "data",
     "load_judge": "judging",

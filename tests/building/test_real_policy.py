@@ -9,8 +9,8 @@ from prefstage.building.build import build_pairs
 from prefstage.data import load_candidates, load_pairs
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.judging import load_judge
-from prefstage.measuring import measure
-from prefstage.measuring.config import MeasureConfig
+from prefstage.measuring import measure_stage
+from prefstage.measuring.stage import MeasureConfig
 from prefstage.sampling import load_sampler
 from prefstage.sampling.base import SamplingConfig
 from tests.building.making import text_of
@@ -126,7 +126,7 @@ def test_per_prompt_stage_with_and_without_a_budget(world, tmp_path):
     recipe, policy = world
     sampler = load_sampler(policy["policy"], SamplingConfig(**SAMPLING))
     pairs = load_pairs(recipe["pairs"])
-    measure(
+    measure_stage(
         pairs,
         judge=load_judge(recipe["judge"]),
         sampler=sampler,

@@ -24,7 +24,7 @@ from prefstage.cli.main import app
 from prefstage.core.errors import DataError, InputError, RunFolderError
 from prefstage.data import load_pairs
 from prefstage.data.sets import CandidateSet, PairSet
-from prefstage.measuring.diagnosis_numbers import describe
+from prefstage.diagnosing.numbers import describe
 from tests.building.making import candidates, pair
 
 ENGLISH = "The quick brown fox jumps over the lazy dog while the sun is shining brightly."

@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from prefstage.data import disk_numbers
 from prefstage.data.disk_numbers import DiskNumbers, count_different, different, hashes_of, pieces
-from prefstage.measuring.diagnosis_numbers import describe, describe_sorted, histogram
+from prefstage.diagnosing.numbers import describe, describe_sorted, histogram
 
 floats = st.one_of(st.floats(-1e6, 1e6), st.just(float("nan")))
 

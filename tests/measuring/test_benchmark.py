@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from prefstage.measuring import MeasureConfig, measure
+from prefstage.measuring import MeasureConfig, measure_stage
 from tests.measuring.measuring_worlds import LargerIsBetter, answers
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "measuring.py"
@@ -33,7 +33,7 @@ def test_a_simulated_run_ends_as_a_real_one(
 ) -> None:
     off, on = answers(300, skill=0.0), answers(300, skill=skill, seed=1)
     real, whole = (
-        measure(
+        measure_stage(
             off,
             judge=LargerIsBetter(),
             on_policy=on,
@@ -44,9 +44,9 @@ def test_a_simulated_run_ends_as_a_real_one(
     scores = np.array([[each.votes.score for each in whole.prompts]])
     truth = float(scores.mean())
     played = benchmark.play(scores, truth, None if new_prompts else 300)
-    side = {"injection": -1.0, "fine-tuning": 1.0, "undecided": 0.0}[real.stage.stage]
-    assert (played["used"][0], played["side"][0]) == (real.stage.prompts_used, side)
-    low, high = real.stage.interval
+    side = {"injection": -1.0, "fine-tuning": 1.0, "undecided": 0.0}[real.stage]
+    assert (played["used"][0], played["side"][0]) == (real.prompts_used, side)
+    low, high = real.interval
     assert bool(played["lost"][0]) == (not low <= truth <= high)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from prefstage.core.errors import InputError
-from prefstage.measuring import distinctness, measure, measure_distinctness
-from prefstage.measuring.judged import JudgedPrompt
+from prefstage.measuring import distinctness, measure_distinctness, measure_stage
+from prefstage.measuring.boundary import JudgedPrompt
 from tests.measuring.measuring_worlds import LargerIsBetter, answers
 
 
@@ -43,7 +43,7 @@ class Characters:
 
 
 def test_both_sides_of_a_measurement_are_scored_by_the_policy() -> None:
-    measured = measure(
+    measured = measure_stage(
         answers(20, skill=-3.0),
         judge=LargerIsBetter(),
         on_policy=answers(20, skill=3.0, seed=1),
@@ -51,7 +51,7 @@ def test_both_sides_of_a_measurement_are_scored_by_the_policy() -> None:
     share = measure_distinctness(measured.prompts, scorer=LengthScorer(), encoder=Characters())
 
     def expected(each: JudgedPrompt) -> float:
-        wins = [len(on) < len(off) for on in each.match.on for off in each.match.off]
+        wins = [len(on) < len(off) for on in each.on.responses for off in each.off.responses]
         return sum(wins) / len(wins)
 
     shares = [expected(each) for each in measured.prompts]

@@ -9,10 +9,9 @@ import pytest
 from prefstage.core.errors import InputError, RunFolderError, ServiceError
 from prefstage.data import CandidateSet, PairSet, load_candidates
 from prefstage.data.records import Generation, Pair
-from prefstage.measuring import MeasureConfig, Stage, measure, measure_stage
-from prefstage.measuring.loop import chunk_sizes, prompt_order
-from prefstage.measuring.prompts import on_policy_candidates
-from prefstage.measuring.summary import notes_of
+from prefstage.measuring import MeasureConfig, Stage, measure_stage
+from prefstage.measuring.sequential import chunk_sizes, prompt_order
+from prefstage.measuring.stage import notes_of, on_policy_candidates
 from prefstage.sampling.base import Sample, SampleRequest
 from tests.measuring.measuring_worlds import (
     LargerIsBetter,
@@ -144,7 +143,7 @@ def test_exactly_one_source_of_on_policy_responses(both: bool) -> None:
 def test_responses_beyond_n_are_chosen_by_the_seed_and_counted() -> None:
     off, on = answers(40, skill=0.0, responses=5), answers(40, skill=0.0, seed=1)
     found = [
-        measure(
+        measure_stage(
             off,
             judge=LargerIsBetter(),
             on_policy=on,
@@ -152,9 +151,9 @@ def test_responses_beyond_n_are_chosen_by_the_seed_and_counted() -> None:
         )
         for seed in (0, 0, 1)
     ]
-    drawn = [{each.match.prompt_id: each.match.off for each in one.prompts} for one in found]
+    drawn = [{each.on.prompt_id: each.off.responses for each in one.prompts} for one in found]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert found[0].stage.responses_unused == {"on": 0, "off": 40 * 3}
+    assert found[0].responses_unused == {"on": 0, "off": 40 * 3}
 
 
 def test_undecided_judgments_count_half_and_are_told() -> None:
@@ -181,8 +180,8 @@ def test_the_prompts_scores_do_not_depend_on_the_chunks() -> None:
     scores = []
     for first in (1, 8, 50):
         config = MeasureConfig(first_chunk=first)
-        found = measure(off, judge=LargerIsBetter(), on_policy=on, config=config)
-        scores.append([(each.match.prompt_id, each.votes) for each in found.prompts])
+        found = measure_stage(off, judge=LargerIsBetter(), on_policy=on, config=config)
+        scores.append([(each.on.prompt_id, each.votes) for each in found.prompts])
     shared = min(map(len, scores))
     assert scores[0][:shared] == scores[1][:shared] == scores[2][:shared]
 
@@ -334,13 +333,13 @@ class ThinkingSampler(NumberSampler):
 def test_thoughts_are_kept_from_the_judge_and_cut_ones_counted() -> None:
     judge = LargerIsBetter()
     off = answers(300, skill=0.0)
-    found = measure(off, judge=judge, sampler=ThinkingSampler(-2.0))
+    found = measure_stage(off, judge=judge, sampler=ThinkingSampler(-2.0))
     assert {each.a for each in judge.asked} == {
-        text for each in found.prompts for text in each.match.on
+        text for each in found.prompts for text in each.on.responses
     }
     assert not any("hm" in text for each in judge.asked for text in (each.a, each.b))
-    assert found.stage.cut_thoughts == found.stage.prompts_used
-    assert any("ended in their thought" in note for note in notes_of(found.stage))
+    assert found.cut_thoughts == found.prompts_used
+    assert any("ended in their thought" in note for note in notes_of(found))
 
     rows = on_policy_candidates(found.prompts, "policy")
     assert len(rows) == len(found.prompts)

@@ -18,7 +18,7 @@ from prefstage.measuring import (
     chance_above_half,
     measure_stage,
 )
-from prefstage.measuring.judge_errors import STEPS, shares_behind
+from prefstage.measuring.reliability import STEPS, shares_behind
 from tests.measuring.measuring_worlds import LargerIsBetter, answers
 
 

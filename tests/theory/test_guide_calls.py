@@ -10,7 +10,7 @@ import torch
 from prefstage.data import Candidates, prompt_id_of
 from prefstage.judging.base import Comparison, Judgment
 from prefstage.measuring import MeasureConfig, Stage, measure_stage
-from prefstage.measuring.loop import prompt_order
+from prefstage.measuring.sequential import prompt_order
 from prefstage.sandbox.theory import guide_calls
 from prefstage.sandbox.theory.guide import binned
 from prefstage.sandbox.theory.guide_calls import (

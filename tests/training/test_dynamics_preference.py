@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from prefstage.measuring import FLIP_GROUPS
+from prefstage.diagnosing import FLIP_GROUPS
 from prefstage.training import (
     DynamicsCallback,
     PreferenceArguments,

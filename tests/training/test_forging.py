@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prefstage.data import Candidates, ResponseEncoder, load_pairs, prompt_id_of
-from prefstage.measuring.diagnosis_scoring import pair_trees
+from prefstage.diagnosing.scoring import pair_trees
 from prefstage.sampling import SamplingConfig, TransformersSampler
 from prefstage.sampling.base import requests_for
 from prefstage.training import PreferenceArguments, PreferenceTrainer

@@ -14,7 +14,7 @@ from prefstage.core.config import Config, check_config, load_config
 from prefstage.core.errors import ConfigError
 from prefstage.data.chat_settings import ChatSettings
 from prefstage.evaluating.win_rates import WinRateConfig
-from prefstage.measuring.config import MeasureConfig
+from prefstage.measuring.stage import MeasureConfig
 from prefstage.sampling.base import SamplingConfig
 from prefstage.sampling.loading import LoadOptions
 from prefstage.training.recipe import Recipe as TrainRecipe

@@ -25,8 +25,8 @@ from prefstage.data.sets import CandidateSet
 from prefstage.evaluating.alpaca_files import write_annotations
 from prefstage.evaluating.answers import Answers, gather_answers
 from prefstage.evaluating.win_rates import win_rate
-from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure
-from prefstage.measuring.prompts import on_policy_candidates, write_prompts
+from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure_stage
+from prefstage.measuring.stage import on_policy_candidates, write_prompts
 from prefstage.sampling.base import SamplingConfig, cut_thoughts, requests_for
 from prefstage.sampling.store import to_candidates
 from prefstage.serving import run_program
@@ -56,11 +56,13 @@ def run_measure(
         off_policy: The data that it is measured against.
     """
     with kept.sampler(policy, chain.recipe, chain.own_sampling) as who:
-        found = measure(off_policy, judge=kept.judge, sampler=who, config=chain.measure_config)
-    write_prompts(found.prompts, folder / PROMPTS)
-    CandidateSet.of(on_policy_candidates(found.prompts, policy.name)).save(folder / CANDIDATES)
+        stage = measure_stage(
+            off_policy, judge=kept.judge, sampler=who, config=chain.measure_config
+        )
+    write_prompts(stage.prompts, folder / PROMPTS)
+    CandidateSet.of(on_policy_candidates(stage.prompts, policy.name)).save(folder / CANDIDATES)
     # what one process asked and what it found in the store is no part of the result
-    replace(found.stage, judge_counts={}).save(folder / STAGE)
+    replace(stage, judge_counts={}).save(folder / STAGE)
 
 
 def run_sample(

@@ -13,8 +13,7 @@ from prefstage.core.config import Config
 from prefstage.core.seeds import seed_for
 from prefstage.data.records import Candidates
 from prefstage.judging.base import Judge
-from prefstage.measuring.boundary import HALF
-from prefstage.measuring.judged import Match, judge_matches
+from prefstage.measuring.boundary import HALF, judge_sides
 from prefstage.sampling.base import Sample, Sampler, SampleRequest
 from prefstage.sampling.store import CandidateStore, collect, to_candidates
 
@@ -172,16 +171,22 @@ def _judge(
         The prompts whose response has text.
     """
     spoken = [each for each in chosen if samples[each].text.strip()]
-    matches = [
-        Match(each, off[each].prompt, (samples[each].text,), off[each].responses) for each in spoken
+    answers = [
+        replace(
+            off[each],
+            responses=(samples[each].text,),
+            sources=(None,),
+            scores=(None,),
+            generations=(),
+        )
+        for each in spoken
     ]
-    for match, votes in zip(
-        matches, judge_matches(judge, matches, votes="hard", ties="half"), strict=True
-    ):
+    theirs = [off[each] for each in spoken]
+    for prompt_id, votes in zip(spoken, judge_sides(judge, answers, theirs), strict=True):
         even = HALF * (votes.ties + votes.undecided)
-        tallies[match.prompt_id].on += votes.votes_on + even
-        tallies[match.prompt_id].off += votes.votes_off + even
+        tallies[prompt_id].on += votes.votes_on + even
+        tallies[prompt_id].off += votes.votes_off + even
         spent.judgments += votes.comparisons
-        yield match.prompt_id
+        yield prompt_id
     for each in set(chosen) - set(spoken):
         tallies[each].off += len(off[each].responses)

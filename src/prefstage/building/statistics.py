@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from prefstage.data.disk_numbers import DiskNumbers, Numbers, count_different, text_number
-from prefstage.measuring.diagnosis_numbers import Distribution, describe_sorted
+from prefstage.diagnosing.numbers import Distribution, describe_sorted
 
 NUMBERS = ("mean", "std", "min", "q25", "median", "q75", "max")
 _BATCH = 1 << 12

@@ -22,9 +22,9 @@ from prefstage.core.files import write_json, write_text
 from prefstage.core.results import write_result
 
 if TYPE_CHECKING:
+    from prefstage.diagnosing.diagnosis import Diagnosis
+    from prefstage.diagnosing.scoring import ScoredBy
     from prefstage.judging import Judge
-    from prefstage.measuring.diagnosis import Diagnosis
-    from prefstage.measuring.diagnosis_scoring import ScoredBy
 
 Number = int | None
 Text = str | None
@@ -120,9 +120,9 @@ def diagnose(
 def _diagnose(given: dict[str, Any]) -> None:
     """The command, with its options by name."""
     from prefstage.data import load_candidates, load_pairs
-    from prefstage.measuring.diagnosis import diagnose as run
-    from prefstage.measuring.diagnosis_config import DiagnosisConfig
-    from prefstage.measuring.diagnosis_orders import OrderFigures, diagnose_orders
+    from prefstage.diagnosing.config import DiagnosisConfig
+    from prefstage.diagnosing.diagnosis import diagnose as run
+    from prefstage.diagnosing.scoring import OrderFigures, diagnose_orders
 
     settings = load_config(
         DiagnosisConfig, given["config"], {name: given[name] for name in _SETTINGS}
@@ -175,7 +175,7 @@ def _say(
     notes: list[str],
     given: dict[str, Any],
 ) -> None:
-    from prefstage.measuring.diagnosis_tables import order_table, ranking_table
+    from prefstage.diagnosing.tables import order_table, ranking_table
 
     reports, out = [each.as_dict() for each in found], given["out"]
     result = {"diagnoses": reports, "orders": orders, "notes": notes}
@@ -248,7 +248,7 @@ def _named(text: str) -> tuple[str, str]:
 
 def _model(name: str, given: dict[str, Any]) -> "ScoredBy":
     from prefstage.data import ResponseEncoder, load_tokenizer
-    from prefstage.measuring.diagnosis_scoring import ScoredBy
+    from prefstage.diagnosing.scoring import ScoredBy
     from prefstage.scoring import ReferenceCache, Scorer
 
     scorer = Scorer.load(name, dtype=given["dtype"])

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -24,7 +23,7 @@ from prefstage.core.progress import Ticker, progress
 if TYPE_CHECKING:
     from prefstage.cli.measure_settings import MeasureSettings
     from prefstage.data import CandidateSet
-    from prefstage.measuring import Measurement, Reading
+    from prefstage.measuring import Reading, Stage
 
 T = TypeVar("T")
 
@@ -151,13 +150,11 @@ def measure(
     from prefstage.cli.measure_settings import MeasureSettings
 
     settings = load_config(MeasureSettings, config, _overrides(options))
-    measurement, notes = _interruptible(settings, out)
-    _report(measurement, notes, out, as_json=as_json)
+    stage, notes = _interruptible(settings, out)
+    _report(stage, notes, out, as_json=as_json)
 
 
-def _interruptible(
-    settings: "MeasureSettings", out: Path | None
-) -> tuple["Measurement", list[str]]:
+def _interruptible(settings: "MeasureSettings", out: Path | None) -> tuple["Stage", list[str]]:
     """Measure; a stop that loses everything says so."""
     try:
         return _measure(settings, out)
@@ -178,10 +175,10 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     return {renamed.get(k, k): v for k, v in given.items() if v is not None and v is not False}
 
 
-def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Measurement", list[str]]:
+def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Stage", list[str]]:
     from prefstage.data.template_dates import with_date
     from prefstage.judging import load_judge
-    from prefstage.measuring import measure as run
+    from prefstage.measuring import measure_stage
     from prefstage.sampling import load_sampler
 
     off = _loaded(settings.off_policy, settings.off_sources, settings, "")
@@ -202,22 +199,20 @@ def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Measuremen
                     options=settings.load_options,
                 ),
             )
-        measurement = run(
+        stage = measure_stage(
             off,
             judge=judge,
             sampler=sampler,
             on_policy=on,
             policy_name=(settings.policy or settings.on_policy) if on is not None else None,
+            distinctness=settings.distinctness,
             config=settings.rules,
             out=out,
             watch=stack.enter_context(_live()),
         )
-        if settings.distinctness:
-            measurement = _with_distinctness(measurement, sampler)
     if out is not None:
-        measurement.stage.save(out / "stage.json")
         write_config(settings, out / "config.yaml")
-    return measurement, notes
+    return stage, notes
 
 
 def _loaded(
@@ -240,23 +235,10 @@ def _notes(side: str, data: "CandidateSet") -> list[str]:
     return put_aside + [f"{side} data: {note}" for note in data.report.notes]
 
 
-def _with_distinctness(measurement: "Measurement", sampler: Any) -> "Measurement":
-    from prefstage.measuring.distinctness import measure_distinctness
-    from prefstage.scoring import Scorer
+def _report(stage: "Stage", notes: list[str], out: Path | None, *, as_json: bool) -> None:
+    from prefstage.measuring.stage import notes_of, summarise
 
-    share = measure_distinctness(
-        measurement.prompts, scorer=Scorer(sampler.model), encoder=sampler.encoder
-    )
-    return replace(measurement, stage=replace(measurement.stage, distinctness=share))
-
-
-def _report(
-    measurement: "Measurement", notes: list[str], out: Path | None, *, as_json: bool
-) -> None:
-    from prefstage.measuring.summary import notes_of, summarise
-
-    stage = measurement.stage
-    text = "\n".join([summarise(measurement), *(f"note: {note}" for note in notes)])
+    text = "\n".join([summarise(stage), *(f"note: {note}" for note in notes)])
     result = {
         **stage.as_dict(),
         "recommendation": stage.recommendation,

@@ -22,8 +22,7 @@ from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.judging import Comparison, Judge, Judgment, load_judge
 from prefstage.judging.running import compare_all
-from prefstage.measuring.loop import chunk_sizes, prompt_order
-from prefstage.measuring.sequential import ConfidenceSequence
+from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes, prompt_order
 
 LEFT_OUT = "difficulty left out"
 _HALF = 0.5

@@ -1,6 +1,6 @@
 """Algorithm 1: votes between on-policy and off-policy responses, prompt by prompt."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prefstage.core.errors import InputError
+from prefstage.data.records import Candidates
+from prefstage.judging.base import Comparison, Judge, Judgment, PointwiseJudge, judgment_of_rewards
 
 Votes = Literal["hard", "probability"]
 TieRule = Literal["half", "off"]
@@ -152,11 +154,11 @@ def boundary_score(prompts: Iterable[PromptVotes]) -> Boundary:
             cure="check that both sides have responses to common prompts",
         )
     return Boundary(
-        score=float(np.mean([each.score for each in counted])),
-        votes_on=sum(each.votes_on for each in counted),
-        votes_off=sum(each.votes_off for each in counted),
-        ties=sum(each.ties for each in counted),
-        undecided=sum(each.undecided for each in counted),
+        score=float(np.mean([votes.score for votes in counted])),
+        votes_on=sum(votes.votes_on for votes in counted),
+        votes_off=sum(votes.votes_off for votes in counted),
+        ties=sum(votes.ties for votes in counted),
+        undecided=sum(votes.undecided for votes in counted),
         prompts=len(counted),
     )
 
@@ -182,3 +184,84 @@ def algorithm_1_verdict(
     """
     votes_off = boundary.votes_off + (boundary.ties if ties == "off" else 0)
     return "injection" if votes_off > boundary.votes_on else "fine-tuning"
+
+
+@dataclass(frozen=True)
+class JudgedPrompt:
+    """One prompt that was used.
+
+    Attributes:
+        order: Its position in the random order, from 0.
+        on: The on-policy responses that took part, y_1 … y_m.
+        off: The off-policy responses that took part, y'_1 … y'_n.
+        votes: What their m·n comparisons said.
+        unused_on: On-policy responses that were there but not drawn.
+        unused_off: Likewise off-policy.
+    """
+
+    order: int
+    on: Candidates
+    off: Candidates
+    votes: PromptVotes
+    unused_on: int = 0
+    unused_off: int = 0
+
+    @property
+    def favours(self) -> Literal["on", "off", "neither"]:
+        """The side with more than half of the score."""
+        if self.votes.score == HALF:
+            return "neither"
+        return "on" if self.votes.score > HALF else "off"
+
+
+def judge_sides(
+    judge: Judge,
+    on_policy: Sequence[Candidates],
+    off_policy: Sequence[Candidates],
+    *,
+    votes: Votes = "hard",
+    ties: TieRule = "half",
+) -> list[PromptVotes]:
+    """Judge all m·n comparisons of each prompt and count the votes.
+
+    A pointwise judge scores each response once: m + n calls a prompt, not m·n.
+
+    Args:
+        judge: Gives P(y_i ≻ y'_j | x).
+        on_policy: For each prompt its on-policy responses. [prompts].
+        off_policy: Its off-policy responses, in the same order of prompts. [prompts].
+        votes: As in `count_votes`.
+        ties: As in `count_votes`.
+
+    Returns:
+        The votes of each prompt, in order; each depends on its own prompt alone.
+    """
+    sides = list(zip(on_policy, off_policy, strict=True))
+    comparisons = [
+        Comparison(on.prompt_id, on.prompt, y, other)
+        for on, off in sides
+        for y in on.responses
+        for other in off.responses
+    ]
+    judgments = iter(_compare(judge, comparisons))
+    counts = []
+    for on, off in sides:
+        shape = (len(on.responses), len(off.responses))
+        block = [next(judgments) for _ in range(shape[0] * shape[1])]
+        probabilities = np.reshape([judgment.probability for judgment in block], shape)
+        undecided = np.reshape([judgment.status == "undecided" for judgment in block], shape)
+        counts.append(count_votes(probabilities, undecided=undecided, votes=votes, ties=ties))
+    return counts
+
+
+def _compare(judge: Judge, comparisons: Sequence[Comparison]) -> list[Judgment]:
+    if not isinstance(judge, PointwiseJudge):
+        return judge.compare(comparisons)
+    # Keyed by prompt and text: a response meets every one of the other side, and a reward model
+    # must not be run on it each time.
+    prompts = {(c.prompt_id, text): c.prompt for c in comparisons for text in (c.a, c.b)}
+    rewards = judge.score([(prompt, text) for (_, text), prompt in prompts.items()])
+    known = dict(zip(prompts, rewards, strict=True))
+    return [
+        judgment_of_rewards(known[c.prompt_id, c.a], known[c.prompt_id, c.b]) for c in comparisons
+    ]

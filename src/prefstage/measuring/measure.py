@@ -1,11 +1,12 @@
 """`measure_stage`: which stage is a policy in, from as few prompts as it takes."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from prefstage.core.config import check_config
 from prefstage.core.errors import InputError
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
@@ -13,15 +14,21 @@ from prefstage.data.sets import CandidateSet
 from prefstage.judging.base import CountingJudge, Judge
 from prefstage.judging.store import JudgmentStore
 from prefstage.judging.stored import stored
-from prefstage.measuring.boundary import algorithm_1_verdict, boundary_score
-from prefstage.measuring.config import MeasureConfig
-from prefstage.measuring.judged import JudgedPrompt
-from prefstage.measuring.loop import LoopEnd, Watch, run_loop
-from prefstage.measuring.prompts import on_policy_candidates, write_prompts
-from prefstage.measuring.reliability import call_reliability
-from prefstage.measuring.responses import GivenResponses, Pool, Responses, SampledResponses
-from prefstage.measuring.sequential import ConfidenceSequence
-from prefstage.measuring.stage import Stage, StageName
+from prefstage.measuring.boundary import (
+    JudgedPrompt,
+    algorithm_1_verdict,
+    boundary_score,
+    judge_sides,
+)
+from prefstage.measuring.responses import Pool, Responses, SampledResponses
+from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes, prompt_order
+from prefstage.measuring.stage import (
+    MeasureConfig,
+    Stage,
+    StageName,
+    on_policy_candidates,
+    write_prompts,
+)
 from prefstage.sampling.base import Sampler
 from prefstage.sampling.store import CandidateStore
 
@@ -39,43 +46,62 @@ _STAGES: dict[str | None, StageName] = {
     None: "undecided",
 }
 
+T = TypeVar("T")
+
+Stopped = Literal["decided", "all prompts used", "prompt budget", "judgment budget"]
+
 
 @dataclass(frozen=True)
-class Measurement:
-    """A stage with what each prompt contributed to it.
+class Reading:
+    """Where a running measurement stands.
 
     Attributes:
-        stage: The result.
-        prompts: Every prompt used, in the order of use, with its responses and votes.
+        doing: What goes on, a few words.
+        prompts_used: Prompts judged so far.
+        prompts_allowed: Prompts that may be used at most.
+        boundary_score: So far; ½ before the first prompt.
+        interval: (low, high) so far.
     """
 
-    stage: Stage
-    prompts: tuple[JudgedPrompt, ...]
+    doing: str
+    prompts_used: int
+    prompts_allowed: int
+    boundary_score: float
+    interval: tuple[float, float]
+
+
+Watch = Callable[[Reading], None]
 
 
 def measure_stage(
     off_policy: Responses,
     *,
-    judge: Judge,
-    sampler: Sampler | None = None,
+    judge: Judge | Callable[..., Any] | str | Path,
+    sampler: Sampler | str | None = None,
     on_policy: Responses | None = None,
     policy_name: str | None = None,
-    config: MeasureConfig | None = None,
-    out: Path | None = None,
+    distinctness: bool = False,
+    config: MeasureConfig | Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
     watch: Watch | None = None,
 ) -> Stage:
-    """Tell which stage a policy is in, from as few prompts as it takes.
+    """Measure which stage a policy is in, from as few prompts as it takes.
 
     Prompts are taken in a random order; the policy answers them, the judge compares every
     on-policy with every off-policy response, and a confidence sequence for the boundary score
     is updated after every prompt. It ends when the interval leaves ½, or the budget is spent.
 
     Args:
-        off_policy: The pairs or candidates that training could use.
-        judge: Gives P(a ≻ b | x).
-        sampler: The policy. Either this or `on_policy`.
+        off_policy: The pairs or candidates that training could use: loaded, or a file, folder
+            or Hub id.
+        judge: Gives P(a ≻ b | x): a judge, a function of (a, b, prompt), or a specification as
+            of `load_judge`, such as ``"reward:PATH"``.
+        sampler: The policy: a sampler, or a specification as of `load_sampler`, loaded with its
+            defaults. Either this or `on_policy`.
         on_policy: The policy's responses, if they exist already; matched by prompt.
         policy_name: The policy's name in the result; the sampler's if None.
+        distinctness: Whether the policy also scores both sides (see `measure_distinctness`);
+            needs a sampler that runs a model in this process.
         config: Responses a prompt, rules, budget, seed.
         out: A run folder. Responses and judgments are kept there as they arrive, so that the
             same call goes on after a kill; a larger budget may be asked for then. The result
@@ -83,10 +109,11 @@ def measure_stage(
         watch: Called whenever there is something new to show.
 
     Returns:
-        The stage.
+        The stage, with every prompt used as its `prompts`.
 
     Raises:
-        InputError: If not exactly one of `sampler` and `on_policy` is given, the sides have
+        ConfigError: If `config` has an unknown or wrong setting.
+        InputError: If not exactly one of `sampler` and `on_policy` is set, the sides have
             no prompt in common, or the budget allows no prompt.
         RunFolderError: If `out` holds another run.
 
@@ -94,91 +121,151 @@ def measure_stage(
         Sun et al. 2025, arXiv:2508.10530, Algorithm 1; made sequential by
         `ConfidenceSequence` (Waudby-Smith & Ramdas 2024, arXiv:2010.09686).
     """
-    return measure(
-        off_policy,
-        judge=judge,
-        sampler=sampler,
-        on_policy=on_policy,
-        policy_name=policy_name,
-        config=config,
-        out=out,
-        watch=watch,
-    ).stage
-
-
-def measure(
-    off_policy: Responses,
-    *,
-    judge: Judge,
-    sampler: Sampler | None = None,
-    on_policy: Responses | None = None,
-    policy_name: str | None = None,
-    config: MeasureConfig | None = None,
-    out: Path | None = None,
-    watch: Watch | None = None,
-) -> Measurement:
-    """Measure the stage as `measure_stage` does, and keep what every prompt said.
-
-    Args:
-        off_policy: As in `measure_stage`.
-        judge: As in `measure_stage`.
-        sampler: As in `measure_stage`.
-        on_policy: As in `measure_stage`.
-        policy_name: As in `measure_stage`.
-        config: As in `measure_stage`.
-        out: As in `measure_stage`.
-        watch: As in `measure_stage`.
-
-    Returns:
-        The stage, and each prompt used with its responses and votes.
-
-    Raises:
-        InputError: As `measure_stage`.
-        RunFolderError: As `measure_stage`.
-    """
-    config, before = config or MeasureConfig(), _counts(judge)
-    off = Pool.of(off_policy, side="off-policy")
-    policy = _policy(sampler, on_policy, config)
-    prompt_ids = [prompt_id for prompt_id in off.places if policy.has(prompt_id)]
-    _check_overlap(prompt_ids, off, policy)
+    if not isinstance(config, MeasureConfig):
+        config = check_config(MeasureConfig, config or {})
     with ExitStack() as stack:
+        off = Pool.of(
+            off_policy, side="off-policy", responses=config.off_responses, seed=config.seed
+        )
+        who = _loaded(sampler, config, stack) if sampler is not None else None
+        policy = _policy(who, on_policy, config)
+        judge = _judge(judge, stack)
+        counted_before = _counts(judge)
+        prompt_ids = _common(off, policy)
         if out is not None:
-            _open_folder(out, config, off=off, on=policy, judge=judge)
+            out = Path(out)
+            inputs = {
+                "config": config.model_dump(mode="json", exclude=_MAY_CHANGE),
+                "off_policy": off.fingerprint,
+                "on_policy": policy.fingerprint,
+                "judge": judge.fingerprint,
+            }
+            RunFolder.open(out, command="measure", inputs=inputs)
             judge = stored(judge, stack.enter_context(JudgmentStore(out / JUDGMENTS)))
             if isinstance(policy, SampledResponses):
-                policy.keep_in(stack.enter_context(CandidateStore(out / SAMPLES)))
-        end = run_loop(
-            prompt_ids,
-            off=off,
-            policy=policy,
-            judge=judge,
-            config=config,
-            watch=watch,
+                policy.store = stack.enter_context(CandidateStore(out / SAMPLES))
+        end = _run(prompt_ids, (policy, off), judge=judge, config=config, watch=watch)
+        counts = _counts(judge).items()
+        stage = _stage(
+            end,
+            config,
+            judge=judge.name,
+            policy=policy_name or policy.name,
+            unmatched_prompts={
+                "on": policy.prompts_beyond(off.positions),
+                "off": len(off.rows) - len(prompt_ids),
+            },
+            judge_counts={name: n - counted_before.get(name, 0) for name, n in counts},
+            tokens=policy.tokens,
+            cut_responses=policy.cut,
+            cut_thoughts=policy.cut_thoughts,
         )
-    unmatched = {
-        "on": policy.prompts_beyond(off.places),
-        "off": len(off.rows) - len(prompt_ids),
-    }
-    names = {"judge": judge.name, "policy": policy_name or policy.name}
-    cost = _cost(policy, judge, before)
-    stage = _stage(end, config, unmatched_prompts=unmatched, **names, **cost)
+        if distinctness:
+            stage = replace(stage, distinctness=_distinctness(stage, who))
     if out is not None:
-        _write(out, stage, end.prompts)
-    return Measurement(stage, end.prompts)
+        _write(Path(out), stage)
+    return stage
 
 
-def _write(out: Path, stage: Stage, prompts: Sequence[JudgedPrompt]) -> None:
-    write_prompts(prompts, out / PROMPTS)
+def _write(out: Path, stage: Stage) -> None:
+    write_prompts(stage.prompts, out / PROMPTS)
     if stage.tokens is not None:
-        CandidateSet.of(on_policy_candidates(prompts, stage.policy)).save(out / CANDIDATES)
+        CandidateSet.of(on_policy_candidates(stage.prompts, stage.policy)).save(out / CANDIDATES)
     stage.save(out / STAGE)
     facts = {"policy": stage.policy, "judge": stage.judge}
-    write_result(out, "measure", headline=stage.recommendation, facts=facts)  # last
+    # Last: where it stands, everything else stands, whenever the run was killed.
+    write_result(out, "measure", headline=stage.recommendation, facts=facts)
+
+
+@dataclass(frozen=True)
+class _End:
+    prompts: tuple[JudgedPrompt, ...]
+    sequence: ConfidenceSequence
+    stopped: Stopped
+    prompts_available: int
+
+
+def _run(
+    prompt_ids: Sequence[str],
+    sides: tuple[Pool | SampledResponses, Pool],
+    *,
+    judge: Judge,
+    config: MeasureConfig,
+    watch: Watch | None,
+) -> _End:
+    """Use prompts, a chunk between two looks, until the interval leaves ½ or the budget ends."""
+    policy, off = sides
+    order = prompt_order(prompt_ids, seed=config.seed)
+    limit, limited_by = _budget(order, off, policy, config)
+    sequence = ConfidenceSequence(
+        available=None if config.new_prompts else len(order), confidence=config.confidence
+    )
+    prompts: list[JudgedPrompt] = []
+
+    def teller() -> Callable[[str], None]:
+        if watch is None:
+            return lambda doing: None
+        # The interval is a search over many means: computed once a look, not once a message.
+        reading = Reading("", len(prompts), limit, sequence.mean, sequence.interval)
+        return lambda doing: watch(replace(reading, doing=doing))
+
+    for size in chunk_sizes(limit, first=config.first_chunk):
+        tell = teller()
+        chunk = [off.row(prompt_id) for prompt_id in order[len(prompts) :][:size]]
+        ours = policy.respond(chunk, tell)
+        theirs = [off.draw(row) for row in chunk]
+        tell("judging")
+        votes = judge_sides(
+            judge,
+            [row for row, _ in ours],
+            [row for row, _ in theirs],
+            votes=config.votes,
+            ties=config.ties,
+        )
+        prompts += [
+            JudgedPrompt(number, on, other, counted, unused_on, unused_off)
+            for number, ((on, unused_on), (other, unused_off), counted) in enumerate(
+                zip(ours, theirs, votes, strict=True), len(prompts)
+            )
+        ]
+        sequence.update(counted.score for counted in votes)
+        if sequence.side is not None and not config.all_prompts:
+            break
+    teller()("done")
+    stopped: Stopped = limited_by if len(prompts) == limit else "decided"
+    if len(prompts) == len(order):
+        stopped = "all prompts used"
+    return _End(tuple(prompts), sequence, stopped, len(order))
+
+
+def _budget(
+    order: Sequence[str], off: Pool, policy: Pool | SampledResponses, config: MeasureConfig
+) -> tuple[int, Stopped]:
+    """How many prompts may be used, and what sets the limit."""
+    limit = len(order)
+    limited_by: Stopped = "all prompts used"
+    if config.max_prompts is not None and config.max_prompts < limit:
+        limit, limited_by = config.max_prompts, "prompt budget"
+    if config.max_judgments is None:
+        return limit, limited_by
+    spent = 0
+    for number, prompt_id in enumerate(order[:limit]):
+        spent += policy.count(prompt_id) * off.count(prompt_id)
+        if spent > config.max_judgments:
+            limit, limited_by = number, "judgment budget"
+            break
+    if not limit:
+        raise InputError.of(
+            saw=f"max_judgments {config.max_judgments}, and {spent} comparisons for one prompt",
+            expected="a budget for at least one prompt",
+            cure="raise max_judgments, or lower on_responses or off_responses",
+        )
+    return limit, limited_by
 
 
 def _policy(
     sampler: Sampler | None, on_policy: Responses | None, config: MeasureConfig
-) -> GivenResponses | SampledResponses:
+) -> Pool | SampledResponses:
     if (sampler is None) == (on_policy is None):
         raise InputError.of(
             saw="both a sampler and on_policy" if sampler else "neither a sampler nor on_policy",
@@ -187,72 +274,90 @@ def _policy(
         )
     if sampler is not None:
         return SampledResponses(sampler, config.on_responses)
-    pool = Pool.of(on_policy or [], side="on-policy")
-    return GivenResponses(pool, config.on_responses, seed=config.seed)
-
-
-def _check_overlap(
-    prompt_ids: list[str], off: Pool, policy: GivenResponses | SampledResponses
-) -> None:
-    if prompt_ids:
-        return
-    raise InputError.of(
-        saw=f"{len(off.places)} off-policy prompts, {policy.prompts_beyond(off.places)} other"
-        " on-policy prompts, and none in common",
-        expected="responses of both sides to the same prompts",
-        cure="check that both files hold the same prompts, system messages included",
+    return Pool.of(
+        on_policy or [], side="on-policy", responses=config.on_responses, seed=config.seed
     )
 
 
-def _open_folder(
-    out: Path,
-    config: MeasureConfig,
-    *,
-    off: Pool,
-    on: GivenResponses | SampledResponses,
-    judge: Judge,
-) -> None:
-    inputs = {
-        "config": config.model_dump(mode="json", exclude=_MAY_CHANGE),
-        "off_policy": off.fingerprint,
-        "on_policy": on.fingerprint,
-        "judge": judge.fingerprint,
-    }
-    RunFolder.open(out, command="measure", inputs=inputs)
+def _common(off: Pool, policy: Pool | SampledResponses) -> list[str]:
+    """The prompts that both sides have (or can have) responses to."""
+    common = [prompt_id for prompt_id in off.positions if prompt_id in policy]
+    if not common:
+        others = policy.prompts_beyond(off.positions)
+        raise InputError.of(
+            saw=f"{len(off.positions)} off-policy prompts, {others} other on-policy prompts, and "
+            "none in common",
+            expected="responses of both sides to the same prompts",
+            cure="check that both files hold the same prompts, system messages included",
+        )
+    return common
+
+
+def _judge(judge: Any, stack: ExitStack) -> Judge:
+    if isinstance(judge, Judge):
+        return judge
+    from prefstage.judging.loading import load_judge
+
+    return _entered(load_judge(judge), stack)
+
+
+def _loaded(sampler: Sampler | str, config: MeasureConfig, stack: ExitStack) -> Sampler:
+    if not isinstance(sampler, str):
+        return sampler
+    from prefstage.sampling.base import SamplingConfig
+    from prefstage.sampling.loading import load_sampler
+
+    how = SamplingConfig(responses=config.on_responses, seed=config.seed)
+    return _entered(load_sampler(sampler, how), stack)
+
+
+def _entered(loaded: T, stack: ExitStack) -> T:
+    # What was loaded here and started something (a server) must also be stopped here.
+    return stack.enter_context(loaded) if isinstance(loaded, AbstractContextManager) else loaded
 
 
 def _counts(judge: Judge) -> dict[str, int]:
     return dict(judge.counts) if isinstance(judge, CountingJudge) else {}
 
 
-def _cost(
-    policy: GivenResponses | SampledResponses, judge: Judge, before: dict[str, int]
-) -> dict[str, Any]:
-    counts = {name: count - before.get(name, 0) for name, count in _counts(judge).items()}
-    if isinstance(policy, GivenResponses):
-        return {"tokens": None, "cut_responses": 0, "judge_counts": counts}
-    cut = {"cut_responses": policy.cut, "cut_thoughts": policy.cut_thoughts}
-    return {"tokens": policy.tokens, **cut, "judge_counts": counts}
+def _distinctness(stage: Stage, sampler: Any) -> float:
+    # torch is loaded only for who asks for this: a measurement itself needs no tensors.
+    from prefstage.measuring.reliability import measure_distinctness
+    from prefstage.scoring import Scorer
+
+    if not hasattr(sampler, "model"):
+        raise InputError.of(
+            saw="distinctness without a policy that runs in this process",
+            expected="a model folder or Hub id as the sampler, whose weights score the responses",
+            cure="leave distinctness out",
+        )
+    return measure_distinctness(
+        stage.prompts, scorer=Scorer(sampler.model), encoder=sampler.encoder
+    )
 
 
-def _stage(end: LoopEnd, config: MeasureConfig, **details: Any) -> Stage:
-    boundary = boundary_score(each.votes for each in end.prompts)
-    matches = [each.match for each in end.prompts]
-    favours = [each.favours for each in end.prompts]
-    stage, verdict = _STAGES[end.sequence.side], algorithm_1_verdict(boundary, ties=config.ties)
-    return Stage(
-        stage=stage,
+def _stage(end: _End, config: MeasureConfig, **details: Any) -> Stage:
+    rows = end.prompts
+    boundary = boundary_score(row.votes for row in rows)
+    verdict = algorithm_1_verdict(boundary, ties=config.ties)
+    favours = [row.favours for row in rows]
+    for_new = end.sequence
+    if not config.new_prompts:
+        for_new = ConfidenceSequence(available=None, confidence=config.confidence)
+        for_new.update(row.votes.score for row in rows)
+    stage = Stage(
+        stage=_STAGES[end.sequence.side],
         boundary_score=boundary.score,
         interval=end.sequence.interval,
         confidence=config.confidence,
         votes_on=boundary.votes_on,
         votes_off=boundary.votes_off,
         ties=boundary.ties,
-        prompts_used=len(end.prompts),
+        prompts_used=len(rows),
         prompts_available=end.prompts_available,
         responses_per_prompt={
-            "on": _mean([len(match.on) for match in matches]),
-            "off": _mean([len(match.off) for match in matches]),
+            "on": _mean([len(row.on.responses) for row in rows]),
+            "off": _mean([len(row.off.responses) for row in rows]),
         },
         tie_rule=config.ties,
         seed=config.seed,
@@ -260,44 +365,34 @@ def _stage(end: LoopEnd, config: MeasureConfig, **details: Any) -> Stage:
         method="fixed-size" if config.all_prompts else "sequential",
         stopped=end.stopped,
         population="new prompts" if config.new_prompts else "these prompts",
-        interval_new_prompts=_interval_for_new_prompts(end, config),
+        interval_new_prompts=for_new.interval,
         algorithm_1=verdict,
-        judgments=sum(each.votes.comparisons for each in end.prompts),
+        judgments=sum(row.votes.comparisons for row in rows),
         undecided_judgments=boundary.undecided,
         prompts_favouring={side: favours.count(side) for side in ("on", "off", "neither")},
         responses_unused={
-            "on": sum(match.unused_on for match in matches),
-            "off": sum(match.unused_off for match in matches),
+            "on": sum(row.unused_on for row in rows),
+            "off": sum(row.unused_off for row in rows),
         },
-        reliability=_reliability(end, config, verdict if stage == "undecided" else stage),
+        prompts=rows,
         **config.model_dump(include=_NOT_MEASURED),
         **details,
     )
-
-
-def _reliability(
-    end: LoopEnd, config: MeasureConfig, called: Literal["injection", "fine-tuning"]
-) -> float | None:
     if config.judge_accuracy is None:
-        return None
-    return call_reliability(
-        [each.votes for each in end.prompts],
-        called,
+        return stage
+    from prefstage.measuring.reliability import call_reliability
+
+    reliability = call_reliability(
+        [row.votes for row in rows],
+        verdict if stage.stage == "undecided" else stage.stage,
         accuracy=config.judge_accuracy,
         bias=config.judge_bias,
         overlap=config.overlap,
         errors=config.judge_errors,
     )
-
-
-def _interval_for_new_prompts(end: LoopEnd, config: MeasureConfig) -> tuple[float, float]:
-    if config.new_prompts:
-        return end.sequence.interval
-    sequence = ConfidenceSequence(available=None, confidence=config.confidence)
-    sequence.update(each.votes.score for each in end.prompts)
-    return sequence.interval
+    return replace(stage, reliability=reliability)
 
 
 def _mean(counts: list[int]) -> float:
     mean = sum(counts) / len(counts)
-    return int(mean) if mean.is_integer() else mean
+    return int(mean) if mean.is_integer() else mean  # 2, not 2.0, in stage.json

@@ -1,22 +1,76 @@
-"""How likely a stage call is right, given how often the judge is."""
+"""How far a stage call can be trusted: the judge's errors, and the sides' distinctness."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, ndtri, owens_t
 
 from prefstage.core.errors import InputError
-from prefstage.measuring.boundary import HALF, PromptVotes
-from prefstage.measuring.judge_errors import STEPS, JudgeErrors, shares_behind
+from prefstage.measuring.boundary import HALF, JudgedPrompt, PromptVotes
+from prefstage.measuring.stage import JudgeErrors
+
+if TYPE_CHECKING:
+    from prefstage.data import ResponseEncoder
+    from prefstage.scoring import Scorer
 
 Floats = NDArray[np.float64]
 
+STEPS = 200
+"""Equal parts of what a judge can see, from ½ to its accuracy."""
+
+_HALVINGS = 40
 _SHIFTS = 15  # of the grid over a judge's bias
 _PRIOR_PROMPTS = 2.0  # what the prior of the variance weighs
 _PRIOR_SHARE = 1 / 3  # a prompt's variance over a vote's; 2 x 2: 1/4 alone, 5/12 misread alike
 _LEAST_SHARE = 0.05
+
+
+@lru_cache(maxsize=256)
+def shares_behind(accuracy: float, errors: JudgeErrors) -> Floats:
+    """How many of all true scores lie behind each part of the scores that a judge can see.
+
+    A judge that is right in a share a of the comparisons sees scores from 1 - a to a. Errors in
+    ``any-pair`` alike press the true score T linearly, ``½ + (2a - 1)(T - ½)``: equal parts
+    hide equal shares of the T. A judge that errs in ``close-pairs`` reads each response's
+    quality with an error: the difference g of two qualities is normal, the difference read is
+    g plus noise, and both correlate by cos φ. If it sees ``θ = Φ(k)``, the truth is
+    ``T = Φ(k / cos φ)``, and it is wrong in a share ``(1/π) ∫_0^φ exp(-k² / (2 cos² u)) du`` of
+    the comparisons (2 times Owen's T function), which must be 1 - a. Close scores are pressed
+    less than far ones, so that fewer truths lie behind a seen score near ½. ``unknown`` is one
+    half each.
+
+    Args:
+        accuracy: a, in (½, 1].
+        errors: Where it errs.
+
+    Returns:
+        The shares of the true scores on one side of ½, from ½ outwards; 1 in all. [STEPS].
+
+    Source:
+        Ours; the integral as in Owen 1956, "Tables for computing bivariate normal
+        probabilities", Ann. Math. Stat. 27(4). docs/theory.md, "The decision guide".
+    """
+    alike = np.full(STEPS, 1.0 / STEPS)
+    if errors == "any-pair" or accuracy == 1.0:
+        return alike
+    close = np.diff(2.0 * _truths(accuracy) - 1.0)
+    return close if errors == "close-pairs" else HALF * (alike + close)
+
+
+def _truths(accuracy: float) -> Floats:
+    # T at the edges of the parts, of a judge that errs in close pairs. [STEPS + 1]. The angle φ
+    # that explains the accuracy has no closed form, but the share of errors grows with φ.
+    seen = ndtri(HALF + (accuracy - HALF) * np.arange(STEPS) / STEPS)
+    low, high = np.zeros(STEPS), np.full(STEPS, np.pi / 2)
+    for _ in range(_HALVINGS):
+        middle = HALF * (low + high)
+        reached = 2.0 * owens_t(seen, np.tan(middle)) >= 1.0 - accuracy
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return np.append(ndtr(seen / np.cos(high)), 1.0)
 
 
 @dataclass(frozen=True)
@@ -43,12 +97,9 @@ class ScoreSummary:
         Returns:
             The summary of one measurement.
         """
-        scores = np.array([_even_score(each) for each in votes])
+        wins = [v.votes_on + HALF * (v.ties + v.undecided) for v in votes]
+        scores = np.array(wins) / [v.comparisons for v in votes]
         return cls(len(scores), scores.mean(), ((scores - scores.mean()) ** 2).sum())
-
-
-def _even_score(votes: PromptVotes) -> float:
-    return (votes.votes_on + HALF * (votes.ties + votes.undecided)) / votes.comparisons
 
 
 def chance_above_half(
@@ -91,24 +142,22 @@ def chance_above_half(
         docs/theory.md, "The decision guide", and its calibration.
     """
     _check(accuracy, bias, overlap)
-    n, s, squares, a, b, o = np.broadcast_arrays(
-        *(
-            np.asarray(each, dtype=np.float64)
-            for each in (seen.prompts, seen.mean, seen.squares, accuracy, bias, overlap)
-        )
-    )
+    inputs = (seen.prompts, seen.mean, seen.squares, accuracy, bias, overlap)
+    n, s, squares, a, b, o = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in inputs))
     votes = n / _share_of_a_vote(n, s, squares)
+    # The integral over θ and the bias as a sum over midpoints. [..., shifts, STEPS] on either
+    # side of ½: an endpoint rule would put weight on θ = ½, which favours neither stage.
     steps = (np.arange(STEPS) + HALF) / STEPS
-    reach = np.multiply.outer((2 * a - 1) * (1 - o**2) / 2, steps)
+    reach = np.multiply.outer((2 * a - 1) * (1 - o**2) / 2, steps)[..., None, :]
     count = _SHIFTS if np.any(b) else 1
-    shifts = np.multiply.outer(b, 2 * (np.arange(count) + HALF) / count - 1)
-    logs = [
-        _log_likelihood(votes, s, HALF + side * reach[..., None, :] + shifts[..., :, None])
-        for side in (1, -1)
-    ]
-    top = np.maximum(*(each.max((-1, -2)) for each in logs))[..., None, None]
-    shares = _shares(a, errors)
-    above, below = ((np.exp(each - top).sum(-2) * shares).sum(-1) for each in logs)
+    shifts = np.multiply.outer(b, 2 * (np.arange(count) + HALF) / count - 1)[..., :, None]
+    logs = [_log_likelihood(votes, s, HALF + side * reach + shifts) for side in (1, -1)]
+    # Only the ratio of both sides counts; the common factor keeps exp from underflowing where
+    # thousands of votes make every single likelihood smaller than float64 can hold.
+    top = np.maximum(*(log.max((-1, -2)) for log in logs))[..., None, None]
+    accuracies, index = np.unique(a, return_inverse=True)
+    shares = np.stack([shares_behind(float(value), errors) for value in accuracies])[index]
+    above, below = ((np.exp(log - top).sum(-2) * shares).sum(-1) for log in logs)
     chance: Floats = above / (above + below)
     return chance
 
@@ -148,31 +197,26 @@ def call_reliability(
     return above if called == "fine-tuning" else 1.0 - above
 
 
-def _shares(accuracy: Floats, errors: JudgeErrors) -> Floats:
-    """`shares_behind` of each accuracy. [..., STEPS]."""
-    different, place = np.unique(accuracy, return_inverse=True)
-    return np.stack([shares_behind(float(each), errors) for each in different])[place]
-
-
 def _share_of_a_vote(n: Floats, mean: Floats, squares: Floats) -> Floats:
-    """Variance of a prompt's score over that of a single vote, by few prompts a guess."""
+    # Variance of a prompt's score over that of a single vote. A few prompts say little of a
+    # variance, so a prior stands in for `_PRIOR_PROMPTS` more; + ½ keeps a mean of 0 or 1 from
+    # a division by zero.
     inner = (n * mean + HALF) / (n + 1.0)
-    found = squares / (inner * (1.0 - inner))
-    share = (found + _PRIOR_PROMPTS * _PRIOR_SHARE) / (n - 1.0 + _PRIOR_PROMPTS)
-    bounded: Floats = np.clip(share, _LEAST_SHARE, 1.0)
+    share = squares / (inner * (1.0 - inner)) + _PRIOR_PROMPTS * _PRIOR_SHARE
+    bounded: Floats = np.clip(share / (n - 1.0 + _PRIOR_PROMPTS), _LEAST_SHARE, 1.0)
     return bounded
 
 
 def _log_likelihood(votes: Floats, mean: Floats, theta: Floats) -> Floats:
     votes, mean = votes[..., None, None], mean[..., None, None]
-    tiny = np.finfo(np.float64).tiny
-    inside = np.clip(theta, tiny, 1.0 - np.finfo(np.float64).epsneg)
+    # log1p(-θ) near θ = 1 and a clipped θ near 0: 0 · log 0 must be 0, not NaN.
+    inside = np.clip(theta, np.finfo(np.float64).tiny, 1.0 - np.finfo(np.float64).epsneg)
     value: Floats = votes * (mean * np.log(inside) + (1.0 - mean) * np.log1p(-inside))
     return value
 
 
 def _check(accuracy: ArrayLike, bias: ArrayLike, overlap: ArrayLike) -> None:
-    a, b, o = (np.asarray(each, dtype=np.float64) for each in (accuracy, bias, overlap))
+    a, b, o = (np.asarray(value, dtype=np.float64) for value in (accuracy, bias, overlap))
     if not ((a > HALF) & (a <= 1.0)).all():
         raise InputError.of(
             saw=f"judge accuracy {accuracy!r}",
@@ -191,3 +235,56 @@ def _check(accuracy: ArrayLike, bias: ArrayLike, overlap: ArrayLike) -> None:
             expected="from 0 (no response in common) to below 1 (the same writer)",
             cure="leave it out where it is not known",
         )
+
+
+def distinctness(log_probs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
+    """Share of comparisons in which the policy finds the on-policy response likelier.
+
+    The mean over prompts of ``mean_ij [log π_θ(y_i|x) > log π_θ(y'_j|x)]``. The boundary
+    score rests on on-policy responses being likelier than off-policy ones; the paper found
+    84 to 97 %. Near ½ the "off-policy" responses are as good as the policy's own, and the
+    stage says little.
+
+    Args:
+        log_probs: For each prompt the sequence log-probs under the policy of its on-policy
+            responses [m] and of its off-policy responses [n]. [prompts], nats.
+
+    Returns:
+        The share, in [0, 1].
+
+    Raises:
+        InputError: If there is no prompt.
+
+    Source:
+        Sun et al. 2025, arXiv:2508.10530, App. D.1, Table 7.
+    """
+    if not log_probs:
+        raise InputError.of(
+            saw="no prompt", expected="at least one prompt", cure="measure the stage first"
+        )
+    shares = [
+        np.mean(np.asarray(on, dtype=np.float64)[:, None] > np.asarray(off, dtype=np.float64))
+        for on, off in log_probs
+    ]
+    return float(np.mean(shares))
+
+
+def measure_distinctness(
+    prompts: Sequence[JudgedPrompt], *, scorer: "Scorer", encoder: "ResponseEncoder"
+) -> float:
+    """Score the responses of a measurement by the policy and compare the two sides.
+
+    Args:
+        prompts: What `measure_stage` used, `Stage.prompts`.
+        scorer: The policy.
+        encoder: Its tokenizer and template, as in sampling.
+
+    Returns:
+        As `distinctness`.
+    """
+    trees = [
+        encoder.encode(row.on.prompt, [*row.on.messages(), *row.off.messages()]) for row in prompts
+    ]
+    sums = [scored.sums.numpy() for scored in scorer.score(trees)]
+    counts = [len(row.on.responses) for row in prompts]
+    return distinctness([(s[:m], s[m:]) for s, m in zip(sums, counts, strict=True)])

@@ -1,201 +1,150 @@
-"""Where the two sides' responses come from: given with the prompts, or sampled on demand."""
+"""Where the two sides' responses come from: written before, or sampled on demand."""
 
 import random
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.hashing import digest
 from prefstage.core.seeds import seed_for
 from prefstage.data.grouping import pairs_to_candidates
-from prefstage.data.records import Candidates, Generation, generations_of
+from prefstage.data.records import Candidates
 from prefstage.data.sets import CandidateSet, PairSet
-from prefstage.sampling.base import Sample, Sampler, SampleRequest, requests_for
-from prefstage.sampling.store import CandidateStore, collect
+from prefstage.sampling.base import Sample, Sampler, requests_for
+from prefstage.sampling.store import CandidateStore, collect, to_candidates
 
-Responses = PairSet | CandidateSet | Sequence[Candidates]
+Responses = PairSet | CandidateSet | Sequence[Candidates] | str | Path
 """Prompts with responses, as measuring takes them; pairs count as two responses."""
 
-
 Tell = Callable[[str], None]
-"""Told what goes on, a few words."""
+"""Receives what is going on, a few words."""
 
-
-@dataclass(frozen=True)
-class Drawn:
-    """Responses of one prompt that take part.
-
-    Attributes:
-        texts: The responses.
-        unused: How many more there were.
-        generations: How a policy wrote each, as in `Candidates`.
-    """
-
-    texts: tuple[str, ...]
-    unused: int = 0
-    generations: tuple[Generation | None, ...] = ()
+Drawn = tuple[Candidates, int]
+"""A prompt with the responses that take part, and how many more there were."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Prompts with given responses, found by prompt.
+    """Prompts with responses that exist already, by prompt.
 
     Attributes:
-        rows: The prompts with their responses; rows are read when they are asked for.
-        places: The row of each prompt that has a response.
+        rows: The prompts with their responses; a row is read when it is asked for.
+        positions: The row of each prompt that has a response.
         fingerprint: Hash of the content.
+        responses: How many responses of a prompt take part at most.
+        seed: Of the choice where there are more.
+        name: Of the side, in results.
     """
 
     rows: Sequence[Candidates] | CandidateSet
-    places: dict[str, int]
+    positions: Mapping[str, int]
     fingerprint: str
+    responses: int
+    seed: int
+    name: str = "given responses"
+    # What sampling costs, for a side that samples nothing.
+    tokens: None = None
+    cut: int = 0
+    cut_thoughts: int = 0
 
     @classmethod
-    def of(cls, responses: Responses, *, side: str) -> "Pool":
+    def of(cls, source: Responses, *, side: str, responses: int, seed: int) -> "Pool":
         """Index responses by prompt.
 
         Args:
-            responses: Pairs or candidates.
+            source: Pairs or candidates, or a file, folder or Hub id of them.
             side: "on-policy" or "off-policy", for messages.
+            responses: How many of a prompt take part at most, >= 1.
+            seed: Of the choice where there are more.
+
+        Returns:
+            The pool.
 
         Raises:
-            InputError: If a prompt stands twice.
+            InputError: If a prompt stands twice, or the source holds no responses.
         """
-        if isinstance(responses, PairSet):
-            responses = pairs_to_candidates(responses)
-        if isinstance(responses, CandidateSet):
-            ids = list(responses.dataset["prompt_id"])  # every row has responses
-            fingerprint = responses.fingerprint
+        rows = _rows(source, side)
+        if isinstance(rows, CandidateSet):
+            ids = list(rows.dataset["prompt_id"])  # every row has responses
+            fingerprint = rows.fingerprint
         else:
-            ids = [row.prompt_id if row.responses else "" for row in responses]
-            fingerprint = digest([[row.prompt_id, list(row.responses)] for row in responses])
-        places: dict[str, int] = {}
-        for place, prompt_id in enumerate(ids):
-            if prompt_id in places:
+            ids = [row.prompt_id if row.responses else "" for row in rows]
+            fingerprint = digest([[row.prompt_id, list(row.responses)] for row in rows])
+        positions: dict[str, int] = {}
+        for position, prompt_id in enumerate(ids):
+            if prompt_id in positions:
                 raise InputError.of(
-                    saw=f"the {side} prompt {prompt_id} in rows {places[prompt_id]} and {place}",
+                    saw=f"the {side} prompt {prompt_id} in rows {positions[prompt_id]} and "
+                    f"{position}",
                     expected="each prompt once, with all its responses",
                     cure="load the data by load_candidates, which groups by prompt",
                 )
             if prompt_id:
-                places[prompt_id] = place
-        return cls(responses, places, fingerprint)
+                positions[prompt_id] = position
+        return cls(rows, positions, fingerprint, responses, seed)
+
+    def __contains__(self, prompt_id: str) -> bool:
+        """Whether there are responses to this prompt."""
+        return prompt_id in self.positions
+
+    def prompts_beyond(self, prompt_ids: Container[str]) -> int:
+        """Prompts with responses that are not among these."""
+        return sum(prompt_id not in prompt_ids for prompt_id in self.positions)
 
     def row(self, prompt_id: str) -> Candidates:
         """The prompt with all its responses."""
-        return self.rows[self.places[prompt_id]]
-
-    def draw(self, prompt_id: str, count: int, *, seed: int) -> Drawn:
-        """Choose responses of one prompt: all, or `count` of them by the seed."""
-        row = self.row(prompt_id)
-        available = len(row.responses)
-        if available > count:
-            draw = random.Random(seed_for(seed, "responses", prompt_id))
-            row = row.only(sorted(draw.sample(range(available), count)))
-        return Drawn(row.responses, available - len(row.responses), row.generations)
-
-
-class OnPolicy(Protocol):
-    """The policy's side: gives responses to the prompts it is asked for."""
-
-    @property
-    def name(self) -> str:
-        """The policy's name."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything the responses depend on."""
-
-    def has(self, prompt_id: str) -> bool:
-        """Whether there are, or can be, responses to this prompt."""
+        return self.rows[self.positions[prompt_id]]
 
     def count(self, prompt_id: str) -> int:
-        """How many responses `respond` will give to this prompt."""
-
-    def prompts_beyond(self, prompt_ids: Container[str]) -> int:
-        """Prompts that only this side has responses to."""
+        """How many responses to this prompt take part."""
+        return min(self.responses, len(self.row(prompt_id).responses))
 
     def respond(self, prompts: Sequence[Candidates], tell: Tell) -> list[Drawn]:
-        """Responses to each prompt, in order; `tell` is told how far it is."""
-
-
-@dataclass(frozen=True)
-class GivenResponses:
-    """On-policy responses that were written before."""
-
-    pool: Pool
-    responses: int
-    seed: int
-    name: str = "given responses"
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the responses."""
-        return self.pool.fingerprint
-
-    def has(self, prompt_id: str) -> bool:
-        """Whether responses to this prompt were given."""
-        return prompt_id in self.pool.places
-
-    def count(self, prompt_id: str) -> int:
-        """As many as wanted, or as there are."""
-        return min(self.responses, len(self.pool.row(prompt_id).responses))
-
-    def prompts_beyond(self, prompt_ids: Container[str]) -> int:
-        """Prompts with given responses that are not among these."""
-        return sum(prompt_id not in prompt_ids for prompt_id in self.pool.places)
-
-    def respond(self, prompts: Sequence[Candidates], tell: Tell) -> list[Drawn]:
-        """The given responses, chosen by the seed where there are more than wanted."""
+        """The responses to each prompt that take part."""
         tell("reading responses")
-        return [self.pool.draw(each.prompt_id, self.responses, seed=self.seed) for each in prompts]
+        return [self.draw(self.row(prompt.prompt_id)) for prompt in prompts]
+
+    def draw(self, row: Candidates) -> Drawn:
+        """The responses of a row that take part: all, or a choice of them by the seed."""
+        unused = len(row.responses) - self.responses
+        if unused <= 0:
+            return row, 0
+        # A generator of the prompt alone: the choice does not depend on which prompts came before.
+        draw = random.Random(seed_for(self.seed, "responses", row.prompt_id))
+        return row.only(sorted(draw.sample(range(len(row.responses)), self.responses))), unused
 
 
-@dataclass
 class SampledResponses:
     """On-policy responses that the policy writes when they are needed.
 
     Attributes:
         sampler: The policy.
         responses: Responses a prompt, m.
-        tokens: What was used so far.
-        cut: Responses that hit the token limit.
-        cut_thoughts: Responses that ended within their thought.
+        store: Where responses are kept as they arrive and taken from; None to keep none.
+        tokens: Tokens of prompts and responses so far.
+        cut: Responses so far that hit the token limit.
+        cut_thoughts: Responses so far that ended within their thought.
     """
 
-    sampler: Sampler
-    responses: int
-    tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "response": 0})
-    cut: int = 0
-    cut_thoughts: int = 0
-    _store: CandidateStore | None = None
+    def __init__(self, sampler: Sampler, responses: int) -> None:
+        self.sampler, self.responses = sampler, responses
+        self.name, self.fingerprint = sampler.name, sampler.fingerprint
+        self.store: CandidateStore | None = None
+        self.tokens = {"prompt": 0, "response": 0}
+        self.cut = self.cut_thoughts = 0
 
-    def keep_in(self, store: CandidateStore) -> None:
-        """Take responses from this store where it has them, and put new ones there."""
-        self._store = store
-
-    @property
-    def name(self) -> str:
-        """The sampler's name."""
-        return self.sampler.name
-
-    @property
-    def fingerprint(self) -> str:
-        """The sampler's fingerprint."""
-        return self.sampler.fingerprint
-
-    def has(self, prompt_id: str) -> bool:
-        """Always: it can be asked."""
+    def __contains__(self, prompt_id: str) -> bool:
+        """Always: the policy can be asked."""
         return bool(prompt_id)
 
-    def count(self, prompt_id: str) -> int:
-        """As many as wanted."""
-        return self.responses if prompt_id else 0
-
     def prompts_beyond(self, prompt_ids: Container[str]) -> int:
-        """None: it answers what it is asked."""
+        """None: the policy answers what it is asked."""
         return 0
+
+    def count(self, prompt_id: str) -> int:
+        """How many responses to this prompt take part."""
+        return self.responses if prompt_id else 0
 
     def respond(self, prompts: Sequence[Candidates], tell: Tell) -> list[Drawn]:
         """Sample responses to each prompt.
@@ -204,11 +153,16 @@ class SampledResponses:
             ServiceError: If the sampler leaves a request without an answer.
         """
         requests = requests_for(prompts, responses=self.responses)
-        found: dict[tuple[str, int], Sample] = {}
-        for sample in self._ask(requests):
-            found[sample.prompt_id, sample.index] = sample
-            tell(f"sampling {len(found)}/{len(requests)}")
-        missing = [r for r in requests if (r.prompt_id, r.index) not in found]
+        answers: dict[tuple[str, int], Sample] = {}
+        stream = (
+            self.sampler.sample(requests)
+            if self.store is None
+            else collect(self.sampler, requests, self.store)
+        )
+        for sample in stream:
+            answers[sample.prompt_id, sample.index] = sample
+            tell(f"sampling {len(answers)}/{len(requests)}")
+        missing = [r for r in requests if (r.prompt_id, r.index) not in answers]
         if missing:
             raise ServiceError.of(
                 saw=f"{self.name} left {len(missing)} of {len(requests)} requests unanswered,"
@@ -216,21 +170,29 @@ class SampledResponses:
                 expected="an answer to every request",
                 cure="repeat the command; what was answered is kept",
             )
-        samples = [found[request.prompt_id, request.index] for request in requests]
+        samples = answers.values()
         self.tokens["prompt"] += sum(sample.prompt_tokens for sample in samples)
         self.tokens["response"] += sum(sample.response_tokens for sample in samples)
         self.cut += sum(sample.finish_reason == "length" for sample in samples)
         self.cut_thoughts += sum(sample.thought_cut for sample in samples)
-        rest = iter(samples)
-        return [_drawn([next(rest) for _ in range(self.responses)]) for _ in prompts]
-
-    def _ask(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
-        if self._store is None:
-            return self.sampler.sample(requests)
-        return collect(self.sampler, requests, self._store)
+        return [(row, 0) for row in to_candidates(prompts, list(samples), source=self.name)]
 
 
-def _drawn(samples: Sequence[Sample]) -> Drawn:
-    """All of a prompt's samples."""
-    generations = generations_of(sample.generation for sample in samples)
-    return Drawn(tuple(sample.text for sample in samples), generations=generations)
+def _rows(source: Responses, side: str) -> Sequence[Candidates] | CandidateSet:
+    if isinstance(source, str | Path):
+        # Loaded here, since who brings records needs no reader.
+        from prefstage.data.loading import load_candidates
+
+        loaded: CandidateSet = load_candidates(str(source))
+        return loaded
+    if isinstance(source, PairSet):
+        return pairs_to_candidates(source)
+    if isinstance(source, CandidateSet):
+        return source
+    if not isinstance(source, list | tuple) or not all(isinstance(r, Candidates) for r in source):
+        raise InputError.of(
+            saw=f"{side} responses as a {type(source).__name__}",
+            expected="pairs or candidates, or a file, folder or Hub id of them",
+            cure="load them by load_pairs or load_candidates",
+        )
+    return source

@@ -1,13 +1,14 @@
-"""A confidence sequence by betting: an interval that may be looked at after every prompt."""
+"""The sequential test: when to look, and a confidence sequence that allows looking at all."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prefstage.core.errors import InputError
+from prefstage.core.seeds import seed_for
 from prefstage.measuring.boundary import HALF
 
 Floats = NDArray[np.float64]
@@ -18,6 +19,7 @@ _LOG_PRIOR = np.log(_PRIOR / _PRIOR.sum())
 _TINY = 1e-12
 _ROUNDING = 1e-9  # per score: sums of probabilities are not exact
 _SEARCH_STEPS = 24  # halves [0, 1] to below 1e-7
+_LARGEST_CHUNK = 256
 
 
 def log_capital(scores: ArrayLike, mean: ArrayLike, *, available: int | None) -> Floats:
@@ -50,6 +52,8 @@ def log_capital(scores: ArrayLike, mean: ArrayLike, *, available: int | None) ->
     x = np.asarray(scores, dtype=np.float64)
     fair, left = _fair_means(x, np.asarray(mean, dtype=np.float64)[..., None], available)
     gain = x / np.maximum(fair, _TINY) - 1.0
+    # In logs, and shifted by the largest part before exp: after some hundred won bets the capital
+    # itself overflows float64. In place, since [bets, means, steps] is the largest array here.
     parts = np.multiply.outer(_BETS, gain)
     np.cumsum(np.log1p(parts, out=parts), axis=-1, out=parts)
     parts += _LOG_PRIOR.reshape(-1, *(1,) * gain.ndim)
@@ -159,7 +163,7 @@ class ConfidenceSequence:
         """(low, high), never wider than before.
 
         Should the sides contradict each other (they can with probability below
-        1 - confidence), the stretch between the two bounds is given.
+        1 - confidence), the stretch between the two bounds is returned.
         """
         if self.complete:
             return self.mean, self.mean
@@ -212,9 +216,36 @@ def _lower_bound(x: Floats, available: int | None, level: float) -> float:
     def rejects(mean: float) -> bool:
         return int(rejection_step(x, mean, available=available, level=level)) <= x.size
 
-    if low < HALF < high and rejects(HALF):  # so that bound and decision agree exactly
+    # ½ is tried first: bisection would stop just short of it, and the interval would then still
+    # hold ½ where `side` has already decided.
+    if low < HALF < high and rejects(HALF):
         low = HALF
     for _ in range(_SEARCH_STEPS):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if rejects(middle) else (low, middle)
     return low
+
+
+def prompt_order(prompt_ids: Sequence[str], *, seed: int) -> list[str]:
+    """Put prompts into a random order that depends on the seed and the prompts alone."""
+    return sorted(prompt_ids, key=lambda prompt_id: seed_for(seed, "prompt order", prompt_id))
+
+
+def chunk_sizes(limit: int, *, first: int) -> Iterator[int]:
+    """How many prompts to use between two looks at the interval.
+
+    Small at first, so that a clear case ends early; then a quarter of what was used, so that
+    little is wasted and slow samplers still get full batches.
+
+    Args:
+        limit: Prompts in all.
+        first: The smallest chunk.
+
+    Yields:
+        Sizes that sum to `limit`.
+    """
+    used = 0
+    while used < limit:
+        size = min(max(first, used // 4), _LARGEST_CHUNK, limit - used)
+        yield size
+        used += size

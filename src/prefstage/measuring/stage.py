@@ -1,14 +1,22 @@
-"""The result: which stage, how sure, and what it took."""
+"""What is asked of a measurement, and the result: which stage, how sure, and what it took."""
 
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from pydantic import Field, model_validator
+
+from prefstage.core.config import Config
 from prefstage.core.errors import DataError
-from prefstage.core.files import write_json
-from prefstage.measuring.boundary import TieRule, Votes
-from prefstage.measuring.judge_errors import JudgeErrors
+from prefstage.core.files import atomic_path, write_json
+from prefstage.data.records import Candidates, Prompt
+from prefstage.judging.texts import content_of
+from prefstage.measuring.boundary import JudgedPrompt, TieRule, Votes
+
+JudgeErrors = Literal["unknown", "any-pair", "close-pairs"]
+"""Where a judge errs: in any pair alike, or in close pairs since it misreads their quality."""
 
 StageName = Literal["injection", "fine-tuning", "undecided"]
 
@@ -26,6 +34,86 @@ _RECOMMENDATIONS: dict[StageName, str] = {
         "allow more prompts, or count probabilities instead of votes (--votes probability)."
     ),
 }
+_INTERVALS = ("interval", "interval_new_prompts")
+_EXAMPLES = 2
+_SUMMARY_EXCERPT, _TABLE_EXCERPT = 72, 200
+_SUREST = 0.999
+_SIDES = {"on": "the policy's own answers", "off": "the off-policy answers"}
+_ENDINGS = {
+    "decided": "enough to decide",
+    "all prompts used": "all",
+    "prompt budget": "the budget of prompts",
+    "judgment budget": "the budget of judgments",
+}
+
+
+class MeasureConfig(Config):
+    """How a stage is measured; the defaults stop as soon as the answer is known."""
+
+    on_responses: int = Field(default=2, ge=1, description="On-policy responses a prompt (m).")
+    off_responses: int = Field(default=2, ge=1, description="Off-policy responses a prompt (n).")
+    votes: Votes = Field(
+        default="hard", description="hard: P > 1/2 is a vote; probability: P itself counts."
+    )
+    ties: TieRule = Field(
+        default="half", description="A tie among hard votes: half for each side, or for off."
+    )
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="Of the interval.")
+    new_prompts: bool = Field(
+        default=False,
+        description="Ask about all prompts like these, not only about the ones at hand.",
+    )
+    all_prompts: bool = Field(
+        default=False, description="Use the whole budget: the paper's fixed-size measurement."
+    )
+    max_prompts: int | None = Field(default=None, ge=1, description="Prompts used at most.")
+    max_judgments: int | None = Field(default=None, ge=1, description="Comparisons at most.")
+    seed: int = Field(default=0, ge=0, description="Of the order and choice of what is used.")
+    first_chunk: int = Field(default=8, ge=1, description="Prompts sampled before a first look.")
+    judge_accuracy: float | None = Field(
+        default=None,
+        gt=0.5,
+        le=1,
+        description="Share of comparisons that the judge gets right, if known: tells reliability.",
+    )
+    judge_bias: float = Field(
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="Half the largest difference of its accuracies on the two sides.",
+    )
+    judge_errors: JudgeErrors = Field(
+        default="unknown",
+        description="Where the judge errs: any-pair alike, close-pairs, or unknown (half each).",
+    )
+    overlap: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of responses that both sides would give."
+    )
+
+    @model_validator(mode="after")
+    def _no_ignored_setting(self) -> Self:
+        if self.ties == "off" and self.votes == "probability":
+            raise ValueError(
+                "ties='off' has no effect with votes='probability'; expected ties='half', as a "
+                "tie counts 1/2 there; set ties='half', or votes='hard'"
+            )
+        read_with_accuracy = {
+            "judge_bias": self.judge_bias > 0,
+            "judge_errors": self.judge_errors != "unknown",
+            "overlap": self.overlap > 0,
+        }
+        name = next((name for name, is_set in read_with_accuracy.items() if is_set), None)
+        if self.judge_accuracy is None and name is not None:
+            raise ValueError(
+                f"{name} is set without judge_accuracy; expected both, as it is read for the "
+                f"reliability alone; set judge_accuracy, or leave {name} out"
+            )
+        if self.judge_accuracy is not None and self.judge_accuracy + self.judge_bias > 1:
+            raise ValueError(
+                f"judge_bias {self.judge_bias} and judge_accuracy {self.judge_accuracy} sum to "
+                "more than 1; expected a bias that is part of the judge's errors; lower one"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -65,7 +153,7 @@ class Stage:
         unmatched_prompts: Prompts left out because only this side has responses to them.
         responses_unused: Responses to the prompts used that were there but not drawn.
         tokens: Tokens of prompts and responses sampled for this measurement, or None where
-            the on-policy responses were given.
+            the on-policy responses existed before.
         cut_responses: Sampled responses that hit the token limit before they ended.
         cut_thoughts: Sampled responses that ended within their thought, without an answer;
             judges see an empty one.
@@ -79,6 +167,8 @@ class Stage:
         judge_bias: The judge's bias that it allows for.
         judge_errors: Where the judge errs, as it assumes.
         overlap: The overlap of both sides that it rests on.
+        prompts: Every prompt used, in the order of use, with its responses and votes; empty for
+            a stage that was read from a file.
     """
 
     stage: StageName
@@ -116,6 +206,7 @@ class Stage:
     judge_errors: JudgeErrors = "unknown"
     overlap: float = 0.0
     cut_thoughts: int = 0
+    prompts: tuple[JudgedPrompt, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def recommendation(self) -> str:
@@ -123,11 +214,9 @@ class Stage:
         return _RECOMMENDATIONS[self.stage]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-serialisable; `from_dict` turns it back."""
-        values = asdict(self)
-        for name in _INTERVALS:
-            values[name] = list(values[name])
-        return values
+        """Everything but `prompts`, JSON-serialisable; `from_dict` turns it back."""
+        values = {name: getattr(self, name) for name in _saved_fields()}
+        return values | {name: list(values[name]) for name in _INTERVALS}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -142,9 +231,9 @@ class Stage:
         Raises:
             DataError: If a key is missing or unknown.
         """
-        known = {field.name for field in fields(cls)}
-        needed = {field.name for field in fields(cls) if field.default is MISSING}
-        odd = sorted((set(values) - known) | (needed - set(values)))
+        known = _saved_fields()
+        needed = {name for name, required in known.items() if required}
+        odd = sorted((set(values) - set(known)) | (needed - set(values)))
         if odd:
             raise DataError.of(
                 saw=f"a stage with missing or unknown keys: {', '.join(odd)}",
@@ -154,12 +243,12 @@ class Stage:
         intervals: dict[str, Any] = {name: tuple(values[name]) for name in _INTERVALS}
         return cls(**{**values, **intervals})
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the stage as JSON, atomically."""
-        write_json(path, self.as_dict())
+        write_json(Path(path), self.as_dict())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: str | Path) -> Self:
         """Read a stage that `save` wrote.
 
         Args:
@@ -172,7 +261,7 @@ class Stage:
             DataError: If the file is missing or holds no stage.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError.of(
                 saw=f"{path}: {error}",
@@ -182,4 +271,171 @@ class Stage:
         return cls.from_dict(values if isinstance(values, dict) else {})
 
 
-_INTERVALS = ("interval", "interval_new_prompts")
+def _saved_fields() -> dict[str, bool]:
+    # Name of every field that as_dict writes, and whether a file must have it.
+    return {f.name: f.default is MISSING for f in fields(Stage) if f.name != "prompts"}
+
+
+def write_prompts(prompts: Sequence[JudgedPrompt], path: Path) -> None:
+    """Write one row a prompt as Parquet, atomically, in the order of use.
+
+    Columns: `order`, `prompt_id`, `prompt` (the beginning of the last message), `score` in
+    [0, 1], `favours`, `votes_on`, `votes_off`, `ties`, `undecided`, `on_responses`,
+    `off_responses`.
+
+    Args:
+        prompts: The judged prompts.
+        path: The file.
+    """
+    # pyarrow is loaded here alone: a measurement without a run folder does without it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "order": row.order,
+            "prompt_id": row.on.prompt_id,
+            "prompt": excerpt_of(row.on.prompt, length=_TABLE_EXCERPT),
+            "score": row.votes.score,
+            "favours": row.favours,
+            "votes_on": row.votes.votes_on,
+            "votes_off": row.votes.votes_off,
+            "ties": row.votes.ties,
+            "undecided": row.votes.undecided,
+            "on_responses": len(row.on.responses),
+            "off_responses": len(row.off.responses),
+        }
+        for row in prompts
+    ]
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+
+
+def on_policy_candidates(prompts: Sequence[JudgedPrompt], source: str) -> list[Candidates]:
+    """The on-policy responses as candidates, to be used again as ``--on``.
+
+    Empty ones are left out, since no dataset reader takes an empty response.
+
+    Args:
+        prompts: The judged prompts.
+        source: The policy's name.
+
+    Returns:
+        One row a prompt that has a response, in the order of use; no scores.
+    """
+    made = []
+    for row in (prompt.on for prompt in prompts):
+        count = len(row.responses)
+        named = replace(row, sources=(source,) * count, scores=(None,) * count)
+        made.append(named.only([n for n in range(count) if row.responses[n].strip()]))
+    return [row for row in made if row.responses]
+
+
+def excerpt_of(prompt: Prompt, *, length: int) -> str:
+    """The beginning of the prompt's last message, on one line."""
+    text = " ".join(content_of(prompt[-1]).split()) if prompt else ""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def summarise(stage: Stage) -> str:
+    """Tell an engineer the result, what it rests on, and what to do next.
+
+    Args:
+        stage: What `measure_stage` returned; its `prompts` give the examples.
+
+    Returns:
+        A dozen lines of text.
+    """
+    reliability = [] if stage.reliability is None else [_reliability(stage)]
+    lines = [_headline(stage), *reliability, stage.recommendation, "", *_evidence(stage)]
+    for side, sign in (("on", -1.0), ("off", 1.0)):
+        favouring = [row for row in stage.prompts if row.favours == side]
+        favouring.sort(key=lambda row: sign * row.votes.score)  # stable: equal ones in their order
+        for row in favouring[:_EXAMPLES]:
+            text = excerpt_of(row.on.prompt, length=_SUMMARY_EXCERPT)
+            lines.append(f"  {row.votes.score:4.2f} {side:>3}-policy better: {text}")
+    return "\n".join([*lines, *(f"note: {note}" for note in notes_of(stage))])
+
+
+def notes_of(stage: Stage) -> list[str]:
+    """What else a reader of the result should know, one line a note."""
+    notes = []
+    if stage.stopped == "all prompts used" and stage.population == "these prompts":
+        low, high = stage.interval_new_prompts
+        notes.append(
+            "all prompts were used, so the score is exact for these prompts and these "
+            f"responses; for new prompts like these it is in [{low:.2f}, {high:.2f}]"
+        )
+    if stage.distinctness is not None:
+        notes.append(
+            f"the policy finds its own responses likelier in {stage.distinctness:.0%} of "
+            "comparisons (distinctness; the stage says little near 50%)"
+        )
+    for side, other in (("off", "on"), ("on", "off")):
+        if count := stage.unmatched_prompts[side]:
+            notes.append(f"{count} {side}-policy prompts left out: no {other}-policy responses")
+    if stage.cut_responses:
+        notes.append(
+            f"{stage.cut_responses} sampled responses were cut at the token limit, which "
+            "judges may hold against them; consider a higher --max-new-tokens"
+        )
+    if stage.cut_thoughts:
+        notes.append(
+            f"{stage.cut_thoughts} sampled responses ended in their thought and have no answer, "
+            "which judges see as an empty one; raise --max-new-tokens, or switch thinking off"
+        )
+    if cut := stage.judge_counts.get("truncated", 0):
+        notes.append(f"the judge read {cut} texts cut to its length limit")
+    if stage.undecided_judgments:
+        notes.append(
+            f"{stage.undecided_judgments} of {stage.judgments} judgments had no readable "
+            "verdict and count 1/2"
+        )
+    if sum(stage.responses_unused.values()):
+        notes.append(
+            f"responses beyond those wanted, left out by seed: {stage.responses_unused['on']} "
+            f"on-policy, {stage.responses_unused['off']} off-policy"
+        )
+    return notes
+
+
+def _headline(stage: Stage) -> str:
+    low, high = stage.interval
+    name = {"undecided": "Undecided"}.get(stage.stage, f"{stage.stage.capitalize()} stage")
+    side = "on" if stage.boundary_score > 1 / 2 else "off"
+    share = max(stage.boundary_score, 1 - stage.boundary_score)
+    better = "" if stage.stage == "undecided" else f": {_SIDES[side]} win {share:.0%}"
+    return (
+        f"{name}{better}. Boundary score {stage.boundary_score:.3f}, "
+        f"{stage.confidence:.0%} interval [{low:.3f}, {high:.3f}]"
+    )
+
+
+def _reliability(stage: Stage) -> str:
+    call = f"{stage.algorithm_1} stage, " if stage.stage == "undecided" else ""
+    bias = f" (its bias at most {stage.judge_bias:.0%})" if stage.judge_bias else ""
+    errors = {"any-pair": ", in any pair alike", "close-pairs": ", and errs in close pairs"}
+    overlap = f" and the sides overlap by {stage.overlap:.0%}" if stage.overlap else ""
+    chance = stage.reliability or 0.0
+    shown = f"{chance:.1%}" if chance <= _SUREST else f"more than {_SUREST:.1%}"
+    return (
+        f"Reliability {shown}: the chance that a judge without error, asked about "
+        f"all prompts like these, would say so too ({call}as this judge is right in "
+        f"{stage.judge_accuracy:.0%} of comparisons{errors.get(stage.judge_errors, '')}{bias}"
+        f"{overlap})"
+    )
+
+
+def _evidence(stage: Stage) -> list[str]:
+    m, n = stage.responses_per_prompt["on"], stage.responses_per_prompt["off"]
+    tokens = f"; {stage.tokens['response']:,} tokens sampled" if stage.tokens else ""
+    count = stage.prompts_favouring
+    return [
+        f"{stage.prompts_used} of {stage.prompts_available} prompts used "
+        f"({_ENDINGS[stage.stopped]}), {m:.3g} x {n:.3g} responses each; "
+        f"{stage.judgments} judgments by {stage.judge}{tokens}",
+        f"votes: {stage.votes_on} on-policy, {stage.votes_off} off-policy, {stage.ties} ties; "
+        f"policy {stage.policy}",
+        f"prompts: {count['on']} favour on-policy, {count['off']} off-policy, "
+        f"{count['neither']} neither",
+    ]

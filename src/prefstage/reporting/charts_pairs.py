@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from prefstage.measuring.flips import FLIP_GROUPS
+from prefstage.diagnosing.flips import FLIP_GROUPS
 from prefstage.reporting.blocks import Chart, chart_values
 from prefstage.reporting.charts_loop import label
 from prefstage.reporting.marks import chart, iterations, quantity, series, tooltips

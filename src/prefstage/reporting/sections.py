@@ -307,7 +307,7 @@ def _training(runs: Sequence[Run]) -> Section:
 
 
 def _diagnoses(runs: Sequence[Run]) -> list[Section]:
-    from prefstage.measuring.diagnosis_tables import tables_of
+    from prefstage.diagnosing.tables import tables_of
     from prefstage.reporting.markdown import read_tables
 
     found = list[Section]()

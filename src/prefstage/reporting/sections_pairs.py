@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefstage.building.reversal import reversal_told
-from prefstage.measuring.diversity import fluctuation_range
+from prefstage.diagnosing.flips import fluctuation_range
 from prefstage.reporting import charts_pairs as pairs
 from prefstage.reporting.blocks import Chart, Section, Table, percent, table_of
 from prefstage.reporting.charts_loop import label

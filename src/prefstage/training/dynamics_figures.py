@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from prefstage.core.errors import InputError, MissingDependencyError
 from prefstage.core.files import atomic_path
-from prefstage.measuring.flips import FLIP_GROUPS
+from prefstage.diagnosing.flips import FLIP_GROUPS
 from prefstage.training.dynamics_measures import metric_name
 from prefstage.training.dynamics_store import ABOUT, read_dynamics, read_metrics
 

@@ -8,18 +8,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prefstage.core.errors import PrefstageError
-from prefstage.measuring.diversity import intra_diversity
-from prefstage.measuring.flips import (
+from prefstage.diagnosing.flips import (
     FLIP_GROUPS,
     at_threshold,
     dpo_losses,
     flip_groups,
     flip_threshold,
+    intra_diversity,
     reference_log_ratio,
     summarise_flip_groups,
     threshold_violations,
 )
-from prefstage.measuring.rankings import mean_log_probs, ranking_accuracy, reward_accuracy
+from prefstage.diagnosing.rankings import mean_log_probs, ranking_accuracy, reward_accuracy
 from prefstage.training.dynamics_pairs import PairSample, PairScores
 
 

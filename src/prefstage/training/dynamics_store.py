@@ -12,7 +12,7 @@ import torch
 
 from prefstage.core.errors import DataError, RunFolderError
 from prefstage.core.files import atomic_path, write_json
-from prefstage.measuring.flips import FLIP_GROUPS
+from prefstage.diagnosing.flips import FLIP_GROUPS
 from prefstage.training.dynamics_measures import PairDynamics
 from prefstage.training.dynamics_pairs import PairSample, PairScores
 

@@ -128,7 +128,7 @@ def reward_accuracies(margins: Tensor, size: Tensor) -> Tensor:
 
     Source:
         Chen et al. 2024, arXiv:2405.19534, Remark 2.5. Departure: a tie counts ½, as in
-        `prefstage.measuring.reward_accuracy`; in TRL, 0.
+        `prefstage.diagnosing.reward_accuracy`; in TRL, 0.
     """
     tied = margins.abs() <= TIE * size
     return torch.where(tied, HALF, (margins > 0).to(margins.dtype))

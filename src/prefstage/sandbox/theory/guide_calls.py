@@ -7,11 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefstage.measuring.config import MeasureConfig
-from prefstage.measuring.judge_errors import JudgeErrors
-from prefstage.measuring.loop import chunk_sizes
 from prefstage.measuring.reliability import ScoreSummary, chance_above_half
-from prefstage.measuring.sequential import rejection_step
+from prefstage.measuring.sequential import chunk_sizes, rejection_step
+from prefstage.measuring.stage import JudgeErrors, MeasureConfig
 from prefstage.sandbox.theory.guide import (
     OVERLAPS,
     Errors,

@@ -3,16 +3,19 @@
 import torch
 from torch import Tensor
 
-from prefstage.losses.pairwise import ipo_loss
-from prefstage.measuring.flips import (
+from prefstage.diagnosing.flips import (
     dpo_losses,
     flip_threshold,
     ipo_flip_threshold,
     reference_log_ratio,
     threshold_violations,
 )
-from prefstage.measuring.idealized import idealized_log_ratio, idealized_ranking_accuracy
-from prefstage.measuring.rankings import ranking_accuracy
+from prefstage.diagnosing.rankings import (
+    idealized_log_ratio,
+    idealized_ranking_accuracy,
+    ranking_accuracy,
+)
+from prefstage.losses.pairwise import ipo_loss
 from prefstage.sandbox.theory.evidence import (
     Check,
     Evidence,

@@ -9,20 +9,20 @@ import torch
 from prefstage.core.errors import InputError
 from prefstage.data import ResponseEncoder, load_pairs
 from prefstage.data.records import Candidates, Pair, prompt_id_of
-from prefstage.judging.base import TIE, Comparison, Judgment
-from prefstage.measuring import (
+from prefstage.diagnosing import (
     flip_threshold,
     idealized_ranking_accuracy,
     largest_flippable,
     reference_log_ratio,
 )
-from prefstage.measuring.diagnosis import diagnose
-from prefstage.measuring.diagnosis_config import DiagnosisConfig
-from prefstage.measuring.diagnosis_data import data_figures, diversity_of
-from prefstage.measuring.diagnosis_judge import preference_consistency
-from prefstage.measuring.diagnosis_numbers import cohens_kappa, describe
-from prefstage.measuring.diagnosis_scoring import ScoredBy
-from prefstage.measuring.diagnosis_tables import ranking_table
+from prefstage.diagnosing.config import DiagnosisConfig
+from prefstage.diagnosing.data import data_figures, diversity_of
+from prefstage.diagnosing.diagnosis import diagnose
+from prefstage.diagnosing.judges import preference_consistency
+from prefstage.diagnosing.numbers import cohens_kappa, describe
+from prefstage.diagnosing.scoring import ScoredBy
+from prefstage.diagnosing.tables import ranking_table
+from prefstage.judging.base import TIE, Comparison, Judgment
 from prefstage.scoring import Scorer
 from tests.scoring.tiny_models import tiny_model
 from tests.tiny_models import tiny_tokenizer

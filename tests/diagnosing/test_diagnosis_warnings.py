@@ -11,12 +11,12 @@ from prefstage.building.recipe import METHODS
 from prefstage.cli.main import app
 from prefstage.data import ResponseEncoder
 from prefstage.data.records import Candidates, Pair, prompt_id_of
+from prefstage.diagnosing.config import DiagnosisConfig
+from prefstage.diagnosing.diagnosis import diagnose
+from prefstage.diagnosing.scoring import ScoredBy
+from prefstage.diagnosing.tables import warnings_of
 from prefstage.judging.base import Comparison, Judgment
 from prefstage.losses import LOSSES, parse_loss
-from prefstage.measuring.diagnosis import diagnose
-from prefstage.measuring.diagnosis_config import DiagnosisConfig
-from prefstage.measuring.diagnosis_scoring import ScoredBy
-from prefstage.measuring.diagnosis_warnings import warnings_of
 from prefstage.scoring import Scorer
 from tests.scoring.tiny_models import tiny_model
 from tests.tiny_models import tiny_tokenizer

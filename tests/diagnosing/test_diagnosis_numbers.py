@@ -10,13 +10,12 @@ import torch
 
 from prefstage.data import ResponseEncoder, load_pairs, load_tokenizer
 from prefstage.data.records import Candidates, Pair, prompt_id_of
+from prefstage.diagnosing.diagnosis import diagnose
+from prefstage.diagnosing.scoring import ScoredBy, diagnose_orders
 from prefstage.judging import load_judge
 from prefstage.judging.base import Comparison, Judgment, bradley_terry
-from prefstage.measuring.diagnosis import diagnose
-from prefstage.measuring.diagnosis_orders import diagnose_orders
-from prefstage.measuring.diagnosis_scoring import ScoredBy
 from prefstage.scoring import Scorer
-from tests.measuring.recomputing import (
+from tests.diagnosing.recomputing import (
     NOT_FIGURES,
     expected_report,
     plain_forward,

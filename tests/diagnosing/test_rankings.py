@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefstage.core.errors import InputError
-from prefstage.measuring.rankings import (
+from prefstage.diagnosing.rankings import (
     mean_log_probs,
     order_accuracy,
     ranking_accuracy,

@@ -1,10 +1,17 @@
-"""Numbers that a diagnosis is made of: distributions, histograms, chance-corrected agreement."""
+"""Numbers that a diagnosis is made of: distributions, histograms, κ, bootstrap intervals."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from prefstage.core.errors import InputError
+from prefstage.core.seeds import seed_for
 from prefstage.data.disk_numbers import Numbers, pieces
+
+HALF = 0.5
+_DRAWS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,13 @@ def describe_sorted(values: Numbers) -> Distribution:
     Returns:
         The figures, exact.
     """
-    there = values[: _count(values)]
+    # NaN sort last, and searchsorted finds the first of them without reading the others.
+    there = values[: int(np.searchsorted(values, np.nan)) if len(values) else 0]
     count, missing = len(there), len(values) - len(there)
     if not count:
         return Distribution(None, None, None, None, None, None, None, 0, missing)
     mean = float(there.mean())
+    # In pieces: there - mean would be a second array of the file's size in memory.
     squares = sum(float(((piece - mean) ** 2).sum()) for piece in pieces(there))
     std = float(np.sqrt(squares / (count - 1))) if count > 1 else None
     low, q25, median, q75, high = (_quantile(there, q) for q in (0.0, 0.25, 0.5, 0.75, 1.0))
@@ -103,17 +112,12 @@ def histogram(values: Numbers, *, bins: int = 20) -> Histogram:
     return Histogram(edges.tolist(), counts.tolist())
 
 
-def _count(values: Numbers) -> int:
-    """How many of sorted numbers are there; NaN stand last."""
-    return int(np.searchsorted(values, np.nan)) if len(values) else 0
-
-
 def _quantile(values: Numbers, share: float) -> float:
-    """The quantile of sorted numbers, interpolated as numpy's default does."""
-    place = share * (len(values) - 1)
-    below = int(place)
+    # As numpy's default, but np.quantile would copy a memory-mapped file in order to partition it.
+    position = share * (len(values) - 1)
+    below = int(position)
     low, high = float(values[below]), float(values[min(below + 1, len(values) - 1)])
-    return low + (high - low) * (place - below)
+    return low + (high - low) * (position - below)
 
 
 def cohens_kappa(first: Numbers, second: Numbers) -> float | None:
@@ -137,7 +141,7 @@ def cohens_kappa(first: Numbers, second: Numbers) -> float | None:
     if not len(first):
         return None
     observed = float((first == second).mean())
-    ties = [float((each == 0.5).mean()) for each in (first, second)]  # noqa: PLR2004 - a tie
+    ties = [float((rater == HALF).mean()) for rater in (first, second)]
     expected = (1 - ties[0]) * (1 - ties[1]) / 2 + ties[0] * ties[1]
     return (observed - expected) / (1 - expected) if expected < 1 else None
 
@@ -152,5 +156,90 @@ def verdicts(probabilities: Numbers, *, tie_width: float = 1e-9) -> Numbers:
     Returns:
         The votes. [pairs].
     """
-    apart = probabilities - 0.5
-    return np.where(np.abs(apart) <= tie_width, 0.5, (apart > 0).astype(float))
+    apart = probabilities - HALF
+    return np.where(np.abs(apart) <= tie_width, HALF, (apart > 0).astype(float))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its bootstrap interval.
+
+    Attributes:
+        mean: Over all pairs.
+        low: Lower end.
+        high: Upper end.
+        confidence: Of the interval, in (0, 1).
+        prompts: Number of prompts, the independent units.
+    """
+
+    mean: float
+    low: float
+    high: float
+    confidence: float
+    prompts: int
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    prompt_ids: Sequence[Hashable],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of a mean over pairs, resampling prompts.
+
+    Prompts are drawn with replacement, each with all its pairs; the mean is taken over the
+    pairs drawn. Pairs of one prompt share its difficulty, so resampling pairs would give
+    intervals that are too narrow.
+
+    Args:
+        values: One value a pair, such as `ranking_accuracy`. [pairs].
+        prompt_ids: The prompt of each pair. [pairs].
+        confidence: In (0, 1).
+        resamples: How many, >= 1.
+        seed: Of the draws.
+
+    Returns:
+        The mean and its interval; of a single prompt both ends are the mean.
+
+    Raises:
+        InputError: If there is no pair, the lengths differ, a value is not finite, or a
+            setting is out of range.
+
+    Source:
+        Efron and Tibshirani 1993, An Introduction to the Bootstrap, §13.3, by clusters.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if len(prompt_ids) != len(numbers) or resamples < 1 or not 0 < confidence < 1:
+        raise InputError.of(
+            saw=f"{len(numbers)} values, {len(prompt_ids)} prompt ids, {resamples} resamples, "
+            f"confidence {confidence}",
+            expected="a prompt id a value, at least one resample, confidence in (0, 1)",
+            cure="give the prompt_id of every pair",
+        )
+    if not len(numbers) or not np.isfinite(numbers).all():
+        raise InputError.of(
+            saw="values " + ("that are no finite numbers" if len(numbers) else "without a pair"),
+            expected="a finite value of at least one pair",
+            cure="score pairs first, and leave out those that a model cannot score",
+        )
+    positions = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt_ids))}
+    prompt_of = np.array([positions[prompt] for prompt in prompt_ids])
+    totals, counts = np.bincount(prompt_of, weights=numbers), np.bincount(prompt_of)
+    rng = np.random.default_rng(seed_for(seed, "bootstrap"))
+    # A prompt's total and count stand for its pairs, so that a resample draws prompts, not pairs;
+    # some resamples at a time, as [resamples, prompts] indices of a large set fill the memory.
+    at_once = max(1, _DRAWS_AT_ONCE // len(totals))
+    means = []
+    for begin in range(0, resamples, at_once):
+        drawn = rng.integers(len(totals), size=(min(at_once, resamples - begin), len(totals)))
+        means.append(totals[drawn].sum(1) / counts[drawn].sum(1))
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(
+        mean=float(totals.sum() / counts.sum()),
+        low=float(low),
+        high=float(high),
+        confidence=confidence,
+        prompts=len(totals),
+    )

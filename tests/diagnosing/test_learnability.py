@@ -4,8 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefstage.core.errors import InputError
-from prefstage.measuring.flips import dpo_losses
-from prefstage.measuring.learnability import LEARNABILITY_GROUPS, learnability_groups, right_at_loss
+from prefstage.diagnosing.flips import (
+    LEARNABILITY_GROUPS,
+    dpo_losses,
+    learnability_groups,
+    right_at_loss,
+)
 
 
 def test_groups_by_the_papers_examples() -> None:

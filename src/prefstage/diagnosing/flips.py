@@ -1,14 +1,17 @@
-"""What it takes to flip a ranking: the reference's log-ratio, the threshold, four groups."""
+"""What flips a ranking, what training can learn, and how far apart the sides of pairs are."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefstage.measuring.checks import check_positive, check_some, exact
+from prefstage.core.errors import InputError
+from prefstage.diagnosing.rankings import check_positive, check_some, exact
 
 FLIP_GROUPS = (
     "correct->correct",
@@ -286,3 +289,151 @@ def summarise_flip_groups(
             reward_margin=float(margins[inside].mean()) if count else None,
         )
     return found
+
+
+LEARNABILITY_GROUPS = ("easy", "easy to flip", "between", "hard")
+"""A group's number is its place here."""
+
+EASY_BELOW, FLIP_BELOW, HARD_ABOVE = -50.0, 5.0, 50.0
+"""Nats. At β = 0.1 a pair at 5 flips at a loss of 0.47, one at 50 at a loss of 0.007."""
+
+
+def learnability_groups(
+    log_ratio: Float[Tensor, " pairs"],
+    *,
+    easy_below: float = EASY_BELOW,
+    flip_below: float = FLIP_BELOW,
+    hard_above: float = HARD_ABOVE,
+) -> Int[Tensor, " pairs"]:
+    """Sort pairs by how far the reference is from ranking them rightly.
+
+    Easy: c <= `easy_below`; easy to flip: 0 < c <= `flip_below`; hard: c >= `hard_above`;
+    between: the rest.
+
+    Args:
+        log_ratio: c = log π_ref(y_l|x) - log π_ref(y_w|x). [pairs], nats.
+        easy_below: At most 0. Nats.
+        flip_below: Above 0. Nats.
+        hard_above: Above `flip_below`. Nats.
+
+    Returns:
+        The group's place in `LEARNABILITY_GROUPS`. [pairs].
+
+    Raises:
+        InputError: If the limits are not in order, or a value is not finite.
+
+    Source:
+        Chen et al. 2024, arXiv:2405.19534, App. F, Tables 7 (hard: c from 419 to 458),
+        8 (easy: -676 to -523) and 9 (easy to flip: 0.26 to 0.45). The limits are ours.
+    """
+    if not easy_below <= 0 < flip_below < hard_above:
+        raise InputError.of(
+            saw=f"easy_below={easy_below}, flip_below={flip_below}, hard_above={hard_above}",
+            expected="easy_below <= 0 < flip_below < hard_above",
+            cure="leave them out for -50, 5 and 50 nats",
+        )
+    (c,) = exact(log_ratio=log_ratio)
+    groups = torch.full(c.shape, LEARNABILITY_GROUPS.index("between"), device=c.device)
+    groups[c <= easy_below] = LEARNABILITY_GROUPS.index("easy")
+    groups[(c > 0) & (c <= flip_below)] = LEARNABILITY_GROUPS.index("easy to flip")
+    groups[c >= hard_above] = LEARNABILITY_GROUPS.index("hard")
+    return groups
+
+
+def right_at_loss(
+    log_ratio: Float[Tensor, " pairs"], *, loss: float, beta: float
+) -> Bool[Tensor, " pairs"]:
+    """Which pairs are ranked rightly once each of them is trained to a DPO loss.
+
+    Args:
+        log_ratio: c, as for `learnability_groups`. [pairs], nats.
+        loss: The loss that training is expected to reach on each pair, > 0. Nats.
+        beta: Pull towards the reference, > 0. 1/nats.
+
+    Returns:
+        Whether c <= c* of `largest_flippable`. [pairs]; its mean over the pairs with c > 0
+        is the share of the reference's errors that training can mend.
+
+    Raises:
+        InputError: If a setting is not positive or a value is not finite.
+
+    Source:
+        Chen et al. 2024, arXiv:2405.19534, Theorem 4.1.
+    """
+    (c,) = exact(log_ratio=log_ratio)
+    return c <= largest_flippable(loss, beta=beta)
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class IntraDiversity:
+    """Log-probability of chosen over rejected, over the pairs of a set.
+
+    Attributes:
+        mean: Of log π(y_w|x) - log π(y_l|x), nats.
+        std: Over the pairs (population), nats.
+        quantiles: Value at each of `QUANTILES`, nats.
+        pairs: How many.
+    """
+
+    mean: float
+    std: float
+    quantiles: dict[float, float]
+    pairs: int
+
+
+def intra_diversity(
+    chosen: Float[Tensor, " pairs"], rejected: Float[Tensor, " pairs"]
+) -> IntraDiversity:
+    """Mean log-probability of chosen over rejected under the policy, and its spread.
+
+    ``E[log π_θ(y_w|x) - log π_θ(y_l|x)]``. On-policy pairs stay near a constant while a
+    policy trains on them; off-policy pairs wander. See `fluctuation_range`.
+
+    Args:
+        chosen: log π_θ(y_w|x), summed over tokens. [pairs], nats.
+        rejected: log π_θ(y_l|x), likewise. [pairs], nats.
+
+    Returns:
+        Mean, standard deviation and quantiles over the pairs.
+
+    Raises:
+        InputError: If there is no pair, shapes differ, or a value is not finite.
+
+    Source:
+        Sun et al. 2025, arXiv:2508.10530, Eq. 14; the spread is ours.
+    """
+    check_some({"chosen": chosen})
+    first, second = exact(chosen=chosen, rejected=rejected)
+    apart = (first - second).cpu().numpy()
+    levels = np.quantile(apart, QUANTILES)
+    return IntraDiversity(
+        mean=float(apart.mean()),
+        std=float(apart.std()),
+        quantiles=dict(zip(QUANTILES, levels.tolist(), strict=True)),
+        pairs=len(apart),
+    )
+
+
+def fluctuation_range(means: Sequence[float]) -> float:
+    """How far intra-diversity wandered over training.
+
+    Args:
+        means: `IntraDiversity.mean` at each evaluation, in order. Nats.
+
+    Returns:
+        Greatest less least, nats.
+
+    Raises:
+        InputError: If there is no value.
+
+    Source:
+        Sun et al. 2025, arXiv:2508.10530, Figure 3.
+    """
+    if not means:
+        raise InputError.of(
+            saw="no evaluation", expected="at least one", cure="evaluate during training"
+        )
+    return max(means) - min(means)

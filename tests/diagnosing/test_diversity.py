@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefstage.core.errors import InputError
-from prefstage.measuring.diversity import fluctuation_range, intra_diversity
+from prefstage.diagnosing.flips import fluctuation_range, intra_diversity
 
 
 def test_mean_spread_and_quantiles() -> None:

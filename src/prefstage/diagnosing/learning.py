@@ -10,25 +10,27 @@ import torch
 from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Pair
 from prefstage.data.same_tokens import CAUSES
-from prefstage.measuring.bootstrap import bootstrap_interval
-from prefstage.measuring.diagnosis_config import DiagnosisConfig
-from prefstage.measuring.diagnosis_numbers import Histogram, describe, histogram
-from prefstage.measuring.diagnosis_scoring import PairLogProbs
-from prefstage.measuring.diversity import intra_diversity
-from prefstage.measuring.flips import flip_threshold, largest_flippable, reference_log_ratio
-from prefstage.measuring.idealized import alignment_gap, idealized_ranking_accuracy
-from prefstage.measuring.learnability import (
+from prefstage.diagnosing.config import DiagnosisConfig
+from prefstage.diagnosing.flips import (
     LEARNABILITY_GROUPS,
+    flip_threshold,
+    intra_diversity,
+    largest_flippable,
     learnability_groups,
+    reference_log_ratio,
     right_at_loss,
 )
-from prefstage.measuring.prompts import excerpt_of
-from prefstage.measuring.rankings import (
+from prefstage.diagnosing.numbers import Histogram, bootstrap_interval, describe, histogram
+from prefstage.diagnosing.rankings import (
+    alignment_gap,
+    idealized_ranking_accuracy,
     mean_log_probs,
     ranking_accuracy,
     ranking_accuracy_with_ties,
     reward_accuracy,
 )
+from prefstage.diagnosing.scoring import PairLogProbs
+from prefstage.measuring.stage import excerpt_of
 
 _EXCERPT = 100
 

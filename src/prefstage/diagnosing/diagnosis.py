@@ -9,25 +9,19 @@ from typing import Any, cast
 from prefstage.core.errors import InputError
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.sets import PairSet
-from prefstage.judging.base import Judge
-from prefstage.measuring.diagnosis_config import DiagnosisConfig
-from prefstage.measuring.diagnosis_data import data_figures, diversity_of
-from prefstage.measuring.diagnosis_judge import (
+from prefstage.diagnosing.config import DiagnosisConfig
+from prefstage.diagnosing.data import data_figures, diversity_of
+from prefstage.diagnosing.judges import (
     JudgeFigures,
     answer_quality,
     judge_figures,
     policy_preference,
     preference_consistency,
 )
-from prefstage.measuring.diagnosis_rankings import learnability_of, rankings_of
-from prefstage.measuring.diagnosis_scoring import (
-    PairLogProbs,
-    ScoredBy,
-    own_distinctness,
-    score_pairs,
-)
-from prefstage.measuring.diagnosis_tables import tables_of
-from prefstage.measuring.diagnosis_warnings import warnings_of
+from prefstage.diagnosing.learning import learnability_of, rankings_of
+from prefstage.diagnosing.scoring import PairLogProbs, ScoredBy, own_distinctness, score_pairs
+from prefstage.diagnosing.tables import tables_of, warnings_of
+from prefstage.judging.base import Judge
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 from prefstage.core.errors import MissingDependencyError
 from prefstage.data.disk_numbers import DiskNumbers, Numbers, count_different, text_number
 from prefstage.data.records import Candidates, Pair
+from prefstage.diagnosing.numbers import Histogram, describe_sorted, histogram
 from prefstage.judging.texts import content_of
-from prefstage.measuring.diagnosis_numbers import Histogram, describe_sorted, histogram
 
 HALF = 0.5
 _LENGTHS = ("prompt", "chosen", "rejected")

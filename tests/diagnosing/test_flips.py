@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prefstage.core.errors import InputError
-from prefstage.measuring.flips import (
+from prefstage.diagnosing.flips import (
     FLIP_GROUPS,
     at_threshold,
     dpo_losses,
@@ -18,7 +18,7 @@ from prefstage.measuring.flips import (
     summarise_flip_groups,
     threshold_violations,
 )
-from prefstage.measuring.rankings import ranking_accuracy
+from prefstage.diagnosing.rankings import ranking_accuracy
 
 log_prob = st.floats(-3000, 0)
 BETAS = (0.01, 0.1, 1.0, 10.0)

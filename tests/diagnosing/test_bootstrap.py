@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prefstage.core.errors import InputError
-from prefstage.measuring.bootstrap import bootstrap_interval
+from prefstage.diagnosing.numbers import bootstrap_interval
 
 
 def test_independent_pairs_get_the_normal_interval() -> None:

@@ -7,8 +7,8 @@ import torch
 
 from prefstage.core.errors import InputError
 from prefstage.data import Pair, PairSet, ResponseEncoder, prompt_id_of
-from prefstage.measuring.diagnosis import diagnose
-from prefstage.measuring.diagnosis_scoring import ScoredBy, score_pairs
+from prefstage.diagnosing.diagnosis import diagnose
+from prefstage.diagnosing.scoring import ScoredBy, score_pairs
 from prefstage.scoring import Scorer
 from prefstage.training.dynamics_measures import measure_pairs, summarise_pairs
 from prefstage.training.dynamics_pairs import PairScores, sample_pairs

@@ -10,6 +10,7 @@ import numpy as np
 from prefstage.core.seeds import seed_for
 from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Candidates, Pair
+from prefstage.diagnosing.numbers import cohens_kappa, describe, verdicts
 from prefstage.judging.agreement import agreement_with_labels, wilson_interval
 from prefstage.judging.base import (
     Comparison,
@@ -20,7 +21,6 @@ from prefstage.judging.base import (
     judgment_of_rewards,
 )
 from prefstage.judging.running import compare_all, comparison_of, score_all
-from prefstage.measuring.diagnosis_numbers import cohens_kappa, describe, verdicts
 
 HALF = 0.5
 

@@ -14,7 +14,7 @@ import torch
 
 from prefstage.core.seeds import seed_for
 from prefstage.data.records import Candidates, Pair
-from tests.measuring.recomputing_figures import (
+from tests.diagnosing.recomputing_figures import (
     bootstrap,
     correlation,
     distribution,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefstage.core.errors import InputError
-from prefstage.measuring.idealized import (
+from prefstage.diagnosing.rankings import (
     BETAS,
     IdealizedAccuracy,
     alignment_gap,
