@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 from prefstage.aligning import align, plan_alignment
 from prefstage.cli.main import app
 from prefstage.core.errors import ConfigError, DataError
-from prefstage.data.faults import LoadReport
 from prefstage.data.reading import Reading
 from prefstage.data.records import Record
+from prefstage.data.rows import LoadReport
 from tests.aligning.tiny_world import settings
 
 

@@ -17,7 +17,7 @@ from prefstage.core import runs
 from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
 from prefstage.core.runs import run_date
-from prefstage.data.chat_settings import ChatSettings
+from prefstage.data.settings import ChatSettings
 from prefstage.sampling import store as sampling_store
 from prefstage.training.recipe import Recipe, argument_values
 from prefstage.training.recipe_run import train_recipe

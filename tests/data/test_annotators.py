@@ -8,9 +8,8 @@ import pytest
 
 from prefstage.core.errors import DataError
 from prefstage.data import load_candidates, load_conversations, load_pairs, load_unpaired
-from prefstage.data.annotators import NAMES
+from prefstage.data.formats.fields import ANNOTATOR_NAMES
 from prefstage.data.records import Vote
-from prefstage.data.vote_merging import swapped
 from tests.data.dataset_rows import GOOD, write_rows
 
 CASES = Path(__file__).parent / "cases"
@@ -47,7 +46,7 @@ def test_annotators_reach_their_pairs() -> None:
     assert all(pair.votes == () and pair.agreement is None for pair in pairs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ANNOTATOR_NAMES)
 @pytest.mark.parametrize(("value", "read"), [("ann", "ann"), (7, "7"), (7.0, "7"), (" x ", "x")])
 def test_every_spelling_is_read_in_every_format(name: str, value: Any, read: str) -> None:
     labelled = {"prompt": "q", "output_A": "a", "output_B": "b", "label": "A"}
@@ -146,5 +145,5 @@ def test_a_stream_refuses_or_says_that_it_cannot_count_votes(tmp_path: Path) -> 
 def test_swapping_twice_gives_the_pair() -> None:
     (pair,) = load_pairs([voted("a", score_chosen=1.0, source_rejected="n", agreement=0.75)])
     pair = replace(pair, votes=(Vote("a", 0.75),))
-    assert swapped(pair).agreement == 0.25
-    assert swapped(swapped(pair)) == pair
+    assert pair.swapped().agreement == 0.25
+    assert pair.swapped().swapped() == pair

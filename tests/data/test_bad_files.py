@@ -148,7 +148,7 @@ BAD_ARGUMENTS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("too many colons", {"source": "a:b:c:d"}, ["'a:b:c:d'", "name:config:split", "two colons"]),
     ("an empty part", {"source": "a::test"}, ["'a::test'", "nothing empty"]),
     ("two splits", {"source": "a:test", "split": "train"}, ["'test'", "'train'", "leave one"]),
-    ("a file's split", {"split": "train"}, ["split='train'", "a file has none", "leave split out"]),
+    ("a file's split", {"split": "train"}, ["split='train'", "it has none", "leave split out"]),
     (
         "unknown format",
         {"format": "trl-standart"},
@@ -157,8 +157,8 @@ BAD_ARGUMENTS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("unknown role", {"columns": {"promt": "prompt"}}, ["'promt'", "did you mean 'prompt'?"]),
     ("unknown column", {"columns": {"prompt": "promt"}}, ["'promt'", "did you mean 'prompt'?"]),
     ("unknown policy", {"on_bad_row": "skip"}, ["'skip'", "'error' or 'quarantine'"]),
-    ("no quarantine file", {"on_bad_row": "quarantine"}, ["quarantine_file=None", "give both"]),
-    ("no quarantine", {"quarantine_file": "q.jsonl"}, ["'error'", "'q.jsonl'", "give both"]),
+    ("no quarantine file", {"on_bad_row": "quarantine"}, ["quarantine_file=None", "set both"]),
+    ("no quarantine", {"quarantine_file": "q.jsonl"}, ["'error'", "'q.jsonl'", "set both"]),
     ("labels without use", {"labels": {0: "first"}}, ["trl-standard", "leave labels out"]),
     ("a format of candidates", {"format": "ultrafeedback"}, ["'ultrafeedback'", "load_candidates"]),
     (

@@ -9,8 +9,7 @@ import pytest
 
 from prefstage.core.errors import DataError
 from prefstage.data import Pair, load_candidates, load_pairs
-from prefstage.data.formats import CONVERSATIONS, FORMATS, UNPAIRED
-from prefstage.data.recognition import COLUMN_ROLES
+from prefstage.data.formats import COLUMN_ROLES, CONVERSATIONS, FORMATS, UNPAIRED
 from tests.data.dataset_rows import write_rows
 
 QUESTION = [{"role": "user", "content": "Why?"}]

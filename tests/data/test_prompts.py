@@ -20,7 +20,7 @@ def test_rows_may_hold_a_prompt_and_nothing_else(tmp_path):
     assert [row.responses for row in prompts] == [(), ()]
     assert prompts[0].prompt_id == prompt_id_of([{"role": "user", "content": "Hi"}])
     assert prompts.report.format == "prompts"
-    assert "3 rows hold 2 different prompts" in prompts.report.notes
+    assert "3 rows grouped into 2 prompts" in prompts.report.notes
 
 
 def test_text_prompts_with_other_columns(tmp_path):

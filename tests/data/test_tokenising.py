@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.data import ResponseEncoder, load_tokenizer, prompt_id_of
-from prefstage.data.chat_formats import CHAT_FORMATS
+from prefstage.data.settings import CHAT_FORMATS
 from tests.tiny_models import TEMPLATES, tiny_tokenizer
 
 ASKED = [{"role": "user", "content": "What is the capital?"}]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.engine import response_log_probs
 from prefstage.scoring.rows import leaves_of
 from tests.scoring.tiny_models import (

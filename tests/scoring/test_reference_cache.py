@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from prefstage.core.errors import DataError
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.scoring import ReferenceCache, Scorer, model_fingerprint
 from tests.scoring.tiny_models import largest_difference, realistic_trees, tiny_model
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import visible_keys
 from prefstage.scoring.padded import build_batch, pack_batches
 from prefstage.scoring.rows import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefstage.core.errors import InputError, ModelError
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.scoring import Scorer, ScoringWarning, TreeLogProbs
 from prefstage.scoring import scorer as scorer_module
 from prefstage.scoring.attention import TREE_ATTENTION

@@ -25,7 +25,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 
 VOCABULARY = 97
 WINDOW = 7

@@ -11,7 +11,7 @@ from prefstage.aligning.steps import Step
 from prefstage.building.recipe import METHODS
 from prefstage.core.errors import ConfigError
 from prefstage.core.hashing import digest, digest_file
-from prefstage.data.chat_settings import ChatSettings
+from prefstage.data.settings import ChatSettings
 from prefstage.measuring.stage import MeasureConfig
 from prefstage.sampling.base import SamplingConfig
 
@@ -245,15 +245,4 @@ class Chain:
 def _are_pairs(source: str) -> bool:
     from prefstage.data.reading import open_reading
 
-    reading = open_reading(
-        source,
-        "candidates",
-        format=None,
-        columns=None,
-        labels=None,
-        split=None,
-        on_bad_row="error",
-        quarantine_file=None,
-        streaming=False,
-    )
-    return reading.format.kind == "pairs"
+    return open_reading(source, "candidates").format.kind == "pairs"

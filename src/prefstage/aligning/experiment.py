@@ -21,7 +21,7 @@ from prefstage.core.files import write_json, write_text
 from prefstage.core.progress import progress
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
-from prefstage.data.template_dates import with_date
+from prefstage.data.tokenizer_files import with_date
 from prefstage.judging.function import import_function
 from prefstage.judging.loading import load_judge
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from prefstage.aligning.recipe import Recipe, sft_settings, train_settings
 from prefstage.core.errors import ConfigError, DataError
-from prefstage.data.loading import load_candidates, load_pairs
-from prefstage.data.prompts import load_prompts
+from prefstage.data.loading import load_candidates, load_pairs, load_prompts
 from prefstage.data.reading import ASIDE_CURE
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.losses import parse_loss

@@ -37,7 +37,7 @@ from prefstage.core.config import write_config
 from prefstage.core.files import write_json
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
-from prefstage.data.template_dates import with_date
+from prefstage.data.tokenizer_files import with_date
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import load_judge
 from prefstage.measuring.measure import CANDIDATES

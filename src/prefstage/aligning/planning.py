@@ -19,9 +19,8 @@ from prefstage.aligning.recipe import Recipe, load_recipe, train_settings
 from prefstage.aligning.schedule import Data, Rule
 from prefstage.aligning.steps import State, Step, Steps
 from prefstage.building.build import RESULT as BUILT
-from prefstage.data.template_dates import with_date
 from prefstage.data.tokenising import ResponseEncoder
-from prefstage.data.tokenizer_files import load_tokenizer
+from prefstage.data.tokenizer_files import load_tokenizer, with_date
 from prefstage.judging.base import Judge, PointwiseJudge
 from prefstage.judging.loading import load_judge
 from prefstage.measuring.measure import STAGE

@@ -12,7 +12,7 @@ from prefstage.building.filters import Filters
 from prefstage.building.recipe import METHODS
 from prefstage.core.config import Config, check_config, load_config
 from prefstage.core.errors import ConfigError
-from prefstage.data.chat_settings import ChatSettings
+from prefstage.data.settings import ChatSettings
 from prefstage.evaluating.win_rates import WinRateConfig
 from prefstage.measuring.stage import MeasureConfig
 from prefstage.sampling.base import SamplingConfig

@@ -27,14 +27,14 @@ from prefstage.core.errors import InputError
 from prefstage.core.files import write_json, write_text
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
-from prefstage.data.faults import LoadReport
+from prefstage.data.formats import format_named
 from prefstage.data.grouping import keep_sources
 from prefstage.data.loading import load_candidates, load_pairs
-from prefstage.data.recognition import format_named
 from prefstage.data.records import Ties
+from prefstage.data.rows import LoadReport
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.storage import save_dataset
-from prefstage.data.template_dates import with_date
+from prefstage.data.tokenizer_files import with_date
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import load_judge
 from prefstage.judging.store import JudgmentStore
@@ -271,7 +271,7 @@ def _result(
 
 def _pair_set(dataset: Dataset, name: str, report: LoadReport) -> PairSet:
     made = LoadReport(report.source, f"built: {name}", len(dataset), len(dataset))
-    return PairSet(dataset, made, dataset._fingerprint)
+    return PairSet(dataset, made)
 
 
 def _warnings(account: Account, statistics: Mapping[str, PairStatistics]) -> list[str]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from datasets import Dataset, Features, Value
 
-from prefstage.data.columns import pair_features, pair_to_row, row_to_pair
 from prefstage.data.records import Pair
+from prefstage.data.sets import features_of, from_row, to_row
 from prefstage.data.storage import CanonicalRows, build_dataset
 
 PROVENANCE = {
@@ -83,14 +83,14 @@ def built_pairs(dataset: Dataset) -> Iterator[Built]:
         Each pair with its provenance.
     """
     for row in CanonicalRows(dataset):
-        yield Built(row_to_pair(row), **{name: row[name] for name in PROVENANCE})
+        yield Built(from_row(Pair, row), **{name: row[name] for name in PROVENANCE})
 
 
 def _row(built: Built) -> dict[str, Any]:
     provenance = {name: getattr(built, name) for name in PROVENANCE}
-    return {**pair_to_row(built.pair), **provenance}
+    return {**to_row(built.pair), **provenance}
 
 
 def _features(fields: Mapping[str, bool]) -> Features:
     added = {name: Value(kind) for name, kind in PROVENANCE.items()}
-    return Features({**pair_features(fields), **added})
+    return Features({**features_of(Pair, fields), **added})

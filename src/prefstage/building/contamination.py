@@ -8,8 +8,8 @@ from typing import Self
 from prefstage.building.built import Built
 from prefstage.building.filters import DecontaminationFilter, texts_of
 from prefstage.core.errors import InputError
-from prefstage.data.formats.base import PROMPT_NAMES
-from prefstage.data.prompts import load_prompts
+from prefstage.data.formats.fields import PROMPT_NAMES
+from prefstage.data.loading import load_prompts
 from prefstage.data.sources import open_source
 from prefstage.judging.texts import content_of
 

@@ -9,7 +9,7 @@ from typing import Any
 from prefstage.building.built import Built
 from prefstage.building.filters import NearDuplicateFilter, texts_of
 from prefstage.core.errors import MissingDependencyError
-from prefstage.data.scratch import scratch_folder
+from prefstage.data.storage import scratch_folder
 
 _WORDS = re.compile(r"\w+")
 

@@ -9,8 +9,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from prefstage.building.splitting import TRAIN, split_of
-from prefstage.data.scratch import scratch_folder
-from prefstage.data.storage import piece_rows
+from prefstage.data.storage import piece_rows, scratch_folder
 
 Parts = dict[str, dict[str, Dataset]]
 

@@ -17,8 +17,8 @@ from prefstage.building.splitting import check_shares
 from prefstage.building.tiers import COMBINATIONS, parse_combination
 from prefstage.core.config import Config, check_config, load_config, nearest
 from prefstage.core.errors import ConfigError
-from prefstage.data.chat_settings import CHAT_SETTINGS, ChatSettings
 from prefstage.data.records import Ties
+from prefstage.data.settings import CHAT_SETTINGS, ChatSettings
 from prefstage.sampling.base import SamplingConfig
 from prefstage.sampling.loading import LoadOptions
 

@@ -11,7 +11,6 @@ from prefstage.building.built import Built, Group
 from prefstage.building.reversal import Reversal, check_reversal
 from prefstage.building.whole import whole_pairs
 from prefstage.data.records import Pair
-from prefstage.data.vote_merging import swapped
 from prefstage.judging.agreement import TIE_AGREEMENT
 from prefstage.judging.base import (
     UNDECIDED,
@@ -108,7 +107,7 @@ def exchanged(pair: Pair) -> Pair:
 
     A judge's probability is that of the new chosen response.
     """
-    return replace(swapped(pair), agreement=None, annotator=None, votes=())
+    return replace(pair.swapped(), agreement=None, annotator=None, votes=())
 
 
 def with_judge_probability(groups: Iterable[Group], judge: Judge) -> Iterator[Group]:

@@ -9,7 +9,7 @@ import typer
 from prefstage.core.errors import InputError
 
 if TYPE_CHECKING:
-    from prefstage.data.chat_settings import ChatSettings
+    from prefstage.data.settings import ChatSettings
 
 ChatFormat = Annotated[str | None, typer.Option(help="Plain format of a base model.")]
 TemplateOptions = Annotated[
@@ -70,7 +70,7 @@ def chat_settings(given: Mapping[str, Any]) -> "ChatSettings":
         ConfigError: If one is wrong.
     """
     from prefstage.core.config import load_config
-    from prefstage.data.chat_settings import CHAT_SETTINGS, ChatSettings
+    from prefstage.data.settings import CHAT_SETTINGS, ChatSettings
 
     values = {name: given[name] for name in CHAT_SETTINGS}
     values["template_options"] = template_options(values["template_options"])

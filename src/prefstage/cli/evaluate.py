@@ -261,7 +261,7 @@ def _fingerprint(answers: "Answers") -> str:
 
 
 def _answers_of(spec: str, theirs: "Answers", given: Mapping[str, Any], file: Path) -> "Answers":
-    from prefstage.data.template_dates import with_date
+    from prefstage.data.tokenizer_files import with_date
     from prefstage.evaluating.policies import answer_prompts
     from prefstage.measuring.sequential import prompt_order
     from prefstage.sampling import LoadOptions, SamplingConfig, load_sampler

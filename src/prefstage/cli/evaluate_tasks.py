@@ -11,7 +11,7 @@ from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json
 from prefstage.core.results import write_result
-from prefstage.data.chat_settings import CHAT_SETTINGS
+from prefstage.data.settings import CHAT_SETTINGS
 
 if TYPE_CHECKING:
     from prefstage.evaluating import CheckpointTable, MtBench, WinRate
@@ -99,7 +99,7 @@ def grade(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     from prefstage.core.hashing import digest
     from prefstage.core.runs import RunFolder
-    from prefstage.data.template_dates import with_date
+    from prefstage.data.tokenizer_files import with_date
     from prefstage.evaluating import MtBenchConfig, load_questions, run_mt_bench
     from prefstage.sampling import LoadOptions, SamplingConfig, load_sampler
 

@@ -176,7 +176,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(settings: "MeasureSettings", out: Path | None) -> tuple["Stage", list[str]]:
-    from prefstage.data.template_dates import with_date
+    from prefstage.data.tokenizer_files import with_date
     from prefstage.judging import load_judge
     from prefstage.measuring import measure_stage
     from prefstage.sampling import load_sampler

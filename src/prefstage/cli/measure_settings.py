@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prefstage.data.chat_settings import ChatSettings
+from prefstage.data.settings import ChatSettings
 from prefstage.measuring import MeasureConfig
 from prefstage.sampling import LoadOptions, SamplingConfig
 

@@ -104,7 +104,7 @@ def _sample(given: dict[str, Any]) -> None:
     policy, out, limit = given["policy"], given["out"], given["limit"]
     _check_out(out, limit)
     from prefstage.data import load_prompts
-    from prefstage.data.template_dates import reads_clock
+    from prefstage.data.tokenizer_files import reads_clock
     from prefstage.sampling import CandidateStore, LoadOptions, SamplingConfig, load_sampler
     from prefstage.sampling.base import cut_thoughts
 

@@ -1,16 +1,130 @@
-"""Whole conversations as tokens, and where in them a response begins and ends."""
+"""Whole conversations as tokens: where a response begins and ends, and text that stays text."""
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from prefstage.core.errors import ModelError
-from prefstage.data.chat_formats import QUESTION, TurnShape, probe_turn
-from prefstage.data.control_tokens import ControlText
+from prefstage.data.compat import encode_marked_chat, mark_control_tokens
+from prefstage.data.messages import common_prefix
 from prefstage.data.records import Message
-from prefstage.data.rendering import ChatTemplate, RenderingError
+from prefstage.data.rendering import PROBE, ChatTemplate, RenderingError
+from prefstage.data.thoughts import THOUGHT_MARKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+QUESTION: Message = {"role": "user", "content": "question"}
+"""A prompt that every template can render."""
+_MARKS = re.compile("[\U000f0000\U000f0001]")
+
+# Marks of an assistant's language: a thought in its text is meant as one.
+_OF_THOUGHTS = {mark for marks in THOUGHT_MARKS for mark in (marks.opening, marks.closing)}
+
+
+class ControlText:
+    """Finds control tokens in messages, and encodes a conversation so that they stay text.
+
+    Control tokens of users' (and system's and tools') texts are those of transformers'
+    ``apply_chat_template(..., sanitize_control_tokens=True)``: the tokenizer's special tokens,
+    and the added tokens that the chat template writes. An assistant's text may hold the marks
+    of a thought, and added tokens that are not special and end no turn, such as
+    ``<tool_call>``: they belong to its language.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: Its chat template.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> None:
+        self._tokenizer = tokenizer
+        sources, turns = "\0".join(template.sources.values()), template.around_turns
+        added = tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special}
+        written = {token.content for token in added if token.content in sources}
+        around = {token.content for token in added if token.content in turns}
+        self._in_others = _any_of(special | written)
+        self._in_assistants = _any_of((special | around) - _OF_THOUGHTS)
+
+    def spelled(self, messages: Sequence[Message]) -> bool:
+        """Whether a text of these messages spells a control token."""
+        return any(_holds(message, self._pattern_of(message)) for message in messages)
+
+    def marked(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with marks around the control tokens that they spell.
+
+        Args:
+            messages: The turns.
+
+        Returns:
+            Messages to render and then `encode`.
+
+        Raises:
+            RenderingError: If a text holds the characters that mark them.
+        """
+        for index, message in enumerate(messages):
+            if _holds(message, _MARKS):
+                raise RenderingError.at(
+                    f"turn {index}",
+                    saw="the characters U+F0000 or U+F0001 beside a control token",
+                    expected="text without them, since they mark the control tokens of texts",
+                    cure="remove them, or set control_tokens: keep",
+                )
+        return [mark_control_tokens(message, self._pattern_of(message)) for message in messages]
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text that was rendered from marked messages."""
+        return encode_marked_chat(self._tokenizer, text)
+
+    def _pattern_of(self, message: Message) -> re.Pattern[str]:
+        return self._in_assistants if message["role"] == "assistant" else self._in_others
+
+
+def _holds(value: Any, pattern: re.Pattern[str]) -> bool:
+    if isinstance(value, str):
+        return pattern.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(_holds(item, pattern) for item in value.values())
+    return isinstance(value, list | tuple) and any(_holds(item, pattern) for item in value)
+
+
+@dataclass(frozen=True)
+class TurnShape:
+    """What a template puts around a response.
+
+    Attributes:
+        lead: Whitespace between the generation prompt and the response's text, which the
+            model generates; None if the template writes anything else there.
+        suffix: All text after the response's text, up to the end.
+    """
+
+    lead: str | None
+    suffix: str
+
+
+def probe_turn(render: Callable[[Sequence[Message], bool], str]) -> TurnShape:
+    """What a template puts around a response, from rendering a known one.
+
+    Args:
+        render: Messages and whether to add the generation prompt, to text.
+
+    Raises:
+        ModelError: If the template leaves the response out.
+    """
+    before = render([QUESTION], True)
+    after = render([QUESTION, {"role": "assistant", "content": PROBE}], False)
+    start = after.rfind(PROBE)
+    if start < 0:
+        raise ModelError.of(
+            saw="a chat template that leaves the assistant's text out",
+            expected="a template that renders assistant turns",
+            cure="set tokenizer.chat_template to a complete template, or name a chat_format",
+        )
+    lead = after[len(before) : start] if after[:start].startswith(before) else None
+    if lead is not None and lead.strip():
+        lead = None
+    return TurnShape(lead, suffix=after[start + len(PROBE) :])
 
 
 class ConversationTokens:
@@ -33,7 +147,7 @@ class ConversationTokens:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, *, split_control: bool
+        self, tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate, *, split_control: bool
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
@@ -87,7 +201,7 @@ class ConversationTokens:
         """
         conversations = [list(turns), *([*turns, answer] for answer in answers)]
         marked = [self._marked(conversation) for conversation in conversations]
-        if any(each is not None for each in marked):
+        if any(messages is not None for messages in marked):
             whole = [m if m is not None else c for m, c in zip(marked, conversations, strict=True)]
             texts = [self._render(turns, not n) for n, turns in enumerate(whole)]
             before, texts = self._agreeing(whole, texts)
@@ -125,13 +239,13 @@ class ConversationTokens:
 
     def _opening_of(self, turns: Sequence[Message], before: str) -> str:
         """What the generation prompt adds to the text of the prompt."""
-        start = shared_length(before, self._render(turns, False))
+        start = common_prefix(before, self._render(turns, False))
         # A template may close a prompt with a mark that begins as the opening's does.
         cut = (m.start() for m in self._any_mark.finditer(before) if m.start() < start < m.end())
         return before[next(cut, start) :]
 
     def _prompt_in(self, before: str, opening: str, whole: str, answer: Message) -> str:
-        if shared_length(before, whole) >= len(before) - len(opening):
+        if common_prefix(before, whole) >= len(before) - len(opening):
             return before
         # The template renders the turns before otherwise: find the last opening of a turn.
         first = self._any_mark.match(opening)
@@ -146,7 +260,7 @@ class ConversationTokens:
                 cure="remove the row (on_bad_row: quarantine sets it aside), or use another "
                 "chat template",
             )
-        return whole[: start + shared_length(opening, whole[start:])]
+        return whole[: start + common_prefix(opening, whole[start:])]
 
     def _tokenise_together(self, before: str, wholes: Sequence[str]) -> list[list[int]]:
         """Tokens of texts that begin alike, tokenising the common beginning once.
@@ -155,7 +269,7 @@ class ConversationTokens:
         one merges with nothing after it.
         """
         common = before[
-            : min((shared_length(before, whole) for whole in wholes), default=len(before))
+            : min((common_prefix(before, whole) for whole in wholes), default=len(before))
         ]
         cuts = [match.start() for match in self.special.finditer(common)]
         # A special token at the very end of what is common may be the start of a longer one.
@@ -206,14 +320,6 @@ class ConversationTokens:
                 cure="set tokenizer.eos_token",
             )
         return (int(eos),), []
-
-
-def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """Length of the common beginning of two texts or two lists of tokens."""
-    if second[: len(first)] == first:  # the usual case, without a loop over its characters
-        return len(first)
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

@@ -1,14 +1,13 @@
 """Columns of numbers on disk, so that figures over many rows take no memory that grows."""
 
 import hashlib
-import uuid
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Self
 
 import numpy as np
 
-from prefstage.data.scratch import scratch_folder
+from prefstage.data.storage import scratch_file
 
 Numbers = np.ndarray[Any, Any]
 
@@ -27,7 +26,7 @@ class DiskNumbers:
 
     def __init__(self, dtype: str = "float64") -> None:
         self._dtype, self._count = np.dtype(dtype), 0
-        self._path = scratch_folder() / f"{uuid.uuid4().hex}.numbers"
+        self._path = scratch_file("numbers")
         self._stream = self._path.open("wb")
 
     def __enter__(self) -> Self:
@@ -59,14 +58,14 @@ class DiskNumbers:
         Returns:
             The numbers, least first, memory-mapped. [rows].
         """
-        found = self.mapped()
-        found.sort()
-        return found
+        numbers = self.mapped()
+        numbers.sort()
+        return numbers
 
     def mapped(self) -> Numbers:
         """The numbers as they stand, memory-mapped. [rows]."""
         self._stream.flush()
-        if not self._count:
+        if not self._count:  # an empty file cannot be mapped
             return np.zeros(0, dtype=self._dtype)
         return np.memmap(self._path, dtype=self._dtype, mode="r+", shape=(self._count,))
 
@@ -105,26 +104,26 @@ def hashes_of(texts: Iterable[str]) -> DiskNumbers:
     Returns:
         The hashes, in order; close it when it is no longer needed.
     """
-    found, rest = DiskNumbers("uint64"), iter(texts)
+    hashes, rest = DiskNumbers("uint64"), iter(texts)
     while piece := list(islice(rest, _PIECE)):
-        found.extend([text_number(each) for each in piece])
-    return found
+        hashes.extend(list(map(text_number, piece)))
+    return hashes
 
 
 def count_different(numbers: DiskNumbers) -> int:
     """How many different numbers there are; sorts them.
 
     Args:
-        numbers: Hashes of texts, say. Two different texts have the same one once in 2**64.
+        numbers: Hashes of texts, say. Two different texts have the same hash once in 2**64.
 
     Returns:
         The count.
     """
-    return sum(len(each) for each in different(numbers))
+    return sum(map(len, different(numbers)))
 
 
 def different(numbers: DiskNumbers) -> Iterator[Numbers]:
-    """Each different number once, least first; sorts them.
+    """Every different number once, least first; sorts them.
 
     Args:
         numbers: The numbers.
@@ -134,6 +133,8 @@ def different(numbers: DiskNumbers) -> Iterator[Numbers]:
     """
     last: Any = None
     for piece in pieces(numbers.sort()):
+        # After sorting, equal numbers are neighbours: the first of each run differs from the
+        # one before it, which may stand in the piece before.
         fresh = np.ones(len(piece), dtype=bool)
         fresh[1:] = piece[1:] != piece[:-1]
         fresh[0] = last is None or piece[0] != last

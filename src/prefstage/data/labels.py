@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from prefstage.core.errors import DataError, InputError
 
@@ -66,12 +66,7 @@ def declared_scheme(labels: Mapping[Any, str]) -> LabelScheme:
             expected=f"each label value mapped to one of {', '.join(VERDICTS)}",
             cure="write e.g. labels={'A': 'first', 'B': 'second', 'C': 'tie'}",
         )
-    verdicts: dict[str, Verdict] = {
-        spell(label): verdict
-        for label, given in labels.items()
-        for verdict in VERDICTS
-        if verdict == given
-    }
+    verdicts = {spell(label): cast("Verdict", verdict) for label, verdict in labels.items()}
     return LabelScheme(verdicts, "as declared")
 
 
@@ -101,11 +96,9 @@ def infer_scheme(
     numbers = _ends(names)
     if seen and numbers and set(seen) <= set(numbers):
         return _positional(numbers, f"by the names {names[0]!r} and {names[1]!r}")
-    if not numbers:
-        if "0" in seen and set(seen) <= {"0", "1"}:
-            return _positional(("0", "1"), "by position; if wrong, pass labels=")
-        if "2" in seen and set(seen) <= {"1", "2"}:
-            return _positional(("1", "2"), "by position; if wrong, pass labels=")
+    for pair, telling in ((("0", "1"), "0"), (("1", "2"), "2")):  # 1 alone may be either's
+        if not numbers and telling in seen and set(seen) <= set(pair):
+            return _positional(pair, "by position; if wrong, pass labels=")
     shown = ", ".join(seen[:6]) + (", …" if len(seen) > 6 else "")  # noqa: PLR2004 - a short list
     raise DataError.of(
         saw=f"{source}: column {column!r} with the labels {shown or 'nothing'}, which datasets "
@@ -116,7 +109,8 @@ def infer_scheme(
 
 
 def _is_missing(label: Any) -> bool:
-    return label is None or (isinstance(label, float) and math.isnan(label)) or label == ""
+    # Tables write a missing label as NaN.
+    return label in (None, "") or (isinstance(label, float) and math.isnan(label))
 
 
 def _positional(values: Sequence[str], reason: str) -> LabelScheme:
@@ -136,6 +130,5 @@ def _words(names: tuple[str, str]) -> dict[str, Verdict]:
 
 
 def _ends(names: tuple[str, str]) -> tuple[str, str] | None:
-    """The numbers that two column names end with, or None if they end with letters."""
     first, second = names[0][-1], names[1][-1]
     return (first, second) if first.isdigit() and second.isdigit() else None

@@ -1,54 +1,32 @@
-"""`load_pairs` and `load_candidates`: any dataset in, canonical records out."""
+"""The loaders: any dataset in, canonical records out."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal, cast, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
+from prefstage.core.config import check_config
 from prefstage.core.errors import DataError
-from prefstage.data.disk_numbers import count_different, hashes_of
-from prefstage.data.faults import LoadReport
-from prefstage.data.grouping import group_by_prompt
-from prefstage.data.reading import OnBadRow, Reading, open_reading
-from prefstage.data.records import Candidates, Pair
-from prefstage.data.sets import CandidateSet, CandidateStream, PairSet, PairStream
-from prefstage.data.sources import Given
-from prefstage.data.vote_merging import merge_annotators, pair_key
+from prefstage.data.formats import PROMPTS
+from prefstage.data.grouping import group_by_prompt, merge_annotators, pair_key, repeated_prompts
+from prefstage.data.reading import CandidateStream, PairStream, Reading, open_reading
+from prefstage.data.records import Candidates, Conversation, Pair
+from prefstage.data.rows import LoadReport
+from prefstage.data.sets import CandidateSet, ConversationSet, PairSet, RecordSet, UnpairedSet
+from prefstage.data.settings import ReadArguments, ReadOptions
+from prefstage.data.sources import DataSource
+
+_Set = TypeVar("_Set", bound=RecordSet[Any])
 
 
 @overload
 def load_pairs(
-    source: Given,
-    *,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    labels: Mapping[Any, str] | None = None,
-    split: str | None = None,
-    on_bad_row: OnBadRow = "error",
-    quarantine_file: str | Path | None = None,
-    streaming: Literal[False] = False,
+    source: DataSource, *, streaming: Literal[False] = False, **options: Unpack[ReadArguments]
 ) -> PairSet: ...
 @overload
 def load_pairs(
-    source: Given,
-    *,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    labels: Mapping[Any, str] | None = None,
-    split: str | None = None,
-    on_bad_row: OnBadRow = "error",
-    quarantine_file: str | Path | None = None,
-    streaming: Literal[True],
+    source: DataSource, *, streaming: Literal[True], **options: Unpack[ReadArguments]
 ) -> PairStream: ...
 def load_pairs(
-    source: Given,
-    *,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    labels: Mapping[Any, str] | None = None,
-    split: str | None = None,
-    on_bad_row: OnBadRow = "error",
-    quarantine_file: str | Path | None = None,
-    streaming: bool = False,
+    source: DataSource, *, streaming: bool = False, **options: Unpack[ReadArguments]
 ) -> PairSet | PairStream:
     """Load preference pairs from any dataset whose format is known or described.
 
@@ -58,18 +36,19 @@ def load_pairs(
     Args:
         source: A file (.jsonl, .json, .csv, .tsv, .parquet, each perhaps .gz), a folder (of
             `save_to_disk`, or of data files), a URL, a Hub id ``name``, ``name:split`` or
-            ``name:config:split``, a `datasets` object, or a list of rows (mappings).
-        format: Name of a format (see docs/data.md); None to recognise it.
-        columns: Role to column name, for columns with names of their own:
-            ``{"prompt": "question", "chosen": "good", "rejected": "bad"}``.
-        labels: What label values mean, where a column says which response won:
-            ``{0: "first", 1: "second", 2: "tie"}``; None to read them as the report says.
-        split: Split of a folder or Hub dataset with several.
-        on_bad_row: "error": one error that shows the first bad rows and counts them all.
-            "quarantine": bad rows are written to `quarantine_file` and counted.
-        quarantine_file: JSON-lines file for bad rows; replaced if it exists.
+            ``name:config:split``, a `datasets` object, a list of rows (mappings) or of
+            records, or a record set.
         streaming: Read row by row without a dataset on disk, however large the source;
             "error" then stops at the first bad row.
+        **options: The fields of `ReadOptions`. `format`: name of a format (see docs/data.md),
+            None to recognise it. `columns`: role to column name, for columns with names of
+            their own (``{"prompt": "question", "chosen": "good", "rejected": "bad"}``).
+            `labels`: what label values mean, where a column says which response won
+            (``{0: "first", 1: "second", 2: "tie"}``), None to read them as the report says.
+            `split`: of a folder or Hub dataset with several. `on_bad_row`: "error" (one error
+            that shows the first bad rows and counts them all) or "quarantine" (bad rows are
+            written to `quarantine_file` and counted). `quarantine_file`: JSON-lines file for
+            bad rows; replaced if it exists.
 
     Returns:
         The pairs, with a report of what was recognised, kept and set aside.
@@ -78,57 +57,23 @@ def load_pairs(
         DataError: If the source, its format or its rows cannot be read; one line.
         InputError: If an argument is wrong or without effect.
     """
-    reading = open_reading(
-        source,
-        "pairs",
-        format=format,
-        columns=columns,
-        labels=labels,
-        split=split,
-        on_bad_row=on_bad_row,
-        quarantine_file=quarantine_file,
-        streaming=streaming,
-    )
     if not streaming:
-        return _read_pairs(reading)
-    _check_stream(reading)
+        return _load(PairSet, source, options)
+    reading = open_reading(source, "pairs", _checked(options), streaming=True)
+    _check_votes(reading)
     return PairStream(reading)
 
 
 @overload
 def load_candidates(
-    source: Given,
-    *,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    labels: Mapping[Any, str] | None = None,
-    split: str | None = None,
-    on_bad_row: OnBadRow = "error",
-    quarantine_file: str | Path | None = None,
-    streaming: Literal[False] = False,
+    source: DataSource, *, streaming: Literal[False] = False, **options: Unpack[ReadArguments]
 ) -> CandidateSet: ...
 @overload
 def load_candidates(
-    source: Given,
-    *,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    labels: Mapping[Any, str] | None = None,
-    split: str | None = None,
-    on_bad_row: OnBadRow = "error",
-    quarantine_file: str | Path | None = None,
-    streaming: Literal[True],
+    source: DataSource, *, streaming: Literal[True], **options: Unpack[ReadArguments]
 ) -> CandidateStream: ...
 def load_candidates(
-    source: Given,
-    *,
-    format: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    labels: Mapping[Any, str] | None = None,
-    split: str | None = None,
-    on_bad_row: OnBadRow = "error",
-    quarantine_file: str | Path | None = None,
-    streaming: bool = False,
+    source: DataSource, *, streaming: bool = False, **options: Unpack[ReadArguments]
 ) -> CandidateSet | CandidateStream:
     """Load prompts with their candidate responses; also from any dataset of pairs.
 
@@ -137,14 +82,9 @@ def load_candidates(
 
     Args:
         source: As in `load_pairs`.
-        format: As in `load_pairs`.
-        columns: As in `load_pairs`.
-        labels: As in `load_pairs`.
-        split: As in `load_pairs`.
-        on_bad_row: As in `load_pairs`.
-        quarantine_file: As in `load_pairs`.
         streaming: As in `load_pairs`; only for formats whose rows hold a prompt with all
             its responses, since grouping needs the whole dataset.
+        **options: As in `load_pairs`.
 
     Returns:
         The candidates, with a report.
@@ -153,19 +93,9 @@ def load_candidates(
         DataError: As in `load_pairs`.
         InputError: As in `load_pairs`.
     """
-    reading = open_reading(
-        source,
-        "candidates",
-        format=format,
-        columns=columns,
-        labels=labels,
-        split=split,
-        on_bad_row=on_bad_row,
-        quarantine_file=quarantine_file,
-        streaming=streaming,
-    )
     if not streaming:
-        return _read_candidates(reading)
+        return _load(CandidateSet, source, options)
+    reading = open_reading(source, "candidates", _checked(options), streaming=True)
     if reading.format.kind != "candidates":
         raise DataError.of(
             saw=f"streaming=True for {reading.source.name}, read as {reading.format.name}",
@@ -175,44 +105,149 @@ def load_candidates(
     return CandidateStream(reading)
 
 
-def _read_pairs(reading: Reading) -> PairSet:
+def load_prompts(source: DataSource, **options: Unpack[ReadArguments]) -> CandidateSet:
+    """Load prompts: of pairs or candidates, or of a dataset that has nothing else.
+
+    Args:
+        source: As in `load_pairs`.
+        **options: As in `load_pairs`.
+
+    Returns:
+        Each prompt once, with the responses that the dataset has, if any.
+
+    Raises:
+        DataError: As in `load_pairs`.
+        InputError: As in `load_pairs`.
+    """
+    return _load(CandidateSet, source, options, prompts=True)
+
+
+def load_unpaired(source: DataSource, **options: Unpack[ReadArguments]) -> UnpairedSet:
+    """Load responses that are labelled desirable or undesirable, one a row.
+
+    Args:
+        source: As in `load_pairs`. Of pairs, the chosen response is desirable and the
+            rejected one undesirable; ties say neither, and are left out (counted).
+        **options: As in `load_pairs`; ``columns={"prompt": "question", "completion":
+            "answer", "label": "liked"}``.
+
+    Returns:
+        The labelled responses, with a report of what was recognised, kept and set aside.
+
+    Raises:
+        DataError: As in `load_pairs`.
+        InputError: As in `load_pairs`.
+    """
+    return _load(UnpairedSet, source, options)
+
+
+def load_conversations(source: DataSource, **options: Unpack[ReadArguments]) -> ConversationSet:
+    """Load demonstrations: conversations, prompts with completions, or the chosen side of pairs.
+
+    Args:
+        source: As in `load_pairs`. Of whole conversations every assistant turn that answers
+            somebody is to be learnt; of a prompt with its completion (and of pairs) only
+            what follows the prompt. Ties among pairs are left out (counted).
+        **options: As in `load_pairs`; ``columns={"messages": "dialog"}``, or
+            ``columns={"prompt": "question", "completion": "answer"}``.
+
+    Returns:
+        The conversations, with a report of what was recognised, kept and set aside.
+
+    Raises:
+        DataError: As in `load_pairs`.
+        InputError: As in `load_pairs`.
+    """
+    return _load(ConversationSet, source, options)
+
+
+def _checked(options: ReadArguments) -> ReadOptions:
+    return check_config(ReadOptions, options)
+
+
+def _load(
+    kind: type[_Set], source: DataSource, options: ReadArguments, *, prompts: bool = False
+) -> _Set:
+    """The one loader behind the five: read, turn pairs into what is wanted, and report."""
+    if type(source) is kind and not options:
+        return source
+    fallback = PROMPTS if prompts else None
+    reading = open_reading(source, kind.wanted, _checked(options), fallback=fallback)
     report = reading.new_report()
-    pairs = read_pair_set(reading, report)
-    with hashes_of(pairs.dataset["prompt_id"]) as prompts:
-        repeated = len(pairs) - count_different(prompts)
+    made: Any = _MADE[kind](reading, report)
+    return cast("_Set", made)
+
+
+def _pairs(reading: Reading, report: LoadReport) -> PairSet:
+    rows = cast("Iterator[Pair]", reading.records(report))
+    return merge_annotators(PairSet.of(rows, report=report))
+
+
+def _pair_set(reading: Reading, report: LoadReport) -> PairSet:
+    pairs = _pairs(reading, report)
+    repeated = repeated_prompts(pairs)
     if repeated:
         report.notes.append(f"{repeated} pairs repeat the prompt of an earlier pair (all kept)")
     return pairs
 
 
-def read_pair_set(reading: Reading, report: LoadReport) -> PairSet:
-    """All pairs of a reading, those of several annotators made one.
-
-    Args:
-        reading: Of a format of pairs.
-        report: Filled while the rows come.
-
-    Returns:
-        The pairs.
-
-    Raises:
-        DataError: As `Reading.records`.
-    """
-    rows = cast("Iterator[Pair]", reading.records(report))
-    return merge_annotators(PairSet.of(rows, report=report))
+def _candidate_set(reading: Reading, report: LoadReport) -> CandidateSet:
+    rows = cast("Iterator[Candidates]", reading.records(report))
+    merge = reading.format.kind == "pairs"
+    return group_by_prompt(CandidateSet.of(rows, report=report), merge=merge)
 
 
-def _check_stream(reading: Reading) -> None:
-    """Refuse to stream rows whose annotators' votes would have to be counted together.
+def _unpaired_set(reading: Reading, report: LoadReport) -> UnpairedSet:
+    rows = UnpairedSet.of(_untied(reading, report, Pair.unpaired), report=report)
+    if reading.format.kind == "pairs":
+        report.notes.append("each pair gives a desirable and an undesirable response")
+        if report.ties:
+            report.notes.append(f"{report.ties} ties left out: neither response is desirable")
+    desirable = sum(rows.dataset["label"])
+    report.notes.append(f"{desirable} desirable and {len(rows) - desirable} undesirable responses")
+    return rows
 
-    Raises:
-        DataError: If two annotators labelled the same pair among the first rows.
-    """
+
+def _conversation_set(reading: Reading, report: LoadReport) -> ConversationSet:
+    unanswered = 0
+
+    def counted() -> Iterator[Conversation]:
+        nonlocal unanswered
+        for conversation in _untied(reading, report, lambda pair: [pair.demonstration()]):
+            unanswered += conversation.completion[-1]["role"] != "assistant"
+            yield conversation
+
+    rows = ConversationSet.of(counted(), report=report)
+    if reading.format.kind == "pairs":
+        report.notes.append("the chosen response of each pair is learnt, its prompt is not")
+        if report.ties:
+            report.notes.append(f"{report.ties} ties left out: neither response is the better one")
+    if unanswered:
+        report.notes.append(
+            f"{unanswered} conversations end with a turn that nobody answers (not learnt)"
+        )
+    return rows
+
+
+def _untied(
+    reading: Reading, report: LoadReport, parts: Callable[[Pair], Iterable[Any]]
+) -> Iterator[Any]:
+    # Records as they are read; of pairs their parts. Votes are counted first: a tie of all
+    # raters may be several rows that are none.
+    if reading.format.kind != "pairs":
+        yield from reading.records(report)
+        return
+    for pair in _pairs(reading, report):
+        if not pair.tied:
+            yield from parts(pair)
+
+
+def _check_votes(reading: Reading) -> None:
+    # Rows whose annotators' votes would have to be counted together cannot be streamed.
     voters: dict[str, str] = {}
     for pair in reading.first_pairs():
-        if pair.annotator is None:
-            continue
-        if voters.setdefault(pair_key(pair), pair.annotator) != pair.annotator:
+        annotator = pair.annotator
+        if annotator and voters.setdefault(pair_key(pair), annotator) != annotator:
             raise DataError.of(
                 saw=f"streaming=True for {reading.source.name}, where several annotators "
                 "labelled the same pair",
@@ -221,8 +256,9 @@ def _check_stream(reading: Reading) -> None:
             )
 
 
-def _read_candidates(reading: Reading) -> CandidateSet:
-    report = reading.new_report()
-    rows = cast("Iterator[Candidates]", reading.records(report))
-    merge = reading.format.kind == "pairs"
-    return group_by_prompt(CandidateSet.of(rows, report=report), merge=merge)
+_MADE: Mapping[type[RecordSet[Any]], Callable[[Reading, LoadReport], RecordSet[Any]]] = {
+    PairSet: _pair_set,
+    CandidateSet: _candidate_set,
+    UnpairedSet: _unpaired_set,
+    ConversationSet: _conversation_set,
+}

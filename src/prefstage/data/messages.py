@@ -1,27 +1,20 @@
-"""Chat messages out of whatever a dataset holds: roles, contents, transcripts, prompts."""
+"""Chat messages out of whatever a dataset holds: roles, contents, transcripts, JSON text."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prefstage.data.faults import RowFault, show
-from prefstage.data.json_text import messages_in, parse_field
 from prefstage.data.records import Message, Prompt
+from prefstage.data.rows import DuplicatedKey, RowFault, parse_json, show
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_ROLE_SPELLINGS = {
-    "human": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "function": "tool",
-    "observation": "tool",
-}
 SYSTEM_ROLES = ("system", "developer")
+_ROLE_SPELLINGS = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "function_call"), "assistant"),
+    **dict.fromkeys(("function", "observation"), "tool"),
+}
 KEY_ORDER = "__key_order__"
 """Field that stored messages have where their fields' order is not that of their column."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -29,14 +22,127 @@ _MEDIA_FIELDS = ("image", "image_url", "images", "input_audio", "audio", "video"
 _JSON_FIELDS = {"tools": "a list of tools", "tool_calls": "a list of tool calls"}
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
+# How texts begin, go on and end that were written from messages: as JSON (perhaps escaped in
+# JSON again), as Python prints lists of dictionaries, as numpy and pandas print arrays of them.
+_OPENING = re.compile(
+    r"[\s\"]*(?:\w+\()?[\[(\s]*(?:\w+\(\s*)?\{\s*\\?(['\"])(?:role|from|content|value|name|tool_calls)\\?\1\s*:"
+)
+_ROLE = re.compile(
+    r"(['\"])(?:role|from)\\?\1\s*:\s*\\?(['\"])"
+    r"(?:system|developer|user|assistant|tool|human|gpt|prompter|bot|model|function|chatgpt)\\?\2"
+)
+_BODY = re.compile(r"(['\"])(?:content|value|tool_calls)\\?\1\s*:")
+_CLOSING = re.compile(r"\}[\s\]),\"]*(?:dtype=\w+[\s\])\"]*)?$")
+_MOST_WRAPPINGS = 3
+
+_TEMPLATE_ROLES = "system|developer|user|assistant|model|tool|human|ipython|observation|environment"
+_TEMPLATE_MARKS = re.compile(
+    "|".join(
+        (
+            r"<\|im_(?:start|end|sep|user|assistant|system|middle)\|>",  # ChatML, Phi-4, Kimi
+            r"<\|(?:start|end)_header_id\|>|<\|eo[tm]_id\|>|<\|begin_of_text\|>",  # Llama 3
+            r"<\|header_(?:start|end)\|>|<\|eot\|>",  # Llama 4
+            r"\[/?INST\]|<</?SYS>>|\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS)\]",
+            r"</?(?:start|end)_of_turn>|<\|?turn\|?>(?=\w)",  # Gemma
+            rf"<\|(?:{_TEMPLATE_ROLES})\|>",  # Zephyr, Phi-3, GLM-4, TuluV2
+            r"<\|(?:start_of_role|end_of_role)\|>",  # Granite
+            rf"<\|start\|>(?:{_TEMPLATE_ROLES})|<\|channel\|>\w+<\|message\|>",  # gpt-oss
+            r"<[|｜](?:User|Assistant|begin▁of▁sentence|end▁of▁sentence)[|｜]>",  # DeepSeek
+            r"<\|(?:START|END)_OF_TURN_TOKEN\|>|<\|(?:USER|CHATBOT|SYSTEM)_TOKEN\|>",  # Cohere
+            r"<extra_id_[01]>(?:User|Assistant|System)|<SPECIAL_1[0-9]>(?:User|Assistant|System)",
+            r"GPT4(?: Correct)? (?:User|Assistant):",  # OpenChat
+            r"\[gMASK\]|<\|startoftext\|>|<\|endofprompt\|>|<reserved_10[67]>",
+            r"<role>(?:HUMAN|ASSISTANT|SYSTEM)</role>",  # Ling
+        )
+    )
+)
+
+
+def parse_field(text: str, field: str, expected: str) -> Any:
+    """Values of a column that must be JSON where it is text.
+
+    Args:
+        text: The JSON text.
+        field: The column, for faults.
+        expected: What it should have been.
+
+    Raises:
+        RowFault: If it is no JSON, or names a key twice.
+    """
+    try:
+        return parse_json(text)
+    except DuplicatedKey as error:
+        raise error.fault(field) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deep")
+        raise RowFault(
+            field, saw=f"{show(text)} ({reason})", expected=expected, cure="mend the JSON"
+        ) from None
+
+
+def messages_in(text: str, field: str) -> Any | None:
+    """Messages that a text spells as JSON; None for a text that only is text.
+
+    Text that spells messages in another way, as Python and pandas print lists of
+    dictionaries, cannot be read back safely and must not be trained on as text.
+
+    Args:
+        text: Any text.
+        field: The column, for faults.
+
+    Returns:
+        A message, or a list of messages (some perhaps JSON text again); None for other text.
+
+    Raises:
+        RowFault: If the text is the messages' Python text, cut JSON, or names a key twice.
+    """
+    if not _OPENING.match(text):
+        return None
+    value: Any = text.strip()
+    try:
+        for _ in range(_MOST_WRAPPINGS):
+            if isinstance(value, str):
+                value = parse_json(value)
+    except DuplicatedKey as error:
+        raise error.fault(field) from None
+    except (json.JSONDecodeError, RecursionError):
+        # Prose may quote a message. Only what looks like messages from its start to its end
+        # (or is cut before the first of them closes) was written from messages.
+        spelled = _ROLE.search(text) and _BODY.search(text)
+        if not spelled or not (_CLOSING.search(text) or "}" not in text):
+            return None
+        raise RowFault(
+            field,
+            saw=f"messages written as text that is no JSON: {show(text)}",
+            expected="messages, or their JSON text",
+            cure="write the column with json.dumps(messages), or the dataset as .jsonl or "
+            ".parquet; str() and pandas' to_csv write what cannot be read back",
+        ) from None
+    return value if _are_messages(value) else None
+
+
+def _are_messages(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        role = value.get("role", value.get("from"))
+        return isinstance(role, str) and bool({"content", "value", "tool_calls"} & value.keys())
+    return is_list(value) and all(
+        isinstance(item, Mapping) and _are_messages(item) for item in value
+    )
+
+
+def is_list(value: Any, kind: Any = object) -> bool:
+    """Whether a value is a list that is not empty, whose first item is of a type."""
+    listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    return listed and isinstance(value[0], kind)
+
 
 def is_messages(value: Any) -> bool:
     """Whether a value looks like a list of chat messages (the first item decides)."""
     value = _transposed(value)
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) == 0:
+    if not is_list(value):
         return False
     try:
-        first = _parsed(value[0], "[0]") if isinstance(value[0], str) else value[0]
+        first = _parsed(value[0], "[0]")
     except RowFault:
         return True  # reading says what is wrong with it
     return isinstance(first, Mapping) and ("role" in first or "from" in first)
@@ -50,7 +156,7 @@ def read_messages(value: Any, field: str) -> Prompt:
         field: Column name for the fault.
 
     Returns:
-        Messages with `role` and `content` first and every other non-empty field kept.
+        Messages with every field that is not empty, in their order.
 
     Raises:
         RowFault: If it is no list of messages, or a role or content is wrong.
@@ -58,7 +164,7 @@ def read_messages(value: Any, field: str) -> Prompt:
     value = _transposed(value)
     if isinstance(value, Mapping) and {"role", "from"} & value.keys():
         value = [value]
-    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+    if not is_list(value):
         raise RowFault(
             field,
             saw=show(value),
@@ -69,7 +175,7 @@ def read_messages(value: Any, field: str) -> Prompt:
 
 
 def _transposed(value: Any) -> Any:
-    """A list of messages out of a message of lists, as `datasets` stored them before List."""
+    # `datasets` before its List type stored a list of objects as an object of lists.
     if not isinstance(value, Mapping) or not value:
         return value
     lists = all(isinstance(item, Sequence) and not isinstance(item, str) for item in value.values())
@@ -82,11 +188,10 @@ def read_message(value: Any, field: str) -> Message:
     """Read one message; see `read_messages`.
 
     Its fields stay in their order. Fields without a value go, and content that is null
-    beside tool calls or in a system turn is the empty text: templates print "None" for it
+    with tool calls or in a system turn is the empty text: templates print "None" for it
     or fail, and write the same for no content and for an empty one.
     """
-    if isinstance(value, str):
-        value = _parsed(value, field)
+    value = _parsed(value, field)
     if not isinstance(value, Mapping):
         raise RowFault(
             field,
@@ -119,10 +224,9 @@ def in_order(message: Message) -> Message:
     return {key: message[key] for key in json.loads(order) if key in message}
 
 
-def _parsed(text: str, field: str) -> Any:
-    """The message that a text spells as JSON, or the text."""
-    value = messages_in(text, field)
-    return text if value is None else value
+def _parsed(item: Any, field: str) -> Any:
+    messages = messages_in(item, field) if isinstance(item, str) else None
+    return item if messages is None else messages
 
 
 def _read_role(role: Any, field: str) -> str:
@@ -138,7 +242,7 @@ def _read_role(role: Any, field: str) -> str:
 
 
 def _read_field(key: str, item: Any, field: str) -> Any:
-    """A field beside role and content: as it stands, but lists of objects are no text."""
+    # A template that walks through tools or calls would walk through the letters of a text.
     if key not in _JSON_FIELDS or not isinstance(item, str):
         return item
     expected = f"{_JSON_FIELDS[key]}, or its JSON text"
@@ -153,23 +257,24 @@ def _read_content(content: Any, field: str, *, optional: bool) -> str:
         return ""
     if isinstance(content, str):
         return content
-    if isinstance(content, Sequence) and content:
+    saw = None
+    if is_list(content):
         other = next((part for part in content if not _is_text_part(part)), None)
         if other is None:
             return "".join(part["text"] for part in content)
         kind = other.get("type") if isinstance(other, Mapping) else None
         if isinstance(kind, str) and kind not in _TEXT_PARTS:
-            content = f"a part of type {kind!r}"
+            saw = f"a part of type {kind!r}"
     raise RowFault(
         field,
-        saw=content if isinstance(content, str) else show(content),
+        saw=saw or show(content),
         expected="text (or a list of text parts)",
         cure="mend or remove the row; images and audio are not supported",
     )
 
 
 def _is_text_part(part: Any) -> bool:
-    """Whether a part of a message's content is text, and no picture with an empty text."""
+    # Some writers give every part every field: a picture then has a text, too, which is empty.
     return (
         isinstance(part, Mapping)
         and (part.get("type") is None or part["type"] in _TEXT_PARTS)
@@ -221,20 +326,23 @@ def read_transcript(text: str, field: str, *, is_prompt: bool) -> Prompt:
     return tuple(turns)
 
 
-def user_prompt(text: str, *, system: str | None = None) -> Prompt:
-    """A one-turn prompt, after a system message if there is one."""
-    before = ({"role": "system", "content": system},) if system else ()
-    return (*before, {"role": "user", "content": text})
+def turn(text: str, role: str = "assistant") -> tuple[Message, ...]:
+    """One message as the conversation that it is: a response, or a prompt of one turn."""
+    return ({"role": role, "content": text},)
 
 
-def assistant(text: str) -> tuple[Message, ...]:
-    """A response as the one message that it is."""
-    return ({"role": "assistant", "content": text},)
+def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Length of the common beginning of two texts, or of two lists of messages or tokens."""
+    if second[: len(first)] == first:  # the usual case, without a loop over its characters
+        return len(first)
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def common_prefix(first: Sequence[Message], second: Sequence[Message]) -> int:
-    """Number of leading messages that two conversations share."""
-    pairs = zip(first, second, strict=False)
-    return next(
-        (index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second))
-    )
+def template_mark(messages: Iterable[Message]) -> str | None:
+    """The first mark of a chat template in the texts of some messages, as it stands there.
+
+    Text that a chat template has written already would be put into a template once more.
+    """
+    matches = (_TEMPLATE_MARKS.search(message["content"]) for message in messages)
+    return next((match.group() for match in matches if match), None)

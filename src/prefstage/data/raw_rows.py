@@ -3,13 +3,13 @@
 import csv
 import gzip
 import json
+import re
 import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -19,34 +19,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefstage.core.errors import DataError
-from prefstage.data.arrow_rows import ArrowReader
-from prefstage.data.faults import RowFault, show
-from prefstage.data.json_text import DuplicatedKey, parse_json, unique_keys
+from prefstage.data.arrow_rows import BATCH_ROWS, arrow_rows
+from prefstage.data.rows import (
+    DuplicatedKey,
+    RawRow,
+    RowFault,
+    not_an_object,
+    not_utf8,
+    parse_json,
+    show,
+    unique_keys,
+)
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical lines"}
 _CHUNK_BYTES = 1 << 16
-_BATCH_ROWS = 256
-_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_MAGIC, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 _HEADER_LINES = 20
+_SEPARATION = re.compile(r"[ \t\r\n,]*")
 _STRICT, _LENIENT = json.JSONDecoder(object_pairs_hook=unique_keys), json.JSONDecoder()
-
-
-@dataclass(frozen=True)
-class RawRow:
-    """One row as it stands in its file: a mapping, or why it is none.
-
-    Attributes:
-        file: The file's name (or the dataset's).
-        number: Its place, from 1; for lines of JSON the line's number.
-        values: The row, or its text where it could not be parsed.
-        fault: Why it could not be parsed, or None.
-    """
-
-    file: str
-    number: int
-    values: Any
-    fault: RowFault | None = None
 
 
 def data_suffix(name: str) -> str | None:
@@ -100,30 +91,30 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
         yield cast("IO[bytes]", gzip.GzipFile(fileobj=stream) if zipped else stream)
 
 
+@contextmanager
+def _open_text(path: Path) -> Iterator[IO[str]]:
+    # Bytes that are no UTF-8 come in as lone surrogates: they are the fault of their row, and
+    # the rows after it can still be read. Line ends stay, since quoted texts of CSV hold them.
+    with (
+        _open(path) as stream,
+        TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
+        yield text
+
+
 def _read_json(path: Path, name: str) -> Iterator[RawRow]:
     with _open(path) as stream:
-        is_list = _first_byte(stream) == b"["
-    with _open(path) as stream:
-        if not is_list:
-            yield from _read_lines(stream, name)
-            return
-        with TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape") as text:
+        chunks = iter(lambda: stream.read(_CHUNK_BYTES).removeprefix(_BOM), b"")
+        start = next(filter(None, map(bytes.strip, chunks)), b"")
+    if start[:1] == b"[":
+        with _open_text(path) as text:
             yield from _read_list(text, name)
-
-
-def _first_byte(stream: IO[bytes]) -> bytes:
-    while chunk := stream.read(_CHUNK_BYTES):
-        text = chunk.removeprefix(b"\xef\xbb\xbf").strip()
-        if text:
-            return text[:1]
-    return b""
-
-
-def _read_lines(stream: IO[bytes], name: str) -> Iterator[RawRow]:
-    for number, line in enumerate(stream, start=1):
-        data = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-        if data:
-            yield _json_line(name, number, data)
+        return
+    with _open(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            data = line.removeprefix(_BOM).strip() if number == 1 else line.strip()
+            if data:
+                yield _json_line(name, number, data)
 
 
 def _json_line(name: str, number: int, data: bytes) -> RawRow:
@@ -132,7 +123,7 @@ def _json_line(name: str, number: int, data: bytes) -> RawRow:
     except DuplicatedKey as error:
         fault = error.fault()
     except UnicodeDecodeError as error:
-        fault = _not_utf8(f"byte {data[error.start : error.start + 1]!r} at {error.start}")
+        fault = not_utf8(f"byte {data[error.start : error.start + 1]!r} at {error.start}")
     except json.JSONDecodeError as error:
         whole = number == 1 and data in (b"{", b"{}")
         fault = RowFault(
@@ -154,14 +145,16 @@ def _json_line(name: str, number: int, data: bytes) -> RawRow:
 
 
 def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
-    """Rows of a JSON list, decoded one by one as the text comes in."""
+    # Rows of a JSON list, decoded one by one as the text comes in: no more than a row is held.
     number, step = 0, _CHUNK_BYTES
     buffer = text.read(step)
     position = buffer.index("[") + 1
     while True:
-        position = _skip(buffer, position)
+        position = _SEPARATION.match(buffer, position).end()  # type: ignore[union-attr]  # any text
         if buffer[position : position + 1] == "]":
-            _check_nothing_follows(buffer[position + 1 :] + text.read(step), name, number)
+            rest = (buffer[position + 1 :] + text.read(step)).strip()
+            if rest:
+                raise _malformed_list(name, number, f"{show(rest)} after the closing ]")
             return
         try:
             values, end, twice = _decode_one(buffer, position)
@@ -171,26 +164,22 @@ def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
             more = text.read(step)
             if not more:
                 raise _malformed_list(name, number, error.msg) from None
+            # A row that is cut is decoded anew with more text: doubling what is read bounds
+            # the work for a long row by twice its length.
             buffer, position, step = buffer[position:] + more, 0, 2 * step
             continue
         number, step = number + 1, _CHUNK_BYTES
         escaped = _unencodable(buffer[position:end])
-        fault = _not_utf8(escaped) if escaped else twice or not_an_object(values)
-        yield RawRow(name, number, values, fault)
+        yield RawRow(name, number, values, escaped or twice or not_an_object(values))
         position = end
 
 
 def _decode_one(buffer: str, position: int) -> tuple[Any, int, RowFault | None]:
-    """The value that begins at a position, where it ends, and its key that stands twice."""
+    # An object with a key that stands twice must still be passed: where it ends, the next begins.
     try:
         return (*_STRICT.raw_decode(buffer, position), None)
     except DuplicatedKey as error:
         return (*_LENIENT.raw_decode(buffer, position), error.fault())
-
-
-def _check_nothing_follows(rest: str, name: str, number: int) -> None:
-    if rest.strip():
-        raise _malformed_list(name, number, f"{show(rest.strip())} after the closing ]")
 
 
 def _malformed_list(name: str, number: int, what: str) -> DataError:
@@ -201,31 +190,38 @@ def _malformed_list(name: str, number: int, what: str) -> DataError:
     )
 
 
-def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n,":
-        position += 1
-    return position
-
-
 def _read_csv(path: Path, name: str) -> Iterator[RawRow]:
     csv.field_size_limit(sys.maxsize)  # the default refuses long responses
-    with (
-        _open(path) as stream,
-        TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="") as text,
-    ):
-        separator = csv_separator(path, name)
+    separator = csv_separator(path, name)
+    with _open_text(path) as text:
         reader = csv.DictReader(text, strict=True, delimiter=separator)
         try:
-            _check_header(reader.fieldnames or (), name)
+            columns = reader.fieldnames or ()
+            _check_header(columns, name)
             for values in reader:
-                columns = len(reader.fieldnames or ())
-                yield _csv_row(name, reader.line_num, values, columns, separator)
+                fault = _csv_fault(values, len(columns), separator)
+                whole = {str(key): value for key, value in values.items()}
+                yield RawRow(name, reader.line_num, whole, fault)
         except csv.Error as error:
             raise DataError.of(
                 saw=f"{name}: malformed CSV at line {reader.line_num} ({error})",
                 expected="quotes that close, doubled inside quoted text",
                 cure="write the file again with a CSV library",
             ) from None
+
+
+def _csv_fault(values: dict[Any, Any], columns: int, separator: str) -> RowFault | None:
+    # The csv module puts surplus fields under None, and None under columns without a field.
+    extra = values.get(None)
+    if extra is not None or None in values.values():
+        count = columns + len(extra) if extra else sum(v is not None for v in values.values())
+        return RowFault(
+            "(row)",
+            saw=f"{count} fields under {columns} column names",
+            expected="as many fields as columns",
+            cure=f"quote texts that hold {SEPARATORS[separator]} or line breaks",
+        )
+    return next((fault for text in values.values() if (fault := _unencodable(text))), None)
 
 
 def csv_separator(path: Path, name: str) -> str:
@@ -243,10 +239,7 @@ def csv_separator(path: Path, name: str) -> str:
     """
     if data_suffix(name) == ".tsv":
         return "\t"
-    with (
-        _open(path) as stream,
-        TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="") as text,
-    ):
+    with _open_text(path) as text:
         header = list(islice(text, _HEADER_LINES))  # a quoted name may hold line breaks
 
     def columns(separator: str) -> int:
@@ -256,11 +249,6 @@ def csv_separator(path: Path, name: str) -> str:
 
 
 def _check_header(names: Sequence[str], file: str) -> None:
-    """Refuse a column that stands twice, of which only the last would be kept.
-
-    Raises:
-        DataError: Naming the column.
-    """
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise DataError.of(
@@ -268,23 +256,6 @@ def _check_header(names: Sequence[str], file: str) -> None:
             expected="every column once",
             cure="rename or remove one of the two: only one of their values could be kept",
         )
-
-
-def _csv_row(
-    name: str, number: int, values: dict[Any, Any], columns: int, separator: str
-) -> RawRow:
-    extra = values.get(None)
-    if extra is not None or None in values.values():
-        count = columns + len(extra) if extra else sum(v is not None for v in values.values())
-        fault = RowFault(
-            "(row)",
-            saw=f"{count} fields under {columns} column names",
-            expected="as many fields as columns",
-            cure=f"quote texts that hold {SEPARATORS[separator]} or line breaks",
-        )
-        return RawRow(name, number, {str(key): value for key, value in values.items()}, fault)
-    escaped = next((place for text in values.values() if (place := _unencodable(text))), None)
-    return RawRow(name, number, values, _not_utf8(escaped) if escaped else None)
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
@@ -296,16 +267,13 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
         try:
             file = pq.ParquetFile(seekable)
             _check_header(file.schema_arrow.names, name)
-            reader, number = ArrowReader(file.schema_arrow), 0
+            # Group by group: one iteration over all groups keeps something of each in memory.
             batches = (
                 batch
-                for group in range(file.num_row_groups)  # all at once keep something of each
-                for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group])
+                for group in range(file.num_row_groups)
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group])
             )
-            for batch in batches:
-                for index in range(batch.num_rows):
-                    number += 1
-                    yield arrow_row(name, number, reader, batch, index)
+            yield from arrow_rows(name, batches)
         except pa.ArrowException as error:
             raise DataError.of(
                 saw=f"{name}: no readable Parquet file ({str(error).splitlines()[0]})",
@@ -314,63 +282,10 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
             ) from None
 
 
-def arrow_row(
-    name: str, number: int, reader: ArrowReader, table: pa.Table | pa.RecordBatch, index: int
-) -> RawRow:
-    """A row of an Arrow table.
-
-    Args:
-        name: The file's or dataset's name.
-        number: The row's number, from 1.
-        reader: Of the table's schema.
-        table: The table.
-        index: The row's index in the table.
-
-    Returns:
-        The row, with a fault if a text of it cannot be read.
-    """
-    try:
-        return RawRow(name, number, reader.row(table, index))
-    except UnicodeDecodeError as error:
-        fault = _not_utf8(f"byte at {error.start}")
-        return RawRow(name, number, repr(error.object), fault)
-    except DuplicatedKey as error:
-        return RawRow(name, number, None, error.fault())
-    except json.JSONDecodeError as error:
-        fault = RowFault(
-            "(row)",
-            saw=f"{show(error.doc)}, which is no JSON ({error.msg})",
-            expected="JSON in a column of JSON",
-            cure="write the file again",
-        )
-        return RawRow(name, number, None, fault)
-
-
-def _unencodable(text: str) -> str | None:
-    """Where a text holds what UTF-8 cannot (an undecodable byte, a lone surrogate)."""
+def _unencodable(text: str) -> RowFault | None:
+    # What UTF-8 cannot hold: an undecodable byte, or a lone surrogate that JSON escaped.
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        return f"byte {text[error.start]!a} at character {error.start}"
+        return not_utf8(f"byte {text[error.start]!a} at character {error.start}")
     return None
-
-
-def _not_utf8(what: str) -> RowFault:
-    return RowFault(
-        "(row)",
-        saw=f"{what}, which is not UTF-8",
-        expected="UTF-8 text",
-        cure="convert the file, e.g. iconv -f latin1 -t utf-8",
-    )
-
-
-def not_an_object(values: Any) -> RowFault | None:
-    """What is wrong with a row that is no mapping; None for one that is."""
-    if isinstance(values, Mapping):
-        return None
-    return RowFault(
-        "(row)",
-        saw=show(values),
-        expected="an object with named fields",
-        cure="write each row as {column: value}",
-    )

@@ -1,25 +1,19 @@
-"""One pass over a dataset: rows in, checked canonical rows out, bad rows accounted for."""
+"""One pass over a dataset: rows in, checked canonical records out, bad rows accounted for."""
 
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, ClassVar, Generic, TypeVar, cast
 
 from prefstage.core.errors import DataError, InputError
 from prefstage.core.files import atomic_path
-from prefstage.data.conversions import candidates_of_pair
-from prefstage.data.faults import BadRow, LoadReport, RowFault
-from prefstage.data.finishing import finish_record
-from prefstage.data.formats import Format, Row
-from prefstage.data.labels import LabelScheme, declared_scheme
-from prefstage.data.observations import Observations, SourceRow
-from prefstage.data.raw_rows import RawRow
-from prefstage.data.recognition import (
+from prefstage.data.formats import (
+    Format,
+    Row,
     Wanted,
     check_columns,
     check_mapped,
@@ -27,16 +21,30 @@ from prefstage.data.recognition import (
     recognise,
     rename,
 )
-from prefstage.data.records import TIE, Pair, Record
-from prefstage.data.sources import Given, Source, open_source
+from prefstage.data.formats.fields import SourceRow, read_annotator
+from prefstage.data.labels import LabelScheme, declared_scheme
+from prefstage.data.messages import SYSTEM_ROLES, template_mark, turn
+from prefstage.data.records import TIE, Candidates, Message, Pair, Record, prompt_id_of
+from prefstage.data.rows import BadRow, LoadReport, Observations, RawRow, RowFault
+from prefstage.data.sets import CandidateSet, PairSet, RecordSet
+from prefstage.data.settings import ReadOptions
+from prefstage.data.sources import DataSource, Source, open_source
+from prefstage.data.storage import MESSAGE_COLUMNS
 from prefstage.data.validation import check_storable
 
+R = TypeVar("R", bound=Record)
+
 _log = logging.getLogger(__name__)
-OnBadRow = Literal["error", "quarantine"]
 ASIDE_CURE = "set on_bad_row='quarantine' with a quarantine_file"
-"""What the error of bad rows tells to do besides mending them."""
+"""What the error of bad rows advises besides mending them."""
 _PEEKED_ROWS = 1000
 _SHOWN_BAD_ROWS = 3
+_OFTEN_EMPTY = ("annotator", "votes", "generations")
+_MEDIA = {
+    "<image>": ("images", "image", "img", "image_path", "image_paths", "pixel_values"),
+    "<video>": ("videos", "video", "video_path"),
+    "<audio>": ("audios", "audio", "audio_path"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,9 @@ class Reading:
         source: The rows.
         wanted: Pairs, candidates (which pairs are turned into), labelled responses or
             conversations (which their loaders make of pairs).
-        format: Recognised or given.
+        format: Recognised or requested.
         scheme: Meaning of the labels, or None.
-        columns: Role of each renamed column.
+        columns: Role to column, where they differ.
         quarantine_file: Where bad rows go, or None if they are errors.
         stop_at_bad_row: Raise at the first bad row instead of after all rows.
         notes: What the report says from the start.
@@ -81,25 +89,31 @@ class Reading:
         with _quarantine_stream(self.quarantine_file) as stream:
             bad = _BadRows(self, stream)
             observations = Observations()
-            for row in self._rows(observations):
+            rows = (self._tracked(observations, row) for row in self.source.rows())
+            gather = self.format.gather
+            for row in rows if gather is None else gather(rows, observations):
                 report.rows_read += 1
                 try:
                     record = self._read(row, observations)
                     tie = isinstance(record, Pair) and record.agreement == TIE
                     if isinstance(record, Pair) and self.wanted == "candidates":
-                        record = candidates_of_pair(record)
+                        record = record.candidates()
                 except RowFault as fault:
                     bad.add(row, fault)
                     continue
-                report.rows_kept += 1
-                report.places.add(row.file, row.number)
+                report.keep(row.file, row.number)
                 report.ties += tie
                 yield record
             bad.finish(report)
             report.unused_columns = observations.unused()
             for warning in observations.warnings():
                 _log.warning("%s: %s", self.source.name, warning)
-            report.notes.extend([*observations.notes(), *self._annotator_notes(observations)])
+            report.notes.extend(observations.notes())
+            if self.stop_at_bad_row and len(observations.annotators) > 1:
+                report.notes.append(
+                    "streaming: rows of several annotators on one pair stay a pair each; load "
+                    "without streaming to count their votes"
+                )
 
     def first_pairs(self) -> Iterator[Pair]:
         """The good pairs among the first rows."""
@@ -113,11 +127,6 @@ class Reading:
                 if isinstance(record, Pair):
                     yield record
 
-    def _rows(self, observations: Observations) -> Iterator[RawRow]:
-        """The rows, each a `SourceRow`; of formats that gather rows, what they make of them."""
-        rows = map(partial(self._tracked, observations), self.source.rows())
-        return rows if self.format.gather is None else self.format.gather(rows, observations)
-
     def _tracked(self, observations: Observations, row: RawRow) -> RawRow:
         if row.fault is not None:
             return row
@@ -128,27 +137,82 @@ class Reading:
     def _read(self, row: RawRow, observations: Observations) -> Record:
         if row.fault is not None:
             raise row.fault
-        record = finish_record(
-            self.format.read(row.values, self.scheme),
-            row.values,
-            observations,
-            with_annotators=self.wanted != "candidates",
-        )
+        record = self.format.read(row.values, self.scheme)
+        labelled = self.wanted != "candidates"
+        record = _finished(record, row.values, observations, with_annotators=labelled)
         check_storable(record)
         return record
 
-    def _annotator_notes(self, observations: Observations) -> list[str]:
-        if not self.stop_at_bad_row or len(observations.annotators) <= 1:
-            return []
-        return [
-            "streaming: rows of several annotators on one pair stay a pair each; load without "
-            "streaming to count their votes"
-        ]
+
+def _finished(
+    record: Record, row: SourceRow, observations: Observations, *, with_annotators: bool
+) -> Record:
+    """Apply the rules that hold for all formats, and note what they changed."""
+    record = _without_blank_systems(record, observations)
+    messages = list(_all_messages(record))
+    for sign, columns in _MEDIA.items():
+        column = next((name for name in columns if _holds_media(row.peek(name))), None)
+        if column is not None and any(sign in message["content"] for message in messages):
+            raise RowFault(
+                column,
+                saw=f"{sign} in the text, and what belongs there",
+                expected="text alone",
+                cure="remove the rows with pictures, sounds or films: only text is supported",
+            )
+    rendered = (message.get(name) for message in messages for name in ("tools", "tool_calls"))
+    observations.nulls += any(map(_has_null, rendered))
+    mark = template_mark(messages)
+    if mark is not None:
+        observations.templated[mark] += 1
+    if with_annotators and isinstance(record, Pair) and not record.votes:
+        annotator = read_annotator(row)
+        if annotator is not None:
+            record = replace(record, annotator=annotator)
+            if len(observations.annotators) <= 1:
+                observations.annotators.add(annotator)
+    # Columns of our files of which nothing is lost: ids made anew, votes of nobody.
+    if row.peek("prompt_id") == record.prompt_id:
+        observations.used.add("prompt_id")
+    observations.used.update(name for name in _OFTEN_EMPTY if not row.peek(name))
+    return record
+
+
+def _without_blank_systems(record: Record, observations: Observations) -> Record:
+    # A system turn without text says nothing, but templates would render it, or leave their
+    # default system prompt out for it; its tools move on.
+    kept = [m for m in record.prompt if m["role"] not in SYSTEM_ROLES or m["content"].strip()]
+    blank = len(record.prompt) - len(kept)
+    if not blank:
+        return record
+    observations.blank_systems += blank
+    tools: Any = next((m["tools"] for m in record.prompt if m.get("tools") is not None), None)
+    if tools is not None and kept and "tools" not in kept[0]:
+        kept[0] = {**kept[0], "tools": tools}
+    return replace(record, prompt=tuple(kept), prompt_id=prompt_id_of(kept))
+
+
+def _holds_media(value: Any) -> bool:
+    if isinstance(value, str | Sequence):
+        return any(item is not None for item in value)
+    return value is not None
+
+
+def _has_null(value: Any) -> bool:
+    # A null for a field of an object, at any depth; nulls in lists are meant.
+    if isinstance(value, Mapping):
+        return any(item is None or _has_null(item) for item in value.values())
+    return isinstance(value, list | tuple) and any(map(_has_null, value))
+
+
+def _all_messages(record: Record) -> Iterator[Message]:
+    if isinstance(record, Candidates):
+        return chain(record.prompt, *map(turn, record.responses))
+    return chain.from_iterable(getattr(record, column, ()) for column in MESSAGE_COLUMNS)
 
 
 @dataclass
 class _BadRows:
-    """Collects the bad rows of one pass: the first few to show, the rest counted or kept."""
+    # The bad rows of one pass: the first few to show, the rest counted or set aside.
 
     reading: Reading
     stream: IO[str] | None
@@ -169,11 +233,7 @@ class _BadRows:
     def finish(self, report: LoadReport) -> None:
         name = self.reading.source.name
         if report.rows_read == 0:
-            raise DataError.of(
-                saw=f"{name} without any row",
-                expected="at least one row",
-                cure="check how the file was made",
-            )
+            raise _no_rows(name)
         if self.count and (self.reading.quarantine_file is None or report.rows_kept == 0):
             raise self._error(f"{name}: {self.count} bad of {report.rows_read} rows")
         report.quarantined = self.count
@@ -195,7 +255,7 @@ class _BadRows:
 
 @contextmanager
 def _quarantine_stream(path: Path | None) -> Iterator[IO[str] | None]:
-    """The file for bad rows of one pass, whole or absent; empty if there are none."""
+    # The file for bad rows of one pass: whole or absent, and empty if there are none.
     if path is None:
         yield None
         return
@@ -204,79 +264,82 @@ def _quarantine_stream(path: Path | None) -> Iterator[IO[str] | None]:
 
 
 def open_reading(
-    given: Given,
+    data: DataSource,
     wanted: Wanted,
+    options: ReadOptions | None = None,
     *,
-    format: str | None,
-    columns: Mapping[str, str] | None,
-    labels: Mapping[Any, str] | None,
-    split: str | None,
-    on_bad_row: OnBadRow,
-    quarantine_file: str | Path | None,
-    streaming: bool,
+    streaming: bool = False,
     fallback: Format | None = None,
 ) -> Reading:
-    """Check the settings, open the source and settle its format from the first rows."""
-    quarantine = _check_policy(given, on_bad_row, quarantine_file)
-    check_columns(columns or {})
-    chosen_format = None if format is None else format_named(format, wanted)
-    source = open_source(given, split=split, streaming=streaming)
+    """Check the settings, open the source and settle its format from the first rows.
+
+    Args:
+        data: As in `load_pairs`.
+        wanted: What its rows shall become.
+        options: How it is read; None for the defaults.
+        streaming: Whether rows are used as they come, and the first bad one is an error.
+        fallback: The format of rows that no other format fits.
+
+    Raises:
+        DataError: As `load_pairs`.
+        InputError: As `load_pairs`.
+    """
+    options = options or ReadOptions()
+    quarantine = _check_policy(data, options)
+    check_columns(options.columns)
+    requested = None if options.format is None else format_named(options.format, wanted)
+    source = open_source(data, split=options.split, streaming=streaming)
     sample = _peek(source)
-    check_mapped(columns or {}, sample[0], source.name)
-    rows = [SourceRow(rename(row, columns or {})) for row in sample]
-    found = chosen_format or recognise(rows, source.name, wanted, fallback=fallback)
-    if found.kind != "pairs" and wanted == "pairs":
+    check_mapped(options.columns, sample[0], source.name)
+    rows = [SourceRow(rename(row, options.columns)) for row in sample]
+    chosen = requested or recognise(rows, source.name, wanted, fallback=fallback)
+    if chosen.kind != "pairs" and wanted == "pairs":
         raise DataError.of(
-            saw=f"format {found.name!r}, whose rows are responses without a chosen one",
+            saw=f"format {chosen.name!r}, whose rows are responses without a chosen one",
             expected="pairs",
             cure="load it with load_candidates",
         )
-    scheme = _scheme(found, rows, labels, source.name)
-    notes = [*source.notes, *([found.note] if found.note else [])]
+    # A format's columns are named by the roles that the user has given them, if any.
+    renamed = {role: options.columns.get(column, column) for role, column in chosen.renamed.items()}
+    columns = {**options.columns, **renamed}
+    rows = [SourceRow(rename(row, columns)) for row in sample]
+    scheme = _scheme(chosen, rows, options.labels, source.name)
+    notes = [*source.notes, *([chosen.note] if chosen.note else [])]
     if scheme is not None:
         notes.append(f"labels read as {scheme}")
     return Reading(
         source=source,
         wanted=wanted,
-        format=found,
+        format=chosen,
         scheme=scheme,
-        columns=dict(columns or {}),
+        columns=columns,
         quarantine_file=quarantine,
         stop_at_bad_row=streaming,
         notes=tuple(notes),
     )
 
 
-def _check_policy(given: Given, on_bad_row: str, quarantine_file: str | Path | None) -> Path | None:
-    if on_bad_row not in ("error", "quarantine"):
+def _check_policy(data: DataSource, options: ReadOptions) -> Path | None:
+    file = options.quarantine_file
+    if (options.on_bad_row == "quarantine") != (file is not None):
         raise InputError.of(
-            saw=f"on_bad_row={on_bad_row!r}",
-            expected="'error' or 'quarantine'",
-            cure="choose one of them",
-        )
-    if (on_bad_row == "quarantine") != (quarantine_file is not None):
-        raise InputError.of(
-            saw=f"on_bad_row={on_bad_row!r} with quarantine_file="
-            f"{None if quarantine_file is None else str(quarantine_file)!r}",
+            saw=f"on_bad_row={options.on_bad_row!r} with quarantine_file={file!r}",
             expected="a quarantine_file if, and only if, bad rows are quarantined",
-            cure="give both, or neither",
+            cure="set both, or neither",
         )
-    named = isinstance(given, str | Path) and quarantine_file is not None
-    if named and Path(str(quarantine_file)).resolve() == Path(str(given)).resolve():
+    if file is None:
+        return None
+    if isinstance(data, str | Path) and Path(file).resolve() == Path(data).resolve():
         raise InputError.of(
-            saw=f"quarantine_file={str(quarantine_file)!r}, which is the dataset itself",
+            saw=f"quarantine_file={file!r}, which is the dataset itself",
             expected="another file",
             cure="name a new file for the bad rows",
         )
-    return None if quarantine_file is None else Path(quarantine_file)
+    return Path(file)
 
 
 def _peek(source: Source) -> list[Row]:
-    """The first rows that are objects.
-
-    Raises:
-        DataError: If there are no rows, or none of the first ones is an object.
-    """
+    """The first rows that are objects; an error if there are none."""
     with closing(source.rows()) as rows:
         first = list(islice(rows, _PEEKED_ROWS))
     good = [row.values for row in first if row.fault is None]
@@ -284,15 +347,19 @@ def _peek(source: Source) -> list[Row]:
         return good
     faults = [BadRow.of(row.file, row.number, row.fault) for row in first if row.fault is not None]
     if not faults:
-        raise DataError.of(
-            saw=f"{source.name} without any row",
-            expected="at least one row",
-            cure="check how the file was made",
-        )
+        raise _no_rows(source.name)
     raise DataError.of(
         saw=f"{source.name}, none of whose first {len(faults)} rows can be parsed: {faults[0]}",
         expected="rows of a dataset",
         cure="check that the file is what its ending says",
+    )
+
+
+def _no_rows(name: str) -> DataError:
+    return DataError.of(
+        saw=f"{name} without any row",
+        expected="at least one row",
+        cure="check how the file was made",
     )
 
 
@@ -307,4 +374,45 @@ def _scheme(
                 cure="leave labels out, or name the format with format='labelled'",
             )
         return declared_scheme(labels)
-    return None if format_.labels is None else format_.labels(rows, name)
+    return format_.labels(rows, name) if callable(format_.labels) else format_.labels
+
+
+class RecordStream(Generic[R]):
+    """Records read row by row from their source, in flat memory; every iteration reads anew.
+
+    `PairStream` and `CandidateStream` are its uses.
+
+    Args:
+        reading: The source and how it is read.
+
+    Attributes:
+        reading: The source and how it is read.
+        report: The account of the current (or last) iteration.
+    """
+
+    kind: ClassVar[type[RecordSet[Any]]]
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self.report = reading.new_report()
+
+    def __iter__(self) -> Iterator[R]:
+        """The records in order."""
+        self.report = self.reading.new_report()
+        return cast("Iterator[R]", self.reading.records(self.report))
+
+    def save(self, path: str | Path) -> None:
+        """Read all rows and write their canonical columns; see `storage.save_dataset`."""
+        self.kind.of(self).save(path)
+
+
+class PairStream(RecordStream[Pair]):
+    """Pairs, row by row; see `RecordStream`."""
+
+    kind = PairSet
+
+
+class CandidateStream(RecordStream[Candidates]):
+    """Candidates, row by row; a prompt that stands in two rows comes twice."""
+
+    kind = CandidateSet

@@ -1,17 +1,17 @@
 """The records that travel: pairs, candidates, labelled responses, conversations."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prefstage.core.hashing import digest
+from prefstage.data.rows import RowFault
 
 Message = dict[str, Any]
 """One chat message: at least `role` and `content`; tool fields are kept as they came."""
 
 Prompt = tuple[Message, ...]
 """The messages before the response; the last one is a user's (or a tool's) turn."""
-
 
 TIE = 0.5
 """An agreement of raters that are split evenly."""
@@ -68,7 +68,7 @@ class Pair:
             None where the dataset has a bare label.
         annotator: Who labelled the pair, where one did and is known.
         votes: Every annotator's label where several are known; `agreement` is their mean.
-        judge_probability: P(chosen ≻ rejected | x) by a judge, in [0, 1], where one said it.
+        judge_probability: P(chosen ≻ rejected | x) by a judge, in [0, 1], where one gave it.
             It may lie below ½: the label is the raters', and the judge may not share it.
     """
 
@@ -94,6 +94,62 @@ class Pair:
     def preference(self) -> float | None:
         """P(chosen ≻ rejected): the judge's, or else the share of the raters."""
         return self.agreement if self.judge_probability is None else self.judge_probability
+
+    def swapped(self) -> "Pair":
+        """The pair with its responses exchanged, and all that belongs to them."""
+        return replace(
+            self,
+            chosen=self.rejected,
+            rejected=self.chosen,
+            score_chosen=self.score_rejected,
+            score_rejected=self.score_chosen,
+            source_chosen=self.source_rejected,
+            source_rejected=self.source_chosen,
+            agreement=_complement(self.agreement),
+            judge_probability=_complement(self.judge_probability),
+            votes=tuple(replace(vote, preference=1 - vote.preference) for vote in self.votes),
+        )
+
+    def candidates(self) -> "Candidates":
+        """The prompt with both responses, and all that is known of them.
+
+        Raises:
+            RowFault: If a response has tool calls, which candidates cannot hold.
+        """
+        first, second = self.chosen[0], self.rejected[0]
+        for name, message in (("chosen", first), ("rejected", second)):
+            if message.get("tool_calls") or not message["content"].strip():
+                raise RowFault(
+                    name,
+                    saw="a tool call",
+                    expected="a response of text alone",
+                    cure="load such rows as pairs (load_pairs), or remove them",
+                )
+        return Candidates(
+            prompt_id=self.prompt_id,
+            prompt=self.prompt,
+            responses=(first["content"], second["content"]),
+            sources=(self.source_chosen, self.source_rejected),
+            scores=(self.score_chosen, self.score_rejected),
+            generations=generations_of(map(generation_of, (first, second))),
+        )
+
+    def unpaired(self) -> "tuple[Unpaired, Unpaired]":
+        """Both responses by themselves: a desirable and an undesirable one."""
+        return (
+            Unpaired(
+                *(self.prompt_id, self.prompt, self.chosen, True),
+                *(self.score_chosen, self.source_chosen),
+            ),
+            Unpaired(
+                *(self.prompt_id, self.prompt, self.rejected, False),
+                *(self.score_rejected, self.source_rejected),
+            ),
+        )
+
+    def demonstration(self) -> "Conversation":
+        """The chosen response as a demonstration."""
+        return Conversation(self.prompt_id, self.prompt, self.chosen)
 
 
 @dataclass(frozen=True)
@@ -206,9 +262,9 @@ class Conversation:
     def turns(self) -> Iterator[tuple[Prompt, Message]]:
         """Each assistant turn of the completion, with everything before it."""
         messages = (*self.prompt, *self.completion)
-        for place in range(len(self.prompt), len(messages)):
-            if messages[place]["role"] == "assistant":
-                yield messages[:place], messages[place]
+        for index in range(len(self.prompt), len(messages)):
+            if messages[index]["role"] == "assistant":
+                yield messages[:index], messages[index]
 
 
 SAMPLED = "sampled"
@@ -271,9 +327,13 @@ Record = Pair | Candidates | Unpaired | Conversation
 
 def prompt_id_of(prompt: Sequence[Message]) -> str:
     """Name a prompt by its content: equal messages give equal ids on every machine."""
-    return digest([_without_nulls(message) for message in prompt])
+    return digest([without_nulls(message) for message in prompt])
 
 
-def _without_nulls(message: Message) -> Message:
-    """Drop empty fields, which Arrow adds to messages that lack them."""
+def without_nulls(message: Message) -> Message:
+    """A message without its empty fields, which Arrow adds to messages that lack them."""
     return {key: value for key, value in message.items() if value is not None}
+
+
+def _complement(share: float | None) -> float | None:
+    return None if share is None else 1 - share

@@ -6,21 +6,23 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from prefstage.core.errors import InputError, ModelError
-from prefstage.data.chat_formats import CHAT_FORMATS
-from prefstage.data.faults import RowFault
 from prefstage.data.records import SAMPLED, Message
+from prefstage.data.rows import RowFault
+from prefstage.data.settings import CHAT_FORMATS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
 """Message fields under which templates read what an assistant thought before its answer."""
 
 _CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>[^'\"]*)(?P=quote)\s*\)")
-_PROBE = "prefstage probe"
+PROBE = "prefstage probe"
 _NONCE = "qzjx"
 
 
@@ -68,7 +70,7 @@ class ChatTemplate:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         chat_format: str | None,
         variables: Mapping[str, Any],
         date: datetime.date,
@@ -140,8 +142,8 @@ class ChatTemplate:
     @cached_property
     def thought_field(self) -> str | None:
         """The message field from which the template takes a thought; None if from none."""
-        asked = {"role": "user", "content": _PROBE}
-        answer = {"role": "assistant", "content": _PROBE}
+        asked = {"role": "user", "content": PROBE}
+        answer = {"role": "assistant", "content": PROBE}
         for name in THOUGHT_FIELDS:
             text = self._attempt([asked, answer | {name: _NONCE}])
             if text is not None and _NONCE in text:
@@ -151,16 +153,16 @@ class ChatTemplate:
     @cached_property
     def around_turns(self) -> str:
         """Text of a conversation without texts: what the template writes around its turns."""
-        asked, answer = ({"role": role, "content": _PROBE} for role in ("user", "assistant"))
-        return self.render([asked, answer], generation_prompt=False).replace(_PROBE, "\0")
+        asked, answer = ({"role": role, "content": PROBE} for role in ("user", "assistant"))
+        return self.render([asked, answer], generation_prompt=False).replace(PROBE, "\0")
 
     @cached_property
     def _content_form(self) -> Literal["text", "parts"]:
         """Templates of vision-language models leave texts out that do not come as parts."""
-        turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _NONCE}]
+        turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": _NONCE}]
         for form in ("text", "parts"):
             text = self._attempt([_in_form(turn, form) for turn in turns])
-            if text is not None and _PROBE in text and _NONCE in text:
+            if text is not None and PROBE in text and _NONCE in text:
                 return "text" if form == "text" else "parts"
         return "text"
 
@@ -261,7 +263,7 @@ def _checked_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
     return dict(variables)
 
 
-def _templates_of(tokenizer: PreTrainedTokenizerBase, chat_format: str | None) -> dict[str, str]:
+def _templates_of(tokenizer: "PreTrainedTokenizerBase", chat_format: str | None) -> dict[str, str]:
     """The templates by name; "default" is always there."""
     if chat_format is not None:
         if chat_format not in CHAT_FORMATS:

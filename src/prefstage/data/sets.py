@@ -1,68 +1,219 @@
-"""Sets and streams of pairs and candidates: memory-mapped or row by row, canonical either way."""
+"""Record sets: pairs, candidates and other records over memory-mapped canonical columns."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import operator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, overload
 
-from datasets import Dataset
+from datasets import Dataset, Features, Json, List, Value
 
-from prefstage.data.columns import (
-    candidate_features,
-    candidates_to_row,
-    pair_features,
-    pair_to_row,
-    row_to_candidates,
-    row_to_pair,
+from prefstage.data.records import (
+    Candidates,
+    Conversation,
+    Generation,
+    Pair,
+    Record,
+    Unpaired,
+    Vote,
+    without_nulls,
 )
-from prefstage.data.faults import LoadReport
-from prefstage.data.reading import Reading
-from prefstage.data.records import Candidates, Pair
-from prefstage.data.storage import CanonicalRows, build_dataset, save_dataset
+from prefstage.data.rows import LoadReport
+from prefstage.data.storage import (
+    MESSAGE_COLUMNS,
+    CanonicalRows,
+    Row,
+    build_dataset,
+    hash_rows,
+    save_dataset,
+    stored_messages,
+)
+
+R = TypeVar("R", bound=Record)
+
+_TEXT, _NUMBER, _MESSAGES = Value("string"), Value("float64"), "messages"
+COLUMNS: Mapping[type[Any], Mapping[str, Any]] = {
+    Pair: {
+        **{"prompt_id": _TEXT, "prompt": _MESSAGES, "chosen": _MESSAGES, "rejected": _MESSAGES},
+        **{"score_chosen": _NUMBER, "score_rejected": _NUMBER},
+        **{"source_chosen": _TEXT, "source_rejected": _TEXT},
+        **{"agreement": _NUMBER, "annotator": _TEXT, "judge_probability": _NUMBER},
+        "votes": List({"annotator": _TEXT, "preference": _NUMBER}),
+    },
+    Candidates: {
+        **{"prompt_id": _TEXT, "prompt": _MESSAGES},
+        **{"responses": List(_TEXT), "sources": List(_TEXT), "scores": List(_NUMBER)},
+        "generations": List(
+            {"thought": _TEXT, "token_ids": List(Value("int32")), "tokenizer": _TEXT}
+        ),
+    },
+    Unpaired: {
+        **{"prompt_id": _TEXT, "prompt": _MESSAGES, "completion": _MESSAGES},
+        **{"label": Value("bool"), "score": _NUMBER, "source": _TEXT},
+    },
+    Conversation: {"prompt_id": _TEXT, "prompt": _MESSAGES, "completion": _MESSAGES},
+}
+"""Canonical columns of every kind of record, in the order in which they are stored."""
 
 
-@dataclass(frozen=True)
-class PairSet:
-    """Preference pairs over a memory-mapped dataset with the canonical columns.
+def to_row(record: Record) -> Row:
+    """A record as a mapping of its canonical columns.
+
+    Numbers become floats and empty fields of messages go, as storing makes them: what is
+    built in memory hashes as what is read back.
+    """
+    return {
+        name: _to_cell(kind, getattr(record, name)) for name, kind in COLUMNS[type(record)].items()
+    }
+
+
+def _to_cell(kind: Any, value: Any) -> Any:
+    if kind is _MESSAGES:
+        return [without_nulls(message) for message in value]
+    if kind is _NUMBER:
+        return None if value is None else float(value)
+    if isinstance(kind, List):
+        return [_to_cell(kind.feature, item) for item in value]
+    if isinstance(kind, dict) and value is not None:
+        return {name: _to_cell(inner, getattr(value, name)) for name, inner in kind.items()}
+    return value
+
+
+def from_row(kind: type[R], row: Mapping[str, Any]) -> R:
+    """The record that a canonical row holds; null fields that Arrow added to messages go."""
+    return kind(**{name: _READ.get(name, _as_is)(row.get(name)) for name in COLUMNS[kind]})
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _votes(value: Sequence[Mapping[str, Any]] | None) -> tuple[Vote, ...]:
+    return tuple(Vote(**vote) for vote in value or ())
+
+
+def _generations(value: Sequence[Any] | None) -> tuple[Generation | None, ...]:
+    return tuple(None if item is None else _generation(**item) for item in value or ())
+
+
+def _generation(
+    thought: str | None = None, token_ids: Any = None, tokenizer: str | None = None
+) -> Generation:
+    # Arrow's struct of nothing but nulls comes back without a field.
+    return Generation(thought, tuple(token_ids or ()), tokenizer or "")
+
+
+_READ: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(MESSAGE_COLUMNS, stored_messages),
+    **dict.fromkeys(("responses", "sources", "scores"), tuple),
+    **{"votes": _votes, "generations": _generations},
+}
+
+
+def features_of(kind: type[Record], fields: Mapping[str, bool]) -> Features:
+    """Arrow types of the columns of a kind of record.
+
+    Args:
+        kind: Of record.
+        fields: The messages' fields in their order, and whether each is text; others (tool
+            calls and the like) are stored as JSON, since their shapes differ.
+    """
+    texts = fields or dict.fromkeys(("role", "content"), True)
+    messages = List({name: _TEXT if is_text else Json() for name, is_text in texts.items()})
+    return Features(
+        {name: messages if cell is _MESSAGES else cell for name, cell in COLUMNS[kind].items()}
+    )
+
+
+class RecordSet(Generic[R]):
+    """Records of one kind over a memory-mapped dataset with their canonical columns.
+
+    A slice is a set over the same file. `PairSet`, `CandidateSet`, `UnpairedSet` and
+    `ConversationSet` are its uses.
+
+    Args:
+        dataset: With the columns of `COLUMNS`, and perhaps more.
+        report: What loading did; None for records made in memory.
 
     Attributes:
-        dataset: The columns of `Pair`; opens in TRL, pandas and the Hub viewer.
+        dataset: The columns; opens in TRL, pandas and the Hub viewer.
         report: What loading did.
-        fingerprint: Hash of the content: equal pairs in equal order give equal hashes,
-            whatever file they came from.
+        kind: The type of its records.
+        wanted: What they are called in a report, and by a reader of formats.
     """
 
-    dataset: Dataset
-    report: LoadReport
-    fingerprint: str
+    kind: ClassVar[type[Any]]
+    wanted: ClassVar[Literal["pairs", "candidates", "unpaired", "conversations"]]
+
+    def __init__(self, dataset: Dataset, report: LoadReport | None = None) -> None:
+        self.dataset = dataset
+        self.report = report or LoadReport("memory", self.wanted, len(dataset), len(dataset))
 
     @classmethod
-    def of(cls, pairs: Iterable[Pair], *, report: LoadReport | None = None) -> "PairSet":
-        """Build a set from pairs as they come; memory stays flat.
+    def of(cls, records: Iterable[R], *, report: LoadReport | None = None) -> Self:
+        """Build a set from records as they come; memory stays flat.
 
         Args:
-            pairs: The records, in order; read once.
+            records: The records, in order; read once.
             report: Where they come from; None for records made in memory.
 
         Returns:
             The set.
         """
-        dataset, fingerprint = build_dataset(map(pair_to_row, pairs), pair_features)
-        report = report or LoadReport("memory", "pairs", len(dataset), len(dataset))
-        return cls(dataset, report, fingerprint)
+        dataset, fingerprint = build_dataset(
+            map(to_row, records), lambda fields: features_of(cls.kind, fields)
+        )
+        made = cls(dataset, report)
+        made.__dict__["fingerprint"] = fingerprint  # known from writing: not to be hashed later
+        return made
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the content: equal records in equal order give equal hashes.
+
+        Neither the file that they came from counts, nor columns that are not canonical.
+        """
+        return hash_rows(map(to_row, self))
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Number of records."""
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Pair:
-        """The pair at a position."""
-        return row_to_pair(self._rows[index])
+    @overload
+    def __getitem__(self, index: int) -> R: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> R | Self:
+        """The record at a position, or the set of the records of a slice."""
+        if isinstance(index, slice):
+            return self.select(range(len(self))[index])
+        record: R = from_row(self.kind, self._rows[operator.index(index)])
+        return record
 
-    def __iter__(self) -> Iterator[Pair]:
-        """The pairs in order."""
-        return map(row_to_pair, self._rows)
+    def __iter__(self) -> Iterator[R]:
+        """The records in order."""
+        return (from_row(self.kind, row) for row in self._rows)
+
+    def select(self, indices: Sequence[int]) -> Self:
+        """The set of the records at some positions, over the same file.
+
+        Args:
+            indices: Positions in this set, in the order that they shall have.
+
+        Returns:
+            A set whose report knows where its rows stand.
+        """
+        return type(self)(self.dataset.select(indices), self.report.of_rows(indices, len(self)))
+
+    def filter(self, keep: Callable[[R], bool]) -> Self:
+        """The set of the records that a function keeps, over the same file."""
+        return self.select(array("Q", (i for i, record in enumerate(self) if keep(record))))
+
+    def map(self, change: Callable[[R], R]) -> Self:
+        """A new set of what a function makes of every record, in order."""
+        report = self.report.of_rows(range(len(self)), len(self))
+        return type(self).of(map(change, self), report=report)
 
     def save(self, path: str | Path) -> None:
         """Write the canonical columns; see `storage.save_dataset`."""
@@ -73,98 +224,32 @@ class PairSet:
         return CanonicalRows(self.dataset)
 
 
-@dataclass(frozen=True)
-class CandidateSet:
+class PairSet(RecordSet[Pair]):
+    """Preference pairs; see `RecordSet`."""
+
+    kind = Pair
+    wanted = "pairs"
+
+
+class CandidateSet(RecordSet[Candidates]):
     """Prompts with their candidate responses; as loaded, each prompt stands once.
 
-    Attributes:
-        dataset: The columns of `Candidates`.
-        report: What loading did.
-        fingerprint: As in `PairSet`.
+    See `RecordSet`.
     """
 
-    dataset: Dataset
-    report: LoadReport
-    fingerprint: str
-
-    @classmethod
-    def of(cls, rows: Iterable[Candidates], *, report: LoadReport | None = None) -> "CandidateSet":
-        """Build a set from candidates as they come; memory stays flat.
-
-        Args:
-            rows: The records, in order; read once.
-            report: Where they come from; None for records made in memory.
-
-        Returns:
-            The set.
-        """
-        dataset, fingerprint = build_dataset(map(candidates_to_row, rows), candidate_features)
-        report = report or LoadReport("memory", "candidates", len(dataset), len(dataset))
-        return cls(dataset, report, fingerprint)
-
-    def __len__(self) -> int:
-        """Number of prompts."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Candidates:
-        """The candidates of the prompt at a position."""
-        return row_to_candidates(self._rows[index])
-
-    def __iter__(self) -> Iterator[Candidates]:
-        """The prompts with their candidates, in order."""
-        return map(row_to_candidates, self._rows)
-
-    def save(self, path: str | Path) -> None:
-        """Write the canonical columns; see `storage.save_dataset`."""
-        save_dataset(self.dataset, path)
-
-    @cached_property
-    def _rows(self) -> CanonicalRows:
-        return CanonicalRows(self.dataset)
+    kind = Candidates
+    wanted = "candidates"
 
 
-@dataclass
-class PairStream:
-    """Pairs read row by row from their source, in flat memory; every iteration reads anew.
+class UnpairedSet(RecordSet[Unpaired]):
+    """Labelled responses, in TRL's unpaired preference format; see `RecordSet`."""
 
-    Attributes:
-        reading: The source and how it is read.
-        report: The account of the current (or last) iteration.
-    """
-
-    reading: Reading
-    report: LoadReport = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Start with an empty account."""
-        self.report = self.reading.new_report()
-
-    def __iter__(self) -> Iterator[Pair]:
-        """The pairs in order."""
-        self.report = self.reading.new_report()
-        return cast("Iterator[Pair]", self.reading.records(self.report))
-
-    def save(self, path: str | Path) -> None:
-        """Read all pairs and write their canonical columns; see `storage.save_dataset`."""
-        PairSet.of(self).save(path)
+    kind = Unpaired
+    wanted = "unpaired"
 
 
-@dataclass
-class CandidateStream:
-    """As `PairStream`, for candidates; a prompt that stands in two rows comes twice."""
+class ConversationSet(RecordSet[Conversation]):
+    """Conversations, in TRL's prompt-completion format; see `RecordSet`."""
 
-    reading: Reading
-    report: LoadReport = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Start with an empty account."""
-        self.report = self.reading.new_report()
-
-    def __iter__(self) -> Iterator[Candidates]:
-        """The prompts with their candidates, in order."""
-        self.report = self.reading.new_report()
-        return cast("Iterator[Candidates]", self.reading.records(self.report))
-
-    def save(self, path: str | Path) -> None:
-        """Read all rows and write their canonical columns; see `storage.save_dataset`."""
-        CandidateSet.of(self).save(path)
+    kind = Conversation
+    wanted = "conversations"

@@ -1,11 +1,8 @@
-"""Where rows come from: a file, a folder, a URL, or a dataset of the Hub."""
+"""Where rows come from: a file, a folder, a URL, the Hub, an object, or records at hand."""
 
 import csv
-import sys
-import uuid
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,17 +12,12 @@ import httpx2
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from prefstage.core.errors import DataError, InputError
-from prefstage.data.dataset_rows import rows_of
-from prefstage.data.raw_rows import (
-    SEPARATORS,
-    SUFFIXES,
-    RawRow,
-    csv_separator,
-    data_suffix,
-    not_an_object,
-    read_file,
-)
-from prefstage.data.scratch import scratch_folder
+from prefstage.data.arrow_rows import dataset_rows
+from prefstage.data.raw_rows import SEPARATORS, SUFFIXES, csv_separator, data_suffix, read_file
+from prefstage.data.records import Record
+from prefstage.data.rows import RawRow, not_an_object
+from prefstage.data.sets import RecordSet, to_row
+from prefstage.data.storage import quiet, scratch_file
 
 _HUB_PARTS = 3
 _TIMEOUT_S = 60
@@ -47,11 +39,20 @@ class Source:
 
 
 Splits: TypeAlias = DatasetDict | IterableDatasetDict
-Given: TypeAlias = str | Path | Dataset | IterableDataset | Splits | Sequence[Mapping[str, Any]]
-"""How a dataset can be given: by name, as the object itself, or as a list of rows."""
+DataSource: TypeAlias = (
+    str
+    | Path
+    | Dataset
+    | IterableDataset
+    | Splits
+    | RecordSet[Any]
+    | Sequence[Mapping[str, Any]]
+    | Sequence[Record]
+)
+"""What a dataset can be: a name, an open object, a list of rows, records, or a record set."""
 
 
-def open_source(given: Given, *, split: str | None = None, streaming: bool = False) -> Source:
+def open_source(source: DataSource, *, split: str | None = None, streaming: bool = False) -> Source:
     """Find out what a dataset's name means, and open it.
 
     In this order: an existing file; an existing folder (of `save_to_disk`, or of data
@@ -59,7 +60,7 @@ def open_source(given: Given, *, split: str | None = None, streaming: bool = Fal
     ``name:config:split``.
 
     Args:
-        given: The name, a dataset that is open already, or a list of rows.
+        source: The name, a dataset that is open already, or a list of rows or records.
         split: Which split of a folder or Hub dataset.
         streaming: Read a Hub dataset without downloading it whole first.
 
@@ -68,22 +69,17 @@ def open_source(given: Given, *, split: str | None = None, streaming: bool = Fal
         InputError: If a split is named twice, or for a file, which has none; if the argument
             is nothing that holds rows.
     """
-    if not isinstance(given, str | Path):
-        return _open_object(given, split)
-    name = str(given)
+    if not isinstance(source, str | Path):
+        return _open_object(source, split)
+    name = str(source)
     if Path(name).is_file() or "://" in name:
-        if split is not None:
-            raise InputError.of(
-                saw=f"split={split!r} for the file {name}",
-                expected="no split, since a file has none",
-                cure="leave split out, or name the split's file",
-            )
+        _no_split(split, f"the file {name}", cure="leave split out, or name the split's file")
         return _open_file(name)
-    folder, _, named = name.rpartition(":")
+    folder, _, part = name.rpartition(":")
     if Path(name).is_dir():
         return _open_folder(Path(name), name, split, streaming)
     if folder and Path(folder).is_dir():
-        return _open_folder(Path(folder), name, _one_split(named, split), streaming)
+        return _open_folder(Path(folder), name, _one_split(part, split), streaming)
     if data_suffix(name) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise DataError.of(
             saw=f"no file or folder {name!r}",
@@ -93,25 +89,32 @@ def open_source(given: Given, *, split: str | None = None, streaming: bool = Fal
     return _open_hub(name, split, streaming)
 
 
-def _open_object(given: Any, split: str | None) -> Source:
-    if isinstance(given, Dataset | IterableDataset | DatasetDict | IterableDatasetDict):
-        return Source("dataset", rows_of("dataset", _choose_split(given, "dataset", split)))
-    listed = isinstance(given, Sequence) and not isinstance(given, bytes)
-    if not listed or (given and not any(isinstance(row, Mapping) for row in given)):
-        raise InputError.of(
-            saw=f"a dataset of type {type(given).__name__}",
-            expected="a path, a URL, a Hub id, a datasets object, or a list of rows (mappings)",
-            cure="for a DataFrame, pass table.to_dict('records')",
-        )
+def _no_split(split: str | None, what: str, *, cure: str = "leave the split out") -> None:
     if split is not None:
         raise InputError.of(
-            saw=f"split={split!r} for a list of rows",
-            expected="no split",
-            cure="leave the split out",
+            saw=f"split={split!r} for {what}", expected="no split, since it has none", cure=cure
         )
 
+
+def _open_object(source: Any, split: str | None) -> Source:
+    if isinstance(source, Dataset | IterableDataset | DatasetDict | IterableDatasetDict):
+        return Source("dataset", dataset_rows("dataset", _choose_split(source, "dataset", split)))
+    if isinstance(source, RecordSet):
+        _no_split(split, "a record set")
+        return Source(source.report.source, dataset_rows(source.report.source, source.dataset))
+    listed = isinstance(source, Sequence) and not isinstance(source, bytes)
+    if not listed or (source and not any(isinstance(row, Mapping | Record) for row in source)):
+        raise InputError.of(
+            saw=f"a dataset of type {type(source).__name__}",
+            expected="a path, a URL, a Hub id, a datasets object, a record set, or a list of rows "
+            "(mappings) or records",
+            cure="for a DataFrame, pass table.to_dict('records')",
+        )
+    _no_split(split, "a list of rows")
+
     def rows() -> Generator[RawRow]:
-        for number, row in enumerate(given, start=1):
+        for number, item in enumerate(source, start=1):
+            row = to_row(item) if isinstance(item, Record) else item
             yield RawRow("list", number, row, not_an_object(row))
 
     return Source("list", rows)
@@ -125,16 +128,28 @@ def _open_file(name: str) -> Source:
             expected=f"one of {', '.join(SUFFIXES)}, each perhaps with .gz",
             cure="rename or convert the file",
         )
-    short = Path(bare).name
+    return _of_local(name, [name])
+
+
+def _of_local(name: str, files: Sequence[str]) -> Source:
+    # Data files, fetched where they are not on this machine, under the names that they have.
     try:
-        local = Path(name) if "://" not in name else _download(name)
+        paths = [
+            (_download(file) if "://" in file else Path(file), Path(file.split("?")[0]).name)
+            for file in files
+        ]
     except Exception as error:
         raise _unreachable(name, error) from None
-    return Source(name, lambda: read_file(local, short), _separator_notes(local, short))
+
+    def rows() -> Generator[RawRow]:
+        for path, short in paths:
+            yield from read_file(path, short)
+
+    notes = {note for path, short in paths for note in _separator_notes(path, short)}
+    return Source(name, rows, tuple(sorted(notes)))
 
 
 def _separator_notes(path: Path, name: str) -> tuple[str, ...]:
-    """What to say of a CSV file whose columns no comma separates."""
     if data_suffix(name) != ".csv":
         return ()
     try:
@@ -145,11 +160,12 @@ def _separator_notes(path: Path, name: str) -> tuple[str, ...]:
 
 
 def _download(url: str) -> Path:
-    """A local copy: of web pages for this process, of other protocols in the `datasets` cache."""
+    # A web page may change between two runs: its copy lives as long as this process. Other
+    # protocols name versions, and `datasets` keeps those in its cache.
     if not url.startswith(("http://", "https://")):
         with quiet():
             return Path(str(datasets.DownloadManager().download(url)))
-    target = scratch_folder() / uuid.uuid4().hex
+    target = scratch_file("download")
     with httpx2.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT_S) as response:
         response.raise_for_status()
         with target.open("wb") as stream:
@@ -164,17 +180,15 @@ def _open_folder(folder: Path, name: str, split: str | None, streaming: bool) ->
             saved = datasets.load_from_disk(str(folder))
         except Exception as error:
             raise _unreachable(name, error) from None
-        return Source(name, rows_of(name, _choose_split(saved, name, split)))
+        return Source(name, dataset_rows(name, _choose_split(saved, name, split)))
     read = _of_files(str(folder), None, name, split)
     return read or _load(name, str(folder), None, split, streaming)
 
 
 def _of_files(path: str, config: str | None, name: str, split: str | None) -> Source | None:
-    """The data files of a folder or of the Hub, read by our own readers, which lose nothing.
-
-    `datasets` finds out which files are of which split. None for anything else than rows
-    in files of known endings whose types nobody declares.
-    """
+    # The data files of a folder or of the Hub are read by our readers, which lose nothing;
+    # `datasets` only finds out which files are of which split. None for anything else than
+    # rows in files of known endings whose types nobody declares.
     try:
         with quiet():
             builder = datasets.load_dataset_builder(path, config)
@@ -187,23 +201,7 @@ def _of_files(path: str, config: str | None, name: str, split: str | None) -> So
     if not all(data_suffix(str(file)) for part in files.values() for file in part):
         return None
     chosen = _named_split(list(map(str, files)), name, split)
-    try:
-        paths = [_fetched(str(file)) for file in files[chosen]]
-    except Exception as error:
-        raise _unreachable(name, error) from None
-
-    def rows() -> Generator[RawRow]:
-        for local, short in paths:
-            yield from read_file(local, short)
-
-    notes = {note for local, short in paths for note in _separator_notes(local, short)}
-    return Source(name, rows, tuple(sorted(notes)))
-
-
-def _fetched(file: str) -> tuple[Path, str]:
-    """A data file on this machine, and its own name."""
-    local = _download(file) if "://" in file else Path(file)
-    return local, Path(file.split("?", maxsplit=1)[0]).name
+    return _of_local(name, list(map(str, files[chosen])))
 
 
 def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
@@ -227,7 +225,7 @@ def _load(name: str, path: str, config: str | None, split: str | None, streaming
             loaded = datasets.load_dataset(path, config, split=split, streaming=streaming)
     except Exception as error:
         raise _unreachable(name, error) from None
-    return Source(name, rows_of(name, _choose_split(loaded, name, None)))
+    return Source(name, dataset_rows(name, _choose_split(loaded, name, None)))
 
 
 def _choose_split(loaded: Any, name: str, split: str | None) -> Any:
@@ -255,27 +253,14 @@ def _named_split(names: Sequence[str], name: str, split: str | None) -> str:
     return split
 
 
-def _one_split(named: str, split: str | None) -> str:
-    if split is not None and split != named:
+def _one_split(part: str, split: str | None) -> str:
+    if split is not None and split != part:
         raise InputError.of(
-            saw=f"two splits, {named!r} in the name and split={split!r}",
+            saw=f"two splits, {part!r} in the name and split={split!r}",
             expected="one split",
             cure="leave one of them out",
         )
-    return named
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep progress bars of `datasets` out of pipes and log files."""
-    shown = not datasets.are_progress_bars_disabled()
-    if shown and not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+    return part
 
 
 def _unreachable(name: str, error: Exception) -> DataError:

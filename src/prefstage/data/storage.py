@@ -1,28 +1,70 @@
 """Canonical rows on disk: a memory-mapped file while they are used, a saved one to keep."""
 
+import atexit
 import gzip
 import hashlib
 import json
 import math
+import os
 import shutil
+import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pyarrow as pa
 from datasets import Dataset, Features
 from datasets.arrow_writer import ArrowWriter
 
 from prefstage.core.errors import InputError
 from prefstage.core.files import atomic_path
-from prefstage.data.arrow_rows import ArrowReader
-from prefstage.data.columns import MessageShapes, Row, without_nulls
-from prefstage.data.scratch import scratch_folder
-from prefstage.data.sources import quiet
+from prefstage.data.arrow_rows import BATCH_ROWS, ArrowReader
+from prefstage.data.messages import KEY_ORDER, in_order
+from prefstage.data.records import Message, without_nulls
 
-_BATCH_ROWS = 256
+Row = dict[str, Any]
+MESSAGE_COLUMNS = ("prompt", "chosen", "rejected", "completion")
 _MOST_PIECES = 128
+
+
+@cache
+def scratch_folder() -> Path:
+    """One folder in the system's temporary folder (TMPDIR), removed when the process ends.
+
+    Datasets are memory-mapped from it; views of them that a user makes may outlive the
+    set they came from, so files are not removed earlier.
+    """
+    folder, owner = tempfile.mkdtemp(prefix="prefstage-"), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a forked child must leave it to its parent
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return Path(folder)
+
+
+def scratch_file(suffix: str) -> Path:
+    """A new name in the scratch folder."""
+    return scratch_folder() / f"{uuid.uuid4().hex}.{suffix}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars of `datasets` out of pipes and log files."""
+    shown = not datasets.are_progress_bars_disabled()
+    if shown and not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def build_dataset(
@@ -30,40 +72,108 @@ def build_dataset(
 ) -> tuple[Dataset, str]:
     """Write rows to a memory-mapped Arrow file as they come, and hash them.
 
-    The rows wait in a JSON-lines file until all message fields are known, since Arrow
-    needs its columns beforehand; memory stays flat. The files stand in the system's
-    temporary folder (TMPDIR) and go when the process ends.
+    The files stand in the system's temporary folder (TMPDIR) and go when the process ends.
 
     Args:
         rows: Canonical rows.
-        features_of: Arrow types, given the messages' fields and whether each is text.
+        features_of: Arrow types, from the messages' fields and whether each is text.
 
     Returns:
         The dataset, and the hash of its content.
     """
-    name = uuid.uuid4().hex
-    waiting, arrow = scratch_folder() / f"{name}.jsonl", scratch_folder() / f"{name}.arrow"
+    # Arrow needs its columns beforehand, and the last row may have a field that no other has:
+    # the rows wait in a file of JSON lines until all fields are known, so that memory is flat.
+    waiting, arrow = scratch_file("jsonl"), scratch_file("arrow")
     hasher, shapes, count = hashlib.sha256(), MessageShapes(), 0
     try:
         with waiting.open("wb") as stream:
             for row in rows:
                 shapes.add(row)
-                line = json.dumps(row).encode() + b"\n"  # in the source's order: it is trained on
+                line = _line(row)
                 hasher.update(line)
                 stream.write(line)
                 count += 1
         shapes.close()
-        features, size = features_of(shapes.fields), piece_rows(count)
-        with (
-            _PieceWriter(arrow, features, size) as writer,
-            waiting.open("rb") as stream,
-        ):
+        writer = _PieceWriter(arrow, features_of(shapes.fields), piece_rows(count))
+        with writer, waiting.open("rb") as stream:
             for line in stream:
                 writer.write(shapes.encode(json.loads(line)))
             writer.finalize()
     finally:
         waiting.unlink()
-    return Dataset.from_file(str(arrow)), hasher.hexdigest()[:16]
+    return Dataset.from_file(str(arrow)), _short(hasher)
+
+
+def hash_rows(rows: Iterable[Row]) -> str:
+    """Hash rows as `build_dataset` does: equal content in equal order gives equal hashes."""
+    hasher = hashlib.sha256()
+    for row in rows:
+        hasher.update(_line(row))
+    return _short(hasher)
+
+
+def _line(row: Row) -> bytes:
+    # Keys in the source's order, not sorted: templates write tools and calls in that order, so
+    # another order is another text to train on.
+    return json.dumps(row).encode() + b"\n"
+
+
+def _short(hasher: Any) -> str:
+    return str(hasher.hexdigest())[:16]
+
+
+class MessageShapes:
+    """What the messages of a dataset look like: their fields, and the fields' orders.
+
+    Attributes:
+        fields: Fields in the order in which they first came, and whether each is text; with
+            `KEY_ORDER` where the order of some message is another.
+    """
+
+    def __init__(self) -> None:
+        self.fields: dict[str, bool] = {}
+        self._orders: dict[tuple[str, ...], None] = {}
+
+    def add(self, row: Row) -> None:
+        """Take the messages of a row into account."""
+        for column in MESSAGE_COLUMNS:
+            for message in row.get(column, ()):
+                self._orders[tuple(message)] = None
+                for name, value in message.items():
+                    self.fields[name] = self.fields.get(name, True) and isinstance(value, str)
+
+    def close(self) -> None:
+        """Note whether every order is that of the fields; called after the last row."""
+        if any(list(order) != self._usual(order) for order in self._orders):
+            self.fields[KEY_ORDER] = True
+
+    def encode(self, row: Row) -> Row:
+        """The row as Arrow stores it: fields that are no text as JSON text, orders noted."""
+        encoded = {name for name, is_text in self.fields.items() if not is_text}
+        if not encoded and KEY_ORDER not in self.fields:
+            return row
+        return row | {
+            column: [self._encoded(message, encoded) for message in row[column]]
+            for column in MESSAGE_COLUMNS
+            if column in row
+        }
+
+    def _encoded(self, message: Message, encoded: set[str]) -> Message:
+        stored = {
+            key: json.dumps(item) if key in encoded else item for key, item in message.items()
+        }
+        # A struct has one order for all rows: whoever differs says so in a field of its row.
+        if list(message) != self._usual(message):
+            stored[KEY_ORDER] = json.dumps(list(message))
+        return stored
+
+    def _usual(self, names: Collection[str]) -> list[str]:
+        return [name for name in self.fields if name in names]
+
+
+def stored_messages(value: Iterable[Message]) -> tuple[Message, ...]:
+    """Messages as they were before Arrow stored them: padding goes, their order comes back."""
+    return tuple(in_order(without_nulls(message)) for message in value)
 
 
 class CanonicalRows:
@@ -83,21 +193,16 @@ class CanonicalRows:
 
     def __iter__(self) -> Iterator[Row]:
         """The rows in order."""
-        for table in self._tables.iter(_BATCH_ROWS):
+        for table in self._tables.iter(BATCH_ROWS):
             yield from self._reader.rows(table)
 
 
 class _PieceWriter(ArrowWriter):  # type: ignore[misc]  # untyped in datasets
-    """Writes larger pieces than it holds as Python objects, which are several times Arrow's size.
-
-    Args:
-        path: The file.
-        features: Of the rows.
-        rows: A piece.
-    """
+    # Rows as Python objects take several times their size in Arrow. So few are held as objects,
+    # and their tables are gathered into larger pieces, since every reader maps piece by piece.
 
     def __init__(self, path: Path, features: Features, rows: int) -> None:
-        super().__init__(path=str(path), features=features, writer_batch_size=_BATCH_ROWS)
+        super().__init__(path=str(path), features=features, writer_batch_size=BATCH_ROWS)
         self._piece, self._gathered = rows, list[pa.Table]()
 
     def write_table(self, pa_table: pa.Table, writer_batch_size: int | None = None) -> None:
@@ -131,14 +236,14 @@ def piece_rows(rows: int) -> int:
     Returns:
         Rows a piece: at most 128 pieces, of at least 256 rows each.
     """
-    return max(_BATCH_ROWS, math.ceil(rows / _MOST_PIECES))
+    return max(BATCH_ROWS, math.ceil(rows / _MOST_PIECES))
 
 
 def save_dataset(dataset: Dataset, path: str | Path) -> None:
     """Write a canonical dataset; `load_pairs` and `load_candidates` read it back exactly.
 
     Args:
-        dataset: The dataset of a `PairSet` or `CandidateSet`.
+        dataset: The dataset of a record set.
         path: A .parquet or .jsonl file, each perhaps .gz, or a folder (no suffix), which
             is written by `save_to_disk`. Files are whole or absent; one that exists is
             replaced. A folder must not exist.
@@ -147,17 +252,21 @@ def save_dataset(dataset: Dataset, path: str | Path) -> None:
         InputError: If the suffix is another, or the folder exists.
     """
     target = Path(path)
-    rows = piece_rows(len(dataset))
     bare = target.name.removesuffix(".gz")
+    opener: Any = gzip.open if target.suffix == ".gz" else open
     if bare.endswith(".parquet"):
-        with quiet(), atomic_path(target) as temporary:
-            if target.suffix == ".gz":
-                with gzip.open(temporary, "wb") as stream:
-                    dataset.to_parquet(stream, batch_size=rows)
-            else:
-                dataset.to_parquet(str(temporary), batch_size=rows)
+        with quiet(), atomic_path(target) as temporary, opener(temporary, "wb") as stream:
+            dataset.to_parquet(stream, batch_size=piece_rows(len(dataset)))
     elif bare.endswith(".jsonl"):
-        _save_lines(dataset, target)
+        with (
+            atomic_path(target) as temporary,
+            opener(temporary, "wt", encoding="utf-8") as stream,
+        ):
+            for row in CanonicalRows(dataset):
+                for column in MESSAGE_COLUMNS:
+                    if column in row:
+                        row[column] = stored_messages(row[column])
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     elif "." not in target.name:
         _save_folder(dataset, target)
     else:
@@ -168,14 +277,6 @@ def save_dataset(dataset: Dataset, path: str | Path) -> None:
         )
 
 
-def _save_lines(dataset: Dataset, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        opener = gzip.open if target.suffix == ".gz" else open
-        with opener(temporary, "wt", encoding="utf-8") as stream:
-            for row in CanonicalRows(dataset):
-                stream.write(json.dumps(without_nulls(row), ensure_ascii=False) + "\n")
-
-
 def _save_folder(dataset: Dataset, target: Path) -> None:
     if target.exists():
         raise InputError.of(
@@ -184,6 +285,8 @@ def _save_folder(dataset: Dataset, target: Path) -> None:
             cure="name another, or remove it first",
         )
     target.parent.mkdir(parents=True, exist_ok=True)
+    # In the target's parent: the last step is then a rename on one file system, after which the
+    # folder is whole.
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         with quiet():

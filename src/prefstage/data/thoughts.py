@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,8 @@ class Reply:
     cut: bool = False
 
 
-@dataclass(frozen=True)
-class ThoughtMarks:
-    """What a family of models writes around a thought.
-
-    Attributes:
-        opening: Before it.
-        closing: After it.
-    """
+class ThoughtMarks(NamedTuple):
+    """What a family of models writes before and after a thought."""
 
     opening: str
     closing: str
@@ -145,138 +140,114 @@ def opens_thought(generation_prompt: str) -> bool:
 
 
 def _in_marks(text: str, *, opened: bool | None) -> Reply | None:
-    """Read marks around thoughts; None if there is no thought."""
     families = _closing_families(text, opened=opened)
-    if families is None:
+    if not families:
         return None
     thoughts, rest = list[str](), text
-    while families is not None:
-        start = rest.lstrip()
-        body = start.removeprefix(families[0].opening) if len(families) == 1 else rest
-        found = _closing(body, families)
-        if found is None:
+    while families:
+        body = rest.lstrip().removeprefix(families[0].opening) if len(families) == 1 else rest
+        mark = _closing(body, families)
+        if mark is None:
             return Reply("", _joined([*thoughts, body]), cut=True)
-        thoughts.append(body[: found[0]])
-        rest = body[found[1] :]
+        thoughts.append(body[: mark[0]])
+        rest = body[mark[1] :]
         families = _closing_families(rest, opened=False)
     return Reply(_unwrapped(_without_lead(rest), thought=True), _joined(thoughts))
 
 
-def _closing_families(text: str, *, opened: bool | None) -> Sequence[ThoughtMarks] | None:
-    """The families whose closing mark may end the thought that `text` begins in; None if none."""
+def _closing_families(text: str, *, opened: bool | None) -> Sequence[ThoughtMarks]:
+    """The families whose closing mark may end the thought that `text` begins in."""
     start = text.lstrip()
     for marks in THOUGHT_MARKS:
         # A closing mark right at the beginning ends a thought that the template has closed.
-        if start.startswith((marks.opening, marks.closing)):
+        if start.startswith(marks):
             return (marks,)
-    if opened:
-        return THOUGHT_MARKS
-    if opened is None:
+    if opened is None:  # a server's reply: a closing mark alone says that the prompt opened it
         for marks in THOUGHT_MARKS:
-            found = next(_places(text, marks.closing, quoted=False), None)
-            if found is not None and marks.opening not in text[:found]:
+            end = next(_positions(text, marks.closing, quoted=False), None)
+            if end is not None and marks.opening not in text[:end]:
                 return (marks,)
-    return None
+    return THOUGHT_MARKS if opened else ()
 
 
 def _closing(body: str, families: Sequence[ThoughtMarks]) -> tuple[int, int] | None:
-    """Where the mark that ends a thought begins and ends."""
+    # Where the mark that ends a thought begins and ends. One in quotes or code is the thought's
+    # text, unless there is no other.
     for quoted in (False, True):
-        for marks in families:
-            found = next(_places(body, marks.closing, quoted=quoted), None)
-            if found is not None:
-                return found, found + len(marks.closing)
+        for _, mark in families:
+            start = next(_positions(body, mark, quoted=quoted), None)
+            if start is not None:
+                return start, start + len(mark)
     return None
 
 
-def _places(text: str, mark: str, *, quoted: bool) -> Iterator[int]:
+def _positions(text: str, mark: str, *, quoted: bool) -> Iterator[int]:
     """Where a mark stands: outside of quotes and code, or anywhere."""
-    place = text.find(mark)
-    if place < 0:
-        return
-    fences = [] if quoted else [found.span() for found in _FENCED.finditer(text)]
-    while place >= 0:
-        end = place + len(mark)
-        fenced = any(start <= place < stop for start, stop in fences)
-        if quoted or not (fenced or _is_quoted(text, place, end)):
-            yield place
-        place = text.find(mark, end)
+    start = text.find(mark)
+    fences = [] if quoted or start < 0 else [match.span() for match in _FENCED.finditer(text)]
+    while start >= 0:
+        end = start + len(mark)
+        fenced = any(first <= start < stop for first, stop in fences)
+        if quoted or not (fenced or _is_quoted(text, start, end)):
+            yield start
+        start = text.find(mark, end)
 
 
 def _is_quoted(text: str, start: int, end: int) -> bool:
-    """Whether a part of a text stands in quotes, or in inline code of its line."""
-    if text[start - 1 : start] in _QUOTES and _QUOTES[text[start - 1]] == text[end : end + 1]:
+    # In quotes, or in inline code of its line.
+    quote = text[start - 1 : start]
+    if quote in _QUOTES and _QUOTES[quote] == text[end : end + 1]:
         return True
-    line = text[text.rfind("\n", 0, start) + 1 : start]
-    after = text[end:].split("\n", 1)[0]
+    line, after = text[text.rfind("\n", 0, start) + 1 : start], text[end:].split("\n", 1)[0]
     return line.count("`") % 2 == 1 and "`" in after
 
 
 def _in_channels(text: str, *, opened: bool) -> Reply | None:
-    """Read a reply of several messages with heads; None if it is none."""
+    # A reply of several messages with heads. Where the prompt opened a thought, the first
+    # message has no head: it ends where another begins, or nothing follows.
     thoughts, answers = list[str](), list[str]()
-    cut, place = False, 0
-    if opened and _HEAD.match(text) is None:
-        end = _MESSAGE_ENDS.search(text)
-        if end is None or not _begins_message(text[end.end() :]):
+    cut, position = False, 0
+    if _HEAD.match(text) is None:
+        end = _MESSAGE_ENDS.search(text) if opened else None
+        rest = "" if end is None else text[end.end() :]
+        if end is None or (rest.strip() and not (_HEAD.match(rest) or _PART_OF_HEAD.match(rest))):
             return None
         thoughts.append(text[: end.start()])
-        place = end.end()
-    elif _HEAD.match(text) is None:
-        return None
-    while head := _HEAD.match(text, place):
+        position = end.end()
+    while head := _HEAD.match(text, position):
         end = _MESSAGE_ENDS.search(text, head.end())
-        stop, place = (end.start(), end.end()) if end else (len(text), len(text))
+        stop, position = end.span() if end else (len(text), len(text))
         body = text[head.end() : stop]
-        thinks = _is_thought(head)
-        if thinks:
-            thoughts.append(body)
-        else:
-            called = _recipient(head)
-            answers.append(f"to={called} {body}" if called else body)
+        thinks = head["channel"] == "analysis" or (head["channel"] is None and head["to"] == "self")
+        recipient = head["to"] or head["late_to"] or "user"  # else the tool that is called
+        part = body if thinks or recipient == "user" else f"to={recipient} {body}"
+        (thoughts if thinks else answers).append(part)
         cut = thinks and end is None
-    if not _PART_OF_HEAD.match(text, place):
-        answers.append(text[place:])
+    if not _PART_OF_HEAD.match(text, position):
+        answers.append(text[position:])
     answer = "\n\n".join(filter(None, (part.strip("\n") for part in answers)))
     return Reply(answer, _joined(thoughts), cut=cut)
 
 
-def _begins_message(text: str) -> bool:
-    return not text.strip() or bool(_HEAD.match(text) or _PART_OF_HEAD.match(text))
-
-
-def _is_thought(head: re.Match[str]) -> bool:
-    return head["channel"] == "analysis" or (head["channel"] is None and head["to"] == "self")
-
-
-def _recipient(head: re.Match[str]) -> str | None:
-    """The tool that a message calls; None if it speaks to the user."""
-    to = head["to"] or head["late_to"]
-    return None if to == "user" else to
-
-
 def _in_words(text: str) -> Reply | None:
-    for words in _WORDS:
-        found = words.fullmatch(text)
-        if found is not None:
-            return Reply(_without_lead(found["answer"]), _joined([found["thought"]]))
-    return None
+    matches = (words.fullmatch(text) for words in _WORDS)
+    match = next(filter(None, matches), None)
+    return match and Reply(_without_lead(match["answer"]), _joined([match["thought"]]))
 
 
 def _unwrapped(answer: str, *, thought: bool) -> str:
-    """The answer without the marks that some families put around it."""
+    # The answer without the marks that some families put around it.
     start = answer.lstrip()
     for opening, closing, always in _ANSWER_MARKS:
-        if not start.startswith(opening) or not (always or thought):
-            continue
-        body, mark, after = start.removeprefix(opening).partition(closing)
-        if not after.strip():
-            return _without_lead(body).removesuffix("\n") if mark else _without_lead(body)
+        if start.startswith(opening) and (always or thought):
+            body, mark, after = start.removeprefix(opening).partition(closing)
+            if not after.strip():
+                return _without_lead(body).removesuffix("\n" if mark else "")
     return answer
 
 
 def _without_lead(text: str) -> str:
-    """The text without the blank lines (or, on the mark's line, the spaces) before it."""
+    # Without the blank lines (or, on the mark's line, the spaces) before it.
     return re.sub(r"\A(?:\s*\n|[ \t]+)", "", text)
 
 

@@ -1,25 +1,84 @@
 """Prompts and responses as tokens: exactly those the model reads, and those it would write."""
 
+import copy
 import datetime
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
-from prefstage.data.chat_settings import ControlTokens
-from prefstage.data.conversation_tokens import ConversationTokens, shared_length
+from prefstage.data.conversation_tokens import ConversationTokens
+from prefstage.data.messages import common_prefix
 from prefstage.data.records import SAMPLED, Message, prompt_id_of
 from prefstage.data.rendering import THOUGHT_FIELDS, ChatTemplate, RenderingError
+from prefstage.data.settings import ControlTokens
 from prefstage.data.thoughts import Reply, opens_thought, read_reply
-from prefstage.data.token_trees import EncodingCounts, TokenTree
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Cause = Literal["text", "truncation", "template", "normalisation"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 _OPENING_TOKENS = 32  # more than a template writes to open a thought
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """One prompt and its responses as tokens; the prompt stands once.
+
+    Attributes:
+        prompt_id: Names the prompt's content.
+        prompt_ids: Tokens of the prompt, generation prompt included.
+        response_ids: Tokens of each response, end-of-turn included unless truncated;
+            none is empty.
+        opening_ids: What the generation prompt has after `prompt_ids`, where the border moved:
+            a policy that is asked for a response reads both.
+    """
+
+    prompt_id: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[tuple[int, ...], ...]
+    opening_ids: tuple[int, ...] = ()
+
+
+@dataclass
+class EncodingCounts:
+    """What encoding did so far.
+
+    Attributes:
+        prompts: Prompts encoded.
+        responses: Responses encoded.
+        prompts_truncated: Prompts that lost their beginning.
+        prompt_tokens_dropped: Tokens they lost.
+        responses_truncated: Responses that lost their end, end-of-turn included.
+        response_tokens_dropped: Tokens they lost.
+        borders_moved: Trees whose responses begin before the generation prompt's end: the
+            template renders another opening once a response follows, or the tokenizer
+            merges the prompt's end with a response's start.
+        openings_removed: Prompts that ended with the generation prompt's own opening.
+        without_end: Responses after which the chat template writes no end-of-turn.
+        control_tokens: Prompts and responses whose text spells a control token.
+        thoughts_left_out: Responses whose thought the chat template does not show.
+        sampled: Responses that are the tokens which a policy generated.
+    """
+
+    prompts: int = 0
+    responses: int = 0
+    prompts_truncated: int = 0
+    prompt_tokens_dropped: int = 0
+    responses_truncated: int = 0
+    response_tokens_dropped: int = 0
+    borders_moved: int = 0
+    openings_removed: int = 0
+    without_end: int = 0
+    control_tokens: int = 0
+    thoughts_left_out: int = 0
+    sampled: int = 0
 
 
 class ResponseEncoder:
@@ -54,7 +113,7 @@ class ResponseEncoder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         *,
         chat_format: str | None = None,
         max_prompt_tokens: int | None = None,
@@ -152,7 +211,7 @@ class ResponseEncoder:
                 self._note_thought(answer)
         rendered = [answer for answer, ids in zip(answers, sampled, strict=True) if ids is None]
         before, wholes = self._tokens.together(turns, rendered)
-        border = min((shared_length(before, whole) for whole in wholes), default=len(before))
+        border = min((common_prefix(before, whole) for whole in wholes), default=len(before))
         self.counts.borders_moved += border < len(before)
         tails = iter([self._ended(whole)[border:] for whole in wholes])
         rows = [next(tails) if ids is None else [*before[border:], *ids] for ids in sampled]
@@ -296,7 +355,7 @@ def _message(response: str | Message) -> Message:
     return {"role": "assistant", "content": response} if isinstance(response, str) else response
 
 
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
@@ -322,7 +381,7 @@ def _checked_date(date: datetime.date | str | None) -> datetime.date:
         ) from None
 
 
-def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> Any:
+def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     if backend is None:
@@ -330,3 +389,69 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> Any:
     content = json.loads(backend.to_str())
     # Padding and truncation are states of the last call, not parts of the tokenizer.
     return [{k: v for k, v in content.items() if k not in ("padding", "truncation")}, special]
+
+
+def encode_noting_cuts(
+    prompt: Sequence[Message], responses: Sequence[Message | str], encoder: ResponseEncoder
+) -> tuple[TokenTree, tuple[bool, ...]]:
+    """Encode responses, and say which of them lost their end.
+
+    Args:
+        prompt: Messages before the responses.
+        responses: The responses.
+        encoder: Turns text into tokens, and counts.
+
+    Returns:
+        The tree, and for each response whether it was cut.
+    """
+    before = encoder.counts.responses_truncated
+    tree = encoder.encode(prompt, responses)
+    cut = encoder.counts.responses_truncated - before
+    limit = encoder.max_response_tokens
+    if limit is None or not cut:
+        return tree, (False,) * len(responses)
+    full = tuple(len(ids) == limit for ids in tree.response_ids)
+    if sum(full) > cut:  # a response of exactly the limit stands beside a longer one
+        whole = without_limits(encoder).encode(prompt, responses)
+        full = tuple(len(ids) > limit for ids in whole.response_ids)
+    return tree, full
+
+
+def cause_of(
+    prompt: Sequence[Message], first: Message, second: Message, encoder: ResponseEncoder
+) -> Cause:
+    """Why two responses are the same tokens.
+
+    Args:
+        prompt: Messages before them.
+        first: One response.
+        second: The other one, whose tokens are the same.
+        encoder: What encoded them.
+
+    Returns:
+        "text" where they are the same response; "truncation" where they differ behind the
+        limit; "normalisation" where the tokenizer gives both texts the same tokens; otherwise
+        "template", which does not write what differs (a field that it does not read, space at
+        the ends of a text).
+    """
+    if first == second:
+        return "text"
+    one, other = without_limits(encoder).encode(prompt, [first, second]).response_ids
+    if one != other:
+        return "truncation"
+    texts = [str(message.get("content") or "") for message in (first, second)]
+    fields = [{k: v for k, v in each.items() if k != "content"} for each in (first, second)]
+    ids = [_ids(encoder, text) for text in texts]
+    return "normalisation" if fields[0] == fields[1] and ids[0] == ids[1] else "template"
+
+
+def without_limits(encoder: ResponseEncoder) -> ResponseEncoder:
+    """The same encoder without truncation, and with counts of its own."""
+    whole = copy.copy(encoder)
+    whole.max_prompt_tokens = whole.max_response_tokens = None
+    whole.counts = EncodingCounts()
+    return whole
+
+
+def _ids(encoder: ResponseEncoder, text: str) -> Any:
+    return encoder.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,15 +1,19 @@
-"""The door through which tokenizers come in."""
+"""The door through which tokenizers come in, and the day that their templates read as today."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import AutoTokenizer
 
 from prefstage.core.adapters import adapters_of
 from prefstage.core.errors import ModelError, PrefstageError
 from prefstage.core.foreign import is_path, reason_of
+from prefstage.core.runs import run_date
+from prefstage.data.settings import ChatSettings
 
+_Settings = TypeVar("_Settings", bound=ChatSettings)
+_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -39,9 +43,11 @@ def load_tokenizer(name_or_path: str) -> Any:
     except PrefstageError:
         raise
     except Exception as error:  # what foreign files make the libraries raise is anything
-        broken = _broken_file(Path(source))
+        broken, reason = _broken_file(Path(source)), reason_of(error)
+        if "instantiate the backend tokenizer" in reason:
+            reason = "no tokenizer files"
         raise ModelError.of(
-            saw=f"no tokenizer at {source!r} ({broken or _reason(error)})",
+            saw=f"no tokenizer at {source!r} ({broken or reason})",
             expected="a folder with tokenizer.json or a model id of the Hub",
             cure="check the name, or point to the model's folder"
             if broken is None
@@ -76,8 +82,8 @@ def tokenizer_source(name_or_path: str) -> str:
 
 
 def _broken_file(folder: Path) -> str | None:
-    """Which of the tokenizer's files is no JSON, and why."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+    # The libraries' errors of a damaged file name neither the file nor the reason.
+    for name in _JSON_FILES:
         if (folder / name).is_file():
             try:
                 json.loads((folder / name).read_text(encoding="utf-8"))
@@ -86,6 +92,34 @@ def _broken_file(folder: Path) -> str | None:
     return None
 
 
-def _reason(error: Exception) -> str:
-    reason = reason_of(error)
-    return "no tokenizer files" if "instantiate the backend tokenizer" in reason else reason
+def reads_clock(name_or_path: str) -> bool:
+    """Whether a model's chat template writes today's date.
+
+    Args:
+        name_or_path: A model's folder or its id on the Hub; of a server it is not known.
+
+    Returns:
+        Whether it does; False where there is no tokenizer to look at.
+    """
+    if name_or_path.startswith(("openai:", "serve:")):
+        return False
+    try:
+        return "strftime_now" in str(load_tokenizer(name_or_path).chat_template)
+    except ModelError:
+        return False
+
+
+def with_date(settings: _Settings, policy: str | None, run: Path | None) -> _Settings:
+    """Settings that name the day which the policy's chat template reads as today.
+
+    Args:
+        settings: With `template_date`.
+        policy: Who answers; None for nobody.
+        run: The run's folder: one that goes on keeps the day on which it began.
+
+    Returns:
+        The settings with the day, if the template reads the clock and none was set.
+    """
+    if settings.template_date is not None or policy is None or not reads_clock(policy):
+        return settings
+    return settings.model_copy(update={"template_date": run_date(run)})

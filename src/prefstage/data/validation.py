@@ -4,9 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from datasets.utils.json import ujson_loads
-
-from prefstage.data.faults import RowFault, show
+from prefstage.data.compat import check_readable
 from prefstage.data.records import (
     TIE,
     Candidates,
@@ -17,6 +15,8 @@ from prefstage.data.records import (
     Record,
     prompt_id_of,
 )
+from prefstage.data.rows import RowFault, show
+from prefstage.data.storage import MESSAGE_COLUMNS
 
 
 def make_pair(
@@ -24,7 +24,7 @@ def make_pair(
     chosen: Sequence[Message],
     rejected: Sequence[Message],
     *,
-    fields: tuple[str, str] = ("chosen", "rejected"),
+    columns: Sequence[str] = ("chosen", "rejected"),
     **optional: Any,
 ) -> Pair:
     """Build a pair after the checks that every pair must pass.
@@ -33,7 +33,7 @@ def make_pair(
         prompt: Messages before the response.
         chosen: The preferred response: one assistant message.
         rejected: The other one.
-        fields: Columns that they came from, for faults.
+        columns: That the responses came from, for faults.
         optional: The optional fields of `Pair`, already of their types.
 
     Raises:
@@ -42,12 +42,12 @@ def make_pair(
             agreement lies outside [½, 1], or the judge's probability outside [0, 1].
     """
     check_prompt(prompt)
-    check_response(chosen, fields[0])
-    check_response(rejected, fields[1])
+    check_response(chosen, columns[0])
+    check_response(rejected, columns[1])
     if tuple(chosen) == tuple(rejected):
         raise RowFault(
-            fields[1],
-            saw=f"the same response as in {fields[0]}: {show(chosen[0]['content'])}",
+            columns[1],
+            saw=f"the same response as in {columns[0]}: {show(chosen[0]['content'])}",
             expected="two different responses",
             cure="remove the row, or write the other response",
         )
@@ -83,7 +83,7 @@ def make_candidates(
     sources: Sequence[str | None] | None = None,
     scores: Sequence[float | None] | None = None,
     generations: Sequence[Generation | None] = (),
-    field: str = "responses",
+    column: str = "responses",
 ) -> Candidates:
     """Build candidates after the checks that every prompt and response must pass.
 
@@ -93,11 +93,11 @@ def make_candidates(
     check_prompt(prompt)
     if not responses:
         raise RowFault(
-            field, saw="an empty list", expected="at least one response", cure="remove the row"
+            column, saw="an empty list", expected="at least one response", cure="remove the row"
         )
-    several = field == "responses"
+    several = column == "responses"
     for index, response in enumerate(responses):
-        check_text(response, f"{field}[{index}]" if several else field)
+        check_text(response, f"{column}[{index}]" if several else column)
     known = {"sources": sources, "scores": scores, "generations": generations or None}
     for name, values in known.items():
         if values is not None and len(values) != len(responses):
@@ -173,13 +173,8 @@ def check_storable(record: Record) -> None:
     """Fault text that UTF-8 cannot hold, and message fields that JSON or Arrow cannot."""
     try:
         json.dumps(vars(record), ensure_ascii=False, default=vars).encode("utf-8")
-        for messages in (
-            record.prompt,
-            getattr(record, "chosen", ()),
-            getattr(record, "rejected", ()),
-            getattr(record, "completion", ()),
-        ):
-            for message in messages:
+        for column in MESSAGE_COLUMNS:
+            for message in getattr(record, column, ()):
                 _check_fields(message)
     except UnicodeEncodeError as error:
         raise RowFault(
@@ -198,12 +193,13 @@ def check_storable(record: Record) -> None:
 
 
 def _check_fields(message: Message) -> None:
-    """Raise ValueError if a field beside role and content would not come back from Arrow."""
     for name in message.keys() - {"role", "content"}:
         value = message[name]
         if isinstance(value, str):
             continue
         text = json.dumps(value)
-        ujson_loads(text)  # `datasets` reads it so for others, and refuses numbers above 64 bits
+        check_readable(text)
+        # JSON turns keys that are no text into text, and tuples into lists: what would not
+        # come back as it was is refused rather than changed.
         if json.loads(text) != value:
             raise ValueError(f"{name}: {show(value)}")

@@ -9,7 +9,7 @@ import torch
 
 from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Pair
-from prefstage.data.same_tokens import CAUSES
+from prefstage.data.tokenising import CAUSES
 from prefstage.diagnosing.config import DiagnosisConfig
 from prefstage.diagnosing.flips import (
     LEARNABILITY_GROUPS,

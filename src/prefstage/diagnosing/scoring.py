@@ -14,9 +14,7 @@ import torch
 from prefstage.core.errors import InputError
 from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Candidates, Pair
-from prefstage.data.same_tokens import cause_of
-from prefstage.data.token_trees import TokenTree
-from prefstage.data.tokenising import ResponseEncoder
+from prefstage.data.tokenising import ResponseEncoder, TokenTree, cause_of
 from prefstage.diagnosing.config import DiagnosisConfig
 from prefstage.diagnosing.numbers import bootstrap_interval
 from prefstage.diagnosing.rankings import order_accuracy, ranking_accuracy

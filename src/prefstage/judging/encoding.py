@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from prefstage.core.errors import InputError, ModelError
-from prefstage.data.control_tokens import ControlText
+from prefstage.data.conversation_tokens import ControlText
 from prefstage.data.records import Message, Prompt
 from prefstage.data.rendering import ChatTemplate
 from prefstage.judging.texts import plain_prompt

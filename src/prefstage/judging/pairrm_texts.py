@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from prefstage.data.control_tokens import plain_ids
+from prefstage.data.compat import plain_ids
 from prefstage.data.records import Prompt
 from prefstage.judging.base import Comparison
 from prefstage.judging.texts import content_of, plain_prompt

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefstage.core.errors import InputError
-from prefstage.data.chat_settings import ControlTokens
+from prefstage.data.settings import ControlTokens
 from prefstage.sampling.base import Sampler, SamplingConfig
 
 

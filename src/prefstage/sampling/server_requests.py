@@ -7,8 +7,9 @@ from typing import Any, Literal
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from prefstage.core.errors import InputError
-from prefstage.data.chat_formats import CHAT_FORMATS, probe_turn
+from prefstage.data.conversation_tokens import probe_turn
 from prefstage.data.records import Message
+from prefstage.data.settings import CHAT_FORMATS
 from prefstage.data.thoughts import Reply, read_parts, read_reply
 from prefstage.sampling.base import Sample, SampleRequest, SamplingConfig
 from prefstage.serving import ChatReply

@@ -14,9 +14,9 @@ from prefstage.core.hashing import digest
 from prefstage.core.vocabulary import check_token_ids, embedding_rows, ids_without_token
 from prefstage.core.weights import weights_fingerprint
 from prefstage.data import ResponseEncoder, load_tokenizer
-from prefstage.data.faults import show
 from prefstage.data.records import Prompt
 from prefstage.data.rendering import RenderingError
+from prefstage.data.rows import show
 from prefstage.sampling.base import (
     Sample,
     SampleRequest,

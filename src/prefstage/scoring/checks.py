@@ -6,7 +6,7 @@ from typing import Any
 
 from prefstage.core.errors import InputError
 from prefstage.core.vocabulary import check_token_ids
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.model_parts import ModelParts
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prefstage.core.errors import InputError
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import Backend, RowAttention, choose_backend, tree_attention
 from prefstage.scoring.fused_layers import fused_layers
 from prefstage.scoring.linear import TokenLogProbs, linear_log_probs

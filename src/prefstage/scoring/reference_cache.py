@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefstage.core.errors import DataError
 from prefstage.core.files import atomic_path, write_json
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.engine import TreeLogProbs
 from prefstage.scoring.fingerprints import model_fingerprint, response_key
 from prefstage.scoring.scorer import Scorer

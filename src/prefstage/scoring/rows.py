@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from prefstage.core.errors import InputError
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 
 Span = tuple[int, int]
 """Half-open range of places in a row."""

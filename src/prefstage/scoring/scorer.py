@@ -13,7 +13,7 @@ import torch
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.core.progress import progress
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import BACKENDS, Backend, choose_backend
 from prefstage.scoring.budget import automatic_budget
 from prefstage.scoring.checks import check_fits

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefstage.core.errors import ModelError
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import Backend, RowAttention, choose_backend, tree_attention
 from prefstage.scoring.engine import Layout, TreeLogProbs, response_log_probs, run_row
 from prefstage.scoring.fused_layers import find_fused_layers

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from prefstage.core.seeds import seed_for
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.losses import (
     GroupBatch,
     LossBatch,

@@ -19,11 +19,11 @@ from prefstage.data import (
     load_unpaired,
     pairs_to_candidates,
 )
+from prefstage.data.formats import Wanted
 from prefstage.data.reading import open_reading
-from prefstage.data.recognition import Wanted
 from prefstage.data.records import Ties
-from prefstage.data.response_loading import conversation_of_pair, unpaired_of_pair
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.settings import ReadOptions
+from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix
 from prefstage.training.items import ItemKind, ItemSet, LoadedSet, TrainingItem, encode_items
 
@@ -167,14 +167,14 @@ def as_taken(rows: LoadedSet, loss: LossMix, *, ties: Ties = "leave-out") -> Loa
     report = replace(rows.report, notes=list(rows.report.notes), ties=kept)
     usable = (pair for pair in rows if not (pair.tied and ties == "leave-out"))
     if "responses" in loss.data:
-        return ConversationSet.of(map(conversation_of_pair, usable), report=report)
+        return ConversationSet.of(map(Pair.demonstration, usable), report=report)
     if number and ties == "keep":
         raise InputError.of(
             saw=f"ties: keep, and {number:,} ties among the pairs for a loss on labelled responses",
             expected="pairs of which one response is desirable and the other is not",
             cure="leave ties out (ties: leave-out), or choose a loss on pairs",
         )
-    return UnpairedSet.of((one for pair in usable for one in unpaired_of_pair(pair)), report=report)
+    return UnpairedSet.of((part for pair in usable for part in pair.unpaired()), report=report)
 
 
 def _with_needs(items: ItemSet, loss: LossMix) -> ItemSet:
@@ -304,13 +304,6 @@ _OF_PAIRS: Mapping[Any, Wanted] = {
 
 
 def _holds_pairs(source: Any, wanted: Wanted, how: Mapping[str, Any]) -> bool:
-    settings = dict.fromkeys(("format", "columns", "labels", "split"))
-    reading = open_reading(
-        source,
-        wanted,
-        **{**settings, **{name: how[name] for name in settings if name in how}},
-        on_bad_row="error",
-        quarantine_file=None,
-        streaming=False,
-    )
-    return reading.format.kind == "pairs"
+    names = ("format", "columns", "labels", "split")
+    options = ReadOptions(**{name: how[name] for name in names if name in how})
+    return open_reading(source, wanted, options).format.kind == "pairs"

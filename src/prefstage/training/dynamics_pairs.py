@@ -15,7 +15,7 @@ from prefstage.core.hashing import digest
 from prefstage.core.seeds import seed_for
 from prefstage.data import Pair, PairSet, ResponseEncoder, TokenTree
 from prefstage.data.records import Ties
-from prefstage.data.same_tokens import Cause, cause_of
+from prefstage.data.tokenising import Cause, cause_of
 from prefstage.scoring import Scorer
 from prefstage.training.items import LEFT_OUT, ItemSet, TrainingItem, left_out
 

@@ -22,7 +22,7 @@ from prefstage.data import (
 )
 from prefstage.data.records import TIE, Ties
 from prefstage.data.rendering import RenderingError
-from prefstage.data.same_tokens import CAUSES, cause_of, encode_noting_cuts
+from prefstage.data.tokenising import CAUSES, cause_of, encode_noting_cuts
 from prefstage.training.refused import RefusedRows
 
 ItemKind = Literal["pairs", "groups", "unpaired", "responses"]
@@ -79,7 +79,7 @@ class ItemSet:
         kind: What an item is.
         items: The items, in the order of the dataset.
         counts: What encoding did: prompts and responses encoded, cut off and so on, as in
-            `prefstage.data.token_trees.EncodingCounts`; what was cut by side; what was left
+            `prefstage.data.tokenising.EncodingCounts`; what was cut by side; what was left
             out (`LEFT_OUT`); and how many annotators there are, where the loss asks.
         fingerprint: Hash of the data and of the encoding.
     """

@@ -17,7 +17,7 @@ from prefstage.core.errors import InputError, ModelError
 from prefstage.core.files import write_json
 from prefstage.core.hashing import digest
 from prefstage.core.seeds import seed_for
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.sampling.batching import plan_batches
 from prefstage.sampling.decoding import Row, generate_rows
 from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS

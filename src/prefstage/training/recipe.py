@@ -11,8 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from prefstage.core.adapters import is_adapter
 from prefstage.core.config import Config, nearest
 from prefstage.core.errors import ConfigError
-from prefstage.data.chat_settings import CHAT_SETTINGS, ChatSettings
 from prefstage.data.records import Ties
+from prefstage.data.settings import CHAT_SETTINGS, ChatSettings, ReadOptions
 from prefstage.sampling.base import SamplingConfig
 
 if TYPE_CHECKING:
@@ -41,16 +41,10 @@ _ELSEWHERE = {
 }
 
 
-class DataSettings(Config):
+class DataSettings(ReadOptions):
     """One data set, and how it is read."""
 
     path: str = Field(description="File, folder or Hub id.")
-    format: str | None = Field(default=None, description="Name of its format; None to recognise.")
-    columns: dict[str, str] = Field(default={}, description="Role to column name.")
-    labels: dict[str | int, str] | None = Field(default=None, description="What labels mean.")
-    split: str | None = Field(default=None, description="Split of a folder or Hub data set.")
-    on_bad_row: Literal["error", "quarantine"] = Field(default="error", description="Bad rows.")
-    quarantine_file: str | None = Field(default=None, description="Where bad rows go.")
 
 
 class TokenSettings(ChatSettings):

@@ -1,6 +1,5 @@
 """Running a recipe: from its settings to a trained, exported model in a run folder."""
 
-import inspect
 import math
 import os
 import shutil
@@ -17,7 +16,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from prefstage.core.config import write_config
 from prefstage.core.errors import (
-    ConfigError,
     MissingDependencyError,
     PrefstageError,
     RunFolderError,
@@ -31,7 +29,7 @@ from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.arguments import PreferenceArguments
 from prefstage.training.best import best_checkpoint, exported_step, metrics_at, plain_metrics
-from prefstage.training.datasets import check_rows, load_data, load_for
+from prefstage.training.datasets import check_rows, load_data
 from prefstage.training.dynamics import DisplacementWarning, DynamicsCallback
 from prefstage.training.items import ItemSet, LoadedSet, left_out
 from prefstage.training.online import OnlinePreferenceTrainer
@@ -137,18 +135,7 @@ def load_set(settings: DataSettings, loss: LossMix) -> LoadedSet:
     Raises:
         DataError: As the loaders.
     """
-    given = settings.model_dump(exclude={"path", "labels", "columns"})
-    given["columns"] = settings.columns or None
-    if settings.labels is not None:
-        if "labels" not in inspect.signature(load_for(loss)).parameters:
-            raise ConfigError.of(
-                saw=f"labels={settings.labels} of {settings.path}, for a loss on "
-                f"{' or '.join(sorted(loss.data))}",
-                expected="labels with losses on pairs alone, whose labels name the better response",
-                cure="remove labels, or write the data as pairs first",
-            )
-        given["labels"] = settings.labels
-    return load_data(settings.path, loss, **given)
+    return load_data(settings.path, loss, **settings.model_dump(exclude={"path"}))
 
 
 def check_sets(sets: Mapping[str, DataSettings], loss: LossMix) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prefstage.core.errors import ConfigError
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.scoring import ReferenceCache, Scorer
 from prefstage.training.batches import Flat, StepItems
 from prefstage.training.items import ItemSet

@@ -7,8 +7,8 @@ from typing import Any
 
 from prefstage.core.errors import DataError
 from prefstage.data import CandidateSet, ConversationSet, PairSet, UnpairedSet
-from prefstage.data.faults import BadRow, RowFault
 from prefstage.data.rendering import RenderingError
+from prefstage.data.rows import BadRow, RowFault
 
 _SHOWN_ROWS = 3
 _SIDES: dict[type, tuple[str, ...]] = {
@@ -43,7 +43,7 @@ class RefusedRows:
             error: Why it cannot be rendered.
         """
         report = self._dataset.report
-        file, number = report.place_of(index, len(self._dataset))
+        file, number = report.position_of(index, len(self._dataset))
         bad = BadRow.of(file, number, self._named(error.fault))
         self.count += 1
         if len(self._first) < _SHOWN_ROWS:

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from prefstage.data.token_trees import TokenTree
+from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix, LossState, LossValues
 from prefstage.scoring.attention import Backend
 from prefstage.scoring.direct import direct_gradients, reserve_gradients

@@ -13,7 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
 from prefstage.data import ResponseEncoder
-from prefstage.data.chat_settings import CHAT_SETTINGS
+from prefstage.data.settings import CHAT_SETTINGS
 from prefstage.losses import LossState, parse_loss
 from prefstage.scoring import Scorer
 from prefstage.scoring.checks import check_fits

@@ -1,17 +1,234 @@
-"""Every format that is recognised unaided, in the order in which they are tried.
+"""Every format that is recognised by itself, and which one a dataset has.
 
 `FORMATS` hold preferences. Labelled responses (`UNPAIRED`) and `CONVERSATIONS` are read by
 loaders of their own, which try their formats first and then those of pairs.
 """
 
-from prefstage.data.formats.base import Format, Row
-from prefstage.data.formats.compared import COMPARED
-from prefstage.data.formats.demonstrated import CONVERSATIONS
-from prefstage.data.formats.listed import LISTED
-from prefstage.data.formats.paired import PAIRED
-from prefstage.data.formats.trees import TREES
-from prefstage.data.formats.unpaired import UNPAIRED
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
-FORMATS: tuple[Format, ...] = (*PAIRED, *COMPARED, *TREES, *LISTED)
+from prefstage.core.config import nearest
+from prefstage.core.errors import DataError, InputError
+from prefstage.data.formats.candidates import LISTED, TREES
+from prefstage.data.formats.fields import Format, Row, fields, is_filled, read_prompt
+from prefstage.data.formats.pairs import PAIRS
+from prefstage.data.formats.responses import CONVERSATIONS, UNPAIRED
+from prefstage.data.records import Candidates, prompt_id_of
+from prefstage.data.validation import check_prompt
 
-__all__ = ["CONVERSATIONS", "FORMATS", "UNPAIRED", "Format", "Row"]
+__all__ = ["CONVERSATIONS", "FORMATS", "PROMPTS", "UNPAIRED", "Format", "Row"]
+
+Wanted = Literal["pairs", "candidates", "unpaired", "conversations"]
+
+FORMATS: tuple[Format, ...] = (*PAIRS, *TREES, *LISTED)
+_SPECIAL: dict[Wanted, tuple[Format, ...]] = {
+    "unpaired": UNPAIRED,
+    "conversations": CONVERSATIONS,
+}
+
+COLUMN_ROLES = (
+    *("prompt", "system", "tools", "chosen", "rejected", "agreement"),
+    *("score_chosen", "score_rejected", "source_chosen", "source_rejected", "judge_probability"),
+    *("response_a", "response_b", "label", "votes", "votes_a", "votes_b", "votes_tie"),
+    *("source_a", "source_b", "score_a", "score_b"),
+    *("responses", "sources", "scores", "response", "source", "score"),
+    *("completion", "messages", "annotator"),
+)
+"""What `columns=` can name: the role of each column, on the left of the map."""
+
+
+def _read_prompt_alone(row: Row, _: object) -> Candidates:
+    prompt = read_prompt(row)
+    check_prompt(prompt)
+    return Candidates(prompt_id_of(prompt), tuple(prompt), (), (), ())
+
+
+PROMPTS = Format(
+    "prompts",
+    "candidates",
+    fields("prompt"),
+    _read_prompt_alone,
+    shapes={"prompt": is_filled},
+    note="rows are prompts without responses",
+)
+"""What `load_prompts` falls back on; every other format has more than a prompt."""
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Refuse roles that nothing reads.
+
+    Raises:
+        InputError: Naming the nearest role.
+    """
+    for role in columns:
+        if role not in COLUMN_ROLES:
+            guess = nearest(role, list(COLUMN_ROLES))
+            raise InputError.of(
+                saw=f"columns={{{role!r}: ...}}",
+                expected=f"roles among {', '.join(COLUMN_ROLES)}",
+                cure=f"did you mean {guess!r}?" if guess else "choose one of them",
+            )
+
+
+def check_mapped(columns: Mapping[str, str], row: Row, source: str) -> None:
+    """Refuse a map to columns that the dataset does not have.
+
+    Raises:
+        DataError: Naming the nearest column.
+    """
+    for role, name in columns.items():
+        if name not in row:
+            guess = nearest(name, list(map(str, row)))
+            raise DataError.of(
+                saw=f"columns={{{role!r}: {name!r}}} for {source} with the columns {_list(row)}",
+                expected="a column that the dataset has",
+                cure=f"did you mean {guess!r}?" if guess else "choose one of them",
+            )
+
+
+def rename(row: Row, columns: Mapping[str, str]) -> dict[str, object]:
+    """The row under the roles that a column map gives; other columns keep their names."""
+    if not columns:
+        return dict(row)
+    mapped = {role: row[name] for role, name in columns.items() if name in row}
+    rest = {name: value for name, value in row.items() if name not in columns.values()}
+    return {**mapped, **{name: value for name, value in rest.items() if name not in mapped}}
+
+
+def format_named(name: str, wanted: Wanted = "pairs") -> Format:
+    """The format of a name.
+
+    Args:
+        name: Its name.
+        wanted: What is loaded; see `formats_for`.
+
+    Returns:
+        The format.
+
+    Raises:
+        InputError: If there is none, naming the nearest.
+    """
+    known = {format_.name: format_ for format_ in formats_for(wanted)}
+    if name in known:
+        return known[name]
+    guess = nearest(name, list(known))
+    raise InputError.of(
+        saw=f"format={name!r}",
+        expected=f"one of {', '.join(known)}",
+        cure=f"did you mean {guess!r}?" if guess else "choose one, or leave it out",
+    )
+
+
+def formats_for(wanted: Wanted) -> tuple[Format, ...]:
+    """The formats that one kind of data is read from, in the order in which they are tried."""
+    return FORMATS if wanted not in _SPECIAL else (*_SPECIAL[wanted], *PAIRS)
+
+
+def recognise(
+    rows: Sequence[Row], source: str, wanted: Wanted, *, fallback: Format | None = None
+) -> Format:
+    """Recognise the format of a dataset from its first rows.
+
+    Args:
+        rows: The first rows that are objects, at least one.
+        source: The dataset's name, for errors.
+        wanted: What is loaded: candidate formats are preferred for candidates, and are
+            an error for pairs. Labelled responses and conversations have formats of their
+            own, which come before those of pairs.
+        fallback: Taken if no format is recognised and the first row is of this one.
+
+    Returns:
+        The first format, special before general, that the first recognisable row has.
+
+    Raises:
+        DataError: If no format is recognised (the nearest is named), or two that read
+            different columns are.
+    """
+    for row in rows:
+        matching = [format_ for format_ in formats_for(wanted) if format_.recognises(row)]
+        if matching:
+            return _choose(matching, row, source, wanted)
+    row = rows[0]
+    if fallback is not None and fallback.recognises(row):
+        return fallback
+    _check_kind(row, source, wanted)
+    near = _nearest_format(row, formats_for(wanted))
+    lacking = [name for name in near.fields if name not in row]
+    seen = f"{source} with the columns {_list(row)}, which fit no known format"
+    roles = {"unpaired": "prompt, completion, label", "conversations": "prompt, completion"}
+    example = roles.get(wanted, "prompt, chosen, rejected").split(", ")
+    columns = ", ".join(f"{role!r}: ..." for role in example)
+    raise DataError.of(
+        saw=seen if lacking else f"{seen} by their values",
+        expected=f"e.g. {near.name} ({', '.join(near.fields)})",
+        cure=f"name the columns, e.g. columns={{{columns}}}",
+    )
+
+
+def _check_kind(row: Row, source: str, wanted: Wanted) -> None:
+    # Data of another kind is refused by naming who reads it.
+    what = "labelled responses" if wanted == "unpaired" else wanted
+    for kind, formats in _SPECIAL.items():
+        other = next((format_ for format_ in formats if format_.recognises(row)), None)
+        if other is not None and kind != wanted:
+            raise DataError.of(
+                saw=f"{source}, which is read as {other.name}",
+                expected=what,
+                cure=f"load it with load_{kind}",
+            )
+    listed = next((format_ for format_ in (*TREES, *LISTED) if format_.recognises(row)), None)
+    if listed is not None:
+        raise DataError.of(
+            saw=f"{source}, which is read as {listed.name}: prompts with responses",
+            expected=what,
+            cure="load it with load_candidates",
+        )
+
+
+def _choose(matching: Sequence[Format], row: Row, source: str, wanted: Wanted) -> Format:
+    if matching[0].kind == wanted and wanted in _SPECIAL:
+        return matching[0]
+    pairs = [format_ for format_ in matching if format_.kind == "pairs"]
+    listed = [format_ for format_ in matching if format_.kind != "pairs"]
+    if wanted == "candidates" and listed:
+        return listed[0]
+    if not pairs:
+        raise DataError.of(
+            saw=f"{source}, which is read as {listed[0].name}: responses without a chosen one",
+            expected="pairs",
+            cure="load it with load_candidates, and let a judge or the scores make pairs "
+            "(prefstage build)",
+        )
+    by_choice = [format_ for format_ in pairs if "chosen" in format_.fields]
+    by_verdict = [format_ for format_ in pairs if "chosen" not in format_.fields]
+    if by_choice and by_verdict:
+        raise DataError.of(
+            saw=f"{source} with the columns {_list(row)}, which fit both {by_choice[0].name} "
+            f"and {by_verdict[0].name}",
+            expected="one way to read it",
+            cure=f"say which, e.g. format={by_choice[0].name!r}",
+        )
+    return pairs[0]
+
+
+def _nearest_format(row: Row, formats: Sequence[Format]) -> Format:
+    # The columns of the format and of the row that resemble each other most; of equals the
+    # general format, which stands after the special ones.
+    names = [str(name).lower() for name in row]
+
+    def likeness(format_: Format) -> float:
+        needed = sum(_closeness(need, names) for need in format_.fields) / len(format_.fields)
+        used = sum(_closeness(name, format_.fields) for name in names) / max(1, len(names))
+        return needed + used
+
+    return max(reversed(formats), key=likeness)
+
+
+def _closeness(name: str, others: Iterable[str]) -> float:
+    ratios = (difflib.SequenceMatcher(None, name, other).ratio() for other in others)
+    return max(ratios, default=0.0)
+
+
+def _list(row: Row) -> str:
+    return ", ".join(map(str, row)) or "(none)"

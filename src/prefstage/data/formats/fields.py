@@ -1,0 +1,443 @@
+"""What a format is, a row under its roles, and how readers reach into it."""
+
+import math
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from prefstage.data.labels import LabelScheme
+from prefstage.data.messages import (
+    is_messages,
+    is_transcript,
+    messages_in,
+    parse_field,
+    read_message,
+    read_messages,
+    read_transcript,
+    turn,
+)
+from prefstage.data.records import Message, Prompt, Record
+from prefstage.data.rows import Observations, RawRow, RowFault, show
+
+Row = Mapping[str, Any]
+Kind = Literal["pairs", "candidates", "answers", "unpaired", "conversations"]
+PROMPT_NAMES = ("prompt", "instruction", "question", "query", "input", "context")
+SYSTEM_NAMES = ("system", "system_prompt", "system_message", "sys_prompt")
+COMPLETION_NAMES = ("completion", "response", "output", "answer")
+ANNOTATOR_NAMES = (
+    *("annotator", "annotator_id", "annotator_index", "worker", "worker_id", "rater"),
+    *("rater_id", "labeler", "labeler_id", "labeller", "user", "user_id"),
+)
+SPELLINGS = {
+    "prompt": PROMPT_NAMES,
+    "completion": COMPLETION_NAMES,
+    "responses": ("responses", "completions", "generations", "outputs", "answers", "candidates"),
+    "sources": ("sources", "models", "generation_models"),
+    "scores": ("scores", "ratings", "rewards", "all_rm_scores"),
+    "response": ("response", "output", "completion", "answer"),
+    "source": ("source", "generator", "model"),
+    "score": ("score", "preference", "reward", "rating"),
+    "score_chosen": ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating"),
+    "score_rejected": ("score_rejected", "rejected_score", "rejected_rating", "rejected-rating"),
+    "source_chosen": ("source_chosen", "chosen_model", "chosen-model"),
+    "source_rejected": ("source_rejected", "rejected_model", "rejected-model"),
+}
+"""How datasets spell the column of a role; the first that is filled counts."""
+_STAND_IN = [*turn("", "user"), *turn("")]
+
+
+class SourceRow(Mapping[str, Any]):
+    """One row under its roles, which notes the columns that are read.
+
+    Looking for a name is no reading; taking its value is. Text that spells messages as JSON
+    comes out as the messages.
+
+    Args:
+        values: The row, by role (or by column where a column has no role).
+        columns: Role to column, where they differ.
+        observations: The account of the pass; None for a row that is only looked at, where
+            messages stand for a text of messages that cannot be parsed.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        columns: Mapping[str, str] | None = None,
+        observations: Observations | None = None,
+    ) -> None:
+        self._values, self._columns = values, columns or {}
+        self.observations = observations
+        self._parsed: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a role or column, which is noted as read."""
+        value = self._values[name]
+        column = self._columns.get(name, name)
+        if self.observations is not None:
+            self.observations.used.add(column)
+        if not isinstance(value, str):
+            return value
+        if name not in self._parsed:
+            self._parsed[name] = self._parse(value, column)
+        return self._parsed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        """How many names there are."""
+        return len(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the row has a name; not a reading."""
+        return name in self._values
+
+    def peek(self, name: str) -> Any:
+        """A value as it stands, or None, without noting it as read."""
+        return self._values.get(name)
+
+    def raw(self) -> dict[str, Any]:
+        """The row under its source's columns, as it stands there; not a reading."""
+        return {self._columns.get(name, name): value for name, value in self._values.items()}
+
+    def _parse(self, text: str, column: str) -> Any:
+        try:
+            messages = messages_in(text, column)
+        except RowFault:
+            if self.observations is not None:
+                raise
+            return _STAND_IN  # so that the format is recognised, and its reader says the fault
+        if messages is None:
+            return text
+        if self.observations is not None:
+            self.observations.parsed[column] += 1
+        return [messages] if isinstance(messages, Mapping) else messages
+
+
+@dataclass(frozen=True)
+class Format:
+    """One dataset format that is recognised by itself, declared as fields and their roles.
+
+    Attributes:
+        name: For reports and for `format=`.
+        kind: "pairs" (a row is a pair), "candidates" (a row is a prompt with its
+            responses), "answers" (a row is one response; rows are grouped by prompt),
+            "unpaired" (a row is one response with a label) or "conversations".
+        fields: Column to role. A column of another name than its role is read under the role.
+        read: Row to record, with the label scheme where `labels` is set.
+        shapes: Role to what its value must be for a row to be of this format.
+        present: Columns that a row of this format has, filled or not.
+        absent: Columns that it does not have.
+        matches: What else holds for a row of this format.
+        labels: Meaning of the labels, or how it follows from the first rows and the
+            dataset's name; None for formats without labels.
+        gather: For formats whose records do not stand in one row: the source's rows to
+            rows that `read` takes.
+        note: What the report should say whenever this format is read.
+    """
+
+    name: str
+    kind: Kind
+    fields: Mapping[str, str]
+    read: Callable[[Row, LabelScheme | None], Record]
+    shapes: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
+    present: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    matches: Callable[[Row], bool] | None = None
+    labels: LabelScheme | Callable[[Sequence[Row], str], LabelScheme] | None = None
+    gather: Callable[[Iterator[RawRow], Observations], Iterator[RawRow]] | None = None
+    note: str | None = None
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Role to column, where they differ."""
+        return {role: column for column, role in self.fields.items() if role != column}
+
+    def recognises(self, row: Row) -> bool:
+        """Whether a row is of this format."""
+        return (
+            all(name in row for name in self.present)
+            and not any(name in row for name in self.absent)
+            and all(test(self._value(row, role)) for role, test in self.shapes.items())
+            and (self.matches is None or self.matches(row))
+        )
+
+    def _value(self, row: Row, role: str) -> Any:
+        column = self.renamed.get(role) or first_of(row, role)
+        return None if column is None else row.get(column)
+
+
+def fields(*same: str, **roles: str) -> dict[str, str]:
+    """Fields of a format: columns that are named as their roles, and ``column="role"``."""
+    return {**roles, **{name: name for name in same}}
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is text."""
+    return isinstance(value, str)
+
+
+def is_filled(value: Any) -> bool:
+    """Whether a value is there."""
+    return value is not None
+
+
+def is_missing(value: Any) -> bool:
+    """Whether there is no value."""
+    return value is None
+
+
+def is_response(value: Any) -> bool:
+    """Whether a value may be a response: text, or messages."""
+    return isinstance(value, str) or is_messages(value)
+
+
+def overlaid(row: Row, **values: Any) -> Row:
+    """The row with other values under some names; what is not looked at stays unread.
+
+    Args:
+        row: The row.
+        values: By name, what stands before the row's values.
+
+    Returns:
+        A view of both.
+    """
+    return ChainMap(values, cast("dict[str, Any]", row))
+
+
+def first_of(row: Row, role: str) -> str | None:
+    """The first column that is filled among the spellings of a role; None if none is."""
+    names = SPELLINGS.get(role, (role,))
+    return next((name for name in names if row.get(name) is not None), None)
+
+
+def require(row: Row, role: str) -> Any:
+    """The value of the first filled column of a role.
+
+    Raises:
+        RowFault: If none is.
+    """
+    name = first_of(row, role)
+    if name is None:
+        first = SPELLINGS.get(role, (role,))[0]
+        raise RowFault(
+            first,
+            saw="nothing" if first in row else "no such field",
+            expected="a value",
+            cure="fill the field, or remove the row",
+        )
+    return row[name]
+
+
+def read_text(row: Row, role: str) -> str:
+    """A text column, which may be empty but not of another type."""
+    value = require(row, role)
+    if not isinstance(value, str):
+        raise RowFault(
+            first_of(row, role) or role,
+            saw=show(value),
+            expected="text",
+            cure="turn it into text, or remove the row",
+        )
+    return value
+
+
+def read_number(row: Row, name: str) -> float | None:
+    """A numeric column; missing, empty and NaN mean unknown (None)."""
+    value = row.get(name)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        number = math.inf if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.inf
+    if math.isinf(number):
+        raise RowFault(
+            name,
+            saw=show(value),
+            expected="a finite number, or nothing",
+            cure="mend the value, or leave it empty",
+        )
+    return None if math.isnan(number) else number
+
+
+def read_source(row: Row, name: str) -> str | None:
+    """A column that names who wrote a response; missing means unknown (None)."""
+    return None if row.get(name) is None else read_text(row, name)
+
+
+def read_optional(row: Row, role: str) -> Any:
+    """The number or writer of a role, from whichever of its columns is filled, or None."""
+    column = first_of(row, role)
+    read = read_source if role.startswith("source") else read_number
+    return None if column is None else read(row, column)
+
+
+def read_annotator(row: SourceRow) -> str | None:
+    """Who labelled a row's pair.
+
+    Args:
+        row: The row.
+
+    Returns:
+        The annotator's name (numbers as text), or None if the row names nobody.
+
+    Raises:
+        RowFault: If the column holds no name.
+    """
+    name = next((name for name in ANNOTATOR_NAMES if row.get(name) not in (None, "")), None)
+    if name is None:
+        return None
+    value = row[name]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as tables write a column of numbers in which some are missing
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RowFault(
+            name,
+            saw=show(value),
+            expected="the annotator's name or number",
+            cure="mend or empty the field",
+        )
+    return str(value).strip() or None
+
+
+def read_prompt(row: Row) -> Prompt:
+    """The prompt of a row: text, messages or a transcript, with what belongs to it.
+
+    A column of `SYSTEM_NAMES` becomes the system message, Alpaca's `input` follows the
+    `instruction` after a line break and its `history` goes before it, and `tools` are
+    kept with the first message.
+
+    Raises:
+        RowFault: If there is no prompt, or a part of it is of a wrong type.
+    """
+    value = require(row, "prompt")
+    name = first_of(row, "prompt") or "prompt"
+    if isinstance(value, str):
+        if name == "instruction" and row.get("input"):
+            value = f"{value}\n{read_text(row, 'input')}"
+        if is_transcript(value):
+            prompt = read_transcript(value, name, is_prompt=True)
+        else:
+            prompt = turn(value, "user")
+    else:
+        prompt = read_messages(value, name)
+    return with_system_and_tools(row, (*_read_history(row), *prompt))
+
+
+def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:
+    """Put the row's columns of a system turn and of tools into the prompt's first message."""
+    name, system = _read_system(row)
+    if name and system:
+        if prompt and prompt[0]["role"] == "system":
+            if system.strip() and prompt[0]["content"] != system:
+                raise RowFault(
+                    name,
+                    saw=f"{show(system)} beside a system turn in the prompt",
+                    expected="one system message",
+                    cure="empty the column, or remove the turn",
+                )
+        else:
+            prompt = (*turn(system, "system"), *prompt)
+            observations = observations_of(row)
+            if system.strip() and name != "system" and observations is not None:
+                observations.systems[name] += 1
+    tools = _read_tools(row.get("tools"))
+    if tools and prompt:
+        if prompt[0].get("tools") not in (None, tools):
+            raise RowFault(
+                "tools",
+                saw="other tools in the first message",
+                expected="one list of tools",
+                cure="empty the column, or remove the message's tools",
+            )
+        prompt = ({**prompt[0], "tools": tools}, *prompt[1:])
+    return prompt
+
+
+def observations_of(row: Row) -> Observations | None:
+    """The account of the pass that a row belongs to, also of an overlaid one."""
+    while isinstance(row, ChainMap):
+        row = row.maps[-1]
+    return row.observations if isinstance(row, SourceRow) else None
+
+
+def _read_system(row: Row) -> tuple[str | None, str]:
+    texts = {name: read_text(row, name) for name in SYSTEM_NAMES if row.get(name) is not None}
+    filled = {name: text for name, text in texts.items() if text.strip()}
+    if len(set(filled.values())) > 1:
+        first, second = list(filled)[:2]
+        raise RowFault(
+            second,
+            saw=f"{show(filled[second])} beside {show(filled[first])} in {first}",
+            expected="one system message",
+            cure="empty one of the columns",
+        )
+    return next(iter((filled or texts).items()), (None, ""))
+
+
+def read_response(value: Any, field: str, prompt: Prompt = ()) -> tuple[Message, ...]:
+    """A response: text, one message, or messages (which may repeat the prompt first).
+
+    Raises:
+        RowFault: If it is of another type.
+    """
+    if isinstance(value, str):
+        return turn(value)
+    whole = is_messages(value)
+    if isinstance(value, Mapping) and not whole:
+        return (read_message(value, field),)
+    if not whole:
+        raise RowFault(
+            field,
+            saw="nothing" if value is None else show(value),
+            expected="text or {role, content} messages",
+            cure="fill the field, or remove the row",
+        )
+    turns = read_messages(value, field)
+    # A column of tools went into the prompt's first message, where the conversation has none.
+    bare = tuple({k: item for k, item in message.items() if k != "tools"} for message in prompt)
+    if bare and len(turns) > len(bare) and turns[: len(bare)] == bare:
+        return turns[len(bare) :]
+    return turns
+
+
+def _read_history(row: Row) -> Prompt:
+    history = row.get("history")
+    if not history:
+        return ()
+    pairs = isinstance(history, Sequence) and all(
+        isinstance(texts, Sequence) and [type(text) for text in texts] == [str, str]
+        for texts in history
+    )
+    if not pairs:
+        raise RowFault(
+            "history",
+            saw=show(history),
+            expected="a list of [user, assistant] texts",
+            cure="mend or empty the field",
+        )
+    return tuple(
+        message for asked, answered in history for message in turn(asked, "user") + turn(answered)
+    )
+
+
+def _read_tools(tools: Any) -> Any:
+    # A list of tools: objects, or the JSON text of the list or of its items.
+    expected = "a list of tools, or its JSON text"
+    if isinstance(tools, str):
+        tools = parse_field(tools, "tools", expected) if tools.strip() else None
+    if isinstance(tools, Mapping):
+        tools = [tools]
+    if not tools:
+        return None
+    if isinstance(tools, str) or not isinstance(tools, Sequence):
+        raise RowFault("tools", saw=show(tools), expected=expected, cure="mend the field")
+    return [
+        parse_field(tool, f"tools[{index}]", "a tool, or its JSON text")
+        if isinstance(tool, str)
+        else tool
+        for index, tool in enumerate(tools)
+    ]

@@ -1,0 +1,290 @@
+"""Rows on their way in: parsed without a loss, faulted by name, and counted in a report."""
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+_SHOWN_CHARACTERS = 60
+_SHOWN_NAMES = 20
+
+
+class RowFault(Exception):  # noqa: N818 - a finding about a row; DataError is what users see
+    """One row cannot be read; raised inside readers, never shown to users as it is.
+
+    Attributes:
+        field: The column, with a path into it where that helps (``chosen[1].role``).
+        saw: What stood there.
+        expected: What would have been right.
+        cure: What to do, as an imperative.
+    """
+
+    def __init__(self, field: str, *, saw: str, expected: str, cure: str) -> None:
+        super().__init__(f"{field}: {saw}; expected {expected}; {cure}")
+        self.field = field
+        self.saw = saw
+        self.expected = expected
+        self.cure = cure
+
+
+class DuplicatedKey(ValueError):  # noqa: N818 - a finding about a text; users see a RowFault
+    """A JSON object names one key twice, so that one of two values would be lost.
+
+    Attributes:
+        key: The key.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} twice in one object")
+        self.key = key
+
+    def fault(self, field: str = "") -> RowFault:
+        """What is wrong with the row.
+
+        Args:
+            field: Where the object stands, or empty if the row itself names the key twice.
+
+        Returns:
+            The fault, to be raised.
+        """
+        return RowFault(
+            field or self.key,
+            saw=str(self),
+            expected="every key once",
+            cure="rename or remove one of the two: only one of their values could be kept",
+        )
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row as it stands in its file: a mapping, or why it is none.
+
+    Attributes:
+        file: The file's name (or the dataset's).
+        number: Its position, from 1; for lines of JSON the line's number.
+        values: The row, or its text where it could not be parsed.
+        fault: Why it could not be parsed, or None.
+    """
+
+    file: str
+    number: int
+    values: Any
+    fault: RowFault | None = None
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """One row that could not be read: where it stands, why, and what to do."""
+
+    file: str
+    row: int
+    field: str
+    saw: str
+    expected: str
+    cure: str
+
+    @classmethod
+    def of(cls, file: str, row: int, fault: RowFault) -> "BadRow":
+        """The finding about one row, at its position."""
+        return cls(file, row, fault.field, fault.saw, fault.expected, fault.cure)
+
+    def __str__(self) -> str:
+        """One clause: position, what was seen, what was expected, what to do."""
+        position = f"{self.file} row {self.row}, field {self.field!r}"
+        return f"{position}: saw {self.saw}, expected {self.expected} ({self.cure})"
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a list of keys and values, for `json` to call.
+
+    Raises:
+        DuplicatedKey: If a key stands twice.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise DuplicatedKey(counts.most_common(1)[0][0])
+    return values
+
+
+def parse_json(text: str) -> Any:
+    """Values of JSON text: numbers exactly, keys in their order, none of them twice.
+
+    Raises:
+        json.JSONDecodeError: If the text is no JSON.
+        DuplicatedKey: If an object names a key twice.
+    """
+    return json.loads(text, object_pairs_hook=unique_keys)
+
+
+def show(value: Any) -> str:
+    """A short, single-line picture of a value for an error message."""
+    text = " ".join(repr(value).split())
+    short = text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+    return short if isinstance(value, str) else f"{type(value).__name__} {short}"
+
+
+def not_an_object(values: Any) -> RowFault | None:
+    """What is wrong with a row that is no mapping; None for one that is."""
+    if isinstance(values, Mapping):
+        return None
+    return RowFault(
+        "(row)",
+        saw=show(values),
+        expected="an object with named fields",
+        cure="write each row as {column: value}",
+    )
+
+
+def not_utf8(what: str) -> RowFault:
+    """The fault of a row with a text that is no UTF-8; `what` says which byte, and where."""
+    return RowFault(
+        "(row)",
+        saw=f"{what}, which is not UTF-8",
+        expected="UTF-8 text",
+        cure="convert the file, e.g. iconv -f latin1 -t utf-8",
+    )
+
+
+@dataclass
+class LoadReport:
+    """What a load did, for people and for run manifests.
+
+    Attributes:
+        source: What was asked for.
+        format: The recognised (or requested) format's name.
+        rows_read: Rows met in the source, good and bad.
+        rows_kept: Rows that became pairs or candidates.
+        quarantined: Rows written to `quarantine_file` instead.
+        quarantine_file: Where they went, or None.
+        ties: Pairs kept with agreement ½.
+        unused_columns: Columns of the source that no row was read from.
+        notes: What else a reader should know (how labels were read, duplicate prompts...).
+    """
+
+    source: str
+    format: str
+    rows_read: int = 0
+    rows_kept: int = 0
+    quarantined: int = 0
+    quarantine_file: str | None = None
+    ties: int = 0
+    unused_columns: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    # Where the kept rows stand in their files. Arrays of machine integers: a list of tuples
+    # would take more memory than the rows' own index of a large dataset.
+    _files: list[str] = field(default_factory=list, repr=False, compare=False)
+    _file_of: "array[int]" = field(default_factory=lambda: array("L"), repr=False, compare=False)
+    _numbers: "array[int]" = field(default_factory=lambda: array("Q"), repr=False, compare=False)
+
+    def keep(self, file: str, number: int) -> None:
+        """Count a row that is kept, and note where it stands."""
+        self.rows_kept += 1
+        if not self._files or self._files[-1] != file:
+            self._files.append(file)
+        self._file_of.append(len(self._files) - 1)
+        self._numbers.append(number)
+
+    def position_of(self, index: int, rows: int) -> tuple[str, int]:
+        """Where a row of the set stands in its file.
+
+        Args:
+            index: Of the row in the set.
+            rows: How many the set has.
+
+        Returns:
+            File and row number; where rows were joined while loading, the source and the
+            position in the set, from 1.
+        """
+        if len(self._numbers) != rows:
+            return self.source, index + 1
+        return self._files[self._file_of[index]], self._numbers[index]
+
+    def of_rows(self, indices: Sequence[int], rows: int) -> "LoadReport":
+        """The report of a part of the set; what was counted while loading stays.
+
+        Args:
+            indices: Of the part's rows in the set.
+            rows: How many the set has.
+
+        Returns:
+            A copy that knows where the part's rows stand, where this report does.
+        """
+        part = replace(self, notes=list(self.notes))
+        if len(self._numbers) == rows:
+            part._file_of = array("L", (self._file_of[index] for index in indices))
+            part._numbers = array("Q", (self._numbers[index] for index in indices))
+        return part
+
+    def __str__(self) -> str:
+        """A few lines for a terminal."""
+        lines = [f"{self.source}: read as {self.format}; {self.rows_kept} of {self.rows_read} rows"]
+        if self.quarantined:
+            lines.append(f"{self.quarantined} bad rows written to {self.quarantine_file}")
+        if self.ties:
+            lines.append(f"{self.ties} ties kept with agreement 0.5")
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass
+class Observations:
+    """What one pass over a dataset sees: columns read and not read, and what was changed.
+
+    Attributes:
+        columns: Every column met, in order.
+        used: The columns that some row was read from.
+        parsed: By column: rows whose messages were written as JSON text.
+        systems: By column other than `system`: rows whose system turn it gave.
+        blank_systems: System turns without text, left out.
+        templated: By mark of a chat template: rows whose texts hold it.
+        annotators: Names of the first annotators met, two at most.
+        nulls: Rows whose tools or tool calls hold nulls.
+        more: What readers of single formats have to say.
+    """
+
+    columns: dict[str, None] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    parsed: Counter[str] = field(default_factory=Counter)
+    systems: Counter[str] = field(default_factory=Counter)
+    blank_systems: int = 0
+    templated: Counter[str] = field(default_factory=Counter)
+    annotators: set[str] = field(default_factory=set)
+    nulls: int = 0
+    more: list[str] = field(default_factory=list)
+
+    def unused(self) -> tuple[str, ...]:
+        """The columns that no row was read from."""
+        return tuple(name for name in self.columns if name not in self.used)
+
+    def warnings(self) -> list[str]:
+        """What makes training go wrong, and is logged at once."""
+        if not self.templated:
+            return []
+        return [
+            f"WARNING: {self.templated.total()} rows hold text that a chat template has written "
+            f"already (such as {self.templated.most_common(1)[0][0]}); the model's template writes "
+            "its turns around it again, so that turn heads stand twice: give the messages, or the "
+            "bare texts without these marks"
+        ]
+
+    def notes(self) -> list[str]:
+        """What a report has to say of the pass."""
+        unused, names = self.unused(), [str(name) for name in self.unused()[:_SHOWN_NAMES]]
+        more = f" and {len(unused) - _SHOWN_NAMES} more" if len(unused) > _SHOWN_NAMES else ""
+        notes = {
+            f"messages written as JSON text, parsed: {_counts(self.parsed)}": self.parsed,
+            f"system turns read from {_counts(self.systems)}": self.systems,
+            f"{self.blank_systems} system turns without text left out": self.blank_systems,
+            f"{self.nulls} rows hold nulls inside tools or tool calls, which templates render; "
+            "where they only pad objects (as to_json of datasets and pandas writes them), "
+            "load the file that they were made from, or remove them": self.nulls,
+            f"columns not used: {', '.join(names)}{more}": unused,
+        }
+        applicable = [note for note, applies in notes.items() if applies]
+        return [*self.warnings(), *self.more, *applicable]
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} ({rows} rows)" for name, rows in counter.items())
