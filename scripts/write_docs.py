@@ -250,12 +250,12 @@ def losses_page() -> str:
     return f"{before}{LOSSES_BEGIN}\n\n{table}\n\n{LOSSES_END}{rest.split(LOSSES_END)[1]}"
 
 
-def loss_row(loss: Loss) -> str:
+def loss_row(loss: type[Loss]) -> str:
     """One row of the table: name and aliases, summary and formula, defaults, needs, source."""
     aliases = f" ({', '.join(f'`{alias}`' for alias in loss.aliases)})" if loss.aliases else ""
     defaults = ", ".join(
         f"`{name}` {value:g}" if isinstance(value, float) else f"`{name}` {value}"
-        for name, value in loss.settings().model_dump().items()
+        for name, value in loss().model_dump().items()
         if value is not None
     )
     marks = {"whole step": loss.whole_batch, "draws": loss.random, "state": bool(loss.initial)}

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefstage.losses import LOSSES, Loss, LossSettings, parse_loss
+from prefstage.losses import LOSSES, Loss, parse_loss
 from tests.losses.closed_forms import CLOSED_FORMS
 from tests.losses.loss_batches import draw_batch, kinds_of, learners
 from tests.losses.test_drawn_losses import DRAWN_FORMS
@@ -35,19 +35,19 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def drawn_settings(loss: Loss, share: float) -> LossSettings:
-    """Settings at a place of their ranges; ends of β's range are orders of magnitude apart."""
+def drawn_settings(loss: type[Loss], share: float) -> Loss:
+    """A loss with constants at a point of their ranges; those of β span orders of magnitude."""
     chosen: dict[str, Any] = {}
-    for name in loss.settings.model_fields:
+    for name in loss.model_fields:
         if name in RANGES:
             low, high = RANGES[name]
             logs = name in ("beta", "tau", "temperature")
             value = low * (high / low) ** share if logs else low + (high - low) * share
             chosen[name] = min(value, 1.0) if (loss.name, name) == ("discopop", "tau") else value
-    return loss.settings(**chosen)
+    return loss(**chosen)
 
 
-def state_of(loss: Loss) -> dict[str, Any]:
+def state_of(loss: type[Loss]) -> dict[str, Any]:
     """A state in the midst of training."""
     known = {"bco": {"mean": -0.3, "count": 12}, "re_po": {"reliability": {"ada": 0.7}}}
     return known.get(loss.name, {})
@@ -71,8 +71,8 @@ def test_value_and_gradient_are_those_of_the_closed_form(  # noqa: PLR0917 - pas
     name: str, kind: str, seed: int, items: int, scale: float, equal: bool, share: float | None
 ) -> None:
     loss, batch = LOSSES[name], draw_batch(kind, seed=seed, items=items, scale=scale, equal=equal)
-    constants = loss.settings() if share is None else drawn_settings(loss, share)
-    ours = loss.compute(batch, constants, state_of(loss)).values
+    constants = loss() if share is None else drawn_settings(loss, share)
+    ours = constants(batch, state_of(loss)).values
     closed = CLOSED_FORMS[name](batch, constants, state_of(loss))
     size = 1 + float(closed.detach().abs().max())
     torch.testing.assert_close(ours, closed, rtol=1e-9, atol=1e-11 * size)
@@ -120,19 +120,19 @@ def test_extremes_stay_finite(  # noqa: PLR0917 - pytest and Hypothesis pass by 
 ) -> None:
     loss = LOSSES[name]
     batch = draw_batch(kind, seed=seed, items=items, scale=scale, equal=equal, dtype=dtype)
-    constants = loss.settings() if share is None else drawn_settings(loss, share)
-    if "f_divergence" in loss.settings.model_fields:
+    constants = loss() if share is None else drawn_settings(loss, share)
+    if "f_divergence" in loss.model_fields:
         constants = constants.model_copy(update={"f_divergence": divergence})
     state = loss.start_state()
     for _ in range(2):  # the second time with running statistics
-        computed = loss.compute(batch, constants, state)
+        computed = constants(batch, state)
         state = computed.state
         assert torch.isfinite(computed.values).all()
         assert computed.values.dtype == dtype
         assert torch.isfinite(gradients(computed.values.sum(), batch)).all()
 
 
-DIVERGENT = [name for name in LOSSES if "f_divergence" in LOSSES[name].settings.model_fields]
+DIVERGENT = [name for name in LOSSES if "f_divergence" in LOSSES[name].model_fields]
 
 
 def plain_score(t: torch.Tensor, divergence: str, alpha: float) -> torch.Tensor:
@@ -151,7 +151,7 @@ def plain_score(t: torch.Tensor, divergence: str, alpha: float) -> torch.Tensor:
     divergence=st.sampled_from(("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")),
 )
 def test_divergences_score_as_printed(ratio: float, alpha: float, divergence: str) -> None:
-    from prefstage.losses.divergences import divergence_score
+    from prefstage.losses.pairwise import divergence_score
 
     ours, theirs = (torch.tensor([ratio], dtype=torch.float64).requires_grad_() for _ in "ab")
     left = divergence_score(ours, divergence=divergence, alpha=alpha)
@@ -163,7 +163,7 @@ def test_divergences_score_as_printed(ratio: float, alpha: float, divergence: st
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "alpha_divergence"])
 def test_divergences_go_on_straight_beyond_the_largest_exponent(divergence: str) -> None:
-    from prefstage.losses.divergences import MAX_EXPONENT, divergence_score
+    from prefstage.losses.pairwise import MAX_EXPONENT, divergence_score
 
     signs = {"forward_kl": -1.0, "alpha_divergence": -2.0}
     places = torch.tensor([0.999, 1.0, 2.0, 30.0], dtype=torch.float64) * MAX_EXPONENT

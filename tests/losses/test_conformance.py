@@ -31,7 +31,7 @@ ON_BATCHES = ("preference", "mismatched", "annotators", "seeds")
 
 def compute(name: str, batch: LossBatch, state: Any = None) -> Any:
     loss = LOSSES[name]
-    return loss.compute(batch, loss.settings(), loss.start_state() if state is None else state)
+    return loss()(batch, state)
 
 
 def without(batch: LossBatch, field: str) -> LossBatch:
@@ -44,7 +44,7 @@ def has(batch: LossBatch, field: str) -> bool:
     return field in ON_SIDES or field in {each.name for each in fields(batch)}
 
 
-def reads(loss: Loss) -> set[str]:
+def reads(loss: type[Loss]) -> set[str]:
     return {*loss.needs, *loss.optional, *(["seeds"] if loss.random else [])}
 
 
@@ -66,7 +66,7 @@ def test_an_entry_says_what_it_is(name: str) -> None:
     assert loss.source
     assert loss.data
     assert not loss.needs & loss.optional
-    assert all(each.description for each in loss.settings.model_fields.values())
+    assert all(each.description for each in loss.model_fields.values())
 
 
 @every_case
@@ -75,14 +75,14 @@ def test_defaults_are_accepted(name: str, kind: str) -> None:
     assert found.values.shape == (ITEMS,)
     assert torch.isfinite(found.values).all()
     mix = parse_loss(name)
-    assert mix.resolved() == [{"name": name, "weight": 1.0, **LOSSES[name].settings().model_dump()}]
+    assert mix.resolved() == [{"name": name, "weight": 1.0, **LOSSES[name]().model_dump()}]
     assert parse_loss(mix.resolved()) == mix
     assert parse_loss(json.loads(json.dumps(mix.resolved()))) == mix
 
 
 @every_loss
 def test_an_unknown_setting_names_the_nearest(name: str) -> None:
-    for field in [*LOSSES[name].settings.model_fields, "weight"]:
+    for field in [*LOSSES[name].model_fields, "weight"]:
         with pytest.raises(ConfigError, match=f"did you mean '{field}'") as found:
             parse_loss({"name": name, f"{field}x": 1.0})
         assert f"loss {name}: unknown setting '{field}x'" in str(found.value)
@@ -91,7 +91,7 @@ def test_an_unknown_setting_names_the_nearest(name: str) -> None:
 
 @every_loss
 def test_no_setting_is_not_a_number(name: str) -> None:
-    for field in LOSSES[name].settings.model_fields:
+    for field in LOSSES[name].model_fields:
         for wrong in (math.nan, math.inf, "much", -1e9):
             if (field, wrong) == ("f_alpha", -1e9):
                 continue  # every α is one, though it says where it has no effect

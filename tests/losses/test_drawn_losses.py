@@ -8,9 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefstage.losses import LOSSES, PairBatch, Responses, Totals, parse_loss
-from prefstage.losses.batch_wise import dynamic_beta, filter_pairs
-from prefstage.losses.token_sampled import draw_tokens, pilot_counts, sgdpo_loss
+from prefstage.losses import SGDPO, BetaDPO, PairBatch, Responses, Totals, parse_loss
+from prefstage.losses.tokens import draw_tokens, pilot_counts
 from tests.losses.closed_forms import Side, dpo, log_sigma, pairs_of
 from tests.losses.loss_batches import draw_pairs, draw_responses
 
@@ -112,14 +111,14 @@ def test_sgdpo_slopes_by_likelihood_ratios(
 ) -> None:
     numbers = [torch.tensor([math.exp(v)], dtype=torch.float64) for v in (a, b, p_w, p_l)]
     x1, x2, pilot1, pilot2 = (each.requires_grad_() for each in numbers)
-    loss = sgdpo_loss(x1.log(), x2.log(), pilot1.log(), pilot2.log(), beta=beta).sum()
+    loss = SGDPO(beta=beta).of_pilots(x1.log(), x2.log(), pilot1.log(), pilot2.log()).sum()
     slope1, slope2 = torch.autograd.grad(loss, (x1, x2))
     first = -(beta / 2) * pilot2**beta / (x1 * (x1**beta + pilot2**beta))
     second = (beta / 2) * x2 ** (beta - 1) / (pilot1**beta + x2**beta)
     torch.testing.assert_close(slope1, first.detach(), rtol=1e-9, atol=0)
     torch.testing.assert_close(slope2, second.detach(), rtol=1e-9, atol=0)
     assert torch.autograd.grad(
-        sgdpo_loss(x1.log(), x2.log(), pilot1.log(), pilot2.log(), beta=beta).sum(),
+        SGDPO(beta=beta).of_pilots(x1.log(), x2.log(), pilot1.log(), pilot2.log()).sum(),
         (pilot1, pilot2),
         allow_unused=True,
     ) == (None, None)
@@ -132,7 +131,7 @@ def test_pilots_steer_the_slopes(a: float, b: float, low: float, rise: float, be
     def slopes(p_w: float, p_l: float) -> tuple[float, float]:
         values = [torch.tensor([v], dtype=torch.float64) for v in (a, b, p_w, p_l)]
         sides = [each.requires_grad_() for each in values[:2]]
-        loss = sgdpo_loss(*sides, *values[2:], beta=beta).sum()
+        loss = SGDPO(beta=beta).of_pilots(*sides, *values[2:]).sum()
         found = torch.autograd.grad(loss, sides)
         return found[0].abs().item(), found[1].abs().item()
 
@@ -203,10 +202,9 @@ def test_beta_dpo(  # noqa: PLR0917 - Hypothesis passes by name
     items: int, seed: int, beta: float, gain: float, keep: float, scale: float
 ) -> None:
     batch = draw_pairs([3] * items, [4] * items, seed=seed, scale=scale)
-    loss = LOSSES["beta_dpo"]
-    constants = loss.settings(beta=beta, gain=gain, keep=keep)
+    loss = BetaDPO(beta=beta, gain=gain, keep=keep)
     state = {"mean": 0.2, "std": 1.5, "count": 40}
-    found = loss.compute(batch, constants, state)
+    found = loss(batch, state)
     kept = found.metrics["kept"].bool()
     assert int(kept.sum()) == max(1, math.floor(keep * items + 1e-9))
     margins = [w.ratio - r.ratio for w, r in pairs_of(batch)]
@@ -231,7 +229,7 @@ def test_the_filter_draws_by_the_normal_density() -> None:
     margins = torch.tensor([0.0, 1.5], dtype=torch.float64)
     trials = 4000
     kept = [
-        filter_pairs(margins, torch.tensor([2 * n, 2 * n + 1]), mean=0.0, std=1.0, share=0.5)[0]
+        BetaDPO(keep=0.5).filter(margins, torch.tensor([2 * n, 2 * n + 1]), mean=0.0, std=1.0)[0]
         for n in range(trials)
     ]
     share = float(torch.stack(kept).double().mean())
@@ -242,11 +240,9 @@ def test_the_filter_draws_by_the_normal_density() -> None:
 
 def test_beta_dpo_has_a_floor_and_its_first_batch_is_its_own_past() -> None:
     margins = torch.tensor([-50.0, -60.0], dtype=torch.float64)
-    assert dynamic_beta(margins, 0.0, beta=0.1, gain=0.6).item() == pytest.approx(1e-3)
+    assert BetaDPO().dynamic_beta(margins, 0.0).item() == pytest.approx(1e-3)
     batch = draw_pairs([3] * 5, [4] * 5, seed=1)
-    found = LOSSES["beta_dpo"].compute(
-        batch, LOSSES["beta_dpo"].settings(keep=1.0), LOSSES["beta_dpo"].start_state()
-    )
+    found = BetaDPO(keep=1.0)(batch)
     assert found.metrics["beta"].item() == pytest.approx(0.1)  # kept mean = past mean
     mean = (batch.chosen.log_ratios - batch.rejected.log_ratios).mean().item()
     assert found.state["mean"] == pytest.approx(mean)

@@ -10,10 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefstage.core.errors import ConfigError
-from prefstage.losses import LOSSES, PairBatch, UnpairedBatch, get_loss, parse_loss
-from prefstage.losses.batch_wise import aot_loss
-from prefstage.losses.pairwise import gamma_loss, sigmoid_loss
-from prefstage.losses.unpaired import kto_reference_point
+from prefstage.losses import (
+    AOT,
+    BCO,
+    DPO,
+    REPO,
+    GammaDPO,
+    PairBatch,
+    UnpairedBatch,
+    get_loss,
+    parse_loss,
+)
+from prefstage.losses.responses import reference_point
 from tests.losses.loss_batches import draw_batch, draw_pairs, take
 
 SEEDS = st.integers(0, 10**6)
@@ -41,7 +49,7 @@ def test_gamma_moves_the_point_where_half_the_loss_is_left(
 ) -> None:
     """Loss ≤ ln 2 if and only if the margin is at least γ times the reference's."""
     own, theirs = (torch.tensor([v], dtype=torch.float64) for v in (policy, reference))
-    loss = gamma_loss(own, theirs, beta=0.1, gamma=gamma).item()
+    loss = GammaDPO(beta=0.1, gamma=gamma).of_margins(own, theirs).item()
     if abs(policy - gamma * reference) > 1e-9:
         assert (loss <= math.log(2)) == (policy >= gamma * reference)
 
@@ -184,20 +192,20 @@ def test_trls_names_lead_to_our_losses() -> None:
 
 
 def test_bcos_shift_is_the_mean_of_all_rewards_so_far() -> None:
-    loss, state, rewards = LOSSES["bco"], LOSSES["bco"].start_state(), []
+    loss, state, rewards = BCO(), BCO.start_state(), []
     for seed in range(5):
         batch = draw_pairs([3] * (seed + 1), [4] * (seed + 1), seed=seed, scale=4.0)
         rewards += (0.05 * (batch.chosen.log_ratios + batch.rejected.log_ratios)).tolist()
-        state = loss.compute(batch, loss.settings(), state).state
+        state = loss(batch, state).state
         assert state["mean"] == pytest.approx(sum(rewards) / len(rewards))
         assert state["count"] == len(rewards)
 
 
 def test_each_annotator_has_a_reliability_of_their_own() -> None:
-    loss, batch = LOSSES["re_po"], draw_batch("pairs", scale=20.0)
+    loss, batch = REPO(), draw_batch("pairs", scale=20.0)
     assert isinstance(batch, PairBatch)
     before = {"reliability": {"ada": 0.6}}
-    found = loss.compute(batch, loss.settings(), before)
+    found = loss(batch, before)
     p = torch.sigmoid(0.1 * (batch.chosen.log_ratios - batch.rejected.log_ratios)).tolist()
     names = batch.annotators or ()
     first = {"ada": 0.6, "ben": 0.9, "eve": 0.9}
@@ -216,12 +224,12 @@ def test_each_annotator_has_a_reliability_of_their_own() -> None:
 @pytest.mark.parametrize("reliability", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_annotator_is_certain_for_ever(reliability: float, dtype: torch.dtype) -> None:
-    loss, batch = LOSSES["re_po"], draw_pairs([4], [4], seed=0, dtype=dtype)
+    loss, batch = REPO(beta=1.0), draw_pairs([4], [4], seed=0, dtype=dtype)
     sign = 1 if reliability == 0 else -1  # what speaks against the annotator's record
     policy = (batch.chosen.reference + sign * 100).detach().requires_grad_()
     against = replace(batch, chosen=replace(batch.chosen, policy=policy))
     state = {"reliability": dict.fromkeys(("ada", "ben", "eve"), reliability)}
-    found = loss.compute(against, loss.settings(beta=1.0), state)
+    found = loss(against, state)
     assert found.metrics["trust"].item() == pytest.approx(1 - reliability)
     assert torch.isfinite(found.values).all()
 
@@ -232,7 +240,7 @@ def test_ktos_point_is_the_mean_cut_off_at_zero(seed: int) -> None:
     assert isinstance(batch, UnpairedBatch)
     assert batch.mismatched is not None
     ratios = batch.mismatched.log_ratios
-    point = kto_reference_point(ratios)
+    point = reference_point(batch.mismatched)
     assert not point.requires_grad
     assert point.item() == pytest.approx(max(0.0, sum(ratios.tolist()) / len(ratios)))
 
@@ -248,21 +256,21 @@ def test_aot_compares_quantiles_and_values_belong_to_items(
 ) -> None:
     right = data.draw(st.lists(st.floats(-20, 20), min_size=len(left), max_size=len(left)))
     one, other = (torch.tensor(v, dtype=torch.float64) for v in (left, right))
-    found = aot_loss(one, other, beta=0.3)
-    quantiles = sigmoid_loss(one.sort().values, other.sort().values, beta=0.3)
+    found = AOT(beta=0.3).of_samples(one, other)
+    quantiles = DPO(beta=0.3).of_ratios(one.sort().values, other.sort().values)
     torch.testing.assert_close(found.sort().values, quantiles.sort().values)
     for item, value in enumerate(left):
         rank = sum(each < value for each in left)
         ties = left.count(value)
         candidates = other.sort().values[rank : rank + ties]
-        expected = sigmoid_loss(one[item].expand(ties), candidates, beta=0.3)
+        expected = DPO(beta=0.3).of_ratios(one[item].expand(ties), candidates)
         assert (found[item] - expected).abs().min() < 1e-12
 
 
 def test_equal_values_take_one_quantile_each() -> None:
     left = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     right = torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)
-    found = aot_loss(left, right, beta=1.0)
+    found = AOT(beta=1.0).of_samples(left, right)
     assert sorted(found.tolist()) == pytest.approx([math.log1p(math.exp(v)) for v in (1, 2, 3)])
     (slopes,) = torch.autograd.grad(found.sum(), left)
     assert torch.isfinite(slopes).all()

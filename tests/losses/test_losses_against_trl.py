@@ -262,7 +262,7 @@ def test_trls_exo_refuses_the_label_without_smoothing(tmp_path: Path) -> None:
 def test_defaults_that_differ_from_trls(tmp_path: Path) -> None:
     trl = dpo_trainer(tmp_path).args
     assert (trl.beta, trl.label_smoothing, trl.discopop_tau) == (0.1, 0.0, 0.05)
-    betas = {name: getattr(parse_loss(name).terms[0].settings, "beta", None) for name in SAME}
+    betas = {name: getattr(parse_loss(name).terms[0].loss, "beta", None) for name in SAME}
     departing = {name: beta for name, beta in betas.items() if beta not in (0.1, None)}
     assert departing == {"hinge": 0.05, "nca_pair": 0.01, "aot": 0.01, "aot_unpaired": 0.01}
 

@@ -56,7 +56,7 @@ def exists(key: str, *, loss: str = USUAL) -> bool:
     """Whether a recipe with this loss has such a key."""
     first, _, rest = key.partition(".")
     if first == "loss" and rest:
-        return loss in LOSSES and rest in {"name", "weight", *LOSSES[loss].settings.model_fields}
+        return loss in LOSSES and rest in {"name", "weight", *LOSSES[loss].model_fields}
     if first == "training" and rest:
         argument_values(load_config(Recipe, {"policy": "p", "data": "d", "training": {rest: None}}))
         return rest in FIELDS

@@ -1,5 +1,6 @@
-"""Every preference loss as a pure function, and the registry that says what each needs."""
+"""Every preference loss as one object, and the registry by name."""
 
+from prefstage.losses.base import Loss, LossState, LossValues
 from prefstage.losses.batches import (
     GroupBatch,
     LossBatch,
@@ -9,25 +10,80 @@ from prefstage.losses.batches import (
     Totals,
     UnpairedBatch,
 )
-from prefstage.losses.catalogue import LOSSES
-from prefstage.losses.mixing import LossMix, LossSpec, LossTerm, get_loss, parse_loss
-from prefstage.losses.registry import Loss, LossSettings, LossState, LossValues
+from prefstage.losses.mixing import LOSSES, LossMix, LossSpec, LossTerm, get_loss, parse_loss
+from prefstage.losses.pairwise import (
+    CPO,
+    DPO,
+    DPOP,
+    EXO,
+    IPO,
+    NCA,
+    ORPO,
+    RDPO,
+    SPPO,
+    APODown,
+    APOZero,
+    CalDPO,
+    DiscoPOP,
+    GammaDPO,
+    HardSPPO,
+    Hinge,
+    NormDPO,
+    RobustDPO,
+    SimPO,
+    SLiC,
+)
+from prefstage.losses.responses import KTO, SFT, InfoNCA, RewardEXO
+from prefstage.losses.tokens import LDDPO, SGDPO, WPO, SamPO
+from prefstage.losses.whole_batch import AOT, BCO, REPO, BetaDPO, UnpairedAOT
 
 __all__ = [
+    "AOT",
+    "BCO",
+    "CPO",
+    "DPO",
+    "DPOP",
+    "EXO",
+    "IPO",
+    "KTO",
+    "LDDPO",
     "LOSSES",
+    "NCA",
+    "ORPO",
+    "RDPO",
+    "REPO",
+    "SFT",
+    "SGDPO",
+    "SPPO",
+    "WPO",
+    "APODown",
+    "APOZero",
+    "BetaDPO",
+    "CalDPO",
+    "DiscoPOP",
+    "GammaDPO",
     "GroupBatch",
+    "HardSPPO",
+    "Hinge",
+    "InfoNCA",
     "Loss",
     "LossBatch",
     "LossMix",
-    "LossSettings",
     "LossSpec",
     "LossState",
     "LossTerm",
     "LossValues",
+    "NormDPO",
     "PairBatch",
     "ResponseBatch",
     "Responses",
+    "RewardEXO",
+    "RobustDPO",
+    "SLiC",
+    "SamPO",
+    "SimPO",
     "Totals",
+    "UnpairedAOT",
     "UnpairedBatch",
     "get_loss",
     "parse_loss",

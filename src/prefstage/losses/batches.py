@@ -1,4 +1,4 @@
-"""What losses read: log-probs of responses, by side, by group, or one by one."""
+"""What losses read: log-probs of responses, by side, by group, or singly."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ from torch import Tensor
 from prefstage.core.errors import InputError
 
 Items = Float[Tensor, " items"]
-"""One value an item."""
+"""A value for every item."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Responses:
     @cached_property
     def mask(self) -> Bool[Tensor, "items tokens"]:
         """True at the tokens of each response."""
-        place = torch.arange(self.policy.shape[1], device=self.policy.device)
-        return place < self.lengths[:, None]
+        position = torch.arange(self.policy.shape[1], device=self.policy.device)
+        return position < self.lengths[:, None]
 
     @cached_property
     def log_probs(self) -> Items:
@@ -50,7 +50,7 @@ class Responses:
         Raises:
             InputError: If there is no reference.
         """
-        return self._known_reference().sum(1)
+        return self._reference_or_error().sum(1)
 
     @cached_property
     def token_log_ratios(self) -> Float[Tensor, "items tokens"]:
@@ -59,17 +59,17 @@ class Responses:
         Raises:
             InputError: If there is no reference.
         """
-        return self.policy - self._known_reference()
+        return self.policy - self._reference_or_error()
 
     @cached_property
     def log_ratios(self) -> Items:
         """Log π(y|x) - log π_ref(y|x). [items], nats.
 
-        Summed token by token, so that two long sums do not cancel.
-
         Raises:
             InputError: If there is no reference.
         """
+        # Subtracted token by token, then summed: each of the two sums is some hundred nats,
+        # their difference often a hundredth of one, and float32 keeps seven digits.
         return self.token_log_ratios.sum(1)
 
     @cached_property
@@ -77,7 +77,7 @@ class Responses:
         """ℓ / L, the mean over tokens. [items], nats a token."""
         return self.log_probs / self.lengths
 
-    def _known_reference(self) -> Tensor:
+    def _reference_or_error(self) -> Tensor:
         if self.reference is None:
             raise InputError.of(
                 saw="responses without reference log-probs",

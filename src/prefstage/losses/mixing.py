@@ -1,21 +1,41 @@
 """Which loss to minimise: one of the registry, or a weighted sum of several."""
 
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from prefstage.core.config import check_config, nearest
 from prefstage.core.errors import ConfigError
-from prefstage.losses.batches import LossBatch, PairBatch, Responses, UnpairedBatch
-from prefstage.losses.catalogue import LOSSES
-from prefstage.losses.registry import DataKind, Loss, LossSettings, LossState, LossValues, Need
+from prefstage.losses import pairwise as pair
+from prefstage.losses.base import DataKind, Loss, LossState, LossValues, Need
+from prefstage.losses.batches import LossBatch, PairBatch, UnpairedBatch
+from prefstage.losses.responses import KTO, SFT, InfoNCA, RewardEXO
+from prefstage.losses.tokens import LDDPO, SGDPO, WPO, SamPO
+from prefstage.losses.whole_batch import AOT, BCO, REPO, BetaDPO, UnpairedAOT
 
-LossSpec = str | Mapping[str, Any] | Sequence[Any]
-"""A name, a sum such as ``sigmoid + 0.2*sft``, a mapping, or a list of these."""
+LOSSES: Mapping[str, type[Loss]] = MappingProxyType(
+    {
+        loss.name: loss
+        for loss in (
+            *(pair.DPO, pair.NormDPO, pair.GammaDPO, SGDPO, pair.SLiC, pair.Hinge, pair.IPO),
+            *(pair.RobustDPO, pair.EXO, RewardEXO, pair.NCA, InfoNCA, BCO, KTO, SamPO),
+            *(pair.SimPO, pair.ORPO, pair.CPO, pair.RDPO, LDDPO, pair.DPOP, WPO, BetaDPO),
+            *(pair.CalDPO, pair.SPPO, pair.HardSPPO, AOT, UnpairedAOT, pair.APOZero),
+            *(pair.APODown, pair.DiscoPOP, REPO, SFT),
+        )
+    }
+)
+"""Every loss by name, in the order of the documentation."""
+
+LossSpec = str | Loss | Mapping[str, Any] | Sequence[Any]
+"""A loss, its name, a sum such as ``sigmoid + 0.2*sft``, a mapping, or a list of these."""
 
 _TERM = re.compile(r"(?:(?P<weight>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*\*\s*)?(?P<name>[A-Za-z_]\w*)")
 _PLUS = re.compile(r"(?<![eE])\+")
@@ -35,16 +55,14 @@ TRL_SETTINGS = {
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A loss with its constants and its weight in the sum.
+    """A loss and its weight in the sum.
 
     Attributes:
-        loss: The registry's entry.
-        settings: Its constants.
+        loss: The loss, with its constants.
         weight: Its weight, > 0.
     """
 
     loss: Loss
-    settings: LossSettings
     weight: float = 1.0
 
 
@@ -86,9 +104,9 @@ class LossMix:
     @property
     def beta(self) -> float | None:
         """β of the first term that has one (τ for IPO), which scales rewards; else None."""
-        constants = (term.settings.model_dump() for term in self.terms)
-        found = (each.get("beta", each.get("tau")) for each in constants)
-        return next((float(beta) for beta in found if beta is not None), None)
+        constants = (term.loss.model_dump() for term in self.terms)
+        betas = (settings.get("beta", settings.get("tau")) for settings in constants)
+        return next((float(beta) for beta in betas if beta is not None), None)
 
     def start_state(self) -> LossState:
         """Running statistics of the terms that keep some, by name."""
@@ -110,60 +128,55 @@ class LossMix:
         Raises:
             InputError: If the batch lacks what a term needs.
         """
-        total, after, metrics = None, dict(state), _rewards(batch, self.beta or 1.0)
+        parts, after, metrics = [], dict(state), _rewards(batch, self.beta or 1.0)
         for term in self.terms:
-            own = term.loss.compute(batch, term.settings, state.get(term.loss.name, {}))
-            part = term.weight * own.values
-            total = part if total is None else total + part
-            if own.state:
-                after[term.loss.name] = own.state
-            metrics |= {name: value.detach() for name, value in own.metrics.items()}
+            computed = term.loss(batch, state.get(term.loss.name, {}))
+            parts.append(term.weight * computed.values)
+            if computed.state:
+                after[term.loss.name] = computed.state
+            metrics |= {name: value.detach() for name, value in computed.metrics.items()}
             if len(self.terms) > 1:
-                metrics[f"loss/{term.loss.name}"] = own.values.detach()
-        if total is None:
-            raise ConfigError.of(
-                saw="a sum of no losses", expected="at least one", cure="name a loss"
-            )
-        return LossValues(total, after, metrics)
+                metrics[f"loss/{term.loss.name}"] = computed.values.detach()
+        return LossValues(reduce(operator.add, parts), after, metrics)
 
     def resolved(self) -> list[dict[str, Any]]:
         """The terms with all their constants, JSON-serialisable."""
         return [
-            {"name": t.loss.name, "weight": t.weight, **t.settings.model_dump(mode="json")}
+            {"name": t.loss.name, "weight": t.weight, **t.loss.model_dump(mode="json")}
             for t in self.terms
         ]
 
 
-def get_loss(name: str) -> Loss:
+def get_loss(name: str) -> type[Loss]:
     """Find a loss by its name or alias.
 
     Args:
         name: The name, such as "sigmoid", or an alias, such as TRL's "exo_pair".
 
     Returns:
-        The registry's entry.
+        The loss's class.
 
     Raises:
         ConfigError: If there is none; the nearest name is given.
     """
     by_alias = {alias: loss for loss in LOSSES.values() for alias in loss.aliases}
-    found = LOSSES.get(name) or by_alias.get(name)
-    if found is None:
+    loss = LOSSES.get(name) or by_alias.get(name)
+    if loss is None:
         guess = nearest(name, [*LOSSES, *by_alias])
         raise ConfigError.of(
             saw=f"loss {name!r}",
             expected=f"one of {', '.join(sorted(LOSSES))}",
             cure=f"did you mean {guess!r}?" if guess else "see the list of losses",
         )
-    return found
+    return loss
 
 
 def parse_loss(spec: LossSpec | object) -> LossMix:
     """Read which loss to minimise.
 
     Args:
-        spec: A name; a sum such as ``sigmoid + 0.2*sft``; a mapping with `name`, perhaps
-            `weight`, and the loss's own constants; or a list of these.
+        spec: A loss, such as ``DPO(beta=0.2)``; a name; a sum such as ``sigmoid + 0.2*sft``; a
+            mapping with `name`, perhaps `weight`, and the loss's constants; or a list of these.
 
     Returns:
         The weighted sum, of one term at least.
@@ -172,12 +185,14 @@ def parse_loss(spec: LossSpec | object) -> LossMix:
         ConfigError: If a name or constant is unknown or out of range, a loss stands twice,
             or the losses take no common kind of data.
     """
-    if isinstance(spec, str):
+    if isinstance(spec, Loss):
+        terms = [LossTerm(spec)]
+    elif isinstance(spec, str):
         terms = [_term({"name": name, "weight": weight}) for weight, name in _split(spec)]
     elif isinstance(spec, Mapping):
         terms = [_term(spec)]
     elif isinstance(spec, Sequence):
-        terms = [term for each in spec for term in parse_loss(each).terms]
+        terms = [term for part in spec for term in parse_loss(part).terms]
     else:
         raise ConfigError.of(
             saw=f"loss {spec!r}",
@@ -206,23 +221,17 @@ def parse_loss(spec: LossSpec | object) -> LossMix:
 def _split(text: str) -> list[tuple[float, str]]:
     terms = []
     for part in _PLUS.split(text):
-        found = _TERM.fullmatch(part.strip())
-        weight = _number(found["weight"]) if found else None
-        if found is None or weight is None:
+        match = _TERM.fullmatch(part.strip())
+        try:
+            # Python's own reading of a number decides: the pattern lets "1.2.3" through.
+            terms.append((float(match["weight"] or 1), match["name"]))  # type: ignore[index]  # caught
+        except (TypeError, ValueError):
             raise ConfigError.of(
                 saw=f"loss {text!r}",
                 expected="a name or a sum such as 'sigmoid + 0.2*sft'",
                 cure=f"mend {part.strip()!r}",
-            )
-        terms.append((weight, found["name"]))
+            ) from None
     return terms
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text or 1)
-    except ValueError:
-        return None
 
 
 def _term(spec: Mapping[str, Any]) -> LossTerm:
@@ -241,29 +250,23 @@ def _term(spec: Mapping[str, Any]) -> LossTerm:
             cure="leave a loss out rather than give it no weight",
         )
     loss = get_loss(name)
-    _check_known(loss, values)
-    return LossTerm(loss, check_config(loss.settings, values, origin=f"loss {name}"), float(weight))
-
-
-def _check_known(loss: Loss, values: Mapping[str, Any]) -> None:
-    """Name the nearest setting of one that is unknown, TRL's names among them."""
-    fields = list(loss.settings.model_fields)
+    fields = list(loss.model_fields)
     unknown = next((key for key in values if key not in fields), None)
-    if unknown is None:
-        return
-    trl = TRL_SETTINGS.get(unknown)
-    guess = trl if trl in fields else nearest(unknown, [*fields, "name", "weight"])
-    raise ConfigError.of(
-        saw=f"loss {loss.name}: unknown setting {unknown!r}",
-        expected=f"one of {', '.join([*fields, 'weight'])}",
-        cure=f"did you mean {guess!r}?" if guess else "remove it",
-    )
+    if unknown is not None:
+        trl = TRL_SETTINGS.get(unknown)
+        guess = trl if trl in fields else nearest(unknown, [*fields, "name", "weight"])
+        raise ConfigError.of(
+            saw=f"loss {loss.name}: unknown setting {unknown!r}",
+            expected=f"one of {', '.join([*fields, 'weight'])}",
+            cure=f"did you mean {guess!r}?" if guess else "remove it",
+        )
+    return LossTerm(check_config(loss, values, origin=f"loss {name}"), float(weight))
 
 
-def _rewards(batch: LossBatch, beta: float) -> dict[str, torch.Tensor]:
-    """TRL's reward metrics: β times the log-ratio of each side."""
+def _rewards(batch: LossBatch, beta: float) -> dict[str, Tensor]:
+    """TRL's reward metrics: β times the log-ratio of each side; none without a reference."""
     if isinstance(batch, PairBatch):
-        if not _has_reference(batch.chosen, batch.rejected):
+        if batch.chosen.reference is None or batch.rejected.reference is None:
             return {}
         chosen, rejected = (
             beta * side.log_ratios.detach() for side in (batch.chosen, batch.rejected)
@@ -273,14 +276,12 @@ def _rewards(batch: LossBatch, beta: float) -> dict[str, torch.Tensor]:
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
             "rewards/margins": margins,
+            # A tie is half right: at the first step, where policy and reference are the same,
+            # the accuracy is then 0.5 and not a matter of rounding.
             "rewards/accuracies": 0.5 * (1 + margins.sign()),
         }
-    if isinstance(batch, UnpairedBatch) and _has_reference(batch.responses):
+    if isinstance(batch, UnpairedBatch) and batch.responses.reference is not None:
         rewards = beta * batch.responses.log_ratios.detach()
         sides = {"chosen": batch.desirable, "rejected": ~batch.desirable}
-        return {f"rewards/{side}": rewards[own] for side, own in sides.items() if own.any()}
+        return {f"rewards/{side}": rewards[mask] for side, mask in sides.items() if mask.any()}
     return {}
-
-
-def _has_reference(*sides: Responses) -> bool:
-    return all(side.reference is not None for side in sides)

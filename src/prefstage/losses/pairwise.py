@@ -1,335 +1,511 @@
-"""Losses on the two log-ratios of a pair.
+"""Losses on a pair's log-ratios or log-probs, each pair by itself.
 
-Throughout, `chosen` is a = log π(y_w|x) - log π_ref(y_w|x), `rejected` is b, the same of
-the other response, and Δ = a - b.
+Throughout, `chosen` is a = log π(y_w|x) - log π_ref(y_w|x), `rejected` is b, the same of the
+other response, both [items] in nats, and Δ = a - b; ℓ is log π(y|x) and L a response's tokens.
+Every σ is computed through `logsigmoid` or as the sigmoid of the negated argument: log(1 - σ(z))
+written out is -inf from z = 17 on in float32, and its gradient 0 / 0.
 """
 
 import math
+from abc import abstractmethod
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from pydantic import Field, model_validator
 from torch.nn.functional import logsigmoid
+from typing_extensions import override
 
-from prefstage.losses.batches import Items
+from prefstage.losses.base import Loss, Need
+from prefstage.losses.batches import Items, PairBatch, Responses
 
+Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
-def sigmoid_loss(chosen: Items, rejected: Items, *, beta: float, flip_rate: float = 0.0) -> Items:
-    """Bradley-Terry negative log-likelihood (DPO; conservative DPO if flip_rate > 0).
+MAX_EXPONENT = 30.0
+"""Beyond it e^x goes on as a straight line of slope e^30, so that scores, and their squares in
+IPO, stay finite in float32 and yet keep a slope."""
 
-    ``-(1-ε) log σ(βΔ) - ε log σ(-βΔ)``, with ε = flip_rate.
-
-    Args:
-        chosen: log π(y|x) - log π_ref(y|x) of the preferred response. [items], nats.
-        rejected: The same of the other response. [items], nats.
-        beta: Pull towards the reference, > 0. 1/nats.
-        flip_rate: Assumed share of flipped labels, in [0, 0.5).
-
-    Returns:
-        Loss of each pair, unreduced. [items], nats.
-
-    Source:
-        Rafailov et al. 2023, arXiv:2305.18290, Eq. 7; ε: Mitchell 2023, cDPO note, Eq. 3.
-    """
-    scaled = beta * (chosen - rejected)
-    return -(1 - flip_rate) * logsigmoid(scaled) - flip_rate * logsigmoid(-scaled)
+NO_NEEDS: frozenset[Need] = frozenset()
 
 
-def gamma_loss(policy: Items, reference: Items, *, beta: float, gamma: float) -> Items:
-    """DPO with a reference of adjustable weight.
-
-    ``-log σ(β[(ℓ_w - ℓ_l) - γ(ℓ_w^ref - ℓ_l^ref)])``; γ = 1 is DPO, γ = 0 has no reference.
-
-    Args:
-        policy: ℓ_w - ℓ_l. [items], nats.
-        reference: ℓ_w^ref - ℓ_l^ref. [items], nats.
-        beta: Steepness, > 0. 1/nats.
-        gamma: Weight of the reference, >= 0.
-
-    Returns:
-        Loss of each pair, unreduced. [items], nats.
-
-    Source:
-        Chen et al. 2024, arXiv:2405.19534, Eq. 4.
-    """
-    return -logsigmoid(beta * (policy - gamma * reference))
+def beta_field(default: float) -> Any:
+    """β with its range and description."""
+    return Field(default=default, gt=0, description="Pull towards the reference, 1/nats.")
 
 
-def hinge_loss(chosen: Items, rejected: Items, *, beta: float) -> Items:
-    """Hinge on the normalised margin: ``max(0, 1 - βΔ)``.
-
-    Args:
-        chosen: log-ratio of the preferred response. [items], nats.
-        rejected: log-ratio of the other response. [items], nats.
-        beta: 1/β is the margin wanted, > 0. 1/nats.
-
-    Returns:
-        Loss of each pair, unreduced. [items].
-
-    Source:
-        Liu et al. 2023 (RSO), arXiv:2309.06657 (hinge-norm).
-    """
-    return torch.relu(1 - beta * (chosen - rejected))
+def flip_field(default: float, *, above_zero: bool = False) -> Any:
+    """ε with its range and description."""
+    low: dict[str, Any] = {"gt": 0} if above_zero else {"ge": 0}
+    return Field(default=default, lt=0.5, description="Share of flipped labels.", **low)
 
 
-def ipo_loss(chosen: Items, rejected: Items, *, tau: float) -> Items:
-    """Squared distance of the margin from its goal: ``(Δ - 1/(2τ))²``.
+class RatioLoss(Loss):
+    """A loss on the two log-ratios of a pair."""
 
-    Args:
-        chosen: log-ratio of the preferred response, as a mean over its tokens (the
-            authors' choice) or as a sum. [items], nats.
-        rejected: The same of the other response. [items], nats.
-        tau: Regularisation, > 0. 1/nats.
+    @abstractmethod
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        """Loss of every pair, unreduced. [items].
 
-    Returns:
-        Loss of each pair, unreduced. [items], nats².
+        Args:
+            chosen: log π(y|x) - log π_ref(y|x) of the preferred response. [items], nats.
+            rejected: The same of the other response. [items], nats.
+        """
+        raise NotImplementedError
 
-    Source:
-        Azar et al. 2023, arXiv:2310.12036, Eq. 17.
-    """
-    return (chosen - rejected - 1 / (2 * tau)).square()
+    def _items(self, batch: Any) -> Items:
+        return self.of_ratios(batch.chosen.log_ratios, batch.rejected.log_ratios)
 
 
-def robust_loss(chosen: Items, rejected: Items, *, beta: float, flip_rate: float) -> Items:
-    """DPO made unbiased under a known rate of flipped labels.
+class DivergenceLoss(RatioLoss):
+    """A loss on log-ratios that another divergence than the reverse KL may score first."""
 
-    ``[-(1-ε) log σ(βΔ) + ε log σ(-βΔ)] / (1-2ε)``.
+    f_divergence: Divergence = Field(
+        default="reverse_kl", description="Divergence from the reference that is penalised."
+    )
+    f_alpha: float | None = Field(
+        default=None, description="α of the α-divergence; 0.5 if not given. No other reads it."
+    )
+
+    @model_validator(mode="after")
+    def _no_ignored_alpha(self) -> "DivergenceLoss":
+        if self.f_alpha is not None and self.f_divergence != "alpha_divergence":
+            raise ValueError(
+                f"f_alpha={self.f_alpha:g} has no effect with f_divergence={self.f_divergence}; "
+                "expected alpha_divergence; set f_divergence: alpha_divergence, or leave it out"
+            )
+        return self
+
+    def _items(self, batch: Any) -> Items:
+        return self.of_ratios(*self.scores(batch))
+
+    def scores(self, batch: PairBatch) -> tuple[Items, Items]:
+        """Both sides' log-ratios under the divergence. [items] each."""
+        alpha = 0.5 if self.f_alpha is None else self.f_alpha
+        chosen, rejected = (
+            divergence_score(side.log_ratios, divergence=self.f_divergence, alpha=alpha)
+            for side in (batch.chosen, batch.rejected)
+        )
+        return chosen, rejected
+
+
+def divergence_score(log_ratio: Items, *, divergence: Divergence, alpha: float) -> Items:
+    """f'(t) at t = π(y|x)/π_ref(y|x), up to a constant that cancels between two responses.
+
+    reverse KL: ``log t``; forward KL: ``1 - 1/t``; Jensen-Shannon: ``log 2t/(1+t)``;
+    α-divergence: ``(t^(α-1) - 1)/(α-1)``, which is ``log t`` at α = 1.
 
     Args:
-        chosen: log-ratio of the preferred response. [items], nats.
-        rejected: log-ratio of the other response. [items], nats.
-        beta: Pull towards the reference, > 0. 1/nats.
-        flip_rate: ε, in [0, 0.5).
+        log_ratio: log t. [items], nats.
+        divergence: Which divergence.
+        alpha: α of the α-divergence; no other one reads it.
 
     Returns:
-        Loss of each pair, unreduced; may be negative. [items], nats.
+        The score of each response. [items].
 
     Source:
-        Chowdhury et al. 2024, arXiv:2403.00409.
+        Wang et al. 2023, arXiv:2309.16240, Table 1; the α-divergence in the form of TRL.
+        Departure: exponents beyond `MAX_EXPONENT`.
     """
-    scaled = beta * (chosen - rejected)
-    clean, flipped = -(1 - flip_rate) * logsigmoid(scaled), flip_rate * logsigmoid(-scaled)
-    return (clean + flipped) / (1 - 2 * flip_rate)
+    if divergence == "forward_kl":
+        return -_growth(-log_ratio)
+    if divergence == "js_divergence":
+        return math.log(2) + logsigmoid(log_ratio)
+    if divergence == "alpha_divergence" and alpha != 1:
+        return _growth((alpha - 1) * log_ratio) / (alpha - 1)
+    return log_ratio
 
 
-def exo_loss(chosen: Items, rejected: Items, *, beta: float, flip_rate: float) -> Items:
-    """Reverse KL of the policy's preference from the smoothed label (EXO for pairs).
-
-    ``s(ln s - ln(1-ε)) + (1-s)(ln(1-s) - ln ε)`` with s = σ(βΔ).
-
-    Args:
-        chosen: log-ratio of the preferred response. [items], nats.
-        rejected: log-ratio of the other response. [items], nats.
-        beta: β_π, > 0. 1/nats.
-        flip_rate: ε, in (0, 0.5).
-
-    Returns:
-        Loss of each pair, unreduced. [items], nats.
-
-    Source:
-        Ji et al. 2024, arXiv:2402.00856, Eq. 16.
-    """
-    scaled = beta * (chosen - rejected)
-    share = torch.sigmoid(scaled)
-    kept = share * (logsigmoid(scaled) - math.log1p(-flip_rate))
-    return kept + torch.sigmoid(-scaled) * (logsigmoid(-scaled) - math.log(flip_rate))
+def _growth(exponent: Items) -> Items:
+    """e^x - 1, a straight line beyond `MAX_EXPONENT`."""
+    # A response of a few hundred tokens easily has a log-ratio of 100 nats; e^100 is inf in
+    # float32, and inf - inf in the margin is NaN, which no later clamp can undo.
+    beyond = torch.relu(exponent - MAX_EXPONENT)
+    return torch.expm1(exponent.clamp(max=MAX_EXPONENT)) + math.exp(MAX_EXPONENT) * beyond
 
 
-def nca_loss(chosen: Items, rejected: Items, *, beta: float) -> Items:
-    """Noise-contrastive alignment on pairs.
-
-    ``-log σ(βa) - ½ log σ(-βa) - ½ log σ(-βb)``.
-
-    Args:
-        chosen: a. [items], nats.
-        rejected: b. [items], nats.
-        beta: Pull towards the reference, > 0. 1/nats.
-
-    Returns:
-        Loss of each pair, unreduced. [items], nats.
-
-    Source:
-        Chen et al. 2024, arXiv:2402.05369 (NCA for pairs).
-    """
-    up, down = beta * chosen, beta * rejected
-    return -logsigmoid(up) - 0.5 * logsigmoid(-up) - 0.5 * logsigmoid(-down)
+# --- Against a reference, under a divergence -------------------------------------------------
 
 
-def bco_loss(chosen: Items, rejected: Items, *, beta: float, shift: float | Tensor) -> Items:
-    """Binary classifier of chosen against rejected responses.
+class DPO(
+    DivergenceLoss,
+    name="sigmoid",
+    aliases=("dpo",),
+    formula="-(1-ε) log σ(βΔ) - ε log σ(-βΔ)",
+    source="Rafailov et al. 2023, arXiv:2305.18290, Eq. 7; ε: Mitchell 2023, cDPO note, Eq. 3",
+):
+    """DPO: Bradley-Terry likelihood of the pair; conservative with a flip rate."""
 
-    ``-log σ(βa - δ) - log σ(-(βb - δ))``.
+    beta: float = beta_field(0.1)
+    flip_rate: float = flip_field(0.0)
 
-    Args:
-        chosen: a. [items], nats.
-        rejected: b. [items], nats.
-        beta: Pull towards the reference, > 0. 1/nats.
-        shift: δ, the running mean of ½(βa + βb), no gradient; 0 leaves it out.
-
-    Returns:
-        Loss of each pair, unreduced. [items], nats.
-
-    Source:
-        Jung et al. 2024, arXiv:2404.04656.
-    """
-    return -logsigmoid(beta * chosen - shift) - logsigmoid(shift - beta * rejected)
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        scaled = self.beta * (chosen - rejected)
+        return -(1 - self.flip_rate) * logsigmoid(scaled) - self.flip_rate * logsigmoid(-scaled)
 
 
-def r_dpo_loss(
-    chosen: Items,
-    rejected: Items,
-    extra_tokens: Int[Tensor, " items"],
-    *,
-    beta: float,
-    alpha: float,
-) -> Items:
-    """DPO with a length term: ``-log σ(βΔ + α(L_w - L_l))``.
+class NormDPO(
+    DivergenceLoss,
+    name="sigmoid_norm",
+    formula="-log σ(β(a/L_w - b/L_l))",
+    source="TRL 1.16, loss_type sigmoid_norm",
+):
+    """DPO on means over tokens."""
 
-    Args:
-        chosen: log-ratio of the preferred response. [items], nats.
-        rejected: log-ratio of the other response. [items], nats.
-        extra_tokens: L_w - L_l. [items], tokens.
-        beta: Pull towards the reference, > 0. 1/nats.
-        alpha: Discount of a longer chosen response, >= 0. 1/tokens.
+    beta: float = beta_field(0.1)
 
-    Returns:
-        Loss of each pair, unreduced. [items], nats.
+    def _items(self, batch: Any) -> Items:
+        chosen, rejected = self.scores(batch)
+        return self.of_ratios(chosen / batch.chosen.lengths, rejected / batch.rejected.lengths)
 
-    Source:
-        Park et al. 2024, arXiv:2403.19159, with the sign of the official code: part
-        of a longer chosen response's margin counts as reached by its length alone.
-    """
-    return -logsigmoid(beta * (chosen - rejected) + alpha * extra_tokens.to(chosen.dtype))
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        return -logsigmoid(self.beta * (chosen - rejected))
 
 
-def dpop_loss(chosen: Items, rejected: Items, *, beta: float, penalty: float) -> Items:
-    """DPO that holds the chosen response up: ``-log σ(β(Δ - λ max(0, -a)))``.
+class Hinge(
+    DivergenceLoss,
+    name="hinge",
+    formula="max(0, 1 - βΔ)",
+    source="Liu et al. 2023 (RSO), arXiv:2309.06657 (hinge-norm)",
+):
+    """RSO's hinge on the normalised margin."""
 
-    Args:
-        chosen: a. [items], nats.
-        rejected: b. [items], nats.
-        beta: Pull towards the reference, > 0. 1/nats.
-        penalty: λ, >= 0.
+    # 1/β is the margin wanted, in nats.
+    beta: float = beta_field(0.05)
 
-    Returns:
-        Loss of each pair, unreduced. [items], nats.
-
-    Source:
-        Pal et al. 2024 (Smaug), arXiv:2402.13228.
-    """
-    return -logsigmoid(beta * (chosen - rejected - penalty * torch.relu(-chosen)))
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        return torch.relu(1 - self.beta * (chosen - rejected))
 
 
-def cal_dpo_loss(chosen: Items, rejected: Items, *, beta: float) -> Items:
-    """DPO with log-ratios calibrated to ±1/(2β).
+class IPO(
+    DivergenceLoss,
+    name="ipo",
+    formula="(Δ̄ - 1/(2τ))², Δ̄ of means over tokens",
+    source="Azar et al. 2023, arXiv:2310.12036, Eq. 17",
+):
+    """Squared distance of the margin from its goal."""
 
-    ``-log σ(Δ) + ½[(a - 1/(2β))² + (b + 1/(2β))²]``.
+    tau: float = Field(default=0.1, gt=0, description="Regularisation, 1/nats.")
+    per_token: bool = Field(default=True, description="Means over tokens, else sums.")
 
-    Args:
-        chosen: a. [items], nats.
-        rejected: b. [items], nats.
-        beta: 1/(2β) is each log-ratio's goal, > 0. 1/nats.
+    def _items(self, batch: Any) -> Items:
+        chosen, rejected = self.scores(batch)
+        # The authors' own choice: a sum's goal of 1/(2τ) nats is reached by a long response alone.
+        if self.per_token:
+            chosen, rejected = chosen / batch.chosen.lengths, rejected / batch.rejected.lengths
+        return self.of_ratios(chosen, rejected)
 
-    Returns:
-        Loss of each pair, unreduced. [items].
-
-    Source:
-        Xiao et al. 2024, arXiv:2412.14516, with the weights of the official code.
-    """
-    goal = 1 / (2 * beta)
-    squares = (chosen - goal).square() + (rejected + goal).square()
-    return -logsigmoid(chosen - rejected) + 0.5 * squares
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        return (chosen - rejected - 1 / (2 * self.tau)).square()
 
 
-def sppo_loss(chosen: Items, rejected: Items, preference: Items | float, *, beta: float) -> Items:
-    """Self-play: each log-ratio goes to its win rate's share.
+class RobustDPO(
+    DivergenceLoss,
+    name="robust",
+    formula="[-(1-ε) log σ(βΔ) + ε log σ(-βΔ)] / (1-2ε)",
+    source="Chowdhury et al. 2024, arXiv:2403.00409",
+):
+    """DPO made unbiased under a known rate of flipped labels."""
 
-    ``½[(a - (P_w - ½)/β)² + (b - (P_l - ½)/β)²]``, P_l = 1 - P_w.
+    beta: float = beta_field(0.1)
+    flip_rate: float = flip_field(0.1)
 
-    Args:
-        chosen: a. [items], nats.
-        rejected: b. [items], nats.
-        preference: P_w, the judge's P(chosen ≻ rejected), in [0, 1]. [items] or a number.
-        beta: 1/η, > 0. 1/nats.
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        scaled = self.beta * (chosen - rejected)
+        clean = -(1 - self.flip_rate) * logsigmoid(scaled)
+        # May be negative: it is the expectation over flips that is DPO's loss.
+        return (clean + self.flip_rate * logsigmoid(-scaled)) / (1 - 2 * self.flip_rate)
 
-    Returns:
-        Loss of each pair, unreduced. [items], nats².
 
-    Source:
-        Wu et al. 2024, arXiv:2405.00675, Eq. 4.7; the factor ½ as in the official code.
-    """
-    goal = (preference - 0.5) / beta
+class EXO(
+    DivergenceLoss,
+    name="exo",
+    aliases=("exo_pair",),
+    formula="s(ln s - ln(1-ε)) + (1-s)(ln(1-s) - ln ε), s = σ(βΔ)",
+    source="Ji et al. 2024, arXiv:2402.00856, Eq. 16",
+):
+    """Reverse KL of the policy's preference from the smoothed label."""
+
+    beta: float = beta_field(0.1)
+    # Above 0: the reverse KL from a label that is certain is infinite.
+    flip_rate: float = flip_field(1e-3, above_zero=True)
+
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        scaled = self.beta * (chosen - rejected)
+        kept = torch.sigmoid(scaled) * (logsigmoid(scaled) - math.log1p(-self.flip_rate))
+        flipped = logsigmoid(-scaled) - math.log(self.flip_rate)
+        return kept + torch.sigmoid(-scaled) * flipped
+
+
+class DiscoPOP(
+    DivergenceLoss,
+    name="discopop",
+    formula="(1-m)(-log σ(βΔ)) + m e^{-βΔ}, m = σ(βΔ/τ)",
+    source="Lu et al. 2024, arXiv:2406.08414, Eq. 5 (LRML)",
+):
+    """The discovered blend of logistic and exponential loss."""
+
+    beta: float = beta_field(0.1)
+    # At most 1, where the product m e^{-βΔ} is bounded.
+    tau: float = Field(default=0.05, gt=0, le=1, description="Temperature of the blend.")
+
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        scaled = self.beta * (chosen - rejected)
+        logistic = -torch.sigmoid(-scaled / self.tau) * logsigmoid(scaled)
+        # m e^{-βΔ} in logs: for a large negative margin it is 0 · inf otherwise.
+        return logistic + torch.exp(logsigmoid(scaled / self.tau) - scaled)
+
+
+# --- Against a reference, as it is ------------------------------------------------------------
+
+
+class GammaDPO(
+    Loss,
+    name="gamma",
+    aliases=("gamma_dpo",),
+    formula="-log σ(β[(ℓ_w - ℓ_l) - γ(ℓ_w^ref - ℓ_l^ref)])",
+    source="Chen et al. 2024, arXiv:2405.19534, Eq. 4",
+):
+    """DPO with a reference of adjustable weight."""
+
+    beta: float = beta_field(0.1)
+    gamma: float = Field(default=1.0, ge=0, description="Weight of the reference; 1 is DPO.")
+
+    def _items(self, batch: Any) -> Items:
+        policy, reference = margins(batch)
+        return self.of_margins(policy, reference)
+
+    def of_margins(self, policy: Items, reference: Items) -> Items:
+        """From ℓ_w - ℓ_l of policy and reference. [items], nats."""
+        return -logsigmoid(self.beta * (policy - self.gamma * reference))
+
+
+def margins(batch: PairBatch) -> tuple[Items, Items]:
+    """ℓ_w - ℓ_l of the policy and of the reference. [items] each, nats."""
+    chosen, rejected = batch.chosen, batch.rejected
+    reference = chosen.reference_log_probs - rejected.reference_log_probs
+    return chosen.log_probs - rejected.log_probs, reference
+
+
+class NCA(
+    RatioLoss,
+    name="nca",
+    aliases=("nca_pair",),
+    formula="-log σ(βa) - ½ log σ(-βa) - ½ log σ(-βb)",
+    source="Chen et al. 2024, arXiv:2402.05369 (NCA for pairs)",
+):
+    """Noise-contrastive alignment on pairs."""
+
+    beta: float = beta_field(0.01)
+
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        up, down = self.beta * chosen, self.beta * rejected
+        return -logsigmoid(up) - 0.5 * logsigmoid(-up) - 0.5 * logsigmoid(-down)
+
+
+class RDPO(
+    Loss,
+    name="r_dpo",
+    formula="-log σ(βΔ + α(L_w - L_l))",
+    source="Park et al. 2024, arXiv:2403.19159",
+):
+    """DPO with a length term."""
+
+    beta: float = beta_field(0.1)
+    alpha: float = Field(default=0.01, ge=0, description="Length term, 1/tokens.")
+
+    def _items(self, batch: Any) -> Items:
+        chosen, rejected = batch.chosen, batch.rejected
+        extra = (chosen.lengths - rejected.lengths).to(chosen.policy.dtype)
+        # The sign of the official code: part of a longer chosen response's margin counts as
+        # reached by its length alone.
+        scaled = self.beta * (chosen.log_ratios - rejected.log_ratios)
+        return -logsigmoid(scaled + self.alpha * extra)
+
+
+class DPOP(
+    RatioLoss,
+    name="dpop",
+    formula="-log σ(β(Δ - λ max(0, -a)))",
+    source="Pal et al. 2024 (Smaug), arXiv:2402.13228",
+):
+    """DPO that holds the chosen response up."""
+
+    beta: float = beta_field(0.1)
+    penalty: float = Field(default=50.0, ge=0, description="λ, on max(0, -a).")
+
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        fallen = self.penalty * torch.relu(-chosen)
+        return -logsigmoid(self.beta * (chosen - rejected - fallen))
+
+
+class CalDPO(
+    RatioLoss,
+    name="cal_dpo",
+    formula="-log σ(Δ) + ½[(a - 1/(2β))² + (b + 1/(2β))²]",
+    source="Xiao et al. 2024, arXiv:2412.14516, with the weights of the official code",
+):
+    """DPO with log-ratios calibrated to ±1/(2β)."""
+
+    beta: float = beta_field(1e-3)
+
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        goal = 1 / (2 * self.beta)
+        squares = (chosen - goal).square() + (rejected + goal).square()
+        return -logsigmoid(chosen - rejected) + 0.5 * squares
+
+
+class SPPO(
+    Loss,
+    name="sppo",
+    formula="½[(a - (P_w - ½)/β)² + (b - (P_l - ½)/β)²]",
+    source="Wu et al. 2024, arXiv:2405.00675, Eq. 4.7; the factor ½ as in the official code",
+    needs=frozenset({"reference", "preference"}),
+):
+    """Self-play: log-ratios go to the judge's win rates."""
+
+    beta: float = beta_field(1e-3)
+
+    def _items(self, batch: Any) -> Items:
+        # The judge's preference is data, even if it comes as somebody's differentiable output.
+        goal = (batch.preference.detach() - 0.5) / self.beta
+        return _distance(batch.chosen.log_ratios, batch.rejected.log_ratios, goal)
+
+
+class HardSPPO(
+    RatioLoss,
+    name="sppo_hard",
+    formula="½[(a - 1/(2β))² + (b + 1/(2β))²]",
+    source="Wu et al. 2024, arXiv:2405.00675, Eq. 4.7",
+):
+    """SPPO with a win rate of 1."""
+
+    beta: float = beta_field(1e-3)
+
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        return _distance(chosen, rejected, 0.5 / self.beta)
+
+
+def _distance(chosen: Items, rejected: Items, goal: Items | float) -> Items:
+    """Half the squared distance of two log-ratios from a goal and its negative."""
     return 0.5 * ((chosen - goal).square() + (rejected + goal).square())
 
 
-def apo_zero_loss(chosen: Items, rejected: Items, *, beta: float) -> Items:
-    """Anchored: chosen up, rejected down. ``1 - σ(βa) + σ(βb)``.
+class APOZero(
+    RatioLoss,
+    name="apo_zero",
+    formula="1 - σ(βa) + σ(βb)",
+    source="D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 7",
+):
+    """Anchored: chosen up, rejected down."""
 
-    Args:
-        chosen: a. [items], nats.
-        rejected: b. [items], nats.
-        beta: Pull towards the reference, > 0. 1/nats.
+    beta: float = beta_field(0.1)
 
-    Returns:
-        Loss of each pair, unreduced. [items], in (0, 2).
-
-    Source:
-        D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 7.
-    """
-    return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        return torch.sigmoid(-self.beta * chosen) + torch.sigmoid(self.beta * rejected)
 
 
-def apo_down_loss(chosen: Items, rejected: Items, *, beta: float) -> Items:
-    """Anchored: both down, rejected more. ``σ(βa) + 1 - σ(βΔ)``.
+class APODown(
+    RatioLoss,
+    name="apo_down",
+    formula="σ(βa) + 1 - σ(βΔ)",
+    source="D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 8",
+):
+    """Anchored: both down, rejected more."""
 
-    Args:
-        chosen: a. [items], nats.
-        rejected: b. [items], nats.
-        beta: Pull towards the reference, > 0. 1/nats.
+    beta: float = beta_field(0.1)
 
-    Returns:
-        Loss of each pair, unreduced. [items], in (0, 2).
-
-    Source:
-        D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 8.
-    """
-    return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * (chosen - rejected))
-
-
-def discopop_loss(chosen: Items, rejected: Items, *, beta: float, tau: float) -> Items:
-    """The discovered blend of logistic and exponential loss.
-
-    ``(1-m)(-log σ(βΔ)) + m e^{-βΔ}`` with m = σ(βΔ/τ).
-
-    Args:
-        chosen: log-ratio of the preferred response. [items], nats.
-        rejected: log-ratio of the other response. [items], nats.
-        beta: Pull towards the reference, > 0. 1/nats.
-        tau: Temperature of the blend, in (0, 1], where the product m e^{-βΔ} is bounded.
-
-    Returns:
-        Loss of each pair, unreduced. [items].
-
-    Source:
-        Lu et al. 2024, arXiv:2406.08414, Eq. 5 (LRML); m e^{-βΔ} is computed in logs.
-    """
-    scaled = beta * (chosen - rejected)
-    logistic = -torch.sigmoid(-scaled / tau) * logsigmoid(scaled)
-    return logistic + torch.exp(logsigmoid(scaled / tau) - scaled)
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        lowered = torch.sigmoid(self.beta * chosen)
+        return lowered + torch.sigmoid(-self.beta * (chosen - rejected))
 
 
-def wpo_weights(chosen: Items, rejected: Items) -> Items:
-    """How likely the policy itself would write the pair: ``min(1, exp(A_w + A_l))``.
+# --- Without a reference ----------------------------------------------------------------------
 
-    Args:
-        chosen: A_w, the mean over tokens of log π(y_t) - log Σ_v π(v)². [items], nats.
-        rejected: A_l, the same of the other response. [items], nats.
 
-    Returns:
-        Weight of each pair, without gradient, in (0, 1]. [items].
+class SLiC(
+    Loss,
+    name="slic",
+    formula="max(0, δ - ℓ_w + ℓ_l) - λ ℓ_w",
+    source="Zhao et al. 2023, arXiv:2305.10425; arXiv:2508.10530, Eq. 25",
+    needs=NO_NEEDS,
+):
+    """SLiC-HF: calibrate the likelihood of the pair, imitate the chosen response."""
 
-    Source:
-        Zhou et al. 2024, arXiv:2406.11827, Eq. 2 and its aligned sampling weights; capped
-        at 1 as in the official code.
-    """
-    return torch.exp((chosen + rejected).detach().clamp(max=0))
+    margin: float = Field(default=1.0, ge=0, description="δ, nats.")
+    imitation: float = Field(default=0.1, ge=0, description="λ: weight of imitation.")
+
+    def _items(self, batch: Any) -> Items:
+        chosen: Items = batch.chosen.log_probs
+        return torch.relu(self.margin - chosen + batch.rejected.log_probs) - self.imitation * chosen
+
+
+class SimPO(
+    Loss,
+    name="simpo",
+    formula="-log σ(β(ℓ_w/L_w - ℓ_l/L_l) - γ)",
+    source="Meng et al. 2024, arXiv:2405.14734",
+    needs=NO_NEEDS,
+):
+    """Mean log-probs with a target margin, no reference."""
+
+    beta: float = beta_field(2.0)
+    margin: float = Field(default=1.0, ge=0, description="γ: target margin.")
+
+    def _items(self, batch: Any) -> Items:
+        gap = batch.chosen.mean_log_probs - batch.rejected.mean_log_probs
+        return -logsigmoid(self.beta * gap - self.margin)
+
+
+class ORPO(
+    Loss,
+    name="orpo",
+    formula="-ℓ_w/L_w - λ log σ(log-odds difference of e^{ℓ/L})",
+    source="Hong et al. 2024, arXiv:2403.07691",
+    needs=NO_NEEDS,
+):
+    """Imitation and an odds ratio, no reference."""
+
+    odds_weight: float = Field(default=0.1, ge=0, description="λ: weight of the odds ratio.")
+
+    def _items(self, batch: Any) -> Items:
+        chosen: Items = batch.chosen.mean_log_probs
+        ratio = _log_odds(chosen) - _log_odds(batch.rejected.mean_log_probs)
+        return -chosen - self.odds_weight * logsigmoid(ratio)
+
+
+def _log_odds(mean: Items) -> Items:
+    """Log-odds of p = e^mean."""
+    # A response that is certain (p = 1) has infinite odds: as if 1 - p were one rounding. For
+    # every other p, expm1 keeps the digits of 1 - p that 1 - exp(mean) would cancel.
+    mean = mean.clamp(max=-torch.finfo(mean.dtype).eps)
+    return mean - torch.log(-torch.expm1(mean))
+
+
+class CPO(
+    Loss,
+    name="cpo",
+    formula="-log σ(β(ℓ_w - ℓ_l)) - α ℓ_w/L_w",
+    source="Xu et al. 2024, arXiv:2401.08417; imitation by token means as in the official code",
+    needs=NO_NEEDS,
+):
+    """DPO without a reference, and imitation."""
+
+    beta: float = beta_field(0.1)
+    imitation: float = Field(default=1.0, ge=0, description="α: weight of imitation.")
+
+    def _items(self, batch: Any) -> Items:
+        chosen: Responses = batch.chosen
+        scaled = self.beta * (chosen.log_probs - batch.rejected.log_probs)
+        return -logsigmoid(scaled) - self.imitation * chosen.mean_log_probs

@@ -15,7 +15,7 @@ from prefstage.diagnosing.rankings import (
     idealized_ranking_accuracy,
     ranking_accuracy,
 )
-from prefstage.losses.pairwise import ipo_loss
+from prefstage.losses import IPO
 from prefstage.sandbox.theory.evidence import (
     Check,
     Evidence,
@@ -180,7 +180,7 @@ def check_ipo(setting: Setting) -> Evidence:
     """Proposition A.7: what IPO's loss says about the order."""
     policy_w, policy_l, reference_w, reference_l = _pairs(setting)
     c = reference_log_ratio(reference_w, reference_l)
-    loss = ipo_loss(policy_w - reference_w, policy_l - reference_l, tau=TAU)
+    loss = IPO(tau=TAU).of_ratios(policy_w - reference_w, policy_l - reference_l)
     bar = ipo_flip_threshold(c, tau=TAU)
     right = ranking_accuracy(policy_w, policy_l) > 0
     goal = 1 / (2 * TAU) - c

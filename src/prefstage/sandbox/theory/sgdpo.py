@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from prefstage.losses.pairwise import sigmoid_loss
-from prefstage.losses.token_sampled import sgdpo_loss
+from prefstage.losses import DPO, SGDPO
 from prefstage.sandbox.theory.evidence import (
     Check,
     Evidence,
@@ -40,7 +39,7 @@ def slopes(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> tuple[Tensor, Tens
         Both derivatives. [pairs].
     """
     x1, x2 = (each.exp().requires_grad_() for each in (a, b))
-    loss = sgdpo_loss(x1.log(), x2.log(), p_w, p_l, beta=BETA)
+    loss = SGDPO(beta=BETA).of_pilots(x1.log(), x2.log(), p_w, p_l)
     first, second = torch.autograd.grad(loss.sum(), [x1, x2])
     return first, second
 
@@ -67,10 +66,10 @@ def check_gradients(setting: Setting) -> Evidence:
     """Theorem 1, and what full pilots give."""
     a, b, p_w, p_l = _draw(setting)
     found, printed = slopes(a, b, p_w, p_l), printed_slopes(a, b, p_w, p_l)
-    whole = sgdpo_loss(a, b, a, b, beta=BETA) - sigmoid_loss(a, b, beta=BETA)
+    whole = SGDPO(beta=BETA).of_pilots(a, b, a, b) - DPO(beta=BETA).of_ratios(a, b)
     up, down = (each.clone().requires_grad_() for each in (a, b))
-    full = torch.autograd.grad(sgdpo_loss(up, down, a, b, beta=BETA).sum(), [up, down])
-    dpo = torch.autograd.grad(sigmoid_loss(up, down, beta=BETA).sum(), [up, down])
+    full = torch.autograd.grad(SGDPO(beta=BETA).of_pilots(up, down, a, b).sum(), [up, down])
+    dpo = torch.autograd.grad(DPO(beta=BETA).of_ratios(up, down).sum(), [up, down])
     halves = torch.stack([one - other / 2 for one, other in zip(full, dpo, strict=True)], 1)
     reach = torch.linspace(-4, 4, 81, dtype=torch.float64)
     none = torch.zeros_like(reach)

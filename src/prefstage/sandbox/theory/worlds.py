@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prefstage.losses.pairwise import sigmoid_loss
+from prefstage.losses import DPO
 
 PreferenceModel = Literal["bradley-terry", "noisy", "ties", "intransitive"]
 """How preferences follow from rewards; only the first is a Bradley-Terry model."""
@@ -141,7 +141,7 @@ def labelled(first: Tensor, second: Tensor, preference: Tensor) -> Tensor:
 
 
 def dpo_loss(log_ratio: Tensor, beta: Tensor, joint: Tensor) -> Tensor:
-    """Expected DPO loss by the library's own `sigmoid_loss`.
+    """Expected DPO loss by the library's `DPO`.
 
     Args:
         log_ratio: f = log π/π_ref, up to a constant a prompt. [worlds, prompts, responses].
@@ -154,7 +154,7 @@ def dpo_loss(log_ratio: Tensor, beta: Tensor, joint: Tensor) -> Tensor:
     scaled = beta * log_ratio
     chosen = scaled[..., :, None].expand(joint.shape).reshape(-1)
     rejected = scaled[..., None, :].expand(joint.shape).reshape(-1)
-    losses = sigmoid_loss(chosen, rejected, beta=1.0).reshape(joint.shape)
+    losses = DPO(beta=1.0).of_ratios(chosen, rejected).reshape(joint.shape)
     return (joint * losses).sum((-1, -2))
 
 

@@ -1,0 +1,181 @@
+"""Losses that read the tokens of a pair's responses, not only their sums."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from prefstage.losses.base import Loss, Need
+from prefstage.losses.batches import Items, PairBatch, Responses
+from prefstage.losses.pairwise import DPO, beta_field
+
+TokenMask = Bool[Tensor, "items tokens"]
+TOKEN_NEEDS: frozenset[Need] = frozenset({"reference", "tokens"})
+
+
+class SGDPO(
+    Loss,
+    name="sgdpo",
+    formula="-½ log σ(β(a - sg[p_l])) - ½ log σ(β(sg[p_w] - b))",
+    source="Self-Guided DPO, arXiv:2505.12435, appendix B (loss) and C (gradients)",
+    needs=TOKEN_NEEDS,
+    random=True,
+):
+    """Self-guided DPO: each side against a pilot drawn from the other."""
+
+    beta: float = beta_field(0.1)
+    r1: float = Field(default=0.6, gt=0, le=1, description="Share of tokens, chosen pilot.")
+    r2: float = Field(default=0.9, gt=0, le=1, description="Share of tokens, rejected pilot.")
+
+    def _items(self, batch: Any) -> Items:
+        counts = [pilot_counts(_shorter(batch), share=share) for share in (self.r1, self.r2)]
+        pilots = _drawn_ratios(batch, *counts)
+        return self.of_pilots(batch.chosen.log_ratios, batch.rejected.log_ratios, *pilots)
+
+    def of_pilots(
+        self, chosen: Items, rejected: Items, chosen_pilot: Items, rejected_pilot: Items
+    ) -> Items:
+        """Loss of every pair, unreduced. [items], nats.
+
+        Args:
+            chosen: a, log-ratio of the preferred response. [items], nats.
+            rejected: b, log-ratio of the other response. [items], nats.
+            chosen_pilot: p_w, the log-ratio summed over drawn tokens of the preferred
+                response; its gradient is stopped here. [items], nats.
+            rejected_pilot: p_l, the same of the other response. [items], nats.
+        """
+        up = logsigmoid(self.beta * (chosen - rejected_pilot.detach()))
+        down = logsigmoid(self.beta * (chosen_pilot.detach() - rejected))
+        return -0.5 * up - 0.5 * down
+
+
+class SamPO(
+    Loss,
+    name="sampo",
+    formula="-log σ(β(a_m - b_m)), sums over m = min(L_w, L_l) random tokens",
+    source="arXiv:2406.10957",
+    needs=TOKEN_NEEDS,
+    random=True,
+):
+    """DPO on equally many random tokens of each side."""
+
+    beta: float = beta_field(0.1)
+
+    def _items(self, batch: Any) -> Items:
+        shorter = _shorter(batch)
+        return DPO(beta=self.beta).of_ratios(*_drawn_ratios(batch, shorter, shorter))
+
+
+class LDDPO(
+    Loss,
+    name="ld_dpo",
+    formula="DPO on Σ_{t<=m} + α Σ_{t>m}, m = min(L_w, L_l)",
+    source="Liu et al. 2024, arXiv:2409.06411",
+    needs=TOKEN_NEEDS,
+):
+    """DPO with the tokens past the shorter response's length damped."""
+
+    beta: float = beta_field(0.1)
+    alpha: float = Field(default=0.5, ge=0, le=1, description="Weight past the shorter length.")
+
+    def _items(self, batch: Any) -> Items:
+        shared = _shorter(batch)[:, None]
+
+        def damped(side: Responses) -> Items:
+            values = side.token_log_ratios
+            position = torch.arange(values.shape[1], device=values.device)
+            return torch.where(position < shared, values, self.alpha * values).sum(1)
+
+        return DPO(beta=self.beta).of_ratios(damped(batch.chosen), damped(batch.rejected))
+
+
+class WPO(
+    Loss,
+    name="wpo",
+    formula="min(1, exp(A_w + A_l)) · DPO, A = mean_t[log π(y_t) - log Σ_v π(v)²]",
+    source="Zhou et al. 2024, arXiv:2406.11827, Eq. 2; at most 1 as in the official code",
+    needs=frozenset({"reference", "tokens", "log_sum_squares"}),
+):
+    """DPO weighted by how likely the policy itself would write the pair."""
+
+    beta: float = beta_field(0.1)
+
+    def _items(self, batch: Any) -> Items:
+        def alignment(side: Any) -> Any:
+            return ((side.policy - side.log_sum_squares) * side.mask).sum(1) / side.lengths
+
+        weights: Items = (
+            (alignment(batch.chosen) + alignment(batch.rejected)).detach().clamp(max=0).exp()
+        )
+        ratios = batch.chosen.log_ratios, batch.rejected.log_ratios
+        return weights * DPO(beta=self.beta).of_ratios(*ratios)
+
+
+def draw_tokens(
+    lengths: Int[Tensor, " items"],
+    counts: Int[Tensor, " items"],
+    seeds: Int[Tensor, " items"],
+    *,
+    tokens: int,
+    stream: int = 0,
+) -> TokenMask:
+    """Draw token positions uniformly, without replacement.
+
+    Args:
+        lengths: Tokens of each response, >= 1. [items].
+        counts: How many to draw of each, from 1 to its length. [items].
+        seeds: One seed an item and step. [items].
+        tokens: Width of the mask.
+        stream: 0 for the first draw of an item, 1 for the second.
+
+    Returns:
+        True at the drawn positions. [items, tokens], on the device of `lengths`.
+    """
+    # Every item draws from a generator of its own seed, and always on the CPU, so that a draw
+    # depends neither on the other items of the micro-batch nor on the device, and a run that
+    # is resumed or spread over processes draws the same.
+    mask = torch.zeros(len(lengths), tokens, dtype=torch.bool)
+    triples = zip(lengths.tolist(), counts.tolist(), seeds.tolist(), strict=True)
+    for item, (length, count, seed) in enumerate(triples):
+        generator = torch.Generator().manual_seed((2 * seed + stream) % 2**63)
+        mask[item, torch.randperm(length, generator=generator)[:count]] = True
+    return mask.to(lengths.device)
+
+
+def pilot_counts(shorter: Int[Tensor, " items"], *, share: float) -> Int[Tensor, " items"]:
+    """Tokens of a pilot: ``max(⌊r · min(L_w, L_l)⌋, 1)``.
+
+    Args:
+        shorter: min(L_w, L_l). [items].
+        share: r, in (0, 1].
+
+    Returns:
+        Counts. [items].
+
+    Source:
+        Self-Guided DPO, arXiv:2505.12435, appendix B.
+    """
+    # In float64 with a rounding's tolerance: 0.7 · 10 is 7 tokens, not 6.
+    return (share * shorter.double() + 1e-9).floor().long().clamp(min=1)
+
+
+def _shorter(batch: PairBatch) -> Tensor:
+    return torch.minimum(batch.chosen.lengths, batch.rejected.lengths)
+
+
+def _drawn_ratios(batch: Any, *counts: Tensor) -> list[Items]:
+    """Both sides' log-ratios, summed over drawn tokens. [items] each."""
+    return [
+        (
+            side.token_log_ratios
+            * draw_tokens(
+                side.lengths, count, batch.seeds, tokens=side.policy.shape[1], stream=stream
+            )
+        ).sum(1)
+        for stream, (side, count) in enumerate(
+            zip((batch.chosen, batch.rejected), counts, strict=True)
+        )
+    ]

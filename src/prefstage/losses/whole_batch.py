@@ -1,0 +1,208 @@
+"""Losses of a pair that depend on the other pairs of its step, or on pairs seen before."""
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from prefstage.losses.base import Loss, LossState, LossValues
+from prefstage.losses.batches import Items
+from prefstage.losses.pairwise import DPO, beta_field, flip_field, margins
+
+ANONYMOUS = "anonymous"
+"""Annotator of pairs that name none."""
+
+MIN_STD = 1e-3
+"""Nats. A narrower spread of margins (that of rounding, at the first step) decides nothing."""
+
+SUREST = 1e-6
+"""η is read as at least this far from 0 and 1, where no label could ever change it again."""
+
+
+class BCO(
+    Loss,
+    name="bco",
+    aliases=("bco_pair",),
+    formula="-log σ(βa - δ) - log σ(-(βb - δ)), δ running mean of ½(βa + βb)",
+    source="Jung et al. 2024, arXiv:2404.04656",
+    whole_batch=True,
+    initial={"mean": 0.0, "count": 0},
+):
+    """Binary classifier of chosen against rejected, shifted by the mean reward."""
+
+    beta: float = beta_field(0.1)
+    shift: Literal["running-mean", "none"] = Field(
+        default="running-mean", description="δ: the running mean of rewards, or none."
+    )
+
+    def _compute(self, batch: Any, state: LossState) -> LossValues:
+        chosen, rejected = batch.chosen.log_ratios, batch.rejected.log_ratios
+        mean = 0.0
+        if self.shift != "none":
+            # A mean over every pair so far, the present batch with them. The increment form
+            # keeps its digits however many pairs there were; float64, since a float32 mean of
+            # a million pairs no longer moves.
+            present = float(0.5 * self.beta * (chosen + rejected).detach().double().mean())
+            count = state["count"] + len(chosen)
+            mean = state["mean"] + (present - state["mean"]) * len(chosen) / count
+            state = {"mean": mean, "count": count}
+        up, down = self.beta * chosen - mean, mean - self.beta * rejected
+        return LossValues(-logsigmoid(up) - logsigmoid(down), state)
+
+
+class AOT(
+    Loss,
+    name="aot",
+    formula="-log σ(βd), d = sort(ℓ_w - ℓ_l) - sort(ℓ_w^ref - ℓ_l^ref)",
+    source="Melnyk et al. 2024, arXiv:2406.05882",
+    whole_batch=True,
+):
+    """Optimal transport between margins of policy and reference."""
+
+    beta: float = beta_field(0.01)
+    flip_rate: float = flip_field(0.0)
+
+    def _items(self, batch: Any) -> Items:
+        return self.of_samples(*margins(batch))
+
+    def of_samples(self, left: Items, right: Items) -> Items:
+        """Sorted values against sorted values: one quantile function shall lie above the other.
+
+        Args:
+            left: ℓ_w - ℓ_l (paired form) or a (unpaired form). [items], nats.
+            right: ℓ_w^ref - ℓ_l^ref, or b. [items], nats.
+
+        Returns:
+            Loss of the quantile of every item's left value, unreduced. [items], nats.
+        """
+        # argsort of argsort is the rank: the loss of a quantile goes to the item whose left
+        # value it is, so that the order of items, and of micro-batches, changes nothing.
+        rank = left.detach().argsort(stable=True).argsort()
+        difference = left - right.sort(stable=True).values[rank]
+        zeros = torch.zeros_like(difference)
+        return DPO(beta=self.beta, flip_rate=self.flip_rate).of_ratios(difference, zeros)
+
+
+class UnpairedAOT(
+    AOT,
+    name="aot_unpaired",
+    formula="-log σ(βd), d = sort(a) - sort(b)",
+    source="Melnyk et al. 2024, arXiv:2406.05882",
+    whole_batch=True,
+):
+    """Optimal transport between log-ratios of chosen and rejected responses."""
+
+    def _items(self, batch: Any) -> Items:
+        return self.of_samples(batch.chosen.log_ratios, batch.rejected.log_ratios)
+
+
+class BetaDPO(
+    Loss,
+    name="beta_dpo",
+    formula="-log σ(β_t Δ), β_t = max(1e-3, β_0(1 + a(mean Δ_kept - μ)))",
+    source="Wu et al. 2024, arXiv:2407.08639; the floor as in the official code",
+    whole_batch=True,
+    random=True,
+    initial={"mean": 0.0, "std": 0.0, "count": 0},
+):
+    """DPO whose β follows the batch's margin, on pairs of usual margin."""
+
+    beta: float = beta_field(0.1)
+    gain: float = Field(default=0.6, ge=0, description="a: how β follows the margin, 1/nats.")
+    memory: float = Field(default=0.9, ge=0, lt=1, description="Weight of the past in means.")
+    keep: float = Field(default=0.8, gt=0, le=1, description="Share of pairs kept.")
+
+    def _compute(self, batch: Any, state: LossState) -> LossValues:
+        chosen, rejected = batch.chosen.log_ratios, batch.rejected.log_ratios
+        margin = (chosen - rejected).detach().double()
+        present = {"mean": float(margin.mean()), "std": float(margin.std(correction=0))}
+        # The first batch has no past: its own mean and spread stand for it.
+        past = state if state["count"] else present
+        kept = self.filter(margin, batch.seeds, mean=past["mean"], std=max(past["std"], MIN_STD))
+        beta = float(self.dynamic_beta(margin[kept], past["mean"]))
+        values = torch.where(kept, DPO(beta=beta).of_ratios(chosen, rejected), 0.0)
+        after: LossState = {
+            name: self.memory * past[name] + (1 - self.memory) * value
+            for name, value in present.items()
+        }
+        after["count"] = state["count"] + len(chosen)
+        metrics = {"beta": margin.new_full((1,), beta), "kept": kept.double()}
+        # The mean over the step is that over the pairs kept.
+        return LossValues(values * (len(kept) / int(kept.sum())), after, metrics)
+
+    def dynamic_beta(self, kept_margins: Items, mean: float | Tensor) -> Float[Tensor, ""]:
+        """β of a batch: ``max(1e-3, β_0 (1 + a (mean Δ_kept - μ)))``, no gradient. 1/nats.
+
+        Args:
+            kept_margins: Δ of the pairs that the filter kept. [items], nats.
+            mean: μ, the running mean of Δ. nats.
+        """
+        drift = kept_margins.detach().mean() - mean
+        return (self.beta * (1 + self.gain * drift)).clamp(min=1e-3)
+
+    def filter(
+        self, margin: Items, seeds: Int[Tensor, " items"], *, mean: float, std: float
+    ) -> Bool[Tensor, " items"]:
+        """Draw the pairs to keep, those of usual margin more often.
+
+        Args:
+            margin: Δ. [items], nats.
+            seeds: One seed a pair and step. [items].
+            mean: μ, nats.
+            std: s, > 0, nats.
+
+        Returns:
+            True at the pairs kept, at least one. [items].
+        """
+        # Drawing without replacement with weights N(Δ; μ, s) is taking the largest
+        # log-weights plus Gumbel noise; in logs no weight underflows. The noise of a pair
+        # comes from its own seed, so that neither batch nor device decides.
+        log_weights = -0.5 * ((margin.detach().double().cpu() - mean) / std).square()
+        noise = torch.tensor([_gumbel(seed) for seed in seeds.tolist()], dtype=torch.float64)
+        count = max(1, int(self.keep * len(margin) + 1e-9))
+        kept = torch.zeros(len(margin), dtype=torch.bool)
+        kept[torch.topk(log_weights + noise, count).indices] = True
+        return kept.to(margin.device)
+
+
+def _gumbel(seed: int) -> float:
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    drawn = torch.rand((), generator=generator, dtype=torch.float64).clamp(min=1e-300)
+    return float(-torch.log(-torch.log(drawn)))
+
+
+class REPO(
+    Loss,
+    name="re_po",
+    aliases=("lcpo",),
+    formula="-w ln p - (1-w) ln(1-p), w = pη/(pη + (1-p)(1-η)), p = σ(βΔ)",
+    source="RE-PO, arXiv:2509.24159",
+    optional=frozenset({"annotators"}),
+    initial={"reliability": {}},
+):
+    """Labels trusted as far as their annotators proved reliable."""
+
+    beta: float = beta_field(0.1)
+    reliability: float = Field(default=0.9, gt=0, lt=1, description="η before the first step.")
+    rate: float = Field(default=0.1, ge=0, le=1, description="α: weight of the present batch.")
+
+    def _compute(self, batch: Any, state: LossState) -> LossValues:
+        chosen, rejected = batch.chosen.log_ratios, batch.rejected.log_ratios
+        annotators = batch.annotators or (None,) * len(chosen)
+        names = [ANONYMOUS if name is None else name for name in annotators]
+        known = state["reliability"]
+        reliability = [known.get(name, self.reliability) for name in names]
+        sound = [min(max(value, SUREST), 1 - SUREST) for value in reliability]
+        scaled = self.beta * (chosen - rejected)
+        # Bayes' rule as a logistic of log-odds: the products of the formula underflow.
+        trust = torch.sigmoid(scaled.detach() + torch.logit(chosen.new_tensor(sound)))
+        after = dict(known)
+        for name in dict.fromkeys(names):
+            labels = torch.tensor([other == name for other in names], device=trust.device)
+            seen = float(trust[labels].double().mean())
+            after[name] = (1 - self.rate) * known.get(name, self.reliability) + self.rate * seen
+        values = -trust * logsigmoid(scaled) - (1 - trust) * logsigmoid(-scaled)
+        return LossValues(values, {"reliability": after}, {"trust": trust})
