@@ -11,8 +11,8 @@ from prefstage.building.choosing import (
     best_vs_second,
     best_vs_worst,
     pairs_by_choice,
+    rejection_pairs,
 )
-from prefstage.building.rejection import rejection_pairs
 from tests.building.making import candidates, text_of
 
 CHOICES = {

@@ -9,19 +9,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefstage.building.account import Account
-from prefstage.building.augmented import reward_augmented
+from prefstage.building.answers import reward_augmented
 from prefstage.building.build import build_pairs
 from prefstage.building.built import Built
-from prefstage.building.filters import (
+from prefstage.building.filters import filtered
+from prefstage.building.methods import Materials, groups_of
+from prefstage.building.recipe import (
+    METHODS,
     DecontaminationFilter,
     Filters,
     GapFilter,
     LengthFilter,
     NearDuplicateFilter,
-    filtered,
+    read_recipe,
 )
-from prefstage.building.methods import Materials, groups_of
-from prefstage.building.recipe import METHODS, read_recipe
 from prefstage.core.errors import PrefstageError
 from prefstage.data.records import Candidates, prompt_id_of
 from prefstage.data.sets import CandidateSet, PairSet
@@ -133,7 +134,7 @@ def materials(builder: str, fault: str, folder) -> Materials:
         settings |= {"budget": {"judgments": 40}} if builder != name else {}
     judge = kind.judge == "needed"
     policy = kind.policy == "needed" or builder != name
-    takes = "candidates" if kind.inputs == {"candidates"} else "pairs"
+    takes = "candidates" if kind.inputs == ("candidates",) else "pairs"
     recipe = {takes: "given", "method": {"name": name, **settings}}
     recipe |= ({"judge": "given"} if judge else {}) | ({"policy": "given"} if policy else {})
     rows = [candidates(each, [6.0, 5.1, 4.0, 3.1, 2.0, 0.5]) for each in GOOD]

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from prefstage.building import build_pairs
-from prefstage.building.built import Built, built_dataset, built_pairs
+from prefstage.building.built import PROVENANCE, Built, built_dataset
 from prefstage.building.relabelling import exchanged
 from prefstage.core.errors import ConfigError, InputError
 from prefstage.data import Candidates, CandidateSet, Pair, PairSet, load_pairs, prompt_id_of
 from prefstage.data.records import Vote
+from prefstage.data.sets import from_row
 from prefstage.judging.base import (
     UNDECIDED,
     Comparison,
@@ -104,7 +105,8 @@ def test_a_judge_that_labels_takes_the_place_of_the_raters(tmp_path: Path, judge
 def test_pairs_that_are_kept_keep_their_raters_and_judge(tmp_path: Path) -> None:
     known = {"agreement": 2 / 3, "annotator": "a", "votes": VOTES, "judge_probability": 0.3}
     built = Built(pair("x", **known), "keep", "keep")
-    assert list(built_pairs(built_dataset([built]))) == [built]
+    (row,) = built_dataset([built])
+    assert Built(from_row(Pair, row), **{name: row[name] for name in PROVENANCE}) == built
     made = build_pairs({"pairs": saved(tmp_path, built.pair), "method": "keep"})
     made.train.save(tmp_path / "again.parquet")
     (read,) = load_pairs(tmp_path / "again.parquet")

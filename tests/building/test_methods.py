@@ -10,20 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefstage.building.account import Account
-from prefstage.building.augmented import reward_augmented
-from prefstage.building.budget import Budget, least_clear, sharpen
+from prefstage.building.answers import principled_pairs, reward_augmented
 from prefstage.building.build import build_pairs
 from prefstage.building.built import Built
-from prefstage.building.divergence import aspect_margins, least_divergent, preference_divergence
+from prefstage.building.choosing import rejection_sample
 from prefstage.building.per_prompt import (
     Measured,
     PromptTally,
+    least_clear,
     per_prompt_pairs,
     read_measurement,
+    sharpen,
 )
-from prefstage.building.principled import PRINCIPLES, principled_pairs
-from prefstage.building.rejection import rejection_sample
-from prefstage.building.relabelling import relabelled
+from prefstage.building.recipe import PRINCIPLES, Budget
+from prefstage.building.relabelling import (
+    aspect_margins,
+    least_divergent,
+    preference_divergence,
+    relabelled,
+)
 from prefstage.core.errors import InputError
 from prefstage.data.records import Candidates, prompt_id_of
 from prefstage.data.sets import CandidateSet, PairSet

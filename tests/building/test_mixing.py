@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefstage.building.account import Account
+from prefstage.building.answers import mixed_pairs, plan_mixing
 from prefstage.building.build import build_pairs
-from prefstage.building.mixing import mixed_pairs, plan_mixing
 from prefstage.building.recipe import Recipe
 from prefstage.data.records import prompt_id_of
 from prefstage.data.sets import CandidateSet, PairSet

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 from prefstage.building.account import Account
 from prefstage.building.build import build_pairs
 from prefstage.building.built import Built
-from prefstage.building.filters import (
+from prefstage.building.filters import filtered
+from prefstage.building.recipe import (
     DecontaminationFilter,
     Filters,
     GapFilter,
     LengthFilter,
     NearDuplicateFilter,
-    filtered,
 )
 from prefstage.cli.main import app
 from prefstage.core.errors import DataError, InputError, RunFolderError

@@ -8,10 +8,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from prefstage.building.account import Account
+from prefstage.building.account import Account, Reversal, check_reversal, describe_reversal
 from prefstage.building.build import build_pairs
 from prefstage.building.relabelling import relabelled
-from prefstage.building.reversal import Reversal, check_reversal, reversal_told
 from prefstage.cli.main import app
 from prefstage.core.errors import ConfigError, InputError
 from prefstage.data.records import Candidates, Pair, prompt_id_of
@@ -72,7 +71,7 @@ def test_ties_and_unreadable_judgments_are_counted_and_decide_nothing() -> None:
     assert len(made) == 6
     assert found == Reversal(kept=4, reversed=2, equal=3, unreadable=1)
     assert found.share == pytest.approx(1 / 3)
-    told = reversal_told(found.as_dict())
+    told = describe_reversal(found.as_dict())
     assert told.startswith(
         "2 of 6 labels reversed by the judge: 33.3 % (95 % interval 9.7 % to 70.0 %)"
     )
@@ -90,7 +89,7 @@ def test_pairs_that_are_a_tie_in_the_data_have_no_label_to_reverse() -> None:
     _, nothing = relabel(rows[3:], judge(3, 5))
     assert nothing.share is None
     assert nothing.as_dict()["interval"] == [0.0, 1.0]
-    assert "0 of 0 labels" in reversal_told(nothing.as_dict())
+    assert "0 of 0 labels" in describe_reversal(nothing.as_dict())
 
 
 def test_one_shot_pairs_are_judged_and_rewritten_alike() -> None:
@@ -103,7 +102,7 @@ def test_an_interval_below_one_half_is_above_the_limit_too() -> None:
     for count in (1, 2, 5, 40, 1000):
         for turned in range(count + 1):
             found = Reversal(kept=count - turned, reversed=turned)
-            below = found.interval[0] > 0.5
+            below = found.as_dict()["interval"][0] > 0.5
             if below:
                 with pytest.raises(InputError):
                     check_reversal(found.as_dict(), accepted=False, judge="j")

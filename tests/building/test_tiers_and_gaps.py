@@ -5,14 +5,14 @@ from hypothesis import strategies as st
 
 from prefstage.building.account import Account
 from prefstage.building.choosing import usable_responses
-from prefstage.building.gaps import PARTS, gap_quality_pairs, match_means
-from prefstage.building.tiers import (
-    COMBINATIONS,
-    TIERS,
-    parse_combination,
+from prefstage.building.quality import (
+    PARTS,
+    gap_quality_pairs,
+    match_means,
     quality_tiers,
     tier_pairs,
 )
+from prefstage.building.recipe import COMBINATIONS, TIERS, parse_combination
 from prefstage.core.errors import InputError
 from tests.building.making import candidates, text_of
 

@@ -6,8 +6,7 @@ import re
 import pytest
 import yaml
 
-from prefstage.building.filters import Filters
-from prefstage.building.recipe import METHODS
+from prefstage.building.recipe import METHODS, Filters
 from prefstage.cli.main import app
 from prefstage.data import ResponseEncoder
 from prefstage.data.records import Candidates, Pair, prompt_id_of

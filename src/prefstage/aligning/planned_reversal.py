@@ -6,10 +6,8 @@ from typing import Any
 
 from prefstage.aligning.inputs import Inputs
 from prefstage.aligning.results import REVERSAL_SETTING
-from prefstage.building.account import Account
-from prefstage.building.relabelling import reversal_of
-from prefstage.building.reversal import REVERSAL_LIMIT, is_excessive, reversal_told
-from prefstage.building.whole import whole_pairs
+from prefstage.building.account import REVERSAL_LIMIT, Account, describe_reversal, is_excessive
+from prefstage.building.relabelling import reversal_of, whole_pairs
 from prefstage.data.records import Pair
 from prefstage.judging.base import (
     Comparison,
@@ -54,7 +52,7 @@ def planned_reversal(
         return f"how often the judge reverses labels is measured before it replaces them; {rule}"
     if is_excessive(found) and not accepted and not seen:
         rule = f"the run stops here before it trains; set {REVERSAL_SETTING}: true to go on"
-    return f"{seen}{reversal_told(found)}; {rule}"
+    return f"{seen}{describe_reversal(found)}; {rule}"
 
 
 def _known(inputs: Inputs, judge: Judge, path: Path) -> Iterator[tuple[Pair, Judgment]]:

@@ -8,8 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from prefstage.aligning.schedule import Rule, parse_schedule
-from prefstage.building.filters import Filters
-from prefstage.building.recipe import METHODS
+from prefstage.building.recipe import METHODS, Filters
 from prefstage.core.config import Config, check_config, load_config
 from prefstage.core.errors import ConfigError
 from prefstage.data.settings import ChatSettings

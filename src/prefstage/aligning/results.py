@@ -7,7 +7,7 @@ from typing import Any
 
 from prefstage.aligning.recipe import BuildSettings, StopRules
 from prefstage.aligning.steps import FOLDER, MANIFEST, Step, Steps
-from prefstage.building.reversal import check_reversal, reversal_told
+from prefstage.building.account import check_reversal, describe_reversal
 from prefstage.training.best import exported_told, steps_told
 
 RESULT = "align.json"
@@ -182,7 +182,7 @@ def reversals_told(result: Mapping[str, Any]) -> list[str]:
         A line for each iteration that relabelled.
     """
     return [
-        f"iteration {row['iteration']}: {reversal_told(row['reversal'])}"
+        f"iteration {row['iteration']}: {describe_reversal(row['reversal'])}"
         for row in result["iterations"]
         if row.get("reversal") is not None  # unknown to runs of older versions
     ]

@@ -4,42 +4,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefstage.building.account import Account as Account
-    from prefstage.building.build import BuildResult as BuildResult
-    from prefstage.building.build import build_pairs as build_pairs
-    from prefstage.building.gaps import gap_quality_pairs as gap_quality_pairs
-    from prefstage.building.mixing import mixed_pairs as mixed_pairs
-    from prefstage.building.per_prompt import per_prompt_pairs as per_prompt_pairs
-    from prefstage.building.recipe import Recipe as Recipe
-    from prefstage.building.recipe import read_recipe as read_recipe
-    from prefstage.building.relabelling import relabelled as relabelled
-    from prefstage.building.statistics import pair_statistics as pair_statistics
-    from prefstage.building.tiers import quality_tiers as quality_tiers
-    from prefstage.building.tiers import tier_pairs as tier_pairs
+    from prefstage.building.account import Account
+    from prefstage.building.answers import mixed_pairs
+    from prefstage.building.build import BuildResult, build_pairs
+    from prefstage.building.card import pair_statistics
+    from prefstage.building.per_prompt import per_prompt_pairs
+    from prefstage.building.quality import gap_quality_pairs, quality_tiers, tier_pairs
+    from prefstage.building.recipe import Recipe, read_recipe
+    from prefstage.building.relabelling import relabelled
 
-_HOMES = {
+_MODULES = {
     "Account": "account",
     "BuildResult": "build",
     "Recipe": "recipe",
     "build_pairs": "build",
-    "gap_quality_pairs": "gaps",
-    "mixed_pairs": "mixing",
-    "pair_statistics": "statistics",
+    "gap_quality_pairs": "quality",
+    "mixed_pairs": "answers",
+    "pair_statistics": "card",
     "per_prompt_pairs": "per_prompt",
-    "quality_tiers": "tiers",
+    "quality_tiers": "quality",
     "read_recipe": "recipe",
     "relabelled": "relabelling",
-    "tier_pairs": "tiers",
+    "tier_pairs": "quality",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - the public names, each imported on first use
+__all__ = [
+    "Account",
+    "BuildResult",
+    "Recipe",
+    "build_pairs",
+    "gap_quality_pairs",
+    "mixed_pairs",
+    "pair_statistics",
+    "per_prompt_pairs",
+    "quality_tiers",
+    "read_recipe",
+    "relabelled",
+    "tier_pairs",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use: a recipe alone must not load datasets."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'prefstage.building' has no attribute {name!r}")
-    return getattr(import_module(f"prefstage.building.{_HOMES[name]}"), name)
+    return getattr(import_module(f"prefstage.building.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -4,24 +4,21 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import Dataset
 
-from prefstage.building.account import Account
-from prefstage.building.augmented import reward_augmented
-from prefstage.building.built import Built, Group, built_dataset
-from prefstage.building.card import dataset_card
+from prefstage.building.account import SETTING, Account, check_reversal
+from prefstage.building.answers import reward_augmented
+from prefstage.building.built import Group, built_dataset, parted
+from prefstage.building.card import PairStatistics, dataset_card, pair_statistics
 from prefstage.building.choosing import rescored
 from prefstage.building.filters import filtered
 from prefstage.building.methods import Materials, groups_of
-from prefstage.building.parting import parted
-from prefstage.building.recipe import Plan, Recipe, read_recipe
+from prefstage.building.recipe import TRAIN, Plan, Recipe, read_recipe
 from prefstage.building.relabelling import measure_reversal, with_judge_probability
-from prefstage.building.reversal import SETTING, check_reversal
-from prefstage.building.splitting import TRAIN
-from prefstage.building.statistics import PairStatistics, pair_statistics
 from prefstage.core.config import write_config
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json, write_text
@@ -30,7 +27,6 @@ from prefstage.core.runs import RunFolder
 from prefstage.data.formats import format_named
 from prefstage.data.grouping import keep_sources
 from prefstage.data.loading import load_candidates, load_pairs
-from prefstage.data.records import Ties
 from prefstage.data.rows import LoadReport
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.storage import save_dataset
@@ -85,14 +81,16 @@ class BuildResult:
 def build_pairs(
     recipe: Recipe | Mapping[str, Any] | Path | str,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     judge: Judge | None = None,
     sampler: Sampler | None = None,
 ) -> BuildResult:
     """Build preference pairs by a recipe.
 
     Args:
-        recipe: A recipe, its settings, or its YAML file; see docs/building.md.
+        recipe: A recipe, its settings, or its YAML file; see docs/building.md. Among settings,
+            `candidates` and `pairs` may be the data themselves (a set or records), `judge` a
+            judge and `policy` a sampler.
         out: A run folder. Answers and judgments are kept there as they arrive, so that the
             same call goes on after a kill and buys nothing twice; the pairs are written to
             ``PART/SPLIT.parquet``, with README.md (the card), build.json and config.yaml.
@@ -100,7 +98,8 @@ def build_pairs(
         sampler: The policy itself, in place of loading the recipe's.
 
     Returns:
-        The pairs by part and split, with statistics, counts and the card.
+        The pairs by part and split, with statistics, counts and the card. Equal builds give
+        sets of equal fingerprints.
 
     Raises:
         ConfigError: If the recipe is wrong.
@@ -108,51 +107,79 @@ def build_pairs(
             than 40 % of the labels that it replaces and the recipe does not accept that.
         RunFolderError: If `out` holds another run.
     """
-    plan, account = read_recipe(recipe), Account()
-    dated = with_date(plan.recipe, plan.recipe.policy, None if out is None else Path(out))
-    plan = replace(plan, recipe=dated)
-    data = _load(plan)
+    named, objects = _named(recipe)
+    plan, account = read_recipe(named), Account()
+    out = None if out is None else Path(out)
+    plan = replace(plan, recipe=with_date(plan.recipe, plan.recipe.policy, out))
+    judge, sampler = judge or objects.get("judge"), sampler or objects.get("policy")
+    data = _load(plan, objects)
     with ExitStack() as stack:
         judge, sampler, aspects = _helpers(plan, judge, sampler, stack)
-        folder = Path(out) if out is not None else Path(stack.enter_context(_scratch()))
+        # Without a folder too, what a judge was asked is kept on disk: it may be asked again.
+        folder = out or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="prefstage-build-"))
+        )
         if out is not None:
-            RunFolder.open(folder, command="build", inputs=_inputs(plan, data, judge, sampler))
+            inputs = {
+                # Without the yes to reversed labels: who gives it goes on with what was judged.
+                "recipe": plan.recipe.model_dump(mode="json", exclude={SETTING}),
+                "data": data.fingerprint,
+                "judge": judge.fingerprint if judge is not None else None,
+                "policy": sampler.fingerprint if sampler is not None else None,
+            }
+            RunFolder.open(folder, command="build", inputs=inputs)
             write_config(plan.recipe, folder / CONFIG)
         store = stack.enter_context(JudgmentStore(folder / JUDGMENTS))
         judge = stored(judge, store) if judge is not None else None
-        aspects = {name: stored(each, store) for name, each in aspects.items()}
+        aspects = {name: stored(aspect, store) for name, aspect in aspects.items()}
         candidates = data if isinstance(data, CandidateSet) else None
-        if candidates is not None and judge is not None and plan.method.policy == "none":
-            _measure_reversal(plan, candidates, judge, account)
-            candidates = CandidateSet.of(rescored(candidates, judge), report=candidates.report)
         pairs = data if isinstance(data, PairSet) else None
         materials = Materials(plan, account, folder, candidates, pairs, judge, sampler, aspects)
-        dataset = built_dataset(flat_rows(_groups(materials)))
+        if candidates is not None and judge is not None and plan.method.policy == "none":
+            _measure_reversal(materials, objects.get("candidates", plan.recipe.candidates))
+            scored = CandidateSet.of(rescored(candidates, judge), report=candidates.report)
+            materials = replace(materials, candidates=scored)
+        dataset = built_dataset(chain.from_iterable(_groups(materials)))
         _check_some(dataset, account, plan)
-        made = _result(plan, account, dataset, report=data.report, judge=judge, sampler=sampler)
+        made = _result(materials, dataset, data.report)
         if out is not None:
             _write(folder, made)
     return made
 
 
-def _load(plan: Plan) -> CandidateSet | PairSet:
+def _named(recipe: Any) -> tuple[Any, dict[str, Any]]:
+    """The recipe with names in place of data, judge and policy that stand in it; and these."""
+    if not isinstance(recipe, Mapping):
+        return recipe, {}
+    values = {name: recipe.get(name) for name in ("candidates", "pairs", "judge", "policy")}
+    objects = {name: v for name, v in values.items() if not isinstance(v, str | Path | None)}
+    names = {name: getattr(v, "name", "memory") for name, v in objects.items()}
+    names |= {name: str(v) for name, v in values.items() if isinstance(v, Path)}
+    if "judge" in objects:
+        objects["judge"] = load_judge(objects["judge"])
+    return {**recipe, **names}, objects
+
+
+def _load(plan: Plan, objects: Mapping[str, Any]) -> CandidateSet | PairSet:
     recipe = plan.recipe
-    how = {"on_bad_row": recipe.on_bad_row, "quarantine_file": recipe.quarantine_file}
+    how: Any = {"on_bad_row": recipe.on_bad_row, "quarantine_file": recipe.quarantine_file}
     if recipe.pairs is not None:
-        return load_pairs(recipe.pairs, **how)  # type: ignore[call-overload,no-any-return]  # how
-    rows: CandidateSet = load_candidates(str(recipe.candidates), **how)  # type: ignore[call-overload]  # how
+        pairs: PairSet = load_pairs(objects.get("pairs", recipe.pairs), **how)
+        return pairs
+    rows: CandidateSet = load_candidates(objects.get("candidates", recipe.candidates), **how)
     return keep_sources(rows, recipe.sources) if recipe.sources is not None else rows
 
 
-def _measure_reversal(plan: Plan, candidates: CandidateSet, judge: Judge, account: Account) -> None:
+def _measure_reversal(materials: Materials, source: Any) -> None:
     """Of pairs that are read as candidates: a judge that scores them replaces their labels."""
-    recipe = plan.recipe
-    if format_named(candidates.report.format, "candidates").kind != "pairs" or recipe.sources:
+    recipe, judge = materials.plan.recipe, materials.judge
+    form = materials.candidates.report.format
+    if recipe.sources or format_named(form, "candidates").kind != "pairs":
         return
-    how = {"on_bad_row": recipe.on_bad_row, "quarantine_file": recipe.quarantine_file}
-    pairs: PairSet = load_pairs(str(recipe.candidates), **how)  # type: ignore[call-overload]  # how
-    account.reversal = measure_reversal(pairs, judge)
-    check_reversal(account.reversal.as_dict(), accepted=recipe.accept_reversal, judge=judge.name)
+    how: Any = {"on_bad_row": recipe.on_bad_row, "quarantine_file": recipe.quarantine_file}
+    reversal = measure_reversal(load_pairs(source, **how), judge)
+    materials.account.reversal = reversal
+    check_reversal(reversal.as_dict(), accepted=recipe.accept_reversal, judge=judge.name)
 
 
 def _helpers(
@@ -168,54 +195,25 @@ def _helpers(
     return judge, sampler, {name: _entered(stack, load_judge(s)) for name, s in specs.items()}
 
 
-def _inputs(
-    plan: Plan, data: CandidateSet | PairSet, judge: Judge | None, sampler: Sampler | None
-) -> dict[str, Any]:
-    return {  # without the yes to reversed labels: who gives it goes on with what was judged
-        "recipe": plan.recipe.model_dump(mode="json", exclude={SETTING}),
-        "data": data.fingerprint,
-        "judge": judge.fingerprint if judge is not None else None,
-        "policy": sampler.fingerprint if sampler is not None else None,
-    }
-
-
 def _groups(materials: Materials) -> Iterator[Group]:
     recipe, account = materials.plan.recipe, materials.account
-    groups = _without_ties(groups_of(materials), recipe.ties, account)
+    groups = groups_of(materials)
+    if recipe.ties != "keep":
+        groups = _without_ties(groups, account)
     if materials.judge is not None:
         groups = with_judge_probability(groups, materials.judge)
     if recipe.augment is not None:
-        groups = reward_augmented(
-            groups,
-            template=recipe.augment.template,
-            digits=recipe.augment.digits,
-            account=account,
-        )
+        groups = reward_augmented(groups, account=account, **recipe.augment.model_dump())
     return filtered(groups, recipe.filters, account=account)
 
 
-def _without_ties(groups: Iterator[Group], ties: Ties, account: Account) -> Iterator[Group]:
-    """Leave out pairs that still carry raters' even votes, unless they are asked for."""
+def _without_ties(groups: Iterator[Group], account: Account) -> Iterator[Group]:
     for group in groups:
-        kept = [each for each in group if ties == "keep" or not each.pair.tied]
-        if len(kept) < len(group):
-            why = "tie of the raters (ties: keep keeps it)"
-            account.skip(why, group[0].pair.prompt_id, len(group) - len(kept))
+        kept = [built for built in group if not built.pair.tied]
+        why = "tie of the raters (ties: keep keeps it)"
+        account.skip(why, group[0].pair.prompt_id, len(group) - len(kept))
         if kept:
             yield kept
-
-
-def flat_rows(groups: Iterator[Group]) -> Iterator[Built]:
-    """The pairs of all groups, one by one.
-
-    Args:
-        groups: As the builders yield them.
-
-    Yields:
-        Each pair.
-    """
-    for group in groups:
-        yield from group
 
 
 def _check_some(dataset: Dataset, account: Account, plan: Plan) -> None:
@@ -230,16 +228,8 @@ def _check_some(dataset: Dataset, account: Account, plan: Plan) -> None:
     )
 
 
-def _result(
-    plan: Plan,
-    account: Account,
-    dataset: Dataset,
-    *,
-    report: LoadReport,
-    judge: Judge | None,
-    sampler: Sampler | None,
-) -> BuildResult:
-    recipe = plan.recipe
+def _result(materials: Materials, dataset: Dataset, report: LoadReport) -> BuildResult:
+    plan, account, recipe = materials.plan, materials.account, materials.plan.recipe
     parts, statistics = {}, {}
     for part, splits in parted(dataset, recipe.splits, seed=recipe.seed).items():
         statistics[part] = pair_statistics(*splits.values())
@@ -247,25 +237,23 @@ def _result(
             name: _pair_set(rows, f"{plan.name}, {part}, {name}", report)
             for name, rows in splits.items()
         }
-    counts = {part: {name: len(s) for name, s in each.items()} for part, each in parts.items()}
     result = {
         "method": plan.name,
         "source": report.source,
-        "judge": judge.name if judge is not None else None,
-        "policy": sampler.name if sampler is not None else None,
+        "judge": materials.judge_name,
+        "policy": materials.sampler.name if materials.sampler is not None else None,
         "license": recipe.license,
         "seed": recipe.seed,
         **account.as_dict(),
         "rows_quarantined": report.quarantined,
-        "parts": counts,
-        "statistics": {name: each.as_dict() for name, each in statistics.items()},
+        "parts": {p: {name: len(s) for name, s in splits.items()} for p, splits in parts.items()},
+        "statistics": {part: figures.as_dict() for part, figures in statistics.items()},
     }
     result["notes"] = [*account.notes, *report.notes, *_warnings(account, statistics)]
-    files = {
-        part: {name: f"{part}/{name}.parquet" for name in each} for part, each in parts.items()
-    }
-    told = recipe.model_dump(mode="json", exclude={"quarantine_file"})  # a place on one machine
-    card = dataset_card(files=files, result=result, statistics=statistics, recipe=told)
+    files = {p: {name: f"{p}/{name}.parquet" for name in splits} for p, splits in parts.items()}
+    # The quarantine file is a path on one machine: nothing that readers of the card can use.
+    settings = recipe.model_dump(mode="json", exclude={"quarantine_file"})
+    card = dataset_card(files=files, result=result, statistics=statistics, recipe=settings)
     return BuildResult(parts, statistics, result, card)
 
 
@@ -279,7 +267,7 @@ def _warnings(account: Account, statistics: Mapping[str, PairStatistics]) -> lis
     tolerance = account.figures.get("gap_tolerance")
     if tolerance is None:
         return []
-    means = {part: each.average_difference or 0.0 for part, each in statistics.items()}
+    means = {part: figures.average_difference or 0.0 for part, figures in statistics.items()}
     apart = {
         level: abs(means.get(f"{level}-HQ", 0.0) - means.get(f"{level}-LQ", 0.0))
         for level in ("LG", "SG")
@@ -303,12 +291,8 @@ def _write(folder: Path, made: BuildResult) -> None:
     write_result(folder, "build", headline=headline, facts=facts)  # last: all else is there
 
 
-def _scratch() -> AbstractContextManager[str]:
-    return tempfile.TemporaryDirectory(prefix="prefstage-build-")
-
-
-def _entered(stack: ExitStack, thing: T) -> T:
-    """Make sure that what runs something of its own (a server) ends it."""
-    if isinstance(thing, AbstractContextManager):
-        stack.enter_context(thing)
-    return thing
+def _entered(stack: ExitStack, loaded: T) -> T:
+    # What was loaded here and started something (a server) must also be stopped here.
+    if isinstance(loaded, AbstractContextManager):
+        stack.enter_context(loaded)
+    return loaded

@@ -1,14 +1,21 @@
-"""A pair that was built, with where it comes from; and a dataset of such pairs."""
+"""Built pairs with where they come from, as datasets by part and split."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, Value
 
+from prefstage.building.recipe import TRAIN
+from prefstage.data.disk_numbers import count_different, different, hashes_of, text_number
 from prefstage.data.records import Pair
-from prefstage.data.sets import features_of, from_row, to_row
-from prefstage.data.storage import CanonicalRows, build_dataset
+from prefstage.data.sets import features_of, to_row
+from prefstage.data.storage import build_dataset, piece_rows, scratch_folder
 
 PROVENANCE = {
     "method": "string",
@@ -33,8 +40,8 @@ class Built:
         part: Which dataset of the method it belongs to ("LG-HQ"); equal to `method` where
             the method makes one.
         origin_prompt_id: The prompt that this one was made from (by adding a target score);
-            None where it is the pair's own. Splits keep both together.
-        place_chosen: Place of the chosen response among the prompt's candidates, or None.
+            None where it is the pair's prompt. Splits keep both together.
+        place_chosen: Position of the chosen response among the prompt's candidates, or None.
         place_rejected: Likewise.
         gap: Score of chosen less score of rejected, or None without scores.
         judge: Whose scores or judgments decided, or None for scores of the dataset.
@@ -60,6 +67,15 @@ class Built:
 Group = list[Built]
 """Pairs that stand or fall together: those of one prompt."""
 
+Parts = dict[str, dict[str, Dataset]]
+
+
+def score_gap(pair: Pair) -> float | None:
+    """Score of chosen less score of rejected; None without scores."""
+    if pair.score_chosen is None or pair.score_rejected is None:
+        return None
+    return pair.score_chosen - pair.score_rejected
+
 
 def built_dataset(rows: Iterable[Built]) -> Dataset:
     """Write built pairs to a memory-mapped dataset as they come; memory stays flat.
@@ -70,27 +86,101 @@ def built_dataset(rows: Iterable[Built]) -> Dataset:
     Returns:
         The dataset, with the canonical columns and `PROVENANCE`.
     """
-    return build_dataset(map(_row, rows), _features)[0]
+
+    def features(fields: Mapping[str, bool]) -> Features:
+        added = {name: Value(kind) for name, kind in PROVENANCE.items()}
+        return Features({**features_of(Pair, fields), **added})
+
+    flat = (
+        {**to_row(row.pair), **{name: getattr(row, name) for name in PROVENANCE}} for row in rows
+    )
+    return build_dataset(flat, features)[0]
 
 
-def built_pairs(dataset: Dataset) -> Iterator[Built]:
-    """Read back what `built_dataset` wrote.
+def parted(dataset: Dataset, shares: Mapping[str, float], *, seed: int) -> Parts:
+    """Send every row to its part and its prompt's split, in one pass and flat memory.
 
     Args:
-        dataset: Such a dataset.
+        dataset: As `built_dataset` wrote it.
+        shares: Share of prompts of the splits besides "train", by name.
+        seed: Of the splits.
 
-    Yields:
-        Each pair with its provenance.
+    Returns:
+        Memory-mapped datasets by part and split, in the order of the rows; every part has
+        every split, empty ones too.
     """
-    for row in CanonicalRows(dataset):
-        yield Built(from_row(Pair, row), **{name: row[name] for name in PROVENANCE})
+    paths: dict[tuple[str, str], str] = {}
+    with ExitStack() as stack:
+        writers: dict[tuple[str, str], Any] = {}
+        for batch in dataset.with_format("arrow").iter(batch_size=piece_rows(len(dataset))):
+            origins, prompts, parts = (
+                batch[name].to_pylist() for name in ("origin_prompt_id", "prompt_id", "part")
+            )
+            keys = [
+                (part, split_of(origin or prompt, shares, seed=seed))
+                for part, origin, prompt in zip(parts, origins, prompts, strict=True)
+            ]
+            for key in product(dict.fromkeys(parts), (TRAIN, *shares)):
+                if key not in writers:
+                    paths[key] = str(scratch_folder() / f"{uuid.uuid4().hex}.arrow")
+                    sink = stack.enter_context(pa.OSFile(paths[key], "wb"))
+                    writers[key] = stack.enter_context(pa.ipc.new_stream(sink, batch.schema))
+                rows = batch.filter(pa.array([row_key == key for row_key in keys]))
+                if len(rows):
+                    # One chunk a table: a filtered table has one for every piece of the batch,
+                    # and a stream of thousands of tiny chunks reads slowly ever after.
+                    writers[key].write_table(rows.combine_chunks())
+    made: Parts = {}
+    for (part, split), path in paths.items():
+        made.setdefault(part, {})[split] = Dataset.from_file(path)
+    return made
 
 
-def _row(built: Built) -> dict[str, Any]:
-    provenance = {name: getattr(built, name) for name in PROVENANCE}
-    return {**to_row(built.pair), **provenance}
+def split_of(prompt_id: str, shares: Mapping[str, float], *, seed: int = 0) -> str:
+    """The split of a prompt; it depends on the prompt and the seed alone.
+
+    So a prompt stays where it is when the dataset grows, and all parts of a build agree.
+
+    Args:
+        prompt_id: The prompt.
+        shares: Expected share of prompts of the splits besides "train", by name.
+        seed: Of the split.
+
+    Returns:
+        The split's name.
+    """
+    position = text_number(f"{seed}\0split\0{prompt_id}") / 2.0**64
+    for name, share in shares.items():
+        if position < share:
+            return name
+        position -= share
+    return TRAIN
 
 
-def _features(fields: Mapping[str, bool]) -> Features:
-    added = {name: Value(kind) for name, kind in PROVENANCE.items()}
-    return Features({**features_of(Pair, fields), **added})
+def draw_prompts(
+    prompt_ids: Iterable[str], *, share: float, seed: int, name: str
+) -> tuple[Callable[[str], bool], int, int]:
+    """Draw exactly ⌊share·N⌋ of N different prompts, whatever their order, in flat memory.
+
+    Args:
+        prompt_ids: The prompts; those that stand twice count once.
+        share: In [0, 1].
+        seed: Of the draw.
+        name: What it is for.
+
+    Returns:
+        Whether a prompt is drawn; how many are; and N.
+    """
+    # Every prompt has a random number of its own. Those up to the count-th smallest are drawn, so
+    # that one limit decides and neither the prompts nor a list of the drawn ones stay in memory.
+    with hashes_of(f"{seed}\0{name}\0{prompt_id}" for prompt_id in prompt_ids) as numbers:
+        total = count_different(numbers)
+        # 0.1 * 30 is just below 3 in binary; a share that means a whole number gives that number.
+        count = math.floor(share * total + 1e-9)
+        limit, left = -1, count
+        for piece in different(numbers):
+            if left <= 0:
+                break
+            limit = int(piece[min(left, len(piece)) - 1])
+            left -= len(piece)
+    return lambda prompt_id: text_number(f"{seed}\0{name}\0{prompt_id}") <= limit, count, total

@@ -1,18 +1,20 @@
-"""The dataset card: what was built, from what, by whom judged, and what was left out."""
+"""What the scores of built pairs are like, and the dataset card."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import yaml
+from datasets import Dataset
 
-from prefstage.building.reversal import reversal_told
-from prefstage.building.statistics import (
-    PairStatistics,
-    distribution_table,
-    has_scores,
-    quality_table,
-)
+from prefstage.building.account import describe_reversal
+from prefstage.data.disk_numbers import DiskNumbers, count_different, text_number
+from prefstage.diagnosing.numbers import Distribution, describe_sorted
 
+NUMBERS = ("mean", "std", "min", "q25", "median", "q75", "max")
+_BATCH = 1 << 12
 _COLUMNS = """\
 Columns: `prompt_id`, `prompt`, `chosen`, `rejected` (messages), `score_chosen`,
 `score_rejected`, `source_chosen`, `source_rejected`, `agreement`, `judge_probability` (P(chosen
@@ -21,6 +23,127 @@ from: `method`, `part`, `origin_prompt_id` (the prompt that an augmented one was
 `place_chosen`, `place_rejected` (among the prompt's candidates), `gap` (score of chosen less
 rejected), `judge` (empty: the dataset's own scores) and `label_flipped`.
 """
+
+
+@dataclass(frozen=True)
+class PairStatistics:
+    """The figures of a dataset of pairs.
+
+    Attributes:
+        pairs: Rows.
+        prompts: Different prompts.
+        average_chosen: Avg.Chs, mean score of chosen responses; None without scores.
+        average_difference: Avg.Diff, mean of chosen less rejected, of pairs with both.
+        chosen: Distribution of the chosen scores.
+        rejected: Of the rejected ones.
+        gap: Of the differences.
+    """
+
+    pairs: int
+    prompts: int
+    average_chosen: float | None
+    average_difference: float | None
+    chosen: Distribution
+    rejected: Distribution
+    gap: Distribution
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return asdict(self)
+
+
+def pair_statistics(*datasets: Dataset) -> PairStatistics:
+    """The figures of one or several datasets of pairs together, from their columns alone.
+
+    Memory does not grow with the pairs: the scores and hashes of prompts wait on disk.
+
+    Args:
+        datasets: With the canonical columns.
+
+    Returns:
+        The figures; quantiles are exact.
+
+    Source:
+        arXiv:2508.18312, Table 3 (Avg.Chs, Avg.Diff) and Table 5.
+    """
+    with ExitStack() as stack:
+        columns = [stack.enter_context(DiskNumbers()) for _ in range(3)]
+        prompts = stack.enter_context(DiskNumbers("uint64"))
+        # An empty dataset cannot be iterated in the Arrow format.
+        for dataset in filter(len, datasets):
+            for batch in dataset.with_format("arrow").iter(batch_size=_BATCH):
+                chosen, rejected = (
+                    np.asarray(  # NaN where it is null
+                        batch[f"score_{side}"].to_numpy(zero_copy_only=False), dtype=np.float64
+                    )
+                    for side in ("chosen", "rejected")
+                )
+                for column, values in zip(
+                    columns, (chosen, rejected, chosen - rejected), strict=True
+                ):
+                    column.extend(values)
+                prompts.extend([text_number(prompt.as_py()) for prompt in batch["prompt_id"]])
+        first, second, gap = (describe_sorted(column.sort()) for column in columns)
+        return PairStatistics(
+            pairs=len(prompts),
+            prompts=count_different(prompts),
+            average_chosen=first.mean,
+            average_difference=gap.mean,
+            chosen=first,
+            rejected=second,
+            gap=gap,
+        )
+
+
+def has_scores(parts: Mapping[str, PairStatistics]) -> bool:
+    """Whether any set has a score."""
+    return any(part.chosen.count or part.rejected.count for part in parts.values())
+
+
+def quality_table(parts: Mapping[str, PairStatistics]) -> str:
+    """Avg.Chs and Avg.Diff of several sets, as the left of Table 3 has them, in Markdown.
+
+    Args:
+        parts: The figures of each set.
+
+    Returns:
+        The table.
+    """
+    return _table(
+        ["set", "pairs", "Avg.Chs", "Avg.Diff"],
+        [
+            [name, str(part.pairs), _shown(part.average_chosen), _shown(part.average_difference)]
+            for name, part in parts.items()
+        ],
+    )
+
+
+def distribution_table(parts: Mapping[str, PairStatistics]) -> str:
+    """Each side's distribution, as Table 5 has it, in Markdown.
+
+    Args:
+        parts: The figures of each set.
+
+    Returns:
+        The table: a row a set and side (C chosen, R rejected).
+    """
+    return _table(
+        ["set", "side", "Mean", "Std", "Min", "25%", "Med", "75%", "Max"],
+        [
+            [name, side, *(_shown(getattr(values, number)) for number in NUMBERS)]
+            for name, part in parts.items()
+            for side, values in (("C", part.chosen), ("R", part.rejected))
+        ],
+    )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
 
 
 def dataset_card(
@@ -53,17 +176,24 @@ def dataset_card(
         ],
     }
     licence = recipe.get("license")
+    scored = has_scores(statistics)
+    by = "with the scores of the data" if scored else "without scores"
+    by = f"judged by {result['judge']}" if result["judge"] else by
+    tables = ["The pairs have no scores.\n"]
+    if scored:
+        sides = "\nC is the chosen side, R the rejected one.\n"
+        tables = [quality_table(statistics), "", distribution_table(statistics), sides]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
         f"# Preference pairs: {result['method']}\n",
-        f"Built by prefstage from {result['source']}, {_scored_by(result, statistics)}"
+        f"Built by prefstage from {result['source']}, {by}"
         + (f", answered by {result['policy']}" if result["policy"] else "")
         + ".\n",
         f"Licence: {licence}.\n" if licence else "Licence: not stated in the recipe.\n",
         "## Counts\n",
         _counts(result),
         "\n## Scores\n",
-        *_scores(statistics),
+        *tables,
         _COLUMNS,
         "## Recipe\n",
         f"```yaml\n{yaml.safe_dump(dict(recipe), sort_keys=False)}```",
@@ -71,34 +201,20 @@ def dataset_card(
     return "\n".join(parts) + "\n"
 
 
-def _scored_by(result: Mapping[str, Any], statistics: Mapping[str, PairStatistics]) -> str:
-    if result["judge"]:
-        return f"judged by {result['judge']}"
-    return "with the scores of the data" if has_scores(statistics) else "without scores"
-
-
-def _scores(statistics: Mapping[str, PairStatistics]) -> list[str]:
-    if not has_scores(statistics):
-        return ["The pairs have no scores.\n"]
-    sides = "\nC is the chosen side, R the rejected one.\n"
-    return [quality_table(statistics), "", distribution_table(statistics), sides]
+def show_figure(value: Any) -> str:
+    """A figure of a build for people: four digits of a float, a list with commas."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(show_figure, value)) if isinstance(value, list) else str(value)
 
 
 def _counts(result: Mapping[str, Any]) -> str:
-    lines = ["| what | count |", "|---|---|", f"| read | {result['prompts_read']} |"]
-    lines.append(f"| pairs built | {result['pairs_built']} |")
-    lines += [f"| left out: {why} | {count} |" for why, count in result["left_out"].items()]
+    rows = [["read", result["prompts_read"]], ["pairs built", result["pairs_built"]]]
+    rows += [[f"left out: {why}", count] for why, count in result["left_out"].items()]
     for part, splits in result["parts"].items():
-        lines += [f"| pairs in {part}, {split} | {count} |" for split, count in splits.items()]
-    lines += [f"| {name.replace('_', ' ')} | {_text(v)} |" for name, v in result["figures"].items()]
+        rows += [[f"pairs in {part}, {split}", count] for split, count in splits.items()]
+    rows += [[name.replace("_", " "), show_figure(v)] for name, v in result["figures"].items()]
+    lines = [_table(["what", "count"], [[what, str(count)] for what, count in rows])]
     if result["reversal"] is not None:
-        lines.append(f"\nLabels replaced: {reversal_told(result['reversal'])}.")
+        lines.append(f"\nLabels replaced: {describe_reversal(result['reversal'])}.")
     return "\n".join(lines + [f"\nNote: {note}." for note in result["notes"]])
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    return str(value)

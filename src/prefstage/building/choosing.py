@@ -4,10 +4,12 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 
 from prefstage.building.account import Account
 from prefstage.building.built import Built, Group
+from prefstage.building.recipe import ACCEPTED, BETA
+from prefstage.core.errors import InputError
 from prefstage.core.seeds import seed_for
 from prefstage.data.records import Candidates, Pair
 from prefstage.judging.base import Judge
@@ -25,16 +27,19 @@ class Scored:
         text: The response.
         score: Its score, finite; higher is better.
         source: Who wrote it, or None.
-        place: Its place among the prompt's candidates.
+        position: Its position among the prompt's candidates.
     """
 
     text: str
     score: float
     source: str | None
-    place: int
+    position: int
 
 
-Choose = Callable[[Candidates, Sequence[Scored]], list[tuple[Scored, Scored]]]
+Choice = tuple[Scored, Scored]
+"""Chosen and rejected."""
+
+Choose = Callable[[Candidates, Sequence[Scored]], list[Choice]]
 """Picks (chosen, rejected) from a prompt's responses, best first; none to leave it out."""
 
 
@@ -51,10 +56,10 @@ def rescored(rows: Iterable[Candidates], judge: Judge | None) -> Iterator[Candid
     if judge is None:
         yield from rows
         return
-    for chunk in _chunks(rows):
-        scores = score_candidates(judge, chunk)
-        for row, each in zip(chunk, scores, strict=True):
-            yield replace(row, scores=tuple(each))
+    rest = iter(rows)
+    while chunk := list(islice(rest, _PROMPTS_AT_ONCE)):
+        for row, scores in zip(chunk, score_candidates(judge, chunk), strict=True):
+            yield replace(row, scores=tuple(scores))
 
 
 def usable_responses(row: Candidates, account: Account) -> list[Scored]:
@@ -70,20 +75,21 @@ def usable_responses(row: Candidates, account: Account) -> list[Scored]:
     Returns:
         The responses, best first.
     """
-    found: dict[str, Scored] = {}
-    for place, (text, source, score) in enumerate(
-        zip(row.responses, row.sources, row.scores, strict=True)
-    ):
-        reason = _why_not(text, score)
-        if reason is not None or score is None:
-            account.skip(reason or "response without a score", row.prompt_id)
-            continue
-        scored = Scored(text, float(score), source, place)
-        if text in found:
-            account.skip("response with the text of another of the prompt", row.prompt_id)
-        if text not in found or found[text].score < scored.score:
-            found[text] = scored
-    return sorted(found.values(), key=lambda each: (-each.score, each.place))
+    by_text: dict[str, Scored] = {}
+    columns = zip(row.responses, row.sources, row.scores, strict=True)
+    for position, (text, source, score) in enumerate(columns):
+        if not text.strip():
+            account.skip("empty response", row.prompt_id)
+        elif score is None:
+            account.skip("response without a score", row.prompt_id)
+        elif not math.isfinite(score):
+            account.skip("response whose score is no finite number", row.prompt_id)
+        else:
+            if text in by_text:
+                account.skip("response with the text of another of the prompt", row.prompt_id)
+            if text not in by_text or by_text[text].score < score:
+                by_text[text] = Scored(text, float(score), source, position)
+    return sorted(by_text.values(), key=lambda response: (-response.score, response.position))
 
 
 def pairs_by_choice(
@@ -112,33 +118,22 @@ def pairs_by_choice(
     for row in rows:
         account.prompts += 1
         responses = usable_responses(row, account)
-        reason = why_no_pair(responses)
-        if reason is not None:
-            account.skip(reason, row.prompt_id)
+        if len(responses) < _TWO or responses[0].score == responses[-1].score:
+            few = "without a usable response" if not responses else "with one usable response"
+            why = few if len(responses) < _TWO else "whose scores are all equal"
+            account.skip(f"prompt {why}", row.prompt_id)
             continue
         chosen = choose(row, responses)
         wide = [(a, b) for a, b in chosen if a.score > b.score and a.score - b.score >= minimum_gap]
         account.skip("pair with too small a gap", row.prompt_id, len(chosen) - len(wide))
         account.pairs += len(wide)
         if wide:
-            yield [built_of(row, a, b, method=method, judge=judge_name) for a, b in wide]
-
-
-def why_no_pair(responses: Sequence[Scored]) -> str | None:
-    """Why these responses make no pair, in a few words; None if they do."""
-    if not responses:
-        return "prompt without a usable response"
-    if len(responses) < _TWO:
-        return "prompt with one usable response"
-    if responses[0].score == responses[-1].score:
-        return "prompt whose scores are all equal"
-    return None
+            yield [built_of(row, pair, method=method, judge=judge_name) for pair in wide]
 
 
 def built_of(
     row: Candidates,
-    chosen: Scored,
-    rejected: Scored,
+    pair: Choice,
     *,
     method: str,
     part: str | None = None,
@@ -148,8 +143,7 @@ def built_of(
 
     Args:
         row: The prompt.
-        chosen: The better response.
-        rejected: The worse one.
+        pair: The better response and the worse one.
         method: How they were chosen.
         part: Dataset of the method; None for its only one.
         judge: Whose scores they have.
@@ -157,36 +151,36 @@ def built_of(
     Returns:
         The pair with its provenance.
     """
-    pair = Pair(
+    chosen, rejected = pair
+    made = Pair(
         prompt_id=row.prompt_id,
         prompt=row.prompt,
-        chosen=(row.message(chosen.place),),
-        rejected=(row.message(rejected.place),),
+        chosen=(row.message(chosen.position),),
+        rejected=(row.message(rejected.position),),
         score_chosen=chosen.score,
         score_rejected=rejected.score,
         source_chosen=chosen.source,
         source_rejected=rejected.source,
     )
     return Built(
-        pair,
+        made,
         method,
         part or method,
-        place_chosen=chosen.place,
-        place_rejected=rejected.place,
+        place_chosen=chosen.position,
+        place_rejected=rejected.position,
         gap=chosen.score - rejected.score,
         judge=judge,
     )
 
 
-def best_vs_worst(row: Candidates, responses: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
+def best_vs_worst(row: Candidates, responses: Sequence[Scored]) -> list[Choice]:
     """The best response against the worst: the largest gap that the prompt has."""
     return [(responses[0], responses[-1])]
 
 
-def best_vs_second(row: Candidates, responses: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
+def best_vs_second(row: Candidates, responses: Sequence[Scored]) -> list[Choice]:
     """The best response against the next one that scores less."""
-    lower = [each for each in responses if each.score < responses[0].score]
-    return [(responses[0], lower[0])]
+    return [(responses[0], next(r for r in responses if r.score < responses[0].score))]
 
 
 def best_vs_random(seed: int) -> Choose:
@@ -199,8 +193,8 @@ def best_vs_random(seed: int) -> Choose:
         The way of choosing.
     """
 
-    def choose(row: Candidates, responses: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
-        lower = [each for each in responses if each.score < responses[0].score]
+    def choose(row: Candidates, responses: Sequence[Scored]) -> list[Choice]:
+        lower = [response for response in responses if response.score < responses[0].score]
         draw = random.Random(seed_for(seed, "best-vs-random", row.prompt_id))
         return [(responses[0], draw.choice(lower))]
 
@@ -216,29 +210,69 @@ def all_pairs(k: int | None) -> Choose:
     Returns:
         The way of choosing; equal scores make no pair and are counted by `pairs_by_choice`.
     """
+    return lambda row, responses: list(combinations(responses[:k], 2))
 
-    def choose(row: Candidates, responses: Sequence[Scored]) -> list[tuple[Scored, Scored]]:
-        return list(combinations(responses[:k], 2))
+
+def rejection_sample(
+    scores: Sequence[float], *, count: int = ACCEPTED, beta: float = BETA, draw: random.Random
+) -> list[int]:
+    """Accept responses by reward until there are enough.
+
+    Round by round over those that are left: y is accepted if ``u < exp((r(y) - r_max)/β)``,
+    u uniform in [0, 1) and r_max the greatest reward left, so that every round accepts.
+
+    Args:
+        scores: r of each response. [responses], finite.
+        count: How many to accept, >= 1; all if there are fewer.
+        beta: β > 0; small prefers the best, large takes any.
+        draw: Random numbers.
+
+    Returns:
+        Positions of the accepted responses, in the order of acceptance.
+
+    Raises:
+        InputError: If a setting is out of range.
+
+    Source:
+        Liu et al. 2024, arXiv:2309.06657, §3.2 and Algorithm 1 (App. A.1).
+    """
+    if count < 1 or not beta > 0:
+        raise InputError.of(
+            saw=f"count={count}, beta={beta}", expected="count >= 1 and beta > 0", cure="raise them"
+        )
+    left, accepted = list(range(len(scores))), list[int]()
+    while left and len(accepted) < count:
+        greatest = max(scores[index] for index in left)
+        for index in list(left):
+            if draw.random() < math.exp((scores[index] - greatest) / beta):
+                accepted.append(index)
+                left.remove(index)
+                if len(accepted) == count:
+                    break
+    return accepted
+
+
+def rejection_pairs(*, accepted: int = ACCEPTED, beta: float = BETA, seed: int = 0) -> Choose:
+    """Pairs of accepted responses: paired at random, each response once, the better chosen.
+
+    Args:
+        accepted: Responses accepted a prompt (the paper: 8 of 64).
+        beta: As for `rejection_sample`.
+        seed: Of acceptance and pairing, with the prompt.
+
+    Returns:
+        The way of choosing.
+
+    Source:
+        arXiv:2309.06657, §3.3, "first-round-rank".
+    """
+
+    def choose(row: Candidates, responses: Sequence[Scored]) -> list[Choice]:
+        draw = random.Random(seed_for(seed, "rejection-sampling", row.prompt_id))
+        scores = [response.score for response in responses]
+        order = rejection_sample(scores, count=accepted, beta=beta, draw=draw)
+        draw.shuffle(order)
+        met = zip(order[::2], order[1::2], strict=False)  # an odd one stays alone
+        return [(responses[min(pair)], responses[max(pair)]) for pair in met]
 
     return choose
-
-
-def _why_not(text: str, score: float | None) -> str | None:
-    if not text.strip():
-        return "empty response"
-    if score is None:
-        return "response without a score"
-    if not math.isfinite(score):
-        return "response whose score is no finite number"
-    return None
-
-
-def _chunks(rows: Iterable[Candidates]) -> Iterator[list[Candidates]]:
-    chunk: list[Candidates] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == _PROMPTS_AT_ONCE:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

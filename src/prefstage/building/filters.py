@@ -1,81 +1,41 @@
-"""Filters of built pairs: each leaves out what it should, and counts it."""
+"""Filters of built pairs: length, gap, votes, language, duplicates, contamination."""
 
+import hashlib
 import math
+import re
+import sqlite3
+import uuid
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, Self
-
-from pydantic import Field, model_validator
+from itertools import count
+from typing import Any
 
 from prefstage.building.account import Account
 from prefstage.building.built import Built, Group
-from prefstage.core.config import Config
+from prefstage.building.recipe import (
+    DecontaminationFilter,
+    Filters,
+    GapFilter,
+    LengthFilter,
+    NearDuplicateFilter,
+)
+from prefstage.core.errors import InputError, MissingDependencyError
+from prefstage.data.formats.fields import PROMPT_NAMES
+from prefstage.data.loading import load_prompts
+from prefstage.data.sources import open_source
+from prefstage.data.storage import scratch_folder
 from prefstage.judging.texts import content_of
 
 Drops = Callable[[Built], str | None]
 """Why a pair is left out, in a few words; None to keep it."""
 
-
-class LengthFilter(Config):
-    """Limits of texts, in characters."""
-
-    min_response: int | None = Field(default=None, ge=1, description="Characters at least.")
-    max_response: int | None = Field(default=None, ge=1, description="Characters at most.")
-    max_prompt: int | None = Field(default=None, ge=1, description="Characters at most.")
-    max_ratio: float | None = Field(
-        default=None, ge=1, description="Longer response over shorter one, at most."
-    )
-
-    @model_validator(mode="after")
-    def _some_limit(self) -> Self:
-        if all(value is None for value in self.model_dump().values()):
-            raise ValueError("no limit; expected one; set min_response, max_response, ...")
-        return self
-
-
-class GapFilter(Config):
-    """Limits of score of chosen less score of rejected."""
-
-    minimum: float | None = Field(default=None, description="Least gap.")
-    maximum: float | None = Field(default=None, description="Greatest gap.")
-
-
-class NearDuplicateFilter(Config):
-    """MinHash over word shingles, by datasketch."""
-
-    threshold: float = Field(default=0.8, gt=0, le=1, description="Jaccard similarity.")
-    shingle_words: int = Field(default=5, ge=1, description="Words a shingle.")
-    permutations: int = Field(default=128, ge=16, description="Hash functions.")
-    text: Literal["prompt", "chosen", "pair"] = Field(
-        default="pair", description="What is compared."
-    )
-
-
-class DecontaminationFilter(Config):
-    """Leave out pairs that share an n-gram of words with an evaluation set."""
-
-    evaluation: tuple[str, ...] = Field(min_length=1, description="Files, folders or Hub ids.")
-    words: int = Field(default=13, ge=2, description="n of the n-grams.")
-    responses: bool = Field(default=True, description="Look at responses too, not only prompts.")
-
-
-class Filters(Config):
-    """Which filters to apply, in this order; each None or false is off."""
-
-    length: LengthFilter | None = None
-    gap: GapFilter | None = None
-    agreement: float | None = Field(
-        default=None, gt=0.5, le=1, description="Share of raters at least; needs votes."
-    )
-    language: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="ISO 639-1 codes of responses to keep."
-    )
-    duplicates: bool = Field(default=False, description="Pairs that stand twice, exactly.")
-    decontaminate: DecontaminationFilter | None = None
-    near_duplicates: NearDuplicateFilter | None = None
+_WORDS = re.compile(r"\w+")
+_COLUMNS = (*PROMPT_NAMES, "turns", "problem")
+_SHORTEST = 40
+_TIMES_LIKELIER = 100.0
 
 
 def filtered(groups: Iterable[Group], filters: Filters, *, account: Account) -> Iterator[Group]:
-    """Apply the filters; every pair that goes is counted under the filter that found it.
+    """Apply the filters; every pair that goes is counted under the first that drops it.
 
     Pairs of one prompt that several parts share stand or fall together: a prompt that loses
     a pair in one part loses it in all, so that the parts keep the same prompts.
@@ -88,51 +48,27 @@ def filtered(groups: Iterable[Group], filters: Filters, *, account: Account) -> 
     Yields:
         What is left.
     """
-    drops = drops_of(filters)
+    makers: tuple[tuple[Any, Callable[[Any], Drops]], ...] = (  # those that are cheap first
+        (filters.length, _by_length),
+        (filters.gap, _by_gap),
+        (filters.agreement, _by_agreement),
+        (filters.language, other_language),
+        (filters.duplicates or None, lambda _: exact_duplicates()),
+        (filters.decontaminate, contamination),
+        (filters.near_duplicates, near_duplicates),
+    )
+    drops = [make(settings) for settings, make in makers if settings is not None]
     for group in groups:
-        reasons = [next((why for drop in drops if (why := drop(each))), None) for each in group]
-        parts = {each.part for each in group}
-        kept = [each for each, why in zip(group, reasons, strict=True) if why is None]
-        for each, why in zip(group, reasons, strict=True):
+        reasons = [next((why for drop in drops if (why := drop(built))), None) for built in group]
+        kept = [built for built, why in zip(group, reasons, strict=True) if why is None]
+        for built, why in zip(group, reasons, strict=True):
             if why is not None:
-                account.skip(f"filter: {why}", each.pair.prompt_id)
-        if len(parts) > 1 and len(kept) < len(group):
+                account.skip(f"filter: {why}", built.pair.prompt_id)
+        if len(kept) < len(group) and len({built.part for built in group}) > 1:
             why = "filter: another part's pair of the prompt went"
             account.skip(why, group[0].pair.prompt_id, len(kept))
-            continue
-        if kept:
+        elif kept:
             yield kept
-
-
-def drops_of(filters: Filters) -> list[Drops]:
-    """The filters as functions, those that are cheap first.
-
-    Args:
-        filters: What to apply.
-
-    Returns:
-        Functions with a memory of their own where duplicates are looked for.
-    """
-    from prefstage.building.contamination import Contamination
-    from prefstage.building.languages import other_language
-    from prefstage.building.near_duplicates import ExactDuplicates, NearDuplicates
-
-    found: list[Drops] = []
-    if filters.length is not None:
-        found.append(_by_length(filters.length))
-    if filters.gap is not None:
-        found.append(_by_gap(filters.gap))
-    if filters.agreement is not None:
-        found.append(_by_agreement(filters.agreement))
-    if filters.language is not None:
-        found.append(other_language(filters.language))
-    if filters.duplicates:
-        found.append(ExactDuplicates())
-    if filters.decontaminate is not None:
-        found.append(Contamination.of(filters.decontaminate))
-    if filters.near_duplicates is not None:
-        found.append(NearDuplicates(filters.near_duplicates))
-    return found
 
 
 def texts_of(built: Built) -> tuple[str, str, str]:
@@ -146,7 +82,7 @@ def texts_of(built: Built) -> tuple[str, str, str]:
     """
     pair = built.pair
     prompt, chosen, rejected = (
-        "\n".join(map(content_of, each)) for each in (pair.prompt, pair.chosen, pair.rejected)
+        "\n".join(map(content_of, part)) for part in (pair.prompt, pair.chosen, pair.rejected)
     )
     return prompt, chosen, rejected
 
@@ -188,3 +124,217 @@ def _by_agreement(minimum: float) -> Drops:
         return "raters agree too little" if built.pair.agreement < minimum else None
 
     return drop
+
+
+def other_language(wanted: tuple[str, ...]) -> Drops:
+    """Leave out pairs with a response that is in another language.
+
+    Another language must be at least a hundred times as likely as each wanted one, so that lists
+    of names, code and tables stay. Responses of fewer than 40 letters are kept: too short to tell.
+
+    Args:
+        wanted: ISO 639-1 codes, such as ``("en", "de")``.
+
+    Returns:
+        The filter.
+
+    Raises:
+        MissingDependencyError: If py3langid is not installed.
+        InputError: If a code is unknown to it.
+
+    Source:
+        Lui and Baldwin 2012, "langid.py"; the library py3langid.
+    """
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise MissingDependencyError.of(
+            saw="no package py3langid, which recognises languages",
+            expected="it installed",
+            cure="pip install 'prefstage[build]'",
+        ) from None
+    identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    unknown = sorted(set(wanted) - set(identifier.labels))
+    if unknown:
+        raise InputError.of(
+            saw=f"language {unknown[0]!r}",
+            expected="ISO 639-1 codes that can be recognised, such as en, de or zh",
+            cure="mend the code",
+        )
+
+    def drop(built: Built) -> str | None:
+        for text in texts_of(built)[1:]:
+            if sum(map(str.isalpha, text)) < _SHORTEST:
+                continue
+            chances = dict(identifier.rank(text))
+            language = max(chances, key=chances.__getitem__)
+            if chances[language] > _TIMES_LIKELIER * max(chances[code] for code in wanted):
+                return f"response in another language ({language})"
+        return None
+
+    return drop
+
+
+def exact_duplicates() -> Drops:
+    """Leave out pairs whose prompt and both responses stood before in the same part.
+
+    Returns:
+        The filter, which remembers every pair that it sees.
+    """
+    # A set of keys in memory would grow with the pairs; in a database without journal it does not,
+    # and what a killed build leaves there is of no use to anybody.
+    seen = sqlite3.connect(scratch_folder() / f"{uuid.uuid4().hex}.sqlite")
+    for statement in ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF"):
+        seen.execute(statement)
+    seen.execute("CREATE TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID")
+
+    def drop(built: Built) -> str | None:
+        text = "\0".join([built.part, built.pair.prompt_id, *texts_of(built)[1:]])
+        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        added = seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount
+        return None if added else "exact duplicate"
+
+    return drop
+
+
+def near_duplicates(settings: NearDuplicateFilter) -> Drops:
+    """Leave out pairs whose words are nearly those of one that was kept before.
+
+    Args:
+        settings: Similarity, shingles and hash functions.
+
+    Returns:
+        The filter, which remembers every pair that stays.
+
+    Raises:
+        MissingDependencyError: If datasketch is not installed.
+
+    Source:
+        Broder 1997, "On the resemblance and containment of documents"; the library
+        datasketch.
+    """
+    try:
+        from datasketch import MinHash, MinHashLSH
+    except ImportError:
+        raise MissingDependencyError.of(
+            saw="no package datasketch, which finds near duplicates",
+            expected="it installed",
+            cure="pip install 'prefstage[build]'",
+        ) from None
+    indices: dict[str, Any] = {}
+    numbers = count(1)
+
+    def drop(built: Built) -> str | None:
+        prompt, chosen, rejected = texts_of(built)
+        texts = {"prompt": prompt, "chosen": chosen, "pair": f"{prompt}\n{chosen}\n{rejected}"}
+        words, size = _words_of(texts[settings.text]), settings.shingle_words
+        starts = range(max(1, len(words) - size + 1))
+        shingles = {" ".join(words[start : start + size]).encode() for start in starts}
+        signature = MinHash(num_perm=settings.permutations)
+        signature.update_batch(list(shingles))
+        if built.part not in indices:
+            indices[built.part] = MinHashLSH(
+                threshold=settings.threshold, num_perm=settings.permutations
+            )
+        if indices[built.part].query(signature):
+            return "near duplicate"
+        indices[built.part].insert(str(next(numbers)), signature)
+        return None
+
+    return drop
+
+
+def contamination(settings: DecontaminationFilter) -> Drops:
+    """Leave out pairs that share an n-gram of words with an evaluation set.
+
+    An evaluation text of fewer than n words counts as a whole: a prompt that equals it is left
+    out as well.
+
+    Args:
+        settings: Where the evaluation sets are, n, and whether responses are looked at too.
+
+    Returns:
+        The filter.
+
+    Raises:
+        DataError: If a set cannot be read, or its questions are not recognised.
+        InputError: If there is no text.
+
+    Source:
+        Brown et al. 2020, arXiv:2005.14165, App. C (13-grams).
+    """
+    # Eight bytes a gram instead of its text: an evaluation set has millions of them, and one
+    # chance collision in 2**64 costs a pair, not a wrong result.
+    known, whole = set[bytes](), set[bytes]()
+    for text in (text for source in settings.evaluation for text in evaluation_texts(source)):
+        words = _words_of(text)
+        if 0 < len(words) < settings.words:
+            whole.add(_key(words))
+        known.update(_grams(words, settings.words))
+    if not known and not whole:
+        raise InputError.of(
+            saw="an evaluation set without a word",
+            expected="prompts to look for",
+            cure="name another",
+        )
+
+    def shares(words: list[str]) -> bool:
+        return any(gram in known for gram in _grams(words, settings.words))
+
+    def drop(built: Built) -> str | None:
+        prompt, *responses = map(_words_of, texts_of(built))
+        if _key(prompt) in whole or shares(prompt):
+            return "prompt shares text with the evaluation set"
+        if settings.responses and any(map(shares, responses)):
+            return "response shares text with the evaluation set"
+        return None
+
+    return drop
+
+
+def evaluation_texts(source: str) -> Iterator[str]:
+    """The questions of an evaluation set: of its own columns, or of a form that training data have.
+
+    A benchmark's rows need not be whole as training data: an empty answer does not matter here.
+
+    Args:
+        source: File, folder or Hub id.
+
+    Yields:
+        Texts of the columns prompt, instruction, question, query, input, context, turns,
+        problem; where a row has none of them, the set's prompts as `load_prompts` reads them.
+
+    Raises:
+        DataError: If it cannot be read, or its questions are not recognised.
+    """
+    for raw in open_source(source).rows():
+        row = raw.values if isinstance(raw.values, dict) else {}
+        named = [name for name in _COLUMNS if name in row]
+        if not named:
+            yield from ("\n".join(map(content_of, p.prompt)) for p in load_prompts(source))
+            return
+        for name in named:
+            yield from _strings(row[name])
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name in ("content", "value"):
+            yield from _strings(value.get(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _words_of(text: str) -> list[str]:
+    return _WORDS.findall(text.lower())
+
+
+def _grams(words: list[str], size: int) -> Iterator[bytes]:
+    return (_key(words[start : start + size]) for start in range(len(words) - size + 1))
+
+
+def _key(words: list[str]) -> bytes:
+    return hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest()

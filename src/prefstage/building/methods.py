@@ -1,13 +1,14 @@
 """Each method of a recipe, from the data that were loaded to groups of built pairs."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from prefstage.building.account import Account
-from prefstage.building.budget import sharpen
-from prefstage.building.built import Built, Group
+from prefstage.building.answers import mixed_pairs, plan_mixing, policy_answers, principled_pairs
+from prefstage.building.built import Built, Group, score_gap
 from prefstage.building.choosing import (
     Choose,
     all_pairs,
@@ -15,81 +16,71 @@ from prefstage.building.choosing import (
     best_vs_second,
     best_vs_worst,
     pairs_by_choice,
+    rejection_pairs,
     rescored,
 )
-from prefstage.building.divergence import aspect_margins, least_divergent
-from prefstage.building.gaps import gap_quality_pairs
-from prefstage.building.mixing import mixed_pairs, own_answers, plan_mixing
-from prefstage.building.per_prompt import per_prompt_pairs, read_measurement
-from prefstage.building.principled import principled_pairs
+from prefstage.building.per_prompt import per_prompt_pairs, read_measurement, sharpen
+from prefstage.building.quality import gap_quality_pairs, tier_pairs
 from prefstage.building.recipe import Plan
-from prefstage.building.rejection import rejection_pairs
-from prefstage.building.relabelling import relabelled
-from prefstage.building.tiers import tier_pairs
-from prefstage.building.whole import whole_pairs
+from prefstage.building.relabelling import (
+    aspect_margins,
+    least_divergent,
+    relabelled,
+    whole_pairs,
+)
 from prefstage.core.errors import InputError
 from prefstage.data.grouping import pairs_to_candidates
 from prefstage.data.loading import load_candidates
 from prefstage.data.records import Candidates, generations_of
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.judging.base import Judge
-from prefstage.sampling.base import Sampler
 
-ANSWERS = "answers.jsonl"
-
-T = TypeVar("T")
+STORE = "answers.jsonl"
 
 
 @dataclass(frozen=True)
 class Materials:
-    """What a method works with.
+    """What a method works with; what its recipe does not need is None.
 
     Attributes:
         plan: The recipe, checked.
         account: What to count in.
         folder: Where answers are kept as they arrive.
-        candidates: Prompts with responses, with the judge's scores if there is a judge.
-        pairs: The pairs.
-        judge: Who scores.
-        sampler: Who answers.
+        candidates: `CandidateSet`: prompts with responses, with the judge's scores if there is
+            a judge.
+        pairs: `PairSet`.
+        judge: `Judge`: who scores.
+        sampler: `Sampler`: who answers.
         aspects: A judge an aspect, for preference divergence.
     """
 
     plan: Plan
     account: Account
     folder: Path
-    candidates: CandidateSet | None
-    pairs: PairSet | None
-    judge: Judge | None
-    sampler: Sampler | None
+    candidates: Any
+    pairs: Any
+    judge: Any
+    sampler: Any
     aspects: dict[str, Judge]
 
     @property
-    def rows(self) -> CandidateSet:
-        """The candidates."""
-        return _there(self.candidates, "candidates")
-
-    @property
-    def given_pairs(self) -> PairSet:
-        """The pairs."""
-        return _there(self.pairs, "pairs")
-
-    @property
-    def who_judges(self) -> Judge:
-        """The judge."""
-        return _there(self.judge, "judge")
-
-    @property
-    def who_answers(self) -> Sampler:
-        """The policy."""
-        return _there(self.sampler, "policy")
+    def judge_name(self) -> str | None:
+        """The judge's name; None where the dataset's scores are used."""
+        return None if self.judge is None else str(self.judge.name)
 
     @property
     def prompts(self) -> list[Candidates]:
-        """Each prompt once."""
-        rows = self.candidates if self.candidates is not None else self.given_pairs
-        found = {row.prompt_id: row.prompt for row in rows}
-        return [Candidates(prompt_id, prompt, (), (), ()) for prompt_id, prompt in found.items()]
+        """Each prompt once, without responses."""
+        rows = self.candidates if self.candidates is not None else self.pairs
+        prompts = {row.prompt_id: row.prompt for row in rows}
+        return [_bare(prompt_id, prompt) for prompt_id, prompt in prompts.items()]
+
+    def answers(self, prompts: list[Candidates], count: int) -> list[Candidates]:
+        """The policy's answers to prompts, `count` each."""
+        store = self.folder / STORE
+        return policy_answers(
+            prompts, self.sampler, answers=count, store=store, account=self.account
+        )
 
 
 def groups_of(materials: Materials) -> Iterator[Group]:
@@ -101,181 +92,141 @@ def groups_of(materials: Materials) -> Iterator[Group]:
     Returns:
         The groups of pairs, as they are built.
     """
-    return _BUILDERS[materials.plan.name](materials)
+    name = materials.plan.name
+    return _by_choice(materials) if name in _CHOICES else _BUILDERS[name](materials)
 
 
-def _by_choice(materials: Materials) -> Iterator[Group]:
-    plan = materials.plan
-    seed = plan.recipe.seed
+def _bare(prompt_id: str, prompt: Any) -> Candidates:
+    return Candidates(prompt_id, prompt, (), (), ())
+
+
+_CHOICES: dict[str, Callable[[Any, int], Choose]] = {
+    "best-vs-worst": lambda settings, seed: best_vs_worst,
+    "max-gap": lambda settings, seed: best_vs_worst,
+    "best-vs-second": lambda settings, seed: best_vs_second,
+    "best-vs-random": lambda settings, seed: best_vs_random(seed),
+    "all-pairs": lambda settings, seed: all_pairs(getattr(settings, "k", None)),
+    "rejection-sampling": lambda settings, seed: rejection_pairs(
+        accepted=settings.accepted, beta=settings.beta, seed=seed
+    ),
+}
+"""Of a method's settings and the seed: which two responses of a prompt meet."""
+
+
+def _by_choice(m: Materials, *, answers: bool = False) -> Iterator[Group]:
+    settings, seed = m.plan.settings, m.plan.recipe.seed
+    rows = m.candidates
+    if answers:
+        rows = rescored(m.answers(m.prompts, settings.answers), m.judge)
     return pairs_by_choice(
-        materials.rows,
-        _choice(plan.name, plan.settings, seed),
-        method=plan.name,
-        account=materials.account,
-        judge_name=_name(materials),
-        minimum_gap=getattr(plan.settings, "min_gap", 0.0),
+        rows,
+        _CHOICES[settings.choose if answers else m.plan.name](settings, seed),
+        method=m.plan.name,
+        account=m.account,
+        judge_name=m.judge_name,
+        minimum_gap=getattr(settings, "min_gap", 0.0),
     )
 
 
-def _choice(name: str, settings: Any, seed: int) -> Choose:
-    choices: dict[str, Callable[[], Choose]] = {
-        "best-vs-worst": lambda: best_vs_worst,
-        "max-gap": lambda: best_vs_worst,
-        "best-vs-second": lambda: best_vs_second,
-        "best-vs-random": lambda: best_vs_random(seed),
-        "all-pairs": lambda: all_pairs(getattr(settings, "k", None)),
-        "rejection-sampling": lambda: rejection_pairs(
-            accepted=settings.accepted, beta=settings.beta, seed=seed
-        ),
-    }
-    return choices[name]()
-
-
-def _tiers(materials: Materials) -> Iterator[Group]:
+def _tiers(m: Materials) -> Iterator[Group]:
     return tier_pairs(
-        materials.rows,
-        materials.plan.settings.combinations,
-        account=materials.account,
-        judge_name=_name(materials),
+        m.candidates, m.plan.settings.combinations, account=m.account, judge_name=m.judge_name
     )
 
 
-def _gaps(materials: Materials) -> Iterator[Group]:
+def _gaps(m: Materials) -> Iterator[Group]:
     return gap_quality_pairs(
-        lambda: materials.rows,
-        account=materials.account,
-        judge_name=_name(materials),
-        **materials.plan.settings.model_dump(),
+        lambda: m.candidates,
+        account=m.account,
+        judge_name=m.judge_name,
+        **m.plan.settings.model_dump(),
     )
 
 
-def _relabel(materials: Materials) -> Iterator[Group]:
-    return relabelled(
-        materials.given_pairs,
-        materials.who_judges,
-        account=materials.account,
-        accept_reversal=materials.plan.recipe.accept_reversal,
-    )
+def _relabel(m: Materials) -> Iterator[Group]:
+    accepted = m.plan.recipe.accept_reversal
+    return relabelled(m.pairs, m.judge, account=m.account, accept_reversal=accepted)
 
 
-def _keep(materials: Materials) -> Iterator[Group]:
-    for pair in whole_pairs(materials.given_pairs, materials.account):
-        materials.account.prompts += 1
-        materials.account.pairs += 1
-        known = pair.score_chosen is not None and pair.score_rejected is not None
-        gap = (pair.score_chosen or 0.0) - (pair.score_rejected or 0.0) if known else None
-        yield [Built(pair, "keep", "keep", gap=gap)]
+def _keep(m: Materials) -> Iterator[Group]:
+    for pair in whole_pairs(m.pairs, m.account):
+        m.account.prompts += 1
+        m.account.pairs += 1
+        yield [Built(pair, "keep", "keep", gap=score_gap(pair))]
 
 
-def _mixing(materials: Materials) -> Iterator[Group]:
-    plan, settings = materials.plan, materials.plan.settings
-    pairs = PairSet.of(whole_pairs(materials.given_pairs, materials.account))
-    mixing = plan_mixing(pairs.dataset["prompt_id"], share=settings.share, seed=plan.recipe.seed)
-    drawn = (pair for pair in pairs if mixing.is_drawn(pair.prompt_id))
-    prompts = {
-        pair.prompt_id: Candidates(pair.prompt_id, pair.prompt, (), (), ()) for pair in drawn
-    }
-    answers = _answers(materials, list(prompts.values()), settings.answers)
-    return mixed_pairs(
-        pairs,
-        CandidateSet.of(answers),
-        materials.who_judges,
-        plan=mixing,
-        account=materials.account,
-    )
+def _mixing(m: Materials) -> Iterator[Group]:
+    settings = m.plan.settings
+    # On disk, since the pairs are read three times: for their prompts, the drawn ones, and to mix.
+    pairs = PairSet.of(whole_pairs(m.pairs, m.account))
+    plan = plan_mixing(pairs.dataset["prompt_id"], share=settings.share, seed=m.plan.recipe.seed)
+    prompts = {pair.prompt_id: pair.prompt for pair in pairs if plan.is_drawn(pair.prompt_id)}
+    answers = m.answers([_bare(*prompt) for prompt in prompts.items()], settings.answers)
+    return mixed_pairs(pairs, CandidateSet.of(answers), m.judge, plan=plan, account=m.account)
 
 
-def _own(materials: Materials) -> Iterator[Group]:
-    plan, settings = materials.plan, materials.plan.settings
-    answers = _answers(materials, materials.prompts, settings.answers)
-    return pairs_by_choice(
-        rescored(answers, materials.who_judges),
-        _choice(settings.choose, settings, plan.recipe.seed),
-        method=plan.name,
-        account=materials.account,
-        judge_name=materials.who_judges.name,
-        minimum_gap=settings.min_gap,
-    )
-
-
-def _answers(materials: Materials, prompts: list[Candidates], count: int) -> list[Candidates]:
-    return own_answers(
-        prompts,
-        materials.who_answers,
-        answers=count,
-        store=materials.folder / ANSWERS,
-        account=materials.account,
-    )
-
-
-def _divergence(materials: Materials) -> Iterator[Group]:
-    pairs = PairSet.of(whole_pairs(materials.given_pairs, materials.account))
-    margins = aspect_margins(pairs, materials.aspects)
+def _divergence(m: Materials) -> Iterator[Group]:
+    pairs = PairSet.of(whole_pairs(m.pairs, m.account))
     return least_divergent(
         pairs,
-        margins,
-        share=materials.plan.settings.share,
-        judge_name=", ".join(f"{name}: {who.name}" for name, who in materials.aspects.items()),
-        account=materials.account,
-        accept_reversal=materials.plan.recipe.accept_reversal,
+        aspect_margins(pairs, m.aspects),
+        share=m.plan.settings.share,
+        judge_name=", ".join(f"{name}: {judge.name}" for name, judge in m.aspects.items()),
+        account=m.account,
+        accept_reversal=m.plan.recipe.accept_reversal,
     )
 
 
-def _principled(materials: Materials) -> Iterator[Group]:
+def _principled(m: Materials) -> Iterator[Group]:
     return principled_pairs(
-        materials.prompts,
-        materials.who_answers,
-        principles=materials.plan.settings.principles,
-        seed=materials.plan.recipe.seed,
-        store=materials.folder / ANSWERS,
-        account=materials.account,
+        m.prompts,
+        m.sampler,
+        principles=m.plan.settings.principles,
+        seed=m.plan.recipe.seed,
+        store=m.folder / STORE,
+        account=m.account,
     )
 
 
-def _per_prompt(materials: Materials) -> Iterator[Group]:
-    plan, account = materials.plan, materials.account
-    measured = read_measurement(Path(plan.settings.measurement))
-    on_file = plan.recipe.on_policy or str(Path(plan.settings.measurement) / "candidates.parquet")
-    if plan.recipe.on_policy is None and not Path(on_file).exists():
+def _per_prompt(m: Materials) -> Iterator[Group]:
+    recipe, settings, account = m.plan.recipe, m.plan.settings, m.account
+    measured = read_measurement(Path(settings.measurement))
+    on_policy = recipe.on_policy or str(Path(settings.measurement) / "candidates.parquet")
+    if recipe.on_policy is None and not Path(on_policy).exists():
         raise InputError.of(
-            saw=f"{plan.settings.measurement} without candidates.parquet",
+            saw=f"{settings.measurement} without candidates.parquet",
             expected="the policy's own answers",
             cure="name them as on_policy: (those that the measurement took as --on)",
         )
-    own = {row.prompt_id: row for row in load_candidates(on_file)}
-    inner = Account()
-    off_groups = relabelled(  # first, since it may stop the build before anything is sampled
-        materials.given_pairs,
-        materials.who_judges,
-        account=inner,
-        accept_reversal=plan.recipe.accept_reversal,
-    )
-    account.reversal = inner.reversal
-    if plan.settings.budget is not None:
-        pairs = PairSet.of(whole_pairs(materials.given_pairs, Account()))  # counted below
-        off = {row.prompt_id: row for row in pairs_to_candidates(pairs)}
+    answers = {row.prompt_id: row for row in load_candidates(on_policy)}
+    sides = Account()  # what both sides left out is told apart from the prompts' own counts
+    # First, since too many reversed labels stop the build, before anything is sampled.
+    off_groups = relabelled(m.pairs, m.judge, account=sides, accept_reversal=recipe.accept_reversal)
+    account.reversal = sides.reversal
+    if settings.budget is not None:
+        pairs = PairSet.of(whole_pairs(m.pairs, Account()))  # counted below
         measured, more = sharpen(
             measured,
-            off,
-            sampler=materials.who_answers,
-            judge=materials.who_judges,
-            budget=plan.settings.budget,
-            seed=plan.recipe.seed,
-            store=materials.folder / ANSWERS,
+            {row.prompt_id: row for row in pairs_to_candidates(pairs)},
+            sampler=m.sampler,
+            judge=m.judge,
+            budget=settings.budget,
+            seed=recipe.seed,
+            store=m.folder / STORE,
             account=account,
         )
-        own |= {key: _joined(own.get(key), row) for key, row in more.items()}
+        answers |= {key: _joined(answers.get(key), row) for key, row in more.items()}
     on_groups = pairs_by_choice(
-        rescored(own.values(), materials.who_judges),
+        rescored(answers.values(), m.judge),
         best_vs_worst,
         method="on-policy",
-        account=inner,
-        judge_name=materials.who_judges.name,
+        account=sides,
+        judge_name=m.judge_name,
     )
     yield from per_prompt_pairs(on_groups, off_groups, measured, account=account)
-    account.skipped.update(inner.skipped)
-    account.examples |= inner.examples
-    account.figures |= {f"off_policy_{name}": count for name, count in inner.figures.items()}
+    account.skipped.update(sides.skipped)
+    account.examples |= sides.examples
+    account.figures |= {f"off_policy_{name}": count for name, count in sides.figures.items()}
     account.figures |= {"overall_stage": measured.stage, "overall_side": measured.overall}
 
 
@@ -292,31 +243,14 @@ def _joined(row: Candidates | None, more: Candidates) -> Candidates:
     )
 
 
-def _name(materials: Materials) -> str | None:
-    return materials.judge.name if materials.judge is not None else None
-
-
-def _there(value: T | None, name: str) -> T:
-    if value is None:
-        raise InputError.of(
-            saw=f"a method that needs {name}, without", expected=name, cure=f"set {name}"
-        )
-    return value
-
-
-_CHOICES: Iterable[str] = (
-    *("best-vs-worst", "best-vs-random", "best-vs-second"),
-    *("max-gap", "all-pairs", "rejection-sampling"),
-)
 _BUILDERS: dict[str, Callable[[Materials], Iterator[Group]]] = {
-    **dict.fromkeys(_CHOICES, _by_choice),
     "tiers": _tiers,
     "gap-quality": _gaps,
     "relabel": _relabel,
     "keep": _keep,
     "mixing": _mixing,
-    "on-policy": _own,
-    "other-policy": _own,
+    "on-policy": partial(_by_choice, answers=True),
+    "other-policy": partial(_by_choice, answers=True),
     "preference-divergence": _divergence,
     "principled": _principled,
     "per-prompt": _per_prompt,

@@ -1,16 +1,23 @@
-"""Per-prompt stage: each prompt takes the side that its own comparisons favour."""
+"""Per-prompt stage: each prompt takes the side that its votes favour; a budget sharpens them."""
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 from prefstage.building.account import Account
-from prefstage.building.built import Built, Group
+from prefstage.building.built import Group
+from prefstage.building.recipe import Budget
 from prefstage.core.errors import InputError
-from prefstage.measuring.boundary import HALF
+from prefstage.core.seeds import seed_for
+from prefstage.data.records import Candidates
+from prefstage.judging.base import Judge
+from prefstage.measuring.boundary import HALF, judge_sides
+from prefstage.sampling.base import Sample, Sampler, SampleRequest
+from prefstage.sampling.store import CandidateStore, collect, to_candidates
 
 Side = Literal["on", "off"]
 
@@ -42,7 +49,7 @@ class PromptTally:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measurement found, prompt by prompt and overall.
+    """What a measurement says, prompt by prompt and overall.
 
     Attributes:
         tallies: The votes of each prompt that was used, by id.
@@ -80,13 +87,10 @@ def read_measurement(folder: Path) -> Measured:
             expected="the run folder of a finished measurement",
             cure="run `prefstage measure ... --out FOLDER` first, and name that folder",
         ) from None
-    tallies = {
-        row["prompt_id"]: PromptTally(
-            row["votes_on"] + HALF * (row["ties"] + row["undecided"]),
-            row["votes_off"] + HALF * (row["ties"] + row["undecided"]),
-        )
-        for row in rows
-    }
+    tallies = {}
+    for row in rows:
+        even = HALF * (row["ties"] + row["undecided"])
+        tallies[row["prompt_id"]] = PromptTally(row["votes_on"] + even, row["votes_off"] + even)
     sides: dict[str, Side] = {"injection": "off", "fine-tuning": "on"}
     by_rule: Side = "off" if stage["votes_off"] > stage["votes_on"] else "on"
     return Measured(tallies, sides.get(stage["stage"], by_rule), stage["stage"])
@@ -99,7 +103,7 @@ def per_prompt_pairs(
     *,
     account: Account,
 ) -> Iterator[Group]:
-    """Take each prompt's pairs from the side that its own comparisons favour.
+    """Take each prompt's pairs from the side that its comparisons favour.
 
     A prompt whose votes are even, or that was not measured, follows the overall stage. Where
     the side to take has no pair, the other side's is taken, and counted.
@@ -113,29 +117,140 @@ def per_prompt_pairs(
     Yields:
         The pairs of each prompt: first those that have on-policy pairs, then the others.
     """
-    own = _by_prompt(on_policy)
-    theirs = _by_prompt(off_policy)
-    for prompt_id in dict.fromkeys((*own, *theirs)):
+    sides: dict[Side, dict[str, Group]] = {"on": {}, "off": {}}
+    for groups, by_prompt in ((on_policy, sides["on"]), (off_policy, sides["off"])):
+        for group in groups:
+            for built in group:
+                by_prompt.setdefault(built.pair.prompt_id, []).append(built)
+    for prompt_id in dict.fromkeys((*sides["on"], *sides["off"])):
         account.prompts += 1
         tally = measured.tallies.get(prompt_id)
         decided = tally.favours if tally is not None else None
         side: Side = decided or measured.overall
         why = "own votes" if decided else ("even votes" if tally else "not measured")
-        sources: dict[Side, dict[str, Group]] = {"on": own, "off": theirs}
-        if prompt_id not in sources[side]:
+        if prompt_id not in sides[side]:
             side = "off" if side == "on" else "on"
             why = "other side lacks a pair"
         account.add(f"{side}_policy: {why}")
-        group = sources[side][prompt_id]
+        group = sides[side][prompt_id]
         account.pairs += len(group)
-        yield [
-            replace(each, method=f"per-prompt, {side}-policy", part="per-prompt") for each in group
-        ]
+        method = f"per-prompt, {side}-policy"
+        yield [replace(built, method=method, part="per-prompt") for built in group]
 
 
-def _by_prompt(groups: Iterable[Group]) -> dict[str, Group]:
-    found: dict[str, list[Built]] = {}
-    for group in groups:
-        for built in group:
-            found.setdefault(built.pair.prompt_id, []).append(built)
-    return found
+def least_clear(
+    tallies: Mapping[str, PromptTally], *, count: int, clear_at: float, seed: int
+) -> list[str]:
+    """The prompts whose side is least certain.
+
+    Args:
+        tallies: Votes of each prompt.
+        count: How many at most.
+        clear_at: Prompts at or above this clearness are left alone.
+        seed: Orders equally uncertain ones.
+
+    Returns:
+        Prompt ids, the least clear first; with equal clearness the one with fewer votes.
+    """
+    unclear = [
+        (tally.clearness, tally.on + tally.off, seed_for(seed, "budget", prompt_id), prompt_id)
+        for prompt_id, tally in tallies.items()
+        if tally.clearness < clear_at
+    ]
+    return [prompt_id for *_, prompt_id in sorted(unclear)[:count]]
+
+
+def sharpen(
+    measured: Measured,
+    off_policy: Mapping[str, Candidates],
+    *,
+    sampler: Sampler,
+    judge: Judge,
+    budget: Budget,
+    seed: int = 0,
+    store: Path,
+    account: Account,
+) -> tuple[Measured, dict[str, Candidates]]:
+    """Sample further responses where votes are even, judge them, and go on until the budget ends.
+
+    In each round the least clear prompts get one more on-policy response, which meets every
+    off-policy response of its prompt. Prompts that were not measured start from no votes.
+
+    Args:
+        measured: The votes so far.
+        off_policy: The off-policy responses of each prompt that may be asked, by id.
+        sampler: The policy.
+        judge: Gives P(on ≻ off | x).
+        budget: What may be spent; a round that was begun is finished.
+        seed: Orders equally uncertain prompts.
+        store: Candidate store of the new answers; what is in it is not sampled again, and
+            counts as spent all the same, so that a resumed run takes the same way.
+        account: Gets what was spent.
+
+    Returns:
+        The measurement with the new votes (the overall stage stays), and the new responses
+        of each prompt that got some.
+    """
+    tallies = {prompt_id: PromptTally(0.0, 0.0) for prompt_id in off_policy}
+    tallies |= {i: replace(t) for i, t in measured.tallies.items() if i in off_policy}
+    tokens, judgments = 0, 0
+    answers: dict[str, list[Sample]] = {}
+    asked: dict[str, int] = {}
+    with CandidateStore(store) as kept:
+        while (budget.tokens is None or tokens < budget.tokens) and (
+            budget.judgments is None or judgments < budget.judgments
+        ):
+            chosen = least_clear(
+                tallies, count=budget.prompts_a_round, clear_at=budget.clear_at, seed=seed
+            )
+            if budget.judgments is not None:
+                costs = accumulate(len(off_policy[i].responses) for i in chosen)
+                left = budget.judgments - judgments
+                chosen = [i for i, cost in zip(chosen, costs, strict=True) if cost <= left]
+            if not chosen:
+                break
+            requests = [SampleRequest(i, off_policy[i].prompt, asked.get(i, 0)) for i in chosen]
+            samples = {sample.prompt_id: sample for sample in collect(sampler, requests, kept)}
+            for i in chosen:
+                asked[i] = asked.get(i, 0) + 1
+                tokens += samples[i].response_tokens
+                if samples[i].text.strip():
+                    answers.setdefault(i, []).append(samples[i])
+            judgments += _count_votes(
+                [samples[i] for i in chosen], off_policy, judge, tallies=tallies
+            )
+    account.figures |= {"budget_tokens": tokens, "budget_judgments": judgments}
+    account.figures |= {"budget_responses": sum(asked.values()), "budget_prompts": len(asked)}
+    rows = to_candidates(
+        [off_policy[prompt_id] for prompt_id in answers],
+        [sample for samples in answers.values() for sample in samples],
+        source=sampler.name,
+    )
+    more = {row.prompt_id: row for row in rows}
+    return replace(measured, tallies={**measured.tallies, **tallies}), more
+
+
+def _count_votes(
+    samples: Sequence[Sample],
+    off: Mapping[str, Candidates],
+    judge: Judge,
+    *,
+    tallies: dict[str, PromptTally],
+) -> int:
+    """Add each new response's votes to its prompt's tally; returns how many were judged."""
+    judgments = 0
+    with_text = [sample for sample in samples if sample.text.strip()]
+    theirs = [off[sample.prompt_id] for sample in with_text]
+    ours = [
+        Candidates(row.prompt_id, row.prompt, (sample.text,), (None,), (None,))
+        for sample, row in zip(with_text, theirs, strict=True)
+    ]
+    for row, votes in zip(theirs, judge_sides(judge, ours, theirs), strict=True):
+        even = HALF * (votes.ties + votes.undecided)
+        tallies[row.prompt_id].on += votes.votes_on + even
+        tallies[row.prompt_id].off += votes.votes_off + even
+        judgments += votes.comparisons
+    for sample in samples:
+        if not sample.text.strip():  # an empty answer loses to every other, no judge is needed
+            tallies[sample.prompt_id].off += len(off[sample.prompt_id].responses)
+    return judgments

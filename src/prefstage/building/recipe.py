@@ -1,30 +1,83 @@
-"""What a build is told: which data, which judge, which method, which filters."""
+"""What a build is asked for: which data, which judge, which method, which filters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from prefstage.building.augmented import TEMPLATE
-from prefstage.building.budget import Budget
-from prefstage.building.filters import Filters
-from prefstage.building.mixing import ANSWERS, SHARE
-from prefstage.building.principled import PRINCIPLES, Principle
-from prefstage.building.rejection import ACCEPTED, BETA
-from prefstage.building.splitting import check_shares
-from prefstage.building.tiers import COMBINATIONS, parse_combination
 from prefstage.core.config import Config, check_config, load_config, nearest
-from prefstage.core.errors import ConfigError
+from prefstage.core.errors import ConfigError, InputError
 from prefstage.data.records import Ties
 from prefstage.data.settings import CHAT_SETTINGS, ChatSettings
 from prefstage.sampling.base import SamplingConfig
 from prefstage.sampling.loading import LoadOptions
 
 Inputs = Literal["candidates", "pairs"]
+Need = Literal["needed", "optional", "none"]
+Tier = Literal["best", "high", "medium", "low", "worst"]
+
+TIERS: tuple[Tier, ...] = ("best", "high", "medium", "low", "worst")
+COMBINATIONS = (
+    *("best/worst", "best/low", "best/medium", "best/high"),
+    *("low/worst", "medium/worst", "high/worst"),
+)
+"""Chosen/rejected of Table 1: the best chosen fixed, then the worst rejected fixed."""
+TEMPLATE = "Answer so that a judge of answers would score your answer {score}."
+SHARE, ANSWERS = 0.1, 8
+"""ρ and k of the mixing paper."""
+BETA, ACCEPTED = 0.5, 8
+TRAIN = "train"
+
 _LOADING = (*CHAT_SETTINGS, "dtype", "device", "adapter", "concurrency")
 _KEEPS_LABELS = ("keep", "mixing")
+_RELABELLING = ("relabel", "per-prompt", "preference-divergence")
+
+
+class Budget(Config):
+    """What may be spent on finding each prompt's side; at least one limit."""
+
+    tokens: int | None = Field(default=None, ge=1, description="Response tokens at most.")
+    judgments: int | None = Field(default=None, ge=1, description="Comparisons at most.")
+    clear_at: float = Field(
+        default=2.0, gt=0, description="|on - off| / sqrt(votes + 1) at which a prompt is clear."
+    )
+    prompts_a_round: int = Field(default=16, ge=1, description="Prompts asked between two looks.")
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> Self:
+        if self.tokens is None and self.judgments is None:
+            raise ValueError("no limit; expected tokens or judgments; set one of them")
+        return self
+
+
+class Principle(Config):
+    """Two instructions that differ in one virtue.
+
+    Attributes:
+        good: What the chosen response is written by.
+        bad: What the rejected response is written by.
+    """
+
+    good: str
+    bad: str
+
+
+PRINCIPLES = (
+    Principle(
+        good="Answer correctly and check every fact and every step before you write it.",
+        bad="Answer quickly. Do not check facts or steps, and guess where you do not know.",
+    ),
+    Principle(
+        good="Answer exactly what is asked, completely and with the details that help.",
+        bad="Answer vaguely, leave out important parts and drift away from the question.",
+    ),
+    Principle(
+        good="Write clearly, in good order and without needless words.",
+        bad="Write confusingly, repeat yourself and mix the order of what you say.",
+    ),
+)
 
 
 class ChoiceSettings(Config):
@@ -79,14 +132,13 @@ class MixingSettings(Config):
     answers: int = Field(default=ANSWERS, ge=1, description="k, own answers a drawn prompt.")
 
 
-class OwnAnswersSettings(Config):
+class AnswersSettings(ChoiceSettings):
     """Pairs of a policy's own answers."""
 
     answers: int = Field(default=2, ge=2, description="Answers a prompt.")
     choose: Literal["best-vs-worst", "best-vs-random", "best-vs-second", "all-pairs"] = Field(
         default="best-vs-worst", description="Which of them meet."
     )
-    min_gap: float = Field(default=0.0, ge=0, description="Score of chosen less rejected, least.")
 
 
 class DivergenceSettings(Config):
@@ -115,7 +167,7 @@ class PerPromptSettings(Config):
 
 @dataclass(frozen=True)
 class Method:
-    """One way to build.
+    """What a way to build needs.
 
     Attributes:
         settings: Its settings.
@@ -125,36 +177,92 @@ class Method:
     """
 
     settings: type[Config]
-    inputs: frozenset[Inputs]
-    judge: Literal["needed", "optional", "none"] = "optional"
-    policy: Literal["needed", "optional", "none"] = "none"
+    inputs: tuple[Inputs, ...] = ("candidates",)
+    judge: Need = "optional"
+    policy: Need = "none"
 
 
-_CANDIDATES: frozenset[Inputs] = frozenset({"candidates"})
-_PAIRS: frozenset[Inputs] = frozenset({"pairs"})
+_OWN_ANSWERS = Method(AnswersSettings, ("candidates", "pairs"), judge="needed", policy="needed")
 
 METHODS: dict[str, Method] = {
-    "best-vs-worst": Method(ChoiceSettings, _CANDIDATES),
-    "best-vs-random": Method(ChoiceSettings, _CANDIDATES),
-    "best-vs-second": Method(ChoiceSettings, _CANDIDATES),
-    "max-gap": Method(MaxGapSettings, _CANDIDATES),
-    "all-pairs": Method(AllPairsSettings, _CANDIDATES),
-    "tiers": Method(TierSettings, _CANDIDATES),
-    "gap-quality": Method(GapSettings, _CANDIDATES),
-    "rejection-sampling": Method(RejectionSettings, _CANDIDATES),
-    "relabel": Method(NoSettings, _PAIRS, judge="needed"),
-    "keep": Method(NoSettings, _PAIRS, judge="none"),
-    "mixing": Method(MixingSettings, _PAIRS, judge="needed", policy="needed"),
-    "on-policy": Method(OwnAnswersSettings, _PAIRS | _CANDIDATES, judge="needed", policy="needed"),
-    "other-policy": Method(
-        OwnAnswersSettings, _PAIRS | _CANDIDATES, judge="needed", policy="needed"
+    "best-vs-worst": Method(ChoiceSettings),
+    "best-vs-random": Method(ChoiceSettings),
+    "best-vs-second": Method(ChoiceSettings),
+    "max-gap": Method(MaxGapSettings),
+    "all-pairs": Method(AllPairsSettings),
+    "tiers": Method(TierSettings),
+    "gap-quality": Method(GapSettings),
+    "rejection-sampling": Method(RejectionSettings),
+    "relabel": Method(NoSettings, ("pairs",), judge="needed"),
+    "keep": Method(NoSettings, ("pairs",), judge="none"),
+    "mixing": Method(MixingSettings, ("pairs",), judge="needed", policy="needed"),
+    "on-policy": _OWN_ANSWERS,
+    "other-policy": _OWN_ANSWERS,
+    "preference-divergence": Method(DivergenceSettings, ("pairs",), judge="none"),
+    "principled": Method(
+        PrincipledSettings, ("candidates", "pairs"), judge="none", policy="needed"
     ),
-    "preference-divergence": Method(DivergenceSettings, _PAIRS, judge="none"),
-    "principled": Method(PrincipledSettings, _PAIRS | _CANDIDATES, judge="none", policy="needed"),
-    "per-prompt": Method(PerPromptSettings, _PAIRS, judge="needed", policy="optional"),
+    "per-prompt": Method(PerPromptSettings, ("pairs",), judge="needed", policy="optional"),
 }
 
-_RELABELLING = ("relabel", "per-prompt", "preference-divergence")
+
+class LengthFilter(Config):
+    """Limits of texts, in characters."""
+
+    min_response: int | None = Field(default=None, ge=1, description="Characters at least.")
+    max_response: int | None = Field(default=None, ge=1, description="Characters at most.")
+    max_prompt: int | None = Field(default=None, ge=1, description="Characters at most.")
+    max_ratio: float | None = Field(
+        default=None, ge=1, description="Longer response over shorter one, at most."
+    )
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> Self:
+        if all(value is None for value in self.model_dump().values()):
+            raise ValueError("no limit; expected one; set min_response, max_response, ...")
+        return self
+
+
+class GapFilter(Config):
+    """Limits of score of chosen less score of rejected."""
+
+    minimum: float | None = Field(default=None, description="Least gap.")
+    maximum: float | None = Field(default=None, description="Greatest gap.")
+
+
+class NearDuplicateFilter(Config):
+    """MinHash over word shingles, by datasketch."""
+
+    threshold: float = Field(default=0.8, gt=0, le=1, description="Jaccard similarity.")
+    shingle_words: int = Field(default=5, ge=1, description="Words a shingle.")
+    permutations: int = Field(default=128, ge=16, description="Hash functions.")
+    text: Literal["prompt", "chosen", "pair"] = Field(
+        default="pair", description="What is compared."
+    )
+
+
+class DecontaminationFilter(Config):
+    """Leave out pairs that share an n-gram of words with an evaluation set."""
+
+    evaluation: tuple[str, ...] = Field(min_length=1, description="Files, folders or Hub ids.")
+    words: int = Field(default=13, ge=2, description="n of the n-grams.")
+    responses: bool = Field(default=True, description="Look at responses too, not only prompts.")
+
+
+class Filters(Config):
+    """Which filters to apply, in this order; each None or false is off."""
+
+    length: LengthFilter | None = None
+    gap: GapFilter | None = None
+    agreement: float | None = Field(
+        default=None, gt=0.5, le=1, description="Share of raters at least; needs votes."
+    )
+    language: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="ISO 639-1 codes of responses to keep."
+    )
+    duplicates: bool = Field(default=False, description="Pairs that stand twice, exactly.")
+    decontaminate: DecontaminationFilter | None = None
+    near_duplicates: NearDuplicateFilter | None = None
 
 
 class Augmentation(Config):
@@ -238,13 +346,19 @@ def read_recipe(source: Recipe | Mapping[str, Any] | Path | str) -> Plan:
 
     Raises:
         ConfigError: One line that names what is wrong, and the nearest valid name.
+        InputError: If the shares of splits or a combination of tiers are none.
     """
-    if isinstance(source, Recipe):
-        recipe = source
-    else:
-        recipe = load_config(Recipe, Path(source) if isinstance(source, str) else source)
-    given = {"name": recipe.method} if isinstance(recipe.method, str) else dict(recipe.method)
-    name = str(given.pop("name", ""))
+    recipe = source
+    if not isinstance(recipe, Recipe):
+        if not isinstance(recipe, Mapping | Path | str):
+            raise ConfigError.of(
+                saw=f"a recipe as a {type(source).__name__}",
+                expected="a Recipe, a mapping of its settings, or the path of a YAML file",
+                cure="write it as {'pairs': ..., 'method': ...}",
+            )
+        recipe = load_config(Recipe, Path(recipe) if isinstance(recipe, str) else recipe)
+    named = {"name": recipe.method} if isinstance(recipe.method, str) else dict(recipe.method)
+    name = str(named.pop("name", ""))
     if name not in METHODS:
         guess = nearest(name, list(METHODS))
         raise ConfigError.of(
@@ -252,34 +366,66 @@ def read_recipe(source: Recipe | Mapping[str, Any] | Path | str) -> Plan:
             expected=f"one of {', '.join(METHODS)}",
             cure=f"did you mean {guess!r}?" if guess else "choose one of them",
         )
-    settings: Any = check_config(METHODS[name].settings, given, origin=f"method {name}")
+    settings: Any = check_config(METHODS[name].settings, named, origin=f"method {name}")
     plan = Plan(recipe, name, METHODS[name], settings)
-    _check(plan)
+    _check_needs(plan)
+    _check_effects(plan)
+    if (
+        TRAIN in recipe.splits
+        or any(not 0 < share < 1 for share in recipe.splits.values())
+        or (sum(recipe.splits.values()) >= 1)
+    ):
+        raise InputError.of(
+            saw=f"splits {dict(recipe.splits)}",
+            expected="shares in (0, 1) of splits besides train, together below 1",
+            cure="write it as splits: {test: 0.1}",
+        )
+    for text in getattr(settings, "combinations", ()):
+        parse_combination(text)
     return plan
 
 
-def _check(plan: Plan) -> None:
+def parse_combination(text: str) -> tuple[Tier, Tier]:
+    """Read "chosen/rejected".
+
+    Args:
+        text: Two tiers, the better one first.
+
+    Returns:
+        The tiers.
+
+    Raises:
+        InputError: If it names no two tiers in this order.
+    """
+    names = {str(tier): tier for tier in TIERS}
+    parts = [names.get(part.strip().lower()) for part in text.split("/")]
+    first, second = parts if len(parts) == 2 else (None, None)  # noqa: PLR2004 - two sides
+    if first is None or second is None or TIERS.index(first) >= TIERS.index(second):
+        raise InputError.of(
+            saw=f"combination {text!r}",
+            expected=f"CHOSEN/REJECTED, the better of {', '.join(TIERS)} first",
+            cure="write it as best/worst",
+        )
+    return first, second
+
+
+def _check_needs(plan: Plan) -> None:
     recipe, method = plan.recipe, plan.method
-    given = [name for name in ("candidates", "pairs") if getattr(recipe, name) is not None]
-    if len(given) != 1 or given[0] not in method.inputs:
+    data = [name for name in ("candidates", "pairs") if getattr(recipe, name) is not None]
+    if len(data) != 1 or data[0] not in method.inputs:
         raise ConfigError.of(
-            saw=f"method {plan.name} with {' and '.join(given) or 'no data'}",
-            expected=" or ".join(sorted(method.inputs)) + ", one of them",
-            cure=f"set {min(method.inputs)} to a file, folder or Hub id",
+            saw=f"method {plan.name} with {' and '.join(data) or 'no data'}",
+            expected=" or ".join(method.inputs) + ", one of them",
+            cure=f"set {method.inputs[0]} to a file, folder or Hub id",
         )
     for name, need in (("judge", method.judge), ("policy", method.policy)):
-        value = getattr(recipe, name)
-        if (value is None and need == "needed") or (value is not None and need == "none"):
+        missing = getattr(recipe, name) is None
+        if (missing and need == "needed") or (not missing and need == "none"):
             raise ConfigError.of(
-                saw=f"method {plan.name} {'without' if value is None else 'with'} {name}",
-                expected=f"{'a' if value is None else 'no'} {name} with this method",
-                cure=f"{'set' if value is None else 'leave out'} {name}",
+                saw=f"method {plan.name} {'without' if missing else 'with'} {name}",
+                expected=f"{'a' if missing else 'no'} {name} with this method",
+                cure=f"{'set' if missing else 'leave out'} {name}",
             )
-    _check_effects(plan)
-    check_shares(recipe.splits)
-    if isinstance(plan.settings, TierSettings):
-        for text in plan.settings.combinations:
-            parse_combination(text)
 
 
 def _check_effects(plan: Plan) -> None:

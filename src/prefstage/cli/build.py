@@ -36,8 +36,8 @@ def build(recipe: RecipeFile, *, out: OutOption = None, as_json: JsonOption = Fa
 
 
 def _told(built: "BuildResult") -> str:
-    from prefstage.building.reversal import reversal_told
-    from prefstage.building.statistics import has_scores, quality_table
+    from prefstage.building.account import describe_reversal
+    from prefstage.building.card import has_scores, quality_table
 
     result = built.result
     judge = f", judged by {result['judge']}" if result["judge"] else ""
@@ -48,7 +48,7 @@ def _told(built: "BuildResult") -> str:
     left_out = sorted(result["left_out"].items(), key=lambda each: -each[1])
     lines += [f"left out: {count} x {why}" for why, count in left_out]
     if result["reversal"] is not None:
-        lines.append(reversal_told(result["reversal"]))
+        lines.append(describe_reversal(result["reversal"]))
     figures = result["figures"].items()
     lines += [f"{name.replace('_', ' ')}: {_shown(value)}" for name, value in figures]
     for part, splits in result["parts"].items():

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.hashing import digest
@@ -11,10 +10,11 @@ from prefstage.core.seeds import seed_for
 from prefstage.data.grouping import pairs_to_candidates
 from prefstage.data.records import Candidates
 from prefstage.data.sets import CandidateSet, PairSet
+from prefstage.data.sources import DataSource
 from prefstage.sampling.base import Sample, Sampler, requests_for
 from prefstage.sampling.store import CandidateStore, collect, to_candidates
 
-Responses = PairSet | CandidateSet | Sequence[Candidates] | str | Path
+Responses = DataSource
 """Prompts with responses, as measuring takes them; pairs count as two responses."""
 
 Tell = Callable[[str], None]
@@ -53,7 +53,7 @@ class Pool:
         """Index responses by prompt.
 
         Args:
-            source: Pairs or candidates, or a file, folder or Hub id of them.
+            source: Pairs or candidates: a record set, records, rows, a file, folder or Hub id.
             side: "on-policy" or "off-policy", for messages.
             responses: How many of a prompt take part at most, >= 1.
             seed: Of the choice where there are more.
@@ -62,9 +62,9 @@ class Pool:
             The pool.
 
         Raises:
-            InputError: If a prompt stands twice, or the source holds no responses.
+            InputError: If a prompt stands twice, or the source cannot be read.
         """
-        rows = _rows(source, side)
+        rows = _rows(source)
         if isinstance(rows, CandidateSet):
             ids = list(rows.dataset["prompt_id"])  # every row has responses
             fingerprint = rows.fingerprint
@@ -178,21 +178,14 @@ class SampledResponses:
         return [(row, 0) for row in to_candidates(prompts, list(samples), source=self.name)]
 
 
-def _rows(source: Responses, side: str) -> Sequence[Candidates] | CandidateSet:
-    if isinstance(source, str | Path):
-        # Loaded here, since who brings records needs no reader.
-        from prefstage.data.loading import load_candidates
-
-        loaded: CandidateSet = load_candidates(str(source))
-        return loaded
+def _rows(source: Responses) -> Sequence[Candidates] | CandidateSet:
     if isinstance(source, PairSet):
         return pairs_to_candidates(source)
     if isinstance(source, CandidateSet):
         return source
-    if not isinstance(source, list | tuple) or not all(isinstance(r, Candidates) for r in source):
-        raise InputError.of(
-            saw=f"{side} responses as a {type(source).__name__}",
-            expected="pairs or candidates, or a file, folder or Hub id of them",
-            cure="load them by load_pairs or load_candidates",
-        )
-    return source
+    if isinstance(source, list | tuple) and all(isinstance(row, Candidates) for row in source):
+        return source
+    # Loaded here, since who brings records needs no reader.
+    from prefstage.data.loading import load_candidates
+
+    return load_candidates(source)

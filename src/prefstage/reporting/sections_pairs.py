@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prefstage.building.reversal import reversal_told
+from prefstage.building.account import describe_reversal
 from prefstage.diagnosing.flips import fluctuation_range
 from prefstage.reporting import charts_pairs as pairs
 from prefstage.reporting.blocks import Chart, Section, Table, percent, table_of
@@ -79,7 +79,7 @@ def pairs_section(runs: Sequence[Run]) -> Section:
                 for name, value in each.result["figures"].items()
             ]
             found = each.result.get("reversal")  # unknown to runs of older versions
-            notes += [] if found is None else [f"{where}: {reversal_told(found)}"]
+            notes += [] if found is None else [f"{where}: {describe_reversal(found)}"]
             notes += [f"{where}: {note}" for note in each.result["notes"]]
     tables = (table_of("Scores of the pairs", head, rows),) if rows else ()
     text = "Scores are the judge's, where it gives scores; the gap is chosen minus rejected."

@@ -1,4 +1,4 @@
-"""Gap x quality: sets that differ in how good the chosen response is, or in how far apart."""
+"""Several datasets on the same prompts: quality tiers, and gap x quality."""
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +10,8 @@ import numpy as np
 
 from prefstage.building.account import Account
 from prefstage.building.built import Group
-from prefstage.building.choosing import Scored, built_of, usable_responses
+from prefstage.building.choosing import Choice, Scored, built_of, usable_responses
+from prefstage.building.recipe import COMBINATIONS, TIERS, Tier, parse_combination
 from prefstage.core.errors import InputError
 from prefstage.data.records import Candidates
 
@@ -23,6 +24,75 @@ TOLERANCE = 0.05
 _LEVELS = {"large": (0, 1), "small": (2, 3)}
 _MINIMUM = 4
 _ROUNDS = 50
+
+
+def quality_tiers(responses: Sequence[Scored]) -> dict[Tier, Scored]:
+    """The response of each tier: those at ranks 0, ¼, ½, ¾ and 1 of the way down.
+
+    Args:
+        responses: At least five, best first.
+
+    Returns:
+        One response a tier; they are five different ones.
+
+    Raises:
+        InputError: If there are fewer than five.
+
+    Source:
+        arXiv:2508.18312, §5.1 (five responses of varying quality a prompt); evenly spread
+        ranks where there are more are ours.
+    """
+    if len(responses) < len(TIERS):
+        raise InputError.of(
+            saw=f"{len(responses)} responses",
+            expected=f"at least {len(TIERS)}, one a tier",
+            cure="add responses (more samples, other sources), or use best-vs-worst",
+        )
+    last, steps = len(responses) - 1, len(TIERS) - 1
+    return {
+        tier: responses[(number * last + steps // 2) // steps] for number, tier in enumerate(TIERS)
+    }
+
+
+def tier_pairs(
+    rows: Iterable[Candidates],
+    combinations: Sequence[str] = COMBINATIONS,
+    *,
+    account: Account,
+    judge_name: str | None = None,
+) -> Iterator[Group]:
+    """Build one dataset a combination of tiers, all on the same prompts.
+
+    Args:
+        rows: Prompts with at least five responses each; others are counted and left out.
+        combinations: As `parse_combination` reads them; each becomes a part.
+        account: Counts what was read, built and left out.
+        judge_name: Whose scores they are.
+
+    Yields:
+        The pairs of each prompt, one a combination. A prompt is in every part or in none:
+        one whose tiers tie in some combination is left out.
+
+    Source:
+        arXiv:2508.18312, §5.1, Table 1.
+    """
+    wanted = {text: parse_combination(text) for text in combinations}
+    for row in rows:
+        account.prompts += 1
+        responses = usable_responses(row, account)
+        if len(responses) < len(TIERS):
+            account.skip("prompt with fewer than 5 usable responses", row.prompt_id)
+            continue
+        tiers = quality_tiers(responses)
+        pairs = {text: (tiers[better], tiers[worse]) for text, (better, worse) in wanted.items()}
+        if any(better.score == worse.score for better, worse in pairs.values()):
+            account.skip("prompt whose tiers have equal scores", row.prompt_id)
+            continue
+        account.pairs += len(pairs)
+        yield [
+            built_of(row, pair, method="tiers", part=text.replace("/", "-"), judge=judge_name)
+            for text, pair in pairs.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -38,9 +108,6 @@ class GapTargets:
     large: float
     small: float
     tolerance: float
-
-
-_Choice = tuple[Scored, Scored]
 
 
 def gap_quality_pairs(
@@ -82,21 +149,39 @@ def gap_quality_pairs(
         not published; this way is ours.
     """
     targets = _targets(rows, large_gap, small_gap, tolerance)
-    gaps = _gaps(rows, targets)
+    # Two passes over the rows instead of a list of choices: of millions of prompts, four gaps
+    # each are kept (eight bytes a number), not their texts.
+    numbers = array("d")
+    for row in rows():
+        choices = _choices(usable_responses(row, Account()), targets)
+        numbers.extend(a.score - b.score for a, b in choices or ())
+    if not numbers:
+        raise _no_prompt()
+    gaps = np.frombuffer(numbers).reshape(-1, 4)
     kept = match_means(gaps, targets.tolerance)
-    account.figures |= _figures(targets, gaps[kept])
+    means = gaps[kept].mean(0)
+    account.figures |= {
+        "large_gap_target": targets.large,
+        "small_gap_target": targets.small,
+        "gap_tolerance": targets.tolerance,
+        "large_gap_means": [float(means[0]), float(means[1])],
+        "small_gap_means": [float(means[2]), float(means[3])],
+    }
     keeps = iter(kept)
     for row in rows():
         account.prompts += 1
         choices = _choices(usable_responses(row, account), targets)
         if choices is None:
             account.skip("prompt without pairs for all six sets", row.prompt_id)
-            continue
-        if not next(keeps):
+        elif not next(keeps):
             account.skip("prompt left out to match the gap means", row.prompt_id)
-            continue
-        account.pairs += len(PARTS)
-        yield _group(row, choices, judge_name)
+        else:
+            account.pairs += len(PARTS)
+            six = [*choices, (choices[0][0], choices[2][1]), (choices[2][0], choices[3][1])]
+            yield [
+                built_of(row, pair, method="gap-quality", part=part, judge=judge_name)
+                for part, pair in zip(PARTS, six, strict=True)
+            ]
 
 
 def match_means(gaps: np.ndarray[Any, Any], tolerance: float) -> np.ndarray[Any, Any]:
@@ -117,19 +202,21 @@ def match_means(gaps: np.ndarray[Any, Any], tolerance: float) -> np.ndarray[Any,
     """
     kept = np.ones(len(gaps), dtype=bool)
     apart = np.stack([gaps[:, first] - gaps[:, second] for first, second in _LEVELS.values()], 1)
+    # Leaving a prompt out for one level moves the means of the other, hence the rounds.
     for _ in range(_ROUNDS):
         means = apart[kept].mean(0)
         worst = int(np.abs(means).argmax())
         if abs(means[worst]) <= tolerance:
             return kept
-        places = np.flatnonzero(kept)
-        pull = np.sign(means[worst]) * apart[places, worst]
+        rows = np.flatnonzero(kept)
+        pull = np.sign(means[worst]) * apart[rows, worst]
         order = np.argsort(-pull, kind="stable")
+        # left[k] is the sum without the k prompts that pull most: one cumulative sum tries every k.
         left = pull.sum() - np.concatenate([[0.0], np.cumsum(pull[order])[:-1]])
         fine = np.flatnonzero(left / np.arange(len(pull), 0, -1) <= tolerance)
         if not len(fine):
             break
-        kept[places[order[: fine[0]]]] = False
+        kept[rows[order[: fine[0]]]] = False
     raise InputError.of(
         saw=f"gap means {abs(means[worst]):.3g} apart, which leaving prompts out cannot bring "
         f"within {tolerance:.3g}",
@@ -152,7 +239,7 @@ def _targets(
                 reach.append(responses[_half(responses)].score - responses[-1].score)
         large = float(np.median(reach)) if reach else 0.0
         if large <= 0:
-            raise _nothing()
+            raise _no_prompt()
     small = SMALL_TO_LARGE * large if small is None else small
     tolerance = TOLERANCE * large if tolerance is None else tolerance
     if not 0 < small < large or tolerance <= 0:
@@ -164,70 +251,41 @@ def _targets(
     return GapTargets(large, small, tolerance)
 
 
-def _gaps(rows: Callable[[], Iterable[Candidates]], targets: GapTargets) -> np.ndarray[Any, Any]:
-    """Gap of the LG-HQ, LG-LQ, SG-HQ and SG-LQ pair of each prompt that has them. [prompts, 4]."""
-    found = array("d")  # eight bytes a number, however many prompts
-    for row in rows():
-        choices = _choices(usable_responses(row, Account()), targets)
-        found.extend(a.score - b.score for a, b in choices or ())
-    if not found:
-        raise _nothing()
-    return np.frombuffer(found).reshape(-1, 4)
-
-
 def _half(responses: Sequence[Scored]) -> int:
-    """Place of the first response of the worse half."""
-    return (len(responses) + 1) // 2
+    return (len(responses) + 1) // 2  # where the worse half begins
 
 
-def _choices(responses: Sequence[Scored], targets: GapTargets) -> list[_Choice] | None:
+def _choices(responses: Sequence[Scored], targets: GapTargets) -> list[Choice] | None:
     """The pairs of LG-HQ, LG-LQ, SG-HQ and SG-LQ, or None if the prompt lacks one."""
     if len(responses) < _MINIMUM:
         return None
     half = _half(responses)
     pairs = [
-        (place, a, b)
-        for (place, a), (_, b) in combinations(enumerate(responses), 2)
+        (position, a, b)
+        for (position, a), (_, b) in combinations(enumerate(responses), 2)
         if a.score > b.score
     ]
-    high = [(a, b) for place, a, b in pairs if place < half]
-    low = [(a, b) for place, a, b in pairs if place >= half]
+    high = [(a, b) for position, a, b in pairs if position < half]
+    low = [(a, b) for position, a, b in pairs if position >= half]
     if not high or not low:
         return None
     large_high, large_low = _nearest(high, targets.large), _nearest(low, targets.large)
-    below = [pair for pair in high if pair[1].score < large_high[0].score]
     small_low = _nearest(low, targets.small)
-    below = [pair for pair in below if pair[0].score > small_low[1].score]
+    # The counterfactuals need a gap of their own: LG-HQ's chosen above SG-HQ's rejected, and
+    # SG-HQ's chosen above SG-LQ's rejected.
+    below = [
+        (a, b) for a, b in high if b.score < large_high[0].score and a.score > small_low[1].score
+    ]
     if not below:
         return None
     return [large_high, large_low, _nearest(below, targets.small), small_low]
 
 
-def _group(row: Candidates, choices: Sequence[_Choice], judge_name: str | None) -> Group:
-    """The four pairs and the two counterfactuals made of their responses."""
-    six = [*choices, (choices[0][0], choices[2][1]), (choices[2][0], choices[3][1])]
-    return [
-        built_of(row, *pair, method="gap-quality", part=part, judge=judge_name)
-        for part, pair in zip(PARTS, six, strict=True)
-    ]
-
-
-def _nearest(pairs: Sequence[_Choice], gap: float) -> _Choice:
+def _nearest(pairs: Sequence[Choice], gap: float) -> Choice:
     return min(pairs, key=lambda pair: abs(pair[0].score - pair[1].score - gap))
 
 
-def _figures(targets: GapTargets, gaps: np.ndarray[Any, Any]) -> dict[str, Any]:
-    means = gaps.mean(0)
-    return {
-        "large_gap_target": targets.large,
-        "small_gap_target": targets.small,
-        "gap_tolerance": targets.tolerance,
-        "large_gap_means": [float(means[0]), float(means[1])],
-        "small_gap_means": [float(means[2]), float(means[3])],
-    }
-
-
-def _nothing() -> InputError:
+def _no_prompt() -> InputError:
     return InputError.of(
         saw="no prompt with four usable responses of different scores",
         expected="prompts with at least four scored responses",

@@ -1,0 +1,315 @@
+"""Pairs of a policy's own answers, and of prompts that say how to answer."""
+
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prefstage.building.account import Account
+from prefstage.building.built import Built, Group, draw_prompts, score_gap
+from prefstage.building.choosing import rescored, usable_responses
+from prefstage.building.recipe import PRINCIPLES, SHARE, TEMPLATE, Principle
+from prefstage.building.relabelling import exchanged, without_raters
+from prefstage.core.errors import InputError
+from prefstage.core.seeds import seed_for
+from prefstage.data.records import Candidates, Message, Pair, Prompt, prompt_id_of
+from prefstage.data.sets import CandidateSet
+from prefstage.judging.base import Judge
+from prefstage.judging.texts import content_of
+from prefstage.sampling.base import Sampler, cut_thoughts, requests_for
+from prefstage.sampling.store import CandidateStore, collect, to_candidates
+
+_SAME = "as_no_own_answer_is_another_with_a_score"
+_UNREADABLE = "as_the_score_of_chosen_is_no_finite_number"
+
+
+def policy_answers(
+    prompts: Sequence[Candidates], sampler: Sampler, *, answers: int, store: Path, account: Account
+) -> list[Candidates]:
+    """Let a policy answer prompts; every answer is on disk as it arrives.
+
+    Args:
+        prompts: Each prompt once.
+        sampler: The policy.
+        answers: Responses a prompt, k.
+        store: The candidate store's file; what is in it is not sampled again.
+        account: Gets the counts of answers, tokens and empty answers.
+
+    Returns:
+        The prompts that have an answer with text, with their answers.
+    """
+    with CandidateStore(store) as kept:
+        samples = list(collect(sampler, requests_for(prompts, responses=answers), kept))
+    account.add("answers_sampled", len(samples))
+    account.add("answer_tokens", sum(sample.response_tokens for sample in samples))
+    account.add("answers_cut", sum(sample.finish_reason == "length" for sample in samples))
+    account.add("answers_cut_in_thought", sum(sample.thought_cut for sample in samples))
+    account.notes += cut_thoughts(samples)
+    for sample in samples:
+        account.skip("empty answer of the policy", sample.prompt_id, int(not sample.text.strip()))
+    with_text = [sample for sample in samples if sample.text.strip()]
+    return to_candidates(prompts, with_text, source=sampler.name)
+
+
+@dataclass(frozen=True)
+class MixingPlan:
+    """Which prompts are mixed.
+
+    Attributes:
+        is_drawn: Whether a prompt (by id) is.
+        drawn: ⌊ρN⌋, how many are.
+        prompts: N, how many different prompts there are.
+    """
+
+    is_drawn: Callable[[str], bool]
+    drawn: int
+    prompts: int
+
+
+def plan_mixing(prompt_ids: Iterable[str], *, share: float = SHARE, seed: int = 0) -> MixingPlan:
+    """Draw exactly ⌊ρN⌋ of N different prompts.
+
+    Args:
+        prompt_ids: Of all pairs.
+        share: ρ, in [0, 1].
+        seed: Of the draw.
+
+    Returns:
+        The plan.
+    """
+    return MixingPlan(*draw_prompts(prompt_ids, share=share, seed=seed, name="mixing"))
+
+
+def mixed_pairs(
+    pairs: Iterable[Pair],
+    answers: CandidateSet,
+    judge: Judge,
+    *,
+    plan: MixingPlan,
+    account: Account,
+) -> Iterator[Group]:
+    """Put the policy's best answer into the pairs of the drawn prompts.
+
+    With y* the best of the policy's answers by the judge's reward r: if r(y*) > r(y_w) the
+    pair becomes (y*, y_w), otherwise (y_w, y*). Other prompts keep their pairs, with the
+    scores of their dataset and no judge. So no chosen response ever scores less than before.
+
+    Args:
+        pairs: The off-policy pairs.
+        answers: The policy's answers to the drawn prompts.
+        judge: Gives r, of y_w and of the answers, each once.
+        plan: Which prompts are drawn.
+        account: Counts what became of every pair.
+
+    Yields:
+        The pairs, one by one, in order.
+
+    Source:
+        arXiv:2508.18312, Algorithm 1.
+    """
+    # The answers stay on disk; only where each prompt's row is fills memory.
+    rows = {prompt_id: index for index, prompt_id in enumerate(answers.dataset["prompt_id"])}
+    account.figures |= {"prompts": plan.prompts, "prompts_drawn": plan.drawn}
+    for pair in pairs:
+        account.prompts += 1
+        account.pairs += 1
+        drawn = plan.is_drawn(pair.prompt_id)
+        if drawn and pair.prompt_id in rows:
+            yield [_mixed(pair, answers[rows[pair.prompt_id]], judge, account)]
+            continue
+        if drawn:
+            account.add("drawn_pairs_kept_for_want_of_an_answer")
+        account.add("pairs_kept")
+        yield [Built(pair, "mixing", "mixing", gap=score_gap(pair))]
+
+
+def _mixed(pair: Pair, answers: Candidates, judge: Judge, account: Account) -> Built:
+    chosen = "\n".join(map(content_of, pair.chosen))
+    together = replace(
+        answers,
+        responses=(*answers.responses, chosen),
+        sources=(*answers.sources, pair.source_chosen),
+        scores=(None,) * (len(answers.responses) + 1),
+        generations=(),  # only scores are asked for
+    )
+    (scored,) = rescored([together], judge)
+    last = len(answers.responses)
+    ranked = usable_responses(scored, Account())
+    chosen_score = scored.scores[last]
+    best = next((r for r in ranked if r.position != last and r.text != chosen), None)
+    readable = chosen_score is not None and math.isfinite(chosen_score)
+    if best is None or chosen_score is None or not readable:
+        account.add(f"drawn_pairs_kept_{_SAME if readable else _UNREADABLE}")
+        account.add("pairs_kept")
+        return Built(pair, "mixing", "mixing", gap=score_gap(pair))
+    answer = (answers.message(best.position),)
+    made = without_raters(pair)
+    if best.score > chosen_score:
+        account.add("pairs_with_own_chosen")
+        made = replace(
+            made,
+            chosen=answer,
+            rejected=pair.chosen,
+            score_chosen=best.score,
+            score_rejected=chosen_score,
+            source_chosen=best.source,
+            source_rejected=pair.source_chosen,
+        )
+    else:
+        account.add("pairs_with_own_rejected")
+        made = replace(
+            made,
+            rejected=answer,
+            score_chosen=chosen_score,
+            score_rejected=best.score,
+            source_rejected=best.source,
+        )
+    return Built(made, "mixing", "mixing", gap=score_gap(made), judge=judge.name)
+
+
+def principled_pairs(
+    prompts: Sequence[Candidates],
+    sampler: Sampler,
+    *,
+    principles: Sequence[Principle] = PRINCIPLES,
+    seed: int = 0,
+    store: Path,
+    account: Account,
+) -> Iterator[Group]:
+    """Let the policy answer each prompt under a good and under a bad principle.
+
+    The principle stands in the system message while sampling and not in the pair's prompt.
+
+    Args:
+        prompts: Each prompt once.
+        sampler: The policy.
+        principles: One is drawn a prompt.
+        seed: Of the draw.
+        store: Candidate store of the answers; what is in it is not sampled again.
+        account: Counts what was read, built and left out.
+
+    Yields:
+        Each pair by itself; it has no scores.
+
+    Source:
+        Xiang et al. 2024, arXiv:2410.17131, §3 (pairs from prompts with positive and
+        negative principles).
+    """
+    asked = [(row, *_under_principles(row, principles, seed)) for row in prompts]
+    # Two rows may ask the same: a prompt with a principle is sampled once.
+    wanted = {under.prompt_id: under for _, *both in asked for under in both}
+    rows = policy_answers(list(wanted.values()), sampler, answers=1, store=store, account=account)
+    answers = {row.prompt_id: row for row in rows}
+    for row, good, bad in asked:
+        account.prompts += 1
+        first, second = answers.get(good.prompt_id), answers.get(bad.prompt_id)
+        if first is None or second is None:
+            account.skip("prompt without both answers", row.prompt_id)
+            continue
+        if first.responses == second.responses:
+            account.skip("prompt answered alike under both principles", row.prompt_id)
+            continue
+        account.pairs += 1
+        pair = Pair(
+            row.prompt_id,
+            row.prompt,
+            (first.message(0),),
+            (second.message(0),),
+            source_chosen=sampler.name,
+            source_rejected=sampler.name,
+        )
+        yield [Built(pair, "principled", "principled")]
+
+
+def _under_principles(
+    row: Candidates, principles: Sequence[Principle], seed: int
+) -> list[Candidates]:
+    draw = random.Random(seed_for(seed, "principle", row.prompt_id))
+    principle = draw.choice(list(principles))
+    prompts = [with_system_text(row.prompt, text) for text in (principle.good, principle.bad)]
+    return [Candidates(prompt_id_of(prompt), prompt, (), (), ()) for prompt in prompts]
+
+
+def reward_augmented(
+    groups: Iterable[Group], *, template: str = TEMPLATE, digits: int = 1, account: Account
+) -> Iterator[Group]:
+    """Take each pair twice, once for either score as the goal.
+
+    With the goal g in the prompt, a response earns ``-(g - r(y))²``. With g = r(y_w) the
+    order stays; with g = r(y_l) the rejected response is the right one, and the order turns.
+
+    Args:
+        groups: Built pairs with both scores; others are counted and left out.
+        template: What the system message says, with ``{score}`` where the goal stands; it
+            is added to a system message that is there.
+        digits: Decimal places of the goal. Pairs whose scores read the same are left out.
+        account: Counts what was left out.
+
+    Yields:
+        For each pair two, whose scores are those of the goal; the ids are of the new prompts.
+
+    Raises:
+        InputError: If the template has no `{score}`.
+
+    Source:
+        Zhang et al. 2024, arXiv:2410.08067, §3.
+    """
+    if "{score}" not in template:
+        raise InputError.of(
+            saw=f"template {template!r}", expected="a text with {score} in it", cure="add {score}"
+        )
+    for group in groups:
+        made: Group = []
+        for built in group:
+            high, low = built.pair.score_chosen, built.pair.score_rejected
+            if high is None or low is None or not math.isfinite(high - low):
+                account.skip("pair without both scores", built.pair.prompt_id)
+                continue
+            goals = [f"{goal:.{digits}f}" for goal in (high, low)]
+            if goals[0] == goals[1]:
+                account.skip("pair whose scores read the same as goals", built.pair.prompt_id)
+                continue
+            worse = -((high - low) ** 2)
+            for goal, pair in zip(goals, (built.pair, exchanged(built.pair)), strict=True):
+                made.append(_with_goal(built, pair, template.replace("{score}", goal), worse))
+        account.pairs += len(made) - len(group)
+        if made:
+            yield made
+
+
+def with_system_text(prompt: Prompt, text: str) -> Prompt:
+    """Add a text to a prompt's system message, or put one before it.
+
+    Args:
+        prompt: The messages.
+        text: What the system message shall say (too).
+
+    Returns:
+        The new messages.
+    """
+    if prompt and prompt[0].get("role") == "system" and isinstance(prompt[0].get("content"), str):
+        return ({**prompt[0], "content": f"{prompt[0]['content']}\n\n{text}"}, *prompt[1:])
+    first: Message = {"role": "system", "content": text}
+    return (first, *prompt)
+
+
+def _with_goal(built: Built, pair: Pair, text: str, worse: float) -> Built:
+    prompt = with_system_text(built.pair.prompt, text)
+    made = replace(
+        pair,
+        prompt=prompt,
+        prompt_id=prompt_id_of(prompt),
+        score_chosen=0.0,
+        score_rejected=worse,
+        judge_probability=None,  # of the responses as such, whatever is asked for
+    )
+    return replace(
+        built,
+        pair=made,
+        method="reward-augmented",
+        part="reward-augmented",
+        # Both halves of a pair must land in one split: they have the same two responses.
+        origin_prompt_id=built.split_key,
+        gap=-worse,
+    )
