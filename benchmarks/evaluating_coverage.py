@@ -27,7 +27,7 @@ from prefstage.evaluating.length_tables import length_tables, standardised_lengt
 from prefstage.evaluating.mt_bench import Grade, score_interval
 from prefstage.evaluating.rates import rates_of
 from prefstage.evaluating.win_rates import WinRate, WinRateConfig, win_rate
-from prefstage.judging import Comparison, Judgment
+from prefstage.judging import Comparison, Judge, Judgment
 from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -55,7 +55,7 @@ def held(ends: Ends, truth: float) -> tuple[bool, float]:
     return ends[0] <= truth <= ends[1], ends[1] - ends[0]
 
 
-class Drawn:
+class Drawn(Judge):
     """A judge whose verdicts are drawn beforehand."""
 
     name = fingerprint = "drawn"

@@ -4,7 +4,8 @@
 
 does WORK (align or experiment) once without interruption into FOLDER/whole, and then into
 FOLDER/killed-0 with KILLS kills: half of them at the n-th moment at which something is made
-durable (an fsync), half after a random time. If a run ends before all kills are spent, the next
+durable (an fsync, or a record of the ledger), half after a random time. If a run ends before all
+kills are spent, the next
 begins in FOLDER/killed-1, and so on. Every attempt is a process forked from this one. Beside each
 folder stand what its judge was asked (.asked), what it trained (.trained): "begun STEP", or
 "again STEP" if that step was whole when the attempt began, and what it sampled (.sampled): each
@@ -26,12 +27,13 @@ from typing import Any
 import torch
 
 from prefstage.aligning import align, loop, run_experiment
+from prefstage.core.ledger import LEDGER, Ledger
 from prefstage.sampling import Sample, SampleRequest, TransformersSampler
 from tests.aligning.tiny_world import settings
 
 LONGEST_S = 300.0
 POLL_S = 0.001
-_WHOLE_FSYNC = os.fsync
+_WHOLE_FSYNC, _WHOLE_PUT = os.fsync, Ledger.put
 
 
 def recipe(world: Path) -> dict[str, Any]:
@@ -87,10 +89,12 @@ def note_training(out: Path) -> None:
 
 def sampled(out: Path) -> set[str]:
     """The answers that are on disk, each as "SAMPLER PROMPT INDEX"."""
-    files = [file for place in (out, out / "store") for file in place.glob("samples/*.jsonl")]
-    lines = [(file.stem, line) for file in files for line in file.read_bytes().split(b"\n")[1:-1]]
-    kept = [(name, json.loads(line)) for name, line in lines]
-    return {f"{name} {each['prompt_id']} {each['index']}" for name, each in kept}
+    rows: list[tuple[Any, ...]] = []
+    for file in (out / LEDGER, out / "store" / LEDGER):
+        if file.exists():
+            with Ledger(file) as ledger:
+                rows += ledger.rows("samples")
+    return {f"{sampler} {prompt} {index}" for sampler, prompt, index, *_ in rows}
 
 
 def note_sampling(out: Path) -> None:
@@ -123,14 +127,22 @@ def start(work: Callable[[], None], out: Path, *, die_at: int | None) -> int:
         note_sampling(out)
         count = 0
 
-        def fsync(handle: int) -> None:
+        def moment() -> None:
             nonlocal count
             count += 1
             if count == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+        def fsync(handle: int) -> None:
+            moment()
             _WHOLE_FSYNC(handle)
 
+        def put(self: Ledger, *record: Any) -> Any:
+            moment()
+            return _WHOLE_PUT(self, *record)
+
         os.fsync = fsync
+        Ledger.put = put  # type: ignore[method-assign]  # of a process that ends
         work()
         Path(f"{out}.fsyncs").write_text(str(count))
         status = 0

@@ -9,12 +9,13 @@ import pytest
 from prefstage.aligning import align, plan_alignment
 from prefstage.core.errors import ConfigError, InputError
 from prefstage.data import load_pairs
+from prefstage.judging import Judge
 from prefstage.judging.base import Judgment, bradley_terry, compare_by_rewards
 from prefstage.sandbox import true_preference, true_reward
 from tests.aligning.tiny_world import settings
 
 
-class Rewards:
+class Rewards(Judge):
     """A pointwise judge: the world's own rewards."""
 
     name = fingerprint = "rewards"

@@ -1,17 +1,16 @@
 """Killed at any moment and called again: the results of a run that was never stopped."""
 
 import json
-import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prefstage.core.hashing import digest_file
+from prefstage.core.ledger import Ledger
 from prefstage.data import load_pairs
 from tests.aligning.killing import sampled, trained
 
@@ -22,8 +21,8 @@ def weights(out: Path) -> list[str]:
 
 def judgments(out: Path) -> list[tuple[Any, ...]]:
     """Every judgment on file."""
-    with closing(sqlite3.connect(out / "judgments.sqlite")) as stored:
-        return sorted(stored.execute("SELECT * FROM judgments"))
+    with Ledger.in_folder(out) as ledger:
+        return sorted(ledger.rows("judgments"))
 
 
 def figures(out: Path) -> dict[str, Any]:
@@ -31,9 +30,9 @@ def figures(out: Path) -> dict[str, Any]:
     return {name: result[name] for name in ("iterations", "costs", "stopped")}
 
 
-def samples(out: Path) -> list[list[str]]:
-    files = sorted((out / "samples").glob("*.jsonl"))
-    return [sorted(file.read_text().splitlines()[1:]) for file in files]
+def samples(out: Path) -> list[tuple[Any, ...]]:
+    with Ledger.in_folder(out) as ledger:
+        return sorted(ledger.rows("samples"))
 
 
 def pairs(out: Path) -> list[list[Any]]:
@@ -79,9 +78,6 @@ def check(world: Path, folder: Path, *, kills: int, seed: int) -> None:
         assert samples(run) == samples(whole)
         assert judgments(run) == judgments(whole)
         assert pairs(run) == pairs(whole)
-        for lines in samples(run):
-            ids = [(each["prompt_id"], each["index"]) for each in map(json.loads, lines)]
-            assert len(ids) == len(set(ids))
     check_nothing_twice(runs, kills=kills)
 
 

@@ -11,6 +11,7 @@ from prefstage import align
 from prefstage.aligning import load_recipe
 from prefstage.aligning.chain import Chain
 from prefstage.core.errors import ConfigError, ServiceError
+from prefstage.core.ledger import Ledger
 from tests.aligning.tiny_world import settings
 
 SERVER = "transformers serve {policy} --host 127.0.0.1 --port {port}"
@@ -79,9 +80,8 @@ def test_policies_are_served_one_after_the_other(world: Path, tmp_path: Path) ->
     given = settings(world, schedule="on", iterations=1, server=SERVER)
     done = align(given, out=tmp_path)
     assert done.result["costs"]["answers"] > 0
-    assert (
-        len(list((tmp_path / "samples").glob("*.jsonl"))) == 2
-    )  # of the start and of what was trained
+    with Ledger.in_folder(tmp_path) as ledger:
+        assert len(ledger.samplers()) == 2  # the start, and what was trained
     log = (tmp_path / "server.log").read_text()
     assert "Finished server process" in log
     again = align(given, out=tmp_path)

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from prefstage.data.records import Candidates, Pair, Prompt, prompt_id_of
+from prefstage.judging import Judge
 from prefstage.judging.base import Comparison, Judgment, bradley_terry
+from prefstage.sampling import Sampler
 from prefstage.sampling.base import Sample, SampleRequest
 
 
@@ -36,7 +38,7 @@ def pair(name: str, chosen: str = "good", rejected: str = "bad", **known: float 
     )
 
 
-class CountingRewards:
+class CountingRewards(Judge):
     """A pointwise judge that looks scores up by text and counts how often it is asked."""
 
     name = fingerprint = "rewards by text"
@@ -54,7 +56,7 @@ class CountingRewards:
         return [Judgment(bradley_terry(a, b)) for a, b in scores]
 
 
-class PairwiseJudge:
+class PairwiseJudge(Judge):
     """A judge that only compares; what it says of (a, b) comes from a table."""
 
     name = fingerprint = "by table"
@@ -66,7 +68,7 @@ class PairwiseJudge:
         return [self.says[each.a] for each in comparisons]
 
 
-class ScriptedPolicy:
+class ScriptedPolicy(Sampler):
     """Answers by a rule; may be killed after some answers."""
 
     name = fingerprint = "scripted"

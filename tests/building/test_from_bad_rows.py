@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prefstage import judging
 from prefstage.building.account import Account
 from prefstage.building.answers import reward_augmented
 from prefstage.building.build import build_pairs
@@ -27,6 +28,7 @@ from prefstage.core.errors import PrefstageError
 from prefstage.data.records import Candidates, prompt_id_of
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.judging.base import Comparison, Judgment, judgment_of_rewards
+from prefstage.sampling import Sampler
 from prefstage.sampling.base import Sample
 from tests.building.making import candidates, pair, prompt_of, text_of
 
@@ -47,7 +49,7 @@ SETTINGS = {
 BUILDERS = [*METHODS, "per-prompt, budget"]
 
 
-class Judge:
+class Judge(judging.Judge):
     """Longer is better; what it says of the bad prompt is its fault."""
 
     name = fingerprint = "longer"
@@ -68,7 +70,7 @@ class Judge:
         return float(len(text))
 
 
-class Policy:
+class Policy(Sampler):
     """Answers of different lengths; to the bad prompt as its fault has it."""
 
     name = fingerprint = "policy"

@@ -12,6 +12,7 @@ from prefstage.core.errors import ConfigError, InputError
 from prefstage.data import Candidates, CandidateSet, Pair, PairSet, load_pairs, prompt_id_of
 from prefstage.data.records import Vote
 from prefstage.data.sets import from_row
+from prefstage.judging import Judge
 from prefstage.judging.base import (
     UNDECIDED,
     Comparison,
@@ -23,7 +24,7 @@ from prefstage.judging.base import (
 VOTES = (Vote("a", 1.0), Vote("b", 0.0), Vote("c", 1.0))
 
 
-class ByLength:
+class ByLength(Judge):
     """A pointwise judge: a tenth of the letters."""
 
     name = fingerprint = "length"
@@ -35,7 +36,7 @@ class ByLength:
         return compare_by_rewards(self.score, comparisons)
 
 
-class Compares:
+class Compares(Judge):
     """A judge that compares: the longer one wins by .8; of equal lengths it says nothing."""
 
     name = fingerprint = "compares"

@@ -30,6 +30,7 @@ from prefstage.building.relabelling import (
     relabelled,
 )
 from prefstage.core.errors import InputError
+from prefstage.core.ledger import Ledger
 from prefstage.data.records import Candidates, prompt_id_of
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.judging.base import TIE, UNDECIDED, Judgment
@@ -158,10 +159,10 @@ def test_the_pairs_that_aspects_agree_about_are_kept_and_labelled_by_them():
 # --- Principles ----------------------------------------------------------------------------
 
 
-def test_principled_pairs_keep_the_prompt_and_remember_answers(tmp_path):
+def test_principled_pairs_keep_the_prompt_and_remember_answers():
     rows = [Candidates(prompt_id_of(prompt_of(n)), prompt_of(n), (), (), ()) for n in "ab"]
-    account, policy = Account(), ScriptedPolicy()
-    made = flat(principled_pairs(rows, policy, store=tmp_path / "s.jsonl", account=account))
+    account, policy, ledger = Account(), ScriptedPolicy(), Ledger(None)
+    made = flat(principled_pairs(rows, policy, ledger=ledger, account=account))
     assert [each.pair.prompt for each in made] == [row.prompt for row in rows]
     good = {each.good: each.bad for each in PRINCIPLES}
     for each in made:
@@ -170,14 +171,14 @@ def test_principled_pairs_keep_the_prompt_and_remember_answers(tmp_path):
         )
         assert good[chosen] == rejected
     again = ScriptedPolicy()
-    flat(principled_pairs(rows, again, store=tmp_path / "s.jsonl", account=Account()))
+    flat(principled_pairs(rows, again, ledger=ledger, account=Account()))
     assert again.asked == []
 
 
-def test_principled_pairs_without_answers_are_counted(tmp_path):
+def test_principled_pairs_without_answers_are_counted():
     account, rows = Account(), [Candidates("i", prompt_of("a"), (), (), ())]
     policy = ScriptedPolicy(empty=True)
-    assert flat(principled_pairs(rows, policy, store=tmp_path / "s", account=account)) == []
+    assert flat(principled_pairs(rows, policy, ledger=Ledger(None), account=account)) == []
     assert account.skipped["prompt without both answers"] == 1
 
 
@@ -236,7 +237,7 @@ def test_the_least_clear_prompts_are_asked_first():
 
 
 @pytest.mark.parametrize("limit", [{"tokens": 31}, {"judgments": 20}])
-def test_the_budget_is_spent_where_votes_are_even(tmp_path, limit):
+def test_the_budget_is_spent_where_votes_are_even(limit):
     rows = [candidates(str(n), [None, None]) for n in range(10)]
     off = {row.prompt_id: row for row in rows}
     rewards = {text: 0.0 for row in rows for text in row.responses}
@@ -244,7 +245,7 @@ def test_the_budget_is_spent_where_votes_are_even(tmp_path, limit):
     clear = rows[0].prompt_id
     measured, account = Measured({clear: PromptTally(9, 0)}, "off", "injection"), Account()
     policy = ScriptedPolicy()
-    arguments = {"judge": CountingRewards(rewards), "store": tmp_path / "s.jsonl"}
+    arguments = {"judge": CountingRewards(rewards), "ledger": Ledger(None)}
     budget = Budget(prompts_a_round=4, **limit)
     after, own = sharpen(measured, off, sampler=policy, budget=budget, account=account, **arguments)
     assert clear not in own

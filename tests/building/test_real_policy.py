@@ -8,10 +8,10 @@ import pytest
 from prefstage.building.build import build_pairs
 from prefstage.data import load_candidates, load_pairs
 from prefstage.data.sets import CandidateSet, PairSet
-from prefstage.judging import load_judge
+from prefstage.judging import Judge, load_judge
 from prefstage.measuring import measure_stage
 from prefstage.measuring.stage import MeasureConfig
-from prefstage.sampling import load_sampler
+from prefstage.sampling import Sampler, load_sampler
 from prefstage.sampling.base import SamplingConfig
 from tests.building.making import text_of
 
@@ -39,7 +39,7 @@ def world(shared, chat_model, tmp_path):
     return recipe, {"policy": str(chat_model), "sampling": SAMPLING}
 
 
-class CountedRewards:
+class CountedRewards(Judge):
     """A real reward model, with a count of how often each text was scored for each prompt."""
 
     def __init__(self, spec: str) -> None:
@@ -55,7 +55,7 @@ class CountedRewards:
         return self._judge.compare(comparisons)
 
 
-class Mortal:
+class Mortal(Sampler):
     """A policy that is killed after some answers."""
 
     def __init__(self, policy, lives: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 from prefstage.building.methods import groups_of
 from prefstage.data.records import Generation, response_message
 from prefstage.data.sets import CandidateSet, PairSet
+from prefstage.sampling import Sampler
 from prefstage.sampling.base import Sample
 from tests.building.test_from_bad_rows import BUILDERS, Judge, materials
 
@@ -16,7 +17,7 @@ def generation(text: str) -> Generation:
     return Generation(f"THOUGHT of {text}", tuple(text.encode()), "bytes")
 
 
-class Thinker:
+class Thinker(Sampler):
     """Thinks before it answers; to some prompts it is cut while it does."""
 
     name = fingerprint = "thinker"

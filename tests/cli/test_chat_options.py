@@ -13,12 +13,11 @@ from typer.testing import CliRunner
 from prefstage.aligning.recipe import load_recipe, train_settings
 from prefstage.cli.chat_options import template_options
 from prefstage.cli.main import app
-from prefstage.core import runs
+from prefstage.core import ledger, runs
 from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
 from prefstage.core.runs import run_date
 from prefstage.data.settings import ChatSettings
-from prefstage.sampling import store as sampling_store
 from prefstage.training.recipe import Recipe, argument_values
 from prefstage.training.recipe_run import train_recipe
 from tests.tiny_models import save_tiny_llama, tiny_tokenizer
@@ -41,7 +40,7 @@ class Day(date):
 def day(monkeypatch: pytest.MonkeyPatch) -> type[Day]:
     Day.now = _FIRST
     monkeypatch.setattr(runs, "date", Day)
-    monkeypatch.setattr(sampling_store, "date", Day)
+    monkeypatch.setattr(ledger, "date", Day)
     return Day
 
 

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
+from prefstage.core.ledger import LEDGER, Ledger
 from prefstage.evaluating.length_tables import standardised_length
 from tests.killed_command import run_until_killed
 from tests.tiny_models import save_tiny_llama, tiny_tokenizer
@@ -269,8 +270,9 @@ def test_a_policy_answers_by_beam_search_as_transformers_does(
         new = made[0, given["input_ids"].shape[1] :]
         assert row["output"] == tokenizer.decode(new, skip_special_tokens=True)
     assert json.loads((out / "manifest.json").read_text())["inputs"]["sampling"]["beams"] == 3
-    header = json.loads((out / "answers-0.jsonl").read_text().splitlines()[0])
-    assert header["settings"]["beams"] == 3
+    with Ledger.in_folder(out) as ledger:
+        ((_, _, settings, _),) = ledger.samplers()
+    assert json.loads(settings)["beams"] == 3
     other = run(*words, "--beams", 4, "--out", out)
     assert other.exit_code == 2
 
@@ -281,17 +283,21 @@ def test_a_killed_beam_search_answers_nothing_twice(files: dict[str, Path], mode
     words += ["--judge", "python:test_evaluate:longer", "--max-new-tokens", 400]
     whole, out = files["b"].parent / "whole", files["b"].parent / "killed"
     typed = [str(word) for word in (*words, "--out", out)]
-    answers = out / "answers-0.jsonl"
+
+    def answers() -> list[tuple[object, ...]]:
+        with Ledger.in_folder(out) as ledger:
+            return ledger.rows("samples")
+
     run_until_killed(
         typed,
-        until=lambda: answers.exists() and len(answers.read_text().splitlines()) >= 5,
+        until=lambda: (out / LEDGER).exists() and len(answers()) >= 4,
         environment={**os.environ, "PYTHONPATH": str(HERE)},
     )
-    before = answers.read_text().splitlines()
+    before = answers()
     assert RUNNER.invoke(app, typed).exit_code == 0
     assert RUNNER.invoke(app, [str(word) for word in (*words, "--out", whole)]).exit_code == 0
-    after = answers.read_text().splitlines()
-    assert after[: len(before) - 1] == before[:-1]
-    assert len(after) == 1 + 60
+    after = answers()
+    assert after[: len(before)] == before
+    assert len(after) == 60
     outputs = [(each / "model-0" / "model_outputs.json").read_text() for each in (out, whole)]
     assert outputs[0] == outputs[1]

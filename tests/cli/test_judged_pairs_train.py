@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 
 from prefstage.cli.main import app
 from prefstage.data import load_pairs
+from prefstage.judging import Judge
 from prefstage.judging.base import Judgment, bradley_terry, compare_by_rewards
 from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 
 RUNNER = CliRunner()
 
 
-class ByLength:
+class ByLength(Judge):
     """A pointwise judge."""
 
     name = fingerprint = "length"
@@ -28,7 +29,7 @@ class ByLength:
         return compare_by_rewards(self.score, comparisons)
 
 
-class Undecided:
+class Undecided(Judge):
     """A judge that compares, and gives no readable answer to prompts of odd numbers."""
 
     name = fingerprint = "undecided"

@@ -67,7 +67,7 @@ def test_given_answers_lead_to_a_stage_and_a_folder(off: Path, short: Path, tmp_
     assert (stage.stage, stage.policy, stage.prompts_available) == ("injection", "terse", 50)
     assert f"{stage.prompts_used} of 50 prompts used (enough to decide)" in result.output
     assert pq.read_table(out / "prompts.parquet").num_rows == stage.prompts_used
-    assert (out / "judgments.sqlite").exists()
+    assert (out / "ledger.sqlite").exists()
     assert "terse" in (out / "config.yaml").read_text()
 
 

@@ -2,7 +2,6 @@ import json
 import signal
 import subprocess
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,18 @@ import pytest
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
+from prefstage.core.ledger import Ledger
 from prefstage.data import load_candidates
 from tests.faulty_server import FaultyServer, Scripted
 from tests.killed_command import PREFSTAGE, run_until_killed
 from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 
 RUNNER = CliRunner()
+
+
+def stored_in(store: Path) -> list[tuple[Any, ...]]:
+    with Ledger(store) as ledger:
+        return ledger.rows("samples")
 
 
 def run(*arguments: object) -> Any:
@@ -85,36 +90,29 @@ def test_a_faulty_server_answers_every_prompt_once(pairs: Path, tmp_path: Path) 
     assert result["responses"] == result["counts"]["replies"] == 24
     assert sum(server.delivered.values()) == 24
     assert set(server.delivered.values()) == {1}
-    stored = Path(result["store"]).read_text().splitlines()[1:]
-    assert len(stored) == 24
+    assert len(stored_in(Path(result["store"]))) == 24
 
 
 def test_kill_9_in_the_middle_loses_nothing_and_doubles_nothing(
     pairs: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "answers.jsonl"
-    store = tmp_path / "answers.jsonl.samples.jsonl"
+    store = tmp_path / "answers.jsonl.samples.sqlite"
     with FaultyServer(answer, fault_rate=0.1) as server:
         words = [
             "sample",
             *("--policy", f"openai:m@{server.url}", "--prompts", str(pairs), "--out", str(out)),
             *("--concurrency", "2", "--timeout-s", "1", "--retries", "30", "--responses", "4"),
         ]
-        run_until_killed(
-            words, until=lambda: store.exists() and store.read_bytes().count(b"\n") >= 10
-        )
-        kept = store.read_bytes()
-        kept = kept[: kept.rfind(b"\n") + 1]
-        assert 10 <= kept.count(b"\n") < 49
+        run_until_killed(words, until=lambda: store.exists() and len(stored_in(store)) >= 10)
+        kept = stored_in(store)
+        assert 10 <= len(kept) < 48
         assert not out.exists()
         again = subprocess.run([*PREFSTAGE, *words], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    lines = store.read_bytes()
-    assert lines.startswith(kept)
-    samples = [json.loads(line) for line in lines.splitlines()[1:]]
-    asked = Counter((sample["prompt_id"], sample["index"]) for sample in samples)
-    assert len(asked) == 48
-    assert set(asked.values()) == {1}
+    rows = stored_in(store)
+    assert rows[: len(kept)] == kept
+    assert len({(prompt, index) for _, prompt, index, *_ in rows}) == len(rows) == 48
     assert sum(len(row.responses) for row in load_candidates(out)) == 48
     # Only what was under way at the kill, two requests, can have been delivered and lost.
     assert 48 <= sum(server.delivered.values()) <= 50
@@ -122,7 +120,7 @@ def test_kill_9_in_the_middle_loses_nothing_and_doubles_nothing(
 
 def test_ctrl_c_keeps_what_arrived(pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "answers.jsonl"
-    store = tmp_path / "answers.jsonl.samples.jsonl"
+    store = tmp_path / "answers.jsonl.samples.sqlite"
     with FaultyServer(answer) as server:
         words = [
             *PREFSTAGE,
@@ -131,7 +129,7 @@ def test_ctrl_c_keeps_what_arrived(pairs: Path, tmp_path: Path) -> None:
             *("--concurrency", "1", "--responses", "20"),
         ]
         with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
-            while not store.exists() or store.read_bytes().count(b"\n") < 5:
+            while not store.exists() or len(stored_in(store)) < 4:
                 assert process.poll() is None
                 time.sleep(0.005)
             process.send_signal(signal.SIGINT)
@@ -140,7 +138,7 @@ def test_ctrl_c_keeps_what_arrived(pairs: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted; everything so far is kept" in told
     assert len(told.splitlines()) == 1
-    kept = len(store.read_text().splitlines()) - 1
+    kept = len(stored_in(store))
     assert kept >= 4
     assert kept <= sum(server.delivered.values()) <= kept + 1
 

@@ -22,6 +22,7 @@ from prefstage.diagnosing.judges import preference_consistency
 from prefstage.diagnosing.numbers import cohens_kappa, describe
 from prefstage.diagnosing.scoring import ScoredBy
 from prefstage.diagnosing.tables import ranking_table
+from prefstage.judging import Judge
 from prefstage.judging.base import TIE, Comparison, Judgment
 from prefstage.scoring import Scorer
 from tests.scoring.tiny_models import tiny_model
@@ -43,7 +44,7 @@ PAIRS = [
 ]
 
 
-class PrefersLonger:
+class PrefersLonger(Judge):
     name = fingerprint = "prefers longer"
 
     def compare(self, comparisons: list[Comparison]) -> list[Judgment]:

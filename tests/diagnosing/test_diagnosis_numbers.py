@@ -12,7 +12,7 @@ from prefstage.data import ResponseEncoder, load_pairs, load_tokenizer
 from prefstage.data.records import Candidates, Pair, prompt_id_of
 from prefstage.diagnosing.diagnosis import diagnose
 from prefstage.diagnosing.scoring import ScoredBy, diagnose_orders
-from prefstage.judging import load_judge
+from prefstage.judging import Judge, load_judge
 from prefstage.judging.base import Comparison, Judgment, bradley_terry
 from prefstage.scoring import Scorer
 from tests.diagnosing.recomputing import (
@@ -30,7 +30,7 @@ JUDGE_SETTINGS = "max_length=256&max_prompt_tokens=96"
 """How the small judge's README calls it."""
 
 
-class Letters:
+class Letters(Judge):
     """A pointwise judge: how many different letters a response has, in tenths."""
 
     name = fingerprint = "letters"

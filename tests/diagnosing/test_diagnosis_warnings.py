@@ -14,6 +14,7 @@ from prefstage.diagnosing.config import DiagnosisConfig
 from prefstage.diagnosing.diagnosis import diagnose
 from prefstage.diagnosing.scoring import ScoredBy
 from prefstage.diagnosing.tables import warnings_of
+from prefstage.judging import Judge
 from prefstage.judging.base import Comparison, Judgment
 from prefstage.losses import LOSSES, parse_loss
 from prefstage.scoring import Scorer
@@ -21,7 +22,7 @@ from tests.scoring.tiny_models import tiny_model
 from tests.tiny_models import tiny_tokenizer
 
 
-class SaysGood:
+class SaysGood(Judge):
     """Prefers the response that says good; where both or neither do, the first letter decides."""
 
     name = fingerprint = "says good"

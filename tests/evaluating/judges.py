@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from prefstage.evaluating.answers import Answers, gather_answers, user_prompt
+from prefstage.judging import Judge
 from prefstage.judging.base import UNDECIDED, Comparison, Judgment
 
 
-class WordJudge:
+class WordJudge(Judge):
     """Prefers the answer with more "good"; undecided where one says "odd"; counts calls."""
 
     name = "words"

@@ -14,7 +14,7 @@ from prefstage.evaluating.length_rows import read_rows
 from prefstage.evaluating.length_tables import length_tables, standardised_length
 from prefstage.evaluating.proportions import beta_quantile
 from prefstage.evaluating.win_rates import confidence_at_stop
-from prefstage.judging import Judgment
+from prefstage.judging import Judge, Judgment
 from tests.evaluating.judges import WordJudge, answers
 
 
@@ -80,7 +80,7 @@ def test_quantiles_of_the_beta_distribution(share: float, a: float, b: float) ->
     assert beta_quantile(share, a, b) == pytest.approx(expected, rel=1e-9, abs=1e-30)
 
 
-class Drawn:
+class Drawn(Judge):
     name = fingerprint = "drawn"
 
     def __init__(self, verdicts):

@@ -11,6 +11,7 @@ import pytest
 from prefstage.core.errors import DataError
 from prefstage.evaluating.mt_bench import MtBenchConfig, Question, load_questions, run_mt_bench
 from prefstage.evaluating.mt_bench_prompt import grading_messages, read_rating
+from prefstage.sampling import Sampler
 from prefstage.sampling.base import Sample, SampleRequest
 from prefstage.serving.client import ServerClient
 from tests.faulty_server import FaultyServer
@@ -41,7 +42,7 @@ def test_ratings_are_read(text: str, rating: float | None) -> None:
     assert read_rating(text) == rating
 
 
-class Echo:
+class Echo(Sampler):
     """Answers with the number of messages it saw."""
 
     name = "echo"

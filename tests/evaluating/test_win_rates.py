@@ -9,10 +9,11 @@ from scipy.stats import beta
 
 from prefstage import win_rate
 from prefstage.core.errors import InputError
+from prefstage.core.ledger import Ledger
 from prefstage.evaluating import WinRateConfig, compare_win_rates, rates_of
 from prefstage.evaluating.proportions import beta_cdf, effective_interval
 from prefstage.evaluating.rates import mean_interval
-from prefstage.judging import JudgmentStore, stored
+from prefstage.judging import stored
 from tests.evaluating.judges import WordJudge, answers
 
 
@@ -64,7 +65,7 @@ def test_a_repeated_evaluation_buys_nothing(tmp_path: Path) -> None:
     model, baseline = answers("m", ["good", "no"] * 5), answers("b", ["bad"] * 10)
     judge = WordJudge()
     for _ in range(2):
-        with JudgmentStore(tmp_path / "judgments.sqlite") as store:
+        with Ledger(tmp_path / "judgments.sqlite") as store:
             found = win_rate(model, baseline, judge=stored(judge, store))
     assert judge.calls == 10
     assert found.rates.wins == 5

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from prefstage.core.errors import InputError, ServiceError
-from prefstage.judging import Comparison, JudgmentStore, load_judge, stored
+from prefstage.core.ledger import Ledger
+from prefstage.judging import Comparison, load_judge, stored
 from prefstage.judging.llm import LLMJudge, LLMJudgeOptions
 from prefstage.serving.client import ServerClient
 from tests.faulty_server import Body, FaultyServer, Scripted, key_of
@@ -128,7 +129,7 @@ def test_a_faulty_server_is_asked_until_each_question_is_answered_once(tmp_path:
     questions = pairs(40)
     with (
         FaultyServer(longer, fault_rate=0.3) as server,
-        JudgmentStore(tmp_path / "store.db") as store,
+        Ledger(tmp_path / "store.db") as store,
     ):
         judge = stored(judge_at(server), store)
         found = judge.compare(questions)
@@ -146,7 +147,7 @@ def test_a_faulty_server_is_asked_until_each_question_is_answered_once(tmp_path:
 
 
 def test_unreadable_answers_are_stored_and_not_bought_again(tmp_path: Path) -> None:
-    with FaultyServer(lambda body: "hm") as server, JudgmentStore(tmp_path / "s.db") as store:
+    with FaultyServer(lambda body: "hm") as server, Ledger(tmp_path / "s.db") as store:
         for _ in range(2):
             judge = stored(judge_at(server), store)
             assert judge.compare(pairs(2))[1].status == "undecided"
@@ -158,7 +159,7 @@ def test_a_dead_server_ends_in_one_error_and_keeps_what_was_answered(tmp_path: P
         broken = "question 7" in body["messages"][-1]["content"]
         return Scripted(status=401, error="no key") if broken else Scripted(longer(body))
 
-    with FaultyServer(reply) as server, JudgmentStore(tmp_path / "s.db") as store:
+    with FaultyServer(reply) as server, Ledger(tmp_path / "s.db") as store:
         judge = stored(judge_at(server, concurrency=2), store)
         with pytest.raises(ServiceError, match="OPENAI_API_KEY"):
             judge.compare(pairs(10))
@@ -190,7 +191,7 @@ def test_kill_9_in_the_middle_then_the_same_command_buys_nothing_twice(tmp_path:
         words = judging(server, tmp_path)
         status = run_until_killed(words, until=lambda: server.delivered.total() >= 20)
         assert status == -signal.SIGKILL
-        with JudgmentStore(tmp_path / "store.db") as store:
+        with Ledger(tmp_path / "store.db") as store:
             kept = store.count("replies")
         assert 20 - 4 <= kept < 60
         second = subprocess.run(
@@ -204,7 +205,7 @@ def test_kill_9_in_the_middle_then_the_same_command_buys_nothing_twice(tmp_path:
         # Asked twice: at most the answers that were on the wire when the process was killed.
         twice = [key for key, count in server.delivered.items() if count > 1]
         assert len(twice) <= 4
-        with JudgmentStore(tmp_path / "store.db") as store:
+        with Ledger(tmp_path / "store.db") as store:
             assert store.count("replies") == 60 == len(server.delivered)
 
 
@@ -242,7 +243,7 @@ def test_a_real_server_on_loopback_judges(chat_model: Path, tmp_path: Path) -> N
     command = f"transformers serve {chat_model} --port {{port}}"
     with (
         managed_server(command, log_file=tmp_path / "serve.log") as url,
-        JudgmentStore(tmp_path / "store.db") as store,
+        Ledger(tmp_path / "store.db") as store,
     ):
         judge = stored(load_judge(f"openai:{chat_model}@{url}?concurrency=2"), store)
         found = judge.compare(questions)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefstage.core.errors import ConfigError, InputError, ModelError
-from prefstage.judging import PointwiseJudge, load_judge
+from prefstage.judging import load_judge
 from prefstage.judging.reward_model import RewardModelJudge, RewardModelOptions
 from tests.judging.tiny_judges import TEMPLATE, comparison, word_tokenizer
 
@@ -34,7 +34,7 @@ def test_probability_is_bradley_terry_of_the_models_own_logits(bert_reward: Path
 
 def test_each_response_is_scored_once(bert_reward: Path) -> None:
     judge = RewardModelJudge.load(str(bert_reward))
-    assert isinstance(judge, PointwiseJudge)
+    assert judge.pointwise
     on, off = ["the cat", "a dog", "it ran"], ["very good", "not bad"]
     first = judge.compare([comparison("is it", a, b) for a in on for b in off])
     assert judge.counts["calls"] == len(on) + len(off)

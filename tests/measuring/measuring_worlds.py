@@ -4,7 +4,9 @@ import random
 from collections.abc import Iterator, Sequence
 
 from prefstage.data import Candidates, Prompt, prompt_id_of
+from prefstage.judging import Judge
 from prefstage.judging.base import Comparison, Judgment, bradley_terry
+from prefstage.sampling import Sampler
 from prefstage.sampling.base import Sample, SampleRequest
 
 
@@ -24,7 +26,7 @@ def answers(count: int, *, skill: float, responses: int = 2, seed: int = 0) -> l
     ]
 
 
-class LargerIsBetter:
+class LargerIsBetter(Judge):
     """Prefers the larger number; a response that is none leaves it undecided."""
 
     name = "larger"
@@ -60,7 +62,7 @@ class LargerIsBetterPointwise(LargerIsBetter):
         return [float(text) for _, text in items]
 
 
-class NumberSampler:
+class NumberSampler(Sampler):
     """Writes numbers around `skill`; each depends on its prompt and index alone."""
 
     def __init__(self, skill: float, *, dies_after: int | None = None) -> None:

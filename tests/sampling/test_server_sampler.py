@@ -5,8 +5,7 @@ import pytest
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.sampling import (
-    BuyingSampler,
-    DescribedSampler,
+    Sampler,
     SamplingConfig,
     ServerSampler,
     requests_for,
@@ -32,8 +31,8 @@ def test_each_response_is_one_request_with_a_seed_of_its_own(prompts):
     with FaultyServer(echo) as server:
         sampler = sampler_of(server)
         samples = list(sampler.sample(requests_for(prompts, responses=2)))
-    assert isinstance(sampler, BuyingSampler)
-    assert isinstance(sampler, DescribedSampler)
+    assert isinstance(sampler, Sampler)
+    assert sampler.settings
     assert len(samples) == len({s.text for s in samples}) == 24
     assert len({body["seed"] for body in server.requests}) == 24
     body = dict(server.requests[0])

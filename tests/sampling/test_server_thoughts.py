@@ -6,8 +6,8 @@ import pytest
 from faulty_server import FaultyServer, Scripted
 
 from prefstage.core.errors import InputError
+from prefstage.core.ledger import Ledger
 from prefstage.sampling import (
-    CandidateStore,
     LoadOptions,
     SamplingConfig,
     ServerSampler,
@@ -84,9 +84,9 @@ def test_thoughts_of_a_server_stand_beside_the_answers(prompts, tmp_path):
     requests = requests_for(prompts[:2], responses=1)
     with FaultyServer(lambda body: reply) as server:
         sampler = ServerSampler(ServerClient(server.url, "m"), CONFIG, name="m")
-        with CandidateStore(tmp_path / "s.jsonl") as store:
+        with Ledger(tmp_path / "s.sqlite") as store:
             first = list(collect(sampler, requests, store))
-        with CandidateStore(tmp_path / "s.jsonl") as store:
+        with Ledger(tmp_path / "s.sqlite") as store:
             assert sorted(collect(sampler, requests, store), key=str) == sorted(first, key=str)
         assert len(server.requests) == 2
     for row in to_candidates(prompts, first, source="m"):

@@ -10,12 +10,13 @@ from tokenizers import AddedToken
 
 from prefstage.building.account import Account
 from prefstage.building.choosing import all_pairs, pairs_by_choice, rescored
+from prefstage.core.ledger import Ledger
 from prefstage.data import PairSet, ResponseEncoder, load_candidates, load_pairs
 from prefstage.data.records import SAMPLED, Candidates, prompt_id_of
 from prefstage.data.sets import CandidateSet
 from prefstage.data.thoughts import read_reply
+from prefstage.judging import Judge
 from prefstage.sampling import (
-    CandidateStore,
     SamplingConfig,
     TransformersSampler,
     collect,
@@ -60,14 +61,15 @@ def policy_of(tokenizer):
 def sampled(request, tmp_path_factory):
     tokenizer = tokenizer_of(request.param)
     sampler = TransformersSampler(policy_of(tokenizer), tokenizer, CONFIG)
-    path = tmp_path_factory.mktemp("store") / "samples.jsonl"
-    with CandidateStore(path) as store:
-        list(collect(sampler, requests_for(PROMPTS, responses=CONFIG.responses), store))
-    with CandidateStore(path) as store:  # as a run that goes on reads it
-        return request.param, sampler, list(store)
+    path = tmp_path_factory.mktemp("store") / "ledger.sqlite"
+    requests = requests_for(PROMPTS, responses=CONFIG.responses)
+    with Ledger(path) as store:
+        list(collect(sampler, requests, store))
+    with Ledger(path) as store:  # as a run that goes on reads it
+        return request.param, sampler, list(collect(sampler, requests, store))
 
 
-class Recorder:
+class Recorder(Judge):
     """A judge by length that remembers what it read."""
 
     name, fingerprint = "length", "length"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prefstage.data import Candidates, prompt_id_of
+from prefstage.judging import Judge
 from prefstage.judging.base import Comparison, Judgment
 from prefstage.measuring import MeasureConfig, Stage, measure_stage
 from prefstage.measuring.sequential import prompt_order
@@ -26,7 +27,7 @@ AS_TOLD = Told("as told")
 TOLERANCE = 0.02
 
 
-class VerdictTable:
+class VerdictTable(Judge):
     """A judge that reads its verdicts off a table."""
 
     name = "table"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,29 +11,29 @@ from prefstage.aligning.recipe import Recipe
 from prefstage.aligning.steps import FOLDER, locked
 from prefstage.core.errors import RunFolderError
 from prefstage.core.hashing import digest
+from prefstage.core.ledger import LEDGER, Ledger
 from prefstage.core.progress import progress
 from prefstage.judging.base import Judge
-from prefstage.judging.store import JudgmentStore
 from prefstage.judging.stored import stored
-from prefstage.sampling.base import Sample, Sampler, SampleRequest, SamplingConfig
+from prefstage.sampling.base import Sample, Sampler, SampleRequest, SamplingConfig, collect
 from prefstage.sampling.loading import load_sampler
-from prefstage.sampling.store import CandidateStore, collect
 
-JUDGMENTS, SAMPLES, SERVER_LOG = "judgments.sqlite", "samples", "server.log"
+SERVER_LOG = "server.log"
 
 
-class KeptSampler:
-    """A sampler beside a store: what it answered before is not asked again.
+class KeptSampler(Sampler):
+    """A sampler with a ledger: what it answered before is not asked again.
 
     Args:
         sampler: Who answers.
-        store: Where its answers are kept.
+        ledger: Where its answers are kept.
+        key: Under which they are kept.
         name: What the policy is called in this run.
     """
 
-    def __init__(self, sampler: Sampler, store: CandidateStore, name: str) -> None:
+    def __init__(self, sampler: Sampler, ledger: Ledger, key: str, name: str) -> None:
         self._sampler = sampler
-        self._store = store
+        self._ledger, self._key = ledger, key
         self.name = name
         self.fingerprint = sampler.fingerprint
 
@@ -47,13 +47,13 @@ class KeptSampler:
             The answers: first those that are known.
         """
         with progress(f"answers of {self.name}", len(requests)) as tick:
-            for sample in collect(self._sampler, requests, self._store):
+            for sample in collect(self._sampler, requests, self._ledger, key=self._key):
                 tick()
                 yield sample
 
 
 class Kept:
-    """The stores of a run folder, and what they hold.
+    """The ledger of a run folder, and what it holds.
 
     Args:
         folder: The run folder.
@@ -61,14 +61,13 @@ class Kept:
     """
 
     def __init__(self, folder: Path, judge: Judge) -> None:
-        self._folder = folder / SAMPLES
-        self._judgments = JudgmentStore(folder / JUDGMENTS)
-        self.judge = stored(judge, self._judgments)
-        self._counts = self._count_samples()
+        self._folder = folder
+        self._ledger = Ledger.in_folder(folder)
+        self.judge = stored(judge, self._ledger)
 
     def close(self) -> None:
-        """Close the store of judgments."""
-        self._judgments.close()
+        """Close the ledger."""
+        self._ledger.close()
 
     def counts(self) -> dict[str, int]:
         """Judgments and sampled answers on disk, and the answers' tokens.
@@ -76,9 +75,14 @@ class Kept:
         Returns:
             Counts by name.
         """
-        judged = self._judgments
-        kinds = {"judgments": judged.count("rewards") + judged.count("judgments")}
-        return {**kinds, "judge_replies": judged.count("replies"), **self._counts}
+        ledger = self._ledger
+        return {
+            "judgments": ledger.count("rewards") + ledger.count("judgments"),
+            "judge_replies": ledger.count("replies"),
+            "answers": ledger.count("samples"),
+            "prompt_tokens": ledger.total("prompt_tokens"),
+            "response_tokens": ledger.total("response_tokens"),
+        }
 
     @contextmanager
     def sampler(
@@ -96,39 +100,17 @@ class Kept:
         """
         spec, options = recipe.sampled_from(policy.spec), recipe.load_options
         if spec.startswith("serve:"):
-            options = replace(options, log_file=self._folder.with_name(SERVER_LOG))
-        with ExitStack() as stack:
-            loaded = load_sampler(spec, config, options=options)
-            if isinstance(loaded, AbstractContextManager):
-                stack.enter_context(loaded)
-            name = loaded.fingerprint
+            options = replace(options, log_file=self._folder / SERVER_LOG)
+        with load_sampler(spec, config, options=options) as loaded:
+            key = loaded.fingerprint
             if spec != policy.spec:  # a command names a folder, not the weights in it
-                name = digest([name, policy.key])
-            store = stack.enter_context(CandidateStore(self._folder / f"{name}.jsonl"))
-            known = len(store)
-            try:
-                yield KeptSampler(loaded, store, policy.name)
-            finally:
-                for sample in list(store)[known:]:
-                    self._add(sample)
-
-    def _count_samples(self) -> dict[str, int]:
-        self._counts = {"answers": 0, "prompt_tokens": 0, "response_tokens": 0}
-        for file in sorted(self._folder.glob("*.jsonl")):
-            with CandidateStore(file) as store:
-                for sample in store:
-                    self._add(sample)
-        return self._counts
-
-    def _add(self, sample: Sample) -> None:
-        self._counts["answers"] += 1
-        self._counts["prompt_tokens"] += sample.prompt_tokens
-        self._counts["response_tokens"] += sample.response_tokens
+                key = digest([key, policy.key])
+            yield KeptSampler(loaded, self._ledger, key, policy.name)
 
 
 @contextmanager
 def opened(out: Path, judge: Judge, *, store: Path | None = None) -> Iterator[Kept]:
-    """Keep a run folder to one process, with its stores, while the block runs.
+    """Keep a run folder to one process, with its ledger, while the block runs.
 
     Args:
         out: The run folder.
@@ -136,7 +118,7 @@ def opened(out: Path, judge: Judge, *, store: Path | None = None) -> Iterator[Ke
         store: A folder that several runs share; `out` gets relative links to what is in it.
 
     Yields:
-        The stores.
+        What is kept.
 
     Raises:
         RunFolderError: If another process works in either, or the run has stores of its own.
@@ -150,9 +132,8 @@ def opened(out: Path, judge: Judge, *, store: Path | None = None) -> Iterator[Ke
 
 
 def _link(out: Path, store: Path) -> None:
-    for name in (FOLDER, SAMPLES):
-        (store / name).mkdir(parents=True, exist_ok=True)
-    for name in (FOLDER, SAMPLES, JUDGMENTS):
+    (store / FOLDER).mkdir(parents=True, exist_ok=True)
+    for name in (FOLDER, LEDGER):
         link = out / name
         if link.is_symlink() and link.resolve() == (store / name).resolve():
             continue

@@ -8,16 +8,16 @@ from prefstage.aligning.inputs import Inputs
 from prefstage.aligning.results import REVERSAL_SETTING
 from prefstage.building.account import REVERSAL_LIMIT, Account, describe_reversal, is_excessive
 from prefstage.building.relabelling import reversal_of, whole_pairs
+from prefstage.core.ledger import Ledger
 from prefstage.data.records import Pair
 from prefstage.judging.base import (
     Comparison,
     Judge,
     Judgment,
-    PointwiseJudge,
     judgment_of_rewards,
 )
 from prefstage.judging.running import comparison_of
-from prefstage.judging.store import JudgmentStore
+from prefstage.judging.stored import stored_judgment, stored_reward
 
 
 def planned_reversal(
@@ -56,17 +56,17 @@ def planned_reversal(
 
 
 def _known(inputs: Inputs, judge: Judge, path: Path) -> Iterator[tuple[Pair, Judgment]]:
-    with JudgmentStore(path) as store:
+    with Ledger(path) as ledger:
         for pair in whole_pairs(inputs.off_pairs, Account()):
-            known = _lookup(store, judge, comparison_of(pair))
+            known = _lookup(ledger, judge, comparison_of(pair))
             if known is not None:
                 yield pair, known
 
 
-def _lookup(store: JudgmentStore, judge: Judge, asked: Comparison) -> Judgment | None:
+def _lookup(ledger: Ledger, judge: Judge, asked: Comparison) -> Judgment | None:
     """A judgment that is on file; a judge that is paid by the reply has none but replies."""
-    if not isinstance(judge, PointwiseJudge):
-        return store.get_judgment(judge.fingerprint, asked)
-    rewards = [store.get_reward(judge.fingerprint, asked.prompt, t) for t in (asked.a, asked.b)]
-    first, second = rewards
+    if not judge.pointwise:
+        return stored_judgment(judge.fingerprint, asked, ledger)
+    items = [(asked.prompt, text) for text in (asked.a, asked.b)]
+    first, second = (stored_reward(judge.fingerprint, item, ledger) for item in items)
     return None if first is None or second is None else judgment_of_rewards(first, second)

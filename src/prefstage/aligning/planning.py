@@ -12,16 +12,16 @@ from typing import Any, Literal
 
 from prefstage.aligning.chain import Chain, Policy
 from prefstage.aligning.inputs import Inputs
-from prefstage.aligning.keeping import JUDGMENTS
 from prefstage.aligning.loop import choose
 from prefstage.aligning.planned_reversal import planned_reversal
 from prefstage.aligning.recipe import Recipe, load_recipe, train_settings
 from prefstage.aligning.schedule import Data, Rule
 from prefstage.aligning.steps import State, Step, Steps
 from prefstage.building.build import RESULT as BUILT
+from prefstage.core.ledger import LEDGER
 from prefstage.data.tokenising import ResponseEncoder
 from prefstage.data.tokenizer_files import load_tokenizer, with_date
-from prefstage.judging.base import Judge, PointwiseJudge
+from prefstage.judging.base import Judge
 from prefstage.judging.loading import load_judge
 from prefstage.measuring.measure import STAGE
 from prefstage.measuring.stage import Stage
@@ -188,7 +188,7 @@ class _Planner:
         self.chain = chain
         self.recipe = chain.recipe
         self.judge, self.inputs = judge, inputs
-        self.pointwise = isinstance(judge, PointwiseJudge)
+        self.pointwise = judge.pointwise
         self.steps = Steps(out.absolute(), lambda record: None)
         self.planned: list[PlannedStep] = []
         self.sizes = _sizes(chain, inputs)
@@ -286,7 +286,7 @@ class _Planner:
         found = None
         if step is not None and self.steps.state(step)[0] == "done":
             found = json.loads((self.steps.path(step) / BUILT).read_text("utf-8"))["reversal"]
-        store = self.steps.folder.with_name(JUDGMENTS)
+        store = self.steps.folder.with_name(LEDGER)
         return planned_reversal(found, inputs=self.inputs, judge=self.judge, store=store)
 
     def _train(

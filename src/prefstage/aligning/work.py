@@ -27,8 +27,7 @@ from prefstage.evaluating.answers import Answers, gather_answers
 from prefstage.evaluating.win_rates import win_rate
 from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure_stage
 from prefstage.measuring.stage import on_policy_candidates, write_prompts
-from prefstage.sampling.base import SamplingConfig, cut_thoughts, requests_for
-from prefstage.sampling.store import to_candidates
+from prefstage.sampling.base import SamplingConfig, cut_thoughts, requests_for, to_candidates
 from prefstage.serving import run_program
 from prefstage.training.recipe import Recipe as TrainRecipe
 from prefstage.training.recipe_run import MERGED, MODEL, train_recipe

@@ -4,7 +4,6 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from prefstage.building.account import Account
 from prefstage.building.built import Built, Group, draw_prompts, score_gap
@@ -12,20 +11,25 @@ from prefstage.building.choosing import rescored, usable_responses
 from prefstage.building.recipe import PRINCIPLES, SHARE, TEMPLATE, Principle
 from prefstage.building.relabelling import exchanged, without_raters
 from prefstage.core.errors import InputError
+from prefstage.core.ledger import Ledger
 from prefstage.core.seeds import seed_for
 from prefstage.data.records import Candidates, Message, Pair, Prompt, prompt_id_of
 from prefstage.data.sets import CandidateSet
 from prefstage.judging.base import Judge
 from prefstage.judging.texts import content_of
-from prefstage.sampling.base import Sampler, cut_thoughts, requests_for
-from prefstage.sampling.store import CandidateStore, collect, to_candidates
+from prefstage.sampling.base import Sampler, collect, cut_thoughts, requests_for, to_candidates
 
 _SAME = "as_no_own_answer_is_another_with_a_score"
 _UNREADABLE = "as_the_score_of_chosen_is_no_finite_number"
 
 
 def policy_answers(
-    prompts: Sequence[Candidates], sampler: Sampler, *, answers: int, store: Path, account: Account
+    prompts: Sequence[Candidates],
+    sampler: Sampler,
+    *,
+    answers: int,
+    ledger: Ledger,
+    account: Account,
 ) -> list[Candidates]:
     """Let a policy answer prompts; every answer is on disk as it arrives.
 
@@ -33,14 +37,13 @@ def policy_answers(
         prompts: Each prompt once.
         sampler: The policy.
         answers: Responses a prompt, k.
-        store: The candidate store's file; what is in it is not sampled again.
+        ledger: Where answers are kept; what is in it is not sampled again.
         account: Gets the counts of answers, tokens and empty answers.
 
     Returns:
         The prompts that have an answer with text, with their answers.
     """
-    with CandidateStore(store) as kept:
-        samples = list(collect(sampler, requests_for(prompts, responses=answers), kept))
+    samples = list(collect(sampler, requests_for(prompts, responses=answers), ledger))
     account.add("answers_sampled", len(samples))
     account.add("answer_tokens", sum(sample.response_tokens for sample in samples))
     account.add("answers_cut", sum(sample.finish_reason == "length" for sample in samples))
@@ -174,7 +177,7 @@ def principled_pairs(
     *,
     principles: Sequence[Principle] = PRINCIPLES,
     seed: int = 0,
-    store: Path,
+    ledger: Ledger,
     account: Account,
 ) -> Iterator[Group]:
     """Let the policy answer each prompt under a good and under a bad principle.
@@ -186,7 +189,7 @@ def principled_pairs(
         sampler: The policy.
         principles: One is drawn a prompt.
         seed: Of the draw.
-        store: Candidate store of the answers; what is in it is not sampled again.
+        ledger: Where the answers are kept; what is in it is not sampled again.
         account: Counts what was read, built and left out.
 
     Yields:
@@ -199,7 +202,7 @@ def principled_pairs(
     asked = [(row, *_under_principles(row, principles, seed)) for row in prompts]
     # Two rows may ask the same: a prompt with a principle is sampled once.
     wanted = {under.prompt_id: under for _, *both in asked for under in both}
-    rows = policy_answers(list(wanted.values()), sampler, answers=1, store=store, account=account)
+    rows = policy_answers(list(wanted.values()), sampler, answers=1, ledger=ledger, account=account)
     answers = {row.prompt_id: row for row in rows}
     for row, good, bad in asked:
         account.prompts += 1

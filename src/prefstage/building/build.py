@@ -22,6 +22,7 @@ from prefstage.building.relabelling import measure_reversal, with_judge_probabil
 from prefstage.core.config import write_config
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json, write_text
+from prefstage.core.ledger import Ledger
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.formats import format_named
@@ -33,13 +34,11 @@ from prefstage.data.storage import save_dataset
 from prefstage.data.tokenizer_files import with_date
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import load_judge
-from prefstage.judging.store import JudgmentStore
 from prefstage.judging.stored import stored
 from prefstage.sampling.base import Sampler
 from prefstage.sampling.loading import load_sampler
 
 RESULT, CARD, CONFIG = "build.json", "README.md", "config.yaml"
-JUDGMENTS = "judgments.sqlite"
 _SHOWN_REASONS = 3
 
 T = TypeVar("T")
@@ -129,12 +128,12 @@ def build_pairs(
             }
             RunFolder.open(folder, command="build", inputs=inputs)
             write_config(plan.recipe, folder / CONFIG)
-        store = stack.enter_context(JudgmentStore(folder / JUDGMENTS))
+        store = stack.enter_context(Ledger.in_folder(folder, alone=sampler is not None))
         judge = stored(judge, store) if judge is not None else None
         aspects = {name: stored(aspect, store) for name, aspect in aspects.items()}
         candidates = data if isinstance(data, CandidateSet) else None
         pairs = data if isinstance(data, PairSet) else None
-        materials = Materials(plan, account, folder, candidates, pairs, judge, sampler, aspects)
+        materials = Materials(plan, account, store, candidates, pairs, judge, sampler, aspects)
         if candidates is not None and judge is not None and plan.method.policy == "none":
             _measure_reversal(materials, objects.get("candidates", plan.recipe.candidates))
             scored = CandidateSet.of(rescored(candidates, judge), report=candidates.report)

@@ -29,13 +29,12 @@ from prefstage.building.relabelling import (
     whole_pairs,
 )
 from prefstage.core.errors import InputError
+from prefstage.core.ledger import Ledger
 from prefstage.data.grouping import pairs_to_candidates
 from prefstage.data.loading import load_candidates
 from prefstage.data.records import Candidates, generations_of
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.judging.base import Judge
-
-STORE = "answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Materials:
     Attributes:
         plan: The recipe, checked.
         account: What to count in.
-        folder: Where answers are kept as they arrive.
+        ledger: Where answers are kept as they arrive.
         candidates: `CandidateSet`: prompts with responses, with the judge's scores if there is
             a judge.
         pairs: `PairSet`.
@@ -56,7 +55,7 @@ class Materials:
 
     plan: Plan
     account: Account
-    folder: Path
+    ledger: Ledger
     candidates: Any
     pairs: Any
     judge: Any
@@ -77,9 +76,8 @@ class Materials:
 
     def answers(self, prompts: list[Candidates], count: int) -> list[Candidates]:
         """The policy's answers to prompts, `count` each."""
-        store = self.folder / STORE
         return policy_answers(
-            prompts, self.sampler, answers=count, store=store, account=self.account
+            prompts, self.sampler, answers=count, ledger=self.ledger, account=self.account
         )
 
 
@@ -183,7 +181,7 @@ def _principled(m: Materials) -> Iterator[Group]:
         m.sampler,
         principles=m.plan.settings.principles,
         seed=m.plan.recipe.seed,
-        store=m.folder / STORE,
+        ledger=m.ledger,
         account=m.account,
     )
 
@@ -212,7 +210,7 @@ def _per_prompt(m: Materials) -> Iterator[Group]:
             judge=m.judge,
             budget=settings.budget,
             seed=recipe.seed,
-            store=m.folder / STORE,
+            ledger=m.ledger,
             account=account,
         )
         answers |= {key: _joined(answers.get(key), row) for key, row in more.items()}

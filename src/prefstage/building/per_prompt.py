@@ -12,12 +12,12 @@ from prefstage.building.account import Account
 from prefstage.building.built import Group
 from prefstage.building.recipe import Budget
 from prefstage.core.errors import InputError
+from prefstage.core.ledger import Ledger
 from prefstage.core.seeds import seed_for
 from prefstage.data.records import Candidates
 from prefstage.judging.base import Judge
 from prefstage.measuring.boundary import HALF, judge_sides
-from prefstage.sampling.base import Sample, Sampler, SampleRequest
-from prefstage.sampling.store import CandidateStore, collect, to_candidates
+from prefstage.sampling.base import Sample, Sampler, SampleRequest, collect, to_candidates
 
 Side = Literal["on", "off"]
 
@@ -168,7 +168,7 @@ def sharpen(
     judge: Judge,
     budget: Budget,
     seed: int = 0,
-    store: Path,
+    ledger: Ledger,
     account: Account,
 ) -> tuple[Measured, dict[str, Candidates]]:
     """Sample further responses where votes are even, judge them, and go on until the budget ends.
@@ -183,7 +183,7 @@ def sharpen(
         judge: Gives P(on ≻ off | x).
         budget: What may be spent; a round that was begun is finished.
         seed: Orders equally uncertain prompts.
-        store: Candidate store of the new answers; what is in it is not sampled again, and
+        ledger: Where the new answers are kept; what is in it is not sampled again, and
             counts as spent all the same, so that a resumed run takes the same way.
         account: Gets what was spent.
 
@@ -196,29 +196,26 @@ def sharpen(
     tokens, judgments = 0, 0
     answers: dict[str, list[Sample]] = {}
     asked: dict[str, int] = {}
-    with CandidateStore(store) as kept:
-        while (budget.tokens is None or tokens < budget.tokens) and (
-            budget.judgments is None or judgments < budget.judgments
-        ):
-            chosen = least_clear(
-                tallies, count=budget.prompts_a_round, clear_at=budget.clear_at, seed=seed
-            )
-            if budget.judgments is not None:
-                costs = accumulate(len(off_policy[i].responses) for i in chosen)
-                left = budget.judgments - judgments
-                chosen = [i for i, cost in zip(chosen, costs, strict=True) if cost <= left]
-            if not chosen:
-                break
-            requests = [SampleRequest(i, off_policy[i].prompt, asked.get(i, 0)) for i in chosen]
-            samples = {sample.prompt_id: sample for sample in collect(sampler, requests, kept)}
-            for i in chosen:
-                asked[i] = asked.get(i, 0) + 1
-                tokens += samples[i].response_tokens
-                if samples[i].text.strip():
-                    answers.setdefault(i, []).append(samples[i])
-            judgments += _count_votes(
-                [samples[i] for i in chosen], off_policy, judge, tallies=tallies
-            )
+    while (budget.tokens is None or tokens < budget.tokens) and (
+        budget.judgments is None or judgments < budget.judgments
+    ):
+        chosen = least_clear(
+            tallies, count=budget.prompts_a_round, clear_at=budget.clear_at, seed=seed
+        )
+        if budget.judgments is not None:
+            costs = accumulate(len(off_policy[i].responses) for i in chosen)
+            left = budget.judgments - judgments
+            chosen = [i for i, cost in zip(chosen, costs, strict=True) if cost <= left]
+        if not chosen:
+            break
+        requests = [SampleRequest(i, off_policy[i].prompt, asked.get(i, 0)) for i in chosen]
+        samples = {sample.prompt_id: sample for sample in collect(sampler, requests, ledger)}
+        for i in chosen:
+            asked[i] = asked.get(i, 0) + 1
+            tokens += samples[i].response_tokens
+            if samples[i].text.strip():
+                answers.setdefault(i, []).append(samples[i])
+        judgments += _count_votes([samples[i] for i in chosen], off_policy, judge, tallies=tallies)
     account.figures |= {"budget_tokens": tokens, "budget_judgments": judgments}
     account.figures |= {"budget_responses": sum(asked.values()), "budget_prompts": len(asked)}
     rows = to_candidates(

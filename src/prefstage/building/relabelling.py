@@ -18,7 +18,6 @@ from prefstage.judging.base import (
     UNDECIDED,
     Judge,
     Judgment,
-    PointwiseJudge,
     judgment_of_rewards,
 )
 from prefstage.judging.running import compare_all, comparison_of, score_all
@@ -179,7 +178,7 @@ def with_judge_probability(groups: Iterable[Group], judge: Judge) -> Iterator[Gr
 
 
 def _judgments_of(pairs: list[Pair], judge: Judge) -> list[Judgment]:
-    if not isinstance(judge, PointwiseJudge):
+    if not judge.pointwise:
         return compare_all(judge, [comparison_of(pair) for pair in pairs])
     scores = [(pair.score_chosen, pair.score_rejected) for pair in pairs]
     return [UNDECIDED if None in both else judgment_of_rewards(*both) for both in scores]  # type: ignore[arg-type]  # both known
@@ -189,14 +188,14 @@ class _Verdicts:
     """What a judge says of pairs: rewards of both sides, or P(chosen ≻ rejected) and 1 - P."""
 
     def __init__(self, pairs: Iterable[Pair], judge: Judge) -> None:
-        self._pointwise = isinstance(judge, PointwiseJudge)
+        self._pointwise = judge.pointwise
         # Two float64 a pair instead of a list of Judgments: 16 bytes, so that a judge's word on
         # millions of pairs fits into memory.
         self._numbers = array("d")
         rest = whole_pairs(pairs, Account())  # counted where the pairs are read again
         while chunk := list(islice(rest, _PAIRS_AT_ONCE)):
             comparisons = [comparison_of(pair) for pair in chunk]
-            if isinstance(judge, PointwiseJudge):
+            if judge.pointwise:
                 texts = [(c.prompt, text) for c in comparisons for text in (c.a, c.b)]
                 self._numbers.extend(score_all(judge, texts))
                 continue
@@ -367,7 +366,7 @@ def _standardised(margins: Numbers) -> Numbers:
 
 def _margins(pairs: list[Pair], judge: Judge) -> Numbers:
     comparisons = [comparison_of(pair) for pair in pairs]
-    if isinstance(judge, PointwiseJudge):
+    if judge.pointwise:
         items = [(c.prompt, text) for c in comparisons for text in (c.a, c.b)]
         rewards = np.array(score_all(judge, items))
         return np.asarray(rewards[::2] - rewards[1::2])

@@ -260,9 +260,10 @@ def _model(name: str, given: dict[str, Any]) -> "ScoredBy":
 
 
 def _judge(spec: str | None, store: Path | None, stack: ExitStack) -> "Judge | None":
-    from prefstage.judging import JudgmentStore, load_judge, stored
+    from prefstage.core.ledger import Ledger
+    from prefstage.judging import load_judge, stored
 
     if spec is None:
         return None
     who = load_judge(spec)
-    return stored(who, stack.enter_context(JudgmentStore(store))) if store is not None else who
+    return stored(who, stack.enter_context(Ledger(store))) if store is not None else who

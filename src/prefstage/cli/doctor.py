@@ -244,10 +244,10 @@ def _room(needed: int) -> dict[str, Any]:
 
 
 def _look_at_judge(spec: str) -> dict[str, Any]:
-    from prefstage.judging import PointwiseJudge, load_judge
+    from prefstage.judging import load_judge
 
     judge = load_judge(spec)
-    kind = "scores responses one by one" if isinstance(judge, PointwiseJudge) else "compares pairs"
+    kind = "scores responses one by one" if judge.pointwise else "compares pairs"
     return {"spec": spec, "name": judge.name, "fingerprint": judge.fingerprint, "kind": kind}
 
 

@@ -1,7 +1,7 @@
 """`prefstage evaluate`: how good is a policy?"""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,7 @@ from prefstage.core.files import write_json
 from prefstage.core.results import write_result
 
 if TYPE_CHECKING:
+    from prefstage.core.ledger import Ledger
     from prefstage.evaluating import Answers, CheckpointTable, Difference, WinRate
 
 Text = str | None
@@ -192,10 +193,11 @@ def _need(expected: str, cure: str) -> None:
 
 
 def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
+    from prefstage.core.ledger import Ledger
     from prefstage.core.runs import RunFolder
     from prefstage.evaluating import WinRateConfig, control_jointly, load_answers, win_rate
     from prefstage.evaluating.alpaca_files import read_prompt_numbers
-    from prefstage.judging import JudgmentStore, load_judge, stored
+    from prefstage.judging import load_judge, stored
 
     names = ("stop_early", "max_prompts", "confidence", "seed")
     config = load_config(WinRateConfig, None, {name: given[name] for name in names})
@@ -212,14 +214,11 @@ def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
         "config": config.model_dump(),
     }
     run = RunFolder.open(given["out"], command="evaluate", inputs=inputs)
-    ours += [
-        _answers_of(each, theirs, given, run.file(f"answers-{place}.jsonl"))
-        for place, each in enumerate(given["policy"] or ())
-    ]
-    _check_names(ours)
-    numbers = read_prompt_numbers(given["prompt_order"])
-    with JudgmentStore(run.file("judgments.sqlite")) as store:
-        judge = stored(who, store)
+    with Ledger.in_folder(run.path, alone=bool(given["policy"])) as ledger:
+        ours += [_answers_of(spec, theirs, given, ledger) for spec in given["policy"] or ()]
+        _check_names(ours)
+        numbers = read_prompt_numbers(given["prompt_order"])
+        judge = stored(who, ledger)
         results = {
             each.name: win_rate(each, theirs, judge=judge, config=config, prompt_numbers=numbers)
             for each in ours
@@ -228,7 +227,7 @@ def _evaluate(given: Mapping[str, Any]) -> dict[str, Any]:
         results = control_jointly(results, config)
     rankings = rank(given["dynamics"], results)
     found = _result(run.path, ours, results, rankings, config.confidence)
-    return found | {"counts": dict(getattr(judge, "counts", {}))}
+    return found | {"counts": dict(judge.counts)}
 
 
 def _result(
@@ -260,7 +259,9 @@ def _fingerprint(answers: "Answers") -> str:
     return digest([answers.name, [[key, each.text] for key, each in answers.by_prompt.items()]])
 
 
-def _answers_of(spec: str, theirs: "Answers", given: Mapping[str, Any], file: Path) -> "Answers":
+def _answers_of(
+    spec: str, theirs: "Answers", given: Mapping[str, Any], ledger: "Ledger"
+) -> "Answers":
     from prefstage.data.tokenizer_files import with_date
     from prefstage.evaluating.policies import answer_prompts
     from prefstage.measuring.sequential import prompt_order
@@ -273,11 +274,10 @@ def _answers_of(spec: str, theirs: "Answers", given: Mapping[str, Any], file: Pa
     with ExitStack() as stack:
         chat = with_date(chat_settings(given), spec, given["out"])
         options = LoadOptions(**chat.encoding)
-        sampler = load_sampler(spec, settings.model_copy(update={"responses": 1}), options=options)
-        if isinstance(sampler, AbstractContextManager):
-            stack.enter_context(sampler)
+        settings = settings.model_copy(update={"responses": 1})
+        sampler = stack.enter_context(load_sampler(spec, settings, options=options))
         prompts = [theirs.by_prompt[key].prompt for key in chosen]
-        return answer_prompts(sampler, prompts, file)
+        return answer_prompts(sampler, prompts, ledger)
 
 
 def _check_names(ours: Sequence["Answers"]) -> None:

@@ -58,17 +58,18 @@ def judge(
     model, or the mean probability of beating the prompt's other responses.
     """
     _check_arguments(pairs, candidates, out)
+    from prefstage.core.ledger import Ledger
     from prefstage.data import load_candidates, load_pairs
-    from prefstage.judging import JudgmentStore, load_judge, stored
+    from prefstage.judging import load_judge, stored
 
     load: Any = load_pairs if pairs is not None else load_candidates
     loaded = load(pairs or candidates, on_bad_row=on_bad_row, quarantine_file=quarantine_file)
     with ExitStack() as stack:
         who = load_judge(judge)
         if store is not None:
-            who = stored(who, stack.enter_context(JudgmentStore(store)))
+            who = stored(who, stack.enter_context(Ledger(store)))
         summary, result, table = (_judge_pairs if pairs else _score)(who, loaded)
-    result |= {"judge": who.name, "judge_fingerprint": who.fingerprint, "counts": _counts(who)}
+    result |= {"judge": who.name, "judge_fingerprint": who.fingerprint, "counts": dict(who.counts)}
     result |= {"rows_quarantined": loaded.report.quarantined, "notes": list(loaded.report.notes)}
     written = _write_table(out, table) if out is not None and out.suffix in _TABLES else []
     text = "\n".join([summary, *_told(result)])
@@ -120,12 +121,11 @@ def _judge_pairs(who: "Judge", loaded: Any) -> tuple[str, dict[str, Any], Any]:
 
 
 def _score(who: "Judge", loaded: Any) -> tuple[str, dict[str, Any], Any]:
-    from prefstage.judging.base import PointwiseJudge
     from prefstage.judging.running import score_candidates
 
     rows = list(loaded)
     scores = score_candidates(who, rows)
-    kind = "reward" if isinstance(who, PointwiseJudge) else "mean win probability"
+    kind = "reward" if who.pointwise else "mean win probability"
     by_source = _mean_by_source(
         [
             (s, v)
@@ -154,12 +154,6 @@ def _write_table(out: Path, table: Any) -> list[Path]:
 
     save_dataset(table, out)  # exactly, as sets are saved
     return [out]
-
-
-def _counts(who: "Judge") -> dict[str, int]:
-    from prefstage.judging.base import CountingJudge
-
-    return dict(who.counts) if isinstance(who, CountingJudge) else {}
 
 
 def _told(result: dict[str, Any]) -> list[str]:

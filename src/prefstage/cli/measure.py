@@ -244,7 +244,7 @@ def _report(stage: "Stage", notes: list[str], out: Path | None, *, as_json: bool
         "recommendation": stage.recommendation,
         "notes": [*notes_of(stage), *notes],
     }
-    names = ("stage.json", "prompts.parquet", "candidates.parquet", "judgments.sqlite")
+    names = ("stage.json", "prompts.parquet", "candidates.parquet", "ledger.sqlite")
     written = [out / name for name in names if (out / name).exists()] if out is not None else []
     say(Outcome(text, result, written), as_json=as_json)
 

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +22,9 @@ from prefstage.core.errors import InputError
 from prefstage.core.progress import progress
 
 if TYPE_CHECKING:
+    from prefstage.core.ledger import Ledger
     from prefstage.data import Candidates
-    from prefstage.sampling import CandidateStore, Sample, Sampler, SampleRequest
+    from prefstage.sampling import Sample, Sampler, SampleRequest
 
 Text = str | None
 Number = int | None
@@ -93,7 +94,7 @@ def sample(
 ) -> None:
     """Sample a policy's answers to the prompts of a dataset.
 
-    Each answer is on disk, in OUT.samples.jsonl, as soon as it arrives; the same command goes
+    Each answer is on disk, in OUT.samples.sqlite, as soon as it arrives; the same command goes
     on from there after a stop. At the end OUT holds each prompt with its answers.
     """
     _sample(dict(locals()))
@@ -103,15 +104,16 @@ def _sample(given: dict[str, Any]) -> None:
     """The command, with its options by name."""
     policy, out, limit = given["policy"], given["out"], given["limit"]
     _check_out(out, limit)
+    from prefstage.core.ledger import Ledger
     from prefstage.data import load_prompts
     from prefstage.data.tokenizer_files import reads_clock
-    from prefstage.sampling import CandidateStore, LoadOptions, SamplingConfig, load_sampler
+    from prefstage.sampling import LoadOptions, SamplingConfig, load_sampler
     from prefstage.sampling.base import cut_thoughts
 
     settings = load_config(
         SamplingConfig, given["config"], {name: given[name] for name in _SAMPLING}
     )
-    store_file = out.with_name(out.name + ".samples.jsonl")
+    store_file = out.with_name(out.name + ".samples.sqlite")
     options = {name: given[name] for name in _LOADING}
     if policy.startswith("serve:"):
         options["log_file"] = out.with_name(out.name + ".server.log")
@@ -123,13 +125,13 @@ def _sample(given: dict[str, Any]) -> None:
     )
     rows = [loaded[place] for place in range(min(len(loaded), limit or len(loaded)))]
     with ExitStack() as stack:
-        store = stack.enter_context(CandidateStore(store_file))
+        former = (f"{out.name}.samples.jsonl",)
+        store = stack.enter_context(Ledger(store_file, alone=True, former=former))
         chat = chat_settings(given)
         if chat.template_date is None and reads_clock(policy):
             chat = chat.model_copy(update={"template_date": store.date})
-        sampler = load_sampler(policy, settings, options=LoadOptions(**chat.encoding, **options))
-        if isinstance(sampler, AbstractContextManager):
-            stack.enter_context(sampler)
+        loading = LoadOptions(**chat.encoding, **options)
+        sampler = stack.enter_context(load_sampler(policy, settings, options=loading))
         result = _run(sampler, rows, settings.responses, store)
     cut = cut_thoughts(result["samples"], max_new_tokens=settings.max_new_tokens)
     result |= {"notes": [*loaded.report.notes, *cut], "rows_quarantined": loaded.report.quarantined}
@@ -139,13 +141,14 @@ def _sample(given: dict[str, Any]) -> None:
 
 
 def _run(
-    sampler: "Sampler", rows: Sequence["Candidates"], responses: int, store: "CandidateStore"
+    sampler: "Sampler", rows: Sequence["Candidates"], responses: int, store: "Ledger"
 ) -> dict[str, Any]:
     """Collect every answer; what came of it, and the answers themselves as `samples`."""
     from prefstage.sampling import collect, requests_for
+    from prefstage.sampling.base import stored_sample
 
     requests: list[SampleRequest] = requests_for(rows, responses=responses)
-    known = sum(store.get(each.prompt_id, each.index) is not None for each in requests)
+    known = sum(stored_sample(sampler.fingerprint, each, store) is not None for each in requests)
     samples: list[Sample] = []
     started = time.monotonic()
     with progress(f"sampling from {sampler.name}", len(requests)) as tick:
@@ -167,7 +170,7 @@ def _run(
         "response_tokens": sum(answer.response_tokens for answer in samples),
         "seconds": round(seconds, 3),
         "tokens_per_s": round(new_tokens / seconds, 1) if seconds > 0 else 0.0,
-        "counts": dict(getattr(sampler, "counts", {})),
+        "counts": dict(sampler.counts),
         "samples": samples,
     }
 

@@ -1,20 +1,26 @@
-"""Run folders: what a command did, from which inputs, so that it can go on or be checked."""
+"""Folders of results: whose run it is, one process at a time, whole or absent, verified."""
 
 import json
+import os
 import platform
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from prefstage.core.errors import RunFolderError
-from prefstage.core.files import write_json
-from prefstage.core.hashing import digest
+from prefstage.core.files import sync_folder, write_json
+from prefstage.core.hashing import digest, digest_file
 
 MANIFEST = "manifest.json"
+LOCK = "lock"
 _PACKAGES = ("prefstage", "torch", "transformers", "datasets", "peft")
+_LOCKED_BYTE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,157 @@ def run_date(folder: Path | None) -> date:
         return date.today()
 
 
+# --- One process at a time -----------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a run folder to one process while the block runs.
+
+    Args:
+        folder: The run folder; it exists.
+
+    Raises:
+        RunFolderError: If another process works in it.
+    """
+    with lock_file(folder / LOCK) as holder:
+        if holder is not None:
+            raise RunFolderError.of(
+                saw=f"{folder} is in use by another process{holder}",
+                expected="one process a run folder",
+                cure="wait for the other run to end, or name another folder with --out",
+            )
+        yield
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[str | None]:
+    """Hold a lock that ends with the block or with this process, however that ends.
+
+    Args:
+        path: The lock's file, made if missing. It stays: deleting it would let a third process
+            lock a new file of the same name while a second one still holds the old.
+
+    Yields:
+        None if the lock is held now; otherwise who holds it: " (process 123)", or "" if unknown.
+    """
+    with path.open("a+") as stream:
+        if not _try_lock(stream):
+            stream.seek(0)
+            number = stream.read().strip()
+            yield f" (process {number})" if number else ""
+            return
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield None
+
+
+def _try_lock(stream: IO[str]) -> bool:
+    """Take an operating system's lock, which no kill can leave behind as a stale one."""
+    if os.name == "nt":
+        import msvcrt
+
+        # Windows locks bytes, not files, and nobody else may read a locked byte: one far beyond
+        # the end, so that others can still read who holds the lock.
+        stream.seek(_LOCKED_BYTE)
+        try:
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        stream.seek(0)
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+# --- Folders that are whole or absent ------------------------------------------------------------
+
+
+def list_files(
+    folder: Path, *, include: Callable[[Path], bool] = lambda name: True
+) -> dict[str, dict[str, Any]]:
+    """Flush all files of a folder to disk, and list them.
+
+    Args:
+        folder: Searched with all folders in it.
+        include: Which files are listed, by their path relative to `folder`.
+
+    Returns:
+        ``{"bytes": size, "sha256": 64 hex digits}`` by relative name, sorted.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in paths if include(path.relative_to(folder))]
+    for path in paths:
+        # Windows flushes only what is open for writing.
+        with path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    # A file's name is an entry of its folder, which has to reach the disk as well.
+    for inner in {path.parent for path in paths}:
+        sync_folder(inner)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return {
+        name: {"bytes": path.stat().st_size, "sha256": content}
+        for name, path, content in zip(names, paths, _hashes(paths), strict=True)
+    }
+
+
+def fault_in(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Check a folder's files against a list of them.
+
+    Args:
+        folder: The folder.
+        files: As `list_files` gives them.
+
+    Returns:
+        What is wrong with the first file that is not as it was listed; None if all are.
+    """
+    # All sizes before any hash: what is cut short shows without reading gigabytes.
+    for name, listed in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != listed["bytes"]:
+            return f"{name} has {size:,} bytes instead of {listed['bytes']:,}"
+    contents = _hashes([folder / name for name in files])
+    for (name, listed), content in zip(files.items(), contents, strict=True):
+        if content != listed["sha256"]:
+            return f"the content of {name} has changed since it was written"
+    return None
+
+
+def put_in_place(staged: Path, final: Path) -> None:
+    """Give a staged folder its name; a folder of that name goes only when the new one is there.
+
+    Args:
+        staged: A whole folder, its files flushed, on the same file system.
+        final: Its name from now on.
+    """
+    # A folder cannot be renamed over one with content: the old one steps aside, so that a kill
+    # at any moment leaves the old or the new one under this name or beside it, never neither.
+    replaced = staged.with_name(f"replaced-{final.name}")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    staged.rename(final)
+    sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _hashes(paths: Iterable[Path]) -> list[str]:
+    # Threads help although this is Python: hashlib lets go of the interpreter's lock.
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda path: digest_file(path, length=64), paths))
+
+
+# --- What a manifest says ------------------------------------------------------------------------
+
+
 def _is_vacant(path: Path) -> bool:
     """Whether `path` is a folder without content, but for what a killed start left there."""
     leftover = f".{Path(MANIFEST).stem}-"
@@ -107,21 +264,22 @@ def _version(package: str) -> str | None:
 
 def _check_same_run(manifest: Path, key: str, command: str, inputs: Mapping[str, Any]) -> None:
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        found_key, found_inputs = found["key"], {"command": found["command"], **found["inputs"]}
+        record = json.loads(manifest.read_text(encoding="utf-8"))
+        former_key = record["key"]
+        former = {"command": record["command"], **record["inputs"]}
     except (ValueError, KeyError, TypeError):
         raise RunFolderError.of(
             saw=f"{manifest} is not a manifest of prefstage",
             expected="the manifest of the same run",
             cure="name another folder with --out",
         ) from None
-    if found_key == key:
+    if former_key == key:
         return
     wanted = {"command": command, **inputs}
     names = sorted(
         name
-        for name in {*found_inputs, *wanted}
-        if found_inputs.get(name) != json.loads(json.dumps(wanted.get(name)))
+        for name in {*former, *wanted}
+        if former.get(name) != json.loads(json.dumps(wanted.get(name)))
     )
     raise RunFolderError.of(
         saw=f"{manifest.parent} holds another run (different: {', '.join(names)})",

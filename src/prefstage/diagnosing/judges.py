@@ -14,10 +14,8 @@ from prefstage.diagnosing.numbers import cohens_kappa, describe, verdicts
 from prefstage.judging.agreement import agreement_with_labels, wilson_interval
 from prefstage.judging.base import (
     Comparison,
-    CountingJudge,
     Judge,
     Judgment,
-    PointwiseJudge,
     judgment_of_rewards,
 )
 from prefstage.judging.running import compare_all, comparison_of, score_all
@@ -67,7 +65,7 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> JudgeFigures:
     found = np.array([each.probability for each in judgments])
     labels = np.array([HALF if pair.agreement == HALF else 1.0 for pair in pairs])
     bias, note = None, None
-    if isinstance(judge, PointwiseJudge):
+    if judge.pointwise:
         note = "scores each response by itself: no place to prefer"
     elif before is None or after is None:
         note = "this judge does not tell its orders apart"
@@ -87,7 +85,7 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> JudgeFigures:
 def _judged(
     judge: Judge, comparisons: Sequence[Comparison]
 ) -> tuple[list[Judgment], dict[str, dict[str, Any]]]:
-    if not isinstance(judge, PointwiseJudge):
+    if not judge.pointwise:
         return compare_all(judge, comparisons), {}
     items = {(c.prompt_id, text): (c.prompt, text) for c in comparisons for text in (c.a, c.b)}
     rewards = dict(zip(items, score_all(judge, list(items.values())), strict=True))
@@ -187,5 +185,5 @@ def answer_quality(
 
 
 def _order_dependent(judge: Judge) -> int | None:
-    counts = judge.counts if isinstance(judge, CountingJudge) else {}
+    counts = judge.counts
     return counts.get("order_dependent")

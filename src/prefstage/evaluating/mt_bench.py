@@ -14,8 +14,8 @@ from pydantic import Field
 
 from prefstage.core.config import Config
 from prefstage.core.errors import DataError
-from prefstage.core.files import append_json_line, read_json_lines
 from prefstage.core.hashing import digest
+from prefstage.core.ledger import Ledger
 from prefstage.data.records import Prompt, prompt_id_of
 from prefstage.evaluating.mt_bench_prompt import (
     HIGHEST,
@@ -25,7 +25,7 @@ from prefstage.evaluating.mt_bench_prompt import (
     read_rating,
 )
 from prefstage.evaluating.rates import mean_interval
-from prefstage.sampling import CandidateStore, Sampler, collect
+from prefstage.sampling import Sampler, collect
 from prefstage.sampling.base import SampleRequest, cut_thoughts
 from prefstage.serving.asking import ask_each
 from prefstage.serving.client import ServerClient
@@ -190,9 +190,10 @@ def run_mt_bench(
         our own. Repeated grading: arXiv:2505.12435, App. E.
     """
     config = config or MtBenchConfig()
-    answers = _answer(questions, sampler, folder)
-    grader = _Grader(judge, folder / "gradings.jsonl", config)
-    grades = grader.grade(questions, answers)
+    with Ledger.in_folder(folder, alone=True) as ledger:
+        answers = _answer(questions, sampler, ledger)
+        grader = _Grader(judge, ledger, config)
+        grades = grader.grade(questions, answers)
     grades.sort(key=lambda each: (each.repeat, each.question_id, each.turn))
     turns = [_mean(each for each in grades if each.turn == t) for t in range(1, TURNS + 1)]
     scores = [_score([each for each in grades if each.repeat == r]) for r in range(config.repeats)]
@@ -220,22 +221,20 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _answer(
-    questions: Sequence[Question], sampler: Sampler, folder: Path
+    questions: Sequence[Question], sampler: Sampler, ledger: Ledger
 ) -> dict[int, tuple[str, ...]]:
     """The answers to each question, turn by turn; the second sees the first, without thought."""
     answers: dict[int, tuple[str, ...]] = {each.question_id: () for each in questions}
-    with CandidateStore(folder / "answers.jsonl") as store:
-        for _ in range(TURNS):
-            prompts = {
-                each.question_id: _conversation(each, answers[each.question_id])
-                for each in questions
-            }
-            ids = {number: prompt_id_of(prompt) for number, prompt in prompts.items()}
-            wanted = {ids[n]: SampleRequest(ids[n], prompt, 0) for n, prompt in prompts.items()}
-            found = {each.prompt_id: each for each in collect(sampler, [*wanted.values()], store)}
-            for line in cut_thoughts(found.values()):
-                _log.warning("%s: %s", sampler.name, line)
-            answers = {n: (*done, found[ids[n]].text) for n, done in answers.items()}
+    for _ in range(TURNS):
+        prompts = {
+            each.question_id: _conversation(each, answers[each.question_id]) for each in questions
+        }
+        ids = {number: prompt_id_of(prompt) for number, prompt in prompts.items()}
+        wanted = {ids[n]: SampleRequest(ids[n], prompt, 0) for n, prompt in prompts.items()}
+        found = {each.prompt_id: each for each in collect(sampler, [*wanted.values()], ledger)}
+        for line in cut_thoughts(found.values()):
+            _log.warning("%s: %s", sampler.name, line)
+        answers = {n: (*done, found[ids[n]].text) for n, done in answers.items()}
     return answers
 
 
@@ -257,12 +256,8 @@ class _Task:
 class _Grader:
     """Asks a judge for ratings, keeping each reply before it is read."""
 
-    def __init__(self, judge: ServerClient, file: Path, config: MtBenchConfig) -> None:
-        self._judge, self._file, self._config = judge, file, config
-        self._known = {
-            (line["key"], line["attempt"]): line["text"]
-            for line in read_json_lines(file, repair=True)
-        }
+    def __init__(self, judge: ServerClient, ledger: Ledger, config: MtBenchConfig) -> None:
+        self._judge, self._ledger, self._config = judge, ledger, config
         self.counts: Counter[str] = Counter(calls=0, reused=0, unreadable=0)
 
     def grade(
@@ -285,12 +280,12 @@ class _Grader:
         )
         rating = None
         for attempt in range(self._config.attempts):
-            text = self._known.get((key, attempt))
-            self.counts["calls" if text is None else "reused"] += 1
-            if text is None:
+            known = self._ledger.get("gradings", (key, attempt))
+            self.counts["calls" if known is None else "reused"] += 1
+            if known is None:
                 text = await self._buy(task, attempt)
-                append_json_line(self._file, {"key": key, "attempt": attempt, "text": text})
-            rating = read_rating(text)
+                known = self._ledger.put("gradings", (key, attempt), (text,))
+            rating = read_rating(known[0])
             if rating is not None:
                 break
             self.counts["unreadable"] += 1

@@ -2,41 +2,36 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
+from prefstage.core.ledger import Ledger
 from prefstage.core.progress import progress
 from prefstage.data.records import Candidates, Prompt, prompt_id_of
 from prefstage.evaluating.answers import Answers, gather_answers
-from prefstage.sampling import CandidateStore, Sample, Sampler, collect, requests_for
+from prefstage.sampling import Sample, Sampler, collect, requests_for
 from prefstage.sampling.base import cut_thoughts
 
 _log = logging.getLogger(__name__)
 
 
-def answer_prompts(sampler: Sampler, prompts: Sequence[Prompt], store_file: Path) -> Answers:
+def answer_prompts(sampler: Sampler, prompts: Sequence[Prompt], ledger: Ledger) -> Answers:
     """Let a policy answer each prompt once.
 
     Args:
         sampler: Who answers.
         prompts: What is asked; equal prompts once.
-        store_file: Where each answer goes as it arrives; a repeated call asks only for what
+        ledger: Where each answer goes as it arrives; a repeated call asks only for what
             is not there.
 
     Returns:
         One answer a prompt, without what was thought before it, empty ones included: a policy
         that says nothing (or was cut in its thought, which is logged) loses there.
-
-    Raises:
-        InputError: If the store holds another sampler's answers.
     """
     asked = {prompt_id_of(prompt): prompt for prompt in prompts}
     rows = [Candidates(key, prompt, (), (), ()) for key, prompt in asked.items()]
     found = dict[str, Sample]()
-    with (
-        CandidateStore(store_file) as store,
-        progress(f"answers of {sampler.name}", len(rows)) as tick,
-    ):
-        for sample in collect(sampler, requests_for(rows, responses=1), store):
+    requests = requests_for(rows, responses=1)
+    with progress(f"answers of {sampler.name}", len(rows)) as tick:
+        for sample in collect(sampler, requests, ledger, key=sampler.fingerprint):
             found[sample.prompt_id] = sample
             tick()
     for line in cut_thoughts(found.values()):

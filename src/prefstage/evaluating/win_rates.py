@@ -152,8 +152,8 @@ def win_rate(
     Args:
         model: The model's answers, or a file with them (see `load_answers`).
         baseline: The baseline's.
-        judge: Gives P(a ≻ b | x), or a specification that `load_judge` reads. Beside a
-            `JudgmentStore` (`stored`) nothing is judged twice.
+        judge: Gives P(a ≻ b | x), or a specification that `load_judge` reads. With a
+            `Ledger` (`stored`) nothing is judged twice.
         config: How to measure; None for the defaults.
         prompt_numbers: instruction → number of AlpacaEval's prompts, if these are they (see
             `read_prompt_numbers`): length control then uses the official difficulty.

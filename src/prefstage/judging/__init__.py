@@ -1,16 +1,7 @@
-"""Who says which answer is better, and the store that never buys a judgment twice."""
+"""Who says which answer is better; with a ledger, no judgment is bought twice."""
 
-from prefstage.judging.base import Comparison, Judge, Judgment, PointwiseJudge
-from prefstage.judging.loading import load_judge
-from prefstage.judging.store import JudgmentStore
+from prefstage.judging.base import Comparison, Judge, Judgment
+from prefstage.judging.loading import as_judge, load_judge
 from prefstage.judging.stored import stored
 
-__all__ = [
-    "Comparison",
-    "Judge",
-    "Judgment",
-    "JudgmentStore",
-    "PointwiseJudge",
-    "load_judge",
-    "stored",
-]
+__all__ = ["Comparison", "Judge", "Judgment", "as_judge", "load_judge", "stored"]

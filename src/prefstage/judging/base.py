@@ -1,11 +1,18 @@
 """What a judge is: P(a ≻ b | x), the probability that response a is better than b."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Self, TypeVar
 
+from prefstage.core.ledger import Ledger
 from prefstage.data.records import Prompt
+
+Item = tuple[Prompt, str]
+"""(prompt, response)."""
+T = TypeVar("T")
+
+_CHUNK = 32  # comparisons asked together of a judge that cannot stream
 
 
 @dataclass(frozen=True)
@@ -39,53 +46,105 @@ class Judgment:
     status: Literal["decided", "undecided"] = "decided"
 
 
-@runtime_checkable
-class Judge(Protocol):
-    """Compares responses. `compare(a, b)` and `compare(b, a)` sum to one."""
+class Judge:
+    """Says which of two responses is better. The base class of every judge.
+
+    A subclass sets `name` and `fingerprint` and defines one of four methods; the others follow:
+
+    - `compare`, or `stream` if judgments become known one by one;
+    - `score`, or `stream_scores`, for a judge that rewards one response at a time (it is
+      `pointwise`): m + n rewards serve the m·n comparisons of a prompt.
+
+    `compare` of (a, b) and of (b, a) sum to one, and depend on that comparison alone.
+
+    Attributes:
+        name: Short name for people.
+        fingerprint: Hash of everything that a judgment depends on besides the texts.
+    """
+
+    name: str
+    fingerprint: str
 
     @property
-    def name(self) -> str:
-        """Short name for people."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything a judgment depends on besides the texts."""
-
-    def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
-        """Judge each comparison; the result depends on that comparison alone."""
-
-
-@runtime_checkable
-class PointwiseJudge(Judge, Protocol):
-    """A judge that scores one response at a time: m + n calls for m·n comparisons."""
-
-    def score(self, items: Sequence[tuple[Prompt, str]]) -> list[float]:
-        """Reward of each (prompt, response); P(a ≻ b) = σ(reward_a - reward_b)."""
-
-
-@runtime_checkable
-class StreamingJudge(Judge, Protocol):
-    """A judge that gives each judgment as it becomes known, for progress and for storing."""
-
-    def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
-        """Yield (position in `comparisons`, judgment), each position once, in any order."""
-
-
-@runtime_checkable
-class StreamingPointwiseJudge(PointwiseJudge, Protocol):
-    """A pointwise judge that gives each reward as it becomes known."""
-
-    def score_each(self, items: Sequence[tuple[Prompt, str]]) -> Iterator[tuple[int, float]]:
-        """Yield (position in `items`, reward), each position once, in any order."""
-
-
-@runtime_checkable
-class CountingJudge(Judge, Protocol):
-    """A judge that keeps count of what it did, for reports."""
+    def pointwise(self) -> bool:
+        """Whether `score` gives rewards, with P(a ≻ b) = σ(reward_a - reward_b)."""
+        kind = type(self)
+        return not (kind.score is Judge.score and kind.stream_scores is Judge.stream_scores)
 
     @property
     def counts(self) -> Mapping[str, int]:
         """What happened so far: "calls", and where they apply "truncated", "undecided"."""
+        return {}
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
+        """Judge each comparison.
+
+        Args:
+            comparisons: What to judge.
+
+        Returns:
+            One judgment per comparison, in order.
+        """
+        if self.pointwise:
+            return compare_by_rewards(self.score, comparisons)
+        if type(self).stream is Judge.stream:
+            raise NotImplementedError(f"{type(self).__name__} neither compares nor scores")
+        return in_order(self.stream(comparisons), len(comparisons))
+
+    def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
+        """Judge each comparison, and give each judgment as soon as it is known.
+
+        Args:
+            comparisons: What to judge.
+
+        Yields:
+            (position in `comparisons`, judgment): each position once, in any order.
+        """
+        for start in range(0, len(comparisons), _CHUNK):
+            yield from enumerate(self.compare(comparisons[start : start + _CHUNK]), start)
+
+    def score(self, items: Sequence[Item]) -> list[float]:
+        """Reward each response, if the judge is `pointwise`.
+
+        Args:
+            items: (prompt, response) of each.
+
+        Returns:
+            Rewards, higher is better. [items], nats of preference odds.
+        """
+        return in_order(self.stream_scores(items), len(items))
+
+    def stream_scores(self, items: Sequence[Item]) -> Iterator[tuple[int, float]]:
+        """Reward each response, and give each reward as soon as it is known.
+
+        Args:
+            items: (prompt, response) of each.
+
+        Yields:
+            (position in `items`, reward): each position once, in any order.
+        """
+        if type(self).score is Judge.score:
+            raise NotImplementedError(f"{type(self).__name__} compares and does not score")
+        for start in range(0, len(items), _CHUNK):
+            yield from enumerate(self.score(items[start : start + _CHUNK]), start)
+
+    def with_replies_in(self, ledger: Ledger) -> "Judge | None":
+        """The same judge, reading single paid replies from `ledger` and writing new ones to it.
+
+        None for a judge whose judgments are kept as a whole.
+        """
+        return None
+
+    def close(self) -> None:
+        """Give up what the judge holds: nothing, unless a subclass says so."""
+
+    def __enter__(self) -> Self:
+        """The judge, to be closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the judge."""
+        self.close()
 
 
 TIE = Judgment(probability=0.5)
@@ -137,7 +196,7 @@ def sigmoid(logit: float) -> float:
 
 
 def compare_by_rewards(
-    score: Callable[[Sequence[tuple[Prompt, str]]], list[float]],
+    score: Callable[[Sequence[Item]], list[float]],
     comparisons: Sequence[Comparison],
 ) -> list[Judgment]:
     """Judge comparisons from the rewards of their responses, asked for in one call.
@@ -156,46 +215,15 @@ def compare_by_rewards(
     return [TIE if c.a == c.b else next(decided) for c in comparisons]
 
 
-def gather(judgments: Iterator[tuple[int, Judgment]], count: int) -> list[Judgment]:
-    """Put streamed judgments back into the order of their comparisons.
+def in_order(results: Iterable[tuple[int, T]], count: int) -> list[T]:
+    """Put streamed results back into the order of what was asked.
 
     Args:
-        judgments: (position, judgment), each position from 0 to `count` - 1 once.
-        count: Number of comparisons.
+        results: (position, result), each position from 0 to `count` - 1 once.
+        count: Number of positions.
 
     Returns:
-        One judgment a comparison, in order.
+        One result per position, in order.
     """
-    found = dict(judgments)
-    return [found[position] for position in range(count)]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answer that was paid for, as it came.
-
-    Attributes:
-        text: What the judge wrote.
-        probability: P(first shown ≻ second shown) read from it, or None if unreadable.
-    """
-
-    text: str
-    probability: float | None
-
-
-class ReplyLog(Protocol):
-    """Keeps every paid answer; asked before anything is bought."""
-
-    def get(self, question: Comparison, attempt: int) -> Reply | None:
-        """The answer to this question in this order (`a` shown first), if it was bought."""
-
-    def put(self, question: Comparison, attempt: int, reply: Reply) -> None:
-        """Keep an answer; when this returns it survives a kill of the process."""
-
-
-@runtime_checkable
-class BuyingJudge(Judge, Protocol):
-    """A judge whose single answers cost money or minutes, so that each is kept by itself."""
-
-    def recorded_in(self, log: ReplyLog) -> Judge:
-        """The same judge, reading known answers from `log` and writing new ones to it."""
+    by_position = dict(results)
+    return [by_position[position] for position in range(count)]

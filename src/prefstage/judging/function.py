@@ -17,7 +17,7 @@ from prefstage.core.config import Config
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
 from prefstage.data.records import Prompt
-from prefstage.judging.base import TIE, Comparison, Judgment, gather
+from prefstage.judging.base import TIE, Comparison, Judge, Judgment
 
 PreferenceFunction = Callable[[str, str, Prompt], float]
 """(a, b, prompt) → P(a ≻ b | prompt) in [0, 1]."""
@@ -32,7 +32,7 @@ class FunctionOptions(Config):
     )
 
 
-class CallableJudge:
+class CallableJudge(Judge):
     """Asks a Python function, in both orders: P = ½·(f(a, b) + 1 - f(b, a))."""
 
     def __init__(
@@ -68,7 +68,7 @@ class CallableJudge:
         return cls(function, options=options, name=f"python:{path}")
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]  # computed when first read
         """Hash of the function's name and, where it can be read, its source text.
 
         What the function calls or reads is not seen; a function that changed only there
@@ -86,16 +86,12 @@ class CallableJudge:
         """How often the function was called."""
         return dict(self._counts)
 
-    def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
-        """Judge each comparison; equal texts are a tie without a call.
+    def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
+        """Judge one comparison after the other; equal texts are a tie without a call.
 
         Raises:
             InputError: If the function gives something else than a number in [0, 1].
         """
-        return gather(self.compare_each(comparisons), len(comparisons))
-
-    def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
-        """Yield (position, judgment), one comparison after the other."""
         for position, comparison in enumerate(comparisons):
             yield position, self._judge(comparison)
 

@@ -13,9 +13,11 @@ from pydantic import Field
 from prefstage.core.config import Config
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.hashing import digest
+from prefstage.core.ledger import Ledger
 from prefstage.data.records import prompt_id_of
-from prefstage.judging.base import TIE, UNDECIDED, Comparison, Judgment, Reply, ReplyLog, gather
+from prefstage.judging.base import TIE, UNDECIDED, Comparison, Judge, Judgment
 from prefstage.judging.llm_prompt import REMINDER, JudgePrompt, read_token_verdict, read_verdict
+from prefstage.judging.stored import question_key
 from prefstage.serving.asking import ask_each
 from prefstage.serving.client import ServerClient
 from prefstage.serving.replies import ChatReply
@@ -53,7 +55,7 @@ class _Question:
     shown: Comparison
 
 
-class LLMJudge:
+class LLMJudge(Judge):
     """Shows both responses in both orders: P(a ≻ b) = ½·(P_ab(A) + 1 - P_ba(A)).
 
     P(A) of one order comes from the first token's log-probs where the server gives them and
@@ -67,7 +69,7 @@ class LLMJudge:
         client: ServerClient,
         *,
         options: LLMJudgeOptions | None = None,
-        log: ReplyLog | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """Judge through a server.
 
@@ -75,11 +77,11 @@ class LLMJudge:
             client: The server and the model on it.
             options: Wording, length and number of attempts; `concurrency`, `timeout_s` and
                 `retries` are the client's own and not read here.
-            log: Where paid answers are kept; in memory if None.
+            ledger: Where paid replies are kept; in memory if None.
         """
         self._client = client
         self._options = options or LLMJudgeOptions()
-        self._log = log or _RepliesInMemory()
+        self._ledger = ledger or Ledger(None)
         self._prompt = JudgePrompt()
         if self._options.prompt is not None:
             self._prompt = JudgePrompt.load(self._options.prompt)
@@ -130,9 +132,9 @@ class LLMJudge:
         )
         return cls(client, options=options)
 
-    def recorded_in(self, log: ReplyLog) -> "LLMJudge":
-        """The same judge, reading known answers from `log` and writing new ones to it."""
-        return LLMJudge(self._client, options=self._options, log=log)
+    def with_replies_in(self, ledger: Ledger) -> "LLMJudge":
+        """The same judge, reading known replies from `ledger` and writing new ones to it."""
+        return LLMJudge(self._client, options=self._options, ledger=ledger)
 
     @property
     def client(self) -> ServerClient:
@@ -151,16 +153,12 @@ class LLMJudge:
         tokens = {"prompt_tokens": usage.prompt_tokens, "answer_tokens": usage.completion_tokens}
         return {**self._counts, **tokens, "request_retries": usage.retries}
 
-    def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
-        """Judge each comparison in both orders; equal texts are a tie without a call.
+    def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
+        """Judge in both orders; equal texts are a tie without a call.
 
         Raises:
-            ServiceError: If the server fails for good; every answer until then is kept.
+            ServiceError: If the server fails for good; every reply until then is kept.
         """
-        return gather(self.compare_each(comparisons), len(comparisons))
-
-    def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
-        """Yield (position, judgment) as soon as both orders of a comparison are answered."""
         same: dict[tuple[str, str, str], list[tuple[int, bool]]] = {}
         questions: list[_Question] = []
         for position, comparison in enumerate(comparisons):
@@ -191,21 +189,22 @@ class LLMJudge:
         return Judgment(0.5 * (forward + 1.0 - backward))
 
     async def _ask(self, question: _Question) -> tuple[_Question, float | None]:
-        """Ask until the answer is readable; each answer is kept before it is used."""
+        """Ask until the reply is readable; each reply is kept before it is used."""
         for attempt in range(self._options.attempts):
-            reply = self._log.get(question.shown, attempt)
+            key = (*question_key(self.fingerprint, question.shown), attempt)
+            reply = self._ledger.get("replies", key)
+            counted = "reused"
             if reply is None:
-                reply = await self._buy(question.shown, attempt)
-                self._log.put(question.shown, attempt, reply)
-                self._counts["calls"] += 1
-            else:
-                self._counts["reused"] += 1
-            if reply.probability is not None:
-                return question, reply.probability
+                reply = self._ledger.put("replies", key, await self._buy(question.shown, attempt))
+                counted = "calls"
+            self._counts[counted] += 1
+            _, probability = reply
+            if probability is not None:
+                return question, float(probability)
             self._counts["unreadable"] += 1
         return question, None
 
-    async def _buy(self, shown: Comparison, attempt: int) -> Reply:
+    async def _buy(self, shown: Comparison, attempt: int) -> tuple[str, float | None]:
         messages = self._prompt.messages(shown, reminded=attempt > 0)
         wanted = {"max_tokens": self._options.max_tokens, "temperature": 0.0}
         if attempt > 0:  # the same question again would get the same answer
@@ -221,30 +220,15 @@ class LLMJudge:
         return _read(await self._client.chat(messages, **wanted))
 
 
-class _RepliesInMemory:
-    """Keeps answers as long as the judge lives."""
-
-    def __init__(self) -> None:
-        self._replies: dict[tuple[str, str, str, int], Reply] = {}
-
-    def get(self, question: Comparison, attempt: int) -> Reply | None:
-        return self._replies.get(self._key(question, attempt))
-
-    def put(self, question: Comparison, attempt: int, reply: Reply) -> None:
-        self._replies[self._key(question, attempt)] = reply
-
-    def _key(self, question: Comparison, attempt: int) -> tuple[str, str, str, int]:
-        return prompt_id_of(question.prompt), question.a, question.b, attempt
-
-
-def _read(answer: ChatReply) -> Reply:
+def _read(answer: ChatReply) -> tuple[str, float | None]:
+    """A reply as it is kept: its text, and P(first shown ≻ second shown) if it is readable."""
     verdict = None
     if answer.top_logprobs:
         first = answer.top_logprobs[0]
         verdict = read_token_verdict({token: math.exp(each) for token, each in first.items()})
     if verdict is None:
         verdict = read_verdict(answer.text)
-    return Reply(text=answer.text, probability=verdict)
+    return answer.text, verdict
 
 
 def _turned(comparison: Comparison) -> Comparison:

@@ -19,8 +19,8 @@ FORMS = (
 _CHOOSE = "choose one of these forms"
 
 
-def load_judge(spec: "str | Path | Judge | PreferenceFunction") -> Judge:
-    """Make a judge from its specification.
+def as_judge(spec: str | Path | Judge | PreferenceFunction) -> Judge:
+    """Make a judge from its specification, or from a function.
 
     Options follow a question mark: ``reward:PATH?max_length=256&max_prompt_tokens=96``.
 
@@ -39,13 +39,22 @@ def load_judge(spec: "str | Path | Judge | PreferenceFunction") -> Judge:
         The judge.
 
     Raises:
-        InputError: If the specification has none of these forms, or an unknown option.
+        InputError: If it is none of these, or has an unknown option.
         ModelError: If the model cannot be loaded.
     """
+    if isinstance(spec, Judge):
+        return spec
     if isinstance(spec, Path):
         spec = str(spec)
     if not isinstance(spec, str):
-        return spec if isinstance(spec, Judge) else CallableJudge(spec)
+        if not callable(spec):
+            raise InputError.of(
+                saw=f"a judge of type {type(spec).__name__}",
+                expected=f"{FORMS}; a function (a, b, prompt) -> P(a ≻ b); or a prefstage.judging."
+                "Judge",
+                cure="pass one of these; a class of your own derives from prefstage.judging.Judge",
+            )
+        return CallableJudge(spec)
     kind, separator, rest = spec.partition(":")
     target, options = _split_options(rest)
     if separator and kind in _LOADERS and target:
@@ -54,6 +63,10 @@ def load_judge(spec: "str | Path | Judge | PreferenceFunction") -> Judge:
         raise InputError.of(saw=f"judge {spec!r}", expected=FORMS, cure=_CHOOSE)
     target, options = _split_options(spec)
     return _LOADERS[_kind_of_checkpoint(target)](target, options)
+
+
+load_judge = as_judge
+"""The name for users: `load_judge("reward:PATH")`."""
 
 
 def _split_options(text: str) -> tuple[str, dict[str, str]]:

@@ -17,7 +17,7 @@ from prefstage.core.hashing import digest
 from prefstage.core.vocabulary import check_token_ids, embedding_rows
 from prefstage.core.weights import check_weights, not_finite_names, weights_fingerprint
 from prefstage.data.tokenizer_files import load_tokenizer
-from prefstage.judging.base import TIE, Comparison, Judgment, gather, sigmoid
+from prefstage.judging.base import TIE, Comparison, Judge, Judgment, sigmoid
 from prefstage.judging.batching import batches_by_length, padded
 from prefstage.judging.identity import tokenizer_fingerprint
 from prefstage.judging.models import loading_settings, told_errors
@@ -91,7 +91,7 @@ class PairRanker(nn.Module):
         return logits
 
 
-class PairRMJudge:
+class PairRMJudge(Judge):
     """P(a ≻ b | x) = σ(½·(f(a, b) - f(b, a))), with f(a, b) = s(a) - s(b) read in that order.
 
     The verdict, f(a, b) - f(b, a) > 0, is the published one of both orders; halving makes
@@ -159,7 +159,7 @@ class PairRMJudge:
         return cls(model.to(device=device, dtype=dtype), tokenizer, options=options, name=path)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]  # computed when first read
         """Hash of weights, precision, tokenizer and the way comparisons are shown."""
         weights, tokens = weights_fingerprint(self._model), tokenizer_fingerprint(self._tokenizer)
         return digest({"weights": weights, "tokenizer": tokens, "style": self._options.style})
@@ -169,12 +169,8 @@ class PairRMJudge:
         """Forward passes ("calls", two a comparison) and comparisons "truncated" to fit."""
         return dict(self._counts)
 
-    def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
-        """Judge each comparison in both orders; equal texts are a tie without a call."""
-        return gather(self.compare_each(comparisons), len(comparisons))
-
-    def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
-        """Yield (position, judgment) as batches finish."""
+    def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
+        """Judge in both orders, batch by batch; equal texts are a tie without a call."""
         wanted = []
         for position, comparison in enumerate(comparisons):
             if comparison.a == comparison.b:

@@ -14,15 +14,13 @@ from prefstage.core.errors import ModelError
 from prefstage.core.hashing import digest
 from prefstage.core.vocabulary import check_token_ids, embedding_rows
 from prefstage.core.weights import weights_fingerprint
-from prefstage.data.records import Prompt, prompt_id_of
+from prefstage.data.records import prompt_id_of
 from prefstage.data.tokenizer_files import load_tokenizer
-from prefstage.judging.base import Comparison, Judgment, compare_by_rewards
+from prefstage.judging.base import Item, Judge
 from prefstage.judging.batching import batches_by_length, padded
 from prefstage.judging.encoding import Encoding, make_encoder
 from prefstage.judging.identity import tokenizer_fingerprint
 from prefstage.judging.models import loading_settings
-
-Item = tuple[Prompt, str]
 
 
 class RewardModelOptions(Config):
@@ -46,7 +44,7 @@ class RewardModelOptions(Config):
     )
 
 
-class RewardModelJudge:
+class RewardModelJudge(Judge):
     """Bradley-Terry judge around any sequence classifier with a single logit.
 
     Rewards are kept in memory by (prompt, response): m + n forward passes serve the m·n
@@ -111,7 +109,7 @@ class RewardModelJudge:
         return cls(model, tokenizer, options=options, name=path)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]  # computed when first read
         """Hash of weights, precision, tokenizer, template and length limits."""
         encoder = {"kind": type(self._encode).__name__, **_limits(self._encode)}
         weights, tokens = weights_fingerprint(self._model), tokenizer_fingerprint(self._tokenizer)
@@ -126,16 +124,7 @@ class RewardModelJudge:
         """
         return dict(self._counts)
 
-    def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
-        """Judge each comparison by σ(r_a - r_b); equal texts are a tie without a call."""
-        return compare_by_rewards(self.score, comparisons)
-
-    def score(self, items: Sequence[Item]) -> list[float]:
-        """Reward of each (prompt, response), higher is better. [items], nats of odds."""
-        found = dict(self.score_each(items))
-        return [found[position] for position in range(len(items))]
-
-    def score_each(self, items: Sequence[Item]) -> Iterator[tuple[int, float]]:
+    def stream_scores(self, items: Sequence[Item]) -> Iterator[tuple[int, float]]:
         """Yield (position, reward) as batches finish; known rewards come first."""
         positions: dict[tuple[str, str], list[int]] = {}
         for position, (prompt, response) in enumerate(items):

@@ -3,21 +3,14 @@
 import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from typing import TypeVar
 
 from prefstage.core.progress import progress
-from prefstage.data.records import Candidates, Pair, Prompt
-from prefstage.judging.base import (
-    Comparison,
-    Judge,
-    Judgment,
-    PointwiseJudge,
-    StreamingJudge,
-    StreamingPointwiseJudge,
-    compare_by_rewards,
-)
+from prefstage.data.records import Candidates, Pair
+from prefstage.judging.base import Comparison, Item, Judge, Judgment, compare_by_rewards, in_order
 from prefstage.judging.texts import content_of
 
-_CHUNK = 32  # asked at once of a judge that cannot stream
+T = TypeVar("T")
 
 
 def comparison_of(pair: Pair) -> Comparison:
@@ -34,27 +27,16 @@ def compare_all(judge: Judge, comparisons: Sequence[Comparison]) -> list[Judgmen
         comparisons: What to judge.
 
     Returns:
-        One judgment a comparison, in order.
+        One judgment per comparison, in order.
     """
-    if isinstance(judge, PointwiseJudge):
-        pointwise = judge
-        return compare_by_rewards(lambda items: score_all(pointwise, items), comparisons)
-    found: dict[int, Judgment] = {}
-    with progress("judging", len(comparisons)) as tick:
-        for position, judgment in compare_each(judge, comparisons):
-            found[position] = judgment
-            tick()
-    return [found[position] for position in range(len(comparisons))]
+    if judge.pointwise:
+        return compare_by_rewards(lambda items: score_all(judge, items), comparisons)
+    return _shown("judging", judge.stream(comparisons), len(comparisons))
 
 
-def score_all(judge: PointwiseJudge, items: Sequence[tuple[Prompt, str]]) -> list[float]:
+def score_all(judge: Judge, items: Sequence[Item]) -> list[float]:
     """Score all responses by a pointwise judge, showing progress on a terminal."""
-    found: dict[int, float] = {}
-    with progress("scoring", len(items)) as tick:
-        for position, reward in score_each(judge, items):
-            found[position] = reward
-            tick()
-    return [found[position] for position in range(len(items))]
+    return _shown("scoring", judge.stream_scores(items), len(items))
 
 
 def score_candidates(judge: Judge, candidates: Sequence[Candidates]) -> list[list[float]]:
@@ -70,37 +52,28 @@ def score_candidates(judge: Judge, candidates: Sequence[Candidates]) -> list[lis
     Returns:
         For each prompt the scores of its responses, in order. [prompts][responses].
     """
-    if isinstance(judge, PointwiseJudge):
-        items = [(each.prompt, text) for each in candidates for text in each.responses]
+    if judge.pointwise:
+        items = [(row.prompt, text) for row in candidates for text in row.responses]
         rewards = iter(score_all(judge, items))
-        return [[next(rewards) for _ in each.responses] for each in candidates]
+        return [[next(rewards) for _ in row.responses] for row in candidates]
     comparisons = [
-        Comparison(each.prompt_id, each.prompt, a, b)
-        for each in candidates
-        for a, b in combinations(each.responses, 2)
+        Comparison(row.prompt_id, row.prompt, a, b)
+        for row in candidates
+        for a, b in combinations(row.responses, 2)
     ]
     judgments = iter(compare_all(judge, comparisons))
-    return [_mean_wins(len(each.responses), judgments) for each in candidates]
+    return [_mean_wins(len(row.responses), judgments) for row in candidates]
 
 
-def compare_each(judge: Judge, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
-    """Yield (position, judgment) as they become known, by any judge."""
-    if isinstance(judge, StreamingJudge):
-        yield from judge.compare_each(comparisons)
-        return
-    for start in range(0, len(comparisons), _CHUNK):
-        yield from enumerate(judge.compare(comparisons[start : start + _CHUNK]), start)
+def _shown(label: str, results: Iterator[tuple[int, T]], count: int) -> list[T]:
+    with progress(label, count) as tick:
 
+        def ticked() -> Iterator[tuple[int, T]]:
+            for result in results:
+                yield result
+                tick()
 
-def score_each(
-    judge: PointwiseJudge, items: Sequence[tuple[Prompt, str]]
-) -> Iterator[tuple[int, float]]:
-    """Yield (position, reward) as they become known, by any pointwise judge."""
-    if isinstance(judge, StreamingPointwiseJudge):
-        yield from judge.score_each(items)
-        return
-    for start in range(0, len(items), _CHUNK):
-        yield from enumerate(judge.score(items[start : start + _CHUNK]), start)
+        return in_order(ticked(), count)
 
 
 def _mean_wins(count: int, judgments: Iterator[Judgment]) -> list[float]:
@@ -109,4 +82,4 @@ def _mean_wins(count: int, judgments: Iterator[Judgment]) -> list[float]:
         probability = next(judgments).probability
         wins[a].append(probability)
         wins[b].append(1.0 - probability)
-    return [math.fsum(each) / len(each) if each else 0.5 for each in wins]
+    return [math.fsum(shares) / len(shares) if shares else 0.5 for shares in wins]

@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -15,7 +15,7 @@ from prefstage.core.errors import DataError
 from prefstage.core.hashing import digest
 from prefstage.data import load_candidates, load_pairs
 from prefstage.data.records import Candidates, Pair, prompt_id_of
-from prefstage.judging.base import TIE, UNDECIDED, Comparison, Judgment, sigmoid
+from prefstage.judging.base import TIE, UNDECIDED, Comparison, Judge, Judgment, sigmoid
 from prefstage.judging.texts import content_of
 
 
@@ -73,7 +73,7 @@ class JudgmentTable:
                     self.scores[each.prompt_id][response.strip()].append(score)
 
 
-class TableJudge:
+class TableJudge(Judge):
     """Looks P(a ≻ b | x) up among recorded judgments.
 
     In order: the records of this very pair (averaged); the difference of both responses'
@@ -144,10 +144,6 @@ class TableJudge:
         self._counts["looked_up"] += len(comparisons) - len(missing)
         self._counts["undecided"] += len(missing)
         return [UNDECIDED if p is None else Judgment(p) for p in found]
-
-    def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
-        """Yield (position, judgment); all are looked up before the first is given."""
-        yield from enumerate(self.compare(comparisons))
 
     def _find(self, comparison: Comparison) -> float | None:
         a, b = comparison.a.strip(), comparison.b.strip()

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from prefstage.core.errors import InputError
 from prefstage.data.records import Candidates
-from prefstage.judging.base import Comparison, Judge, Judgment, PointwiseJudge, judgment_of_rewards
+from prefstage.judging.base import Comparison, Judge, Judgment, judgment_of_rewards
 
 Votes = Literal["hard", "probability"]
 TieRule = Literal["half", "off"]
@@ -255,7 +255,7 @@ def judge_sides(
 
 
 def _compare(judge: Judge, comparisons: Sequence[Comparison]) -> list[Judgment]:
-    if not isinstance(judge, PointwiseJudge):
+    if not judge.pointwise:
         return judge.compare(comparisons)
     # Keyed by prompt and text: a response meets every one of the other side, and a reward model
     # must not be run on it each time.

@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeVar
 
 from prefstage.core.config import check_config
 from prefstage.core.errors import InputError
+from prefstage.core.ledger import Ledger
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.sets import CandidateSet
-from prefstage.judging.base import CountingJudge, Judge
-from prefstage.judging.store import JudgmentStore
+from prefstage.judging.base import Judge
 from prefstage.judging.stored import stored
 from prefstage.measuring.boundary import (
     JudgedPrompt,
@@ -30,12 +30,9 @@ from prefstage.measuring.stage import (
     write_prompts,
 )
 from prefstage.sampling.base import Sampler
-from prefstage.sampling.store import CandidateStore
 
 STAGE = "stage.json"
 PROMPTS = "prompts.parquet"
-JUDGMENTS = "judgments.sqlite"
-SAMPLES = "samples.jsonl"
 CANDIDATES = "candidates.parquet"
 
 _NOT_MEASURED = {"judge_accuracy", "judge_bias", "judge_errors", "overlap"}  # read at the end
@@ -141,9 +138,11 @@ def measure_stage(
                 "judge": judge.fingerprint,
             }
             RunFolder.open(out, command="measure", inputs=inputs)
-            judge = stored(judge, stack.enter_context(JudgmentStore(out / JUDGMENTS)))
+            sampled = isinstance(policy, SampledResponses)
+            ledger = stack.enter_context(Ledger.in_folder(out, alone=sampled))
+            judge = stored(judge, ledger)
             if isinstance(policy, SampledResponses):
-                policy.store = stack.enter_context(CandidateStore(out / SAMPLES))
+                policy.ledger = ledger
         end = _run(prompt_ids, (policy, off), judge=judge, config=config, watch=watch)
         counts = _counts(judge).items()
         stage = _stage(
@@ -317,7 +316,7 @@ def _entered(loaded: T, stack: ExitStack) -> T:
 
 
 def _counts(judge: Judge) -> dict[str, int]:
-    return dict(judge.counts) if isinstance(judge, CountingJudge) else {}
+    return dict(judge.counts)
 
 
 def _distinctness(stage: Stage, sampler: Any) -> float:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.hashing import digest
+from prefstage.core.ledger import Ledger
 from prefstage.core.seeds import seed_for
 from prefstage.data.grouping import pairs_to_candidates
 from prefstage.data.records import Candidates
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.sources import DataSource
-from prefstage.sampling.base import Sample, Sampler, requests_for
-from prefstage.sampling.store import CandidateStore, collect, to_candidates
+from prefstage.sampling.base import Sample, Sampler, collect, requests_for, to_candidates
 
 Responses = DataSource
 """Prompts with responses, as measuring takes them; pairs count as two responses."""
@@ -121,7 +121,7 @@ class SampledResponses:
     Attributes:
         sampler: The policy.
         responses: Responses a prompt, m.
-        store: Where responses are kept as they arrive and taken from; None to keep none.
+        ledger: Where responses are kept as they arrive and taken from; None to keep none.
         tokens: Tokens of prompts and responses so far.
         cut: Responses so far that hit the token limit.
         cut_thoughts: Responses so far that ended within their thought.
@@ -130,7 +130,7 @@ class SampledResponses:
     def __init__(self, sampler: Sampler, responses: int) -> None:
         self.sampler, self.responses = sampler, responses
         self.name, self.fingerprint = sampler.name, sampler.fingerprint
-        self.store: CandidateStore | None = None
+        self.ledger: Ledger | None = None
         self.tokens = {"prompt": 0, "response": 0}
         self.cut = self.cut_thoughts = 0
 
@@ -156,8 +156,8 @@ class SampledResponses:
         answers: dict[tuple[str, int], Sample] = {}
         stream = (
             self.sampler.sample(requests)
-            if self.store is None
-            else collect(self.sampler, requests, self.store)
+            if self.ledger is None
+            else collect(self.sampler, requests, self.ledger)
         )
         for sample in stream:
             answers[sample.prompt_id, sample.index] = sample

@@ -1,18 +1,17 @@
-"""Who writes answers: transformers in process, any OpenAI-compatible server; the store."""
+"""Who writes answers: transformers in process, any OpenAI-compatible server."""
 
 from typing import TYPE_CHECKING, Any
 
 from prefstage.sampling.base import (
-    BuyingSampler,
-    DescribedSampler,
     Sample,
     Sampler,
     SampleRequest,
     SamplingConfig,
+    collect,
     requests_for,
+    to_candidates,
 )
-from prefstage.sampling.loading import LoadOptions, load_sampler
-from prefstage.sampling.store import CandidateStore, collect, to_candidates
+from prefstage.sampling.loading import LoadOptions, as_sampler, load_sampler
 
 if TYPE_CHECKING:
     from prefstage.sampling.server_sampler import ServedSampler as ServedSampler
@@ -26,9 +25,6 @@ _HEAVY = {
 }
 
 __all__ = [
-    "BuyingSampler",
-    "CandidateStore",
-    "DescribedSampler",
     "LoadOptions",
     "Sample",
     "SampleRequest",
@@ -37,6 +33,7 @@ __all__ = [
     "ServedSampler",
     "ServerSampler",
     "TransformersSampler",
+    "as_sampler",
     "collect",
     "load_sampler",
     "requests_for",

@@ -1,14 +1,18 @@
 """What a sampler is: who writes answers, one per (prompt, sample index)."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from prefstage.core.config import Config
+from prefstage.core.errors import InputError
+from prefstage.core.ledger import Ledger
 from prefstage.core.seeds import seed_for
-from prefstage.data.records import Candidates, Generation, Prompt
+from prefstage.data.records import Candidates, Generation, Prompt, generations_of
 
 
 class SamplingConfig(Config):
@@ -108,25 +112,40 @@ def cut_thoughts(samples: Iterable[Sample], *, max_new_tokens: int | None = None
     ]
 
 
-@runtime_checkable
-class Sampler(Protocol):
-    """Writes answers. Each depends on its (prompt, index) and the seed alone."""
+class Sampler:
+    """Writes answers. Each depends on its (prompt, index) and the seed alone.
+
+    The base class of every sampler: a subclass sets the attributes and defines `sample`, or
+    `sample_into` where an answer costs money or minutes elsewhere.
+
+    Attributes:
+        name: Short name for people and for the `sources` column.
+        fingerprint: Hash of everything that the answers depend on: weights or server model,
+            settings, seed.
+        settings: What the fingerprint is made of, by name; JSON-serialisable.
+    """
+
+    name: str
+    fingerprint: str
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     @property
-    def name(self) -> str:
-        """Short name for people and for the `sources` column."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything the answers depend on: weights or server model, settings, seed."""
+    def counts(self) -> Mapping[str, int]:
+        """What happened so far besides sampling."""
+        return {}
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
-        """Answer every request once, in any order, each as soon as it is ready."""
+        """Answer every request once, in any order, each as soon as it is ready.
 
+        Args:
+            requests: What is wanted.
 
-@runtime_checkable
-class BuyingSampler(Sampler, Protocol):
-    """A sampler whose answers cost money or minutes elsewhere: each is kept on arrival."""
+        Returns:
+            An iterator over the answers.
+        """
+        if type(self).sample_into is Sampler.sample_into:
+            raise NotImplementedError(f"{type(self).__name__} does not sample")
+        return self.sample_into(requests, lambda sample: None)
 
     def sample_into(
         self, requests: Sequence[SampleRequest], keep: Callable[[Sample], None]
@@ -141,15 +160,20 @@ class BuyingSampler(Sampler, Protocol):
         Yields:
             Each answer, after it was kept.
         """
+        for sample in self.sample(requests):
+            keep(sample)
+            yield sample
 
+    def close(self) -> None:
+        """Give up what the sampler holds: nothing, unless a subclass says so."""
 
-@runtime_checkable
-class DescribedSampler(Sampler, Protocol):
-    """A sampler that says what its fingerprint is made of."""
+    def __enter__(self) -> Self:
+        """The sampler, to be closed at the end of the block."""
+        return self
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Everything that the answers depend on, by name; JSON-serialisable."""
+    def __exit__(self, *_: object) -> None:
+        """Close the sampler."""
+        self.close()
 
 
 def requests_for(
@@ -184,3 +208,129 @@ def sample_seed(config: SamplingConfig, request: SampleRequest) -> int:
 def shared_settings(config: SamplingConfig) -> dict[str, Any]:
     """The settings that each answer depends on: all but the number of responses."""
     return config.model_dump(exclude={"responses"})
+
+
+def collect(
+    sampler: Sampler, requests: Sequence[SampleRequest], ledger: Ledger, *, key: str | None = None
+) -> Iterator[Sample]:
+    """Answer requests, asking the sampler only for what the ledger does not hold.
+
+    Args:
+        sampler: Who answers; its answers depend on its fingerprint and the request alone.
+        requests: What is wanted.
+        ledger: Every new answer is in it before it is yielded, and those of a server even
+            before anything else is done with them.
+        key: Names the answers in a ledger that holds those of other samplers too; None for a
+            ledger of this sampler alone, where its fingerprint names them.
+
+    Yields:
+        The answer to each request: those in the ledger first, then new ones as they come.
+
+    Raises:
+        InputError: If the ledger holds another sampler's answers and `key` is None, or an answer
+            in it cannot be read.
+    """
+    if key is None:
+        key = sampler.fingerprint
+        _check_alone(sampler, ledger)
+    who = (sampler.name, json.dumps(dict(sampler.settings)), ledger.date.isoformat())
+    ledger.put("samplers", (key,), who)
+    missing: dict[tuple[str, int], SampleRequest] = {}
+    for request in requests:
+        known = stored_sample(key, request, ledger)
+        if known is None:
+            missing[request.prompt_id, request.index] = request
+        else:
+            yield known
+
+    def keep(sample: Sample) -> None:
+        values = asdict(sample)
+        row = (key, values.pop("prompt_id"), values.pop("index"))
+        # Half of a surrogate pair, which JSON can carry and UTF-8 cannot, stays an escape.
+        text = json.dumps(values)
+        ledger.put("samples", row, (text, sample.prompt_tokens, sample.response_tokens))
+
+    yield from sampler.sample_into(list(missing.values()), keep)
+
+
+def stored_sample(sampler: str, request: SampleRequest, ledger: Ledger) -> Sample | None:
+    """Look an answer up.
+
+    Args:
+        sampler: The sampler's key: its fingerprint, or as `collect` was told.
+        request: What was asked.
+        ledger: Where to look.
+
+    Returns:
+        The answer, or None if there is none yet.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    row = ledger.get("samples", (sampler, request.prompt_id, request.index))
+    if row is None:
+        return None
+    try:
+        values = json.loads(row[0])
+        values["token_ids"] = tuple(values["token_ids"])
+        return Sample(request.prompt_id, request.index, **values)
+    except (ValueError, TypeError, KeyError):
+        raise InputError.of(
+            saw=f"{ledger.path}: the answer {request.index} to prompt {request.prompt_id} is "
+            "unreadable",
+            expected="answers as prefstage wrote them",
+            cure="restore the file from a copy, or name another file and run again",
+        ) from None
+
+
+def to_candidates(
+    prompts: Sequence[Candidates], samples: Iterable[Sample], *, source: str
+) -> list[Candidates]:
+    """Join samples with their prompts.
+
+    Args:
+        prompts: Each prompt once; only id and messages are used.
+        samples: Answers, at most one per (prompt, index), in any order.
+        source: Who wrote them.
+
+    Returns:
+        The prompts that have answers, in order, with their answers by index, and how each was
+        generated; no scores.
+    """
+    answers: dict[str, list[Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.index):
+        answers.setdefault(sample.prompt_id, []).append(sample)
+    return [
+        _candidates(prompt, answers[prompt.prompt_id], source)
+        for prompt in prompts
+        if prompt.prompt_id in answers
+    ]
+
+
+def _candidates(prompt: Candidates, samples: Sequence[Sample], source: str) -> Candidates:
+    return Candidates(
+        prompt.prompt_id,
+        prompt.prompt,
+        responses=tuple(sample.text for sample in samples),
+        sources=(source,) * len(samples),
+        scores=(None,) * len(samples),
+        generations=generations_of(sample.generation for sample in samples),
+    )
+
+
+def _check_alone(sampler: Sampler, ledger: Ledger) -> None:
+    settings = json.loads(json.dumps(dict(sampler.settings)))
+    for fingerprint, name, text, answers in ledger.samplers():
+        if fingerprint != sampler.fingerprint:
+            former = json.loads(text)
+            different = ", ".join(
+                f"{key}={former.get(key)!r}, now {settings.get(key)!r}"
+                for key in sorted({*former, *settings})
+                if former.get(key) != settings.get(key)
+            )
+            raise InputError.of(
+                saw=f"{ledger.path} holds {answers} answers of {name!r}"
+                + (f" with other settings ({different})" if different else ""),
+                expected="a new file, or the same sampler, settings and seed",
+                cure="name another file, or repeat the first run's settings to go on with it",
+            )

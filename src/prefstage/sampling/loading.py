@@ -1,4 +1,4 @@
-"""`load_sampler`: from a short text to who writes the answers."""
+"""From a short text to who writes the answers."""
 
 import datetime
 import tempfile
@@ -62,8 +62,11 @@ _CLIENT = ("timeout_s", "retries", "api_key_env")
 _SERVER = ("concurrency", *_CLIENT)
 
 
-def load_sampler(
-    spec: str, config: SamplingConfig | None = None, *, options: LoadOptions | None = None
+def as_sampler(
+    spec: str | Path | Sampler,
+    config: SamplingConfig | None = None,
+    *,
+    options: LoadOptions | None = None,
 ) -> Sampler:
     """Load who writes answers.
 
@@ -71,18 +74,29 @@ def load_sampler(
         spec: ``openai:MODEL@URL``, a running OpenAI-compatible server; ``serve:COMMAND``, a
             server that is started when needed and stopped at the end (by the sampler's
             `close`, or with this process), its command with `{port}` where the port goes;
-            otherwise a model folder or Hub id, for transformers in this process.
+            otherwise a model folder or Hub id, for transformers in this process. A `Sampler`
+            is returned as it is.
         config: How to sample; None for the defaults.
         options: How to load.
 
     Returns:
-        The sampler. One of a `serve:` spec is also a context manager that stops the server.
+        The sampler. Closing it (or its ``with`` block) stops the server of a `serve:` spec.
 
     Raises:
         InputError: If the spec is malformed, or an option has no effect on its kind.
         ModelError: If there is no such model.
     """
-    config, options = config or SamplingConfig(), options or LoadOptions()
+    if isinstance(spec, Sampler) and config is None and options is None:
+        return spec
+    if not isinstance(spec, str | Path):
+        raise InputError.of(
+            saw=f"a policy of type {type(spec).__name__}"
+            + (" with settings of its own" if isinstance(spec, Sampler) else ""),
+            expected="a model folder, a Hub id, openai:MODEL@URL, serve:COMMAND, or a "
+            "prefstage.sampling.Sampler, which has its settings already",
+            cure="pass one of these; a class of your own derives from prefstage.sampling.Sampler",
+        )
+    spec, config, options = str(spec), config or SamplingConfig(), options or LoadOptions()
     if spec.startswith("openai:"):
         _no_effect(spec, options, (*_IN_PROCESS, "log_file"))
         return _running_server(spec, config, options)
@@ -103,6 +117,10 @@ def load_sampler(
         config,
         **options.given("chat_format", "template_options", *_IN_PROCESS),
     )
+
+
+load_sampler = as_sampler
+"""The name for users: `load_sampler("path/to/model")`."""
 
 
 def _running_server(spec: str, config: SamplingConfig, options: LoadOptions) -> Sampler:

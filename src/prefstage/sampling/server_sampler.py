@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.hashing import digest
 from prefstage.data.records import SAMPLED
 from prefstage.sampling.base import (
     Sample,
+    Sampler,
     SampleRequest,
     SamplingConfig,
     sample_seed,
@@ -31,7 +31,7 @@ _REFUSALS_BEFORE_GIVING_UP = 5
 DEFAULT_CONCURRENCY = 16
 
 
-class ServerSampler:
+class ServerSampler(Sampler):
     """Samples from a running OpenAI-compatible server, one request and one seed a response.
 
     `transformers serve` takes top_k and sampling at all only in a generation_config of its
@@ -88,36 +88,17 @@ class ServerSampler:
             **({"template_options": self._template_options} if template_options else {}),
             **shared_settings(config),
         }
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the model's name, the settings and the seed."""
-        return digest(dict(self.settings))
+        self.fingerprint = digest(dict(self.settings))
 
     @property
     def counts(self) -> Mapping[str, int]:
         """The client's usage so far."""
         return dict(vars(self.client.usage))
 
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
-        """Answer every request once.
-
-        Args:
-            requests: What is wanted.
-
-        Returns:
-            An iterator over the answers, each as soon as it arrives.
-
-        Raises:
-            ServiceError: If the server fails for good; or, after all others have been
-                answered, if it refused some prompts.
-        """
-        return self.sample_into(requests, lambda sample: None)
-
     def sample_into(
         self, requests: Sequence[SampleRequest], keep: Callable[[Sample], None]
     ) -> Iterator[Sample]:
-        """As `sample`, and keep each answer the moment it arrives.
+        """Answer every request once, and keep each answer the moment it arrives.
 
         Args:
             requests: What is wanted.
@@ -127,7 +108,8 @@ class ServerSampler:
             Each answer, after it was kept.
 
         Raises:
-            ServiceError: As `sample`.
+            ServiceError: If the server fails for good; or, after all others have been
+                answered, if it refused some prompts.
         """
         if not requests:
             return
@@ -191,7 +173,7 @@ def _refuse_beams(config: SamplingConfig) -> None:
         )
 
 
-class ServedSampler:
+class ServedSampler(Sampler):
     """Samples from a server that is started when first needed, and stopped by `close`.
 
     The server also ends with this process, however that ends.
@@ -239,39 +221,17 @@ class ServedSampler:
             template_options=template_options,
         )
         self.config = config
-        self.settings = self._inner.settings
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the command, the settings and the seed."""
-        return self._inner.fingerprint
+        self.settings, self.fingerprint = self._inner.settings, self._inner.fingerprint
 
     @property
     def counts(self) -> Mapping[str, int]:
         """The client's usage so far."""
         return self._inner.counts
 
-    def __enter__(self) -> Self:
-        """The sampler; its server starts with the first request."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop the server."""
-        self.close()
-
     def close(self) -> None:
         """Stop the server, if it runs; the next request starts it again."""
         self._running = False
         self._open.close()
-
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
-        """As `ServerSampler.sample`, after the server is up; `requests` is what is wanted."""
-        return self.sample_into(requests, lambda sample: None)
 
     def sample_into(
         self, requests: Sequence[SampleRequest], keep: Callable[[Sample], None]

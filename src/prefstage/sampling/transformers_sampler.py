@@ -19,6 +19,7 @@ from prefstage.data.rendering import RenderingError
 from prefstage.data.rows import show
 from prefstage.sampling.base import (
     Sample,
+    Sampler,
     SampleRequest,
     SamplingConfig,
     sample_seed,
@@ -30,7 +31,7 @@ from prefstage.sampling.decoding import Row, generate_rows
 DEFAULT_BATCH_TOKENS = 32_768
 
 
-class TransformersSampler:
+class TransformersSampler(Sampler):
     """Samples from a causal language model in this process.
 
     Each response has random numbers of its own, from the seed, the prompt and the response's
@@ -119,7 +120,7 @@ class TransformersSampler:
         return cls(model, tokenizer, config, name=name, batch_tokens=batch_tokens, **encoding)
 
     @cached_property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Mapping[str, Any]:  # type: ignore[override]  # computed when first read
         """Everything that the answers depend on, by name."""
         return {
             "kind": "transformers",
@@ -129,8 +130,8 @@ class TransformersSampler:
             **shared_settings(self.config),
         }
 
-    @property
-    def fingerprint(self) -> str:
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]  # computed when first read
         """Hash of weights, tokenizer, template, truncation, settings and seed."""
         return digest(dict(self.settings))
 

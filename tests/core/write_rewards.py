@@ -1,19 +1,19 @@
-"""Write rewards into a store, telling each one after it was written. Run as a process.
+"""Write rewards into a ledger, telling each one after it was written. Run as a process.
 
-write_judgments.py STORE COUNT SHIFT...: one child process for each shift.
+write_rewards.py LEDGER COUNT SHIFT...: one child process for each shift.
 """
 
 import os
 import sys
 from pathlib import Path
 
-from prefstage.judging import JudgmentStore
+from prefstage.core.ledger import Ledger
 
 
 def write(path: Path, count: int, shift: int) -> None:
-    with JudgmentStore(path) as store:
+    with Ledger(path) as ledger:
         for number in range(shift, shift + count):
-            store.put_reward("judge", (), str(number), float(number))
+            ledger.put("rewards", ("judge", "prompt", str(number)), (float(number),))
             os.write(1, f"{number}\n".encode())  # whole lines, also among several writers
 
 

@@ -1,0 +1,329 @@
+"""The ledger: one SQLite file that has every answer and judgment from the moment it arrives."""
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from prefstage.core.errors import InputError, ServiceError
+from prefstage.core.runs import lock_file
+
+LEDGER = "ledger.sqlite"
+Table = Literal["samplers", "samples", "rewards", "judgments", "replies", "gradings"]
+
+_FORMER_STORES = (
+    *("judgments.sqlite", "samples.jsonl", "samples"),
+    *("answers.jsonl", "answers-0.jsonl", "gradings.jsonl"),
+)
+_VERSION = 2  # 1: judgments alone, answers in JSON lines
+_BUSY_S = 60.0
+_RETRY_S = 0.01
+_PROBABILITY = "probability REAL {null} CHECK (probability BETWEEN 0 AND 1)"
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """SQL definitions of a table's columns: those of its key, and the others."""
+
+    key: tuple[str, ...]
+    values: tuple[str, ...]
+
+    def names(self, part: Literal["key", "values"]) -> str:
+        return ", ".join(column.split()[0] for column in getattr(self, part))
+
+
+_TABLES: dict[Table, _Columns] = {
+    "samplers": _Columns(
+        ("fingerprint TEXT",),
+        ("name TEXT NOT NULL", "settings TEXT NOT NULL", "date TEXT NOT NULL"),
+    ),
+    "samples": _Columns(
+        ("sampler TEXT", "prompt TEXT", "position INTEGER"),
+        ("answer TEXT NOT NULL", "prompt_tokens INTEGER", "response_tokens INTEGER"),
+    ),
+    "rewards": _Columns(("judge TEXT", "prompt TEXT", "response TEXT"), ("reward REAL NOT NULL",)),
+    "judgments": _Columns(
+        ("judge TEXT", "prompt TEXT", "a TEXT", "b TEXT"),
+        (_PROBABILITY.format(null="NOT NULL"), "status TEXT NOT NULL"),
+    ),
+    "replies": _Columns(
+        ("judge TEXT", "prompt TEXT", "first TEXT", "second TEXT", "attempt INTEGER"),
+        ("text TEXT NOT NULL", _PROBABILITY.format(null="")),
+    ),
+    "gradings": _Columns(("question TEXT", "attempt INTEGER"), ("text TEXT NOT NULL",)),
+}
+
+
+class Ledger:
+    """Everything that was bought, by its key; the first value written under a key stands.
+
+    Every write is on disk before the call returns, so a kill at any moment loses nothing that
+    was written. Several processes may share one file; the others take the first one's value
+    over. Safe on any thread.
+
+    Tables, with their keys: `samplers` (fingerprint), `samples` (sampler, prompt, position),
+    `rewards` (judge, prompt, response), `judgments` (judge, prompt, and a pair of responses),
+    `replies` (judge, prompt, the responses in the order shown, attempt), `gradings` (question,
+    attempt).
+
+    Args:
+        path: The SQLite file; made, with its folder, if missing. None keeps all in memory.
+        alone: Refuse to open it while another process has it open so.
+        former: Files and folders beside it in which an earlier version kept the same.
+
+    Raises:
+        InputError: If the file is of another kind or version, damaged, cannot be written, or
+            is open in another process; or a former store lies where it should be made.
+    """
+
+    def __init__(
+        self, path: Path | None, *, alone: bool = False, former: Sequence[str] = ()
+    ) -> None:
+        self.path = path
+        self._lock = Lock()
+        try:
+            with ExitStack() as opening:  # a failure half way closes what was opened
+                if path is not None:
+                    _check_former(path, former)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if alone:
+                        _hold(path, opening)
+                self._connection = opening.enter_context(
+                    closing(
+                        sqlite3.connect(
+                            path or ":memory:",
+                            timeout=_BUSY_S,
+                            isolation_level=None,
+                            check_same_thread=False,  # our own lock keeps threads apart
+                        )
+                    )
+                )
+                self._prepare()
+                self._open = opening.pop_all()
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise InputError.of(
+                saw=f"{path}: {error}",
+                expected="a ledger of prefstage, or a path where one can be made",
+                cure="name another file",
+            ) from error
+
+    @classmethod
+    def in_folder(cls, folder: Path, *, alone: bool = False) -> Self:
+        """Open the ledger of a run folder.
+
+        Args:
+            folder: The run folder.
+            alone: As for the class.
+
+        Returns:
+            The ledger ``ledger.sqlite``.
+
+        Raises:
+            InputError: As the class; also if an earlier version kept its answers and judgments
+                in this folder.
+        """
+        return cls(folder / LEDGER, alone=alone, former=_FORMER_STORES)
+
+    def __enter__(self) -> Self:
+        """The open ledger."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the ledger."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was written is on disk already."""
+        self._open.close()
+
+    def get(self, table: Table, key: Sequence[Any]) -> tuple[Any, ...] | None:
+        """Look a record up.
+
+        Args:
+            table: Its table.
+            key: One value per column of the table's key.
+
+        Returns:
+            Its other columns; None if there is no such record.
+        """
+        columns = _TABLES[table]
+        marks = ", ".join("?" * len(key))
+        query = f"SELECT {columns.names('values')} FROM {table} WHERE ({columns.names('key')})"
+        rows = self._execute(f"{query} = ({marks})", key)
+        return rows[0] if rows else None
+
+    def put(self, table: Table, key: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
+        """Keep a record.
+
+        Args:
+            table: Its table.
+            key: One value per column of the table's key.
+            values: One value per other column.
+
+        Returns:
+            The values that stand under the key, now on disk: another process's if it was first.
+
+        Raises:
+            InputError: If a value is none that the table takes, such as a probability above 1.
+            ServiceError: If the disk is full, or the file cannot be written any more.
+        """
+        marks = ", ".join("?" * (len(key) + len(values)))
+        try:
+            # DO NOTHING passes over a taken key alone; OR IGNORE would swallow a failed CHECK too.
+            self._execute(
+                f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT DO NOTHING", (*key, *values)
+            )
+        except sqlite3.IntegrityError as error:
+            raise InputError.of(
+                saw=f"a record for {table} with {', '.join(map(repr, values))} ({error})",
+                expected="numbers that are no NaN, and probabilities from 0 to 1",
+                cure="mend the judge or sampler that gave it",
+            ) from None
+        return self.get(table, key) or tuple(values)
+
+    def rows(self, table: Table) -> list[tuple[Any, ...]]:
+        """All records of a table, key first, in the order of their arrival."""
+        return self._execute(f"SELECT * FROM {table} ORDER BY rowid")
+
+    def count(self, table: Table) -> int:
+        """Number of a table's records."""
+        return int(self._execute(f"SELECT count(*) FROM {table}")[0][0])
+
+    def total(self, column: Literal["prompt_tokens", "response_tokens"]) -> int:
+        """Tokens of all samples."""
+        return int(self._execute(f"SELECT coalesce(sum({column}), 0) FROM samples")[0][0])
+
+    def samplers(self) -> list[tuple[str, str, str, int]]:
+        """The samplers that have samples: fingerprint, name, settings (JSON), number of samples."""
+        return self._execute(
+            "SELECT fingerprint, name, settings, count(*) FROM samplers"
+            " JOIN samples ON fingerprint = sampler GROUP BY fingerprint"
+        )
+
+    @property
+    def date(self) -> date:
+        """The day of the first samples, which later ones' chat templates read as today too."""
+        sampled = "fingerprint IN (SELECT sampler FROM samples)"
+        ((first,),) = self._execute(f"SELECT min(date) FROM samplers WHERE {sampled}")
+        return date.today() if first is None else date.fromisoformat(first)
+
+    def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            try:
+                return self._connection.execute(statement, values).fetchall()
+            except sqlite3.IntegrityError:
+                raise
+            except sqlite3.DatabaseError as error:
+                raise ServiceError.of(
+                    saw=f"ledger {self.path}: {error}",
+                    expected="a file that can be read and written",
+                    cure="check free space and permissions, then repeat the command; "
+                    "what was bought before is kept",
+                ) from error
+
+    def _prepare(self) -> None:
+        self._connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_S * 1000)}")
+        # Before WAL mode, which is written into the file: others' files stay as they are. In one
+        # statement, since another process may be making the tables just now.
+        (version, tables) = self._connection.execute(
+            "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
+        ).fetchone()
+        if version != _VERSION and (version or tables):
+            raise _another_kind(self.path, version)
+        self._enter_wal_mode()
+        # In WAL mode the default, NORMAL, does not flush each commit: a power cut would lose the
+        # last ones, although their buyer was told that they are kept.
+        self._connection.execute("PRAGMA synchronous = FULL")
+        with self._transaction():
+            for name, columns in _TABLES.items():
+                self._connection.execute(
+                    f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(columns.key)},"
+                    f" {', '.join(columns.values)}, PRIMARY KEY ({columns.names('key')}))"
+                )
+            self._connection.execute(f"PRAGMA user_version = {_VERSION}")
+        # SQLite reads a page only when it is needed; damage shows now, not in the middle of a
+        # run. It checks the CHECKs too, so a probability that rotted is not taken for one.
+        (fault,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        if fault != "ok":
+            raise InputError.of(
+                saw=f"{self.path} is damaged ({' '.join(fault.split())})",
+                expected="a ledger as prefstage wrote it",
+                cure="restore it from a copy, or name another file and run again",
+            )
+
+    def _enter_wal_mode(self) -> None:
+        # Of processes that make a new file at once, SQLite fails all but one here immediately:
+        # its busy timeout does not cover a change of the journal mode.
+        deadline = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_S)
+            else:
+                return
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        # IMMEDIATE takes the write lock first: looking at the tables and making them are one
+        # step, also where another process opens the same new file.
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+
+def _hold(path: Path, opening: ExitStack) -> None:
+    # A file of its own: closing any handle on an SQLite file drops the locks that SQLite itself
+    # holds on it in this process.
+    holder = opening.enter_context(lock_file(path.with_name(f"{path.name}.lock")))
+    if holder is not None:
+        raise InputError.of(
+            saw=f"{path} is open in another process{holder}",
+            expected="one run at a time",
+            cure="wait for the other run to end, or name another file",
+        )
+
+
+def _check_former(path: Path, former: Sequence[str]) -> None:
+    names = [name for name in former if (path.parent / name).exists()]
+    if path.exists():
+        with path.open("rb") as stream:
+            names = [path.name] if stream.read(8) == b'{"kind":' else []
+    if names:
+        raise InputError.of(
+            saw=f"{path.parent} holds {', '.join(names)} of an earlier version of prefstage",
+            expected=f"the ledger {path.name}, which keeps answers and judgments now",
+            cure="delete it (or name another file or folder) and run again: answers and judgments "
+            "are made anew",
+        )
+
+
+def _another_kind(path: Path | None, version: int) -> InputError:
+    if version == 1:
+        return InputError.of(
+            saw=f"{path} is a judgment store of an earlier version of prefstage",
+            expected=f"a ledger of version {_VERSION}",
+            cure="delete it (or name another file) and run again: judgments are made anew",
+        )
+    return InputError.of(
+        saw=f"{path} is an SQLite file of another kind or version ({version})",
+        expected=f"a ledger of version {_VERSION}",
+        cure="name another file",
+    )

@@ -1,0 +1,191 @@
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from threading import Timer
+
+import pytest
+
+from prefstage.core.errors import InputError, ServiceError
+from prefstage.core.ledger import LEDGER, Ledger
+
+WRITER = Path(__file__).parent / "write_rewards.py"
+KEY = ("judge", "prompt", "a", "b")
+
+
+def rewards(ledger: Ledger) -> dict[str, float]:
+    return {response: reward for _, _, response, reward in ledger.rows("rewards")}
+
+
+def test_the_first_record_written_stands(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.sqlite") as mine, Ledger(tmp_path / "l.sqlite") as other:
+        assert mine.get("judgments", KEY) is None
+        assert mine.put("judgments", KEY, (0.75, "decided")) == (0.75, "decided")
+        assert other.put("judgments", KEY, (0.1, "decided")) == (0.75, "decided")
+        assert other.get("judgments", KEY) == (0.75, "decided")
+        assert other.get("judgments", (*KEY[:3], "c")) is None
+        assert other.count("judgments") == 1
+        assert other.count("rewards") == 0
+
+
+def test_without_a_file_all_is_kept_in_memory() -> None:
+    with Ledger(None) as ledger:
+        ledger.put("gradings", ("question", 0), ("Rating: [[3]]",))
+        assert ledger.get("gradings", ("question", 0)) == ("Rating: [[3]]",)
+    with Ledger(None) as ledger:
+        assert ledger.count("gradings") == 0
+
+
+def test_records_come_in_the_order_of_their_arrival(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        for response in "cab":
+            ledger.put("rewards", ("judge", "prompt", response), (1.0,))
+        assert list(rewards(ledger)) == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize("probability", [1.2, -0.1, math.nan, math.inf, None])
+def test_what_is_no_probability_is_refused(tmp_path: Path, probability: float | None) -> None:
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        with pytest.raises(InputError, match="probabilities from 0 to 1"):
+            ledger.put("judgments", KEY, (probability, "decided"))
+        assert ledger.count("judgments") == 0
+        ledger.put("replies", (*KEY, 0), ("unreadable", None))  # a reply may be without one
+
+
+def test_several_processes_share_one_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    command = [sys.executable, WRITER, path, "40", "0", "20", "30", "30"]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    assert len(lines.split()) == 160
+    with Ledger(path) as ledger:
+        assert rewards(ledger) == {str(number): float(number) for number in range(70)}
+
+
+def test_a_ledger_that_another_process_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # SQLite does not wait for this when it enters WAL mode
+    with (
+        closing(sqlite3.connect(path, timeout=60)) as impatient,
+        pytest.raises(sqlite3.OperationalError, match="locked"),
+    ):
+        impatient.execute("PRAGMA journal_mode = WAL")
+    release = Timer(0.2, lambda: other.execute("ROLLBACK"))
+    release.start()
+    with Ledger(path) as ledger:
+        assert ledger.count("rewards") == 0
+    release.join()
+    other.close()
+
+
+def test_kill_9_loses_nothing_that_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    command = [sys.executable, WRITER, path, "100000", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        written = [int(worker.stdout.readline()) for _ in range(50)]
+        os.kill(worker.pid, signal.SIGKILL)
+        written += [int(line) for line in worker.stdout if line.endswith("\n")]
+    assert worker.returncode == -signal.SIGKILL
+    with Ledger(path) as ledger:
+        kept = rewards(ledger)
+    assert all(kept[str(number)] == number for number in written)
+    assert len(written) <= len(kept) <= len(written) + 1
+
+
+def test_a_full_disk_is_an_error_that_keeps_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    with Ledger(path) as ledger:
+        ledger.put("gradings", ("first", 0), ("x",))
+        pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
+        ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(ServiceError, match=r"l\.sqlite: .*full.*what was bought.* is kept"):
+            ledger.put("gradings", ("second", 0), ("x" * 100_000,))
+    with Ledger(path) as ledger:
+        assert ledger.rows("gradings") == [("first", 0, "x")]
+        ledger.put("gradings", ("second", 0), ("x" * 100_000,))
+
+
+def test_a_damaged_file_is_named_when_it_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    with Ledger(path) as ledger:
+        for number in range(500):
+            ledger.put("gradings", (f"question {number}", 0), ("some text " * 20,))
+    whole = path.read_bytes()
+    middle = len(whole) // 2 // 4096 * 4096
+    path.write_bytes(whole[:middle] + b"\x55" * 4096 + whole[middle + 4096 :])
+    with pytest.raises(InputError, match=r"l\.sqlite(: | is damaged)"):
+        Ledger(path)
+    path.write_bytes(whole[:middle])
+    with pytest.raises(InputError, match=r"l\.sqlite(: | is damaged)"):
+        Ledger(path)
+    path.write_bytes(whole)
+    with Ledger(path) as ledger:
+        assert ledger.count("gradings") == 500
+
+
+def test_a_probability_that_was_altered_is_noticed_when_the_file_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    with Ledger(path) as ledger:
+        ledger.put("judgments", KEY, (0.75, "decided"))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute("UPDATE judgments SET probability = 7.5")
+    with pytest.raises(InputError, match=r"damaged \(CHECK constraint failed in judgments\)"):
+        Ledger(path)
+
+
+def test_a_file_of_another_kind_is_refused_and_left_alone(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    for content in (b"not a database " * 100, b"\xff\xfe", b"[1]\n", b'{"prompt": "x"}\n'):
+        text.write_bytes(content)
+        with pytest.raises(InputError, match="expected a ledger"):
+            Ledger(text)
+        assert text.read_bytes() == content
+    with pytest.raises(InputError, match="expected a ledger"):
+        Ledger(text / "below" / "l.sqlite")
+    with pytest.raises(InputError, match="expected a ledger"):
+        Ledger(tmp_path)
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as connection, connection:
+        connection.execute("CREATE TABLE things (name TEXT)")
+    with pytest.raises(InputError, match="another kind or version"):
+        Ledger(other)
+
+
+def test_stores_of_earlier_versions_are_refused_with_the_advice_to_run_again(
+    tmp_path: Path,
+) -> None:
+    judgments = tmp_path / "judgments.sqlite"
+    with closing(sqlite3.connect(judgments)) as connection, connection:
+        connection.execute("CREATE TABLE rewards (judge TEXT)")
+        connection.execute("PRAGMA user_version = 1")
+    samples = tmp_path / "answers.store.jsonl"
+    samples.write_text('{"kind": "prefstage samples", "version": 2}\n')
+    for path in (judgments, samples):
+        before = path.read_bytes()
+        with pytest.raises(InputError, match=r"earlier version of prefstage; .*run again"):
+            Ledger(path)
+        assert path.read_bytes() == before
+    with pytest.raises(InputError, match=r"judgments\.sqlite of an earlier version.*run again"):
+        Ledger.in_folder(tmp_path)
+    assert not (tmp_path / LEDGER).exists()
+    judgments.unlink()
+    with Ledger.in_folder(tmp_path):
+        assert (tmp_path / LEDGER).exists()
+
+
+def test_one_process_at_a_time_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    with (
+        Ledger(path, alone=True),
+        Ledger(path),
+        pytest.raises(InputError, match=rf"open in another process \(process {os.getpid()}\)"),
+    ):
+        Ledger(path, alone=True)
+    with Ledger(path, alone=True) as ledger:
+        assert ledger.count("samples") == 0
