@@ -4,7 +4,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import seed_for
 
 NAME = st.text() | st.integers()
 
@@ -26,7 +26,7 @@ def test_types_and_borders_of_names_count() -> None:
 
 
 def test_seed_is_the_same_in_another_process() -> None:
-    script = "from prefstage.core.seeds import seed_for; print(seed_for(7, 'sample', 'x', 1))"
+    script = "from prefstage.core.hashing import seed_for; print(seed_for(7, 'sample', 'x', 1))"
     printed = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     ).stdout

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefstage.core.errors import InputError
-from prefstage.core.vocabulary import check_token_ids, ids_without_token
+from prefstage.core.weights import check_token_ids, ids_without_token
 from prefstage.data import ResponseEncoder, prompt_id_of
 from prefstage.judging import load_judge
 from prefstage.sampling import SampleRequest, SamplingConfig

@@ -3,7 +3,7 @@ from scipy.stats import binomtest
 
 from prefstage.data.records import Pair
 from prefstage.judging import Judgment
-from prefstage.judging.agreement import agreement_with_labels, wilson_interval
+from prefstage.judging.judged import agreement_with_labels, wilson_interval
 
 
 def pair(chosen: str, rejected: str, agreement: float | None = None) -> Pair:

@@ -3,7 +3,7 @@ import pytest
 from prefstage.core.errors import InputError
 from prefstage.data.records import Prompt
 from prefstage.judging import load_judge
-from prefstage.judging.function import CallableJudge, FunctionOptions
+from prefstage.judging.loading import CallableJudge, FunctionOptions
 from tests.judging.tiny_judges import comparison
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from prefstage.judging.encoding import ChatEncoder, PairEncoder
-from prefstage.judging.pairrm_texts import PairRMEncoder
+from prefstage.judging.pairrm import PairRMEncoder
+from prefstage.judging.reward_model import ChatEncoder, PairEncoder
 from tests.data.chat_templates import with_control_tokens
 from tests.judging.test_pairrm import MARKERS
 from tests.judging.tiny_judges import comparison, word_tokenizer

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefstage.core.errors import ConfigError
-from prefstage.judging.llm_prompt import (
+from prefstage.judging.llm import (
     JudgePrompt,
     fence_code,
     read_token_verdict,

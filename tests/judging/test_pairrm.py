@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from prefstage.core.errors import ModelError
 from prefstage.data.records import Message, prompt_id_of
 from prefstage.judging import Comparison, load_judge
-from prefstage.judging.pairrm import PairRMJudge, PairRMOptions
-from prefstage.judging.pairrm_texts import PairRMEncoder, turns_of
+from prefstage.judging.pairrm import PairRMEncoder, PairRMJudge, PairRMOptions, turns_of
 from tests.judging.tiny_judges import comparison, word_tokenizer
 
 MARKERS = ("<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>")

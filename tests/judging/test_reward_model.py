@@ -68,7 +68,7 @@ def test_swapping_gives_the_complement_and_equal_texts_tie_without_a_call(
 
 
 def test_the_prompt_is_cut_first_and_the_cut_is_counted(bert_reward: Path) -> None:
-    from prefstage.judging.encoding import PairEncoder
+    from prefstage.judging.reward_model import PairEncoder
 
     tokenizer = word_tokenizer()
     encode = PairEncoder(tokenizer, max_length=32)
@@ -94,7 +94,7 @@ def test_the_prompt_is_cut_first_and_the_cut_is_counted(bert_reward: Path) -> No
 
 
 def test_options_cut_the_prompt_at_a_fixed_length(bert_reward: Path) -> None:
-    from prefstage.judging.encoding import PairEncoder
+    from prefstage.judging.reward_model import PairEncoder
 
     encode = PairEncoder(word_tokenizer(), max_length=20, max_prompt_tokens=4)
     encoded = encode(({"role": "user", "content": "the cat sat on the mat"},), "good")
@@ -108,7 +108,7 @@ def test_options_cut_the_prompt_at_a_fixed_length(bert_reward: Path) -> None:
 def test_chat_template_gives_the_whole_conversation_and_one_bos(
     llama_reward: Callable[..., Path],
 ) -> None:
-    from prefstage.judging.encoding import ChatEncoder
+    from prefstage.judging.reward_model import ChatEncoder
 
     tokenizer = word_tokenizer(template=TEMPLATE)
     encode = ChatEncoder(tokenizer, max_length=64)

@@ -8,8 +8,8 @@ from prefstage.core.errors import InputError
 from prefstage.core.ledger import Ledger
 from prefstage.data.records import Prompt
 from prefstage.judging import Comparison, Judge, Judgment, stored
-from prefstage.judging.function import CallableJudge, FunctionOptions
-from prefstage.judging.stored import stored_judgment
+from prefstage.judging.judged import stored_judgment
+from prefstage.judging.loading import CallableJudge, FunctionOptions
 from tests.judging.tiny_judges import comparison
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from prefstage.core.errors import InputError
 from prefstage.data import load_candidates
-from prefstage.judging.function import CallableJudge
+from prefstage.judging.loading import CallableJudge
 from prefstage.measuring import (
     MeasureConfig,
     algorithm_1_verdict,

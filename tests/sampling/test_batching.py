@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefstage.sampling.batching import plan_batches
+from prefstage.sampling.transformers_sampler import plan_batches
 
 
 @given(

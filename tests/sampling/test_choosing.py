@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from prefstage.sampling import SamplingConfig
-from prefstage.sampling.choosing import choose_tokens
+from prefstage.sampling.decoding import choose_tokens
 
 GRID = 4000
 

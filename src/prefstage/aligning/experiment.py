@@ -22,8 +22,7 @@ from prefstage.core.progress import progress
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.tokenizer_files import with_date
-from prefstage.judging.function import import_function
-from prefstage.judging.loading import load_judge
+from prefstage.judging.loading import import_function, load_judge
 
 CELLS, STORE, TABLES, ERRORS = "cells", "store", "tables", "errors"
 RESULT, CONFIG = "experiment.json", "config.yaml"

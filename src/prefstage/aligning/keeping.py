@@ -14,9 +14,15 @@ from prefstage.core.hashing import digest
 from prefstage.core.ledger import LEDGER, Ledger
 from prefstage.core.progress import progress
 from prefstage.judging.base import Judge
-from prefstage.judging.stored import stored
-from prefstage.sampling.base import Sample, Sampler, SampleRequest, SamplingConfig, collect
-from prefstage.sampling.loading import load_sampler
+from prefstage.judging.judged import stored
+from prefstage.sampling.base import (
+    Sample,
+    Sampler,
+    SampleRequest,
+    SamplingConfig,
+    collect,
+    load_sampler,
+)
 
 SERVER_LOG = "server.log"
 

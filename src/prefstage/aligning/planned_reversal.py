@@ -16,8 +16,7 @@ from prefstage.judging.base import (
     Judgment,
     judgment_of_rewards,
 )
-from prefstage.judging.running import comparison_of
-from prefstage.judging.stored import stored_judgment, stored_reward
+from prefstage.judging.judged import comparison_of, stored_judgment, stored_reward
 
 
 def planned_reversal(

@@ -14,8 +14,7 @@ from prefstage.core.errors import ConfigError
 from prefstage.data.settings import ChatSettings
 from prefstage.evaluating.win_rates import WinRateConfig
 from prefstage.measuring.stage import MeasureConfig
-from prefstage.sampling.base import SamplingConfig
-from prefstage.sampling.loading import LoadOptions
+from prefstage.sampling.base import LoadOptions, SamplingConfig
 from prefstage.training.recipe import Recipe as TrainRecipe
 from prefstage.training.recipe_loading import check_online, check_recipe
 

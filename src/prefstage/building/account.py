@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prefstage.core.errors import InputError
-from prefstage.judging.agreement import wilson_interval
+from prefstage.judging.judged import wilson_interval
 
 REVERSAL_LIMIT = 0.4
 """Largest share of reversed labels that needs no yes.

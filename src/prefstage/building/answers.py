@@ -11,12 +11,11 @@ from prefstage.building.choosing import rescored, usable_responses
 from prefstage.building.recipe import PRINCIPLES, SHARE, TEMPLATE, Principle
 from prefstage.building.relabelling import exchanged, without_raters
 from prefstage.core.errors import InputError
+from prefstage.core.hashing import seed_for
 from prefstage.core.ledger import Ledger
-from prefstage.core.seeds import seed_for
 from prefstage.data.records import Candidates, Message, Pair, Prompt, prompt_id_of
 from prefstage.data.sets import CandidateSet
-from prefstage.judging.base import Judge
-from prefstage.judging.texts import content_of
+from prefstage.judging.base import Judge, content_of
 from prefstage.sampling.base import Sampler, collect, cut_thoughts, requests_for, to_candidates
 
 _SAME = "as_no_own_answer_is_another_with_a_score"

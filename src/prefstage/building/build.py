@@ -33,10 +33,9 @@ from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.storage import save_dataset
 from prefstage.data.tokenizer_files import with_date
 from prefstage.judging.base import Judge
+from prefstage.judging.judged import stored
 from prefstage.judging.loading import load_judge
-from prefstage.judging.stored import stored
-from prefstage.sampling.base import Sampler
-from prefstage.sampling.loading import load_sampler
+from prefstage.sampling.base import Sampler, load_sampler
 
 RESULT, CARD, CONFIG = "build.json", "README.md", "config.yaml"
 _SHOWN_REASONS = 3

@@ -10,10 +10,10 @@ from prefstage.building.account import Account
 from prefstage.building.built import Built, Group
 from prefstage.building.recipe import ACCEPTED, BETA
 from prefstage.core.errors import InputError
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import seed_for
 from prefstage.data.records import Candidates, Pair
 from prefstage.judging.base import Judge
-from prefstage.judging.running import score_candidates
+from prefstage.judging.judged import score_candidates
 
 _PROMPTS_AT_ONCE = 256
 _TWO = 2

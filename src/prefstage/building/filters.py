@@ -23,7 +23,7 @@ from prefstage.data.formats.fields import PROMPT_NAMES
 from prefstage.data.loading import load_prompts
 from prefstage.data.sources import open_source
 from prefstage.data.storage import scratch_folder
-from prefstage.judging.texts import content_of
+from prefstage.judging.base import content_of
 
 Drops = Callable[[Built], str | None]
 """Why a pair is left out, in a few words; None to keep it."""

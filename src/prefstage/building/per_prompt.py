@@ -12,8 +12,8 @@ from prefstage.building.account import Account
 from prefstage.building.built import Group
 from prefstage.building.recipe import Budget
 from prefstage.core.errors import InputError
+from prefstage.core.hashing import seed_for
 from prefstage.core.ledger import Ledger
-from prefstage.core.seeds import seed_for
 from prefstage.data.records import Candidates
 from prefstage.judging.base import Judge
 from prefstage.measuring.boundary import HALF, judge_sides

@@ -11,8 +11,7 @@ from prefstage.core.config import Config, check_config, load_config, nearest
 from prefstage.core.errors import ConfigError, InputError
 from prefstage.data.records import Ties
 from prefstage.data.settings import CHAT_SETTINGS, ChatSettings
-from prefstage.sampling.base import SamplingConfig
-from prefstage.sampling.loading import LoadOptions
+from prefstage.sampling.base import LoadOptions, SamplingConfig
 
 Inputs = Literal["candidates", "pairs"]
 Need = Literal["needed", "optional", "none"]

@@ -13,15 +13,14 @@ from prefstage.building.account import Account, Reversal, check_reversal
 from prefstage.building.built import Built, Group
 from prefstage.core.errors import InputError
 from prefstage.data.records import Pair
-from prefstage.judging.agreement import TIE_AGREEMENT
 from prefstage.judging.base import (
     UNDECIDED,
     Judge,
     Judgment,
+    content_of,
     judgment_of_rewards,
 )
-from prefstage.judging.running import compare_all, comparison_of, score_all
-from prefstage.judging.texts import content_of
+from prefstage.judging.judged import TIE_AGREEMENT, compare_all, comparison_of, score_all
 
 _PAIRS_AT_ONCE = 512
 _HALF, _TWO = 0.5, 2

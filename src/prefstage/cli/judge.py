@@ -93,8 +93,7 @@ def _check_arguments(pairs: str | None, candidates: str | None, out: Path | None
 
 
 def _judge_pairs(who: "Judge", loaded: Any) -> tuple[str, dict[str, Any], Any]:
-    from prefstage.judging.agreement import agreement_with_labels
-    from prefstage.judging.running import compare_all, comparison_of
+    from prefstage.judging.judged import agreement_with_labels, compare_all, comparison_of
 
     pairs = list(loaded)
     judgments = compare_all(who, [comparison_of(pair) for pair in pairs])
@@ -121,7 +120,7 @@ def _judge_pairs(who: "Judge", loaded: Any) -> tuple[str, dict[str, Any], Any]:
 
 
 def _score(who: "Judge", loaded: Any) -> tuple[str, dict[str, Any], Any]:
-    from prefstage.judging.running import score_candidates
+    from prefstage.judging.judged import score_candidates
 
     rows = list(loaded)
     scores = score_candidates(who, rows)

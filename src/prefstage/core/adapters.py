@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from prefstage.core.errors import MissingDependencyError, ModelError
-from prefstage.core.foreign import is_path, reason_of, unreadable_file
-from prefstage.core.weights import check_weights, not_finite_names
+from prefstage.core.weights import (
+    check_weights,
+    is_path,
+    not_finite_names,
+    reason_of,
+    unreadable_file,
+)
 
 CONFIG = "adapter_config.json"
 START_MARK = "prefstage_start.json"  # beside a merged model that a training's adapter lies on

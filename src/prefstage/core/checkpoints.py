@@ -16,8 +16,13 @@ from prefstage.core.adapters import (
     saved_name,
 )
 from prefstage.core.errors import ModelError, PrefstageError
-from prefstage.core.foreign import is_path, reason_of, unreadable_file
-from prefstage.core.weights import check_weights, not_finite_names
+from prefstage.core.weights import (
+    check_weights,
+    is_path,
+    not_finite_names,
+    reason_of,
+    unreadable_file,
+)
 
 # What older versions of transformers wrote beside the weights: masks and positions that the
 # model makes itself. A real bias is named after its layer (attn.c_attn.bias), never attn.bias.

@@ -1,13 +1,76 @@
-"""A loaded model's weights: their fingerprint, and whether they are whole."""
+"""Weights and vocabulary of a model: whole or refused by name, and what foreign files raise."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from prefstage.core.errors import ModelError
+from prefstage.core.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     import torch
+
+_LONGEST = 240
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error that says something, or its kind.
+
+    Args:
+        error: Of any library.
+
+    Returns:
+        One line of at most 240 characters.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    text = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    text = text.removeprefix("Error while deserializing header: ")
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path on this machine, and no id of the Hub."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def unreadable_file(folder: Path) -> tuple[Path, str] | None:
+    """The first file of weights in a folder that is cut off or damaged.
+
+    Headers and tables of contents are read, not the weights.
+
+    Args:
+        folder: Of a model or an adapter; one that is not there has no such file.
+
+    Returns:
+        The file and why it cannot be read; None if all can be.
+    """
+    import torch
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except Exception as error:  # safetensors' own, which derives from nothing else
+            return file, reason_of(error)
+    for file in sorted(folder.glob("*.bin")) if folder.is_dir() else ():
+        try:
+            torch.load(file, map_location="meta", weights_only=True)
+        except Exception as error:  # by the kind of damage
+            return file, reason_of(error)
+    for file in sorted(folder.glob("*.index.json")) if folder.is_dir() else ():
+        try:
+            shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            return file, reason_of(error)
+        lost = sorted(str(name) for name in shards if not (folder / str(name)).is_file())
+        if lost:
+            return file, f"it names {', '.join(lost[:3])}, not there"
+    return None
+
 
 _SHOWN_NAMES = 3
 
@@ -102,3 +165,60 @@ def not_finite_names(tensors: Mapping[str, "torch.Tensor"]) -> list[str]:
 def _some(names: list[str]) -> str:
     more = len(names) - _SHOWN_NAMES
     return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def check_token_ids(ids: Iterable[int], rows: int, *, where: str, tokenizer: Any = None) -> None:
+    """Check that a model has an embedding for every token of a text.
+
+    A tokenizer may know more tokens than the model, as long as no text uses them.
+
+    Args:
+        ids: Of one text.
+        rows: Embeddings of the model.
+        where: Which text, for the message.
+        tokenizer: That made the ids, to name the token.
+
+    Raises:
+        InputError: If an id is negative or beyond the embeddings.
+    """
+    unknown = next((token for token in ids if not 0 <= token < rows), None)
+    if unknown is None:
+        return
+    text = None
+    if tokenizer is not None and unknown >= 0:
+        text = tokenizer.convert_ids_to_tokens(int(unknown))
+    raise InputError.of(
+        saw=f"{where}: token {unknown}" + (f" ({text!r})" if text else ""),
+        expected=f"ids from 0 to {rows - 1}, the model's vocabulary",
+        cure="use the model's own tokenizer, or give the model embeddings for the new tokens "
+        "(model.resize_token_embeddings)",
+    )
+
+
+def ids_without_token(tokenizer: Any, rows: int) -> list[int]:
+    """Ids of a model's embeddings that no token of its tokenizer has.
+
+    Embeddings are often padded to a round number; a text never holds such an id.
+
+    Args:
+        tokenizer: Of transformers.
+        rows: Embeddings of the model.
+
+    Returns:
+        The ids, ascending.
+    """
+    known = set(tokenizer.get_vocab().values())
+    return [token for token in range(rows) if token not in known]
+
+
+def embedding_rows(model: Any) -> int:
+    """How many token ids a model has embeddings for.
+
+    Args:
+        model: Of transformers.
+
+    Returns:
+        The number.
+    """
+    embeddings = model.get_input_embeddings()
+    return int(getattr(embeddings, "num_embeddings", None) or len(embeddings.weight))

@@ -8,8 +8,8 @@ from transformers import AutoTokenizer
 
 from prefstage.core.adapters import adapters_of
 from prefstage.core.errors import ModelError, PrefstageError
-from prefstage.core.foreign import is_path, reason_of
 from prefstage.core.runs import run_date
+from prefstage.core.weights import is_path, reason_of
 from prefstage.data.settings import ChatSettings
 
 _Settings = TypeVar("_Settings", bound=ChatSettings)

@@ -12,7 +12,7 @@ from prefstage.core.errors import MissingDependencyError
 from prefstage.data.disk_numbers import DiskNumbers, Numbers, count_different, text_number
 from prefstage.data.records import Candidates, Pair
 from prefstage.diagnosing.numbers import Histogram, describe_sorted, histogram
-from prefstage.judging.texts import content_of
+from prefstage.judging.base import content_of
 
 HALF = 0.5
 _LENGTHS = ("prompt", "chosen", "rejected")

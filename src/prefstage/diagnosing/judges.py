@@ -7,18 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import seed_for
 from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Candidates, Pair
 from prefstage.diagnosing.numbers import cohens_kappa, describe, verdicts
-from prefstage.judging.agreement import agreement_with_labels, wilson_interval
 from prefstage.judging.base import (
     Comparison,
     Judge,
     Judgment,
     judgment_of_rewards,
 )
-from prefstage.judging.running import compare_all, comparison_of, score_all
+from prefstage.judging.judged import (
+    agreement_with_labels,
+    compare_all,
+    comparison_of,
+    score_all,
+    wilson_interval,
+)
 
 HALF = 0.5
 

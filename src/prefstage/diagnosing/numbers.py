@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prefstage.core.errors import InputError
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import seed_for
 from prefstage.data.disk_numbers import Numbers, pieces
 
 HALF = 0.5

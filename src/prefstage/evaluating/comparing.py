@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefstage.core.errors import InputError
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import seed_for
 from prefstage.evaluating.proportions import effective_interval
 from prefstage.evaluating.win_rates import WinRate, confidence_at_stop
 

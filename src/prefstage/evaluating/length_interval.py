@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import seed_for
 from prefstage.evaluating.l1_logistic import fit_l1_logistic
 from prefstage.evaluating.length_controlled import Lookup
 from prefstage.evaluating.length_fit import (

@@ -27,8 +27,7 @@ from prefstage.evaluating.mt_bench_prompt import (
 from prefstage.evaluating.rates import mean_interval
 from prefstage.sampling import Sampler, collect
 from prefstage.sampling.base import SampleRequest, cut_thoughts
-from prefstage.serving.asking import ask_each
-from prefstage.serving.client import ServerClient
+from prefstage.serving.client import ServerClient, ask_each
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from prefstage.core.errors import InputError
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import seed_for
 from prefstage.evaluating.proportions import effective_interval
 
 Floats = NDArray[np.float64]

@@ -21,7 +21,7 @@ from prefstage.evaluating.length_controlled import (
 from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.judging import Comparison, Judge, Judgment, load_judge
-from prefstage.judging.running import compare_all
+from prefstage.judging.judged import compare_all
 from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes, prompt_order
 
 LEFT_OUT = "difficulty left out"

@@ -15,8 +15,7 @@ from prefstage.core.errors import DataError
 from prefstage.core.hashing import digest
 from prefstage.data import load_candidates, load_pairs
 from prefstage.data.records import Candidates, Pair, prompt_id_of
-from prefstage.judging.base import TIE, UNDECIDED, Comparison, Judge, Judgment, sigmoid
-from prefstage.judging.texts import content_of
+from prefstage.judging.base import TIE, UNDECIDED, Comparison, Judge, Judgment, content_of, sigmoid
 
 
 class TableOptions(Config):

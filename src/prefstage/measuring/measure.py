@@ -13,7 +13,7 @@ from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.sets import CandidateSet
 from prefstage.judging.base import Judge
-from prefstage.judging.stored import stored
+from prefstage.judging.judged import stored
 from prefstage.measuring.boundary import (
     JudgedPrompt,
     algorithm_1_verdict,
@@ -303,8 +303,7 @@ def _judge(judge: Any, stack: ExitStack) -> Judge:
 def _loaded(sampler: Sampler | str, config: MeasureConfig, stack: ExitStack) -> Sampler:
     if not isinstance(sampler, str):
         return sampler
-    from prefstage.sampling.base import SamplingConfig
-    from prefstage.sampling.loading import load_sampler
+    from prefstage.sampling.base import SamplingConfig, load_sampler
 
     how = SamplingConfig(responses=config.on_responses, seed=config.seed)
     return _entered(load_sampler(sampler, how), stack)

@@ -5,9 +5,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from prefstage.core.errors import InputError, ServiceError
-from prefstage.core.hashing import digest
+from prefstage.core.hashing import digest, seed_for
 from prefstage.core.ledger import Ledger
-from prefstage.core.seeds import seed_for
 from prefstage.data.grouping import pairs_to_candidates
 from prefstage.data.records import Candidates
 from prefstage.data.sets import CandidateSet, PairSet

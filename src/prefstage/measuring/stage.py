@@ -12,7 +12,7 @@ from prefstage.core.config import Config
 from prefstage.core.errors import DataError
 from prefstage.core.files import atomic_path, write_json
 from prefstage.data.records import Candidates, Prompt
-from prefstage.judging.texts import content_of
+from prefstage.judging.base import content_of
 from prefstage.measuring.boundary import JudgedPrompt, TieRule, Votes
 
 JudgeErrors = Literal["unknown", "any-pair", "close-pairs"]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefstage.core.errors import DataError
-from prefstage.judging.texts import content_of, plain_prompt
+from prefstage.judging.base import content_of, plain_prompt
 
 NUMBERS = ("gap", "ratio", "loss", "disagreement")
 NAMES = ("group", "source_chosen", "source_rejected")

@@ -10,7 +10,7 @@ import yaml
 
 from prefstage.core.errors import PrefstageError
 from prefstage.data.loading import load_pairs
-from prefstage.judging.texts import plain_prompt
+from prefstage.judging.base import plain_prompt
 from prefstage.reporting.files import read_if_there, read_json, read_manifest
 from prefstage.reporting.pairs import PairRows, answer_text, read_pairs, with_dynamics
 from prefstage.reporting.reading_parts import read_decision, read_evaluation, read_training

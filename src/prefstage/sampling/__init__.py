@@ -3,15 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 from prefstage.sampling.base import (
+    LoadOptions,
     Sample,
     Sampler,
     SampleRequest,
     SamplingConfig,
+    as_sampler,
     collect,
+    load_sampler,
     requests_for,
     to_candidates,
 )
-from prefstage.sampling.loading import LoadOptions, as_sampler, load_sampler
 
 if TYPE_CHECKING:
     from prefstage.sampling.server_sampler import ServedSampler as ServedSampler

@@ -9,7 +9,64 @@ from typing import Any
 import torch
 
 from prefstage.sampling.base import SamplingConfig
-from prefstage.sampling.choosing import choose_tokens
+
+
+def choose_tokens(
+    logits: torch.Tensor, uniforms: Sequence[float], config: SamplingConfig
+) -> list[int]:
+    """Choose the next token of each row.
+
+    Logits are divided by the temperature, cut to the `top_k` largest, then to the smallest
+    set of mass >= `top_p`, in this order, as transformers does. The token is the inverse of
+    the cumulative distribution, in the order of token ids, at the row's uniform number, all
+    in float64: a row's choice depends on its own logits and number alone, and rounding
+    errors in the logits (which a batch's composition perturbs) change it only if the number
+    falls within the error of a border between two tokens.
+
+    Args:
+        logits: [rows, vocabulary], any float type.
+        uniforms: One number in [0, 1) a row.
+        config: Temperature (0 takes the likeliest token), top_k, top_p.
+
+    Returns:
+        One token id a row.
+
+    Source:
+        Top-p: Holtzman et al. 2020, arXiv:1904.09751, Eq. 3; top-k: Fan et al. 2018,
+        arXiv:1805.04833, section 5.1.
+    """
+    if config.temperature == 0:
+        return _listed(logits.argmax(dim=-1))
+    kept, ids = _largest(logits, config)
+    probabilities = torch.softmax(kept.double() / config.temperature, dim=-1)
+    if config.top_p < 1:
+        above = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = probabilities.masked_fill(above >= config.top_p, 0.0)
+    if ids is not None:  # near-ties in probability must not exchange their intervals
+        order = ids.argsort(dim=-1)
+        ids, probabilities = ids.gather(-1, order), probabilities.gather(-1, order)
+    cumulative = probabilities.cumsum(dim=-1)
+    points = torch.tensor(list(uniforms), dtype=torch.float64, device=logits.device)[:, None]
+    places = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
+    places = places.clamp_max(cumulative.shape[-1] - 1)
+    chosen = places if ids is None else ids.gather(-1, places)
+    return _listed(chosen[:, 0])
+
+
+def _largest(
+    logits: torch.Tensor, config: SamplingConfig
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The logits that top-k keeps, largest first, with their ids; all, if nothing is cut."""
+    vocabulary = logits.shape[-1]
+    if 0 < config.top_k < vocabulary:
+        return logits.topk(config.top_k, dim=-1)
+    if config.top_p < 1:
+        return logits.sort(dim=-1, descending=True)
+    return logits, None
+
+
+def _listed(tokens: torch.Tensor) -> list[int]:
+    return [int(token) for token in tokens.tolist()]
 
 
 @dataclass(frozen=True)
@@ -75,7 +132,7 @@ def generate_rows(
         forbidden=forbidden,
     )
     if config.beams > 1:
-        from prefstage.sampling.beams import search_beams
+        from prefstage.sampling.decoding import search_beams
 
         yield from search_beams(batch, rows, config, stop_ids)
     else:
@@ -113,7 +170,7 @@ class Batch:
     """
 
     def __init__(self, model: Any, lengths: torch.Tensor, longest: int, *, new_tokens: int) -> None:
-        from prefstage.sampling.growing_cache import growing_cache
+        from prefstage.sampling.compat import growing_cache
 
         self._model = model
         self._lengths = lengths  # tokens of each row without padding
@@ -208,3 +265,165 @@ def _forward_arguments(model: Any) -> _ForwardArguments:
     names = frozenset(inspect.signature(model.forward).parameters)
     attends = "past_key_values" in names
     return _ForwardArguments(names, "past_key_values" if attends else "cache_params", attends)
+
+
+def search_beams(
+    batch: Batch, rows: Sequence[Row], config: SamplingConfig, stop_ids: frozenset[int]
+) -> Iterator[Generated]:
+    """Generate one response for each row by beam search: `generate_rows` with several beams.
+
+    Each step keeps the `beams` unfinished continuations of the largest log-probability, among
+    candidates that are the likeliest ones at temperature 0 and are drawn without replacement
+    otherwise; responses compete by log-probability a token. It ends when no continuation is
+    ahead of the worst of `beams` finished responses, and gives the best one. Candidates are
+    drawn from a row's own stream, so that a response depends neither on the batch nor on order.
+
+    Args:
+        batch: The state of each row's prompt, as often as there are beams.
+        rows: As for `generate_rows`, and so the next two.
+        config: Likewise.
+        stop_ids: Likewise.
+
+    Yields:
+        Each row's response as soon as it is finished.
+
+    Source:
+        `generate` of transformers with num_beams and do_sample, length_penalty 1 and
+        early_stopping False; as used by arXiv:2508.18312, App. B.4.
+    """
+    beams = config.beams
+    alive = list(range(len(rows)))
+    searches = [_Search(row, beams, stop_ids) for row in rows]
+    while True:
+        candidates = _candidates(batch.logits, [searches[row] for row in alive], config)
+        kept, places, tokens = [], [], []
+        for place, (row, found) in enumerate(zip(alive, candidates, strict=True)):
+            chosen = searches[row].advance(found)
+            if chosen:
+                kept.append(row)
+                places += [place * beams + beam for beam, _ in chosen]
+                tokens += [token for _, token in chosen]
+            else:
+                best = searches[row].best
+                yield Generated(row, best, stopped=best[-1] in stop_ids)
+        if not kept:
+            return
+        batch.keep(places)
+        batch.advance(tokens)
+        alive = kept
+
+
+class _Search:
+    """The state of one row.
+
+    Attributes:
+        scores: Log-probability of each beam; -inf of those that are no continuation. [beams].
+        stream: The row's random numbers.
+        width: Candidates that are looked at in a step: enough to go on with whichever stop.
+    """
+
+    def __init__(self, row: Row, beams: int, stop_ids: frozenset[int]) -> None:
+        self.scores = [0.0] + [-torch.inf] * (beams - 1)
+        self.stream = random.Random(row.seed)
+        self.width = max(2, 1 + len(stop_ids)) * beams
+        self._stop_ids = stop_ids
+        self._longest = row.max_new_tokens
+        self._written: list[tuple[int, ...]] = [()] * beams
+        self._finished: list[tuple[float, tuple[int, ...]]] = []  # the best first
+
+    @property
+    def best(self) -> tuple[int, ...]:
+        """The best finished response."""
+        return self._finished[0][1]
+
+    def advance(self, candidates: Sequence[tuple[float, int, int]]) -> list[tuple[int, int]]:
+        """Take the best continuations of a step.
+
+        Args:
+            candidates: (log-probability, beam, token), in the order of their choice.
+
+        Returns:
+            (beam, token) of each new beam; nothing when the search is over.
+        """
+        beams, length = len(self.scores), len(self._written[0]) + 1
+        running = []
+        for rank, (score, beam, token) in enumerate(candidates):
+            if token not in self._stop_ids and length < self._longest:
+                running.append((score, beam, token))
+            elif rank < beams and score > -torch.inf:
+                response = (*self._written[beam], token)
+                self._finished.append((score / length, response))
+        self._finished = sorted(self._finished, key=lambda each: -each[0])[:beams]
+        running = sorted(running, key=lambda each: -each[0])[:beams]
+        full = len(self._finished) == beams
+        if not running or (full and running[0][0] / length <= self._finished[-1][0]):
+            return []
+        # drawn candidates may be fewer than beams; what fills up is no continuation
+        running += [(-torch.inf, *running[0][1:])] * (beams - len(running))
+        self.scores = [score for score, _, _ in running]
+        self._written = [(*self._written[beam], token) for _, beam, token in running]
+        return [(beam, token) for _, beam, token in running]
+
+
+def _candidates(
+    logits: torch.Tensor, searches: Sequence[_Search], config: SamplingConfig
+) -> list[list[tuple[float, int, int]]]:
+    """What each row may go on with: (log-probability, beam, token).
+
+    Args:
+        logits: Of each beam's next token. [rows * beams, vocabulary].
+        searches: The rows.
+        config: Temperature, top_k, top_p and the number of beams.
+    """
+    vocabulary, width = logits.shape[-1], searches[0].width
+    before = torch.tensor([each.scores for each in searches], dtype=torch.float64)
+    after = _log_probabilities(logits, config, least=width // config.beams)
+    total = after.view(len(searches), config.beams, vocabulary)
+    total = (total + before.to(total.device)[..., None]).flatten(1)
+    if config.temperature == 0:
+        scores, places = total.topk(min(width, total.shape[1]), dim=-1)
+    else:
+        scores, places = _drawn(total, searches)
+    return [
+        [
+            (score, place // vocabulary, place % vocabulary)
+            for score, place in zip(*row, strict=True)
+        ]
+        for row in zip(scores.tolist(), places.tolist(), strict=True)
+    ]
+
+
+def _log_probabilities(logits: torch.Tensor, config: SamplingConfig, *, least: int) -> torch.Tensor:
+    """Of each token, cut and heated as transformers does it. [rows * beams, vocabulary]."""
+    found = torch.log_softmax(logits.double(), dim=-1)
+    if config.temperature == 0:
+        return found
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    found = found / config.temperature
+    ids = logits.new_zeros((len(logits), 0), dtype=torch.long)
+    if config.top_k:
+        found = TopKLogitsWarper(config.top_k, min_tokens_to_keep=least)(ids, found)
+    if config.top_p < 1:
+        found = TopPLogitsWarper(config.top_p, min_tokens_to_keep=least)(ids, found)
+    return found
+
+
+def _drawn(total: torch.Tensor, searches: Sequence[_Search]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw candidates without replacement by their probability. Both [rows, candidates].
+
+    Each is the inverse of the cumulative distribution of what is left, in the order of beams
+    and token ids, at a number of the row's stream. Where nothing is left, -inf.
+    """
+    left = torch.softmax(total, dim=-1)
+    scores, places = [], []
+    for _ in range(searches[0].width):
+        cumulative = left.cumsum(dim=-1)
+        mass = cumulative[:, -1:]
+        points = torch.tensor([[each.stream.random()] for each in searches], dtype=torch.float64)
+        place = torch.searchsorted(cumulative, points.to(total.device) * mass, right=True)
+        place = place.clamp_max(total.shape[1] - 1)
+        scores.append(torch.where(mass > 0, total.gather(1, place), -torch.inf))
+        places.append(place)
+        left = left.scatter(1, place, 0.0)
+    return torch.cat(scores, dim=1), torch.cat(places, dim=1)

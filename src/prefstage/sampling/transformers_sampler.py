@@ -1,6 +1,7 @@
 """Sampling with transformers in this process."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -11,8 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from prefstage.core.checkpoints import CAUSAL_LM, load_checkpoint
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
-from prefstage.core.vocabulary import check_token_ids, embedding_rows, ids_without_token
-from prefstage.core.weights import weights_fingerprint
+from prefstage.core.weights import (
+    check_token_ids,
+    embedding_rows,
+    ids_without_token,
+    weights_fingerprint,
+)
 from prefstage.data import ResponseEncoder, load_tokenizer
 from prefstage.data.records import Prompt
 from prefstage.data.rendering import RenderingError
@@ -25,8 +30,48 @@ from prefstage.sampling.base import (
     sample_seed,
     shared_settings,
 )
-from prefstage.sampling.batching import plan_batches
 from prefstage.sampling.decoding import Row, generate_rows
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows that are generated together.
+
+    Attributes:
+        rows: Positions in the list that was planned.
+        longest: Tokens of the longest prompt among them.
+    """
+
+    rows: tuple[int, ...]
+    longest: int
+
+
+def plan_batches(lengths: Sequence[int], *, new_tokens: int, token_budget: int) -> list[RowBatch]:
+    """Put rows of like length together, so that padding wastes little.
+
+    Rows are taken from the longest prompt down (if memory does not suffice, it shows at
+    once); rows of equal length keep their order, so that the responses to one prompt stay
+    together and share its computation.
+
+    Args:
+        lengths: Prompt tokens of each row. [rows].
+        new_tokens: Tokens that a row may grow by.
+        token_budget: Tokens that a batch may hold when every row is full-grown, padding
+            included; a single row may exceed it.
+
+    Returns:
+        Batches that hold each row once.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    batches: list[RowBatch] = []
+    start = 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        rows = max(1, token_budget // (longest + new_tokens))
+        batches.append(RowBatch(tuple(order[start : start + rows]), longest))
+        start += rows
+    return batches
+
 
 DEFAULT_BATCH_TOKENS = 32_768
 

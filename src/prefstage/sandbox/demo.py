@@ -13,7 +13,7 @@ from prefstage.core.progress import progress
 from prefstage.core.runs import RunFolder
 from prefstage.data import Candidates, Pair, PairSet, ResponseEncoder
 from prefstage.judging.base import Judge
-from prefstage.judging.function import CallableJudge, FunctionOptions
+from prefstage.judging.loading import CallableJudge, FunctionOptions
 from prefstage.measuring import Stage
 from prefstage.sampling import SamplingConfig, TransformersSampler, requests_for
 from prefstage.sandbox.demo_report import (

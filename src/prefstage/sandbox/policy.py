@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import seed_for
 from prefstage.sandbox.language import ITEMS, NUMBERS, OPENINGS, OPERATIONS, SEPARATORS
 from prefstage.sandbox.writers import CHATTER
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import seed_for
 from prefstage.data import TokenTree
 
 if TYPE_CHECKING:

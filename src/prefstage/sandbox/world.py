@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prefstage.core.errors import InputError
-from prefstage.core.hashing import digest
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import digest, seed_for
 from prefstage.data import Candidates, CandidateSet, Message, Pair, PairSet, Prompt, prompt_id_of
 from prefstage.sandbox.language import Instruction, draw_instruction
 from prefstage.sandbox.reward import true_preference, true_reward

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefstage.core.errors import InputError
-from prefstage.core.vocabulary import check_token_ids
+from prefstage.core.weights import check_token_ids
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.model_parts import ModelParts
 

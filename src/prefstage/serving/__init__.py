@@ -1,9 +1,8 @@
 """OpenAI-compatible servers: the client (retries, usage), starting and stopping one."""
 
-from prefstage.serving.asking import ask_each
-from prefstage.serving.client import RefusedRequestError, ServerClient, Usage
+from prefstage.serving.client import RefusedRequestError, ServerClient, Usage, ask_each
 from prefstage.serving.managed import check_command, managed_server, run_program
-from prefstage.serving.replies import ChatReply
+from prefstage.serving.protocol import ChatReply
 
 __all__ = [
     "ChatReply",

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import seed_for
 from prefstage.data.tokenising import TokenTree
 from prefstage.losses import (
     GroupBatch,

@@ -11,8 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prefstage.core.errors import InputError
-from prefstage.core.hashing import digest
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import digest, seed_for
 from prefstage.data import Pair, PairSet, ResponseEncoder, TokenTree
 from prefstage.data.records import Ties
 from prefstage.data.tokenising import Cause, cause_of

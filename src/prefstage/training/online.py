@@ -15,12 +15,10 @@ from typing_extensions import override
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.core.files import write_json
-from prefstage.core.hashing import digest
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import digest, seed_for
 from prefstage.data.tokenising import TokenTree
-from prefstage.sampling.batching import plan_batches
 from prefstage.sampling.decoding import Row, generate_rows
-from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS
+from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS, plan_batches
 from prefstage.training.batches import StepItems
 from prefstage.training.dynamics_distance import StartWeights
 from prefstage.training.items import ItemSet, TrainingItem

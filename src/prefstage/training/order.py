@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from prefstage.core.seeds import seed_for
+from prefstage.core.hashing import seed_for
 
 
 def epoch_order(items: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[int]:

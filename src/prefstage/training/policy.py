@@ -11,8 +11,7 @@ from torch import nn
 from prefstage.core.adapters import START_MARK, without_alias_warning
 from prefstage.core.errors import ConfigError, MissingDependencyError, ModelError
 from prefstage.core.files import write_json
-from prefstage.core.foreign import reason_of
-from prefstage.core.weights import weights_fingerprint
+from prefstage.core.weights import reason_of, weights_fingerprint
 from prefstage.scoring.loading import load_model
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,377 @@
+"""Judging whole data sets by any judge: kept in a ledger, with progress, against labels."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import Any, TypeVar
+
+from prefstage.core.ledger import Ledger
+from prefstage.core.progress import progress
+from prefstage.data.records import Candidates, Pair, prompt_id_of
+from prefstage.judging.base import (
+    TIE,
+    Comparison,
+    Item,
+    Judge,
+    Judgment,
+    compare_by_rewards,
+    content_of,
+    flipped,
+    in_order,
+)
+
+Question = TypeVar("Question")
+Result = TypeVar("Result")
+
+
+def stored(judge: Judge, ledger: Ledger) -> Judge:
+    """Keep a judge's judgments, so that nothing is judged twice, in this run or later.
+
+    Args:
+        judge: Any judge. Pointwise judges stay pointwise, and their rewards are stored; of
+            a judge that is paid by the reply, every raw reply is stored as it arrives.
+        ledger: Where judgments are kept, under the judge's fingerprint.
+
+    Returns:
+        A judge with the same name and fingerprint that asks `judge` only for what the ledger
+        lacks, and writes each judgment to the ledger as soon as it is known.
+    """
+    return judge.with_replies_in(ledger) or _StoredJudge(judge, ledger)
+
+
+def stored_judgment(judge: str, comparison: Comparison, ledger: Ledger) -> Judgment | None:
+    """Look a judgment up, in whichever order of the pair it was made.
+
+    Args:
+        judge: The judge's fingerprint.
+        comparison: The pair, in the order in which to answer.
+        ledger: Where to look.
+
+    Returns:
+        The judgment, or None if it is not known.
+    """
+    ordered = _in_kept_order(comparison)
+    row = ledger.get("judgments", question_key(judge, ordered))
+    if row is None:
+        return None
+    return _turned_back(Judgment(*row), comparison, ordered)
+
+
+def stored_reward(judge: str, item: Item, ledger: Ledger) -> float | None:
+    """Look a reward up.
+
+    Args:
+        judge: The judge's fingerprint.
+        item: (prompt, response).
+        ledger: Where to look.
+
+    Returns:
+        The reward that this judge gave, or None if it is not known.
+    """
+    row = ledger.get("rewards", _reward_key(judge, item))
+    return None if row is None else float(row[0])
+
+
+def question_key(judge: str, question: Comparison) -> tuple[str, str, str, str]:
+    """A comparison's key in the ledger, in this order of its responses."""
+    return judge, prompt_id_of(question.prompt), _hash(question.a), _hash(question.b)
+
+
+class _StoredJudge(Judge):
+    """Keeps the reward of each response, or one judgment per unordered pair of responses."""
+
+    def __init__(self, judge: Judge, ledger: Ledger) -> None:
+        self._judge, self._ledger = judge, ledger
+        self._reused = 0
+        self.name, self.fingerprint = judge.name, judge.fingerprint
+
+    @property
+    def pointwise(self) -> bool:
+        return self._judge.pointwise
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {**self._judge.counts, "reused": self._reused}
+
+    def close(self) -> None:
+        self._judge.close()
+
+    def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
+        if self.pointwise:
+            yield from super().stream(comparisons)
+            return
+        decided = [(i, TIE) for i, c in enumerate(comparisons) if c.a == c.b]
+        yield from decided
+        # Always asked in the order in which a pair is kept: (f(a, b) + 1 - f(b, a)) / 2 rounds
+        # otherwise when a and b are exchanged, and a tie would depend on who asked first.
+        ordered = [_in_kept_order(comparison) for comparison in comparisons]
+        for position, judgment in self._missing_asked(
+            [(i, c) for i, c in enumerate(ordered) if c.a != c.b],
+            key=lambda c: question_key(self.fingerprint, c),
+            get=lambda c: stored_judgment(self.fingerprint, c, self._ledger),
+            ask=self._judge.stream,
+            put=self._put_judgment,
+        ):
+            yield position, _turned_back(judgment, comparisons[position], ordered[position])
+
+    def stream_scores(self, items: Sequence[Item]) -> Iterator[tuple[int, float]]:
+        return self._missing_asked(
+            list(enumerate(items)),
+            key=lambda item: _reward_key(self.fingerprint, item),
+            get=lambda item: stored_reward(self.fingerprint, item, self._ledger),
+            ask=self._judge.stream_scores,
+            put=self._put_reward,
+        )
+
+    def _missing_asked(
+        self,
+        questions: Sequence[tuple[int, Question]],
+        *,
+        key: Callable[[Question], Any],
+        get: Callable[[Question], Result | None],
+        ask: Callable[[Sequence[Question]], Iterator[tuple[int, Result]]],
+        put: Callable[[Question, Result], Result],
+    ) -> Iterator[tuple[int, Result]]:
+        """What the ledger holds, then what the judge gives; equal questions are asked once."""
+        missing: dict[Any, list[tuple[int, Question]]] = {}
+        for position, question in questions:
+            known = get(question)
+            if known is None:
+                missing.setdefault(key(question), []).append((position, question))
+            else:
+                self._reused += 1
+                yield position, known
+        waiting = list(missing.values())
+        for index, result in ask([same[0][1] for same in waiting]):
+            kept = put(waiting[index][0][1], result)
+            yield from ((position, kept) for position, _ in waiting[index])
+
+    def _put_judgment(self, comparison: Comparison, judgment: Judgment) -> Judgment:
+        key = question_key(self.fingerprint, comparison)
+        return Judgment(
+            *self._ledger.put("judgments", key, (judgment.probability, judgment.status))
+        )
+
+    def _put_reward(self, item: Item, reward: float) -> float:
+        if math.isnan(reward):  # no number: undecided, and the judge is asked again next time
+            return reward
+        return float(self._ledger.put("rewards", _reward_key(self.fingerprint, item), (reward,))[0])
+
+
+def _reward_key(judge: str, item: Item) -> tuple[str, str, str]:
+    prompt, response = item
+    return judge, prompt_id_of(prompt), _hash(response)
+
+
+def _hash(text: str) -> str:
+    # Half of a surrogate pair can stand in a text that came as JSON; UTF-8 has no bytes for it.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _in_kept_order(comparison: Comparison) -> Comparison:
+    """The pair in the order in which the ledger keeps it, whoever asks."""
+    if _hash(comparison.b) < _hash(comparison.a):
+        return replace(comparison, a=comparison.b, b=comparison.a)
+    return comparison
+
+
+def _turned_back(judgment: Judgment, asked: Comparison, ordered: Comparison) -> Judgment:
+    return judgment if asked.a == ordered.a else flipped(judgment)
+
+
+T = TypeVar("T")
+
+
+def comparison_of(pair: Pair) -> Comparison:
+    """A pair as a comparison: chosen is `a`, rejected is `b`."""
+    a, b = ("\n".join(map(content_of, side)) for side in (pair.chosen, pair.rejected))
+    return Comparison(pair.prompt_id, pair.prompt, a, b)
+
+
+def compare_all(judge: Judge, comparisons: Sequence[Comparison]) -> list[Judgment]:
+    """Judge all comparisons, showing progress on a terminal.
+
+    Args:
+        judge: Any judge; pointwise ones score each response once.
+        comparisons: What to judge.
+
+    Returns:
+        One judgment per comparison, in order.
+    """
+    if judge.pointwise:
+        return compare_by_rewards(lambda items: score_all(judge, items), comparisons)
+    return _shown("judging", judge.stream(comparisons), len(comparisons))
+
+
+def score_all(judge: Judge, items: Sequence[Item]) -> list[float]:
+    """Score all responses by a pointwise judge, showing progress on a terminal."""
+    return _shown("scoring", judge.stream_scores(items), len(items))
+
+
+def score_candidates(judge: Judge, candidates: Sequence[Candidates]) -> list[list[float]]:
+    """Give each response a score.
+
+    A pointwise judge's score is its reward. Any other judge compares all responses to a
+    prompt with each other, and a response's score is its mean P(wins); ½ if it is alone.
+
+    Args:
+        judge: Any judge.
+        candidates: Prompts with their responses.
+
+    Returns:
+        For each prompt the scores of its responses, in order. [prompts][responses].
+    """
+    if judge.pointwise:
+        items = [(row.prompt, text) for row in candidates for text in row.responses]
+        rewards = iter(score_all(judge, items))
+        return [[next(rewards) for _ in row.responses] for row in candidates]
+    comparisons = [
+        Comparison(row.prompt_id, row.prompt, a, b)
+        for row in candidates
+        for a, b in combinations(row.responses, 2)
+    ]
+    judgments = iter(compare_all(judge, comparisons))
+    return [_mean_wins(len(row.responses), judgments) for row in candidates]
+
+
+def _shown(label: str, results: Iterator[tuple[int, T]], count: int) -> list[T]:
+    with progress(label, count) as tick:
+
+        def ticked() -> Iterator[tuple[int, T]]:
+            for result in results:
+                yield result
+                tick()
+
+        return in_order(ticked(), count)
+
+
+def _mean_wins(count: int, judgments: Iterator[Judgment]) -> list[float]:
+    wins: list[list[float]] = [[] for _ in range(count)]
+    for a, b in combinations(range(count), 2):
+        probability = next(judgments).probability
+        wins[a].append(probability)
+        wins[b].append(1.0 - probability)
+    return [math.fsum(shares) / len(shares) if shares else 0.5 for shares in wins]
+
+
+_Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class LabelAgreement:
+    """A judge's judgments of labelled pairs, summed up.
+
+    Attributes:
+        pairs: Pairs judged.
+        label_ties: Pairs that the dataset calls a tie; they count for nothing below.
+        judge_ties: Of the others, those with P = ½ although decided; they count half.
+        undecided: Of the others, those without a readable judgment; they count half.
+        agreement: Share of labelled pairs where P(chosen ≻ rejected) > ½, in [0, 1]; NaN
+            without labelled pairs.
+        interval: 95 % Wilson interval of the agreement.
+        longer_wins: What the rule "the longer response is better" would reach, in [0, 1].
+        prefers_longer: Share of labelled pairs of unequal length (in characters) where the
+            judge prefers the longer response, in [0, 1].
+    """
+
+    pairs: int
+    label_ties: int
+    judge_ties: int
+    undecided: int
+    agreement: float
+    interval: tuple[float, float]
+    longer_wins: float
+    prefers_longer: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serialisable; unknown shares are null."""
+        values = {**asdict(self), "interval": list(self.interval)}
+        return {name: _null_if_nan(value) for name, value in values.items()}
+
+
+def agreement_with_labels(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> LabelAgreement:
+    """Compare judgments P(chosen ≻ rejected) with the labels of their pairs.
+
+    Args:
+        pairs: The labelled pairs; an `agreement` of ½ is a tie.
+        judgments: One a pair, in order.
+
+    Returns:
+        The counts, the agreement with its interval, and what length alone explains.
+
+    Source:
+        Interval: Wilson 1927, JASA 22(158); pairs taken as independent.
+    """
+    labelled = [
+        (pair, judgment)
+        for pair, judgment in zip(pairs, judgments, strict=True)
+        if pair.agreement != TIE_AGREEMENT
+    ]
+    votes = [_vote(judgment.probability - 0.5) for _, judgment in labelled]
+    longer = [_vote(_length_gap(pair)) for pair, _ in labelled]
+    undecided = sum(judgment.status == "undecided" for _, judgment in labelled)
+    agreement = _mean(votes)
+    return LabelAgreement(
+        pairs=len(pairs),
+        label_ties=len(pairs) - len(labelled),
+        judge_ties=votes.count(_TIE_VOTE) - undecided,
+        undecided=undecided,
+        agreement=agreement,
+        interval=wilson_interval(agreement, len(votes)),
+        longer_wins=_mean(longer),
+        prefers_longer=_mean(
+            [
+                vote if long else 1.0 - vote
+                for vote, long in zip(votes, longer, strict=True)
+                if long != _TIE_VOTE
+            ]
+        ),
+    )
+
+
+def wilson_interval(share: float, count: int, *, z: float = _Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a share.
+
+    ``(p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n)``
+
+    Args:
+        share: Observed share p, in [0, 1].
+        count: Number of observations n.
+        z: Standard normal quantile; the default gives 95 %.
+
+    Returns:
+        (low, high) in [0, 1]; (0, 1) without observations.
+
+    Source:
+        Wilson 1927, Journal of the American Statistical Association 22(158):209-212.
+    """
+    if count == 0:
+        return 0.0, 1.0
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    middle, scale = share + z * z / (2 * count), 1 + z * z / count
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+TIE_AGREEMENT = 0.5
+_TIE_VOTE = 0.5
+
+
+def _vote(difference: float) -> float:
+    return _TIE_VOTE if difference == 0 else float(difference > 0)
+
+
+def _length_gap(pair: Pair) -> int:
+    chosen, rejected = (
+        sum(len(content_of(m)) for m in side) for side in (pair.chosen, pair.rejected)
+    )
+    return chosen - rejected
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _null_if_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
