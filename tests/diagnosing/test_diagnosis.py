@@ -252,7 +252,7 @@ def test_scores_and_gaps():
     assert figures.scores["gap"]["mean"] == 2.5
     assert sum(figures.gap_histogram.counts) == 4
     assert describe(np.array([np.nan])).missing == 1
-    assert data_figures(PAIRS).scores == {}
+    assert data_figures(PAIRS)["scores"] == {}
 
 
 def test_diversity_of_equal_and_of_different_answers():

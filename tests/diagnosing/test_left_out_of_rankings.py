@@ -105,6 +105,6 @@ def test_dynamics_of_ties_alone_have_no_accuracy(scored_by: ScoredBy) -> None:
 
 
 def test_scores_name_the_cause(scored_by: ScoredBy) -> None:
-    found = score_pairs(PAIRS, scored_by.scorer, scored_by.encoder)
+    found = score_pairs(PAIRS, scored_by)
     assert found.same_tokens.tolist() == [False, False, False, True]
     assert found.counts["same_tokens_by_truncation"] == 1

@@ -1,4 +1,6 @@
-"""What a diagnosis may be told."""
+"""What can be asked of a diagnosis."""
+
+from typing import Any
 
 from pydantic import Field
 
@@ -22,3 +24,8 @@ class DiagnosisConfig(Config):
         default=None, ge=1, description="A random sample of so many pairs; None for all."
     )
     seed: int = Field(default=0, ge=0, description="Of sample, bootstrap and draws.")
+
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        """The arguments of `bootstrap_interval`."""
+        return self.model_dump(include={"confidence", "resamples", "seed"})

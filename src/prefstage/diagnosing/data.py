@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -11,47 +11,15 @@ import numpy as np
 from prefstage.core.errors import MissingDependencyError
 from prefstage.data.disk_numbers import DiskNumbers, Numbers, count_different, text_number
 from prefstage.data.records import Candidates, Pair
-from prefstage.diagnosing.numbers import Histogram, describe_sorted, histogram
+from prefstage.diagnosing.numbers import HALF, describe_sorted, histogram
 from prefstage.judging.base import content_of
 
-HALF = 0.5
 _LENGTHS = ("prompt", "chosen", "rejected")
 _SCORES = ("score_chosen", "score_rejected", "gap")
 _CHUNK = 1024
 
 
-@dataclass(frozen=True)
-class DataFigures:
-    """A dataset of pairs by itself.
-
-    Attributes:
-        pairs: How many.
-        prompts: Different prompts.
-        ties: Pairs whose raters are split evenly.
-        votes: Pairs with an agreement.
-        identical: Pairs whose two sides have the same text.
-        characters: Length of prompts, chosen and rejected responses.
-        longer_wins: How often "the longer response is better" gives the label, equal
-            lengths half, over pairs that are no ties; None without such pairs.
-        length_correlation: Correlation of the difference in length with the label, both
-            presentation orders taken: Σd / √(n Σd²); None where lengths never differ.
-        scores: Distribution of chosen and rejected scores and of their gap; empty without.
-        gap_histogram: Counts of gaps: the figure's data; None without scores.
-    """
-
-    pairs: int
-    prompts: int
-    ties: int
-    votes: int
-    identical: int
-    characters: dict[str, dict[str, Any]]
-    longer_wins: float | None
-    length_correlation: float | None
-    scores: dict[str, dict[str, Any]]
-    gap_histogram: Histogram | None
-
-
-def data_figures(pairs: Iterable[Pair]) -> DataFigures:
+def data_figures(pairs: Iterable[Pair]) -> dict[str, Any]:
     """Count, measure lengths and scores, and see how far length explains the labels.
 
     Memory does not grow with the pairs: lengths, scores and hashes of prompts wait on disk.
@@ -60,69 +28,51 @@ def data_figures(pairs: Iterable[Pair]) -> DataFigures:
         pairs: The pairs, read once.
 
     Returns:
-        The figures; quantiles are exact.
+        `pairs`; `prompts`, different ones; `ties`, pairs whose raters are split evenly;
+        `votes`, pairs with an agreement; `identical`, pairs with the same text on both sides;
+        `characters`, length of prompts, chosen and rejected responses; `longer_wins`, how often
+        "the longer response is better" gives the label, equal lengths half, over pairs that are
+        no ties (None without such pairs); `length_correlation`, of the difference in length with
+        the label, both presentation orders taken, Σd / √(n Σd²) (None where lengths never
+        differ); `scores`, distribution of chosen and rejected scores and of their gap (empty
+        without); `gap_histogram`, the figure's data (None without). Quantiles are exact.
     """
+    # By name, so that one loop over chunks raises them all; n, Σd and Σd² are of labelled pairs.
+    count = dict.fromkeys(("pairs", "ties", "votes", "identical"), 0)
+    labelled, longer, apart_sum, squares = 0, 0.0, 0.0, 0.0
     with ExitStack() as stack:
         columns = {name: stack.enter_context(DiskNumbers()) for name in (*_LENGTHS, *_SCORES)}
         prompts = stack.enter_context(DiskNumbers("uint64"))
-        seen, rest = _Seen(), iter(pairs)
+        rest = iter(pairs)
         while chunk := list(islice(rest, _CHUNK)):
             rows = np.array([_row_of(pair) for pair in chunk], dtype=np.float64)
-            for place, name in enumerate(columns):
-                columns[name].extend(rows[:, place])
+            for column, values in zip(columns.values(), rows.T, strict=True):
+                column.extend(values)
             prompts.extend([text_number(pair.prompt_id) for pair in chunk])
-            seen.add(chunk, rows[:, 1] - rows[:, 2])
+            has_label = np.array([pair.agreement != HALF for pair in chunk])
+            count["pairs"] += len(chunk)
+            count["ties"] += int((~has_label).sum())
+            count["votes"] += sum(pair.agreement is not None for pair in chunk)
+            count["identical"] += sum(_text(p.chosen) == _text(p.rejected) for p in chunk)
+            apart = (rows[:, 1] - rows[:, 2])[has_label]
+            labelled += len(apart)
+            longer += float(longer_votes(apart).sum())
+            apart_sum += float(apart.sum())
+            squares += float((apart**2).sum())
         scored = {name: columns[name].sort() for name in _SCORES}
         known = len(scored["gap"]) > 0 and not np.isnan(scored["gap"][0])  # NaN stand last
-        return DataFigures(
-            pairs=seen.pairs,
-            prompts=count_different(prompts),
-            ties=seen.ties,
-            votes=seen.votes,
-            identical=seen.identical,
-            characters={name: asdict(describe_sorted(columns[name].sort())) for name in _LENGTHS},
-            longer_wins=seen.longer / seen.labelled if seen.labelled else None,
-            length_correlation=seen.correlation,
-            scores={
-                name.removeprefix("score_"): asdict(describe_sorted(values))
-                for name, values in scored.items()
-                if known
-            },
-            gap_histogram=histogram(scored["gap"]) if known else None,
-        )
-
-
-@dataclass
-class _Seen:
-    """Counts and sums over the pairs so far."""
-
-    pairs: int = 0
-    ties: int = 0
-    votes: int = 0
-    identical: int = 0
-    labelled: int = 0
-    longer: float = 0.0
-    apart: float = 0.0
-    squares: float = 0.0
-
-    def add(self, pairs: Sequence[Pair], apart: Numbers) -> None:
-        """Take in pairs, and by how much each one's chosen side is longer."""
-        labelled = np.array([pair.agreement != HALF for pair in pairs])
-        self.pairs += len(pairs)
-        self.ties += int((~labelled).sum())
-        self.votes += sum(pair.agreement is not None for pair in pairs)
-        self.identical += sum(_text(pair.chosen) == _text(pair.rejected) for pair in pairs)
-        self.labelled += int(labelled.sum())
-        self.longer += float(longer_votes(apart[labelled]).sum())
-        self.apart += float(apart[labelled].sum())
-        self.squares += float((apart[labelled] ** 2).sum())
-
-    @property
-    def correlation(self) -> float | None:
-        """Of the difference in length with the label: Σd / √(n Σd²)."""
-        if not self.squares:
-            return None
-        return float(self.apart / np.sqrt(self.labelled * self.squares))
+        shown = {name.removeprefix("score_"): values for name, values in scored.items() if known}
+        return {
+            **count,
+            "prompts": count_different(prompts),
+            "characters": {n: asdict(describe_sorted(columns[n].sort())) for n in _LENGTHS},
+            "longer_wins": longer / labelled if labelled else None,
+            "length_correlation": float(apart_sum / np.sqrt(labelled * squares))
+            if squares
+            else None,
+            "scores": {name: asdict(describe_sorted(values)) for name, values in shown.items()},
+            "gap_histogram": asdict(histogram(scored["gap"])) if known else None,
+        }
 
 
 def longer_votes(apart: Numbers) -> Numbers:
@@ -163,30 +113,18 @@ def diversity_of(rows: Sequence[Candidates]) -> dict[str, float | int | None]:
             expected="it installed",
             cure="pip install 'prefstage[build]'",
         ) from None
-    several = [row for row in rows if len(row.responses) > 1]
+    several = [row.responses for row in rows if len(row.responses) > 1]
     bleu = [
-        float(
-            np.mean(
-                [
-                    _against_others(row.responses, n, sentence_bleu)
-                    for n in range(len(row.responses))
-                ]
-            )
-        )
-        for row in several
+        [sentence_bleu(text, texts[:n] + texts[n + 1 :]).score for n, text in enumerate(texts)]
+        for texts in several
     ]
     return {
         "prompts": len(several),
         "prompts_with_one_response": len(rows) - len(several),
-        "distinct_1": _mean([_distinct(row.responses, 1) for row in several]),
-        "distinct_2": _mean([_distinct(row.responses, 2) for row in several]),
-        "self_bleu": _mean(bleu),
+        "distinct_1": _mean([_distinct(texts, 1) for texts in several]),
+        "distinct_2": _mean([_distinct(texts, 2) for texts in several]),
+        "self_bleu": _mean([float(np.mean(scores)) for scores in bleu]),
     }
-
-
-def _against_others(texts: Sequence[str], place: int, bleu: Any) -> float:
-    others = [text for number, text in enumerate(texts) if number != place]
-    return float(bleu(texts[place], others).score)
 
 
 def _distinct(texts: Sequence[str], size: int) -> float:
@@ -196,9 +134,9 @@ def _distinct(texts: Sequence[str], size: int) -> float:
 
 
 def _row_of(pair: Pair) -> list[float]:
-    """Lengths of prompt, chosen and rejected; scores of both sides and their gap."""
+    # A number for each of _LENGTHS and _SCORES.
     scores = [np.nan if s is None else s for s in (pair.score_chosen, pair.score_rejected)]
-    lengths = [len(_text(each)) for each in (pair.prompt, pair.chosen, pair.rejected)]
+    lengths = [len(_text(part)) for part in (pair.prompt, pair.chosen, pair.rejected)]
     return [*lengths, *scores, scores[0] - scores[1]]
 
 

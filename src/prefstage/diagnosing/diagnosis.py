@@ -3,25 +3,29 @@
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, cast
 
+from prefstage.core.config import check_config
 from prefstage.core.errors import InputError
+from prefstage.data.loading import load_candidates, load_pairs
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.sets import PairSet
+from prefstage.data.sources import DataSource
 from prefstage.diagnosing.config import DiagnosisConfig
 from prefstage.diagnosing.data import data_figures, diversity_of
 from prefstage.diagnosing.judges import (
-    JudgeFigures,
     answer_quality,
     judge_figures,
     policy_preference,
     preference_consistency,
 )
 from prefstage.diagnosing.learning import learnability_of, rankings_of
-from prefstage.diagnosing.scoring import PairLogProbs, ScoredBy, own_distinctness, score_pairs
+from prefstage.diagnosing.scoring import PairLogProbs, ScoredBy, distinct_answers, score_pairs
 from prefstage.diagnosing.tables import tables_of, warnings_of
 from prefstage.judging.base import Judge
+from prefstage.judging.loading import as_judge
 
 
 @dataclass(frozen=True)
@@ -60,27 +64,27 @@ class Diagnosis:
         """The whole report as text."""
         name = self.report["policy"]
         title = f"# {self.report['dataset']}" + (f", {name}" if name else "")
-        parts = [title, *(f"## {head}\n\n{table}" for head, table in self.tables.items())]
-        told = [
-            f"- {each['what']} ({each['figure']}). Remedy: {each['remedy']}."
-            for each in self.warnings
-        ]
-        parts.append("## Warnings\n\n" + ("\n".join(told) or "None."))
-        left = self.report["left_out"]
-        parts += ["## Left out\n\n" + "\n".join(f"- {why}: {n}" for why, n in left.items())]
-        return "\n\n".join(parts if left else parts[:-1]) + "\n"
+        warnings = [f"- {w['what']} ({w['figure']}). Remedy: {w['remedy']}." for w in self.warnings]
+        left = [f"- {why}: {count}" for why, count in self.report["left_out"].items()]
+        sections = {
+            **self.tables,
+            "Warnings": "\n".join(warnings) or "None.",
+            "Left out": "\n".join(left),
+        }
+        parts = [f"## {head}\n\n{text}" for head, text in sections.items() if text]
+        return "\n\n".join([title, *parts]) + "\n"
 
 
 def diagnose(
-    pairs: Iterable[Pair],
+    pairs: DataSource | Iterable[Pair],
     *,
     name: str = "pairs",
     policy: ScoredBy | None = None,
     reference: ScoredBy | None = None,
-    judge: Judge | None = None,
-    second_judge: Judge | None = None,
-    on_policy: Sequence[Candidates] | None = None,
-    config: DiagnosisConfig | None = None,
+    judge: Any = None,
+    second_judge: Any = None,
+    on_policy: DataSource | None = None,
+    config: DiagnosisConfig | Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Say what is in a dataset of pairs, and what training a policy on it could do.
 
@@ -88,118 +92,97 @@ def diagnose(
     judge; all tables come from that.
 
     Args:
-        pairs: The pairs.
+        pairs: The pairs: a record set, records, rows, a file, folder or Hub id.
         name: The dataset's, for tables.
         policy: The model that is (or will be) trained.
         reference: What training started from; None before training, when that is the
             policy itself.
-        judge: Who says which response is better.
+        judge: Who says which response is better: a judge, a function of (a, b, prompt), or a
+            specification as of `load_judge`, such as ``"reward:PATH"``.
         second_judge: Another one, for their consistency.
         on_policy: The policy's own answers, to compare among themselves, with the pairs'
-            responses by the judge, and by the policy's own log-probs.
+            responses by the judge, and by the policy's own log-probs; candidates, as `pairs`.
         config: β, target loss, limits, intervals.
 
     Returns:
         The report.
 
     Raises:
-        InputError: If there is no pair, or something is given that nothing can use.
+        ConfigError: If `config` has an unknown or wrong setting.
+        InputError: If there is no pair, or something is passed that nothing can use.
 
     Source:
         arXiv:2405.19534 (rankings, learnability), arXiv:2508.18312, Table 5 (scores),
         arXiv:2508.10530, Definition 5.5, Eq. 14 and App. B.5.
     """
-    config, started = config or DiagnosisConfig(), time.perf_counter()
-    _check(policy, reference, judge, second_judge)
-    usable, left_out = _usable(pairs, name, config)
-    seen = _observe(usable, policy, reference, judge, second_judge)
+    started = time.perf_counter()
+    if not isinstance(config, DiagnosisConfig):
+        config = check_config(DiagnosisConfig, config or {})
+    lacking = {
+        "a reference without a policy": reference is not None and policy is None,
+        "a second judge without a first": second_judge is not None and judge is None,
+    }
+    for what, wrong in lacking.items():
+        if wrong:
+            raise InputError.of(saw=what, expected="both, or the first alone", cure="give both")
+    rows, left_out = _usable(pairs, name, config)
+    scored = score_pairs(rows, policy) if policy else None
+    before = score_pairs(rows, reference) if reference else None
+    judges = [as_judge(who) for who in (judge, second_judge) if who is not None]
+    asked = time.perf_counter()
+    judged = [judge_figures(rows, who) for who in judges]
+    judging = time.perf_counter() - asked
+    models = (policy, scored, judges[0] if judges else None)
+    answers = _answers(on_policy, rows, models, seed=config.seed)
+    sides = dict(zip(("judge", "second judge"), (p for _, p in judged), strict=False))
+    if scored is not None:
+        sides["policy"] = policy_preference(scored.chosen, scored.rejected)
+    rankings = rankings_of(rows, scored, before, config) if scored else None
+    start = before or scored
     report: dict[str, Any] = {
         "dataset": name,
         "policy": policy.name if policy else None,
         "reference": reference.name if reference else None,
         "config": config.model_dump(mode="json"),
-        "data": asdict(data_figures(usable)),
-        **_scored_figures(seen, config),
-        **_judged_figures(seen),
-        **_own_figures(on_policy, seen, policy, judge, seed=config.seed),
-        "left_out": left_out,
+        "data": data_figures(rows),
+        "rankings": rankings,
+        "learnability": learnability_of(rows, start, config) if start else None,
+        "judge": judged[0][0] if judged else None,
+        "second_judge": judged[1][0] if len(judged) > 1 else None,
+        "consistency": {
+            f"{a} and {b}": preference_consistency(sides[a], sides[b])
+            for a, b in combinations(sides, 2)
+        }
+        or None,
+        **answers,
+        "left_out": left_out | (rankings["left_out"] if rankings else {}),
     }
-    if report["rankings"] is not None:
-        left_out |= report["rankings"]["left_out"]
     report["warnings"] = warnings_of(report)
-    report["seconds"] = {**seen.seconds, "total": time.perf_counter() - started}
-    return Diagnosis(report, seen.scored, seen.before)
-
-
-@dataclass(frozen=True)
-class _Observations:
-    """What models and judges say of the pairs: every table comes from this.
-
-    Attributes:
-        pairs: The pairs that were used.
-        scored: Their log-probs under the policy.
-        before: Under the reference.
-        judged: What each judge says; none, the first's, or both.
-        seconds: That scoring and judging took.
-    """
-
-    pairs: Sequence[Pair]
-    scored: PairLogProbs | None
-    before: PairLogProbs | None
-    judged: Sequence[JudgeFigures]
-    seconds: Mapping[str, float]
-
-
-def _observe(
-    pairs: Sequence[Pair],
-    policy: ScoredBy | None,
-    reference: ScoredBy | None,
-    judge: Judge | None,
-    second_judge: Judge | None,
-) -> _Observations:
-    """Score the pairs once by each model, judge them once by each judge."""
-    scored = score_pairs(pairs, policy.scorer, policy.encoder) if policy else None
-    before = score_pairs(pairs, reference.scorer, reference.encoder) if reference else None
-    asked = time.perf_counter()
-    judged = [judge_figures(pairs, each) for each in (judge, second_judge) if each is not None]
-    seconds = {
-        "scoring": sum(each.seconds for each in (scored, before) if each is not None),
-        "judging": time.perf_counter() - asked,
-    }
-    return _Observations(pairs, scored, before, judged, seconds)
-
-
-def _check(
-    policy: ScoredBy | None,
-    reference: ScoredBy | None,
-    judge: Judge | None,
-    second_judge: Judge | None,
-) -> None:
-    lacking = {
-        "reference without a policy": reference is not None and policy is None,
-        "second judge without a first": second_judge is not None and judge is None,
-    }
-    for what, wrong in lacking.items():
-        if wrong:
-            raise InputError.of(
-                saw=f"a {what}", expected="both, or the first alone", cure="give both"
-            )
+    scoring = sum(model.seconds for model in (scored, before) if model is not None)
+    total = time.perf_counter() - started
+    report["seconds"] = {"scoring": scoring, "judging": judging, "total": total}
+    return Diagnosis(report, scored, before)
 
 
 def _usable(
-    pairs: Iterable[Pair], name: str, config: DiagnosisConfig
+    pairs: Any, name: str, config: DiagnosisConfig
 ) -> tuple[Sequence[Pair], dict[str, int]]:
-    """The sample's pairs that have both sides, and what was left out.
+    """The sample's pairs that have both sides, and what was left out; the sample is taken first.
 
-    The sample is taken first. Pairs that a set holds on disk stay there, read when needed.
+    Pairs that a set holds on disk stay there, read when needed.
     """
-    held = pairs if isinstance(pairs, Sequence | PairSet) else PairSet.of(pairs)
-    rows = cast("Sequence[Pair]", held)  # a set has a sequence's length, places and order
+    if isinstance(pairs, Sequence) and all(isinstance(pair, Pair) for pair in pairs):
+        held: Any = pairs
+    elif isinstance(pairs, Iterable) and not isinstance(pairs, str | Sequence | PairSet):
+        held = PairSet.of(pairs)
+    else:
+        held = load_pairs(pairs)
+    rows = cast("Sequence[Pair]", held)  # a set has a sequence's length, positions and order
     left_out = dict[str, int]()
     if config.max_pairs is not None and config.max_pairs < len(rows):
         left_out["pairs beyond max_pairs"] = len(rows) - config.max_pairs
-        places = random.Random(config.seed).sample(range(len(rows)), config.max_pairs)
-        rows = [rows[place] for place in sorted(places)]
+        drawn = random.Random(config.seed).sample(range(len(rows)), config.max_pairs)
+        rows = [rows[index] for index in sorted(drawn)]
     whole = sum(bool(pair.chosen and pair.rejected) for pair in rows)
     if not whole:
         raise InputError.of(
@@ -211,64 +194,23 @@ def _usable(
     return rows, left_out
 
 
-def _scored_figures(seen: _Observations, config: DiagnosisConfig) -> dict[str, Any]:
-    """What the models' log-probs say; null without them."""
-    pairs, scored, start = seen.pairs, seen.scored, seen.before or seen.scored
-    rankings = rankings_of(pairs, scored, seen.before, config) if scored else None
-    learnability = learnability_of(pairs, start, config) if start else None
-    return {
-        "rankings": asdict(rankings) if rankings else None,
-        "learnability": asdict(learnability) if learnability else None,
-    }
-
-
-def _judged_figures(seen: _Observations) -> dict[str, Any]:
-    """What each judge says, and how far judges and policy agree; null without them."""
-    return {
-        "judge": _told(seen.judged, 0),
-        "second_judge": _told(seen.judged, 1),
-        "consistency": _consistency(seen.judged, seen.scored),
-    }
-
-
-def _own_figures(
-    own: Sequence[Candidates] | None,
-    seen: _Observations,
-    policy: ScoredBy | None,
-    judge: Judge | None,
+def _answers(
+    on_policy: Any,
+    pairs: Sequence[Pair],
+    models: tuple[ScoredBy | None, PairLogProbs | None, Judge | None],
     *,
     seed: int,
 ) -> dict[str, Any]:
     """How the policy's own answers compare with the pairs' responses; null without them."""
-    found: dict[str, Any] = {"own_answers": None, "distinctness": None, "diversity": None}
-    if own is None:
-        return found
-    found["diversity"] = diversity_of(own)
+    policy, scored, judge = models
+    figures: dict[str, Any] = dict.fromkeys(("own_answers", "distinctness", "diversity"))
+    if on_policy is None:
+        return figures
+    if not isinstance(on_policy, list) or not all(isinstance(r, Candidates) for r in on_policy):
+        on_policy = list(load_candidates(on_policy))
+    figures["diversity"] = diversity_of(on_policy)
     if judge is not None:
-        found["own_answers"] = answer_quality(own, seen.pairs, judge, seed=seed)
-    if policy is not None and seen.scored is not None:
-        found["distinctness"] = own_distinctness(own, seen.pairs, seen.scored, policy)
-    return found
-
-
-def _told(judged: Sequence[JudgeFigures], place: int) -> dict[str, Any] | None:
-    if place >= len(judged):
-        return None
-    found = asdict(judged[place])
-    del found["probabilities"]
-    return found
-
-
-def _consistency(
-    judged: Sequence[JudgeFigures], scored: PairLogProbs | None
-) -> dict[str, float] | None:
-    roles = ("judge", "second judge")
-    sides = {role: each.probabilities for role, each in zip(roles, judged, strict=False)}
-    if scored is not None:
-        sides["policy"] = policy_preference(scored.chosen, scored.rejected)
-    names = list(sides)
-    return {
-        f"{one} and {other}": preference_consistency(sides[one], sides[other])
-        for place, one in enumerate(names)
-        for other in names[place + 1 :]
-    } or None
+        figures["own_answers"] = answer_quality(on_policy, pairs, judge, seed=seed)
+    if policy is not None and scored is not None:
+        figures["distinctness"] = distinct_answers(on_policy, pairs, scored, policy)
+    return figures

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from prefstage.core.hashing import seed_for
 from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Candidates, Pair
-from prefstage.diagnosing.numbers import cohens_kappa, describe, verdicts
+from prefstage.diagnosing.numbers import HALF, cohens_kappa, describe, verdicts
 from prefstage.judging.base import (
     Comparison,
     Judge,
@@ -25,36 +25,8 @@ from prefstage.judging.judged import (
     wilson_interval,
 )
 
-HALF = 0.5
 
-
-@dataclass(frozen=True)
-class JudgeFigures:
-    """A judge against the labels.
-
-    Attributes:
-        judge: Its name.
-        agreement: As `agreement_with_labels` counts, over pairs that are no ties.
-        kappa: Cohen's κ of judge and labels over all pairs, ties a category of their own.
-        position_bias: Share of comparisons whose two orders prefer the same place; None
-            where every response is scored by itself (no place to prefer) or the judge does
-            not tell.
-        position_note: Why it is None.
-        scores: Of a judge that scores responses by themselves: distribution of its scores of
-            the chosen and of the rejected responses, and of their gap (Table 5); else empty.
-        probabilities: P(chosen ≻ rejected) of each pair; not in reports.
-    """
-
-    judge: str
-    agreement: dict[str, Any]
-    kappa: float | None
-    position_bias: float | None
-    position_note: str | None
-    scores: dict[str, dict[str, Any]]
-    probabilities: Numbers
-
-
-def judge_figures(pairs: Sequence[Pair], judge: Judge) -> JudgeFigures:
+def judge_figures(pairs: Sequence[Pair], judge: Judge) -> tuple[dict[str, Any], Numbers]:
     """Ask a judge about every pair; what scores responses scores every different one once.
 
     Args:
@@ -62,12 +34,19 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> JudgeFigures:
         judge: The judge.
 
     Returns:
-        The figures.
+        The figures, and P(chosen ≻ rejected) of each pair. [pairs]. Figures: `judge`, its name;
+        `agreement`, as `agreement_with_labels` counts, over pairs that are no ties; `kappa`,
+        Cohen's κ of judge and labels over all pairs, ties a category of their own;
+        `position_bias`, the share of comparisons whose two orders prefer the same position, None
+        where every response is scored by itself or the judge does not tell; `position_note`, why
+        it is None; `scores`, of a judge that scores responses by themselves, the distribution of
+        its scores of the chosen and of the rejected responses, and of their gap (Table 5), else
+        empty.
     """
     before = _order_dependent(judge)
     judgments, scores = _judged(judge, [comparison_of(pair) for pair in pairs])
     after = _order_dependent(judge)
-    found = np.array([each.probability for each in judgments])
+    probabilities = np.array([judgment.probability for judgment in judgments])
     labels = np.array([HALF if pair.agreement == HALF else 1.0 for pair in pairs])
     bias, note = None, None
     if judge.pointwise:
@@ -75,16 +54,17 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> JudgeFigures:
     elif before is None or after is None:
         note = "this judge does not tell its orders apart"
     else:
+        # The counts are of the judge's whole life: the difference is what these pairs added.
         bias = (after - before) / len(pairs)
-    return JudgeFigures(
-        judge=judge.name,
-        agreement=agreement_with_labels(pairs, judgments).as_dict(),
-        kappa=cohens_kappa(labels, verdicts(found)),
-        position_bias=bias,
-        position_note=note,
-        scores=scores,
-        probabilities=found,
-    )
+    figures = {
+        "judge": judge.name,
+        "agreement": agreement_with_labels(pairs, judgments).as_dict(),
+        "kappa": cohens_kappa(labels, verdicts(probabilities)),
+        "position_bias": bias,
+        "position_note": note,
+        "scores": scores,
+    }
+    return figures, probabilities
 
 
 def _judged(
@@ -94,14 +74,13 @@ def _judged(
         return compare_all(judge, comparisons), {}
     items = {(c.prompt_id, text): (c.prompt, text) for c in comparisons for text in (c.a, c.b)}
     rewards = dict(zip(items, score_all(judge, list(items.values())), strict=True))
-    chosen, rejected = (
-        np.array([rewards[c.prompt_id, text] for c, text in zip(comparisons, side, strict=True)])
-        for side in ([c.a for c in comparisons], [c.b for c in comparisons])
-    )
+    chosen = np.array([rewards[c.prompt_id, c.a] for c in comparisons])
+    rejected = np.array([rewards[c.prompt_id, c.b] for c in comparisons])
+    judgments = [judgment_of_rewards(a, b) for a, b in zip(chosen, rejected, strict=True)]
     sides = {"chosen": chosen, "rejected": rejected, "gap": chosen - rejected}
-    judgments = [judgment_of_rewards(*each) for each in zip(chosen, rejected, strict=True)]
-    known = {name: values[np.isfinite(values)] for name, values in sides.items()}
-    return judgments, {name: asdict(describe(values)) for name, values in known.items()}
+    return judgments, {
+        name: asdict(describe(values[np.isfinite(values)])) for name, values in sides.items()
+    }
 
 
 def preference_consistency(first: Numbers, second: Numbers) -> float:
@@ -136,16 +115,17 @@ def policy_preference(chosen: Numbers, rejected: Numbers) -> Numbers:
     Source:
         arXiv:2508.10530, Eq. 10.
     """
+    # Log-probs of whole responses are hundreds of nats apart: exp would overflow at 709.
     return np.asarray(1.0 / (1.0 + np.exp(np.clip(rejected - chosen, -700, 700))))
 
 
 def answer_quality(
-    own: Sequence[Candidates], pairs: Sequence[Pair], judge: Judge, *, seed: int
+    answers: Sequence[Candidates], pairs: Sequence[Pair], judge: Judge, *, seed: int
 ) -> dict[str, Any]:
-    """How a random own answer fares against the responses of the pairs.
+    """How a random answer of the policy fares against the responses of the pairs.
 
     Args:
-        own: Answers of set A (the policy's), by prompt.
+        answers: Set A, the policy's answers, by prompt.
         pairs: Set B; of a prompt with several pairs one is drawn.
         judge: The judge.
         seed: Of the draws.
@@ -154,39 +134,39 @@ def answer_quality(
         `prompts` in common; `win_rate` of A over the chosen responses (ties half) with its 95 %
         Wilson `interval`; `boundary_score`, the share of comparisons that A wins against both
         responses of the pair (one answer against two: `prefstage measure` decides the stage);
-        and `longer_wins`, how often the longer of own answer and chosen response wins.
+        and `longer_wins`, how often the longer of answer and chosen response wins.
 
     Source:
         arXiv:2508.10530, App. B.5 and Algorithm 1.
     """
-    answers = {row.prompt_id: row for row in own if row.responses}
+    responses = {row.prompt_id: row.responses for row in answers if row.responses}
     several: dict[str, list[Pair]] = {}
     for pair in pairs:
-        if pair.prompt_id in answers:
+        if pair.prompt_id in responses:
             several.setdefault(pair.prompt_id, []).append(pair)
-    against: list[list[Comparison]] = [[], []]
+    against: tuple[list[Comparison], list[Comparison]] = ([], [])
     for prompt_id, theirs in several.items():
         draw = random.Random(seed_for(seed, "answer-quality", prompt_id))
-        mine = draw.choice(answers[prompt_id].responses)
+        answer = draw.choice(responses[prompt_id])
         both = comparison_of(draw.choice(theirs))
-        for place, text in enumerate((both.a, both.b)):
-            against[place].append(Comparison(prompt_id, theirs[0].prompt, mine, text))
+        for comparisons, text in zip(against, (both.a, both.b), strict=True):
+            comparisons.append(Comparison(prompt_id, both.prompt, answer, text))
     count = len(several)
-    names = ("win_rate", "interval", "boundary_score", "longer_wins")
     if not count:
+        names = ("win_rate", "interval", "boundary_score", "longer_wins")
         return {"prompts": 0, **dict.fromkeys(names)}
     judged = compare_all(judge, [*against[0], *against[1]])
-    found = verdicts(np.array([each.probability for each in judged]))
-    apart = np.array([len(each.a) - len(each.b) for each in against[0]])
-    longer = np.where(apart > 0, found[:count], 1 - found[:count])[apart != 0]
-    win_rate = float(found[:count].mean())
-    values = (
-        win_rate,
-        list(wilson_interval(win_rate, count)),
-        float(found.mean()),
-        float(longer.mean()) if len(longer) else None,
-    )
-    return {"prompts": count, **dict(zip(names, values, strict=True))}
+    votes = verdicts(np.array([judgment.probability for judgment in judged]))
+    apart = np.array([len(comparison.a) - len(comparison.b) for comparison in against[0]])
+    longer = np.where(apart > 0, votes[:count], 1 - votes[:count])[apart != 0]
+    win_rate = float(votes[:count].mean())
+    return {
+        "prompts": count,
+        "win_rate": win_rate,
+        "interval": list(wilson_interval(win_rate, count)),
+        "boundary_score": float(votes.mean()),
+        "longer_wins": float(longer.mean()) if len(longer) else None,
+    }
 
 
 def _order_dependent(judge: Judge) -> int | None:

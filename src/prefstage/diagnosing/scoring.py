@@ -3,8 +3,9 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from math import factorial
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from prefstage.diagnosing.config import DiagnosisConfig
 from prefstage.diagnosing.numbers import bootstrap_interval
 from prefstage.diagnosing.rankings import order_accuracy, ranking_accuracy
 from prefstage.measuring.reliability import distinctness
+
+_TWO = 2
 
 
 class ScoresTrees(Protocol):
@@ -72,88 +75,75 @@ class PairLogProbs:
     seconds: float
 
 
-def score_pairs(
-    pairs: Sequence[Pair], scorer: ScoresTrees, encoder: ResponseEncoder
-) -> PairLogProbs:
+def score_pairs(pairs: Sequence[Pair], model: ScoredBy) -> PairLogProbs:
     """Score both sides of all pairs: each prompt once, each of its different responses once.
 
     Args:
         pairs: The pairs.
-        scorer: The model.
-        encoder: Its tokenizer and template.
+        model: Who scores.
 
     Returns:
         Log-probs and lengths, pair by pair.
     """
+    encoder = model.encoder
     before = dict(vars(encoder.counts))
-    trees, places = pair_trees(pairs, encoder)
-    counts = {name: count - before[name] for name, count in vars(encoder.counts).items()}
-    same = np.array([chosen == rejected for chosen, rejected in places])
-    counts |= _causes([pair for pair, alike in zip(pairs, same, strict=True) if alike], encoder)
+    trees, positions = pair_trees(pairs, encoder)
+    counts = Counter({n: count - before[n] for n, count in vars(encoder.counts).items()})
+    same = np.array([chosen == rejected for chosen, rejected in positions])
+    for number in np.flatnonzero(same):
+        pair = pairs[int(number)]
+        cause = cause_of(pair.prompt, pair.chosen[0], pair.rejected[0], encoder)
+        counts[f"same_tokens_by_{cause}"] += 1
     started = time.perf_counter()
-    scored = scorer.score(trees)
+    scored = model.scorer.score(trees)
     seconds = time.perf_counter() - started
-    sums = [each.sums.double().numpy() for each in scored]
-    sides = list(zip(*places, strict=True))
-    log_probs = [np.array([sums[tree][place] for tree, place in side]) for side in sides]
-    lengths = [
-        np.array([len(trees[tree].response_ids[place]) for tree, place in side]) for side in sides
-    ]
+    sums = [tree.sums.double().numpy() for tree in scored]
+    lengths = [[len(ids) for ids in tree.response_ids] for tree in trees]
+    chosen, rejected = (
+        [np.array([numbers[t][r] for t, r in side]) for numbers in (sums, lengths)]
+        for side in zip(*positions, strict=True)
+    )
     unique = {(tree.prompt_ids, ids): len(ids) for tree in trees for ids in tree.response_ids}
     return PairLogProbs(
-        chosen=log_probs[0],
-        rejected=log_probs[1],
-        chosen_tokens=lengths[0],
-        rejected_tokens=lengths[1],
+        chosen=chosen[0],
+        rejected=rejected[0],
+        chosen_tokens=chosen[1],
+        rejected_tokens=rejected[1],
         same_tokens=same,
-        tokens_scored=sum(len(tokens) for each in scored for tokens in each.per_token),
+        tokens_scored=sum(len(tokens) for tree in scored for tokens in tree.per_token),
         tokens_unique=sum(unique.values()),
         counts={name: count for name, count in counts.items() if count},
         seconds=seconds,
     )
 
 
-_Place = tuple[int, int]
-
-
-def _causes(pairs: Sequence[Pair], encoder: ResponseEncoder) -> Counter[str]:
-    """Of pairs whose two sides became the same tokens, how many by which cause."""
-    return Counter(
-        f"same_tokens_by_{cause_of(pair.prompt, pair.chosen[0], pair.rejected[0], encoder)}"
-        for pair in pairs
-    )
-
-
-def score_candidates(
-    rows: Sequence[Candidates], scorer: ScoresTrees, encoder: ResponseEncoder
-) -> list[tuple[Numbers, Numbers]]:
+def score_candidates(rows: Sequence[Candidates], model: ScoredBy) -> list[tuple[Numbers, Numbers]]:
     """Score all responses of prompts.
 
     Args:
         rows: Prompts with their responses.
-        scorer: The model.
-        encoder: Its tokenizer and template.
+        model: Who scores.
 
     Returns:
         For each prompt log π(y|x) of its responses, nats, and their tokens. [prompts] of
         ([responses], [responses]).
     """
-    trees = [encoder.encode(row.prompt, row.messages()) for row in rows]
+    trees = [model.encoder.encode(row.prompt, row.messages()) for row in rows]
     return [
         (scored.sums.double().numpy(), np.array([len(ids) for ids in tree.response_ids]))
-        for tree, scored in zip(trees, scorer.score(trees), strict=True)
+        for tree, scored in zip(trees, model.scorer.score(trees), strict=True)
     ]
 
 
-def own_distinctness(
-    own: Sequence[Candidates], pairs: Sequence[Pair], scored: PairLogProbs, policy: ScoredBy
+def distinct_answers(
+    answers: Sequence[Candidates], pairs: Sequence[Pair], scored: PairLogProbs, policy: ScoredBy
 ) -> dict[str, Any]:
-    """Whether the policy finds its own answers likelier than the responses of the pairs.
+    """Whether the policy finds its answers likelier than the responses of the pairs.
 
     The pairs are not scored again.
 
     Args:
-        own: The policy's answers, by prompt.
+        answers: The policy's answers, by prompt.
         pairs: The pairs.
         scored: Their log-probs under the policy.
         policy: The policy.
@@ -166,25 +156,26 @@ def own_distinctness(
     """
     off: dict[str, dict[str, float]] = {}
     for pair, *values in zip(pairs, scored.chosen, scored.rejected, strict=True):
-        found = off.setdefault(pair.prompt_id, {})
-        for side, value in zip((pair.chosen, pair.rejected), values, strict=True):
-            found[_key(side)] = value
-    rows = [row for row in own if row.responses and row.prompt_id in off]
+        keys = map(_key, (pair.chosen, pair.rejected))
+        off.setdefault(pair.prompt_id, {}).update(zip(keys, values, strict=True))
+    rows = [row for row in answers if row.responses and row.prompt_id in off]
     if not rows:
         return {"prompts": 0, "comparisons": 0, "share": None}
-    mine = [sums for sums, _ in score_candidates(rows, policy.scorer, policy.encoder)]
     sides = [
         (sums, np.array(list(off[row.prompt_id].values())))
-        for row, sums in zip(rows, mine, strict=True)
+        for row, (sums, _) in zip(rows, score_candidates(rows, policy), strict=True)
     ]
     comparisons = sum(len(on) * len(other) for on, other in sides)
     return {"prompts": len(rows), "comparisons": comparisons, "share": distinctness(sides)}
 
 
+_Position = tuple[int, int]
+
+
 def pair_trees(
     pairs: Sequence[Pair], encoder: ResponseEncoder
-) -> tuple[list[TokenTree], list[tuple[_Place, _Place]]]:
-    """One tree a prompt with its different responses, and where each pair's two stand.
+) -> tuple[list[TokenTree], list[tuple[_Position, _Position]]]:
+    """One tree a prompt with its different responses, and the positions of each pair's two.
 
     Args:
         pairs: The pairs.
@@ -193,41 +184,28 @@ def pair_trees(
     Returns:
         The trees, and for each pair the (tree, response) of its chosen and rejected side.
     """
-    numbers: dict[str, int] = {}
-    prompts, responses = list[Any](), list[dict[str, Any]]()
+    prompts: dict[str, tuple[Any, dict[str, Any]]] = {}
     for pair in pairs:
-        number = numbers.setdefault(pair.prompt_id, len(numbers))
-        if number == len(prompts):
-            prompts.append(pair.prompt)
-            responses.append({})
+        _, responses = prompts.setdefault(pair.prompt_id, (pair.prompt, {}))
         for side in (pair.chosen, pair.rejected):
-            responses[number].setdefault(_key(side), side[0])
-    encoded = [
-        encoder.encode(prompt, list(each.values()))
-        for prompt, each in zip(prompts, responses, strict=True)
-    ]
-    trees, where = list[TokenTree](), list[dict[str, int]]()
-    for tree, each in zip(encoded, responses, strict=True):
+            responses.setdefault(_key(side), side[0])
+    trees, where = list[TokenTree](), dict[str, dict[str, _Position]]()
+    for prompt_id, (prompt, responses) in prompts.items():
+        tree = encoder.encode(prompt, list(responses.values()))
         unique = list(dict.fromkeys(tree.response_ids))  # truncation may make two alike
+        where[prompt_id] = {
+            key: (len(trees), unique.index(ids))
+            for key, ids in zip(responses, tree.response_ids, strict=True)
+        }
         trees.append(TokenTree(tree.prompt_id, tree.prompt_ids, tuple(unique)))
-        where.append(
-            {key: unique.index(ids) for key, ids in zip(each, tree.response_ids, strict=True)}
-        )
-    places = [
-        tuple(
-            (numbers[pair.prompt_id], where[numbers[pair.prompt_id]][_key(side)])
-            for side in (pair.chosen, pair.rejected)
-        )
+    return trees, [
+        (where[pair.prompt_id][_key(pair.chosen)], where[pair.prompt_id][_key(pair.rejected)])
         for pair in pairs
     ]
-    return trees, places  # type: ignore[return-value]  # each tuple has two places
 
 
 def _key(side: Sequence[Any]) -> str:
     return json.dumps(side, sort_keys=True)
-
-
-_TWO = 2
 
 
 @dataclass(frozen=True)
@@ -259,7 +237,7 @@ class OrderFigures:
 
 
 def diagnose_orders(
-    rows: Sequence[Candidates],
+    rows: Iterable[Candidates],
     *,
     name: str = "candidates",
     policy: ScoredBy,
@@ -286,15 +264,24 @@ def diagnose_orders(
     """
     config, left_out = config or DiagnosisConfig(), Counter[str]()
     used = [row for row in (_scored_part(row, left_out) for row in rows) if row is not None]
-    used = _sampled(used, config, left_out)
+    if config.max_pairs is not None and config.max_pairs < len(used):
+        left_out["prompts beyond max_pairs"] += len(used) - config.max_pairs
+        generator = np.random.default_rng(config.seed)
+        used = [
+            used[i] for i in sorted(generator.choice(len(used), config.max_pairs, replace=False))
+        ]
     if not used:
         raise InputError.of(
             saw=f"no prompt in {name} with two responses of different scores",
             expected="candidates with scores",
             cure="score them first: prefstage judge",
         )
-    scored = score_candidates(used, policy.scorer, policy.encoder)
-    ranks = [_ranks(row) for row in used]
+    scored = score_candidates(used, policy)
+    # Ranks from 0, the best; equal scores have equal ranks, which ask for no order.
+    ranks = [
+        torch.unique(-torch.tensor(row.scores, dtype=torch.float64), return_inverse=True)[1]
+        for row in used
+    ]
     values = {
         "log_probs": [torch.from_numpy(sums) for sums, _ in scored],
         "normalised": [torch.from_numpy(sums / lengths) for sums, lengths in scored],
@@ -305,67 +292,47 @@ def diagnose_orders(
         prompts=len(used),
         responses=dict(sorted(Counter(str(len(row.responses)) for row in used).items())),
         whole_order={
-            kind: _interval(order_accuracy(each, ranks), range(len(used)), config)
-            for kind, each in values.items()
+            kind: _interval(order_accuracy(numbers, ranks), range(len(used)), config)
+            for kind, numbers in values.items()
         },
-        pairwise={kind: _pairwise(each, ranks, config) for kind, each in values.items()},
-        by_chance=float(np.mean([_chance(each) for each in ranks])),
+        pairwise={kind: _pairwise(numbers, ranks, config) for kind, numbers in values.items()},
+        by_chance=float(np.mean([_chance(rank) for rank in ranks])),
         left_out=dict(left_out),
     )
 
 
-def _ranks(row: Candidates) -> torch.Tensor:
-    """Rank of each response, the best 0; equal scores have equal ranks."""
-    scores = torch.tensor([s for s in row.scores if s is not None], dtype=torch.float64)
-    ranks: torch.Tensor = torch.unique(-scores, return_inverse=True)[1]
-    return ranks
-
-
 def _scored_part(row: Candidates, left_out: Counter[str]) -> Candidates | None:
-    """The prompt's responses with a finite score, or None if two different ones are lacking."""
-    kept = [
-        index for index, score in enumerate(row.scores) if score is not None and np.isfinite(score)
-    ]
+    kept = [n for n, score in enumerate(row.scores) if score is not None and np.isfinite(score)]
     if len(kept) < len(row.responses):
         left_out["responses without a score"] += len(row.responses) - len(kept)
-    if len({row.scores[index] for index in kept}) < _TWO:
+    if len({row.scores[n] for n in kept}) < _TWO:
         left_out["prompts without two different scores"] += 1
         return None
     return row.only(kept)
 
 
-def _sampled(
-    rows: list[Candidates], config: DiagnosisConfig, left_out: Counter[str]
-) -> list[Candidates]:
-    if config.max_pairs is None or config.max_pairs >= len(rows):
-        return rows
-    left_out["prompts beyond max_pairs"] += len(rows) - config.max_pairs
-    places = np.random.default_rng(config.seed).choice(len(rows), config.max_pairs, replace=False)
-    return [rows[place] for place in sorted(places)]
-
-
 def _pairwise(
     values: Sequence[torch.Tensor], ranks: Sequence[torch.Tensor], config: DiagnosisConfig
 ) -> dict[str, Any]:
-    first, second, owners = list[float](), list[float](), list[int]()
-    for number, (value, rank) in enumerate(zip(values, ranks, strict=True)):
-        better, worse = torch.nonzero(rank[:, None] < rank[None, :], as_tuple=True)
-        first += value[better].tolist()
-        second += value[worse].tolist()
-        owners += [number] * len(better)
-    sides = [torch.tensor(each, dtype=torch.float64) for each in (first, second)]
-    return {"pairs": len(first), **_interval(ranking_accuracy(*sides), owners, config)}
+    orders = [torch.nonzero(r[:, None] < r[None, :], as_tuple=True) for r in ranks]
+    better, worse = (
+        torch.cat([value[order[side]] for value, order in zip(values, orders, strict=True)])
+        for side in (0, 1)
+    )
+    # The prompt of each pair: pairs of one prompt are drawn together by the bootstrap.
+    prompts = list(chain.from_iterable([n] * len(order[0]) for n, order in enumerate(orders)))
+    accuracy = _interval(ranking_accuracy(better, worse), prompts, config)
+    return {"pairs": len(prompts), **accuracy}
 
 
 def _interval(
-    values: torch.Tensor, owners: Sequence[int], config: DiagnosisConfig
+    values: torch.Tensor, prompts: Sequence[int], config: DiagnosisConfig
 ) -> dict[str, Any]:
-    how = {"confidence": config.confidence, "resamples": config.resamples, "seed": config.seed}
-    return asdict(bootstrap_interval(values, owners, **how))  # type: ignore[arg-type]  # by name
+    return asdict(bootstrap_interval(values, prompts, **config.bootstrap))
 
 
 def _chance(ranks: torch.Tensor) -> float:
-    """Share of the n! orders that agree with ranks, of which equal ones ask for no order."""
+    # Share of the n! orders that agree with ranks: equal ones may stand in any order.
     counts = torch.unique(ranks, return_counts=True)[1].tolist()
     agreeing = int(np.prod([factorial(count) for count in counts], dtype=object))
     return agreeing / factorial(len(ranks))
