@@ -249,8 +249,8 @@ def test_the_reference_that_is_wrong_reaches_less_with_larger_beta():
 def test_scores_and_gaps():
     pairs = [pair(f"p{n}", "a", "b", score_chosen=n + 1.0, score_rejected=0.0) for n in range(4)]
     figures = data_figures(pairs)
-    assert figures.scores["gap"]["mean"] == 2.5
-    assert sum(figures.gap_histogram.counts) == 4
+    assert figures["scores"]["gap"]["mean"] == 2.5
+    assert sum(figures["gap_histogram"]["counts"]) == 4
     assert describe(np.array([np.nan])).missing == 1
     assert data_figures(PAIRS)["scores"] == {}
 

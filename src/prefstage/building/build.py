@@ -1,12 +1,12 @@
 """`build_pairs`: from a recipe to datasets of pairs, with a card."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from datasets import Dataset
 
@@ -34,13 +34,11 @@ from prefstage.data.storage import save_dataset
 from prefstage.data.tokenizer_files import with_date
 from prefstage.judging.base import Judge
 from prefstage.judging.judged import stored
-from prefstage.judging.loading import load_judge
-from prefstage.sampling.base import Sampler, load_sampler
+from prefstage.judging.loading import as_judge
+from prefstage.sampling.base import Sampler, as_sampler
 
 RESULT, CARD, CONFIG = "build.json", "README.md", "config.yaml"
 _SHOWN_REASONS = 3
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def build_pairs(
     recipe: Recipe | Mapping[str, Any] | Path | str,
     *,
     out: str | Path | None = None,
-    judge: Judge | None = None,
+    judge: Judge | Callable[..., Any] | None = None,
     sampler: Sampler | None = None,
 ) -> BuildResult:
     """Build preference pairs by a recipe.
@@ -109,10 +107,11 @@ def build_pairs(
     plan, account = read_recipe(named), Account()
     out = None if out is None else Path(out)
     plan = replace(plan, recipe=with_date(plan.recipe, plan.recipe.policy, out))
-    judge, sampler = judge or objects.get("judge"), sampler or objects.get("policy")
+    judge = objects.get("judge") if judge is None else as_judge(judge)
+    sampler = objects.get("policy") if sampler is None else as_sampler(sampler)
     data = _load(plan, objects)
     with ExitStack() as stack:
-        judge, sampler, aspects = _helpers(plan, judge, sampler, stack)
+        judge, sampler, aspects = _opened(plan, judge, sampler, stack)
         # Without a folder too, what a judge was asked is kept on disk: it may be asked again.
         folder = out or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="prefstage-build-"))
@@ -153,8 +152,9 @@ def _named(recipe: Any) -> tuple[Any, dict[str, Any]]:
     objects = {name: v for name, v in values.items() if not isinstance(v, str | Path | None)}
     names = {name: getattr(v, "name", "memory") for name, v in objects.items()}
     names |= {name: str(v) for name, v in values.items() if isinstance(v, Path)}
-    if "judge" in objects:
-        objects["judge"] = load_judge(objects["judge"])
+    for name, made_of in (("judge", as_judge), ("policy", as_sampler)):
+        if name in objects:
+            objects[name] = made_of(objects[name])
     return {**recipe, **names}, objects
 
 
@@ -180,17 +180,19 @@ def _measure_reversal(materials: Materials, source: Any) -> None:
     check_reversal(reversal.as_dict(), accepted=recipe.accept_reversal, judge=judge.name)
 
 
-def _helpers(
-    plan: Plan, judge: Judge | None, sampler: Sampler | None, stack: ExitStack
+def _opened(
+    plan: Plan, judge: Any, sampler: Any, stack: ExitStack
 ) -> tuple[Judge | None, Sampler | None, dict[str, Judge]]:
+    # What is loaded here (a server, a model) is also closed here; what was brought stays open.
     recipe = plan.recipe
     if judge is None and recipe.judge is not None:
-        judge = _entered(stack, load_judge(recipe.judge))
+        judge = stack.enter_context(as_judge(recipe.judge))
     if sampler is None and recipe.policy is not None:
         how = recipe.sampling.model_copy(update={"seed": recipe.seed})
-        sampler = _entered(stack, load_sampler(recipe.policy, how, options=recipe.load_options))
+        sampler = stack.enter_context(as_sampler(recipe.policy, how, options=recipe.load_options))
     specs: dict[str, str] = getattr(plan.settings, "aspects", {})
-    return judge, sampler, {name: _entered(stack, load_judge(s)) for name, s in specs.items()}
+    aspects = {name: stack.enter_context(as_judge(spec)) for name, spec in specs.items()}
+    return judge, sampler, aspects
 
 
 def _groups(materials: Materials) -> Iterator[Group]:
@@ -287,10 +289,3 @@ def _write(folder: Path, made: BuildResult) -> None:
     facts = {name: made.result[name] for name in ("method", "source", "judge")}
     headline = f"{made.result['pairs_built']:,} pairs by {facts['method']}"
     write_result(folder, "build", headline=headline, facts=facts)  # last: all else is there
-
-
-def _entered(stack: ExitStack, loaded: T) -> T:
-    # What was loaded here and started something (a server) must also be stopped here.
-    if isinstance(loaded, AbstractContextManager):
-        stack.enter_context(loaded)
-    return loaded

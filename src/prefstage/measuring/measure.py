@@ -1,10 +1,10 @@
 """`measure_stage`: which stage is a policy in, from as few prompts as it takes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from prefstage.core.config import check_config
 from prefstage.core.errors import InputError
@@ -29,7 +29,7 @@ from prefstage.measuring.stage import (
     on_policy_candidates,
     write_prompts,
 )
-from prefstage.sampling.base import Sampler
+from prefstage.sampling.base import Sampler, SamplingConfig, as_sampler
 
 STAGE = "stage.json"
 PROMPTS = "prompts.parquet"
@@ -42,8 +42,6 @@ _STAGES: dict[str | None, StageName] = {
     "above": "fine-tuning",
     None: "undecided",
 }
-
-T = TypeVar("T")
 
 Stopped = Literal["decided", "all prompts used", "prompt budget", "judgment budget"]
 
@@ -74,7 +72,7 @@ def measure_stage(
     off_policy: Responses,
     *,
     judge: Judge | Callable[..., Any] | str | Path,
-    sampler: Sampler | str | None = None,
+    sampler: Sampler | str | Path | None = None,
     on_policy: Responses | None = None,
     policy_name: str | None = None,
     distinctness: bool = False,
@@ -120,17 +118,15 @@ def measure_stage(
     """
     if not isinstance(config, MeasureConfig):
         config = check_config(MeasureConfig, config or {})
+    out = None if out is None else Path(out)
     with ExitStack() as stack:
-        off = Pool.of(
-            off_policy, side="off-policy", responses=config.off_responses, seed=config.seed
-        )
-        who = _loaded(sampler, config, stack) if sampler is not None else None
-        policy = _policy(who, on_policy, config)
-        judge = _judge(judge, stack)
-        counted_before = _counts(judge)
+        how: Any = {"seed": config.seed, "responses": config.off_responses}
+        off = Pool.of(off_policy, side="off-policy", **how)
+        judge, sampler = _opened(judge, sampler, config, stack)
+        policy = _policy(sampler, on_policy, config)
+        counts_before = dict(judge.counts)
         prompt_ids = _common(off, policy)
         if out is not None:
-            out = Path(out)
             inputs = {
                 "config": config.model_dump(mode="json", exclude=_MAY_CHANGE),
                 "off_policy": off.fingerprint,
@@ -143,26 +139,30 @@ def measure_stage(
             judge = stored(judge, ledger)
             if isinstance(policy, SampledResponses):
                 policy.ledger = ledger
-        end = _run(prompt_ids, (policy, off), judge=judge, config=config, watch=watch)
-        counts = _counts(judge).items()
+        prompts, sequence, stopped = _run(
+            prompt_ids, (policy, off), judge=judge, config=config, watch=watch
+        )
         stage = _stage(
-            end,
+            prompts,
+            sequence,
             config,
+            stopped=stopped,
+            prompts_available=len(prompt_ids),
             judge=judge.name,
             policy=policy_name or policy.name,
             unmatched_prompts={
                 "on": policy.prompts_beyond(off.positions),
                 "off": len(off.rows) - len(prompt_ids),
             },
-            judge_counts={name: n - counted_before.get(name, 0) for name, n in counts},
+            judge_counts={n: c - counts_before.get(n, 0) for n, c in judge.counts.items()},
             tokens=policy.tokens,
             cut_responses=policy.cut,
             cut_thoughts=policy.cut_thoughts,
         )
         if distinctness:
-            stage = replace(stage, distinctness=_distinctness(stage, who))
+            stage = replace(stage, distinctness=_distinctness(stage, sampler))
     if out is not None:
-        _write(Path(out), stage)
+        _write(out, stage)
     return stage
 
 
@@ -176,14 +176,6 @@ def _write(out: Path, stage: Stage) -> None:
     write_result(out, "measure", headline=stage.recommendation, facts=facts)
 
 
-@dataclass(frozen=True)
-class _End:
-    prompts: tuple[JudgedPrompt, ...]
-    sequence: ConfidenceSequence
-    stopped: Stopped
-    prompts_available: int
-
-
 def _run(
     prompt_ids: Sequence[str],
     sides: tuple[Pool | SampledResponses, Pool],
@@ -191,7 +183,7 @@ def _run(
     judge: Judge,
     config: MeasureConfig,
     watch: Watch | None,
-) -> _End:
+) -> tuple[tuple[JudgedPrompt, ...], ConfidenceSequence, Stopped]:
     """Use prompts, a chunk between two looks, until the interval leaves ½ or the budget ends."""
     policy, off = sides
     order = prompt_order(prompt_ids, seed=config.seed)
@@ -234,7 +226,7 @@ def _run(
     stopped: Stopped = limited_by if len(prompts) == limit else "decided"
     if len(prompts) == len(order):
         stopped = "all prompts used"
-    return _End(tuple(prompts), sequence, stopped, len(order))
+    return tuple(prompts), sequence, stopped
 
 
 def _budget(
@@ -262,6 +254,21 @@ def _budget(
     return limit, limited_by
 
 
+def _opened(
+    judge: Any, sampler: Any, config: MeasureConfig, stack: ExitStack
+) -> tuple[Judge, Sampler | None]:
+    # Loaders are imported for specifications alone: who brings a judge and answers loads no more.
+    # What is loaded here (a server, a model) is also closed here; what was brought stays open.
+    if not isinstance(judge, Judge):
+        from prefstage.judging.loading import as_judge
+
+        judge = stack.enter_context(as_judge(judge))
+    if sampler is not None and not isinstance(sampler, Sampler):
+        how = SamplingConfig(responses=config.on_responses, seed=config.seed)
+        sampler = stack.enter_context(as_sampler(sampler, how))
+    return judge, sampler
+
+
 def _policy(
     sampler: Sampler | None, on_policy: Responses | None, config: MeasureConfig
 ) -> Pool | SampledResponses:
@@ -273,9 +280,8 @@ def _policy(
         )
     if sampler is not None:
         return SampledResponses(sampler, config.on_responses)
-    return Pool.of(
-        on_policy or [], side="on-policy", responses=config.on_responses, seed=config.seed
-    )
+    how: Any = {"seed": config.seed, "responses": config.on_responses}
+    return Pool.of(on_policy or [], side="on-policy", **how)
 
 
 def _common(off: Pool, policy: Pool | SampledResponses) -> list[str]:
@@ -290,32 +296,6 @@ def _common(off: Pool, policy: Pool | SampledResponses) -> list[str]:
             cure="check that both files hold the same prompts, system messages included",
         )
     return common
-
-
-def _judge(judge: Any, stack: ExitStack) -> Judge:
-    if isinstance(judge, Judge):
-        return judge
-    from prefstage.judging.loading import load_judge
-
-    return _entered(load_judge(judge), stack)
-
-
-def _loaded(sampler: Sampler | str, config: MeasureConfig, stack: ExitStack) -> Sampler:
-    if not isinstance(sampler, str):
-        return sampler
-    from prefstage.sampling.base import SamplingConfig, load_sampler
-
-    how = SamplingConfig(responses=config.on_responses, seed=config.seed)
-    return _entered(load_sampler(sampler, how), stack)
-
-
-def _entered(loaded: T, stack: ExitStack) -> T:
-    # What was loaded here and started something (a server) must also be stopped here.
-    return stack.enter_context(loaded) if isinstance(loaded, AbstractContextManager) else loaded
-
-
-def _counts(judge: Judge) -> dict[str, int]:
-    return dict(judge.counts)
 
 
 def _distinctness(stage: Stage, sampler: Any) -> float:
@@ -334,25 +314,42 @@ def _distinctness(stage: Stage, sampler: Any) -> float:
     )
 
 
-def _stage(end: _End, config: MeasureConfig, **details: Any) -> Stage:
-    rows = end.prompts
+def _stage(
+    rows: tuple[JudgedPrompt, ...],
+    sequence: ConfidenceSequence,
+    config: MeasureConfig,
+    **details: Any,
+) -> Stage:
     boundary = boundary_score(row.votes for row in rows)
     verdict = algorithm_1_verdict(boundary, ties=config.ties)
+    name = _STAGES[sequence.side]
     favours = [row.favours for row in rows]
-    for_new = end.sequence
+    for_new = sequence
     if not config.new_prompts:
         for_new = ConfidenceSequence(available=None, confidence=config.confidence)
         for_new.update(row.votes.score for row in rows)
-    stage = Stage(
-        stage=_STAGES[end.sequence.side],
+    reliability = None
+    if config.judge_accuracy is not None:
+        # scipy is loaded only where the judge's accuracy is known.
+        from prefstage.measuring.reliability import call_reliability
+
+        reliability = call_reliability(
+            [row.votes for row in rows],
+            verdict if name == "undecided" else name,
+            accuracy=config.judge_accuracy,
+            bias=config.judge_bias,
+            overlap=config.overlap,
+            errors=config.judge_errors,
+        )
+    return Stage(
+        stage=name,
         boundary_score=boundary.score,
-        interval=end.sequence.interval,
+        interval=sequence.interval,
         confidence=config.confidence,
         votes_on=boundary.votes_on,
         votes_off=boundary.votes_off,
         ties=boundary.ties,
         prompts_used=len(rows),
-        prompts_available=end.prompts_available,
         responses_per_prompt={
             "on": _mean([len(row.on.responses) for row in rows]),
             "off": _mean([len(row.off.responses) for row in rows]),
@@ -361,7 +358,6 @@ def _stage(end: _End, config: MeasureConfig, **details: Any) -> Stage:
         seed=config.seed,
         votes=config.votes,
         method="fixed-size" if config.all_prompts else "sequential",
-        stopped=end.stopped,
         population="new prompts" if config.new_prompts else "these prompts",
         interval_new_prompts=for_new.interval,
         algorithm_1=verdict,
@@ -372,23 +368,11 @@ def _stage(end: _End, config: MeasureConfig, **details: Any) -> Stage:
             "on": sum(row.unused_on for row in rows),
             "off": sum(row.unused_off for row in rows),
         },
+        reliability=reliability,
         prompts=rows,
         **config.model_dump(include=_NOT_MEASURED),
         **details,
     )
-    if config.judge_accuracy is None:
-        return stage
-    from prefstage.measuring.reliability import call_reliability
-
-    reliability = call_reliability(
-        [row.votes for row in rows],
-        verdict if stage.stage == "undecided" else stage.stage,
-        accuracy=config.judge_accuracy,
-        bias=config.judge_bias,
-        overlap=config.overlap,
-        errors=config.judge_errors,
-    )
-    return replace(stage, reliability=reliability)
 
 
 def _mean(counts: list[int]) -> float:
