@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit as sigmoid
 
+from prefstage.evaluating.alpaca_tables import N_PROMPTS, length_tables, standardised_length
 from prefstage.evaluating.length_controlled import length_controlled_win_rate
-from prefstage.evaluating.length_fit import sigmoid
-from prefstage.evaluating.length_tables import N_PROMPTS, length_tables, standardised_length
 
 REPEATS = 5
 

@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 from evaluating import rows_of
+from scipy.special import expit as sigmoid
 
+from prefstage.evaluating import absorbed_shares, estimate_difficulty, widened
+from prefstage.evaluating.alpaca_tables import length_tables, standardised_length
 from prefstage.evaluating.answers import Answers, gather_answers, user_prompt
 from prefstage.evaluating.comparing import compare_win_rates
-from prefstage.evaluating.difficulty import absorbed_shares, estimate_difficulty, widened
 from prefstage.evaluating.l1_logistic import fit_l1_logistic
-from prefstage.evaluating.length_controlled import length_controlled_win_rate
-from prefstage.evaluating.length_fit import problem_of, sigmoid
+from prefstage.evaluating.length_controlled import length_controlled_win_rate, problem_of, read_rows
 from prefstage.evaluating.length_interval import length_controlled_interval
-from prefstage.evaluating.length_rows import read_rows
-from prefstage.evaluating.length_tables import length_tables, standardised_length
 from prefstage.evaluating.mt_bench import Grade, score_interval
 from prefstage.evaluating.rates import rates_of
 from prefstage.evaluating.win_rates import WinRate, WinRateConfig, win_rate

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from playwright.sync_api import Page, sync_playwright
 
 from prefstage import write_report
+from prefstage.core.results import write_result
 
 # Time from the input event until the frame after the answer is painted.
 SEARCH = """(query) => new Promise((resolve) => {
@@ -68,10 +69,12 @@ def write_build(folder: Path, pairs: int) -> None:
         "pairs_built": pairs,
         "left_out": {},
         "notes": [],
+        "reversal": None,
         "parts": {"pairs": {"train": pairs}},
     }
     result["statistics"] = {"pairs": statistics}
     (folder / "build.json").write_text(json.dumps(result), encoding="utf-8")
+    write_result(folder, "build", headline=f"{pairs:,} pairs of made-up words")
 
 
 def opened(page: Page, path: Path) -> dict[str, float]:

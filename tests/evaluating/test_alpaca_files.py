@@ -92,10 +92,10 @@ def test_duplicates_and_several_writers_are_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="two different answers"):
         load_answers(written(tmp_path / "d.json", [one, one | {"output": "b"}]))
     both = written(tmp_path / "w.json", [one, one | {"generator": "y", "output": "b"}])
-    with pytest.raises(DataError, match="one generator"):
+    with pytest.raises(DataError, match="one writer"):
         load_answers(both)
     assert load_answers(f"{both}#y").by_prompt.popitem()[1].text == "b"
-    with pytest.raises(DataError, match="no answers of z"):
+    with pytest.raises(DataError, match="no answers of 'z'"):
         load_answers(f"{both}#z")
     with pytest.raises(DataError, match="no file or folder"):
         load_answers(tmp_path / "none.json")
@@ -121,7 +121,7 @@ def test_lines_of_several_models_are_answers_too_and_may_be_empty(tmp_path: Path
     path.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
     found = load_answers(f"{path}#a")
     assert found == answers("a", ["x", ""])
-    with pytest.raises(DataError, match="one generator"):
+    with pytest.raises(DataError, match="one writer"):
         load_answers(path)
     broken = tmp_path / "broken.jsonl"
     broken.write_text(json.dumps(lines[0]) + "\n" + json.dumps(lines[1] | {"output": None}))

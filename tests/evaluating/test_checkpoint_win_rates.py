@@ -6,7 +6,7 @@ import pytest
 
 from prefstage.core.errors import InputError
 from prefstage.evaluating import WinRate, WinRateConfig, rankings_against_win_rates, win_rate
-from prefstage.evaluating.checkpoints import step_of
+from prefstage.evaluating.comparing import step_of
 from tests.evaluating.judges import WordJudge, answers
 
 

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import expit as sigmoid
 
 from prefstage.core.errors import InputError
 from prefstage.evaluating import absorbed_shares, estimate_difficulty, widened
-from prefstage.evaluating.length_fit import sigmoid
-from prefstage.evaluating.length_tables import standardised_length
+from prefstage.evaluating.alpaca_tables import standardised_length
 
 
 def world(models: int, prompts: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize
-from scipy.stats import beta, t
+from scipy.special import expit as sigmoid
+from scipy.stats import t
 
 from prefstage import win_rate
 from prefstage.evaluating import WinRateConfig, compare_win_rates, length_controlled_interval
+from prefstage.evaluating.alpaca_tables import length_tables, standardised_length
 from prefstage.evaluating.l1_logistic import fit_l1_logistic
-from prefstage.evaluating.length_fit import problem_of, sigmoid
-from prefstage.evaluating.length_profile import profile_interval
-from prefstage.evaluating.length_rows import read_rows
-from prefstage.evaluating.length_tables import length_tables, standardised_length
-from prefstage.evaluating.proportions import beta_quantile
+from prefstage.evaluating.length_controlled import problem_of, read_rows
+from prefstage.evaluating.length_interval import profile_interval
 from prefstage.evaluating.win_rates import confidence_at_stop
 from prefstage.judging import Judge, Judgment
 from tests.evaluating.judges import WordJudge, answers
@@ -71,13 +70,6 @@ def test_few_wins_on_one_side_of_the_lengths_are_covered() -> None:
         low, high = length_controlled_interval(y, a, b, regularise=False, resamples=60, seed=trial)
         held += low <= 100 * float(sigmoid(np.array(-1.6))) <= high
     assert held >= 55  # of an interval that held in 95 % of draws, 92 % of such draws would pass
-
-
-@pytest.mark.parametrize("share", [0.001, 0.025, 0.5, 0.975])
-@pytest.mark.parametrize(("a", "b"), [(0.3, 5.0), (7, 44), (403, 403), (1e-3, 20), (12, 0.5)])
-def test_quantiles_of_the_beta_distribution(share: float, a: float, b: float) -> None:
-    expected = beta.ppf(share, a, b)
-    assert beta_quantile(share, a, b) == pytest.approx(expected, rel=1e-9, abs=1e-30)
 
 
 class Drawn(Judge):

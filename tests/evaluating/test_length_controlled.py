@@ -10,9 +10,9 @@ import pytest
 
 from prefstage import length_controlled_win_rate
 from prefstage.core.errors import DataError, InputError
+from prefstage.evaluating import alpaca_tables as tables_module
 from prefstage.evaluating import length_controlled_interval
-from prefstage.evaluating import length_tables as tables_module
-from prefstage.evaluating.length_tables import N_PROMPTS, length_tables, standardised_length
+from prefstage.evaluating.alpaca_tables import N_PROMPTS, length_tables, standardised_length
 
 Rows = dict[str, np.ndarray]
 

@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from prefstage.core.errors import DataError
-from prefstage.evaluating.mt_bench import MtBenchConfig, Question, load_questions, run_mt_bench
-from prefstage.evaluating.mt_bench_prompt import grading_messages, read_rating
+from prefstage.evaluating.mt_bench import (
+    MtBenchConfig,
+    Question,
+    grading_messages,
+    load_questions,
+    read_rating,
+    run_mt_bench,
+)
 from prefstage.sampling import Sampler
 from prefstage.sampling.base import Sample, SampleRequest
 from prefstage.serving.client import ServerClient

@@ -11,8 +11,7 @@ from prefstage import win_rate
 from prefstage.core.errors import InputError
 from prefstage.core.ledger import Ledger
 from prefstage.evaluating import WinRateConfig, compare_win_rates, rates_of
-from prefstage.evaluating.proportions import beta_cdf, effective_interval
-from prefstage.evaluating.rates import mean_interval
+from prefstage.evaluating.rates import effective_interval, mean_interval
 from prefstage.judging import stored
 from tests.evaluating.judges import WordJudge, answers
 
@@ -142,8 +141,16 @@ def test_the_exact_interval_is_the_binomial_one() -> None:
     low, high = effective_interval(values, confidence=0.95)
     assert low == pytest.approx(beta.ppf(0.025, 7, 44), abs=1e-9)
     assert high == pytest.approx(beta.ppf(0.975, 8, 43), abs=1e-9)
-    for x, a, b in [(0.2, 3.5, 9.0), (0.9, 0.4, 0.7), (0.5, 800, 790)]:
-        assert beta_cdf(x, a, b) == pytest.approx(beta.cdf(x, a, b), abs=1e-11)
+    assert effective_interval(np.zeros(20), confidence=0.9)[0] == 0
+    assert effective_interval(np.ones(20), confidence=0.9)[1] == 1
+
+
+def test_graded_outcomes_count_as_more_rows() -> None:
+    values = np.tile([0.4, 0.6], 50)
+    low, high = effective_interval(values, confidence=0.95)
+    size = 100 * 0.25 / (np.var([*values, 0, 1]))
+    assert low == pytest.approx(beta.ppf(0.025, size / 2, size / 2 + 1), abs=1e-9)
+    assert high == pytest.approx(beta.ppf(0.975, size / 2 + 1, size / 2), abs=1e-9)
 
 
 def test_rates_of_nothing_or_out_of_range_are_refused() -> None:

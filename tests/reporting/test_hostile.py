@@ -40,11 +40,13 @@ def hostile(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = json.loads((folder / "align.json").read_text())
     build = folder / "steps" / result["iterations"][0]["steps"]["build"]
     load_pairs(source).save(build / "pairs.parquet")
-    result["judge"] = HOSTILE[1]
     result["iterations"][0]["reason"] = LONE
     result["iterations"][0]["stage"]["policy"] = HOSTILE[3]
     result["iterations"][0]["training"]["notes"] = [*HOSTILE[:11], LONE]
     (folder / "align.json").write_text(json.dumps(result))
+    summary = json.loads((folder / "result.json").read_text())
+    summary["facts"]["judge"] = HOSTILE[1]
+    (folder / "result.json").write_text(json.dumps(summary))
     (folder / "config.yaml").write_text("\n".join(HOSTILE[:8]))
     return prefstage.write_report(folder, out=folder / "report.html", title=HOSTILE[1])
 
@@ -129,7 +131,7 @@ new MutationObserver((changes, observer) => {
 def test_a_list_sorted_by_prompt_before_all_is_unpacked_ends_sorted(
     aligned: Path, browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefstage.reporting.pairs._BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr("prefstage.reporting.explorer._BLOCK_CHARACTERS", 100)
     path = prefstage.write_report(aligned, out=tmp_path / "report.html")
     table, texts = read_page(path).pairs()
     page, told = opened(browser, path, script=SORT_AT_ONCE)

@@ -126,7 +126,7 @@ def test_the_command_writes_the_page_and_the_figures(aligned: Path, tmp_path: Pa
         assert "<svg" in (figures / f"{name}.svg").read_text()[:300]
 
 
-@pytest.mark.parametrize("given", ["nothing", "empty", "begun", "torn"])
+@pytest.mark.parametrize("given", ["nothing", "empty", "begun", "torn", "damaged"])
 def test_what_is_no_run_is_refused(given: str, plain: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     if given != "nothing":
@@ -134,12 +134,16 @@ def test_what_is_no_run_is_refused(given: str, plain: Path, tmp_path: Path) -> N
     if given == "begun":
         shutil.copy(plain / "manifest.json", folder)
     if given == "torn":
+        (folder / "result.json").write_text('{"command": "align", "parts": [')
+    if given == "damaged":
+        shutil.copy(plain / "result.json", folder)
         (folder / "align.json").write_text('{"iterations": [')
     expected = {
         "nothing": "no folder or file",
         "empty": "holds no results",
         "begun": "its align has not ended",
         "torn": "is not as it was written",
+        "damaged": "align.json, or a file that it names, is not as it was written",
     }
     with pytest.raises(InputError, match=expected[given]):
         prefstage.write_report(folder, out=tmp_path / "r.html")

@@ -263,7 +263,7 @@ def _answers_of(
     spec: str, theirs: "Answers", given: Mapping[str, Any], ledger: "Ledger"
 ) -> "Answers":
     from prefstage.data.tokenizer_files import with_date
-    from prefstage.evaluating.policies import answer_prompts
+    from prefstage.evaluating.answers import answer_prompts
     from prefstage.measuring.sequential import prompt_order
     from prefstage.sampling import LoadOptions, SamplingConfig, load_sampler
 

@@ -190,7 +190,7 @@ def rank(dynamics: Path | None, results: "Mapping[str, WinRate]") -> "Checkpoint
     """
     if dynamics is None:
         return None
-    from prefstage.evaluating.checkpoints import rankings_against_win_rates, step_of
+    from prefstage.evaluating.comparing import rankings_against_win_rates, step_of
     from prefstage.training import read_metrics
 
     held_out = any("eval_dynamics/rankings/accuracy" in each for each in read_metrics(dynamics))

@@ -43,15 +43,14 @@ def report(
     result = {
         "page": str(made.path),
         "bytes": made.path.stat().st_size,
-        "charts": [each.name for each in made.page.charts],
-        "pairs": made.page.pairs,
-        "not_shown": [{"run": run, "what": what, "why": why} for run, what, why in made.page.lacks],
+        "charts": [each.name for each in made.charts],
+        "pairs": made.pairs,
+        "not_shown": [{"run": run, "what": what, "why": why} for run, what, why in made.lacks],
     }
     say(Outcome(_told(made), result, [made.path, *made.figures]), as_json=as_json)
 
 
 def _told(made: "Report") -> str:
-    page = made.page
-    lines = [f"{len(page.charts)} charts, {page.pairs:,} pairs to read"]
-    lines += [f"not shown of {run}: {what} ({why})" for run, what, why in page.lacks]
+    lines = [f"{len(made.charts)} charts, {made.pairs:,} pairs to read"]
+    lines += [f"not shown of {run}: {what} ({why})" for run, what, why in made.lacks]
     return "\n".join(lines)

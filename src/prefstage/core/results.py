@@ -38,12 +38,12 @@ def write_result(
     Returns:
         The file.
     """
-    own = [{"kind": command, "iteration": 1, "folder": "."}]
+    itself = [{"kind": command, "iteration": 1, "folder": "."}]
     result = {
         "command": command,
         "headline": headline,
         "facts": {name: str(fact) for name, fact in (facts or {}).items() if fact},
-        "parts": own if parts is None else [dict(part) for part in parts],
+        "parts": itself if parts is None else [dict(part) for part in parts],
     }
     write_json(folder / RESULT, result)
     return folder / RESULT

@@ -9,25 +9,31 @@ from prefstage.evaluating.alpaca_files import (
     write_annotations,
     write_leaderboard,
 )
-from prefstage.evaluating.answers import Answer, Answers, load_answers, write_model_outputs
-from prefstage.evaluating.checkpoints import (
+from prefstage.evaluating.answers import (
+    Answer,
+    Answers,
+    answer_prompts,
+    load_answers,
+    write_model_outputs,
+)
+from prefstage.evaluating.comparing import (
     CheckpointRates,
     CheckpointTable,
+    Difference,
+    compare_win_rates,
     rankings_against_win_rates,
 )
-from prefstage.evaluating.comparing import Difference, compare_win_rates
 from prefstage.evaluating.difficulty import (
     absorbed_shares,
     control_jointly,
     estimate_difficulty,
-    widened,
 )
 from prefstage.evaluating.length_controlled import (
     LengthControlledWinRate,
     LengthWeights,
     length_controlled_win_rate,
 )
-from prefstage.evaluating.length_interval import length_controlled_interval
+from prefstage.evaluating.length_interval import length_controlled_interval, widened
 from prefstage.evaluating.mt_bench import (
     MtBench,
     MtBenchConfig,
@@ -35,7 +41,6 @@ from prefstage.evaluating.mt_bench import (
     load_questions,
     run_mt_bench,
 )
-from prefstage.evaluating.policies import answer_prompts
 from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.evaluating.win_rates import JudgedAnswer, WinRate, WinRateConfig, win_rate
 

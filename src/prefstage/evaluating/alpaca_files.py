@@ -12,6 +12,7 @@ from typing import Any
 from prefstage.core.errors import DataError, InputError
 from prefstage.core.files import write_json, write_text
 from prefstage.evaluating.length_controlled import LengthControlledWinRate
+from prefstage.evaluating.rates import HALF
 
 HUB_PROMPTS = "alpaca_eval.json"
 LEADERBOARD_COLUMNS = (
@@ -27,8 +28,7 @@ LEADERBOARD_COLUMNS = (
     "length_controlled_winrate",
     "lc_standard_error",
 )
-_HALF = 0.5
-_DRAW, _LOWEST, _HIGHEST = 0.0, 1.0, 2.0
+_TEXTS = ("instruction", "output_1", "generator_1", "output_2", "generator_2")
 _INTEGERS = {"n_wins", "n_wins_base", "n_draws", "n_total", "avg_length"}
 
 
@@ -81,17 +81,17 @@ def read_annotations(path: Path) -> list[Annotation]:
         raise DataError.of(
             saw=f"{path} holds no list of rows", expected="annotations", cure="check the file"
         )
-    found = [_annotation(path, place, row) for place, row in enumerate(rows)]
-    seen: dict[str, int] = {}
-    for place, one in enumerate(found):
-        first = seen.setdefault(one.instruction, place)
-        if first != place:
+    annotations = [_annotation(f"{path} row {number}", row) for number, row in enumerate(rows)]
+    numbers: dict[str, int] = {}
+    for number, row in enumerate(annotations):
+        first = numbers.setdefault(row.instruction, number)
+        if first != number:
             raise DataError.of(
-                saw=f"{path} rows {first} and {place} have the same instruction",
+                saw=f"{path} rows {first} and {number} have the same instruction",
                 expected="each instruction once",
                 cure="keep one of them",
             )
-    return found
+    return annotations
 
 
 def write_annotations(path: Path, rows: Sequence[Annotation]) -> None:
@@ -105,11 +105,7 @@ def write_annotations(path: Path, rows: Sequence[Annotation]) -> None:
         path,
         [
             {
-                "instruction": row.instruction,
-                "output_1": row.output_1,
-                "generator_1": row.generator_1,
-                "output_2": row.output_2,
-                "generator_2": row.generator_2,
+                **{name: getattr(row, name) for name in _TEXTS},
                 "annotator": row.annotator,
                 "preference": row.preference + 1,
                 **({} if row.error_share == 1 else {"error_share": row.error_share}),
@@ -135,7 +131,7 @@ def read_prompt_numbers(path: Path | None = None) -> dict[str, int] | None:
     if path is None:
         from huggingface_hub import try_to_load_from_cache
 
-        from prefstage.evaluating.length_tables import HUB_DATASET
+        from prefstage.evaluating.alpaca_tables import HUB_DATASET
 
         cached = try_to_load_from_cache(HUB_DATASET, HUB_PROMPTS, repo_type="dataset")
         if not isinstance(cached, str):
@@ -143,7 +139,7 @@ def read_prompt_numbers(path: Path | None = None) -> dict[str, int] | None:
         path = Path(cached)
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        numbers = {row["instruction"]: place for place, row in enumerate(rows)}
+        numbers = {row["instruction"]: number for number, row in enumerate(rows)}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError.of(
             saw=f"{path}: {type(error).__name__} {error}",
@@ -172,14 +168,14 @@ def leaderboard_row(
     Returns:
         The columns by name; `avg_length` is cut to a whole number, as published.
     """
-    told = [each for each in preferences if not math.isnan(each)]
+    known = [preference for preference in preferences if not math.isnan(preference)]
     return {
         "win_rate": controlled.win_rate,
         "standard_error": controlled.standard_error,
-        "n_wins": sum(each > _HALF for each in told),
-        "n_wins_base": sum(each < _HALF for each in told),
-        "n_draws": sum(each == _HALF for each in told),
-        "n_total": len(told),
+        "n_wins": sum(preference > HALF for preference in known),
+        "n_wins_base": sum(preference < HALF for preference in known),
+        "n_draws": known.count(HALF),
+        "n_total": len(known),
         "discrete_win_rate": controlled.discrete_win_rate,
         "mode": "community",
         "avg_length": int(sum(lengths) / len(lengths)),
@@ -201,9 +197,7 @@ def read_leaderboard(path: Path) -> dict[str, dict[str, Any]]:
         DataError: If a model stands twice or the file has no columns.
     """
     with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.reader(stream)
-        header = next(reader, [])
-        lines = [line for line in reader if line]
+        header, *lines = [line for line in csv.reader(stream) if line] or [[]]
     names = [line[0] for line in lines]
     if len(header) < 2 or len(set(names)) != len(names):  # noqa: PLR2004 - a name and a value
         raise DataError.of(
@@ -212,10 +206,10 @@ def read_leaderboard(path: Path) -> dict[str, dict[str, Any]]:
             cure="check the file",
         )
     return {
-        line[0]: {
-            name: _value(name, text) for name, text in zip(header[1:], line[1:], strict=False)
+        name: {
+            column: _value(column, text) for column, text in zip(header[1:], values, strict=False)
         }
-        for line in lines
+        for name, *values in lines
     }
 
 
@@ -226,53 +220,48 @@ def write_leaderboard(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None
         path: The file.
         rows: model → column → value, as from `leaderboard_row`.
     """
-    extra = [name for row in rows.values() for name in row if name not in LEADERBOARD_COLUMNS]
-    columns = [*LEADERBOARD_COLUMNS, *dict.fromkeys(extra)]
+    columns = dict.fromkeys(
+        (*LEADERBOARD_COLUMNS, *(name for row in rows.values() for name in row))
+    )
+
+    def worst_last(item: tuple[str, Mapping[str, Any]]) -> float:
+        rate = item[1].get("length_controlled_winrate")
+        return -rate if isinstance(rate, float | int) else math.inf
+
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["", *columns])
-    for model, row in sorted(rows.items(), key=_by_controlled_rate):
+    for model, row in sorted(rows.items(), key=worst_last):
         writer.writerow([model, *("" if row.get(c) is None else row[c] for c in columns)])
     write_text(path, stream.getvalue())
 
 
-def _by_controlled_rate(item: tuple[str, Mapping[str, Any]]) -> float:
-    rate = item[1].get("length_controlled_winrate")
-    return -rate if isinstance(rate, float | int) else math.inf
-
-
-def _value(name: str, text: str) -> Any:
-    if not text:
-        return None
+def _value(column: str, text: str) -> float | int | str | None:
     try:
-        return int(text) if name in _INTEGERS else float(text)
+        return (int(text) if column in _INTEGERS else float(text)) if text else None
     except ValueError:
         return text
 
 
-def _annotation(path: Path, place: int, row: Any) -> Annotation:
-    fields = ("instruction", "output_1", "output_2", "generator_1", "generator_2")
-    where = f"{path} row {place}"
-    if not isinstance(row, dict) or any(not isinstance(row.get(name), str) for name in fields):
+def _annotation(where: str, row: Any) -> Annotation:
+    if not isinstance(row, dict) or any(not isinstance(row.get(name), str) for name in _TEXTS):
         raise DataError.of(
-            saw=f"{where} lacks text in one of {', '.join(fields)}",
+            saw=f"{where} lacks text in one of {', '.join(_TEXTS)}",
             expected="all of them",
             cure="repair or drop the row",
         )
-    raw = row.get("preference")
+    raw, share = row.get("preference"), row.get("error_share", 1.0)
     try:
         value = math.nan if raw is None else float(raw)
     except (TypeError, ValueError):
         value = math.inf
-    if value == _DRAW:
-        value = _LOWEST + _HALF
-    if not math.isnan(value) and not _LOWEST <= value <= _HIGHEST:
+    value = 1.5 if value == 0 else value  # a draw, in AlpacaEval's files
+    if not math.isnan(value) and not 1 <= value <= 2:  # noqa: PLR2004 - baseline to model
         raise InputError.of(
             saw=f"{where}: preference {raw!r}",
             expected="1 (baseline) to 2 (model), 0 for a draw, or null",
             cure="repair or drop the row",
         )
-    share = row.get("error_share", 1.0)
     if not isinstance(share, int | float) or not 0 < share <= 1:
         raise InputError.of(
             saw=f"{where}: error_share {share!r}",
@@ -280,11 +269,7 @@ def _annotation(path: Path, place: int, row: Any) -> Annotation:
             cure="leave it as prefstage wrote it, or drop the field",
         )
     return Annotation(
-        instruction=row["instruction"],
-        output_1=row["output_1"],
-        output_2=row["output_2"],
-        generator_1=row["generator_1"],
-        generator_2=row["generator_2"],
+        **{name: row[name] for name in _TEXTS},
         annotator=str(row.get("annotator", "")),
         preference=value - 1,
         error_share=float(share),

@@ -1,13 +1,20 @@
-"""One model's answers, each found by its prompt and never by its place in a file."""
+"""One model's answers, known by their prompts and never by their position in a file."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefstage.core.errors import DataError
 from prefstage.core.files import write_json
+from prefstage.core.ledger import Ledger
+from prefstage.core.progress import progress
 from prefstage.data.records import Candidates, Prompt, prompt_id_of
+from prefstage.sampling import Sample, Sampler, collect, requests_for
+from prefstage.sampling.base import cut_thoughts
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,6 @@ class Answers:
         """Number of prompts answered."""
         return len(self.by_prompt)
 
-    @property
-    def mean_length(self) -> float:
-        """Mean length of the answers in characters."""
-        return sum(len(each.text) for each in self.by_prompt.values()) / max(1, len(self))
-
 
 def user_prompt(instruction: str) -> Prompt:
     """An instruction as a prompt of one user turn, as AlpacaEval poses it."""
@@ -74,24 +76,20 @@ def gather_answers(name: str, answers: Iterable[tuple[Prompt, str]]) -> Answers:
     Raises:
         DataError: If a prompt has two different answers, or there are none.
     """
-    found: dict[str, Answer] = {}
-    repeated = 0
-    for prompt, text in answers:
-        answer = Answer(prompt_id_of(prompt), prompt, text)
-        known = found.setdefault(answer.prompt_id, answer)
-        if known is not answer:
-            repeated += 1
-            if known.text != text:
-                raise DataError.of(
-                    saw=f"two different answers of {name} to {instruction_of(prompt)[:60]!r}",
-                    expected="one answer a prompt",
-                    cure="keep one of them, or name the writer whose answers are meant",
-                )
-    if not found:
+    rows = [Answer(prompt_id_of(prompt), prompt, text) for prompt, text in answers]
+    by_prompt: dict[str, Answer] = {}
+    for row in rows:
+        if by_prompt.setdefault(row.prompt_id, row).text != row.text:
+            raise DataError.of(
+                saw=f"two different answers of {name} to {instruction_of(row.prompt)[:60]!r}",
+                expected="one answer a prompt",
+                cure="keep one of them, or name the writer whose answers are meant",
+            )
+    if not by_prompt:
         raise DataError.of(
             saw=f"no answers of {name}", expected="at least one", cure="give a file with answers"
         )
-    return Answers(name, found, repeated)
+    return Answers(name, by_prompt, len(rows) - len(by_prompt))
 
 
 def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> Answers:
@@ -112,25 +110,23 @@ def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> 
     if isinstance(source, Answers):
         return source
     path, _, writer = str(source).partition("#")
-    if path.removesuffix(".gz").endswith((".json", ".jsonl")) and Path(path).is_file():
-        rows = _alpaca_rows(Path(path))
-        if rows is not None:
-            return _alpaca_answers(Path(path), rows, writer or None, name)
-    from prefstage.data import load_candidates
+    rows = _alpaca_rows(Path(path))
+    if rows is None:
+        from prefstage.data import load_candidates
 
-    rows_of_data: Iterable[Candidates] = load_candidates(path)
-    chosen = [
-        (row.prompt, text, source_name)
-        for row in rows_of_data
-        for text, source_name in zip(row.responses, row.sources, strict=True)
-        if not writer or source_name == writer
-    ]
-    writers = {source_name for _, _, source_name in chosen if source_name}
+        candidates: Iterable[Candidates] = load_candidates(path)
+        rows = [
+            (row.prompt, text, written_by)
+            for row in candidates
+            for text, written_by in zip(row.responses, row.sources, strict=True)
+        ]
+    chosen = [row for row in rows if not writer or row[2] == writer]
+    writers = sorted({str(written_by) for _, _, written_by in chosen if written_by})
     if len(writers) > 1:
         raise DataError.of(
-            saw=f"{path} has answers of {', '.join(sorted(writers))}",
+            saw=f"{path} has answers of {', '.join(writers)}",
             expected="one writer",
-            cure=f"write for example {path}#{min(writers)}",
+            cure=f"write for example {path}#{writers[0]}",
         )
     if not chosen:
         raise DataError.of(
@@ -142,6 +138,31 @@ def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> 
     return gather_answers(called, ((prompt, text) for prompt, text, _ in chosen))
 
 
+def answer_prompts(sampler: Sampler, prompts: Sequence[Prompt], ledger: Ledger) -> Answers:
+    """Let a policy answer each prompt once.
+
+    Args:
+        sampler: Who answers.
+        prompts: What is asked; equal prompts once.
+        ledger: Where each answer goes as it arrives; a repeated call asks only for what
+            is not there.
+
+    Returns:
+        One answer a prompt, without what was thought before it, empty ones included: a policy
+        that says nothing (or was cut in its thought, which is logged) loses there.
+    """
+    asked = {prompt_id_of(prompt): prompt for prompt in prompts}
+    rows = [Candidates(key, prompt, (), (), ()) for key, prompt in asked.items()]
+    requests, samples = requests_for(rows, responses=1), dict[str, Sample]()
+    with progress(f"answers of {sampler.name}", len(rows)) as tick:
+        for sample in collect(sampler, requests, ledger, key=sampler.fingerprint):
+            samples[sample.prompt_id] = sample
+            tick()
+    for line in cut_thoughts(samples.values()):
+        _log.warning("%s: %s", sampler.name, line)
+    return gather_answers(sampler.name, [(p, samples[key].text) for key, p in asked.items()])
+
+
 def write_model_outputs(path: Path, answers: Answers, *, dataset: str | None = None) -> None:
     """Write AlpacaEval's ``model_outputs.json``: instruction, output, generator.
 
@@ -150,56 +171,44 @@ def write_model_outputs(path: Path, answers: Answers, *, dataset: str | None = N
         answers: A model's answers.
         dataset: Name for the `dataset` field, where one is wanted.
     """
-    extra = {} if dataset is None else {"dataset": dataset}
     rows = [
-        extra
-        | {
-            "instruction": instruction_of(each.prompt),
-            "output": each.text,
+        {
+            **({} if dataset is None else {"dataset": dataset}),
+            "instruction": instruction_of(answer.prompt),
+            "output": answer.text,
             "generator": answers.name,
         }
-        for each in answers.by_prompt.values()
+        for answer in answers.by_prompt.values()
     ]
     write_json(path, rows)
 
 
-def _alpaca_rows(path: Path) -> list[dict[str, Any]] | None:
-    """The rows of an AlpacaEval outputs file; None if it is something else."""
+def _alpaca_rows(path: Path) -> list[tuple[Prompt, str, Any]] | None:
+    """(prompt, output, generator) of AlpacaEval's outputs; None if the file is something else."""
     from prefstage.data.raw_rows import read_file
 
+    if not (path.name.removesuffix(".gz").endswith((".json", ".jsonl")) and path.is_file()):
+        return None
     rows: list[dict[str, Any]] = []
     try:
         for row in read_file(path, path.name):
+            # The first row decides: what has no instruction and output there is another format,
+            # and a fault in a later row of this format is told below, by its number.
             if row.fault or not (rows or {"instruction", "output"} <= set(row.values)):
                 return None
             rows.append(row.values)
     except DataError:
         return None
-    return None if any(row.get("input") for row in rows) else rows or None
-
-
-def _alpaca_answers(
-    path: Path, rows: list[dict[str, Any]], writer: str | None, name: str | None
-) -> Answers:
-    answers: list[tuple[Prompt, str]] = []
-    writers = set()
-    for place, row in enumerate(rows):
-        instruction, output = row.get("instruction"), row.get("output")
-        if not isinstance(instruction, str) or not isinstance(output, str):
+    if not rows or any(row.get("input") for row in rows):
+        return None
+    for number, values in enumerate(rows):
+        if not all(isinstance(values.get(field), str) for field in ("instruction", "output")):
             raise DataError.of(
-                saw=f"{path} row {place} without text in `instruction` or `output`",
+                saw=f"{path} row {number} without text in `instruction` or `output`",
                 expected="both as text in every row",
                 cure="repair or drop the row",
             )
-        generator = row.get("generator", row.get("model"))
-        if writer is None or generator == writer:
-            writers.add(generator)
-            answers.append((user_prompt(instruction), output))
-    if len(writers) > 1:
-        raise DataError.of(
-            saw=f"{path} has answers of {', '.join(sorted(map(str, writers)))}",
-            expected="one generator",
-            cure=f"write for example {path}#{min(map(str, writers))}",
-        )
-    called = name or writer or next(iter(writers), None) or path.stem
-    return gather_answers(str(called), answers)
+    return [
+        (user_prompt(row["instruction"]), row["output"], row.get("generator", row.get("model")))
+        for row in rows
+    ]

@@ -5,7 +5,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from prefstage.core.adapters import adapter_config
 from prefstage.core.checkpoints import CAUSAL_LM, load_checkpoint
 from prefstage.core.errors import InputError, MissingDependencyError
 from prefstage.data import load_tokenizer
+from prefstage.evaluating.rates import Figures
 
 _PUNKT_FILES = ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt")
 _UNTRAINED = (
@@ -34,7 +35,7 @@ SUITES: dict[str, dict[str, int]] = {
 
 
 @dataclass(frozen=True)
-class BenchmarkScore:
+class BenchmarkScore(Figures):
     """One metric of one task.
 
     Attributes:
@@ -52,10 +53,6 @@ class BenchmarkScore:
     standard_error: float | None
     shots: int | None
     rows: int | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The score as JSON-serialisable values."""
-        return asdict(self)
 
 
 def run_benchmarks(
@@ -93,99 +90,6 @@ def run_benchmarks(
     Source:
         Gao et al., lm-evaluation-harness; shots of "data-dpo": arXiv:2508.18312.
     """
-    lm_eval, manager_of = _harness()
-    shots = _shots_of(tasks)
-    files = dict(data or {})
-    _check_files(files, shots)
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        if any("ifeval" in task for task in shots):
-            stack.enter_context(_sentences(Path(folder)))
-            stack.enter_context(_settled_languages())
-        names = _local_tasks(Path(folder), manager_of(), shots, files)
-        manager = manager_of(include_path=folder)
-        _set_shots(manager, {names[task]: number for task, number in shots.items()})
-        # one call, in which the harness's tasks share generators as in anybody's call of it
-        found = lm_eval.simple_evaluate(
-            tasks=list(names.values()),
-            log_samples=False,
-            limit=limit,
-            task_manager=manager,
-            **_arguments(_whole(model, Path(folder)), harness, max_new_tokens),
-        )
-    _check_shots_used(found, {names[task]: number for task, number in shots.items()})
-    return [each for name, local in names.items() for each in _scores(name, local, found)]
-
-
-def _whole(model: Any, folder: Path) -> Any:
-    """Check a model's weights, which the harness would draw where they are missing.
-
-    An adapter is merged into a model in the folder: the harness knows one level of them.
-    """
-    if not isinstance(model, str | Path):
-        return model
-    whole = load_checkpoint(str(model), CAUSAL_LM, dtype="auto", device_map="cpu", merge=True)
-    if adapter_config(str(model)) is None:
-        return model
-    whole.save_pretrained(folder / "merged")
-    load_tokenizer(str(model)).save_pretrained(folder / "merged")
-    return folder / "merged"
-
-
-def _arguments(
-    model: Any, harness: Mapping[str, Any], max_new_tokens: int | None
-) -> dict[str, Any]:
-    """What the harness is told of the model and of its answers."""
-    arguments = {"model": model, **harness}
-    if isinstance(model, str | Path):
-        arguments |= {"model": "hf", "model_args": f"pretrained={model}"}
-        arguments.setdefault("device", _device())
-    if max_new_tokens is not None:
-        arguments["gen_kwargs"] = {"max_gen_toks": max_new_tokens}
-    return arguments
-
-
-def _set_shots(manager: Any, shots: Mapping[str, int | None]) -> None:
-    """Let the manager load each task, or group of tasks, with its own number of shots.
-
-    The harness takes one number for all. As there, a task whose definition says 0 keeps it.
-    """
-    load = manager.load
-
-    def load_with_shots(names: Sequence[str]) -> dict[str, Any]:
-        whole: dict[str, Any] = {}
-        for name in names:
-            part = load([name])
-            for task in part["tasks"].values():
-                if shots[name] is not None and task.get_config("num_fewshot") != 0:
-                    task.set_config(key="num_fewshot", value=shots[name])
-            whole = {key: whole.get(key, {}) | values for key, values in part.items()}
-        return whole
-
-    manager.load = load_with_shots
-
-
-def _check_shots_used(found: Any, asked: Mapping[str, int | None]) -> None:
-    """Warn where the harness says that it used other shots, save 0 by a task's definition."""
-    used = found.get("n-shot", {})
-    for task, number in asked.items():
-        if number is not None and used.get(task, 0) not in (0, number):
-            warnings.warn(
-                f"{task}: asked for {number} shots, lm-evaluation-harness used {used[task]}; its "
-                "scores are for those",
-                BenchmarkWarning,
-                stacklevel=3,
-            )
-
-
-def _device() -> str:
-    """The harness's own default is CUDA, also where there is none."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _harness() -> tuple[Any, Any]:
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager
@@ -195,34 +99,118 @@ def _harness() -> tuple[Any, Any]:
             expected="the package lm-eval",
             cure="pip install 'prefstage[benchmarks]'",
         ) from error
-    return lm_eval, TaskManager
+    shots, files = _shots_of(tasks), dict(data or {})
+    for task, file in files.items():
+        if task not in shots or not Path(file).is_file():
+            raise InputError.of(
+                saw=f"data of {task}: {file}",
+                expected=f"a file, for one of {', '.join(shots)}",
+                cure="check the task's name and the path",
+            )
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if any("ifeval" in task for task in shots):
+            stack.enter_context(_sentences(folder))
+            stack.enter_context(_settled_languages())
+        index = TaskManager().task_index
+        names = {task: _local_task(folder, index.get(task), task, files) for task in shots}
+        manager = TaskManager(include_path=str(folder))
+        wanted = {names[task]: number for task, number in shots.items()}
+        _set_shots(manager, wanted)
+        # one call, in which the harness's tasks share generators as in anybody's call of it
+        results = lm_eval.simple_evaluate(
+            tasks=list(names.values()),
+            log_samples=False,
+            limit=limit,
+            task_manager=manager,
+            **_arguments(_whole(model, folder), harness, max_new_tokens),
+        )
+    used = results.get("n-shot", {})
+    for name, number in wanted.items():
+        # a definition that says 0 keeps it, which is no surprise
+        if number is not None and used.get(name, 0) not in (0, number):
+            warnings.warn(
+                f"{name}: asked for {number} shots, lm-evaluation-harness used {used[name]}; its "
+                "scores are for those",
+                BenchmarkWarning,
+                stacklevel=2,
+            )
+    return [score for task, name in names.items() for score in _scores(task, name, results)]
+
+
+def _whole(model: Any, folder: Path) -> Any:
+    # The harness would draw weights that are missing at random, and score those.
+    if not isinstance(model, str | Path):
+        return model
+    whole = load_checkpoint(str(model), CAUSAL_LM, dtype="auto", device_map="cpu", merge=True)
+    if adapter_config(str(model)) is None:
+        return model
+    # The harness loads an adapter on a base model, but not one on a base with an adapter.
+    whole.save_pretrained(folder / "merged")
+    load_tokenizer(str(model)).save_pretrained(folder / "merged")
+    return folder / "merged"
+
+
+def _arguments(
+    model: Any, harness: Mapping[str, Any], max_new_tokens: int | None
+) -> dict[str, Any]:
+    arguments = {"model": model, **harness}
+    if isinstance(model, str | Path):
+        import torch
+
+        arguments |= {"model": "hf", "model_args": f"pretrained={model}"}
+        # the harness's default is CUDA, also where there is none
+        arguments.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+    if max_new_tokens is not None:
+        arguments["gen_kwargs"] = {"max_gen_toks": max_new_tokens}
+    return arguments
+
+
+def _set_shots(manager: Any, shots: Mapping[str, int | None]) -> None:
+    # `simple_evaluate` takes one number of shots for all tasks, and several calls would not share
+    # generators; so the manager loads each task, or group, with the number that is wanted.
+    load = manager.load
+
+    def load_with_shots(names: Sequence[str]) -> dict[str, Any]:
+        whole: dict[str, Any] = {}
+        for name in names:
+            part = load([name])
+            for task in part["tasks"].values():
+                # as in the harness, a task whose definition says 0 keeps it
+                if shots[name] is not None and task.get_config("num_fewshot") != 0:
+                    task.set_config(key="num_fewshot", value=shots[name])
+            whole = {key: whole.get(key, {}) | values for key, values in part.items()}
+        return whole
+
+    manager.load = load_with_shots
 
 
 @contextmanager
 def _sentences(folder: Path) -> Iterator[None]:
-    """Let nltk split sentences without its trained file, which it would fetch by network."""
+    # nltk would fetch its trained file of abbreviations by network, in the midst of a run.
     nltk = import_module("nltk")  # which has no types
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
         warnings.warn(_UNTRAINED, BenchmarkWarning, stacklevel=4)
-        place = folder / "nltk"
-        untrained = place / "tokenizers" / "punkt_tab" / "english"
-        untrained.mkdir(parents=True)
-        for name in _PUNKT_FILES:
-            (untrained / name).touch()
-        nltk.data.path.append(str(place))
-        try:
-            yield
-        finally:
-            nltk.data.path.remove(str(place))
     else:
         yield
+        return
+    untrained = folder / "nltk" / "tokenizers" / "punkt_tab" / "english"
+    untrained.mkdir(parents=True)
+    for name in _PUNKT_FILES:
+        (untrained / name).touch()
+    nltk.data.path.append(str(folder / "nltk"))
+    try:
+        yield
+    finally:
+        nltk.data.path.remove(str(folder / "nltk"))
 
 
 @contextmanager
 def _settled_languages() -> Iterator[None]:
-    """Let langdetect, by which IFEval checks languages, say the same each time: it draws."""
+    # IFEval checks languages by langdetect, which draws at random: the same answers would get
+    # another score the next time.
     factory = import_module("langdetect").DetectorFactory
     before, factory.seed = factory.seed, 0
     try:
@@ -243,59 +231,40 @@ def _shots_of(tasks: Sequence[str] | Mapping[str, int | None] | str) -> dict[str
     return dict(tasks) if isinstance(tasks, Mapping) else dict.fromkeys(tasks)
 
 
-def _check_files(files: Mapping[str, Path], shots: Mapping[str, int | None]) -> None:
-    for task, file in files.items():
-        if task not in shots or not Path(file).is_file():
-            raise InputError.of(
-                saw=f"data of {task}: {file}",
-                expected=f"a file, for one of {', '.join(shots)}",
-                cure="check the task's name and the path",
-            )
+def _local_task(folder: Path, entry: Any, task: str, files: Mapping[str, Path]) -> str:
+    """The name to run; a task with a local file gets a definition that reads it."""
+    if entry is None:
+        raise InputError.of(
+            saw=f"task {task!r}",
+            expected="a task of lm-evaluation-harness",
+            cure="list them with `lm-eval ls tasks`",
+        )
+    if task not in files:
+        return task
+    definition = {
+        "include": str(entry.yaml_path),
+        "task": f"{task}_local",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(Path(files[task]).resolve())}},
+        "training_split": None,
+        "validation_split": None,
+        "test_split": "test",
+        "fewshot_split": "test",
+    }
+    # JSON is YAML, and quotes every path
+    text = json.dumps(definition)
+    (folder / f"{task}_local.yaml").write_text(text, encoding="utf-8")
+    return f"{task}_local"
 
 
-def _local_tasks(
-    folder: Path, manager: Any, shots: Mapping[str, int | None], files: Mapping[str, Path]
-) -> dict[str, str]:
-    """Names to run by task; tasks with a file of their own get a definition that reads it."""
-    names = {}
-    for task in shots:
-        entry = manager.task_index.get(task)
-        if entry is None:
-            raise InputError.of(
-                saw=f"task {task!r}",
-                expected="a task of lm-evaluation-harness",
-                cure="list them with `lm-eval ls tasks`",
-            )
-        names[task] = task
-        if task in files:
-            names[task] = f"{task}_local"
-            definition = {
-                "include": str(entry.yaml_path),
-                "task": names[task],
-                "dataset_path": "json",
-                "dataset_name": None,
-                "dataset_kwargs": {"data_files": {"test": str(Path(files[task]).resolve())}},
-                "training_split": None,
-                "validation_split": None,
-                "test_split": "test",
-                "fewshot_split": "test",
-            }
-            # JSON is YAML, and quotes every path
-            text = json.dumps(definition)
-            (folder / f"{names[task]}.yaml").write_text(text, encoding="utf-8")
-    return names
-
-
-def _scores(task: str, local: str, found: Any) -> list[BenchmarkScore]:
-    results = found["results"][local]
-    shots = found.get("n-shot", {}).get(local)
-    rows = found.get("n-samples", {}).get(local, {}).get("effective")
-    scores = []
-    for name, value in results.items():
-        metric, comma, kind = name.partition(",")
-        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-            continue
-        error = results.get(f"{metric}_stderr,{kind}")
-        error = float(error) if isinstance(error, int | float) else None
-        scores.append(BenchmarkScore(task, name, float(value), error, shots, rows))
-    return scores
+def _scores(task: str, name: str, results: Any) -> Iterator[BenchmarkScore]:
+    values = results["results"][name]
+    shots = results.get("n-shot", {}).get(name)
+    rows = results.get("n-samples", {}).get(name, {}).get("effective")
+    for metric, value in values.items():
+        stem, comma, kind = metric.partition(",")
+        if comma and not stem.endswith("_stderr") and isinstance(value, int | float):
+            error = values.get(f"{stem}_stderr,{kind}")
+            error = float(error) if isinstance(error, int | float) else None
+            yield BenchmarkScore(task, metric, float(value), error, shots, rows)

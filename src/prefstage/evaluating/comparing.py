@@ -1,26 +1,28 @@
-"""Several checkpoints over the same prompts: which differ, safely for many comparisons."""
+"""Several checkpoints over the same prompts: which differ, and what their rankings tell."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import seed_for
-from prefstage.evaluating.proportions import effective_interval
+from prefstage.evaluating.l1_logistic import Floats
+from prefstage.evaluating.rates import Figures, effective_interval, standard_error
 from prefstage.evaluating.win_rates import WinRate, confidence_at_stop
 
-Floats = NDArray[np.float64]
+Interval = tuple[float, float]
 
 _AT_ONCE = 500
 _ROUNDING = 1e-12
+_FEWEST_CHECKPOINTS = 3
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Figures):
     """One pair of models on the prompts that both were judged on; in percentage points.
 
     Attributes:
@@ -43,10 +45,6 @@ class Difference:
     better: str | None
     prompts: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """The difference as JSON-serialisable values."""
-        return asdict(self)
-
 
 def compare_win_rates(
     results: Mapping[str, WinRate],
@@ -58,8 +56,7 @@ def compare_win_rates(
     """Compare models that were judged against the same baseline, prompt by prompt.
 
     The largest studentised difference under random sign flips, one flip a prompt for all
-    pairs at once, gives p-values that hold for all pairs together; `paired_differences` gives
-    the simultaneous intervals.
+    pairs at once, gives p-values that hold for all pairs together; so do the intervals.
 
     Args:
         results: name → win rate; at least two, of the same baseline and judge.
@@ -77,129 +74,98 @@ def compare_win_rates(
     Source:
         Westfall and Young 1993, Resampling-Based Multiple Testing, Alg. 2.5 (single step).
     """
-    _check_comparable(results, confidence)
-    y = _preferences(results)
-    pairs = list(combinations(range(len(results)), 2))
-    names = list(combinations(results, 2))
-    d = np.stack([y[i] - y[j] for i, j in pairs])
-    _check_overlap(d, names)
+    against = sorted({f"{rate.baseline} by {rate.judge}" for rate in results.values()})
+    if len(results) < 2 or not 0 < confidence < 1:  # noqa: PLR2004 - a pair
+        raise InputError.of(
+            saw=f"{len(results)} models at confidence {confidence}",
+            expected="at least two models, confidence in (0, 1)",
+            cure="give the win rates of several checkpoints",
+        )
+    if len(against) > 1:
+        raise InputError.of(
+            saw=f"win rates against {', '.join(against)}",
+            expected="one baseline and one judge",
+            cure="judge all models against the same baseline by the same judge",
+        )
+    verdicts = [{v.prompt_id: v.preference for v in rate.verdicts} for rate in results.values()]
+    prompts = sorted({prompt_id for known in verdicts for prompt_id in known})
+    y = [np.array([known.get(key, np.nan) for key in prompts]) for known in verdicts]
+    d = np.stack([first - second for first, second in combinations(y, 2)])
+    names, common = list(combinations(results, 2)), (~np.isnan(d)).sum(axis=1)
+    if common.min() < 2:  # noqa: PLR2004 - an error needs two
+        raise InputError.of(
+            saw=f"{common.min()} prompts judged for both {' and '.join(names[common.argmin()])}",
+            expected="at least two",
+            cure="judge the models on the same prompts",
+        )
     at_stop = confidence_at_stop(
         confidence,
-        max(each.looks for each in results.values()),
-        early=any(each.stopped == "decided" for each in results.values()),
+        max(rate.looks for rate in results.values()),
+        early=any(rate.stopped == "decided" for rate in results.values()),
     )
-    intervals = paired_differences(y, confidence=at_stop, resamples=resamples, seed=seed)
+    intervals = _intervals(d, at_stop, resamples, seed)
     p_values = _adjusted_p_values(d, resamples, seed, (1 - confidence) / (1 - at_stop))
     return [
-        _difference(names[k], d[k], intervals[pair], p_values[k], level=1 - confidence)
-        for k, pair in enumerate(pairs)
+        _difference(pair, values[~np.isnan(values)], interval, p, level=1 - confidence)
+        for pair, values, interval, p in zip(names, d, intervals, p_values, strict=True)
     ]
 
 
-def _preferences(results: Mapping[str, WinRate]) -> Floats:
-    """Each model's preference on each prompt; NaN where there is none. [models, prompts]."""
-    prompts = sorted({v.prompt_id for each in results.values() for v in each.verdicts})
-    place = {prompt_id: k for k, prompt_id in enumerate(prompts)}
-    y = np.full((len(results), len(prompts)), np.nan)
-    for row, each in enumerate(results.values()):
-        for verdict in each.verdicts:
-            y[row, place[verdict.prompt_id]] = verdict.preference
-    return y
-
-
 def _difference(
-    names: tuple[str, str],
-    values: Floats,
-    interval: tuple[float, float],
-    p_value: float,
-    *,
-    level: float,
+    names: tuple[str, str], d: Floats, interval: Interval, p: float, *, level: float
 ) -> Difference:
-    """The table's line of two models.
-
-    Args:
-        names: Of both.
-        values: Preference of the first less that of the second, NaN where one lacks. [prompts].
-        interval: Of the mean of `values`.
-        p_value: Adjusted.
-        level: At most so large a p-value decides which is better.
-    """
-    told = values[~np.isnan(values)]
-    mean = float(told.mean())
-    first, second = names
-    return Difference(
-        first=first,
-        second=second,
-        difference=100 * mean,
-        standard_error=100 * float(told.std(ddof=1) / np.sqrt(len(told))),
-        interval=(100 * interval[0], 100 * interval[1]),
-        p_value=p_value,
-        better=(first if mean > 0 else second) if p_value <= level and mean else None,
-        prompts=len(told),
-    )
+    mean, (first, second) = float(d.mean()), names
+    better = (first if mean > 0 else second) if p <= level and mean else None
+    low, high = interval
+    error = 100 * standard_error(d)
+    return Difference(first, second, 100 * mean, error, (100 * low, 100 * high), p, better, len(d))
 
 
-def paired_differences(
-    y: Floats, *, confidence: float = 0.95, resamples: int = 5000, seed: int = 0
-) -> dict[tuple[int, int], tuple[float, float]]:
-    """Intervals of all pairs' mean differences that hold at once.
-
-    Each is the union of two: the bootstrap of prompts, studentised by the largest |t| of all
-    pairs, and Bonferroni's share of `effective_interval`, which does not rely on what few
-    prompts happen to show of rare differences.
-
-    Args:
-        y: Preferences in [0, 1]; NaN where there is none. [models, prompts].
-        confidence: Of all intervals together, in (0, 1).
-        resamples: How many, >= 1.
-        seed: Of the draws.
-
-    Returns:
-        (i, j) → (low, high) of the mean of y_i - y_j, within [-1, 1].
-
-    Source:
-        Efron and Tibshirani 1993, An Introduction to the Bootstrap, §12.5.
-    """
-    pairs = list(combinations(range(len(y)), 2))
-    d = np.stack([y[i] - y[j] for i, j in pairs])
+# Intervals of all pairs' mean differences, in [-1, 1], that hold at once. Each is the union of two:
+# the bootstrap of prompts, studentised by the largest |t| of all pairs (Efron and Tibshirani 1993,
+# An Introduction to the Bootstrap, §12.5), and Bonferroni's share of `effective_interval`, which
+# does not rely on what few prompts happen to show of rare differences.
+def _intervals(d: Floats, confidence: float, resamples: int, seed: int) -> list[Interval]:
     n = d.shape[1]
-    mean, error = (each[0] for each in _mean_and_error(d, np.ones((1, n))))
+    mean, error = (values[0] for values in _mean_and_error(d, np.ones((1, n))))
     rng = np.random.default_rng(seed_for(seed, "compare"))
-    largest = []
-    for begin in range(0, resamples, _AT_ONCE):
-        count = min(_AT_ONCE, resamples - begin)
+    largest = list[Floats]()
+    for count in _batches(resamples):
+        # How often each prompt is drawn, for all pairs at once: differences that share a model or
+        # a prompt move together, which makes the largest of them smaller than Bonferroni's.
         times = rng.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
         drawn, errors = _mean_and_error(d, times)
         largest.append((np.abs(drawn - mean) / errors).max(axis=1))
     half = float(np.quantile(np.concatenate(largest), confidence)) * error
-    share = 1 - (1 - confidence) / len(pairs)
-    found = {}
-    for k, pair in enumerate(pairs):
-        told = 0.5 + 0.5 * d[k][~np.isnan(d[k])]
-        low, high = (2 * end - 1 for end in effective_interval(told, confidence=share))
-        found[pair] = (
-            max(-1.0, min(low, float(mean[k] - half[k]))),
-            min(1.0, max(high, float(mean[k] + half[k]))),
-        )
-    return found
+    share, intervals = 1 - (1 - confidence) / len(d), list[Interval]()
+    for values, m, h in zip(d, mean, half, strict=True):
+        shares = 0.5 + 0.5 * values[~np.isnan(values)]
+        low, high = (2 * end - 1 for end in effective_interval(shares, confidence=share))
+        intervals.append((max(-1.0, min(low, float(m - h))), min(1.0, max(high, float(m + h)))))
+    return intervals
+
+
+def _batches(resamples: int) -> Iterator[int]:
+    # At most so many draws at once: memory does not grow with the resamples.
+    for begin in range(0, resamples, _AT_ONCE):
+        yield min(_AT_ONCE, resamples - begin)
 
 
 def _adjusted_p_values(d: Floats, resamples: int, seed: int, looks: float) -> list[float]:
-    """Of each pair, from the largest |t| of all pairs under random sign flips of prompts.
-
-    Times the looks at which judging might have stopped (Bonferroni).
-    """
+    # If two models are equally good, the sign of their difference on a prompt is chance: flipping
+    # it at random shows how large the largest |t| of all pairs gets then. Times the looks at which
+    # judging might have stopped (Bonferroni).
     rng = np.random.default_rng(seed_for(seed, "flips"))
     mean, error = _mean_and_error(d, np.ones((1, d.shape[1])))
-    t = np.abs(mean / error)[0]
-    flips = []
-    for begin in range(0, resamples, _AT_ONCE):
-        count = min(_AT_ONCE, resamples - begin)
+    flips = list[Floats]()
+    for count in _batches(resamples):
         means, errors = _mean_and_error(d, rng.choice([-1.0, 1.0], size=(count, d.shape[1])))
         flips.append(np.abs(means / errors).max(axis=1))
     largest = np.concatenate(flips)
-    shares = [(1 + (largest >= each - _ROUNDING).sum()) / (len(largest) + 1) for each in t]
-    return [min(1.0, looks * float(share)) for share in shares]
+    # The verdicts themselves are one of the flips, so that no p-value is zero; a flip that equals
+    # them may come out smaller by a rounding error.
+    at_least = [(largest >= t - _ROUNDING).sum() for t in np.abs(mean / error)[0]]
+    return [min(1.0, looks * float((1 + count) / (resamples + 1))) for count in at_least]
 
 
 def _mean_and_error(d: Floats, factors: Floats) -> tuple[Floats, Floats]:
@@ -208,37 +174,120 @@ def _mean_and_error(d: Floats, factors: Floats) -> tuple[Floats, Floats]:
     Both [draws, pairs]. A flipped row keeps its square; a repeated one counts so often. The
     error is that with one more row at 1 and one at -1, so that it is never zero.
     """
-    there = ~np.isnan(d)
-    x = np.where(there, d, 0.0)
+    known = ~np.isnan(d)
+    x = np.where(known, d, 0.0)
     often = np.abs(factors)
-    n = np.maximum(often @ there.T, 1.0)
+    n = np.maximum(often @ known.T, 1.0)
     total = factors @ x.T
     square = (often @ (x**2).T + 2) / (n + 2)
     return total / n, np.sqrt((square - (total / (n + 2)) ** 2) / (n + 1))
 
 
-def _check_comparable(results: Mapping[str, WinRate], confidence: float) -> None:
-    if len(results) < 2 or not 0 < confidence < 1:  # noqa: PLR2004 - a pair
-        raise InputError.of(
-            saw=f"{len(results)} models at confidence {confidence}",
-            expected="at least two models, confidence in (0, 1)",
-            cure="give the win rates of several checkpoints",
-        )
-    against = {(each.baseline, each.judge) for each in results.values()}
-    if len(against) > 1:
-        raise InputError.of(
-            saw=f"win rates against {', '.join(sorted(' by '.join(one) for one in against))}",
-            expected="one baseline and one judge",
-            cure="judge all models against the same baseline by the same judge",
-        )
+@dataclass(frozen=True)
+class CheckpointRates:
+    """One checkpoint.
+
+    Attributes:
+        step: Optimiser step.
+        ranking_accuracy: Share of the followed pairs that the policy ranks rightly, in [0, 1].
+        win_rate: Of its answers over the baseline's, percent.
+        interval: Of the win rate.
+        weight_distance: ‖θ - θ_start‖₂; None where the run did not record it.
+    """
+
+    step: int
+    ranking_accuracy: float
+    win_rate: float
+    interval: tuple[float, float]
+    weight_distance: float | None
 
 
-def _check_overlap(d: NDArray[np.float64], names: list[tuple[str, str]]) -> None:
-    common = (~np.isnan(d)).sum(axis=1)
-    if common.min() < 2:  # noqa: PLR2004 - an error needs two
-        first, second = names[int(common.argmin())]
-        raise InputError.of(
-            saw=f"{common.min()} prompts judged for both {first} and {second}",
-            expected="at least two",
-            cure="judge the models on the same prompts",
+@dataclass(frozen=True)
+class CheckpointTable(Figures):
+    """Checkpoints of one run, by step.
+
+    Attributes:
+        pairs: Name of the followed pairs, such as "train" or "eval".
+        checkpoints: One line each.
+        correlation: Pearson's, of ranking accuracy and win rate over the checkpoints; None
+            for fewer than three, or where one of the two stays the same.
+    """
+
+    pairs: str
+    checkpoints: tuple[CheckpointRates, ...]
+    correlation: float | None
+
+
+def rankings_against_win_rates(
+    dynamics: str | Path, win_rates: Mapping[int, WinRate], *, pairs: str = "eval"
+) -> CheckpointTable:
+    """Compare what a run recorded of its rankings with what its checkpoints win.
+
+    Near the start of training the two rise together; far from it, as the weight distance
+    tells, the win rate may fall while rankings still improve.
+
+    Args:
+        dynamics: The folder of a `DynamicsCallback`; ``prefstage train`` writes it into the
+            run folder.
+        win_rates: Optimiser step → win rate of the checkpoint.
+        pairs: Which followed pairs: "train", "eval" or "eval_NAME".
+
+    Returns:
+        A line for each checkpoint.
+
+    Raises:
+        DataError: If nothing is recorded in the folder.
+        InputError: If a step, or the pairs, were not recorded.
+
+    Source:
+        Chen et al. 2024, Preference Learning Algorithms Do Not Learn Preference Rankings,
+        arXiv:2405.19534, Figs. 4, 9 and 11.
+    """
+    from prefstage.training import read_metrics
+
+    key = ("" if pairs == "train" else f"{pairs}_") + "dynamics/rankings/accuracy"
+    metrics = {int(entry["step"]): entry for entry in read_metrics(dynamics) if key in entry}
+    for step in win_rates:
+        if step not in metrics:
+            steps = ", ".join(map(str, sorted(metrics)))
+            raise InputError.of(
+                saw=f"checkpoint {step}, of whose {pairs} pairs nothing is in {dynamics}",
+                expected=f"a recorded step: {steps or f'none for pairs {pairs!r}'}",
+                cure="evaluate checkpoints of recorded steps, or name other pairs",
+            )
+    lines = tuple(
+        CheckpointRates(
+            step,
+            metrics[step][key],
+            win_rates[step].rates.win_rate,
+            win_rates[step].rates.interval,
+            metrics[step].get("dynamics/weight_distance"),
         )
+        for step in sorted(win_rates)
+    )
+    columns = np.array([[line.ranking_accuracy, line.win_rate] for line in lines])
+    steady = len(lines) < _FEWEST_CHECKPOINTS or (columns.std(axis=0) == 0).any()
+    correlation = None if steady else float(np.corrcoef(columns.T)[0, 1])
+    return CheckpointTable(pairs, lines, correlation)
+
+
+def step_of(name: str) -> int:
+    """Optimiser step of a checkpoint, from its folder's name.
+
+    Args:
+        name: Such as "checkpoint-120".
+
+    Returns:
+        The step.
+
+    Raises:
+        InputError: If the name does not end so.
+    """
+    match = re.search(r"checkpoint-(\d+)/?$", name)
+    if match is None:
+        raise InputError.of(
+            saw=f"{name!r} beside --dynamics",
+            expected="checkpoints of the run, checkpoint-STEP",
+            cure="give the run's checkpoints, or leave --dynamics out",
+        )
+    return int(match[1])

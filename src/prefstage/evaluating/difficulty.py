@@ -2,29 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from scipy.special import expit
 
 from prefstage.core.errors import InputError
-from prefstage.evaluating.length_controlled import length_controlled_win_rate
-from prefstage.evaluating.length_fit import sigmoid
-from prefstage.evaluating.length_interval import length_controlled_interval, logit
-from prefstage.evaluating.length_tables import standardised_length
+from prefstage.evaluating.alpaca_tables import standardised_length
+from prefstage.evaluating.l1_logistic import Floats
 from prefstage.evaluating.win_rates import (
     FEWEST_CONTROLLED,
     LEFT_OUT,
     WinRate,
     WinRateConfig,
-    confidence_at_stop,
+    control_length,
 )
-
-Floats = NDArray[np.float64]
 
 FEWEST_MODELS = 3
 _MAX_ROUNDS = 500
 _SMALL = 1e-9
+_RIDGE = 0.01
+_EXPECTED = f"at least {FEWEST_MODELS}: fewer cannot tell a prompt from a chance"
 
 
 def estimate_difficulty(
@@ -59,7 +57,7 @@ def estimate_difficulty(
 def absorbed_shares(
     preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, *, spread: float = 1.0
 ) -> Floats:
-    """How much of a verdict's deviation its prompt's estimated difficulty has taken up itself.
+    """How much of a verdict's deviation its prompt's estimated difficulty absorbs.
 
     ``h_mx = v_mx / (Σ_m' v_m'x + 1/spread²)`` with v = p(1 - p), a mean over prompts: the
     leverage of a model's verdict on the difficulty. Residuals of the model's regression are
@@ -83,60 +81,42 @@ def absorbed_shares(
     return _fit(preference, len_model, len_baseline, spread)[1]
 
 
-def widened(interval: tuple[float, float], rate: float, *, absorbed: float) -> tuple[float, float]:
-    """Interval of a length-controlled win rate whose difficulty is estimated, not known.
-
-    On the logit scale its ends are ``1 / (1 - absorbed)`` times as far from the rate.
-
-    Args:
-        interval: As for a known difficulty; percent.
-        rate: The win rate, in percent.
-        absorbed: The model's of `absorbed_shares`.
-
-    Returns:
-        (low, high) in percent.
-    """
-    centre = logit(np.array(rate / 100))
-    ends = logit(np.array(interval) / 100)
-    low, high = 100 * sigmoid(centre + (ends - centre) / (1 - absorbed))
-    return min(float(low), interval[0]), max(float(high), interval[1])
-
-
 def _fit(
     preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, spread: float
 ) -> tuple[Floats, Floats]:
-    """Difficulties [prompts], and each model's share in them [models]."""
-    y, a = (np.atleast_2d(np.asarray(each, dtype=np.float64)) for each in (preference, len_model))
+    """Difficulties [prompts], and how much of a verdict they absorb of each model [models]."""
+    y, a = (np.atleast_2d(np.asarray(m, dtype=np.float64)) for m in (preference, len_model))
     b = np.asarray(len_baseline, dtype=np.float64)
     _check(y, a, b, spread)
-    told = ~np.isnan(y)
+    judged = ~np.isnan(y)
     t = np.zeros_like(y)
-    for row, seen in enumerate(told):
-        t[row, seen] = standardised_length(a[row, seen], b[seen])
+    for model, known in enumerate(judged):
+        t[model, known] = standardised_length(a[model, known], b[known])
     x = np.stack([t, np.ones_like(t)], axis=2)
     w, d = np.zeros((len(y), 2)), np.zeros(y.shape[1])
+    # Newton by turns, the models' weights and then all difficulties: each half has few unknowns or
+    # separate ones, where a joint step would solve equations in all prompts at once.
     for _ in range(_MAX_ROUNDS):
         before = d
-        for row, seen in enumerate(told):
-            w[row] += _newton(x[row, seen], y[row, seen], w[row], d[seen])
-        p = sigmoid((x * w[:, None]).sum(axis=2) + d)
-        slope = np.where(told, y - p, 0.0).sum(axis=0) - d / spread**2
-        d = d + slope / (np.where(told, p * (1 - p), 0.0).sum(axis=0) + 1 / spread**2)
-        shift = d.mean()
-        d, w[:, 1] = d - shift, w[:, 1] + shift
+        for model, known in enumerate(judged):
+            w[model] += _newton(x[model, known], y[model, known], w[model], d[known])
+        p = expit((x * w[:, None]).sum(axis=2) + d)
+        slope = np.where(judged, y - p, 0.0).sum(axis=0) - d / spread**2
+        d = d + slope / (np.where(judged, p * (1 - p), 0.0).sum(axis=0) + 1 / spread**2)
+        # a constant may stand in d or in every model's b: d is kept at mean 0
+        d, w[:, 1] = d - d.mean(), w[:, 1] + d.mean()
         if np.abs(d - before).max() < _SMALL:
             break
-    v = np.where(told, p * (1 - p), 0.0)
+    v = np.where(judged, p * (1 - p), 0.0)
     leverage = v / (v.sum(axis=0) + 1 / spread**2)
-    return d, leverage.sum(axis=1) / told.sum(axis=1)
+    return d, leverage.sum(axis=1) / judged.sum(axis=1)
 
 
 def _newton(x: Floats, y: Floats, w: Floats, d: Floats) -> Floats:
-    """One step of a model's own two weights; a weak ridge holds models that always win."""
-    p = sigmoid(x @ w + d)
-    ridge = 0.01
-    bread = (x * (p * (1 - p))[:, None]).T @ x + ridge * np.eye(x.shape[1])
-    return np.asarray(np.linalg.solve(bread, x.T @ (y - p) - ridge * w), dtype=np.float64)
+    # A weak ridge holds models that always win, whose weights would grow for ever.
+    p = expit(x @ w + d)
+    bread = (x * (p * (1 - p))[:, None]).T @ x + _RIDGE * np.eye(x.shape[1])
+    return np.asarray(np.linalg.solve(bread, x.T @ (y - p) - _RIDGE * w), dtype=np.float64)
 
 
 def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> dict[str, WinRate]:
@@ -153,24 +133,20 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
     Raises:
         InputError: As `estimate_difficulty`.
     """
-    place = dict[str, int]()
-    baseline = list[int]()
-    for result in results.values():
-        for each in result.verdicts:
-            if each.prompt_id not in place:
-                place[each.prompt_id] = len(place)
-                baseline.append(len(each.baseline_answer))
-    y = np.full((len(results), len(place)), np.nan)
+    verdicts = [verdict for result in results.values() for verdict in result.verdicts]
+    baseline = {verdict.prompt_id: len(verdict.baseline_answer) for verdict in verdicts}
+    column = {prompt_id: number for number, prompt_id in enumerate(baseline)}
+    y = np.full((len(results), len(column)), np.nan)
     lengths = np.ones_like(y)
     for row, result in enumerate(results.values()):
-        for each in result.verdicts:
-            y[row, place[each.prompt_id]] = each.preference
-            lengths[row, place[each.prompt_id]] = len(each.model_answer)
-    d, shares = _fit(y, lengths, baseline, 1.0)
+        for verdict in result.verdicts:
+            y[row, column[verdict.prompt_id]] = verdict.preference
+            lengths[row, column[verdict.prompt_id]] = len(verdict.model_answer)
+    d, shares = _fit(y, lengths, list(baseline.values()), 1.0)
     note = f"difficulty estimated from the verdicts on these {len(results)} models"
     return {
         name: _controlled(
-            result, d[[place[each.prompt_id] for each in result.verdicts]], share, config, note
+            result, d[[column[v.prompt_id] for v in result.verdicts]], float(share), config, note
         )
         for (name, result), share in zip(results.items(), shares, strict=True)
     }
@@ -179,36 +155,15 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
 def _controlled(
     result: WinRate, difficulty: Floats, absorbed: float, config: WinRateConfig, note: str
 ) -> WinRate:
-    """Control the length again; what was said of the fit without difficulty is said no more."""
-    rows: dict[str, Any] = {
-        "preference": [each.preference for each in result.verdicts],
-        "len_model": [len(each.model_answer) for each in result.verdicts],
-        "len_baseline": [len(each.baseline_answer) for each in result.verdicts],
-    }
-    if np.count_nonzero(~np.isnan(rows["preference"])) < FEWEST_CONTROLLED:
+    if result.rates.n_total < FEWEST_CONTROLLED:
         return result
-    found = length_controlled_win_rate(**rows, difficulty=difficulty, regularise=False)
-    interval = length_controlled_interval(
-        **rows,
-        difficulty=difficulty,
-        regularise=False,
-        C=found.C if found.C > 0 else None,
-        confidence=confidence_at_stop(
-            config.confidence, result.looks, early=result.stopped == "decided"
-        ),
-        resamples=config.resamples,
-        seed=config.seed,
-    )
+    # Notes on the fit without difficulty no longer hold.
     before = result.controlled.notes if result.controlled else ()
-    kept = [each for each in result.notes if each not in before and not each.endswith(LEFT_OUT)]
-    return replace(
-        result,
-        controlled=found,
-        controlled_interval=widened(
-            interval, found.length_controlled_win_rate, absorbed=float(absorbed)
-        ),
-        notes=(*kept, *found.notes, note),
-    )
+    kept = tuple(n for n in result.notes if n not in before and not n.endswith(LEFT_OUT))
+    plain = replace(result, notes=kept)
+    how = {"difficulty": difficulty, "regularise": False}
+    new = control_length(plain, config, absorbed=absorbed, **how)
+    return replace(new, notes=(*new.notes, note))
 
 
 def check_models(count: int) -> None:
@@ -223,7 +178,7 @@ def check_models(count: int) -> None:
     if count < FEWEST_MODELS:
         raise InputError.of(
             saw=f"--joint-difficulty with {count} model{'s' if count > 1 else ''}",
-            expected=f"at least {FEWEST_MODELS}: fewer cannot tell a prompt from a chance",
+            expected=_EXPECTED,
             cure="give more --answers or --policy, or leave --joint-difficulty out",
         )
 
@@ -239,7 +194,7 @@ def _check(y: Floats, len_model: Floats, len_baseline: Floats, spread: float) ->
     if len(y) < FEWEST_MODELS or not (~np.isnan(y)).any(axis=1).all():
         raise InputError.of(
             saw=f"{int((~np.isnan(y)).any(axis=1).sum())} models with verdicts",
-            expected=f"at least {FEWEST_MODELS}: fewer cannot tell a prompt from a chance",
+            expected=_EXPECTED,
             cure="add models, or leave the difficulty out",
         )
     outside = (y < 0) | (y > 1)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-MAX_FEATURES = 4
 _MAX_STEPS = 100
 _MAX_HALVINGS = 40
 _SMALL_STEP = 1e-7  # Newton converges quadratically: what is left is about its square
@@ -45,7 +44,7 @@ def fit_l1_logistic(
     """Minimise ``‖w‖₁ + C·Σ_i v_i·CE(y_i, σ(w·x_i))`` without an intercept.
 
     Args:
-        features: x. [rows, features], at most `MAX_FEATURES` features.
+        features: x. [rows, features], at most about four features.
         labels: y, in [0, 1]. [rows].
         row_weights: v ≥ 0, one column a problem. [rows, problems].
         c: C > 0: how much the rows count against the penalty.
@@ -61,13 +60,15 @@ def fit_l1_logistic(
     problems, size = row_weights.shape[1], features.shape[1]
     w = np.zeros((problems, size)) if start is None else start.copy()
     v = c * row_weights
-    products = (features[:, :, None] * features[:, None, :]).reshape(len(features), size * size)
+    # The rows' outer products do not change with w: with them the Hessians of all problems are
+    # one matrix product a step, which is what makes a bootstrap of a thousand fits take seconds.
+    products = outer_products(features)
     value, p = _objective(features, labels, v, w)
     converged = np.zeros(problems, dtype=bool)
     for _ in range(_MAX_STEPS):
         vp = v * p
         gradient = (features.T @ (vp - v * labels[:, None])).T
-        hessian = (products.T @ (vp - vp * p)).T.reshape(problems, size, size)
+        hessian = hessians(products, vp - vp * p)
         step = _newton_target(hessian, gradient, w) - w
         w, value, p, moved = _line_search(features, labels, v, w, step=step, value=value, p=p)
         converged = np.abs(moved).max(axis=1) <= _SMALL_STEP * (1.0 + np.abs(w).max(axis=1))
@@ -76,27 +77,58 @@ def fit_l1_logistic(
     return Fits(w, converged)
 
 
-def _objective(x: Floats, y: Floats, v: Floats, w: Floats) -> tuple[Floats, Floats]:
-    """The value of each problem [problems] and its probabilities [rows, problems]."""
-    z = x @ w.T
+def outer_products(x: Floats) -> Floats:
+    """``x_i x_iᵀ`` of each row, flattened. [rows, features²]."""
+    return (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)
+
+
+def hessians(products: Floats, weights: Floats) -> Floats:
+    """``Σ_i v_i x_i x_iᵀ`` of each problem.
+
+    Args:
+        products: As of `outer_products`. [rows, features²].
+        weights: v, one column a problem. [rows, problems].
+
+    Returns:
+        [problems, features, features].
+    """
+    size = round(products.shape[1] ** 0.5)
+    return (products.T @ weights).T.reshape(-1, size, size)
+
+
+def cross_entropy(z: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """``CE(y, σ(z))`` and σ(z), without overflow.
+
+    Args:
+        z: Logits, one column a problem. [rows, problems].
+        y: Labels in [0, 1]. [rows].
+
+    Returns:
+        Both [rows, problems].
+    """
+    # One exponential, of a number that is never positive, serves the sigmoid and the softplus:
+    # exponentials are most of a fit's time. CE is the logit's softplus less its share of the label.
     small = np.exp(-np.abs(z))
     p = np.where(z >= 0, 1.0, small) / (1.0 + small)
-    # cross-entropy by the logit: its softplus less its share of the label
-    loss = np.maximum(z, 0.0) + np.log1p(small) - y[:, None] * z
+    return np.maximum(z, 0.0) + np.log1p(small) - y[:, None] * z, p
+
+
+def _objective(x: Floats, y: Floats, v: Floats, w: Floats) -> tuple[Floats, Floats]:
+    """The value of each problem [problems] and its probabilities [rows, problems]."""
+    loss, p = cross_entropy(x @ w.T, y)
     return np.abs(w).sum(axis=1) + np.einsum("rp,rp->p", v, loss), p
 
 
 def _newton_target(hessian: Floats, gradient: Floats, w: Floats) -> Floats:
-    """Minimise ``½(u-w)ᵀH(u-w) + g·(u-w) + ‖u‖₁`` exactly. [problems, features].
-
-    For a given pattern of signs (with zeros) the minimiser solves linear equations. The true
-    minimiser is that of its own pattern, so that the best of all candidates is exact.
-    """
+    """Minimise ``½(u-w)ᵀH(u-w) + g·(u-w) + ‖u‖₁`` exactly. [problems, features]."""
+    # For a given pattern of signs (with zeros) the minimiser solves linear equations. The true
+    # minimiser is that of its pattern, so the best of all 3^features candidates is exact: no
+    # coordinate descent, which converges slowly where length and difficulty are correlated.
     size = w.shape[1]
     signs = _patterns(size)
     active = signs != 0
-    diagonal = np.einsum("pii->pi", hessian)
-    ridge = _ROUNDING * (diagonal.max(axis=1) + _ROUNDING)
+    # A ridge of rounding size keeps the equations solvable where a feature is zero in all rows.
+    ridge = _ROUNDING * (np.einsum("pii->pi", hessian).max(axis=1) + _ROUNDING)
     h = hessian + ridge[:, None, None] * np.eye(size)
     b = np.einsum("pij,pj->pi", h, w) - gradient
     both = active[:, :, None] & active[:, None, :]
@@ -104,10 +136,8 @@ def _newton_target(hessian: Floats, gradient: Floats, w: Floats) -> Floats:
     sides = np.where(active[None], b[:, None] - signs[None], 0.0)
     u = np.linalg.solve(systems, sides[..., None])[..., 0]
     value = 0.5 * np.einsum("psi,pij,psj->ps", u, h, u) - np.einsum("psi,pi->ps", u, b)
-    value += np.abs(u).sum(axis=2)
-    best = value.argmin(axis=1)
-    chosen: Floats = u[np.arange(len(w)), best]
-    return chosen
+    best = (value + np.abs(u).sum(axis=2)).argmin(axis=1)
+    return np.asarray(u[np.arange(len(w)), best])
 
 
 @cache
@@ -118,11 +148,13 @@ def _patterns(size: int) -> Floats:
 def _line_search(
     x: Floats, y: Floats, v: Floats, w: Floats, *, step: Floats, value: Floats, p: Floats
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Go the step, halved for each problem until its objective does not rise."""
+    # Newton's step may overshoot where the curvature is small: it is halved, for those problems
+    # alone whose objective would rise.
     scale = np.ones(len(w))
     for _ in range(_MAX_HALVINGS):
         moved = scale[:, None] * step
         new_value, new_p = _objective(x, y, v, w + moved)
+        # At the optimum the value may rise by a rounding error, which is no reason to halve.
         rises = new_value > value + _ROUNDING * np.abs(value)
         if not rises.any():
             return w + moved, new_value, new_p, moved

@@ -5,23 +5,25 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from prefstage.core.errors import InputError
-from prefstage.evaluating.l1_logistic import fit_l1_logistic
-from prefstage.evaluating.length_fit import (
-    choose_c,
-    is_baseline,
-    problem_of,
-    sandwich_error,
-    sigmoid,
+from prefstage.evaluating.alpaca_tables import (
+    N_PROMPTS,
+    LengthTables,
+    length_tables,
+    standardised_length,
 )
-from prefstage.evaluating.length_rows import Rows, read_rows
-from prefstage.evaluating.length_tables import length_tables
+from prefstage.evaluating.l1_logistic import Floats, fit_l1_logistic
+from prefstage.evaluating.rates import HALF, standard_error
 
-Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 Lookup = Literal["instruction", "as-published"]
 
-_HALF = 0.5
+GRID = np.logspace(-4, 4, 10)
+FOLDS = 5
+GAMED_WEIGHT = 0.2 / 2
+_ALIGN = "align preferences, lengths and prompts by instruction"
 
 
 class LengthWeights(NamedTuple):
@@ -108,7 +110,7 @@ def length_controlled_win_rate(
         len_model: Characters of the model's answers. [rows].
         len_baseline: Characters of the baseline's answers to the same prompts. [rows].
         instruction: Each prompt's number in AlpacaEval's order, 0 to 804, each at most once;
-            None for other prompts: difficulty is then left out, which is said. [rows].
+            None for other prompts: difficulty is then left out, with a note. [rows].
         row: Position of each row in the published annotations; None: as given. Read only
             with ``lookup="as-published"``. [rows].
         lookup: "instruction" takes the difficulty of the prompt; "as-published" that of the
@@ -141,61 +143,315 @@ def length_controlled_win_rate(
         lookup=lookup,
         difficulty=difficulty,
     )
-    return _result(rows, _fit(rows, C, regularise=regularise), lookup)
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """What the regression says: predictions at equal lengths, coefficients and C."""
-
-    predicted: Floats
-    weights: LengthWeights
-    c: float
-    error: float | None = None
-    notes: tuple[str, ...] = ()
-
-
-def _fit(rows: Rows, c: float | None, *, regularise: bool) -> _Fit:
-    if c is not None and not 0 < c < np.inf:
-        raise InputError.of(saw=f"C={c}", expected="a positive number", cure="leave C out")
+    if C is not None and not 0 < C < np.inf:
+        raise InputError.of(saw=f"C={C}", expected="a positive number", cure="leave C out")
+    w, notes = np.zeros(3), rows.notes
     if is_baseline(rows):
-        note = "the model is the baseline itself: 50 % by construction"
-        even = np.full(len(rows.preference), _HALF)
-        given = float("nan") if c is None else c
-        return _Fit(even, LengthWeights(0.0, 0.0, 0.0), given, notes=(note,))
-    problem = problem_of(rows, length_tables(), regularise=regularise)
-    chosen = float(c) if c is not None else choose_c(problem)
-    w = fit_l1_logistic(problem.features, problem.labels, problem.weights[:, None], c=chosen)
-    fitted = w.weights[0]
-    error = sandwich_error(problem, fitted) if rows.origin == "none" else None
-    return _Fit(sigmoid(problem.test @ fitted), _named(fitted), chosen, error)
-
-
-def _result(rows: Rows, fit: _Fit, lookup: Lookup) -> LengthControlledWinRate:
-    error = _standard_error(fit.predicted) if fit.error is None else fit.error
+        # No fit: the penalty alone would decide, and the leaderboard's row says 50 as well.
+        predicted, c = np.full(len(rows.preference), HALF), float("nan") if C is None else C
+        error, notes = 0.0, (*notes, "the model is the baseline itself: 50 % by construction")
+    else:
+        problem = problem_of(rows, length_tables(), regularise=regularise)
+        c = float(C) if C is not None else choose_c(problem)
+        fit = fit_l1_logistic(problem.features, problem.labels, problem.weights[:, None], c=c)
+        w = fit.weights[0]
+        predicted = expit(problem.test @ w)
+        exact = rows.origin == "none"
+        error = sandwich_error(problem, w) if exact else standard_error(predicted)
     usable = rows.preference[~np.isnan(rows.preference)]
+    draws = usable == HALF
     return LengthControlledWinRate(
-        length_controlled_win_rate=100 * float(fit.predicted.mean()),
+        length_controlled_win_rate=100 * float(predicted.mean()),
         lc_standard_error=100 * error,
         win_rate=100 * float(usable.mean()),
-        standard_error=100 * _standard_error(usable),
-        discrete_win_rate=100 * float((usable > _HALF).mean() + _HALF * (usable == _HALF).mean()),
+        standard_error=100 * standard_error(usable),
+        discrete_win_rate=100 * float((usable > HALF).mean() + HALF * draws.mean()),
         avg_length=float(rows.len_model.mean()),
         n_total=len(usable),
-        n_draws=int((usable == _HALF).sum()),
+        n_draws=int(draws.sum()),
         n_missing=len(rows.preference) - len(usable),
-        weights=fit.weights,
-        C=fit.c,
+        weights=LengthWeights(float(w[0]), float(w[1:-1].sum()), float(w[-1])),
+        C=c,
         difficulty=rows.origin,
         lookup=lookup,
-        notes=(*rows.notes, *fit.notes),
+        notes=notes,
     )
 
 
-def _named(w: Floats) -> LengthWeights:
-    length, model = float(w[0]), float(w[-1])
-    return LengthWeights(length, float(w[1]) if len(w) > 2 else 0.0, model)  # noqa: PLR2004 - t, d, z
+@dataclass(frozen=True)
+class Rows:
+    """The model's rows, in the order of their prompts.
+
+    Attributes:
+        preference: In [0, 1], NaN where missing. [rows].
+        len_model: Characters. [rows].
+        len_baseline: Characters. [rows].
+        difficulty: d of each row, or None. [rows].
+        origin: Where d is from.
+        notes: What a reader should know.
+    """
+
+    preference: Floats
+    len_model: Floats
+    len_baseline: Floats
+    difficulty: Floats | None
+    origin: Literal["official", "given", "none"]
+    notes: tuple[str, ...]
 
 
-def _standard_error(values: Floats) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
+def is_baseline(rows: Rows) -> bool:
+    """Whether every answer is the baseline's, as in its row on the leaderboard.
+
+    Args:
+        rows: The model's rows.
+
+    Returns:
+        True where all lengths are equal and all verdicts drawn.
+    """
+    same = (rows.len_model == rows.len_baseline).all()
+    return bool(same and (rows.preference == HALF).all())
+
+
+def read_rows(
+    preference: ArrayLike,
+    len_model: ArrayLike,
+    len_baseline: ArrayLike,
+    *,
+    instruction: ArrayLike | None,
+    row: ArrayLike | None,
+    lookup: str,
+    difficulty: ArrayLike | None,
+) -> Rows:
+    """Check and order the arguments of `length_controlled_win_rate`.
+
+    Args:
+        preference: As there, and so the others.
+        len_model: Likewise.
+        len_baseline: Likewise.
+        instruction: Likewise.
+        row: Likewise.
+        lookup: Likewise.
+        difficulty: Likewise.
+
+    Returns:
+        The rows, in the order of their prompts or, as published, of their row numbers.
+
+    Raises:
+        InputError: As there.
+    """
+    y = _column("preference", preference, None, low=0.0, high=1.0, missing=True)
+    a = _column("len_model", len_model, len(y), low=0.0)
+    b = _column("len_baseline", len_baseline, len(y), low=0.0)
+    judged = int((~np.isnan(y)).sum())
+    if lookup not in ("instruction", "as-published"):
+        raise InputError.of(
+            saw=f"lookup={lookup!r}",
+            expected="'instruction' or 'as-published'",
+            cure="choose one of the two",
+        )
+    if judged < 2:  # noqa: PLR2004 - a standard error needs two
+        raise InputError.of(
+            saw=f"{judged} of {len(y)} rows with a preference",
+            expected="at least two",
+            cure="judge more prompts",
+        )
+    prompts = None if instruction is None else _numbers("instruction", instruction, len(y))
+    positions = np.arange(len(y)) if prompts is None else prompts
+    notes: tuple[str, ...] = ()
+    if lookup == "as-published" and difficulty is None:
+        positions = _numbers("row", np.arange(len(y)) if row is None else row, len(y))
+        notes = ("difficulty taken by row number, as published",)
+    tables = length_tables()
+    if prompts is not None:
+        notes += _check_baseline(prompts, b, tables)
+    # The folds of the cross-validation go by position: in the prompts' order, whatever order the
+    # rows came in, the same verdicts choose the same C.
+    order = np.argsort(positions)
+    y, a, b, positions = y[order], a[order], b[order], positions[order]
+    if difficulty is not None:
+        d = _column("difficulty", difficulty, len(y))[order]
+        return Rows(y, a, b, d, "given", notes)
+    if prompts is None and lookup == "instruction":
+        left_out = "no prompt numbers of AlpacaEval given: fitted without difficulty"
+        return Rows(y, a, b, None, "none", (*notes, left_out))
+    return Rows(y, a, b, tables.difficulty[positions], "official", notes)
+
+
+def _column(
+    name: str,
+    values: ArrayLike,
+    length: int | None,
+    *,
+    low: float = -np.inf,
+    high: float = np.inf,
+    missing: bool = False,
+) -> Floats:
+    try:
+        column = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        column = np.empty(0)
+    if column.ndim != 1 or not column.size or (length is not None and len(column) != length):
+        raise InputError.of(
+            saw=f"{name} of shape {list(np.shape(values))}",
+            expected=f"numbers, one a row{'' if length is None else f', {length} of them'}",
+            cure=_ALIGN,
+        )
+    bad = ~((column >= low) & (column <= high) & np.isfinite(column))
+    bad &= ~(missing & np.isnan(column))
+    if bad.any():
+        first = int(bad.argmax())
+        hint = "subtract 1 from AlpacaEval's 1 to 2, 0 being a draw" if name == "preference" else ""
+        raise InputError.of(
+            saw=f"{name}[{first}] = {column[first]}",
+            expected=f"a number from {low:g} to {high:g}",
+            cure=hint or "drop or repair the row",
+        )
+    return column
+
+
+def _numbers(name: str, values: ArrayLike, length: int) -> Integers:
+    floats = _column(name, values, length)
+    numbers = floats.astype(np.int64)
+    outside = (numbers != floats) | (numbers < 0) | (numbers >= N_PROMPTS)
+    if outside.any():
+        raise InputError.of(
+            saw=f"{name}[{int(outside.argmax())}] = {floats[outside.argmax()]:g}",
+            expected=f"a number of AlpacaEval's prompts, 0 to {N_PROMPTS - 1}",
+            cure="leave `instruction` out for other prompts: difficulty is then left out",
+        )
+    unique, counts = np.unique(numbers, return_counts=True)
+    twice = unique[counts > 1]
+    if len(twice):
+        raise InputError.of(
+            saw=f"{name} {int(twice[0])} stands in {int(counts.max())} rows"
+            f" ({len(twice)} such numbers)",
+            expected="each prompt at most once",
+            cure="keep one row a prompt",
+        )
+    return numbers
+
+
+def _check_baseline(
+    prompts: Integers, len_baseline: Floats, tables: LengthTables
+) -> tuple[str, ...]:
+    """Tell another baseline (a note) from shifted prompts (an error) by the lengths."""
+    # The official baseline's lengths are known: where they are there, but at other prompts, rows
+    # are shifted against their numbers, and every difficulty would be another prompt's.
+    expected = tables.baseline_lengths[prompts]
+    wrong = len_baseline != expected
+    count, first = int(wrong.sum()), int(wrong.argmax())
+    if not count:
+        return ()
+    same_lengths = np.array_equal(np.sort(len_baseline[wrong]), np.sort(expected[wrong]))
+    known = np.isin(len_baseline[wrong], tables.baseline_lengths).mean()
+    shifted = same_lengths or (count >= 10 and known >= 0.95)  # noqa: PLR2004 - no chance hit
+    if count > 1 and shifted:
+        raise InputError.of(
+            saw=f"{count} rows whose baseline answers have the lengths of other prompts' answers"
+            f" (first: instruction {prompts[first]}, {len_baseline[first]:g} characters,"
+            f" not {expected[first]:g})",
+            expected="each row's `instruction` to be the prompt that its lengths belong to",
+            cure=_ALIGN,
+        )
+    return (
+        f"{count} of {len(prompts)} baseline answers differ in length from gpt4_1106_preview's: "
+        "another baseline; difficulty and gamed rows are those of AlpacaEval's own baseline",
+    )
+
+
+@dataclass(frozen=True)
+class LengthProblem:
+    """The regression's rows: [gamed verbose, gamed concise, model with a preference].
+
+    Attributes:
+        features: t, d (where there is a difficulty) and z. [rows, features].
+        labels: Preferences, in [0, 1]. [rows].
+        weights: How much a row counts. [rows].
+        test: Features of all the model's rows at equal lengths. [model's rows, features].
+    """
+
+    features: Floats
+    labels: Floats
+    weights: Floats
+    test: Floats
+
+
+def problem_of(rows: Rows, tables: LengthTables, *, regularise: bool) -> LengthProblem:
+    """Make the regression's rows.
+
+    Args:
+        rows: The model's rows.
+        tables: Difficulties and gamed rows.
+        regularise: Whether the gamed rows take part.
+
+    Returns:
+        Features, labels and weights.
+
+    Raises:
+        InputError: If too few rows have a preference.
+    """
+    t, count = standardised_length(rows.len_model, rows.len_baseline), len(rows.preference)
+    gamed_d = tables.difficulty[tables.gamed_index]
+    # Difficulties of other prompts say nothing of the gamed rows' prompts.
+    gamed_d = gamed_d if rows.origin == "official" else np.zeros(len(gamed_d))
+    d = () if rows.difficulty is None else (rows.difficulty,)
+    judged = ~np.isnan(rows.preference)
+    x, y = np.stack([t, *d, np.ones(count)], 1)[judged], rows.preference[judged]
+    v = np.ones(len(y))
+    if regularise:
+        gamed = [tables.gamed_t, *((gamed_d,) if d else ()), np.zeros(len(gamed_d))]
+        x = np.concatenate([np.stack(gamed, 1), x])
+        y = np.concatenate([tables.gamed_preference, y])
+        v = np.concatenate([np.full(len(gamed_d), GAMED_WEIGHT), v])
+    if len(y) < FOLDS:
+        raise InputError.of(
+            saw=f"{len(y)} rows with a preference",
+            expected=f"at least {FOLDS} for {FOLDS}-fold cross-validation",
+            cure="judge more prompts, or leave regularise=True",
+        )
+    return LengthProblem(x, y, v, np.stack([np.zeros(count), *d, np.ones(count)], 1))
+
+
+def choose_c(problem: LengthProblem) -> float:
+    """The C of the best cross-validated likelihood; the smallest among equals.
+
+    Args:
+        problem: The regression's rows.
+
+    Returns:
+        One of `GRID`.
+    """
+    n = len(problem.labels)
+    # The folds of alpaca-eval, so that C is the one that it chooses.
+    held_out = ((n - 1 - np.arange(n)) % FOLDS)[:, None] == np.arange(FOLDS)
+    v = np.where(held_out, 0.0, problem.weights[:, None])
+    y = problem.labels[:, None]
+    scores, w = list[Floats](), None
+    for c in GRID:  # all folds at once, from the solution for the C before
+        w = fit_l1_logistic(problem.features, problem.labels, v, c=float(c), start=w).weights
+        p = np.clip(expit(problem.features @ w.T), 1e-15, 1 - 1e-15)
+        loss = -problem.weights[:, None] * (y * np.log(p) + (1 - y) * np.log1p(-p))
+        scores.append(-(loss * held_out).sum(axis=0) / held_out.sum(axis=0))
+    return float(GRID[np.mean(scores, axis=1).argmax()])
+
+
+def sandwich_error(problem: LengthProblem, w: Floats) -> float:
+    """Standard error of the prediction at equal lengths, from the spread of the scores.
+
+    Args:
+        problem: The regression's rows.
+        w: The fitted weights. [features].
+
+    Returns:
+        The error, as a share.
+
+    Source:
+        Huber 1967, Proc. Fifth Berkeley Symposium; by the delta method.
+    """
+    x, v = problem.features, problem.weights
+    p, q = expit(x @ w), expit(problem.test @ w)
+    # a pseudo-inverse: where all lengths are equal t is zero in every row
+    bread = np.linalg.pinv((x * (v * p * (1 - p))[:, None]).T @ x)
+    scores = x * (v * (p - problem.labels))[:, None]
+    slope = ((q * (1 - q))[:, None] * problem.test).mean(axis=0) @ bread
+    return float(np.sqrt(slope @ (scores.T @ scores) @ slope))

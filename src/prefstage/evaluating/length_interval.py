@@ -2,27 +2,39 @@
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, stdtrit
+from scipy.special import logit as exact_logit
 
 from prefstage.core.hashing import seed_for
-from prefstage.evaluating.l1_logistic import fit_l1_logistic
-from prefstage.evaluating.length_controlled import Lookup
-from prefstage.evaluating.length_fit import (
+from prefstage.evaluating.alpaca_tables import length_tables
+from prefstage.evaluating.l1_logistic import (
+    Floats,
+    cross_entropy,
+    fit_l1_logistic,
+    hessians,
+    outer_products,
+)
+from prefstage.evaluating.length_controlled import (
     LengthProblem,
+    Lookup,
     choose_c,
     is_baseline,
     problem_of,
-    sigmoid,
+    read_rows,
 )
-from prefstage.evaluating.length_profile import profile_interval
-from prefstage.evaluating.length_rows import Rows, read_rows
-from prefstage.evaluating.length_tables import length_tables
 from prefstage.evaluating.rates import check_bootstrap
-
-Floats = NDArray[np.float64]
 
 _AT_ONCE = 50
 _NO_PENALTY = 1e6  # as C
 _ROUNDING = 1e-9
+_NEAR = np.linspace(0.0, 4.0, 17)  # standard errors
+_FAR = 4.0 * 1.5 ** np.arange(1, 12)
+_NARROWEST, _WIDEST = 0.01, 1.0  # logits
+_FARTHEST = 30.0
+_MAX_STEPS = 60
+_LONGEST_STEP = 2.0
+_RIDGE = 1e-6
+_SMALL = 1e-8
 
 
 def length_controlled_interval(
@@ -81,57 +93,59 @@ def length_controlled_interval(
         lookup=lookup,
         difficulty=difficulty,
     )
-    return _interval(
-        rows, C, regularise=regularise, confidence=confidence, resamples=resamples, seed=seed
-    )
-
-
-def _interval(
-    rows: Rows,
-    c: float | None,
-    *,
-    regularise: bool,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> tuple[float, float]:
-    """The union of both intervals and of the rate with the penalty; in percent."""
     if is_baseline(rows):
         return 50.0, 50.0
     problem = problem_of(rows, length_tables(), regularise=regularise)
-    chosen = float(c) if c is not None else choose_c(problem)
-    told = ~np.isnan(rows.preference)
-    once = np.ones((1, len(told)))
-    penalised = _rates(problem, told, once, chosen)[0][0]
-    drawn, errors, fitted = _rates(problem, told, once, _NO_PENALTY)
-    found = _studentised(problem, told, fitted, resamples, seed)
-    t = np.quantile(found, [(1 + confidence) / 2, (1 - confidence) / 2])
-    own = np.arange(len(problem.labels) - int(told.sum()), len(problem.labels))
-    low, high = profile_interval(problem, fitted[0], own, confidence=confidence)
-    ends = [low, high, penalised, *sigmoid(logit(drawn) - t * errors)]
+    judged = ~np.isnan(rows.preference)
+    once = np.ones((1, len(judged)))
+    c = float(C) if C is not None else choose_c(problem)
+    penalised = _rates(problem, judged, once, c)[0][0]
+    rate, error, fitted = _rates(problem, judged, once, _NO_PENALTY)
+    # From the optimum that is found once Newton needs few steps to that of a resample.
+    rate_at_start = _rates(problem, judged, once, _NO_PENALTY, start=fitted)[0]
+    rng = np.random.default_rng(seed_for(seed, "length-controlled"))
+    t = list[Floats]()
+    for begin in range(0, resamples, _AT_ONCE):
+        count = min(_AT_ONCE, resamples - begin)
+        times = rng.multinomial(len(judged), np.full(len(judged), 1 / len(judged)), size=count)
+        start = fitted.repeat(count, axis=0)
+        drawn, errors, _ = _rates(
+            problem, judged, times.astype(np.float64), _NO_PENALTY, start=start
+        )
+        t.append((logit(drawn) - logit(rate_at_start)) / errors)
+    tails = np.quantile(np.concatenate(t), [(1 + confidence) / 2, (1 - confidence) / 2])
+    rows_of_model = np.arange(len(problem.labels) - int(judged.sum()), len(problem.labels))
+    low, high = profile_interval(problem, fitted[0], rows_of_model, confidence=confidence)
+    ends = [low, high, penalised, *expit(logit(rate) - tails * error)]
     return 100 * float(min(ends)), 100 * float(max(ends))
 
 
-def _studentised(
-    problem: LengthProblem, told: NDArray[np.bool_], fitted: Floats, resamples: int, seed: int
-) -> Floats:
-    """How far the rates of resampled rows are from the rate, in standard errors. [resamples]."""
-    rng = np.random.default_rng(seed_for(seed, "length-controlled"))
-    rate = _rates(problem, told, np.ones((1, len(told))), _NO_PENALTY, start=fitted)[0]
-    found = []
-    for begin in range(0, resamples, _AT_ONCE):
-        count = min(_AT_ONCE, resamples - begin)
-        times = rng.multinomial(len(told), np.full(len(told), 1 / len(told)), size=count)
-        drawn, errors, _ = _rates(
-            problem, told, times.astype(np.float64), _NO_PENALTY, start=fitted.repeat(count, axis=0)
-        )
-        found.append((logit(drawn) - logit(rate)) / errors)
-    return np.concatenate(found)
+def widened(interval: tuple[float, float], rate: float, *, absorbed: float) -> tuple[float, float]:
+    """Interval of a length-controlled win rate whose difficulty is estimated, not known.
+
+    On the logit scale its ends are ``1 / (1 - absorbed)`` times as far from the rate.
+
+    Args:
+        interval: As for a known difficulty; percent.
+        rate: The win rate, in percent.
+        absorbed: The model's of `absorbed_shares`.
+
+    Returns:
+        (low, high) in percent.
+    """
+    centre, ends = logit(np.array(rate / 100)), logit(np.array(interval) / 100)
+    low, high = 100 * expit(centre + (ends - centre) / (1 - absorbed))
+    return min(float(low), interval[0]), max(float(high), interval[1])
+
+
+def logit(rate: Floats) -> Floats:
+    """log(p / (1 - p)), kept finite at 0 and 1."""
+    return np.asarray(exact_logit(np.clip(rate, _ROUNDING, 1 - _ROUNDING)))
 
 
 def _rates(
     problem: LengthProblem,
-    told: NDArray[np.bool_],
+    judged: NDArray[np.bool_],
     times: Floats,
     c: float,
     *,
@@ -143,34 +157,104 @@ def _rates(
 
     Args:
         problem: The regression's rows.
-        told: Which of the model's rows have a preference. [rows].
+        judged: Which of the model's rows have a preference. [rows].
         times: How often each of the model's rows is there. [draws, rows].
         c: C of the fit.
         start: Where the fits begin; it changes their time, not their result. [draws, features].
     """
     x, y, m = problem.features, problem.labels, times.T
-    own = slice(len(y) - int(told.sum()), len(y))
+    model = slice(len(y) - int(judged.sum()), len(y))
     v = np.repeat(problem.weights[:, None], len(times), axis=1)
-    v[own] *= m[told]
+    v[model] *= m[judged]
     w = fit_l1_logistic(x, y, v, c=c, start=start).weights
-    q = sigmoid(problem.test @ w.T)
+    q = expit(problem.test @ w.T)
     n = m.sum(axis=0)
     rate = (q * m).sum(axis=0) / n
-    p = sigmoid(x @ w.T)
-    size = x.shape[1]
-    products = (x[:, :, None] * x[:, None, :]).reshape(len(x), size * size)
-    bread = (products.T @ (v * p * (1 - p))).T.reshape(-1, size, size)
+    p = expit(x @ w.T)
+    bread = hessians(outer_products(x), v * p * (1 - p)) + _ROUNDING * np.eye(x.shape[1])
     slope = (problem.test.T @ (q * (1 - q) * m) / n).T
-    ridge = _ROUNDING * np.eye(size)
-    turned = np.linalg.solve(bread + ridge, slope[..., None])[..., 0]
+    turned = np.linalg.solve(bread, slope[..., None])[..., 0]
+    # A row moves the rate in two ways: by its prediction, and, where it was judged, by the fit.
+    # The two belong together (a prompt that is won is often one that is easy), so the error is
+    # that of their sum, not the sum of two errors.
     influence = (q - rate) / n
-    influence[told] -= (x[own] @ turned.T) * (p[own] - y[own, None])
-    spread = rate * (1 - rate)
+    influence[judged] -= (x[model] @ turned.T) * (p[model] - y[model, None])
     squares = (m * influence**2).sum(axis=0) * n / (n - 1)
-    return rate, np.sqrt(squares) / np.maximum(spread, _ROUNDING) + _ROUNDING, w
+    spread = np.maximum(rate * (1 - rate), _ROUNDING)  # slope of the logit, by the delta method
+    return rate, np.sqrt(squares) / spread + _ROUNDING, w
 
 
-def logit(rate: Floats) -> Floats:
-    """log(p / (1 - p)), kept finite at 0 and 1."""
-    inside = np.clip(rate, _ROUNDING, 1 - _ROUNDING)
-    return np.log(inside) - np.log1p(-inside)
+def profile_interval(
+    problem: LengthProblem, fitted: Floats, rows: NDArray[np.int64], *, confidence: float
+) -> tuple[float, float]:
+    """Rates that the likelihood of the verdicts does not rule out.
+
+    The model's term is held at each value of a grid and the others are fitted anew; kept is
+    what lies within t²·φ of the least deviance, φ being how far verdicts spread beside won and
+    lost ones of the same means. Where few wins, or lengths on one side alone, leave the rate
+    open, the interval is wide, which no resampling of the same rows can show.
+
+    Args:
+        problem: The regression's rows.
+        fitted: The weights without penalty. [features].
+        rows: Positions of the model's rows among the problem's. [rows].
+        confidence: In (0, 1).
+
+    Returns:
+        (low, high) as shares.
+
+    Source:
+        Heinze and Schemper 2002, Statistics in Medicine 21(16), on separation; dispersion:
+        McCullagh and Nelder 1989, Generalized Linear Models, §9.2.
+    """
+    x, y, v = problem.features, problem.labels, problem.weights
+    p = expit(x @ fitted)
+    bread = (x * (v * p * (1 - p))[:, None]).T @ x + _RIDGE * np.eye(x.shape[1])
+    error = float(np.sqrt(np.linalg.inv(bread)[-1, -1]))
+    # Close around the fit the grid is fine, since there most intervals end; then it widens, since
+    # with few wins an end may be many standard errors away.
+    steps = np.clip(error, _NARROWEST, _WIDEST) * np.concatenate([_NEAR, _FAR])
+    centre = np.clip(fitted[-1], -_FARTHEST / 2, _FARTHEST / 2)
+    grid = np.concatenate([centre - steps[:0:-1], centre + steps])
+    grid = np.unique(np.clip(grid, -_FARTHEST, _FARTHEST))
+    w, losses = _profile(problem, x[:, -1:] * grid, np.repeat(fitted[None, :-1], len(grid), axis=0))
+    deviance = 2 * np.einsum("r,rc->c", v, losses)
+    rates = expit(problem.test[:, :-1] @ w.T + grid).mean(axis=0)
+    root = np.sqrt(np.maximum(deviance - deviance.min(), 0.0))
+    limit = float(np.sqrt(_limit(y[rows], p[rows], x.shape[1], confidence)))
+    inside = np.flatnonzero(root <= limit)
+    first, last = int(inside[0]), int(inside[-1])
+
+    def crossing(a: int, b: int) -> float:
+        # The deviance is nearly a parabola, so between grid points its root is straight.
+        share = (limit - root[a]) / (root[b] - root[a])
+        return float(rates[a] + share * (rates[b] - rates[a]))
+
+    low = 0.0 if first == 0 else crossing(first, first - 1)
+    return low, 1.0 if last == len(rates) - 1 else crossing(last, last + 1)
+
+
+def _profile(problem: LengthProblem, offset: Floats, w: Floats) -> tuple[Floats, Floats]:
+    """The other weights [columns, features], and the losses [rows, columns] of each offset."""
+    x, y, v = problem.features[:, :-1], problem.labels, problem.weights[:, None]
+    products, size = outer_products(x), x.shape[1]
+    for _ in range(_MAX_STEPS):
+        p = expit(x @ w.T + offset)
+        slope = (x.T @ (v * (p - y[:, None]))).T + _RIDGE * w
+        bread = hessians(products, v * p * (1 - p)) + _RIDGE * np.eye(size)
+        # Far from the fit, where all p are near 0 or 1, Newton would leap beyond all numbers.
+        step = np.linalg.solve(bread, slope[..., None])[..., 0]
+        step = np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
+        w = w - step
+        if np.abs(step).max() < _SMALL:
+            break
+    return w, cross_entropy(x @ w.T + offset, y)[0]
+
+
+def _limit(y: Floats, p: Floats, features: int, confidence: float) -> float:
+    # t²·φ, with one more row at 0 and one at 1: few rows do not show how far they spread.
+    mean = y.mean()
+    spread = ((y - p) ** 2).sum() + mean**2 + (1 - mean) ** 2
+    binary = (p * (1 - p)).sum() + 2 * mean * (1 - mean)
+    t = stdtrit(max(1, len(y) - features), (1 + confidence) / 2)
+    return float(t**2 * spread / max(binary, _SMALL))

@@ -4,20 +4,27 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from scipy.special import betaincinv
 
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import seed_for
-from prefstage.evaluating.proportions import effective_interval
+from prefstage.evaluating.l1_logistic import Floats
 
-Floats = NDArray[np.float64]
-
-_HALF = 0.5
+HALF = 0.5
 _DRAWS_AT_ONCE = 1 << 21
 
 
+class Figures:
+    """A dataclass whose fields are figures and names."""
+
+    def as_dict(self: Any) -> dict[str, Any]:
+        """The figures as JSON-serialisable values."""
+        return asdict(self)
+
+
 @dataclass(frozen=True)
-class Rates:
+class Rates(Figures):
     """How often a model wins; all rates and errors in percent.
 
     Attributes:
@@ -46,10 +53,6 @@ class Rates:
     n_total: int
     n_missing: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """The rates as JSON-serialisable values."""
-        return asdict(self)
-
 
 def rates_of(
     preference: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
@@ -77,24 +80,28 @@ def rates_of(
             expected="at least two, each in [0, 1]",
             cure="judge more prompts; AlpacaEval's files store 1 + preference",
         )
-    outcomes = (usable > _HALF) + _HALF * (usable == _HALF)
-    ends = [
-        mean_interval(each, confidence=confidence, resamples=resamples, seed=seed)
-        for each in (usable, outcomes)
-    ]
+    outcomes = (usable > HALF) + HALF * (usable == HALF)
+    settings: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    low, high = mean_interval(usable, **settings)
+    discrete_low, discrete_high = mean_interval(outcomes, **settings)
     return Rates(
         win_rate=100 * float(usable.mean()),
-        standard_error=100 * float(usable.std(ddof=1) / np.sqrt(len(usable))),
-        interval=(100 * ends[0][0], 100 * ends[0][1]),
+        standard_error=100 * standard_error(usable),
+        interval=(100 * low, 100 * high),
         discrete_win_rate=100 * float(outcomes.mean()),
-        discrete_interval=(100 * ends[1][0], 100 * ends[1][1]),
+        discrete_interval=(100 * discrete_low, 100 * discrete_high),
         confidence=confidence,
-        wins=int((usable > _HALF).sum()),
-        losses=int((usable < _HALF).sum()),
-        draws=int((usable == _HALF).sum()),
+        wins=int((usable > HALF).sum()),
+        losses=int((usable < HALF).sum()),
+        draws=int((usable == HALF).sum()),
         n_total=len(usable),
         n_missing=len(values) - len(usable),
     )
+
+
+def standard_error(values: Floats) -> float:
+    """Standard error of the mean (ddof 1)."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def check_bootstrap(confidence: float, resamples: int) -> None:
@@ -142,18 +149,50 @@ def mean_interval(
     n = len(values)
     rng = np.random.default_rng(seed_for(seed, "win rate"))
     mean, error = float(values.mean()), _error(values.mean(), (values**2).mean(), n)
-    found = []
-    at_once = max(1, _DRAWS_AT_ONCE // n)
+    t = list[Floats]()
+    at_once = max(1, _DRAWS_AT_ONCE // n)  # rows drawn at once: 16 MB, whatever n
     for begin in range(0, resamples, at_once):
         drawn = values[rng.integers(n, size=(min(at_once, resamples - begin), n))]
         means = drawn.mean(axis=1)
-        found.append((means - mean) / _error(means, (drawn**2).mean(axis=1), n))
-    t = np.quantile(np.concatenate(found), [(1 + confidence) / 2, (1 - confidence) / 2])
+        t.append((means - mean) / _error(means, (drawn**2).mean(axis=1), n))
+    # The upper quantile of t gives the lower end: a mean that was drawn too high has its truth
+    # below it.
+    ends = np.quantile(np.concatenate(t), [(1 + confidence) / 2, (1 - confidence) / 2])
     low, high = effective_interval(values, confidence=confidence)
-    return max(0.0, min(low, mean - t[0] * error)), min(1.0, max(high, mean - t[1] * error))
+    return max(0.0, min(low, mean - ends[0] * error)), min(1.0, max(high, mean - ends[1] * error))
 
 
 def _error(mean: Any, mean_square: Any, n: int) -> Any:
-    """Standard error of a mean with one more row at 0 and one at 1: never zero."""
+    # With one more row at 0 and one at 1 the error is never zero: equal verdicts on few prompts
+    # do not prove that all verdicts are equal, and t would be infinite.
     m, s = (n * mean + 1) / (n + 2), (n * mean_square + 1) / (n + 2)
     return np.sqrt((s - m**2) / (n + 1))
+
+
+def effective_interval(values: Floats, *, confidence: float) -> tuple[float, float]:
+    """Clopper-Pearson's interval with an effective number of rows.
+
+    With wins and losses alone it is the exact binomial interval. Graded outcomes spread less
+    than wins and losses of the same mean p: they count as p(1-p)/s² rows each.
+
+    Args:
+        values: In [0, 1]. [rows], at least two.
+        confidence: In (0, 1).
+
+    Returns:
+        (low, high) within [0, 1].
+
+    Source:
+        Clopper and Pearson 1934, Biometrika 26; effective size: Korn and Graubard 1998,
+        Survey Methodology 24(2).
+    """
+    # The ratio too is taken with one more row at 0 and one at 1: few rows do not show how far
+    # they spread.
+    padded, mean = np.concatenate([values, [0.0, 1.0]]), float(values.mean())
+    size = len(values) * float(padded.mean() * (1 - padded.mean()) / padded.var())
+    wins, tail = size * mean, (1 - confidence) / 2
+    # scipy's function of the beta distribution itself: scipy.stats, which wraps it, takes a
+    # second to import. It does not know the parameter 0, where the end is 0 or 1.
+    low = 0.0 if wins <= 0 else float(betaincinv(wins, size - wins + 1, tail))
+    high = 1.0 if wins >= size else float(betaincinv(wins + 1, size - wins, 1 - tail))
+    return low, high

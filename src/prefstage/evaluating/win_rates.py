@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -18,16 +18,17 @@ from prefstage.evaluating.length_controlled import (
     LengthControlledWinRate,
     length_controlled_win_rate,
 )
-from prefstage.evaluating.length_interval import length_controlled_interval
+from prefstage.evaluating.length_interval import length_controlled_interval, widened
 from prefstage.evaluating.rates import Rates, rates_of
-from prefstage.judging import Comparison, Judge, Judgment, load_judge
+from prefstage.judging import Comparison, Judge, load_judge
 from prefstage.judging.judged import compare_all
 from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes, prompt_order
 
-LEFT_OUT = "difficulty left out"
-_HALF = 0.5
-_FIRST_CHUNK = 16
 FEWEST_CONTROLLED = 30
+LEFT_OUT = "difficulty left out"
+_FIRST_CHUNK = 16
+
+Stopped = Literal["decided", "prompt budget", "all prompts used"]
 
 
 class WinRateConfig(Config):
@@ -99,7 +100,7 @@ class WinRate:
     controlled_interval: tuple[float, float] | None
     better: Literal["model", "baseline"] | None
     anytime_interval: tuple[float, float]
-    stopped: Literal["decided", "prompt budget", "all prompts used"]
+    stopped: Stopped
     prompts_available: int
     only_model: int
     only_baseline: int
@@ -109,8 +110,8 @@ class WinRate:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON-serialisable values, without the texts."""
-        found = {name: value for name, value in vars(self).items() if name != "verdicts"}
-        return found | {
+        values = {name: value for name, value in vars(self).items() if name != "verdicts"}
+        return values | {
             "rates": asdict(self.rates),
             "controlled": self.controlled.as_dict() if self.controlled else None,
             "notes": list(self.notes),
@@ -122,16 +123,16 @@ class WinRate:
         error_share = 1 - confidence_at_stop(0.0, self.looks, early=early)
         return [
             Annotation(
-                instruction=each.instruction,
-                output_1=each.baseline_answer,
-                output_2=each.model_answer,
+                instruction=verdict.instruction,
+                output_1=verdict.baseline_answer,
+                output_2=verdict.model_answer,
                 generator_1=self.baseline,
                 generator_2=self.model,
                 annotator=self.judge,
-                preference=each.preference,
+                preference=verdict.preference,
                 error_share=error_share,
             )
-            for each in self.verdicts
+            for verdict in self.verdicts
         ]
 
 
@@ -172,33 +173,53 @@ def win_rate(
     config = config or WinRateConfig()
     ours, theirs, who = load_answers(model), load_answers(baseline), load_judge(judge)
     common = _common_prompts(ours, theirs)
-    verdicts, sequence = _judge(common, ours, theirs, who, config)
+    limit = min(len(common), config.max_prompts or len(common))
+    sizes = list(chunk_sizes(limit, first=_FIRST_CHUNK)) if config.stop_early else [limit]
+    verdicts, sequence = _judge(common, ours, theirs, who, config, sizes=sizes)
+    used, looks = len(verdicts), len(sizes)
+    stopped: Stopped = "all prompts used"
+    if used < len(common):
+        stopped = "prompt budget" if used == config.max_prompts else "decided"
+    # Looking again and again is paid for in every interval, whether or not it stopped early.
+    at_stop = confidence_at_stop(config.confidence, looks, early=stopped == "decided")
+    preferences = [verdict.preference for verdict in verdicts]
+    rates = rates_of(preferences, confidence=at_stop, resamples=config.resamples, seed=config.seed)
     low, high = sequence.interval
-    stop = _stop(len(verdicts), len(common), config)
-    controlled, interval, notes = _control(verdicts, config, stop.confidence, prompt_numbers)
-    return WinRate(
+    better: dict[str | None, Literal["model", "baseline"]] = {"above": "model", "below": "baseline"}
+    result = WinRate(
         model=ours.name,
         baseline=theirs.name,
         judge=who.name,
-        rates=_rates(verdicts, config, stop.confidence),
-        avg_length=fmean(len(each.model_answer) for each in verdicts),
-        avg_length_baseline=fmean(len(each.baseline_answer) for each in verdicts),
-        controlled=controlled,
-        controlled_interval=interval,
-        better=_better(sequence),
+        rates=replace(rates, confidence=config.confidence),  # what it holds as, not computed at
+        avg_length=fmean(len(verdict.model_answer) for verdict in verdicts),
+        avg_length_baseline=fmean(len(verdict.baseline_answer) for verdict in verdicts),
+        controlled=None,
+        controlled_interval=None,
+        better=better.get(sequence.side),
         anytime_interval=(100 * low, 100 * high),
-        stopped=stop.why,
+        stopped=stopped,
         prompts_available=len(common),
         only_model=len(ours) - len(common),
         only_baseline=len(theirs) - len(common),
         verdicts=tuple(verdicts),
-        notes=(*_notes(ours, theirs, len(common), stop.looks), *notes),
-        looks=stop.looks,
+        notes=tuple(_notes(ours, theirs, len(common), looks)),
+        looks=looks,
     )
+    if not config.length_controlled or rates.n_total < FEWEST_CONTROLLED:
+        few = f"{rates.n_total} verdicts are too few to control for length"
+        return replace(result, notes=(*result.notes, few)) if config.length_controlled else result
+    numbers = prompt_numbers or {}
+    known = [numbers.get(verdict.instruction) for verdict in verdicts]
+    official = None not in known
+    if prompt_numbers is not None and not official:
+        strange = f"{known.count(None)} prompts are none of AlpacaEval's: {LEFT_OUT}"
+        result = replace(result, notes=(*result.notes, strange))
+    # The gamed rows are AlpacaEval's; on other prompts a judge may have another taste for length.
+    instruction = known if official else None
+    return control_length(result, config, instruction=instruction, regularise=official)
 
 
 def _common_prompts(ours: Answers, theirs: Answers) -> list[str]:
-    """Prompts that both answered, in the order of ours."""
     common = [prompt_id for prompt_id in ours.by_prompt if prompt_id in theirs.by_prompt]
     if len(common) < 2:  # noqa: PLR2004 - a standard error needs two
         raise InputError.of(
@@ -211,29 +232,42 @@ def _common_prompts(ours: Answers, theirs: Answers) -> list[str]:
 
 
 def _judge(
-    common: Sequence[str], ours: Answers, theirs: Answers, judge: Judge, config: WinRateConfig
+    common: Sequence[str],
+    ours: Answers,
+    theirs: Answers,
+    judge: Judge,
+    config: WinRateConfig,
+    *,
+    sizes: Sequence[int],
 ) -> tuple[list[JudgedAnswer], ConfidenceSequence]:
     """Judge chunk by chunk until the prompts, the budget or the doubt is used up."""
     order = prompt_order(common, seed=config.seed)
-    limit = min(len(order), config.max_prompts or len(order))
     sequence = ConfidenceSequence(available=len(order), confidence=config.confidence)
     verdicts: list[JudgedAnswer] = []
-    sizes = chunk_sizes(limit, first=_FIRST_CHUNK) if config.stop_early else iter([limit])
-    with progress("prompts judged", limit) as tick:
+    with progress("prompts judged", sum(sizes)) as tick:
         for size in sizes:
-            chunk = order[len(verdicts) :][:size]
             comparisons = [
                 Comparison(
-                    each,
-                    ours.by_prompt[each].prompt,
-                    *(s.by_prompt[each].text for s in (ours, theirs)),
+                    key,
+                    ours.by_prompt[key].prompt,
+                    ours.by_prompt[key].text,
+                    theirs.by_prompt[key].text,
                 )
-                for each in chunk
+                for key in order[len(verdicts) :][:size]
             ]
             judgments = compare_all(judge, comparisons)
-            verdicts += map(_verdict, comparisons, judgments)
+            verdicts += [
+                JudgedAnswer(
+                    asked.prompt_id,
+                    instruction_of(asked.prompt),
+                    math.nan if judgment.status == "undecided" else judgment.probability,
+                    asked.a,
+                    asked.b,
+                )
+                for asked, judgment in zip(comparisons, judgments, strict=True)
+            ]
             sequence.update(judgment.probability for judgment in judgments)
-            for _ in chunk:
+            for _ in comparisons:
                 tick()
             if config.stop_early and sequence.side is not None:
                 break
@@ -261,110 +295,51 @@ def confidence_at_stop(confidence: float, looks: int, *, early: bool) -> float:
     return 1 - (1 - confidence) / 2 / (looks - 1 if early else 1)
 
 
-class _Stop(NamedTuple):
-    """The end of judging: why, at how many looks it might have come, and what intervals need.
+def control_length(
+    result: WinRate, config: WinRateConfig, *, absorbed: float = 0.0, **how: Any
+) -> WinRate:
+    """Control a win rate for length.
 
-    Attributes:
-        why: As `WinRate.stopped`.
-        looks: As `WinRate.looks`.
-        confidence: At which intervals are computed so as to hold as the config promises.
+    Args:
+        result: With at least `FEWEST_CONTROLLED` verdicts.
+        config: Confidence, resamples and seed of the interval.
+        absorbed: How much of a verdict an estimated difficulty absorbs: see `absorbed_shares`.
+        how: Further arguments of `length_controlled_win_rate`.
+
+    Returns:
+        The same with the length-controlled win rate, its interval and its notes.
     """
-
-    why: Literal["decided", "prompt budget", "all prompts used"]
-    looks: int
-    confidence: float
-
-
-def _stop(used: int, available: int, config: WinRateConfig) -> _Stop:
-    why, looks = _why(used, available, config), _looks(available, config)
-    early = why == "decided"
-    return _Stop(why, looks, confidence_at_stop(config.confidence, looks, early=early))
-
-
-def _looks(available: int, config: WinRateConfig) -> int:
-    if not config.stop_early:
-        return 1
-    limit = min(available, config.max_prompts or available)
-    return len(list(chunk_sizes(limit, first=_FIRST_CHUNK)))
-
-
-def _verdict(comparison: Comparison, judgment: Judgment) -> JudgedAnswer:
-    return JudgedAnswer(
-        comparison.prompt_id,
-        instruction_of(comparison.prompt),
-        math.nan if judgment.status == "undecided" else judgment.probability,
-        comparison.a,
-        comparison.b,
-    )
-
-
-def _better(sequence: ConfidenceSequence) -> Literal["model", "baseline"] | None:
-    if sequence.side is None:
-        return None
-    return "model" if sequence.side == "above" else "baseline"
-
-
-def _why(
-    used: int, available: int, config: WinRateConfig
-) -> Literal["decided", "prompt budget", "all prompts used"]:
-    if used == available:
-        return "all prompts used"
-    return "prompt budget" if used == config.max_prompts else "decided"
-
-
-def _rates(verdicts: Sequence[JudgedAnswer], config: WinRateConfig, at_stop: float) -> Rates:
-    """The rates, their intervals computed at `at_stop`, their confidence as promised."""
-    y = [each.preference for each in verdicts]
-    found = rates_of(y, confidence=at_stop, resamples=config.resamples, seed=config.seed)
-    return replace(found, confidence=config.confidence)
-
-
-def _control(
-    verdicts: Sequence[JudgedAnswer],
-    config: WinRateConfig,
-    at_stop: float,
-    numbers: Mapping[str, int] | None,
-) -> tuple[LengthControlledWinRate | None, tuple[float, float] | None, tuple[str, ...]]:
-    """The length-controlled win rate, its interval at the confidence `at_stop`, and notes."""
-    if not config.length_controlled:
-        return None, None, ()
-    told = sum(not math.isnan(each.preference) for each in verdicts)
-    if told < FEWEST_CONTROLLED:
-        return None, None, (f"{told} verdicts are too few to control for length",)
-    known = [None if numbers is None else numbers.get(each.instruction) for each in verdicts]
-    official = None not in known
-    notes: tuple[str, ...] = ()
-    if numbers is not None and not official:
-        notes = (f"{known.count(None)} prompts are none of AlpacaEval's: {LEFT_OUT}",)
-    rows: dict[str, Any] = {
-        "preference": [each.preference for each in verdicts],
-        "len_model": [len(each.model_answer) for each in verdicts],
-        "len_baseline": [len(each.baseline_answer) for each in verdicts],
-        "instruction": known if official else None,
-        "regularise": official,
+    columns: dict[str, Any] = {
+        "preference": [verdict.preference for verdict in result.verdicts],
+        "len_model": [len(verdict.model_answer) for verdict in result.verdicts],
+        "len_baseline": [len(verdict.baseline_answer) for verdict in result.verdicts],
     }
-    found = length_controlled_win_rate(**rows)
+    controlled = length_controlled_win_rate(**columns, **how)
+    early = result.stopped == "decided"
     interval = length_controlled_interval(
-        **rows,
-        C=found.C if found.C > 0 else None,
-        confidence=at_stop,
+        **columns,
+        **how,
+        C=controlled.C if controlled.C > 0 else None,  # NaN for the baseline itself
+        confidence=confidence_at_stop(config.confidence, result.looks, early=early),
         resamples=config.resamples,
         seed=config.seed,
     )
-    return found, interval, (*notes, *found.notes)
+    if absorbed:
+        rate = controlled.length_controlled_win_rate
+        interval = widened(interval, rate, absorbed=absorbed)
+    return replace(
+        result,
+        controlled=controlled,
+        controlled_interval=interval,
+        notes=(*result.notes, *controlled.notes),
+    )
 
 
-def _notes(ours: Answers, theirs: Answers, common: int, looks: int) -> tuple[str, ...]:
-    notes = [
-        f"{len(side) - common} prompts answered by {side.name} alone were not used"
-        for side in (ours, theirs)
-        if len(side) > common
-    ]
-    notes += [
-        f"{side.repeated} repeated rows of {side.name} dropped"
-        for side in (ours, theirs)
-        if side.repeated
-    ]
+def _notes(ours: Answers, theirs: Answers, common: int, looks: int) -> list[str]:
+    sides = (ours, theirs)
+    alone = ((side.name, len(side) - common) for side in sides)
+    notes = [f"{n} prompts answered by {name} alone were not used" for name, n in alone if n]
+    notes += [f"{s.repeated} repeated rows of {s.name} dropped" for s in sides if s.repeated]
     if looks > 1:
         notes.append(f"judging may stop at {looks} moments: intervals are wider, and hold there")
-    return tuple(notes)
+    return notes

@@ -1,7 +1,7 @@
 """What a page is made of: sections with tables, charts and notes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Cell = str | float | int | None
@@ -60,11 +60,11 @@ class Section:
     text: str = ""
     charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
-def table_of(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
-    """Make a table.
+def tables(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> tuple[Table, ...]:
+    """Make a table, if there is anything to put into it.
 
     Args:
         caption: What it holds.
@@ -72,9 +72,25 @@ def table_of(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) 
         rows: Cells; None shows a dash.
 
     Returns:
-        The table, its cells as text.
+        The table, its cells as text; nothing if there are no rows.
     """
-    return Table(caption, tuple(head), tuple(tuple(map(shown, row)) for row in rows))
+    return (Table(caption, tuple(head), tuple(tuple(map(shown, r)) for r in rows)),) if rows else ()
+
+
+def markdown_table(text: str, caption: str) -> tuple[tuple[Table, ...], list[str]]:
+    """Part a Markdown text into its table and the lines around it.
+
+    Args:
+        text: One table, and other lines.
+        caption: The table's.
+
+    Returns:
+        The table, if there is one, and the other lines that are not empty.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines if line[0] == "|"]
+    rows = [row for row in cells if not set("".join(row)) <= {"-", "|"}]
+    return tables(caption, rows[0] if rows else (), rows[1:]), [x for x in lines if x[0] != "|"]
 
 
 def shown(value: Cell) -> str:
@@ -83,11 +99,9 @@ def shown(value: Cell) -> str:
         return "–"
     if isinstance(value, str):
         return value
-    if isinstance(value, int):
-        return f"{value:,}"
-    if value and not _SMALL <= abs(value) < _LARGE:
-        return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.2e}"
-    return f"{value:.4g}"
+    if isinstance(value, int) or abs(value) >= _LARGE:
+        return f"{value:,.0f}"
+    return f"{value:.2e}" if value and abs(value) < _SMALL else f"{value:.4g}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -98,17 +112,3 @@ def percent(value: float | None, digits: int = 1) -> str:
 def between(interval: Sequence[float] | None, digits: int = 2) -> str:
     """An interval."""
     return "–" if interval is None else f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
-
-
-def chart_values(table: Sequence[Mapping[str, Any]], head: Mapping[str, str]) -> Table:
-    """The values of a chart as a table.
-
-    Args:
-        table: A row a mark.
-        head: Heading of each field that is shown.
-
-    Returns:
-        The table.
-    """
-    rows = [[row.get(name) for name in head] for row in table]
-    return table_of("The chart's figures", list(head.values()), rows)

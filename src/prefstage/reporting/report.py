@@ -1,14 +1,46 @@
 """`write_report`: runs in, one HTML page out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from importlib.resources import files
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from prefstage.core.errors import InputError
 from prefstage.core.files import atomic_path
-from prefstage.reporting.figures import draw
-from prefstage.reporting.page import Page, page_of
-from prefstage.reporting.reading import read_runs
+from prefstage.core.results import read_result
+from prefstage.reporting.blocks import Chart
+from prefstage.reporting.evaluations import read_evaluated
+from prefstage.reporting.explorer import pack
+from prefstage.reporting.measurements import read_measured
+from prefstage.reporting.runs import Part, Run, read_json
+from prefstage.reporting.sections import explored, headline, lacking, read_built, sections_of
+from prefstage.reporting.trainings import read_trained
+from prefstage.reporting.vega import browser_library, compiled, draw
+
+_ASSETS = "prefstage.reporting"
+_LONE = re.compile("[\ud800-\udfff]")
+_NUMBER = re.compile(r"^[-+–]?[\d,. ]*( ?(%|s|min|h))?$")
+
+# By kind of part: the file with its results, and what makes the part of it.
+KINDS: dict[str, tuple[str, Callable[..., Part]]] = {
+    "align": ("align.json", Part),
+    "experiment": ("experiment.json", Part),
+    "diagnose": ("report.json", Part),
+    "measure": ("stage.json", read_measured),
+    "build": ("build.json", read_built),
+    "train": ("train.json", read_trained),
+    "evaluate": ("evaluation.json", read_evaluated),
+}
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -18,14 +50,18 @@ class Report:
     """A page that was written.
 
     Attributes:
-        page: What it holds.
         path: Where it stands.
+        charts: Its charts.
+        pairs: Number of pairs in the explorer.
+        lacks: Run, what is not there, and how to get it.
         figures: The charts as files, if they were asked for.
     """
 
-    page: Page
     path: Path
-    figures: tuple[Path, ...]
+    charts: Sequence[Chart]
+    pairs: int
+    lacks: Sequence[tuple[str, str, str]]
+    figures: Sequence[Path]
 
 
 def write_report(runs: Paths, *, out: str | PathLike[str], title: str | None = None) -> Path:
@@ -65,8 +101,137 @@ def make_report(
         What was written.
     """
     paths = [runs] if isinstance(runs, str | PathLike) else list(runs)
-    page = page_of(read_runs([Path(each) for each in paths]), title=title)
+    read = read_runs([Path(path) for path in paths])
+    sections = sections_of(read)
+    charts = [chart for section in sections for chart in section.charts]
+    packed, lacks = list[tuple[str, Any]](), list[tuple[str, str, str]]()
+    for run in read:
+        pairs, missing = explored(run)
+        packed += [(run.name, rows) for rows in pairs]
+        missing += lacking(run, len(pairs))
+        lacks += [(run.name, what, why) for what, why in missing]
+    explorer = pack(packed)
+    scripts = _scripts(charts=bool(charts), pairs=bool(explorer.pairs))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    html = environment.from_string(_asset("page.html")).render(
+        title=title or f"prefstage: {', '.join(run.name for run in read)}",
+        policy=_policy(scripts),
+        style=Markup(_asset("page.css")),
+        scripts=scripts,
+        data=_data(charts),
+        runs=read,
+        headline=headline,
+        sections=sections,
+        lacks=lacks,
+        pairs=explorer,
+        pair_table=Markup(explorer.table),
+        blocks=[Markup(block) for block in explorer.blocks],
+        versions=[(run.name, run.manifest) for run in read if run.manifest],
+        version=version("prefstage"),
+        is_number=lambda cell: bool(_NUMBER.match(cell)),
+    )
     with atomic_path(out) as temporary:
-        temporary.write_text(page.html, encoding="utf-8")
-    drawn = draw(page.charts, figures) if figures is not None else []
-    return Report(page, out, tuple(drawn))
+        # UTF-8 has no lone surrogates; outside the explorer's data, which are ASCII, a mark
+        # stands for them.
+        temporary.write_text(_LONE.sub("\ufffd", html), encoding="utf-8")
+    drawn = draw(charts, figures) if figures is not None else []
+    return Report(out, charts, explorer.pairs, lacks, drawn)
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read what several runs hold, whatever commands made them.
+
+    Args:
+        paths: Run folders, or the file with the results in one.
+
+    Returns:
+        The runs, each with a different name.
+
+    Raises:
+        InputError: If one is missing, is not done, or is no run.
+        DataError: If a file in it cannot be read.
+    """
+    if not paths:
+        raise InputError.of(saw="no run", expected="one run folder or more", cure="name one")
+    runs = [_read(path.parent if path.is_file() else path) for path in paths]
+    # as many parent folders as it takes to tell the runs apart
+    parts = [run.folder.resolve().parts for run in runs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(folders[-depth:]) for folders in parts]
+        if len(set(names)) == len(names):
+            break
+    else:
+        names = [f"{name} ({number})" for number, name in enumerate(names, start=1)]
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _read(folder: Path) -> Run:
+    result = read_result(folder)
+    config, file = folder / "config.yaml", ""
+    # Of several steps of one kind in an iteration the last one is the iteration's result (as the
+    # mixed pairs after the off-policy ones that they are made of); the others only cost.
+    last = {(part["iteration"], part["kind"]): part for part in result["parts"]}
+    parts = list[Part]()
+    for entry in result["parts"]:
+        file, make = KINDS.get(entry["kind"], ("", Part))
+        values = {**entry, "folder": folder / entry["folder"]}
+        try:
+            if file and entry is last[entry["iteration"], entry["kind"]]:
+                text = (values["folder"] / file).read_text(encoding="utf-8")
+                parts.append(make(**values, result=json.loads(text)))
+            else:
+                parts.append(Part(**values))
+        except (KeyError, TypeError, AttributeError, ValueError, FileNotFoundError) as error:
+            raise InputError.of(
+                saw=f"{values['folder'] / file}, or a file that it names, is not as it was "
+                f"written ({error!r})",
+                expected=f"the results of `prefstage {result['command']}`",
+                cure="repeat the command with the same --out, which makes damaged results anew",
+            ) from error
+    return Run(
+        name=folder.name,
+        command=result["command"],
+        folder=folder,
+        facts=result["facts"],
+        parts=parts,
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        manifest=read_json(folder / "manifest.json"),
+    )
+
+
+def _asset(name: str) -> str:
+    return (files(_ASSETS) / "assets" / name).read_text(encoding="utf-8")
+
+
+def _scripts(*, charts: bool, pairs: bool) -> list[Markup]:
+    """The page's scripts; the charts' library, 0.9 MB of them, only where there is a chart."""
+    texts = [browser_library()] if charts else []
+    names = ["page.js", *(["charts.js"] if charts else []), *(["explorer.js"] if pairs else [])]
+    # An HTML parser ends a script at </script and changes its mode at <!--, even within a string;
+    # \x3c is the same character to JavaScript.
+    escaped = (
+        re.sub(r"<(?=/script|!--)", r"\\x3c", text, flags=re.IGNORECASE)
+        for text in (*texts, *map(_asset, names))
+    )
+    return list(map(Markup, escaped))
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    # The browser runs these scripts, known by their hashes, and loads nothing: whatever a data
+    # set holds, nothing of it is executed, even if a text should slip through the escaping.
+    known = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    )
+    hashes = known or "'none'"
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _data(charts: Sequence[Chart]) -> Markup:
+    """The charts as JSON that stands in an element of the page."""
+    specs = {chart.name: compiled(chart) for chart in charts}
+    text = json.dumps(specs, ensure_ascii=True, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e"))

@@ -1,29 +1,76 @@
 """The sections of a page, from the runs; what no run has is left out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import yaml
+
+from prefstage.aligning.grid import TableSettings
+from prefstage.aligning.paper_tables import build_table
 from prefstage.aligning.results import reversals_told
-from prefstage.reporting import charts_loop as loop
+from prefstage.building.account import describe_reversal
+from prefstage.diagnosing.tables import tables_of
 from prefstage.reporting.blocks import (
     Chart,
     Section,
     Table,
     between,
+    markdown_table,
     percent,
     shown,
-    table_of,
+    tables,
 )
-from prefstage.reporting.results import Evaluation, Run
-from prefstage.reporting.sections_experiment import experiment_sections
-from prefstage.reporting.sections_pairs import (
-    diversity_section,
+from prefstage.reporting.evaluations import Evaluated, distinct_words, evaluation_section
+from prefstage.reporting.explorer import PairRows, read_pairs, with_dynamics
+from prefstage.reporting.measurements import Measured, decision_section
+from prefstage.reporting.runs import Part, Run, label, labelled
+from prefstage.reporting.trainings import (
+    TRAIN_SET,
+    Trained,
     dynamics_section,
-    pairs_section,
+    followed_pairs,
+    intra_diversity,
+    training_section,
 )
-from prefstage.training.best import exported_told, steps_told
+from prefstage.reporting.vega import charts, layer, quantity, rule_at, series
+from prefstage.training.best import steps_told
 
-_MINUTE_S, _HOUR_S = 60.0, 3600.0
+_COSTS = ("judgments", "judge_replies", "answers", "prompt_tokens", "response_tokens")
+_KINDS = {"ratio": "Δ > 1", "gain": "off gained more than on"}
+_BINS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built(Part):
+    """Pairs that were built.
+
+    Attributes:
+        pairs: Part of the build ("" for the one part of a step of the loop), and its pairs.
+    """
+
+    pairs: Sequence[tuple[str, PairRows]]
+
+    def gaps(self) -> dict[str, list[float]]:
+        """Score gap of every pair that has one, by part."""
+        gaps: dict[str, list[float]] = {}
+        for part, rows in self.pairs:
+            gaps.setdefault(part, []).extend(g for g in rows.numbers["gap"] if g is not None)
+        return gaps
+
+
+def read_built(**part: Any) -> Built:
+    """A build: build.json, and its pairs if they are there."""
+    folder, iteration = part["folder"], part["iteration"]
+    files = [("", folder / "pairs.parquet", f"iteration {iteration}: trained on")]
+    files += [
+        (name, folder / name / f"{split}.parquet", f"{name}, {split}")
+        for name, splits in part["result"]["parts"].items()
+        for split in splits
+    ]
+    known = [(name, read_pairs(file, title)) for name, file, title in files if file.is_file()]
+    return Built(**part, pairs=known)
 
 
 def sections_of(runs: Sequence[Run]) -> list[Section]:
@@ -35,63 +82,104 @@ def sections_of(runs: Sequence[Run]) -> list[Section]:
     Returns:
         The sections in the order of the page.
     """
-    found = [
-        *experiment_sections(runs),
-        _decision(runs),
+    diversity, means = intra_diversity(runs)
+    text = (
+        "Intra-diversity is log π(chosen) - log π(rejected) over pairs; distinct-n the share of "
+        "different n-grams of words among all held-out answers of a policy."
+    )
+    drawn = (*diversity, *distinct_words(runs))
+    sections = [
+        *_experiments(runs),
+        decision_section(runs),
         _iterations(runs),
-        _evaluation(runs),
-        _training(runs),
+        evaluation_section(runs),
+        training_section(runs),
         dynamics_section(runs),
-        diversity_section(runs),
-        pairs_section(runs),
+        Section("diversity", "Diversity", text, drawn, means),
+        _pairs(runs),
         *_diagnoses(runs),
         _costs(runs),
     ]
-    return [each for each in found if each.charts or each.tables]
+    return [section for section in sections if section.charts or section.tables]
 
 
-def lacking(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+def explored(run: Run) -> tuple[list[PairRows], list[tuple[str, str]]]:
+    """The run's pairs for the explorer.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The pairs, and those that cannot be shown: what, and why.
+    """
+    if run.command == "train":
+        return followed_pairs(run)
+    dynamics = {part.iteration: part.dynamics for part in run.of(Trained) if part.dynamics}
+    pairs = list[PairRows]()
+    for part in run.parts:
+        if isinstance(part, Evaluated) and part.pairs is not None:
+            pairs.append(part.pairs)
+        elif isinstance(part, Built):
+            built = [rows for _, rows in part.pairs]
+            recorded = dynamics.get(part.iteration)
+            if recorded is not None and TRAIN_SET in recorded.sets:
+                table = recorded.of(TRAIN_SET)
+                built = [with_dynamics(rows, table, table["pair"].to_pylist()) for rows in built]
+            data = f" ({_data(run, part)})" if run.command == "align" else ""
+            pairs += [replace(rows, part=rows.part + data) for rows in built]
+    return pairs, []
+
+
+def _data(run: Run, part: Part) -> str:
+    """What a build's pairs are: "off", "on" and so on in the loop, else the method's name."""
+    data = {row["iteration"]: row["data"] for row in run.iterations}
+    return str(data.get(part.iteration, part.result["method"]))
+
+
+def lacking(run: Run, pairs: int) -> list[tuple[str, str]]:
     """What the page would show of a run, were it there.
 
     Args:
-        runs: The runs.
+        run: The run.
+        pairs: How many pairs the explorer holds of it.
 
     Returns:
-        Run, what is not there, and how to get it.
+        What is not there, and how to get it.
     """
-    found = list[tuple[str, str, str]]()
-    for run in runs:
-        told = [*run.lacks]
-        if run.decisions and not all(each.looks for each in run.decisions):
-            told.append(
-                ("how the interval narrowed", "prompts.parquet is not there, or of another run")
-            )
-        if run.trainings and all(each.dynamics is None for each in run.trainings):
-            setting = "train.dynamics" if run.command == "align" else "dynamics"
-            told.append(
-                (
-                    "flip dynamics, loss against the reference log-ratio, intra-diversity",
-                    f"not recorded; set `{setting}: {{every: 16}}` in the recipe",
-                )
-            )
-        if run.command == "align" and not run.evaluations:
-            told.append(("win rates and lengths", "set `evaluate` in the recipe"))
-        if run.command == "align" and not run.decisions:
-            told.append(("the decision", "the recipe measures nothing (`measure: false`)"))
-        if not run.pairs:
-            told.append(("pairs to read", _no_pairs(run)))
-        found += [(run.name, what, why) for what, why in told]
-    return found
-
-
-def _no_pairs(run: Run) -> str:
+    aligned, measured, trained = run.command == "align", run.of(Measured), run.of(Trained)
     why = {
         "measure": "a measurement keeps votes and own answers, not pairs",
         "diagnose": "a diagnosis keeps figures, not pairs",
         "experiment": f"its cells hold them: `prefstage report {run.folder / 'cells' / 'CELL'}`",
         "train": "without dynamics a training keeps none; see the data that it names",
     }
-    return why.get(run.command, "none on file")
+    dynamics = "flip dynamics, loss against the reference log-ratio, intra-diversity"
+    setting = f"{'train.' if aligned else ''}dynamics"
+    narrowed = all(part.looks for part in measured)
+    cases = [
+        (
+            not narrowed,
+            "how the interval narrowed",
+            "prompts.parquet is not there, or of another run",
+        ),
+        (
+            trained and not any(part.dynamics for part in trained),
+            dynamics,
+            f"not recorded; set `{setting}: {{every: 16}}` in the recipe",
+        ),
+        (
+            aligned and not run.of(Evaluated),
+            "win rates and lengths",
+            "set `evaluate` in the recipe",
+        ),
+        (
+            aligned and not measured,
+            "the decision",
+            "the recipe measures nothing (`measure: false`)",
+        ),
+        (not pairs, "pairs to read", why.get(run.command, "none on file")),
+    ]
+    return [(what, how) for lacks, what, how in cases if lacks]
 
 
 def headline(run: Run) -> list[tuple[str, str]]:
@@ -103,267 +191,288 @@ def headline(run: Run) -> list[tuple[str, str]]:
     Returns:
         What, and its value.
     """
-    found = list[tuple[str, str]]()
-    if run.decisions:
-        found.append(("stage", " → ".join(each.stage["stage"] for each in run.decisions)))
-        last = run.decisions[-1].stage
+    stages, evaluated = run.results("measure"), run.results("evaluate")[-1:]
+    built, steps = run.of(Built), [part for part in run.parts if part.seconds is not None]
+    sums, seconds = _sums(run)
+    judged = sums["judgments"] + sums["judge_replies"]
+    figures = [("stage", " → ".join(stage["stage"] for stage in stages))] if stages else []
+    for last in stages[-1:]:
         score = f"{last['boundary_score']:.2f} {between(last['interval'])}"
-        found.append(("boundary score", score))
-    if run.cells or run.failed:
-        failed = f", {len(run.failed)} failed" if run.failed else ""
-        found.append(("cells", f"{len(run.cells)} done{failed}"))
-    for each in run.tables:
-        if each.agreement is not None:
-            told = each.agreement["means"]["ratio"]
-            found.append(
-                ("BS with Δ", f"{percent(told['agreement'], 0)}, p = {told['p_value']:.2g}")
-            )
+        figures.append(("boundary score", score))
+    for result in run.results("experiment"):
+        failed = f", {len(result['failed'])} failed" if result["failed"] else ""
+        figures.append(("cells", f"{len(result['cells'])} done{failed}"))
+        for ratio in (agreement["means"]["ratio"] for agreement in result["agreement"].values()):
+            share = f"{percent(ratio['agreement'], 0)}, p = {ratio['p_value']:.2g}"
+            figures.append(("BS with Δ", share))
     if run.iterations:
-        found.append(("trained on", " → ".join(str(row["data"]) for row in run.iterations)))
-    if run.evaluations:
-        rates = run.evaluations[-1].result["rates"]
-        rate = f"{rates['win_rate']:.1f} % {between(rates['interval'], 1)}"
-        found.append((f"win rate over {run.evaluations[-1].baseline}", rate))
-    if run.built:
-        total = sum(each.result["pairs_built"] for each in run.built)
-        found.append(("pairs", f"{total:,}"))
-    if run.costs:
-        sums = _sums(run)
-        found.append(("bought", f"{sums['judgments']:,} judgments, {sums['tokens']:,} tokens"))
-        found.append(("time", duration(sums["seconds"])))
-    return found
+        figures.append(("trained on", " → ".join(str(row["data"]) for row in run.iterations)))
+    for last in evaluated:
+        rate = f"{last['rates']['win_rate']:.1f} % {between(last['rates']['interval'], 1)}"
+        figures.append((f"win rate over {last['baseline']}", rate))
+    if built:
+        figures.append(("pairs", f"{sum(part.result['pairs_built'] for part in built):,}"))
+    if steps:
+        bought = f"{judged:,} judgments, {sums['response_tokens']:,} tokens"
+        figures += [("bought", bought), ("time", duration(seconds))]
+    return figures
 
 
 def duration(seconds: float) -> str:
     """Seconds in words."""
-    if seconds < _MINUTE_S:
+    if seconds < 60:  # noqa: PLR2004 - a minute
         return f"{seconds:.0f} s"
-    return f"{seconds / _MINUTE_S:.0f} min" if seconds < _HOUR_S else f"{seconds / _HOUR_S:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004
 
 
-def _present(*charts: Chart | None) -> tuple[Chart, ...]:
-    return tuple(each for each in charts if each is not None)
-
-
-def _decision(runs: Sequence[Run]) -> Section:
-    head: tuple[str, ...] = (
-        "measured",
-        "stage",
-        "boundary score",
-        "interval",
-        "prompts",
-        "votes on : off : tie",
-    )
-    head += ("stopped", "Algorithm 1")
-    rows = [
-        [
-            loop.label(run, each.iteration, runs),
-            each.stage["stage"],
-            f"{each.stage['boundary_score']:.3f}",
-            f"{between(each.stage['interval'], 3)} ({percent(each.stage['confidence'], 0)})",
-            f"{each.stage['prompts_used']:,} of {each.stage['prompts_available']:,}",
-            " : ".join(f"{each.stage[name]:,}" for name in ("votes_on", "votes_off", "ties")),
-            each.stage["stopped"],
-            each.stage["algorithm_1"],
-        ]
-        for run in runs
-        for each in run.decisions
-    ]
-    text = (
-        "The boundary score is the share of comparisons that the policy's own answers win against "
-        "the off-policy ones. While its interval is below one half, the off-policy pairs teach "
-        "more (injection stage); above, pairs of the policy's own answers do (fine-tuning stage)."
-    )
-    charts = _present(loop.narrowing(runs), loop.boundary_scores(runs))
-    return Section("decision", "Decision", text, charts, _tables("Measured stages", head, rows))
-
-
-def _tables(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[Table, ...]:
-    return (table_of(caption, head, rows),) if rows else ()
+def _sums(run: Run) -> tuple[dict[str, int], float]:
+    sums = {name: sum(part.costs.get(name, 0) for part in run.parts) for name in _COSTS}
+    return sums, sum(part.seconds or 0.0 for part in run.parts)
 
 
 def _iterations(runs: Sequence[Run]) -> Section:
-    head: tuple[str, ...] = (
-        "run",
-        "iteration",
-        "rule",
-        "stage",
-        "data",
-        "why",
-        "pairs",
-        "left out",
-        "steps",
-    )
-    head += ("loss", "win rate", "length (start)")
-    rows = [[run.name, *_iteration(row)] for run in runs for row in run.iterations]
-    names = (row["rule"] for run in runs for row in run.iterations if row["stopped"])
-    notes = [f"An iteration by the rule {name} did not end: see the run." for name in names]
+    rows = [(run.name, row) for run in runs for row in run.iterations]
+    notes = [
+        f"An iteration by the rule {row['rule']} did not end: see the run."
+        for _, row in rows
+        if row["stopped"]
+    ]
     notes += [
-        f"{run.name}, iteration {row['iteration']}: {note}"
-        for run in runs
-        for row in run.iterations
+        f"{name}, iteration {row['iteration']}: {note}"
+        for name, row in rows
         for part in ("training", "evaluation")
         for note in ((row[part] or {}).get("notes") or ())
     ]
-    notes += [f"{run.name}, {told}" for run in runs for told in _reversals(run)]
+    reversals = ((run, reversals_told({"iterations": run.iterations})) for run in runs)
+    notes += [f"{run.name}, {line}" for run, lines in reversals for line in lines]
+    head = ("run", "iteration", "rule", "stage", "data", "why", "pairs", "left out", "steps")
+    table = tables(
+        "Iterations",
+        (*head, "loss", "win rate", "length (start)"),
+        [[name, *_iteration(row)] for name, row in rows],
+    )
     text = "Each row is one turn of sample, judge, measure, choose, build, train, evaluate."
-    tables = _tables("Iterations", head, rows)
-    return Section("iterations", "Iterations", text, (), tables, tuple(notes))
-
-
-def _reversals(run: Run) -> list[str]:
-    return reversals_told({"iterations": run.iterations})
+    return Section("iterations", "Iterations", text, (), table, tuple(notes))
 
 
 def _iteration(row: Mapping[str, Any]) -> list[Any]:
-    training, evaluation = row["training"], row["evaluation"]
-    left = row["left_out"]
-    cells: list[Any] = [row["iteration"], row["rule"]]
-    cells += [row["stage"] and row["stage"]["stage"], row["data"], row["reason"], row["pairs"]]
-    cells.append(None if left is None else sum(left.values()))
-    if training is None:
-        cells += [None, None]
-    else:
-        ends = [training["first_loss"], training["last_loss"]]
-        cells += [steps_told(training), None if None in ends else " to ".join(map(shown, ends))]
-    if evaluation is None:
-        return [*cells, None, None]
-    rate = f"{evaluation['win_rate']:.1f} % {between(evaluation['interval'], 1)}"
-    return [*cells, rate, f"{evaluation['avg_length']:.0f} ({evaluation['avg_length_start']:.0f})"]
+    left, training, evaluation = row["left_out"], row["training"], row["evaluation"]
+    steps = losses = rate = length = None
+    if training is not None:
+        steps, ends = steps_told(training), (training["first_loss"], training["last_loss"])
+        losses = None if None in ends else " to ".join(map(shown, ends))
+    if evaluation is not None:
+        rate = f"{evaluation['win_rate']:.1f} % {between(evaluation['interval'], 1)}"
+        length = f"{evaluation['avg_length']:.0f} ({evaluation['avg_length_start']:.0f})"
+    stage = row["stage"] and row["stage"]["stage"]
+    cells = [row["iteration"], row["rule"], stage, row["data"], row["reason"], row["pairs"]]
+    return [*cells, None if left is None else sum(left.values()), steps, losses, rate, length]
 
 
-def _evaluation(runs: Sequence[Run]) -> Section:
-    head: tuple[str, ...] = (
-        "run",
-        "model",
-        "baseline",
-        "win rate",
-        "interval",
-        "length-controlled",
-        "prompts",
-    )
-    head += ("won : lost : drawn", "undecided", "length", "baseline's")
-    rows = [[run.name, *_evaluated(each)] for run in runs for each in run.evaluations]
-    notes = tuple(
-        f"{run.name}, {each.model}: {note}"
-        for run in runs
-        for each in run.evaluations
-        for note in each.result["notes"]
-    )
-    text = "Answers to held-out prompts, compared by the same judge with the baseline's."
-    charts = _present(loop.win_rates(runs), loop.lengths(runs))
-    tables = _tables("Evaluations", head, rows)
-    return Section("evaluation", "Win rate and length", text, charts, tables, notes)
+def _pairs(runs: Sequence[Run]) -> Section:
+    rows, notes = list[list[Any]](), list[str]()
+    for run in runs:
+        for part in run.of(Built):
+            where, data, result = label(run, part, runs), _data(run, part), part.result
+            rows += [
+                [where, *_statistics(name, data, s)] for name, s in result["statistics"].items()
+            ]
+            notes += [f"{where}: left out {n:,} x {why}" for why, n in result["left_out"].items()]
+            notes += [
+                f"{where}: {name.replace('_', ' ')} "
+                f"{f'{value:.4g}' if isinstance(value, float) else value}"
+                for name, value in result["figures"].items()
+            ]
+            reversal = result["reversal"]
+            notes += [] if reversal is None else [f"{where}: {describe_reversal(reversal)}"]
+            notes += [f"{where}: {note}" for note in result["notes"]]
+    head = ("pairs of", "part", "pairs", "prompts", "Avg.Chs", "Avg.Diff")
+    columns = (*head, "gap: 25 %", "median", "75 %", "without gap")
+    text = "Scores are the judge's, where it gives scores; the gap is chosen minus rejected."
+    table = tables("Scores of the pairs", columns, rows)
+    return Section("pairs", "Tiers and gaps", text, _gaps(runs), table, tuple(notes))
 
 
-def _evaluated(each: Evaluation) -> list[Any]:
-    rates, controlled = each.result["rates"], each.result["controlled"]
-    rate = None
-    if controlled is not None:
-        ends = each.result["controlled_interval"]
-        rate = f"{controlled['length_controlled_win_rate']:.1f} % {between(ends, 1)}"
-    votes = " : ".join(f"{rates[name]:,}" for name in ("wins", "losses", "draws"))
-    return [
-        each.model,
-        each.baseline,
-        f"{rates['win_rate']:.1f} %",
-        f"{between(rates['interval'], 1)} ({percent(rates['confidence'], 0)})",
-        rate,
-        rates["n_total"],
-        votes,
-        rates["n_missing"],
-        f"{each.result['avg_length']:.0f}",
-        f"{each.result['avg_length_baseline']:.0f}",
+def _statistics(part: str, data: str, figures: Mapping[str, Any]) -> list[Any]:
+    name, gap = part if part == data else f"{part} ({data})", figures["gap"]
+    means = (figures["average_chosen"], figures["average_difference"])
+    quartiles = (gap["q25"], gap["median"], gap["q75"])
+    return [name, figures["pairs"], figures["prompts"], *means, *quartiles, gap["missing"]]
+
+
+def _gaps(runs: Sequence[Run]) -> tuple[Chart, ...]:
+    sets = {
+        f"{name} {part}".strip(): gaps
+        for name, built in labelled(runs, Built)
+        for part, gaps in built.gaps().items()
+        if gaps
+    }
+    if not sets:
+        return ()
+    edges = np.histogram_bin_edges(np.concatenate(list(sets.values())), bins=_BINS)
+    low_ends = [float(f"{edge:.4g}") for edge in edges]
+    values = [
+        {
+            "set": name,
+            "low": low_ends[k],
+            "high": low_ends[k + 1],
+            "pairs": count,
+            "share": round(count / len(gaps), 6),
+        }
+        for name, gaps in sets.items()
+        for k, count in enumerate(np.histogram(gaps, bins=edges)[0].tolist())
     ]
-
-
-def _training(runs: Sequence[Run]) -> Section:
-    head = ("training", "items", "epochs", "steps", "tokens", "mean loss", "first", "last")
-    rows = [
-        [
-            loop.label(run, each.iteration, runs),
-            *(each.result[name] for name in ("items", "epochs")),
-            steps_told(each.result),
-            each.result["tokens"],
-            *(each.result[name] for name in ("train_loss", "first_loss", "last_loss")),
-        ]
-        for run in runs
-        for each in run.trainings
-    ]
-    notes = tuple(
-        f"{loop.label(run, each.iteration, runs)}: {note}"
-        for run in runs
-        for each in run.trainings
-        for note in each.result["notes"]
+    head = {"set": "pairs of", "low": "gap from", "high": "to", "pairs": "pairs", "share": "share"}
+    steps = {"type": "area", "interpolate": "step-after", "opacity": 0.25, "line": True}
+    medians = (f"{name}: median {np.median(g):.3g} of {len(g)}" for name, g in sets.items())
+    return charts(
+        "gaps",
+        "Score gaps",
+        f"Histogram of score gaps. {'; '.join(medians)}.",
+        values,
+        head,
+        layer(
+            steps,
+            head,
+            x=quantity("low", "score gap, chosen - rejected"),
+            y=quantity("share", "share of pairs", scale={"zero": True}, stack=None),
+            color=series("set", list(sets)),
+        ),
     )
-    notes += tuple(
-        f"{loop.label(run, each.iteration, runs)}: exported: {told}"
-        for run in runs
-        for each in run.trainings
-        if (told := exported_told(each.result)) is not None
-    )
-    charts = _present(loop.losses(runs))
-    return Section("training", "Training", "", charts, _tables("Trainings", head, rows), notes)
 
 
 def _diagnoses(runs: Sequence[Run]) -> list[Section]:
-    from prefstage.diagnosing.tables import tables_of
-    from prefstage.reporting.markdown import read_tables
-
-    found = list[Section]()
-    for run in runs:
-        for number, report in enumerate(run.diagnoses, start=1):
+    sections = list[Section]()
+    for number, run in enumerate(runs, start=1):
+        reports = [report for result in run.results("diagnose") for report in result["diagnoses"]]
+        for count, report in enumerate(reports, start=1):
             title = f"Diagnosis of {report['dataset']}"
             title += f", {report['policy']}" if report.get("policy") else ""
-            tables, notes = list[Table](), list[str]()
-            for caption, text in tables_of(report).items():
-                own, rest = read_tables(text, caption)
-                tables += own
-                notes += rest
+            parts = [markdown_table(text, title) for title, text in tables_of(report).items()]
+            notes = [note for _, lines in parts for note in lines]
             notes += [
-                f"Warning: {each['what']} ({each['figure']}). Remedy: {each['remedy']}."
-                for each in report["warnings"]
+                f"Warning: {warning['what']} ({warning['figure']}). Remedy: {warning['remedy']}."
+                for warning in report["warnings"]
             ]
-            name = f"diagnosis-{runs.index(run) + 1}-{number}"
-            found.append(Section(name, title, "", (), tuple(tables), tuple(notes)))
-    return found
-
-
-def _sums(run: Run) -> dict[str, Any]:
-    def total(*names: str) -> int:
-        return sum(each.bought.get(name, 0) for each in run.costs for name in names)
-
-    return {
-        "seconds": sum(each.seconds for each in run.costs),
-        "judgments": total("judgments", "judge_replies"),
-        "answers": total("answers"),
-        "tokens": total("response_tokens"),
-    }
+            table = tuple(table for some, _ in parts for table in some)
+            name = f"diagnosis-{number}-{count}"
+            sections.append(Section(name, title, tables=table, notes=tuple(notes)))
+    return sections
 
 
 def _costs(runs: Sequence[Run]) -> Section:
-    head: tuple[str, ...] = (
-        "run",
-        "iteration",
-        "step",
-        "time",
-        "judgments",
-        "judge's replies",
-        "answers",
-    )
-    head += ("prompt tokens", "response tokens")
-    names = ("judgments", "judge_replies", "answers", "prompt_tokens", "response_tokens")
     rows = list[list[Any]]()
     for run in runs:
-        for each in run.costs:
-            counts = [each.bought.get(name, 0) for name in names]
-            where = each.iteration or "before"
-            rows.append([run.name, where, each.step, f"{each.seconds:.1f} s", *counts])
-        if run.costs:
-            sums = [sum(each.bought.get(name, 0) for each in run.costs) for name in names]
-            rows.append([run.name, "all", "", duration(_sums(run)["seconds"]), *sums])
+        steps = [part for part in run.parts if part.seconds is not None]
+        rows += [
+            [run.name, part.iteration or "before", part.folder.name, f"{part.seconds:.1f} s"]
+            + [part.costs.get(name, 0) for name in _COSTS]
+            for part in steps
+        ]
+        if steps:
+            sums, seconds = _sums(run)
+            rows.append([run.name, "all", "", duration(seconds), *sums.values()])
+    head = ("run", "iteration", "step", "time", "judgments", "judge's replies", "answers")
     text = "What each step took and bought when it was done; nothing is bought twice."
-    charts = _present(loop.times(runs))
-    return Section(
-        "costs", "Costs", text, charts, _tables("Steps and what they bought", head, rows)
+    table = tables("Steps and what they bought", (*head, "prompt tokens", "response tokens"), rows)
+    return Section("costs", "Costs", text, _times(runs), table)
+
+
+def _times(runs: Sequence[Run]) -> tuple[Chart, ...]:
+    seconds: dict[tuple[str, str], float] = {}
+    for name, part in labelled(runs, Part):
+        if part.seconds is not None:
+            seconds[name, part.kind] = seconds.get((name, part.kind), 0.0) + part.seconds
+    values = [{"where": w, "kind": k, "seconds": round(s, 2)} for (w, k), s in seconds.items()]
+    wheres, kinds = (list(dict.fromkeys(key[k] for key in seconds)) for k in (0, 1))
+    head = {"where": "iteration", "kind": "step", "seconds": "seconds"}
+    bars = layer(
+        {"type": "bar", "height": {"band": 0.7}},
+        head,
+        y={"field": "where", "type": "nominal", "title": None, "sort": wheres},
+        x=quantity("seconds", "seconds", scale={"zero": True}, stack="zero"),
+        color=series("kind", kinds),
     )
+    alt = f"Seconds by iteration and step; {sum(seconds.values()):.0f} in all."
+    height = 40 * len(wheres) + 20
+    return charts("time", "Where the time went", alt, values, head, bars, height=height)
+
+
+def _experiments(runs: Sequence[Run]) -> list[Section]:
+    sections = list[Section]()
+    for number, run in enumerate(runs, start=1):
+        before = f"{run.name}: " if len(runs) > 1 else ""
+        for result in run.results("experiment"):
+            for name, settings in (yaml.safe_load(run.config) or {})["tables"].items():
+                sections.append(
+                    _tabulated(name, settings, result, f"table-{number}-{name}", before)
+                )
+            failed = tables("Cells that failed", ("cell", "why"), list(result["failed"].items()))
+            text = "The same command tries them again; the tables are of the other cells."
+            title = f"{before}cells that failed"
+            sections.append(Section(f"failed-{number}", title, text, (), failed))
+    return sections
+
+
+def _tabulated(
+    name: str, settings: Mapping[str, Any], result: Mapping[str, Any], anchor: str, before: str
+) -> Section:
+    table = build_table(TableSettings(**settings), result["cells"])
+    rows = list[Sequence[str]]()
+    for heading, entries in table.blocks:
+        rows += [(heading, *[""] * (len(table.head) - 1))] if heading else []
+        rows += [tuple("–" if entry is None else str(entry) for entry in row) for row in entries]
+    caption = f"{name}.md, .tex and .csv in the run's tables"
+    text = "Means ± standard errors over what the rows and blocks do not name, such as seeds."
+    drawn: tuple[Chart, ...] = ()
+    several = tables(caption, table.head, rows)
+    agreement = result["agreement"].get(name)
+    if agreement is not None:
+        drawn = _advantages(agreement["means"]["starts"], anchor)
+        several += _contingencies(agreement)
+        text += (
+            " Δ is the gain of training on off-policy data over that of training on on-policy data "
+            "from the same start. A boundary score (BS) below one half foretells Δ > 1."
+        )
+    return Section(anchor, f"{before}{table.title or name}", text, drawn, several)
+
+
+def _contingencies(agreement: Mapping[str, Any]) -> tuple[Table, ...]:
+    head = ("over", "against", "BS < 0.5: yes", "no", "BS >= 0.5: yes", "no", "agreement")
+    rows = [
+        [
+            over,
+            against,
+            *(str(count) for row in counted[kind]["counts"] for count in row),
+            percent(counted[kind]["agreement"], 0),
+            f"{counted[kind]['p_value']:.3g}",
+            str(counted[kind]["left_out"]),
+        ]
+        for over, counted in agreement.items()
+        for kind, against in _KINDS.items()
+    ]
+    caption = "Boundary score against which data gained more"
+    return tables(caption, (*head, "Fisher's exact p", "left out"), rows)
+
+
+def _advantages(starts: Sequence[Mapping[str, Any]], anchor: str) -> tuple[Chart, ...]:
+    values = [
+        {"where": s["where"], "score": s["boundary_score"], "more": s["off"] - s["on"]}
+        for s in starts
+    ]
+    head = {"where": "start", "score": "boundary score", "more": "gain of off minus gain of on"}
+    points = layer(
+        {"type": "point", "color": "@c1", "opacity": 0.85},
+        head,
+        x=quantity("score", "boundary score of the start"),
+        y=quantity("more", "gain of off-policy minus gain of on-policy data"),
+    )
+    fits = sum((row["score"] < 1 / 2) == (row["more"] > 0) for row in values)
+    alt = (
+        f"Boundary score of {len(values)} starts against the gain of off-policy minus that of "
+        f"on-policy data; {fits} stand where theory puts them: left of one half above zero, or "
+        "right of it below."
+    )
+    title, half = "Which data gained more, against the boundary score", rule_at(0.5, axis="x")
+    name = f"advantage-{anchor}"
+    return charts(name, title, alt, values, head, points, rule_at(0), half)

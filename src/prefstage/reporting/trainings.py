@@ -1,0 +1,324 @@
+"""Trainings: loss, what they did to the rankings of fixed pairs, intra-diversity."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from prefstage.core.errors import DataError, PrefstageError
+from prefstage.data.loading import load_pairs
+from prefstage.data.settings import ReadOptions
+from prefstage.diagnosing.flips import FLIP_GROUPS, fluctuation_range
+from prefstage.reporting.blocks import Chart, Section, Table, percent, tables
+from prefstage.reporting.explorer import PairRows, rows_of, with_dynamics
+from prefstage.reporting.runs import Part, Run, label, labelled, read_json
+from prefstage.reporting.vega import Spec, charts, layer, quantity, series
+from prefstage.training.best import exported_told, steps_told
+from prefstage.training.dynamics_measures import metric_name
+from prefstage.training.dynamics_store import ABOUT, read_dynamics, read_metrics
+from prefstage.training.recipe_run import DYNAMICS, HISTORY
+
+GROUPS = dict(
+    zip(FLIP_GROUPS, ("right, kept", "right → wrong", "wrong → right", "wrong, kept"), strict=True)
+)
+TRAIN_SET = "train"
+_CURVE = 120
+_POINTS = 2000
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """What a training did to the rankings of fixed pairs.
+
+    Attributes:
+        beta: β of losses and thresholds, 1/nats.
+        sets: Names of the sets of pairs.
+        metrics: The aggregates of each recorded step, up to the model that was exported.
+        last: A row a pair, at the last of these steps.
+    """
+
+    beta: float
+    sets: Sequence[str]
+    metrics: Sequence[Mapping[str, float]]
+    last: pa.Table
+
+    def of(self, name: str) -> pa.Table:
+        """The rows of one set at the last step."""
+        return self.last.filter(pc.equal(self.last["set"], name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Part):
+    """One training.
+
+    Attributes:
+        history: What the trainer logged.
+        dynamics: Of its pairs, if they were recorded.
+    """
+
+    history: Sequence[Mapping[str, Any]]
+    dynamics: Dynamics | None
+
+
+def read_trained(**part: Any) -> Trained:
+    """A training: train.json, history.json and the dynamics."""
+    folder, result = part["folder"], part["result"]
+    exported = result.get("exported_step", result["steps"])
+    known = (folder / DYNAMICS / ABOUT).is_file()
+    return Trained(
+        **part,
+        history=read_json(folder / HISTORY).get("history", ()),
+        dynamics=_read_dynamics(folder / DYNAMICS, exported) if known else None,
+    )
+
+
+def _read_dynamics(folder: Path, exported: int) -> Dynamics:
+    # Not the last record, but that of the model that was exported: the best checkpoint may be
+    # long before the end, and a page shows what users got.
+    about, table = read_json(folder / ABOUT), read_dynamics(folder)
+    table = table.filter(pc.less_equal(table["step"], exported))
+    last = table.filter(pc.equal(table["step"], pc.max(table["step"])))
+    metrics = [entry for entry in read_metrics(folder) if entry["step"] <= exported]
+    return Dynamics(float(about["beta"]), list(about["sets"]), metrics, last)
+
+
+def followed_pairs(run: Run) -> tuple[list[PairRows], list[tuple[str, str]]]:
+    """The pairs whose dynamics a `prefstage train` recorded, read where its data lie.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The pairs of every set, and what cannot be shown: what, and why.
+    """
+    settings = yaml.safe_load(run.config) or {}
+    pairs, lacks = list[PairRows](), list[tuple[str, str]]()
+    sources = {TRAIN_SET: settings.get("data"), **(settings.get("eval") or {})}
+    dynamics = run.of(Trained)[0].dynamics
+    for name, source in sources.items():
+        table = dynamics and dynamics.of(name)
+        if source and table:
+            try:
+                pairs.append(_followed(source, table, f"{name}: followed pairs"))
+            except PrefstageError as error:
+                lacks.append((f"the texts of the followed pairs ({name})", str(error)))
+    return pairs, lacks
+
+
+def _followed(source: Mapping[str, Any], dynamics: pa.Table, title: str) -> PairRows:
+    options = {name: source[name] for name in ReadOptions.model_fields if source.get(name)}
+    rows, wanted = load_pairs(source["path"], **options), dynamics["pair"].to_pylist()
+    known = rows.dataset.select([k for k in wanted if k < len(rows)]).with_format("arrow")[:]
+    # Files change after a training: pairs are shown only if they are those that were followed.
+    if known["prompt_id"].to_pylist() != dynamics["prompt_id"].to_pylist():
+        raise DataError.of(
+            saw=f"{source['path']} holds other pairs than those that were trained on",
+            expected="the training data",
+            cure="train again to see them",
+        )
+    shown = rows_of(known, title)
+    return with_dynamics(shown, dynamics, range(len(shown)))
+
+
+def training_section(runs: Sequence[Run]) -> Section:
+    """Steps, losses and notes of all trainings."""
+    trainings = [(name, part.result) for name, part in labelled(runs, Trained)]
+    head = ("training", "items", "epochs", "steps", "tokens", "mean loss", "first", "last")
+    losses = ("train_loss", "first_loss", "last_loss")
+    rows = [
+        [name, r["items"], r["epochs"], steps_told(r), r["tokens"], *(r[loss] for loss in losses)]
+        for name, r in trainings
+    ]
+    notes = [f"{name}: {note}" for name, result in trainings for note in result["notes"]]
+    exports = ((name, exported_told(result)) for name, result in trainings)
+    notes += [f"{name}: exported: {export}" for name, export in exports if export is not None]
+    table = tables("Trainings", head, rows)
+    return Section("training", "Training", "", _losses(runs), table, tuple(notes))
+
+
+def _losses(runs: Sequence[Run]) -> tuple[Chart, ...]:
+    values = [
+        {
+            "series": name,
+            "step": line["step"],
+            "loss": line["loss"],
+            "accuracy": line.get("rewards/accuracies"),
+        }
+        for name, part in labelled(runs, Trained)
+        for line in part.history
+        if "loss" in line
+    ]
+    head = {"series": "training", "step": "step", "loss": "loss", "accuracy": "reward accuracy"}
+    ends = _from_first_to_last(values, "loss")
+    return charts(
+        "loss",
+        "Training loss",
+        f"Training loss by optimiser step. {ends}.",
+        values,
+        head,
+        layer(
+            {"type": "line", "point": {"size": 20}},
+            head,
+            x=quantity("step", "optimiser step", axis={"tickMinStep": 1}),
+            y=quantity("loss", "training loss"),
+            color=_by_series(values),
+        ),
+    )
+
+
+def _by_series(values: Sequence[Mapping[str, Any]]) -> Spec:
+    return series("series", list(dict.fromkeys(row["series"] for row in values)))
+
+
+def _from_first_to_last(values: Sequence[Mapping[str, Any]], field: str) -> str:
+    courses: dict[str, list[float]] = {}
+    for row in values:
+        courses.setdefault(row["series"], []).append(row[field])
+    return "; ".join(f"{name}: {c[0]:.3g} to {c[-1]:.3g}" for name, c in courses.items())
+
+
+def dynamics_section(runs: Sequence[Run]) -> Section:
+    """Flip dynamics, and the loss against the reference log-ratio with the threshold."""
+    drawn, table = list[Chart](), list[Table]()
+    for number, run in enumerate(runs, start=1):
+        for part, dynamics in ((p, p.dynamics) for p in run.of(Trained) if p.dynamics):
+            for name in dynamics.sets:
+                where = f"{label(run, part, runs)}, {name} pairs"
+                anchor = f"{number}-{part.iteration}-{name}"
+                drawn += _flips(dynamics, name, f"Flip groups: {where}", anchor)
+                title = f"Loss against the reference log-ratio: {where}"
+                drawn += _threshold(dynamics, name, title, anchor)
+                last = dynamics.metrics[-1]
+                groups = _groups(last, name)
+                rows = [[g["group"], percent(g["share"]), g["loss"], g["margins"]] for g in groups]
+                head = ("group", "share", "mean DPO loss", "mean margin")
+                table += tables(f"{where}, step {last['step']:.0f}", head, rows)
+    text = (
+        "How the reference and the policy rank the followed pairs: right means that the chosen "
+        "response is at least as likely. A pair is ranked rightly if and only if its DPO loss is "
+        "at most -log σ(βc), c the reference log-ratio log π_ref(rejected) - log π_ref(chosen): "
+        "points above the curve are ranked wrongly, however small their loss."
+    )
+    title = "What training did to the rankings"
+    return Section("dynamics", title, text, tuple(drawn), tuple(table))
+
+
+def _prefix(name: str) -> str:
+    return "dynamics/" if name == TRAIN_SET else f"{name}_dynamics/"
+
+
+def _groups(entry: Mapping[str, float], name: str) -> list[dict[str, Any]]:
+    key = f"{_prefix(name)}flips"
+    return [
+        {"group": words}
+        | {k: entry.get(f"{key}/{metric_name(group)}/{k}") for k in ("share", "loss", "margins")}
+        for group, words in GROUPS.items()
+    ]
+
+
+def _group_colours() -> Spec:
+    return series("group", list(GROUPS.values()), ("@right", "@lost", "@won", "@wrong"))
+
+
+def _flips(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Chart, ...]:
+    values = [
+        {"step": entry["step"], **group, "order": order}
+        for entry in dynamics.metrics
+        for order, group in enumerate(_groups(entry, name))
+        if group["share"] is not None
+    ]
+    head = {"step": "step", "group": "group", "share": "share"}
+    head |= {"loss": "mean DPO loss", "margins": "mean margin"}
+    last = [row for row in values if row["step"] == values[-1]["step"]]
+    shares = ", ".join(f"{row['group']} {100 * row['share']:.1f} %" for row in last)
+    area = layer(
+        {"type": "area", "opacity": 0.85},
+        head,
+        x=quantity("step", "optimiser step"),
+        y=quantity("share", "share of pairs", stack="zero", axis={"format": "%"}),
+        color=_group_colours(),
+        order={"field": "order"},
+    )
+    alt = f"Shares of the four flip groups over training. At the last step: {shares}."
+    return charts(f"flips-{anchor}", title, alt, values, head, area)
+
+
+def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Chart, ...]:
+    """Each pair's DPO loss against its reference log-ratio, and the curve -log σ(βc)."""
+    rows, beta = dynamics.of(name).to_pylist(), dynamics.beta
+    points: list[dict[str, Any]] = [
+        {
+            "ratio": float(f"{row['reference_log_ratio']:.5g}"),
+            "loss": float(f"{row['loss']:.5g}"),
+            "group": GROUPS[row["group"]],
+        }
+        for row in rows[:_POINTS]
+    ]
+    ratios = [point["ratio"] for point in points] or [0.0]
+    low, width = min(ratios), max(ratios) - min(ratios)
+    # logaddexp(0, -z) is -log σ(z) without overflow, however far a pair is from the others
+    curve = [
+        {"ratio": c, "loss": float(np.logaddexp(0.0, -beta * c))}
+        for c in (low + width * k / _CURVE for k in range(_CURVE + 1))
+    ]
+    head = {"ratio": "c, nats", "loss": "DPO loss", "group": "group"}
+    x, y = quantity("ratio", "reference log-ratio c, nats"), quantity("loss", "DPO loss, nats")
+    dots = {"type": "point", "opacity": 0.7, "size": 22}
+    line = layer({"type": "line", "color": "@ink", "strokeWidth": 1.5}, x=x, y=y)
+    groups = [point["group"] for point in points]
+    part = "" if len(rows) <= _POINTS else f" The first {_POINTS:,} of {len(rows):,} pairs."
+    counts = ", ".join(f"{group}: {groups.count(group)}" for group in GROUPS.values())
+    alt = (
+        f"DPO loss against the reference log-ratio c with the threshold -log σ({beta:g} c), at or "
+        f"below which a pair is ranked rightly. {counts}.{part}"
+    )
+    return charts(
+        *(f"threshold-{anchor}", title + part, alt, points, head),
+        layer(dots, head, x=x, y=y, color=_group_colours()),
+        {"data": {"values": curve}, **line},
+        height=320,
+    )
+
+
+def _intra_diversities(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """Mean of log π(chosen) - log π(rejected) of each training's first set, with its range."""
+    for name, dynamics in ((n, p.dynamics) for n, p in labelled(runs, Trained) if p.dynamics):
+        key = f"{_prefix(dynamics.sets[0])}intra_diversity"
+        for entry in dynamics.metrics:
+            if f"{key}/mean" in entry:
+                ends = {"low": entry.get(f"{key}/q05"), "high": entry.get(f"{key}/q95")}
+                yield {"series": name, "step": entry["step"], "mean": entry[f"{key}/mean"], **ends}
+
+
+def intra_diversity(runs: Sequence[Run]) -> tuple[tuple[Chart, ...], tuple[Table, ...]]:
+    """Intra-diversity over training: the chart with its 5 to 95 % range, and its table."""
+    recorded = list(_intra_diversities(runs))
+    values = [row for row in recorded if math.isfinite(row["mean"])]
+    means: dict[str, list[float]] = {}
+    for row in recorded:
+        means.setdefault(row["series"], []).append(row["mean"])
+    rows: list[list[Any]] = [[k, m[0], m[-1], fluctuation_range(m)] for k, m in means.items()]
+    head = {"series": "training", "step": "step", "mean": "mean, nats"}
+    head |= {"low": "5 %", "high": "95 %"}
+    x, colour = quantity("step", "optimiser step"), _by_series(values)
+    title = "log π(chosen) - log π(rejected), nats"
+    band, line = {"type": "area", "opacity": 0.14}, {"type": "line", "point": {"size": 25}}
+    low, high = quantity("low", title), {"field": "high"}
+    ends = _from_first_to_last(values, "mean")
+    chart = charts(
+        "intra-diversity",
+        "Intra-diversity",
+        f"Intra-diversity over training, mean and 5 to 95 % range. {ends}.",
+        values,
+        head,
+        layer(band, x=x, y=low, y2=high, color=colour),
+        layer(line, head, x=x, y=quantity("mean", title), color=colour),
+    )
+    columns = ("training", "first mean, nats", "last", "fluctuation range")
+    return chart, tables("Intra-diversity", columns, rows)
