@@ -88,6 +88,6 @@ def as_row(pair: dict[str, Any]) -> dict[str, Any]:
 
 def in_our_order(rows: list[dict[str, Any]], setup: TrainingSetup) -> list[dict[str, Any]]:
     """The rows in the order in which prefstage trains on them."""
-    from prefstage.training.order import epoch_order
+    from prefstage.training.batches import epoch_order
 
     return [rows[i] for i in epoch_order(len(rows), seed=setup.seed, epoch=0)]

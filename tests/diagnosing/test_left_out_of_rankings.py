@@ -10,9 +10,13 @@ from prefstage.data import Pair, PairSet, ResponseEncoder, prompt_id_of
 from prefstage.diagnosing.diagnosis import diagnose
 from prefstage.diagnosing.scoring import ScoredBy, score_pairs
 from prefstage.scoring import Scorer
-from prefstage.training.dynamics_measures import measure_pairs, summarise_pairs
-from prefstage.training.dynamics_pairs import PairScores, sample_pairs
-from prefstage.training.dynamics_pairs import score_pairs as score_sample
+from prefstage.training.dynamics.pairs import (
+    PairScores,
+    measure_pairs,
+    sample_pairs,
+    summarise_pairs,
+)
+from prefstage.training.dynamics.pairs import score_pairs as score_sample
 from tests.scoring.tiny_models import tiny_model
 from tests.tiny_models import tiny_tokenizer
 

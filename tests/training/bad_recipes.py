@@ -89,12 +89,12 @@ CASES: list[tuple[str, Callable[[], Any], list[str]]] = [
     (
         "labels with single responses",
         running(loss="kto", data={"path": "single.jsonl", "labels": {0: "tie", 1: "a"}}),
-        ["labels={0: 'tie', 1: 'a'} of single.jsonl", "remove labels"],
+        ["labels={0: 'tie', 1: 'a'} for single.jsonl", "leave labels out"],
     ),
     (
         "labels with demonstrations",
         running(loss="sft", data={"path": "pairs.jsonl", "labels": {0: "tie"}}),
-        ["remove labels"],
+        ["leave labels out"],
     ),
     (
         "a column that recipes do not know",

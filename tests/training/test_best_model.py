@@ -14,8 +14,8 @@ from prefstage.cli.main import app
 from prefstage.core.config import load_config
 from prefstage.reporting import write_report
 from prefstage.training import PreferenceTrainer
-from prefstage.training.best import exported_told, metrics_at
-from prefstage.training.dynamics_store import read_dynamics
+from prefstage.training.dynamics.records import read_dynamics
+from prefstage.training.export import describe_exported, metrics_at
 from prefstage.training.policy import load_policy
 from prefstage.training.recipe import Recipe, training_arguments
 from prefstage.training.recipe_run import load_set, train_recipe
@@ -173,7 +173,7 @@ def test_without_it_the_last_step_is_exported(tmp_path: Path) -> None:
     trained, _ = run(tmp_path, training={"load_best_model_at_end": False})
     assert trained.result["exported_step"] == trained.result["steps"] == 6
     assert trained.result["best"] is None
-    assert exported_told(trained.result) is None
+    assert describe_exported(trained.result) is None
     assert trained.result["metrics"] == metrics_at(history(tmp_path), 6)
     assert "It is the model of" not in (tmp_path / "run" / "model" / "README.md").read_text()
 

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from prefstage import LOSSES
 from prefstage.core.config import Config, load_config
 from prefstage.training.arguments import PreferenceArguments
-from prefstage.training.dynamics_store import read_metrics
+from prefstage.training.dynamics.records import read_metrics
 from prefstage.training.recipe import Recipe, argument_values
 from tests.aligning.tiny_world import JUDGE, make_world
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from prefstage.training.dynamics import DisplacementWarning, DynamicsCallback
-from prefstage.training.dynamics_store import SCHEMA, read_dynamics, read_metrics
+from prefstage.training.dynamics.callback import DisplacementWarning, DynamicsCallback
+from prefstage.training.dynamics.records import SCHEMA, read_dynamics, read_metrics
 from tests.training.dynamics_runs import (
     PlainDPO,
     arguments,

@@ -6,8 +6,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from prefstage.core.errors import DataError
-from prefstage.training import dynamics_distance
-from prefstage.training.dynamics_distance import StartWeights, kind_of
+from prefstage.training.dynamics import distance as dynamics_distance
+from prefstage.training.dynamics.distance import StartWeights, kind_of
 from tests.training.dynamics_runs import weak_policy
 
 

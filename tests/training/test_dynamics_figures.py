@@ -6,10 +6,10 @@ import pyarrow.compute as pc
 import pytest
 
 from prefstage.core.errors import DataError, InputError, MissingDependencyError
-from prefstage.training import dynamics_figures
-from prefstage.training.dynamics import DynamicsCallback
-from prefstage.training.dynamics_figures import draw_dynamics
-from prefstage.training.dynamics_store import read_dynamics, read_metrics
+from prefstage.training.dynamics import figures as dynamics_figures
+from prefstage.training.dynamics.callback import DynamicsCallback
+from prefstage.training.dynamics.figures import draw_dynamics
+from prefstage.training.dynamics.records import read_dynamics, read_metrics
 from tests.training.dynamics_runs import PlainDPO, arguments, encoder, pairs, trees, weak_policy
 
 pytest.importorskip("matplotlib")

@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from prefstage.core.errors import InputError, ModelError, RunFolderError
-from prefstage.training.dynamics import DynamicsCallback
-from prefstage.training.dynamics_store import read_dynamics, read_metrics
-from prefstage.training.dynamics_trainers import spread_over_processes
+from prefstage.training.compat import spread_over_processes
+from prefstage.training.dynamics.callback import DynamicsCallback
+from prefstage.training.dynamics.records import read_dynamics, read_metrics
 from tests.training.dynamics_runs import (
     PlainDPO,
     arguments,

@@ -136,8 +136,8 @@ def test_a_license_beside_the_base_model_is_told(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(base)
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n")
     facts = export.card_facts(trained(tmp_path / "run", model=str(base)))
-    assert facts.license == "apache-2.0"
-    assert (facts.base, facts.base_on_hub) == ("base", False)
+    assert facts["license"] == "apache-2.0"
+    assert (facts["base"], facts["base_on_hub"]) == ("base", False)
 
 
 def test_weights_that_are_no_numbers_are_not_exported(tmp_path: Path) -> None:

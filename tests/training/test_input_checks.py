@@ -5,8 +5,9 @@ from transformers import PreTrainedTokenizerFast
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.data import TokenTree
-from prefstage.training.input_checks import check_item_sets, check_tokenizer, tokenizer_for
+from prefstage.training.datasets import check_item_sets
 from prefstage.training.items import ItemSet, TrainingItem
+from prefstage.training.policy import check_tokenizer, tokenizer_for
 from tests.tiny_models import tiny_tokenizer
 from tests.training.plain_runs import tiny_model
 

@@ -1,37 +1,45 @@
 import pytest
 import yaml
 
-from prefstage.training.model_card import (
-    CardFacts,
-    DataFacts,
-    LossFacts,
-    arxiv_numbers,
-    model_card,
-)
+from prefstage import LOSSES
+from prefstage.losses import parse_loss
+from prefstage.training.model_card import arxiv_numbers, model_card
 
-FACTS = CardFacts(
-    name="me/tuned",
-    base="someone/base-1B",
-    base_on_hub=True,
-    license="apache-2.0",
-    losses=[
-        LossFacts("sigmoid", 1.0, {"beta": 0.1}, "DPO", "Rafailov et al. 2023, arXiv:2305.18290"),
-        LossFacts("sft", 0.2, {}, "Likelihood.", "2305.18290 | 2403.07691"),
+FACTS = {
+    "name": "me/tuned",
+    "base": "someone/base-1B",
+    "base_on_hub": True,
+    "license": "apache-2.0",
+    "losses": parse_loss("sigmoid + 0.2*sft").resolved(),
+    "reference": "the model as training began",
+    "data": [
+        {
+            "name": "org/pairs",
+            "use": "training",
+            "kind": "pairs",
+            "items": 1234,
+            "fingerprint": "ab12",
+            "on_hub": True,
+            "counts": {"prompts_truncated": 3},
+        },
+        {
+            "name": "held out.jsonl",
+            "use": "evaluation",
+            "kind": "pairs",
+            "items": 10,
+            "fingerprint": "cd34",
+            "on_hub": False,
+            "counts": {},
+        },
     ],
-    reference="the model as training began",
-    data=[
-        DataFacts("org/pairs", "training", "pairs", 1234, "ab12", True, {"prompts_truncated": 3}),
-        DataFacts("held out.jsonl", "evaluation", "pairs", 10, "cd34"),
-    ],
-    provenance={"judge": "PairRM", "stage": "injection"},
-    arguments={"learning_rate": 5e-7, "optim": "rmsprop"},
-    steps=2000,
-    epochs=1.5,
-    before={"eval_loss": 0.693147, "eval_rewards/accuracies": 0.0},
-    after={"eval_loss": 0.5, "eval_rewards/accuracies": 0.75},
-    after_step=2000,
-    versions={"torch": "2.13", "peft": None},
-)
+    "provenance": {"judge": "PairRM", "stage": "injection"},
+    "arguments": {"learning_rate": 5e-7, "optim": "rmsprop"},
+    "steps": 2000,
+    "epochs": 1.5,
+    "before": (0, {"eval_loss": 0.693147, "eval_rewards/accuracies": 0.0}),
+    "after": (2000, {"eval_loss": 0.5, "eval_rewards/accuracies": 0.75}),
+    "versions": {"torch": "2.13", "peft": None},
+}
 
 
 def front_matter(text: str) -> dict:
@@ -40,7 +48,7 @@ def front_matter(text: str) -> dict:
 
 
 def test_the_front_matter_is_what_the_hub_reads() -> None:
-    found = front_matter(model_card(FACTS))
+    found = front_matter(model_card(**FACTS))
     assert found["base_model"] == "someone/base-1B"
     assert found["datasets"] == ["org/pairs"]
     assert found["license"] == "apache-2.0"
@@ -50,20 +58,22 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
 
 
 def test_the_text_tells_data_loss_results_and_settings() -> None:
-    text = model_card(FACTS)
+    text = model_card(**FACTS)
     for part in (
         "2,000 optimiser steps (1.5 epochs) by sigmoid + 0.2·sft",
         "| training | [org/pairs](https://huggingface.co/datasets/org/pairs) | 1,234 pairs |",
         "prompts truncated: 3",
         "- judge: PairRM",
         "- stage: injection",
-        "**sigmoid** (weight 1, beta = 0.1): DPO.",
+        "**sigmoid** (weight 1, ",
+        "beta = 0.1",
+        LOSSES["sigmoid"].summary.rstrip("."),
         "[arXiv:2305.18290](https://arxiv.org/abs/2305.18290)",
         "| metric | step 0 | step 2000 |",
         "| `eval_loss` | 0.6931 | 0.5 |",
         "| `learning_rate` | `5e-07` |",
         "| torch | 2.13 |",
-        "eprint = {2403.07691}",
+        "eprint = {2305.18290}",
         "@software{prefstage",
     ):
         assert part in text
@@ -71,7 +81,9 @@ def test_the_text_tells_data_loss_results_and_settings() -> None:
 
 
 def test_an_adapter_is_told_as_one() -> None:
-    text = model_card(CardFacts("a", "b", FACTS.losses, [], adapter="LORA", train_loss=0.25))
+    text = model_card(
+        name="a", base="b", losses=FACTS["losses"], data=[], adapter="LORA", train_loss=0.25
+    )
     found = front_matter(text)
     assert found["library_name"] == "peft"
     assert "base_model" not in found

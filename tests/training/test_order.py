@@ -8,7 +8,7 @@ from accelerate import skip_first_batches
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefstage.training.order import StepLoader, StepSampler, epoch_order
+from prefstage.training.batches import StepLoader, StepSampler, epoch_order
 
 
 @given(items=st.integers(0, 200), step=st.integers(1, 40), epoch=st.integers(0, 3))

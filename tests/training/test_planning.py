@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefstage.scoring.rows import build_row, leaves_of
-from prefstage.training.planning import Plan, plan_step
+from prefstage.training.step import Plan, plan_step
 from tests.scoring.tiny_models import random_ids, realistic_trees
 
 SIZES = st.lists(st.integers(1, 300), max_size=60)

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
-from prefstage.training.precision import PrecisionWarning, precision_note, vanishing_share
+from prefstage.training.policy import PrecisionWarning, precision_note, vanishing_share
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import tiny_pairs, tiny_policy
 

@@ -7,8 +7,7 @@ import pytest
 
 from prefstage.core.config import load_config
 from prefstage.core.errors import ConfigError
-from prefstage.training.recipe import UNNAMED, Recipe, argument_values
-from prefstage.training.recipe_loading import load_recipe, parse_overrides
+from prefstage.training.recipe import UNNAMED, Recipe, argument_values, load_recipe, parse_overrides
 
 LEAST = {"policy": "p", "data": "d.jsonl"}
 

@@ -17,8 +17,7 @@ from prefstage.aligning.grid import load_grid
 from prefstage.cli.main import app
 from prefstage.core.errors import ConfigError, MissingDependencyError, PrefstageError
 from prefstage.training import PreferenceArguments
-from prefstage.training.recipe import training_arguments
-from prefstage.training.recipe_loading import check_recipe, load_recipe
+from prefstage.training.recipe import check_recipe, load_recipe, training_arguments
 from tests.training.preference_runs import arguments, preference_trainer
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 5}

@@ -8,7 +8,7 @@ import torch
 from prefstage.data import ResponseEncoder
 from prefstage.losses import Totals, parse_loss
 from prefstage.training.batches import StepItems
-from prefstage.training.datasets import item_set_of, split_pairs
+from prefstage.training.datasets import item_set_of
 from prefstage.training.items import ItemSet, encode_items
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import preference_trainer, tiny_pairs
@@ -24,8 +24,10 @@ def pairs(encoder: ResponseEncoder) -> ItemSet:
     return encode_items(tiny_pairs(6), encoder)
 
 
-def test_pairs_give_a_desirable_and_an_undesirable_item_each(pairs: ItemSet) -> None:
-    items = split_pairs(pairs).items
+def test_pairs_give_a_desirable_and_an_undesirable_item(
+    encoder: ResponseEncoder, pairs: ItemSet
+) -> None:
+    items = item_set_of(pairs, encoder, parse_loss("kto")).items
     assert [item.desirable for item in items] == [True, False] * 6
     for place, pair in enumerate(pairs.items):
         both = [item.trees[0].response_ids[0] for item in items[2 * place : 2 * place + 2]]

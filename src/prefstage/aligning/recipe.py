@@ -16,7 +16,7 @@ from prefstage.evaluating.win_rates import WinRateConfig
 from prefstage.measuring.stage import MeasureConfig
 from prefstage.sampling.base import LoadOptions, SamplingConfig
 from prefstage.training.recipe import Recipe as TrainRecipe
-from prefstage.training.recipe_loading import check_online, check_recipe
+from prefstage.training.recipe import check_online, check_recipe
 
 _SET_BY_ALIGN = {
     "policy": "policy, and the steps before",

@@ -8,7 +8,7 @@ from typing import Any
 from prefstage.aligning.recipe import BuildSettings, StopRules
 from prefstage.aligning.steps import FOLDER, MANIFEST, Step, Steps
 from prefstage.building.account import check_reversal, describe_reversal
-from prefstage.training.best import exported_told, steps_told
+from prefstage.training.export import describe_exported, describe_steps
 
 RESULT = "align.json"
 REVERSAL_SETTING = "build.accept_reversal"
@@ -197,7 +197,7 @@ def _row(row: Mapping[str, Any]) -> str:
     if row["pairs"] is not None:
         cells[4] = str(row["pairs"])
     if training is not None:
-        cells[5] = steps_told(training)
+        cells[5] = describe_steps(training)
         if training["first_loss"] is not None:
             cells[6] = f"{training['first_loss']:.3f} to {training['last_loss']:.3f}"
     if evaluation is not None:
@@ -209,7 +209,7 @@ def _row(row: Mapping[str, Any]) -> str:
 
 def _training(trained: Mapping[str, Any]) -> dict[str, Any]:
     names = ("steps", "epochs", "tokens", "first_loss", "last_loss", "metrics", "notes")
-    told = exported_told(trained)
+    told = describe_exported(trained)
     notes = [*trained["notes"], *([] if told is None else [f"exported: {told}"])]
     found = {name: trained[name] for name in names}
     return found | {"exported_step": trained.get("exported_step", trained["steps"]), "notes": notes}

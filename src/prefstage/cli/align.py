@@ -49,7 +49,7 @@ def align(
     the same command goes on; with a changed setting it does again what depends on it, and
     takes the rest from the run folder.
     """
-    from prefstage.training.recipe_loading import parse_overrides
+    from prefstage.training.recipe import parse_overrides
 
     overrides = parse_overrides(settings or [])
     from prefstage.aligning import align as run

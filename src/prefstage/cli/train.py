@@ -38,10 +38,11 @@ def train(
     same command goes on from the last checkpoint. On several processes: accelerate launch
     $(which prefstage) train recipe.yaml --out run.
     """
-    from prefstage.training.recipe_loading import load_recipe, parse_overrides
+    from prefstage.training.recipe import load_recipe, parse_overrides
 
     asked = load_recipe(recipe, parse_overrides(settings or []))
-    from prefstage.training.recipe_run import is_first_process, train_recipe
+    from prefstage.training.policy import is_first_process
+    from prefstage.training.recipe_run import train_recipe
 
     trained = train_recipe(asked, out)
     if is_first_process():
@@ -49,7 +50,7 @@ def train(
 
 
 def _told(trained: "Trained") -> str:
-    from prefstage.training.best import exported_told
+    from prefstage.training.export import describe_exported
 
     result = trained.result
     loss = " + ".join(
@@ -60,7 +61,7 @@ def _told(trained: "Trained") -> str:
         f"trained {result['policy']} by {loss} on {result['items']} {result['kind']}: "
         f"{result['steps']} steps, {_shown(result['epochs'])} epochs"
     ]
-    exported = exported_told(result)
+    exported = describe_exported(result)
     lines += [] if exported is None else [f"exported: {exported}"]
     if result["first_loss"] is not None:
         lines.append(f"loss: {_shown(result['first_loss'])} to {_shown(result['last_loss'])}")

@@ -35,7 +35,7 @@ from prefstage.reporting.trainings import (
     training_section,
 )
 from prefstage.reporting.vega import charts, layer, quantity, rule_at, series
-from prefstage.training.best import steps_told
+from prefstage.training.export import describe_steps
 
 _COSTS = ("judgments", "judge_replies", "answers", "prompt_tokens", "response_tokens")
 _KINDS = {"ratio": "Δ > 1", "gain": "off gained more than on"}
@@ -259,7 +259,7 @@ def _iteration(row: Mapping[str, Any]) -> list[Any]:
     left, training, evaluation = row["left_out"], row["training"], row["evaluation"]
     steps = losses = rate = length = None
     if training is not None:
-        steps, ends = steps_told(training), (training["first_loss"], training["last_loss"])
+        steps, ends = describe_steps(training), (training["first_loss"], training["last_loss"])
         losses = None if None in ends else " to ".join(map(shown, ends))
     if evaluation is not None:
         rate = f"{evaluation['win_rate']:.1f} % {between(evaluation['interval'], 1)}"

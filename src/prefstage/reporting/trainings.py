@@ -19,9 +19,9 @@ from prefstage.reporting.blocks import Chart, Section, Table, percent, tables
 from prefstage.reporting.explorer import PairRows, rows_of, with_dynamics
 from prefstage.reporting.runs import Part, Run, label, labelled, read_json
 from prefstage.reporting.vega import Spec, charts, layer, quantity, series
-from prefstage.training.best import exported_told, steps_told
-from prefstage.training.dynamics_measures import metric_name
-from prefstage.training.dynamics_store import ABOUT, read_dynamics, read_metrics
+from prefstage.training.dynamics.pairs import metric_name
+from prefstage.training.dynamics.records import ABOUT, read_dynamics, read_metrics
+from prefstage.training.export import describe_exported, describe_steps
 from prefstage.training.recipe_run import DYNAMICS, HISTORY
 
 GROUPS = dict(
@@ -132,11 +132,18 @@ def training_section(runs: Sequence[Run]) -> Section:
     head = ("training", "items", "epochs", "steps", "tokens", "mean loss", "first", "last")
     losses = ("train_loss", "first_loss", "last_loss")
     rows = [
-        [name, r["items"], r["epochs"], steps_told(r), r["tokens"], *(r[loss] for loss in losses)]
+        [
+            name,
+            r["items"],
+            r["epochs"],
+            describe_steps(r),
+            r["tokens"],
+            *(r[loss] for loss in losses),
+        ]
         for name, r in trainings
     ]
     notes = [f"{name}: {note}" for name, result in trainings for note in result["notes"]]
-    exports = ((name, exported_told(result)) for name, result in trainings)
+    exports = ((name, describe_exported(result)) for name, result in trainings)
     notes += [f"{name}: exported: {export}" for name, export in exports if export is not None]
     table = tables("Trainings", head, rows)
     return Section("training", "Training", "", _losses(runs), table, tuple(notes))

@@ -1,14 +1,26 @@
-"""The trainer's arguments: transformers' own, and what preference training adds."""
+"""The trainer's arguments: transformers' own, what preference training adds, and their checks.
 
-from collections.abc import Mapping
+Wrong arguments are refused before anything runs, in one line that names the nearest right one.
+"""
+
+import dataclasses
+import importlib.util
+import re
+import typing
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from enum import Enum
+from pathlib import Path
+from typing import Any, Self, get_args
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 
-from prefstage.core.errors import InputError
+from prefstage.core.config import nearest
+from prefstage.core.errors import ConfigError, InputError, MissingDependencyError
 from prefstage.data.records import Ties
-from prefstage.training.argument_checks import check_arguments, plain_values, told_as_settings
+from prefstage.training.compat import dict_fields
 
 LAYOUTS = ("auto", "tree", "flat")
 
@@ -56,6 +68,78 @@ _UNFIT = {
     "torch_compile": "a compiled forward pass, which cannot hold tensors of changing shapes and "
     "hooks on weights",
 }
+
+
+_CHOICES: dict[str, type[Enum]] = {
+    "optim": OptimizerNames,
+    "lr_scheduler_type": SchedulerType,
+    "eval_strategy": IntervalStrategy,
+    "logging_strategy": IntervalStrategy,
+    "save_strategy": SaveStrategy,
+    "hub_strategy": HubStrategy,
+}
+_AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "num_train_epochs": 0,
+    "save_steps": 0,
+    "eval_steps": 0,
+    "logging_steps": 0,
+}
+_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
+
+_LOSS = "the loss's settings in PreferenceArguments"
+_NO_LOGITS = "log-probs and the metrics made of them: logits are never held"
+_ELSEWHERE = {
+    "beta": (_LOSS, "write PreferenceArguments(loss={'name': 'sigmoid', 'beta': 0.1})"),
+    "label_smoothing": (
+        _LOSS,
+        "write PreferenceArguments(loss={'name': 'sigmoid', 'flip_rate': 0.1})",
+    ),
+    "loss_type": ("the loss in PreferenceArguments", "write PreferenceArguments(loss='ipo')"),
+    "loss_weights": ("a sum of losses", "write PreferenceArguments(loss='sigmoid + 0.2*sft')"),
+    "ref_model": (
+        "the reference in PreferenceArguments",
+        "write PreferenceArguments(reference=...): 'start' (the default), 'adapter-off', 'none', "
+        "or a folder or Hub id",
+    ),
+    "tokenizer": ("the tokenizer as processing_class", "write processing_class=tokenizer"),
+    "max_prompt_length": ("max_prompt_tokens", "write PreferenceArguments(max_prompt_tokens=...)"),
+    **dict.fromkeys(
+        ("max_length", "max_completion_length"),
+        (
+            "max_prompt_tokens and max_response_tokens",
+            "write PreferenceArguments(max_response_tokens=...)",
+        ),
+    ),
+    "reference_free": (
+        "a loss without reference, or reference='none'",
+        "choose a loss such as simpo",
+    ),
+    "precompute_ref_log_probs": (
+        "nothing: reference log-probs are always computed before training",
+        "remove it",
+    ),
+    **dict.fromkeys(
+        ("compute_metrics", "preprocess_logits_for_metrics"),
+        (_NO_LOGITS, "remove it; read trainer.evaluate(), or follow pairs by a DynamicsCallback"),
+    ),
+    "compute_loss_func": ("a loss of prefstage.LOSSES", "set loss in PreferenceArguments"),
+    "model_init": ("the model itself", "call PreferenceTrainer with it, once a run"),
+    "data_collator": ("data alone: items are encoded before training", "remove it"),
+}
+"""Arguments of TRL and of transformers' Trainer that people bring: what is there instead, and
+what to do. None of them is taken and then left unused."""
+
+_SHOWN_CHOICES = 8
+_USUAL = ("adamw_torch", "rmsprop", "sgd", "adafactor", "adamw_8bit", "linear", "cosine")
+"""Named first where there are too many to name all."""
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 @dataclass
@@ -131,16 +215,55 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off."})
 
+    def __new__(cls, *args: Any, **names: Any) -> Self:
+        """Refuse unknown names before `__init__` would, in words of this library."""
+        fields = {argument.name for argument in dataclasses.fields(cls)}
+        refuse_arguments(sorted({*names} - fields), of=cls.__name__, known=fields)
+        made: Self = super().__new__(cls)
+        return made
+
+    @classmethod
+    def of(cls, args: Any) -> Self:
+        """The arguments as the trainer got them.
+
+        Args:
+            args: Arguments of this class; None for the defaults.
+
+        Returns:
+            The arguments.
+
+        Raises:
+            InputError: If they are another trainer's, or something else.
+        """
+        if args is None:
+            return cls(output_dir="prefstage_output")
+        if not isinstance(args, cls):
+            raise InputError.of(
+                saw=f"a {type(args).__name__} as args",
+                expected="prefstage.PreferenceArguments, which has all of TrainingArguments' and "
+                "the loss, reference and limits",
+                cure="write PreferenceTrainer(model, PreferenceArguments(output_dir=...), "
+                "train_dataset=...)",
+            )
+        return args
+
     def __post_init__(self) -> None:
         """Fold accumulation into the batch size, and check what is ours."""
-        for name in (*self._VALID_DICT_FIELDS, "optim_args"):
+        for name in (*dict_fields(self), "optim_args"):
             setattr(self, name, plain_values(getattr(self, name)))
         pairs: Any = getattr(self, "optim_args")  # noqa: B009 - untyped
         if isinstance(pairs, Mapping):
-            self.optim_args = ",".join(f"{name}={each}" for name, each in pairs.items())
-        check_arguments(self)
-        with told_as_settings():
+            self.optim_args = ",".join(f"{name}={value}" for name, value in pairs.items())
+        _check_arguments(self)
+        try:
             super().__post_init__()
+        except (ValueError, TypeError, RuntimeError, KeyError, OSError, ImportError) as error:
+            raise ConfigError.of(
+                saw=f"training arguments that do not go together: {' '.join(str(error).split())}",
+                expected="what transformers.TrainingArguments takes",
+                cure="change one of them",
+            ) from error
+        # transformers would hand us one micro-batch at a time; the step divides its items itself.
         accumulated = int(getattr(self, "gradient_accumulation_steps"))  # noqa: B009 - untyped
         self.per_device_train_batch_size *= accumulated
         self.gradient_accumulation_steps = 1
@@ -149,12 +272,122 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
             self.token_budget = _token_count(self.token_budget)
 
 
+def refuse_arguments(unknown: Iterable[str], *, of: str, known: Collection[str] = ()) -> None:
+    """Refuse arguments that are taken by others, or by nobody.
+
+    Args:
+        unknown: Names that were passed and are no argument.
+        of: Name of the class that does not take it.
+        known: The class's arguments.
+
+    Raises:
+        ConfigError: If there is one: what is there instead, or the nearest name.
+    """
+    for name in unknown:
+        close = nearest(name, sorted(known))
+        expected, cure = _ELSEWHERE.get(
+            name,
+            (
+                f"an argument of {of}",
+                f"did you mean {close!r}?" if close else "remove it, or set it in another way",
+            ),
+        )
+        raise ConfigError.of(saw=f"{of}({name}=...)", expected=expected, cure=cure)
+
+
+def plain_values(value: Any) -> Any:
+    """Numbers, true and false in place of texts that mean them: YAML 1.1 reads 5e-7 as text.
+
+    Args:
+        value: A setting; mappings and lists are gone through.
+
+    Returns:
+        The same without such texts.
+    """
+    if isinstance(value, Mapping):
+        return {name: plain_values(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [plain_values(inner) for inner in value]
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if text in ("true", "false"):
+        return text == "true"
+    if not _NUMBER.fullmatch(text):
+        return value
+    return float(text) if "." in text or "e" in text else int(text)
+
+
+def check_metric(name: str | None, metrics: Mapping[str, float]) -> None:
+    """Check that the metric which chooses the best checkpoint is among an evaluation's.
+
+    Args:
+        name: `metric_for_best_model`.
+        metrics: Of the first evaluation.
+
+    Raises:
+        ConfigError: If it is not among them; the nearest one is named.
+    """
+    wanted = f"eval_{(name or '').removeprefix('eval_')}"
+    if name is None or wanted in metrics:
+        return
+    known = [metric for metric in metrics if not metric.endswith(("runtime", "per_second"))]
+    raise _unknown("metric_for_best_model", name, wanted, known, "a metric of the evaluation: ")
+
+
+# --- Checks --------------------------------------------------------------------------------------
+
+
+# What transformers checks late, or in words of its code.
+def _check_arguments(args: Any) -> None:
+    for name, kind in _CHOICES.items():
+        value, known = getattr(args, name), [str(member.value) for member in kind]
+        if value is not None and not isinstance(value, kind) and str(value) not in known:
+            raise _unknown(name, value, str(value), known, "one of ")
+    if args.deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise MissingDependencyError.of(
+            saw=f"deepspeed={args.deepspeed!r}, and no package deepspeed",
+            expected="deepspeed, which reads this setting",
+            cure="pip install deepspeed, or remove the setting",
+        )
+    for name in _FILES:
+        value = getattr(args, name)
+        text = isinstance(value, str) and value and not value.lstrip().startswith("{")
+        if text and not Path(value).is_file():
+            raise ConfigError.of(
+                saw=f"{name}={value!r}, and no such file",
+                expected="a mapping, JSON, or a file with its settings",
+                cure="check the path",
+            )
+    for argument in dataclasses.fields(args):
+        # transformers also lets text pass as a learning rate
+        annotation = float if argument.name == "learning_rate" else argument.type
+        _check_type(argument.name, getattr(args, argument.name), annotation)
+    for name, least in _AT_LEAST.items():
+        value = getattr(args, name)
+        if isinstance(value, int | float) and not value >= least:
+            raise ConfigError.of(
+                saw=f"{name}={value}", expected=f"{least} or more", cure=f"set {name} in that range"
+            )
+
+
+# A number where the argument takes nothing but numbers, and whole where nothing but those.
+def _check_type(name: str, value: Any, annotation: Any) -> None:
+    allowed = {annotation, *typing.get_args(annotation)} - {type(None)}
+    if value is None or not allowed or not allowed <= {int, float, bool}:
+        return
+    whole = float not in allowed
+    fits = isinstance(value, bool) if allowed == {bool} else isinstance(value, int | float)
+    if fits and (not whole or value == int(value)):
+        return
+    kind = "true or false" if allowed == {bool} else "a whole number" if whole else "a number"
+    raise ConfigError.of(saw=f"{name}={value!r}", expected=kind, cure=f"change {name}")
+
+
 def _check_effects(args: "PreferenceArguments") -> None:
     for name, (neutral, cure) in _WITHOUT_EFFECT.items():
-        given = getattr(args, name, neutral[0])
-        if given not in neutral:
+        value = getattr(args, name, neutral[0])
+        if value not in neutral:
             raise InputError.of(
-                saw=f"{name}={given!r}, which has no effect here",
+                saw=f"{name}={value!r}, which has no effect here",
                 expected=" or ".join(map(repr, neutral)),
                 cure=cure,
             )
@@ -166,10 +399,9 @@ def _check_effects(args: "PreferenceArguments") -> None:
                 cure=f"remove {name}",
             )
     for name, allowed in (("layout", LAYOUTS), ("ties", get_args(Ties))):
-        given = getattr(args, name)
-        if given not in allowed:
+        if getattr(args, name) not in allowed:
             raise InputError.of(
-                saw=f"{name}={given!r}",
+                saw=f"{name}={getattr(args, name)!r}",
                 expected=f"one of {', '.join(allowed)}",
                 cure=f"use {allowed[0]}",
             )
@@ -187,3 +419,17 @@ def _token_count(value: int | str) -> int:
             cure="use 'auto' unless memory runs out",
         )
     return count
+
+
+def _unknown(name: str, value: Any, text: str, known: Sequence[str], kind: str) -> ConfigError:
+    close = nearest(text, list(known))
+    usual = sorted(known, key=lambda choice: choice not in _USUAL)
+    listed = usual if len(known) > len(_USUAL) else known
+    more = len(known) - _SHOWN_CHOICES
+    return ConfigError.of(
+        saw=f"{name}={value!r}",
+        expected=kind
+        + ", ".join(listed[:_SHOWN_CHOICES])
+        + (f" and {more} more" if more > 0 else ""),
+        cure=f"did you mean {close!r}?" if close else "choose one of them",
+    )

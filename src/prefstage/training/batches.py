@@ -1,15 +1,17 @@
-"""From items and flat log-probs to the batches that losses take."""
+"""Which items each optimiser step sees, and how flat log-probs become the batches of losses."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, islice, pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Sampler
 
 from prefstage.core.hashing import seed_for
 from prefstage.data.tokenising import TokenTree
@@ -27,6 +29,104 @@ from prefstage.training.items import ItemKind, TrainingItem
 Flat = Float[Tensor, " tokens"]
 """A value for every response token of some items: item by item, tree by tree, response by
 response."""
+
+
+# --- The order of training -----------------------------------------------------------------------
+
+
+def epoch_order(items: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[int]:
+    """The order of all items in one epoch.
+
+    Args:
+        items: How many there are.
+        seed: Of the run.
+        epoch: From 0.
+        shuffle: False keeps the order of the set.
+
+    Returns:
+        Every index once. It depends on the arguments alone: neither on the number of
+        processes nor on any random state.
+    """
+    if not shuffle:
+        return list(range(items))
+    generator = torch.Generator().manual_seed(seed_for(seed, "order", epoch))
+    return torch.randperm(items, generator=generator).tolist()
+
+
+class StepSampler(Sampler[list[int]]):
+    """The items of each optimiser step of an epoch, over all processes.
+
+    A batch sampler: it yields one list of indices a step. The last list of an epoch may
+    be shorter, and is never left out.
+
+    Args:
+        items: How many items the set has.
+        items_per_step: Items an optimiser step, over all processes.
+        seed: Of the order.
+        shuffle: False keeps the order of the set.
+    """
+
+    drop_last = False
+
+    def __init__(self, items: int, items_per_step: int, *, seed: int, shuffle: bool = True) -> None:
+        self.items = items
+        self.batch_size = items_per_step
+        self._seed = seed
+        self._shuffle = shuffle
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self._epoch = epoch
+
+    def items_of(self, step: int) -> list[int]:
+        """The items of an optimiser step.
+
+        Args:
+            step: From 0, counted over all epochs.
+
+        Returns:
+            What iterating gives when that step comes.
+        """
+        epoch, batch = divmod(step, len(self))
+        order = epoch_order(self.items, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        return math.ceil(self.items / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The steps of the current epoch."""
+        order = epoch_order(self.items, seed=self._seed, epoch=self._epoch, shuffle=self._shuffle)
+        for start in range(0, self.items, self.batch_size):
+            yield order[start : start + self.batch_size]
+
+
+class StepLoader(DataLoader[Any]):
+    """The optimiser steps of an epoch: a batch names all items of a step, of all processes."""
+
+    def __init__(self, sampler: StepSampler) -> None:
+        # A generator for it alone: iterating draws a number, and must not draw it from the global
+        # one, whose state a resumed run would then have to reproduce.
+        super().__init__(
+            cast("Any", range(sampler.items)),
+            batch_sampler=sampler,
+            collate_fn=as_step,
+            generator=torch.Generator(),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose steps come next."""
+        cast("StepSampler", self.batch_sampler).set_epoch(epoch)
+
+
+def as_step(positions: list[int]) -> dict[str, Any]:
+    """A step's items as the batch that the Trainer hands on."""
+    return {"items": positions}
+
+
+# --- The items of a step -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,11 +172,6 @@ class StepItems:
         )
 
     @property
-    def starts(self) -> tuple[int, ...]:
-        """Where the tokens of each item begin."""
-        return tuple(own[0].start for own in self.spans)
-
-    @property
     def tokens(self) -> int:
         """Response tokens of all items."""
         return self.spans[-1][-1].stop if self.spans else 0
@@ -108,7 +203,7 @@ class StepItems:
     @property
     def all_learn(self) -> bool:
         """Whether every response carries a gradient: mismatched ones do not."""
-        return self.kind != "unpaired" or all(len(own) == 1 for own in self.spans)
+        return self.kind != "unpaired" or all(len(spans) == 1 for spans in self.spans)
 
     def learning(self, flat: Flat) -> tuple[Flat, "StepItems"]:
         """Leave out the responses that carry no gradient.
@@ -121,9 +216,13 @@ class StepItems:
         """
         if self.all_learn:
             return flat, self
-        items = tuple(replace(item, trees=(_first_response(item.trees[0]),)) for item in self.items)
-        kept = torch.cat([flat[own[0]] for own in self.spans])
-        return kept, StepItems(self.kind, items, totals=self.whole_totals)
+        items = []
+        for item in self.items:
+            tree = item.trees[0]
+            first = TokenTree(tree.prompt_id, tree.prompt_ids, tree.response_ids[:1])
+            items.append(replace(item, trees=(first,)))
+        kept = torch.cat([flat[spans[0]] for spans in self.spans])
+        return kept, StepItems(self.kind, tuple(items), totals=self.whole_totals)
 
     def loss_batch(self, policy: Flat, log_sum_squares: Flat | None = None) -> LossBatch:
         """The batch that a loss takes.
@@ -135,87 +234,72 @@ class StepItems:
         Returns:
             The batch, on the device of `policy`.
         """
-        parts = _Parts(policy, self.reference, log_sum_squares)
-        build: dict[ItemKind, Callable[[_Parts], LossBatch]] = {
-            "pairs": self._pairs,
-            "groups": self._groups,
-            "unpaired": self._unpaired,
-            "responses": self._responses,
-        }
-        return build[self.kind](parts)
+        cut = _Padding(policy, self.reference, log_sum_squares)
+        every = [span for spans in self.spans for span in spans]
+        if self.kind == "pairs":
+            return self._pairs(cut)
+        if self.kind == "unpaired":
+            return self._unpaired(cut)
+        if self.kind == "responses":
+            return ResponseBatch(cut.responses(every), self.whole_totals)
+        group = [position for position, spans in enumerate(self.spans) for _ in spans]
+        scores = [score for item in self.items for score in item.scores or ()]
+        indices = torch.tensor(group, device=policy.device)
+        return GroupBatch(cut.responses(every, scores=scores), indices, self.whole_totals)
 
-    def _pairs(self, parts: "_Parts") -> PairBatch:
+    def _pairs(self, cut: "_Padding") -> PairBatch:
         sides = [
-            parts.responses(
-                [own[side] for own in self.spans],
+            cut.responses(
+                [spans[side] for spans in self.spans],
                 scores=[item.scores[side] for item in self.items if item.scores],
             )
             for side in (0, 1)
         ]
-        preferences = [item.preference for item in self.items]
-        named = any(item.annotator is not None for item in self.items)
+        annotators = tuple(item.annotator for item in self.items)
         return PairBatch(
             sides[0],
             sides[1],
             self.whole_totals,
             seeds=None if self.seeds is None else torch.tensor(self.seeds),
-            preference=parts.known(preferences),
-            annotators=tuple(item.annotator for item in self.items) if named else None,
+            preference=cut.known([item.preference for item in self.items]),
+            annotators=annotators if set(annotators) != {None} else None,
         )
 
-    def _groups(self, parts: "_Parts") -> GroupBatch:
-        group = [place for place, own in enumerate(self.spans) for _ in own]
-        responses = parts.responses(
-            [span for own in self.spans for span in own],
-            scores=[score for item in self.items for score in item.scores or ()],
-        )
-        return GroupBatch(responses, torch.tensor(group, device=parts.device), self.whole_totals)
-
-    def _unpaired(self, parts: "_Parts") -> UnpairedBatch:
+    def _unpaired(self, cut: "_Padding") -> UnpairedBatch:
         desirable = torch.tensor([bool(item.desirable) for item in self.items])
-        mismatched = [own[1] for own in self.spans if len(own) > 1]
-        others = _Parts(parts.policy.detach(), self.reference, None)
+        mismatched = [spans[1] for spans in self.spans if len(spans) > 1]
+        # KTO's baseline is a constant to the optimiser: no gradient through these.
+        constant = _Padding(cut.policy.detach(), self.reference, None)
         return UnpairedBatch(
-            parts.responses([own[0] for own in self.spans]),
-            desirable.to(parts.device),
+            cut.responses([spans[0] for spans in self.spans]),
+            desirable.to(cut.policy.device),
             self.whole_totals,
-            mismatched=others.responses(mismatched) if mismatched else None,
-        )
-
-    def _responses(self, parts: "_Parts") -> ResponseBatch:
-        return ResponseBatch(
-            parts.responses([span for own in self.spans for span in own]), self.whole_totals
+            mismatched=constant.responses(mismatched) if mismatched else None,
         )
 
 
+# Flat values, to be cut into padded responses.
 @dataclass(frozen=True)
-class _Parts:
-    """Flat values, to be cut into padded responses."""
-
+class _Padding:
     policy: Flat
     reference: Flat | None
     log_sum_squares: Flat | None
 
-    @property
-    def device(self) -> torch.device:
-        return self.policy.device
-
     def responses(self, spans: Sequence[slice], *, scores: Sequence[float] = ()) -> Responses:
+        device = self.policy.device
         return Responses(
-            policy=_padded(self.policy, spans),
-            lengths=torch.tensor([span.stop - span.start for span in spans], device=self.device),
-            reference=self._optional(self.reference, spans),
+            policy=_padded(self.policy, spans, device),
+            lengths=torch.tensor([span.stop - span.start for span in spans], device=device),
+            reference=_padded(self.reference, spans, device),
             scores=self.known(scores) if len(scores) == len(spans) else None,
-            log_sum_squares=self._optional(self.log_sum_squares, spans),
+            log_sum_squares=_padded(self.log_sum_squares, spans, device),
         )
 
     def known(self, values: Sequence[float | None]) -> Tensor | None:
+        """The values, or None if one is unknown."""
         if any(value is None for value in values):
             return None
-        return torch.tensor(values, device=self.device, dtype=self.policy.dtype)
-
-    def _optional(self, flat: Flat | None, spans: Sequence[slice]) -> Tensor | None:
-        return None if flat is None else _padded(flat.to(self.device), spans)
+        return torch.tensor(values, device=self.policy.device, dtype=self.policy.dtype)
 
 
 def step_seeds(items: Sequence[TrainingItem], *, seed: int, step: int) -> tuple[int, ...]:
@@ -232,22 +316,20 @@ def step_seeds(items: Sequence[TrainingItem], *, seed: int, step: int) -> tuple[
     return tuple(seed_for(seed, "loss", step, item.index) for item in items)
 
 
-def _first_response(tree: TokenTree) -> TokenTree:
-    return TokenTree(tree.prompt_id, tree.prompt_ids, tree.response_ids[:1])
-
-
-def _padded(flat: Flat, spans: Sequence[slice]) -> Float[Tensor, "items tokens"]:
-    return pad_sequence([flat[span] for span in spans], batch_first=True)
+# [items, tokens], zeros behind the ends; None stays None.
+def _padded(flat: Any, spans: Sequence[slice], device: torch.device) -> Any:
+    if flat is None:
+        return None
+    moved = flat.to(device)
+    return pad_sequence([moved[span] for span in spans], batch_first=True)
 
 
 def _totals(kind: ItemKind, spans: Sequence[Sequence[slice]]) -> Totals:
-    def tokens(chosen: Any) -> int:
-        return sum(span.stop - span.start for span in chosen)
-
+    lengths = [[span.stop - span.start for span in item] for item in spans]
     if kind == "pairs":
-        chosen, rejected = zip(*spans, strict=True)
-        return Totals(len(spans), tokens(chosen), tokens(rejected))
-    if kind == "unpaired":
-        return Totals(len(spans), tokens(own[0] for own in spans))
-    responses = [span for own in spans for span in own]
-    return Totals(len(spans) if kind == "groups" else len(responses), tokens(responses))
+        chosen, rejected = map(sum, zip(*lengths, strict=True))
+        return Totals(len(spans), chosen, rejected)
+    if kind == "unpaired":  # mismatched responses do not count
+        return Totals(len(spans), sum(item[0] for item in lengths))
+    number = len(spans) if kind == "groups" else sum(map(len, spans))
+    return Totals(number, sum(map(sum, lengths)))

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: staged, listed in a manifest, renamed, verified.
+"""Checkpoints that are whole or absent, and of which run they are.
 
 A checkpoint is written into ``_saving/`` of the run's folder, every file is flushed to disk
 and listed with its size and hash, and only then does one rename give it its name
@@ -8,27 +8,85 @@ in ``_saving/``, which uploads to the Hub leave out.
 
 import json
 import logging
-import os
+import platform
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefstage.core.errors import CheckpointError
-from prefstage.core.files import sync_folder, write_json
-from prefstage.core.hashing import digest, digest_file
+from prefstage.core.files import write_json
+from prefstage.core.hashing import digest
+from prefstage.core.runs import fault_in, list_files, put_in_place
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainingArguments
 
 MANIFEST = "prefstage_checkpoint.json"
 STAGING = "_saving"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_HASH_DIGITS = 64
-_EXPECTED = "a checkpoint as it was written"
+
+# Arguments that steer the weights. What only says when to log, evaluate or save may change.
+_STEERING = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "neftune_noise_alpha",
+    "bf16",
+    "fp16",
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+)
+_LENGTH = ("num_train_epochs", "max_steps")
+_CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
+
+# Of a model's and an adapter's configuration: names, versions, and what only generation uses.
+_IRRELEVANT = {
+    "_name_or_path",
+    "architectures",
+    "transformers_version",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+}
+
+# What a difference is a difference of, most telling first: the kinds of names, and the cure.
+_KINDS = {
+    "model": ({"model", "weights"}, "give the model that the run began with"),
+    "adapter": ({"adapter"}, "give the peft_config that the run began with"),
+    "encoding": ({"encoding"}, "give the tokenizer, template and limits that the run began with"),
+    "data set": ({"data"}, "give the data that the run began with"),
+}
+_BATCH = "per_device_train_batch_size · gradient_accumulation_steps · processes"
+_PACKAGES = ("prefstage", "torch", "transformers", "accelerate", "peft")
+
+_SHOWN_DIFFERENCES = 3
+_SHOWN_LETTERS = 60
 
 _log = logging.getLogger(__name__)
+
+
+# --- Names ---------------------------------------------------------------------------------------
 
 
 def checkpoint_name(step: int) -> str:
@@ -42,21 +100,26 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path, *, whole: bool = False) -> list[Path]:
     """List the checkpoints of a run.
 
     Args:
         folder: The run's output folder; a missing one holds none.
+        whole: Only those that have a manifest: half-written ones and other trainers' have not.
 
     Returns:
         Folders named ``checkpoint-STEP``, by step.
     """
-    found = [child for child in folder.glob("checkpoint-*") if child.is_dir()]
-    return sorted((child for child in found if step_of(child) >= 0), key=step_of)
+    folders = [
+        child
+        for child in folder.glob("checkpoint-*")
+        if child.is_dir() and step_of(child) >= 0 and (not whole or (child / MANIFEST).is_file())
+    ]
+    return sorted(folders, key=step_of)
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """Find the checkpoint to go on from: the one of the latest step that has a manifest.
+    """The checkpoint to go on from: that of the latest step that has a manifest.
 
     Args:
         folder: The run's output folder.
@@ -64,8 +127,7 @@ def newest_whole(folder: Path) -> Path | None:
     Returns:
         The checkpoint, its files not yet verified; None if there is none.
     """
-    whole = [each for each in checkpoints_in(folder) if (each / MANIFEST).is_file()]
-    return whole[-1] if whole else None
+    return next(reversed(checkpoints_in(folder, whole=True)), None)
 
 
 def staged_folder(folder: Path, step: int) -> Path:
@@ -79,6 +141,9 @@ def staged_folder(folder: Path, step: int) -> Path:
         The staging folder; it may not exist yet.
     """
     return folder / STAGING / checkpoint_name(step)
+
+
+# --- Writing, verifying, deleting ----------------------------------------------------------------
 
 
 def finish_checkpoint(
@@ -111,10 +176,11 @@ def finish_checkpoint(
         "processes": processes,
         "settings": json.loads(json.dumps(settings)),
         "versions": dict(versions or {}),
-        "files": _list_files(staged, flush=True),
+        "files": list_files(staged),
     }
     write_json(staged / MANIFEST, record | {"key": digest(record)})
-    _put_in_place(staged, final)
+    put_in_place(staged, final)
+    _clear(staged)
     return final
 
 
@@ -134,13 +200,13 @@ def recover(folder: Path) -> list[str]:
     if not staging.is_dir():
         return []
     dropped = []
-    for staged in sorted(staging.iterdir()):
+    for staged in [child for child in sorted(staging.iterdir()) if step_of(child) >= 0]:
         final = folder / staged.name
-        if step_of(staged) >= 0 and not final.exists() and _is_intact(staged):
-            _put_in_place(staged, final)
-            _log.info("%s was whole but not yet in its place: kept", final)
-        elif step_of(staged) >= 0:
+        if final.exists() or not _is_intact(staged):
             dropped.append(staged.name)
+            continue
+        put_in_place(staged, final)
+        _log.info("%s was whole but not yet renamed: kept", final)
     shutil.rmtree(staging, ignore_errors=True)
     for name in dropped:
         _log.warning("%s: half-written when the run was killed: deleted", staging / name)
@@ -161,18 +227,9 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
             another size, or of another content.
     """
     record = read_manifest(checkpoint)
-    listed: dict[str, dict[str, Any]] = record["files"]
-    for name, file in listed.items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise _corrupt(checkpoint, f"{name} is missing")
-        size = path.stat().st_size
-        if size != file["bytes"]:
-            raise _corrupt(checkpoint, f"{name} has {size:,} bytes instead of {file['bytes']:,}")
-    found = _hashes(checkpoint, listed)
-    for name, file in listed.items():
-        if found[name] != file["sha256"]:
-            raise _corrupt(checkpoint, f"the content of {name} has changed since it was written")
+    fault = fault_in(checkpoint, record["files"])
+    if fault is not None:
+        raise _corrupt(checkpoint, fault)
     return record
 
 
@@ -248,15 +305,21 @@ def rotate_checkpoints(folder: Path, *, limit: int | None, keep: Iterable[Path] 
     Returns:
         The deleted checkpoints.
     """
-    ours = [each for each in checkpoints_in(folder) if (each / MANIFEST).is_file()]
-    present = sorted(ours, key=_written)
     if not limit or limit < 0:
         return []
-    kept = {each.resolve() for each in keep}
-    deletable = [each for each in present if each.resolve() not in kept]
+    # By when they were written, not by step: a run begun anew in the same folder counts from 0.
+    present = sorted(checkpoints_in(folder, whole=True), key=_written)
+    kept = {checkpoint.resolve() for checkpoint in keep}
+    deletable = [checkpoint for checkpoint in present if checkpoint.resolve() not in kept]
     deleted = deletable[: max(0, len(present) - limit)]
+    staging = folder / STAGING
     for checkpoint in deleted:
-        _discard(checkpoint, folder / STAGING)
+        # Renamed first, so that a kill in the middle leaves no part of it under its name.
+        staging.mkdir(exist_ok=True)
+        removed = staging / f"removed-{checkpoint.name}"
+        shutil.rmtree(removed, ignore_errors=True)
+        checkpoint.rename(removed)
+        _clear(removed)
     return deleted
 
 
@@ -267,58 +330,14 @@ def discard_staged(folder: Path, step: int) -> None:
         folder: The run's output folder.
         step: Its optimiser step.
     """
-    shutil.rmtree(staged_folder(folder, step), ignore_errors=True)
-    _leave(folder / STAGING)
+    _clear(staged_folder(folder, step))
 
 
-def _put_in_place(staged: Path, final: Path) -> None:
-    """Rename; an older checkpoint of that name goes only when the new one is on disk."""
-    replaced = staged.with_name(f"replaced-{final.name}")
-    if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        final.rename(replaced)
-    staged.rename(final)
-    sync_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-    _leave(staged.parent)
-
-
-def _discard(checkpoint: Path, staging: Path) -> None:
-    """Delete a checkpoint so that a kill in the middle leaves no part of it under its name."""
-    staging.mkdir(exist_ok=True)
-    doomed = staging / f"removed-{checkpoint.name}"
-    shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-    _leave(staging)
-
-
-def _leave(staging: Path) -> None:
-    """Remove the staging folder when nothing is left in it."""
-    if staging.is_dir() and not any(staging.iterdir()):
-        staging.rmdir()
-
-
-def _list_files(folder: Path, *, flush: bool) -> dict[str, dict[str, Any]]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    if flush:
-        for path in paths:
-            with path.open("rb+") as stream:
-                os.fsync(stream.fileno())
-        for inner in {path.parent for path in paths}:
-            sync_folder(inner)
-    hashes = _hashes(folder, names)
-    sizes = {name: path.stat().st_size for name, path in zip(names, paths, strict=True)}
-    return {name: {"bytes": sizes[name], "sha256": hashes[name]} for name in names}
-
-
-def _hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Hash of each file; several at a time, since hashing leaves the interpreter's lock."""
-    ordered = list(names)
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda name: digest_file(folder / name, length=_HASH_DIGITS), ordered)
-        return dict(zip(ordered, found, strict=True))
+# Delete a folder in staging, and staging with it when nothing else is left there.
+def _clear(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    if path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()
 
 
 def _is_intact(checkpoint: Path) -> bool:
@@ -329,8 +348,8 @@ def _is_intact(checkpoint: Path) -> bool:
     return True
 
 
+# When a checkpoint was written; one whose manifest is damaged counts as older than all.
 def _written(checkpoint: Path) -> tuple[str, int]:
-    """When a checkpoint was written; one whose manifest is damaged counts as older than all."""
     try:
         return str(read_manifest(checkpoint)["written"]), step_of(checkpoint)
     except CheckpointError:
@@ -338,14 +357,144 @@ def _written(checkpoint: Path) -> tuple[str, int]:
 
 
 def _corrupt(checkpoint: Path, what: str) -> CheckpointError:
-    others = [
-        each.name
-        for each in checkpoints_in(checkpoint.parent)
-        if each != checkpoint and (each / MANIFEST).is_file()
-    ]
+    others = [c.name for c in checkpoints_in(checkpoint.parent, whole=True) if c != checkpoint]
     cure = (
         f"delete the folder and go on from {others[-1]}"
         if others
         else "delete the folder and start again, as no other checkpoint is left"
     )
-    return CheckpointError.of(saw=f"{checkpoint}: {what}", expected=_EXPECTED, cure=cure)
+    return CheckpointError.of(
+        saw=f"{checkpoint}: {what}", expected="a checkpoint as it was written", cure=cure
+    )
+
+
+# --- Of which run --------------------------------------------------------------------------------
+
+
+def run_settings(args: "TrainingArguments", model: "torch.nn.Module") -> dict[str, Any]:
+    """Collect the settings that the weights of a run depend on.
+
+    The length of a run counts only where the learning rate depends on it, so that a run at
+    a constant rate may be prolonged. How a step's items are split over processes and
+    accumulation does not count, only how many there are.
+
+    Args:
+        args: The training arguments.
+        model: The model as training begins, bare or with PEFT adapters.
+
+    Returns:
+        JSON-serialisable values by name; ``model`` and ``adapter`` hold configurations. A
+        subclass may add ``weights``, ``data``, ``encoding``, and ``loss`` (settings by name).
+    """
+    values = args.to_dict()
+    length = () if values["lr_scheduler_type"] in _CONSTANT_SCHEDULES else _LENGTH
+    config: Any = getattr(model, "config", None)
+    adapters: Mapping[str, Any] = getattr(model, "peft_config", {})
+    bare: Any = model.get_base_model() if adapters else model  # type: ignore[operator]  # of peft
+    return {
+        **{name: _plain(values[name]) for name in (*_STEERING, *length) if name in values},
+        "items_per_step": args.train_batch_size
+        * args.gradient_accumulation_steps
+        * args.world_size,
+        "model": {
+            **(_configuration(config) if hasattr(config, "to_dict") else {}),
+            "class": type(bare).__name__,
+            "dtype": str(next(model.parameters()).dtype),
+        },
+        "adapter": {name: _configuration(adapters[name]) for name in sorted(adapters)},
+    }
+
+
+def check_same_run(saved: Mapping[str, Any], present: Mapping[str, Any], checkpoint: Path) -> None:
+    """Check that a checkpoint belongs to the run that would go on from it.
+
+    Args:
+        saved: The settings in the checkpoint's manifest.
+        present: Those of the present run.
+        checkpoint: Where it lies, for the message.
+
+    Raises:
+        CheckpointError: If they differ; the line names what differs, with both values.
+    """
+    before, now = _dotted(saved), _dotted(_plain(present))
+    # Hashes last, as they say less than any other difference.
+    ordered = sorted(
+        {*before, *now}, key=lambda name: (name == "weights" or name.endswith("fingerprint"), name)
+    )
+    names = [name for name in ordered if before.get(name) != now.get(name)]
+    if not names:
+        return
+    for whole in ("loss", "adapter"):  # another one altogether: its settings say no more
+        if whole in names:
+            names = [name for name in names if not name.startswith(f"{whole}.")]
+    shown = [
+        f"{name} was {_shown(before, name)} and is now {_shown(now, name)}"
+        for name in names[:_SHOWN_DIFFERENCES]
+    ]
+    more = len(names) - len(shown)
+    roots = {name.split(".")[0] for name in names}
+    setting = _BATCH if names[0] == "items_per_step" else names[0]
+    what, cure = next(
+        ((kind, cure) for kind, (members, cure) in _KINDS.items() if roots & members),
+        ("configuration", f"set {setting} back to {_shown(before, names[0])}"),
+    )
+    raise CheckpointError.of(
+        saw=f"{checkpoint} is of another {what}: {', '.join(shown)}"
+        + (f", and {more} more" if more > 0 else ""),
+        expected="the settings that the run began with",
+        cure=f"{cure}, or begin a new run in another output_dir with this folder as the model",
+    )
+
+
+def package_versions() -> dict[str, str | None]:
+    """Version of each package that a run's numbers may depend on; None if not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _configuration(config: Any) -> dict[str, Any]:
+    return {
+        name: _plain(value) for name, value in config.to_dict().items() if name not in _IRRELEVANT
+    }
+
+
+# JSON's own types: a set sorted, a tuple as a list, anything else as its text.
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(getattr(k, "value", k)): _plain(inner) for k, inner in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((_plain(inner) for inner in value), key=str)
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return str(getattr(value, "value", value))
+
+
+# Nested settings as dotted names; adapters' and losses' names as settings themselves.
+def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+
+    def visit(values: Mapping[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            if not isinstance(value, Mapping):
+                flat[f"{prefix}{name}"] = value
+            else:
+                visit(value, f"{prefix}{name}.")
+
+    visit(settings, "")
+    return flat | {
+        kind: " + ".join(settings.get(kind) or {}) or None for kind in ("adapter", "loss")
+    }
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    if values.get(name) is None:
+        return "none" if name in values else "absent"
+    text = repr(values[name])
+    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}…"

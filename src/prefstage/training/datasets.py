@@ -1,6 +1,6 @@
-"""What users hand to the trainer as data, made into the items that a loss takes."""
+"""What users hand to the trainer as data, made into the items that a loss takes, and checked."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,96 @@ from prefstage.data.records import Ties
 from prefstage.data.settings import ReadOptions
 from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix
-from prefstage.training.items import ItemKind, ItemSet, LoadedSet, TrainingItem, encode_items
+from prefstage.training.items import KINDS, ItemSet, LoadedSet, TrainingItem, encode_items
+
+_OF_PAIRS: Mapping[Any, Wanted] = {
+    load_unpaired: "unpaired",
+    load_conversations: "conversations",
+}
+"""Loaders that read pairs as something else, and what they are asked to read."""
+
+_RECOGNISED_BY = ("format", "columns", "labels", "split")
+_SHOWN_ROWS = 5
+
+
+# --- Loading -------------------------------------------------------------------------------------
+
+
+def load_for(loss: LossMix) -> Callable[..., LoadedSet]:
+    """The loader of what a loss takes.
+
+    Args:
+        loss: Says what it takes.
+
+    Returns:
+        `load_pairs`, `load_candidates`, `load_unpaired` or `load_conversations`; all of
+        them read pairs.
+    """
+    if "responses" in loss.data:
+        return load_conversations
+    if "pairs" in loss.data:
+        return load_pairs
+    return load_unpaired if "unpaired" in loss.data else load_candidates
+
+
+def load_data(source: Any, loss: LossMix, **how: Any) -> LoadedSet:
+    """Load data as what a loss takes; pairs stay pairs, whatever it takes.
+
+    Args:
+        source: A loaded set, a `datasets.Dataset`, a list of dicts, or a file or Hub id.
+        loss: Says what it takes.
+        how: Settings of the loader.
+
+    Returns:
+        Pairs, candidates, labelled responses or conversations.
+
+    Raises:
+        DataError: As the loaders.
+    """
+    if isinstance(source, PairSet | CandidateSet | UnpairedSet | ConversationSet):
+        return source
+    load = load_for(loss)
+    if load in _OF_PAIRS:
+        options = ReadOptions(**{name: how[name] for name in _RECOGNISED_BY if name in how})
+        if open_reading(source, _OF_PAIRS[load], options).format.kind == "pairs":
+            load = load_pairs
+    return load(source, **how)
+
+
+def as_taken(rows: LoadedSet, loss: LossMix, *, ties: Ties = "leave-out") -> LoadedSet:
+    """Pairs as the kind of data that a loss takes; other data as they are.
+
+    Args:
+        rows: What was loaded.
+        loss: Says what it takes.
+        ties: Whether the chosen response of a tie is a demonstration.
+
+    Returns:
+        The rows.
+
+    Raises:
+        InputError: If ties are to be kept as desirable and undesirable responses.
+    """
+    if not isinstance(rows, PairSet) or ("pairs" in loss.data and "responses" not in loss.data):
+        return rows
+    if "groups" in loss.data:
+        return pairs_to_candidates(rows)
+    number = sum(pair.tied for pair in rows)
+    dropped = number if ties == "leave-out" else 0
+    report = replace(rows.report, notes=list(rows.report.notes), ties=dropped)
+    usable = (pair for pair in rows if not (pair.tied and ties == "leave-out"))
+    if "responses" in loss.data:
+        return ConversationSet.of(map(Pair.demonstration, usable), report=report)
+    if number and ties == "keep":
+        raise InputError.of(
+            saw=f"ties: keep, and {number:,} ties among the pairs for a loss on labelled responses",
+            expected="pairs of which one response is desirable and the other is not",
+            cure="leave ties out (ties: leave-out), or choose a loss on pairs",
+        )
+    return UnpairedSet.of((row for pair in usable for row in pair.unpaired()), report=report)
+
+
+# --- Items ---------------------------------------------------------------------------------------
 
 
 def item_set_of(
@@ -51,11 +140,14 @@ def item_set_of(
         InputError: If the data is of a kind that the loss does not take.
     """
     if isinstance(source, ItemSet):
-        items = _taken_by(loss, source)
+        items = _encoded_as_taken(source, loss)
     else:
-        rows = as_taken(load_data(source, loss), loss, ties=ties)
-        by_vote = "annotators" in loss.needs | loss.optional
-        items = encode_items(rows, encoder, ties=ties, by_vote=by_vote)
+        items = encode_items(
+            as_taken(load_data(source, loss), loss, ties=ties),
+            encoder,
+            ties=ties,
+            by_vote="annotators" in loss.needs | loss.optional,
+        )
     if items.kind not in loss.data:
         raise _other_kind(items.kind, loss)
     items = _with_needs(items, loss)
@@ -63,34 +155,76 @@ def item_set_of(
     return with_mismatched(items) if alone and "mismatched" in loss.needs else items
 
 
-def load_data(source: Any, loss: LossMix, **how: Any) -> LoadedSet:
-    """Load data as what a loss takes; pairs stay pairs, whatever it takes.
+def item_sets_of(
+    source: Any, encoder: ResponseEncoder, loss: LossMix, *, ties: Ties = "leave-out"
+) -> ItemSet | dict[str, ItemSet] | None:
+    """As `item_set_of`, for one set, several by name, or none."""
+    if source is None:
+        return None
+    if isinstance(source, Mapping):
+        return {
+            name: item_set_of(inner, encoder, loss, ties=ties) for name, inner in source.items()
+        }
+    return item_set_of(source, encoder, loss, ties=ties)
+
+
+def item_sets_in(sources: Iterable[Any]) -> list[ItemSet]:
+    """Every item set among sets, mappings of them by name, names and nothing."""
+    nested = (source.values() if isinstance(source, Mapping) else [source] for source in sources)
+    return [items for values in nested for items in values if isinstance(items, ItemSet)]
+
+
+# Pairs that are encoded already, as demonstrations or as labelled responses.
+def _encoded_as_taken(pairs: ItemSet, loss: LossMix) -> ItemSet:
+    if pairs.kind == "pairs" and "responses" in loss.data:
+        chosen = tuple(
+            TrainingItem(item.index, (_with_response(item.trees[0], 0),)) for item in pairs.items
+        )
+        return ItemSet("responses", chosen, pairs.counts, digest([pairs.fingerprint, "chosen"]))
+    if pairs.kind != "pairs" or "pairs" in loss.data or "unpaired" not in loss.data:
+        return pairs
+    split = tuple(
+        TrainingItem(
+            2 * position + side,
+            (_with_response(item.trees[0], side),),
+            scores=None if item.scores is None else item.scores[side : side + 1],
+            desirable=side == 0,
+        )
+        for position, item in enumerate(pairs.items)
+        for side in (0, 1)
+    )
+    return ItemSet("unpaired", split, pairs.counts, digest([pairs.fingerprint, "split"]))
+
+
+def _with_response(tree: TokenTree, side: int) -> TokenTree:
+    return TokenTree(tree.prompt_id, tree.prompt_ids, tree.response_ids[side : side + 1])
+
+
+def with_mismatched(unpaired: ItemSet) -> ItemSet:
+    """Give every item a second response: that of the next item with another prompt.
 
     Args:
-        source: A loaded set, a `datasets.Dataset`, or a file or Hub id.
-        loss: Says what it takes.
-        how: Settings of the loader.
+        unpaired: One tree with one response an item.
 
     Returns:
-        Pairs, candidates, labelled responses or conversations.
-
-    Raises:
-        DataError: As the loaders.
+        The items with (own, mismatched) responses. Where all prompts are equal, the next
+        item's response stands in.
     """
-    if isinstance(source, PairSet | CandidateSet | UnpairedSet | ConversationSet):
-        return source
-    load = load_for(loss)
-    if load in _OF_PAIRS and _holds_pairs(source, _OF_PAIRS[load], how):
-        load = load_pairs
-    return load(source, **how)
+    # The partner depends on the set alone, so that its reference log-probs can be computed
+    # before training, and neither batch nor order changes it.
+    trees, items = [item.trees[0] for item in unpaired.items], []
+    for position, (item, tree) in enumerate(zip(unpaired.items, trees, strict=True)):
+        others = (trees[(position + step) % len(trees)] for step in range(1, len(trees)))
+        unlike = (other for other in others if other.prompt_ids != tree.prompt_ids)
+        partner = next(unlike, trees[(position + 1) % len(trees)])
+        both = (tree.response_ids[0], partner.response_ids[0])
+        items.append(replace(item, trees=(TokenTree(tree.prompt_id, tree.prompt_ids, both),)))
+    return replace(
+        unpaired, items=tuple(items), fingerprint=digest([unpaired.fingerprint, "mismatched"])
+    )
 
 
-_KINDS: Mapping[type, ItemKind] = {
-    PairSet: "pairs",
-    CandidateSet: "groups",
-    UnpairedSet: "unpaired",
-    ConversationSet: "responses",
-}
+# --- Checks --------------------------------------------------------------------------------------
 
 
 def check_rows(rows: LoadedSet, loss: LossMix, name: str) -> None:
@@ -105,15 +239,15 @@ def check_rows(rows: LoadedSet, loss: LossMix, name: str) -> None:
         InputError: If the data is of a kind that the loss does not take, or lacks scores or
             preferences that it needs.
     """
-    kind = _KINDS[type(rows)]
+    kind, _ = KINDS[type(rows)]
     if kind != "pairs" and kind not in loss.data:
         raise _other_kind(kind, loss, f"{name}: ")
     if "preference" in loss.needs and isinstance(rows, PairSet):
-        without = [place for place, pair in enumerate(rows) if pair.preference is None]
+        without = [row for row, pair in enumerate(rows) if pair.preference is None]
         if len(without) == len(rows):  # where a judge was undecided about some, they are left out
             raise _lacks("preference", kind, without, len(rows), where=f"{name}: ")
     if "scores" in loss.needs:
-        without = [place for place, row in enumerate(rows) if None in _scores(row)]
+        without = [number for number, row in enumerate(rows) if None in _scores(row)]
         if without:
             raise _lacks("scores", kind, without, len(rows), where=f"{name}: ")
 
@@ -144,166 +278,93 @@ def _other_kind(kind: str, loss: LossMix, where: str = "") -> InputError:
     )
 
 
-def as_taken(rows: LoadedSet, loss: LossMix, *, ties: Ties = "leave-out") -> LoadedSet:
-    """Pairs as the kind of data that a loss takes; other data as they are.
-
-    Args:
-        rows: What was loaded.
-        loss: Says what it takes.
-        ties: Whether the chosen response of a tie is a demonstration.
-
-    Returns:
-        The rows.
-
-    Raises:
-        InputError: If ties are to be kept as desirable and undesirable responses.
-    """
-    if not isinstance(rows, PairSet) or ("pairs" in loss.data and "responses" not in loss.data):
-        return rows
-    if "groups" in loss.data:
-        return pairs_to_candidates(rows)
-    number = sum(pair.tied for pair in rows)
-    kept = number if ties == "leave-out" else 0
-    report = replace(rows.report, notes=list(rows.report.notes), ties=kept)
-    usable = (pair for pair in rows if not (pair.tied and ties == "leave-out"))
-    if "responses" in loss.data:
-        return ConversationSet.of(map(Pair.demonstration, usable), report=report)
-    if number and ties == "keep":
-        raise InputError.of(
-            saw=f"ties: keep, and {number:,} ties among the pairs for a loss on labelled responses",
-            expected="pairs of which one response is desirable and the other is not",
-            cure="leave ties out (ties: leave-out), or choose a loss on pairs",
-        )
-    return UnpairedSet.of((part for pair in usable for part in pair.unpaired()), report=report)
-
-
+# The items that have the scores and preferences which the loss needs.
 def _with_needs(items: ItemSet, loss: LossMix) -> ItemSet:
-    """Check, before anything is run, that the scores and preferences that a loss needs are there.
-
-    A judge gives no preference where it is undecided: such pairs are left out and counted.
-    """
-    for need in ("scores", "preference"):
+    for need in [need for need in ("scores", "preference") if need in loss.needs]:
         without = [item.index for item in items.items if getattr(item, need) is None]
-        if need not in loss.needs or not without:
-            continue
-        if need == "preference" and len(without) < len(items):
+        # A judge gives no preference where it is undecided: such pairs are left out and counted.
+        if without and need == "preference" and len(without) < len(items):
             kept = tuple(item for item in items.items if item.preference is not None)
             counts = items.counts | {"without_preference_left_out": len(without)}
             items = replace(items, items=kept, counts=counts)
-            continue
-        raise _lacks(need, items.kind, without, len(items))
+        elif without:
+            raise _lacks(need, items.kind, without, len(items))
     return items
 
 
-def item_sets_of(
-    source: Any, encoder: ResponseEncoder, loss: LossMix, *, ties: Ties = "leave-out"
-) -> ItemSet | dict[str, ItemSet] | None:
-    """As `item_set_of`, for one set, several by name, or none."""
-    if source is None:
-        return None
-    if isinstance(source, Mapping):
-        return {name: item_set_of(each, encoder, loss, ties=ties) for name, each in source.items()}
-    return item_set_of(source, encoder, loss, ties=ties)
+def check_sources(train: Any, evaluated: Any) -> None:
+    """Check that no data set is empty, before it is read as anything.
+
+    Args:
+        train: To train on, as the trainer got it.
+        evaluated: To evaluate on: one, several by name, or None.
+
+    Raises:
+        InputError: If one has no row.
+    """
+    for name, source in _named(train, evaluated).items():
+        if isinstance(source, Sized) and len(source) == 0:
+            raise _empty(name)
 
 
-def item_sets_in(found: Iterable[Any]) -> list[ItemSet]:
-    """Every item set among sets, mappings of them by name, names and nothing."""
-    listed = list[ItemSet]()
-    for each in found:
-        if isinstance(each, Mapping):
-            listed += each.values()
-        elif isinstance(each, ItemSet):
-            listed.append(each)
-    return listed
+def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> None:
+    """Check that every set holds something, and every item of it a token to learn from.
 
+    Args:
+        train: The `ItemSet` to train on; None for evaluation alone.
+        evaluated: The set to evaluate on, those by name, or None.
+        evaluates: Whether the arguments ask for evaluation during training.
 
-def chosen_only(pairs: ItemSet) -> ItemSet:
-    """The chosen responses of pairs, as demonstrations."""
-    items = tuple(
-        TrainingItem(item.index, (_with_responses(item.trees[0], 0),)) for item in pairs.items
-    )
-    return ItemSet("responses", items, pairs.counts, digest([pairs.fingerprint, "chosen"]))
-
-
-def split_pairs(pairs: ItemSet) -> ItemSet:
-    """Both responses of each pair as items of their own: a desirable and an undesirable one."""
-    items = tuple(
-        TrainingItem(
-            2 * place + side,
-            (_with_responses(item.trees[0], side),),
-            scores=None if item.scores is None else item.scores[side : side + 1],
-            desirable=side == 0,
+    Raises:
+        InputError: If a set is empty or missing, a response has no token, or no pair's
+            sides differ.
+    """
+    if evaluates and evaluated is None:
+        raise InputError.of(
+            saw="eval_strategy asks for evaluation, and there is no evaluation set",
+            expected="something to evaluate on",
+            cure="give eval_dataset, or set eval_strategy='no'",
         )
-        for place, item in enumerate(pairs.items)
-        for side in (0, 1)
-    )
-    return ItemSet("unpaired", items, pairs.counts, digest([pairs.fingerprint, "split"]))
+    for name, items in _named(train, evaluated).items():
+        _check_item_set(name, items)
 
 
-def with_mismatched(unpaired: ItemSet) -> ItemSet:
-    """Give each item a second response: that of the next item with another prompt.
+def _named(train: Any, evaluated: Any) -> dict[str, Any]:
+    sets = {"the training set": train}
+    if isinstance(evaluated, Mapping):
+        sets |= {f"evaluation set {name!r}": source for name, source in evaluated.items()}
+    else:
+        sets["the evaluation set"] = evaluated
+    return {name: source for name, source in sets.items() if source is not None}
 
-    The partner depends on the set alone, so its reference log-probs can be computed before
-    training, and neither batch nor order changes it.
 
-    Args:
-        unpaired: One tree with one response an item.
-
-    Returns:
-        The items with (own, mismatched) responses. Where all prompts are equal, the next
-        item's response stands in.
-    """
-    trees, items = [item.trees[0] for item in unpaired.items], []
-    for place, (item, own) in enumerate(zip(unpaired.items, trees, strict=True)):
-        others = (trees[(place + step) % len(trees)] for step in range(1, len(trees)))
-        unlike = (tree for tree in others if tree.prompt_ids != own.prompt_ids)
-        other = next(unlike, trees[(place + 1) % len(trees)])
-        both = (own.response_ids[0], other.response_ids[0])
-        items.append(replace(item, trees=(TokenTree(own.prompt_id, own.prompt_ids, both),)))
-    return replace(
-        unpaired, items=tuple(items), fingerprint=digest([unpaired.fingerprint, "mismatched"])
+def _empty(name: str) -> InputError:
+    return InputError.of(
+        saw=f"{name} is empty", expected="at least one item", cure="check the data's file"
     )
 
 
-def _with_responses(tree: TokenTree, *places: int) -> TokenTree:
-    chosen = tuple(tree.response_ids[place] for place in places)
-    return TokenTree(tree.prompt_id, tree.prompt_ids, chosen)
-
-
-def load_for(loss: LossMix) -> Callable[..., LoadedSet]:
-    """The loader of what a loss takes.
-
-    Args:
-        loss: Says what it takes.
-
-    Returns:
-        `load_pairs`, `load_candidates`, `load_unpaired` or `load_conversations`; all of
-        them read pairs.
-    """
-    if "responses" in loss.data:
-        return load_conversations
-    if "pairs" in loss.data:
-        return load_pairs
-    return load_unpaired if "unpaired" in loss.data else load_candidates
-
-
-def _taken_by(loss: LossMix, items: ItemSet) -> ItemSet:
-    """Pairs that are encoded already, as what a loss takes."""
-    if items.kind == "pairs" and "responses" in loss.data:
-        return chosen_only(items)
-    if items.kind == "pairs" and "pairs" not in loss.data and "unpaired" in loss.data:
-        return split_pairs(items)
-    return items
-
-
-_OF_PAIRS: Mapping[Any, Wanted] = {
-    load_unpaired: "unpaired",
-    load_conversations: "conversations",
-}
-"""Loaders that read pairs as something else, and what they are told to read."""
-
-
-def _holds_pairs(source: Any, wanted: Wanted, how: Mapping[str, Any]) -> bool:
-    names = ("format", "columns", "labels", "split")
-    options = ReadOptions(**{name: how[name] for name in names if name in how})
-    return open_reading(source, wanted, options).format.kind == "pairs"
+def _check_item_set(name: str, items: ItemSet) -> None:
+    if len(items) == 0:
+        raise _empty(name)
+    sides = [[ids for tree in item.trees for ids in tree.response_ids] for item in items.items]
+    empty = [
+        item.index
+        for item, responses in zip(items.items, sides, strict=True)
+        if not responses or min(map(len, responses)) == 0
+    ]
+    if empty:
+        raise InputError.of(
+            saw=f"{name}: {len(empty)} of {len(items)} items have a response without a token "
+            f"(rows {', '.join(map(str, empty[:_SHOWN_ROWS]))})",
+            expected="responses of at least one token, the end of the turn included",
+            cure="leave these rows out, or encode them with ResponseEncoder",
+        )
+    if items.kind == "pairs" and all(chosen == rejected for chosen, rejected in sides):
+        cut = items.counts.get("responses_truncated", 0)
+        raise InputError.of(
+            saw=f"{name}: the chosen and the rejected response are the same tokens in every pair"
+            + (f", {cut:,} responses having lost their end" if cut else ""),
+            expected="pairs whose sides differ",
+            cure="raise max_response_tokens" if cut else "check the columns of chosen and rejected",
+        )

@@ -1,21 +1,18 @@
-"""What stands beside a trained model's weights: card, resolved configuration, generation."""
+"""What stands with a trained model's weights: card, resolved configuration, generation settings."""
 
 import copy
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from prefstage.core.files import write_text
-from prefstage.losses import get_loss
-from prefstage.training.best import best_checkpoint, exported_step, exported_told, metrics_at
-from prefstage.training.items import ItemSet
-from prefstage.training.model_card import CardFacts, DataFacts, LossFacts, model_card
-from prefstage.training.run_settings import package_versions
+from prefstage.training.checkpoints import package_versions
+from prefstage.training.model_card import model_card
 
 RESOLVED_CONFIG = "training_config.yaml"
 
@@ -34,28 +31,124 @@ _LOCAL = re.compile(
 )
 
 
+# --- Which model is exported ---------------------------------------------------------------------
+
+
+def plain_metrics(entry: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of an evaluation, without how long it took.
+
+    Args:
+        entry: An entry of the log, or what `evaluate` returned.
+
+    Returns:
+        Metrics by name.
+    """
+    return {
+        name: value
+        for name, value in entry.items()
+        if name.startswith("eval_") and not name.endswith(("runtime", "per_second"))
+    }
+
+
+def metrics_at(history: Sequence[Mapping[str, float]], step: int) -> dict[str, float]:
+    """The metrics of the evaluations at a step.
+
+    Args:
+        history: The trainer's log.
+        step: Optimiser step.
+
+    Returns:
+        Metrics by name; nothing if there was no evaluation.
+    """
+    entries = [plain_metrics(entry) for entry in history if entry["step"] == step]
+    return {name: value for entry in entries for name, value in entry.items()}
+
+
+def exported_step(trainer: Any) -> int:
+    """The optimiser step of the weights at hand: the best checkpoint's, once it is loaded."""
+    best = trainer.best_step
+    return int(trainer.state.global_step if best is None else best)
+
+
+def best_checkpoint(trainer: Any) -> dict[str, Any] | None:
+    """By what the exported model was chosen.
+
+    Args:
+        trainer: The trainer, after training.
+
+    Returns:
+        "step", "metric", its "value" there, and "greater_is_better"; None unless
+        `load_best_model_at_end` is on.
+    """
+    args, step = trainer.args, exported_step(trainer)
+    if not args.load_best_model_at_end:
+        return None
+    name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+    return {
+        "step": step,
+        "metric": name,
+        "value": metrics_at(trainer.state.log_history, step).get(name),
+        "greater_is_better": bool(args.greater_is_better),
+    }
+
+
+def describe_exported(result: Mapping[str, Any]) -> str | None:
+    """Say which model was exported, where it is not simply the last one.
+
+    Args:
+        result: As in train.json.
+
+    Returns:
+        Such as "the model of step 20 of 60, best by eval_loss = 0.61 (the lowest)"; None
+        unless `load_best_model_at_end` was on.
+    """
+    best = result.get("best")  # unknown to runs of older versions
+    if best is None:
+        return None
+    text = f"the model of step {best['step']} of {result['steps']}"
+    if best["value"] is None:
+        return f"{text}, as no checkpoint has an evaluation"
+    which = "highest" if best["greater_is_better"] else "lowest"
+    return f"{text}, best by {best['metric']} = {best['value']:.4g} (the {which} of a checkpoint)"
+
+
+def describe_steps(result: Mapping[str, Any]) -> str:
+    """Say how many steps the exported model has, and of how many.
+
+    Args:
+        result: As in train.json.
+
+    Returns:
+        Such as "60", or "20 of 60".
+    """
+    exported = result.get("exported_step", result["steps"])
+    return f"{exported} of {result['steps']}" if exported != result["steps"] else str(exported)
+
+
+# --- From what it was trained --------------------------------------------------------------------
+
+
 def name_data(source: Any) -> tuple[str, bool]:
     """Name a data set without telling where it lies on this machine.
 
     Args:
-        source: As given to the trainer: a loaded set, a `datasets.Dataset`, a file or Hub id.
+        source: As the trainer got it: a loaded set, a `datasets.Dataset`, a file or Hub id.
 
     Returns:
         Its name, and whether that is an id of the Hub.
     """
-    report = getattr(source, "report", None)
-    given = report.source if report is not None else source
-    if not isinstance(given, str | Path):
-        info = getattr(source, "info", None)
-        return str(getattr(info, "dataset_name", None) or type(source).__name__), False
-    return _name(str(given))
+    path = _path_of(source)
+    if path is not None:
+        return _name(path)
+    info = getattr(source, "info", None)
+    return str(getattr(info, "dataset_name", None) or type(source).__name__), False
 
 
 def names_of(train: Any, evaluated: Any) -> dict[str, tuple[str, bool]]:
     """Name the data sets by their use.
 
     Args:
-        train: To train on, as given to the trainer.
+        train: To train on, as the trainer got it.
         evaluated: To evaluate on: one, several by name, or None.
 
     Returns:
@@ -65,16 +158,57 @@ def names_of(train: Any, evaluated: Any) -> dict[str, tuple[str, bool]]:
     return {use: name_data(source) for use, source in _by_use(train, evaluated).items()}
 
 
+def provenance_of(source: Any) -> dict[str, str]:
+    """What was measured of a data set: the stage and judge in its file's folder.
+
+    Args:
+        source: As for `name_data`.
+
+    Returns:
+        "stage", "boundary score", "judge" and "policy measured" where ``stage.json`` of
+        `prefstage measure` lies in the data's folder; else nothing.
+    """
+    named = _path_of(source)
+    if named is None or not Path(named).exists():
+        return {}
+    folder = Path(named) if Path(named).is_dir() else Path(named).parent
+    try:
+        stage = json.loads((folder / _STAGE_FILE).read_text(encoding="utf-8"))
+        return {
+            "stage": str(stage["stage"]),
+            "boundary score": f"{stage['boundary_score']:.3f}",
+            "judge": _name(stage["judge"])[0],
+            "policy measured": _name(stage["policy"])[0],
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def _by_use(train: Any, evaluated: Any) -> dict[str, Any]:
     sets = {"training": train}
     if isinstance(evaluated, Mapping):
-        sets |= {f"evaluation: {name}": each for name, each in evaluated.items()}
+        sets |= {f"evaluation: {name}": source for name, source in evaluated.items()}
     else:
         sets["evaluation"] = evaluated
-    return {use: each for use, each in sets.items() if each is not None}
+    return {use: source for use, source in sets.items() if source is not None}
 
 
-def told_in_card(
+def _path_of(source: Any) -> str | None:
+    path = getattr(getattr(source, "report", None), "source", source)
+    return str(path) if isinstance(path, str | Path) else None
+
+
+# A Hub id as it is; a path's last part; whether it is an id of the Hub.
+def _name(path: str) -> tuple[str, bool]:
+    if not Path(path).exists() and _HUB_ID.fullmatch(path):
+        return path, True
+    return Path(path).name or path, False
+
+
+# --- Writing -------------------------------------------------------------------------------------
+
+
+def card_fields(
     language: Any = None,
     license: str | None = None,
     tags: Any = None,
@@ -95,49 +229,20 @@ def told_in_card(
         more: Likewise.
 
     Returns:
-        Facts of the card that replace what was found.
+        Arguments of `model_card` that replace what the trainer knows.
     """
-    told = {
+    fields = {
         "license": license,
         "name": model_name,
         "base": finetuned_from,
         "language": language,
         "tags": [tags] if isinstance(tags, str) else tags,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def provenance_of(source: Any) -> dict[str, str]:
-    """Find what was measured of a data set: the stage and judge that lie beside its file.
-
-    Args:
-        source: As for `name_data`.
-
-    Returns:
-        "stage", "boundary score", "judge" and "policy measured" where ``stage.json`` of
-        `prefstage measure` lies in the data's folder; else nothing.
-    """
-    report = getattr(source, "report", None)
-    given = report.source if report is not None else source
-    if not isinstance(given, str | Path) or not Path(given).exists():
-        return {}
-    place = Path(given)
-    file = (place if place.is_dir() else place.parent) / _STAGE_FILE
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        measured = {
-            "stage": found["stage"],
-            "boundary score": f"{found['boundary_score']:.3f}",
-            "judge": _name(found["judge"])[0],
-            "policy measured": _name(found["policy"])[0],
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return {name: str(value) for name, value in measured.items()}
-
-
-def write_export(trainer: Any, folder: Path, **told: Any) -> None:
-    """Write what stands beside the weights of a trained model.
+def write_export(trainer: Any, folder: Path, **fields: Any) -> None:
+    """Write what stands with the weights of a trained model.
 
     README.md (the card), the resolved configuration, the chat template where the tokenizer
     brought none, and a generation configuration that ends where trained responses end.
@@ -145,11 +250,13 @@ def write_export(trainer: Any, folder: Path, **told: Any) -> None:
     Args:
         trainer: The `PreferenceTrainer`; its model and tokenizer are in the folder already.
         folder: Where they are.
-        told: What the card shall say instead of what was found: "license", "name", "base".
+        fields: Of the card, in place of what the trainer knows: "license", "name", "base".
     """
-    write_text(folder / "README.md", model_card(card_facts(trainer, **told)))
-    resolved = yaml.safe_dump(resolved_config(trainer), sort_keys=False, allow_unicode=True)
-    write_text(folder / RESOLVED_CONFIG, resolved)
+    write_text(folder / "README.md", model_card(**card_facts(trainer) | fields))
+    write_text(
+        folder / RESOLVED_CONFIG,
+        yaml.safe_dump(resolved_config(trainer), sort_keys=False, allow_unicode=True),
+    )
     if not trainer.processing_class.chat_template:
         write_text(folder / "chat_template.jinja", trainer.encoder.chat_template)
     generation = copy.deepcopy(getattr(_bare(trainer.model), "generation_config", None))
@@ -167,152 +274,119 @@ def resolved_config(trainer: Any) -> dict[str, Any]:
     Returns:
         JSON-serialisable values by name.
     """
-    arguments = {
-        name: value
-        for name, value in trainer.args.to_dict().items()
-        if not _LOCAL.fullmatch(name) and name not in ("loss", "reference")
-    }
     return {
         "base_model": _base(trainer)[0],
         "loss": trainer.loss.resolved(),
         "reference": _name(str(trainer.args.reference))[0],
-        "data": [dataclasses.asdict(each) for each in _data(trainer)],
+        "data": _data(trainer),
         "provenance": dict(trainer.provenance),
-        "arguments": arguments,
+        "arguments": {
+            name: value
+            for name, value in trainer.args.to_dict().items()
+            if not _LOCAL.fullmatch(name) and name not in ("loss", "reference")
+        },
         "settings": trainer.settings_of_run,
         "exported_step": exported_step(trainer),
         "versions": package_versions(),
     }
 
 
-def card_facts(trainer: Any, **told: Any) -> CardFacts:
+def card_facts(trainer: Any) -> dict[str, Any]:
     """Collect what the model card tells.
 
     Args:
         trainer: The `PreferenceTrainer`.
-        told: Facts that replace what was found.
 
     Returns:
-        The facts.
+        Arguments of `model_card`.
     """
+    state, reference = trainer.state, str(trainer.args.reference)
     base, on_hub = _base(trainer)
-    history = trainer.state.log_history
+    history, exported = state.log_history, exported_step(trainer)
     evaluated = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
-    exported = exported_step(trainer)
-    steps = sorted({entry["step"] for entry in evaluated if entry["step"] <= exported})
+    steps = sorted({entry["step"] for entry in evaluated if entry["step"] <= exported}) or [0]
     losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
-    adapters = getattr(trainer.model, "peft_config", {})
-    kinds = [str(getattr(each.peft_type, "value", each.peft_type)) for each in adapters.values()]
-    needed = "reference" in trainer.loss.needs
-    reference = str(trainer.args.reference)
-    found = CardFacts(
-        name=_model_name(trainer),
-        base=base,
-        base_on_hub=on_hub,
-        license=_license_of(trainer.model),
-        adapter=", ".join(kinds) or None,
-        losses=[_loss(each) for each in trainer.loss.resolved()],
-        reference=_REFERENCES.get(reference, f"`{_name(reference)[0]}`") if needed else None,
-        data=_data(trainer),
-        provenance=trainer.provenance,
-        arguments=_changed(trainer.args),
-        steps=trainer.state.global_step,
-        exported=exported_told(
-            {"steps": trainer.state.global_step, "best": best_checkpoint(trainer)}
-        )
-        if trainer.best_step is not None
+    kinds = [config.peft_type for config in getattr(trainer.model, "peft_config", {}).values()]
+    best = {"steps": state.global_step, "best": best_checkpoint(trainer)}
+    return {
+        "name": str(trainer.args.hub_model_id or Path(trainer.args.output_dir).resolve().name),
+        "base": base,
+        "base_on_hub": on_hub,
+        "license": _license_of(trainer.model),
+        "adapter": ", ".join(str(getattr(kind, "value", kind)) for kind in kinds) or None,
+        "losses": trainer.loss.resolved(),
+        "reference": _REFERENCES.get(reference, f"`{_name(reference)[0]}`")
+        if "reference" in trainer.loss.needs
         else None,
-        epochs=float(trainer.state.epoch or 0),
-        before=metrics_at(evaluated, steps[0]) if steps else {},
-        before_step=steps[0] if steps else 0,
-        after=metrics_at(evaluated, steps[-1]) if steps else {},
-        after_step=steps[-1] if steps else 0,
-        train_loss=losses[-1] if losses else None,
-        versions=package_versions(),
-        notes=tuple(trainer.notes),
-    )
-    return dataclasses.replace(found, **told)
+        "data": _data(trainer),
+        "provenance": trainer.provenance,
+        "arguments": _changed(trainer.args),
+        "steps": state.global_step,
+        "exported": None if trainer.best_step is None else describe_exported(best),
+        "epochs": float(state.epoch or 0),
+        "before": (steps[0], metrics_at(evaluated, steps[0])),
+        "after": (steps[-1], metrics_at(evaluated, steps[-1])),
+        "train_loss": losses[-1] if losses else None,
+        "versions": package_versions(),
+        "notes": tuple(trainer.notes),
+    }
 
 
-def _loss(resolved: Mapping[str, Any]) -> LossFacts:
-    settings = {name: each for name, each in resolved.items() if name not in ("name", "weight")}
-    loss = get_loss(resolved["name"])
-    return LossFacts(loss.name, float(resolved["weight"]), settings, loss.summary, loss.source)
+def _data(trainer: Any) -> list[dict[str, Any]]:
+    facts = []
+    for use, items in _by_use(trainer.train_dataset, trainer.eval_dataset).items():
+        name, on_hub = trainer.data_names.get(use, ("unnamed", False))
+        known = {"kind": items.kind, "items": len(items), "fingerprint": items.fingerprint}
+        counts = {what: count for what, count in items.counts.items() if isinstance(count, int)}
+        facts.append({"name": name, "use": use, **known, "on_hub": on_hub, "counts": counts})
+    return facts
 
 
-def _data(trainer: Any) -> list[DataFacts]:
-    return [
-        _data_facts(use, each, *trainer.data_names.get(use, ("unnamed", False)))
-        for use, each in _by_use(trainer.train_dataset, trainer.eval_dataset).items()
-    ]
-
-
-def _data_facts(use: str, items: ItemSet, name: str, on_hub: bool) -> DataFacts:
-    counts = {what: count for what, count in items.counts.items() if isinstance(count, int)}
-    return DataFacts(name, use, items.kind, len(items), items.fingerprint, on_hub, counts)
-
-
+# Arguments that differ from their defaults, as far as they matter to others.
 def _changed(args: Any) -> dict[str, Any]:
-    """Arguments that differ from their defaults, as far as they matter to others."""
-    values = args.to_dict()
-    changed = {}
+    values, changed = args.to_dict(), {}
     for field in dataclasses.fields(args):
         default = field.default
         if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        value = values.get(field.name)
-        default = getattr(default, "value", default)
+        value, default = values.get(field.name), getattr(default, "value", default)
         unchanged = value == default or not (value or default)  # None, False and [] are alike
         if not unchanged and not _LOCAL.fullmatch(field.name) and field.name != "loss":
             changed[field.name] = value
     return changed
 
 
-def _ends(own: Any, trainer: Any) -> list[int] | int | None:
-    """Ids that end a generated response: the model's own, and the trained end of a turn.
-
-    An end of turn that is plain text, as a format for base models may have it, is no id.
-    """
-    known = [own] if isinstance(own, int) else list(own or ())
+# Ids that end a generated response: the model's own, and the trained end of a turn.
+def _ends(eos: Any, trainer: Any) -> list[int] | int | None:
+    known = [eos] if isinstance(eos, int) else list(eos or ())
     end = trainer.encoder.end_of_turn_ids[-1]
+    # An end of turn that is plain text, as a format for base models may have it, is no id.
     special = end in trainer.processing_class.added_tokens_decoder
     ids = list(dict.fromkeys([*known, end] if special else known))
-    if not ids:
-        return None
-    return ids if ids[1:] else ids[0]
+    if len(ids) > 1:
+        return ids
+    return ids[0] if ids else None
 
 
 def _base(trainer: Any) -> tuple[str, bool]:
-    merged_from = getattr(_bare(trainer.model), "merged_from", None)
+    bare = _bare(trainer.model)
+    merged_from = getattr(bare, "merged_from", None)
     if merged_from is not None:
         return str(merged_from), False
-    named = str(getattr(_bare(trainer.model).config, "_name_or_path", "") or "")
-    return _name(named) if named else (f"a new {type(_bare(trainer.model)).__name__}", False)
+    named = str(bare.config.name_or_path or "")
+    return _name(named) if named else (f"a new {type(bare).__name__}", False)
 
 
-def _model_name(trainer: Any) -> str:
-    return str(trainer.args.hub_model_id or Path(trainer.args.output_dir).resolve().name)
-
-
+# License in the card that lies by the base model's weights.
 def _license_of(model: Any) -> str | None:
-    """License in the card that lies beside the base model's weights."""
     from huggingface_hub import ModelCard
 
-    card = Path(getattr(_bare(model).config, "_name_or_path", "") or "none") / "README.md"
-    if not card.is_file():
-        return None
+    card = Path(_bare(model).config.name_or_path or "none") / "README.md"
     try:
-        license_named = ModelCard.load(card).data.get("license")
+        license_named = ModelCard.load(card).data.get("license") if card.is_file() else None
     except (ValueError, yaml.YAMLError):
         return None
     return str(license_named) if license_named else None
-
-
-def _name(given: str) -> tuple[str, bool]:
-    """A Hub id as it is; a path's last part; whether it is an id of the Hub."""
-    if not Path(given).exists() and _HUB_ID.fullmatch(given):
-        return given, True
-    return Path(given).name or given, False
 
 
 def _bare(model: Any) -> Any:

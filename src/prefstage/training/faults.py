@@ -1,30 +1,50 @@
-"""What can go wrong in training, each found where it begins and told in one line."""
+"""What can go wrong in training: noticed where it begins, explained in one line with its cure."""
 
 import errno
+import logging
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from prefstage.core.errors import TrainingError
+from prefstage.core.errors import ModelError, TrainingError
+from prefstage.scoring.budget import free_memory_bytes
+from prefstage.training.batches import StepItems
+from prefstage.training.checkpoints import newest_whole
+from prefstage.training.memory import STATES_A_PARAMETER
+from prefstage.training.policy import drops
+from prefstage.training.reference import ADAPTER_OFF, START
+from prefstage.training.step import StepOutcome, StepRunner
+
+_log = logging.getLogger(__name__)
 
 SAVING_ERRORS = (OSError, RuntimeError, SafetensorError)
 """What writing a checkpoint raises when the disk refuses: Python, torch and safetensors."""
 
 _SHOWN_ROWS = 5
 _MB = 1_000_000
+# torch's zip writer reports a full disk as an unexpected position, without any error code.
 _NO_ROOM = re.compile(r"no space left|quota|file too large|unexpected pos", re.IGNORECASE)
 _NO_ROOM_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _SAFE_SHARE = 0.9
 _ROUND_TOKENS = 64
+_PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes there, KiB elsewhere
+
+FULL_PRECISION_TOLERANCE = 1e-3
+HALF_PRECISION_TOLERANCE = 0.05
+"""Nats a token, averaged over a response: rounding differs between forward passes."""
 
 
 def going_on(last: Path | None) -> str:
@@ -41,10 +61,10 @@ def going_on(last: Path | None) -> str:
     return f"then go on with resume_from_checkpoint=True; {last.name} is untouched"
 
 
-# --- Numbers that are none ---------------------------------------------------------------------
+# --- Numbers -----------------------------------------------------------------------------------
 
 
-def check_losses(
+def bad_losses(
     values: Tensor,
     rows: Sequence[int],
     *,
@@ -52,37 +72,33 @@ def check_losses(
     log_probs: Mapping[str, Tensor],
     learning_rate: float | None = None,
     last: Path | None = None,
-) -> None:
-    """Check that the loss of every item of an optimiser step is a number.
+) -> TrainingError:
+    """Say of which items the loss is no number, and where that began.
 
     Args:
-        values: Loss of each item. [items].
+        values: Loss of each item, of which some are NaN or infinite. [items].
         rows: Row of each item in its data set. [items].
         step: Optimiser steps done before this one.
-        log_probs: Sums of log-probs by what they are ("policy's log-prob of chosen", ...),
-            to say where it began. Each [items], nats.
+        log_probs: Log-probs by what they are ("the policy's log-probs", ...). [tokens], nats.
         learning_rate: The present one.
         last: The last whole checkpoint.
 
-    Raises:
-        TrainingError: If a loss is NaN or infinite: which step, which rows, what to look at.
+    Returns:
+        The error to raise: which step, which rows, what to look at.
     """
-    bad = ~torch.isfinite(values.detach())
-    if not bool(bad.any()):
-        return
-    places = bad.nonzero().flatten().tolist()
-    named = ", ".join(str(rows[place]) for place in places[:_SHOWN_ROWS])
-    more = len(places) - _SHOWN_ROWS
-    broken = [what for what, each in log_probs.items() if not bool(torch.isfinite(each).all())]
-    if any("policy" in what for what in broken):
+    positions = (~torch.isfinite(values.detach())).nonzero().flatten().tolist()
+    named = ", ".join(str(rows[position]) for position in positions[:_SHOWN_ROWS])
+    more = len(positions) - _SHOWN_ROWS
+    broken = [name for name, flat in log_probs.items() if not bool(torch.isfinite(flat).all())]
+    if any("policy" in name for name in broken):
         rate = "" if learning_rate is None else f" (now {learning_rate:g})"
         cure = f"lower learning_rate{rate} or max_grad_norm, or use bf16 instead of fp16"
     elif broken:
         cure = "delete the reference cache, and check the reference model in float32"
     else:
         cure = "look at these rows' lengths and scores, and at the loss's settings"
-    raise TrainingError.of(
-        saw=f"step {step + 1}: the loss of {len(places)} of {len(values)} items is not a number "
+    return TrainingError.of(
+        saw=f"step {step + 1}: the loss of {len(positions)} of {len(values)} items is not a number "
         f"(rows {named}{f' and {more} more' if more > 0 else ''})"
         + (f"; not a number either: {', '.join(broken)}" if broken else ""),
         expected="finite losses",
@@ -90,20 +106,18 @@ def check_losses(
     )
 
 
-def check_gradient(norm: float | Tensor | None, *, step: int, last: Path | None = None) -> None:
-    """Check that the gradient's norm is a number, before the optimiser takes it in.
+def bad_gradient(norm: float | Tensor, *, step: int, last: Path | None = None) -> TrainingError:
+    """Say that the gradient's norm is no number, though all losses are.
 
     Args:
-        norm: Norm of the whole gradient, before clipping; None if it was not computed.
+        norm: Norm of the whole gradient, before clipping: NaN or infinite.
         step: Optimiser steps done before this one.
         last: The last whole checkpoint.
 
-    Raises:
-        TrainingError: If it is NaN or infinite.
+    Returns:
+        The error to raise.
     """
-    if norm is None or math.isfinite(float(norm)):
-        return
-    raise TrainingError.of(
+    return TrainingError.of(
         saw=f"step {step + 1}: the gradient's norm is {float(norm)}, though the loss is finite",
         expected="a finite gradient",
         cure="lower learning_rate, or train in float32 or bf16, " + going_on(last),
@@ -116,7 +130,7 @@ def bad_weights(
     """Look for trained weights that are NaN or infinite, before they are saved.
 
     Args:
-        model: The model; of a sharded one this process's part is looked at.
+        model: The model; of a sharded model, this process's part.
         step: Optimiser steps done.
         last: The last whole checkpoint.
 
@@ -124,11 +138,11 @@ def bad_weights(
         The error to raise, or None if all are numbers.
     """
     for name, weight in model.named_parameters():
-        if not weight.requires_grad:
-            continue
-        local = getattr(weight, "_local_tensor", weight).detach()
-        if not bool(torch.isfinite(local).all()):
-            count = int((~torch.isfinite(local)).sum())
+        # Of a sharded weight only the local part: whole ones would be gathered, one process after
+        # another would wait, and a process with a fault must not leave the others waiting.
+        local = (weight.to_local() if hasattr(weight, "to_local") else weight).detach()
+        count = int((~torch.isfinite(local)).sum()) if weight.requires_grad else 0
+        if count:
             return TrainingError.of(
                 saw=f"step {step}: {count:,} of {local.numel():,} weights of {name} are NaN or "
                 "infinite; nothing was saved",
@@ -138,13 +152,69 @@ def bad_weights(
     return None
 
 
-def bad_weights_elsewhere(step: int) -> TrainingError:
-    """The error of a process whose own weights are numbers, while another's are not."""
-    return TrainingError.of(
-        saw=f"step {step}: another process holds weights that are NaN or infinite",
-        expected="finite weights on every process",
-        cure="see the other processes' error",
+def check_start(outcome: StepOutcome, *, tolerance: float) -> float:
+    """Check that policy and reference agree before the first update.
+
+    The log-ratio of each response, a token, must be 0 within `tolerance`; the sigmoid loss
+    is then ln 2.
+
+    Args:
+        outcome: Of the first step.
+        tolerance: Largest |log-ratio| a token, nats.
+
+    Returns:
+        The largest log-ratio.
+
+    Raises:
+        ModelError: If it is larger: then the loss compares things that are not comparable.
+    """
+    items, reference = outcome.items, outcome.items.reference
+    if reference is None:
+        return 0.0
+    ratios = (outcome.scored.log_probs - reference.to(outcome.scored.log_probs.device)).cpu()
+    means = [
+        (float(ratios[span].mean().abs()), item)
+        for item, spans in zip(items.items, items.spans, strict=True)
+        for span in spans
+    ]
+    # NaN is not smaller than anything: sorted as the worst, it is reported too.
+    worst, item = max(means, key=lambda mean: math.inf if math.isnan(mean[0]) else mean[0])
+    if worst <= tolerance:
+        return worst
+    raise ModelError.of(
+        saw=f"before the first update the policy's log-probs differ from its reference's by "
+        f"{worst:.3g} nats a token in item {item.index} (prompt {item.trees[0].prompt_id})",
+        expected=f"at most {tolerance:g}, since the policy is its own reference (the sigmoid "
+        "loss starts at ln 2)",
+        cure="look at dropout and other randomness in the forward pass, at layout='flat', at "
+        "weights that changed after the reference was computed, or at a precision too low "
+        "(raise initial_loss_tolerance)",
     )
+
+
+def start_tolerance(trainer: Any) -> float | None:
+    """The tolerance of the check; None, with the reason in the log, where it says nothing.
+
+    Args:
+        trainer: The trainer, at any step.
+
+    Returns:
+        Nats a token, or None.
+    """
+    if trainer.state.global_step > 0 or not trainer.references.needed:
+        return None
+    reference = trainer.references.reference
+    if reference != START and not (reference == ADAPTER_OFF and trainer.fresh_adapter):
+        _log.info("initial-loss check left out: the reference is another model than the start")
+        return None
+    if drops(trainer.model):
+        _log.info("initial-loss check left out: dropout makes log-probs differ")
+        return None
+    if trainer.args.initial_loss_tolerance is not None:
+        return float(trainer.args.initial_loss_tolerance)
+    dtypes = {weight.dtype for weight in trainer.model.parameters()}
+    half = trainer.accelerator.mixed_precision != "no" or dtypes & {torch.float16, torch.bfloat16}
+    return HALF_PRECISION_TOLERANCE if half else FULL_PRECISION_TOLERANCE
 
 
 # --- The disk ----------------------------------------------------------------------------------
@@ -165,11 +235,12 @@ def saving_failed(error: Exception, folder: Path, step: int, last: Path | None) 
     text = next(iter(str(error).splitlines()), type(error).__name__)
     reason = (getattr(error, "strerror", None) or text).strip()
     full = getattr(error, "errno", None) in _NO_ROOM_CODES or _NO_ROOM.search(str(error))
-    if not full:
-        expected, cure = "a folder that can be written to", f"mend it, {going_on(last)}"
-    else:
-        needed, free = _size_of(last), shutil.disk_usage(folder).free
+    expected, cure = "a folder that can be written to", f"mend it, {going_on(last)}"
+    if full:
+        files = () if last is None else last.rglob("*")
+        needed = sum(file.stat().st_size for file in files if file.is_file())
         room = f" of about {needed / _MB:,.1f} MB" if needed else ""
+        free = shutil.disk_usage(folder).free
         expected = f"room for a checkpoint{room} ({free / _MB:,.1f} MB are free)"
         cure = f"make room, or set a lower save_total_limit, {going_on(last)}"
     return TrainingError.of(
@@ -177,12 +248,6 @@ def saving_failed(error: Exception, folder: Path, step: int, last: Path | None) 
         expected=expected,
         cure=cure,
     )
-
-
-def _size_of(checkpoint: Path | None) -> int:
-    if checkpoint is None:
-        return 0
-    return sum(each.stat().st_size for each in checkpoint.rglob("*") if each.is_file())
 
 
 # --- Memory ------------------------------------------------------------------------------------
@@ -238,6 +303,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the machine, has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    # The CPU's allocator raises a bare RuntimeError.
     return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
@@ -271,3 +337,114 @@ def out_of_memory(
         expected=f"micro-batches of at most about {budget:,} tokens, by what was measured",
         cure=cure + going_on(last),
     )
+
+
+class StepGuard:
+    """Turns what goes wrong in an optimiser step into one line that names the cure.
+
+    Args:
+        runner: Computes the steps.
+        folder: The run's output folder, where the last whole checkpoint lies.
+        device: Where the steps are computed.
+    """
+
+    def __init__(self, runner: StepRunner, folder: Path, device: torch.device) -> None:
+        self._runner = runner
+        self._folder = folder
+        self._device = device
+        self._watch = MemoryWatch()
+
+    @contextmanager
+    def memory(self, items: StepItems, *, step: int, optimizer: Any) -> Iterator[None]:
+        """Watch a step's memory, and say what would fit if it does not.
+
+        Args:
+            items: The items of the step.
+            step: Optimiser steps done before it.
+            optimizer: Whose state may still have to be made.
+
+        Yields:
+            Nothing; the step is computed inside.
+
+        Raises:
+            TrainingError: If the device, or the machine, has no memory left.
+        """
+        held = _held_bytes(self._device) + _bytes_to_come(optimizer)
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            tokens = self._largest(items)
+            budget = self._watch.budget(
+                held=held,
+                capacity=_held_bytes(self._device) + free_memory_bytes(self._device),
+                tokens=tokens,
+                reached=max(_peak_bytes(self._device), held),
+            )
+            longest, last = max(self._runner.sizes(items)), newest_whole(self._folder)
+            raise out_of_memory(
+                error, step=step, tokens=tokens, longest=longest, budget=budget, last=last
+            ) from error
+        peak = _peak_bytes(self._device)
+        # The peak is the process's since it began, so only a new one is this step's; the plan,
+        # which costs time, is made anew only then.
+        if peak - held > self._watch.bytes_taken:
+            self._watch.note(self._largest(items), held=held, peak=peak)
+
+    def check(self, outcome: StepOutcome, *, step: int, learning_rate: float) -> None:
+        """Check that every loss of a step is a number.
+
+        Args:
+            outcome: Of the step.
+            step: Optimiser steps done before it.
+            learning_rate: The present one.
+
+        Raises:
+            TrainingError: If one is NaN or infinite.
+        """
+        if bool(torch.isfinite(outcome.values.values).all()):
+            return
+        known = {"the policy's log-probs": outcome.scored.log_probs}
+        if outcome.items.reference is not None:
+            known["the reference's log-probs"] = outcome.items.reference
+        raise bad_losses(
+            outcome.values.values,
+            [item.index for item in outcome.items.items],
+            step=step,
+            log_probs=known,
+            learning_rate=learning_rate,
+            last=newest_whole(self._folder),
+        )
+
+    # Tokens of the largest micro-batch, items taken one by one.
+    def _largest(self, items: StepItems) -> int:
+        sizes, budget = self._runner.sizes(items), self._runner.token_budget
+        batches = [batch for share in self._runner.plan(items) for batch in share if batch]
+        totals = [(sum(sizes[item] for item in batch), len(batch)) for batch in batches]
+        # Several items share prompts, so that their sum may exceed what the budget let through.
+        return max(min(total, budget) if count > 1 else total for total, count in totals)
+
+
+def _held_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _PEAK_UNIT
+
+
+# Gradients, made anew at every step, and the optimiser's state before its first step.
+def _bytes_to_come(optimizer: Any) -> int:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    gradients = sum(weight.numel() * weight.element_size() for weight in weights)
+    states = 0 if optimizer.state else 4 * STATES_A_PARAMETER
+    return int(gradients + states * sum(weight.numel() for weight in weights))

@@ -1,5 +1,6 @@
 """Training items: what one item of an optimiser's batch is, as token trees."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,13 +23,20 @@ from prefstage.data import (
 )
 from prefstage.data.records import TIE, Ties
 from prefstage.data.rendering import RenderingError
+from prefstage.data.rows import BadRow, RowFault
 from prefstage.data.tokenising import CAUSES, cause_of, encode_noting_cuts
-from prefstage.training.refused import RefusedRows
+from prefstage.training.policy import is_first_process
 
 ItemKind = Literal["pairs", "groups", "unpaired", "responses"]
 LoadedSet = PairSet | CandidateSet | UnpairedSet | ConversationSet
 
 _FEWEST_OF_A_GROUP = 2
+_SHOWN_ROWS = 3
+_SIDES: dict[type, tuple[str, ...]] = {
+    PairSet: ("chosen", "rejected"),
+    UnpairedSet: ("completion",),
+    ConversationSet: ("completion",),
+}
 
 LEFT_OUT = {
     "rows_refused": "rows that the chat template cannot render set aside in the quarantine file",
@@ -80,7 +88,7 @@ class ItemSet:
         items: The items, in the order of the dataset.
         counts: What encoding did: prompts and responses encoded, cut off and so on, as in
             `prefstage.data.tokenising.EncodingCounts`; what was cut by side; what was left
-            out (`LEFT_OUT`); and how many annotators there are, where the loss asks.
+            out (`LEFT_OUT`); and how many annotators there are, where the loss reads them.
         fingerprint: Hash of the data and of the encoding.
     """
 
@@ -126,29 +134,31 @@ def encode_items(
             `on_bad_row` sets none aside.
     """
     before = asdict(encoder.counts)
-    kind, items_of = _ENCODINGS[type(dataset)]
+    kind, items_of = KINDS[type(dataset)]
     work = _Encoding(encoder, ties, by_vote)
-    refused = RefusedRows(dataset)
-    made = list[TrainingItem]()
+    items, refused = list[TrainingItem](), list[tuple[int, Any, RowFault]]()
     for index, row in enumerate(dataset):
         try:
-            made += items_of(index, row, work)
+            items += items_of(index, row, work)
         except RenderingError as error:
-            refused.add(index, row, error)
-    refused.finish()
-    items = tuple(made)
+            refused.append((index, row, error.fault))
+    if refused:
+        work.counts["rows_refused"] = len(refused)
+        _set_aside(dataset, refused)
     if isinstance(dataset, UnpairedSet):
         items = _without_contradictions(items, dataset, work)
+    # Differences, as an encoder counts over all sets that it has encoded.
     counts = {name: count - before[name] for name, count in asdict(encoder.counts).items()}
-    counts |= work.counts | ({"rows_refused": refused.count} if refused.count else {})
+    counts |= work.counts
     if isinstance(dataset, UnpairedSet | ConversationSet) and dataset.report.ties:
         counts["ties_left_out"] = dataset.report.ties
     if by_vote and kind == "pairs":
         counts["annotators"] = len({item.annotator for item in items} - {None})
     if not items:
         raise _nothing_left(kind, dataset, counts)
-    asked = [] if (ties, by_vote) == ("leave-out", False) else [ties, by_vote]
-    return ItemSet(kind, items, counts, digest([dataset.fingerprint, encoder.fingerprint, *asked]))
+    choices = [] if (ties, by_vote) == ("leave-out", False) else [ties, by_vote]
+    fingerprint = digest([dataset.fingerprint, encoder.fingerprint, *choices])
+    return ItemSet(kind, tuple(items), counts, fingerprint)
 
 
 def left_out(counts: Mapping[str, Any]) -> list[str]:
@@ -160,20 +170,12 @@ def left_out(counts: Mapping[str, Any]) -> list[str]:
     Returns:
         Lines such as "12 ties left out (ties: keep trains on them)".
     """
-    return [f"{counts[name]:,} {said}" for name, said in LEFT_OUT.items() if counts.get(name)]
+    return [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if counts.get(name)]
 
 
+# Encodes the rows of one set, and counts what becomes of them.
 @dataclass
 class _Encoding:
-    """Encodes the rows of one set, and counts what becomes of them.
-
-    Attributes:
-        encoder: Turns text into tokens.
-        ties: As of `encode_items`.
-        by_vote: As of `encode_items`.
-        counts: Filled as rows are encoded.
-    """
-
     encoder: ResponseEncoder
     ties: Ties
     by_vote: bool
@@ -182,7 +184,6 @@ class _Encoding:
     def tree(
         self, prompt: Sequence[Message], responses: Sequence[Any], sides: Sequence[str]
     ) -> TokenTree:
-        """Encode responses, counting which side was cut."""
         tree, cut = encode_noting_cuts(prompt, responses, self.encoder)
         named = zip(sides, cut, strict=False)  # groups have no sides
         self.counts.update(f"{side}_truncated" for side, lost in named if lost)
@@ -213,7 +214,7 @@ def _pair_items(index: int, pair: Pair, work: _Encoding) -> Iterator[TrainingIte
         if vote.preference == TIE:
             work.counts["tie_votes_left_out"] += 1
             continue
-        labelled = item if vote.preference > TIE else _turned(item)
+        labelled = item if vote.preference > TIE else _with_sides_exchanged(item)
         yield replace(labelled, annotator=vote.annotator, tied=False)
 
 
@@ -221,8 +222,7 @@ def _group_items(index: int, row: Candidates, work: _Encoding) -> Iterator[Train
     if len(row.responses) < _FEWEST_OF_A_GROUP:
         work.counts["prompts_with_one_response"] += 1
         return
-    messages = [row.message(place) for place in range(len(row.responses))]
-    tree = work.tree(row.prompt, messages, ())
+    tree = work.tree(row.prompt, [row.message(n) for n in range(len(row.responses))], ())
     repeated = len(tree.response_ids) - len(set(tree.response_ids))
     if repeated:
         work.counts["responses_repeated_in_groups"] += repeated
@@ -236,15 +236,11 @@ def _unpaired_items(index: int, row: Unpaired, work: _Encoding) -> Iterator[Trai
 
 
 def _response_items(index: int, row: Conversation, work: _Encoding) -> Iterator[TrainingItem]:
-    trees: list[TokenTree] = []
-    turn: Message
-    for before, turn in row.turns():
-        trees.append(work.encoder.encode(before, [turn]))
+    trees = [work.encoder.encode(before, [turn]) for before, turn in row.turns()]
     yield TrainingItem(index, tuple(trees))
 
 
-def _turned(item: TrainingItem) -> TrainingItem:
-    """The pair with its sides exchanged."""
+def _with_sides_exchanged(item: TrainingItem) -> TrainingItem:
     tree = item.trees[0]
     return replace(
         item,
@@ -254,30 +250,54 @@ def _turned(item: TrainingItem) -> TrainingItem:
     )
 
 
+# Leave out what differs as text and is, as tokens, both desirable and undesirable.
 def _without_contradictions(
-    items: tuple[TrainingItem, ...], rows: UnpairedSet, work: _Encoding
-) -> tuple[TrainingItem, ...]:
-    """Leave out what differs as text and is, as tokens, both desirable and undesirable.
-
-    Where the texts are equal too it is their raters who disagree: those stay, counted.
-    """
+    items: list[TrainingItem], rows: UnpairedSet, work: _Encoding
+) -> list[TrainingItem]:
     alike = defaultdict(list)
     for item in items:
         alike[item.trees[0].prompt_id, item.trees[0].response_ids[0]].append(item)
-    gone = set[int]()
+    dropped = set[int]()
     for group in alike.values():
         sides = [[item.index for item in group if item.desirable == label] for label in (1, 0)]
         if not all(sides):
             continue
         wanted, unwanted = (rows[side[0]] for side in sides)
+        # Where the texts are equal too it is the raters who disagree: that is data, and stays.
         if wanted.completion == unwanted.completion:
             work.counts["labelled_both_ways"] += len(group)
             continue
         both = wanted.completion[0], unwanted.completion[0]
         cause = cause_of(wanted.prompt, *both, work.encoder)
         work.counts[f"same_tokens_by_{cause}"] += len(group)
-        gone.update(item.index for item in group)
-    return tuple(item for item in items if item.index not in gone)
+        dropped.update(item.index for item in group)
+    return [item for item in items if item.index not in dropped]
+
+
+# Write rows that cannot be rendered to the data's quarantine file, or refuse the set.
+def _set_aside(dataset: LoadedSet, refused: Sequence[tuple[int, Any, RowFault]]) -> None:
+    report, sides = dataset.report, _SIDES.get(type(dataset), ())
+    bad = list[BadRow]()
+    for index, _, fault in refused:
+        field_name = fault.field  # under the name that its column has
+        for number, side in enumerate(sides):
+            field_name = field_name.replace(f"responses[{number}]", side)
+        named = RowFault(field_name, saw=fault.saw, expected=fault.expected, cure=fault.cure)
+        bad.append(BadRow.of(*report.position_of(index, len(dataset)), named))
+    if report.quarantine_file is None:
+        more = len(bad) - _SHOWN_ROWS
+        raise DataError.of(
+            saw=f"{report.source}: {len(bad)} of {len(dataset)} rows cannot be rendered: "
+            + "; ".join(map(str, bad[:_SHOWN_ROWS]))
+            + (f"; and {more} more" if more > 0 else ""),
+            expected="rows that the model's chat template can render",
+            cure="mend them, or set on_bad_row: quarantine with a quarantine_file",
+        )
+    if is_first_process():
+        with open(report.quarantine_file, "a", encoding="utf-8") as stream:
+            for fault_of_row, (_, row, _) in zip(bad, refused, strict=True):
+                record = {**vars(fault_of_row), "raw": asdict(row)}
+                stream.write(json.dumps(record, default=str) + "\n")
 
 
 def _nothing_left(kind: ItemKind, dataset: LoadedSet, counts: dict[str, Any]) -> DataError:
@@ -288,12 +308,13 @@ def _nothing_left(kind: ItemKind, dataset: LoadedSet, counts: dict[str, Any]) ->
             expected="groups of at least two responses to a prompt",
             cure="sample more responses, or choose a loss on single responses",
         )
-    alike = sum(counts.get(f"same_tokens_by_{cause}", 0) for cause in CAUSES)
-    cure = "check the columns of chosen and rejected" if alike else "use other data"
+    cure = "use other data"
     if counts.get("same_tokens_by_truncation"):
         cure = "raise max_response_tokens"
     elif counts.get("ties_left_out"):
         cure = "set ties: keep to train on ties, or use data whose raters decide"
+    elif any(counts.get(f"same_tokens_by_{cause}") for cause in CAUSES):
+        cure = "check the columns of chosen and rejected"
     return DataError.of(
         saw=f"{source} with nothing to learn from ({'; '.join(reasons) or 'no row'})",
         expected="at least one pair whose sides differ and of which one is better"
@@ -303,15 +324,16 @@ def _nothing_left(kind: ItemKind, dataset: LoadedSet, counts: dict[str, Any]) ->
     )
 
 
+# The scores, or None if one is unknown.
 def _all_known(*scores: float | None) -> tuple[float, ...] | None:
-    """The scores, or None if one is unknown."""
     known = tuple(score for score in scores if score is not None)
     return known if len(known) == len(scores) else None
 
 
-_ENCODINGS: dict[type, tuple[ItemKind, Callable[[int, Any, _Encoding], Iterator[TrainingItem]]]] = {
+KINDS: dict[type, tuple[ItemKind, Callable[[int, Any, _Encoding], Iterator[TrainingItem]]]] = {
     PairSet: ("pairs", _pair_items),
     CandidateSet: ("groups", _group_items),
     UnpairedSet: ("unpaired", _unpaired_items),
     ConversationSet: ("responses", _response_items),
 }
+"""Kind of item that a loaded set has, and how its rows become such items."""

@@ -1,20 +1,26 @@
-"""Metrics under TRL's names: values of each item, and their means over items."""
+"""Metrics under TRL's names: values of items, and their means over items, never over batches."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prefstage.losses import LossMix, LossValues
+from prefstage.losses import LossMix, LossState, LossValues
 from prefstage.training.batches import StepItems
-from prefstage.training.step import Scored
+from prefstage.training.items import ItemSet
+from prefstage.training.step import Scored, StepRunner
 
 TIE = 2.0**-17
 """Margins below this share of what they are differences of are rounding: 64 times float32's."""
 
 HALF = 0.5
+
+ITEMS_PER_CHUNK = 512
+"""Items planned together: enough to fill micro-batches, few enough to plan at once."""
 
 ItemMetrics = dict[str, Tensor]
 """For each metric its value for each item that has one."""
@@ -24,31 +30,28 @@ class Means:
     """Sums and counts of metrics, so that a mean is over items, whatever the batches."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
+        self._totals: dict[str, list[float]] = {}
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Take the values of some items."""
         for name, values in metrics.items():
-            self._sums[name] += float(values.double().sum())
-            self._counts[name] += values.numel()
+            total = self._totals.setdefault(name, [0.0, 0])
+            # In float64: thousands of float32 values would lose the last of what each adds.
+            total[0] += float(values.double().sum())
+            total[1] += values.numel()
 
     def state(self) -> dict[str, tuple[float, int]]:
         """Sum and count of each metric, for a checkpoint."""
-        return {name: (self._sums[name], count) for name, count in self._counts.items()}
+        return {name: (total, int(count)) for name, (total, count) in self._totals.items()}
 
     def restore(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Go on from what `state` gave."""
-        self._sums.clear()
-        self._counts.clear()
-        for name, (total, count) in state.items():
-            self._sums[name], self._counts[name] = float(total), int(count)
+        """Go on from what `state` returned."""
+        self._totals = {name: [float(total), int(n)] for name, (total, n) in state.items()}
 
     def take(self) -> dict[str, float]:
         """The means so far; then begin anew."""
-        means = {name: self._sums[name] / n for name, n in self._counts.items() if n}
-        self._sums.clear()
-        self._counts.clear()
+        means = {name: total / n for name, (total, n) in self._totals.items() if n}
+        self._totals = {}
         return means
 
 
@@ -91,25 +94,27 @@ def item_metrics(
         "loss", and as the kind of data has it: logps, lengths, and with a reference rewards
         of the chosen and the rejected side, their margin and accuracy.
     """
-    found: ItemMetrics = {"loss": values.values.detach()}
-    found |= {name: value.detach().reshape(-1) for name, value in values.metrics.items()}
+    metrics: ItemMetrics = {"loss": values.values.detach()}
+    metrics |= {name: value.detach().reshape(-1) for name, value in values.metrics.items()}
     columns = {
         "logps": _sums(scored.log_probs, items),
-        "lengths": torch.tensor([float(s.stop - s.start) for own in items.spans for s in own]),
+        "lengths": torch.tensor([float(s.stop - s.start) for spans in items.spans for s in spans]),
     }
+    scale = reward_scale(loss)
     if items.kind in ("pairs", "unpaired"):
-        ratios = scored.log_probs - items.reference if items.reference is not None else None
-        rewards = scored.log_probs if ratios is None else ratios
-        columns["rewards"] = reward_scale(loss) * _sums(rewards, items)
+        reference = items.reference
+        rewards = scored.log_probs if reference is None else scored.log_probs - reference
+        columns["rewards"] = scale * _sums(rewards, items)
     if items.kind == "pairs":
-        chosen, rejected = (columns["rewards"][side::2] for side in (0, 1))
-        found["rewards/margins"] = chosen - rejected
-        accuracies = reward_accuracies(chosen - rejected, _size(columns, loss))
+        margins = columns["rewards"][0::2] - columns["rewards"][1::2]
+        sizes = scale * columns["logps"].abs()
+        accuracies = reward_accuracies(margins, sizes[0::2] + sizes[1::2])
         decided = torch.tensor([not item.tied for item in items.items], device=accuracies.device)
-        found["rewards/accuracies"] = accuracies[decided]  # raters' ties have no right order
-    for side, places in _sides(items).items():
-        found |= {f"{name}{side}": values[places] for name, values in columns.items()}
-    return found
+        metrics["rewards/margins"] = margins
+        metrics["rewards/accuracies"] = accuracies[decided]  # raters' ties have no right order
+    for side, rows in _sides(items).items():
+        metrics |= {f"{name}{side}": column[rows] for name, column in columns.items()}
+    return metrics
 
 
 def reward_accuracies(margins: Tensor, size: Tensor) -> Tensor:
@@ -150,26 +155,88 @@ def reward_scale(loss: LossMix) -> float:
     return 1.0
 
 
-def _size(columns: Mapping[str, Tensor], loss: LossMix) -> Tensor:
-    """Of each pair the size of what its margin is a difference of."""
-    sizes = reward_scale(loss) * columns["logps"].abs()
-    return sizes[0::2] + sizes[1::2]
-
-
+# Sum over each response's tokens, in turn.
 def _sums(flat: Tensor, items: StepItems) -> Tensor:
-    """Sum over each response's tokens, in turn."""
-    sizes = [span.stop - span.start for own in items.spans for span in own]
+    sizes = [span.stop - span.start for spans in items.spans for span in spans]
     return torch.stack([part.sum() for part in torch.split(flat, sizes)])
 
 
+# Which responses stand on which side, by the end of a metric's name.
 def _sides(items: StepItems) -> dict[str, list[int]]:
-    """Which responses stand on which side, by the end of a metric's name."""
     firsts = list(accumulate(map(len, items.spans), initial=0))
     if items.kind == "pairs":
         return {"/chosen": firsts[:-1], "/rejected": [first + 1 for first in firsts[:-1]]}
     if items.kind == "unpaired":
-        sides: dict[str, list[int]] = {}
+        sides: dict[str, list[int]] = defaultdict(list)
         for first, item in zip(firsts, items.items, strict=False):
-            sides.setdefault("/chosen" if item.desirable else "/rejected", []).append(first)
+            sides["/chosen" if item.desirable else "/rejected"].append(first)
         return sides
     return {"": list(range(firsts[-1]))}
+
+
+# --- Evaluation ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A set to be evaluated, in the form in which the Trainer hands it about: as chunks.
+
+    Attributes:
+        dataset: The items.
+    """
+
+    dataset: ItemSet
+
+    def __len__(self) -> int:
+        """Number of chunks."""
+        return len(_chunks(len(self.dataset)))
+
+    def __iter__(self) -> Iterator[range]:
+        """Positions of the items, some hundreds at a time."""
+        return iter(_chunks(len(self.dataset)))
+
+
+def evaluate_items(
+    runner: StepRunner,
+    model: Any,
+    items: StepItems,
+    state: LossState,
+    *,
+    tick: Callable[[], object],
+) -> dict[str, float]:
+    """Metrics of a set: means over its items, every item computed once.
+
+    A loss whose values depend on one another sees the whole set as one batch.
+
+    Args:
+        runner: Computes them.
+        model: The policy in evaluation mode.
+        items: All items of the set.
+        state: The loss's state; it does not change.
+        tick: Called after each chunk.
+
+    Returns:
+        Mean of each metric, "loss" among them.
+    """
+    scored, means, count = list[Scored](), Means(), len(items.items)
+
+    def add(part: StepItems, scored: Scored) -> None:
+        values = runner.values(part, scored, state)
+        means.add(item_metrics(part, scored, values, runner.loss))
+
+    for positions in _chunks(count):
+        part = items.part(positions)
+        scored.append(runner.score(model, part))
+        if not runner.loss.whole_batch:
+            add(part, scored.pop())
+        tick()
+    if scored:
+        squares = [part.log_sum_squares for part in scored if part.log_sum_squares is not None]
+        flat = torch.cat([part.log_probs for part in scored])
+        add(items, Scored(flat, torch.cat(squares) if squares else None))
+    return means.take()
+
+
+def _chunks(count: int) -> list[range]:
+    starts = range(0, count, ITEMS_PER_CHUNK)
+    return [range(start, min(start + ITEMS_PER_CHUNK, count)) for start in starts]

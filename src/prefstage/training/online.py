@@ -19,14 +19,14 @@ from prefstage.core.hashing import digest, seed_for
 from prefstage.data.tokenising import TokenTree
 from prefstage.sampling.decoding import Row, generate_rows
 from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS, plan_batches
-from prefstage.training.batches import StepItems
-from prefstage.training.dynamics_distance import StartWeights
+from prefstage.training.batches import StepItems, StepSampler
+from prefstage.training.compat import unwrapped_forward
+from prefstage.training.dynamics.distance import StartWeights
 from prefstage.training.items import ItemSet, TrainingItem
-from prefstage.training.order import StepSampler
+from prefstage.training.policy import undisturbed
 from prefstage.training.recipe import OnlineSettings
 from prefstage.training.reference import ADAPTER_OFF, START
 from prefstage.training.trainer import PreferenceTrainer
-from prefstage.training.undisturbed import own_forward, undisturbed
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class FreshBlock:
 
     Attributes:
         step: Optimiser steps done when they were sampled.
-        responses: By place in the set; places that are missing keep their own.
+        responses: By position in the set; positions that are missing keep their own.
         counts: How many there were of each of `OUTCOMES`.
     """
 
@@ -66,8 +66,8 @@ class FreshBlock:
     def save(self, path: Path) -> None:
         """Write the block, whole or not at all."""
         listed = {
-            str(place): [list(each.ids), list(each.reference)]
-            for place, each in self.responses.items()
+            str(position): [list(response.ids), list(response.reference)]
+            for position, response in self.responses.items()
         }
         write_json(path, {"step": self.step, "counts": dict(self.counts), "responses": listed})
 
@@ -87,8 +87,8 @@ class FreshBlock:
         try:
             read = json.loads(path.read_text(encoding="utf-8"))
             responses = {
-                int(place): FreshResponse(tuple(ids), tuple(reference))
-                for place, (ids, reference) in read["responses"].items()
+                int(position): FreshResponse(tuple(ids), tuple(reference))
+                for position, (ids, reference) in read["responses"].items()
             }
             return cls(read["step"], responses, read["counts"])
         except (ValueError, KeyError, TypeError) as error:
@@ -120,7 +120,7 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         model: As for `PreferenceTrainer`.
         args: As for `PreferenceTrainer`.
         online: Interval and sampling.
-        given: As for `PreferenceTrainer`; the training data are pairs.
+        others: As for `PreferenceTrainer`; the training data are pairs.
 
     Raises:
         InputError: If the training data are no pairs.
@@ -131,11 +131,11 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
     """
 
     def __init__(
-        self, model: Any, args: Any = None, *, online: OnlineSettings | None = None, **given: Any
+        self, model: Any, args: Any = None, *, online: OnlineSettings | None = None, **others: Any
     ) -> None:
         self.online = online or OnlineSettings()
         self._block: FreshBlock | None = None
-        super().__init__(model, args, **given)
+        super().__init__(model, args, **others)
         if self.train_dataset is None or self.train_dataset.kind != "pairs":
             raise InputError.of(
                 saw="online training without pairs",
@@ -157,22 +157,19 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
     @override
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **others: Any) -> Any:
         """As the base class, after keeping the weights of the start where they are needed."""
-        self._folder = self._own_folder()
+        # By the settings of the run, so that responses of other settings are never read.
+        self._folder = Path(self.args.output_dir) / "online" / digest(self.run_settings())
         self._start = StartWeights(self._folder / "start_weights")
         if self._swaps and self.args.should_save and not self._start.exist():
             self._start.save(self.model)
         self.accelerator.wait_for_everyone()
         return super().train(resume_from_checkpoint, *args, **others)
 
-    def _own_folder(self) -> Path:
-        """A folder for the responses of this run's settings; others' are never read."""
-        return Path(self.args.output_dir) / "online" / digest(self.run_settings())
-
+    # Whether the reference is the start, whose weights are trained themselves.
     @property
     def _swaps(self) -> bool:
-        """Whether the reference is the start, whose weights are trained themselves."""
-        needed = "reference" in self.loss.needs
-        return needed and self.references.reference == START and not self.fresh_adapter
+        start = self.references.reference == START and not self.fresh_adapter
+        return start and self.references.needed
 
     @override
     def _step_items(self, item_set: ItemSet, positions: Any, *, step: int) -> StepItems:
@@ -181,18 +178,19 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
             return items
         return with_fresh(items, positions, self._block_of(step).responses)
 
+    # The responses of a step's interval: known, from disk, or sampled now.
     def _block_of(self, step: int) -> FreshBlock:
-        """The responses of a step's interval: known, from disk, or sampled now."""
         first = step - step % self.online.interval
         if self._block is not None and self._block.step == first:
             return self._block
         path = self._folder / f"responses-{first:08d}.json"
         if not path.exists():
             self._sample_block(first, path)
+        # Read from disk even by the process that wrote: what is trained on is what a resumed run
+        # would read.
         self.accelerator.wait_for_everyone()
         self._block = FreshBlock.load(path)
-        told = ", ".join(f"{name} {self._block.counts[name]}" for name in OUTCOMES)
-        _log.info("rejected responses sampled at step %d: %s", first, told)
+        _log.info("rejected responses sampled at step %d: %s", first, self._block.counts)
         return self._block
 
     @override
@@ -218,56 +216,52 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
     # --- Sampling -------------------------------------------------------------------------
 
     def _sample_block(self, first: int, path: Path) -> None:
-        places = self._places(first)
-        own = places[self.accelerator.process_index :: self.accelerator.num_processes]
+        sampler = cast("StepSampler", self.get_train_dataloader().batch_sampler)
+        # Those beyond the last step too: a run that is prolonged has them sampled in time.
+        steps = (sampler.items_of(first + turn) for turn in range(self.online.interval))
+        positions = list(dict.fromkeys(position for items in steps for position in items))
+        share = positions[self.accelerator.process_index :: self.accelerator.num_processes]
         counts: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
-        with undisturbed(self.model), own_forward(self.model):
+        with undisturbed(self.model), unwrapped_forward(self.model):
             self.model.eval()
-            found = self._sample(own, first, counts)
-            trees = [_tree_with(self.train_dataset[place], ids) for place, ids in found.items()]
+            sampled = self._sample(share, first, counts)
+            trees = [_with_responses(self._tree(row), ids) for row, ids in sampled.items()]
             scored = self._reference_of(trees)
-        counts["kept"] = len(own) - len(found)
+        counts["kept"] = len(share) - len(sampled)
         made = [
-            (place, FreshResponse(ids, tuple(reference)))
-            for (place, ids), reference in zip(found.items(), scored, strict=True)
+            (position, FreshResponse(ids, tuple(reference)))
+            for (position, ids), reference in zip(sampled.items(), scored, strict=True)
         ]
         responses, total = dict[int, FreshResponse](), Counter[str]()
         for part, counted in gather_object([(made, counts)]):
             responses |= dict(part)
             total.update(counted)
         if self.args.should_save:
-            ordered = {place: responses[place] for place in sorted(responses)}
+            ordered = {position: responses[position] for position in sorted(responses)}
             FreshBlock(first, ordered, {name: total[name] for name in OUTCOMES}).save(path)
 
-    def _places(self, first: int) -> list[int]:
-        """Items of the interval's steps, each once, in the order of the steps."""
-        sampler = cast("StepSampler", self.get_train_dataloader().batch_sampler)
-        # Those beyond the last step too: a run that is prolonged finds them sampled in time.
-        steps = (sampler.items_of(first + turn) for turn in range(self.online.interval))
-        return list(dict.fromkeys(place for items in steps for place in items))
+    def _tree(self, position: int) -> TokenTree:
+        tree: TokenTree = self.train_dataset[position].trees[0]
+        return tree
 
+    # A fresh response to each of these pairs that got one.
     def _sample(
-        self, places: Sequence[int], first: int, counts: Counter[str]
+        self, positions: Sequence[int], first: int, counts: Counter[str]
     ) -> dict[int, tuple[int, ...]]:
-        """A fresh response to each of these pairs that got one."""
-        found: dict[int, tuple[int, ...]] = {}
-        waiting = list(places)
+        fresh: dict[int, tuple[int, ...]] = {}
         for attempt in range(self.online.attempts):
-            again = []
-            for place, ids, stopped in self._generate(waiting, first, attempt):
-                fault = self._fault(place, ids)
+            waiting = [position for position in positions if position not in fresh]
+            waiting = waiting if attempt == 0 else sorted(waiting)
+            for position, ids, stopped in self._generate(waiting, first, attempt):
+                fault = self._fault(position, ids)
+                counts[fault or "fresh"] += 1
                 if fault is None:
-                    found[place] = ids
-                    counts["fresh"] += 1
+                    fresh[position] = ids
                     counts["cut"] += not stopped
-                else:
-                    counts[fault] += 1
-                    again.append(place)
-            waiting = sorted(again)
-        return {place: found[place] for place in places if place in found}
+        return {position: fresh[position] for position in positions if position in fresh}
 
-    def _fault(self, place: int, ids: tuple[int, ...]) -> str | None:
-        tree = self.train_dataset[place].trees[0]
+    def _fault(self, position: int, ids: tuple[int, ...]) -> str | None:
+        tree = self._tree(position)
         generated = ids[len(tree.opening_ids) :]
         answer = self.encoder.read(generated, [*tree.prompt_ids, *tree.opening_ids]).answer.strip()
         if not answer:
@@ -277,38 +271,33 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         return "identical" if same else None
 
     def _generate(
-        self, places: Sequence[int], first: int, attempt: int
+        self, positions: Sequence[int], first: int, attempt: int
     ) -> Iterator[tuple[int, tuple[int, ...], bool]]:
-        trees = [self.train_dataset[place].trees[0] for place in places]
+        sampling, trees = self.online.sampling, [self._tree(position) for position in positions]
         prompts = [tree.prompt_ids + tree.opening_ids for tree in trees]
         rooms = [self._room(len(ids)) for ids in prompts]
-        lengths = [len(ids) for ids in prompts]
-        batches = plan_batches(
-            lengths,
+        eos = self.encoder.tokenizer.eos_token_id
+        stops = frozenset({self.encoder.end_of_turn_ids[-1]} | ({eos} - {None}))
+        for batch in plan_batches(
+            [len(ids) for ids in prompts],
             new_tokens=max(rooms, default=1),
-            token_budget=DEFAULT_BATCH_TOKENS // self.online.sampling.beams,
-        )
-        for batch in batches:
+            token_budget=DEFAULT_BATCH_TOKENS // sampling.beams,
+        ):
+            # A seed of its own for every response: neither batch nor processes change it.
             rows = [
                 Row(
                     prompt=turn,
                     seed=seed_for(
-                        *(self.online.sampling.seed, "online", self.args.seed),
-                        *(first, places[row], attempt),
+                        *(sampling.seed, "online", self.args.seed, first, positions[row], attempt)
                     ),
                     max_new_tokens=rooms[row],
                 )
                 for turn, row in enumerate(batch.rows)
             ]
-            for made in generate_rows(
-                self.model,
-                [prompts[row] for row in batch.rows],
-                rows,
-                config=self.online.sampling,
-                stop_ids=self._stop_ids(),
-            ):
+            texts = [prompts[row] for row in batch.rows]
+            for made in generate_rows(self.model, texts, rows, config=sampling, stop_ids=stops):
                 row = batch.rows[made.row]
-                yield places[row], trees[row].opening_ids + tuple(made.ids), made.stopped
+                yield positions[row], trees[row].opening_ids + tuple(made.ids), made.stopped
 
     def _room(self, prompt_tokens: int) -> int:
         limits: list[int | None] = [
@@ -320,28 +309,25 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
             limits.append(max(1, context - prompt_tokens))
         return min(limit for limit in limits if limit is not None)
 
-    def _stop_ids(self) -> frozenset[int]:
-        eos = self.encoder.tokenizer.eos_token_id
-        return frozenset([self.encoder.end_of_turn_ids[-1], *([] if eos is None else [eos])])
-
     # --- The reference --------------------------------------------------------------------
 
+    # Reference log-probs of the one response of each tree; empty if none are needed.
     def _reference_of(self, trees: Sequence[TokenTree]) -> list[list[float]]:
-        """Reference log-probs of the one response of each tree; empty if none are needed."""
         if "reference" not in self.loss.needs or not trees:
             return [[] for _ in trees]
         off = self.references.reference == ADAPTER_OFF or self.fresh_adapter
         with self._reference_scorer() as scorer:
             scored = scorer.score(trees, with_adapter=not off, show_progress=False)
-        return [each.per_token[0].tolist() for each in scored]
+        return [tree.per_token[0].tolist() for tree in scored]
 
     @contextmanager
     def _reference_scorer(self) -> Iterator[Any]:
-        """The reference's scorer; the start's weights stand in the model meanwhile."""
         if not self._swaps:
             with self.references.scorer(self.scorer) as scorer:
                 yield scorer
             return
+        # The start's weights stand in the model meanwhile: a second model would not fit where the
+        # first one just does. The present ones wait on disk, to the bit.
         present = StartWeights(self._folder / f"present_weights_{self.accelerator.process_index}")
         present.save(self.model)
         self._start.load_into(self.model)
@@ -353,37 +339,32 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
 
 
 def with_fresh(
-    items: StepItems, places: Sequence[int], fresh: Mapping[int, FreshResponse]
+    items: StepItems, positions: Sequence[int], fresh: Mapping[int, FreshResponse]
 ) -> StepItems:
     """Put fresh rejected responses, with their reference log-probs, into pairs.
 
     Args:
         items: The pairs of a step, as in the data set.
-        places: Where each stands in the set.
-        fresh: Fresh responses by place; pairs without one keep their own.
+        positions: Of each in the set.
+        fresh: Fresh responses by position; pairs without one keep their own.
 
     Returns:
         The pairs.
     """
     made, reference = list[TrainingItem](), list[torch.Tensor]()
-    for item, place, spans in zip(items.items, places, items.spans, strict=True):
-        response = fresh.get(place)
-        if response is None:
-            made.append(item)
-            if items.reference is not None:
-                reference += [items.reference[span] for span in spans]
-            continue
-        tree = item.trees[0]
-        both = (tree.response_ids[0], response.ids)
-        tree = TokenTree(tree.prompt_id, tree.prompt_ids, both)
-        made.append(replace(item, trees=(tree,), scores=None, preference=None))
-        if items.reference is not None:
-            known = items.reference[spans[0]]
-            reference += [known, torch.tensor(response.reference).to(known)]
+    for item, position, spans in zip(items.items, positions, items.spans, strict=True):
+        response = fresh.get(position)
+        known = [] if items.reference is None else [items.reference[span] for span in spans]
+        if response is not None:
+            tree = _with_responses(item.trees[0], item.trees[0].response_ids[0], response.ids)
+            # Scores and preferences were of the response that is gone.
+            item = replace(item, trees=(tree,), scores=None, preference=None)  # noqa: PLW2901
+            known = [*known[:1], *(torch.tensor(response.reference).to(k) for k in known[:1])]
+        made.append(item)
+        reference += known
     flat = torch.cat(reference) if reference else None
     return StepItems(items.kind, tuple(made), flat, items.seeds, items.totals)
 
 
-def _tree_with(item: TrainingItem, ids: tuple[int, ...]) -> TokenTree:
-    tree = item.trees[0]
-    return TokenTree(tree.prompt_id, tree.prompt_ids, (ids,))
+def _with_responses(tree: TokenTree, *responses: tuple[int, ...]) -> TokenTree:
+    return TokenTree(tree.prompt_id, tree.prompt_ids, responses)

@@ -1,15 +1,20 @@
-"""Recipes: a training from one YAML file, `prefstage train`'s configuration."""
+"""Recipes: a training from a YAML file, `prefstage train`'s configuration, and its checks."""
 
 import dataclasses
+import logging
+import os
 import typing
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
 from prefstage.core.adapters import is_adapter
-from prefstage.core.config import Config, nearest
+from prefstage.core.config import Config, load_config, nearest
 from prefstage.core.errors import ConfigError
 from prefstage.data.records import Ties
 from prefstage.data.settings import CHAT_SETTINGS, ChatSettings, ReadOptions
@@ -22,7 +27,7 @@ CHECKPOINTS = "checkpoints"
 UNNAMED = "eval"
 """Name of an evaluation set that stands alone: its metrics are `eval_loss` and so on."""
 
-# Arguments that stand in another part of a recipe, or are the command's own business.
+# Arguments that stand in another part of a recipe, or that the command sets.
 _ELSEWHERE = {
     "output_dir": "the command's --out",
     "loss": "loss",
@@ -31,13 +36,8 @@ _ELSEWHERE = {
     "reference_cache": "reference_cache",
     "resume_from_checkpoint": "nothing: the same command goes on by itself",
     "disable_tqdm": "nothing: progress is shown on a terminal only",
-    **{
-        name: f"tokens.{name}"
-        for name in (
-            *(*CHAT_SETTINGS, "max_prompt_tokens", "max_response_tokens"),
-            *("token_budget", "layout"),
-        )
-    },
+    **{name: f"tokens.{name}" for name in (*CHAT_SETTINGS, "max_prompt_tokens")},
+    **{name: f"tokens.{name}" for name in ("max_response_tokens", "token_budget", "layout")},
 }
 
 
@@ -96,19 +96,19 @@ class OnlineSettings(Config):
         description="How the policy answers.",
     )
 
+    # Sampling is from the policy itself unless other settings are written.
     @model_validator(mode="before")
     @classmethod
-    def _whole_distribution(cls, given: Any) -> Any:
-        """Sampling is from the policy itself unless said otherwise."""
-        if not isinstance(given, Mapping) or not isinstance(given.get("sampling", {}), Mapping):
-            return given
-        own = given.get("sampling", {})
-        if own.get("responses", 1) != 1:
+    def _whole_distribution(cls, values: Any) -> Any:
+        sampling = values.get("sampling", {}) if isinstance(values, Mapping) else None
+        if not isinstance(sampling, Mapping):
+            return values
+        if sampling.get("responses", 1) != 1:
             raise ValueError(
                 "sampling.responses is set; expected one response a pair and sampling; remove it"
             )
         whole = {"responses": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-        return {**given, "sampling": {**whole, **own}}
+        return {**values, "sampling": {**whole, **sampling}}
 
 
 class ExportSettings(Config):
@@ -143,26 +143,24 @@ class Recipe(Config):
 
     @field_validator("data", mode="before")
     @classmethod
-    def _data_by_path(cls, given: Any) -> Any:
-        return {"path": given} if isinstance(given, str) else given
+    def _data_by_path(cls, value: Any) -> Any:
+        return _by_path(value)
 
+    # A set alone, or several by name; paths or mappings with `path`.
     @field_validator("eval", mode="before")
     @classmethod
-    def _sets_by_name(cls, given: Any) -> Any:
-        """One set alone, or several by name; each a path or a mapping with `path`."""
-        if isinstance(given, str) or (isinstance(given, Mapping) and "path" in given):
-            given = {UNNAMED: given}
-        if not isinstance(given, Mapping):
-            return {} if given is None else given
-        return {
-            name: {"path": each} if isinstance(each, str) else each for name, each in given.items()
-        }
+    def _sets_by_name(cls, value: Any) -> Any:
+        if isinstance(value, str) or (isinstance(value, Mapping) and "path" in value):
+            return {UNNAMED: _by_path(value)}
+        if not isinstance(value, Mapping):
+            return {} if value is None else value
+        return {name: _by_path(inner) for name, inner in value.items()}
 
+    # `true` takes the defaults, `false` is none.
     @field_validator("lora", "dynamics", "online", mode="before")
     @classmethod
-    def _on_or_off(cls, given: Any) -> Any:
-        """`true` takes the defaults, `false` is none."""
-        return {True: {}, False: None}.get(given, given) if isinstance(given, bool) else given
+    def _on_or_off(cls, value: Any) -> Any:
+        return ({} if value else None) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Self:
@@ -174,6 +172,13 @@ class Recipe(Config):
         return self
 
 
+def _by_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+# --- As training arguments -----------------------------------------------------------------------
+
+
 def argument_values(recipe: Recipe) -> dict[str, Any]:
     """The training arguments of a recipe, by the names of `PreferenceArguments`.
 
@@ -181,25 +186,39 @@ def argument_values(recipe: Recipe) -> dict[str, Any]:
         recipe: The recipe.
 
     Returns:
-        Values of the `training` section, numbers as numbers, and those of its own sections.
+        Values of the `training` section, numbers as numbers, and those of the other sections.
 
     Raises:
-        ConfigError: If a name is none of theirs (the nearest is named), or has its own
-            place in a recipe.
+        ConfigError: If a name is none of theirs (the nearest is named), or belongs to another
+            section of a recipe.
     """
+    # Imported when needed, here and below: transformers takes a second, and reading a recipe's
+    # models (for help and schema) should not.
     from prefstage.training.arguments import PreferenceArguments
 
-    fields = {each.name: each.type for each in dataclasses.fields(PreferenceArguments)}
-    for name in recipe.training:
-        _check_name(str(name), [*fields])
-    given = {name: _as_typed(value, fields[name]) for name, value in recipe.training.items()}
-    own = recipe.tokens.model_dump(mode="json") | {
+    types = {argument.name: argument.type for argument in dataclasses.fields(PreferenceArguments)}
+    for name in map(str, recipe.training):
+        if name in _ELSEWHERE:
+            raise ConfigError.of(
+                saw=f"setting 'training.{name}'",
+                expected=f"it in its own place: {_ELSEWHERE[name]}",
+                cure="move it there",
+            )
+        if name not in types:
+            guess = nearest(name, [*types])
+            raise ConfigError.of(
+                saw=f"unknown setting 'training.{name}'",
+                expected="a field of transformers.TrainingArguments",
+                cure=f"did you mean 'training.{guess}'?" if guess else "remove it",
+            )
+    return {
+        **{name: _as_typed(value, types[name]) for name, value in recipe.training.items()},
+        **recipe.tokens.model_dump(mode="json"),
         "loss": recipe.loss,
         "ties": recipe.ties,
         "reference": recipe.reference,
         "reference_cache": recipe.reference_cache,
     }
-    return {**given, **own}
 
 
 def training_arguments(recipe: Recipe, folder: Path) -> "PreferenceArguments":
@@ -207,7 +226,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> "PreferenceArguments":
 
     Args:
         recipe: The recipe.
-        folder: Where checkpoints go, and references without a place of their own.
+        folder: Where checkpoints go, and references where the recipe names no folder for them.
 
     Returns:
         The arguments, checked.
@@ -217,45 +236,170 @@ def training_arguments(recipe: Recipe, folder: Path) -> "PreferenceArguments":
     """
     from prefstage.training.arguments import PreferenceArguments
 
-    given = argument_values(recipe)
-    cache = given.pop("reference_cache") or str(folder / "references")
-    return PreferenceArguments(
-        **{
-            "disable_tqdm": True,
-            **given,
-            "output_dir": str(folder / CHECKPOINTS),
-            "reference_cache": cache,
-        }
-    )
+    values = {"disable_tqdm": True, **argument_values(recipe)}
+    values["output_dir"] = str(folder / CHECKPOINTS)
+    values["reference_cache"] = values["reference_cache"] or str(folder / "references")
+    return PreferenceArguments(**values)
 
 
-def _check_name(name: str, known: list[str]) -> None:
-    place = _ELSEWHERE.get(name)
-    if place is not None:
-        raise ConfigError.of(
-            saw=f"setting 'training.{name}'",
-            expected=f"it in its own place: {place}",
-            cure="move it there",
-        )
-    if name in known:
-        return
-    guess = nearest(name, known)
-    raise ConfigError.of(
-        saw=f"unknown setting 'training.{name}'",
-        expected="a field of transformers.TrainingArguments",
-        cure=f"did you mean 'training.{guess}'?" if guess else "remove it",
-    )
-
-
+# A number where the argument takes one: YAML 1.1 reads 5e-7 as text.
 def _as_typed(value: Any, annotation: Any) -> Any:
-    """A number where the argument takes one: YAML 1.1 reads 5e-7 as text."""
-    if not isinstance(value, str):
-        return value
     allowed = {annotation, *typing.get_args(annotation)}
-    if not allowed & {float, int}:
+    if not isinstance(value, str) or not allowed & {float, int}:
         return value
     try:
         number = float(value)
     except ValueError:
         return value
     return number if float in allowed else int(number) if number.is_integer() else value
+
+
+# --- From files and overrides --------------------------------------------------------------------
+
+
+def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
+    """Read a recipe, with settings that win over it.
+
+    Args:
+        path: The YAML file.
+        overrides: Values by key; dotted keys reach inner settings, also of sections that the
+            file writes in short (``data: pairs.jsonl`` and ``data.split``).
+
+    Returns:
+        The recipe; what transformers makes of its training settings is checked too.
+
+    Raises:
+        ConfigError: As `load_config` and `check_recipe`.
+        MissingDependencyError: As `check_recipe`.
+    """
+    whole = {key: value for key, value in overrides.items() if "." not in key}
+    inner = {key: value for key, value in overrides.items() if "." in key}
+    recipe = load_config(Recipe, path, whole)
+    if inner:
+        recipe = load_config(Recipe, recipe.model_dump(mode="json"), inner)
+    check_online(recipe)
+    check_recipe(recipe)
+    return recipe
+
+
+def parse_overrides(texts: list[str]) -> dict[str, Any]:
+    """Read ``key=value`` texts, dotted keys reaching inner settings, values as in YAML.
+
+    Args:
+        texts: Such as ``training.learning_rate=5e-7``.
+
+    Returns:
+        Values by dotted key, for `load_config`.
+
+    Raises:
+        ConfigError: If one is no ``key=value``.
+    """
+    values = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            values[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not key.strip() or not value.strip():
+            raise ConfigError.of(
+                saw=f"--set {text!r}",
+                expected="key=value with a value as in YAML",
+                cure="write e.g. --set training.learning_rate=5e-7",
+            )
+    return values
+
+
+def check_recipe(recipe: Recipe, *, here: bool = True) -> None:
+    """Check what transformers makes of a recipe's training settings, before anything runs.
+
+    Args:
+        recipe: The recipe.
+        here: Whether this process's devices are those of the training; a launcher may start it
+            where there are others.
+
+    Raises:
+        ConfigError: If a setting is refused, has no effect, or needs an evaluation set that
+            is not there; one line.
+        MissingDependencyError: If a setting needs a package that is not installed.
+    """
+    from prefstage.training.setting_checks import check_settings, check_tf32
+
+    left_out = ("tf32",) if here else ("tf32", "fp16", "use_cpu")
+    settings = {name: value for name, value in recipe.training.items() if name not in left_out}
+    if here:
+        check_tf32(recipe.training.get("tf32"))
+    else:
+        settings["use_cpu"] = True
+    with _no_traces():
+        tried = recipe.model_copy(update={"training": settings})
+        args = training_arguments(tried, Path("unused"))
+        check_settings(args)
+    _check_evaluation(recipe, args)
+
+
+# Trying settings warns of nothing, and leaves the environment as it was.
+@contextmanager
+def _no_traces() -> Iterator[None]:
+    # transformers sets ACCELERATE_... and FSDP_... as it makes arguments, and never unsets them.
+    before, log = dict(os.environ), logging.getLogger("transformers")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+        for name in {*os.environ} - {*before}:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _check_evaluation(recipe: Recipe, args: Any) -> None:
+    strategy, metric = str(args.eval_strategy.value), args.metric_for_best_model
+    evaluates = strategy != "no"
+    if (evaluates or args.eval_on_start) and not recipe.eval:
+        setting = f"eval_strategy={strategy!r}" if evaluates else "eval_on_start=True"
+        raise ConfigError.of(
+            saw=f"training.{setting}, and no eval",
+            expected="a set to evaluate",
+            cure="set eval, or remove it",
+        )
+    if args.save_strategy.value == "best" and strategy == "no":
+        raise ConfigError.of(
+            saw="training.save_strategy='best' with eval_strategy='no'",
+            expected="evaluations, which say what is best",
+            cure="set eval_strategy and eval, or another save_strategy",
+        )
+    names = [f"eval_{name}_" for name in recipe.eval if set(recipe.eval) != {UNNAMED}]
+    wanted = f"eval_{(metric or '').removeprefix('eval_')}"
+    if metric and names and not wanted.startswith(tuple(names)):
+        raise ConfigError.of(
+            saw=f"metric_for_best_model={metric!r}",
+            expected=f"a metric of an evaluation set: {', '.join(f'{name}loss' for name in names)}"
+            " and so on",
+            cure="name the set in it",
+        )
+
+
+def check_online(recipe: Recipe) -> None:
+    """Check that online training has what the loss needs: nobody judges a fresh response.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        ConfigError: If the loss reads scores or preferences.
+    """
+    from prefstage.losses import parse_loss
+
+    if recipe.online is None:
+        return
+    lacking = sorted(parse_loss(recipe.loss).needs & {"scores", "preference"})
+    if lacking:
+        raise ConfigError.of(
+            saw=f"online with a loss that needs {' and '.join(lacking)}",
+            expected="a loss on labels alone, since nobody judges the responses sampled on the way",
+            cure="leave online out, or choose another loss",
+        )

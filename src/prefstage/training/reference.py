@@ -1,4 +1,4 @@
-"""Reference log-probs: computed before training, by all processes, never a model beside."""
+"""Reference log-probs: computed before training, by all processes, without a second model."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -60,14 +60,14 @@ class References:
             adapter_is_new: Whether the policy's adapter changes nothing yet; then the
                 start is the model beneath, whose log-probs other runs can use too.
         """
-        missing = [each for each in sets if each.fingerprint not in self._known]
+        missing = [items for items in sets if items.fingerprint not in self._known]
         if not self.needed or not missing:
             return
         off = self.reference == ADAPTER_OFF or (self.reference == START and adapter_is_new)
         with self.scorer(scorer) as chosen:
             cache = ReferenceCache(self._folder, chosen, with_adapter=not off)
-            for item_set in missing:
-                self._known[item_set.fingerprint] = self._score(item_set, cache)
+            for items in missing:
+                self._known[items.fingerprint] = self._score(items, cache)
         _log.info(
             "reference log-probs (%s): %d responses from disk, %d computed",
             self.reference,
@@ -90,31 +90,27 @@ class References:
         """
         if not self.needed:
             return None
-        if item_set.fingerprint not in self._known:
+        known = self._known.get(item_set.fingerprint)
+        if known is None:
             raise ConfigError.of(
                 saw="a dataset that was not there when training began",
                 expected="reference log-probs from before the policy changed",
                 cure="pass all evaluation sets to PreferenceTrainer",
             )
-        known = self._known[item_set.fingerprint]
         return torch.cat([known[position] for position in positions])
-
-    def knows(self, item_set: ItemSet) -> bool:
-        """Whether a set's log-probs are there, or not needed."""
-        return not self.needed or item_set.fingerprint in self._known
 
     def _score(self, item_set: ItemSet, cache: ReferenceCache) -> list[Flat]:
         whole = StepItems(item_set.kind, item_set.items)
         accelerator = self._accelerator
         share = _share(whole.trees, accelerator.num_processes, accelerator.process_index)
-        found = torch.zeros(whole.tokens)
+        flat = torch.zeros(whole.tokens)
         scored = cache.score([whole.trees[tree] for tree in share])
         for tree, result in zip(share, scored, strict=True):
             for span, tokens in zip(whole.tree_spans[tree], result.per_token, strict=True):
-                found[span] = tokens
-        together = accelerator.reduce(found.to(accelerator.device), "sum").cpu()
-        sizes = [whole.span_of(position) for position in range(len(item_set))]
-        return list(torch.split(together, [span.stop - span.start for span in sizes]))
+                flat[span] = tokens
+        # A sum gathers: every token stands at zero on all processes but one.
+        together = accelerator.reduce(flat.to(accelerator.device), "sum").cpu()
+        return [together[whole.span_of(position)] for position in range(len(item_set))]
 
     @contextmanager
     def scorer(self, policy: Scorer) -> Iterator[Scorer]:
@@ -137,6 +133,7 @@ class References:
         if before == device:
             yield policy
             return
+        # Under FSDP and DeepSpeed the model waits on the CPU until training shards it.
         model.to(device)
         try:
             yield Scorer(model)
@@ -144,8 +141,9 @@ class References:
             model.to(before)
 
 
+# A process's run of trees in the order of prompts, of about equal tokens.
 def _share(trees: Sequence[TokenTree], processes: int, index: int) -> list[int]:
-    """A process's run of trees in the order of prompts, of about equal tokens."""
+    # Runs, not every n-th tree: equal prompts stay together, and are computed once.
     order = sorted(range(len(trees)), key=lambda tree: trees[tree].prompt_ids)
     sizes = [len(trees[t].prompt_ids) + sum(map(len, trees[t].response_ids)) for t in order]
     total, done, share = sum(sizes), 0, []

@@ -1,9 +1,12 @@
-"""One optimiser step: log-probs, loss and gradient of its items over micro-batches."""
+"""One optimiser step: its items planned into micro-batches, their log-probs, loss and gradient."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from heapq import heapify, heapreplace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,10 +26,133 @@ from prefstage.scoring.padded import Batch
 from prefstage.scoring.recipes import Recipes
 from prefstage.scoring.recomputed import recomputed_layers
 from prefstage.scoring.rotary import length_rule
-from prefstage.scoring.rows import Row, leaves_of
+from prefstage.scoring.rows import Row, common_prefix, leaves_of
 from prefstage.scoring.short_lived import pooled
 from prefstage.training.batches import Flat, StepItems
-from prefstage.training.planning import MicroBatch, Plan, plan_step
+from prefstage.training.compat import exchanging_gradients
+
+MicroBatch = tuple[int, ...]
+"""Positions of the items that are computed together."""
+
+Plan = tuple[tuple[MicroBatch, ...], ...]
+"""For each process its micro-batches, the same number for all."""
+
+
+# --- The plan ------------------------------------------------------------------------------------
+
+
+def plan_step(
+    sizes: Sequence[int],
+    token_budget: int,
+    processes: int,
+    *,
+    prompts: Sequence[Sequence[int]] | None = None,
+) -> Plan:
+    """Divide the items of a step into micro-batches under a token budget.
+
+    Every item stands in exactly one micro-batch. All processes get the same number of
+    micro-batches, as few as the search finds, of about equal tokens; with fewer items than
+    micro-batches some are empty. An item that is larger than the budget stands alone.
+    Items whose prompts begin alike are cheaper together, and are put together where that
+    pays. The plan depends on the arguments alone, so every process makes the same.
+
+    Args:
+        sizes: Tokens of each item when computed alone. [items], >= 1.
+        token_budget: Tokens a micro-batch, >= 1.
+        processes: Processes that share the step, >= 1.
+        prompts: Tokens that each item begins with, where a micro-batch computes equal
+            beginnings once; None where it does not. [items].
+
+    Returns:
+        Micro-batches of each process.
+    """
+    if not sizes:
+        return tuple(((),) for _ in range(processes))
+    costs = _Costs(sizes, prompts)
+    small = [item for item, size in enumerate(sizes) if size <= token_budget]
+    least = len(sizes) - len(small) + math.ceil(costs.of(small) / token_budget)
+    count = max(1, math.ceil(least / processes))
+    while True:
+        bins = processes * count
+        options = [_balanced(sizes, bins), costs.runs(bins)]
+        fitting = [option for option in options if costs.fits(option, token_budget)]
+        if fitting or bins >= len(sizes):
+            best = min(fitting or options[:1], key=lambda option: max(map(costs.of, option)))
+            return _dealt(best, costs, processes)
+        count += 1
+
+
+# Tokens of micro-batches, with common beginnings counted once.
+# In the order of prompts, two items share the least that any neighbours between them do.
+class _Costs:
+    def __init__(self, sizes: Sequence[int], prompts: Sequence[Sequence[int]] | None) -> None:
+        self._sizes = sizes
+        self._order = list(range(len(sizes)))
+        self._shared = [0] * len(sizes)
+        if prompts is not None:
+            texts = [tuple(prompt) for prompt in prompts]
+            self._order.sort(key=texts.__getitem__)
+            ordered = [texts[item] for item in self._order]
+            self._shared[1:] = [common_prefix(b, a) for a, b in pairwise(ordered)]
+        self._rank = {item: rank for rank, item in enumerate(self._order)}
+
+    def of(self, items: Sequence[int]) -> int:
+        """Tokens of one micro-batch."""
+        ranks = sorted(self._rank[item] for item in items)
+        shared = sum(min(self._shared[a + 1 : b + 1]) for a, b in pairwise(ranks))
+        return sum(self._sizes[item] for item in items) - shared
+
+    def fits(self, bins: Sequence[Sequence[int]], budget: int) -> bool:
+        """Whether no micro-batch of several items is larger than the budget."""
+        return all(len(items) <= 1 or self.of(items) <= budget for items in bins)
+
+    def runs(self, bins: int) -> list[list[int]]:
+        """At most `bins` runs in the order of prompts, the largest as small as can be."""
+        # The least capacity that needs no more runs, by bisection: more capacity never needs more.
+        low, high = 1, sum(self._sizes)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(self._cut(middle)) <= bins else (middle + 1, high)
+        return self._cut(low)
+
+    def _cut(self, capacity: int) -> list[list[int]]:
+        runs, size = list[list[int]](), 0
+        for rank, item in enumerate(self._order):
+            added = self._sizes[item] - self._shared[rank]
+            if not runs or size + added > capacity:
+                runs.append([])
+                size, added = 0, self._sizes[item]
+            runs[-1].append(item)
+            size += added
+        return runs
+
+
+# The items, the largest first, each into the bin with the fewest tokens so far.
+# Source: Graham 1969, "Bounds on multiprocessing timing anomalies" (LPT rule).
+def _balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
+    filled: list[list[int]] = [[] for _ in range(bins)]
+    loads = [(0, index) for index in range(bins)]
+    heapify(loads)
+    for item in sorted(range(len(sizes)), key=lambda item: (-sizes[item], item)):
+        load, index = loads[0]
+        filled[index].append(item)
+        heapreplace(loads, (load + sizes[item], index))
+    return filled
+
+
+# Micro-batches for each process: those of like size run at the same time.
+def _dealt(bins: Sequence[Sequence[int]], costs: _Costs, processes: int) -> Plan:
+    ordered = sorted(
+        (tuple(sorted(items)) for items in bins), key=lambda items: (-costs.of(items), items)
+    )
+    ordered += [()] * (-len(ordered) % processes)
+    rounds = [ordered[start : start + processes] for start in range(0, len(ordered), processes)]
+    # Every second round in reverse, so that no process always gets the largest.
+    turned = [batch[::-1] if index % 2 else batch for index, batch in enumerate(rounds)]
+    return tuple(tuple(batch[process] for batch in turned) for process in range(processes))
+
+
+# --- The step ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -48,7 +174,7 @@ Objective = Callable[[MicroBatch, Scored], Tensor]
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step found, over all processes.
+    """The result of a step, over all processes.
 
     Attributes:
         items: The items of the step.
@@ -73,16 +199,12 @@ class Draws:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._states: list[tuple[Tensor, Tensor | None]] = []
-        self._again = False
-
-    def begin_again(self) -> None:
-        """From now on give back the states that were taken down."""
-        self._again = True
+        self.replays = False
 
     def begin(self, turn: int) -> None:
-        """Take down the random state before a micro-batch, or give it back."""
+        """Take down the random state before a micro-batch, or restore it."""
         on_gpu = self._device.type == "cuda"
-        if not self._again:
+        if not self.replays:
             gpu = torch.cuda.get_rng_state(self._device) if on_gpu else None
             self._states.append((torch.get_rng_state(), gpu))
         elif turn < len(self._states):
@@ -96,7 +218,7 @@ class StepRunner:
     """Computes steps: forward and backward passes over planned micro-batches.
 
     Args:
-        model: The policy without wrappers, after `install_scoring`.
+        model: The policy without wrappers; `ScoringCalls` are installed while it computes.
         accelerator: accelerate's, which knows the processes.
         loss: What to minimise.
         token_budget: Tokens a micro-batch.
@@ -140,7 +262,7 @@ class StepRunner:
 
     def tokens(self, items: StepItems) -> int:
         """Tokens of items, each prompt once: the same in either layout."""
-        return sum(_tree_size(tree) for tree in items.trees)
+        return sum(map(_tree_size, items.trees))
 
     def train(self, model: Any, items: StepItems, state: LossState) -> StepOutcome:
         """Accumulate the gradient of the objective over the whole optimiser batch.
@@ -154,23 +276,37 @@ class StepRunner:
             state: The loss's state.
 
         Returns:
-            What the step found. Gradients stand in the parameters, such that the mean
+            The step's result. Gradients stand in the parameters, such that the mean
             over processes, which wrappers take, is the gradient of the objective.
         """
-        plan = self.plan(items)
+        plan, count = self.plan(items), items.whole_totals.items
+
+        def share(positions: MicroBatch, scored: Scored) -> Tensor:
+            values = self._compute(items.part(positions), scored, state)
+            return values.values.sum() / count
+
         together = self._accelerator.num_processes == 1 and len(plan[0]) == 1
-        if self.loss.whole_batch and not (together and items.all_learn):
+        if not self.loss.whole_batch or (together and items.all_learn):
+            scored = self._run(model, items, plan, share)
+        else:
             draws = Draws(self._accelerator.device)
             with torch.no_grad():
                 scored = self._run(model, items, plan, None, draws)
-            slopes, learning = items.learning(self._slopes(items, scored, state))
-            draws.begin_again()
-            again = plan if learning is items else self.plan(learning)
-            self._run(model, learning, again, partial(_weighted, learning, slopes), draws)
-        else:
-            scored = self._run(model, items, plan, partial(self._share, items, state))
+            # d objective / d θ = Σ (d objective / d log π) · (d log π / d θ): with the slopes known
+            # from all items together, micro-batches can be taken one after another.
+            policy = scored.log_probs.detach().requires_grad_()
+            objective = self._compute(items, Scored(policy, scored.log_sum_squares), state)
+            (slopes,) = torch.autograd.grad(objective.values.sum() / count, policy)
+            slopes, learning = items.learning(slopes)
+
+            def weighted(positions: MicroBatch, scored: Scored) -> Tensor:
+                return (learning.take(slopes, positions) * scored.log_probs).sum()
+
+            draws.replays = True
+            second = plan if learning is items else self.plan(learning)
+            self._run(model, learning, second, weighted, draws)
         values = self.values(items, scored, state)
-        return StepOutcome(items, scored, values, float(values.values.sum()) / _count(items))
+        return StepOutcome(items, scored, values, float(values.values.sum()) / count)
 
     def score(self, model: Any, items: StepItems, plan: Plan | None = None) -> Scored:
         """Log-probs of items without gradient, computed over all processes.
@@ -198,24 +334,12 @@ class StepRunner:
             Values without gradient.
         """
         with torch.no_grad():
-            batch = items.loss_batch(scored.log_probs, scored.log_sum_squares)
-            return self.loss.compute(batch, state)
+            return self._compute(items, scored, state)
 
-    def _share(
-        self, items: StepItems, state: LossState, positions: MicroBatch, found: Scored
-    ) -> Tensor:
-        """A micro-batch's share of the objective."""
-        part = items.part(positions)
-        values = self.loss.compute(part.loss_batch(found.log_probs, found.log_sum_squares), state)
-        return values.values.sum() / _count(items)
+    def _compute(self, items: StepItems, scored: Scored, state: LossState) -> LossValues:
+        return self.loss.compute(items.loss_batch(scored.log_probs, scored.log_sum_squares), state)
 
-    def _slopes(self, items: StepItems, scored: Scored, state: LossState) -> Flat:
-        """Slope of the objective by each log-prob."""
-        policy = scored.log_probs.detach().requires_grad_()
-        values = self.loss.compute(items.loss_batch(policy, scored.log_sum_squares), state)
-        (slopes,) = torch.autograd.grad(values.values.sum() / _count(items), policy)
-        return slopes
-
+    # Run this process's micro-batches; gather the log-probs of all processes.
     def _run(
         self,
         model: Any,
@@ -224,66 +348,64 @@ class StepRunner:
         objective: Objective | None,
         draws: Draws | None = None,
     ) -> Scored:
-        """Run this process's micro-batches; gather the log-probs of all processes."""
-        accelerator = self._accelerator
+        accelerator, training = self._accelerator, objective is not None
         names = ("log_probs", *self._statistics)
         gathered: Tensor | None = None
-        own = plan[accelerator.process_index]
-        for turn, positions in enumerate(own):
+        turns = plan[accelerator.process_index]
+        for turn, positions in enumerate(turns):
+            # A process without items computes some all the same and leaves their gradient out:
+            # wrappers exchange gradients, or gather weights, only where all processes take part.
             part = items.part(positions or (0,))
             if draws is not None:
                 draws.begin(turn)
-            with self._synchronised(model, turn == len(own) - 1, objective is not None):
+            exchange = partial(exchanging_gradients, last=turn == len(turns) - 1)
+            with exchange(accelerator, model) if training else contextlib.nullcontext():
                 passes = self._passes(items, plan, turn)
-                with self._keeping(passes, objective is not None):
-                    found = self._forward(model, part, passes)
-                values = torch.stack([getattr(found, name).detach() for name in names])
+                with self._keeping(passes, training):
+                    scored = self._forward(model, part, passes)
+                values = torch.stack([getattr(scored, name).detach() for name in names])
                 if objective is not None:
                     # Wrappers take the mean over processes; the objective is a sum over them.
-                    share = objective(positions or (0,), found) * accelerator.num_processes
+                    share = objective(positions or (0,), scored) * accelerator.num_processes
                     accelerator.backward(share if positions else share * 0)
             if gathered is None:
                 gathered = values.new_zeros(len(names), items.tokens)
-            if positions:
-                for position, start in zip(positions, part.starts, strict=True):
-                    span = items.span_of(position)
-                    gathered[:, span] = values[:, start : start + span.stop - span.start]
-        total = accelerator.reduce(gathered, "sum")
-        return Scored(*total)
+            for index, position in enumerate(positions):
+                gathered[:, items.span_of(position)] = values[:, part.span_of(index)]
+        # A sum gathers: every token stands at zero on all processes but one.
+        return Scored(*accelerator.reduce(gathered, "sum"))
 
+    # This process's forward passes of a turn, as many as any process's.
+    # Wrappers that shard weights gather them at every pass, so processes must agree.
     def _passes(self, items: StepItems, plan: Plan, turn: int) -> list[Row | Batch]:
-        """This process's forward passes of a turn, as many as any process's.
-
-        Wrappers that shard weights gather them at every pass, so processes must agree.
-        """
         parts = ModelParts.of(self._bare)
 
         def lay_out(process: int) -> list[Row | Batch]:
-            part = items.part(plan[process][turn] or (0,))
-            leaves = leaves_of(part.trees)
+            leaves = leaves_of(items.part(plan[process][turn] or (0,)).trees)
             return plan_passes(parts, leaves, layout=self.layout, token_budget=None)
 
-        own = lay_out(self._accelerator.process_index)
+        passes = lay_out(self._accelerator.process_index)
         if self._accelerator.num_processes == 1 or self._one_pass:
-            return own
+            return passes
         most = max(len(lay_out(process)) for process in range(len(plan)))
-        return own + own[-1:] * (most - len(own))
+        return passes + passes[-1:] * (most - len(passes))
 
     def _forward(self, model: Any, part: StepItems, passes: list[Row | Batch]) -> Scored:
-        found = model(scoring_passes=passes, backend=self._backend, statistics=self._statistics)
-        place = torch.empty(part.tokens, dtype=torch.long)
+        scored = model(scoring_passes=passes, backend=self._backend, statistics=self._statistics)
+        # From the order of the passes, where equal beginnings stand together, to that of items.
+        order = torch.empty(part.tokens, dtype=torch.long)
         start = 0
-        for one in passes:
-            for slot in one.slots:
+        for row in passes:
+            for slot in row.slots:
                 span = part.tree_spans[slot.tree][slot.response]
-                place[span] = torch.arange(start + slot.start, start + slot.stop)
-            start += len(one.target_ids)
-        place = place.to(found[0].device)
-        return Scored(*(values[place] for values in found))
+                order[span] = torch.arange(start + slot.start, start + slot.stop)
+            start += len(row.target_ids)
+        order = order.to(scored[0].device)
+        return Scored(*(values[order] for values in scored))
 
+    # On a CPU, in one process: large gradients added in passing, and less kept.
     @contextlib.contextmanager
     def _keeping(self, passes: list[Row | Batch], training: bool) -> Iterator[None]:
-        """On a CPU, in one process: large gradients added in passing, and less kept."""
         with contextlib.ExitStack() as stack:
             if training and runs_alone_on_cpu(self._accelerator):
                 parts = ModelParts.of(self._bare)
@@ -293,28 +415,13 @@ class StepRunner:
                 stack.enter_context(pooled())
                 if not checkpointing:
                     stack.enter_context(self._recipes.keeping())
-                    tokens = sum(one.input_ids.numel() for one in passes)
-                    stack.enter_context(room_for_logits(self._room_for_logits(tokens)))
+                    tokens = sum(row.input_ids.numel() for row in passes)
+                    # A micro-batch below the budget may keep its logits in the room that is left.
+                    spare = self._kept_bytes * max(0, self.token_budget - tokens) // 4
+                    stack.enter_context(room_for_logits(KEPT_ELEMENTS + spare))
                     stack.enter_context(
                         recomputed_layers(parts.body, tokens=tokens, room=self.token_budget)
                     )
-            yield
-
-    def _room_for_logits(self, tokens: int) -> int:
-        """Logits to keep: also where a micro-batch within the budget keeps less than it may."""
-        return KEPT_ELEMENTS + self._kept_bytes * max(0, self.token_budget - tokens) // 4
-
-    @contextlib.contextmanager
-    def _synchronised(self, model: Any, last: bool, training: bool) -> Iterator[None]:
-        """Exchange gradients between processes in the last micro-batch only."""
-        if not training:
-            yield
-            return
-        accelerator = self._accelerator
-        # As the Trainer does it for its own micro-batches; DeepSpeed reads the flag itself.
-        accelerator.gradient_state._set_sync_gradients(last)
-        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        with contextlib.nullcontext() if last or deepspeed else accelerator.no_sync(model):
             yield
 
 
@@ -324,20 +431,11 @@ def runs_alone_on_cpu(accelerator: Any) -> bool:
     return alone and accelerator.device.type == "cpu"
 
 
+# Bytes that the layers keep of a token, on a CPU.
 def _kept_bytes(model: Any) -> int:
-    """Bytes that the layers keep of a token, on a CPU."""
     shape, parts = LayerShape.of(model), ModelParts.of(model)
     size: int = parts.projection.weight.element_size()
     return shape.layers * shape.kept_values(norms_again=True) * size
-
-
-def _weighted(items: StepItems, slopes: Flat, positions: MicroBatch, found: Scored) -> Tensor:
-    """Sum whose gradient is that of the objective through these items."""
-    return (items.take(slopes, positions) * found.log_probs).sum()
-
-
-def _count(items: StepItems) -> int:
-    return items.whole_totals.items
 
 
 def _tree_size(tree: TokenTree) -> int:

@@ -19,34 +19,39 @@ from prefstage.scoring import Scorer
 from prefstage.scoring.checks import check_fits
 from prefstage.scoring.fingerprints import model_fingerprint
 from prefstage.scoring.model_parts import ModelParts
-from prefstage.training.arguments import PreferenceArguments
-from prefstage.training.batches import StepItems, step_seeds
-from prefstage.training.datasets import item_set_of, item_sets_in, item_sets_of
+from prefstage.training.arguments import PreferenceArguments, refuse_arguments
+from prefstage.training.batches import StepItems, StepLoader, StepSampler, as_step, step_seeds
+from prefstage.training.compat import ScoringCalls, use_one_gpu
+from prefstage.training.datasets import (
+    check_item_sets,
+    check_sources,
+    item_set_of,
+    item_sets_in,
+    item_sets_of,
+)
 from prefstage.training.durable import DurableTrainer
-from prefstage.training.evaluation import EvaluationSet, evaluate_items, score_set
-from prefstage.training.export import names_of, provenance_of, told_in_card, write_export
-from prefstage.training.forward import install_scoring
-from prefstage.training.guarding import StepGuard
-from prefstage.training.input_checks import check_item_sets, check_sources, tokenizer_for
+from prefstage.training.export import card_fields, names_of, provenance_of, write_export
+from prefstage.training.faults import StepGuard, check_start, start_tolerance
 from prefstage.training.items import ItemSet
 from prefstage.training.memory import token_budget_of
-from prefstage.training.metrics import Means, Speed, item_metrics
-from prefstage.training.order import StepLoader, StepSampler, as_step
+from prefstage.training.metrics import EvaluationSet, Means, Speed, evaluate_items, item_metrics
 from prefstage.training.policy import (
     adapter_is_identity,
     check_adapter_off,
     layout_for,
-    one_device,
     prepare_policy,
-    source_of,
+    tokenizer_for,
+    warn_of_precision,
 )
-from prefstage.training.precision import warn_of_precision
 from prefstage.training.reference import START, References
 from prefstage.training.setting_checks import check_settings
-from prefstage.training.start import check_start, start_tolerance
 from prefstage.training.step import StepOutcome, StepRunner
 
 _log = logging.getLogger(__name__)
+
+_ENCODING = (*CHAT_SETTINGS, "max_prompt_tokens", "max_response_tokens")
+_DATA_AND_MODEL = ("train_dataset", "eval_dataset", "processing_class", "peft_config", "callbacks")
+_FLOPS_PER_TOKEN_AND_PARAMETER = 6
 
 
 class PreferenceTrainer(DurableTrainer):
@@ -60,29 +65,35 @@ class PreferenceTrainer(DurableTrainer):
             loaded in float32.
         args: The arguments; None for the defaults.
         train_dataset: Pairs, candidates, unpaired responses or conversations, as loaded by
-            `prefstage.data`, as `datasets.Dataset`, as a file, or already encoded.
+            `prefstage.data`, as `datasets.Dataset`, as a list of dicts, as a file or Hub id,
+            or already encoded.
         eval_dataset: One such set, or several by name.
         processing_class: The tokenizer; None for the model's own.
-        peft_config: Puts a new adapter on the model; one that is there is merged first, and the
-            merged model kept in the output folder, as the new adapter's base.
-        callbacks: As the Trainer takes them.
+        peft_config: Puts a new adapter on the model; an adapter that is there is merged first,
+            and the merged model kept in the output folder, as the new adapter's base.
+        callbacks: As the Trainer takes them; those with a method `attach` are shown the trainer.
         optimizers: As the Trainer takes them.
-        others: Further arguments of the Trainer.
+        optimizer_cls_and_kwargs: As the Trainer takes it.
+        unknown: Refused by name: what TRL or the Trainer has and this trainer has otherwise, or
+            would never call.
 
     Attributes:
         loss: The loss, parsed.
         loss_state: Its running state; belongs into checkpoints.
-        last_step: What the last optimiser step found, before its update.
+        last_step: Result of the last optimiser step, before its update.
         references: Reference log-probs of the sets.
         encoder: How texts become tokens.
         notes: What the model card says besides figures.
         fresh_adapter: Whether a new adapter was made that changes nothing yet.
 
     Raises:
-        ConfigError: If settings contradict one another.
-        InputError: If the data is not what the loss takes, or does not fit the model.
+        ConfigError: If settings contradict one another, or an argument is unknown.
+        InputError: If the data is not what the loss takes, or does not fit the model; or if
+            `model` is none, or `args` are another trainer's.
         ModelError: If the model cannot be trained by this trainer.
     """
+
+    tracks_tokens = False  # counted by the step itself
 
     def __init__(
         self,
@@ -95,30 +106,40 @@ class PreferenceTrainer(DurableTrainer):
         peft_config: Any = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
-        **others: Any,
+        optimizer_cls_and_kwargs: Any = None,
+        **unknown: Any,
     ) -> None:
-        args = args or PreferenceArguments(output_dir="prefstage_output")
-        source = source_of(model)
-        check_settings(args, optimizer=optimizers[0] is None, scheduler=optimizers[1] is None)
+        args = PreferenceArguments.of(args)
+        refuse_arguments(unknown, of="PreferenceTrainer", known=_DATA_AND_MODEL)
+        makes_optimizer = optimizers[0] is None and optimizer_cls_and_kwargs is None
+        check_settings(args, optimizer=makes_optimizer, scheduler=optimizers[1] is None)
+        # Before an adapter is merged: the merged model has no tokenizer by its weights.
+        source = getattr(getattr(model, "config", None), "name_or_path", None)
+        source = str(model) if isinstance(model, str | Path) else source
         model = prepare_policy(model, peft_config, args)
         check_adapter_off(model, args.reference)
         processing_class = tokenizer_for(model, processing_class, source=source)
         self.loss = parse_loss(args.loss)
         self.loss_state: LossState = self.loss.start_state()
         self.last_step: StepOutcome | None = None
-        encoding = (*CHAT_SETTINGS, "max_prompt_tokens", "max_response_tokens")
         self.encoder = ResponseEncoder(
-            processing_class, **{name: getattr(args, name) for name in encoding}
+            processing_class, **{name: getattr(args, name) for name in _ENCODING}
         )
         check_sources(train_dataset, eval_dataset)
         self.data_names = names_of(train_dataset, eval_dataset)
         self.provenance = provenance_of(train_dataset)
-        ties = args.ties
-        train_items = item_sets_of(train_dataset, self.encoder, self.loss, ties=ties)
-        eval_items = item_sets_of(eval_dataset, self.encoder, self.loss, ties=ties)
+        train_items, eval_items = (
+            item_sets_of(data, self.encoder, self.loss, ties=args.ties)
+            for data in (train_dataset, eval_dataset)
+        )
         check_item_sets(train_items, eval_items, evaluates=args.eval_strategy != "no")
-        install_scoring(model)
-        one_device(args)
+        self._scoring_calls = ScoringCalls(model)
+        if args.n_gpu > 1:  # a step is divided over processes, not inside the model
+            _log.warning(
+                "%d GPUs and one process: one GPU is used; start with `accelerate launch` for all",
+                args.n_gpu,
+            )
+            use_one_gpu(args)
         super().__init__(
             model=model,
             args=args,
@@ -128,12 +149,14 @@ class PreferenceTrainer(DurableTrainer):
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
-            **others,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self.fresh_adapter = peft_config is not None and adapter_is_identity(peft_config)
         self._means, self._speed, self._step_tokens = Means(), Speed(), 0
         self._set_up_scoring()
-        _attach_all(callbacks or [], self)
+        for callback in callbacks or ():
+            if hasattr(callback, "attach"):
+                callback.attach(self)
 
     def _set_up_scoring(self) -> None:
         self.notes: list[str] = []
@@ -167,7 +190,8 @@ class PreferenceTrainer(DurableTrainer):
         """As `DurableTrainer.train`, after making sure of the reference log-probs."""
         warn_of_precision(self)
         self.compute_references()
-        return super().train(resume_from_checkpoint, *args, **others)
+        with self._scoring_calls.installed():
+            return super().train(resume_from_checkpoint, *args, **others)
 
     def compute_references(self, *others: Any) -> None:
         """Compute the reference log-probs of all sets, where they are not known yet.
@@ -178,8 +202,11 @@ class PreferenceTrainer(DurableTrainer):
         """
         gone = self.references.reference == START and not self.fresh_adapter
         if not (gone and self.state.global_step):
-            sets = [*self._item_sets(), *item_sets_in(others)]
-            self.references.compute(sets, self.scorer, adapter_is_new=self.fresh_adapter)
+            self.references.compute(
+                [*self._item_sets(), *item_sets_in(others)],
+                self.scorer,
+                adapter_is_new=self.fresh_adapter,
+            )
 
     def get_train_dataloader(self) -> StepLoader:
         """The optimiser steps; the same on every process.
@@ -187,29 +214,28 @@ class PreferenceTrainer(DurableTrainer):
         Returns:
             One batch a step, with all its items.
         """
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = StepSampler(
-            len(self.train_dataset),
-            self._train_batch_size * self.accelerator.num_processes,
-            seed=seed,
-            shuffle=getattr(self.args, "train_sampling_strategy", "random") != "sequential",
+        return StepLoader(
+            StepSampler(
+                len(self.train_dataset),
+                self.items_per_process * self.accelerator.num_processes,
+                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+                shuffle=getattr(self.args, "train_sampling_strategy", "random") != "sequential",
+            )
         )
-        return StepLoader(sampler)
 
     @override
     def training_step(
         self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
         """Accumulate the gradient of one whole optimiser step; returns its mean loss."""
-        started = time.perf_counter()
+        started, step = time.perf_counter(), self.state.global_step
         model.train()
-        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
+        if callable(getattr(self.optimizer, "train", None)):  # of optimisers without a schedule
             self.optimizer.train()
-        items = self._step_items(self.train_dataset, inputs["items"], step=self.state.global_step)
-        step = self.state.global_step
+        items = self._step_items(self.train_dataset, inputs["items"], step=step)
         with self.guard.memory(items, step=step, optimizer=self.optimizer):
             outcome = self.runner.train(model, items, self.loss_state)
-        self.guard.check(outcome, step=step, learning_rate=self._get_learning_rate())
+        self.guard.check(outcome, step=step, learning_rate=self.learning_rate)
         tolerance = start_tolerance(self)
         if tolerance is not None:
             check_start(outcome, tolerance=tolerance)
@@ -223,7 +249,7 @@ class PreferenceTrainer(DurableTrainer):
         return torch.tensor(outcome.loss, device=self.args.device)
 
     def _step_items(self, item_set: ItemSet, positions: Any, *, step: int) -> StepItems:
-        items = tuple(item_set[position] for position in positions)
+        items = tuple(item_set.items[position] for position in positions)
         seeds = step_seeds(items, seed=self.args.seed, step=step) if self.loss.random else None
         reference = self.references.of(item_set, positions)
         if reference is not None:
@@ -238,10 +264,6 @@ class PreferenceTrainer(DurableTrainer):
             logs["num_tokens"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
 
-    @override
-    def _track_num_input_tokens(self, inputs: Any) -> None:
-        """Counted by the step itself."""
-
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Arithmetic of the last step: 6 a token and parameter.
 
@@ -254,8 +276,11 @@ class PreferenceTrainer(DurableTrainer):
         Source:
             Kaplan et al. 2020, arXiv:2001.08361, Section 2.1.
         """
-        share = self._step_tokens // self.accelerator.num_processes
-        return int(6 * share * self.model.num_parameters(exclude_embeddings=True))
+        return int(
+            _FLOPS_PER_TOKEN_AND_PARAMETER
+            * (self._step_tokens // self.accelerator.num_processes)
+            * self.model.num_parameters(exclude_embeddings=True)
+        )
 
     # --- Checkpoints ----------------------------------------------------------------------
 
@@ -277,20 +302,23 @@ class PreferenceTrainer(DurableTrainer):
             and {"kind": data.kind, "items": len(data), "fingerprint": data.fingerprint},
         }
 
+    # Of the weights that training begins with, new adapters left out.
     @cached_property
     def _start_fingerprint(self) -> str:
-        """Of the weights that training begins with, new adapters left out."""
         return model_fingerprint(self.model, with_adapter=False)
 
     @override
     def run_state(self) -> dict[str, Any]:
         """The loss's state, the metrics since the last log, and how steps are divided."""
-        budget = self.runner.token_budget
-        return {"loss": self.loss_state, "means": self._means.state(), "token_budget": budget}
+        return {
+            "loss": self.loss_state,
+            "means": self._means.state(),
+            "token_budget": self.runner.token_budget,
+        }
 
     @override
     def restore_run_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `run_state` gave."""
+        """Take up what `run_state` returned."""
         self.loss_state = dict(state["loss"])
         self._means.restore(state["means"])
         if self.args.token_budget == "auto":  # another division would round differently
@@ -299,11 +327,11 @@ class PreferenceTrainer(DurableTrainer):
     @override
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint that others load, with card and resolved configuration."""
-        folder = output_dir or self.args.output_dir
-        if not self.writes_checkpoint:
+        folder, in_checkpoint = output_dir or self.args.output_dir, self.staging is not None
+        if not in_checkpoint:
             self.check_weights(Path(self.args.output_dir))
-        if self.is_fsdp_enabled and not self.writes_checkpoint:  # gathered, not in shards
-            self._save(folder, state_dict=self.accelerator.get_state_dict(self.model))
+        if self.is_fsdp_enabled and not in_checkpoint:
+            self.save_gathered(folder)
         else:
             super().save_model(folder, _internal_call=True)
         if not _internal_call and self.args.should_save:
@@ -312,10 +340,10 @@ class PreferenceTrainer(DurableTrainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     @override
-    def create_model_card(self, *args: Any, **told: Any) -> None:
+    def create_model_card(self, *args: Any, **fields: Any) -> None:
         """Write the model card and what belongs to it into the output folder."""
         if self.is_world_process_zero():
-            write_export(self, Path(self.args.output_dir), **told_in_card(*args, **told))
+            write_export(self, Path(self.args.output_dir), **card_fields(*args, **fields))
 
     # --- Evaluation -----------------------------------------------------------------------
 
@@ -339,8 +367,9 @@ class PreferenceTrainer(DurableTrainer):
         if not isinstance(eval_dataset, str):
             eval_dataset = item_sets_of(eval_dataset, self.encoder, self.loss, ties=self.args.ties)
         self.compute_references(eval_dataset)
-        found = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        return cast("dict[str, float]", found)
+        with self._scoring_calls.installed():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        return cast("dict[str, float]", metrics)
 
     @override
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EvaluationSet:
@@ -360,7 +389,10 @@ class PreferenceTrainer(DurableTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Score a set and take the means of its metrics over its items."""
-        model = self._model_for_evaluation()
+        self.prepare_sharded()
+        self.model.eval()
+        if callable(getattr(self.optimizer, "eval", None)):
+            self.optimizer.eval()
         item_set = dataloader.dataset
         _log.info("%s on %d items", description, len(item_set))
         self.callback_handler.eval_dataloader = dataloader
@@ -371,26 +403,8 @@ class PreferenceTrainer(DurableTrainer):
                 self.args, self.state, self.control
             )
 
-        scored = score_set(self.runner, model, items, tick=tick)
-        found = evaluate_items(self.runner, items, scored, self.loss_state)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        means = evaluate_items(self.runner, self.model, items, self.loss_state, tick=tick)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         return EvalLoopOutput(
             predictions=None, label_ids=None, metrics=metrics, num_samples=len(item_set)
         )
-
-    def _model_for_evaluation(self) -> Any:
-        model = self.model
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if sharded and not self.accelerator._models:
-            model = self.model = self.model_wrapped = self.accelerator.prepare(model)
-        model.eval()
-        if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
-            self.optimizer.eval()
-        return model
-
-
-def _attach_all(callbacks: list[Any], trainer: PreferenceTrainer) -> None:
-    """Show the trainer to the callbacks that read more than their arguments."""
-    for callback in callbacks:
-        if hasattr(callback, "attach"):
-            callback.attach(trainer)

@@ -1,9 +1,9 @@
-"""What training does to the rankings of fixed pairs, in any transformers Trainer."""
+"""`DynamicsCallback`: what training does to the rankings of fixed pairs, in any Trainer."""
 
 import logging
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,35 +14,25 @@ from prefstage.core.errors import InputError, ModelError
 from prefstage.data import ResponseEncoder
 from prefstage.data.records import Ties
 from prefstage.scoring import Scorer
-from prefstage.training.dynamics_distance import StartWeights, kind_of
-from prefstage.training.dynamics_measures import (
-    PairDynamics,
-    displacement_of,
-    measure_pairs,
-    summarise_pairs,
-)
-from prefstage.training.dynamics_pairs import (
+from prefstage.training.compat import spread_over_processes, unwrapped_forward
+from prefstage.training.dynamics.distance import StartWeights, kind_of
+from prefstage.training.dynamics.pairs import (
     Pairs,
     PairSample,
     PairScores,
+    measure_pairs,
     sample_pairs,
     score_pairs,
+    summarise_pairs,
 )
-from prefstage.training.dynamics_store import DynamicsFolder
-from prefstage.training.dynamics_trainers import (
-    ADAPTER_OFF,
-    START,
-    beta_of,
-    encoder_of,
-    name_sets,
-    reference_of,
-    sets_of,
-    spread_over_processes,
-)
-from prefstage.training.undisturbed import own_forward, undisturbed
+from prefstage.training.dynamics.records import DynamicsFolder
+from prefstage.training.items import ItemSet
+from prefstage.training.policy import undisturbed
+from prefstage.training.reference import ADAPTER_OFF, NONE, START
 
 _log = logging.getLogger(__name__)
 
+DEFAULT_BETA = 0.1
 PRINTING = (PrinterCallback, ProgressCallback)
 HEADLINES = ("loss", "rankings/accuracy", "rewards/accuracies")
 
@@ -110,23 +100,24 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         seed: int = 0,
         token_budget: int | Literal["auto"] = "auto",
     ) -> None:
-        _check_positive(every=every, displacement_nats=displacement_nats, beta=beta)
-        self._given_sets = name_sets(train_pairs, eval_pairs)
-        self._encoder = encoder
-        self._given_reference = reference
-        self._given_beta = beta
-        self._subsample = subsample
-        self._ties = ties
+        settings = {"every": every, "displacement_nats": displacement_nats, "beta": beta}
+        for name, value in settings.items():
+            if value is not None and not value > 0:
+                raise InputError.of(
+                    saw=f"{name}={value}", expected="a positive number", cure=f"set {name} > 0"
+                )
+        self._sets = _by_name(train_pairs, eval_pairs)
+        self._encoder, self._reference, self._beta = encoder, reference, beta
+        self._sampling: Any = {"subsample": subsample, "seed": seed, "ties": ties}
         self._every = every
         self._with_distance = distance
         self._displacement_nats = displacement_nats
-        self._seed = seed
         self._token_budget = token_budget
         self._folder = DynamicsFolder(Path(out))
         self._start = StartWeights(Path(out) / "start_weights")
         self._trainer: Any = None
         self._samples: list[PairSample] = []
-        self._reference: dict[str, PairScores] = {}
+        self._reference_scores: dict[str, PairScores] = {}
         self._warned = False
 
     def attach(self, trainer: Any) -> Self:
@@ -150,7 +141,19 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
     def on_train_begin(self, args: Any, state: Any, control: Any, **event: Any) -> None:
         """Choose the pairs, score the reference, and measure the start."""
         model = event["model"]
-        self._check_trainer(model)
+        if self._trainer is None:
+            raise InputError.of(
+                saw="a DynamicsCallback that knows no trainer",
+                expected="one that is attached, as its figures go through the trainer's log",
+                cure="call DynamicsCallback(...).attach(trainer) before trainer.train()",
+            )
+        spread = spread_over_processes(model)
+        if spread is not None:
+            raise ModelError.of(
+                saw=f"a model whose weights are spread over processes ({spread})",
+                expected="whole weights on each process: one process, DDP, or ZeRO stage 1 or 2",
+                cure="leave DynamicsCallback out, and score saved checkpoints instead",
+            )
         if not state.is_world_process_zero:
             return
         with undisturbed(model):
@@ -178,42 +181,23 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
 
     # --- Preparing -------------------------------------------------------------------------
 
-    def _check_trainer(self, model: Any) -> None:
-        if self._trainer is None:
-            raise InputError.of(
-                saw="a DynamicsCallback that knows no trainer",
-                expected="one that is attached, as its figures go through the trainer's log",
-                cure="call DynamicsCallback(...).attach(trainer) before trainer.train()",
-            )
-        spread = spread_over_processes(model)
-        if spread is not None:
-            raise ModelError.of(
-                saw=f"a model whose weights are spread over processes ({spread})",
-                expected="whole weights on each process: one process, DDP, or ZeRO stage 1 or 2",
-                cure="leave DynamicsCallback out, and score saved checkpoints instead",
-            )
-
     def _prepare(self, model: Any, step: int) -> None:
         trainer = self._trainer
-        encoder = self._encoder or encoder_of(trainer)
+        encoder = self._encoder or _encoder_of(trainer)
         self._samples = [
-            sample_pairs(
-                name,
-                pairs,
-                encoder=encoder,
-                subsample=self._subsample,
-                seed=self._seed,
-                ties=self._ties,
-            )
-            for name, pairs in (self._given_sets or sets_of(trainer)).items()
+            sample_pairs(name, pairs, encoder=encoder, **self._sampling)
+            for name, pairs in (self._sets or _sets_of(trainer)).items()
         ]
-        self._beta = beta_of(trainer) if self._given_beta is None else self._given_beta
-        self._reference_name = self._given_reference or reference_of(trainer)
-        with own_forward(model):
+        if self._beta is None:
+            self._beta = _beta_of(trainer)
+        if self._reference is None:
+            configured = getattr(trainer.args, "reference", None)
+            self._reference = START if configured in (None, NONE) else configured
+        with unwrapped_forward(model):
             self._scorer = Scorer(model, token_budget=self._token_budget)
         self._folder.begin(self._about(model), step=step)
-        self._reference = self._load_reference(step)
-        self._warned = any(map(self._displaced, self._folder.metrics()))
+        self._reference_scores = self._load_reference(step)
+        self._warned = any(map(self._displaced_sets, self._folder.metrics()))
         if self._with_distance and (step == 0 or not self._start.exist()):
             self._check_start(step, "weights")
             self._start.save(model)
@@ -229,7 +213,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
                 }
                 for sample in self._samples
             },
-            "reference": self._reference_name,
+            "reference": self._reference,
             "beta": self._beta,
             "distance_of": kind_of(model) if self._with_distance else None,
         }
@@ -238,19 +222,17 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         kept = self._folder.read_reference()
         if kept is not None:
             return kept
-        scorer, with_adapter = self._scorer, self._reference_name != ADAPTER_OFF
-        if self._reference_name == START:
+        scorer, with_adapter = self._scorer, self._reference != ADAPTER_OFF
+        if self._reference == START:
             self._check_start(step, "reference")
         elif with_adapter:
-            scorer = Scorer.load(self._reference_name, token_budget=self._token_budget)
+            scorer = Scorer.load(str(self._reference), token_budget=self._token_budget)
         with self._trainer.accelerator.autocast():
-            found = {
-                sample.name: score_pairs(scorer, sample.trees, with_adapter=with_adapter)
-                for sample in self._samples
-            }
-        samples = {sample.name: sample for sample in self._samples}
-        self._folder.write_reference({name: (samples[name], found[name]) for name in found})
-        return found
+            scores = [
+                score_pairs(scorer, s.trees, with_adapter=with_adapter) for s in self._samples
+            ]
+        self._folder.write_reference(self._samples, scores)
+        return {sample.name: pair for sample, pair in zip(self._samples, scores, strict=True)}
 
     def _check_start(self, step: int, what: str) -> None:
         if step > 0:
@@ -264,8 +246,9 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
     # --- Measuring -------------------------------------------------------------------------
 
     def _measure(self, state: Any, model: Any) -> None:
-        step = int(state.global_step)
-        if not state.is_world_process_zero or step in self._folder.steps():
+        step, recorded = int(state.global_step), self._folder.steps()
+        # An evaluation after the last step, or a resumed run's first, comes to a step twice.
+        if not state.is_world_process_zero or step in recorded:
             return
         began = time.perf_counter()
         with undisturbed(model):
@@ -273,101 +256,126 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
                 scores = [score_pairs(self._scorer, sample.trees) for sample in self._samples]
             distance = self._start.distance(model) if self._with_distance else None
         measured = [
-            measure_pairs(sample, found, self._reference[sample.name], beta=self._beta)
-            for sample, found in zip(self._samples, scores, strict=True)
+            measure_pairs(sample, policy, self._reference_scores[sample.name], beta=self._beta or 0)
+            for sample, policy in zip(self._samples, scores, strict=True)
         ]
         metrics = {
-            _key(each.sample.name, name): value
-            for each in measured
-            for name, value in summarise_pairs(each).items()
+            _key(pairs.sample.name, name): value
+            for pairs in measured
+            for name, value in summarise_pairs(pairs).items()
         }
         if distance is not None:
             metrics["dynamics/weight_distance"] = distance
-        metrics |= _gradient_norms(state.log_history, since=self._last_step(), step=step)
+        since = max(recorded, default=0)
+        norms = [
+            float(entry["grad_norm"])
+            for entry in state.log_history
+            if "grad_norm" in entry and since <= entry["step"] < step
+        ]
+        if norms:
+            metrics["dynamics/grad_norm/mean"] = sum(norms) / len(norms)
+            metrics["dynamics/grad_norm/max"] = max(norms)
         self._folder.write_step(step, measured, metrics)
         self._report({**metrics, "dynamics/runtime_s": time.perf_counter() - began})
-        self._warn(step, measured)
+        self._warn(step, metrics)
 
-    def _last_step(self) -> int:
-        return max(self._folder.steps(), default=0)
-
+    # Hand the figures to the trackers and leave the trainer's own logging as it was.
     def _report(self, metrics: dict[str, float]) -> None:
-        """Hand the figures to the trackers and leave the trainer's own logging as it was.
-
-        Subclasses' `log` would add, and clear, their own running means (TRL's does), and any
-        log withdraws the wish to log the loss of this very step. What prints to the console
-        gets the headlines only: sixty figures would bury the loss.
-        """
         handler, control = self._trainer.callback_handler, self._trainer.control
         everyone, wishes = handler.callbacks, vars(control).copy()
-        printing = [each for each in everyone if isinstance(each, PRINTING)]
+        printing = [callback for callback in everyone if isinstance(callback, PRINTING)]
         try:
-            handler.callbacks = [each for each in everyone if each not in printing]
+            # Trainer's log, not the subclass's: that would add, and clear, its own running means
+            # (TRL's does). What prints to the console gets the headlines only: sixty figures
+            # would bury the loss.
+            handler.callbacks = [callback for callback in everyone if callback not in printing]
             Trainer.log(self._trainer, metrics)
             handler.callbacks = printing
-            headlines = {name: value for name, value in metrics.items() if _is_headline(name)}
+            headlines = {
+                name: value
+                for name, value in metrics.items()
+                if name.split("dynamics/", 1)[-1] in HEADLINES
+            }
             handler.on_log(self._trainer.args, self._trainer.state, control, headlines)
         finally:
             handler.callbacks = everyone
+            # Any log withdraws the wish to log, and so would swallow the loss of this very step.
             vars(control).update(wishes)
             self._trainer.control = control
 
-    def _displaced(self, metrics: Mapping[str, float]) -> bool:
-        """Whether both sides of some set had fallen at a measurement."""
-        names = [_key(sample.name, "displacement/") for sample in self._samples]
-        return any(self._fell(metrics[f"{n}chosen"], metrics[f"{n}rejected"]) for n in names)
+    # The sets whose chosen and rejected responses had both fallen at a measurement.
+    def _displaced_sets(self, metrics: Mapping[str, float]) -> list[PairSample]:
+        return [
+            sample
+            for sample in self._samples
+            if metrics[_key(sample.name, "displacement/chosen")] <= -self._displacement_nats
+            and metrics[_key(sample.name, "displacement/rejected")] < 0
+        ]
 
-    def _fell(self, chosen: float, rejected: float) -> bool:
-        return chosen <= -self._displacement_nats and rejected < 0
+    def _warn(self, step: int, metrics: Mapping[str, float]) -> None:
+        displaced = self._displaced_sets(metrics)
+        if self._warned or not displaced:
+            return
+        self._warned, sample = True, displaced[0]
+        chosen, rejected, both_fell = (
+            metrics[_key(sample.name, f"displacement/{name}")]
+            for name in ("chosen", "rejected", "both_fell")
+        )
+        warnings.warn(
+            f"likelihood displacement at step {step}: on {len(sample.indices)} pairs of "
+            f"{sample.name!r} the mean log-prob of the chosen responses fell by "
+            f"{-chosen:.2f} nats and that of the rejected ones by "
+            f"{-rejected:.2f} since the reference; both sides of "
+            f"{both_fell:.0%} of the pairs fell. Probability goes to responses that "
+            "are in no pair. A lower learning rate, a larger β, or an SFT term "
+            "(sigmoid + 0.2*sft) holds the chosen ones.",
+            DisplacementWarning,
+            stacklevel=2,
+        )
 
-    def _warn(self, step: int, measured: list[PairDynamics]) -> None:
-        for each in measured:
-            moved = displacement_of(each)
-            if self._warned or not self._fell(moved.chosen, moved.rejected):
-                continue
-            self._warned = True
-            warnings.warn(
-                f"likelihood displacement at step {step}: on {len(each.loss)} pairs of "
-                f"{each.sample.name!r} the mean log-prob of the chosen responses fell by "
-                f"{-moved.chosen:.2f} nats and that of the rejected ones by "
-                f"{-moved.rejected:.2f} since the reference; both sides of "
-                f"{moved.both_fell:.0%} of the pairs fell. Probability goes to responses that "
-                "are in no pair. A lower learning rate, a larger β, or an SFT term "
-                "(sigmoid + 0.2*sft) holds the chosen ones.",
-                DisplacementWarning,
-                stacklevel=2,
-            )
 
-
+# Name of a metric: transformers puts "eval_..." among evaluation, others under train/.
 def _key(set_name: str, metric: str) -> str:
-    """Name of a metric: transformers puts "eval_..." among evaluation, others under train/."""
     return f"dynamics/{metric}" if set_name == "train" else f"{set_name}_dynamics/{metric}"
 
 
-def _is_headline(name: str) -> bool:
-    return name.split("dynamics/", 1)[-1] in HEADLINES
+# --- What is taken over from the trainer ---------------------------------------------------------
 
 
-def _gradient_norms(
-    history: Sequence[Mapping[str, Any]], *, since: int, step: int
-) -> dict[str, float]:
-    """Mean and greatest of the gradient norms logged from the last measured step on."""
-    norms = [
-        float(entry["grad_norm"])
-        for entry in history
-        if "grad_norm" in entry and since <= entry["step"] < step
-    ]
-    if not norms:
-        return {}
-    return {
-        "dynamics/grad_norm/mean": sum(norms) / len(norms),
-        "dynamics/grad_norm/max": max(norms),
+# Name sets as transformers prefixes their metrics: "train", "eval" or "eval_NAME".
+def _by_name(train: Any, evaluated: Any) -> dict[str, Any]:
+    named = {"train": train, "eval": None if isinstance(evaluated, Mapping) else evaluated}
+    if isinstance(evaluated, Mapping):
+        named |= {f"eval_{name}": pairs for name, pairs in evaluated.items()}
+    return {name: pairs for name, pairs in named.items() if pairs is not None}
+
+
+# The pairs of a `PreferenceTrainer`; another trainer's data has a form of its own.
+def _sets_of(trainer: Any) -> dict[str, Any]:
+    sets = {
+        name: items
+        for name, items in _by_name(trainer.train_dataset, trainer.eval_dataset).items()
+        if isinstance(items, ItemSet) and items.kind == "pairs"
     }
+    if not sets:
+        raise InputError.of(
+            saw="neither train_pairs nor eval_pairs, and a trainer without pairs of prefstage",
+            expected="pairs to follow",
+            cure="give DynamicsCallback train_pairs=, eval_pairs= or both",
+        )
+    return sets
 
 
-def _check_positive(**settings: float | None) -> None:
-    for name, value in settings.items():
-        if value is not None and not value > 0:
-            raise InputError.of(
-                saw=f"{name}={value}", expected="a positive number", cure=f"set {name} > 0"
-            )
+def _encoder_of(trainer: Any) -> ResponseEncoder | None:
+    encoder = getattr(trainer, "encoder", None)
+    if isinstance(encoder, ResponseEncoder):
+        return encoder
+    tokenizer = trainer.processing_class
+    return None if tokenizer is None else ResponseEncoder(tokenizer)
+
+
+# β of the trainer's loss (τ of IPO), as TRL and `PreferenceTrainer` have it.
+def _beta_of(trainer: Any) -> float:
+    owners = (trainer.args, getattr(trainer, "loss", None))
+    known = (getattr(owner, "beta", None) for owner in owners)
+    return float(next((beta for beta in known if beta is not None), DEFAULT_BETA))

@@ -12,16 +12,17 @@ import pyarrow.compute as pc
 from prefstage.core.errors import InputError, MissingDependencyError
 from prefstage.core.files import atomic_path
 from prefstage.diagnosing.flips import FLIP_GROUPS
-from prefstage.training.dynamics_measures import metric_name
-from prefstage.training.dynamics_store import ABOUT, read_dynamics, read_metrics
+from prefstage.training.dynamics.pairs import metric_name
+from prefstage.training.dynamics.records import ABOUT, read_dynamics, read_metrics
 
 FORMATS = ("png", "svg")
-# Okabe and Ito's colours, told apart with any colour vision: what stays right or wrong is
+# Okabe and Ito's colours, which differ with any colour vision: what stays right or wrong is
 # blue or red, what changed is light blue or orange.
 GROUP_COLOURS = dict(zip(FLIP_GROUPS, ("#0072B2", "#E69F00", "#56B4E9", "#D55E00"), strict=True))
 RIGHT, WRONG, LINE = "#0072B2", "#D55E00", "#222222"
 _CURVE_POINTS = 400
 _DOTS_PER_INCH = 130
+_DOTTED = {"marker": "o", "ms": 3.5}
 
 
 def draw_dynamics(
@@ -92,13 +93,13 @@ def _figure_type() -> Any:
     return Figure
 
 
-def _known(what: str, wanted: Any, there: list[Any], *, default: int) -> Any:
+def _known(what: str, wanted: Any, recorded: list[Any], *, default: int) -> Any:
     if wanted is None:
-        return there[default]
-    if wanted not in there:
+        return recorded[default]
+    if wanted not in recorded:
         raise InputError.of(
             saw=f"{what} {wanted!r}",
-            expected=f"one of {', '.join(map(str, there))}",
+            expected=f"one of {', '.join(map(str, recorded))}",
             cure=f"leave {what} out, or name a recorded one",
         )
     return wanted
@@ -113,10 +114,9 @@ def _flips(figure_type: Any, metrics: list[dict[str, float]], prefix: str, name:
         "margins": "mean reward margin",
     }
     for panel, (kind, title) in zip(panels, titles.items(), strict=True):
-        for group in FLIP_GROUPS:
-            steps, values = _series(metrics, f"{prefix}flips/{metric_name(group)}/{kind}")
-            label = group.replace("->", " → ")
-            panel.plot(steps, values, "o-", ms=3.5, color=GROUP_COLOURS[group], label=label)
+        for group, colour in GROUP_COLOURS.items():
+            series = _series(metrics, f"{prefix}flips/{metric_name(group)}/{kind}")
+            panel.plot(*series, **_DOTTED, color=colour, label=group.replace("->", " → "))
         _finish(panel, title)
     panels[0].set_ylim(0, 1)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -156,44 +156,42 @@ def _threshold(figure_type: Any, pairs: pa.Table, beta: float, title: str) -> An
 def _trajectories(figure_type: Any, metrics: list[dict[str, float]], prefix: str, name: str) -> Any:
     figure = figure_type(figsize=(12, 7), layout="constrained")
     accuracy, likelihood, diversity, distance = figure.subplots(2, 2).flat
-    for key, label in (
-        ("rankings/accuracy", "ranking accuracy R"),
-        ("rankings/normalised_accuracy", "length-normalised R̃"),
-        ("rewards/accuracies", "reward accuracy"),
+    for panel, key, look in (
+        (accuracy, f"{prefix}rankings/accuracy", {"label": "ranking accuracy R"}),
+        (accuracy, f"{prefix}rankings/normalised_accuracy", {"label": "length-normalised R̃"}),
+        (accuracy, f"{prefix}rewards/accuracies", {"label": "reward accuracy"}),
+        (likelihood, f"{prefix}displacement/chosen", {"label": "chosen", "color": RIGHT}),
+        (likelihood, f"{prefix}displacement/rejected", {"label": "rejected", "color": WRONG}),
+        (diversity, f"{prefix}intra_diversity/mean", {"label": "mean"}),
+        (distance, "dynamics/weight_distance", {"color": LINE}),
     ):
-        accuracy.plot(*_series(metrics, prefix + key), "o-", ms=3.5, label=label)
+        panel.plot(*_series(metrics, key), **_DOTTED, **look)
     accuracy.set_ylim(0, 1)
-    accuracy.legend(frameon=False)
-    _finish(accuracy, "accuracies")
-    for side, colour in (("chosen", RIGHT), ("rejected", WRONG)):
-        series = _series(metrics, f"{prefix}displacement/{side}")
-        likelihood.plot(*series, "o-", ms=3.5, color=colour, label=side)
     likelihood.axhline(0, color=LINE, lw=0.6)
-    likelihood.legend(frameon=False)
-    _finish(likelihood, "change of mean log π(y|x) since the reference (nats)")
     steps, low = _series(metrics, f"{prefix}intra_diversity/q05")
     _, high = _series(metrics, f"{prefix}intra_diversity/q95")
     diversity.fill_between(steps, low, high, alpha=0.2, lw=0, label="5 to 95 % of the pairs")
-    diversity.plot(*_series(metrics, f"{prefix}intra_diversity/mean"), "o-", ms=3.5, label="mean")
-    diversity.legend(frameon=False)
-    _finish(diversity, "intra-diversity: log π(y_w|x) − log π(y_l|x) (nats)")
-    distance.plot(*_series(metrics, "dynamics/weight_distance"), "o-", ms=3.5, color=LINE)
+    _finish(accuracy, "accuracies", legend=True)
+    _finish(likelihood, "change of mean log π(y|x) since the reference (nats)", legend=True)
+    _finish(diversity, "intra-diversity: log π(y_w|x) − log π(y_l|x) (nats)", legend=True)
     _finish(distance, "distance of the weights from the start")
     figure.suptitle(f"Dynamics ({name})")
     return figure
 
 
+# Steps and values of a metric; a group without a pair has none at that step.
 def _series(metrics: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of a metric; a group without a pair has none at that step."""
-    there = [entry for entry in metrics if key in entry]
-    return [entry["step"] for entry in there], [entry[key] for entry in there]
+    points = [(entry["step"], entry[key]) for entry in metrics if key in entry]
+    return [step for step, _ in points], [value for _, value in points]
 
 
-def _finish(panel: Any, title: str) -> None:
+def _finish(panel: Any, title: str, *, legend: bool = False) -> None:
     panel.set_title(title, fontsize=10)
     panel.set_xlabel("optimiser step")
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(alpha=0.2)
+    if legend:
+        panel.legend(frameon=False)
 
 
 def _save(figure: Any, path: Path) -> Path:

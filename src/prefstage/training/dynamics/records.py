@@ -1,8 +1,8 @@
-"""The folder that dynamics are kept in: whole steps only, each of them once."""
+"""The folder that dynamics are recorded in: whole steps only, none of them twice."""
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import torch
 from prefstage.core.errors import DataError, RunFolderError
 from prefstage.core.files import atomic_path, write_json
 from prefstage.diagnosing.flips import FLIP_GROUPS
-from prefstage.training.dynamics_measures import PairDynamics
-from prefstage.training.dynamics_pairs import PairSample, PairScores
+from prefstage.training.dynamics.pairs import PairDynamics, PairSample, PairScores
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +41,7 @@ SCHEMA = pa.schema(
     ]
 )
 _REFERENCE_SCHEMA = pa.schema(
-    [
-        ("set", pa.string()),
-        ("pair", pa.int64()),
-        ("chosen_log_prob", pa.float64()),
-        ("rejected_log_prob", pa.float64()),
-    ]
+    [SCHEMA.field(name) for name in ("set", "pair", "chosen_log_prob", "rejected_log_prob")]
 )
 
 
@@ -55,8 +49,7 @@ class DynamicsFolder:
     """Where one training run's dynamics lie.
 
     ``about.json`` (what is measured), ``reference.parquet``, ``pairs/step-*.parquet`` (one
-    row a pair) and ``metrics/step-*.json``. A step counts once its Parquet file is there;
-    files appear whole or not at all.
+    row a pair) and ``metrics/step-*.json``. Files appear whole or not at all.
 
     Args:
         path: The folder; made when something is written.
@@ -68,12 +61,9 @@ class DynamicsFolder:
     def begin(self, about: Mapping[str, Any], *, step: int) -> None:
         """Begin a run, or go on with it at a step.
 
-        Records of later steps are dropped: they are of a training that was killed, and come
-        again. At step 0 everything is.
-
         Args:
             about: What is measured and how; JSON-serialisable.
-            step: Optimiser steps done.
+            step: Optimiser steps done; 0 drops all records.
 
         Raises:
             RunFolderError: If the folder holds dynamics of something else.
@@ -81,7 +71,8 @@ class DynamicsFolder:
         self._check_same(about)
         if step == 0:
             (self.path / REFERENCE).unlink(missing_ok=True)
-        later = [found for found in self.steps() if found > step or step == 0]
+        # Later steps are of a training that was killed after its last checkpoint, and come anew.
+        later = [recorded for recorded in self.steps() if recorded > step or step == 0]
         if later:
             _log.warning(
                 "%s: dropping the records of steps %d to %d, which training comes to again",
@@ -89,17 +80,15 @@ class DynamicsFolder:
                 later[0],
                 later[-1],
             )
-        for found in later:
-            self._pairs_file(found).unlink()
-            self._metrics_file(found).unlink(missing_ok=True)
+        for recorded in later:
+            self.pairs_file(recorded).unlink()
+            self._metrics_file(recorded).unlink(missing_ok=True)
         write_json(self.path / ABOUT, dict(about))
 
     def steps(self) -> list[int]:
         """The steps that are recorded, ascending."""
-        return sorted(
-            int(file.stem.removeprefix("step-"))
-            for file in (self.path / PAIRS).glob("step-*.parquet")
-        )
+        files = (self.path / PAIRS).glob("step-*.parquet")
+        return sorted(int(file.stem.removeprefix("step-")) for file in files)
 
     def metrics(self) -> list[dict[str, float]]:
         """The aggregates of every recorded step, ascending."""
@@ -118,55 +107,53 @@ class DynamicsFolder:
             measured: The pairs of each set.
             metrics: The aggregates by name.
         """
+        # The Parquet file comes last, as a step counts by it: whatever else a kill leaves out,
+        # a step that counts has its metrics.
         write_json(self._metrics_file(step), {"step": step, **metrics})
-        table = pa.concat_tables([_table(step, each) for each in measured])
-        with atomic_path(self._pairs_file(step)) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        _write([_table(step, pairs) for pairs in measured], self.pairs_file(step))
 
-    def write_reference(self, scores: Mapping[str, tuple[PairSample, PairScores]]) -> None:
+    def write_reference(self, samples: Sequence[PairSample], scores: Sequence[PairScores]) -> None:
         """Keep the reference's log-probs of every set.
 
         Args:
-            scores: By the set's name: the pairs and their log-probs.
+            samples: The pairs of each set.
+            scores: Their log-probs under the reference.
         """
         tables = [
             pa.table(
-                [
-                    [name] * len(sample.indices),
-                    list(sample.indices),
-                    found.chosen.tolist(),
-                    found.rejected.tolist(),
-                ],
+                {
+                    "set": [sample.name] * len(sample.indices),
+                    "pair": list(sample.indices),
+                    "chosen_log_prob": pairs.chosen.tolist(),
+                    "rejected_log_prob": pairs.rejected.tolist(),
+                },
                 schema=_REFERENCE_SCHEMA,
             )
-            for name, (sample, found) in scores.items()
+            for sample, pairs in zip(samples, scores, strict=True)
         ]
-        with atomic_path(self.path / REFERENCE) as temporary:
-            pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
+        _write(tables, self.path / REFERENCE)
 
     def read_reference(self) -> dict[str, PairScores] | None:
         """The reference's log-probs by set; None if they were not kept."""
         if not (self.path / REFERENCE).exists():
             return None
         table = _read(self.path / REFERENCE, _REFERENCE_SCHEMA)
-        names = table["set"].to_pylist()
-        found = {}
-        for name in dict.fromkeys(names):
-            part = table.filter(pa.compute.equal(table["set"], name))
-            sides = [
-                torch.tensor(part[column].to_pylist(), dtype=torch.float64)
-                for column in ("chosen_log_prob", "rejected_log_prob")
-            ]
-            found[name] = PairScores(*sides)
-        return found
+        scores = {}
+        for name in dict.fromkeys(table["set"].to_pylist()):
+            rows = table.filter(pa.compute.equal(table["set"], name))
+            sides = (rows["chosen_log_prob"], rows["rejected_log_prob"])
+            scores[name] = PairScores(
+                *(torch.tensor(side.to_pylist(), dtype=torch.float64) for side in sides)
+            )
+        return scores
 
     def _check_same(self, about: Mapping[str, Any]) -> None:
         file = self.path / ABOUT
         if not file.exists():
             return
-        found = json.loads(file.read_text(encoding="utf-8"))
-        wanted = json.loads(json.dumps(dict(about)))
-        different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        before = json.loads(file.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(dict(about)))
+        different = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         if different:
             raise RunFolderError.of(
                 saw=f"{self.path} holds dynamics of another run (different: "
@@ -175,7 +162,8 @@ class DynamicsFolder:
                 cure="name another folder with out=",
             )
 
-    def _pairs_file(self, step: int) -> Path:
+    def pairs_file(self, step: int) -> Path:
+        """Where the pairs of a step are recorded."""
         return self.path / PAIRS / f"step-{step:08d}.parquet"
 
     def _metrics_file(self, step: int) -> Path:
@@ -195,9 +183,8 @@ def read_dynamics(folder: str | Path) -> pa.Table:
     Raises:
         DataError: If nothing is recorded there, or a file cannot be read.
     """
-    store = DynamicsFolder(Path(folder))
-    steps = _recorded(store)
-    return pa.concat_tables([_read(store._pairs_file(step), SCHEMA) for step in steps])
+    store = _recorded(folder)
+    return pa.concat_tables([_read(store.pairs_file(step), SCHEMA) for step in store.steps()])
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
@@ -212,20 +199,23 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     Raises:
         DataError: If nothing is recorded there.
     """
+    return _recorded(folder).metrics()
+
+
+def _recorded(folder: str | Path) -> DynamicsFolder:
     store = DynamicsFolder(Path(folder))
-    _recorded(store)
-    return store.metrics()
-
-
-def _recorded(store: DynamicsFolder) -> list[int]:
-    steps = store.steps()
-    if not steps:
+    if not store.steps():
         raise DataError.of(
             saw=f"no recorded step in {store.path}",
             expected="the folder that a DynamicsCallback wrote",
             cure="give the callback's out=",
         )
-    return steps
+    return store
+
+
+def _write(tables: Sequence[pa.Table], path: Path) -> None:
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
@@ -240,25 +230,28 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _table(step: int, measured: PairDynamics) -> pa.Table:
-    sample, count = measured.sample, len(measured.sample.indices)
+    sample = measured.sample
     chosen_tokens, rejected_tokens = sample.lengths
+    tensors = {
+        "chosen_tokens": chosen_tokens,
+        "rejected_tokens": rejected_tokens,
+        "chosen_log_prob": measured.policy.chosen,
+        "rejected_log_prob": measured.policy.rejected,
+        "reference_chosen_log_prob": measured.reference.chosen,
+        "reference_rejected_log_prob": measured.reference.rejected,
+        "reference_log_ratio": measured.log_ratio,
+        "loss": measured.loss,
+        "threshold": measured.threshold,
+        "margin": measured.margin,
+        "correct": measured.correct,
+        "tied": ~sample.decided,
+    }
     columns = {
-        "step": [step] * count,
-        "set": [sample.name] * count,
+        "step": [step] * len(sample.indices),
+        "set": [sample.name] * len(sample.indices),
         "pair": list(sample.indices),
-        "prompt_id": list(sample.prompt_ids),
-        "chosen_tokens": chosen_tokens.tolist(),
-        "rejected_tokens": rejected_tokens.tolist(),
-        "chosen_log_prob": measured.policy.chosen.tolist(),
-        "rejected_log_prob": measured.policy.rejected.tolist(),
-        "reference_chosen_log_prob": measured.reference.chosen.tolist(),
-        "reference_rejected_log_prob": measured.reference.rejected.tolist(),
-        "reference_log_ratio": measured.log_ratio.tolist(),
-        "loss": measured.loss.tolist(),
-        "threshold": measured.threshold.tolist(),
-        "margin": measured.margin.tolist(),
-        "correct": measured.correct.tolist(),
+        "prompt_id": [tree.prompt_id for tree in sample.trees],
         "group": [FLIP_GROUPS[number] for number in measured.group.tolist()],
-        "tied": (~sample.decided).tolist(),
+        **{name: tensor.tolist() for name, tensor in tensors.items()},
     }
     return pa.table(columns, schema=SCHEMA)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from prefstage.core.errors import DataError
 from prefstage.core.files import atomic_path
+from prefstage.training.compat import lora_factors
 
 SHARD_BYTES = 1 << 30
-"""Start weights are written in files of about this size: what one holds in memory."""
+"""Start weights are written in files of about this size: what is copied into memory at once."""
 _ELEMENTS_AT_ONCE = 1 << 24
 
-Factors = tuple[Tensor, Tensor]
-"""B [out, rank], already times its scale, and A [rank, in]."""
+_COMPLETE = "complete"
 
 
 class StartWeights:
@@ -29,7 +29,7 @@ class StartWeights:
     through LoRA, θ is the weight that the model computes with: W + sBA, so that full
     fine-tuning and LoRA are on one scale; ``‖s(BA - B₀A₀)‖`` is computed from the factors'
     Gram matrices and no such product is formed. Adapters of other kinds (DoRA, convolutions)
-    are measured by their own parameters; `kind` says which it is.
+    are measured by their own parameters; `kind_of` says which it is.
 
     Args:
         folder: Where the start weights lie.
@@ -40,7 +40,7 @@ class StartWeights:
 
     def exist(self) -> bool:
         """Whether the start has been kept."""
-        return (self._folder / "complete").exists()
+        return (self._folder / _COMPLETE).exists()
 
     def save(self, model: Any) -> None:
         """Keep the trainable weights of a model as they are now.
@@ -49,12 +49,13 @@ class StartWeights:
             model: The model, bare or with PEFT adapters, whole on this process.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        for old in [self._folder / "complete", *self._folder.glob("*.safetensors")]:
+        # The mark goes first and comes last: a kill in between leaves weights that do not count.
+        for old in [self._folder / _COMPLETE, *self._folder.glob("*.safetensors")]:
             old.unlink(missing_ok=True)
-        for number, shard in enumerate(_shards(_trainable(model))):
+        for number, shard in enumerate(_shards(model)):
             with atomic_path(self._folder / f"{number:05d}.safetensors") as temporary:
                 save_file(shard, temporary)
-        with atomic_path(self._folder / "complete") as temporary:
+        with atomic_path(self._folder / _COMPLETE) as temporary:
             temporary.write_text(kind_of(model) + "\n", encoding="utf-8")
 
     def load_into(self, model: Any) -> None:
@@ -74,8 +75,6 @@ class StartWeights:
 
     def distance(self, model: Any) -> float:
         """‖θ_t - θ_0‖₂ of a model.
-
-        The start is read from disk as it is needed, a stretch of one parameter at a time.
 
         Args:
             model: The same model later.
@@ -97,21 +96,21 @@ class StartWeights:
                     expected="the trainable weights of the start",
                     cure="name another folder with out=",
                 )
-            factored = _factored(model)
-            of_factors = {name for names in factored.values() for name in names[:2]}
+            factors = lora_factors(model)
+            in_factors = {name for left, right, _ in factors for name in (left, right)}
+            # Weights one after another, from disk: only one parameter of the start is in memory.
             squares = [
-                _squared_change(weight, start[name], name)
+                _squared_change(weight, start[name].get_tensor(name))
                 for name, weight in now.items()
-                if name not in of_factors
+                if name not in in_factors
             ]
-            for name_b, name_a, scale in factored.values():
-                one = (scale * now[name_b], now[name_a])
-                other = tuple(start[name].get_tensor(name) for name in (name_b, name_a))
-                squares.append(_squared_product_change(one, (scale * other[0], other[1])))
+            for left, right, scale in factors:
+                before = (start[name].get_tensor(name) for name in (left, right))
+                squares.append(scale**2 * _squared_product_change(now[left], now[right], *before))
         return float(sum(squares) ** 0.5)
 
+    # The open file that holds a weight, by the weight's name.
     def _open(self, stack: ExitStack) -> dict[str, Any]:
-        """Which open file holds each weight."""
         files = [
             stack.enter_context(safe_open(path, framework="pt"))
             for path in sorted(self._folder.glob("*.safetensors"))
@@ -130,63 +129,39 @@ def kind_of(model: Any) -> str:
     """
     if not hasattr(model, "peft_config"):
         return "weights"
-    return "effective weights" if _factored(model) else "adapter parameters"
+    return "effective weights" if lora_factors(model) else "adapter parameters"
 
 
 def _trainable(model: Any) -> Iterator[tuple[str, Tensor]]:
-    return ((name, each) for name, each in model.named_parameters() if each.requires_grad)
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
 
 
-def _shards(weights: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def _shards(model: Any) -> Iterator[dict[str, Tensor]]:
     shard: dict[str, Tensor] = {}
-    for name, weight in weights:
+    for name, weight in _trainable(model):
         shard[name] = weight.detach().cpu().contiguous()
-        if sum(each.nbytes for each in shard.values()) >= SHARD_BYTES:
+        if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
             yield shard
             shard = {}
     if shard:
         yield shard
 
 
-def _factored(model: Any) -> dict[str, tuple[str, str, float]]:
-    """Names of B and A, and the scale, of every LoRA pair; none if one is not a plain one."""
-    if not hasattr(model, "peft_config"):
-        return {}
-    from peft.tuners.lora import LoraLayer
-
-    trainable = {name for name, _ in _trainable(model)}
-    found = {}
-    for place, module in model.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        for adapter in module.active_adapters:
-            names = [
-                (f"{place}.lora_B.{adapter}.weight", f"{place}.lora_A.{adapter}.weight"),
-                (f"{place}.lora_embedding_B.{adapter}", f"{place}.lora_embedding_A.{adapter}"),
-            ]
-            both = next((pair for pair in names if trainable.issuperset(pair)), None)
-            if both is None:
-                continue
-            plain = all(model.get_parameter(name).ndim == 2 for name in both)  # noqa: PLR2004 - a matrix
-            if not plain or module.lora_variant.get(adapter) is not None:
-                return {}
-            found[f"{place}.{adapter}"] = (*both, float(module.scaling[adapter]))
-    return found
-
-
-def _squared_change(weight: Tensor, start: Any, name: str) -> float:
-    """‖w - w₀‖² of one parameter, a stretch at a time."""
-    now, then = weight.detach().reshape(-1), start.get_tensor(name).reshape(-1)
+def _squared_change(weight: Tensor, start: Tensor) -> float:
+    now, then = weight.detach().reshape(-1), start.reshape(-1)
     total = 0.0
+    # A stretch at a time: float32 copies of a whole embedding in bfloat16 would take four times
+    # its own memory.
     for begin in range(0, now.numel(), _ELEMENTS_AT_ONCE):
         stretch = slice(begin, begin + _ELEMENTS_AT_ONCE)
-        apart = now[stretch].float() - then[stretch].to(now.device).float()
-        total += float(torch.linalg.vector_norm(apart)) ** 2
+        change = now[stretch].float() - then[stretch].to(now.device).float()
+        total += float(torch.linalg.vector_norm(change)) ** 2
     return total
 
 
-def _squared_product_change(now: Factors, start: Factors) -> float:
-    """‖BA - B₀A₀‖² = Σ (B̂ᵀB̂) ∘ (ÂÂᵀ) with B̂ = [B, -B₀] and Â = [A; A₀]."""
-    left = torch.cat([now[0].detach().cpu().double(), -start[0].double()], dim=1)
-    right = torch.cat([now[1].detach().cpu().double(), start[1].double()], dim=0)
+def _squared_product_change(b: Tensor, a: Tensor, start_b: Tensor, start_a: Tensor) -> float:
+    # ‖BA - B₀A₀‖² = Σ (B̂ᵀB̂) ∘ (ÂÂᵀ) with B̂ = [B, -B₀] and Â = [A; A₀]: two matrices of
+    # 2·rank squared instead of one of the weight's size. In float64, as equal terms cancel.
+    left = torch.cat([b.detach().cpu().double(), -start_b.double()], dim=1)
+    right = torch.cat([a.detach().cpu().double(), start_a.double()], dim=0)
     return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))

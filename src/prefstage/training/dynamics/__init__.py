@@ -1,0 +1,1 @@
+"""Dynamics: what training does to the rankings of fixed pairs, recorded step by step."""
