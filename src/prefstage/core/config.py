@@ -5,7 +5,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,8 +13,25 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from prefstage.core.errors import ConfigError
 from prefstage.core.files import write_text
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # what it is, without reaching into pydantic to run
 
-class Config(BaseModel):
+
+class _OneLineErrors(ModelMetaclass):
+    """Whoever writes `MeasureConfig(seeed=1)` gets the same line as from a YAML file."""
+
+    # In the metaclass, since pydantic makes nested models without calling them: a model within a
+    # model still reports its dotted name, and only a call in Python comes by here.
+    def __call__(self, *arguments: Any, **values: Any) -> Any:
+        try:
+            return super().__call__(*arguments, **values)
+        except ValidationError as error:
+            raise _config_error(self, error, "") from None
+
+
+class Config(BaseModel, metaclass=_OneLineErrors):
     """Base of every configuration: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -69,8 +86,31 @@ def check_config(schema: type[ConfigT], values: Mapping[str, Any], *, origin: st
     try:
         return schema.model_validate(dict(values))
     except ValidationError as error:
-        lines = (_describe(schema, fault, origin) for fault in error.errors())
-        raise ConfigError(" ".join("; ".join(lines).split())) from None
+        raise _config_error(schema, error, origin) from None
+
+
+def as_config(schema: type[ConfigT], settings: ConfigT | Mapping[str, Any] | None) -> ConfigT:
+    """The configuration that a caller passes: itself, its settings by name, or the defaults.
+
+    Args:
+        schema: The model.
+        settings: A configuration, a mapping, or None.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: If it is none of these, or a setting is unknown or wrong.
+    """
+    if isinstance(settings, schema):
+        return settings
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError.of(
+            saw=f"settings as a {type(settings).__name__}",
+            expected=f"a {schema.__name__}, or a mapping of its settings",
+            cure=f"pass {schema.__name__}(...), or leave it out for the defaults",
+        )
+    return check_config(schema, settings or {})
 
 
 def write_config(config: Config, path: Path) -> None:
@@ -95,6 +135,11 @@ def nearest(name: str, known: list[str]) -> str | None:
     """
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return found[0] if found else None
+
+
+def _config_error(schema: Any, error: ValidationError, origin: str) -> ConfigError:
+    lines = (_describe(schema, fault, origin) for fault in error.errors())
+    return ConfigError(" ".join("; ".join(lines).split()))
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -5,9 +5,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any, cast
 
-from prefstage.core.config import check_config
+from prefstage.core.config import as_config
 from prefstage.core.errors import InputError
 from prefstage.data.loading import load_candidates, load_pairs
 from prefstage.data.records import Candidates, Pair
@@ -22,7 +23,13 @@ from prefstage.diagnosing.judges import (
     preference_consistency,
 )
 from prefstage.diagnosing.learning import learnability_of, rankings_of
-from prefstage.diagnosing.scoring import PairLogProbs, ScoredBy, distinct_answers, score_pairs
+from prefstage.diagnosing.scoring import (
+    PairLogProbs,
+    ScoredBy,
+    as_scored_by,
+    distinct_answers,
+    score_pairs,
+)
 from prefstage.diagnosing.tables import tables_of, warnings_of
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import as_judge
@@ -79,8 +86,8 @@ def diagnose(
     pairs: DataSource | Iterable[Pair],
     *,
     name: str = "pairs",
-    policy: ScoredBy | None = None,
-    reference: ScoredBy | None = None,
+    policy: ScoredBy | str | Path | None = None,
+    reference: ScoredBy | str | Path | None = None,
     judge: Any = None,
     second_judge: Any = None,
     on_policy: DataSource | None = None,
@@ -94,7 +101,7 @@ def diagnose(
     Args:
         pairs: The pairs: a record set, records, rows, a file, folder or Hub id.
         name: The dataset's, for tables.
-        policy: The model that is (or will be) trained.
+        policy: The model that is (or will be) trained; also its folder or Hub id.
         reference: What training started from; None before training, when that is the
             policy itself.
         judge: Who says which response is better: a judge, a function of (a, b, prompt), or a
@@ -116,8 +123,7 @@ def diagnose(
         arXiv:2508.10530, Definition 5.5, Eq. 14 and App. B.5.
     """
     started = time.perf_counter()
-    if not isinstance(config, DiagnosisConfig):
-        config = check_config(DiagnosisConfig, config or {})
+    config = as_config(DiagnosisConfig, config)
     lacking = {
         "a reference without a policy": reference is not None and policy is None,
         "a second judge without a first": second_judge is not None and judge is None,
@@ -126,6 +132,8 @@ def diagnose(
         if wrong:
             raise InputError.of(saw=what, expected="both, or the first alone", cure="give both")
     rows, left_out = _usable(pairs, name, config)
+    policy = None if policy is None else as_scored_by(policy)
+    reference = None if reference is None else as_scored_by(reference)
     scored = score_pairs(rows, policy) if policy else None
     before = score_pairs(rows, reference) if reference else None
     judges = [as_judge(who) for who in (judge, second_judge) if who is not None]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from math import factorial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,6 +45,34 @@ class ScoredBy:
     name: str
     scorer: ScoresTrees
     encoder: ResponseEncoder
+
+
+def as_scored_by(model: ScoredBy | str | Path) -> ScoredBy:
+    """The model that scores: itself, or a checkpoint loaded with its tokenizer.
+
+    Args:
+        model: The model, or its folder or Hub id.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If it is neither.
+        ModelError: If there is no such checkpoint.
+    """
+    if isinstance(model, ScoredBy):
+        return model
+    if not isinstance(model, str | Path):
+        raise InputError.of(
+            saw=f"a model as a {type(model).__name__}",
+            expected="a model folder, a Hub id, or ScoredBy(name, scorer, encoder)",
+            cure="pass one of these",
+        )
+    from prefstage.data.tokenizer_files import load_tokenizer
+    from prefstage.scoring import Scorer
+
+    encoder = ResponseEncoder(load_tokenizer(str(model)))
+    return ScoredBy(Path(model).name or str(model), Scorer.load(str(model)), encoder)
 
 
 @dataclass(frozen=True)

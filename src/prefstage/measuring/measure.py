@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from prefstage.core.config import check_config
+from prefstage.core.config import as_config
 from prefstage.core.errors import InputError
 from prefstage.core.ledger import Ledger
 from prefstage.core.results import write_result
@@ -116,8 +116,7 @@ def measure_stage(
         Sun et al. 2025, arXiv:2508.10530, Algorithm 1; made sequential by
         `ConfidenceSequence` (Waudby-Smith & Ramdas 2024, arXiv:2010.09686).
     """
-    if not isinstance(config, MeasureConfig):
-        config = check_config(MeasureConfig, config or {})
+    config = as_config(MeasureConfig, config)
     out = None if out is None else Path(out)
     with ExitStack() as stack:
         how: Any = {"seed": config.seed, "responses": config.off_responses}
