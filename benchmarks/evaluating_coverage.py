@@ -25,7 +25,8 @@ from prefstage.evaluating.length_controlled import length_controlled_win_rate, p
 from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.mt_bench import Grade, score_interval
 from prefstage.evaluating.rates import rates_of
-from prefstage.evaluating.win_rates import WinRate, WinRateConfig, win_rate
+from prefstage.evaluating.settings import WinRateConfig
+from prefstage.evaluating.win_rates import WinRate, win_rate
 from prefstage.judging import Comparison, Judge, Judgment
 from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes
 

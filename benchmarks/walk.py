@@ -116,9 +116,9 @@ def measure(folder: Path) -> Walk:
     table.write_text("".join(json.dumps(row) + "\n" for row in scored), encoding="utf-8")
     command = [
         "measure",
-        "--off",
+        "--off-policy",
         str(off),
-        "--on",
+        "--on-policy",
         str(on),
         "--judge",
         f"table:{table}?scores=reward",

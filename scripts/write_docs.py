@@ -11,7 +11,6 @@ result.
 
 import argparse
 import importlib
-import inspect
 import io
 import json
 import os
@@ -23,33 +22,30 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 # Bad names are looked for on the Hub, whose requests are tried again for most of a minute.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from typer.models import ArgumentInfo
 from typer.testing import CliRunner
 
-from prefstage.cli.main import app
+from prefstage.cli.main import COMMANDS, app
 from prefstage.cli.manners import EXIT_USER_ERROR
+from prefstage.cli.options import make_command
 from prefstage.core.errors import PrefstageError
 from prefstage.losses import LOSSES, Loss
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TESTS = DOCS.parent / "tests"
 
-COMMANDS = (
-    *("measure", "sample", "judge", "diagnose", "build"),
-    *("evaluate", "train", "align", "experiment", "report", "demo", "theory", "doctor"),
-)
 PACKAGES = (
     *("losses", "data", "scoring", "serving", "sampling", "judging"),
     *("measuring", "diagnosing", "building", "training"),
     *("evaluating", "aligning", "reporting", "sandbox"),
 )
 
-KINDS = {str: "text", list[str]: "text", int: "number", float: "number", Path: "path"}
+# These are on every command, and are told once.
+SHARED_ROWS = ("| `--config`", "| `--set`", "| `--json`")
 
 MANNERS = """\
 # Commands
@@ -65,7 +61,12 @@ All commands behave alike:
 - A stopped command, however it was stopped, goes on when it is given again. Nothing that was
   sampled or judged and stored is bought twice.
 
-In help texts, `[2]` is the default.
+- Settings come from `--config FILE`, a YAML file (for `train`, `build`, `align` and `experiment`
+  the recipe), are overridden by the options, and these by `--set KEY=VALUE`, whose dotted keys
+  reach inner settings. A setting has one name in options, in YAML and in Python, but for dashes.
+
+In help texts, `[2]` is the default. `-h` shows the help, the shell completes commands, options
+and named values (`prefstage --install-completion`), and `python -m prefstage` is `prefstage`.
 """
 
 # Memory and room of one machine, sizes of files, hashes.
@@ -107,30 +108,24 @@ def pages() -> dict[Path, str]:
 
 def commands_page() -> str:
     """One section a command: what it does, and a table of its options."""
-    functions = {each.callback.__name__: each.callback for each in app.registered_commands}
     sections = [MANNERS]
-    for name in COMMANDS:
-        function = functions[name]
-        hints = get_type_hints(function, include_extras=True)
-        parameters = inspect.signature(function).parameters.values()
-        rows = [option_row(each.name, hints[each.name], each.default) for each in parameters]
-        table = "\n".join(["| option | value | meaning |", "|---|---|---|", *rows])
-        sections.append(f"## prefstage {name}\n\n{paragraphs(function.__doc__)}\n\n{table}")
+    for name, command in COMMANDS.items():
+        rows = [option_row(option) for option in make_command(command).params if not option.hidden]
+        shown = [row for row in rows if not row.startswith(SHARED_ROWS)]
+        table = "\n".join(["| option | value | meaning |", "|---|---|---|", *shown])
+        sections.append(f"## prefstage {name}\n\n{paragraphs(command.help)}\n\n{table}")
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
-def option_row(name: str, hint: Any, default: Any) -> str:
+def option_row(option: Any) -> str:
     """One row of a table: the option, what it takes, and its help text."""
-    kind, option = get_args(hint)
-    named = [option.default, *(option.param_decls or ())]  # Typer keeps the first name there
-    own = name.upper() if isinstance(option, ArgumentInfo) else f"--{name.replace('_', '-')}"
-    names = [each for each in named if isinstance(each, str)] or [own]
-    (kind, *_) = [each for each in get_args(kind) or (kind,) if each is not type(None)]
-    required = default is inspect.Parameter.empty
-    value = "" if kind is bool else f"{KINDS[kind]}{', required' if required else ''}"
-    told = not (required or default is None or kind is bool or "[" in option.help)
-    meaning = f"{option.help}{f' [{default}]' if told else ''}"
-    return f"| {', '.join(f'`{each}`' for each in names)} | {value} | {cell(meaning)} |"
+    is_argument = option.param_type_name == "argument"
+    names = [option.name.upper()] if is_argument else [*option.opts, *option.secondary_opts]
+    value = "" if getattr(option, "is_flag", False) else (option.metavar or "PATH").lower()
+    value += ", required" if option.required else ""
+    default = f" [{option.default}]" if isinstance(option.default, Path) else ""
+    shown = ", ".join(f"`{name}`" for name in names)
+    return f"| {shown} | {cell(value)} | {cell(option.help + default)} |"
 
 
 def cell(text: str) -> str:

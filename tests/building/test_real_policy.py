@@ -10,7 +10,7 @@ from prefstage.data import load_candidates, load_pairs
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.judging import Judge, load_judge
 from prefstage.measuring import measure_stage
-from prefstage.measuring.stage import MeasureConfig
+from prefstage.measuring.settings import MeasureConfig
 from prefstage.sampling import Sampler, load_sampler
 from prefstage.sampling.base import SamplingConfig
 from tests.building.making import text_of

@@ -38,8 +38,8 @@ MODEL = {
 }
 
 TRAIN = "train recipe.yaml --out new"
-ON = "measure --off pairs.jsonl --on own.jsonl --judge table:pairs.jsonl"
-OFF = "measure --off pairs.jsonl --judge table:pairs.jsonl"
+ON = "measure --off-policy pairs.jsonl --on-policy own.jsonl --judge table:pairs.jsonl"
+OFF = "measure --off-policy pairs.jsonl --judge table:pairs.jsonl"
 SAMPLE = "sample --policy ./none --prompts pairs.jsonl --out new.jsonl"
 SERVER = "sample --policy openai:m@http://127.0.0.1:9 --prompts pairs.jsonl --out new.jsonl"
 JUDGE = "judge --judge table:pairs.jsonl"
@@ -56,19 +56,19 @@ COMMANDS: list[tuple[str, str, list[str]]] = [
     ("a missing option", "sample --policy p --prompts pairs.jsonl", ["'--out'"]),
     ("text for a number", f"{ON} --max-prompts many", ["'--max-prompts'", "'many'"]),
     ("a fraction for a whole number", f"{ON} --seed 1.5", ["'--seed'", "'1.5'"]),
-    ("no data", "measure", ["off-policy", "--off"]),
-    ("no judge", "measure --policy p --off pairs.jsonl", ["judge", "--judge"]),
+    ("no data", "measure", ["off-policy", "--off-policy"]),
+    ("no judge", "measure --policy p --off-policy pairs.jsonl", ["judge", "--judge"]),
     ("no policy", OFF, ["policy", "--policy"]),
-    ("data that is not there", f"{ON} --off none.jsonl", ["'none.jsonl'", "check the path"]),
-    ("own answers not there", f"{ON} --on none.jsonl", ["'none.jsonl'", "check the path"]),
-    ("answers to other prompts", f"{ON} --on elsewhere.jsonl", ["prompt"]),
+    ("data that is not there", f"{ON} --off-policy none.jsonl", ["'none.jsonl'", "check the path"]),
+    ("own answers not there", f"{ON} --on-policy none.jsonl", ["'none.jsonl'", "check the path"]),
+    ("answers to other prompts", f"{ON} --on-policy elsewhere.jsonl", ["prompt"]),
     ("judgments not recorded", ON, ["not in table:pairs.jsonl", "?missing=undecided"]),
-    ("no answer at all", f"{ON} --responses 0", ["'on_responses' is 0", "1"]),
+    ("no answer at all", f"{ON} --on-responses 0", ["'on_responses' is 0", "1"]),
     ("votes of no kind", f"{ON} --votes soft", ["'votes' is 'soft'", "'probability'"]),
     ("a rule that is none", f"{ON} --ties both", ["'ties' is 'both'", "'half' or 'off'"]),
     ("a rule without effect", f"{ON} --votes probability --ties off", ["no effect", "set ties"]),
     ("per cent for a share", f"{ON} --confidence 95", ["'confidence' is 95.0", "less than 1"]),
-    ("sampling what is given", f"{ON} --temperature 0.5", ["sampling", "--on"]),
+    ("sampling what is given", f"{ON} --temperature 0.5", ["sampling", "--on-policy"]),
     ("a file as run folder", f"{ON} --out pairs.jsonl", ["pairs.jsonl", "--out"]),
     ("a folder of someone else", f"{ON} --out theirs", ["theirs", "--out"]),
     ("a policy without address", f"{OFF} --policy openai:m", ["openai:MODEL@URL"]),
@@ -94,8 +94,8 @@ COMMANDS: list[tuple[str, str, list[str]]] = [
     ("a mass above one", f"{SAMPLE} --top-p 1.5", ["'top_p' is 1.5", "less than or equal to 1"]),
     ("a negative top-k", f"{SAMPLE} --top-k -1", ["'top_k' is -1", "0"]),
     ("an infinite temperature", f"{SAMPLE} --temperature inf", ["'temperature' is inf", "finite"]),
-    ("a limit of nothing", f"{SAMPLE} --limit 0", ["--limit 0", "raise it"]),
-    ("a rule for bad rows", f"{SAMPLE} --on-bad-row skip", ["skip", "error or quarantine"]),
+    ("a limit of nothing", f"{SAMPLE} --max-prompts 0", ["'max_prompts' is 0", "change it"]),
+    ("a rule for bad rows", f"{SAMPLE} --on-bad-row skip", ["'skip'", "'error' or 'quarantine'"]),
     ("a file without effect", f"{SAMPLE} --quarantine-file q.jsonl", ["quarantine_file", "both"]),
     ("overwriting the data", f"{SAMPLE} --out pairs.jsonl", ["pairs.jsonl exists", "another file"]),
     ("a setting misspelt", f"{SAMPLE} --config temperature.yaml", ["'temperature'?"]),
@@ -187,7 +187,7 @@ COMMANDS: list[tuple[str, str, list[str]]] = [
     ("an argument elsewhere", f"{TRAIN} --set training.output_dir=x", ["--out", "move it there"]),
     ("a loss misspelt", f"{TRAIN} --set loss=sigmiod", ["'sigmoid'"]),
     ("a setting without value", f"{TRAIN} --set dtype", ["key=value"]),
-    ("a negative seed", "demo --seed -1 --out new", ["'--seed'", "'-1'"]),
+    ("a negative seed", "demo --seed -1 --out new", ["'seed' is -1", "greater than or equal to 0"]),
     ("a file as demo folder", "demo --out pairs.jsonl", ["pairs.jsonl", "another folder"]),
 ]
 

@@ -11,8 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from prefstage.aligning.recipe import load_recipe, train_settings
-from prefstage.cli.chat_options import template_options
 from prefstage.cli.main import app
+from prefstage.cli.options import named_values
 from prefstage.core import ledger, runs
 from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
@@ -65,20 +65,19 @@ def pairs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("texts", "values"),
     [
-        (None, None),
         (["enable_thinking=false"], {"enable_thinking": False}),
         (["a=1", "b=text", "c=[1, 2]", "d=x=y"], {"a": 1, "b": "text", "c": [1, 2], "d": "x=y"}),
         (['{"enable_thinking": false, "n": 2}'], {"enable_thinking": False, "n": 2}),
     ],
 )
 def test_variables_are_named_by_options(texts: Any, values: Any) -> None:
-    assert template_options(texts) == values
+    assert named_values("--template-options", texts) == values
 
 
 @pytest.mark.parametrize("text", ["enable_thinking", "=false", "{enable_thinking: false}"])
 def test_a_variable_without_a_name_or_a_value_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match="--template-options"):
-        template_options([text])
+        named_values("--template-options", [text])
 
 
 def test_what_is_not_set_is_not_passed_on() -> None:
@@ -132,15 +131,21 @@ def test_variables_change_what_is_sampled(
 def test_sampling_goes_on_with_the_date_on_which_it_began(
     dated_model: Path, tmp_path: Path, pairs: Path, day: type[Day]
 ) -> None:
-    first = sampled(dated_model, pairs, tmp_path / "a.jsonl", "--limit", 2)
+    first = sampled(dated_model, pairs, tmp_path / "a.jsonl", "--max-prompts", 2)
     day.now = _NEXT
     again = sampled(dated_model, pairs, tmp_path / "a.jsonl")
     assert again["fingerprint"] == first["fingerprint"]
     assert again["responses_new"] == again["responses"] - first["responses"]
-    other = sampled(dated_model, pairs, tmp_path / "b.jsonl", "--limit", 2)
+    other = sampled(dated_model, pairs, tmp_path / "b.jsonl", "--max-prompts", 2)
     assert other["fingerprint"] != first["fingerprint"]
     named = sampled(
-        dated_model, pairs, tmp_path / "c.jsonl", "--limit", 2, "--template-date", "2026-01-31"
+        dated_model,
+        pairs,
+        tmp_path / "c.jsonl",
+        "--max-prompts",
+        2,
+        "--template-date",
+        "2026-01-31",
     )
     assert named["fingerprint"] == first["fingerprint"]
 

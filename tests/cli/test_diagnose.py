@@ -104,7 +104,7 @@ def test_own_answers_need_no_judge_for_their_diversity(pairs, tmp_path):
     own = tmp_path / "own.jsonl"
     row = {"prompt": "Why?", "responses": ["So it is.", "So it was."]}
     own.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    result = CliRunner().invoke(app, ["diagnose", "--pairs", str(pairs), "--on", str(own)])
+    result = CliRunner().invoke(app, ["diagnose", "--pairs", str(pairs), "--on-policy", str(own)])
     assert result.exit_code == 0, result.output
     assert "self-BLEU" in result.stdout
 

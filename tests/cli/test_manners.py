@@ -12,15 +12,21 @@ import typer
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
-from prefstage.cli.manners import Outcome, mannered, say
+from prefstage.cli.manners import mannered, say
 from prefstage.core.errors import InputError
+from prefstage.core.outcome import Outcome
 
 RUNNER = CliRunner()
 
 
 def app_of(command) -> typer.Typer:
     small = typer.Typer()
-    small.command()(mannered(command))
+
+    @small.command()
+    def run() -> None:
+        with mannered(kept=True):
+            command()
+
     return small
 
 
@@ -93,12 +99,12 @@ def test_signals_end_a_command_politely(sent: signal.Signals, work: str) -> None
         "async def wait() -> None:\n"
         "    print('ready', flush=True)\n"
         "    await asyncio.sleep(60)\n"
-        "@mannered\n"
         "def command() -> None:\n"
-        "    try:\n"
-        f"        {work}\n"
-        "    finally:\n"
-        "        print('cleaned up', flush=True)\n"
+        "    with mannered(kept=True):\n"
+        "        try:\n"
+        f"            {work}\n"
+        "        finally:\n"
+        "            print('cleaned up', flush=True)\n"
         "typer.run(command)\n"
     )
     with python(script) as process:
@@ -115,11 +121,12 @@ def test_signals_end_a_command_politely(sent: signal.Signals, work: str) -> None
 def test_a_closed_pipe_is_quiet() -> None:
     script = (
         "import sys, typer\n"
-        "from prefstage.cli.manners import Outcome, mannered, say\n"
-        "@mannered\n"
+        "from prefstage.cli.manners import mannered, say\n"
+        "from prefstage.core.outcome import Outcome\n"
         "def command() -> None:\n"
-        "    sys.stdin.readline()\n"
-        "    say(Outcome('x' * 100_000, {}), as_json=False)\n"
+        "    with mannered(kept=True):\n"
+        "        sys.stdin.readline()\n"
+        "        say(Outcome('x' * 100_000, {}), as_json=False)\n"
         "typer.run(command)\n"
     )
     with python(script, stdin=subprocess.PIPE) as process:
@@ -149,15 +156,13 @@ def test_commands_run_outside_the_main_thread_too() -> None:
 
 def test_summary_or_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome("3 rows", {"rows": 3, "mean": float("nan")}, [tmp_path / "a"])
-    say(outcome, as_json=False, out=tmp_path / "deep" / "b.json")
+    say(outcome, as_json=False)
     assert capsys.readouterr().out.splitlines() == [
         "3 rows",
         f"wrote {tmp_path / 'a'}",
-        f"wrote {tmp_path / 'deep' / 'b.json'}",
     ]
     say(outcome, as_json=True)
     assert json.loads(capsys.readouterr().out) == {"rows": 3, "mean": None}
-    assert json.loads((tmp_path / "deep" / "b.json").read_text()) == {"rows": 3, "mean": None}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ def test_summary_or_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["mesure"], "No such command 'mesure'"),
         (["judge", "--pears", "x"], "--pairs"),
-        (["judge"], "Missing option '--judge'"),
+        (["sample"], "Missing option '--out'"),
         (["judge", "--judge"], "requires an argument"),
         (["judge", "--judge", "x", "left over"], "left over"),
         (["--verzion"], "--version"),

@@ -15,6 +15,8 @@ from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 RUNNER = CliRunner()
 PROBABILITY = ("--votes", "probability")
 JUDGE = "python:letters:more_letters?symmetric=true"
+BY = ("--judge", JUDGE)
+BASE = ("--off-policy", "OFF", *BY)
 
 
 def run(*arguments: object) -> Any:
@@ -58,7 +60,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_given_answers_lead_to_a_stage_and_a_folder(off: Path, short: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    result = run("--off", off, "--on", short, "--policy", "terse", "--judge", JUDGE, "--out", out)
+    result = run(
+        "--off-policy",
+        off,
+        "--on-policy",
+        short,
+        "--policy",
+        "terse",
+        "--judge",
+        JUDGE,
+        "--out",
+        out,
+    )
     assert result.exit_code == 0, result.output
     assert "Injection stage: the off-policy answers win" in result.output
     assert "train on the pairs you have" in result.output
@@ -72,7 +85,9 @@ def test_given_answers_lead_to_a_stage_and_a_folder(off: Path, short: Path, tmp_
 
 
 def test_json_alone_is_the_stage(off: Path, short: Path) -> None:
-    result = run("--off", off, "--on", short, "--judge", JUDGE, "--all-prompts", "--json")
+    result = run(
+        "--off-policy", off, "--on-policy", short, "--judge", JUDGE, "--all-prompts", "--json"
+    )
     values = json.loads(result.stdout)
     assert (values["prompts_used"], values["method"]) == (50, "fixed-size")
     assert values["votes_on"] + values["votes_off"] + values["ties"] == values["judgments"] == 200
@@ -83,7 +98,17 @@ def test_json_alone_is_the_stage(off: Path, short: Path) -> None:
 def test_the_same_command_goes_on_and_judges_nothing_twice(
     off: Path, short: Path, tmp_path: Path
 ) -> None:
-    command = ("--off", off, "--on", short, "--judge", JUDGE, "--out", tmp_path / "run", "--json")
+    command = (
+        "--off-policy",
+        off,
+        "--on-policy",
+        short,
+        "--judge",
+        JUDGE,
+        "--out",
+        tmp_path / "run",
+        "--json",
+    )
     first, second = json.loads(run(*command).stdout), json.loads(run(*command).stdout)
     assert first["judge_counts"] == {"calls": first["judgments"], "reused": 0}
     assert second["judge_counts"] == {"calls": 0, "reused": first["judgments"]}
@@ -92,7 +117,7 @@ def test_the_same_command_goes_on_and_judges_nothing_twice(
 
 def test_a_model_is_sampled_judged_and_scored(off: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = ("--policy", model, "--off", off, "--judge", JUDGE, "--max-new-tokens", 4)
+    command = ("--policy", model, "--off-policy", off, *BY, "--max-new-tokens", 4)
     result = run(*command, "--max-prompts", 8, "--distinctness", "--out", out)
     assert result.exit_code == 0, result.output
     stage = Stage.load(out / "stage.json")
@@ -119,7 +144,7 @@ def test_settings_come_from_yaml_and_options_win(off: Path, short: Path, tmp_pat
 def test_bad_rows_may_be_put_aside_and_are_told(off: Path, short: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text(off.read_text() + '{"prompt": "Q?", "chosen": "", "rejected": "b"}\n')
-    command = ("--off", bad, "--on", short, "--judge", JUDGE)
+    command = ("--off-policy", bad, "--on-policy", short, *BY)
     assert run(*command).exit_code == 2
     aside = tmp_path / "aside.jsonl"
     result = run(*command, "--on-bad-row", "quarantine", "--quarantine-file", aside)
@@ -132,22 +157,50 @@ def test_bad_rows_may_be_put_aside_and_are_told(off: Path, short: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--judge", JUDGE, "--policy", "x"], "give --off"),
-        (["--off", "OFF", "--policy", "x"], "give --judge"),
-        (["--off", "OFF", "--judge", JUDGE], "give --policy"),
-        (["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--top-p", "1"], "sampling"),
-        (["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--dtype", "auto"], "dtype"),
-        (["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--votes", "soft"], "'votes'"),
-        (["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--confidence", "95"], "'confidence'"),
-        (["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--distinctness"], "distinctness"),
-        (["--off", "OFF", "--judge", JUDGE, "--on", "absent.jsonl"], "absent.jsonl"),
-        (["--off", "OFF", "--judge", "table:absent.jsonl", "--on", "ON"], "absent.jsonl"),
+        (["--judge", JUDGE, "--policy", "x"], "give --off-policy"),
+        (["--off-policy", "OFF", "--policy", "x"], "give --judge"),
+        ([*BASE], "give --policy"),
         (
-            ["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--max-judgments", "1"],
+            [*BASE, "--on-policy", "ON", "--top-p", "1"],
+            "sampling",
+        ),
+        (
+            [*BASE, "--on-policy", "ON", "--dtype", "auto"],
+            "dtype",
+        ),
+        (
+            [*BASE, "--on-policy", "ON", "--votes", "soft"],
+            "'votes'",
+        ),
+        (
+            [*BASE, "--on-policy", "ON", "--confidence", "95"],
+            "'confidence'",
+        ),
+        (
+            [*BASE, "--on-policy", "ON", "--distinctness"],
+            "distinctness",
+        ),
+        ([*BASE, "--on-policy", "absent.jsonl"], "absent.jsonl"),
+        (
+            ["--off-policy", "OFF", "--judge", "table:absent.jsonl", "--on-policy", "ON"],
+            "absent.jsonl",
+        ),
+        (
+            [*BASE, "--on-policy", "ON", "--max-judgments", "1"],
             "at least one prompt",
         ),
         (
-            ["--off", "OFF", "--judge", JUDGE, "--on", "ON", "--ties", "off", *PROBABILITY],
+            [
+                "--off-policy",
+                "OFF",
+                "--judge",
+                JUDGE,
+                "--on-policy",
+                "ON",
+                "--ties",
+                "off",
+                *PROBABILITY,
+            ],
             "no effect",
         ),
     ],
@@ -163,7 +216,16 @@ def test_a_users_error_is_one_line(arguments: list[str], said: str, off: Path, s
 
 
 def test_another_run_in_the_same_folder_is_refused(off: Path, short: Path, tmp_path: Path) -> None:
-    command = ("--off", off, "--on", short, "--judge", JUDGE, "--out", tmp_path / "run")
+    command = (
+        "--off-policy",
+        off,
+        "--on-policy",
+        short,
+        "--judge",
+        JUDGE,
+        "--out",
+        tmp_path / "run",
+    )
     assert run(*command).exit_code == 0
     result = run(*command, "--seed", 1)
     assert result.exit_code == 2
@@ -186,7 +248,17 @@ def test_sources_choose_whose_responses_take_part(tmp_path: Path) -> None:
         for n in range(40)
     ]
     pool = write_lines(tmp_path / "pool.jsonl", rows)
-    options = ("--off", pool, "--on", pool, "--on-sources", "z", "--judge", JUDGE, "--json")
+    options = (
+        "--off-policy",
+        pool,
+        "--on-policy",
+        pool,
+        "--on-sources",
+        "z",
+        "--judge",
+        JUDGE,
+        "--json",
+    )
     stages = {}
     for writer in ("x", "y"):
         result = run(*options, "--off-sources", writer)
@@ -196,13 +268,13 @@ def test_sources_choose_whose_responses_take_part(tmp_path: Path) -> None:
 
 
 def test_on_sources_without_on_is_an_error(off: Path) -> None:
-    result = run("--off", off, "--policy", "m", "--judge", JUDGE, "--on-sources", "z")
+    result = run("--off-policy", off, "--policy", "m", *BY, "--on-sources", "z")
     assert result.exit_code == 2
     assert "on_sources is set and no responses are given" in result.stderr
 
 
 def test_the_reliability_is_told_where_the_accuracy_is_known(off: Path, short: Path) -> None:
-    given = ("--off", off, "--on", short, "--judge", JUDGE)
+    given = ("--off-policy", off, "--on-policy", short, *BY)
     plain = run(*given)
     assert plain.exit_code == 0, plain.output
     assert "Reliability" not in plain.stdout
@@ -230,7 +302,7 @@ def test_the_reliability_is_told_where_the_accuracy_is_known(off: Path, short: P
 def test_a_reliability_that_cannot_be_told_is_one_line(
     off: Path, short: Path, wrong: tuple[str, float]
 ) -> None:
-    result = run("--off", off, "--on", short, "--judge", JUDGE, *wrong)
+    result = run("--off-policy", off, "--on-policy", short, *BY, *wrong)
     assert result.exit_code == 2
     assert result.stderr.startswith("prefstage: error: ")
     assert result.stderr.count("\n") == 1

@@ -52,7 +52,7 @@ def test_a_local_policy_answers_and_the_file_loads(
     model: Path, pairs: Path, tmp_path: Path, ending: str
 ) -> None:
     out = tmp_path / f"answers.{ending}"
-    settings = ("--responses", 3, "--max-new-tokens", 8, "--limit", 5, "--device", "cpu")
+    settings = ("--responses", 3, "--max-new-tokens", 8, "--max-prompts", 5, "--device", "cpu")
     done = run("--policy", model, "--prompts", pairs, "--out", out, *settings)
     assert done.exit_code == 0, done.output
     assert "15 responses to 5 prompts by tiny" in done.stdout
@@ -67,7 +67,7 @@ def test_the_same_command_goes_on_and_json_stands_alone(
 ) -> None:
     out = tmp_path / "answers.jsonl"
     base = ("--policy", model, "--prompts", pairs, "--out", out, "--max-new-tokens", 8, "--json")
-    first = json.loads(run(*base, "--limit", 4).stdout)
+    first = json.loads(run(*base, "--max-prompts", 4).stdout)
     second = json.loads(run(*base).stdout)
     assert (first["responses"], first["responses_new"]) == (8, 8)
     assert (second["responses"], second["responses_new"]) == (24, 16)
@@ -147,7 +147,7 @@ def test_ctrl_c_keeps_what_arrived(pairs: Path, tmp_path: Path) -> None:
     ("changes", "told"),
     [
         ({"--out": "answers.csv"}, "ends in .jsonl or .parquet"),
-        ({"--limit": 0}, "--limit 0"),
+        ({"--max-prompts": 0}, "'max_prompts' is 0"),
         ({"--prompts": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"--policy": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"--policy": "openai:model"}, "openai:MODEL@URL"),
@@ -163,7 +163,7 @@ def test_ctrl_c_keeps_what_arrived(pairs: Path, tmp_path: Path) -> None:
         ({"--batch-tokens": 0}, "batch_tokens=0"),
         ({"--max-prompt-tokens": 0}, "max_prompt_tokens=0"),
         ({"--dtype": "float99"}, "float99"),
-        ({"--on-bad-row": "drop"}, "--on-bad-row drop"),
+        ({"--on-bad-row": "drop"}, "'on_bad_row' is 'drop'"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_2(

@@ -10,13 +10,13 @@ import pytest
 
 from prefstage.core.errors import DataError
 from prefstage.evaluating.mt_bench import (
-    MtBenchConfig,
     Question,
     grading_messages,
     load_questions,
     read_rating,
     run_mt_bench,
 )
+from prefstage.evaluating.settings import MtBenchConfig
 from prefstage.sampling import Sampler
 from prefstage.sampling.base import Sample, SampleRequest
 from prefstage.serving.client import ServerClient

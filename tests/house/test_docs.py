@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 import yaml
 
-from prefstage.cli.measure_settings import MeasureSettings
 from prefstage.core.config import load_config
+from prefstage.measuring import MeasureSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

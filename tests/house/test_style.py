@@ -106,7 +106,7 @@ def returns_something(node: Function) -> bool:
 
 # Decorators under which a summary is enough: a property is a noun, an overload and an
 # override repeat another signature, and a command's options carry their own help texts.
-TOLD_ELSEWHERE = {"property", "cached_property", "overload", "override", "mannered", "callback"}
+TOLD_ELSEWHERE = {"property", "cached_property", "overload", "override", "partial", "callback"}
 
 
 def section_faults(node: Function) -> list[str]:
@@ -196,10 +196,8 @@ def is_text(node: ast.Expr) -> bool:
 
 
 def registers(node: ast.Expr) -> bool:
-    """Typer's way to name a command: ``app.command()(function)``; setting torch's allocator."""
-    return ast.unparse(node).startswith(
-        ("app.command(", "environ.setdefault('THP_MEM_ALLOC_ENABLE'")
-    )
+    """What starts the program (`__main__.py`); setting torch's allocator."""
+    return ast.unparse(node).startswith(("main()", "environ.setdefault('THP_MEM_ALLOC_ENABLE'"))
 
 
 def test_every_test_module_has_a_name_of_its_own() -> None:

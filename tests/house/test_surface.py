@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import prefstage
+from prefstage.cli.main import COMMANDS as MADE
 from prefstage.cli.main import app
 
 NAMES = [
@@ -73,15 +74,16 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_commands_are_pinned() -> None:
-    commands = sorted(command.callback.__name__ for command in app.registered_commands)
-    assert commands == COMMANDS
+    assert sorted(MADE) == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_and_json(command: str) -> None:
-    result = CliRunner().invoke(app, [command, "--help"])
-    assert result.exit_code == 0
-    assert "--json" in result.stdout
+def test_every_command_has_help_and_the_shared_options(command: str) -> None:
+    long, short = (CliRunner().invoke(app, [command, option]) for option in ("--help", "-h"))
+    assert long.exit_code == 0
+    assert long.stdout == short.stdout
+    for option in ("--json", "--config", "--set"):
+        assert option in long.stdout
 
 
 def test_every_package_says_what_it_holds_and_exports_what_it_names() -> None:

@@ -64,7 +64,7 @@ def test_train(world: Path, tmp_path: Path, reported: Callable[[Path], Read]) ->
 
 def test_measure(world: Path, tmp_path: Path, reported: Callable[[Path], Read]) -> None:
     stage = typed(
-        *("measure", "--policy", world / "policy", "--off", world / "pairs.jsonl"),
+        *("measure", "--policy", world / "policy", "--off-policy", world / "pairs.jsonl"),
         *("--judge", JUDGE, "--max-new-tokens", 12, "--out", tmp_path / "measured"),
     )
     page = reported(tmp_path / "measured")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from prefstage.core.config import load_config
+from prefstage.core.config import load_config, parse_overrides
 from prefstage.core.errors import ConfigError
-from prefstage.training.recipe import UNNAMED, Recipe, argument_values, load_recipe, parse_overrides
+from prefstage.training.recipe import UNNAMED, Recipe, argument_values, load_recipe
 
 LEAST = {"policy": "p", "data": "d.jsonl"}
 

@@ -12,7 +12,7 @@ from prefstage.building.recipe import METHODS
 from prefstage.core.errors import ConfigError
 from prefstage.core.hashing import digest, digest_file
 from prefstage.data.settings import ChatSettings
-from prefstage.measuring.stage import MeasureConfig
+from prefstage.measuring.settings import MeasureConfig
 from prefstage.sampling.base import SamplingConfig
 
 RELABEL, CHOOSE, PER_PROMPT = "relabel", "best-vs-worst", "per-prompt"

@@ -12,8 +12,8 @@ from prefstage.building.recipe import METHODS, Filters
 from prefstage.core.config import Config, check_config, load_config
 from prefstage.core.errors import ConfigError
 from prefstage.data.settings import ChatSettings
-from prefstage.evaluating.win_rates import WinRateConfig
-from prefstage.measuring.stage import MeasureConfig
+from prefstage.evaluating.settings import WinRateConfig
+from prefstage.measuring.settings import MeasureConfig
 from prefstage.sampling.base import LoadOptions, SamplingConfig
 from prefstage.training.recipe import Recipe as TrainRecipe
 from prefstage.training.recipe import check_online, check_recipe

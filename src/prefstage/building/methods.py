@@ -194,7 +194,7 @@ def _per_prompt(m: Materials) -> Iterator[Group]:
         raise InputError.of(
             saw=f"{settings.measurement} without candidates.parquet",
             expected="the policy's own answers",
-            cure="name them as on_policy: (those that the measurement took as --on)",
+            cure="name them as on_policy: (those that the measurement took as --on-policy)",
         )
     answers = {row.prompt_id: row for row in load_candidates(on_policy)}
     sides = Account()  # what both sides left out is told apart from the prompts' own counts

@@ -4,25 +4,26 @@ import os
 import sys
 import time
 import webbrowser
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from prefstage.cli.demo_text import Teller
-from prefstage.cli.manners import Outcome, mannered, say
+from prefstage.cli.options import Command
+from prefstage.core.outcome import Outcome
 
 if TYPE_CHECKING:
+    from prefstage.cli.settings import DemoSettings
     from prefstage.sandbox.demo_report import DemoReport
 
 
-@mannered
-def demo(
-    *,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed makes another world.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
-) -> None:
+@partial(
+    Command,
+    settings="cli.settings:DemoSettings",
+    out="Folder for everything the demo makes.",
+    out_default=Path("demo"),
+    talks=True,
+)
+def demo(settings: "DemoSettings", *, out: Path, quiet: bool) -> Outcome:
     """Align a tiny model in a small world whose truth is known, in two to three minutes.
 
     Two iterations of sampling, judging, measuring, choosing, building, training and evaluating,
@@ -32,24 +33,31 @@ def demo(
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
+    from prefstage.cli.demo_text import Teller
     from prefstage.sandbox.demo import run_demo
     from prefstage.sandbox.demo_report import DemoConfig
 
     disable_progress_bar()  # of loading and saving weights
     started = time.monotonic()
-    teller = Teller(Console(quiet=as_json, highlight=False))
+    teller = Teller(Console(quiet=quiet, highlight=False))
     teller.begin()
-    report = run_demo(out, config=DemoConfig(seed=seed), tell=teller.tell)
+    report = run_demo(out, config=DemoConfig(seed=settings.seed), tell=teller.tell)
     page = _page(report)
     seconds = time.monotonic() - started
     teller.conclude(report)
     result = {**report.as_dict(), "seconds": round(seconds, 1)}
-    result["report"] = None if isinstance(page, str) else str(page)
-    files = _files(report) + ([] if isinstance(page, str) else [page])
-    said = f"\nDone in {seconds:.0f} seconds. The report: {page}"
-    say(Outcome(said, result, files), as_json=as_json)
-    if isinstance(page, Path) and not as_json and _on_desktop():
-        webbrowser.open(page.absolute().as_uri())
+    result["report"] = str(page) if isinstance(page, Path) else None
+    files = [
+        report.pool.path,
+        report.policy.folder,
+        *(schedule.folder / "align.json" for schedule in report.schedules),
+        report.folder / "demo.json",
+    ]
+    if isinstance(page, Path):
+        files.append(page)
+        if not quiet and _on_desktop():
+            webbrowser.open(page.absolute().as_uri())
+    return Outcome(f"\nDone in {seconds:.0f} seconds. The report: {page}", result, files)
 
 
 def _page(report: "DemoReport") -> Path | str:
@@ -59,7 +67,7 @@ def _page(report: "DemoReport") -> Path | str:
 
     try:
         return write_report(
-            [each.folder for each in report.schedules],
+            [schedule.folder for schedule in report.schedules],
             out=report.folder / "report.html",
             title=f"prefstage demo, seed {report.config.seed}",
         )
@@ -74,12 +82,3 @@ def _on_desktop() -> bool:
     if sys.platform in ("darwin", "win32"):
         return True
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-
-
-def _files(report: "DemoReport") -> list[Path]:
-    return [
-        report.pool.path,
-        report.policy.folder,
-        *(each.folder / "align.json" for each in report.schedules),
-        report.folder / "demo.json",
-    ]

@@ -108,7 +108,7 @@ class Teller:
         self._section("5. Going on", "The first iteration of auto by hand, and the whole loop:")
         start = report.policy.folder
         lines = [
-            f"prefstage measure --policy {start} --off {report.pool.path} \\",
+            f"prefstage measure --policy {start} --off-policy {report.pool.path} \\",
             "    --judge python:prefstage.sandbox:true_preference",
             f"prefstage align --resume --out {report.schedules[0].folder}",
         ]

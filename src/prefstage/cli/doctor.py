@@ -5,12 +5,14 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from pydantic import Field
 
-from prefstage.cli.manners import Outcome, mannered, say
+from prefstage.core.config import Config
 from prefstage.core.errors import InputError, PrefstageError
+from prefstage.core.files import write_json
+from prefstage.core.outcome import Outcome
 
 if TYPE_CHECKING:
     from prefstage.cli.memory import JobSize, ModelShape
@@ -21,57 +23,49 @@ _SMALL_SHARE = 0.25  # of the free memory: such a model is loaded without asking
 _MIB = 2**20
 _GIB = 2**30
 
-Text = str | None
-Number = int | None
+
+class DoctorSettings(Config):
+    """What is looked at."""
+
+    model: str | None = Field(default=None, description="Model to look at: folder or Hub id.")
+    load: bool | None = Field(
+        default=None,
+        description="Load the model to try its layout [a folder that takes a quarter of memory].",
+    )
+    dtype: str | None = Field(
+        default=None, description="float32, bfloat16, float16 [as prefstage would load it]."
+    )
+    chat_format: str | None = Field(default=None, description="Plain format of a base model.")
+    job: str | None = Field(
+        default=None, description="Estimate memory for: score, sample or train."
+    )
+    batch: int | None = Field(default=None, description="Prompts in memory together [8].")
+    responses: int | None = Field(default=None, description="Responses of each [2].")
+    prompt_tokens: int | None = Field(default=None, description="Tokens of a prompt [256].")
+    max_tokens: int | None = Field(default=None, description="Tokens of a response [256].")
+    judge: str | None = Field(default=None, description="Judge to load, as for prefstage measure.")
+    server: str | None = Field(default=None, description="OpenAI-compatible server to reach: URL.")
 
 
-@mannered
-def doctor(
-    *,
-    model: Annotated[Text, typer.Option(help="Model to look at: folder or Hub id.")] = None,
-    load: Annotated[
-        bool | None,
-        typer.Option(
-            "--load/--no-load",
-            help="Load the model to try its layout [a folder that takes a quarter of memory].",
-        ),
-    ] = None,
-    dtype: Annotated[
-        Text, typer.Option(help="float32, bfloat16, float16 [as prefstage would load it].")
-    ] = None,
-    chat_format: Annotated[Text, typer.Option(help="Plain format of a base model.")] = None,
-    job: Annotated[Text, typer.Option(help="Estimate memory for: score, sample or train.")] = None,
-    batch: Annotated[Number, typer.Option(help="Prompts in memory together [8].")] = None,
-    responses: Annotated[Number, typer.Option(help="Responses of each [2].")] = None,
-    prompt_tokens: Annotated[Number, typer.Option(help="Tokens of a prompt [256].")] = None,
-    max_tokens: Annotated[Number, typer.Option(help="Tokens of a response [256].")] = None,
-    judge: Annotated[Text, typer.Option(help="Judge to load, as for prefstage measure.")] = None,
-    server: Annotated[Text, typer.Option(help="OpenAI-compatible server to reach: URL.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the findings as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
-) -> None:
-    """Say what is here: versions, devices, memory; and whether a model and a job fit.
-
-    With --model: its size, how its responses will be scored and why, and whether its chat
-    template is known. With --job: what the job needs in memory, estimated from the model's
-    configuration. With --judge and --server: whether they can be used.
-    """
-    sizes = {
-        "batch": batch,
-        "responses": responses,
-        "prompt_tokens": prompt_tokens,
-        "max_tokens": max_tokens,
-    }
-    given = {name: value for name, value in sizes.items() if value is not None}
-    size = _checked(model, job, given, load=load, dtype=dtype, chat_format=chat_format)
+def doctor(settings: DoctorSettings, *, out: Path | None) -> Outcome:
+    """Look at what is here."""
+    model, job = settings.model, settings.job
+    names = ("batch", "responses", "prompt_tokens", "max_tokens")
+    sizes = {name: size for name in names if (size := getattr(settings, name)) is not None}
+    of_model = {name: getattr(settings, name) for name in ("load", "dtype", "chat_format")}
+    size = _checked(model, job, sizes, **of_model)
     found: dict[str, Any] = {"versions": _versions(), "machine": _machine()}
     if model is not None:
-        found |= _look_at_model(model, dtype, chat_format, size, load=load)
-    if judge is not None:
-        found["judge"] = _look_at_judge(judge)
-    if server is not None:
-        found["server"] = _look_at_server(server)
-    say(Outcome(_told(found), found), as_json=as_json, out=out)
+        found |= _look_at_model(
+            model, settings.dtype, settings.chat_format, size, load=settings.load
+        )
+    if settings.judge is not None:
+        found["judge"] = _look_at_judge(settings.judge)
+    if settings.server is not None:
+        found["server"] = _look_at_server(settings.server)
+    if out is not None:
+        write_json(out, found)
+    return Outcome(_told(found), found, [] if out is None else [out])
 
 
 def _checked(

@@ -1,51 +1,65 @@
 """The `prefstage` command."""
 
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from prefstage.cli.align import align
-from prefstage.cli.build import build
+from prefstage.cli.commands import (
+    diagnose,
+    doctor,
+    evaluate,
+    judge,
+    measure,
+    report,
+    sample,
+    theory,
+)
 from prefstage.cli.demo import demo
-from prefstage.cli.diagnose import diagnose
-from prefstage.cli.doctor import doctor
-from prefstage.cli.evaluate import evaluate
-from prefstage.cli.experiment import experiment
-from prefstage.cli.judge import judge
 from prefstage.cli.manners import OneLineErrors
-from prefstage.cli.measure import measure
-from prefstage.cli.report import report
-from prefstage.cli.sample import sample
-from prefstage.cli.theory import theory
-from prefstage.cli.train import train
+from prefstage.cli.options import HELP_OPTIONS, make_command
+from prefstage.cli.recipes import align, build, experiment, train
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        *(measure, sample, judge, diagnose, build, train, evaluate, align),
+        *(experiment, report, demo, theory, doctor),
+    )
+}
+
+
+class Commands(OneLineErrors):
+    """The group of all commands."""
+
+    def __init__(self, **settings: Any) -> None:
+        # Stand-ins that know their help alone: the options of a command come from its package,
+        # which takes seconds to import and is needed by nobody who lists the commands.
+        stand_ins = {
+            name: TyperCommand(name, help=command.help) for name, command in COMMANDS.items()
+        }
+        super().__init__(**{**settings, "commands": stand_ins})
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """As Typer does, but with the options of the one command that is asked for."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, None if command is None else make_command(COMMANDS[str(name)]), rest
+
 
 app = typer.Typer(
     name="prefstage",
     help="Which preference data does your language model need next?",
-    cls=OneLineErrors,
+    cls=Commands,
     invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings=HELP_OPTIONS,
 )
 
-app.command()(measure)
-app.command()(sample)
-app.command()(judge)
-app.command()(diagnose)
-app.command()(build)
-app.command()(train)
-app.command()(evaluate)
-app.command()(align)
-app.command()(experiment)
-app.command()(report)
-app.command()(demo)
-app.command()(theory)
-app.command()(doctor)
 
-
-def _tell_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"prefstage {version('prefstage')}")
         raise typer.Exit
@@ -57,7 +71,7 @@ def prefstage(
     *,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Which preference data does your language model need next?"""
@@ -67,4 +81,4 @@ def prefstage(
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    app(prog_name="prefstage")

@@ -4,23 +4,20 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import wraps
 from itertools import pairwise
-from pathlib import Path
 from types import FrameType
-from typing import Any, ParamSpec
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from prefstage.core.errors import InputError, PrefstageError
-from prefstage.core.files import json_text, write_json
+from prefstage.core.files import json_text
+from prefstage.core.outcome import Outcome
 
-P = ParamSpec("P")
-
+EXIT_FAILED_IN_PART = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -40,35 +37,17 @@ _USERS_ERRNOS = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command has to say.
-
-    Attributes:
-        summary: A short text for people, printed to standard output.
-        result: The same for machines: JSON-serialisable.
-        written: Files that now hold results, named under the summary.
-    """
-
-    summary: str
-    result: dict[str, Any]
-    written: list[Path] = field(default_factory=list)
-
-
-def say(outcome: Outcome, *, as_json: bool, out: Path | None = None) -> None:
-    """Print an outcome: the summary, or with `as_json` the JSON alone.
+def say(outcome: Outcome, *, as_json: bool) -> None:
+    """Print an outcome: the summary and what was written, or the JSON alone.
 
     Args:
         outcome: What to say.
         as_json: Print JSON and nothing else on standard output.
-        out: Also write the JSON to this file, atomically.
 
     Raises:
-        typer.Exit: Quietly, if nobody reads standard output any more.
+        typer.Exit: With the status that the command ends with, if that is not 0.
     """
-    if out is not None:
-        write_json(out, outcome.result)
-    lines = [outcome.summary, *(f"wrote {path}" for path in [*outcome.written, out] if path)]
+    lines = [outcome.summary, *(f"wrote {path}" for path in outcome.written)]
     text = json_text(outcome.result) if as_json else "\n".join(lines) + "\n"
     try:
         sys.stdout.write(text)
@@ -77,42 +56,41 @@ def say(outcome: Outcome, *, as_json: bool, out: Path | None = None) -> None:
         # Python flushes once more at exit; let that flush go nowhere instead of complaining.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(EXIT_BROKEN_PIPE) from None
+    if outcome.failed:
+        raise typer.Exit(EXIT_FAILED_IN_PART)
 
 
-def mannered(command: Callable[P, None]) -> Callable[P, None]:
-    """Wrap a command so that every command ends in the same way.
+@contextmanager
+def mannered(*, kept: bool) -> Iterator[None]:
+    """Let every command end in the same way, while the block runs it.
 
     A user's error ends in one line and exit code 2, Ctrl-C and SIGTERM in exit code 130; a
     fault of ours keeps its traceback.
 
     Args:
-        command: The command's function, as Typer calls it.
+        kept: Whether what was done before a stop is on disk.
 
-    Returns:
-        The function to register.
+    Yields:
+        Nothing.
     """
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        _quiet_libraries()
-        try:
-            with _sigterm_as_interrupt():
-                command(*args, **kwargs)
-        except PrefstageError as error:
-            _refuse(error)
-        except OSError as error:
-            if error.errno not in _USERS_ERRNOS:
-                raise
-            _refuse(_refused_by_the_system(error))
-        except KeyboardInterrupt:
-            typer.echo(
-                "prefstage: interrupted; everything so far is kept. "
-                "The same command goes on from there.",
-                err=True,
-            )
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-
-    return run
+    _quiet_libraries()
+    try:
+        with _sigterm_as_interrupt():
+            yield
+    except PrefstageError as error:
+        _refuse(error)
+    except OSError as error:
+        if error.errno not in _USERS_ERRNOS:
+            raise
+        _refuse(_refused_by_the_system(error))
+    except KeyboardInterrupt:
+        rest = (
+            "everything so far is kept. The same command goes on from there."
+            if kept
+            else "nothing is kept without --out."
+        )
+        typer.echo(f"prefstage: interrupted; {rest}", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 class OneLineErrors(TyperGroup):
@@ -163,13 +141,13 @@ def _usage_error(error: typer.TyperException, words: Sequence[str]) -> InputErro
     command = context.command_path if context is not None else "prefstage"
     describe = getattr(error, "format_message", lambda: str(error))
     return InputError.of(
-        saw=describe().rstrip(".") + _value_given(error, words),
+        saw=describe().rstrip(".") + _typed_value(error, words),
         expected=f"the options and values that `{command}` takes",
         cure=f"see `{command} --help`",
     )
 
 
-def _value_given(error: typer.TyperException, words: Sequence[str]) -> str:
+def _typed_value(error: typer.TyperException, words: Sequence[str]) -> str:
     """The value that the faulty option was given, which Typer's messages leave out."""
     names = getattr(getattr(error, "param", None), "opts", ())
     values = [after for name, after in pairwise(words) if name in names]
@@ -182,9 +160,9 @@ def _parted(word: str) -> tuple[str, str, str]:
 
 
 def _refused_by_the_system(error: OSError) -> InputError:
-    place = f"{error.filename}: " if error.filename else ""
+    name = f"{error.filename}: " if error.filename else ""
     return InputError.of(
-        saw=f"{place}{error.strerror}",
+        saw=f"{name}{error.strerror}",
         expected="files and folders that may be read and written, on a disk with room",
         cure="name another path, or change its rights or the room there; the same command goes on",
     )

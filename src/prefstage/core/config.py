@@ -3,7 +3,7 @@
 import difflib
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -111,6 +111,34 @@ def as_config(schema: type[ConfigT], settings: ConfigT | Mapping[str, Any] | Non
             cure=f"pass {schema.__name__}(...), or leave it out for the defaults",
         )
     return check_config(schema, settings or {})
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Read ``key=value`` texts, dotted keys reaching inner settings, values as in YAML.
+
+    Args:
+        texts: Such as ``training.learning_rate=5e-7``.
+
+    Returns:
+        Values by dotted key, for `load_config`.
+
+    Raises:
+        ConfigError: If one is no ``key=value``.
+    """
+    values = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            values[key.strip()] = yaml.load(value, Loader=_SettingsLoader)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not key.strip() or not value.strip():
+            raise ConfigError.of(
+                saw=f"--set {text!r}",
+                expected="key=value with a value as in YAML",
+                cure="write e.g. --set training.learning_rate=5e-7",
+            )
+    return values
 
 
 def write_config(config: Config, path: Path) -> None:

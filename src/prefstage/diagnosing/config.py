@@ -1,10 +1,12 @@
 """What can be asked of a diagnosis."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from prefstage.core.config import Config
+from prefstage.data.settings import BadRowSettings, ChatSettings
 
 
 class DiagnosisConfig(Config):
@@ -29,3 +31,42 @@ class DiagnosisConfig(Config):
     def bootstrap(self) -> dict[str, Any]:
         """The arguments of `bootstrap_interval`."""
         return self.model_dump(include={"confidence", "resamples", "seed"})
+
+
+class DiagnoseSettings(DiagnosisConfig, ChatSettings, BadRowSettings):
+    """As YAML and the command have it: what is diagnosed, by whom, and how."""
+
+    pairs: tuple[str, ...] = Field(
+        default=(), description="Pairs to diagnose: file, folder or Hub id; NAME=... names them."
+    )
+    ranked: tuple[str, ...] = Field(
+        default=(),
+        description="Candidates with scores (n > 2): does the policy rank them alike? NAME=...",
+    )
+    policy: tuple[str, ...] = Field(
+        default=(), description="Model folder or Hub id; may stand several times."
+    )
+    reference: str | None = Field(
+        default=None, description="What training started from; leave out before training."
+    )
+    judge: str | None = Field(default=None, description="Who says which response is better.")
+    second_judge: str | None = Field(
+        default=None, description="Another judge, for their consistency."
+    )
+    on_policy: str | None = Field(
+        default=None, description="The policy's own answers, from prefstage sample."
+    )
+    store: Path | None = Field(
+        default=None,
+        description="Judgment store (SQLite): what is in it is not judged again.",
+    )
+    cache: Path | None = Field(
+        default=None, description="Folder for log-probs: what is in it is not scored again."
+    )
+    max_prompt_tokens: int | None = Field(
+        default=None, description="Longer prompts keep their end (counted)."
+    )
+    max_response_tokens: int | None = Field(
+        default=None, description="Longer responses keep their start (counted)."
+    )
+    dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16.")

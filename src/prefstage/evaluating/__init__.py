@@ -36,13 +36,18 @@ from prefstage.evaluating.length_controlled import (
 from prefstage.evaluating.length_interval import length_controlled_interval, widened
 from prefstage.evaluating.mt_bench import (
     MtBench,
-    MtBenchConfig,
     Question,
     load_questions,
     run_mt_bench,
 )
 from prefstage.evaluating.rates import Rates, rates_of
-from prefstage.evaluating.win_rates import JudgedAnswer, WinRate, WinRateConfig, win_rate
+from prefstage.evaluating.settings import (
+    EvaluateConfig,
+    EvaluateSettings,
+    MtBenchConfig,
+    WinRateConfig,
+)
+from prefstage.evaluating.win_rates import JudgedAnswer, WinRate, win_rate
 
 __all__ = [
     "Annotation",
@@ -51,6 +56,8 @@ __all__ = [
     "CheckpointRates",
     "CheckpointTable",
     "Difference",
+    "EvaluateConfig",
+    "EvaluateSettings",
     "JudgedAnswer",
     "LengthControlledWinRate",
     "LengthWeights",

@@ -10,11 +10,11 @@ from scipy.special import expit
 from prefstage.core.errors import InputError
 from prefstage.evaluating.alpaca_tables import standardised_length
 from prefstage.evaluating.l1_logistic import Floats
+from prefstage.evaluating.settings import WinRateConfig
 from prefstage.evaluating.win_rates import (
     FEWEST_CONTROLLED,
     LEFT_OUT,
     WinRate,
-    WinRateConfig,
     control_length,
 )
 

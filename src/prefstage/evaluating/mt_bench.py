@@ -11,14 +11,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from prefstage.core.config import Config
 from prefstage.core.errors import DataError
 from prefstage.core.hashing import digest
 from prefstage.core.ledger import Ledger
 from prefstage.data.records import Prompt, prompt_id_of
 from prefstage.evaluating.rates import mean_interval
+from prefstage.evaluating.settings import MtBenchConfig
 from prefstage.sampling import Sampler, collect
 from prefstage.sampling.base import SampleRequest, cut_thoughts
 from prefstage.serving.client import ServerClient, ask_each
@@ -55,15 +54,6 @@ _FORMS = (
     ),
     re.compile(rf"(?<![\d.]){_NUMBER}\s*(?:/|out of)\s*10\b", re.IGNORECASE),
 )
-
-
-class MtBenchConfig(Config):
-    """How answers are graded."""
-
-    repeats: int = Field(default=1, ge=1, description="Gradings of each answer.")
-    attempts: int = Field(default=3, ge=1, description="Times asked until a rating is readable.")
-    max_tokens: int = Field(default=1024, ge=1, description="Tokens of a grading.")
-    confidence: float = Field(default=0.95, gt=0, lt=1, description="Of the score's interval.")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from pydantic import Field
-
-from prefstage.core.config import Config
 from prefstage.core.errors import InputError
 from prefstage.core.progress import progress
 from prefstage.evaluating.alpaca_files import Annotation
@@ -20,6 +17,7 @@ from prefstage.evaluating.length_controlled import (
 )
 from prefstage.evaluating.length_interval import length_controlled_interval, widened
 from prefstage.evaluating.rates import Rates, rates_of
+from prefstage.evaluating.settings import WinRateConfig
 from prefstage.judging import Comparison, Judge, load_judge
 from prefstage.judging.judged import compare_all
 from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes, prompt_order
@@ -29,19 +27,6 @@ LEFT_OUT = "difficulty left out"
 _FIRST_CHUNK = 16
 
 Stopped = Literal["decided", "prompt budget", "all prompts used"]
-
-
-class WinRateConfig(Config):
-    """How a win rate is measured."""
-
-    confidence: float = Field(default=0.95, gt=0, lt=1, description="Of every interval.")
-    stop_early: bool = Field(
-        default=False, description="Stop when it is decided which of the two is better."
-    )
-    max_prompts: int | None = Field(default=None, ge=2, description="Prompts judged at most.")
-    length_controlled: bool = Field(default=True, description="Also control for length.")
-    resamples: int = Field(default=1000, ge=1, description="Of the bootstrap.")
-    seed: int = Field(default=0, ge=0, description="Of the prompts' order and the bootstrap.")
 
 
 @dataclass(frozen=True)

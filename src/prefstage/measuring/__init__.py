@@ -3,19 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prefstage.measuring.boundary import (
-    Boundary,
-    JudgedPrompt,
-    PromptVotes,
-    algorithm_1_verdict,
-    boundary_score,
-    count_votes,
-)
-from prefstage.measuring.measure import Reading, measure_stage
-from prefstage.measuring.sequential import ConfidenceSequence, log_capital, rejection_step
-from prefstage.measuring.stage import MeasureConfig, Stage, summarise
-
 if TYPE_CHECKING:
+    from prefstage.measuring.boundary import (
+        Boundary,
+        JudgedPrompt,
+        PromptVotes,
+        algorithm_1_verdict,
+        boundary_score,
+        count_votes,
+    )
+    from prefstage.measuring.measure import Reading, measure_stage
     from prefstage.measuring.reliability import (
         ScoreSummary,
         call_reliability,
@@ -23,17 +20,31 @@ if TYPE_CHECKING:
         distinctness,
         measure_distinctness,
     )
+    from prefstage.measuring.sequential import ConfidenceSequence, log_capital, rejection_step
+    from prefstage.measuring.settings import MeasureConfig, MeasureSettings, run_measurement
+    from prefstage.measuring.stage import Stage, summarise
 
-_RELIABILITY = (
-    *("ScoreSummary", "call_reliability", "chance_above_half"),
-    *("distinctness", "measure_distinctness"),
-)
+_MODULES = {
+    "boundary": (
+        *("Boundary", "JudgedPrompt", "PromptVotes"),
+        *("algorithm_1_verdict", "boundary_score", "count_votes"),
+    ),
+    "measure": ("Reading", "measure_stage"),
+    "reliability": (
+        *("ScoreSummary", "call_reliability", "chance_above_half"),
+        *("distinctness", "measure_distinctness"),
+    ),
+    "sequential": ("ConfidenceSequence", "log_capital", "rejection_step"),
+    "settings": ("MeasureConfig", "MeasureSettings", "run_measurement"),
+    "stage": ("Stage", "summarise"),
+}
 
 __all__ = [
     "Boundary",
     "ConfidenceSequence",
     "JudgedPrompt",
     "MeasureConfig",
+    "MeasureSettings",
     "PromptVotes",
     "Reading",
     "ScoreSummary",
@@ -48,15 +59,17 @@ __all__ = [
     "measure_distinctness",
     "measure_stage",
     "rejection_step",
+    "run_measurement",
     "summarise",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs scipy on first use: most measurements go without."""
-    if name not in _RELIABILITY:
+    """Import on first use: the settings alone, which every help text needs, load no arrays."""
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module 'prefstage.measuring' has no attribute {name!r}")
-    return getattr(import_module("prefstage.measuring.reliability"), name)
+    return getattr(import_module(f"prefstage.measuring.{module}"), name)
 
 
 def __dir__() -> list[str]:

@@ -10,9 +10,7 @@ from numpy.typing import ArrayLike
 from prefstage.core.errors import InputError
 from prefstage.data.records import Candidates
 from prefstage.judging.base import Comparison, Judge, Judgment, judgment_of_rewards
-
-Votes = Literal["hard", "probability"]
-TieRule = Literal["half", "off"]
+from prefstage.measuring.settings import TieRule, Votes
 
 _MATRIX = 2
 HALF = 0.5

@@ -22,8 +22,8 @@ from prefstage.measuring.boundary import (
 )
 from prefstage.measuring.responses import Pool, Responses, SampledResponses
 from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes, prompt_order
+from prefstage.measuring.settings import MeasureConfig
 from prefstage.measuring.stage import (
-    MeasureConfig,
     Stage,
     StageName,
     on_policy_candidates,

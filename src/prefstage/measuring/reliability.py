@@ -11,7 +11,7 @@ from scipy.special import ndtr, ndtri, owens_t
 
 from prefstage.core.errors import InputError
 from prefstage.measuring.boundary import HALF, JudgedPrompt, PromptVotes
-from prefstage.measuring.stage import JudgeErrors
+from prefstage.measuring.settings import JudgeErrors
 
 if TYPE_CHECKING:
     from prefstage.data import ResponseEncoder

@@ -19,10 +19,9 @@ from prefstage.data.records import Candidates, Generation, Prompt, generations_o
 from prefstage.data.settings import ControlTokens
 
 
-class SamplingConfig(Config):
-    """How answers are sampled. Defaults: Sun et al. 2025, arXiv:2508.10530, Table 5."""
+class AnswerConfig(Config):
+    """How one answer is sampled. Defaults: Sun et al. 2025, arXiv:2508.10530, Table 5."""
 
-    responses: int = Field(default=2, ge=1, description="Responses per prompt.")
     temperature: float = Field(default=0.7, ge=0, description="0 is greedy decoding.")
     top_p: float = Field(default=0.9, gt=0, le=1, description="Nucleus mass; 1 is off.")
     top_k: int = Field(default=50, ge=0, description="Tokens kept; 0 is off.")
@@ -30,12 +29,18 @@ class SamplingConfig(Config):
     beams: int = Field(
         default=1, ge=1, description="Beam search over so many; 1 is off. Not with servers."
     )
-    seed: int = Field(default=0, ge=0, description="Run seed; each response derives its own.")
 
     @model_serializer(mode="wrap")
     def _without_idle(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Beam search that is off is not named: nothing depends on it."""
         return {name: value for name, value in dump(self).items() if (name, value) != ("beams", 1)}
+
+
+class SamplingConfig(AnswerConfig):
+    """How answers are sampled."""
+
+    responses: int = Field(default=2, ge=1, description="Responses per prompt.")
+    seed: int = Field(default=0, ge=0, description="Run seed; each response derives its own.")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from prefstage.core.adapters import is_adapter
@@ -280,34 +279,6 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     check_online(recipe)
     check_recipe(recipe)
     return recipe
-
-
-def parse_overrides(texts: list[str]) -> dict[str, Any]:
-    """Read ``key=value`` texts, dotted keys reaching inner settings, values as in YAML.
-
-    Args:
-        texts: Such as ``training.learning_rate=5e-7``.
-
-    Returns:
-        Values by dotted key, for `load_config`.
-
-    Raises:
-        ConfigError: If one is no ``key=value``.
-    """
-    values = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            equals = ""
-        if not equals or not key.strip() or not value.strip():
-            raise ConfigError.of(
-                saw=f"--set {text!r}",
-                expected="key=value with a value as in YAML",
-                cure="write e.g. --set training.learning_rate=5e-7",
-            )
-    return values
 
 
 def check_recipe(recipe: Recipe, *, here: bool = True) -> None:

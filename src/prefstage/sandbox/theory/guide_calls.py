@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from prefstage.measuring.reliability import ScoreSummary, chance_above_half
 from prefstage.measuring.sequential import chunk_sizes, rejection_step
-from prefstage.measuring.stage import JudgeErrors, MeasureConfig
+from prefstage.measuring.settings import JudgeErrors, MeasureConfig
 from prefstage.sandbox.theory.guide import (
     OVERLAPS,
     Errors,

@@ -1,0 +1,329 @@
+"""Options made from the settings models: names, values, defaults, help and completion."""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from typer.core import TyperCommand
+
+from prefstage.cli.manners import mannered, say
+from prefstage.core.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from prefstage.core.config import Config
+    from prefstage.core.outcome import Outcome
+
+_METAVARS: dict[Any, str | None] = {
+    **{str: "TEXT", list[str]: "TEXT", Path: "PATH"},
+    **{int: "NUMBER", float: "NUMBER", bool: None},
+}
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the function behind it, and where its options come from.
+
+    Attributes:
+        run: Called with the settings and `out`; or, if there is a `recipe`, with that file,
+            the `overrides` of its settings, `out` and the `flags`. Its docstring is the help.
+        settings: "package.module:Model", whose fields become options; imported on first use.
+        argument: The field that is given without its name.
+        recipe: Help of the recipe, for commands that read one instead of settings.
+        out: Help of `--out`; None: there is none.
+        out_default: Path without `--out`; None: nothing is written then.
+        out_required: Whether `--out` has to be given.
+        flags: Switches that are no settings: help by name.
+        former: Settings by the names that they had once, which are still understood.
+        talks: Whether `run` prints as it goes on, unless its `quiet` is set.
+    """
+
+    run: "Callable[..., Outcome | None]"
+    settings: str = ""
+    argument: str = ""
+    recipe: str = ""
+    out: str = ""
+    out_default: Path | None = None
+    out_required: bool = False
+    flags: Mapping[str, str] = field(default_factory=dict)
+    former: Mapping[str, str] = field(default_factory=dict)
+    talks: bool = False
+
+    @property
+    def name(self) -> str:
+        """What is typed."""
+        return self.run.__name__
+
+    @property
+    def help(self) -> str:
+        """What it does."""
+        return inspect.cleandoc(self.run.__doc__ or "")
+
+    @property
+    def model(self) -> "type[Config]":
+        """The settings model; its package is imported now."""
+        from prefstage.core.config import Config
+
+        if not self.settings:
+            return Config
+        module, _, name = self.settings.partition(":")
+        model: type[Config] = getattr(import_module(f"prefstage.{module}"), name)
+        return model
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a model, or of a model inside it, as an option.
+
+    Attributes:
+        key: Dotted names from the outermost model inwards.
+        name: The last of them, or a former name.
+        info: The field.
+        hidden: Whether help does not show it: a former name.
+    """
+
+    key: str
+    name: str
+    info: "FieldInfo"
+    hidden: bool = False
+
+    @property
+    def flag(self) -> str:
+        """As it is typed."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def kinds(self) -> list[Any]:
+        """What it may be besides None: the members of a union, or the annotation itself."""
+        return [kind for kind in _members(self.info.annotation) if kind is not type(None)]
+
+    @property
+    def choices(self) -> list[str]:
+        """Its values, if they have names."""
+        literals = (get_args(kind) for kind in self.kinds if get_origin(kind) is Literal)
+        return [str(value) for values in literals for value in values]
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether its value is written NAME=VALUE, as often as there are names."""
+        return any(get_origin(kind) in (dict, Mapping) for kind in self.kinds)
+
+    @property
+    def value_type(self) -> Any:
+        """What the shell's text becomes: the settings model makes the rest of it."""
+        if self.is_mapping or any(get_origin(kind) in (list, tuple) for kind in self.kinds):
+            return list[str]
+        return next((kind for kind in (bool, int, float, Path) if kind in self.kinds), str)
+
+    @property
+    def help(self) -> str:
+        """Description and default."""
+        text = self.info.description or ""
+        default = None if self.info.is_required() else self.info.default
+        if isinstance(default, bool) or default in (None, "", (), {}) or "[" in text:
+            return text
+        return f"{text.removesuffix('.')} [{default}]."
+
+    @property
+    def parameter(self) -> str:
+        """Name of the function's parameter."""
+        return f"former_{self.name}" if self.hidden else self.name
+
+    def value(self, given: Any) -> Any:
+        """What was typed, for the model; None if nothing was."""
+        if self.is_mapping and given:
+            return named_values(self.flag, given)
+        return None if given == [] else given
+
+    @property
+    def option(self) -> Any:
+        """As Typer reads it."""
+        # Named values are completed by the shell but checked by the model alone, so that a wrong
+        # one gives the same line here, in YAML and in Python.
+        flag = self.flag
+        if bool in self.kinds and self.info.default is not False:
+            flag = f"{flag}/--no-{self.name.replace('_', '-')}"
+        choices = self.choices
+        metavar = "NAME=VALUE" if self.is_mapping else _METAVARS[self.value_type]
+        return typer.Option(
+            flag,
+            help=self.help,
+            hidden=self.hidden,
+            metavar="|".join(choices) or metavar,
+            autocompletion=(lambda: choices) if choices else None,
+        )
+
+
+def settings_of(command: Command) -> list[Setting]:
+    """The settings that become options, those of inner models by their last name.
+
+    Args:
+        command: The command.
+
+    Returns:
+        The settings; where an outer and an inner one share their name, the outer one. Former
+        names stand last.
+    """
+    model = command.model
+    fields = model.model_fields
+    former = [Setting(now, old, fields[now], True) for old, now in command.former.items()]
+    known = {setting.name for setting in former}
+    made = list[Setting]()
+    # Outer models first, so that an inner setting never takes the name of an outer one.
+    for setting in sorted(_walk(model, ()), key=lambda setting: setting.key.count(".")):
+        if setting.name not in known:
+            known.add(setting.name)
+            made.append(setting)
+    return made + former
+
+
+def make_command(command: Command) -> TyperCommand:
+    """Make the command that Typer runs.
+
+    Args:
+        command: The command.
+
+    Returns:
+        It, with an option for each setting.
+    """
+    settings = settings_of(command)
+    parameters = [
+        _parameter(
+            setting.parameter,
+            setting.value_type,
+            typer.Argument(help=setting.help)
+            if setting.name == command.argument
+            else setting.option,
+        )
+        for setting in settings
+    ]
+    if command.recipe:
+        parameters.insert(0, _parameter("recipe", Path, typer.Argument(help=command.recipe)))
+    parameters += [_plain(name, bool, text) for name, text in command.flags.items()]
+    if command.out:
+        default = inspect.Parameter.empty if command.out_required else command.out_default
+        parameters.append(_plain("out", Path, command.out, default))
+    parameters += [
+        _plain("config", Path, "Settings as YAML; options win."),
+        _plain("set", list[str], "A setting by its name in YAML, a.b for b inside a; wins."),
+        _plain("json", bool, "Print JSON and nothing else."),
+    ]
+
+    def run(**given: Any) -> None:
+        with mannered(kept=not command.out or bool(given["out"] or given.get("store"))):
+            outcome = _outcome(command, settings, given)
+            if outcome is not None:
+                say(outcome, as_json=bool(given["json"]))
+
+    # Typer reads a function's signature; ours is made from the settings.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # of functions
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(command.name, help=command.help, context_settings=HELP_OPTIONS)(run)
+    made = typer.main.get_command(app)
+    assert isinstance(made, TyperCommand)
+    return made
+
+
+def _outcome(
+    command: Command, settings: Sequence[Setting], given: Mapping[str, Any]
+) -> "Outcome | None":
+    from prefstage.core.config import load_config, parse_overrides
+
+    extras = {name: bool(given[name]) for name in command.flags}
+    if command.out:
+        extras["out"] = given["out"]
+    if command.talks:
+        extras["quiet"] = bool(given["json"])
+    overrides = parse_overrides(given["set"] or [])
+    if command.recipe:
+        if given["recipe"] is not None and given["config"] is not None:
+            raise InputError.of(
+                saw=f"two recipes, {given['recipe']} and --config {given['config']}",
+                expected="one",
+                cure="leave one of them out",
+            )
+        return command.run(given["recipe"] or given["config"], overrides, **extras)
+    # A former name sets the same key: what was not typed must not hide what was.
+    values = ((setting.key, setting.value(given[setting.parameter])) for setting in settings)
+    typed = {key: value for key, value in values if value is not None}
+    return command.run(load_config(command.model, given["config"], typed | overrides), **extras)
+
+
+def _walk(model: "type[Config]", keys: tuple[str, ...]) -> Iterator[Setting]:
+    from prefstage.core.config import Config
+
+    # The fields of the class itself first: whose answers, which data; then how.
+    classes = [each for each in model.__mro__ if issubclass(each, Config)]
+    names = [name for each in classes for name in each.__annotations__]
+    for name in dict.fromkeys(name for name in names if name in model.model_fields):
+        info = model.model_fields[name]
+        inner = [kind for kind in _members(info.annotation) if inspect.isclass(kind)]
+        models = [kind for kind in inner if issubclass(kind, Config)]
+        if models:
+            yield from _walk(models[0], (*keys, name))
+        else:
+            yield Setting(".".join((*keys, name)), name, info)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _plain(name: str, kind: Any, text: str, default: Any = None) -> inspect.Parameter:
+    metavar = "KEY=VALUE" if kind == list[str] else _METAVARS[kind]
+    flag = f"--{name.replace('_', '-')}"
+    return _parameter(name, kind, typer.Option(flag, help=text, metavar=metavar), default)
+
+
+def _parameter(name: str, kind: Any, read: Any, default: Any = None) -> inspect.Parameter:
+    # None marks what was not given, so that a value in YAML is not overridden by a default.
+    annotation = Annotated[kind | None, read] if default is None else Annotated[kind, read]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def named_values(flag: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Read a mapping as it is typed.
+
+    Args:
+        flag: The option, for errors.
+        texts: ``NAME=VALUE``, the value JSON where it is and else text; or JSON objects.
+
+    Returns:
+        The values by name.
+
+    Raises:
+        InputError: If a text is neither.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            if text.lstrip().startswith("{"):
+                values |= json.loads(text)
+                continue
+        except ValueError as error:
+            raise InputError.of(
+                saw=f"{flag} {text} ({error})", expected="a JSON object", cure="fix it"
+            ) from None
+        if not equals or not name.strip():
+            raise InputError.of(
+                saw=f"{flag} {text}",
+                expected="NAME=VALUE, such as enable_thinking=false, or a JSON object",
+                cure="write it so",
+            )
+        try:
+            values[name.strip()] = json.loads(value)
+        except ValueError:
+            values[name.strip()] = value
+    return values

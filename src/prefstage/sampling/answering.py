@@ -1,0 +1,236 @@
+"""`sample`: a policy's own answers to the prompts of a dataset, in one file."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from prefstage.core.errors import InputError
+from prefstage.core.ledger import Ledger
+from prefstage.core.outcome import Outcome
+from prefstage.core.progress import progress
+from prefstage.data.settings import BadRowSettings, ChatSettings
+from prefstage.sampling.base import (
+    LoadOptions,
+    Sample,
+    Sampler,
+    SamplingConfig,
+    collect,
+    cut_thoughts,
+    load_sampler,
+    requests_for,
+    stored_sample,
+    to_candidates,
+)
+
+if TYPE_CHECKING:
+    from prefstage.data import Candidates, CandidateSet
+    from prefstage.data.sources import DataSource
+
+_ENDINGS = (".jsonl", ".parquet")
+_LOADING = (
+    *("dtype", "device", "adapter", "max_prompt_tokens", "batch_tokens"),
+    *("concurrency", "timeout_s", "retries", "api_key_env"),
+)
+
+
+class SampleConfig(SamplingConfig, ChatSettings, BadRowSettings):
+    """How a policy is loaded, and how it answers the prompts of a dataset."""
+
+    max_prompts: int | None = Field(
+        default=None, ge=1, description="Answer the first so many prompts only."
+    )
+    dtype: str | None = Field(default=None, description="auto, float32, bfloat16 or float16.")
+    device: str | None = Field(default=None, description="auto, cpu, cuda:0, ...")
+    adapter: str | None = Field(default=None, description="PEFT adapter on the policy.")
+    max_prompt_tokens: int | None = Field(
+        default=None, description="Longer prompts keep their end (counted)."
+    )
+    batch_tokens: int | None = Field(default=None, description="Tokens a batch may hold [32768].")
+    concurrency: int | None = Field(
+        default=None, description="Requests to a server in flight [16; transformers serve: 1]."
+    )
+    timeout_s: float | None = Field(
+        default=None, description="Seconds for one attempt of a request [600]."
+    )
+    retries: int | None = Field(default=None, description="Attempts after the first [8].")
+    api_key_env: str | None = Field(
+        default=None, description="Variable with the server's API key [OPENAI_API_KEY]."
+    )
+
+
+class SampleSettings(SampleConfig):
+    """As YAML and the command have it: with the policy and the prompts."""
+
+    policy: str = Field(
+        description="Model folder or Hub id; openai:MODEL@URL for a running server; "
+        "'serve:COMMAND --port {port}' for one to start and stop."
+    )
+    prompts: str = Field(
+        description="Prompts, pairs or candidates to answer: file, folder or Hub id."
+    )
+
+
+@dataclass(frozen=True)
+class Sampled(Outcome):
+    """What `sample` returns.
+
+    Attributes:
+        candidates: Each prompt with its answers, as written.
+    """
+
+    candidates: "CandidateSet | None" = None
+
+
+def sample(
+    policy: str | Path | Sampler,
+    prompts: "DataSource",
+    *,
+    out: str | Path,
+    config: SampleConfig | None = None,
+) -> Sampled:
+    """Sample a policy's answers to the prompts of a dataset.
+
+    Each answer is on disk, in OUT.samples.sqlite, as soon as it arrives: the same call goes on
+    from there after a stop. At the end `out` holds each prompt with its answers.
+
+    Args:
+        policy: Model folder or Hub id, ``openai:MODEL@URL``, ``serve:COMMAND``, or a sampler,
+            for which the settings of sampling and loading in `config` play no part.
+        prompts: Prompts, pairs or candidates, as for `load_prompts`.
+        out: Where the candidates go: .jsonl or .parquet.
+        config: How the policy is loaded and answers.
+
+    Returns:
+        What came of it, and the candidates. Empty responses are counted, kept in the store and
+        left out of the candidates.
+
+    Raises:
+        InputError: If `out` has another ending or is something else's file, or a setting has no
+            effect on this kind of policy.
+        ModelError: If there is no such model.
+        DataError: If the prompts cannot be read.
+    """
+    from prefstage.data import CandidateSet, load_prompts
+
+    config, out = config or SampleConfig(), Path(out)
+    store_file = out.with_name(out.name + ".samples.sqlite")
+    _check_out(out, store_file)
+    loaded = load_prompts(
+        prompts, on_bad_row=config.on_bad_row, quarantine_file=config.quarantine_file
+    )
+    rows = [loaded[index] for index in range(min(len(loaded), config.max_prompts or len(loaded)))]
+    with ExitStack() as stack:
+        store = stack.enter_context(
+            Ledger(store_file, alone=True, former=(f"{out.name}.samples.jsonl",))
+        )
+        sampler = policy if isinstance(policy, Sampler) else _load(str(policy), out, config, store)
+        stack.enter_context(sampler)
+        result, samples = _collect(sampler, rows, config.responses, store)
+    # An answer without text is no candidate: it would be a tie with every other empty one.
+    written = [answer for answer in samples if answer.text.strip()]
+    candidates = CandidateSet.of(to_candidates(rows, written, source=sampler.name))
+    candidates.save(out)
+    result |= {
+        "notes": [
+            *loaded.report.notes,
+            *cut_thoughts(samples, max_new_tokens=config.max_new_tokens),
+        ],
+        "rows_quarantined": loaded.report.quarantined,
+        "out": str(out),
+        "responses_empty": len(samples) - len(written),
+        "prompts_without_responses": len(rows) - len(candidates),
+        "store": str(store_file),
+    }
+    return Sampled(_summary(result), result, [out, store_file], candidates=candidates)
+
+
+def _load(policy: str, out: Path, config: SampleConfig, store: Ledger) -> Sampler:
+    from prefstage.data.tokenizer_files import reads_clock
+
+    chat = config.encoding
+    if config.template_date is None and reads_clock(policy):
+        chat["template_date"] = store.date
+    options: dict[str, Any] = {name: getattr(config, name) for name in _LOADING}
+    if policy.startswith("serve:"):
+        options["log_file"] = out.with_name(out.name + ".server.log")
+    how = SamplingConfig(**config.model_dump(include=set(SamplingConfig.model_fields)))
+    return load_sampler(policy, how, options=LoadOptions(**chat, **options))
+
+
+def _collect(
+    sampler: Sampler, rows: "Sequence[Candidates]", responses: int, store: Ledger
+) -> tuple[dict[str, Any], list[Sample]]:
+    requests = requests_for(rows, responses=responses)
+    kept = sum(
+        stored_sample(sampler.fingerprint, request, store) is not None for request in requests
+    )
+    samples: list[Sample] = []
+    started = time.monotonic()
+    with progress(f"sampling from {sampler.name}", len(requests)) as tick:
+        for answer in collect(sampler, requests, store):
+            samples.append(answer)
+            tick()
+    seconds = time.monotonic() - started
+    new_tokens = sum(answer.response_tokens for answer in samples[kept:])
+    result = {
+        "policy": sampler.name,
+        "fingerprint": sampler.fingerprint,
+        "prompts": len(rows),
+        "responses": len(samples),
+        "responses_new": len(samples) - kept,
+        "finish_reasons": dict(Counter(answer.finish_reason for answer in samples)),
+        "thoughts": sum(answer.thought is not None for answer in samples),
+        "thoughts_cut": sum(answer.thought_cut for answer in samples),
+        "prompt_tokens": sum(answer.prompt_tokens for answer in samples),
+        "response_tokens": sum(answer.response_tokens for answer in samples),
+        "seconds": round(seconds, 3),
+        "tokens_per_s": round(new_tokens / seconds, 1) if seconds > 0 else 0.0,
+        "counts": dict(sampler.counts),
+    }
+    return result, samples
+
+
+def _summary(result: dict[str, Any]) -> str:
+    kept = result["responses"] - result["responses_new"]
+    reasons, counts = result["finish_reasons"], result["counts"]
+    lines = [
+        f"{result['responses']} responses to {result['prompts']} prompts by {result['policy']}"
+        + (f" ({kept} of them kept from before)" if kept else ""),
+        f"{result['response_tokens']} tokens, {result['tokens_per_s']} a second; "
+        f"{reasons.get('length', 0)} responses were cut at the token limit",
+    ]
+    if result["thoughts"]:
+        lines.append(
+            f"{result['thoughts']} responses think first; their thoughts stand beside the answers"
+        )
+    notable = {
+        "responses ended by the server for other reasons": reasons.get("other", 0),
+        "empty responses (left out, kept in the store)": result["responses_empty"],
+        "prompts without a response (left out)": result["prompts_without_responses"],
+        "prompts truncated": counts.get("prompts_truncated", 0),
+        "requests sent again after a fault": counts.get("retries", 0),
+        "rows quarantined": result["rows_quarantined"],
+    }
+    lines += [f"{name}: {count}" for name, count in notable.items() if count]
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+
+
+def _check_out(out: Path, store_file: Path) -> None:
+    if out.suffix not in _ENDINGS:
+        raise InputError.of(
+            saw=f"--out {out}",
+            expected=f"a name that ends in {' or '.join(_ENDINGS)}",
+            cure="change the ending",
+        )
+    if out.exists() and not store_file.exists():
+        raise InputError.of(
+            saw=f"--out {out} exists, and {store_file.name} beside it does not",
+            expected="a new file, or one that an earlier run of this command wrote",
+            cure="name another file",
+        )
