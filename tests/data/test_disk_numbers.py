@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from prefstage.data import disk_numbers
-from prefstage.data.disk_numbers import DiskNumbers, count_different, different, hashes_of, pieces
+from prefstage.data import storage
+from prefstage.data.storage import DiskNumbers, count_different, different, hashes_of, pieces
 from prefstage.diagnosing.numbers import describe, describe_sorted, histogram
 
 floats = st.one_of(st.floats(-1e6, 1e6), st.just(float("nan")))
@@ -13,7 +13,7 @@ floats = st.one_of(st.floats(-1e6, 1e6), st.just(float("nan")))
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(disk_numbers, "_PIECE", 3)
+    monkeypatch.setattr(storage, "_PIECE", 3)
 
 
 @given(st.lists(arrays(np.float64, st.integers(0, 5), elements=floats), max_size=5))

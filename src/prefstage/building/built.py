@@ -12,10 +12,17 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 from prefstage.building.recipe import TRAIN
-from prefstage.data.disk_numbers import count_different, different, hashes_of, text_number
 from prefstage.data.records import Pair
 from prefstage.data.sets import features_of, to_row
-from prefstage.data.storage import build_dataset, piece_rows, scratch_folder
+from prefstage.data.storage import (
+    build_dataset,
+    count_different,
+    different,
+    hashes_of,
+    piece_rows,
+    scratch_folder,
+    text_number,
+)
 
 PROVENANCE = {
     "method": "string",

@@ -10,7 +10,7 @@ import yaml
 from datasets import Dataset
 
 from prefstage.building.account import describe_reversal
-from prefstage.data.disk_numbers import DiskNumbers, count_different, text_number
+from prefstage.data.storage import DiskNumbers, count_different, text_number
 from prefstage.diagnosing.numbers import Distribution, describe_sorted
 
 NUMBERS = ("mean", "std", "min", "q25", "median", "q75", "max")

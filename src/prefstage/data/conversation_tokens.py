@@ -67,7 +67,7 @@ class ControlText:
             if _holds(message, _MARKS):
                 raise RenderingError.at(
                     f"turn {index}",
-                    saw="the characters U+F0000 or U+F0001 beside a control token",
+                    saw="the characters U+F0000 or U+F0001 in a text with a control token",
                     expected="text without them, since they mark the control tokens of texts",
                     cure="remove them, or set control_tokens: keep",
                 )
@@ -121,10 +121,9 @@ def probe_turn(render: Callable[[Sequence[Message], bool], str]) -> TurnShape:
             expected="a template that renders assistant turns",
             cure="set tokenizer.chat_template to a complete template, or name a chat_format",
         )
-    lead = after[len(before) : start] if after[:start].startswith(before) else None
-    if lead is not None and lead.strip():
-        lead = None
-    return TurnShape(lead, suffix=after[start + len(PROBE) :])
+    lead = after[len(before) : start]
+    generated = after[:start].startswith(before) and not lead.strip()
+    return TurnShape(lead if generated else None, suffix=after[start + len(PROBE) :])
 
 
 class ConversationTokens:
@@ -138,6 +137,7 @@ class ConversationTokens:
     Attributes:
         marks: Added tokens that are no whitespace, by id.
         special: Finds any special token in a text.
+        control: Finds control tokens that texts spell.
         shape: What the template writes around a response.
         opening: What the generation prompt adds to a prompt.
         end_of_turn_ids: Tokens that end a turn.
@@ -160,21 +160,16 @@ class ConversationTokens:
         self.shape: TurnShape = probe_turn(self._render)
         self.opening = self._opening_of([QUESTION], self._render([QUESTION], True))
         self.end_of_turn_ids, self._after_turn = self._find_end_of_turn()
-        self._control = ControlText(tokenizer, template)
-
-    def spelled(self, messages: Sequence[Message]) -> bool:
-        """Whether a text of these messages spells a control token."""
-        return self._control.spelled(messages)
+        self.control = ControlText(tokenizer, template)
 
     def prompt(self, turns: Sequence[Message]) -> list[int]:
         """Tokens of a prompt with the generation prompt."""
         marked = self._marked(turns)
-        if marked is not None:
-            return self._control.encode(self._render(marked, True))
-        return self._tokenise([self._render(turns, True)])[0]
+        text = self._render(marked or turns, True)
+        return self.control.encode(text) if marked else self._tokenise([text])[0]
 
     def opens(self, text: str) -> str | None:
-        """A text that ends with the generation prompt's own opening, without it; else None."""
+        """A text that ends with the generation prompt's opening, without it; else None."""
         opening = self.opening.strip()
         if not opening or not text.rstrip().endswith(opening):
             return None
@@ -201,28 +196,21 @@ class ConversationTokens:
         """
         conversations = [list(turns), *([*turns, answer] for answer in answers)]
         marked = [self._marked(conversation) for conversation in conversations]
-        if any(messages is not None for messages in marked):
-            whole = [m if m is not None else c for m, c in zip(marked, conversations, strict=True)]
-            texts = [self._render(turns, not n) for n, turns in enumerate(whole)]
-            before, texts = self._agreeing(whole, texts)
-            ids = [self._control.encode(text) for text in (before, *texts)]
+        readable = [m or turns for m, turns in zip(marked, conversations, strict=True)]
+        texts = [self._render(turns, not n) for n, turns in enumerate(readable)]
+        before, wholes = self._agreed_prompt(readable, texts), texts[1:]
+        if any(marked):
+            ids = [self.control.encode(text) for text in (before, *wholes)]
         else:
-            texts = [self._render(turns, not n) for n, turns in enumerate(conversations)]
-            before, texts = self._agreeing(conversations, texts)
-            ids = self._tokenise_together(before, texts)
+            ids = self._tokenise_together(before, wholes)
         return ids[0], ids[1:]
 
-    def _agreeing(
-        self, conversations: Sequence[Sequence[Message]], texts: list[str]
-    ) -> tuple[str, list[str]]:
-        """The prompt's text as the texts with a response begin, and those texts.
-
-        Some templates render earlier turns otherwise once a response follows (they drop the
-        thoughts of tool calls); then the prompt is what the response follows.
-        """
+    def _agreed_prompt(self, conversations: Sequence[Sequence[Message]], texts: list[str]) -> str:
+        # Some templates render earlier turns otherwise once a response follows (they drop the
+        # thoughts of tool calls); then the prompt is what the response follows.
         before, wholes = texts[0], texts[1:]
         if all(whole.startswith(before) for whole in wholes):
-            return before, wholes
+            return before
         opening = self._opening_of(conversations[0], before)
         prompts = {
             self._prompt_in(before, opening, whole, turns[-1])
@@ -235,10 +223,9 @@ class ConversationTokens:
                 expected="one prompt for all responses of a row",
                 cure="remove the row (on_bad_row: quarantine sets it aside)",
             )
-        return prompts.pop(), wholes
+        return prompts.pop()
 
     def _opening_of(self, turns: Sequence[Message], before: str) -> str:
-        """What the generation prompt adds to the text of the prompt."""
         start = common_prefix(before, self._render(turns, False))
         # A template may close a prompt with a mark that begins as the opening's does.
         cut = (m.start() for m in self._any_mark.finditer(before) if m.start() < start < m.end())
@@ -263,17 +250,12 @@ class ConversationTokens:
         return whole[: start + common_prefix(opening, whole[start:])]
 
     def _tokenise_together(self, before: str, wholes: Sequence[str]) -> list[list[int]]:
-        """Tokens of texts that begin alike, tokenising the common beginning once.
-
-        Tokenizers cut texts at special tokens first, so what stands before the last common
-        one merges with nothing after it.
-        """
-        common = before[
-            : min((common_prefix(before, whole) for whole in wholes), default=len(before))
-        ]
-        cuts = [match.start() for match in self.special.finditer(common)]
+        # The common beginning is tokenised once. Tokenizers cut texts at special tokens first,
+        # so what stands before the last common one merges with nothing after it.
+        shared = min((common_prefix(before, whole) for whole in wholes), default=len(before))
         # A special token at the very end of what is common may be the start of a longer one.
-        cut = max((place for place in cuts if place < len(common)), default=0)
+        starts = (match.start() for match in self.special.finditer(before[:shared]))
+        cut = max((start for start in starts if start < shared), default=0)
         first, *tails = self._tokenise([before, *(text[cut:] for text in (before, *wholes))])
         if cut and first[len(first) - len(tails[0]) :] != tails[0]:
             return self._tokenise([before, *wholes])
@@ -287,10 +269,9 @@ class ConversationTokens:
         return ids[:cut] if follows else ids
 
     def _marked(self, turns: Sequence[Message]) -> list[Message] | None:
-        """The turns with marks around the control tokens of their texts; None if there are none."""
-        if not self._splits or not self._control.spelled(turns):
-            return None
-        return self._control.marked(turns)
+        # None where no text spells a control token, as in nearly every row.
+        spelled = self._splits and self.control.spelled(turns)
+        return self.control.marked(turns) if spelled else None
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         return self._template.render(messages, generation_prompt=generation_prompt)
@@ -300,11 +281,8 @@ class ConversationTokens:
         return [list(row) for row in rows]
 
     def _find_end_of_turn(self) -> tuple[tuple[int, ...], list[int]]:
-        """Tokens that end a turn, and those that the template writes after them.
-
-        The end is the first run of control tokens after the text: a model generates all of
-        ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``, and nothing that stands after such a run.
-        """
+        # The end is the first run of control tokens after the text: a model generates all of
+        # ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``, and nothing that stands after such a run.
         ids = list(self._tokenise([self.shape.suffix])[0])
         first = next((n for n, token in enumerate(ids) if token in self.marks), None)
         if first is not None:
@@ -323,6 +301,6 @@ class ConversationTokens:
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Any of some texts, the longer first."""
+    # The longer first, since one token may begin as another.
     listed = sorted((text for text in texts if text.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, listed)) or r"(?!)")

@@ -7,10 +7,10 @@ from dataclasses import replace
 from prefstage.core.config import nearest
 from prefstage.core.errors import DataError, InputError
 from prefstage.core.hashing import digest
-from prefstage.data.disk_numbers import count_different, hashes_of
 from prefstage.data.records import TIE, Candidates, Generation, Pair, Vote, generations_of
 from prefstage.data.rows import RowFault
 from prefstage.data.sets import CandidateSet, PairSet
+from prefstage.data.storage import count_different, hashes_of
 
 _Entry = tuple[str, str | None, float | None, Generation | None]
 

@@ -59,7 +59,7 @@ def load_pairs(
     """
     if not streaming:
         return _load(PairSet, source, options)
-    reading = open_reading(source, "pairs", _checked(options), streaming=True)
+    reading = open_reading(source, "pairs", check_config(ReadOptions, options), streaming=True)
     _check_votes(reading)
     return PairStream(reading)
 
@@ -95,7 +95,7 @@ def load_candidates(
     """
     if not streaming:
         return _load(CandidateSet, source, options)
-    reading = open_reading(source, "candidates", _checked(options), streaming=True)
+    reading = open_reading(source, "candidates", check_config(ReadOptions, options), streaming=True)
     if reading.format.kind != "candidates":
         raise DataError.of(
             saw=f"streaming=True for {reading.source.name}, read as {reading.format.name}",
@@ -161,21 +161,17 @@ def load_conversations(source: DataSource, **options: Unpack[ReadArguments]) -> 
     return _load(ConversationSet, source, options)
 
 
-def _checked(options: ReadArguments) -> ReadOptions:
-    return check_config(ReadOptions, options)
-
-
 def _load(
     kind: type[_Set], source: DataSource, options: ReadArguments, *, prompts: bool = False
 ) -> _Set:
-    """The one loader behind the five: read, turn pairs into what is wanted, and report."""
+    # The loader behind the five. A set of the wanted kind is what it would make of it.
     if type(source) is kind and not options:
         return source
     fallback = PROMPTS if prompts else None
-    reading = open_reading(source, kind.wanted, _checked(options), fallback=fallback)
-    report = reading.new_report()
-    made: Any = _MADE[kind](reading, report)
-    return cast("_Set", made)
+    reading = open_reading(
+        source, kind.wanted, check_config(ReadOptions, options), fallback=fallback
+    )
+    return cast("_Set", _MAKERS[kind](reading, reading.new_report()))
 
 
 def _pairs(reading: Reading, report: LoadReport) -> PairSet:
@@ -256,7 +252,7 @@ def _check_votes(reading: Reading) -> None:
             )
 
 
-_MADE: Mapping[type[RecordSet[Any]], Callable[[Reading, LoadReport], RecordSet[Any]]] = {
+_MAKERS: Mapping[type[RecordSet[Any]], Callable[[Reading, LoadReport], RecordSet[Any]]] = {
     PairSet: _pair_set,
     CandidateSet: _candidate_set,
     UnpairedSet: _unpaired_set,

@@ -1,4 +1,4 @@
-"""Raw rows out of one file, one at a time; what cannot be read is a fault of its row."""
+"""Raw rows out of files, Arrow tables and `datasets` objects; a bad row is a fault by itself."""
 
 import csv
 import gzip
@@ -8,18 +8,19 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeAlias, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Json
 
 from prefstage.core.errors import DataError
-from prefstage.data.arrow_rows import BATCH_ROWS, arrow_rows
+from prefstage.data.compat import arrow_origin
 from prefstage.data.rows import (
     DuplicatedKey,
     RawRow,
@@ -31,11 +32,16 @@ from prefstage.data.rows import (
     unique_keys,
 )
 
+Convert = Callable[[Any], Any]
+Table: TypeAlias = pa.Table | pa.RecordBatch
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical lines"}
 _CHUNK_BYTES = 1 << 16
 _GZIP_MAGIC, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 _HEADER_LINES = 20
+_METADATA = b"huggingface"
+_TRANSFORMED = "custom"
+BATCH_ROWS = 256
 _SEPARATION = re.compile(r"[ \t\r\n,]*")
 _STRICT, _LENIENT = json.JSONDecoder(object_pairs_hook=unique_keys), json.JSONDecoder()
 
@@ -60,11 +66,8 @@ def read_file(path: Path, name: str) -> Generator[RawRow]:
         DataError: If the file cannot be read on: damaged gzip or Parquet, or a JSON list
             that is malformed at one place (its later rows cannot be found).
     """
-    suffix = data_suffix(name)
-    read = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}.get(
-        suffix or "", _read_json
-    )
-    number = 0
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
+    read, number = readers.get(data_suffix(name) or "", _read_json), 0
     try:
         for row in read(path, name):
             number = row.number
@@ -273,7 +276,7 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
                 for group in range(file.num_row_groups)
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group])
             )
-            yield from arrow_rows(name, batches)
+            yield from _arrow_rows(name, batches)
         except pa.ArrowException as error:
             raise DataError.of(
                 saw=f"{name}: no readable Parquet file ({str(error).splitlines()[0]})",
@@ -289,3 +292,203 @@ def _unencodable(text: str) -> RowFault | None:
     except UnicodeEncodeError as error:
         return not_utf8(f"byte {text[error.start]!a} at character {error.start}")
     return None
+
+
+class ArrowReader:
+    """Reads the rows of tables of one schema.
+
+    All rows of an Arrow table share the fields of their objects: where a row lacks one, a
+    null stands in its place. Such nulls go, at every depth, because a template would see
+    them. What a file of Parquet or a `datasets` object meant as an explicit null inside an
+    object looks the same and goes too; nulls in lists, in maps and in columns of JSON stay.
+    Pictures, sounds and films stay what is stored of them: nothing is decoded or opened.
+
+    Args:
+        schema: Of the tables.
+        features: What `datasets` knows of the columns; None to take it from the schema.
+    """
+
+    def __init__(self, schema: pa.Schema, features: Mapping[str, Any] | None = None) -> None:
+        known = features if features is not None else _features_in(schema)
+        self._converters = {
+            field.name: _nullable(_converter(field.type, known.get(field.name))) for field in schema
+        }
+
+    def row(self, table: Table, index: int = 0) -> dict[str, Any]:
+        """One row of a table.
+
+        Args:
+            table: Of the reader's schema.
+            index: Of the row.
+
+        Returns:
+            The row's columns.
+
+        Raises:
+            UnicodeDecodeError: If a text is no UTF-8.
+            DuplicatedKey: If an object of a column of JSON names a key twice.
+        """
+        return next(self.rows(table.slice(index, 1)))
+
+    def rows(self, table: Table) -> Iterator[dict[str, Any]]:
+        """All rows of a table, converted at once; see `row`."""
+        for values in table.to_pylist():
+            yield {name: self._converters[name](value) for name, value in values.items()}
+
+
+def _arrow_rows(name: str, tables: Iterator[Table], features: Any = None) -> Generator[RawRow]:
+    number, reader, schema = 0, None, None
+    for table in tables:
+        if reader is None or table.schema != schema:
+            schema = table.schema
+            reader = ArrowReader(schema, features)
+        for index in range(table.num_rows):
+            number += 1
+            # One row at a time: what cannot be decoded must be the fault of its row alone.
+            yield _arrow_row(name, number, reader, table, index)
+
+
+def _arrow_row(name: str, number: int, reader: ArrowReader, table: Table, index: int) -> RawRow:
+    try:
+        return RawRow(name, number, reader.row(table, index))
+    except UnicodeDecodeError as error:
+        return RawRow(name, number, repr(error.object), not_utf8(f"byte at {error.start}"))
+    except DuplicatedKey as error:
+        return RawRow(name, number, None, error.fault())
+    except json.JSONDecodeError as error:
+        fault = RowFault(
+            "(row)",
+            saw=f"{show(error.doc)}, which is no JSON ({error.msg})",
+            expected="JSON in a column of JSON",
+            cure="write the file again",
+        )
+        return RawRow(name, number, None, fault)
+
+
+def dataset_rows(name: str, dataset: Dataset | IterableDataset) -> Callable[[], Generator[RawRow]]:
+    """How to read the rows of a `datasets` object, again and again.
+
+    Args:
+        name: For the rows.
+        dataset: The dataset. Its format (torch, numpy) does not matter; a transform of the
+            user's is applied.
+
+    Returns:
+        A function that starts a reading.
+    """
+    if isinstance(dataset, IterableDataset):
+        return lambda: _streamed(name, dataset)
+    if dataset.format["type"] == _TRANSFORMED:
+        return lambda: _plain(name, dataset)
+    tables = dataset.with_format("arrow", columns=dataset.format["columns"])
+    return lambda: _arrow_rows(name, tables.iter(BATCH_ROWS), dataset.features)
+
+
+def _streamed(name: str, dataset: IterableDataset) -> Generator[RawRow]:
+    origin = arrow_origin(dataset)
+    if origin:
+        return _arrow_rows(name, dataset.with_format("arrow").iter(BATCH_ROWS), dataset.features)
+    if dataset.features:
+        return _plain(name, dataset.decode(False))
+    return _plain(name, dataset, padded=origin is None)
+
+
+def _plain(
+    name: str, dataset: Dataset | IterableDataset, *, padded: bool = False
+) -> Generator[RawRow]:
+    # Rows as `datasets` hands them out, less what it padded.
+    features = dataset.features or {}
+    for number, row in enumerate(dataset, start=1):
+        values = {
+            key: without_padding(value, features.get(key)) if padded or key in features else value
+            for key, value in row.items()
+        }
+        for key, kind in features.items():
+            if isinstance(kind, ClassLabel) and isinstance(values.get(key), int):
+                values[key] = kind.int2str(values[key])
+        yield RawRow(name, number, values)
+
+
+def without_padding(values: Any, feature: Any) -> Any:
+    """A column of a row that `datasets` has read from Arrow, without the nulls it padded.
+
+    Args:
+        values: The column's value.
+        feature: Its type, as `Features` have it; None where it is not known.
+
+    Returns:
+        The value without the null fields of its objects; those of JSON columns stay.
+    """
+    if isinstance(feature, Json) and feature.decode:
+        return values
+    if isinstance(values, dict):
+        features = feature if isinstance(feature, Mapping) else {}
+        return {
+            key: without_padding(value, features.get(key))
+            for key, value in values.items()
+            if value is not None
+        }
+    if isinstance(values, list):
+        return [without_padding(value, _item_feature(feature)) for value in values]
+    return values
+
+
+def _features_in(schema: pa.Schema) -> Mapping[str, Any]:
+    # Other people's metadata under this key say nothing that is needed.
+    try:
+        info = json.loads((schema.metadata or {})[_METADATA])["info"]
+        known: Mapping[str, Any] = Features.from_dict(info["features"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return known
+
+
+def _converter(kind: pa.DataType, feature: Any) -> Convert | None:
+    # Converters are made once a schema and not asked for by every value: most columns have
+    # none, and their values are handed on untouched.
+    convert: Convert | None = None
+    if isinstance(feature, ClassLabel):
+        convert = feature.int2str
+    elif isinstance(kind, pa.JsonType):
+        convert = parse_json
+    elif isinstance(kind, pa.BaseExtensionType):
+        pass  # arrays of numbers, and what other packages define
+    elif pa.types.is_struct(kind):
+        convert = _of_struct(kind, feature)
+    elif any(test(kind) for test in _LISTS):
+        item = _converter(kind.value_type, _item_feature(feature))
+        keep = _nullable(item)
+        convert = item and (lambda values: list(map(keep, values)))
+    elif pa.types.is_map(kind):
+        keep = _nullable(_converter(kind.item_type, None))
+        convert = lambda pairs: {key: keep(value) for key, value in pairs}  # noqa: E731 - as above
+    elif pa.types.is_dictionary(kind):
+        convert = _converter(kind.value_type, None)
+    return convert
+
+
+_LISTS = (
+    *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+    *(pa.types.is_list_view, pa.types.is_large_list_view),
+)
+
+
+def _of_struct(kind: pa.StructType, feature: Any) -> Convert:
+    features = feature if isinstance(feature, Mapping) else {}
+    fields = {
+        field.name: _nullable(_converter(field.type, features.get(field.name))) for field in kind
+    }
+    return lambda values: {
+        key: fields[key](value) for key, value in values.items() if value is not None
+    }
+
+
+def _nullable(convert: Convert | None) -> Convert:
+    return lambda value: value if convert is None or value is None else convert(value)
+
+
+def _item_feature(feature: Any) -> Any:
+    # `datasets` writes the type of a list as [type], List(type) or Sequence(type).
+    if isinstance(feature, list) and feature:
+        return feature[0]
+    return getattr(feature, "feature", None)

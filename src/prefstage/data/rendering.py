@@ -24,6 +24,8 @@ THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>[^'\"]*)(?P=quote)\s*\)")
 PROBE = "prefstage probe"
 _NONCE = "qzjx"
+# What a template raises by itself, and what Jinja's sandbox lets through of its expressions.
+_REFUSALS = (TemplateError, TypeError, KeyError, AttributeError, ValueError)
 
 
 class RenderingError(ModelError):
@@ -39,18 +41,18 @@ class RenderingError(ModelError):
     @classmethod
     def at(cls, field: str, *, saw: str, expected: str, cure: str) -> "RenderingError":
         """As `of`, with the field named in the message."""
-        error = cls.of(saw=f"{field}: {saw}", expected=expected, cure=cure)
-        error.fault = RowFault(field, saw=saw, expected=expected, cure=cure)
-        return error
+        return cls._from(RowFault(field, saw=saw, expected=expected, cure=cure))
 
     def within(self, row: str) -> "RenderingError":
         """The same error, with the row named in the message."""
-        fault = self.fault
-        made = RenderingError.of(
-            saw=f"{row}, {fault.field}: {fault.saw}", expected=fault.expected, cure=fault.cure
-        )
-        made.fault = fault
-        return made
+        return self._from(self.fault, f"{row}, ")
+
+    @classmethod
+    def _from(cls, fault: RowFault, row: str = "") -> "RenderingError":
+        saw = f"{row}{fault.field}: {fault.saw}"
+        error = cls.of(saw=saw, expected=fault.expected, cure=fault.cure)
+        error.fault = fault
+        return error
 
 
 class ChatTemplate:
@@ -100,10 +102,11 @@ class ChatTemplate:
             RenderingError: If the template refuses the conversation.
         """
         try:
-            return self._render(self._as_template_wants(messages), generation_prompt)
+            readable = [self._message(message, index) for index, message in enumerate(messages)]
+            return self._render(readable, generation_prompt)
         except RenderingError:
             raise
-        except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
+        except _REFUSALS as error:
             reason = str(error).strip() or type(error).__name__
             roles = ", ".join(str(message["role"]) for message in messages)
             raise RenderingError.at(
@@ -142,48 +145,46 @@ class ChatTemplate:
     @cached_property
     def thought_field(self) -> str | None:
         """The message field from which the template takes a thought; None if from none."""
-        asked = {"role": "user", "content": PROBE}
-        answer = {"role": "assistant", "content": PROBE}
+        user, answer = ({"role": role, "content": PROBE} for role in ("user", "assistant"))
         for name in THOUGHT_FIELDS:
-            text = self._attempt([asked, answer | {name: _NONCE}])
-            if text is not None and _NONCE in text:
+            if _NONCE in self._attempt([user, answer | {name: _NONCE}]):
                 return name
         return None
 
     @cached_property
     def around_turns(self) -> str:
         """Text of a conversation without texts: what the template writes around its turns."""
-        asked, answer = ({"role": role, "content": PROBE} for role in ("user", "assistant"))
-        return self.render([asked, answer], generation_prompt=False).replace(PROBE, "\0")
+        turns = [{"role": role, "content": PROBE} for role in ("user", "assistant")]
+        return self.render(turns, generation_prompt=False).replace(PROBE, "\0")
 
     @cached_property
     def _content_form(self) -> Literal["text", "parts"]:
-        """Templates of vision-language models leave texts out that do not come as parts."""
+        # Templates of vision-language models leave texts out that do not come as parts.
         turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": _NONCE}]
-        for form in ("text", "parts"):
+        forms: tuple[Literal["text", "parts"], ...] = ("text", "parts")
+        for form in forms:
             text = self._attempt([_in_form(turn, form) for turn in turns])
-            if text is not None and PROBE in text and _NONCE in text:
-                return "text" if form == "text" else "parts"
+            if PROBE in text and _NONCE in text:
+                return form
         return "text"
 
     @cached_property
     def _arguments_form(self) -> Literal["mapping", "text"] | None:
-        """What the template needs a tool call's arguments to be; None if either will do."""
+        # What the template needs a tool call's arguments to be; None if either will do.
         as_text, as_mapping = (
             self._attempt(_call_probe(form)) for form in (f'{{"{_NONCE}": "v"}}', {_NONCE: "v"})
         )
-        if as_mapping is None:
-            return None if as_text is None else "text"
+        if not as_mapping:
+            return "text" if as_text else None
         # A template that writes its arguments as JSON writes a text as a quoted, escaped text.
-        escaped = as_text is not None and f'\\"{_NONCE}\\"' in as_text
-        return "mapping" if as_text is None or escaped else None
+        return "mapping" if not as_text or f'\\"{_NONCE}\\"' in as_text else None
 
-    def _attempt(self, messages: Sequence[Message]) -> str | None:
-        """The text of a probe, or None if the template refuses it."""
+    def _attempt(self, messages: Sequence[Message]) -> str:
+        # A probe that the template refuses has no text.
         try:
             return self._render(messages, False)
-        except (TemplateError, TypeError, KeyError, AttributeError, ValueError):
-            return None
+        except _REFUSALS:
+            return ""
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         tools = messages[0].get("tools") if messages else None
@@ -200,10 +201,6 @@ class ChatTemplate:
             )
         )
 
-    def _as_template_wants(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages with thoughts, contents and arguments in the forms that are read."""
-        return [self._message(message, index) for index, message in enumerate(messages)]
-
     def _message(self, message: Message, index: int) -> Message:
         made = {key: value for key, value in message.items() if key != SAMPLED}
         thoughts = [name for name in THOUGHT_FIELDS if name in made]
@@ -217,7 +214,8 @@ class ChatTemplate:
         return _in_form(made, self._content_form)
 
     def _unread_fields(self, messages: Sequence[Message]) -> tuple[str, ...]:
-        """Fields of a conversation without which the text is the same, as "turn.field"."""
+        # Which fields the text does not depend on, as "turn.field": every text gets a mark that
+        # no template knows, and what is not in the rendered text was not read.
         altered, marks = copy.deepcopy(list(messages)), dict[str, str]()
 
         def mark(field: str) -> str:
@@ -264,7 +262,6 @@ def _checked_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _templates_of(tokenizer: "PreTrainedTokenizerBase", chat_format: str | None) -> dict[str, str]:
-    """The templates by name; "default" is always there."""
     if chat_format is not None:
         if chat_format not in CHAT_FORMATS:
             raise InputError.of(
@@ -286,11 +283,8 @@ def _templates_of(tokenizer: "PreTrainedTokenizerBase", chat_format: str | None)
 
 
 def _with_date(template: str, date: datetime.date) -> str:
-    """The template with the date written where it would read the clock.
-
-    A template that asks for today's date renders another prompt tomorrow: a run that is
-    resumed would train on other tokens than it began with.
-    """
+    # A template that asks for today's date renders another prompt tomorrow: a run that is
+    # resumed would train on other tokens than it began with. So the date is written in.
     noon = datetime.datetime.combine(date, datetime.time(12))
     dated = _CLOCK.sub(lambda call: json.dumps(noon.strftime(call["format"])), template)
     if re.search(r"strftime_now\s*\(", dated):
@@ -312,12 +306,11 @@ def _in_form(message: Message, form: str) -> Message:
 def _call_probe(arguments: Any) -> list[Message]:
     call = {"type": "function", "function": {"name": "probe", "arguments": arguments}}
     tool = {"name": "probe", "description": "", "parameters": {"type": "object", "properties": {}}}
-    asked = {"role": "user", "content": "p", "tools": [{"type": "function", "function": tool}]}
-    return [asked, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    user = {"role": "user", "content": "p", "tools": [{"type": "function", "function": tool}]}
+    return [user, {"role": "assistant", "content": "", "tool_calls": [call]}]
 
 
 def _with_arguments(call: Any, form: Literal["mapping", "text"], where: str) -> Any:
-    """A tool call whose arguments are a mapping, or JSON text, as the template needs them."""
     if not isinstance(call, Mapping):
         return call
     if isinstance(call.get("function"), Mapping):

@@ -2,7 +2,8 @@
 
 import csv
 import zlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,8 +13,14 @@ import httpx2
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from prefstage.core.errors import DataError, InputError
-from prefstage.data.arrow_rows import dataset_rows
-from prefstage.data.raw_rows import SEPARATORS, SUFFIXES, csv_separator, data_suffix, read_file
+from prefstage.data.raw_rows import (
+    SEPARATORS,
+    SUFFIXES,
+    csv_separator,
+    data_suffix,
+    dataset_rows,
+    read_file,
+)
 from prefstage.data.records import Record
 from prefstage.data.rows import RawRow, not_an_object
 from prefstage.data.sets import RecordSet, to_row
@@ -121,8 +128,7 @@ def _open_object(source: Any, split: str | None) -> Source:
 
 
 def _open_file(name: str) -> Source:
-    bare = name.split("?", maxsplit=1)[0]
-    if data_suffix(bare) is None:
+    if data_suffix(name.split("?", maxsplit=1)[0]) is None:
         raise DataError.of(
             saw=f"{name}, whose ending says nothing about its format",
             expected=f"one of {', '.join(SUFFIXES)}, each perhaps with .gz",
@@ -133,13 +139,11 @@ def _open_file(name: str) -> Source:
 
 def _of_local(name: str, files: Sequence[str]) -> Source:
     # Data files, fetched where they are not on this machine, under the names that they have.
-    try:
+    with _reaching(name):
         paths = [
             (_download(file) if "://" in file else Path(file), Path(file.split("?")[0]).name)
             for file in files
         ]
-    except Exception as error:
-        raise _unreachable(name, error) from None
 
     def rows() -> Generator[RawRow]:
         for path, short in paths:
@@ -163,8 +167,7 @@ def _download(url: str) -> Path:
     # A web page may change between two runs: its copy lives as long as this process. Other
     # protocols name versions, and `datasets` keeps those in its cache.
     if not url.startswith(("http://", "https://")):
-        with quiet():
-            return Path(str(datasets.DownloadManager().download(url)))
+        return Path(str(datasets.DownloadManager().download(url)))
     target = scratch_file("download")
     with httpx2.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT_S) as response:
         response.raise_for_status()
@@ -176,13 +179,10 @@ def _download(url: str) -> Path:
 
 def _open_folder(folder: Path, name: str, split: str | None, streaming: bool) -> Source:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        try:
+        with _reaching(name):
             saved = datasets.load_from_disk(str(folder))
-        except Exception as error:
-            raise _unreachable(name, error) from None
         return Source(name, dataset_rows(name, _choose_split(saved, name, split)))
-    read = _of_files(str(folder), None, name, split)
-    return read or _load(name, str(folder), None, split, streaming)
+    return _load(name, str(folder), None, split, streaming, whole=True)
 
 
 def _of_files(path: str, config: str | None, name: str, split: str | None) -> Source | None:
@@ -215,16 +215,17 @@ def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
     if len(parts) > 1:
         split = _one_split(parts[-1], split)
     config = parts[1] if len(parts) == _HUB_PARTS else None
-    read = None if streaming else _of_files(parts[0], config, name, split)
-    return read or _load(name, parts[0], config, split, streaming)
+    return _load(name, parts[0], config, split, streaming, whole=not streaming)
 
 
-def _load(name: str, path: str, config: str | None, split: str | None, streaming: bool) -> Source:
-    try:
-        with quiet():
-            loaded = datasets.load_dataset(path, config, split=split, streaming=streaming)
-    except Exception as error:
-        raise _unreachable(name, error) from None
+def _load(
+    name: str, path: str, config: str | None, split: str | None, streaming: bool, *, whole: bool
+) -> Source:
+    read = _of_files(path, config, name, split) if whole else None
+    if read is not None:
+        return read
+    with _reaching(name):
+        loaded = datasets.load_dataset(path, config, split=split, streaming=streaming)
     return Source(name, dataset_rows(name, _choose_split(loaded, name, None)))
 
 
@@ -263,11 +264,18 @@ def _one_split(part: str, split: str | None) -> str:
     return part
 
 
-def _unreachable(name: str, error: Exception) -> DataError:
-    cause = error.__cause__ if error.__cause__ is not None else error
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return DataError.of(
-        saw=f"{name!r} cannot be loaded ({lines[0]})",
-        expected="an existing dataset file, folder, URL or Hub id",
-        cure="check the name, its split and your access to it",
-    )
+@contextmanager
+def _reaching(name: str) -> Iterator[None]:
+    # Whatever the libraries raise for foreign files and hosts is one kind of error, without
+    # their progress bars before it.
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        cause = error.__cause__ if error.__cause__ is not None else error
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise DataError.of(
+            saw=f"{name!r} cannot be loaded ({lines[0]})",
+            expected="an existing dataset file, folder, URL or Hub id",
+            cure="check the name, its split and your access to it",
+        ) from None

@@ -131,7 +131,12 @@ class ResponseEncoder:
         self._template = ChatTemplate(
             tokenizer, chat_format, template_options or {}, self.template_date
         )
-        self._starts_with_bos = chat_format is not None and _adds_bos(tokenizer)
+        # A chat template writes the begin-of-sequence itself; the named formats do not, so they
+        # get it wherever the tokenizer puts it before plain text.
+        bos = tokenizer.bos_token_id
+        self._starts_with_bos = (
+            chat_format is not None and bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+        )
         self._keeps_control = control_tokens == "keep"
         self._tokens = ConversationTokens(
             tokenizer, self._template, split_control=not self._keeps_control
@@ -181,8 +186,7 @@ class ResponseEncoder:
         turns = self._unopened(prompt)
         self._template.check_read(turns, [f"prompt[{n}]" for n in range(len(turns))])
         self._count_control(turns)
-        ids = self._tokens.prompt(turns)
-        return self._cut_prompt(self._with_bos(ids))
+        return self._cut_prompt(self._tokens.prompt(turns))
 
     def encode(self, prompt: Sequence[Message], responses: Sequence[str | Message]) -> TokenTree:
         """Tokenise a prompt and its responses.
@@ -201,7 +205,10 @@ class ResponseEncoder:
                 or renders the prompt of one response otherwise than that of another.
         """
         turns = self._unopened(prompt)
-        answers = [_message(response) for response in responses]
+        answers = [
+            {"role": "assistant", "content": response} if isinstance(response, str) else response
+            for response in responses
+        ]
         sampled = [self._sampled_ids(answer) for answer in answers]
         self._count_control(turns, *([answer] for answer in answers))
         names = [f"prompt[{n}]" for n in range(len(turns))]
@@ -224,7 +231,7 @@ class ResponseEncoder:
             )
         return TokenTree(
             prompt_id_of(prompt),
-            self._cut_prompt(self._with_bos(before[:border])),
+            self._cut_prompt(before[:border]),
             tuple(self._cut_response(ids) for ids in rows),
             tuple(before[border:]),
         )
@@ -272,7 +279,6 @@ class ResponseEncoder:
         if ids and ids[-1] not in self._tokens.marks:
             self.counts.without_end += 1
             self._warn(
-                "end",
                 "the chat template ends the last turn with no control token: responses are "
                 "trained on without an end-of-turn (counted); a template that writes one teaches "
                 "the policy to stop",
@@ -280,7 +286,8 @@ class ResponseEncoder:
         return ids
 
     def _sampled_ids(self, answer: Message) -> list[int] | None:
-        """The tokens that a policy with this tokenizer generated, or None."""
+        # Text tokenises in one way, but a policy may have written it in another: it is trained
+        # on what it generated, as long as the ids are of this tokenizer.
         sampled = answer.get(SAMPLED)
         if not sampled or sampled["tokenizer"] != self.tokenizer_fingerprint:
             return None
@@ -288,26 +295,24 @@ class ResponseEncoder:
         return list(sampled["token_ids"])
 
     def _unopened(self, prompt: Sequence[Message]) -> list[Message]:
-        """The prompt without a generation prompt that its own text ends with."""
+        # Transcripts often end with the opening of the answer, which the template adds anyway.
         turns = list(prompt)
         rest = self._tokens.opens(str(turns[-1].get("content") or "")) if turns else None
         if rest is None:
             return turns
         self.counts.openings_removed += 1
         self._warn(
-            "openings",
             "prompts end with the generation prompt's own opening, which is not repeated (counted)",
         )
         return [*turns[:-1], {**turns[-1], "content": rest}]
 
     def _count_control(self, *texts: Sequence[Message]) -> None:
-        spelled = sum(map(self._tokens.spelled, texts))
+        spelled = sum(map(self._tokens.control.spelled, texts))
         self.counts.control_tokens += spelled
         if spelled:
             read = "the tokens" if self._keeps_control else "ordinary text"
             other = "split" if self._keeps_control else "keep"
             self._warn(
-                "control",
                 f"texts spell control tokens of the tokenizer; they are read as {read} (counted; "
                 f"control_tokens: {other} reads them otherwise)",
             )
@@ -316,30 +321,28 @@ class ResponseEncoder:
         if self._template.thought_field is None and any(answer.get(k) for k in THOUGHT_FIELDS):
             self.counts.thoughts_left_out += 1
             self._warn(
-                "thoughts",
-                "the chat template shows no thoughts; those of responses are left out (counted)",
+                "the chat template shows no thoughts; those of responses are left out (counted)"
             )
 
-    def _warn(self, kind: str, text: str) -> None:
-        """Log once an encoder."""
-        if kind not in self._warned:
-            self._warned.add(kind)
+    def _warn(self, text: str) -> None:
+        # Once an encoder: the counts say how often.
+        if text not in self._warned:
+            self._warned.add(text)
             _log.warning(text)
 
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        bos = self.tokenizer.bos_token_id
-        return [bos, *ids] if self._starts_with_bos and ids[:1] != [bos] else ids
-
     def _cut_prompt(self, ids: list[int]) -> tuple[int, ...]:
+        bos = self.tokenizer.bos_token_id
+        if self._starts_with_bos and ids[:1] != [bos]:
+            ids = [bos, *ids]
         self.counts.prompts += 1
         limit = self.max_prompt_tokens
         if limit is None or len(ids) <= limit:
             return tuple(ids)
         self.counts.prompts_truncated += 1
         self.counts.prompt_tokens_dropped += len(ids) - limit
-        if ids[0] == self.tokenizer.bos_token_id and limit > 1:
-            return (ids[0], *ids[len(ids) - limit + 1 :])
-        return tuple(ids[len(ids) - limit :])
+        # Models have hardly seen text that does not begin with this token.
+        kept = 1 if ids[0] == bos and limit > 1 else 0
+        return (*ids[:kept], *ids[len(ids) - limit + kept :])
 
     def _cut_response(self, ids: list[int]) -> tuple[int, ...]:
         self.counts.responses += 1
@@ -349,15 +352,6 @@ class ResponseEncoder:
         self.counts.responses_truncated += 1
         self.counts.response_tokens_dropped += len(ids) - limit
         return tuple(ids[:limit])
-
-
-def _message(response: str | Message) -> Message:
-    return {"role": "assistant", "content": response} if isinstance(response, str) else response
-
-
-def _adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
 
 def _checked_limit(name: str, limit: int | None) -> int | None:
@@ -436,22 +430,18 @@ def cause_of(
     """
     if first == second:
         return "text"
-    one, other = without_limits(encoder).encode(prompt, [first, second]).response_ids
-    if one != other:
+    whole = without_limits(encoder).encode(prompt, [first, second])
+    if len(set(whole.response_ids)) > 1:
         return "truncation"
     texts = [str(message.get("content") or "") for message in (first, second)]
-    fields = [{k: v for k, v in each.items() if k != "content"} for each in (first, second)]
-    ids = [_ids(encoder, text) for text in texts]
-    return "normalisation" if fields[0] == fields[1] and ids[0] == ids[1] else "template"
+    ids = encoder.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    same_fields = {**first, "content": ""} == {**second, "content": ""}
+    return "normalisation" if same_fields and ids[0] == ids[1] else "template"
 
 
 def without_limits(encoder: ResponseEncoder) -> ResponseEncoder:
-    """The same encoder without truncation, and with counts of its own."""
+    """The same encoder without truncation, and with new counts."""
     whole = copy.copy(encoder)
     whole.max_prompt_tokens = whole.max_response_tokens = None
     whole.counts = EncodingCounts()
     return whole
-
-
-def _ids(encoder: ResponseEncoder, text: str) -> Any:
-    return encoder.tokenizer(text, add_special_tokens=False)["input_ids"]

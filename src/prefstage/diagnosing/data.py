@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from prefstage.core.errors import MissingDependencyError
-from prefstage.data.disk_numbers import DiskNumbers, Numbers, count_different, text_number
 from prefstage.data.records import Candidates, Pair
+from prefstage.data.storage import DiskNumbers, Numbers, count_different, text_number
 from prefstage.diagnosing.numbers import HALF, describe_sorted, histogram
 from prefstage.judging.base import content_of
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from prefstage.core.hashing import seed_for
-from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Candidates, Pair
+from prefstage.data.storage import Numbers
 from prefstage.diagnosing.numbers import HALF, cohens_kappa, describe, verdicts
 from prefstage.judging.base import (
     Comparison,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Pair
+from prefstage.data.storage import Numbers
 from prefstage.data.tokenising import CAUSES
 from prefstage.diagnosing.config import DiagnosisConfig
 from prefstage.diagnosing.flips import (

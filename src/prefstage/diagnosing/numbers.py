@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import seed_for
-from prefstage.data.disk_numbers import Numbers, pieces
+from prefstage.data.storage import Numbers, pieces
 
 HALF = 0.5
 _DRAWS_AT_ONCE = 1 << 22

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from prefstage.core.errors import InputError
-from prefstage.data.disk_numbers import Numbers
 from prefstage.data.records import Candidates, Pair
+from prefstage.data.storage import Numbers
 from prefstage.data.tokenising import ResponseEncoder, TokenTree, cause_of
 from prefstage.diagnosing.config import DiagnosisConfig
 from prefstage.diagnosing.numbers import bootstrap_interval

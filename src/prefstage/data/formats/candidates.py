@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefstage.data.formats.fields import (
@@ -223,16 +223,15 @@ class _Tally:
 
 def _gather_flat(rows: Iterator[RawRow], observations: Observations) -> Iterator[RawRow]:
     # Rows are one message each, in any order: a parent may come last, so all are held in memory.
-    nodes: dict[str, _Node] = {}
+    nodes, tally, reached = dict[str, _Node](), _Tally(), set[int]()
     for row in rows:
         try:
             _add_message(nodes, row)
         except RowFault as fault:
-            yield RawRow(row.file, row.number, row.values, fault)
+            yield replace(row, fault=fault)
     for node in nodes.values():
         if node.parent in nodes:
             nodes[node.parent].replies.append(node)
-    tally, reached = _Tally(), set[int]()
     for node in nodes.values():
         if node.parent is None:
             yield from _prompts_of(node, tally, reached)
@@ -245,15 +244,13 @@ def _gather_flat(rows: Iterator[RawRow], observations: Observations) -> Iterator
                 expected="the message_id of a good row, or null for the first message of a tree",
                 cure="mend or remove the row",
             )
-            yield RawRow(node.row.file, node.row.number, node.row.values, lost)
+            yield replace(node.row, fault=lost)
     observations.more.append(tally.note())
 
 
 def _add_message(nodes: dict[str, _Node], row: RawRow) -> None:
-    if row.fault is not None:
-        raise row.fault
-    name, parent = str(require(row.values, "message_id")), row.values.get("parent_id")
-    row.values.get("message_tree_id")  # counted as read: the parents say the same
+    values = _values(row)
+    name, parent = str(require(values, "message_id")), values.get("parent_id")
     if name in nodes:
         raise RowFault(
             "message_id",
@@ -261,8 +258,16 @@ def _add_message(nodes: dict[str, _Node], row: RawRow) -> None:
             expected="an id for every message",
             cure="remove one of the two rows",
         )
-    nodes[name] = _node(row, row.values)
+    nodes[name] = _node(row, values)
     nodes[name].parent = None if parent is None else str(parent)
+
+
+def _values(row: RawRow) -> Row:
+    if row.fault is not None:
+        raise row.fault
+    row.values.get("message_tree_id")  # counted as read: the parents say the same
+    values: Row = row.values
+    return values
 
 
 def _node(row: RawRow, values: Any, path: str = "") -> _Node:
@@ -278,28 +283,20 @@ def _gather_nested(rows: Iterator[RawRow], observations: Observations) -> Iterat
     tally = _Tally()
     for row in rows:
         try:
-            root = _nested(row)
+            top = require(_values(row), "prompt")
+            root = _node(row, top, "prompt")
+            waiting = [(root, top, "prompt")]  # no recursion: trees are deeper than the stack
+            while waiting:
+                node, values, path = waiting.pop()
+                for index, reply in enumerate(values.get("replies") or ()):
+                    position = f"{path}.replies[{index}]"
+                    node.replies.append(_node(row, reply, position))
+                    waiting.append((node.replies[-1], reply, position))
         except RowFault as fault:
-            yield RawRow(row.file, row.number, row.values, fault)
-            continue
-        row.values.get("message_tree_id")
-        yield from _prompts_of(root, tally, set())
+            yield replace(row, fault=fault)
+        else:
+            yield from _prompts_of(root, tally, set())
     observations.more.append(tally.note())
-
-
-def _nested(row: RawRow) -> _Node:
-    if row.fault is not None:
-        raise row.fault
-    top = require(row.values, "prompt")
-    root = _node(row, top, "prompt")
-    waiting = [(root, top, "prompt")]  # a list, not recursion: trees are deeper than the stack
-    while waiting:
-        node, values, path = waiting.pop()
-        for index, reply in enumerate(values.get("replies") or ()):
-            child = _node(row, reply, f"{path}.replies[{index}]")
-            node.replies.append(child)
-            waiting.append((child, reply, f"{path}.replies[{index}]"))
-    return root
 
 
 def _prompts_of(root: _Node, tally: _Tally, reached: set[int]) -> Iterator[RawRow]:
@@ -321,15 +318,13 @@ def _prompts_of(root: _Node, tally: _Tally, reached: set[int]) -> Iterator[RawRo
         tally.unanswered += not replies
         if replies:
             replies.sort(key=lambda reply: (reply.rank is None, reply.rank or 0))
-            yield RawRow(node.row.file, node.row.number, SourceRow(_as_row(turns, replies)))
-
-
-def _as_row(turns: tuple[Message, ...], replies: list[_Node]) -> dict[str, Any]:
-    return {
-        "prompt": turns,
-        "responses": [reply.message["content"] for reply in replies],
-        "scores": [None if reply.rank is None else 0.0 - reply.rank for reply in replies],
-    }
+            values = {
+                "prompt": turns,
+                "responses": [reply.message["content"] for reply in replies],
+                # Rank 0 is the best reply, and the highest score; 0.0 - 0 is no minus zero.
+                "scores": [None if reply.rank is None else 0.0 - reply.rank for reply in replies],
+            }
+            yield replace(node.row, values=SourceRow(values))
 
 
 def _read_prompt_of_tree(row: Row, _: LabelScheme | None) -> Candidates:

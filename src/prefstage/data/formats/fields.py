@@ -1,9 +1,11 @@
 """What a format is, a row under its roles, and how readers reach into it."""
 
 import math
+import operator
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, cast
 
 from prefstage.data.labels import LabelScheme
@@ -44,10 +46,11 @@ SPELLINGS = {
     "source_rejected": ("source_rejected", "rejected_model", "rejected-model"),
 }
 """How datasets spell the column of a role; the first that is filled counts."""
+is_filled, is_missing = partial(operator.is_not, None), partial(operator.is_, None)
 _STAND_IN = [*turn("", "user"), *turn("")]
 
 
-class SourceRow(Mapping[str, Any]):
+class SourceRow(dict[str, Any]):
     """One row under its roles, which notes the columns that are read.
 
     Looking for a name is no reading; taking its value is. Text that spells messages as JSON
@@ -66,13 +69,13 @@ class SourceRow(Mapping[str, Any]):
         columns: Mapping[str, str] | None = None,
         observations: Observations | None = None,
     ) -> None:
-        self._values, self._columns = values, columns or {}
-        self.observations = observations
+        super().__init__(values)
+        self._columns, self.observations = columns or {}, observations
         self._parsed: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
         """The value of a role or column, which is noted as read."""
-        value = self._values[name]
+        value = super().__getitem__(name)
         column = self._columns.get(name, name)
         if self.observations is not None:
             self.observations.used.add(column)
@@ -82,25 +85,17 @@ class SourceRow(Mapping[str, Any]):
             self._parsed[name] = self._parse(value, column)
         return self._parsed[name]
 
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        """How many names there are."""
-        return len(self._values)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether the row has a name; not a reading."""
-        return name in self._values
+    def get(self, name: str, default: Any = None) -> Any:
+        """As `dict.get`; a reading, unlike the other methods."""
+        return self[name] if super().__contains__(name) else default
 
     def peek(self, name: str) -> Any:
         """A value as it stands, or None, without noting it as read."""
-        return self._values.get(name)
+        return super().get(name)
 
     def raw(self) -> dict[str, Any]:
         """The row under its source's columns, as it stands there; not a reading."""
-        return {self._columns.get(name, name): value for name, value in self._values.items()}
+        return {self._columns.get(name, name): value for name, value in self.items()}
 
     def _parse(self, text: str, column: str) -> Any:
         try:
@@ -177,16 +172,6 @@ def fields(*same: str, **roles: str) -> dict[str, str]:
 def is_text(value: Any) -> bool:
     """Whether a value is text."""
     return isinstance(value, str)
-
-
-def is_filled(value: Any) -> bool:
-    """Whether a value is there."""
-    return value is not None
-
-
-def is_missing(value: Any) -> bool:
-    """Whether there is no value."""
-    return value is None
 
 
 def is_response(value: Any) -> bool:

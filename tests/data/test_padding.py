@@ -12,7 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
 
 from prefstage.data import Pair, load_pairs
-from prefstage.data.arrow_rows import ArrowReader, without_padding
+from prefstage.data.raw_rows import ArrowReader, without_padding
 from tests.data.dataset_rows import GOOD
 
 CASES = Path(__file__).parent / "cases"
