@@ -67,7 +67,7 @@ class ControlText:
             if _holds(message, _MARKS):
                 raise RenderingError.at(
                     f"turn {index}",
-                    saw="the characters U+F0000 or U+F0001 in a text with a control token",
+                    saw="the characters U+F0000 or U+F0001 beside a control token",
                     expected="text without them, since they mark the control tokens of texts",
                     cure="remove them, or set control_tokens: keep",
                 )

@@ -10,7 +10,6 @@ from prefstage.core.hashing import digest
 from prefstage.data.records import TIE, Candidates, Generation, Pair, Vote, generations_of
 from prefstage.data.rows import RowFault
 from prefstage.data.sets import CandidateSet, PairSet
-from prefstage.data.storage import count_different, hashes_of
 
 _Entry = tuple[str, str | None, float | None, Generation | None]
 
@@ -50,7 +49,7 @@ def group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
     """
     # Most datasets repeat no prompt: counting hashes on disk says so in flat memory, before
     # any index is built that grows with the rows.
-    if not merge and repeated_prompts(rows) == 0:
+    if not merge and rows.repeated_prompts() == 0:
         return rows
     indices: dict[str, list[int]] = defaultdict(list)
     for index, prompt_id in enumerate(rows.dataset["prompt_id"]):
@@ -72,12 +71,6 @@ def group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
     if merged:
         rows.report.notes.append(f"{merged} repeated responses of a prompt merged")
     return result
-
-
-def repeated_prompts(rows: PairSet | CandidateSet) -> int:
-    """How many rows repeat the prompt of an earlier row; memory stays flat."""
-    with hashes_of(rows.dataset["prompt_id"]) as prompts:
-        return len(rows) - count_different(prompts)
 
 
 def keep_sources(candidates: CandidateSet, sources: Sequence[str]) -> CandidateSet:
@@ -177,15 +170,12 @@ def merge_annotators(pairs: PairSet) -> PairSet:
     Returns:
         The set with each such pair once, at the position of its first row.
     """
-    names = pairs.dataset.data.column("annotator")
-    if names.null_count == len(names):
-        return pairs
     keys = [None if pair.annotator is None else pair_key(pair) for pair in pairs]
     indices: dict[str, list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
         if key is not None:
             indices[key].append(index)
-    annotators = names.to_pylist()
+    annotators = pairs.dataset["annotator"]
     voters = {key: len({annotators[i] for i in rows}) for key, rows in indices.items()}
     several = {key: rows for key, rows in indices.items() if voters[key] > 1}
     if not several:

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar, Unpack, cast, overload
 from prefstage.core.config import check_config
 from prefstage.core.errors import DataError
 from prefstage.data.formats import PROMPTS
-from prefstage.data.grouping import group_by_prompt, merge_annotators, pair_key, repeated_prompts
+from prefstage.data.grouping import group_by_prompt, merge_annotators, pair_key
 from prefstage.data.reading import CandidateStream, PairStream, Reading, open_reading
 from prefstage.data.records import Candidates, Conversation, Pair
 from prefstage.data.rows import LoadReport
@@ -175,13 +175,14 @@ def _load(
 
 
 def _pairs(reading: Reading, report: LoadReport) -> PairSet:
-    rows = cast("Iterator[Pair]", reading.records(report))
-    return merge_annotators(PairSet.of(rows, report=report))
+    pairs = PairSet.of(cast("Iterator[Pair]", reading.records(report)), report=report)
+    annotators = pairs.dataset.data.column("annotator")
+    return pairs if annotators.null_count == len(pairs) else merge_annotators(pairs)
 
 
 def _pair_set(reading: Reading, report: LoadReport) -> PairSet:
     pairs = _pairs(reading, report)
-    repeated = repeated_prompts(pairs)
+    repeated = pairs.repeated_prompts()
     if repeated:
         report.notes.append(f"{repeated} pairs repeat the prompt of an earlier pair (all kept)")
     return pairs

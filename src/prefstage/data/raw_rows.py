@@ -160,7 +160,7 @@ def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
                 raise _malformed_list(name, number, f"{show(rest)} after the closing ]")
             return
         try:
-            values, end, twice = _decode_one(buffer, position)
+            values, end, twice = _decode_next(buffer, position)
         except RecursionError:
             raise _malformed_list(name, number, "an object nested too deep") from None
         except json.JSONDecodeError as error:
@@ -177,7 +177,7 @@ def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
         position = end
 
 
-def _decode_one(buffer: str, position: int) -> tuple[Any, int, RowFault | None]:
+def _decode_next(buffer: str, position: int) -> tuple[Any, int, RowFault | None]:
     # An object with a key that stands twice must still be passed: where it ends, the next begins.
     try:
         return (*_STRICT.raw_decode(buffer, position), None)
@@ -244,11 +244,8 @@ def csv_separator(path: Path, name: str) -> str:
         return "\t"
     with _open_text(path) as text:
         header = list(islice(text, _HEADER_LINES))  # a quoted name may hold line breaks
-
-    def columns(separator: str) -> int:
-        return len(next(csv.reader(header, delimiter=separator), ()))
-
-    return max(SEPARATORS, key=columns)  # the first of equals
+    # The first of equals: a comma, for a file of one column.
+    return max(SEPARATORS, key=lambda sign: len(next(csv.reader(header, delimiter=sign), ())))
 
 
 def _check_header(names: Sequence[str], file: str) -> None:

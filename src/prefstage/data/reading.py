@@ -147,11 +147,13 @@ class Reading:
 def _finished(
     record: Record, row: SourceRow, observations: Observations, *, with_annotators: bool
 ) -> Record:
-    """Apply the rules that hold for all formats, and note what they changed."""
+    # The rules that hold for all formats; what they change is noted.
     record = _without_blank_systems(record, observations)
     messages = list(_all_messages(record))
     for sign, columns in _MEDIA.items():
-        column = next((name for name in columns if _holds_media(row.peek(name))), None)
+        column = next(
+            (name for name in columns if name in row and _holds_media(row.peek(name))), None
+        )
         if column is not None and any(sign in message["content"] for message in messages):
             raise RowFault(
                 column,
@@ -164,12 +166,12 @@ def _finished(
     mark = template_mark(messages)
     if mark is not None:
         observations.templated[mark] += 1
-    if with_annotators and isinstance(record, Pair) and not record.votes:
-        annotator = read_annotator(row)
-        if annotator is not None:
-            record = replace(record, annotator=annotator)
-            if len(observations.annotators) <= 1:
-                observations.annotators.add(annotator)
+    labelled = with_annotators and isinstance(record, Pair) and not record.votes
+    annotator = read_annotator(row) if labelled else None
+    if annotator is not None:
+        record = replace(cast("Pair", record), annotator=annotator)
+        if len(observations.annotators) <= 1:
+            observations.annotators.add(annotator)
     # Columns of our files of which nothing is lost: ids made anew, votes of nobody.
     if row.peek("prompt_id") == record.prompt_id:
         observations.used.add("prompt_id")
@@ -339,7 +341,6 @@ def _check_policy(data: DataSource, options: ReadOptions) -> Path | None:
 
 
 def _peek(source: Source) -> list[Row]:
-    """The first rows that are objects; an error if there are none."""
     with closing(source.rows()) as rows:
         first = list(islice(rows, _PEEKED_ROWS))
     good = [row.values for row in first if row.fault is None]

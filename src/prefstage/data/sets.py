@@ -25,7 +25,9 @@ from prefstage.data.storage import (
     CanonicalRows,
     Row,
     build_dataset,
+    count_different,
     hash_rows,
+    hashes_of,
     save_dataset,
     stored_messages,
 )
@@ -63,51 +65,54 @@ def to_row(record: Record) -> Row:
     Numbers become floats and empty fields of messages go, as storing makes them: what is
     built in memory hashes as what is read back.
     """
-    return {
-        name: _to_cell(kind, getattr(record, name)) for name, kind in COLUMNS[type(record)].items()
-    }
+    return {name: write(getattr(record, name)) for name, write in _WRITE[type(record)].items()}
 
 
-def _to_cell(kind: Any, value: Any) -> Any:
-    if kind is _MESSAGES:
-        return [without_nulls(message) for message in value]
-    if kind is _NUMBER:
-        return None if value is None else float(value)
-    if isinstance(kind, List):
-        return [_to_cell(kind.feature, item) for item in value]
-    if isinstance(kind, dict) and value is not None:
-        return {name: _to_cell(inner, getattr(value, name)) for name, inner in kind.items()}
-    return value
+def _writer(cell: Any) -> Callable[[Any], Any]:
+    # Made once a column, not looked up by every value: a large set has millions of them.
+    if cell is _MESSAGES:
+        return lambda value: [
+            without_nulls(message) if None in message.values() else message for message in value
+        ]
+    if cell is _NUMBER:
+        return lambda value: None if value is None else float(value)
+    if isinstance(cell, List):
+        write = _writer(cell.feature)
+        return lambda value: list(map(write, value))
+    if isinstance(cell, dict):
+        fields = {name: _writer(inner) for name, inner in cell.items()}
+        return lambda value: (
+            value and {name: write(getattr(value, name)) for name, write in fields.items()}
+        )
+    return lambda value: value
+
+
+_WRITE = {
+    kind: {name: _writer(cell) for name, cell in cells.items()} for kind, cells in COLUMNS.items()
+}
 
 
 def from_row(kind: type[R], row: Mapping[str, Any]) -> R:
     """The record that a canonical row holds; null fields that Arrow added to messages go."""
-    return kind(**{name: _READ.get(name, _as_is)(row.get(name)) for name in COLUMNS[kind]})
+    cells: dict[str, Any] = {name: row.get(name) for name in COLUMNS[kind]}
+    return kind(
+        **{name: _READ[name](cell) if name in _READ else cell for name, cell in cells.items()}
+    )
 
 
-def _as_is(value: Any) -> Any:
-    return value
-
-
-def _votes(value: Sequence[Mapping[str, Any]] | None) -> tuple[Vote, ...]:
-    return tuple(Vote(**vote) for vote in value or ())
-
-
-def _generations(value: Sequence[Any] | None) -> tuple[Generation | None, ...]:
-    return tuple(None if item is None else _generation(**item) for item in value or ())
-
-
-def _generation(
-    thought: str | None = None, token_ids: Any = None, tokenizer: str | None = None
-) -> Generation:
-    # Arrow's struct of nothing but nulls comes back without a field.
-    return Generation(thought, tuple(token_ids or ()), tokenizer or "")
+def _read_generation(value: Mapping[str, Any] | None) -> Generation | None:
+    # Arrow's struct that holds nothing but nulls comes back without its fields.
+    if value is None:
+        return None
+    ids, tokenizer = value.get("token_ids") or (), value.get("tokenizer") or ""
+    return Generation(value.get("thought"), tuple(ids), tokenizer)
 
 
 _READ: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(MESSAGE_COLUMNS, stored_messages),
     **dict.fromkeys(("responses", "sources", "scores"), tuple),
-    **{"votes": _votes, "generations": _generations},
+    "votes": lambda cell: tuple(Vote(**vote) for vote in cell or ()),
+    "generations": lambda cell: tuple(map(_read_generation, cell or ())),
 }
 
 
@@ -214,6 +219,11 @@ class RecordSet(Generic[R]):
         """A new set of what a function makes of every record, in order."""
         report = self.report.of_rows(range(len(self)), len(self))
         return type(self).of(map(change, self), report=report)
+
+    def repeated_prompts(self) -> int:
+        """How many records repeat the prompt of an earlier one; memory stays flat."""
+        with hashes_of(self.dataset["prompt_id"]) as prompts:
+            return len(self) - count_different(prompts)
 
     def save(self, path: str | Path) -> None:
         """Write the canonical columns; see `storage.save_dataset`."""

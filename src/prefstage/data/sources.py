@@ -86,7 +86,7 @@ def open_source(source: DataSource, *, split: str | None = None, streaming: bool
     if Path(name).is_dir():
         return _open_folder(Path(name), name, split, streaming)
     if folder and Path(folder).is_dir():
-        return _open_folder(Path(folder), name, _one_split(part, split), streaming)
+        return _open_folder(Path(folder), name, _agreed_split(part, split), streaming)
     if data_suffix(name) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise DataError.of(
             saw=f"no file or folder {name!r}",
@@ -213,7 +213,7 @@ def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
             cure="write at most two colons, and nothing empty between them",
         )
     if len(parts) > 1:
-        split = _one_split(parts[-1], split)
+        split = _agreed_split(parts[-1], split)
     config = parts[1] if len(parts) == _HUB_PARTS else None
     return _load(name, parts[0], config, split, streaming, whole=not streaming)
 
@@ -254,7 +254,7 @@ def _named_split(names: Sequence[str], name: str, split: str | None) -> str:
     return split
 
 
-def _one_split(part: str, split: str | None) -> str:
+def _agreed_split(part: str, split: str | None) -> str:
     if split is not None and split != part:
         raise InputError.of(
             saw=f"two splits, {part!r} in the name and split={split!r}",

@@ -13,6 +13,8 @@ from prefstage.data.formats.fields import (
     first_of,
     is_filled,
     is_text,
+    list_of,
+    object_with,
     observations_of,
     read_number,
     read_optional,
@@ -127,7 +129,6 @@ def _read_objects(row: Row, column: str, paths: Mapping[str, str]) -> Candidates
 
 def _of_objects(name: str, prompt: str, column: str, *more: str, note: str, **paths: str) -> Format:
     """A format of a list of objects; `paths` say which field of an object has which role."""
-    known = {paths["response"], paths["score"]}
     return Format(
         name,
         "candidates",
@@ -135,7 +136,7 @@ def _of_objects(name: str, prompt: str, column: str, *more: str, note: str, **pa
         lambda row, _: _read_objects(row, column, paths),
         shapes={
             "prompt": is_filled,
-            column: lambda value: is_list(value, Mapping) and known <= set(value[0]),
+            column: list_of(object_with(paths["response"], paths["score"])),
         },
         note=note,
     )
@@ -177,7 +178,7 @@ LISTED = (
         "candidates",
         fields("prompt", "responses", "sources", "scores"),
         _read_candidates,
-        shapes={"prompt": is_filled, "responses": lambda value: is_list(value, str)},
+        shapes={"prompt": is_filled, "responses": list_of(is_text)},
     ),
     Format(
         "model-outputs",
@@ -339,9 +340,7 @@ TREES = (
         "candidates",
         fields("message_tree_id", "prompt"),
         _read_prompt_of_tree,
-        matches=lambda row: (
-            isinstance(row.get("prompt"), Mapping) and {"text", "replies"} <= row["prompt"].keys()
-        ),
+        shapes={"prompt": object_with("text", "replies")},
         gather=_gather_nested,
         note=_RANK_NOTE,
     ),

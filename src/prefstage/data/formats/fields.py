@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from prefstage.data.labels import LabelScheme
 from prefstage.data.messages import (
+    is_list,
     is_messages,
     is_transcript,
     messages_in,
@@ -179,6 +180,16 @@ def is_response(value: Any) -> bool:
     return isinstance(value, str) or is_messages(value)
 
 
+def object_with(*keys: str) -> Callable[[Any], bool]:
+    """Whether a value is an object with some fields."""
+    return lambda value: isinstance(value, Mapping) and set(keys) <= value.keys()
+
+
+def list_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether a value is a list whose first item passes a test."""
+    return lambda value: is_list(value) and test(value[0])
+
+
 def overlaid(row: Row, **values: Any) -> Row:
     """The row with other values under some names; what is not looked at stays unread.
 
@@ -195,7 +206,8 @@ def overlaid(row: Row, **values: Any) -> Row:
 def first_of(row: Row, role: str) -> str | None:
     """The first column that is filled among the spellings of a role; None if none is."""
     names = SPELLINGS.get(role, (role,))
-    return next((name for name in names if row.get(name) is not None), None)
+    # Most spellings are no column of the row: asking for the key first costs a tenth of `get`.
+    return next((name for name in names if name in row and row[name] is not None), None)
 
 
 def require(row: Row, role: str) -> Any:
@@ -272,7 +284,8 @@ def read_annotator(row: SourceRow) -> str | None:
     Raises:
         RowFault: If the column holds no name.
     """
-    name = next((name for name in ANNOTATOR_NAMES if row.get(name) not in (None, "")), None)
+    columns = (name for name in ANNOTATOR_NAMES if name in row)
+    name = next((name for name in columns if row[name] not in (None, "")), None)
     if name is None:
         return None
     value = row[name]
