@@ -3,6 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
+COVERED := 90
+WORKERS := -n auto --dist worksteal
+SUITE := $(WORKERS) $(if $(COVERAGE),--cov --cov-report=)
 
 .PHONY: demo test check bench docs setup clean
 
@@ -19,15 +22,17 @@ demo: $(READY)
 	$(BIN)/prefstage demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest $(SUITE)
 
-# mkdocs without --quiet, which would hide what --strict counts.
+# The suite runs here with coverage; after `make test COVERAGE=1` only its coverage is read, so that
+# CI runs the suite once (COVERED: percent of branches and lines). mkdocs without --quiet, which would hide what --strict counts.
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --cov-fail-under=90
+	$(if $(TESTED),,$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=)
+	$(BIN)/coverage report --skip-covered --fail-under=$(COVERED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs: $(READY)
