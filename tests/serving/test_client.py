@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from prefstage.core.errors import InputError, ServiceError
-from prefstage.serving import ServerClient, ask_each
+from prefstage.serving import ServerClient, ask_all
 from prefstage.serving.protocol import retry_after_s
 from tests.faulty_server import FAULTS, FaultyServer, Scripted
 
@@ -187,7 +187,7 @@ def test_many_questions_through_a_faulty_server_are_each_answered_once():
             reply = await client.chat([{"role": "user", "content": question}])
             return question, reply.text
 
-        answers = list(ask_each(client, questions, ask_one))
+        answers = list(ask_all(client, questions, ask_one))
     assert Counter(answers) == Counter((question, question.upper()) for question in questions)
     assert sum(server.delivered.values()) == len(questions) == client.usage.replies
     assert set(server.delivered.values()) == {1}
@@ -210,7 +210,7 @@ def test_a_refusal_lets_the_requests_in_flight_finish():
 
         answers = []
         with pytest.raises(ServiceError, match="HTTP 400"):
-            answers.extend(ask_each(client, range(50), ask_one))
+            answers.extend(ask_all(client, range(50), ask_one))
     assert len(server.requests) <= 5
     assert sum(server.delivered.values()) == client.usage.replies == 3
 
@@ -222,7 +222,7 @@ def test_a_consumer_that_leaves_stops_the_asking():
         async def ask_one(number):
             return await client.chat([{"role": "user", "content": str(number)}])
 
-        stream = ask_each(client, range(1000), ask_one)
+        stream = ask_all(client, range(1000), ask_one)
         next(stream)
         stream.close()
         seen = len(server.requests)

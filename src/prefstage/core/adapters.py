@@ -163,7 +163,7 @@ def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:
             adapted = PeftModel.from_pretrained(model, name_or_path)
             # A second reading, since the first keeps to itself what it did not use.
             name = adapted.active_adapter
-            offloaded = any(each.device.type == "meta" for each in adapted.parameters())
+            offloaded = any(weight.is_meta for weight in adapted.parameters())
             result = None if offloaded else adapted.load_adapter(name_or_path, name)
     except Exception as error:  # by what is wrong with it
         _check_shapes(name_or_path, error)

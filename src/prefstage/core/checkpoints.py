@@ -33,7 +33,6 @@ _LEFTOVERS = re.compile(
 _CONVERSION = re.compile(r"^(\S+)\s*\|\s*(?:\x1b\[[\d;]*m)*CONVERSION", re.MULTILINE)
 _LM_HEAD = re.compile(r"^(lm_head|embed_out|output)\.")
 _SCORE = re.compile(r"(^|\.)(score|v_head|value_head|reward_head|regression_layer|classifier)\.")
-_COMPUTED = (".weight", ".bias")
 _NUMBERED_HEAD = re.compile(r"(^|\.)(score|classifier|classifier\.out_proj)\.weight$")
 
 
@@ -100,15 +99,15 @@ def load_checkpoint(
     """
     base, adapters = adapters_of(str(name_or_path))
     adapters += [] if adapter is None else [adapter]
-    tensors = [adapter_tensors(each) for each in adapters]
-    supplied = {saved_name(name): tensor for each in tensors for name, tensor in each.items()}
+    tensors = [adapter_tensors(name) for name in adapters]
+    supplied = {saved_name(k): tensor for weights in tensors for k, tensor in weights.items()}
     check_config(load_config(base), task, base)
     model, report = _from_pretrained(base, task, _head_size(task, supplied), dtype, device_map)
     source = f"{base}, beneath adapter {adapters[0]}" if adapters else base
     _check_base(model, report, task, source, supplied)
-    for index, (each, weights) in enumerate(zip(adapters, tensors, strict=True)):
-        check_adapter_tensors(each, weights)
-        model = put_adapter(model, each, merge=merge or index + 1 < len(adapters))
+    for index, (name, weights) in enumerate(zip(adapters, tensors, strict=True)):
+        check_adapter_tensors(name, weights)
+        model = put_adapter(model, name, merge=merge or index + 1 < len(adapters))
     return model.eval()
 
 
@@ -250,9 +249,7 @@ def _report_kept(report: _Report) -> Iterator[None]:
         text = str(record.msg)
         if "LOAD REPORT" not in text:
             return True
-        report.unconverted += re.findall(
-            r"^(\S+)\s*\|\s*(?:\x1b\[[\d;]*m)*CONVERSION", text, re.MULTILINE
-        )
+        report.unconverted += _CONVERSION.findall(text)
         return False
 
     log = logging.getLogger("transformers.modeling_utils")
@@ -335,7 +332,7 @@ def _head_size(task: Task, supplied: Mapping[str, Any]) -> int | None:
     """Logits of the head that an adapter brings, which its base's config.json does not know."""
     if task is not CLASSIFIER:
         return None
-    heads = [len(each) for name, each in supplied.items() if _NUMBERED_HEAD.search(name)]
+    heads = [len(weight) for name, weight in supplied.items() if _NUMBERED_HEAD.search(name)]
     return heads[-1] if heads else None
 
 

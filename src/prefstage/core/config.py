@@ -161,8 +161,7 @@ def nearest(name: str, known: list[str]) -> str | None:
     Returns:
         The most similar valid name, or None if none is similar.
     """
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return found[0] if found else None
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
 
 
 def _config_error(schema: Any, error: ValidationError, origin: str) -> ConfigError:
@@ -179,9 +178,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             saw=f"config {path}: {error.strerror}", expected=expected, cure="check the path"
         ) from None
     except yaml.MarkedYAMLError as error:
-        place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError.of(
-            saw=f"config {path}{place}: {error.problem}", expected=expected, cure="mend that line"
+            saw=f"config {path}{line}: {error.problem}", expected=expected, cure="mend that line"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError.of(
@@ -239,21 +238,21 @@ def _set_dotted(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _describe(schema: type[BaseModel], fault: Any, origin: str) -> str:
-    place = ".".join(str(part) for part in fault["loc"])
+    setting = ".".join(str(part) for part in fault["loc"])
     prefix = f"{origin}: " if origin else ""
     if fault["type"] == "extra_forbidden":
         *parents, name = [str(part) for part in fault["loc"]]
         known = list(_model_at(schema, parents).model_fields)
         guess = nearest(name, known)
         cure = f"did you mean {'.'.join([*parents, guess])!r}?" if guess else "remove it"
-        return f"{prefix}unknown setting {place!r}; expected one of {', '.join(known)}; {cure}"
+        return f"{prefix}unknown setting {setting!r}; expected one of {', '.join(known)}; {cure}"
     if fault["type"] == "missing":
-        return f"{prefix}setting {place!r} is missing; expected a value; add it"
+        return f"{prefix}setting {setting!r} is missing; expected a value; add it"
     reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if not place:
+    if not setting:
         return f"{prefix}{reason}"
     seen = reprlib.repr(fault["input"])
-    return f"{prefix}setting {place!r} is {seen}; expected {reason}; change it"
+    return f"{prefix}setting {setting!r} is {seen}; expected {reason}; change it"
 
 
 def _model_at(schema: type[BaseModel], parents: list[str]) -> type[BaseModel]:

@@ -88,8 +88,8 @@ def progress(label: str, total: int | None, *, enabled: bool | None = None) -> I
             display.remove_task(task)
         return
     console = Console(stderr=True, force_terminal=shown or None)
-    with bars(console, disable=not shown) as own, gathered(own if shown else None):
-        yield _ticker(own, own.add_task(label, total=total, note=""))
+    with bars(console, disable=not shown) as display, gathered(display if shown else None):
+        yield _ticker(display, display.add_task(label, total=total, note=""))
 
 
 def _ticker(display: Progress, task: TaskID) -> Ticker:

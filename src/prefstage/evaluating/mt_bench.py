@@ -20,7 +20,7 @@ from prefstage.evaluating.rates import mean_interval
 from prefstage.evaluating.settings import MtBenchConfig
 from prefstage.sampling import Sampler, collect
 from prefstage.sampling.base import SampleRequest, cut_thoughts
-from prefstage.serving.client import ServerClient, ask_each
+from prefstage.serving.client import ServerClient, ask_all
 
 _log = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ def run_mt_bench(
             for question in questions
             for turn in range(1, TURNS + 1)
         ]
-        grades = list(ask_each(judge, tasks, grader.rate))
+        grades = list(ask_all(judge, tasks, grader.rate))
     grades.sort(key=lambda grade: (grade.repeat, grade.question_id, grade.turn))
     repeats = [_score(g for g in grades if g.repeat == r) for r in range(config.repeats)]
     scores = [score for score in repeats if score is not None]

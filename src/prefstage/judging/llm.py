@@ -17,10 +17,10 @@ from prefstage.core.ledger import Ledger
 from prefstage.data.records import prompt_id_of
 from prefstage.judging.base import TIE, UNDECIDED, Comparison, Judge, Judgment, plain_prompt
 from prefstage.judging.judged import question_key
-from prefstage.serving.client import ServerClient, ask_each
+from prefstage.serving.client import ServerClient, ask_all
 from prefstage.serving.protocol import ChatReply
 
-_PLACES = ("conversation", "response_a", "response_b")
+_PLACEHOLDERS = ("conversation", "response_a", "response_b")
 
 _SYSTEM = """\
 You are an impartial judge of assistant responses. You are shown a conversation and two \
@@ -70,12 +70,12 @@ class JudgePrompt(Config):
     user: str = Field(default=_USER, description="User message with the three placeholders.")
 
     @model_validator(mode="after")
-    def _has_places(self) -> Self:
-        for place in _PLACES:
-            if self.user.count(f"{{{place}}}") != 1:
+    def _has_placeholders(self) -> Self:
+        for name in _PLACEHOLDERS:
+            if self.user.count(f"{{{name}}}") != 1:
                 raise ValueError(
-                    f"the judge prompt's `user` text has {{{place}}} "
-                    f"{self.user.count(f'{{{place}}}')} times; expected it once; write it where "
+                    f"the judge prompt's `user` text has {{{name}}} "
+                    f"{self.user.count(f'{{{name}}}')} times; expected it once; write it where "
                     "the text shall stand"
                 )
         return self
@@ -102,8 +102,8 @@ class JudgePrompt(Config):
             "response_b": fenced("Response B", question.b, code),
         }
         # In one pass, so that a placeholder inside a response stays what it is: text.
-        places = "|".join(_PLACES)
-        user = re.sub(rf"\{{({places})\}}", lambda place: texts[place[1]], self.user)
+        names = "|".join(_PLACEHOLDERS)
+        user = re.sub(rf"\{{({names})\}}", lambda match: texts[match[1]], self.user)
         user += REMINDER if reminded else ""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": user}]
@@ -115,7 +115,7 @@ def fenced(label: str, text: str, code: str) -> str:
     Control tokens of chat formats (``<|im_end|>``, ``[INST]``, ``</s>`` ...) are broken up by
     a space, since a server would read them as the end of our message.
     """
-    harmless = _CONTROL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+    harmless = _CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
     return f"{label}:\n<{code}>\n{harmless}\n</{code}>"
 
 
@@ -147,7 +147,7 @@ def read_verdict(text: str) -> float | None:
     """
     answer = re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip()
     bare = re.sub(r"[*_`\"'.\s\[\]()]+", " ", answer).strip()
-    letters = {found.upper() for form in _FORMS for found in re.findall(form, answer)}
+    letters = {letter.upper() for form in _FORMS for letter in re.findall(form, answer)}
     if alone := re.fullmatch(r"(?i:(?:response|option|answer|verdict)\s*:?\s*)?([ABCabc])", bare):
         letters.add(alone[1].upper())
     if re.fullmatch(r"(?i)(it is |it's )?a?\s*tie", bare):
@@ -289,8 +289,8 @@ class LLMJudge(Judge):
         Raises:
             InputError: If the target has another form.
         """
-        found = re.fullmatch(r"(.*)@(https?://.+)", target)
-        if found is None:
+        match = re.fullmatch(r"(.*)@(https?://.+)", target)
+        if match is None:
             raise InputError.of(
                 saw=f"judge 'openai:{target}'",
                 expected="openai:MODEL@URL",
@@ -298,8 +298,8 @@ class LLMJudge(Judge):
             )
         options = options or LLMJudgeOptions()
         client = ServerClient(
-            found[2],
-            found[1] or None,
+            match[2],
+            match[1] or None,
             concurrency=options.concurrency,
             timeout_s=options.timeout_s,
             retries=options.retries,
@@ -346,7 +346,7 @@ class LLMJudge(Judge):
                     questions.append(_Question(position, forward, shown))
                 same.setdefault(key, []).append((position, forward))
         answers: dict[int, dict[bool, float | None]] = {}
-        for question, verdict in ask_each(self._client, questions, self._ask):
+        for question, verdict in ask_all(self._client, questions, self._ask):
             shown = question.shown
             for position, forward in same[prompt_id_of(shown.prompt), shown.a, shown.b]:
                 orders = answers.setdefault(position, {})
@@ -399,7 +399,7 @@ def _read(answer: ChatReply) -> tuple[str, float | None]:
     verdict = None
     if answer.top_logprobs:
         first = answer.top_logprobs[0]
-        verdict = read_token_verdict({token: math.exp(each) for token, each in first.items()})
+        verdict = read_token_verdict({token: math.exp(logprob) for token, logprob in first.items()})
     if verdict is None:
         verdict = read_verdict(answer.text)
     return answer.text, verdict

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 from urllib.parse import parse_qsl
 
 from pydantic import Field
@@ -20,7 +20,7 @@ from prefstage.core.config import Config, check_config
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
 from prefstage.data.records import Prompt
-from prefstage.judging.base import TIE, Comparison, Judge, Judgment
+from prefstage.judging.base import TIE, Comparison, Judge, Judgment, flipped
 
 PreferenceFunction = Callable[[str, str, Prompt], float]
 """(a, b, prompt) → P(a ≻ b | prompt) in [0, 1]."""
@@ -55,7 +55,8 @@ class CallableJudge(Judge):
         """
         self._function = function
         self._options = options or FunctionOptions()
-        self.name = name or f"{function.__module__}:{_qualname(function)}"
+        function_name = getattr(function, "__qualname__", type(function).__name__)
+        self.name = name or f"{function.__module__}:{function_name}"
         self._counts: Counter[str] = Counter(calls=0)
 
     @classmethod
@@ -96,17 +97,16 @@ class CallableJudge(Judge):
             InputError: If the function gives something else than a number in [0, 1].
         """
         for position, comparison in enumerate(comparisons):
-            yield position, self._judge(comparison)
+            yield position, self._judge(comparison.a, comparison.b, comparison.prompt)
 
-    def _judge(self, comparison: Comparison) -> Judgment:
-        a, b, prompt = comparison.a, comparison.b, comparison.prompt
+    def _judge(self, a: str, b: str, prompt: Prompt) -> Judgment:
         if a == b:
             return TIE
         if not self._options.symmetric:
             return Judgment(0.5 * (self._ask(a, b, prompt) + 1.0 - self._ask(b, a, prompt)))
-        if a < b:  # one fixed order, so that compare(b, a) sees the very same call
-            return Judgment(self._ask(a, b, prompt))
-        return Judgment(1.0 - self._ask(b, a, prompt))
+        # One fixed order, so that compare(b, a) makes the very same call: what a function
+        # promises of both orders holds only up to rounding.
+        return Judgment(self._ask(a, b, prompt)) if a < b else flipped(self._judge(b, a, prompt))
 
     def _ask(self, first: str, second: str, prompt: Prompt) -> float:
         self._counts["calls"] += 1
@@ -122,10 +122,6 @@ class CallableJudge(Judge):
                 cure="return a probability; turn a reward difference into one by 1/(1+exp(-d))",
             )
         return probability
-
-
-def _qualname(function: PreferenceFunction) -> str:
-    return getattr(function, "__qualname__", type(function).__name__)
 
 
 def import_function(path: str, *, what: str, takes: str, example: str) -> Callable[..., Any]:
@@ -169,8 +165,7 @@ def import_function(path: str, *, what: str, takes: str, example: str) -> Callab
             expected=f"a function {takes}",
             cure="name a function",
         )
-    found: Callable[..., Any] = function
-    return found
+    return cast(Callable[..., Any], function)
 
 
 FORMS = (
@@ -218,12 +213,12 @@ def as_judge(spec: str | Path | Judge | PreferenceFunction) -> Judge:
         return CallableJudge(spec)
     kind, separator, rest = spec.partition(":")
     target, options = _split_options(rest)
-    if separator and kind in _LOADERS and target:
-        return _LOADERS[kind](target, options)
+    if separator and kind in _JUDGES and target:
+        return _load(kind, target, options)
     if separator and not Path(spec).exists():
         raise InputError.of(saw=f"judge {spec!r}", expected=FORMS, cure=_CHOOSE)
     target, options = _split_options(spec)
-    return _LOADERS[_kind_of_checkpoint(target)](target, options)
+    return _load(_kind_of_checkpoint(target), target, options)
 
 
 load_judge = as_judge
@@ -241,7 +236,13 @@ def _kind_of_checkpoint(path: str) -> str:
 
     adapter = adapter_config(path)
     if adapter is not None:
-        return _kind_of_adapter(path, adapter)
+        if adapter.get("task_type") == "SEQ_CLS":
+            return "reward"
+        raise InputError.of(
+            saw=f"{path} is an adapter for the task {adapter.get('task_type')}",
+            expected="an adapter of a reward model (task SEQ_CLS), a reward model or PairRM",
+            cure="name the kind, e.g. reward:PATH, if it is one all the same",
+        )
     if Path(path).is_dir() and not Path(path, "config.json").exists():
         raise InputError.of(
             saw=f"judge {path!r}, a folder without config.json", expected=FORMS, cure=_CHOOSE
@@ -267,49 +268,18 @@ def _kind_of_checkpoint(path: str) -> str:
     )
 
 
-def _kind_of_adapter(path: str, config: Mapping[str, Any]) -> str:
-    task = config.get("task_type")
-    if task != "SEQ_CLS":
-        raise InputError.of(
-            saw=f"{path} is an adapter for the task {task}",
-            expected="an adapter of a reward model (task SEQ_CLS), a reward model or PairRM",
-            cure="name the kind, e.g. reward:PATH, if it is one all the same",
-        )
-    return "reward"
-
-
-def _reward(target: str, options: Mapping[str, Any]) -> Judge:
-    from prefstage.judging.reward_model import RewardModelJudge, RewardModelOptions
-
-    return RewardModelJudge.load(target, options=check_config(RewardModelOptions, options))
-
-
-def _pairrm(target: str, options: Mapping[str, Any]) -> Judge:
-    from prefstage.judging.pairrm import PairRMJudge, PairRMOptions
-
-    return PairRMJudge.load(target, options=check_config(PairRMOptions, options))
-
-
-def _openai(target: str, options: Mapping[str, Any]) -> Judge:
-    from prefstage.judging.llm import LLMJudge, LLMJudgeOptions
-
-    return LLMJudge.load(target, options=check_config(LLMJudgeOptions, options))
-
-
-def _table(target: str, options: Mapping[str, Any]) -> Judge:
-    from prefstage.judging.table import TableJudge, TableOptions
-
-    return TableJudge.load(target, options=check_config(TableOptions, options))
-
-
-def _python(target: str, options: Mapping[str, Any]) -> Judge:
-    return CallableJudge.load(target, options=check_config(FunctionOptions, options))
-
-
-_LOADERS: dict[str, Callable[[str, Mapping[str, Any]], Judge]] = {
-    "reward": _reward,
-    "pairrm": _pairrm,
-    "openai": _openai,
-    "table": _table,
-    "python": _python,
+_JUDGES = {
+    "reward": ("reward_model", "RewardModelJudge", "RewardModelOptions"),
+    "pairrm": ("pairrm", "PairRMJudge", "PairRMOptions"),
+    "openai": ("llm", "LLMJudge", "LLMJudgeOptions"),
+    "table": ("table", "TableJudge", "TableOptions"),
+    "python": ("loading", "CallableJudge", "FunctionOptions"),
 }
+
+
+def _load(kind: str, target: str, options: Mapping[str, Any]) -> Judge:
+    # Imported only now: two of the kinds need torch, and the others should not wait for it.
+    file, judge, settings = _JUDGES[kind]
+    module = importlib.import_module(f"prefstage.judging.{file}")
+    checked = check_config(getattr(module, settings), options)
+    return cast(Judge, getattr(module, judge).load(target, options=checked))

@@ -14,7 +14,7 @@ from prefstage.core.weights import reason_of
 
 
 @contextmanager
-def told_errors(path: str, *, wanted: str) -> Iterator[None]:
+def loading_errors(path: str, *, wanted: str) -> Iterator[None]:
     """Turn a failure to load a checkpoint into one line that says what to do.
 
     Args:
@@ -56,15 +56,15 @@ def loading_settings(device: str, dtype: str) -> tuple[Any, Any]:
     with_gpu = torch.cuda.is_available()
     chosen = ("cuda" if with_gpu else "cpu") if device == "auto" else device
     try:
-        place = torch.device(chosen)
+        target = torch.device(chosen)
     except RuntimeError:
         raise _bad_device(device) from None
-    if place.type == "cuda" and not with_gpu:
+    if target.type == "cuda" and not with_gpu:
         raise _bad_device(device)
-    device_map = "auto" if device == "auto" and with_gpu else {"": place}
+    device_map = "auto" if device == "auto" and with_gpu else {"": target}
     if dtype != "auto":
         return device_map, getattr(torch, dtype)
-    return device_map, torch.float32 if place.type == "cpu" else "auto"
+    return device_map, torch.float32 if target.type == "cpu" else "auto"
 
 
 def _bad_device(device: str) -> InputError:

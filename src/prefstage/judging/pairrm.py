@@ -36,10 +36,10 @@ from prefstage.judging.base import (
 )
 from prefstage.judging.models import (
     batches_by_length,
+    loading_errors,
     loading_settings,
     padded,
     tokenizer_fingerprint,
-    told_errors,
 )
 
 SOURCE = "<|source|>"
@@ -229,7 +229,9 @@ class PairRanker(nn.Module):
             states[torch.arange(len(input_ids)), (input_ids == marker).int().argmax(dim=1)]
             for marker in (getattr(self.config, name) for name in _MARKERS)
         )
-        scores = [self.head_layer(torch.cat([source, each], dim=-1)) for each in (first, second)]
+        scores = [
+            self.head_layer(torch.cat([source, candidate], dim=-1)) for candidate in (first, second)
+        ]
         logits: Tensor = (scores[0] - scores[1]).mean(dim=-1)
         return logits
 
@@ -288,7 +290,7 @@ class PairRMJudge(Judge):
         from transformers import DebertaV2Config
 
         options = options or PairRMOptions()
-        with told_errors(path, wanted="a checkpoint in the layout of llm-blender/PairRM-hf"):
+        with loading_errors(path, wanted="a checkpoint in the layout of llm-blender/PairRM-hf"):
             config = DebertaV2Config.from_pretrained(path)
         _check_config(config, path)
         tokenizer = load_tokenizer(path)
@@ -328,7 +330,7 @@ class PairRMJudge(Judge):
         lengths = [len(encoding.forward) for encoding in encodings]
         for batch in batches_by_length(lengths, batch_size=self._options.batch_size):
             chosen = [encodings[index] for index in batch]
-            orders = [order for each in chosen for order in (each.forward, each.backward)]
+            orders = [order for pair in chosen for order in (pair.forward, pair.backward)]
             logits = self._logits(orders)
             self._counts["truncated"] += sum(encoding.cut for encoding in chosen)
             for index, forward, backward in zip(batch, logits[::2], logits[1::2], strict=True):
@@ -358,10 +360,10 @@ def _check_config(config: Any, path: str) -> None:
 
 def _check_markers(config: Any, tokenizer: Any, name: str) -> None:
     for field, token in _MARKERS.items():
-        wanted, found = getattr(config, field), tokenizer.convert_tokens_to_ids(token)
-        if found != wanted:
+        wanted, known = getattr(config, field), tokenizer.convert_tokens_to_ids(token)
+        if known != wanted:
             raise ModelError.of(
-                saw=f"{name}: the tokenizer has {token} as id {found}, the config says {wanted}",
+                saw=f"{name}: the tokenizer has {token} as id {known}, the config says {wanted}",
                 expected="the same id in both",
                 cure="use the tokenizer files that were published with the checkpoint",
             )
@@ -378,7 +380,7 @@ def _read_weights(path: str) -> dict[str, Tensor]:
             expected="a whole file of weights",
             cure="copy or download it again",
         )
-    with told_errors(path, wanted="model.safetensors or pytorch_model.bin"):
+    with loading_errors(path, wanted="model.safetensors or pytorch_model.bin"):
         file = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False)
         if file is not None:
             return load_file(Path(file))
@@ -388,20 +390,20 @@ def _read_weights(path: str) -> dict[str, Tensor]:
 
 
 def _load_weights(model: PairRanker, weights: Mapping[str, Tensor], path: str) -> None:
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     # Checkpoints of older transformers carry this counter; it is no weight.
-    given = {n: t for n, t in weights.items() if not n.endswith(".embeddings.position_ids")}
+    weights = {n: t for n, t in weights.items() if not n.endswith(".embeddings.position_ids")}
     check_weights(
         path,
-        missing=own.keys() - given.keys(),
-        unexpected=given.keys() - own.keys(),
+        missing=shapes.keys() - weights.keys(),
+        unexpected=weights.keys() - shapes.keys(),
         reshaped={
-            name: f"{list(given[name].shape)} in the file, {list(own[name])} by config.json"
-            for name in own.keys() & given
-            if own[name] != given[name].shape
+            name: f"{list(weights[name].shape)} in the file, {list(shapes[name])} by config.json"
+            for name in shapes.keys() & weights
+            if shapes[name] != weights[name].shape
         },
-        not_finite=not_finite_names(given),
+        not_finite=not_finite_names(weights),
         expected="pretrained_model.* of the config's DeBERTa-v2 and head_layer.*",
         cure="use a checkpoint in the layout of llm-blender/PairRM-hf",
     )
-    model.load_state_dict(given)
+    model.load_state_dict(weights)

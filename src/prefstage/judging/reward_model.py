@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
@@ -47,13 +47,6 @@ class Encoding:
     ids: Mapping[str, Sequence[int]]
     prompt_cut: bool
     response_cut: bool
-
-
-class RewardEncoder(Protocol):
-    """Turns a prompt and a response into token ids within the model's length."""
-
-    def __call__(self, prompt: Prompt, response: str) -> Encoding:
-        """Encode one response; depends on nothing but its arguments."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +149,7 @@ def make_encoder(
     chat_template: bool | None,
     max_length: int | None,
     max_prompt_tokens: int | None,
-) -> RewardEncoder:
+) -> PairEncoder | ChatEncoder:
     """Choose the encoding that a reward model was made for.
 
     Args:
@@ -174,7 +167,7 @@ def make_encoder(
             tokenizer cannot tell token positions, or no limit is known.
         InputError: If the limits leave no room for a response.
     """
-    limit = max_length or _own_limit(tokenizer, config)
+    limit = max_length or _declared_limit(tokenizer, config)
     if max_prompt_tokens is not None and max_prompt_tokens >= limit:
         raise InputError.of(
             saw=f"max_prompt_tokens={max_prompt_tokens} with max_length={limit}",
@@ -198,7 +191,7 @@ def make_encoder(
     return PairEncoder(tokenizer, limit, max_prompt_tokens)
 
 
-def _own_limit(tokenizer: Any, config: Any) -> int:
+def _declared_limit(tokenizer: Any, config: Any) -> int:
     """The longest input that both the tokenizer and the model declare."""
     declared = (
         getattr(tokenizer, "model_max_length", None),
@@ -280,7 +273,7 @@ class RewardModelJudge(Judge):
         self._model = model.eval()
         self._tokenizer = tokenizer
         self.name = name or str(model.config.name_or_path or type(model).__name__)
-        _check_one_logit(model, self.name)
+        _check_single_logit(model, self.name)
         self._encode = make_encoder(
             tokenizer,
             model.config,
@@ -316,7 +309,8 @@ class RewardModelJudge(Judge):
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]  # computed when first read
         """Hash of weights, precision, tokenizer, template and length limits."""
-        encoder = {"kind": type(self._encode).__name__, **_limits(self._encode)}
+        limits = {name: getattr(self._encode, name) for name in ("max_length", "max_prompt_tokens")}
+        encoder = {"kind": type(self._encode).__name__, **limits}
         weights, tokens = weights_fingerprint(self._model), tokenizer_fingerprint(self._tokenizer)
         return digest({"weights": weights, "tokenizer": tokens, "encoder": encoder})
 
@@ -361,16 +355,16 @@ class RewardModelJudge(Judge):
             )
             with torch.inference_mode():
                 logits = self._model(**inputs).logits[:, 0].float().tolist()
-            self._count(chosen)
+            cuts = [(encoding.prompt_cut, encoding.response_cut) for encoding in chosen]
+            self._counts.update(
+                calls=len(cuts),
+                truncated=sum(map(any, cuts)),
+                responses_truncated=sum(response for _, response in cuts),
+            )
             yield from zip(batch, logits, strict=True)
 
-    def _count(self, encodings: Sequence[Encoding]) -> None:
-        self._counts["calls"] += len(encodings)
-        self._counts["truncated"] += sum(e.prompt_cut or e.response_cut for e in encodings)
-        self._counts["responses_truncated"] += sum(e.response_cut for e in encodings)
 
-
-def _check_one_logit(model: Any, name: str) -> None:
+def _check_single_logit(model: Any, name: str) -> None:
     if model.config.num_labels != 1:
         raise ModelError.of(
             saw=f"{name} gives {model.config.num_labels} logits",
@@ -378,7 +372,3 @@ def _check_one_logit(model: Any, name: str) -> None:
             cure="use a Bradley-Terry reward model; classifiers and multi-objective reward "
             "models can be wrapped in a Python function (python:module:function)",
         )
-
-
-def _limits(encoder: Any) -> dict[str, int | None]:
-    return {"max_length": encoder.max_length, "max_prompt_tokens": encoder.max_prompt_tokens}

@@ -64,12 +64,12 @@ class JudgmentTable:
 
     def add_candidates(self, candidates: Iterable[Candidates]) -> None:
         """Add recorded scores; responses without one are skipped and counted."""
-        for each in candidates:
-            for response, score in zip(each.responses, each.scores, strict=True):
+        for row in candidates:
+            for response, score in zip(row.responses, row.scores, strict=True):
                 if score is None:
                     self.rows_skipped += 1
                 else:
-                    self.scores[each.prompt_id][response.strip()].append(score)
+                    self.scores[row.prompt_id][response.strip()].append(score)
 
 
 class TableJudge(Judge):
@@ -136,13 +136,13 @@ class TableJudge(Judge):
         Raises:
             DataError: If some are not in the table and `missing` is "error".
         """
-        found = [self._find(comparison) for comparison in comparisons]
-        missing = [c for c, p in zip(comparisons, found, strict=True) if p is None]
+        shares = [self._find(comparison) for comparison in comparisons]
+        missing = [c for c, p in zip(comparisons, shares, strict=True) if p is None]
         if missing and self._options.missing == "error":
             raise self._lacks(missing, len(comparisons))
         self._counts["looked_up"] += len(comparisons) - len(missing)
         self._counts["undecided"] += len(missing)
-        return [UNDECIDED if p is None else Judgment(p) for p in found]
+        return [UNDECIDED if p is None else Judgment(p) for p in shares]
 
     def _find(self, comparison: Comparison) -> float | None:
         a, b = comparison.a.strip(), comparison.b.strip()
@@ -172,14 +172,14 @@ class TableJudge(Judge):
     def _through_others(self, prompt: str, a: str, b: str) -> float | None:
         """Mean over the responses both were compared with, in logits."""
         others = {text for key in self._table.pairs.get(prompt, {}) for text in key} - {a, b}
-        differences = []
-        for other in sorted(others):
-            over_a, over_b = self._preference(prompt, a, other), self._preference(prompt, b, other)
-            if over_a is not None and over_b is not None:
-                differences.append(self._logit(over_a) - self._logit(over_b))
-        if not differences:
-            return None
-        return sigmoid(math.fsum(differences) / len(differences))
+        over = [[self._preference(prompt, text, other) for text in (a, b)] for other in others]
+        # fsum is exact, so that the sum does not depend on the order of a set.
+        differences = [
+            self._logit(over_a) - self._logit(over_b)
+            for over_a, over_b in over
+            if over_a is not None and over_b is not None
+        ]
+        return sigmoid(math.fsum(differences) / len(differences)) if differences else None
 
     def _logit(self, probability: float) -> float:
         kept = min(max(probability, self._options.clip), 1.0 - self._options.clip)
@@ -187,7 +187,7 @@ class TableJudge(Judge):
 
     def _check(self) -> None:
         scores = [
-            s for texts in self._table.scores.values() for each in texts.values() for s in each
+            s for texts in self._table.scores.values() for scores in texts.values() for s in scores
         ]
         if not scores and not self._table.pairs:
             raise DataError.of(

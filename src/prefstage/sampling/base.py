@@ -382,7 +382,7 @@ class LoadOptions:
     api_key_env: str | None = None
     log_file: Path | None = None
 
-    def given(self, *names: str) -> dict[str, Any]:
+    def set_among(self, *names: str) -> dict[str, Any]:
         """The named options that are set."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
@@ -448,7 +448,7 @@ def as_sampler(
     return TransformersSampler.load(
         spec,
         config,
-        **options.given("chat_format", "template_options", *_IN_PROCESS),
+        **options.set_among("chat_format", "template_options", *_IN_PROCESS),
     )
 
 
@@ -467,7 +467,7 @@ def _running_server(spec: str, config: SamplingConfig, options: LoadOptions) -> 
             expected="openai:MODEL@URL",
             cure="write, for example, openai:my-model@http://127.0.0.1:8000",
         )
-    client = ServerClient("http" + url, model, **options.given(*_CLIENT))
+    client = ServerClient("http" + url, model, **options.set_among(*_CLIENT))
     return ServerSampler(
         client,
         config,
@@ -489,13 +489,13 @@ def _started_server(command: str, config: SamplingConfig, options: LoadOptions) 
         log_file=options.log_file or Path(tempfile.mkdtemp(prefix="prefstage-")) / "server.log",
         chat_format=options.chat_format,
         concurrency=options.concurrency,
-        client_options=options.given(*_CLIENT),
+        client_options=options.set_among(*_CLIENT),
         template_options=options.template_options,
     )
 
 
 def _no_effect(spec: str, options: LoadOptions, names: tuple[str, ...]) -> None:
-    for name, value in options.given(*names).items():
+    for name, value in options.set_among(*names).items():
         raise InputError.of(
             saw=f"{name}={value} with policy {spec!r}",
             expected="only options that have an effect on this kind of policy",

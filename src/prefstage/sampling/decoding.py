@@ -36,37 +36,29 @@ def choose_tokens(
         arXiv:1805.04833, section 5.1.
     """
     if config.temperature == 0:
-        return _listed(logits.argmax(dim=-1))
-    kept, ids = _largest(logits, config)
-    probabilities = torch.softmax(kept.double() / config.temperature, dim=-1)
+        return [int(token) for token in logits.argmax(dim=-1)]
+    ids = None
+    if 0 < config.top_k < logits.shape[-1]:
+        logits, ids = logits.topk(config.top_k, dim=-1)
+    elif config.top_p < 1:
+        logits, ids = logits.sort(dim=-1, descending=True)
+    probabilities = torch.softmax(logits.double() / config.temperature, dim=-1)
     if config.top_p < 1:
         above = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities.masked_fill(above >= config.top_p, 0.0)
-    if ids is not None:  # near-ties in probability must not exchange their intervals
+    if ids is not None:
+        # Back into the order of ids: two tokens of nearly equal logits may come in either order,
+        # and would exchange their intervals of the distribution.
         order = ids.argsort(dim=-1)
         ids, probabilities = ids.gather(-1, order), probabilities.gather(-1, order)
     cumulative = probabilities.cumsum(dim=-1)
     points = torch.tensor(list(uniforms), dtype=torch.float64, device=logits.device)[:, None]
-    places = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
-    places = places.clamp_max(cumulative.shape[-1] - 1)
-    chosen = places if ids is None else ids.gather(-1, places)
-    return _listed(chosen[:, 0])
-
-
-def _largest(
-    logits: torch.Tensor, config: SamplingConfig
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The logits that top-k keeps, largest first, with their ids; all, if nothing is cut."""
-    vocabulary = logits.shape[-1]
-    if 0 < config.top_k < vocabulary:
-        return logits.topk(config.top_k, dim=-1)
-    if config.top_p < 1:
-        return logits.sort(dim=-1, descending=True)
-    return logits, None
-
-
-def _listed(tokens: torch.Tensor) -> list[int]:
-    return [int(token) for token in tokens.tolist()]
+    # The sum is 1 but for rounding: a number above it must not fall behind the last token.
+    chosen = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
+    chosen = chosen.clamp_max(cumulative.shape[-1] - 1)
+    if ids is not None:
+        chosen = ids.gather(-1, chosen)
+    return [int(token) for token in chosen[:, 0]]
 
 
 @dataclass(frozen=True)
@@ -124,19 +116,15 @@ def generate_rows(
     Yields:
         Each row's response as soon as it is finished.
     """
-    batch = Batch.of(
+    batch = Batch(
         model,
         prompts,
         [row.prompt for row in rows for _ in range(config.beams)],
         new_tokens=max(row.max_new_tokens for row in rows),
         forbidden=forbidden,
     )
-    if config.beams > 1:
-        from prefstage.sampling.decoding import search_beams
-
-        yield from search_beams(batch, rows, config, stop_ids)
-    else:
-        yield from _decode(batch, rows, config, stop_ids)
+    generate = search_beams if config.beams > 1 else _decode
+    yield from generate(batch, rows, config, stop_ids)
 
 
 def _decode(
@@ -149,17 +137,17 @@ def _decode(
     while True:
         tokens = choose_tokens(batch.logits, [streams[row].random() for row in alive], config)
         keep = []
-        for place, (row, token) in enumerate(zip(alive, tokens, strict=True)):
+        for position, (row, token) in enumerate(zip(alive, tokens, strict=True)):
             written[row].append(token)
             if token in stop_ids or len(written[row]) >= rows[row].max_new_tokens:
                 yield Generated(row, tuple(written[row]), stopped=token in stop_ids)
             else:
-                keep.append(place)
+                keep.append(position)
         if not keep:
             return
         batch.keep(keep)
-        batch.advance([tokens[place] for place in keep])
-        alive = [alive[place] for place in keep]
+        batch.advance([tokens[position] for position in keep])
+        alive = [alive[position] for position in keep]
 
 
 class Batch:
@@ -169,30 +157,18 @@ class Batch:
         logits: Of each row's next token. [rows, vocabulary].
     """
 
-    def __init__(self, model: Any, lengths: torch.Tensor, longest: int, *, new_tokens: int) -> None:
-        from prefstage.sampling.compat import growing_cache
+    logits: torch.Tensor
 
-        self._model = model
-        self._lengths = lengths  # tokens of each row without padding
-        self._mask = (
-            torch.arange(longest, device=lengths.device) >= longest - lengths[:, None]
-        ).long()
-        self._cache = growing_cache(model.config, longest + new_tokens)
-        self._takes = _forward_arguments(model)
-        self._forbidden = torch.empty(0, dtype=torch.long, device=lengths.device)
-        self.logits = torch.empty(0)
-
-    @classmethod
     @torch.inference_mode()
-    def of(
-        cls,
+    def __init__(
+        self,
         model: Any,
         prompts: Sequence[Sequence[int]],
         owners: Sequence[int],
         *,
         new_tokens: int,
         forbidden: Sequence[int] = (),
-    ) -> "Batch":
+    ) -> None:
         """Compute the prompts once, and give each row the state of its prompt.
 
         Args:
@@ -202,22 +178,31 @@ class Batch:
             new_tokens: Tokens that a row grows by at most.
             forbidden: Ids whose probability is 0.
         """
+        from prefstage.sampling.compat import growing_cache
+
+        self._model = model
+        self._takes = frozenset(inspect.signature(model.forward).parameters)
+        # A model that keeps a state instead of the past (Mamba) names its cache otherwise, and
+        # wants a mask for the prompt's padding alone.
+        self._attends = "past_key_values" in self._takes
         longest = max(map(len, prompts))
+        self._cache = growing_cache(model.config, longest + new_tokens)
+        self._forbidden = torch.tensor(list(forbidden), dtype=torch.long, device=model.device)
+        self._lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+        # Padded on the left, so that the next token of every row stands at the same position.
         padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        positions = torch.arange(longest, device=model.device)
+        self._mask = (positions >= longest - self._lengths[:, None]).long()
         ids = torch.tensor(padded, device=model.device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-        batch = cls(model, lengths, longest, new_tokens=new_tokens)
-        batch._forbidden = torch.tensor(list(forbidden), dtype=torch.long, device=model.device)
-        batch._forward(ids, (batch._mask.cumsum(-1) - 1).clamp_min(0))
-        batch.keep(owners)
-        return batch
+        self._forward(ids, (self._mask.cumsum(-1) - 1).clamp_min(0))
+        self.keep(owners)
 
     @torch.inference_mode()
-    def keep(self, places: Sequence[int]) -> None:
-        """Keep the rows at these places, in this order; a place may be named repeatedly."""
-        if list(places) == list(range(len(self._lengths))):
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; one may be named repeatedly."""
+        if list(rows) == list(range(len(self._lengths))):
             return
-        index = torch.tensor(places, device=self._lengths.device)
+        index = torch.tensor(rows, device=self._lengths.device)
         self._cache.reorder_cache(index)
         self._lengths, self._mask = self._lengths[index], self._mask[index]
         self.logits = self.logits[index]
@@ -227,7 +212,7 @@ class Batch:
         """Append one token to each row and compute the logits of the next."""
         ids = torch.tensor(tokens, device=self._lengths.device)[:, None]
         self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=-1)
-        self._forward(ids, self._lengths[:, None], masked=self._takes.attends)
+        self._forward(ids, self._lengths[:, None], masked=self._attends)
         self._lengths = self._lengths + 1
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, *, masked: bool = True) -> None:
@@ -235,36 +220,14 @@ class Batch:
             "input_ids": ids,
             "attention_mask": self._mask if masked else None,
             "position_ids": positions,
-            self._takes.cache: self._cache,
+            "past_key_values" if self._attends else "cache_params": self._cache,
             "use_cache": True,
             "logits_to_keep": 1,
         }
-        output = self._model(**{k: v for k, v in inputs.items() if k in self._takes.names})
+        output = self._model(**{k: v for k, v in inputs.items() if k in self._takes})
         self.logits = output.logits[:, -1].float()
         if len(self._forbidden):
             self.logits = self.logits.index_fill(-1, self._forbidden, -torch.inf)
-
-
-@dataclass(frozen=True)
-class _ForwardArguments:
-    """What a model's forward takes.
-
-    Attributes:
-        names: Of its arguments.
-        cache: Its name for the cache.
-        attends: Whether it attends to the past; a model that keeps a state instead (Mamba)
-            wants a mask for the prompt's padding alone.
-    """
-
-    names: frozenset[str]
-    cache: str
-    attends: bool
-
-
-def _forward_arguments(model: Any) -> _ForwardArguments:
-    names = frozenset(inspect.signature(model.forward).parameters)
-    attends = "past_key_values" in names
-    return _ForwardArguments(names, "past_key_values" if attends else "cache_params", attends)
 
 
 def search_beams(
@@ -296,19 +259,19 @@ def search_beams(
     searches = [_Search(row, beams, stop_ids) for row in rows]
     while True:
         candidates = _candidates(batch.logits, [searches[row] for row in alive], config)
-        kept, places, tokens = [], [], []
-        for place, (row, found) in enumerate(zip(alive, candidates, strict=True)):
-            chosen = searches[row].advance(found)
+        kept, origins, tokens = [], [], []
+        for position, (row, continuations) in enumerate(zip(alive, candidates, strict=True)):
+            chosen = searches[row].advance(continuations)
             if chosen:
                 kept.append(row)
-                places += [place * beams + beam for beam, _ in chosen]
+                origins += [position * beams + beam for beam, _ in chosen]
                 tokens += [token for _, token in chosen]
             else:
                 best = searches[row].best
                 yield Generated(row, best, stopped=best[-1] in stop_ids)
         if not kept:
             return
-        batch.keep(places)
+        batch.keep(origins)
         batch.advance(tokens)
         alive = kept
 
@@ -353,12 +316,12 @@ class _Search:
             elif rank < beams and score > -torch.inf:
                 response = (*self._written[beam], token)
                 self._finished.append((score / length, response))
-        self._finished = sorted(self._finished, key=lambda each: -each[0])[:beams]
-        running = sorted(running, key=lambda each: -each[0])[:beams]
+        self._finished = sorted(self._finished, key=lambda scored: -scored[0])[:beams]
+        running = sorted(running, key=lambda scored: -scored[0])[:beams]
         full = len(self._finished) == beams
         if not running or (full and running[0][0] / length <= self._finished[-1][0]):
             return []
-        # drawn candidates may be fewer than beams; what fills up is no continuation
+        # Top-k and top-p may leave fewer candidates than beams; what fills up can never win.
         running += [(-torch.inf, *running[0][1:])] * (beams - len(running))
         self.scores = [score for score, _, _ in running]
         self._written = [(*self._written[beam], token) for _, beam, token in running]
@@ -376,37 +339,34 @@ def _candidates(
         config: Temperature, top_k, top_p and the number of beams.
     """
     vocabulary, width = logits.shape[-1], searches[0].width
-    before = torch.tensor([each.scores for each in searches], dtype=torch.float64)
+    before = torch.tensor([search.scores for search in searches], dtype=torch.float64)
     after = _log_probabilities(logits, config, least=width // config.beams)
     total = after.view(len(searches), config.beams, vocabulary)
     total = (total + before.to(total.device)[..., None]).flatten(1)
     if config.temperature == 0:
-        scores, places = total.topk(min(width, total.shape[1]), dim=-1)
+        scores, chosen = total.topk(min(width, total.shape[1]), dim=-1)
     else:
-        scores, places = _drawn(total, searches)
+        scores, chosen = _drawn(total, searches)
     return [
-        [
-            (score, place // vocabulary, place % vocabulary)
-            for score, place in zip(*row, strict=True)
-        ]
-        for row in zip(scores.tolist(), places.tolist(), strict=True)
+        [(score, *divmod(index, vocabulary)) for score, index in zip(*row, strict=True)]
+        for row in zip(scores.tolist(), chosen.tolist(), strict=True)
     ]
 
 
 def _log_probabilities(logits: torch.Tensor, config: SamplingConfig, *, least: int) -> torch.Tensor:
     """Of each token, cut and heated as transformers does it. [rows * beams, vocabulary]."""
-    found = torch.log_softmax(logits.double(), dim=-1)
+    scores = torch.log_softmax(logits.double(), dim=-1)
     if config.temperature == 0:
-        return found
+        return scores
     from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-    found = found / config.temperature
-    ids = logits.new_zeros((len(logits), 0), dtype=torch.long)
+    scores = scores / config.temperature
+    # transformers' own warpers, which ignore the ids so far; they always leave `least` tokens.
     if config.top_k:
-        found = TopKLogitsWarper(config.top_k, min_tokens_to_keep=least)(ids, found)
+        scores = TopKLogitsWarper(config.top_k, min_tokens_to_keep=least)(None, scores)
     if config.top_p < 1:
-        found = TopPLogitsWarper(config.top_p, min_tokens_to_keep=least)(ids, found)
-    return found
+        scores = TopPLogitsWarper(config.top_p, min_tokens_to_keep=least)(None, scores)
+    return scores
 
 
 def _drawn(total: torch.Tensor, searches: Sequence[_Search]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -416,14 +376,16 @@ def _drawn(total: torch.Tensor, searches: Sequence[_Search]) -> tuple[torch.Tens
     and token ids, at a number of the row's stream. Where nothing is left, -inf.
     """
     left = torch.softmax(total, dim=-1)
-    scores, places = [], []
+    scores, chosen = [], []
     for _ in range(searches[0].width):
         cumulative = left.cumsum(dim=-1)
         mass = cumulative[:, -1:]
-        points = torch.tensor([[each.stream.random()] for each in searches], dtype=torch.float64)
-        place = torch.searchsorted(cumulative, points.to(total.device) * mass, right=True)
-        place = place.clamp_max(total.shape[1] - 1)
-        scores.append(torch.where(mass > 0, total.gather(1, place), -torch.inf))
-        places.append(place)
-        left = left.scatter(1, place, 0.0)
-    return torch.cat(scores, dim=1), torch.cat(places, dim=1)
+        points = torch.tensor(
+            [[search.stream.random()] for search in searches], dtype=torch.float64
+        )
+        index = torch.searchsorted(cumulative, points.to(total.device) * mass, right=True)
+        index = index.clamp_max(total.shape[1] - 1)
+        scores.append(torch.where(mass > 0, total.gather(1, index), -torch.inf))
+        chosen.append(index)
+        left = left.scatter(1, index, 0.0)
+    return torch.cat(scores, dim=1), torch.cat(chosen, dim=1)

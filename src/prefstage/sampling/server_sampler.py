@@ -27,7 +27,7 @@ from prefstage.serving import (
     ChatReply,
     RefusedRequestError,
     ServerClient,
-    ask_each,
+    ask_all,
     managed_server,
 )
 
@@ -242,7 +242,7 @@ class ServerSampler(Sampler):
             keep(sample)
             return sample
 
-        for sample in ask_each(self.client, requests, ask):
+        for sample in ask_all(self.client, requests, ask):
             if sample is not None:
                 yield sample
         if refused:
@@ -381,7 +381,7 @@ def _dialect(client: ServerClient) -> Dialect:
     async def describe(_: None) -> Mapping[str, Any]:
         return await client.describe()
 
-    (description,) = ask_each(client, [None], describe)
+    (description,) = ask_all(client, [None], describe)
     return "transformers" if "/load_model" in description.get("paths", {}) else "standard"
 
 
@@ -389,7 +389,7 @@ def _first_model(client: ServerClient) -> str:
     async def models(_: None) -> list[str]:
         return await client.models()
 
-    (names,) = ask_each(client, [None], models)
+    (names,) = ask_all(client, [None], models)
     if not names:
         raise ServiceError.of(
             saw=f"{client.base_url}/models lists no model",
@@ -403,5 +403,5 @@ def _model_of(command: str) -> str:
     """The model's name in ``... serve MODEL ...``, or else the program's."""
     words = command.split()
     follows = [after for word, after in pairwise(words) if word == "serve"]
-    found = follows[0] if follows and not follows[0].startswith("-") else words[0]
-    return Path(found).name
+    named = bool(follows) and not follows[0].startswith("-")
+    return Path(follows[0] if named else words[0]).name

@@ -216,10 +216,9 @@ class TransformersSampler(Sampler):
         self, requests: Sequence[SampleRequest], prompts: Mapping[str, tuple[int, ...]]
     ) -> Iterator[Sample]:
         names = list(dict.fromkeys(request.prompt_id for request in requests))
-        place = {name: position for position, name in enumerate(names)}
         rows = [
             Row(
-                prompt=place[request.prompt_id],
+                prompt=names.index(request.prompt_id),
                 seed=sample_seed(self.config, request),
                 max_new_tokens=self._room(prompts[request.prompt_id]),
             )
@@ -302,10 +301,9 @@ def _without_token(model: Any, tokenizer: Any, stop_ids: frozenset[int]) -> list
 
 def _stop_ids(model: Any, encoder: ResponseEncoder) -> frozenset[int]:
     """All tokens that end a response: the model's, and the template's end-of-turn."""
-    own = model.generation_config.eos_token_id
-    listed = [] if own is None else own if isinstance(own, list) else [own]
-    eos = encoder.tokenizer.eos_token_id
-    return frozenset([*listed, encoder.end_of_turn_ids[-1], *([] if eos is None else [eos])])
+    ends = model.generation_config.eos_token_id
+    ids = [*(ends if isinstance(ends, list) else [ends]), encoder.tokenizer.eos_token_id]
+    return frozenset(token for token in (*ids, encoder.end_of_turn_ids[-1]) if token is not None)
 
 
 def _load_model(name_or_path: str, *, dtype: str, device: str, adapter: str | None) -> Any:

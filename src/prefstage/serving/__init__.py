@@ -1,6 +1,6 @@
 """OpenAI-compatible servers: the client (retries, usage), starting and stopping one."""
 
-from prefstage.serving.client import RefusedRequestError, ServerClient, Usage, ask_each
+from prefstage.serving.client import RefusedRequestError, ServerClient, Usage, ask_all
 from prefstage.serving.managed import check_command, managed_server, run_program
 from prefstage.serving.protocol import ChatReply
 
@@ -9,7 +9,7 @@ __all__ = [
     "RefusedRequestError",
     "ServerClient",
     "Usage",
-    "ask_each",
+    "ask_all",
     "check_command",
     "managed_server",
     "run_program",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from queue import Queue
 from threading import Thread
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import httpx2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
@@ -27,7 +27,9 @@ from prefstage.serving.protocol import (
 )
 
 T = TypeVar("T")
+R = TypeVar("R")
 
+_END = object()  # after the last result
 _CONNECT_S = 30.0
 _LONGEST_BACKOFF_S = 60.0
 _LONGEST_RETRY_AFTER_S = 600.0
@@ -194,10 +196,10 @@ class ServerClient:
         """
         url = self.base_url.removesuffix("/v1") + "/openapi.json"
         try:
-            found = await self._send("GET", url, None, lambda body: body, patience=3)
+            body = await self._send("GET", url, None, lambda body: body, patience=3)
         except RefusedRequestError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return body if isinstance(body, dict) else {}
 
     async def _ask(
         self, path: str, body: dict[str, Any], read: Callable[[Any], ChatReply]
@@ -306,21 +308,13 @@ def _at_least(name: str, value: int, least: int) -> int:
     return value
 
 
-R = TypeVar("R")
-
-
-class _End:
-    """Marks the end of the results."""
-
-
-def ask_each(
+def ask_all(
     client: ServerClient, items: Iterable[T], ask: Callable[[T], Awaitable[R]]
 ) -> Iterator[R]:
     """Ask about every item, `client.concurrency` at a time, and give results as they come.
 
-    `ask` runs in an event loop on a thread of its own, so a slow consumer neither delays
-    answers nor lets them time out. What must be kept whatever happens next (an answer that
-    was paid for) is written to disk inside `ask`, right after it arrives.
+    What must be kept whatever happens next (an answer that was paid for) is written to disk
+    inside `ask`, right after it arrives.
 
     Args:
         client: Opened here, and closed at the end.
@@ -334,54 +328,47 @@ def ask_each(
         Exception: The first that `ask` raised, after the requests in flight have been
             answered and their results yielded; no new ones are begun.
     """
-    run = _Run(client, items, ask)
-    run.thread.start()
-    try:
-        while not isinstance(result := run.results.get(), _End):
-            yield result
-    finally:
-        run.cancel()
-    if run.error is not None:
-        raise run.error
+    results: Queue[R | object] = Queue()
+    errors: list[Exception] = []
+    waiting = iter(items)
 
+    async def work() -> None:
+        for item in waiting:  # shared by all workers: each item goes to one of them
+            try:
+                results.put(await ask(item))
+            except Exception as error:  # the others finish what is in flight
+                errors.append(error)
+            if errors:
+                return
 
-class _Run(Generic[T, R]):
-    def __init__(
-        self, client: ServerClient, items: Iterable[T], ask: Callable[[T], Awaitable[R]]
-    ) -> None:
-        self.results: Queue[R | _End] = Queue()
-        self.error: Exception | None = None
-        self.thread = Thread(target=self._main, name="prefstage-asking", daemon=True)
-        self._client, self._items, self._ask = client, iter(items), ask
-        self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(self._answer_all())
+    async def work_on_all() -> None:
+        async with client:
+            await asyncio.gather(*(work() for _ in range(client.concurrency)))
 
-    def cancel(self) -> None:
-        """Stop what is still running and wait until it has stopped."""
-        with suppress(RuntimeError):  # the loop is closed: all is done
-            self._loop.call_soon_threadsafe(self._task.cancel)
-        self.thread.join()
+    # The event loop has a thread of its own: a slow consumer of the results must neither delay
+    # answers nor let them time out.
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work_on_all())
 
-    def _main(self) -> None:
+    def run() -> None:
         try:
             with suppress(asyncio.CancelledError):
-                self._loop.run_until_complete(self._task)
+                loop.run_until_complete(task)
         except Exception as error:
-            self.error = error
+            errors.append(error)
         finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
-            self.results.put(_End())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+            results.put(_END)
 
-    async def _answer_all(self) -> None:
-        async with self._client:
-            await asyncio.gather(*(self._worker() for _ in range(self._client.concurrency)))
-
-    async def _worker(self) -> None:
-        for item in self._items:  # shared: each item goes to one worker
-            try:
-                self.results.put(await self._ask(item))
-            except Exception as error:  # the others finish what is in flight
-                self.error = self.error or error
-            if self.error is not None:
-                return
+    thread = Thread(target=run, name="prefstage-asking", daemon=True)
+    thread.start()
+    try:
+        while (result := results.get()) is not _END:
+            yield cast(R, result)
+    finally:
+        with suppress(RuntimeError):  # the loop is closed: all is done
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+    if errors:
+        raise errors[0]

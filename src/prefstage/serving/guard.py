@@ -22,12 +22,12 @@ _POLL_S = 0.2
 
 def main(parent: int, grace_s: float, command: list[str]) -> int:
     """Run the command until it ends, SIGTERM arrives, or the parent is gone."""
-    told = Event()
-    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    stopped = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    while server.poll() is None and not told.is_set() and os.getppid() == parent:
-        told.wait(_POLL_S)
+    while server.poll() is None and not stopped.is_set() and os.getppid() == parent:
+        stopped.wait(_POLL_S)
     ended_by_itself = server.poll()
     end_all(server, grace_s)
     return 0 if ended_by_itself is None else ended_by_itself & 0xFF
