@@ -166,7 +166,12 @@ def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:
             offloaded = any(weight.is_meta for weight in adapted.parameters())
             result = None if offloaded else adapted.load_adapter(name_or_path, name)
     except Exception as error:  # by what is wrong with it
-        _check_shapes(name_or_path, error)
+        # peft names a weight of another shape only in the text of its error.
+        reshaped = {
+            saved_name(name): f"[{saved}] in the file, [{wanted}] on this model"
+            for name, saved, wanted in _RESHAPED.findall(str(error))
+        }
+        check_weights(name_or_path, reshaped=reshaped, expected=_WANTED, cure=_CURE)
         raise _cannot_load(name_or_path, error) from error
     if result is not None:
         check_weights(
@@ -255,14 +260,6 @@ def _no_base(adapter: str, named: str) -> ModelError:
         expected="base_model_name_or_path, the model that the adapter was made for",
         cure=f"set it in {Path(adapter) / CONFIG} to the model's folder or Hub id",
     )
-
-
-def _check_shapes(name_or_path: str, error: Exception) -> None:
-    reshaped = {
-        saved_name(name): f"[{saved}] in the file, [{wanted}] on this model"
-        for name, saved, wanted in _RESHAPED.findall(str(error))
-    }
-    check_weights(name_or_path, reshaped=reshaped, expected=_WANTED, cure=_CURE)
 
 
 def _cannot_load(name_or_path: str, error: Exception) -> ModelError:

@@ -102,7 +102,10 @@ def load_checkpoint(
     tensors = [adapter_tensors(name) for name in adapters]
     supplied = {saved_name(k): tensor for weights in tensors for k, tensor in weights.items()}
     check_config(load_config(base), task, base)
-    model, report = _from_pretrained(base, task, _head_size(task, supplied), dtype, device_map)
+    # Logits of the head that an adapter brings, which its base's config.json does not know.
+    heads = [len(weight) for name, weight in supplied.items() if _NUMBERED_HEAD.search(name)]
+    labels = heads[-1] if heads and task is CLASSIFIER else None
+    model, report = _from_pretrained(base, task, labels, dtype, device_map)
     source = f"{base}, beneath adapter {adapters[0]}" if adapters else base
     _check_base(model, report, task, source, supplied)
     for index, (name, weights) in enumerate(zip(adapters, tensors, strict=True)):
@@ -224,7 +227,16 @@ def _from_pretrained(
             cure="take a smaller dtype, or another device",
         ) from error
     except Exception as error:  # what a foreign file makes transformers and torch raise is anything
-        _check_conversion(base, task, report)
+        if report.unconverted:
+            check_weights(
+                base,
+                missing=[
+                    f"{name}, which parts of other shape or number make up"
+                    for name in report.unconverted
+                ],
+                expected=task.wanted,
+                cure=_cure_of(task, ()),
+            )
         broken = unreadable_file(Path(base))
         if broken is not None:
             raise ModelError.of(
@@ -258,19 +270,6 @@ def _report_kept(report: _Report) -> Iterator[None]:
         yield
     finally:
         log.removeFilter(keep)
-
-
-def _check_conversion(base: str, task: Task, report: _Report) -> None:
-    if report.unconverted:
-        check_weights(
-            base,
-            missing=[
-                f"{name}, which parts of other shape or number make up"
-                for name in report.unconverted
-            ],
-            expected=task.wanted,
-            cure=_cure_of(task, ()),
-        )
 
 
 def _check_base(
@@ -313,7 +312,11 @@ def _check_base(
         not_finite=not_finite_names(model.state_dict()),
         expected="finite numbers",
         cure="use an earlier or another copy of the checkpoint"
-        + ("; float16 ends at 65,504: try bfloat16" if _is_half(model) else ""),
+        + (
+            "; float16 ends at 65,504: try bfloat16"
+            if str(getattr(model, "dtype", "")) == "torch.float16"
+            else ""
+        ),
     )
 
 
@@ -328,17 +331,5 @@ def _cure_of(task: Task, unexpected: Any) -> str:
     return "use the whole checkpoint, with the config.json that belongs to it"
 
 
-def _head_size(task: Task, supplied: Mapping[str, Any]) -> int | None:
-    """Logits of the head that an adapter brings, which its base's config.json does not know."""
-    if task is not CLASSIFIER:
-        return None
-    heads = [len(weight) for name, weight in supplied.items() if _NUMBERED_HEAD.search(name)]
-    return heads[-1] if heads else None
-
-
 def _shape(shape: Any) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
-
-
-def _is_half(model: Any) -> bool:
-    return str(getattr(model, "dtype", "")) == "torch.float16"

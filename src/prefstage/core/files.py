@@ -23,13 +23,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         A path in the same folder with the same suffix, to be written and closed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, since a rename is atomic only within one file system.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
+        # The content first: a rename that reaches the disk before it would name an empty file.
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
+        # mkstemp makes files that nobody else can read; a result is shared as others are.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         sync_folder(path.parent)

@@ -2,8 +2,8 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -245,7 +245,10 @@ class Ledger:
         # In WAL mode the default, NORMAL, does not flush each commit: a power cut would lose the
         # last ones, although their buyer was told that they are kept.
         self._connection.execute("PRAGMA synchronous = FULL")
-        with self._transaction():
+        with self._connection:  # commits, or rolls back
+            # IMMEDIATE takes the write lock first: looking at the tables and making them are one
+            # step, also where another process opens the same new file.
+            self._connection.execute("BEGIN IMMEDIATE")
             for name, columns in _TABLES.items():
                 self._connection.execute(
                     f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(columns.key)},"
@@ -275,18 +278,6 @@ class Ledger:
                 time.sleep(_RETRY_S)
             else:
                 return
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        # IMMEDIATE takes the write lock first: looking at the tables and making them are one
-        # step, also where another process opens the same new file.
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
 
 
 def _hold(path: Path, opening: ExitStack) -> None:

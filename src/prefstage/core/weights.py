@@ -154,6 +154,7 @@ def not_finite_names(tensors: Mapping[str, "torch.Tensor"]) -> list[str]:
     for name, tensor in tensors.items():
         if tensor.dtype not in numbers or tensor.device.type == "meta" or not tensor.numel():
             continue
+        # Tied weights stand under several names and need to be read only once.
         key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
         if key not in verdicts:
             verdicts[key] = bool(torch.isfinite(tensor.detach()).all())

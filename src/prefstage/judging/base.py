@@ -254,6 +254,7 @@ def judgment_of_rewards(reward_a: float, reward_b: float) -> Judgment:
 
 def sigmoid(logit: float) -> float:
     """σ(z) = 1 / (1 + e^-z) without overflow; σ(z) + σ(-z) = 1 to rounding."""
+    # e^z overflows where e^-z does not, and the other way round.
     if logit >= 0:
         return 1.0 / (1.0 + math.exp(-logit))
     return math.exp(logit) / (1.0 + math.exp(logit))

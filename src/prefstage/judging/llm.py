@@ -333,6 +333,7 @@ class LLMJudge(Judge):
         Raises:
             ServiceError: If the server fails for good; every reply until then is kept.
         """
+        # A question that occurs repeatedly is bought once, in either order of its responses.
         same: dict[tuple[str, str, str], list[tuple[int, bool]]] = {}
         questions: list[_Question] = []
         for position, comparison in enumerate(comparisons):

@@ -132,6 +132,8 @@ def _decode(
 ) -> Iterator[Generated]:
     """Generate one response for each row of a batch, token by token."""
     alive = list(range(len(rows)))
+    # A stream of numbers for each row, so that a response depends on its own seed alone and not
+    # on who else is in the batch.
     streams = [random.Random(row.seed) for row in rows]
     written: list[list[int]] = [[] for _ in rows]
     while True:
@@ -375,6 +377,7 @@ def _drawn(total: torch.Tensor, searches: Sequence[_Search]) -> tuple[torch.Tens
     Each is the inverse of the cumulative distribution of what is left, in the order of beams
     and token ids, at a number of the row's stream. Where nothing is left, -inf.
     """
+    # In float64 (as `total` is): a sum over a vocabulary in float32 loses the rarest tokens.
     left = torch.softmax(total, dim=-1)
     scores, chosen = [], []
     for _ in range(searches[0].width):

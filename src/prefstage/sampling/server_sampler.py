@@ -184,8 +184,18 @@ class ServerSampler(Sampler):
             raise InputError.of(
                 saw=f"concurrency={concurrency}", expected="1 or more", cure="raise concurrency"
             )
-        _refuse_beams(config)
-        _refuse_options(template_options, chat_format)
+        if config.beams > 1:
+            raise InputError.of(
+                saw=f"beams={config.beams} with a server, whose protocol has no beam search",
+                expected="one beam, or a policy in this process",
+                cure="leave beams out, or name the model's folder or Hub id",
+            )
+        if template_options and chat_format is not None:
+            raise InputError.of(
+                saw=f"template_options with chat_format {chat_format!r}, which has no variables",
+                expected="options of the model's own chat template",
+                cure="leave one of them out",
+            )
         self.client = client
         self.config = config
         self.name = name
@@ -233,6 +243,8 @@ class ServerSampler(Sampler):
             try:
                 sample = sample_of(request, await self._ask(request, dialect), self._format)
             except RefusedRequestError as error:
+                # One prompt that a server cannot take is no reason to lose the others, unless
+                # it takes none at all.
                 if error.status not in _PROMPT_FAULTS:
                     raise
                 refused.append(f"prompt {request.prompt_id}: {error.reason}")
@@ -264,24 +276,6 @@ class ServerSampler(Sampler):
         if self._template_options:
             options["chat_template_kwargs"] = self._template_options
         return await self.client.chat(messages, **options)
-
-
-def _refuse_options(options: Mapping[str, Any] | None, chat_format: str | None) -> None:
-    if options and chat_format is not None:
-        raise InputError.of(
-            saw=f"template_options with chat_format {chat_format!r}, which has no variables",
-            expected="options of the model's own chat template",
-            cure="leave one of them out",
-        )
-
-
-def _refuse_beams(config: SamplingConfig) -> None:
-    if config.beams > 1:
-        raise InputError.of(
-            saw=f"beams={config.beams} with a server, whose protocol has no beam search",
-            expected="one beam, or a policy in this process",
-            cure="leave beams out, or name the model's folder or Hub id",
-        )
 
 
 class ServedSampler(Sampler):
@@ -377,19 +371,12 @@ class ServedSampler(Sampler):
 
 def _dialect(client: ServerClient) -> Dialect:
     """How the server wants its settings; only transformers has a page to load models."""
-
-    async def describe(_: None) -> Mapping[str, Any]:
-        return await client.describe()
-
-    (description,) = ask_all(client, [None], describe)
+    (description,) = ask_all(client, [None], lambda _: client.describe())
     return "transformers" if "/load_model" in description.get("paths", {}) else "standard"
 
 
 def _first_model(client: ServerClient) -> str:
-    async def models(_: None) -> list[str]:
-        return await client.models()
-
-    (names,) = ask_all(client, [None], models)
+    (names,) = ask_all(client, [None], lambda _: client.models())
     if not names:
         raise ServiceError.of(
             saw=f"{client.base_url}/models lists no model",

@@ -156,7 +156,8 @@ class TransformersSampler(Sampler):
             InputError: As for the class.
         """
         tokenizer = load_tokenizer(name_or_path)
-        ResponseEncoder(tokenizer, **encoding)  # its faults show before the weights
+        # Made here for its faults, which show in a moment; weights take minutes to load.
+        ResponseEncoder(tokenizer, **encoding)
         _checked_budget(batch_tokens)
         model = _load_model(name_or_path, dtype=dtype, device=device, adapter=adapter)
         name = Path(name_or_path).name

@@ -124,6 +124,7 @@ class ServerClient:
         self._slots = asyncio.Semaphore(self.concurrency)
         self._http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
+            # The time-out of a whole attempt is ours: httpx would begin anew with each byte read.
             timeout=httpx2.Timeout(None, connect=_CONNECT_S),
             limits=httpx2.Limits(max_connections=self.concurrency),
             trust_env=not _is_loopback(self.base_url),  # a proxy cannot reach our loopback

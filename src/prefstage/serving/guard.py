@@ -35,6 +35,7 @@ def main(parent: int, grace_s: float, command: list[str]) -> int:
 
 def end_all(server: "subprocess.Popen[bytes]", grace_s: float) -> None:
     """Ask the server, its process group and its descendants to end; then make them end."""
+    # Before any of them ends: a child whose parent is gone can no longer be found as its child.
     family = psutil.Process().children(recursive=True)
     _signal_group(server.pid, signal.SIGTERM)
     for process in family:

@@ -95,6 +95,7 @@ def _guarded(
 ) -> "subprocess.Popen[bytes]":
     """Start a program under the guard, which ends it when this process is gone."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    # -P keeps the folder of this script off the path, whose files have names of other packages.
     arguments = [sys.executable, "-P", str(_GUARD), str(os.getpid()), str(stop_grace_s), *words]
     with log_file.open("ab") as log:
         return subprocess.Popen(
