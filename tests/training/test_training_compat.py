@@ -110,6 +110,7 @@ def test_the_loops_sums_are_where_they_were(name: str) -> None:
 def test_arguments_and_optimisers(tmp_path: Path) -> None:
     args = arguments(tmp_path)
     assert {"fsdp_config", "lr_scheduler_kwargs"} <= set(dict_fields(args))
+    args._n_gpu = 2
     use_one_gpu(args)
     assert args.n_gpu == 1
     state = torch.get_rng_state()

@@ -4,6 +4,7 @@ Nothing else in this package touches their privates: when a release moves one of
 the file to change. `tests/training/test_compat.py` looks for every one in what is installed.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
@@ -21,6 +22,8 @@ from prefstage.scoring.engine import score_pass
 from prefstage.scoring.model_parts import ModelParts
 from prefstage.scoring.padded import Batch
 from prefstage.scoring.rows import Row
+
+_log = logging.getLogger(__name__)
 
 LoraFactors = tuple[str, str, float]
 """Parameter names of B [out, rank] and A [rank, in], and the scale s of W + sBA."""
@@ -172,7 +175,12 @@ def dict_fields(args: Any) -> list[str]:
 
 def use_one_gpu(args: Any) -> None:
     """Keep the Trainer from wrapping the model in DataParallel, which splits inside a step."""
-    args._n_gpu = 1
+    if args.n_gpu > 1:
+        _log.warning(
+            "%d GPUs and one process: one GPU is used; start with `accelerate launch` for all",
+            args.n_gpu,
+        )
+        args._n_gpu = 1
 
 
 def probe_trainer(args: Any) -> Trainer:

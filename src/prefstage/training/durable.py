@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl
+from typing_extensions import override
 
 from prefstage.core.errors import CheckpointError, TrainingError
 from prefstage.core.files import write_json
@@ -169,6 +170,7 @@ class DurableTrainer(HookedTrainer):
         if other:
             _log.warning("%s was written with %s", checkpoint, ", ".join(other))
 
+    @override
     def has_ended(self, max_steps: int) -> bool:
         """Whether the resumed run had ended, its state being loaded: no further step then."""
         if self._resumed is None:
@@ -201,6 +203,7 @@ class DurableTrainer(HookedTrainer):
 
     # --- Saving ----------------------------------------------------------------------------
 
+    @override
     def write_checkpoint(self, folder: Path, write: Callable[[], None]) -> None:
         """Write into staging; the checkpoint gets its name when it is whole."""
         step = self.state.global_step
@@ -250,15 +253,18 @@ class DurableTrainer(HookedTrainer):
             )
         return final
 
+    @override
     def check_metrics(self, metrics: dict[str, float]) -> None:
         """Check that the metric which chooses the best checkpoint is among an evaluation's."""
         check_metric(self.args.metric_for_best_model, metrics)
 
+    @override
     def best_was_loaded(self, checkpoint: Path) -> None:
         """Remember whose weights the model has."""
         # not the step of the best metric: evaluations may come oftener than checkpoints
         self.best_step = step_of(checkpoint) if checkpoint.is_dir() else None
 
+    @override
     def check_norm(self, norm: Any) -> None:
         """End the run before a gradient that is no number does harm."""
         if norm is not None and not math.isfinite(float(norm)):

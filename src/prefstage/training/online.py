@@ -358,7 +358,7 @@ def with_fresh(
         if response is not None:
             tree = _with_responses(item.trees[0], item.trees[0].response_ids[0], response.ids)
             # Scores and preferences were of the response that is gone.
-            item = replace(item, trees=(tree,), scores=None, preference=None)  # noqa: PLW2901
+            item = replace(item, trees=(tree,), scores=None, preference=None)  # noqa: PLW2901 - a changed copy
             known = [*known[:1], *(torch.tensor(response.reference).to(k) for k in known[:1])]
         made.append(item)
         reference += known

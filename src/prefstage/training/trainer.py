@@ -134,12 +134,7 @@ class PreferenceTrainer(DurableTrainer):
         )
         check_item_sets(train_items, eval_items, evaluates=args.eval_strategy != "no")
         self._scoring_calls = ScoringCalls(model)
-        if args.n_gpu > 1:  # a step is divided over processes, not inside the model
-            _log.warning(
-                "%d GPUs and one process: one GPU is used; start with `accelerate launch` for all",
-                args.n_gpu,
-            )
-            use_one_gpu(args)
+        use_one_gpu(args)
         super().__init__(
             model=model,
             args=args,
