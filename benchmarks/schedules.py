@@ -15,8 +15,7 @@ from statistics import mean, stdev
 from transformers.utils.logging import disable_progress_bar
 
 from prefstage.core.files import write_json
-from prefstage.sandbox.demo import run_demo
-from prefstage.sandbox.demo_report import DemoConfig, DemoReport, ScheduleDone
+from prefstage.sandbox.demo import DemoConfig, DemoReport, ScheduleDone, run_demo
 
 
 def main() -> None:

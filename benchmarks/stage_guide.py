@@ -20,6 +20,14 @@ from itertools import pairwise
 from multiprocessing import get_context
 
 import torch
+from stage_calls import (
+    KINDS,
+    LARGEST,
+    PORTION,
+    Calls,
+    Case,
+    measure_portion,
+)
 
 from prefstage.sandbox.theory.guide import (
     ACCURACIES,
@@ -33,14 +41,6 @@ from prefstage.sandbox.theory.guide import (
     draw_judges,
     draw_verdicts,
 )
-from prefstage.sandbox.theory.guide_calls import (
-    KINDS,
-    LARGEST,
-    PORTION,
-    Calls,
-    Told,
-    measure_portion,
-)
 
 HALF = 0.5
 ERRORS: tuple[Errors, ...] = tuple(KINDS)
@@ -52,17 +52,17 @@ CASE_HEAD = (
     " worst bin |\n|---|---|---|---|---|---|---|---|"
 )
 CASES = (
-    Told("as told"),
-    Told("a biased judge, bias told", biased=True),
-    Told("a biased judge, bias not told", biased=True, bias_told=False),
-    Told("accuracy told 10 points too high", accuracy_off_by=0.1),
-    Told("accuracy told 10 points too low", accuracy_off_by=-0.1),
-    Told("true scores as in TwoStage's tables", usual_truths=True),
+    Case("as told"),
+    Case("a biased judge, bias told", biased=True),
+    Case("a biased judge, bias not told", biased=True, bias_told=False),
+    Case("accuracy told 10 points too high", accuracy_off_by=0.1),
+    Case("accuracy told 10 points too low", accuracy_off_by=-0.1),
+    Case("true scores as in TwoStage's tables", usual_truths=True),
 )
 
 
 def measure_all(
-    case: Told, kinds: Sequence[Errors], worlds: int, seed: int, processes: int
+    case: Case, kinds: Sequence[Errors], worlds: int, seed: int, processes: int
 ) -> Iterator[Calls]:
     """The calls of each kind of judge, an equal part of the worlds each."""
     place = CASES.index(case)
@@ -84,14 +84,14 @@ def quoted(one: Bin) -> str:
     """Printed minus found, with its standard error; a dash where there are too few calls."""
     if one.calls < ENOUGH:
         return "–"
-    return f"{one.difference:+.1%} ± {(one.found * (1 - one.found) / one.calls) ** 0.5:.1%}"
+    return f"{one.difference:+.1%} ± {(one.right * (1 - one.right) / one.calls) ** 0.5:.1%}"
 
 
 def bin_table(calls: Calls) -> str:
     """Printed against found, as Markdown."""
     lines = ["| printed | calls | mean printed | right | difference |", "|---|---|---|---|---|"]
     lines += [
-        f"| {b.low:.0%} to {b.high:.0%} | {b.calls:,} | {b.printed:.1%} | {b.found:.1%} |"
+        f"| {b.low:.0%} to {b.high:.0%} | {b.calls:,} | {b.printed:.1%} | {b.right:.1%} |"
         f" {quoted(b)} |"
         for b in bins_of(calls)
     ]
@@ -127,7 +127,7 @@ def part_table(kinds: dict[Errors, Calls]) -> str:
     return "\n".join(lines)
 
 
-def case_line(case: Told, errors: Errors, calls: Calls) -> str:
+def case_line(case: Case, errors: Errors, calls: Calls) -> str:
     """One case: printed and right over all, the mean difference and the worst bin."""
     bins = bins_of(calls)
     mean = sum(b.calls * abs(b.difference) for b in bins) / len(calls.right)

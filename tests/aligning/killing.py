@@ -26,7 +26,8 @@ from typing import Any
 
 import torch
 
-from prefstage.aligning import align, loop, run_experiment
+from prefstage.aligning import align, run_experiment
+from prefstage.aligning.steps import train
 from prefstage.core.ledger import LEDGER, Ledger
 from prefstage.sampling import Sample, SampleRequest, TransformersSampler
 from tests.aligning.tiny_world import settings
@@ -76,15 +77,15 @@ def trained(out: Path) -> set[str]:
 
 def note_training(out: Path) -> None:
     """Have this process write down which training it begins, and whether it was whole before."""
-    whole, run_train = trained(out), loop.run_train
+    whole, train_recipe = trained(out), train.train_recipe
 
-    def noted(folder: Path, *given: Any, **more: Any) -> None:
+    def noted(recipe: Any, folder: Path) -> Any:
         name = folder.name.removeprefix(".unfinished-")
         with Path(f"{out}.trained").open("a") as stream:
             stream.write(f"{'again' if name in whole else 'begun'} {name}\n")
-        run_train(folder, *given, **more)
+        return train_recipe(recipe, folder)
 
-    loop.run_train = noted
+    train.train_recipe = noted
 
 
 def sampled(out: Path) -> set[str]:

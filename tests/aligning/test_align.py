@@ -11,9 +11,9 @@ import pytest
 
 from prefstage.aligning import Aligned, align, load_recipe
 from prefstage.aligning.loop import choose
-from prefstage.aligning.schedule import Rule
-from prefstage.aligning.steps import locked
+from prefstage.aligning.recipe import Rule
 from prefstage.core.errors import RunFolderError
+from prefstage.core.runs import locked
 from prefstage.measuring import Stage
 from tests.aligning.tiny_world import settings
 
@@ -98,7 +98,7 @@ def alter(path: Path) -> None:
     ("kind", "file", "harm", "why"),
     [
         ("build", "pairs.parquet", Path.unlink, "pairs.parquet is missing"),
-        ("train", "model/model.safetensors", alter, "was altered"),
+        ("train", "model/model.safetensors", alter, "model.safetensors has changed since"),
         ("measure", "stage.json", cut_short, "bytes instead of"),
         ("evaluate", "step.json", Path.unlink, "step.json is missing"),
     ],

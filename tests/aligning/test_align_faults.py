@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from prefstage.aligning import work
+from prefstage.aligning.steps import build
 from prefstage.cli.main import app
 from prefstage.core.files import write_json
 from tests.aligning.tiny_world import settings
@@ -42,11 +42,11 @@ def test_a_step_that_fails_leaves_the_others(
     said: str,
 ) -> None:
     def refuse(path: Path, value: Any) -> None:
-        if path.name == work.BUILT:
+        if path.name == build.BUILT:
             raise fault
         write_json(path, value)
 
-    monkeypatch.setattr(work, "write_json", refuse)
+    monkeypatch.setattr(build, "write_json", refuse)
     failed = typed(tmp_path, world)
     assert failed.exit_code == code, failed.output
     assert said in failed.stderr
@@ -77,7 +77,7 @@ def test_an_unfinished_step_of_another_place_is_begun_anew(world: Path, tmp_path
 def test_a_second_process_is_refused_while_the_first_works(world: Path, tmp_path: Path) -> None:
     """Two real processes; the first holds the folder until it is killed."""
     assert typed(tmp_path, world).exit_code == 0
-    hold = "import sys, time; from pathlib import Path; from prefstage.aligning.steps import locked"
+    hold = "import sys, time; from pathlib import Path; from prefstage.core.runs import locked"
     hold += "\nwith locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
     words = [sys.executable, "-c", hold, str(tmp_path / "run")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as first:

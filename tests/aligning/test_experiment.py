@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from prefstage.aligning import Grid, load_grid, plan_experiment, run_experiment
-from prefstage.aligning.steps import locked
 from prefstage.building import build_pairs
 from prefstage.core.config import load_config
 from prefstage.core.errors import ConfigError, InputError, RunFolderError
-from prefstage.core.runs import RunFolder
+from prefstage.core.runs import RunFolder, locked
 from tests.aligning.tiny_world import settings
 
 TABLE = {"kind": "stages", "by": ["loss"], "columns": ["true reward", "win_rate", "avg_length"]}

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 from prefstage import align
 from prefstage.aligning import load_recipe
-from prefstage.aligning.chain import Chain
+from prefstage.aligning.steps import Build, Sample, Train, Workspace
 from prefstage.core.errors import ConfigError, ServiceError
 from prefstage.core.ledger import Ledger
-from tests.aligning.tiny_world import settings
+from prefstage.judging import load_judge
+from tests.aligning.tiny_world import JUDGE, settings
 
 SERVER = "transformers serve {policy} --host 127.0.0.1 --port {port}"
 
@@ -41,17 +42,21 @@ def test_a_training_that_fails_is_told_with_the_end_of_its_log(world: Path, tmp_
     assert align(given, out=tmp_path).result["stopped"] == "all iterations done"
 
 
-def test_server_and_launcher_are_part_of_what_a_step_depends_on(world: Path) -> None:
-    plain, served, launched = (
-        Chain(load_recipe(settings(world, **more)), judge="judge")
+def test_server_and_launcher_are_part_of_what_a_step_depends_on(
+    world: Path, tmp_path: Path
+) -> None:
+    spaces = [
+        Workspace(load_recipe(settings(world, **more)), load_judge(JUDGE), tmp_path)
         for more in ({}, {"server": SERVER}, {"launch": "accelerate launch"})
-    )
-    start = plain.start()
-    assert plain.sample(start).key != served.sample(start).key
-    assert plain.sample(start).key == launched.sample(start).key
-    built = plain.sample(start)
-    assert plain.train(start, built, start).key == served.train(start, built, start).key
-    assert plain.train(start, built, start).key != launched.train(start, built, start).key
+    ]
+    start = spaces[0].policy("start", str(world / "policy"))
+    plain, served, launched = (Sample(space, start).key for space in spaces)
+    assert plain != served
+    assert plain == launched
+    built = Build.off_policy(spaces[0])
+    plain, served, launched = (Train(space, start, built, reference=start).key for space in spaces)
+    assert plain == served
+    assert plain != launched
 
 
 def test_what_is_served_is_the_folder_of_the_policy(world: Path) -> None:

@@ -3,9 +3,16 @@ import io
 
 import pytest
 
-from prefstage.aligning.grid import TableSettings
-from prefstage.aligning.paper_tables import build_table, starts_of
-from prefstage.aligning.tables import Table, comma_separated, figure, latex, markdown
+from prefstage.aligning.tables import (
+    Figure,
+    Table,
+    TableSettings,
+    build_table,
+    comma_separated,
+    latex,
+    markdown,
+    starts_of,
+)
 
 # Rows 1 to 7 of Zephyr in Sun et al. 2025, arXiv:2508.10530, Table 3.
 ZEPHYR = {
@@ -57,7 +64,7 @@ def test_repeats_give_mean_and_standard_error():
         line.replace("| 0.40 |", "| 0.40 ± 0.00 |") for line in lines
     ]
     assert len(starts_of(STAGES, rows)) == 3
-    assert len(starts_of(STAGES, rows, each_repeat=True)) == 6
+    assert len(starts_of(STAGES, rows, by_repeat=True)) == 6
 
 
 def test_what_no_gain_makes_of_the_ratio():
@@ -105,7 +112,7 @@ def test_contrasts_tell_the_difference_of_two_rows():
 
 @pytest.fixture
 def small():
-    row = ("50 % & more", figure([0.5, 0.7], gain=0.1), "≤ 0")
+    row = ("50 % & more", Figure.of([0.5, 0.7], gain=0.1), "≤ 0")
     return Table(
         "A_b", ("data", "rate", "Δ(×)"), (("one|two", (row,)), ("", ((None, None, None),)))
     )

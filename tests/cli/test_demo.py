@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from prefstage.cli.main import app
 from prefstage.sandbox import demo
-from prefstage.sandbox.demo_report import DemoConfig
+from prefstage.sandbox.demo import DemoConfig
 
 STAGES = {"injection", "fine-tuning", "undecided"}
 SMALL = {"pairs": 12, "held_out": 6, "demonstrations": 60, "sft_steps": 2, "epochs": 1}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prefstage.core.errors import InputError
 from prefstage.sandbox import Grade, Instruction, grade_response, true_preference, true_reward
 from prefstage.sandbox.language import ITEMS
-from prefstage.sandbox.reward import TEMPERATURE, WEIGHTS, edit_distance
+from prefstage.sandbox.world import TEMPERATURE, WEIGHTS, edit_distance
 
 PLAIN = Instruction(("sort",), ("fox", "ant", "bee"), "commas", polite=False)
 POLITE = Instruction(("reverse",), ("fox", "ant", "bee"), "semicolons", polite=True)

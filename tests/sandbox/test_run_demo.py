@@ -10,16 +10,20 @@ from prefstage.data import load_pairs
 from prefstage.judging import Comparison, load_judge
 from prefstage.measuring import MeasureConfig, measure_stage
 from prefstage.sandbox import CHATTY, GUESSER, World, true_preference, true_reward
-from prefstage.sandbox.demo import SAMPLING, reward_of, run_demo, true_boundary, true_judge
-from prefstage.sandbox.demo_report import (
+from prefstage.sandbox.demo import (
     AUTO,
     FIXED,
     JUDGE,
+    SAMPLING,
     DemoConfig,
     IterationDone,
     PolicyTrained,
     PoolMade,
     ScheduleDone,
+    reward_of,
+    run_demo,
+    true_boundary,
+    true_judge,
 )
 
 SMALL = DemoConfig(pairs=40, held_out=20, demonstrations=200, sft_steps=30, epochs=1)

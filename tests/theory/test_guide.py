@@ -98,7 +98,7 @@ def test_bins_count_every_call_once() -> None:
     printed = torch.tensor([0.45, 0.55, 0.6, 0.97, 1.0], dtype=torch.float64)
     right = torch.tensor([False, True, True, True, False])
     bins = binned(printed, right)
-    assert [(each.low, each.calls, each.found) for each in bins] == [
+    assert [(each.low, each.calls, each.right) for each in bins] == [
         (0.5, 2, 0.5), (0.6, 1, 1.0), (0.95, 1, 1.0), (0.98, 1, 0.0),
     ]  # fmt: skip
     assert bins[0].difference == pytest.approx(0.0)

@@ -5,8 +5,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-
-from prefstage.sandbox.theory.guide_calls import Calls
+from stage_calls import Calls
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "stage_guide.py"
 

@@ -20,14 +20,13 @@ from prefstage.sandbox.theory import (
 )
 from prefstage.sandbox.theory.evidence import counterexample, equality, fitted_order, order, rule
 from prefstage.sandbox.theory.rankings import CHECKS as RANKINGS
-from prefstage.sandbox.theory.stage_call import (
+from prefstage.sandbox.theory.stage_calls import (
     expected_score,
     judged,
     measured_score,
-    parted,
     wins_of,
 )
-from prefstage.sandbox.theory.worlds import dpo_gradient, dpo_optimum, labelled
+from prefstage.sandbox.theory.worlds import dpo_gradient, dpo_optimum, labelled, parted
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -137,7 +136,7 @@ def test_an_unknown_check_is_one_line(tmp_path):
 
 def test_a_measured_score_is_unbiased_about_what_the_judge_expects():
     worlds = draw_worlds(200, seed=5, responses=8)
-    policy, off = parted(worlds, 0.5)
+    policy, off = parted(worlds.log_reference, worlds.log_reference, 0.5)
     told = judged(wins_of(worlds), accuracy=0.8, bias=0.05)
     generator = torch.Generator().manual_seed(1)
     measured = measured_score(told, policy, off, prompts=200, generator=generator)

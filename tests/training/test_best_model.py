@@ -9,7 +9,8 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from prefstage.aligning.results import iteration_result, table
+from prefstage.aligning.loop import table
+from prefstage.aligning.steps import training_figures
 from prefstage.cli.main import app
 from prefstage.core.config import load_config
 from prefstage.reporting import write_report
@@ -180,12 +181,11 @@ def test_without_it_the_last_step_is_exported(tmp_path: Path) -> None:
 
 def test_the_table_of_an_alignment_names_the_step(tmp_path: Path) -> None:
     trained, _ = run(tmp_path)
-    built = {"pairs_built": 16, "left_out": {}, "figures": {}}
-    told = {"rule": "off", "data": "off", "reason": "", "stage": None, "built": built}
-    row = iteration_result(1, {**told, "trained": trained.result}, {})
+    training = training_figures(trained.result)
+    row = {"iteration": 1, "data": "off", "stage": None, "pairs": 16, "evaluation": None}
+    row["training"] = training
     step = trained.result["exported_step"]
     assert f"| {step} of 6 |" in table({"iterations": [row]})
     assert any(
-        note.startswith(f"exported: the model of step {step} of 6")
-        for note in row["training"]["notes"]
+        note.startswith(f"exported: the model of step {step} of 6") for note in training["notes"]
     )

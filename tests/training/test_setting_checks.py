@@ -13,7 +13,7 @@ from transformers.training_args import OptimizerNames
 from typer.testing import CliRunner
 
 from prefstage.aligning import load_recipe as load_alignment
-from prefstage.aligning.grid import load_grid
+from prefstage.aligning.experiment import load_grid
 from prefstage.cli.main import app
 from prefstage.core.errors import ConfigError, MissingDependencyError, PrefstageError
 from prefstage.training import PreferenceArguments

@@ -1,12 +1,16 @@
 """The loop: sample, judge, measure, choose, build, train, evaluate; and again."""
 
-from prefstage.aligning.experiment import Experiment, plan_experiment, run_experiment
-from prefstage.aligning.grid import Grid, load_grid
+from prefstage.aligning.experiment import (
+    Experiment,
+    Grid,
+    load_grid,
+    plan_experiment,
+    run_experiment,
+)
 from prefstage.aligning.loop import Aligned, align
 from prefstage.aligning.planning import PlannedStep, plan_alignment
-from prefstage.aligning.recipe import Recipe, load_recipe
-from prefstage.aligning.schedule import Rule, parse_schedule
-from prefstage.aligning.steps import Step, StepRecord, Steps
+from prefstage.aligning.recipe import Recipe, Rule, load_recipe, parse_schedule
+from prefstage.aligning.steps import Step, StepRecord, Steps, Workspace
 
 __all__ = [
     "Aligned",
@@ -18,6 +22,7 @@ __all__ = [
     "Step",
     "StepRecord",
     "Steps",
+    "Workspace",
     "align",
     "load_grid",
     "load_recipe",

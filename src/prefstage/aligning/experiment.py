@@ -1,32 +1,124 @@
 """`run_experiment`: every combination of a grid as an alignment, with tables of the results."""
 
+import json
+import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, Self
 
-from prefstage.aligning.agreement import Contingency, by_gain, by_ratio
-from prefstage.aligning.cells import Metric, bad_rows_told, read_cell, reversals_in_cells
-from prefstage.aligning.grid import Grid, load_grid
-from prefstage.aligning.loop import Tell, align
-from prefstage.aligning.paper_tables import Rows, build_table, starts_of
+from pydantic import Field, model_validator
+
+from prefstage.aligning.loop import CONFIG, EVEN, Tell, align, reversal_lines
+from prefstage.aligning.loop import RESULT as ALIGNED
 from prefstage.aligning.planning import PlannedStep, plan_alignment
-from prefstage.aligning.steps import Begun, locked
-from prefstage.aligning.tables import comma_separated, latex, markdown
-from prefstage.core.config import write_config
+from prefstage.aligning.recipe import Recipe, load_recipe
+from prefstage.aligning.steps import PAIRS, STEPS, Begun, read_answers
+from prefstage.aligning.tables import (
+    BUILT_IN,
+    TRAINING,
+    Rows,
+    Start,
+    TableSettings,
+    build_table,
+    by_gain,
+    by_ratio,
+    comma_separated,
+    latex,
+    markdown,
+    starts_of,
+)
+from prefstage.core.config import Config, load_config, write_config
 from prefstage.core.errors import PrefstageError
 from prefstage.core.files import write_json, write_text
 from prefstage.core.progress import progress
 from prefstage.core.results import write_result
-from prefstage.core.runs import RunFolder
+from prefstage.core.runs import RunFolder, locked
+from prefstage.data.loading import load_pairs
+from prefstage.data.records import Prompt
 from prefstage.data.tokenizer_files import with_date
-from prefstage.judging.loading import import_function, load_judge
+from prefstage.judging.loading import as_judge, import_function
 
 CELLS, STORE, TABLES, ERRORS = "cells", "store", "tables", "errors"
-RESULT, CONFIG = "experiment.json", "config.yaml"
+RESULT = "experiment.json"
 FORMATS = {"md": markdown, "tex": latex, "csv": comma_separated}
+_UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
+
+Metric = Callable[[Prompt, str], float]
+"""(prompt, response) -> figure."""
+
+
+class Grid(Config):
+    """An experiment: every combination of the axes' values, each an alignment."""
+
+    recipe: dict[str, Any] = Field(description="As for prefstage align; what all cells share.")
+    axes: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field(
+        min_length=1,
+        description="Values of the setting of that name, or names of values and their settings.",
+    )
+    metrics: dict[str, str] = Field(
+        default={}, description="Names of figures and python:module:function(prompt, response)."
+    )
+    tables: dict[str, TableSettings] = Field(default={}, description="By name of file.")
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        for axis, values in self.axes.items():
+            if not values:
+                raise ValueError(f"axis {axis} is empty; expected values; add some, or remove it")
+            labels = [_safe(label) for label, _ in _values(axis, values)]
+            if len({*labels}) < len(labels):
+                raise ValueError(f"axis {axis} has a value twice; expected different ones; rename")
+        figures = (*BUILT_IN, *self.metrics)
+        for name, table in self.tables.items():
+            for axis in (*table.by, *table.rows):
+                if axis not in self.axes:
+                    raise ValueError(
+                        f"tables.{name} names axis {axis!r}; expected one of "
+                        f"{', '.join(self.axes)}; change it"
+                    )
+            for column in table.columns:
+                if column not in figures and not column.startswith(TRAINING):
+                    raise ValueError(
+                        f"tables.{name} has column {column!r}; expected one of "
+                        f"{', '.join(figures)} or {TRAINING}NAME; change it"
+                    )
+        return self
+
+    @property
+    def cells(self) -> "tuple[Cell, ...]":
+        """Every combination, the last axis fastest.
+
+        Raises:
+            ConfigError: If one is no recipe.
+        """
+        cells = []
+        for chosen in product(*(_values(axis, values) for axis, values in self.axes.items())):
+            values = {axis: label for axis, (label, _) in zip(self.axes, chosen, strict=True)}
+            overrides = {key: value for _, settings in chosen for key, value in settings.items()}
+            name = ",".join(f"{_safe(axis)}={_safe(label)}" for axis, label in values.items())
+            cells.append(Cell(name, values, load_recipe(self.recipe, overrides)))
+        return tuple(cells)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination.
+
+    Attributes:
+        name: Of its folder.
+        values: The label of each axis's value.
+        recipe: What it does.
+    """
+
+    name: str
+    values: Mapping[str, str]
+    recipe: Recipe
 
 
 @dataclass(frozen=True)
@@ -67,13 +159,32 @@ class Experiment:
     @property
     def failed(self) -> tuple[CellRecord, ...]:
         """The cells that failed."""
-        return tuple(each for each in self.cells if each.error is not None)
+        return tuple(cell for cell in self.cells if cell.error is not None)
+
+
+def load_grid(source: Grid | Mapping[str, Any] | Path | str) -> Grid:
+    """Read and check an experiment; every cell's recipe is checked too.
+
+    Args:
+        source: A grid, its settings, or its YAML file.
+
+    Returns:
+        The grid.
+
+    Raises:
+        ConfigError: One line that names what is wrong.
+    """
+    if isinstance(source, Grid):
+        return source
+    grid = load_config(Grid, source)
+    _ = grid.cells
+    return grid
 
 
 def run_experiment(
     source: Grid | Mapping[str, Any] | Path | str,
     *,
-    out: Path,
+    out: Path | str,
     tell: Callable[[CellRecord], None] | None = None,
     step: Tell | None = None,
     begun: Begun | None = None,
@@ -103,10 +214,10 @@ def run_experiment(
     Source:
         Sun et al. 2025, arXiv:2508.10530, Section 4: the full-combination experiment.
     """
-    grid = load_grid(source)
+    grid, out = load_grid(source), Path(out)
     metrics, cells = _load_metrics(grid), grid.cells
     RunFolder.open(out, command="experiment", inputs={})
-    judge, records, rows = cache(load_judge), list[CellRecord](), list[dict[str, Any]]()
+    judge, records, rows = cache(as_judge), list[CellRecord](), list[dict[str, Any]]()
     with locked(out), progress("cells", len(cells)) as tick:
         write_config(grid, out / CONFIG)
         for number, cell in enumerate(cells, start=1):
@@ -121,18 +232,19 @@ def run_experiment(
                     begun=begun,
                     store=out / STORE,
                 )
-                ran = sum(each.did != "reused" for each in aligned.steps)
+                ran = sum(record.did != "reused" for record in aligned.steps)
                 rows.append(read_cell(cell, folder, metrics))
-            except Exception as fault:  # a cell's fault is its own, whatever it is
-                error = _told(fault, out / ERRORS / f"{cell.name}.txt")
+            except Exception as fault:  # one cell's fault, whatever it is, is not the others'
+                error = _one_line(fault, out / ERRORS / f"{cell.name}.txt")
             records.append(CellRecord(cell.name, number, len(cells), ran, error))
-            (tell or (lambda record: None))(records[-1])
+            if tell is not None:
+                tell(records[-1])
             tick(note=cell.name)
         return _conclude(grid, out, rows, records)
 
 
 def plan_experiment(
-    source: Grid | Mapping[str, Any] | Path | str, *, out: Path
+    source: Grid | Mapping[str, Any] | Path | str, *, out: Path | str
 ) -> tuple[PlannedStep, ...]:
     """Tell what `run_experiment` would do, without doing any of it.
 
@@ -147,20 +259,122 @@ def plan_experiment(
         ConfigError: If the grid, or a cell's recipe, is wrong.
         InputError: If data, policies or judges cannot be used.
     """
-    judge = cache(load_judge)
-    found: dict[object, PlannedStep] = {}
+    judge, out = cache(as_judge), Path(out)
+    steps: dict[object, PlannedStep] = {}
     for cell in load_grid(source).cells:
-        for place, each in enumerate(
-            plan_alignment(
-                with_date(cell.recipe, cell.recipe.policy, out),
-                out=out / STORE,
-                judge=judge(cell.recipe.judge),
-            )
-        ):
-            name = each.step or (cell.name, place)  # what follows from a stage has no name yet
-            if name not in found:
-                found[name] = each
-    return tuple(found.values())
+        planned = plan_alignment(
+            with_date(cell.recipe, cell.recipe.policy, out),
+            out=out / STORE,
+            judge=judge(cell.recipe.judge),
+        )
+        for position, step in enumerate(planned):
+            # What follows from an unmeasured stage has no name yet, and is no other cell's step.
+            steps.setdefault(step.step or (cell.name, position), step)
+    return tuple(steps.values())
+
+
+def read_cell(cell: Cell, folder: Path, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """The figures of a finished cell.
+
+    Args:
+        cell: The cell.
+        folder: Its run folder.
+        metrics: What else is computed of each answer to a held-out prompt, and averaged.
+
+    Returns:
+        The cell's name and values, the bad rows that it put aside, how often its judge reversed
+        labels that it replaced, and its policies in order: the start, and after each iteration;
+        each with the data trained on so far and its figures.
+    """
+    result = json.loads((folder / ALIGNED).read_text("utf-8"))
+    steps, rows = folder / STEPS, result["iterations"]
+    done = [row for row in rows if row["stopped"] is None]
+    figures: dict[str, float | None] = {}
+    if rows and (evaluation := rows[0]["evaluation"]) is not None:
+        controlled = evaluation["length_controlled_win_rate"]
+        figures |= {
+            "win_rate": EVEN,
+            "avg_length": evaluation["avg_length_start"],
+            "length_controlled_win_rate": None if controlled is None else EVEN,
+            **_averages(steps / result["start_answers"], metrics),
+        }
+    policies = [figures]
+    for row in done:
+        figures = {"pairs": row["pairs"]}
+        if row["evaluation"] is not None:
+            figures |= {
+                name: row["evaluation"][name]
+                for name in ("win_rate", "length_controlled_win_rate", "avg_length")
+            }
+            figures |= _averages(steps / row["steps"]["answer"], metrics)
+        figures |= {TRAINING + name: v for name, v in row["training"]["metrics"].items()}
+        figures |= _quality(steps / row["steps"]["build"] / PAIRS)
+        policies.append(figures)
+    # A policy's boundary score is measured in the iteration that it goes into.
+    for figures, row in zip(policies, rows, strict=False):
+        if row["stage"] is not None:
+            figures["boundary_score"] = row["stage"]["boundary_score"]
+    return {
+        "cell": cell.name,
+        "values": dict(cell.values),
+        "put_aside": result["put_aside"],
+        "stopped": result["stopped"],
+        "reversals": reversal_lines(result),
+        "policies": [
+            {
+                "path": [row["data"] for row in done[:number]],
+                "figures": {name: v for name, v in figures.items() if v is not None},
+            }
+            for number, figures in enumerate(policies)
+        ],
+    }
+
+
+def bad_rows_text(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Say which bad rows the cells put aside.
+
+    Args:
+        cells: As of `read_cell`.
+
+    Returns:
+        Such as "2 of 14 rows of off_policy (in 8 of 8 cells)"; empty if there were none.
+    """
+    texts = (
+        f"{count['rows']:,} of {count['of']:,} rows of {name}"
+        for cell in cells
+        for name, count in cell.get("put_aside", {}).items()
+    )
+    return ", ".join(_counted(texts, len(cells)))
+
+
+def cell_reversal_lines(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How often the cells' judges reversed the labels that they replaced.
+
+    Args:
+        cells: As of `read_cell`.
+
+    Returns:
+        A line for each different figure, with how many cells it is of.
+    """
+    return _counted((text for cell in cells for text in cell.get("reversals", ())), len(cells))
+
+
+def _counted(texts: Iterable[str], cells: int) -> list[str]:
+    return [f"{text} (in {count} of {cells} cells)" for text, count in Counter(texts).items()]
+
+
+def _averages(answers: Path, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    rows = read_answers(answers) if metrics else []
+    return {name: mean(metric(*row) for row in rows) for name, metric in metrics.items()}
+
+
+def _quality(pairs: Path) -> dict[str, float]:
+    """Mean score of the chosen responses, and mean gap, where the pairs have scores."""
+    scores = [(pair.score_chosen, pair.score_rejected) for pair in load_pairs(str(pairs))]
+    known = [(a, b) for a, b in scores if a is not None and b is not None]
+    if not known or len(known) < len(scores):
+        return {}
+    return {"avg_chosen": mean(a for a, _ in known), "avg_gap": mean(a - b for a, b in known)}
 
 
 def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> Experiment:
@@ -174,10 +388,10 @@ def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> E
         tables[name] = markdown(table)
         if settings.kind == "stages":
             agreement[name] = {
-                kind: _agreement(starts_of(settings, rows, each_repeat=each))
-                for kind, each in (("means", False), ("repeats", True))
+                kind: _agreement(starts_of(settings, rows, by_repeat=by_repeat))
+                for kind, by_repeat in (("means", False), ("repeats", True))
             }
-    failed = {each.cell: each.error for each in records if each.error is not None}
+    failed = {record.cell: record.error for record in records if record.error is not None}
     result = {"cells": list(rows), "failed": failed, "agreement": agreement}
     write_json(out / RESULT, result)
     write_result(
@@ -188,37 +402,52 @@ def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> E
             "start": grid.recipe.get("policy", "by an axis"),
             "judge": grid.recipe.get("judge", "by an axis"),
             "axes": ", ".join(f"{len(values)} x {axis}" for axis, values in grid.axes.items()),
-            "put aside as bad": bad_rows_told(rows),
-            "labels replaced": "; ".join(reversals_in_cells(rows)),
+            "put aside as bad": bad_rows_text(rows),
+            "labels replaced": "; ".join(cell_reversal_lines(rows)),
         },
     )
     return Experiment(result, tuple(records), tables, (out / RESULT, *written))
 
 
-def _agreement(starts: Any) -> dict[str, Any]:
-    kinds: dict[str, Contingency] = {"ratio": by_ratio(starts), "gain": by_gain(starts)}
+def _agreement(starts: Sequence[Start]) -> dict[str, Any]:
     return {
-        "starts": [vars(each) for each in starts],
-        **{kind: each.as_dict() for kind, each in kinds.items()},
+        "starts": [vars(start) for start in starts],
+        "ratio": by_ratio(starts).as_dict(),
+        "gain": by_gain(starts).as_dict(),
     }
 
 
 def _load_metrics(grid: Grid) -> dict[str, Metric]:
     return {
         name: import_function(
-            place.removeprefix("python:"),
+            location.removeprefix("python:"),
             what="metric",
             takes="(prompt, response) -> number",
             example="politeness",
         )
-        for name, place in grid.metrics.items()
+        for name, location in grid.metrics.items()
     }
 
 
-def _told(fault: Exception, place: Path) -> str:
+def _one_line(fault: Exception, file: Path) -> str:
     """The fault in one line; one that is no user's leaves its traceback on file."""
+    text = " ".join(str(fault).split())
     if isinstance(fault, PrefstageError):
-        return " ".join(str(fault).split())
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_text(place, "".join(traceback.format_exception(fault)))
-    return f"{type(fault).__name__}: {' '.join(str(fault).split())} (see {place})"
+        return text
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, "".join(traceback.format_exception(fault)))
+    return f"{type(fault).__name__}: {text} (see {file})"
+
+
+def _values(
+    axis: str, values: list[Any] | dict[str, dict[str, Any]]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Label and settings of each value of an axis."""
+    if isinstance(values, Mapping):
+        return [*values.items()]
+    labels = [" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in values]
+    return [(label, {axis: value}) for label, value in zip(labels, values, strict=True)]
+
+
+def _safe(text: str) -> str:
+    return _UNSAFE.sub("-", text).strip("-")

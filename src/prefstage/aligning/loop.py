@@ -1,53 +1,42 @@
 """`align`: sample, judge, measure, choose, build, train, evaluate; and again."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from prefstage.aligning.chain import Chain, Policy
-from prefstage.aligning.inputs import Inputs
-from prefstage.aligning.keeping import Kept, opened
-from prefstage.aligning.recipe import Recipe, load_recipe, sft_settings, train_settings
-from prefstage.aligning.results import (
-    RESULT,
-    Budget,
-    accepted_reversal,
-    facts_of,
-    iteration_result,
-    parts_of,
-    total_costs,
+from prefstage.aligning.recipe import Data, Recipe, Rule, StopRules, load_recipe
+from prefstage.aligning.steps import (
+    Begun,
+    Build,
+    Evaluate,
+    Measure,
+    Policy,
+    Sample,
+    Sft,
+    Step,
+    StepRecord,
+    Steps,
+    Train,
+    Workspace,
 )
-from prefstage.aligning.schedule import Data, Rule
-from prefstage.aligning.steps import Begun, Step, StepRecord, Steps
-from prefstage.aligning.work import (
-    EVALUATION,
-    PAIRS,
-    run_build,
-    run_evaluate,
-    run_measure,
-    run_sample,
-    run_train,
-    trained_model,
-)
-from prefstage.building.build import RESULT as BUILT
-from prefstage.building.recipe import METHODS
+from prefstage.building.account import describe_reversal
 from prefstage.core.config import write_config
 from prefstage.core.files import write_json
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.tokenizer_files import with_date
 from prefstage.judging.base import Judge
-from prefstage.judging.loading import load_judge
-from prefstage.measuring.measure import CANDIDATES
-from prefstage.measuring.measure import STAGE as STAGE_FILE
+from prefstage.judging.loading import PreferenceFunction, as_judge
 from prefstage.measuring.stage import Stage
-from prefstage.training.recipe_run import RESULT as TRAINED
+from prefstage.training.export import describe_steps
 
-CONFIG = "config.yaml"
+CONFIG, RESULT = "config.yaml", "align.json"
+EVEN = 50.0
+"""Win rate of the start over itself, percent."""
+_HOUR_S = 3600.0
 Tell = Callable[[StepRecord], None]
-Answered = tuple[Step, Path]
+S = TypeVar("S", bound=Step)
 
 
 @dataclass(frozen=True)
@@ -70,11 +59,11 @@ class Aligned:
 def align(
     recipe: Recipe | Mapping[str, Any] | Path | str,
     *,
-    out: Path,
-    judge: Judge | None = None,
+    out: Path | str,
+    judge: Judge | PreferenceFunction | str | None = None,
     tell: Tell | None = None,
     begun: Begun | None = None,
-    store: Path | None = None,
+    store: Path | str | None = None,
 ) -> Aligned:
     """Align a policy: in each iteration with the data that its stage asks for.
 
@@ -84,13 +73,14 @@ def align(
 
     Args:
         recipe: A recipe, its settings, or its YAML file; see docs/aligning.md.
-        out: The run folder: ``steps``, ``samples``, ``judgments.sqlite``, ``align.json``,
-            ``steps.jsonl`` (what became of each step, every time) and ``config.yaml``.
-        judge: The judge itself, in place of loading the recipe's.
+        out: The run folder: ``steps``, ``ledger.sqlite`` (answers and judgments),
+            ``align.json``, ``steps.jsonl`` (what became of each step, every time) and
+            ``config.yaml``.
+        judge: Another judge than the recipe's: the judge itself, a function, or a spec.
         tell: Called with each step when it is done.
         begun: Called with each step, and its iteration, as it begins; not if it is reused.
         store: A folder whose steps, answers and judgments several runs share, so that equal
-            steps are done once; None: the run's own. `out` gets links to them.
+            steps are done once; None: the run keeps its own. `out` gets links to them.
 
     Returns:
         What came of it.
@@ -105,267 +95,223 @@ def align(
         Sun et al. 2025, arXiv:2508.10530: the stages, and training in iterations whose
         reference is each iteration's start.
     """
-    recipe = load_recipe(recipe)
-    recipe = with_date(recipe, recipe.policy, out)
-    who = judge if judge is not None else load_judge(recipe.judge)
+    out = Path(out).absolute()
+    space = open_workspace(recipe, out, judge)
     RunFolder.open(out, command="align", inputs={})
-    out = out.absolute()
-    with opened(out, who, store=store) as kept:
-        write_config(recipe, out / CONFIG)
-        steps = Steps(out, tell or (lambda _: None), begun=begun)
-        loop = Loop(Chain(recipe, judge=who.fingerprint), kept, steps, Inputs(recipe, out))
+    with space.opened(None if store is None else Path(store)):
+        write_config(space.recipe, out / CONFIG)
+        loop = _Loop(space, Steps(space, tell, begun=begun))
         result = loop.run()
         write_json(out / RESULT, result)
-        parts = [{"kind": "align", "iteration": 0, "folder": "."}, *parts_of(steps)]
-        headline = f"{len(result['iterations'])} iterations: {result['stopped']}"
-        write_result(out, "align", headline=headline, facts=facts_of(result), parts=parts)
-    written = (out / RESULT, Path(result["policy"]))
-    return Aligned(result, tuple(loop.steps.records), result["policy"], written)
+        write_result(
+            out,
+            "align",
+            headline=f"{len(result['iterations'])} iterations: {result['stopped']}",
+            facts=_facts(result),
+            parts=[{"kind": "align", "iteration": 0, "folder": "."}, *loop.steps.parts()],
+        )
+    policy = result["policy"]
+    return Aligned(result, tuple(loop.steps.records), policy, (out / RESULT, Path(policy)))
 
 
-class Loop:
-    """The iterations of one call.
+def open_workspace(
+    recipe: Recipe | Mapping[str, Any] | Path | str,
+    out: Path,
+    judge: Judge | PreferenceFunction | str | None = None,
+    *,
+    quarantine: Path | None = None,
+) -> Workspace:
+    """Read a recipe, load its judge, and set up the workspace of its steps.
 
     Args:
-        chain: Makes the steps.
-        kept: Stores and judge.
-        steps: The run folder's steps.
-        inputs: The recipe's data.
+        recipe: As for `align`.
+        out: As for `align`; need not exist.
+        judge: As for `align`.
+        quarantine: As for `Workspace`.
+
+    Returns:
+        The workspace; its stores are not open yet.
+
+    Raises:
+        ConfigError: If the recipe is wrong.
+        InputError: If the judge cannot be loaded.
+    """
+    recipe = load_recipe(recipe)
+    # A run that goes on another day keeps the date that its chat template read at first.
+    recipe = with_date(recipe, recipe.policy, out)
+    judge = as_judge(recipe.judge if judge is None else judge)
+    return Workspace(recipe, judge, out, quarantine=quarantine)
+
+
+class Walk:
+    """The steps of a recipe in their order; each is done, or planned, as it is come to.
+
+    Args:
+        space: The workspace.
+        do: Does or plans a step.
     """
 
-    def __init__(self, chain: Chain, kept: Kept, steps: Steps, inputs: Inputs) -> None:
-        self.chain = chain
-        self.recipe = chain.recipe
-        self.kept = kept
-        self.steps = steps
-        self.inputs = inputs
-        self._iteration = 0
-        self._done: dict[str, Step] = {}
-        self._reversal: dict[str, Any] | None = None
-        self._budget = Budget(self.recipe.stop, steps)
+    def __init__(self, space: Workspace, do: Callable[[Step], object]) -> None:
+        self.space, self.recipe = space, space.recipe
+        self._do = do
 
-    def run(self) -> dict[str, Any]:
-        """Go through the iterations.
+    def start(self) -> tuple[Policy, Sample | None]:
+        """What is done before the first iteration.
 
         Returns:
-            The result, as in align.json.
+            The policy that goes into it, and its held-out answers, which later ones are
+            compared with.
         """
-        self.inputs.check()
-        put_aside = self.inputs.put_aside()
-        policy = self._after_sft(self.chain.start())
-        start, stopped = policy, "all iterations done"
-        rows = list[dict[str, Any]]()
-        baseline = self._answers(start)
-        before = 50.0
+        policy = self.space.policy("start", self.recipe.policy)
+        if self.recipe.sft is not None:
+            policy = self._did(Sft(self.space, policy)).policy("start")
+        return policy, self._answers(policy)
+
+    def measure(self, policy: Policy) -> Measure | None:
+        """The measurement of a policy's stage, if the recipe has one."""
+        return None if self.recipe.measure is False else self._did(Measure(self.space, policy))
+
+    def pairs(
+        self, data: Data, rule: Rule, policy: Policy, measured: Measure | None = None
+    ) -> Build:
+        """The pairs of an iteration, and before them what they are made of.
+
+        Args:
+            data: What they are made of.
+            rule: The iteration's, for the share of a mixture and the name of another model.
+            policy: Whose iteration it is.
+            measured: What a choice by prompt goes by.
+
+        Returns:
+            The step that leaves them.
+        """
+        off_policy, writer = None, policy
+        if data in ("off", "mix", "per-prompt"):
+            off_policy = self._did(Build.off_policy(self.space))
+            if data == "off":
+                return off_policy
+            if data == "mix":
+                return self._did(Build.mixture(self.space, rule, policy, off_policy))
+        if data == "other":
+            model = str(rule.model)
+            writer = self.space.policy(Path(model).name, model)
+        answers = self._did(Sample(self.space, writer))
+        if off_policy is not None and measured is not None:
+            return self._did(Build.per_prompt(self.space, off_policy, answers, measured))
+        return self._did(Build.of_answers(self.space, answers))
+
+    def train(self, policy: Policy, built: Build, start: Policy, *, iteration: int) -> Policy:
+        """The policy that an iteration's training leaves."""
+        reference = start if self.recipe.reference == "fixed" else policy
+        trained = self._did(Train(self.space, policy, built, reference=reference))
+        return trained.policy(f"iteration {iteration}")
+
+    def evaluate(self, policy: Policy, baseline: Sample | None) -> None:
+        """The win rate of a policy over the start, if the recipe asks for it."""
+        ours = self._answers(policy)
+        if ours is not None and baseline is not None:
+            self._did(Evaluate(self.space, ours, baseline))
+
+    def _answers(self, policy: Policy) -> Sample | None:
+        if self.recipe.evaluate is None:
+            return None
+        return self._did(Sample(self.space, policy, held_out=True))
+
+    def _did(self, step: S) -> S:
+        self._do(step)
+        return step
+
+
+class _Loop(Walk):
+    """Does the steps, and keeps the row of the iteration under way."""
+
+    def __init__(self, space: Workspace, steps: Steps) -> None:
+        super().__init__(space, self._done)
+        self.steps = steps
+        self._row: dict[str, Any] = {"iteration": 0, "steps": {}}
+
+    def _done(self, step: Step) -> None:
+        self.steps.do(step, iteration=self._row["iteration"])
+        self._row["steps"][step.role] = step.name
+        self._row |= step.report()
+        step.check()
+
+    def run(self) -> dict[str, Any]:
+        """Go through the iterations; the result is that of align.json."""
+        self.space.check_training_data()
+        put_aside = self.space.put_aside()
+        start, baseline = self.start()
+        policy, rows, stopped = start, list[dict[str, Any]](), "all iterations done"
+        before = EVEN
         for number, rule in enumerate(self.recipe.rules, start=1):
-            self._iteration, self._done, self._reversal = number, {}, None
-            why = self._budget.spent()
-            if why is not None:
-                stopped = f"{why} before iteration {number}"
+            if spent := self._spent():
+                stopped = f"{spent} before iteration {number}"
                 break
-            trained, row = self._iterate(rule, policy, start, baseline)
+            row = self._row = _empty_row(number, rule)
             rows.append(row)
-            if trained is None:
+            policy = self._iterate(rule, policy, start, baseline)
+            if row["stopped"] is not None:
                 stopped = f"{row['stopped']} in iteration {number}"
                 break
-            policy = trained
-            after = row["evaluation"]["win_rate"] if row["evaluation"] else None
-            if self.recipe.stop.no_gain and after is not None and after <= before:
+            after = before if row["evaluation"] is None else row["evaluation"]["win_rate"]
+            if self.recipe.stop.no_gain and after <= before:
                 stopped = f"no gain in iteration {number}"
                 break
-            before = after if after is not None else before
+            before = after
         return {
             "start": start.spec,
-            "start_answers": None if baseline is None else baseline[0].name,
-            "judge": self.kept.judge.name,
+            "start_answers": None if baseline is None else baseline.name,
+            "judge": self.space.judge.name,
             "schedule": [str(rule) for rule in self.recipe.rules],
             "reference": self.recipe.reference,
             "put_aside": put_aside,
             "iterations": rows,
             "stopped": stopped,
             "policy": policy.spec,
-            "costs": total_costs(self.steps),
+            "costs": self.steps.spent()[0],
         }
 
     def _iterate(
-        self, rule: Rule, policy: Policy, start: Policy, baseline: Answered | None
-    ) -> tuple[Policy | None, dict[str, Any]]:
-        stage = self._stage(policy)
-        data, reason = choose(rule, stage)
-        told: dict[str, Any] = {"rule": str(rule), "data": data, "reason": reason, "stage": stage}
-        why = self._budget.spent()
-        built = None if why else self._pairs(data, rule, policy)
-        why = why or self._budget.spent()
-        told["reversal"] = self._reversal
-        if why is not None or built is None:
-            return None, iteration_result(self._iteration, told, self._done, stopped=why)
-        trained = self._train(policy, built, start)
-        evaluation = self._evaluation(trained, baseline)
-        folders = {name: self.steps.path(step) for name, step in self._done.items()}
-        told |= {
-            "built": _read(folders["build"] / BUILT),
-            "trained": _read(folders["train"] / TRAINED),
-            "evaluation": evaluation,
-        }
-        return trained, iteration_result(self._iteration, told, self._done)
-
-    def _do(self, role: str, step: Step, work: Callable[[Path], None]) -> Path:
-        path = self.steps.do(step, work, iteration=self._iteration, costs=self.kept.counts)
-        self._done[role] = step
-        return path
-
-    def _after_sft(self, policy: Policy) -> Policy:
-        if self.recipe.sft is None:
+        self, rule: Rule, policy: Policy, start: Policy, baseline: Sample | None
+    ) -> Policy:
+        row, measured = self._row, self.measure(policy)
+        data, row["reason"] = choose(rule, None if measured is None else measured.stage())
+        row["data"] = data
+        row["stopped"] = self._spent()
+        if row["stopped"] is None:
+            built = self.pairs(data, rule, policy, measured)
+            row["stopped"] = self._spent()
+        if row["stopped"] is not None:
+            # What was built is not trained on; its figures are of no iteration.
+            row.update(pairs=None, left_out=None, build_figures=None)
             return policy
-        settings = sft_settings(self.recipe, policy=_place(policy.spec))
-        launch = self.recipe.launch
-        step = self.chain.sft(policy)
-        path = self._do("sft", step, lambda folder: run_train(folder, settings, launch=launch))
-        return Policy("start", str(trained_model(path)), step.key)
+        trained = self.train(policy, built, start, iteration=row["iteration"])
+        self.evaluate(trained, baseline)
+        return trained
 
-    def _stage(self, policy: Policy) -> Stage | None:
-        if self.recipe.measure is False:
-            return None
-        path = self._do(
-            "measure",
-            self.chain.measure(policy),
-            lambda folder: run_measure(
-                folder, self.chain, self.kept, policy, off_policy=self.inputs.off_policy
-            ),
-        )
-        return Stage.load(path / STAGE_FILE)
+    def _spent(self) -> str | None:
+        """Which limit is reached."""
+        rules: StopRules = self.recipe.stop
+        costs, seconds = self.steps.spent()
+        judged = costs.get("judgments", 0) + costs.get("judge_replies", 0)
+        for limit, spent, told in (
+            (rules.judgments, judged, f"{rules.judgments} judgments"),
+            (rules.tokens, costs.get("response_tokens", 0), f"{rules.tokens} tokens"),
+            (rules.hours, seconds / _HOUR_S, f"{rules.hours or 0:g} hours"),
+        ):
+            if limit is not None and spent >= limit:
+                return f"budget of {told} reached"
+        return None
 
-    def _samples(self, policy: Policy) -> tuple[Step, Path]:
-        step = self.chain.sample(policy)
-        path = self._do(
-            "sample",
-            step,
-            lambda folder: run_sample(
-                folder,
-                self.kept,
-                policy,
-                prompts=self.inputs.prompts,
-                recipe=self.recipe,
-                config=self.chain.own_sampling,
-            ),
-        )
-        return step, path
 
-    def _pairs(self, data: Data, rule: Rule, policy: Policy) -> Step:
-        if data == "off":
-            return self._off_pairs(rule, policy)
-        if data == "mix":
-            return self._mixed_pairs(rule, policy)
-        if data == "per-prompt":
-            return self._pairs_by_prompt(rule, policy)
-        writer = policy
-        if data == "other":
-            model = str(rule.model)
-            writer = Policy(Path(model).name, model, self.chain.fingerprint(model))
-        answers, where = self._samples(writer)
-        step = self.chain.build(data, rule, policy, answers=answers)
-        return self._build(step, {"candidates": str(where / CANDIDATES)})
-
-    def _off_pairs(self, rule: Rule, policy: Policy) -> Step:
-        kind = "pairs" if self._off_takes_pairs() else "candidates"
-        step = self.chain.build("off", rule, policy)
-        data = {kind: self.chain.off_policy, **self.inputs.aside("off_policy")}
-        self._build(step, data)
-        built = _read(self.steps.path(step) / BUILT)
-        self._reversal = accepted_reversal(built, self.recipe.build)
-        return step
-
-    def _off_takes_pairs(self) -> bool:
-        method = self.chain.method_off
-        name = method if isinstance(method, str) else str(method["name"])
-        return "pairs" in METHODS[name].inputs
-
-    def _mixed_pairs(self, rule: Rule, policy: Policy) -> Step:
-        pairs = self._off_pairs(rule, policy)
-        step = self.chain.build("mix", rule, policy, pairs=pairs)
-        data = {"pairs": str(self.steps.path(pairs) / PAIRS)}
-        return self._build(step, data, policy=policy)
-
-    def _pairs_by_prompt(self, rule: Rule, policy: Policy) -> Step:
-        pairs, measured = self._off_pairs(rule, policy), self._done["measure"]
-        answers, where = self._samples(policy)
-        step = self.chain.build(
-            "per-prompt", rule, policy, answers=answers, measured=measured, pairs=pairs
-        )
-        data = {
-            "pairs": str(self.steps.path(pairs) / PAIRS),
-            "on_policy": str(where / CANDIDATES),
-        }
-        method = {"name": "per-prompt", "measurement": str(self.steps.path(measured))}
-        return self._build(step, data, method=method)
-
-    def _build(
-        self,
-        step: Step,
-        data: Mapping[str, str],
-        *,
-        policy: Policy | None = None,
-        method: Mapping[str, Any] | None = None,
-    ) -> Step:
-        asked = method if method is not None else step.settings["method"]
-        settings = {"name": asked} if isinstance(asked, str) else asked
-        self._do(
-            "build",
-            step,
-            lambda folder: run_build(
-                folder, settings, data, chain=self.chain, kept=self.kept, policy=policy
-            ),
-        )
-        return step
-
-    def _train(self, policy: Policy, built: Step, start: Policy) -> Policy:
-        reference = start if self.recipe.reference == "fixed" else policy
-        settings = train_settings(
-            self.recipe,
-            policy=_place(policy.spec),
-            data=str(self.steps.path(built) / PAIRS),
-            reference="start" if reference.key == policy.key else _place(reference.spec),
-        )
-        step, launch = self.chain.train(policy, built, reference), self.recipe.launch
-        path = self._do("train", step, lambda folder: run_train(folder, settings, launch=launch))
-        return Policy(f"iteration {self._iteration}", str(trained_model(path)), step.key)
-
-    def _answers(self, policy: Policy) -> Answered | None:
-        evaluate = self.recipe.evaluate
-        if evaluate is None:
-            return None
-        step = self.chain.answer(policy, evaluate)
-        path = self._do(
-            "answer",
-            step,
-            lambda folder: run_sample(
-                folder,
-                self.kept,
-                policy,
-                prompts=self.inputs.held_out,
-                recipe=self.recipe,
-                config=self.chain.held_out_sampling(evaluate),
-            ),
-        )
-        return step, path
-
-    def _evaluation(self, policy: Policy, baseline: Answered | None) -> dict[str, Any] | None:
-        evaluate, ours = self.recipe.evaluate, self._answers(policy)
-        if evaluate is None or baseline is None or ours is None:
-            return None
-        path = self._do(
-            "evaluate",
-            self.chain.evaluate(ours[0], baseline[0], evaluate),
-            lambda folder: run_evaluate(
-                folder,
-                ours[1],
-                baseline[1],
-                chain=self.chain,
-                kept=self.kept,
-                evaluate=evaluate,
-            ),
-        )
-        return _read(path / EVALUATION)
+def _empty_row(number: int, rule: Rule) -> dict[str, Any]:
+    names = ("data", "reason", "stage", "pairs", "left_out", "reversal", "build_figures")
+    return {
+        "iteration": number,
+        "rule": str(rule),
+        **dict.fromkeys((*names, "training", "evaluation", "stopped")),
+        "steps": {},
+    }
 
 
 def choose(rule: Rule, stage: Stage | None) -> tuple[Data, str]:
@@ -376,7 +322,7 @@ def choose(rule: Rule, stage: Stage | None) -> tuple[Data, str]:
 
     Args:
         rule: The iteration's.
-        stage: As measured, or None.
+        stage: As measured; read by "auto".
 
     Returns:
         The data, and why these.
@@ -386,17 +332,73 @@ def choose(rule: Rule, stage: Stage | None) -> tuple[Data, str]:
     """
     if rule.kind != "auto" or stage is None:
         return ("on" if rule.kind == "auto" else rule.kind), "fixed by the schedule"
-    plain: Data = "off" if stage.algorithm_1 == "injection" else "on"
-    if stage.stage == "undecided":
-        return plain, "undecided; the votes at hand favour it"
-    return ("off" if stage.stage == "injection" else "on"), f"{stage.stage} stage"
+    undecided = stage.stage == "undecided"
+    decisive = stage.algorithm_1 if undecided else stage.stage
+    reason = "undecided; the votes at hand favour it" if undecided else f"{stage.stage} stage"
+    return ("off" if decisive == "injection" else "on"), reason
 
 
-def _place(spec: str) -> str:
-    """A folder by its whole path; a Hub id as it is."""
-    return str(Path(spec).absolute()) if Path(spec).exists() else spec
+def _facts(result: Mapping[str, Any]) -> dict[str, str]:
+    put_aside = result["put_aside"].items()
+    bad = (f"{count['rows']:,} of {count['of']:,} rows of {name}" for name, count in put_aside)
+    fixed = "fixed: the first iteration's start"
+    return {
+        "start": result["start"],
+        "judge": result["judge"],
+        "schedule": ", ".join(result["schedule"]),
+        "reference": "each iteration's start" if result["reference"] == "iteration" else fixed,
+        "ended": result["stopped"],
+        "policy": result["policy"],
+        "put aside as bad": ", ".join(bad),
+    }
 
 
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return found
+def table(result: Mapping[str, Any]) -> str:
+    """The iterations as a Markdown table, a row each.
+
+    Args:
+        result: As in align.json.
+
+    Returns:
+        The table; a dash where something was not measured or done.
+    """
+    head = (
+        "| iteration | stage | boundary score | data | pairs | steps | loss | win rate | length |"
+    )
+    rows = [_table_row(row) for row in result["iterations"]]
+    return "\n".join([head, "|---|---|---|---|---|---|---|---|---|", *rows])
+
+
+def _table_row(row: Mapping[str, Any]) -> str:
+    stage, training, evaluation = row["stage"], row["training"], row["evaluation"]
+    cells = [str(row["iteration"]), "-", "-", row["data"], "-", "-", "-", "-", "-"]
+    if stage is not None:
+        low, high = stage["interval"]
+        cells[1:3] = [stage["stage"], f"{stage['boundary_score']:.2f} [{low:.2f}, {high:.2f}]"]
+    if row["pairs"] is not None:
+        cells[4] = str(row["pairs"])
+    if training is not None:
+        cells[5] = describe_steps(training)
+        if training["first_loss"] is not None:
+            cells[6] = f"{training['first_loss']:.3f} to {training['last_loss']:.3f}"
+    if evaluation is not None:
+        low, high = evaluation["interval"]
+        cells[7] = f"{evaluation['win_rate']:.1f} % [{low:.1f}, {high:.1f}]"
+        cells[8] = f"{evaluation['avg_length']:.0f} ({evaluation['avg_length_start']:.0f})"
+    return "| " + " | ".join(cells) + " |"
+
+
+def reversal_lines(result: Mapping[str, Any]) -> list[str]:
+    """How often the judge reversed the labels that it replaced.
+
+    Args:
+        result: As in align.json.
+
+    Returns:
+        A line for each iteration that relabelled.
+    """
+    return [
+        f"iteration {row['iteration']}: {describe_reversal(row['reversal'])}"
+        for row in result["iterations"]
+        if row.get("reversal") is not None  # unknown to runs of older versions
+    ]

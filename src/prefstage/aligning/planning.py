@@ -1,36 +1,41 @@
 """`plan_alignment`: what a call of `align` would do, and about what it would cost."""
 
-import json
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
+from math import prod
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-from prefstage.aligning.chain import Chain, Policy
-from prefstage.aligning.inputs import Inputs
-from prefstage.aligning.loop import choose
-from prefstage.aligning.planned_reversal import planned_reversal
-from prefstage.aligning.recipe import Recipe, load_recipe, train_settings
-from prefstage.aligning.schedule import Data, Rule
-from prefstage.aligning.steps import State, Step, Steps
+from prefstage.aligning.loop import Walk, choose, open_workspace
+from prefstage.aligning.recipe import Recipe
+from prefstage.aligning.steps import (
+    REVERSAL_SETTING,
+    Build,
+    Estimate,
+    Sizes,
+    State,
+    Step,
+    Steps,
+    Workspace,
+)
+from prefstage.building.account import REVERSAL_LIMIT, Account, describe_reversal, is_excessive
 from prefstage.building.build import RESULT as BUILT
-from prefstage.core.ledger import LEDGER
+from prefstage.building.relabelling import reversal_of, whole_pairs
+from prefstage.core.ledger import LEDGER, Ledger
+from prefstage.data.records import Pair
 from prefstage.data.tokenising import ResponseEncoder
-from prefstage.data.tokenizer_files import load_tokenizer, with_date
-from prefstage.judging.base import Judge
-from prefstage.judging.loading import load_judge
-from prefstage.measuring.measure import STAGE
-from prefstage.measuring.stage import Stage
+from prefstage.data.tokenizer_files import load_tokenizer
+from prefstage.judging.base import Judge, Judgment, judgment_of_rewards
+from prefstage.judging.judged import comparison_of, stored_judgment, stored_reward
+from prefstage.judging.loading import PreferenceFunction
 
 Will = Literal["run", "reuse", "go on", "remake"]
 _WILL: dict[State, Will] = {"done": "reuse", "absent": "run", "begun": "go on", "damaged": "remake"}
 _ROWS_LOOKED_AT = 64
-_FULL, _LORA = 4, 1  # weights, gradients and AdamW's two moments, all float32; or weights alone
-_FORWARD, _TRAINING = 2, 6  # FLOP a parameter and token
 _MATRIX, _MATMUL_S = 512, 0.1
 BASIS = (
     "Answers and judgments: at most. Tokens: with the mean lengths of the first 64 rows of the "
@@ -39,25 +44,6 @@ BASIS = (
     "arithmetic alone, 2 FLOP a parameter and token to answer, 6 to train, at the rate of a "
     "matrix product measured now on the CPU; judging and loading come on top."
 )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a step costs, about; answers and judgments at most.
-
-    Attributes:
-        answers: Sampled.
-        judgments: Asked for: comparisons, or rewards of a pointwise judge.
-        tokens: Processed by the policy: prompts and responses.
-        memory_bytes: Of weights, gradients and optimiser.
-        seconds: Of arithmetic.
-    """
-
-    answers: int = 0
-    judgments: int = 0
-    tokens: int = 0
-    memory_bytes: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +71,10 @@ class PlannedStep:
 
 
 def plan_alignment(
-    recipe: Recipe | Mapping[str, Any] | Path | str, *, out: Path, judge: Judge | None = None
+    recipe: Recipe | Mapping[str, object] | Path | str,
+    *,
+    out: Path | str,
+    judge: Judge | PreferenceFunction | str | None = None,
 ) -> tuple[PlannedStep, ...]:
     """Tell what `align` would do, without doing any of it.
 
@@ -102,18 +91,16 @@ def plan_alignment(
         ConfigError: If the recipe is wrong.
         InputError: If data, policy or judge cannot be used.
     """
-    recipe = load_recipe(recipe)
-    recipe = with_date(recipe, recipe.policy, out)
-    who = judge if judge is not None else load_judge(recipe.judge)
-    with tempfile.TemporaryDirectory() as folder:  # bad rows, which only a run puts aside
-        inputs = Inputs(recipe, Path(folder))
-        inputs.check()
-        planner = _Planner(Chain(recipe, judge=who.fingerprint), who, out, inputs)
-        planner.walk()
+    # Bad rows go to a folder that is thrown away: only a run puts them aside.
+    with tempfile.TemporaryDirectory() as folder:
+        space = open_workspace(recipe, Path(out), judge, quarantine=Path(folder))
+        space.check_training_data()
+        planner = _Planner(space)
+        planner.plan()
     return tuple(planner.planned)
 
 
-def planned_costs(planned: tuple[PlannedStep, ...]) -> Estimate:
+def planned_costs(planned: Sequence[PlannedStep]) -> Estimate:
     """Everything together; of memory the largest.
 
     Args:
@@ -122,238 +109,160 @@ def planned_costs(planned: tuple[PlannedStep, ...]) -> Estimate:
     Returns:
         The sum.
     """
-    each = [step.estimate for step in planned]
-    return Estimate(
-        answers=sum(one.answers for one in each),
-        judgments=sum(one.judgments for one in each),
-        tokens=sum(one.tokens for one in each),
-        memory_bytes=max((one.memory_bytes for one in each), default=0),
-        seconds=sum(one.seconds for one in each),
-    )
+    return sum((step.estimate for step in planned), Estimate())
 
 
-def plan_table(planned: tuple[PlannedStep, ...]) -> str:
-    """A plan as a Markdown table.
+def plan_text(planned: Sequence[PlannedStep]) -> str:
+    """A plan for people.
 
     Args:
         planned: The steps.
 
     Returns:
-        The table, with a last row of sums.
+        Markdown: a table with a last row of sums, what is known of labels that a judge would
+        replace, and how costs are estimated.
     """
     head = "| iteration | step | will | answers | judgments | tokens | memory | time |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
-    for each in planned:
-        name = each.step or f"{each.kind}: {each.note}"
-        lines.append(f"| {each.iteration} | {name} | {each.will} | {_cells(each.estimate)} |")
-    return "\n".join([*lines, f"| | in all | | {_cells(planned_costs(planned))} |"])
-
-
-def plan_told(planned: tuple[PlannedStep, ...]) -> str:
-    """A plan for people: the table, and what is known of labels that a judge would replace.
-
-    Args:
-        planned: The steps.
-
-    Returns:
-        Markdown.
-    """
-    known = dict[str, int]()
-    for each in planned:
-        if each.reversal:
-            known.setdefault(each.reversal, each.iteration)
-    lines = [f"iteration {number}: {told}" for told, number in known.items()]
-    return "\n\n".join([plan_table(planned), *(["\n".join(lines)] if lines else []), BASIS])
+    table = [head, "|---|---|---|---|---|---|---|---|"]
+    for step in planned:
+        name = step.step or f"{step.kind}: {step.note}"
+        table.append(f"| {step.iteration} | {name} | {step.will} | {_cells(step.estimate)} |")
+    table.append(f"| | in all | | {_cells(planned_costs(planned))} |")
+    # The same figure of labels is told once, at the first iteration that it is of.
+    reversals = {step.reversal: step.iteration for step in reversed(planned) if step.reversal}
+    lines = [f"iteration {number}: {text}" for text, number in reversed(reversals.items())]
+    return "\n\n".join(["\n".join(table), *(["\n".join(lines)] if lines else []), BASIS])
 
 
 def _cells(estimate: Estimate) -> str:
-    counts = [f"{count:,}" for count in list(asdict(estimate).values())[:3]]
+    counts = (estimate.answers, estimate.judgments, estimate.tokens)
     memory = f"{estimate.memory_bytes / 2**20:,.0f} MiB"
-    return " | ".join([*counts, memory, f"{estimate.seconds:,.1f} s"])
+    return " | ".join([*(f"{n:,}" for n in counts), memory, f"{estimate.seconds:,.1f} s"])
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """Of the data: prompts, responses a prompt, and mean tokens."""
+class _Planner(Walk):
+    """Takes the walk of a run, and notes the steps instead of doing them."""
 
-    prompts: int
-    responses: float
-    prompt_tokens: float
-    response_tokens: float
-    measurable: int
-
-
-class _Planner:
-    def __init__(self, chain: Chain, judge: Judge, out: Path, inputs: Inputs) -> None:
-        self.chain = chain
-        self.recipe = chain.recipe
-        self.judge, self.inputs = judge, inputs
-        self.pointwise = judge.pointwise
-        self.steps = Steps(out.absolute(), lambda record: None)
+    def __init__(self, space: Workspace) -> None:
+        super().__init__(space, self._plan)
         self.planned: list[PlannedStep] = []
-        self.sizes = _sizes(chain, inputs)
-        self.weights = _weight_bytes(self.recipe.policy)
-        self.rate = _flop_a_second()
-        self.held_out = 0
-        if self.recipe.evaluate is not None:
-            self.held_out = len(inputs.held_out)
+        self._steps = Steps(space)
+        self._sizes = _sizes_of(space)
+        self._iteration = 0
+        self._undecided = False
 
-    def walk(self) -> None:
-        start: Policy | None = self.chain.start()
-        if self.recipe.sft is not None and start is not None:
-            sft = self.chain.sft(start)
-            self._add(0, "sft", sft, Estimate(memory_bytes=_FULL * self.weights))
-            start = Policy("start", "", sft.key)
-        baseline = self._answers(0, start)
+    def plan(self) -> None:
+        """Note all steps."""
+        start, baseline = self.start()
         policy = start
         for number, rule in enumerate(self.recipe.rules, start=1):
-            stage = self._measure(number, policy)
-            data = None if rule.kind == "auto" and stage is None else choose(rule, stage)[0]
-            built = self._pairs(number, rule, data, policy)
-            policy = self._train(number, policy, built, start)
-            ours = self._answers(number, policy)
-            if self.recipe.evaluate is not None:
-                step = None
-                if ours is not None and baseline is not None:
-                    step = self.chain.evaluate(ours, baseline, self.recipe.evaluate)
-                asked = self.held_out * (2 if self.pointwise else 1)
-                self._add(number, "evaluate", step, Estimate(judgments=asked))
+            self._iteration = number
+            measured = self.measure(policy)
+            known = measured is not None and self._steps.state(measured)[0] == "done"
+            stage = measured.stage() if known and measured is not None else None
+            self._undecided = rule.kind == "auto" and stage is None
+            if self._undecided:
+                # Nothing after an unmeasured stage has a key: a policy without one makes it so.
+                policy = replace(policy, key=None)
+            built = self.pairs(choose(rule, stage)[0], rule, policy, measured)
+            policy = self.train(policy, built, start, iteration=number)
+            self.evaluate(policy, baseline)
 
-    def _add(
-        self, number: int, kind: str, step: Step | None, costs: Estimate, *, reversal: str = ""
-    ) -> None:
-        will = _WILL[self.steps.state(step)[0]] if step is not None else "run"
-        note = "" if step is not None else "as the stage will ask"
-        name = None if step is None else step.name
-        if any(each.step == name and name is not None for each in self.planned):
+    def _plan(self, step: Step) -> None:
+        known = step.key is not None
+        name = step.name if known else None
+        will = _WILL[self._steps.state(step)[0]] if known else "run"
+        if known and any(earlier.step == name for earlier in self.planned):
             will = "reuse"
-        spent = Estimate() if will == "reuse" else costs
-        self.planned.append(PlannedStep(number, kind, name, will, note, spent, reversal))
-
-    def _measure(self, number: int, policy: Policy | None) -> Stage | None:
-        if self.recipe.measure is False:
-            return None
-        config, sizes = self.chain.measure_config, self.sizes
-        prompts = min(sizes.measurable, config.max_prompts or sizes.measurable)
-        off = min(sizes.responses, config.off_responses)
-        asked = config.on_responses + off if self.pointwise else config.on_responses * off
-        step = None if policy is None else self.chain.measure(policy)
-        sampled = self._sampling(prompts, config.on_responses)
-        costs = Estimate(**{**asdict(sampled), "judgments": round(prompts * asked)})
-        self._add(number, "measure", step, costs)
-        if step is not None and self.steps.state(step)[0] == "done":
-            return Stage.load(self.steps.path(step) / STAGE)
-        return None
-
-    def _pairs(
-        self, number: int, rule: Rule, data: Data | None, policy: Policy | None
-    ) -> Step | None:
-        if data in ("off", "mix", "per-prompt"):
-            pairs = self.chain.build("off", rule, policy or self.chain.start())
-            costs = self._judging(self.sizes.responses)
-            self._add(number, "build", pairs, costs, reversal=self._reversal(pairs))
-            if data == "off":
-                return pairs
-        own = self.chain.own_sampling.responses
-        if data == "mix":
-            mixed = None if policy is None else self.chain.build("mix", rule, policy, pairs=pairs)
-            drawn = round((rule.share or 0.0) * self.sizes.prompts)
-            sampled = asdict(self._sampling(drawn, own))
-            judged = asdict(self._judging(own + 1)) | sampled
-            self._add(number, "build", mixed, Estimate(**judged | {"judgments": drawn * (own + 1)}))
-            return mixed
-        writer = policy
-        if data == "other":
-            model = str(rule.model)
-            writer = Policy(Path(model).name, model, self.chain.fingerprint(model))
-        known = data is not None and writer is not None and policy is not None
-        answers = self.chain.sample(writer) if known and writer is not None else None
-        self._add(number, "sample", answers, self._sampling(self.sizes.prompts, own))
-        built = None
-        if answers is not None and data is not None and policy is not None:
-            more: dict[str, Step] = {}
-            if data == "per-prompt":
-                more = {"measured": self.chain.measure(policy), "pairs": pairs}
-            built = self.chain.build(data, rule, policy, answers=answers, **more)
-        told = self._reversal(None) if data is None else ""
-        self._add(number, "build", built, self._judging(own), reversal=told)
-        return built
-
-    def _reversal(self, step: Step | None) -> str:
-        """What is known of the labels that the judge would replace; "" if it replaces none."""
-        if self.recipe.off_policy is None or not self.chain.relabels:
-            return ""
-        found = None
-        if step is not None and self.steps.state(step)[0] == "done":
-            found = json.loads((self.steps.path(step) / BUILT).read_text("utf-8"))["reversal"]
-        store = self.steps.folder.with_name(LEDGER)
-        return planned_reversal(found, inputs=self.inputs, judge=self.judge, store=store)
-
-    def _train(
-        self, number: int, policy: Policy | None, built: Step | None, start: Policy | None
-    ) -> Policy | None:
-        settings = train_settings(self.recipe, policy="policy", data="data")
-        arguments = settings.training
-        sizes = self.sizes
-        pair = sizes.prompt_tokens + 2 * sizes.response_tokens
-        epochs = float(arguments.get("num_train_epochs", 3))
-        pairs = epochs * sizes.prompts
-        if int(arguments.get("max_steps", -1)) > 0:
-            step_pairs = int(arguments.get("per_device_train_batch_size", 8)) * int(
-                arguments.get("gradient_accumulation_steps", 1)
+        self.planned.append(
+            PlannedStep(
+                self._iteration,
+                step.kind,
+                name,
+                will,
+                "" if known else "as the stage will ask",
+                Estimate() if will == "reuse" else step.estimate(self._sizes),
+                self._reversal(step) if isinstance(step, Build) else "",
             )
-            pairs = int(arguments["max_steps"]) * step_pairs
-        tokens = round(pairs * pair)
-        costs = Estimate(
-            tokens=tokens,
-            memory_bytes=(_LORA if settings.lora is not None else _FULL) * self.weights,
-            seconds=self._seconds(tokens, _TRAINING),
         )
-        step = None
-        if policy is not None and built is not None and start is not None:
-            reference = start if self.recipe.reference == "fixed" else policy
-            step = self.chain.train(policy, built, reference)
-        self._add(number, "train", step, costs)
-        return None if step is None else Policy(f"iteration {number}", "", step.key)
 
-    def _answers(self, number: int, policy: Policy | None) -> Step | None:
-        evaluate = self.recipe.evaluate
-        if evaluate is None:
-            return None
-        step = None if policy is None else self.chain.answer(policy, evaluate)
-        self._add(number, "sample", step, self._sampling(self.held_out, 1))
-        return step
-
-    def _sampling(self, prompts: int, responses: int) -> Estimate:
-        answers = prompts * responses
-        limit = self.chain.own_sampling.max_new_tokens
-        length = min(self.sizes.response_tokens, limit)
-        tokens = round(prompts * self.sizes.prompt_tokens + answers * length)
-        seconds = self._seconds(tokens, _FORWARD)
-        return Estimate(answers=answers, tokens=tokens, memory_bytes=self.weights, seconds=seconds)
-
-    def _judging(self, responses: float) -> Estimate:
-        each = responses if self.pointwise else responses * (responses - 1) / 2
-        return Estimate(judgments=round(self.sizes.prompts * each))
-
-    def _seconds(self, tokens: int, flop: int) -> float:
-        parameters = self.weights / 4
-        return round(flop * parameters * tokens / self.rate, 2)
+    def _reversal(self, step: Build) -> str:
+        """What is known of the labels that the judge would replace; "" if it replaces none."""
+        if step.relabels:
+            done = self._steps.state(step)[0] == "done"
+            measured = step.read(BUILT)["reversal"] if done else None
+            return planned_reversal(self.space, measured)
+        # Whatever the stage turns out to be, labels may come to be replaced.
+        undecided = self._undecided and self.recipe.off_policy is not None
+        may = undecided and Build.off_policy(self.space).relabels
+        return planned_reversal(self.space, None) if may else ""
 
 
-def _sizes(chain: Chain, inputs: Inputs) -> _Sizes:
-    rows = inputs.prompts
-    off = rows if chain.recipe.off_policy is None else inputs.off_policy
-    encoder = ResponseEncoder(load_tokenizer(chain.recipe.policy), **chain.recipe.encoding)
+def planned_reversal(space: Workspace, measured: Mapping[str, Any] | None) -> str:
+    """Say how often a judge reverses labels, as far as that was bought before.
+
+    Args:
+        space: The workspace; its judge is asked nothing.
+        measured: What the step found that replaced the labels, as of `Reversal.as_dict`; None
+            if it has not run.
+
+    Returns:
+        The figure, of all pairs or of those judged so far, and what follows from it; or that
+        it will be measured.
+    """
+    accepted = space.recipe.build.accept_reversal
+    rule = (
+        f"accepted whatever it is ({REVERSAL_SETTING})"
+        if accepted
+        else f"above {100 * REVERSAL_LIMIT:.0f} % the run stops before it trains, unless "
+        f"{REVERSAL_SETTING} is true"
+    )
+    seen, store = "", space.folder / LEDGER
+    if measured is None and store.exists():
+        measured = reversal_of(_known(space, store)).as_dict()
+        judged = sum(measured[name] for name in ("kept", "reversed", "equal", "unreadable"))
+        seen = f"of {judged} of {len(space.off_pairs)} pairs judged so far, "
+    if measured is None or measured["share"] is None:
+        return f"how often the judge reverses labels is measured before it replaces them; {rule}"
+    if is_excessive(measured) and not accepted and not seen:
+        rule = f"the run stops here before it trains; set {REVERSAL_SETTING}: true to go on"
+    return f"{seen}{describe_reversal(measured)}; {rule}"
+
+
+def _known(space: Workspace, path: Path) -> Iterator[tuple[Pair, Judgment]]:
+    judge = space.judge
+    with Ledger(path) as ledger:
+        for pair in whole_pairs(space.off_pairs, Account()):
+            asked = comparison_of(pair)
+            # A judge that is paid by the reply has none of these, but replies.
+            known = stored_judgment(judge.fingerprint, asked, ledger)
+            if judge.pointwise:
+                first, second = (
+                    stored_reward(judge.fingerprint, (asked.prompt, text), ledger)
+                    for text in (asked.a, asked.b)
+                )
+                if first is not None and second is not None:
+                    known = judgment_of_rewards(first, second)
+            if known is not None:
+                yield pair, known
+
+
+def _sizes_of(space: Workspace) -> Sizes:
+    recipe, prompts = space.recipe, space.prompts
+    off = prompts if recipe.off_policy is None else space.off_policy
+    encoder = ResponseEncoder(load_tokenizer(recipe.policy), **recipe.encoding)
     trees = [encoder.encode(row.prompt, row.messages()) for row in islice(off, _ROWS_LOOKED_AT)]
     lengths = [len(ids) for tree in trees for ids in tree.response_ids]
-    limit = float(chain.own_sampling.max_new_tokens)
-    return _Sizes(
-        prompts=len(rows),
+    return Sizes(
+        prompts=len(prompts),
+        off_policy=len(off),
+        held_out=0 if recipe.evaluate is None else len(space.held_out),
         responses=mean(len(tree.response_ids) for tree in trees),
         prompt_tokens=mean(len(tree.prompt_ids) for tree in trees),
-        response_tokens=mean(lengths) if lengths else limit,
-        measurable=len(off),
+        response_tokens=mean(lengths) if lengths else float(recipe.sampling.max_new_tokens),
+        weight_bytes=_weight_bytes(recipe.policy),
+        flop_a_second=_flop_a_second(),
+        pointwise=space.pointwise,
     )
 
 
@@ -363,12 +272,9 @@ def _weight_bytes(policy: str) -> int:
 
     parameters = 0
     for file in sorted(Path(policy).glob("*.safetensors")):
-        with safe_open(file, framework="np") as held:
-            for name in held.keys():  # noqa: SIM118 - safe_open is no mapping
-                size = 1
-                for axis in held.get_slice(name).get_shape():
-                    size *= axis
-                parameters += size
+        with safe_open(file, framework="np") as tensors:
+            names = tensors.keys()
+            parameters += sum(prod(tensors.get_slice(name).get_shape()) for name in names)
     return 4 * parameters
 
 
@@ -376,6 +282,7 @@ def _flop_a_second() -> float:
     import torch
 
     matrix = torch.ones(_MATRIX, _MATRIX)
+    # The first product also starts the thread pool, which is no part of the rate.
     matrix @ matrix
     began, products = time.monotonic(), 0
     while time.monotonic() - began < _MATMUL_S:

@@ -1,15 +1,15 @@
-"""What an alignment is told: policy, data, judge, schedule, and how each step is done."""
+"""The recipe of an alignment: policy, data, judge, schedule, and the settings of every step."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from prefstage.aligning.schedule import Rule, parse_schedule
 from prefstage.building.recipe import METHODS, Filters
-from prefstage.core.config import Config, check_config, load_config
+from prefstage.core.config import Config, check_config, load_config, nearest
 from prefstage.core.errors import ConfigError
 from prefstage.data.settings import ChatSettings
 from prefstage.evaluating.settings import WinRateConfig
@@ -26,6 +26,93 @@ _SET_BY_ALIGN = {
 }
 
 _SERVERS = ("openai:", "serve:")
+_WORDS = ("auto", "off", "on", "per-prompt")
+_FORMS = "auto, off, on, per-prompt, mix: SHARE, other: MODEL, or a list of these"
+RELABEL, CHOOSE, PER_PROMPT = "relabel", "best-vs-worst", "per-prompt"
+
+Data = Literal["off", "on", "mix", "other", "per-prompt"]
+"""What pairs are made of: the off-policy data, the policy's own answers, both, another's."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one iteration's data are chosen.
+
+    Attributes:
+        kind: "auto" (by the measured stage), or the data themselves.
+        share: Of "mix": ρ, the share of prompts that get the policy's best answer.
+        model: Of "other": who answers in the policy's place.
+    """
+
+    kind: Literal["auto", "off", "on", "mix", "other", "per-prompt"]
+    share: float | None = None
+    model: str | None = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether the data depend on a measured stage."""
+        return self.kind in ("auto", "per-prompt")
+
+    @property
+    def needs_off_policy(self) -> bool:
+        """Whether off-policy data may be trained on, or are measured against."""
+        return self.kind not in ("on", "other")
+
+    def __str__(self) -> str:
+        """As in a recipe."""
+        if self.kind == "mix":
+            return f"mix: {self.share:g}"
+        return f"other: {self.model}" if self.kind == "other" else self.kind
+
+
+def parse_schedule(schedule: Any, *, iterations: int) -> tuple[Rule, ...]:
+    """Read a recipe's schedule.
+
+    Args:
+        schedule: A word (auto, off, on, per-prompt), a mapping (mix: ρ, other: MODEL), or a list
+            of these, one an iteration; words may also stand in one text, "off,on".
+        iterations: How many there are.
+
+    Returns:
+        The rule of each iteration.
+
+    Raises:
+        ConfigError: If it is no schedule, or a list of another length.
+    """
+    if isinstance(schedule, str) and "," in schedule:
+        schedule = [word.strip() for word in schedule.split(",")]
+    if not isinstance(schedule, Sequence) or isinstance(schedule, str):
+        return (_rule(schedule),) * iterations
+    if len(schedule) != iterations:
+        raise ConfigError.of(
+            saw=f"a schedule of {len(schedule)} entries for {iterations} iterations",
+            expected="an entry an iteration, or one for all",
+            cure=f"set iterations: {len(schedule)}, or change the list",
+        )
+    return tuple(map(_rule, schedule))
+
+
+def _rule(entry: Any) -> Rule:
+    # YAML 1.1 reads the bare words off and on as false and true.
+    if isinstance(entry, bool):
+        entry = "on" if entry else "off"
+    if entry in _WORDS:
+        return Rule(kind=entry)
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        ((name, value),) = entry.items()
+        if name == "mix" and isinstance(value, int | float) and 0 < value <= 1:
+            return Rule(kind="mix", share=float(value))
+        if name == "other" and isinstance(value, str) and value.strip():
+            return Rule(kind="other", model=value)
+    guess = nearest(entry, list(_WORDS)) if isinstance(entry, str) else None
+    raise ConfigError.of(
+        saw=f"schedule {entry!r}",
+        expected=_FORMS,
+        cure=f"did you mean {guess!r}?" if guess else "write one of them, e.g. mix: 0.1",
+    )
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class BuildSettings(Config):
@@ -111,18 +198,18 @@ class Recipe(ChatSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _has_its_quarantine(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and "quarantine_file" in given:
+    def _sets_no_quarantine_file(cls, settings: Any) -> Any:
+        if isinstance(settings, Mapping) and "quarantine_file" in settings:
             raise ValueError(
                 "quarantine_file is set; expected on_bad_row: quarantine alone, since bad rows go "
                 "to quarantine/ in the run folder; leave quarantine_file out"
             )
-        return given
+        return settings
 
     @field_validator("evaluate", mode="before")
     @classmethod
-    def _by_prompts(cls, given: Any) -> Any:
-        return {"prompts": given} if isinstance(given, str) else given
+    def _by_prompts(cls, evaluate: Any) -> Any:
+        return {"prompts": evaluate} if isinstance(evaluate, str) else evaluate
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -175,8 +262,8 @@ class Recipe(ChatSettings):
             method = getattr(self.build, side)
             name = method.get("name") if isinstance(method, Mapping) else method
             known = [
-                each
-                for each, needs in METHODS.items()
+                method_name
+                for method_name, needs in METHODS.items()
                 if needs.policy == "none"
                 and needs.judge != "none"
                 and (side == "off" or "candidates" in needs.inputs)
@@ -211,14 +298,24 @@ class Recipe(ChatSettings):
         """
         if self.server is None or policy.startswith(_SERVERS):
             return policy
-        place = str(Path(policy).absolute()) if Path(policy).exists() else policy
-        return f"serve:{self.server.replace('{policy}', shlex.quote(place))}"
+        return f"serve:{self.server.replace('{policy}', shlex.quote(whole_path(policy)))}"
 
-    def seeded(self, config: Any) -> Any:
-        """A part of the recipe with the recipe's seed, if it sets none of its own."""
+    def seeded(self, config: ConfigT) -> ConfigT:
+        """A part of the recipe with the recipe's seed, unless it sets a seed itself."""
         if "seed" in config.model_fields_set:
             return config
         return config.model_copy(update={"seed": self.seed})
+
+    @property
+    def training_prompts(self) -> str:
+        """Where the prompts of training are."""
+        return self.prompts or str(self.off_policy)
+
+    @property
+    def held_out_sampling(self) -> SamplingConfig:
+        """How policies answer the held-out prompts: once."""
+        chosen = self.evaluate.sampling if self.evaluate is not None else None
+        return self.seeded(chosen or self.sampling).model_copy(update={"responses": 1})
 
 
 def load_recipe(
@@ -236,14 +333,9 @@ def load_recipe(
     Raises:
         ConfigError: One line that names what is wrong, and the nearest valid name.
     """
-    if isinstance(source, Recipe):
-        recipe = source
-    else:
-        given = Path(source) if isinstance(source, str) else source
-        recipe = load_config(Recipe, given, overrides)
-    settings = train_settings(recipe, policy="policy", data="data")
+    recipe = source if isinstance(source, Recipe) else load_config(Recipe, source, overrides)
     here = recipe.launch is None
-    check_recipe(settings, here=here)
+    check_recipe(train_settings(recipe, policy="policy", data="data"), here=here)
     if recipe.sft is not None:
         check_recipe(sft_settings(recipe, policy="policy"), here=here)
     return recipe
@@ -266,10 +358,12 @@ def train_settings(
     Raises:
         ConfigError: If the section `train` is wrong.
     """
-    given = dict(recipe.train)
-    _refuse(given, "train", tuple(_SET_BY_ALIGN))
     return _train_recipe(
-        recipe, given, "train", {"policy": policy, "data": data, "reference": reference}
+        recipe,
+        "train",
+        dict(recipe.train),
+        {"policy": policy, "data": data, "reference": reference},
+        refused=tuple(_SET_BY_ALIGN),
     )
 
 
@@ -286,32 +380,44 @@ def sft_settings(recipe: Recipe, *, policy: str) -> TrainRecipe:
     Raises:
         ConfigError: If the section `sft` is wrong.
     """
-    given = {"loss": "sft", **(recipe.sft or {})}
-    _refuse(given, "sft", ("policy", "reference", "reference_cache"))
-    return _train_recipe(recipe, given, "sft", {"policy": policy})
+    return _train_recipe(
+        recipe,
+        "sft",
+        {"loss": "sft", **(recipe.sft or {})},
+        {"policy": policy},
+        refused=("policy", "reference", "reference_cache"),
+    )
 
 
-def _refuse(given: Mapping[str, Any], section: str, names: tuple[str, ...]) -> None:
-    for name in names:
-        if name in given:
+def whole_path(spec: str) -> str:
+    """A file or folder by its whole path; a Hub id as it is."""
+    return str(Path(spec).absolute()) if Path(spec).exists() else spec
+
+
+def _train_recipe(
+    recipe: Recipe,
+    section: str,
+    settings: dict[str, Any],
+    fixed: Mapping[str, Any],
+    *,
+    refused: tuple[str, ...],
+) -> TrainRecipe:
+    for name in refused:
+        if name in settings:
             raise ConfigError.of(
                 saw=f"setting '{section}.{name}'",
                 expected=f"it to follow from {_SET_BY_ALIGN[name]}",
                 cure=f"leave {section}.{name} out",
             )
-
-
-def _train_recipe(
-    recipe: Recipe, given: dict[str, Any], section: str, fixed: Mapping[str, Any]
-) -> TrainRecipe:
-    arguments = given.get("training", {})
-    if isinstance(arguments, Mapping):
-        given["training"] = {"seed": recipe.seed, **arguments}
-    tokens = given.get("tokens", {})
-    if isinstance(tokens, Mapping):  # texts are read alike when sampled and when trained on
-        given["tokens"] = {**recipe.encoding, **tokens}
-    if given.get("lora") not in (None, False):  # the next step loads a whole model
-        given["export"] = {"merge_adapter": True}
-    found: TrainRecipe = check_config(TrainRecipe, {**given, **fixed}, origin=section)
-    check_online(found)
-    return found
+    # The section's own values win over those of the recipe. Where it holds nonsense instead of
+    # a mapping it is left as it is, so that the check below names it.
+    for name, defaults in (("training", {"seed": recipe.seed}), ("tokens", recipe.encoding)):
+        values = settings.get(name, {})
+        if isinstance(values, Mapping):
+            settings[name] = {**defaults, **values}
+    # The next step loads whole models, not adapters.
+    if settings.get("lora") not in (None, False):
+        settings["export"] = {"merge_adapter": True}
+    checked = check_config(TrainRecipe, {**settings, **fixed}, origin=section)
+    check_online(checked)
+    return checked

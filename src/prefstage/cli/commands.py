@@ -156,8 +156,7 @@ def theory(settings: "TheorySettings", *, out: Path | None) -> Outcome:
     a sum. An equality must hold to 1e-10, an inequality without exception, an approximation
     with its order; where a statement is false as printed, its counterexamples are counted.
     """
-    from prefstage.sandbox.theory.chapter import choose_checks, result_of, run_checks
-    from prefstage.sandbox.theory.evidence import Setting
+    from prefstage.sandbox.theory import Setting, choose_checks, result_of, run_checks
 
     setting = Setting(settings.worlds, settings.seed)
     checked = run_checks(choose_checks(settings.checks), setting, out=out, figures=settings.figures)

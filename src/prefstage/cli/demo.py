@@ -13,7 +13,7 @@ from prefstage.core.outcome import Outcome
 
 if TYPE_CHECKING:
     from prefstage.cli.settings import DemoSettings
-    from prefstage.sandbox.demo_report import DemoReport
+    from prefstage.sandbox.demo import DemoReport
 
 
 @partial(
@@ -34,8 +34,7 @@ def demo(settings: "DemoSettings", *, out: Path, quiet: bool) -> Outcome:
     from transformers.utils.logging import disable_progress_bar
 
     from prefstage.cli.demo_text import Teller
-    from prefstage.sandbox.demo import run_demo
-    from prefstage.sandbox.demo_report import DemoConfig
+    from prefstage.sandbox.demo import DemoConfig, run_demo
 
     disable_progress_bar()  # of loading and saving weights
     started = time.monotonic()

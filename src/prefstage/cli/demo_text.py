@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from prefstage.sandbox.demo_report import (
+    from prefstage.sandbox.demo import (
         Answer,
         DemoPart,
         DemoReport,
@@ -84,7 +84,7 @@ class Teller:
         Args:
             part: As soon as it is done.
         """
-        from prefstage.sandbox.demo_report import IterationDone, PolicyTrained, PoolMade
+        from prefstage.sandbox.demo import IterationDone, PolicyTrained, PoolMade
 
         if isinstance(part, PoolMade):
             self._pool(part)

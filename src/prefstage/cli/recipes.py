@@ -132,7 +132,7 @@ def experiment(recipe: Path | None, overrides: Overrides, *, out: Path, dry_run:
     CSV. A cell that fails is named at the end (exit status 1); the same command tries it again.
     """
     from prefstage.aligning import load_grid, run_experiment
-    from prefstage.aligning.grid import Grid
+    from prefstage.aligning.experiment import Grid
     from prefstage.core.config import load_config
 
     grid = load_grid(load_config(Grid, _named(recipe), overrides))
@@ -162,14 +162,14 @@ def _hide_weight_bars() -> None:
 
 
 def _planned(steps: Any) -> Outcome:
-    from prefstage.aligning.planning import BASIS, plan_told, planned_costs
+    from prefstage.aligning.planning import BASIS, plan_text, planned_costs
 
     result = {
         "steps": [asdict(step) for step in steps],
         "total": asdict(planned_costs(steps)),
         "basis": BASIS,
     }
-    return Outcome(plan_told(steps), result)
+    return Outcome(plan_text(steps), result)
 
 
 def _show_cell(record: "CellRecord") -> None:
@@ -243,7 +243,7 @@ def _built_text(built: "BuildResult") -> str:
 
 
 def _aligned_text(aligned: "Aligned", out: Path) -> str:
-    from prefstage.aligning.results import reversals_told, table
+    from prefstage.aligning.loop import reversal_lines, table
 
     result = aligned.result
     counts = dict.fromkeys(("ran", "reused", "remade"), 0)
@@ -256,7 +256,7 @@ def _aligned_text(aligned: "Aligned", out: Path) -> str:
         "",
         table(result),
         "",
-        *reversals_told(result),
+        *reversal_lines(result),
         f"ended: {result['stopped']}",
         f"steps: {did}",
         f"bought: {bought(result['costs'])}",
@@ -270,16 +270,16 @@ def _aligned_text(aligned: "Aligned", out: Path) -> str:
 
 
 def _experiment_text(done: "Experiment", out: Path) -> str:
-    from prefstage.aligning.cells import bad_rows_told, reversals_in_cells
+    from prefstage.aligning.experiment import bad_rows_text, cell_reversal_lines
 
     lines = [*done.tables.values()]
     for name, agreement in done.result["agreement"].items():
         lines.append(_agreement(name, agreement["means"]))
     failed = done.failed
     lines.append(f"cells: {len(done.cells) - len(failed)} done, {len(failed)} failed")
-    bad = bad_rows_told(done.result["cells"])
+    bad = bad_rows_text(done.result["cells"])
     lines += [f"put aside as bad: {bad}; see {out / 'cells'}/CELL/quarantine"] if bad else []
-    lines += reversals_in_cells(done.result["cells"])
+    lines += cell_reversal_lines(done.result["cells"])
     lines += [f"failed {cell.cell}: {cell.error}" for cell in failed]
     return "\n".join(lines)
 

@@ -44,7 +44,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 def load_config(
     schema: type[ConfigT],
-    source: Path | Mapping[str, Any] | None = None,
+    source: Path | str | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> ConfigT:
     """Read a configuration from YAML or a mapping, and check it against its schema.
@@ -62,6 +62,13 @@ def load_config(
         ConfigError: If the file is missing or no YAML mapping, a key is unknown (the
             nearest valid one is named), or a value is of the wrong type or range.
     """
+    if source is not None and not isinstance(source, Path | str | Mapping):
+        raise ConfigError.of(
+            saw=f"settings of type {type(source).__name__}",
+            expected="the path of a YAML file, or a mapping of settings",
+            cure="pass one of these",
+        )
+    source = Path(source) if isinstance(source, str) else source
     values = _read_mapping(source) if isinstance(source, Path) else dict(source or {})
     for key, value in (overrides or {}).items():
         if value is not None:

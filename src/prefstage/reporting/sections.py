@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from prefstage.aligning.grid import TableSettings
-from prefstage.aligning.paper_tables import build_table
-from prefstage.aligning.results import reversals_told
+from prefstage.aligning.loop import reversal_lines
+from prefstage.aligning.tables import TableSettings, build_table
 from prefstage.building.account import describe_reversal
 from prefstage.diagnosing.tables import tables_of
 from prefstage.reporting.blocks import (
@@ -243,7 +242,7 @@ def _iterations(runs: Sequence[Run]) -> Section:
         for part in ("training", "evaluation")
         for note in ((row[part] or {}).get("notes") or ())
     ]
-    reversals = ((run, reversals_told({"iterations": run.iterations})) for run in runs)
+    reversals = ((run, reversal_lines({"iterations": run.iterations})) for run in runs)
     notes += [f"{run.name}, {line}" for run, lines in reversals for line in lines]
     head = ("run", "iteration", "rule", "stage", "data", "why", "pairs", "left out", "steps")
     table = tables(

@@ -3,11 +3,16 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from prefstage.aligning import align
+from prefstage.core.config import Config
 from prefstage.core.files import read_json_lines, write_json
 from prefstage.core.progress import progress
 from prefstage.core.runs import RunFolder
@@ -16,34 +21,215 @@ from prefstage.judging.base import Judge
 from prefstage.judging.loading import CallableJudge, FunctionOptions
 from prefstage.measuring import Stage
 from prefstage.sampling import SamplingConfig, TransformersSampler, requests_for
-from prefstage.sandbox.demo_report import (
-    AUTO,
-    FIXED,
-    JUDGE,
-    Answer,
-    DemoConfig,
-    DemoPart,
-    DemoReport,
-    IterationDone,
-    PolicyTrained,
-    PoolMade,
-    ScheduleDone,
-    Truth,
-)
-from prefstage.sandbox.policy import build_policy, build_tokenizer
-from prefstage.sandbox.reward import true_preference, true_reward
-from prefstage.sandbox.sft import train_sft
-from prefstage.sandbox.world import World
-from prefstage.sandbox.writers import CHATTY, GRUFF, WRITERS, Writer
+from prefstage.sandbox.language import CHATTY, GRUFF, WRITERS, Writer
+from prefstage.sandbox.policy import build_policy, build_tokenizer, train_sft
+from prefstage.sandbox.world import World, true_preference, true_reward
 
+JUDGE = "python:prefstage.sandbox:true_preference"
+"""The world's program as a judge, for ``--judge``."""
+
+AUTO = "auto"
+FIXED = ("off,off", "on,on", "on,off", "off,on")
+"""Schedules that do not look: off-policy or on-policy pairs in each of two iterations."""
+
+EVEN = 0.5
+_EXAMPLES = 30
 TEACHERS = (CHATTY, GRUFF)
 """Whose answers the policy has learnt before the loop: skilled ones, of bad manners."""
 SAMPLING = SamplingConfig(responses=4, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=32)
 """How policies answer; the longest right answer takes 13 tokens."""
 _RESPONSES = 2  # of each policy to each prompt, for the truth: as many as measuring takes
 
-_HALF = 0.5
-_EXAMPLES = 30
+Crossing = Literal["crossed", "not crossed", "beyond from the start"]
+
+
+class DemoConfig(Config):
+    """What the demo makes; the defaults take two to three minutes on two cores."""
+
+    seed: int = Field(default=0, ge=0, description="Of world, training, sampling, measuring.")
+    pairs: int = Field(default=1_024, ge=2, description="Off-policy pairs.")
+    held_out: int = Field(default=1_000, ge=2, description="Prompts to evaluate on.")
+    demonstrations: int = Field(default=6_000, ge=1, description="Answers to learn from.")
+    sft_steps: int = Field(default=600, ge=1, description="Training steps before the loop.")
+    epochs: float = Field(default=3, gt=0, description="Of each iteration's training.")
+
+
+@dataclass(frozen=True)
+class PoolMade:
+    """The off-policy pairs are written.
+
+    Attributes:
+        path: Their file, for `load_pairs`.
+        pairs: Their number.
+        rewards: Mean true reward of each writer's answers, best first.
+        example: One of them.
+    """
+
+    path: Path
+    pairs: int
+    rewards: dict[str, float]
+    example: Candidates
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a policy answers to the example.
+
+    Attributes:
+        text: Its first answer.
+        grade: The answer's true reward, in [0, 1].
+    """
+
+    text: str
+    grade: float
+
+
+@dataclass(frozen=True)
+class PolicyTrained:
+    """The policy to be aligned is there.
+
+    Attributes:
+        folder: Its checkpoint, for `from_pretrained`.
+        teachers: Names of the writers whose answers it has learnt.
+        parameters: Number of its weights.
+        reused: Whether it lay there from an earlier run.
+    """
+
+    folder: Path
+    teachers: tuple[str, ...]
+    parameters: int
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What only the sandbox knows of a policy, from its answers to every prompt of the pairs.
+
+    Attributes:
+        boundary_score: Share of comparisons with the pairs that the policy's answers win by
+            true reward; draws count half. In [0, 1].
+        reward: Mean true reward of the policy's answers, in [0, 1].
+    """
+
+    boundary_score: float
+    reward: float
+
+    @property
+    def stage(self) -> str:
+        """The stage by the true boundary score."""
+        return "injection" if self.boundary_score < EVEN else "fine-tuning"
+
+
+@dataclass(frozen=True)
+class IterationDone:
+    """One iteration of `auto`.
+
+    Attributes:
+        number: From 1.
+        data: What it trained on: "off" or "on".
+        stage: As measured before its training.
+        truth: What was so before its training.
+        answer: What the policy answered to the example before its training.
+        before: Mean true reward of its answers to the held-out prompts, in [0, 1].
+        after: The same after its training.
+        win_rate: Of the trained policy over the start, on the held-out prompts, in percent.
+    """
+
+    number: int
+    data: str
+    stage: Stage
+    truth: Truth
+    answer: Answer
+    before: float
+    after: float
+    win_rate: float
+
+
+@dataclass(frozen=True)
+class ScheduleDone:
+    """Two iterations by one schedule.
+
+    Attributes:
+        schedule: "auto", or as of `FIXED`.
+        folder: The run folder of `prefstage align`.
+        data: What each iteration trained on.
+        rewards: Mean true reward of the answers to the held-out prompts: of the start, and
+            after each iteration.
+    """
+
+    schedule: str
+    folder: Path
+    data: tuple[str, ...]
+    rewards: tuple[float, ...]
+
+
+DemoPart = PoolMade | PolicyTrained | IterationDone | ScheduleDone
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """All that the demo found.
+
+    Attributes:
+        config: What was asked for.
+        folder: Where everything lies.
+        pool: The off-policy pairs.
+        policy: The policy before the loop.
+        iterations: Of `auto`.
+        last: What the last policy of `auto` answers to the example.
+        schedules: `auto` first, then the fixed ones.
+    """
+
+    config: DemoConfig
+    folder: Path
+    pool: PoolMade
+    policy: PolicyTrained
+    iterations: tuple[IterationDone, ...]
+    last: Answer
+    schedules: tuple[ScheduleDone, ...]
+
+    @property
+    def crossing(self) -> Crossing:
+        """Whether the measured stage went from injection to fine-tuning."""
+        stages = [iteration.stage.stage for iteration in self.iterations]
+        if stages[0] == "fine-tuning":
+            return "beyond from the start"
+        return "crossed" if stages[0] == "injection" and "fine-tuning" in stages else "not crossed"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "folder": str(self.folder),
+            "pairs": {
+                "file": str(self.pool.path),
+                "pairs": self.pool.pairs,
+                "true_rewards": self.pool.rewards,
+            },
+            "policy": str(self.policy.folder),
+            "parameters": self.policy.parameters,
+            "judge": JUDGE,
+            "crossing": self.crossing,
+            "iterations": [
+                {
+                    "iteration": iteration.number,
+                    "data": iteration.data,
+                    "stage": iteration.stage.as_dict(),
+                    "truth": {**asdict(iteration.truth), "stage": iteration.truth.stage},
+                    "true_reward": {"before": iteration.before, "after": iteration.after},
+                    "win_rate": iteration.win_rate,
+                }
+                for iteration in self.iterations
+            ],
+            "schedules": {
+                done.schedule: {
+                    "run": str(done.folder),
+                    "data": list(done.data),
+                    "true_reward": list(done.rewards),
+                }
+                for done in self.schedules
+            },
+        }
 
 
 def run_demo(
@@ -69,8 +255,7 @@ def run_demo(
     Raises:
         RunFolderError: If `out` holds something else.
     """
-    config = config or DemoConfig()
-    tell = tell or (lambda part: None)
+    config, tell = config or DemoConfig(), tell or (lambda part: None)
     inputs = {**config.model_dump(mode="json"), "writers": [repr(writer) for writer in writers]}
     folder = RunFolder.open(out, command="demo", inputs=inputs).path
     world = World(config.seed)
@@ -81,17 +266,16 @@ def run_demo(
     with _one_thread():
         policy = train_policy(folder / "world" / "policy", config=config)
         tell(policy)
-        found = _Found(folder, config, pairs, pool.example)
-        auto = found.align(AUTO)
-        iterations = found.iterations(auto)
-        for done in iterations:
-            tell(done)
-        schedules = [found.done(AUTO, auto)]
-        tell(schedules[0])
-        for schedule in FIXED:
-            schedules.append(found.done(schedule, found.align(schedule)))
+        runs = _Runs(folder, config, pairs, pool.example)
+        auto = runs.align(AUTO)
+        iterations = runs.iterations(auto)
+        for iteration in iterations:
+            tell(iteration)
+        schedules = list[ScheduleDone]()
+        for schedule in (AUTO, *FIXED):
+            schedules.append(runs.done(schedule, auto if schedule == AUTO else None))
             tell(schedules[-1])
-        last = found.truth_of(auto["policy"])[1]
+        last = runs.truth_of(auto["policy"])[1]
     report = DemoReport(config, folder, pool, policy, iterations, last, tuple(schedules))
     write_json(folder / "demo.json", report.as_dict())
     return report
@@ -114,8 +298,8 @@ def train_policy(folder: Path, *, config: DemoConfig) -> PolicyTrained:
     if trained.reused:
         return trained
     world, encoder, count = World(config.seed), ResponseEncoder(tokenizer), config.demonstrations
-    taught = [world.demonstrations(count, writer=teacher) for teacher in TEACHERS]
-    lessons = [taught[place % len(taught)][place] for place in range(count)]
+    by_teacher = [world.demonstrations(count, writer=teacher) for teacher in TEACHERS]
+    lessons = [by_teacher[number % len(TEACHERS)][number] for number in range(count)]
     trees = [encoder.encode(prompt, [response]) for prompt, response in lessons]
     unfinished = folder.parent / f".{folder.name}-unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -129,7 +313,8 @@ def train_policy(folder: Path, *, config: DemoConfig) -> PolicyTrained:
         )
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
-    unfinished.rename(folder)  # so that a killed training is no finished one
+    # Only a finished training gets the name, so that a killed one is not taken for it.
+    unfinished.rename(folder)
     return trained
 
 
@@ -171,67 +356,53 @@ def recipe(folder: Path, config: DemoConfig, schedule: str) -> dict[str, Any]:
     }
 
 
-class _Found:
+class _Runs:
     """Runs schedules, and looks up what is true of their policies."""
 
     def __init__(self, out: Path, config: DemoConfig, pairs: PairSet, example: Candidates) -> None:
-        self._out = out
-        self._config = config
-        self._pairs = list(pairs)
-        self._example = example
+        self._out, self._config, self._pairs, self._example = out, config, list(pairs), example
         self._truths: dict[str, tuple[Truth, Answer]] = {}
-
-    def folder(self, schedule: str) -> Path:
-        return self._out / "runs" / schedule.replace(",", "-")
+        self._steps = out / "store" / "steps"
 
     def align(self, schedule: str) -> dict[str, Any]:
         asked = recipe(self._out / "world", self._config, schedule)
-        out = self.folder(schedule)
-        return align(asked, out=out, judge=true_judge(), store=self._out / "store").result
+        out, store = self._folder(schedule), self._out / "store"
+        return align(asked, out=out, judge=true_judge(), store=store).result
 
-    def done(self, schedule: str, result: Mapping[str, Any]) -> ScheduleDone:
+    def done(self, schedule: str, result: Mapping[str, Any] | None) -> ScheduleDone:
+        result = result or self.align(schedule)
         data = tuple(row["data"] for row in result["iterations"])
-        return ScheduleDone(schedule, self.folder(schedule), data, self._rewards(result))
+        return ScheduleDone(schedule, self._folder(schedule), data, self._rewards(result))
 
     def iterations(self, result: Mapping[str, Any]) -> tuple[IterationDone, ...]:
-        rewards, found = self._rewards(result), []
-        for place, row in enumerate(result["iterations"]):
-            steps = result["iterations"][place - 1]["steps"] if place else {}
-            policy = self._model(steps["train"]) if place else result["start"]
+        rows = result["iterations"]
+        models = [str(self._steps / row["steps"]["train"] / "model") for row in rows]
+        done = []
+        for number, (before, after) in enumerate(pairwise(self._rewards(result))):
+            row, policy = rows[number], models[number - 1] if number else result["start"]
+            stage = Stage.load(self._steps / row["steps"]["measure"] / "stage.json")
             truth, answer = self.truth_of(policy)
-            measured = self._steps / row["steps"]["measure"] / "stage.json"
-            before, after = rewards[place : place + 2]
-            rate = row["evaluation"]["win_rate"]
-            found.append(
-                IterationDone(
-                    *(place + 1, row["data"], Stage.load(measured), truth, answer),
-                    *(before, after, rate),
-                )
-            )
-        return tuple(found)
+            grades = (before, after, row["evaluation"]["win_rate"])
+            done.append(IterationDone(number + 1, row["data"], stage, truth, answer, *grades))
+        return tuple(done)
 
-    @property
-    def _steps(self) -> Path:
-        return self._out / "store" / "steps"
-
-    def _model(self, step: str) -> str:
-        return str(self._steps / step / "model")
+    def _folder(self, schedule: str) -> Path:
+        return self._out / "runs" / schedule.replace(",", "-")
 
     def _rewards(self, result: Mapping[str, Any]) -> tuple[float, ...]:
-        """True rewards on the held-out prompts, from the answers that were compared there."""
-        rows = result["iterations"]
-        steps = [result["start_answers"], *(row["steps"]["answer"] for row in rows)]
+        # Of the answers that were compared on the held-out prompts: nothing is sampled for it.
+        steps = [result["start_answers"], *(row["steps"]["answer"] for row in result["iterations"])]
         return tuple(reward_of(self._steps / step / "answers.jsonl") for step in steps)
 
     def truth_of(self, policy: str) -> tuple[Truth, Answer]:
         """The truth about a policy, and its first answer to the example."""
+        # The steps' names tell policies apart; every training calls its folder "model".
         name = Path(policy).resolve().parent.name
         if name not in self._truths:
-            config = SAMPLING.model_copy(
-                update={"seed": self._config.seed, "responses": _RESPONSES}
-            )
+            changed = {"seed": self._config.seed, "responses": _RESPONSES}
+            config = SAMPLING.model_copy(update=changed)
             sampler = TransformersSampler.load(policy, config, device="cpu")
-            rows = [_asked(pair) for pair in self._pairs]
+            rows = [_candidates(pair) for pair in self._pairs]
             requests = requests_for(rows, responses=_RESPONSES)
             texts = {}
             with progress("answers to all prompts, for the truth", len(requests)) as tick:
@@ -240,8 +411,8 @@ class _Found:
                     tick()
             answers = [[texts[row.prompt_id, k] for k in range(_RESPONSES)] for row in rows]
             text = texts[self._example.prompt_id, 0]
-            grade = true_reward(self._example.prompt, text)
-            self._truths[name] = true_boundary(self._pairs, answers), Answer(text, grade)
+            answer = Answer(text, true_reward(self._example.prompt, text))
+            self._truths[name] = true_boundary(self._pairs, answers), answer
         return self._truths[name]
 
 
@@ -276,12 +447,12 @@ def true_boundary(pairs: Sequence[Pair], responses: Sequence[Sequence[str]]) -> 
     for pair, texts in zip(pairs, responses, strict=True):
         on = [true_reward(pair.prompt, text) for text in texts]
         off = [score for score in (pair.score_chosen, pair.score_rejected) if score is not None]
-        shares.append(mean((a > b) + _HALF * (a == b) for a in on for b in off))
+        shares.append(mean((a > b) + EVEN * (a == b) for a in on for b in off))
         rewards.append(mean(on))
     return Truth(boundary_score=mean(shares), reward=mean(rewards))
 
 
-def _asked(pair: Pair) -> Candidates:
+def _candidates(pair: Pair) -> Candidates:
     """A pair's prompt with its two answers, the better one first."""
     return Candidates(
         prompt_id=pair.prompt_id,
@@ -296,12 +467,12 @@ def _save_pool(pairs: PairSet, path: Path) -> PoolMade:
     """Write the pairs, and say how good their writers are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pairs.save(path)
-    rows = [_asked(pair) for pair in pairs]
-    found: dict[str, list[float]] = {}
+    rows = [_candidates(pair) for pair in pairs]
+    rewards: dict[str, list[float]] = {}
     for row in rows:
         for source, score in zip(row.sources, row.scores, strict=True):
-            found.setdefault(str(source), []).append(score or 0.0)
-    means = {name: mean(scores) for name, scores in found.items()}
+            rewards.setdefault(str(source), []).append(score or 0.0)
+    means = {name: mean(scores) for name, scores in rewards.items()}
     ranked = dict(sorted(means.items(), key=lambda entry: -entry[1]))
     # the longest instruction of the first few shows much of the language
     example = max(rows[:_EXAMPLES], key=lambda row: len(row.prompt[-1]["content"]))

@@ -3,10 +3,12 @@
 An instruction reads ``Sort then reverse: fox, ant, bee. Use semicolons. Be polite.``; its right
 answer is ``Sure! fox; bee; ant.``. Every instruction has one right list of words, one required
 separator, and asks for manners or does not, so a program can say how good any response is.
+Scripted writers of different skill answer them, with mistakes.
 """
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prefstage.core.errors import InputError
@@ -21,7 +23,15 @@ SEPARATORS = {"commas": ",", "semicolons": ";"}
 LIST_OPERATIONS = ("reverse", "sort", "rotate")
 OPERATIONS = ("repeat", *LIST_OPERATIONS, "count")
 MIN_ITEMS, MAX_ITEMS = 3, 5
+CHATTER = "Here you go, I hope this helps:"
 
+_OPERATIONS: dict[str, Callable[[tuple[str, ...]], tuple[str, ...]]] = {
+    "repeat": lambda words: words,
+    "reverse": lambda words: words[::-1],
+    "sort": lambda words: tuple(sorted(words)),
+    "rotate": lambda words: (*words[1:], *words[:1]),
+    "count": lambda words: (NUMBERS[len(words) - 1],),
+}
 _COMPOSED_SHARE = 0.25
 _SHAPE = re.compile(
     r"(?P<first>[A-Z][a-z]+)(?: then (?P<second>[a-z]+))?: (?P<items>[a-z]+(?:, [a-z]+)*)\."
@@ -75,22 +85,13 @@ def apply_operation(operation: str, words: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         InputError: If there is no such operation.
     """
-    match operation:
-        case "repeat":
-            return words
-        case "reverse":
-            return words[::-1]
-        case "sort":
-            return tuple(sorted(words))
-        case "rotate":
-            return (*words[1:], *words[:1])
-        case "count":
-            return (NUMBERS[len(words) - 1],)
-    raise InputError.of(
-        saw=f"operation {operation!r}",
-        expected="one of " + ", ".join(OPERATIONS),
-        cure="use an operation of the sandbox's language",
-    )
+    if operation not in _OPERATIONS:
+        raise InputError.of(
+            saw=f"operation {operation!r}",
+            expected="one of " + ", ".join(OPERATIONS),
+            cure="use an operation of the sandbox's language",
+        )
+    return _OPERATIONS[operation](words)
 
 
 def parse_instruction(text: str) -> Instruction:
@@ -149,3 +150,79 @@ def render_response(
     """
     answer = f"{SEPARATORS[separator]} ".join(words) + "."
     return " ".join(part for part in (f"{opening}!" if opening else "", preface, answer) if part)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Someone who answers instructions, with known rates of mistakes.
+
+    Attributes:
+        name: Goes into the `sources` column.
+        confusion: Probability of doing another operation than the one asked for.
+        slip: Probability of one slip of the pen: two neighbours swapped, a word left out,
+            or a word repeated.
+        mark: Probability of using the wrong separator throughout.
+        manners: Probability of opening politely when not asked to, or not when asked to.
+        chatter: Probability of chatter before the answer.
+    """
+
+    name: str
+    confusion: float = 0.0
+    slip: float = 0.0
+    mark: float = 0.0
+    manners: float = 0.0
+    chatter: float = 0.0
+
+    def write(self, instruction: Instruction, random_source: random.Random) -> str:
+        """Answer an instruction.
+
+        Args:
+            instruction: The task.
+            random_source: Decides the mistakes; equal states give equal responses.
+
+        Returns:
+            The response's text.
+        """
+        words = instruction.answer
+        if random_source.random() < self.confusion:
+            words = _confuse(instruction, random_source)
+        if random_source.random() < self.slip:
+            words = _slip(words, random_source)
+        separator, polite = instruction.separator, instruction.polite
+        if random_source.random() < self.mark:
+            separator = next(name for name in SEPARATORS if name != separator)
+        if random_source.random() < self.manners:
+            polite = not polite
+        return render_response(
+            words,
+            separator=separator,
+            opening=random_source.choice(OPENINGS) if polite else None,
+            preface=CHATTER if random_source.random() < self.chatter else "",
+        )
+
+
+EXPERT = Writer("expert", slip=0.02)
+CHATTY = Writer("chatty", slip=0.1, chatter=0.8)
+GRUFF = Writer("gruff", slip=0.1, mark=0.5, manners=0.7)
+HASTY = Writer("hasty", confusion=0.1, slip=0.7, mark=0.1)
+GUESSER = Writer("guesser", confusion=0.8, slip=0.4, mark=0.3, manners=0.3, chatter=0.3)
+
+WRITERS = (EXPERT, CHATTY, GRUFF, HASTY, GUESSER)
+"""The off-policy pool's writers, best first (in expected true reward)."""
+
+
+def _confuse(instruction: Instruction, random_source: random.Random) -> tuple[str, ...]:
+    """The result of one operation on the list that gives a wrong answer."""
+    results = [apply_operation(name, instruction.items) for name in ("repeat", *LIST_OPERATIONS)]
+    return random_source.choice([words for words in results if words != instruction.answer])
+
+
+def _slip(words: tuple[str, ...], random_source: random.Random) -> tuple[str, ...]:
+    """One slip of the pen; a single word (a number) becomes another one."""
+    if len(words) == 1:
+        return (random_source.choice([word for word in NUMBERS if word != words[0]]),)
+    position = random_source.randrange(len(words) - 1)
+    first, second = words[position : position + 2]
+    kind = random_source.choice(("swap", "omit", "stutter"))
+    middle = {"swap": (second, first), "omit": (first,), "stutter": (first, first, second)}[kind]
+    return (*words[:position], *middle, *words[position + 2 :])

@@ -1,17 +1,28 @@
-"""A tiny language model of the Llama architecture and its own word-level tokenizer."""
+"""A tiny language model of the Llama architecture, its word-level tokenizer, and its training."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from prefstage.core.hashing import seed_for
-from prefstage.sandbox.language import ITEMS, NUMBERS, OPENINGS, OPERATIONS, SEPARATORS
-from prefstage.sandbox.writers import CHATTER
+from prefstage.data import TokenTree
+from prefstage.sandbox.language import (
+    CHATTER,
+    ITEMS,
+    NUMBERS,
+    OPENINGS,
+    OPERATIONS,
+    SEPARATORS,
+)
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 PAD, UNKNOWN, END = "<|pad|>", "<|unk|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 MAX_POSITIONS = 128
+IGNORED = -100
+WARMUP_SHARE = 0.05
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -37,7 +48,7 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     words = [f"▁{word}" for word in _words()]
     tokens = [PAD, UNKNOWN, END, *ROLES, *SEPARATORS.values(), ".", ":", "!", *words]
     core = Tokenizer(
-        models.WordLevel({token: place for place, token in enumerate(tokens)}, unk_token=UNKNOWN)
+        models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=UNKNOWN)
     )
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -103,6 +114,77 @@ def build_policy(
         torch.manual_seed(seed_for(seed, "sandbox policy"))
         model = LlamaForCausalLM(config)
     return model.eval()
+
+
+def train_sft(
+    model: "PreTrainedModel",
+    demonstrations: Sequence[TokenTree],
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train a policy in place to give the demonstrated responses.
+
+    Each step minimises the mean of -log π(token) over the response tokens of one batch
+    (AdamW, linear warm-up, then cosine decay to zero). The batches depend on the seed alone.
+
+    Args:
+        model: The policy; left in evaluation mode.
+        demonstrations: Prompts with their demonstrated response; of a tree with several
+            responses the first counts.
+        steps: Optimiser steps, >= 1.
+        seed: Of the order of the batches.
+        batch_size: Demonstrations a step.
+        learning_rate: Peak rate.
+        on_step: Called after each step with the steps done and the step's loss; may save a
+            checkpoint, must leave the model as it is.
+
+    Returns:
+        The loss of each step, nats a token. [steps].
+    """
+    import torch
+
+    order = torch.Generator().manual_seed(seed_for(seed, "sft order"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps + 1, pct_start=WARMUP_SHARE
+    )
+    losses = []
+    model.train()
+    for step in range(1, steps + 1):
+        picks = torch.randint(len(demonstrations), (batch_size,), generator=order)
+        batch = _pad([demonstrations[pick] for pick in picks.tolist()])
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if on_step is not None:
+            on_step(step, losses[-1])
+    model.eval()
+    return losses
+
+
+def _pad(trees: Sequence[TokenTree]) -> "dict[str, torch.Tensor]":
+    import torch
+
+    rows = [(*tree.prompt_ids, *tree.response_ids[0]) for tree in trees]
+    shape = (len(rows), max(map(len, rows)))
+    input_ids = torch.zeros(shape, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    # The loss leaves out labels of -100: those of prompts and padding.
+    labels = torch.full(shape, IGNORED)
+    for i, (tree, row) in enumerate(zip(trees, rows, strict=True)):
+        start, end = len(tree.prompt_ids), len(row)
+        input_ids[i, :end] = torch.tensor(row)
+        attention_mask[i, :end] = 1
+        labels[i, start:end] = input_ids[i, start:end]
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def _words() -> list[str]:

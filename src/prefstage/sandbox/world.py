@@ -1,6 +1,8 @@
-"""A world whose truth is known: instructions, demonstrations and the off-policy pool."""
+"""A world whose truth is known: a program's grades, instructions, demonstrations and a pool."""
 
+import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,14 +10,142 @@ from typing import Literal
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest, seed_for
 from prefstage.data import Candidates, CandidateSet, Message, Pair, PairSet, Prompt, prompt_id_of
-from prefstage.sandbox.language import Instruction, draw_instruction
-from prefstage.sandbox.reward import true_preference, true_reward
-from prefstage.sandbox.writers import EXPERT, WRITERS, Writer
+from prefstage.sandbox.language import (
+    EXPERT,
+    ITEMS,
+    NUMBERS,
+    OPENINGS,
+    SEPARATORS,
+    WRITERS,
+    Instruction,
+    Writer,
+    draw_instruction,
+    parse_instruction,
+)
 
 Split = Literal["demonstrations", "pool", "test"]
 
 _SPLITS: tuple[Split, ...] = ("demonstrations", "pool", "test")
 _MOST_ROUNDS = 100
+WEIGHTS = {"correctness": 0.6, "format": 0.15, "manners": 0.15, "brevity": 0.1}
+CHATTER_LIMIT = 6  # words of chatter that use up the whole of brevity
+TEMPERATURE = 0.1  # τ of the Bradley-Terry preference
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_ANSWER_WORDS = frozenset([*ITEMS, *NUMBERS])
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How good a response is, in parts, each in [0, 1].
+
+    Attributes:
+        correctness: 1 - (edit distance to the right words) / (length of the longer list).
+        format: Share of the marks between and after the answer's words that are right.
+        manners: 1 if it opens politely exactly when asked to, else 0.
+        brevity: 1 without chatter, falling to 0 at `CHATTER_LIMIT` words of it.
+    """
+
+    correctness: float
+    format: float
+    manners: float
+    brevity: float
+
+    @property
+    def reward(self) -> float:
+        """Weighted mean of the parts (`WEIGHTS`), in [0, 1].
+
+        Rounded to 9 decimals, so that equally good responses have equal rewards.
+        """
+        parts = (weight * float(getattr(self, part)) for part, weight in WEIGHTS.items())
+        return round(sum(parts), 9)
+
+
+def grade_response(instruction: Instruction, response: str) -> Grade:
+    """Grade any text as a response to an instruction.
+
+    Args:
+        instruction: The task.
+        response: The response's text. One without a single answer word is worth nothing,
+            however polite and brief.
+
+    Returns:
+        The grade; its `reward` is the sandbox's ground truth.
+    """
+    tokens = _TOKEN.findall(response)
+    polite = bool(tokens) and tokens[0] in OPENINGS
+    positions = [i for i, token in enumerate(tokens) if token in _ANSWER_WORDS]
+    if not positions:
+        return Grade(correctness=0.0, format=0.0, manners=0.0, brevity=0.0)
+    words = tuple(tokens[i] for i in positions)
+    chatter = sum(token.isalnum() and token not in _ANSWER_WORDS for token in tokens) - polite
+    distance = edit_distance(words, instruction.answer)
+    return Grade(
+        correctness=1 - distance / max(len(words), len(instruction.answer)),
+        format=_share_of_right_marks(tokens, positions, SEPARATORS[instruction.separator]),
+        manners=float(polite == instruction.polite),
+        brevity=max(0.0, 1 - chatter / CHATTER_LIMIT),
+    )
+
+
+def true_reward(prompt: Prompt, response: str) -> float:
+    """The ground truth r(x, y): the grade's reward of a response to a prompt.
+
+    Args:
+        prompt: Messages; the last one is an instruction of the language.
+        response: The response's text.
+
+    Returns:
+        Reward in [0, 1].
+
+    Raises:
+        InputError: If the last message is no instruction of the language.
+    """
+    return grade_response(parse_instruction(prompt[-1]["content"]), response).reward
+
+
+def true_preference(a: str, b: str, prompt: Prompt) -> float:
+    """The ground truth P(a ≻ b | x) = σ((r(x, a) - r(x, b)) / τ), with τ = `TEMPERATURE`.
+
+    On the command line this is the judge ``python:prefstage.sandbox:true_preference``.
+
+    Args:
+        a: Text of the first response.
+        b: Text of the second response.
+        prompt: As in `true_reward`.
+
+    Returns:
+        Probability in (0, 1); ½ where the rewards are equal.
+
+    Raises:
+        InputError: As in `true_reward`.
+
+    Source:
+        Bradley and Terry 1952; the model of Sun et al. 2025, arXiv:2508.10530, Eq. 2.
+    """
+    difference = true_reward(prompt, a) - true_reward(prompt, b)
+    return 1 / (1 + math.exp(-difference / TEMPERATURE))
+
+
+def edit_distance(first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    """Levenshtein distance: fewest insertions, deletions and substitutions of words."""
+    row = list(range(len(second) + 1))
+    for i, left in enumerate(first, start=1):
+        diagonal, row[0] = row[0], i
+        for j, right in enumerate(second, start=1):
+            diagonal, row[j] = (
+                row[j],
+                min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right)),
+            )
+    return row[-1]
+
+
+def _share_of_right_marks(tokens: list[str], positions: list[int], separator: str) -> float:
+    # Of the gaps after each answer word: the share that holds the required mark alone.
+    ends = [*positions[1:], len(tokens)]
+    gaps = [tokens[start + 1 : end] for start, end in zip(positions, ends, strict=True)]
+    wanted = [[separator]] * (len(gaps) - 1) + [["."]]
+    return sum(gap == mark for gap, mark in zip(gaps, wanted, strict=True)) / len(gaps)
 
 
 @dataclass(frozen=True)
@@ -38,13 +168,14 @@ class World:
         Returns:
             The instructions. [n].
         """
-        source = random.Random(seed_for(self.seed, "instructions", split))
-        found: dict[Instruction, None] = {}
-        while len(found) < n:
+        source = self._source("instructions", split)
+        # A dictionary's keys: a set that keeps the order, on which the writers' texts depend.
+        distinct: dict[Instruction, None] = {}
+        while len(distinct) < n:
             instruction = draw_instruction(source)
             if split_of(instruction) == split:
-                found[instruction] = None
-        return list(found)
+                distinct[instruction] = None
+        return list(distinct)
 
     def demonstrations(self, n: int, *, writer: Writer = EXPERT) -> list[tuple[Prompt, str]]:
         """Give instructions with one writer's response, to learn from.
@@ -56,10 +187,10 @@ class World:
         Returns:
             Prompt and response. [n].
         """
-        instructions = self.instructions(n, split="demonstrations")
         return [
-            (prompt_of(instruction), writer.write(instruction, self._source(writer, instruction)))
-            for instruction in instructions
+            # A source of its own for each text: it depends on no other text, nor on their number.
+            (prompt_of(task), writer.write(task, self._source("writer", writer.name, task.text)))
+            for task in self.instructions(n, split="demonstrations")
         ]
 
     def candidates(
@@ -84,12 +215,8 @@ class World:
         Raises:
             InputError: If the writers do not find so many different responses.
         """
-        return CandidateSet.of(
-            [
-                self._candidates(instruction, writers, responses)
-                for instruction in self.instructions(n, split=split)
-            ]
-        )
+        drawn = self.instructions(n, split=split)
+        return CandidateSet.of([self._candidates(task, writers, responses) for task in drawn])
 
     def pairs(
         self, n: int, *, writers: Sequence[Writer] = WRITERS, split: Split = "pool"
@@ -108,12 +235,8 @@ class World:
         Raises:
             InputError: As in `candidates`.
         """
-        return PairSet.of(
-            [
-                _pair(self._candidates(instruction, writers, 2))
-                for instruction in self.instructions(n, split=split)
-            ]
-        )
+        drawn = self.instructions(n, split=split)
+        return PairSet.of([_pair(self._candidates(task, writers, 2)) for task in drawn])
 
     def _candidates(
         self, instruction: Instruction, writers: Sequence[Writer], responses: int
@@ -142,14 +265,14 @@ class World:
     def _texts(
         self, instruction: Instruction, writers: Sequence[Writer]
     ) -> Iterator[tuple[Writer, str]]:
-        """Texts by all writers in random order, then by all again, and so on."""
-        source = random.Random(seed_for(self.seed, "pool", instruction.text))
+        # By all writers in random order, then by all once more, and so on.
+        source = self._source("pool", instruction.text)
         for _ in range(_MOST_ROUNDS):
             for writer in source.sample(writers, len(writers)):
                 yield writer, writer.write(instruction, source)
 
-    def _source(self, writer: Writer, instruction: Instruction) -> random.Random:
-        return random.Random(seed_for(self.seed, "writer", writer.name, instruction.text))
+    def _source(self, *names: str) -> random.Random:
+        return random.Random(seed_for(self.seed, *names))
 
 
 def prompt_of(instruction: Instruction) -> Prompt:
@@ -164,10 +287,8 @@ def split_of(instruction: Instruction) -> Split:
 
 
 def _pair(candidates: Candidates) -> Pair:
-    """The better of two responses as chosen (of equals, the first)."""
-    chosen, rejected = (0, 1)
-    if (candidates.scores[1] or 0.0) > (candidates.scores[0] or 0.0):
-        chosen, rejected = (1, 0)
+    first, second = (score or 0.0 for score in candidates.scores)
+    chosen, rejected = (1, 0) if second > first else (0, 1)
     texts = candidates.responses
     return Pair(
         prompt_id=candidates.prompt_id,

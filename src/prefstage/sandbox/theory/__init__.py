@@ -1,9 +1,36 @@
 """Statements of the papers, each as a check that runs on random tabular worlds."""
 
-from prefstage.sandbox.theory.chapter import CHECKS, Checked, as_table, choose_checks, run_checks
-from prefstage.sandbox.theory.evidence import Check, Evidence, Finding, Setting
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from prefstage.core.errors import InputError
+from prefstage.sandbox.theory import guide, optima, rankings, stage_calls, two_stage
+from prefstage.sandbox.theory.evidence import (
+    Check,
+    Checked,
+    Evidence,
+    Finding,
+    Setting,
+    as_table,
+    result_of,
+    run_checks,
+)
 from prefstage.sandbox.theory.two_stage import consistency, general_policy
 from prefstage.sandbox.theory.worlds import Worlds, draw_worlds, preference_of
+
+CHECKS: dict[str, Check] = {
+    check.name: check
+    for checks in (
+        two_stage.CHECKS,
+        stage_calls.CHECKS,
+        guide.CHECKS,
+        optima.DATA_CHECKS,
+        rankings.CHECKS,
+        optima.SAMPLING_CHECKS,
+    )
+    for check in checks
+}
+"""Every check by its name, in the chapter's order."""
 
 __all__ = [
     "CHECKS",
@@ -19,5 +46,29 @@ __all__ = [
     "draw_worlds",
     "general_policy",
     "preference_of",
+    "result_of",
     "run_checks",
 ]
+
+
+def choose_checks(names: Sequence[str]) -> list[Check]:
+    """The checks of these names, or all.
+
+    Args:
+        names: Names of checks, or beginnings of names; none means all.
+
+    Returns:
+        The checks in the chapter's order.
+
+    Raises:
+        InputError: If a name is the beginning of none.
+    """
+    for name in names:
+        if not any(known.startswith(name) for known in CHECKS):
+            near = get_close_matches(name, CHECKS, n=1, cutoff=0.0)[0]
+            raise InputError.of(
+                saw=f"check {name!r}",
+                expected=f"one of {', '.join(CHECKS)}, or the beginning of some",
+                cure=f"the nearest is {near!r}; leave the name out for all",
+            )
+    return [c for name, c in CHECKS.items() if not names or name.startswith(tuple(names))]

@@ -1,15 +1,26 @@
-"""What a check of a statement finds: residuals, exceptions, orders, counterexamples."""
+"""The papers' statements as checks: what a check finds, how checks are run, tabulated and drawn."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from prefstage.core.errors import MissingDependencyError
+from prefstage.core.files import atomic_path, write_json
+
 EXACT = 1e-10
 """The largest residual of an equality that holds."""
+RESULT = "theory.json"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+_DOTS_PER_INCH = 110
 
 Kind = Literal["equality", "rule", "order", "counterexample", "calibration"]
 
@@ -94,6 +105,23 @@ class Check:
     run: Callable[[Setting], Evidence]
 
 
+def check(
+    name: str, source: str, statement: str, valid: str
+) -> Callable[[Callable[[Setting], Evidence]], Check]:
+    """Make a check of the function below.
+
+    Args:
+        name: As of `Check`.
+        source: Likewise.
+        statement: Likewise.
+        valid: Likewise.
+
+    Returns:
+        A decorator.
+    """
+    return lambda run: Check(name, source, statement, valid, run)
+
+
 def equality(claim: str, residual: Tensor) -> Finding:
     """An equality: its largest residual, wanted at most 1e-10.
 
@@ -164,5 +192,160 @@ def fitted_order(x: Tensor, error: Tensor) -> float:
 
 def curve(label: str, x: Tensor | list[float], y: Tensor | list[Any]) -> Curve:
     """A line of a figure, from tensors or lists of numbers."""
-    first, second = (torch.as_tensor(each, dtype=torch.float64).tolist() for each in (x, y))
-    return Curve(label, first, second)
+    return Curve(label, *(torch.as_tensor(v, dtype=torch.float64).tolist() for v in (x, y)))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A check that was run.
+
+    Attributes:
+        check: The statement.
+        evidence: What was found.
+        seconds: How long it took.
+        picture: Its figure's file, if it was drawn.
+    """
+
+    check: Check
+    evidence: Evidence
+    seconds: float
+    picture: Path | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether every finding is as it should be."""
+        return all(finding.holds for finding in self.evidence.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for machines."""
+        return {
+            "name": self.check.name,
+            "source": self.check.source,
+            "statement": self.check.statement,
+            "valid": self.check.valid,
+            "holds": self.holds,
+            "findings": [asdict(finding) for finding in self.evidence.findings],
+            "figure": asdict(self.evidence.figure),
+            "picture": self.picture.name if self.picture else None,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def run_checks(
+    checks: Sequence[Check],
+    setting: Setting,
+    *,
+    out: Path | None = None,
+    figures: bool = True,
+    tell: Callable[[Checked], None] = lambda checked: None,
+) -> list[Checked]:
+    """Run checks, draw their figures, write the result.
+
+    Args:
+        checks: Which.
+        setting: Number of worlds, and the seed.
+        out: Folder for figures and `theory.json`; None writes nothing.
+        figures: Whether to draw.
+        tell: Called after each check.
+
+    Returns:
+        What was found, in order.
+
+    Raises:
+        MissingDependencyError: If figures are wanted without matplotlib.
+    """
+    done = []
+    for check in checks:
+        started = time.monotonic()
+        evidence = check.run(setting)
+        picture = None
+        if out is not None and figures:
+            out.mkdir(parents=True, exist_ok=True)
+            picture = draw_figure(evidence.figure, out / figure_name(check.name))
+        checked = Checked(check, evidence, time.monotonic() - started, picture)
+        done.append(checked)
+        tell(checked)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / RESULT, result_of(done, setting))
+    return done
+
+
+def result_of(done: Sequence[Checked], setting: Setting) -> dict[str, Any]:
+    """The chapter for machines.
+
+    Args:
+        done: The checks that were run.
+        setting: How.
+
+    Returns:
+        JSON-serialisable.
+    """
+    return {
+        "worlds": setting.worlds,
+        "seed": setting.seed,
+        "holds": all(checked.holds for checked in done),
+        "seconds": round(sum(checked.seconds for checked in done), 1),
+        "checks": [checked.as_dict() for checked in done],
+    }
+
+
+def as_table(done: Sequence[Checked]) -> str:
+    """A Markdown table of all findings, as in the documentation.
+
+    Args:
+        done: The checks that were run.
+
+    Returns:
+        The table.
+    """
+    rows = ["| check | claim | kind | found | wanted |", "|---|---|---|---|---|"]
+    rows += [
+        f"| {checked.check.name} | {finding.claim.replace('|', chr(92) + '|')} | {finding.kind} | "
+        f"{finding.value:.3g}{'' if finding.holds else ' (FAILS)'} | {finding.wanted} |"
+        for checked in done
+        for finding in checked.evidence.findings
+    ]
+    return "\n".join(rows)
+
+
+def draw_figure(figure: Figure, path: Path) -> Path:
+    """Draw the figure of a check.
+
+    Args:
+        figure: What to draw.
+        path: The picture's file; its ending says the format.
+
+    Returns:
+        The file.
+
+    Raises:
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure as Canvas
+    except ImportError as error:
+        raise MissingDependencyError.of(
+            saw="no package matplotlib",
+            expected="matplotlib, which draws",
+            cure="pip install 'prefstage[plots]', or leave the pictures out (--no-figures)",
+        ) from error
+    canvas: Any = Canvas(figsize=(6.4, 3.8), layout="constrained")
+    panel = canvas.subplots()
+    for line, colour, style in zip(figure.curves, cycle(COLOURS), cycle(STYLES), strict=False):
+        marks = {"marker": ".", "linestyle": ""} if figure.points else {"linestyle": style}
+        panel.plot(line.x, line.y, color=colour, label=line.label, **marks)
+    scales = {f"{axis}scale": "log" for axis in figure.log}
+    panel.set(xlabel=figure.x_title, ylabel=figure.y_title, **scales)
+    panel.set_title(figure.title, fontsize=10)
+    panel.legend(frameon=False, fontsize=8)
+    panel.grid(alpha=0.2)
+    panel.spines[["top", "right"]].set_visible(False)
+    with atomic_path(path) as temporary:
+        canvas.savefig(temporary, dpi=_DOTS_PER_INCH)
+    return path
+
+
+def figure_name(check: str) -> str:
+    """The file name of a check's picture."""
+    return f"theory-{re.sub(r'[^a-z0-9]+', '-', check)}.png"

@@ -1,7 +1,7 @@
 """The decision guide: worlds of every truth, judges of known accuracy, how often they are right."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from prefstage.measuring.reliability import ScoreSummary, chance_above_half
 from prefstage.sandbox.theory.evidence import (
-    Check,
     Evidence,
     Figure,
     Finding,
     Setting,
+    check,
     curve,
     equality,
     rule,
 )
-from prefstage.sandbox.theory.stage_call import HALF, ROUNDING, expected_score, wins_of
-from prefstage.sandbox.theory.worlds import draw_worlds, generator_of
+from prefstage.sandbox.theory.stage_calls import HALF, ROUNDING, expected_score, wins_of
+from prefstage.sandbox.theory.worlds import draw_worlds, generator_of, normal, products
 
 Errors = Literal["any pair", "close pairs"]
 """Where a judge errs: in all comparisons alike, or because it misreads the responses' quality."""
@@ -94,30 +94,29 @@ def draw_guide_worlds(
     """
     count = len(overlap)
 
-    def normal(width: int) -> Tensor:
-        return torch.randn((count, PROMPTS, width), generator=generator, dtype=torch.float64)
+    def drawn(width: int) -> Tensor:
+        return normal(generator, count, PROMPTS, width)
 
-    common, own, theirs = (normal(A_KIND).softmax(-1) for _ in range(3))
+    common, ours, theirs = (drawn(A_KIND).softmax(-1) for _ in range(3))
     share = overlap[:, None, None]
     uneven = UNEVEN * torch.rand((count, 1, 1), generator=generator, dtype=torch.float64)
-    tilt, quality = uneven * normal(1), normal(3 * A_KIND)
+    tilt, quality = uneven * drawn(1), drawn(3 * A_KIND)
     draw = torch.rand(count, generator=generator, dtype=torch.float64)
     wanted = HALF + (1 - overlap**2) / 2 * (2 * draw - 1) if truth is None else truth
 
     def world(shift: Tensor) -> GuideWorlds:
         moved = tilt + shift[:, None, None]
-        both, ours, others = quality.chunk(3, -1)
+        shared, first, second = quality.chunk(3, -1)
         made = GuideWorlds(
-            torch.cat([share * common, (1 - share) * own], -1),
+            torch.cat([share * common, (1 - share) * ours], -1),
             torch.cat([share * common, (1 - share) * theirs], -1),
-            torch.cat([both, ours + moved], -1),
-            torch.cat([both, others - moved], -1),
+            torch.cat([shared, first + moved], -1),
+            torch.cat([shared, second - moved], -1),
             wanted,
             overlap,
         )
         joint, gap = _comparisons(made)
-        score = (joint * _verdict(gap)).sum((-1, -2)).mean(-1)
-        return GuideWorlds(made.on, made.off, made.on_quality, made.off_quality, score, overlap)
+        return replace(made, truth=(joint * _verdict(gap)).sum((-1, -2)).mean(-1))
 
     reach = torch.full((count,), _SHIFT_REACH, dtype=torch.float64)
     return world(_bisected(-reach, reach, lambda shift: world(shift).truth >= wanted))
@@ -145,6 +144,7 @@ def draw_judges(
     weight = weight / weight.sum((-1, -2, -3), keepdim=True)
 
     def too_noisy(noise: Tensor) -> Tensor:
+        # The difference of two misreadings has √2 times the spread of one.
         sure = gap.abs() / (2**0.5 * noise[:, None, None, None])
         share: Tensor = (weight * torch.special.ndtr(sure)).sum((-1, -2, -3))
         return share <= accuracy
@@ -185,23 +185,23 @@ def draw_verdicts(
     )
     gap = first[..., :, None] - second[..., None, :]
     if judges.errors == "any pair":
-        a, b = (each[:, None, None, None] for each in (judges.accuracy, judges.bias))
+        a, b = (value[:, None, None, None] for value in (judges.accuracy, judges.bias))
         for_on = torch.where(gap > 0, a + b, 1 - a + b)
         verdict = for_on.bernoulli(generator=generator)
     else:
         noise = judges.noise[:, None, None]
         first, second = (
-            each + noise * torch.randn(each.shape, generator=generator, dtype=torch.float64)
-            for each in (first, second)
+            quality + noise * normal(generator, *quality.shape) for quality in (first, second)
         )
         verdict = _verdict(first[..., :, None] - second[..., None, :])
     return torch.where(gap == 0, HALF, verdict), ours, theirs
 
 
 def _comparisons(worlds: GuideWorlds) -> tuple[Tensor, Tensor]:
-    """P(y_i, y'_j) and their difference of quality. [worlds, prompts, responses, responses]."""
-    joint = worlds.on[..., :, None] * worlds.off[..., None, :]
-    return joint, worlds.on_quality[..., :, None] - worlds.off_quality[..., None, :]
+    # P(y_i, y'_j) and their difference of quality. [worlds, prompts, responses, responses].
+    return products(worlds.on, worlds.off), worlds.on_quality[..., :, None] - worlds.off_quality[
+        ..., None, :
+    ]
 
 
 def _verdict(gap: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def _verdict(gap: Tensor) -> Tensor:
 
 
 def _bisected(low: Tensor, high: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
-    """The least value of each world at which `enough` says so."""
+    # The least value of each world at which `enough` says so.
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         reached = enough(middle)
@@ -226,19 +226,19 @@ class Bin:
         high: Likewise; the last bin includes it.
         calls: How many.
         printed: Mean printed reliability.
-        found: Share of right calls.
+        right: Share of right calls.
     """
 
     low: float
     high: float
     calls: int
     printed: float
-    found: float
+    right: float
 
     @property
     def difference(self) -> float:
-        """Printed minus found."""
-        return self.printed - self.found
+        """Printed minus right."""
+        return self.printed - self.right
 
 
 def binned(printed: Tensor, right: Tensor) -> list[Bin]:
@@ -251,13 +251,13 @@ def binned(printed: Tensor, right: Tensor) -> list[Bin]:
     Returns:
         The bins that hold a call.
     """
-    place = torch.bucketize(printed, torch.tensor(EDGES[1:-1], dtype=printed.dtype), right=True)
+    number = torch.bucketize(printed, torch.tensor(EDGES[1:-1], dtype=printed.dtype), right=True)
     bins = []
     for i, (low, high) in enumerate(pairwise(EDGES)):
-        here = place == i
-        if here.any():
-            told, found = float(printed[here].mean()), float(right[here].double().mean())
-            bins.append(Bin(low, high, int(here.sum()), told, found))
+        inside = number == i
+        if inside.any():
+            printed_mean, right_mean = (float(v[inside].double().mean()) for v in (printed, right))
+            bins.append(Bin(low, high, int(inside.sum()), printed_mean, right_mean))
     return bins
 
 
@@ -278,26 +278,31 @@ def called(
     scores = verdicts.mean((-1, -2))
     mean = scores.mean(-1)
     squares = (scores - mean[:, None]).square().sum(-1)
-    seen = ScoreSummary(scores.shape[-1], mean.numpy(), squares.numpy())
-    told = torch.from_numpy(
-        chance_above_half(
-            seen,
-            accuracy=accuracy.numpy(),
-            overlap=overlap.numpy(),
-            bias=bias.numpy() if isinstance(bias, Tensor) else bias,
-        )
+    chance = chance_above_half(
+        ScoreSummary(scores.shape[-1], mean.numpy(), squares.numpy()),
+        accuracy=accuracy.numpy(),
+        overlap=overlap.numpy(),
+        bias=bias.numpy() if isinstance(bias, Tensor) else bias,
     )
-    tuning = mean >= HALF
-    return tuning, torch.where(tuning, told, 1 - told)
+    above, tuning = torch.from_numpy(chance), mean >= HALF
+    return tuning, torch.where(tuning, above, 1 - above)
 
 
 def _spread(values: tuple[float, ...], count: int) -> Tensor:
-    """These values in turn. [count]."""
+    # These values in turn. [count].
     return torch.tensor(values, dtype=torch.float64).repeat(count // len(values) + 1)[:count]
 
 
-def check_guide(setting: Setting) -> Evidence:
-    """The bound by the overlap, what a judge sees, and the calibration of the reliability."""
+@check(
+    "stage-guide",
+    "TwoStage, arXiv:2508.10530, Algorithm 1; the reliability is ours",
+    "The reliability that a measurement prints is the chance that its call is right.",
+    "Where every true boundary score that the overlap allows is equally likely beforehand, "
+    "the judge's accuracy in these comparisons is as told, its errors favour neither side "
+    "beyond the bias told, and of such judges one half errs in all comparisons alike and "
+    "the other in close ones, as long as it is not told which.",
+)
+def _guide(setting: Setting) -> Evidence:
     generator = generator_of(setting.seed)
     accuracy = _spread(ACCURACIES, setting.worlds)
     overlap = torch.rand(setting.worlds, generator=generator, dtype=torch.float64)
@@ -307,17 +312,21 @@ def check_guide(setting: Setting) -> Evidence:
         judges = draw_judges(worlds, accuracy, errors=errors)
         verdicts = draw_verdicts(worlds, judges, prompts=SIZES[-1], generator=generator)[0]
         for size in SIZES:
-            tuning, told = called(verdicts[:, :size], accuracy, overlap=overlap)
-            printed.append(told)
+            tuning, reliability = called(verdicts[:, :size], accuracy, overlap=overlap)
+            printed.append(reliability)
             right.append(tuning == (worlds.truth > HALF))
     for wanted in ACCURACIES:
-        means = [float(each[accuracy == wanted].mean()) for each in printed[: len(SIZES)]]
+        means = [float(values[accuracy == wanted].mean()) for values in printed[: len(SIZES)]]
         curves.append(curve(f"judge right in {wanted:.0%}", list(SIZES), means))
     bins = binned(torch.cat(printed), torch.cat(right))
-    calls = sum(each.calls for each in bins)
-    error = sum(each.calls * abs(each.difference) for each in bins) / calls
+    calls = sum(bin_.calls for bin_ in bins)
+    error = sum(bin_.calls * abs(bin_.difference) for bin_ in bins) / calls
+    claim = "printed reliability against the share of right calls, mean difference"
+    calibration = Finding(
+        claim, "calibration", error, f"<= {TOLERANCE}", setting.worlds, error <= TOLERANCE
+    )
     return Evidence(
-        [*_bounds(setting, generator), _calibration(error, setting.worlds)],
+        [*_bounds(setting, generator), calibration],
         Figure("Expected reliability of a stage call", "prompts", "right calls", curves, log="x"),
     )
 
@@ -344,21 +353,4 @@ def _bounds(setting: Setting, generator: torch.Generator) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _calibration(error: float, worlds: int) -> Finding:
-    claim = "printed reliability against the share of right calls, mean difference"
-    wanted = f"<= {TOLERANCE}"
-    return Finding(claim, "calibration", error, wanted, worlds, error <= TOLERANCE)
-
-
-CHECKS = (
-    Check(
-        "stage-guide",
-        "TwoStage, arXiv:2508.10530, Algorithm 1; the reliability is ours",
-        "The reliability that a measurement prints is the chance that its call is right.",
-        "Where every true boundary score that the overlap allows is equally likely beforehand, "
-        "the judge's accuracy in these comparisons is as told, its errors favour neither side "
-        "beyond the bias told, and of such judges one half errs in all comparisons alike and "
-        "the other in close ones, as long as it is not told which.",
-        check_guide,
-    ),
-)
+CHECKS = (_guide,)

@@ -1,4 +1,4 @@
-"""Rankings (arXiv:2405.19534): what DPO and IPO losses say about rankings."""
+"""What losses say about rankings (arXiv:2405.19534), and self-guided DPO (arXiv:2505.12435)."""
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ from prefstage.diagnosing.rankings import (
     idealized_ranking_accuracy,
     ranking_accuracy,
 )
-from prefstage.losses import IPO
+from prefstage.losses import DPO, IPO, SGDPO
 from prefstage.sandbox.theory.evidence import (
-    Check,
     Evidence,
     Figure,
     Setting,
+    check,
     counterexample,
     curve,
     equality,
@@ -33,8 +33,11 @@ from prefstage.sandbox.theory.worlds import (
     draw_worlds,
     generator_of,
     labelled,
+    normal,
     optimum,
 )
+
+RANKINGS = "Rankings, arXiv:2405.19534"
 
 BETA = 0.1
 TAU = 0.2
@@ -45,21 +48,27 @@ PROBE_BETAS = (0.01, 0.1, 1.0)
 
 
 def _pairs(setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ℓ_w, ℓ_l under policy and reference: long responses, so log-probs far from 0."""
-    generator = generator_of(setting.seed)
-    draws = torch.randn(4, setting.worlds, generator=generator, dtype=torch.float64)
-    policy_w, policy_l, reference_w, reference_l = -50 + 8 * draws
+    # ℓ_w, ℓ_l under policy and reference: long responses, so log-probs far from 0.
+    policy_w, policy_l, reference_w, reference_l = -50 + 8 * normal(
+        generator_of(setting.seed), 4, setting.worlds
+    )
     return policy_w, policy_l, reference_w, reference_l
 
 
-def check_sanity(setting: Setting) -> Evidence:
-    """Proposition 2.6, and how far its bound may be moved."""
+@check(
+    "rankings-2.6",
+    f"{RANKINGS}, Proposition 2.6",
+    "If π_ref(y_w) >= π_ref(y_l) and the DPO loss is at most 0.6, the order is right.",
+    "Any β. The bound may be raised to log 2 = 0.693, and no further.",
+)
+def _sanity(setting: Setting) -> Evidence:
     policy_w, policy_l, reference_w, reference_l = _pairs(setting)
     better = torch.maximum(reference_w, reference_l), torch.minimum(reference_w, reference_l)
     loss = dpo_losses(policy_w, policy_l, reference_log_ratio(*better), beta=BETA)
     right = ranking_accuracy(policy_w, policy_l) > 0
     turned = dpo_losses(policy_w, policy_l, reference_log_ratio(*better[::-1]), beta=BETA)
-    edge_wrong = -(better[0] - better[1]) / 100  # a tied reference, a policy a little wrong
+    # A tied reference, and a policy that is a little wrong: a loss just above log 2.
+    edge_wrong = -(better[0] - better[1]) / 100
     edge = dpo_losses(edge_wrong, 0 * edge_wrong, 0 * edge_wrong, beta=BETA)
     at = torch.linspace(0.02, 1.2, 60, dtype=torch.float64)
     wrong = [(~right[loss <= bound]).double().sum() / len(loss) for bound in at]
@@ -81,33 +90,38 @@ def check_sanity(setting: Setting) -> Evidence:
 
 
 def _pair_of(worlds: Worlds) -> tuple[Tensor, Tensor, Tensor]:
-    """Reference log-probs of the first two responses, and α. [worlds · prompts]."""
+    # Reference log-probs of the first two responses, and α. [worlds · prompts].
     reference = worlds.log_reference.reshape(-1, worlds.log_reference.shape[-1])
     return reference[:, 0], reference[:, 1], worlds.preference[..., 0, 1].reshape(-1)
 
 
-def _idealized(worlds: Worlds) -> Tensor:
-    """The library's log π*(y_w)/π*(y_l), each world at its own β. [worlds, prompts]."""
+def _idealized_ratios(worlds: Worlds) -> Tensor:
+    # The library's log π*(y_w)/π*(y_l). [worlds, prompts]. It takes one β, and every world
+    # has another: the part that β divides is asked for at β = 1.
     first, second, agreement = _pair_of(worlds)
-    unit = idealized_log_ratio(
-        torch.zeros_like(first), torch.zeros_like(first), agreement, beta=1.0
-    )
-    shape = worlds.reward.shape[:2]
+    none, shape = torch.zeros_like(first), worlds.reward.shape[:2]
+    unit = idealized_log_ratio(none, none, agreement, beta=1.0)
     return (first - second).reshape(shape) + unit.reshape(shape) / worlds.beta[..., 0]
 
 
-def check_ratio(setting: Setting) -> Evidence:
-    """Theorem 3.1: the optimum's log-ratio."""
+@check(
+    "rankings-3.1",
+    f"{RANKINGS}, Theorem 3.1",
+    "π*(y_w)/π*(y_l) = π_ref(y_w)/π_ref(y_l) · (α/(1-α))^(1/β).",
+    "Preferences of all pairs together are Bradley-Terry, and 0 < α < 1. Data of a single "
+    "pair a prompt always are.",
+)
+def _optimal_ratio(setting: Setting) -> Evidence:
     worlds = draw_worlds(setting.worlds, seed=setting.seed)
     best = optimum(worlds.log_reference, worlds.reward, worlds.beta)
-    whole = (best[..., 0] - best[..., 1]) - _idealized(worlds)
-    moved = best - worlds.log_reference
+    whole = (best[..., 0] - best[..., 1]) - _idealized_ratios(worlds)
     even = torch.full_like(best, 1 / best.shape[-1])
-    slope = dpo_gradient(moved, worlds.beta, labelled(even, even, worlds.preference))
+    joint = labelled(even, even, worlds.preference)
+    slope = dpo_gradient(best - worlds.log_reference, worlds.beta, joint)
     circular = worlds.preferring("intransitive")
-    scaled = dpo_optimum(labelled(even, even, circular.preference))
-    reached = worlds.log_reference + scaled / worlds.beta
-    distance = (reached[..., 0] - reached[..., 1]) - _idealized(circular)
+    joint = labelled(even, even, circular.preference)
+    reached = worlds.log_reference + dpo_optimum(joint) / worlds.beta
+    distance = (reached[..., 0] - reached[..., 1]) - _idealized_ratios(circular)
     first, second, agreement = _pair_of(worlds)
     betas = torch.logspace(-2, 1, 40, dtype=torch.float64)
     ratios = [
@@ -126,26 +140,29 @@ def check_ratio(setting: Setting) -> Evidence:
     )  # fmt: skip
 
 
-def check_idealized(setting: Setting) -> Evidence:
-    """Corollary 3.3: the idealized accuracy is the optimum's accuracy."""
+@check(
+    "rankings-3.3",
+    f"{RANKINGS}, Corollary 3.3",
+    "R* is the ranking accuracy of the optimum.",
+    "Where π* ties nothing: Eq. 3 counts a tie as wrong, Eq. 1 as right.",
+)
+def _idealized(setting: Setting) -> Evidence:
     worlds = draw_worlds(setting.worlds, seed=setting.seed)
     first, second, agreement = _pair_of(worlds)
-    found, direct = [], []
+    ideal = idealized_ranking_accuracy(first, second, agreement, betas=PROBE_BETAS).by_beta
+    gaps = []
     for beta in PROBE_BETAS:
         best = optimum(worlds.log_reference, worlds.reward, torch.full_like(worlds.beta, beta))
         right = ranking_accuracy(best[..., 0].reshape(-1), best[..., 1].reshape(-1))
-        ideal = idealized_ranking_accuracy(first, second, agreement, betas=[beta])
-        found.append(ideal.by_beta[beta])
-        direct.append(float(right.mean()))
-    gap = torch.tensor(found).double() - torch.tensor(direct).double()
+        gaps.append(torch.tensor(ideal[beta]).double() - torch.tensor(float(right.mean())).double())
     alike = torch.zeros(worlds.count, dtype=torch.float64)
     split = idealized_ranking_accuracy(alike, alike, alike + 0.5, betas=[1.0]).by_beta[1.0]
-    betas = [float(each) for each in torch.logspace(-2, 2, 40)]
+    betas = torch.logspace(-2, 2, 40).tolist()
     swept = idealized_ranking_accuracy(first, second, agreement, betas=betas).by_beta
-    spread = gap.expand(worlds.count, -1)
     return Evidence(
         [
-            equality("R* is the ranking accuracy of π*, counted", spread),
+            equality("R* is the ranking accuracy of π*, counted",
+                     torch.stack(gaps).expand(worlds.count, -1)),
             counterexample("a tie of π* counts the same in Eq. 3 (>) and Eq. 1 (>=)",
                            ranking_accuracy(alike, alike) != split),
         ],
@@ -154,8 +171,13 @@ def check_idealized(setting: Setting) -> Evidence:
     )  # fmt: skip
 
 
-def check_threshold(setting: Setting) -> Evidence:
-    """Theorem 4.1: right order if and only if the loss is at most -log σ(βc)."""
+@check(
+    "rankings-4.1",
+    f"{RANKINGS}, Theorem 4.1",
+    "The order is right if and only if the DPO loss is at most -log σ(βc).",
+    "Everywhere; in floating point the policy's log-ratio must be taken first.",
+)
+def _threshold(setting: Setting) -> Evidence:
     policy_w, policy_l, reference_w, reference_l = _pairs(setting)
     c = reference_log_ratio(reference_w, reference_l)
     loss, bar = dpo_losses(policy_w, policy_l, c, beta=BETA), flip_threshold(c, beta=BETA)
@@ -176,8 +198,15 @@ def check_threshold(setting: Setting) -> Evidence:
     )  # fmt: skip
 
 
-def check_ipo(setting: Setting) -> Evidence:
-    """Proposition A.7: what IPO's loss says about the order."""
+@check(
+    "rankings-a.7",
+    f"{RANKINGS}, Proposition A.7",
+    "IPO: if log π_ref(y_w)/π_ref(y_l) < -1/(2τ), zero loss means the wrong order; otherwise "
+    "a loss of at most (log π_ref(y_w)/π_ref(y_l) + 1/(2τ))² guarantees the right one.",
+    "The loss on sums of token log-probs. One direction only: a policy far beyond the goal "
+    "has a large loss and the right order.",
+)
+def _ipo(setting: Setting) -> Evidence:
     policy_w, policy_l, reference_w, reference_l = _pairs(setting)
     c = reference_log_ratio(reference_w, reference_l)
     loss = IPO(tau=TAU).of_ratios(policy_w - reference_w, policy_l - reference_l)
@@ -204,44 +233,180 @@ def check_ipo(setting: Setting) -> Evidence:
     )  # fmt: skip
 
 
-PAPER = "Rankings, arXiv:2405.19534"
+SELF_GUIDED = "Self-Guided DPO, arXiv:2505.12435"
+
+
+def _draw(setting: Setting) -> list[Tensor]:
+    # a, b, p_w, p_l of random pairs, nats.
+    generator = generator_of(setting.seed)
+    return [normal(generator, setting.worlds) * 2 for _ in range(4)]
+
+
+def slopes(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> tuple[Tensor, Tensor]:
+    """∂L/∂X1 and ∂L/∂X2 at X1 = e^a, X2 = e^b, by automatic differentiation.
+
+    Args:
+        a: Log-ratio of the chosen response. [pairs], nats.
+        b: Of the rejected response. [pairs], nats.
+        p_w: Pilot of the chosen response. [pairs], nats.
+        p_l: Pilot of the rejected response. [pairs], nats.
+
+    Returns:
+        Both derivatives. [pairs].
+    """
+    x1, x2 = (ratio.exp().requires_grad_() for ratio in (a, b))
+    loss = SGDPO(beta=BETA).of_pilots(x1.log(), x2.log(), p_w, p_l)
+    first, second = torch.autograd.grad(loss.sum(), [x1, x2])
+    return first, second
+
+
+def printed_slopes(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by the formulas of Theorem 1.
+
+    Args:
+        a: As for `slopes`.
+        b: Likewise.
+        p_w: Likewise.
+        p_l: Likewise.
+
+    Returns:
+        Both derivatives. [pairs].
+    """
+    x1, x2, pilot_w, pilot_l = (ratio.exp() for ratio in (a, b, p_w, p_l))
+    first = -(BETA / 2) * pilot_l**BETA / (x1 * (x1**BETA + pilot_l**BETA))
+    second = (BETA / 2) * x2 ** (BETA - 1) / (pilot_w**BETA + x2**BETA)
+    return first, second
+
+
+def _by_chosen(reach: Tensor, pilot: float) -> Tensor:
+    # |∂L/∂a|: by the chain rule, the slope by X1 = e^a times X1.
+    none = torch.zeros_like(reach)
+    return (slopes(reach, none, none, none + pilot)[0] * reach.exp()).abs()
+
+
+@check(
+    "sgdpo-1",
+    f"{SELF_GUIDED}, appendix A.1, Theorem 1",
+    "The derivatives of the loss by X1 = e^a and X2 = e^b, pilots held fixed.",
+    "Everywhere. The pilots carry no gradient.",
+)
+def _gradients(setting: Setting) -> Evidence:
+    a, b, p_w, p_l = _draw(setting)
+    exact, printed = slopes(a, b, p_w, p_l), printed_slopes(a, b, p_w, p_l)
+    whole = SGDPO(beta=BETA).of_pilots(a, b, a, b) - DPO(beta=BETA).of_ratios(a, b)
+    up, down = (ratio.clone().requires_grad_() for ratio in (a, b))
+    full = torch.autograd.grad(SGDPO(beta=BETA).of_pilots(up, down, a, b).sum(), [up, down])
+    dpo = torch.autograd.grad(DPO(beta=BETA).of_ratios(up, down).sum(), [up, down])
+    halves = torch.stack([ours - theirs / 2 for ours, theirs in zip(full, dpo, strict=True)], 1)
+    reach = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    return Evidence(
+        [
+            equality("∂L/∂X1 = -(β/2)·P2^β / [X1(X1^β + P2^β)]", exact[0] - printed[0]),
+            equality("∂L/∂X2 = (β/2)·X2^(β-1) / (P1^β + X2^β)", exact[1] - printed[1]),
+            equality("with full pilots the loss is DPO's", whole),
+            equality("with full pilots the gradient is half of DPO's", halves),
+        ],
+        Figure(
+            "SGDPO: slope by the chosen response's own log-ratio",
+            "a (nats)",
+            "|∂L/∂a|",
+            [
+                curve(f"pilot p_l = {pilot:g}", reach, _by_chosen(reach, pilot))
+                for pilot in (-2.0, 0.0, 2.0)
+            ],
+        ),
+    )
+
+
+@check(
+    "sgdpo-2",
+    f"{SELF_GUIDED}, appendix A.1, Theorem 2",
+    "|∂L/∂X1| grows with the rejected response's pilot P2, |∂L/∂X2| falls with P1.",
+    "In absolute value: ∂L/∂X1 itself is negative, so it falls as P2 grows.",
+)
+def _monotone(setting: Setting) -> Evidence:
+    a, b, p_w, p_l = _draw(setting)
+    up = torch.rand(setting.worlds, generator=generator_of(setting.seed + 1), dtype=torch.float64)
+    base, moved_w, moved_l = (
+        slopes(a, b, p_w + w, p_l + low)
+        for w, low in ((0 * up, 0 * up), (up, 0 * up), (0 * up, up))
+    )
+    reach = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    none = torch.zeros_like(reach)
+    by_rejected, by_chosen = slopes(none, none, reach, reach)
+    return Evidence(
+        [
+            rule("|∂L/∂X1| grows with P2", moved_l[0].abs() <= base[0].abs()),
+            rule("|∂L/∂X2| falls with P1", moved_w[1].abs() >= base[1].abs()),
+            equality("∂L/∂X1 does not depend on P1", moved_w[0] - base[0]),
+            equality("∂L/∂X2 does not depend on P2", moved_l[1] - base[1]),
+        ],
+        Figure(
+            "SGDPO: slopes by the pilots, at X1 = X2 = 1",
+            "pilot (nats)",
+            "slope",
+            [
+                curve("|∂L/∂X1| by p_l", reach, by_rejected.abs()),
+                curve("|∂L/∂X2| by p_w", reach, by_chosen.abs()),
+            ],
+        ),
+    )
+
+
+def guided_share(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> Tensor:
+    """h, the factor by which pilots change DPO's ratio of slopes X2/X1.
+
+    ``h = [P2^β (P1^β + X2^β)] / [X2^β (X1^β + P2^β)]``
+
+    Args:
+        a: As for `slopes`.
+        b: Likewise.
+        p_w: Likewise.
+        p_l: Likewise.
+
+    Returns:
+        h. [pairs]; 1 with full pilots.
+    """
+    x1, x2, pilot_w, pilot_l = ((BETA * ratio).exp() for ratio in (a, b, p_w, p_l))
+    return pilot_l * (pilot_w + x2) / (x2 * (x1 + pilot_l))
+
+
+@check(
+    "sgdpo-3",
+    f"{SELF_GUIDED}, appendix A.1, Theorem 3",
+    "The ratio of the chosen response's slope to the rejected one's is DPO's times a "
+    "monotone function of the pilots.",
+    "Everywhere. The formulas of this theorem are lost in the text at hand; h is "
+    "derived here from Theorem 1.",
+)
+def _slope_ratio(setting: Setting) -> Evidence:
+    a, b, p_w, p_l = _draw(setting)
+    up = torch.rand(setting.worlds, generator=generator_of(setting.seed + 1), dtype=torch.float64)
+    first, second = slopes(a, b, p_w, p_l)
+    share = guided_share(a, b, p_w, p_l)
+    ratio = (first.abs() / second).log() - (b - a) - share.log()
+    reach = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    none = torch.zeros_like(reach)
+    return Evidence(
+        [
+            equality("log ratio of slopes = log(X2/X1) + log h", ratio),
+            equality("h = 1 with full pilots, which is DPO", guided_share(a, b, a, b) - 1),
+            rule("h grows with P1", guided_share(a, b, p_w + up, p_l) <= share),
+            rule("h grows with P2", guided_share(a, b, p_w, p_l + up) <= share),
+        ],
+        Figure(
+            "SGDPO: how pilots tilt the ratio of slopes (X1 = X2 = 1)",
+            "pilot (nats)",
+            "h",
+            [
+                curve("by p_w", reach, guided_share(none, none, reach, none)),
+                curve("by p_l", reach, guided_share(none, none, none, reach)),
+            ],
+        ),
+    )
+
+
 CHECKS = (
-    Check(
-        "rankings-2.6",
-        f"{PAPER}, Proposition 2.6",
-        "If π_ref(y_w) >= π_ref(y_l) and the DPO loss is at most 0.6, the order is right.",
-        "Any β. The bound may be raised to log 2 = 0.693, and no further.",
-        check_sanity,
-    ),
-    Check(
-        "rankings-3.1",
-        f"{PAPER}, Theorem 3.1",
-        "π*(y_w)/π*(y_l) = π_ref(y_w)/π_ref(y_l) · (α/(1-α))^(1/β).",
-        "Preferences of all pairs together are Bradley-Terry, and 0 < α < 1. Data of a single "
-        "pair a prompt always are.",
-        check_ratio,
-    ),
-    Check(
-        "rankings-3.3",
-        f"{PAPER}, Corollary 3.3",
-        "R* is the ranking accuracy of the optimum.",
-        "Where π* ties nothing: Eq. 3 counts a tie as wrong, Eq. 1 as right.",
-        check_idealized,
-    ),
-    Check(
-        "rankings-4.1",
-        f"{PAPER}, Theorem 4.1",
-        "The order is right if and only if the DPO loss is at most -log σ(βc).",
-        "Everywhere; in floating point the policy's log-ratio must be taken first.",
-        check_threshold,
-    ),
-    Check(
-        "rankings-a.7",
-        f"{PAPER}, Proposition A.7",
-        "IPO: if log π_ref(y_w)/π_ref(y_l) < -1/(2τ), zero loss means the wrong order; otherwise "
-        "a loss of at most (log π_ref(y_w)/π_ref(y_l) + 1/(2τ))² guarantees the right one.",
-        "The loss on sums of token log-probs. One direction only: a policy far beyond the goal "
-        "has a large loss and the right order.",
-        check_ipo,
-    ),
+    *(_sanity, _optimal_ratio, _idealized, _threshold, _ipo),
+    *(_gradients, _monotone, _slope_ratio),
 )

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from prefstage.sandbox.theory.evidence import (
-    Check,
     Evidence,
     Figure,
     Setting,
+    check,
     counterexample,
     curve,
     equality,
@@ -16,8 +16,10 @@ from prefstage.sandbox.theory.evidence import (
 )
 from prefstage.sandbox.theory.worlds import (
     NOISE,
+    PreferenceModel,
     Worlds,
     cycle,
+    differences,
     dpo_gradient,
     dpo_loss,
     draw_worlds,
@@ -25,10 +27,16 @@ from prefstage.sandbox.theory.worlds import (
     kl,
     log_normalised,
     optimum,
+    parted,
+    products,
 )
 
+PAPER = "TwoStage, arXiv:2508.10530"
+
 SMALL = 1e-6
+HALF = 0.5
 EXACTLY = 1e-10
+ROUNDING = 1e-12
 VOTES = (100, 400, 1600, 6400, 25600, 102400)
 
 
@@ -47,17 +55,21 @@ def objective(worlds: Worlds, log_policy: Tensor, reward: Tensor) -> Tensor:
     return gain - worlds.beta[..., 0] * kl(log_policy, worlds.log_reference)
 
 
-def check_bijection(setting: Setting) -> Evidence:
-    """Theorem 5.1: a reward for every policy."""
+@check(
+    "stage-5.1",
+    f"{PAPER}, Theorem 5.1",
+    "For any policy π_θ and reference there is a unique reward of which π_θ is the optimum.",
+    "Both of full support, and the reward up to a constant for each prompt: the printed proof "
+    "moves one reward while the others are held.",
+)
+def _bijection(setting: Setting) -> Evidence:
     worlds = draw_worlds(setting.worlds, seed=setting.seed)
     implied = worlds.beta * (worlds.log_policy - worlds.log_reference)
-    back = optimum(worlds.log_reference, implied, worlds.beta)
     best = optimum(worlds.log_reference, worlds.reward, worlds.beta)
     value = objective(worlds, best, worlds.reward)
     gap = value - objective(worlds, worlds.log_policy, worlds.reward)
     shift = 1 + worlds.reward.abs().amax(-1, keepdim=True)
     shifted = optimum(worlds.log_reference, worlds.reward + shift, worlds.beta)
-    same = (shifted - best).abs().amax(-1) <= EXACTLY
     moves = torch.linspace(-1, 1, 41, dtype=torch.float64)
     along = [
         (value - objective(worlds, log_normalised(best + t * worlds.reward), worlds.reward)).mean()
@@ -65,11 +77,13 @@ def check_bijection(setting: Setting) -> Evidence:
     ]
     return Evidence(
         [
-            equality("the optimum under r = β log π/π_ref is π", back - worlds.log_policy),
+            equality("the optimum under r = β log π/π_ref is π",
+                     optimum(worlds.log_reference, implied, worlds.beta) - worlds.log_policy),
             equality("a policy falls behind the optimum by β KL(π, π*)",
                      gap - worlds.beta[..., 0] * kl(worlds.log_policy, best)),
             rule("no policy exceeds the optimum", gap < 0),
-            counterexample("the reward is unique (r + c(x) gives the same policy)", same),
+            counterexample("the reward is unique (r + c(x) gives the same policy)",
+                           (shifted - best).abs().amax(-1) <= EXACTLY),
         ],
         Figure("Falling behind the optimum", "tilt of π* by the reward", "mean loss of Eq. 3",
                [curve("random worlds", moves, along)]),
@@ -77,20 +91,20 @@ def check_bijection(setting: Setting) -> Evidence:
 
 
 def _chain(worlds: Worlds) -> Tensor:
-    """Pairs of neighbours alone: responses - 1 pairs a prompt, labelled by P. P(y_w, y_l)."""
+    # Pairs of neighbours alone: responses - 1 pairs a prompt, labelled by P. P(y_w, y_l).
     responses = worlds.reward.shape[-1]
     linked = torch.diag(torch.ones(responses - 1, dtype=torch.float64), 1)
     return (linked + linked.T) * worlds.preference / (responses - 1)
 
 
 def _along_chain(preference: Tensor, beta: Tensor) -> Tensor:
-    """f, up to a constant, that fits neighbours' preferences. [worlds, prompts, responses]."""
+    # f, up to a constant, that fits neighbours' preferences. [worlds, prompts, responses].
     fall = torch.logit(torch.diagonal(preference, 1, -2, -1)) / beta
     return torch.nn.functional.pad(-fall.cumsum(-1), (1, 0))
 
 
 def _voted(worlds: Worlds, votes: int, generator: torch.Generator) -> Tensor:
-    """Shares of votes for the first of two neighbours, half a vote added to each side."""
+    # Half a vote is added to each side: a share of 0 or 1 has no finite logit.
     neighbours = torch.diagonal(worlds.preference, 1, -2, -1)
     count = torch.binomial(
         torch.full_like(neighbours, votes), neighbours.contiguous(), generator=generator
@@ -98,34 +112,40 @@ def _voted(worlds: Worlds, votes: int, generator: torch.Generator) -> Tensor:
     return torch.logit((count + 0.5) / (votes + 1))
 
 
-def check_finite(setting: Setting) -> Evidence:
-    """Theorem 5.2: what finite data determine."""
+@check(
+    "stage-5.2",
+    f"{PAPER}, Theorem 5.2",
+    "The optimum can only be achieved if the data are infinite.",
+    "With exact Bradley-Terry labels and K responses to a prompt, K - 1 pairs that link all "
+    "of them suffice. Infinite are the votes that an exact label takes, and the responses of "
+    "a language. Pairs that leave the responses in separate groups determine no policy.",
+)
+def _finite(setting: Setting) -> Evidence:
     worlds = draw_worlds(setting.worlds, seed=setting.seed)
     best = optimum(worlds.log_reference, worlds.reward, worlds.beta)
     fitted = _along_chain(worlds.preference, worlds.beta)
-    found = log_normalised(worlds.log_reference + fitted)
+    fit = log_normalised(worlds.log_reference + fitted)
     joint = _chain(worlds)
     middle = worlds.reward.shape[-1] // 2
     cut = joint.clone()
     cut[..., middle - 1, middle] = cut[..., middle, middle - 1] = 0
     lifted = fitted.clone()
     lifted[..., middle:] += 1
-    loss, other = (dpo_loss(each, worlds.beta, cut) for each in (fitted, lifted))
-    elsewhere = log_normalised(worlds.log_reference + lifted)
-    distance = (elsewhere - found).abs().amax(-1)
+    loss, other = (dpo_loss(f, worlds.beta, cut) for f in (fitted, lifted))
+    distance = (log_normalised(worlds.log_reference + lifted) - fit).abs().amax(-1)
     generator = generator_of(setting.seed + 1)
     exact = torch.logit(torch.diagonal(worlds.preference, 1, -2, -1))
     errors = torch.stack(
         [(_voted(worlds, votes, generator) - exact).abs().mean() for votes in VOTES]
     )
     votes = torch.tensor(VOTES, dtype=torch.float64)
-    exactly_found = (found - best).abs().amax(-1) <= EXACTLY
     return Evidence(
         [
-            equality("K - 1 pairs in a chain, exactly labelled, give π*", found - best),
+            equality("K - 1 pairs in a chain, exactly labelled, give π*", fit - best),
             equality("DPO's gradient on them vanishes there",
                      dpo_gradient(fitted, worlds.beta, joint)),
-            counterexample("the optimum can only be achieved with infinite data", exactly_found),
+            counterexample("the optimum can only be achieved with infinite data",
+                           (fit - best).abs().amax(-1) <= EXACTLY),
             equality("a chain that is cut leaves the loss alike", loss - other),
             rule("for policies that differ", distance <= SMALL),
             order("error of the fitted reward by votes a pair", votes, errors, wanted=-0.5,
@@ -151,20 +171,26 @@ def general_policy(preference: Tensor) -> tuple[Tensor, Tensor]:
     """
     odds = torch.logit(preference)
     log_policy = log_normalised(-torch.logsumexp(odds, -2))
-    fitted = log_policy[..., :, None] - log_policy[..., None, :]
-    return log_policy, (odds - fitted).abs().amax((-1, -2))
+    return log_policy, (odds - differences(log_policy)).abs().amax((-1, -2))
 
 
-def check_general(setting: Setting) -> Evidence:
-    """Theorem 5.4: π_G, where there is one."""
+@check(
+    "stage-5.4",
+    f"{PAPER}, Definition 5.3 and Theorem 5.4",
+    "Every well-defined P* has a unique π_G with P* = σ(log π_G(y_1) - log π_G(y_2)).",
+    "Unique always; it exists if and only if logit P* adds up along any path (no noise, ties "
+    "or cycles) and 0 < P* < 1.",
+)
+def _general(setting: Setting) -> Evidence:
     worlds = draw_worlds(setting.worlds, seed=setting.seed)
-    found, misfit = general_policy(worlds.preference)
+    log_policy, misfit = general_policy(worlds.preference)
+    models: dict[str, PreferenceModel]
+    models = {"noise": "noisy", "ties": "ties", "cycles": "intransitive"}
     without = {
-        "noise": general_policy(worlds.preferring("noisy").preference)[1],
-        "ties": general_policy(worlds.preferring("ties").preference)[1],
-        "cycles": general_policy(worlds.preferring("intransitive").preference)[1],
+        label: general_policy(worlds.preferring(model).preference)[1]
+        for label, model in models.items()
     }
-    margin = worlds.reward[..., :, None] - worlds.reward[..., None, :]
+    margin = differences(worlds.reward)
     sizes = torch.linspace(0, 1, 21, dtype=torch.float64)
     circular = [
         general_policy((margin + size * cycle(margin.shape[-1])).sigmoid())[1].mean()
@@ -177,11 +203,11 @@ def check_general(setting: Setting) -> Evidence:
     return Evidence(
         [
             equality("Eq. 24 gives the softmax of the reward",
-                     found - log_normalised(worlds.reward)),
+                     log_policy - log_normalised(worlds.reward)),
             equality("and its preferences are P*", misfit),
             *[
-                counterexample(f"preferences with {label} have a π_G", each > SMALL)
-                for label, each in without.items()
+                counterexample(f"preferences with {label} have a π_G", gap > SMALL)
+                for label, gap in without.items()
             ],
             rule("preferences with noise or cycles are always told apart",
                  (without["noise"] <= SMALL) | (without["cycles"] <= SMALL)),
@@ -203,22 +229,24 @@ def consistency(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     Returns:
         The consistency. [...], in [0, 1].
     """
-    half = 0.5
-    return (weights * ((first > half) == (second > half))).sum((-1, -2))
+    return (weights * ((first > HALF) == (second > HALF))).sum((-1, -2))
 
 
-def check_consistency(setting: Setting) -> Evidence:
-    """Definition 5.5: what a consistency of 1 says."""
+@check(
+    "stage-5.5",
+    f"{PAPER}, Definition 5.5",
+    "The greatest preference consistency is a sufficient condition of identical preferences.",
+    "It is necessary, not sufficient: consistency sees the order of responses alone.",
+)
+def _consistency(setting: Setting) -> Evidence:
     worlds = draw_worlds(setting.worlds, seed=setting.seed)
     policy = worlds.log_policy.exp()
-    drawn = policy[..., :, None] * policy[..., None, :]
-    margin = worlds.reward[..., :, None] - worlds.reward[..., None, :]
+    drawn, margin = products(policy, policy), differences(worlds.reward)
     tempered = (2 * margin).sigmoid()
     powers = torch.linspace(0.1, 4, 40, dtype=torch.float64)
-    apart = [((power * margin).sigmoid() - worlds.preference).abs().mean() for power in powers]
-    agreed = [
-        consistency((power * margin).sigmoid(), worlds.preference, drawn).mean() for power in powers
-    ]
+    sharpened = [(power * margin).sigmoid() for power in powers]
+    apart = [(preference - worlds.preference).abs().mean() for preference in sharpened]
+    agreed = [consistency(p, worlds.preference, drawn).mean() for p in sharpened]
     mean_gap = ((tempered - worlds.preference).abs() * drawn).sum((-1, -2))
     return Evidence(
         [
@@ -232,44 +260,41 @@ def check_consistency(setting: Setting) -> Evidence:
     )  # fmt: skip
 
 
-def _parted(worlds: Worlds, distance: float) -> tuple[Tensor, Tensor]:
-    """Log π_θ and log π_off, each drawn towards its own half of the responses."""
-    side = torch.ones(worlds.reward.shape[-1], dtype=torch.float64)
-    side[::2] = -1
-    first = log_normalised(worlds.log_policy + distance * side)
-    return first, log_normalised(worlds.log_reference - distance * side)
-
-
-def _simplified(worlds: Worlds, distance: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Exact and simplified consistency of π_θ, distinctness, and both of π_off."""
-    policy, off = _parted(worlds, distance)
-    drawn = policy.exp()[..., :, None] * off.exp()[..., None, :]
-    ahead, ahead_off = (
-        (each[..., :, None] - each[..., None, :]).sigmoid() for each in (policy, off)
+def _consistencies(
+    worlds: Worlds, distance: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    # Exact and simplified consistency of π_θ, distinctness, and both of π_off.
+    policy, off = parted(worlds.log_policy, worlds.log_reference, distance)
+    drawn = products(policy.exp(), off.exp())
+    ahead, ahead_off = (differences(side).sigmoid() for side in (policy, off))
+    distinct, simple, distinct_off = (
+        (drawn * (chance > HALF)).sum((-1, -2)) for chance in (ahead, worlds.preference, ahead_off)
     )
-    half = 0.5
-    distinct = (drawn * (ahead > half)).sum((-1, -2))
-    simple = (drawn * (worlds.preference > half)).sum((-1, -2))
-    exact = consistency(worlds.preference, ahead, drawn)
-    exact_off = consistency(worlds.preference, ahead_off, drawn)
-    return exact, simple, distinct, exact_off, (drawn * (ahead_off > half)).sum((-1, -2))
+    exact, exact_off = (
+        consistency(worlds.preference, chance, drawn) for chance in (ahead, ahead_off)
+    )
+    return exact, simple, distinct, exact_off, distinct_off
 
 
-def check_simplified(setting: Setting) -> Evidence:
-    """Eqs. 12 and 13: the boundary score for the consistency, as distributions overlap."""
+@check(
+    "stage-12-13",
+    f"{PAPER}, Eqs. 12 and 13",
+    "Consistency with P* is the boundary score if π_θ and π_off are distinct.",
+    "The error is at most 1 - distinctness.",
+)
+def _simplified(setting: Setting) -> Evidence:
     worlds = draw_worlds(setting.worlds, seed=setting.seed, responses=8)
     distances = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
     broken, broken_off, rows = [], [], []
     for distance in distances:
-        exact, simple, distinct, exact_off, overlap_off = _simplified(worlds, distance)
-        rounding = 1e-12
-        broken.append((exact - simple).abs() > 1 - distinct + rounding)
-        broken_off.append((exact_off - (1 - simple)).abs() > overlap_off + rounding)
+        exact, simple, distinct, exact_off, overlap_off = _consistencies(worlds, distance)
+        broken.append((exact - simple).abs() > 1 - distinct + ROUNDING)
+        broken_off.append((exact_off - (1 - simple)).abs() > overlap_off + ROUNDING)
         calls = (exact.mean(-1) > exact_off.mean(-1)) != (simple.mean(-1) > 1 / 2)
         means = [distinct, (exact - simple).abs(), 1 - distinct, calls.double()]
-        rows.append([float(each.mean()) for each in means])
+        rows.append([float(mean.mean()) for mean in means])
     share, gap, bound, calls_wrong = (list(column) for column in zip(*rows, strict=True))
-    limit = _simplified(worlds, 60.0)
+    limit, together = _consistencies(worlds, 60.0), _consistencies(worlds, 0.0)
     return Evidence(
         [
             equality("with disjoint supports the simplified consistency is exact",
@@ -279,8 +304,7 @@ def check_simplified(setting: Setting) -> Evidence:
             rule("off-policy: <= share of comparisons that π_off orders the other way",
                  torch.stack(broken_off, 1)),
             counterexample("the simplified consistency is the exact one under overlap",
-                           (_simplified(worlds, 0.0)[0] - _simplified(worlds, 0.0)[1]).abs()
-                           > SMALL),
+                           (together[0] - together[1]).abs() > SMALL),
         ],
         Figure("Eq. 12: error of the simplified consistency by distinctness",
                "distinctness (share of comparisons with π_θ(y_1) > π_θ(y_2))", "",
@@ -289,45 +313,4 @@ def check_simplified(setting: Setting) -> Evidence:
     )  # fmt: skip
 
 
-PAPER = "TwoStage, arXiv:2508.10530"
-CHECKS = (
-    Check(
-        "stage-5.1",
-        f"{PAPER}, Theorem 5.1",
-        "For any policy π_θ and reference there is a unique reward of which π_θ is the optimum.",
-        "Both of full support, and the reward up to a constant for each prompt: the printed proof "
-        "moves one reward while the others are held.",
-        check_bijection,
-    ),
-    Check(
-        "stage-5.2",
-        f"{PAPER}, Theorem 5.2",
-        "The optimum can only be achieved if the data are infinite.",
-        "With exact Bradley-Terry labels and K responses to a prompt, K - 1 pairs that link all "
-        "of them suffice. Infinite are the votes that an exact label takes, and the responses of "
-        "a language. Pairs that leave the responses in separate groups determine no policy.",
-        check_finite,
-    ),
-    Check(
-        "stage-5.4",
-        f"{PAPER}, Definition 5.3 and Theorem 5.4",
-        "Every well-defined P* has a unique π_G with P* = σ(log π_G(y_1) - log π_G(y_2)).",
-        "Unique always; it exists if and only if logit P* adds up along any path (no noise, ties "
-        "or cycles) and 0 < P* < 1.",
-        check_general,
-    ),
-    Check(
-        "stage-5.5",
-        f"{PAPER}, Definition 5.5",
-        "The greatest preference consistency is a sufficient condition of identical preferences.",
-        "It is necessary, not sufficient: consistency sees the order of responses alone.",
-        check_consistency,
-    ),
-    Check(
-        "stage-12-13",
-        f"{PAPER}, Eqs. 12 and 13",
-        "Consistency with P* is the boundary score if π_θ and π_off are distinct.",
-        "The error is at most 1 - distinctness.",
-        check_simplified,
-    ),
-)
+CHECKS = (_bijection, _finite, _general, _consistency, _simplified)

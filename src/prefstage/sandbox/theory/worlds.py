@@ -51,6 +51,21 @@ def generator_of(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """Standard normal numbers, float64. [*shape]."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def differences(values: Tensor) -> Tensor:
+    """x_i - x_j of every two. [..., responses] -> [..., responses, responses]."""
+    return values[..., :, None] - values[..., None, :]
+
+
+def products(first: Tensor, second: Tensor) -> Tensor:
+    """x_i y_j: of two distributions, that of independent draws. [..., responses, responses]."""
+    return first[..., :, None] * second[..., None, :]
+
+
 def draw_worlds(
     count: int, *, seed: int, prompts: int = 2, responses: int = 6, spread: float = 1.0
 ) -> Worlds:
@@ -68,8 +83,7 @@ def draw_worlds(
     """
     generator = generator_of(seed)
     shape = (count, prompts, responses)
-    draws = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
-    policy, reference, reward = (spread * each for each in draws)
+    policy, reference, reward = (spread * normal(generator, *shape) for _ in range(3))
     share = torch.rand((count, 1, 1), generator=generator, dtype=torch.float64)
     return Worlds(
         log_policy=policy.log_softmax(-1),
@@ -94,7 +108,7 @@ def preference_of(reward: Tensor, model: PreferenceModel) -> Tensor:
     Returns:
         P. [..., responses, responses]; P_ij + P_ji = 1.
     """
-    margin = reward[..., :, None] - reward[..., None, :]
+    margin = differences(reward)
     if model == "noisy":
         return NOISE + (1 - 2 * NOISE) * margin.sigmoid()
     if model == "ties":
@@ -120,6 +134,23 @@ def optimum(log_reference: Tensor, reward: Tensor, beta: Tensor) -> Tensor:
     return log_normalised(log_reference + reward / beta)
 
 
+def parted(log_first: Tensor, log_second: Tensor, distance: float) -> tuple[Tensor, Tensor]:
+    """Draw two policies apart, towards different halves of the responses.
+
+    Args:
+        log_first: Log-probs. [..., responses].
+        log_second: Likewise.
+        distance: Nats; 0 leaves both as they are.
+
+    Returns:
+        Both. [..., responses].
+    """
+    side = torch.ones(log_first.shape[-1], dtype=torch.float64)
+    side[::2] = -1
+    towards = distance * side
+    return log_normalised(log_first + towards), log_normalised(log_second - towards)
+
+
 def kl(log_first: Tensor, log_second: Tensor) -> Tensor:
     """KL divergence over the last axis, nats."""
     return (log_first.exp() * (log_first - log_second)).sum(-1)
@@ -136,7 +167,7 @@ def labelled(first: Tensor, second: Tensor, preference: Tensor) -> Tensor:
     Returns:
         P(y_w = i, y_l = j). [..., responses, responses]; sums to 1.
     """
-    drawn = first[..., :, None] * second[..., None, :]
+    drawn = products(first, second)
     return (drawn + drawn.transpose(-1, -2)) * preference
 
 
@@ -191,11 +222,14 @@ def dpo_optimum(joint: Tensor) -> Tensor:
     ones = torch.ones(responses, responses, dtype=joint.dtype)
     scaled = joint.new_zeros(joint.shape[:-1])
     for _ in range(_NEWTON_STEPS):
-        share = (scaled[..., :, None] - scaled[..., None, :]).sigmoid()
+        share = differences(scaled).sigmoid()
         gradient = (either * share - joint).sum(-1)
         weight = either * share * (1 - share)
+        # The loss does not see a constant a prompt; ones give that direction curvature, so
+        # that the system can be solved.
         curvature = torch.diag_embed(weight.sum(-1)) - weight + ones
         step = torch.linalg.solve(curvature, gradient)
+        # Far from the optimum the logistic curve is flat and a whole Newton step overshoots.
         size = step.abs().amax(-1, keepdim=True).clamp(min=_NEWTON_REACH)
         scaled = scaled - step * (_NEWTON_REACH / size)
     return scaled - scaled.mean(-1, keepdim=True)

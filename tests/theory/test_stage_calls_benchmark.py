@@ -5,25 +5,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stage_calls
 import torch
+from stage_calls import (
+    KINDS,
+    Calls,
+    Case,
+    Portion,
+    draw_portion,
+    measure_portion,
+)
 
 from prefstage.data import Candidates, prompt_id_of
 from prefstage.judging import Judge
 from prefstage.judging.base import Comparison, Judgment
 from prefstage.measuring import MeasureConfig, Stage, measure_stage
 from prefstage.measuring.sequential import prompt_order
-from prefstage.sandbox.theory import guide_calls
 from prefstage.sandbox.theory.guide import binned
-from prefstage.sandbox.theory.guide_calls import (
-    KINDS,
-    Calls,
-    Portion,
-    Told,
-    draw_portion,
-    measure_portion,
-)
 
-AS_TOLD = Told("as told")
+AS_TOLD = Case("as told")
 TOLERANCE = 0.02
 
 
@@ -71,12 +71,12 @@ def measured(portion: Portion, i: int, **told: Any) -> Stage:
 
 
 @pytest.mark.parametrize(
-    ("errors", "case"), [("any pair", Told("biased", biased=True)), ("close pairs", AS_TOLD)]
+    ("errors", "case"), [("any pair", Case("biased", biased=True)), ("close pairs", AS_TOLD)]
 )
 def test_worlds_are_measured_as_the_product_measures_them(
-    monkeypatch: pytest.MonkeyPatch, errors: str, case: Told
+    monkeypatch: pytest.MonkeyPatch, errors: str, case: Case
 ) -> None:
-    monkeypatch.setattr(guide_calls, "PORTION", 24)
+    monkeypatch.setattr(stage_calls, "PORTION", 24)
     job = (case, errors, (17, 3))
     portion, calls = draw_portion(*job), measure_portion(job)
     assert 2 < calls.decided.sum() < 22
@@ -93,7 +93,7 @@ def test_worlds_are_measured_as_the_product_measures_them(
 
 
 def test_portions_are_fresh_by_their_seeds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guide_calls, "PORTION", 6)
+    monkeypatch.setattr(stage_calls, "PORTION", 6)
     first, again, other = (
         measure_portion((AS_TOLD, "any pair", seeds)).printed for seeds in ((1, 2), (1, 2), (1, 3))
     )
@@ -101,7 +101,7 @@ def test_portions_are_fresh_by_their_seeds_alone(monkeypatch: pytest.MonkeyPatch
     assert not np.array_equal(first, other)
 
 
-def fresh_calls(case: Told, *, seed: int, portions: int) -> dict[str, Calls]:
+def fresh_calls(case: Case, *, seed: int, portions: int) -> dict[str, Calls]:
     """Of judges of each kind."""
     return {
         errors: Calls.joined(
@@ -141,7 +141,7 @@ def test_so_many_worlds_find_a_wrong_reliability_out(fresh: dict[str, Calls]) ->
     """The test above can fail: by half the doubt, and by an accuracy that is told too low."""
     both = Calls.joined(list(fresh.values()))
     assert len(beyond(1 - (1 - both.printed) / 2, both.right, errors=2.5)) > 2
-    case = Told("told wrongly", accuracy_off_by=-0.1)
+    case = Case("told wrongly", accuracy_off_by=-0.1)
     calls = fresh_calls(case, seed=2027, portions=4)["close pairs"]
     found = beyond(calls.printed_told, calls.right, errors=2.5)
     assert found

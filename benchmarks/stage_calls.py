@@ -17,7 +17,7 @@ from prefstage.sandbox.theory.guide import (
     draw_judges,
     draw_verdicts,
 )
-from prefstage.sandbox.theory.stage_call import HALF
+from prefstage.sandbox.theory.stage_calls import HALF
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -33,7 +33,7 @@ CENTRE, WIDTH = 0.42, 0.18  # mean and spread of the boundary scores in TwoStage
 
 
 @dataclass(frozen=True)
-class Told:
+class Case:
     """What the measurement is told beside the truth, and which worlds are drawn.
 
     Attributes:
@@ -117,7 +117,7 @@ class Calls:
         )
 
 
-def draw_portion(case: Told, errors: Errors, seeds: Sequence[int]) -> Portion:
+def draw_portion(case: Case, errors: Errors, seeds: Sequence[int]) -> Portion:
     """Draw fresh worlds, and how each is measured.
 
     True boundary scores are uniform within what the overlap allows (0, 0.5 or 0.8), judges
@@ -190,7 +190,7 @@ def stops(scores: Floats, config: MeasureConfig, dataset: int) -> tuple[Counts, 
     return used, side
 
 
-def measure_portion(job: tuple[Told, Errors, Sequence[int]]) -> Calls:
+def measure_portion(job: tuple[Case, Errors, Sequence[int]]) -> Calls:
     """Draw fresh worlds and measure each once.
 
     Args:

@@ -1,0 +1,377 @@
+"""Steps known by what they depend on: each is done once, and kept in a folder of its own."""
+
+import json
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from prefstage.aligning.steps.workspace import STEPS, Workspace
+from prefstage.core.files import append_json_line, write_json
+from prefstage.core.hashing import digest
+from prefstage.core.runs import fault_in, list_files, put_in_place
+
+MANIFEST, LOG = "step.json", "steps.jsonl"
+_STAGING, _BEGUN = ".unfinished-", "-begun.json"
+_WHILE_IT_RUNS = ("checkpoints", "references")
+_SHOWN = 12
+_FORWARD = 2  # FLOP a parameter and token
+
+State = Literal["done", "absent", "begun", "damaged"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step costs, about; answers and judgments at most.
+
+    Attributes:
+        answers: Sampled.
+        judgments: Asked for: comparisons, or rewards of a pointwise judge.
+        tokens: Processed by the policy: prompts and responses.
+        memory_bytes: Of weights, gradients and optimiser.
+        seconds: Of arithmetic.
+    """
+
+    answers: int = 0
+    judgments: int = 0
+    tokens: int = 0
+    memory_bytes: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Estimate") -> "Estimate":
+        """Both, one after the other: counts and times add up, of memory it is the larger."""
+        memory = max(self.memory_bytes, other.memory_bytes)
+        sums = {name: value + getattr(other, name) for name, value in asdict(self).items()}
+        return Estimate(**sums | {"memory_bytes": memory})
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What estimates go by.
+
+    Attributes:
+        prompts: Prompts of training.
+        off_policy: Rows of the off-policy data.
+        held_out: Prompts of the evaluation.
+        responses: Off-policy responses a prompt, mean.
+        prompt_tokens: A prompt's, mean.
+        response_tokens: A response's, mean.
+        weight_bytes: Of the policy in float32; 0 if they are not here.
+        flop_a_second: Rate of the machine.
+        pointwise: Whether the judge rewards each response, instead of comparing two.
+    """
+
+    prompts: int
+    off_policy: int
+    held_out: int
+    responses: float
+    prompt_tokens: float
+    response_tokens: float
+    weight_bytes: int
+    flop_a_second: float
+    pointwise: bool
+
+    def sampling(self, prompts: int, responses: int, *, longest: int) -> Estimate:
+        """Of responses to prompts, each of at most `longest` tokens."""
+        answers = prompts * responses
+        tokens = round(prompts * self.prompt_tokens + answers * min(self.response_tokens, longest))
+        return Estimate(answers, 0, tokens, self.weight_bytes, self.seconds(tokens, _FORWARD))
+
+    def judging(self, responses: float) -> Estimate:
+        """Of every two of a prompt's responses, for all prompts."""
+        asked = responses if self.pointwise else responses * (responses - 1) / 2
+        return Estimate(judgments=round(self.prompts * asked))
+
+    def seconds(self, tokens: int, flop: int) -> float:
+        """Of `flop` operations a parameter and token."""
+        return round(flop * self.weight_bytes / 4 * tokens / self.flop_a_second, 2)
+
+
+class Step(ABC):
+    """A step of an alignment, named by everything that its result depends on.
+
+    Args:
+        space: Recipe, judge, data and stores.
+        settings: How it does its work, resolved; JSON-serialisable.
+        reads: Keys of the steps and policies whose results it reads, by role; a key is None
+            where it depends on a stage that is not measured yet.
+        inputs: Fingerprints of what it reads from elsewhere, by role.
+
+    Attributes:
+        kind: What it does.
+        role: What it is in an iteration: its kind, or "answer" for held-out answers.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        space: Workspace,
+        settings: Mapping[str, Any],
+        *,
+        reads: Mapping[str, str | None] | None = None,
+        inputs: Mapping[str, str] | None = None,
+    ) -> None:
+        self.space, self.role = space, self.kind
+        self.depends: dict[str, Any] = {
+            "kind": self.kind,
+            "settings": dict(settings),
+            "reads": dict(reads or {}),
+            "inputs": dict(inputs or {}),
+        }
+
+    @cached_property
+    def key(self) -> str | None:
+        """Hash of all that it depends on and of the version of prefstage: 32 hex digits.
+
+        None as long as something that it reads is not known.
+        """
+        if None in self.depends["reads"].values():
+            return None
+        return digest({**self.depends, "prefstage": version("prefstage")}, length=32)
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        return f"{self.kind}-{(self.key or 'unknown')[:_SHOWN]}"
+
+    @property
+    def path(self) -> Path:
+        """The folder of its result."""
+        return self.space.folder / STEPS / self.name
+
+    @property
+    def staging(self) -> Path:
+        """Where the result is made; it is renamed to `path` when it is whole."""
+        return self.path.with_name(f"{_STAGING}{self.name}")
+
+    @abstractmethod
+    def run(self, folder: Path) -> None:
+        """Do it; begun again after a kill, it finds in the folder what it left there.
+
+        Args:
+            folder: Gets the result.
+        """
+
+    @abstractmethod
+    def estimate(self, sizes: Sizes) -> Estimate:
+        """What it would cost.
+
+        Args:
+            sizes: Of data, policy and machine.
+
+        Returns:
+            The estimate.
+        """
+
+    def report(self) -> dict[str, Any]:
+        """What its result says in the row of its iteration in align.json, by name."""
+        return {}
+
+    def check(self) -> None:  # noqa: B027 - most results may be used as they are
+        """Raise an InputError if the result may not be used."""
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of its result."""
+        content: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
+        return content
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What became of a step in one run of the command.
+
+    Attributes:
+        step: Its name.
+        kind: What it does.
+        iteration: In which iteration, from 1; 0 before the first.
+        did: "ran", "reused", or "remade" where its result was there and damaged.
+        why: What was wrong with a result that was remade.
+        seconds: What it took, 0 if reused.
+        costs: What its result has cost in all: judgments, answers, tokens, also those bought
+            before a stop, or before it was damaged; nothing if reused.
+    """
+
+    step: str
+    kind: str
+    iteration: int
+    did: Literal["ran", "reused", "remade"]
+    why: str | None
+    seconds: float
+    costs: Mapping[str, int] = field(default_factory=dict)
+
+
+Begun = Callable[[Step, int], None]
+"""Called with a step, and its iteration, before it is done; not with one that is reused."""
+
+
+class Steps:
+    """The steps of a run folder.
+
+    A step's result stands in ``steps/KIND-KEY``, written aside and renamed when it is whole,
+    with a manifest of what it depends on and of its files' sizes and hashes. It is used again
+    if the manifest holds; otherwise it is made anew, and the record says why.
+
+    Args:
+        space: The run's.
+        tell: Called with the record of each step when it is done.
+        begun: Called with each step that is done anew, as it begins.
+    """
+
+    def __init__(
+        self,
+        space: Workspace,
+        tell: Callable[[StepRecord], None] | None = None,
+        *,
+        begun: Begun | None = None,
+    ) -> None:
+        self.records: list[StepRecord] = []
+        self._space, self._tell, self._begin = space, tell, begun
+        self._folder = space.folder / STEPS
+        self._states: dict[str, tuple[State, str | None]] = {}
+
+    def state(self, step: Step) -> tuple[State, str | None]:
+        """Whether a step's result is there and whole.
+
+        Args:
+            step: The step.
+
+        Returns:
+            Its state, and what is wrong with a damaged one.
+        """
+        # Hashing gigabytes of weights takes seconds: once a step, not at every look.
+        if step.name not in self._states:
+            self._states[step.name] = self._state(step)
+        return self._states[step.name]
+
+    def do(self, step: Step, *, iteration: int = 0) -> Path:
+        """Do a step, or take its result from where it stands.
+
+        Args:
+            step: The step; what it reads is known.
+            iteration: For the log.
+
+        Returns:
+            The folder of the result.
+        """
+        state, why = self.state(step)
+        began, costs = time.monotonic(), dict[str, int]()
+        if state != "done":
+            if self._begin is not None:
+                self._begin(step, iteration)
+            costs = self._make(step)
+            self._states[step.name] = ("done", None)
+        self._tidy(step)
+        did: Literal["ran", "reused", "remade"] = (
+            "reused" if state == "done" else "remade" if state == "damaged" else "ran"
+        )
+        record = StepRecord(
+            step.name,
+            step.kind,
+            iteration,
+            did,
+            why,
+            0.0 if did == "reused" else round(time.monotonic() - began, 3),
+            costs,
+        )
+        self.records.append(record)
+        append_json_line(self._space.folder / LOG, asdict(record))
+        if self._tell is not None:
+            self._tell(record)
+        return step.path
+
+    def spent(self) -> tuple[dict[str, int], float]:
+        """What the steps of this call bought when they were done, and how long they took.
+
+        Returns:
+            Judgments, answers and their tokens; seconds.
+        """
+        costs, seconds = Counter[str](), 0.0
+        for part in self.parts():
+            costs.update(part.get("costs", {}))
+            seconds += float(part.get("seconds", 0.0))
+        return dict(costs), seconds
+
+    def parts(self) -> list[dict[str, Any]]:
+        """The steps of every iteration, for ``result.json``.
+
+        Returns:
+            A part for each step in each iteration; what it took stands at its first use.
+        """
+        parts, counted = list[dict[str, Any]](), set[str]()
+        for record in self.records:
+            part = {
+                "kind": record.kind,
+                "iteration": record.iteration,
+                "folder": f"{STEPS}/{record.step}",
+            }
+            # From the manifest, so that neither kills nor reuse change what a step has cost.
+            if record.step not in counted:
+                manifest = json.loads((self._folder / record.step / MANIFEST).read_text("utf-8"))
+                part |= {name: manifest[name] for name in ("seconds", "costs")}
+            counted.add(record.step)
+            parts.append(part)
+        return parts
+
+    def _state(self, step: Step) -> tuple[State, str | None]:
+        if step.key is None or not step.path.exists():
+            return ("begun" if step.staging.exists() else "absent"), None
+        try:
+            manifest = step.read(MANIFEST)
+            key, files = manifest["key"], dict(manifest["files"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return "damaged", f"{MANIFEST} is missing or unreadable"
+        if key != step.key:
+            return "damaged", f"{MANIFEST} is of another step"
+        fault = fault_in(step.path, files)
+        return ("done", None) if fault is None else ("damaged", fault)
+
+    def _make(self, step: Step) -> dict[str, int]:
+        staging, begun = step.staging, self._begun(step)
+        staging.mkdir(parents=True, exist_ok=True)
+        # Costs are counted from what was bought before the step was first begun, on disk before
+        # it buys anything: so a step that was killed ten times has cost what it bought, once.
+        # What a damaged result had cost is not bought again, and stays on the bill.
+        if not begun.exists():
+            spent = self._spent_on(step)
+            write_json(
+                begun,
+                {name: count - spent.get(name, 0) for name, count in self._space.counts().items()},
+            )
+        before = json.loads(begun.read_text("utf-8"))
+        began = time.monotonic()
+        step.run(staging)
+        seconds = round(time.monotonic() - began, 3)
+        costs = {name: n - before.get(name, 0) for name, n in self._space.counts().items()}
+        record = {**step.depends, "key": step.key, "costs": costs, "seconds": seconds}
+        write_json(staging / MANIFEST, {**record, "files": list_files(staging, include=_is_result)})
+        put_in_place(staging, step.path)
+        return costs
+
+    def _spent_on(self, step: Step) -> Mapping[str, int]:
+        try:
+            spent = step.read(MANIFEST)["costs"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return spent if isinstance(spent, dict) else {}
+
+    def _tidy(self, step: Step) -> None:
+        # Only now, when the result has its name: a kill before leaves checkpoints to go on from.
+        self._begun(step).unlink(missing_ok=True)
+        for name in _WHILE_IT_RUNS:
+            shutil.rmtree(step.path / name, ignore_errors=True)
+
+    def _begun(self, step: Step) -> Path:
+        return step.staging.with_name(f"{step.staging.name}{_BEGUN}")
+
+
+def _is_result(name: Path) -> bool:
+    # A manifest is none: a kill between writing and renaming leaves one, which is written anew.
+    hidden = name.parts[0] in _WHILE_IT_RUNS or name.name.startswith(".")
+    return not hidden and name.as_posix() != MANIFEST

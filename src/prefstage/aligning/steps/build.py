@@ -1,0 +1,171 @@
+"""The step that makes pairs: of any data, by any method of `prefstage build`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prefstage.aligning.recipe import PER_PROMPT, RELABEL, Rule
+from prefstage.aligning.steps.answers import Measure, Sample
+from prefstage.aligning.steps.base import Estimate, Sizes, Step
+from prefstage.aligning.steps.workspace import Policy, Workspace, naming_the_recipe
+from prefstage.building.account import check_reversal
+from prefstage.building.build import CARD, build_pairs
+from prefstage.building.build import RESULT as BUILT
+from prefstage.core.files import write_json, write_text
+from prefstage.measuring.measure import CANDIDATES
+
+PAIRS = "pairs.parquet"
+REVERSAL_SETTING = "build.accept_reversal"
+
+
+class Build(Step):
+    """Pairs for training.
+
+    Leaves ``pairs.parquet``, ``build.json`` and ``README.md``, the dataset card.
+
+    Args:
+        space: The workspace.
+        method: The method's name, or its settings with its name.
+        data: By role, as in a recipe of `prefstage build` ("pairs", "candidates", "on_policy"):
+            a file, a Hub id, or the step whose result it is.
+        bad_rows: How a loader treats bad rows of the data.
+        policy: Who answers, where the method samples.
+        measured: The measurement that a choice by prompt goes by.
+    """
+
+    kind = "build"
+
+    def __init__(
+        self,
+        space: Workspace,
+        method: str | Mapping[str, Any],
+        data: Mapping[str, str | Step],
+        *,
+        bad_rows: Mapping[str, Any] | None = None,
+        policy: Policy | None = None,
+        measured: Measure | None = None,
+    ) -> None:
+        self.method: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
+        self.data, self.policy, self.measured = dict(data), policy, measured
+        self._bad_rows = dict(bad_rows or {})
+        self._sampling = space.recipe.seeded(space.recipe.sampling)
+        sources = {role: s for role, s in data.items() if isinstance(s, str)}
+        reads = {role: s.key for role, s in data.items() if not isinstance(s, str)}
+        settings: dict[str, Any] = {
+            "method": self.method,
+            "filters": space.recipe.build.filters.model_dump(mode="json"),
+            "seed": space.recipe.seed,
+        }
+        if sources:
+            settings |= space.bad_row_settings
+        if policy is not None:
+            settings |= space.sampling_settings(self._sampling, policy)
+            reads["policy"] = policy.key
+        if measured is not None:
+            reads["measure"] = measured.key
+        inputs = {role: space.fingerprint(source) for role, source in sources.items()}
+        inputs["judge"] = space.judge.fingerprint
+        super().__init__(space, settings, reads=reads, inputs=inputs)
+
+    @classmethod
+    def off_policy(cls, space: Workspace) -> "Build":
+        """Pairs of the off-policy data, by the recipe's method."""
+        data: dict[str, str | Step] = {space.off_policy_kind: str(space.recipe.off_policy)}
+        return cls(
+            space, space.off_policy_method, data, bad_rows=space.bad_row_options("off_policy")
+        )
+
+    @classmethod
+    def of_answers(cls, space: Workspace, answers: Sample) -> "Build":
+        """Pairs of a policy's answers, by the recipe's method."""
+        return cls(space, space.recipe.build.on, {"candidates": answers})
+
+    @classmethod
+    def mixture(cls, space: Workspace, rule: Rule, policy: Policy, pairs: "Build") -> "Build":
+        """Pairs in some of which the policy's best answer is the chosen one."""
+        method = {"name": "mixing", "share": rule.share, "answers": space.recipe.sampling.responses}
+        return cls(space, method, {"pairs": pairs}, policy=policy)
+
+    @classmethod
+    def per_prompt(
+        cls, space: Workspace, pairs: "Build", answers: Sample, measured: Measure
+    ) -> "Build":
+        """Pairs of the one or the other kind for each prompt, by its measured score."""
+        data: dict[str, str | Step] = {"pairs": pairs, "on_policy": answers}
+        return cls(space, PER_PROMPT, data, measured=measured)
+
+    @property
+    def relabels(self) -> bool:
+        """Whether the judge replaces the labels of the data."""
+        return bool(self.method["name"] == RELABEL)
+
+    def run(self, folder: Path) -> None:
+        """Build."""
+        space = self.space
+        method = dict(self.method)
+        if self.measured is not None:
+            method["measurement"] = str(self.measured.path)
+        recipe = {
+            **{role: _file(source) for role, source in self.data.items()},
+            **self._bad_rows,
+            "judge": space.recipe.judge,
+            "method": method,
+            "filters": space.recipe.build.filters.model_dump(mode="json"),
+            "seed": space.recipe.seed,
+        }
+        if method["name"] in (RELABEL, PER_PROMPT):
+            # What is made does not depend on the consent: `check` asks for it before training,
+            # so that a run which is refused and then allowed need not build twice.
+            recipe["accept_reversal"] = True
+        if self.policy is None:
+            with naming_the_recipe():
+                built = build_pairs(recipe, judge=space.judge)
+        else:
+            recipe["policy"] = self.policy.spec
+            with space.sampler(self.policy, self._sampling) as sampler:
+                built = build_pairs(recipe, judge=space.judge, sampler=sampler)
+        built.train.save(folder / PAIRS)
+        write_text(folder / CARD, built.card)
+        write_json(folder / BUILT, dict(built.result))
+
+    def estimate(self, sizes: Sizes) -> Estimate:
+        """Of judging the data's responses, and of what the method samples."""
+        answers = self._sampling.responses
+        if self.method["name"] == "mixing":
+            drawn = round((self.method["share"] or 0.0) * sizes.prompts)
+            sampled = sizes.sampling(drawn, answers, longest=self._sampling.max_new_tokens)
+            return replace(sampled, judgments=drawn * (answers + 1))
+        from_data = any(isinstance(source, str) for source in self.data.values())
+        return sizes.judging(sizes.responses if from_data else answers)
+
+    def report(self) -> dict[str, Any]:
+        """How many pairs, what was left out, and how often labels were reversed."""
+        built = self.read(BUILT)
+        return {
+            "pairs": built["pairs_built"],
+            "left_out": built["left_out"],
+            "build_figures": built["figures"],
+            **({"reversal": built["reversal"]} if self.relabels else {}),
+        }
+
+    def check(self) -> None:
+        """Ask for consent where the judge reverses most labels that it replaces.
+
+        Raises:
+            InputError: If more than 40 % are reversed, and the recipe does not accept that.
+        """
+        if self.relabels:
+            built = self.read(BUILT)
+            check_reversal(
+                built["reversal"],
+                accepted=self.space.recipe.build.accept_reversal,
+                judge=str(built["judge"]),
+                setting=REVERSAL_SETTING,
+            )
+
+
+def _file(source: str | Step) -> str:
+    if isinstance(source, Step):
+        return str(source.path / (PAIRS if isinstance(source, Build) else CANDIDATES))
+    return source

@@ -1,0 +1,196 @@
+"""The steps that train: once before the loop, and in every iteration."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefstage.aligning.recipe import sft_settings, train_settings, whole_path
+from prefstage.aligning.steps.base import Estimate, Sizes, Step
+from prefstage.aligning.steps.build import PAIRS, Build
+from prefstage.aligning.steps.workspace import Policy, Workspace
+from prefstage.core.config import write_config
+from prefstage.core.errors import RunFolderError
+from prefstage.core.runs import MANIFEST as TRAINING_MANIFEST
+from prefstage.serving import run_program
+from prefstage.training.export import describe_exported
+from prefstage.training.recipe import Recipe as TrainRecipe
+from prefstage.training.recipe_run import MERGED, MODEL, train_recipe
+from prefstage.training.recipe_run import RESULT as TRAINED
+
+_FULL, _LORA = 4, 1  # weights, gradients and AdamW's two moments, all float32; or weights alone
+_FLOP = 6  # a parameter and token, forward and backward
+
+
+class _Training(Step):
+    def __init__(
+        self,
+        space: Workspace,
+        recipe: TrainRecipe,
+        settings: Mapping[str, Any],
+        *,
+        reads: Mapping[str, str | None],
+        inputs: Mapping[str, str],
+    ) -> None:
+        # The optimiser's step grows with the number of processes, which the command decides.
+        launch = {} if space.recipe.launch is None else {"launch": space.recipe.launch}
+        sets = {f"eval {name}": space.fingerprint(data.path) for name, data in recipe.eval.items()}
+        self.recipe = recipe
+        super().__init__(space, {**settings, **launch}, reads=reads, inputs={**inputs, **sets})
+
+    def run(self, folder: Path) -> None:
+        """Train.
+
+        Raises:
+            ServiceError: If the launched training fails; the message ends with its log.
+        """
+        launch = self.space.recipe.launch
+        train = train_recipe if launch is None else partial(_launched, launch)
+        try:
+            train(self.recipe, folder)
+        except RunFolderError:
+            if not (folder / TRAINING_MANIFEST).exists():
+                raise
+            # Begun where the run folder stood before: the manifest names the old paths.
+            _clear(folder)
+            train(self.recipe, folder)
+
+    def policy(self, name: str) -> Policy:
+        """Who comes out: whole, with its adapter merged.
+
+        Args:
+            name: What it is called in results.
+
+        Returns:
+            The policy; of a step that is not done, one that is planned.
+        """
+        merged, model = self.path / MERGED, self.path / MODEL
+        return Policy(name, str(merged if merged.is_dir() else model), self.key)
+
+
+class Sft(_Training):
+    """The training before the loop, on data of its recipe.
+
+    Args:
+        space: The workspace.
+        policy: Who is trained.
+    """
+
+    kind = "sft"
+
+    def __init__(self, space: Workspace, policy: Policy) -> None:
+        recipe = sft_settings(space.recipe, policy=whole_path(policy.spec))
+        super().__init__(
+            space,
+            recipe,
+            recipe.model_dump(mode="json", exclude={"policy"}),
+            reads={"policy": policy.key},
+            inputs={"data": space.fingerprint(recipe.data.path)},
+        )
+
+    def estimate(self, sizes: Sizes) -> Estimate:
+        """Of memory alone: the data are not read for a plan."""
+        return Estimate(memory_bytes=_FULL * sizes.weight_bytes)
+
+
+class Train(_Training):
+    """One iteration's training, from the last checkpoint on if it was stopped.
+
+    Leaves what `prefstage train` writes.
+
+    Args:
+        space: The workspace.
+        policy: Who is trained.
+        built: Its pairs.
+        reference: Whose log-probs the loss refers to.
+    """
+
+    kind = "train"
+
+    def __init__(
+        self, space: Workspace, policy: Policy, built: Build, *, reference: Policy
+    ) -> None:
+        start = reference.key == policy.key
+        recipe = train_settings(
+            space.recipe,
+            policy=whole_path(policy.spec),
+            data=str(built.path / PAIRS),
+            reference="start" if start else whole_path(reference.spec),
+        )
+        super().__init__(
+            space,
+            recipe,
+            # Where policy and data lie says nothing of what they are: their keys do.
+            recipe.model_dump(mode="json", exclude={"policy", "data", "reference"}),
+            reads={
+                "policy": policy.key,
+                "pairs": built.key,
+                **({} if start else {"reference": reference.key}),
+            },
+            inputs={},
+        )
+
+    def estimate(self, sizes: Sizes) -> Estimate:
+        """Of `max_steps`, or else of all epochs."""
+        arguments = self.recipe.training
+        pairs = float(arguments.get("num_train_epochs", 3)) * sizes.prompts
+        if int(arguments.get("max_steps", -1)) > 0:
+            batch = int(arguments.get("per_device_train_batch_size", 8))
+            batch *= int(arguments.get("gradient_accumulation_steps", 1))
+            pairs = int(arguments["max_steps"]) * batch
+        tokens = round(pairs * (sizes.prompt_tokens + 2 * sizes.response_tokens))
+        weights = (_LORA if self.recipe.lora is not None else _FULL) * sizes.weight_bytes
+        return Estimate(0, 0, tokens, weights, sizes.seconds(tokens, _FLOP))
+
+    def report(self) -> dict[str, Any]:
+        """Steps, tokens, loss and metrics."""
+        return {"training": training_figures(self.read(TRAINED))}
+
+
+def training_figures(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What align.json says of a training.
+
+    Args:
+        result: As in train.json.
+
+    Returns:
+        JSON-serialisable figures.
+    """
+    names = ("steps", "epochs", "tokens", "first_loss", "last_loss", "metrics")
+    exported = describe_exported(result)
+    return {
+        **{name: result[name] for name in names},
+        "notes": [*result["notes"], *([] if exported is None else [f"exported: {exported}"])],
+        "exported_step": result.get("exported_step", result["steps"]),
+    }
+
+
+def _launched(launch: str, recipe: TrainRecipe, folder: Path) -> None:
+    """`prefstage train` by a launcher; its recipe and its log stand next to the folder."""
+    manifest = folder / TRAINING_MANIFEST
+    if manifest.exists() and str(recipe.data.path) not in manifest.read_text("utf-8"):
+        _clear(folder)  # begun where the run folder stood before
+    file, log = (folder.with_name(f"{folder.name}{end}") for end in ("-recipe.yaml", ".log"))
+    write_config(recipe, file)
+    words = [
+        *shlex.split(launch),
+        str(Path(sys.executable).with_name("prefstage")),
+        "train",
+        str(file),
+        "--out",
+        str(folder),
+    ]
+    try:
+        run_program(words, log_file=log)
+    finally:
+        file.unlink(missing_ok=True)
+    log.rename(folder / "train.log")
+
+
+def _clear(folder: Path) -> None:
+    for child in folder.iterdir():
+        if not child.name.startswith("."):
+            shutil.rmtree(child) if child.is_dir() else child.unlink()

@@ -1,0 +1,374 @@
+"""What the steps of a run share: recipe, judge, data, and the answers and judgments at hand."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefstage.aligning.recipe import CHOOSE, RELABEL, Recipe, sft_settings, train_settings
+from prefstage.building.recipe import METHODS
+from prefstage.core.errors import ConfigError, DataError, RunFolderError
+from prefstage.core.hashing import digest, digest_file
+from prefstage.core.ledger import LEDGER, Ledger
+from prefstage.core.progress import progress
+from prefstage.core.runs import locked
+from prefstage.data.loading import load_candidates, load_pairs, load_prompts
+from prefstage.data.reading import ASIDE_CURE, open_reading
+from prefstage.data.sets import CandidateSet, PairSet
+from prefstage.data.settings import ChatSettings
+from prefstage.judging.base import Judge
+from prefstage.judging.judged import stored
+from prefstage.losses import parse_loss
+from prefstage.sampling.base import (
+    Sample,
+    Sampler,
+    SampleRequest,
+    SamplingConfig,
+    collect,
+    load_sampler,
+)
+from prefstage.training.recipe_run import check_sets
+
+RowsT = TypeVar("RowsT", CandidateSet, PairSet)
+_log = logging.getLogger(__name__)
+STEPS, SERVER_LOG, QUARANTINE = "steps", "server.log", "quarantine"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy of the run.
+
+    Attributes:
+        name: What it is called in results: "start", "iteration 1", ...
+        spec: Folder or Hub id; "" of one that is planned.
+        key: Of the step that trained it, or the fingerprint of its files; None of one that
+            depends on a stage which is not measured yet.
+    """
+
+    name: str
+    spec: str
+    key: str | None
+
+
+class StoredSampler(Sampler):
+    """A sampler in front of a ledger: what it answered before is not sampled a second time.
+
+    Args:
+        sampler: Who answers.
+        ledger: Where its answers are kept.
+        key: Under which they are kept.
+        name: What the policy is called in this run.
+    """
+
+    def __init__(self, sampler: Sampler, ledger: Ledger, key: str, name: str) -> None:
+        self._sampler, self._ledger, self._key = sampler, ledger, key
+        self.name, self.fingerprint = name, sampler.fingerprint
+
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
+        """Answer every request once; new answers are on disk as they arrive.
+
+        Args:
+            requests: What is wanted.
+
+        Yields:
+            The answers: first those that are known.
+        """
+        with progress(f"answers of {self.name}", len(requests)) as tick:
+            for sample in collect(self._sampler, requests, self._ledger, key=self._key):
+                tick()
+                yield sample
+
+
+class Workspace:
+    """The recipe, the judge, the data, and the stores of a run folder.
+
+    Steps can be named and planned at once; to do them, open the stores with `opened`.
+
+    Args:
+        recipe: The recipe.
+        judge: Who judges; once the stores are open, nothing is judged twice.
+        folder: The run folder; need not exist until `opened`.
+        quarantine: Folder of the bad rows that the recipe puts aside; None: in the run folder.
+    """
+
+    def __init__(
+        self, recipe: Recipe, judge: Judge, folder: Path, *, quarantine: Path | None = None
+    ) -> None:
+        self.recipe, self.judge = recipe, judge
+        self.folder = folder.absolute()
+        self.pointwise = judge.pointwise
+        self._quarantine = quarantine or folder / QUARANTINE
+        self._ledger: Ledger | None = None
+        self.fingerprint = cache(fingerprint_of)
+
+    def policy(self, name: str, spec: str) -> Policy:
+        """A policy that no step of this run trains.
+
+        Args:
+            name: What it is called in results.
+            spec: Folder, Hub id or a server's address.
+
+        Returns:
+            The policy, known by its files.
+        """
+        return Policy(name, spec, self.fingerprint(spec))
+
+    # The data that the recipe names, each read once.
+
+    @cached_property
+    def off_policy(self) -> CandidateSet:
+        """What training could use, as candidates."""
+        return self._read("off_policy", load_candidates)
+
+    @cached_property
+    def off_pairs(self) -> PairSet:
+        """The same with its labels, where it holds pairs."""
+        return self._read("off_policy", load_pairs)
+
+    @cached_property
+    def prompts(self) -> CandidateSet:
+        """What policies answer for training: prompts, or else the prompts of off_policy."""
+        return self._read("prompts" if self.recipe.prompts else "off_policy", load_prompts)
+
+    @cached_property
+    def held_out(self) -> CandidateSet:
+        """What policies answer to be evaluated."""
+        return self._read("held_out", load_prompts)
+
+    def _read(self, name: str, load: Callable[..., RowsT]) -> RowsT:
+        with naming_the_recipe():
+            rows = load(str(self._sources[name]), **self.bad_row_options(name))
+        if rows.report.unused_columns and load is not load_pairs:
+            _log.warning("%s: columns not used: %s", name, ", ".join(rows.report.unused_columns))
+        return rows
+
+    @property
+    def _sources(self) -> dict[str, str | None]:
+        evaluate = self.recipe.evaluate
+        return {
+            "off_policy": self.recipe.off_policy,
+            "prompts": self.recipe.prompts,
+            "held_out": None if evaluate is None else evaluate.prompts,
+        }
+
+    def bad_row_options(self, name: str) -> dict[str, Any]:
+        """How a loader treats bad rows.
+
+        Args:
+            name: Of the data: "off_policy", "prompts" or "held_out".
+
+        Returns:
+            Nothing, where bad rows are errors; otherwise the file they go to.
+        """
+        if self.recipe.on_bad_row == "error":
+            return {}
+        self._quarantine.mkdir(parents=True, exist_ok=True)
+        return {
+            "on_bad_row": "quarantine",
+            "quarantine_file": str(self._quarantine / f"{name}.jsonl"),
+        }
+
+    def put_aside(self) -> dict[str, dict[str, Any]]:
+        """Read everything once where bad rows are put aside, and count them.
+
+        Returns:
+            By name of the data with bad rows: how many, of how many, and their file, relative
+            to the run folder.
+        """
+        if self.recipe.on_bad_row == "error":
+            return {}
+        reports = {n: getattr(self, n).report for n, source in self._sources.items() if source}
+        return {
+            name: {
+                "rows": report.quarantined,
+                "of": report.rows_read,
+                "file": f"{QUARANTINE}/{name}.jsonl",
+            }
+            for name, report in reports.items()
+            if report.quarantined
+        }
+
+    def check_training_data(self) -> None:
+        """Check the data that trainings name themselves, before anything is sampled or judged.
+
+        What is built has the judge's scores and preferences; the data of `sft`, and evaluation
+        sets, come as they are.
+
+        Raises:
+            DataError: If one cannot be read.
+            InputError: If one lacks what its loss needs.
+        """
+        trained = train_settings(self.recipe, policy="policy", data="data")
+        sets = {f"train.eval.{name}": data for name, data in trained.eval.items()}
+        check_sets(sets, parse_loss(trained.loss))
+        if self.recipe.sft is not None:
+            sft = sft_settings(self.recipe, policy="policy")
+            sets = {f"sft.eval.{name}": data for name, data in sft.eval.items()}
+            check_sets({"sft.data": sft.data, **sets}, parse_loss(sft.loss))
+
+    @cached_property
+    def off_policy_kind(self) -> str:
+        """Whether the off-policy data are "pairs" or "candidates"."""
+        reading = open_reading(str(self.recipe.off_policy), "candidates")
+        return "pairs" if reading.format.kind == "pairs" else "candidates"
+
+    @property
+    def off_policy_method(self) -> dict[str, Any]:
+        """How off-policy data become pairs.
+
+        Raises:
+            ConfigError: If the recipe's method does not take what the data hold.
+        """
+        kind, method = self.off_policy_kind, self.recipe.build.off
+        if method is None:
+            return {"name": RELABEL if kind == "pairs" else CHOOSE}
+        method = {"name": method} if isinstance(method, str) else method
+        inputs = METHODS[str(method["name"])].inputs
+        if kind not in inputs:
+            raise ConfigError.of(
+                saw=f"build.off is {method['name']!r}, and {self.recipe.off_policy} holds {kind}",
+                expected=f"{' or '.join(sorted(inputs))} for this method",
+                cure="leave build.off out, or name another method",
+            )
+        return method
+
+    # What steps depend on.
+
+    def sampling_settings(self, config: SamplingConfig, policy: Policy) -> dict[str, Any]:
+        """Everything but the prompts that a policy's answers depend on."""
+        recipe = self.recipe
+        served = {} if recipe.server is None else {"server": recipe.server}
+        return {
+            "sampling": config.model_dump(mode="json"),
+            "dtype": recipe.dtype,
+            "name": policy.name,
+            **ChatSettings(**recipe.encoding).model_dump(mode="json"),
+            **served,
+            **self.bad_row_settings,
+        }
+
+    @property
+    def bad_row_settings(self) -> dict[str, str]:
+        """Of steps that read data: what is made without bad rows is not what all rows make."""
+        return {} if self.recipe.on_bad_row == "error" else {"on_bad_row": self.recipe.on_bad_row}
+
+    # Answers and judgments, kept for the whole run: each is bought once.
+
+    @contextmanager
+    def opened(self, store: Path | None = None) -> Iterator[None]:
+        """Keep the run folder to one process, with its stores, while the block runs.
+
+        Args:
+            store: A folder that several runs share; the run folder gets relative links to
+                what is in it.
+
+        Raises:
+            RunFolderError: If another process works in either, or the run has stores already.
+        """
+        judge = self.judge
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.folder))
+            if store is not None:
+                _link(self.folder, store.absolute())
+                stack.enter_context(locked(store))
+            self._ledger = stack.enter_context(Ledger.in_folder(self.folder))
+            self.judge = stored(judge, self._ledger)
+            yield
+        self.judge = judge
+
+    @contextmanager
+    def sampler(self, policy: Policy, config: SamplingConfig) -> Iterator[StoredSampler]:
+        """Load who answers, or start its server, in front of the store of its answers.
+
+        Args:
+            policy: Who answers.
+            config: How to sample.
+
+        Yields:
+            The sampler.
+        """
+        spec, options = self.recipe.sampled_from(policy.spec), self.recipe.load_options
+        if spec.startswith("serve:"):
+            options = replace(options, log_file=self.folder / SERVER_LOG)
+        with load_sampler(spec, config, options=options) as loaded:
+            key = loaded.fingerprint
+            # A server is known by its command, which names a folder and not the weights in it;
+            # two policies trained into one folder would share answers without the key.
+            if spec != policy.spec:
+                key = digest([key, policy.key])
+            yield StoredSampler(loaded, self.ledger, key, policy.name)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The answers and judgments; the stores are open."""
+        assert self._ledger is not None, "a step is done in the block of `opened` alone"
+        return self._ledger
+
+    def counts(self) -> dict[str, int]:
+        """Judgments and sampled answers on disk, and the answers' tokens.
+
+        Returns:
+            Counts by name.
+        """
+        return {
+            "judgments": self.ledger.count("rewards") + self.ledger.count("judgments"),
+            "judge_replies": self.ledger.count("replies"),
+            "answers": self.ledger.count("samples"),
+            "prompt_tokens": self.ledger.total("prompt_tokens"),
+            "response_tokens": self.ledger.total("response_tokens"),
+        }
+
+
+def fingerprint_of(source: str) -> str:
+    """Hash of a file's or folder's content; of anything else, its name.
+
+    Args:
+        source: File, folder, Hub id or a server's address.
+
+    Returns:
+        Hex digits.
+    """
+    path = Path(source)
+    if path.is_file():
+        return digest_file(path)
+    if path.is_dir():
+        return digest(
+            [
+                (file.relative_to(path).as_posix(), digest_file(file))
+                for file in sorted(file for file in path.rglob("*") if file.is_file())
+            ]
+        )
+    return digest(source)
+
+
+@contextmanager
+def naming_the_recipe() -> Iterator[None]:
+    """Have the error of bad rows name the recipe's setting, not those of a loader.
+
+    Raises:
+        DataError: As raised in the block.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace(ASIDE_CURE, "set on_bad_row: quarantine")) from None
+
+
+def _link(out: Path, store: Path) -> None:
+    (store / STEPS).mkdir(parents=True, exist_ok=True)
+    for name in (STEPS, LEDGER):
+        link = out / name
+        if link.is_symlink() and link.resolve() == (store / name).resolve():
+            continue
+        if link.is_symlink() or link.exists():
+            raise RunFolderError.of(
+                saw=f"{link} is there, and not of {store}",
+                expected="a run folder that shares this store from its beginning",
+                cure="name another folder with --out",
+            )
+        # Relative, so that an experiment's folder can be moved as a whole.
+        link.symlink_to(os.path.relpath(store / name, out))
