@@ -25,6 +25,7 @@ from prefstage.building.recipe import (
     read_recipe,
 )
 from prefstage.core.errors import PrefstageError
+from prefstage.core.ledger import Ledger
 from prefstage.data.records import Candidates, prompt_id_of
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.judging.base import Comparison, Judgment, judgment_of_rewards
@@ -144,7 +145,7 @@ def materials(builder: str, fault: str, folder) -> Materials:
     return Materials(
         read_recipe(recipe),
         Account(),
-        folder,
+        Ledger(None),
         CandidateSet.of([*rows, bad_candidates(fault)]) if takes == "candidates" else None,
         PairSet.of([*pairs, *bad_pairs(fault)]) if takes == "pairs" else None,
         Judge(fault) if judge else None,
