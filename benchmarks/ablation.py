@@ -5,8 +5,8 @@
 The model is a checkpoint folder (default PREFSTAGE_CHAT_MODEL; see prepare_chat_model.py), the
 texts are those of the shared data (default PREFSTAGE_SHARED or ../shared). Two workloads:
 
-- training: optimiser steps of DPO with AdamW at the trainer's defaults, always on the same
-  batch: HH pairs, and a pair of long answers that is larger than the token budget;
+- training: optimiser steps of DPO with AdamW at the trainer's defaults, on batches that differ
+  in size as they do in training: HH pairs, and pairs of long answers beyond the token budget;
 - scoring: prompts of about 400 tokens with eight responses of up to 60.
 
 A trick is switched off in a process of its own, by replacing it before the first step. That
@@ -23,7 +23,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -56,100 +56,70 @@ class Setup:
 
 def without_fused_norms() -> None:
     """Norms run as the model has them; nothing is there to be computed again."""
-    from prefstage.scoring import fused_layers
+    from prefstage.scoring.cpu import fused
 
-    fused_layers._norm_forwards = lambda module: []
+    fused._norm_forwards = lambda module: []
 
 
 def without_fused_mlps() -> None:
     """Gated MLPs run as the model has them."""
-    from prefstage.scoring import fused_layers
+    from prefstage.scoring.cpu import fused
 
-    fused_layers._mlp_forwards = lambda module: []
-
-
-def without_fused_rotations() -> None:
-    """Queries and keys are rotated by the model's function."""
-    from prefstage.scoring import fused_layers
-
-    fused_layers.rotation_of = lambda file: None
+    fused._mlp_forwards = lambda module: []
 
 
 def without_direct_gradients() -> None:
     """Gradients are passed on and added by autograd."""
-    from prefstage.training import step
+    from prefstage.scoring.cpu import lean
 
-    step.direct_gradients = lambda **_: nullcontext()
-    step.reserve_gradients = lambda weights: None
-
-
-def without_direct_maps() -> None:
-    """As above, for the linear maps of attention only."""
-    from prefstage.scoring import direct
-    from prefstage.training import step
-
-    step.direct_gradients = lambda **_: direct.direct_gradients(maps=False)
-
-
-def without_reserved_gradients() -> None:
-    """Gradients are made anew in every step, between the activations."""
-    from prefstage.training import step
-
-    step.reserve_gradients = lambda weights: None
+    lean.direct_gradients = nullcontext
 
 
 def without_pool() -> None:
-    """Short-lived tensors come from the allocator one by one."""
-    from prefstage.training import step
+    """Short-lived tensors come from the allocator, each anew."""
+    from prefstage.scoring.cpu import lean
 
-    step.pooled = nullcontext
+    lean.pooled = nullcontext
 
 
 def without_short_lived() -> None:
     """As above, and of the exact size."""
-    from prefstage.scoring import direct, fused, short_lived
-
-    without_pool()
+    from prefstage.scoring.cpu import steps, tensors
 
     def plain(shape: tuple[int, ...], like: Any) -> Any:
         return like.new_empty(shape)
 
-    short_lived.short_lived = fused.short_lived = plain
-    fused.mapped = direct.mapped = short_lived.mapped
+    without_pool()
+    tensors.short_lived = steps.short_lived = plain
 
 
-def without_norms_again() -> None:
+def without_norms_recomputed() -> None:
     """Norms keep their results for the backward pass."""
-    from prefstage.scoring.recipes import Recipes
+    from prefstage.scoring.cpu.lean import Recipes
 
     Recipes.keeping = lambda self: nullcontext()
 
 
 def without_recomputed_layers() -> None:
     """A micro-batch beyond the token budget keeps what every layer wants."""
-    from prefstage.training import step
+    from prefstage.scoring.cpu import lean
 
-    step.recomputed_layers = lambda *_, **__: nullcontext()
+    lean.recomputed_layers = lambda *_, **__: nullcontext()
 
 
 def without_kept_logits() -> None:
     """The backward pass computes all logits again."""
-    from prefstage.training import step
+    from prefstage.scoring.cpu import lean
 
-    @contextmanager
-    def room(_: int) -> Any:
-        with real(0):
-            yield
-
-    real = step.room_for_logits
-    step.room_for_logits = room
+    room = lean.room_for_logits
+    lean.room_for_logits = lambda _: room(0)
 
 
 def without_tiles() -> None:
     """A block of attention's queries is one matrix a group of heads."""
-    from prefstage.scoring import tiles
+    from prefstage.scoring.cpu import blockwise
 
-    tiles.MOST_TILES = 1
+    blockwise.MAX_TILES = 1
 
 
 def without_huge_pages() -> None:
@@ -157,33 +127,26 @@ def without_huge_pages() -> None:
     os.environ["THP_MEM_ALLOC_ENABLE"] = "0"
 
 
-def without_mallopt() -> None:
-    """Glibc gives freed activations back to the system, as it does by itself."""
-    from prefstage.scoring import scorer
-
-    scorer._keep_freed_memory = lambda: None
+def without_kept_memory() -> None:
+    """Freed activations go back to the system, as glibc does it by itself."""
+    os.environ["GLIBC_TUNABLES"] = ""  # which tells the commands to leave it alone
 
 
 TRICKS: dict[str, Callable[[], None]] = {
     "fused norms": without_fused_norms,
     "fused MLPs": without_fused_mlps,
-    "fused rotations": without_fused_rotations,
     "direct gradients": without_direct_gradients,
-    "direct gradients of attention's maps": without_direct_maps,
-    "reserved gradients": without_reserved_gradients,
     "pooled buffers": without_pool,
     "pooled and padded buffers": without_short_lived,
-    "norms computed again": without_norms_again,
+    "norms computed again": without_norms_recomputed,
     "recomputed layers": without_recomputed_layers,
     "kept logits": without_kept_logits,
     "tiles of attention": without_tiles,
     "huge pages": without_huge_pages,
-    "kept free memory (mallopt)": without_mallopt,
+    "kept free memory (mallopt)": without_kept_memory,
 }
-NOT_IN_SCORING = {
+TRAINING_ONLY = {
     "direct gradients",
-    "direct gradients of attention's maps",
-    "reserved gradients",
     "pooled buffers",
     "norms computed again",
     "recomputed layers",
@@ -223,9 +186,11 @@ def work(end: Connection, setup: Setup, workload: str, trick: str | None) -> Non
     """A process: one workload with everything on, or without one trick."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
+    from prefstage.cli.allocator import tune_allocator
+
     if trick:
         TRICKS[trick]()
+    tune_allocator()
     import datasets
     import torch
     from transformers import AutoModelForCausalLM
@@ -254,7 +219,7 @@ def score(model: Any, setup: Setup, turns: Turns) -> None:
 
 
 def train(model: Any, setup: Setup, turns: Turns) -> None:
-    """Train on the same batch, step by step."""
+    """Train, step by step."""
     from datasets import Dataset
     from training_pairs import ANSWERS, HH, TrainingSetup, pairs_of
     from transformers import AutoTokenizer, TrainerCallback
@@ -262,11 +227,15 @@ def train(model: Any, setup: Setup, turns: Turns) -> None:
     from prefstage.training import PreferenceArguments, PreferenceTrainer
 
     common = (setup.model, setup.shared, "cpu", setup.threads)
-    rows = pairs_of(TrainingSetup(*common, setup.pairs, 1, HH)) if setup.pairs else []
-    # The longest of the spread: larger than the budget together.
-    spread = pairs_of(TrainingSetup(*common, 16, 1, ANSWERS))
-    spread.sort(key=lambda row: -len(row["chosen"][0]["content"] + row["rejected"][0]["content"]))
-    rows += spread[: setup.long_pairs]
+    steps = setup.turns + WARM
+    rows = pairs_of(TrainingSetup(*common, setup.pairs, steps, HH)) if setup.pairs else []
+    if setup.long_pairs:
+        # The longer half of a spread: larger than the token budget.
+        answers = pairs_of(TrainingSetup(*common, 2 * setup.long_pairs, steps, ANSWERS))
+        answers.sort(
+            key=lambda row: -len(row["chosen"][0]["content"] + row["rejected"][0]["content"])
+        )
+        rows += answers[: setup.long_pairs * steps]
 
     class Steps(TrainerCallback):
         def on_step_begin(self, _: Any, __: Any, control: Any, **___: Any) -> None:
@@ -279,8 +248,8 @@ def train(model: Any, setup: Setup, turns: Turns) -> None:
     with TemporaryDirectory() as folder:
         arguments = PreferenceArguments(
             output_dir=folder,
-            per_device_train_batch_size=len(rows),
-            max_steps=setup.turns + WARM + 1,
+            per_device_train_batch_size=setup.pairs + setup.long_pairs,
+            max_steps=steps + 1,
             learning_rate=5e-7,
             save_strategy="no",
             report_to=[],
@@ -376,7 +345,7 @@ def main() -> None:
         parser.error("name a checkpoint with --model and the shared data with --shared")
     results: list[dict[str, Any]] = []
     for workload in workloads:
-        tried = [t for t in tricks if workload == TRAINING or t not in NOT_IN_SCORING]
+        tried = [t for t in tricks if workload == TRAINING or t not in TRAINING_ONLY]
         for start in range(0, len(tried), together):
             results += compare(setup, workload, tried[start : start + together])
             if out:

@@ -31,7 +31,7 @@ def tell(text: str) -> None:
 
 def floor_flops(model: Any, trees: Sequence[Any]) -> dict[str, float]:
     """Arithmetic that cannot be left out, by part."""
-    from prefstage.scoring.rows import build_row, leaves_of
+    from prefstage.scoring.layout import build_row, leaves_of
 
     config = model.config
     row = build_row(leaves_of(trees))

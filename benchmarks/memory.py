@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from prefstage.cli.memory import JobSize, estimate_memory, model_shape
+from prefstage.scoring.memory import JobSize, ModelShape, estimate_memory
 
 SIZES = (
     JobSize("score", batch=4, responses=8, prompt_tokens=400, max_tokens=60),
@@ -58,10 +58,9 @@ def compare(model: Path, size: JobSize) -> dict[str, object]:
     """Estimate and measure one job."""
     from transformers import AutoConfig
 
-    from prefstage.scoring.budget import CPU_TOKENS
-    from prefstage.training.memory import TRAINING_CPU_TOKENS
+    from prefstage.scoring.memory import CPU_TOKENS, TRAINING_CPU_TOKENS
 
-    shape = model_shape(AutoConfig.from_pretrained(model), dtype="float32")
+    shape = ModelShape.of_config(AutoConfig.from_pretrained(model), dtype="float32")
     tokens = TRAINING_CPU_TOKENS if size.job == "train" else CPU_TOKENS
     estimate = estimate_memory(shape, size, pass_tokens=tokens).total / MIB
     measured = (measure(model, size) - measure(model, size, libraries_only=True)) / MIB

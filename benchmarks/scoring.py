@@ -113,12 +113,12 @@ class Worker:
     """One side (ours or the peer) with its model loaded; answers calls from the parent."""
 
     def __init__(self, setup: ScoringSetup, side: str) -> None:
-        if side != "ours":
-            os.environ["THP_MEM_ALLOC_ENABLE"] = "0"  # prefstage sets it for itself
+        if side == "ours":
+            from prefstage.cli.allocator import tune_allocator
+
+            tune_allocator()  # as the commands of prefstage do
         import torch
         from transformers import AutoModelForCausalLM
-
-        import prefstage  # noqa: F401 - at the top, as in a script: it sets the allocator
 
         torch.set_num_threads(setup.threads)
         self.setup, self.side = setup, side

@@ -14,7 +14,7 @@ fine-tuning, AdamW, the same pairs, batch and precision on all sides:
   nothing to group and keeps our order; others group by length through a length column.
 
 TRL's head is fused in every setting. "..., huge pages" (with --sides) gives that side the allocator
-setting that prefstage makes for itself (THP_MEM_ALLOC_ENABLE).
+setting that the commands of prefstage make (THP_MEM_ALLOC_ENABLE).
 
 Each side trains one epoch in a process of its own; they take their optimiser steps in turns. A
 step's time is from the end of the step before to its own end: data, forward and backward passes
@@ -78,14 +78,16 @@ class Turns:
 def work(end: Connection, setup: TrainingSetup, side: str) -> None:
     """A process: one side's training, step by step."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    if side != OURS:
+    if side == OURS:
+        from prefstage.cli.allocator import tune_allocator
+
+        tune_allocator()  # as `prefstage train` does
+    else:
         os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(side.endswith(HUGE)))
     import datasets
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from transformers.utils import logging
-
-    import prefstage  # noqa: F401 - at the top, as in a script: it sets the allocator
 
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()

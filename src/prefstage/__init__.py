@@ -1,7 +1,6 @@
 """prefstage: which preference data does a language model need next?"""
 
 from importlib import import_module
-from os import environ
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from prefstage.scoring import Scorer as Scorer
     from prefstage.training import PreferenceArguments as PreferenceArguments
     from prefstage.training import PreferenceTrainer as PreferenceTrainer
-
-# PyTorch reads this at its first allocation: large CPU buffers in huge pages, since a training
-# step allocates hundreds of MiB again and again and pays for every page. What is set stays.
-environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOMES = {
     "LOSSES": "losses",

@@ -13,17 +13,18 @@ from transformers import (
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
-from prefstage.cli.memory import (
+from prefstage.core.errors import InputError
+from prefstage.scoring.linear import KEPT_ELEMENTS
+from prefstage.scoring.memory import (
+    GPU_TOKENS,
+    MIN_TOKENS,
+    TRAINING_CPU_TOKENS,
+    TRAINING_SHARE,
     JobSize,
     ModelShape,
     estimate_memory,
-    model_shape,
-    trainer_budget,
+    training_budget,
 )
-from prefstage.core.errors import InputError
-from prefstage.scoring.budget import GPU_TOKENS, MIN_TOKENS
-from prefstage.scoring.linear import KEPT_ELEMENTS
-from prefstage.training.memory import SHARE_OF_FREE_MEMORY, TRAINING_CPU_TOKENS
 from tests.faulty_server import FaultyServer
 from tests.tiny_models import tiny_tokenizer
 
@@ -134,8 +135,8 @@ def test_job_on_this_machine_fits_or_not(model: Path) -> None:
 
 
 def test_estimates_follow_their_formulas() -> None:
-    shape = model_shape(CONFIG, dtype="float32")
-    half = model_shape(CONFIG, dtype="bfloat16")
+    shape = ModelShape.of_config(CONFIG, dtype="float32")
+    half = ModelShape.of_config(CONFIG, dtype="bfloat16")
     assert half.weight_bytes * 2 == shape.weight_bytes == 4 * shape.parameters
     assert (shape.query_width, shape.key_width) == (32, 16)
 
@@ -151,7 +152,7 @@ def test_what_layers_keep_depends_on_their_form_and_the_device() -> None:
     size = JobSize("train", 1, 1, 10, 20)
 
     def kept(config: PretrainedConfig, *, on_cpu: bool) -> float:
-        shape = model_shape(config, dtype="float32")
+        shape = ModelShape.of_config(config, dtype="float32")
         found = estimate_memory(shape, size, pass_tokens=1024, on_cpu=on_cpu)
         return (found.activations / 30 - shape.pass_bytes) / (4 * shape.layers)
 
@@ -162,7 +163,7 @@ def test_what_layers_keep_depends_on_their_form_and_the_device() -> None:
 
 
 def test_training_memory_is_bounded_by_the_token_budget() -> None:
-    shape = model_shape(CONFIG, dtype="float32")
+    shape = ModelShape.of_config(CONFIG, dtype="float32")
 
     def activations(batch: int, response: int, *, on_cpu: bool) -> int:
         size = JobSize("train", batch, 2, 100, response)
@@ -176,9 +177,9 @@ def test_training_memory_is_bounded_by_the_token_budget() -> None:
 
 
 def test_kept_logits_take_their_room_and_what_the_layers_leave() -> None:
-    shape = model_shape(CONFIG, dtype="float32")
+    shape = ModelShape.of_config(CONFIG, dtype="float32")
     wide = replace(shape, vocabulary=10_000_000)
-    layers = shape.layers * 4 * shape.kept_values(norms_again=True)
+    layers = shape.layers * 4 * shape.kept_values(norms_recomputed=True)
 
     def logits(shape: ModelShape, *, on_cpu: bool = True, batch: int = 2) -> int:
         size = JobSize("train", batch, 3, 10, 20)
@@ -193,17 +194,17 @@ def test_kept_logits_take_their_room_and_what_the_layers_leave() -> None:
 
 
 def test_the_trainer_chooses_its_budget_from_what_is_left() -> None:
-    shape = model_shape(CONFIG, dtype="float32")
+    shape = ModelShape.of_config(CONFIG, dtype="float32")
     fixed = 4 * shape.weight_bytes
-    assert trainer_budget(shape, 1 << 40, on_cpu=True) == TRAINING_CPU_TOKENS
-    assert trainer_budget(shape, 1 << 40, on_cpu=False) == GPU_TOKENS
-    room = 5000 * shape.step_bytes / SHARE_OF_FREE_MEMORY
-    assert trainer_budget(shape, fixed + int(room), on_cpu=False) in (4999, 5000)
-    assert trainer_budget(shape, 0, on_cpu=False) == MIN_TOKENS
+    assert training_budget(shape, 1 << 40, loaded=False, on_cpu=True) == TRAINING_CPU_TOKENS
+    assert training_budget(shape, 1 << 40, loaded=False, on_cpu=False) == GPU_TOKENS
+    room = 5000 * shape.step_bytes(checkpointing=False) / TRAINING_SHARE
+    assert training_budget(shape, fixed + int(room), loaded=False, on_cpu=False) in (4999, 5000)
+    assert training_budget(shape, 0, loaded=False, on_cpu=False) == MIN_TOKENS
 
 
 def test_scoring_memory_is_bounded_by_the_token_budget() -> None:
-    shape = model_shape(CONFIG, dtype="float32")
+    shape = ModelShape.of_config(CONFIG, dtype="float32")
     one = estimate_memory(shape, JobSize("score", 1, 8, 400, 60), pass_tokens=512)
     many = estimate_memory(shape, JobSize("score", 64, 8, 400, 60), pass_tokens=512)
     assert one == many
@@ -222,7 +223,7 @@ def test_a_mixture_counts_the_experts_that_a_token_visits() -> None:
         num_local_experts=4,
         num_experts_per_tok=2,
     )
-    shape = model_shape(config, dtype="float32")
+    shape = ModelShape.of_config(config, dtype="float32")
     assert shape.intermediate == 48
     assert not shape.fused
 

@@ -196,8 +196,8 @@ def is_text(node: ast.Expr) -> bool:
 
 
 def registers(node: ast.Expr) -> bool:
-    """What starts the program (`__main__.py`); setting torch's allocator."""
-    return ast.unparse(node).startswith(("main()", "environ.setdefault('THP_MEM_ALLOC_ENABLE'"))
+    """What starts the program (`__main__.py`)."""
+    return ast.unparse(node).startswith("main()")
 
 
 def test_every_test_module_has_a_name_of_its_own() -> None:

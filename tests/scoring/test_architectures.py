@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.engine import response_log_probs
-from prefstage.scoring.rows import leaves_of
+from prefstage.scoring.layout import leaves_of
 from tests.scoring.tiny_models import (
     TREE_ARCHITECTURES,
     largest_difference,

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefstage.scoring import blockwise
 from prefstage.scoring.attention import visible_keys
-from prefstage.scoring.blockwise import AttentionRule, attend
-from prefstage.scoring.rows import Leaf, Row, Segment, build_row
-from prefstage.scoring.tiles import tiles_for, tiling
+from prefstage.scoring.cpu import blockwise
+from prefstage.scoring.cpu.blockwise import AttentionRule, attend, tiles_for, tiling
+from prefstage.scoring.layout import Leaf, Row, Segment, build_row
 
 PROMPT, OTHER = (1, 2, 3, 4, 5, 6, 7), (1, 2, 3, 9)
 
@@ -75,7 +74,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, row: Row, rule: AttentionRule) 
 def test_values_and_gradients_equal_the_definition(
     row: Row, block: int, window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blockwise, "BLOCK_PLACES", block)
+    monkeypatch.setattr(blockwise, "BLOCK_QUERIES", block)
     check_against_definition(row, AttentionRule(0.6, softcap, window))
 
 
@@ -90,7 +89,7 @@ def test_any_number_of_threads_gives_the_definition(
     window: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blockwise, "BLOCK_PLACES", block)
+    monkeypatch.setattr(blockwise, "BLOCK_QUERIES", block)
     check_against_definition(deep_row, AttentionRule(0.6, softcap, window))
 
 

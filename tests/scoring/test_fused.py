@@ -10,8 +10,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
 
-from prefstage.scoring.fused import GatedWeights, gated_mlp, rms_norm
-from prefstage.scoring.fused_layers import find_fused_layers, fused_layers
+from prefstage.scoring.cpu.fused import find_fused_layers, fused_layers
+from prefstage.scoring.cpu.steps import GatedWeights, gated_mlp, rms_norm
 from tests.scoring.tiny_models import tiny_model
 
 PLACES, HIDDEN, INNER = 5, 8, 12
@@ -95,11 +95,11 @@ def test_the_mlp_is_its_formula_with_the_same_gradient(
 @pytest.mark.parametrize(
     ("architecture", "count"),
     [
-        # A layer's two norms, MLP and four maps; the last norm and the embeddings.
-        ("llama", 2 * (3 + 4) + 2),
-        ("qwen3", 2 * (5 + 4) + 2),  # norms of queries and keys too
-        ("gemma2", 2 * (5 + 4) + 1),  # four norms a layer; its embeddings are scaled
-        ("phi3", 2 * (3 + 2) + 2),  # one map for gate and up, one for queries, keys and values
+        # A layer's two norms and MLP; the last norm and the embeddings.
+        ("llama", 2 * 3 + 2),
+        ("qwen3", 2 * 5 + 2),  # norms of queries and keys too
+        ("gemma2", 2 * 5 + 1),  # four norms a layer; its embeddings are scaled
+        ("phi3", 2 * 3 + 2),  # one map for gate and up
         ("gpt2", 1),  # embeddings alone
     ],
 )
@@ -185,8 +185,7 @@ def test_layers_that_do_anything_else_are_left_alone(other: str) -> None:
             layer.input_layernorm = ScaledNorm(32)
         else:
             layer.mlp.act_fn = LearntActivation()
-    # The other norms, MLPs, attention's maps and embeddings; the maps of an MLP left alone.
-    assert find_fused_layers(body) == (6 + 8 if other == "scaled norm" else 6 + 8 + 6)
+    assert find_fused_layers(body) == 6  # the other norms, MLPs and embeddings
     assert not any(layer.mlp.training for layer in body.layers)
 
 

@@ -1,7 +1,6 @@
 """The fused linear log-prob against log-softmax of the whole logits."""
 
 from collections import deque
-from typing import Any
 
 import pytest
 import torch
@@ -68,30 +67,38 @@ def test_logits_are_kept_for_a_backward_pass_alone_and_within_bounds(
         log_probs.sum().backward()
         done.append(len(calls) / first)
     assert done[0] == 1 < done[1] < done[2] == 2
-    started = []
-    monkeypatch.setattr(
-        linear._Kept, "start", lambda *a: started.append(a[2]) or linear._Kept(0, deque())
-    )
+    kept_at_all = list[int]()
+
+    class Noted(deque[Tensor]):
+        def append(self, logits: Tensor) -> None:
+            kept_at_all.append(logits.numel())
+
+    monkeypatch.setattr(linear, "KEPT_ELEMENTS", 1 << 25)
+    monkeypatch.setattr(linear, "deque", Noted)
     with torch.no_grad():
         linear_log_probs(hidden, targets, Head(weight))
-    assert started == [False]
+    assert kept_at_all == []
+    linear_log_probs(hidden, targets, Head(weight))
+    assert sum(kept_at_all) == 13 * 150
 
 
 def test_room_for_logits_counts_in_place_of_the_usual(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "KEPT_ELEMENTS", 700)
-    rooms = list[int]()
-    start = linear._Kept.start
+    kept = list[int]()  # logits of each pass
 
-    def noting(*given: Any) -> Any:
-        kept = start(*given)
-        rooms.append(kept.room)
-        return kept
+    class Noted(deque[Tensor]):
+        def append(self, logits: Tensor) -> None:
+            kept[-1] += logits.numel()
+            super().append(logits)
 
-    monkeypatch.setattr(linear._Kept, "start", noting)
+    monkeypatch.setattr(linear, "CHUNK_ELEMENTS", 1)  # 64 words a chunk
+    monkeypatch.setattr(linear, "MAX_CHUNK_TOKENS", 5)
+    monkeypatch.setattr(linear, "deque", Noted)
     hidden, weight = torch.randn(13, 6, requires_grad=True), torch.randn(150, 6)
     targets = torch.randint(150, (13,))
 
     def gradient() -> Tensor:
+        kept.append(0)
         log_probs = linear_log_probs(hidden, targets, Head(weight)).log_probs
         return torch.autograd.grad(log_probs.sum(), hidden)[0]
 
@@ -101,7 +108,8 @@ def test_room_for_logits_counts_in_place_of_the_usual(monkeypatch: pytest.Monkey
     with room_for_logits(0):
         none = gradient()
     gradient()
-    assert rooms == [700, 13 * 150, 0, 700]
+    assert 0 < kept[0] <= 700 < kept[1] == 13 * 150
+    assert (kept[2], kept[3]) == (0, kept[0])
     assert torch.equal(usual, more)
     assert torch.equal(usual, none)
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from prefstage.scoring import response_log_probs
 from prefstage.scoring.attention import TREE_ATTENTION
-from prefstage.scoring.direct import direct_gradients
-from prefstage.scoring.fused_layers import find_fused_layers
-from prefstage.scoring.model_parts import ModelParts
-from prefstage.scoring.recipes import Recipes
-from prefstage.scoring.recomputed import layers_to_recompute, recomputed_layers
+from prefstage.scoring.compat import layers_of
+from prefstage.scoring.cpu.fused import find_fused_layers
+from prefstage.scoring.cpu.gradients import direct_gradients
+from prefstage.scoring.cpu.lean import Recipes, recomputed_layers
+from prefstage.scoring.model import ModelParts
 from tests.scoring.tiny_models import CONFIGS, tiny_model, tree_of
 
 
@@ -21,7 +21,10 @@ from tests.scoring.tiny_models import CONFIGS, tiny_model, tree_of
     [(100, 100, 0), (50, 100, 0), (101, 100, 1), (200, 100, 15), (1000, 1, 30), (0, 1, 0)],
 )
 def test_no_more_layers_than_need_be(tokens: int, room: int, count: int) -> None:
-    assert layers_to_recompute(30, tokens=tokens, room=room) == count
+    body = tiny_model("llama", num_hidden_layers=30, hidden_size=4, head_dim=2).get_decoder()
+    with recomputed_layers(body, tokens=tokens, room=room) as number:
+        assert number == sum(layer.gradient_checkpointing for layer in body.layers) == count
+    assert not any(layer.gradient_checkpointing for layer in body.layers)
     if tokens > room:
         assert (30 - count) * tokens <= 30 * room < (31 - count) * tokens
 
@@ -49,7 +52,10 @@ def gradients(model: Any, room: int, layout: str = "tree") -> tuple[int, dict[st
 @pytest.mark.parametrize("architecture", sorted(CONFIGS.keys() - {"mamba"}))
 def test_gradients_are_the_same_to_the_bit(architecture: str, layout: str) -> None:
     model = tiny_model(architecture)
-    find_fused_layers(ModelParts.of(model).body)
+    body = ModelParts.of(model).body
+    find_fused_layers(body)
+    for layer in layers_of(body):
+        layer.training = True  # without dropout inside; transformers looks at the layer
     none, expected = gradients(model, 38, layout)
     half, some = gradients(model, 19, layout)
     every, all_ = gradients(model, 1, layout)
@@ -59,12 +65,12 @@ def test_gradients_are_the_same_to_the_bit(architecture: str, layout: str) -> No
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_another_s_forward_is_left_alone() -> None:
-    model = tiny_model("llama")
+def test_who_put_a_forward_there_finds_it_again() -> None:
+    model = tiny_model("llama").train()
     body = ModelParts.of(model).body
-    own = body.layers[0].forward
-    vars(body.layers[0])["forward"] = own
-    with recomputed_layers(body, tokens=10, room=1) as again:
-        assert again == 1
-        assert vars(body.layers[0])["forward"] is own
-    assert vars(body.layers[0])["forward"] is own
+    forward = body.layers[0].forward
+    vars(body.layers[0])["forward"] = forward
+    with recomputed_layers(body, tokens=10, room=1) as count:
+        assert count == 2
+        assert vars(body.layers[0])["forward"] is forward
+    assert vars(body.layers[0])["forward"] is forward

@@ -31,8 +31,8 @@ def test_second_run_computes_nothing_and_gives_the_same(tmp_path: Path, scorer: 
     assert largest_difference([t.per_token for t in found], [t.per_token for t in expected]) == 0
     count = sum(len(tree.response_ids) for tree in trees)
     # One tree holds the same response twice: it is computed once and found once.
-    assert (first.computed, first.found) == (count - 1, 1)
-    assert (second.computed, second.found) == (0, count)
+    assert (first.computed, first.reused) == (count - 1, 1)
+    assert (second.computed, second.reused) == (0, count)
     direct = scorer.score(trees)
     for ours, theirs in zip(found, direct, strict=True):
         torch.testing.assert_close(ours.sums, theirs.sums)
@@ -44,7 +44,7 @@ def test_only_new_responses_are_computed(tmp_path: Path, scorer: Scorer) -> None
     longer = TokenTree(tree.prompt_id, tree.prompt_ids, (*tree.response_ids, (4, 4, 4)))
     cache = ReferenceCache(tmp_path, scorer)
     (found,) = cache.score([longer])
-    assert (cache.computed, cache.found) == (1, 3)
+    assert (cache.computed, cache.reused) == (1, 3)
     torch.testing.assert_close(found.sums, scorer.score([longer])[0].sums)
 
 
@@ -73,7 +73,7 @@ def test_change_of_a_prompt_or_response_token_is_noticed(tmp_path: Path, scorer:
     cache.score([TokenTree("a", (5, 9), ((7, 8),)), TokenTree("a", (5, 6), ((7, 9),))])
     # The border between prompt and response matters too.
     cache.score([TokenTree("a", (5, 6, 7), ((8,),))])
-    assert (cache.computed, cache.found) == (4, 0)
+    assert (cache.computed, cache.reused) == (4, 0)
 
 
 def test_damaged_file_is_named(tmp_path: Path, scorer: Scorer) -> None:
@@ -90,7 +90,7 @@ def test_two_caches_fill_one_folder(tmp_path: Path, scorer: Scorer) -> None:
     trees = realistic_trees()
     one.score(trees[:2])
     other.score(trees)
-    assert other.found == 4 + 1
+    assert other.reused == 4 + 1
     one.score(trees)
     assert one.computed == 4
 
@@ -126,7 +126,7 @@ def test_kill_keeps_what_was_written_and_the_next_run_goes_on(
     cache = ReferenceCache(tmp_path, scorer)
     trees = realistic_trees()
     found = cache.score(trees)
-    assert cache.found >= 2
+    assert cache.reused >= 2
     assert cache.computed >= 1
     expected = scorer.score(trees)
     assert largest_difference([t.per_token for t in found], [t.per_token for t in expected]) < 1e-5

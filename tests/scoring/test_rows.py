@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import visible_keys
-from prefstage.scoring.padded import build_batch, pack_batches
-from prefstage.scoring.rows import (
+from prefstage.scoring.layout import (
     Leaf,
     Row,
     Segment,
+    build_batch,
     build_row,
     common_prefix,
     leaves_of,
+    pack_batches,
     pack_rows,
 )
 from tests.scoring.tiny_models import realistic_trees

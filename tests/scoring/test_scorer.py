@@ -11,7 +11,6 @@ from prefstage.core.errors import InputError, ModelError
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring import Scorer, ScoringWarning, TreeLogProbs
 from prefstage.scoring import scorer as scorer_module
-from prefstage.scoring.attention import TREE_ATTENTION
 from tests.scoring.tiny_models import (
     CONFIGS,
     VOCABULARY,
@@ -267,7 +266,7 @@ def test_gradient_checkpointing_recomputes_the_same_attention() -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for ours, theirs in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert model.config._attn_implementation == TREE_ATTENTION
+    assert model.config._attn_implementation == "sdpa"
     # The model still serves ordinary passes, padded ones too.
     plain = tiny_model("llama", attention="sdpa")
     ids, mask = torch.randint(3, VOCABULARY, (2, 9)), torch.ones(2, 9, dtype=torch.long)

@@ -2,7 +2,7 @@
 
 import torch
 
-from prefstage.scoring.short_lived import mapped, pooled, short_lived
+from prefstage.scoring.cpu.tensors import mapped, pooled, short_lived
 
 
 def test_it_is_longer_than_it_need_be_and_looks_as_asked_for() -> None:

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from prefstage.scoring.memory import MemoryWatch, is_out_of_memory
 from prefstage.training.faults import (
-    MemoryWatch,
     bad_gradient,
     bad_losses,
     bad_weights,
-    is_out_of_memory,
     out_of_memory,
     saving_failed,
 )

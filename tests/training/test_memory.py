@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from prefstage.scoring.recipes import Recipes
-from prefstage.training import step
-from prefstage.training.memory import TRAINING_CPU_TOKENS, token_budget_of
+from prefstage.scoring.cpu import lean
+from prefstage.scoring.cpu.lean import Recipes
+from prefstage.scoring.memory import TRAINING_CPU_TOKENS, ModelShape
+from prefstage.training.step import token_budget_of
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import preference_trainer, tiny_policy
 
@@ -28,7 +29,7 @@ def test_layers_run_again_only_where_an_item_is_longer_than_the_budget(
     given: dict[str, Any], used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns, again = list[int](), list[int]()
-    keeping, recomputed = Recipes.keeping, step.recomputed_layers
+    keeping, recomputed = Recipes.keeping, lean.recomputed_layers
 
     def counting(recipes: Recipes) -> Any:
         turns.append(1)
@@ -39,7 +40,7 @@ def test_layers_run_again_only_where_an_item_is_longer_than_the_budget(
         return recomputed(body, tokens=tokens, room=room)
 
     monkeypatch.setattr(Recipes, "keeping", counting)
-    monkeypatch.setattr(step, "recomputed_layers", noting)
+    monkeypatch.setattr(lean, "recomputed_layers", noting)
     trainer = preference_trainer(tmp_path, max_steps=2, **{"token_budget": 20, **given})
     trainer.train()
     assert bool(turns) is used
@@ -51,9 +52,9 @@ def test_layers_run_again_only_where_an_item_is_longer_than_the_budget(
 def test_logits_may_take_what_a_short_micro_batch_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "KEPT_ELEMENTS", 1000)
+    monkeypatch.setattr(lean, "KEPT_ELEMENTS", 1000)
     rooms, tokens = list[int](), list[int]()
-    keep, recomputed = step.room_for_logits, step.recomputed_layers
+    keep, recomputed = lean.room_for_logits, lean.recomputed_layers
 
     def noting_room(elements: int) -> Any:
         rooms.append(elements)
@@ -63,8 +64,8 @@ def test_logits_may_take_what_a_short_micro_batch_leaves(
         tokens.append(given["tokens"])
         return recomputed(body, **given)
 
-    monkeypatch.setattr(step, "room_for_logits", noting_room)
-    monkeypatch.setattr(step, "recomputed_layers", noting_tokens)
+    monkeypatch.setattr(lean, "room_for_logits", noting_room)
+    monkeypatch.setattr(lean, "recomputed_layers", noting_tokens)
     preference_trainer(tmp_path, max_steps=2, token_budget=40).train()
     layers = 2 * (2 * 32 + 2 * (32 + 16) + 2 * 48)  # numbers that a token keeps: docs/install.md
     assert rooms == [1000 + layers * max(0, 40 - each) for each in tokens]
@@ -73,5 +74,5 @@ def test_logits_may_take_what_a_short_micro_batch_leaves(
 
 def test_a_model_in_half_precision_leaves_half_the_room() -> None:
     model = tiny_policy(tiny_tokenizer())
-    whole = step._kept_bytes(model)
-    assert step._kept_bytes(model.to(torch.bfloat16)) * 2 == whole
+    whole = ModelShape.of(model).kept_bytes(norms_recomputed=True)
+    assert ModelShape.of(model.to(torch.bfloat16)).kept_bytes(norms_recomputed=True) * 2 == whole

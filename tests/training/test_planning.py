@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prefstage.scoring.rows import build_row, leaves_of
+from prefstage.scoring.layout import build_row, leaves_of
 from prefstage.training.step import Plan, plan_step
 from tests.scoring.tiny_models import random_ids, realistic_trees
 

@@ -15,8 +15,8 @@ from transformers import Trainer
 
 from prefstage import training
 from prefstage.scoring.engine import plan_passes, response_log_probs
-from prefstage.scoring.model_parts import ModelParts
-from prefstage.scoring.rows import leaves_of
+from prefstage.scoring.layout import leaves_of
+from prefstage.scoring.model import ModelParts
 from prefstage.training.compat import (
     HookedTrainer,
     ScoringCalls,

@@ -15,7 +15,7 @@ from prefstage.core.files import write_json
 from prefstage.core.outcome import Outcome
 
 if TYPE_CHECKING:
-    from prefstage.cli.memory import JobSize, ModelShape
+    from prefstage.scoring.memory import JobSize, ModelShape
 
 _PACKAGES = ("prefstage", "torch", "transformers", "datasets", "peft", "trl", "vllm")
 _SERVER_TIMEOUT_S = 10.0
@@ -77,7 +77,7 @@ def _checked(
     **of_model: object,
 ) -> "JobSize | None":
     """Check that every option has an effect, before anything takes time."""
-    from prefstage.cli.memory import JobSize, check_dtype
+    from prefstage.scoring.memory import JobSize, check_dtype
 
     idle = [
         name
@@ -144,15 +144,20 @@ def _look_at_model(
 ) -> dict[str, Any]:
     import torch
 
-    from prefstage.cli.memory import estimate_memory, model_shape, trainer_budget
     from prefstage.core.checkpoints import CAUSAL_LM, check_config, load_config
     from prefstage.scoring.attention import choose_backend
-    from prefstage.scoring.budget import CPU_TOKENS, GPU_TOKENS
+    from prefstage.scoring.memory import (
+        CPU_TOKENS,
+        GPU_TOKENS,
+        ModelShape,
+        estimate_memory,
+        training_budget,
+    )
 
     config = load_config(name)
     check_config(config, CAUSAL_LM, name)
     on_gpu = torch.cuda.is_available()
-    shape = model_shape(config, dtype=dtype or _usual_dtype(config, on_gpu=on_gpu))
+    shape = ModelShape.of_config(config, dtype=dtype or _usual_dtype(config, on_gpu=on_gpu))
     backend, reason = choose_backend(torch.device("cuda" if on_gpu else "cpu"))
     scoring: dict[str, Any] = {"backend": backend, "backend_reason": reason}
     small = shape.weight_bytes <= _room(0)["available_bytes"] * _SMALL_SHARE
@@ -166,7 +171,7 @@ def _look_at_model(
     if size is not None:
         if size.job == "train":
             free = _room(0)["available_bytes"]
-            budget = trainer_budget(shape, free, on_cpu=not on_gpu)
+            budget = training_budget(shape, free, on_cpu=not on_gpu, loaded=False)
         else:
             budget = scoring.get("token_budget") or (GPU_TOKENS if on_gpu else CPU_TOKENS)
         estimate = estimate_memory(shape, size, pass_tokens=budget, on_cpu=not on_gpu).as_dict()

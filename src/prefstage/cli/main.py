@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from prefstage.cli.allocator import tune_allocator
 from prefstage.cli.commands import (
     diagnose,
     doctor,
@@ -81,4 +82,5 @@ def prefstage(
 
 def main() -> None:
     """Entry point of the console script."""
+    tune_allocator()
     app(prog_name="prefstage")

@@ -19,7 +19,6 @@ from prefstage.losses.pairwise import (
     IPO,
     NCA,
     ORPO,
-    RDPO,
     SPPO,
     APODown,
     APOZero,
@@ -34,7 +33,7 @@ from prefstage.losses.pairwise import (
     SLiC,
 )
 from prefstage.losses.responses import KTO, SFT, InfoNCA, RewardEXO
-from prefstage.losses.tokens import LDDPO, SGDPO, WPO, SamPO
+from prefstage.losses.tokens import LDDPO, RDPO, SGDPO, WPO, SamPO
 from prefstage.losses.whole_batch import AOT, BCO, REPO, BetaDPO, UnpairedAOT
 
 __all__ = [

@@ -142,12 +142,12 @@ class Loss(Config):
             )
         return self._compute(batch, state)
 
+    # The loss of a batch that was checked; a loss with running statistics overrides it.
     def _compute(self, batch: Any, state: LossState) -> LossValues:
-        """The loss of a batch that was checked; a loss with running statistics overrides it."""
         return LossValues(self._items(batch))
 
+    # The loss of each item of a batch that was checked, unreduced. [items].
     def _items(self, batch: Any) -> Items:
-        """The loss of each item of a batch that was checked, unreduced. [items]."""
         raise NotImplementedError
 
     @classmethod

@@ -17,7 +17,7 @@ from prefstage.losses import pairwise as pair
 from prefstage.losses.base import DataKind, Loss, LossState, LossValues, Need
 from prefstage.losses.batches import LossBatch, PairBatch, UnpairedBatch
 from prefstage.losses.responses import KTO, SFT, InfoNCA, RewardEXO
-from prefstage.losses.tokens import LDDPO, SGDPO, WPO, SamPO
+from prefstage.losses.tokens import LDDPO, RDPO, SGDPO, WPO, SamPO
 from prefstage.losses.whole_batch import AOT, BCO, REPO, BetaDPO, UnpairedAOT
 
 LOSSES: Mapping[str, type[Loss]] = MappingProxyType(
@@ -26,7 +26,7 @@ LOSSES: Mapping[str, type[Loss]] = MappingProxyType(
         for loss in (
             *(pair.DPO, pair.NormDPO, pair.GammaDPO, SGDPO, pair.SLiC, pair.Hinge, pair.IPO),
             *(pair.RobustDPO, pair.EXO, RewardEXO, pair.NCA, InfoNCA, BCO, KTO, SamPO),
-            *(pair.SimPO, pair.ORPO, pair.CPO, pair.RDPO, LDDPO, pair.DPOP, WPO, BetaDPO),
+            *(pair.SimPO, pair.ORPO, pair.CPO, RDPO, LDDPO, pair.DPOP, WPO, BetaDPO),
             *(pair.CalDPO, pair.SPPO, pair.HardSPPO, AOT, UnpairedAOT, pair.APOZero),
             *(pair.APODown, pair.DiscoPOP, REPO, SFT),
         )
@@ -263,8 +263,8 @@ def _term(spec: Mapping[str, Any]) -> LossTerm:
     return LossTerm(check_config(loss, values, origin=f"loss {name}"), float(weight))
 
 
+# TRL's reward metrics: β times the log-ratio of each side; none without a reference.
 def _rewards(batch: LossBatch, beta: float) -> dict[str, Tensor]:
-    """TRL's reward metrics: β times the log-ratio of each side; none without a reference."""
     if isinstance(batch, PairBatch):
         if batch.chosen.reference is None or batch.rejected.reference is None:
             return {}

@@ -114,8 +114,8 @@ def divergence_score(log_ratio: Items, *, divergence: Divergence, alpha: float) 
     return log_ratio
 
 
+# e^x - 1, a straight line beyond `MAX_EXPONENT`.
 def _growth(exponent: Items) -> Items:
-    """e^x - 1, a straight line beyond `MAX_EXPONENT`."""
     # A response of a few hundred tokens easily has a log-ratio of 100 nats; e^100 is inf in
     # float32, and inf - inf in the margin is NaN, which no later clamp can undo.
     beyond = torch.relu(exponent - MAX_EXPONENT)
@@ -309,26 +309,6 @@ class NCA(
         return -logsigmoid(up) - 0.5 * logsigmoid(-up) - 0.5 * logsigmoid(-down)
 
 
-class RDPO(
-    Loss,
-    name="r_dpo",
-    formula="-log σ(βΔ + α(L_w - L_l))",
-    source="Park et al. 2024, arXiv:2403.19159",
-):
-    """DPO with a length term."""
-
-    beta: float = beta_field(0.1)
-    alpha: float = Field(default=0.01, ge=0, description="Length term, 1/tokens.")
-
-    def _items(self, batch: Any) -> Items:
-        chosen, rejected = batch.chosen, batch.rejected
-        extra = (chosen.lengths - rejected.lengths).to(chosen.policy.dtype)
-        # The sign of the official code: part of a longer chosen response's margin counts as
-        # reached by its length alone.
-        scaled = self.beta * (chosen.log_ratios - rejected.log_ratios)
-        return -logsigmoid(scaled + self.alpha * extra)
-
-
 class DPOP(
     RatioLoss,
     name="dpop",
@@ -395,8 +375,8 @@ class HardSPPO(
         return _distance(chosen, rejected, 0.5 / self.beta)
 
 
+# Half the squared distance of two log-ratios from a goal and its negative.
 def _distance(chosen: Items, rejected: Items, goal: Items | float) -> Items:
-    """Half the squared distance of two log-ratios from a goal and its negative."""
     return 0.5 * ((chosen - goal).square() + (rejected + goal).square())
 
 
@@ -485,8 +465,8 @@ class ORPO(
         return -chosen - self.odds_weight * logsigmoid(ratio)
 
 
+# Log-odds of p = e^mean.
 def _log_odds(mean: Items) -> Items:
-    """Log-odds of p = e^mean."""
     # A response that is certain (p = 1) has infinite odds: as if 1 - p were one rounding. For
     # every other p, expm1 keeps the digits of 1 - p that 1 - exp(mean) would cancel.
     mean = mean.clamp(max=-torch.finfo(mean.dtype).eps)

@@ -1,4 +1,4 @@
-"""Losses that read the tokens of a pair's responses, not only their sums."""
+"""Losses that read the tokens of a pair's responses, or their number, and not only sums."""
 
 from typing import Any
 
@@ -67,6 +67,26 @@ class SamPO(
     def _items(self, batch: Any) -> Items:
         shorter = _shorter(batch)
         return DPO(beta=self.beta).of_ratios(*_drawn_ratios(batch, shorter, shorter))
+
+
+class RDPO(
+    Loss,
+    name="r_dpo",
+    formula="-log σ(βΔ + α(L_w - L_l))",
+    source="Park et al. 2024, arXiv:2403.19159",
+):
+    """DPO with a length term."""
+
+    beta: float = beta_field(0.1)
+    alpha: float = Field(default=0.01, ge=0, description="Length term, 1/tokens.")
+
+    def _items(self, batch: Any) -> Items:
+        chosen, rejected = batch.chosen, batch.rejected
+        extra = (chosen.lengths - rejected.lengths).to(chosen.policy.dtype)
+        # The sign of the official code: part of a longer chosen response's margin counts as
+        # reached by its length alone.
+        scaled = self.beta * (chosen.log_ratios - rejected.log_ratios)
+        return -logsigmoid(scaled + self.alpha * extra)
 
 
 class LDDPO(
@@ -166,8 +186,8 @@ def _shorter(batch: PairBatch) -> Tensor:
     return torch.minimum(batch.chosen.lengths, batch.rejected.lengths)
 
 
+# Both sides' log-ratios, summed over drawn tokens. [items] each.
 def _drawn_ratios(batch: Any, *counts: Tensor) -> list[Items]:
-    """Both sides' log-ratios, summed over drawn tokens. [items] each."""
     return [
         (
             side.token_log_ratios

@@ -1,12 +1,11 @@
 """The log-prob engine: log π(y|x) of many responses to shared prompts, exactly and fast."""
 
 from prefstage.scoring.attention import choose_backend
-from prefstage.scoring.engine import TreeLogProbs, response_log_probs
-from prefstage.scoring.fingerprints import model_fingerprint
+from prefstage.scoring.engine import LayoutChoice, TreeLogProbs, choose_layout, response_log_probs
 from prefstage.scoring.linear import Head, linear_log_probs
+from prefstage.scoring.model import model_fingerprint
 from prefstage.scoring.reference_cache import ReferenceCache
 from prefstage.scoring.scorer import Scorer, ScoringWarning
-from prefstage.scoring.self_check import LayoutChoice, choose_layout
 
 __all__ = [
     "Head",

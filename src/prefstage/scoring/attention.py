@@ -1,9 +1,8 @@
 """Tree attention inside any transformers model that uses its attention interface."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -15,9 +14,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from prefstage.core.errors import ModelError
-from prefstage.scoring.blockwise import AttentionRule, attend
-from prefstage.scoring.fused_layers import recomputes_layers
-from prefstage.scoring.rows import Row
+from prefstage.scoring.compat import attention_named, has_triton, recomputed_in, takes_attention
+from prefstage.scoring.cpu.blockwise import AttentionRule, attend
+from prefstage.scoring.cpu.fused import fused_layers
+from prefstage.scoring.cpu.gradients import direct_gradients, is_direct
+from prefstage.scoring.layout import Row
 
 Backend = Literal["blockwise", "sdpa", "flex"]
 BACKENDS: tuple[Backend, ...] = ("blockwise", "sdpa", "flex")
@@ -37,21 +38,20 @@ class RowAttention:
         backend: Which implementation computes it.
         windows: Sliding window that each layer asked for, by its index (filled by the
             layers as they run).
+        masks: Masks so far, by what distinguishes them.
     """
 
     row: Row
     backend: Backend
     windows: dict[int, int | None] = field(default_factory=dict)
 
-    @cached_property
-    def _masks(self) -> dict[Any, Any]:
-        return {}
+    masks: dict[Any, Any] = field(default_factory=dict)
 
     def mask(self, kind: Any, build: Any) -> Any:
         """A mask of this row, built once for all layers that share it."""
-        if kind not in self._masks:
-            self._masks[kind] = build()
-        return self._masks[kind]
+        if kind not in self.masks:
+            self.masks[kind] = build()
+        return self.masks[kind]
 
 
 def choose_backend(device: torch.device) -> tuple[Backend, str]:
@@ -65,34 +65,49 @@ def choose_backend(device: torch.device) -> tuple[Backend, str]:
     """
     if device.type == "cpu":
         return "blockwise", "blocks of queries fit a CPU's cache; no mask is held"
-    if device.type == "cuda" and torch.utils._triton.has_triton():
+    if device.type == "cuda" and has_triton():
         return "flex", "flex attention skips the blocks that no token sees"
     return "sdpa", f"no fused kernel for trees on {device.type}; a boolean mask works everywhere"
 
 
 @contextmanager
-def tree_attention(body: Any) -> Iterator[None]:
-    """Let a model's layers use tree attention while the block runs.
+def patched(body: Any, *, tree: bool) -> Iterator[None]:
+    """Let a model's layers run fused, and with tree attention, while the block runs.
 
-    With gradient checkpointing the layers run again in the backward pass, after the
-    block; the model then keeps the tree attention, which serves ordinary passes too.
+    This is the one place that changes a model, and it leaves no trace. Layers that run again
+    in the backward pass, by the model's checkpointing or by ours, do so with the same patches.
 
     Args:
         body: A transformers model.
+        tree: Whether its layers get rows, and so need tree attention.
 
     Raises:
         ModelError: If the model does not take its attention from transformers' interface.
     """
-    before = body.config._attn_implementation
-    if before != TREE_ATTENTION:
-        _check_replaceable(body)
-        _register()
-        body.config._attn_implementation = TREE_ATTENTION
-    try:
+    if tree and not takes_attention(body):
+        raise ModelError.of(
+            saw=f"{type(body).__name__}, whose attention cannot be replaced",
+            expected="a model on transformers' attention interface",
+            cure="use layout='flat'",
+        )
+    if tree:
+        AttentionInterface.register(TREE_ATTENTION, tree_attention_forward)
+        AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
+    direct = is_direct()
+
+    @contextmanager
+    def surroundings() -> Iterator[None]:
+        with ExitStack() as stack:
+            # A layer that runs again must keep the same tensors as before, and so take the
+            # same branches: checkpointing compares them.
+            stack.enter_context(direct_gradients(on=direct))
+            stack.enter_context(fused_layers(body))
+            if tree:
+                stack.enter_context(attention_named(body, TREE_ATTENTION))
+            yield
+
+    with surroundings(), recomputed_in(body, surroundings):
         yield
-    finally:
-        if not (torch.is_grad_enabled() and recomputes_layers(body)):
-            body.config._attn_implementation = before
 
 
 def tree_attention_forward(
@@ -113,9 +128,9 @@ def tree_attention_forward(
 
     Args:
         module: The calling layer.
-        query: [1, heads, places, head_dim].
-        key: [1, groups, places, head_dim].
-        value: [1, groups, places, head_dim].
+        query: [1, heads, tokens, head_dim].
+        key: [1, groups, tokens, head_dim].
+        value: [1, groups, tokens, head_dim].
         attention_mask: Used only for an ordinary pass (no `row_attention`).
         scaling: Factor on scores; None for head_dim ** -0.5.
         dropout: Must be 0 for a row: a dropped weight of a prompt would be shared.
@@ -125,7 +140,7 @@ def tree_attention_forward(
         others: What else the layer passes on; ignored unless it changes attention.
 
     Returns:
-        ([1, places, heads, head_dim], None).
+        ([1, tokens, heads, head_dim], None).
 
     Raises:
         ModelError: If the layer asks for something that tree attention does not do.
@@ -135,6 +150,7 @@ def tree_attention_forward(
         softcap=softcap,
         window=sliding_window,
     )
+    # The name stays in the configuration while a pass without rows runs inside one with them.
     if row_attention is None:
         if softcap is not None:
             return _dense(query, key, value, attention_mask, rule), None
@@ -142,19 +158,19 @@ def tree_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )[0]
         return plain, None
-    asked = [name for name in _UNSUPPORTED if others.get(name) is not None]
-    if asked or dropout:
+    unknown = [name for name in _UNSUPPORTED if others.get(name) is not None]
+    if unknown or dropout:
         raise ModelError.of(
-            saw=f"{type(module).__name__} with {', '.join(asked) or f'dropout {dropout}'}",
+            saw=f"{type(module).__name__} with {', '.join(unknown) or f'dropout {dropout}'}",
             expected="attention that depends on queries, keys, a window and a soft-cap alone",
-            cure="use layout='flat'" if asked else "set attention dropout to 0, or model.eval()",
+            cure="use layout='flat'" if unknown else "set attention dropout to 0, or model.eval()",
         )
     row_attention.windows[getattr(module, "layer_idx", None) or 0] = sliding_window
     return _tree(query, key, value, row_attention, rule), None
 
 
 def visible_keys(row: Row, *, window: int | None, device: torch.device) -> Bool[Tensor, "1 1 q k"]:
-    """Which key each place sees, as a boolean mask.
+    """Which key each token sees, as a boolean mask.
 
     Args:
         row: The row.
@@ -162,14 +178,14 @@ def visible_keys(row: Row, *, window: int | None, device: torch.device) -> Bool[
         device: Where the mask shall be.
 
     Returns:
-        [1, 1, places, places]; true where the key is an ancestor or the place itself.
+        [1, 1, tokens, tokens]; true where the key is an ancestor or the token itself.
     """
     stops, positions = row.subtree_stop.to(device), row.position_ids.to(device)
-    place = torch.arange(len(stops), device=device)
-    seen = (place <= place[:, None]) & (place[:, None] < stops)
+    token = torch.arange(len(stops), device=device)
+    visible = (token <= token[:, None]) & (token[:, None] < stops)
     if window is not None:
-        seen &= positions[:, None] - positions < window
-    return seen[None, None]
+        visible &= positions[:, None] - positions < window
+    return visible[None, None]
 
 
 def _tree(
@@ -179,7 +195,7 @@ def _tree(
     if row_attention.backend == "blockwise":
         return attend(query[0], key[0], value[0], segments=row.segments, rule=rule)[None]
     if row_attention.backend == "flex":
-        from prefstage.scoring.flex import attend_flex, block_mask
+        from prefstage.scoring.gpu import attend_flex, block_mask
 
         mask = row_attention.mask(
             ("flex", rule.window, device),
@@ -198,10 +214,10 @@ def _tree(
     return mixed.transpose(1, 2)
 
 
+# Attention written out, for the soft-cap that SDPA lacks.
 def _dense(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: AttentionRule
 ) -> Tensor:
-    """Attention written out, for the soft-cap that SDPA lacks."""
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = query @ key.transpose(2, 3) * rule.scale
@@ -212,17 +228,3 @@ def _dense(
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
     return (weights @ value).transpose(1, 2)
-
-
-def _check_replaceable(body: Any) -> None:
-    if not getattr(body, "_supports_attention_backend", False):
-        raise ModelError.of(
-            saw=f"{type(body).__name__}, whose attention cannot be replaced",
-            expected="a model on transformers' attention interface",
-            cure="use layout='flat'",
-        )
-
-
-def _register() -> None:
-    AttentionInterface.register(TREE_ATTENTION, tree_attention_forward)
-    AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)

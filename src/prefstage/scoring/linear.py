@@ -1,4 +1,10 @@
-"""Log-probs of given tokens straight from hidden states, without holding the logits."""
+"""Log-probs of given tokens straight from hidden states, without holding the logits.
+
+A vocabulary of 150,000 words makes the logits of a thousand tokens 600 MB, three times that with
+their log-softmax and gradient: more than everything else of a small model. Here they exist in
+chunks of tokens and words. A chunk adds to a running log Σ e^z and is gone; the backward pass
+computes it again, or takes it from what there was room to keep.
+"""
 
 import math
 from collections import deque
@@ -13,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prefstage.scoring.direct import new_gradient, takes_direct_gradient
+from prefstage.scoring.cpu.gradients import takes_direct_gradient
 
 CHUNK_ELEMENTS = 1 << 19
 """Logits held at once (2 MiB in float32): stays in a CPU's cache; on a GPU see below."""
@@ -28,7 +34,7 @@ otherwise; others are computed again, which is a third more of the vocabulary's 
 MAX_CHUNK_TOKENS = 1024
 """Tokens whose logits are held at once."""
 
-_STATISTICS = ("entropy", "log_sum_squares")
+STATISTICS = ("entropy", "log_sum_squares")
 
 _room: ContextVar[int | None] = ContextVar("room", default=None)
 
@@ -66,26 +72,17 @@ class Head:
 
 @dataclass(frozen=True)
 class TokenLogProbs:
-    """Log-probs of target tokens, and what else was asked for; nats, float32 at least.
+    """Log-probs of target tokens, and what else was requested; nats, float32 at least.
 
     Attributes:
         log_probs: log π(target). [tokens].
-        entropy: -Σ_v π(v) log π(v). [tokens]; None unless asked for. No gradient.
+        entropy: -Σ_v π(v) log π(v). [tokens]; None unless requested. No gradient.
         log_sum_squares: log Σ_v π(v)². [tokens]; likewise.
     """
 
     log_probs: Float[Tensor, " tokens"]
     entropy: Float[Tensor, " tokens"] | None = None
     log_sum_squares: Float[Tensor, " tokens"] | None = None
-
-    def cpu(self) -> "TokenLogProbs":
-        """The same on the CPU."""
-        entropy, squares = self.entropy, self.log_sum_squares
-        return TokenLogProbs(
-            self.log_probs.cpu(),
-            None if entropy is None else entropy.cpu(),
-            None if squares is None else squares.cpu(),
-        )
 
 
 def linear_log_probs(
@@ -108,7 +105,7 @@ def linear_log_probs(
         statistics: Of "entropy" and "log_sum_squares", those wanted; they cost time.
 
     Returns:
-        Log-probs and the statistics asked for.
+        Log-probs and the statistics requested.
     """
     with torch.autocast(hidden.device.type, enabled=False):  # it would round the products
         log_probs, *extra = _LinearLogProbs.apply(  # type: ignore[no-untyped-call]  # untyped in torch
@@ -119,16 +116,17 @@ def linear_log_probs(
             head.scale,
             head.softcap,
             bool(statistics),
+            # Inside `forward` the gradient is always off; both must be asked here.
             torch.is_grad_enabled(),
             takes_direct_gradient(head.weight),
         )
-    known = dict(zip(_STATISTICS, extra, strict=True)) if statistics else {}
+    known = dict(zip(STATISTICS, extra, strict=True)) if statistics else {}
     return TokenLogProbs(log_probs, **{name: known[name] for name in statistics})
 
 
 class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: PLR0917 - autograd passes its inputs by place
+    def forward(  # noqa: PLR0917 - autograd passes its inputs by position
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -141,126 +139,84 @@ class _LinearLogProbs(torch.autograd.Function):
         direct: bool,
     ) -> tuple[Tensor, ...]:
         head = Head(weight, bias, scale, softcap)
-        sums = _Sums.start(hidden, with_statistics=with_statistics)
-        kept = _Kept.start(hidden, head, with_gradient and not with_statistics)
+        sums = _Sums(hidden, with_statistics=with_statistics)
+        # The first chunks are kept, as many as fit, and taken again in their order. Not with a
+        # soft-cap, which would need its slope as well, nor with statistics, which write over
+        # the logits.
+        keeps = with_gradient and not with_statistics and softcap is None
+        room = _room.get() if keeps and hidden.device.type == "cpu" else 0
+        room = KEPT_ELEMENTS if room is None else room
+        kept = deque[Tensor]()
         for words in _word_chunks(len(targets), len(weight), hidden.device):
             for tokens in _token_chunks(len(targets)):
                 logits = _logits(hidden[tokens], head, words)[0]
                 sums.add(logits, tokens)
-                kept.add(logits)
-        at_target = _target_logits(hidden, head, targets)
+                if logits.numel() <= room:
+                    kept.append(logits)
+                    room -= logits.numel()
+                else:
+                    room = 0
         ctx.save_for_backward(hidden, weight, bias, targets, sums.total)
         ctx.scale, ctx.softcap, ctx.kept = scale, softcap, kept
         ctx.owner = weight if direct else None
         statistics = sums.statistics()
         ctx.mark_non_differentiable(*statistics)
-        return (at_target - sums.total, *statistics)
+        return (_target_logits(hidden, head, targets) - sums.total, *statistics)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, total = ctx.saved_tensors
-        head = Head(weight, bias, ctx.scale, ctx.softcap)
+        head, owner = Head(weight, bias, ctx.scale, ctx.softcap), ctx.owner
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         precise = total.dtype
         grad_hidden = torch.zeros_like(hidden, dtype=precise) if wants_hidden else None
-        grad_weight = _room_for_gradient(weight, ctx.owner) if wants_weight else None
-        adds = ctx.owner is not None and ctx.owner.grad is not None
+        # Into the weight's `.grad` itself where that may be: the largest gradient of a small
+        # model is then never there twice.
+        adds = owner is not None and owner.grad is not None
+        grad_weight = None
+        if wants_weight:
+            grad_weight = owner.grad if adds else torch.empty_like(weight, requires_grad=False)
         grad_bias = torch.empty_like(bias) if wants_bias else None
+        if grad_weight is not None and not adds and not len(targets):
+            grad_weight.zero_()
         for words in _word_chunks(len(targets), len(weight), hidden.device):
             part = weight[words].to(precise)
-            of_part = None
+            part_grad, part_bias = part, part.new_zeros(len(part))
             if grad_weight is not None:
-                of_part = _Accumulated(part, grad_weight, words, adds=adds)
-            part_bias = part.new_zeros(len(part))
-            for tokens in _token_chunks(len(targets)):
-                slopes = _slopes(
-                    ctx.kept.take() or _logits(hidden[tokens], head, words),
-                    targets[tokens],
-                    head,
-                    words,
-                    total[tokens],
-                )
+                # A half-precision gradient is summed in float32 and rounded once a part.
+                goal = grad_weight[words]
+                part_grad = goal if goal.dtype == precise else torch.empty_like(part)
+            for turn, tokens in enumerate(_token_chunks(len(targets))):
+                known = (ctx.kept.popleft(), None) if ctx.kept else None
+                logits, slope = known or _logits(hidden[tokens], head, words)
+                # d log π(y) / dz = 1[v = y] - π(v), in the logits' own memory.
+                slopes = logits.sub_(total[tokens, None]).exp_().neg_()
+                at = targets[tokens]
+                (inside,) = ((at >= words.start) & (at < words.stop)).nonzero(as_tuple=True)
+                slopes[inside, at[inside] - words.start] += 1
+                slopes *= head.scale if slope is None else slope * head.scale
                 slopes *= grad[tokens, None]
                 if grad_hidden is not None:
                     grad_hidden[tokens].addmm_(slopes, part)
-                if of_part is not None:
-                    of_part.add(slopes.t(), hidden[tokens].to(precise))
+                if grad_weight is not None:
+                    # β = 0 ignores what stands there, which is not even initialised.
+                    old = float(adds or turn > 0)
+                    torch.addmm(
+                        part_grad, slopes.t(), hidden[tokens].to(precise), beta=old, out=part_grad
+                    )
                 if grad_bias is not None:
                     part_bias += slopes.sum(0)
-            if of_part is not None:
-                of_part.finish()
+            if grad_weight is not None and part_grad.dtype != grad_weight.dtype:
+                grad_weight[words] = part_grad
             if grad_bias is not None:
                 grad_bias[words] = part_bias
+        if owner is not None:
+            owner.grad, grad_weight = grad_weight, None
         typed = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        if ctx.owner is not None:
-            ctx.owner.grad, grad_weight = grad_weight, None
         return (typed, grad_weight, grad_bias, *[None] * 6)
 
 
-def _room_for_gradient(weight: Tensor, owner: Tensor | None) -> Tensor:
-    """Where the gradient goes: into the owner's own, if there is one already."""
-    if owner is None:
-        return torch.empty_like(weight)
-    return new_gradient(owner) if owner.grad is None else owner.grad
-
-
-class _Accumulated:
-    """A part of the weight's gradient, summed in full precision; in place where that is its own."""
-
-    def __init__(self, part: Tensor, whole: Tensor, words: slice, *, adds: bool) -> None:
-        self._goal = whole[words]
-        self._sum = self._goal if whole.dtype == part.dtype else torch.empty_like(part)
-        self._empty = not adds
-
-    def add(self, left: Tensor, right: Tensor) -> None:
-        if self._empty:
-            torch.mm(left, right, out=self._sum)
-        else:
-            self._sum.addmm_(left, right)
-        self._empty = False
-
-    def finish(self) -> None:
-        if self._empty:
-            self._sum.zero_()
-        if self._sum is not self._goal:
-            self._goal.copy_(self._sum)
-
-
-@dataclass
-class _Kept:
-    """Logits of the first chunks, as many as there is room for, taken in their order."""
-
-    room: int
-    chunks: deque[Tensor]
-
-    @staticmethod
-    def start(hidden: Tensor, head: Head, wanted: bool) -> "_Kept":
-        on = wanted and head.softcap is None and hidden.device.type == "cpu"
-        room = _room.get()
-        return _Kept((KEPT_ELEMENTS if room is None else room) if on else 0, deque())
-
-    def add(self, logits: Tensor) -> None:
-        self.room = self.room - logits.numel() if logits.numel() <= self.room else -1
-        if self.room >= 0:
-            self.chunks.append(logits)
-
-    def take(self) -> tuple[Tensor, None] | None:
-        return (self.chunks.popleft(), None) if self.chunks else None
-
-
-def _slopes(
-    known: tuple[Tensor, Tensor | None], targets: Tensor, head: Head, words: slice, total: Tensor
-) -> Tensor:
-    """Slope of log π(target) by h Wᵀ + b in a chunk: (1[v = target] - π(v)) · the head's."""
-    logits, slope = known
-    slopes = logits.sub_(total[:, None]).exp_().neg_()
-    (inside,) = ((targets >= words.start) & (targets < words.stop)).nonzero(as_tuple=True)
-    slopes[inside, targets[inside] - words.start] += 1
-    return slopes.mul_(head.scale if slope is None else slope * head.scale)
-
-
-@dataclass
 class _Sums:
     """Running sums over the vocabulary, all kept relative to the sum so far (no overflow).
 
@@ -270,39 +226,33 @@ class _Sums:
         squares: log Σ e^2z.
     """
 
-    total: Tensor
-    surprise: Tensor | None
-    squares: Tensor | None
-
-    @staticmethod
-    def start(hidden: Tensor, *, with_statistics: bool) -> "_Sums":
+    def __init__(self, hidden: Tensor, *, with_statistics: bool) -> None:
         precise = torch.promote_types(hidden.dtype, torch.float32)
-        empty = hidden.new_full((len(hidden),), -math.inf, dtype=precise)
-        if not with_statistics:
-            return _Sums(empty, None, None)
-        return _Sums(empty, torch.zeros_like(empty), empty.clone())
+        self.total = hidden.new_full((len(hidden),), -math.inf, dtype=precise)
+        self.surprise, self.squares = torch.zeros_like(self.total), self.total.clone()
+        self._with_statistics = with_statistics
 
     def add(self, logits: Tensor, tokens: slice) -> None:
         before = self.total[tokens].clone()
         after = torch.logaddexp(before, _log_sum_exp(logits))
         self.total[tokens] = after
-        if self.surprise is None or self.squares is None:
+        if not self._with_statistics:
             return
         self.squares[tokens] = torch.logaddexp(self.squares[tokens], _log_sum_exp(2 * logits))
-        # The first chunk has nothing before it; a finite shift makes 0 of it, not NaN.
+        # When the total grows from t to t', every weight so far shrinks by e^(t - t') and every
+        # surprise by t - t': Σ π(z - t') = e^(t-t') (Σ π(z - t) + (t - t')) + what is new. The
+        # first chunk has nothing before it; a finite shift makes 0 of it, not NaN.
         shift = (before - after).clamp(min=-1e4)
         relative = logits.sub_(after[:, None])
         added = (relative.exp() * relative).sum(-1)
         self.surprise[tokens] = shift.exp() * (self.surprise[tokens] + shift) + added
 
     def statistics(self) -> tuple[Tensor, ...]:
-        if self.surprise is None or self.squares is None:
-            return ()
-        return -self.surprise, self.squares - 2 * self.total
+        return (-self.surprise, self.squares - 2 * self.total) if self._with_statistics else ()
 
 
+# Compute log Σ_v e^z_v: log-softmax takes one pass where logsumexp takes four.
 def _log_sum_exp(logits: Tensor) -> Tensor:
-    """Compute log Σ_v e^z_v: log-softmax takes one pass where logsumexp takes four."""
     return logits[:, 0] - logits.log_softmax(-1)[:, 0]
 
 
@@ -318,12 +268,13 @@ def _word_chunks(tokens: int, vocabulary: int, device: torch.device) -> Iterator
         yield slice(start, min(start + step, vocabulary))
 
 
+# Logits of a chunk in full precision, and the slope of the soft-cap.
 def _logits(hidden: Tensor, head: Head, words: slice) -> tuple[Tensor, Tensor | None]:
-    """Logits of a chunk in full precision, and the slope of the soft-cap."""
     weight = head.weight[words]
     precise = torch.promote_types(hidden.dtype, torch.float32)
     if hidden.dtype != precise and hidden.device.type == "cuda":
-        # Under autocast the weight is still in full precision.
+        # Half-precision tensor cores that add up and write in float32: exact, and no copy of
+        # the weight. Under autocast the weight is still in full precision.
         logits = torch.mm(hidden, weight.t().to(hidden.dtype), out_dtype=precise)
     else:
         logits = torch.mm(hidden.to(precise), weight.t().to(precise))
@@ -332,10 +283,10 @@ def _logits(hidden: Tensor, head: Head, words: slice) -> tuple[Tensor, Tensor | 
     return _finish(logits, head)
 
 
+# Logits of the targets alone: a row of W a token, without looking for them in the chunks.
 def _target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     precise = torch.promote_types(hidden.dtype, torch.float32)
-    rows = head.weight[targets].to(precise)
-    logits = (hidden.to(precise) * rows).sum(-1)
+    logits = (hidden.to(precise) * head.weight[targets].to(precise)).sum(-1)
     if head.bias is not None:
         logits += head.bias[targets]
     return _finish(logits, head)[0]

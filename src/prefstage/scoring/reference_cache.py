@@ -13,7 +13,7 @@ from prefstage.core.errors import DataError
 from prefstage.core.files import atomic_path, write_json
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.engine import TreeLogProbs
-from prefstage.scoring.fingerprints import model_fingerprint, response_key
+from prefstage.scoring.model import model_fingerprint, response_key
 from prefstage.scoring.scorer import Scorer
 
 TREES_A_FILE = 512
@@ -30,8 +30,7 @@ class ReferenceCache:
     the tokens and through nothing else, so a change of theirs costs only the responses
     whose tokens it changes. Token budget, layout and attention backend are not in the key.
 
-    Files are written whole or not at all, so a killed run loses at most the part in work,
-    and several processes may fill one cache.
+    Several processes may fill one cache, and a killed run loses at most the part in work.
 
     Args:
         folder: Where caches live; one subfolder a model.
@@ -39,7 +38,7 @@ class ReferenceCache:
         with_adapter: False for the model beneath its PEFT adapters.
 
     Attributes:
-        found: Responses taken from disk so far.
+        reused: Responses taken from disk so far.
         computed: Responses computed so far.
     """
 
@@ -48,7 +47,7 @@ class ReferenceCache:
         self._with_adapter = with_adapter
         fingerprint = model_fingerprint(scorer.model, with_adapter=with_adapter)
         self.folder = Path(folder) / fingerprint
-        self.found = self.computed = 0
+        self.reused = self.computed = 0
         self._known: dict[str, Tensor] = {}
         self._read = set[Path]()
 
@@ -62,7 +61,7 @@ class ReferenceCache:
             show_progress: None shows a bar on a terminal only.
 
         Returns:
-            One result a tree, in the order given.
+            One result a tree, in the order of the trees.
 
         Raises:
             InputError: As `Scorer.score` does.
@@ -84,11 +83,11 @@ class ReferenceCache:
                 }
             )
         self.computed += count
-        self.found += total - count
+        self.reused += total - count
         return [self._result(tree) for tree in trees]
 
+    # Trees of those responses that are not known, each response once.
     def _missing(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
-        """Trees of those responses that are not known, each response once."""
         seen, missing = set(self._known), list[TokenTree]()
         for tree in trees:
             wanted = list[tuple[int, ...]]()
@@ -103,23 +102,24 @@ class ReferenceCache:
 
     def _result(self, tree: TokenTree) -> TreeLogProbs:
         tokens = tuple(self._known[response_key(tree.prompt_ids, ids)] for ids in tree.response_ids)
-        sums = torch.stack([each.sum() for each in tokens]) if tokens else torch.zeros(0)
+        sums = torch.stack([values.sum() for values in tokens]) if tokens else torch.zeros(0)
         return TreeLogProbs(per_token=tokens, sums=sums)
 
-    def _write(self, found: dict[str, Tensor]) -> None:
+    def _write(self, scored: dict[str, Tensor]) -> None:
         if not (self.folder / "about.json").exists():
             name = str(getattr(self._scorer.model.config, "_name_or_path", ""))
             about = {"model": name, "with_adapter": self._with_adapter, "unit": "nats"}
             write_json(self.folder / "about.json", about)
-        columns = [list(found), [tokens.tolist() for tokens in found.values()]]
+        columns = [list(scored), [tokens.tolist() for tokens in scored.values()]]
+        # A file of a name nobody else takes, written whole or not at all: no lock is needed.
         path = self.folder / f"{uuid.uuid4().hex}.parquet"
         with atomic_path(path) as temporary:
             pq.write_table(pa.table(columns, schema=_SCHEMA), temporary)
-        self._known |= found
+        self._known |= scored
         self._read.add(path)
 
+    # Read what earlier runs and other processes have written.
     def _read_new_files(self) -> None:
-        """Read what earlier runs and other processes have written."""
         # Unfinished files begin with a dot.
         for path in sorted(set(self.folder.glob("[!.]*.parquet")) - self._read):
             try:

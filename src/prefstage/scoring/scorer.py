@@ -1,9 +1,6 @@
 """`Scorer`: log-probs of many responses, without gradient, in as few tokens as can be."""
 
-import ctypes
 import logging
-import os
-import platform
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,24 +12,19 @@ from prefstage.core.errors import InputError, ModelError
 from prefstage.core.progress import progress
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import BACKENDS, Backend, choose_backend
-from prefstage.scoring.budget import automatic_budget
-from prefstage.scoring.checks import check_fits
 from prefstage.scoring.engine import (
     Gathered,
+    LayoutSetting,
     TreeLogProbs,
     check_statistics,
-    plan_passes,
+    choose_layout,
     score_pass,
 )
-from prefstage.scoring.model_parts import ModelParts
-from prefstage.scoring.padded import Batch
-from prefstage.scoring.rows import Leaf, Row, check_trees, leaves_of
-from prefstage.scoring.self_check import LayoutSetting, choose_layout
+from prefstage.scoring.layout import Batch, Row, check_trees, leaves_of, plan_passes
+from prefstage.scoring.memory import ModelShape, free_bytes, is_out_of_memory, scoring_budget
+from prefstage.scoring.model import ModelParts, check_fits, load_model
 
 _log = logging.getLogger(__name__)
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class ScoringWarning(UserWarning):
@@ -54,7 +46,7 @@ class Scorer:
 
     Raises:
         InputError: If a setting is out of range.
-        ModelError: If the model is no causal LM, or the layout asked for is not exact.
+        ModelError: If the model is no causal LM, or the requested layout is not exact.
     """
 
     def __init__(
@@ -70,7 +62,7 @@ class Scorer:
         self._parts = ModelParts.of(model)
         chosen, why = choose_backend(self._parts.device)
         self.backend: Backend = chosen if backend == "auto" else cast("Backend", backend)
-        self.backend_reason = why if backend == "auto" else "asked for"
+        self.backend_reason = why if backend == "auto" else "requested"
         with _evaluation_mode(model):
             self.layout_choice = choose_layout(
                 model, layout=cast("LayoutSetting", layout), backend=self.backend
@@ -82,10 +74,12 @@ class Scorer:
                 ScoringWarning,
                 stacklevel=2,
             )
-        automatic = token_budget == "auto"
-        self.token_budget = automatic_budget(self._parts) if automatic else int(token_budget)
-        if self._parts.device.type == "cpu":
-            _keep_freed_memory()
+        device = self._parts.device
+        if token_budget == "auto":
+            shape, free = ModelShape.of(model), free_bytes(device)
+            self.token_budget = scoring_budget(shape, free, on_cpu=device.type == "cpu")
+        else:
+            self.token_budget = int(token_budget)
 
     @staticmethod
     def load(
@@ -118,8 +112,6 @@ class Scorer:
             ModelError: If the model or the adapter cannot be loaded.
             MissingDependencyError: If an adapter is named and peft is not installed.
         """
-        from prefstage.scoring.loading import load_model
-
         model = load_model(name_or_path, dtype=dtype, device_map=device_map, adapter=adapter)
         return Scorer(model, token_budget=token_budget, layout=layout, backend=backend)
 
@@ -149,7 +141,7 @@ class Scorer:
             show_progress: None shows a bar on a terminal only.
 
         Returns:
-            One result a tree, in the order given, on the CPU.
+            One result a tree, in the order of the trees, on the CPU.
 
         Raises:
             InputError: If a prompt or response is empty, a token or length is beyond the
@@ -164,28 +156,30 @@ class Scorer:
         bar = progress("scoring", len(leaves), enabled=show_progress)
         with _evaluation_mode(self.model), adapters, torch.no_grad(), bar as tick:
             while leaves:
-                for one in self._plan(leaves):
+                for planned in plan_passes(
+                    self._parts.body.config,
+                    leaves,
+                    layout=self.layout_choice.layout,
+                    token_budget=self.token_budget,
+                ):
                     try:
                         scored = score_pass(
-                            self._parts, one, backend=self.backend, statistics=gathered.names
+                            self._parts, planned, backend=self.backend, statistics=gathered.names
                         )
                     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                        self._halve_budget(error, one)
+                        self._halve_budget(error, planned)
                         break
-                    gathered.add(one.slots, scored.cpu())
-                    tick(len(one.slots))
+                    # Results wait on the CPU, so that a GPU holds one pass at a time.
+                    gathered.add(planned.slots, scored, cpu=True)
+                    tick(len(planned.slots))
                 leaves = [leaf for leaf in leaves if not gathered.has(leaf)]
         return gathered.trees()
 
-    def _plan(self, leaves: Sequence[Leaf]) -> Sequence[Row | Batch]:
-        layout = self.layout_choice.layout
-        return plan_passes(self._parts, leaves, layout=layout, token_budget=self.token_budget)
-
-    def _halve_budget(self, error: Exception, one: Row | Batch) -> None:
+    def _halve_budget(self, error: Exception, planned: Row | Batch) -> None:
         if not is_out_of_memory(error):
             raise error
-        tokens = one.input_ids.numel()
-        if len(one.slots) == 1:
+        tokens = planned.input_ids.numel()
+        if len(planned.slots) == 1:
             raise ModelError.of(
                 saw=f"memory ran out on a single text of {tokens} tokens",
                 expected="room for one forward pass",
@@ -199,16 +193,10 @@ class Scorer:
             torch.cuda.empty_cache()
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception means that memory ran out (torch's CPU allocator has no type)."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error)
-
-
+# Without dropout while the block runs: a log-prob is a property of the weights.
 @contextmanager
 def _evaluation_mode(model: Any) -> Iterator[None]:
-    """Without dropout while the block runs: a log-prob is a property of the weights."""
+    # Not `model.train(before)`: modules may be in different modes, such as a frozen part.
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -226,21 +214,6 @@ def _without_adapter(model: Any) -> Any:
             cure="leave with_adapter out",
         )
     return model.disable_adapter()
-
-
-def _keep_freed_memory() -> None:
-    """Teach glibc to keep freed activations instead of giving their pages back.
-
-    Without it every layer faults its pages in anew, which takes up to a tenth of the time
-    (mallopt(3): blocks up to 32 MiB come from the heap, and its free end stays, up to 2 GiB).
-    Elsewhere than on glibc, or where the environment tunes malloc, this does nothing.
-    """
-    tuned = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & {*os.environ}
-    if platform.libc_ver()[0] != "glibc" or tuned:
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
-    libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _check_settings(token_budget: Any, layout: str, backend: str) -> None:

@@ -19,9 +19,8 @@ from transformers import Trainer
 
 from prefstage.scoring.attention import Backend
 from prefstage.scoring.engine import score_pass
-from prefstage.scoring.model_parts import ModelParts
-from prefstage.scoring.padded import Batch
-from prefstage.scoring.rows import Row
+from prefstage.scoring.layout import Batch, Row
+from prefstage.scoring.model import ModelParts
 
 _log = logging.getLogger(__name__)
 

@@ -5,23 +5,26 @@ import logging
 import math
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from prefstage.core.errors import ModelError, TrainingError
-from prefstage.scoring.budget import free_memory_bytes
+from prefstage.scoring.memory import (
+    MemoryWatch,
+    bytes_to_come,
+    free_bytes,
+    held_bytes,
+    is_out_of_memory,
+    peak_bytes,
+)
 from prefstage.training.batches import StepItems
 from prefstage.training.checkpoints import newest_whole
-from prefstage.training.memory import STATES_A_PARAMETER
 from prefstage.training.policy import drops
 from prefstage.training.reference import ADAPTER_OFF, START
 from prefstage.training.step import StepOutcome, StepRunner
@@ -37,10 +40,6 @@ _MB = 1_000_000
 _NO_ROOM = re.compile(r"no space left|quota|file too large|unexpected pos", re.IGNORECASE)
 _NO_ROOM_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-_SAFE_SHARE = 0.9
-_ROUND_TOKENS = 64
-_PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes there, KiB elsewhere
 
 FULL_PRECISION_TOLERANCE = 1e-3
 HALF_PRECISION_TOLERANCE = 0.05
@@ -253,60 +252,6 @@ def saving_failed(error: Exception, folder: Path, step: int, last: Path | None) 
 # --- Memory ------------------------------------------------------------------------------------
 
 
-@dataclass
-class MemoryWatch:
-    """Remembers what micro-batches took, so that a failure can say what would fit.
-
-    Attributes:
-        tokens: Tokens of the largest micro-batch that succeeded.
-        bytes_taken: What it took beyond what was held before it, at its peak.
-    """
-
-    tokens: int = 0
-    bytes_taken: int = 0
-
-    def note(self, tokens: int, *, held: int, peak: int) -> None:
-        """Take down a micro-batch that succeeded.
-
-        Args:
-            tokens: Its tokens, prompts and responses.
-            held: Bytes held before it: weights, gradients, optimiser.
-            peak: Bytes at its peak.
-        """
-        if tokens > self.tokens and peak > held:
-            self.tokens, self.bytes_taken = tokens, peak - held
-
-    def budget(self, *, held: int, capacity: int, tokens: int, reached: int) -> int:
-        """Tokens of a micro-batch that would fit.
-
-        Memory grows with the tokens, so ``budget = share · (capacity - held) / per_token``,
-        where per_token is what the largest micro-batch that succeeded took a token; if none
-        did, what the failing one had taken when it failed, a lower bound.
-
-        Args:
-            held: Bytes held before the failing micro-batch.
-            capacity: Bytes that the device gives.
-            tokens: Tokens of the failing micro-batch.
-            reached: Bytes held and asked for when it failed.
-
-        Returns:
-            A multiple of 64, fewer than the failing micro-batch's tokens, at least 64.
-        """
-        measured = self.bytes_taken / self.tokens if self.tokens else 0.0
-        per_token = max(measured, (reached - held) / tokens, 1.0)
-        fitting = _SAFE_SHARE * max(0, capacity - held) / per_token
-        fitting = min(fitting, _SAFE_SHARE * tokens)
-        return max(_ROUND_TOKENS, int(fitting) // _ROUND_TOKENS * _ROUND_TOKENS)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the machine, has no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # The CPU's allocator raises a bare RuntimeError.
-    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
-
-
 def out_of_memory(
     error: BaseException, *, step: int, tokens: int, longest: int, budget: int, last: Path | None
 ) -> TrainingError:
@@ -369,7 +314,7 @@ class StepGuard:
         Raises:
             TrainingError: If the device, or the machine, has no memory left.
         """
-        held = _held_bytes(self._device) + _bytes_to_come(optimizer)
+        held = held_bytes(self._device) + bytes_to_come(optimizer)
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -378,15 +323,15 @@ class StepGuard:
             tokens = self._largest(items)
             budget = self._watch.budget(
                 held=held,
-                capacity=_held_bytes(self._device) + free_memory_bytes(self._device),
+                capacity=held_bytes(self._device) + free_bytes(self._device),
                 tokens=tokens,
-                reached=max(_peak_bytes(self._device), held),
+                reached=max(peak_bytes(self._device), held),
             )
             longest, last = max(self._runner.sizes(items)), newest_whole(self._folder)
             raise out_of_memory(
                 error, step=step, tokens=tokens, longest=longest, budget=budget, last=last
             ) from error
-        peak = _peak_bytes(self._device)
+        peak = peak_bytes(self._device)
         # The peak is the process's since it began, so only a new one is this step's; the plan,
         # which costs time, is made anew only then.
         if peak - held > self._watch.bytes_taken:
@@ -424,27 +369,3 @@ class StepGuard:
         totals = [(sum(sizes[item] for item in batch), len(batch)) for batch in batches]
         # Several items share prompts, so that their sum may exceed what the budget let through.
         return max(min(total, budget) if count > 1 else total for total, count in totals)
-
-
-def _held_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _PEAK_UNIT
-
-
-# Gradients, made anew at every step, and the optimiser's state before its first step.
-def _bytes_to_come(optimizer: Any) -> int:
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    gradients = sum(weight.numel() * weight.element_size() for weight in weights)
-    states = 0 if optimizer.state else 4 * STATES_A_PARAMETER
-    return int(gradients + states * sum(weight.numel() for weight in weights))

@@ -24,7 +24,7 @@ from prefstage.core.errors import (
 from prefstage.core.files import write_json
 from prefstage.core.weights import reason_of, weights_fingerprint
 from prefstage.data import load_tokenizer
-from prefstage.scoring.loading import load_model
+from prefstage.scoring.model import load_model
 
 _log = logging.getLogger(__name__)
 

@@ -71,7 +71,7 @@ class References:
         _log.info(
             "reference log-probs (%s): %d responses from disk, %d computed",
             self.reference,
-            cache.found,
+            cache.reused,
             cache.computed,
         )
 

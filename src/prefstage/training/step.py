@@ -1,8 +1,9 @@
 """One optimiser step: its items planned into micro-batches, their log-probs, loss and gradient."""
 
 import contextlib
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from heapq import heapify, heapreplace
@@ -16,18 +17,18 @@ from torch import Tensor
 from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix, LossState, LossValues
 from prefstage.scoring.attention import Backend
-from prefstage.scoring.direct import direct_gradients, reserve_gradients
-from prefstage.scoring.engine import Layout, plan_passes
-from prefstage.scoring.fused_layers import recomputes_layers, weights_of
-from prefstage.scoring.kept import LayerShape
-from prefstage.scoring.linear import KEPT_ELEMENTS, room_for_logits
-from prefstage.scoring.model_parts import ModelParts
-from prefstage.scoring.padded import Batch
-from prefstage.scoring.recipes import Recipes
-from prefstage.scoring.recomputed import recomputed_layers
-from prefstage.scoring.rotary import length_rule
-from prefstage.scoring.rows import Row, common_prefix, leaves_of
-from prefstage.scoring.short_lived import pooled
+from prefstage.scoring.cpu.lean import LeanPasses
+from prefstage.scoring.layout import (
+    Batch,
+    Layout,
+    Row,
+    common_prefix,
+    leaves_of,
+    length_rule,
+    plan_passes,
+)
+from prefstage.scoring.memory import ModelShape, free_bytes, training_budget
+from prefstage.scoring.model import ModelParts
 from prefstage.training.batches import Flat, StepItems
 from prefstage.training.compat import exchanging_gradients
 
@@ -36,6 +37,8 @@ MicroBatch = tuple[int, ...]
 
 Plan = tuple[tuple[MicroBatch, ...], ...]
 """For each process its micro-batches, the same number for all."""
+
+_log = logging.getLogger(__name__)
 
 
 # --- The plan ------------------------------------------------------------------------------------
@@ -243,9 +246,12 @@ class StepRunner:
         self.layout: Layout = layout
         self._backend = backend
         config = ModelParts.of(model).body.config
-        self._kept_bytes = _kept_bytes(model)
+        self._lean = LeanPasses(
+            model,
+            token_budget=token_budget,
+            kept_bytes=ModelShape.of(model).kept_bytes(norms_recomputed=True),
+        )
         self._one_pass = layout == "tree" and length_rule(config) is None
-        self._recipes = Recipes()
         self._statistics = ("log_sum_squares",) if "log_sum_squares" in loss.needs else ()
 
     def plan(self, items: StepItems) -> Plan:
@@ -361,7 +367,9 @@ class StepRunner:
             exchange = partial(exchanging_gradients, last=turn == len(turns) - 1)
             with exchange(accelerator, model) if training else contextlib.nullcontext():
                 passes = self._passes(items, plan, turn)
-                with self._keeping(passes, training):
+                lean = training and runs_alone_on_cpu(accelerator)
+                tokens = sum(row.input_ids.numel() for row in passes)
+                with self._lean.forward(tokens) if lean else contextlib.nullcontext():
                     scored = self._forward(model, part, passes)
                 values = torch.stack([getattr(scored, name).detach() for name in names])
                 if objective is not None:
@@ -378,11 +386,11 @@ class StepRunner:
     # This process's forward passes of a turn, as many as any process's.
     # Wrappers that shard weights gather them at every pass, so processes must agree.
     def _passes(self, items: StepItems, plan: Plan, turn: int) -> list[Row | Batch]:
-        parts = ModelParts.of(self._bare)
+        config = ModelParts.of(self._bare).body.config
 
         def lay_out(process: int) -> list[Row | Batch]:
             leaves = leaves_of(items.part(plan[process][turn] or (0,)).trees)
-            return plan_passes(parts, leaves, layout=self.layout, token_budget=None)
+            return plan_passes(config, leaves, layout=self.layout, token_budget=None)
 
         passes = lay_out(self._accelerator.process_index)
         if self._accelerator.num_processes == 1 or self._one_pass:
@@ -403,39 +411,36 @@ class StepRunner:
         order = order.to(scored[0].device)
         return Scored(*(values[order] for values in scored))
 
-    # On a CPU, in one process: large gradients added in passing, and less kept.
-    @contextlib.contextmanager
-    def _keeping(self, passes: list[Row | Batch], training: bool) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            if training and runs_alone_on_cpu(self._accelerator):
-                parts = ModelParts.of(self._bare)
-                checkpointing = recomputes_layers(self._bare)
-                stack.enter_context(direct_gradients(maps=not checkpointing))
-                reserve_gradients([*weights_of(parts.body), parts.projection.weight])
-                stack.enter_context(pooled())
-                if not checkpointing:
-                    stack.enter_context(self._recipes.keeping())
-                    tokens = sum(row.input_ids.numel() for row in passes)
-                    # A micro-batch below the budget may keep its logits in the room that is left.
-                    spare = self._kept_bytes * max(0, self.token_budget - tokens) // 4
-                    stack.enter_context(room_for_logits(KEPT_ELEMENTS + spare))
-                    stack.enter_context(
-                        recomputed_layers(parts.body, tokens=tokens, room=self.token_budget)
-                    )
-            yield
+
+def token_budget_of(args: Any, model: Any) -> int:
+    """The token budget that the arguments ask for.
+
+    Args:
+        args: `PreferenceArguments`.
+        model: The policy.
+
+    Returns:
+        Tokens a micro-batch.
+    """
+    if args.token_budget != "auto":
+        return int(args.token_budget)
+    # The argument's name up to transformers 5.22, and the one since.
+    names = ("gradient_checkpointing", "activation_checkpointing")
+    device = ModelParts.of(model).device
+    budget = training_budget(
+        ModelShape.of(model),
+        free_bytes(device),
+        on_cpu=device.type == "cpu",
+        checkpointing=any(getattr(args, name, None) for name in names),
+    )
+    _log.info("token budget: %d tokens a micro-batch, from the free memory", budget)
+    return budget
 
 
 def runs_alone_on_cpu(accelerator: Any) -> bool:
     """Whether no wrapper and no other device takes part in the gradient."""
     alone: bool = accelerator.distributed_type == DistributedType.NO
     return alone and accelerator.device.type == "cpu"
-
-
-# Bytes that the layers keep of a token, on a CPU.
-def _kept_bytes(model: Any) -> int:
-    shape, parts = LayerShape.of(model), ModelParts.of(model)
-    size: int = parts.projection.weight.element_size()
-    return shape.layers * shape.kept_values(norms_again=True) * size
 
 
 def _tree_size(tree: TokenTree) -> int:

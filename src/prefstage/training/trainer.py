@@ -16,9 +16,7 @@ from prefstage.data import ResponseEncoder
 from prefstage.data.settings import CHAT_SETTINGS
 from prefstage.losses import LossState, parse_loss
 from prefstage.scoring import Scorer
-from prefstage.scoring.checks import check_fits
-from prefstage.scoring.fingerprints import model_fingerprint
-from prefstage.scoring.model_parts import ModelParts
+from prefstage.scoring.model import ModelParts, check_fits, model_fingerprint
 from prefstage.training.arguments import PreferenceArguments, refuse_arguments
 from prefstage.training.batches import StepItems, StepLoader, StepSampler, as_step, step_seeds
 from prefstage.training.compat import ScoringCalls, use_one_gpu
@@ -33,7 +31,6 @@ from prefstage.training.durable import DurableTrainer
 from prefstage.training.export import card_fields, names_of, provenance_of, write_export
 from prefstage.training.faults import StepGuard, check_start, start_tolerance
 from prefstage.training.items import ItemSet
-from prefstage.training.memory import token_budget_of
 from prefstage.training.metrics import EvaluationSet, Means, Speed, evaluate_items, item_metrics
 from prefstage.training.policy import (
     adapter_is_identity,
@@ -45,7 +42,7 @@ from prefstage.training.policy import (
 )
 from prefstage.training.reference import START, References
 from prefstage.training.setting_checks import check_settings
-from prefstage.training.step import StepOutcome, StepRunner
+from prefstage.training.step import StepOutcome, StepRunner, token_budget_of
 
 _log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from prefstage.scoring import response_log_probs
-from prefstage.scoring.fused import rms_norm
-from prefstage.scoring.fused_layers import find_fused_layers
-from prefstage.scoring.model_parts import ModelParts
-from prefstage.scoring.recipes import Recipes, _Recipe, current_recipes
+from prefstage.scoring.cpu.fused import find_fused_layers
+from prefstage.scoring.cpu.lean import Recipes, _Recipe, computed_by
+from prefstage.scoring.cpu.steps import rms_norm
+from prefstage.scoring.model import ModelParts
 from tests.scoring.tiny_models import CONFIGS, tiny_model, tree_of
 
 
@@ -22,9 +22,7 @@ def gradients(model: Any, recipes: Recipes | None, *, seed: int = 0) -> list[Ten
         scored = response_log_probs(model, [tree])
     else:
         with recipes.keeping():
-            assert current_recipes() is recipes
             scored = response_log_probs(model, [tree])
-    assert current_recipes() is None
     (scored[0].sums * torch.tensor([1.0, -1.0])).sum().backward()
     return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
 
@@ -56,7 +54,7 @@ def test_what_has_a_recipe_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         normal = rms_norm(x, weight, eps=1e-5)
         result = sum(each(normal).sum() for each in maps)
     assert sum(isinstance(each, _Recipe) for each in kept) == 2
-    assert not recipes._known
+    assert not recipes.known
     result.backward()
     assert x.grad is not None
 
@@ -67,7 +65,7 @@ def test_maps_of_the_same_input_compute_it_once() -> None:
     maps = [torch.nn.Linear(4, 3, bias=False) for _ in range(3)]
     with recipes.keeping():
         double = x * 2
-        recipes.computed_by(double, lambda: calls.append(1) or x.detach() * 2)
+        computed_by(double, lambda: calls.append(1) or x.detach() * 2)
         result = sum(each(double).sum() for each in maps)
     result.backward()
     assert calls == [1]

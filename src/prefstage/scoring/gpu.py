@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from prefstage.scoring.blockwise import AttentionRule
-from prefstage.scoring.rows import Row
+from prefstage.scoring.cpu.blockwise import AttentionRule
+from prefstage.scoring.layout import Row
 
 
 def block_mask(row: Row, *, window: int | None, device: torch.device) -> BlockMask:
-    """Which blocks of keys each block of places sees.
+    """Which blocks of keys each block of tokens sees.
 
     Args:
         row: The row.
@@ -21,7 +21,7 @@ def block_mask(row: Row, *, window: int | None, device: torch.device) -> BlockMa
         device: Where the layer is.
 
     Returns:
-        The mask, 128 x 128 places a block; blocks that nobody sees are skipped.
+        The mask, 128 x 128 tokens a block; blocks that nobody sees are skipped.
     """
     stops, positions = row.subtree_stop.to(device), row.position_ids.to(device)
     return create_block_mask(
@@ -35,24 +35,24 @@ def block_mask(row: Row, *, window: int | None, device: torch.device) -> BlockMa
 
 
 def attend_flex(
-    query: Float[Tensor, "1 heads places head_dim"],
-    key: Float[Tensor, "1 groups places head_dim"],
-    value: Float[Tensor, "1 groups places head_dim"],
+    query: Float[Tensor, "1 heads tokens head_dim"],
+    key: Float[Tensor, "1 groups tokens head_dim"],
+    value: Float[Tensor, "1 groups tokens head_dim"],
     *,
     mask: BlockMask,
     rule: AttentionRule,
-) -> Float[Tensor, "1 places heads head_dim"]:
-    """Attention of every place to the keys that the mask shows it.
+) -> Float[Tensor, "1 tokens heads head_dim"]:
+    """Attention of every token to the keys that the mask shows it.
 
     Args:
-        query: [1, heads, places, head_dim].
-        key: [1, groups, places, head_dim].
-        value: [1, groups, places, head_dim].
+        query: [1, heads, tokens, head_dim].
+        key: [1, groups, tokens, head_dim].
+        value: [1, groups, tokens, head_dim].
         mask: From `block_mask`, which already knows the window.
         rule: Scale and soft-cap.
 
     Returns:
-        [1, places, heads, head_dim].
+        [1, tokens, heads, head_dim].
 
     Source:
         Dong et al. 2024, arXiv:2412.05496.
@@ -71,22 +71,23 @@ def attend_flex(
 
 # Lambdas, because torch counts the parameters that it sees, and wrappers hide them.
 def _visible(stops: Tensor) -> Any:
-    return lambda batch, head, place, key: (key <= place) & (place < stops[key])
+    return lambda batch, head, query, key: (key <= query) & (query < stops[key])
 
 
 def _visible_in_window(stops: Tensor, positions: Tensor, window: int) -> Any:
-    return lambda batch, head, place, key: (
-        (key <= place) & (place < stops[key]) & (positions[place] - positions[key] < window)
+    return lambda batch, head, query, key: (
+        (key <= query) & (query < stops[key]) & (positions[query] - positions[key] < window)
     )
 
 
 def _capped(softcap: float) -> Any:
-    return lambda score, batch, head, place, key: softcap * torch.tanh(score / softcap)
+    return lambda score, batch, head, query, key: softcap * torch.tanh(score / softcap)
 
 
+# Compiled where there is a compiler for the device; its plain form elsewhere.
 @lru_cache
 def _kernel(device_type: str) -> Any:
-    """Compiled where there is a compiler for the device; its plain form elsewhere."""
+    # Rows differ in length with every pass: dynamic shapes, or each would compile anew.
     if device_type == "cuda":
         return torch.compile(flex_attention, dynamic=True)
     return flex_attention

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from prefstage.scoring import response_log_probs
-from prefstage.scoring.direct import direct_gradients
-from prefstage.scoring.fused_layers import find_fused_layers
-from prefstage.scoring.kept import LayerShape, _intermediate
-from prefstage.scoring.recipes import Recipes, _Recipe
+from prefstage.scoring.cpu.fused import find_fused_layers
+from prefstage.scoring.cpu.gradients import direct_gradients
+from prefstage.scoring.cpu.lean import Recipes, _Recipe
+from prefstage.scoring.memory import ModelShape, _intermediate
 from tests.scoring.tiny_models import CONFIGS, tiny_model, tree_of
 
 TOKENS = 60
 
 
-def kept_numbers(model: Any, monkeypatch: pytest.MonkeyPatch, *, norms_again: bool) -> float:
+def kept_numbers(model: Any, monkeypatch: pytest.MonkeyPatch, *, norms_recomputed: bool) -> float:
     """Numbers that a pass in training keeps for each token, weights and recipes left out."""
     sizes, tensors = dict[int, int](), list[Tensor]()
     keep = Recipes._keep
@@ -25,7 +25,7 @@ def kept_numbers(model: Any, monkeypatch: pytest.MonkeyPatch, *, norms_again: bo
     def noting(recipes: Recipes, tensor: Tensor) -> Any:
         kept = keep(recipes, tensor)
         tensors.append(tensor)  # or its address would be given away
-        recomputed = norms_again and isinstance(kept, _Recipe)
+        recomputed = norms_recomputed and isinstance(kept, _Recipe)
         if not (recomputed or isinstance(tensor, torch.nn.Parameter)):
             storage = tensor.untyped_storage()
             sizes[storage.data_ptr()] = tensor.numel() * tensor.element_size()
@@ -40,34 +40,34 @@ def kept_numbers(model: Any, monkeypatch: pytest.MonkeyPatch, *, norms_again: bo
     return sum(sizes.values()) / 4 / TOKENS
 
 
-@pytest.mark.parametrize("norms_again", [True, False])
+@pytest.mark.parametrize("norms_recomputed", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2"])
 def test_the_estimate_is_what_a_layer_keeps(
-    architecture: str, norms_again: bool, monkeypatch: pytest.MonkeyPatch
+    architecture: str, norms_recomputed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [
         kept_numbers(
             tiny_model(architecture, num_hidden_layers=layers, intermediate_size=200),
             monkeypatch,
-            norms_again=norms_again,
+            norms_recomputed=norms_recomputed,
         )
         for layers in (2, 4)
     ]
-    shape = LayerShape.of(tiny_model(architecture, intermediate_size=200))
-    expected = shape.kept_values(norms_again=norms_again)
+    shape = ModelShape.of(tiny_model(architecture, intermediate_size=200))
+    expected = shape.kept_values(norms_recomputed=norms_recomputed)
     assert (found[1] - found[0]) / 2 == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_widths_are_read_off_every_architecture(architecture: str) -> None:
     model = tiny_model(architecture)
-    shape = LayerShape.of(model)
+    shape = ModelShape.of(model)
     assert (shape.layers, shape.hidden) == (2, 32)
-    assert shape.kept_values(norms_again=False) >= shape.kept_values(norms_again=True)
+    assert shape.kept_values(norms_recomputed=False) >= shape.kept_values(norms_recomputed=True)
     plain = {"gpt2", "gpt-neox", "mixtral", "qwen2-moe", "cohere", "mamba"}
     assert shape.fused is (architecture not in plain)
 
 
 def test_the_widest_of_unequal_mlps_counts() -> None:
     config = SimpleNamespace(hidden_size=32, intermediate_size=[48, 200, 96])
-    assert _intermediate(config) == 200
+    assert _intermediate(config, 0) == 200
