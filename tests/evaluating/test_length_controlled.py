@@ -216,7 +216,7 @@ def test_official_tables_in_the_hub_cache_are_used(
         )
     ]
     file.write_text("\n".join(lines))
-    monkeypatch.setattr(tables_module, "_cached_file", lambda: file)
+    monkeypatch.setattr(tables_module, "cached_file", lambda name: file)
     length_tables.cache_clear()
     try:
         found = length_tables()

@@ -11,10 +11,10 @@ from typing import Any
 
 from prefstage.core.errors import DataError, InputError
 from prefstage.core.files import write_json, write_text
+from prefstage.evaluating.alpaca_tables import cached_file
 from prefstage.evaluating.length_controlled import LengthControlledWinRate
 from prefstage.evaluating.rates import HALF
 
-HUB_PROMPTS = "alpaca_eval.json"
 LEADERBOARD_COLUMNS = (
     "win_rate",
     "standard_error",
@@ -128,15 +128,9 @@ def read_prompt_numbers(path: Path | None = None) -> dict[str, int] | None:
     Raises:
         DataError: If the file is no list of rows with `instruction`, or one stands twice.
     """
+    path = path or cached_file("alpaca_eval.json")
     if path is None:
-        from huggingface_hub import try_to_load_from_cache
-
-        from prefstage.evaluating.alpaca_tables import HUB_DATASET
-
-        cached = try_to_load_from_cache(HUB_DATASET, HUB_PROMPTS, repo_type="dataset")
-        if not isinstance(cached, str):
-            return None
-        path = Path(cached)
+        return None
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         numbers = {row["instruction"]: number for number, row in enumerate(rows)}

@@ -17,8 +17,6 @@ from prefstage.core.errors import DataError
 from prefstage.evaluating.l1_logistic import Floats
 
 N_PROMPTS = 805
-HUB_DATASET = "tatsu-lab/alpaca_eval"
-_HUB_FILE = "df_gamed.csv"
 _NEEDED = ("index", "preference", "std_delta_len", "instruction_difficulty")
 
 
@@ -79,7 +77,7 @@ def length_tables() -> LengthTables:
     rows = _columns(gzip.decompress((folder / "gamed_rows.csv.gz").read_bytes()))
     index, lengths = rows["index"].astype(np.int64), np.empty(len(difficulty))
     lengths[index] = rows["len_baseline"]
-    path = _cached_file()
+    path = cached_file("df_gamed.csv")
     if path is not None:
         return _official(path, lengths)
     t = np.empty(len(index))
@@ -89,10 +87,11 @@ def length_tables() -> LengthTables:
     return LengthTables(difficulty, t, index, rows["preference"], lengths, "package")
 
 
-def _cached_file() -> Path | None:
+def cached_file(name: str) -> Path | None:
+    """A file of AlpacaEval's data set in the local Hub cache; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(HUB_DATASET, _HUB_FILE, repo_type="dataset")
+    path = try_to_load_from_cache("tatsu-lab/alpaca_eval", name, repo_type="dataset")
     return Path(path) if isinstance(path, str) else None
 
 

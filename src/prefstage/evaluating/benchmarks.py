@@ -123,7 +123,7 @@ def run_benchmarks(
             log_samples=False,
             limit=limit,
             task_manager=manager,
-            **_arguments(_whole(model, folder), harness, max_new_tokens),
+            **_arguments(model, folder, harness, max_new_tokens),
         )
     used = results.get("n-shot", {})
     for name, number in wanted.items():
@@ -138,32 +138,26 @@ def run_benchmarks(
     return [score for task, name in names.items() for score in _scores(task, name, results)]
 
 
-def _whole(model: Any, folder: Path) -> Any:
-    # The harness would draw weights that are missing at random, and score those.
-    if not isinstance(model, str | Path):
-        return model
-    whole = load_checkpoint(str(model), CAUSAL_LM, dtype="auto", device_map="cpu", merge=True)
-    if adapter_config(str(model)) is None:
-        return model
-    # The harness loads an adapter on a base model, but not one on a base with an adapter.
-    whole.save_pretrained(folder / "merged")
-    load_tokenizer(str(model)).save_pretrained(folder / "merged")
-    return folder / "merged"
-
-
 def _arguments(
-    model: Any, harness: Mapping[str, Any], max_new_tokens: int | None
+    model: Any, folder: Path, harness: Mapping[str, Any], max_new_tokens: int | None
 ) -> dict[str, Any]:
-    arguments = {"model": model, **harness}
-    if isinstance(model, str | Path):
-        import torch
+    """What the harness is told of the model and of its answers."""
+    limit = {} if max_new_tokens is None else {"gen_kwargs": {"max_gen_toks": max_new_tokens}}
+    if not isinstance(model, str | Path):
+        return {"model": model, **harness, **limit}
+    import torch
 
-        arguments |= {"model": "hf", "model_args": f"pretrained={model}"}
-        # the harness's default is CUDA, also where there is none
-        arguments.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
-    if max_new_tokens is not None:
-        arguments["gen_kwargs"] = {"max_gen_toks": max_new_tokens}
-    return arguments
+    # The harness would draw weights that are missing at random, and score those: they are checked.
+    whole = load_checkpoint(str(model), CAUSAL_LM, dtype="auto", device_map="cpu", merge=True)
+    if adapter_config(str(model)) is not None:
+        # It loads an adapter on a base model, but not one on a base that has an adapter itself.
+        whole.save_pretrained(folder / "merged")
+        load_tokenizer(str(model)).save_pretrained(folder / "merged")
+        model = folder / "merged"
+    # its default is CUDA, also where there is none
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = {"device": device, **harness}
+    return {**settings, "model": "hf", "model_args": f"pretrained={model}", **limit}
 
 
 def _set_shots(manager: Any, shots: Mapping[str, int | None]) -> None:

@@ -16,7 +16,7 @@ from prefstage.core.errors import DataError
 from prefstage.core.hashing import digest
 from prefstage.core.ledger import Ledger
 from prefstage.data.records import Prompt, prompt_id_of
-from prefstage.evaluating.rates import mean_interval
+from prefstage.evaluating.rates import Figures, mean_interval
 from prefstage.evaluating.settings import MtBenchConfig
 from prefstage.sampling import Sampler, collect
 from prefstage.sampling.base import SampleRequest, cut_thoughts
@@ -93,7 +93,7 @@ class Grade:
 
 
 @dataclass(frozen=True)
-class MtBench:
+class MtBench(Figures):
     """MT-bench of one model; scores from 1 to 10.
 
     Attributes:
@@ -121,10 +121,6 @@ class MtBench:
     grades: tuple[Grade, ...]
     missing: int
     counts: dict[str, int]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The result as JSON-serialisable values."""
-        return asdict(self)
 
 
 def load_questions(path: Path, references: Path | None = None) -> list[Question]:

@@ -112,13 +112,14 @@ def make_report(
         lacks += [(run.name, what, why) for what, why in missing]
     explorer = pack(packed)
     scripts = _scripts(charts=bool(charts), pairs=bool(explorer.pairs))
+    specs = json.dumps({chart.name: compiled(chart) for chart in charts}, separators=(",", ":"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     html = environment.from_string(_asset("page.html")).render(
         title=title or f"prefstage: {', '.join(run.name for run in read)}",
         policy=_policy(scripts),
         style=Markup(_asset("page.css")),
         scripts=scripts,
-        data=_data(charts),
+        data=Markup(specs.replace("<", "\\u003c").replace(">", "\\u003e")),
         runs=read,
         headline=headline,
         sections=sections,
@@ -228,10 +229,3 @@ def _policy(scripts: Sequence[str]) -> str:
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _data(charts: Sequence[Chart]) -> Markup:
-    """The charts as JSON that stands in an element of the page."""
-    specs = {chart.name: compiled(chart) for chart in charts}
-    text = json.dumps(specs, ensure_ascii=True, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e"))
