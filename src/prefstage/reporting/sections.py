@@ -219,9 +219,10 @@ def headline(run: Run) -> list[tuple[str, str]]:
 
 def duration(seconds: float) -> str:
     """Seconds in words."""
-    if seconds < 60:  # noqa: PLR2004 - a minute
+    minutes = seconds / 60
+    if minutes < 1:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004
+    return f"{minutes:.0f} min" if minutes < 60 else f"{minutes / 60:.1f} h"  # noqa: PLR2004 - an hour
 
 
 def _sums(run: Run) -> tuple[dict[str, int], float]:
