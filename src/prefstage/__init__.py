@@ -10,18 +10,29 @@ if TYPE_CHECKING:
     from prefstage.data import load_candidates as load_candidates
     from prefstage.data import load_pairs as load_pairs
     from prefstage.diagnosing import diagnose as diagnose
+    from prefstage.evaluating import evaluate as evaluate
     from prefstage.evaluating import length_controlled_win_rate as length_controlled_win_rate
     from prefstage.evaluating import win_rate as win_rate
+    from prefstage.judging import judge as judge
     from prefstage.judging import load_judge as load_judge
     from prefstage.losses import LOSSES as LOSSES
     from prefstage.measuring import Stage as Stage
     from prefstage.measuring import measure_stage as measure_stage
+    from prefstage.reporting import doctor as doctor
+    from prefstage.reporting import make_report as make_report
     from prefstage.reporting import write_report as write_report
     from prefstage.sampling import load_sampler as load_sampler
+    from prefstage.sampling import sample as sample
     from prefstage.scoring import Scorer as Scorer
     from prefstage.training import PreferenceArguments as PreferenceArguments
     from prefstage.training import PreferenceTrainer as PreferenceTrainer
+    from prefstage.training import train_recipe as train_recipe
 
+    build, experiment, measure, train = build_pairs, run_experiment, measure_stage, train_recipe
+    report = make_report
+
+# Where each public name is defined: its package, and its name there if it differs. Each command
+# has a function of its name, which writes the same folder.
 _HOMES = {
     "LOSSES": "losses",
     "PreferenceArguments": "training",
@@ -29,15 +40,24 @@ _HOMES = {
     "Scorer": "scoring",
     "Stage": "measuring",
     "align": "aligning",
+    "build": "building:build_pairs",
     "build_pairs": "building",
     "diagnose": "diagnosing",
+    "doctor": "reporting",
+    "evaluate": "evaluating",
+    "experiment": "aligning:run_experiment",
+    "judge": "judging",
     "length_controlled_win_rate": "evaluating",
     "load_candidates": "data",
     "load_judge": "judging",
     "load_pairs": "data",
     "load_sampler": "sampling",
+    "measure": "measuring:measure_stage",
     "measure_stage": "measuring",
+    "report": "reporting:make_report",
     "run_experiment": "aligning",
+    "sample": "sampling",
+    "train": "training:train_recipe",
     "win_rate": "evaluating",
     "write_report": "reporting",
 }
@@ -49,7 +69,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that `import prefstage` stays fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'prefstage' has no attribute {name!r}")
-    return getattr(import_module(f"prefstage.{_HOMES[name]}"), name)
+    package, _, there = _HOMES[name].partition(":")
+    return getattr(import_module(f"prefstage.{package}"), there or name)
 
 
 def __dir__() -> list[str]:

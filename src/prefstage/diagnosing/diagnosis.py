@@ -10,6 +10,9 @@ from typing import Any, cast
 
 from prefstage.core.config import as_config
 from prefstage.core.errors import InputError
+from prefstage.core.files import write_json, write_text
+from prefstage.core.outcome import Outcome
+from prefstage.core.results import write_result
 from prefstage.data.loading import load_candidates, load_pairs
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.sets import PairSet
@@ -30,7 +33,7 @@ from prefstage.diagnosing.scoring import (
     distinct_answers,
     score_pairs,
 )
-from prefstage.diagnosing.tables import tables_of, warnings_of
+from prefstage.diagnosing.tables import order_table, ranking_table, tables_of, warnings_of
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import as_judge
 
@@ -92,6 +95,7 @@ def diagnose(
     second_judge: Any = None,
     on_policy: DataSource | None = None,
     config: DiagnosisConfig | Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
 ) -> Diagnosis:
     """Say what is in a dataset of pairs, and what training a policy on it could do.
 
@@ -110,6 +114,7 @@ def diagnose(
         on_policy: The policy's own answers, to compare among themselves, with the pairs'
             responses by the judge, and by the policy's own log-probs; candidates, as `pairs`.
         config: β, target loss, limits, intervals.
+        out: Folder for report.md and report.json; None writes nothing.
 
     Returns:
         The report.
@@ -169,7 +174,10 @@ def diagnose(
     scoring = sum(model.seconds for model in (scored, before) if model is not None)
     total = time.perf_counter() - started
     report["seconds"] = {"scoring": scoring, "judging": judging, "total": total}
-    return Diagnosis(report, scored, before)
+    diagnosis = Diagnosis(report, scored, before)
+    if out is not None:
+        reported([diagnosis], out=Path(out))
+    return diagnosis
 
 
 def _usable(
@@ -222,3 +230,40 @@ def _answers(
     if policy is not None and scored is not None:
         figures["distinctness"] = distinct_answers(on_policy, pairs, scored, policy)
     return figures
+
+
+def reported(
+    diagnoses: Sequence[Diagnosis],
+    orders: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
+    *,
+    out: Path | None,
+) -> Outcome:
+    """Put diagnoses into one report, and write it.
+
+    Args:
+        diagnoses: Of one dataset and policy, or of several.
+        orders: Figures of whole orders of scored responses, as `diagnose_orders` finds them.
+        notes: Remarks about the data.
+        out: Folder for report.md and report.json; None writes nothing.
+
+    Returns:
+        The report, as Markdown and as JSON.
+    """
+    reports = [diagnosis.as_dict() for diagnosis in diagnoses]
+    parts = [diagnosis.as_markdown() for diagnosis in diagnoses]
+    if len(reports) > 1 and any(report["rankings"] for report in reports):
+        parts.insert(0, f"# All\n\n{ranking_table(reports)}\n")
+    if orders:
+        parts.append(f"# Whole orders of scored responses\n\n{order_table(orders)}\n")
+    text = "\n".join([*parts, *(f"note: {note}" for note in notes)])
+    result = {"diagnoses": reports, "orders": list(orders), "notes": list(notes)}
+    if out is None:
+        return Outcome(text, result)
+    write_text(out / "report.md", text + "\n")
+    write_json(out / "report.json", result)
+    names = ", ".join(report["dataset"] for report in reports)
+    count = sum(len(report["warnings"]) for report in reports)
+    headline = f"{count} warning{'' if count == 1 else 's'} about {names}"
+    write_result(out, "diagnose", headline=headline, facts={"datasets": names})
+    return Outcome(text, result, [out / "report.md", out / "report.json"])

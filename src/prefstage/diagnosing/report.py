@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from prefstage.core.errors import InputError
-from prefstage.core.files import write_json, write_text
 from prefstage.core.ledger import Ledger
 from prefstage.core.outcome import Outcome
-from prefstage.core.results import write_result
 from prefstage.data import ResponseEncoder, load_candidates, load_pairs, load_tokenizer
 from prefstage.diagnosing.config import DiagnoseSettings
-from prefstage.diagnosing.diagnosis import Diagnosis, diagnose
+from prefstage.diagnosing.diagnosis import Diagnosis, diagnose, reported
 from prefstage.diagnosing.scoring import OrderFigures, ScoredBy, diagnose_orders
-from prefstage.diagnosing.tables import order_table, ranking_table
 from prefstage.judging import Judge, load_judge, stored
 from prefstage.scoring import ReferenceCache, Scorer
 
@@ -85,29 +82,7 @@ def run_diagnosis(settings: DiagnoseSettings, *, out: Path | None = None) -> Out
                     for name, _ in ranked_by_name
                 ]
     notes = [f"{name}: {note}" for name, rows in loaded.items() for note in _notes(rows)]
-    return _report(diagnoses, [asdict(order) for order in orders], notes, out)
-
-
-def _report(
-    diagnoses: list[Diagnosis], orders: list[dict[str, Any]], notes: list[str], out: Path | None
-) -> Outcome:
-    reports = [diagnosis.as_dict() for diagnosis in diagnoses]
-    parts = [diagnosis.as_markdown() for diagnosis in diagnoses]
-    if len(reports) > 1 and any(report["rankings"] for report in reports):
-        parts.insert(0, f"# All\n\n{ranking_table(reports)}\n")
-    if orders:
-        parts.append(f"# Whole orders of scored responses\n\n{order_table(orders)}\n")
-    text = "\n".join([*parts, *(f"note: {note}" for note in notes)])
-    result = {"diagnoses": reports, "orders": orders, "notes": notes}
-    if out is None:
-        return Outcome(text, result)
-    write_text(out / "report.md", text + "\n")
-    write_json(out / "report.json", result)
-    names = ", ".join(report["dataset"] for report in reports)
-    count = sum(len(report["warnings"]) for report in reports)
-    headline = f"{count} warning{'' if count == 1 else 's'} about {names}"
-    write_result(out, "diagnose", headline=headline, facts={"datasets": names})
-    return Outcome(text, result, [out / "report.md", out / "report.json"])
+    return reported(diagnoses, [asdict(order) for order in orders], notes, out=out)
 
 
 def _notes(rows: Any) -> list[str]:

@@ -1,5 +1,30 @@
 """What runs found, as one self-contained HTML page and as figures for papers."""
 
-from prefstage.reporting.report import write_report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["write_report"]
+if TYPE_CHECKING:
+    from prefstage.reporting.report import Report, make_report, write_report
+
+_MODULES = {
+    "report": ("Report", "make_report", "write_report"),
+}
+
+__all__ = [
+    "Report",
+    "make_report",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: settings alone load neither templates nor tables."""
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
+        raise AttributeError(f"module 'prefstage.reporting' has no attribute {name!r}")
+    return getattr(import_module(f"prefstage.reporting.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return list(__all__)

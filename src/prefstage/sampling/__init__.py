@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from prefstage.sampling.answering import SampleConfig, Sampled, SampleSettings, sample
 from prefstage.sampling.base import (
+    AnswerConfig,
     LoadOptions,
     Sample,
     Sampler,
@@ -27,9 +29,13 @@ _HEAVY = {
 }
 
 __all__ = [
+    "AnswerConfig",
     "LoadOptions",
     "Sample",
+    "SampleConfig",
     "SampleRequest",
+    "SampleSettings",
+    "Sampled",
     "Sampler",
     "SamplingConfig",
     "ServedSampler",
@@ -39,6 +45,7 @@ __all__ = [
     "collect",
     "load_sampler",
     "requests_for",
+    "sample",
     "to_candidates",
 ]
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from prefstage.training.items import ItemSet as ItemSet
     from prefstage.training.items import TrainingItem as TrainingItem
     from prefstage.training.items import encode_items as encode_items
+    from prefstage.training.recipe_run import Trained as Trained
+    from prefstage.training.recipe_run import train_recipe as train_recipe
     from prefstage.training.step import plan_step as plan_step
     from prefstage.training.trainer import PreferenceTrainer as PreferenceTrainer
 
@@ -24,12 +26,14 @@ _HOMES = {
     "ItemSet": "items",
     "PreferenceArguments": "arguments",
     "PreferenceTrainer": "trainer",
+    "Trained": "recipe_run",
     "TrainingItem": "items",
     "draw_dynamics": "dynamics.figures",
     "encode_items": "items",
     "plan_step": "step",
     "read_dynamics": "dynamics.records",
     "read_metrics": "dynamics.records",
+    "train_recipe": "recipe_run",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - the public names, each imported on first use

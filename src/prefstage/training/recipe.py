@@ -256,11 +256,13 @@ def _as_typed(value: Any, annotation: Any) -> Any:
 # --- From files and overrides --------------------------------------------------------------------
 
 
-def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
+def load_recipe(
+    source: Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> Recipe:
     """Read a recipe, with settings that win over it.
 
     Args:
-        path: The YAML file.
+        source: The YAML file, or its settings.
         overrides: Values by key; dotted keys reach inner settings, also of sections that the
             file writes in short (``data: pairs.jsonl`` and ``data.split``).
 
@@ -271,9 +273,10 @@ def load_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
         ConfigError: As `load_config` and `check_recipe`.
         MissingDependencyError: As `check_recipe`.
     """
+    overrides = overrides or {}
     whole = {key: value for key, value in overrides.items() if "." not in key}
     inner = {key: value for key, value in overrides.items() if "." in key}
-    recipe = load_config(Recipe, path, whole)
+    recipe = load_config(Recipe, source, whole)
     if inner:
         recipe = load_config(Recipe, recipe.model_dump(mode="json"), inner)
     check_online(recipe)

@@ -44,6 +44,7 @@ from prefstage.training.recipe import (
     DataSettings,
     Recipe,
     check_recipe,
+    load_recipe,
     training_arguments,
 )
 from prefstage.training.trainer import PreferenceTrainer
@@ -65,11 +66,11 @@ class Trained:
     written: list[Path]
 
 
-def train_recipe(recipe: Recipe, out: Path) -> Trained:
+def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path) -> Trained:
     """Train by a recipe, in a run folder; a run that was stopped goes on.
 
     Args:
-        recipe: What to train.
+        recipe: What to train: a recipe, its settings, or its YAML file.
         out: The run folder: ``checkpoints``, ``model`` (the export), ``config.yaml`` (the
             resolved recipe), ``train.json``, ``history.json`` and, where the recipe has them,
             ``dynamics`` and ``merged``.
@@ -83,6 +84,9 @@ def train_recipe(recipe: Recipe, out: Path) -> Trained:
         ModelError: If the policy cannot be loaded or trained.
         RunFolderError: If the folder holds another run.
     """
+    out = Path(out)
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(Path(recipe) if isinstance(recipe, str) else recipe)
     if recipe.tokens.template_date is None:
         # The day on which the run began, and not that of a resumption: a template may print it.
         tokens = recipe.tokens.model_copy(update={"template_date": run_date(out)})
