@@ -174,8 +174,8 @@ def test_summary_or_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["judge", "--judge"], "requires an argument"),
         (["judge", "--judge", "x", "left over"], "left over"),
         (["--verzion"], "--version"),
-        (["doctor", "--batch", "many"], "(given: 'many')"),
-        (["doctor", "--batch=3.5"], "(given: '3.5')"),
+        (["doctor", "--batch", "many"], "(typed: 'many')"),
+        (["doctor", "--batch=3.5"], "(typed: '3.5')"),
     ],
 )
 def test_usage_errors_are_one_line(arguments: list[str], named: str) -> None:

@@ -36,7 +36,8 @@ def demo(settings: "DemoSettings", *, out: Path, quiet: bool) -> Outcome:
     from prefstage.cli.demo_text import Teller
     from prefstage.sandbox.demo import DemoConfig, run_demo
 
-    disable_progress_bar()  # of loading and saving weights
+    # Bars of loading and saving weights, dozens in one demo, would tear the text apart.
+    disable_progress_bar()
     started = time.monotonic()
     teller = Teller(Console(quiet=quiet, highlight=False))
     teller.begin()
@@ -52,6 +53,7 @@ def demo(settings: "DemoSettings", *, out: Path, quiet: bool) -> Outcome:
         *(schedule.folder / "align.json" for schedule in report.schedules),
         report.folder / "demo.json",
     ]
+    # Only for who sits before the machine: a job of CI or a login from afar has no browser.
     if isinstance(page, Path):
         files.append(page)
         if not quiet and _on_desktop():

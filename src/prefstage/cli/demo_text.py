@@ -99,7 +99,7 @@ class Teller:
         """Say what it all came to, whatever that is.
 
         Args:
-            report: Everything found.
+            report: Everything that it came to.
         """
         self._console.print(fixed_table(report))
         self._paragraph(_ranked(report))
@@ -179,7 +179,7 @@ def fixed_table(report: "DemoReport") -> "Table":
     """The schedules and the true rewards along them.
 
     Args:
-        report: Everything found.
+        report: Everything that it came to.
 
     Returns:
         A table of rich.
@@ -192,9 +192,9 @@ def fixed_table(report: "DemoReport") -> "Table":
         table.add_column(title, no_wrap=True)
     for title in ("start", "after 1", "after 2"):
         table.add_column(title, justify="right", no_wrap=True)
-    for place, each in enumerate(report.schedules):
-        name = "fixed" if place else each.schedule
-        table.add_row(name, *each.data, *(f"{reward:.3f}" for reward in each.rewards))
+    for number, row in enumerate(report.schedules):
+        name = "fixed" if number else row.schedule
+        table.add_row(name, *row.data, *(f"{reward:.3f}" for reward in row.rewards))
     return table
 
 
@@ -205,22 +205,22 @@ def _answer(answer: "Answer") -> str:
 def _ranked(report: "DemoReport") -> str:
     """What auto came to, beside the best and the worst of the fixed schedules."""
     auto, *fixed = report.schedules
-    ranked = sorted(fixed, key=lambda each: -each.rewards[-1])
+    ranked = sorted(fixed, key=lambda row: -row.rewards[-1])
     best, worst = ranked[0], ranked[-1]
     crossing = {
         "crossed": "The boundary was crossed: from injection to fine-tuning.",
         "not crossed": "The boundary was not crossed in this world.",
         "beyond from the start": "The model was in the fine-tuning stage from the start.",
     }[report.crossing]
-    better = sum(each.rewards[-1] > auto.rewards[-1] for each in fixed)
-    place = (
+    better = sum(row.rewards[-1] > auto.rewards[-1] for row in fixed)
+    rank = (
         "none of the fixed schedules ended higher"
         if not better
         else (f"{better} of the {len(fixed)} fixed schedules ended higher")
     )
     return (
         f"{crossing} auto went {' -> '.join(auto.data)} and took the mean grade from "
-        f"{auto.rewards[0]:.3f} to {auto.rewards[-1]:.3f}; {place}. The fixed ones ended "
+        f"{auto.rewards[0]:.3f} to {auto.rewards[-1]:.3f}; {rank}. The fixed ones ended "
         f"between {worst.rewards[-1]:.3f} ({' -> '.join(worst.data)}) and "
         f"{best.rewards[-1]:.3f} ({' -> '.join(best.data)})."
     )

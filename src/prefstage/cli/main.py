@@ -83,4 +83,5 @@ def prefstage(
 def main() -> None:
     """Entry point of the console script."""
     tune_allocator()
+    # Named, since `python -m prefstage` would show the path of __main__.py in help texts.
     app(prog_name="prefstage")

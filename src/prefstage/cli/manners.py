@@ -47,6 +47,7 @@ def say(outcome: Outcome, *, as_json: bool) -> None:
     Raises:
         typer.Exit: With the status that the command ends with, if that is not 0.
     """
+    # In one write, so that a pipe that closes leaves no half of a JSON document behind.
     lines = [outcome.summary, *(f"wrote {path}" for path in outcome.written)]
     text = json_text(outcome.result) if as_json else "\n".join(lines) + "\n"
     try:
@@ -73,6 +74,7 @@ def mannered(*, kept: bool) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    # Before anything imports transformers or datasets, which read these variables once.
     _quiet_libraries()
     try:
         with _sigterm_as_interrupt():
@@ -80,6 +82,8 @@ def mannered(*, kept: bool) -> Iterator[None]:
     except PrefstageError as error:
         _refuse(error)
     except OSError as error:
+        # A full disk or a path without rights is the user's to change; a reset connection that
+        # reached this far is a fault of ours, whose traceback says where.
         if error.errno not in _USERS_ERRNOS:
             raise
         _refuse(_refused_by_the_system(error))
@@ -152,7 +156,7 @@ def _typed_value(error: typer.TyperException, words: Sequence[str]) -> str:
     names = getattr(getattr(error, "param", None), "opts", ())
     values = [after for name, after in pairwise(words) if name in names]
     values += [value for name, equals, value in map(_parted, words) if equals and name in names]
-    return f" (given: {values[-1]!r})" if values else ""
+    return f" (typed: {values[-1]!r})" if values else ""
 
 
 def _parted(word: str) -> tuple[str, str, str]:
@@ -178,6 +182,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     """Let a polite kill end a command as Ctrl-C does, while the block runs."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        # Whatever Ctrl-C does now: asyncio cancels its tasks, others raise KeyboardInterrupt.
         as_ctrl_c = signal.getsignal(signal.SIGINT)  # asyncio puts its own there
         handler = as_ctrl_c if callable(as_ctrl_c) else signal.default_int_handler
         handler(number, frame)

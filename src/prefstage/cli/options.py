@@ -36,11 +36,11 @@ class Command:
         run: Called with the settings and `out`; or, if there is a `recipe`, with that file,
             the `overrides` of its settings, `out` and the `flags`. Its docstring is the help.
         settings: "package.module:Model", whose fields become options; imported on first use.
-        argument: The field that is given without its name.
+        argument: The field that is typed without its name.
         recipe: Help of the recipe, for commands that read one instead of settings.
         out: Help of `--out`; None: there is none.
         out_default: Path without `--out`; None: nothing is written then.
-        out_required: Whether `--out` has to be given.
+        out_required: Whether `--out` is required.
         flags: Switches that are no settings: help by name.
         former: Settings by the names that they had once, which are still understood.
         talks: Whether `run` prints as it goes on, unless its `quiet` is set.
@@ -137,11 +137,11 @@ class Setting:
         """Name of the function's parameter."""
         return f"former_{self.name}" if self.hidden else self.name
 
-    def value(self, given: Any) -> Any:
+    def value(self, typed: Any) -> Any:
         """What was typed, for the model; None if nothing was."""
-        if self.is_mapping and given:
-            return named_values(self.flag, given)
-        return None if given == [] else given
+        if self.is_mapping and typed:
+            return named_values(self.flag, typed)
+        return None if typed == [] else typed
 
     @property
     def option(self) -> Any:
@@ -217,15 +217,17 @@ def make_command(command: Command) -> TyperCommand:
         _plain("json", bool, "Print JSON and nothing else."),
     ]
 
-    def run(**given: Any) -> None:
-        with mannered(kept=not command.out or bool(given["out"] or given.get("store"))):
-            outcome = _outcome(command, settings, given)
+    # One function for all commands: Typer passes by name what the signature below declares.
+    def run(**arguments: Any) -> None:
+        with mannered(kept=not command.out or bool(arguments["out"] or arguments.get("store"))):
+            outcome = _outcome(command, settings, arguments)
             if outcome is not None:
-                say(outcome, as_json=bool(given["json"]))
+                say(outcome, as_json=bool(arguments["json"]))
 
     # Typer reads a function's signature; ours is made from the settings.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # of functions
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    # An app of this command alone: Typer has no other public way from function to command.
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(command.name, help=command.help, context_settings=HELP_OPTIONS)(run)
     made = typer.main.get_command(app)
@@ -234,36 +236,37 @@ def make_command(command: Command) -> TyperCommand:
 
 
 def _outcome(
-    command: Command, settings: Sequence[Setting], given: Mapping[str, Any]
+    command: Command, settings: Sequence[Setting], arguments: Mapping[str, Any]
 ) -> "Outcome | None":
     from prefstage.core.config import load_config, parse_overrides
 
-    extras = {name: bool(given[name]) for name in command.flags}
+    extras = {name: bool(arguments[name]) for name in command.flags}
     if command.out:
-        extras["out"] = given["out"]
+        extras["out"] = arguments["out"]
     if command.talks:
-        extras["quiet"] = bool(given["json"])
-    overrides = parse_overrides(given["set"] or [])
+        extras["quiet"] = bool(arguments["json"])
+    overrides = parse_overrides(arguments["set"] or [])
+    # A recipe is the settings file of its command, by either name.
     if command.recipe:
-        if given["recipe"] is not None and given["config"] is not None:
+        if arguments["recipe"] is not None and arguments["config"] is not None:
             raise InputError.of(
-                saw=f"two recipes, {given['recipe']} and --config {given['config']}",
+                saw=f"two recipes, {arguments['recipe']} and --config {arguments['config']}",
                 expected="one",
                 cure="leave one of them out",
             )
-        return command.run(given["recipe"] or given["config"], overrides, **extras)
+        return command.run(arguments["recipe"] or arguments["config"], overrides, **extras)
     # A former name sets the same key: what was not typed must not hide what was.
-    values = ((setting.key, setting.value(given[setting.parameter])) for setting in settings)
+    values = ((setting.key, setting.value(arguments[setting.parameter])) for setting in settings)
     typed = {key: value for key, value in values if value is not None}
-    return command.run(load_config(command.model, given["config"], typed | overrides), **extras)
+    return command.run(load_config(command.model, arguments["config"], typed | overrides), **extras)
 
 
 def _walk(model: "type[Config]", keys: tuple[str, ...]) -> Iterator[Setting]:
     from prefstage.core.config import Config
 
     # The fields of the class itself first: whose answers, which data; then how.
-    classes = [each for each in model.__mro__ if issubclass(each, Config)]
-    names = [name for each in classes for name in each.__annotations__]
+    classes = [base for base in model.__mro__ if issubclass(base, Config)]
+    names = [name for base in classes for name in base.__annotations__]
     for name in dict.fromkeys(name for name in names if name in model.model_fields):
         info = model.model_fields[name]
         inner = [kind for kind in _members(info.annotation) if inspect.isclass(kind)]
@@ -285,7 +288,7 @@ def _plain(name: str, kind: Any, text: str, default: Any = None) -> inspect.Para
 
 
 def _parameter(name: str, kind: Any, read: Any, default: Any = None) -> inspect.Parameter:
-    # None marks what was not given, so that a value in YAML is not overridden by a default.
+    # None marks what was not arguments, so that a value in YAML is not overridden by a default.
     annotation = Annotated[kind | None, read] if default is None else Annotated[kind, read]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
@@ -308,6 +311,7 @@ def named_values(flag: str, texts: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
+        # Both forms, since shells make quotes inside a JSON object a nuisance.
         try:
             if text.lstrip().startswith("{"):
                 values |= json.loads(text)

@@ -41,11 +41,13 @@ def train(recipe: Path | None, overrides: Overrides, *, out: Path) -> Outcome | 
     """
     from prefstage.training.recipe import load_recipe
 
+    # A recipe that is wrong is refused before torch is imported, which takes seconds.
     settings = load_recipe(_named(recipe), overrides)
     from prefstage.training.policy import is_first_process
     from prefstage.training.recipe_run import train_recipe
 
     trained = train_recipe(settings, out)
+    # Under accelerate each process runs the command; one says what came of it.
     if not is_first_process():
         return None
     return Outcome(_trained_text(trained), trained.result, trained.written)
@@ -158,7 +160,8 @@ def _named(recipe: Path | None) -> Path:
 def _hide_weight_bars() -> None:
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of loading and saving weights
+    # Bars of loading and saving weights, one a step, would hide the line of the step itself.
+    disable_progress_bar()
 
 
 def _planned(steps: Any) -> Outcome:

@@ -129,13 +129,7 @@ def diagnose(
     """
     started = time.perf_counter()
     config = as_config(DiagnosisConfig, config)
-    lacking = {
-        "a reference without a policy": reference is not None and policy is None,
-        "a second judge without a first": second_judge is not None and judge is None,
-    }
-    for what, wrong in lacking.items():
-        if wrong:
-            raise InputError.of(saw=what, expected="both, or the first alone", cure="give both")
+    _check_firsts(policy, reference, judge, second_judge)
     rows, left_out = _usable(pairs, name, config)
     policy = None if policy is None else as_scored_by(policy)
     reference = None if reference is None else as_scored_by(reference)
@@ -178,6 +172,16 @@ def diagnose(
     if out is not None:
         reported([diagnosis], out=Path(out))
     return diagnosis
+
+
+def _check_firsts(policy: Any, reference: Any, judge: Any, second_judge: Any) -> None:
+    lacking = {
+        "a reference without a policy": reference is not None and policy is None,
+        "a second judge without a first": second_judge is not None and judge is None,
+    }
+    for what, wrong in lacking.items():
+        if wrong:
+            raise InputError.of(saw=what, expected="both, or the first alone", cure="give both")
 
 
 def _usable(

@@ -112,7 +112,7 @@ def evaluate(
 
     Raises:
         ConfigError: If a setting is wrong.
-        InputError: If inputs of different kinds are given, one is missing, or a setting has no
+        InputError: If inputs of different kinds are passed, one is missing, or a setting has no
             effect.
         DataError: If a file cannot be read.
     """
@@ -145,13 +145,13 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 def _checked_kind(settings: EvaluateSettings, out: Path | None) -> str | None:
     """The kind of evaluation; settings of several kinds, or without effect, are refused."""
-    given = {name for name in settings.model_fields_set if getattr(settings, name)}
-    given |= settings.sampling.model_fields_set
-    given |= {"out"} if out is not None else set()
-    kinds = [name for name in _KINDS if name in given]
+    named = {name for name in settings.model_fields_set if getattr(settings, name)}
+    named |= settings.sampling.model_fields_set
+    named |= {"out"} if out is not None else set()
+    kinds = [name for name in _KINDS if name in named]
     kind = kinds[0] if kinds else None
-    idle = [name for name in _IDLE.get(kind or "", ()) if name in given]
-    idle += [name for name, only in _ONLY.items() if name in given and kind != only]
+    idle = [name for name in _IDLE.get(kind or "", ()) if name in named]
+    idle += [name for name, only in _ONLY.items() if name in named and kind != only]
     if len(kinds) > 1 or idle:
         wrong = kinds[1] if len(kinds) > 1 else idle[0]
         saw = f"{_flag(wrong)} and {_flag(kind)}" if kind else _flag(wrong)
@@ -161,10 +161,10 @@ def _checked_kind(settings: EvaluateSettings, out: Path | None) -> str | None:
             cure=f"leave {_flag(wrong)} out",
         )
     if kind in (None, "annotations"):
-        _check_win_rate(settings, given, kind)
+        _check_win_rate(settings, named, kind)
         return kind
     needed = ("policy", "judge", "out") if kind == "mt_bench" else ("policy",)
-    missing = [name for name in needed if name not in given]
+    missing = [name for name in needed if name not in named]
     if missing or len(settings.policy) > 1:
         raise InputError.of(
             saw=f"{_flag(str(kind))} without {_flag(missing[0])}" if missing else "two policies",
@@ -174,7 +174,7 @@ def _checked_kind(settings: EvaluateSettings, out: Path | None) -> str | None:
     return kind
 
 
-def _check_win_rate(settings: EvaluateSettings, given: set[str], kind: str | None) -> None:
+def _check_win_rate(settings: EvaluateSettings, named: set[str], kind: str | None) -> None:
     sampling = [*settings.sampling.model_fields_set, *settings.encoding]
     if sampling and not settings.policy:
         raise InputError.of(
@@ -184,7 +184,7 @@ def _check_win_rate(settings: EvaluateSettings, given: set[str], kind: str | Non
         )
     if settings.joint_difficulty:
         check_models(len(settings.answers) + len(settings.policy))
-    judged = [name for name in ("answers", "policy", "baseline", "judge") if name in given]
+    judged = [name for name in ("answers", "policy", "baseline", "judge") if name in named]
     if kind == "annotations" and judged:
         raise InputError.of(
             saw=f"--annotations and --{judged[0]}",
@@ -196,7 +196,7 @@ def _check_win_rate(settings: EvaluateSettings, given: set[str], kind: str | Non
     needed = {"a model to evaluate": "give --answers FILE or --policy MODEL"}
     needed |= {f"--{name}": f"add --{name}" for name in ("baseline", "judge", "out")}
     present = [bool(settings.answers or settings.policy)]
-    present += [name in given for name in ("baseline", "judge", "out")]
+    present += [name in named for name in ("baseline", "judge", "out")]
     for (expected, cure), there in zip(needed.items(), present, strict=True):
         if not there:
             raise InputError.of(saw="nothing of the kind", expected=expected, cure=cure)

@@ -87,9 +87,13 @@ def write_report(runs: Paths, *, out: str | PathLike[str], title: str | None = N
 
 
 def make_report(
-    runs: Paths, *, out: Path, title: str | None = None, figures: Path | None = None
+    runs: Paths,
+    *,
+    out: str | Path = "report.html",
+    title: str | None = None,
+    figures: str | Path | None = None,
 ) -> Report:
-    """Write a page and, if asked for, its charts as files.
+    """Write a page and, on request, its charts as files.
 
     Args:
         runs: As for `write_report`.
@@ -99,7 +103,13 @@ def make_report(
 
     Returns:
         What was written.
+
+    Raises:
+        InputError: As `write_report`.
+        DataError: As `write_report`.
+        MissingDependencyError: As `write_report`.
     """
+    out = Path(out)
     paths = [runs] if isinstance(runs, str | PathLike) else list(runs)
     read = read_runs([Path(path) for path in paths])
     sections = sections_of(read)
@@ -135,7 +145,7 @@ def make_report(
         # UTF-8 has no lone surrogates; outside the explorer's data, which are ASCII, a mark
         # stands for them.
         temporary.write_text(_LONE.sub("\ufffd", html), encoding="utf-8")
-    drawn = draw(charts, figures) if figures is not None else []
+    drawn = draw(charts, Path(figures)) if figures is not None else []
     return Report(out, charts, explorer.pairs, lacks, drawn)
 
 
