@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prefstage.losses import LOSSES as LOSSES
     from prefstage.measuring import Stage as Stage
     from prefstage.measuring import measure_stage as measure_stage
+    from prefstage.reporting import doctor as doctor
     from prefstage.reporting import make_report as make_report
     from prefstage.reporting import write_report as write_report
     from prefstage.sampling import load_sampler as load_sampler
@@ -42,6 +43,7 @@ _HOMES = {
     "build": "building:build_pairs",
     "build_pairs": "building",
     "diagnose": "diagnosing",
+    "doctor": "reporting",
     "evaluate": "evaluating",
     "experiment": "aligning:run_experiment",
     "judge": "judging",

@@ -176,7 +176,7 @@ def test_align_takes_a_folder_as_text(tmp_path: Path, file: Path) -> None:
 
 
 COMMANDS = (
-    *("align", "build", "diagnose", "evaluate", "experiment"),
+    *("align", "build", "diagnose", "doctor", "evaluate", "experiment"),
     *("judge", "measure", "report", "sample", "train"),
 )
 
@@ -236,3 +236,8 @@ def test_diagnose_writes_its_report(tmp_path: Path) -> None:
     diagnosis = prefstage.diagnose(PAIRS, judge=longer, out=str(tmp_path / "out"))
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["diagnoses"][0]["dataset"] == diagnosis.as_dict()["dataset"]
+
+
+def test_doctor_says_what_is_here(tmp_path: Path) -> None:
+    here = prefstage.doctor(out=str(tmp_path / "here.json"))
+    assert json.loads((tmp_path / "here.json").read_text())["versions"] == here.result["versions"]

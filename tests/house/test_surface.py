@@ -22,6 +22,7 @@ NAMES = [
     "build",
     "build_pairs",
     "diagnose",
+    "doctor",
     "evaluate",
     "experiment",
     "judge",

@@ -8,12 +8,12 @@ from prefstage.cli.options import Command
 from prefstage.core.outcome import Outcome
 
 if TYPE_CHECKING:
-    from prefstage.cli.doctor import DoctorSettings
     from prefstage.cli.settings import ReportSettings, TheorySettings
     from prefstage.diagnosing.config import DiagnoseSettings
     from prefstage.evaluating.settings import EvaluateSettings
     from prefstage.judging.verdicts import JudgeSettings
     from prefstage.measuring.settings import MeasureSettings
+    from prefstage.reporting.checkup import DoctorSettings
     from prefstage.sampling.answering import SampleSettings
     from prefstage.sandbox.theory import Checked
 
@@ -188,7 +188,7 @@ def _statement(checked: "Checked") -> str:
 
 @partial(
     Command,
-    settings="cli.doctor:DoctorSettings",
+    settings="reporting.checkup:DoctorSettings",
     out="Write the findings as JSON.",
 )
 def doctor(settings: "DoctorSettings", *, out: Path | None) -> Outcome:
@@ -198,6 +198,8 @@ def doctor(settings: "DoctorSettings", *, out: Path | None) -> Outcome:
     template is known. With --job: what the job needs in memory, estimated from the model's
     configuration. With --judge and --server: whether they can be used.
     """
-    from prefstage.cli.doctor import doctor
+    from prefstage.reporting.checkup import doctor
 
-    return doctor(settings, out=out)
+    return doctor(
+        settings.model, judge=settings.judge, server=settings.server, out=out, config=settings
+    )

@@ -4,14 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefstage.reporting.checkup import DoctorConfig, DoctorSettings, doctor
     from prefstage.reporting.report import Report, make_report, write_report
 
 _MODULES = {
+    "checkup": ("DoctorConfig", "DoctorSettings", "doctor"),
     "report": ("Report", "make_report", "write_report"),
 }
 
 __all__ = [
+    "DoctorConfig",
+    "DoctorSettings",
     "Report",
+    "doctor",
     "make_report",
     "write_report",
 ]

@@ -1,11 +1,11 @@
-"""`prefstage doctor`: what is here, what prefstage will do with a model, whether a job fits."""
+"""`doctor`: what is here, what prefstage will do with a model, whether a job fits."""
 
 import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from prefstage.core.files import write_json
 from prefstage.core.outcome import Outcome
 
 if TYPE_CHECKING:
+    from prefstage.judging import Judge
     from prefstage.scoring.memory import JobSize, ModelShape
 
 _PACKAGES = ("prefstage", "torch", "transformers", "datasets", "peft", "trl", "vllm")
@@ -22,12 +23,12 @@ _SERVER_TIMEOUT_S = 10.0
 _SMALL_SHARE = 0.25  # of the free memory: such a model is loaded without asking
 _MIB = 2**20
 _GIB = 2**30
+_OF_JOBS = ("batch", "responses", "prompt_tokens", "max_tokens")
 
 
-class DoctorSettings(Config):
-    """What is looked at."""
+class DoctorConfig(Config):
+    """How a model is looked at, and the job whose memory is estimated."""
 
-    model: str | None = Field(default=None, description="Model to look at: folder or Hub id.")
     load: bool | None = Field(
         default=None,
         description="Load the model to try its layout [a folder that takes a quarter of memory].",
@@ -36,79 +37,96 @@ class DoctorSettings(Config):
         default=None, description="float32, bfloat16, float16 [as prefstage would load it]."
     )
     chat_format: str | None = Field(default=None, description="Plain format of a base model.")
-    job: str | None = Field(
-        default=None, description="Estimate memory for: score, sample or train."
+    job: Literal["score", "sample", "train"] | None = Field(
+        default=None, description="Estimate memory for this."
     )
     batch: int | None = Field(default=None, description="Prompts in memory together [8].")
-    responses: int | None = Field(default=None, description="Responses of each [2].")
+    responses: int | None = Field(default=None, description="Responses per prompt [2].")
     prompt_tokens: int | None = Field(default=None, description="Tokens of a prompt [256].")
     max_tokens: int | None = Field(default=None, description="Tokens of a response [256].")
+
+
+class DoctorSettings(DoctorConfig):
+    """As YAML and the command have it: with what is looked at."""
+
+    model: str | None = Field(default=None, description="Model to look at: folder or Hub id.")
     judge: str | None = Field(default=None, description="Judge to load, as for prefstage measure.")
     server: str | None = Field(default=None, description="OpenAI-compatible server to reach: URL.")
 
 
-def doctor(settings: DoctorSettings, *, out: Path | None) -> Outcome:
-    """Look at what is here."""
-    model, job = settings.model, settings.job
-    names = ("batch", "responses", "prompt_tokens", "max_tokens")
-    sizes = {name: size for name in names if (size := getattr(settings, name)) is not None}
-    of_model = {name: getattr(settings, name) for name in ("load", "dtype", "chat_format")}
-    size = _checked(model, job, sizes, **of_model)
-    found: dict[str, Any] = {"versions": _versions(), "machine": _machine()}
-    if model is not None:
-        found |= _look_at_model(
-            model, settings.dtype, settings.chat_format, size, load=settings.load
-        )
-    if settings.judge is not None:
-        found["judge"] = _look_at_judge(settings.judge)
-    if settings.server is not None:
-        found["server"] = _look_at_server(settings.server)
-    if out is not None:
-        write_json(out, found)
-    return Outcome(_told(found), found, [] if out is None else [out])
-
-
-def _checked(
-    model: str | None,
-    job: str | None,
-    sizes: Mapping[str, int],
+def doctor(
+    model: str | Path | None = None,
     *,
-    dtype: str | None,
-    **of_model: object,
-) -> "JobSize | None":
-    """Check that every option has an effect, before anything takes time."""
+    judge: "str | Path | Judge | None" = None,
+    server: str | None = None,
+    out: str | Path | None = None,
+    config: DoctorConfig | None = None,
+) -> Outcome:
+    """Say what is here: versions, devices, memory; and whether a model and a job fit.
+
+    Args:
+        model: Folder or Hub id: its size, how its responses will be scored and why, and whether
+            its chat template is known.
+        judge: Loaded, as for `load_judge`.
+        server: URL of an OpenAI-compatible server, which is asked for its models.
+        out: JSON file for the findings.
+        config: How the model is looked at, and a job whose memory is estimated from the model's
+            configuration.
+
+    Returns:
+        The findings: "versions", "machine" and, where they were asked for, "model", "scoring",
+        "chat", "job", "judge" and "server". Memory in bytes.
+
+    Raises:
+        InputError: If a setting has no effect or is out of range, or there is no such judge.
+        ModelError: If the model's configuration cannot be read.
+    """
+    config = config or DoctorConfig()
+    size = _job_size(model, config)
+    findings: dict[str, Any] = {"versions": _versions(), "machine": _machine()}
+    if model is not None:
+        findings |= _model(str(model), config, size)
+    if judge is not None:
+        findings["judge"] = _judge(judge)
+    if server is not None:
+        findings["server"] = _server(server)
+    if out is not None:
+        write_json(Path(out), findings)
+    return Outcome(_summary(findings), findings, [] if out is None else [Path(out)])
+
+
+def _job_size(model: str | Path | None, config: DoctorConfig) -> "JobSize | None":
+    """The job, after a check that every setting has an effect, before anything takes time."""
     from prefstage.scoring.memory import JobSize, check_dtype
 
-    idle = [
-        name
-        for name, value in {"dtype": dtype, **of_model, "job": job}.items()
-        if value is not None
-    ]
+    sizes = {name: size for name in _OF_JOBS if (size := getattr(config, name)) is not None}
+    of_model = ("dtype", "load", "chat_format", "job")
+    idle = [name for name in of_model if getattr(config, name) is not None]
     if model is None and idle:
         raise InputError.of(
             saw=f"--{idle[0].replace('_', '-')} without --model",
             expected="a model that it is about",
             cure="add --model FOLDER_OR_ID",
         )
-    if job is None and sizes:
+    if config.job is None and sizes:
         raise InputError.of(
             saw=f"--{next(iter(sizes)).replace('_', '-')} without --job",
             expected="a job whose size it is",
             cure="add --job score, sample or train",
         )
-    if dtype is not None:
-        check_dtype(dtype)
-    return None if job is None else JobSize(job, **sizes)  # type: ignore[arg-type] # checked there
+    if config.dtype is not None:
+        check_dtype(config.dtype)
+    return None if config.job is None else JobSize(config.job, **sizes)
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def _machine() -> dict[str, Any]:
@@ -134,14 +152,7 @@ def _gpu(index: int) -> dict[str, Any]:
     return {"name": name, "memory_bytes": total, "memory_available_bytes": free}
 
 
-def _look_at_model(
-    name: str,
-    dtype: str | None,
-    chat_format: str | None,
-    size: "JobSize | None",
-    *,
-    load: bool | None,
-) -> dict[str, Any]:
+def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str, Any]:
     import torch
 
     from prefstage.core.checkpoints import CAUSAL_LM, check_config, load_config
@@ -154,19 +165,19 @@ def _look_at_model(
         training_budget,
     )
 
-    config = load_config(name)
-    check_config(config, CAUSAL_LM, name)
+    model = load_config(name)
+    check_config(model, CAUSAL_LM, name)
     on_gpu = torch.cuda.is_available()
-    shape = ModelShape.of_config(config, dtype=dtype or _usual_dtype(config, on_gpu=on_gpu))
+    shape = ModelShape.of_config(model, dtype=config.dtype or _usual_dtype(model, on_gpu=on_gpu))
     backend, reason = choose_backend(torch.device("cuda" if on_gpu else "cpu"))
     scoring: dict[str, Any] = {"backend": backend, "backend_reason": reason}
     small = shape.weight_bytes <= _room(0)["available_bytes"] * _SMALL_SHARE
-    if load or (load is None and Path(name).is_dir() and small):
+    if config.load or (config.load is None and Path(name).is_dir() and small):
         scoring |= _try_layout(name, shape)
-    found: dict[str, Any] = {
+    findings: dict[str, Any] = {
         "model": {"name": name, **_described(shape)},
         "scoring": scoring,
-        "chat": _look_at_chat(name, chat_format),
+        "chat": _chat(name, config.chat_format),
     }
     if size is not None:
         if size.job == "train":
@@ -175,19 +186,19 @@ def _look_at_model(
         else:
             budget = scoring.get("token_budget") or (GPU_TOKENS if on_gpu else CPU_TOKENS)
         estimate = estimate_memory(shape, size, pass_tokens=budget, on_cpu=not on_gpu).as_dict()
-        found["job"] = {
+        findings["job"] = {
             **vars(size),
             "token_budget": None if size.job == "sample" else budget,
             "bytes": estimate,
             **_room(estimate["total"]),
         }
-    return found
+    return findings
 
 
 def _usual_dtype(config: Any, *, on_gpu: bool) -> str:
     """As the scorer loads it: float32 on a CPU, the checkpoint's own on a GPU."""
-    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return own if on_gpu else "float32"
+    dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return dtype if on_gpu else "float32"
 
 
 def _described(shape: "ModelShape") -> dict[str, Any]:
@@ -202,7 +213,7 @@ def _try_layout(name: str, shape: "ModelShape") -> dict[str, Any]:
     from prefstage.scoring import Scorer
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the reason is told below
+        warnings.simplefilter("ignore")  # the layout's reason says it
         scorer = Scorer.load(name, dtype=shape.dtype)
     return {
         "layout": scorer.layout_choice.layout,
@@ -211,7 +222,7 @@ def _try_layout(name: str, shape: "ModelShape") -> dict[str, Any]:
     }
 
 
-def _look_at_chat(name: str, chat_format: str | None) -> dict[str, Any]:
+def _chat(name: str, chat_format: str | None) -> dict[str, Any]:
     from prefstage.data import ResponseEncoder, load_tokenizer
 
     try:
@@ -242,15 +253,15 @@ def _room(needed: int) -> dict[str, Any]:
     }
 
 
-def _look_at_judge(spec: str) -> dict[str, Any]:
-    from prefstage.judging import load_judge
+def _judge(spec: "str | Path | Judge") -> dict[str, Any]:
+    from prefstage.judging import as_judge
 
-    judge = load_judge(spec)
+    judge = as_judge(spec)
     kind = "scores responses one by one" if judge.pointwise else "compares pairs"
-    return {"spec": spec, "name": judge.name, "fingerprint": judge.fingerprint, "kind": kind}
+    return {"spec": str(spec), "name": judge.name, "fingerprint": judge.fingerprint, "kind": kind}
 
 
-def _look_at_server(url: str) -> dict[str, Any]:
+def _server(url: str) -> dict[str, Any]:
     import asyncio
 
     from prefstage.serving import ServerClient
@@ -262,25 +273,25 @@ def _look_at_server(url: str) -> dict[str, Any]:
     return {"url": url, "models": asyncio.run(ask())}
 
 
-def _told(found: Mapping[str, Any]) -> str:
-    versions = [f"{name} {number}" for name, number in found["versions"].items() if number]
-    absent = [name for name, number in found["versions"].items() if not number]
+def _summary(findings: Mapping[str, Any]) -> str:
+    versions = [f"{name} {number}" for name, number in findings["versions"].items() if number]
+    absent = [name for name, number in findings["versions"].items() if not number]
     lines = [f"versions  {', '.join(versions)}"]
     if absent:
         lines.append(f"          not installed: {', '.join(absent)}")
-    lines += _told_machine(found["machine"])
-    if "model" in found:
-        lines += _told_model(found)
-    if "job" in found:
-        lines += _told_job(found["job"])
-    if judge := found.get("judge"):
+    lines += _machine_lines(findings["machine"])
+    if "model" in findings:
+        lines += _model_lines(findings)
+    if "job" in findings:
+        lines += _job_lines(findings["job"])
+    if judge := findings.get("judge"):
         lines.append(f"judge     {judge['name']}: {judge['kind']} ({judge['fingerprint']})")
-    if server := found.get("server"):
+    if server := findings.get("server"):
         lines.append(f"server    {server['url']} offers {', '.join(server['models']) or 'nothing'}")
     return "\n".join(lines)
 
 
-def _told_machine(machine: Mapping[str, Any]) -> list[str]:
+def _machine_lines(machine: Mapping[str, Any]) -> list[str]:
     gpus = [
         f"GPU {index}    {gpu['name']}, {_size(gpu['memory_bytes'])}, "
         f"{_size(gpu['memory_available_bytes'])} free"
@@ -295,8 +306,8 @@ def _told_machine(machine: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _told_model(found: Mapping[str, Any]) -> list[str]:
-    model, scoring, chat = found["model"], found["scoring"], found["chat"]
+def _model_lines(findings: Mapping[str, Any]) -> list[str]:
+    model, scoring, chat = findings["model"], findings["scoring"], findings["chat"]
     lines = [
         f"model     {model['name']}: {model['architecture']}, "
         f"{model['parameters']:,} parameters, {model['layers']} layers, "
@@ -314,7 +325,7 @@ def _told_model(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _told_job(job: Mapping[str, Any]) -> list[str]:
+def _job_lines(job: Mapping[str, Any]) -> list[str]:
     parts = [f"{name} {_size(size)}" for name, size in job["bytes"].items() if size]
     *needs, total = [part.replace("_", " ") for part in parts]
     budget = job["token_budget"]
