@@ -1,6 +1,7 @@
 """A loss is one object: constants, formula, source, what it needs, and the computation."""
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -60,7 +61,7 @@ class Loss(Config):
     """A preference loss: its fields are its constants, the rest stands in the class statement.
 
     ``DPO(beta=0.2)(batch).values`` is the loss of every pair. A new loss is a subclass with a
-    `name` and either `_items` or, if it keeps running statistics, `_compute`.
+    `name` and `_compute`, or of `StatelessLoss` with a `name` and `_items`.
 
     Attributes:
         name: Name in configurations.
@@ -142,13 +143,9 @@ class Loss(Config):
             )
         return self._compute(batch, state)
 
-    # The loss of a batch that was checked; a loss with running statistics overrides it.
-    def _compute(self, batch: Any, state: LossState) -> LossValues:
-        return LossValues(self._items(batch))
-
-    # The loss of each item of a batch that was checked, unreduced. [items].
-    def _items(self, batch: Any) -> Items:
-        raise NotImplementedError
+    # The loss of a batch that was checked.
+    @abstractmethod
+    def _compute(self, batch: Any, state: LossState) -> LossValues: ...
 
     @classmethod
     def check(cls, batch: LossBatch) -> None:
@@ -176,6 +173,17 @@ class Loss(Config):
                 expected=f"a batch with {', '.join(sorted({*cls.needs, *missing}))}",
                 cure=_CURES.get(missing[0], "give it, or choose a loss that does without"),
             )
+
+
+class StatelessLoss(Loss):
+    """A loss that keeps no running statistics: it is the loss of each item, and nothing more."""
+
+    def _compute(self, batch: Any, state: LossState) -> LossValues:
+        return LossValues(self._items(batch))
+
+    # The loss of each item of a batch that was checked, unreduced. [items].
+    @abstractmethod
+    def _items(self, batch: Any) -> Items: ...
 
 
 def _has(batch: LossBatch, need: Need) -> bool:

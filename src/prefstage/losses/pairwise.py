@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from prefstage.losses.base import Loss, Need
+from prefstage.losses.base import Need, StatelessLoss
 from prefstage.losses.batches import Items, PairBatch, Responses
 
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
@@ -38,18 +38,20 @@ def flip_field(default: float, *, above_zero: bool = False) -> Any:
     return Field(default=default, lt=0.5, description="Share of flipped labels.", **low)
 
 
-class RatioLoss(Loss):
+class RatioLoss(StatelessLoss):
     """A loss on the two log-ratios of a pair."""
 
     @abstractmethod
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
-        """Loss of every pair, unreduced. [items].
+        """The loss from log-ratios.
 
         Args:
             chosen: log π(y|x) - log π_ref(y|x) of the preferred response. [items], nats.
             rejected: The same of the other response. [items], nats.
+
+        Returns:
+            Loss of every pair, unreduced. [items].
         """
-        raise NotImplementedError
 
     def _items(self, batch: Any) -> Items:
         return self.of_ratios(batch.chosen.log_ratios, batch.rejected.log_ratios)
@@ -265,7 +267,7 @@ class DiscoPOP(
 
 
 class GammaDPO(
-    Loss,
+    StatelessLoss,
     name="gamma",
     aliases=("gamma_dpo",),
     formula="-log σ(β[(ℓ_w - ℓ_l) - γ(ℓ_w^ref - ℓ_l^ref)])",
@@ -277,11 +279,18 @@ class GammaDPO(
     gamma: float = Field(default=1.0, ge=0, description="Weight of the reference; 1 is DPO.")
 
     def _items(self, batch: Any) -> Items:
-        policy, reference = margins(batch)
-        return self.of_margins(policy, reference)
+        return self.of_margins(*margins(batch))
 
     def of_margins(self, policy: Items, reference: Items) -> Items:
-        """From ℓ_w - ℓ_l of policy and reference. [items], nats."""
+        """The loss from differences of log-probs.
+
+        Args:
+            policy: ℓ_w - ℓ_l. [items], nats.
+            reference: ℓ_w^ref - ℓ_l^ref. [items], nats.
+
+        Returns:
+            Loss of every pair, unreduced. [items].
+        """
         return -logsigmoid(self.beta * (policy - self.gamma * reference))
 
 
@@ -344,7 +353,7 @@ class CalDPO(
 
 
 class SPPO(
-    Loss,
+    StatelessLoss,
     name="sppo",
     formula="½[(a - (P_w - ½)/β)² + (b - (P_l - ½)/β)²]",
     source="Wu et al. 2024, arXiv:2405.00675, Eq. 4.7; the factor ½ as in the official code",
@@ -415,7 +424,7 @@ class APODown(
 
 
 class SLiC(
-    Loss,
+    StatelessLoss,
     name="slic",
     formula="max(0, δ - ℓ_w + ℓ_l) - λ ℓ_w",
     source="Zhao et al. 2023, arXiv:2305.10425; arXiv:2508.10530, Eq. 25",
@@ -432,7 +441,7 @@ class SLiC(
 
 
 class SimPO(
-    Loss,
+    StatelessLoss,
     name="simpo",
     formula="-log σ(β(ℓ_w/L_w - ℓ_l/L_l) - γ)",
     source="Meng et al. 2024, arXiv:2405.14734",
@@ -449,7 +458,7 @@ class SimPO(
 
 
 class ORPO(
-    Loss,
+    StatelessLoss,
     name="orpo",
     formula="-ℓ_w/L_w - λ log σ(log-odds difference of e^{ℓ/L})",
     source="Hong et al. 2024, arXiv:2403.07691",
@@ -474,7 +483,7 @@ def _log_odds(mean: Items) -> Items:
 
 
 class CPO(
-    Loss,
+    StatelessLoss,
     name="cpo",
     formula="-log σ(β(ℓ_w - ℓ_l)) - α ℓ_w/L_w",
     source="Xu et al. 2024, arXiv:2401.08417; imitation by token means as in the official code",

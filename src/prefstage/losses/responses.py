@@ -7,14 +7,16 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from prefstage.losses.base import Loss
+from prefstage.losses.base import StatelessLoss
 from prefstage.losses.batches import Items, PairBatch, Responses
 from prefstage.losses.pairwise import NO_NEEDS, beta_field
 
 Groups = Float[Tensor, " groups"]
 
 
-class GroupLoss(Loss, data=frozenset({"groups"}), needs=frozenset({"reference", "scores"})):
+class GroupLoss(
+    StatelessLoss, data=frozenset({"groups"}), needs=frozenset({"reference", "scores"})
+):
     """A loss that compares two distributions over the K responses of a prompt."""
 
     def log_shares(self, batch: Any, temperature: float, beta: float) -> tuple[Items, Items]:
@@ -63,7 +65,7 @@ class InfoNCA(
 
 
 class KTO(
-    Loss,
+    StatelessLoss,
     name="kto",
     formula="λ_D(1-σ(β(a-z))) or λ_U(1-σ(β(z-b))), z = max(0, mean mismatched log-ratio)",
     source="Ethayarajh et al. 2024, arXiv:2402.01306; mismatched pairs as in the official code",
@@ -96,7 +98,7 @@ def reference_point(mismatched: Responses) -> Float[Tensor, ""]:
 
 
 class SFT(
-    Loss,
+    StatelessLoss,
     name="sft",
     aliases=("nll",),
     formula="-ℓ_w / L_w, as a mean over the batch's tokens",

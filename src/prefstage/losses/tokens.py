@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefstage.losses.base import Loss, Need
+from prefstage.losses.base import Need, StatelessLoss
 from prefstage.losses.batches import Items, PairBatch, Responses
 from prefstage.losses.pairwise import DPO, beta_field
 
@@ -17,7 +17,7 @@ TOKEN_NEEDS: frozenset[Need] = frozenset({"reference", "tokens"})
 
 
 class SGDPO(
-    Loss,
+    StatelessLoss,
     name="sgdpo",
     formula="-½ log σ(β(a - sg[p_l])) - ½ log σ(β(sg[p_w] - b))",
     source="Self-Guided DPO, arXiv:2505.12435, appendix B (loss) and C (gradients)",
@@ -38,7 +38,7 @@ class SGDPO(
     def of_pilots(
         self, chosen: Items, rejected: Items, chosen_pilot: Items, rejected_pilot: Items
     ) -> Items:
-        """Loss of every pair, unreduced. [items], nats.
+        """The loss from log-ratios and pilots.
 
         Args:
             chosen: a, log-ratio of the preferred response. [items], nats.
@@ -46,6 +46,9 @@ class SGDPO(
             chosen_pilot: p_w, the log-ratio summed over drawn tokens of the preferred
                 response; its gradient is stopped here. [items], nats.
             rejected_pilot: p_l, the same of the other response. [items], nats.
+
+        Returns:
+            Loss of every pair, unreduced. [items], nats.
         """
         up = logsigmoid(self.beta * (chosen - rejected_pilot.detach()))
         down = logsigmoid(self.beta * (chosen_pilot.detach() - rejected))
@@ -53,7 +56,7 @@ class SGDPO(
 
 
 class SamPO(
-    Loss,
+    StatelessLoss,
     name="sampo",
     formula="-log σ(β(a_m - b_m)), sums over m = min(L_w, L_l) random tokens",
     source="arXiv:2406.10957",
@@ -70,7 +73,7 @@ class SamPO(
 
 
 class RDPO(
-    Loss,
+    StatelessLoss,
     name="r_dpo",
     formula="-log σ(βΔ + α(L_w - L_l))",
     source="Park et al. 2024, arXiv:2403.19159",
@@ -90,7 +93,7 @@ class RDPO(
 
 
 class LDDPO(
-    Loss,
+    StatelessLoss,
     name="ld_dpo",
     formula="DPO on Σ_{t<=m} + α Σ_{t>m}, m = min(L_w, L_l)",
     source="Liu et al. 2024, arXiv:2409.06411",
@@ -113,7 +116,7 @@ class LDDPO(
 
 
 class WPO(
-    Loss,
+    StatelessLoss,
     name="wpo",
     formula="min(1, exp(A_w + A_l)) · DPO, A = mean_t[log π(y_t) - log Σ_v π(v)²]",
     source="Zhou et al. 2024, arXiv:2406.11827, Eq. 2; at most 1 as in the official code",

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefstage.losses.base import Loss, LossState, LossValues
+from prefstage.losses.base import Loss, LossState, LossValues, StatelessLoss
 from prefstage.losses.batches import Items
 from prefstage.losses.pairwise import DPO, beta_field, flip_field, margins
 
@@ -54,7 +54,7 @@ class BCO(
 
 
 class AOT(
-    Loss,
+    StatelessLoss,
     name="aot",
     formula="-log σ(βd), d = sort(ℓ_w - ℓ_l) - sort(ℓ_w^ref - ℓ_l^ref)",
     source="Melnyk et al. 2024, arXiv:2406.05882",
@@ -134,11 +134,14 @@ class BetaDPO(
         return LossValues(values * (len(kept) / int(kept.sum())), after, metrics)
 
     def dynamic_beta(self, kept_margins: Items, mean: float | Tensor) -> Float[Tensor, ""]:
-        """β of a batch: ``max(1e-3, β_0 (1 + a (mean Δ_kept - μ)))``, no gradient. 1/nats.
+        """β of a batch: ``max(1e-3, β_0 (1 + a (mean Δ_kept - μ)))``.
 
         Args:
             kept_margins: Δ of the pairs that the filter kept. [items], nats.
             mean: μ, the running mean of Δ. nats.
+
+        Returns:
+            β, a number without gradient. 1/nats.
         """
         drift = kept_margins.detach().mean() - mean
         return (self.beta * (1 + self.gain * drift)).clamp(min=1e-3)
