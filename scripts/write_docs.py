@@ -29,6 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from typer.testing import CliRunner
 
+import prefstage
 from prefstage.cli.main import COMMANDS, app
 from prefstage.cli.manners import EXIT_USER_ERROR
 from prefstage.cli.options import make_command
@@ -113,7 +114,9 @@ def commands_page() -> str:
         rows = [option_row(option) for option in make_command(command).params if not option.hidden]
         shown = [row for row in rows if not row.startswith(SHARED_ROWS)]
         table = "\n".join(["| option | value | meaning |", "|---|---|---|", *shown])
-        sections.append(f"## prefstage {name}\n\n{paragraphs(command.help)}\n\n{table}")
+        in_python = f"In Python: `prefstage.{name}`.\n\n" if name in prefstage.__all__ else ""
+        text = f"{paragraphs(command.help)}\n\n{in_python}{table}"
+        sections.append(f"## prefstage {name}\n\n{text}")
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 

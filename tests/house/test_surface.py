@@ -106,7 +106,21 @@ def test_every_package_says_what_it_holds_and_exports_what_it_names() -> None:
 HEAVY = {"torch", "transformers", "datasets", "pyarrow", "pandas", "numpy", "scipy"}
 
 
-@pytest.mark.parametrize("statement", ["import prefstage", "import prefstage.cli.main"])
+HELP = (
+    "from typer.testing import CliRunner\n"
+    "from prefstage.cli.main import app\n"
+    "assert CliRunner().invoke(app, [{command!r}, '-h']).exit_code == 0"
+)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import prefstage",
+        "import prefstage.cli.main",
+        *(HELP.format(command=each) for each in ("measure", "diagnose", "evaluate", "doctor")),
+    ],
+)
 def test_nothing_heavy_is_imported_before_it_is_needed(statement: str) -> None:
     assert modules_loaded_by(statement) & HEAVY == set()
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+from typing_extensions import override
 
 from prefstage.cli.allocator import tune_allocator
 from prefstage.cli.commands import (
@@ -42,6 +43,7 @@ class Commands(OneLineErrors):
         }
         super().__init__(**{**settings, "commands": stand_ins})
 
+    @override
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """As Typer does, but with the options of the one command that is asked for."""
         name, command, rest = super().resolve_command(ctx, args)
