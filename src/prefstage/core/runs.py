@@ -99,6 +99,9 @@ def locked(folder: Path) -> Iterator[None]:
     Args:
         folder: The run folder; it exists.
 
+    Yields:
+        Nothing.
+
     Raises:
         RunFolderError: If another process works in it.
     """
@@ -144,7 +147,7 @@ def _try_lock(stream: IO[str]) -> bool:
         # the end, so that others can still read who holds the lock.
         stream.seek(_LOCKED_BYTE)
         try:
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # Windows alone has it
         except OSError:
             return False
         stream.seek(0)

@@ -148,11 +148,14 @@ class Judge:
 
         Returns:
             One judgment per comparison, in order.
+
+        Raises:
+            InputError: If the class defines no method that judges.
         """
         if self.pointwise:
             return compare_by_rewards(self.score, comparisons)
         if type(self).stream is Judge.stream:
-            raise NotImplementedError(f"{type(self).__name__} neither compares nor scores")
+            raise _lacks(self, "neither compares nor scores", "compare, stream, score")
         return in_order(self.stream(comparisons), len(comparisons))
 
     def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
@@ -186,16 +189,23 @@ class Judge:
 
         Yields:
             (position in `items`, reward): each position once, in any order.
+
+        Raises:
+            InputError: If the judge is not pointwise.
         """
         if type(self).score is Judge.score:
-            raise NotImplementedError(f"{type(self).__name__} compares and does not score")
+            raise _lacks(self, "compares and does not score", "score")
         for start in range(0, len(items), _CHUNK):
             yield from enumerate(self.score(items[start : start + _CHUNK]), start)
 
     def with_replies_in(self, ledger: Ledger) -> "Judge | None":
-        """The same judge, reading single paid replies from `ledger` and writing new ones to it.
+        """The same judge, with every single reply that is paid for kept.
 
-        None for a judge whose judgments are kept as a whole.
+        Args:
+            ledger: Known replies are read from it, and new ones written to it.
+
+        Returns:
+            The judge; None for one whose judgments are kept as a whole.
         """
         return None
 
@@ -213,6 +223,14 @@ class Judge:
 
 TIE = Judgment(probability=0.5)
 UNDECIDED = Judgment(probability=0.5, status="undecided")
+
+
+def _lacks(judge: Judge, does: str, methods: str) -> InputError:
+    return InputError.of(
+        saw=f"judge {type(judge).__name__}, which {does}",
+        expected=f"a class derived from prefstage.judging.Judge that defines {methods}",
+        cure="define one of its methods" if "," in methods else "use a judge that scores responses",
+    )
 
 
 def flipped(judgment: Judgment) -> Judgment:

@@ -114,11 +114,7 @@ def cut_thoughts(samples: Iterable[Sample], *, max_new_tokens: int | None = None
         f"cut in the thought at {limit}: raise it, or switch thinking off": cut,
         "ended in the thought by the policy itself: nothing was answered": len(reasons) - cut,
     }
-    return [
-        f"{count} {'answer' if count == 1 else 'answers'} {what}"
-        for what, count in lines.items()
-        if count
-    ]
+    return [f"{n} {'answer' if n == 1 else 'answers'} {what}" for what, n in lines.items() if n]
 
 
 class Sampler:
@@ -151,9 +147,16 @@ class Sampler:
 
         Returns:
             An iterator over the answers.
+
+        Raises:
+            InputError: If the class does not define it.
         """
         if type(self).sample_into is Sampler.sample_into:
-            raise NotImplementedError(f"{type(self).__name__} does not sample")
+            raise InputError.of(
+                saw=f"sampler {type(self).__name__}, which defines no `sample`",
+                expected="a class derived from prefstage.sampling.Sampler that does",
+                cure="define it",
+            )
         return self.sample_into(requests, lambda sample: None)
 
     def sample_into(
@@ -310,21 +313,17 @@ def to_candidates(
     for sample in sorted(samples, key=lambda sample: sample.index):
         answers.setdefault(sample.prompt_id, []).append(sample)
     return [
-        _candidates(prompt, answers[prompt.prompt_id], source)
+        Candidates(
+            prompt.prompt_id,
+            prompt.prompt,
+            responses=tuple(sample.text for sample in written),
+            sources=(source,) * len(written),
+            scores=(None,) * len(written),
+            generations=generations_of(sample.generation for sample in written),
+        )
         for prompt in prompts
-        if prompt.prompt_id in answers
+        if (written := answers.get(prompt.prompt_id))
     ]
-
-
-def _candidates(prompt: Candidates, samples: Sequence[Sample], source: str) -> Candidates:
-    return Candidates(
-        prompt.prompt_id,
-        prompt.prompt,
-        responses=tuple(sample.text for sample in samples),
-        sources=(source,) * len(samples),
-        scores=(None,) * len(samples),
-        generations=generations_of(sample.generation for sample in samples),
-    )
 
 
 def _check_alone(sampler: Sampler, ledger: Ledger) -> None:
@@ -387,10 +386,8 @@ class LoadOptions:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-_IN_PROCESS = (
-    *("template_date", "control_tokens"),
-    *("dtype", "device", "adapter", "max_prompt_tokens", "batch_tokens"),
-)
+_IN_PROCESS: tuple[str, ...] = ("template_date", "control_tokens", "dtype", "device", "adapter")
+_IN_PROCESS += ("max_prompt_tokens", "batch_tokens")
 _CLIENT = ("timeout_s", "retries", "api_key_env")
 _SERVER = ("concurrency", *_CLIENT)
 
