@@ -95,7 +95,7 @@ def test_newton_ends_where_the_librarys_gradient_vanishes():
 
 def test_names_choose_checks_and_unknown_ones_are_refused():
     assert [each.name for each in choose_checks([])] == list(CHECKS)
-    assert choose_checks(["rankings"]) == list(RANKINGS)
+    assert choose_checks(["rankings"]) == [c for c in RANKINGS if c.name.startswith("rankings")]
     assert [each.name for each in choose_checks(["stage-5.4"])] == ["stage-5.4"]
     with pytest.raises(InputError, match=r"the nearest is 'stage-5.4'"):
         choose_checks(["stages-5.4"])

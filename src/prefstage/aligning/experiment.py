@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from prefstage.aligning.agreement import Start, by_gain, by_ratio
 from prefstage.aligning.loop import CONFIG, EVEN, Tell, align, reversal_lines
 from prefstage.aligning.loop import RESULT as ALIGNED
 from prefstage.aligning.planning import PlannedStep, plan_alignment
@@ -23,11 +24,8 @@ from prefstage.aligning.tables import (
     BUILT_IN,
     TRAINING,
     Rows,
-    Start,
     TableSettings,
     build_table,
-    by_gain,
-    by_ratio,
     comma_separated,
     latex,
     markdown,

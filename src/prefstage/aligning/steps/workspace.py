@@ -239,7 +239,15 @@ class Workspace:
     # What steps depend on.
 
     def sampling_settings(self, config: SamplingConfig, policy: Policy) -> dict[str, Any]:
-        """Everything but the prompts that a policy's answers depend on."""
+        """Everything but the prompts that a policy's answers depend on.
+
+        Args:
+            config: How it samples.
+            policy: Who answers.
+
+        Returns:
+            JSON-serialisable settings.
+        """
         recipe = self.recipe
         served = {} if recipe.server is None else {"server": recipe.server}
         return {
@@ -265,6 +273,9 @@ class Workspace:
         Args:
             store: A folder that several runs share; the run folder gets relative links to
                 what is in it.
+
+        Yields:
+            Nothing; the stores close at the end of the block.
 
         Raises:
             RunFolderError: If another process works in either, or the run has stores already.
