@@ -113,6 +113,9 @@ class Pair:
     def candidates(self) -> "Candidates":
         """The prompt with both responses, and all that is known of them.
 
+        Returns:
+            The candidates: the chosen response first, then the rejected one.
+
         Raises:
             RowFault: If a response has tool calls, which candidates cannot hold.
         """

@@ -180,7 +180,12 @@ class LoadReport:
     _numbers: "array[int]" = field(default_factory=lambda: array("Q"), repr=False, compare=False)
 
     def keep(self, file: str, number: int) -> None:
-        """Count a row that is kept, and note where it stands."""
+        """Count a row that is kept, and note where it stands.
+
+        Args:
+            file: The file's name.
+            number: Of the row in it, from 1.
+        """
         self.rows_kept += 1
         if not self._files or self._files[-1] != file:
             self._files.append(file)
