@@ -1,11 +1,13 @@
 """The steps of an alignment as a terminal shows them."""
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from prefstage.aligning import Step, StepRecord
+from prefstage.aligning import StepRecord
 from prefstage.cli.align_view import bought, clock, shown_steps
 from prefstage.core.progress import progress
 
@@ -18,7 +20,7 @@ def terminal() -> tuple[Console, io.StringIO]:
 def test_steps_that_ended_stay_and_the_one_under_way_is_below() -> None:
     console, written = terminal()
     with shown_steps(console) as view:
-        step = Step("measure", {"prompts": 8})
+        step: Any = SimpleNamespace(name="measure-0123456789ab")  # all that the view reads
         view.begun(step, 1)
         with progress("answers of start", 40) as tick:
             tick(16)
