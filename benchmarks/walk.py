@@ -89,12 +89,13 @@ def import_everything() -> None:
             print(f"not imported: {module.name} ({error})", file=sys.stderr)
 
 
-def measure(folder: Path) -> Walk:
-    """`prefstage measure` of answers that exist, by a table of judgments."""
+def measure(folder: Path) -> tuple[Walk, Walk]:
+    """`measure_stage` of answers that exist, by a table of judgments; and the command."""
     from typer.testing import CliRunner
 
     from prefstage.cli.main import app
     from prefstage.data import Pair, PairSet, prompt_id_of
+    from prefstage.measuring import measure_stage
 
     prompts = [f"Question {number}?" for number in range(8)]
     off, on, table = (folder / name for name in ("off.jsonl", "on.jsonl", "table.jsonl"))
@@ -114,6 +115,8 @@ def measure(folder: Path) -> Walk:
         {"prompt": text, "responses": answers, "scores": [1.0, 4.0, 3.0, 2.0]} for text in prompts
     ]
     table.write_text("".join(json.dumps(row) + "\n" for row in scored), encoding="utf-8")
+    with followed() as library:
+        measure_stage(off, on_policy=on, judge=f"table:{table}?scores=reward", out=folder / "stage")
     command = [
         "measure",
         "--off-policy",
@@ -127,7 +130,7 @@ def measure(folder: Path) -> Walk:
         ran = CliRunner().invoke(app, [*command, "--out", str(folder / "run"), "--json"])
     if ran.exit_code:
         raise SystemExit(f"measure: {ran.output}")
-    return walk
+    return library, walk
 
 
 def training(folder: Path) -> tuple[Walk, Walk]:
@@ -184,23 +187,24 @@ def main() -> None:
     asked = parser.parse_args()
     import_everything()
     with tempfile.TemporaryDirectory() as name:
-        measured = measure(Path(name))
+        measured, commanded = measure(Path(name))
         constructed, step = training(Path(name))
     walks = {
         "measure without a model": (measured, 35),
+        "the same by the command": (commanded, None),
         "the trainer's constructor": (constructed, 28),
         "one training step of two pairs": (step, 20),
     }
     print(f"{'walk':<32}{'files':>7}{'wanted':>8}{'functions':>11}{'depth':>7}")
     for title, (walk, wanted) in walks.items():
         files = walk.files
-        print(f"{title:<32}{len(files):>7}{wanted:>8}{files.total():>11}{walk.depth:>7}")
+        print(f"{title:<32}{len(files):>7}{wanted or '-':>8}{files.total():>11}{walk.depth:>7}")
     if asked.list:
         for title, (walk, _) in walks.items():
             print(f"\n{title}")
             for file, functions in sorted(walk.files.items()):
                 print(f"  {functions:>4}  {file}")
-    if asked.check and any(len(walk.files) > wanted for walk, wanted in walks.values()):
+    if asked.check and any(wanted and len(walk.files) > wanted for walk, wanted in walks.values()):
         sys.exit(1)
 
 

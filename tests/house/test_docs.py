@@ -39,7 +39,7 @@ def test_the_navigation_names_every_page_and_no_other() -> None:
 
 def test_every_option_and_command_stands_in_the_commands_page() -> None:
     text = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
-    for word in ("## prefstage measure", "`--all-prompts`", "`--json`", "text, required"):
+    for word in ("## prefstage measure", "`--all-prompts`", "`--json`", "path, required"):
         assert word in text
 
 

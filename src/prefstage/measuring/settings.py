@@ -196,7 +196,8 @@ def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Ou
     if settings.on_policy is not None:
         on = _loaded(settings.on_policy, settings.on_sources, settings, "-on-policy")
     notes = [*_notes("off-policy", off), *(_notes("on-policy", on) if on is not None else [])]
-    settings = with_date(settings, settings.policy if on is None else None, out)
+    if on is None:
+        settings = with_date(settings, settings.policy, out)
     with ExitStack() as stack:
         sampler = None
         if on is None:
@@ -237,7 +238,8 @@ def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Ou
 def _loaded(
     source: str, sources: tuple[str, ...] | None, settings: MeasureSettings, stem: str
 ) -> "CandidateSet":
-    from prefstage.data import keep_sources, load_candidates
+    from prefstage.data.grouping import keep_sources
+    from prefstage.data.loading import load_candidates
 
     file = Path(settings.quarantine_file) if settings.quarantine_file else None
     rows = load_candidates(
