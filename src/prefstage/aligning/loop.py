@@ -95,9 +95,10 @@ def align(
         Sun et al. 2025, arXiv:2508.10530: the stages, and training in iterations whose
         reference is each iteration's start.
     """
-    out = Path(out).absolute()
+    folder, out = Path(out), Path(out).absolute()
     space = open_workspace(recipe, out, judge)
-    RunFolder.open(out, command="align", inputs={})
+    # By the path as it was written, which is what an error should repeat.
+    RunFolder.open(folder, command="align", inputs={})
     with space.opened(None if store is None else Path(store)):
         write_config(space.recipe, out / CONFIG)
         loop = _Loop(space, Steps(space, tell, begun=begun))
