@@ -4,9 +4,9 @@
     python scripts/write_docs.py --check    # tell whether they are current
 
 `docs/commands.md` comes from the commands' options, `docs/reference/` from what the packages
-export, `docs/bad-input.md` from the tests' tables of bad input, each case tried here, the table
-of `docs/losses.md` from the registry. Whoever changes one of them runs this and commits the
-result.
+export, `docs/bad-input.md` and `docs/bad-input/` from the tests' tables of bad input, each case
+tried here, the table of `docs/losses.md` from the registry. Whoever changes one of them runs this
+and commits the result.
 """
 
 import argparse
@@ -84,14 +84,50 @@ LOSSES_END = "<!-- end of losses -->"
 BAD_INPUT = """\
 # When the input is wrong
 
-Every error that is the user's to mend is one line that says what was seen, what was expected,
-and what to do; a command then ends with exit code 2, and no file that was there is changed.
-Below are {total} malformed commands, configurations, datasets and trainings and the line that
-each gives.
-`scripts/write_docs.py` makes this page from the tables of the tests by trying every case.
+Every error that the user can fix is one line that says what was seen, what was expected, and what
+to do. A command then ends with exit code 2, and no file that existed before is changed. In Python
+the same line is the text of a [`PrefstageError`][prefstage.core.errors.PrefstageError].
+
+```console
+$ prefstage measure --config measure.yaml --confidence 95
+{example}
+```
 
 A bad row of a dataset need not stop a command: `--on-bad-row quarantine` puts such rows into a
 file of their own, counts them, and goes on. See [Data](data.md).
+
+{total} mistakes and the line that each gives, by where they are made:
+
+| mistakes in | cases | for example |
+|---|---|---|
+{areas}
+
+`scripts/write_docs.py` makes these pages from the tables of the tests by trying every case.
+"""
+
+# The pages of bad input: file, what the mistakes are in, and the commands whose cases it holds.
+AREAS = {
+    "measure": ("`prefstage measure`", ("measure", "mesure")),
+    "sample": ("`prefstage sample`", ("sample",)),
+    "judge": ("`prefstage judge`", ("judge",)),
+    "evaluate": ("`prefstage evaluate`", ("evaluate",)),
+    "align": ("`prefstage align` and `experiment`", ("align", "experiment")),
+    "doctor": ("`prefstage doctor` and `demo`", ("doctor", "demo")),
+    "train": ("training recipes and `prefstage train`", ("train",)),
+    "training": ("training arguments, models and checkpoints", ()),
+    "rows": ("rows of a dataset", ()),
+    "files": ("data files and how they are read", ()),
+}
+
+# What the line about one bad row says around it: told once, at the head of the page.
+ROW_FRAME = re.compile(
+    r"rows\.jsonl: 1 bad of \d rows?: rows\.jsonl (?P<row>.*); expected every row to be whole; "
+    r"mend them, or set on_bad_row='quarantine' with a quarantine_file\."
+)
+ROW_NOTE = """\
+The line about a bad row is `FILE: 1 bad of 2 rows: FILE`, then what the table says, then
+`; expected every row to be whole; mend them, or set on_bad_row='quarantine' with a
+quarantine_file.` Of several bad rows it names the first three.
 """
 
 
@@ -99,8 +135,8 @@ def pages() -> dict[Path, str]:
     """Every generated page: its file and its text."""
     made = {
         DOCS / "commands.md": commands_page(),
-        DOCS / "bad-input.md": bad_input_page(),
         DOCS / "losses.md": losses_page(),
+        **bad_input_pages(),
     }
     for package in PACKAGES:
         made[DOCS / "reference" / f"{package}.md"] = package_page(package)
@@ -141,40 +177,102 @@ def paragraphs(text: str | None) -> str:
     return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
 
 
-def bad_input_page() -> str:
-    """Every case of the tests' tables of bad input, with the line that it gives."""
+def bad_input_pages() -> dict[Path, str]:
+    """Every case of the tests' tables of bad input with the line that it gives, a page an area."""
     sys.path[:0] = [str(TESTS.parent), str(TESTS / "data")]
-    from tests.cli.bad_commands import COMMANDS as BAD_COMMANDS
+    cases = bad_commands()
+    cases["rows"], cases["files"] = bad_data()
+    recipes, cases["training"] = bad_trainings()
+    cases["train"] += recipes
+    made = {
+        DOCS / "bad-input" / f"{area}.md": bad_input_page(area, rows)
+        for area, rows in cases.items()
+    }
+    areas = [
+        f"| [{title}](bad-input/{area}.md) | {len(cases[area])} | {cases[area][0][0]} |"
+        for area, (title, _) in AREAS.items()
+    ]
+    example = next(line for name, _, line in cases["measure"] if name == "per cent for a share")
+    made[DOCS / "bad-input.md"] = BAD_INPUT.format(
+        example=f"prefstage: error: {example}",
+        total=sum(map(len, cases.values())),
+        areas="\n".join(areas),
+    )
+    return made
+
+
+def bad_input_page(area: str, cases: list[tuple[str, str, str]]) -> str:
+    """The cases of one area: what is wrong, what was typed (empty in Python), and the line."""
+    parts = [f"# Mistakes in {AREAS[area][0]}\n"]
+    if any(ROW_FRAME.fullmatch(line) for _, _, line in cases):
+        parts.append(ROW_NOTE)
+    typed_cases = [case for case in cases if case[1]]
+    if typed_cases:
+        parts.append("In what is typed, `…` stands for other options, which are right.\n")
+        parts.append("| what is wrong | typed after `prefstage` | the line |\n|---|---|---|")
+        parts += [f"| {name} | {code(typed)} | {code(line)} |" for name, typed, line in typed_cases]
+        parts.append("")
+    if len(typed_cases) < len(cases):
+        parts.append("| what is wrong | the line |\n|---|---|")
+        parts += [
+            f"| {name} | {code(ROW_FRAME.sub(r'\g<row>', line))} |"
+            for name, typed, line in cases
+            if not typed
+        ]
+    return "\n".join(parts).strip() + "\n"
+
+
+def bad_commands() -> dict[str, list[tuple[str, str, str]]]:
+    """What is wrong, what is typed and the line, by area."""
+    from tests.cli import bad_commands as tables
+
+    heads = sorted(
+        (getattr(tables, name) for name in ("ON", "OFF", "SAMPLE", "SERVER", "JUDGE", "EVALUATE")),
+        key=len,
+        reverse=True,
+    )
+    areas = {command: area for area, (_, commands) in AREAS.items() for command in commands}
+    cases: dict[str, list[tuple[str, str, str]]] = {area: [] for area in AREAS}
+    with inside_scratch_folder() as folder:
+        for name, typed, _ in tables.COMMANDS:
+            command = typed.split()[0]
+            head = next((head for head in heads if typed.startswith(f"{head} ")), "")
+            shown = f"{command} …{typed.removeprefix(head)}" if head else typed
+            cases[areas[command]].append((name, shown, refusal_of(typed, folder)))
+    return cases
+
+
+def bad_data() -> Iterator[list[tuple[str, str, str]]]:
+    """The cases of rows, then those of files and of arguments."""
     from tests.data.test_bad_data import BAD_CANDIDATES, BAD_ROWS
     from tests.data.test_bad_files import BAD_ARGUMENTS, BAD_FILES
-    from tests.training.bad_training import CASES as BAD_TRAININGS
 
-    with inside_scratch_folder() as folder:
-        commands = [(name, typed, refusal_of(typed, folder)) for name, typed, _ in BAD_COMMANDS]
-    files = [
+    rows = [
         *((name, "pairs", "rows.jsonl", json_lines(rows), {}) for name, rows, _ in BAD_ROWS),
         *((name, "lists", "rows.jsonl", json_lines(rows), {}) for name, rows, _ in BAD_CANDIDATES),
+    ]
+    files = [
         *((name, "pairs", file, data, {}) for name, file, data, _ in BAD_FILES),
         *(
             (name, "pairs", "rows.jsonl", json_lines([GOOD_PAIR]), arguments)
             for name, arguments, _ in BAD_ARGUMENTS
         ),
     ]
-    datasets = [(name, data_error_of(*rest)) for name, *rest in files]
-    trainings = [(name, training_error_of(case)) for name, case, _ in BAD_TRAININGS]
-    parts = [
-        BAD_INPUT.format(total=len(commands) + len(datasets) + len(trainings)),
-        f"## {len(commands)} commands and configurations\n",
-        "| what is wrong | typed after `prefstage` | the line |\n|---|---|---|",
-        *(f"| {name} | `{cell(typed)}` | {code(line)} |" for name, typed, line in commands),
-        f"\n## {len(datasets)} datasets\n",
-        "| what is wrong | the line |\n|---|---|",
-        *(f"| {name} | {code(line)} |" for name, line in datasets),
-        f"\n## {len(trainings)} trainings\n",
-        "| what is wrong | the line |\n|---|---|",
-        *(f"| {name} | {code(line)} |" for name, line in trainings),
-    ]
-    return "\n".join(parts) + "\n"
+    for cases in (rows, files):
+        yield [(name, "", data_error_of(*rest)) for name, *rest in cases]
+
+
+def bad_trainings() -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+    """The cases of recipes, and those of trainers."""
+    from tests.training.bad_recipes import CASES as RECIPES
+    from tests.training.bad_training import CASES
+
+    recipes = {name for name, *_ in RECIPES}
+    lines = [(name, "", training_error_of(case)) for name, case, _ in CASES]
+    return (
+        [case for case in lines if case[0] in recipes],
+        [case for case in lines if case[0] not in recipes],
+    )
 
 
 @contextmanager

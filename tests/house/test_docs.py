@@ -30,6 +30,11 @@ def test_generated_pages_are_current(write_docs: ModuleType) -> None:
     assert write_docs.outdated() == [], "run `python scripts/write_docs.py` and commit the result"
 
 
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs" / "bad-input").glob("*.md")))
+def test_pages_of_bad_input_are_short_enough_to_read(page: Path) -> None:
+    assert len(page.read_text(encoding="utf-8").split()) < 2500
+
+
 def test_the_navigation_names_every_page_and_no_other() -> None:
     navigation = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
     docs = REPOSITORY / "docs"
