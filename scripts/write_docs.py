@@ -204,8 +204,9 @@ def bad_input_pages() -> dict[Path, str]:
 def bad_input_page(area: str, cases: list[tuple[str, str, str]]) -> str:
     """The cases of one area: what is wrong, what was typed (empty in Python), and the line."""
     parts = [f"# Mistakes in {AREAS[area][0]}\n"]
-    if any(ROW_FRAME.fullmatch(line) for _, _, line in cases):
+    if area == "rows":
         parts.append(ROW_NOTE)
+        cases = [(name, typed, ROW_FRAME.sub(r"\g<row>", line)) for name, typed, line in cases]
     typed_cases = [case for case in cases if case[1]]
     if typed_cases:
         parts.append("In what is typed, `…` stands for other options, which are right.\n")
@@ -214,11 +215,7 @@ def bad_input_page(area: str, cases: list[tuple[str, str, str]]) -> str:
         parts.append("")
     if len(typed_cases) < len(cases):
         parts.append("| what is wrong | the line |\n|---|---|")
-        parts += [
-            f"| {name} | {code(ROW_FRAME.sub(r'\g<row>', line))} |"
-            for name, typed, line in cases
-            if not typed
-        ]
+        parts += [f"| {name} | {code(line)} |" for name, typed, line in cases if not typed]
     return "\n".join(parts).strip() + "\n"
 
 
