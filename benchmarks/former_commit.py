@@ -9,7 +9,8 @@ does falls on both alike. A table gives the medians, their ratio (this commit / 
 the ratio of peak memory. The losses of both and the scored log-probs are compared too: a commit
 that is faster because it computes something else would show.
 
-The allocator setting that the commands of prefstage make (huge pages) is made for both.
+The allocator settings that the commands of prefstage make (huge pages, freed memory kept) are made for
+both.
 """
 
 import argparse
@@ -199,6 +200,8 @@ def start(workload: str, root: Path, options: argparse.Namespace) -> "subprocess
     environment = os.environ | {
         "PYTHONPATH": str(root / "src"),
         "THP_MEM_ALLOC_ENABLE": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(2**25),
+        "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
