@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
-COVERED := 90
+COVERED := 95
 WORKERS := -n auto --dist worksteal
 SUITE := $(WORKERS) $(if $(COVERAGE),--cov --cov-report=)
 

@@ -9,8 +9,8 @@ does falls on both alike. A table gives the medians, their ratio (this commit / 
 the ratio of peak memory. The losses of both and the scored log-probs are compared too: a commit
 that is faster because it computes something else would show.
 
-The allocator settings that the commands of prefstage make (huge pages, freed memory kept) are made for
-both.
+The allocator settings that the commands of prefstage make (huge pages, freed memory kept) are made
+for both.
 """
 
 import argparse
