@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     talks=True,
 )
 def demo(settings: "DemoSettings", *, out: Path, quiet: bool) -> Outcome:
-    """Align a tiny model in a small world whose truth is known, in two to three minutes.
+    """Align a tiny model in a small world whose truth is known, in a few minutes.
 
     Two iterations of sampling, judging, measuring, choosing, building, training and evaluating,
     each with the data that the measured stage asks for; and the same by four fixed schedules.

@@ -44,7 +44,7 @@ Crossing = Literal["crossed", "not crossed", "beyond from the start"]
 
 
 class DemoConfig(Config):
-    """What the demo makes; the defaults take two to three minutes on two cores."""
+    """What the demo makes; the defaults take a few minutes on two cores."""
 
     seed: int = Field(default=0, ge=0, description="Of world, training, sampling, measuring.")
     pairs: int = Field(default=1_024, ge=2, description="Off-policy pairs.")
