@@ -11,20 +11,20 @@ INPUTS = {"seed": 1, "data": "abc", "shape": (1, 2)}
 
 def test_new_folder_gets_a_manifest(tmp_path: Path) -> None:
     run = RunFolder.open(tmp_path / "a" / "b", command="measure", inputs=INPUTS)
-    manifest = json.loads(run.file(MANIFEST).read_text())
+    manifest = json.loads((run.path / MANIFEST).read_text())
     assert manifest["command"] == "measure"
     assert manifest["inputs"] == {"seed": 1, "data": "abc", "shape": [1, 2]}
     assert manifest["key"] == run.key
     assert manifest["versions"]["prefstage"]
-    assert run.file("x.json") == tmp_path / "a" / "b" / "x.json"
+    assert run.path == tmp_path / "a" / "b"
 
 
 def test_same_run_goes_on_and_leaves_the_manifest(tmp_path: Path) -> None:
     first = RunFolder.open(tmp_path, command="measure", inputs=INPUTS)
-    before = first.file(MANIFEST).read_bytes()
+    before = (first.path / MANIFEST).read_bytes()
     again = RunFolder.open(tmp_path, command="measure", inputs=dict(reversed(INPUTS.items())))
     assert again == first
-    assert first.file(MANIFEST).read_bytes() == before
+    assert (first.path / MANIFEST).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_foreign_manifest_is_refused(tmp_path: Path, text: str) -> None:
 def test_start_killed_before_its_manifest_does_not_block(tmp_path: Path) -> None:
     (tmp_path / ".manifest-x1.json").write_text("{")
     run = RunFolder.open(tmp_path, command="measure", inputs=INPUTS)
-    assert run.file(MANIFEST).exists()
+    assert (run.path / MANIFEST).exists()

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefstage.core.config import load_config
 from prefstage.core.errors import ConfigError
 from prefstage.judging.llm import (
     JudgePrompt,
@@ -50,7 +51,7 @@ def test_control_tokens_in_a_response_do_not_end_our_message() -> None:
 def test_a_prompt_file_replaces_the_wording_but_not_the_fences(tmp_path: Path) -> None:
     file = tmp_path / "judge.yaml"
     file.write_text("system: ''\nuser: 'Kinder? {conversation} / {response_a} / {response_b}'\n")
-    (message,) = JudgePrompt.load(file).messages(comparison("x", "a", "b"), reminded=True)
+    (message,) = load_config(JudgePrompt, file).messages(comparison("x", "a", "b"), reminded=True)
     assert message["role"] == "user"
     assert message["content"].startswith("Kinder? Conversation:\n<")
     assert message["content"].endswith("without any other text)")
@@ -71,7 +72,7 @@ def test_wrong_prompt_files_say_what_to_do(tmp_path: Path, text: str, message: s
     file = tmp_path / "judge.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
-        JudgePrompt.load(file)
+        load_config(JudgePrompt, file)
     assert message in str(error.value)
 
 

@@ -1,7 +1,8 @@
 """Candidates to pairs: best and worst, tiers, gaps, mixing, filters."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prefstage.core.exports import on_first_use
 
 if TYPE_CHECKING:
     from prefstage.building.account import Account
@@ -12,21 +13,6 @@ if TYPE_CHECKING:
     from prefstage.building.quality import gap_quality_pairs, quality_tiers, tier_pairs
     from prefstage.building.recipe import Recipe, read_recipe
     from prefstage.building.relabelling import relabelled
-
-_MODULES = {
-    "Account": "account",
-    "BuildResult": "build",
-    "Recipe": "recipe",
-    "build_pairs": "build",
-    "gap_quality_pairs": "quality",
-    "mixed_pairs": "answers",
-    "pair_statistics": "card",
-    "per_prompt_pairs": "per_prompt",
-    "quality_tiers": "quality",
-    "read_recipe": "recipe",
-    "relabelled": "relabelling",
-    "tier_pairs": "quality",
-}
 
 __all__ = [
     "Account",
@@ -43,14 +29,17 @@ __all__ = [
     "tier_pairs",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use: a recipe alone must not load datasets."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'prefstage.building' has no attribute {name!r}")
-    return getattr(import_module(f"prefstage.building.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    """List the public names."""
-    return list(__all__)
+# Import a public name on first use: a recipe alone must not load datasets.
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "account": "Account",
+        "answers": "mixed_pairs",
+        "build": "BuildResult build_pairs",
+        "card": "pair_statistics",
+        "per_prompt": "per_prompt_pairs",
+        "quality": "gap_quality_pairs quality_tiers tier_pairs",
+        "recipe": "Recipe read_recipe",
+        "relabelling": "relabelled",
+    },
+)

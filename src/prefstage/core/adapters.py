@@ -4,24 +4,23 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from prefstage.core.errors import MissingDependencyError, ModelError
 from prefstage.core.weights import (
     check_weights,
+    foreign_files,
     is_path,
     not_finite_names,
     reason_of,
-    unreadable_file,
 )
 
 CONFIG = "adapter_config.json"
 START_MARK = "prefstage_start.json"  # beside a merged model that a training's adapter lies on
 _WANTED = "a PEFT adapter that was trained on this model"
 _CURE = "check the path and the adapter's base model"
-_PREFIX = re.compile(r"^base_model\.model\.")
 _RESHAPED = re.compile(r"size mismatch for (\S+):.*?\[([\d, ]*)\].*?\[([\d, ]*)\]")
 # Kept once and used by many layers, whose own entries no file holds.
 _SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
@@ -49,16 +48,16 @@ def adapter_config(name_or_path: str) -> Mapping[str, Any] | None:
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        fault = None if isinstance(content, dict) else "no JSON object"
+        if isinstance(content, dict):
+            return content
+        fault = "no JSON object"
     except (ValueError, OSError) as error:
         fault = reason_of(error)
-    if fault is not None:
-        raise ModelError.of(
-            saw=f"{file} cannot be read ({fault})",
-            expected="the configuration of a PEFT adapter",
-            cure="copy or download it again",
-        )
-    return dict(content)
+    raise ModelError.of(
+        saw=f"{file} cannot be read ({fault})",
+        expected="the configuration of a PEFT adapter",
+        cure="copy or download it again",
+    )
 
 
 def adapters_of(name_or_path: str) -> tuple[str, list[str]]:
@@ -109,17 +108,9 @@ def adapter_tensors(name_or_path: str) -> dict[str, Any]:
             expected="a folder or Hub id of a PEFT adapter",
             cure="check the name",
         )
-    try:
-        return dict(load_peft_weights(name_or_path, device="cpu"))
-    except Exception as error:  # what a foreign file makes peft and torch raise is anything
-        broken = unreadable_file(Path(name_or_path))
-        if broken is not None:
-            raise ModelError.of(
-                saw=f"{broken[0]} cannot be read ({broken[1]})",
-                expected="a whole file of an adapter's weights",
-                cure="copy or download it again",
-            ) from error
-        raise _cannot_load(name_or_path, error) from error
+    with _loading(name_or_path):
+        tensors = load_peft_weights(name_or_path, device="cpu")
+    return dict(tensors)
 
 
 def check_adapter_tensors(name_or_path: str, tensors: Mapping[str, Any]) -> None:
@@ -157,46 +148,41 @@ def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:
     """
     from peft import PeftModel
 
-    try:
-        with without_alias_warning():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+    with _loading(name_or_path), without_alias_warning():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+        try:
             adapted = PeftModel.from_pretrained(model, name_or_path)
             # A second reading, since the first keeps to itself what it did not use.
             name = adapted.active_adapter
             offloaded = any(weight.is_meta for weight in adapted.parameters())
             result = None if offloaded else adapted.load_adapter(name_or_path, name)
-    except Exception as error:  # by what is wrong with it
-        # peft names a weight of another shape only in the text of its error.
-        reshaped = {
-            saved_name(name): f"[{saved}] in the file, [{wanted}] on this model"
-            for name, saved, wanted in _RESHAPED.findall(str(error))
-        }
-        check_weights(name_or_path, reshaped=reshaped, expected=_WANTED, cure=_CURE)
-        raise _cannot_load(name_or_path, error) from error
+        except Exception as error:  # by what is wrong with it
+            # peft names a weight of another shape only in the text of its error.
+            reshaped = {
+                saved_name(name): f"[{saved}] in the file, [{wanted}] on this model"
+                for name, saved, wanted in _RESHAPED.findall(str(error))
+            }
+            check_weights(name_or_path, reshaped=reshaped, expected=_WANTED, cure=_CURE)
+            raise
     if result is not None:
+        missing = (key for key in result.missing_keys if not any(part in key for part in _SHARED))
+        unexpected = (key for key in result.unexpected_keys if key != "prompt_embeddings")
         check_weights(
             name_or_path,
-            missing=[
-                saved_name(key)
-                for key in result.missing_keys
-                if not any(part in key for part in _SHARED)
-            ],
-            unexpected=[
-                saved_name(key) for key in result.unexpected_keys if key != "prompt_embeddings"
-            ],
+            missing=map(saved_name, missing),
+            unexpected=map(saved_name, unexpected),
             expected=_WANTED,
             cure=_CURE,
         )
     if not merge:
         return adapted
-    try:
+    with foreign_files(  # virtual tokens have no merging
+        name_or_path,
+        saw=f"adapter {name_or_path} cannot be merged",
+        expected="an adapter inside the layers, such as LoRA",
+        cure="merge it by its own tool, and name the merged model",
+    ):
         return adapted.merge_and_unload()
-    except Exception as error:  # by its kind: virtual tokens have no merging
-        raise ModelError.of(
-            saw=f"adapter {name_or_path} cannot be merged: {reason_of(error)}",
-            expected="an adapter inside the layers, such as LoRA",
-            cure="merge it by its own tool, and name the merged model",
-        ) from error
 
 
 @contextmanager
@@ -216,23 +202,21 @@ def saved_name(key: str) -> str:
     Returns:
         Such as ``score.weight`` or ``model.layers.0.self_attn.q_proj.lora_A.weight``.
     """
-    bare = _PREFIX.sub("", key)
-    return bare.replace(".modules_to_save.default", "").replace(".default", "")
+    return re.sub(r"^base_model\.model\.|\.modules_to_save\.default|\.default", "", key)
 
 
 def _config_file(name_or_path: str) -> Path | None:
-    folder = Path(name_or_path)
-    if folder.exists():
-        return folder / CONFIG if (folder / CONFIG).is_file() else None
+    if Path(name_or_path).exists():
+        return Path(name_or_path, CONFIG) if is_adapter(name_or_path) else None
     if is_path(name_or_path) or not name_or_path.strip():
         return None
     from transformers.utils.peft_utils import find_adapter_config_file
 
     try:
         file = find_adapter_config_file(name_or_path)
+        return None if file is None else Path(file)
     except Exception:  # whatever the Hub says: the model itself is asked for next, and tells
         return None
-    return None if file is None else Path(file)
 
 
 def _base_of(adapter: str, config: Mapping[str, Any]) -> str:
@@ -254,15 +238,19 @@ def _base_of(adapter: str, config: Mapping[str, Any]) -> str:
     return named
 
 
+def _loading(name_or_path: str) -> AbstractContextManager[None]:
+    return foreign_files(
+        name_or_path,
+        saw=f"cannot load adapter {name_or_path}",
+        expected=_WANTED,
+        cure=_CURE,
+        whole="a whole file of an adapter's weights",
+    )
+
+
 def _no_base(adapter: str, named: str) -> ModelError:
     return ModelError.of(
         saw=f"adapter {adapter} names {named}",
         expected="base_model_name_or_path, the model that the adapter was made for",
         cure=f"set it in {Path(adapter) / CONFIG} to the model's folder or Hub id",
-    )
-
-
-def _cannot_load(name_or_path: str, error: Exception) -> ModelError:
-    return ModelError.of(
-        saw=f"cannot load adapter {name_or_path}: {reason_of(error)}", expected=_WANTED, cure=_CURE
     )

@@ -2,9 +2,8 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from prefstage.core.adapters import (
     put_adapter,
     saved_name,
 )
-from prefstage.core.errors import ModelError, PrefstageError
+from prefstage.core.errors import ModelError
 from prefstage.core.weights import (
     check_weights,
+    foreign_files,
     is_path,
     not_finite_names,
     reason_of,
-    unreadable_file,
 )
 
 # What older versions of transformers wrote beside the weights: masks and positions that the
@@ -97,6 +96,8 @@ def load_checkpoint(
             unexpected, of another shape, or not finite. One line that names the first few.
         MissingDependencyError: If an adapter is to be put on and peft is not installed.
     """
+    import transformers
+
     base, adapters = adapters_of(str(name_or_path))
     adapters += [] if adapter is None else [adapter]
     tensors = [adapter_tensors(name) for name in adapters]
@@ -104,10 +105,16 @@ def load_checkpoint(
     check_config(load_config(base), task, base)
     # Logits of the head that an adapter brings, which its base's config.json does not know.
     heads = [len(weight) for name, weight in supplied.items() if _NUMBERED_HEAD.search(name)]
-    labels = heads[-1] if heads and task is CLASSIFIER else None
-    model, report = _from_pretrained(base, task, labels, dtype, device_map)
-    source = f"{base}, beneath adapter {adapters[0]}" if adapters else base
-    _check_base(model, report, task, source, supplied)
+    model = load_whole(
+        getattr(transformers, task.auto_class),
+        base,
+        task,
+        dtype=dtype,
+        device_map=device_map,
+        source=f"{base}, beneath adapter {adapters[0]}" if adapters else base,
+        supplied=supplied,
+        **({"num_labels": heads[-1]} if heads and task is CLASSIFIER else {}),
+    )
     for index, (name, weights) in enumerate(zip(adapters, tensors, strict=True)):
         check_adapter_tensors(name, weights)
         model = put_adapter(model, name, merge=merge or index + 1 < len(adapters))
@@ -187,30 +194,51 @@ def check_config(config: Any, task: Task, source: str) -> None:
 # --- Loading and the report of it ----------------------------------------------------------------
 
 
-@dataclass
-class _Report:
-    """What transformers says of a load.
+def load_whole(
+    model_class: Any,
+    base: str,
+    task: Task,
+    *,
+    dtype: Any,
+    device_map: Any,
+    source: str | None = None,
+    supplied: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
+    """Load a model without adapters, every weight of it.
 
-    Attributes:
-        info: Of `output_loading_info`.
-        unconverted: Names of weights that it could not make of the checkpoint's.
+    Args:
+        model_class: Of transformers, or derived from one.
+        base: Folder or Hub id of the model.
+        task: What it is loaded as.
+        dtype: As `from_pretrained` takes it.
+        device_map: Likewise.
+        source: What messages call it; None for `base`.
+        supplied: Weights by name that need not be in it, since an adapter brings them.
+        settings: Of its configuration.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: As `load_checkpoint`.
     """
-
-    info: Mapping[str, Any] = field(default_factory=dict)
-    unconverted: list[str] = field(default_factory=list)
-
-
-def _from_pretrained(
-    base: str, task: Task, labels: int | None, dtype: Any, device_map: Any
-) -> tuple[Any, _Report]:
     import torch
-    import transformers
 
-    report = _Report()
-    settings = {} if labels is None else {"num_labels": labels}
-    try:
-        with _report_kept(report):
-            model, report.info = getattr(transformers, task.auto_class).from_pretrained(
+    unconverted: list[str] = []  # weights that it could not make of the checkpoint's
+
+    def keep(record: logging.LogRecord) -> bool:
+        # Its table of missing weights stays off the terminal: our one line says it.
+        report = "LOAD REPORT" in str(record.msg)
+        unconverted.extend(_CONVERSION.findall(str(record.msg)) if report else ())
+        return not report
+
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(keep)
+    cure = "check the path, the dtype and the device, or that the Hub id exists and can be reached"
+    with foreign_files(base, saw=f"cannot load {base}", expected=task.wanted, cure=cure):
+        try:
+            model, info = model_class.from_pretrained(
                 base,
                 dtype=dtype,
                 device_map=device_map,
@@ -218,69 +246,35 @@ def _from_pretrained(
                 ignore_mismatched_sizes=True,  # they are reported, and refused by name below
                 **settings,
             )
-    except PrefstageError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ModelError.of(
-            saw=f"no memory to load {base} ({reason_of(error)})",
-            expected="room for the model's weights",
-            cure="take a smaller dtype, or another device",
-        ) from error
-    except Exception as error:  # what a foreign file makes transformers and torch raise is anything
-        if report.unconverted:
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise ModelError.of(
+                saw=f"no memory to load {base} ({reason_of(error)})",
+                expected="room for the model's weights",
+                cure="take a smaller dtype, or another device",
+            ) from error
+        except Exception:
+            made_of = "which parts of other shape or number make up"
             check_weights(
                 base,
-                missing=[
-                    f"{name}, which parts of other shape or number make up"
-                    for name in report.unconverted
-                ],
+                missing=[f"{name}, {made_of}" for name in unconverted],
                 expected=task.wanted,
                 cure=_cure_of(task, ()),
             )
-        broken = unreadable_file(Path(base))
-        if broken is not None:
-            raise ModelError.of(
-                saw=f"{broken[0]} cannot be read ({broken[1]})",
-                expected="a whole file of weights",
-                cure="copy or download it again",
-            ) from error
-        raise ModelError.of(
-            saw=f"cannot load {base}: {reason_of(error)}",
-            expected=task.wanted,
-            cure="check the path, the dtype and the device, or that the Hub id exists and can be "
-            "reached",
-        ) from error
-    return model, report
-
-
-@contextmanager
-def _report_kept(report: _Report) -> Iterator[None]:
-    """Keep transformers' table of missing weights off the terminal: our one line says it."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        text = str(record.msg)
-        if "LOAD REPORT" not in text:
-            return True
-        report.unconverted += _CONVERSION.findall(text)
-        return False
-
-    log = logging.getLogger("transformers.modeling_utils")
-    log.addFilter(keep)
-    try:
-        yield
-    finally:
-        log.removeFilter(keep)
+            raise
+        finally:
+            log.removeFilter(keep)
+    _check_base(model, info, task, source or base, supplied or {})
+    return model
 
 
 def _check_base(
-    model: Any, report: _Report, task: Task, source: str, supplied: Mapping[str, Any]
+    model: Any, info: Mapping[str, Any], task: Task, source: str, supplied: Mapping[str, Any]
 ) -> None:
     """Check a model's weights; those that an adapter brings need not be in the base."""
-    info = report.info
     missing = {name for name in info.get("missing_keys", ()) if name not in supplied}
     unexpected = {n for n in info.get("unexpected_keys", ()) if not _LEFTOVERS.search(n)}
     reshaped = {
-        name: f"{_shape(saved)} in the file, {_shape(wanted)} by config.json"
+        name: f"{list(saved)} in the file, {list(wanted)} by config.json"
         for name, saved, wanted in info.get("mismatched_keys", ())
         if name not in supplied
     }
@@ -292,14 +286,13 @@ def _check_base(
             {n for n in names if n.endswith((".weight", ".bias"))}
             for names in (missing, unexpected)
         )
-    cure = _cure_of(task, unexpected)
     check_weights(
         source,
         missing=missing,
         unexpected=unexpected,
         reshaped=reshaped,
         expected=task.wanted,
-        cure=cure,
+        cure=_cure_of(task, unexpected),
     )
     if task is CAUSAL_LM and getattr(model.config, "is_decoder", None) is False:
         raise ModelError.of(
@@ -307,16 +300,13 @@ def _check_base(
             expected=task.wanted,
             cure="use a language model that reads from left to right",
         )
+    half = str(getattr(model, "dtype", "")) == "torch.float16"
     check_weights(
         source,
         not_finite=not_finite_names(model.state_dict()),
         expected="finite numbers",
         cure="use an earlier or another copy of the checkpoint"
-        + (
-            "; float16 ends at 65,504: try bfloat16"
-            if str(getattr(model, "dtype", "")) == "torch.float16"
-            else ""
-        ),
+        + ("; float16 ends at 65,504: try bfloat16" if half else ""),
     )
 
 
@@ -326,10 +316,6 @@ def _cure_of(task: Task, unexpected: Any) -> str:
             "this is a reward or value model, which serves as judge (reward:PATH): use the "
             "language model's own checkpoint"
         )
-    if task is CLASSIFIER:
+    if task is not CAUSAL_LM:
         return task.cure
     return "use the whole checkpoint, with the config.json that belongs to it"
-
-
-def _shape(shape: Any) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"

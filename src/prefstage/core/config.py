@@ -68,12 +68,12 @@ def load_config(
             expected="the path of a YAML file, or a mapping of settings",
             cure="pass one of these",
         )
-    source = Path(source) if isinstance(source, str) else source
-    values = _read_mapping(source) if isinstance(source, Path) else dict(source or {})
+    origin = str(source) if isinstance(source, Path | str) else ""
+    values = dict(source or {}) if isinstance(source, Mapping | None) else _read(Path(source))
     for key, value in (overrides or {}).items():
         if value is not None:
             _set_dotted(values, key.split("."), value)
-    return check_config(schema, values, origin=str(source) if isinstance(source, Path) else "")
+    return check_config(schema, values, origin=origin)
 
 
 def check_config(schema: type[ConfigT], values: Mapping[str, Any], *, origin: str = "") -> ConfigT:
@@ -176,43 +176,23 @@ def _config_error(schema: Any, error: ValidationError, origin: str) -> ConfigErr
     return ConfigError(" ".join("; ".join(lines).split()))
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    expected = "a YAML file with settings as key: value"
+def _read(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_SettingsLoader)
+        if loaded is None:
+            return {}
+        if isinstance(loaded, dict) and all(isinstance(key, str) for key in loaded):
+            return loaded
+        saw, cure = f" holds a {type(loaded).__name__}", "write one setting a line, e.g. seed: 0"
     except OSError as error:
-        raise ConfigError.of(
-            saw=f"config {path}: {error.strerror}", expected=expected, cure="check the path"
-        ) from None
+        saw, cure = f": {error.strerror}", "check the path"
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError.of(
-            saw=f"config {path}{line}: {error.problem}", expected=expected, cure="mend that line"
-        ) from None
+        saw, cure = f"{line}: {error.problem}", "mend that line"
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError.of(
-            saw=f"config {path}: {error}", expected=expected, cure="save it as UTF-8 text"
-        ) from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
-        raise ConfigError.of(
-            saw=f"config {path} holds a {type(loaded).__name__}",
-            expected=expected,
-            cure="write one setting a line, e.g. seed: 0",
-        )
-    return loaded
-
-
-def _implicit_resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """Of a plain word's first letter, what it may mean besides text."""
-    resolvers = {
-        first: [(tag, pattern) for tag, pattern in meanings if tag != _BOOL_TAG]
-        for first, meanings in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    for first in "tTfF":
-        resolvers.setdefault(first, []).append((_BOOL_TAG, re.compile("^(?:[Tt]rue|[Ff]alse)$")))
-    return resolvers
+        saw, cure = f": {error}", "save it as UTF-8 text"
+    expected = "a YAML file with settings as key: value"
+    raise ConfigError.of(saw=f"config {path}{saw}", expected=expected, cure=cure)
 
 
 class _SettingsLoader(yaml.SafeLoader):
@@ -221,17 +201,23 @@ class _SettingsLoader(yaml.SafeLoader):
     In YAML 1.1 the words on and off are booleans too; here they are sides of a comparison.
     """
 
-    yaml_implicit_resolvers = _implicit_resolvers()
+    # Of a plain word's first letter, what it may mean besides text.
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
+        first: [meaning for meaning in meanings if meaning[0] != _BOOL_TAG]
+        for first, meanings in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As the base class, but a key that stands twice is an error."""
         keys = [key.value for key, _ in node.value]
-        twice = next((key for key, _ in node.value if keys.count(key.value) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{twice.value!r} is set twice", twice.start_mark
-            )
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                text = f"{key.value!r} is set twice"
+                raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
         return super().construct_mapping(node, deep=deep)
+
+
+_SettingsLoader.add_implicit_resolver(_BOOL_TAG, re.compile("^(?:[Tt]rue|[Ff]alse)$"), list("tTfF"))
 
 
 def _set_dotted(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -249,7 +235,10 @@ def _describe(schema: type[BaseModel], fault: Any, origin: str) -> str:
     prefix = f"{origin}: " if origin else ""
     if fault["type"] == "extra_forbidden":
         *parents, name = [str(part) for part in fault["loc"]]
-        known = list(_model_at(schema, parents).model_fields)
+        for part in parents:
+            if part in schema.model_fields:  # no place in a list
+                schema = _model_in(schema.model_fields[part].annotation) or schema
+        known = list(schema.model_fields)
         guess = nearest(name, known)
         cure = f"did you mean {'.'.join([*parents, guess])!r}?" if guess else "remove it"
         return f"{prefix}unknown setting {setting!r}; expected one of {', '.join(known)}; {cure}"
@@ -262,17 +251,8 @@ def _describe(schema: type[BaseModel], fault: Any, origin: str) -> str:
     return f"{prefix}setting {setting!r} is {seen}; expected {reason}; change it"
 
 
-def _model_at(schema: type[BaseModel], parents: list[str]) -> type[BaseModel]:
-    for name in parents:
-        field = schema.model_fields.get(name)
-        if field is None:
-            continue
-        schema = _model_in(field.annotation) or schema
-    return schema
-
-
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The first model inside an annotation such as ``list[Model] | None``."""
+    # The first model inside an annotation such as ``list[Model] | None``.
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)

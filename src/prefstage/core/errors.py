@@ -18,7 +18,8 @@ class PrefstageError(Exception):
         Returns:
             The error, to be raised by the caller; its text is one line.
         """
-        parts = (_clause(saw), "expected " + _clause(expected), _clause(cure))
+        # One line a part, without a closing full stop, so that they join into a sentence.
+        parts = (" ".join(part.split()).rstrip(".") for part in (saw, f"expected {expected}", cure))
         return cls("; ".join(parts) + ".")
 
 
@@ -56,8 +57,3 @@ class CheckpointError(PrefstageError, ValueError):
 
 class TrainingError(PrefstageError, RuntimeError):
     """Training cannot go on: a loss that is no number, no memory, no room on the disk."""
-
-
-def _clause(text: str) -> str:
-    """One line without a closing full stop, so that clauses join into a sentence."""
-    return " ".join(text.split()).rstrip(".")

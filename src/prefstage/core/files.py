@@ -33,7 +33,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         # mkstemp makes files that nobody else can read; a result is shared as others are.
-        temporary.chmod(0o666 & ~_umask())
+        mask = os.umask(0)  # reading it means setting it
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
@@ -155,9 +157,3 @@ def _json_line(value: Any) -> bytes:
         return (json.dumps(value, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # a lone surrogate, as "\\ud800" in a server's JSON gives one
         return (json.dumps(value) + "\n").encode()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

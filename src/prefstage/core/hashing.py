@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-_CHUNK_BYTES = 1 << 20
-
 
 def digest(value: Any, *, length: int = 16) -> str:
     """Hash any JSON-serialisable value, independent of key order.
@@ -38,11 +36,8 @@ def digest_file(path: Path, *, length: int = 16) -> str:
     Returns:
         The first `length` hex digits of SHA-256 of its bytes.
     """
-    hasher = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            hasher.update(chunk)
-    return hasher.hexdigest()[:length]
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:length]
 
 
 def seed_for(seed: int, *names: str | int) -> int:

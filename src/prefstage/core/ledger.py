@@ -4,11 +4,9 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from prefstage.core.errors import InputError, ServiceError
@@ -26,37 +24,26 @@ _BUSY_S = 60.0
 _RETRY_S = 0.01
 _PROBABILITY = "probability REAL {null} CHECK (probability BETWEEN 0 AND 1)"
 
-
-@dataclass(frozen=True)
-class _Columns:
-    """SQL definitions of a table's columns: those of its key, and the others."""
-
-    key: tuple[str, ...]
-    values: tuple[str, ...]
-
-    def names(self, part: Literal["key", "values"]) -> str:
-        return ", ".join(column.split()[0] for column in getattr(self, part))
-
-
-_TABLES: dict[Table, _Columns] = {
-    "samplers": _Columns(
+# SQL definitions of a table's columns: those of its key, and the others.
+_TABLES: dict[Table, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "samplers": (
         ("fingerprint TEXT",),
         ("name TEXT NOT NULL", "settings TEXT NOT NULL", "date TEXT NOT NULL"),
     ),
-    "samples": _Columns(
+    "samples": (
         ("sampler TEXT", "prompt TEXT", "position INTEGER"),
         ("answer TEXT NOT NULL", "prompt_tokens INTEGER", "response_tokens INTEGER"),
     ),
-    "rewards": _Columns(("judge TEXT", "prompt TEXT", "response TEXT"), ("reward REAL NOT NULL",)),
-    "judgments": _Columns(
+    "rewards": (("judge TEXT", "prompt TEXT", "response TEXT"), ("reward REAL NOT NULL",)),
+    "judgments": (
         ("judge TEXT", "prompt TEXT", "a TEXT", "b TEXT"),
         (_PROBABILITY.format(null="NOT NULL"), "status TEXT NOT NULL"),
     ),
-    "replies": _Columns(
+    "replies": (
         ("judge TEXT", "prompt TEXT", "first TEXT", "second TEXT", "attempt INTEGER"),
         ("text TEXT NOT NULL", _PROBABILITY.format(null="")),
     ),
-    "gradings": _Columns(("question TEXT", "attempt INTEGER"), ("text TEXT NOT NULL",)),
+    "gradings": (("question TEXT", "attempt INTEGER"), ("text TEXT NOT NULL",)),
 }
 
 
@@ -134,12 +121,7 @@ class Ledger:
         """The open ledger."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the ledger."""
         self.close()
 
@@ -157,11 +139,9 @@ class Ledger:
         Returns:
             Its other columns; None if there is no such record.
         """
-        columns = _TABLES[table]
-        marks = ", ".join("?" * len(key))
-        query = f"SELECT {columns.names('values')} FROM {table} WHERE ({columns.names('key')})"
-        rows = self._execute(f"{query} = ({marks})", key)
-        return rows[0] if rows else None
+        names, marks = _names(_TABLES[table][0]), ", ".join("?" * len(key))
+        rows = self._execute(f"SELECT * FROM {table} WHERE ({names}) = ({marks})", key)
+        return rows[0][len(key) :] if rows else None
 
     def put(self, table: Table, key: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
         """Keep a record.
@@ -240,7 +220,14 @@ class Ledger:
             "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
         ).fetchone()
         if version != _VERSION and (version or tables):
-            raise _another_kind(self.path, version)
+            kind = f"an SQLite file of another kind or version ({version})"
+            cure = "name another file"
+            if version == 1:
+                kind = "a judgment store of an earlier version of prefstage"
+                cure = "delete it (or name another file) and run again: judgments are made anew"
+            raise InputError.of(
+                saw=f"{self.path} is {kind}", expected=f"a ledger of version {_VERSION}", cure=cure
+            )
         self._enter_wal_mode()
         # In WAL mode the default, NORMAL, does not flush each commit: a power cut would lose the
         # last ones, although their buyer was told that they are kept.
@@ -249,10 +236,10 @@ class Ledger:
             # IMMEDIATE takes the write lock first: looking at the tables and making them are one
             # step, also where another process opens the same new file.
             self._connection.execute("BEGIN IMMEDIATE")
-            for name, columns in _TABLES.items():
+            for name, (key, values) in _TABLES.items():
                 self._connection.execute(
-                    f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(columns.key)},"
-                    f" {', '.join(columns.values)}, PRIMARY KEY ({columns.names('key')}))"
+                    f"CREATE TABLE IF NOT EXISTS {name} ({', '.join((*key, *values))},"
+                    f" PRIMARY KEY ({_names(key)}))"
                 )
             self._connection.execute(f"PRAGMA user_version = {_VERSION}")
         # SQLite reads a page only when it is needed; damage shows now, not in the middle of a
@@ -306,15 +293,5 @@ def _check_former(path: Path, former: Sequence[str]) -> None:
         )
 
 
-def _another_kind(path: Path | None, version: int) -> InputError:
-    if version == 1:
-        return InputError.of(
-            saw=f"{path} is a judgment store of an earlier version of prefstage",
-            expected=f"a ledger of version {_VERSION}",
-            cure="delete it (or name another file) and run again: judgments are made anew",
-        )
-    return InputError.of(
-        saw=f"{path} is an SQLite file of another kind or version ({version})",
-        expected=f"a ledger of version {_VERSION}",
-        cure="name another file",
-    )
+def _names(columns: Sequence[str]) -> str:
+    return ", ".join(column.split()[0] for column in columns)

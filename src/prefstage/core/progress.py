@@ -38,15 +38,17 @@ def bars(console: Console, *, disable: bool = False) -> Progress:
     Returns:
         The display, not yet shown.
     """
-    columns = (
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=disable,
+        transient=True,
     )
-    return Progress(*columns, console=console, disable=disable, transient=True)
 
 
 @contextmanager

@@ -46,31 +46,28 @@ class RunFolder:
         Raises:
             RunFolderError: If the folder holds another run, or files and no manifest.
         """
-        key = digest({"command": command, "inputs": dict(inputs)})
+        run = cls(path, digest({"command": command, "inputs": dict(inputs)}))
         manifest = path / MANIFEST
         if manifest.exists():
-            _check_same_run(manifest, key, command, inputs)
-            return cls(path=path, key=key)
+            _check_same_run(manifest, run.key, command, inputs)
+            return run
         if path.exists() and not _is_vacant(path):
             raise RunFolderError.of(
                 saw=f"{path} exists and is not a run folder of prefstage",
                 expected="a new or empty folder, or the folder of the same run",
                 cure="name another folder with --out",
             )
-        record = {"command": command, "key": key, "inputs": dict(inputs), **_circumstances()}
+        record = {
+            "command": command,
+            "key": run.key,
+            "inputs": dict(inputs),
+            "date": date.today().isoformat(),  # of this place, as chat templates read it
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "versions": {name: _version(name) for name in _PACKAGES},
+        }
         write_json(manifest, record)
-        return cls(path=path, key=key)
-
-    def file(self, name: str) -> Path:
-        """Name a file of this run.
-
-        Args:
-            name: Its name inside the folder.
-
-        Returns:
-            Its path; the file may not exist yet.
-        """
-        return self.path / name
+        return run
 
 
 def run_date(folder: Path | None) -> date:
@@ -127,7 +124,9 @@ def lock_file(path: Path) -> Iterator[str | None]:
         None if the lock is held now; otherwise who holds it: " (process 123)", or "" if unknown.
     """
     with path.open("a+") as stream:
-        if not _try_lock(stream):
+        try:
+            _lock(stream)
+        except (BlockingIOError, PermissionError):  # of POSIX, and of Windows
             stream.seek(0)
             number = stream.read().strip()
             yield f" (process {number})" if number else ""
@@ -138,7 +137,7 @@ def lock_file(path: Path) -> Iterator[str | None]:
         yield None
 
 
-def _try_lock(stream: IO[str]) -> bool:
+def _lock(stream: IO[str]) -> None:
     """Take an operating system's lock, which no kill can leave behind as a stale one."""
     if os.name == "nt":
         import msvcrt
@@ -146,19 +145,12 @@ def _try_lock(stream: IO[str]) -> bool:
         # Windows locks bytes, not files, and nobody else may read a locked byte: one far beyond
         # the end, so that others can still read who holds the lock.
         stream.seek(_LOCKED_BYTE)
-        try:
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # Windows alone has it
-        except OSError:
-            return False
+        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # Windows alone has it
         stream.seek(0)
-        return True
-    import fcntl
+    else:
+        import fcntl
 
-    try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 # --- Folders that are whole or absent ------------------------------------------------------------
@@ -176,8 +168,8 @@ def list_files(
     Returns:
         ``{"bytes": size, "sha256": 64 hex digits}`` by relative name, sorted.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [path for path in paths if include(path.relative_to(folder))]
+    files = filter(Path.is_file, folder.rglob("*"))
+    paths = sorted(path for path in files if include(path.relative_to(folder)))
     for path in paths:
         # Windows flushes only what is open for writing.
         with path.open("rb+") as stream:
@@ -185,10 +177,9 @@ def list_files(
     # A file's name is an entry of its folder, which has to reach the disk as well.
     for inner in {path.parent for path in paths}:
         sync_folder(inner)
-    names = [path.relative_to(folder).as_posix() for path in paths]
     return {
-        name: {"bytes": path.stat().st_size, "sha256": content}
-        for name, path, content in zip(names, paths, _hashes(paths), strict=True)
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": content}
+        for path, content in zip(paths, _hashes(paths), strict=True)
     }
 
 
@@ -244,18 +235,9 @@ def _hashes(paths: Iterable[Path]) -> list[str]:
 
 
 def _is_vacant(path: Path) -> bool:
-    """Whether `path` is a folder without content, but for what a killed start left there."""
+    # Empty, but for what a start that was killed before its manifest left there.
     leftover = f".{Path(MANIFEST).stem}-"
     return path.is_dir() and all(child.name.startswith(leftover) for child in path.iterdir())
-
-
-def _circumstances() -> dict[str, Any]:
-    return {
-        "date": date.today().isoformat(),  # of this place, as chat templates read it
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
-    }
 
 
 def _version(package: str) -> str | None:
@@ -268,7 +250,7 @@ def _version(package: str) -> str | None:
 def _check_same_run(manifest: Path, key: str, command: str, inputs: Mapping[str, Any]) -> None:
     try:
         record = json.loads(manifest.read_text(encoding="utf-8"))
-        former_key = record["key"]
+        same = record["key"] == key
         former = {"command": record["command"], **record["inputs"]}
     except (ValueError, KeyError, TypeError):
         raise RunFolderError.of(
@@ -276,16 +258,12 @@ def _check_same_run(manifest: Path, key: str, command: str, inputs: Mapping[str,
             expected="the manifest of the same run",
             cure="name another folder with --out",
         ) from None
-    if former_key == key:
-        return
-    wanted = {"command": command, **inputs}
-    names = sorted(
-        name
-        for name in {*former, *wanted}
-        if former.get(name) != json.loads(json.dumps(wanted.get(name)))
-    )
-    raise RunFolderError.of(
-        saw=f"{manifest.parent} holds another run (different: {', '.join(names)})",
-        expected="a new folder, or the same command with the same settings and inputs",
-        cure="name another folder with --out, or repeat the first run's settings to go on with it",
-    )
+    if not same:
+        wanted = json.loads(json.dumps({"command": command, **inputs}))
+        names = sorted(n for n in {*former, *wanted} if former.get(n) != wanted.get(n))
+        raise RunFolderError.of(
+            saw=f"{manifest.parent} holds another run (different: {', '.join(names)})",
+            expected="a new folder, or the same command with the same settings and inputs",
+            cure="name another folder with --out, or repeat the first run's settings to go on with "
+            "it",
+        )

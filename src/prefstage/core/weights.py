@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefstage.core.errors import InputError, ModelError
+from prefstage.core.errors import InputError, ModelError, PrefstageError
 
 if TYPE_CHECKING:
     import torch
@@ -50,26 +51,57 @@ def unreadable_file(folder: Path) -> tuple[Path, str] | None:
     import torch
     from safetensors import safe_open
 
-    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+    kinds = ("*.safetensors", "*.bin", "*.index.json")
+    for file in (file for kind in kinds for file in sorted(folder.glob(kind))):
+        lost: list[str] = []
         try:
-            with safe_open(file, framework="pt"):
-                pass
-        except Exception as error:  # safetensors' own, which derives from nothing else
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+            elif file.suffix == ".bin":
+                torch.load(file, map_location="meta", weights_only=True)
+            else:
+                shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+                lost = sorted(str(name) for name in shards if not (folder / str(name)).is_file())
+        except Exception as error:  # by the kind of damage; safetensors' derives from nothing else
             return file, reason_of(error)
-    for file in sorted(folder.glob("*.bin")) if folder.is_dir() else ():
-        try:
-            torch.load(file, map_location="meta", weights_only=True)
-        except Exception as error:  # by the kind of damage
-            return file, reason_of(error)
-    for file in sorted(folder.glob("*.index.json")) if folder.is_dir() else ():
-        try:
-            shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            return file, reason_of(error)
-        lost = sorted(str(name) for name in shards if not (folder / str(name)).is_file())
         if lost:
             return file, f"it names {', '.join(lost[:3])}, not there"
     return None
+
+
+@contextmanager
+def foreign_files(
+    folder: str | Path,
+    *,
+    saw: str,
+    expected: str,
+    cure: str,
+    whole: str = "a whole file of weights",
+) -> Iterator[None]:
+    """Turn whatever a library raises over files of others into one error that names the cause.
+
+    Args:
+        folder: Where the files lie, or a Hub id. A file of weights in the folder that is cut off
+            or damaged is named in place of the library's reason.
+        saw: What failed; the reason is added.
+        expected: What the files should have been.
+        cure: What to do.
+        whole: What a damaged file should have been.
+
+    Raises:
+        ModelError: If the block raises what no error of ours is.
+    """
+    try:
+        yield
+    except PrefstageError:
+        raise
+    except Exception as error:  # what a foreign file makes transformers and torch raise is anything
+        saw, broken = f"{saw}: {reason_of(error)}", unreadable_file(Path(folder))
+        if broken is not None:
+            saw, expected = f"{broken[0]} cannot be read ({broken[1]})", whole
+            cure = "copy or download it again"
+        raise ModelError.of(saw=saw, expected=expected, cure=cure) from error
 
 
 _SHOWN_NAMES = 3
@@ -119,14 +151,17 @@ def check_weights(
     Raises:
         ModelError: If any name is given: one line with the first few of every fault.
     """
-    shapes = [f"{name}: {shapes}" for name, shapes in sorted((reshaped or {}).items())]
     faults = {
-        "missing": sorted(missing),
-        "unexpected": sorted(unexpected),
-        "of another shape": shapes,
-        "with NaN or inf": sorted(not_finite),
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": (f"{name}: {shapes}" for name, shapes in (reshaped or {}).items()),
+        "with NaN or inf": not_finite,
     }
-    seen = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
+    seen = []
+    for fault, names in ((fault, sorted(names)) for fault, names in faults.items()):
+        more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+        if names:
+            seen.append(f"{len(names)} {fault} ({', '.join(names[:_SHOWN_NAMES])}{more})")
     if seen:
         raise ModelError.of(
             saw=f"weights of {source}: {', '.join(seen)}", expected=expected, cure=cure
@@ -163,11 +198,6 @@ def not_finite_names(tensors: Mapping[str, "torch.Tensor"]) -> list[str]:
     return names
 
 
-def _some(names: list[str]) -> str:
-    more = len(names) - _SHOWN_NAMES
-    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
 def check_token_ids(ids: Iterable[int], rows: int, *, where: str, tokenizer: Any = None) -> None:
     """Check that a model has an embedding for every token of a text.
 
@@ -182,18 +212,16 @@ def check_token_ids(ids: Iterable[int], rows: int, *, where: str, tokenizer: Any
     Raises:
         InputError: If an id is negative or beyond the embeddings.
     """
-    unknown = next((token for token in ids if not 0 <= token < rows), None)
-    if unknown is None:
-        return
-    text = None
-    if tokenizer is not None and unknown >= 0:
-        text = tokenizer.convert_ids_to_tokens(int(unknown))
-    raise InputError.of(
-        saw=f"{where}: token {unknown}" + (f" ({text!r})" if text else ""),
-        expected=f"ids from 0 to {rows - 1}, the model's vocabulary",
-        cure="use the model's own tokenizer, or give the model embeddings for the new tokens "
-        "(model.resize_token_embeddings)",
-    )
+    for token in ids:
+        if not 0 <= token < rows:
+            known = tokenizer is not None and token >= 0
+            text = tokenizer.convert_ids_to_tokens(int(token)) if known else None
+            raise InputError.of(
+                saw=f"{where}: token {token}" + (f" ({text!r})" if text else ""),
+                expected=f"ids from 0 to {rows - 1}, the model's vocabulary",
+                cure="use the model's own tokenizer, or give the model embeddings for the new "
+                "tokens (model.resize_token_embeddings)",
+            )
 
 
 def ids_without_token(tokenizer: Any, rows: int) -> list[int]:
@@ -208,8 +236,7 @@ def ids_without_token(tokenizer: Any, rows: int) -> list[int]:
     Returns:
         The ids, ascending.
     """
-    known = set(tokenizer.get_vocab().values())
-    return [token for token in range(rows) if token not in known]
+    return sorted(set(range(rows)) - set(tokenizer.get_vocab().values()))
 
 
 def embedding_rows(model: Any) -> int:

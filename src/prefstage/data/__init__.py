@@ -1,7 +1,8 @@
 """Readers for every known preference format, validation, and tokenisation."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prefstage.core.exports import on_first_use
 
 if TYPE_CHECKING:
     from prefstage.data.grouping import keep_sources, pairs_to_candidates
@@ -56,26 +57,19 @@ __all__ = [
     "pairs_to_candidates",
     "prompt_id_of",
 ]
-_HOMES = {
-    "grouping": "keep_sources pairs_to_candidates",
-    "loading": "load_candidates load_conversations load_pairs load_prompts load_unpaired",
-    "reading": "CandidateStream PairStream",
-    "records": "Candidates Conversation Message Pair Prompt Unpaired prompt_id_of",
-    "rows": "LoadReport",
-    "sets": "CandidateSet ConversationSet PairSet RecordSet UnpairedSet",
-    "settings": "ReadOptions",
-    "tokenising": "ResponseEncoder TokenTree",
-    "tokenizer_files": "load_tokenizer",
-}
 
-
-def __getattr__(name: str) -> Any:
-    # Public names are imported on first use: records alone must not load transformers.
-    home = next((home for home, names in _HOMES.items() if name in names.split()), None)
-    if home is None:
-        raise AttributeError(f"module 'prefstage.data' has no attribute {name!r}")
-    return getattr(import_module(f"prefstage.data.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+# Public names are imported on first use: records alone must not load transformers.
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "grouping": "keep_sources pairs_to_candidates",
+        "loading": "load_candidates load_conversations load_pairs load_prompts load_unpaired",
+        "reading": "CandidateStream PairStream",
+        "records": "Candidates Conversation Message Pair Prompt Unpaired prompt_id_of",
+        "rows": "LoadReport",
+        "sets": "CandidateSet ConversationSet PairSet RecordSet UnpairedSet",
+        "settings": "ReadOptions",
+        "tokenising": "ResponseEncoder TokenTree",
+        "tokenizer_files": "load_tokenizer",
+    },
+)

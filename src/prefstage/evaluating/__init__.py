@@ -1,7 +1,8 @@
 """How good is the policy: win rates one can trust, and benchmarks that users expect."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prefstage.core.exports import on_first_use
 
 if TYPE_CHECKING:
     from prefstage.evaluating.alpaca_files import (
@@ -49,26 +50,6 @@ if TYPE_CHECKING:
     )
     from prefstage.evaluating.win_rates import JudgedAnswer, WinRate, win_rate
 
-_MODULES = {
-    "alpaca_files": (
-        *("Annotation", "leaderboard_row", "read_annotations", "read_leaderboard"),
-        *("read_prompt_numbers", "write_annotations", "write_leaderboard"),
-    ),
-    "answers": ("Answer", "Answers", "answer_prompts", "load_answers", "write_model_outputs"),
-    "comparing": (
-        *("CheckpointRates", "CheckpointTable", "Difference", "compare_win_rates"),
-        *("rankings_against_win_rates",),
-    ),
-    "difficulty": ("absorbed_shares", "control_jointly", "estimate_difficulty"),
-    "evaluation": ("evaluate",),
-    "length_controlled": ("LengthControlledWinRate", "LengthWeights", "length_controlled_win_rate"),
-    "length_interval": ("length_controlled_interval", "widened"),
-    "mt_bench": ("MtBench", "Question", "load_questions", "run_mt_bench"),
-    "rates": ("Rates", "rates_of"),
-    "settings": ("EvaluateConfig", "EvaluateSettings", "MtBenchConfig", "WinRateConfig"),
-    "win_rates": ("JudgedAnswer", "WinRate", "win_rate"),
-}
-
 __all__ = [
     "Annotation",
     "Answer",
@@ -111,15 +92,26 @@ __all__ = [
     "write_model_outputs",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: the settings alone, which help texts need, load no arrays."""
-    module = next((module for module, names in _MODULES.items() if name in names), None)
-    if module is None:
-        raise AttributeError(f"module 'prefstage.evaluating' has no attribute {name!r}")
-    return getattr(import_module(f"prefstage.evaluating.{module}"), name)
-
-
-def __dir__() -> list[str]:
-    """List the public names."""
-    return list(__all__)
+# Import on first use: the settings alone, which help texts need, load no arrays.
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "alpaca_files": (
+            "Annotation leaderboard_row read_annotations read_leaderboard "
+            "read_prompt_numbers write_annotations write_leaderboard"
+        ),
+        "answers": "Answer Answers answer_prompts load_answers write_model_outputs",
+        "comparing": (
+            "CheckpointRates CheckpointTable Difference compare_win_rates "
+            "rankings_against_win_rates"
+        ),
+        "difficulty": "absorbed_shares control_jointly estimate_difficulty",
+        "evaluation": "evaluate",
+        "length_controlled": "LengthControlledWinRate LengthWeights length_controlled_win_rate",
+        "length_interval": "length_controlled_interval widened",
+        "mt_bench": "MtBench Question load_questions run_mt_bench",
+        "rates": "Rates rates_of",
+        "settings": "EvaluateConfig EvaluateSettings MtBenchConfig WinRateConfig",
+        "win_rates": "JudgedAnswer WinRate win_rate",
+    },
+)

@@ -378,7 +378,7 @@ def _grade(settings: EvaluateSettings, out: Path | None) -> Outcome:
         graded = run_mt_bench(
             questions, sampler=sampler, judge=judge, folder=run.path, config=config
         )
-    written = [run.file("mt_bench.json")]
+    written = [run.path / "mt_bench.json"]
     write_json(written[0], graded.as_dict())
     headline = f"{graded.model}: score {score_text(graded.score, graded.interval)}"
     facts = {"policy": graded.model, "judge": graded.judge}

@@ -1,15 +1,13 @@
 """What a judge is: P(a ≻ b | x), the probability that response a is better than b."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self, TypeVar
 
 from prefstage.core.errors import InputError
 from prefstage.core.ledger import Ledger
 from prefstage.data.records import Message, Prompt
-
-_SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System", "tool": "Tool"}
 
 
 def content_of(message: Message) -> str:
@@ -26,13 +24,21 @@ def content_of(message: Message) -> str:
         InputError: If the content holds something else than text, such as an image.
     """
     content = message.get("content")
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return "\n".join(_part_text(part) for part in content)
-    raise _not_text(content)
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = list[str]()
+    for part in content if isinstance(content, list) else [content]:
+        # Only a list has parts: a part in place of the content is as unknown as anything else.
+        text = part.get("text") if isinstance(part, Mapping) and part is not content else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise InputError.of(
+                saw=f"a message content of kind {kind!r}",
+                expected="text (a string, or a list of text parts)",
+                cure="leave out prompts with images or audio, which this judge cannot read",
+            )
+        texts.append(text)
+    return "\n".join(texts)
 
 
 def plain_prompt(prompt: Prompt) -> str:
@@ -47,29 +53,9 @@ def plain_prompt(prompt: Prompt) -> str:
     """
     if len(prompt) == 1 and prompt[0].get("role") == "user":
         return content_of(prompt[0])
-    return "\n\n".join(f"{_speaker(message)}: {content_of(message)}" for message in prompt)
-
-
-def _speaker(message: Message) -> str:
-    role = str(message.get("role", "user"))
-    return _SPEAKERS.get(role, role.capitalize())
-
-
-def _part_text(part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise _not_text(part)
-
-
-def _not_text(part: Any) -> InputError:
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    return InputError.of(
-        saw=f"a message content of kind {kind!r}",
-        expected="text (a string, or a list of text parts)",
-        cure="leave out prompts with images or audio, which this judge cannot read",
-    )
+    speakers = (str(message.get("role", "user")).capitalize() for message in prompt)
+    texts = map(content_of, prompt)
+    return "\n\n".join(f"{who}: {text}" for who, text in zip(speakers, texts, strict=True))
 
 
 Item = tuple[Prompt, str]
@@ -138,7 +124,7 @@ class Judge:
     @property
     def counts(self) -> Mapping[str, int]:
         """What happened so far: "calls", and where they apply "truncated", "undecided"."""
-        return {}
+        return dict(getattr(self, "_counts", {}))
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
         """Judge each comparison.
@@ -233,41 +219,33 @@ def _lacks(judge: Judge, does: str, methods: str) -> InputError:
     )
 
 
+def turned(comparison: Comparison) -> Comparison:
+    """The same comparison with the two responses exchanged."""
+    return replace(comparison, a=comparison.b, b=comparison.a)
+
+
 def flipped(judgment: Judgment) -> Judgment:
     """The same judgment with the two responses exchanged: P(b ≻ a) = 1 - P(a ≻ b)."""
-    return Judgment(probability=1.0 - judgment.probability, status=judgment.status)
+    return replace(judgment, probability=1.0 - judgment.probability)
 
 
-def bradley_terry(reward_a: float, reward_b: float) -> float:
-    """P(a ≻ b) = σ(r_a - r_b).
+def judgment_of_rewards(reward_a: float, reward_b: float) -> Judgment:
+    """P(a ≻ b) = σ(r_a - r_b) of two rewards; undecided where one is no finite number.
 
     Args:
         reward_a: Reward of the first response, in nats of preference odds.
         reward_b: Reward of the second.
 
     Returns:
-        The probability that the first is better, in [0, 1].
+        The judgment.
 
     Source:
         Bradley & Terry 1952, Biometrika 39; as the reward model's likelihood, Ouyang et al.
         2022, arXiv:2203.02155, Eq. 1.
     """
-    return sigmoid(reward_a - reward_b)
-
-
-def judgment_of_rewards(reward_a: float, reward_b: float) -> Judgment:
-    """P(a ≻ b) of two rewards; undecided where one is no finite number.
-
-    Args:
-        reward_a: Reward of the first response.
-        reward_b: Reward of the second.
-
-    Returns:
-        The judgment.
-    """
-    if not (math.isfinite(reward_a) and math.isfinite(reward_b)):
-        return UNDECIDED
-    return Judgment(bradley_terry(reward_a, reward_b))
+    if math.isfinite(reward_a) and math.isfinite(reward_b):
+        return Judgment(sigmoid(reward_a - reward_b))
+    return UNDECIDED
 
 
 def sigmoid(logit: float) -> float:
@@ -292,10 +270,11 @@ def compare_by_rewards(
         P(a ≻ b) = σ(r_a - r_b) of each comparison, in order.
     """
     wanted = [c for c in comparisons if c.a != c.b]
-    rewards = score([(c.prompt, text) for c in wanted for text in (c.a, c.b)])
-    pairs = zip(rewards[::2], rewards[1::2], strict=True)
-    decided = iter([judgment_of_rewards(a, b) for a, b in pairs])
-    return [TIE if c.a == c.b else next(decided) for c in comparisons]
+    rewards = iter(score([(c.prompt, text) for c in wanted for text in (c.a, c.b)]))
+    return [
+        TIE if c.a == c.b else judgment_of_rewards(next(rewards), next(rewards))
+        for c in comparisons
+    ]
 
 
 def in_order(results: Iterable[tuple[int, T]], count: int) -> list[T]:
@@ -310,3 +289,29 @@ def in_order(results: Iterable[tuple[int, T]], count: int) -> list[T]:
     """
     by_position = dict(results)
     return [by_position[position] for position in range(count)]
+
+
+def answered_once(
+    keys: Sequence[Hashable],
+    known: Iterable[T | None],
+    ask: Callable[[Sequence[int]], Iterable[tuple[int, T]]],
+) -> Iterator[tuple[int, T]]:
+    """Answer questions of which some are known already; equal ones are asked once.
+
+    Args:
+        keys: One a question: equal for equal questions.
+        known: The answer to each, or None.
+        ask: Takes positions of questions, and gives (index among these, answer) in any order.
+
+    Yields:
+        (position, answer): each position once, what is known first.
+    """
+    missing: dict[Hashable, list[int]] = {}
+    for position, (key, answer) in enumerate(zip(keys, known, strict=True)):
+        if answer is None:
+            missing.setdefault(key, []).append(position)
+        else:
+            yield position, answer
+    waiting = list(missing.values())
+    for index, answer in ask([positions[0] for positions in waiting]):
+        yield from ((position, answer) for position in waiting[index])

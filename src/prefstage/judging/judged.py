@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, TypeVar
 
@@ -16,14 +16,15 @@ from prefstage.judging.base import (
     Item,
     Judge,
     Judgment,
+    answered_once,
     compare_by_rewards,
     content_of,
     flipped,
     in_order,
+    turned,
 )
 
-Question = TypeVar("Question")
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 def stored(judge: Judge, ledger: Ledger) -> Judge:
@@ -54,9 +55,7 @@ def stored_judgment(judge: str, comparison: Comparison, ledger: Ledger) -> Judgm
     """
     ordered = _in_kept_order(comparison)
     row = ledger.get("judgments", question_key(judge, ordered))
-    if row is None:
-        return None
-    return _turned_back(Judgment(*row), comparison, ordered)
+    return None if row is None else _turned_back(Judgment(*row), comparison, ordered)
 
 
 def stored_reward(judge: str, item: Item, ledger: Ledger) -> float | None:
@@ -102,62 +101,41 @@ class _StoredJudge(Judge):
         if self.pointwise:
             yield from super().stream(comparisons)
             return
-        decided = [(i, TIE) for i, c in enumerate(comparisons) if c.a == c.b]
-        yield from decided
         # Always asked in the order in which a pair is kept: (f(a, b) + 1 - f(b, a)) / 2 rounds
         # otherwise when a and b are exchanged, and a tie would depend on who asked first.
         ordered = [_in_kept_order(comparison) for comparison in comparisons]
-        for position, judgment in self._missing_asked(
-            [(i, c) for i, c in enumerate(ordered) if c.a != c.b],
-            key=lambda c: question_key(self.fingerprint, c),
-            get=lambda c: stored_judgment(self.fingerprint, c, self._ledger),
-            ask=self._judge.stream,
-            put=self._put_judgment,
-        ):
+        keys = [question_key(self.fingerprint, comparison) for comparison in ordered]
+
+        def ask(positions: Sequence[int]) -> Iterator[tuple[int, Judgment]]:
+            missing = [ordered[position] for position in positions]
+            for index, judgment in self._judge.stream(missing):
+                key, values = keys[positions[index]], (judgment.probability, judgment.status)
+                yield index, Judgment(*self._ledger.put("judgments", key, values))
+
+        known = (
+            TIE if c.a == c.b else self._counted(stored_judgment(self.fingerprint, c, self._ledger))
+            for c in ordered
+        )
+        for position, judgment in answered_once(keys, known, ask):
             yield position, _turned_back(judgment, comparisons[position], ordered[position])
 
     def stream_scores(self, items: Sequence[Item]) -> Iterator[tuple[int, float]]:
-        return self._missing_asked(
-            list(enumerate(items)),
-            key=lambda item: _reward_key(self.fingerprint, item),
-            get=lambda item: stored_reward(self.fingerprint, item, self._ledger),
-            ask=self._judge.stream_scores,
-            put=self._put_reward,
-        )
+        keys = [_reward_key(self.fingerprint, item) for item in items]
 
-    def _missing_asked(
-        self,
-        questions: Sequence[tuple[int, Question]],
-        *,
-        key: Callable[[Question], Any],
-        get: Callable[[Question], Result | None],
-        ask: Callable[[Sequence[Question]], Iterator[tuple[int, Result]]],
-        put: Callable[[Question, Result], Result],
-    ) -> Iterator[tuple[int, Result]]:
-        """What the ledger holds, then what the judge gives; equal questions are asked once."""
-        missing: dict[Any, list[tuple[int, Question]]] = {}
-        for position, question in questions:
-            known = get(question)
-            if known is None:
-                missing.setdefault(key(question), []).append((position, question))
-            else:
-                self._reused += 1
-                yield position, known
-        waiting = list(missing.values())
-        for index, result in ask([same[0][1] for same in waiting]):
-            kept = put(waiting[index][0][1], result)
-            yield from ((position, kept) for position, _ in waiting[index])
+        def ask(positions: Sequence[int]) -> Iterator[tuple[int, float]]:
+            missing = [items[position] for position in positions]
+            for index, reward in self._judge.stream_scores(missing):
+                kept: tuple[float, ...] = (reward,)
+                if not math.isnan(reward):  # no number: the judge is asked again next time
+                    kept = self._ledger.put("rewards", keys[positions[index]], kept)
+                yield index, float(kept[0])
 
-    def _put_judgment(self, comparison: Comparison, judgment: Judgment) -> Judgment:
-        key = question_key(self.fingerprint, comparison)
-        return Judgment(
-            *self._ledger.put("judgments", key, (judgment.probability, judgment.status))
-        )
+        rewards = (stored_reward(self.fingerprint, item, self._ledger) for item in items)
+        return answered_once(keys, map(self._counted, rewards), ask)
 
-    def _put_reward(self, item: Item, reward: float) -> float:
-        if math.isnan(reward):  # no number: undecided, and the judge is asked again next time
-            return reward
-        return float(self._ledger.put("rewards", _reward_key(self.fingerprint, item), (reward,))[0])
+    def _counted(self, known: T | None) -> T | None:
+        self._reused += known is not None
+        return known
 
 
 def _reward_key(judge: str, item: Item) -> tuple[str, str, str]:
@@ -172,16 +150,11 @@ def _hash(text: str) -> str:
 
 def _in_kept_order(comparison: Comparison) -> Comparison:
     """The pair in the order in which the ledger keeps it, whoever asks."""
-    if _hash(comparison.b) < _hash(comparison.a):
-        return replace(comparison, a=comparison.b, b=comparison.a)
-    return comparison
+    return turned(comparison) if _hash(comparison.b) < _hash(comparison.a) else comparison
 
 
 def _turned_back(judgment: Judgment, asked: Comparison, ordered: Comparison) -> Judgment:
     return judgment if asked.a == ordered.a else flipped(judgment)
-
-
-T = TypeVar("T")
 
 
 def comparison_of(pair: Pair) -> Comparison:
@@ -249,14 +222,16 @@ def _shown(label: str, results: Iterator[tuple[int, T]], count: int) -> list[T]:
 
 def _mean_wins(count: int, judgments: Iterator[Judgment]) -> list[float]:
     wins: list[list[float]] = [[] for _ in range(count)]
-    for a, b in combinations(range(count), 2):
-        probability = next(judgments).probability
-        wins[a].append(probability)
-        wins[b].append(1.0 - probability)
+    # The combinations end first, so that no judgment of the next prompt is taken.
+    for (a, b), judgment in zip(combinations(wins, 2), judgments, strict=False):
+        a.append(judgment.probability)
+        b.append(1.0 - judgment.probability)
     return [math.fsum(shares) / len(shares) if shares else 0.5 for shares in wins]
 
 
 _Z_95 = 1.959963984540054
+TIE_AGREEMENT = 0.5
+_TIE_VOTE = 0.5
 
 
 @dataclass(frozen=True)
@@ -288,7 +263,10 @@ class LabelAgreement:
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable; unknown shares are null."""
         values = {**asdict(self), "interval": list(self.interval)}
-        return {name: _null_if_nan(value) for name, value in values.items()}
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in values.items()
+        }
 
 
 def agreement_with_labels(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> LabelAgreement:
@@ -310,7 +288,11 @@ def agreement_with_labels(pairs: Sequence[Pair], judgments: Sequence[Judgment]) 
         if pair.agreement != TIE_AGREEMENT
     ]
     votes = [_vote(judgment.probability - 0.5) for _, judgment in labelled]
-    longer = [_vote(_length_gap(pair)) for pair, _ in labelled]
+    lengths = [
+        [sum(len(content_of(m)) for m in side) for side in (pair.chosen, pair.rejected)]
+        for pair, _ in labelled
+    ]
+    longer = [_vote(chosen - rejected) for chosen, rejected in lengths]
     undecided = sum(judgment.status == "undecided" for _, judgment in labelled)
     agreement = _mean(votes)
     return LabelAgreement(
@@ -354,24 +336,9 @@ def wilson_interval(share: float, count: int, *, z: float = _Z_95) -> tuple[floa
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
-TIE_AGREEMENT = 0.5
-_TIE_VOTE = 0.5
-
-
 def _vote(difference: float) -> float:
     return _TIE_VOTE if difference == 0 else float(difference > 0)
 
 
-def _length_gap(pair: Pair) -> int:
-    chosen, rejected = (
-        sum(len(content_of(m)) for m in side) for side in (pair.chosen, pair.rejected)
-    )
-    return chosen - rejected
-
-
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def _null_if_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -4,9 +4,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -14,13 +14,23 @@ from prefstage.core.config import Config, load_config
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.hashing import digest
 from prefstage.core.ledger import Ledger
-from prefstage.data.records import prompt_id_of
-from prefstage.judging.base import TIE, UNDECIDED, Comparison, Judge, Judgment, plain_prompt
+from prefstage.judging.base import (
+    TIE,
+    UNDECIDED,
+    Comparison,
+    Judge,
+    Judgment,
+    plain_prompt,
+    turned,
+)
 from prefstage.judging.judged import question_key
 from prefstage.serving.client import ServerClient, ask_all
-from prefstage.serving.protocol import ChatReply
 
 _PLACEHOLDERS = ("conversation", "response_a", "response_b")
+_HALF = 0.5
+_TOP_LOGPROBS = 20  # the most that OpenAI and vLLM give by default
+_RETRY_TEMPERATURE = 0.7
+_READING = 1  # raise when the way answers are read changes: stored readings then do not fit
 
 _SYSTEM = """\
 You are an impartial judge of assistant responses. You are shown a conversation and two \
@@ -50,6 +60,9 @@ _USER = """\
 Which response is better, A or B? Write one letter and nothing else: A, B, or C for a tie.
 Your verdict:"""
 
+Key = tuple[str, str, str, str]
+"""As the ledger names a comparison in the order in which it is shown."""
+
 REMINDER = " (exactly one letter, A, B or C, without any other text)"
 
 
@@ -72,18 +85,13 @@ class JudgePrompt(Config):
     @model_validator(mode="after")
     def _has_placeholders(self) -> Self:
         for name in _PLACEHOLDERS:
-            if self.user.count(f"{{{name}}}") != 1:
+            times = self.user.count(f"{{{name}}}")
+            if times != 1:
                 raise ValueError(
-                    f"the judge prompt's `user` text has {{{name}}} "
-                    f"{self.user.count(f'{{{name}}}')} times; expected it once; write it where "
-                    "the text shall stand"
+                    f"the judge prompt's `user` text has {{{name}}} {times} times; expected it "
+                    "once; write it where the text shall stand"
                 )
         return self
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a prompt from YAML with the keys `system` and `user`."""
-        return load_config(cls, path)
 
     def messages(self, question: Comparison, *, reminded: bool = False) -> list[dict[str, str]]:
         """The chat messages of one question, response `a` shown as A.
@@ -104,9 +112,8 @@ class JudgePrompt(Config):
         # In one pass, so that a placeholder inside a response stays what it is: text.
         names = "|".join(_PLACEHOLDERS)
         user = re.sub(rf"\{{({names})\}}", lambda match: texts[match[1]], self.user)
-        user += REMINDER if reminded else ""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": user}]
+        messages = {"system": self.system, "user": user + (REMINDER if reminded else "")}
+        return [{"role": role, "content": text} for role, text in messages.items() if text]
 
 
 def fenced(label: str, text: str, code: str) -> str:
@@ -126,10 +133,8 @@ def fence_code(question: Comparison) -> str:
     contain the hash of itself.
     """
     texts = [plain_prompt(question.prompt), *sorted((question.a, question.b))]
-    salt = 0
-    while any((code := digest([salt, *texts])) in text for text in texts):
-        salt += 1
-    return code
+    codes = (digest([salt, *texts]) for salt in count())
+    return next(code for code in codes if not any(code in text for text in texts))
 
 
 def read_verdict(text: str) -> float | None:
@@ -193,15 +198,6 @@ def read_token_verdict(
     return (mass["A"] + 0.5 * mass["C"]) / total if total >= _HALF else None
 
 
-_HALF = 0.5
-
-
-_TOP_LOGPROBS = 20  # the most that OpenAI and vLLM give by default
-_RETRY_TEMPERATURE = 0.7
-_HALF = 0.5
-_READING = 1  # raise when the way answers are read changes: stored readings then do not fit
-
-
 class LLMJudgeOptions(Config):
     """How a judging model is asked."""
 
@@ -218,15 +214,6 @@ class LLMJudgeOptions(Config):
     concurrency: int = Field(default=16, ge=1, description="Requests in flight at most.")
     timeout_s: float = Field(default=600.0, gt=0, description="Seconds for one request.")
     retries: int = Field(default=8, ge=0, description="Further tries after a server's fault.")
-
-
-@dataclass(frozen=True)
-class _Question:
-    """One comparison in one order: `a` is shown as A."""
-
-    position: int
-    forward: bool
-    shown: Comparison
 
 
 class LLMJudge(Judge):
@@ -256,9 +243,7 @@ class LLMJudge(Judge):
         self._client = client
         self._options = options or LLMJudgeOptions()
         self._ledger = ledger or Ledger(None)
-        self._prompt = JudgePrompt()
-        if self._options.prompt is not None:
-            self._prompt = JudgePrompt.load(self._options.prompt)
+        self._prompt = load_config(JudgePrompt, self._options.prompt)
         self._logprobs = self._options.logprobs
         self._counts: Counter[str] = Counter(
             calls=0, reused=0, unreadable=0, undecided=0, order_dependent=0
@@ -297,14 +282,8 @@ class LLMJudge(Judge):
                 cure="write for example openai:my-model@http://127.0.0.1:8000/v1",
             )
         options = options or LLMJudgeOptions()
-        client = ServerClient(
-            match[2],
-            match[1] or None,
-            concurrency=options.concurrency,
-            timeout_s=options.timeout_s,
-            retries=options.retries,
-        )
-        return cls(client, options=options)
+        requests = options.model_dump(include={"concurrency", "timeout_s", "retries"})
+        return cls(ServerClient(match[2], match[1] or None, **requests), options=options)
 
     def with_replies_in(self, ledger: Ledger) -> "LLMJudge":
         """The same judge, reading known replies from `ledger` and writing new ones to it."""
@@ -334,26 +313,23 @@ class LLMJudge(Judge):
             ServiceError: If the server fails for good; every reply until then is kept.
         """
         # A question that occurs repeatedly is bought once, in either order of its responses.
-        same: dict[tuple[str, str, str], list[tuple[int, bool]]] = {}
-        questions: list[_Question] = []
+        questions: dict[Key, Comparison] = {}
+        waiting: dict[Key, list[tuple[int, list[Key]]]] = {}
         for position, comparison in enumerate(comparisons):
             if comparison.a == comparison.b:
                 yield position, TIE
                 continue
-            for forward in (True, False):
-                shown = comparison if forward else _turned(comparison)
-                key = (prompt_id_of(shown.prompt), shown.a, shown.b)
-                if key not in same:
-                    questions.append(_Question(position, forward, shown))
-                same.setdefault(key, []).append((position, forward))
-        answers: dict[int, dict[bool, float | None]] = {}
-        for question, verdict in ask_all(self._client, questions, self._ask):
-            shown = question.shown
-            for position, forward in same[prompt_id_of(shown.prompt), shown.a, shown.b]:
-                orders = answers.setdefault(position, {})
-                orders[forward] = verdict
-                if len(orders) == len((True, False)):
-                    yield position, self._judgment(orders[True], orders[False])
+            shown = (comparison, turned(comparison))
+            orders = [question_key(self.fingerprint, order) for order in shown]
+            questions |= zip(orders, shown, strict=True)
+            for key in orders:
+                waiting.setdefault(key, []).append((position, orders))
+        verdicts: dict[Key, float | None] = {}
+        for key, verdict in ask_all(self._client, questions.items(), self._ask):
+            verdicts[key] = verdict
+            for position, orders in waiting[key]:
+                if all(order in verdicts for order in orders):
+                    yield position, self._judgment(*(verdicts[order] for order in orders))
 
     def _judgment(self, forward: float | None, backward: float | None) -> Judgment:
         if forward is None or backward is None:
@@ -363,48 +339,35 @@ class LLMJudge(Judge):
         self._counts["order_dependent"] += (forward - _HALF) * (backward - _HALF) > 0
         return Judgment(0.5 * (forward + 1.0 - backward))
 
-    async def _ask(self, question: _Question) -> tuple[_Question, float | None]:
+    async def _ask(self, question: tuple[Key, Comparison]) -> tuple[Key, float | None]:
         """Ask until the reply is readable; each reply is kept before it is used."""
+        key, shown = question
         for attempt in range(self._options.attempts):
-            key = (*question_key(self.fingerprint, question.shown), attempt)
-            reply = self._ledger.get("replies", key)
-            counted = "reused"
+            reply, counted = self._ledger.get("replies", (*key, attempt)), "reused"
             if reply is None:
-                reply = self._ledger.put("replies", key, await self._buy(question.shown, attempt))
-                counted = "calls"
+                bought, counted = await self._buy(shown, attempt), "calls"
+                reply = self._ledger.put("replies", (*key, attempt), bought)
             self._counts[counted] += 1
             _, probability = reply
             if probability is not None:
-                return question, float(probability)
+                return key, float(probability)
             self._counts["unreadable"] += 1
-        return question, None
+        return key, None
 
     async def _buy(self, shown: Comparison, attempt: int) -> tuple[str, float | None]:
+        """A reply as it is kept: its text, and P(first shown ≻ second shown) if it is readable."""
         messages = self._prompt.messages(shown, reminded=attempt > 0)
-        wanted = {"max_tokens": self._options.max_tokens, "temperature": 0.0}
+        wanted: dict[str, Any] = {"max_tokens": self._options.max_tokens, "temperature": 0.0}
         if attempt > 0:  # the same question again would get the same answer
             wanted |= {"temperature": _RETRY_TEMPERATURE, "seed": attempt}
-        if self._logprobs:
-            logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
-            try:
-                return _read(await self._client.chat(messages, **wanted, **logprobs))
-            except ServiceError as error:
-                if "logprob" not in str(error):
-                    raise
-                self._logprobs = False  # this server refuses the field
-        return _read(await self._client.chat(messages, **wanted))
-
-
-def _read(answer: ChatReply) -> tuple[str, float | None]:
-    """A reply as it is kept: its text, and P(first shown ≻ second shown) if it is readable."""
-    verdict = None
-    if answer.top_logprobs:
-        first = answer.top_logprobs[0]
-        verdict = read_token_verdict({token: math.exp(logprob) for token, logprob in first.items()})
-    if verdict is None:
-        verdict = read_verdict(answer.text)
-    return answer.text, verdict
-
-
-def _turned(comparison: Comparison) -> Comparison:
-    return Comparison(comparison.prompt_id, comparison.prompt, comparison.b, comparison.a)
+        logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if self._logprobs else {}
+        try:
+            reply = await self._client.chat(messages, **wanted, **logprobs)
+        except ServiceError as error:
+            if not logprobs or "logprob" not in str(error):
+                raise
+            self._logprobs = False  # this server refuses the field
+            reply = await self._client.chat(messages, **wanted)
+        first = reply.top_logprobs[0] if reply.top_logprobs else {}
+        verdict = read_token_verdict({token: math.exp(p) for token, p in first.items()})
+        return reply.text, read_verdict(reply.text) if verdict is None else verdict

@@ -4,11 +4,12 @@ import hashlib
 import importlib
 import inspect
 import json
-import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self, cast
 from urllib.parse import parse_qsl
@@ -36,7 +37,10 @@ class FunctionOptions(Config):
 
 
 class CallableJudge(Judge):
-    """Asks a Python function, in both orders: P = ½·(f(a, b) + 1 - f(b, a))."""
+    """Asks a Python function, in both orders: P = ½·(f(a, b) + 1 - f(b, a)).
+
+    Counts how often the function was called ("calls").
+    """
 
     def __init__(
         self,
@@ -78,17 +82,11 @@ class CallableJudge(Judge):
         What the function calls or reads is not seen; a function that changed only there
         keeps its fingerprint.
         """
-        try:
+        source = ""
+        with suppress(OSError, TypeError):
             source = inspect.getsource(self._function)
-        except (OSError, TypeError):
-            source = ""
         named = {"name": self.name, "source": hashlib.sha256(source.encode()).hexdigest()}
         return digest({**named, "symmetric": self._options.symmetric})
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """How often the function was called."""
-        return dict(self._counts)
 
     def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
         """Judge one comparison after the other; equal texts are a tie without a call.
@@ -111,17 +109,15 @@ class CallableJudge(Judge):
     def _ask(self, first: str, second: str, prompt: Prompt) -> float:
         self._counts["calls"] += 1
         answer = self._function(first, second, prompt)
-        try:
+        with suppress(TypeError, ValueError):
             probability = float(answer)
-        except (TypeError, ValueError):
-            probability = math.nan
-        if not 0.0 <= probability <= 1.0:
-            raise InputError.of(
-                saw=f"{self.name} returned {answer!r}",
-                expected="P(a ≻ b), a number in [0, 1]",
-                cure="return a probability; turn a reward difference into one by 1/(1+exp(-d))",
-            )
-        return probability
+            if 0.0 <= probability <= 1.0:
+                return probability
+        raise InputError.of(
+            saw=f"{self.name} returned {answer!r}",
+            expected="P(a ≻ b), a number in [0, 1]",
+            cure="return a probability; turn a reward difference into one by 1/(1+exp(-d))",
+        )
 
 
 def import_function(path: str, *, what: str, takes: str, example: str) -> Callable[..., Any]:
@@ -150,9 +146,7 @@ def import_function(path: str, *, what: str, takes: str, example: str) -> Callab
     if (here := str(Path.cwd())) not in sys.path:  # console scripts leave it out
         sys.path.append(here)
     try:
-        function = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            function = getattr(function, part)
+        function: Callable[..., Any] = attrgetter(attribute)(importlib.import_module(module_name))
     except (ImportError, AttributeError) as error:
         raise InputError.of(
             saw=f"{what} 'python:{path}': {error}",
@@ -165,7 +159,7 @@ def import_function(path: str, *, what: str, takes: str, example: str) -> Callab
             expected=f"a function {takes}",
             cure="name a function",
         )
-    return cast(Callable[..., Any], function)
+    return function
 
 
 FORMS = (
@@ -200,34 +194,36 @@ def as_judge(spec: str | Path | Judge | PreferenceFunction) -> Judge:
     """
     if isinstance(spec, Judge):
         return spec
-    if isinstance(spec, Path):
-        spec = str(spec)
-    if not isinstance(spec, str):
-        if not callable(spec):
-            raise InputError.of(
-                saw=f"a judge of type {type(spec).__name__}",
-                expected=f"{FORMS}; a function (a, b, prompt) -> P(a ≻ b); or a prefstage.judging."
-                "Judge",
-                cure="pass one of these; a class of your own derives from prefstage.judging.Judge",
-            )
-        return CallableJudge(spec)
-    kind, separator, rest = spec.partition(":")
-    target, options = _split_options(rest)
-    if separator and kind in _JUDGES and target:
-        return _load(kind, target, options)
-    if separator and not Path(spec).exists():
+    if not isinstance(spec, str | Path):
+        if callable(spec):
+            return CallableJudge(spec)
+        raise InputError.of(
+            saw=f"a judge of type {type(spec).__name__}",
+            expected=f"{FORMS}; a function (a, b, prompt) -> P(a ≻ b); or a "
+            "prefstage.judging.Judge",
+            cure="pass one of these; a class of your own derives from prefstage.judging.Judge",
+        )
+    target, _, query = str(spec).rpartition("?")
+    if "=" not in query:
+        target, query = str(spec), ""
+    kind, separator, rest = target.partition(":")
+    if separator and kind in _JUDGES and rest:
+        target = rest
+    elif separator and not Path(spec).exists():
         raise InputError.of(saw=f"judge {spec!r}", expected=FORMS, cure=_CHOOSE)
-    target, options = _split_options(spec)
-    return _load(_kind_of_checkpoint(target), target, options)
+    else:
+        kind = _kind_of_checkpoint(target)
+    # Imported only now: two of the kinds need torch, and the others should not wait for it.
+    file, judge, settings = _JUDGES[kind]
+    module = importlib.import_module(f"prefstage.judging.{file}")
+    options = parse_qsl(query, keep_blank_values=True)
+    checked = check_config(getattr(module, settings), dict(options))
+    judge_class = getattr(module, judge)
+    return cast(Judge, getattr(judge_class, "load", judge_class)(target, options=checked))
 
 
 load_judge = as_judge
 """The name for users: `load_judge("reward:PATH")`."""
-
-
-def _split_options(text: str) -> tuple[str, dict[str, str]]:
-    target, _, query = text.rpartition("?") if "=" in text.rpartition("?")[2] else (text, "", "")
-    return target, dict(parse_qsl(query, keep_blank_values=True))
 
 
 def _kind_of_checkpoint(path: str) -> str:
@@ -275,11 +271,3 @@ _JUDGES = {
     "table": ("table", "TableJudge", "TableOptions"),
     "python": ("loading", "CallableJudge", "FunctionOptions"),
 }
-
-
-def _load(kind: str, target: str, options: Mapping[str, Any]) -> Judge:
-    # Imported only now: two of the kinds need torch, and the others should not wait for it.
-    file, judge, settings = _JUDGES[kind]
-    module = importlib.import_module(f"prefstage.judging.{file}")
-    checked = check_config(getattr(module, settings), options)
-    return cast(Judge, getattr(module, judge).load(target, options=checked))

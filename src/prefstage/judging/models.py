@@ -1,39 +1,73 @@
-"""What model judges share: loading, fingerprints, batches of similar length."""
+"""What judges with a model of their own share: loading, fingerprints, batches of like length."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from prefstage.core.errors import InputError, ModelError, PrefstageError
+from prefstage.core.config import Config
+from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
-from prefstage.core.weights import reason_of
+from prefstage.core.weights import check_token_ids, embedding_rows, weights_fingerprint
+from prefstage.judging.base import Judge
 
 
-@contextmanager
-def loading_errors(path: str, *, wanted: str) -> Iterator[None]:
-    """Turn a failure to load a checkpoint into one line that says what to do.
+class ModelOptions(Config):
+    """Where a judge's model runs."""
+
+    device: str = Field(
+        default="auto", description="auto (all GPUs, or the CPU), cpu, cuda:1, mps."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto: float32 on a CPU, the checkpoint's own elsewhere."
+    )
+
+
+class ModelJudge(Judge):
+    """A judge that reads token ids with a classifier of one logit.
 
     Args:
-        path: The folder or Hub id being loaded.
-        wanted: What it should have been.
-
-    Raises:
-        ModelError: If the block raises what no error of ours is.
+        model: The classifier, as of transformers.
+        tokenizer: Its tokenizer.
+        name: Short name for people.
+        reading: What judgments depend on besides weights and tokenizer; JSON-serialisable.
     """
-    try:
-        yield
-    except PrefstageError:
-        raise
-    except Exception as error:  # what a foreign file makes transformers and torch raise is anything
-        raise ModelError.of(
-            saw=f"cannot load {path}: {reason_of(error)}",
-            expected=wanted,
-            cure="check the path, or that the Hub id exists and can be reached",
-        ) from error
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, reading: Mapping[str, Any]) -> None:
+        self._model, self._tokenizer, self._reading = model.eval(), tokenizer, reading
+        self.name = name
+        self._counts: Counter[str] = Counter(calls=0, truncated=0)
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]  # computed when first read
+        """Hash of weights, precision, tokenizer, and how texts are shown to the model."""
+        weights, tokens = weights_fingerprint(self._model), tokenizer_fingerprint(self._tokenizer)
+        return digest({"weights": weights, "tokenizer": tokens, **self._reading})
+
+    def _logits(
+        self, rows: Sequence[Mapping[str, Sequence[int]]], batch_size: int
+    ) -> Iterator[tuple[list[int], list[float]]]:
+        """The logits of rows of token ids, with the positions of each batch."""
+        known = embedding_rows(self._model)
+        for row in rows:
+            where = f"judge {self.name}"
+            check_token_ids(row["input_ids"], known, where=where, tokenizer=self._tokenizer)
+        pad_id = self._model.config.get_text_config().pad_token_id
+        # Without a pad token the model itself refuses batches: it could not find the end.
+        size = batch_size if pad_id is not None else 1
+        for batch in batches_by_length([len(row["input_ids"]) for row in rows], batch_size=size):
+            inputs = padded([rows[i] for i in batch], pad_id=pad_id or 0, device=self._model.device)
+            with torch.inference_mode():
+                logits = self._model(**inputs).logits[:, 0]
+            self._counts["calls"] += len(batch)
+            yield batch, logits.float().tolist()
 
 
 def loading_settings(device: str, dtype: str) -> tuple[Any, Any]:
@@ -51,28 +85,21 @@ def loading_settings(device: str, dtype: str) -> tuple[Any, Any]:
     Raises:
         InputError: If torch knows no such device, or it is not there.
     """
-    import torch
-
     with_gpu = torch.cuda.is_available()
     chosen = ("cuda" if with_gpu else "cpu") if device == "auto" else device
-    try:
+    target: torch.device | None = None
+    with suppress(RuntimeError):
         target = torch.device(chosen)
-    except RuntimeError:
-        raise _bad_device(device) from None
-    if target.type == "cuda" and not with_gpu:
-        raise _bad_device(device)
+    if target is None or (target.type == "cuda" and not with_gpu):
+        raise InputError.of(
+            saw=f"device {device!r}",
+            expected="a device of this machine, such as cpu, cuda or cuda:1",
+            cure="leave device out to take the GPU if there is one",
+        )
     device_map = "auto" if device == "auto" and with_gpu else {"": target}
     if dtype != "auto":
         return device_map, getattr(torch, dtype)
     return device_map, torch.float32 if target.type == "cpu" else "auto"
-
-
-def _bad_device(device: str) -> InputError:
-    return InputError.of(
-        saw=f"device {device!r}",
-        expected="a device of this machine, such as cpu, cuda or cuda:1",
-        cure="leave device out to take the GPU if there is one",
-    )
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -123,17 +150,11 @@ def padded(
         `input_ids`, `attention_mask` (1 on real tokens), and `token_type_ids` if the
         encodings have them. [batch, longest], int64.
     """
-    longest = max(len(encoding["input_ids"]) for encoding in encodings)
-
-    def stack(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-        filled = [[*row, *[fill] * (longest - len(row))] for row in rows]
-        return torch.tensor(filled, dtype=torch.long, device=device)
-
-    tensors = {
-        "input_ids": stack([encoding["input_ids"] for encoding in encodings], pad_id),
-        "attention_mask": stack([[1] * len(encoding["input_ids"]) for encoding in encodings], 0),
+    rows = [{**e, "attention_mask": [1] * len(e["input_ids"])} for e in encodings]
+    fill = {"input_ids": pad_id, "attention_mask": 0, "token_type_ids": 0}
+    return {
+        name: pad_sequence(
+            [torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=fill[name]
+        ).to(device)
+        for name in rows[0]
     }
-    if "token_type_ids" in encodings[0]:
-        types = [encoding["token_type_ids"] for encoding in encodings]
-        tensors["token_type_ids"] = stack(types, 0)
-    return tensors

@@ -1,46 +1,33 @@
 """PairRM as judge: both responses are read together, in both orders."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from transformers import DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 
-from prefstage.core.config import Config
+from prefstage.core.checkpoints import Task, load_whole
 from prefstage.core.errors import ModelError
-from prefstage.core.hashing import digest
-from prefstage.core.weights import (
-    check_token_ids,
-    check_weights,
-    embedding_rows,
-    not_finite_names,
-    unreadable_file,
-    weights_fingerprint,
-)
+from prefstage.core.weights import foreign_files
 from prefstage.data.compat import plain_ids
 from prefstage.data.records import Prompt
 from prefstage.data.tokenizer_files import load_tokenizer
 from prefstage.judging.base import (
     TIE,
     Comparison,
-    Judge,
     Judgment,
+    answered_once,
     content_of,
     plain_prompt,
     sigmoid,
 )
-from prefstage.judging.models import (
-    batches_by_length,
-    loading_errors,
-    loading_settings,
-    padded,
-    tokenizer_fingerprint,
-)
+from prefstage.judging.models import ModelJudge, ModelOptions, loading_settings
 
 SOURCE = "<|source|>"
 CANDIDATES = ("<|candidate1|>", "<|candidate2|>")
@@ -93,19 +80,17 @@ class PairRMEncoder:
     def __call__(self, comparison: Comparison) -> PairEncoding:
         """Encode both orders of one comparison."""
         turns = turns_of(comparison.prompt)
-        oldest = 0 if self.style == "conversation" else len(turns) - 1
-        while True:
+        first = 0 if self.style == "conversation" else len(turns) - 1
+        for oldest in range(first, len(turns)):
             source, a, b = self._texts(comparison, turns, oldest)
             head, head_cut = self._ids(SOURCE, source, self.max_source_tokens)
             room = (self.max_length - len(head)) // 2
             parts = [self._ids(mark, text, room) for mark in CANDIDATES for text in (a, b)]
             cut = head_cut or any(part_cut for _, part_cut in parts)
-            if not cut or oldest == len(turns) - 1:
+            if not cut:
                 break
-            oldest += 1
         (a1, _), (b1, _), (a2, _), (b2, _) = parts
-        left_out = self.style == "conversation" and oldest > 0
-        return PairEncoding((*head, *a1, *b2), (*head, *b1, *a2), cut or left_out)
+        return PairEncoding((*head, *a1, *b2), (*head, *b1, *a2), cut or oldest > first)
 
     def _texts(
         self, comparison: Comparison, turns: Sequence[tuple[str, str]], oldest: int
@@ -166,6 +151,12 @@ def _join(start: str, more: str) -> str:
     return f"{start}\n\n{more}" if start else more
 
 
+_CHECKPOINT = Task(
+    "DebertaV2Model",
+    "pretrained_model.* of the config's DeBERTa-v2 and head_layer.*",
+    re.compile("Classification|QuestionAnswering"),
+    "use a checkpoint in the layout of llm-blender/PairRM-hf",
+)
 _MARKERS = {
     "source_prefix_id": SOURCE,
     "cand1_prefix_id": CANDIDATES[0],
@@ -173,7 +164,7 @@ _MARKERS = {
 }
 
 
-class PairRMOptions(Config):
+class PairRMOptions(ModelOptions):
     """How PairRM is shown a comparison, and where it runs."""
 
     style: Literal["conversation", "plain"] = Field(
@@ -182,12 +173,9 @@ class PairRMOptions(Config):
     )
     batch_size: int = Field(default=4, ge=1, description="Comparisons a forward pass.")
     device: str = Field(default="auto", description="auto (a GPU, or the CPU), cpu, cuda:1, mps.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="auto: float32 on a CPU, the checkpoint's own elsewhere."
-    )
 
 
-class PairRanker(nn.Module):
+class PairRanker(DebertaV2PreTrainedModel):  # type: ignore[misc]  # transformers has no types
     """DeBERTa-v2 and a head on [h_source; h_candidate]; logit = s(a) - s(b).
 
     Parameter names are those of the published checkpoint.
@@ -196,12 +184,11 @@ class PairRanker(nn.Module):
         Jiang, Ren & Lin 2023, arXiv:2306.02561, §3.2; checkpoint llm-blender/PairRM-hf.
     """
 
+    base_model_prefix = "pretrained_model"
+
     def __init__(self, config: Any) -> None:
         """Build the modules with random weights from a DeBERTa-v2 configuration."""
-        from transformers import DebertaV2Model
-
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.pretrained_model = DebertaV2Model(config)
         width = config.hidden_size
         self.head_layer = nn.Sequential(
@@ -211,8 +198,9 @@ class PairRanker(nn.Module):
             nn.Dropout(config.drop_out),
             nn.Linear(width, config.n_tasks),
         )
+        self.post_init()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SequenceClassifierOutput:
         """Logit that candidate 1 is better than candidate 2, s(1) - s(2), mean over tasks.
 
         Args:
@@ -220,7 +208,7 @@ class PairRanker(nn.Module):
             attention_mask: 1 on real tokens. [batch, tokens].
 
         Returns:
-            Logits. [batch], nats.
+            With `logits`. [batch, 1], nats.
         """
         states = self.pretrained_model(
             input_ids=input_ids, attention_mask=attention_mask
@@ -229,19 +217,17 @@ class PairRanker(nn.Module):
             states[torch.arange(len(input_ids)), (input_ids == marker).int().argmax(dim=1)]
             for marker in (getattr(self.config, name) for name in _MARKERS)
         )
-        scores = [
-            self.head_layer(torch.cat([source, candidate], dim=-1)) for candidate in (first, second)
-        ]
-        logits: Tensor = (scores[0] - scores[1]).mean(dim=-1)
-        return logits
+        a, b = (self.head_layer(torch.cat([source, text], dim=-1)) for text in (first, second))
+        return SequenceClassifierOutput(logits=(a - b).mean(dim=-1, keepdim=True))
 
 
-class PairRMJudge(Judge):
+class PairRMJudge(ModelJudge):
     """P(a ≻ b | x) = σ(½·(f(a, b) - f(b, a))), with f(a, b) = s(a) - s(b) read in that order.
 
     The verdict, f(a, b) - f(b, a) > 0, is the published one of both orders; halving makes
     the logit the mean of the two orders' logits, each of which PairRM was trained to pass
-    through σ.
+    through σ. Counts forward passes ("calls", two a comparison) and comparisons "truncated"
+    to fit.
     """
 
     def __init__(
@@ -263,13 +249,18 @@ class PairRMJudge(Judge):
         Raises:
             ModelError: If tokenizer and configuration disagree about the marker tokens.
         """
-        self.name = name
         self._options = options or PairRMOptions()
-        self._model = model.eval()
-        self._tokenizer = tokenizer
+        super().__init__(model, tokenizer, name, reading={"style": self._options.style})
         self._encode = PairRMEncoder(tokenizer, style=self._options.style)
-        self._counts: Counter[str] = Counter(calls=0, truncated=0)
-        _check_markers(model.config, tokenizer, name)
+        for field, token in _MARKERS.items():
+            wanted, known = getattr(model.config, field), tokenizer.convert_tokens_to_ids(token)
+            if known != wanted:
+                raise ModelError.of(
+                    saw=f"{name}: the tokenizer has {token} as id {known}, the config says "
+                    f"{wanted}",
+                    expected="the same id in both",
+                    cure="use the tokenizer files that were published with the checkpoint",
+                )
 
     @classmethod
     def load(cls, path: str, *, options: PairRMOptions | None = None) -> Self:
@@ -287,123 +278,42 @@ class PairRMJudge(Judge):
             ModelError: If the files are not there, or weights are missing, left over, of
                 another shape, or not finite.
         """
-        from transformers import DebertaV2Config
-
         options = options or PairRMOptions()
-        with loading_errors(path, wanted="a checkpoint in the layout of llm-blender/PairRM-hf"):
+        with foreign_files(
+            path,
+            saw=f"cannot load {path}",
+            expected="a checkpoint in the layout of llm-blender/PairRM-hf",
+            cure="check the path, or that the Hub id exists and can be reached",
+        ):
             config = DebertaV2Config.from_pretrained(path)
-        _check_config(config, path)
+        lacking = [n for n in (*_MARKERS, "n_tasks", "drop_out") if not hasattr(config, n)]
+        if lacking:
+            raise ModelError.of(
+                saw=f"{path}/config.json lacks {', '.join(lacking)}",
+                expected="the configuration of a checkpoint like llm-blender/PairRM-hf",
+                cure="use the -hf checkpoint; llm-blender/PairRM without -hf has another layout",
+            )
         tokenizer = load_tokenizer(path)
         device_map, dtype = loading_settings(options.device, options.dtype)
-        model = PairRanker(config)
-        weights = _read_weights(path)
-        _load_weights(model, weights, path)
-        if dtype == "auto":
-            dtype = next(iter(weights.values())).dtype
-        device = "cuda" if device_map == "auto" else device_map[""]  # 0.4 B fit on any GPU
-        return cls(model.to(device=device, dtype=dtype), tokenizer, options=options, name=path)
-
-    @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]  # computed when first read
-        """Hash of weights, precision, tokenizer and the way comparisons are shown."""
-        weights, tokens = weights_fingerprint(self._model), tokenizer_fingerprint(self._tokenizer)
-        return digest({"weights": weights, "tokenizer": tokens, "style": self._options.style})
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Forward passes ("calls", two a comparison) and comparisons "truncated" to fit."""
-        return dict(self._counts)
+        device_map = {"": "cuda"} if device_map == "auto" else device_map  # 0.4 B fit on any GPU
+        model = load_whole(PairRanker, path, _CHECKPOINT, dtype=dtype, device_map=device_map)
+        return cls(model, tokenizer, options=options, name=path)
 
     def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
         """Judge in both orders, batch by batch; equal texts are a tie without a call."""
-        wanted = []
-        for position, comparison in enumerate(comparisons):
-            if comparison.a == comparison.b:
-                yield position, TIE
-            else:
-                wanted.append(position)
-        encodings = [self._encode(comparisons[position]) for position in wanted]
-        rows = embedding_rows(self._model.pretrained_model)
-        for encoding in encodings:
-            ids = encoding.forward
-            check_token_ids(ids, rows, where=f"judge {self.name}", tokenizer=self._tokenizer)
-        lengths = [len(encoding.forward) for encoding in encodings]
-        for batch in batches_by_length(lengths, batch_size=self._options.batch_size):
-            chosen = [encodings[index] for index in batch]
-            orders = [order for pair in chosen for order in (pair.forward, pair.backward)]
-            logits = self._logits(orders)
-            self._counts["truncated"] += sum(encoding.cut for encoding in chosen)
-            for index, forward, backward in zip(batch, logits[::2], logits[1::2], strict=True):
-                yield wanted[index], Judgment(sigmoid(0.5 * (forward - backward)))
 
-    def _logits(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        inputs = padded(
-            [{"input_ids": row} for row in rows],
-            pad_id=self._tokenizer.pad_token_id,
-            device=next(self._model.parameters()).device,
-        )
-        self._counts["calls"] += len(rows)
-        with torch.inference_mode():
-            logits: Tensor = self._model(**inputs)
-        return [float(logit) for logit in logits.float()]
+        def ask(positions: Sequence[int]) -> Iterator[tuple[int, Judgment]]:
+            encodings = [self._encode(comparisons[position]) for position in positions]
+            self._counts["truncated"] += sum(encoding.cut for encoding in encodings)
+            orders = [order for both in encodings for order in (both.forward, both.backward)]
+            rows = [{"input_ids": order} for order in orders]
+            logits: dict[int, float] = {}
+            for batch, values in self._logits(rows, 2 * self._options.batch_size):
+                logits.update(zip(batch, values, strict=True))
+                # Rows of one length are read in their order: the forward one is known by now.
+                for row in (row for row in batch if row % 2):
+                    difference = logits[row - 1] - logits[row]
+                    yield row // 2, Judgment(sigmoid(0.5 * difference))
 
-
-def _check_config(config: Any, path: str) -> None:
-    lacking = [n for n in (*_MARKERS, "n_tasks", "drop_out") if not hasattr(config, n)]
-    if lacking:
-        raise ModelError.of(
-            saw=f"{path}/config.json lacks {', '.join(lacking)}",
-            expected="the configuration of a checkpoint like llm-blender/PairRM-hf",
-            cure="use the -hf checkpoint; llm-blender/PairRM without -hf has another layout",
-        )
-
-
-def _check_markers(config: Any, tokenizer: Any, name: str) -> None:
-    for field, token in _MARKERS.items():
-        wanted, known = getattr(config, field), tokenizer.convert_tokens_to_ids(token)
-        if known != wanted:
-            raise ModelError.of(
-                saw=f"{name}: the tokenizer has {token} as id {known}, the config says {wanted}",
-                expected="the same id in both",
-                cure="use the tokenizer files that were published with the checkpoint",
-            )
-
-
-def _read_weights(path: str) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-    from transformers.utils import cached_file
-
-    broken = unreadable_file(Path(path))
-    if broken is not None:
-        raise ModelError.of(
-            saw=f"{broken[0]} cannot be read ({broken[1]})",
-            expected="a whole file of weights",
-            cure="copy or download it again",
-        )
-    with loading_errors(path, wanted="model.safetensors or pytorch_model.bin"):
-        file = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False)
-        if file is not None:
-            return load_file(Path(file))
-        file = cached_file(path, "pytorch_model.bin")
-        weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-        return weights
-
-
-def _load_weights(model: PairRanker, weights: Mapping[str, Tensor], path: str) -> None:
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    # Checkpoints of older transformers carry this counter; it is no weight.
-    weights = {n: t for n, t in weights.items() if not n.endswith(".embeddings.position_ids")}
-    check_weights(
-        path,
-        missing=shapes.keys() - weights.keys(),
-        unexpected=weights.keys() - shapes.keys(),
-        reshaped={
-            name: f"{list(weights[name].shape)} in the file, {list(shapes[name])} by config.json"
-            for name in shapes.keys() & weights
-            if shapes[name] != weights[name].shape
-        },
-        not_finite=not_finite_names(weights),
-        expected="pretrained_model.* of the config's DeBERTa-v2 and head_layer.*",
-        cure="use a checkpoint in the layout of llm-blender/PairRM-hf",
-    )
-    model.load_state_dict(weights)
+        ties = (TIE if pair.a == pair.b else None for pair in comparisons)
+        return answered_once(range(len(comparisons)), ties, ask)

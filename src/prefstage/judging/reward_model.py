@@ -1,31 +1,22 @@
 """A reward model as judge: each response is scored once, P(a ≻ b) = σ(r_a - r_b)."""
 
 import datetime
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from os.path import commonprefix
+from typing import Any, Self
 
-import torch
 from pydantic import Field
 
 from prefstage.core.checkpoints import CLASSIFIER, load_checkpoint
-from prefstage.core.config import Config
 from prefstage.core.errors import InputError, ModelError
-from prefstage.core.hashing import digest
-from prefstage.core.weights import check_token_ids, embedding_rows, weights_fingerprint
 from prefstage.data.conversation_tokens import ControlText
 from prefstage.data.records import Message, Prompt, prompt_id_of
 from prefstage.data.rendering import ChatTemplate
 from prefstage.data.tokenizer_files import load_tokenizer
-from prefstage.judging.base import Item, Judge, plain_prompt
-from prefstage.judging.models import (
-    batches_by_length,
-    loading_settings,
-    padded,
-    tokenizer_fingerprint,
-)
+from prefstage.judging.base import Item, answered_once, plain_prompt
+from prefstage.judging.models import ModelJudge, ModelOptions, loading_settings
 
 # Special tokens that a text spells are split: a response must not end the prompt's segment.
 _AS_TEXT = {"split_special_tokens": True, "verbose": False}
@@ -114,7 +105,7 @@ class ChatEncoder:
     def __call__(self, prompt: Prompt, response: str) -> Encoding:
         """Encode one (prompt, response)."""
         whole = self._ids([*prompt, {"role": "assistant", "content": response}])
-        border = _shared_length(whole, self._ids(prompt))
+        border = len(commonprefix([whole, self._ids(prompt)]))  # noqa: RUF071 - of token ids
         wanted = len(whole) - border
         budget = _prompt_budget(border, wanted, self.max_length, self.max_prompt_tokens)
         head = whole[:border]
@@ -125,12 +116,10 @@ class ChatEncoder:
         return Encoding({"input_ids": head + kept}, budget < border, len(kept) < wanted)
 
     def _ids(self, messages: Sequence[Message]) -> list[int]:
-        forged = self._control.spelled(messages)
-        text = self._template.render(
-            self._control.marked(messages) if forged else messages, generation_prompt=False
-        )
-        if forged:
-            return self._control.encode(text)
+        if self._control.spelled(messages):
+            marked = self._control.marked(messages)
+            return self._control.encode(self._template.render(marked, generation_prompt=False))
+        text = self._template.render(messages, generation_prompt=False)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     @cached_property
@@ -142,86 +131,13 @@ class ChatEncoder:
         return ControlText(self.tokenizer, self._template)
 
 
-def make_encoder(
-    tokenizer: Any,
-    config: Any,
-    *,
-    chat_template: bool | None,
-    max_length: int | None,
-    max_prompt_tokens: int | None,
-) -> PairEncoder | ChatEncoder:
-    """Choose the encoding that a reward model was made for.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        config: The model's configuration, for its longest input.
-        chat_template: Use the tokenizer's chat template; None uses it if there is one.
-        max_length: Tokens of the whole; None takes the model's own limit.
-        max_prompt_tokens: Prompt tokens kept at most; None cuts only what does not fit.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        ModelError: If a chat template is asked for and the tokenizer has none, if the
-            tokenizer cannot tell token positions, or no limit is known.
-        InputError: If the limits leave no room for a response.
-    """
-    limit = max_length or _declared_limit(tokenizer, config)
-    if max_prompt_tokens is not None and max_prompt_tokens >= limit:
-        raise InputError.of(
-            saw=f"max_prompt_tokens={max_prompt_tokens} with max_length={limit}",
-            expected="a prompt limit below the whole length, so that a response has room",
-            cure="lower max_prompt_tokens or raise max_length",
-        )
-    if chat_template and not tokenizer.chat_template:
-        raise ModelError.of(
-            saw="chat_template=true, and the judge's tokenizer has no chat template",
-            expected="a tokenizer with a chat template",
-            cure="leave chat_template out, to use the pair encoding (prompt, response)",
-        )
-    if chat_template or (chat_template is None and tokenizer.chat_template):
-        return ChatEncoder(tokenizer, limit, max_prompt_tokens)
-    if not tokenizer.is_fast:
-        raise ModelError.of(
-            saw=f"a slow tokenizer ({type(tokenizer).__name__})",
-            expected="a fast one, which tells where each token stands in the text",
-            cure="save the tokenizer in the fast format (tokenizer.json)",
-        )
-    return PairEncoder(tokenizer, limit, max_prompt_tokens)
-
-
-def _declared_limit(tokenizer: Any, config: Any) -> int:
-    """The longest input that both the tokenizer and the model declare."""
-    declared = (
-        getattr(tokenizer, "model_max_length", None),
-        getattr(config, "max_position_embeddings", None),
-    )
-    limits = [value for value in declared if isinstance(value, int) and 0 < value < _UNBOUNDED]
-    if not limits:
-        raise ModelError.of(
-            saw="neither the judge's tokenizer nor its config says its longest input",
-            expected="model_max_length or max_position_embeddings",
-            cure="give it in the judge's options, e.g. reward:PATH?max_length=4096",
-        )
-    return min(limits)
-
-
 def _prompt_budget(prompt: int, response: int, window: int, limit: int | None) -> int:
-    """Prompt tokens to keep: cut before the response is, but never below half the window."""
+    # Prompt tokens to keep: cut before the response is, but never below half the window.
     allowed = prompt if limit is None else min(prompt, limit)
-    if allowed + response <= window:
-        return allowed
     return min(allowed, max(window - response, window // 2))
 
 
-def _shared_length(whole: Sequence[int], start: Sequence[int]) -> int:
-    """Length of the common beginning of two token sequences."""
-    pairs = zip(whole, start, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(whole), len(start)))
-
-
-class RewardModelOptions(Config):
+class RewardModelOptions(ModelOptions):
     """How a reward model reads its input, and where it runs."""
 
     max_length: int | None = Field(
@@ -234,19 +150,16 @@ class RewardModelOptions(Config):
         default=None, description="Use the chat template; None: if the tokenizer has one."
     )
     batch_size: int = Field(default=16, ge=1, description="Responses a forward pass.")
-    device: str = Field(
-        default="auto", description="auto (all GPUs, or the CPU), cpu, cuda:1, mps."
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="auto: float32 on a CPU, the checkpoint's own elsewhere."
-    )
 
 
-class RewardModelJudge(Judge):
+class RewardModelJudge(ModelJudge):
     """Bradley-Terry judge around any sequence classifier with a single logit.
 
     Rewards are kept in memory by (prompt, response): m + n forward passes serve the m·n
     comparisons of a prompt, and asking again costs nothing.
+
+    Counts responses scored ("calls"), every (prompt, response) that did not fit ("truncated"),
+    and those of them whose response lost tokens too ("responses_truncated").
     """
 
     def __init__(
@@ -267,22 +180,26 @@ class RewardModelJudge(Judge):
             name: Short name for people; the model's own if None.
 
         Raises:
-            ModelError: If the model has several logits, or its input limit is unknown.
+            ModelError: If the model has several logits, if a chat template is asked for and the
+                tokenizer has none, if the tokenizer cannot tell token positions, or no limit is
+                known.
+            InputError: If the limits leave no room for a response.
         """
         self._options = options or RewardModelOptions()
-        self._model = model.eval()
-        self._tokenizer = tokenizer
-        self.name = name or str(model.config.name_or_path or type(model).__name__)
-        _check_single_logit(model, self.name)
-        self._encode = make_encoder(
-            tokenizer,
-            model.config,
-            chat_template=self._options.chat_template,
-            max_length=self._options.max_length,
-            max_prompt_tokens=self._options.max_prompt_tokens,
-        )
+        name = name or str(model.config.name_or_path or type(model).__name__)
+        if model.config.num_labels != 1:
+            raise ModelError.of(
+                saw=f"{name} gives {model.config.num_labels} logits",
+                expected="a reward model with one logit (num_labels = 1)",
+                cure="use a Bradley-Terry reward model; classifiers and multi-objective reward "
+                "models can be wrapped in a Python function (python:module:function)",
+            )
+        self._encode = _encoder(tokenizer, model.config, self._options)
+        limits = {key: getattr(self._encode, key) for key in ("max_length", "max_prompt_tokens")}
+        encoder = {"kind": type(self._encode).__name__, **limits}
+        super().__init__(model, tokenizer, name, reading={"encoder": encoder})
+        self._counts["responses_truncated"] = 0
         self._rewards: dict[tuple[str, str], float] = {}
-        self._counts: Counter[str] = Counter(calls=0, truncated=0, responses_truncated=0)
 
     @classmethod
     def load(cls, path: str, *, options: RewardModelOptions | None = None) -> Self:
@@ -306,69 +223,57 @@ class RewardModelJudge(Judge):
         model = load_checkpoint(path, CLASSIFIER, dtype=dtype, device_map=device_map, merge=True)
         return cls(model, tokenizer, options=options, name=path)
 
-    @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]  # computed when first read
-        """Hash of weights, precision, tokenizer, template and length limits."""
-        limits = {name: getattr(self._encode, name) for name in ("max_length", "max_prompt_tokens")}
-        encoder = {"kind": type(self._encode).__name__, **limits}
-        weights, tokens = weights_fingerprint(self._model), tokenizer_fingerprint(self._tokenizer)
-        return digest({"weights": weights, "tokenizer": tokens, "encoder": encoder})
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Responses scored ("calls"), and how many were read with something cut off.
-
-        "truncated" counts every (prompt, response) that did not fit; "responses_truncated"
-        those of them whose response lost tokens too.
-        """
-        return dict(self._counts)
-
     def stream_scores(self, items: Sequence[Item]) -> Iterator[tuple[int, float]]:
         """Yield (position, reward) as batches finish; known rewards come first."""
-        positions: dict[tuple[str, str], list[int]] = {}
-        for position, (prompt, response) in enumerate(items):
-            positions.setdefault((prompt_id_of(prompt), response), []).append(position)
-        for key in [key for key in positions if key in self._rewards]:
-            yield from ((position, self._rewards[key]) for position in positions.pop(key))
-        missing = list(positions)
-        encodings = [self._encode(*items[positions[key][0]]) for key in missing]
-        for index, reward in self._forward(encodings):
-            key = missing[index]
-            self._rewards[key] = reward
-            yield from ((position, reward) for position in positions[key])
+        keys = [(prompt_id_of(prompt), response) for prompt, response in items]
 
-    def _forward(self, encodings: Sequence[Encoding]) -> Iterator[tuple[int, float]]:
-        pad_id = self._model.config.get_text_config().pad_token_id
-        # Without a pad token the model itself refuses batches: it could not find the end.
-        size = 1 if pad_id is None else self._options.batch_size
-        rows = embedding_rows(self._model)
-        for encoding in encodings:
-            ids = encoding.ids["input_ids"]
-            check_token_ids(ids, rows, where=f"judge {self.name}", tokenizer=self._tokenizer)
-        lengths = [len(encoding.ids["input_ids"]) for encoding in encodings]
-        for batch in batches_by_length(lengths, batch_size=size):
-            chosen = [encodings[index] for index in batch]
-            inputs = padded(
-                [encoding.ids for encoding in chosen],
-                pad_id=pad_id or 0,
-                device=self._model.device,
-            )
-            with torch.inference_mode():
-                logits = self._model(**inputs).logits[:, 0].float().tolist()
-            cuts = [(encoding.prompt_cut, encoding.response_cut) for encoding in chosen]
-            self._counts.update(
-                calls=len(cuts),
-                truncated=sum(map(any, cuts)),
-                responses_truncated=sum(response for _, response in cuts),
-            )
-            yield from zip(batch, logits, strict=True)
+        def ask(positions: Sequence[int]) -> Iterator[tuple[int, float]]:
+            encodings = [self._encode(*items[position]) for position in positions]
+            cuts = [(encoding.prompt_cut, encoding.response_cut) for encoding in encodings]
+            self._counts["truncated"] += sum(map(any, cuts))
+            self._counts["responses_truncated"] += sum(response for _, response in cuts)
+            rows = [encoding.ids for encoding in encodings]
+            for batch, rewards in self._logits(rows, self._options.batch_size):
+                yield from zip(batch, rewards, strict=True)
+
+        known = (self._rewards.get(key) for key in keys)
+        for position, reward in answered_once(keys, known, ask):
+            self._rewards[keys[position]] = reward
+            yield position, reward
 
 
-def _check_single_logit(model: Any, name: str) -> None:
-    if model.config.num_labels != 1:
+def _encoder(tokenizer: Any, config: Any, options: RewardModelOptions) -> PairEncoder | ChatEncoder:
+    """The encoding that a reward model was made for."""
+    declared = (
+        getattr(tokenizer, "model_max_length", None),
+        getattr(config, "max_position_embeddings", None),
+    )
+    limits = [value for value in declared if isinstance(value, int) and 0 < value < _UNBOUNDED]
+    limit = options.max_length or min(limits, default=None)
+    if limit is None:
         raise ModelError.of(
-            saw=f"{name} gives {model.config.num_labels} logits",
-            expected="a reward model with one logit (num_labels = 1)",
-            cure="use a Bradley-Terry reward model; classifiers and multi-objective reward "
-            "models can be wrapped in a Python function (python:module:function)",
+            saw="neither the judge's tokenizer nor its config says its longest input",
+            expected="model_max_length or max_position_embeddings",
+            cure="give it in the judge's options, e.g. reward:PATH?max_length=4096",
         )
+    if options.max_prompt_tokens is not None and options.max_prompt_tokens >= limit:
+        raise InputError.of(
+            saw=f"max_prompt_tokens={options.max_prompt_tokens} with max_length={limit}",
+            expected="a prompt limit below the whole length, so that a response has room",
+            cure="lower max_prompt_tokens or raise max_length",
+        )
+    if options.chat_template and not tokenizer.chat_template:
+        raise ModelError.of(
+            saw="chat_template=true, and the judge's tokenizer has no chat template",
+            expected="a tokenizer with a chat template",
+            cure="leave chat_template out, to use the pair encoding (prompt, response)",
+        )
+    if tokenizer.chat_template and options.chat_template is not False:
+        return ChatEncoder(tokenizer, limit, options.max_prompt_tokens)
+    if not tokenizer.is_fast:
+        raise ModelError.of(
+            saw=f"a slow tokenizer ({type(tokenizer).__name__})",
+            expected="a fast one, which tells where each token stands in the text",
+            cure="save the tokenizer in the fast format (tokenizer.json)",
+        )
+    return PairEncoder(tokenizer, limit, options.max_prompt_tokens)

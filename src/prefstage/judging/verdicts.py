@@ -1,6 +1,5 @@
 """`judge`: what a judge says of a dataset's pairs, or of its candidates."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,19 @@ def judge(
     from prefstage.data.storage import save_dataset
 
     config, out = config or JudgeConfig(), None if out is None else Path(out)
-    _check_arguments(pairs, candidates, out)
+    if (pairs is None) == (candidates is None):
+        names = "neither --pairs nor --candidates", "both --pairs and --candidates"
+        raise InputError.of(
+            saw=names[pairs is not None],
+            expected="one of them",
+            cure="give --pairs to compare two responses a prompt, --candidates to score any number",
+        )
+    if out is not None and out.suffix not in (*_TABLES, ".json"):
+        raise InputError.of(
+            saw=f"--out {out}",
+            expected="a name that ends in .parquet or .jsonl (judged rows) or .json (summary)",
+            cure="change the ending",
+        )
     reading: Any = config.model_dump(include=set(BadRowSettings.model_fields))
     with ExitStack() as stack:
         # What is looked at is read first, so that a wrong path is found before a model is loaded.
@@ -118,25 +129,12 @@ def judge(
         save_dataset(table, out)
     elif out is not None:
         write_json(out, result)
-    summary = "\n".join([*lines, *_remarks(result)])
-    return Judged(summary, result, [] if out is None else [out], dataset=table)
-
-
-def _check_arguments(pairs: object, candidates: object, out: Path | None) -> None:
-    if (pairs is None) == (candidates is None):
-        raise InputError.of(
-            saw="neither --pairs nor --candidates"
-            if pairs is None
-            else "both --pairs and --candidates",
-            expected="one of them",
-            cure="give --pairs to compare two responses a prompt, --candidates to score any number",
-        )
-    if out is not None and out.suffix not in (*_TABLES, ".json"):
-        raise InputError.of(
-            saw=f"--out {out}",
-            expected="a name that ends in .parquet or .jsonl (judged rows) or .json (summary)",
-            cure="change the ending",
-        )
+    counts = [f"{name.replace('_', ' ')} {count}" for name, count in result["counts"].items()]
+    lines += [f"counts: {', '.join(counts)}"] if counts else []
+    if result["rows_quarantined"]:
+        lines.append(f"rows put aside as bad: {result['rows_quarantined']}")
+    lines += [f"note: {note}" for note in result["notes"]]
+    return Judged("\n".join(lines), result, [] if out is None else [out], dataset=table)
 
 
 def _judge_pairs(who: Judge, loaded: "PairSet") -> tuple[list[str], dict[str, Any], Any]:
@@ -179,13 +177,4 @@ def _score(who: Judge, loaded: "CandidateSet") -> tuple[list[str], dict[str, Any
     ranked = sorted(means.items(), key=lambda item: -item[1])
     lines += [f"  {mean:8.3f}  {source}" for source, mean in ranked]
     result = {"prompts": len(rows), "responses": responses, "score": kind, "mean": means}
-    table = loaded.dataset.remove_columns("scores").add_column("scores", scores)
-    return lines, result, table
-
-
-def _remarks(result: dict[str, Any]) -> Sequence[str]:
-    counts = [f"{name.replace('_', ' ')} {count}" for name, count in result["counts"].items()]
-    lines = [f"counts: {', '.join(counts)}"] if counts else []
-    if result["rows_quarantined"]:
-        lines.append(f"rows put aside as bad: {result['rows_quarantined']}")
-    return lines + [f"note: {note}" for note in result["notes"]]
+    return lines, result, loaded.dataset.remove_columns("scores").add_column("scores", scores)

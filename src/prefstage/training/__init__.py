@@ -1,7 +1,8 @@
 """Training: one trainer for every loss, on transformers' Trainer; ours is the step."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prefstage.core.exports import on_first_use
 
 if TYPE_CHECKING:
     from prefstage.training.arguments import PreferenceArguments as PreferenceArguments
@@ -19,33 +20,35 @@ if TYPE_CHECKING:
     from prefstage.training.step import plan_step as plan_step
     from prefstage.training.trainer import PreferenceTrainer as PreferenceTrainer
 
-_HOMES = {
-    "DisplacementWarning": "dynamics.callback",
-    "DurableTrainer": "durable",
-    "DynamicsCallback": "dynamics.callback",
-    "ItemSet": "items",
-    "PreferenceArguments": "arguments",
-    "PreferenceTrainer": "trainer",
-    "Trained": "recipe_run",
-    "TrainingItem": "items",
-    "draw_dynamics": "dynamics.figures",
-    "encode_items": "items",
-    "plan_step": "step",
-    "read_dynamics": "dynamics.records",
-    "read_metrics": "dynamics.records",
-    "train_recipe": "recipe_run",
-}
+__all__ = [
+    "DisplacementWarning",
+    "DurableTrainer",
+    "DynamicsCallback",
+    "ItemSet",
+    "PreferenceArguments",
+    "PreferenceTrainer",
+    "Trained",
+    "TrainingItem",
+    "draw_dynamics",
+    "encode_items",
+    "plan_step",
+    "read_dynamics",
+    "read_metrics",
+    "train_recipe",
+]
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - the public names, each imported on first use
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use: reading a recipe or records need not load torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'prefstage.training' has no attribute {name!r}")
-    return getattr(import_module(f"prefstage.training.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    """List the public names."""
-    return list(__all__)
+# Import a public name on first use: reading a recipe or records need not load torch.
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "arguments": "PreferenceArguments",
+        "durable": "DurableTrainer",
+        "dynamics.callback": "DisplacementWarning DynamicsCallback",
+        "dynamics.figures": "draw_dynamics",
+        "dynamics.records": "read_dynamics read_metrics",
+        "items": "ItemSet TrainingItem encode_items",
+        "recipe_run": "Trained train_recipe",
+        "step": "plan_step",
+        "trainer": "PreferenceTrainer",
+    },
+)
