@@ -297,6 +297,10 @@ class PairRMJudge(ModelJudge):
         device_map, dtype = loading_settings(options.device, options.dtype)
         device_map = {"": "cuda"} if device_map == "auto" else device_map  # 0.4 B fit on any GPU
         model = load_whole(PairRanker, path, _CHECKPOINT, dtype=dtype, device_map=device_map)
+        for weight in model.parameters():
+            # Weights mapped from a file lie where its header ends, and kernels round by alignment:
+            # a copy gives the same judgments whatever kind of file they came from.
+            weight.data = weight.data.clone()
         return cls(model, tokenizer, options=options, name=path)
 
     def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
