@@ -10,7 +10,7 @@ from prefstage.aligning import align, plan_alignment
 from prefstage.core.errors import ConfigError, InputError
 from prefstage.data import load_pairs
 from prefstage.judging import Judge
-from prefstage.judging.base import Judgment, bradley_terry, compare_by_rewards
+from prefstage.judging.base import Judgment, compare_by_rewards, judgment_of_rewards
 from prefstage.sandbox import true_preference, true_reward
 from tests.aligning.tiny_world import settings
 
@@ -48,7 +48,7 @@ def test_the_judges_probability_reaches_a_loss_on_preferences(
         if judge is None:
             expected = true_preference(*texts, pair.prompt)
         else:
-            expected = bradley_terry(pair.score_chosen, pair.score_rejected)
+            expected = judgment_of_rewards(pair.score_chosen, pair.score_rejected).probability
         assert pair.judge_probability == pytest.approx(expected)
         assert pair.judge_probability > 0.5
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from prefstage.data.records import Candidates, Pair, Prompt, prompt_id_of
 from prefstage.judging import Judge
-from prefstage.judging.base import Comparison, Judgment, bradley_terry
+from prefstage.judging.base import Comparison, Judgment, judgment_of_rewards
 from prefstage.sampling import Sampler
 from prefstage.sampling.base import Sample, SampleRequest
 
@@ -53,7 +53,7 @@ class CountingRewards(Judge):
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
         scores = [self.score([(c.prompt, c.a), (c.prompt, c.b)]) for c in comparisons]
-        return [Judgment(bradley_terry(a, b)) for a, b in scores]
+        return [judgment_of_rewards(a, b) for a, b in scores]
 
 
 class PairwiseJudge(Judge):

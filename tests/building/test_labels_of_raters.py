@@ -17,8 +17,8 @@ from prefstage.judging.base import (
     UNDECIDED,
     Comparison,
     Judgment,
-    bradley_terry,
     compare_by_rewards,
+    judgment_of_rewards,
 )
 
 VOTES = (Vote("a", 1.0), Vote("b", 0.0), Vote("c", 1.0))
@@ -96,7 +96,7 @@ def test_a_judge_that_labels_takes_the_place_of_the_raters(tmp_path: Path, judge
     file = saved(tmp_path, *rows)
     recipe = {"pairs": file, "method": "relabel", "judge": "table:t", "accept_reversal": True}
     made = build_pairs(recipe, judge=judge)
-    expected = bradley_terry(1.5, 0.5) if isinstance(judge, ByLength) else 0.8
+    expected = judgment_of_rewards(1.5, 0.5).probability if isinstance(judge, ByLength) else 0.8
     for each in made.train:
         assert each.chosen[0]["content"] == "a longer answer"
         assert (each.agreement, each.annotator, each.votes) == (None, None, ())
@@ -136,7 +136,7 @@ def test_pairs_of_scored_answers_say_what_the_judge_thinks_of_the_two(
     recipe = {"candidates": candidates(tmp_path), "method": method, "judge": "table:t"}
     for each in build_pairs(recipe, judge=ByLength()).train:
         gap = each.score_chosen - each.score_rejected
-        assert each.judge_probability == pytest.approx(bradley_terry(gap, 0.0))
+        assert each.judge_probability == pytest.approx(judgment_of_rewards(gap, 0.0).probability)
     judge = Compares()
     for each in build_pairs(recipe, judge=judge).train:
         assert each.judge_probability == pytest.approx(0.8)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from prefstage.cli.main import app
 from prefstage.data import load_pairs
 from prefstage.judging import Judge
-from prefstage.judging.base import Judgment, bradley_terry, compare_by_rewards
+from prefstage.judging.base import Judgment, compare_by_rewards, judgment_of_rewards
 from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 
 RUNNER = CliRunner()
@@ -79,7 +79,7 @@ def test_what_a_judge_says_of_pairs_is_trained_on(
     assert done.exit_code == 0, done.output
     found = [each.judge_probability for each in load_pairs(judged)]
     if isinstance(judge, ByLength):
-        expected = [bradley_terry(0.8, (n + 2) / 5) for n in range(6)]
+        expected = [judgment_of_rewards(0.8, (n + 2) / 5).probability for n in range(6)]
         assert found == pytest.approx(expected)
         assert min(found) < 0.5 < max(found)
     else:

@@ -13,7 +13,7 @@ from prefstage.data.records import Candidates, Pair, prompt_id_of
 from prefstage.diagnosing.diagnosis import diagnose
 from prefstage.diagnosing.scoring import ScoredBy, diagnose_orders
 from prefstage.judging import Judge, load_judge
-from prefstage.judging.base import Comparison, Judgment, bradley_terry
+from prefstage.judging.base import Comparison, Judgment, judgment_of_rewards
 from prefstage.scoring import Scorer
 from tests.diagnosing.recomputing import (
     NOT_FIGURES,
@@ -40,7 +40,7 @@ class Letters(Judge):
 
     def compare(self, comparisons: list[Comparison]) -> list[Judgment]:
         rewards = [(self.reward(c.prompt, c.a), self.reward(c.prompt, c.b)) for c in comparisons]
-        return [Judgment(bradley_terry(*each)) for each in rewards]
+        return [judgment_of_rewards(*each) for each in rewards]
 
     @staticmethod
     def reward(prompt, text: str) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from prefstage.data import Candidates, Prompt, prompt_id_of
 from prefstage.judging import Judge
-from prefstage.judging.base import Comparison, Judgment, bradley_terry
+from prefstage.judging.base import Comparison, Judgment, judgment_of_rewards
 from prefstage.sampling import Sampler
 from prefstage.sampling.base import Sample, SampleRequest
 
@@ -41,7 +41,7 @@ class LargerIsBetter(Judge):
 
     def _judge(self, each: Comparison) -> Judgment:
         try:
-            return Judgment(bradley_terry(float(each.a), float(each.b)))
+            return judgment_of_rewards(float(each.a), float(each.b))
         except ValueError:
             return Judgment(0.5, "undecided")
 
