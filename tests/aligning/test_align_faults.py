@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from prefstage.aligning.steps import build
 from prefstage.cli.main import app
 from prefstage.core.files import write_json
 from tests.aligning.tiny_world import settings
+from tests.held_folder import held
 
 
 def typed(folder: Path, world: Path) -> Result:
@@ -77,17 +76,11 @@ def test_an_unfinished_step_of_another_place_is_begun_anew(world: Path, tmp_path
 def test_a_second_process_is_refused_while_the_first_works(world: Path, tmp_path: Path) -> None:
     """Two real processes; the first holds the folder until it is killed."""
     assert typed(tmp_path, world).exit_code == 0
-    hold = "import sys, time; from pathlib import Path; from prefstage.core.runs import locked"
-    hold += "\nwith locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
-    words = [sys.executable, "-c", hold, str(tmp_path / "run")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "held\n"
+    with held(tmp_path / "run") as number:
         before = sorted((tmp_path / "run").rglob("*"))
         refused = typed(tmp_path, world)
-        first.kill()
     assert refused.exit_code == 2
-    assert f"in use by another process (process {first.pid})" in refused.stderr
+    assert f"in use by another process (process {number})" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
     assert sorted((tmp_path / "run").rglob("*")) == before
     assert typed(tmp_path, world).exit_code == 0

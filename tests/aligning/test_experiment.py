@@ -10,7 +10,7 @@ from prefstage.aligning import Grid, load_grid, plan_experiment, run_experiment
 from prefstage.building import build_pairs
 from prefstage.core.config import load_config
 from prefstage.core.errors import ConfigError, InputError, RunFolderError
-from prefstage.core.runs import RunFolder, locked
+from prefstage.core.runs import RunFolder
 from tests.aligning.tiny_world import settings
 
 TABLE = {"kind": "stages", "by": ["loss"], "columns": ["true reward", "win_rate", "avg_length"]}
@@ -120,8 +120,10 @@ def test_a_cell_that_fails_leaves_the_others(world, tmp_path):
 def test_a_second_process_is_refused(world, tmp_path):
     out = tmp_path / "run"
     asked = grid(world, axes={"schedule": ["off,off"]}, tables={})
-    RunFolder.open(out, command="experiment", inputs={})
-    with locked(out), pytest.raises(RunFolderError, match="in use by another process"):
+    with (
+        RunFolder.hold(out, command="experiment", inputs={}),
+        pytest.raises(RunFolderError, match="in use by another process"),
+    ):
         run_experiment(asked, out=out)
 
 

@@ -36,7 +36,7 @@ from prefstage.core.errors import PrefstageError
 from prefstage.core.files import write_json, write_text
 from prefstage.core.progress import progress
 from prefstage.core.results import write_result
-from prefstage.core.runs import RunFolder, locked
+from prefstage.core.runs import RunFolder
 from prefstage.data.loading import load_pairs
 from prefstage.data.records import Prompt
 from prefstage.data.tokenizer_files import with_date
@@ -214,9 +214,11 @@ def run_experiment(
     """
     grid, out = load_grid(source), Path(out)
     metrics, cells = _load_metrics(grid), grid.cells
-    RunFolder.open(out, command="experiment", inputs={})
     judge, records, rows = cache(as_judge), list[CellRecord](), list[dict[str, Any]]()
-    with locked(out), progress("cells", len(cells)) as tick:
+    with (
+        RunFolder.hold(out, command="experiment", inputs={}),
+        progress("cells", len(cells)) as tick,
+    ):
         write_config(grid, out / CONFIG)
         for number, cell in enumerate(cells, start=1):
             ran, error = 0, None

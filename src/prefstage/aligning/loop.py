@@ -98,8 +98,10 @@ def align(
     folder, out = Path(out), Path(out).absolute()
     space = open_workspace(recipe, out, judge)
     # By the path as it was written, which is what an error should repeat.
-    RunFolder.open(folder, command="align", inputs={})
-    with space.opened(None if store is None else Path(store)):
+    with (
+        RunFolder.hold(folder, command="align", inputs={}),
+        space.opened(None if store is None else Path(store)),
+    ):
         write_config(space.recipe, out / CONFIG)
         loop = _Loop(space, Steps(space, tell, begun=begun))
         result = loop.run()

@@ -101,7 +101,7 @@ def build_pairs(
         ConfigError: If the recipe is wrong.
         InputError: If the data are, no pair can be built from them, or the judge reverses more
             than 40 % of the labels that it replaces and the recipe does not accept that.
-        RunFolderError: If `out` holds another run.
+        RunFolderError: If `out` holds another run, or another process works in it.
     """
     named, objects = _named(recipe)
     plan, account = read_recipe(named), Account()
@@ -124,9 +124,9 @@ def build_pairs(
                 "judge": judge.fingerprint if judge is not None else None,
                 "policy": sampler.fingerprint if sampler is not None else None,
             }
-            RunFolder.open(folder, command="build", inputs=inputs)
+            stack.enter_context(RunFolder.hold(folder, command="build", inputs=inputs))
             write_config(plan.recipe, folder / CONFIG)
-        store = stack.enter_context(Ledger.in_folder(folder, alone=sampler is not None))
+        store = stack.enter_context(Ledger.in_folder(folder))
         judge = stored(judge, store) if judge is not None else None
         aspects = {name: stored(aspect, store) for name, aspect in aspects.items()}
         candidates = data if isinstance(data, CandidateSet) else None

@@ -69,6 +69,28 @@ class RunFolder:
         write_json(manifest, record)
         return run
 
+    @classmethod
+    @contextmanager
+    def hold(cls, path: Path, *, command: str, inputs: Mapping[str, Any]) -> Iterator[Self]:
+        """Open the folder, and keep it to this process while the block runs.
+
+        Every command that fills a run folder works in such a block.
+
+        Args:
+            path: As for `open`.
+            command: As for `open`.
+            inputs: As for `open`.
+
+        Yields:
+            The open folder.
+
+        Raises:
+            RunFolderError: As `open`; or if another process works in the folder.
+        """
+        run = cls.open(path, command=command, inputs=inputs)
+        with locked(path):
+            yield run
+
 
 def run_date(folder: Path | None) -> date:
     """The day on which a run began: what its chat templates read as today.

@@ -226,8 +226,10 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         "judge": who.fingerprint,
         "config": config.model_dump(),
     }
-    run = RunFolder.open(Path(str(out)), command="evaluate", inputs=inputs)
-    with Ledger.in_folder(run.path, alone=bool(settings.policy)) as ledger:
+    with (
+        RunFolder.hold(Path(str(out)), command="evaluate", inputs=inputs) as run,
+        Ledger.in_folder(run.path) as ledger,
+    ):
         models += [
             _answers_of(policy, theirs, settings, run.path, ledger) for policy in settings.policy
         ]
@@ -238,10 +240,11 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
             model.name: win_rate(model, theirs, judge=judge, config=config, prompt_numbers=numbers)
             for model in models
         }
-    if settings.joint_difficulty:
-        results = control_jointly(results, config)
-    table = compare_win_rates(results, confidence=config.confidence) if len(results) > 1 else []
-    rankings = _rankings(settings.dynamics, results)
+        if settings.joint_difficulty:
+            results = control_jointly(results, config)
+        table = compare_win_rates(results, confidence=config.confidence) if len(results) > 1 else []
+        rankings = _rankings(settings.dynamics, results)
+        written = _write(run.path, models, results, table)
     text = "\n\n".join(win_rate_text(result) for result in results.values())
     return Outcome(
         "\n".join([text, *differences_text(table), *rankings_text(rankings)]),
@@ -251,7 +254,7 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
             "rankings": None if rankings is None else rankings.as_dict(),
             "counts": dict(judge.counts),
         },
-        _write(run.path, models, results, table),
+        written,
     )
 
 
@@ -372,17 +375,19 @@ def _grade(settings: EvaluateSettings, out: Path | None) -> Outcome:
         "judge": judge.model or judge.base_url,
         "config": config.model_dump(),
     }
-    run = RunFolder.open(Path(str(out)), command="evaluate --mt-bench", inputs=inputs)
     with ExitStack() as stack:
+        run = stack.enter_context(
+            RunFolder.hold(Path(str(out)), command="evaluate --mt-bench", inputs=inputs)
+        )
         sampler = _sampler(policy, settings, run.path, stack)
         graded = run_mt_bench(
             questions, sampler=sampler, judge=judge, folder=run.path, config=config
         )
-    written = [run.path / "mt_bench.json"]
-    write_json(written[0], graded.as_dict())
-    headline = f"{graded.model}: score {score_text(graded.score, graded.interval)}"
-    facts = {"policy": graded.model, "judge": graded.judge}
-    write_result(run.path, "evaluate", headline=headline, facts=facts, parts=[])
+        written = [run.path / "mt_bench.json"]
+        write_json(written[0], graded.as_dict())
+        headline = f"{graded.model}: score {score_text(graded.score, graded.interval)}"
+        facts = {"policy": graded.model, "judge": graded.judge}
+        write_result(run.path, "evaluate", headline=headline, facts=facts, parts=[])
     return Outcome(ratings_text(graded), graded.as_dict(), written)
 
 

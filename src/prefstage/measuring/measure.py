@@ -110,7 +110,7 @@ def measure_stage(
         ConfigError: If `config` has an unknown or wrong setting.
         InputError: If not exactly one of `sampler` and `on_policy` is set, the sides have
             no prompt in common, or the budget allows no prompt.
-        RunFolderError: If `out` holds another run.
+        RunFolderError: If `out` holds another run, or another process works in it.
 
     Source:
         Sun et al. 2025, arXiv:2508.10530, Algorithm 1; made sequential by
@@ -132,9 +132,8 @@ def measure_stage(
                 "on_policy": policy.fingerprint,
                 "judge": judge.fingerprint,
             }
-            RunFolder.open(out, command="measure", inputs=inputs)
-            sampled = isinstance(policy, SampledResponses)
-            ledger = stack.enter_context(Ledger.in_folder(out, alone=sampled))
+            stack.enter_context(RunFolder.hold(out, command="measure", inputs=inputs))
+            ledger = stack.enter_context(Ledger.in_folder(out))
             judge = stored(judge, ledger)
             if isinstance(policy, SampledResponses):
                 policy.ledger = ledger
@@ -160,8 +159,8 @@ def measure_stage(
         )
         if distinctness:
             stage = replace(stage, distinctness=_distinctness(stage, sampler))
-    if out is not None:
-        _write(out, stage)
+        if out is not None:
+            _write(out, stage)
     return stage
 
 

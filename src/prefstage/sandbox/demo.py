@@ -253,17 +253,16 @@ def run_demo(
         Everything found; nothing in it is decided beforehand.
 
     Raises:
-        RunFolderError: If `out` holds something else.
+        RunFolderError: If `out` holds something else, or another process works in it.
     """
     config, tell = config or DemoConfig(), tell or (lambda part: None)
     inputs = {**config.model_dump(mode="json"), "writers": [repr(writer) for writer in writers]}
-    folder = RunFolder.open(out, command="demo", inputs=inputs).path
-    world = World(config.seed)
-    pairs = world.pairs(config.pairs, writers=writers)
-    pool = _save_pool(pairs, folder / "world" / "pairs.jsonl")
-    world.pairs(config.held_out, split="test").save(folder / "world" / "held_out.jsonl")
-    tell(pool)
-    with _one_thread():
+    with RunFolder.hold(out, command="demo", inputs=inputs) as run, _one_thread():
+        folder, world = run.path, World(config.seed)
+        pairs = world.pairs(config.pairs, writers=writers)
+        pool = _save_pool(pairs, folder / "world" / "pairs.jsonl")
+        world.pairs(config.held_out, split="test").save(folder / "world" / "held_out.jsonl")
+        tell(pool)
         policy = train_policy(folder / "world" / "policy", config=config)
         tell(policy)
         runs = _Runs(folder, config, pairs, pool.example)
@@ -276,8 +275,8 @@ def run_demo(
             schedules.append(runs.done(schedule, auto if schedule == AUTO else None))
             tell(schedules[-1])
         last = runs.truth_of(auto["policy"])[1]
-    report = DemoReport(config, folder, pool, policy, iterations, last, tuple(schedules))
-    write_json(folder / "demo.json", report.as_dict())
+        report = DemoReport(config, folder, pool, policy, iterations, last, tuple(schedules))
+        write_json(folder / "demo.json", report.as_dict())
     return report
 
 

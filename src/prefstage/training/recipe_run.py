@@ -5,7 +5,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
         ConfigError: If settings contradict one another.
         DataError: If data cannot be read.
         ModelError: If the policy cannot be loaded or trained.
-        RunFolderError: If the folder holds another run.
+        RunFolderError: If the folder holds another run, or another process works in it.
     """
     out = Path(out)
     if not isinstance(recipe, Recipe):
@@ -100,25 +100,26 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
     loaded = {name: load_set(settings, loss) for name, settings in sets.items()}
     for name, rows in loaded.items():
         check_rows(rows, loss, name)
-    with _opened(recipe, out):
-        trainer = _trainer(recipe, args, loaded, out)
-    with _progress(trainer), _collected_warnings() as warned:
-        trainer.train(resume_from_checkpoint="auto")
-        metrics = metrics_at(trainer.state.log_history, exported_step(trainer))
-        if recipe.eval and not metrics:
-            metrics = plain_metrics(trainer.evaluate())
-    trainer.save_model(str(out / MODEL))
-    if recipe.export.merge_adapter and is_first_process():
-        trainer.model.merge_and_unload().save_pretrained(out / MERGED)
-        trainer.processing_class.save_pretrained(out / MERGED)
-    result = _result(trainer, recipe, loaded, metrics)
-    result["notes"] += warned
-    if is_first_process():
-        write_json(out / HISTORY, {"history": trainer.state.log_history})
-        write_json(out / RESULT, result)
-        facts = {"policy": recipe.policy, "loss": _loss_text(result), "data": recipe.data.path}
-        headline = f"{recipe.policy} trained on {result['items']:,} items by {facts['loss']}"
-        write_result(out, "train", headline=headline, facts=facts)
+    with ExitStack() as stack:
+        with _opened(recipe, out, stack):
+            trainer = _trainer(recipe, args, loaded, out)
+        with _progress(trainer), _collected_warnings() as warned:
+            trainer.train(resume_from_checkpoint="auto")
+            metrics = metrics_at(trainer.state.log_history, exported_step(trainer))
+            if recipe.eval and not metrics:
+                metrics = plain_metrics(trainer.evaluate())
+        trainer.save_model(str(out / MODEL))
+        if recipe.export.merge_adapter and is_first_process():
+            trainer.model.merge_and_unload().save_pretrained(out / MERGED)
+            trainer.processing_class.save_pretrained(out / MERGED)
+        result = _result(trainer, recipe, loaded, metrics)
+        result["notes"] += warned
+        if is_first_process():
+            write_json(out / HISTORY, {"history": trainer.state.log_history})
+            write_json(out / RESULT, result)
+            facts = {"policy": recipe.policy, "loss": _loss_text(result), "data": recipe.data.path}
+            headline = f"{recipe.policy} trained on {result['items']:,} items by {facts['loss']}"
+            write_result(out, "train", headline=headline, facts=facts)
     names = (MODEL, BASE, MERGED, DYNAMICS, RESULT, HISTORY, RESOLVED)
     return Trained(result, [out / name for name in names if (out / name).exists()])
 
@@ -161,9 +162,9 @@ def check_sets(sets: Mapping[str, DataSettings], loss: LossMix) -> None:
         check_rows(load_set(settings, loss), loss, name)
 
 
-# Open the run folder; if the block refuses its input, a new folder is removed.
+# Hold the run folder until the stack ends; if the block refuses its input, a new one is removed.
 @contextmanager
-def _opened(recipe: Recipe, out: Path) -> Iterator[None]:
+def _opened(recipe: Recipe, out: Path, stack: ExitStack) -> Iterator[None]:
     if not is_first_process():
         yield
         return
@@ -171,7 +172,7 @@ def _opened(recipe: Recipe, out: Path) -> Iterator[None]:
     # How long to train and what to log may change when a run goes on.
     inputs = recipe.model_dump(mode="json", exclude={"training", "export", "dynamics", "eval"})
     try:
-        RunFolder.open(out, command="train", inputs=inputs)
+        stack.enter_context(RunFolder.hold(out, command="train", inputs=inputs))
         write_config(recipe, out / RESOLVED)
     except OSError as error:
         raise RunFolderError.of(
@@ -183,6 +184,7 @@ def _opened(recipe: Recipe, out: Path) -> Iterator[None]:
         yield
     except PrefstageError:
         if not begun:  # it was vacant before
+            stack.close()
             shutil.rmtree(out)
         raise
 

@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Literal
 from prefstage.aligning.steps.workspace import STEPS, Workspace
 from prefstage.core.files import append_json_line, write_json
 from prefstage.core.hashing import digest
-from prefstage.core.runs import fault_in, list_files, put_in_place
+from prefstage.core.runs import LOCK, fault_in, list_files, put_in_place
 
 MANIFEST, LOG = "step.json", "steps.jsonl"
 _STAGING, _BEGUN = ".unfinished-", "-begun.json"
-_WHILE_IT_RUNS = ("checkpoints", "references")
+_WHILE_IT_RUNS = ("checkpoints", "references", LOCK)
 _SHOWN = 12
 _FORWARD = 2  # FLOP a parameter and token
 
@@ -366,6 +366,7 @@ class Steps:
         self._begun(step).unlink(missing_ok=True)
         for name in _WHILE_IT_RUNS:
             shutil.rmtree(step.path / name, ignore_errors=True)
+        (step.path / LOCK).unlink(missing_ok=True)
 
     def _begun(self, step: Step) -> Path:
         return step.staging.with_name(f"{step.staging.name}{_BEGUN}")

@@ -268,21 +268,20 @@ class Workspace:
 
     @contextmanager
     def opened(self, store: Path | None = None) -> Iterator[None]:
-        """Keep the run folder to one process, with its stores, while the block runs.
+        """Open the stores while the block runs; who fills the folder holds it (`RunFolder.hold`).
 
         Args:
             store: A folder that several runs share; the run folder gets relative links to
-                what is in it.
+                what is in it, and the block keeps it to one process.
 
         Yields:
             Nothing; the stores close at the end of the block.
 
         Raises:
-            RunFolderError: If another process works in either, or the run has stores already.
+            RunFolderError: If another process works in the store, or the run has its own already.
         """
         judge = self.judge
         with ExitStack() as stack:
-            stack.enter_context(locked(self.folder))
             if store is not None:
                 _link(self.folder, store.absolute())
                 stack.enter_context(locked(store))
