@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prefstage.aligning import align, plan_alignment
-from prefstage.aligning.planning import plan_text, planned_costs
+from prefstage.aligning.planning import plan_outcome, planned_costs
 from tests.aligning.tiny_world import settings
 
 
@@ -39,7 +39,7 @@ def test_what_follows_an_unknown_stage_is_planned_for_the_dearer_data(
     assert [each.kind for each in planned if each.iteration == 1] == [
         *("measure", "sample", "build", "train", "sample", "evaluate")
     ]
-    assert "as the stage will ask" in plan_text(planned)
+    assert "as the stage will ask" in plan_outcome(planned).summary
 
 
 def test_sft_per_prompt_and_another_model_are_planned(world: Path, tmp_path: Path) -> None:

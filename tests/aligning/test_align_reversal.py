@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from prefstage.aligning import align, plan_alignment
-from prefstage.aligning.planning import plan_text
+from prefstage.aligning.planning import plan_outcome
 from prefstage.cli.main import app
 from prefstage.core.errors import ConfigError, InputError
 from prefstage.data import load_pairs
@@ -50,12 +50,13 @@ def test_refused_before_it_trains_and_confirmed_without_buying_again(
     assert kinds(out) == ["build"]
     with pytest.raises(InputError, match="12 of 12 labels reversed"):  # from the step at hand
         align(given, out=out)
-    told = plan_text(plan_alignment(given, out=out))
+    told = plan_outcome(plan_alignment(given, out=out)).summary
     assert f"iteration 1: {TOLD}; the run stops here before it trains" in told
 
     yes = {**given, "build": {"accept_reversal": True}}
-    assert "accepted whatever it is (build.accept_reversal)" in plan_text(
-        plan_alignment(yes, out=out)
+    assert (
+        "accepted whatever it is (build.accept_reversal)"
+        in plan_outcome(plan_alignment(yes, out=out)).summary
     )
     done = align(yes, out=out)
     assert [(each.kind, each.did) for each in done.steps] == [("build", "reused"), ("train", "ran")]
@@ -108,7 +109,7 @@ def test_a_dry_run_says_what_was_bought_before(world: Path, tmp_path: Path) -> N
     out = tmp_path / "run"
     with pytest.raises(InputError, match="5 of 5 labels reversed"):
         align(off(world, judge=CONTRARY, off_policy=str(tmp_path / "few.jsonl")), out=out)
-    told = plan_text(plan_alignment(off(world, judge=CONTRARY), out=out))
+    told = plan_outcome(plan_alignment(off(world, judge=CONTRARY), out=out)).summary
     assert "of 5 of 12 pairs judged so far, 5 of 5 labels reversed by the judge" in told
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefstage.aligning.agreement import Contingency, Start, by_gain, by_ratio
+from prefstage.aligning.tables import Contingency, Start, by_gain, by_ratio
 
 COUNT = st.integers(0, 30)
 

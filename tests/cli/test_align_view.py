@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from prefstage.aligning import StepRecord
-from prefstage.cli.align_view import bought, clock, shown_steps
+from prefstage.aligning.loop import bought
+from prefstage.cli.align_view import clock, shown_steps
 from prefstage.core.progress import progress
 
 

@@ -14,7 +14,6 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.aligning.agreement import Start, by_gain, by_ratio
 from prefstage.aligning.loop import CONFIG, EVEN, Tell, align, reversal_lines
 from prefstage.aligning.loop import RESULT as ALIGNED
 from prefstage.aligning.planning import PlannedStep, plan_alignment
@@ -24,16 +23,20 @@ from prefstage.aligning.tables import (
     BUILT_IN,
     TRAINING,
     Rows,
+    Start,
     TableSettings,
     build_table,
+    by_gain,
+    by_ratio,
     comma_separated,
     latex,
     markdown,
     starts_of,
 )
-from prefstage.core.config import Config, load_config, write_config
+from prefstage.core.config import Config, load_config, refuse, write_config
 from prefstage.core.errors import PrefstageError
 from prefstage.core.files import write_json, write_text
+from prefstage.core.outcome import Outcome, markdown_table
 from prefstage.core.progress import progress
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
@@ -67,25 +70,23 @@ class Grid(Config):
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         for axis, values in self.axes.items():
-            if not values:
-                raise ValueError(f"axis {axis} is empty; expected values; add some, or remove it")
             labels = [_safe(label) for label, _ in _values(axis, values)]
-            if len({*labels}) < len(labels):
-                raise ValueError(f"axis {axis} has a value twice; expected different ones; rename")
+            refuse(
+                (not values, f"axis {axis} is empty; expected values; add some, or remove it"),
+                (
+                    len({*labels}) < len(labels),
+                    f"axis {axis} has a value twice; expected different ones; rename",
+                ),
+            )
         figures = (*BUILT_IN, *self.metrics)
         for name, table in self.tables.items():
             for axis in (*table.by, *table.rows):
-                if axis not in self.axes:
-                    raise ValueError(
-                        f"tables.{name} names axis {axis!r}; expected one of "
-                        f"{', '.join(self.axes)}; change it"
-                    )
+                text = f"expected one of {', '.join(self.axes)}; change it"
+                refuse((axis not in self.axes, f"tables.{name} names axis {axis!r}; {text}"))
             for column in table.columns:
-                if column not in figures and not column.startswith(TRAINING):
-                    raise ValueError(
-                        f"tables.{name} has column {column!r}; expected one of "
-                        f"{', '.join(figures)} or {TRAINING}NAME; change it"
-                    )
+                is_known = column in figures or column.startswith(TRAINING)
+                text = f"expected one of {', '.join(figures)} or {TRAINING}NAME; change it"
+                refuse((not is_known, f"tables.{name} has column {column!r}; {text}"))
         return self
 
     @property
@@ -138,26 +139,22 @@ class CellRecord:
     error: str | None
 
 
-@dataclass(frozen=True)
-class Experiment:
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Outcome):
     """What an experiment came to.
 
+    Its `result` has the figures of every cell and the agreement of BS with Δ, as in
+    experiment.json.
+
     Attributes:
-        result: Figures of every cell and the agreement of BS with Δ, as in experiment.json.
         cells: What became of each cell in this call.
+        failed: Those of them that failed.
         tables: Each table as Markdown, by name.
-        written: Files that hold results.
     """
 
-    result: dict[str, Any]
     cells: tuple[CellRecord, ...]
+    failed: tuple[CellRecord, ...]
     tables: dict[str, str]
-    written: tuple[Path, ...]
-
-    @property
-    def failed(self) -> tuple[CellRecord, ...]:
-        """The cells that failed."""
-        return tuple(cell for cell in self.cells if cell.error is not None)
 
 
 def load_grid(source: Grid | Mapping[str, Any] | Path | str) -> Grid:
@@ -213,7 +210,13 @@ def run_experiment(
         Sun et al. 2025, arXiv:2508.10530, Section 4: the full-combination experiment.
     """
     grid, out = load_grid(source), Path(out)
-    metrics, cells = _load_metrics(grid), grid.cells
+    takes, cells = "(prompt, response) -> number", grid.cells
+    metrics = {
+        name: import_function(
+            location.removeprefix("python:"), what="metric", takes=takes, example="politeness"
+        )
+        for name, location in grid.metrics.items()
+    }
     judge, records, rows = cache(as_judge), list[CellRecord](), list[dict[str, Any]]()
     with (
         RunFolder.hold(out, command="experiment", inputs={}),
@@ -221,8 +224,7 @@ def run_experiment(
     ):
         write_config(grid, out / CONFIG)
         for number, cell in enumerate(cells, start=1):
-            ran, error = 0, None
-            folder = out / CELLS / cell.name
+            ran, error, folder = 0, None, out / CELLS / cell.name
             try:
                 aligned = align(
                     with_date(cell.recipe, cell.recipe.policy, out),
@@ -291,11 +293,11 @@ def read_cell(cell: Cell, folder: Path, metrics: Mapping[str, Metric]) -> dict[s
     done = [row for row in rows if row["stopped"] is None]
     figures: dict[str, float | None] = {}
     if rows and (evaluation := rows[0]["evaluation"]) is not None:
-        controlled = evaluation["length_controlled_win_rate"]
+        is_controlled = evaluation["length_controlled_win_rate"] is not None
         figures |= {
             "win_rate": EVEN,
             "avg_length": evaluation["avg_length_start"],
-            "length_controlled_win_rate": None if controlled is None else EVEN,
+            "length_controlled_win_rate": EVEN if is_controlled else None,
             **_averages(steps / result["start_answers"], metrics),
         }
     policies = [figures]
@@ -330,35 +332,6 @@ def read_cell(cell: Cell, folder: Path, metrics: Mapping[str, Metric]) -> dict[s
     }
 
 
-def bad_rows_text(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Say which bad rows the cells put aside.
-
-    Args:
-        cells: As of `read_cell`.
-
-    Returns:
-        Such as "2 of 14 rows of off_policy (in 8 of 8 cells)"; empty if there were none.
-    """
-    texts = (
-        f"{count['rows']:,} of {count['of']:,} rows of {name}"
-        for cell in cells
-        for name, count in cell.get("put_aside", {}).items()
-    )
-    return ", ".join(_counted(texts, len(cells)))
-
-
-def cell_reversal_lines(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How often the cells' judges reversed the labels that they replaced.
-
-    Args:
-        cells: As of `read_cell`.
-
-    Returns:
-        A line for each different figure, with how many cells it is of.
-    """
-    return _counted((text for cell in cells for text in cell.get("reversals", ())), len(cells))
-
-
 def _counted(texts: Iterable[str], cells: int) -> list[str]:
     return [f"{text} (in {count} of {cells} cells)" for text, count in Counter(texts).items()]
 
@@ -378,22 +351,30 @@ def _quality(pairs: Path) -> dict[str, float]:
 
 
 def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> Experiment:
-    tables, written, agreement = dict[str, str](), list[Path](), dict[str, Any]()
+    tables, written, agreement = dict[str, str](), [out / RESULT], dict[str, Any]()
+    (out / TABLES).mkdir(exist_ok=True)
     for name, settings in grid.tables.items():
         table = build_table(settings, rows)
+        tables[name] = markdown(table)
         for ending, render in FORMATS.items():
             written.append(out / TABLES / f"{name}.{ending}")
-            written[-1].parent.mkdir(exist_ok=True)
             write_text(written[-1], render(table))
-        tables[name] = markdown(table)
         if settings.kind == "stages":
             agreement[name] = {
                 kind: _agreement(starts_of(settings, rows, by_repeat=by_repeat))
                 for kind, by_repeat in (("means", False), ("repeats", True))
             }
-    failed = {record.cell: record.error for record in records if record.error is not None}
-    result = {"cells": list(rows), "failed": failed, "agreement": agreement}
+    failed = tuple(record for record in records if record.error is not None)
+    errors = {record.cell: record.error for record in failed}
+    result = {"cells": list(rows), "failed": errors, "agreement": agreement}
     write_json(out / RESULT, result)
+    put_aside = (
+        f"{count['rows']:,} of {count['of']:,} rows of {name}"
+        for row in rows
+        for name, count in row["put_aside"].items()
+    )
+    bad = ", ".join(_counted(put_aside, len(rows)))
+    reversals = _counted((text for row in rows for text in row["reversals"]), len(rows))
     write_result(
         out,
         "experiment",
@@ -402,11 +383,23 @@ def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> E
             "start": grid.recipe.get("policy", "by an axis"),
             "judge": grid.recipe.get("judge", "by an axis"),
             "axes": ", ".join(f"{len(values)} x {axis}" for axis, values in grid.axes.items()),
-            "put aside as bad": bad_rows_text(rows),
-            "labels replaced": "; ".join(cell_reversal_lines(rows)),
+            "put aside as bad": bad,
+            "labels replaced": "; ".join(reversals),
         },
     )
-    return Experiment(result, tuple(records), tables, (out / RESULT, *written))
+    lines = [*tables.values()]
+    lines += [_agreement_text(name, kinds["means"]) for name, kinds in agreement.items()]
+    lines.append(f"cells: {len(records) - len(failed)} done, {len(failed)} failed")
+    lines += [f"put aside as bad: {bad}; see {out / CELLS}/CELL/quarantine"] if bad else []
+    lines += [*reversals, *(f"failed {cell}: {error}" for cell, error in errors.items())]
+    return Experiment(
+        summary="\n".join(lines),
+        result=result,
+        written=written,
+        cells=tuple(records),
+        failed=failed,
+        tables=tables,
+    )
 
 
 def _agreement(starts: Sequence[Start]) -> dict[str, Any]:
@@ -417,16 +410,24 @@ def _agreement(starts: Sequence[Start]) -> dict[str, Any]:
     }
 
 
-def _load_metrics(grid: Grid) -> dict[str, Metric]:
-    return {
-        name: import_function(
-            location.removeprefix("python:"),
-            what="metric",
-            takes="(prompt, response) -> number",
-            example="politeness",
-        )
-        for name, location in grid.metrics.items()
-    }
+def _agreement_text(name: str, means: Mapping[str, Any]) -> str:
+    head = f"{name}: boundary score against which data gained more"
+    lines = [f"{head}, {len(means['starts'])} starts"]
+    for kind, yes in (("ratio", "Δ > 1"), ("gain", "off gained more than on")):
+        counted = means[kind]
+        share = "-" if counted["agreement"] is None else f"{counted['agreement']:.0%}"
+        rows = [
+            (f"BS {sign} 0.5", *row)
+            for sign, row in zip(("<", ">="), counted["counts"], strict=True)
+        ]
+        lines += [
+            "",
+            markdown_table(("", yes, "not"), rows),
+            "",
+            f"agreement {share}, Fisher's exact test p = {counted['p_value']:.3g}, "
+            f"left out {counted['left_out']}",
+        ]
+    return "\n".join([*lines, ""])
 
 
 def _one_line(fault: Exception, file: Path) -> str:

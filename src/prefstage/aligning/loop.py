@@ -1,11 +1,12 @@
 """`align`: sample, judge, measure, choose, build, train, evaluate; and again."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefstage.aligning.recipe import Data, Recipe, Rule, StopRules, load_recipe
+from prefstage.aligning.recipe import PER_PROMPT, Data, Recipe, Rule, load_recipe
 from prefstage.aligning.steps import (
     Begun,
     Build,
@@ -23,6 +24,7 @@ from prefstage.aligning.steps import (
 from prefstage.building.account import describe_reversal
 from prefstage.core.config import write_config
 from prefstage.core.files import write_json
+from prefstage.core.outcome import Outcome, markdown_table
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.tokenizer_files import with_date
@@ -39,21 +41,19 @@ Tell = Callable[[StepRecord], None]
 S = TypeVar("S", bound=Step)
 
 
-@dataclass(frozen=True)
-class Aligned:
+@dataclass(frozen=True, kw_only=True)
+class Aligned(Outcome):
     """What an alignment came to.
 
+    Its `result` has figures and names, as in align.json: the same however often it was stopped.
+
     Attributes:
-        result: Figures and names, as in align.json: the same however often it was stopped.
         steps: What became of each step in this call: ran, reused or remade.
         policy: Folder of the last policy, or the start where nothing was trained.
-        written: Files and folders of the run that hold something to use.
     """
 
-    result: dict[str, Any]
     steps: tuple[StepRecord, ...]
     policy: str
-    written: tuple[Path, ...]
 
 
 def align(
@@ -103,18 +103,35 @@ def align(
         space.opened(None if store is None else Path(store)),
     ):
         write_config(space.recipe, out / CONFIG)
-        loop = _Loop(space, Steps(space, tell, begun=begun))
-        result = loop.run()
+        steps = Steps(space, tell, begun=begun)
+        result = Walk(space, steps).run()
         write_json(out / RESULT, result)
+        bad = result["put_aside"].items()
+        fixed = "fixed: the first iteration's start"
         write_result(
             out,
             "align",
             headline=f"{len(result['iterations'])} iterations: {result['stopped']}",
-            facts=_facts(result),
-            parts=[{"kind": "align", "iteration": 0, "folder": "."}, *loop.steps.parts()],
+            facts={
+                **{name: result[name] for name in ("start", "judge", "policy")},
+                "schedule": ", ".join(result["schedule"]),
+                "reference": fixed
+                if space.recipe.reference == "fixed"
+                else "each iteration's start",
+                "ended": result["stopped"],
+                "put aside as bad": ", ".join(
+                    f"{x['rows']:,} of {x['of']:,} rows of {n}" for n, x in bad
+                ),
+            },
+            parts=[{"kind": "align", "iteration": 0, "folder": "."}, *steps.parts()],
         )
-    policy = result["policy"]
-    return Aligned(result, tuple(loop.steps.records), policy, (out / RESULT, Path(policy)))
+    return Aligned(
+        summary=_summary(result, steps.records, folder),
+        result=result,
+        written=(out / RESULT, Path(result["policy"])),
+        steps=tuple(steps.records),
+        policy=result["policy"],
+    )
 
 
 def open_workspace(
@@ -147,120 +164,50 @@ def open_workspace(
 
 
 class Walk:
-    """The steps of a recipe in their order; each is done, or planned, as it is come to.
+    """The steps of a recipe in their order: each is done as it is come to, or planned.
 
     Args:
         space: The workspace.
-        do: Does or plans a step.
+        steps: Does them.
     """
 
-    def __init__(self, space: Workspace, do: Callable[[Step], object]) -> None:
-        self.space, self.recipe = space, space.recipe
-        self._do = do
-
-    def start(self) -> tuple[Policy, Sample | None]:
-        """What is done before the first iteration.
-
-        Returns:
-            The policy that goes into it, and its held-out answers, which later ones are
-            compared with.
-        """
-        policy = self.space.policy("start", self.recipe.policy)
-        if self.recipe.sft is not None:
-            policy = self._did(Sft(self.space, policy)).policy("start")
-        return policy, self._answers(policy)
-
-    def measure(self, policy: Policy) -> Measure | None:
-        """The measurement of a policy's stage, if the recipe has one."""
-        return None if self.recipe.measure is False else self._did(Measure(self.space, policy))
-
-    def pairs(
-        self, data: Data, rule: Rule, policy: Policy, measured: Measure | None = None
-    ) -> Build:
-        """The pairs of an iteration, and before them what they are made of.
-
-        Args:
-            data: What they are made of.
-            rule: The iteration's, for the share of a mixture and the name of another model.
-            policy: Whose iteration it is.
-            measured: What a choice by prompt goes by.
-
-        Returns:
-            The step that leaves them.
-        """
-        off_policy, writer = None, policy
-        if data in ("off", "mix", "per-prompt"):
-            off_policy = self._did(Build.off_policy(self.space))
-            if data == "off":
-                return off_policy
-            if data == "mix":
-                return self._did(Build.mixture(self.space, rule, policy, off_policy))
-        if data == "other":
-            model = str(rule.model)
-            writer = self.space.policy(Path(model).name, model)
-        answers = self._did(Sample(self.space, writer))
-        if off_policy is not None and measured is not None:
-            return self._did(Build.per_prompt(self.space, off_policy, answers, measured))
-        return self._did(Build.of_answers(self.space, answers))
-
-    def train(self, policy: Policy, built: Build, start: Policy, *, iteration: int) -> Policy:
-        """The policy that an iteration's training leaves."""
-        reference = start if self.recipe.reference == "fixed" else policy
-        trained = self._did(Train(self.space, policy, built, reference=reference))
-        return trained.policy(f"iteration {iteration}")
-
-    def evaluate(self, policy: Policy, baseline: Sample | None) -> None:
-        """The win rate of a policy over the start, if the recipe asks for it."""
-        ours = self._answers(policy)
-        if ours is not None and baseline is not None:
-            self._did(Evaluate(self.space, ours, baseline))
-
-    def _answers(self, policy: Policy) -> Sample | None:
-        if self.recipe.evaluate is None:
-            return None
-        return self._did(Sample(self.space, policy, held_out=True))
-
-    def _did(self, step: S) -> S:
-        self._do(step)
-        return step
-
-
-class _Loop(Walk):
-    """Does the steps, and keeps the row of the iteration under way."""
-
     def __init__(self, space: Workspace, steps: Steps) -> None:
-        super().__init__(space, self._done)
-        self.steps = steps
-        self._row: dict[str, Any] = {"iteration": 0, "steps": {}}
-
-    def _done(self, step: Step) -> None:
-        self.steps.do(step, iteration=self._row["iteration"])
-        self._row["steps"][step.role] = step.name
-        self._row |= step.report()
-        step.check()
+        self.space, self.recipe, self.steps = space, space.recipe, steps
+        # Of the iteration under way, as in align.json.
+        self.row: dict[str, Any] = {"iteration": 0, "steps": {}}
 
     def run(self) -> dict[str, Any]:
-        """Go through the iterations; the result is that of align.json."""
+        """Go through the iterations.
+
+        Returns:
+            What align.json holds.
+        """
         self.space.check_training_data()
         put_aside = self.space.put_aside()
-        start, baseline = self.start()
+        start = self.space.policy("start", self.recipe.policy)
+        if self.recipe.sft is not None:
+            start = self.do(Sft(self.space, start)).policy("start")
+        baseline = self._answers(start)
         policy, rows, stopped = start, list[dict[str, Any]](), "all iterations done"
         before = EVEN
         for number, rule in enumerate(self.recipe.rules, start=1):
             if spent := self._spent():
                 stopped = f"{spent} before iteration {number}"
                 break
-            row = self._row = _empty_row(number, rule)
-            rows.append(row)
+            names = ("data", "reason", "stage", "pairs", "left_out", "reversal", "build_figures")
+            empty = dict.fromkeys((*names, "training", "evaluation", "stopped"))
+            self.row = {"iteration": number, "rule": str(rule), **empty, "steps": {}}
+            rows.append(self.row)
             policy = self._iterate(rule, policy, start, baseline)
-            if row["stopped"] is not None:
-                stopped = f"{row['stopped']} in iteration {number}"
+            if self.row["stopped"] is not None:
+                stopped = f"{self.row['stopped']} in iteration {number}"
                 break
-            after = before if row["evaluation"] is None else row["evaluation"]["win_rate"]
-            if self.recipe.stop.no_gain and after <= before:
-                stopped = f"no gain in iteration {number}"
-                break
-            before = after
+            if self.row["evaluation"] is not None:
+                after = self.row["evaluation"]["win_rate"]
+                if self.recipe.stop.no_gain and after <= before:
+                    stopped = f"no gain in iteration {number}"
+                    break
+                before = after
         return {
             "start": start.spec,
             "start_answers": None if baseline is None else baseline.name,
@@ -274,47 +221,84 @@ class _Loop(Walk):
             "costs": self.steps.spent()[0],
         }
 
+    def do(self, step: S) -> S:
+        """Do a step, and keep what it reports in the row of the iteration.
+
+        Args:
+            step: The step.
+
+        Returns:
+            It, done.
+        """
+        self.steps.do(step, iteration=self.row["iteration"])
+        self.row["steps"][step.role] = step.name
+        self.row |= step.report()
+        step.check()
+        return step
+
     def _iterate(
         self, rule: Rule, policy: Policy, start: Policy, baseline: Sample | None
     ) -> Policy:
-        row, measured = self._row, self.measure(policy)
-        data, row["reason"] = choose(rule, None if measured is None else measured.stage())
-        row["data"] = data
+        row, stage, measured = self.row, None, None
+        if self.recipe.measure is not False:
+            measured = self.do(Measure(self.space, policy))
+            stage = measured.stage() if self.steps.state(measured)[0] == "done" else None
+        row["data"], row["reason"] = choose(rule, stage)
+        if rule.kind == "auto" and stage is None:
+            # In a plan. Nothing after an unmeasured stage has a key: a policy without one does it.
+            policy = replace(policy, key=None)
         row["stopped"] = self._spent()
         if row["stopped"] is None:
-            built = self.pairs(data, rule, policy, measured)
+            built = self._pairs(row["data"], rule, policy, measured)
             row["stopped"] = self._spent()
         if row["stopped"] is not None:
             # What was built is not trained on; its figures are of no iteration.
             row.update(pairs=None, left_out=None, build_figures=None)
             return policy
-        trained = self.train(policy, built, start, iteration=row["iteration"])
-        self.evaluate(trained, baseline)
-        return trained
+        reference = start if self.recipe.reference == "fixed" else policy
+        train = Train(self.space, policy, built, reference=reference)
+        policy = self.do(train).policy(f"iteration {row['iteration']}")
+        ours = self._answers(policy)
+        if ours is not None and baseline is not None:
+            self.do(Evaluate(self.space, ours, baseline))
+        return policy
 
+    # The pairs of an iteration, and before them what they are made of.
+    def _pairs(self, data: Data, rule: Rule, policy: Policy, measured: Measure | None) -> Build:
+        space, recipe, own = self.space, self.recipe, None
+        if data in ("off", "mix", "per-prompt"):
+            own = self.do(Build.off_policy(space))
+            if data == "off":
+                return own
+            if data == "mix":
+                answers = recipe.sampling.responses
+                method = {"name": "mixing", "share": rule.share, "answers": answers}
+                return self.do(Build(space, method, {"pairs": own}, policy=policy))
+        if data == "other":
+            policy = space.policy(Path(str(rule.model)).name, str(rule.model))
+        sampled = self.do(Sample(space, policy))
+        if own is not None and measured is not None:
+            roles = {"pairs": own, "on_policy": sampled}
+            return self.do(Build(space, PER_PROMPT, roles, measured=measured))
+        return self.do(Build(space, recipe.build.on, {"candidates": sampled}))
+
+    def _answers(self, policy: Policy) -> Sample | None:
+        if self.recipe.evaluate is None:
+            return None
+        return self.do(Sample(self.space, policy, held_out=True))
+
+    # Which limit is reached.
     def _spent(self) -> str | None:
-        """Which limit is reached."""
-        rules: StopRules = self.recipe.stop
-        costs, seconds = self.steps.spent()
+        rules, (costs, seconds) = self.recipe.stop, self.steps.spent()
         judged = costs.get("judgments", 0) + costs.get("judge_replies", 0)
-        for limit, spent, told in (
+        for limit, spent, text in (
             (rules.judgments, judged, f"{rules.judgments} judgments"),
             (rules.tokens, costs.get("response_tokens", 0), f"{rules.tokens} tokens"),
             (rules.hours, seconds / _HOUR_S, f"{rules.hours or 0:g} hours"),
         ):
             if limit is not None and spent >= limit:
-                return f"budget of {told} reached"
+                return f"budget of {text} reached"
         return None
-
-
-def _empty_row(number: int, rule: Rule) -> dict[str, Any]:
-    names = ("data", "reason", "stage", "pairs", "left_out", "reversal", "build_figures")
-    return {
-        "iteration": number,
-        "rule": str(rule),
-        **dict.fromkeys((*names, "training", "evaluation", "stopped")),
-        "steps": {},
-    }
 
 
 def choose(rule: Rule, stage: Stage | None) -> tuple[Data, str]:
@@ -341,19 +325,45 @@ def choose(rule: Rule, stage: Stage | None) -> tuple[Data, str]:
     return ("off" if decisive == "injection" else "on"), reason
 
 
-def _facts(result: Mapping[str, Any]) -> dict[str, str]:
-    put_aside = result["put_aside"].items()
-    bad = (f"{count['rows']:,} of {count['of']:,} rows of {name}" for name, count in put_aside)
-    fixed = "fixed: the first iteration's start"
-    return {
-        "start": result["start"],
-        "judge": result["judge"],
-        "schedule": ", ".join(result["schedule"]),
-        "reference": "each iteration's start" if result["reference"] == "iteration" else fixed,
-        "ended": result["stopped"],
-        "policy": result["policy"],
-        "put aside as bad": ", ".join(bad),
-    }
+def _summary(result: Mapping[str, Any], records: list[StepRecord], out: Path) -> str:
+    counts = Counter(record.did for record in records)
+    did = ", ".join(f"{counts[x]} {x}" for x in ("ran", "reused", "remade") if counts[x])
+    schedule, bad = ", ".join(result["schedule"]), result["put_aside"].items()
+    return "\n".join(
+        [
+            f"aligned {result['start']} by {schedule}, judged by {result['judge']}",
+            "",
+            table(result),
+            "",
+            *reversal_lines(result),
+            f"ended: {result['stopped']}",
+            f"steps: {did}",
+            f"bought: {bought(result['costs'])}",
+            *(
+                f"put aside as bad: {x['rows']} of {x['of']} rows of {name} ({out / x['file']})"
+                for name, x in bad
+            ),
+            *(
+                f"remade {record.step}: {record.why}"
+                for record in records
+                if record.did == "remade"
+            ),
+        ]
+    )
+
+
+def bought(costs: Mapping[str, int]) -> str:
+    """Costs in words.
+
+    Args:
+        costs: Counts by name, as in align.json.
+
+    Returns:
+        Such as "12 judgments, 3 answers of 45 tokens".
+    """
+    judged = costs.get("judgments", 0) + costs.get("judge_replies", 0)
+    answers, tokens = costs.get("answers", 0), costs.get("response_tokens", 0)
+    return f"{judged:,} judgments, {answers:,} answers of {tokens:,} tokens"
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -365,30 +375,26 @@ def table(result: Mapping[str, Any]) -> str:
     Returns:
         The table; a dash where something was not measured or done.
     """
-    head = (
-        "| iteration | stage | boundary score | data | pairs | steps | loss | win rate | length |"
-    )
-    rows = [_table_row(row) for row in result["iterations"]]
-    return "\n".join([head, "|---|---|---|---|---|---|---|---|---|", *rows])
-
-
-def _table_row(row: Mapping[str, Any]) -> str:
-    stage, training, evaluation = row["stage"], row["training"], row["evaluation"]
-    cells = [str(row["iteration"]), "-", "-", row["data"], "-", "-", "-", "-", "-"]
-    if stage is not None:
-        low, high = stage["interval"]
-        cells[1:3] = [stage["stage"], f"{stage['boundary_score']:.2f} [{low:.2f}, {high:.2f}]"]
-    if row["pairs"] is not None:
-        cells[4] = str(row["pairs"])
-    if training is not None:
-        cells[5] = describe_steps(training)
-        if training["first_loss"] is not None:
-            cells[6] = f"{training['first_loss']:.3f} to {training['last_loss']:.3f}"
-    if evaluation is not None:
-        low, high = evaluation["interval"]
-        cells[7] = f"{evaluation['win_rate']:.1f} % [{low:.1f}, {high:.1f}]"
-        cells[8] = f"{evaluation['avg_length']:.0f} ({evaluation['avg_length_start']:.0f})"
-    return "| " + " | ".join(cells) + " |"
+    head = ("iteration", "stage", "boundary score", "data", "pairs", "steps", "loss", "win rate")
+    rows = []
+    for row in result["iterations"]:
+        cells = {"iteration": row["iteration"], "data": row["data"]}
+        if row["pairs"] is not None:
+            cells["pairs"] = row["pairs"]
+        if (stage := row["stage"]) is not None:
+            low, high = stage["interval"]
+            score = f"{stage['boundary_score']:.2f} [{low:.2f}, {high:.2f}]"
+            cells |= {"stage": stage["stage"], "boundary score": score}
+        if (training := row["training"]) is not None:
+            cells["steps"] = describe_steps(training)
+            if training["first_loss"] is not None:
+                cells["loss"] = f"{training['first_loss']:.3f} to {training['last_loss']:.3f}"
+        if (rates := row["evaluation"]) is not None:
+            low, high = rates["interval"]
+            cells["win rate"] = f"{rates['win_rate']:.1f} % [{low:.1f}, {high:.1f}]"
+            cells["length"] = f"{rates['avg_length']:.0f} ({rates['avg_length_start']:.0f})"
+        rows.append([cells.get(name, "-") for name in (*head, "length")])
+    return markdown_table((*head, "length"), rows)
 
 
 def reversal_lines(result: Mapping[str, Any]) -> list[str]:

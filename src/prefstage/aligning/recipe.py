@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from prefstage.building.recipe import METHODS, Filters
-from prefstage.core.config import Config, check_config, load_config, nearest
+from prefstage.core.config import Config, check_config, load_config, nearest, refuse
 from prefstage.core.errors import ConfigError
 from prefstage.data.settings import ChatSettings
 from prefstage.evaluating.settings import WinRateConfig
@@ -199,11 +199,11 @@ class Recipe(ChatSettings):
     @model_validator(mode="before")
     @classmethod
     def _sets_no_quarantine_file(cls, settings: Any) -> Any:
-        if isinstance(settings, Mapping) and "quarantine_file" in settings:
-            raise ValueError(
-                "quarantine_file is set; expected on_bad_row: quarantine alone, since bad rows go "
-                "to quarantine/ in the run folder; leave quarantine_file out"
-            )
+        text = (
+            "quarantine_file is set; expected on_bad_row: quarantine alone, since bad rows go "
+            "to quarantine/ in the run folder; leave quarantine_file out"
+        )
+        refuse((isinstance(settings, Mapping) and "quarantine_file" in settings, text))
         return settings
 
     @field_validator("evaluate", mode="before")
@@ -213,54 +213,33 @@ class Recipe(ChatSettings):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        rules = self.rules
-        if self.off_policy is None and (
-            self.measure is not False or any(rule.needs_off_policy for rule in rules)
-        ):
-            raise ValueError(
+        rules, server = self.rules, self.server
+        takes_off_policy = any(rule.needs_off_policy for rule in rules)
+        needs_off_policy = takes_off_policy or self.measure is not False
+        refuse(
+            (
+                self.off_policy is None and needs_off_policy,
                 "off_policy is missing; expected the data that the schedule trains on or is "
-                "measured against; set it, or set measure: false with schedule on or other"
-            )
-        if self.off_policy is None and self.prompts is None:
-            raise ValueError("prompts is missing; expected prompts without off_policy; set it")
-        if self.measure is False and any(rule.measures for rule in rules):
-            raise ValueError(
+                "measured against; set it, or set measure: false with schedule on or other",
+            ),
+            (
+                self.off_policy is None and self.prompts is None,
+                "prompts is missing; expected prompts without off_policy; set it",
+            ),
+            (
+                self.measure is False and any(rule.measures for rule in rules),
                 f"measure is false with schedule {self.schedule!r}; expected a measured stage "
-                "to choose by; remove measure: false, or fix the schedule"
-            )
-        if self.stop.no_gain and self.evaluate is None:
-            raise ValueError(
-                "stop.no_gain is set without evaluate; expected win rates to go by; set evaluate"
-            )
-        self._check_methods()
-        if self.build.accept_reversal and not any(rule.needs_off_policy for rule in rules):
-            raise ValueError(
-                "build.accept_reversal is set with a schedule without off-policy pairs, whose "
-                "labels alone a judge replaces; expected it where they may be trained on; remove it"
-            )
-        self._check_server()
-        return self
-
-    def _check_server(self) -> None:
-        if self.server is None:
-            return
-        missing = [name for name in ("{policy}", "{port}") if name not in self.server]
-        if missing:
-            raise ValueError(
-                f"server {self.server!r} lacks {missing[0]}; expected {{policy}} and {{port}} "
-                f"where the folder and the port go; add {missing[0]}"
-            )
-        useless = [name for name in ("dtype", "device") if getattr(self, name) is not None]
-        if useless:
-            raise ValueError(
-                f"{useless[0]} is set with server; expected one of them, since a server takes "
-                f"its own from its command; remove {useless[0]}"
-            )
-
-    def _check_methods(self) -> None:
+                "to choose by; remove measure: false, or fix the schedule",
+            ),
+            (
+                self.stop.no_gain and self.evaluate is None,
+                "stop.no_gain is set without evaluate; expected win rates to go by; set evaluate",
+            ),
+        )
         for side in ("off", "on"):
             method = getattr(self.build, side)
             name = method.get("name") if isinstance(method, Mapping) else method
+            # What needs a judge alone, and takes answers, which come as candidates.
             known = [
                 method_name
                 for method_name, needs in METHODS.items()
@@ -268,10 +247,33 @@ class Recipe(ChatSettings):
                 and needs.judge != "none"
                 and (side == "off" or "candidates" in needs.inputs)
             ]
-            if name is not None and name not in known:
-                raise ValueError(
-                    f"build.{side} is {name!r}; expected one of {', '.join(known)}; change it"
+            text = f"expected one of {', '.join(known)}; change it"
+            refuse((name not in (None, *known), f"build.{side} is {name!r}; {text}"))
+        refuse(
+            (
+                self.build.accept_reversal and not takes_off_policy,
+                "build.accept_reversal is set with a schedule without off-policy pairs, whose "
+                "labels alone a judge replaces; expected it where they may be trained on; remove "
+                "it",
+            ),
+            *(
+                (
+                    server is not None and name not in server,
+                    f"server {server!r} lacks {name}; expected {{policy}} and {{port}} "
+                    f"where the folder and the port go; add {name}",
                 )
+                for name in ("{policy}", "{port}")
+            ),
+            *(
+                (
+                    server is not None and getattr(self, name) is not None,
+                    f"{name} is set with server; expected one of them, since a server takes "
+                    f"its own from its command; remove {name}",
+                )
+                for name in ("dtype", "device")
+            ),
+        )
+        return self
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -306,17 +308,6 @@ class Recipe(ChatSettings):
             return config
         return config.model_copy(update={"seed": self.seed})
 
-    @property
-    def training_prompts(self) -> str:
-        """Where the prompts of training are."""
-        return self.prompts or str(self.off_policy)
-
-    @property
-    def held_out_sampling(self) -> SamplingConfig:
-        """How policies answer the held-out prompts: once."""
-        chosen = self.evaluate.sampling if self.evaluate is not None else None
-        return self.seeded(chosen or self.sampling).model_copy(update={"responses": 1})
-
 
 def load_recipe(
     source: "Recipe | Mapping[str, Any] | Path | str", overrides: Mapping[str, Any] | None = None
@@ -337,78 +328,38 @@ def load_recipe(
     here = recipe.launch is None
     check_recipe(train_settings(recipe, policy="policy", data="data"), here=here)
     if recipe.sft is not None:
-        check_recipe(sft_settings(recipe, policy="policy"), here=here)
+        check_recipe(train_settings(recipe, policy="policy"), here=here)
     return recipe
 
 
 def train_settings(
-    recipe: Recipe, *, policy: str, data: str, reference: str = "start"
+    recipe: Recipe, *, policy: str, data: str | None = None, reference: str = "start"
 ) -> TrainRecipe:
-    """The recipe of one iteration's training.
+    """The recipe of one iteration's training, or of the one before the loop.
 
     Args:
         recipe: The alignment's.
-        policy: Folder of the policy that goes in.
-        data: The pairs.
+        policy: Folder or Hub id of the policy that goes in.
+        data: The pairs; None: of the training before the loop, whose section `sft` names its data.
         reference: As in a recipe of `prefstage train`.
 
     Returns:
         The training's recipe.
 
     Raises:
-        ConfigError: If the section `train` is wrong.
+        ConfigError: If the section `train`, or `sft`, is wrong.
     """
-    return _train_recipe(
-        recipe,
-        "train",
-        dict(recipe.train),
-        {"policy": policy, "data": data, "reference": reference},
-        refused=tuple(_SET_BY_ALIGN),
-    )
-
-
-def sft_settings(recipe: Recipe, *, policy: str) -> TrainRecipe:
-    """The recipe of the training before the loop.
-
-    Args:
-        recipe: The alignment's, with a section `sft`.
-        policy: Folder or Hub id of the policy that goes in.
-
-    Returns:
-        The training's recipe.
-
-    Raises:
-        ConfigError: If the section `sft` is wrong.
-    """
-    return _train_recipe(
-        recipe,
-        "sft",
-        {"loss": "sft", **(recipe.sft or {})},
-        {"policy": policy},
-        refused=("policy", "reference", "reference_cache"),
-    )
-
-
-def whole_path(spec: str) -> str:
-    """A file or folder by its whole path; a Hub id as it is."""
-    return str(Path(spec).absolute()) if Path(spec).exists() else spec
-
-
-def _train_recipe(
-    recipe: Recipe,
-    section: str,
-    settings: dict[str, Any],
-    fixed: Mapping[str, Any],
-    *,
-    refused: tuple[str, ...],
-) -> TrainRecipe:
-    for name in refused:
-        if name in settings:
+    section = "sft" if data is None else "train"
+    settings = dict(recipe.train) if data is not None else {"loss": "sft", **(recipe.sft or {})}
+    for name, source in _SET_BY_ALIGN.items():
+        if name in settings and (data is not None or name != "data"):
             raise ConfigError.of(
                 saw=f"setting '{section}.{name}'",
-                expected=f"it to follow from {_SET_BY_ALIGN[name]}",
+                expected=f"it to follow from {source}",
                 cure=f"leave {section}.{name} out",
             )
+    settings |= {"policy": policy}
+    settings |= {} if data is None else {"data": data, "reference": reference}
     # The section's own values win over those of the recipe. Where it holds nonsense instead of
     # a mapping it is left as it is, so that the check below names it.
     for name, defaults in (("training", {"seed": recipe.seed}), ("tokens", recipe.encoding)):
@@ -418,6 +369,11 @@ def _train_recipe(
     # The next step loads whole models, not adapters.
     if settings.get("lora") not in (None, False):
         settings["export"] = {"merge_adapter": True}
-    checked = check_config(TrainRecipe, {**settings, **fixed}, origin=section)
+    checked = check_config(TrainRecipe, settings, origin=section)
     check_online(checked)
     return checked
+
+
+def whole_path(spec: str) -> str:
+    """A file or folder by its whole path; a Hub id as it is."""
+    return str(Path(spec).absolute()) if Path(spec).exists() else spec

@@ -1,17 +1,18 @@
-"""Tables of an experiment in the papers' form: Markdown, LaTeX and CSV."""
+"""Tables of an experiment in the papers' form, and whether the boundary score foretells them."""
 
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from statistics import mean, stdev
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.aligning.agreement import Start
-from prefstage.core.config import Config
+from prefstage.core.config import Config, refuse
+from prefstage.core.outcome import markdown_table
 
 BUILT_IN = (
     "win_rate",
@@ -37,12 +38,15 @@ _TITLES = {
 _DIGITS = {"win_rate": 2, "length_controlled_win_rate": 2, "avg_length": 0, "pairs": 0}
 _OTHER_DIGITS = 3
 _LEAST_RATIO = 0.01
-_LATEX = {
-    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
-    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
-    **{"±": r"$\pm$", "∞": r"$\infty$", "Δ": r"$\Delta$", "×": r"$\times$", "≤": r"$\leq$"},
-    **{"→": r"$\rightarrow$", "γ": r"$\gamma$", "β": r"$\beta$", "ρ": r"$\rho$"},
-}
+_EVEN = 0.5
+_LATEX = str.maketrans(
+    {
+        **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+        **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
+        **{"±": r"$\pm$", "∞": r"$\infty$", "Δ": r"$\Delta$", "×": r"$\times$", "≤": r"$\leq$"},
+        **{"→": r"$\rightarrow$", "γ": r"$\gamma$", "β": r"$\beta$", "ρ": r"$\rho$"},
+    }
+)
 
 Path = tuple[str, ...]
 """The data trained on, iteration by iteration."""
@@ -69,16 +73,18 @@ class TableSettings(Config):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
-        if (self.kind == "stages") == bool(self.rows):
-            raise ValueError(
+        refuse(
+            (
+                (self.kind == "stages") == bool(self.rows),
                 f"rows is {self.rows} in a table of {self.kind}; expected none in stages, whose "
-                "rows are the iterations, and axes elsewhere; change it"
-            )
-        if (self.kind == "contrasts") != bool(self.parts):
-            raise ValueError(
+                "rows are the iterations, and axes elsewhere; change it",
+            ),
+            (
+                (self.kind != "contrasts") == bool(self.parts),
                 f"parts has {len(self.parts)} headings in a table of {self.kind}; expected pairs "
-                "of rows in contrasts alone; change it"
-            )
+                "of rows in contrasts alone; change it",
+            ),
+        )
         return self
 
 
@@ -150,14 +156,12 @@ def markdown(table: Table) -> str:
     Returns:
         Text that ends in a newline.
     """
-    lines = [f"**{table.title}**", ""] if table.title else []
-    lines += [f"| {' | '.join(table.head)} |", "|" + "---|" * len(table.head)]
-    for heading, rows in table.blocks:
-        headings = [(f"**{heading}**", *[""] * (len(table.head) - 1))] if heading else []
-        for row in (*headings, *rows):
-            cells = [_text(entry).replace("|", "\\|") for entry in row]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    rows = list[Sequence[str]]()
+    for heading, block in table.blocks:
+        rows += [(f"**{heading}**", *[""] * (len(table.head) - 1))] if heading else []
+        rows += [[*map(_text, row)] for row in block]
+    title = f"**{table.title}**\n\n" if table.title else ""
+    return f"{title}{markdown_table(table.head, rows)}\n"
 
 
 def latex(table: Table) -> str:
@@ -173,12 +177,10 @@ def latex(table: Table) -> str:
     lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{'l' * count}}}", r"\toprule"]
     lines.append(_latex_row(table.head))
     for heading, rows in table.blocks:
-        lines.append(r"\midrule")
-        if heading:
-            lines.append(rf"\multicolumn{{{count}}}{{c}}{{\textbf{{{_escape(heading)}}}}} \\")
-        lines += map(_latex_row, rows)
-    caption = [rf"\caption{{{_escape(table.title)}}}"] if table.title else []
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *caption, r"\end{table}"]) + "\n"
+        wide = rf"\multicolumn{{{count}}}{{c}}{{\textbf{{{heading.translate(_LATEX)}}}}} \\"
+        lines += [r"\midrule", *([wide] if heading else []), *map(_latex_row, rows)]
+    caption = [rf"\caption{{{table.title.translate(_LATEX)}}}"] if table.title else []
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *caption, r"\end{table}", ""])
 
 
 def comma_separated(table: Table) -> str:
@@ -191,25 +193,19 @@ def comma_separated(table: Table) -> str:
         CSV text, numbers unrounded.
     """
     rows = [(heading, row) for heading, block in table.blocks for row in block]
-    numeric = [
-        any(isinstance(entry, Figure) for entry in column)
-        for column in zip(*(row for _, row in rows), strict=True)
-    ]
-    numeric = numeric or [False] * len(table.head)
-    head = ["block"]
-    for name, is_numeric in zip(table.head, numeric, strict=True):
-        head += [name, f"{name} s.e.", f"{name} gain"] if is_numeric else [name]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(head)
-    for heading, row in rows:
-        line: list[object] = [heading]
-        for entry, is_numeric in zip(row, numeric, strict=True):
+    # A column with figures becomes three.
+    wide = [any(isinstance(row[n], Figure) for _, row in rows) for n in range(len(table.head))]
+    lines: list[list[object]] = [["block"]]
+    lines += [[heading] for heading, _ in rows]
+    for name, is_wide, *entries in zip(table.head, wide, *(row for _, row in rows), strict=True):
+        lines[0] += [name, f"{name} s.e.", f"{name} gain"] if is_wide else [name]
+        for line, entry in zip(lines[1:], entries, strict=True):
             if isinstance(entry, Figure):
-                line += [entry.mean, entry.error, entry.gain]
+                line.extend([entry.mean, entry.error, entry.gain])
             else:
-                line += [entry or "", "", ""] if is_numeric else [_text(entry)]
-        writer.writerow(line)
+                line.extend([entry or "", "", ""] if is_wide else [_text(entry)])
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(lines)
     return stream.getvalue()
 
 
@@ -218,11 +214,7 @@ def _text(entry: Entry) -> str:
 
 
 def _latex_row(row: Sequence[Entry]) -> str:
-    return " & ".join(_escape(_text(entry)) for entry in row) + r" \\"
-
-
-def _escape(text: str) -> str:
-    return "".join(_LATEX.get(mark, mark) for mark in text)
+    return " & ".join(_text(entry).translate(_LATEX) for entry in row) + r" \\"
 
 
 # --- The papers' tables -------------------------------------------------------------------------
@@ -242,8 +234,8 @@ def build_table(settings: TableSettings, rows: Rows) -> Table:
         Sun et al. 2025, arXiv:2508.10530, Tables 1, 3, 4, 8 (stages); Pan et al. 2025,
         arXiv:2508.18312, Tables 1, 2, 4 (results) and 3 (contrasts).
     """
-    build = {"stages": _stage_table, "results": _result_table, "contrasts": _contrast_table}
-    head, parts = build[settings.kind](settings, rows)
+    builders = {"stages": _stage_table, "results": _result_table, "contrasts": _contrast_table}
+    head, parts = builders[settings.kind](settings, rows)
     return Table(settings.title, tuple(head), tuple((h, tuple(lines)) for h, lines in parts))
 
 
@@ -251,37 +243,30 @@ Parts = tuple[Sequence[str], list[tuple[str, list[tuple[Entry, ...]]]]]
 
 
 def _stage_table(settings: TableSettings, rows: Rows) -> Parts:
-    blocks, first = _blocks(settings.by, rows), settings.columns[0]
+    blocks, first, parts = _blocks(settings.by, rows), settings.columns[0], []
     deepest = max([1, *(len(path) for policies in blocks.values() for path in policies)])
-    parts = []
     for heading, policies in blocks.items():
         lines, shown = list[tuple[Entry, ...]](), set[Path]()
         for path in sorted(policies, key=lambda path: (len(path), path)):
-            gains = [*_gains(policies, path, first).values()] if path else []
             cells: list[Entry] = [f"PC_{data}" for data in path]
             cells += ["-"] * (deepest - len(path))
+            gains = [*_gains(policies, path, first).values()] if path else []
             for name in settings.columns:
                 gain = mean(gains) if gains and name == first else None
                 cells.append(_entry([*_values(policies, path, name).values()], name, gain))
             # A start stands in the first row that leads on from it.
-            start = None
-            if path and path[:-1] not in shown:
-                shown.add(path[:-1])
-                start = _mean_start("", policies, path[:-1], first)
-            score = None if start is None else Figure(start.boundary_score)
-            lines.append((*cells, score, _ratio_text(start)))
+            is_first = bool(path) and path[:-1] not in shown
+            starts = _starts("", policies, path[:-1], first) if is_first else []
+            shown |= {path[:-1]} if is_first else set()
+            lasting = [(Figure(s.boundary_score), s.ratio_text) for s in _means("", starts)]
+            lines.append((*cells, *(lasting[0] if lasting else (None, None))))
         parts.append((heading, lines))
-    return [
-        *[f"Iter-{number + 1}" for number in range(deepest)],
-        *map(_title, settings.columns),
-        "BS (initial)",
-        "Δ(×)",
-    ], parts
+    names = [f"Iter-{number + 1}" for number in range(deepest)]
+    return [*names, *map(_title, settings.columns), "BS (initial)", "Δ(×)"], parts
 
 
 def _result_table(settings: TableSettings, rows: Rows) -> Parts:
-    parts = []
-    named = (*settings.by, *settings.rows)
+    named, parts = (*settings.by, *settings.rows), []
     for heading, group in _grouped(settings.by, rows).items():
         # All rows of a repeat start from one policy, which counts once.
         starts = {_repeat(cell, named): cell["policies"][0]["figures"] for cell in group}
@@ -293,12 +278,10 @@ def _result_table(settings: TableSettings, rows: Rows) -> Parts:
 
 
 def _contrast_table(settings: TableSettings, rows: Rows) -> Parts:
-    figures = {
-        label: _last_figures(cells) for label, cells in _grouped(settings.rows, rows).items()
-    }
-    first, parts = settings.columns[0], []
+    groups, first, parts = _grouped(settings.rows, rows), settings.columns[0], []
+    figures = {label: _last_figures(cells) for label, cells in groups.items()}
     for heading, pairs in settings.parts.items():
-        lines: list[tuple[Entry, ...]] = []
+        lines = list[tuple[Entry, ...]]()
         for pair in pairs:
             values = [[f[first] for f in figures.get(label, []) if first in f] for label in pair]
             difference = None
@@ -311,29 +294,24 @@ def _contrast_table(settings: TableSettings, rows: Rows) -> Parts:
 
 
 def _blocks(by: Sequence[str], rows: Rows) -> dict[str, Policies]:
-    """Policies by the values of some axes, in the cells' order."""
     blocks: dict[str, Policies] = {}
     for row in rows:
         policies = blocks.setdefault(", ".join(row["values"][axis] for axis in by), {})
         repeat = _repeat(row, (*by, SCHEDULE))
         for policy in row["policies"]:
             # Cells that begin with the same data share policies; each may know other figures.
-            policies.setdefault(tuple(policy["path"]), {}).setdefault(repeat, {}).update(
-                policy["figures"]
-            )
+            figures = policies.setdefault(tuple(policy["path"]), {}).setdefault(repeat, {})
+            figures.update(policy["figures"])
     return blocks
 
 
 def _values(policies: Policies, path: Path, name: str) -> dict[Repeat, float]:
-    return {
-        repeat: figures[name]
-        for repeat, figures in policies.get(path, {}).items()
-        if name in figures
-    }
+    repeats = policies.get(path, {}).items()
+    return {repeat: figures[name] for repeat, figures in repeats if name in figures}
 
 
+# What the last training of a path gained, in every repeat.
 def _gains(policies: Policies, path: Path, name: str) -> dict[Repeat, float]:
-    """What the last training of a path gained, in every repeat."""
     before, after = (_values(policies, part, name) for part in (path[:-1], path))
     return {repeat: after[repeat] - before[repeat] for repeat in after if repeat in before}
 
@@ -369,7 +347,75 @@ def _title(name: str) -> str:
     return _TITLES.get(name, name.removeprefix(TRAINING))
 
 
-# --- Policies from which both kinds of data were trained on -------------------------------------
+# --- Whether the boundary score foretells which data help more ------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """One policy, and what training on either kind of data gained from there.
+
+    Attributes:
+        where: Names of the block and of the data that led there.
+        boundary_score: Of the policy, in [0, 1].
+        off: Gain of training on off-policy data.
+        on: Gain of training on on-policy data.
+    """
+
+    where: str
+    boundary_score: float
+    off: float
+    on: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Δ = off / on; ∞ where only off gains, at most 0 where only on does, else None."""
+        if self.on > 0:
+            return self.off / self.on
+        return math.inf if self.off > 0 else None
+
+    @property
+    def ratio_text(self) -> str | None:
+        """Δ as the paper prints it; None where nothing gains."""
+        ratio = self.ratio
+        if ratio is None or ratio == math.inf:
+            return None if ratio is None else "+∞"
+        if 0 < ratio < _LEAST_RATIO:
+            return f"< {_LEAST_RATIO:g}"
+        return f"{ratio:.2f}" if ratio > 0 else "≤ 0"
+
+
+@dataclass(frozen=True)
+class Contingency:
+    """Counts of starts.
+
+    Attributes:
+        counts: [[BS < ½ and yes, BS < ½ and no], [BS >= ½ and yes, BS >= ½ and no]].
+        left_out: Starts that answer neither yes nor no.
+    """
+
+    counts: tuple[tuple[int, int], tuple[int, int]]
+    left_out: int
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of starts where BS < ½ and yes, or BS >= ½ and no."""
+        total = sum(map(sum, self.counts))
+        return (self.counts[0][0] + self.counts[1][1]) / total if total else None
+
+    @property
+    def p_value(self) -> float:
+        """Of Fisher's exact test of independence, two-sided; 1 of an empty table.
+
+        Source:
+            Fisher 1922, "On the interpretation of χ² from contingency tables".
+        """
+        from scipy.stats import fisher_exact
+
+        return float(fisher_exact(self.counts).pvalue)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return {**asdict(self), "agreement": self.agreement, "p_value": self.p_value}
 
 
 def starts_of(settings: TableSettings, rows: Rows, *, by_repeat: bool = False) -> tuple[Start, ...]:
@@ -386,39 +432,56 @@ def starts_of(settings: TableSettings, rows: Rows, *, by_repeat: bool = False) -
     starts = list[Start]()
     for heading, policies in _blocks(settings.by, rows).items():
         for path in policies:
-            where = ", ".join(part for part in (heading, " → ".join(path) or START) if part)
-            if by_repeat:
-                for repeat, figures in _start_figures(policies, path, settings.columns[0]).items():
-                    starts.append(Start(", ".join([where, *repeat]), *figures))
-            elif start := _mean_start(where, policies, path, settings.columns[0]):
-                starts.append(start)
+            where = ", ".join(filter(None, (heading, " → ".join(path) or START)))
+            repeats = _starts(where, policies, path, settings.columns[0])
+            starts += repeats if by_repeat else _means(where, repeats)
     return tuple(starts)
 
 
-def _mean_start(where: str, policies: Policies, path: Path, name: str) -> Start | None:
-    repeats = [*_start_figures(policies, path, name).values()]
-    return Start(where, *map(mean, zip(*repeats, strict=True))) if repeats else None
-
-
-def _start_figures(
-    policies: Policies, path: Path, name: str
-) -> dict[Repeat, tuple[float, float, float]]:
-    """Boundary score and gains from a policy on, in every repeat that has all three."""
-    scores = _values(policies, path, "boundary_score")
+# A policy with the gains from it on, in every repeat that has all three figures.
+def _starts(where: str, policies: Policies, path: Path, name: str) -> list[Start]:
     off, on = (_gains(policies, (*path, data), name) for data in ("off", "on"))
-    return {
-        repeat: (score, off[repeat], on[repeat])
-        for repeat, score in scores.items()
+    return [
+        Start(", ".join([where, *repeat]), score, off[repeat], on[repeat])
+        for repeat, score in _values(policies, path, "boundary_score").items()
         if repeat in off and repeat in on
-    }
+    ]
 
 
-def _ratio_text(start: Start | None) -> str | None:
-    """Δ as the paper prints it; a dash where nothing gains."""
-    if start is None or start.ratio is None:
-        return None
-    if start.on <= 0:
-        return "+∞"
-    if start.off <= 0:
-        return "≤ 0"
-    return f"{start.ratio:.2f}" if start.ratio >= _LEAST_RATIO else f"< {_LEAST_RATIO:g}"
+# One start of the repeats' means; none of no repeats.
+def _means(where: str, repeats: Sequence[Start]) -> list[Start]:
+    figures = zip(*(astuple(start)[1:] for start in repeats), strict=True)
+    return [Start(where, *map(mean, figures))] if repeats else []
+
+
+def by_ratio(starts: Sequence[Start]) -> Contingency:
+    """Count BS < ½ against Δ > 1; starts from where nothing gains are left out.
+
+    Args:
+        starts: The starts.
+
+    Returns:
+        The counts.
+
+    Source:
+        Sun et al. 2025, arXiv:2508.10530, Table 3: BS < 0.5 should go with Δ > 1.
+    """
+    return _count(starts, [None if start.ratio is None else start.ratio > 1 for start in starts])
+
+
+def by_gain(starts: Sequence[Start]) -> Contingency:
+    """Count BS < ½ against a larger gain of off-policy data, also where both lose.
+
+    Args:
+        starts: The starts.
+
+    Returns:
+        The counts; equal gains are left out.
+    """
+    return _count(starts, [None if s.off == s.on else s.off > s.on for s in starts])
+
+
+def _count(starts: Sequence[Start], answers: Sequence[bool | None]) -> Contingency:
+    seen = Counter(zip((start.boundary_score < _EVEN for start in starts), answers, strict=True))
+    low, high = ((seen[is_low, True], seen[is_low, False]) for is_low in (True, False))
+    return Contingency((low, high), answers.count(None))

@@ -10,10 +10,16 @@ from typing import Any
 
 from datasets import Dataset
 
-from prefstage.building.account import SETTING, Account, check_reversal
+from prefstage.building.account import SETTING, Account, check_reversal, describe_reversal
 from prefstage.building.answers import reward_augmented
 from prefstage.building.built import Group, built_dataset, parted
-from prefstage.building.card import PairStatistics, dataset_card, pair_statistics
+from prefstage.building.card import (
+    PairStatistics,
+    dataset_card,
+    has_scores,
+    pair_statistics,
+    quality_table,
+)
 from prefstage.building.choosing import rescored
 from prefstage.building.filters import filtered
 from prefstage.building.methods import Materials, groups_of
@@ -23,6 +29,7 @@ from prefstage.core.config import write_config
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json, write_text
 from prefstage.core.ledger import Ledger
+from prefstage.core.outcome import Outcome, shown
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.formats import format_named
@@ -41,20 +48,18 @@ RESULT, CARD, CONFIG = "build.json", "README.md", "config.yaml"
 _SHOWN_REASONS = 3
 
 
-@dataclass(frozen=True)
-class BuildResult:
-    """What a build made.
+@dataclass(frozen=True, kw_only=True)
+class BuildResult(Outcome):
+    """What a build made; its `result` has counts, names and figures, as in build.json.
 
     Attributes:
         parts: Each part's splits, as pairs with provenance columns.
         statistics: Score figures of each part, over its splits.
-        result: Counts, names and figures, as in build.json.
         card: The dataset card, Markdown.
     """
 
     parts: Mapping[str, Mapping[str, PairSet]]
     statistics: Mapping[str, PairStatistics]
-    result: Mapping[str, Any]
     card: str
 
     @property
@@ -139,9 +144,7 @@ def build_pairs(
         dataset = built_dataset(chain.from_iterable(_groups(materials)))
         _check_some(dataset, account, plan)
         made = _result(materials, dataset, data.report)
-        if out is not None:
-            _write(folder, made)
-    return made
+        return made if out is None else replace(made, written=_write(folder, made))
 
 
 def _named(recipe: Any) -> tuple[Any, dict[str, Any]]:
@@ -254,7 +257,33 @@ def _result(materials: Materials, dataset: Dataset, report: LoadReport) -> Build
     # The quarantine file is a path on one machine: nothing that readers of the card can use.
     settings = recipe.model_dump(mode="json", exclude={"quarantine_file"})
     card = dataset_card(files=files, result=result, statistics=statistics, recipe=settings)
-    return BuildResult(parts, statistics, result, card)
+    return BuildResult(
+        summary=_summary(result, statistics),
+        result=result,
+        parts=parts,
+        statistics=statistics,
+        card=card,
+    )
+
+
+def _summary(result: Mapping[str, Any], statistics: Mapping[str, PairStatistics]) -> str:
+    judge = f", judged by {result['judge']}" if result["judge"] else ""
+    lines = [
+        f"{result['pairs_built']} pairs by {result['method']} from {result['prompts_read']} rows"
+        f" of {result['source']}{judge}"
+    ]
+    left_out = sorted(result["left_out"].items(), key=lambda reason: -reason[1])
+    lines += [f"left out: {count} x {why}" for why, count in left_out]
+    if result["reversal"] is not None:
+        lines.append(describe_reversal(result["reversal"]))
+    figures = result["figures"].items()
+    lines += [f"{name.replace('_', ' ')}: {shown(value)}" for name, value in figures]
+    for part, splits in result["parts"].items():
+        counts = ", ".join(f"{name} {count}" for name, count in splits.items())
+        lines.append(f"{part}: {counts}")
+    if has_scores(statistics):
+        lines += ["", quality_table(statistics)]
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
 
 
 def _pair_set(dataset: Dataset, name: str, report: LoadReport) -> PairSet:
@@ -280,12 +309,15 @@ def _warnings(account: Account, statistics: Mapping[str, PairStatistics]) -> lis
     ]
 
 
-def _write(folder: Path, made: BuildResult) -> None:
+def _write(folder: Path, made: BuildResult) -> list[Path]:
+    written = []
     for part, splits in made.parts.items():
         for name, pairs in splits.items():
-            save_dataset(pairs.dataset, folder / part / f"{name}.parquet")
+            written.append(folder / part / f"{name}.parquet")
+            save_dataset(pairs.dataset, written[-1])
     write_text(folder / CARD, made.card)
-    write_json(folder / RESULT, dict(made.result))
+    write_json(folder / RESULT, made.result)
     facts = {name: made.result[name] for name in ("method", "source", "judge")}
     headline = f"{made.result['pairs_built']:,} pairs by {facts['method']}"
     write_result(folder, "build", headline=headline, facts=facts)  # last: all else is there
+    return [*written, *(folder / name for name in (CARD, RESULT, CONFIG))]

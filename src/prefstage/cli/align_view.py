@@ -2,9 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,16 +11,13 @@ from rich.progress import Progress
 from rich.spinner import Spinner
 from rich.text import Text
 
+from prefstage.aligning import Step, StepRecord
+from prefstage.aligning.loop import bought
 from prefstage.core.progress import bars, gathered
 
-if TYPE_CHECKING:
-    from prefstage.aligning import Step, StepRecord
-
 _MINUTE_S = 60
-_WIDTHS = (12, 10, 12)
-_COSTS = zip(("judgments", "answers", "tokens"), _WIDTHS, strict=True)
-_HEAD = f"{'iteration':<11}{'step':<24}{'':<8}{'time':>10}"
-_HEAD += "".join(f"{name:>{width}}" for name, width in _COSTS)
+_HEAD = f"{'iteration':<11}{'step':<24}{'':<8}{'time':>10}{'judgments':>12}{'answers':>10}"
+_HEAD += f"{'tokens':>12}"
 
 
 class StepsView:
@@ -33,15 +29,12 @@ class StepsView:
     """
 
     def __init__(self, display: Progress, console: Console) -> None:
-        self._display = display
-        self._console = console
-        self._began = time.monotonic()
-        self._costs = Counter[str]()
+        self._display, self._console = display, console
+        self._began, self._costs = time.monotonic(), Counter[str]()
         self._under_way: tuple[str, int, float] | None = None
-        self._spinner = Spinner("dots")
-        self._lines = 0
+        self._spinner, self._has_head = Spinner("dots"), False
 
-    def begun(self, step: "Step", iteration: int) -> None:
+    def begun(self, step: Step, iteration: int) -> None:
         """A step begins.
 
         Args:
@@ -50,22 +43,23 @@ class StepsView:
         """
         self._under_way = (step.name, iteration, time.monotonic())
 
-    def tell(self, record: "StepRecord") -> None:
+    def tell(self, record: StepRecord) -> None:
         """A step has ended, or is reused.
 
         Args:
             record: What became of it.
         """
-        if self._lines == 0:
+        if not self._has_head:
             self._console.print(_HEAD, style="bold", highlight=False)
-        self._lines += 1
-        self._under_way = None
+        self._has_head, self._under_way = True, None
         self._costs.update(record.costs)
-        took = "" if record.did == "reused" else clock(record.seconds)
-        line = (
-            f"{record.iteration:<11}{record.step:<24}{record.did:<8}{took:>10}"
-            f"{_cells(record.costs, blank=record.did == 'reused')}"
-        )
+        line = f"{record.iteration:<11}{record.step:<24}{record.did:<8}"
+        if record.did != "reused":
+            costs = Counter(record.costs)
+            judged = costs["judgments"] + costs["judge_replies"]
+            counts = (judged, costs["answers"], costs["response_tokens"])
+            first, second, third = (f"{count:,}" if count else "-" for count in counts)
+            line += f"{clock(record.seconds):>10}{first:>12}{second:>10}{third:>12}"
         self._console.print(line, highlight=False, style="dim" if record.did == "reused" else "")
         if record.why:
             self._console.print(f"{'':<11}remade: {record.why}", style="yellow", highlight=False)
@@ -105,20 +99,6 @@ def shown_steps(console: Console | None = None) -> Iterator[StepsView]:
         yield view
 
 
-def bought(costs: Mapping[str, int]) -> str:
-    """Costs in words.
-
-    Args:
-        costs: Counts by name, as in align.json.
-
-    Returns:
-        Such as "12 judgments, 3 answers of 45 tokens".
-    """
-    judged = costs.get("judgments", 0) + costs.get("judge_replies", 0)
-    answers, tokens = costs.get("answers", 0), costs.get("response_tokens", 0)
-    return f"{judged:,} judgments, {answers:,} answers of {tokens:,} tokens"
-
-
 def clock(seconds: float) -> str:
     """A time as people read it.
 
@@ -133,12 +113,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), _MINUTE_S)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _cells(costs: Mapping[str, int], *, blank: bool) -> str:
-    if blank:
-        return ""
-    judged = costs.get("judgments", 0) + costs.get("judge_replies", 0)
-    counts = (judged, costs.get("answers", 0), costs.get("response_tokens", 0))
-    shown = (f"{count:,}" if count else "-" for count in counts)
-    return "".join(f"{text:>{width}}" for text, width in zip(shown, _WIDTHS, strict=True))

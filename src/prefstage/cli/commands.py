@@ -1,24 +1,24 @@
-"""The commands that take settings: each calls the function of its name, which does the work."""
+"""The commands: each calls the function of its name, whose result says what came of it."""
 
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import typer
 
 from prefstage.cli.options import Command
+from prefstage.core.errors import InputError
 from prefstage.core.outcome import Outcome
-
-if TYPE_CHECKING:
-    from prefstage.cli.settings import ReportSettings, TheorySettings
-    from prefstage.diagnosing.config import DiagnoseSettings
-    from prefstage.evaluating.settings import EvaluateSettings
-    from prefstage.judging.verdicts import JudgeSettings
-    from prefstage.measuring.settings import MeasureSettings
-    from prefstage.reporting.checkup import DoctorSettings
-    from prefstage.sampling.answering import SampleSettings
-    from prefstage.sandbox.theory import Checked
 
 # `former` are names that options had once: scripts may still hold them.
 RUN_FOLDER = "Run folder. The same command goes on in it after a stop."
+DRY_RUN = "Show the steps and their estimated costs; do nothing."
+
+Overrides = Mapping[str, Any]
 
 
 @partial(
@@ -27,7 +27,7 @@ RUN_FOLDER = "Run folder. The same command goes on in it after a stop."
     out=RUN_FOLDER,
     former={"off": "off_policy", "on": "on_policy", "responses": "on_responses"},
 )
-def measure(settings: "MeasureSettings", *, out: Path | None) -> Outcome:
+def measure(settings: Any, *, out: Path | None) -> Outcome:
     """Tell which preference data a policy needs next: the pairs at hand, or its own.
 
     The policy answers the prompts of the off-policy data, the judge compares its answers with
@@ -47,7 +47,7 @@ def measure(settings: "MeasureSettings", *, out: Path | None) -> Outcome:
     out_required=True,
     former={"limit": "max_prompts"},
 )
-def sample(settings: "SampleSettings", *, out: Path) -> Outcome:
+def sample(settings: Any, *, out: Path) -> Outcome:
     """Sample a policy's answers to the prompts of a dataset.
 
     Each answer is on disk, in OUT.samples.sqlite, as soon as it arrives; the same command goes
@@ -63,7 +63,7 @@ def sample(settings: "SampleSettings", *, out: Path) -> Outcome:
     settings="judging.verdicts:JudgeSettings",
     out="Judged rows (.parquet, .jsonl) or the summary (.json).",
 )
-def judge(settings: "JudgeSettings", *, out: Path | None) -> Outcome:
+def judge(settings: Any, *, out: Path | None) -> Outcome:
     """Judge pairs (does the judge agree with the labels?), or score candidates.
 
     With --pairs: P(chosen better than rejected) of each pair, and how often the judge agrees
@@ -87,7 +87,7 @@ def judge(settings: "JudgeSettings", *, out: Path | None) -> Outcome:
     out="Folder for report.md and report.json (figures' data in it).",
     former={"on": "on_policy"},
 )
-def diagnose(settings: "DiagnoseSettings", *, out: Path | None) -> Outcome:
+def diagnose(settings: Any, *, out: Path | None) -> Outcome:
     """Say what is in a dataset of pairs, and what training a policy on it could do.
 
     Rankings, learnability and distinctness need --policy; agreement, position bias and answer
@@ -103,7 +103,7 @@ def diagnose(settings: "DiagnoseSettings", *, out: Path | None) -> Outcome:
     settings="evaluating.settings:EvaluateSettings",
     out="Folder of results. The same command goes on in it after a stop.",
 )
-def evaluate(settings: "EvaluateSettings", *, out: Path | None) -> Outcome:
+def evaluate(settings: Any, *, out: Path | None) -> Outcome:
     """Win rate of answers, or of a policy, over a baseline by any judge.
 
     Raw and length-controlled, with intervals; several models are also compared with each
@@ -123,24 +123,33 @@ def evaluate(settings: "EvaluateSettings", *, out: Path | None) -> Outcome:
     out="The page.",
     out_default=Path("report.html"),
 )
-def report(settings: "ReportSettings", *, out: Path) -> Outcome:
+def report(settings: Any, *, out: Path) -> Outcome:
     """Show what runs found on one page that needs no network; several runs are compared.
 
     What a run does not hold is left out, and said.
     """
     from prefstage.reporting.report import make_report
 
-    made = make_report(settings.runs, out=out, title=settings.title, figures=settings.figures)
-    lines = [f"{len(made.charts)} charts, {made.pairs:,} pairs to read"]
-    lines += [f"not shown of {run}: {what} ({why})" for run, what, why in made.lacks]
-    result = {
-        "page": str(made.path),
-        "bytes": made.path.stat().st_size,
-        "charts": [chart.name for chart in made.charts],
-        "pairs": made.pairs,
-        "not_shown": [{"run": run, "what": what, "why": why} for run, what, why in made.lacks],
-    }
-    return Outcome("\n".join(lines), result, [made.path, *made.figures])
+    return make_report(settings.runs, out=out, title=settings.title, figures=settings.figures)
+
+
+@partial(
+    Command,
+    settings="cli.settings:DemoSettings",
+    out="Folder for everything the demo makes.",
+    out_default=Path("demo"),
+    talks=True,
+)
+def demo(settings: Any, *, out: Path, quiet: bool) -> Outcome:
+    """Align a tiny model in a small world whose truth is known, in a few minutes.
+
+    Two iterations of sampling, judging, measuring, choosing, building, training and evaluating,
+    each with the data that the measured stage asks for; and the same by four fixed schedules.
+    Nothing is downloaded. The same command again uses what is in the folder.
+    """
+    from prefstage.cli.demo import show_demo
+
+    return show_demo(out, seed=settings.seed, quiet=quiet)
 
 
 @partial(
@@ -149,41 +158,18 @@ def report(settings: "ReportSettings", *, out: Path) -> Outcome:
     argument="checks",
     out="Folder for theory.json and the figures.",
 )
-def theory(settings: "TheorySettings", *, out: Path | None) -> Outcome:
+def theory(settings: Any, *, out: Path | None) -> Outcome:
     """Check the papers' theorems, exactly, on random worlds.
 
     Prompts and responses are few, policies and preferences explicit, and every expectation is
     a sum. An equality must hold to 1e-10, an inequality without exception, an approximation
     with its order; where a statement is false as printed, its counterexamples are counted.
     """
-    from prefstage.sandbox.theory import Setting, choose_checks, result_of, run_checks
+    from prefstage.sandbox.theory import Setting, choose_checks, outcome_of, run_checks
 
     setting = Setting(settings.worlds, settings.seed)
-    checked = run_checks(choose_checks(settings.checks), setting, out=out, figures=settings.figures)
-    result = result_of(checked, setting)
-    failed = [check.check.name for check in checked if not check.holds]
-    verdict = f"not as expected: {', '.join(failed)}" if failed else "all as expected"
-    end = f"{len(checked)} checks on {setting.worlds:,} worlds: {verdict}."
-    text = "\n".join([*map(_statement, checked), "", f"{end} {result['seconds']:.0f} seconds."])
-    written = [check.picture for check in checked if check.picture]
-    written += [out / "theory.json"] if out else []
-    return Outcome(text, result, written, failed=bool(failed))
-
-
-def _statement(checked: "Checked") -> str:
-    words = {
-        "equality": "equal to {:.1e}",
-        "rule": "{:.0f} exceptions",
-        "order": "order {:.2f}",
-        "calibration": "within {:.1%}",
-        "counterexample": "FALSE in {:.0%} of the worlds",
-    }
-    lines = [f"{checked.check.name}  {checked.check.statement}"]
-    for finding in checked.evidence.findings:
-        value = words[finding.kind].format(finding.value)
-        mark = "" if finding.holds else f"  NOT as expected ({finding.wanted})"
-        lines.append(f"  {value:<32} {finding.claim}{mark}")
-    return "\n".join(lines)
+    done = run_checks(choose_checks(settings.checks), setting, out=out, figures=settings.figures)
+    return outcome_of(done, setting, out=out)
 
 
 @partial(
@@ -191,7 +177,7 @@ def _statement(checked: "Checked") -> str:
     settings="reporting.checkup:DoctorSettings",
     out="Write the findings as JSON.",
 )
-def doctor(settings: "DoctorSettings", *, out: Path | None) -> Outcome:
+def doctor(settings: Any, *, out: Path | None) -> Outcome:
     """Say what is here: versions, devices, memory; and whether a model and a job fit.
 
     With --model: its size, how its responses will be scored and why, and whether its chat
@@ -203,3 +189,132 @@ def doctor(settings: "DoctorSettings", *, out: Path | None) -> Outcome:
     return doctor(
         settings.model, judge=settings.judge, server=settings.server, out=out, config=settings
     )
+
+
+@partial(
+    Command,
+    recipe="The recipe, YAML: policy, data, loss, training arguments and so on.",
+    out=RUN_FOLDER,
+    out_required=True,
+)
+def train(recipe: Path | None, overrides: Overrides, *, out: Path) -> Outcome | None:
+    """Train a policy by a recipe, and export it with its card and resolved settings.
+
+    Checkpoints, logs and the trained model go into the run folder. Stopped at any moment, the
+    same command goes on from the last checkpoint. On several processes: accelerate launch
+    $(which prefstage) train recipe.yaml --out run.
+    """
+    from prefstage.training.recipe import load_recipe
+
+    # A recipe that is wrong is refused before torch is imported, which takes seconds.
+    settings = load_recipe(_named(recipe), overrides)
+    from prefstage.training.policy import is_first_process
+    from prefstage.training.recipe_run import train_recipe
+
+    trained = train_recipe(settings, out)
+    # Under accelerate each process runs the command; one says what came of it.
+    return trained if is_first_process() else None
+
+
+@partial(
+    Command,
+    recipe="The recipe, YAML: data, judge, method, filters.",
+    out="Run folder for pairs, card and counts; the same command goes on in it.",
+)
+def build(recipe: Path | None, overrides: Overrides, *, out: Path | None) -> Outcome:
+    """Build preference pairs by a recipe: which responses meet, which are left out, and why.
+
+    Without --out nothing is written: the counts and score statistics alone are shown.
+    """
+    from prefstage.building import build_pairs
+    from prefstage.building.recipe import Recipe
+    from prefstage.core.config import load_config
+
+    return build_pairs(load_config(Recipe, _named(recipe), overrides), out=out)
+
+
+@partial(
+    Command,
+    recipe="The recipe, YAML: policy, off_policy, judge, schedule and so on.",
+    out=RUN_FOLDER,
+    out_required=True,
+    flags={
+        "resume": "Take the recipe from the run folder, as it was last.",
+        "dry_run": DRY_RUN,
+    },
+)
+def align(
+    recipe: Path | None, overrides: Overrides, *, out: Path, resume: bool, dry_run: bool
+) -> Outcome:
+    """Align a policy, in each iteration with the data that its stage asks for.
+
+    Sample, judge, measure, choose, build, train, evaluate; and again. Stopped at any moment,
+    the same command goes on; with a changed setting it does again what depends on it, and
+    takes the rest from the run folder.
+    """
+    from prefstage.aligning import align as run
+    from prefstage.aligning import load_recipe, plan_alignment
+    from prefstage.aligning.planning import plan_outcome
+    from prefstage.cli.align_view import shown_steps
+
+    if (recipe is not None) == resume:
+        raise InputError.of(
+            saw="a recipe and --resume" if resume else "neither a recipe nor --resume",
+            expected="one of them; a recipe that was stopped goes on by itself",
+            cure="leave --resume out" if resume else "name the recipe",
+        )
+    settings = load_recipe(recipe or out / "config.yaml", overrides)
+    if dry_run:
+        return plan_outcome(plan_alignment(settings, out=out))
+    _hide_weight_bars()
+    with shown_steps() if sys.stderr.isatty() else nullcontext() as view:
+        shown: dict[str, Any] = {} if view is None else {"tell": view.tell, "begun": view.begun}
+        aligned = run(settings, out=out, **shown)
+    return replace(aligned, result={**aligned.result, "log": [vars(s) for s in aligned.steps]})
+
+
+@partial(
+    Command,
+    recipe="The grid, YAML: recipe, axes, metrics and tables.",
+    out=RUN_FOLDER,
+    out_required=True,
+    flags={"dry_run": DRY_RUN},
+)
+def experiment(recipe: Path | None, overrides: Overrides, *, out: Path, dry_run: bool) -> Outcome:
+    """Align by every combination of a grid, and tabulate what came of it.
+
+    Policies, schedules, losses, judges, seeds or any other settings of `prefstage align`. Equal
+    steps are done once, answers and judgments are bought once. Tables as Markdown, LaTeX and
+    CSV. A cell that fails is named at the end (exit status 1); the same command tries it again.
+    """
+    from prefstage.aligning import Grid, load_grid, plan_experiment, run_experiment
+    from prefstage.aligning.planning import plan_outcome
+    from prefstage.core.config import load_config
+
+    grid = load_grid(load_config(Grid, _named(recipe), overrides))
+    if dry_run:
+        plan, cells = plan_outcome(plan_experiment(grid, out=out)), len(grid.cells)
+        text = f"{cells} cells, which share these steps:\n\n{plan.summary}"
+        return Outcome(text, {"cells": cells, **plan.result})
+    _hide_weight_bars()
+    return run_experiment(grid, out=out, tell=_show_cell)
+
+
+def _named(recipe: Path | None) -> Path:
+    if recipe is None:
+        raise InputError.of(saw="no recipe", expected="a YAML file", cure="name it")
+    return recipe
+
+
+def _hide_weight_bars() -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    # Bars of loading and saving weights, one a step, would hide the line of the step itself.
+    disable_progress_bar()
+
+
+def _show_cell(record: Any) -> None:
+    """A line for each cell in which something was done; on a terminal the bar tells the rest."""
+    if record.error is not None or record.ran:
+        did = record.error if record.error is not None else f"{record.ran} steps"
+        typer.echo(f"[{record.number}/{record.of}] {record.cell}: {did}", err=True)

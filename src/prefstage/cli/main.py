@@ -9,19 +9,22 @@ from typing_extensions import override
 
 from prefstage.cli.allocator import tune_allocator
 from prefstage.cli.commands import (
+    align,
+    build,
+    demo,
     diagnose,
     doctor,
     evaluate,
+    experiment,
     judge,
     measure,
     report,
     sample,
     theory,
+    train,
 )
-from prefstage.cli.demo import demo
 from prefstage.cli.manners import OneLineErrors
 from prefstage.cli.options import HELP_OPTIONS, make_command
-from prefstage.cli.recipes import align, build, experiment, train
 
 COMMANDS = {
     command.name: command

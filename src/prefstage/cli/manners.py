@@ -48,8 +48,8 @@ def say(outcome: Outcome, *, as_json: bool) -> None:
         typer.Exit: With the status that the command ends with, if that is not 0.
     """
     # In one write, so that a pipe that closes leaves no half of a JSON document behind.
-    lines = [outcome.summary, *(f"wrote {path}" for path in outcome.written)]
-    text = json_text(outcome.result) if as_json else "\n".join(lines) + "\n"
+    written = (f"wrote {path}\n" for path in outcome.written)
+    text = json_text(outcome.result) if as_json else f"{outcome.summary}\n{''.join(written)}"
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -86,7 +86,15 @@ def mannered(*, kept: bool) -> Iterator[None]:
         # reached this far is a fault of ours, whose traceback says where.
         if error.errno not in _USERS_ERRNOS:
             raise
-        _refuse(_refused_by_the_system(error))
+        name = f"{error.filename}: " if error.filename else ""
+        _refuse(
+            InputError.of(
+                saw=f"{name}{error.strerror}",
+                expected="files and folders that may be read and written, on a disk with room",
+                cure="name another path, or change its rights or the room there; the same "
+                "command goes on",
+            )
+        )
     except KeyboardInterrupt:
         rest = (
             "everything so far is kept. The same command goes on from there."
@@ -144,31 +152,15 @@ def _usage_error(error: typer.TyperException, words: Sequence[str]) -> InputErro
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "prefstage"
     describe = getattr(error, "format_message", lambda: str(error))
-    return InputError.of(
-        saw=describe().rstrip(".") + _typed_value(error, words),
-        expected=f"the options and values that `{command}` takes",
-        cure=f"see `{command} --help`",
-    )
-
-
-def _typed_value(error: typer.TyperException, words: Sequence[str]) -> str:
-    """The value that the faulty option was given, which Typer's messages leave out."""
+    # The value that the faulty option was given, which Typer's messages leave out.
     names = getattr(getattr(error, "param", None), "opts", ())
     values = [after for name, after in pairwise(words) if name in names]
-    values += [value for name, equals, value in map(_parted, words) if equals and name in names]
-    return f" (typed: {values[-1]!r})" if values else ""
-
-
-def _parted(word: str) -> tuple[str, str, str]:
-    return word.partition("=")
-
-
-def _refused_by_the_system(error: OSError) -> InputError:
-    name = f"{error.filename}: " if error.filename else ""
+    parted = (word.partition("=") for word in words)
+    values += [value for name, equals, value in parted if equals and name in names]
     return InputError.of(
-        saw=f"{name}{error.strerror}",
-        expected="files and folders that may be read and written, on a disk with room",
-        cure="name another path, or change its rights or the room there; the same command goes on",
+        saw=describe().rstrip(".") + (f" (typed: {values[-1]!r})" if values else ""),
+        expected=f"the options and values that `{command}` takes",
+        cure=f"see `{command} --help`",
     )
 
 

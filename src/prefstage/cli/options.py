@@ -132,11 +132,6 @@ class Setting:
             return text
         return f"{text.removesuffix('.')} [{default}]."
 
-    @property
-    def parameter(self) -> str:
-        """Name of the function's parameter."""
-        return f"former_{self.name}" if self.hidden else self.name
-
     def value(self, typed: Any) -> Any:
         """What was typed, for the model; None if nothing was."""
         if self.is_mapping and typed:
@@ -172,17 +167,16 @@ def settings_of(command: Command) -> list[Setting]:
         The settings; where an outer and an inner one share their name, the outer one. Former
         names stand last.
     """
-    model = command.model
-    fields = model.model_fields
-    former = [Setting(now, old, fields[now], True) for old, now in command.former.items()]
-    known = {setting.name for setting in former}
-    made = list[Setting]()
+    model, made = command.model, dict[str, Setting]()
     # Outer models first, so that an inner setting never takes the name of an outer one.
     for setting in sorted(_walk(model, ()), key=lambda setting: setting.key.count(".")):
-        if setting.name not in known:
-            known.add(setting.name)
-            made.append(setting)
-    return made + former
+        if setting.name not in command.former:
+            made.setdefault(setting.name, setting)
+    former = command.former.items()
+    return [
+        *made.values(),
+        *(Setting(now, old, model.model_fields[now], True) for old, now in former),
+    ]
 
 
 def make_command(command: Command) -> TyperCommand:
@@ -197,7 +191,7 @@ def make_command(command: Command) -> TyperCommand:
     settings = settings_of(command)
     parameters = [
         _parameter(
-            setting.parameter,
+            setting.name,
             setting.value_type,
             typer.Argument(help=setting.help)
             if setting.name == command.argument
@@ -256,7 +250,7 @@ def _outcome(
             )
         return command.run(arguments["recipe"] or arguments["config"], overrides, **extras)
     # A former name sets the same key: what was not typed must not hide what was.
-    values = ((setting.key, setting.value(arguments[setting.parameter])) for setting in settings)
+    values = ((setting.key, setting.value(arguments[setting.name])) for setting in settings)
     typed = {key: value for key, value in values if value is not None}
     return command.run(load_config(command.model, arguments["config"], typed | overrides), **extras)
 
@@ -266,12 +260,11 @@ def _walk(model: "type[Config]", keys: tuple[str, ...]) -> Iterator[Setting]:
 
     # The fields of the class itself first: whose answers, which data; then how.
     classes = [base for base in model.__mro__ if issubclass(base, Config)]
-    names = [name for base in classes for name in base.__annotations__]
-    for name in dict.fromkeys(name for name in names if name in model.model_fields):
+    names = dict.fromkeys(name for base in classes for name in base.__annotations__)
+    for name in filter(model.model_fields.__contains__, names):
         info = model.model_fields[name]
-        inner = [kind for kind in _members(info.annotation) if inspect.isclass(kind)]
-        models = [kind for kind in inner if issubclass(kind, Config)]
-        if models:
+        inner = filter(inspect.isclass, _members(info.annotation))
+        if models := [kind for kind in inner if issubclass(kind, Config)]:
             yield from _walk(models[0], (*keys, name))
         else:
             yield Setting(".".join((*keys, name)), name, info)

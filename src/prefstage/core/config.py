@@ -120,6 +120,20 @@ def as_config(schema: type[ConfigT], settings: ConfigT | Mapping[str, Any] | Non
     return check_config(schema, settings or {})
 
 
+def refuse(*faults: tuple[bool, str]) -> None:
+    """Raise the first fault that is there; for validators of a configuration.
+
+    Args:
+        faults: Whether it is there, and what to say: saw; expected; cure.
+
+    Raises:
+        ValueError: Which pydantic takes for a fault of the configuration.
+    """
+    for is_there, text in faults:
+        if is_there:
+            raise ValueError(text)
+
+
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Read ``key=value`` texts, dotted keys reaching inner settings, values as in YAML.
 

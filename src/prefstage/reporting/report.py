@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from prefstage.core.errors import InputError
 from prefstage.core.files import atomic_path
+from prefstage.core.outcome import Outcome
 from prefstage.core.results import read_result
 from prefstage.reporting.blocks import Chart
 from prefstage.reporting.evaluations import read_evaluated
@@ -45,8 +46,8 @@ KINDS: dict[str, tuple[str, Callable[..., Part]]] = {
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, kw_only=True)
+class Report(Outcome):
     """A page that was written.
 
     Attributes:
@@ -146,7 +147,25 @@ def make_report(
         # stands for them.
         temporary.write_text(_LONE.sub("\ufffd", html), encoding="utf-8")
     drawn = draw(charts, Path(figures)) if figures is not None else []
-    return Report(out, charts, explorer.pairs, lacks, drawn)
+    lines = [f"{len(charts)} charts, {explorer.pairs:,} pairs to read"]
+    lines += [f"not shown of {run}: {what} ({why})" for run, what, why in lacks]
+    result = {
+        "page": str(out),
+        "bytes": out.stat().st_size,
+        "charts": [chart.name for chart in charts],
+        "pairs": explorer.pairs,
+        "not_shown": [{"run": run, "what": what, "why": why} for run, what, why in lacks],
+    }
+    return Report(
+        summary="\n".join(lines),
+        result=result,
+        written=[out, *drawn],
+        path=out,
+        charts=charts,
+        pairs=explorer.pairs,
+        lacks=lacks,
+        figures=drawn,
+    )
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

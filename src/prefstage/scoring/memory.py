@@ -387,8 +387,8 @@ def estimate_memory(
         weights=shape.weight_bytes,
         activations=token_bytes * kept_tokens + shape.pass_bytes * tokens,
         logits=min(_FLOAT32_BYTES * shape.vocabulary * response_tokens, room) if on_cpu else 0,
-        gradients=shape.weight_bytes,
-        optimizer=ADAM_MOMENTS * shape.weight_bytes,
+        gradients=shape.trained_bytes,
+        optimizer=ADAM_MOMENTS * shape.trained_bytes,
     )
 
 

@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from prefstage.core.errors import (
     RunFolderError,
 )
 from prefstage.core.files import write_json
+from prefstage.core.outcome import Outcome, shown
 from prefstage.core.progress import progress
 from prefstage.core.results import write_result
 from prefstage.core.runs import MANIFEST, RunFolder, run_date
@@ -29,8 +29,14 @@ from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.arguments import PreferenceArguments
 from prefstage.training.datasets import check_rows, load_data
 from prefstage.training.dynamics.callback import DisplacementWarning, DynamicsCallback
-from prefstage.training.export import best_checkpoint, exported_step, metrics_at, plain_metrics
-from prefstage.training.items import LoadedSet, left_out
+from prefstage.training.export import (
+    best_checkpoint,
+    describe_exported,
+    exported_step,
+    metrics_at,
+    plain_metrics,
+)
+from prefstage.training.items import LEFT_OUT, LoadedSet, left_out
 from prefstage.training.online import OnlinePreferenceTrainer
 from prefstage.training.policy import (
     BASE,
@@ -53,17 +59,8 @@ MODEL, MERGED, DYNAMICS = "model", "merged", "dynamics"
 RESULT, HISTORY, RESOLVED = "train.json", "history.json", "config.yaml"
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a recipe's run came to.
-
-    Attributes:
-        result: Figures and names, JSON-serialisable; see ``train.json`` in docs/training.md.
-        written: Files and folders of the run that hold something to use.
-    """
-
-    result: dict[str, Any]
-    written: list[Path]
+class Trained(Outcome):
+    """What a recipe's run came to; for its `result` see ``train.json`` in docs/training.md."""
 
 
 def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path) -> Trained:
@@ -121,7 +118,33 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
             headline = f"{recipe.policy} trained on {result['items']:,} items by {facts['loss']}"
             write_result(out, "train", headline=headline, facts=facts)
     names = (MODEL, BASE, MERGED, DYNAMICS, RESULT, HISTORY, RESOLVED)
-    return Trained(result, [out / name for name in names if (out / name).exists()])
+    written = [out / name for name in names if (out / name).exists()]
+    return Trained(_summary(result), result, written)
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    loss = " + ".join(
+        term["name"] if term["weight"] == 1 else f"{term['weight']:g}*{term['name']}"
+        for term in result["loss"]
+    )
+    lines = [
+        f"trained {result['policy']} by {loss} on {result['items']} {result['kind']}: "
+        f"{result['steps']} steps, {shown(result['epochs'])} epochs"
+    ]
+    exported = describe_exported(result)
+    lines += [] if exported is None else [f"exported: {exported}"]
+    if result["first_loss"] is not None:
+        lines.append(f"loss: {shown(result['first_loss'])} to {shown(result['last_loss'])}")
+    metrics = {name: value for name, value in result["metrics"].items() if "dynamics/" not in name}
+    lines += [f"{name}: {shown(value)}" for name, value in sorted(metrics.items())]
+    # Of what encoding counts: what was cut or changed, where no note says it.
+    told = ("prompts", "responses", *LEFT_OUT)
+    cut = {name: count for name, count in result["counts"].items() if count and name not in told}
+    lines += [f"{name.replace('_', ' ')}: {count}" for name, count in cut.items()]
+    if "online" in result:
+        counted = ", ".join(f"{name} {count}" for name, count in result["online"].items())
+        lines.append(f"sampled rejected responses: {counted}")
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
 
 
 def _loss_text(result: Mapping[str, Any]) -> str:

@@ -1,10 +1,12 @@
 """Steps in which a policy answers: samples, the measurement of its stage, its win rate."""
 
 import logging
-from collections.abc import Sequence
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import override
 
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.workspace import Policy, Workspace
@@ -18,11 +20,11 @@ from prefstage.evaluating.win_rates import win_rate
 from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure_stage
 from prefstage.measuring.settings import MeasureConfig
 from prefstage.measuring.stage import Stage, on_policy_candidates, write_prompts
-from prefstage.sampling.base import Sample as Answer
 from prefstage.sampling.base import cut_thoughts, requests_for, to_candidates
 
 _log = logging.getLogger(__name__)
 ANSWERS, EVALUATION, ANNOTATIONS = "answers.jsonl", "evaluation.json", "annotations.json"
+_OF_ANSWERS = ("text", "thought", "thought_cut", "index", "finish_reason", "response_tokens")
 
 
 class Sample(Step):
@@ -39,12 +41,13 @@ class Sample(Step):
     kind = "sample"
 
     def __init__(self, space: Workspace, policy: Policy, *, held_out: bool = False) -> None:
-        recipe = space.recipe
+        recipe, evaluate = space.recipe, space.recipe.evaluate
         self.policy, self.held_out = policy, held_out
-        self.config = recipe.held_out_sampling if held_out else recipe.seeded(recipe.sampling)
-        source = recipe.training_prompts
-        if held_out and recipe.evaluate is not None:
-            source = recipe.evaluate.prompts
+        self.config = recipe.seeded(recipe.sampling)
+        source = recipe.prompts or str(recipe.off_policy)
+        if held_out and evaluate is not None:
+            config, source = evaluate.sampling or recipe.sampling, evaluate.prompts
+            self.config = recipe.seeded(config).model_copy(update={"responses": 1})
         super().__init__(
             space,
             {
@@ -56,8 +59,9 @@ class Sample(Step):
         )
         self.role = "answer" if held_out else self.kind
 
+    # Sample; responses that the prompts come with are left aside.
+    @override
     def run(self, folder: Path) -> None:
-        """Sample; responses that the prompts come with are left aside."""
         rows = [
             Candidates(row.prompt_id, row.prompt, (), (), ())
             for row in (self.space.held_out if self.held_out else self.space.prompts)
@@ -67,37 +71,30 @@ class Sample(Step):
         for line in cut_thoughts(answers, max_new_tokens=self.config.max_new_tokens):
             _log.warning("%s: %s", self.policy.name, line)
         # No reader of candidates takes an empty response; an evaluation judges them as they are.
-        spoken = [answer for answer in answers if answer.text.strip()]
-        CandidateSet.of(to_candidates(rows, spoken, source=self.policy.name)).save(
-            folder / CANDIDATES
-        )
-        write_json_lines(folder / ANSWERS, self._lines(rows, answers))
-
-    def _lines(self, rows: Sequence[Candidates], answers: list[Answer]) -> list[dict[str, Any]]:
+        spoken = (answer for answer in answers if answer.text.strip())
+        candidates = to_candidates(rows, spoken, source=self.policy.name)
+        CandidateSet.of(candidates).save(folder / CANDIDATES)
         # Answers arrive in the order in which batches end; the file has the prompts' order.
         positions = {row.prompt_id: position for position, row in enumerate(rows)}
         answers.sort(key=lambda answer: (positions[answer.prompt_id], answer.index))
-        return [
-            {
-                "prompt": list(rows[positions[answer.prompt_id]].prompt),
-                "text": answer.text,
-                "thought": answer.thought,
-                "thought_cut": answer.thought_cut,
-                "index": answer.index,
-                "finish_reason": answer.finish_reason,
-                "response_tokens": answer.response_tokens,
-                "policy": self.policy.name,
-            }
-            for answer in answers
-        ]
-
-    def estimate(self, sizes: Sizes) -> Estimate:
-        """Of all answers, at most."""
-        return sizes.sampling(
-            sizes.held_out if self.held_out else sizes.prompts,
-            self.config.responses,
-            longest=self.space.recipe.sampling.max_new_tokens,
+        write_json_lines(
+            folder / ANSWERS,
+            (
+                {
+                    "prompt": list(rows[positions[answer.prompt_id]].prompt),
+                    **{name: getattr(answer, name) for name in _OF_ANSWERS},
+                    "policy": self.policy.name,
+                }
+                for answer in answers
+            ),
         )
+
+    # Of all answers, at most.
+    @override
+    def estimate(self, sizes: Sizes) -> Estimate:
+        rows = self.space.held_out if self.held_out else self.space.prompts
+        longest = self.space.recipe.sampling.max_new_tokens
+        return sizes.sampling(len(rows), self.config.responses, longest=longest)
 
 
 def read_answers(folder: Path) -> list[tuple[Prompt, str]]:
@@ -142,33 +139,32 @@ class Measure(Step):
             },
         )
 
+    @override
     def run(self, folder: Path) -> None:
-        """Measure."""
         off_policy, judge = self.space.off_policy, self.space.judge
         with self.space.sampler(self.policy, self.sampling) as sampler:
             stage = measure_stage(off_policy, judge=judge, sampler=sampler, config=self.config)
         write_prompts(stage.prompts, folder / PROMPTS)
-        CandidateSet.of(on_policy_candidates(stage.prompts, self.policy.name)).save(
-            folder / CANDIDATES
-        )
+        candidates = on_policy_candidates(stage.prompts, self.policy.name)
+        CandidateSet.of(candidates).save(folder / CANDIDATES)
         # How much one process asked, and how much was in the store, depends on kills: no result.
         replace(stage, judge_counts={}).save(folder / STAGE)
 
+    # Of all prompts that the measurement may use.
+    @override
     def estimate(self, sizes: Sizes) -> Estimate:
-        """Of all prompts that the measurement may use."""
-        prompts = min(sizes.off_policy, self.config.max_prompts or sizes.off_policy)
+        prompts = min(len(self.space.off_policy), self.config.max_prompts or sys.maxsize)
         on, off = self.config.on_responses, min(sizes.responses, self.config.off_responses)
-        return replace(
-            sizes.sampling(prompts, on, longest=self.sampling.max_new_tokens),
-            judgments=round(prompts * (on + off if sizes.pointwise else on * off)),
-        )
+        asked = round(prompts * (on + off if self.space.pointwise else on * off))
+        sampled = sizes.sampling(prompts, on, longest=self.sampling.max_new_tokens)
+        return replace(sampled, judgments=asked)
 
     def stage(self) -> Stage:
         """The stage; the step is done."""
         return Stage.load(self.path / STAGE)
 
+    @override
     def report(self) -> dict[str, Any]:
-        """The stage."""
         return {"stage": self.stage().as_dict()}
 
 
@@ -196,8 +192,9 @@ class Evaluate(Step):
             inputs={"judge": space.judge.fingerprint},
         )
 
+    # Judge and compare.
+    @override
     def run(self, folder: Path) -> None:
-        """Judge and compare."""
         ours, theirs = (
             gather_answers(step.policy.name, read_answers(step.path))
             for step in (self.ours, self.theirs)
@@ -206,19 +203,19 @@ class Evaluate(Step):
         write_json(folder / EVALUATION, rate.as_dict())
         write_annotations(folder / ANNOTATIONS, rate.annotations())
 
+    # Of a comparison a prompt, or the rewards of two answers.
+    @override
     def estimate(self, sizes: Sizes) -> Estimate:
-        """Of a comparison a prompt, or the rewards of two answers."""
-        return Estimate(judgments=sizes.held_out * (2 if sizes.pointwise else 1))
+        return Estimate(judgments=len(self.space.held_out) * (2 if self.space.pointwise else 1))
 
+    # The win rate, its interval, and lengths.
+    @override
     def report(self) -> dict[str, Any]:
-        """The win rate, its interval, and lengths."""
         result = self.read(EVALUATION)
         rates, controlled = result["rates"], result["controlled"]
         return {
             "evaluation": {
-                "win_rate": rates["win_rate"],
-                "interval": rates["interval"],
-                "confidence": rates["confidence"],
+                **{name: rates[name] for name in ("win_rate", "interval", "confidence")},
                 "prompts": rates["n_total"],
                 "undecided": rates["n_missing"],
                 "length_controlled_win_rate": (

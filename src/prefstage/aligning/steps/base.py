@@ -1,21 +1,33 @@
 """Steps known by what they depend on: each is done once, and kept in a folder of its own."""
 
 import json
+import math
 import shutil
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from prefstage.aligning.steps.workspace import STEPS, Workspace
 from prefstage.core.files import append_json_line, write_json
 from prefstage.core.hashing import digest
 from prefstage.core.runs import LOCK, fault_in, list_files, put_in_place
+from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS
+from prefstage.scoring.memory import (
+    Job,
+    JobSize,
+    ModelShape,
+    estimate_memory,
+    free_bytes,
+    training_budget,
+)
 
 MANIFEST, LOG = "step.json", "steps.jsonl"
 _STAGING, _BEGUN = ".unfinished-", "-begun.json"
@@ -24,6 +36,8 @@ _SHOWN = 12
 _FORWARD = 2  # FLOP a parameter and token
 
 State = Literal["done", "absent", "begun", "damaged"]
+Did = Literal["ran", "reused", "remade"]
+_DID: dict[State, Did] = {"absent": "ran", "begun": "ran", "done": "reused", "damaged": "remade"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class Estimate:
         answers: Sampled.
         judgments: Asked for: comparisons, or rewards of a pointwise judge.
         tokens: Processed by the policy: prompts and responses.
-        memory_bytes: Of weights, gradients and optimiser.
+        memory_bytes: At its peak, without that of the libraries.
         seconds: Of arithmetic.
     """
 
@@ -46,51 +60,57 @@ class Estimate:
 
     def __add__(self, other: "Estimate") -> "Estimate":
         """Both, one after the other: counts and times add up, of memory it is the larger."""
-        memory = max(self.memory_bytes, other.memory_bytes)
         sums = {name: value + getattr(other, name) for name, value in asdict(self).items()}
-        return Estimate(**sums | {"memory_bytes": memory})
+        return Estimate(**sums | {"memory_bytes": max(self.memory_bytes, other.memory_bytes)})
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What estimates go by.
+    """What estimates go by, besides the data of the workspace.
 
     Attributes:
-        prompts: Prompts of training.
-        off_policy: Rows of the off-policy data.
-        held_out: Prompts of the evaluation.
         responses: Off-policy responses a prompt, mean.
         prompt_tokens: A prompt's, mean.
         response_tokens: A response's, mean.
-        weight_bytes: Of the policy in float32; 0 if they are not here.
+        policy: The policy's shape, in float32.
+        device: Where it answers and is trained.
         flop_a_second: Rate of the machine.
-        pointwise: Whether the judge rewards each response, instead of comparing two.
     """
 
-    prompts: int
-    off_policy: int
-    held_out: int
     responses: float
     prompt_tokens: float
     response_tokens: float
-    weight_bytes: int
+    policy: ModelShape
+    device: torch.device
     flop_a_second: float
-    pointwise: bool
 
     def sampling(self, prompts: int, responses: int, *, longest: int) -> Estimate:
         """Of responses to prompts, each of at most `longest` tokens."""
         answers = prompts * responses
         tokens = round(prompts * self.prompt_tokens + answers * min(self.response_tokens, longest))
-        return Estimate(answers, 0, tokens, self.weight_bytes, self.seconds(tokens, _FORWARD))
+        # As many prompts at once as the sampler takes, with full-grown answers.
+        batch = DEFAULT_BATCH_TOKENS // (responses * (math.ceil(self.prompt_tokens) + longest))
+        memory = self.memory("sample", (min(batch, prompts), responses, longest))
+        return Estimate(answers, 0, tokens, memory, self.seconds(tokens, _FORWARD))
 
-    def judging(self, responses: float) -> Estimate:
-        """Of every two of a prompt's responses, for all prompts."""
-        asked = responses if self.pointwise else responses * (responses - 1) / 2
-        return Estimate(judgments=round(self.prompts * asked))
+    def memory(self, job: Job, size: tuple[int, int, float], *, has_adapter: bool = False) -> int:
+        """Bytes of a job, by the one memory model.
+
+        Args:
+            job: What is done.
+            size: Prompts at once, responses of each, tokens of a response.
+            has_adapter: Whether an adapter is trained in place of the weights.
+        """
+        (batch, responses, tokens), on_cpu = size, self.device.type == "cpu"
+        policy = replace(self.policy, trained=0, trained_bytes=0) if has_adapter else self.policy
+        counts = (batch, responses, math.ceil(self.prompt_tokens), math.ceil(tokens))
+        whole = JobSize(job, *(max(1, count) for count in counts))
+        budget = training_budget(policy, free_bytes(self.device), on_cpu=on_cpu, loaded=False)
+        return estimate_memory(policy, whole, pass_tokens=budget, on_cpu=on_cpu).total
 
     def seconds(self, tokens: int, flop: int) -> float:
         """Of `flop` operations a parameter and token."""
-        return round(flop * self.weight_bytes / 4 * tokens / self.flop_a_second, 2)
+        return round(flop * self.policy.parameters * tokens / self.flop_a_second, 2)
 
 
 class Step(ABC):
@@ -201,7 +221,7 @@ class StepRecord:
     step: str
     kind: str
     iteration: int
-    did: Literal["ran", "reused", "remade"]
+    did: Did
     why: str | None
     seconds: float
     costs: Mapping[str, int] = field(default_factory=dict)
@@ -233,7 +253,6 @@ class Steps:
     ) -> None:
         self.records: list[StepRecord] = []
         self._space, self._tell, self._begin = space, tell, begun
-        self._folder = space.folder / STEPS
         self._states: dict[str, tuple[State, str | None]] = {}
 
     def state(self, step: Step) -> tuple[State, str | None]:
@@ -267,19 +286,13 @@ class Steps:
                 self._begin(step, iteration)
             costs = self._make(step)
             self._states[step.name] = ("done", None)
-        self._tidy(step)
-        did: Literal["ran", "reused", "remade"] = (
-            "reused" if state == "done" else "remade" if state == "damaged" else "ran"
-        )
-        record = StepRecord(
-            step.name,
-            step.kind,
-            iteration,
-            did,
-            why,
-            0.0 if did == "reused" else round(time.monotonic() - began, 3),
-            costs,
-        )
+        # Only now, when the result has its name: a kill before leaves checkpoints to go on from.
+        _begun_file(step).unlink(missing_ok=True)
+        for name in _WHILE_IT_RUNS:
+            shutil.rmtree(step.path / name, ignore_errors=True)
+        (step.path / LOCK).unlink(missing_ok=True)
+        seconds = 0.0 if state == "done" else round(time.monotonic() - began, 3)
+        record = StepRecord(step.name, step.kind, iteration, _DID[state], why, seconds, costs)
         self.records.append(record)
         append_json_line(self._space.folder / LOG, asdict(record))
         if self._tell is not None:
@@ -306,14 +319,11 @@ class Steps:
         """
         parts, counted = list[dict[str, Any]](), set[str]()
         for record in self.records:
-            part = {
-                "kind": record.kind,
-                "iteration": record.iteration,
-                "folder": f"{STEPS}/{record.step}",
-            }
+            folder = f"{STEPS}/{record.step}"
+            part = {"kind": record.kind, "iteration": record.iteration, "folder": folder}
             # From the manifest, so that neither kills nor reuse change what a step has cost.
             if record.step not in counted:
-                manifest = json.loads((self._folder / record.step / MANIFEST).read_text("utf-8"))
+                manifest = json.loads((self._space.folder / folder / MANIFEST).read_text("utf-8"))
                 part |= {name: manifest[name] for name in ("seconds", "costs")}
             counted.add(record.step)
             parts.append(part)
@@ -322,57 +332,53 @@ class Steps:
     def _state(self, step: Step) -> tuple[State, str | None]:
         if step.key is None or not step.path.exists():
             return ("begun" if step.staging.exists() else "absent"), None
-        try:
-            manifest = step.read(MANIFEST)
-            key, files = manifest["key"], dict(manifest["files"])
-        except (OSError, ValueError, KeyError, TypeError):
+        manifest = _manifest(step)
+        if not manifest:
             return "damaged", f"{MANIFEST} is missing or unreadable"
-        if key != step.key:
+        if manifest["key"] != step.key:
             return "damaged", f"{MANIFEST} is of another step"
-        fault = fault_in(step.path, files)
-        return ("done", None) if fault is None else ("damaged", fault)
+        fault = fault_in(step.path, manifest["files"])
+        return ("done" if fault is None else "damaged"), fault
 
     def _make(self, step: Step) -> dict[str, int]:
-        staging, begun = step.staging, self._begun(step)
+        staging, begun = step.staging, _begun_file(step)
         staging.mkdir(parents=True, exist_ok=True)
         # Costs are counted from what was bought before the step was first begun, on disk before
         # it buys anything: so a step that was killed ten times has cost what it bought, once.
         # What a damaged result had cost is not bought again, and stays on the bill.
         if not begun.exists():
-            spent = self._spent_on(step)
-            write_json(
-                begun,
-                {name: count - spent.get(name, 0) for name, count in self._space.counts().items()},
-            )
-        before = json.loads(begun.read_text("utf-8"))
-        began = time.monotonic()
+            write_json(begun, self._bought_since(_manifest(step).get("costs", {})))
+        before, began = json.loads(begun.read_text("utf-8")), time.monotonic()
         step.run(staging)
-        seconds = round(time.monotonic() - began, 3)
-        costs = {name: n - before.get(name, 0) for name, n in self._space.counts().items()}
-        record = {**step.depends, "key": step.key, "costs": costs, "seconds": seconds}
-        write_json(staging / MANIFEST, {**record, "files": list_files(staging, include=_is_result)})
+        costs = self._bought_since(before)
+        manifest = {
+            **step.depends,
+            "key": step.key,
+            "costs": costs,
+            "seconds": round(time.monotonic() - began, 3),
+            "files": list_files(staging, include=_is_result),
+        }
+        write_json(staging / MANIFEST, manifest)
         put_in_place(staging, step.path)
         return costs
 
-    def _spent_on(self, step: Step) -> Mapping[str, int]:
-        try:
-            spent = step.read(MANIFEST)["costs"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-        return spent if isinstance(spent, dict) else {}
+    def _bought_since(self, before: Mapping[str, int]) -> dict[str, int]:
+        return {name: count - before.get(name, 0) for name, count in self._space.counts().items()}
 
-    def _tidy(self, step: Step) -> None:
-        # Only now, when the result has its name: a kill before leaves checkpoints to go on from.
-        self._begun(step).unlink(missing_ok=True)
-        for name in _WHILE_IT_RUNS:
-            shutil.rmtree(step.path / name, ignore_errors=True)
-        (step.path / LOCK).unlink(missing_ok=True)
 
-    def _begun(self, step: Step) -> Path:
-        return step.staging.with_name(f"{step.staging.name}{_BEGUN}")
+def _begun_file(step: Step) -> Path:
+    return step.staging.with_name(f"{step.staging.name}{_BEGUN}")
+
+
+def _manifest(step: Step) -> dict[str, Any]:
+    # Of a result; nothing where it is missing, unreadable or not as it was written.
+    try:
+        manifest = step.read(MANIFEST)
+        return {"key": manifest["key"], **{n: dict(manifest[n]) for n in ("files", "costs")}}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _is_result(name: Path) -> bool:
     # A manifest is none: a kill between writing and renaming leaves one, which is written anew.
-    hidden = name.parts[0] in _WHILE_IT_RUNS or name.name.startswith(".")
-    return not hidden and name.as_posix() != MANIFEST
+    return not (name.parts[0] in (*_WHILE_IT_RUNS, MANIFEST) or name.name.startswith("."))

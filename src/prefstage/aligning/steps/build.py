@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefstage.aligning.recipe import PER_PROMPT, RELABEL, Rule
-from prefstage.aligning.steps.answers import Measure, Sample
+from typing_extensions import override
+
+from prefstage.aligning.recipe import CHOOSE, PER_PROMPT, RELABEL
+from prefstage.aligning.steps.answers import Measure
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.workspace import Policy, Workspace, naming_the_recipe
 from prefstage.building.account import check_reversal
 from prefstage.building.build import CARD, build_pairs
 from prefstage.building.build import RESULT as BUILT
+from prefstage.building.recipe import METHODS
+from prefstage.core.errors import ConfigError
 from prefstage.core.files import write_json, write_text
 from prefstage.measuring.measure import CANDIDATES
 
@@ -29,7 +33,6 @@ class Build(Step):
         method: The method's name, or its settings with its name.
         data: By role, as in a recipe of `prefstage build` ("pairs", "candidates", "on_policy"):
             a file, a Hub id, or the step whose result it is.
-        bad_rows: How a loader treats bad rows of the data.
         policy: Who answers, where the method samples.
         measured: The measurement that a choice by prompt goes by.
     """
@@ -42,13 +45,11 @@ class Build(Step):
         method: str | Mapping[str, Any],
         data: Mapping[str, str | Step],
         *,
-        bad_rows: Mapping[str, Any] | None = None,
         policy: Policy | None = None,
         measured: Measure | None = None,
     ) -> None:
         self.method: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
         self.data, self.policy, self.measured = dict(data), policy, measured
-        self._bad_rows = dict(bad_rows or {})
         self._sampling = space.recipe.seeded(space.recipe.sampling)
         sources = {role: s for role, s in data.items() if isinstance(s, str)}
         reads = {role: s.key for role, s in data.items() if not isinstance(s, str)}
@@ -57,6 +58,8 @@ class Build(Step):
             "filters": space.recipe.build.filters.model_dump(mode="json"),
             "seed": space.recipe.seed,
         }
+        # How the loader treats bad rows of data that no step made.
+        self._bad_rows = space.bad_row_options("off_policy") if sources else {}
         if sources:
             settings |= space.bad_row_settings
         if policy is not None:
@@ -70,44 +73,46 @@ class Build(Step):
 
     @classmethod
     def off_policy(cls, space: Workspace) -> "Build":
-        """Pairs of the off-policy data, by the recipe's method."""
-        data: dict[str, str | Step] = {space.off_policy_kind: str(space.recipe.off_policy)}
-        return cls(
-            space, space.off_policy_method, data, bad_rows=space.bad_row_options("off_policy")
+        """Pairs of the off-policy data, by the recipe's method.
+
+        Args:
+            space: The workspace.
+
+        Returns:
+            The step.
+
+        Raises:
+            ConfigError: If the recipe's method does not take what the data hold.
+        """
+        kind, source, chosen = (
+            space.off_policy_kind,
+            space.recipe.off_policy,
+            space.recipe.build.off,
         )
-
-    @classmethod
-    def of_answers(cls, space: Workspace, answers: Sample) -> "Build":
-        """Pairs of a policy's answers, by the recipe's method."""
-        return cls(space, space.recipe.build.on, {"candidates": answers})
-
-    @classmethod
-    def mixture(cls, space: Workspace, rule: Rule, policy: Policy, pairs: "Build") -> "Build":
-        """Pairs in some of which the policy's best answer is the chosen one."""
-        method = {"name": "mixing", "share": rule.share, "answers": space.recipe.sampling.responses}
-        return cls(space, method, {"pairs": pairs}, policy=policy)
-
-    @classmethod
-    def per_prompt(
-        cls, space: Workspace, pairs: "Build", answers: Sample, measured: Measure
-    ) -> "Build":
-        """Pairs of the one or the other kind for each prompt, by its measured score."""
-        data: dict[str, str | Step] = {"pairs": pairs, "on_policy": answers}
-        return cls(space, PER_PROMPT, data, measured=measured)
+        method = chosen or (RELABEL if kind == "pairs" else CHOOSE)
+        name = str(method if isinstance(method, str) else method["name"])
+        inputs = METHODS[name].inputs
+        if chosen is not None and kind not in inputs:
+            raise ConfigError.of(
+                saw=f"build.off is {name!r}, and {source} holds {kind}",
+                expected=f"{' or '.join(sorted(inputs))} for this method",
+                cure="leave build.off out, or name another method",
+            )
+        return cls(space, method, {kind: str(source)})
 
     @property
     def relabels(self) -> bool:
         """Whether the judge replaces the labels of the data."""
         return bool(self.method["name"] == RELABEL)
 
+    @override
     def run(self, folder: Path) -> None:
-        """Build."""
         space = self.space
         method = dict(self.method)
         if self.measured is not None:
             method["measurement"] = str(self.measured.path)
         recipe = {
-            **{role: _file(source) for role, source in self.data.items()},
+            **{role: _file_of(source) for role, source in self.data.items()},
             **self._bad_rows,
             "judge": space.recipe.judge,
             "method": method,
@@ -129,18 +134,23 @@ class Build(Step):
         write_text(folder / CARD, built.card)
         write_json(folder / BUILT, dict(built.result))
 
+    # Of judging the data's responses, and of what the method samples.
+    @override
     def estimate(self, sizes: Sizes) -> Estimate:
-        """Of judging the data's responses, and of what the method samples."""
         answers = self._sampling.responses
         if self.method["name"] == "mixing":
-            drawn = round((self.method["share"] or 0.0) * sizes.prompts)
+            drawn = round((self.method["share"] or 0.0) * len(self.space.prompts))
             sampled = sizes.sampling(drawn, answers, longest=self._sampling.max_new_tokens)
             return replace(sampled, judgments=drawn * (answers + 1))
         from_data = any(isinstance(source, str) for source in self.data.values())
-        return sizes.judging(sizes.responses if from_data else answers)
+        responses = sizes.responses if from_data else answers
+        # Each response is rewarded, or every two of a prompt are compared.
+        asked = responses if self.space.pointwise else responses * (responses - 1) / 2
+        return Estimate(judgments=round(len(self.space.prompts) * asked))
 
+    # How many pairs, what was left out, and how often labels were reversed.
+    @override
     def report(self) -> dict[str, Any]:
-        """How many pairs, what was left out, and how often labels were reversed."""
         built = self.read(BUILT)
         return {
             "pairs": built["pairs_built"],
@@ -165,7 +175,6 @@ class Build(Step):
             )
 
 
-def _file(source: str | Step) -> str:
-    if isinstance(source, Step):
-        return str(source.path / (PAIRS if isinstance(source, Build) else CANDIDATES))
-    return source
+def _file_of(source: str | Step) -> str:
+    name = PAIRS if isinstance(source, Build) else CANDIDATES
+    return source if isinstance(source, str) else str(source.path / name)

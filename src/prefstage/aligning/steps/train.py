@@ -1,19 +1,20 @@
 """The steps that train: once before the loop, and in every iteration."""
 
+import json
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefstage.aligning.recipe import sft_settings, train_settings, whole_path
+from typing_extensions import override
+
+from prefstage.aligning.recipe import train_settings, whole_path
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.build import PAIRS, Build
 from prefstage.aligning.steps.workspace import Policy, Workspace
 from prefstage.core.config import write_config
-from prefstage.core.errors import RunFolderError
 from prefstage.core.runs import MANIFEST as TRAINING_MANIFEST
 from prefstage.serving import run_program
 from prefstage.training.export import describe_exported
@@ -21,7 +22,6 @@ from prefstage.training.recipe import Recipe as TrainRecipe
 from prefstage.training.recipe_run import MERGED, MODEL, train_recipe
 from prefstage.training.recipe_run import RESULT as TRAINED
 
-_FULL, _LORA = 4, 1  # weights, gradients and AdamW's two moments, all float32; or weights alone
 _FLOP = 6  # a parameter and token, forward and backward
 
 
@@ -38,8 +38,8 @@ class _Training(Step):
         # The optimiser's step grows with the number of processes, which the command decides.
         launch = {} if space.recipe.launch is None else {"launch": space.recipe.launch}
         sets = {f"eval {name}": space.fingerprint(data.path) for name, data in recipe.eval.items()}
-        self.recipe = recipe
         super().__init__(space, {**settings, **launch}, reads=reads, inputs={**inputs, **sets})
+        self.recipe = recipe
 
     def run(self, folder: Path) -> None:
         """Train.
@@ -47,16 +47,28 @@ class _Training(Step):
         Raises:
             ServiceError: If the launched training fails; the message ends with its log.
         """
-        launch = self.space.recipe.launch
-        train = train_recipe if launch is None else partial(_launched, launch)
-        try:
-            train(self.recipe, folder)
-        except RunFolderError:
-            if not (folder / TRAINING_MANIFEST).exists():
-                raise
-            # Begun where the run folder stood before: the manifest names the old paths.
-            _clear(folder)
-            train(self.recipe, folder)
+        manifest, recipe = folder / TRAINING_MANIFEST, self.recipe
+        paths = recipe.model_dump(mode="json", include={"policy", "data", "reference"})
+        former = json.loads(manifest.read_text("utf-8"))["inputs"] if manifest.exists() else paths
+        if any(former[name] != path for name, path in paths.items()):
+            # Begun where the run folder, or the policy, stood before.
+            for child in folder.iterdir():
+                if not child.name.startswith("."):
+                    shutil.rmtree(child) if child.is_dir() else child.unlink()
+        if self.space.recipe.launch is None:
+            train_recipe(recipe, folder)
+        else:
+            _launched(self.space.recipe.launch, recipe, folder)
+
+    @property
+    def _batch(self) -> int:
+        arguments = self.recipe.training
+        accumulated = int(arguments.get("gradient_accumulation_steps", 1))
+        return int(arguments.get("per_device_train_batch_size", 8)) * accumulated
+
+    def _memory(self, sizes: Sizes) -> int:
+        size, has_adapter = (self._batch, 2, sizes.response_tokens), self.recipe.lora is not None
+        return sizes.memory("train", size, has_adapter=has_adapter)
 
     def policy(self, name: str) -> Policy:
         """Who comes out: whole, with its adapter merged.
@@ -82,7 +94,7 @@ class Sft(_Training):
     kind = "sft"
 
     def __init__(self, space: Workspace, policy: Policy) -> None:
-        recipe = sft_settings(space.recipe, policy=whole_path(policy.spec))
+        recipe = train_settings(space.recipe, policy=whole_path(policy.spec))
         super().__init__(
             space,
             recipe,
@@ -91,9 +103,10 @@ class Sft(_Training):
             inputs={"data": space.fingerprint(recipe.data.path)},
         )
 
+    # Of memory alone: the data are not read for a plan.
+    @override
     def estimate(self, sizes: Sizes) -> Estimate:
-        """Of memory alone: the data are not read for a plan."""
-        return Estimate(memory_bytes=_FULL * sizes.weight_bytes)
+        return Estimate(memory_bytes=self._memory(sizes))
 
 
 class Train(_Training):
@@ -133,20 +146,19 @@ class Train(_Training):
             inputs={},
         )
 
+    # Of `max_steps`, or else of all epochs.
+    @override
     def estimate(self, sizes: Sizes) -> Estimate:
-        """Of `max_steps`, or else of all epochs."""
         arguments = self.recipe.training
-        pairs = float(arguments.get("num_train_epochs", 3)) * sizes.prompts
+        pairs = float(arguments.get("num_train_epochs", 3)) * len(self.space.prompts)
         if int(arguments.get("max_steps", -1)) > 0:
-            batch = int(arguments.get("per_device_train_batch_size", 8))
-            batch *= int(arguments.get("gradient_accumulation_steps", 1))
-            pairs = int(arguments["max_steps"]) * batch
+            pairs = int(arguments["max_steps"]) * self._batch
         tokens = round(pairs * (sizes.prompt_tokens + 2 * sizes.response_tokens))
-        weights = (_LORA if self.recipe.lora is not None else _FULL) * sizes.weight_bytes
-        return Estimate(0, 0, tokens, weights, sizes.seconds(tokens, _FLOP))
+        return Estimate(0, 0, tokens, self._memory(sizes), sizes.seconds(tokens, _FLOP))
 
+    # Steps, tokens, loss and metrics.
+    @override
     def report(self) -> dict[str, Any]:
-        """Steps, tokens, loss and metrics."""
         return {"training": training_figures(self.read(TRAINED))}
 
 
@@ -170,27 +182,12 @@ def training_figures(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _launched(launch: str, recipe: TrainRecipe, folder: Path) -> None:
     """`prefstage train` by a launcher; its recipe and its log stand next to the folder."""
-    manifest = folder / TRAINING_MANIFEST
-    if manifest.exists() and str(recipe.data.path) not in manifest.read_text("utf-8"):
-        _clear(folder)  # begun where the run folder stood before
     file, log = (folder.with_name(f"{folder.name}{end}") for end in ("-recipe.yaml", ".log"))
     write_config(recipe, file)
-    words = [
-        *shlex.split(launch),
-        str(Path(sys.executable).with_name("prefstage")),
-        "train",
-        str(file),
-        "--out",
-        str(folder),
-    ]
+    program = str(Path(sys.executable).with_name("prefstage"))
+    words = [*shlex.split(launch), program, "train", str(file), "--out", str(folder)]
     try:
         run_program(words, log_file=log)
     finally:
         file.unlink(missing_ok=True)
     log.rename(folder / "train.log")
-
-
-def _clear(folder: Path) -> None:
-    for child in folder.iterdir():
-        if not child.name.startswith("."):
-            shutil.rmtree(child) if child.is_dir() else child.unlink()

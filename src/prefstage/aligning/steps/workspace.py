@@ -9,9 +9,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefstage.aligning.recipe import CHOOSE, RELABEL, Recipe, sft_settings, train_settings
-from prefstage.building.recipe import METHODS
-from prefstage.core.errors import ConfigError, DataError, RunFolderError
+from prefstage.aligning.recipe import Recipe, train_settings
+from prefstage.core.errors import DataError, RunFolderError
 from prefstage.core.hashing import digest, digest_file
 from prefstage.core.ledger import LEDGER, Ledger
 from prefstage.core.progress import progress
@@ -102,7 +101,7 @@ class Workspace:
         self.folder = folder.absolute()
         self.pointwise = judge.pointwise
         self._quarantine = quarantine or folder / QUARANTINE
-        self._ledger: Ledger | None = None
+        self.ledger: Ledger  # answers and judgments, in the block of `opened` alone
         self.fingerprint = cache(fingerprint_of)
 
     def policy(self, name: str, spec: str) -> Policy:
@@ -202,39 +201,19 @@ class Workspace:
             DataError: If one cannot be read.
             InputError: If one lacks what its loss needs.
         """
-        trained = train_settings(self.recipe, policy="policy", data="data")
-        sets = {f"train.eval.{name}": data for name, data in trained.eval.items()}
-        check_sets(sets, parse_loss(trained.loss))
-        if self.recipe.sft is not None:
-            sft = sft_settings(self.recipe, policy="policy")
-            sets = {f"sft.eval.{name}": data for name, data in sft.eval.items()}
-            check_sets({"sft.data": sft.data, **sets}, parse_loss(sft.loss))
+        for section, data in (("train", "data"), ("sft", None)):
+            if section == "sft" and self.recipe.sft is None:
+                continue
+            trained = train_settings(self.recipe, policy="policy", data=data)
+            sets = {f"{section}.eval.{name}": rows for name, rows in trained.eval.items()}
+            sets |= {} if data else {"sft.data": trained.data}
+            check_sets(sets, parse_loss(trained.loss))
 
     @cached_property
     def off_policy_kind(self) -> str:
         """Whether the off-policy data are "pairs" or "candidates"."""
-        reading = open_reading(str(self.recipe.off_policy), "candidates")
-        return "pairs" if reading.format.kind == "pairs" else "candidates"
-
-    @property
-    def off_policy_method(self) -> dict[str, Any]:
-        """How off-policy data become pairs.
-
-        Raises:
-            ConfigError: If the recipe's method does not take what the data hold.
-        """
-        kind, method = self.off_policy_kind, self.recipe.build.off
-        if method is None:
-            return {"name": RELABEL if kind == "pairs" else CHOOSE}
-        method = {"name": method} if isinstance(method, str) else method
-        inputs = METHODS[str(method["name"])].inputs
-        if kind not in inputs:
-            raise ConfigError.of(
-                saw=f"build.off is {method['name']!r}, and {self.recipe.off_policy} holds {kind}",
-                expected=f"{' or '.join(sorted(inputs))} for this method",
-                cure="leave build.off out, or name another method",
-            )
-        return method
+        kind = open_reading(str(self.recipe.off_policy), "candidates").format.kind
+        return "pairs" if kind == "pairs" else "candidates"
 
     # What steps depend on.
 
@@ -249,13 +228,12 @@ class Workspace:
             JSON-serialisable settings.
         """
         recipe = self.recipe
-        served = {} if recipe.server is None else {"server": recipe.server}
         return {
             "sampling": config.model_dump(mode="json"),
             "dtype": recipe.dtype,
             "name": policy.name,
             **ChatSettings(**recipe.encoding).model_dump(mode="json"),
-            **served,
+            **({} if recipe.server is None else {"server": recipe.server}),
             **self.bad_row_settings,
         }
 
@@ -285,8 +263,8 @@ class Workspace:
             if store is not None:
                 _link(self.folder, store.absolute())
                 stack.enter_context(locked(store))
-            self._ledger = stack.enter_context(Ledger.in_folder(self.folder))
-            self.judge = stored(judge, self._ledger)
+            self.ledger = stack.enter_context(Ledger.in_folder(self.folder))
+            self.judge = stored(judge, self.ledger)
             yield
         self.judge = judge
 
@@ -311,12 +289,6 @@ class Workspace:
             if spec != policy.spec:
                 key = digest([key, policy.key])
             yield StoredSampler(loaded, self.ledger, key, policy.name)
-
-    @property
-    def ledger(self) -> Ledger:
-        """The answers and judgments; the stores are open."""
-        assert self._ledger is not None, "a step is done in the block of `opened` alone"
-        return self._ledger
 
     def counts(self) -> dict[str, int]:
         """Judgments and sampled answers on disk, and the answers' tokens.
@@ -343,16 +315,10 @@ def fingerprint_of(source: str) -> str:
         Hex digits.
     """
     path = Path(source)
-    if path.is_file():
-        return digest_file(path)
     if path.is_dir():
-        return digest(
-            [
-                (file.relative_to(path).as_posix(), digest_file(file))
-                for file in sorted(file for file in path.rglob("*") if file.is_file())
-            ]
-        )
-    return digest(source)
+        files = sorted(filter(Path.is_file, path.rglob("*")))
+        return digest([(file.relative_to(path).as_posix(), digest_file(file)) for file in files])
+    return digest_file(path) if path.is_file() else digest(source)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from prefstage.sandbox.theory.evidence import (
     Finding,
     Setting,
     as_table,
+    outcome_of,
     result_of,
     run_checks,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "consistency",
     "draw_worlds",
     "general_policy",
+    "outcome_of",
     "preference_of",
     "result_of",
     "run_checks",

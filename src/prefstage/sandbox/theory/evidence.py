@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prefstage.core.errors import MissingDependencyError
 from prefstage.core.files import atomic_path, write_json
+from prefstage.core.outcome import Outcome
 
 EXACT = 1e-10
 """The largest residual of an equality that holds."""
@@ -23,6 +24,13 @@ STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 _DOTS_PER_INCH = 110
 
 Kind = Literal["equality", "rule", "order", "counterexample", "calibration"]
+_VALUES: dict[Kind, str] = {
+    "equality": "equal to {:.1e}",
+    "rule": "{:.0f} exceptions",
+    "order": "order {:.2f}",
+    "calibration": "within {:.1%}",
+    "counterexample": "FALSE in {:.0%} of the worlds",
+}
 
 
 @dataclass(frozen=True)
@@ -288,6 +296,35 @@ def result_of(done: Sequence[Checked], setting: Setting) -> dict[str, Any]:
         "seconds": round(sum(checked.seconds for checked in done), 1),
         "checks": [checked.as_dict() for checked in done],
     }
+
+
+def outcome_of(done: Sequence[Checked], setting: Setting, *, out: Path | None) -> Outcome:
+    """The chapter for people, and for machines.
+
+    Args:
+        done: The checks that were run.
+        setting: How.
+        out: The folder in which the result was written.
+
+    Returns:
+        Failed if a check is not as expected.
+    """
+    result = result_of(done, setting)
+    failed = [checked.check.name for checked in done if not checked.holds]
+    verdict = f"not as expected: {', '.join(failed)}" if failed else "all as expected"
+    end = f"{len(done)} checks on {setting.worlds:,} worlds: {verdict}."
+    text = "\n".join([*map(_statement, done), "", f"{end} {result['seconds']:.0f} seconds."])
+    written = [checked.picture for checked in done if checked.picture]
+    return Outcome(text, result, [*written, *([out / RESULT] if out else [])], failed)
+
+
+def _statement(checked: Checked) -> str:
+    lines = [f"{checked.check.name}  {checked.check.statement}"]
+    for finding in checked.evidence.findings:
+        mark = "" if finding.holds else f"  NOT as expected ({finding.wanted})"
+        value = _VALUES[finding.kind].format(finding.value)
+        lines.append(f"  {value:<32} {finding.claim}{mark}")
+    return "\n".join(lines)
 
 
 def as_table(done: Sequence[Checked]) -> str:
