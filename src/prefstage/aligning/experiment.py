@@ -352,7 +352,6 @@ def _quality(pairs: Path) -> dict[str, float]:
 
 def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> Experiment:
     tables, written, agreement = dict[str, str](), [out / RESULT], dict[str, Any]()
-    (out / TABLES).mkdir(exist_ok=True)
     for name, settings in grid.tables.items():
         table = build_table(settings, rows)
         tables[name] = markdown(table)
@@ -411,18 +410,15 @@ def _agreement(starts: Sequence[Start]) -> dict[str, Any]:
 
 
 def _agreement_text(name: str, means: Mapping[str, Any]) -> str:
-    head = f"{name}: boundary score against which data gained more"
-    lines = [f"{head}, {len(means['starts'])} starts"]
+    count = len(means["starts"])
+    lines = [f"{name}: boundary score against which data gained more, {count} starts"]
     for kind, yes in (("ratio", "Δ > 1"), ("gain", "off gained more than on")):
         counted = means[kind]
         share = "-" if counted["agreement"] is None else f"{counted['agreement']:.0%}"
-        rows = [
-            (f"BS {sign} 0.5", *row)
-            for sign, row in zip(("<", ">="), counted["counts"], strict=True)
-        ]
+        below, above = counted["counts"]
         lines += [
             "",
-            markdown_table(("", yes, "not"), rows),
+            markdown_table(("", yes, "not"), [("BS < 0.5", *below), ("BS >= 0.5", *above)]),
             "",
             f"agreement {share}, Fisher's exact test p = {counted['p_value']:.3g}, "
             f"left out {counted['left_out']}",
@@ -435,7 +431,6 @@ def _one_line(fault: Exception, file: Path) -> str:
     text = " ".join(str(fault).split())
     if isinstance(fault, PrefstageError):
         return text
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, "".join(traceback.format_exception(fault)))
     return f"{type(fault).__name__}: {text} (see {file})"
 

@@ -37,6 +37,16 @@ CONFIG, RESULT = "config.yaml", "align.json"
 EVEN = 50.0
 """Win rate of the start over itself, percent."""
 _HOUR_S = 3600.0
+_EMPTY_ROW: dict[str, Any] = dict.fromkeys(
+    (
+        *("data", "reason", "stage", "pairs", "left_out", "reversal", "build_figures"),
+        *("training", "evaluation", "stopped"),
+    )
+)
+_REFERENCES = {
+    "iteration": "each iteration's start",
+    "fixed": "fixed: the first iteration's start",
+}
 Tell = Callable[[StepRecord], None]
 S = TypeVar("S", bound=Step)
 
@@ -106,8 +116,6 @@ def align(
         steps = Steps(space, tell, begun=begun)
         result = Walk(space, steps).run()
         write_json(out / RESULT, result)
-        bad = result["put_aside"].items()
-        fixed = "fixed: the first iteration's start"
         write_result(
             out,
             "align",
@@ -115,12 +123,11 @@ def align(
             facts={
                 **{name: result[name] for name in ("start", "judge", "policy")},
                 "schedule": ", ".join(result["schedule"]),
-                "reference": fixed
-                if space.recipe.reference == "fixed"
-                else "each iteration's start",
+                "reference": _REFERENCES[space.recipe.reference],
                 "ended": result["stopped"],
                 "put aside as bad": ", ".join(
-                    f"{x['rows']:,} of {x['of']:,} rows of {n}" for n, x in bad
+                    f"{bad['rows']:,} of {bad['of']:,} rows of {name}"
+                    for name, bad in result["put_aside"].items()
                 ),
             },
             parts=[{"kind": "align", "iteration": 0, "folder": "."}, *steps.parts()],
@@ -194,9 +201,7 @@ class Walk:
             if spent := self._spent():
                 stopped = f"{spent} before iteration {number}"
                 break
-            names = ("data", "reason", "stage", "pairs", "left_out", "reversal", "build_figures")
-            empty = dict.fromkeys((*names, "training", "evaluation", "stopped"))
-            self.row = {"iteration": number, "rule": str(rule), **empty, "steps": {}}
+            self.row = {"iteration": number, "rule": str(rule), **_EMPTY_ROW, "steps": {}}
             rows.append(self.row)
             policy = self._iterate(rule, policy, start, baseline)
             if self.row["stopped"] is not None:
@@ -271,8 +276,8 @@ class Walk:
             if data == "off":
                 return own
             if data == "mix":
-                answers = recipe.sampling.responses
-                method = {"name": "mixing", "share": rule.share, "answers": answers}
+                count = recipe.sampling.responses
+                method = {"name": "mixing", "share": rule.share, "answers": count}
                 return self.do(Build(space, method, {"pairs": own}, policy=policy))
         if data == "other":
             policy = space.policy(Path(str(rule.model)).name, str(rule.model))
