@@ -33,8 +33,7 @@ from prefstage.core.outcome import Outcome, shown
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.formats import format_named
-from prefstage.data.grouping import keep_sources
-from prefstage.data.loading import load_candidates, load_pairs
+from prefstage.data.loading import keep_sources, load_candidates, load_pairs
 from prefstage.data.rows import LoadReport
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.storage import save_dataset

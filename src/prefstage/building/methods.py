@@ -30,8 +30,7 @@ from prefstage.building.relabelling import (
 )
 from prefstage.core.errors import InputError
 from prefstage.core.ledger import Ledger
-from prefstage.data.grouping import pairs_to_candidates
-from prefstage.data.loading import load_candidates
+from prefstage.data.loading import load_candidates, pairs_to_candidates
 from prefstage.data.records import Candidates, generations_of
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.judging.base import Judge

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from prefstage.core.exports import on_first_use
 
 if TYPE_CHECKING:
-    from prefstage.data.grouping import keep_sources, pairs_to_candidates
     from prefstage.data.loading import (
+        keep_sources,
         load_candidates,
         load_conversations,
         load_pairs,
         load_prompts,
         load_unpaired,
+        pairs_to_candidates,
     )
     from prefstage.data.reading import CandidateStream, PairStream
     from prefstage.data.records import (
@@ -62,8 +63,8 @@ __all__ = [
 __getattr__, __dir__ = on_first_use(
     __name__,
     {
-        "grouping": "keep_sources pairs_to_candidates",
-        "loading": "load_candidates load_conversations load_pairs load_prompts load_unpaired",
+        "loading": "keep_sources load_candidates load_conversations load_pairs load_prompts "
+        "load_unpaired pairs_to_candidates",
         "reading": "CandidateStream PairStream",
         "records": "Candidates Conversation Message Pair Prompt Unpaired prompt_id_of",
         "rows": "LoadReport",

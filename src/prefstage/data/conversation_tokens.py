@@ -42,9 +42,8 @@ class ControlText:
         sources, turns = "\0".join(template.sources.values()), template.around_turns
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special}
-        written = {token.content for token in added if token.content in sources}
+        self._in_others = _any_of(special | {t.content for t in added if t.content in sources})
         around = {token.content for token in added if token.content in turns}
-        self._in_others = _any_of(special | written)
         self._in_assistants = _any_of((special | around) - _OF_THOUGHTS)
 
     def spelled(self, messages: Sequence[Message]) -> bool:
@@ -84,9 +83,8 @@ class ControlText:
 def _holds(value: Any, pattern: re.Pattern[str]) -> bool:
     if isinstance(value, str):
         return pattern.search(value) is not None
-    if isinstance(value, Mapping):
-        return any(_holds(item, pattern) for item in value.values())
-    return isinstance(value, list | tuple) and any(_holds(item, pattern) for item in value)
+    items = value.values() if isinstance(value, Mapping) else value
+    return isinstance(value, Mapping | list | tuple) and any(_holds(i, pattern) for i in items)
 
 
 @dataclass(frozen=True)
@@ -170,12 +168,10 @@ class ConversationTokens:
 
     def opens(self, text: str) -> str | None:
         """A text that ends with the generation prompt's opening, without it; else None."""
-        opening = self.opening.strip()
-        if not opening or not text.rstrip().endswith(opening):
-            return None
-        rest = text.rstrip()[: -len(opening)]
+        opening, whole = self.opening.strip(), text.rstrip()
+        rest = whole.removesuffix(opening)
         alone = rest.endswith("\n") or self._any_mark.match(opening)
-        return rest.rstrip() if rest.strip() and alone else None
+        return rest.rstrip() if rest != whole and rest.strip() and alone else None
 
     def together(
         self, turns: Sequence[Message], answers: Sequence[Message]
@@ -208,13 +204,14 @@ class ConversationTokens:
     def _agreed_prompt(self, conversations: Sequence[Sequence[Message]], texts: list[str]) -> str:
         # Some templates render earlier turns otherwise once a response follows (they drop the
         # thoughts of tool calls); then the prompt is what the response follows.
-        before, wholes = texts[0], texts[1:]
+        before, *wholes = texts
         if all(whole.startswith(before) for whole in wholes):
             return before
         opening = self._opening_of(conversations[0], before)
+        answers = (turns[-1] for turns in conversations[1:])
         prompts = {
-            self._prompt_in(before, opening, whole, turns[-1])
-            for whole, turns in zip(wholes, conversations[1:], strict=True)
+            self._prompt_in(before, opening, whole, answer)
+            for whole, answer in zip(wholes, answers, strict=True)
         }
         if len(prompts) > 1:
             raise RenderingError.at(
@@ -235,11 +232,9 @@ class ConversationTokens:
         if common_prefix(before, whole) >= len(before) - len(opening):
             return before
         # The template renders the turns before otherwise: find the last opening of a turn.
-        first = self._any_mark.match(opening)
+        first, text = self._any_mark.match(opening), str(answer.get("content") or "").strip()
         start = whole.rfind(first.group() if first else opening or "\0")
-        text = str(answer.get("content") or "").strip()
-        body = whole.rfind(text) if text else len(whole)
-        if start < 0 or body < start:
+        if start < 0 or (text and whole.rfind(text) < start):
             raise RenderingError.at(
                 "prompt",
                 saw="turns that the chat template renders otherwise once a response follows",
@@ -270,8 +265,7 @@ class ConversationTokens:
 
     def _marked(self, turns: Sequence[Message]) -> list[Message] | None:
         # None where no text spells a control token, as in nearly every row.
-        spelled = self._splits and self.control.spelled(turns)
-        return self.control.marked(turns) if spelled else None
+        return self.control.marked(turns) if self._splits and self.control.spelled(turns) else None
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         return self._template.render(messages, generation_prompt=generation_prompt)
@@ -283,11 +277,10 @@ class ConversationTokens:
     def _find_end_of_turn(self) -> tuple[tuple[int, ...], list[int]]:
         # The end is the first run of control tokens after the text: a model generates all of
         # ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``, and nothing that stands after such a run.
-        ids = list(self._tokenise([self.shape.suffix])[0])
-        first = next((n for n, token in enumerate(ids) if token in self.marks), None)
-        if first is not None:
-            rest = (n for n in range(first, len(ids)) if ids[n] not in self.marks)
-            end = next(rest, len(ids))
+        ids = self._tokenise([self.shape.suffix])[0]
+        controls = [n for n, token in enumerate(ids) if token in self.marks]
+        if controls:
+            end = next(n for n in range(controls[0], len(ids) + 1) if n not in controls)
             return tuple(ids[:end]), ids[end:]
         eos = self._tokenizer.eos_token_id
         if eos is None:

@@ -1,11 +1,11 @@
 """Which of two responses a label means: declared, spelled out, or read by position and said so."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from prefstage.core.errors import DataError, InputError
+from prefstage.data.rows import RowFault, show
 
 Verdict = Literal["first", "second", "tie"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -16,6 +16,10 @@ _WORDS: dict[Verdict, tuple[str, ...]] = {
         *("tie", "draw", "equal", "same", "both", "neither", "c", "[[c]]"),
         *("both_bad", "tie (bothbad)", "winner_tie"),
     ),
+}
+_DESIRABLE = {
+    **dict.fromkeys(("true", "1", "desirable"), True),
+    **dict.fromkeys(("false", "0", "undesirable"), False),
 }
 _CURE = "say what each value means, e.g. labels={0: 'first', 1: 'second', 2: 'tie'}"
 
@@ -53,6 +57,23 @@ def spell(label: Any) -> str:
     return " ".join(str(label).split()).lower()
 
 
+def read_desirable(label: Any) -> bool:
+    """Whether the label of one response says that it is desirable.
+
+    Raises:
+        RowFault: If it is none of the words and numbers for either.
+    """
+    word = spell(label)
+    if word not in _DESIRABLE:
+        raise RowFault(
+            "label",
+            saw="nothing" if label is None else show(label),
+            expected="true (desirable) or false (undesirable); 1 and 0 mean the same",
+            cure="write true or false; a score is no label: choose a threshold",
+        )
+    return _DESIRABLE[word]
+
+
 def declared_scheme(labels: Mapping[Any, str]) -> LabelScheme:
     """The scheme that a user declares, e.g. ``{0: "tie", 1: "first", 2: "second"}``.
 
@@ -66,8 +87,9 @@ def declared_scheme(labels: Mapping[Any, str]) -> LabelScheme:
             expected=f"each label value mapped to one of {', '.join(VERDICTS)}",
             cure="write e.g. labels={'A': 'first', 'B': 'second', 'C': 'tie'}",
         )
-    verdicts = {spell(label): cast("Verdict", verdict) for label, verdict in labels.items()}
-    return LabelScheme(verdicts, "as declared")
+    return LabelScheme(
+        {spell(label): cast("Verdict", v) for label, v in labels.items()}, "as declared"
+    )
 
 
 def infer_scheme(
@@ -89,16 +111,18 @@ def infer_scheme(
     Raises:
         DataError: If the labels can be read in more than one way.
     """
-    seen = tuple(sorted({spell(label) for label in labels if not _is_missing(label)}))
-    words = _words(names)
-    if words.keys() & set(seen):  # a label that is no such word is then a bad row
+    # Tables write a missing label as NaN, which differs from itself.
+    met = {spell(label) for label in labels if label not in (None, "") and label == label}  # noqa: PLR0124
+    seen, words, numbers = tuple(sorted(met)), _words(names), _ends(names)
+    if words.keys() & met:  # a label that is no such word is then a bad row
         return LabelScheme(words, "by their words", seen)
-    numbers = _ends(names)
-    if seen and numbers and set(seen) <= set(numbers):
-        return _positional(numbers, f"by the names {names[0]!r} and {names[1]!r}")
-    for pair, telling in ((("0", "1"), "0"), (("1", "2"), "2")):  # 1 alone may be either's
-        if not numbers and telling in seen and set(seen) <= set(pair):
-            return _positional(pair, "by position; if wrong, pass labels=")
+    pairs, reason = [numbers], f"by the names {names[0]!r} and {names[1]!r}"
+    if not numbers:  # 1 alone may be the first of two as well as the second
+        pairs = [p for p, telling in ((("0", "1"), "0"), (("1", "2"), "2")) if telling in met]
+        reason = "by position; if wrong, pass labels="
+    for pair in pairs:
+        if met and met <= set(pair):
+            return LabelScheme({pair[0]: "first", pair[1]: "second"}, reason, pair)
     shown = ", ".join(seen[:6]) + (", …" if len(seen) > 6 else "")  # noqa: PLR2004 - a short list
     raise DataError.of(
         saw=f"{source}: column {column!r} with the labels {shown or 'nothing'}, which datasets "
@@ -108,27 +132,21 @@ def infer_scheme(
     )
 
 
-def _is_missing(label: Any) -> bool:
-    # Tables write a missing label as NaN.
-    return label in (None, "") or (isinstance(label, float) and math.isnan(label))
-
-
-def _positional(values: Sequence[str], reason: str) -> LabelScheme:
-    return LabelScheme({values[0]: "first", values[1]: "second"}, reason, tuple(values))
-
-
 def _words(names: tuple[str, str]) -> dict[str, Verdict]:
-    words: dict[str, Verdict] = {word: verdict for verdict in VERDICTS for word in _WORDS[verdict]}
-    words[spell(names[0])] = "first"
-    words[spell(names[1])] = "second"
-    ends = _ends(names)
-    if ends:
-        for stem in ("model", "response", "output", "answer", "assistant"):
-            words[f"{stem}_{ends[0]}"] = "first"
-            words[f"{stem}_{ends[1]}"] = "second"
-    return words
+    stems = ("model", "response", "output", "answer", "assistant")
+    sides: tuple[Verdict, Verdict] = ("first", "second")
+    return {
+        **{word: verdict for verdict in VERDICTS for word in _WORDS[verdict]},
+        **{spell(name): side for name, side in zip(names, sides, strict=True)},
+        **{
+            f"{stem}_{end}": side
+            for end, side in zip(_ends(names), sides, strict=False)
+            for stem in stems
+        },
+    }
 
 
-def _ends(names: tuple[str, str]) -> tuple[str, str] | None:
-    first, second = names[0][-1], names[1][-1]
-    return (first, second) if first.isdigit() and second.isdigit() else None
+def _ends(names: tuple[str, str]) -> tuple[str, ...]:
+    # The numbers at the ends of both names; nothing if they are none.
+    ends = tuple(name[-1] for name in names)
+    return ends if all(map(str.isdigit, ends)) else ()

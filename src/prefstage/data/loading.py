@@ -1,15 +1,16 @@
-"""The loaders: any dataset in, canonical records out."""
+"""The loaders: any dataset in, canonical records out, joined by prompt and by their raters."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
-from prefstage.core.config import check_config
-from prefstage.core.errors import DataError
+from prefstage.core.config import check_config, nearest
+from prefstage.core.errors import DataError, InputError
 from prefstage.data.formats import PROMPTS
-from prefstage.data.grouping import group_by_prompt, merge_annotators, pair_key
 from prefstage.data.reading import CandidateStream, PairStream, Reading, open_reading
-from prefstage.data.records import Candidates, Conversation, Pair
-from prefstage.data.rows import LoadReport
+from prefstage.data.records import TIE, Candidates, Conversation, Pair, Vote, generations_of
+from prefstage.data.rows import LoadReport, RowFault
 from prefstage.data.sets import CandidateSet, ConversationSet, PairSet, RecordSet, UnpairedSet
 from prefstage.data.settings import ReadArguments, ReadOptions
 from prefstage.data.sources import DataSource
@@ -60,7 +61,7 @@ def load_pairs(
     if not streaming:
         return _load(PairSet, source, options)
     reading = open_reading(source, "pairs", check_config(ReadOptions, options), streaming=True)
-    _check_votes(reading)
+    reading.check_votes()
     return PairStream(reading)
 
 
@@ -167,17 +168,15 @@ def _load(
     # The loader behind the five. A set of the wanted kind is what it would make of it.
     if type(source) is kind and not options:
         return source
-    fallback = PROMPTS if prompts else None
-    reading = open_reading(
-        source, kind.wanted, check_config(ReadOptions, options), fallback=fallback
-    )
+    checked, fallback = check_config(ReadOptions, options), PROMPTS if prompts else None
+    reading = open_reading(source, kind.wanted, checked, fallback=fallback)
     return cast("_Set", _MAKERS[kind](reading, reading.new_report()))
 
 
 def _pairs(reading: Reading, report: LoadReport) -> PairSet:
     pairs = PairSet.of(cast("Iterator[Pair]", reading.records(report)), report=report)
-    annotators = pairs.dataset.data.column("annotator")
-    return pairs if annotators.null_count == len(pairs) else merge_annotators(pairs)
+    unnamed = pairs.dataset.data.column("annotator").null_count
+    return pairs if unnamed == len(pairs) else _merge_annotators(pairs)
 
 
 def _pair_set(reading: Reading, report: LoadReport) -> PairSet:
@@ -190,35 +189,31 @@ def _pair_set(reading: Reading, report: LoadReport) -> PairSet:
 
 def _candidate_set(reading: Reading, report: LoadReport) -> CandidateSet:
     rows = cast("Iterator[Candidates]", reading.records(report))
-    merge = reading.format.kind == "pairs"
-    return group_by_prompt(CandidateSet.of(rows, report=report), merge=merge)
+    whole = CandidateSet.of(rows, report=report)
+    return _group_by_prompt(whole, merge=reading.format.kind == "pairs")
 
 
 def _unpaired_set(reading: Reading, report: LoadReport) -> UnpairedSet:
-    rows = UnpairedSet.of(_untied(reading, report, Pair.unpaired), report=report)
-    if reading.format.kind == "pairs":
-        report.notes.append("each pair gives a desirable and an undesirable response")
-        if report.ties:
-            report.notes.append(f"{report.ties} ties left out: neither response is desirable")
+    note = "each pair gives a desirable and an undesirable response"
+    records = _untied(reading, report, Pair.unpaired, (note, "desirable"))
+    rows = UnpairedSet.of(records, report=report)
     desirable = sum(rows.dataset["label"])
     report.notes.append(f"{desirable} desirable and {len(rows) - desirable} undesirable responses")
     return rows
 
 
 def _conversation_set(reading: Reading, report: LoadReport) -> ConversationSet:
+    notes = ("the chosen response of each pair is learnt, its prompt is not", "the better one")
+    records = _untied(reading, report, lambda pair: [pair.demonstration()], notes)
     unanswered = 0
 
     def counted() -> Iterator[Conversation]:
         nonlocal unanswered
-        for conversation in _untied(reading, report, lambda pair: [pair.demonstration()]):
+        for conversation in records:
             unanswered += conversation.completion[-1]["role"] != "assistant"
             yield conversation
 
     rows = ConversationSet.of(counted(), report=report)
-    if reading.format.kind == "pairs":
-        report.notes.append("the chosen response of each pair is learnt, its prompt is not")
-        if report.ties:
-            report.notes.append(f"{report.ties} ties left out: neither response is the better one")
     if unanswered:
         report.notes.append(
             f"{unanswered} conversations end with a turn that nobody answers (not learnt)"
@@ -227,30 +222,22 @@ def _conversation_set(reading: Reading, report: LoadReport) -> ConversationSet:
 
 
 def _untied(
-    reading: Reading, report: LoadReport, parts: Callable[[Pair], Iterable[Any]]
+    reading: Reading,
+    report: LoadReport,
+    parts: Callable[[Pair], Iterable[Any]],
+    notes: tuple[str, str],
 ) -> Iterator[Any]:
     # Records as they are read; of pairs their parts. Votes are counted first: a tie of all
-    # raters may be several rows that are none.
+    # raters may be several rows that are none. The notes say what the parts are, and what
+    # neither response of a tie is.
     if reading.format.kind != "pairs":
         yield from reading.records(report)
         return
     for pair in _pairs(reading, report):
         if not pair.tied:
             yield from parts(pair)
-
-
-def _check_votes(reading: Reading) -> None:
-    # Rows whose annotators' votes would have to be counted together cannot be streamed.
-    voters: dict[str, str] = {}
-    for pair in reading.first_pairs():
-        annotator = pair.annotator
-        if annotator and voters.setdefault(pair_key(pair), annotator) != annotator:
-            raise DataError.of(
-                saw=f"streaming=True for {reading.source.name}, where several annotators "
-                "labelled the same pair",
-                expected="one row for each pair",
-                cure="load it without streaming, so that their votes can be counted",
-            )
+    ties = f"{report.ties} ties left out: neither response is {notes[1]}"
+    report.notes += [notes[0], ties] if report.ties else [notes[0]]
 
 
 _MAKERS: Mapping[type[RecordSet[Any]], Callable[[Reading, LoadReport], RecordSet[Any]]] = {
@@ -259,3 +246,196 @@ _MAKERS: Mapping[type[RecordSet[Any]], Callable[[Reading, LoadReport], RecordSet
     UnpairedSet: _unpaired_set,
     ConversationSet: _conversation_set,
 }
+
+
+def pairs_to_candidates(pairs: PairSet) -> CandidateSet:
+    """Group the pairs by prompt: every prompt once, with the responses of all its pairs.
+
+    Responses of one prompt with the same text and source are one response, unless their
+    scores differ; the report counts what was merged.
+
+    Args:
+        pairs: The pairs; their report stays as it is.
+
+    Returns:
+        The prompts in order of first appearance, with a report of their own.
+
+    Raises:
+        DataError: If a response has tool calls.
+    """
+    report = replace(pairs.report, notes=list(pairs.report.notes))
+    try:
+        rows = CandidateSet.of((pair.candidates() for pair in pairs), report=report)
+    except RowFault as fault:
+        raise DataError.of(saw=fault.saw, expected=fault.expected, cure=fault.cure) from None
+    return _group_by_prompt(rows, merge=True)
+
+
+def keep_sources(candidates: CandidateSet, sources: Sequence[str]) -> CandidateSet:
+    """Keep the responses of some writers only.
+
+    Args:
+        candidates: Prompts with responses whose `sources` say who wrote them.
+        sources: The writers to keep.
+
+    Returns:
+        The prompts that have a response of theirs, with those responses; the report's notes
+        count the responses and prompts left out.
+
+    Raises:
+        InputError: If a source wrote none of the responses.
+    """
+    wanted = frozenset(sources)
+    known = {source for row in candidates.dataset["sources"] for source in row if source}
+    unknown = sorted(wanted - known)
+    if unknown:
+        guess = nearest(unknown[0], sorted(known))
+        raise InputError.of(
+            saw=f"source {unknown[0]!r}, which wrote no response in {candidates.report.source}",
+            expected=f"some of {', '.join(sorted(known))}" if known else "named sources",
+            cure=f"did you mean {guess!r}?" if guess else "mend the name",
+        )
+    report = replace(candidates.report, notes=list(candidates.report.notes))
+    parts = (
+        row.only([index for index, source in enumerate(row.sources) if source in wanted])
+        for row in candidates
+    )
+    kept = CandidateSet.of((part for part in parts if part.responses), report=report)
+    before, after = (sum(map(len, rows.dataset["responses"])) for rows in (candidates, kept))
+    report.notes.append(
+        f"kept the {after} responses of {', '.join(sorted(wanted))}; left out {before - after} "
+        f"of other sources, and {len(candidates) - len(kept)} prompts without one of theirs"
+    )
+    return kept
+
+
+def _group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
+    # The rows of every prompt joined, in order of first appearance; with `merge`, a response
+    # that repeats (same text, source and score) is kept once. The rows' report gets notes.
+    # Most datasets repeat no prompt: counting hashes on disk says so in flat memory, before
+    # any index is built that grows with the rows.
+    if not merge and rows.repeated_prompts() == 0:
+        return rows
+    indices, merged = _positions(rows.dataset["prompt_id"]), 0
+
+    def grouped() -> Iterator[Candidates]:
+        nonlocal merged
+        for positions in indices.values():
+            parts = [rows[position] for position in positions]
+            entries: list[Any] = [
+                entry
+                for part in parts
+                for entry in zip(
+                    *(part.responses, part.sources, part.scores),
+                    part.generations or (None,) * len(part.responses),
+                    strict=True,
+                )
+            ]
+            kept = _distinct(entries) if merge else entries
+            merged += len(entries) - len(kept)
+            columns = zip(*kept, strict=True) if kept else [()] * 4
+            responses, sources, scores, generations = columns
+            yield replace(
+                parts[0],
+                responses=responses,
+                sources=sources,
+                scores=scores,
+                generations=generations_of(generations),
+            )
+
+    result = CandidateSet.of(grouped(), report=rows.report)
+    if len(indices) < len(rows):
+        rows.report.notes.append(f"{len(rows)} rows grouped into {len(indices)} prompts")
+    if merged:
+        rows.report.notes.append(f"{merged} repeated responses of a prompt merged")
+    return result
+
+
+def _positions(keys: Iterable[str | None]) -> dict[str, list[int]]:
+    # Where every key stands, in order of first appearance.
+    indices: dict[str, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        if key is not None:
+            indices[key].append(index)
+    return indices
+
+
+def _distinct(entries: Iterable[Any]) -> list[list[Any]]:
+    # A repeat of which less is known is the same response as one before it. Another score, or
+    # another way in which the policy wrote it, makes it another response.
+    kept = list[list[Any]]()
+    by_text: dict[tuple[str, str | None], list[list[Any]]] = defaultdict(list)
+    for text, source, score, generation in entries:
+        same = by_text[text, source]
+        known = next((e for e in same if _agree(e[2], score) and _agree(e[3], generation)), None)
+        if known is None:
+            same.append([text, source, score, generation])
+            kept.append(same[-1])
+        else:
+            known[2:] = score if known[2] is None else known[2], known[3] or generation
+    return kept
+
+
+def _agree(first: Any, second: Any) -> bool:
+    return first is None or second is None or first == second
+
+
+def _merge_annotators(pairs: PairSet) -> PairSet:
+    # One pair of the rows of several annotators on the same pair, at the position of its first
+    # row. Two rows are of the same pair if prompt, responses (in either order) and their sources
+    # are equal. Every row is a vote, also a second one of the same annotator (counted in the
+    # notes); α is the mean of the votes, where a tie is half a vote. The pair is turned so
+    # that the majority prefers `chosen`; at ½ the first row's order stays. Scores are means
+    # over the rows that have them. Rows without an annotator, and equal rows of a single one,
+    # stay as they are.
+    keys = [None if pair.annotator is None else pair.key for pair in pairs]
+    annotators, report, indices = pairs.dataset["annotator"], pairs.report, _positions(keys)
+    voters = {key: {annotators[i] for i in rows} for key, rows in indices.items()}
+    several = {key: rows for key, rows in indices.items() if len(voters[key]) > 1}
+    if not several:
+        return pairs
+
+    def merged() -> Iterator[Pair]:
+        for index, (key, pair) in enumerate(zip(keys, pairs, strict=True)):
+            if key not in several:
+                yield pair
+            elif several[key][0] == index:
+                yield _of_votes([pairs[row] for row in several[key]])
+
+    joined = PairSet.of(merged(), report=report)
+    report.ties = sum(value == TIE for value in joined.dataset["agreement"])
+    rows = sum(map(len, several.values()))
+    report.notes.append(
+        f"{rows} rows of several annotators on the same pairs became {len(several)} "
+        "pairs: agreement is the share of votes for the chosen response, votes keep who voted"
+    )
+    repeated = rows - sum(len(voters[key]) for key in several)
+    if repeated:
+        report.notes.append(
+            f"{repeated} votes of an annotator who had voted on that pair already count too"
+        )
+    return joined
+
+
+def _of_votes(rows: Sequence[Pair]) -> Pair:
+    turned = [row if row.sides == rows[0].sides else row.swapped() for row in rows]
+    votes = tuple(
+        Vote(str(row.annotator), (1.0 if row is same else 0.0) if share is None else share)
+        for row, same in zip(rows, turned, strict=True)
+        for share in [same.agreement]
+    )
+    share = sum(vote.preference for vote in votes) / len(votes)
+    pair = replace(
+        rows[0],
+        score_chosen=_mean([row.score_chosen for row in turned]),
+        score_rejected=_mean([row.score_rejected for row in turned]),
+        agreement=share,
+        annotator=None,
+        votes=votes,
+    )
+    return pair if share >= TIE else pair.swapped()
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prefstage.data.records import Message, Prompt
-from prefstage.data.rows import DuplicatedKey, RowFault, parse_json, show
+from prefstage.data.rows import RowFault, expect, parse_json, show
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SYSTEM_ROLES = ("system", "developer")
@@ -70,13 +70,13 @@ def parse_field(text: str, field: str, expected: str) -> Any:
         RowFault: If it is no JSON, or names a key twice.
     """
     try:
-        return parse_json(text)
-    except DuplicatedKey as error:
-        raise error.fault(field) from None
+        return parse_json(text, field)
     except (json.JSONDecodeError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deep")
         raise RowFault(
-            field, saw=f"{show(text)} ({reason})", expected=expected, cure="mend the JSON"
+            field,
+            saw=f"{show(text)} ({getattr(error, 'msg', 'nested too deep')})",
+            expected=expected,
+            cure="mend the JSON",
         ) from None
 
 
@@ -102,14 +102,13 @@ def messages_in(text: str, field: str) -> Any | None:
     try:
         for _ in range(_MOST_WRAPPINGS):
             if isinstance(value, str):
-                value = parse_json(value)
-    except DuplicatedKey as error:
-        raise error.fault(field) from None
+                value = parse_json(value, field)
     except (json.JSONDecodeError, RecursionError):
         # Prose may quote a message. Only what looks like messages from its start to its end
         # (or is cut before the first of them closes) was written from messages.
-        spelled = _ROLE.search(text) and _BODY.search(text)
-        if not spelled or not (_CLOSING.search(text) or "}" not in text):
+        if not (_ROLE.search(text) and _BODY.search(text)) or not (
+            _CLOSING.search(text) or "}" not in text
+        ):
             return None
         raise RowFault(
             field,
@@ -132,17 +131,19 @@ def _are_messages(value: Any) -> bool:
 
 def is_list(value: Any, kind: Any = object) -> bool:
     """Whether a value is a list that is not empty, whose first item is of a type."""
-    listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return listed and isinstance(value[0], kind)
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and isinstance(value[0], kind)
+    )
 
 
 def is_messages(value: Any) -> bool:
     """Whether a value looks like a list of chat messages (the first item decides)."""
     value = _transposed(value)
-    if not is_list(value):
-        return False
     try:
-        first = _parsed(value[0], "[0]")
+        first = _parsed(value[0], "[0]") if is_list(value) else None
     except RowFault:
         return True  # reading says what is wrong with it
     return isinstance(first, Mapping) and ("role" in first or "from" in first)
@@ -164,24 +165,19 @@ def read_messages(value: Any, field: str) -> Prompt:
     value = _transposed(value)
     if isinstance(value, Mapping) and {"role", "from"} & value.keys():
         value = [value]
-    if not is_list(value):
-        raise RowFault(
-            field,
-            saw=show(value),
-            expected="a list of {role, content} messages",
-            cure="mend or remove the row",
-        )
+    expect(
+        is_list(value), field, value, "a list of {role, content} messages", "mend or remove the row"
+    )
     return tuple(read_message(item, f"{field}[{index}]") for index, item in enumerate(value))
 
 
 def _transposed(value: Any) -> Any:
     # `datasets` before its List type stored a list of objects as an object of lists.
-    if not isinstance(value, Mapping) or not value:
+    columns = list(value.values()) if isinstance(value, Mapping) else []
+    lists = all(isinstance(item, Sequence) and not isinstance(item, str) for item in columns)
+    if not lists or len(set(map(len, columns))) != 1:
         return value
-    lists = all(isinstance(item, Sequence) and not isinstance(item, str) for item in value.values())
-    if not lists or len({len(item) for item in value.values()}) != 1:
-        return value
-    return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    return [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
 
 
 def read_message(value: Any, field: str) -> Message:
@@ -192,16 +188,19 @@ def read_message(value: Any, field: str) -> Message:
     or fail, and write the same for no content and for an empty one.
     """
     value = _parsed(value, field)
-    if not isinstance(value, Mapping):
-        raise RowFault(
-            field,
-            saw=show(value),
-            expected="a message {role, content}",
-            cure="mend or remove the row",
-        )
+    expect(
+        isinstance(value, Mapping),
+        *(field, value, "a message {role, content}", "mend or remove the row"),
+    )
     role_key = "role" if value.get("role") else "from"
     content_key = "content" if value.get("content") is not None else "value"
-    role = _read_role(value.get(role_key), f"{field}.role")
+    spelled = value.get(role_key)
+    role = _ROLE_SPELLINGS.get(spelled, spelled) if isinstance(spelled, str) else spelled
+    expect(
+        role in ROLES,
+        *(f"{field}.role", spelled, f"one of {', '.join(ROLES)} (or human, gpt)"),
+        "rename the role",
+    )
     optional = value.get("tool_calls") is not None or role in SYSTEM_ROLES
     content = _read_content(value.get(content_key), f"{field}.content", optional=optional)
     message: Message = {}
@@ -225,20 +224,9 @@ def in_order(message: Message) -> Message:
 
 
 def _parsed(item: Any, field: str) -> Any:
+    # A message that is written as JSON text is the message.
     messages = messages_in(item, field) if isinstance(item, str) else None
     return item if messages is None else messages
-
-
-def _read_role(role: Any, field: str) -> str:
-    spelled = _ROLE_SPELLINGS.get(role, role) if isinstance(role, str) else role
-    if spelled not in ROLES:
-        raise RowFault(
-            field,
-            saw=show(role),
-            expected=f"one of {', '.join(ROLES)} (or human, gpt)",
-            cure="rename the role",
-        )
-    return str(spelled)
 
 
 def _read_field(key: str, item: Any, field: str) -> Any:
@@ -247,27 +235,23 @@ def _read_field(key: str, item: Any, field: str) -> Any:
         return item
     expected = f"{_JSON_FIELDS[key]}, or its JSON text"
     value = parse_field(item, f"{field}.{key}", expected)
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise RowFault(f"{field}.{key}", saw=show(item), expected=expected, cure="mend the JSON")
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    expect(listed, f"{field}.{key}", item, expected, "mend the JSON")
     return value
 
 
 def _read_content(content: Any, field: str, *, optional: bool) -> str:
-    if content is None and optional:
-        return ""
-    if isinstance(content, str):
-        return content
-    saw = None
-    if is_list(content):
-        other = next((part for part in content if not _is_text_part(part)), None)
-        if other is None:
-            return "".join(part["text"] for part in content)
-        kind = other.get("type") if isinstance(other, Mapping) else None
-        if isinstance(kind, str) and kind not in _TEXT_PARTS:
-            saw = f"a part of type {kind!r}"
+    if isinstance(content, str) or (content is None and optional):
+        return content or ""
+    others = [part for part in content if not _is_text_part(part)] if is_list(content) else [None]
+    if not others:
+        return "".join(part["text"] for part in content)
+    kind = others[0].get("type") if isinstance(others[0], Mapping) else None
     raise RowFault(
         field,
-        saw=saw or show(content),
+        saw=f"a part of type {kind!r}"
+        if isinstance(kind, str) and kind not in _TEXT_PARTS
+        else show(content),
         expected="text (or a list of text parts)",
         cure="mend or remove the row; images and audio are not supported",
     )
@@ -305,21 +289,18 @@ def read_transcript(text: str, field: str, *, is_prompt: bool) -> Prompt:
     Raises:
         RowFault: If the text does not start with a turn.
     """
-    starts = list(_HH_TURN.finditer(text))
-    if not starts or starts[0].start() != 0:
-        raise RowFault(
-            field,
-            saw=show(text),
-            expected="a transcript starting with '\\n\\nHuman:'",
-            cure="mend or remove the row",
-        )
-    ends = [start.start() for start in starts[1:]] + [len(text)]
+    expect(
+        is_transcript(text),
+        *(field, text, "a transcript starting with '\\n\\nHuman:'", "mend or remove the row"),
+    )
+    # Split at the heads of turns: what stands before the first is empty, then name and text.
+    _, *parts = _HH_TURN.split(text)
     turns = [
         {
-            "role": "user" if start.group(1) == "Human" else "assistant",
-            "content": text[start.end() : end].removeprefix(" "),
+            "role": "user" if name == "Human" else "assistant",
+            "content": content.removeprefix(" "),
         }
-        for start, end in zip(starts, ends, strict=True)
+        for name, content in zip(parts[::2], parts[1::2], strict=True)
     ]
     if is_prompt and turns[-1] == {"role": "assistant", "content": ""}:
         turns.pop()
@@ -339,10 +320,10 @@ def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def template_mark(messages: Iterable[Message]) -> str | None:
-    """The first mark of a chat template in the texts of some messages, as it stands there.
+def template_marks(messages: Iterable[Message]) -> Iterator[str]:
+    """Marks of a chat template in the texts of some messages, as they stand there: one a text.
 
     Text that a chat template has written already would be put into a template once more.
     """
     matches = (_TEMPLATE_MARKS.search(message["content"]) for message in messages)
-    return next((match.group() for match in matches if match), None)
+    return (match.group() for match in matches if match)

@@ -8,8 +8,8 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,6 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Json
 from prefstage.core.errors import DataError
 from prefstage.data.compat import arrow_origin
 from prefstage.data.rows import (
-    DuplicatedKey,
     RawRow,
     RowFault,
     not_an_object,
@@ -123,8 +122,8 @@ def _read_json(path: Path, name: str) -> Iterator[RawRow]:
 def _json_line(name: str, number: int, data: bytes) -> RawRow:
     try:
         values = parse_json(data.decode("utf-8"))
-    except DuplicatedKey as error:
-        fault = error.fault()
+    except RowFault as error:
+        fault = error
     except UnicodeDecodeError as error:
         fault = not_utf8(f"byte {data[error.start : error.start + 1]!r} at {error.start}")
     except json.JSONDecodeError as error:
@@ -172,8 +171,8 @@ def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
             buffer, position, step = buffer[position:] + more, 0, 2 * step
             continue
         number, step = number + 1, _CHUNK_BYTES
-        escaped = _unencodable(buffer[position:end])
-        yield RawRow(name, number, values, escaped or twice or not_an_object(values))
+        fault = _unencodable(buffer[position:end]) or twice or not_an_object(values)
+        yield RawRow(name, number, values, fault)
         position = end
 
 
@@ -181,8 +180,8 @@ def _decode_next(buffer: str, position: int) -> tuple[Any, int, RowFault | None]
     # An object with a key that stands twice must still be passed: where it ends, the next begins.
     try:
         return (*_STRICT.raw_decode(buffer, position), None)
-    except DuplicatedKey as error:
-        return (*_LENIENT.raw_decode(buffer, position), error.fault())
+    except RowFault as fault:
+        return (*_LENIENT.raw_decode(buffer, position), fault)
 
 
 def _malformed_list(name: str, number: int, what: str) -> DataError:
@@ -203,8 +202,7 @@ def _read_csv(path: Path, name: str) -> Iterator[RawRow]:
             _check_header(columns, name)
             for values in reader:
                 fault = _csv_fault(values, len(columns), separator)
-                whole = {str(key): value for key, value in values.items()}
-                yield RawRow(name, reader.line_num, whole, fault)
+                yield RawRow(name, reader.line_num, {str(k): v for k, v in values.items()}, fault)
         except csv.Error as error:
             raise DataError.of(
                 saw=f"{name}: malformed CSV at line {reader.line_num} ({error})",
@@ -306,10 +304,9 @@ class ArrowReader:
     """
 
     def __init__(self, schema: pa.Schema, features: Mapping[str, Any] | None = None) -> None:
-        known = features if features is not None else _features_in(schema)
-        self._converters = {
-            field.name: _nullable(_converter(field.type, known.get(field.name))) for field in schema
-        }
+        self._converters = _converters(
+            schema, features if features is not None else _features_in(schema)
+        )
 
     def row(self, table: Table, index: int = 0) -> dict[str, Any]:
         """One row of a table.
@@ -323,7 +320,7 @@ class ArrowReader:
 
         Raises:
             UnicodeDecodeError: If a text is no UTF-8.
-            DuplicatedKey: If an object of a column of JSON names a key twice.
+            RowFault: If an object of a column of JSON names a key twice.
         """
         return next(self.rows(table.slice(index, 1)))
 
@@ -340,30 +337,27 @@ def _arrow_rows(name: str, tables: Iterator[Table], features: Any = None) -> Gen
             schema = table.schema
             reader = ArrowReader(schema, features)
         for index in range(table.num_rows):
-            number += 1
+            values: Any
+            number, values, fault = number + 1, None, None
             # One row at a time: what cannot be decoded must be the fault of its row alone.
-            yield _arrow_row(name, number, reader, table, index)
+            try:
+                values = reader.row(table, index)
+            except UnicodeDecodeError as error:
+                values, fault = repr(error.object), not_utf8(f"byte at {error.start}")
+            except RowFault as error:
+                fault = error
+            except json.JSONDecodeError as error:
+                fault = RowFault(
+                    "(row)",
+                    saw=f"{show(error.doc)}, which is no JSON ({error.msg})",
+                    expected="JSON in a column of JSON",
+                    cure="write the file again",
+                )
+            yield RawRow(name, number, values, fault)
 
 
-def _arrow_row(name: str, number: int, reader: ArrowReader, table: Table, index: int) -> RawRow:
-    try:
-        return RawRow(name, number, reader.row(table, index))
-    except UnicodeDecodeError as error:
-        return RawRow(name, number, repr(error.object), not_utf8(f"byte at {error.start}"))
-    except DuplicatedKey as error:
-        return RawRow(name, number, None, error.fault())
-    except json.JSONDecodeError as error:
-        fault = RowFault(
-            "(row)",
-            saw=f"{show(error.doc)}, which is no JSON ({error.msg})",
-            expected="JSON in a column of JSON",
-            cure="write the file again",
-        )
-        return RawRow(name, number, None, fault)
-
-
-def dataset_rows(name: str, dataset: Dataset | IterableDataset) -> Callable[[], Generator[RawRow]]:
-    """How to read the rows of a `datasets` object, again and again.
+def dataset_rows(name: str, dataset: Dataset | IterableDataset) -> Generator[RawRow]:
+    """Start reading the rows of a `datasets` object.
 
     Args:
         name: For the rows.
@@ -371,23 +365,19 @@ def dataset_rows(name: str, dataset: Dataset | IterableDataset) -> Callable[[], 
             user's is applied.
 
     Returns:
-        A function that starts a reading.
+        The rows.
     """
     if isinstance(dataset, IterableDataset):
-        return lambda: _streamed(name, dataset)
-    if dataset.format["type"] == _TRANSFORMED:
-        return lambda: _plain(name, dataset)
-    tables = dataset.with_format("arrow", columns=dataset.format["columns"])
-    return lambda: _arrow_rows(name, tables.iter(BATCH_ROWS), dataset.features)
-
-
-def _streamed(name: str, dataset: IterableDataset) -> Generator[RawRow]:
-    origin = arrow_origin(dataset)
-    if origin:
-        return _arrow_rows(name, dataset.with_format("arrow").iter(BATCH_ROWS), dataset.features)
-    if dataset.features:
-        return _plain(name, dataset.decode(False))
-    return _plain(name, dataset, padded=origin is None)
+        origin, known = arrow_origin(dataset), bool(dataset.features)
+        if not origin:
+            rows = dataset.decode(False) if known else dataset
+            return _plain(name, rows, padded=origin is None and not known)
+        tables = dataset.with_format("arrow")
+    elif dataset.format["type"] == _TRANSFORMED:
+        return _plain(name, dataset)
+    else:
+        tables = dataset.with_format("arrow", columns=dataset.format["columns"])
+    return _arrow_rows(name, tables.iter(BATCH_ROWS), dataset.features)
 
 
 def _plain(
@@ -400,9 +390,6 @@ def _plain(
             key: without_padding(value, features.get(key)) if padded or key in features else value
             for key, value in row.items()
         }
-        for key, kind in features.items():
-            if isinstance(kind, ClassLabel) and isinstance(values.get(key), int):
-                values[key] = kind.int2str(values[key])
         yield RawRow(name, number, values)
 
 
@@ -414,8 +401,11 @@ def without_padding(values: Any, feature: Any) -> Any:
         feature: Its type, as `Features` have it; None where it is not known.
 
     Returns:
-        The value without the null fields of its objects; those of JSON columns stay.
+        The value without the null fields of its objects; those of JSON columns stay. A class
+        is its name.
     """
+    if isinstance(feature, ClassLabel) and isinstance(values, int):
+        return feature.int2str(values)
     if isinstance(feature, Json) and feature.decode:
         return values
     if isinstance(values, dict):
@@ -432,12 +422,10 @@ def without_padding(values: Any, feature: Any) -> Any:
 
 def _features_in(schema: pa.Schema) -> Mapping[str, Any]:
     # Other people's metadata under this key say nothing that is needed.
-    try:
+    with suppress(KeyError, TypeError, ValueError, AttributeError):
         info = json.loads((schema.metadata or {})[_METADATA])["info"]
-        known: Mapping[str, Any] = Features.from_dict(info["features"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return {}
-    return known
+        return dict(Features.from_dict(info["features"]))
+    return {}
 
 
 def _converter(kind: pa.DataType, feature: Any) -> Convert | None:
@@ -451,7 +439,7 @@ def _converter(kind: pa.DataType, feature: Any) -> Convert | None:
     elif isinstance(kind, pa.BaseExtensionType):
         pass  # arrays of numbers, and what other packages define
     elif pa.types.is_struct(kind):
-        convert = _of_struct(kind, feature)
+        convert = _of_struct(_converters(kind, feature))
     elif any(test(kind) for test in _LISTS):
         item = _converter(kind.value_type, _item_feature(feature))
         keep = _nullable(item)
@@ -470,11 +458,12 @@ _LISTS = (
 )
 
 
-def _of_struct(kind: pa.StructType, feature: Any) -> Convert:
-    features = feature if isinstance(feature, Mapping) else {}
-    fields = {
-        field.name: _nullable(_converter(field.type, features.get(field.name))) for field in kind
-    }
+def _converters(fields: Iterable[pa.Field], features: Any) -> dict[str, Convert]:
+    known = features if isinstance(features, Mapping) else {}
+    return {f.name: _nullable(_converter(f.type, known.get(f.name))) for f in fields}
+
+
+def _of_struct(fields: Mapping[str, Convert]) -> Convert:
     return lambda values: {
         key: fields[key](value) for key, value in values.items() if value is not None
     }

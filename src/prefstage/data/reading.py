@@ -3,14 +3,15 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from prefstage.core.errors import DataError, InputError
 from prefstage.core.files import atomic_path
+from prefstage.data.compat import check_readable
 from prefstage.data.formats import (
     Format,
     Row,
@@ -19,18 +20,16 @@ from prefstage.data.formats import (
     check_mapped,
     format_named,
     recognise,
-    rename,
 )
 from prefstage.data.formats.fields import SourceRow, read_annotator
 from prefstage.data.labels import LabelScheme, declared_scheme
-from prefstage.data.messages import SYSTEM_ROLES, template_mark, turn
+from prefstage.data.messages import SYSTEM_ROLES, template_marks, turn
 from prefstage.data.records import TIE, Candidates, Message, Pair, Record, prompt_id_of
-from prefstage.data.rows import BadRow, LoadReport, Observations, RawRow, RowFault
+from prefstage.data.rows import LoadReport, Observations, RawRow, RowFault, show
 from prefstage.data.sets import CandidateSet, PairSet, RecordSet
 from prefstage.data.settings import ReadOptions
 from prefstage.data.sources import DataSource, Source, open_source
 from prefstage.data.storage import MESSAGE_COLUMNS
-from prefstage.data.validation import check_storable
 
 R = TypeVar("R", bound=Record)
 
@@ -86,9 +85,12 @@ class Reading:
             DataError: After the last row (or at the first bad one, if `stop_at_bad_row`)
                 if any was bad and no quarantine file takes it, or if none was good.
         """
-        with _quarantine_stream(self.quarantine_file) as stream:
-            bad = _BadRows(self, stream)
-            observations = Observations()
+        name, observations, first = self.source.name, Observations(), list[str]()
+        with ExitStack() as stack:
+            if self.quarantine_file is not None:  # whole or absent, and empty without bad rows
+                report.quarantine_file = str(self.quarantine_file)
+                temporary = stack.enter_context(atomic_path(self.quarantine_file))
+                stream = stack.enter_context(temporary.open("w", encoding="utf-8"))
             rows = (self._tracked(observations, row) for row in self.source.rows())
             gather = self.format.gather
             for row in rows if gather is None else gather(rows, observations):
@@ -99,15 +101,28 @@ class Reading:
                     if isinstance(record, Pair) and self.wanted == "candidates":
                         record = record.candidates()
                 except RowFault as fault:
-                    bad.add(row, fault)
+                    report.quarantined += 1
+                    if len(first) < _SHOWN_BAD_ROWS:
+                        first.append(fault.at(row.file, row.number))
+                    if self.quarantine_file is not None:
+                        raw = row.values.raw() if isinstance(row.values, SourceRow) else row.values
+                        bad = {"file": row.file, "row": row.number, **vars(fault), "raw": raw}
+                        stream.write(json.dumps(bad, default=str) + "\n")
+                    elif self.stop_at_bad_row:
+                        what = f"{name}: a bad row (later rows not read yet)"
+                        raise self._error(what, first, 1) from None
                     continue
                 report.keep(row.file, row.number)
                 report.ties += tie
                 yield record
-            bad.finish(report)
+            count = report.quarantined
+            if report.rows_read == 0:
+                raise _no_rows(name)
+            if count and (self.quarantine_file is None or report.rows_kept == 0):
+                raise self._error(f"{name}: {count} bad of {report.rows_read} rows", first, count)
             report.unused_columns = observations.unused()
             for warning in observations.warnings():
-                _log.warning("%s: %s", self.source.name, warning)
+                _log.warning("%s: %s", name, warning)
             report.notes.extend(observations.notes())
             if self.stop_at_bad_row and len(observations.annotators) > 1:
                 report.notes.append(
@@ -115,68 +130,82 @@ class Reading:
                     "without streaming to count their votes"
                 )
 
-    def first_pairs(self) -> Iterator[Pair]:
-        """The good pairs among the first rows."""
-        observations = Observations()
+    def _error(self, what: str, first: Sequence[str], count: int) -> DataError:
+        others = f"; and {count - len(first)} more" if count > len(first) else ""
+        return DataError.of(
+            saw=f"{what}: {'; '.join(first)}{others}",
+            expected="every row to be whole",
+            cure=f"mend them, or {ASIDE_CURE}"
+            if self.quarantine_file is None
+            else "check the format and columns, since no row is good",
+        )
+
+    def check_votes(self) -> None:
+        """Refuse rows whose annotators' votes have to be counted together, for streaming.
+
+        Raises:
+            DataError: If two annotators labelled the same pair in the first rows.
+        """
+        observations, voters = Observations(), dict[str, str]()
         with closing(self.source.rows()) as rows:
             for row in islice(rows, _PEEKED_ROWS):
                 try:
-                    record = self._read(self._tracked(observations, row), observations)
+                    pair = self._read(self._tracked(observations, row), observations)
                 except RowFault:
                     continue
-                if isinstance(record, Pair):
-                    yield record
+                annotator = pair.annotator if isinstance(pair, Pair) else None
+                if annotator and voters.setdefault(cast("Pair", pair).key, annotator) != annotator:
+                    raise DataError.of(
+                        saw=f"streaming=True for {self.source.name}, where several annotators "
+                        "labelled the same pair",
+                        expected="one row for each pair",
+                        cure="load it without streaming, so that their votes can be counted",
+                    )
 
     def _tracked(self, observations: Observations, row: RawRow) -> RawRow:
         if row.fault is not None:
             return row
         observations.columns.update(dict.fromkeys(row.values))
-        values = SourceRow(rename(row.values, self.columns), self.columns, observations)
-        return replace(row, values=values)
+        return replace(row, values=SourceRow(row.values, self.columns, observations))
 
     def _read(self, row: RawRow, observations: Observations) -> Record:
         if row.fault is not None:
             raise row.fault
-        record = self.format.read(row.values, self.scheme)
-        labelled = self.wanted != "candidates"
-        record = _finished(record, row.values, observations, with_annotators=labelled)
-        check_storable(record)
+        values: SourceRow = row.values
+        scheme = () if self.scheme is None else (self.scheme,)
+        # Then the rules that hold for all formats; what they change is noted.
+        record = _without_blank_systems(self.format.read(values, *scheme), observations)
+        _check_texts(values, record, observations)
+        labelled = self.wanted != "candidates" and isinstance(record, Pair) and not record.votes
+        annotator = read_annotator(values) if labelled else None
+        if annotator is not None:
+            record = replace(cast("Pair", record), annotator=annotator)
+            if len(observations.annotators) <= 1:
+                observations.annotators.add(annotator)
+        # Columns of our files of which nothing is lost: ids made anew, votes of nobody.
+        remade = ("prompt_id",) if values.peek("prompt_id") == record.prompt_id else ()
+        empty = (name for name in _OFTEN_EMPTY if not values.peek(name))
+        observations.used.update(remade, empty)
+        _check_storable(record)
         return record
 
 
-def _finished(
-    record: Record, row: SourceRow, observations: Observations, *, with_annotators: bool
-) -> Record:
-    # The rules that hold for all formats; what they change is noted.
-    record = _without_blank_systems(record, observations)
-    messages = list(_all_messages(record))
+def _check_texts(row: SourceRow, record: Record, observations: Observations) -> None:
+    messages = _messages_of(record) + [
+        message for text in getattr(record, "responses", ()) for message in turn(text)
+    ]
     for sign, columns in _MEDIA.items():
-        column = next(
-            (name for name in columns if name in row and _holds_media(row.peek(name))), None
-        )
-        if column is not None and any(sign in message["content"] for message in messages):
+        filled = [name for name in columns if name in row and _holds_media(row.peek(name))]
+        if filled and any(sign in message["content"] for message in messages):
             raise RowFault(
-                column,
+                filled[0],
                 saw=f"{sign} in the text, and what belongs there",
                 expected="text alone",
                 cure="remove the rows with pictures, sounds or films: only text is supported",
             )
     rendered = (message.get(name) for message in messages for name in ("tools", "tool_calls"))
     observations.nulls += any(map(_has_null, rendered))
-    mark = template_mark(messages)
-    if mark is not None:
-        observations.templated[mark] += 1
-    labelled = with_annotators and isinstance(record, Pair) and not record.votes
-    annotator = read_annotator(row) if labelled else None
-    if annotator is not None:
-        record = replace(cast("Pair", record), annotator=annotator)
-        if len(observations.annotators) <= 1:
-            observations.annotators.add(annotator)
-    # Columns of our files of which nothing is lost: ids made anew, votes of nobody.
-    if row.peek("prompt_id") == record.prompt_id:
-        observations.used.add("prompt_id")
-    observations.used.update(name for name in _OFTEN_EMPTY if not row.peek(name))
-    return record
+    observations.templated.update(islice(template_marks(messages), 1))
 
 
 def _without_blank_systems(record: Record, observations: Observations) -> Record:
@@ -194,9 +223,7 @@ def _without_blank_systems(record: Record, observations: Observations) -> Record
 
 
 def _holds_media(value: Any) -> bool:
-    if isinstance(value, str | Sequence):
-        return any(item is not None for item in value)
-    return value is not None
+    return any(i is not None for i in value) if isinstance(value, Sequence) else value is not None
 
 
 def _has_null(value: Any) -> bool:
@@ -206,63 +233,42 @@ def _has_null(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_has_null, value))
 
 
-def _all_messages(record: Record) -> Iterator[Message]:
-    if isinstance(record, Candidates):
-        return chain(record.prompt, *map(turn, record.responses))
-    return chain.from_iterable(getattr(record, column, ()) for column in MESSAGE_COLUMNS)
+def _messages_of(record: Record) -> list[Message]:
+    return [message for column in MESSAGE_COLUMNS for message in getattr(record, column, ())]
 
 
-@dataclass
-class _BadRows:
-    # The bad rows of one pass: the first few to show, the rest counted or set aside.
-
-    reading: Reading
-    stream: IO[str] | None
-    count: int = 0
-    first: list[BadRow] = field(default_factory=list)
-
-    def add(self, row: RawRow, fault: RowFault) -> None:
-        self.count += 1
-        bad = BadRow.of(row.file, row.number, fault)
-        if len(self.first) < _SHOWN_BAD_ROWS:
-            self.first.append(bad)
-        if self.stream is not None:
-            raw = row.values.raw() if isinstance(row.values, SourceRow) else row.values
-            self.stream.write(json.dumps({**vars(bad), "raw": raw}, default=str) + "\n")
-        elif self.reading.stop_at_bad_row:
-            raise self._error(f"{self.reading.source.name}: a bad row (later rows not read yet)")
-
-    def finish(self, report: LoadReport) -> None:
-        name = self.reading.source.name
-        if report.rows_read == 0:
-            raise _no_rows(name)
-        if self.count and (self.reading.quarantine_file is None or report.rows_kept == 0):
-            raise self._error(f"{name}: {self.count} bad of {report.rows_read} rows")
-        report.quarantined = self.count
-        if self.stream is not None:
-            report.quarantine_file = str(self.reading.quarantine_file)
-
-    def _error(self, what: str) -> DataError:
-        listed = "; ".join(map(str, self.first))
-        more = self.count - len(self.first)
-        others = f"; and {more} more" if more else ""
-        return DataError.of(
-            saw=f"{what}: {listed}{others}",
-            expected="every row to be whole",
-            cure=f"mend them, or {ASIDE_CURE}"
-            if self.reading.quarantine_file is None
-            else "check the format and columns, since no row is good",
-        )
+def _check_storable(record: Record) -> None:
+    # Text that UTF-8 cannot hold, and message fields that JSON or Arrow cannot, are faults.
+    try:
+        json.dumps(vars(record), ensure_ascii=False, default=vars).encode("utf-8")
+        for message in _messages_of(record):
+            for name in message.keys() - {"role", "content"}:
+                _check_field(name, message[name])
+    except UnicodeEncodeError as error:
+        raise RowFault(
+            "(row)",
+            saw=f"the lone surrogate {error.object[error.start]!a}, which is not UTF-8",
+            expected="text that UTF-8 can hold",
+            cure="remove that character, or the row",
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise RowFault(
+            "(row)",
+            saw=f"a message field that cannot be stored ({error})",
+            expected="texts, numbers of 64 bits, lists and objects",
+            cure="turn the value into text",
+        ) from None
 
 
-@contextmanager
-def _quarantine_stream(path: Path | None) -> Iterator[IO[str] | None]:
-    # The file for bad rows of one pass: whole or absent, and empty if there are none.
-    if path is None:
-        yield None
+def _check_field(name: str, value: Any) -> None:
+    if isinstance(value, str):
         return
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        yield stream
+    text = json.dumps(value)
+    check_readable(text)
+    # JSON turns keys that are no text into text, and tuples into lists: what would not
+    # come back as it was is refused rather than changed.
+    if json.loads(text) != value:
+        raise ValueError(f"{name}: {show(value)}")
 
 
 def open_reading(
@@ -293,7 +299,7 @@ def open_reading(
     source = open_source(data, split=options.split, streaming=streaming)
     sample = _peek(source)
     check_mapped(options.columns, sample[0], source.name)
-    rows = [SourceRow(rename(row, options.columns)) for row in sample]
+    rows = [SourceRow(row, options.columns) for row in sample]
     chosen = requested or recognise(rows, source.name, wanted, fallback=fallback)
     if chosen.kind != "pairs" and wanted == "pairs":
         raise DataError.of(
@@ -304,7 +310,7 @@ def open_reading(
     # A format's columns are named by the roles that the user has given them, if any.
     renamed = {role: options.columns.get(column, column) for role, column in chosen.renamed.items()}
     columns = {**options.columns, **renamed}
-    rows = [SourceRow(rename(row, columns)) for row in sample]
+    rows = [SourceRow(row, columns) for row in sample]
     scheme = _scheme(chosen, rows, options.labels, source.name)
     notes = [*source.notes, *([chosen.note] if chosen.note else [])]
     if scheme is not None:
@@ -329,15 +335,14 @@ def _check_policy(data: DataSource, options: ReadOptions) -> Path | None:
             expected="a quarantine_file if, and only if, bad rows are quarantined",
             cure="set both, or neither",
         )
-    if file is None:
-        return None
-    if isinstance(data, str | Path) and Path(file).resolve() == Path(data).resolve():
+    target = None if file is None else Path(file)
+    if target and isinstance(data, str | Path) and target.resolve() == Path(data).resolve():
         raise InputError.of(
             saw=f"quarantine_file={file!r}, which is the dataset itself",
             expected="another file",
             cure="name a new file for the bad rows",
         )
-    return Path(file)
+    return target
 
 
 def _peek(source: Source) -> list[Row]:
@@ -346,7 +351,7 @@ def _peek(source: Source) -> list[Row]:
     good = [row.values for row in first if row.fault is None]
     if good:
         return good
-    faults = [BadRow.of(row.file, row.number, row.fault) for row in first if row.fault is not None]
+    faults = [row.fault.at(row.file, row.number) for row in first if row.fault is not None]
     if not faults:
         raise _no_rows(source.name)
     raise DataError.of(

@@ -1,11 +1,12 @@
 """The records that travel: pairs, candidates, labelled responses, conversations."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prefstage.core.hashing import digest
-from prefstage.data.rows import RowFault
+from prefstage.data.rows import RowFault, expect, show
 
 Message = dict[str, Any]
 """One chat message: at least `role` and `content`; tool fields are kept as they came."""
@@ -49,6 +50,12 @@ class Generation:
     thought: str | None = None
     token_ids: tuple[int, ...] = ()
     tokenizer: str = ""
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> "Generation":
+        """What its fields hold where they are stored; some may be absent or null."""
+        ids = tuple(map(operator.index, stored.get("token_ids") or ()))
+        return cls(stored.get("thought"), ids, stored.get("tokenizer") or "")
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,10 @@ class Pair:
             score_rejected=self.score_chosen,
             source_chosen=self.source_rejected,
             source_rejected=self.source_chosen,
-            agreement=_complement(self.agreement),
-            judge_probability=_complement(self.judge_probability),
+            agreement=None if self.agreement is None else 1 - self.agreement,
+            judge_probability=None
+            if self.judge_probability is None
+            else 1 - self.judge_probability,
             votes=tuple(replace(vote, preference=1 - vote.preference) for vote in self.votes),
         )
 
@@ -137,17 +146,25 @@ class Pair:
             generations=generations_of(map(generation_of, (first, second))),
         )
 
+    @property
+    def sides(self) -> tuple[str, str]:
+        """Hashes of both responses with their sources."""
+        return (
+            digest([self.chosen, self.source_chosen]),
+            digest([self.rejected, self.source_rejected]),
+        )
+
+    @property
+    def key(self) -> str:
+        """Names the pair whichever of its responses is preferred: a hash of what it holds."""
+        return digest([self.prompt_id, sorted(self.sides)])
+
     def unpaired(self) -> "tuple[Unpaired, Unpaired]":
         """Both responses by themselves: a desirable and an undesirable one."""
+        prompt = (self.prompt_id, self.prompt)
         return (
-            Unpaired(
-                *(self.prompt_id, self.prompt, self.chosen, True),
-                *(self.score_chosen, self.source_chosen),
-            ),
-            Unpaired(
-                *(self.prompt_id, self.prompt, self.rejected, False),
-                *(self.score_rejected, self.source_rejected),
-            ),
+            Unpaired(*prompt, self.chosen, True, self.score_chosen, self.source_chosen),
+            Unpaired(*prompt, self.rejected, False, self.score_rejected, self.source_rejected),
         )
 
     def demonstration(self) -> "Conversation":
@@ -178,10 +195,8 @@ class Candidates:
 
     def __post_init__(self) -> None:
         """Check that the columns go together."""
-        lengths = {len(self.responses), len(self.sources), len(self.scores)}
-        if self.generations:
-            lengths.add(len(self.generations))
-        if len(lengths) != 1:
+        columns = (self.responses, self.sources, self.scores)
+        if len(set(map(len, (*columns, self.generations or self.responses)))) != 1:
             raise ValueError(
                 f"prompt {self.prompt_id}: {len(self.responses)} responses, "
                 f"{len(self.sources)} sources, {len(self.scores)} scores, "
@@ -288,15 +303,11 @@ def response_message(text: str, generation: Generation | None = None) -> Message
         The message, with `reasoning_content` and `SAMPLED` where there is something to say.
     """
     message: Message = {"role": "assistant", "content": text}
-    if generation is None:
-        return message
-    if generation.thought is not None:
+    if generation is not None and generation.thought is not None:
         message["reasoning_content"] = generation.thought
-    if generation.token_ids:
-        message[SAMPLED] = {
-            "token_ids": list(generation.token_ids),
-            "tokenizer": generation.tokenizer,
-        }
+    if generation is not None and generation.token_ids:
+        ids = list(generation.token_ids)
+        message[SAMPLED] = {"token_ids": ids, "tokenizer": generation.tokenizer}
     return message
 
 
@@ -312,11 +323,7 @@ def generation_of(message: Message) -> Generation | None:
     thought, sampled = message.get("reasoning_content"), message.get(SAMPLED) or {}
     if thought is None and not sampled:
         return None
-    return Generation(
-        thought if isinstance(thought, str) else None,
-        tuple(sampled.get("token_ids", ())),
-        sampled.get("tokenizer", ""),
-    )
+    return Generation.of({**sampled, "thought": thought if isinstance(thought, str) else None})
 
 
 def generations_of(generations: Iterable[Generation | None]) -> tuple[Generation | None, ...]:
@@ -338,5 +345,149 @@ def without_nulls(message: Message) -> Message:
     return {key: value for key, value in message.items() if value is not None}
 
 
-def _complement(share: float | None) -> float | None:
-    return None if share is None else 1 - share
+_SHARES = (
+    (
+        *("agreement", TIE, "the share of raters for the chosen response, in [0.5, 1]"),
+        "where it is below 0.5, swap chosen and rejected",
+    ),
+    (
+        *("judge_probability", 0, "P(chosen better than rejected) by the judge, in [0, 1]"),
+        "mend the value, or rename the column if it means something else",
+    ),
+)
+"""Fields of a pair that are shares: the least that they may be, what they are, and a cure."""
+
+
+def make_pair(
+    prompt: Prompt,
+    chosen: Sequence[Message],
+    rejected: Sequence[Message],
+    *,
+    columns: Sequence[str] = ("chosen", "rejected"),
+    **optional: Any,
+) -> Pair:
+    """Build a pair after the checks that every pair must pass.
+
+    Args:
+        prompt: Messages before the response.
+        chosen: The preferred response: one assistant message.
+        rejected: The other one.
+        columns: That the responses came from, for faults.
+        optional: The optional fields of `Pair`, already of their types.
+
+    Raises:
+        RowFault: If the prompt does not end with a user's or tool's turn, a response is
+            not one non-empty assistant message, both responses are equal, the
+            agreement lies outside [½, 1], or the judge's probability outside [0, 1].
+    """
+    check_prompt(prompt)
+    check_response(chosen, columns[0])
+    check_response(rejected, columns[1])
+    if tuple(chosen) == tuple(rejected):
+        raise RowFault(
+            columns[1],
+            saw=f"the same response as in {columns[0]}: {show(chosen[0]['content'])}",
+            expected="two different responses",
+            cure="remove the row, or write the other response",
+        )
+    for name, least, expected, cure in _SHARES:
+        share = optional.get(name)
+        expect(share is None or least <= share <= 1, name, share, expected, cure)
+    return Pair(
+        prompt_id=prompt_id_of(prompt),
+        prompt=tuple(prompt),
+        chosen=tuple(chosen),
+        rejected=tuple(rejected),
+        **optional,
+    )
+
+
+def make_candidates(
+    prompt: Prompt,
+    responses: Sequence[Any],
+    *,
+    sources: Sequence[str | None] | None = None,
+    scores: Sequence[float | None] | None = None,
+    generations: Sequence[Generation | None] = (),
+    column: str = "responses",
+) -> Candidates:
+    """Build candidates after the checks that every prompt and response must pass.
+
+    Raises:
+        RowFault: As `make_pair`, and if the three lists differ in length.
+    """
+    check_prompt(prompt)
+    if not responses:
+        raise RowFault(
+            column, saw="an empty list", expected="at least one response", cure="remove the row"
+        )
+    for index, response in enumerate(responses):
+        check_text(response, f"{column}[{index}]" if column == "responses" else column)
+    known = {"sources": sources, "scores": scores, "generations": generations or None}
+    for name, values in known.items():
+        if values is not None and len(values) != len(responses):
+            raise RowFault(
+                name,
+                saw=f"{len(values)} {name} beside {len(responses)} responses",
+                expected="lists of equal length",
+                cure=f"give one of {name} (or null) for each response",
+            )
+    nothing = (None,) * len(responses)
+    return Candidates(
+        prompt_id=prompt_id_of(prompt),
+        prompt=tuple(prompt),
+        responses=tuple(responses),
+        sources=nothing if sources is None else tuple(sources),
+        scores=nothing if scores is None else tuple(scores),
+        generations=tuple(generations),
+    )
+
+
+def check_prompt(prompt: Sequence[Message]) -> None:
+    """Fault a prompt that a model could not answer next."""
+    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
+        raise RowFault(
+            "prompt",
+            saw=f"a last turn of role {prompt[-1]['role']!r}" if prompt else "no turn at all",
+            expected="a prompt that ends with a user (or tool) turn",
+            cure="cut the prompt after its last user turn, or remove the row",
+        )
+    if not any(message["content"].strip() for message in prompt):
+        raise RowFault(
+            "prompt",
+            saw="only empty turns",
+            expected="a prompt with text",
+            cure="write the prompt, or remove the row",
+        )
+
+
+def check_response(response: Sequence[Message], field: str) -> None:
+    """Fault a response that is not one non-empty assistant message."""
+    roles = [message["role"] for message in response]
+    if roles != ["assistant"]:
+        raise RowFault(
+            field,
+            saw=f"turns {roles} after the prompt" if roles else "no turn after the prompt",
+            expected="one assistant turn",
+            cure="end both conversations with their first different answer, or remove the row",
+        )
+    if not response[0].get("tool_calls"):
+        check_text(response[0]["content"], field)
+
+
+def check_text(text: Any, field: str) -> None:
+    """Fault anything but a text with something in it."""
+    if not isinstance(text, str):
+        raise RowFault(
+            field,
+            saw="nothing" if text is None else show(text),
+            expected="text",
+            cure="fill the field, or remove the row",
+        )
+    if not text.strip():
+        raise RowFault(
+            field,
+            saw=f"only whitespace: {text[:20]!r}" if text else "an empty response",
+            expected="a response with text",
+            cure="write the response, or remove the row",
+        )

@@ -24,6 +24,9 @@ THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>[^'\"]*)(?P=quote)\s*\)")
 PROBE = "prefstage probe"
 _NONCE = "qzjx"
+_OF_CONVERSATION = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "chat_template", "tokenize")
+)
 # What a template raises by itself, and what Jinja's sandbox lets through of its expressions.
 _REFUSALS = (TemplateError, TypeError, KeyError, AttributeError, ValueError)
 
@@ -39,20 +42,17 @@ class RenderingError(ModelError):
     fault: RowFault
 
     @classmethod
-    def at(cls, field: str, *, saw: str, expected: str, cure: str) -> "RenderingError":
-        """As `of`, with the field named in the message."""
-        return cls._from(RowFault(field, saw=saw, expected=expected, cure=cure))
+    def at(
+        cls, field: str, *, saw: str, expected: str, cure: str, row: str = ""
+    ) -> "RenderingError":
+        """As `of`, with the field (after the row, if any) named in the message."""
+        error = cls.of(saw=f"{row}{field}: {saw}", expected=expected, cure=cure)
+        error.fault = RowFault(field, saw=saw, expected=expected, cure=cure)
+        return error
 
     def within(self, row: str) -> "RenderingError":
         """The same error, with the row named in the message."""
-        return self._from(self.fault, f"{row}, ")
-
-    @classmethod
-    def _from(cls, fault: RowFault, row: str = "") -> "RenderingError":
-        saw = f"{row}{fault.field}: {fault.saw}"
-        error = cls.of(saw=saw, expected=fault.expected, cure=fault.cure)
-        error.fault = fault
-        return error
+        return self.at(**vars(self.fault), row=f"{row}, ")
 
 
 class ChatTemplate:
@@ -78,9 +78,26 @@ class ChatTemplate:
         date: datetime.date,
     ) -> None:
         self._tokenizer = tokenizer
-        self.variables = _checked_variables(variables)
-        sources = _templates_of(tokenizer, chat_format)
-        self.sources = {name: _with_date(source, date) for name, source in sources.items()}
+        self.variables = dict(variables)
+        wrong = sorted(self.variables.keys() & _OF_CONVERSATION)
+        if wrong:
+            raise InputError.of(
+                saw=f"template_options with {', '.join(wrong)}",
+                expected="variables of the chat template, such as enable_thinking",
+                cure="remove what the conversation itself says",
+            )
+        try:
+            json.dumps(self.variables, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError.of(
+                saw=f"template_options that are no JSON ({error})",
+                expected="texts, numbers, true or false, lists and objects",
+                cure="write the value as text",
+            ) from None
+        self.sources = {
+            name: _with_date(source, date)
+            for name, source in _templates_of(tokenizer, chat_format).items()
+        }
         self._read_whole = set[Any]()  # what messages have, where a template reads all of it
 
     @property
@@ -102,27 +119,29 @@ class ChatTemplate:
             RenderingError: If the template refuses the conversation.
         """
         try:
-            readable = [self._message(message, index) for index, message in enumerate(messages)]
-            return self._render(readable, generation_prompt)
+            return self._render(
+                [self._message(message, index) for index, message in enumerate(messages)],
+                generation_prompt,
+            )
         except RenderingError:
             raise
         except _REFUSALS as error:
-            reason = str(error).strip() or type(error).__name__
             roles = ", ".join(str(message["role"]) for message in messages)
             raise RenderingError.at(
                 "conversation",
-                saw=f"turns {roles}, which the chat template refuses ({reason})",
+                saw=f"turns {roles}, which the chat template refuses "
+                f"({str(error).strip() or type(error).__name__})",
                 expected="a conversation that the model's template can render",
                 cure="mend or remove the row (on_bad_row: quarantine sets it aside), or name a "
                 "chat_format: " + ", ".join(CHAT_FORMATS),
             ) from None
 
-    def check_read(self, messages: Sequence[Message], names: Sequence[str]) -> None:
+    def check_read(self, messages: Sequence[Message], response: str | None = None) -> None:
         """Refuse a conversation of which the template leaves something out.
 
         Args:
-            messages: The turns.
-            names: What each turn is called in the row: "prompt[0]", "responses[1]".
+            messages: The turns, called "prompt[0]" and so on.
+            response: What the last turn is called, if it is a response: "responses[1]".
 
         Raises:
             RenderingError: Naming the first field that the template does not read.
@@ -133,8 +152,9 @@ class ChatTemplate:
         unread = self._unread_fields(messages)
         if unread:
             turn, _, field = unread[0].partition(".")
+            last = response if int(turn) == len(messages) - 1 else None
             raise RenderingError.at(
-                f"{names[int(turn)]}.{field}",
+                f"{last or f'prompt[{turn}]'}.{field}",
                 saw="a field that the chat template leaves out of the text",
                 expected="a template that renders it",
                 cure="remove the field or the row (on_bad_row: quarantine sets it aside), or "
@@ -146,10 +166,8 @@ class ChatTemplate:
     def thought_field(self) -> str | None:
         """The message field from which the template takes a thought; None if from none."""
         user, answer = ({"role": role, "content": PROBE} for role in ("user", "assistant"))
-        for name in THOUGHT_FIELDS:
-            if _NONCE in self._attempt([user, answer | {name: _NONCE}]):
-                return name
-        return None
+        texts = {name: self._attempt([user, answer | {name: _NONCE}]) for name in THOUGHT_FIELDS}
+        return next((name for name, text in texts.items() if _NONCE in text), None)
 
     @cached_property
     def around_turns(self) -> str:
@@ -161,12 +179,9 @@ class ChatTemplate:
     def _content_form(self) -> Literal["text", "parts"]:
         # Templates of vision-language models leave texts out that do not come as parts.
         turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": _NONCE}]
-        forms: tuple[Literal["text", "parts"], ...] = ("text", "parts")
-        for form in forms:
-            text = self._attempt([_in_form(turn, form) for turn in turns])
-            if PROBE in text and _NONCE in text:
-                return form
-        return "text"
+        texts = {f: self._attempt([_in_form(t, f) for t in turns]) for f in ("text", "parts")}
+        whole = [form for form, text in texts.items() if PROBE in text and _NONCE in text]
+        return "parts" if whole == ["parts"] else "text"
 
     @cached_property
     def _arguments_form(self) -> Literal["mapping", "text"] | None:
@@ -188,11 +203,10 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         tools = messages[0].get("tools") if messages else None
-        bare = [{k: v for k, v in message.items() if k != "tools"} for message in messages]
         name = "tool_use" if tools and "tool_use" in self.sources else "default"
         return str(
             self._tokenizer.apply_chat_template(
-                bare,
+                [{k: v for k, v in message.items() if k != "tools"} for message in messages],
                 tools=tools,
                 chat_template=self.sources[name],
                 tokenize=False,
@@ -217,48 +231,20 @@ class ChatTemplate:
         # Which fields the text does not depend on, as "turn.field": every text gets a mark that
         # no template knows, and what is not in the rendered text was not read.
         altered, marks = copy.deepcopy(list(messages)), dict[str, str]()
-
-        def mark(field: str) -> str:
-            marks[field] = f"{_NONCE}{len(marks)}e"
-            return marks[field]
-
         for turn, message in enumerate(altered):
-            if str(message.get("content") or "").strip():
-                message["content"] = str(message["content"]) + mark(f"{turn}.content")
-            for call in message.get("tool_calls") or ():
-                function = call.get("function", call)
-                if isinstance(function.get("name"), str):
-                    function["name"] += mark(f"{turn}.tool_calls")
-            if turn == 0:
-                for tool in message.get("tools") or ():
-                    function = tool.get("function", tool)
-                    if isinstance(function, dict) and isinstance(function.get("name"), str):
-                        function["name"] += mark("0.tools")
+            texts = {
+                "content": [message] if str(message.get("content") or "").strip() else [],
+                "tool_calls": _named_functions(message.get("tool_calls")),
+                "tools": _named_functions(message.get("tools")) if turn == 0 else [],
+            }
+            for field, holder in ((name, holder) for name in texts for holder in texts[name]):
+                key, mark = "content" if field == "content" else "name", f"{_NONCE}{len(marks)}e"
+                holder[key], marks[f"{turn}.{field}"] = f"{holder[key]}{mark}", mark
         try:
             text = self.render(altered, generation_prompt=False)
         except RenderingError:
             return ()  # the rendering itself says what is wrong
         return tuple(field for field, nonce in marks.items() if nonce not in text)
-
-
-def _checked_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
-    taken = {"messages", "tools", "documents", "add_generation_prompt", "chat_template", "tokenize"}
-    wrong = sorted(set(variables) & taken)
-    if wrong:
-        raise InputError.of(
-            saw=f"template_options with {', '.join(wrong)}",
-            expected="variables of the chat template, such as enable_thinking",
-            cure="remove what the conversation itself says",
-        )
-    try:
-        json.dumps(dict(variables), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError.of(
-            saw=f"template_options that are no JSON ({error})",
-            expected="texts, numbers, true or false, lists and objects",
-            cure="write the value as text",
-        ) from None
-    return dict(variables)
 
 
 def _templates_of(tokenizer: "PreTrainedTokenizerBase", chat_format: str | None) -> dict[str, str]:
@@ -296,6 +282,11 @@ def _with_date(template: str, date: datetime.date) -> str:
     return dated
 
 
+def _named_functions(calls: Any) -> list[dict[str, Any]]:
+    functions = [call.get("function", call) for call in calls or ()]
+    return [f for f in functions if isinstance(f, dict) and isinstance(f.get("name"), str)]
+
+
 def _in_form(message: Message, form: str) -> Message:
     content = message.get("content")
     if form == "text" or not isinstance(content, str):
@@ -304,10 +295,13 @@ def _in_form(message: Message, form: str) -> Message:
 
 
 def _call_probe(arguments: Any) -> list[Message]:
-    call = {"type": "function", "function": {"name": "probe", "arguments": arguments}}
     tool = {"name": "probe", "description": "", "parameters": {"type": "object", "properties": {}}}
-    user = {"role": "user", "content": "p", "tools": [{"type": "function", "function": tool}]}
-    return [user, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    call = {"name": "probe", "arguments": arguments}
+    tools, calls = ([{"type": "function", "function": item}] for item in (tool, call))
+    return [
+        {"role": "user", "content": "p", "tools": tools},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+    ]
 
 
 def _with_arguments(call: Any, form: Literal["mapping", "text"], where: str) -> Any:

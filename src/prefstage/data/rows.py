@@ -5,6 +5,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 _SHOWN_CHARACTERS = 60
@@ -28,32 +29,11 @@ class RowFault(Exception):  # noqa: N818 - a finding about a row; DataError is w
         self.expected = expected
         self.cure = cure
 
-
-class DuplicatedKey(ValueError):  # noqa: N818 - a finding about a text; users see a RowFault
-    """A JSON object names one key twice, so that one of two values would be lost.
-
-    Attributes:
-        key: The key.
-    """
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"the key {key!r} twice in one object")
-        self.key = key
-
-    def fault(self, field: str = "") -> RowFault:
-        """What is wrong with the row.
-
-        Args:
-            field: Where the object stands, or empty if the row itself names the key twice.
-
-        Returns:
-            The fault, to be raised.
-        """
-        return RowFault(
-            field or self.key,
-            saw=str(self),
-            expected="every key once",
-            cure="rename or remove one of the two: only one of their values could be kept",
+    def at(self, file: str, row: int) -> str:
+        """One clause: where the row stands, what was seen, what was expected, what to do."""
+        return (
+            f"{file} row {row}, field {self.field!r}: "
+            f"saw {self.saw}, expected {self.expected} ({self.cure})"
         )
 
 
@@ -74,49 +54,40 @@ class RawRow:
     fault: RowFault | None = None
 
 
-@dataclass(frozen=True)
-class BadRow:
-    """One row that could not be read: where it stands, why, and what to do."""
-
-    file: str
-    row: int
-    field: str
-    saw: str
-    expected: str
-    cure: str
-
-    @classmethod
-    def of(cls, file: str, row: int, fault: RowFault) -> "BadRow":
-        """The finding about one row, at its position."""
-        return cls(file, row, fault.field, fault.saw, fault.expected, fault.cure)
-
-    def __str__(self) -> str:
-        """One clause: position, what was seen, what was expected, what to do."""
-        position = f"{self.file} row {self.row}, field {self.field!r}"
-        return f"{position}: saw {self.saw}, expected {self.expected} ({self.cure})"
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]], field: str = "") -> dict[str, Any]:
     """The object of a list of keys and values, for `json` to call.
 
+    Args:
+        pairs: Keys and values, in order.
+        field: Where the object stands, or empty if it is a row itself.
+
     Raises:
-        DuplicatedKey: If a key stands twice.
+        RowFault: If a key stands twice, so that one of two values would be lost.
     """
     values = dict(pairs)
     if len(values) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        raise DuplicatedKey(counts.most_common(1)[0][0])
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise RowFault(
+            field or key,
+            saw=f"the key {key!r} twice in one object",
+            expected="every key once",
+            cure="rename or remove one of the two: only one of their values could be kept",
+        )
     return values
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, field: str = "") -> Any:
     """Values of JSON text: numbers exactly, keys in their order, none of them twice.
+
+    Args:
+        text: The text.
+        field: Where it stands, or empty if it is a row itself.
 
     Raises:
         json.JSONDecodeError: If the text is no JSON.
-        DuplicatedKey: If an object names a key twice.
+        RowFault: As `unique_keys`.
     """
-    return json.loads(text, object_pairs_hook=unique_keys)
+    return json.loads(text, object_pairs_hook=partial(unique_keys, field=field))
 
 
 def show(value: Any) -> str:
@@ -124,6 +95,23 @@ def show(value: Any) -> str:
     text = " ".join(repr(value).split())
     short = text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
     return short if isinstance(value, str) else f"{type(value).__name__} {short}"
+
+
+def expect(holds: bool, field: str, value: Any, expected: str, cure: str) -> None:
+    """Fault a value that is not what its field needs.
+
+    Args:
+        holds: Whether it is.
+        field: The column, with a path into it where that helps.
+        value: What stands there.
+        expected: What would have been right.
+        cure: What to do, as an imperative.
+
+    Raises:
+        RowFault: If it is not.
+    """
+    if not holds:
+        raise RowFault(field, saw=show(value), expected=expected, cure=cure)
 
 
 def not_an_object(values: Any) -> RowFault | None:
@@ -217,20 +205,22 @@ class LoadReport:
         Returns:
             A copy that knows where the part's rows stand, where this report does.
         """
-        part = replace(self, notes=list(self.notes))
-        if len(self._numbers) == rows:
-            part._file_of = array("L", (self._file_of[index] for index in indices))
-            part._numbers = array("Q", (self._numbers[index] for index in indices))
-        return part
+        known = indices if len(self._numbers) == rows else ()
+        return replace(
+            self,
+            notes=list(self.notes),
+            _file_of=array("L", (self._file_of[index] for index in known)),
+            _numbers=array("Q", (self._numbers[index] for index in known)),
+        )
 
     def __str__(self) -> str:
         """A few lines for a terminal."""
-        lines = [f"{self.source}: read as {self.format}; {self.rows_kept} of {self.rows_read} rows"]
-        if self.quarantined:
-            lines.append(f"{self.quarantined} bad rows written to {self.quarantine_file}")
-        if self.ties:
-            lines.append(f"{self.ties} ties kept with agreement 0.5")
-        return "\n".join([*lines, *self.notes])
+        head = f"{self.source}: read as {self.format}; {self.rows_kept} of {self.rows_read} rows"
+        counts = {
+            f"{self.quarantined} bad rows written to {self.quarantine_file}": self.quarantined,
+            f"{self.ties} ties kept with agreement 0.5": self.ties,
+        }
+        return "\n".join([head, *_applicable(counts), *self.notes])
 
 
 @dataclass
@@ -287,8 +277,12 @@ class Observations:
             "load the file that they were made from, or remove them": self.nulls,
             f"columns not used: {', '.join(names)}{more}": unused,
         }
-        applicable = [note for note, applies in notes.items() if applies]
-        return [*self.warnings(), *self.more, *applicable]
+        return [*self.warnings(), *self.more, *_applicable(notes)]
+
+
+def _applicable(notes: Mapping[str, Any]) -> list[str]:
+    # The notes that have something to count.
+    return [note for note, count in notes.items() if count]
 
 
 def _counts(counter: Counter[str]) -> str:

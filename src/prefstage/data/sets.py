@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, overload
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast, overload
 
 from datasets import Dataset, Features, Json, List, Value
 
@@ -100,19 +100,14 @@ def from_row(kind: type[R], row: Mapping[str, Any]) -> R:
     )
 
 
-def _read_generation(value: Mapping[str, Any] | None) -> Generation | None:
-    # Arrow's struct that holds nothing but nulls comes back without its fields.
-    if value is None:
-        return None
-    ids, tokenizer = value.get("token_ids") or (), value.get("tokenizer") or ""
-    return Generation(value.get("thought"), tuple(ids), tokenizer)
-
-
 _READ: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(MESSAGE_COLUMNS, stored_messages),
     **dict.fromkeys(("responses", "sources", "scores"), tuple),
     "votes": lambda cell: tuple(Vote(**vote) for vote in cell or ()),
-    "generations": lambda cell: tuple(map(_read_generation, cell or ())),
+    # Arrow's struct that holds nothing but nulls comes back without its fields.
+    "generations": lambda cell: tuple(
+        None if stored is None else Generation.of(stored) for stored in cell or ()
+    ),
 }
 
 
@@ -150,6 +145,10 @@ class RecordSet(Generic[R]):
 
     kind: ClassVar[type[Any]]
     wanted: ClassVar[Literal["pairs", "candidates", "unpaired", "conversations"]]
+
+    def __init_subclass__(cls, kind: type[Any], wanted: Any) -> None:
+        """Note the kind of a set's records, and what they are called."""
+        cls.kind, cls.wanted = kind, wanted
 
     def __init__(self, dataset: Dataset, report: LoadReport | None = None) -> None:
         self.dataset = dataset
@@ -193,8 +192,7 @@ class RecordSet(Generic[R]):
         """The record at a position, or the set of the records of a slice."""
         if isinstance(index, slice):
             return self.select(range(len(self))[index])
-        record: R = from_row(self.kind, self._rows[operator.index(index)])
-        return record
+        return cast("R", from_row(self.kind, self._rows[operator.index(index)]))
 
     def __iter__(self) -> Iterator[R]:
         """The records in order."""
@@ -234,32 +232,20 @@ class RecordSet(Generic[R]):
         return CanonicalRows(self.dataset)
 
 
-class PairSet(RecordSet[Pair]):
+class PairSet(RecordSet[Pair], kind=Pair, wanted="pairs"):
     """Preference pairs; see `RecordSet`."""
 
-    kind = Pair
-    wanted = "pairs"
 
-
-class CandidateSet(RecordSet[Candidates]):
+class CandidateSet(RecordSet[Candidates], kind=Candidates, wanted="candidates"):
     """Prompts with their candidate responses; as loaded, each prompt stands once.
 
     See `RecordSet`.
     """
 
-    kind = Candidates
-    wanted = "candidates"
 
-
-class UnpairedSet(RecordSet[Unpaired]):
+class UnpairedSet(RecordSet[Unpaired], kind=Unpaired, wanted="unpaired"):
     """Labelled responses, in TRL's unpaired preference format; see `RecordSet`."""
 
-    kind = Unpaired
-    wanted = "unpaired"
 
-
-class ConversationSet(RecordSet[Conversation]):
+class ConversationSet(RecordSet[Conversation], kind=Conversation, wanted="conversations"):
     """Conversations, in TRL's prompt-completion format; see `RecordSet`."""
-
-    kind = Conversation
-    wanted = "conversations"

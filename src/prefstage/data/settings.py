@@ -91,9 +91,12 @@ class ChatSettings(Config):
     @property
     def encoding(self) -> dict[str, Any]:
         """What is set, as arguments of `ResponseEncoder` and of the samplers."""
-        values = {name: getattr(self, name) for name in CHAT_SETTINGS}
-        defaults = {name: field.default for name, field in ChatSettings.model_fields.items()}
-        return {name: value for name, value in values.items() if value != defaults[name]}
+        fields = ChatSettings.model_fields
+        return {
+            name: getattr(self, name)
+            for name, field in fields.items()
+            if getattr(self, name) != field.default
+        }
 
 
 CHAT_SETTINGS = tuple(ChatSettings.model_fields)

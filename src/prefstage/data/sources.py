@@ -3,8 +3,9 @@
 import csv
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -81,7 +82,13 @@ def open_source(source: DataSource, *, split: str | None = None, streaming: bool
     name = str(source)
     if Path(name).is_file() or "://" in name:
         _no_split(split, f"the file {name}", cure="leave split out, or name the split's file")
-        return _open_file(name)
+        if data_suffix(name.split("?", maxsplit=1)[0]) is None:
+            raise DataError.of(
+                saw=f"{name}, whose ending says nothing about its format",
+                expected=f"one of {', '.join(SUFFIXES)}, each perhaps with .gz",
+                cure="rename or convert the file",
+            )
+        return _of_local(name, [name])
     folder, _, part = name.rpartition(":")
     if Path(name).is_dir():
         return _open_folder(Path(name), name, split, streaming)
@@ -105,10 +112,10 @@ def _no_split(split: str | None, what: str, *, cure: str = "leave the split out"
 
 def _open_object(source: Any, split: str | None) -> Source:
     if isinstance(source, Dataset | IterableDataset | DatasetDict | IterableDatasetDict):
-        return Source("dataset", dataset_rows("dataset", _choose_split(source, "dataset", split)))
+        return _of_dataset("dataset", source, split)
     if isinstance(source, RecordSet):
         _no_split(split, "a record set")
-        return Source(source.report.source, dataset_rows(source.report.source, source.dataset))
+        return _of_dataset(source.report.source, source.dataset, None)
     listed = isinstance(source, Sequence) and not isinstance(source, bytes)
     if not listed or (source and not any(isinstance(row, Mapping | Record) for row in source)):
         raise InputError.of(
@@ -127,16 +134,6 @@ def _open_object(source: Any, split: str | None) -> Source:
     return Source("list", rows)
 
 
-def _open_file(name: str) -> Source:
-    if data_suffix(name.split("?", maxsplit=1)[0]) is None:
-        raise DataError.of(
-            saw=f"{name}, whose ending says nothing about its format",
-            expected=f"one of {', '.join(SUFFIXES)}, each perhaps with .gz",
-            cure="rename or convert the file",
-        )
-    return _of_local(name, [name])
-
-
 def _of_local(name: str, files: Sequence[str]) -> Source:
     # Data files, fetched where they are not on this machine, under the names that they have.
     with _reaching(name):
@@ -149,18 +146,13 @@ def _of_local(name: str, files: Sequence[str]) -> Source:
         for path, short in paths:
             yield from read_file(path, short)
 
-    notes = {note for path, short in paths for note in _separator_notes(path, short)}
+    separators = set[str]()
+    for path, short in paths:
+        with suppress(OSError, EOFError, zlib.error, csv.Error):  # reading says what is wrong
+            if data_suffix(short) == ".csv":
+                separators.add(csv_separator(path, short))
+    notes = (f"columns read as separated by {SEPARATORS[sign]}" for sign in separators - {","})
     return Source(name, rows, tuple(sorted(notes)))
-
-
-def _separator_notes(path: Path, name: str) -> tuple[str, ...]:
-    if data_suffix(name) != ".csv":
-        return ()
-    try:
-        separator = csv_separator(path, name)
-    except (OSError, EOFError, zlib.error, csv.Error):
-        return ()  # reading the rows says what is wrong
-    return () if separator == "," else (f"columns read as separated by {SEPARATORS[separator]}",)
 
 
 def _download(url: str) -> Path:
@@ -181,7 +173,7 @@ def _open_folder(folder: Path, name: str, split: str | None, streaming: bool) ->
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         with _reaching(name):
             saved = datasets.load_from_disk(str(folder))
-        return Source(name, dataset_rows(name, _choose_split(saved, name, split)))
+        return _of_dataset(name, saved, split)
     return _load(name, str(folder), None, split, streaming, whole=True)
 
 
@@ -194,14 +186,12 @@ def _of_files(path: str, config: str | None, name: str, split: str | None) -> So
             builder = datasets.load_dataset_builder(path, config)
     except Exception:
         return None  # loading it says what is wrong
-    files = builder.config.data_files
+    files = builder.config.data_files or {}
+    known = all(data_suffix(str(file)) for part in files.values() for file in part)
     declared = builder.info.features or getattr(builder.config, "features", None)
-    if not files or declared is not None:
+    if not files or declared is not None or not known:
         return None
-    if not all(data_suffix(str(file)) for part in files.values() for file in part):
-        return None
-    chosen = _named_split(list(map(str, files)), name, split)
-    return _of_local(name, list(map(str, files[chosen])))
+    return _of_local(name, list(map(str, files[_named_split(list(map(str, files)), name, split)])))
 
 
 def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
@@ -212,8 +202,7 @@ def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
             expected="a path, a URL, or a Hub id: name, name:split or name:config:split",
             cure="write at most two colons, and nothing empty between them",
         )
-    if len(parts) > 1:
-        split = _agreed_split(parts[-1], split)
+    split = _agreed_split(parts[-1], split) if len(parts) > 1 else split
     config = parts[1] if len(parts) == _HUB_PARTS else None
     return _load(name, parts[0], config, split, streaming, whole=not streaming)
 
@@ -226,32 +215,31 @@ def _load(
         return read
     with _reaching(name):
         loaded = datasets.load_dataset(path, config, split=split, streaming=streaming)
-    return Source(name, dataset_rows(name, _choose_split(loaded, name, None)))
+    return _of_dataset(name, loaded, None)
 
 
-def _choose_split(loaded: Any, name: str, split: str | None) -> Any:
-    if not isinstance(loaded, DatasetDict | IterableDatasetDict):
-        if split is not None and str(getattr(loaded, "split", None)) != split:
-            raise InputError.of(
-                saw=f"split {split!r} of {name}, which is a single table",
-                expected="no split",
-                cure="leave the split out",
-            )
-        return loaded
-    return loaded[_named_split(list(loaded), name, split)]
+def _of_dataset(name: str, loaded: Any, split: str | None) -> Source:
+    if isinstance(loaded, DatasetDict | IterableDatasetDict):
+        loaded = loaded[_named_split(list(loaded), name, split)]
+    elif split is not None and str(getattr(loaded, "split", None)) != split:
+        raise InputError.of(
+            saw=f"split {split!r} of {name}, which is a single table",
+            expected="no split",
+            cure="leave the split out",
+        )
+    return Source(name, partial(dataset_rows, name, loaded))
 
 
 def _named_split(names: Sequence[str], name: str, split: str | None) -> str:
-    if split is None and len(names) == 1:
-        return names[0]
-    if split is None or split not in names:
+    chosen = names[0] if split is None and len(names) == 1 else split
+    if chosen not in names:
         raise DataError.of(
             saw=f"{name} with the splits {', '.join(names)}"
             + (f", none of which is {split!r}" if split else ""),
             expected="the name of one split",
             cure=f"name it, e.g. split={names[0]!r} or NAME:{names[0]}",
         )
-    return split
+    return str(chosen)
 
 
 def _agreed_split(part: str, split: str | None) -> str:
@@ -272,7 +260,7 @@ def _reaching(name: str) -> Iterator[None]:
         with quiet():
             yield
     except Exception as error:
-        cause = error.__cause__ if error.__cause__ is not None else error
+        cause = error.__cause__ or error
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         raise DataError.of(
             saw=f"{name!r} cannot be loaded ({lines[0]})",

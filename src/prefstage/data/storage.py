@@ -11,11 +11,11 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -88,20 +88,26 @@ def build_dataset(
     # Arrow needs its columns beforehand, and the last row may have a field that no other has:
     # the rows wait in a file of JSON lines until all fields are known, so that memory is flat.
     waiting, arrow = scratch_file("jsonl"), scratch_file("arrow")
-    shapes, count = MessageShapes(), 0
+    fields, orders, count = dict[str, bool](), set[tuple[str, ...]](), 0
     try:
         with waiting.open("wb") as stream:
             for row in rows:
-                shapes.add(row)
-                stream.write(_line(row))
                 count += 1
-        shapes.close()
-        writer = _PieceWriter(arrow, features_of(shapes.fields), piece_rows(count))
+                for message in chain.from_iterable(row.get(name, ()) for name in MESSAGE_COLUMNS):
+                    orders.add(tuple(message))
+                    for name, value in message.items():
+                        fields[name] = fields.get(name, True) and isinstance(value, str)
+                stream.write(_line(row))
+        # A struct has one order for all rows: whoever differs says so in a field of its row.
+        others = {order for order in orders if order != tuple(n for n in fields if n in order)}
+        if others:
+            fields[KEY_ORDER] = True
+        writer = _PieceWriter(arrow, features_of(fields), piece_rows(count))
         with writer, waiting.open("rb") as stream:
             fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
             stream.seek(0)
             for line in stream:
-                writer.write(shapes.encode(json.loads(line)))
+                writer.write(_stored(json.loads(line), fields, others))
             writer.finalize()
     finally:
         waiting.unlink()
@@ -122,53 +128,17 @@ def _line(row: Row) -> bytes:
     return json.dumps(row).encode() + b"\n"
 
 
-class MessageShapes:
-    """What the messages of a dataset look like: their fields, and the fields' orders.
+def _stored(row: Row, fields: Mapping[str, bool], others: Collection[tuple[str, ...]]) -> Row:
+    # The row as Arrow stores it: fields that are no text as JSON text, orders noted.
+    def stored(message: Message) -> Message:
+        texts = {name: v if fields[name] else json.dumps(v) for name, v in message.items()}
+        noted = {KEY_ORDER: json.dumps(list(message))} if tuple(message) in others else {}
+        return texts | noted
 
-    Attributes:
-        fields: Fields in the order in which they first came, and whether each is text; with
-            `KEY_ORDER` where the order of some message is another.
-    """
-
-    def __init__(self) -> None:
-        self.fields: dict[str, bool] = {}
-        self._orders: dict[tuple[str, ...], None] = {}
-
-    def add(self, row: Row) -> None:
-        """Take the messages of a row into account."""
-        for column in MESSAGE_COLUMNS:
-            for message in row.get(column, ()):
-                self._orders[tuple(message)] = None
-                for name, value in message.items():
-                    self.fields[name] = self.fields.get(name, True) and isinstance(value, str)
-
-    def close(self) -> None:
-        """Note whether every order is that of the fields; called after the last row."""
-        if any(list(order) != self._usual(order) for order in self._orders):
-            self.fields[KEY_ORDER] = True
-
-    def encode(self, row: Row) -> Row:
-        """The row as Arrow stores it: fields that are no text as JSON text, orders noted."""
-        encoded = {name for name, is_text in self.fields.items() if not is_text}
-        if not encoded and KEY_ORDER not in self.fields:
-            return row
-        return row | {
-            column: [self._encoded(message, encoded) for message in row[column]]
-            for column in MESSAGE_COLUMNS
-            if column in row
-        }
-
-    def _encoded(self, message: Message, encoded: set[str]) -> Message:
-        stored = {
-            key: json.dumps(item) if key in encoded else item for key, item in message.items()
-        }
-        # A struct has one order for all rows: whoever differs says so in a field of its row.
-        if list(message) != self._usual(message):
-            stored[KEY_ORDER] = json.dumps(list(message))
-        return stored
-
-    def _usual(self, names: Collection[str]) -> list[str]:
-        return [name for name in self.fields if name in names]
+    if all(fields.values()) and not others:
+        return row
+    columns = (column for column in MESSAGE_COLUMNS if column in row)
+    return row | {column: list(map(stored, row[column])) for column in columns}
 
 
 def stored_messages(value: Iterable[Message]) -> tuple[Message, ...]:
@@ -206,23 +176,20 @@ class _PieceWriter(ArrowWriter):  # type: ignore[misc]  # untyped in datasets
         self._piece, self._gathered = rows, list[pa.Table]()
 
     def write_table(self, pa_table: pa.Table, writer_batch_size: int | None = None) -> None:
-        """Gather a table; write what is gathered once it is a piece."""
+        # Gather a table; write what is gathered once it is a piece.
         self._gathered.append(pa_table)
         if sum(map(len, self._gathered)) >= self._piece:
             self._write_piece()
 
     def finalize(self, close_stream: bool = True) -> tuple[int, int]:
-        """Write the rest and close."""
         self.write_examples_on_file()
         self._write_piece()
-        done: tuple[int, int] = super().finalize(close_stream=close_stream)
-        return done
+        return cast("tuple[int, int]", super().finalize(close_stream=close_stream))
 
     def _write_piece(self) -> None:
         if self._gathered:
-            rows = sum(map(len, self._gathered))
-            super().write_table(pa.concat_tables(self._gathered), writer_batch_size=rows)
-            self._gathered = []
+            whole, self._gathered = pa.concat_tables(self._gathered), []
+            super().write_table(whole, writer_batch_size=len(whole))
 
 
 def piece_rows(rows: int) -> int:
@@ -263,40 +230,32 @@ def save_dataset(dataset: Dataset, path: str | Path) -> None:
             opener(temporary, "wt", encoding="utf-8") as stream,
         ):
             for row in CanonicalRows(dataset):
-                for column in MESSAGE_COLUMNS:
-                    if column in row:
-                        row[column] = stored_messages(row[column])
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    elif "." not in target.name:
-        _save_folder(dataset, target)
-    else:
+                columns = [column for column in MESSAGE_COLUMNS if column in row]
+                messages = {column: stored_messages(row[column]) for column in columns}
+                stream.write(json.dumps(row | messages, ensure_ascii=False) + "\n")
+    elif "." in target.name:
         raise InputError.of(
             saw=f"{target}, whose ending says nothing that can be written",
             expected=".parquet or .jsonl, each perhaps with .gz, or a folder without an ending",
             cure="rename it",
         )
-
-
-def _save_folder(dataset: Dataset, target: Path) -> None:
-    if target.exists():
+    elif target.exists():
         raise InputError.of(
             saw=f"{target}, which exists",
             expected="a new folder",
             cure="name another, or remove it first",
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # In the target's parent: the last step is then a rename on one file system, after which the
-    # folder is whole.
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        with quiet():
-            dataset.save_to_disk(str(temporary / "data"))
-        (temporary / "data").replace(target)
-    finally:
-        shutil.rmtree(temporary)
+    else:
+        # In the target's parent: the last step is then a rename on one file system, after which
+        # the folder is whole.
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-")
+        with aside as folder, quiet():
+            dataset.save_to_disk(f"{folder}/data")
+            Path(folder, "data").replace(target)
 
 
-class DiskNumbers:
+class DiskNumbers(AbstractContextManager["DiskNumbers"]):
     """Numbers that stand in a temporary file and are memory-mapped to be looked at.
 
     What is mapped is the kernel's cache of the file, which goes when memory is needed. A
@@ -310,10 +269,6 @@ class DiskNumbers:
         self._dtype, self._count = np.dtype(dtype), 0
         self._path = scratch_file("numbers")
         self._stream = self._path.open("wb")
-
-    def __enter__(self) -> Self:
-        """Nothing to do: the file is open."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Remove the file."""

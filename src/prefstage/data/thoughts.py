@@ -120,8 +120,7 @@ def read_parts(content: str, reasoning: str) -> Reply:
     Returns:
         The reply, as `read_reply` splits it.
     """
-    answer = _without_lead(content)
-    return Reply(answer, reasoning.strip() or None, cut=not answer.strip())
+    return Reply(_without_lead(content), reasoning.strip() or None, cut=not content.strip())
 
 
 def opens_thought(generation_prompt: str) -> bool:
@@ -140,10 +139,9 @@ def opens_thought(generation_prompt: str) -> bool:
 
 
 def _in_marks(text: str, *, opened: bool | None) -> Reply | None:
-    families = _closing_families(text, opened=opened)
+    families, thoughts, rest = _closing_families(text, opened=opened), list[str](), text
     if not families:
         return None
-    thoughts, rest = list[str](), text
     while families:
         body = rest.lstrip().removeprefix(families[0].opening) if len(families) == 1 else rest
         mark = _closing(body, families)
@@ -156,18 +154,14 @@ def _in_marks(text: str, *, opened: bool | None) -> Reply | None:
 
 
 def _closing_families(text: str, *, opened: bool | None) -> Sequence[ThoughtMarks]:
-    """The families whose closing mark may end the thought that `text` begins in."""
-    start = text.lstrip()
-    for marks in THOUGHT_MARKS:
-        # A closing mark right at the beginning ends a thought that the template has closed.
-        if start.startswith(marks):
-            return (marks,)
-    if opened is None:  # a server's reply: a closing mark alone says that the prompt opened it
-        for marks in THOUGHT_MARKS:
-            end = next(_positions(text, marks.closing, quoted=False), None)
-            if end is not None and marks.opening not in text[:end]:
-                return (marks,)
-    return THOUGHT_MARKS if opened else ()
+    # The families whose closing mark may end the thought that `text` begins in. A closing mark
+    # right at the beginning ends a thought that the template has closed.
+    begun = [marks for marks in THOUGHT_MARKS if text.lstrip().startswith(marks)]
+    if opened is None and not begun:
+        # A server's reply: a closing mark alone says that the prompt opened it.
+        ends = ((m, next(_positions(text, m.closing, quoted=False), None)) for m in THOUGHT_MARKS)
+        begun = [m for m, end in ends if end is not None and m.opening not in text[:end]]
+    return begun[:1] or (THOUGHT_MARKS if opened else ())
 
 
 def _closing(body: str, families: Sequence[ThoughtMarks]) -> tuple[int, int] | None:
@@ -182,7 +176,7 @@ def _closing(body: str, families: Sequence[ThoughtMarks]) -> tuple[int, int] | N
 
 
 def _positions(text: str, mark: str, *, quoted: bool) -> Iterator[int]:
-    """Where a mark stands: outside of quotes and code, or anywhere."""
+    # Where a mark stands: outside of quotes and code, or anywhere.
     start = text.find(mark)
     fences = [] if quoted or start < 0 else [match.span() for match in _FENCED.finditer(text)]
     while start >= 0:
@@ -195,11 +189,9 @@ def _positions(text: str, mark: str, *, quoted: bool) -> Iterator[int]:
 
 def _is_quoted(text: str, start: int, end: int) -> bool:
     # In quotes, or in inline code of its line.
-    quote = text[start - 1 : start]
-    if quote in _QUOTES and _QUOTES[quote] == text[end : end + 1]:
-        return True
     line, after = text[text.rfind("\n", 0, start) + 1 : start], text[end:].split("\n", 1)[0]
-    return line.count("`") % 2 == 1 and "`" in after
+    quoted = start > 0 and _QUOTES.get(text[start - 1]) == text[end : end + 1]
+    return quoted or (line.count("`") % 2 == 1 and "`" in after)
 
 
 def _in_channels(text: str, *, opened: bool) -> Reply | None:
@@ -230,17 +222,15 @@ def _in_channels(text: str, *, opened: bool) -> Reply | None:
 
 
 def _in_words(text: str) -> Reply | None:
-    matches = (words.fullmatch(text) for words in _WORDS)
-    match = next(filter(None, matches), None)
+    match = next(filter(None, (words.fullmatch(text) for words in _WORDS)), None)
     return match and Reply(_without_lead(match["answer"]), _joined([match["thought"]]))
 
 
 def _unwrapped(answer: str, *, thought: bool) -> str:
     # The answer without the marks that some families put around it.
-    start = answer.lstrip()
     for opening, closing, always in _ANSWER_MARKS:
-        if start.startswith(opening) and (always or thought):
-            body, mark, after = start.removeprefix(opening).partition(closing)
+        if answer.lstrip().startswith(opening) and (always or thought):
+            body, mark, after = answer.lstrip().removeprefix(opening).partition(closing)
             if not after.strip():
                 return _without_lead(body).removesuffix("\n" if mark else "")
     return answer

@@ -6,7 +6,8 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from prefstage.core.errors import InputError
@@ -122,10 +123,20 @@ class ResponseEncoder:
         template_date: datetime.date | str | None = None,
         control_tokens: ControlTokens = "split",
     ) -> None:
+        limits = {
+            "max_prompt_tokens": max_prompt_tokens,
+            "max_response_tokens": max_response_tokens,
+        }
+        for name, limit in limits.items():
+            if limit is not None and limit < 1:
+                raise InputError.of(
+                    saw=f"{name}={limit}",
+                    expected="at least 1 token, or none for no limit",
+                    cure="raise it",
+                )
         self.tokenizer = tokenizer
         self.chat_format = chat_format
-        self.max_prompt_tokens = _checked_limit("max_prompt_tokens", max_prompt_tokens)
-        self.max_response_tokens = _checked_limit("max_response_tokens", max_response_tokens)
+        self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
         self.counts = EncodingCounts()
         self.template_date = _checked_date(template_date)
         self._template = ChatTemplate(
@@ -142,12 +153,12 @@ class ResponseEncoder:
             tokenizer, self._template, split_control=not self._keeps_control
         )
         self.end_of_turn_ids = self._tokens.end_of_turn_ids
-        self._warned: set[str] = set()
+        self._warn = cache(_log.warning)  # once an encoder: the counts say how often
 
     @property
     def end_of_turn(self) -> str:
         """Text of the end-of-turn."""
-        return str(self.tokenizer.decode(list(self.end_of_turn_ids), skip_special_tokens=False))
+        return self._text(self.end_of_turn_ids)
 
     @property
     def chat_template(self) -> str:
@@ -184,7 +195,7 @@ class ResponseEncoder:
     def prompt_ids(self, prompt: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the prompt, after truncation (counted)."""
         turns = self._unopened(prompt)
-        self._template.check_read(turns, [f"prompt[{n}]" for n in range(len(turns))])
+        self._template.check_read(turns)
         self._count_control(turns)
         return self._cut_prompt(self._tokens.prompt(turns))
 
@@ -211,13 +222,15 @@ class ResponseEncoder:
         ]
         sampled = [self._sampled_ids(answer) for answer in answers]
         self._count_control(turns, *([answer] for answer in answers))
-        names = [f"prompt[{n}]" for n in range(len(turns))]
-        for index, answer in enumerate(answers):
-            if sampled[index] is None:
-                self._template.check_read([*turns, answer], [*names, f"responses[{index}]"])
-                self._note_thought(answer)
-        rendered = [answer for answer, ids in zip(answers, sampled, strict=True) if ids is None]
-        before, wholes = self._tokens.together(turns, rendered)
+        rendered = {n: answer for n, answer in enumerate(answers) if sampled[n] is None}
+        for index, answer in rendered.items():
+            self._template.check_read([*turns, answer], f"responses[{index}]")
+            if self._template.thought_field is None and any(map(answer.get, THOUGHT_FIELDS)):
+                self.counts.thoughts_left_out += 1
+                self._warn(
+                    "the chat template shows no thoughts; those of responses are left out (counted)"
+                )
+        before, wholes = self._tokens.together(turns, list(rendered.values()))
         border = min((common_prefix(before, whole) for whole in wholes), default=len(before))
         self.counts.borders_moved += border < len(before)
         tails = iter([self._ended(whole)[border:] for whole in wholes])
@@ -259,20 +272,22 @@ class ResponseEncoder:
         Returns:
             The reply, split by the marks that models put around their thoughts.
         """
-        ids = list(response_ids)
-        if self.end_of_turn_ids[-1] in ids:
-            ids = ids[: ids.index(self.end_of_turn_ids[-1])]
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
-        opened = self.opens_thought
-        if prompt_ids is not None:
-            end = list(prompt_ids[-_OPENING_TOKENS:])
-            opened = opens_thought(str(self.tokenizer.decode(end, skip_special_tokens=False)))
-        reply = read_reply(text, opened=opened)
+        end = self.end_of_turn_ids[-1]
+        ids = list(takewhile(lambda token: token != end, response_ids))
+        reply = read_reply(
+            self._text(ids),
+            opened=self.opens_thought
+            if prompt_ids is None
+            else opens_thought(self._text(prompt_ids[-_OPENING_TOKENS:])),
+        )
         answer, thought = reply.answer.removeprefix(self._tokens.shape.lead or ""), reply.thought
         if any(token in self._tokens.marks for token in ids):
             answer = self._tokens.special.sub("", answer)
             thought = self._tokens.special.sub("", reply.thought or "").strip() or None
         return Reply(answer, thought, reply.cut)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _ended(self, ids: list[int]) -> list[int]:
         ids = self._tokens.ended(ids)
@@ -310,25 +325,12 @@ class ResponseEncoder:
         spelled = sum(map(self._tokens.control.spelled, texts))
         self.counts.control_tokens += spelled
         if spelled:
-            read = "the tokens" if self._keeps_control else "ordinary text"
-            other = "split" if self._keeps_control else "keep"
+            keeps, splits = ("the tokens", "split"), ("ordinary text", "keep")
+            read, other = keeps if self._keeps_control else splits
             self._warn(
                 f"texts spell control tokens of the tokenizer; they are read as {read} (counted; "
                 f"control_tokens: {other} reads them otherwise)",
             )
-
-    def _note_thought(self, answer: Message) -> None:
-        if self._template.thought_field is None and any(answer.get(k) for k in THOUGHT_FIELDS):
-            self.counts.thoughts_left_out += 1
-            self._warn(
-                "the chat template shows no thoughts; those of responses are left out (counted)"
-            )
-
-    def _warn(self, text: str) -> None:
-        # Once an encoder: the counts say how often.
-        if text not in self._warned:
-            self._warned.add(text)
-            _log.warning(text)
 
     def _cut_prompt(self, ids: list[int]) -> tuple[int, ...]:
         bos = self.tokenizer.bos_token_id
@@ -354,21 +356,10 @@ class ResponseEncoder:
         return tuple(ids[:limit])
 
 
-def _checked_limit(name: str, limit: int | None) -> int | None:
-    if limit is not None and limit < 1:
-        raise InputError.of(
-            saw=f"{name}={limit}",
-            expected="at least 1 token, or none for no limit",
-            cure="raise it",
-        )
-    return limit
-
-
 def _checked_date(date: datetime.date | str | None) -> datetime.date:
-    if date is None:
-        return datetime.date.today()
     try:
-        return date if isinstance(date, datetime.date) else datetime.date.fromisoformat(date)
+        today = datetime.date.today() if date is None else date
+        return datetime.date.fromisoformat(today) if isinstance(today, str) else today
     except ValueError:
         raise InputError.of(
             saw=f"template_date={date!r}", expected="a date", cure="write it as 2026-01-31"
@@ -380,9 +371,9 @@ def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> Any:
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     if backend is None:
         return [type(tokenizer).__name__, tokenizer.get_vocab(), special]
-    content = json.loads(backend.to_str())
     # Padding and truncation are states of the last call, not parts of the tokenizer.
-    return [{k: v for k, v in content.items() if k not in ("padding", "truncation")}, special]
+    state, content = ("padding", "truncation"), json.loads(backend.to_str())
+    return [{k: v for k, v in content.items() if k not in state}, special]
 
 
 def encode_noting_cuts(
@@ -435,8 +426,8 @@ def cause_of(
         return "truncation"
     texts = [str(message.get("content") or "") for message in (first, second)]
     ids = encoder.tokenizer(texts, add_special_tokens=False)["input_ids"]
-    same_fields = {**first, "content": ""} == {**second, "content": ""}
-    return "normalisation" if same_fields and ids[0] == ids[1] else "template"
+    same = first | {"content": ""} == second | {"content": ""} and ids[0] == ids[1]
+    return "normalisation" if same else "template"
 
 
 def without_limits(encoder: ResponseEncoder) -> ResponseEncoder:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.hashing import digest, seed_for
 from prefstage.core.ledger import Ledger
-from prefstage.data.grouping import pairs_to_candidates
+from prefstage.data.loading import pairs_to_candidates
 from prefstage.data.records import Candidates
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.sources import DataSource

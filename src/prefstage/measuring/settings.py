@@ -238,8 +238,7 @@ def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Ou
 def _loaded(
     source: str, sources: tuple[str, ...] | None, settings: MeasureSettings, stem: str
 ) -> "CandidateSet":
-    from prefstage.data.grouping import keep_sources
-    from prefstage.data.loading import load_candidates
+    from prefstage.data.loading import keep_sources, load_candidates
 
     file = Path(settings.quarantine_file) if settings.quarantine_file else None
     rows = load_candidates(

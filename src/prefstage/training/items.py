@@ -23,7 +23,7 @@ from prefstage.data import (
 )
 from prefstage.data.records import TIE, Ties
 from prefstage.data.rendering import RenderingError
-from prefstage.data.rows import BadRow, RowFault
+from prefstage.data.rows import RowFault
 from prefstage.data.tokenising import CAUSES, cause_of, encode_noting_cuts
 from prefstage.training.policy import is_first_process
 
@@ -277,26 +277,26 @@ def _without_contradictions(
 # Write rows that cannot be rendered to the data's quarantine file, or refuse the set.
 def _set_aside(dataset: LoadedSet, refused: Sequence[tuple[int, Any, RowFault]]) -> None:
     report, sides = dataset.report, _SIDES.get(type(dataset), ())
-    bad = list[BadRow]()
+    bad = list[tuple[RowFault, str, int]]()
     for index, _, fault in refused:
         field_name = fault.field  # under the name that its column has
         for number, side in enumerate(sides):
             field_name = field_name.replace(f"responses[{number}]", side)
         named = RowFault(field_name, saw=fault.saw, expected=fault.expected, cure=fault.cure)
-        bad.append(BadRow.of(*report.position_of(index, len(dataset)), named))
+        bad.append((named, *report.position_of(index, len(dataset))))
     if report.quarantine_file is None:
         more = len(bad) - _SHOWN_ROWS
         raise DataError.of(
             saw=f"{report.source}: {len(bad)} of {len(dataset)} rows cannot be rendered: "
-            + "; ".join(map(str, bad[:_SHOWN_ROWS]))
+            + "; ".join(fault.at(file, row) for fault, file, row in bad[:_SHOWN_ROWS])
             + (f"; and {more} more" if more > 0 else ""),
             expected="rows that the model's chat template can render",
             cure="mend them, or set on_bad_row: quarantine with a quarantine_file",
         )
     if is_first_process():
         with open(report.quarantine_file, "a", encoding="utf-8") as stream:
-            for fault_of_row, (_, row, _) in zip(bad, refused, strict=True):
-                record = {**vars(fault_of_row), "raw": asdict(row)}
+            for (fault, file, number), (_, row, _) in zip(bad, refused, strict=True):
+                record = {"file": file, "row": number, **vars(fault), "raw": asdict(row)}
                 stream.write(json.dumps(record, default=str) + "\n")
 
 

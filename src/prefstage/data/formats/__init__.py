@@ -10,12 +10,10 @@ from typing import Literal
 
 from prefstage.core.config import nearest
 from prefstage.core.errors import DataError, InputError
-from prefstage.data.formats.candidates import LISTED, TREES
 from prefstage.data.formats.fields import Format, Row, fields, is_filled, read_prompt
-from prefstage.data.formats.pairs import PAIRS
-from prefstage.data.formats.responses import CONVERSATIONS, UNPAIRED
-from prefstage.data.records import Candidates, prompt_id_of
-from prefstage.data.validation import check_prompt
+from prefstage.data.formats.pairs import PAIRS, UNPAIRED
+from prefstage.data.formats.responses import CONVERSATIONS, LISTED, TREES
+from prefstage.data.records import Candidates, check_prompt, prompt_id_of
 
 __all__ = ["CONVERSATIONS", "FORMATS", "PROMPTS", "UNPAIRED", "Format", "Row"]
 
@@ -38,7 +36,7 @@ COLUMN_ROLES = (
 """What `columns=` can name: the role of each column, on the left of the map."""
 
 
-def _read_prompt_alone(row: Row, _: object) -> Candidates:
+def _read_prompt_alone(row: Row) -> Candidates:
     prompt = read_prompt(row)
     check_prompt(prompt)
     return Candidates(prompt_id_of(prompt), tuple(prompt), (), (), ())
@@ -85,15 +83,6 @@ def check_mapped(columns: Mapping[str, str], row: Row, source: str) -> None:
                 expected="a column that the dataset has",
                 cure=f"did you mean {guess!r}?" if guess else "choose one of them",
             )
-
-
-def rename(row: Row, columns: Mapping[str, str]) -> dict[str, object]:
-    """The row under the roles that a column map gives; other columns keep their names."""
-    if not columns:
-        return dict(row)
-    mapped = {role: row[name] for role, name in columns.items() if name in row}
-    rest = {name: value for name, value in row.items() if name not in columns.values()}
-    return {**mapped, **{name: value for name, value in rest.items() if name not in mapped}}
 
 
 def format_named(name: str, wanted: Wanted = "pairs") -> Format:
@@ -152,50 +141,41 @@ def recognise(
     row = rows[0]
     if fallback is not None and fallback.recognises(row):
         return fallback
-    _check_kind(row, source, wanted)
-    near = _nearest_format(row, formats_for(wanted))
-    lacking = [name for name in near.fields if name not in row]
-    seen = f"{source} with the columns {_list(row)}, which fit no known format"
-    roles = {"unpaired": "prompt, completion, label", "conversations": "prompt, completion"}
-    example = roles.get(wanted, "prompt, chosen, rejected").split(", ")
-    columns = ", ".join(f"{role!r}: ..." for role in example)
-    raise DataError.of(
-        saw=seen if lacking else f"{seen} by their values",
-        expected=f"e.g. {near.name} ({', '.join(near.fields)})",
-        cure=f"name the columns, e.g. columns={{{columns}}}",
-    )
-
-
-def _check_kind(row: Row, source: str, wanted: Wanted) -> None:
     # Data of another kind is refused by naming who reads it.
-    what = "labelled responses" if wanted == "unpaired" else wanted
-    for kind, formats in _SPECIAL.items():
+    listed = ("candidates", (*TREES, *LISTED), ": prompts with responses")
+    for kind, formats, what in (*((*item, "") for item in _SPECIAL.items()), listed):
         other = next((format_ for format_ in formats if format_.recognises(row)), None)
         if other is not None and kind != wanted:
             raise DataError.of(
-                saw=f"{source}, which is read as {other.name}",
-                expected=what,
+                saw=f"{source}, which is read as {other.name}{what}",
+                expected="labelled responses" if wanted == "unpaired" else wanted,
                 cure=f"load it with load_{kind}",
             )
-    listed = next((format_ for format_ in (*TREES, *LISTED) if format_.recognises(row)), None)
-    if listed is not None:
-        raise DataError.of(
-            saw=f"{source}, which is read as {listed.name}: prompts with responses",
-            expected=what,
-            cure="load it with load_candidates",
-        )
+    near = _nearest_format(row, formats_for(wanted))
+    how = "" if any(name not in row for name in near.fields) else " by their values"
+    roles = {
+        "unpaired": ("prompt", "completion", "label"),
+        "conversations": ("prompt", "completion"),
+    }
+    example = roles.get(wanted, ("prompt", "chosen", "rejected"))
+    columns = ", ".join(f"{role!r}: ..." for role in example)
+    raise DataError.of(
+        saw=f"{source} with the columns {_list(row)}, which fit no known format{how}",
+        expected=f"e.g. {near.name} ({', '.join(near.fields)})",
+        cure=f"name the columns, e.g. columns={{{columns}}}",
+    )
 
 
 def _choose(matching: Sequence[Format], row: Row, source: str, wanted: Wanted) -> Format:
     if matching[0].kind == wanted and wanted in _SPECIAL:
         return matching[0]
     pairs = [format_ for format_ in matching if format_.kind == "pairs"]
-    listed = [format_ for format_ in matching if format_.kind != "pairs"]
-    if wanted == "candidates" and listed:
-        return listed[0]
-    if not pairs:
+    listed = next((format_ for format_ in matching if format_.kind != "pairs"), None)
+    if listed is not None and wanted == "candidates":
+        return listed
+    if listed is not None and not pairs:
         raise DataError.of(
-            saw=f"{source}, which is read as {listed[0].name}: responses without a chosen one",
+            saw=f"{source}, which is read as {listed.name}: responses without a chosen one",
             expected="pairs",
             cure="load it with load_candidates, and let a judge or the scores make pairs "
             "(prefstage build)",

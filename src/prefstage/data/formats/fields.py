@@ -6,6 +6,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, cast
 
 from prefstage.data.labels import LabelScheme
@@ -21,7 +22,7 @@ from prefstage.data.messages import (
     turn,
 )
 from prefstage.data.records import Message, Prompt, Record
-from prefstage.data.rows import Observations, RawRow, RowFault, show
+from prefstage.data.rows import Observations, RawRow, RowFault, expect, show
 
 Row = Mapping[str, Any]
 Kind = Literal["pairs", "candidates", "answers", "unpaired", "conversations"]
@@ -54,11 +55,11 @@ _STAND_IN = [*turn("", "user"), *turn("")]
 class SourceRow(dict[str, Any]):
     """One row under its roles, which notes the columns that are read.
 
-    Looking for a name is no reading; taking its value is. Text that spells messages as JSON
-    comes out as the messages.
+    Columns without a role keep their names. Looking for a name is no reading; taking its value
+    is. Text that spells messages as JSON comes out as the messages.
 
     Args:
-        values: The row, by role (or by column where a column has no role).
+        values: The row, by column.
         columns: Role to column, where they differ.
         observations: The account of the pass; None for a row that is only looked at, where
             messages stand for a text of messages that cannot be parsed.
@@ -70,9 +71,11 @@ class SourceRow(dict[str, Any]):
         columns: Mapping[str, str] | None = None,
         observations: Observations | None = None,
     ) -> None:
-        super().__init__(values)
         self._columns, self.observations = columns or {}, observations
         self._parsed: dict[str, Any] = {}
+        mapped = {role: values[name] for role, name in self._columns.items() if name in values}
+        others = values.keys() - self._columns.values() - mapped.keys()
+        super().__init__(mapped | {name: item for name, item in values.items() if name in others})
 
     def __getitem__(self, name: str) -> Any:
         """The value of a role or column, which is noted as read."""
@@ -80,11 +83,9 @@ class SourceRow(dict[str, Any]):
         column = self._columns.get(name, name)
         if self.observations is not None:
             self.observations.used.add(column)
-        if not isinstance(value, str):
-            return value
-        if name not in self._parsed:
+        if isinstance(value, str) and name not in self._parsed:
             self._parsed[name] = self._parse(value, column)
-        return self._parsed[name]
+        return self._parsed.get(name, value)
 
     def get(self, name: str, default: Any = None) -> Any:
         """As `dict.get`; a reading, unlike the other methods."""
@@ -105,11 +106,11 @@ class SourceRow(dict[str, Any]):
             if self.observations is not None:
                 raise
             return _STAND_IN  # so that the format is recognised, and its reader says the fault
-        if messages is None:
-            return text
-        if self.observations is not None:
+        if messages is not None and self.observations is not None:
             self.observations.parsed[column] += 1
-        return [messages] if isinstance(messages, Mapping) else messages
+        return (
+            [messages] if isinstance(messages, Mapping) else text if messages is None else messages
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Format:
             responses), "answers" (a row is one response; rows are grouped by prompt),
             "unpaired" (a row is one response with a label) or "conversations".
         fields: Column to role. A column of another name than its role is read under the role.
-        read: Row to record, with the label scheme where `labels` is set.
+        read: Row to record; takes the label scheme as well where `labels` is set.
         shapes: Role to what its value must be for a row to be of this format.
         present: Columns that a row of this format has, filled or not.
         absent: Columns that it does not have.
@@ -137,7 +138,7 @@ class Format:
     name: str
     kind: Kind
     fields: Mapping[str, str]
-    read: Callable[[Row, LabelScheme | None], Record]
+    read: Callable[..., Record]
     shapes: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
     present: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
@@ -153,16 +154,13 @@ class Format:
 
     def recognises(self, row: Row) -> bool:
         """Whether a row is of this format."""
+        columns = {role: self.renamed.get(role) or first_of(row, role) for role in self.shapes}
         return (
             all(name in row for name in self.present)
             and not any(name in row for name in self.absent)
-            and all(test(self._value(row, role)) for role, test in self.shapes.items())
+            and all(test(row.get(columns[role] or role)) for role, test in self.shapes.items())
             and (self.matches is None or self.matches(row))
         )
-
-    def _value(self, row: Row, role: str) -> Any:
-        column = self.renamed.get(role) or first_of(row, role)
-        return None if column is None else row.get(column)
 
 
 def fields(*same: str, **roles: str) -> dict[str, str]:
@@ -205,9 +203,9 @@ def overlaid(row: Row, **values: Any) -> Row:
 
 def first_of(row: Row, role: str) -> str | None:
     """The first column that is filled among the spellings of a role; None if none is."""
-    names = SPELLINGS.get(role, (role,))
     # Most spellings are no column of the row: asking for the key first costs a tenth of `get`.
-    return next((name for name in names if name in row and row[name] is not None), None)
+    filled = (n for n in SPELLINGS.get(role, (role,)) if n in row and row[n] is not None)
+    return next(filled, None)
 
 
 def require(row: Row, role: str) -> Any:
@@ -230,15 +228,9 @@ def require(row: Row, role: str) -> Any:
 
 def read_text(row: Row, role: str) -> str:
     """A text column, which may be empty but not of another type."""
-    value = require(row, role)
-    if not isinstance(value, str):
-        raise RowFault(
-            first_of(row, role) or role,
-            saw=show(value),
-            expected="text",
-            cure="turn it into text, or remove the row",
-        )
-    return value
+    value, name = require(row, role), first_of(row, role) or role
+    expect(isinstance(value, str), name, value, "text", "turn it into text, or remove the row")
+    return str(value)
 
 
 def read_number(row: Row, name: str) -> float | None:
@@ -250,13 +242,10 @@ def read_number(row: Row, name: str) -> float | None:
         number = math.inf if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.inf
-    if math.isinf(number):
-        raise RowFault(
-            name,
-            saw=show(value),
-            expected="a finite number, or nothing",
-            cure="mend the value, or leave it empty",
-        )
+    expect(
+        not math.isinf(number),
+        *(name, value, "a finite number, or nothing", "mend the value, or leave it empty"),
+    )
     return None if math.isnan(number) else number
 
 
@@ -286,18 +275,11 @@ def read_annotator(row: SourceRow) -> str | None:
     """
     columns = (name for name in ANNOTATOR_NAMES if name in row)
     name = next((name for name in columns if row[name] not in (None, "")), None)
-    if name is None:
-        return None
-    value = row[name]
+    value = "" if name is None else row[name]
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # as tables write a column of numbers in which some are missing
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowFault(
-            name,
-            saw=show(value),
-            expected="the annotator's name or number",
-            cure="mend or empty the field",
-        )
+    known = isinstance(value, str | int) and not isinstance(value, bool)
+    expect(known, str(name), value, "the annotator's name or number", "mend or empty the field")
     return str(value).strip() or None
 
 
@@ -313,22 +295,39 @@ def read_prompt(row: Row) -> Prompt:
     """
     value = require(row, "prompt")
     name = first_of(row, "prompt") or "prompt"
-    if isinstance(value, str):
-        if name == "instruction" and row.get("input"):
-            value = f"{value}\n{read_text(row, 'input')}"
-        if is_transcript(value):
-            prompt = read_transcript(value, name, is_prompt=True)
-        else:
-            prompt = turn(value, "user")
+    if isinstance(value, str) and name == "instruction" and row.get("input"):
+        value = f"{value}\n{read_text(row, 'input')}"
+    if is_transcript(value):
+        prompt = read_transcript(value, name, is_prompt=True)
     else:
-        prompt = read_messages(value, name)
-    return with_system_and_tools(row, (*_read_history(row), *prompt))
+        prompt = turn(value, "user") if isinstance(value, str) else read_messages(value, name)
+    history = row.get("history") or ()
+    pairs = isinstance(history, Sequence) and all(
+        isinstance(texts, Sequence) and [type(text) for text in texts] == [str, str]
+        for texts in history
+    )
+    expect(
+        pairs,
+        *("history", history, "a list of [user, assistant] texts", "mend or empty the field"),
+    )
+    earlier = [turn(asked, "user") + turn(answered) for asked, answered in history]
+    return with_system_and_tools(row, (*chain.from_iterable(earlier), *prompt))
 
 
 def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:
     """Put the row's columns of a system turn and of tools into the prompt's first message."""
-    name, system = _read_system(row)
-    if name and system:
+    texts = {name: read_text(row, name) for name in SYSTEM_NAMES if row.get(name) is not None}
+    filled = {name: text for name, text in texts.items() if text.strip()}
+    if len(set(filled.values())) > 1:
+        first, second = list(filled)[:2]
+        raise RowFault(
+            second,
+            saw=f"{show(filled[second])} beside {show(filled[first])} in {first}",
+            expected="one system message",
+            cure="empty one of the columns",
+        )
+    name, system = next(iter((filled or texts).items()), ("", ""))
+    if system:
         if prompt and prompt[0]["role"] == "system":
             if system.strip() and prompt[0]["content"] != system:
                 raise RowFault(
@@ -362,20 +361,6 @@ def observations_of(row: Row) -> Observations | None:
     return row.observations if isinstance(row, SourceRow) else None
 
 
-def _read_system(row: Row) -> tuple[str | None, str]:
-    texts = {name: read_text(row, name) for name in SYSTEM_NAMES if row.get(name) is not None}
-    filled = {name: text for name, text in texts.items() if text.strip()}
-    if len(set(filled.values())) > 1:
-        first, second = list(filled)[:2]
-        raise RowFault(
-            second,
-            saw=f"{show(filled[second])} beside {show(filled[first])} in {first}",
-            expected="one system message",
-            cure="empty one of the columns",
-        )
-    return next(iter((filled or texts).items()), (None, ""))
-
-
 def read_response(value: Any, field: str, prompt: Prompt = ()) -> tuple[Message, ...]:
     """A response: text, one message, or messages (which may repeat the prompt first).
 
@@ -384,10 +369,9 @@ def read_response(value: Any, field: str, prompt: Prompt = ()) -> tuple[Message,
     """
     if isinstance(value, str):
         return turn(value)
-    whole = is_messages(value)
-    if isinstance(value, Mapping) and not whole:
-        return (read_message(value, field),)
-    if not whole:
+    if not is_messages(value):
+        if isinstance(value, Mapping):
+            return (read_message(value, field),)
         raise RowFault(
             field,
             saw="nothing" if value is None else show(value),
@@ -397,29 +381,8 @@ def read_response(value: Any, field: str, prompt: Prompt = ()) -> tuple[Message,
     turns = read_messages(value, field)
     # A column of tools went into the prompt's first message, where the conversation has none.
     bare = tuple({k: item for k, item in message.items() if k != "tools"} for message in prompt)
-    if bare and len(turns) > len(bare) and turns[: len(bare)] == bare:
-        return turns[len(bare) :]
-    return turns
-
-
-def _read_history(row: Row) -> Prompt:
-    history = row.get("history")
-    if not history:
-        return ()
-    pairs = isinstance(history, Sequence) and all(
-        isinstance(texts, Sequence) and [type(text) for text in texts] == [str, str]
-        for texts in history
-    )
-    if not pairs:
-        raise RowFault(
-            "history",
-            saw=show(history),
-            expected="a list of [user, assistant] texts",
-            cure="mend or empty the field",
-        )
-    return tuple(
-        message for asked, answered in history for message in turn(asked, "user") + turn(answered)
-    )
+    repeated = len(turns) > len(bare) and turns[: len(bare)] == bare
+    return turns[len(bare) :] if repeated else turns
 
 
 def _read_tools(tools: Any) -> Any:
@@ -427,12 +390,9 @@ def _read_tools(tools: Any) -> Any:
     expected = "a list of tools, or its JSON text"
     if isinstance(tools, str):
         tools = parse_field(tools, "tools", expected) if tools.strip() else None
-    if isinstance(tools, Mapping):
-        tools = [tools]
-    if not tools:
-        return None
-    if isinstance(tools, str) or not isinstance(tools, Sequence):
-        raise RowFault("tools", saw=show(tools), expected=expected, cure="mend the field")
+    tools = [tools] if isinstance(tools, Mapping) else tools or []
+    listed = isinstance(tools, Sequence) and not isinstance(tools, str)
+    expect(listed, "tools", tools, expected, "mend the field")
     return [
         parse_field(tool, f"tools[{index}]", "a tool, or its JSON text")
         if isinstance(tool, str)

@@ -1,10 +1,12 @@
-"""Formats whose rows are pairs: a chosen and a rejected response, or two and who won."""
+"""Formats of preferences: a chosen and a rejected response, two and who won, one and a label."""
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from prefstage.data.formats.fields import (
+    COMPLETION_NAMES,
     Format,
     Row,
     fields,
@@ -23,7 +25,7 @@ from prefstage.data.formats.fields import (
     require,
     with_system_and_tools,
 )
-from prefstage.data.labels import LabelScheme, Verdict, infer_scheme
+from prefstage.data.labels import LabelScheme, Verdict, infer_scheme, read_desirable
 from prefstage.data.messages import (
     common_prefix,
     is_list,
@@ -33,21 +35,31 @@ from prefstage.data.messages import (
     read_transcript,
     turn,
 )
-from prefstage.data.records import TIE, Message, Pair, Prompt, Vote
-from prefstage.data.rows import RowFault, show
-from prefstage.data.validation import make_pair
+from prefstage.data.records import (
+    TIE,
+    Message,
+    Pair,
+    Prompt,
+    Unpaired,
+    Vote,
+    check_prompt,
+    check_response,
+    make_pair,
+    prompt_id_of,
+)
+from prefstage.data.rows import RowFault, expect, show
 
-Sides = tuple[Prompt, tuple[tuple[Message, ...], tuple[Message, ...]]]
 _SIDES = ("chosen", "rejected")
 _KNOWN = (
     *("score_chosen", "score_rejected", "source_chosen", "source_rejected"),
     *("agreement", "judge_probability"),
 )
 _STEMS = "output|response|answer|completion|candidate|generation|conversation|summary|text"
-_RESPONSE = re.compile(rf"(?P<stem>{_STEMS})(?P<gap>[ _-]?)(?P<end>[abAB012])")
-_ENDS = (("a", "b"), ("A", "B"), ("1", "2"), ("0", "1"))
+_FIRST_RESPONSE = re.compile(rf"(?:{_STEMS})[ _-]?[aA01]")
+_SECOND_ENDS = {"a": "b", "A": "B", "1": "2", "0": "1"}
 _LABELS = ("label", "winner", "preferred", "preference", "verdict", "choice", "better_response_id")
 _SIDE_STEMS = {"source": ("model", "source", "generator"), "score": ("score", "rating", "reward")}
+_SIDE_READERS: dict[str, Any] = {"source": read_source, "score": read_number}
 _VOTE_STEMS = ("votes", "vote", "n_votes", "num_votes")
 AUTO_J = LabelScheme({"0": "first", "1": "second", "2": "tie"}, "the convention of Auto-J")
 SHP = LabelScheme({"1": "first", "0": "second"}, "the convention of SHP: 1 prefers A")
@@ -57,65 +69,46 @@ def _pair(row: Row, prompt: Prompt, chosen: Sequence[Message], rejected: Sequenc
     known = {role: read_optional(row, role) for role in _KNOWN}
     if row.get("judge_status") == "undecided":  # as prefstage judge writes it, with a ½
         known["judge_probability"] = None
-    votes = read_votes(row["votes"]) if first_of(row, "votes") else ()
-    return make_pair(prompt, chosen, rejected, votes=votes, **known)
-
-
-def read_votes(value: Any) -> tuple[Vote, ...]:
-    """Votes as a stored pair has them.
-
-    Args:
-        value: Of the column of votes.
-
-    Returns:
-        The votes; none where the column is empty.
-
-    Raises:
-        RowFault: If they are no list of {annotator, preference}.
-    """
+    # Votes as a stored pair has them; none where the column is empty.
+    values = row["votes"] if first_of(row, "votes") else ()
     try:
-        votes = tuple(
-            Vote(str(vote["annotator"]), float(vote["preference"])) for vote in value or ()
-        )
-        if all(0 <= vote.preference <= 1 for vote in votes):
-            return votes
+        votes = [Vote(str(vote["annotator"]), float(vote["preference"])) for vote in values or ()]
+        fits = all(0 <= vote.preference <= 1 for vote in votes)
     except (TypeError, ValueError, KeyError):
-        pass
-    raise RowFault(
-        "votes",
-        saw=show(value),
-        expected="a list of {annotator, preference} with preferences in [0, 1]",
-        cure="mend or empty the field",
+        fits = False
+    expect(
+        fits,
+        *("votes", values, "a list of {annotator, preference} with preferences in [0, 1]"),
+        "mend or empty the field",
     )
+    return make_pair(prompt, chosen, rejected, votes=tuple(votes), **known)
 
 
-def _read_explicit(row: Row, _: LabelScheme | None) -> Pair:
+def _read_explicit(row: Row) -> Pair:
     prompt = read_prompt(row)
-    chosen, rejected = (read_response(require(row, side), side, prompt) for side in _SIDES)
-    return _pair(row, prompt, chosen, rejected)
+    return _pair(row, prompt, *(read_response(require(row, s), s, prompt) for s in _SIDES))
 
 
-def _parted(row: Row, columns: Sequence[str]) -> Sides:
+def _parted(row: Row, columns: Sequence[str]) -> tuple[Prompt, Prompt, Prompt]:
     # Whole conversations: the turns that both share are the prompt. Equal ones are parted
     # before their last turn, so that the check of equal responses refuses them.
     first, second = (read_messages(require(row, column), column) for column in columns)
     shared = common_prefix(first, second)
     if shared == len(first) == len(second):
         shared -= 1
-    return with_system_and_tools(row, first[:shared]), (first[shared:], second[shared:])
+    return with_system_and_tools(row, first[:shared]), first[shared:], second[shared:]
 
 
-def _read_whole_conversations(row: Row, _: LabelScheme | None) -> Pair:
-    prompt, responses = _parted(row, _SIDES)
-    return _pair(row, prompt, *responses)
+def _read_whole_conversations(row: Row) -> Pair:
+    return _pair(row, *_parted(row, _SIDES))
 
 
-def _read_binarized(row: Row, _: LabelScheme | None) -> Pair:
+def _read_binarized(row: Row) -> Pair:
     # A prompt text that repeats the last user turn of two whole conversations.
     text = read_text(row, "prompt")
     if all(is_messages(row.get(side)) and len(row[side]) == 1 for side in _SIDES):
-        return _read_explicit(row, None)
-    pair = _read_whole_conversations(row, None)
+        return _read_explicit(row)
+    pair = _read_whole_conversations(row)
     users = [message["content"].strip() for message in pair.prompt if message["role"] == "user"]
     if text.strip() not in users:
         raise RowFault(
@@ -127,100 +120,81 @@ def _read_binarized(row: Row, _: LabelScheme | None) -> Pair:
     return pair
 
 
-def _read_transcripts(row: Row, _: LabelScheme | None) -> Pair:
+def _read_transcripts(row: Row) -> Pair:
     sides = {side: read_transcript(read_text(row, side), side, is_prompt=False) for side in _SIDES}
-    return _read_whole_conversations(overlaid(row, **sides), None)
+    return _pair(row, *_parted(overlaid(row, **sides), _SIDES))
 
 
-def _read_after_transcript(row: Row, _: LabelScheme | None) -> Pair:
+def _read_after_transcript(row: Row) -> Pair:
     sides = (turn(read_text(row, side).removeprefix(" ")) for side in _SIDES)
     return _pair(row, read_prompt(row), *sides)
 
 
-def _read_implicit_texts(row: Row, _: LabelScheme | None) -> Pair:
+def _read_implicit_texts(row: Row) -> Pair:
     # Two texts; what they share up to a word's end is the prompt.
     chosen, rejected = (read_text(row, side) for side in _SIDES)
     if chosen == rejected:
         return make_pair(turn("?", "user"), turn(chosen), turn(rejected))
-    shared = common_prefix(chosen, rejected)
     # Back to the whitespace before the word in which they part: "It is so" and "It is sad"
     # answer "It is", not "It is s".
-    while shared and not (shared < len(chosen) and chosen[shared].isspace()):
-        shared -= 1
-    shared = len(chosen[:shared].rstrip())
-    if not chosen[:shared].strip():
+    whole = re.match(r".*\S(?=\s)", chosen[: common_prefix(chosen, rejected) + 1], re.DOTALL)
+    if whole is None:
         raise RowFault(
             "chosen",
             saw=f"no prompt column, and texts that share no beginning: {show(chosen)}",
             expected="a prompt, or two texts that begin with it",
             cure="name the prompt's column with columns={'prompt': ...}",
         )
-    return _pair(
-        row, turn(chosen[:shared], "user"), *(turn(t[shared:]) for t in (chosen, rejected))
-    )
+    answers = (turn(text[whole.end() :]) for text in (chosen, rejected))
+    return _pair(row, turn(whole.group(), "user"), *answers)
 
 
-def _read_alpaca_output(row: Row, _: LabelScheme | None) -> Pair:
+def _read_alpaca_output(row: Row) -> Pair:
     output = require(row, "output")
-    if is_text(output) or [type(text) for text in output] != [str, str]:
-        raise RowFault(
-            "output",
-            saw=show(output),
-            expected="a list of two texts: chosen, rejected",
-            cure="mend the row, or name columns with columns={...}",
-        )
-    return _read_explicit(overlaid(row, chosen=output[0], rejected=output[1]), None)
+    expect(
+        not is_text(output) and [type(text) for text in output] == [str, str],
+        *("output", output, "a list of two texts: chosen, rejected"),
+        "mend the row, or name columns with columns={...}",
+    )
+    return _read_explicit(overlaid(row, chosen=output[0], rejected=output[1]))
 
 
-def response_columns(row: Row) -> tuple[str, str] | None:
-    """The two response columns of a row, as ``output_A`` and ``output_B``."""
-    for name in row:
-        match = _RESPONSE.fullmatch(name)
-        if match is None:
-            continue
-        for first, second in _ENDS:
-            partner = f"{match['stem']}{match['gap']}{second}"
-            if match["end"] == first and partner in row:
-                return name, partner
-    return None
+def _response_columns(row: Row) -> tuple[str, str] | None:
+    # The two response columns of a row, as `output_A` and `output_B`.
+    pairs = ((n, n[:-1] + _SECOND_ENDS[n[-1]]) for n in filter(_FIRST_RESPONSE.fullmatch, row))
+    return next((pair for pair in pairs if pair[1] in row), None)
 
 
 def _compared(row: Row) -> tuple[str, str]:
-    return response_columns(row) or ("response_a", "response_b")
+    return _response_columns(row) or ("response_a", "response_b")
 
 
 def _label_column(row: Row) -> str | None:
     return next((name for name in _LABELS if name in row), None)
 
 
-def _side_columns(row: Row, names: tuple[str, str], stems: Sequence[str]) -> tuple[str, str] | None:
-    """Columns like ``model_a``/``model_b`` that go with ``response_a``/``response_b``."""
-    for stem in stems:
-        for gap in ("_", "", " "):
-            first, second = (f"{stem}{gap}{name[-1]}" for name in names)
-            if first in row and second in row:
-                return first, second
-    return None
+def _side_columns(row: Row, names: Sequence[str], stems: Sequence[str]) -> list[str]:
+    # Columns like `model_a` and `model_b` that go with `response_a` and `response_b`, or none.
+    heads = (f"{stem}{gap}" for stem in stems for gap in ("_", "", " "))
+    pairs = ([f"{head}{name[-1]}" for name in names] for head in heads)
+    return next((pair for pair in pairs if set(pair) <= row.keys()), [])
 
 
 def _ordered(row: Row, names: tuple[str, str], verdict: Verdict, agreement: float | None) -> Pair:
     # The pair that a verdict makes of a row; a tie keeps the row's order.
     if first_of(row, "prompt") is None and all(is_messages(row.get(name)) for name in names):
-        prompt, responses = _parted(row, names)
+        prompt, *responses = _parted(row, names)
     else:
         prompt = read_prompt(row)
-        first, second = (read_response(require(row, name), name, prompt) for name in names)
-        responses = first, second
-    order = (1, 0) if verdict == "second" else (0, 1)
-    known = {"agreement": agreement}
+        responses = [read_response(require(row, name), name, prompt) for name in names]
+    step = -1 if verdict == "second" else 1
+    known: dict[str, Any] = {"agreement": agreement}
     for what, stems in _SIDE_STEMS.items():
         columns = _side_columns(row, names, stems)
-        if columns:
-            read: Any = read_source if what == "source" else read_number
-            values = [read(row, column) for column in columns]
-            known |= {f"{what}_{side}": values[i] for side, i in zip(_SIDES, order, strict=True)}
-    chosen, rejected = (responses[index] for index in order)
-    return make_pair(prompt, chosen, rejected, columns=[names[index] for index in order], **known)
+        values = [_SIDE_READERS[what](row, column) for column in columns][::step]
+        known |= {f"{what}_{side}": value for side, value in zip(_SIDES, values, strict=False)}
+    chosen, rejected = responses[::step]
+    return make_pair(prompt, chosen, rejected, columns=names[::step], **known)
 
 
 def _by_share(row: Row, names: tuple[str, str], first: float) -> Pair:
@@ -228,8 +202,7 @@ def _by_share(row: Row, names: tuple[str, str], first: float) -> Pair:
     return _ordered(row, names, verdict, max(first, 1 - first))
 
 
-def _read_verdict(row: Row, column: str, scheme: LabelScheme | None) -> Verdict:
-    scheme = scheme or AUTO_J
+def _read_verdict(row: Row, column: str, scheme: LabelScheme) -> Verdict:
     verdict = scheme.read(row.get(column))
     if verdict is None:
         raise RowFault(
@@ -241,7 +214,7 @@ def _read_verdict(row: Row, column: str, scheme: LabelScheme | None) -> Verdict:
     return verdict
 
 
-def _read_labelled(row: Row, scheme: LabelScheme | None) -> Pair:
+def _read_labelled(row: Row, scheme: LabelScheme) -> Pair:
     verdict = _read_verdict(row, _label_column(row) or "label", scheme)
     agreement = TIE if verdict == "tie" else read_number(row, "agreement")
     return _ordered(row, _compared(row), verdict, agreement)
@@ -249,15 +222,15 @@ def _read_labelled(row: Row, scheme: LabelScheme | None) -> Pair:
 
 def _infer_labels(rows: Sequence[Row], source: str) -> LabelScheme:
     column = _label_column(rows[0]) or "label"
-    labels = [row.get(column) for row in rows]
-    return infer_scheme(labels, _compared(rows[0]), column=column, source=source)
+    return infer_scheme(
+        (row.get(column) for row in rows), _compared(rows[0]), column=column, source=source
+    )
 
 
-def _read_annotation(row: Row, _: LabelScheme | None) -> Pair:
+def _read_annotation(row: Row) -> Pair:
     # AlpacaEval: preference in [1, 2] is 1 + P(output_2 is better); 0 and 1.5 are draws.
     preference = read_number(row, "preference")
-    if preference == 0:
-        preference = 1 + TIE
+    preference = 1 + TIE if preference == 0 else preference
     if preference is None or not 1 <= preference <= 2:  # noqa: PLR2004 - the format's scale
         raise RowFault(
             "preference",
@@ -268,35 +241,25 @@ def _read_annotation(row: Row, _: LabelScheme | None) -> Pair:
     return _by_share(row, ("output_1", "output_2"), 1 - (preference - 1))
 
 
-def _read_vote_counts(row: Row, _: LabelScheme | None) -> Pair:
+def _read_vote_counts(row: Row) -> Pair:
     names = _compared(row)
-    columns = _side_columns(row, names, _VOTE_STEMS) or ("votes_a", "votes_b")
-    tied = next(
-        (name for name in ("votes_tie", "tie_votes", "votes_draw") if row.get(name) is not None),
-        None,
-    )
-    counts = [read_number(row, name) or 0.0 for name in (*columns, *([tied] if tied else []))]
-    total = sum(counts)
-    if total <= 0 or min(counts) < 0:
+    columns = _side_columns(row, names, _VOTE_STEMS) or ["votes_a", "votes_b"]
+    ties = (name for name in ("votes_tie", "tie_votes", "votes_draw") if row.get(name) is not None)
+    counts = [read_number(row, name) or 0.0 for name in (*columns, *islice(ties, 1))]
+    if sum(counts) <= 0 or min(counts) < 0:
         raise RowFault(
             columns[0],
             saw=f"votes {counts}",
             expected="counts that are not negative, and at least one vote",
             cure="remove the row, or collect votes for it",
         )
-    return _by_share(row, names, (counts[0] + (counts[2] / 2 if tied else 0.0)) / total)
+    return _by_share(row, names, (counts[0] + sum(counts[2:]) / 2) / sum(counts))
 
 
-def _read_vote_list(row: Row, scheme: LabelScheme | None) -> Pair:
+def _read_vote_list(row: Row, scheme: LabelScheme) -> Pair:
     # The label of every rater in a list; a tie counts half for either response.
-    votes = require(row, "votes")
-    if not is_list(votes):
-        raise RowFault(
-            "votes",
-            saw=show(votes),
-            expected="a list with at least one label",
-            cure="remove the row, or collect votes for it",
-        )
+    votes, cure = require(row, "votes"), "remove the row, or collect votes for it"
+    expect(is_list(votes), "votes", votes, "a list with at least one label", cure)
     labels = {f"votes[{index}]": vote for index, vote in enumerate(votes)}
     verdicts = [_read_verdict(labels, name, scheme) for name in labels]
     first = verdicts.count("first") + verdicts.count("tie") / 2
@@ -304,16 +267,15 @@ def _read_vote_list(row: Row, scheme: LabelScheme | None) -> Pair:
 
 
 def _infer_vote_labels(rows: Sequence[Row], source: str) -> LabelScheme:
-    lists = [row.get("votes") for row in rows]
-    labels = [vote for votes in lists if is_list(votes) for vote in votes or ()]
+    labels = (vote for row in rows if is_list(row.get("votes")) for vote in row["votes"])
     return infer_scheme(labels, _compared(rows[0]), column="votes", source=source)
 
 
 def _has_sides(row: Row) -> bool:
-    names = response_columns(row)
-    if names is None:
-        return False
-    return first_of(row, "prompt") is not None or all(is_messages(row[name]) for name in names)
+    names = _response_columns(row)
+    return names is not None and (
+        first_of(row, "prompt") is not None or all(is_messages(row[name]) for name in names)
+    )
 
 
 def _both(test: Any) -> dict[str, Any]:
@@ -459,3 +421,54 @@ PAIRS = (
     ),
 )
 """Tried in this order: the more special before the more general."""
+
+
+def _read_unpaired(row: Row) -> Unpaired:
+    column = first_of(row, "completion") or COMPLETION_NAMES[0]
+    prompt = read_prompt(row)
+    return _unpaired(row, prompt, read_response(row.get(column), column, prompt), column)
+
+
+def _read_implicit(row: Row) -> Unpaired:
+    turns = read_messages(row["completion"], "completion")
+    return _unpaired(row, with_system_and_tools(row, turns[:-1]), turns[-1:], "completion")
+
+
+def _unpaired(row: Row, prompt: Prompt, completion: Sequence[Message], column: str) -> Unpaired:
+    check_prompt(prompt)
+    check_response(completion, column)
+    return Unpaired(
+        prompt_id_of(prompt),
+        tuple(prompt),
+        tuple(completion),
+        label=read_desirable(row.get("label")),
+        score=read_number(row, "score"),
+        source=read_source(row, "source"),
+    )
+
+
+_LABEL_NOTE = "labels read as true or 1 = desirable, false or 0 = undesirable"
+UNPAIRED = (
+    Format(
+        "trl-unpaired",
+        "unpaired",
+        fields("prompt", "completion", "label"),
+        _read_unpaired,
+        shapes={"prompt": is_filled, "completion": is_response},
+        present=("label",),
+        absent=_SIDES,
+        note=_LABEL_NOTE,
+    ),
+    Format(
+        "trl-unpaired-implicit",
+        "unpaired",
+        fields("completion", "label"),
+        _read_implicit,
+        shapes={"prompt": is_missing},
+        present=("label",),
+        absent=_SIDES,
+        matches=lambda row: is_messages(row.get("completion")),
+        note=f"prompt read as all turns of completion but the last; {_LABEL_NOTE}",
+    ),
+)
+"""Tried in this order."""

@@ -1,120 +1,381 @@
-"""Formats whose rows are responses by themselves: with a label, or as demonstrations."""
+"""Formats whose rows state no preference: prompts with responses, trees, demonstrations."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, cycle, pairwise
 from typing import Any
 
 from prefstage.data.formats.fields import (
     COMPLETION_NAMES,
     Format,
     Row,
+    SourceRow,
     fields,
     first_of,
     is_filled,
-    is_missing,
     is_response,
+    is_text,
+    list_of,
+    object_with,
+    observations_of,
     read_number,
+    read_optional,
     read_prompt,
     read_response,
     read_source,
+    read_text,
+    require,
     with_system_and_tools,
 )
-from prefstage.data.labels import LabelScheme, spell
 from prefstage.data.messages import (
     is_list,
     is_messages,
     is_transcript,
+    messages_in,
+    read_message,
     read_messages,
     read_transcript,
     turn,
 )
-from prefstage.data.records import Conversation, Message, Prompt, Unpaired, prompt_id_of
-from prefstage.data.rows import RowFault, show
-from prefstage.data.validation import check_prompt, check_response, check_text
+from prefstage.data.records import (
+    Candidates,
+    Conversation,
+    Generation,
+    Message,
+    Prompt,
+    check_prompt,
+    check_response,
+    check_text,
+    make_candidates,
+    prompt_id_of,
+)
+from prefstage.data.rows import Observations, RawRow, RowFault, expect, show
 
-_WORDS = {"true": True, "1": True, "desirable": True}
-_WORDS |= {"false": False, "0": False, "undesirable": False}
 _ASKS = ("user", "tool")
 
 
-def _read_unpaired(row: Row, _: LabelScheme | None) -> Unpaired:
-    column = first_of(row, "completion") or COMPLETION_NAMES[0]
-    prompt = read_prompt(row)
-    return _unpaired(row, prompt, read_response(row.get(column), column, prompt), column)
-
-
-def _read_implicit(row: Row, _: LabelScheme | None) -> Unpaired:
-    turns = read_messages(row["completion"], "completion")
-    return _unpaired(row, with_system_and_tools(row, turns[:-1]), turns[-1:], "completion")
-
-
-def _unpaired(row: Row, prompt: Prompt, completion: Sequence[Message], column: str) -> Unpaired:
-    check_prompt(prompt)
-    check_response(completion, column)
-    label = row.get("label")
-    word = "" if label is None else spell(label)
-    if word not in _WORDS:
-        raise RowFault(
-            "label",
-            saw="nothing" if label is None else show(label),
-            expected="true (desirable) or false (undesirable); 1 and 0 mean the same",
-            cure="write true or false; a score is no label: choose a threshold",
-        )
-    return Unpaired(
-        prompt_id_of(prompt),
-        tuple(prompt),
-        tuple(completion),
-        label=_WORDS[word],
-        score=read_number(row, "score"),
-        source=read_source(row, "source"),
+def _read_candidates(row: Row) -> Candidates:
+    responses = _read_texts(row, first_of(row, "responses") or "responses")
+    return make_candidates(
+        read_prompt(row),
+        responses,
+        sources=_values_of(row, "sources", read_source),
+        scores=_values_of(row, "scores", read_number),
+        generations=_read_generations(row.get("generations")),
     )
 
 
-_PREFERENCES = ("chosen", "rejected")
-_LABEL_NOTE = "labels read as true or 1 = desirable, false or 0 = undesirable"
-UNPAIRED = (
-    Format(
-        "trl-unpaired",
-        "unpaired",
-        fields("prompt", "completion", "label"),
-        _read_unpaired,
-        shapes={"prompt": is_filled, "completion": is_response},
-        present=("label",),
-        absent=_PREFERENCES,
-        note=_LABEL_NOTE,
+def _items(row: Row, column: str) -> dict[str, Any]:
+    # The items of a list, by their paths.
+    value = require(row, column)
+    listed = isinstance(value, Sequence) and not isinstance(value, str)
+    expect(listed, column, value, "a list", "make it a list, one item a response")
+    return {f"{column}[{index}]": item for index, item in enumerate(value)}
+
+
+def _values_of(row: Row, role: str, read: Callable[[Row, str], Any]) -> list[Any] | None:
+    column = first_of(row, role)
+    items = {} if column is None else _items(row, column)
+    return None if column is None else [read(items, path) for path in items]
+
+
+def _read_texts(row: Row, column: str) -> Sequence[Any]:
+    # The responses; where all of them are JSON text of a message, their contents.
+    items = _items(row, column)
+    spelled = {
+        path: messages_in(text, path) if isinstance(text, str) else None
+        for path, text in items.items()
+    }
+    if None in spelled.values():
+        return list(items.values())
+    observations = observations_of(row)
+    if observations is not None:
+        observations.parsed[column] += 1
+    return [_content(value, path) for path, value in spelled.items()]
+
+
+def _content(value: Any, path: str) -> str:
+    messages = read_messages(value, path)
+    check_response(messages, path)
+    more = messages[0].keys() - {"role", "content"}
+    if more:
+        raise RowFault(
+            path,
+            saw=f"a message with {', '.join(sorted(more))}",
+            expected="a message with nothing but role and content",
+            cure="load such rows as pairs (load_pairs), or remove them",
+        )
+    return str(messages[0]["content"])
+
+
+def _read_generations(stored: Any) -> list[Generation | None]:
+    # How a policy wrote the responses, as our files have it; others have texts of this name.
+    generations = list[Generation | None]()
+    for index, item in enumerate(stored if is_list(stored, Mapping | None) else ()):
+        try:
+            generations.append(None if item is None else Generation.of(item))
+        except (TypeError, AttributeError):
+            raise RowFault(
+                f"generations[{index}]",
+                saw=show(item),
+                expected="{thought, token_ids, tokenizer}, or null",
+                cure="mend or empty the field",
+            ) from None
+    return generations
+
+
+def _read_objects(row: Row, column: str, paths: Mapping[str, str]) -> Candidates:
+    texts, sources, scores = [], [], []
+    expected = f"an object with {paths['response']} and {paths['score']}"
+    for path, item in _items(row, column).items():
+        expect(isinstance(item, Mapping), path, item, expected, "mend or remove the row")
+        values = {f"{path}.{key}": value for key, value in item.items()}
+        texts.append(read_text(values, f"{path}.{paths['response']}"))
+        sources.append(read_source(values, f"{path}.{paths.get('source')}"))
+        scores.append(read_number(values, f"{path}.{paths['score']}"))
+    return make_candidates(read_prompt(row), texts, sources=sources, scores=scores)
+
+
+def _of_objects(name: str, prompt: str, column: str, *more: str, note: str, **paths: str) -> Format:
+    # A format of a list of objects; `paths` say which field of an object has which role.
+    return Format(
+        name,
+        "candidates",
+        fields(prompt, column, *more),
+        lambda row: _read_objects(row, column, paths),
+        shapes={
+            "prompt": is_filled,
+            column: list_of(object_with(paths["response"], paths["score"])),
+        },
+        note=note,
+    )
+
+
+def _read_answer(row: Row) -> Candidates:
+    column = first_of(row, "response") or "output"
+    return make_candidates(
+        read_prompt(row),
+        [read_text(row, column)],
+        sources=[read_optional(row, "source")],
+        scores=[read_optional(row, "score")],
+        column=column,
+    )
+
+
+LISTED = (
+    _of_objects(
+        "ultrafeedback",
+        *("instruction", "completions", "models"),
+        **{"response": "response", "source": "model", "score": "overall_score"},
+        note="scores are overall_score; format='ultrafeedback-fine-grained' reads the other",
+    ),
+    _of_objects(
+        "ultrafeedback-fine-grained",
+        *("instruction", "completions", "models"),
+        **{"response": "response", "source": "model", "score": "fine-grained_score"},
+        note="scores are fine-grained_score",
+    ),
+    _of_objects(
+        "stackexchange",
+        *("question", "answers"),
+        **{"response": "text", "score": "pm_score"},
+        note="scores are pm_score; texts stay HTML where they are; authors and the accepted "
+        "answer are not used",
     ),
     Format(
-        "trl-unpaired-implicit",
-        "unpaired",
-        fields("completion", "label"),
-        _read_implicit,
-        shapes={"prompt": is_missing},
-        present=("label",),
-        absent=_PREFERENCES,
-        matches=lambda row: is_messages(row.get("completion")),
-        note=f"prompt read as all turns of completion but the last; {_LABEL_NOTE}",
+        "candidates",
+        "candidates",
+        fields("prompt", "responses", "sources", "scores"),
+        _read_candidates,
+        shapes={"prompt": is_filled, "responses": list_of(is_text)},
+    ),
+    Format(
+        "model-outputs",
+        "answers",
+        fields("instruction", "output", "generator"),
+        _read_answer,
+        shapes={"prompt": is_filled, "response": is_text, "source": is_filled},
+        note="one row per answer; rows grouped by prompt",
     ),
 )
-"""Tried in this order."""
+"""Tried in this order: the more special before the more general."""
 
 
-def _read_messages_column(row: Row, _: LabelScheme | None) -> Conversation:
+@dataclass(eq=False)
+class _Node:
+    # One message of OpenAssistant's trees, whose messages answer each other, with ranks.
+
+    row: RawRow
+    message: Message
+    rank: float | None
+    deleted: bool
+    parent: str | None
+    replies: list["_Node"] = field(default_factory=list)
+    reached: bool = False
+
+
+def _gather_flat(rows: Iterator[RawRow], observations: Observations) -> Iterator[RawRow]:
+    # Rows are one message each, in any order: a parent may come last, so all are held in memory.
+    nodes, tally = dict[str, _Node](), Counter[str]()
+    for row in rows:
+        try:
+            _add_message(nodes, row)
+        except RowFault as fault:
+            yield replace(row, fault=fault)
+    for node in nodes.values():
+        if node.parent in nodes:
+            nodes[node.parent].replies.append(node)
+    for node in nodes.values():
+        if node.parent is None:
+            yield from _prompts_of(node, tally)
+    for node in nodes.values():
+        if not node.reached:
+            end = "which leads to no root" if node.parent in nodes else "no message read"
+            lost = RowFault(
+                "parent_id",
+                saw=f"{show(node.parent)}, {end}",
+                expected="the message_id of a good row, or null for the first message of a tree",
+                cure="mend or remove the row",
+            )
+            yield replace(node.row, fault=lost)
+    observations.more.append(_account(tally))
+
+
+def _add_message(nodes: dict[str, _Node], row: RawRow) -> None:
+    values = _values(row)
+    name = str(require(values, "message_id"))
+    if name in nodes:
+        raise RowFault(
+            "message_id",
+            saw=f"{show(name)}, as in row {nodes[name].row.number}",
+            expected="an id for every message",
+            cure="remove one of the two rows",
+        )
+    nodes[name] = _node(row, values)
+
+
+def _values(row: RawRow) -> Any:
+    if row.fault is not None:
+        raise row.fault
+    row.values.get("message_tree_id")  # counted as read: the parents say the same
+    return row.values
+
+
+def _node(row: RawRow, values: Any, path: str = "") -> _Node:
+    expect(isinstance(values, Mapping), path, values, "a message", "mend or remove the row")
+    parent, role = values.get("parent_id"), require(values, "role")
+    return _Node(
+        row,
+        read_message({"role": role, "content": read_text(values, "text")}, "message"),
+        read_number(values, "rank"),
+        deleted=bool(values.get("deleted")),
+        parent=None if parent is None else str(parent),
+    )
+
+
+def _gather_nested(rows: Iterator[RawRow], observations: Observations) -> Iterator[RawRow]:
+    # Rows are one tree each, whose messages hold their replies.
+    tally = Counter[str]()
+    for row in rows:
+        try:
+            top = require(_values(row), "prompt")
+            root = _node(row, top, "prompt")
+            waiting = [(root, top, "prompt")]  # no recursion: trees are deeper than the stack
+            while waiting:
+                node, values, path = waiting.pop()
+                for index, reply in enumerate(values.get("replies") or ()):
+                    position = f"{path}.replies[{index}]"
+                    node.replies.append(_node(row, reply, position))
+                    waiting.append((node.replies[-1], reply, position))
+        except RowFault as fault:
+            yield replace(row, fault=fault)
+        else:
+            yield from _prompts_of(root, tally)
+    observations.more.append(_account(tally))
+
+
+def _prompts_of(root: _Node, tally: Counter[str]) -> Iterator[RawRow]:
+    # Every user turn of a tree that has replies, with all that was said before it.
+    tally["trees"] += 1
+    waiting: list[tuple[_Node, Prompt, bool]] = [(root, (), False)]
+    while waiting:
+        node, before, dropped = waiting.pop()
+        node.reached, dropped = True, dropped or node.deleted
+        tally.update({"messages": 1, "deleted": dropped})
+        turns = (*before, node.message)
+        waiting += [(reply, turns, dropped) for reply in reversed(node.replies)]
+        if node.message["role"] == "assistant" or dropped:
+            continue
+        replies = [r for r in node.replies if r.message["role"] == "assistant" and not r.deleted]
+        tally["prompts" if replies else "unanswered"] += 1
+        if replies:
+            replies.sort(key=lambda reply: (reply.rank is None, reply.rank or 0))
+            values = {
+                "prompt": turns,
+                "responses": [reply.message["content"] for reply in replies],
+                # Rank 0 is the best reply, and the highest score; 0.0 - 0 is no minus zero.
+                "scores": [None if reply.rank is None else 0.0 - reply.rank for reply in replies],
+            }
+            yield replace(node.row, values=SourceRow(values))
+
+
+def _account(tally: Counter[str]) -> str:
+    left_out = {
+        "user turns that nobody answers": tally["unanswered"],
+        "deleted messages with what follows them": tally["deleted"],
+    }
+    read = f"{tally['messages']} messages of {tally['trees']} trees hold {tally['prompts']} prompts"
+    counts = [f"{count} {what} left out" for what, count in left_out.items() if count]
+    return "; ".join([read, *counts])
+
+
+def _read_prompt_of_tree(row: Row) -> Candidates:
+    return make_candidates(row["prompt"], row["responses"], scores=row["scores"])
+
+
+_FLAT = ("message_id", "parent_id", "text", "role", "message_tree_id")
+_RANK_NOTE = "scores are minus the rank (0 is the best reply); replies without a rank have none"
+TREES = (
+    Format(
+        "openassistant-trees",
+        "candidates",
+        fields("message_tree_id", "prompt"),
+        _read_prompt_of_tree,
+        shapes={"prompt": object_with("text", "replies")},
+        gather=_gather_nested,
+        note=_RANK_NOTE,
+    ),
+    Format(
+        "openassistant-messages",
+        "answers",
+        fields(*_FLAT),
+        _read_prompt_of_tree,
+        present=_FLAT,
+        gather=_gather_flat,
+        note=_RANK_NOTE,
+    ),
+)
+
+
+def _read_messages_column(row: Row) -> Conversation:
     column = "messages" if row.get("messages") is not None else "conversations"
     return _conversation(row, read_messages(row[column], column), column)
 
 
-def _read_ultrachat(row: Row, _: LabelScheme | None) -> Conversation:
+def _read_ultrachat(row: Row) -> Conversation:
     for index, text in enumerate(row["data"]):
         check_text(text, f"data[{index}]")
-    roles = ("user", "assistant")
-    turns = [turn(text, roles[index % 2])[0] for index, text in enumerate(row["data"])]
+    roles = cycle(("user", "assistant"))
+    turns = chain.from_iterable(map(turn, row["data"], roles))
     return _conversation(row, tuple(turns), "data")
 
 
-def _read_transcript(row: Row, _: LabelScheme | None) -> Conversation:
+def _read_transcript(row: Row) -> Conversation:
     return _conversation(row, read_transcript(row["text"], "text", is_prompt=False), "text")
 
 
-def _read_completion(row: Row, _: LabelScheme | None) -> Conversation:
+def _read_completion(row: Row) -> Conversation:
     # A prompt, of which nothing is learnt, and what follows it.
     prompt = read_prompt(row)
     column = first_of(row, "completion") or COMPLETION_NAMES[0]
@@ -149,24 +410,18 @@ def _checked(prompt: Prompt, completion: Prompt, column: str, start: int) -> Con
             expected="an assistant turn after the prompt",
             cure="mend or remove the row",
         )
-    before = prompt[-1]["role"]
-    for index, message in enumerate(completion, start=start):
+    for index, (before, message) in enumerate(pairwise((prompt[-1], *completion)), start=start):
         path = f"{column}[{index}]"
-        if message["role"] == "assistant" and before not in _ASKS:
+        if message["role"] == "assistant" and before["role"] not in _ASKS:
             raise RowFault(
                 path,
-                saw=f"an assistant turn after one of role {before!r}",
+                saw=f"an assistant turn after one of role {before['role']!r}",
                 expected="a user's or a tool's turn before every assistant turn",
                 cure="join both turns into one, or remove the row",
             )
         if message["role"] == "assistant" and not message.get("tool_calls"):
             check_text(message["content"], path)
-        before = message["role"]
     return Conversation(prompt_id_of(prompt), prompt, completion)
-
-
-def _is_dialogue(value: Any) -> bool:
-    return is_list(value, str) and len(value) > 1
 
 
 def _demonstrations(name: str, names: Sequence[str], read: Any, note: str, **shapes: Any) -> Format:
@@ -193,7 +448,7 @@ CONVERSATIONS = (
     _demonstrations(
         *("ultrachat", ["id", "data"], _read_ultrachat),
         "texts read as the user's and the assistant's by turns; the latter are learnt",
-        data=_is_dialogue,
+        data=lambda texts: is_list(texts, str) and len(texts) > 1,
     ),
     _demonstrations("transcript", ["text"], _read_transcript, _ALL_LEARNT, text=is_transcript),
     _demonstrations(
