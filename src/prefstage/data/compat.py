@@ -1,7 +1,6 @@
 """Every reach into what transformers and datasets do not promise, and why it is needed."""
 
-import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets import IterableDataset
 from datasets.utils.json import ujson_loads
@@ -9,27 +8,18 @@ from datasets.utils.json import ujson_loads
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from prefstage.data.records import Message
 
+def marking() -> Any:
+    """The module with `mark_control_tokens(message, pattern)` and `encode_marked_chat`.
 
-def mark_control_tokens(message: "Message", pattern: re.Pattern[str]) -> "Message":
-    """A message with marks around what matches, as `encode_marked_chat` looks for them.
-
-    transformers applies both only to a whole conversation with patterns of its own
-    (``sanitize_control_tokens=True``), which also takes marks of thoughts out of the
+    The first puts marks around what matches in a message, as the second looks for them in the
+    rendered text. transformers applies both only to a whole conversation with patterns of its
+    own (``sanitize_control_tokens=True``), which also takes marks of thoughts out of the
     assistant's language.
     """
     from transformers.utils import chat_template_utils
 
-    marked: Message = chat_template_utils.mark_control_tokens(message, pattern)
-    return marked
-
-
-def encode_marked_chat(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Tokens of a text that was rendered from marked messages."""
-    from transformers.utils import chat_template_utils
-
-    return list(chat_template_utils.encode_marked_chat(tokenizer, text))
+    return chat_template_utils
 
 
 def plain_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefstage.core.errors import ModelError
-from prefstage.data.compat import encode_marked_chat, mark_control_tokens
+from prefstage.data.compat import marking
 from prefstage.data.messages import common_prefix
 from prefstage.data.records import Message
 from prefstage.data.rendering import PROBE, ChatTemplate, RenderingError
@@ -15,8 +15,8 @@ from prefstage.data.thoughts import THOUGHT_MARKS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# A prompt that every template can render.
 QUESTION: Message = {"role": "user", "content": "question"}
-"""A prompt that every template can render."""
 _MARKS = re.compile("[\U000f0000\U000f0001]")
 
 # Marks of an assistant's language: a thought in its text is meant as one.
@@ -70,11 +70,12 @@ class ControlText:
                     expected="text without them, since they mark the control tokens of texts",
                     cure="remove them, or set control_tokens: keep",
                 )
-        return [mark_control_tokens(message, self._pattern_of(message)) for message in messages]
+        mark = marking().mark_control_tokens
+        return [mark(message, self._pattern_of(message)) for message in messages]
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text that was rendered from marked messages."""
-        return encode_marked_chat(self._tokenizer, text)
+        return list(marking().encode_marked_chat(self._tokenizer, text))
 
     def _pattern_of(self, message: Message) -> re.Pattern[str]:
         return self._in_assistants if message["role"] == "assistant" else self._in_others

@@ -331,13 +331,10 @@ class ArrowReader:
 
 
 def _arrow_rows(name: str, tables: Iterator[Table], features: Any = None) -> Generator[RawRow]:
-    number, reader, schema = 0, None, None
+    number, values, fault = 0, cast("Any", None), None
     for table in tables:
-        if reader is None or table.schema != schema:
-            schema = table.schema
-            reader = ArrowReader(schema, features)
+        reader = ArrowReader(table.schema, features)
         for index in range(table.num_rows):
-            values: Any
             number, values, fault = number + 1, None, None
             # One row at a time: what cannot be decoded must be the fault of its row alone.
             try:
@@ -475,6 +472,5 @@ def _nullable(convert: Convert | None) -> Convert:
 
 def _item_feature(feature: Any) -> Any:
     # `datasets` writes the type of a list as [type], List(type) or Sequence(type).
-    if isinstance(feature, list) and feature:
-        return feature[0]
-    return getattr(feature, "feature", None)
+    inner = getattr(feature, "feature", None)
+    return feature[0] if isinstance(feature, list) and feature else inner

@@ -12,16 +12,8 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 from prefstage.core.errors import DataError, InputError
 from prefstage.core.files import atomic_path
 from prefstage.data.compat import check_readable
-from prefstage.data.formats import (
-    Format,
-    Row,
-    Wanted,
-    check_columns,
-    check_mapped,
-    format_named,
-    recognise,
-)
-from prefstage.data.formats.fields import SourceRow, read_annotator
+from prefstage.data.formats import Wanted, check_columns, check_mapped, format_named, recognise
+from prefstage.data.formats.fields import Format, Row, SourceRow, read_annotator
 from prefstage.data.labels import LabelScheme, declared_scheme
 from prefstage.data.messages import SYSTEM_ROLES, template_marks, turn
 from prefstage.data.records import TIE, Candidates, Message, Pair, Record, prompt_id_of

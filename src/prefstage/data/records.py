@@ -321,9 +321,8 @@ def generation_of(message: Message) -> Generation | None:
         Its thought and tokens; None if it has neither.
     """
     thought, sampled = message.get("reasoning_content"), message.get(SAMPLED) or {}
-    if thought is None and not sampled:
-        return None
-    return Generation.of({**sampled, "thought": thought if isinstance(thought, str) else None})
+    stored = {**sampled, "thought": thought if isinstance(thought, str) else None}
+    return None if thought is None and not sampled else Generation.of(stored)
 
 
 def generations_of(generations: Iterable[Generation | None]) -> tuple[Generation | None, ...]:
@@ -345,6 +344,7 @@ def without_nulls(message: Message) -> Message:
     return {key: value for key, value in message.items() if value is not None}
 
 
+# Fields of a pair that are shares: the least that they may be, what they are, and a cure.
 _SHARES = (
     (
         *("agreement", TIE, "the share of raters for the chosen response, in [0.5, 1]"),
@@ -355,7 +355,6 @@ _SHARES = (
         "mend the value, or rename the column if it means something else",
     ),
 )
-"""Fields of a pair that are shares: the least that they may be, what they are, and a cure."""
 
 
 def make_pair(

@@ -164,8 +164,7 @@ def _download(url: str) -> Path:
     with httpx2.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT_S) as response:
         response.raise_for_status()
         with target.open("wb") as stream:
-            for chunk in response.iter_bytes():
-                stream.write(chunk)
+            stream.writelines(response.iter_bytes())
     return target
 
 
@@ -175,23 +174,6 @@ def _open_folder(folder: Path, name: str, split: str | None, streaming: bool) ->
             saved = datasets.load_from_disk(str(folder))
         return _of_dataset(name, saved, split)
     return _load(name, str(folder), None, split, streaming, whole=True)
-
-
-def _of_files(path: str, config: str | None, name: str, split: str | None) -> Source | None:
-    # The data files of a folder or of the Hub are read by our readers, which lose nothing;
-    # `datasets` only finds out which files are of which split. None for anything else than
-    # rows in files of known endings whose types nobody declares.
-    try:
-        with quiet():
-            builder = datasets.load_dataset_builder(path, config)
-    except Exception:
-        return None  # loading it says what is wrong
-    files = builder.config.data_files or {}
-    known = all(data_suffix(str(file)) for part in files.values() for file in part)
-    declared = builder.info.features or getattr(builder.config, "features", None)
-    if not files or declared is not None or not known:
-        return None
-    return _of_local(name, list(map(str, files[_named_split(list(map(str, files)), name, split)])))
 
 
 def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
@@ -210,9 +192,17 @@ def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
 def _load(
     name: str, path: str, config: str | None, split: str | None, streaming: bool, *, whole: bool
 ) -> Source:
-    read = _of_files(path, config, name, split) if whole else None
-    if read is not None:
-        return read
+    # The data files of a folder or of the Hub are read by our readers, which lose nothing;
+    # `datasets` only finds out which files are of which split. It reads anything else than
+    # rows in files of known endings whose types nobody declares.
+    builder: Any = None
+    with suppress(Exception), quiet():  # loading it says what is wrong
+        builder = datasets.load_dataset_builder(path, config) if whole else None
+    files = (builder and builder.config.data_files) or {}
+    known = all(data_suffix(str(file)) for part in files.values() for file in part)
+    if files and known and not (builder.info.features or getattr(builder.config, "features", None)):
+        chosen = _named_split(list(map(str, files)), name, split)
+        return _of_local(name, list(map(str, files[chosen])))
     with _reaching(name):
         loaded = datasets.load_dataset(path, config, split=split, streaming=streaming)
     return _of_dataset(name, loaded, None)

@@ -132,8 +132,8 @@ def opens_thought(generation_prompt: str) -> bool:
     Returns:
         True if its last text opens a thought.
     """
-    end = generation_prompt.rstrip()
-    return any(end.endswith(marks.opening) for marks in THOUGHT_MARKS) or bool(
+    openings = tuple(marks.opening for marks in THOUGHT_MARKS)
+    return generation_prompt.rstrip().endswith(openings) or bool(
         _OPENED_CHANNELS.search(generation_prompt)
     )
 
@@ -167,24 +167,22 @@ def _closing_families(text: str, *, opened: bool | None) -> Sequence[ThoughtMark
 def _closing(body: str, families: Sequence[ThoughtMarks]) -> tuple[int, int] | None:
     # Where the mark that ends a thought begins and ends. One in quotes or code is the thought's
     # text, unless there is no other.
-    for quoted in (False, True):
-        for _, mark in families:
-            start = next(_positions(body, mark, quoted=quoted), None)
-            if start is not None:
-                return start, start + len(mark)
-    return None
+    spans = (
+        (start, start + len(mark))
+        for quoted in (False, True)
+        for _, mark in families
+        for start in _positions(body, mark, quoted=quoted)
+    )
+    return next(spans, None)
 
 
 def _positions(text: str, mark: str, *, quoted: bool) -> Iterator[int]:
     # Where a mark stands: outside of quotes and code, or anywhere.
-    start = text.find(mark)
-    fences = [] if quoted or start < 0 else [match.span() for match in _FENCED.finditer(text)]
-    while start >= 0:
-        end = start + len(mark)
-        fenced = any(first <= start < stop for first, stop in fences)
-        if quoted or not (fenced or _is_quoted(text, start, end)):
-            yield start
-        start = text.find(mark, end)
+    fences = [] if quoted or mark not in text else [m.span() for m in _FENCED.finditer(text)]
+    for match in re.finditer(re.escape(mark), text):
+        fenced = any(first <= match.start() < stop for first, stop in fences)
+        if quoted or not (fenced or _is_quoted(text, *match.span())):
+            yield match.start()
 
 
 def _is_quoted(text: str, start: int, end: int) -> bool:

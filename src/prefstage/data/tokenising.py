@@ -397,7 +397,7 @@ def encode_noting_cuts(
         return tree, (False,) * len(responses)
     full = tuple(len(ids) == limit for ids in tree.response_ids)
     if sum(full) > cut:  # a response of exactly the limit stands beside a longer one
-        whole = without_limits(encoder).encode(prompt, responses)
+        whole = _without_limits(encoder).encode(prompt, responses)
         full = tuple(len(ids) > limit for ids in whole.response_ids)
     return tree, full
 
@@ -421,7 +421,7 @@ def cause_of(
     """
     if first == second:
         return "text"
-    whole = without_limits(encoder).encode(prompt, [first, second])
+    whole = _without_limits(encoder).encode(prompt, [first, second])
     if len(set(whole.response_ids)) > 1:
         return "truncation"
     texts = [str(message.get("content") or "") for message in (first, second)]
@@ -430,8 +430,8 @@ def cause_of(
     return "normalisation" if same else "template"
 
 
-def without_limits(encoder: ResponseEncoder) -> ResponseEncoder:
-    """The same encoder without truncation, and with new counts."""
+def _without_limits(encoder: ResponseEncoder) -> ResponseEncoder:
+    # The same encoder without truncation, and with new counts.
     whole = copy.copy(encoder)
     whole.max_prompt_tokens = whole.max_response_tokens = None
     whole.counts = EncodingCounts()

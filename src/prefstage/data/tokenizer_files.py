@@ -30,7 +30,14 @@ def load_tokenizer(name_or_path: str) -> Any:
     Raises:
         ModelError: If there is none, or its files are damaged; one line with the reason.
     """
-    source = tokenizer_source(str(name_or_path))
+    base, adapters = adapters_of(str(name_or_path))
+    # The last adapter that was trained with its tokenizer; a bare one has its base's.
+    whole = (
+        adapter
+        for adapter in reversed(adapters)
+        if not Path(adapter).is_dir() or any(Path(adapter, name).is_file() for name in _FILES)
+    )
+    source = next(whole, base)
     if is_path(source) and not Path(source).exists():
         raise ModelError.of(
             saw=f"no tokenizer at {source!r} (no such folder)",
@@ -60,25 +67,6 @@ def load_tokenizer(name_or_path: str) -> Any:
             cure="copy or download its files again",
         )
     return tokenizer
-
-
-def tokenizer_source(name_or_path: str) -> str:
-    """Where a model's tokenizer lies: beside it, or for a bare adapter beside its base.
-
-    Args:
-        name_or_path: Folder or Hub id of a model or an adapter.
-
-    Returns:
-        A folder or Hub id.
-
-    Raises:
-        ModelError: As `prefstage.core.adapters.adapters_of`.
-    """
-    base, adapters = adapters_of(name_or_path)
-    for adapter in reversed(adapters):  # the last one trained with its tokenizer
-        if not Path(adapter).is_dir() or any(Path(adapter, name).is_file() for name in _FILES):
-            return adapter
-    return base
 
 
 def _broken_file(folder: Path) -> str | None:

@@ -4,8 +4,8 @@
 loaders of their own, which try their formats first and then those of pairs.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
 from typing import Literal
 
 from prefstage.core.config import nearest
@@ -14,8 +14,6 @@ from prefstage.data.formats.fields import Format, Row, fields, is_filled, read_p
 from prefstage.data.formats.pairs import PAIRS, UNPAIRED
 from prefstage.data.formats.responses import CONVERSATIONS, LISTED, TREES
 from prefstage.data.records import Candidates, check_prompt, prompt_id_of
-
-__all__ = ["CONVERSATIONS", "FORMATS", "PROMPTS", "UNPAIRED", "Format", "Row"]
 
 Wanted = Literal["pairs", "candidates", "unpaired", "conversations"]
 
@@ -42,6 +40,7 @@ def _read_prompt_alone(row: Row) -> Candidates:
     return Candidates(prompt_id_of(prompt), tuple(prompt), (), (), ())
 
 
+# What `load_prompts` falls back on; every other format has more than a prompt.
 PROMPTS = Format(
     "prompts",
     "candidates",
@@ -50,7 +49,6 @@ PROMPTS = Format(
     shapes={"prompt": is_filled},
     note="rows are prompts without responses",
 )
-"""What `load_prompts` falls back on; every other format has more than a prompt."""
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -90,7 +88,7 @@ def format_named(name: str, wanted: Wanted = "pairs") -> Format:
 
     Args:
         name: Its name.
-        wanted: What is loaded; see `formats_for`.
+        wanted: What is loaded; as for `recognise`.
 
     Returns:
         The format.
@@ -98,7 +96,7 @@ def format_named(name: str, wanted: Wanted = "pairs") -> Format:
     Raises:
         InputError: If there is none, naming the nearest.
     """
-    known = {format_.name: format_ for format_ in formats_for(wanted)}
+    known = {format_.name: format_ for format_ in _formats_for(wanted)}
     if name in known:
         return known[name]
     guess = nearest(name, list(known))
@@ -109,8 +107,8 @@ def format_named(name: str, wanted: Wanted = "pairs") -> Format:
     )
 
 
-def formats_for(wanted: Wanted) -> tuple[Format, ...]:
-    """The formats that one kind of data is read from, in the order in which they are tried."""
+def _formats_for(wanted: Wanted) -> tuple[Format, ...]:
+    # The formats that one kind of data is read from, in the order in which they are tried.
     return FORMATS if wanted not in _SPECIAL else (*_SPECIAL[wanted], *PAIRS)
 
 
@@ -135,7 +133,7 @@ def recognise(
             different columns are.
     """
     for row in rows:
-        matching = [format_ for format_ in formats_for(wanted) if format_.recognises(row)]
+        matching = [format_ for format_ in _formats_for(wanted) if format_.recognises(row)]
         if matching:
             return _choose(matching, row, source, wanted)
     row = rows[0]
@@ -151,7 +149,7 @@ def recognise(
                 expected="labelled responses" if wanted == "unpaired" else wanted,
                 cure=f"load it with load_{kind}",
             )
-    near = _nearest_format(row, formats_for(wanted))
+    near = _nearest_format(row, _formats_for(wanted))
     how = "" if any(name not in row for name in near.fields) else " by their values"
     roles = {
         "unpaired": ("prompt", "completion", "label"),
@@ -196,18 +194,16 @@ def _nearest_format(row: Row, formats: Sequence[Format]) -> Format:
     # The columns of the format and of the row that resemble each other most; of equals the
     # general format, which stands after the special ones.
     names = [str(name).lower() for name in row]
-
-    def likeness(format_: Format) -> float:
-        needed = sum(_closeness(need, names) for need in format_.fields) / len(format_.fields)
-        used = sum(_closeness(name, format_.fields) for name in names) / max(1, len(names))
-        return needed + used
-
-    return max(reversed(formats), key=likeness)
+    return max(
+        reversed(formats),
+        key=lambda format_: _likeness(format_.fields, names) + _likeness(names, format_.fields),
+    )
 
 
-def _closeness(name: str, others: Iterable[str]) -> float:
-    ratios = (difflib.SequenceMatcher(None, name, other).ratio() for other in others)
-    return max(ratios, default=0.0)
+def _likeness(names: Collection[str], others: Iterable[str]) -> float:
+    # How much each of the names resembles the one of the others that is nearest, on average.
+    ratios = ((SequenceMatcher(None, name, other).ratio() for other in others) for name in names)
+    return sum(max(row, default=0.0) for row in ratios) / max(1, len(names))
 
 
 def _list(row: Row) -> str:

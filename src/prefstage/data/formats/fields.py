@@ -33,6 +33,7 @@ ANNOTATOR_NAMES = (
     *("annotator", "annotator_id", "annotator_index", "worker", "worker_id", "rater"),
     *("rater_id", "labeler", "labeler_id", "labeller", "user", "user_id"),
 )
+# How datasets spell the column of a role; the first that is filled counts.
 SPELLINGS = {
     "prompt": PROMPT_NAMES,
     "completion": COMPLETION_NAMES,
@@ -47,7 +48,6 @@ SPELLINGS = {
     "source_chosen": ("source_chosen", "chosen_model", "chosen-model"),
     "source_rejected": ("source_rejected", "rejected_model", "rejected-model"),
 }
-"""How datasets spell the column of a role; the first that is filled counts."""
 is_filled, is_missing = partial(operator.is_not, None), partial(operator.is_, None)
 _STAND_IN = [*turn("", "user"), *turn("")]
 

@@ -287,6 +287,7 @@ def _comparing(test: Any) -> Any:
 
 
 _SHARE_NOTE = "agreement is the winner's share of the votes; a tie vote counts half for each"
+# Tried in this order: the more special before the more general.
 PAIRS = (
     Format(
         "hh-transcript", "pairs", fields(*_SIDES), _read_transcripts, shapes=_both(is_transcript)
@@ -420,7 +421,6 @@ PAIRS = (
         labels=_infer_labels,
     ),
 )
-"""Tried in this order: the more special before the more general."""
 
 
 def _read_unpaired(row: Row) -> Unpaired:
@@ -448,6 +448,7 @@ def _unpaired(row: Row, prompt: Prompt, completion: Sequence[Message], column: s
 
 
 _LABEL_NOTE = "labels read as true or 1 = desirable, false or 0 = undesirable"
+# Tried in this order.
 UNPAIRED = (
     Format(
         "trl-unpaired",
@@ -471,4 +472,3 @@ UNPAIRED = (
         note=f"prompt read as all turns of completion but the last; {_LABEL_NOTE}",
     ),
 )
-"""Tried in this order."""

@@ -163,6 +163,7 @@ def _read_answer(row: Row) -> Candidates:
     )
 
 
+# Tried in this order: the more special before the more general.
 LISTED = (
     _of_objects(
         "ultrafeedback",
@@ -199,7 +200,6 @@ LISTED = (
         note="one row per answer; rows grouped by prompt",
     ),
 )
-"""Tried in this order: the more special before the more general."""
 
 
 @dataclass(eq=False)
@@ -437,6 +437,7 @@ def _demonstrations(name: str, names: Sequence[str], read: Any, note: str, **sha
 
 
 _ALL_LEARNT = "every assistant turn is learnt"
+# Tried in this order: the more special before the more general.
 CONVERSATIONS = (
     _demonstrations(
         "messages", ["messages"], _read_messages_column, _ALL_LEARNT, messages=is_messages
@@ -458,4 +459,3 @@ CONVERSATIONS = (
         completion=is_response,
     ),
 )
-"""Tried in this order: the more special before the more general."""
