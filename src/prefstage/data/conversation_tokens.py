@@ -121,8 +121,10 @@ def probe_turn(render: Callable[[Sequence[Message], bool], str]) -> TurnShape:
             cure="set tokenizer.chat_template to a complete template, or name a chat_format",
         )
     lead = after[len(before) : start]
-    generated = after[:start].startswith(before) and not lead.strip()
-    return TurnShape(lead if generated else None, suffix=after[start + len(PROBE) :])
+    return TurnShape(
+        lead if after[:start].startswith(before) and not lead.strip() else None,
+        suffix=after[start + len(PROBE) :],
+    )
 
 
 class ConversationTokens:
@@ -209,10 +211,9 @@ class ConversationTokens:
         if all(whole.startswith(before) for whole in wholes):
             return before
         opening = self._opening_of(conversations[0], before)
-        answers = (turns[-1] for turns in conversations[1:])
         prompts = {
-            self._prompt_in(before, opening, whole, answer)
-            for whole, answer in zip(wholes, answers, strict=True)
+            self._prompt_in(before, opening, whole, turns[-1])
+            for whole, turns in zip(wholes, conversations[1:], strict=True)
         }
         if len(prompts) > 1:
             raise RenderingError.at(

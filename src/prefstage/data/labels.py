@@ -80,8 +80,7 @@ def declared_scheme(labels: Mapping[Any, str]) -> LabelScheme:
     Raises:
         InputError: If a value is no verdict, or nothing says first or second.
     """
-    wrong = [verdict for verdict in labels.values() if verdict not in VERDICTS]
-    if wrong or not {"first", "second"} & set(labels.values()):
+    if not {"first", "second"} & set(labels.values()) or set(labels.values()) - set(VERDICTS):
         raise InputError.of(
             saw=f"labels={dict(labels)}",
             expected=f"each label value mapped to one of {', '.join(VERDICTS)}",

@@ -194,9 +194,8 @@ def _candidate_set(reading: Reading, report: LoadReport) -> CandidateSet:
 
 
 def _unpaired_set(reading: Reading, report: LoadReport) -> UnpairedSet:
-    note = "each pair gives a desirable and an undesirable response"
-    records = _untied(reading, report, Pair.unpaired, (note, "desirable"))
-    rows = UnpairedSet.of(records, report=report)
+    notes = ("each pair gives a desirable and an undesirable response", "desirable")
+    rows = UnpairedSet.of(_untied(reading, report, Pair.unpaired, notes), report=report)
     desirable = sum(rows.dataset["label"])
     report.notes.append(f"{desirable} desirable and {len(rows) - desirable} undesirable responses")
     return rows

@@ -203,14 +203,14 @@ def read_message(value: Any, field: str) -> Message:
     )
     optional = value.get("tool_calls") is not None or role in SYSTEM_ROLES
     content = _read_content(value.get(content_key), f"{field}.content", optional=optional)
-    message: Message = {}
-    for key, item in value.items():
-        if key == role_key:
-            message["role"] = role
-        elif key == content_key or (key == "content" and item is None):
-            message["content"] = content
-        elif item is not None:
-            message[key] = _read_field(key, item, field)
+    # Role and content are both under one name, wherever they stand and however they are spelled.
+    read = {role_key: ("role", role), content_key: ("content", content)}
+    read["content"] = read[content_key]
+    message: Message = dict(
+        read.get(key) or (key, _read_field(key, item, field))
+        for key, item in value.items()
+        if key in read or item is not None
+    )
     message.setdefault("content", content)
     return in_order(message)
 
@@ -316,14 +316,16 @@ def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
     """Length of the common beginning of two texts, or of two lists of messages or tokens."""
     if second[: len(first)] == first:  # the usual case, without a loop over its characters
         return len(first)
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return next(
+        (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+        min(len(first), len(second)),
+    )
 
 
 def template_marks(messages: Iterable[Message]) -> Iterator[str]:
-    """Marks of a chat template in the texts of some messages, as they stand there: one a text.
+    """Marks of a chat template in the texts of some messages, as they stand there.
 
     Text that a chat template has written already would be put into a template once more.
     """
-    matches = (_TEMPLATE_MARKS.search(message["content"]) for message in messages)
-    return (match.group() for match in matches if match)
+    texts = (message["content"] for message in messages)
+    return (match.group() for text in texts for match in _TEMPLATE_MARKS.finditer(text))

@@ -17,7 +17,7 @@ from prefstage.data.formats.fields import Format, Row, SourceRow, read_annotator
 from prefstage.data.labels import LabelScheme, declared_scheme
 from prefstage.data.messages import SYSTEM_ROLES, template_marks, turn
 from prefstage.data.records import TIE, Candidates, Message, Pair, Record, prompt_id_of
-from prefstage.data.rows import LoadReport, Observations, RawRow, RowFault, show
+from prefstage.data.rows import WARNING, LoadReport, Observations, RawRow, RowFault, show
 from prefstage.data.sets import CandidateSet, PairSet, RecordSet
 from prefstage.data.settings import ReadOptions
 from prefstage.data.sources import DataSource, Source, open_source
@@ -113,9 +113,10 @@ class Reading:
             if count and (self.quarantine_file is None or report.rows_kept == 0):
                 raise self._error(f"{name}: {count} bad of {report.rows_read} rows", first, count)
             report.unused_columns = observations.unused()
-            for warning in observations.warnings():
-                _log.warning("%s: %s", name, warning)
-            report.notes.extend(observations.notes())
+            for note in observations.notes():
+                report.notes.append(note)
+                if note.startswith(WARNING):
+                    _log.warning("%s: %s", name, note)
             if self.stop_at_bad_row and len(observations.annotators) > 1:
                 report.notes.append(
                     "streaming: rows of several annotators on one pair stay a pair each; load "
@@ -300,8 +301,9 @@ def open_reading(
             cure="load it with load_candidates",
         )
     # A format's columns are named by the roles that the user has given them, if any.
-    renamed = {role: options.columns.get(column, column) for role, column in chosen.renamed.items()}
-    columns = {**options.columns, **renamed}
+    columns = options.columns | {
+        role: options.columns.get(column, column) for role, column in chosen.renamed.items()
+    }
     rows = [SourceRow(row, columns) for row in sample]
     scheme = _scheme(chosen, rows, options.labels, source.name)
     notes = [*source.notes, *([chosen.note] if chosen.note else [])]

@@ -54,8 +54,11 @@ class Generation:
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Generation":
         """What its fields hold where they are stored; some may be absent or null."""
-        ids = tuple(map(operator.index, stored.get("token_ids") or ()))
-        return cls(stored.get("thought"), ids, stored.get("tokenizer") or "")
+        return cls(
+            stored.get("thought"),
+            tuple(map(operator.index, stored.get("token_ids") or ())),
+            stored.get("tokenizer") or "",
+        )
 
 
 @dataclass(frozen=True)
@@ -306,8 +309,10 @@ def response_message(text: str, generation: Generation | None = None) -> Message
     if generation is not None and generation.thought is not None:
         message["reasoning_content"] = generation.thought
     if generation is not None and generation.token_ids:
-        ids = list(generation.token_ids)
-        message[SAMPLED] = {"token_ids": ids, "tokenizer": generation.tokenizer}
+        message[SAMPLED] = {
+            "token_ids": list(generation.token_ids),
+            "tokenizer": generation.tokenizer,
+        }
     return message
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 _SHOWN_CHARACTERS = 60
 _SHOWN_NAMES = 20
+WARNING = "WARNING"
 
 
 class RowFault(Exception):  # noqa: N818 - a finding about a row; DataError is what users see
@@ -253,22 +254,17 @@ class Observations:
         """The columns that no row was read from."""
         return tuple(name for name in self.columns if name not in self.used)
 
-    def warnings(self) -> list[str]:
-        """What makes training go wrong, and is logged at once."""
-        if not self.templated:
-            return []
-        return [
-            f"WARNING: {self.templated.total()} rows hold text that a chat template has written "
-            f"already (such as {self.templated.most_common(1)[0][0]}); the model's template writes "
-            "its turns around it again, so that turn heads stand twice: give the messages, or the "
-            "bare texts without these marks"
-        ]
-
     def notes(self) -> list[str]:
-        """What a report has to say of the pass."""
+        """What a report has to say of the pass; what makes training go wrong is a WARNING."""
+        mark = max(self.templated, key=self.templated.__getitem__, default="")
         unused, names = self.unused(), [str(name) for name in self.unused()[:_SHOWN_NAMES]]
         more = f" and {len(unused) - _SHOWN_NAMES} more" if len(unused) > _SHOWN_NAMES else ""
         notes = {
+            f"{WARNING}: {self.templated.total()} rows hold text that a chat template has written "
+            f"already (such as {mark}); the model's template writes its turns around it again, so "
+            "that turn heads stand twice: give the messages, or the bare texts without these "
+            "marks": self.templated,
+            **dict.fromkeys(self.more, True),
             f"messages written as JSON text, parsed: {_counts(self.parsed)}": self.parsed,
             f"system turns read from {_counts(self.systems)}": self.systems,
             f"{self.blank_systems} system turns without text left out": self.blank_systems,
@@ -277,7 +273,7 @@ class Observations:
             "load the file that they were made from, or remove them": self.nulls,
             f"columns not used: {', '.join(names)}{more}": unused,
         }
-        return [*self.warnings(), *self.more, *_applicable(notes)]
+        return _applicable(notes)
 
 
 def _applicable(notes: Mapping[str, Any]) -> list[str]:

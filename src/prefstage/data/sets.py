@@ -215,8 +215,9 @@ class RecordSet(Generic[R]):
 
     def map(self, change: Callable[[R], R]) -> Self:
         """A new set of what a function makes of every record, in order."""
-        report = self.report.of_rows(range(len(self)), len(self))
-        return type(self).of(map(change, self), report=report)
+        return type(self).of(
+            map(change, self), report=self.report.of_rows(range(len(self)), len(self))
+        )
 
     def repeated_prompts(self) -> int:
         """How many records repeat the prompt of an earlier one; memory stays flat."""

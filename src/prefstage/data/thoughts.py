@@ -215,8 +215,8 @@ def _in_channels(text: str, *, opened: bool) -> Reply | None:
         cut = thinks and end is None
     if not _PART_OF_HEAD.match(text, position):
         answers.append(text[position:])
-    answer = "\n\n".join(filter(None, (part.strip("\n") for part in answers)))
-    return Reply(answer, _joined(thoughts), cut=cut)
+    bare = filter(None, (part.strip("\n") for part in answers))
+    return Reply("\n\n".join(bare), _joined(thoughts), cut=cut)
 
 
 def _in_words(text: str) -> Reply | None:

@@ -123,11 +123,10 @@ class ResponseEncoder:
         template_date: datetime.date | str | None = None,
         control_tokens: ControlTokens = "split",
     ) -> None:
-        limits = {
-            "max_prompt_tokens": max_prompt_tokens,
-            "max_response_tokens": max_response_tokens,
-        }
-        for name, limit in limits.items():
+        for name, limit in (
+            ("max_prompt_tokens", max_prompt_tokens),
+            ("max_response_tokens", max_response_tokens),
+        ):
             if limit is not None and limit < 1:
                 raise InputError.of(
                     saw=f"{name}={limit}",

@@ -126,8 +126,11 @@ def _read_transcripts(row: Row) -> Pair:
 
 
 def _read_after_transcript(row: Row) -> Pair:
-    sides = (turn(read_text(row, side).removeprefix(" ")) for side in _SIDES)
-    return _pair(row, read_prompt(row), *sides)
+    return _pair(
+        row,
+        read_prompt(row),
+        *(turn(read_text(row, side).removeprefix(" ")) for side in _SIDES),
+    )
 
 
 def _read_implicit_texts(row: Row) -> Pair:
@@ -175,8 +178,8 @@ def _label_column(row: Row) -> str | None:
 
 def _side_columns(row: Row, names: Sequence[str], stems: Sequence[str]) -> list[str]:
     # Columns like `model_a` and `model_b` that go with `response_a` and `response_b`, or none.
-    heads = (f"{stem}{gap}" for stem in stems for gap in ("_", "", " "))
-    pairs = ([f"{head}{name[-1]}" for name in names] for head in heads)
+    gaps = ("_", "", " ")
+    pairs = ([f"{stem}{gap}{name[-1]}" for name in names] for stem in stems for gap in gaps)
     return next((pair for pair in pairs if set(pair) <= row.keys()), [])
 
 

@@ -366,9 +366,8 @@ def _read_messages_column(row: Row) -> Conversation:
 def _read_ultrachat(row: Row) -> Conversation:
     for index, text in enumerate(row["data"]):
         check_text(text, f"data[{index}]")
-    roles = cycle(("user", "assistant"))
-    turns = chain.from_iterable(map(turn, row["data"], roles))
-    return _conversation(row, tuple(turns), "data")
+    turns = map(turn, row["data"], cycle(("user", "assistant")))
+    return _conversation(row, tuple(chain.from_iterable(turns)), "data")
 
 
 def _read_transcript(row: Row) -> Conversation:
