@@ -93,7 +93,7 @@ def test_r_is_the_same_in_diagnosis_and_dynamics_whether_ties_are_kept(
         sample = sample_pairs("train", PairSet.of(PAIRS), **how)
         assert len(sample.indices) == followed
         scores = score_sample(scored_by.scorer, sample.trees)
-        found = summarise_pairs(measure_pairs(sample, scores, scores, beta=0.1))
+        found = summarise_pairs(measure_pairs(sample, scores, scores, beta=0.1), beta=0.1)
         assert found["rankings/accuracy"] == expected["accuracy"]["mean"]
         assert found["rankings/normalised_accuracy"] == expected["accuracy_normalised"]["mean"]
         assert found["rewards/accuracies"] == 0.5
@@ -103,7 +103,7 @@ def test_dynamics_of_ties_alone_have_no_accuracy(scored_by: ScoredBy) -> None:
     how = {"encoder": scored_by.encoder, "subsample": 10, "seed": 0, "ties": "keep"}
     sample = sample_pairs("train", [TIED, replace(TIED, agreement=0.5)], **how)
     scores = PairScores(torch.tensor([-1.0, -2.0]).double(), torch.tensor([-2.0, -1.0]).double())
-    found = summarise_pairs(measure_pairs(sample, scores, scores, beta=0.1))
+    found = summarise_pairs(measure_pairs(sample, scores, scores, beta=0.1), beta=0.1)
     assert "rankings/accuracy" not in found
     assert "loss" in found
 

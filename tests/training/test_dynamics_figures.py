@@ -6,10 +6,9 @@ import pyarrow.compute as pc
 import pytest
 
 from prefstage.core.errors import DataError, InputError, MissingDependencyError
-from prefstage.training.dynamics import figures as dynamics_figures
+from prefstage.training.dynamics import records
 from prefstage.training.dynamics.callback import DynamicsCallback
-from prefstage.training.dynamics.figures import draw_dynamics
-from prefstage.training.dynamics.records import read_dynamics, read_metrics
+from prefstage.training.dynamics.records import draw_dynamics, read_dynamics, read_metrics
 from tests.training.dynamics_runs import PlainDPO, arguments, encoder, pairs, trees, weak_policy
 
 pytest.importorskip("matplotlib")
@@ -54,7 +53,7 @@ def test_the_scatter_shows_every_pair_on_its_side_of_the_curve(folder: Path) -> 
     table = read_dynamics(folder)
     at = pc.and_(pc.equal(table["set"], "train"), pc.equal(table["step"], 8))
     rows = table.filter(at)
-    figure = dynamics_figures._threshold(dynamics_figures._figure_type(), rows, 0.1, "train")
+    figure = records._threshold(records._figure_type(), rows, 0.1, "train")
     for panel in figure.axes:
         right, wrong = (each.get_offsets().data.tolist() for each in panel.collections)
         assert len(right) + len(wrong) == rows.num_rows
@@ -72,7 +71,7 @@ def test_the_scatter_shows_every_pair_on_its_side_of_the_curve(folder: Path) -> 
 
 def test_the_lines_are_the_recorded_figures(folder: Path) -> None:
     metrics = read_metrics(folder)
-    figure = dynamics_figures._flips(dynamics_figures._figure_type(), metrics, "dynamics/", "train")
+    figure = records._flips(records._figure_type(), metrics, "dynamics/", "train")
     kept = figure.axes[0].lines[0]
     assert kept.get_xdata().tolist() == [0, 4, 8]
     assert kept.get_ydata().tolist() == [

@@ -127,7 +127,7 @@ def test_card_and_configuration_tell_the_run_and_no_path(tmp_path: Path) -> None
     ],
 )
 def test_data_is_named_without_its_path(given: Any, named: tuple[str, bool]) -> None:
-    assert export.name_data(given) == named
+    assert export.names_of(given, None) == {"training": named}
 
 
 def test_a_license_beside_the_base_model_is_told(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from prefstage.data import (
 )
 from prefstage.data.records import Vote
 from prefstage.losses import parse_loss
+from prefstage.training.batches import item_metrics
 from prefstage.training.datasets import item_set_of
 from prefstage.training.items import ItemSet, encode_items, left_out
-from prefstage.training.metrics import item_metrics
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import preference_trainer, tiny_pairs
 

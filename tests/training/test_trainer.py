@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback
 
 from prefstage.core.errors import ConfigError, InputError, ModelError
 from prefstage.training import PreferenceArguments, PreferenceTrainer
-from prefstage.training.metrics import reward_accuracies
+from prefstage.training.batches import reward_accuracies
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import (
     arguments,

@@ -208,7 +208,7 @@ def train(recipe: Path | None, overrides: Overrides, *, out: Path) -> Outcome | 
 
     # A recipe that is wrong is refused before torch is imported, which takes seconds.
     settings = load_recipe(_named(recipe), overrides)
-    from prefstage.training.policy import is_first_process
+    from prefstage.training.compat import is_first_process
     from prefstage.training.recipe_run import train_recipe
 
     trained = train_recipe(settings, out)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self, cast, get_args
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
@@ -94,6 +94,8 @@ _FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 _LOSS = "the loss's settings in PreferenceArguments"
 _NO_LOGITS = "log-probs and the metrics made of them: logits are never held"
+# Arguments of TRL and of transformers' Trainer that people bring: what is there instead, and what
+# to do. None of them is taken and then left unused.
 _ELSEWHERE = {
     "beta": (_LOSS, "write PreferenceArguments(loss={'name': 'sigmoid', 'beta': 0.1})"),
     "label_smoothing": (
@@ -132,12 +134,10 @@ _ELSEWHERE = {
     "model_init": ("the model itself", "call PreferenceTrainer with it, once a run"),
     "data_collator": ("data alone: items are encoded before training", "remove it"),
 }
-"""Arguments of TRL and of transformers' Trainer that people bring: what is there instead, and
-what to do. None of them is taken and then left unused."""
 
 _SHOWN_CHOICES = 8
+# Named first where there are too many to name all.
 _USUAL = ("adamw_torch", "rmsprop", "sgd", "adafactor", "adamw_8bit", "linear", "cosine")
-"""Named first where there are too many to name all."""
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -219,8 +219,7 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
         """Refuse unknown names before `__init__` would, in words of this library."""
         fields = {argument.name for argument in dataclasses.fields(cls)}
         refuse_arguments(sorted({*names} - fields), of=cls.__name__, known=fields)
-        made: Self = super().__new__(cls)
-        return made
+        return cast("Self", super().__new__(cls))
 
     @classmethod
     def of(cls, args: Any) -> Self:
@@ -249,11 +248,10 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
 
     def __post_init__(self) -> None:
         """Fold accumulation into the batch size, and check what is ours."""
-        for name in (*dict_fields(self), "optim_args"):
-            setattr(self, name, plain_values(getattr(self, name)))
-        pairs: Any = getattr(self, "optim_args")  # noqa: B009 - untyped
-        if isinstance(pairs, Mapping):
-            self.optim_args = ",".join(f"{name}={value}" for name, value in pairs.items())
+        values = self.__dict__
+        values |= {name: _plain_values(values[name]) for name in (*dict_fields(self), "optim_args")}
+        if isinstance(values["optim_args"], Mapping):
+            self.optim_args = ",".join(f"{k}={value}" for k, value in values["optim_args"].items())
         _check_arguments(self)
         try:
             super().__post_init__()
@@ -264,12 +262,10 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
                 cure="change one of them",
             ) from error
         # transformers would hand us one micro-batch at a time; the step divides its items itself.
-        accumulated = int(getattr(self, "gradient_accumulation_steps"))  # noqa: B009 - untyped
-        self.per_device_train_batch_size *= accumulated
+        self.per_device_train_batch_size *= int(values["gradient_accumulation_steps"])
         self.gradient_accumulation_steps = 1
+        self.token_budget = _plain_values(self.token_budget)
         _check_effects(self)
-        if self.token_budget != "auto":
-            self.token_budget = _token_count(self.token_budget)
 
 
 def refuse_arguments(unknown: Iterable[str], *, of: str, known: Collection[str] = ()) -> None:
@@ -285,29 +281,17 @@ def refuse_arguments(unknown: Iterable[str], *, of: str, known: Collection[str] 
     """
     for name in unknown:
         close = nearest(name, sorted(known))
-        expected, cure = _ELSEWHERE.get(
-            name,
-            (
-                f"an argument of {of}",
-                f"did you mean {close!r}?" if close else "remove it, or set it in another way",
-            ),
-        )
+        guess = f"did you mean {close!r}?" if close else "remove it, or set it in another way"
+        expected, cure = _ELSEWHERE.get(name, (f"an argument of {of}", guess))
         raise ConfigError.of(saw=f"{of}({name}=...)", expected=expected, cure=cure)
 
 
-def plain_values(value: Any) -> Any:
-    """Numbers, true and false in place of texts that mean them: YAML 1.1 reads 5e-7 as text.
-
-    Args:
-        value: A setting; mappings and lists are gone through.
-
-    Returns:
-        The same without such texts.
-    """
+# Texts that mean numbers, true or false: YAML 1.1 reads 5e-7 as text.
+def _plain_values(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: plain_values(inner) for name, inner in value.items()}
+        return {name: _plain_values(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [plain_values(inner) for inner in value]
+        return [_plain_values(inner) for inner in value]
     text = value.strip().lower() if isinstance(value, str) else ""
     if text in ("true", "false"):
         return text == "true"
@@ -329,8 +313,13 @@ def check_metric(name: str | None, metrics: Mapping[str, float]) -> None:
     wanted = f"eval_{(name or '').removeprefix('eval_')}"
     if name is None or wanted in metrics:
         return
-    known = [metric for metric in metrics if not metric.endswith(("runtime", "per_second"))]
-    raise _unknown("metric_for_best_model", name, wanted, known, "a metric of the evaluation: ")
+    raise _unknown(
+        "metric_for_best_model",
+        name,
+        wanted,
+        [metric for metric in metrics if not metric.endswith(("runtime", "per_second"))],
+        "a metric of the evaluation: ",
+    )
 
 
 # --- Checks --------------------------------------------------------------------------------------
@@ -350,8 +339,8 @@ def _check_arguments(args: Any) -> None:
         )
     for name in _FILES:
         value = getattr(args, name)
-        text = isinstance(value, str) and value and not value.lstrip().startswith("{")
-        if text and not Path(value).is_file():
+        inline = not isinstance(value, str) or value.lstrip().startswith("{")
+        if value and not inline and not Path(value).is_file():
             raise ConfigError.of(
                 saw=f"{name}={value!r}, and no such file",
                 expected="a mapping, JSON, or a file with its settings",
@@ -369,17 +358,17 @@ def _check_arguments(args: Any) -> None:
             )
 
 
-# A number where the argument takes nothing but numbers, and whole where nothing but those.
+# transformers takes texts and fractions here, and fails on them in the middle of a training.
 def _check_type(name: str, value: Any, annotation: Any) -> None:
     allowed = {annotation, *typing.get_args(annotation)} - {type(None)}
     if value is None or not allowed or not allowed <= {int, float, bool}:
         return
-    whole = float not in allowed
-    fits = isinstance(value, bool) if allowed == {bool} else isinstance(value, int | float)
-    if fits and (not whole or value == int(value)):
-        return
-    kind = "true or false" if allowed == {bool} else "a whole number" if whole else "a number"
-    raise ConfigError.of(saw=f"{name}={value!r}", expected=kind, cure=f"change {name}")
+    kind, fits = "true or false", isinstance(value, bool)
+    if allowed != {bool}:
+        whole, fits = float not in allowed, isinstance(value, int | float)
+        kind, fits = "a whole number" if whole else "a number", fits and not (whole and value % 1)
+    if not fits:
+        raise ConfigError.of(saw=f"{name}={value!r}", expected=kind, cure=f"change {name}")
 
 
 def _check_effects(args: "PreferenceArguments") -> None:
@@ -405,27 +394,19 @@ def _check_effects(args: "PreferenceArguments") -> None:
                 expected=f"one of {', '.join(allowed)}",
                 cure=f"use {allowed[0]}",
             )
-
-
-def _token_count(value: int | str) -> int:
-    try:
-        count = int(value)
-    except ValueError:
-        count = 0
-    if count < 1:
+    budget = args.token_budget
+    if budget != "auto" and not (isinstance(budget, int) and budget >= 1):
         raise InputError.of(
-            saw=f"token_budget={value!r}",
+            saw=f"token_budget={budget!r}",
             expected="a number of tokens, at least 1, or 'auto'",
             cure="use 'auto' unless memory runs out",
         )
-    return count
 
 
 def _unknown(name: str, value: Any, text: str, known: Sequence[str], kind: str) -> ConfigError:
-    close = nearest(text, list(known))
-    usual = sorted(known, key=lambda choice: choice not in _USUAL)
-    listed = usual if len(known) > len(_USUAL) else known
-    more = len(known) - _SHOWN_CHOICES
+    close, listed, more = nearest(text, list(known)), known, len(known) - _SHOWN_CHOICES
+    if len(known) > len(_USUAL):
+        listed = sorted(known, key=lambda choice: choice not in _USUAL)
     return ConfigError.of(
         saw=f"{name}={value!r}",
         expected=kind

@@ -1,11 +1,11 @@
-"""Which items each optimiser step sees, and how flat log-probs become the batches of losses."""
+"""Which items each optimiser step sees; flat log-probs as losses take them, and metrics of them."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import accumulate, islice, pairwise
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate, chain, islice, pairwise
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -18,17 +18,27 @@ from prefstage.data.tokenising import TokenTree
 from prefstage.losses import (
     GroupBatch,
     LossBatch,
+    LossMix,
+    LossValues,
     PairBatch,
     ResponseBatch,
     Responses,
     Totals,
     UnpairedBatch,
 )
-from prefstage.training.items import ItemKind, TrainingItem
+from prefstage.training.items import ItemKind, ItemSet, TrainingItem
 
+# A value for every response token of some items: item by item, tree by tree, response by response.
 Flat = Float[Tensor, " tokens"]
-"""A value for every response token of some items: item by item, tree by tree, response by
-response."""
+
+
+# Margins below this share of what they are differences of are rounding: 64 times float32's.
+TIE = 2.0**-17
+
+HALF = 0.5
+
+# Items planned together: enough to fill micro-batches, few enough to plan at once.
+ITEMS_PER_CHUNK = 512
 
 
 # --- The order of training -----------------------------------------------------------------------
@@ -69,10 +79,8 @@ class StepSampler(Sampler[list[int]]):
     drop_last = False
 
     def __init__(self, items: int, items_per_step: int, *, seed: int, shuffle: bool = True) -> None:
-        self.items = items
-        self.batch_size = items_per_step
-        self._seed = seed
-        self._shuffle = shuffle
+        self.items, self.batch_size = items, items_per_step
+        self._order = partial(epoch_order, items, seed=seed, shuffle=shuffle)
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -89,8 +97,7 @@ class StepSampler(Sampler[list[int]]):
             What iterating gives when that step comes.
         """
         epoch, batch = divmod(step, len(self))
-        order = epoch_order(self.items, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
-        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return self._order(epoch=epoch)[batch * self.batch_size :][: self.batch_size]
 
     def __len__(self) -> int:
         """Steps an epoch."""
@@ -98,7 +105,7 @@ class StepSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """The steps of the current epoch."""
-        order = epoch_order(self.items, seed=self._seed, epoch=self._epoch, shuffle=self._shuffle)
+        order = self._order(epoch=self._epoch)
         for start in range(0, self.items, self.batch_size):
             yield order[start : start + self.batch_size]
 
@@ -167,19 +174,32 @@ class StepItems:
         """For each item, where the tokens of each of its responses stand."""
         trees = iter(self.tree_spans)
         return tuple(
-            tuple(span for spans in islice(trees, len(item.trees)) for span in spans)
-            for item in self.items
+            tuple(chain.from_iterable(islice(trees, len(item.trees)))) for item in self.items
         )
+
+    @cached_property
+    def responses(self) -> tuple[slice, ...]:
+        """Where the tokens of each response stand, of all items in turn."""
+        return tuple(chain.from_iterable(self.spans))
 
     @property
     def tokens(self) -> int:
         """Response tokens of all items."""
-        return self.spans[-1][-1].stop if self.spans else 0
+        return self.responses[-1].stop if self.items else 0
 
     @cached_property
     def whole_totals(self) -> Totals:
         """Totals of the optimiser batch."""
-        return self.totals or _totals(self.kind, self.spans)
+        if self.totals is not None:
+            return self.totals
+        lengths = [[span.stop - span.start for span in spans] for spans in self.spans]
+        number = len(self.responses if self.kind == "responses" else self.items)
+        if self.kind == "pairs":
+            chosen, rejected = map(sum, zip(*lengths, strict=True))
+            return Totals(number, chosen, rejected)
+        if self.kind == "unpaired":  # mismatched responses do not count
+            return Totals(number, sum(first for first, *_ in lengths))
+        return Totals(number, sum(map(sum, lengths)))
 
     def span_of(self, position: int) -> slice:
         """Where the tokens of one item stand."""
@@ -216,13 +236,10 @@ class StepItems:
         """
         if self.all_learn:
             return flat, self
-        items = []
-        for item in self.items:
-            tree = item.trees[0]
-            first = TokenTree(tree.prompt_id, tree.prompt_ids, tree.response_ids[:1])
-            items.append(replace(item, trees=(first,)))
-        kept = torch.cat([flat[spans[0]] for spans in self.spans])
-        return kept, StepItems(self.kind, tuple(items), totals=self.whole_totals)
+        items = tuple(item.with_responses(item.trees[0].response_ids[0]) for item in self.items)
+        return torch.cat([flat[first] for first, *_ in self.spans]), StepItems(
+            self.kind, items, totals=self.whole_totals
+        )
 
     def loss_batch(self, policy: Flat, log_sum_squares: Flat | None = None) -> LossBatch:
         """The batch that a loss takes.
@@ -234,102 +251,209 @@ class StepItems:
         Returns:
             The batch, on the device of `policy`.
         """
-        cut = _Padding(policy, self.reference, log_sum_squares)
-        every = [span for spans in self.spans for span in spans]
-        if self.kind == "pairs":
-            return self._pairs(cut)
-        if self.kind == "unpaired":
-            return self._unpaired(cut)
+        device, totals, items = policy.device, self.whole_totals, self.items
+        padded = partial(_padded, policy, self.reference, log_sum_squares)
         if self.kind == "responses":
-            return ResponseBatch(cut.responses(every), self.whole_totals)
-        group = [position for position, spans in enumerate(self.spans) for _ in spans]
-        scores = [score for item in self.items for score in item.scores or ()]
-        indices = torch.tensor(group, device=policy.device)
-        return GroupBatch(cut.responses(every, scores=scores), indices, self.whole_totals)
-
-    def _pairs(self, cut: "_Padding") -> PairBatch:
-        sides = [
-            cut.responses(
+            return ResponseBatch(padded(self.responses), totals)
+        if self.kind == "groups":
+            scores = [score for item in items for score in item.scores or ()]
+            group = [position for position, spans in enumerate(self.spans) for _ in spans]
+            return GroupBatch(
+                padded(self.responses, scores), torch.tensor(group, device=device), totals
+            )
+        if self.kind == "unpaired":
+            mismatched = [spans[1] for spans in self.spans if len(spans) > 1]
+            # KTO's baseline is a constant to the optimiser: no gradient through these.
+            constant = partial(_padded, policy.detach(), self.reference, None)
+            return UnpairedBatch(
+                padded([spans[0] for spans in self.spans]),
+                torch.tensor([bool(item.desirable) for item in items], device=device),
+                totals,
+                mismatched=constant(mismatched) if mismatched else None,
+            )
+        chosen, rejected = (
+            padded(
                 [spans[side] for spans in self.spans],
-                scores=[item.scores[side] for item in self.items if item.scores],
+                [item.scores[side] for item in items if item.scores],
             )
             for side in (0, 1)
-        ]
-        annotators = tuple(item.annotator for item in self.items)
+        )
+        annotators = tuple(item.annotator for item in items)
         return PairBatch(
-            sides[0],
-            sides[1],
-            self.whole_totals,
+            chosen,
+            rejected,
+            totals,
             seeds=None if self.seeds is None else torch.tensor(self.seeds),
-            preference=cut.known([item.preference for item in self.items]),
+            preference=_known([item.preference for item in items], policy),
             annotators=annotators if set(annotators) != {None} else None,
         )
 
-    def _unpaired(self, cut: "_Padding") -> UnpairedBatch:
-        desirable = torch.tensor([bool(item.desirable) for item in self.items])
-        mismatched = [spans[1] for spans in self.spans if len(spans) > 1]
-        # KTO's baseline is a constant to the optimiser: no gradient through these.
-        constant = _Padding(cut.policy.detach(), self.reference, None)
-        return UnpairedBatch(
-            cut.responses([spans[0] for spans in self.spans]),
-            desirable.to(cut.policy.device),
-            self.whole_totals,
-            mismatched=constant.responses(mismatched) if mismatched else None,
-        )
+
+# Losses take rectangles; zeros behind the ends add nothing to sums over tokens.
+def _padded(
+    policy: Flat,
+    reference: Flat | None,
+    log_sum_squares: Flat | None,
+    spans: Sequence[slice],
+    scores: Sequence[float] = (),
+) -> Responses:
+    def padded(flat: Flat) -> Float[Tensor, "items tokens"]:
+        moved = flat.to(policy.device)
+        return pad_sequence([moved[span] for span in spans], batch_first=True)
+
+    return Responses(
+        policy=padded(policy),
+        lengths=torch.tensor([span.stop - span.start for span in spans], device=policy.device),
+        reference=None if reference is None else padded(reference),
+        scores=_known(scores, policy) if len(scores) == len(spans) else None,
+        log_sum_squares=None if log_sum_squares is None else padded(log_sum_squares),
+    )
 
 
-# Flat values, to be cut into padded responses.
-@dataclass(frozen=True)
-class _Padding:
-    policy: Flat
-    reference: Flat | None
-    log_sum_squares: Flat | None
-
-    def responses(self, spans: Sequence[slice], *, scores: Sequence[float] = ()) -> Responses:
-        device = self.policy.device
-        return Responses(
-            policy=_padded(self.policy, spans, device),
-            lengths=torch.tensor([span.stop - span.start for span in spans], device=device),
-            reference=_padded(self.reference, spans, device),
-            scores=self.known(scores) if len(scores) == len(spans) else None,
-            log_sum_squares=_padded(self.log_sum_squares, spans, device),
-        )
-
-    def known(self, values: Sequence[float | None]) -> Tensor | None:
-        """The values, or None if one is unknown."""
-        if any(value is None for value in values):
-            return None
-        return torch.tensor(values, device=self.policy.device, dtype=self.policy.dtype)
+# All or none: losses have no use for a tensor with holes.
+def _known(values: Sequence[float | None], like: Tensor) -> Tensor | None:
+    return None if None in values else like.new_tensor(values)
 
 
-def step_seeds(items: Sequence[TrainingItem], *, seed: int, step: int) -> tuple[int, ...]:
-    """One seed an item and step, whatever micro-batch or process computes it.
+# --- Metrics -------------------------------------------------------------------------------------
+
+
+class Scored(NamedTuple):
+    """Log-probs of all items of a step, the same on every process.
+
+    Attributes:
+        log_probs: log π of every response token, nats, without gradient.
+        log_sum_squares: log Σ_v π(v)² of each, if the loss needs it.
+    """
+
+    log_probs: Flat
+    log_sum_squares: Flat | None = None
+
+
+class Means:
+    """Sums and counts of metrics, so that a mean is over items, whatever the batches.
+
+    Attributes:
+        totals: Sum and count of each metric by its name.
+    """
+
+    def __init__(self) -> None:
+        self.totals = dict[str, tuple[float, float]]()
+
+    def count(self, name: str, total: float, number: float) -> None:
+        """Take the sum of so many values; or an amount and its seconds, for a rate."""
+        before = self.totals.get(name, (0.0, 0))
+        self.totals[name] = before[0] + total, before[1] + number
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Take the values of some items."""
+        for name, values in metrics.items():
+            # In float64: thousands of float32 values would lose the last of what each adds.
+            self.count(name, float(values.double().sum()), values.numel())
+
+    def take(self) -> dict[str, float]:
+        """The means so far; then begin anew."""
+        totals, self.totals = self.totals, {}
+        return {name: total / number for name, (total, number) in totals.items() if number}
+
+
+def item_metrics(
+    items: StepItems, scored: Scored, values: LossValues, loss: LossMix
+) -> dict[str, Tensor]:
+    """Metrics of items, under TRL's names where it has them.
 
     Args:
         items: The items.
-        seed: Of the run.
-        step: Optimiser steps done so far.
+        scored: Their log-probs.
+        values: Their loss values.
+        loss: The loss; its β scales rewards.
 
     Returns:
-        The seeds. [items].
+        For each metric its value for each item that has one: "loss", and as the kind of data
+        has it: logps, lengths, and with a reference rewards of the chosen and the rejected
+        side, their margin and accuracy.
     """
-    return tuple(seed_for(seed, "loss", step, item.index) for item in items)
+    metrics = {
+        "loss": values.values.detach(),
+        **{name: value.detach().reshape(-1) for name, value in values.metrics.items()},
+    }
+    columns = {
+        "logps": _sums(scored.log_probs, items),
+        "lengths": torch.tensor([float(span.stop - span.start) for span in items.responses]),
+    }
+    # β of the first term that has one (τ for IPO): rewards are β · log-ratio.
+    settings = [term[key] for term in loss.resolved() for key in ("beta", "tau") if key in term]
+    scale = float(settings[0]) if settings else 1.0
+    if items.kind in ("pairs", "unpaired"):
+        start = 0.0 if items.reference is None else items.reference
+        columns["rewards"] = scale * _sums(scored.log_probs - start, items)
+    if items.kind == "pairs":
+        margins = columns["rewards"][0::2] - columns["rewards"][1::2]
+        sizes = scale * columns["logps"].abs()
+        accuracies = reward_accuracies(margins, sizes[0::2] + sizes[1::2])
+        decided = torch.tensor([not item.tied for item in items.items], device=accuracies.device)
+        metrics["rewards/margins"] = margins
+        metrics["rewards/accuracies"] = accuracies[decided]  # raters' ties have no right order
+    for side, rows in _sides(items).items():
+        metrics |= {f"{name}{side}": column[rows] for name, column in columns.items()}
+    return metrics
 
 
-# [items, tokens], zeros behind the ends; None stays None.
-def _padded(flat: Any, spans: Sequence[slice], device: torch.device) -> Any:
-    if flat is None:
-        return None
-    moved = flat.to(device)
-    return pad_sequence([moved[span] for span in spans], batch_first=True)
+def reward_accuracies(margins: Tensor, size: Tensor) -> Tensor:
+    """How often the chosen response's reward is the larger; what rounding decides counts ½.
+
+    ``1[m > εs] + ½·1[|m| <= εs]``, with ε = `TIE`. Where the policy is still its reference,
+    margins are rounding of the forward passes, and a strict comparison gives any number.
+
+    Args:
+        margins: m, reward of the chosen response less that of the rejected one. [pairs].
+        size: s, sum of the rewards' own terms, β · (|log π(y_w|x)| + |log π(y_l|x)|), whose
+            rounding the margin carries. [pairs], >= 0.
+
+    Returns:
+        1, ½ or 0. [pairs].
+
+    Source:
+        Chen et al. 2024, arXiv:2405.19534, Remark 2.5. Departure: a tie counts ½, as in
+        `prefstage.diagnosing.reward_accuracy`; in TRL, 0.
+    """
+    return torch.where(margins.abs() <= TIE * size, HALF, (margins > 0).to(margins.dtype))
 
 
-def _totals(kind: ItemKind, spans: Sequence[Sequence[slice]]) -> Totals:
-    lengths = [[span.stop - span.start for span in item] for item in spans]
-    if kind == "pairs":
-        chosen, rejected = map(sum, zip(*lengths, strict=True))
-        return Totals(len(spans), chosen, rejected)
-    if kind == "unpaired":  # mismatched responses do not count
-        return Totals(len(spans), sum(item[0] for item in lengths))
-    number = len(spans) if kind == "groups" else sum(map(len, spans))
-    return Totals(number, sum(map(sum, lengths)))
+# Split rather than gathered by index: the tokens of a response lie side by side.
+def _sums(flat: Tensor, items: StepItems) -> Tensor:
+    return torch.stack(
+        [
+            part.sum()
+            for part in torch.split(flat, [span.stop - span.start for span in items.responses])
+        ]
+    )
+
+
+# TRL ends the names of its metrics with the side, which its users' dashboards look for.
+def _sides(items: StepItems) -> dict[str, list[int]]:
+    firsts = list(accumulate(map(len, items.spans), initial=0))[:-1]
+    if items.kind == "pairs":
+        return {"/chosen": firsts, "/rejected": [first + 1 for first in firsts]}
+    if items.kind == "unpaired":
+        labelled = list(zip(firsts, items.items, strict=True))
+        sides = {
+            "/chosen": [first for first, item in labelled if item.desirable],
+            "/rejected": [first for first, item in labelled if not item.desirable],
+        }
+        return {side: rows for side, rows in sides.items() if rows}
+    return {"": list(range(len(items.responses)))}
+
+
+class EvaluationSet(list[range]):
+    """A set to be evaluated, as the Trainer hands it about: positions of items in chunks.
+
+    Attributes:
+        dataset: The items.
+    """
+
+    def __init__(self, dataset: ItemSet) -> None:
+        self.dataset, positions = dataset, range(len(dataset))
+        super().__init__(
+            positions[start : start + ITEMS_PER_CHUNK] for start in positions[::ITEMS_PER_CHUNK]
+        )

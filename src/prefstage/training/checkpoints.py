@@ -12,19 +12,16 @@ import platform
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefstage.core.errors import CheckpointError
 from prefstage.core.files import write_json
 from prefstage.core.hashing import digest
 from prefstage.core.runs import fault_in, list_files, put_in_place
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import TrainingArguments
 
 MANIFEST = "prefstage_checkpoint.json"
 STAGING = "_saving"
@@ -89,11 +86,6 @@ _log = logging.getLogger(__name__)
 # --- Names ---------------------------------------------------------------------------------------
 
 
-def checkpoint_name(step: int) -> str:
-    """Name of the checkpoint of an optimiser step, as transformers names it."""
-    return f"checkpoint-{step}"
-
-
 def step_of(checkpoint: Path) -> int:
     """Optimiser step of a checkpoint by its name; -1 if it has another name."""
     match = _NAME.fullmatch(checkpoint.name)
@@ -110,12 +102,16 @@ def checkpoints_in(folder: Path, *, whole: bool = False) -> list[Path]:
     Returns:
         Folders named ``checkpoint-STEP``, by step.
     """
-    folders = [
-        child
-        for child in folder.glob("checkpoint-*")
-        if child.is_dir() and step_of(child) >= 0 and (not whole or (child / MANIFEST).is_file())
-    ]
-    return sorted(folders, key=step_of)
+    return sorted(
+        [
+            child
+            for child in folder.glob("checkpoint-*")
+            if child.is_dir()
+            and step_of(child) >= 0
+            and (not whole or (child / MANIFEST).is_file())
+        ],
+        key=step_of,
+    )
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -140,7 +136,8 @@ def staged_folder(folder: Path, step: int) -> Path:
     Returns:
         The staging folder; it may not exist yet.
     """
-    return folder / STAGING / checkpoint_name(step)
+    # As transformers names checkpoints.
+    return folder / STAGING / f"checkpoint-{step}"
 
 
 # --- Writing, verifying, deleting ----------------------------------------------------------------
@@ -169,7 +166,7 @@ def finish_checkpoint(
     Returns:
         The checkpoint.
     """
-    staged, final = staged_folder(folder, step), folder / checkpoint_name(step)
+    staged = staged_folder(folder, step)
     record = {
         "step": step,
         "written": datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -179,7 +176,7 @@ def finish_checkpoint(
         "files": list_files(staged),
     }
     write_json(staged / MANIFEST, record | {"key": digest(record)})
-    put_in_place(staged, final)
+    put_in_place(staged, final := folder / staged.name)
     _clear(staged)
     return final
 
@@ -196,20 +193,18 @@ def recover(folder: Path) -> list[str]:
     Returns:
         Names of half-written checkpoints that were deleted.
     """
-    staging = folder / STAGING
-    if not staging.is_dir():
-        return []
-    dropped = []
-    for staged in [child for child in sorted(staging.iterdir()) if step_of(child) >= 0]:
+    staging, dropped = folder / STAGING, list[str]()
+    for staged in sorted(child for child in staging.glob("*") if step_of(child) >= 0):
         final = folder / staged.name
-        if final.exists() or not _is_intact(staged):
-            dropped.append(staged.name)
-            continue
-        put_in_place(staged, final)
-        _log.info("%s was whole but not yet renamed: kept", final)
+        with suppress(CheckpointError):
+            verify_checkpoint(staged)
+            if not final.exists():
+                put_in_place(staged, final)
+                _log.info("%s was whole but not yet renamed: kept", final)
+                continue
+        dropped.append(staged.name)
+        _log.warning("%s: half-written when the run was killed: deleted", staged)
     shutil.rmtree(staging, ignore_errors=True)
-    for name in dropped:
-        _log.warning("%s: half-written when the run was killed: deleted", staging / name)
     return dropped
 
 
@@ -226,25 +221,15 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: If the folder or its manifest is missing, or a file is missing, of
             another size, or of another content.
     """
-    record = read_manifest(checkpoint)
+    record = _read_manifest(checkpoint)
     fault = fault_in(checkpoint, record["files"])
     if fault is not None:
         raise _corrupt(checkpoint, fault)
     return record
 
 
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint's manifest, and check that it is as it was written.
-
-    Args:
-        checkpoint: A folder written by `finish_checkpoint`.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        CheckpointError: If it is missing, or has changed.
-    """
+# Its own key comes first: a manifest that has changed says nothing about other files.
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     if not checkpoint.is_dir():
         raise CheckpointError.of(
             saw=f"no checkpoint {checkpoint}",
@@ -268,30 +253,6 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return record
 
 
-def nothing_whole(folder: Path) -> CheckpointError:
-    """The error of a run that has nothing to go on from.
-
-    Args:
-        folder: The run's output folder, without any whole checkpoint.
-
-    Returns:
-        The error to raise.
-    """
-    others = checkpoints_in(folder)
-    if others:
-        return CheckpointError.of(
-            saw=f"none of the {len(others)} checkpoints in {folder} has a {MANIFEST}: they were "
-            "written by another trainer",
-            expected="checkpoints of PreferenceTrainer",
-            cure="begin a new run in another output_dir, with one of them as the model",
-        )
-    return CheckpointError.of(
-        saw=f"no whole checkpoint in {folder}",
-        expected="a folder named checkpoint-STEP, written by PreferenceTrainer",
-        cure="leave resume_from_checkpoint out to begin, or check output_dir",
-    )
-
-
 def rotate_checkpoints(folder: Path, *, limit: int | None, keep: Iterable[Path] = ()) -> list[Path]:
     """Delete the oldest checkpoints beyond a limit; call it when the newest one is whole.
 
@@ -309,10 +270,9 @@ def rotate_checkpoints(folder: Path, *, limit: int | None, keep: Iterable[Path] 
         return []
     # By when they were written, not by step: a run begun anew in the same folder counts from 0.
     present = sorted(checkpoints_in(folder, whole=True), key=_written)
-    kept = {checkpoint.resolve() for checkpoint in keep}
+    kept, staging = {checkpoint.resolve() for checkpoint in keep}, folder / STAGING
     deletable = [checkpoint for checkpoint in present if checkpoint.resolve() not in kept]
     deleted = deletable[: max(0, len(present) - limit)]
-    staging = folder / STAGING
     for checkpoint in deleted:
         # Renamed first, so that a kill in the middle leaves no part of it under its name.
         staging.mkdir(exist_ok=True)
@@ -333,45 +293,35 @@ def discard_staged(folder: Path, step: int) -> None:
     _clear(staged_folder(folder, step))
 
 
-# Delete a folder in staging, and staging with it when nothing else is left there.
+# An empty staging folder would look like a saving that was cut short.
 def _clear(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     if path.parent.is_dir() and not any(path.parent.iterdir()):
         path.parent.rmdir()
 
 
-def _is_intact(checkpoint: Path) -> bool:
-    try:
-        verify_checkpoint(checkpoint)
-    except CheckpointError:
-        return False
-    return True
-
-
 # When a checkpoint was written; one whose manifest is damaged counts as older than all.
 def _written(checkpoint: Path) -> tuple[str, int]:
     try:
-        return str(read_manifest(checkpoint)["written"]), step_of(checkpoint)
+        return str(_read_manifest(checkpoint)["written"]), step_of(checkpoint)
     except CheckpointError:
         return "", step_of(checkpoint)
 
 
 def _corrupt(checkpoint: Path, what: str) -> CheckpointError:
     others = [c.name for c in checkpoints_in(checkpoint.parent, whole=True) if c != checkpoint]
-    cure = (
-        f"delete the folder and go on from {others[-1]}"
-        if others
-        else "delete the folder and start again, as no other checkpoint is left"
-    )
+    on = f"go on from {others[-1]}" if others else "start again, as no other checkpoint is left"
     return CheckpointError.of(
-        saw=f"{checkpoint}: {what}", expected="a checkpoint as it was written", cure=cure
+        saw=f"{checkpoint}: {what}",
+        expected="a checkpoint as it was written",
+        cure=f"delete the folder and {on}",
     )
 
 
 # --- Of which run --------------------------------------------------------------------------------
 
 
-def run_settings(args: "TrainingArguments", model: "torch.nn.Module") -> dict[str, Any]:
+def run_settings(args: Any, model: Any) -> dict[str, Any]:
     """Collect the settings that the weights of a run depend on.
 
     The length of a run counts only where the learning rate depends on it, so that a run at
@@ -388,21 +338,29 @@ def run_settings(args: "TrainingArguments", model: "torch.nn.Module") -> dict[st
     """
     values = args.to_dict()
     length = () if values["lr_scheduler_type"] in _CONSTANT_SCHEDULES else _LENGTH
-    config: Any = getattr(model, "config", None)
     adapters: Mapping[str, Any] = getattr(model, "peft_config", {})
-    bare: Any = model.get_base_model() if adapters else model  # type: ignore[operator]  # of peft
-    return {
-        **{name: _plain(values[name]) for name in (*_STEERING, *length) if name in values},
-        "items_per_step": args.train_batch_size
-        * args.gradient_accumulation_steps
-        * args.world_size,
-        "model": {
-            **(_configuration(config) if hasattr(config, "to_dict") else {}),
-            "class": type(bare).__name__,
-            "dtype": str(next(model.parameters()).dtype),
-        },
-        "adapter": {name: _configuration(adapters[name]) for name in sorted(adapters)},
-    }
+    bare, config = model.get_base_model() if adapters else model, getattr(model, "config", None)
+
+    def configuration(config: Any) -> dict[str, Any]:
+        # A module that is no transformers model may have a configuration of its own, or none.
+        known = config.to_dict() if hasattr(config, "to_dict") else {}
+        return {name: value for name, value in known.items() if name not in _IRRELEVANT}
+
+    settings: dict[str, Any] = _plain(
+        {
+            **{name: values[name] for name in (*_STEERING, *length) if name in values},
+            "items_per_step": args.train_batch_size
+            * args.gradient_accumulation_steps
+            * args.world_size,
+            "model": {
+                **configuration(config),
+                "class": type(bare).__name__,
+                "dtype": str(next(model.parameters()).dtype),
+            },
+            "adapter": {name: configuration(adapters[name]) for name in sorted(adapters)},
+        }
+    )
+    return settings
 
 
 def check_same_run(saved: Mapping[str, Any], present: Mapping[str, Any], checkpoint: Path) -> None:
@@ -417,6 +375,8 @@ def check_same_run(saved: Mapping[str, Any], present: Mapping[str, Any], checkpo
         CheckpointError: If they differ; the line names what differs, with both values.
     """
     before, now = _dotted(saved), _dotted(_plain(present))
+    for flat, settings in ((before, saved), (now, present)):  # names are settings themselves
+        flat |= {kind: " + ".join(settings.get(kind) or {}) or None for kind in ("adapter", "loss")}
     # Hashes last, as they say less than any other difference.
     ordered = sorted(
         {*before, *now}, key=lambda name: (name == "weights" or name.endswith("fingerprint"), name)
@@ -431,8 +391,7 @@ def check_same_run(saved: Mapping[str, Any], present: Mapping[str, Any], checkpo
         f"{name} was {_shown(before, name)} and is now {_shown(now, name)}"
         for name in names[:_SHOWN_DIFFERENCES]
     ]
-    more = len(names) - len(shown)
-    roots = {name.split(".")[0] for name in names}
+    more, roots = len(names) - len(shown), {name.split(".")[0] for name in names}
     setting = _BATCH if names[0] == "items_per_step" else names[0]
     what, cure = next(
         ((kind, cure) for kind, (members, cure) in _KINDS.items() if roots & members),
@@ -457,40 +416,24 @@ def package_versions() -> dict[str, str | None]:
     return versions
 
 
-def _configuration(config: Any) -> dict[str, Any]:
-    return {
-        name: _plain(value) for name, value in config.to_dict().items() if name not in _IRRELEVANT
-    }
-
-
-# JSON's own types: a set sorted, a tuple as a list, anything else as its text.
+# Settings are compared with a manifest's, which are what JSON makes of them; the order of a set
+# must not tell two runs apart.
 def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(getattr(k, "value", k)): _plain(inner) for k, inner in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted((_plain(inner) for inner in value), key=str)
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    return str(getattr(value, "value", value))
+    def other(value: Any) -> Any:
+        if isinstance(value, set | frozenset):
+            return sorted(value, key=str)
+        return str(getattr(value, "value", value))
+
+    return json.loads(json.dumps(value, default=other))
 
 
-# Nested settings as dotted names; adapters' and losses' names as settings themselves.
-def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-
-    def visit(values: Mapping[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if not isinstance(value, Mapping):
-                flat[f"{prefix}{name}"] = value
-            else:
-                visit(value, f"{prefix}{name}.")
-
-    visit(settings, "")
-    return flat | {
-        kind: " + ".join(settings.get(kind) or {}) or None for kind in ("adapter", "loss")
-    }
+# By dotted names, so that an error can name the very setting that differs.
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = dict[str, Any]()
+    for name, value in settings.items():
+        inner = isinstance(value, Mapping)
+        flat |= _dotted(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return flat
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

@@ -5,6 +5,7 @@ the file to change. `tests/training/test_compat.py` looks for every one in what 
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
@@ -24,8 +25,8 @@ from prefstage.scoring.model import ModelParts
 
 _log = logging.getLogger(__name__)
 
+# Parameter names of B [out, rank] and A [rank, in], and the scale s of W + sBA.
 LoraFactors = tuple[str, str, float]
-"""Parameter names of B [out, rank] and A [rank, in], and the scale s of W + sBA."""
 
 
 class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types here
@@ -39,11 +40,6 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         tracks_tokens: Whether transformers counts the tokens of a batch.
     """
 
-    args: Any
-    state: Any
-    control: Any
-    model: Any
-    accelerator: Any
     staging: Path | None = None
     tracks_tokens = True
 
@@ -116,10 +112,8 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     def _init_training_state(self, max_steps: int, *rest: Any) -> tuple[int, int]:
         # The loop takes one step before it compares with max_steps, so a run that is resumed at
         # its end would take another: tell it that all epochs are done.
-        epochs_done, batches_done = super()._init_training_state(max_steps, *rest)
-        if self.has_ended(max_steps):
-            return self.state.num_train_epochs, 0
-        return epochs_done, batches_done
+        begin: tuple[int, int] = super()._init_training_state(max_steps, *rest)
+        return (self.state.num_train_epochs, 0) if self.has_ended(max_steps) else begin
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staging) if self.staging else str(super()._get_output_dir(trial))
@@ -162,6 +156,11 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
             return super()._finalize_training(*args)
         finally:
             self.args.save_total_limit = limit
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and speaks (`accelerate launch` sets RANK)."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 # --- TrainingArguments ---------------------------------------------------------------------------
@@ -224,8 +223,7 @@ class ScoringCalls:
                 return replaced(*args, **kwargs)
             return type(module).forward(module, *args, **kwargs)
 
-        self._model = model
-        self._depth = 0
+        self._model, self._depth = model, 0
         self._patch = {"forward": MethodType(forward, model)}
 
     @contextmanager
@@ -251,18 +249,19 @@ class ScoringCalls:
                 attributes.update(before)
 
 
-# Log-probs of all targets of the passes in turn, then each statistic.
+# The output is tensors alone, as wrappers attach the exchange of gradients to its tensors.
 def _score_passes(
     model: Any,
     passes: Sequence[Row | Batch],
     *,
-    backend: Backend | None,
+    backend: Backend | None = None,
     statistics: tuple[str, ...] = (),
 ) -> tuple[Tensor, ...]:
     parts = ModelParts.of(model)
     scored = [score_pass(parts, row, backend=backend, statistics=statistics) for row in passes]
-    names = ("log_probs", *statistics)
-    return tuple(torch.cat([getattr(row, name) for row in scored]) for name in names)
+    return tuple(
+        torch.cat([getattr(row, name) for row in scored]) for name in ("log_probs", *statistics)
+    )
 
 
 @contextmanager
@@ -278,7 +277,7 @@ def unwrapped_forward(model: Any) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    wrapped, original = vars(model).get("forward"), vars(model).get("_original_forward")
+    wrapped, original = (vars(model).get(name) for name in ("forward", "_original_forward"))
     if wrapped is None or original is None:
         yield
         return

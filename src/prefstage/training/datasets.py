@@ -7,7 +7,6 @@ from typing import Any
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
 from prefstage.data import (
-    CandidateSet,
     ConversationSet,
     Pair,
     PairSet,
@@ -25,36 +24,35 @@ from prefstage.data.records import Ties
 from prefstage.data.settings import ReadOptions
 from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix
-from prefstage.training.items import KINDS, ItemSet, LoadedSet, TrainingItem, encode_items
+from prefstage.training.items import (
+    KINDS,
+    ItemKind,
+    ItemSet,
+    LoadedSet,
+    TrainingItem,
+    encode_items,
+)
 
+# Loaders that would read pairs as something else, and what they are asked to read.
 _OF_PAIRS: Mapping[Any, Wanted] = {
     load_unpaired: "unpaired",
     load_conversations: "conversations",
 }
-"""Loaders that read pairs as something else, and what they are asked to read."""
 
+# By what a loss takes, the first of it that is here; all of them read pairs.
+_LOADERS: dict[ItemKind, Callable[..., LoadedSet]] = {
+    "responses": load_conversations,
+    "pairs": load_pairs,
+    "unpaired": load_unpaired,
+    "groups": load_candidates,
+}
+# Of sets, in errors.
+_NAMES = ("the training set", "the evaluation set", "evaluation set {!r}")
 _RECOGNISED_BY = ("format", "columns", "labels", "split")
 _SHOWN_ROWS = 5
 
 
 # --- Loading -------------------------------------------------------------------------------------
-
-
-def load_for(loss: LossMix) -> Callable[..., LoadedSet]:
-    """The loader of what a loss takes.
-
-    Args:
-        loss: Says what it takes.
-
-    Returns:
-        `load_pairs`, `load_candidates`, `load_unpaired` or `load_conversations`; all of
-        them read pairs.
-    """
-    if "responses" in loss.data:
-        return load_conversations
-    if "pairs" in loss.data:
-        return load_pairs
-    return load_unpaired if "unpaired" in loss.data else load_candidates
 
 
 def load_data(source: Any, loss: LossMix, **how: Any) -> LoadedSet:
@@ -71,41 +69,30 @@ def load_data(source: Any, loss: LossMix, **how: Any) -> LoadedSet:
     Raises:
         DataError: As the loaders.
     """
-    if isinstance(source, PairSet | CandidateSet | UnpairedSet | ConversationSet):
+    if isinstance(source, LoadedSet):
         return source
-    load = load_for(loss)
-    if load in _OF_PAIRS:
-        options = ReadOptions(**{name: how[name] for name in _RECOGNISED_BY if name in how})
-        if open_reading(source, _OF_PAIRS[load], options).format.kind == "pairs":
-            load = load_pairs
+    load = next(load for kind, load in _LOADERS.items() if kind in loss.data)
+    options = ReadOptions(**{name: how[name] for name in _RECOGNISED_BY if name in how})
+    wanted = _OF_PAIRS.get(load)
+    if wanted and open_reading(source, wanted, options).format.kind == "pairs":
+        load = load_pairs
     return load(source, **how)
 
 
-def as_taken(rows: LoadedSet, loss: LossMix, *, ties: Ties = "leave-out") -> LoadedSet:
-    """Pairs as the kind of data that a loss takes; other data as they are.
-
-    Args:
-        rows: What was loaded.
-        loss: Says what it takes.
-        ties: Whether the chosen response of a tie is a demonstration.
-
-    Returns:
-        The rows.
-
-    Raises:
-        InputError: If ties are to be kept as desirable and undesirable responses.
-    """
+# Pairs become what the loss takes before they are encoded, so that a loaded set, a file and a
+# `datasets.Dataset` of the same pairs give the same items.
+def _as_taken(rows: LoadedSet, loss: LossMix, *, ties: Ties = "leave-out") -> LoadedSet:
     if not isinstance(rows, PairSet) or ("pairs" in loss.data and "responses" not in loss.data):
         return rows
     if "groups" in loss.data:
         return pairs_to_candidates(rows)
     number = sum(pair.tied for pair in rows)
     dropped = number if ties == "leave-out" else 0
+    usable = (pair for pair in rows if not (pair.tied and dropped))
     report = replace(rows.report, notes=list(rows.report.notes), ties=dropped)
-    usable = (pair for pair in rows if not (pair.tied and ties == "leave-out"))
     if "responses" in loss.data:
         return ConversationSet.of(map(Pair.demonstration, usable), report=report)
-    if number and ties == "keep":
+    if number > dropped:
         raise InputError.of(
             saw=f"ties: keep, and {number:,} ties among the pairs for a loss on labelled responses",
             expected="pairs of which one response is desirable and the other is not",
@@ -123,9 +110,7 @@ def item_set_of(
     """Encode a dataset as what a loss takes.
 
     Pairs serve losses on unpaired responses too (each pair gives two items), on groups (the
-    responses of a prompt together), and demonstrations (the chosen response alone). They
-    become what the loss takes before they are encoded, so that a loaded set, a file and a
-    `datasets.Dataset` of the same pairs give the same items.
+    responses of a prompt together), and demonstrations (the chosen response alone).
 
     Args:
         source: A loaded set, an item set, a `datasets.Dataset`, or a file or Hub id.
@@ -143,7 +128,7 @@ def item_set_of(
         items = _encoded_as_taken(source, loss)
     else:
         items = encode_items(
-            as_taken(load_data(source, loss), loss, ties=ties),
+            _as_taken(load_data(source, loss), loss, ties=ties),
             encoder,
             ties=ties,
             by_vote="annotators" in loss.needs | loss.optional,
@@ -152,20 +137,16 @@ def item_set_of(
         raise _other_kind(items.kind, loss)
     items = _with_needs(items, loss)
     alone = items.kind == "unpaired" and len(items.items[0].trees[0].response_ids) == 1
-    return with_mismatched(items) if alone and "mismatched" in loss.needs else items
+    return _with_mismatched(items) if alone and "mismatched" in loss.needs else items
 
 
 def item_sets_of(
     source: Any, encoder: ResponseEncoder, loss: LossMix, *, ties: Ties = "leave-out"
 ) -> ItemSet | dict[str, ItemSet] | None:
     """As `item_set_of`, for one set, several by name, or none."""
-    if source is None:
-        return None
-    if isinstance(source, Mapping):
-        return {
-            name: item_set_of(inner, encoder, loss, ties=ties) for name, inner in source.items()
-        }
-    return item_set_of(source, encoder, loss, ties=ties)
+    if not isinstance(source, Mapping):
+        return None if source is None else item_set_of(source, encoder, loss, ties=ties)
+    return {name: item_set_of(inner, encoder, loss, ties=ties) for name, inner in source.items()}
 
 
 def item_sets_in(sources: Iterable[Any]) -> list[ItemSet]:
@@ -174,20 +155,25 @@ def item_sets_in(sources: Iterable[Any]) -> list[ItemSet]:
     return [items for values in nested for items in values if isinstance(items, ItemSet)]
 
 
-# Pairs that are encoded already, as demonstrations or as labelled responses.
+# Pairs serve losses on other kinds too; encoding them anew would need texts that are gone.
 def _encoded_as_taken(pairs: ItemSet, loss: LossMix) -> ItemSet:
+    def trees(item: TrainingItem, side: int) -> tuple[TokenTree, ...]:
+        return item.with_responses(item.trees[0].response_ids[side]).trees
+
     if pairs.kind == "pairs" and "responses" in loss.data:
-        chosen = tuple(
-            TrainingItem(item.index, (_with_response(item.trees[0], 0),)) for item in pairs.items
+        return ItemSet(
+            "responses",
+            tuple(TrainingItem(item.index, trees(item, 0)) for item in pairs.items),
+            pairs.counts,
+            digest([pairs.fingerprint, "chosen"]),
         )
-        return ItemSet("responses", chosen, pairs.counts, digest([pairs.fingerprint, "chosen"]))
     if pairs.kind != "pairs" or "pairs" in loss.data or "unpaired" not in loss.data:
         return pairs
     split = tuple(
         TrainingItem(
             2 * position + side,
-            (_with_response(item.trees[0], side),),
-            scores=None if item.scores is None else item.scores[side : side + 1],
+            trees(item, side),
+            scores=item.scores and item.scores[side : side + 1],
             desirable=side == 0,
         )
         for position, item in enumerate(pairs.items)
@@ -196,29 +182,16 @@ def _encoded_as_taken(pairs: ItemSet, loss: LossMix) -> ItemSet:
     return ItemSet("unpaired", split, pairs.counts, digest([pairs.fingerprint, "split"]))
 
 
-def _with_response(tree: TokenTree, side: int) -> TokenTree:
-    return TokenTree(tree.prompt_id, tree.prompt_ids, tree.response_ids[side : side + 1])
-
-
-def with_mismatched(unpaired: ItemSet) -> ItemSet:
-    """Give every item a second response: that of the next item with another prompt.
-
-    Args:
-        unpaired: One tree with one response an item.
-
-    Returns:
-        The items with (own, mismatched) responses. Where all prompts are equal, the next
-        item's response stands in.
-    """
-    # The partner depends on the set alone, so that its reference log-probs can be computed
-    # before training, and neither batch nor order changes it.
+# Every item with a second response: that of the next item with another prompt, or, where all
+# prompts are equal, of the next item. The partner depends on the set alone, so that its reference
+# log-probs can be computed before training, and neither batch nor order changes it.
+def _with_mismatched(unpaired: ItemSet) -> ItemSet:
     trees, items = [item.trees[0] for item in unpaired.items], []
     for position, (item, tree) in enumerate(zip(unpaired.items, trees, strict=True)):
         others = (trees[(position + step) % len(trees)] for step in range(1, len(trees)))
         unlike = (other for other in others if other.prompt_ids != tree.prompt_ids)
         partner = next(unlike, trees[(position + 1) % len(trees)])
-        both = (tree.response_ids[0], partner.response_ids[0])
-        items.append(replace(item, trees=(TokenTree(tree.prompt_id, tree.prompt_ids, both),)))
+        items.append(item.with_responses(tree.response_ids[0], partner.response_ids[0]))
     return replace(
         unpaired, items=tuple(items), fingerprint=digest([unpaired.fingerprint, "mismatched"])
     )
@@ -278,15 +251,18 @@ def _other_kind(kind: str, loss: LossMix, where: str = "") -> InputError:
     )
 
 
-# The items that have the scores and preferences which the loss needs.
+# Found here rather than by the loss, which would meet the gap in the middle of an epoch.
 def _with_needs(items: ItemSet, loss: LossMix) -> ItemSet:
-    for need in [need for need in ("scores", "preference") if need in loss.needs]:
+    for need in sorted(loss.needs & {"scores", "preference"}, reverse=True):
         without = [item.index for item in items.items if getattr(item, need) is None]
         # A judge gives no preference where it is undecided: such pairs are left out and counted.
         if without and need == "preference" and len(without) < len(items):
             kept = tuple(item for item in items.items if item.preference is not None)
-            counts = items.counts | {"without_preference_left_out": len(without)}
-            items = replace(items, items=kept, counts=counts)
+            items = replace(
+                items,
+                items=kept,
+                counts=items.counts | {"without_preference_left_out": len(without)},
+            )
         elif without:
             raise _lacks(need, items.kind, without, len(items))
     return items
@@ -302,9 +278,11 @@ def check_sources(train: Any, evaluated: Any) -> None:
     Raises:
         InputError: If one has no row.
     """
-    for name, source in _named(train, evaluated).items():
+    for name, source in sets_by_name(train, evaluated, *_NAMES).items():
         if isinstance(source, Sized) and len(source) == 0:
-            raise _empty(name)
+            raise InputError.of(
+                saw=f"{name} is empty", expected="at least one item", cure="check the data's file"
+            )
 
 
 def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> None:
@@ -325,28 +303,33 @@ def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> N
             expected="something to evaluate on",
             cure="give eval_dataset, or set eval_strategy='no'",
         )
-    for name, items in _named(train, evaluated).items():
+    check_sources(train, evaluated)
+    for name, items in sets_by_name(train, evaluated, *_NAMES).items():
         _check_item_set(name, items)
 
 
-def _named(train: Any, evaluated: Any) -> dict[str, Any]:
-    sets = {"the training set": train}
+def sets_by_name(
+    train: Any, evaluated: Any, train_name: str, eval_name: str, several: str
+) -> dict[str, Any]:
+    """Give sets that may be one, several by name or none each a name.
+
+    Args:
+        train: To train on, or None.
+        evaluated: To evaluate on: one, several by name, or None.
+        train_name: Name of the first.
+        eval_name: Name of a second that stands alone.
+        several: Pattern of the names of several, such as "eval_{}".
+
+    Returns:
+        The sets that are there.
+    """
+    sets = {train_name: train, eval_name: evaluated}
     if isinstance(evaluated, Mapping):
-        sets |= {f"evaluation set {name!r}": source for name, source in evaluated.items()}
-    else:
-        sets["the evaluation set"] = evaluated
+        sets = {train_name: train} | {several.format(name): s for name, s in evaluated.items()}
     return {name: source for name, source in sets.items() if source is not None}
 
 
-def _empty(name: str) -> InputError:
-    return InputError.of(
-        saw=f"{name} is empty", expected="at least one item", cure="check the data's file"
-    )
-
-
 def _check_item_set(name: str, items: ItemSet) -> None:
-    if len(items) == 0:
-        raise _empty(name)
     sides = [[ids for tree in item.trees for ids in tree.response_ids] for item in items.items]
     empty = [
         item.index

@@ -16,13 +16,12 @@ from prefstage.core.errors import CheckpointError, TrainingError
 from prefstage.core.files import write_json
 from prefstage.training.arguments import check_metric
 from prefstage.training.checkpoints import (
+    MANIFEST,
     check_same_run,
-    checkpoint_name,
     checkpoints_in,
     discard_staged,
     finish_checkpoint,
     newest_whole,
-    nothing_whole,
     package_versions,
     recover,
     rotate_checkpoints,
@@ -35,6 +34,7 @@ from prefstage.training.compat import HookedTrainer
 from prefstage.training.faults import SAVING_ERRORS, bad_gradient, bad_weights, saving_failed
 
 _TRAINER_STATE = "trainer_state.json"
+_STATE = "prefstage_state_{}.json"  # by process
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,6 @@ class DurableTrainer(HookedTrainer):
     _resumed: Path | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As the base class."""
         super().__init__(*args, **kwargs)
         self.add_callback(_LoopKeeper(self))
 
@@ -120,13 +119,14 @@ class DurableTrainer(HookedTrainer):
         at_start = self.args.eval_on_start
         self.args.eval_on_start = at_start and self._resumed is None
         try:
-            path = None if self._resumed is None else str(self._resumed)
-            output = super().train(path, trial, ignore_keys_for_eval)
+            output = super().train(
+                None if self._resumed is None else str(self._resumed), trial, ignore_keys_for_eval
+            )
         finally:
             self.args.eval_on_start = at_start
         return output._replace(training_loss=output.metrics["train_loss"])
 
-    # The checkpoint to go on from, verified; None to begin.
+    # Only the process that writes verifies: hashing reads every byte, and once is enough.
     def _checkpoint_named(self, named: str | bool | None) -> Path | None:
         folder = Path(self.args.output_dir)
         if self.args.should_save:
@@ -135,11 +135,23 @@ class DurableTrainer(HookedTrainer):
         if not named:
             return None
         checkpoint = newest_whole(folder) if named in (True, "auto") else Path(str(named))
-        if checkpoint is None and named == "auto" and not checkpoints_in(folder):
+        others = checkpoints_in(folder)
+        if checkpoint is None and named == "auto" and not others:
             _log.info("%s holds no checkpoint: training begins", folder)
             return None
+        if checkpoint is None and others:
+            raise CheckpointError.of(
+                saw=f"none of the {len(others)} checkpoints in {folder} has a {MANIFEST}: they "
+                "were written by another trainer",
+                expected="checkpoints of PreferenceTrainer",
+                cure="begin a new run in another output_dir, with one of them as the model",
+            )
         if checkpoint is None:
-            raise nothing_whole(folder)
+            raise CheckpointError.of(
+                saw=f"no whole checkpoint in {folder}",
+                expected="a folder named checkpoint-STEP, written by PreferenceTrainer",
+                cure="leave resume_from_checkpoint out to begin, or check output_dir",
+            )
         if self.args.should_save:
             self._check(checkpoint)
         self.accelerator.wait_for_everyone()
@@ -172,29 +184,25 @@ class DurableTrainer(HookedTrainer):
 
     @override
     def has_ended(self, max_steps: int) -> bool:
-        """Whether the resumed run had ended, its state being loaded: no further step then."""
+        state, saved = self.state, self.state.stateful_callbacks
         if self._resumed is None:
             return False
-        self.state.compute_steps(self.args, max_steps)  # when to log and save may have changed
-        best = self._resumed.with_name(checkpoint_name(self.state.best_global_step or 0))
-        if self.state.best_model_checkpoint is None and best.is_dir():  # the folder has moved
-            self.state.best_model_checkpoint = str(best)
-        return self._restore_callbacks() or self.state.global_step >= max_steps
-
-    # Give callbacks back what they had counted; whether one had stopped the training.
-    def _restore_callbacks(self) -> bool:
-        saved = self.state.stateful_callbacks
-        before = json.loads((Path(str(self._resumed)) / _TRAINER_STATE).read_text("utf-8"))
-        # transformers restores them only on request, and then makes new ones, whose settings
-        # would be those of the checkpoint.
+        before = json.loads((self._resumed / _TRAINER_STATE).read_text("utf-8"))
+        state.compute_steps(self.args, max_steps)  # when to log and save may have changed
+        best = self._resumed.with_name(f"checkpoint-{state.best_global_step or 0}")
+        if state.best_model_checkpoint is None and best.is_dir():  # the folder has moved
+            state.best_model_checkpoint = str(best)
+        # Callbacks get back what they had counted. transformers restores them only on request,
+        # and then makes new ones, whose settings would be those of the checkpoint.
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
-                kept = saved.get(type(callback).__name__, {})
-                for name, value in (kept.get("attributes", {}) if kept else {}).items():
+                kept = saved.get(type(callback).__name__) or {}
+                for name, value in kept.get("attributes", {}).items():
                     setattr(callback, name, value)
         stopped = saved.get(TrainerControl.__name__, {}).get("args", {}).get("should_training_stop")
         # The flag is set at the last step too; a run that is prolonged since was not stopped.
-        return bool(stopped) and self.state.global_step < before["max_steps"]
+        done = state.global_step
+        return bool(stopped and done < before["max_steps"]) or done >= max_steps
 
     @property
     def settings_of_run(self) -> dict[str, Any]:
@@ -203,13 +211,14 @@ class DurableTrainer(HookedTrainer):
 
     # --- Saving ----------------------------------------------------------------------------
 
+    # Writes into staging; the checkpoint gets its name when it is whole.
     @override
     def write_checkpoint(self, folder: Path, write: Callable[[], None]) -> None:
-        """Write into staging; the checkpoint gets its name when it is whole."""
-        step = self.state.global_step
+        step, state, saves = self.state.global_step, self.state, self.args.should_save
         self.check_weights(folder)
         staged = staged_folder(folder, step)
-        if self.args.should_save:
+        final = folder / staged.name
+        if saves:
             discard_staged(folder, step)
         # Barriers: nobody writes before the old files are gone, the manifest is made of what all
         # processes have written, and nobody trains on before it has its name.
@@ -218,55 +227,49 @@ class DurableTrainer(HookedTrainer):
             self.staging = staged.parent
             try:
                 write()
-                self._save_run_state(staged)
+                if not self.args.save_only_model:
+                    write_json(
+                        staged / _STATE.format(self.args.process_index),
+                        {"loop": self.loop_sums, "run": self.run_state()},
+                    )
                 self.accelerator.wait_for_everyone()
             finally:
                 self.staging = None
-            final = self._finish(folder, step)
+            # The state names the best checkpoint by where it lay while it was written.
+            if state.best_model_checkpoint == str(staged):
+                state.best_model_checkpoint = str(final)
+                if saves:
+                    state.save_to_json(str(staged / _TRAINER_STATE))
+            if saves:
+                finish_checkpoint(
+                    folder,
+                    step,
+                    settings=self.settings_of_run,
+                    processes=self.args.world_size,
+                    versions=package_versions(),
+                )
         except SAVING_ERRORS as error:
             discard_staged(folder, step)
             raise saving_failed(error, folder, step, newest_whole(folder)) from error
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.push_checkpoint(final)
-        if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            keep = [final] if best is None else [final, Path(best)]
-            for deleted in rotate_checkpoints(folder, limit=self.args.save_total_limit, keep=keep):
-                _log.info("%s deleted (save_total_limit=%s)", deleted, self.args.save_total_limit)
-
-    def _finish(self, folder: Path, step: int) -> Path:
-        staged = staged_folder(folder, step)
-        final = folder / staged.name
-        # The state names the best checkpoint by where it lay while it was written.
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(final)
-            if self.args.should_save:
-                self.state.save_to_json(str(staged / _TRAINER_STATE))
-        if self.args.should_save:
-            finish_checkpoint(
-                folder,
-                step,
-                settings=self.settings_of_run,
-                processes=self.args.world_size,
-                versions=package_versions(),
-            )
-        return final
+        keep = [final, *map(Path, filter(None, [state.best_model_checkpoint]))]
+        limit = self.args.save_total_limit if saves else None
+        for deleted in rotate_checkpoints(folder, limit=limit, keep=keep):
+            _log.info("%s deleted (save_total_limit=%s)", deleted, limit)
 
     @override
     def check_metrics(self, metrics: dict[str, float]) -> None:
-        """Check that the metric which chooses the best checkpoint is among an evaluation's."""
         check_metric(self.args.metric_for_best_model, metrics)
 
     @override
     def best_was_loaded(self, checkpoint: Path) -> None:
-        """Remember whose weights the model has."""
         # not the step of the best metric: evaluations may come oftener than checkpoints
         self.best_step = step_of(checkpoint) if checkpoint.is_dir() else None
 
     @override
     def check_norm(self, norm: Any) -> None:
-        """End the run before a gradient that is no number does harm."""
         if norm is not None and not math.isfinite(float(norm)):
             raise bad_gradient(
                 norm, step=self.state.global_step, last=newest_whole(Path(self.args.output_dir))
@@ -284,8 +287,11 @@ class DurableTrainer(HookedTrainer):
         step = self.state.global_step
         fault = bad_weights(self.model, step=step, last=newest_whole(folder))
         # All processes raise or none: one alone would leave the others waiting at a barrier.
-        faulty = torch.tensor([fault is not None], device=self.args.device)
-        if bool(self.accelerator.gather(faulty).any()):
+        if bool(
+            self.accelerator.gather(
+                torch.tensor([fault is not None], device=self.args.device)
+            ).any()
+        ):
             raise fault or TrainingError.of(
                 saw=f"step {step}: another process holds weights that are NaN or infinite",
                 expected="finite weights on every process",
@@ -305,18 +311,13 @@ class DurableTrainer(HookedTrainer):
             logs["train_loss"] = self.loop_sums["total_loss"] / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
-    def _save_run_state(self, staged: Path) -> None:
-        if not self.args.save_only_model:
-            state = {"loop": self.loop_sums, "run": self.run_state()}
-            write_json(staged / f"prefstage_state_{self.args.process_index}.json", state)
-
     def restore_loop(self) -> None:
         """Take up the running sums and `run_state` of the checkpoint that we go on from."""
         if self._resumed is None:
             return
-        file = self._resumed / f"prefstage_state_{self.args.process_index}.json"
+        file = self._resumed / _STATE.format(self.args.process_index)
         if not file.exists():  # more processes than wrote the checkpoint: the first one's
-            file = self._resumed / "prefstage_state_0.json"
+            file = self._resumed / _STATE.format(0)
         saved = json.loads(file.read_text(encoding="utf-8"))
         self.restore_loop_sums(saved["loop"])
         self.restore_run_state(saved["run"])

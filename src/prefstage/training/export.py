@@ -12,6 +12,7 @@ import yaml
 
 from prefstage.core.files import write_text
 from prefstage.training.checkpoints import package_versions
+from prefstage.training.datasets import sets_by_name
 from prefstage.training.model_card import model_card
 
 RESOLVED_CONFIG = "training_config.yaml"
@@ -22,6 +23,7 @@ _REFERENCES = {
     "adapter-off": "the model without its adapter",
 }
 _STAGE_FILE = "stage.json"
+_USES = ("training", "evaluation", "evaluation: {}")
 
 # Of the arguments: where things lie on this machine, how it is watched, and who may upload.
 _LOCAL = re.compile(
@@ -128,50 +130,41 @@ def describe_steps(result: Mapping[str, Any]) -> str:
 # --- From what it was trained --------------------------------------------------------------------
 
 
-def name_data(source: Any) -> tuple[str, bool]:
-    """Name a data set without telling where it lies on this machine.
-
-    Args:
-        source: As the trainer got it: a loaded set, a `datasets.Dataset`, a file or Hub id.
-
-    Returns:
-        Its name, and whether that is an id of the Hub.
-    """
-    path = _path_of(source)
-    if path is not None:
-        return _name(path)
-    info = getattr(source, "info", None)
-    return str(getattr(info, "dataset_name", None) or type(source).__name__), False
-
-
 def names_of(train: Any, evaluated: Any) -> dict[str, tuple[str, bool]]:
-    """Name the data sets by their use.
+    """Name the data sets by their use, without telling where they lie on this machine.
 
     Args:
-        train: To train on, as the trainer got it.
+        train: To train on, as the trainer got it: a loaded set, a `datasets.Dataset`, a file
+            or Hub id.
         evaluated: To evaluate on: one, several by name, or None.
 
     Returns:
         Name, and whether it is an id of the Hub, by "training", "evaluation" or
         "evaluation: NAME".
     """
-    return {use: name_data(source) for use, source in _by_use(train, evaluated).items()}
+    names = {}
+    for use, source in sets_by_name(train, evaluated, *_USES).items():
+        path, info = _path_of(source), getattr(source, "info", None)
+        known = str(getattr(info, "dataset_name", None) or type(source).__name__)
+        names[use] = (known, False) if path is None else _name(path)
+    return names
 
 
 def provenance_of(source: Any) -> dict[str, str]:
     """What was measured of a data set: the stage and judge in its file's folder.
 
     Args:
-        source: As for `name_data`.
+        source: As the trainer got it.
 
     Returns:
         "stage", "boundary score", "judge" and "policy measured" where ``stage.json`` of
         `prefstage measure` lies in the data's folder; else nothing.
     """
     named = _path_of(source)
-    if named is None or not Path(named).exists():
+    path = Path(named or "")
+    if named is None or not path.exists():
         return {}
-    folder = Path(named) if Path(named).is_dir() else Path(named).parent
+    folder = path if path.is_dir() else path.parent
     try:
         stage = json.loads((folder / _STAGE_FILE).read_text(encoding="utf-8"))
         return {
@@ -184,21 +177,12 @@ def provenance_of(source: Any) -> dict[str, str]:
         return {}
 
 
-def _by_use(train: Any, evaluated: Any) -> dict[str, Any]:
-    sets = {"training": train}
-    if isinstance(evaluated, Mapping):
-        sets |= {f"evaluation: {name}": source for name, source in evaluated.items()}
-    else:
-        sets["evaluation"] = evaluated
-    return {use: source for use, source in sets.items() if source is not None}
-
-
 def _path_of(source: Any) -> str | None:
     path = getattr(getattr(source, "report", None), "source", source)
     return str(path) if isinstance(path, str | Path) else None
 
 
-# A Hub id as it is; a path's last part; whether it is an id of the Hub.
+# A path leads nowhere on other machines and tells of this one: only its last part is shown.
 def _name(path: str) -> tuple[str, bool]:
     if not Path(path).exists() and _HUB_ID.fullmatch(path):
         return path, True
@@ -255,25 +239,23 @@ def write_export(trainer: Any, folder: Path, **fields: Any) -> None:
     write_text(folder / "README.md", model_card(**card_facts(trainer) | fields))
     write_text(
         folder / RESOLVED_CONFIG,
-        yaml.safe_dump(resolved_config(trainer), sort_keys=False, allow_unicode=True),
+        yaml.safe_dump(_resolved_config(trainer), sort_keys=False, allow_unicode=True),
     )
     if not trainer.processing_class.chat_template:
         write_text(folder / "chat_template.jinja", trainer.encoder.chat_template)
     generation = copy.deepcopy(getattr(_bare(trainer.model), "generation_config", None))
     if generation is not None:
-        generation.eos_token_id = _ends(generation.eos_token_id, trainer)
+        # Ids that end a generated response: the model's own, and the trained end of a turn. An
+        # end that is plain text, as a format for base models may have it, is no id.
+        eos, end = generation.eos_token_id, trainer.encoder.end_of_turn_ids[-1]
+        special = [end] if end in trainer.processing_class.added_tokens_decoder else []
+        ids = list(dict.fromkeys([*([eos] if isinstance(eos, int) else eos or ()), *special]))
+        generation.eos_token_id = ids if len(ids) > 1 else next(iter(ids), None)
         generation.save_pretrained(folder)
 
 
-def resolved_config(trainer: Any) -> dict[str, Any]:
-    """Collect every setting that the trained weights depend on, defaults included.
-
-    Args:
-        trainer: The `PreferenceTrainer`.
-
-    Returns:
-        JSON-serialisable values by name.
-    """
+# Every setting that the trained weights depend on, defaults included: defaults change.
+def _resolved_config(trainer: Any) -> dict[str, Any]:
     return {
         "base_model": _base(trainer)[0],
         "loss": trainer.loss.resolved(),
@@ -307,7 +289,6 @@ def card_facts(trainer: Any) -> dict[str, Any]:
     steps = sorted({entry["step"] for entry in evaluated if entry["step"] <= exported}) or [0]
     losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
     kinds = [config.peft_type for config in getattr(trainer.model, "peft_config", {}).values()]
-    best = {"steps": state.global_step, "best": best_checkpoint(trainer)}
     return {
         "name": str(trainer.args.hub_model_id or Path(trainer.args.output_dir).resolve().name),
         "base": base,
@@ -322,7 +303,9 @@ def card_facts(trainer: Any) -> dict[str, Any]:
         "provenance": trainer.provenance,
         "arguments": _changed(trainer.args),
         "steps": state.global_step,
-        "exported": None if trainer.best_step is None else describe_exported(best),
+        "exported": None
+        if trainer.best_step is None
+        else describe_exported({"steps": state.global_step, "best": best_checkpoint(trainer)}),
         "epochs": float(state.epoch or 0),
         "before": (steps[0], metrics_at(evaluated, steps[0])),
         "after": (steps[-1], metrics_at(evaluated, steps[-1])),
@@ -334,7 +317,7 @@ def card_facts(trainer: Any) -> dict[str, Any]:
 
 def _data(trainer: Any) -> list[dict[str, Any]]:
     facts = []
-    for use, items in _by_use(trainer.train_dataset, trainer.eval_dataset).items():
+    for use, items in sets_by_name(trainer.train_dataset, trainer.eval_dataset, *_USES).items():
         name, on_hub = trainer.data_names.get(use, ("unnamed", False))
         known = {"kind": items.kind, "items": len(items), "fingerprint": items.fingerprint}
         counts = {what: count for what, count in items.counts.items() if isinstance(count, int)}
@@ -342,51 +325,38 @@ def _data(trainer: Any) -> list[dict[str, Any]]:
     return facts
 
 
-# Arguments that differ from their defaults, as far as they matter to others.
+# A hundred defaults would hide the few settings that somebody chose.
 def _changed(args: Any) -> dict[str, Any]:
-    values, changed = args.to_dict(), {}
+    changed, arguments = {}, args.to_dict()
     for field in dataclasses.fields(args):
         default = field.default
-        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        value, default = values.get(field.name), getattr(default, "value", default)
+        value, default = arguments.get(field.name), getattr(default, "value", default)
         unchanged = value == default or not (value or default)  # None, False and [] are alike
         if not unchanged and not _LOCAL.fullmatch(field.name) and field.name != "loss":
             changed[field.name] = value
     return changed
 
 
-# Ids that end a generated response: the model's own, and the trained end of a turn.
-def _ends(eos: Any, trainer: Any) -> list[int] | int | None:
-    known = [eos] if isinstance(eos, int) else list(eos or ())
-    end = trainer.encoder.end_of_turn_ids[-1]
-    # An end of turn that is plain text, as a format for base models may have it, is no id.
-    special = end in trainer.processing_class.added_tokens_decoder
-    ids = list(dict.fromkeys([*known, end] if special else known))
-    if len(ids) > 1:
-        return ids
-    return ids[0] if ids else None
-
-
 def _base(trainer: Any) -> tuple[str, bool]:
     bare = _bare(trainer.model)
-    merged_from = getattr(bare, "merged_from", None)
-    if merged_from is not None:
-        return str(merged_from), False
+    if hasattr(bare, "merged_from"):
+        return str(bare.merged_from), False
     named = str(bare.config.name_or_path or "")
     return _name(named) if named else (f"a new {type(bare).__name__}", False)
 
 
-# License in the card that lies by the base model's weights.
+# What is trained from a model stands under its licence, where its card names one.
 def _license_of(model: Any) -> str | None:
     from huggingface_hub import ModelCard
 
     card = Path(_bare(model).config.name_or_path or "none") / "README.md"
     try:
-        license_named = ModelCard.load(card).data.get("license") if card.is_file() else None
+        known = ModelCard.load(card).data.get("license") if card.is_file() else None
+        return str(known) if known else None
     except (ValueError, yaml.YAMLError):
         return None
-    return str(license_named) if license_named else None
 
 
 def _bare(model: Any) -> Any:

@@ -25,14 +25,13 @@ from prefstage.scoring.memory import (
 )
 from prefstage.training.batches import StepItems
 from prefstage.training.checkpoints import newest_whole
-from prefstage.training.policy import drops
-from prefstage.training.reference import ADAPTER_OFF, START
+from prefstage.training.policy import ADAPTER_OFF, START, drops
 from prefstage.training.step import StepOutcome, StepRunner
 
 _log = logging.getLogger(__name__)
 
+# What writing a checkpoint raises when the disk refuses: Python, torch and safetensors.
 SAVING_ERRORS = (OSError, RuntimeError, SafetensorError)
-"""What writing a checkpoint raises when the disk refuses: Python, torch and safetensors."""
 
 _SHOWN_ROWS = 5
 _MB = 1_000_000
@@ -41,9 +40,8 @@ _NO_ROOM = re.compile(r"no space left|quota|file too large|unexpected pos", re.I
 _NO_ROOM_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-FULL_PRECISION_TOLERANCE = 1e-3
-HALF_PRECISION_TOLERANCE = 0.05
-"""Nats a token, averaged over a response: rounding differs between forward passes."""
+# Nats a token, averaged over a response: rounding differs between forward passes.
+FULL_PRECISION_TOLERANCE, HALF_PRECISION_TOLERANCE = 1e-3, 0.05
 
 
 def going_on(last: Path | None) -> str:
@@ -151,7 +149,7 @@ def bad_weights(
     return None
 
 
-def check_start(outcome: StepOutcome, *, tolerance: float) -> float:
+def check_start(outcome: StepOutcome, *, tolerance: float) -> None:
     """Check that policy and reference agree before the first update.
 
     The log-ratio of each response, a token, must be 0 within `tolerance`; the sigmoid loss
@@ -161,16 +159,13 @@ def check_start(outcome: StepOutcome, *, tolerance: float) -> float:
         outcome: Of the first step.
         tolerance: Largest |log-ratio| a token, nats.
 
-    Returns:
-        The largest log-ratio.
-
     Raises:
         ModelError: If it is larger: then the loss compares things that are not comparable.
     """
     items, reference = outcome.items, outcome.items.reference
     if reference is None:
-        return 0.0
-    ratios = (outcome.scored.log_probs - reference.to(outcome.scored.log_probs.device)).cpu()
+        return
+    ratios = (outcome.scored.log_probs - reference).cpu()
     means = [
         (float(ratios[span].mean().abs()), item)
         for item, spans in zip(items.items, items.spans, strict=True)
@@ -178,42 +173,40 @@ def check_start(outcome: StepOutcome, *, tolerance: float) -> float:
     ]
     # NaN is not smaller than anything: sorted as the worst, it is reported too.
     worst, item = max(means, key=lambda mean: math.inf if math.isnan(mean[0]) else mean[0])
-    if worst <= tolerance:
-        return worst
-    raise ModelError.of(
-        saw=f"before the first update the policy's log-probs differ from its reference's by "
-        f"{worst:.3g} nats a token in item {item.index} (prompt {item.trees[0].prompt_id})",
-        expected=f"at most {tolerance:g}, since the policy is its own reference (the sigmoid "
-        "loss starts at ln 2)",
-        cure="look at dropout and other randomness in the forward pass, at layout='flat', at "
-        "weights that changed after the reference was computed, or at a precision too low "
-        "(raise initial_loss_tolerance)",
-    )
+    if not worst <= tolerance:
+        raise ModelError.of(
+            saw=f"before the first update the policy's log-probs differ from its reference's by "
+            f"{worst:.3g} nats a token in item {item.index} (prompt {item.trees[0].prompt_id})",
+            expected=f"at most {tolerance:g}, since the policy is its own reference (the sigmoid "
+            "loss starts at ln 2)",
+            cure="look at dropout and other randomness in the forward pass, at layout='flat', at "
+            "weights that changed after the reference was computed, or at a precision too low "
+            "(raise initial_loss_tolerance)",
+        )
 
 
 def start_tolerance(trainer: Any) -> float | None:
     """The tolerance of the check; None, with the reason in the log, where it says nothing.
 
     Args:
-        trainer: The trainer, at any step.
+        trainer: The trainer, before its first step.
 
     Returns:
         Nats a token, or None.
     """
-    if trainer.state.global_step > 0 or not trainer.references.needed:
+    references, known = trainer.references, trainer.args.initial_loss_tolerance
+    if not references.needed:
         return None
-    reference = trainer.references.reference
-    if reference != START and not (reference == ADAPTER_OFF and trainer.fresh_adapter):
+    if references.reference not in ((START, ADAPTER_OFF) if trainer.fresh_adapter else (START,)):
         _log.info("initial-loss check left out: the reference is another model than the start")
         return None
     if drops(trainer.model):
         _log.info("initial-loss check left out: dropout makes log-probs differ")
         return None
-    if trainer.args.initial_loss_tolerance is not None:
-        return float(trainer.args.initial_loss_tolerance)
     dtypes = {weight.dtype for weight in trainer.model.parameters()}
     half = trainer.accelerator.mixed_precision != "no" or dtypes & {torch.float16, torch.bfloat16}
-    return HALF_PRECISION_TOLERANCE if half else FULL_PRECISION_TOLERANCE
+    usual = HALF_PRECISION_TOLERANCE if half else FULL_PRECISION_TOLERANCE
+    return usual if known is None else float(known)
 
 
 # --- The disk ----------------------------------------------------------------------------------
@@ -233,19 +226,18 @@ def saving_failed(error: Exception, folder: Path, step: int, last: Path | None) 
     """
     text = next(iter(str(error).splitlines()), type(error).__name__)
     reason = (getattr(error, "strerror", None) or text).strip()
-    full = getattr(error, "errno", None) in _NO_ROOM_CODES or _NO_ROOM.search(str(error))
-    expected, cure = "a folder that can be written to", f"mend it, {going_on(last)}"
-    if full:
+    expected, cure = "a folder that can be written to", "mend it"
+    if getattr(error, "errno", None) in _NO_ROOM_CODES or _NO_ROOM.search(str(error)):
         files = () if last is None else last.rglob("*")
         needed = sum(file.stat().st_size for file in files if file.is_file())
         room = f" of about {needed / _MB:,.1f} MB" if needed else ""
         free = shutil.disk_usage(folder).free
         expected = f"room for a checkpoint{room} ({free / _MB:,.1f} MB are free)"
-        cure = f"make room, or set a lower save_total_limit, {going_on(last)}"
+        cure = "make room, or set a lower save_total_limit"
     return TrainingError.of(
         saw=f"step {step}: checkpoint-{step} cannot be written to {folder}: {reason}",
         expected=expected,
-        cure=cure,
+        cure=f"{cure}, {going_on(last)}",
     )
 
 
@@ -269,13 +261,12 @@ def out_of_memory(
         The error to raise.
     """
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
+    cure = f"set token_budget={budget}, "
     if longest > budget:
         cure = (
             f"the longest item alone has {longest:,} tokens: lower max_prompt_tokens or "
             "max_response_tokens, or set gradient_checkpointing=True, or train with LoRA, "
         )
-    else:
-        cure = f"set token_budget={budget}, "
     return TrainingError.of(
         saw=f"step {step + 1}: out of memory in a micro-batch of {tokens:,} tokens"
         + (f" (asked for {asked[1]})" if asked else ""),
@@ -294,9 +285,7 @@ class StepGuard:
     """
 
     def __init__(self, runner: StepRunner, folder: Path, device: torch.device) -> None:
-        self._runner = runner
-        self._folder = folder
-        self._device = device
+        self._runner, self._folder, self._device = runner, folder, device
         self._watch = MemoryWatch()
 
     @contextmanager
@@ -348,14 +337,15 @@ class StepGuard:
         Raises:
             TrainingError: If one is NaN or infinite.
         """
-        if bool(torch.isfinite(outcome.values.values).all()):
+        items, values = outcome.items, outcome.values.values
+        if bool(torch.isfinite(values).all()):
             return
         known = {"the policy's log-probs": outcome.scored.log_probs}
-        if outcome.items.reference is not None:
-            known["the reference's log-probs"] = outcome.items.reference
+        if items.reference is not None:
+            known["the reference's log-probs"] = items.reference
         raise bad_losses(
-            outcome.values.values,
-            [item.index for item in outcome.items.items],
+            values,
+            [item.index for item in items.items],
             step=step,
             log_probs=known,
             learning_rate=learning_rate,

@@ -4,7 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self, cast
 
 from prefstage.core.errors import DataError
 from prefstage.core.hashing import digest
@@ -25,7 +25,7 @@ from prefstage.data.records import TIE, Ties
 from prefstage.data.rendering import RenderingError
 from prefstage.data.rows import RowFault
 from prefstage.data.tokenising import CAUSES, cause_of, encode_noting_cuts
-from prefstage.training.policy import is_first_process
+from prefstage.training.compat import is_first_process
 
 ItemKind = Literal["pairs", "groups", "unpaired", "responses"]
 LoadedSet = PairSet | CandidateSet | UnpairedSet | ConversationSet
@@ -38,6 +38,7 @@ _SIDES: dict[type, tuple[str, ...]] = {
     ConversationSet: ("completion",),
 }
 
+# What is left out of an item set, by the name of its count, in words.
 LEFT_OUT = {
     "rows_refused": "rows that the chat template cannot render set aside in the quarantine file",
     "ties_left_out": "ties left out (ties: keep trains on them)",
@@ -51,7 +52,6 @@ LEFT_OUT = {
     "same_tokens_by_normalisation": "of the same tokens on both sides left out, as the tokenizer "
     "reads both alike",
 }
-"""What is left out of an item set, by the name of its count, in words."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,17 @@ class TrainingItem:
     annotator: str | None = None
     desirable: bool | None = None
     tied: bool = False
+
+    def with_responses(self, *responses: tuple[int, ...]) -> Self:
+        """The item with other responses to its prompt; it has one tree.
+
+        Args:
+            responses: Their tokens.
+
+        Returns:
+            A changed copy; scores and the like stay.
+        """
+        return replace(self, trees=(replace(self.trees[0], response_ids=responses),))
 
 
 @dataclass(frozen=True)
@@ -155,10 +166,11 @@ def encode_items(
     if by_vote and kind == "pairs":
         counts["annotators"] = len({item.annotator for item in items} - {None})
     if not items:
-        raise _nothing_left(kind, dataset, counts)
+        raise _nothing_left(kind, dataset.report.source, counts)
     choices = [] if (ties, by_vote) == ("leave-out", False) else [ties, by_vote]
-    fingerprint = digest([dataset.fingerprint, encoder.fingerprint, *choices])
-    return ItemSet(kind, tuple(items), counts, fingerprint)
+    return ItemSet(
+        kind, tuple(items), counts, digest([dataset.fingerprint, encoder.fingerprint, *choices])
+    )
 
 
 def left_out(counts: Mapping[str, Any]) -> list[str]:
@@ -173,7 +185,7 @@ def left_out(counts: Mapping[str, Any]) -> list[str]:
     return [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if counts.get(name)]
 
 
-# Encodes the rows of one set, and counts what becomes of them.
+# One for each set, as the encoder counts over all of them together.
 @dataclass
 class _Encoding:
     encoder: ResponseEncoder
@@ -210,11 +222,16 @@ def _pair_items(index: int, pair: Pair, work: _Encoding) -> Iterator[TrainingIte
     )
     if not votes:
         yield item
+    exchanged = replace(
+        item.with_responses(*tree.response_ids[::-1]),
+        scores=item.scores and item.scores[::-1],
+        preference=None if item.preference is None else 1.0 - item.preference,
+    )
     for vote in votes:
         if vote.preference == TIE:
             work.counts["tie_votes_left_out"] += 1
             continue
-        labelled = item if vote.preference > TIE else _with_sides_exchanged(item)
+        labelled = item if vote.preference > TIE else exchanged
         yield replace(labelled, annotator=vote.annotator, tied=False)
 
 
@@ -223,34 +240,27 @@ def _group_items(index: int, row: Candidates, work: _Encoding) -> Iterator[Train
         work.counts["prompts_with_one_response"] += 1
         return
     tree = work.tree(row.prompt, [row.message(n) for n in range(len(row.responses))], ())
-    repeated = len(tree.response_ids) - len(set(tree.response_ids))
-    if repeated:
+    if repeated := len(tree.response_ids) - len(set(tree.response_ids)):
         work.counts["responses_repeated_in_groups"] += repeated
     yield TrainingItem(index, (tree,), scores=_all_known(*row.scores))
 
 
 def _unpaired_items(index: int, row: Unpaired, work: _Encoding) -> Iterator[TrainingItem]:
-    side = "desirable" if row.label else "undesirable"
-    tree = work.tree(row.prompt, row.completion, (side,))
-    yield TrainingItem(index, (tree,), scores=_all_known(row.score), desirable=row.label)
-
-
-def _response_items(index: int, row: Conversation, work: _Encoding) -> Iterator[TrainingItem]:
-    trees = [work.encoder.encode(before, [turn]) for before, turn in row.turns()]
-    yield TrainingItem(index, tuple(trees))
-
-
-def _with_sides_exchanged(item: TrainingItem) -> TrainingItem:
-    tree = item.trees[0]
-    return replace(
-        item,
-        trees=(TokenTree(tree.prompt_id, tree.prompt_ids, tree.response_ids[::-1]),),
-        scores=None if item.scores is None else item.scores[::-1],
-        preference=None if item.preference is None else 1.0 - item.preference,
+    yield TrainingItem(
+        index,
+        (work.tree(row.prompt, row.completion, ("desirable" if row.label else "undesirable",)),),
+        scores=_all_known(row.score),
+        desirable=row.label,
     )
 
 
-# Leave out what differs as text and is, as tokens, both desirable and undesirable.
+def _response_items(index: int, row: Conversation, work: _Encoding) -> Iterator[TrainingItem]:
+    yield TrainingItem(
+        index, tuple(work.encoder.encode(before, [turn]) for before, turn in row.turns())
+    )
+
+
+# What is, as tokens, both desirable and undesirable pulls both ways and teaches nothing.
 def _without_contradictions(
     items: list[TrainingItem], rows: UnpairedSet, work: _Encoding
 ) -> list[TrainingItem]:
@@ -259,10 +269,10 @@ def _without_contradictions(
         alike[item.trees[0].prompt_id, item.trees[0].response_ids[0]].append(item)
     dropped = set[int]()
     for group in alike.values():
-        sides = [[item.index for item in group if item.desirable == label] for label in (1, 0)]
-        if not all(sides):
+        first = {bool(item.desirable): item.index for item in reversed(group)}  # by label
+        if len(first) == 1:
             continue
-        wanted, unwanted = (rows[side[0]] for side in sides)
+        wanted, unwanted = rows[first[True]], rows[first[False]]
         # Where the texts are equal too it is the raters who disagree: that is data, and stays.
         if wanted.completion == unwanted.completion:
             work.counts["labelled_both_ways"] += len(group)
@@ -274,15 +284,14 @@ def _without_contradictions(
     return [item for item in items if item.index not in dropped]
 
 
-# Write rows that cannot be rendered to the data's quarantine file, or refuse the set.
+# After the whole set has been tried, so that one error names how many rows are bad.
 def _set_aside(dataset: LoadedSet, refused: Sequence[tuple[int, Any, RowFault]]) -> None:
-    report, sides = dataset.report, _SIDES.get(type(dataset), ())
-    bad = list[tuple[RowFault, str, int]]()
+    report, bad = dataset.report, list[tuple[RowFault, str, int]]()
     for index, _, fault in refused:
-        field_name = fault.field  # under the name that its column has
-        for number, side in enumerate(sides):
-            field_name = field_name.replace(f"responses[{number}]", side)
-        named = RowFault(field_name, saw=fault.saw, expected=fault.expected, cure=fault.cure)
+        column = fault.field  # the template knows responses by number, the user by their columns
+        for number, side in enumerate(_SIDES.get(type(dataset), ())):
+            column = column.replace(f"responses[{number}]", side)
+        named = RowFault(column, saw=fault.saw, expected=fault.expected, cure=fault.cure)
         bad.append((named, *report.position_of(index, len(dataset))))
     if report.quarantine_file is None:
         more = len(bad) - _SHOWN_ROWS
@@ -300,8 +309,7 @@ def _set_aside(dataset: LoadedSet, refused: Sequence[tuple[int, Any, RowFault]])
                 stream.write(json.dumps(record, default=str) + "\n")
 
 
-def _nothing_left(kind: ItemKind, dataset: LoadedSet, counts: dict[str, Any]) -> DataError:
-    source, reasons = dataset.report.source, left_out(counts)
+def _nothing_left(kind: ItemKind, source: str, counts: dict[str, Any]) -> DataError:
     if kind == "groups":
         return DataError.of(
             saw=f"{source} without any prompt that has two responses",
@@ -316,7 +324,7 @@ def _nothing_left(kind: ItemKind, dataset: LoadedSet, counts: dict[str, Any]) ->
     elif any(counts.get(f"same_tokens_by_{cause}") for cause in CAUSES):
         cure = "check the columns of chosen and rejected"
     return DataError.of(
-        saw=f"{source} with nothing to learn from ({'; '.join(reasons) or 'no row'})",
+        saw=f"{source} with nothing to learn from ({'; '.join(left_out(counts)) or 'no row'})",
         expected="at least one pair whose sides differ and of which one is better"
         if kind == "pairs"
         else "at least one response that is learnt",
@@ -324,16 +332,15 @@ def _nothing_left(kind: ItemKind, dataset: LoadedSet, counts: dict[str, Any]) ->
     )
 
 
-# The scores, or None if one is unknown.
+# A loss that weighs scores has no use for some of them.
 def _all_known(*scores: float | None) -> tuple[float, ...] | None:
-    known = tuple(score for score in scores if score is not None)
-    return known if len(known) == len(scores) else None
+    return None if None in scores else cast("tuple[float, ...]", scores)
 
 
+# Kind of item that a loaded set has, and how its rows become such items.
 KINDS: dict[type, tuple[ItemKind, Callable[[int, Any, _Encoding], Iterator[TrainingItem]]]] = {
     PairSet: ("pairs", _pair_items),
     CandidateSet: ("groups", _group_items),
     UnpairedSet: ("unpaired", _unpaired_items),
     ConversationSet: ("responses", _response_items),
 }
-"""Kind of item that a loaded set has, and how its rows become such items."""

@@ -2,12 +2,13 @@
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -19,25 +20,23 @@ from prefstage.core.hashing import digest, seed_for
 from prefstage.data.tokenising import TokenTree
 from prefstage.sampling.decoding import Row, generate_rows
 from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS, plan_batches
-from prefstage.training.batches import StepItems, StepSampler
+from prefstage.training.batches import Flat, StepItems, StepSampler
 from prefstage.training.compat import unwrapped_forward
 from prefstage.training.dynamics.distance import StartWeights
 from prefstage.training.items import ItemSet, TrainingItem
-from prefstage.training.policy import undisturbed
+from prefstage.training.policy import ADAPTER_OFF, START, undisturbed
 from prefstage.training.recipe import OnlineSettings
-from prefstage.training.reference import ADAPTER_OFF, START
 from prefstage.training.trainer import PreferenceTrainer
 
 _log = logging.getLogger(__name__)
 
+# Counted: fresh responses taken, those of them without an end, samples without an answer (empty,
+# or cut in the thought) or with the chosen answer itself, and pairs that kept their own rejected
+# response after all attempts.
 OUTCOMES = ("fresh", "cut", "empty", "identical", "kept")
-"""Counted: fresh responses taken, those of them without an end, samples without an answer (empty,
-or cut in the thought) or with the chosen answer itself, and pairs that kept their own rejected
-response after all attempts."""
 
 
-@dataclass(frozen=True)
-class FreshResponse:
+class FreshResponse(NamedTuple):
     """A sampled rejected response, as tokens.
 
     Attributes:
@@ -65,11 +64,7 @@ class FreshBlock:
 
     def save(self, path: Path) -> None:
         """Write the block, whole or not at all."""
-        listed = {
-            str(position): [list(response.ids), list(response.reference)]
-            for position, response in self.responses.items()
-        }
-        write_json(path, {"step": self.step, "counts": dict(self.counts), "responses": listed})
+        write_json(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> "FreshBlock":
@@ -87,8 +82,8 @@ class FreshBlock:
         try:
             read = json.loads(path.read_text(encoding="utf-8"))
             responses = {
-                int(position): FreshResponse(tuple(ids), tuple(reference))
-                for position, (ids, reference) in read["responses"].items()
+                int(position): FreshResponse(*map(tuple, lists))
+                for position, lists in read["responses"].items()
             }
             return cls(read["step"], responses, read["counts"])
         except (ValueError, KeyError, TypeError) as error:
@@ -136,7 +131,7 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         self.online = online or OnlineSettings()
         self._block: FreshBlock | None = None
         super().__init__(model, args, **others)
-        if self.train_dataset is None or self.train_dataset.kind != "pairs":
+        if getattr(self.train_dataset, "kind", None) != "pairs":
             raise InputError.of(
                 saw="online training without pairs",
                 expected="pairs, whose chosen responses stay, and a loss on pairs",
@@ -151,12 +146,11 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
 
     @override
     def run_settings(self) -> dict[str, Any]:
-        """As the base class, with the sampling."""
         return super().run_settings() | {"online": self.online.model_dump(mode="json")}
 
+    # As the base class, after keeping the weights of the start where they are needed.
     @override
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **others: Any) -> Any:
-        """As the base class, after keeping the weights of the start where they are needed."""
         # By the settings of the run, so that responses of other settings are never read.
         self._folder = Path(self.args.output_dir) / "online" / digest(self.run_settings())
         self._start = StartWeights(self._folder / "start_weights")
@@ -172,13 +166,15 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         return start and self.references.needed
 
     @override
-    def _step_items(self, item_set: ItemSet, positions: Any, *, step: int) -> StepItems:
-        items = super()._step_items(item_set, positions, step=step)
+    def _step_items(
+        self, item_set: ItemSet, positions: Sequence[int], known: list[Flat] | None, *, step: int
+    ) -> StepItems:
+        items = super()._step_items(item_set, positions, known, step=step)
         if step < 0 or item_set is not self.train_dataset:
             return items
-        return with_fresh(items, positions, self._block_of(step).responses)
+        return _with_fresh(items, positions, self._block_of(step).responses)
 
-    # The responses of a step's interval: known, from disk, or sampled now.
+    # From disk where they are: a resumed run must train on the tokens that were sampled before.
     def _block_of(self, step: int) -> FreshBlock:
         first = step - step % self.online.interval
         if self._block is not None and self._block.step == first:
@@ -195,7 +191,6 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
 
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the base class, with the counts of the present interval's responses."""
         if "loss" in logs and self._block is not None:
             logs |= {f"online/{name}": count for name, count in self._block.counts.items()}
         super().log(logs, start_time)
@@ -206,9 +201,8 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         Returns:
             Counts over all intervals up to the present step.
         """
-        total: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
-        for path in sorted(self._folder.glob("responses-*.json")):
-            block = FreshBlock.load(path)
+        total = Counter(dict.fromkeys(OUTCOMES, 0))
+        for block in map(FreshBlock.load, self._folder.glob("responses-*.json")):
             if block.step < self.state.global_step:
                 total.update(block.counts)
         return dict(total)
@@ -221,63 +215,65 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         steps = (sampler.items_of(first + turn) for turn in range(self.online.interval))
         positions = list(dict.fromkeys(position for items in steps for position in items))
         share = positions[self.accelerator.process_index :: self.accelerator.num_processes]
-        counts: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
+        counts = Counter(dict.fromkeys(OUTCOMES, 0))
         with undisturbed(self.model), unwrapped_forward(self.model):
             self.model.eval()
             sampled = self._sample(share, first, counts)
-            trees = [_with_responses(self._tree(row), ids) for row, ids in sampled.items()]
-            scored = self._reference_of(trees)
+            references = self._reference_of(sampled)
         counts["kept"] = len(share) - len(sampled)
-        made = [
-            (position, FreshResponse(ids, tuple(reference)))
-            for (position, ids), reference in zip(sampled.items(), scored, strict=True)
-        ]
+        made = {
+            position: FreshResponse(ids, tuple(reference))
+            for (position, ids), reference in zip(sampled.items(), references, strict=True)
+        }
         responses, total = dict[int, FreshResponse](), Counter[str]()
         for part, counted in gather_object([(made, counts)]):
-            responses |= dict(part)
+            responses |= part
             total.update(counted)
         if self.args.should_save:
-            ordered = {position: responses[position] for position in sorted(responses)}
-            FreshBlock(first, ordered, {name: total[name] for name in OUTCOMES}).save(path)
+            FreshBlock(
+                first, dict(sorted(responses.items())), {name: total[name] for name in OUTCOMES}
+            ).save(path)
 
     def _tree(self, position: int) -> TokenTree:
         tree: TokenTree = self.train_dataset[position].trees[0]
         return tree
 
-    # A fresh response to each of these pairs that got one.
+    # What teaches nothing is drawn again, with other random numbers, a few times.
     def _sample(
         self, positions: Sequence[int], first: int, counts: Counter[str]
     ) -> dict[int, tuple[int, ...]]:
-        fresh: dict[int, tuple[int, ...]] = {}
+        fresh = dict[int, tuple[int, ...]]()
         for attempt in range(self.online.attempts):
             waiting = [position for position in positions if position not in fresh]
-            waiting = waiting if attempt == 0 else sorted(waiting)
             for position, ids, stopped in self._generate(waiting, first, attempt):
-                fault = self._fault(position, ids)
-                counts[fault or "fresh"] += 1
-                if fault is None:
+                outcome = self._outcome(position, ids)
+                counts[outcome] += 1
+                if outcome == "fresh":
                     fresh[position] = ids
                     counts["cut"] += not stopped
         return {position: fresh[position] for position in positions if position in fresh}
 
-    def _fault(self, position: int, ids: tuple[int, ...]) -> str | None:
+    def _outcome(self, position: int, ids: tuple[int, ...]) -> str:
         tree = self._tree(position)
-        generated = ids[len(tree.opening_ids) :]
-        answer = self.encoder.read(generated, [*tree.prompt_ids, *tree.opening_ids]).answer.strip()
+        answer = self.encoder.read(
+            ids[len(tree.opening_ids) :], [*tree.prompt_ids, *tree.opening_ids]
+        ).answer.strip()
         if not answer:
             return "empty"
         chosen = tree.response_ids[0]
         same = ids == chosen or answer == self.encoder.read(chosen, tree.prompt_ids).answer.strip()
-        return "identical" if same else None
+        return "identical" if same else "fresh"
 
     def _generate(
         self, positions: Sequence[int], first: int, attempt: int
     ) -> Iterator[tuple[int, tuple[int, ...], bool]]:
         sampling, trees = self.online.sampling, [self._tree(position) for position in positions]
         prompts = [tree.prompt_ids + tree.opening_ids for tree in trees]
-        rooms = [self._room(len(ids)) for ids in prompts]
-        eos = self.encoder.tokenizer.eos_token_id
-        stops = frozenset({self.encoder.end_of_turn_ids[-1]} | ({eos} - {None}))
+        context = getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        longest = min(sampling.max_new_tokens, self.args.max_response_tokens or math.inf)
+        rooms = [int(min(longest, max(1, context - len(ids)))) for ids in prompts]
+        ends = {self.encoder.end_of_turn_ids[-1], self.encoder.tokenizer.eos_token_id}
+        stops = frozenset(ends - {None})
         for batch in plan_batches(
             [len(ids) for ids in prompts],
             new_tokens=max(rooms, default=1),
@@ -294,36 +290,35 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
                 )
                 for turn, row in enumerate(batch.rows)
             ]
-            texts = [prompts[row] for row in batch.rows]
-            for made in generate_rows(self.model, texts, rows, config=sampling, stop_ids=stops):
+            for made in generate_rows(
+                self.model,
+                [prompts[row] for row in batch.rows],
+                rows,
+                config=sampling,
+                stop_ids=stops,
+            ):
                 row = batch.rows[made.row]
                 yield positions[row], trees[row].opening_ids + tuple(made.ids), made.stopped
 
-    def _room(self, prompt_tokens: int) -> int:
-        limits: list[int | None] = [
-            self.online.sampling.max_new_tokens,
-            self.args.max_response_tokens,
-        ]
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        if context is not None:
-            limits.append(max(1, context - prompt_tokens))
-        return min(limit for limit in limits if limit is not None)
-
     # --- The reference --------------------------------------------------------------------
 
-    # Reference log-probs of the one response of each tree; empty if none are needed.
-    def _reference_of(self, trees: Sequence[TokenTree]) -> list[list[float]]:
-        if "reference" not in self.loss.needs or not trees:
-            return [[] for _ in trees]
-        off = self.references.reference == ADAPTER_OFF or self.fresh_adapter
+    # Reference log-probs of fresh responses, by position in the set; empty if none are needed.
+    def _reference_of(self, sampled: Mapping[int, tuple[int, ...]]) -> list[list[float]]:
+        if not self.references.needed or not sampled:
+            return [[] for _ in sampled]
+        trees = [replace(self._tree(row), response_ids=(ids,)) for row, ids in sampled.items()]
         with self._reference_scorer() as scorer:
-            scored = scorer.score(trees, with_adapter=not off, show_progress=False)
+            scored = scorer.score(
+                trees,
+                with_adapter=not (self.references.reference == ADAPTER_OFF or self.fresh_adapter),
+                show_progress=False,
+            )
         return [tree.per_token[0].tolist() for tree in scored]
 
     @contextmanager
     def _reference_scorer(self) -> Iterator[Any]:
         if not self._swaps:
-            with self.references.scorer(self.scorer) as scorer:
+            with self.references.scorer(self.runner.scorer, self.accelerator.device) as scorer:
                 yield scorer
             return
         # The start's weights stand in the model meanwhile: a second model would not fit where the
@@ -332,39 +327,25 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         present.save(self.model)
         self._start.load_into(self.model)
         try:
-            yield self.scorer
+            yield self.runner.scorer
         finally:
             present.load_into(self.model)
             present.remove()
 
 
-def with_fresh(
+# The pairs of a step as in the data set, with fresh rejected responses where there are any.
+def _with_fresh(
     items: StepItems, positions: Sequence[int], fresh: Mapping[int, FreshResponse]
 ) -> StepItems:
-    """Put fresh rejected responses, with their reference log-probs, into pairs.
-
-    Args:
-        items: The pairs of a step, as in the data set.
-        positions: Of each in the set.
-        fresh: Fresh responses by position; pairs without one keep their own.
-
-    Returns:
-        The pairs.
-    """
     made, reference = list[TrainingItem](), list[torch.Tensor]()
     for item, position, spans in zip(items.items, positions, items.spans, strict=True):
         response = fresh.get(position)
         known = [] if items.reference is None else [items.reference[span] for span in spans]
         if response is not None:
-            tree = _with_responses(item.trees[0], item.trees[0].response_ids[0], response.ids)
+            fresh_item = item.with_responses(item.trees[0].response_ids[0], response.ids)
             # Scores and preferences were of the response that is gone.
-            item = replace(item, trees=(tree,), scores=None, preference=None)  # noqa: PLW2901 - a changed copy
+            item = replace(fresh_item, scores=None, preference=None)  # noqa: PLW2901 - a changed copy
             known = [*known[:1], *(torch.tensor(response.reference).to(k) for k in known[:1])]
         made.append(item)
         reference += known
-    flat = torch.cat(reference) if reference else None
-    return StepItems(items.kind, tuple(made), flat, items.seeds, items.totals)
-
-
-def _with_responses(tree: TokenTree, *responses: tuple[int, ...]) -> TokenTree:
-    return TokenTree(tree.prompt_id, tree.prompt_ids, responses)
+    return replace(items, items=tuple(made), reference=torch.cat(reference) if reference else None)

@@ -1,10 +1,8 @@
-"""The policy before training: loaded, with tokenizer and adapter, without dropout."""
+"""The policy before training: loaded, with tokenizer and adapter, and its reference."""
 
 import json
 import logging
-import os
 import random
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,26 +22,28 @@ from prefstage.core.errors import (
 from prefstage.core.files import write_json
 from prefstage.core.weights import reason_of, weights_fingerprint
 from prefstage.data import load_tokenizer
+from prefstage.data.tokenising import TokenTree
+from prefstage.scoring import ReferenceCache, Scorer
 from prefstage.scoring.model import load_model
-
-_log = logging.getLogger(__name__)
+from prefstage.training.batches import Flat, StepItems
+from prefstage.training.compat import is_first_process
+from prefstage.training.items import ItemSet
 
 BASE = "base"  # folder of the merged model that a new adapter lies on
 _ATTENTION_DROPOUT = ("attention_dropout", "attn_dropout", "attn_pdrop")
 
 _HALF = (torch.bfloat16, torch.float16)
+# Weights of a tensor that are looked at, evenly spread.
 _SAMPLED_WEIGHTS = 1_000_000
-"""Weights of a tensor that are looked at, evenly spread."""
 _MANY = 0.5
+
+_log = logging.getLogger(__name__)
+
+START, ADAPTER_OFF, NONE = "start", "adapter-off", "none"
 
 
 class PrecisionWarning(UserWarning):
     """Most weights cannot move by an update of the size of the learning rate."""
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes and speaks (`accelerate launch` sets RANK)."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 # --- The model ---------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def prepare_policy(model: Any, peft_config: Any, args: Any) -> Any:
     """
     if isinstance(model, str | Path):
         model = load_policy(str(model))
-    elif not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module):
         raise InputError.of(
             saw=f"model={model!r}" if model is None else f"a {type(model).__name__} as the model",
             expected="a causal language model, or its folder or Hub id",
@@ -78,8 +78,13 @@ def prepare_policy(model: Any, peft_config: Any, args: Any) -> Any:
         if hasattr(model, "peft_config"):
             model = merge_start(model, Path(args.output_dir) / BASE)
         model = _with_adapter(model, peft_config)
-    if args.disable_dropout:
-        _switch_off_dropout(model)
+    # Set to 0 rather than left to eval(): the Trainer calls train() at every step.
+    for module in model.modules() if args.disable_dropout else ():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in _ATTENTION_DROPOUT:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
     return model
 
 
@@ -129,66 +134,54 @@ def merge_start(model: Any, folder: Path) -> Any:
             cure="train that adapter on, without a new one",
         ) from error
     if is_first_process():
-        _keep_start(merged, folder)
+        mark, fingerprint = folder / START_MARK, weights_fingerprint(merged)
+        if not mark.is_file():
+            merged.save_pretrained(folder)
+            write_json(mark, {"weights": fingerprint})  # last: a kill in between leaves no mark
+        elif json.loads(mark.read_text(encoding="utf-8")).get("weights") != fingerprint:
+            raise ModelError.of(
+                saw=f"{folder} holds the start of another training",
+                expected="the same policy and adapter as when the run began, or a new folder",
+                cure="name another output folder, or give the adapter that the run began with",
+            )
     merged.config.name_or_path = merged.name_or_path = str(folder.resolve())
     merged.merged_from = f"{Path(base).name}, with its adapter merged"
     return merged
 
 
-def _keep_start(merged: Any, folder: Path) -> None:
-    mark, fingerprint = folder / START_MARK, weights_fingerprint(merged)
-    if not mark.is_file():
-        merged.save_pretrained(folder)
-        write_json(mark, {"weights": fingerprint})  # last: a kill in between leaves no mark
-    elif json.loads(mark.read_text(encoding="utf-8")).get("weights") != fingerprint:
-        raise ModelError.of(
-            saw=f"{folder} holds the start of another training",
-            expected="the same policy and adapter as when the run began, or a new folder",
-            cure="name another output folder, or give the adapter that the run began with",
-        )
+def import_peft(setting: str) -> Any:
+    """Import peft, which makes adapters.
+
+    Args:
+        setting: What asks for an adapter.
+
+    Returns:
+        The module.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingDependencyError.of(
+            saw=f"{setting}, and no package peft",
+            expected="peft, which makes adapters",
+            cure="pip install 'prefstage[train]'",
+        ) from error
+    return peft
 
 
 def _with_adapter(model: Any, peft_config: Any) -> Any:
     try:
-        from peft import get_peft_model
-    except ImportError as error:
-        raise MissingDependencyError.of(
-            saw="peft_config, and no package peft",
-            expected="peft, which makes adapters",
-            cure="pip install 'prefstage[train]'",
-        ) from error
-    try:
         with without_alias_warning():
-            return get_peft_model(model, peft_config)
+            return import_peft("peft_config").get_peft_model(model, peft_config)
     except ValueError as error:
         raise ModelError.of(
             saw=f"an adapter that cannot be put on the policy: {' '.join(str(error).split())}",
             expected="an adapter on modules that the policy has",
             cure="change target_modules, e.g. to all-linear",
         ) from error
-
-
-def check_adapter_off(model: Any, reference: str) -> None:
-    """Check that an adapter which the reference shall leave out is there.
-
-    Args:
-        model: The policy.
-        reference: As in `PreferenceArguments`.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    if reference == "adapter-off" and not hasattr(model, "disable_adapter"):
-        raise ConfigError.of(
-            saw="reference='adapter-off' with a policy without adapters",
-            expected="a PeftModel, or a new adapter (peft_config; lora in a recipe)",
-            cure="set reference='start', or give the policy an adapter",
-        )
-
-
-def adapter_is_identity(peft_config: Any) -> bool:
-    """Whether a new adapter of this kind changes nothing before it is trained."""
-    return getattr(peft_config, "init_lora_weights", None) is True
 
 
 # --- The tokenizer -------------------------------------------------------------------------------
@@ -239,17 +232,18 @@ def check_tokenizer(tokenizer: Any, model: Any) -> None:
         )
 
 
-# Ids of the tokenizer in the folder of the weights; empty if there is none.
+# By file, as two tokenizers of one class and size may number tokens differently.
 def _vocabulary_by_weights(model: Any) -> dict[str, int]:
     folder = Path(getattr(getattr(model, "config", None), "name_or_path", "") or "none")
     try:
         # Read as JSON: making a whole tokenizer takes seconds where the vocabulary is large.
         content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        # Unigram models list tokens with their scores; only added tokens have ids there.
         vocabulary = content["model"]["vocab"]
         added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+        return {**vocabulary, **added} if isinstance(vocabulary, dict) else added
     except (ValueError, KeyError, TypeError, OSError):
         return {}
-    return {**vocabulary, **added} if isinstance(vocabulary, dict) else added
 
 
 # --- Dropout -------------------------------------------------------------------------------------
@@ -265,37 +259,11 @@ def drops_attention(model: Any) -> bool:
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
-def layout_for(model: Any, layout: str) -> str:
-    """The layout to try: flat where attention drops weights, which a shared prompt forbids.
-
-    Args:
-        model: The policy.
-        layout: "auto", "tree" or "flat".
-
-    Returns:
-        "auto", "tree" or "flat".
-    """
-    if layout == "auto" and drops_attention(model):
-        _log.warning("attention dropout is on: every sequence is computed whole (flat layout)")
-        return "flat"
-    return layout
-
-
 def drops(model: Any) -> bool:
     """Whether any module drops something in training."""
     return drops_attention(model) or any(
         isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()
     )
-
-
-def _switch_off_dropout(model: Any) -> None:
-    # Set to 0 rather than left to eval(): the Trainer calls train() at every step.
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in _ATTENTION_DROPOUT:
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 @contextmanager
@@ -375,15 +343,143 @@ def precision_note(model: Any, learning_rate: float) -> str | None:
     )
 
 
-def warn_of_precision(trainer: Any) -> None:
-    """Warn, and note for the model card, where updates of a training would vanish.
+# --- The reference -------------------------------------------------------------------------------
+
+
+class References:
+    """Reference log-probs of item sets.
 
     Args:
-        trainer: The `PreferenceTrainer`, before it trains.
+        reference: As in `PreferenceArguments`.
+        model: The policy.
+        needed: Whether the loss compares with a reference.
+        folder: Where log-probs are kept between runs.
+
+    Raises:
+        ConfigError: If the loss needs a reference and there is none, or the other way round,
+            or there is no adapter that the reference could leave out.
     """
-    if trainer.is_deepspeed_enabled:  # it keeps weights in float32 besides
-        return
-    note = precision_note(trainer.model, float(trainer.args.learning_rate))
-    if note is not None and note not in trainer.notes:
-        trainer.notes.append(note)
-        warnings.warn(note, PrecisionWarning, stacklevel=3)
+
+    def __init__(self, reference: str, *, model: Any, needed: bool, folder: Path) -> None:
+        self.reference, self.needed, self._folder = reference, needed, folder
+        self._known = dict[str, list[Flat]]()
+        refusals = (
+            (
+                reference == ADAPTER_OFF and not hasattr(model, "disable_adapter"),
+                "reference='adapter-off' with a policy without adapters",
+                "a PeftModel, or a new adapter (peft_config; lora in a recipe)",
+                "set reference='start', or give the policy an adapter",
+            ),
+            (
+                needed and reference == NONE,
+                "reference='none' with a loss that compares with a reference",
+                "reference='start', 'adapter-off' or a model",
+                "set one of them, or choose a loss without reference, such as simpo",
+            ),
+            (
+                not needed and reference not in (START, NONE),
+                f"reference={reference!r} with a loss that uses no reference",
+                "reference='none'",
+                "remove the setting, or choose another loss",
+            ),
+        )
+        for refused, saw, expected, cure in refusals:
+            if refused:
+                raise ConfigError.of(saw=saw, expected=expected, cure=cure)
+
+    def compute(
+        self, sets: Sequence[ItemSet], scorer: Scorer, accelerator: Any, *, adapter_is_new: bool
+    ) -> None:
+        """Make sure that the log-probs of item sets are known.
+
+        Args:
+            sets: The item sets.
+            scorer: Of the policy as it is now.
+            accelerator: accelerate's, which knows the processes.
+            adapter_is_new: Whether the policy's adapter changes nothing yet; then the
+                start is the model beneath, whose log-probs other runs can use too.
+        """
+        missing = [items for items in sets if items.fingerprint not in self._known]
+        if not self.needed or not missing:
+            return
+        off = self.reference == ADAPTER_OFF or (self.reference == START and adapter_is_new)
+        with self.scorer(scorer, accelerator.device) as chosen:
+            cache = ReferenceCache(self._folder, chosen, with_adapter=not off)
+            for items in missing:
+                self._known[items.fingerprint] = _score(items, cache, accelerator)
+        _log.info(
+            "reference log-probs (%s): %d responses from disk, %d computed",
+            self.reference,
+            cache.reused,
+            cache.computed,
+        )
+
+    def of(self, item_set: ItemSet) -> list[Flat] | None:
+        """Reference log-probs of a set.
+
+        Args:
+            item_set: The set.
+
+        Returns:
+            For each item those of its response tokens in turn; None if none are needed.
+
+        Raises:
+            ConfigError: If they were not computed before training.
+        """
+        if self.needed and item_set.fingerprint not in self._known:
+            raise ConfigError.of(
+                saw="a dataset that was not there when training began",
+                expected="reference log-probs from before the policy changed",
+                cure="pass all evaluation sets to PreferenceTrainer",
+            )
+        return self._known.get(item_set.fingerprint)
+
+    @contextmanager
+    def scorer(self, policy: Scorer, device: torch.device) -> Iterator[Scorer]:
+        """The scorer of the reference, on the process's device while it is used.
+
+        Args:
+            policy: Of the policy.
+            device: Of the process.
+
+        Yields:
+            The policy's, or that of another model, which is freed afterwards.
+        """
+        if self.reference not in (START, ADAPTER_OFF):
+            yield Scorer.load(self.reference, device_map=str(device))
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            return
+        before = next(policy.model.parameters()).device
+        if before == device:
+            yield policy
+            return
+        # Under FSDP and DeepSpeed the model waits on the CPU until training shards it.
+        policy.model.to(device)
+        try:
+            yield Scorer(policy.model)
+        finally:
+            policy.model.to(before)
+
+
+def _score(item_set: ItemSet, cache: ReferenceCache, accelerator: Any) -> list[Flat]:
+    whole = StepItems(item_set.kind, item_set.items)
+    share = _share(whole.trees, accelerator.num_processes, accelerator.process_index)
+    flat = torch.zeros(whole.tokens)
+    for tree, result in zip(share, cache.score([whole.trees[tree] for tree in share]), strict=True):
+        for span, tokens in zip(whole.tree_spans[tree], result.per_token, strict=True):
+            flat[span] = tokens
+    # A sum gathers: every token stands at zero on all processes but one.
+    together = accelerator.reduce(flat.to(accelerator.device), "sum").cpu()
+    return [together[whole.span_of(position)] for position in range(len(item_set))]
+
+
+# About equal tokens a process, not equal numbers of trees: all wait for the slowest.
+def _share(trees: Sequence[TokenTree], processes: int, index: int) -> list[int]:
+    # Runs, not every n-th tree: equal prompts stay together, and are computed once.
+    order = sorted(range(len(trees)), key=lambda tree: trees[tree].prompt_ids)
+    sizes = [len(trees[t].prompt_ids) + sum(map(len, trees[t].response_ids)) for t in order]
+    # By where the middle of each tree lies among all tokens.
+    middles = np.cumsum(sizes) - np.divide(sizes, 2)
+    owners = middles * processes // sum(sizes)
+    return [tree for tree, owner in zip(order, owners, strict=True) if owner == index]

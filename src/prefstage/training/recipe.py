@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from prefstage.training.arguments import PreferenceArguments
 
 CHECKPOINTS = "checkpoints"
+# Name of an evaluation set that stands alone: its metrics are `eval_loss` and so on.
 UNNAMED = "eval"
-"""Name of an evaluation set that stands alone: its metrics are `eval_loss` and so on."""
 
 # Arguments that stand in another part of a recipe, or that the command sets.
 _ELSEWHERE = {
@@ -44,6 +44,11 @@ class DataSettings(ReadOptions):
     """One data set, and how it is read."""
 
     path: str = Field(description="File, folder or Hub id.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_path(cls, values: Any) -> Any:
+        return {"path": values} if isinstance(values, str) else values
 
 
 class TokenSettings(ChatSettings):
@@ -140,20 +145,12 @@ class Recipe(Config):
     online: OnlineSettings | None = Field(default=None, description="Fresh rejected responses.")
     export: ExportSettings = Field(default=ExportSettings(), description="What is written.")
 
-    @field_validator("data", mode="before")
-    @classmethod
-    def _data_by_path(cls, value: Any) -> Any:
-        return _by_path(value)
-
     # A set alone, or several by name; paths or mappings with `path`.
     @field_validator("eval", mode="before")
     @classmethod
     def _sets_by_name(cls, value: Any) -> Any:
-        if isinstance(value, str) or (isinstance(value, Mapping) and "path" in value):
-            return {UNNAMED: _by_path(value)}
-        if not isinstance(value, Mapping):
-            return {} if value is None else value
-        return {name: _by_path(inner) for name, inner in value.items()}
+        alone = isinstance(value, str) or (isinstance(value, Mapping) and "path" in value)
+        return {UNNAMED: value} if alone else {} if value is None else value
 
     # `true` takes the defaults, `false` is none.
     @field_validator("lora", "dynamics", "online", mode="before")
@@ -169,10 +166,6 @@ class Recipe(Config):
                 "remove it, set lora, or give an adapter's folder as policy"
             )
         return self
-
-
-def _by_path(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
 
 
 # --- As training arguments -----------------------------------------------------------------------
@@ -273,12 +266,12 @@ def load_recipe(
         ConfigError: As `load_config` and `check_recipe`.
         MissingDependencyError: As `check_recipe`.
     """
-    overrides = overrides or {}
-    whole = {key: value for key, value in overrides.items() if "." not in key}
-    inner = {key: value for key, value in overrides.items() if "." in key}
-    recipe = load_config(Recipe, source, whole)
-    if inner:
-        recipe = load_config(Recipe, recipe.model_dump(mode="json"), inner)
+    dotted = {key: value for key, value in (overrides or {}).items() if "." in key}
+    recipe = load_config(
+        Recipe, source, {key: value for key, value in (overrides or {}).items() if "." not in key}
+    )
+    if dotted:  # of sections that are written in full by now
+        recipe = load_config(Recipe, recipe.model_dump(mode="json"), dotted)
     check_online(recipe)
     check_recipe(recipe)
     return recipe
@@ -299,15 +292,13 @@ def check_recipe(recipe: Recipe, *, here: bool = True) -> None:
     """
     from prefstage.training.setting_checks import check_settings, check_tf32
 
-    left_out = ("tf32",) if here else ("tf32", "fp16", "use_cpu")
-    settings = {name: value for name, value in recipe.training.items() if name not in left_out}
+    settings = {name: value for name, value in recipe.training.items() if name != "tf32"}
     if here:
         check_tf32(recipe.training.get("tf32"))
     else:
-        settings["use_cpu"] = True
+        settings |= {"fp16": False, "use_cpu": True}
     with _no_traces():
-        tried = recipe.model_copy(update={"training": settings})
-        args = training_arguments(tried, Path("unused"))
+        args = training_arguments(recipe.model_copy(update={"training": settings}), Path("unused"))
         check_settings(args)
     _check_evaluation(recipe, args)
 
@@ -315,26 +306,25 @@ def check_recipe(recipe: Recipe, *, here: bool = True) -> None:
 # Trying settings warns of nothing, and leaves the environment as it was.
 @contextmanager
 def _no_traces() -> Iterator[None]:
-    # transformers sets ACCELERATE_... and FSDP_... as it makes arguments, and never unsets them.
-    before, log = dict(os.environ), logging.getLogger("transformers")
+    from unittest.mock import patch
+
+    log = logging.getLogger("transformers")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # transformers sets ACCELERATE_... and FSDP_... as it makes arguments, and never unsets
+        # them: patch.dict does.
+        with patch.dict(os.environ), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         log.setLevel(level)
-        for name in {*os.environ} - {*before}:
-            del os.environ[name]
-        os.environ.update(before)
 
 
 def _check_evaluation(recipe: Recipe, args: Any) -> None:
     strategy, metric = str(args.eval_strategy.value), args.metric_for_best_model
-    evaluates = strategy != "no"
-    if (evaluates or args.eval_on_start) and not recipe.eval:
-        setting = f"eval_strategy={strategy!r}" if evaluates else "eval_on_start=True"
+    if (strategy != "no" or args.eval_on_start) and not recipe.eval:
+        setting = "eval_on_start=True" if strategy == "no" else f"eval_strategy={strategy!r}"
         raise ConfigError.of(
             saw=f"training.{setting}, and no eval",
             expected="a set to evaluate",
@@ -368,10 +358,8 @@ def check_online(recipe: Recipe) -> None:
     """
     from prefstage.losses import parse_loss
 
-    if recipe.online is None:
-        return
-    lacking = sorted(parse_loss(recipe.loss).needs & {"scores", "preference"})
-    if lacking:
+    judged = {"scores", "preference"} if recipe.online is not None else set()
+    if lacking := sorted(parse_loss(recipe.loss).needs & judged):
         raise ConfigError.of(
             saw=f"online with a loss that needs {' and '.join(lacking)}",
             expected="a loss on labels alone, since nobody judges the responses sampled on the way",

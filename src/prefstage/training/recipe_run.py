@@ -1,5 +1,6 @@
 """Running a recipe: from its settings to a trained, exported model in a run folder."""
 
+import logging
 import math
 import shutil
 import sys
@@ -14,7 +15,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from prefstage.core.config import write_config
 from prefstage.core.errors import (
-    MissingDependencyError,
     PrefstageError,
     RunFolderError,
 )
@@ -27,7 +27,8 @@ from prefstage.data import load_tokenizer
 from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.arguments import PreferenceArguments
-from prefstage.training.datasets import check_rows, load_data
+from prefstage.training.compat import is_first_process
+from prefstage.training.datasets import check_rows, load_data, sets_by_name
 from prefstage.training.dynamics.callback import DisplacementWarning, DynamicsCallback
 from prefstage.training.export import (
     best_checkpoint,
@@ -41,7 +42,7 @@ from prefstage.training.online import OnlinePreferenceTrainer
 from prefstage.training.policy import (
     BASE,
     PrecisionWarning,
-    is_first_process,
+    import_peft,
     load_policy,
     merge_start,
 )
@@ -54,6 +55,8 @@ from prefstage.training.recipe import (
     training_arguments,
 )
 from prefstage.training.trainer import PreferenceTrainer
+
+_log = logging.getLogger(__name__)
 
 MODEL, MERGED, DYNAMICS = "model", "merged", "dynamics"
 RESULT, HISTORY, RESOLVED = "train.json", "history.json", "config.yaml"
@@ -93,13 +96,12 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
     args = training_arguments(recipe, out)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading and saving weights
-    sets = {"data": recipe.data, **recipe.eval}
-    loaded = {name: load_set(settings, loss) for name, settings in sets.items()}
-    for name, rows in loaded.items():
-        check_rows(rows, loss, name)
+    loaded = check_sets({"data": recipe.data, **recipe.eval}, loss)
     with ExitStack() as stack:
         with _opened(recipe, out, stack):
             trainer = _trainer(recipe, args, loaded, out)
+            # A layout that is not exact for the policy is refused while the folder can still go.
+            _log.info("log-probs are computed in the %s layout", trainer.runner.scorer.layout)
         with _progress(trainer), _collected_warnings() as warned:
             trainer.train(resume_from_checkpoint="auto")
             metrics = metrics_at(trainer.state.log_history, exported_step(trainer))
@@ -114,8 +116,12 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
         if is_first_process():
             write_json(out / HISTORY, {"history": trainer.state.log_history})
             write_json(out / RESULT, result)
-            facts = {"policy": recipe.policy, "loss": _loss_text(result), "data": recipe.data.path}
-            headline = f"{recipe.policy} trained on {result['items']:,} items by {facts['loss']}"
+            loss_text = " + ".join(
+                term["name"] + ("" if term.get("beta") is None else f" (β {term['beta']:g})")
+                for term in result["loss"]
+            )
+            facts = {"policy": recipe.policy, "loss": loss_text, "data": recipe.data.path}
+            headline = f"{recipe.policy} trained on {result['items']:,} items by {loss_text}"
             write_result(out, "train", headline=headline, facts=facts)
     names = (MODEL, BASE, MERGED, DYNAMICS, RESULT, HISTORY, RESOLVED)
     written = [out / name for name in names if (out / name).exists()]
@@ -147,13 +153,6 @@ def _summary(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
 
 
-def _loss_text(result: Mapping[str, Any]) -> str:
-    return " + ".join(
-        term["name"] + ("" if term.get("beta") is None else f" (β {term['beta']:g})")
-        for term in result["loss"]
-    )
-
-
 def load_set(settings: DataSettings, loss: LossMix) -> LoadedSet:
     """Load a data set as what a loss takes.
 
@@ -170,19 +169,24 @@ def load_set(settings: DataSettings, loss: LossMix) -> LoadedSet:
     return load_data(settings.path, loss, **settings.model_dump(exclude={"path"}))
 
 
-def check_sets(sets: Mapping[str, DataSettings], loss: LossMix) -> None:
-    """Check that data sets can serve a loss, without a policy.
+def check_sets(sets: Mapping[str, DataSettings], loss: LossMix) -> dict[str, LoadedSet]:
+    """Load data sets and check that they can serve a loss, without a policy.
 
     Args:
         sets: By name: where they are and how they are read.
         loss: Says what it takes, and what it needs.
 
+    Returns:
+        The sets by name.
+
     Raises:
         DataError: As the loaders.
         InputError: As `check_rows`.
     """
-    for name, settings in sets.items():
-        check_rows(load_set(settings, loss), loss, name)
+    loaded = {name: load_set(settings, loss) for name, settings in sets.items()}
+    for name, rows in loaded.items():
+        check_rows(rows, loss, name)
+    return loaded
 
 
 # Hold the run folder until the stack ends; if the block refuses its input, a new one is removed.
@@ -215,32 +219,23 @@ def _opened(recipe: Recipe, out: Path, stack: ExitStack) -> Iterator[None]:
 def _trainer(
     recipe: Recipe, args: PreferenceArguments, loaded: Mapping[str, LoadedSet], out: Path
 ) -> PreferenceTrainer:
-    evaluated = {name: rows for name, rows in loaded.items() if name != "data"}
     policy = load_policy(recipe.policy, dtype=recipe.dtype)
     lora = None
     if recipe.lora is not None:
         if hasattr(policy, "peft_config"):
             policy = merge_start(policy, out / BASE)
-        try:
-            from peft import LoraConfig
-        except ImportError as error:
-            raise MissingDependencyError.of(
-                saw="lora, and no package peft",
-                expected="peft, which makes adapters",
-                cure="pip install 'prefstage[train]'",
-            ) from error
-        lora = LoraConfig(task_type="CAUSAL_LM", **recipe.lora.model_dump())
+        lora = import_peft("lora").LoraConfig(task_type="CAUSAL_LM", **recipe.lora.model_dump())
+    evaluated: Any = {name: rows for name, rows in loaded.items() if name != "data"} or None
+    if evaluated and set(evaluated) == {UNNAMED}:
+        evaluated = evaluated[UNNAMED]
     settings: dict[str, Any] = {
         "processing_class": load_tokenizer(recipe.policy),
         "train_dataset": loaded["data"],
-        "eval_dataset": evaluated.get(UNNAMED)
-        if set(evaluated) == {UNNAMED}
-        else evaluated or None,
+        "eval_dataset": evaluated,
         "peft_config": lora,
-        "callbacks": []
-        if recipe.dynamics is None
-        else [DynamicsCallback(out / DYNAMICS, **recipe.dynamics.model_dump())],
     }
+    if recipe.dynamics is not None:
+        settings["callbacks"] = [DynamicsCallback(out / DYNAMICS, **recipe.dynamics.model_dump())]
     if recipe.online is None:
         trainer = PreferenceTrainer(policy, args, **settings)
     else:
@@ -255,10 +250,8 @@ def _trainer(
 def _progress(trainer: PreferenceTrainer) -> Iterator[None]:
     total = trainer.args.max_steps
     if total <= 0:
-        steps = len(trainer.get_train_dataloader()) * trainer.args.num_train_epochs
-        total = math.ceil(steps)
-    shown = None if is_first_process() else False
-    with progress("training", total, enabled=shown) as tick:
+        total = math.ceil(len(trainer.get_train_dataloader()) * trainer.args.num_train_epochs)
+    with progress("training", total, enabled=None if is_first_process() else False) as tick:
 
         class Ticks(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
             done = 0
@@ -283,13 +276,11 @@ def _progress(trainer: PreferenceTrainer) -> Iterator[None]:
 @contextmanager
 def _collected_warnings() -> Iterator[list[str]]:
     notes = list[str]()
+    ours = (DisplacementWarning, PrecisionWarning, ScoringWarning)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield notes
-    ours = (DisplacementWarning, PrecisionWarning, ScoringWarning)
-    notes += dict.fromkeys(
-        str(warning.message) for warning in caught if issubclass(warning.category, ours)
-    )
+    notes += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ours))
 
 
 def _result(
@@ -300,20 +291,18 @@ def _result(
 ) -> dict[str, Any]:
     history, exported = trainer.state.log_history, exported_step(trainer)
     losses = [entry["loss"] for entry in history if "loss" in entry and entry["step"] <= exported]
-    evaluated = trainer.eval_dataset
-    named = evaluated if isinstance(evaluated, Mapping) else {UNNAMED: evaluated}
-    items = {"data": trainer.train_dataset, **named}
-    notes = list[str]()
+    trained, notes = trainer.train_dataset, list[str]()
+    encoded = sets_by_name(trained, trainer.eval_dataset, "data", UNNAMED, "{}")
     for name, rows in loaded.items():
         bad = rows.report.quarantined
         aside = [f"{bad} bad rows put aside"] if bad else []
-        lines = (*aside, *rows.report.notes, *left_out(items[name].counts))
+        lines = (*aside, *rows.report.notes, *left_out(encoded[name].counts))
         notes += [f"{name}: {line}" for line in lines]
     result: dict[str, Any] = {
         "policy": recipe.policy,
         "loss": trainer.loss.resolved(),
-        "items": len(trainer.train_dataset),
-        "kind": trainer.train_dataset.kind,
+        "items": len(trained),
+        "kind": trained.kind,
         "steps": trainer.state.global_step,
         "exported_step": exported,
         "epochs": trainer.state.epoch,
@@ -322,7 +311,7 @@ def _result(
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "metrics": dict(metrics),
-        "counts": dict(trainer.train_dataset.counts),
+        "counts": dict(trained.counts),
         "best": best_checkpoint(trainer),
         "notes": notes,
     }

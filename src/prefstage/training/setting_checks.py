@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import huggingface_hub
@@ -26,8 +26,8 @@ from prefstage.training.compat import probe_trainer
 _STEPS = 1000  # of a schedule whose length is not known yet
 _WARMUP = 10
 _RECOMPUTE = "activation_checkpointing"
+# A name or value that no optimiser and no schedule knows: whoever reads it, refuses it.
 _PROBE = "prefstage_probe"
-"""A name or value that no optimiser and no schedule knows: whoever reads it, refuses it."""
 
 
 def check_settings(args: Any, *, optimizer: bool = True, scheduler: bool = True) -> None:
@@ -42,7 +42,14 @@ def check_settings(args: Any, *, optimizer: bool = True, scheduler: bool = True)
         ConfigError: If transformers refuses one, or a setting has no effect; one line.
         MissingDependencyError: If a package is missing that one needs.
     """
-    _check_trackers(args.report_to)
+    names = args.report_to
+    for name in [names] if isinstance(names, str) else names or ():
+        with _refused(f"report_to={name!r}", cure="install it, or set report_to: none"):
+            for kind in get_reporting_integration_callbacks([name]):
+                if isinstance(kind, type):
+                    # A tracker looks for its package as it is made. Some have a __del__ that
+                    # fails where they were not made whole, so this copy has none.
+                    type(kind.__name__, (kind,), {"__del__": lambda self: None})()
     _check_device(args)
     if args.push_to_hub and not (args.hub_token or huggingface_hub.get_token()):
         raise ConfigError.of(
@@ -73,16 +80,6 @@ def check_tf32(tf32: Any) -> None:
         )
 
 
-def _check_trackers(names: Any) -> None:
-    for name in [names] if isinstance(names, str) else names or ():
-        with _refused(f"report_to={name!r}", cure="install it, or set report_to: none"):
-            for kind in get_reporting_integration_callbacks([name]):
-                if isinstance(kind, type):
-                    # A tracker looks for its package as it is made. Some have a __del__ that
-                    # fails where they were not made whole, so this copy has none.
-                    type(kind.__name__, (kind,), {"__del__": lambda self: None})()
-
-
 def _check_device(args: Any) -> None:
     with _refused(f"log_level={args.log_level!r}", cure="choose debug, info, warning or error"):
         args.get_process_log_level()
@@ -103,8 +100,9 @@ def _check_device(args: Any) -> None:
     with _refused(f"activation_checkpointing_kwargs={settings}", cure="change or remove them"):
         if not isinstance(settings.get("use_reentrant", True), bool):
             raise TypeError("use_reentrant is neither true nor false")
-        one = torch.ones(1, requires_grad=True)
-        checkpoint(torch.square, one, **{"use_reentrant": False, **settings})
+        checkpoint(
+            torch.square, torch.ones(1, requires_grad=True), **{"use_reentrant": False, **settings}
+        )
 
 
 # --- The optimiser ---------------------------------------------------------------------------
@@ -121,9 +119,11 @@ def _check_optimizer(args: Any) -> None:
                 cure="remove it",
             )
         tried.optim_target_modules = "all-linear"  # the policy's names are not known yet
-    words = [word.strip() for word in (args.optim_args or "").split(",") if word.strip()]
-    for word in words:
-        if "=" not in word:
+    settings = dict[str, str]()
+    for word in filter(None, map(str.strip, (args.optim_args or "").split(","))):
+        key, equals, value = word.replace(" ", "").partition("=")
+        settings[key] = value
+        if not equals:
             raise ConfigError.of(
                 saw=f"optim_args={args.optim_args!r}",
                 expected="name=value, separated by commas, or a mapping",
@@ -137,13 +137,9 @@ def _check_optimizer(args: Any) -> None:
         for weight in chain.from_iterable(group["params"] for group in optimizer.param_groups):
             weight.grad = torch.full_like(weight, 1e-3)
         optimizer.step()
-    settings = dict(word.replace(" ", "").split("=", 1) for word in words)
     for key, value in settings.items():
-        probe, without = (
-            dict(settings) | {key: _PROBE},
-            {k: settings[k] for k in settings if k != key},
-        )
-        if not _is_read(tried, "optim_args", _joined(probe), _joined(without)):
+        without = {other: settings[other] for other in settings if other != key}
+        if not _is_read(tried, "optim_args", _joined({**settings, key: _PROBE}), _joined(without)):
             raise ConfigError.of(
                 saw=f"optim_args {key}={value}, which {name} does not read",
                 expected="arguments of this optimiser",
@@ -163,7 +159,7 @@ def _is_read(args: Any, name: str, *values: Any) -> bool:
             made.append(repr(trainer.get_optimizer_cls_and_kwargs(tried, trainer.model)))
         except Exception:  # whatever it says, it has looked
             return True
-    return made[0] != made[1]
+    return len(set(made)) > 1
 
 
 def _joined(settings: dict[str, str]) -> str | None:
@@ -174,11 +170,10 @@ def _joined(settings: dict[str, str]) -> str | None:
 
 
 def _check_schedule(args: Any) -> None:
-    kind, settings = _plain(args.lr_scheduler_type), args.lr_scheduler_kwargs or {}
+    settings = args.lr_scheduler_kwargs or {}
     length = args.max_steps if args.max_steps > 0 else _STEPS
-    name = f"lr_scheduler_type={kind!r}" + (
-        f" with lr_scheduler_kwargs={settings}" if settings else ""
-    )
+    name = f"lr_scheduler_type={_plain(args.lr_scheduler_type)!r}"
+    whole_name = f"{name} with lr_scheduler_kwargs={settings}" if settings else name
 
     def schedule(settings: Any, warmup: int) -> Any:
         return get_scheduler(
@@ -190,11 +185,11 @@ def _check_schedule(args: Any) -> None:
         )
 
     cure = "set lr_scheduler_kwargs as transformers describes them, or choose another schedule"
-    with _refused(name, cure=cure):
+    with _refused(whole_name, cure=cure):
         made = schedule(settings, args.get_warmup_steps(length))
         # Some refuse their settings only when they are asked for a rate.
         steps = sorted({0, 1, length // 10, length // 2, length - 1, length})
-        for factor, step in ((f, s) for f in getattr(made, "lr_lambdas", ()) for s in steps):
+        for factor, step in product(getattr(made, "lr_lambdas", ()), steps):
             rate = factor(step)
             if not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
                 raise ValueError(f"at step {step} it multiplies the learning rate by {rate}")
@@ -204,7 +199,7 @@ def _check_schedule(args: Any) -> None:
         ignored = False
     if ignored:
         raise ConfigError.of(
-            saw=f"lr_scheduler_kwargs={settings}, which lr_scheduler_type={kind!r} does not read",
+            saw=f"lr_scheduler_kwargs={settings}, which {name} does not read",
             expected="them with a schedule that takes some, such as cosine_with_min_lr",
             cure="remove them, or choose another schedule",
         )
@@ -214,7 +209,7 @@ def _check_schedule(args: Any) -> None:
     }
     if len(first_rates) == 1:  # the same with and without a warm-up
         raise ConfigError.of(
-            saw=f"warmup_steps={args.warmup_steps}, which lr_scheduler_type={kind!r} does not read",
+            saw=f"warmup_steps={args.warmup_steps}, which {name} does not read",
             expected="it with a schedule that warms up, such as constant_with_warmup",
             cure="remove it, or choose another schedule",
         )
@@ -238,5 +233,8 @@ def _refused(setting: str, *, cure: str) -> Iterator[None]:
         text = " ".join(str(error).split()) or type(error).__name__
         missing = isinstance(error, ImportError) or "install" in text or "import" in text
         kind = MissingDependencyError if missing else ConfigError
-        expected = "the package that it needs" if missing else "settings that transformers takes"
-        raise kind.of(saw=f"{setting}: {text}", expected=expected, cure=cure) from error
+        raise kind.of(
+            saw=f"{setting}: {text}",
+            expected="the package that it needs" if missing else "settings that transformers takes",
+            cure=cure,
+        ) from error

@@ -3,10 +3,10 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from heapq import heapify, heapreplace
+from heapq import heapreplace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix, LossState, LossValues
-from prefstage.scoring.attention import Backend
+from prefstage.scoring import Scorer
 from prefstage.scoring.cpu.lean import LeanPasses
 from prefstage.scoring.layout import (
     Batch,
@@ -29,14 +29,14 @@ from prefstage.scoring.layout import (
 )
 from prefstage.scoring.memory import ModelShape, free_bytes, training_budget
 from prefstage.scoring.model import ModelParts
-from prefstage.training.batches import Flat, StepItems
+from prefstage.training.batches import Means, Scored, StepItems, item_metrics
 from prefstage.training.compat import exchanging_gradients
 
+# Positions of the items that are computed together.
 MicroBatch = tuple[int, ...]
-"""Positions of the items that are computed together."""
 
+# For each process its micro-batches, the same number for all.
 Plan = tuple[tuple[MicroBatch, ...], ...]
-"""For each process its micro-batches, the same number for all."""
 
 _log = logging.getLogger(__name__)
 
@@ -74,23 +74,25 @@ def plan_step(
     costs = _Costs(sizes, prompts)
     small = [item for item, size in enumerate(sizes) if size <= token_budget]
     least = len(sizes) - len(small) + math.ceil(costs.of(small) / token_budget)
-    count = max(1, math.ceil(least / processes))
+    bins = processes * max(1, math.ceil(least / processes))
     while True:
-        bins = processes * count
         options = [_balanced(sizes, bins), costs.runs(bins)]
-        fitting = [option for option in options if costs.fits(option, token_budget)]
+        fitting = [
+            option
+            for option in options
+            if all(len(items) <= 1 or costs.of(items) <= token_budget for items in option)
+        ]
         if fitting or bins >= len(sizes):
             best = min(fitting or options[:1], key=lambda option: max(map(costs.of, option)))
             return _dealt(best, costs, processes)
-        count += 1
+        bins += processes
 
 
 # Tokens of micro-batches, with common beginnings counted once.
 # In the order of prompts, two items share the least that any neighbours between them do.
 class _Costs:
     def __init__(self, sizes: Sequence[int], prompts: Sequence[Sequence[int]] | None) -> None:
-        self._sizes = sizes
-        self._order = list(range(len(sizes)))
+        self._sizes, self._order = sizes, list(range(len(sizes)))
         self._shared = [0] * len(sizes)
         if prompts is not None:
             texts = [tuple(prompt) for prompt in prompts]
@@ -99,18 +101,14 @@ class _Costs:
             self._shared[1:] = [common_prefix(b, a) for a, b in pairwise(ordered)]
         self._rank = {item: rank for rank, item in enumerate(self._order)}
 
+    # Less than the sum of sizes, as a prompt that items share is computed once.
     def of(self, items: Sequence[int]) -> int:
-        """Tokens of one micro-batch."""
-        ranks = sorted(self._rank[item] for item in items)
+        ranks = sorted(map(self._rank.__getitem__, items))
         shared = sum(min(self._shared[a + 1 : b + 1]) for a, b in pairwise(ranks))
-        return sum(self._sizes[item] for item in items) - shared
+        return sum(map(self._sizes.__getitem__, items)) - shared
 
-    def fits(self, bins: Sequence[Sequence[int]], budget: int) -> bool:
-        """Whether no micro-batch of several items is larger than the budget."""
-        return all(len(items) <= 1 or self.of(items) <= budget for items in bins)
-
+    # At most `bins` runs in the order of prompts, the largest as small as can be.
     def runs(self, bins: int) -> list[list[int]]:
-        """At most `bins` runs in the order of prompts, the largest as small as can be."""
         # The least capacity that needs no more runs, by bisection: more capacity never needs more.
         low, high = 1, sum(self._sizes)
         while low < high:
@@ -134,8 +132,7 @@ class _Costs:
 # Source: Graham 1969, "Bounds on multiprocessing timing anomalies" (LPT rule).
 def _balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
     filled: list[list[int]] = [[] for _ in range(bins)]
-    loads = [(0, index) for index in range(bins)]
-    heapify(loads)
+    loads = [(0, index) for index in range(bins)]  # in order, and so a heap
     for item in sorted(range(len(sizes)), key=lambda item: (-sizes[item], item)):
         load, index = loads[0]
         filled[index].append(item)
@@ -143,7 +140,7 @@ def _balanced(sizes: Sequence[int], bins: int) -> list[list[int]]:
     return filled
 
 
-# Micro-batches for each process: those of like size run at the same time.
+# Processes wait for one another at every turn, so micro-batches of like size run together.
 def _dealt(bins: Sequence[Sequence[int]], costs: _Costs, processes: int) -> Plan:
     ordered = sorted(
         (tuple(sorted(items)) for items in bins), key=lambda items: (-costs.of(items), items)
@@ -158,21 +155,8 @@ def _dealt(bins: Sequence[Sequence[int]], costs: _Costs, processes: int) -> Plan
 # --- The step ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Log-probs of all items of a step, the same on every process.
-
-    Attributes:
-        log_probs: log π of every response token, nats, without gradient.
-        log_sum_squares: log Σ_v π(v)² of each, if the loss needs it.
-    """
-
-    log_probs: Flat
-    log_sum_squares: Flat | None = None
-
-
+# A micro-batch's share of the objective, from its positions and log-probs.
 Objective = Callable[[MicroBatch, Scored], Tensor]
-"""A micro-batch's share of the objective, from its positions and log-probs."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +184,8 @@ class Draws:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._device, self.replays = device, False
         self._states: list[tuple[Tensor, Tensor | None]] = []
-        self.replays = False
 
     def begin(self, turn: int) -> None:
         """Take down the random state before a micro-batch, or restore it."""
@@ -221,49 +204,39 @@ class StepRunner:
     """Computes steps: forward and backward passes over planned micro-batches.
 
     Args:
-        model: The policy without wrappers; `ScoringCalls` are installed while it computes.
+        scorer: Of the policy without wrappers, whose layout is taken; `ScoringCalls` are
+            installed while steps are computed.
         accelerator: accelerate's, which knows the processes.
         loss: What to minimise.
         token_budget: Tokens a micro-batch.
-        layout: "tree" or "flat".
-        backend: Implementation of tree attention; None chooses by device.
     """
 
     def __init__(
-        self,
-        model: Any,
-        accelerator: Any,
-        loss: LossMix,
-        *,
-        token_budget: int,
-        layout: Layout,
-        backend: Backend | None = None,
+        self, scorer: Scorer, accelerator: Any, loss: LossMix, *, token_budget: int
     ) -> None:
-        self._bare = model
+        self.scorer, self.loss, self.token_budget = scorer, loss, token_budget
         self._accelerator = accelerator
-        self.loss = loss
-        self.token_budget = token_budget
-        self.layout: Layout = layout
-        self._backend = backend
-        config = ModelParts.of(model).body.config
+        self._config = ModelParts.of(scorer.model).body.config
         self._lean = LeanPasses(
-            model,
+            scorer.model,
             token_budget=token_budget,
-            kept_bytes=ModelShape.of(model).kept_bytes(norms_recomputed=True),
+            kept_bytes=ModelShape.of(scorer.model).kept_bytes(norms_recomputed=True),
         )
-        self._one_pass = layout == "tree" and length_rule(config) is None
+        self._layout: Layout = scorer.layout_choice.layout
+        self._one_pass = self._layout == "tree" and length_rule(self._config) is None
         self._statistics = ("log_sum_squares",) if "log_sum_squares" in loss.needs else ()
 
     def plan(self, items: StepItems) -> Plan:
         """Divide items into micro-batches for each process."""
-        tree = self.layout == "tree"
+        tree = self._layout == "tree"
         prompts = [item.trees[0].prompt_ids for item in items.items] if tree else None
-        processes = self._accelerator.num_processes
-        return plan_step(self.sizes(items), self.token_budget, processes, prompts=prompts)
+        return plan_step(
+            self.sizes(items), self.token_budget, self._accelerator.num_processes, prompts=prompts
+        )
 
     def sizes(self, items: StepItems) -> list[int]:
         """Tokens that each item takes when it is computed alone."""
-        size = _tree_size if self.layout == "tree" else _flat_size
+        size = _tree_size if self._layout == "tree" else _flat_size
         return [sum(map(size, item.trees)) for item in items.items]
 
     def tokens(self, items: StepItems) -> int:
@@ -288,8 +261,7 @@ class StepRunner:
         plan, count = self.plan(items), items.whole_totals.items
 
         def share(positions: MicroBatch, scored: Scored) -> Tensor:
-            values = self._compute(items.part(positions), scored, state)
-            return values.values.sum() / count
+            return self._compute(items.part(positions), scored, state).values.sum() / count
 
         together = self._accelerator.num_processes == 1 and len(plan[0]) == 1
         if not self.loss.whole_batch or (together and items.all_learn):
@@ -309,43 +281,53 @@ class StepRunner:
                 return (learning.take(slopes, positions) * scored.log_probs).sum()
 
             draws.replays = True
-            second = plan if learning is items else self.plan(learning)
-            self._run(model, learning, second, weighted, draws)
-        values = self.values(items, scored, state)
+            self._run(
+                model, learning, plan if learning is items else self.plan(learning), weighted, draws
+            )
+        with torch.no_grad():
+            values = self._compute(items, scored, state)
         return StepOutcome(items, scored, values, float(values.values.sum()) / count)
 
-    def score(self, model: Any, items: StepItems, plan: Plan | None = None) -> Scored:
-        """Log-probs of items without gradient, computed over all processes.
+    @torch.no_grad()
+    def evaluate(
+        self,
+        model: Any,
+        items: StepItems,
+        state: LossState,
+        *,
+        chunks: Iterable[range],
+        tick: Callable[[], object],
+    ) -> dict[str, float]:
+        """Metrics of a set: means over its items, every item computed once.
+
+        A loss whose values depend on one another sees the whole set as one batch.
 
         Args:
-            model: The policy, wrapped or not.
-            items: The items, the same on every process.
-            plan: Their micro-batches; None plans them.
+            model: The policy in evaluation mode.
+            items: All items of the set.
+            state: The loss's state; it does not change.
+            chunks: Positions of items that are planned together, each once.
+            tick: Called after each chunk.
 
         Returns:
-            The same on every process.
+            Mean of each metric, "loss" among them.
         """
-        with torch.no_grad():
-            return self._run(model, items, plan or self.plan(items), None)
-
-    def values(self, items: StepItems, scored: Scored, state: LossState) -> LossValues:
-        """Loss values of scored items, and the state after them.
-
-        Args:
-            items: The items.
-            scored: Their log-probs.
-            state: The loss's state before them.
-
-        Returns:
-            Values without gradient.
-        """
-        with torch.no_grad():
-            return self._compute(items, scored, state)
+        parts, scored, means = list(map(items.part, chunks)), list[Scored](), Means()
+        for part in parts:
+            scored.append(self._run(model, part, self.plan(part), None))
+            tick()
+        if self.loss.whole_batch:
+            columns = [values for values in zip(*scored, strict=True) if values[0] is not None]
+            parts, scored = [items], [Scored(*map(torch.cat, columns))]
+        for part, log_probs in zip(parts, scored, strict=True):
+            values = self._compute(part, log_probs, state)
+            means.add(item_metrics(part, log_probs, values, self.loss))
+        return means.take()
 
     def _compute(self, items: StepItems, scored: Scored, state: LossState) -> LossValues:
-        return self.loss.compute(items.loss_batch(scored.log_probs, scored.log_sum_squares), state)
+        return self.loss.compute(items.loss_batch(*scored), state)
 
-    # Run this process's micro-batches; gather the log-probs of all processes.
+    # Log-probs are gathered from all processes, as losses may look at the whole batch.
     def _run(
         self,
         model: Any,
@@ -355,7 +337,9 @@ class StepRunner:
         draws: Draws | None = None,
     ) -> Scored:
         accelerator, training = self._accelerator, objective is not None
-        names = ("log_probs", *self._statistics)
+        # No wrapper and no other device takes part in the gradient.
+        alone = accelerator.distributed_type == DistributedType.NO
+        lean = training and alone and accelerator.device.type == "cpu"
         gathered: Tensor | None = None
         turns = plan[accelerator.process_index]
         for turn, positions in enumerate(turns):
@@ -367,17 +351,16 @@ class StepRunner:
             exchange = partial(exchanging_gradients, last=turn == len(turns) - 1)
             with exchange(accelerator, model) if training else contextlib.nullcontext():
                 passes = self._passes(items, plan, turn)
-                lean = training and runs_alone_on_cpu(accelerator)
                 tokens = sum(row.input_ids.numel() for row in passes)
                 with self._lean.forward(tokens) if lean else contextlib.nullcontext():
                     scored = self._forward(model, part, passes)
-                values = torch.stack([getattr(scored, name).detach() for name in names])
+                values = torch.stack([flat.detach() for flat in scored if flat is not None])
                 if objective is not None:
                     # Wrappers take the mean over processes; the objective is a sum over them.
                     share = objective(positions or (0,), scored) * accelerator.num_processes
                     accelerator.backward(share if positions else share * 0)
             if gathered is None:
-                gathered = values.new_zeros(len(names), items.tokens)
+                gathered = values.new_zeros(len(values), items.tokens)
             for index, position in enumerate(positions):
                 gathered[:, items.span_of(position)] = values[:, part.span_of(index)]
         # A sum gathers: every token stands at zero on all processes but one.
@@ -386,11 +369,13 @@ class StepRunner:
     # This process's forward passes of a turn, as many as any process's.
     # Wrappers that shard weights gather them at every pass, so processes must agree.
     def _passes(self, items: StepItems, plan: Plan, turn: int) -> list[Row | Batch]:
-        config = ModelParts.of(self._bare).body.config
-
         def lay_out(process: int) -> list[Row | Batch]:
-            leaves = leaves_of(items.part(plan[process][turn] or (0,)).trees)
-            return plan_passes(config, leaves, layout=self.layout, token_budget=None)
+            return plan_passes(
+                self._config,
+                leaves_of(items.part(plan[process][turn] or (0,)).trees),
+                layout=self._layout,
+                token_budget=None,
+            )
 
         passes = lay_out(self._accelerator.process_index)
         if self._accelerator.num_processes == 1 or self._one_pass:
@@ -399,17 +384,15 @@ class StepRunner:
         return passes + passes[-1:] * (most - len(passes))
 
     def _forward(self, model: Any, part: StepItems, passes: list[Row | Batch]) -> Scored:
-        scored = model(scoring_passes=passes, backend=self._backend, statistics=self._statistics)
+        scored = model(scoring_passes=passes, statistics=self._statistics)
         # From the order of the passes, where equal beginnings stand together, to that of items.
-        order = torch.empty(part.tokens, dtype=torch.long)
-        start = 0
+        order, start = torch.empty(part.tokens, dtype=torch.long), 0
         for row in passes:
             for slot in row.slots:
                 span = part.tree_spans[slot.tree][slot.response]
                 order[span] = torch.arange(start + slot.start, start + slot.stop)
             start += len(row.target_ids)
-        order = order.to(scored[0].device)
-        return Scored(*(values[order] for values in scored))
+        return Scored(*(values[order.to(values.device)] for values in scored))
 
 
 def token_budget_of(args: Any, model: Any) -> int:
@@ -435,12 +418,6 @@ def token_budget_of(args: Any, model: Any) -> int:
     )
     _log.info("token budget: %d tokens a micro-batch, from the free memory", budget)
     return budget
-
-
-def runs_alone_on_cpu(accelerator: Any) -> bool:
-    """Whether no wrapper and no other device takes part in the gradient."""
-    alone: bool = accelerator.distributed_type == DistributedType.NO
-    return alone and accelerator.device.type == "cpu"
 
 
 def _tree_size(tree: TokenTree) -> int:

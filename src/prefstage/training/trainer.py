@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -12,13 +13,23 @@ from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
+from prefstage.core.hashing import seed_for
 from prefstage.data import ResponseEncoder
 from prefstage.data.settings import CHAT_SETTINGS
 from prefstage.losses import LossState, parse_loss
 from prefstage.scoring import Scorer
 from prefstage.scoring.model import ModelParts, check_fits, model_fingerprint
 from prefstage.training.arguments import PreferenceArguments, refuse_arguments
-from prefstage.training.batches import StepItems, StepLoader, StepSampler, as_step, step_seeds
+from prefstage.training.batches import (
+    EvaluationSet,
+    Flat,
+    Means,
+    StepItems,
+    StepLoader,
+    StepSampler,
+    as_step,
+    item_metrics,
+)
 from prefstage.training.compat import ScoringCalls, use_one_gpu
 from prefstage.training.datasets import (
     check_item_sets,
@@ -31,22 +42,21 @@ from prefstage.training.durable import DurableTrainer
 from prefstage.training.export import card_fields, names_of, provenance_of, write_export
 from prefstage.training.faults import StepGuard, check_start, start_tolerance
 from prefstage.training.items import ItemSet
-from prefstage.training.metrics import EvaluationSet, Means, Speed, evaluate_items, item_metrics
 from prefstage.training.policy import (
-    adapter_is_identity,
-    check_adapter_off,
-    layout_for,
+    START,
+    PrecisionWarning,
+    References,
+    drops_attention,
+    precision_note,
     prepare_policy,
     tokenizer_for,
-    warn_of_precision,
 )
-from prefstage.training.reference import START, References
 from prefstage.training.setting_checks import check_settings
 from prefstage.training.step import StepOutcome, StepRunner, token_budget_of
 
 _log = logging.getLogger(__name__)
 
-_ENCODING = (*CHAT_SETTINGS, "max_prompt_tokens", "max_response_tokens")
+_LIMITS = ("max_prompt_tokens", "max_response_tokens")
 _DATA_AND_MODEL = ("train_dataset", "eval_dataset", "processing_class", "peft_config", "callbacks")
 _FLOPS_PER_TOKEN_AND_PARAMETER = 6
 
@@ -108,19 +118,27 @@ class PreferenceTrainer(DurableTrainer):
     ) -> None:
         args = PreferenceArguments.of(args)
         refuse_arguments(unknown, of="PreferenceTrainer", known=_DATA_AND_MODEL)
-        makes_optimizer = optimizers[0] is None and optimizer_cls_and_kwargs is None
-        check_settings(args, optimizer=makes_optimizer, scheduler=optimizers[1] is None)
+        check_settings(
+            args,
+            optimizer=optimizers[0] is None and optimizer_cls_and_kwargs is None,
+            scheduler=optimizers[1] is None,
+        )
         # Before an adapter is merged: the merged model has no tokenizer by its weights.
-        source = getattr(getattr(model, "config", None), "name_or_path", None)
-        source = str(model) if isinstance(model, str | Path) else source
+        named = getattr(getattr(model, "config", None), "name_or_path", None)
+        source = str(model) if isinstance(model, str | Path) else named
         model = prepare_policy(model, peft_config, args)
-        check_adapter_off(model, args.reference)
         processing_class = tokenizer_for(model, processing_class, source=source)
         self.loss = parse_loss(args.loss)
+        self.references = References(
+            args.reference,
+            model=model,
+            needed="reference" in self.loss.needs,
+            folder=Path(args.reference_cache or Path(args.output_dir) / "_reference"),
+        )
         self.loss_state: LossState = self.loss.start_state()
         self.last_step: StepOutcome | None = None
         self.encoder = ResponseEncoder(
-            processing_class, **{name: getattr(args, name) for name in _ENCODING}
+            processing_class, **{name: getattr(args, name) for name in (*CHAT_SETTINGS, *_LIMITS)}
         )
         check_sources(train_dataset, eval_dataset)
         self.data_names = names_of(train_dataset, eval_dataset)
@@ -130,6 +148,12 @@ class PreferenceTrainer(DurableTrainer):
             for data in (train_dataset, eval_dataset)
         )
         check_item_sets(train_items, eval_items, evaluates=args.eval_strategy != "no")
+        for items in item_sets_in([train_items, eval_items]):
+            check_fits(
+                [tree for item in items.items for tree in item.trees],
+                ModelParts.of(model),
+                tokenizer=processing_class,
+            )
         self._scoring_calls = ScoringCalls(model)
         use_one_gpu(args)
         super().__init__(
@@ -143,45 +167,45 @@ class PreferenceTrainer(DurableTrainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        self.fresh_adapter = peft_config is not None and adapter_is_identity(peft_config)
-        self._means, self._speed, self._step_tokens = Means(), Speed(), 0
-        self._set_up_scoring()
+        self.fresh_adapter = getattr(peft_config, "init_lora_weights", None) is True
+        self.notes = list[str]()
+        self._means, self._step_tokens = Means(), 0
         for callback in callbacks or ():
             if hasattr(callback, "attach"):
                 callback.attach(self)
 
-    def _set_up_scoring(self) -> None:
-        self.notes: list[str] = []
-        args, parts = self.args, ModelParts.of(self.model)
-        for item_set in self._item_sets():
-            trees = [tree for item in item_set.items for tree in item.trees]
-            check_fits(trees, parts, tokenizer=self.processing_class)
-        self.scorer = Scorer(self.model, layout=layout_for(self.model, args.layout))
-        self.runner = StepRunner(
-            self.model,
+    # Made when first needed, as trying the layout takes passes of the model; `train` and
+    # `evaluate` need it before accelerate wraps or shards the model.
+    @cached_property
+    def runner(self) -> StepRunner:
+        """Computes the steps."""
+        layout = self.args.layout
+        if layout == "auto" and drops_attention(self.model):
+            # What is dropped of a shared prompt would be dropped for all its responses alike.
+            _log.warning("attention dropout is on: every sequence is computed whole (flat layout)")
+            layout = "flat"
+        return StepRunner(
+            Scorer(self.model, layout=layout),
             self.accelerator,
             self.loss,
-            token_budget=token_budget_of(args, self.model),
-            layout=self.scorer.layout_choice.layout,
+            token_budget=token_budget_of(self.args, self.model),
         )
-        self.guard = StepGuard(self.runner, Path(args.output_dir), args.device)
-        self.references = References(
-            args.reference,
-            needed="reference" in self.loss.needs,
-            folder=Path(args.reference_cache or Path(args.output_dir) / "_reference"),
-            accelerator=self.accelerator,
-        )
-
-    def _item_sets(self) -> list[ItemSet]:
-        return item_sets_in([self.train_dataset, self.eval_dataset])
 
     # --- Training -------------------------------------------------------------------------
 
+    # References come first: once the weights have moved, the start cannot be scored any more.
     @override
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **others: Any) -> Any:
-        """As `DurableTrainer.train`, after making sure of the reference log-probs."""
-        warn_of_precision(self)
+        rate = float(self.args.learning_rate)
+        # DeepSpeed keeps weights in float32 besides.
+        note = None if self.is_deepspeed_enabled else precision_note(self.model, rate)
+        if note is not None and note not in self.notes:
+            self.notes.append(note)
+            warnings.warn(note, PrecisionWarning, stacklevel=2)
         self.compute_references()
+        self._guard = StepGuard(self.runner, Path(self.args.output_dir), self.args.device)
+        self._start_tolerance = start_tolerance(self)
+        self._train_reference = self.references.of(self.train_dataset)
         with self._scoring_calls.installed():
             return super().train(resume_from_checkpoint, *args, **others)
 
@@ -195,8 +219,9 @@ class PreferenceTrainer(DurableTrainer):
         gone = self.references.reference == START and not self.fresh_adapter
         if not (gone and self.state.global_step):
             self.references.compute(
-                [*self._item_sets(), *item_sets_in(others)],
-                self.scorer,
+                item_sets_in([self.train_dataset, self.eval_dataset, *others]),
+                self.runner.scorer,
+                self.accelerator,
                 adapter_is_new=self.fresh_adapter,
             )
 
@@ -224,36 +249,41 @@ class PreferenceTrainer(DurableTrainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # of optimisers without a schedule
             self.optimizer.train()
-        items = self._step_items(self.train_dataset, inputs["items"], step=step)
-        with self.guard.memory(items, step=step, optimizer=self.optimizer):
+        items = self._step_items(
+            self.train_dataset, inputs["items"], self._train_reference, step=step
+        )
+        with self._guard.memory(items, step=step, optimizer=self.optimizer):
             outcome = self.runner.train(model, items, self.loss_state)
-        self.guard.check(outcome, step=step, learning_rate=self.learning_rate)
-        tolerance = start_tolerance(self)
-        if tolerance is not None:
-            check_start(outcome, tolerance=tolerance)
-        self.loss_state = outcome.values.state
-        self.last_step = outcome
+        self._guard.check(outcome, step=step, learning_rate=self.learning_rate)
+        if step == 0 and self._start_tolerance is not None:
+            check_start(outcome, tolerance=self._start_tolerance)
+        self.loss_state, self.last_step = outcome.values.state, outcome
         self._means.add(item_metrics(items, outcome.scored, outcome.values, self.loss))
         self._step_tokens = self.runner.tokens(items)
         self.state.num_input_tokens_seen += self._step_tokens
         seconds = time.perf_counter() - started
-        self._speed.add(items=len(items.items), tokens=self._step_tokens, seconds=seconds)
+        self._means.count("items_per_second", len(items.items), seconds)
+        self._means.count("tokens_per_second", self._step_tokens, seconds)
         return torch.tensor(outcome.loss, device=self.args.device)
 
-    def _step_items(self, item_set: ItemSet, positions: Any, *, step: int) -> StepItems:
+    # Some items of a set, with their part of what the reference gives each item.
+    def _step_items(
+        self, item_set: ItemSet, positions: Sequence[int], known: list[Flat] | None, *, step: int
+    ) -> StepItems:
         items = tuple(item_set.items[position] for position in positions)
-        seeds = step_seeds(items, seed=self.args.seed, step=step) if self.loss.random else None
-        reference = self.references.of(item_set, positions)
-        if reference is not None:
+        # One an item and step, whatever micro-batch or process computes it.
+        seeds = tuple(seed_for(self.args.seed, "loss", step, item.index) for item in items)
+        reference = None
+        if known is not None:
+            reference = torch.cat([known[position] for position in positions])
             reference = reference.to(self.accelerator.device)
-        return StepItems(item_set.kind, items, reference, seeds)
+        return StepItems(item_set.kind, items, reference, seeds if self.loss.random else None)
 
+    # Means over items, not over steps: the last step of an epoch may be shorter.
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the base class, with the means over the items since the last log."""
         if "loss" in logs:
-            logs |= self._means.take() | self._speed.take()
-            logs["num_tokens"] = self.state.num_input_tokens_seen
+            logs |= self._means.take() | {"num_tokens": self.state.num_input_tokens_seen}
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
@@ -278,47 +308,40 @@ class PreferenceTrainer(DurableTrainer):
 
     @override
     def run_settings(self) -> dict[str, Any]:
-        """What a run must agree on with the checkpoint that it goes on from."""
-        data, terms = self.train_dataset, self.loss.resolved()
+        data, encoding = self.train_dataset, ("chat_format", *_LIMITS)
         return super().run_settings() | {
             "weights": self._start_fingerprint,
-            "loss": {term["name"]: term for term in terms},
+            "loss": {term["name"]: term for term in self.loss.resolved()},
             "reference": self.args.reference,
-            "encoding": {
-                "chat_format": self.args.chat_format,
-                "max_prompt_tokens": self.args.max_prompt_tokens,
-                "max_response_tokens": self.args.max_response_tokens,
-                "fingerprint": self.encoder.fingerprint,
-            },
+            "encoding": {name: getattr(self.args, name) for name in encoding}
+            | {"fingerprint": self.encoder.fingerprint},
             "data": data
             and {"kind": data.kind, "items": len(data), "fingerprint": data.fingerprint},
         }
 
-    # Of the weights that training begins with, new adapters left out.
+    # Without new adapters, whose weights are drawn anew when a run goes on.
     @cached_property
     def _start_fingerprint(self) -> str:
         return model_fingerprint(self.model, with_adapter=False)
 
+    # The loss's state, the metrics since the last log, and how steps are divided.
     @override
     def run_state(self) -> dict[str, Any]:
-        """The loss's state, the metrics since the last log, and how steps are divided."""
         return {
             "loss": self.loss_state,
-            "means": self._means.state(),
+            "means": self._means.totals,
             "token_budget": self.runner.token_budget,
         }
 
     @override
     def restore_run_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `run_state` returned."""
-        self.loss_state = dict(state["loss"])
-        self._means.restore(state["means"])
+        self.loss_state, self._means.totals = dict(state["loss"]), dict(state["means"])
         if self.args.token_budget == "auto":  # another division would round differently
             self.runner.token_budget = int(state["token_budget"])
 
+    # Others load the folder alone, so card and resolved configuration go with the weights.
     @override
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint that others load, with card and resolved configuration."""
         folder, in_checkpoint = output_dir or self.args.output_dir, self.staging is not None
         if not in_checkpoint:
             self.check_weights(Path(self.args.output_dir))
@@ -333,7 +356,6 @@ class PreferenceTrainer(DurableTrainer):
 
     @override
     def create_model_card(self, *args: Any, **fields: Any) -> None:
-        """Write the model card and what belongs to it into the output folder."""
         if self.is_world_process_zero():
             write_export(self, Path(self.args.output_dir), **card_fields(*args, **fields))
 
@@ -363,9 +385,9 @@ class PreferenceTrainer(DurableTrainer):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         return cast("dict[str, float]", metrics)
 
+    # The set to evaluate, in chunks; chosen by name if there are several.
     @override
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EvaluationSet:
-        """The set to evaluate, in chunks; chosen by name if there are several."""
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
@@ -380,22 +402,22 @@ class PreferenceTrainer(DurableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Score a set and take the means of its metrics over its items."""
+        runner, item_set = self.runner, dataloader.dataset
         self.prepare_sharded()
         self.model.eval()
         if callable(getattr(self.optimizer, "eval", None)):
             self.optimizer.eval()
-        item_set = dataloader.dataset
         _log.info("%s on %d items", description, len(item_set))
         self.callback_handler.eval_dataloader = dataloader
-        items = self._step_items(item_set, range(len(item_set)), step=-1)
+        positions, reference = range(len(item_set)), self.references.of(item_set)
+        items = self._step_items(item_set, positions, reference, step=-1)
 
         def tick() -> None:
             self.control = self.callback_handler.on_prediction_step(
                 self.args, self.state, self.control
             )
 
-        means = evaluate_items(self.runner, self.model, items, self.loss_state, tick=tick)
+        means = runner.evaluate(self.model, items, self.loss_state, chunks=dataloader, tick=tick)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         return EvalLoopOutput(
             predictions=None, label_ids=None, metrics=metrics, num_samples=len(item_set)

@@ -1,12 +1,12 @@
 """`DynamicsCallback`: what training does to the rankings of fixed pairs, in any Trainer."""
 
-import logging
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from typing_extensions import override
 
@@ -15,6 +15,7 @@ from prefstage.data import ResponseEncoder
 from prefstage.data.records import Ties
 from prefstage.scoring import Scorer
 from prefstage.training.compat import spread_over_processes, unwrapped_forward
+from prefstage.training.datasets import sets_by_name
 from prefstage.training.dynamics.distance import StartWeights, kind_of
 from prefstage.training.dynamics.pairs import (
     Pairs,
@@ -27,11 +28,10 @@ from prefstage.training.dynamics.pairs import (
 )
 from prefstage.training.dynamics.records import DynamicsFolder
 from prefstage.training.items import ItemSet
-from prefstage.training.policy import undisturbed
-from prefstage.training.reference import ADAPTER_OFF, NONE, START
+from prefstage.training.policy import ADAPTER_OFF, NONE, START, undisturbed
 
-_log = logging.getLogger(__name__)
-
+# As transformers prefixes the metrics of sets.
+_NAMES = ("train", "eval", "eval_{}")
 DEFAULT_BETA = 0.1
 PRINTING = (PrinterCallback, ProgressCallback)
 HEADLINES = ("loss", "rankings/accuracy", "rewards/accuracies")
@@ -100,25 +100,24 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         seed: int = 0,
         token_budget: int | Literal["auto"] = "auto",
     ) -> None:
-        settings = {"every": every, "displacement_nats": displacement_nats, "beta": beta}
-        for name, value in settings.items():
+        for name, value in {
+            "every": every,
+            "displacement_nats": displacement_nats,
+            "beta": beta,
+        }.items():
             if value is not None and not value > 0:
                 raise InputError.of(
                     saw=f"{name}={value}", expected="a positive number", cure=f"set {name} > 0"
                 )
-        self._sets = _by_name(train_pairs, eval_pairs)
+        self._sets = sets_by_name(train_pairs, eval_pairs, *_NAMES)
         self._encoder, self._reference, self._beta = encoder, reference, beta
         self._sampling: Any = {"subsample": subsample, "seed": seed, "ties": ties}
-        self._every = every
-        self._with_distance = distance
-        self._displacement_nats = displacement_nats
-        self._token_budget = token_budget
+        self._every, self._with_distance = every, distance
+        self._displacement_nats, self._token_budget = displacement_nats, token_budget
         self._folder = DynamicsFolder(Path(out))
         self._start = StartWeights(Path(out) / "start_weights")
         self._trainer: Any = None
-        self._samples: list[PairSample] = []
-        self._reference_scores: dict[str, PairScores] = {}
-        self._warned = False
+        self._samples = list[PairSample]()
 
     def attach(self, trainer: Any) -> Self:
         """Join a trainer: its callbacks, and its log.
@@ -137,9 +136,9 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
 
     # --- Events, as transformers calls them -----------------------------------------------
 
+    # The reference is scored before the first step: afterwards the start is gone.
     @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **event: Any) -> None:
-        """Choose the pairs, score the reference, and measure the start."""
         model = event["model"]
         if self._trainer is None:
             raise InputError.of(
@@ -163,19 +162,17 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **event: Any) -> None:
-        """Measure every `every` steps."""
         if self._every is not None and state.global_step % self._every == 0:
             self._measure(state, event["model"])
 
     @override
     def on_evaluate(self, args: Any, state: Any, control: Any, **event: Any) -> None:
-        """Measure at every evaluation."""
         if self._samples:  # an evaluation outside training has no dynamics
             self._measure(state, event["model"])
 
+    # The end is measured before the trainer loads its best checkpoint.
     @override
     def on_epoch_end(self, args: Any, state: Any, control: Any, **event: Any) -> None:
-        """Measure the end, before the trainer loads its best checkpoint."""
         if control.should_training_stop or state.global_step >= state.max_steps:
             self._measure(state, event["model"])
 
@@ -183,45 +180,53 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
 
     def _prepare(self, model: Any, step: int) -> None:
         trainer = self._trainer
-        encoder = self._encoder or _encoder_of(trainer)
+        encoder = self._encoder or getattr(trainer, "encoder", None)
+        if not isinstance(encoder, ResponseEncoder):
+            tokenizer = trainer.processing_class
+            encoder = None if tokenizer is None else ResponseEncoder(tokenizer)
         self._samples = [
             sample_pairs(name, pairs, encoder=encoder, **self._sampling)
             for name, pairs in (self._sets or _sets_of(trainer)).items()
         ]
-        if self._beta is None:
-            self._beta = _beta_of(trainer)
+        # β of the trainer's loss (τ of IPO), as TRL and `PreferenceTrainer` have it.
+        betas = [
+            self._beta,
+            *(
+                getattr(owner, "beta", None)
+                for owner in (trainer.args, getattr(trainer, "loss", None))
+            ),
+            DEFAULT_BETA,
+        ]
+        self._beta = float(next(beta for beta in betas if beta is not None))
         if self._reference is None:
             configured = getattr(trainer.args, "reference", None)
             self._reference = START if configured in (None, NONE) else configured
         with unwrapped_forward(model):
             self._scorer = Scorer(model, token_budget=self._token_budget)
-        self._folder.begin(self._about(model), step=step)
-        self._reference_scores = self._load_reference(step)
+        self._folder.begin(
+            {
+                "sets": {
+                    sample.name: {
+                        "available": sample.available,
+                        "measured": len(sample.indices),
+                        "fingerprint": sample.fingerprint,
+                        **sample.counts,
+                    }
+                    for sample in self._samples
+                },
+                "reference": self._reference,
+                "beta": self._beta,
+                "distance_of": kind_of(model) if self._with_distance else None,
+            },
+            step=step,
+        )
+        self._reference_scores = self._folder.read_reference() or self._score_reference(step)
         self._warned = any(map(self._displaced_sets, self._folder.metrics()))
         if self._with_distance and (step == 0 or not self._start.exist()):
             self._check_start(step, "weights")
             self._start.save(model)
 
-    def _about(self, model: Any) -> dict[str, Any]:
-        return {
-            "sets": {
-                sample.name: {
-                    "available": sample.available,
-                    "measured": len(sample.indices),
-                    "fingerprint": sample.fingerprint,
-                    **sample.counts,
-                }
-                for sample in self._samples
-            },
-            "reference": self._reference,
-            "beta": self._beta,
-            "distance_of": kind_of(model) if self._with_distance else None,
-        }
-
-    def _load_reference(self, step: int) -> dict[str, PairScores]:
-        kept = self._folder.read_reference()
-        if kept is not None:
-            return kept
+    def _score_reference(self, step: int) -> dict[str, PairScores]:
         scorer, with_adapter = self._scorer, self._reference != ADAPTER_OFF
         if self._reference == START:
             self._check_start(step, "reference")
@@ -250,22 +255,18 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         # An evaluation after the last step, or a resumed run's first, comes to a step twice.
         if not state.is_world_process_zero or step in recorded:
             return
-        began = time.perf_counter()
+        began, beta = time.perf_counter(), self._beta or 0.0
+        metrics, measured = dict[str, float](), list[dict[str, Tensor]]()
         with undisturbed(model):
             with self._trainer.accelerator.autocast():
                 scores = [score_pairs(self._scorer, sample.trees) for sample in self._samples]
-            distance = self._start.distance(model) if self._with_distance else None
-        measured = [
-            measure_pairs(sample, policy, self._reference_scores[sample.name], beta=self._beta or 0)
-            for sample, policy in zip(self._samples, scores, strict=True)
-        ]
-        metrics = {
-            _key(pairs.sample.name, name): value
-            for pairs in measured
-            for name, value in summarise_pairs(pairs).items()
-        }
-        if distance is not None:
-            metrics["dynamics/weight_distance"] = distance
+            if self._with_distance:
+                metrics["dynamics/weight_distance"] = self._start.distance(model)
+        for sample, policy in zip(self._samples, scores, strict=True):
+            pairs = measure_pairs(sample, policy, self._reference_scores[sample.name], beta=beta)
+            measured.append(pairs)
+            figures = summarise_pairs(pairs, beta=beta)
+            metrics |= {_key(sample.name, name): value for name, value in figures.items()}
         since = max(recorded, default=0)
         norms = [
             float(entry["grad_norm"])
@@ -275,7 +276,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         if norms:
             metrics["dynamics/grad_norm/mean"] = sum(norms) / len(norms)
             metrics["dynamics/grad_norm/max"] = max(norms)
-        self._folder.write_step(step, measured, metrics)
+        self._folder.write_step(step, self._samples, measured, metrics)
         self._report({**metrics, "dynamics/runtime_s": time.perf_counter() - began})
         self._warn(step, metrics)
 
@@ -284,6 +285,11 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         handler, control = self._trainer.callback_handler, self._trainer.control
         everyone, wishes = handler.callbacks, vars(control).copy()
         printing = [callback for callback in everyone if isinstance(callback, PRINTING)]
+        headlines = {
+            name: value
+            for name, value in metrics.items()
+            if name.split("dynamics/", 1)[-1] in HEADLINES
+        }
         try:
             # Trainer's log, not the subclass's: that would add, and clear, its own running means
             # (TRL's does). What prints to the console gets the headlines only: sixty figures
@@ -291,11 +297,6 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             handler.callbacks = [callback for callback in everyone if callback not in printing]
             Trainer.log(self._trainer, metrics)
             handler.callbacks = printing
-            headlines = {
-                name: value
-                for name, value in metrics.items()
-                if name.split("dynamics/", 1)[-1] in HEADLINES
-            }
             handler.on_log(self._trainer.args, self._trainer.state, control, headlines)
         finally:
             handler.callbacks = everyone
@@ -342,21 +343,10 @@ def _key(set_name: str, metric: str) -> str:
 # --- What is taken over from the trainer ---------------------------------------------------------
 
 
-# Name sets as transformers prefixes their metrics: "train", "eval" or "eval_NAME".
-def _by_name(train: Any, evaluated: Any) -> dict[str, Any]:
-    named = {"train": train, "eval": None if isinstance(evaluated, Mapping) else evaluated}
-    if isinstance(evaluated, Mapping):
-        named |= {f"eval_{name}": pairs for name, pairs in evaluated.items()}
-    return {name: pairs for name, pairs in named.items() if pairs is not None}
-
-
 # The pairs of a `PreferenceTrainer`; another trainer's data has a form of its own.
 def _sets_of(trainer: Any) -> dict[str, Any]:
-    sets = {
-        name: items
-        for name, items in _by_name(trainer.train_dataset, trainer.eval_dataset).items()
-        if isinstance(items, ItemSet) and items.kind == "pairs"
-    }
+    known = sets_by_name(trainer.train_dataset, trainer.eval_dataset, *_NAMES)
+    sets = {name: s for name, s in known.items() if isinstance(s, ItemSet) and s.kind == "pairs"}
     if not sets:
         raise InputError.of(
             saw="neither train_pairs nor eval_pairs, and a trainer without pairs of prefstage",
@@ -364,18 +354,3 @@ def _sets_of(trainer: Any) -> dict[str, Any]:
             cure="give DynamicsCallback train_pairs=, eval_pairs= or both",
         )
     return sets
-
-
-def _encoder_of(trainer: Any) -> ResponseEncoder | None:
-    encoder = getattr(trainer, "encoder", None)
-    if isinstance(encoder, ResponseEncoder):
-        return encoder
-    tokenizer = trainer.processing_class
-    return None if tokenizer is None else ResponseEncoder(tokenizer)
-
-
-# β of the trainer's loss (τ of IPO), as TRL and `PreferenceTrainer` have it.
-def _beta_of(trainer: Any) -> float:
-    owners = (trainer.args, getattr(trainer, "loss", None))
-    known = (getattr(owner, "beta", None) for owner in owners)
-    return float(next((beta for beta in known if beta is not None), DEFAULT_BETA))

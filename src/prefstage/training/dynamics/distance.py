@@ -15,8 +15,8 @@ from prefstage.core.errors import DataError
 from prefstage.core.files import atomic_path
 from prefstage.training.compat import lora_factors
 
+# Start weights are written in files of about this size: what is copied into memory at once.
 SHARD_BYTES = 1 << 30
-"""Start weights are written in files of about this size: what is copied into memory at once."""
 _ELEMENTS_AT_ONCE = 1 << 24
 
 _COMPLETE = "complete"
@@ -109,7 +109,7 @@ class StartWeights:
                 squares.append(scale**2 * _squared_product_change(now[left], now[right], *before))
         return float(sum(squares) ** 0.5)
 
-    # The open file that holds a weight, by the weight's name.
+    # Open files rather than tensors: safetensors then reads one weight at a time.
     def _open(self, stack: ExitStack) -> dict[str, Any]:
         files = [
             stack.enter_context(safe_open(path, framework="pt"))

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from prefstage.core.errors import InputError, PrefstageError
@@ -16,7 +17,6 @@ from prefstage.data import Pair, PairSet, ResponseEncoder, TokenTree
 from prefstage.data.records import Ties
 from prefstage.data.tokenising import cause_of
 from prefstage.diagnosing.flips import (
-    FLIP_GROUPS,
     at_threshold,
     dpo_losses,
     flip_groups,
@@ -32,8 +32,8 @@ from prefstage.training.items import LEFT_OUT, ItemSet, TrainingItem, left_out
 
 _SIDES = 2
 
+# What dynamics can follow: loaded, encoded, or made in memory.
 Pairs = PairSet | ItemSet | Sequence[Pair] | Sequence[TokenTree]
-"""What dynamics can follow: loaded, encoded, or made in memory."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,12 @@ class PairSample:
     counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def decided(self) -> Bool[Tensor, " pairs"]:
-        """Pairs that have a right order."""
-        return ~torch.tensor(self.tied or (False,) * len(self.trees))
-
-    @property
-    def lengths(self) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
-        """Tokens of the chosen and of the rejected responses, end-of-turn included."""
-        sides = [[len(ids) for ids in tree.response_ids] for tree in self.trees]
-        chosen, rejected = torch.tensor(sides).unbind(1)
-        return chosen, rejected
-
-    @property
     def fingerprint(self) -> str:
         """Hash of which pairs they are and of their tokens."""
         return digest([self.indices, [[t.prompt_ids, t.response_ids] for t in self.trees]])
 
 
-@dataclass(frozen=True)
-class PairScores:
+class PairScores(NamedTuple):
     """Log-probs of the pairs of a sample under one model.
 
     Attributes:
@@ -86,35 +73,6 @@ class PairScores:
 
     chosen: Float[Tensor, " pairs"]
     rejected: Float[Tensor, " pairs"]
-
-
-@dataclass(frozen=True)
-class PairDynamics:
-    """Where each pair of a sample stands at one step of training.
-
-    Attributes:
-        sample: The pairs.
-        policy: Their log-probs under the policy now.
-        reference: Their log-probs under the reference.
-        beta: β of losses and rewards, 1/nats.
-        log_ratio: c, the reference log-ratio. [pairs], nats.
-        loss: DPO loss. [pairs], nats.
-        threshold: The loss at or below which the ranking is right. [pairs], nats.
-        margin: Reward margin βΔ. [pairs].
-        correct: Whether the policy ranks the pair rightly. [pairs].
-        group: Index into `FLIP_GROUPS`. [pairs].
-    """
-
-    sample: PairSample
-    policy: PairScores
-    reference: PairScores
-    beta: float
-    log_ratio: Float[Tensor, " pairs"]
-    loss: Float[Tensor, " pairs"]
-    threshold: Float[Tensor, " pairs"]
-    margin: Float[Tensor, " pairs"]
-    correct: Bool[Tensor, " pairs"]
-    group: Int[Tensor, " pairs"]
 
 
 def sample_pairs(
@@ -156,9 +114,8 @@ def sample_pairs(
     # Seeded by the set's name as well, so that adding an evaluation set does not change which
     # pairs of the others are followed.
     source = Random(seed_for(seed, "dynamics", name))
-    counts = Counter[str]()
-    if isinstance(pairs, ItemSet):
-        counts.update({k: n for k in (*LEFT_OUT, "annotators") if (n := pairs.counts.get(k))})
+    counts, known = Counter[str](), pairs.counts if isinstance(pairs, ItemSet) else {}
+    counts.update({name: known[name] for name in (*LEFT_OUT, "annotators") if known.get(name)})
     kept = list[tuple[int, TokenTree, bool]]()
     for position in sorted(source.sample(range(len(pairs)), min(subsample, len(pairs)))):
         pair = pairs[position]
@@ -228,8 +185,8 @@ def score_pairs(
 
 def measure_pairs(
     sample: PairSample, policy: PairScores, reference: PairScores, *, beta: float
-) -> PairDynamics:
-    """Work out where each pair stands.
+) -> dict[str, Tensor]:
+    """Work out where each pair stands at one step of training.
 
     Args:
         sample: The pairs.
@@ -238,17 +195,21 @@ def measure_pairs(
         beta: β of DPO, > 0. 1/nats.
 
     Returns:
-        Losses, thresholds, margins and groups.
+        By the names of records' columns, each [pairs]: tokens of the responses, end-of-turn
+        included; log-probs; "reference_log_ratio", c; "loss" (DPO) and "threshold", the loss at
+        or below which the ranking is right, nats; "margin", βΔ; "correct", whether the policy
+        ranks the pair rightly; "group", index into `FLIP_GROUPS`; and "tied", whether raters
+        are split evenly, so that it has no right order.
 
     Raises:
         InputError: If a log-prob is not finite.
         PrefstageError: If a pair stands on the wrong side of its threshold, which Theorem
             4.1 of arXiv:2405.19534 rules out.
     """
-    c = reference_log_ratio(reference.chosen, reference.rejected)
-    loss = dpo_losses(policy.chosen, policy.rejected, c, beta=beta)
+    c = reference_log_ratio(*reference)
+    loss = dpo_losses(*policy, c, beta=beta)
     threshold = flip_threshold(c, beta=beta)
-    correct = ranking_accuracy(policy.chosen, policy.rejected).bool()
+    correct = ranking_accuracy(*policy).bool()
     broken = int(threshold_violations(loss, threshold, correct).sum())
     if broken:
         raise PrefstageError.of(
@@ -257,104 +218,86 @@ def measure_pairs(
             expected="none: the theorem is exact",
             cure="report it; losses, rankings and reference are not of the same pairs",
         )
-    was_correct = ranking_accuracy(reference.chosen, reference.rejected).bool()
-    return PairDynamics(
-        sample=sample,
-        policy=policy,
-        reference=reference,
-        beta=beta,
-        log_ratio=c,
-        loss=loss,
-        threshold=threshold,
-        margin=beta * (policy.chosen - policy.rejected + c),
-        correct=correct,
-        group=flip_groups(was_correct, correct),
-    )
+    lengths = torch.tensor([[len(ids) for ids in tree.response_ids] for tree in sample.trees])
+    return {
+        "chosen_tokens": lengths[:, 0],
+        "rejected_tokens": lengths[:, 1],
+        "chosen_log_prob": policy.chosen,
+        "rejected_log_prob": policy.rejected,
+        "reference_chosen_log_prob": reference.chosen,
+        "reference_rejected_log_prob": reference.rejected,
+        "reference_log_ratio": c,
+        "loss": loss,
+        "threshold": threshold,
+        "margin": beta * (policy.chosen - policy.rejected + c),
+        "correct": correct,
+        "group": flip_groups(ranking_accuracy(*reference).bool(), correct),
+        "tied": torch.tensor(sample.tied or (False,) * len(sample.trees)),
+    }
 
 
-def summarise_pairs(dynamics: PairDynamics) -> dict[str, float]:
+def summarise_pairs(measured: Mapping[str, Tensor], *, beta: float) -> dict[str, float]:
     """The figures of one set at one step, as trackers take them.
 
     Args:
-        dynamics: The pairs.
+        measured: As of `measure_pairs`.
+        beta: β of rewards, 1/nats.
 
     Returns:
         Means over pairs by name: TRL's names where TRL has the metric, ours elsewhere. What
         has no value (the loss of an empty group) is left out. Accuracies and flips are over
         the pairs that are no ties of their raters, which have no right order.
     """
-    policy, reference, beta = dynamics.policy, dynamics.reference, dynamics.beta
-    chosen_change = policy.chosen - reference.chosen
-    rejected_change = policy.rejected - reference.rejected
+    chosen, rejected = measured["chosen_log_prob"], measured["rejected_log_prob"]
+    chosen_change = chosen - measured["reference_chosen_log_prob"]
+    rejected_change = rejected - measured["reference_rejected_log_prob"]
+    lengths = measured["chosen_tokens"], measured["rejected_tokens"]
     means = {
-        "loss": dynamics.loss,
-        "logps/chosen": policy.chosen,
-        "logps/rejected": policy.rejected,
+        "loss": measured["loss"],
+        "logps/chosen": chosen,
+        "logps/rejected": rejected,
         "rewards/chosen": beta * chosen_change,
         "rewards/rejected": beta * rejected_change,
-        "rewards/margins": dynamics.margin,
+        "rewards/margins": measured["margin"],
         "displacement/chosen": chosen_change,
         "displacement/rejected": rejected_change,
         "displacement/both_fell": (chosen_change < 0) & (rejected_change < 0),
+        "lengths/chosen": lengths[0],
+        "lengths/rejected": lengths[1],
     }
-    decided = dynamics.sample.decided
+    decided = ~measured["tied"]
     if decided.any():
-        lengths = dynamics.sample.lengths
         orders = {
             "rewards/accuracies": reward_accuracy(beta * chosen_change, beta * rejected_change),
-            "rankings/accuracy": dynamics.correct,
+            "rankings/accuracy": measured["correct"],
             "rankings/normalised_accuracy": ranking_accuracy(
-                mean_log_probs(policy.chosen, lengths[0]),
-                mean_log_probs(policy.rejected, lengths[1]),
+                *map(mean_log_probs, (chosen, rejected), lengths)
             ),
-            "rankings/at_threshold": at_threshold(dynamics.loss, dynamics.threshold),
+            "rankings/at_threshold": at_threshold(measured["loss"], measured["threshold"]),
         }
         means |= {name: values[decided] for name, values in orders.items()}
-    return {
-        **{name: float(values.double().mean()) for name, values in means.items()},
-        **_flips(dynamics, decided),
-        **_diversity(policy),
-        **_lengths(dynamics),
-    }
+    figures = {name: float(values.double().mean()) for name, values in means.items()}
+    if decided.any():
+        groups = summarise_flip_groups(
+            *(measured[name][decided] for name in ("group", "loss", "margin"))
+        )
+        for name, group in groups.items():
+            values = {"share": group.share, "loss": group.loss, "margins": group.reward_margin}
+            figures |= {
+                f"flips/{metric_name(name)}/{kind}": value
+                for kind, value in values.items()
+                if value is not None
+            }
+    diversity = intra_diversity(chosen, rejected)
+    for level, value in diversity.quantiles.items():
+        figures[f"intra_diversity/q{round(100 * level):02d}"] = value
+    together = torch.stack([(lengths[0] - lengths[1]).double(), measured["margin"]])
+    correlation = float(torch.corrcoef(together)[0, 1]) if len(chosen) > 1 else math.nan
+    if math.isfinite(correlation):  # constant lengths or margins have none
+        figures["lengths/margin_correlation"] = correlation
+    return figures | {"intra_diversity/mean": diversity.mean, "intra_diversity/std": diversity.std}
 
 
 def metric_name(group: str) -> str:
     """A flip group's name as trackers accept it."""
     return group.replace("->", "_to_")
-
-
-def _flips(dynamics: PairDynamics, decided: Bool[Tensor, " pairs"]) -> dict[str, float]:
-    if not decided.any():
-        return {}
-    groups = summarise_flip_groups(
-        dynamics.group[decided], dynamics.loss[decided], dynamics.margin[decided]
-    )
-    figures = {
-        f"flips/{metric_name(name)}/{kind}": value
-        for name in FLIP_GROUPS
-        for kind, value in (
-            ("share", groups[name].share),
-            ("loss", groups[name].loss),
-            ("margins", groups[name].reward_margin),
-        )
-    }
-    return {name: value for name, value in figures.items() if value is not None}
-
-
-def _diversity(policy: PairScores) -> dict[str, float]:
-    diversity = intra_diversity(policy.chosen, policy.rejected)
-    levels = {
-        f"intra_diversity/q{round(100 * level):02d}": value
-        for level, value in diversity.quantiles.items()
-    }
-    return {"intra_diversity/mean": diversity.mean, "intra_diversity/std": diversity.std, **levels}
-
-
-def _lengths(dynamics: PairDynamics) -> dict[str, float]:
-    chosen, rejected = (side.double() for side in dynamics.sample.lengths)
-    figures = {"lengths/chosen": float(chosen.mean()), "lengths/rejected": float(rejected.mean())}
-    together = torch.stack([chosen - rejected, dynamics.margin])
-    correlation = float(torch.corrcoef(together)[0, 1]) if len(chosen) > 1 else math.nan
-    if math.isfinite(correlation):  # constant lengths or margins have none
-        figures["lengths/margin_correlation"] = correlation
-    return figures

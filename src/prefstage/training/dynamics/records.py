@@ -1,4 +1,7 @@
-"""The folder that dynamics are recorded in: whole steps only, none of them twice."""
+"""The folder that dynamics are recorded in, whole steps only, none of them twice; pictures of it.
+
+Pictures: flips over training, loss against threshold, trajectories.
+"""
 
 import json
 import logging
@@ -6,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from prefstage.core.errors import DataError, RunFolderError
+from prefstage.core.errors import DataError, InputError, MissingDependencyError, RunFolderError
 from prefstage.core.files import atomic_path, write_json
 from prefstage.diagnosing.flips import FLIP_GROUPS
-from prefstage.training.dynamics.pairs import PairDynamics, PairSample, PairScores
+from prefstage.training.dynamics.pairs import PairSample, PairScores, metric_name
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +49,15 @@ _REFERENCE_SCHEMA = pa.schema(
     [SCHEMA.field(name) for name in ("set", "pair", "chosen_log_prob", "rejected_log_prob")]
 )
 
+FORMATS = ("png", "svg")
+# Okabe and Ito's colours, which differ with any colour vision: what stays right or wrong is
+# blue or red, what changed is light blue or orange.
+GROUP_COLOURS = dict(zip(FLIP_GROUPS, ("#0072B2", "#E69F00", "#56B4E9", "#D55E00"), strict=True))
+RIGHT, WRONG, LINE = "#0072B2", "#D55E00", "#222222"
+_CURVE_POINTS = 400
+_DOTS_PER_INCH = 130
+_DOTTED = {"marker": "o", "ms": 3.5}
+
 
 class DynamicsFolder:
     """Where one training run's dynamics lie.
@@ -68,7 +82,16 @@ class DynamicsFolder:
         Raises:
             RunFolderError: If the folder holds dynamics of something else.
         """
-        self._check_same(about)
+        file, now = self.path / ABOUT, json.loads(json.dumps(dict(about)))
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
+        different = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        if different:
+            raise RunFolderError.of(
+                saw=f"{self.path} holds dynamics of another run (different: "
+                f"{', '.join(different)})",
+                expected="a new folder, or the same pairs, reference and settings",
+                cure="name another folder with out=",
+            )
         if step == 0:
             (self.path / REFERENCE).unlink(missing_ok=True)
         # Later steps are of a training that was killed after its last checkpoint, and come anew.
@@ -81,14 +104,16 @@ class DynamicsFolder:
                 later[-1],
             )
         for recorded in later:
-            self.pairs_file(recorded).unlink()
+            self._pairs_file(recorded).unlink()
             self._metrics_file(recorded).unlink(missing_ok=True)
-        write_json(self.path / ABOUT, dict(about))
+        write_json(file, now)
 
     def steps(self) -> list[int]:
         """The steps that are recorded, ascending."""
-        files = (self.path / PAIRS).glob("step-*.parquet")
-        return sorted(int(file.stem.removeprefix("step-")) for file in files)
+        return sorted(
+            int(file.stem.removeprefix("step-"))
+            for file in (self.path / PAIRS).glob("step-*.parquet")
+        )
 
     def metrics(self) -> list[dict[str, float]]:
         """The aggregates of every recorded step, ascending."""
@@ -98,19 +123,33 @@ class DynamicsFolder:
         ]
 
     def write_step(
-        self, step: int, measured: list[PairDynamics], metrics: Mapping[str, float]
+        self,
+        step: int,
+        samples: Sequence[PairSample],
+        measured: Sequence[Mapping[str, torch.Tensor]],
+        metrics: Mapping[str, float],
     ) -> None:
         """Record one step.
 
         Args:
             step: Optimiser steps done.
-            measured: The pairs of each set.
+            samples: The pairs of each set.
+            measured: What was measured of them, as of `measure_pairs`.
             metrics: The aggregates by name.
         """
+        tables = []
+        for sample, tensors in zip(samples, measured, strict=True):
+            columns: dict[str, Any] = {name: values.tolist() for name, values in tensors.items()}
+            columns |= {
+                "step": [step] * len(sample.trees),
+                "prompt_id": [tree.prompt_id for tree in sample.trees],
+                "group": [FLIP_GROUPS[number] for number in columns["group"]],
+            }
+            tables.append(_table(sample, columns, SCHEMA))
         # The Parquet file comes last, as a step counts by it: whatever else a kill leaves out,
         # a step that counts has its metrics.
         write_json(self._metrics_file(step), {"step": step, **metrics})
-        _write([_table(step, pairs) for pairs in measured], self.pairs_file(step))
+        _write(tables, self._pairs_file(step))
 
     def write_reference(self, samples: Sequence[PairSample], scores: Sequence[PairScores]) -> None:
         """Keep the reference's log-probs of every set.
@@ -119,51 +158,31 @@ class DynamicsFolder:
             samples: The pairs of each set.
             scores: Their log-probs under the reference.
         """
-        tables = [
-            pa.table(
-                {
-                    "set": [sample.name] * len(sample.indices),
-                    "pair": list(sample.indices),
-                    "chosen_log_prob": pairs.chosen.tolist(),
-                    "rejected_log_prob": pairs.rejected.tolist(),
-                },
-                schema=_REFERENCE_SCHEMA,
-            )
-            for sample, pairs in zip(samples, scores, strict=True)
-        ]
-        _write(tables, self.path / REFERENCE)
+        columns = (
+            {"chosen_log_prob": chosen.tolist(), "rejected_log_prob": rejected.tolist()}
+            for chosen, rejected in scores
+        )
+        _write(
+            [
+                _table(sample, sides, _REFERENCE_SCHEMA)
+                for sample, sides in zip(samples, columns, strict=True)
+            ],
+            self.path / REFERENCE,
+        )
 
     def read_reference(self) -> dict[str, PairScores] | None:
         """The reference's log-probs by set; None if they were not kept."""
         if not (self.path / REFERENCE).exists():
             return None
-        table = _read(self.path / REFERENCE, _REFERENCE_SCHEMA)
-        scores = {}
-        for name in dict.fromkeys(table["set"].to_pylist()):
-            rows = table.filter(pa.compute.equal(table["set"], name))
-            sides = (rows["chosen_log_prob"], rows["rejected_log_prob"])
-            scores[name] = PairScores(
-                *(torch.tensor(side.to_pylist(), dtype=torch.float64) for side in sides)
-            )
+        table, scores = _read(self.path / REFERENCE, _REFERENCE_SCHEMA), {}
+        for name in table["set"].unique().to_pylist():
+            rows = table.filter(pc.equal(table["set"], name))
+            sides = (rows[side].to_pylist() for side in ("chosen_log_prob", "rejected_log_prob"))
+            scores[name] = PairScores(*(torch.tensor(s, dtype=torch.float64) for s in sides))
         return scores
 
-    def _check_same(self, about: Mapping[str, Any]) -> None:
-        file = self.path / ABOUT
-        if not file.exists():
-            return
-        before = json.loads(file.read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(dict(about)))
-        different = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        if different:
-            raise RunFolderError.of(
-                saw=f"{self.path} holds dynamics of another run (different: "
-                f"{', '.join(different)})",
-                expected="a new folder, or the same pairs, reference and settings",
-                cure="name another folder with out=",
-            )
-
-    def pairs_file(self, step: int) -> Path:
-        """Where the pairs of a step are recorded."""
+    # With zeros in front, so that names sort as steps do.
+    def _pairs_file(self, step: int) -> Path:
         return self.path / PAIRS / f"step-{step:08d}.parquet"
 
     def _metrics_file(self, step: int) -> Path:
@@ -184,7 +203,7 @@ def read_dynamics(folder: str | Path) -> pa.Table:
         DataError: If nothing is recorded there, or a file cannot be read.
     """
     store = _recorded(folder)
-    return pa.concat_tables([_read(store.pairs_file(step), SCHEMA) for step in store.steps()])
+    return pa.concat_tables([_read(store._pairs_file(step), SCHEMA) for step in store.steps()])
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
@@ -229,29 +248,196 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         ) from error
 
 
-def _table(step: int, measured: PairDynamics) -> pa.Table:
-    sample = measured.sample
-    chosen_tokens, rejected_tokens = sample.lengths
-    tensors = {
-        "chosen_tokens": chosen_tokens,
-        "rejected_tokens": rejected_tokens,
-        "chosen_log_prob": measured.policy.chosen,
-        "rejected_log_prob": measured.policy.rejected,
-        "reference_chosen_log_prob": measured.reference.chosen,
-        "reference_rejected_log_prob": measured.reference.rejected,
-        "reference_log_ratio": measured.log_ratio,
-        "loss": measured.loss,
-        "threshold": measured.threshold,
-        "margin": measured.margin,
-        "correct": measured.correct,
-        "tied": ~sample.decided,
+def _table(sample: PairSample, columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    names = {"set": [sample.name] * len(sample.indices), "pair": list(sample.indices)}
+    return pa.table({**names, **columns}, schema=schema)
+
+
+# --- Pictures ------------------------------------------------------------------------------------
+
+
+def draw_dynamics(
+    folder: str | Path,
+    *,
+    out: str | Path | None = None,
+    set_name: str | None = None,
+    step: int | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> list[Path]:
+    """Draw what a `DynamicsCallback` recorded.
+
+    - ``flips``: share, mean DPO loss and mean reward margin of the four groups over training.
+    - ``threshold``: each pair's DPO loss against its reference log-ratio c, and the curve
+      -log σ(βc): a pair is ranked rightly if and only if it is not above the curve.
+    - ``trajectories``: ranking and reward accuracy, mean log-probs, intra-diversity,
+      distance of the weights.
+
+    Args:
+        folder: `out` of the callback.
+        out: Where the pictures go; None for ``figures`` in `folder`.
+        set_name: Which set; None for the first ("train" where there is one).
+        step: Of the threshold picture; None for the last one recorded.
+        formats: File formats, as matplotlib names them.
+
+    Returns:
+        The files, ``NAME-SET.FORMAT``.
+
+    Raises:
+        InputError: If there is no such set or step.
+        DataError: If nothing is recorded there.
+        MissingDependencyError: If matplotlib is not installed.
+
+    Source:
+        Chen et al. 2024, arXiv:2405.19534, Figures 2 and 3; Sun et al. 2025,
+        arXiv:2508.10530, Figure 3 (intra-diversity).
+    """
+    figure_type = _figure_type()
+    source = Path(folder)
+    table, metrics = read_dynamics(source), read_metrics(source)
+    about = json.loads((source / ABOUT).read_text(encoding="utf-8"))
+    name = _known("set", set_name, list(about["sets"]), default=0)
+    moment = _known("step", step, [int(entry["step"]) for entry in metrics], default=-1)
+    prefix = "dynamics/" if name == "train" else f"{name}_dynamics/"
+    pairs = table.filter(pc.and_(pc.equal(table["set"], name), pc.equal(table["step"], moment)))
+    figures = {
+        "flips": _flips(figure_type, metrics, prefix, name),
+        "threshold": _threshold(figure_type, pairs, float(about["beta"]), f"{name}, step {moment}"),
+        "trajectories": _trajectories(figure_type, metrics, prefix, name),
     }
-    columns = {
-        "step": [step] * len(sample.indices),
-        "set": [sample.name] * len(sample.indices),
-        "pair": list(sample.indices),
-        "prompt_id": [tree.prompt_id for tree in sample.trees],
-        "group": [FLIP_GROUPS[number] for number in measured.group.tolist()],
-        **{name: tensor.tolist() for name, tensor in tensors.items()},
+    target = source / "figures" if out is None else Path(out)
+    return [
+        _save(figure, target / f"{kind}-{name}.{form}")
+        for kind, figure in figures.items()
+        for form in formats
+    ]
+
+
+def _figure_type() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError.of(
+            saw="no package matplotlib",
+            expected="matplotlib, which draws",
+            cure="pip install 'prefstage[plots]'",
+        ) from error
+    return Figure
+
+
+def _known(what: str, wanted: Any, recorded: list[Any], *, default: int) -> Any:
+    if wanted is None:
+        return recorded[default]
+    if wanted not in recorded:
+        raise InputError.of(
+            saw=f"{what} {wanted!r}",
+            expected=f"one of {', '.join(map(str, recorded))}",
+            cure=f"leave {what} out, or name a recorded one",
+        )
+    return wanted
+
+
+def _flips(figure_type: Any, metrics: list[dict[str, float]], prefix: str, name: str) -> Any:
+    figure = figure_type(figsize=(12, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    titles = {
+        "share": "share of pairs",
+        "loss": "mean DPO loss (nats)",
+        "margins": "mean reward margin",
     }
-    return pa.table(columns, schema=SCHEMA)
+    for panel, (kind, title) in zip(panels, titles.items(), strict=True):
+        for group, colour in GROUP_COLOURS.items():
+            panel.plot(
+                *_series(metrics, f"{prefix}flips/{metric_name(group)}/{kind}"),
+                **_DOTTED,
+                color=colour,
+                label=group.replace("->", " → "),
+            )
+        _finish(panel, title)
+    panels[0].set_ylim(0, 1)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(f"Ranking by reference → by policy ({name})")
+    return figure
+
+
+def _threshold(figure_type: Any, pairs: pa.Table, beta: float, title: str) -> Any:
+    figure = figure_type(figsize=(12, 4.4), layout="constrained")
+    linear, logarithmic = figure.subplots(1, 2, sharex=True)
+    c, loss, correct = (
+        pairs[column].to_numpy() for column in ("reference_log_ratio", "loss", "correct")
+    )
+    reach = np.linspace(min(c.min(), 0.0), max(c.max(), 0.0), _CURVE_POINTS)
+    for panel in (linear, logarithmic):
+        for right, colour, label in (
+            (True, RIGHT, "ranked rightly"),
+            (False, WRONG, "ranked wrongly"),
+        ):
+            chosen = correct == right
+            panel.scatter(
+                c[chosen],
+                loss[chosen],
+                s=14,
+                color=colour,
+                alpha=0.7,
+                lw=0,
+                label=f"{label} ({int(chosen.sum())})",
+            )
+        panel.plot(
+            reach, np.logaddexp(0, -beta * reach), "--", color=LINE, label="threshold −log σ(βc)"
+        )
+        panel.axvline(0, color=LINE, lw=0.6, alpha=0.4)
+        panel.set_xlabel("reference log-ratio c (nats); right of 0 the reference is wrong")
+        panel.spines[["top", "right"]].set_visible(False)
+    linear.set_ylabel("DPO loss (nats)")
+    linear.set_ylim(bottom=0)
+    linear.legend(frameon=False)
+    logarithmic.set_yscale("log")
+    figure.suptitle(f"Loss against the flip threshold ({title})")
+    return figure
+
+
+def _trajectories(figure_type: Any, metrics: list[dict[str, float]], prefix: str, name: str) -> Any:
+    figure = figure_type(figsize=(12, 7), layout="constrained")
+    accuracy, likelihood, diversity, distance = figure.subplots(2, 2).flat
+    for panel, key, look in (
+        (accuracy, f"{prefix}rankings/accuracy", {"label": "ranking accuracy R"}),
+        (accuracy, f"{prefix}rankings/normalised_accuracy", {"label": "length-normalised R̃"}),
+        (accuracy, f"{prefix}rewards/accuracies", {"label": "reward accuracy"}),
+        (likelihood, f"{prefix}displacement/chosen", {"label": "chosen", "color": RIGHT}),
+        (likelihood, f"{prefix}displacement/rejected", {"label": "rejected", "color": WRONG}),
+        (diversity, f"{prefix}intra_diversity/mean", {"label": "mean"}),
+        (distance, "dynamics/weight_distance", {"color": LINE}),
+    ):
+        panel.plot(*_series(metrics, key), **_DOTTED, **look)
+    accuracy.set_ylim(0, 1)
+    likelihood.axhline(0, color=LINE, lw=0.6)
+    steps, low = _series(metrics, f"{prefix}intra_diversity/q05")
+    _, high = _series(metrics, f"{prefix}intra_diversity/q95")
+    diversity.fill_between(steps, low, high, alpha=0.2, lw=0, label="5 to 95 % of the pairs")
+    _finish(accuracy, "accuracies", legend=True)
+    _finish(likelihood, "change of mean log π(y|x) since the reference (nats)", legend=True)
+    _finish(diversity, "intra-diversity: log π(y_w|x) − log π(y_l|x) (nats)", legend=True)
+    _finish(distance, "distance of the weights from the start")
+    figure.suptitle(f"Dynamics ({name})")
+    return figure
+
+
+# Steps and values of a metric; a group without a pair has none at that step.
+def _series(metrics: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+    points = [(entry["step"], entry[key]) for entry in metrics if key in entry]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _finish(panel: Any, title: str, *, legend: bool = False) -> None:
+    panel.set_title(title, fontsize=10)
+    panel.set_xlabel("optimiser step")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(alpha=0.2)
+    if legend:
+        panel.legend(frameon=False)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=_DOTS_PER_INCH)
+    return path
