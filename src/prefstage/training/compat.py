@@ -40,6 +40,8 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         tracks_tokens: Whether transformers counts the tokens of a batch.
     """
 
+    control: Any
+    model: Any
     staging: Path | None = None
     tracks_tokens = True
 
