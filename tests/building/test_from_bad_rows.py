@@ -9,12 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefstage import judging
-from prefstage.building.account import Account
+from prefstage.building.account import Account, Built
 from prefstage.building.answers import reward_augmented
-from prefstage.building.build import build_pairs
-from prefstage.building.built import Built
+from prefstage.building.build import Materials, build_pairs, groups_of
 from prefstage.building.filters import filtered
-from prefstage.building.methods import Materials, groups_of
 from prefstage.building.recipe import (
     METHODS,
     DecontaminationFilter,

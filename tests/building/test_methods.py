@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefstage.building.account import Account
+from prefstage.building.account import Account, Built
 from prefstage.building.answers import principled_pairs, reward_augmented
 from prefstage.building.build import build_pairs
-from prefstage.building.built import Built
 from prefstage.building.choosing import rejection_sample
 from prefstage.building.per_prompt import (
     Measured,

@@ -9,9 +9,8 @@ import yaml
 from datasets import load_dataset
 from typer.testing import CliRunner
 
-from prefstage.building.account import Account
+from prefstage.building.account import Account, Built
 from prefstage.building.build import build_pairs
-from prefstage.building.built import Built
 from prefstage.building.filters import filtered
 from prefstage.building.recipe import (
     DecontaminationFilter,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from prefstage.building.methods import groups_of
+from prefstage.building.build import groups_of
 from prefstage.data.records import Generation, response_message
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.sampling import Sampler

@@ -1,11 +1,21 @@
-"""What a build did: what was left out and why, and how often a judge reverses labels."""
+"""What a build made: pairs and where they come from; what was left out and why; reversed labels."""
 
+import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any
 
+import pyarrow as pa
+from datasets import Dataset, Features, Value
+
+from prefstage.building.recipe import TRAIN
 from prefstage.core.errors import InputError
+from prefstage.data.records import Pair
+from prefstage.data.sets import features_of, to_row
+from prefstage.data.storage import build_dataset, piece_rows, scratch_folder, text_number
 from prefstage.judging.judged import wilson_interval
 
 REVERSAL_LIMIT = 0.4
@@ -164,3 +174,152 @@ def check_reversal(
         cure=f"ask another judge, or set {setting}: true to go by this one's labels (a run "
         "folder keeps what it judged)",
     )
+
+
+# --- Pairs and their provenance ------------------------------------------------------------------
+
+PROVENANCE = {
+    "method": "string",
+    "part": "string",
+    "origin_prompt_id": "string",
+    "place_chosen": "int64",
+    "place_rejected": "int64",
+    "gap": "float64",
+    "judge": "string",
+    "label_flipped": "bool",
+}
+"""Columns that a built pair has besides the canonical ones, and their Arrow types."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A pair and its provenance.
+
+    Attributes:
+        pair: The pair.
+        method: How it was built, such as "best-vs-worst".
+        part: Which dataset of the method it belongs to ("LG-HQ"); equal to `method` where
+            the method makes one.
+        origin_prompt_id: The prompt that this one was made from (by adding a target score);
+            None where it is the pair's prompt. Splits keep both together.
+        place_chosen: Position of the chosen response among the prompt's candidates, or None.
+        place_rejected: Likewise.
+        gap: Score of chosen less score of rejected, or None without scores.
+        judge: Whose scores or judgments decided, or None for scores of the dataset.
+        label_flipped: Whether a judge turned the dataset's label round; None if not asked.
+    """
+
+    pair: Pair
+    method: str
+    part: str
+    origin_prompt_id: str | None = None
+    place_chosen: int | None = None
+    place_rejected: int | None = None
+    gap: float | None = None
+    judge: str | None = None
+    label_flipped: bool | None = None
+
+    @property
+    def split_key(self) -> str:
+        """What splits go by: the prompt that it comes from."""
+        return self.origin_prompt_id or self.pair.prompt_id
+
+
+Group = list[Built]
+"""Pairs that stand or fall together: those of one prompt."""
+
+Parts = dict[str, dict[str, Dataset]]
+
+
+def score_gap(pair: Pair) -> float | None:
+    """Score of chosen less score of rejected; None without scores."""
+    if pair.score_chosen is None or pair.score_rejected is None:
+        return None
+    return pair.score_chosen - pair.score_rejected
+
+
+def built_dataset(rows: Iterable[Built]) -> Dataset:
+    """Write built pairs to a memory-mapped dataset as they come; memory stays flat.
+
+    Args:
+        rows: The pairs, read once.
+
+    Returns:
+        The dataset, with the canonical columns and `PROVENANCE`.
+    """
+
+    def features(fields: Mapping[str, bool]) -> Features:
+        return Features(
+            {
+                **features_of(Pair, fields),
+                **{name: Value(kind) for name, kind in PROVENANCE.items()},
+            }
+        )
+
+    flat = (
+        {**to_row(row.pair), **{name: getattr(row, name) for name in PROVENANCE}} for row in rows
+    )
+    return build_dataset(flat, features)[0]
+
+
+def parted(dataset: Dataset, shares: Mapping[str, float], *, seed: int) -> Parts:
+    """Send every row to its part and its prompt's split, in one pass and flat memory.
+
+    Args:
+        dataset: As `built_dataset` wrote it.
+        shares: Share of prompts of the splits besides "train", by name.
+        seed: Of the splits.
+
+    Returns:
+        Memory-mapped datasets by part and split, in the order of the rows; every part has
+        every split, empty ones too.
+    """
+    paths: dict[tuple[str, str], str] = {}
+    with ExitStack() as stack:
+        writers: dict[tuple[str, str], Any] = {}
+        for batch in dataset.with_format("arrow").iter(batch_size=piece_rows(len(dataset))):
+            origins, prompts, parts = (
+                batch[name].to_pylist() for name in ("origin_prompt_id", "prompt_id", "part")
+            )
+            keys = [
+                (part, split_of(origin or prompt, shares, seed=seed))
+                for part, origin, prompt in zip(parts, origins, prompts, strict=True)
+            ]
+            for key in product(dict.fromkeys(parts), (TRAIN, *shares)):
+                if key not in writers:
+                    paths[key] = str(scratch_folder() / f"{uuid.uuid4().hex}.arrow")
+                    writers[key] = stack.enter_context(
+                        pa.ipc.new_stream(
+                            stack.enter_context(pa.OSFile(paths[key], "wb")), batch.schema
+                        )
+                    )
+                rows = batch.filter(pa.array([row_key == key for row_key in keys]))
+                if len(rows):
+                    # One chunk a table: a filtered table has one for every piece of the batch,
+                    # and a stream of thousands of tiny chunks reads slowly ever after.
+                    writers[key].write_table(rows.combine_chunks())
+    made: Parts = {}
+    for (part, split), path in paths.items():
+        made.setdefault(part, {})[split] = Dataset.from_file(path)
+    return made
+
+
+def split_of(prompt_id: str, shares: Mapping[str, float], *, seed: int = 0) -> str:
+    """The split of a prompt; it depends on the prompt and the seed alone.
+
+    So a prompt stays where it is when the dataset grows, and all parts of a build agree.
+
+    Args:
+        prompt_id: The prompt.
+        shares: Expected share of prompts of the splits besides "train", by name.
+        seed: Of the split.
+
+    Returns:
+        The split's name.
+    """
+    position = text_number(f"{seed}\0split\0{prompt_id}") / 2.0**64
+    for name, share in shares.items():
+        if position < share:
+            return name
+        position -= share
+    return TRAIN

@@ -3,18 +3,18 @@
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
-from prefstage.building.account import Account
-from prefstage.building.built import Built, Group, draw_prompts, score_gap
+from prefstage.building.account import Account, Built, Group, score_gap
 from prefstage.building.choosing import rescored, usable_responses
 from prefstage.building.recipe import PRINCIPLES, SHARE, TEMPLATE, Principle
 from prefstage.building.relabelling import exchanged, without_raters
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import seed_for
 from prefstage.core.ledger import Ledger
-from prefstage.data.records import Candidates, Message, Pair, Prompt, prompt_id_of
-from prefstage.data.sets import CandidateSet
+from prefstage.data import Candidates, CandidateSet, Message, Pair, Prompt, prompt_id_of
+from prefstage.data.storage import count_different, different, hashes_of, text_number
 from prefstage.judging.base import Judge, content_of
 from prefstage.sampling.base import Sampler, collect, cut_thoughts, requests_for, to_candidates
 
@@ -50,12 +50,12 @@ def policy_answers(
     account.notes += cut_thoughts(samples)
     for sample in samples:
         account.skip("empty answer of the policy", sample.prompt_id, int(not sample.text.strip()))
-    with_text = [sample for sample in samples if sample.text.strip()]
-    return to_candidates(prompts, with_text, source=sampler.name)
+    return to_candidates(
+        prompts, [sample for sample in samples if sample.text.strip()], source=sampler.name
+    )
 
 
-@dataclass(frozen=True)
-class MixingPlan:
+class MixingPlan(NamedTuple):
     """Which prompts are mixed.
 
     Attributes:
@@ -70,17 +70,33 @@ class MixingPlan:
 
 
 def plan_mixing(prompt_ids: Iterable[str], *, share: float = SHARE, seed: int = 0) -> MixingPlan:
-    """Draw exactly ⌊ρN⌋ of N different prompts.
+    """Draw exactly ⌊ρN⌋ of N different prompts, whatever their order, in flat memory.
 
     Args:
-        prompt_ids: Of all pairs.
+        prompt_ids: Of all pairs; those that stand twice count once.
         share: ρ, in [0, 1].
         seed: Of the draw.
 
     Returns:
         The plan.
     """
-    return MixingPlan(*draw_prompts(prompt_ids, share=share, seed=seed, name="mixing"))
+
+    def number(prompt_id: str) -> str:
+        return f"{seed}\0mixing\0{prompt_id}"
+
+    # Every prompt has a random number of its own. Those up to the count-th smallest are drawn, so
+    # that one limit decides and neither the prompts nor a list of the drawn ones stay in memory.
+    with hashes_of(map(number, prompt_ids)) as numbers:
+        total = count_different(numbers)
+        # 0.1 * 30 is just below 3 in binary; a share that means a whole number gives that number.
+        count = math.floor(share * total + 1e-9)
+        limit, left = -1, count
+        for piece in different(numbers):
+            if left <= 0:
+                break
+            limit = int(piece[min(left, len(piece)) - 1])
+            left -= len(piece)
+    return MixingPlan(lambda prompt_id: text_number(number(prompt_id)) <= limit, count, total)
 
 
 def mixed_pairs(
@@ -116,17 +132,19 @@ def mixed_pairs(
     for pair in pairs:
         account.prompts += 1
         account.pairs += 1
-        drawn = plan.is_drawn(pair.prompt_id)
+        made, drawn = None, plan.is_drawn(pair.prompt_id)
         if drawn and pair.prompt_id in rows:
-            yield [_mixed(pair, answers[rows[pair.prompt_id]], judge, account)]
-            continue
-        if drawn:
+            made = _mixed(pair, answers[rows[pair.prompt_id]], judge, account)
+        elif drawn:
             account.add("drawn_pairs_kept_for_want_of_an_answer")
-        account.add("pairs_kept")
-        yield [Built(pair, "mixing", "mixing", gap=score_gap(pair))]
+        if made is None:
+            account.add("pairs_kept")
+        asked, made = (None, pair) if made is None else (judge.name, made)
+        yield [Built(made, "mixing", "mixing", gap=score_gap(made), judge=asked)]
 
 
-def _mixed(pair: Pair, answers: Candidates, judge: Judge, account: Account) -> Built:
+def _mixed(pair: Pair, answers: Candidates, judge: Judge, account: Account) -> Pair | None:
+    """The pair with the policy's best answer; None where nothing can be said of it."""
     chosen = "\n".join(map(content_of, pair.chosen))
     together = replace(
         answers,
@@ -143,31 +161,17 @@ def _mixed(pair: Pair, answers: Candidates, judge: Judge, account: Account) -> B
     readable = chosen_score is not None and math.isfinite(chosen_score)
     if best is None or chosen_score is None or not readable:
         account.add(f"drawn_pairs_kept_{_SAME if readable else _UNREADABLE}")
-        account.add("pairs_kept")
-        return Built(pair, "mixing", "mixing", gap=score_gap(pair))
-    answer = (answers.message(best.position),)
-    made = without_raters(pair)
-    if best.score > chosen_score:
-        account.add("pairs_with_own_chosen")
-        made = replace(
-            made,
-            chosen=answer,
-            rejected=pair.chosen,
-            score_chosen=best.score,
-            score_rejected=chosen_score,
-            source_chosen=best.source,
-            source_rejected=pair.source_chosen,
-        )
-    else:
-        account.add("pairs_with_own_rejected")
-        made = replace(
-            made,
-            rejected=answer,
-            score_chosen=chosen_score,
-            score_rejected=best.score,
-            source_rejected=best.source,
-        )
-    return Built(made, "mixing", "mixing", gap=score_gap(made), judge=judge.name)
+        return None
+    better = best.score > chosen_score
+    account.add("pairs_with_own_chosen" if better else "pairs_with_own_rejected")
+    made = replace(
+        without_raters(pair),
+        rejected=(answers.message(best.position),),
+        score_chosen=chosen_score,
+        score_rejected=best.score,
+        source_rejected=best.source,
+    )
+    return exchanged(made) if better else made
 
 
 def principled_pairs(
@@ -198,39 +202,36 @@ def principled_pairs(
         Xiang et al. 2024, arXiv:2410.17131, §3 (pairs from prompts with positive and
         negative principles).
     """
-    asked = [(row, *_under_principles(row, principles, seed)) for row in prompts]
-    # Two rows may ask the same: a prompt with a principle is sampled once.
-    wanted = {under.prompt_id: under for _, *both in asked for under in both}
+    asked: list[tuple[Candidates, list[str]]] = []
+    wanted: dict[str, Candidates] = {}  # two rows may ask the same: it is sampled once
+    for row in prompts:
+        draw = random.Random(seed_for(seed, "principle", row.prompt_id))
+        principle = draw.choice(list(principles))
+        both = [with_system_text(row.prompt, text) for text in (principle.good, principle.bad)]
+        keys = [prompt_id_of(prompt) for prompt in both]
+        asked.append((row, keys))
+        for key, prompt in zip(keys, both, strict=True):
+            wanted[key] = Candidates(key, prompt, (), (), ())
     rows = policy_answers(list(wanted.values()), sampler, answers=1, ledger=ledger, account=account)
     answers = {row.prompt_id: row for row in rows}
-    for row, good, bad in asked:
+    for row, keys in asked:
         account.prompts += 1
-        first, second = answers.get(good.prompt_id), answers.get(bad.prompt_id)
+        first, second = map(answers.get, keys)
         if first is None or second is None:
             account.skip("prompt without both answers", row.prompt_id)
-            continue
-        if first.responses == second.responses:
+        elif first.responses == second.responses:
             account.skip("prompt answered alike under both principles", row.prompt_id)
-            continue
-        account.pairs += 1
-        pair = Pair(
-            row.prompt_id,
-            row.prompt,
-            (first.message(0),),
-            (second.message(0),),
-            source_chosen=sampler.name,
-            source_rejected=sampler.name,
-        )
-        yield [Built(pair, "principled", "principled")]
-
-
-def _under_principles(
-    row: Candidates, principles: Sequence[Principle], seed: int
-) -> list[Candidates]:
-    draw = random.Random(seed_for(seed, "principle", row.prompt_id))
-    principle = draw.choice(list(principles))
-    prompts = [with_system_text(row.prompt, text) for text in (principle.good, principle.bad)]
-    return [Candidates(prompt_id_of(prompt), prompt, (), (), ()) for prompt in prompts]
+        else:
+            account.pairs += 1
+            pair = Pair(
+                row.prompt_id,
+                row.prompt,
+                (first.message(0),),
+                (second.message(0),),
+                source_chosen=sampler.name,
+                source_rejected=sampler.name,
+            )
+            yield [Built(pair, "principled", "principled")]
 
 
 def reward_augmented(
@@ -268,12 +269,12 @@ def reward_augmented(
             if high is None or low is None or not math.isfinite(high - low):
                 account.skip("pair without both scores", built.pair.prompt_id)
                 continue
-            goals = [f"{goal:.{digits}f}" for goal in (high, low)]
-            if goals[0] == goals[1]:
+            sides = {f"{high:.{digits}f}": built.pair, f"{low:.{digits}f}": exchanged(built.pair)}
+            if len(sides) == 1:
                 account.skip("pair whose scores read the same as goals", built.pair.prompt_id)
                 continue
             worse = -((high - low) ** 2)
-            for goal, pair in zip(goals, (built.pair, exchanged(built.pair)), strict=True):
+            for goal, pair in sides.items():
                 made.append(_with_goal(built, pair, template.replace("{score}", goal), worse))
         account.pairs += len(made) - len(group)
         if made:

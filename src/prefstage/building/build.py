@@ -1,4 +1,4 @@
-"""`build_pairs`: from a recipe to datasets of pairs, with a card."""
+"""`build_pairs`: from a recipe to datasets of pairs, with a card; what each method takes."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -10,41 +10,79 @@ from typing import Any
 
 from datasets import Dataset
 
-from prefstage.building.account import SETTING, Account, check_reversal, describe_reversal
-from prefstage.building.answers import reward_augmented
-from prefstage.building.built import Group, built_dataset, parted
+from prefstage.building.account import (
+    SETTING,
+    Account,
+    Built,
+    Group,
+    built_dataset,
+    check_reversal,
+    parted,
+    score_gap,
+)
+from prefstage.building.answers import (
+    mixed_pairs,
+    plan_mixing,
+    policy_answers,
+    principled_pairs,
+    reward_augmented,
+)
 from prefstage.building.card import (
     PairStatistics,
     dataset_card,
-    has_scores,
+    gap_warnings,
     pair_statistics,
-    quality_table,
+    summary_of,
 )
-from prefstage.building.choosing import rescored
+from prefstage.building.choosing import (
+    Choose,
+    all_pairs,
+    best_vs_random,
+    best_vs_second,
+    best_vs_worst,
+    pairs_by_choice,
+    rejection_pairs,
+    rescored,
+)
 from prefstage.building.filters import filtered
-from prefstage.building.methods import Materials, groups_of
+from prefstage.building.per_prompt import joined, per_prompt_pairs, read_measurement, sharpen
+from prefstage.building.quality import gap_quality_pairs, tier_pairs
 from prefstage.building.recipe import TRAIN, Plan, Recipe, read_recipe
-from prefstage.building.relabelling import measure_reversal, with_judge_probability
+from prefstage.building.relabelling import (
+    aspect_margins,
+    least_divergent,
+    measure_reversal,
+    relabelled,
+    whole_pairs,
+    with_judge_probability,
+)
 from prefstage.core.config import write_config
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json, write_text
 from prefstage.core.ledger import Ledger
-from prefstage.core.outcome import Outcome, shown
+from prefstage.core.outcome import Outcome
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
+from prefstage.data import (
+    Candidates,
+    CandidateSet,
+    LoadReport,
+    PairSet,
+    Prompt,
+    keep_sources,
+    load_candidates,
+    load_pairs,
+    pairs_to_candidates,
+)
 from prefstage.data.formats import format_named
-from prefstage.data.loading import keep_sources, load_candidates, load_pairs
-from prefstage.data.rows import LoadReport
-from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.storage import save_dataset
 from prefstage.data.tokenizer_files import with_date
-from prefstage.judging.base import Judge
-from prefstage.judging.judged import stored
-from prefstage.judging.loading import as_judge
+from prefstage.judging import Judge, as_judge, stored
 from prefstage.sampling.base import Sampler, as_sampler
 
 RESULT, CARD, CONFIG = "build.json", "README.md", "config.yaml"
 _SHOWN_REASONS = 3
+_READING = {"on_bad_row", "quarantine_file"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +114,49 @@ class BuildResult(Outcome):
             )
         (splits,) = self.parts.values()
         return splits[TRAIN]
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a method works with; what its recipe does not need is None.
+
+    Attributes:
+        plan: The recipe, checked.
+        account: What to count in.
+        ledger: Where answers are kept as they arrive.
+        candidates: `CandidateSet`: prompts with responses, with the judge's scores if there is
+            a judge.
+        pairs: `PairSet`.
+        judge: `Judge`: who scores.
+        sampler: `Sampler`: who answers.
+        aspects: A judge an aspect, for preference divergence.
+    """
+
+    plan: Plan
+    account: Account
+    ledger: Ledger
+    candidates: Any
+    pairs: Any
+    judge: Any
+    sampler: Any
+    aspects: dict[str, Judge]
+
+    @property
+    def judge_name(self) -> str | None:
+        """The judge's name; None where the dataset's scores are used."""
+        return None if self.judge is None else str(self.judge.name)
+
+    @property
+    def prompts(self) -> list[Candidates]:
+        """Each prompt once, without responses."""
+        rows = self.candidates if self.candidates is not None else self.pairs
+        return _without_responses({row.prompt_id: row.prompt for row in rows})
+
+    def answers(self, prompts: list[Candidates], count: int) -> list[Candidates]:
+        """The policy's answers to prompts, `count` each."""
+        return policy_answers(
+            prompts, self.sampler, answers=count, ledger=self.ledger, account=self.account
+        )
 
 
 def build_pairs(
@@ -133,15 +214,22 @@ def build_pairs(
         store = stack.enter_context(Ledger.in_folder(folder))
         judge = stored(judge, store) if judge is not None else None
         aspects = {name: stored(aspect, store) for name, aspect in aspects.items()}
-        candidates = data if isinstance(data, CandidateSet) else None
-        pairs = data if isinstance(data, PairSet) else None
-        materials = Materials(plan, account, store, candidates, pairs, judge, sampler, aspects)
+        candidates, pairs = (data, None) if isinstance(data, CandidateSet) else (None, data)
         if candidates is not None and judge is not None and plan.method.policy == "none":
-            _measure_reversal(materials, objects.get("candidates", plan.recipe.candidates))
-            scored = CandidateSet.of(rescored(candidates, judge), report=candidates.report)
-            materials = replace(materials, candidates=scored)
+            source = objects.get("candidates", plan.recipe.candidates)
+            _measure_reversal(plan.recipe, source, candidates.report.format, judge, account)
+            candidates = CandidateSet.of(rescored(candidates, judge), report=candidates.report)
+        materials = Materials(plan, account, store, candidates, pairs, judge, sampler, aspects)
         dataset = built_dataset(chain.from_iterable(_groups(materials)))
-        _check_some(dataset, account, plan)
+        if not len(dataset):
+            most = account.skipped.most_common(_SHOWN_REASONS)
+            reasons = "; ".join(f"{count} x {why}" for why, count in most)
+            raise InputError.of(
+                saw=f"no pair from {account.prompts} rows by {plan.name}"
+                + (f" ({reasons})" if reasons else ""),
+                expected="at least one pair",
+                cure="give scores (a judge), more responses a prompt, or milder filters",
+            )
         made = _result(materials, dataset, data.report)
         return made if out is None else replace(made, written=_write(folder, made))
 
@@ -161,8 +249,7 @@ def _named(recipe: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _load(plan: Plan, objects: Mapping[str, Any]) -> CandidateSet | PairSet:
-    recipe = plan.recipe
-    how: Any = {"on_bad_row": recipe.on_bad_row, "quarantine_file": recipe.quarantine_file}
+    recipe, how = plan.recipe, plan.recipe.model_dump(include=_READING)
     if recipe.pairs is not None:
         pairs: PairSet = load_pairs(objects.get("pairs", recipe.pairs), **how)
         return pairs
@@ -170,16 +257,15 @@ def _load(plan: Plan, objects: Mapping[str, Any]) -> CandidateSet | PairSet:
     return keep_sources(rows, recipe.sources) if recipe.sources is not None else rows
 
 
-def _measure_reversal(materials: Materials, source: Any) -> None:
+def _measure_reversal(
+    recipe: Recipe, source: Any, form: str, judge: Judge, account: Account
+) -> None:
     """Of pairs that are read as candidates: a judge that scores them replaces their labels."""
-    recipe, judge = materials.plan.recipe, materials.judge
-    form = materials.candidates.report.format
-    if recipe.sources or format_named(form, "candidates").kind != "pairs":
-        return
-    how: Any = {"on_bad_row": recipe.on_bad_row, "quarantine_file": recipe.quarantine_file}
-    reversal = measure_reversal(load_pairs(source, **how), judge)
-    materials.account.reversal = reversal
-    check_reversal(reversal.as_dict(), accepted=recipe.accept_reversal, judge=judge.name)
+    if not recipe.sources and format_named(form, "candidates").kind == "pairs":
+        pairs = load_pairs(source, **recipe.model_dump(include=_READING))
+        account.reversal, _ = measure_reversal(pairs, judge)
+        accepted = recipe.accept_reversal
+        check_reversal(account.reversal.as_dict(), accepted=accepted, judge=judge.name)
 
 
 def _opened(
@@ -218,27 +304,16 @@ def _without_ties(groups: Iterator[Group], account: Account) -> Iterator[Group]:
             yield kept
 
 
-def _check_some(dataset: Dataset, account: Account, plan: Plan) -> None:
-    if len(dataset):
-        return
-    reasons = [f"{count} x {why}" for why, count in account.skipped.most_common(_SHOWN_REASONS)]
-    raise InputError.of(
-        saw=f"no pair from {account.prompts} rows by {plan.name}"
-        + (f" ({'; '.join(reasons)})" if reasons else ""),
-        expected="at least one pair",
-        cure="give scores (a judge), more responses a prompt, or milder filters",
-    )
-
-
 def _result(materials: Materials, dataset: Dataset, report: LoadReport) -> BuildResult:
     plan, account, recipe = materials.plan, materials.account, materials.plan.recipe
-    parts, statistics = {}, {}
+    parts: dict[str, dict[str, PairSet]] = {}
+    statistics = {}
     for part, splits in parted(dataset, recipe.splits, seed=recipe.seed).items():
         statistics[part] = pair_statistics(*splits.values())
-        parts[part] = {
-            name: _pair_set(rows, f"{plan.name}, {part}, {name}", report)
-            for name, rows in splits.items()
-        }
+        for name, rows in splits.items():
+            how = f"built: {plan.name}, {part}, {name}"
+            made = LoadReport(report.source, how, len(rows), len(rows))
+            parts.setdefault(part, {})[name] = PairSet(rows, made)
     result = {
         "method": plan.name,
         "source": report.source,
@@ -251,61 +326,17 @@ def _result(materials: Materials, dataset: Dataset, report: LoadReport) -> Build
         "parts": {p: {name: len(s) for name, s in splits.items()} for p, splits in parts.items()},
         "statistics": {part: figures.as_dict() for part, figures in statistics.items()},
     }
-    result["notes"] = [*account.notes, *report.notes, *_warnings(account, statistics)]
+    result["notes"] = [*account.notes, *report.notes, *gap_warnings(account, statistics)]
     files = {p: {name: f"{p}/{name}.parquet" for name in splits} for p, splits in parts.items()}
     # The quarantine file is a path on one machine: nothing that readers of the card can use.
-    settings = recipe.model_dump(mode="json", exclude={"quarantine_file"})
-    card = dataset_card(files=files, result=result, statistics=statistics, recipe=settings)
-    return BuildResult(
-        summary=_summary(result, statistics),
+    card = dataset_card(
+        files=files,
         result=result,
-        parts=parts,
         statistics=statistics,
-        card=card,
+        recipe=recipe.model_dump(mode="json", exclude={"quarantine_file"}),
     )
-
-
-def _summary(result: Mapping[str, Any], statistics: Mapping[str, PairStatistics]) -> str:
-    judge = f", judged by {result['judge']}" if result["judge"] else ""
-    lines = [
-        f"{result['pairs_built']} pairs by {result['method']} from {result['prompts_read']} rows"
-        f" of {result['source']}{judge}"
-    ]
-    left_out = sorted(result["left_out"].items(), key=lambda reason: -reason[1])
-    lines += [f"left out: {count} x {why}" for why, count in left_out]
-    if result["reversal"] is not None:
-        lines.append(describe_reversal(result["reversal"]))
-    figures = result["figures"].items()
-    lines += [f"{name.replace('_', ' ')}: {shown(value)}" for name, value in figures]
-    for part, splits in result["parts"].items():
-        counts = ", ".join(f"{name} {count}" for name, count in splits.items())
-        lines.append(f"{part}: {counts}")
-    if has_scores(statistics):
-        lines += ["", quality_table(statistics)]
-    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
-
-
-def _pair_set(dataset: Dataset, name: str, report: LoadReport) -> PairSet:
-    made = LoadReport(report.source, f"built: {name}", len(dataset), len(dataset))
-    return PairSet(dataset, made)
-
-
-def _warnings(account: Account, statistics: Mapping[str, PairStatistics]) -> list[str]:
-    """What filters may have undone."""
-    tolerance = account.figures.get("gap_tolerance")
-    if tolerance is None:
-        return []
-    means = {part: figures.average_difference or 0.0 for part, figures in statistics.items()}
-    apart = {
-        level: abs(means.get(f"{level}-HQ", 0.0) - means.get(f"{level}-LQ", 0.0))
-        for level in ("LG", "SG")
-    }
-    return [
-        f"after filters the {level} gap means are {value:.3g} apart, more than the tolerance "
-        f"of {tolerance:.3g}"
-        for level, value in apart.items()
-        if value > tolerance
-    ]
+    summary = summary_of(result, statistics)
+    return BuildResult(summary, result, parts=parts, statistics=statistics, card=card)
 
 
 def _write(folder: Path, made: BuildResult) -> list[Path]:
@@ -320,3 +351,148 @@ def _write(folder: Path, made: BuildResult) -> list[Path]:
     headline = f"{made.result['pairs_built']:,} pairs by {facts['method']}"
     write_result(folder, "build", headline=headline, facts=facts)  # last: all else is there
     return [*written, *(folder / name for name in (CARD, RESULT, CONFIG))]
+
+
+# --- Each method, from the data that were loaded to groups of built pairs ------------------------
+
+
+def groups_of(m: Materials) -> Iterator[Group]:
+    """Build by the recipe's method.
+
+    Args:
+        m: Data, judge, policy, and where to count.
+
+    Returns:
+        The groups of pairs, as they are built.
+    """
+    recipe, settings, account = m.plan.recipe, m.plan.settings, m.account
+    match m.plan.name:
+        case "tiers":
+            groups = tier_pairs(
+                m.candidates, settings.combinations, account=account, judge_name=m.judge_name
+            )
+        case "gap-quality":
+            groups = gap_quality_pairs(
+                lambda: m.candidates,
+                account=account,
+                judge_name=m.judge_name,
+                **settings.model_dump(),
+            )
+        case "relabel":
+            groups = relabelled(
+                m.pairs, m.judge, account=account, accept_reversal=recipe.accept_reversal
+            )
+        case "keep":
+            groups = _kept(m)
+        case "mixing":
+            groups = _mixed(m)
+        case "preference-divergence":
+            pairs = PairSet.of(whole_pairs(m.pairs, account))
+            groups = least_divergent(
+                pairs,
+                aspect_margins(pairs, m.aspects),
+                share=settings.share,
+                judge_name=", ".join(f"{name}: {who.name}" for name, who in m.aspects.items()),
+                account=account,
+                accept_reversal=recipe.accept_reversal,
+            )
+        case "principled":
+            groups = principled_pairs(
+                m.prompts,
+                m.sampler,
+                principles=settings.principles,
+                seed=recipe.seed,
+                ledger=m.ledger,
+                account=account,
+            )
+        case "per-prompt":
+            groups = _per_prompt(m)
+        case way:
+            rows = m.candidates
+            if way in ("on-policy", "other-policy"):
+                rows = rescored(m.answers(m.prompts, settings.answers), m.judge)
+            groups = pairs_by_choice(
+                rows,
+                _CHOICES[getattr(settings, "choose", way)](settings, recipe.seed),
+                method=way,
+                account=account,
+                judge_name=m.judge_name,
+                minimum_gap=getattr(settings, "min_gap", 0.0),
+            )
+    return groups
+
+
+_CHOICES: dict[str, Callable[[Any, int], Choose]] = {
+    "best-vs-worst": lambda settings, seed: best_vs_worst,
+    "max-gap": lambda settings, seed: best_vs_worst,
+    "best-vs-second": lambda settings, seed: best_vs_second,
+    "best-vs-random": lambda settings, seed: best_vs_random(seed),
+    "all-pairs": lambda settings, seed: all_pairs(getattr(settings, "k", None)),
+    "rejection-sampling": lambda settings, seed: rejection_pairs(
+        accepted=settings.accepted, beta=settings.beta, seed=seed
+    ),
+}
+"""Of a method's settings and the seed: which two responses of a prompt meet."""
+
+
+def _kept(m: Materials) -> Iterator[Group]:
+    for pair in whole_pairs(m.pairs, m.account):
+        m.account.prompts += 1
+        m.account.pairs += 1
+        yield [Built(pair, "keep", "keep", gap=score_gap(pair))]
+
+
+def _mixed(m: Materials) -> Iterator[Group]:
+    settings = m.plan.settings
+    # On disk, since the pairs are read three times: for their prompts, the drawn ones, and to mix.
+    pairs = PairSet.of(whole_pairs(m.pairs, m.account))
+    plan = plan_mixing(pairs.dataset["prompt_id"], share=settings.share, seed=m.plan.recipe.seed)
+    prompts = {pair.prompt_id: pair.prompt for pair in pairs if plan.is_drawn(pair.prompt_id)}
+    answers = m.answers(_without_responses(prompts), settings.answers)
+    return mixed_pairs(pairs, CandidateSet.of(answers), m.judge, plan=plan, account=m.account)
+
+
+def _without_responses(prompts: Mapping[str, Prompt]) -> list[Candidates]:
+    return [Candidates(prompt_id, prompt, (), (), ()) for prompt_id, prompt in prompts.items()]
+
+
+def _per_prompt(m: Materials) -> Iterator[Group]:
+    recipe, settings, account = m.plan.recipe, m.plan.settings, m.account
+    measured = read_measurement(Path(settings.measurement))
+    on_policy = recipe.on_policy or str(Path(settings.measurement) / "candidates.parquet")
+    if recipe.on_policy is None and not Path(on_policy).exists():
+        raise InputError.of(
+            saw=f"{settings.measurement} without candidates.parquet",
+            expected="the policy's own answers",
+            cure="name them as on_policy: (those that the measurement took as --on-policy)",
+        )
+    answers = {row.prompt_id: row for row in load_candidates(on_policy)}
+    sides = Account()  # what both sides left out is told apart from the prompts' own counts
+    # First, since too many reversed labels stop the build, before anything is sampled.
+    off_groups = relabelled(m.pairs, m.judge, account=sides, accept_reversal=recipe.accept_reversal)
+    account.reversal = sides.reversal
+    if settings.budget is not None:
+        pairs = PairSet.of(whole_pairs(m.pairs, Account()))  # counted below
+        measured, more = sharpen(
+            measured,
+            {row.prompt_id: row for row in pairs_to_candidates(pairs)},
+            sampler=m.sampler,
+            judge=m.judge,
+            budget=settings.budget,
+            seed=recipe.seed,
+            ledger=m.ledger,
+            account=account,
+        )
+        answers |= {key: joined(answers.get(key), row) for key, row in more.items()}
+    on_groups = pairs_by_choice(
+        rescored(answers.values(), m.judge),
+        best_vs_worst,
+        method="on-policy",
+        account=sides,
+        judge_name=m.judge_name,
+    )
+    yield from per_prompt_pairs(on_groups, off_groups, measured, account=account)
+    account.skipped.update(sides.skipped)
+    account.examples |= sides.examples
+    account.figures |= {f"off_policy_{name}": count for name, count in sides.figures.items()}
+    account.figures |= {"overall_stage": measured.stage, "overall_side": measured.overall}

@@ -1,5 +1,6 @@
 """What the scores of built pairs are like, and the dataset card."""
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -9,7 +10,8 @@ import numpy as np
 import yaml
 from datasets import Dataset
 
-from prefstage.building.account import describe_reversal
+from prefstage.building.account import Account, describe_reversal
+from prefstage.core.outcome import markdown_table, shown
 from prefstage.data.storage import DiskNumbers, count_different, text_number
 from prefstage.diagnosing.numbers import Distribution, describe_sorted
 
@@ -109,7 +111,7 @@ def quality_table(parts: Mapping[str, PairStatistics]) -> str:
     Returns:
         The table.
     """
-    return _table(
+    return markdown_table(
         ["set", "pairs", "Avg.Chs", "Avg.Diff"],
         [
             [name, str(part.pairs), _shown(part.average_chosen), _shown(part.average_difference)]
@@ -127,7 +129,7 @@ def distribution_table(parts: Mapping[str, PairStatistics]) -> str:
     Returns:
         The table: a row a set and side (C chosen, R rejected).
     """
-    return _table(
+    return markdown_table(
         ["set", "side", "Mean", "Std", "Min", "25%", "Med", "75%", "Max"],
         [
             [name, side, *(_shown(getattr(values, number)) for number in NUMBERS)]
@@ -135,11 +137,6 @@ def distribution_table(parts: Mapping[str, PairStatistics]) -> str:
             for side, values in (("C", part.chosen), ("R", part.rejected))
         ],
     )
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 def _shown(value: float | None) -> str:
@@ -164,8 +161,9 @@ def dataset_card(
     Returns:
         Markdown with a YAML head.
     """
+    licence = recipe.get("license")
     head = {
-        "license": recipe.get("license") or "unknown",
+        "license": licence or "unknown",
         "tags": ["preference", "prefstage"],
         "configs": [
             {
@@ -175,14 +173,12 @@ def dataset_card(
             for part, splits in files.items()
         ],
     }
-    licence = recipe.get("license")
-    scored = has_scores(statistics)
-    by = "with the scores of the data" if scored else "without scores"
-    by = f"judged by {result['judge']}" if result["judge"] else by
-    tables = ["The pairs have no scores.\n"]
-    if scored:
+    by, tables = "without scores", ["The pairs have no scores.\n"]
+    if has_scores(statistics):
         sides = "\nC is the chosen side, R the rejected one.\n"
         tables = [quality_table(statistics), "", distribution_table(statistics), sides]
+        by = "with the scores of the data"
+    by = f"judged by {result['judge']}" if result["judge"] else by
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
         f"# Preference pairs: {result['method']}\n",
@@ -201,20 +197,65 @@ def dataset_card(
     return "\n".join(parts) + "\n"
 
 
-def show_figure(value: Any) -> str:
-    """A figure of a build for people: four digits of a float, a list with commas."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ", ".join(map(show_figure, value)) if isinstance(value, list) else str(value)
+def gap_warnings(account: Account, statistics: Mapping[str, PairStatistics]) -> list[str]:
+    """What filters may have undone of matched gap means.
+
+    Args:
+        account: Of the build, with the tolerance.
+        statistics: Figures of each part, after the filters.
+
+    Returns:
+        A note a level whose means are apart.
+    """
+    tolerance = account.figures.get("gap_tolerance", math.inf)
+    means = {part: figures.average_difference or 0.0 for part, figures in statistics.items()}
+    apart = {
+        level: abs(means.get(f"{level}-HQ", 0.0) - means.get(f"{level}-LQ", 0.0))
+        for level in ("LG", "SG")
+    }
+    return [
+        f"after filters the {level} gap means are {value:.3g} apart, more than the tolerance "
+        f"of {tolerance:.3g}"
+        for level, value in apart.items()
+        if value > tolerance
+    ]
+
+
+def summary_of(result: Mapping[str, Any], statistics: Mapping[str, PairStatistics]) -> str:
+    """Say what a build made, for people.
+
+    Args:
+        result: Counts and names, as in build.json.
+        statistics: Figures of each part.
+
+    Returns:
+        Lines, the headline first.
+    """
+    judge = f", judged by {result['judge']}" if result["judge"] else ""
+    lines = [
+        f"{result['pairs_built']} pairs by {result['method']} from {result['prompts_read']} rows"
+        f" of {result['source']}{judge}"
+    ]
+    left_out = sorted(result["left_out"].items(), key=lambda reason: -reason[1])
+    lines += [f"left out: {count} x {why}" for why, count in left_out]
+    if result["reversal"] is not None:
+        lines.append(describe_reversal(result["reversal"]))
+    figures = result["figures"].items()
+    lines += [f"{name.replace('_', ' ')}: {shown(value)}" for name, value in figures]
+    for part, splits in result["parts"].items():
+        lines.append(f"{part}: {', '.join(f'{name} {count}' for name, count in splits.items())}")
+    if has_scores(statistics):
+        lines += ["", quality_table(statistics)]
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
 
 
 def _counts(result: Mapping[str, Any]) -> str:
-    rows = [["read", result["prompts_read"]], ["pairs built", result["pairs_built"]]]
-    rows += [[f"left out: {why}", count] for why, count in result["left_out"].items()]
+    rows = {"read": result["prompts_read"], "pairs built": result["pairs_built"]}
+    rows |= {f"left out: {why}": count for why, count in result["left_out"].items()}
     for part, splits in result["parts"].items():
-        rows += [[f"pairs in {part}, {split}", count] for split, count in splits.items()]
-    rows += [[name.replace("_", " "), show_figure(v)] for name, v in result["figures"].items()]
-    lines = [_table(["what", "count"], [[what, str(count)] for what, count in rows])]
+        rows |= {f"pairs in {part}, {split}": count for split, count in splits.items()}
+    rows |= {name.replace("_", " "): shown(v) for name, v in result["figures"].items()}
+    lines = [markdown_table(["what", "count"], list(rows.items()))]
     if result["reversal"] is not None:
         lines.append(f"\nLabels replaced: {describe_reversal(result['reversal'])}.")
     return "\n".join(lines + [f"\nNote: {note}." for note in result["notes"]])

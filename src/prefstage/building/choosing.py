@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 
-from prefstage.building.account import Account
-from prefstage.building.built import Built, Group
+from prefstage.building.account import Account, Built, Group
 from prefstage.building.recipe import ACCEPTED, BETA
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import seed_for
@@ -16,7 +15,6 @@ from prefstage.judging.base import Judge
 from prefstage.judging.judged import score_candidates
 
 _PROMPTS_AT_ONCE = 256
-_TWO = 2
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,11 @@ def rescored(rows: Iterable[Candidates], judge: Judge | None) -> Iterator[Candid
     Yields:
         The rows with scores, in order.
     """
-    if judge is None:
-        yield from rows
-        return
     rest = iter(rows)
-    while chunk := list(islice(rest, _PROMPTS_AT_ONCE)):
+    while judge is not None and (chunk := list(islice(rest, _PROMPTS_AT_ONCE))):
         for row, scores in zip(chunk, score_candidates(judge, chunk), strict=True):
             yield replace(row, scores=tuple(scores))
+    yield from rest
 
 
 def usable_responses(row: Candidates, account: Account) -> list[Scored]:
@@ -76,8 +72,9 @@ def usable_responses(row: Candidates, account: Account) -> list[Scored]:
         The responses, best first.
     """
     by_text: dict[str, Scored] = {}
-    columns = zip(row.responses, row.sources, row.scores, strict=True)
-    for position, (text, source, score) in enumerate(columns):
+    for position, (text, source, score) in enumerate(
+        zip(row.responses, row.sources, row.scores, strict=True)
+    ):
         if not text.strip():
             account.skip("empty response", row.prompt_id)
         elif score is None:
@@ -118,9 +115,9 @@ def pairs_by_choice(
     for row in rows:
         account.prompts += 1
         responses = usable_responses(row, account)
-        if len(responses) < _TWO or responses[0].score == responses[-1].score:
-            few = "without a usable response" if not responses else "with one usable response"
-            why = few if len(responses) < _TWO else "whose scores are all equal"
+        if len({response.score for response in responses}) <= 1:
+            few = ("without a usable response", "with one usable response")
+            why = few[len(responses)] if len(responses) <= 1 else "whose scores are all equal"
             account.skip(f"prompt {why}", row.prompt_id)
             continue
         chosen = choose(row, responses)
@@ -152,18 +149,17 @@ def built_of(
         The pair with its provenance.
     """
     chosen, rejected = pair
-    made = Pair(
-        prompt_id=row.prompt_id,
-        prompt=row.prompt,
-        chosen=(row.message(chosen.position),),
-        rejected=(row.message(rejected.position),),
-        score_chosen=chosen.score,
-        score_rejected=rejected.score,
-        source_chosen=chosen.source,
-        source_rejected=rejected.source,
-    )
     return Built(
-        made,
+        Pair(
+            prompt_id=row.prompt_id,
+            prompt=row.prompt,
+            chosen=(row.message(chosen.position),),
+            rejected=(row.message(rejected.position),),
+            score_chosen=chosen.score,
+            score_rejected=rejected.score,
+            source_chosen=chosen.source,
+            source_rejected=rejected.source,
+        ),
         method,
         part or method,
         place_chosen=chosen.position,
@@ -195,8 +191,12 @@ def best_vs_random(seed: int) -> Choose:
 
     def choose(row: Candidates, responses: Sequence[Scored]) -> list[Choice]:
         lower = [response for response in responses if response.score < responses[0].score]
-        draw = random.Random(seed_for(seed, "best-vs-random", row.prompt_id))
-        return [(responses[0], draw.choice(lower))]
+        return [
+            (
+                responses[0],
+                random.Random(seed_for(seed, "best-vs-random", row.prompt_id)).choice(lower),
+            )
+        ]
 
     return choose
 
@@ -269,10 +269,13 @@ def rejection_pairs(*, accepted: int = ACCEPTED, beta: float = BETA, seed: int =
 
     def choose(row: Candidates, responses: Sequence[Scored]) -> list[Choice]:
         draw = random.Random(seed_for(seed, "rejection-sampling", row.prompt_id))
-        scores = [response.score for response in responses]
-        order = rejection_sample(scores, count=accepted, beta=beta, draw=draw)
+        order = rejection_sample(
+            [response.score for response in responses], count=accepted, beta=beta, draw=draw
+        )
         draw.shuffle(order)
-        met = zip(order[::2], order[1::2], strict=False)  # an odd one stays alone
-        return [(responses[min(pair)], responses[max(pair)]) for pair in met]
+        return [
+            (responses[min(pair)], responses[max(pair)])
+            for pair in zip(order[::2], order[1::2], strict=False)
+        ]
 
     return choose

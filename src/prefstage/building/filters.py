@@ -5,12 +5,13 @@ import math
 import re
 import sqlite3
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count
+from functools import partial
+from itertools import chain, count
 from typing import Any
 
-from prefstage.building.account import Account
-from prefstage.building.built import Built, Group
+from prefstage.building.account import Account, Built, Group
 from prefstage.building.recipe import (
     DecontaminationFilter,
     Filters,
@@ -49,9 +50,9 @@ def filtered(groups: Iterable[Group], filters: Filters, *, account: Account) -> 
         What is left.
     """
     makers: tuple[tuple[Any, Callable[[Any], Drops]], ...] = (  # those that are cheap first
-        (filters.length, _by_length),
-        (filters.gap, _by_gap),
-        (filters.agreement, _by_agreement),
+        (filters.length, lambda limits: partial(_by_length, limits)),
+        (filters.gap, lambda limits: partial(_by_gap, limits)),
+        (filters.agreement, lambda minimum: partial(_by_agreement, minimum)),
         (filters.language, other_language),
         (filters.duplicates or None, lambda _: exact_duplicates()),
         (filters.decontaminate, contamination),
@@ -59,10 +60,12 @@ def filtered(groups: Iterable[Group], filters: Filters, *, account: Account) -> 
     )
     drops = [make(settings) for settings, make in makers if settings is not None]
     for group in groups:
-        reasons = [next((why for drop in drops if (why := drop(built))), None) for built in group]
-        kept = [built for built, why in zip(group, reasons, strict=True) if why is None]
-        for built, why in zip(group, reasons, strict=True):
-            if why is not None:
+        kept = []
+        for built in group:
+            why = next((why for drop in drops if (why := drop(built))), None)
+            if why is None:
+                kept.append(built)
+            else:
                 account.skip(f"filter: {why}", built.pair.prompt_id)
         if len(kept) < len(group) and len({built.part for built in group}) > 1:
             why = "filter: another part's pair of the prompt went"
@@ -80,50 +83,36 @@ def texts_of(built: Built) -> tuple[str, str, str]:
     Returns:
         The three texts; messages are joined by newlines.
     """
-    pair = built.pair
-    prompt, chosen, rejected = (
-        "\n".join(map(content_of, part)) for part in (pair.prompt, pair.chosen, pair.rejected)
-    )
+    sides = (built.pair.prompt, built.pair.chosen, built.pair.rejected)
+    prompt, chosen, rejected = ("\n".join(map(content_of, side)) for side in sides)
     return prompt, chosen, rejected
 
 
-def _by_length(limits: LengthFilter) -> Drops:
-    def drop(built: Built) -> str | None:
-        prompt, *responses = map(len, texts_of(built))
-        short, long = min(responses), max(responses)
-        if limits.min_response is not None and short < limits.min_response:
-            return "response too short"
-        if limits.max_response is not None and long > limits.max_response:
-            return "response too long"
-        if limits.max_prompt is not None and prompt > limits.max_prompt:
-            return "prompt too long"
-        if limits.max_ratio is not None and long > limits.max_ratio * max(short, 1):
-            return "responses of too different lengths"
-        return None
-
-    return drop
+def _by_length(limits: LengthFilter, built: Built) -> str | None:
+    prompt, *responses = map(len, texts_of(built))
+    short, long = min(responses), max(responses)
+    faults = {
+        "response too short": short < (limits.min_response or 0),
+        "response too long": long > (limits.max_response or math.inf),
+        "prompt too long": prompt > (limits.max_prompt or math.inf),
+        "responses of too different lengths": long > (limits.max_ratio or math.inf) * max(short, 1),
+    }
+    return next((why for why, fault in faults.items() if fault), None)
 
 
-def _by_gap(limits: GapFilter) -> Drops:
-    def drop(built: Built) -> str | None:
-        if built.gap is None or not math.isfinite(built.gap):
-            return "gap unknown (no scores)"
-        if limits.minimum is not None and built.gap < limits.minimum:
-            return "gap too small"
-        if limits.maximum is not None and built.gap > limits.maximum:
-            return "gap too large"
-        return None
-
-    return drop
+def _by_gap(limits: GapFilter, built: Built) -> str | None:
+    if built.gap is None or not math.isfinite(built.gap):
+        return "gap unknown (no scores)"
+    if limits.minimum is not None and built.gap < limits.minimum:
+        return "gap too small"
+    too_large = limits.maximum is not None and built.gap > limits.maximum
+    return "gap too large" if too_large else None
 
 
-def _by_agreement(minimum: float) -> Drops:
-    def drop(built: Built) -> str | None:
-        if built.pair.agreement is None:
-            return "agreement unknown (no votes)"
-        return "raters agree too little" if built.pair.agreement < minimum else None
-
-    return drop
+def _by_agreement(minimum: float, built: Built) -> str | None:
+    if built.pair.agreement is None:
+        return "agreement unknown (no votes)"
+    return "raters agree too little" if built.pair.agreement < minimum else None
 
 
 def other_language(wanted: tuple[str, ...]) -> Drops:
@@ -163,9 +152,7 @@ def other_language(wanted: tuple[str, ...]) -> Drops:
         )
 
     def drop(built: Built) -> str | None:
-        for text in texts_of(built)[1:]:
-            if sum(map(str.isalpha, text)) < _SHORTEST:
-                continue
+        for text in (t for t in texts_of(built)[1:] if sum(map(str.isalpha, t)) >= _SHORTEST):
             chances = dict(identifier.rank(text))
             language = max(chances, key=chances.__getitem__)
             if chances[language] > _TIMES_LIKELIER * max(chances[code] for code in wanted):
@@ -184,15 +171,21 @@ def exact_duplicates() -> Drops:
     # A set of keys in memory would grow with the pairs; in a database without journal it does not,
     # and what a killed build leaves there is of no use to anybody.
     seen = sqlite3.connect(scratch_folder() / f"{uuid.uuid4().hex}.sqlite")
-    for statement in ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF"):
-        seen.execute(statement)
-    seen.execute("CREATE TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID")
+    seen.executescript(
+        "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
+        "CREATE TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID;"
+    )
 
     def drop(built: Built) -> str | None:
-        text = "\0".join([built.part, built.pair.prompt_id, *texts_of(built)[1:]])
-        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        added = seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount
-        return None if added else "exact duplicate"
+        key = hashlib.blake2b(
+            "\0".join([built.part, built.pair.prompt_id, *texts_of(built)[1:]]).encode(),
+            digest_size=16,
+        ).digest()
+        return (
+            None
+            if seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount
+            else "exact duplicate"
+        )
 
     return drop
 
@@ -221,21 +214,18 @@ def near_duplicates(settings: NearDuplicateFilter) -> Drops:
             expected="it installed",
             cure="pip install 'prefstage[build]'",
         ) from None
-    indices: dict[str, Any] = {}
+    how = {"threshold": settings.threshold, "num_perm": settings.permutations}
+    indices: defaultdict[str, Any] = defaultdict(partial(MinHashLSH, **how))
     numbers = count(1)
 
     def drop(built: Built) -> str | None:
-        prompt, chosen, rejected = texts_of(built)
-        texts = {"prompt": prompt, "chosen": chosen, "pair": f"{prompt}\n{chosen}\n{rejected}"}
-        words, size = _words_of(texts[settings.text]), settings.shingle_words
+        texts = texts_of(built)
+        compared = {"prompt": texts[:1], "chosen": texts[1:2], "pair": texts}[settings.text]
+        words, size = _words_of("\n".join(compared)), settings.shingle_words
         starts = range(max(1, len(words) - size + 1))
         shingles = {" ".join(words[start : start + size]).encode() for start in starts}
         signature = MinHash(num_perm=settings.permutations)
         signature.update_batch(list(shingles))
-        if built.part not in indices:
-            indices[built.part] = MinHashLSH(
-                threshold=settings.threshold, num_perm=settings.permutations
-            )
         if indices[built.part].query(signature):
             return "near duplicate"
         indices[built.part].insert(str(next(numbers)), signature)
@@ -266,8 +256,7 @@ def contamination(settings: DecontaminationFilter) -> Drops:
     # Eight bytes a gram instead of its text: an evaluation set has millions of them, and one
     # chance collision in 2**64 costs a pair, not a wrong result.
     known, whole = set[bytes](), set[bytes]()
-    for text in (text for source in settings.evaluation for text in evaluation_texts(source)):
-        words = _words_of(text)
+    for words in map(_words_of, chain.from_iterable(map(evaluation_texts, settings.evaluation))):
         if 0 < len(words) < settings.words:
             whole.add(_key(words))
         known.update(_grams(words, settings.words))
@@ -309,22 +298,19 @@ def evaluation_texts(source: str) -> Iterator[str]:
     """
     for raw in open_source(source).rows():
         row = raw.values if isinstance(raw.values, dict) else {}
-        named = [name for name in _COLUMNS if name in row]
-        if not named:
+        questions = [row[name] for name in _COLUMNS if name in row]
+        if not questions:
             yield from ("\n".join(map(content_of, p.prompt)) for p in load_prompts(source))
             return
-        for name in named:
-            yield from _strings(row[name])
+        yield from _strings(questions)
 
 
 def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for name in ("content", "value"):
-            yield from _strings(value.get(name))
-    elif isinstance(value, list | tuple):
-        for item in value:
+    inner = (value.get("content"), value.get("value")) if isinstance(value, dict) else value
+    if isinstance(inner, list | tuple):
+        for item in inner:
             yield from _strings(item)
 
 

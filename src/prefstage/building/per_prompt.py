@@ -8,13 +8,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
-from prefstage.building.account import Account
-from prefstage.building.built import Group
+from prefstage.building.account import Account, Group
 from prefstage.building.recipe import Budget
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import seed_for
 from prefstage.core.ledger import Ledger
-from prefstage.data.records import Candidates
+from prefstage.data.records import Candidates, generations_of
 from prefstage.judging.base import Judge
 from prefstage.measuring.boundary import HALF, judge_sides
 from prefstage.sampling.base import Sample, Sampler, SampleRequest, collect, to_candidates
@@ -42,9 +41,7 @@ class PromptTally:
     @property
     def favours(self) -> Side | None:
         """The side with more votes; None if they are even."""
-        if self.on == self.off:
-            return None
-        return "on" if self.on > self.off else "off"
+        return None if self.on == self.off else "on" if self.on > self.off else "off"
 
 
 @dataclass(frozen=True)
@@ -208,8 +205,14 @@ def sharpen(
             chosen = [i for i, cost in zip(chosen, costs, strict=True) if cost <= left]
         if not chosen:
             break
-        requests = [SampleRequest(i, off_policy[i].prompt, asked.get(i, 0)) for i in chosen]
-        samples = {sample.prompt_id: sample for sample in collect(sampler, requests, ledger)}
+        samples = {
+            sample.prompt_id: sample
+            for sample in collect(
+                sampler,
+                [SampleRequest(i, off_policy[i].prompt, asked.get(i, 0)) for i in chosen],
+                ledger,
+            )
+        }
         for i in chosen:
             asked[i] = asked.get(i, 0) + 1
             tokens += samples[i].response_tokens
@@ -223,8 +226,23 @@ def sharpen(
         [sample for samples in answers.values() for sample in samples],
         source=sampler.name,
     )
-    more = {row.prompt_id: row for row in rows}
-    return replace(measured, tallies={**measured.tallies, **tallies}), more
+    return replace(measured, tallies={**measured.tallies, **tallies}), {
+        row.prompt_id: row for row in rows
+    }
+
+
+def joined(row: Candidates | None, more: Candidates) -> Candidates:
+    """A prompt's responses and further ones, scores left out: each keeps how it was generated."""
+    if row is None:
+        return more
+    generations = [part.generation(n) for part in (row, more) for n in range(len(part.responses))]
+    return replace(
+        row,
+        responses=row.responses + more.responses,
+        sources=row.sources + more.sources,
+        scores=(None,) * (len(row.responses) + len(more.responses)),
+        generations=generations_of(generations),
+    )
 
 
 def _count_votes(

@@ -2,14 +2,12 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from prefstage.building.account import Account
-from prefstage.building.built import Group
+from prefstage.building.account import Account, Group
 from prefstage.building.choosing import Choice, Scored, built_of, usable_responses
 from prefstage.building.recipe import COMBINATIONS, TIERS, Tier, parse_combination
 from prefstage.core.errors import InputError
@@ -95,21 +93,6 @@ def tier_pairs(
         ]
 
 
-@dataclass(frozen=True)
-class GapTargets:
-    """What gaps are aimed at.
-
-    Attributes:
-        large: Gap of LG pairs, > 0, in units of the score.
-        small: Gap of SG pairs, in (0, large).
-        tolerance: How far the gap means of the two sets of a level may be apart, > 0.
-    """
-
-    large: float
-    small: float
-    tolerance: float
-
-
 def gap_quality_pairs(
     rows: Callable[[], Iterable[Candidates]],
     *,
@@ -148,29 +131,29 @@ def gap_quality_pairs(
         arXiv:2508.18312, §5.2, Table 3, and the caption of Table 5. How gaps are matched is
         not published; this way is ours.
     """
-    targets = _targets(rows, large_gap, small_gap, tolerance)
+    large, small, tolerance = _targets(rows, large_gap, small_gap, tolerance)
     # Two passes over the rows instead of a list of choices: of millions of prompts, four gaps
     # each are kept (eight bytes a number), not their texts.
     numbers = array("d")
     for row in rows():
-        choices = _choices(usable_responses(row, Account()), targets)
+        choices = _choices(usable_responses(row, Account()), large, small)
         numbers.extend(a.score - b.score for a, b in choices or ())
     if not numbers:
         raise _no_prompt()
     gaps = np.frombuffer(numbers).reshape(-1, 4)
-    kept = match_means(gaps, targets.tolerance)
-    means = gaps[kept].mean(0)
+    kept = match_means(gaps, tolerance)
+    means = gaps[kept].mean(0).tolist()
     account.figures |= {
-        "large_gap_target": targets.large,
-        "small_gap_target": targets.small,
-        "gap_tolerance": targets.tolerance,
-        "large_gap_means": [float(means[0]), float(means[1])],
-        "small_gap_means": [float(means[2]), float(means[3])],
+        "large_gap_target": large,
+        "small_gap_target": small,
+        "gap_tolerance": tolerance,
+        "large_gap_means": means[:2],
+        "small_gap_means": means[2:],
     }
     keeps = iter(kept)
     for row in rows():
         account.prompts += 1
-        choices = _choices(usable_responses(row, account), targets)
+        choices = _choices(usable_responses(row, account), large, small)
         if choices is None:
             account.skip("prompt without pairs for all six sets", row.prompt_id)
         elif not next(keeps):
@@ -230,13 +213,11 @@ def _targets(
     large: float | None,
     small: float | None,
     tolerance: float | None,
-) -> GapTargets:
+) -> tuple[float, float, float]:
+    """Gap of LG pairs, gap of SG pairs, and how far the gap means of a level may be apart."""
     if large is None:
-        reach = array("d")
-        for row in rows():
-            responses = usable_responses(row, Account())
-            if len(responses) >= _MINIMUM:
-                reach.append(responses[_half(responses)].score - responses[-1].score)
+        usable = (usable_responses(row, Account()) for row in rows())
+        reach = array("d", (r[_half(r)].score - r[-1].score for r in usable if len(r) >= _MINIMUM))
         large = float(np.median(reach)) if reach else 0.0
         if large <= 0:
             raise _no_prompt()
@@ -248,29 +229,26 @@ def _targets(
             expected="0 < small_gap < large_gap, and a tolerance above 0",
             cure="leave them out to take them from the scores",
         )
-    return GapTargets(large, small, tolerance)
+    return large, small, tolerance
 
 
 def _half(responses: Sequence[Scored]) -> int:
     return (len(responses) + 1) // 2  # where the worse half begins
 
 
-def _choices(responses: Sequence[Scored], targets: GapTargets) -> list[Choice] | None:
+def _choices(responses: Sequence[Scored], large: float, small: float) -> list[Choice] | None:
     """The pairs of LG-HQ, LG-LQ, SG-HQ and SG-LQ, or None if the prompt lacks one."""
-    if len(responses) < _MINIMUM:
-        return None
-    half = _half(responses)
     pairs = [
         (position, a, b)
         for (position, a), (_, b) in combinations(enumerate(responses), 2)
         if a.score > b.score
     ]
-    high = [(a, b) for position, a, b in pairs if position < half]
-    low = [(a, b) for position, a, b in pairs if position >= half]
-    if not high or not low:
+    high = [(a, b) for position, a, b in pairs if position < _half(responses)]
+    low = [(a, b) for position, a, b in pairs if position >= _half(responses)]
+    if len(responses) < _MINIMUM or not high or not low:
         return None
-    large_high, large_low = _nearest(high, targets.large), _nearest(low, targets.large)
-    small_low = _nearest(low, targets.small)
+    large_high, large_low = _nearest(high, large), _nearest(low, large)
+    small_low = _nearest(low, small)
     # The counterfactuals need a gap of their own: LG-HQ's chosen above SG-HQ's rejected, and
     # SG-HQ's chosen above SG-LQ's rejected.
     below = [
@@ -278,7 +256,7 @@ def _choices(responses: Sequence[Scored], targets: GapTargets) -> list[Choice] |
     ]
     if not below:
         return None
-    return [large_high, large_low, _nearest(below, targets.small), small_low]
+    return [large_high, large_low, _nearest(below, small), small_low]
 
 
 def _nearest(pairs: Sequence[Choice], gap: float) -> Choice:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -120,10 +121,6 @@ class RejectionSettings(Config):
     beta: float = Field(default=BETA, gt=0, description="Small prefers the best responses.")
 
 
-class NoSettings(Config):
-    """A method without settings."""
-
-
 class MixingSettings(Config):
     """On-policy mixing."""
 
@@ -192,8 +189,8 @@ METHODS: dict[str, Method] = {
     "tiers": Method(TierSettings),
     "gap-quality": Method(GapSettings),
     "rejection-sampling": Method(RejectionSettings),
-    "relabel": Method(NoSettings, ("pairs",), judge="needed"),
-    "keep": Method(NoSettings, ("pairs",), judge="none"),
+    "relabel": Method(Config, ("pairs",), judge="needed"),  # without settings
+    "keep": Method(Config, ("pairs",), judge="none"),
     "mixing": Method(MixingSettings, ("pairs",), judge="needed", policy="needed"),
     "on-policy": _OWN_ANSWERS,
     "other-policy": _OWN_ANSWERS,
@@ -347,15 +344,13 @@ def read_recipe(source: Recipe | Mapping[str, Any] | Path | str) -> Plan:
         ConfigError: One line that names what is wrong, and the nearest valid name.
         InputError: If the shares of splits or a combination of tiers are none.
     """
-    recipe = source
-    if not isinstance(recipe, Recipe):
-        if not isinstance(recipe, Mapping | Path | str):
-            raise ConfigError.of(
-                saw=f"a recipe as a {type(source).__name__}",
-                expected="a Recipe, a mapping of its settings, or the path of a YAML file",
-                cure="write it as {'pairs': ..., 'method': ...}",
-            )
-        recipe = load_config(Recipe, Path(recipe) if isinstance(recipe, str) else recipe)
+    if not isinstance(source, Recipe | Mapping | Path | str):
+        raise ConfigError.of(
+            saw=f"a recipe as a {type(source).__name__}",
+            expected="a Recipe, a mapping of its settings, or the path of a YAML file",
+            cure="write it as {'pairs': ..., 'method': ...}",
+        )
+    recipe = source if isinstance(source, Recipe) else load_config(Recipe, source)
     named = {"name": recipe.method} if isinstance(recipe.method, str) else dict(recipe.method)
     name = str(named.pop("name", ""))
     if name not in METHODS:
@@ -396,16 +391,15 @@ def parse_combination(text: str) -> tuple[Tier, Tier]:
     Raises:
         InputError: If it names no two tiers in this order.
     """
-    names = {str(tier): tier for tier in TIERS}
-    parts = [names.get(part.strip().lower()) for part in text.split("/")]
-    first, second = parts if len(parts) == 2 else (None, None)  # noqa: PLR2004 - two sides
-    if first is None or second is None or TIERS.index(first) >= TIERS.index(second):
-        raise InputError.of(
-            saw=f"combination {text!r}",
-            expected=f"CHOSEN/REJECTED, the better of {', '.join(TIERS)} first",
-            cure="write it as best/worst",
-        )
-    return first, second
+    parts = tuple(part.strip().lower() for part in text.split("/"))
+    for pair in combinations(TIERS, 2):
+        if pair == parts:
+            return pair
+    raise InputError.of(
+        saw=f"combination {text!r}",
+        expected=f"CHOSEN/REJECTED, the better of {', '.join(TIERS)} first",
+        cure="write it as best/worst",
+    )
 
 
 def _check_needs(plan: Plan) -> None:
@@ -419,17 +413,12 @@ def _check_needs(plan: Plan) -> None:
         )
     for name, need in (("judge", method.judge), ("policy", method.policy)):
         missing = getattr(recipe, name) is None
-        if (missing and need == "needed") or (not missing and need == "none"):
+        if need == ("needed" if missing else "none"):
             raise ConfigError.of(
                 saw=f"method {plan.name} {'without' if missing else 'with'} {name}",
                 expected=f"{'a' if missing else 'no'} {name} with this method",
                 cure=f"{'set' if missing else 'leave out'} {name}",
             )
-
-
-def _check_effects(plan: Plan) -> None:
-    """Refuse settings that this recipe would not read."""
-    recipe = plan.recipe
     budget = getattr(plan.settings, "budget", None)
     if plan.name == "per-prompt" and (budget is None) != (recipe.policy is None):
         raise ConfigError.of(
@@ -437,19 +426,26 @@ def _check_effects(plan: Plan) -> None:
             expected="a budget and a policy that spends it, or neither",
             cure="set both or leave both out",
         )
+
+
+def _check_effects(plan: Plan) -> None:
+    """Refuse settings that this recipe would not read."""
+    recipe = plan.recipe
     unread = {
         "on_policy": plan.name != "per-prompt",
         "sources": recipe.candidates is None,
         "ties": plan.name not in _KEEPS_LABELS,
         "quarantine_file": recipe.on_bad_row == "error",
+        **dict.fromkeys(("sampling", *_LOADING), recipe.policy is None),
+        "accept_reversal": plan.name not in _RELABELLING
+        and (recipe.candidates is None or recipe.judge is None or plan.method.policy != "none"),
     }
-    unread |= dict.fromkeys(("sampling", *_LOADING), recipe.policy is None)
-    unread["accept_reversal"] = plan.name not in _RELABELLING and (
-        recipe.candidates is None or recipe.judge is None or plan.method.policy != "none"
-    )
     for name, without_effect in unread.items():
-        unset = getattr(recipe, name) in (None, False)
-        if without_effect and name in recipe.model_fields_set and not unset:
+        if (
+            without_effect
+            and name in recipe.model_fields_set
+            and getattr(recipe, name) not in (None, False)
+        ):
             raise ConfigError.of(
                 saw=f"setting {name!r}, which has no effect in this recipe (method {plan.name})",
                 expected="settings that something reads",

@@ -2,19 +2,18 @@
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from prefstage.building.account import Account, Reversal, check_reversal
-from prefstage.building.built import Built, Group
+from prefstage.building.account import Account, Built, Group, Reversal, check_reversal
 from prefstage.core.errors import InputError
 from prefstage.data.records import Pair
 from prefstage.judging.base import (
-    UNDECIDED,
     Judge,
     Judgment,
     content_of,
@@ -41,7 +40,14 @@ def whole_pairs(pairs: Iterable[Pair], account: Account) -> Iterator[Pair]:
     """
     for pair in pairs:
         scores = (pair.score_chosen, pair.score_rejected)
-        if not all(any(map(_says, side)) for side in (pair.chosen, pair.rejected)):
+        sides = (pair.chosen, pair.rejected)
+        says = [
+            any(
+                isinstance(m, dict) and (content_of(m).strip() or m.get("tool_calls")) for m in side
+            )
+            for side in sides
+        ]
+        if not all(says):
             reason = "pair without one of its sides"
         elif pair.chosen == pair.rejected:
             reason = "pair with the same text on both sides"
@@ -52,12 +58,6 @@ def whole_pairs(pairs: Iterable[Pair], account: Account) -> Iterator[Pair]:
             continue
         account.prompts += 1
         account.skip(reason, pair.prompt_id)
-
-
-def _says(message: object) -> bool:
-    return isinstance(message, dict) and bool(
-        content_of(message).strip() or message.get("tool_calls")
-    )
 
 
 def relabelled(
@@ -88,24 +88,25 @@ def relabelled(
         the on-policy ones.
     """
     rows = list(pairs) if isinstance(pairs, Iterator) else pairs
-    verdicts = _Verdicts(rows, judge)
-    account.reversal = verdicts.reversal(rows)
+    account.reversal, numbers = measure_reversal(rows, judge)
     check_reversal(account.reversal.as_dict(), accepted=accept_reversal, judge=judge.name)
-    return _groups(rows, verdicts, judge=judge.name, account=account)
+    return _groups(rows, numbers, judge, account)
 
 
-def measure_reversal(pairs: Iterable[Pair], judge: Judge) -> Reversal:
+def measure_reversal(pairs: Iterable[Pair], judge: Judge) -> tuple[Reversal, Numbers]:
     """Measure how often a judge reverses the labels of pairs.
 
     Args:
-        pairs: The pairs as they are labelled.
+        pairs: The pairs as they are labelled; they are read twice.
         judge: Who is asked.
 
     Returns:
-        The counts, with the share and its interval.
+        The counts; the rewards of both sides of each whole pair, or P(chosen ≻ rejected) and
+        1 - P, NaN if unreadable. [pairs, 2].
     """
-    rows = list(pairs) if isinstance(pairs, Iterator) else pairs
-    return _Verdicts(rows, judge).reversal(rows)
+    numbers = _numbers(whole_pairs(pairs, Account()), judge)  # counted where they are read again
+    said = zip(whole_pairs(pairs, Account()), _judgments(numbers, judge), strict=True)
+    return reversal_of((pair, judgment) for pair, (judgment, *_) in said), numbers
 
 
 def reversal_of(judged: Iterable[tuple[Pair, Judgment]]) -> Reversal:
@@ -117,7 +118,7 @@ def reversal_of(judged: Iterable[tuple[Pair, Judgment]]) -> Reversal:
     Returns:
         The counts.
     """
-    counts = dict.fromkeys(("kept", "reversed", "equal", "unreadable", "unlabelled"), 0)
+    counts: Counter[str] = Counter()
     for pair, judgment in judged:
         if pair.agreement == TIE_AGREEMENT:
             counts["unlabelled"] += 1
@@ -164,12 +165,13 @@ def with_judge_probability(groups: Iterable[Group], judge: Judge) -> Iterator[Gr
             for built in group
             if built.judge and built.pair.judge_probability is None
         ]
-        judgments = _judgments_of([built.pair for built in unknown], judge)
         known = {
             id(built): replace(
                 built, pair=replace(built.pair, judge_probability=judgment.probability)
             )
-            for built, judgment in zip(unknown, judgments, strict=True)
+            for built, judgment in zip(
+                unknown, _judgments_of([built.pair for built in unknown], judge), strict=True
+            )
             if judgment.status == "decided"
         }
         for group in chunk:
@@ -180,46 +182,42 @@ def _judgments_of(pairs: list[Pair], judge: Judge) -> list[Judgment]:
     if not judge.pointwise:
         return compare_all(judge, [comparison_of(pair) for pair in pairs])
     scores = [(pair.score_chosen, pair.score_rejected) for pair in pairs]
-    return [UNDECIDED if None in both else judgment_of_rewards(*both) for both in scores]  # type: ignore[arg-type]  # both known
+    # As floats, no score is NaN, of which nothing can be said.
+    return [judgment_of_rewards(*both) for both in np.array(scores, dtype=float).tolist()]
 
 
-class _Verdicts:
-    """What a judge says of pairs: rewards of both sides, or P(chosen ≻ rejected) and 1 - P."""
+def _numbers(pairs: Iterable[Pair], judge: Judge) -> Numbers:
+    """Rewards of both sides, or P(chosen ≻ rejected) and 1 - P; NaN if unreadable. [pairs, 2]."""
+    # Two float64 a pair instead of a list of Judgments: 16 bytes, so that a judge's word on
+    # millions of pairs fits into memory.
+    numbers, rest = array("d"), iter(pairs)
+    while chunk := list(islice(rest, _PAIRS_AT_ONCE)):
+        comparisons = [comparison_of(pair) for pair in chunk]
+        if judge.pointwise:
+            numbers.extend(
+                score_all(judge, [(c.prompt, text) for c in comparisons for text in (c.a, c.b)])
+            )
+            continue
+        for judgment in compare_all(judge, comparisons):
+            p = judgment.probability if judgment.status == "decided" else math.nan
+            numbers.extend((p, 1.0 - p))
+    return np.frombuffer(numbers).reshape(-1, 2) if numbers else np.zeros((0, 2))
 
-    def __init__(self, pairs: Iterable[Pair], judge: Judge) -> None:
-        self._pointwise = judge.pointwise
-        # Two float64 a pair instead of a list of Judgments: 16 bytes, so that a judge's word on
-        # millions of pairs fits into memory.
-        self._numbers = array("d")
-        rest = whole_pairs(pairs, Account())  # counted where the pairs are read again
-        while chunk := list(islice(rest, _PAIRS_AT_ONCE)):
-            comparisons = [comparison_of(pair) for pair in chunk]
-            if judge.pointwise:
-                texts = [(c.prompt, text) for c in comparisons for text in (c.a, c.b)]
-                self._numbers.extend(score_all(judge, texts))
-                continue
-            for judgment in compare_all(judge, comparisons):
-                p = judgment.probability if judgment.status == "decided" else math.nan
-                self._numbers.extend((p, 1.0 - p))
 
-    def __getitem__(self, index: int) -> tuple[Judgment, tuple[float, float]]:
-        """The judgment and the scores of a pair."""
-        first, second = self._numbers[2 * index], self._numbers[2 * index + 1]
-        if self._pointwise or math.isnan(first):  # NaN: no readable judgment
-            return judgment_of_rewards(first, second), (first, second)
-        return Judgment(first), (first, second)
-
-    def reversal(self, pairs: Iterable[Pair]) -> Reversal:
-        """How often the judge reverses the labels of the pairs."""
-        rows = enumerate(whole_pairs(pairs, Account()))
-        return reversal_of((pair, self[index][0]) for index, pair in rows)
+def _judgments(numbers: Numbers, judge: Judge) -> Iterator[tuple[Judgment, float, float]]:
+    """With the scores of both sides."""
+    for first, second in (row.tolist() for row in numbers):
+        of_rewards = judge.pointwise or math.isnan(first)
+        judgment = judgment_of_rewards(first, second) if of_rewards else Judgment(first)
+        yield judgment, first, second
 
 
 def _groups(
-    pairs: Iterable[Pair], verdicts: _Verdicts, *, judge: str, account: Account
+    pairs: Iterable[Pair], numbers: Numbers, judge: Judge, account: Account
 ) -> Iterator[Group]:
-    for index, pair in enumerate(whole_pairs(pairs, account)):
-        judgment, scores = verdicts[index]
+    for pair, (judgment, chosen, rejected) in zip(
+        whole_pairs(pairs, account), _judgments(numbers, judge), strict=True
+    ):
         account.prompts += 1
         if judgment.status == "undecided" or judgment.probability == _HALF:
             undecided = judgment.status == "undecided"
@@ -232,13 +230,20 @@ def _groups(
         account.pairs += 1
         made = replace(
             without_raters(pair),
-            score_chosen=scores[0],
-            score_rejected=scores[1],
+            score_chosen=chosen,
+            score_rejected=rejected,
             judge_probability=judgment.probability,
         )
-        made = exchanged(made) if flip else made
-        gap = abs(scores[0] - scores[1])
-        yield [Built(made, "relabel", "relabel", gap=gap, judge=judge, label_flipped=flip)]
+        yield [
+            Built(
+                exchanged(made) if flip else made,
+                "relabel",
+                "relabel",
+                gap=abs(chosen - rejected),
+                judge=judge.name,
+                label_flipped=flip,
+            )
+        ]
 
 
 def aspect_margins(pairs: Iterable[Pair], judges: Mapping[str, Judge]) -> Numbers:
@@ -252,10 +257,15 @@ def aspect_margins(pairs: Iterable[Pair], judges: Mapping[str, Judge]) -> Number
     Returns:
         The margins; positive where the judge prefers chosen. [pairs, aspects].
     """
-    rest, parts = iter(pairs), list[Numbers]()
-    while chunk := list(islice(rest, _PAIRS_AT_ONCE)):
-        parts.append(np.stack([_margins(chunk, judge) for judge in judges.values()], 1))
-    return np.concatenate(parts) if parts else np.zeros((0, len(judges)))
+    rows = list(pairs) if isinstance(pairs, Iterator) else pairs
+    margins = []
+    for judge in judges.values():
+        first, second = _numbers(rows, judge).T
+        # A judge that is certain would outweigh every other aspect with an infinite margin; one
+        # that gave no readable answer has no opinion.
+        p = np.clip(np.nan_to_num(first, nan=_HALF), 1e-6, 1 - 1e-6)
+        margins.append(first - second if judge.pointwise else np.log(p) - np.log1p(-p))
+    return np.stack(margins, 1)
 
 
 def preference_divergence(margins: Numbers) -> Numbers:
@@ -328,7 +338,7 @@ def least_divergent(
         "divergence_kept_below": float(divergence[kept].max()) if count else None,
         "divergence_mean": float(divergence.mean()) if len(divergence) else None,
     }
-    rows: Sequence[Pair] | Iterable[Pair] = list(pairs) if isinstance(pairs, Iterator) else pairs
+    rows = list(pairs) if isinstance(pairs, Iterator) else pairs
     account.reversal = reversal_of(
         (pair, judgment_of_rewards(float(total), 0.0))
         for pair, keep, total in zip(rows, kept, sums, strict=True)
@@ -361,15 +371,3 @@ def _standardised(margins: Numbers) -> Numbers:
     scale = np.sqrt((margins**2).mean(0)) if len(margins) else np.ones(margins.shape[1])
     z: Numbers = margins / np.where(scale > 0, scale, 1.0)
     return z
-
-
-def _margins(pairs: list[Pair], judge: Judge) -> Numbers:
-    comparisons = [comparison_of(pair) for pair in pairs]
-    if judge.pointwise:
-        items = [(c.prompt, text) for c in comparisons for text in (c.a, c.b)]
-        rewards = np.array(score_all(judge, items))
-        return np.asarray(rewards[::2] - rewards[1::2])
-    p = np.array([judgment.probability for judgment in compare_all(judge, comparisons)])
-    # A judge that is certain would outweigh every other aspect with an infinite margin.
-    clipped = np.clip(p, 1e-6, 1 - 1e-6)
-    return np.asarray(np.log(clipped) - np.log1p(-clipped))

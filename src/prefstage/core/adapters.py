@@ -226,13 +226,11 @@ def _base_of(adapter: str, config: Mapping[str, Any]) -> str:
         raise _no_base(adapter, "no base model")
     if Path(named).exists():
         return named
-    folder = Path(adapter)
-    if folder.is_dir():
-        if (folder / named).is_dir():
-            return str(folder / named)
-        moved = folder.resolve().parent / Path(named).name  # with the run folder that holds both
-        if (moved / START_MARK).is_file():
-            return str(moved)
+    if Path(adapter, named).is_dir():
+        return str(Path(adapter, named))
+    moved = Path(adapter).resolve().parent / Path(named).name  # with the run folder of both
+    if (moved / START_MARK).is_file():
+        return str(moved)
     if is_path(named):
         raise _no_base(adapter, f"base model {named!r}, which is not there")
     return named

@@ -205,8 +205,9 @@ def _read(path: Path) -> dict[str, Any]:
         saw, cure = f"{line}: {error.problem}", "mend that line"
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         saw, cure = f": {error}", "save it as UTF-8 text"
-    expected = "a YAML file with settings as key: value"
-    raise ConfigError.of(saw=f"config {path}{saw}", expected=expected, cure=cure)
+    raise ConfigError.of(
+        saw=f"config {path}{saw}", expected="a YAML file with settings as key: value", cure=cure
+    )
 
 
 class _SettingsLoader(yaml.SafeLoader):

@@ -3,7 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from datetime import date
 from pathlib import Path
 from threading import Lock
@@ -47,7 +47,7 @@ _TABLES: dict[Table, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-class Ledger:
+class Ledger(AbstractContextManager["Ledger"]):
     """Everything that was bought, by its key; the first value written under a key stands.
 
     Every write is on disk before the call returns, so a kill at any moment loses nothing that
@@ -116,10 +116,6 @@ class Ledger:
                 in this folder.
         """
         return cls(folder / LEDGER, alone=alone, former=_FORMER_STORES)
-
-    def __enter__(self) -> Self:
-        """The open ledger."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Close the ledger."""

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
 from prefstage.core.errors import InputError
 from prefstage.core.ledger import Ledger
@@ -96,7 +97,7 @@ class Judgment:
     status: Literal["decided", "undecided"] = "decided"
 
 
-class Judge:
+class Judge(AbstractContextManager["Judge"]):
     """Says which of two responses is better. The base class of every judge.
 
     A subclass sets `name` and `fingerprint` and defines one of four methods; the others follow:
@@ -198,12 +199,8 @@ class Judge:
     def close(self) -> None:
         """Give up what the judge holds: nothing, unless a subclass says so."""
 
-    def __enter__(self) -> Self:
-        """The judge, to be closed at the end of the block."""
-        return self
-
     def __exit__(self, *_: object) -> None:
-        """Close the judge."""
+        """Close the judge at the end of a block."""
         self.close()
 
 

@@ -107,8 +107,9 @@ class _StoredJudge(Judge):
         keys = [question_key(self.fingerprint, comparison) for comparison in ordered]
 
         def ask(positions: Sequence[int]) -> Iterator[tuple[int, Judgment]]:
-            missing = [ordered[position] for position in positions]
-            for index, judgment in self._judge.stream(missing):
+            for index, judgment in self._judge.stream(
+                [ordered[position] for position in positions]
+            ):
                 key, values = keys[positions[index]], (judgment.probability, judgment.status)
                 yield index, Judgment(*self._ledger.put("judgments", key, values))
 
@@ -123,15 +124,22 @@ class _StoredJudge(Judge):
         keys = [_reward_key(self.fingerprint, item) for item in items]
 
         def ask(positions: Sequence[int]) -> Iterator[tuple[int, float]]:
-            missing = [items[position] for position in positions]
-            for index, reward in self._judge.stream_scores(missing):
+            for index, reward in self._judge.stream_scores(
+                [items[position] for position in positions]
+            ):
                 kept: tuple[float, ...] = (reward,)
                 if not math.isnan(reward):  # no number: the judge is asked again next time
                     kept = self._ledger.put("rewards", keys[positions[index]], kept)
                 yield index, float(kept[0])
 
-        rewards = (stored_reward(self.fingerprint, item, self._ledger) for item in items)
-        return answered_once(keys, map(self._counted, rewards), ask)
+        return answered_once(
+            keys,
+            map(
+                self._counted,
+                (stored_reward(self.fingerprint, item, self._ledger) for item in items),
+            ),
+            ask,
+        )
 
     def _counted(self, known: T | None) -> T | None:
         self._reused += known is not None
@@ -149,7 +157,7 @@ def _hash(text: str) -> str:
 
 
 def _in_kept_order(comparison: Comparison) -> Comparison:
-    """The pair in the order in which the ledger keeps it, whoever asks."""
+    # The ledger keeps one order of a pair, whoever asks.
     return turned(comparison) if _hash(comparison.b) < _hash(comparison.a) else comparison
 
 
@@ -197,8 +205,9 @@ def score_candidates(judge: Judge, candidates: Sequence[Candidates]) -> list[lis
         For each prompt the scores of its responses, in order. [prompts][responses].
     """
     if judge.pointwise:
-        items = [(row.prompt, text) for row in candidates for text in row.responses]
-        rewards = iter(score_all(judge, items))
+        rewards = iter(
+            score_all(judge, [(row.prompt, text) for row in candidates for text in row.responses])
+        )
         return [[next(rewards) for _ in row.responses] for row in candidates]
     comparisons = [
         Comparison(row.prompt_id, row.prompt, a, b)
@@ -262,10 +271,9 @@ class LabelAgreement:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable; unknown shares are null."""
-        values = {**asdict(self), "interval": list(self.interval)}
         return {
             name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in values.items()
+            for name, value in {**asdict(self), "interval": list(self.interval)}.items()
         }
 
 

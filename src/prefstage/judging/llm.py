@@ -240,7 +240,7 @@ class LLMJudge(Judge):
                 `retries` are the client's own and not read here.
             ledger: Where paid replies are kept; in memory if None.
         """
-        self._client = client
+        self.client = client
         self._options = options or LLMJudgeOptions()
         self._ledger = ledger or Ledger(None)
         self._prompt = load_config(JudgePrompt, self._options.prompt)
@@ -282,17 +282,18 @@ class LLMJudge(Judge):
                 cure="write for example openai:my-model@http://127.0.0.1:8000/v1",
             )
         options = options or LLMJudgeOptions()
-        requests = options.model_dump(include={"concurrency", "timeout_s", "retries"})
-        return cls(ServerClient(match[2], match[1] or None, **requests), options=options)
+        return cls(
+            ServerClient(
+                match[2],
+                match[1] or None,
+                **options.model_dump(include={"concurrency", "timeout_s", "retries"}),
+            ),
+            options=options,
+        )
 
     def with_replies_in(self, ledger: Ledger) -> "LLMJudge":
         """The same judge, reading known replies from `ledger` and writing new ones to it."""
-        return LLMJudge(self._client, options=self._options, ledger=ledger)
-
-    @property
-    def client(self) -> ServerClient:
-        """Who is asked."""
-        return self._client
+        return LLMJudge(self.client, options=self._options, ledger=ledger)
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -302,7 +303,7 @@ class LLMJudge(Judge):
         answers among both, "undecided" comparisons, "order_dependent" ones (both orders
         prefer the same place, a sign of position bias), and the server's token counts.
         """
-        usage = self._client.usage
+        usage = self.client.usage
         tokens = {"prompt_tokens": usage.prompt_tokens, "answer_tokens": usage.completion_tokens}
         return {**self._counts, **tokens, "request_retries": usage.retries}
 
@@ -325,7 +326,7 @@ class LLMJudge(Judge):
             for key in orders:
                 waiting.setdefault(key, []).append((position, orders))
         verdicts: dict[Key, float | None] = {}
-        for key, verdict in ask_all(self._client, questions.items(), self._ask):
+        for key, verdict in ask_all(self.client, questions.items(), self._ask):
             verdicts[key] = verdict
             for position, orders in waiting[key]:
                 if all(order in verdicts for order in orders):
@@ -362,12 +363,12 @@ class LLMJudge(Judge):
             wanted |= {"temperature": _RETRY_TEMPERATURE, "seed": attempt}
         logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if self._logprobs else {}
         try:
-            reply = await self._client.chat(messages, **wanted, **logprobs)
+            reply = await self.client.chat(messages, **wanted, **logprobs)
         except ServiceError as error:
             if not logprobs or "logprob" not in str(error):
                 raise
             self._logprobs = False  # this server refuses the field
-            reply = await self._client.chat(messages, **wanted)
+            reply = await self.client.chat(messages, **wanted)
         first = reply.top_logprobs[0] if reply.top_logprobs else {}
         verdict = read_token_verdict({token: math.exp(p) for token, p in first.items()})
         return reply.text, read_verdict(reply.text) if verdict is None else verdict

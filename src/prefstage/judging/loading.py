@@ -21,7 +21,7 @@ from prefstage.core.config import Config, check_config
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest
 from prefstage.data.records import Prompt
-from prefstage.judging.base import TIE, Comparison, Judge, Judgment, flipped
+from prefstage.judging.base import TIE, Comparison, Judge, Judgment, flipped, turned
 
 PreferenceFunction = Callable[[str, str, Prompt], float]
 """(a, b, prompt) → P(a ≻ b | prompt) in [0, 1]."""
@@ -95,20 +95,20 @@ class CallableJudge(Judge):
             InputError: If the function gives something else than a number in [0, 1].
         """
         for position, comparison in enumerate(comparisons):
-            yield position, self._judge(comparison.a, comparison.b, comparison.prompt)
+            yield position, self._judge(comparison)
 
-    def _judge(self, a: str, b: str, prompt: Prompt) -> Judgment:
-        if a == b:
+    def _judge(self, pair: Comparison) -> Judgment:
+        if pair.a == pair.b:
             return TIE
         if not self._options.symmetric:
-            return Judgment(0.5 * (self._ask(a, b, prompt) + 1.0 - self._ask(b, a, prompt)))
+            return Judgment(0.5 * (self._ask(pair) + 1.0 - self._ask(turned(pair))))
         # One fixed order, so that compare(b, a) makes the very same call: what a function
         # promises of both orders holds only up to rounding.
-        return Judgment(self._ask(a, b, prompt)) if a < b else flipped(self._judge(b, a, prompt))
+        return Judgment(self._ask(pair)) if pair.a < pair.b else flipped(self._judge(turned(pair)))
 
-    def _ask(self, first: str, second: str, prompt: Prompt) -> float:
+    def _ask(self, pair: Comparison) -> float:
         self._counts["calls"] += 1
-        answer = self._function(first, second, prompt)
+        answer = self._function(pair.a, pair.b, pair.prompt)
         with suppress(TypeError, ValueError):
             probability = float(answer)
             if 0.0 <= probability <= 1.0:
@@ -216,8 +216,9 @@ def as_judge(spec: str | Path | Judge | PreferenceFunction) -> Judge:
     # Imported only now: two of the kinds need torch, and the others should not wait for it.
     file, judge, settings = _JUDGES[kind]
     module = importlib.import_module(f"prefstage.judging.{file}")
-    options = parse_qsl(query, keep_blank_values=True)
-    checked = check_config(getattr(module, settings), dict(options))
+    checked = check_config(
+        getattr(module, settings), dict(parse_qsl(query, keep_blank_values=True))
+    )
     judge_class = getattr(module, judge)
     return cast(Judge, getattr(judge_class, "load", judge_class)(target, options=checked))
 
@@ -244,20 +245,19 @@ def _kind_of_checkpoint(path: str) -> str:
             saw=f"judge {path!r}, a folder without config.json", expected=FORMS, cure=_CHOOSE
         )
     try:
-        file = cached_file(path, "config.json")
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        config = json.loads(Path(cached_file(path, "config.json")).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError.of(
             saw=f"judge {path!r}: {first_line}", expected=FORMS, cure=_CHOOSE
         ) from error
-    names = [str(name) for name in config.get("architectures") or []]
-    if any("PairRM" in name for name in names) or "source_prefix_id" in config:
+    names = ", ".join(map(str, config.get("architectures") or []))
+    if "PairRM" in names or "source_prefix_id" in config:
         return "pairrm"
-    if any("SequenceClassification" in name for name in names):
+    if "SequenceClassification" in names:
         return "reward"
     raise InputError.of(
-        saw=f"{path} is a checkpoint of {', '.join(names) or 'an unnamed architecture'}",
+        saw=f"{path} is a checkpoint of {names or 'an unnamed architecture'}",
         expected="a reward model (…ForSequenceClassification) or PairRM",
         cure="name the kind, e.g. reward:PATH; to use a chat model as judge, serve it and "
         "write openai:MODEL@URL",

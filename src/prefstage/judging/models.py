@@ -57,8 +57,9 @@ class ModelJudge(Judge):
         """The logits of rows of token ids, with the positions of each batch."""
         known = embedding_rows(self._model)
         for row in rows:
-            where = f"judge {self.name}"
-            check_token_ids(row["input_ids"], known, where=where, tokenizer=self._tokenizer)
+            check_token_ids(
+                row["input_ids"], known, where=f"judge {self.name}", tokenizer=self._tokenizer
+            )
         pad_id = self._model.config.get_text_config().pad_token_id
         # Without a pad token the model itself refuses batches: it could not find the end.
         size = batch_size if pad_id is not None else 1

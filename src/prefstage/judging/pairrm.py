@@ -15,9 +15,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from prefstage.core.checkpoints import Task, load_whole
 from prefstage.core.errors import ModelError
 from prefstage.core.weights import foreign_files
+from prefstage.data import Prompt, load_tokenizer
 from prefstage.data.compat import plain_ids
-from prefstage.data.records import Prompt
-from prefstage.data.tokenizer_files import load_tokenizer
 from prefstage.judging.base import (
     TIE,
     Comparison,
@@ -309,15 +308,21 @@ class PairRMJudge(ModelJudge):
         def ask(positions: Sequence[int]) -> Iterator[tuple[int, Judgment]]:
             encodings = [self._encode(comparisons[position]) for position in positions]
             self._counts["truncated"] += sum(encoding.cut for encoding in encodings)
-            orders = [order for both in encodings for order in (both.forward, both.backward)]
-            rows = [{"input_ids": order} for order in orders]
+            rows = [
+                {"input_ids": order}
+                for order in [
+                    order for both in encodings for order in (both.forward, both.backward)
+                ]
+            ]
             logits: dict[int, float] = {}
             for batch, values in self._logits(rows, 2 * self._options.batch_size):
                 logits.update(zip(batch, values, strict=True))
                 # Rows of one length are read in their order: the forward one is known by now.
                 for row in (row for row in batch if row % 2):
-                    difference = logits[row - 1] - logits[row]
-                    yield row // 2, Judgment(sigmoid(0.5 * difference))
+                    yield row // 2, Judgment(sigmoid(0.5 * (logits[row - 1] - logits[row])))
 
-        ties = (TIE if pair.a == pair.b else None for pair in comparisons)
-        return answered_once(range(len(comparisons)), ties, ask)
+        return answered_once(
+            range(len(comparisons)),
+            (TIE if pair.a == pair.b else None for pair in comparisons),
+            ask,
+        )

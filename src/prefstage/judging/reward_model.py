@@ -11,10 +11,9 @@ from pydantic import Field
 
 from prefstage.core.checkpoints import CLASSIFIER, load_checkpoint
 from prefstage.core.errors import InputError, ModelError
+from prefstage.data import Message, Prompt, load_tokenizer, prompt_id_of
 from prefstage.data.conversation_tokens import ControlText
-from prefstage.data.records import Message, Prompt, prompt_id_of
 from prefstage.data.rendering import ChatTemplate
-from prefstage.data.tokenizer_files import load_tokenizer
 from prefstage.judging.base import Item, answered_once, plain_prompt
 from prefstage.judging.models import ModelJudge, ModelOptions, loading_settings
 
@@ -117,8 +116,9 @@ class ChatEncoder:
 
     def _ids(self, messages: Sequence[Message]) -> list[int]:
         if self._control.spelled(messages):
-            marked = self._control.marked(messages)
-            return self._control.encode(self._template.render(marked, generation_prompt=False))
+            return self._control.encode(
+                self._template.render(self._control.marked(messages), generation_prompt=False)
+            )
         text = self._template.render(messages, generation_prompt=False)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -196,8 +196,12 @@ class RewardModelJudge(ModelJudge):
             )
         self._encode = _encoder(tokenizer, model.config, self._options)
         limits = {key: getattr(self._encode, key) for key in ("max_length", "max_prompt_tokens")}
-        encoder = {"kind": type(self._encode).__name__, **limits}
-        super().__init__(model, tokenizer, name, reading={"encoder": encoder})
+        super().__init__(
+            model,
+            tokenizer,
+            name,
+            reading={"encoder": {"kind": type(self._encode).__name__, **limits}},
+        )
         self._counts["responses_truncated"] = 0
         self._rewards: dict[tuple[str, str], float] = {}
 
@@ -236,8 +240,7 @@ class RewardModelJudge(ModelJudge):
             for batch, rewards in self._logits(rows, self._options.batch_size):
                 yield from zip(batch, rewards, strict=True)
 
-        known = (self._rewards.get(key) for key in keys)
-        for position, reward in answered_once(keys, known, ask):
+        for position, reward in answered_once(keys, (self._rewards.get(key) for key in keys), ask):
             self._rewards[keys[position]] = reward
             yield position, reward
 

@@ -12,8 +12,7 @@ from pydantic import Field
 from prefstage.core.config import Config
 from prefstage.core.errors import DataError
 from prefstage.core.hashing import digest
-from prefstage.data import load_candidates, load_pairs
-from prefstage.data.records import Pair, prompt_id_of
+from prefstage.data import Pair, load_candidates, load_pairs, prompt_id_of
 from prefstage.judging.base import TIE, UNDECIDED, Comparison, Judge, Judgment, content_of, sigmoid
 
 _Key = TypeVar("_Key")
@@ -65,8 +64,9 @@ class TableJudge(Judge):
         self._pairs: _Records[tuple[str, str]] = defaultdict(lambda: defaultdict(list))
         # By prompt and text: the scores recorded for the response.
         self._scores: _Records[str] = defaultdict(lambda: defaultdict(list))
-        parts = [path] if Path(path).exists() else path.split(",")
-        fingerprints = [self._read(part) for part in parts]
+        fingerprints = [
+            self._read(part) for part in ([path] if Path(path).exists() else path.split(","))
+        ]
         scores = [s for texts in self._scores.values() for scores in texts.values() for s in scores]
         if not scores and not self._pairs:
             raise DataError.of(
@@ -82,8 +82,9 @@ class TableJudge(Judge):
                 expected="scores that are P(response ≻ common baseline)",
                 cure="write ?scores=reward if they are rewards, P(a ≻ b) = σ(r_a - r_b)",
             )
-        settings = self._options.model_dump(exclude={"missing"})
-        self.fingerprint = digest({"tables": fingerprints, **settings})
+        self.fingerprint = digest(
+            {"tables": fingerprints, **self._options.model_dump(exclude={"missing"})}
+        )
 
     def _read(self, path: str) -> str:
         """Read one file as pairs, or else as scored responses; unusable rows are counted."""

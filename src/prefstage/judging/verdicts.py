@@ -174,7 +174,9 @@ def _score(who: Judge, loaded: "CandidateSet") -> tuple[list[str], dict[str, Any
     means = {source: sum(values) / len(values) for source, values in by_source.items()}
     responses = sum(map(len, scores))
     lines = [f"{responses} responses to {len(rows)} prompts scored by {who.name} ({kind})"]
-    ranked = sorted(means.items(), key=lambda item: -item[1])
-    lines += [f"  {mean:8.3f}  {source}" for source, mean in ranked]
+    lines += [
+        f"  {mean:8.3f}  {source}"
+        for source, mean in sorted(means.items(), key=lambda item: -item[1])
+    ]
     result = {"prompts": len(rows), "responses": responses, "score": kind, "mean": means}
     return lines, result, loaded.dataset.remove_columns("scores").add_column("scores", scores)
