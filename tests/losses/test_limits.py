@@ -21,7 +21,7 @@ from prefstage.losses import (
     get_loss,
     parse_loss,
 )
-from prefstage.losses.responses import reference_point
+from prefstage.losses.batchwise import reference_point
 from tests.losses.loss_batches import draw_batch, draw_pairs, take
 
 SEEDS = st.integers(0, 10**6)

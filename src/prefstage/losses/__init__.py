@@ -1,14 +1,27 @@
 """Every preference loss as one object, and the registry by name."""
 
-from prefstage.losses.base import Loss, LossState, LossValues
-from prefstage.losses.batches import (
+from prefstage.losses.base import (
     GroupBatch,
+    Loss,
     LossBatch,
+    LossState,
+    LossValues,
     PairBatch,
     ResponseBatch,
     Responses,
     Totals,
     UnpairedBatch,
+)
+from prefstage.losses.batchwise import (
+    AOT,
+    BCO,
+    KTO,
+    REPO,
+    SFT,
+    BetaDPO,
+    InfoNCA,
+    RewardEXO,
+    UnpairedAOT,
 )
 from prefstage.losses.mixing import LOSSES, LossMix, LossSpec, LossTerm, get_loss, parse_loss
 from prefstage.losses.pairwise import (
@@ -32,9 +45,7 @@ from prefstage.losses.pairwise import (
     SimPO,
     SLiC,
 )
-from prefstage.losses.responses import KTO, SFT, InfoNCA, RewardEXO
 from prefstage.losses.tokens import LDDPO, RDPO, SGDPO, WPO, SamPO
-from prefstage.losses.whole_batch import AOT, BCO, REPO, BetaDPO, UnpairedAOT
 
 __all__ = [
     "AOT",

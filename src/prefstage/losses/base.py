@@ -1,23 +1,180 @@
-"""A loss is one object: constants, formula, source, what it needs, and the computation."""
+"""What a loss is (constants, formula, source, needs), and the log-probs of responses it reads."""
 
 import inspect
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prefstage.core.config import Config
 from prefstage.core.errors import InputError
-from prefstage.losses.batches import (
-    GroupBatch,
-    Items,
-    LossBatch,
-    PairBatch,
-    ResponseBatch,
-    UnpairedBatch,
-)
+
+Items = Float[Tensor, " items"]
+"""A value for every item."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Log-probs of responses, one an item, padded with 0 to the longest.
+
+    Attributes:
+        policy: log π(y_t | x, y_<t), exactly 0 past the end. [items, tokens], nats.
+        lengths: Tokens of each response, >= 1. [items].
+        reference: log π_ref(y_t | x, y_<t), likewise, without gradient; None where there is
+            no reference.
+        scores: A judge's or reward model's score of each response. [items].
+        log_sum_squares: log Σ_v π(v | x, y_<t)², without gradient. [items, tokens].
+    """
+
+    policy: Float[Tensor, "items tokens"]
+    lengths: Int[Tensor, " items"]
+    reference: Float[Tensor, "items tokens"] | None = None
+    scores: Items | None = None
+    log_sum_squares: Float[Tensor, "items tokens"] | None = None
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "items tokens"]:
+        """True at the tokens of each response."""
+        return (
+            torch.arange(self.policy.shape[1], device=self.lengths.device) < self.lengths[:, None]
+        )
+
+    @cached_property
+    def log_probs(self) -> Items:
+        """ℓ = Σ_t log π(y_t). [items], nats."""
+        return self.policy.sum(1)
+
+    @cached_property
+    def reference_log_probs(self) -> Items:
+        """The same of the reference. [items], nats.
+
+        Raises:
+            InputError: If there is no reference.
+        """
+        return self._reference_or_error().sum(1)
+
+    @cached_property
+    def token_log_ratios(self) -> Float[Tensor, "items tokens"]:
+        """Log π(y_t) - log π_ref(y_t), 0 past the end. [items, tokens], nats.
+
+        Raises:
+            InputError: If there is no reference.
+        """
+        return self.policy - self._reference_or_error()
+
+    @cached_property
+    def log_ratios(self) -> Items:
+        """Log π(y|x) - log π_ref(y|x). [items], nats.
+
+        Raises:
+            InputError: If there is no reference.
+        """
+        # Subtracted token by token, then summed: each of the two sums is some hundred nats,
+        # their difference often a hundredth of one, and float32 keeps seven digits.
+        return self.token_log_ratios.sum(1)
+
+    @cached_property
+    def mean_log_probs(self) -> Items:
+        """ℓ / L, the mean over tokens. [items], nats a token."""
+        return self.log_probs / self.lengths
+
+    def _reference_or_error(self) -> Tensor:
+        if self.reference is None:
+            raise InputError.of(
+                saw="responses without reference log-probs",
+                expected="those of the model that training starts from",
+                cure="give `reference`, or take a loss without one",
+            )
+        return self.reference.detach()
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts of the whole optimiser batch, over all micro-batches and processes.
+
+    Attributes:
+        items: Pairs, groups, or single responses.
+        chosen_tokens: Tokens of the chosen responses; where there are no sides, of all.
+        rejected_tokens: Tokens of the rejected responses.
+    """
+
+    items: int
+    chosen_tokens: int
+    rejected_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs of a chosen and a rejected response.
+
+    Attributes:
+        chosen: The preferred responses.
+        rejected: The others, in the same order.
+        totals: Of the whole optimiser batch.
+        seeds: One seed a pair and step, for losses that draw tokens or pairs. [items].
+        preference: P(chosen ≻ rejected) by the judge, in [0, 1]. [items].
+        annotators: Who labelled each pair, None where nobody is named.
+    """
+
+    chosen: Responses
+    rejected: Responses
+    totals: Totals
+    seeds: Int[Tensor, " items"] | None = None
+    preference: Items | None = None
+    annotators: tuple[str | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Several scored responses a prompt.
+
+    Attributes:
+        responses: All responses.
+        group: Index of each response's prompt, ascending from 0. [items].
+        totals: Of the whole optimiser batch.
+    """
+
+    responses: Responses
+    group: Int[Tensor, " items"]
+    totals: Totals
+
+
+@dataclass(frozen=True)
+class UnpairedBatch:
+    """Single responses, each desirable or not.
+
+    Attributes:
+        responses: The responses.
+        desirable: Whether each is desirable. [items].
+        totals: Of the whole optimiser batch.
+        mismatched: The same prompts with the response of another item, without gradient.
+    """
+
+    responses: Responses
+    desirable: Bool[Tensor, " items"]
+    totals: Totals
+    mismatched: Responses | None = None
+
+
+@dataclass(frozen=True)
+class ResponseBatch:
+    """Responses to imitate.
+
+    Attributes:
+        responses: The responses.
+        totals: Of the whole optimiser batch.
+    """
+
+    responses: Responses
+    totals: Totals
+
+
+LossBatch = PairBatch | GroupBatch | UnpairedBatch | ResponseBatch
 
 DataKind = Literal["pairs", "groups", "unpaired", "responses"]
 Need = Literal[
@@ -164,13 +321,12 @@ class Loss(Config):
                 expected=f"data of the kind {kinds}",
                 cure=f"train on {kinds}, or choose a loss for this data",
             )
-        missing: list[str] = sorted(need for need in cls.needs if not _has(batch, need))
-        if cls.random and getattr(batch, "seeds", None) is None:
-            missing.append("seeds")
+        wanted = {*cls.needs, *(["seeds"] if cls.random else [])}
+        missing = sorted(name for name in wanted if _lacks(batch, name))
         if missing:
             raise InputError.of(
                 saw=f"loss {cls.name!r} on a batch without {', '.join(missing)}",
-                expected=f"a batch with {', '.join(sorted({*cls.needs, *missing}))}",
+                expected=f"a batch with {', '.join(sorted(wanted))}",
                 cure=_CURES.get(missing[0], "give it, or choose a loss that does without"),
             )
 
@@ -186,10 +342,8 @@ class StatelessLoss(Loss):
     def _items(self, batch: Any) -> Items: ...
 
 
-def _has(batch: LossBatch, need: Need) -> bool:
-    if need == "tokens":
-        return True  # every batch holds values token by token
-    if need in ("preference", "mismatched", "annotators"):
-        return getattr(batch, need, None) is not None
+def _lacks(batch: LossBatch, name: str) -> bool:
     sides = [batch.chosen, batch.rejected] if isinstance(batch, PairBatch) else [batch.responses]
-    return all(getattr(side, need) is not None for side in sides)
+    holders = sides if name in Responses.__dataclass_fields__ else [batch]
+    # Every batch holds values token by token.
+    return name != "tokens" and any(getattr(holder, name, None) is None for holder in holders)

@@ -1,11 +1,9 @@
 """Which loss to minimise: one of the registry, or a weighted sum of several."""
 
 import math
-import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -14,11 +12,28 @@ from torch import Tensor
 from prefstage.core.config import check_config, nearest
 from prefstage.core.errors import ConfigError
 from prefstage.losses import pairwise as pair
-from prefstage.losses.base import DataKind, Loss, LossState, LossValues, Need
-from prefstage.losses.batches import LossBatch, PairBatch, UnpairedBatch
-from prefstage.losses.responses import KTO, SFT, InfoNCA, RewardEXO
+from prefstage.losses.base import (
+    DataKind,
+    Loss,
+    LossBatch,
+    LossState,
+    LossValues,
+    Need,
+    PairBatch,
+    UnpairedBatch,
+)
+from prefstage.losses.batchwise import (
+    AOT,
+    BCO,
+    KTO,
+    REPO,
+    SFT,
+    BetaDPO,
+    InfoNCA,
+    RewardEXO,
+    UnpairedAOT,
+)
 from prefstage.losses.tokens import LDDPO, RDPO, SGDPO, WPO, SamPO
-from prefstage.losses.whole_batch import AOT, BCO, REPO, BetaDPO, UnpairedAOT
 
 LOSSES: Mapping[str, type[Loss]] = MappingProxyType(
     {
@@ -34,10 +49,13 @@ LOSSES: Mapping[str, type[Loss]] = MappingProxyType(
 )
 """Every loss by name, in the order of the documentation."""
 
+_BY_NAME = {name: loss for loss in LOSSES.values() for name in (loss.name, *loss.aliases)}
+
 LossSpec = str | Loss | Mapping[str, Any] | Sequence[Any]
 """A loss, its name, a sum such as ``sigmoid + 0.2*sft``, a mapping, or a list of these."""
 
-_TERM = re.compile(r"(?:(?P<weight>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*\*\s*)?(?P<name>[A-Za-z_]\w*)")
+_WEIGHT = r"(?P<weight>([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?)"
+_TERM = re.compile(rf"({_WEIGHT}\s*\*\s*)?(?P<name>[A-Za-z_]\w*)")
 _PLUS = re.compile(r"(?<![eE])\+")
 
 TRL_SETTINGS = {
@@ -104,14 +122,12 @@ class LossMix:
     @property
     def beta(self) -> float | None:
         """β of the first term that has one (τ for IPO), which scales rewards; else None."""
-        constants = (term.loss.model_dump() for term in self.terms)
-        betas = (settings.get("beta", settings.get("tau")) for settings in constants)
-        return next((float(beta) for beta in betas if beta is not None), None)
+        scales = (getattr(t.loss, "beta", getattr(t.loss, "tau", None)) for t in self.terms)
+        return next((scale for scale in scales if scale is not None), None)
 
     def start_state(self) -> LossState:
         """Running statistics of the terms that keep some, by name."""
-        states = {term.loss.name: term.loss.start_state() for term in self.terms}
-        return {name: state for name, state in states.items() if state}
+        return {t.loss.name: t.loss.start_state() for t in self.terms if t.loss.initial}
 
     def compute(self, batch: LossBatch, state: LossState) -> LossValues:
         """Compute the weighted sum for each item.
@@ -137,7 +153,7 @@ class LossMix:
             metrics |= {name: value.detach() for name, value in computed.metrics.items()}
             if len(self.terms) > 1:
                 metrics[f"loss/{term.loss.name}"] = computed.values.detach()
-        return LossValues(reduce(operator.add, parts), after, metrics)
+        return LossValues(sum(parts[1:], start=parts[0]), after, metrics)
 
     def resolved(self) -> list[dict[str, Any]]:
         """The terms with all their constants, JSON-serialisable."""
@@ -159,16 +175,14 @@ def get_loss(name: str) -> type[Loss]:
     Raises:
         ConfigError: If there is none; the nearest name is given.
     """
-    by_alias = {alias: loss for loss in LOSSES.values() for alias in loss.aliases}
-    loss = LOSSES.get(name) or by_alias.get(name)
-    if loss is None:
-        guess = nearest(name, [*LOSSES, *by_alias])
+    if name not in _BY_NAME:
+        guess = nearest(name, list(_BY_NAME))
         raise ConfigError.of(
             saw=f"loss {name!r}",
             expected=f"one of {', '.join(sorted(LOSSES))}",
             cure=f"did you mean {guess!r}?" if guess else "see the list of losses",
         )
-    return loss
+    return _BY_NAME[name]
 
 
 def parse_loss(spec: LossSpec | object) -> LossMix:
@@ -188,7 +202,7 @@ def parse_loss(spec: LossSpec | object) -> LossMix:
     if isinstance(spec, Loss):
         terms = [LossTerm(spec)]
     elif isinstance(spec, str):
-        terms = [_term({"name": name, "weight": weight}) for weight, name in _split(spec)]
+        terms = [_term(_read_term(part.strip(), of=spec)) for part in _PLUS.split(spec)]
     elif isinstance(spec, Mapping):
         terms = [_term(spec)]
     elif isinstance(spec, Sequence):
@@ -209,29 +223,24 @@ def parse_loss(spec: LossSpec | object) -> LossMix:
         )
     mix = LossMix(tuple(terms))
     if not mix.data:
-        kinds = "; ".join(f"{t.loss.name}: {', '.join(sorted(t.loss.data))}" for t in mix.terms)
+        kinds = (f"{t.loss.name}: {', '.join(sorted(t.loss.data))}" for t in mix.terms)
         raise ConfigError.of(
-            saw=f"a sum of losses on different data ({kinds})",
+            saw=f"a sum of losses on different data ({'; '.join(kinds)})",
             expected="losses that take the same kind of data",
             cure="train on one after the other, or choose other losses",
         )
     return mix
 
 
-def _split(text: str) -> list[tuple[float, str]]:
-    terms = []
-    for part in _PLUS.split(text):
-        match = _TERM.fullmatch(part.strip())
-        try:
-            # Python's own reading of a number decides: the pattern lets "1.2.3" through.
-            terms.append((float(match["weight"] or 1), match["name"]))  # type: ignore[index]  # caught
-        except (TypeError, ValueError):
-            raise ConfigError.of(
-                saw=f"loss {text!r}",
-                expected="a name or a sum such as 'sigmoid + 0.2*sft'",
-                cure=f"mend {part.strip()!r}",
-            ) from None
-    return terms
+def _read_term(text: str, *, of: str) -> dict[str, Any]:
+    term = _TERM.fullmatch(text)
+    if term is None:
+        raise ConfigError.of(
+            saw=f"loss {of!r}",
+            expected="a name or a sum such as 'sigmoid + 0.2*sft'",
+            cure=f"mend {text!r}",
+        )
+    return {"name": term["name"], "weight": float(term["weight"] or 1)}
 
 
 def _term(spec: Mapping[str, Any]) -> LossTerm:
@@ -251,8 +260,7 @@ def _term(spec: Mapping[str, Any]) -> LossTerm:
         )
     loss = get_loss(name)
     fields = list(loss.model_fields)
-    unknown = next((key for key in values if key not in fields), None)
-    if unknown is not None:
+    for unknown in (key for key in values if key not in fields):
         trl = TRL_SETTINGS.get(unknown)
         guess = trl if trl in fields else nearest(unknown, [*fields, "name", "weight"])
         raise ConfigError.of(
@@ -266,22 +274,20 @@ def _term(spec: Mapping[str, Any]) -> LossTerm:
 # TRL's reward metrics: β times the log-ratio of each side; none without a reference.
 def _rewards(batch: LossBatch, beta: float) -> dict[str, Tensor]:
     if isinstance(batch, PairBatch):
-        if batch.chosen.reference is None or batch.rejected.reference is None:
+        sides = (batch.chosen, batch.rejected)
+        if any(side.reference is None for side in sides):
             return {}
-        chosen, rejected = (
-            beta * side.log_ratios.detach() for side in (batch.chosen, batch.rejected)
-        )
-        margins = chosen - rejected
+        chosen, rejected = (beta * side.log_ratios.detach() for side in sides)
         return {
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
-            "rewards/margins": margins,
+            "rewards/margins": chosen - rejected,
             # A tie is half right: at the first step, where policy and reference are the same,
             # the accuracy is then 0.5 and not a matter of rounding.
-            "rewards/accuracies": 0.5 * (1 + margins.sign()),
+            "rewards/accuracies": 0.5 * (1 + (chosen - rejected).sign()),
         }
     if isinstance(batch, UnpairedBatch) and batch.responses.reference is not None:
         rewards = beta * batch.responses.log_ratios.detach()
-        sides = {"chosen": batch.desirable, "rejected": ~batch.desirable}
-        return {f"rewards/{side}": rewards[mask] for side, mask in sides.items() if mask.any()}
+        masks = {"chosen": batch.desirable, "rejected": ~batch.desirable}
+        return {f"rewards/{side}": rewards[mask] for side, mask in masks.items() if mask.any()}
     return {}

@@ -8,16 +8,17 @@ written out is -inf from z = 17 on in float32, and its gradient 0 / 0.
 
 import math
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
-from prefstage.losses.base import Need, StatelessLoss
-from prefstage.losses.batches import Items, PairBatch, Responses
+from prefstage.losses.base import Items, Need, PairBatch, StatelessLoss
 
+Beta = Annotated[float, Field(gt=0, description="Pull towards the reference, 1/nats.")]
+FlipRate = Annotated[float, Field(ge=0, lt=0.5, description="Share of flipped labels.")]
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
 MAX_EXPONENT = 30.0
@@ -25,17 +26,6 @@ MAX_EXPONENT = 30.0
 IPO, stay finite in float32 and yet keep a slope."""
 
 NO_NEEDS: frozenset[Need] = frozenset()
-
-
-def beta_field(default: float) -> Any:
-    """β with its range and description."""
-    return Field(default=default, gt=0, description="Pull towards the reference, 1/nats.")
-
-
-def flip_field(default: float, *, above_zero: bool = False) -> Any:
-    """ε with its range and description."""
-    low: dict[str, Any] = {"gt": 0} if above_zero else {"ge": 0}
-    return Field(default=default, lt=0.5, description="Share of flipped labels.", **low)
 
 
 class RatioLoss(StatelessLoss):
@@ -79,14 +69,14 @@ class DivergenceLoss(RatioLoss):
     def _items(self, batch: Any) -> Items:
         return self.of_ratios(*self.scores(batch))
 
-    def scores(self, batch: PairBatch) -> tuple[Items, Items]:
-        """Both sides' log-ratios under the divergence. [items] each."""
+    def scores(self, batch: PairBatch, *, per_token: bool = False) -> list[Items]:
+        """Both sides' log-ratios under the divergence, or their means over tokens. [items] each."""
         alpha = 0.5 if self.f_alpha is None else self.f_alpha
-        chosen, rejected = (
+        return [
             divergence_score(side.log_ratios, divergence=self.f_divergence, alpha=alpha)
+            / (side.lengths if per_token else 1)
             for side in (batch.chosen, batch.rejected)
-        )
-        return chosen, rejected
+        ]
 
 
 def divergence_score(log_ratio: Items, *, divergence: Divergence, alpha: float) -> Items:
@@ -136,8 +126,8 @@ class DPO(
 ):
     """DPO: Bradley-Terry likelihood of the pair; conservative with a flip rate."""
 
-    beta: float = beta_field(0.1)
-    flip_rate: float = flip_field(0.0)
+    beta: Beta = 0.1
+    flip_rate: FlipRate = 0.0
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
@@ -153,11 +143,10 @@ class NormDPO(
 ):
     """DPO on means over tokens."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
 
     def _items(self, batch: Any) -> Items:
-        chosen, rejected = self.scores(batch)
-        return self.of_ratios(chosen / batch.chosen.lengths, rejected / batch.rejected.lengths)
+        return self.of_ratios(*self.scores(batch, per_token=True))
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
@@ -173,7 +162,7 @@ class Hinge(
     """RSO's hinge on the normalised margin."""
 
     # 1/β is the margin wanted, in nats.
-    beta: float = beta_field(0.05)
+    beta: Beta = 0.05
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
@@ -192,11 +181,8 @@ class IPO(
     per_token: bool = Field(default=True, description="Means over tokens, else sums.")
 
     def _items(self, batch: Any) -> Items:
-        chosen, rejected = self.scores(batch)
         # The authors' own choice: a sum's goal of 1/(2τ) nats is reached by a long response alone.
-        if self.per_token:
-            chosen, rejected = chosen / batch.chosen.lengths, rejected / batch.rejected.lengths
-        return self.of_ratios(chosen, rejected)
+        return self.of_ratios(*self.scores(batch, per_token=self.per_token))
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
@@ -211,8 +197,8 @@ class RobustDPO(
 ):
     """DPO made unbiased under a known rate of flipped labels."""
 
-    beta: float = beta_field(0.1)
-    flip_rate: float = flip_field(0.1)
+    beta: Beta = 0.1
+    flip_rate: FlipRate = 0.1
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
@@ -231,16 +217,15 @@ class EXO(
 ):
     """Reverse KL of the policy's preference from the smoothed label."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
     # Above 0: the reverse KL from a label that is certain is infinite.
-    flip_rate: float = flip_field(1e-3, above_zero=True)
+    flip_rate: float = Field(default=1e-3, gt=0, lt=0.5, description="Share of flipped labels.")
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
         scaled = self.beta * (chosen - rejected)
         kept = torch.sigmoid(scaled) * (logsigmoid(scaled) - math.log1p(-self.flip_rate))
-        flipped = logsigmoid(-scaled) - math.log(self.flip_rate)
-        return kept + torch.sigmoid(-scaled) * flipped
+        return kept + torch.sigmoid(-scaled) * (logsigmoid(-scaled) - math.log(self.flip_rate))
 
 
 class DiscoPOP(
@@ -251,7 +236,7 @@ class DiscoPOP(
 ):
     """The discovered blend of logistic and exponential loss."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
     # At most 1, where the product m e^{-βΔ} is bounded.
     tau: float = Field(default=0.05, gt=0, le=1, description="Temperature of the blend.")
 
@@ -275,7 +260,7 @@ class GammaDPO(
 ):
     """DPO with a reference of adjustable weight."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
     gamma: float = Field(default=1.0, ge=0, description="Weight of the reference; 1 is DPO.")
 
     def _items(self, batch: Any) -> Items:
@@ -310,7 +295,7 @@ class NCA(
 ):
     """Noise-contrastive alignment on pairs."""
 
-    beta: float = beta_field(0.01)
+    beta: Beta = 0.01
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
@@ -326,13 +311,12 @@ class DPOP(
 ):
     """DPO that holds the chosen response up."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
     penalty: float = Field(default=50.0, ge=0, description="λ, on max(0, -a).")
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
-        fallen = self.penalty * torch.relu(-chosen)
-        return -logsigmoid(self.beta * (chosen - rejected - fallen))
+        return -logsigmoid(self.beta * (chosen - rejected - self.penalty * torch.relu(-chosen)))
 
 
 class CalDPO(
@@ -343,13 +327,11 @@ class CalDPO(
 ):
     """DPO with log-ratios calibrated to ±1/(2β)."""
 
-    beta: float = beta_field(1e-3)
+    beta: Beta = 1e-3
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
-        goal = 1 / (2 * self.beta)
-        squares = (chosen - goal).square() + (rejected + goal).square()
-        return -logsigmoid(chosen - rejected) + 0.5 * squares
+        return -logsigmoid(chosen - rejected) + _distance(chosen, rejected, 0.5 / self.beta)
 
 
 class SPPO(
@@ -361,7 +343,7 @@ class SPPO(
 ):
     """Self-play: log-ratios go to the judge's win rates."""
 
-    beta: float = beta_field(1e-3)
+    beta: Beta = 1e-3
 
     def _items(self, batch: Any) -> Items:
         # The judge's preference is data, even if it comes as somebody's differentiable output.
@@ -377,7 +359,7 @@ class HardSPPO(
 ):
     """SPPO with a win rate of 1."""
 
-    beta: float = beta_field(1e-3)
+    beta: Beta = 1e-3
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
@@ -397,7 +379,7 @@ class APOZero(
 ):
     """Anchored: chosen up, rejected down."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
@@ -412,12 +394,12 @@ class APODown(
 ):
     """Anchored: both down, rejected more."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
-        lowered = torch.sigmoid(self.beta * chosen)
-        return lowered + torch.sigmoid(-self.beta * (chosen - rejected))
+        up = torch.sigmoid(self.beta * chosen)
+        return up + torch.sigmoid(-self.beta * (chosen - rejected))
 
 
 # --- Without a reference ----------------------------------------------------------------------
@@ -449,7 +431,7 @@ class SimPO(
 ):
     """Mean log-probs with a target margin, no reference."""
 
-    beta: float = beta_field(2.0)
+    beta: Beta = 2.0
     margin: float = Field(default=1.0, ge=0, description="γ: target margin.")
 
     def _items(self, batch: Any) -> Items:
@@ -470,8 +452,8 @@ class ORPO(
 
     def _items(self, batch: Any) -> Items:
         chosen: Items = batch.chosen.mean_log_probs
-        ratio = _log_odds(chosen) - _log_odds(batch.rejected.mean_log_probs)
-        return -chosen - self.odds_weight * logsigmoid(ratio)
+        odds = _log_odds(chosen) - _log_odds(batch.rejected.mean_log_probs)
+        return -chosen - self.odds_weight * logsigmoid(odds)
 
 
 # Log-odds of p = e^mean.
@@ -491,10 +473,9 @@ class CPO(
 ):
     """DPO without a reference, and imitation."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
     imitation: float = Field(default=1.0, ge=0, description="α: weight of imitation.")
 
     def _items(self, batch: Any) -> Items:
-        chosen: Responses = batch.chosen
-        scaled = self.beta * (chosen.log_probs - batch.rejected.log_probs)
-        return -logsigmoid(scaled) - self.imitation * chosen.mean_log_probs
+        scaled: Items = self.beta * (batch.chosen.log_probs - batch.rejected.log_probs)
+        return -logsigmoid(scaled) - self.imitation * batch.chosen.mean_log_probs

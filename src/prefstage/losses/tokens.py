@@ -8,9 +8,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefstage.losses.base import Need, StatelessLoss
-from prefstage.losses.batches import Items, PairBatch, Responses
-from prefstage.losses.pairwise import DPO, beta_field
+from prefstage.losses.base import Items, Need, PairBatch, Responses, StatelessLoss
+from prefstage.losses.pairwise import DPO, Beta
 
 TokenMask = Bool[Tensor, "items tokens"]
 TOKEN_NEEDS: frozenset[Need] = frozenset({"reference", "tokens"})
@@ -26,14 +25,14 @@ class SGDPO(
 ):
     """Self-guided DPO: each side against a pilot drawn from the other."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
     r1: float = Field(default=0.6, gt=0, le=1, description="Share of tokens, chosen pilot.")
     r2: float = Field(default=0.9, gt=0, le=1, description="Share of tokens, rejected pilot.")
 
     def _items(self, batch: Any) -> Items:
-        counts = [pilot_counts(_shorter(batch), share=share) for share in (self.r1, self.r2)]
-        pilots = _drawn_ratios(batch, *counts)
-        return self.of_pilots(batch.chosen.log_ratios, batch.rejected.log_ratios, *pilots)
+        counts = (pilot_counts(_shorter(batch), share=share) for share in (self.r1, self.r2))
+        ratios = batch.chosen.log_ratios, batch.rejected.log_ratios
+        return self.of_pilots(*ratios, *_drawn_ratios(batch, *counts))
 
     def of_pilots(
         self, chosen: Items, rejected: Items, chosen_pilot: Items, rejected_pilot: Items
@@ -51,8 +50,7 @@ class SGDPO(
             Loss of every pair, unreduced. [items], nats.
         """
         up = logsigmoid(self.beta * (chosen - rejected_pilot.detach()))
-        down = logsigmoid(self.beta * (chosen_pilot.detach() - rejected))
-        return -0.5 * up - 0.5 * down
+        return -0.5 * up - 0.5 * logsigmoid(self.beta * (chosen_pilot.detach() - rejected))
 
 
 class SamPO(
@@ -65,7 +63,7 @@ class SamPO(
 ):
     """DPO on equally many random tokens of each side."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
 
     def _items(self, batch: Any) -> Items:
         shorter = _shorter(batch)
@@ -80,7 +78,7 @@ class RDPO(
 ):
     """DPO with a length term."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
     alpha: float = Field(default=0.01, ge=0, description="Length term, 1/tokens.")
 
     def _items(self, batch: Any) -> Items:
@@ -88,8 +86,8 @@ class RDPO(
         extra = (chosen.lengths - rejected.lengths).to(chosen.policy.dtype)
         # The sign of the official code: part of a longer chosen response's margin counts as
         # reached by its length alone.
-        scaled = self.beta * (chosen.log_ratios - rejected.log_ratios)
-        return -logsigmoid(scaled + self.alpha * extra)
+        margin = chosen.log_ratios - rejected.log_ratios
+        return -logsigmoid(self.beta * margin + self.alpha * extra)
 
 
 class LDDPO(
@@ -101,7 +99,7 @@ class LDDPO(
 ):
     """DPO with the tokens past the shorter response's length damped."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
     alpha: float = Field(default=0.5, ge=0, le=1, description="Weight past the shorter length.")
 
     def _items(self, batch: Any) -> Items:
@@ -109,8 +107,8 @@ class LDDPO(
 
         def damped(side: Responses) -> Items:
             values = side.token_log_ratios
-            position = torch.arange(values.shape[1], device=values.device)
-            return torch.where(position < shared, values, self.alpha * values).sum(1)
+            within = torch.arange(values.shape[1], device=values.device) < shared
+            return torch.where(within, values, self.alpha * values).sum(1)
 
         return DPO(beta=self.beta).of_ratios(damped(batch.chosen), damped(batch.rejected))
 
@@ -124,17 +122,15 @@ class WPO(
 ):
     """DPO weighted by how likely the policy itself would write the pair."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
 
     def _items(self, batch: Any) -> Items:
         def alignment(side: Any) -> Any:
             return ((side.policy - side.log_sum_squares) * side.mask).sum(1) / side.lengths
 
-        weights: Items = (
-            (alignment(batch.chosen) + alignment(batch.rejected)).detach().clamp(max=0).exp()
-        )
-        ratios = batch.chosen.log_ratios, batch.rejected.log_ratios
-        return weights * DPO(beta=self.beta).of_ratios(*ratios)
+        likely = (alignment(batch.chosen) + alignment(batch.rejected)).detach()
+        losses = DPO(beta=self.beta).of_ratios(batch.chosen.log_ratios, batch.rejected.log_ratios)
+        return likely.clamp(max=0).exp() * losses
 
 
 def draw_tokens(
@@ -162,9 +158,9 @@ def draw_tokens(
     # is resumed or spread over processes draws the same.
     mask = torch.zeros(len(lengths), tokens, dtype=torch.bool)
     triples = zip(lengths.tolist(), counts.tolist(), seeds.tolist(), strict=True)
-    for item, (length, count, seed) in enumerate(triples):
+    for row, (length, count, seed) in zip(mask, triples, strict=True):
         generator = torch.Generator().manual_seed((2 * seed + stream) % 2**63)
-        mask[item, torch.randperm(length, generator=generator)[:count]] = True
+        row[torch.randperm(length, generator=generator)[:count]] = True
     return mask.to(lengths.device)
 
 

@@ -1,4 +1,8 @@
-"""Losses of a pair that depend on the other pairs of its step, or on pairs seen before."""
+"""Losses on more or less than one pair by itself.
+
+BCO, AOT, β-DPO and RE-PO read the other pairs of the step or pairs seen before; EXO on rewards and
+InfoNCA all K responses of a prompt; KTO and SFT single responses.
+"""
 
 from typing import Any, Literal
 
@@ -8,9 +12,18 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefstage.losses.base import Loss, LossState, LossValues, StatelessLoss
-from prefstage.losses.batches import Items
-from prefstage.losses.pairwise import DPO, beta_field, flip_field, margins
+from prefstage.losses.base import (
+    Items,
+    Loss,
+    LossState,
+    LossValues,
+    PairBatch,
+    Responses,
+    StatelessLoss,
+)
+from prefstage.losses.pairwise import DPO, NO_NEEDS, Beta, FlipRate, margins
+
+Groups = Float[Tensor, " groups"]
 
 ANONYMOUS = "anonymous"
 """Annotator of pairs that name none."""
@@ -20,6 +33,9 @@ MIN_STD = 1e-3
 
 SUREST = 1e-6
 """η is read as at least this far from 0 and 1, where no label could ever change it again."""
+
+
+# --- The other pairs of the step, or pairs seen before ----------------------------------------
 
 
 class BCO(
@@ -33,7 +49,7 @@ class BCO(
 ):
     """Binary classifier of chosen against rejected, shifted by the mean reward."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
     shift: Literal["running-mean", "none"] = Field(
         default="running-mean", description="δ: the running mean of rewards, or none."
     )
@@ -62,8 +78,8 @@ class AOT(
 ):
     """Optimal transport between margins of policy and reference."""
 
-    beta: float = beta_field(0.01)
-    flip_rate: float = flip_field(0.0)
+    beta: Beta = 0.01
+    flip_rate: FlipRate = 0.0
 
     def _items(self, batch: Any) -> Items:
         return self.of_samples(*margins(batch))
@@ -81,9 +97,8 @@ class AOT(
         # argsort of argsort is the rank: the loss of a quantile goes to the item whose left
         # value it is, so that the order of items, and of micro-batches, changes nothing.
         rank = left.detach().argsort(stable=True).argsort()
-        difference = left - right.sort(stable=True).values[rank]
-        zeros = torch.zeros_like(difference)
-        return DPO(beta=self.beta, flip_rate=self.flip_rate).of_ratios(difference, zeros)
+        opposite = right.sort(stable=True).values[rank]
+        return DPO(beta=self.beta, flip_rate=self.flip_rate).of_ratios(left, opposite)
 
 
 class UnpairedAOT(
@@ -110,7 +125,7 @@ class BetaDPO(
 ):
     """DPO whose β follows the batch's margin, on pairs of usual margin."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
     gain: float = Field(default=0.6, ge=0, description="a: how β follows the margin, 1/nats.")
     memory: float = Field(default=0.9, ge=0, lt=1, description="Weight of the past in means.")
     keep: float = Field(default=0.8, gt=0, le=1, description="Share of pairs kept.")
@@ -123,13 +138,13 @@ class BetaDPO(
         past = state if state["count"] else present
         kept = self.filter(margin, batch.seeds, mean=past["mean"], std=max(past["std"], MIN_STD))
         beta = float(self.dynamic_beta(margin[kept], past["mean"]))
-        values = torch.where(kept, DPO(beta=beta).of_ratios(chosen, rejected), 0.0)
         after: LossState = {
             name: self.memory * past[name] + (1 - self.memory) * value
             for name, value in present.items()
         }
         after["count"] = state["count"] + len(chosen)
         metrics = {"beta": margin.new_full((1,), beta), "kept": kept.double()}
+        values = torch.where(kept, DPO(beta=beta).of_ratios(chosen, rejected), 0.0)
         # The mean over the step is that over the pairs kept.
         return LossValues(values * (len(kept) / int(kept.sum())), after, metrics)
 
@@ -143,8 +158,8 @@ class BetaDPO(
         Returns:
             β, a number without gradient. 1/nats.
         """
-        drift = kept_margins.detach().mean() - mean
-        return (self.beta * (1 + self.gain * drift)).clamp(min=1e-3)
+        share = 1 + self.gain * (kept_margins.detach().mean() - mean)
+        return (self.beta * share).clamp(min=1e-3)
 
     def filter(
         self, margin: Items, seeds: Int[Tensor, " items"], *, mean: float, std: float
@@ -165,8 +180,8 @@ class BetaDPO(
         # comes from its own seed, so that neither batch nor device decides.
         log_weights = -0.5 * ((margin.detach().double().cpu() - mean) / std).square()
         noise = torch.tensor([_gumbel(seed) for seed in seeds.tolist()], dtype=torch.float64)
-        count = max(1, int(self.keep * len(margin) + 1e-9))
         kept = torch.zeros(len(margin), dtype=torch.bool)
+        count = max(1, int(self.keep * len(margin) + 1e-9))
         kept[torch.topk(log_weights + noise, count).indices] = True
         return kept.to(margin.device)
 
@@ -188,7 +203,7 @@ class REPO(
 ):
     """Labels trusted as far as their annotators proved reliable."""
 
-    beta: float = beta_field(0.1)
+    beta: Beta = 0.1
     reliability: float = Field(default=0.9, gt=0, lt=1, description="η before the first step.")
     rate: float = Field(default=0.1, ge=0, le=1, description="α: weight of the present batch.")
 
@@ -196,16 +211,147 @@ class REPO(
         chosen, rejected = batch.chosen.log_ratios, batch.rejected.log_ratios
         annotators = batch.annotators or (None,) * len(chosen)
         names = [ANONYMOUS if name is None else name for name in annotators]
-        known = state["reliability"]
-        reliability = [known.get(name, self.reliability) for name in names]
-        sound = [min(max(value, SUREST), 1 - SUREST) for value in reliability]
+        known = dict.fromkeys([*state["reliability"], *names], self.reliability)
+        known |= state["reliability"]
+        sound = [min(max(known[name], SUREST), 1 - SUREST) for name in names]
         scaled = self.beta * (chosen - rejected)
         # Bayes' rule as a logistic of log-odds: the products of the formula underflow.
         trust = torch.sigmoid(scaled.detach() + torch.logit(chosen.new_tensor(sound)))
-        after = dict(known)
-        for name in dict.fromkeys(names):
+        for name in set(names):
             labels = torch.tensor([other == name for other in names], device=trust.device)
             seen = float(trust[labels].double().mean())
-            after[name] = (1 - self.rate) * known.get(name, self.reliability) + self.rate * seen
+            known[name] = (1 - self.rate) * known[name] + self.rate * seen
         values = -trust * logsigmoid(scaled) - (1 - trust) * logsigmoid(-scaled)
-        return LossValues(values, {"reliability": after}, {"trust": trust})
+        return LossValues(values, {"reliability": known}, {"trust": trust})
+
+
+# --- Groups, and single responses -------------------------------------------------------------
+
+
+class GroupLoss(
+    StatelessLoss, data=frozenset({"groups"}), needs=frozenset({"reference", "scores"})
+):
+    """A loss that compares two distributions over the K responses of a prompt."""
+
+    def log_shares(self, batch: Any, temperature: float, beta: float) -> tuple[Items, Items]:
+        """Log-softmax of βa and of the scores within every prompt. [items] each.
+
+        Args:
+            batch: The groups.
+            temperature: Of the scores, > 0, in their units.
+            beta: Pull towards the reference, > 0. 1/nats.
+        """
+        shares = group_log_softmax(beta * batch.responses.log_ratios, batch.group)
+        # Scores are data, even if they come as somebody's differentiable output.
+        scores = batch.responses.scores.detach()
+        return shares, group_log_softmax(scores / temperature, batch.group)
+
+
+class RewardEXO(
+    GroupLoss,
+    name="exo_rw",
+    formula="KL(softmax(β_π a) ‖ softmax(r/β_r))",
+    source="Ji et al. 2024, arXiv:2402.00856 (EXO on rewards)",
+):
+    """Reverse KL from the policy's to the rewards' distribution over K responses."""
+
+    beta: Beta = 0.5
+    temperature: float = Field(default=0.5, gt=0, description="β_r, in units of the scores.")
+
+    def _items(self, batch: Any) -> Groups:
+        shares, goal = self.log_shares(batch, self.temperature, self.beta)
+        return _group_sum(shares.exp() * (shares - goal), batch.group)
+
+
+class InfoNCA(
+    GroupLoss,
+    name="infonca",
+    formula="-Σ q_i log softmax(βa)_i, q = softmax(r/α)",
+    source="Chen et al. 2024, arXiv:2402.05369 (InfoNCA)",
+):
+    """Cross-entropy of the rewards' distribution over K responses."""
+
+    beta: Beta = 0.01
+    temperature: float = Field(default=1.0, gt=0, description="α, in units of the scores.")
+
+    def _items(self, batch: Any) -> Groups:
+        shares, goal = self.log_shares(batch, self.temperature, self.beta)
+        return -_group_sum(goal.exp() * shares, batch.group)
+
+
+class KTO(
+    StatelessLoss,
+    name="kto",
+    formula="λ_D(1-σ(β(a-z))) or λ_U(1-σ(β(z-b))), z = max(0, mean mismatched log-ratio)",
+    source="Ethayarajh et al. 2024, arXiv:2402.01306; mismatched pairs as in the official code",
+    data=frozenset({"unpaired"}),
+    needs=frozenset({"reference", "mismatched"}),
+    whole_batch=True,
+):
+    """Gains and losses of single responses about a reference point."""
+
+    beta: Beta = 0.1
+    desirable_weight: float = Field(default=1.0, ge=0, description="λ_D.")
+    undesirable_weight: float = Field(default=1.0, ge=0, description="λ_U.")
+
+    def _items(self, batch: Any) -> Items:
+        gain: Items = self.beta * (batch.responses.log_ratios - reference_point(batch.mismatched))
+        won = self.desirable_weight * torch.sigmoid(-gain)
+        return torch.where(batch.desirable, won, self.undesirable_weight * torch.sigmoid(gain))
+
+
+def reference_point(mismatched: Responses) -> Float[Tensor, ""]:
+    """Z of KTO: an estimate of the policy's divergence from its reference, nats, no gradient.
+
+    ``max(0, mean log-ratio of prompts with other prompts' responses)``: a KL divergence is
+    never negative, though its estimate from a few responses is.
+
+    Args:
+        mismatched: The prompts with the responses of other prompts.
+    """
+    return mismatched.log_ratios.detach().mean().clamp(min=0)
+
+
+class SFT(
+    StatelessLoss,
+    name="sft",
+    aliases=("nll",),
+    formula="-ℓ_w / L_w, as a mean over the batch's tokens",
+    source="maximum likelihood",
+    data=frozenset({"pairs", "responses"}),
+    needs=NO_NEEDS,
+):
+    """Likelihood of the chosen response, or of given responses."""
+
+    def _items(self, batch: Any) -> Items:
+        responses = batch.chosen if isinstance(batch, PairBatch) else batch.responses
+        # The mean over the batch's items must be the mean over its tokens, as in transformers
+        # and TRL, however the batch is cut into micro-batches: so by the whole batch's counts.
+        share: float = batch.totals.items / batch.totals.chosen_tokens
+        return -responses.log_probs * share
+
+
+def group_log_softmax(values: Items, group: Int[Tensor, " items"]) -> Items:
+    """Log-softmax within every group.
+
+    Args:
+        values: Logits. [items].
+        group: Group of each, ascending from 0. [items].
+
+    Returns:
+        Log-probabilities; those of a group add up to 1. [items].
+    """
+    # The largest value of the group goes first, or e^x overflows; it cancels, so that its
+    # gradient may be left out.
+    top = values.detach().new_full((_count(group),), -torch.inf)
+    top = top.scatter_reduce(0, group, values.detach(), "amax")
+    shifted = values - top[group]
+    return shifted - _group_sum(shifted.exp(), group).log()[group]
+
+
+def _group_sum(values: Items, group: Tensor) -> Groups:
+    return values.new_zeros(_count(group)).index_add(0, group, values)
+
+
+def _count(group: Tensor) -> int:
+    return int(group.max()) + 1
