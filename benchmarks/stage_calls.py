@@ -17,7 +17,7 @@ from prefstage.sandbox.theory.guide import (
     draw_judges,
     draw_verdicts,
 )
-from prefstage.sandbox.theory.stage_calls import HALF
+from prefstage.sandbox.theory.worlds import HALF
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]

@@ -477,5 +477,6 @@ class CPO(
     imitation: float = Field(default=1.0, ge=0, description="α: weight of imitation.")
 
     def _items(self, batch: Any) -> Items:
-        scaled: Items = self.beta * (batch.chosen.log_probs - batch.rejected.log_probs)
-        return -logsigmoid(scaled) - self.imitation * batch.chosen.mean_log_probs
+        scaled = self.beta * (batch.chosen.log_probs - batch.rejected.log_probs)
+        imitated: Items = self.imitation * batch.chosen.mean_log_probs
+        return -logsigmoid(scaled) - imitated

@@ -128,7 +128,7 @@ class WPO(
         def alignment(side: Any) -> Any:
             return ((side.policy - side.log_sum_squares) * side.mask).sum(1) / side.lengths
 
-        likely = (alignment(batch.chosen) + alignment(batch.rejected)).detach()
+        likely: Items = (alignment(batch.chosen) + alignment(batch.rejected)).detach()
         losses = DPO(beta=self.beta).of_ratios(batch.chosen.log_ratios, batch.rejected.log_ratios)
         return likely.clamp(max=0).exp() * losses
 

@@ -259,23 +259,25 @@ def run_demo(
     inputs = {**config.model_dump(mode="json"), "writers": [repr(writer) for writer in writers]}
     with RunFolder.hold(out, command="demo", inputs=inputs) as run, _one_thread():
         folder, world = run.path, World(config.seed)
-        pairs = world.pairs(config.pairs, writers=writers)
+        pairs = list(world.pairs(config.pairs, writers=writers))
         pool = _save_pool(pairs, folder / "world" / "pairs.jsonl")
         world.pairs(config.held_out, split="test").save(folder / "world" / "held_out.jsonl")
         tell(pool)
         policy = train_policy(folder / "world" / "policy", config=config)
         tell(policy)
-        runs = _Runs(folder, config, pairs, pool.example)
-        auto = runs.align(AUTO)
-        iterations = runs.iterations(auto)
-        for iteration in iterations:
+        auto = _aligned(folder, config, AUTO)
+        iterations, schedules = list[IterationDone](), list[ScheduleDone]()
+        for iteration in _iterations(auto, folder, config, pairs, pool.example):
+            iterations.append(iteration)
             tell(iteration)
-        schedules = list[ScheduleDone]()
         for schedule in (AUTO, *FIXED):
-            schedules.append(runs.done(schedule, auto if schedule == AUTO else None))
+            result = auto if schedule == AUTO else _aligned(folder, config, schedule)
+            data = tuple(row["data"] for row in result["iterations"])
+            where = _folder_of(folder, schedule)
+            schedules.append(ScheduleDone(schedule, where, data, _rewards(folder, result)))
             tell(schedules[-1])
-        last = runs.truth_of(auto["policy"])[1]
-        report = DemoReport(config, folder, pool, policy, iterations, last, tuple(schedules))
+        last = _truth(auto["policy"], config, pairs, pool.example)[1]
+        report = DemoReport(config, folder, pool, policy, tuple(iterations), last, tuple(schedules))
         write_json(folder / "demo.json", report.as_dict())
     return report
 
@@ -298,7 +300,8 @@ def train_policy(folder: Path, *, config: DemoConfig) -> PolicyTrained:
         return trained
     world, encoder, count = World(config.seed), ResponseEncoder(tokenizer), config.demonstrations
     by_teacher = [world.demonstrations(count, writer=teacher) for teacher in TEACHERS]
-    lessons = [by_teacher[number % len(TEACHERS)][number] for number in range(count)]
+    # Every instruction once, the teachers in turn.
+    lessons = (by_teacher[number % len(TEACHERS)][number] for number in range(count))
     trees = [encoder.encode(prompt, [response]) for prompt, response in lessons]
     unfinished = folder.parent / f".{folder.name}-unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -317,20 +320,12 @@ def train_policy(folder: Path, *, config: DemoConfig) -> PolicyTrained:
     return trained
 
 
-def recipe(folder: Path, config: DemoConfig, schedule: str) -> dict[str, Any]:
-    """The recipe of one schedule, as for `prefstage align`.
-
-    Args:
-        folder: The world's.
-        config: Sizes and seed.
-        schedule: As in a recipe.
-
-    Returns:
-        Its settings.
-    """
-    return {
-        "policy": str(folder / "policy"),
-        "off_policy": str(folder / "pairs.jsonl"),
+def _aligned(folder: Path, config: DemoConfig, schedule: str) -> dict[str, Any]:
+    """Run a schedule by a recipe, as `prefstage align` takes it: its result."""
+    world = folder / "world"
+    recipe = {
+        "policy": str(world / "policy"),
+        "off_policy": str(world / "pairs.jsonl"),
         "judge": JUDGE,
         "iterations": 2,
         "schedule": schedule,
@@ -348,71 +343,65 @@ def recipe(folder: Path, config: DemoConfig, schedule: str) -> dict[str, Any]:
             },
         },
         "evaluate": {
-            "prompts": str(folder / "held_out.jsonl"),
+            "prompts": str(world / "held_out.jsonl"),
             "win_rate": {"length_controlled": False},
         },
         "seed": config.seed,
     }
+    out = _folder_of(folder, schedule)
+    return align(recipe, out=out, judge=true_judge(), store=folder / "store").result
 
 
-class _Runs:
-    """Runs schedules, and looks up what is true of their policies."""
+def _folder_of(folder: Path, schedule: str) -> Path:
+    return folder / "runs" / schedule.replace(",", "-")
 
-    def __init__(self, out: Path, config: DemoConfig, pairs: PairSet, example: Candidates) -> None:
-        self._out, self._config, self._pairs, self._example = out, config, list(pairs), example
-        self._truths: dict[str, tuple[Truth, Answer]] = {}
-        self._steps = out / "store" / "steps"
 
-    def align(self, schedule: str) -> dict[str, Any]:
-        asked = recipe(self._out / "world", self._config, schedule)
-        out, store = self._folder(schedule), self._out / "store"
-        return align(asked, out=out, judge=true_judge(), store=store).result
+def _rewards(folder: Path, result: Mapping[str, Any]) -> tuple[float, ...]:
+    # Of the answers that were compared on the held-out prompts: nothing is sampled for it.
+    steps = [result["start_answers"], *(row["steps"]["answer"] for row in result["iterations"])]
+    return tuple(reward_of(folder / "store" / "steps" / step / "answers.jsonl") for step in steps)
 
-    def done(self, schedule: str, result: Mapping[str, Any] | None) -> ScheduleDone:
-        result = result or self.align(schedule)
-        data = tuple(row["data"] for row in result["iterations"])
-        return ScheduleDone(schedule, self._folder(schedule), data, self._rewards(result))
 
-    def iterations(self, result: Mapping[str, Any]) -> tuple[IterationDone, ...]:
-        rows = result["iterations"]
-        models = [str(self._steps / row["steps"]["train"] / "model") for row in rows]
-        done = []
-        for number, (before, after) in enumerate(pairwise(self._rewards(result))):
-            row, policy = rows[number], models[number - 1] if number else result["start"]
-            stage = Stage.load(self._steps / row["steps"]["measure"] / "stage.json")
-            truth, answer = self.truth_of(policy)
-            grades = (before, after, row["evaluation"]["win_rate"])
-            done.append(IterationDone(number + 1, row["data"], stage, truth, answer, *grades))
-        return tuple(done)
+def _iterations(
+    result: Mapping[str, Any],
+    folder: Path,
+    config: DemoConfig,
+    pairs: Sequence[Pair],
+    example: Candidates,
+) -> Iterator[IterationDone]:
+    policy = result["start"]
+    rewards = pairwise(_rewards(folder, result))
+    for row, (before, after) in zip(result["iterations"], rewards, strict=True):
+        measured, trained = (
+            folder / "store" / "steps" / row["steps"][step] for step in ("measure", "train")
+        )
+        yield IterationDone(
+            row["iteration"],
+            row["data"],
+            Stage.load(measured / "stage.json"),
+            *_truth(policy, config, pairs, example),
+            before,
+            after,
+            row["evaluation"]["win_rate"],
+        )
+        policy = str(trained / "model")
 
-    def _folder(self, schedule: str) -> Path:
-        return self._out / "runs" / schedule.replace(",", "-")
 
-    def _rewards(self, result: Mapping[str, Any]) -> tuple[float, ...]:
-        # Of the answers that were compared on the held-out prompts: nothing is sampled for it.
-        steps = [result["start_answers"], *(row["steps"]["answer"] for row in result["iterations"])]
-        return tuple(reward_of(self._steps / step / "answers.jsonl") for step in steps)
-
-    def truth_of(self, policy: str) -> tuple[Truth, Answer]:
-        """The truth about a policy, and its first answer to the example."""
-        # The steps' names tell policies apart; every training calls its folder "model".
-        name = Path(policy).resolve().parent.name
-        if name not in self._truths:
-            changed = {"seed": self._config.seed, "responses": _RESPONSES}
-            config = SAMPLING.model_copy(update=changed)
-            sampler = TransformersSampler.load(policy, config, device="cpu")
-            rows = [_candidates(pair) for pair in self._pairs]
-            requests = requests_for(rows, responses=_RESPONSES)
-            texts = {}
-            with progress("answers to all prompts, for the truth", len(requests)) as tick:
-                for sample in sampler.sample(requests):
-                    texts[sample.prompt_id, sample.index] = sample.text
-                    tick()
-            answers = [[texts[row.prompt_id, k] for k in range(_RESPONSES)] for row in rows]
-            text = texts[self._example.prompt_id, 0]
-            answer = Answer(text, true_reward(self._example.prompt, text))
-            self._truths[name] = true_boundary(self._pairs, answers), answer
-        return self._truths[name]
+def _truth(
+    policy: str, config: DemoConfig, pairs: Sequence[Pair], example: Candidates
+) -> tuple[Truth, Answer]:
+    """The truth about a policy, and its first answer to the example."""
+    sampling = SAMPLING.model_copy(update={"seed": config.seed, "responses": _RESPONSES})
+    sampler = TransformersSampler.load(policy, sampling, device="cpu")
+    requests = requests_for((pair.candidates() for pair in pairs), responses=_RESPONSES)
+    texts = {}
+    with progress("answers to all prompts, for the truth", len(requests)) as tick:
+        for sample in sampler.sample(requests):
+            texts[sample.prompt_id, sample.index] = sample.text
+            tick()
+    answers = [[texts[pair.prompt_id, k] for k in range(_RESPONSES)] for pair in pairs]
+    text = texts[example.prompt_id, 0]
+    return true_boundary(pairs, answers), Answer(text, true_reward(example.prompt, text))
 
 
 def true_judge() -> Judge:
@@ -445,37 +434,25 @@ def true_boundary(pairs: Sequence[Pair], responses: Sequence[Sequence[str]]) -> 
     shares, rewards = [], []
     for pair, texts in zip(pairs, responses, strict=True):
         on = [true_reward(pair.prompt, text) for text in texts]
-        off = [score for score in (pair.score_chosen, pair.score_rejected) if score is not None]
-        shares.append(mean((a > b) + EVEN * (a == b) for a in on for b in off))
+        off = pair.candidates().scores
+        shares.append(mean((a > b) + EVEN * (a == b) for a in on for b in off if b is not None))
         rewards.append(mean(on))
     return Truth(boundary_score=mean(shares), reward=mean(rewards))
 
 
-def _candidates(pair: Pair) -> Candidates:
-    """A pair's prompt with its two answers, the better one first."""
-    return Candidates(
-        prompt_id=pair.prompt_id,
-        prompt=pair.prompt,
-        responses=tuple(str(side[-1]["content"]) for side in (pair.chosen, pair.rejected)),
-        sources=(pair.source_chosen, pair.source_rejected),
-        scores=(pair.score_chosen, pair.score_rejected),
-    )
-
-
-def _save_pool(pairs: PairSet, path: Path) -> PoolMade:
+def _save_pool(pairs: Sequence[Pair], path: Path) -> PoolMade:
     """Write the pairs, and say how good their writers are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pairs.save(path)
-    rows = [_candidates(pair) for pair in pairs]
-    rewards: dict[str, list[float]] = {}
-    for row in rows:
-        for source, score in zip(row.sources, row.scores, strict=True):
-            rewards.setdefault(str(source), []).append(score or 0.0)
+    PairSet.of(pairs).save(path)
+    rewards = dict[str, list[float]]()
+    for pair in pairs:
+        rewards.setdefault(str(pair.source_chosen), []).append(pair.score_chosen or 0.0)
+        rewards.setdefault(str(pair.source_rejected), []).append(pair.score_rejected or 0.0)
     means = {name: mean(scores) for name, scores in rewards.items()}
-    ranked = dict(sorted(means.items(), key=lambda entry: -entry[1]))
     # the longest instruction of the first few shows much of the language
-    example = max(rows[:_EXAMPLES], key=lambda row: len(row.prompt[-1]["content"]))
-    return PoolMade(path=path, pairs=len(rows), rewards=ranked, example=example)
+    example = max(pairs[:_EXAMPLES], key=lambda pair: len(pair.prompt[-1]["content"]))
+    ranked = dict(sorted(means.items(), key=lambda entry: -entry[1]))
+    return PoolMade(path=path, pairs=len(pairs), rewards=ranked, example=example.candidates())
 
 
 @contextmanager

@@ -58,8 +58,8 @@ class Instruction:
     @property
     def text(self) -> str:
         """The instruction as the user writes it."""
-        manners = " Be polite." if self.polite else ""
         task = " then ".join(self.operations).capitalize()
+        manners = " Be polite." if self.polite else ""
         return f"{task}: {', '.join(self.items)}. Use {self.separator}.{manners}"
 
     @property
@@ -185,7 +185,9 @@ class Writer:
         """
         words = instruction.answer
         if random_source.random() < self.confusion:
-            words = _confuse(instruction, random_source)
+            # The result of one operation on the list that gives a wrong answer.
+            results = [apply_operation(name, instruction.items) for name in OPERATIONS[:-1]]
+            words = random_source.choice([wrong for wrong in results if wrong != words])
         if random_source.random() < self.slip:
             words = _slip(words, random_source)
         separator, polite = instruction.separator, instruction.polite
@@ -211,18 +213,13 @@ WRITERS = (EXPERT, CHATTY, GRUFF, HASTY, GUESSER)
 """The off-policy pool's writers, best first (in expected true reward)."""
 
 
-def _confuse(instruction: Instruction, random_source: random.Random) -> tuple[str, ...]:
-    """The result of one operation on the list that gives a wrong answer."""
-    results = [apply_operation(name, instruction.items) for name in ("repeat", *LIST_OPERATIONS)]
-    return random_source.choice([words for words in results if words != instruction.answer])
-
-
 def _slip(words: tuple[str, ...], random_source: random.Random) -> tuple[str, ...]:
     """One slip of the pen; a single word (a number) becomes another one."""
     if len(words) == 1:
         return (random_source.choice([word for word in NUMBERS if word != words[0]]),)
     position = random_source.randrange(len(words) - 1)
     first, second = words[position : position + 2]
-    kind = random_source.choice(("swap", "omit", "stutter"))
-    middle = {"swap": (second, first), "omit": (first,), "stutter": (first, first, second)}[kind]
+    # Swapped, the second left out, or the first repeated.
+    slips = ((second, first), (first,), (first, first, second))
+    middle = random_source.choice(slips)
     return (*words[:position], *middle, *words[position + 2 :])

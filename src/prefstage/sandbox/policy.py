@@ -1,5 +1,6 @@
 """A tiny language model of the Llama architecture, its word-level tokenizer, and its training."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -45,11 +46,12 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
 
     # A word's token carries the space before it ("▁fox"), so that joining tokens gives the
     # text back; marks stand alone.
-    words = [f"▁{word}" for word in _words()]
-    tokens = [PAD, UNKNOWN, END, *ROLES, *SEPARATORS.values(), ".", ":", "!", *words]
-    core = Tokenizer(
-        models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=UNKNOWN)
-    )
+    sentences = re.sub(r"[^A-Za-z ]", "", f"then Use Be polite {' '.join(SEPARATORS)} {CHATTER}")
+    orders = [form for name in OPERATIONS for form in (name, name.capitalize())]
+    words = dict.fromkeys([*ITEMS, *NUMBERS, *OPENINGS, *orders, *sentences.split()])
+    marks = [PAD, UNKNOWN, END, *ROLES, *SEPARATORS.values(), ".", ":", "!"]
+    numbers = {token: n for n, token in enumerate([*marks, *(f"▁{word}" for word in words)])}
+    core = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="always", split=True),
@@ -112,8 +114,7 @@ def build_policy(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "sandbox policy"))
-        model = LlamaForCausalLM(config)
-    return model.eval()
+        return LlamaForCausalLM(config).eval()
 
 
 def train_sft(
@@ -156,8 +157,7 @@ def train_sft(
     model.train()
     for step in range(1, steps + 1):
         picks = torch.randint(len(demonstrations), (batch_size,), generator=order)
-        batch = _pad([demonstrations[pick] for pick in picks.tolist()])
-        loss = model(**batch).loss
+        loss = model(**_padded([demonstrations[pick] for pick in picks.tolist()])).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -170,26 +170,17 @@ def train_sft(
     return losses
 
 
-def _pad(trees: Sequence[TokenTree]) -> "dict[str, torch.Tensor]":
+def _padded(trees: Sequence[TokenTree]) -> "dict[str, torch.Tensor]":
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    rows = [(*tree.prompt_ids, *tree.response_ids[0]) for tree in trees]
-    shape = (len(rows), max(map(len, rows)))
-    input_ids = torch.zeros(shape, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
+    rows = [torch.tensor([*tree.prompt_ids, *tree.response_ids[0]]) for tree in trees]
     # The loss leaves out labels of -100: those of prompts and padding.
-    labels = torch.full(shape, IGNORED)
-    for i, (tree, row) in enumerate(zip(trees, rows, strict=True)):
-        start, end = len(tree.prompt_ids), len(row)
-        input_ids[i, :end] = torch.tensor(row)
-        attention_mask[i, :end] = 1
-        labels[i, start:end] = input_ids[i, start:end]
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-
-
-def _words() -> list[str]:
-    """Every word of the language, once, in a fixed order."""
-    sentences = "then Use Be polite " + " ".join(SEPARATORS) + " " + CHATTER
-    spoken = "".join(letter for letter in sentences if letter.isalpha() or letter == " ").split()
-    orders = [form for name in OPERATIONS for form in (name, name.capitalize())]
-    return list(dict.fromkeys([*ITEMS, *NUMBERS, *OPENINGS, *orders, *spoken]))
+    labels = [row.clone() for row in rows]
+    for tree, label in zip(trees, labels, strict=True):
+        label[: len(tree.prompt_ids)] = IGNORED
+    return {
+        "input_ids": pad_sequence(rows, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    }

@@ -3,13 +3,14 @@
 import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import digest, seed_for
-from prefstage.data import Candidates, CandidateSet, Message, Pair, PairSet, Prompt, prompt_id_of
+from prefstage.data import Candidates, CandidateSet, Pair, PairSet, Prompt, prompt_id_of
 from prefstage.sandbox.language import (
     EXPERT,
     ITEMS,
@@ -57,8 +58,8 @@ class Grade:
 
         Rounded to 9 decimals, so that equally good responses have equal rewards.
         """
-        parts = (weight * float(getattr(self, part)) for part, weight in WEIGHTS.items())
-        return round(sum(parts), 9)
+        parts: dict[str, float] = vars(self)
+        return round(sum(weight * parts[part] for part, weight in WEIGHTS.items()), 9)
 
 
 def grade_response(instruction: Instruction, response: str) -> Grade:
@@ -78,11 +79,17 @@ def grade_response(instruction: Instruction, response: str) -> Grade:
     if not positions:
         return Grade(correctness=0.0, format=0.0, manners=0.0, brevity=0.0)
     words = tuple(tokens[i] for i in positions)
-    chatter = sum(token.isalnum() and token not in _ANSWER_WORDS for token in tokens) - polite
     distance = edit_distance(words, instruction.answer)
+    # Of the gaps after each answer word: the share that holds the required mark alone.
+    marks = [SEPARATORS[instruction.separator]] * (len(words) - 1) + ["."]
+    ends = [*positions[1:], len(tokens)]
+    right = sum(
+        tokens[i + 1 : end] == [m] for i, end, m in zip(positions, ends, marks, strict=True)
+    )
+    chatter = sum(token.isalnum() and token not in _ANSWER_WORDS for token in tokens) - polite
     return Grade(
         correctness=1 - distance / max(len(words), len(instruction.answer)),
-        format=_share_of_right_marks(tokens, positions, SEPARATORS[instruction.separator]),
+        format=right / len(words),
         manners=float(polite == instruction.polite),
         brevity=max(0.0, 1 - chatter / CHATTER_LIMIT),
     )
@@ -138,14 +145,6 @@ def edit_distance(first: tuple[str, ...], second: tuple[str, ...]) -> int:
                 min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right)),
             )
     return row[-1]
-
-
-def _share_of_right_marks(tokens: list[str], positions: list[int], separator: str) -> float:
-    # Of the gaps after each answer word: the share that holds the required mark alone.
-    ends = [*positions[1:], len(tokens)]
-    gaps = [tokens[start + 1 : end] for start, end in zip(positions, ends, strict=True)]
-    wanted = [[separator]] * (len(gaps) - 1) + [["."]]
-    return sum(gap == mark for gap, mark in zip(gaps, wanted, strict=True)) / len(gaps)
 
 
 @dataclass(frozen=True)
@@ -215,8 +214,8 @@ class World:
         Raises:
             InputError: If the writers do not find so many different responses.
         """
-        drawn = self.instructions(n, split=split)
-        return CandidateSet.of([self._candidates(task, writers, responses) for task in drawn])
+        tasks = self.instructions(n, split=split)
+        return CandidateSet.of([self._candidates(task, writers, responses) for task in tasks])
 
     def pairs(
         self, n: int, *, writers: Sequence[Writer] = WRITERS, split: Split = "pool"
@@ -235,17 +234,19 @@ class World:
         Raises:
             InputError: As in `candidates`.
         """
-        drawn = self.instructions(n, split=split)
-        return PairSet.of([_pair(self._candidates(task, writers, 2)) for task in drawn])
+        tasks = self.instructions(n, split=split)
+        return PairSet.of([_pair(self._candidates(task, writers, 2)) for task in tasks])
 
     def _candidates(
         self, instruction: Instruction, writers: Sequence[Writer], responses: int
     ) -> Candidates:
-        written: dict[str, str] = {}
-        for writer, text in self._texts(instruction, writers):
+        source, written = self._source("pool", instruction.text), dict[str, str]()
+        # By all writers in random order, then by all once more, and so on.
+        rounds = (source.sample(writers, len(writers)) for _ in range(_MOST_ROUNDS))
+        for writer in chain.from_iterable(rounds):
             if len(written) == responses:
                 break
-            written.setdefault(text, writer.name)
+            written.setdefault(writer.write(instruction, source), writer.name)
         if len(written) < responses:
             raise InputError.of(
                 saw=f"{len(written)} different responses to {instruction.text!r} by "
@@ -262,23 +263,13 @@ class World:
             scores=tuple(true_reward(prompt, text) for text in written),
         )
 
-    def _texts(
-        self, instruction: Instruction, writers: Sequence[Writer]
-    ) -> Iterator[tuple[Writer, str]]:
-        # By all writers in random order, then by all once more, and so on.
-        source = self._source("pool", instruction.text)
-        for _ in range(_MOST_ROUNDS):
-            for writer in source.sample(writers, len(writers)):
-                yield writer, writer.write(instruction, source)
-
     def _source(self, *names: str) -> random.Random:
         return random.Random(seed_for(self.seed, *names))
 
 
 def prompt_of(instruction: Instruction) -> Prompt:
     """The instruction as a chat prompt of one user turn."""
-    message: Message = {"role": "user", "content": instruction.text}
-    return (message,)
+    return ({"role": "user", "content": instruction.text},)
 
 
 def split_of(instruction: Instruction) -> Split:

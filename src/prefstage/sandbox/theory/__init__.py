@@ -11,9 +11,7 @@ from prefstage.sandbox.theory.evidence import (
     Evidence,
     Finding,
     Setting,
-    as_table,
     outcome_of,
-    result_of,
     run_checks,
 )
 from prefstage.sandbox.theory.two_stage import consistency, general_policy
@@ -41,14 +39,12 @@ __all__ = [
     "Finding",
     "Setting",
     "Worlds",
-    "as_table",
     "choose_checks",
     "consistency",
     "draw_worlds",
     "general_policy",
     "outcome_of",
     "preference_of",
-    "result_of",
     "run_checks",
 ]
 

@@ -1,9 +1,10 @@
-"""The papers' statements as checks: what a check finds, how checks are run, tabulated and drawn."""
+"""The papers' statements as checks: what a check finds, how checks are run and drawn."""
 
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
@@ -103,31 +104,38 @@ class Check:
         source: Paper and number.
         statement: In words and formulas, as printed.
         valid: Where it holds: the conditions that it needs.
-        run: Draws worlds and finds.
+        draw: Makes worlds, or what else `find` takes, of their number and a `seed`.
+        find: What these worlds say to the statement.
     """
 
     name: str
     source: str
     statement: str
     valid: str
-    run: Callable[[Setting], Evidence]
+    draw: Callable[..., Any]
+    find: Callable[[Any], Evidence]
+
+    def run(self, setting: Setting) -> Evidence:
+        """Draw worlds, and find."""
+        return self.find(self.draw(setting.worlds, seed=setting.seed))
 
 
 def check(
-    name: str, source: str, statement: str, valid: str
-) -> Callable[[Callable[[Setting], Evidence]], Check]:
-    """Make a check of the function below.
+    name: str, source: str, statement: str, valid: str, *, draw: Callable[..., Any]
+) -> Callable[[Callable[[Any], Evidence]], Check]:
+    """Make a check of the function below, which finds evidence in what `draw` makes.
 
     Args:
         name: As of `Check`.
         source: Likewise.
         statement: Likewise.
         valid: Likewise.
+        draw: Likewise.
 
     Returns:
         A decorator.
     """
-    return lambda run: Check(name, source, statement, valid, run)
+    return partial(Check, name, source, statement, valid, draw)
 
 
 def equality(claim: str, residual: Tensor) -> Finding:
@@ -189,8 +197,8 @@ def order(
         The finding.
     """
     slope = fitted_order(x, error)
-    bound = f"{wanted:g} within {within:g}"
-    return Finding(claim, "order", slope, bound, worlds, abs(slope - wanted) <= within)
+    holds = abs(slope - wanted) <= within
+    return Finding(claim, "order", slope, f"{wanted:g} within {within:g}", worlds, holds)
 
 
 def fitted_order(x: Tensor, error: Tensor) -> float:
@@ -264,17 +272,14 @@ def run_checks(
     """
     done = []
     for check in checks:
-        started = time.monotonic()
+        started, picture = time.monotonic(), None
         evidence = check.run(setting)
-        picture = None
         if out is not None and figures:
-            out.mkdir(parents=True, exist_ok=True)
-            picture = draw_figure(evidence.figure, out / figure_name(check.name))
-        checked = Checked(check, evidence, time.monotonic() - started, picture)
-        done.append(checked)
-        tell(checked)
+            name = f"theory-{re.sub(r'[^a-z0-9]+', '-', check.name)}.png"
+            picture = draw_figure(evidence.figure, out / name)
+        done.append(Checked(check, evidence, time.monotonic() - started, picture))
+        tell(done[-1])
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         write_json(out / RESULT, result_of(done, setting))
     return done
 
@@ -327,25 +332,6 @@ def _statement(checked: Checked) -> str:
     return "\n".join(lines)
 
 
-def as_table(done: Sequence[Checked]) -> str:
-    """A Markdown table of all findings, as in the documentation.
-
-    Args:
-        done: The checks that were run.
-
-    Returns:
-        The table.
-    """
-    rows = ["| check | claim | kind | found | wanted |", "|---|---|---|---|---|"]
-    rows += [
-        f"| {checked.check.name} | {finding.claim.replace('|', chr(92) + '|')} | {finding.kind} | "
-        f"{finding.value:.3g}{'' if finding.holds else ' (FAILS)'} | {finding.wanted} |"
-        for checked in done
-        for finding in checked.evidence.findings
-    ]
-    return "\n".join(rows)
-
-
 def draw_figure(figure: Figure, path: Path) -> Path:
     """Draw the figure of a check.
 
@@ -381,8 +367,3 @@ def draw_figure(figure: Figure, path: Path) -> Path:
     with atomic_path(path) as temporary:
         canvas.savefig(temporary, dpi=_DOTS_PER_INCH)
     return path
-
-
-def figure_name(check: str) -> str:
-    """The file name of a check's picture."""
-    return f"theory-{re.sub(r'[^a-z0-9]+', '-', check)}.png"

@@ -1,7 +1,8 @@
 """The decision guide: worlds of every truth, judges of known accuracy, how often they are right."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Literal
 
@@ -19,15 +20,24 @@ from prefstage.sandbox.theory.evidence import (
     equality,
     rule,
 )
-from prefstage.sandbox.theory.stage_calls import HALF, ROUNDING, expected_score, wins_of
-from prefstage.sandbox.theory.worlds import draw_worlds, generator_of, normal, products
+from prefstage.sandbox.theory.stage_calls import expected_score, wins_of
+from prefstage.sandbox.theory.worlds import (
+    HALF,
+    ROUNDING,
+    draw_responses,
+    draw_worlds,
+    generator_of,
+    normal,
+    products,
+    uniform,
+    verdict,
+)
 
 Errors = Literal["any pair", "close pairs"]
 """Where a judge errs: in all comparisons alike, or because it misreads the responses' quality."""
 
 A_KIND = 2  # responses that both sides give, and that one of them gives alone
 PROMPTS = 80
-PAIRS_A_SIDE = 2
 UNEVEN = 2.0  # largest spread between prompts of how much better a side is
 SIZES = (10, 25, 50, 100, 200, 400)
 ACCURACIES = (0.55, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -48,16 +58,22 @@ class GuideWorlds:
         off: π_off. [worlds, prompts, responses].
         on_quality: True quality of the policy's responses. [worlds, prompts, responses].
         off_quality: Of the other side's; equal to the former where the response is common.
-        truth: The exact boundary score. [worlds].
-        overlap: Σ min(π_θ, π_off). [worlds].
     """
 
     on: Tensor
     off: Tensor
     on_quality: Tensor
     off_quality: Tensor
-    truth: Tensor
-    overlap: Tensor
+
+    @cached_property
+    def gap(self) -> Tensor:
+        """How much better y_i is than y'_j. [worlds, prompts, responses, responses]."""
+        return self.on_quality[..., :, None] - self.off_quality[..., None, :]
+
+    @cached_property
+    def truth(self) -> Tensor:
+        """The exact boundary score. [worlds]."""
+        return (products(self.on, self.off) * verdict(self.gap)).sum((-1, -2)).mean(-1)
 
 
 @dataclass(frozen=True)
@@ -93,30 +109,19 @@ def draw_guide_worlds(
         standard deviations of a response's quality.
     """
     count = len(overlap)
-
-    def drawn(width: int) -> Tensor:
-        return normal(generator, count, PROMPTS, width)
-
+    drawn = partial(normal, generator, count, PROMPTS)
     common, ours, theirs = (drawn(A_KIND).softmax(-1) for _ in range(3))
     share = overlap[:, None, None]
-    uneven = UNEVEN * torch.rand((count, 1, 1), generator=generator, dtype=torch.float64)
-    tilt, quality = uneven * drawn(1), drawn(3 * A_KIND)
-    draw = torch.rand(count, generator=generator, dtype=torch.float64)
+    on, off = (torch.cat([share * common, (1 - share) * side], -1) for side in (ours, theirs))
+    tilt = UNEVEN * uniform(generator, count, 1, 1) * drawn(1)
+    shared, first, second = drawn(3 * A_KIND).chunk(3, -1)
+    draw = uniform(generator, count)
     wanted = HALF + (1 - overlap**2) / 2 * (2 * draw - 1) if truth is None else truth
 
     def world(shift: Tensor) -> GuideWorlds:
         moved = tilt + shift[:, None, None]
-        shared, first, second = quality.chunk(3, -1)
-        made = GuideWorlds(
-            torch.cat([share * common, (1 - share) * ours], -1),
-            torch.cat([share * common, (1 - share) * theirs], -1),
-            torch.cat([shared, first + moved], -1),
-            torch.cat([shared, second - moved], -1),
-            wanted,
-            overlap,
-        )
-        joint, gap = _comparisons(made)
-        return replace(made, truth=(joint * _verdict(gap)).sum((-1, -2)).mean(-1))
+        qualities = (torch.cat([shared, side], -1) for side in (first + moved, second - moved))
+        return GuideWorlds(on, off, *qualities)
 
     reach = torch.full((count,), _SHIFT_REACH, dtype=torch.float64)
     return world(_bisected(-reach, reach, lambda shift: world(shift).truth >= wanted))
@@ -139,13 +144,12 @@ def draw_judges(
     none = torch.zeros_like(accuracy)
     if errors == "any pair":
         return Judges(errors, accuracy, none if bias is None else bias, none)
-    joint, gap = _comparisons(worlds)
-    weight = joint * (gap != 0)
+    weight = products(worlds.on, worlds.off) * (worlds.gap != 0)
     weight = weight / weight.sum((-1, -2, -3), keepdim=True)
 
     def too_noisy(noise: Tensor) -> Tensor:
         # The difference of two misreadings has √2 times the spread of one.
-        sure = gap.abs() / (2**0.5 * noise[:, None, None, None])
+        sure = worlds.gap.abs() / (2**0.5 * noise[:, None, None, None])
         share: Tensor = (weight * torch.special.ndtr(sure)).sum((-1, -2, -3))
         return share <= accuracy
 
@@ -169,43 +173,24 @@ def draw_verdicts(
         [worlds, prompts, 2, 2]. And which responses these were: of the policy and of the
         other side. [worlds, prompts, 2]; below 2 a common one.
     """
-    count = len(worlds.truth)
-    rows = torch.arange(count)[:, None]
-    asked = torch.randint(PROMPTS, (count, prompts), generator=generator)
-
-    def drawn(side: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-        chance = side[rows, asked].reshape(-1, 2 * A_KIND)
-        chosen = chance.multinomial(PAIRS_A_SIDE, True, generator=generator)
-        chosen = chosen.reshape(count, prompts, PAIRS_A_SIDE)
-        return chosen, quality[rows[..., None], asked[..., None], chosen]
-
-    (ours, first), (theirs, second) = (
-        drawn(worlds.on, worlds.on_quality),
-        drawn(worlds.off, worlds.off_quality),
+    rows = torch.arange(len(worlds.on))[:, None]
+    asked = torch.randint(PROMPTS, (len(rows), prompts), generator=generator)
+    ours, theirs = (draw_responses(side, asked, generator) for side in (worlds.on, worlds.off))
+    first, second = (
+        quality[rows[..., None], asked[..., None], drawn]
+        for quality, drawn in ((worlds.on_quality, ours), (worlds.off_quality, theirs))
     )
     gap = first[..., :, None] - second[..., None, :]
     if judges.errors == "any pair":
         a, b = (value[:, None, None, None] for value in (judges.accuracy, judges.bias))
-        for_on = torch.where(gap > 0, a + b, 1 - a + b)
-        verdict = for_on.bernoulli(generator=generator)
+        judged = torch.where(gap > 0, a + b, 1 - a + b).bernoulli(generator=generator)
     else:
-        noise = judges.noise[:, None, None]
         first, second = (
-            quality + noise * normal(generator, *quality.shape) for quality in (first, second)
+            quality + judges.noise[:, None, None] * normal(generator, *quality.shape)
+            for quality in (first, second)
         )
-        verdict = _verdict(first[..., :, None] - second[..., None, :])
-    return torch.where(gap == 0, HALF, verdict), ours, theirs
-
-
-def _comparisons(worlds: GuideWorlds) -> tuple[Tensor, Tensor]:
-    # P(y_i, y'_j) and their difference of quality. [worlds, prompts, responses, responses].
-    return products(worlds.on, worlds.off), worlds.on_quality[..., :, None] - worlds.off_quality[
-        ..., None, :
-    ]
-
-
-def _verdict(gap: Tensor) -> Tensor:
-    return (gap > 0).double() + HALF * (gap == 0)
+        judged = verdict(first[..., :, None] - second[..., None, :])
+    return torch.where(gap == 0, HALF, judged), ours, theirs
 
 
 def _bisected(low: Tensor, high: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
@@ -253,11 +238,11 @@ def binned(printed: Tensor, right: Tensor) -> list[Bin]:
     """
     number = torch.bucketize(printed, torch.tensor(EDGES[1:-1], dtype=printed.dtype), right=True)
     bins = []
-    for i, (low, high) in enumerate(pairwise(EDGES)):
+    for i, edges in enumerate(pairwise(EDGES)):
         inside = number == i
         if inside.any():
-            printed_mean, right_mean = (float(v[inside].double().mean()) for v in (printed, right))
-            bins.append(Bin(low, high, int(inside.sum()), printed_mean, right_mean))
+            means = (float(values[inside].double().mean()) for values in (printed, right))
+            bins.append(Bin(*edges, int(inside.sum()), *means))
     return bins
 
 
@@ -288,11 +273,6 @@ def called(
     return tuning, torch.where(tuning, above, 1 - above)
 
 
-def _spread(values: tuple[float, ...], count: int) -> Tensor:
-    # These values in turn. [count].
-    return torch.tensor(values, dtype=torch.float64).repeat(count // len(values) + 1)[:count]
-
-
 @check(
     "stage-guide",
     "TwoStage, arXiv:2508.10530, Algorithm 1; the reliability is ours",
@@ -301,11 +281,13 @@ def _spread(values: tuple[float, ...], count: int) -> Tensor:
     "the judge's accuracy in these comparisons is as told, its errors favour neither side "
     "beyond the bias told, and of such judges one half errs in all comparisons alike and "
     "the other in close ones, as long as it is not told which.",
+    draw=Setting,
 )
 def _guide(setting: Setting) -> Evidence:
     generator = generator_of(setting.seed)
-    accuracy = _spread(ACCURACIES, setting.worlds)
-    overlap = torch.rand(setting.worlds, generator=generator, dtype=torch.float64)
+    accuracy = torch.tensor(ACCURACIES, dtype=torch.float64)
+    accuracy = accuracy.repeat(setting.worlds // len(ACCURACIES) + 1)[: setting.worlds]
+    overlap = uniform(generator, setting.worlds)
     worlds = draw_guide_worlds(overlap, generator=generator)
     printed, right, curves = [], [], []
     for errors in ("any pair", "close pairs"):
@@ -316,40 +298,37 @@ def _guide(setting: Setting) -> Evidence:
             printed.append(reliability)
             right.append(tuning == (worlds.truth > HALF))
     for wanted in ACCURACIES:
-        means = [float(values[accuracy == wanted].mean()) for values in printed[: len(SIZES)]]
+        means = [values[accuracy == wanted].mean() for values in printed[: len(SIZES)]]
         curves.append(curve(f"judge right in {wanted:.0%}", list(SIZES), means))
     bins = binned(torch.cat(printed), torch.cat(right))
-    calls = sum(bin_.calls for bin_ in bins)
-    error = sum(bin_.calls * abs(bin_.difference) for bin_ in bins) / calls
-    claim = "printed reliability against the share of right calls, mean difference"
-    calibration = Finding(
-        claim, "calibration", error, f"<= {TOLERANCE}", setting.worlds, error <= TOLERANCE
-    )
+    error = sum(b.calls * abs(b.difference) for b in bins) / sum(b.calls for b in bins)
     return Evidence(
-        [*_bounds(setting, generator), calibration],
+        [
+            *_bounds(setting, generator),
+            Finding("printed reliability against the share of right calls, mean difference",
+                    "calibration", error, f"<= {TOLERANCE}", setting.worlds, error <= TOLERANCE),
+        ],
         Figure("Expected reliability of a stage call", "prompts", "right calls", curves, log="x"),
-    )
+    )  # fmt: skip
 
 
 def _bounds(setting: Setting, generator: torch.Generator) -> list[Finding]:
     table = draw_worlds(setting.worlds, seed=setting.seed + 1, prompts=1, responses=6)
-    policy, off = table.log_policy, table.log_reference
+    policy, off, wins = table.log_policy, table.log_reference, wins_of(table)
+    a = HALF + uniform(generator, setting.worlds) / 2
+    b = (1 - a) * (2 * uniform(generator, setting.worlds) - 1)
+    # One response against itself is a tie, whoever judges.
+    itself = torch.eye(wins.shape[-1], dtype=torch.bool)
+    better, worse = (v[:, None, None, None] for v in (a + b, 1 - a + b))
+    for_on = torch.where(wins > HALF, better, worse)
+    seen = expected_score(for_on.masked_fill(itself, HALF), policy, off)
     shared = torch.minimum(policy.exp(), off.exp()).sum(-1).mean(-1)
-    beyond = (expected_score(wins_of(table), policy, off) - HALF).abs() - (1 - shared**2) / 2
-    a = HALF + torch.rand(setting.worlds, generator=generator, dtype=torch.float64) / 2
-    b = (1 - a) * (2 * torch.rand(setting.worlds, generator=generator, dtype=torch.float64) - 1)
-    wins = wins_of(table)
-    different = 1 - torch.eye(wins.shape[-1], dtype=torch.float64)
-    for_on = torch.where(
-        wins > HALF, (a + b)[:, None, None, None], (1 - a + b)[:, None, None, None]
-    )
-    seen = expected_score(torch.where(different > 0, for_on, HALF), policy, off)
     same = (policy + off).exp().sum(-1).mean(-1)
-    line = HALF + (2 * a - 1) * (expected_score(wins, policy, off) - HALF) + b * (1 - same)
+    from_half = expected_score(wins, policy, off) - HALF
     return [
-        rule("|BS - ½| <= (1 - overlap²)/2", beyond > ROUNDING),
+        rule("|BS - ½| <= (1 - overlap²)/2", from_half.abs() - (1 - shared**2) / 2 > ROUNDING),
         equality("a judge of accuracies a ± b on the sides sees ½ + (2a-1)(BS-½) + b(1-same)",
-                 seen - line),
+                 seen - (HALF + (2 * a - 1) * from_half + b * (1 - same))),
     ]  # fmt: skip
 
 

@@ -19,7 +19,6 @@ from prefstage.losses import DPO, IPO, SGDPO
 from prefstage.sandbox.theory.evidence import (
     Evidence,
     Figure,
-    Setting,
     check,
     counterexample,
     curve,
@@ -35,6 +34,7 @@ from prefstage.sandbox.theory.worlds import (
     labelled,
     normal,
     optimum,
+    uniform,
 )
 
 RANKINGS = "Rankings, arXiv:2405.19534"
@@ -47,12 +47,9 @@ SMALL = 1e-3
 PROBE_BETAS = (0.01, 0.1, 1.0)
 
 
-def _pairs(setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # ℓ_w, ℓ_l under policy and reference: long responses, so log-probs far from 0.
-    policy_w, policy_l, reference_w, reference_l = -50 + 8 * normal(
-        generator_of(setting.seed), 4, setting.worlds
-    )
-    return policy_w, policy_l, reference_w, reference_l
+def _pairs(count: int, *, seed: int) -> Tensor:
+    # ℓ_w, ℓ_l under policy and reference: long responses, so log-probs far from 0. [4, count].
+    return -50 + 8 * normal(generator_of(seed), 4, count)
 
 
 @check(
@@ -60,19 +57,24 @@ def _pairs(setting: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     f"{RANKINGS}, Proposition 2.6",
     "If π_ref(y_w) >= π_ref(y_l) and the DPO loss is at most 0.6, the order is right.",
     "Any β. The bound may be raised to log 2 = 0.693, and no further.",
+    draw=_pairs,
 )
-def _sanity(setting: Setting) -> Evidence:
-    policy_w, policy_l, reference_w, reference_l = _pairs(setting)
-    better = torch.maximum(reference_w, reference_l), torch.minimum(reference_w, reference_l)
-    loss = dpo_losses(policy_w, policy_l, reference_log_ratio(*better), beta=BETA)
+def _sanity(pairs: Tensor) -> Evidence:
+    policy_w, policy_l, reference_w, reference_l = pairs
     right = ranking_accuracy(policy_w, policy_l) > 0
-    turned = dpo_losses(policy_w, policy_l, reference_log_ratio(*better[::-1]), beta=BETA)
+    better = torch.maximum(reference_w, reference_l), torch.minimum(reference_w, reference_l)
+    loss, turned = (
+        dpo_losses(policy_w, policy_l, reference_log_ratio(*sides), beta=BETA)
+        for sides in (better, better[::-1])
+    )
     # A tied reference, and a policy that is a little wrong: a loss just above log 2.
     edge_wrong = -(better[0] - better[1]) / 100
     edge = dpo_losses(edge_wrong, 0 * edge_wrong, 0 * edge_wrong, beta=BETA)
     at = torch.linspace(0.02, 1.2, 60, dtype=torch.float64)
-    wrong = [(~right[loss <= bound]).double().sum() / len(loss) for bound in at]
-    imperfect = [(~right[turned <= bound]).double().sum() / len(loss) for bound in at]
+    wrong, imperfect = (
+        [(~right[losses <= bound]).double().sum() / len(right) for bound in at]
+        for losses in (loss, turned)
+    )
     return Evidence(
         [
             rule("a right reference and a loss <= 0.6 give the right order",
@@ -110,17 +112,15 @@ def _idealized_ratios(worlds: Worlds) -> Tensor:
     "π*(y_w)/π*(y_l) = π_ref(y_w)/π_ref(y_l) · (α/(1-α))^(1/β).",
     "Preferences of all pairs together are Bradley-Terry, and 0 < α < 1. Data of a single "
     "pair a prompt always are.",
+    draw=draw_worlds,
 )
-def _optimal_ratio(setting: Setting) -> Evidence:
-    worlds = draw_worlds(setting.worlds, seed=setting.seed)
+def _optimal_ratio(worlds: Worlds) -> Evidence:
     best = optimum(worlds.log_reference, worlds.reward, worlds.beta)
-    whole = (best[..., 0] - best[..., 1]) - _idealized_ratios(worlds)
     even = torch.full_like(best, 1 / best.shape[-1])
     joint = labelled(even, even, worlds.preference)
-    slope = dpo_gradient(best - worlds.log_reference, worlds.beta, joint)
     circular = worlds.preferring("intransitive")
-    joint = labelled(even, even, circular.preference)
-    reached = worlds.log_reference + dpo_optimum(joint) / worlds.beta
+    scaled = dpo_optimum(labelled(even, even, circular.preference))
+    reached = worlds.log_reference + scaled / worlds.beta
     distance = (reached[..., 0] - reached[..., 1]) - _idealized_ratios(circular)
     first, second, agreement = _pair_of(worlds)
     betas = torch.logspace(-2, 1, 40, dtype=torch.float64)
@@ -130,8 +130,10 @@ def _optimal_ratio(setting: Setting) -> Evidence:
     ]
     return Evidence(
         [
-            equality("RLHF's optimum has the ratio of Eq. 2", whole),
-            equality("and it is where DPO's gradient vanishes", slope),
+            equality("RLHF's optimum has the ratio of Eq. 2",
+                     (best[..., 0] - best[..., 1]) - _idealized_ratios(worlds)),
+            equality("and it is where DPO's gradient vanishes",
+                     dpo_gradient(best - worlds.log_reference, worlds.beta, joint)),
             counterexample("without Bradley-Terry DPO's optimum has the ratio of Eq. 2",
                            distance.abs() > SMALL),
         ],
@@ -145,9 +147,9 @@ def _optimal_ratio(setting: Setting) -> Evidence:
     f"{RANKINGS}, Corollary 3.3",
     "R* is the ranking accuracy of the optimum.",
     "Where π* ties nothing: Eq. 3 counts a tie as wrong, Eq. 1 as right.",
+    draw=draw_worlds,
 )
-def _idealized(setting: Setting) -> Evidence:
-    worlds = draw_worlds(setting.worlds, seed=setting.seed)
+def _idealized(worlds: Worlds) -> Evidence:
     first, second, agreement = _pair_of(worlds)
     ideal = idealized_ranking_accuracy(first, second, agreement, betas=PROBE_BETAS).by_beta
     gaps = []
@@ -176,25 +178,25 @@ def _idealized(setting: Setting) -> Evidence:
     f"{RANKINGS}, Theorem 4.1",
     "The order is right if and only if the DPO loss is at most -log σ(βc).",
     "Everywhere; in floating point the policy's log-ratio must be taken first.",
+    draw=_pairs,
 )
-def _threshold(setting: Setting) -> Evidence:
-    policy_w, policy_l, reference_w, reference_l = _pairs(setting)
+def _threshold(pairs: Tensor) -> Evidence:
+    policy_w, policy_l, reference_w, reference_l = pairs
     c = reference_log_ratio(reference_w, reference_l)
     loss, bar = dpo_losses(policy_w, policy_l, c, beta=BETA), flip_threshold(c, beta=BETA)
     right = ranking_accuracy(policy_w, policy_l) > 0
-    tie = dpo_losses(policy_w, policy_w, c, beta=BETA) - bar
     reach = torch.linspace(-40, 40, 161, dtype=torch.float64)
-    curves = [
-        curve(f"β = {beta:g}", reach, flip_threshold(reach, beta=beta)) for beta in (0.05, 0.1, 0.5)
-    ]
     return Evidence(
         [
             rule("right if and only if the loss is at most -log σ(βc)", right != (loss <= bar)),
             rule("so says the library's own watch", threshold_violations(loss, bar, right)),
-            equality("a tie stands on the threshold", tie),
+            equality("a tie stands on the threshold",
+                     dpo_losses(policy_w, policy_w, c, beta=BETA) - bar),
         ],
         Figure("The loss that flips a ranking", "reference log-ratio c (nats)",
-               "-log σ(βc) (nats)", curves, log="y"),
+               "-log σ(βc) (nats)",
+               [curve(f"β = {beta:g}", reach, flip_threshold(reach, beta=beta))
+                for beta in (0.05, 0.1, 0.5)], log="y"),
     )  # fmt: skip
 
 
@@ -205,44 +207,44 @@ def _threshold(setting: Setting) -> Evidence:
     "a loss of at most (log π_ref(y_w)/π_ref(y_l) + 1/(2τ))² guarantees the right one.",
     "The loss on sums of token log-probs. One direction only: a policy far beyond the goal "
     "has a large loss and the right order.",
+    draw=_pairs,
 )
-def _ipo(setting: Setting) -> Evidence:
-    policy_w, policy_l, reference_w, reference_l = _pairs(setting)
+def _ipo(pairs: Tensor) -> Evidence:
+    policy_w, policy_l, reference_w, reference_l = pairs
     c = reference_log_ratio(reference_w, reference_l)
     loss = IPO(tau=TAU).of_ratios(policy_w - reference_w, policy_l - reference_l)
     bar = ipo_flip_threshold(c, tau=TAU)
     right = ranking_accuracy(policy_w, policy_l) > 0
     goal = 1 / (2 * TAU) - c
     hopeless = bar.isnan()
-    at_optimum = ranking_accuracy(goal, torch.zeros_like(goal)) > 0
     reach = torch.linspace(-10, 10, 201, dtype=torch.float64)
-    curves = [
-        curve(f"c = {ratio:g}", reach, (reach + ratio - 1 / (2 * TAU)).square())
-        for ratio in (-2.0, 0.0, 4.0)
-    ]
     return Evidence(
         [
-            rule("where -c < -1/(2τ), zero loss has the wrong order", hopeless & at_optimum),
+            rule("where -c < -1/(2τ), zero loss has the wrong order",
+                 hopeless & (ranking_accuracy(goal, torch.zeros_like(goal)) > 0)),
             rule("elsewhere a loss <= (1/(2τ) - c)² guarantees the right order",
                  ~hopeless & (loss <= bar * (1 - 1e-12)) & ~right),
             counterexample("the guarantee is an equivalence, as DPO's is",
                            ~hopeless & right & (loss > bar)),
         ],
         Figure("IPO's loss by the policy's log-ratio (right of 0 the order is right)",
-               "log π(y_w)/π(y_l) (nats)", f"IPO loss at τ = {TAU:g}", curves),
+               "log π(y_w)/π(y_l) (nats)", f"IPO loss at τ = {TAU:g}",
+               [curve(f"c = {ratio:g}", reach, (reach + ratio - 1 / (2 * TAU)).square())
+                for ratio in (-2.0, 0.0, 4.0)]),
     )  # fmt: skip
 
 
 SELF_GUIDED = "Self-Guided DPO, arXiv:2505.12435"
 
 
-def _draw(setting: Setting) -> list[Tensor]:
-    # a, b, p_w, p_l of random pairs, nats.
-    generator = generator_of(setting.seed)
-    return [normal(generator, setting.worlds) * 2 for _ in range(4)]
+def _pilots(count: int, *, seed: int) -> Tensor:
+    # a, b, p_w, p_l of random pairs, nats; and a number in [0, 1) for each. [5, count].
+    generator = generator_of(seed)
+    pairs = [normal(generator, count) * 2 for _ in range(4)]
+    return torch.stack([*pairs, uniform(generator_of(seed + 1), count)])
 
 
-def slopes(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> tuple[Tensor, Tensor]:
+def slopes(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> tuple[Tensor, ...]:
     """∂L/∂X1 and ∂L/∂X2 at X1 = e^a, X2 = e^b, by automatic differentiation.
 
     Args:
@@ -256,8 +258,7 @@ def slopes(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> tuple[Tensor, Tens
     """
     x1, x2 = (ratio.exp().requires_grad_() for ratio in (a, b))
     loss = SGDPO(beta=BETA).of_pilots(x1.log(), x2.log(), p_w, p_l)
-    first, second = torch.autograd.grad(loss.sum(), [x1, x2])
-    return first, second
+    return torch.autograd.grad(loss.sum(), [x1, x2])
 
 
 def printed_slopes(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> tuple[Tensor, Tensor]:
@@ -274,8 +275,7 @@ def printed_slopes(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> tuple[Tens
     """
     x1, x2, pilot_w, pilot_l = (ratio.exp() for ratio in (a, b, p_w, p_l))
     first = -(BETA / 2) * pilot_l**BETA / (x1 * (x1**BETA + pilot_l**BETA))
-    second = (BETA / 2) * x2 ** (BETA - 1) / (pilot_w**BETA + x2**BETA)
-    return first, second
+    return first, (BETA / 2) * x2 ** (BETA - 1) / (pilot_w**BETA + x2**BETA)
 
 
 def _by_chosen(reach: Tensor, pilot: float) -> Tensor:
@@ -289,22 +289,22 @@ def _by_chosen(reach: Tensor, pilot: float) -> Tensor:
     f"{SELF_GUIDED}, appendix A.1, Theorem 1",
     "The derivatives of the loss by X1 = e^a and X2 = e^b, pilots held fixed.",
     "Everywhere. The pilots carry no gradient.",
+    draw=_pilots,
 )
-def _gradients(setting: Setting) -> Evidence:
-    a, b, p_w, p_l = _draw(setting)
+def _gradients(drawn: Tensor) -> Evidence:
+    a, b, p_w, p_l, _ = drawn
     exact, printed = slopes(a, b, p_w, p_l), printed_slopes(a, b, p_w, p_l)
-    whole = SGDPO(beta=BETA).of_pilots(a, b, a, b) - DPO(beta=BETA).of_ratios(a, b)
-    up, down = (ratio.clone().requires_grad_() for ratio in (a, b))
-    full = torch.autograd.grad(SGDPO(beta=BETA).of_pilots(up, down, a, b).sum(), [up, down])
-    dpo = torch.autograd.grad(DPO(beta=BETA).of_ratios(up, down).sum(), [up, down])
-    halves = torch.stack([ours - theirs / 2 for ours, theirs in zip(full, dpo, strict=True)], 1)
+    ratios = drawn[:2].clone().requires_grad_()
+    full = SGDPO(beta=BETA).of_pilots(ratios[0], ratios[1], a, b)
+    dpo = DPO(beta=BETA).of_ratios(ratios[0], ratios[1])
+    ours, theirs = (torch.autograd.grad(v.sum(), ratios)[0] for v in (full, dpo))
     reach = torch.linspace(-4, 4, 81, dtype=torch.float64)
     return Evidence(
         [
             equality("∂L/∂X1 = -(β/2)·P2^β / [X1(X1^β + P2^β)]", exact[0] - printed[0]),
             equality("∂L/∂X2 = (β/2)·X2^(β-1) / (P1^β + X2^β)", exact[1] - printed[1]),
-            equality("with full pilots the loss is DPO's", whole),
-            equality("with full pilots the gradient is half of DPO's", halves),
+            equality("with full pilots the loss is DPO's", full - dpo),
+            equality("with full pilots the gradient is half of DPO's", (ours - theirs / 2).mT),
         ],
         Figure(
             "SGDPO: slope by the chosen response's own log-ratio",
@@ -323,10 +323,10 @@ def _gradients(setting: Setting) -> Evidence:
     f"{SELF_GUIDED}, appendix A.1, Theorem 2",
     "|∂L/∂X1| grows with the rejected response's pilot P2, |∂L/∂X2| falls with P1.",
     "In absolute value: ∂L/∂X1 itself is negative, so it falls as P2 grows.",
+    draw=_pilots,
 )
-def _monotone(setting: Setting) -> Evidence:
-    a, b, p_w, p_l = _draw(setting)
-    up = torch.rand(setting.worlds, generator=generator_of(setting.seed + 1), dtype=torch.float64)
+def _monotone(drawn: Tensor) -> Evidence:
+    a, b, p_w, p_l, up = drawn
     base, moved_w, moved_l = (
         slopes(a, b, p_w + w, p_l + low)
         for w, low in ((0 * up, 0 * up), (up, 0 * up), (0 * up, up))
@@ -378,18 +378,20 @@ def guided_share(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> Tensor:
     "monotone function of the pilots.",
     "Everywhere. The formulas of this theorem are lost in the text at hand; h is "
     "derived here from Theorem 1.",
+    draw=_pilots,
 )
-def _slope_ratio(setting: Setting) -> Evidence:
-    a, b, p_w, p_l = _draw(setting)
-    up = torch.rand(setting.worlds, generator=generator_of(setting.seed + 1), dtype=torch.float64)
+def _slope_ratio(drawn: Tensor) -> Evidence:
+    a, b, p_w, p_l, up = drawn
     first, second = slopes(a, b, p_w, p_l)
     share = guided_share(a, b, p_w, p_l)
-    ratio = (first.abs() / second).log() - (b - a) - share.log()
     reach = torch.linspace(-4, 4, 81, dtype=torch.float64)
     none = torch.zeros_like(reach)
     return Evidence(
         [
-            equality("log ratio of slopes = log(X2/X1) + log h", ratio),
+            equality(
+                "log ratio of slopes = log(X2/X1) + log h",
+                (first.abs() / second).log() - (b - a) - share.log(),
+            ),
             equality("h = 1 with full pilots, which is DPO", guided_share(a, b, a, b) - 1),
             rule("h grows with P1", guided_share(a, b, p_w + up, p_l) <= share),
             rule("h grows with P2", guided_share(a, b, p_w, p_l + up) <= share),

@@ -1,6 +1,7 @@
 """The stage call: by an imperfect judge, against exact gains, and with shared features."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,7 +9,6 @@ from torch import Tensor
 from prefstage.sandbox.theory.evidence import (
     Evidence,
     Figure,
-    Setting,
     check,
     counterexample,
     curve,
@@ -17,32 +17,29 @@ from prefstage.sandbox.theory.evidence import (
     rule,
 )
 from prefstage.sandbox.theory.worlds import (
+    HALF,
+    ROUNDING,
     Worlds,
     differences,
     dpo_gradient,
     dpo_loss,
+    draw_responses,
     draw_worlds,
     generator_of,
     labelled,
-    log_normalised,
     normal,
     parted,
     products,
+    uniform,
+    verdict,
 )
 
-HALF = 0.5
 ACCURACY, BIAS, BETA = 0.7, 0.1, 0.1
 STEPS = 20
-PROMPTS, RESPONSES, PAIRS_A_SIDE = 4, 8, 2
+PROMPTS, RESPONSES = 4, 8
 DISTANCES = (0.1, 0.25, 0.5, 1.0, 2.0)
 USUAL_DISTANCE = 0.5
 SIZES = (25, 100, 400)
-ROUNDING = 1e-12
-
-
-def _sides(worlds: Worlds, distance: float) -> tuple[Tensor, Tensor]:
-    # Log π_θ and log π_off; the halves that they are drawn towards know nothing of the reward.
-    return parted(worlds.log_reference, worlds.log_reference, distance)
 
 
 def expected_score(wins: Tensor, policy: Tensor, off: Tensor) -> Tensor:
@@ -52,7 +49,7 @@ def expected_score(wins: Tensor, policy: Tensor, off: Tensor) -> Tensor:
 
 def wins_of(worlds: Worlds) -> Tensor:
     """1 where y_i is preferred to y_j, ½ for a tie. [worlds, prompts, responses, responses]."""
-    return (worlds.preference > HALF).double() + HALF * (worlds.preference == HALF)
+    return verdict(worlds.preference - HALF)
 
 
 def judged(wins: Tensor, *, accuracy: float, bias: float) -> Tensor:
@@ -84,20 +81,16 @@ def measured_score(
     Returns:
         The boundary score.
     """
-    worlds = len(verdicts)
-    rows = torch.arange(worlds)[:, None]
-    asked = torch.randint(verdicts.shape[1], (worlds, prompts), generator=generator)
-    ours, theirs = (
-        side[rows, asked]
-        .exp()
-        .reshape(-1, verdicts.shape[-1])
-        .multinomial(PAIRS_A_SIDE, True, generator=generator)
-        .reshape(worlds, prompts, PAIRS_A_SIDE)
-        for side in (policy, off)
-    )
-    index = rows[..., None, None], asked[..., None, None], ours[..., :, None], theirs[..., None, :]
-    chance = verdicts[index]
+    asked = torch.randint(verdicts.shape[1], (len(verdicts), prompts), generator=generator)
+    ours, theirs = (draw_responses(side.exp(), asked, generator) for side in (policy, off))
+    rows = torch.arange(len(verdicts))[:, None, None, None]
+    chance = verdicts[rows, asked[..., None, None], ours[..., :, None], theirs[..., None, :]]
     return chance.bernoulli(generator=generator).mean((-1, -2, -3))
+
+
+def _sides(worlds: Worlds, distance: float) -> tuple[Tensor, Tensor]:
+    # Log π_θ and log π_off; the halves that they are drawn towards know nothing of the reward.
+    return parted(worlds.log_reference, worlds.log_reference, distance)
 
 
 def gain(worlds: Worlds, policy: Tensor, source: Tensor) -> Tensor:
@@ -109,27 +102,11 @@ def gain(worlds: Worlds, policy: Tensor, source: Tensor) -> Tensor:
         source: Log-probs that both responses are drawn with.
     """
     joint = labelled(source.exp(), source.exp(), worlds.preference)
-    scale = torch.full_like(worlds.beta, BETA)
     ratio = torch.zeros_like(policy)
     for _ in range(STEPS):
-        ratio = ratio - dpo_gradient(ratio, scale, joint) / BETA
-    after = log_normalised(policy + ratio)
-    return ((after.exp() - policy.exp()) * worlds.reward).sum(-1).mean(-1)
-
-
-def _wrong_calls(worlds: Worlds, generator: torch.Generator) -> list[list[float]]:
-    # Overlap, share of wrong calls against the exact stage and the gain; a row a distance.
-    rows, wins = [], wins_of(worlds)
-    verdicts = judged(wins, accuracy=ACCURACY, bias=0.0)
-    for distance in DISTANCES:
-        policy, off = _sides(worlds, distance)
-        exact = expected_score(wins, policy, off) > HALF
-        score = measured_score(verdicts, policy, off, prompts=SIZES[1], generator=generator)
-        shared = torch.minimum(policy.exp(), off.exp()).sum(-1)
-        better = gain(worlds, policy, policy) > gain(worlds, policy, off)
-        columns = (shared, (score > HALF) != exact, exact != better, better)
-        rows.append([float(column.double().mean()) for column in columns])
-    return rows
+        ratio = ratio - dpo_gradient(ratio, BETA, joint) / BETA
+    after = (policy + ratio).log_softmax(-1).exp()
+    return ((after - policy.exp()) * worlds.reward).sum(-1).mean(-1)
 
 
 @check(
@@ -142,17 +119,14 @@ def _wrong_calls(worlds: Worlds, generator: torch.Generator) -> list[list[float]
     "pairs gain more reward in a few steps: the farther apart the two sides, the less the "
     "policy draws what off-policy pairs teach, and own pairs gain more in any stage. The rule "
     "thus rests on generalisation between responses, which a table has not.",
+    draw=partial(draw_worlds, prompts=PROMPTS, responses=RESPONSES),
 )
-def _call(setting: Setting) -> Evidence:
-    worlds = draw_worlds(
-        setting.worlds, seed=setting.seed, prompts=PROMPTS, responses=RESPONSES, spread=1.0
-    )
-    generator = generator_of(setting.seed + 1)
-    policy, off = _sides(worlds, USUAL_DISTANCE)
+def _call(worlds: Worlds) -> Evidence:
+    generator = generator_of(worlds.seed + 1)
     wins = wins_of(worlds)
     biased, fair = (judged(wins, accuracy=ACCURACY, bias=bias) for bias in (BIAS, 0.0))
+    policy, off = _sides(worlds, USUAL_DISTANCE)
     exact, seen, fairly = (expected_score(v, policy, off) for v in (wins, biased, fair))
-    line = BIAS + (1 - BIAS) * (1 - ACCURACY + (2 * ACCURACY - 1) * exact)
     errors = torch.stack(
         [
             (measured_score(fair, policy, off, prompts=size, generator=generator) - fairly)
@@ -163,17 +137,26 @@ def _call(setting: Setting) -> Evidence:
         ]
     )
     better = gain(worlds, policy, policy) > gain(worlds, policy, off)
-    overlap, sampled, gained, on = zip(*_wrong_calls(worlds, generator), strict=True)
-    sizes = torch.tensor(SIZES, dtype=torch.float64)
-    clear = (exact - HALF).abs() > ROUNDING
+    shares = []
+    for sides in (_sides(worlds, distance) for distance in DISTANCES):
+        called = expected_score(wins, *sides) > HALF
+        score = measured_score(fair, *sides, prompts=SIZES[1], generator=generator)
+        on = gain(worlds, sides[0], sides[0]) > gain(worlds, *sides)
+        overlap = torch.minimum(*(side.exp() for side in sides)).sum(-1)
+        columns = (overlap, (score > HALF) != called, called != on, on)
+        shares.append([column.double().mean() for column in columns])
+    overlaps, sampled, gained, ons = (list(column) for column in zip(*shares, strict=True))
+    line = BIAS + (1 - BIAS) * (1 - ACCURACY + (2 * ACCURACY - 1) * exact)
+    turned = (fairly > HALF) != (exact > HALF)
     return Evidence(
         [
             equality("a judge of accuracy p and bias b sees b + (1-b)(1-p + (2p-1) BS)",
                      seen - line),
             rule("an unbiased judge better than chance expects the same stage",
-                 ((fairly > HALF) != (exact > HALF)) & clear),
+                 turned & ((exact - HALF).abs() > ROUNDING)),
             counterexample("so does a judge with a bias of 10 %", (seen > HALF) != (exact > HALF)),
-            order("error of the measured score by prompts", sizes, errors, wanted=-0.5,
+            order("error of the measured score by prompts",
+                  torch.tensor(SIZES, dtype=torch.float64), errors, wanted=-0.5,
                   worlds=worlds.count, within=0.05),
             counterexample("the exact stage names the pairs that gain more exact reward",
                            (exact > HALF) != better),
@@ -181,13 +164,15 @@ def _call(setting: Setting) -> Evidence:
         Figure("Wrong stage calls in worlds without generalisation", "overlap of π_θ and π_off",
                "share of worlds",
                [curve(f"{SIZES[1]} prompts, judge right in 70 %, against the exact stage",
-                      list(overlap), list(sampled)),
-                curve("exact stage against the greater gain", list(overlap), list(gained)),
-                curve("on-policy pairs gain more", list(overlap), list(on))]),
+                      overlaps, sampled),
+                curve("exact stage against the greater gain", overlaps, gained),
+                curve("on-policy pairs gain more", overlaps, ons)]),
     )  # fmt: skip
 
 
-FEATURES, FEATURE_PROMPTS = 4, 8  # half of the prompts are trained on
+FEATURES, FEATURE_PROMPTS = 4, 8
+SEEN = slice(FEATURE_PROMPTS // 2)
+"""The prompts of training; on the others nothing is trained."""
 REACH = 1.0
 TRAINED_STEPS = (1, 2, 5, 10, 20, 50, 100)
 USUAL_STEPS = 50
@@ -213,24 +198,41 @@ class FeatureWorlds:
         """Log π of a θ. [worlds, prompts, responses]."""
         return _dot(self.features, theta).log_softmax(-1)
 
+    def joint(self, source: Tensor) -> Tensor:
+        """P(y_w, y_l) of pairs that the policy of a θ writes to the prompts of training."""
+        drawn = self.log_probs(source)[:, SEEN].exp()
+        return labelled(drawn, drawn, differences(self.reward[:, SEEN]).sigmoid())
 
-def draw_feature_worlds(count: int, *, generator: torch.Generator) -> FeatureWorlds:
+    def slope(self, moved: Tensor, joint: Tensor) -> Tensor:
+        """Gradient of DPO's loss by θ, from that by log-ratios. [worlds, features].
+
+        Args:
+            moved: θ less that of π_θ. [worlds, features].
+            joint: P(y_w, y_l) of the pairs.
+
+        Returns:
+            The gradient; the constant a prompt that log-ratios leave open does not matter.
+        """
+        seen = self.features[:, SEEN]
+        by_ratio = dpo_gradient(_dot(seen, moved), BETA, joint)
+        return (by_ratio[..., None] * seen).sum((-2, -3))
+
+
+def draw_feature_worlds(count: int, *, seed: int) -> FeatureWorlds:
     """Draw worlds in which the other side is better or worse than the policy, by chance.
 
     Args:
         count: Number of worlds.
-        generator: Of all draws.
+        seed: Of all draws.
 
     Returns:
         The worlds; the other side is the policy after a step of -1 to 1 along the reward.
     """
-
-    def drawn(*shape: int) -> Tensor:
-        return normal(generator, count, *shape)
-
+    generator = generator_of(seed)
+    drawn = partial(normal, generator, count)
     features = drawn(FEATURE_PROMPTS, RESPONSES, FEATURES) / FEATURES**0.5
     weights, policy = drawn(FEATURES), drawn(FEATURES)
-    step = REACH * (2 * torch.rand((count, 1), generator=generator, dtype=torch.float64) - 1)
+    step = REACH * (2 * uniform(generator, count, 1) - 1)
     return FeatureWorlds(features, policy, policy + step * weights, _dot(features, weights))
 
 
@@ -245,13 +247,9 @@ def train(worlds: FeatureWorlds, source: Tensor, *, steps: int) -> list[Tensor]:
     Returns:
         θ after each step.
     """
-    seen = worlds.features[:, : FEATURE_PROMPTS // 2]
-    joint = _joint(worlds, source)
-    scale = torch.full((len(source), 1, 1), BETA, dtype=torch.float64)
-    moved, path = torch.zeros_like(source), []
+    joint, moved, path = worlds.joint(source), torch.zeros_like(source), []
     for _ in range(steps):
-        slope = dpo_gradient(_dot(seen, moved), scale, joint)
-        moved = moved - _carried(slope, seen) / BETA
+        moved = moved - worlds.slope(moved, joint) / BETA
         path.append(worlds.policy + moved)
     return path
 
@@ -260,22 +258,11 @@ def gains(worlds: FeatureWorlds, theta: Tensor) -> tuple[Tensor, Tensor]:
     """Reward gained over π_θ on the prompts of training, and on the others. [worlds] each."""
     after, before = (worlds.log_probs(side).exp() for side in (theta, worlds.policy))
     gain = ((after - before) * worlds.reward).sum(-1)
-    return gain[:, : FEATURE_PROMPTS // 2].mean(-1), gain[:, FEATURE_PROMPTS // 2 :].mean(-1)
+    return gain[:, SEEN].mean(-1), gain[:, FEATURE_PROMPTS // 2 :].mean(-1)
 
 
 def _dot(features: Tensor, theta: Tensor) -> Tensor:
     return (features * theta[:, None, None, :]).sum(-1)
-
-
-def _carried(slope: Tensor, features: Tensor) -> Tensor:
-    # A slope by responses' log-ratios as one by θ; a constant a prompt does not matter.
-    return (slope[..., None] * features).sum((-2, -3))
-
-
-def _joint(worlds: FeatureWorlds, source: Tensor) -> Tensor:
-    half = slice(FEATURE_PROMPTS // 2)
-    drawn = worlds.log_probs(source)[:, half].exp()
-    return labelled(drawn, drawn, differences(worlds.reward[:, half]).sigmoid())
 
 
 @check(
@@ -287,47 +274,36 @@ def _joint(worlds: FeatureWorlds, source: Tensor) -> Tensor:
     "enough: after a few steps the stage says nothing there either, and on prompts that were "
     "not trained on it says less. Both sides' pairs carry the same labels, so that a better "
     "side helps only by where it puts its mass.",
+    draw=draw_feature_worlds,
 )
-def _shared_features(setting: Setting) -> Evidence:
-    worlds = draw_feature_worlds(setting.worlds, generator=generator_of(setting.seed))
-    margin = differences(worlds.reward)
-    wins = (margin > 0).double() + HALF * (margin == 0)
-    score = expected_score(wins, worlds.log_probs(worlds.policy), worlds.log_probs(worlds.off))
-    tuning = score > HALF
+def _shared_features(worlds: FeatureWorlds) -> Evidence:
+    sides = worlds.log_probs(worlds.policy), worlds.log_probs(worlds.off)
+    tuning = expected_score(verdict(differences(worlds.reward)), *sides) > HALF
     paths = [train(worlds, side, steps=TRAINED_STEPS[-1]) for side in (worlds.policy, worlds.off)]
-    wrong = []
+    wrong = {}
     for step in TRAINED_STEPS:
         on, off = (gains(worlds, path[step - 1]) for path in paths)
-        wrong.append([tuning != (first > second) for first, second in zip(on, off, strict=True)])
-    usual = wrong[TRAINED_STEPS.index(USUAL_STEPS)]
-    shares = [[float(calls.double().mean()) for calls in both] for both in wrong]
-    seen, unseen = zip(*shares, strict=True)
+        wrong[step] = [tuning != (first > second) for first, second in zip(on, off, strict=True)]
+    seen, unseen = ([calls[k].double().mean() for calls in wrong.values()] for k in (0, 1))
+    # The slope of `train` at π_off against autograd's on the loss of log π_off/π_θ.
+    joint, theta = worlds.joint(worlds.off), worlds.off.clone().requires_grad_()
+    ratio = worlds.log_probs(theta) - sides[0]
+    (slope,) = torch.autograd.grad(dpo_loss(ratio[:, SEEN], BETA, joint).sum(), theta)
     return Evidence(
         [
             equality("the slope by θ is that by log-ratios, carried by features",
-                     _slope_residual(worlds)),
+                     slope - worlds.slope(worlds.off - worlds.policy, joint)),
             rule("own pairs raise the reward on their prompts", gains(worlds, paths[0][0])[0] < 0),
-            counterexample("the exact stage names the pairs that gain more", usual[0]),
-            counterexample("and on prompts that were not trained on", usual[1]),
+            counterexample("the exact stage names the pairs that gain more",
+                           wrong[USUAL_STEPS][0]),
+            counterexample("and on prompts that were not trained on", wrong[USUAL_STEPS][1]),
         ],
         Figure("Wrong stage calls where responses share features", "steps of DPO",
                "share of worlds",
-               [curve("on the prompts of training", list(TRAINED_STEPS), list(seen)),
-                curve("on other prompts", list(TRAINED_STEPS), list(unseen))],
+               [curve("on the prompts of training", list(wrong), seen),
+                curve("on other prompts", list(wrong), unseen)],
                log="x"),
     )  # fmt: skip
-
-
-def _slope_residual(worlds: FeatureWorlds) -> Tensor:
-    # Of `train`'s slope at π_off against autograd's on the loss of log π_off/π_θ.
-    half = slice(FEATURE_PROMPTS // 2)
-    joint, seen = _joint(worlds, worlds.off), worlds.features[:, half]
-    scale = torch.full((len(joint), 1, 1), BETA, dtype=torch.float64)
-    theta = worlds.off.clone().requires_grad_()
-    ratio = worlds.log_probs(theta) - worlds.log_probs(worlds.policy)
-    (wanted,) = torch.autograd.grad(dpo_loss(ratio[:, half], scale, joint).sum(), theta)
-    moved = _dot(seen, worlds.off - worlds.policy)
-    return wanted - _carried(dpo_gradient(moved, scale, joint), seen)
 
 
 CHECKS = (_call, _shared_features)

@@ -1,12 +1,13 @@
 """TwoStage (arXiv:2508.10530): rewards, policies and preferences that determine each other."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from prefstage.sandbox.theory.evidence import (
     Evidence,
     Figure,
-    Setting,
     check,
     counterexample,
     curve,
@@ -15,7 +16,10 @@ from prefstage.sandbox.theory.evidence import (
     rule,
 )
 from prefstage.sandbox.theory.worlds import (
+    HALF,
     NOISE,
+    ROUNDING,
+    SMALL,
     PreferenceModel,
     Worlds,
     cycle,
@@ -25,7 +29,6 @@ from prefstage.sandbox.theory.worlds import (
     draw_worlds,
     generator_of,
     kl,
-    log_normalised,
     optimum,
     parted,
     products,
@@ -33,10 +36,8 @@ from prefstage.sandbox.theory.worlds import (
 
 PAPER = "TwoStage, arXiv:2508.10530"
 
-SMALL = 1e-6
-HALF = 0.5
 EXACTLY = 1e-10
-ROUNDING = 1e-12
+DISTANCES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 VOTES = (100, 400, 1600, 6400, 25600, 102400)
 
 
@@ -61,20 +62,18 @@ def objective(worlds: Worlds, log_policy: Tensor, reward: Tensor) -> Tensor:
     "For any policy π_θ and reference there is a unique reward of which π_θ is the optimum.",
     "Both of full support, and the reward up to a constant for each prompt: the printed proof "
     "moves one reward while the others are held.",
+    draw=draw_worlds,
 )
-def _bijection(setting: Setting) -> Evidence:
-    worlds = draw_worlds(setting.worlds, seed=setting.seed)
+def _bijection(worlds: Worlds) -> Evidence:
     implied = worlds.beta * (worlds.log_policy - worlds.log_reference)
     best = optimum(worlds.log_reference, worlds.reward, worlds.beta)
     value = objective(worlds, best, worlds.reward)
     gap = value - objective(worlds, worlds.log_policy, worlds.reward)
-    shift = 1 + worlds.reward.abs().amax(-1, keepdim=True)
-    shifted = optimum(worlds.log_reference, worlds.reward + shift, worlds.beta)
+    more = worlds.reward + (1 + worlds.reward.abs().amax(-1, keepdim=True))
+    shifted = optimum(worlds.log_reference, more, worlds.beta)
     moves = torch.linspace(-1, 1, 41, dtype=torch.float64)
-    along = [
-        (value - objective(worlds, log_normalised(best + t * worlds.reward), worlds.reward)).mean()
-        for t in moves
-    ]
+    tilted = (best + moves[:, None, None, None] * worlds.reward).log_softmax(-1)
+    along = (value - objective(worlds, tilted, worlds.reward)).mean((-1, -2))
     return Evidence(
         [
             equality("the optimum under r = β log π/π_ref is π",
@@ -90,25 +89,10 @@ def _bijection(setting: Setting) -> Evidence:
     )  # fmt: skip
 
 
-def _chain(worlds: Worlds) -> Tensor:
-    # Pairs of neighbours alone: responses - 1 pairs a prompt, labelled by P. P(y_w, y_l).
-    responses = worlds.reward.shape[-1]
-    linked = torch.diag(torch.ones(responses - 1, dtype=torch.float64), 1)
-    return (linked + linked.T) * worlds.preference / (responses - 1)
-
-
-def _along_chain(preference: Tensor, beta: Tensor) -> Tensor:
-    # f, up to a constant, that fits neighbours' preferences. [worlds, prompts, responses].
-    fall = torch.logit(torch.diagonal(preference, 1, -2, -1)) / beta
-    return torch.nn.functional.pad(-fall.cumsum(-1), (1, 0))
-
-
-def _voted(worlds: Worlds, votes: int, generator: torch.Generator) -> Tensor:
+def _voted(chance: Tensor, votes: int, generator: torch.Generator) -> Tensor:
     # Half a vote is added to each side: a share of 0 or 1 has no finite logit.
-    neighbours = torch.diagonal(worlds.preference, 1, -2, -1)
-    count = torch.binomial(
-        torch.full_like(neighbours, votes), neighbours.contiguous(), generator=generator
-    )
+    asked = torch.full_like(chance, votes)
+    count = torch.binomial(asked, chance.contiguous(), generator=generator)
     return torch.logit((count + 0.5) / (votes + 1))
 
 
@@ -119,24 +103,29 @@ def _voted(worlds: Worlds, votes: int, generator: torch.Generator) -> Tensor:
     "With exact Bradley-Terry labels and K responses to a prompt, K - 1 pairs that link all "
     "of them suffice. Infinite are the votes that an exact label takes, and the responses of "
     "a language. Pairs that leave the responses in separate groups determine no policy.",
+    draw=draw_worlds,
 )
-def _finite(setting: Setting) -> Evidence:
-    worlds = draw_worlds(setting.worlds, seed=setting.seed)
+def _finite(worlds: Worlds) -> Evidence:
     best = optimum(worlds.log_reference, worlds.reward, worlds.beta)
-    fitted = _along_chain(worlds.preference, worlds.beta)
-    fit = log_normalised(worlds.log_reference + fitted)
-    joint = _chain(worlds)
+    neighbours = torch.diagonal(worlds.preference, 1, -2, -1)
+    # f, up to a constant, that fits neighbours' preferences. [worlds, prompts, responses].
+    fitted = torch.nn.functional.pad(-(neighbours.logit() / worlds.beta).cumsum(-1), (1, 0))
+    fit = (worlds.log_reference + fitted).log_softmax(-1)
+    # Pairs of neighbours alone: K - 1 pairs a prompt, labelled by P. P(y_w, y_l).
+    linked = torch.diag(torch.ones(worlds.reward.shape[-1] - 1, dtype=torch.float64), 1)
+    joint = (linked + linked.T) * worlds.preference / linked.sum()
     middle = worlds.reward.shape[-1] // 2
     cut = joint.clone()
     cut[..., middle - 1, middle] = cut[..., middle, middle - 1] = 0
     lifted = fitted.clone()
     lifted[..., middle:] += 1
-    loss, other = (dpo_loss(f, worlds.beta, cut) for f in (fitted, lifted))
-    distance = (log_normalised(worlds.log_reference + lifted) - fit).abs().amax(-1)
-    generator = generator_of(setting.seed + 1)
-    exact = torch.logit(torch.diagonal(worlds.preference, 1, -2, -1))
+    moved = (worlds.log_reference + lifted).log_softmax(-1)
+    generator = generator_of(worlds.seed + 1)
     errors = torch.stack(
-        [(_voted(worlds, votes, generator) - exact).abs().mean() for votes in VOTES]
+        [
+            (_voted(neighbours, votes, generator) - neighbours.logit()).abs().mean()
+            for votes in VOTES
+        ]
     )
     votes = torch.tensor(VOTES, dtype=torch.float64)
     return Evidence(
@@ -146,8 +135,9 @@ def _finite(setting: Setting) -> Evidence:
                      dpo_gradient(fitted, worlds.beta, joint)),
             counterexample("the optimum can only be achieved with infinite data",
                            (fit - best).abs().amax(-1) <= EXACTLY),
-            equality("a chain that is cut leaves the loss alike", loss - other),
-            rule("for policies that differ", distance <= SMALL),
+            equality("a chain that is cut leaves the loss alike",
+                     dpo_loss(fitted, worlds.beta, cut) - dpo_loss(lifted, worlds.beta, cut)),
+            rule("for policies that differ", (moved - fit).abs().amax(-1) <= SMALL),
             order("error of the fitted reward by votes a pair", votes, errors, wanted=-0.5,
                   worlds=worlds.count, within=0.05),
         ],
@@ -170,7 +160,7 @@ def general_policy(preference: Tensor) -> tuple[Tensor, Tensor]:
         log π_G [..., responses], normalised, and the misfit [...], nats.
     """
     odds = torch.logit(preference)
-    log_policy = log_normalised(-torch.logsumexp(odds, -2))
+    log_policy = (-torch.logsumexp(odds, -2)).log_softmax(-1)
     return log_policy, (odds - differences(log_policy)).abs().amax((-1, -2))
 
 
@@ -180,30 +170,32 @@ def general_policy(preference: Tensor) -> tuple[Tensor, Tensor]:
     "Every well-defined P* has a unique π_G with P* = σ(log π_G(y_1) - log π_G(y_2)).",
     "Unique always; it exists if and only if logit P* adds up along any path (no noise, ties "
     "or cycles) and 0 < P* < 1.",
+    draw=draw_worlds,
 )
-def _general(setting: Setting) -> Evidence:
-    worlds = draw_worlds(setting.worlds, seed=setting.seed)
+def _general(worlds: Worlds) -> Evidence:
     log_policy, misfit = general_policy(worlds.preference)
-    models: dict[str, PreferenceModel]
-    models = {"noise": "noisy", "ties": "ties", "cycles": "intransitive"}
+    models: dict[str, PreferenceModel] = {
+        "noise": "noisy",
+        "ties": "ties",
+        "cycles": "intransitive",
+    }
     without = {
         label: general_policy(worlds.preferring(model).preference)[1]
         for label, model in models.items()
     }
     margin = differences(worlds.reward)
-    sizes = torch.linspace(0, 1, 21, dtype=torch.float64)
-    circular = [
-        general_policy((margin + size * cycle(margin.shape[-1])).sigmoid())[1].mean()
-        for size in sizes
-    ]
-    noisy = [
-        general_policy(size * NOISE + (1 - 2 * size * NOISE) * margin.sigmoid())[1].mean()
-        for size in sizes
-    ]
+    sizes = torch.linspace(0, 1, 21, dtype=torch.float64)[:, None, None, None, None]
+    circular, noisy = (
+        general_policy(preferences)[1].mean((-1, -2))
+        for preferences in (
+            (margin + sizes * cycle(margin.shape[-1])).sigmoid(),
+            sizes * NOISE + (1 - 2 * sizes * NOISE) * margin.sigmoid(),
+        )
+    )
     return Evidence(
         [
             equality("Eq. 24 gives the softmax of the reward",
-                     log_policy - log_normalised(worlds.reward)),
+                     log_policy - worlds.reward.log_softmax(-1)),
             equality("and its preferences are P*", misfit),
             *[
                 counterexample(f"preferences with {label} have a π_G", gap > SMALL)
@@ -214,7 +206,8 @@ def _general(setting: Setting) -> Evidence:
         ],
         Figure("No π_G: how far preferences are from having one",
                "departure from Bradley-Terry (share of the default)", "mean misfit (nats)",
-               [curve("label noise", sizes, noisy), curve("cycles", sizes, circular)]),
+               [curve("label noise", sizes.flatten(), noisy),
+                curve("cycles", sizes.flatten(), circular)]),
     )  # fmt: skip
 
 
@@ -237,22 +230,22 @@ def consistency(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     f"{PAPER}, Definition 5.5",
     "The greatest preference consistency is a sufficient condition of identical preferences.",
     "It is necessary, not sufficient: consistency sees the order of responses alone.",
+    draw=draw_worlds,
 )
-def _consistency(setting: Setting) -> Evidence:
-    worlds = draw_worlds(setting.worlds, seed=setting.seed)
+def _consistency(worlds: Worlds) -> Evidence:
     policy = worlds.log_policy.exp()
     drawn, margin = products(policy, policy), differences(worlds.reward)
     tempered = (2 * margin).sigmoid()
     powers = torch.linspace(0.1, 4, 40, dtype=torch.float64)
-    sharpened = [(power * margin).sigmoid() for power in powers]
-    apart = [(preference - worlds.preference).abs().mean() for preference in sharpened]
-    agreed = [consistency(p, worlds.preference, drawn).mean() for p in sharpened]
-    mean_gap = ((tempered - worlds.preference).abs() * drawn).sum((-1, -2))
+    sharpened = (powers[:, None, None, None, None] * margin).sigmoid()
+    agreed = consistency(sharpened, worlds.preference, drawn).mean((-1, -2))
+    apart = (sharpened - worlds.preference).abs().mean((-1, -2, -3, -4))
     return Evidence(
         [
             equality("π_G and its square have consistency 1",
                      consistency(worlds.preference, tempered, drawn) - 1),
-            counterexample("consistency 1 makes the preferences identical", mean_gap > SMALL),
+            counterexample("consistency 1 makes the preferences identical",
+                           ((tempered - worlds.preference).abs() * drawn).sum((-1, -2)) > SMALL),
         ],
         Figure("Consistency sees the order alone", "power of π_G", "",
                [curve("consistency with P*", powers, agreed),
@@ -260,20 +253,17 @@ def _consistency(setting: Setting) -> Evidence:
     )  # fmt: skip
 
 
-def _consistencies(
-    worlds: Worlds, distance: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # Exact and simplified consistency of π_θ, distinctness, and both of π_off.
+def _consistencies(worlds: Worlds, distance: float) -> list[Tensor]:
+    # Exact and simplified consistency of π_θ, distinctness, and first and last of π_off.
     policy, off = parted(worlds.log_policy, worlds.log_reference, distance)
     drawn = products(policy.exp(), off.exp())
     ahead, ahead_off = (differences(side).sigmoid() for side in (policy, off))
-    distinct, simple, distinct_off = (
-        (drawn * (chance > HALF)).sum((-1, -2)) for chance in (ahead, worlds.preference, ahead_off)
-    )
-    exact, exact_off = (
-        consistency(worlds.preference, chance, drawn) for chance in (ahead, ahead_off)
-    )
-    return exact, simple, distinct, exact_off, distinct_off
+    return [
+        consistency(worlds.preference, ahead, drawn),
+        *((drawn * (chance > HALF)).sum((-1, -2)) for chance in (worlds.preference, ahead)),
+        consistency(worlds.preference, ahead_off, drawn),
+        (drawn * (ahead_off > HALF)).sum((-1, -2)),
+    ]
 
 
 @check(
@@ -281,18 +271,17 @@ def _consistencies(
     f"{PAPER}, Eqs. 12 and 13",
     "Consistency with P* is the boundary score if π_θ and π_off are distinct.",
     "The error is at most 1 - distinctness.",
+    draw=partial(draw_worlds, responses=8),
 )
-def _simplified(setting: Setting) -> Evidence:
-    worlds = draw_worlds(setting.worlds, seed=setting.seed, responses=8)
-    distances = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+def _simplified(worlds: Worlds) -> Evidence:
     broken, broken_off, rows = [], [], []
-    for distance in distances:
+    for distance in DISTANCES:
         exact, simple, distinct, exact_off, overlap_off = _consistencies(worlds, distance)
-        broken.append((exact - simple).abs() > 1 - distinct + ROUNDING)
+        error = (exact - simple).abs()
+        broken.append(error > 1 - distinct + ROUNDING)
         broken_off.append((exact_off - (1 - simple)).abs() > overlap_off + ROUNDING)
-        calls = (exact.mean(-1) > exact_off.mean(-1)) != (simple.mean(-1) > 1 / 2)
-        means = [distinct, (exact - simple).abs(), 1 - distinct, calls.double()]
-        rows.append([float(mean.mean()) for mean in means])
+        calls = (exact.mean(-1) > exact_off.mean(-1)) != (simple.mean(-1) > HALF)
+        rows.append([v.double().mean() for v in (distinct, error, 1 - distinct, calls)])
     share, gap, bound, calls_wrong = (list(column) for column in zip(*rows, strict=True))
     limit, together = _consistencies(worlds, 60.0), _consistencies(worlds, 0.0)
     return Evidence(

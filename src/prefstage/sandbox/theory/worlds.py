@@ -11,6 +11,14 @@ from prefstage.losses import DPO
 PreferenceModel = Literal["bradley-terry", "noisy", "ties", "intransitive"]
 """How preferences follow from rewards; only the first is a Bradley-Terry model."""
 
+HALF = 0.5
+SMALL = 1e-6
+"""Values that differ by more are taken as different, whatever rounding does."""
+ROUNDING = 1e-12
+
+PAIRS_A_SIDE = 2
+"""Responses of each side to a prompt, as many as measuring takes."""
+
 NOISE = 0.1
 TIE_REACH = 0.7
 CYCLE = 1.5
@@ -28,6 +36,7 @@ class Worlds:
         reward: r(x, y). [worlds, prompts, responses].
         preference: P(y_i ≻ y_j | x). [worlds, prompts, responses, responses].
         beta: Pull towards the reference. [worlds, 1, 1], 1/nats.
+        seed: That they were drawn from.
     """
 
     log_policy: Tensor
@@ -35,6 +44,7 @@ class Worlds:
     reward: Tensor
     preference: Tensor
     beta: Tensor
+    seed: int
 
     @property
     def count(self) -> int:
@@ -54,6 +64,11 @@ def generator_of(seed: int) -> torch.Generator:
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
     """Standard normal numbers, float64. [*shape]."""
     return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    """Numbers in [0, 1), float64. [*shape]."""
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
 def differences(values: Tensor) -> Tensor:
@@ -82,16 +97,38 @@ def draw_worlds(
         The worlds; β is log-uniform in [0.05, 2].
     """
     generator = generator_of(seed)
-    shape = (count, prompts, responses)
-    policy, reference, reward = (spread * normal(generator, *shape) for _ in range(3))
-    share = torch.rand((count, 1, 1), generator=generator, dtype=torch.float64)
+    policy, reference, reward = (
+        spread * normal(generator, count, prompts, responses) for _ in range(3)
+    )
     return Worlds(
         log_policy=policy.log_softmax(-1),
         log_reference=reference.log_softmax(-1),
         reward=reward,
         preference=preference_of(reward, "bradley-terry"),
-        beta=0.05 * 40**share,
+        beta=0.05 * 40 ** uniform(generator, count, 1, 1),
+        seed=seed,
     )
+
+
+def verdict(gap: Tensor) -> Tensor:
+    """1 where the first response is better, ½ for a tie. Of the shape of `gap`."""
+    return (gap > 0).double() + HALF * (gap == 0)
+
+
+def draw_responses(chance: Tensor, asked: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw responses to prompts, `PAIRS_A_SIDE` to each, with replacement.
+
+    Args:
+        chance: π(y|x). [worlds, prompts, responses].
+        asked: Which prompts. [worlds, drawn].
+        generator: Of all draws.
+
+    Returns:
+        Which responses. [worlds, drawn, `PAIRS_A_SIDE`].
+    """
+    rows = torch.arange(len(asked))[:, None]
+    drawn = chance[rows, asked].flatten(0, 1).multinomial(PAIRS_A_SIDE, True, generator=generator)
+    return drawn.reshape(*asked.shape, PAIRS_A_SIDE)
 
 
 def preference_of(reward: Tensor, model: PreferenceModel) -> Tensor:
@@ -124,14 +161,9 @@ def cycle(responses: int) -> Tensor:
     return following - following.T
 
 
-def log_normalised(log_weights: Tensor) -> Tensor:
-    """Log-probs in proportion to weights, over the last axis."""
-    return log_weights.log_softmax(-1)
-
-
 def optimum(log_reference: Tensor, reward: Tensor, beta: Tensor) -> Tensor:
     """Log π* of the alignment objective: ``π* ∝ π_ref exp(r/β)`` (arXiv:2508.10530, Eq. 7)."""
-    return log_normalised(log_reference + reward / beta)
+    return (log_reference + reward / beta).log_softmax(-1)
 
 
 def parted(log_first: Tensor, log_second: Tensor, distance: float) -> tuple[Tensor, Tensor]:
@@ -147,8 +179,8 @@ def parted(log_first: Tensor, log_second: Tensor, distance: float) -> tuple[Tens
     """
     side = torch.ones(log_first.shape[-1], dtype=torch.float64)
     side[::2] = -1
-    towards = distance * side
-    return log_normalised(log_first + towards), log_normalised(log_second - towards)
+    side *= distance
+    return (log_first + side).log_softmax(-1), (log_second - side).log_softmax(-1)
 
 
 def kl(log_first: Tensor, log_second: Tensor) -> Tensor:
@@ -171,25 +203,24 @@ def labelled(first: Tensor, second: Tensor, preference: Tensor) -> Tensor:
     return (drawn + drawn.transpose(-1, -2)) * preference
 
 
-def dpo_loss(log_ratio: Tensor, beta: Tensor, joint: Tensor) -> Tensor:
+def dpo_loss(log_ratio: Tensor, beta: Tensor | float, joint: Tensor) -> Tensor:
     """Expected DPO loss by the library's `DPO`.
 
     Args:
         log_ratio: f = log π/π_ref, up to a constant a prompt. [worlds, prompts, responses].
-        beta: [worlds, 1, 1].
+        beta: [worlds, 1, 1], or one for all.
         joint: P(y_w = i, y_l = j). [worlds, prompts, responses, responses].
 
     Returns:
         The loss. [worlds, prompts].
     """
-    scaled = beta * log_ratio
-    chosen = scaled[..., :, None].expand(joint.shape).reshape(-1)
-    rejected = scaled[..., None, :].expand(joint.shape).reshape(-1)
-    losses = DPO(beta=1.0).of_ratios(chosen, rejected).reshape(joint.shape)
-    return (joint * losses).sum((-1, -2))
+    # The library takes items in one row: every two responses of every prompt are one.
+    scaled = (beta * log_ratio)[..., None].expand(joint.shape)
+    losses = DPO(beta=1.0).of_ratios(scaled.reshape(-1), scaled.mT.reshape(-1))
+    return (joint * losses.reshape(joint.shape)).sum((-1, -2))
 
 
-def dpo_gradient(log_ratio: Tensor, beta: Tensor, joint: Tensor) -> Tensor:
+def dpo_gradient(log_ratio: Tensor, beta: Tensor | float, joint: Tensor) -> Tensor:
     """Functional gradient of `dpo_loss` by f, from automatic differentiation.
 
     Args:
@@ -217,18 +248,15 @@ def dpo_optimum(joint: Tensor) -> Tensor:
     Returns:
         βf with mean 0. [..., responses].
     """
-    responses = joint.shape[-1]
     either = joint + joint.transpose(-1, -2)
-    ones = torch.ones(responses, responses, dtype=joint.dtype)
     scaled = joint.new_zeros(joint.shape[:-1])
     for _ in range(_NEWTON_STEPS):
         share = differences(scaled).sigmoid()
-        gradient = (either * share - joint).sum(-1)
         weight = either * share * (1 - share)
-        # The loss does not see a constant a prompt; ones give that direction curvature, so
+        # The loss does not see a constant a prompt; the 1 gives that direction curvature, so
         # that the system can be solved.
-        curvature = torch.diag_embed(weight.sum(-1)) - weight + ones
-        step = torch.linalg.solve(curvature, gradient)
+        curvature = torch.diag_embed(weight.sum(-1)) - weight + 1
+        step = torch.linalg.solve(curvature, (either * share - joint).sum(-1))
         # Far from the optimum the logistic curve is flat and a whole Newton step overshoots.
         size = step.abs().amax(-1, keepdim=True).clamp(min=_NEWTON_REACH)
         scaled = scaled - step * (_NEWTON_REACH / size)
