@@ -1,11 +1,39 @@
-"""What a page is made of: sections with tables, charts and notes."""
+"""What a page is made of: sections with tables, charts and notes.
 
-from collections.abc import Mapping, Sequence
+Charts are Vega-Lite: made from few words, compiled for the page, drawn for papers. Colours are
+names that begin with @: in the page the style sheet says what they are, by theme.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from prefstage.core.errors import MissingDependencyError
+from prefstage.core.files import atomic_path, write_text
+
 Cell = str | float | int | None
+Spec = dict[str, Any]
+Row = Mapping[str, Any]
 _LARGE, _SMALL = 1000.0, 0.001
+
+VL_VERSION = "v6.1"
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+_WIDTH, _SCALE = 640, 3.0
+# Vega measures its texts by the font's name before it places them: a generic name alone would be
+# measured as another font than the browser takes. The style sheet names the same fonts.
+_PAGE_FONT = 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif'
+_FONT = "DejaVu Sans, Helvetica, Arial, sans-serif"
+
+# Okabe and Ito's colours, which people of any colour vision can tell apart.
+LIGHT = {
+    **{"c1": "#0072B2", "c2": "#D55E00", "c3": "#009E73", "c4": "#CC79A7"},
+    **{"c5": "#56B4E9", "c6": "#E69F00", "c7": "#5B5EA6", "c8": "#777777"},
+    **{"right": "#0072B2", "lost": "#E69F00", "won": "#56B4E9", "wrong": "#D55E00"},
+    **{"ink": "#222222", "ink2": "#555555", "grid": "#dddddd", "paper": "#ffffff"},
+}
+PAGE = {name: f"var(--{name})" for name in LIGHT} | {"paper": "transparent"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +91,7 @@ class Section:
     notes: tuple[str, ...] = ()
 
 
-def tables(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> tuple[Table, ...]:
+def tables(caption: str, head: Iterable[str], rows: Sequence[Iterable[Cell]]) -> tuple[Table, ...]:
     """Make a table, if there is anything to put into it.
 
     Args:
@@ -77,20 +105,9 @@ def tables(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) ->
     return (Table(caption, tuple(head), tuple(tuple(map(shown, r)) for r in rows)),) if rows else ()
 
 
-def markdown_table(text: str, caption: str) -> tuple[tuple[Table, ...], list[str]]:
-    """Part a Markdown text into its table and the lines around it.
-
-    Args:
-        text: One table, and other lines.
-        caption: The table's.
-
-    Returns:
-        The table, if there is one, and the other lines that are not empty.
-    """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines if line[0] == "|"]
-    rows = [row for row in cells if not set("".join(row)) <= {"-", "|"}]
-    return tables(caption, rows[0] if rows else (), rows[1:]), [x for x in lines if x[0] != "|"]
+def table_of(caption: str, rows: Sequence[Mapping[str, Cell]]) -> tuple[Table, ...]:
+    """Likewise, of cells by the heading of their column, the same in every row."""
+    return tables(caption, rows[0] if rows else (), [row.values() for row in rows])
 
 
 def shown(value: Cell) -> str:
@@ -112,3 +129,193 @@ def percent(value: float | None, digits: int = 1) -> str:
 def between(interval: Sequence[float] | None, digits: int = 2) -> str:
     """An interval."""
     return "–" if interval is None else f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+
+
+# --- Charts ------------------------------------------------------------------------------------
+
+
+def quantity(field: str, title: str, **more: Any) -> Spec:
+    """A numeric channel.
+
+    Args:
+        field: Name of the field.
+        title: Of axis or legend.
+        more: As in Vega-Lite; `scale` starts at zero only if that says so.
+
+    Returns:
+        The channel.
+    """
+    scale = {"zero": False, **more.pop("scale", {})}
+    return {"field": field, "type": "quantitative", "title": title, "scale": scale, **more}
+
+
+def iterations(values: Sequence[Row]) -> Spec:
+    """The channel of iterations: a tick at each, and none between."""
+    known = sorted({int(row["iteration"]) for row in values})
+    return quantity("iteration", "iteration", axis={"values": known, "format": "d"})
+
+
+def series(field: str, names: Sequence[str], colours: Sequence[str] = ()) -> Spec:
+    """A colour by name; one series alone has no legend.
+
+    Args:
+        field: Name of the field.
+        names: Its values, in order.
+        colours: Of each, in place of the eight of the palette.
+
+    Returns:
+        The channel.
+    """
+    range_ = list(colours) or [f"@c{k % 8 + 1}" for k in range(len(names))]
+    scale = {"domain": list(names), "range": range_}
+    legend = {"title": None} if len(names) > 1 else None
+    return {"field": field, "type": "nominal", "scale": scale, "legend": legend}
+
+
+def series_of(field: str, values: Sequence[Row]) -> Spec:
+    """A colour for each value of a field that the rows hold."""
+    return series(field, list(dict.fromkeys(row[field] for row in values)))
+
+
+def layer(mark: Mapping[str, Any], head: Mapping[str, str] | None = None, **channels: Any) -> Spec:
+    """One layer of a chart.
+
+    Args:
+        mark: Its mark.
+        head: What pointing at a mark shows: title of each field.
+        channels: As in Vega-Lite's encoding, and `transform`.
+
+    Returns:
+        The layer.
+    """
+    more = {"transform": channels.pop("transform")} if "transform" in channels else {}
+    if head is not None:
+        channels["tooltip"] = [{"field": f, "title": t, "format": ""} for f, t in head.items()]
+    return {**more, "mark": dict(mark), "encoding": channels}
+
+
+def rule_at(value: float, *, axis: str = "y") -> Spec:
+    """A dashed line at a value of the "x" or "y" axis."""
+    return {
+        "data": {"values": [{"at": value}]},
+        **layer(
+            {"type": "rule", "strokeDash": [4, 4], "color": "@ink2"},
+            **{axis: {"field": "at", "type": "quantitative"}},
+        ),
+    }
+
+
+def charts(
+    name: str,
+    title: str,
+    alt: str,
+    values: Sequence[Row],
+    head: Mapping[str, str],
+    *layers: Spec,
+    height: int = 260,
+) -> tuple[Chart, ...]:
+    """A chart of layers over the same data, if there are any.
+
+    Args:
+        name: As of `Chart`.
+        title: As of `Chart`.
+        alt: As of `Chart`.
+        values: A row a mark.
+        head: Heading of the fields that the chart's table shows.
+        layers: Marks and encodings.
+        height: Pixels.
+
+    Returns:
+        The chart, as wide as the page lets it; nothing without values.
+    """
+    if not values:
+        return ()
+    spec = {
+        "$schema": _SCHEMA,
+        "width": "container",
+        "height": height,
+        "data": {"values": [dict(row) for row in values]},
+        "layer": list(layers),
+    }
+    rows = [map(row.get, head) for row in values]
+    return (Chart(name, title, alt, spec, *tables("The chart's figures", head.values(), rows)),)
+
+
+def themed(spec: Any, colours: Mapping[str, str]) -> Any:
+    """Put colours in place of their names.
+
+    Args:
+        spec: A specification or a part of it; data are left as they are.
+        colours: By name, without the @.
+
+    Returns:
+        The same with colours.
+    """
+    if isinstance(spec, Mapping):
+        # Data may be anything that people wrote: a text that begins with @ stays one.
+        return {key: v if key == "values" else themed(v, colours) for key, v in spec.items()}
+    if isinstance(spec, list | tuple):
+        return [themed(part, colours) for part in spec]
+    return colours[spec[1:]] if isinstance(spec, str) and spec.startswith("@") else spec
+
+
+def _configured(spec: Mapping[str, Any], font: str) -> Spec:
+    words = {"labelColor": "@ink2", "titleColor": "@ink", "labelFontSize": 12, "titleFontSize": 12}
+    lines = {"gridColor": "@grid", "domainColor": "@ink2", "tickColor": "@ink2"}
+    config = {
+        "font": font,
+        "background": "@paper",
+        "view": {"stroke": None},
+        "axis": {**words, **lines, "titleFontWeight": "normal"},
+        "legend": {**words, "orient": "top", "symbolOpacity": 1, "labelLimit": 400},
+        "line": {"strokeWidth": 2},
+        "point": {"filled": True, "size": 50},
+    }
+    return {**spec, "config": config}
+
+
+def _library() -> Any:
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise MissingDependencyError.of(
+            saw="a report, and no package vl_convert",
+            expected="vl-convert-python, which draws the charts",
+            cure="pip install 'prefstage[report]'",
+        ) from error
+    return vl_convert
+
+
+@cache
+def browser_library() -> str:
+    """Vega and its interpreter of expressions, for the page: sets ``window.vegaEmbed``."""
+    return str(_library().javascript_bundle(vl_version=VL_VERSION))
+
+
+def compiled(chart: Chart) -> Spec:
+    """A chart for the page: Vega, with the style sheet's colours."""
+    spec = themed(_configured(chart.spec, _PAGE_FONT), PAGE)
+    return dict(_library().vegalite_to_vega(spec, vl_version=VL_VERSION))
+
+
+def draw(drawn: Sequence[Chart], folder: Path) -> list[Path]:
+    """Draw charts as PNG and SVG, light, on white.
+
+    Args:
+        drawn: The charts.
+        folder: Gets ``NAME.png`` and ``NAME.svg`` of each.
+
+    Returns:
+        The files.
+    """
+    written = list[Path]()
+    for chart in drawn:
+        spec = themed(_configured({**chart.spec, "width": _WIDTH}, _FONT), LIGHT)
+        # not with_suffix: names hold what users call their data sets, with dots
+        png, svg = (folder / f"{chart.name}.{ending}" for ending in ("png", "svg"))
+        image = _library().vegalite_to_png(spec, vl_version=VL_VERSION, scale=_SCALE)
+        with atomic_path(png) as temporary:
+            temporary.write_bytes(image)
+        write_text(svg, _library().vegalite_to_svg(spec, vl_version=VL_VERSION))
+        written += [png, svg]
+    return written

@@ -1,8 +1,10 @@
 """`doctor`: what is here, what prefstage will do with a model, whether a job fits."""
 
+import asyncio
 import os
 import platform
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,14 +18,17 @@ from prefstage.core.outcome import Outcome
 
 if TYPE_CHECKING:
     from prefstage.judging import Judge
-    from prefstage.scoring.memory import JobSize, ModelShape
+    from prefstage.scoring.memory import JobSize
 
 _PACKAGES = ("prefstage", "torch", "transformers", "datasets", "peft", "trl", "vllm")
 _SERVER_TIMEOUT_S = 10.0
 _SMALL_SHARE = 0.25  # of the free memory: such a model is loaded without asking
 _MIB = 2**20
 _GIB = 2**30
+# Settings of a job and of a model; what is said of a model's shape.
 _OF_JOBS = ("batch", "responses", "prompt_tokens", "max_tokens")
+_OF_MODELS = ("dtype", "load", "chat_format", "job")
+_OF_SHAPES = ("architecture", "parameters", "layers", "dtype", "weight_bytes", "vocabulary")
 
 
 class DoctorConfig(Config):
@@ -87,12 +92,20 @@ def doctor(
     if model is not None:
         findings |= _model(str(model), config, size)
     if judge is not None:
-        findings["judge"] = _judge(judge)
+        from prefstage.judging import as_judge
+
+        asked = as_judge(judge)
+        findings["judge"] = {
+            "spec": str(judge),
+            "name": asked.name,
+            "fingerprint": asked.fingerprint,
+            "kind": "scores responses one by one" if asked.pointwise else "compares pairs",
+        }
     if server is not None:
-        findings["server"] = _server(server)
+        findings["server"] = {"url": server, "models": asyncio.run(_models_of(server))}
     if out is not None:
         write_json(Path(out), findings)
-    return Outcome(_summary(findings), findings, [] if out is None else [Path(out)])
+    return Outcome("\n".join(_lines(findings)), findings, [] if out is None else [Path(out)])
 
 
 def _job_size(model: str | Path | None, config: DoctorConfig) -> "JobSize | None":
@@ -100,8 +113,7 @@ def _job_size(model: str | Path | None, config: DoctorConfig) -> "JobSize | None
     from prefstage.scoring.memory import JobSize, check_dtype
 
     sizes = {name: size for name in _OF_JOBS if (size := getattr(config, name)) is not None}
-    of_model = ("dtype", "load", "chat_format", "job")
-    idle = [name for name in of_model if getattr(config, name) is not None]
+    idle = [name for name in _OF_MODELS if getattr(config, name) is not None]
     if model is None and idle:
         raise InputError.of(
             saw=f"--{idle[0].replace('_', '-')} without --model",
@@ -133,23 +145,19 @@ def _machine() -> dict[str, Any]:
     import psutil
     import torch
 
-    memory = psutil.virtual_memory()
+    memory, devices = psutil.virtual_memory(), []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        devices.append({"name": name, "memory_bytes": total, "memory_available_bytes": free})
     return {
         "system": platform.platform(),
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": memory.total,
         "memory_available_bytes": memory.available,
-        "devices": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "devices": devices,
     }
-
-
-def _gpu(index: int) -> dict[str, Any]:
-    import torch
-
-    free, total = torch.cuda.mem_get_info(index)
-    name = torch.cuda.get_device_name(index)
-    return {"name": name, "memory_bytes": total, "memory_available_bytes": free}
 
 
 def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str, Any]:
@@ -168,14 +176,16 @@ def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str,
     model = load_config(name)
     check_config(model, CAUSAL_LM, name)
     on_gpu = torch.cuda.is_available()
-    shape = ModelShape.of_config(model, dtype=config.dtype or _usual_dtype(model, on_gpu=on_gpu))
+    # As the scorer loads it: float32 on a CPU, the checkpoint's own on a GPU.
+    saved = str(getattr(model, "dtype", None) or "float32").removeprefix("torch.")
+    shape = ModelShape.of_config(model, dtype=config.dtype or (saved if on_gpu else "float32"))
     backend, reason = choose_backend(torch.device("cuda" if on_gpu else "cpu"))
     scoring: dict[str, Any] = {"backend": backend, "backend_reason": reason}
     small = shape.weight_bytes <= _room(0)["available_bytes"] * _SMALL_SHARE
     if config.load or (config.load is None and Path(name).is_dir() and small):
-        scoring |= _try_layout(name, shape)
+        scoring |= _try_layout(name, shape.dtype)
     findings: dict[str, Any] = {
-        "model": {"name": name, **_described(shape)},
+        "model": {"name": name, **{field: getattr(shape, field) for field in _OF_SHAPES}},
         "scoring": scoring,
         "chat": _chat(name, config.chat_format),
     }
@@ -195,26 +205,13 @@ def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str,
     return findings
 
 
-def _usual_dtype(config: Any, *, on_gpu: bool) -> str:
-    """As the scorer loads it: float32 on a CPU, the checkpoint's own on a GPU."""
-    dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return dtype if on_gpu else "float32"
-
-
-def _described(shape: "ModelShape") -> dict[str, Any]:
-    names = ("architecture", "parameters", "layers", "dtype", "weight_bytes", "vocabulary")
-    return {name: getattr(shape, name) for name in names}
-
-
-def _try_layout(name: str, shape: "ModelShape") -> dict[str, Any]:
+def _try_layout(name: str, dtype: str) -> dict[str, Any]:
     """Load the model and let the scorer choose, with its trial against the plain forward."""
-    import warnings
-
     from prefstage.scoring import Scorer
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the layout's reason says it
-        scorer = Scorer.load(name, dtype=shape.dtype)
+        scorer = Scorer.load(name, dtype=dtype)
     return {
         "layout": scorer.layout_choice.layout,
         "layout_reason": scorer.layout_choice.reason,
@@ -243,86 +240,71 @@ def _room(needed: int) -> dict[str, Any]:
     import psutil
 
     machine = _machine()
-    gpus = machine["devices"]
-    available = sum(gpu["memory_available_bytes"] for gpu in gpus)
+    devices = machine["devices"] or [machine]
+    available = sum(device["memory_available_bytes"] for device in devices)
     return {
         "libraries_bytes": psutil.Process().memory_info().rss,
-        "device": "GPU" if gpus else "CPU",
-        "available_bytes": available if gpus else machine["memory_available_bytes"],
-        "fits": needed <= (available if gpus else machine["memory_available_bytes"]),
+        "device": "GPU" if machine["devices"] else "CPU",
+        "available_bytes": available,
+        "fits": needed <= available,
     }
 
 
-def _judge(spec: "str | Path | Judge") -> dict[str, Any]:
-    from prefstage.judging import as_judge
-
-    judge = as_judge(spec)
-    kind = "scores responses one by one" if judge.pointwise else "compares pairs"
-    return {"spec": str(spec), "name": judge.name, "fingerprint": judge.fingerprint, "kind": kind}
-
-
-def _server(url: str) -> dict[str, Any]:
-    import asyncio
-
+async def _models_of(url: str) -> list[str]:
     from prefstage.serving import ServerClient
 
-    async def ask() -> list[str]:
-        async with ServerClient(url, timeout_s=_SERVER_TIMEOUT_S, retries=0) as client:
-            return await client.models()
-
-    return {"url": url, "models": asyncio.run(ask())}
+    async with ServerClient(url, timeout_s=_SERVER_TIMEOUT_S, retries=0) as client:
+        return await client.models()
 
 
-def _summary(findings: Mapping[str, Any]) -> str:
-    versions = [f"{name} {number}" for name, number in findings["versions"].items() if number]
-    absent = [name for name, number in findings["versions"].items() if not number]
-    lines = [f"versions  {', '.join(versions)}"]
+def _lines(findings: Mapping[str, Any]) -> Iterator[str]:
+    versions, machine = findings["versions"], findings["machine"]
+    known = (f"{name} {number}" for name, number in versions.items() if number)
+    yield f"versions  {', '.join(known)}"
+    absent = [name for name, number in versions.items() if not number]
     if absent:
-        lines.append(f"          not installed: {', '.join(absent)}")
-    lines += _machine_lines(findings["machine"])
-    if "model" in findings:
-        lines += _model_lines(findings)
-    if "job" in findings:
-        lines += _job_lines(findings["job"])
-    if judge := findings.get("judge"):
-        lines.append(f"judge     {judge['name']}: {judge['kind']} ({judge['fingerprint']})")
-    if server := findings.get("server"):
-        lines.append(f"server    {server['url']} offers {', '.join(server['models']) or 'nothing'}")
-    return "\n".join(lines)
-
-
-def _machine_lines(machine: Mapping[str, Any]) -> list[str]:
-    gpus = [
+        yield f"          not installed: {', '.join(absent)}"
+    yield (
+        f"system    {machine['system']}, {machine['cpus']} CPUs, "
+        f"torch uses {machine['torch_threads']} threads"
+    )
+    yield (
+        f"memory    {_size(machine['memory_bytes'])}, "
+        f"{_size(machine['memory_available_bytes'])} available"
+    )
+    yield from (
         f"GPU {index}    {gpu['name']}, {_size(gpu['memory_bytes'])}, "
         f"{_size(gpu['memory_available_bytes'])} free"
         for index, gpu in enumerate(machine["devices"])
-    ]
+    )
+    if not machine["devices"]:
+        yield "GPU       none"
+    if "model" in findings:
+        yield from _model_lines(findings["model"], findings["scoring"], findings["chat"])
+    if "job" in findings:
+        yield from _job_lines(findings["job"])
+    if judge := findings.get("judge"):
+        yield f"judge     {judge['name']}: {judge['kind']} ({judge['fingerprint']})"
+    if server := findings.get("server"):
+        yield f"server    {server['url']} offers {', '.join(server['models']) or 'nothing'}"
+
+
+def _model_lines(
+    model: Mapping[str, Any], scoring: Mapping[str, Any], chat: Mapping[str, Any]
+) -> list[str]:
+    layout, ending = "tried when the model is loaded; --load tries it now", "unknown: {reason}"
+    if "layout" in scoring:
+        layout = f"{scoring['layout']}: {scoring['layout_reason']}"
+    if chat["known"]:
+        ending = "{format}; a response ends with {end_of_turn!r}"
     return [
-        f"system    {machine['system']}, {machine['cpus']} CPUs, "
-        f"torch uses {machine['torch_threads']} threads",
-        f"memory    {_size(machine['memory_bytes'])}, "
-        f"{_size(machine['memory_available_bytes'])} available",
-        *(gpus or ["GPU       none"]),
-    ]
-
-
-def _model_lines(findings: Mapping[str, Any]) -> list[str]:
-    model, scoring, chat = findings["model"], findings["scoring"], findings["chat"]
-    lines = [
         f"model     {model['name']}: {model['architecture']}, "
         f"{model['parameters']:,} parameters, {model['layers']} layers, "
         f"{_size(model['weight_bytes'])} in {model['dtype']}",
         f"attention {scoring['backend']}: {scoring['backend_reason']}",
+        f"layout    {layout}",
+        f"chat      {ending.format_map(chat)}",
     ]
-    if "layout" in scoring:
-        lines.append(f"layout    {scoring['layout']}: {scoring['layout_reason']}")
-    else:
-        lines.append("layout    tried when the model is loaded; --load tries it now")
-    if chat["known"]:
-        lines.append(f"chat      {chat['format']}; a response ends with {chat['end_of_turn']!r}")
-    else:
-        lines.append(f"chat      unknown: {chat['reason']}")
-    return lines
 
 
 def _job_lines(job: Mapping[str, Any]) -> list[str]:

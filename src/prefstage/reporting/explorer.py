@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prefstage.core.errors import DataError
@@ -82,28 +83,28 @@ def rows_of(table: pa.Table, part: str) -> PairRows:
     Returns:
         Its pairs, in order.
     """
-    optional = ("gap", "score_chosen", "score_rejected", "agreement", "label_flipped", *NAMES[1:])
-    unknown = [None] * table.num_rows
-    known = {n: table[n].to_pylist() if n in table.column_names else unknown for n in optional}
-    scores = zip(known["score_chosen"], known["score_rejected"], strict=True)
-    differences = [None if a is None or b is None else a - b for a, b in scores]
-    votes = [None if share is None else 1.0 - share for share in known["agreement"]]
-    # of a pair that a judge labelled anew there are no votes: all of them, if it turned the label
-    turned = [None if flip is None else float(flip) for flip in known["label_flipped"]]
+
+    def column(name: str) -> pa.ChunkedArray:
+        return table[name] if name in table.column_names else pa.nulls(table.num_rows)
+
+    gap, chosen, rejected, agreement, flipped = (
+        pc.cast(column(name), pa.float64())
+        for name in ("gap", "score_chosen", "score_rejected", "agreement", "label_flipped")
+    )
     prompts, *responses = (table[name].to_pylist() for name in TEXTS)
     texts = [[plain_prompt(tuple(prompt)) for prompt in prompts]]
     texts += [["\n\n".join(content_of(dict(m)) for m in r) for r in side] for side in responses]
     return PairRows(
         part,
         dict(zip(TEXTS, texts, strict=True)),
-        {"gap": _first(known["gap"], differences), "disagreement": _first(votes, turned)},
-        {name: known[name] for name in NAMES[1:]},
+        {
+            "gap": pc.coalesce(gap, pc.subtract(chosen, rejected)).to_pylist(),
+            # of a pair that a judge labelled anew there are no votes: all of them, if it turned
+            # the label
+            "disagreement": pc.coalesce(pc.subtract(1.0, agreement), flipped).to_pylist(),
+        },
+        {name: column(name).to_pylist() for name in NAMES[1:]},
     )
-
-
-def _first(*columns: Sequence[float | None]) -> list[float | None]:
-    rows = zip(*columns, strict=True)
-    return [next((value for value in row if value is not None), None) for row in rows]
 
 
 def with_dynamics(rows: PairRows, dynamics: pa.Table, positions: Sequence[int]) -> PairRows:
@@ -117,13 +118,12 @@ def with_dynamics(rows: PairRows, dynamics: pa.Table, positions: Sequence[int]) 
     Returns:
         The pairs with log-ratio, loss and group where known.
     """
-    columns = {"ratio": "reference_log_ratio", "loss": "loss", "group": "group"}
-    full: dict[str, list[Any]] = {name: [None] * len(rows) for name in columns}
-    for name, column in columns.items():
-        for position, value in zip(positions, dynamics[column].to_pylist(), strict=True):
-            full[name][position] = value
-    group = {"group": full.pop("group")}
-    return replace(rows, numbers={**rows.numbers, **full}, names={**rows.names, **group})
+    full = dict[str, list[Any]]()
+    for name, column in (("ratio", "reference_log_ratio"), ("loss", "loss"), ("group", "group")):
+        known = dict(zip(positions, dynamics[column].to_pylist(), strict=True))
+        full[name] = [known.get(position) for position in range(len(rows))]
+    names = {**rows.names, "group": full.pop("group")}
+    return replace(rows, numbers={**rows.numbers, **full}, names=names)
 
 
 def pairs_of_annotations(rows: Sequence[Mapping[str, Any]], part: str) -> PairRows:
@@ -139,15 +139,13 @@ def pairs_of_annotations(rows: Sequence[Mapping[str, Any]], part: str) -> PairRo
     """
     decided = [row for row in rows if row.get("preference") is not None]
     chosen = [2 if row["preference"] >= _DRAW else 1 for row in decided]
-    sides = {"chosen": chosen, "rejected": [3 - side for side in chosen]}
-
-    def of(field: str, side: str) -> list[Any]:
-        return [row[f"{field}_{k}"] for row, k in zip(decided, sides[side], strict=True)]
-
     texts = {"prompt": [row["instruction"] for row in decided]}
-    texts |= {side: of("output", side) for side in sides}
+    writers = dict[str, list[str]]()
+    for side, numbers in (("chosen", chosen), ("rejected", [3 - number for number in chosen])):
+        of = list(zip(decided, numbers, strict=True))
+        texts[side] = [row[f"output_{number}"] for row, number in of]
+        writers[f"source_{side}"] = [row[f"generator_{number}"] for row, number in of]
     gaps = [2.0 * abs(row["preference"] - _DRAW) for row in decided]
-    writers = {f"source_{side}": of("generator", side) for side in sides}
     return PairRows(part, texts, {"gap": gaps}, writers)
 
 

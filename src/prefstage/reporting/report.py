@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
@@ -19,28 +19,33 @@ from prefstage.core.errors import InputError
 from prefstage.core.files import atomic_path
 from prefstage.core.outcome import Outcome
 from prefstage.core.results import read_result
-from prefstage.reporting.blocks import Chart
-from prefstage.reporting.evaluations import read_evaluated
+from prefstage.reporting.blocks import Chart, browser_library, compiled, draw
 from prefstage.reporting.explorer import pack
-from prefstage.reporting.measurements import read_measured
+from prefstage.reporting.measured import read_evaluated, read_measured
 from prefstage.reporting.runs import Part, Run, read_json
 from prefstage.reporting.sections import explored, headline, lacking, read_built, sections_of
 from prefstage.reporting.trainings import read_trained
-from prefstage.reporting.vega import browser_library, compiled, draw
 
 _ASSETS = "prefstage.reporting"
 _LONE = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"^[-+–]?[\d,. ]*( ?(%|s|min|h))?$")
 
-# By kind of part: the file with its results, and what makes the part of it.
-KINDS: dict[str, tuple[str, Callable[..., Part]]] = {
-    "align": ("align.json", Part),
-    "experiment": ("experiment.json", Part),
-    "diagnose": ("report.json", Part),
-    "measure": ("stage.json", read_measured),
-    "build": ("build.json", read_built),
-    "train": ("train.json", read_trained),
-    "evaluate": ("evaluation.json", read_evaluated),
+# By kind of part: the file with its results.
+FILES = {
+    "align": "align.json",
+    "experiment": "experiment.json",
+    "diagnose": "report.json",
+    "measure": "stage.json",
+    "build": "build.json",
+    "train": "train.json",
+    "evaluate": "evaluation.json",
+}
+# What else of a part's folder the page shows: fields of `Part`.
+READERS: Mapping[str, Callable[[Part], dict[str, Any]]] = {
+    "measure": read_measured,
+    "build": read_built,
+    "train": read_trained,
+    "evaluate": read_evaluated,
 }
 
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
@@ -197,23 +202,24 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 def _read(folder: Path) -> Run:
     result = read_result(folder)
-    config, file = folder / "config.yaml", ""
+    config = folder / "config.yaml"
     # Of several steps of one kind in an iteration the last one is the iteration's result (as the
     # mixed pairs after the off-policy ones that they are made of); the others only cost.
     last = {(part["iteration"], part["kind"]): part for part in result["parts"]}
     parts = list[Part]()
     for entry in result["parts"]:
-        file, make = KINDS.get(entry["kind"], ("", Part))
-        values = {**entry, "folder": folder / entry["folder"]}
+        kind, where = entry["kind"], folder / entry["folder"]
         try:
-            if file and entry is last[entry["iteration"], entry["kind"]]:
-                text = (values["folder"] / file).read_text(encoding="utf-8")
-                parts.append(make(**values, result=json.loads(text)))
-            else:
-                parts.append(Part(**values))
+            part = Part(**{**entry, "folder": where})
+            if kind in FILES and entry is last[entry["iteration"], kind]:
+                file = where / FILES[kind]
+                part = replace(part, result=json.loads(file.read_text(encoding="utf-8")))
+                more = READERS[kind](part) if kind in READERS else {}
+                part = replace(part, **more)
+            parts.append(part)
         except (KeyError, TypeError, AttributeError, ValueError, FileNotFoundError) as error:
             raise InputError.of(
-                saw=f"{values['folder'] / file}, or a file that it names, is not as it was "
+                saw=f"{where / FILES.get(kind, '')}, or a file that it names, is not as it was "
                 f"written ({error!r})",
                 expected=f"the results of `prefstage {result['command']}`",
                 cure="repeat the command with the same --out, which makes damaged results anew",
@@ -239,22 +245,20 @@ def _scripts(*, charts: bool, pairs: bool) -> list[Markup]:
     names = ["page.js", *(["charts.js"] if charts else []), *(["explorer.js"] if pairs else [])]
     # An HTML parser ends a script at </script and changes its mode at <!--, even within a string;
     # \x3c is the same character to JavaScript.
-    escaped = (
-        re.sub(r"<(?=/script|!--)", r"\\x3c", text, flags=re.IGNORECASE)
+    return [
+        Markup(re.sub(r"<(?=/script|!--)", r"\\x3c", text, flags=re.IGNORECASE))
         for text in (*texts, *map(_asset, names))
-    )
-    return list(map(Markup, escaped))
+    ]
 
 
 def _policy(scripts: Sequence[str]) -> str:
     # The browser runs these scripts, known by their hashes, and loads nothing: whatever a data
     # set holds, nothing of it is executed, even if a text should slip through the escaping.
-    known = " ".join(
+    hashes = (
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts
     )
-    hashes = known or "'none'"
     return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )

@@ -4,7 +4,34 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefstage.reporting.blocks import Row
+from prefstage.reporting.explorer import PairRows
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """What a training did to the rankings of fixed pairs.
+
+    Attributes:
+        beta: β of losses and thresholds, 1/nats.
+        sets: Names of the sets of pairs.
+        metrics: The aggregates of each recorded step, up to the model that was exported.
+        last: A row a pair, at the last of these steps.
+    """
+
+    beta: float
+    sets: Sequence[str]
+    metrics: Sequence[Mapping[str, float]]
+    last: pa.Table
+
+    def of(self, name: str) -> pa.Table:
+        """The rows of one set at the last step."""
+        return self.last.filter(pc.equal(self.last["set"], name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +44,14 @@ class Part:
         folder: Where it lies.
         result: The JSON file of that kind, such as stage.json; empty where a page shows nothing
             of the kind but its costs.
+        looks: Of a measurement, how the interval narrowed: "prompts", "score", "low" and
+            "high"; empty where the prompts' scores are not on file.
+        history: Of a training, what the trainer logged.
+        dynamics: Of a training's pairs, if they were recorded.
+        pairs: Of a build, by its parts ("" for the one part of a step of the loop); of an
+            evaluation, the answers that were compared. What is not on file is not there.
+        distinct: Of an evaluation, share of different 1-grams and 2-grams in all answers, by
+            model.
         seconds: What a step took when it was done; None where that is not on file, or counted
             with an earlier iteration.
         costs: Judgments, answers and tokens that it bought then.
@@ -25,12 +60,14 @@ class Part:
     kind: str
     iteration: int
     folder: Path
-    result: Mapping[str, Any] = field(default_factory=dict)
+    result: Row = field(default_factory=dict)
+    looks: Sequence[Row] = ()
+    history: Sequence[Row] = ()
+    dynamics: Dynamics | None = None
+    pairs: Sequence[tuple[str, PairRows]] = ()
+    distinct: Mapping[str, Sequence[float]] = field(default_factory=dict)
     seconds: float | None = None
     costs: Mapping[str, int] = field(default_factory=dict)
-
-
-P = TypeVar("P", bound=Part)
 
 
 @dataclass(frozen=True)
@@ -53,20 +90,16 @@ class Run:
     facts: Mapping[str, str]
     parts: Sequence[Part]
     config: str
-    manifest: Mapping[str, Any]
+    manifest: Row
 
-    def of(self, kind: type[P]) -> list[P]:
-        """The parts of one type, in order."""
-        return [part for part in self.parts if isinstance(part, kind)]
-
-    def results(self, kind: str) -> list[Mapping[str, Any]]:
-        """The results of the parts of a kind, in order."""
-        return [part.result for part in self.parts if part.kind == kind and part.result]
+    def of(self, kind: str) -> list[Part]:
+        """The parts of one kind that have a result, in order."""
+        return [part for part in self.parts if part.kind == kind and part.result]
 
     @property
-    def iterations(self) -> list[Mapping[str, Any]]:
+    def iterations(self) -> list[Row]:
         """The rows of align.json; nothing of other commands."""
-        return [row for result in self.results("align") for row in result["iterations"]]
+        return [row for part in self.of("align") for row in part.result["iterations"]]
 
 
 def label(run: Run, part: Part, runs: Sequence[Run]) -> str:
@@ -80,14 +113,14 @@ def label(run: Run, part: Part, runs: Sequence[Run]) -> str:
     Returns:
         Such as "iteration 2", "run: iteration 2", or the run's name alone.
     """
-    what = f"iteration {part.iteration}" if part.iteration else "before the loop"
     if run.command != "align":
         return run.name
+    what = f"iteration {part.iteration}" if part.iteration else "before the loop"
     return f"{run.name}: {what}" if len(runs) > 1 else what
 
 
-def labelled(runs: Sequence[Run], kind: type[P]) -> list[tuple[str, P]]:
-    """All parts of a type, with their labels."""
+def labelled(runs: Sequence[Run], kind: str) -> list[tuple[str, Part]]:
+    """All parts of a kind that have a result, with their labels."""
     return [(label(run, part, runs), part) for run in runs for part in run.of(kind)]
 
 

@@ -1,8 +1,7 @@
 """Trainings: loss, what they did to the rankings of fixed pairs, intra-diversity."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,23 @@ from prefstage.core.errors import DataError, PrefstageError
 from prefstage.data.loading import load_pairs
 from prefstage.data.settings import ReadOptions
 from prefstage.diagnosing.flips import FLIP_GROUPS, fluctuation_range
-from prefstage.reporting.blocks import Chart, Section, Table, percent, tables
+from prefstage.reporting.blocks import (
+    Chart,
+    Row,
+    Section,
+    Spec,
+    Table,
+    charts,
+    layer,
+    percent,
+    quantity,
+    series,
+    series_of,
+    table_of,
+    tables,
+)
 from prefstage.reporting.explorer import PairRows, rows_of, with_dynamics
-from prefstage.reporting.runs import Part, Run, label, labelled, read_json
-from prefstage.reporting.vega import Spec, charts, layer, quantity, series
+from prefstage.reporting.runs import Dynamics, Part, Run, label, labelled, read_json
 from prefstage.training.dynamics.pairs import metric_name
 from prefstage.training.dynamics.records import ABOUT, read_dynamics, read_metrics
 from prefstage.training.export import describe_exported, describe_steps
@@ -32,50 +44,15 @@ _CURVE = 120
 _POINTS = 2000
 
 
-@dataclass(frozen=True)
-class Dynamics:
-    """What a training did to the rankings of fixed pairs.
-
-    Attributes:
-        beta: β of losses and thresholds, 1/nats.
-        sets: Names of the sets of pairs.
-        metrics: The aggregates of each recorded step, up to the model that was exported.
-        last: A row a pair, at the last of these steps.
-    """
-
-    beta: float
-    sets: Sequence[str]
-    metrics: Sequence[Mapping[str, float]]
-    last: pa.Table
-
-    def of(self, name: str) -> pa.Table:
-        """The rows of one set at the last step."""
-        return self.last.filter(pc.equal(self.last["set"], name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained(Part):
-    """One training.
-
-    Attributes:
-        history: What the trainer logged.
-        dynamics: Of its pairs, if they were recorded.
-    """
-
-    history: Sequence[Mapping[str, Any]]
-    dynamics: Dynamics | None
-
-
-def read_trained(**part: Any) -> Trained:
-    """A training: train.json, history.json and the dynamics."""
-    folder, result = part["folder"], part["result"]
+def read_trained(part: Part) -> dict[str, Any]:
+    """A training's history, and the dynamics of its pairs."""
+    folder, result = part.folder, part.result
     exported = result.get("exported_step", result["steps"])
     known = (folder / DYNAMICS / ABOUT).is_file()
-    return Trained(
-        **part,
-        history=read_json(folder / HISTORY).get("history", ()),
-        dynamics=_read_dynamics(folder / DYNAMICS, exported) if known else None,
-    )
+    return {
+        "history": read_json(folder / HISTORY).get("history", ()),
+        "dynamics": _read_dynamics(folder / DYNAMICS, exported) if known else None,
+    }
 
 
 def _read_dynamics(folder: Path, exported: int) -> Dynamics:
@@ -100,7 +77,7 @@ def followed_pairs(run: Run) -> tuple[list[PairRows], list[tuple[str, str]]]:
     settings = yaml.safe_load(run.config) or {}
     pairs, lacks = list[PairRows](), list[tuple[str, str]]()
     sources = {TRAIN_SET: settings.get("data"), **(settings.get("eval") or {})}
-    dynamics = run.of(Trained)[0].dynamics
+    dynamics = run.of("train")[0].dynamics
     for name, source in sources.items():
         table = dynamics and dynamics.of(name)
         if source and table:
@@ -111,7 +88,7 @@ def followed_pairs(run: Run) -> tuple[list[PairRows], list[tuple[str, str]]]:
     return pairs, lacks
 
 
-def _followed(source: Mapping[str, Any], dynamics: pa.Table, title: str) -> PairRows:
+def _followed(source: Row, dynamics: pa.Table, title: str) -> PairRows:
     options = {name: source[name] for name in ReadOptions.model_fields if source.get(name)}
     rows, wanted = load_pairs(source["path"], **options), dynamics["pair"].to_pylist()
     known = rows.dataset.select([k for k in wanted if k < len(rows)]).with_format("arrow")[:]
@@ -122,30 +99,29 @@ def _followed(source: Mapping[str, Any], dynamics: pa.Table, title: str) -> Pair
             expected="the training data",
             cure="train again to see them",
         )
-    shown = rows_of(known, title)
-    return with_dynamics(shown, dynamics, range(len(shown)))
+    return with_dynamics(rows_of(known, title), dynamics, range(len(known)))
 
 
 def training_section(runs: Sequence[Run]) -> Section:
     """Steps, losses and notes of all trainings."""
-    trainings = [(name, part.result) for name, part in labelled(runs, Trained)]
-    head = ("training", "items", "epochs", "steps", "tokens", "mean loss", "first", "last")
-    losses = ("train_loss", "first_loss", "last_loss")
+    trainings = [(name, part.result) for name, part in labelled(runs, "train")]
     rows = [
-        [
-            name,
-            r["items"],
-            r["epochs"],
-            describe_steps(r),
-            r["tokens"],
-            *(r[loss] for loss in losses),
-        ]
-        for name, r in trainings
+        {
+            "training": name,
+            "items": result["items"],
+            "epochs": result["epochs"],
+            "steps": describe_steps(result),
+            "tokens": result["tokens"],
+            "mean loss": result["train_loss"],
+            "first": result["first_loss"],
+            "last": result["last_loss"],
+        }
+        for name, result in trainings
     ]
     notes = [f"{name}: {note}" for name, result in trainings for note in result["notes"]]
     exports = ((name, describe_exported(result)) for name, result in trainings)
     notes += [f"{name}: exported: {export}" for name, export in exports if export is not None]
-    table = tables("Trainings", head, rows)
+    table = table_of("Trainings", rows)
     return Section("training", "Training", "", _losses(runs), table, tuple(notes))
 
 
@@ -157,16 +133,15 @@ def _losses(runs: Sequence[Run]) -> tuple[Chart, ...]:
             "loss": line["loss"],
             "accuracy": line.get("rewards/accuracies"),
         }
-        for name, part in labelled(runs, Trained)
+        for name, part in labelled(runs, "train")
         for line in part.history
         if "loss" in line
     ]
     head = {"series": "training", "step": "step", "loss": "loss", "accuracy": "reward accuracy"}
-    ends = _from_first_to_last(values, "loss")
     return charts(
         "loss",
         "Training loss",
-        f"Training loss by optimiser step. {ends}.",
+        f"Training loss by optimiser step. {_from_first_to_last(values, 'loss')}.",
         values,
         head,
         layer(
@@ -174,27 +149,29 @@ def _losses(runs: Sequence[Run]) -> tuple[Chart, ...]:
             head,
             x=quantity("step", "optimiser step", axis={"tickMinStep": 1}),
             y=quantity("loss", "training loss"),
-            color=_by_series(values),
+            color=series_of("series", values),
         ),
     )
 
 
-def _by_series(values: Sequence[Mapping[str, Any]]) -> Spec:
-    return series("series", list(dict.fromkeys(row["series"] for row in values)))
-
-
-def _from_first_to_last(values: Sequence[Mapping[str, Any]], field: str) -> str:
-    courses: dict[str, list[float]] = {}
+# The values of a field, by series.
+def _courses(values: Sequence[Row], field: str) -> dict[str, list[float]]:
+    courses = dict[str, list[float]]()
     for row in values:
         courses.setdefault(row["series"], []).append(row[field])
-    return "; ".join(f"{name}: {c[0]:.3g} to {c[-1]:.3g}" for name, c in courses.items())
+    return courses
+
+
+def _from_first_to_last(values: Sequence[Row], field: str) -> str:
+    courses = _courses(values, field).items()
+    return "; ".join(f"{name}: {c[0]:.3g} to {c[-1]:.3g}" for name, c in courses)
 
 
 def dynamics_section(runs: Sequence[Run]) -> Section:
     """Flip dynamics, and the loss against the reference log-ratio with the threshold."""
     drawn, table = list[Chart](), list[Table]()
     for number, run in enumerate(runs, start=1):
-        for part, dynamics in ((p, p.dynamics) for p in run.of(Trained) if p.dynamics):
+        for part, dynamics in ((p, p.dynamics) for p in run.of("train") if p.dynamics):
             for name in dynamics.sets:
                 where = f"{label(run, part, runs)}, {name} pairs"
                 anchor = f"{number}-{part.iteration}-{name}"
@@ -202,18 +179,25 @@ def dynamics_section(runs: Sequence[Run]) -> Section:
                 title = f"Loss against the reference log-ratio: {where}"
                 drawn += _threshold(dynamics, name, title, anchor)
                 last = dynamics.metrics[-1]
-                groups = _groups(last, name)
-                rows = [[g["group"], percent(g["share"]), g["loss"], g["margins"]] for g in groups]
-                head = ("group", "share", "mean DPO loss", "mean margin")
-                table += tables(f"{where}, step {last['step']:.0f}", head, rows)
+                rows = [
+                    {
+                        "group": group["group"],
+                        "share": percent(group["share"]),
+                        "mean DPO loss": group["loss"],
+                        "mean margin": group["margins"],
+                    }
+                    for group in _groups(last, name)
+                ]
+                table += table_of(f"{where}, step {last['step']:.0f}", rows)
     text = (
         "How the reference and the policy rank the followed pairs: right means that the chosen "
         "response is at least as likely. A pair is ranked rightly if and only if its DPO loss is "
         "at most -log σ(βc), c the reference log-ratio log π_ref(rejected) - log π_ref(chosen): "
         "points above the curve are ranked wrongly, however small their loss."
     )
-    title = "What training did to the rankings"
-    return Section("dynamics", title, text, tuple(drawn), tuple(table))
+    return Section(
+        "dynamics", "What training did to the rankings", text, tuple(drawn), tuple(table)
+    )
 
 
 def _prefix(name: str) -> str:
@@ -244,16 +228,21 @@ def _flips(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Char
     head |= {"loss": "mean DPO loss", "margins": "mean margin"}
     last = [row for row in values if row["step"] == values[-1]["step"]]
     shares = ", ".join(f"{row['group']} {100 * row['share']:.1f} %" for row in last)
-    area = layer(
-        {"type": "area", "opacity": 0.85},
+    return charts(
+        f"flips-{anchor}",
+        title,
+        f"Shares of the four flip groups over training. At the last step: {shares}.",
+        values,
         head,
-        x=quantity("step", "optimiser step"),
-        y=quantity("share", "share of pairs", stack="zero", axis={"format": "%"}),
-        color=_group_colours(),
-        order={"field": "order"},
+        layer(
+            {"type": "area", "opacity": 0.85},
+            head,
+            x=quantity("step", "optimiser step"),
+            y=quantity("share", "share of pairs", stack="zero", axis={"format": "%"}),
+            color=_group_colours(),
+            order={"field": "order"},
+        ),
     )
-    alt = f"Shares of the four flip groups over training. At the last step: {shares}."
-    return charts(f"flips-{anchor}", title, alt, values, head, area)
 
 
 def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Chart, ...]:
@@ -293,30 +282,37 @@ def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[
     )
 
 
-def _intra_diversities(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """Mean of log π(chosen) - log π(rejected) of each training's first set, with its range."""
-    for name, dynamics in ((n, p.dynamics) for n, p in labelled(runs, Trained) if p.dynamics):
-        key = f"{_prefix(dynamics.sets[0])}intra_diversity"
-        for entry in dynamics.metrics:
-            if f"{key}/mean" in entry:
-                ends = {"low": entry.get(f"{key}/q05"), "high": entry.get(f"{key}/q95")}
-                yield {"series": name, "step": entry["step"], "mean": entry[f"{key}/mean"], **ends}
-
-
 def intra_diversity(runs: Sequence[Run]) -> tuple[tuple[Chart, ...], tuple[Table, ...]]:
-    """Intra-diversity over training: the chart with its 5 to 95 % range, and its table."""
-    recorded = list(_intra_diversities(runs))
+    """Mean of log π(chosen) - log π(rejected) of each training's first set over the training.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        The chart with its 5 to 95 % range, and its table.
+    """
+    recorded = list[dict[str, Any]]()
+    for name, dynamics in ((n, p.dynamics) for n, p in labelled(runs, "train") if p.dynamics):
+        key = f"{_prefix(dynamics.sets[0])}intra_diversity"
+        recorded += [
+            {
+                "series": name,
+                "step": entry["step"],
+                "mean": entry[f"{key}/mean"],
+                "low": entry.get(f"{key}/q05"),
+                "high": entry.get(f"{key}/q95"),
+            }
+            for entry in dynamics.metrics
+            if f"{key}/mean" in entry
+        ]
     values = [row for row in recorded if math.isfinite(row["mean"])]
-    means: dict[str, list[float]] = {}
-    for row in recorded:
-        means.setdefault(row["series"], []).append(row["mean"])
-    rows: list[list[Any]] = [[k, m[0], m[-1], fluctuation_range(m)] for k, m in means.items()]
     head = {"series": "training", "step": "step", "mean": "mean, nats"}
     head |= {"low": "5 %", "high": "95 %"}
-    x, colour = quantity("step", "optimiser step"), _by_series(values)
-    title = "log π(chosen) - log π(rejected), nats"
+    x, colour = quantity("step", "optimiser step"), series_of("series", values)
+    mean, low = (
+        quantity(field, "log π(chosen) - log π(rejected), nats") for field in ("mean", "low")
+    )
     band, line = {"type": "area", "opacity": 0.14}, {"type": "line", "point": {"size": 25}}
-    low, high = quantity("low", title), {"field": "high"}
     ends = _from_first_to_last(values, "mean")
     chart = charts(
         "intra-diversity",
@@ -324,8 +320,10 @@ def intra_diversity(runs: Sequence[Run]) -> tuple[tuple[Chart, ...], tuple[Table
         f"Intra-diversity over training, mean and 5 to 95 % range. {ends}.",
         values,
         head,
-        layer(band, x=x, y=low, y2=high, color=colour),
-        layer(line, head, x=x, y=quantity("mean", title), color=colour),
+        layer(band, x=x, y=low, y2={"field": "high"}, color=colour),
+        layer(line, head, x=x, y=mean, color=colour),
     )
     columns = ("training", "first mean, nats", "last", "fluctuation range")
+    courses = _courses(recorded, "mean").items()
+    rows = [(name, means[0], means[-1], fluctuation_range(means)) for name, means in courses]
     return chart, tables("Intra-diversity", columns, rows)

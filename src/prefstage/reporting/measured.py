@@ -1,0 +1,354 @@
+"""What was measured: stages, and answers to held-out prompts; what it did over the iterations."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from prefstage.measuring.sequential import ConfidenceSequence
+from prefstage.reporting.blocks import (
+    Cell,
+    Chart,
+    Row,
+    Section,
+    between,
+    charts,
+    iterations,
+    layer,
+    percent,
+    quantity,
+    rule_at,
+    series_of,
+    table_of,
+)
+from prefstage.reporting.explorer import pairs_of_annotations
+from prefstage.reporting.runs import Part, Run, labelled, read_json
+
+HALF = 0.5
+_LOOKS = 60
+
+
+def read_measured(part: Part) -> dict[str, Any]:
+    """A measurement's looks, from the prompts' scores if they are there."""
+    path, stage = part.folder / "prompts.parquet", part.result
+    scores: list[float] = []
+    if path.is_file():
+        table = pq.read_table(path, columns=["order", "score"]).sort_by("order")
+        scores = table["score"].to_pylist()
+    if len(scores) != stage["prompts_used"]:  # another measurement's prompts
+        scores = []
+    finite = stage.get("population", "these prompts") == "these prompts"
+    available = stage["prompts_available"] if finite else None
+    return {"looks": looks_of(scores, available=available, confidence=stage["confidence"])}
+
+
+def looks_of(
+    scores: Sequence[float], *, available: int | None, confidence: float
+) -> list[dict[str, float]]:
+    """The interval after growing numbers of prompts, at most 60 of them.
+
+    Args:
+        scores: Score of each prompt, in the order of use. [prompts], in [0, 1].
+        available: Prompts that there are; None if the interval is about new ones.
+        confidence: Of the interval.
+
+    Returns:
+        "prompts", "score", "low" and "high" of each look, the last one after all prompts.
+    """
+    sequence = ConfidenceSequence(available=available, confidence=confidence)
+    looks = list[dict[str, float]]()
+    for count in sorted({math.ceil(len(scores) * (k + 1) / _LOOKS) for k in range(_LOOKS)} - {0}):
+        sequence.update(scores[sequence.count : count])
+        low, high = sequence.interval
+        looks.append({"prompts": count, "score": sequence.mean, "low": low, "high": high})
+    return looks
+
+
+def decision_section(runs: Sequence[Run]) -> Section:
+    """The measured stages of all runs."""
+    rows = [
+        {
+            "measured": name,
+            "stage": stage["stage"],
+            "boundary score": f"{stage['boundary_score']:.3f}",
+            "interval": f"{between(stage['interval'], 3)} ({percent(stage['confidence'], 0)})",
+            "prompts": f"{stage['prompts_used']:,} of {stage['prompts_available']:,}",
+            "votes on : off : tie": " : ".join(
+                f"{stage[votes]:,}" for votes in ("votes_on", "votes_off", "ties")
+            ),
+            "stopped": stage["stopped"],
+            "Algorithm 1": stage["algorithm_1"],
+        }
+        for name, stage in ((name, part.result) for name, part in labelled(runs, "measure"))
+    ]
+    text = (
+        "The boundary score is the share of comparisons that the policy's own answers win against "
+        "the off-policy ones. While its interval is below one half, the off-policy pairs teach "
+        "more (injection stage); above, pairs of the policy's own answers do (fine-tuning stage)."
+    )
+    drawn = (*_narrowing(runs), *_scores(runs))
+    return Section("decision", "Decision", text, drawn, table_of("Measured stages", rows))
+
+
+def _narrowing(runs: Sequence[Run]) -> tuple[Chart, ...]:
+    parts = labelled(runs, "measure")
+    values = [{"series": name, **look} for name, part in parts for look in part.looks]
+    ends = {str(row["series"]): row for row in values}
+    head = {"series": "measurement", "prompts": "prompts", "score": "boundary score"}
+    head |= {"low": "low", "high": "high"}
+    x = quantity("prompts", "prompts used", axis={"tickMinStep": 1})
+    score, low = (
+        quantity(field, "boundary score", scale={"domain": [0, 1], "zero": True})
+        for field in ("score", "low")
+    )
+    band = {"type": "area", "opacity": 0.16, "interpolate": "step-after"}
+    colour = series_of("series", values)
+    after = (
+        f"{name}: {row['score']:.2f} [{row['low']:.2f}, {row['high']:.2f}] after "
+        f"{row['prompts']} prompts"
+        for name, row in ends.items()
+    )
+    return charts(
+        "interval",
+        "The interval as it narrowed",
+        f"Boundary score with its interval against the prompts used. {'; '.join(after)}.",
+        values,
+        head,
+        layer(band, x=x, y=low, y2={"field": "high"}, color=colour),
+        layer({"type": "line", "point": {"size": 25}}, head, x=x, y=score, color=colour),
+        rule_at(HALF),
+    )
+
+
+def _scores(runs: Sequence[Run]) -> tuple[Chart, ...]:
+    values = [
+        {
+            "run": run.name,
+            "iteration": part.iteration,
+            "score": part.result["boundary_score"],
+            "low": part.result["interval"][0],
+            "high": part.result["interval"][1],
+            "stage": part.result["stage"],
+        }
+        for run in runs
+        if run.command == "align"
+        for part in run.of("measure")
+    ]
+    return course(
+        values if len(values) > 1 else [],  # one point is no course
+        {"score": "boundary score", "low": "low", "high": "high", "stage": "stage"},
+        name="boundary",
+        title="Boundary score at the beginning of each iteration",
+        axis="boundary score",
+        alt="Boundary score by iteration; below one half off-policy data win",
+        line=HALF,
+        domain=[0, 1],
+    )
+
+
+def course(
+    values: Sequence[Row],
+    head: Mapping[str, str],
+    *,
+    name: str,
+    title: str,
+    axis: str,
+    alt: str,
+    line: float | None = None,
+    domain: Sequence[float] | None = None,
+) -> tuple[Chart, ...]:
+    """A value by iteration with its interval, a line a run.
+
+    Args:
+        values: "run", "iteration", what `head` names, and where known "low" and "high".
+        head: Headings of the table; the first one that is a number is drawn.
+        name: As of `Chart`.
+        title: As of `Chart`.
+        axis: Title of the values' axis.
+        alt: As of `Chart`; the values are added.
+        line: Where a dashed line is drawn.
+        domain: Of the axis.
+
+    Returns:
+        The chart; nothing without values.
+    """
+    field = next((name for name in head if name != "model"), "")
+    head = {"run": "run", "iteration": "iteration", **head}
+    scale = {"scale": {"domain": domain}} if domain else {}
+    x, colour = iterations(values), series_of("run", values)
+    dots = {"type": "line", "point": {"size": 60}}
+    layers = [layer(dots, head, x=x, y=quantity(field, axis, **scale), color=colour)]
+    if any("low" in row for row in values):
+        bars = layer(
+            {"type": "rule", "strokeWidth": 2},
+            transform=[{"filter": "isValid(datum.low)"}],
+            x=x,
+            y=quantity("low", axis, **scale),
+            y2={"field": "high"},
+            color=colour,
+        )
+        layers.insert(0, bars)
+    if line is not None:
+        layers.append(rule_at(line))
+    points = (f"{r['run']}, iteration {r['iteration']}: {float(r[field]):.3g}" for r in values)
+    return charts(name, title, f"{alt}. {'; '.join(points)}.", values, head, *layers)
+
+
+def read_evaluated(part: Part) -> dict[str, Any]:
+    """An evaluation's pairs and diversity, from annotations.json if it is there."""
+    rows: list[dict[str, Any]] = read_json(part.folder / "annotations.json") or []
+    if not rows:
+        return {}
+    title = f"evaluation: {part.result['model']} against {part.result['baseline']}"
+    distinct = {
+        rows[0][f"generator_{side}"]: [
+            distinct_share([row[f"output_{side}"] for row in rows], size) for size in (1, 2)
+        ]
+        for side in (1, 2)
+    }
+    return {"distinct": distinct, "pairs": [("", pairs_of_annotations(rows, title))]}
+
+
+def distinct_share(texts: Sequence[str], size: int) -> float:
+    """Share of different n-grams among all n-grams of words in several texts (distinct-n).
+
+    Args:
+        texts: The texts, taken together.
+        size: n.
+
+    Returns:
+        In [0, 1]; 0 without n-grams.
+    """
+    words = [text.lower().split() for text in texts]
+    grams = [tuple(w[i : i + size]) for w in words for i in range(len(w) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def evaluation_section(runs: Sequence[Run]) -> Section:
+    """Win rates and lengths of all evaluations."""
+    results = [(run.name, part.result) for run in runs for part in run.of("evaluate")]
+    notes = [f"{name}, {r['model']}: {note}" for name, r in results for note in r["notes"]]
+    text = "Answers to held-out prompts, compared by the same judge with the baseline's."
+    return Section(
+        "evaluation",
+        "Win rate and length",
+        text,
+        (*_win_rates(runs), *_lengths(runs)),
+        table_of("Evaluations", [{"run": name, **_cells(result)} for name, result in results]),
+        tuple(notes),
+    )
+
+
+def _cells(result: Row) -> dict[str, Cell]:
+    rates, controlled = result["rates"], result["controlled"]
+    rate = None
+    if controlled is not None:
+        ends = between(result["controlled_interval"], 1)
+        rate = f"{controlled['length_controlled_win_rate']:.1f} % {ends}"
+    return {
+        "model": result["model"],
+        "baseline": result["baseline"],
+        "win rate": f"{rates['win_rate']:.1f} %",
+        "interval": f"{between(rates['interval'], 1)} ({percent(rates['confidence'], 0)})",
+        "length-controlled": rate,
+        "prompts": rates["n_total"],
+        "won : lost : drawn": " : ".join(
+            f"{rates[name]:,}" for name in ("wins", "losses", "draws")
+        ),
+        "undecided": rates["n_missing"],
+        "length": f"{result['avg_length']:.0f}",
+        "baseline's": f"{result['avg_length_baseline']:.0f}",
+    }
+
+
+def _win_rates(runs: Sequence[Run]) -> tuple[Chart, ...]:
+    values = list[Row]()
+    for name, part in ((run.name, part) for run in runs for part in run.of("evaluate")):
+        where = {"iteration": part.iteration, "model": part.result["model"]}
+        rates, controlled = part.result["rates"], part.result["controlled"]
+        drawn = [("", rates["win_rate"], rates["interval"])]
+        if controlled is not None:
+            rate = controlled["length_controlled_win_rate"]
+            drawn.append((", length-controlled", rate, part.result["controlled_interval"]))
+        values += [
+            {"run": f"{name}{kind}", **where, "rate": rate}
+            | ({"low": interval[0], "high": interval[1]} if interval else {})
+            for kind, rate, interval in drawn
+        ]
+    return course(
+        values,
+        {"model": "model", "rate": "win rate, %", "low": "low", "high": "high"},
+        name="win-rate",
+        title="Win rate on held-out prompts",
+        axis="win rate over the baseline, %",
+        alt="Win rate in percent with its interval",
+        line=50.0,
+    )
+
+
+def _by_policy(run: Run) -> list[tuple[Part, dict[str, Any], float]]:
+    """Every policy that answered: its evaluation, iteration and name, and length of its answers.
+
+    The start of an alignment, which is every iteration's baseline, comes first and once.
+    """
+    parts = run.of("evaluate")
+    start = [(part, 0, "baseline", "avg_length_baseline") for part in parts[:1]]
+    policies = start if run.command == "align" else []
+    policies += [(part, part.iteration, "model", "avg_length") for part in parts]
+    return [
+        (part, {"iteration": iteration, "model": part.result[who]}, part.result[length])
+        for part, iteration, who, length in policies
+    ]
+
+
+def _lengths(runs: Sequence[Run]) -> tuple[Chart, ...]:
+    return course(
+        [
+            {"run": run.name, **policy, "length": length}
+            for run in runs
+            for _, policy, length in _by_policy(run)
+        ],
+        {"model": "model", "length": "mean length, characters"},
+        name="length",
+        title="Length of the held-out answers",
+        axis="mean length, characters",
+        alt="Mean length of held-out answers in characters; 0 is the start",
+    )
+
+
+def distinct_words(runs: Sequence[Run]) -> tuple[Chart, ...]:
+    """Distinct-1 and distinct-2 of the held-out answers, by iteration.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        The chart; nothing where no answers are on file.
+    """
+    values = [
+        {
+            "series": f"{run.name}: distinct-{size}" if len(runs) > 1 else f"distinct-{size}",
+            **policy,
+            "share": round(share, 5),
+        }
+        for run in runs
+        for part, policy, _ in _by_policy(run)
+        for size, share in enumerate(part.distinct.get(policy["model"], ()), start=1)
+    ]
+    head = {"series": "figure", "iteration": "iteration", "model": "model", "share": "share"}
+    shares = "; ".join(f"{r['series']}, {r['model']}: {r['share']:.3f}" for r in values)
+    return charts(
+        "distinct",
+        "Diversity of the held-out answers",
+        f"Share of different 1-grams and 2-grams among all held-out answers of a policy. {shares}.",
+        values,
+        head,
+        layer(
+            {"type": "line", "point": {"size": 60}},
+            head,
+            x=iterations(values),
+            y=quantity("share", "share of different n-grams", scale={"zero": True}),
+            color=series_of("series", values),
+        ),
+    )
