@@ -82,18 +82,21 @@ def decision_section(runs: Sequence[Run]) -> Section:
         }
         for name, stage in ((name, part.result) for name, part in labelled(runs, "measure"))
     ]
-    text = (
+    return Section(
+        "decision",
+        "Decision",
         "The boundary score is the share of comparisons that the policy's own answers win against "
         "the off-policy ones. While its interval is below one half, the off-policy pairs teach "
-        "more (injection stage); above, pairs of the policy's own answers do (fine-tuning stage)."
+        "more (injection stage); above, pairs of the policy's own answers do (fine-tuning stage).",
+        (*_narrowing(runs), *_scores(runs)),
+        table_of("Measured stages", rows),
     )
-    drawn = (*_narrowing(runs), *_scores(runs))
-    return Section("decision", "Decision", text, drawn, table_of("Measured stages", rows))
 
 
 def _narrowing(runs: Sequence[Run]) -> tuple[Chart, ...]:
-    parts = labelled(runs, "measure")
-    values = [{"series": name, **look} for name, part in parts for look in part.looks]
+    values = [
+        {"series": name, **look} for name, part in labelled(runs, "measure") for look in part.looks
+    ]
     ends = {str(row["series"]): row for row in values}
     head = {"series": "measurement", "prompts": "prompts", "score": "boundary score"}
     head |= {"low": "low", "high": "high"}
@@ -177,8 +180,8 @@ def course(
     head = {"run": "run", "iteration": "iteration", **head}
     scale = {"scale": {"domain": domain}} if domain else {}
     x, colour = iterations(values), series_of("run", values)
-    dots = {"type": "line", "point": {"size": 60}}
-    layers = [layer(dots, head, x=x, y=quantity(field, axis, **scale), color=colour)]
+    y = quantity(field, axis, **scale)
+    layers = [layer({"type": "line", "point": {"size": 60}}, head, x=x, y=y, color=colour)]
     if any("low" in row for row in values):
         bars = layer(
             {"type": "rule", "strokeWidth": 2},
@@ -201,13 +204,15 @@ def read_evaluated(part: Part) -> dict[str, Any]:
     if not rows:
         return {}
     title = f"evaluation: {part.result['model']} against {part.result['baseline']}"
-    distinct = {
-        rows[0][f"generator_{side}"]: [
-            distinct_share([row[f"output_{side}"] for row in rows], size) for size in (1, 2)
-        ]
-        for side in (1, 2)
+    return {
+        "pairs": [("", pairs_of_annotations(rows, title))],
+        "distinct": {
+            rows[0][f"generator_{side}"]: [
+                distinct_share([row[f"output_{side}"] for row in rows], size) for size in (1, 2)
+            ]
+            for side in (1, 2)
+        },
     }
-    return {"distinct": distinct, "pairs": [("", pairs_of_annotations(rows, title))]}
 
 
 def distinct_share(texts: Sequence[str], size: int) -> float:
@@ -228,15 +233,13 @@ def distinct_share(texts: Sequence[str], size: int) -> float:
 def evaluation_section(runs: Sequence[Run]) -> Section:
     """Win rates and lengths of all evaluations."""
     results = [(run.name, part.result) for run in runs for part in run.of("evaluate")]
-    notes = [f"{name}, {r['model']}: {note}" for name, r in results for note in r["notes"]]
-    text = "Answers to held-out prompts, compared by the same judge with the baseline's."
     return Section(
         "evaluation",
         "Win rate and length",
-        text,
+        "Answers to held-out prompts, compared by the same judge with the baseline's.",
         (*_win_rates(runs), *_lengths(runs)),
         table_of("Evaluations", [{"run": name, **_cells(result)} for name, result in results]),
-        tuple(notes),
+        tuple(f"{name}, {r['model']}: {note}" for name, r in results for note in r["notes"]),
     )
 
 
@@ -244,8 +247,8 @@ def _cells(result: Row) -> dict[str, Cell]:
     rates, controlled = result["rates"], result["controlled"]
     rate = None
     if controlled is not None:
-        ends = between(result["controlled_interval"], 1)
-        rate = f"{controlled['length_controlled_win_rate']:.1f} % {ends}"
+        rate = f"{controlled['length_controlled_win_rate']:.1f} % "
+        rate += between(result["controlled_interval"], 1)
     return {
         "model": result["model"],
         "baseline": result["baseline"],

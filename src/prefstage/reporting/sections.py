@@ -1,7 +1,7 @@
 """The sections of a page, from the runs; what no run has is left out."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,10 +75,6 @@ def sections_of(runs: Sequence[Run]) -> list[Section]:
         The sections in the order of the page.
     """
     diversity, means = intra_diversity(runs)
-    text = (
-        "Intra-diversity is log π(chosen) - log π(rejected) over pairs; distinct-n the share of "
-        "different n-grams of words among all held-out answers of a policy."
-    )
     sections = [
         *_experiments(runs),
         decision_section(runs),
@@ -86,7 +82,14 @@ def sections_of(runs: Sequence[Run]) -> list[Section]:
         evaluation_section(runs),
         training_section(runs),
         dynamics_section(runs),
-        Section("diversity", "Diversity", text, (*diversity, *distinct_words(runs)), means),
+        Section(
+            "diversity",
+            "Diversity",
+            "Intra-diversity is log π(chosen) - log π(rejected) over pairs; distinct-n the share "
+            "of different n-grams of words among all held-out answers of a policy.",
+            (*diversity, *distinct_words(runs)),
+            means,
+        ),
         _pairs(runs),
         *_diagnoses(runs),
         _costs(runs),
@@ -170,42 +173,39 @@ def lacking(run: Run, pairs: int) -> list[tuple[str, str]]:
     return [(what, how) for lacks, what, how in cases if lacks]
 
 
-def headline(run: Run) -> list[tuple[str, str]]:
+def headline(run: Run) -> Iterator[tuple[str, str]]:
     """A run in a few figures, for the top of the page.
 
     Args:
         run: The run.
 
-    Returns:
+    Yields:
         What, and its value.
     """
-    figures = list[tuple[str, str]]()
     stages = [part.result for part in run.of("measure")]
     if stages:
         last = stages[-1]
-        score = f"{last['boundary_score']:.2f} {between(last['interval'])}"
-        figures.append(("stage", " → ".join(stage["stage"] for stage in stages)))
-        figures.append(("boundary score", score))
+        yield "stage", " → ".join(stage["stage"] for stage in stages)
+        yield "boundary score", f"{last['boundary_score']:.2f} {between(last['interval'])}"
     for result in (part.result for part in run.of("experiment")):
         failed = f", {len(result['failed'])} failed" if result["failed"] else ""
-        figures.append(("cells", f"{len(result['cells'])} done{failed}"))
+        yield "cells", f"{len(result['cells'])} done{failed}"
         for ratio in (agreement["means"]["ratio"] for agreement in result["agreement"].values()):
-            share = f"{percent(ratio['agreement'], 0)}, p = {ratio['p_value']:.2g}"
-            figures.append(("BS with Δ", share))
+            yield "BS with Δ", f"{percent(ratio['agreement'], 0)}, p = {ratio['p_value']:.2g}"
     if run.iterations:
-        figures.append(("trained on", " → ".join(str(row["data"]) for row in run.iterations)))
-    for result in (part.result for part in run.of("evaluate")[-1:]):
-        rate = f"{result['rates']['win_rate']:.1f} % {between(result['rates']['interval'], 1)}"
-        figures.append((f"win rate over {result['baseline']}", rate))
+        yield "trained on", " → ".join(str(row["data"]) for row in run.iterations)
+    for part in run.of("evaluate")[-1:]:
+        rates = part.result["rates"]
+        rate = f"{rates['win_rate']:.1f} % {between(rates['interval'], 1)}"
+        yield f"win rate over {part.result['baseline']}", rate
     built = [part.result["pairs_built"] for part in run.of("build")]
     if built:
-        figures.append(("pairs", f"{sum(built):,}"))
+        yield "pairs", f"{sum(built):,}"
     if any(part.seconds is not None for part in run.parts):
         sums, seconds = _sums(run)
         judged = sums["judgments"] + sums["judge_replies"]
-        bought = f"{judged:,} judgments, {sums['response_tokens']:,} tokens"
-        figures += [("bought", bought), ("time", duration(seconds))]
-    return figures
+        yield "bought", f"{judged:,} judgments, {sums['response_tokens']:,} tokens"
+        yield "time", duration(seconds)
 
 
 def duration(seconds: float) -> str:
@@ -239,9 +239,13 @@ def _iterations(runs: Sequence[Run]) -> Section:
         for run in runs
         for line in reversal_lines({"iterations": run.iterations})
     ]
-    table = table_of("Iterations", [{"run": name, **_iteration(row)} for name, row in rows])
-    text = "Each row is one turn of sample, judge, measure, choose, build, train, evaluate."
-    return Section("iterations", "Iterations", text, (), table, tuple(notes))
+    return Section(
+        "iterations",
+        "Iterations",
+        "Each row is one turn of sample, judge, measure, choose, build, train, evaluate.",
+        tables=table_of("Iterations", [{"run": name, **_iteration(row)} for name, row in rows]),
+        notes=tuple(notes),
+    )
 
 
 def _iteration(row: Row) -> dict[str, Cell]:
@@ -295,9 +299,14 @@ def _pairs(runs: Sequence[Run]) -> Section:
         if result["reversal"] is not None:
             lines.append(describe_reversal(result["reversal"]))
         notes += [f"{where}: {note}" for note in (*lines, *result["notes"])]
-    text = "Scores are the judge's, where it gives scores; the gap is chosen minus rejected."
-    table = table_of("Scores of the pairs", rows)
-    return Section("pairs", "Tiers and gaps", text, _gaps(runs), table, tuple(notes))
+    return Section(
+        "pairs",
+        "Tiers and gaps",
+        "Scores are the judge's, where it gives scores; the gap is chosen minus rejected.",
+        _gaps(runs),
+        table_of("Scores of the pairs", rows),
+        tuple(notes),
+    )
 
 
 def _gaps(runs: Sequence[Run]) -> tuple[Chart, ...]:
@@ -384,9 +393,13 @@ def _costs(runs: Sequence[Run]) -> Section:
             sums, seconds = _sums(run)
             whole = {"run": run.name, "iteration": "all", "step": "", "time": duration(seconds)}
             rows.append(whole | {title: sums[name] for name, title in _COSTS.items()})
-    text = "What each step took and bought when it was done; nothing is bought twice."
-    table = table_of("Steps and what they bought", rows)
-    return Section("costs", "Costs", text, _times(runs), table)
+    return Section(
+        "costs",
+        "Costs",
+        "What each step took and bought when it was done; nothing is bought twice.",
+        _times(runs),
+        table_of("Steps and what they bought", rows),
+    )
 
 
 def _times(runs: Sequence[Run]) -> tuple[Chart, ...]:
@@ -423,10 +436,15 @@ def _experiments(runs: Sequence[Run]) -> list[Section]:
             for name, settings in (yaml.safe_load(run.config) or {})["tables"].items():
                 anchor = f"table-{number}-{name}"
                 sections.append(_tabulated(name, settings, result, anchor, before))
-            failed = tables("Cells that failed", ("cell", "why"), list(result["failed"].items()))
-            text = "The same command tries them again; the tables are of the other cells."
-            title = f"{before}cells that failed"
-            sections.append(Section(f"failed-{number}", title, text, (), failed))
+            failed = list(result["failed"].items())
+            sections.append(
+                Section(
+                    f"failed-{number}",
+                    f"{before}cells that failed",
+                    "The same command tries them again; the tables are of the other cells.",
+                    tables=tables("Cells that failed", ("cell", "why"), failed),
+                )
+            )
     return sections
 
 

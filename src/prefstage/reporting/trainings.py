@@ -27,7 +27,6 @@ from prefstage.reporting.blocks import (
     series,
     series_of,
     table_of,
-    tables,
 )
 from prefstage.reporting.explorer import PairRows, rows_of, with_dynamics
 from prefstage.reporting.runs import Dynamics, Part, Run, label, labelled, read_json
@@ -60,9 +59,12 @@ def _read_dynamics(folder: Path, exported: int) -> Dynamics:
     # long before the end, and a page shows what users got.
     about, table = read_json(folder / ABOUT), read_dynamics(folder)
     table = table.filter(pc.less_equal(table["step"], exported))
-    last = table.filter(pc.equal(table["step"], pc.max(table["step"])))
-    metrics = [entry for entry in read_metrics(folder) if entry["step"] <= exported]
-    return Dynamics(float(about["beta"]), list(about["sets"]), metrics, last)
+    return Dynamics(
+        beta=float(about["beta"]),
+        sets=list(about["sets"]),
+        metrics=[entry for entry in read_metrics(folder) if entry["step"] <= exported],
+        last=table.filter(pc.equal(table["step"], pc.max(table["step"]))),
+    )
 
 
 def followed_pairs(run: Run) -> tuple[list[PairRows], list[tuple[str, str]]]:
@@ -121,8 +123,13 @@ def training_section(runs: Sequence[Run]) -> Section:
     notes = [f"{name}: {note}" for name, result in trainings for note in result["notes"]]
     exports = ((name, describe_exported(result)) for name, result in trainings)
     notes += [f"{name}: exported: {export}" for name, export in exports if export is not None]
-    table = table_of("Trainings", rows)
-    return Section("training", "Training", "", _losses(runs), table, tuple(notes))
+    return Section(
+        "training",
+        "Training",
+        charts=_losses(runs),
+        tables=table_of("Trainings", rows),
+        notes=tuple(notes),
+    )
 
 
 def _losses(runs: Sequence[Run]) -> tuple[Chart, ...]:
@@ -163,8 +170,10 @@ def _courses(values: Sequence[Row], field: str) -> dict[str, list[float]]:
 
 
 def _from_first_to_last(values: Sequence[Row], field: str) -> str:
-    courses = _courses(values, field).items()
-    return "; ".join(f"{name}: {c[0]:.3g} to {c[-1]:.3g}" for name, c in courses)
+    return "; ".join(
+        f"{name}: {course[0]:.3g} to {course[-1]:.3g}"
+        for name, course in _courses(values, field).items()
+    )
 
 
 def dynamics_section(runs: Sequence[Run]) -> Section:
@@ -189,14 +198,15 @@ def dynamics_section(runs: Sequence[Run]) -> Section:
                     for group in _groups(last, name)
                 ]
                 table += table_of(f"{where}, step {last['step']:.0f}", rows)
-    text = (
+    return Section(
+        "dynamics",
+        "What training did to the rankings",
         "How the reference and the policy rank the followed pairs: right means that the chosen "
         "response is at least as likely. A pair is ranked rightly if and only if its DPO loss is "
         "at most -log σ(βc), c the reference log-ratio log π_ref(rejected) - log π_ref(chosen): "
-        "points above the curve are ranked wrongly, however small their loss."
-    )
-    return Section(
-        "dynamics", "What training did to the rankings", text, tuple(drawn), tuple(table)
+        "points above the curve are ranked wrongly, however small their loss.",
+        tuple(drawn),
+        tuple(table),
     )
 
 
@@ -313,17 +323,23 @@ def intra_diversity(runs: Sequence[Run]) -> tuple[tuple[Chart, ...], tuple[Table
         quantity(field, "log π(chosen) - log π(rejected), nats") for field in ("mean", "low")
     )
     band, line = {"type": "area", "opacity": 0.14}, {"type": "line", "point": {"size": 25}}
-    ends = _from_first_to_last(values, "mean")
     chart = charts(
         "intra-diversity",
         "Intra-diversity",
-        f"Intra-diversity over training, mean and 5 to 95 % range. {ends}.",
+        "Intra-diversity over training, mean and 5 to 95 % range. "
+        f"{_from_first_to_last(values, 'mean')}.",
         values,
         head,
         layer(band, x=x, y=low, y2={"field": "high"}, color=colour),
         layer(line, head, x=x, y=mean, color=colour),
     )
-    columns = ("training", "first mean, nats", "last", "fluctuation range")
-    courses = _courses(recorded, "mean").items()
-    rows = [(name, means[0], means[-1], fluctuation_range(means)) for name, means in courses]
-    return chart, tables("Intra-diversity", columns, rows)
+    rows = [
+        {
+            "training": name,
+            "first mean, nats": means[0],
+            "last": means[-1],
+            "fluctuation range": fluctuation_range(means),
+        }
+        for name, means in _courses(recorded, "mean").items()
+    ]
+    return chart, table_of("Intra-diversity", rows)
