@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
@@ -19,11 +19,18 @@ from prefstage.core.errors import InputError
 from prefstage.core.files import atomic_path
 from prefstage.core.outcome import Outcome
 from prefstage.core.results import read_result
-from prefstage.reporting.blocks import Chart, browser_library, compiled, draw
+from prefstage.reporting.blocks import (
+    Chart,
+    between,
+    browser_library,
+    compiled,
+    draw,
+    percent,
+)
 from prefstage.reporting.explorer import pack
 from prefstage.reporting.measured import read_evaluated, read_measured
 from prefstage.reporting.runs import Part, Run, read_json
-from prefstage.reporting.sections import explored, headline, lacking, read_built, sections_of
+from prefstage.reporting.sections import duration, explored, read_built, sections_of, sums_of
 from prefstage.reporting.trainings import read_trained
 
 _ASSETS = "prefstage.reporting"
@@ -233,6 +240,85 @@ def _read(folder: Path) -> Run:
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
         manifest=read_json(folder / "manifest.json"),
     )
+
+
+def lacking(run: Run, pairs: int) -> list[tuple[str, str]]:
+    """What the page would show of a run, were it there.
+
+    Args:
+        run: The run.
+        pairs: How many pairs the explorer holds of it.
+
+    Returns:
+        What is not there, and how to get it.
+    """
+    aligned, measured, trained = run.command == "align", run.of("measure"), run.of("train")
+    why = {
+        "measure": "a measurement keeps votes and own answers, not pairs",
+        "diagnose": "a diagnosis keeps figures, not pairs",
+        "experiment": f"its cells hold them: `prefstage report {run.folder / 'cells' / 'CELL'}`",
+        "train": "without dynamics a training keeps none; see the data that it names",
+    }
+    cases = [
+        (
+            not all(part.looks for part in measured),
+            "how the interval narrowed",
+            "prompts.parquet is not there, or of another run",
+        ),
+        (
+            trained and not any(part.dynamics for part in trained),
+            "flip dynamics, loss against the reference log-ratio, intra-diversity",
+            f"not recorded; set `{'train.' if aligned else ''}dynamics: {{every: 16}}` "
+            "in the recipe",
+        ),
+        (
+            aligned and not run.of("evaluate"),
+            "win rates and lengths",
+            "set `evaluate` in the recipe",
+        ),
+        (
+            aligned and not measured,
+            "the decision",
+            "the recipe measures nothing (`measure: false`)",
+        ),
+        (not pairs, "pairs to read", why.get(run.command, "none on file")),
+    ]
+    return [(what, how) for lacks, what, how in cases if lacks]
+
+
+def headline(run: Run) -> Iterator[tuple[str, str]]:
+    """A run in a few figures, for the top of the page.
+
+    Args:
+        run: The run.
+
+    Yields:
+        What, and its value.
+    """
+    stages = [part.result for part in run.of("measure")]
+    if stages:
+        last = stages[-1]
+        yield "stage", " → ".join(stage["stage"] for stage in stages)
+        yield "boundary score", f"{last['boundary_score']:.2f} {between(last['interval'])}"
+    for result in (part.result for part in run.of("experiment")):
+        failed = f", {len(result['failed'])} failed" if result["failed"] else ""
+        yield "cells", f"{len(result['cells'])} done{failed}"
+        for ratio in (agreement["means"]["ratio"] for agreement in result["agreement"].values()):
+            yield "BS with Δ", f"{percent(ratio['agreement'], 0)}, p = {ratio['p_value']:.2g}"
+    if run.iterations:
+        yield "trained on", " → ".join(str(row["data"]) for row in run.iterations)
+    for part in run.of("evaluate")[-1:]:
+        rates = part.result["rates"]
+        rate = f"{rates['win_rate']:.1f} % {between(rates['interval'], 1)}"
+        yield f"win rate over {part.result['baseline']}", rate
+    built = [part.result["pairs_built"] for part in run.of("build")]
+    if built:
+        yield "pairs", f"{sum(built):,}"
+    if any(part.seconds is not None for part in run.parts):
+        sums, seconds = sums_of(run)
+        judged = sums["judgments"] + sums["judge_replies"]
+        yield "bought", f"{judged:,} judgments, {sums['response_tokens']:,} tokens"
+        yield "time", duration(seconds)
 
 
 def _asset(name: str) -> str:

@@ -1,7 +1,7 @@
 """The sections of a page, from the runs; what no run has is left out."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -129,85 +129,6 @@ def _data(run: Run, part: Part) -> str:
     return str(data.get(part.iteration, part.result["method"]))
 
 
-def lacking(run: Run, pairs: int) -> list[tuple[str, str]]:
-    """What the page would show of a run, were it there.
-
-    Args:
-        run: The run.
-        pairs: How many pairs the explorer holds of it.
-
-    Returns:
-        What is not there, and how to get it.
-    """
-    aligned, measured, trained = run.command == "align", run.of("measure"), run.of("train")
-    why = {
-        "measure": "a measurement keeps votes and own answers, not pairs",
-        "diagnose": "a diagnosis keeps figures, not pairs",
-        "experiment": f"its cells hold them: `prefstage report {run.folder / 'cells' / 'CELL'}`",
-        "train": "without dynamics a training keeps none; see the data that it names",
-    }
-    cases = [
-        (
-            not all(part.looks for part in measured),
-            "how the interval narrowed",
-            "prompts.parquet is not there, or of another run",
-        ),
-        (
-            trained and not any(part.dynamics for part in trained),
-            "flip dynamics, loss against the reference log-ratio, intra-diversity",
-            f"not recorded; set `{'train.' if aligned else ''}dynamics: {{every: 16}}` "
-            "in the recipe",
-        ),
-        (
-            aligned and not run.of("evaluate"),
-            "win rates and lengths",
-            "set `evaluate` in the recipe",
-        ),
-        (
-            aligned and not measured,
-            "the decision",
-            "the recipe measures nothing (`measure: false`)",
-        ),
-        (not pairs, "pairs to read", why.get(run.command, "none on file")),
-    ]
-    return [(what, how) for lacks, what, how in cases if lacks]
-
-
-def headline(run: Run) -> Iterator[tuple[str, str]]:
-    """A run in a few figures, for the top of the page.
-
-    Args:
-        run: The run.
-
-    Yields:
-        What, and its value.
-    """
-    stages = [part.result for part in run.of("measure")]
-    if stages:
-        last = stages[-1]
-        yield "stage", " → ".join(stage["stage"] for stage in stages)
-        yield "boundary score", f"{last['boundary_score']:.2f} {between(last['interval'])}"
-    for result in (part.result for part in run.of("experiment")):
-        failed = f", {len(result['failed'])} failed" if result["failed"] else ""
-        yield "cells", f"{len(result['cells'])} done{failed}"
-        for ratio in (agreement["means"]["ratio"] for agreement in result["agreement"].values()):
-            yield "BS with Δ", f"{percent(ratio['agreement'], 0)}, p = {ratio['p_value']:.2g}"
-    if run.iterations:
-        yield "trained on", " → ".join(str(row["data"]) for row in run.iterations)
-    for part in run.of("evaluate")[-1:]:
-        rates = part.result["rates"]
-        rate = f"{rates['win_rate']:.1f} % {between(rates['interval'], 1)}"
-        yield f"win rate over {part.result['baseline']}", rate
-    built = [part.result["pairs_built"] for part in run.of("build")]
-    if built:
-        yield "pairs", f"{sum(built):,}"
-    if any(part.seconds is not None for part in run.parts):
-        sums, seconds = _sums(run)
-        judged = sums["judgments"] + sums["judge_replies"]
-        yield "bought", f"{judged:,} judgments, {sums['response_tokens']:,} tokens"
-        yield "time", duration(seconds)
-
-
 def duration(seconds: float) -> str:
     """Seconds in words."""
     minutes = seconds / 60
@@ -216,7 +137,8 @@ def duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 60 else f"{minutes / 60:.1f} h"  # noqa: PLR2004 - an hour
 
 
-def _sums(run: Run) -> tuple[dict[str, int], float]:
+def sums_of(run: Run) -> tuple[dict[str, int], float]:
+    """What a run bought, by kind, and how many seconds it took."""
     sums = {name: sum(part.costs.get(name, 0) for part in run.parts) for name in _COSTS}
     return sums, sum(part.seconds or 0.0 for part in run.parts)
 
@@ -390,7 +312,7 @@ def _costs(runs: Sequence[Run]) -> Section:
             for part, seconds in steps
         ]
         if steps:
-            sums, seconds = _sums(run)
+            sums, seconds = sums_of(run)
             whole = {"run": run.name, "iteration": "all", "step": "", "time": duration(seconds)}
             rows.append(whole | {title: sums[name] for name, title in _COSTS.items()})
     return Section(

@@ -15,6 +15,7 @@ from prefstage.data.loading import load_pairs
 from prefstage.data.settings import ReadOptions
 from prefstage.diagnosing.flips import FLIP_GROUPS, fluctuation_range
 from prefstage.reporting.blocks import (
+    Cell,
     Chart,
     Row,
     Section,
@@ -333,7 +334,7 @@ def intra_diversity(runs: Sequence[Run]) -> tuple[tuple[Chart, ...], tuple[Table
         layer(band, x=x, y=low, y2={"field": "high"}, color=colour),
         layer(line, head, x=x, y=mean, color=colour),
     )
-    rows = [
+    rows: list[dict[str, Cell]] = [
         {
             "training": name,
             "first mean, nats": means[0],
