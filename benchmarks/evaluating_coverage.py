@@ -17,11 +17,11 @@ from evaluating import rows_of
 from scipy.special import expit as sigmoid
 
 from prefstage.evaluating import absorbed_shares, estimate_difficulty, widened
-from prefstage.evaluating.alpaca_tables import length_tables, standardised_length
+from prefstage.evaluating.alpaca_files import length_tables, standardised_length
 from prefstage.evaluating.answers import Answers, gather_answers, user_prompt
 from prefstage.evaluating.comparing import compare_win_rates
 from prefstage.evaluating.l1_logistic import fit_l1_logistic
-from prefstage.evaluating.length_controlled import length_controlled_win_rate, problem_of, read_rows
+from prefstage.evaluating.length_controlled import length_controlled_win_rate, length_problem
 from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.mt_bench import Grade, score_interval
 from prefstage.evaluating.rates import rates_of
@@ -176,11 +176,10 @@ def expected(rows: dict[str, np.ndarray], n: int, *, official: bool) -> tuple[np
     d = length_tables().difficulty[prompts.astype(int)]
     p = sigmoid(w.length * standardised_length(a, b) + w.difficulty * d + w.model)
     known = prompts if official else None
-    ordered = read_rows(p, a, b, instruction=known, row=None, lookup="instruction", difficulty=None)
-    problem = problem_of(ordered, length_tables(), regularise=official)
+    problem = length_problem(p, a, b, instruction=known, regularise=official)
     v = problem.weights.copy()
     v[len(v) - len(p) :] *= n / len(p)
-    fitted = fit_l1_logistic(problem.features, problem.labels, v[:, None], c=1e6).weights[0]
+    fitted = fit_l1_logistic(problem.features, problem.labels, v[:, None], c=1e6)[0]
     return p, 100 * float(sigmoid(problem.test @ fitted).mean())
 
 

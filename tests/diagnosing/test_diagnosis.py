@@ -16,9 +16,8 @@ from prefstage.diagnosing import (
     reference_log_ratio,
 )
 from prefstage.diagnosing.config import DiagnosisConfig
-from prefstage.diagnosing.data import data_figures, diversity_of
 from prefstage.diagnosing.diagnosis import diagnose
-from prefstage.diagnosing.judges import preference_consistency
+from prefstage.diagnosing.figures import data_figures, diversity_of, preference_consistency
 from prefstage.diagnosing.numbers import cohens_kappa, describe
 from prefstage.diagnosing.scoring import ScoredBy
 from prefstage.diagnosing.tables import ranking_table

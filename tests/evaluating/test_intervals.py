@@ -8,9 +8,9 @@ from scipy.stats import t
 
 from prefstage import win_rate
 from prefstage.evaluating import WinRateConfig, compare_win_rates, length_controlled_interval
-from prefstage.evaluating.alpaca_tables import length_tables, standardised_length
+from prefstage.evaluating.alpaca_files import standardised_length
 from prefstage.evaluating.l1_logistic import fit_l1_logistic
-from prefstage.evaluating.length_controlled import problem_of, read_rows
+from prefstage.evaluating.length_controlled import length_problem
 from prefstage.evaluating.length_interval import profile_interval
 from prefstage.evaluating.win_rates import confidence_at_stop
 from prefstage.judging import Judge, Judgment
@@ -28,10 +28,9 @@ def rows(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("n", [25, 120])
 def test_the_profile_interval_is_where_a_general_optimiser_finds_it(n: int) -> None:
     y, a, b = rows(n, seed=n)
-    read = read_rows(y, a, b, instruction=None, row=None, lookup="instruction", difficulty=None)
-    problem = problem_of(read, length_tables(), regularise=False)
-    w = fit_l1_logistic(problem.features, y, np.ones((n, 1)), c=1e6).weights[0]
-    found = profile_interval(problem, w, np.arange(n), confidence=0.9)
+    problem = length_problem(y, a, b, regularise=False)
+    w = fit_l1_logistic(problem.features, y, np.ones((n, 1)), c=1e6)[0]
+    found = profile_interval(problem, w, confidence=0.9)
 
     def deviance(term: float) -> float:
         def loss(v: np.ndarray) -> float:

@@ -93,7 +93,7 @@ def diagnose(settings: Any, *, out: Path | None) -> Outcome:
     Rankings, learnability and distinctness need --policy; agreement, position bias and answer
     quality need --judge. Several datasets and policies are compared in one table.
     """
-    from prefstage.diagnosing.report import run_diagnosis
+    from prefstage.diagnosing.diagnosis import run_diagnosis
 
     return run_diagnosis(settings, out=out)
 

@@ -3,39 +3,57 @@
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
+from scipy.special import expit
+
 from prefstage.core.config import as_config
 from prefstage.core.errors import InputError
 from prefstage.core.files import write_json, write_text
+from prefstage.core.ledger import Ledger
 from prefstage.core.outcome import Outcome
 from prefstage.core.results import write_result
 from prefstage.data.loading import load_candidates, load_pairs
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.sets import PairSet
 from prefstage.data.sources import DataSource
-from prefstage.diagnosing.config import DiagnosisConfig
-from prefstage.diagnosing.data import data_figures, diversity_of
-from prefstage.diagnosing.judges import (
+from prefstage.diagnosing.config import DiagnoseSettings, DiagnosisConfig
+from prefstage.diagnosing.figures import (
     answer_quality,
+    data_figures,
+    diversity_of,
     judge_figures,
-    policy_preference,
+    learnability_of,
     preference_consistency,
+    rankings_of,
 )
-from prefstage.diagnosing.learning import learnability_of, rankings_of
 from prefstage.diagnosing.scoring import (
     PairLogProbs,
     ScoredBy,
     as_scored_by,
+    diagnose_orders,
     distinct_answers,
     score_pairs,
 )
 from prefstage.diagnosing.tables import order_table, ranking_table, tables_of, warnings_of
 from prefstage.judging.base import Judge
-from prefstage.judging.loading import as_judge
+from prefstage.judging.judged import stored
+from prefstage.judging.loading import as_judge, load_judge
+
+# What each setting is for: without that one nothing would read it.
+_READ_WITH = {
+    "store": "judge",
+    "second_judge": "judge",
+    "judge": "pairs",
+    "on_policy": "pairs",
+    **dict.fromkeys(
+        ("reference", "cache", "ranked", "max_prompt_tokens", "max_response_tokens"), "policy"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,8 @@ def diagnose(
     answers = _answers(on_policy, rows, models, seed=config.seed)
     sides = dict(zip(("judge", "second judge"), (p for _, p in judged), strict=False))
     if scored is not None:
-        sides["policy"] = policy_preference(scored.chosen, scored.rejected)
+        # P_θ(y_w ≻ y_l | x) = σ(log π(y_w|x) - log π(y_l|x)): arXiv:2508.10530, Eq. 10
+        sides["policy"] = expit(scored.chosen - scored.rejected)
     rankings = rankings_of(rows, scored, before, config) if scored else None
     start = before or scored
     report: dict[str, Any] = {
@@ -214,6 +233,7 @@ def _usable(
     return rows, left_out
 
 
+# How the policy's own answers compare with the pairs' responses; null without them.
 def _answers(
     on_policy: Any,
     pairs: Sequence[Pair],
@@ -221,7 +241,6 @@ def _answers(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """How the policy's own answers compare with the pairs' responses; null without them."""
     policy, scored, judge = models
     figures: dict[str, Any] = dict.fromkeys(("own_answers", "distinctness", "diversity"))
     if on_policy is None:
@@ -271,3 +290,103 @@ def reported(
     headline = f"{count} warning{'' if count == 1 else 's'} about {names}"
     write_result(out, "diagnose", headline=headline, facts={"datasets": names})
     return Outcome(text, result, [out / "report.md", out / "report.json"])
+
+
+def run_diagnosis(settings: DiagnoseSettings, *, out: Path | None = None) -> Outcome:
+    """Diagnose datasets as `diagnose` does, with models and judges loaded as the settings say.
+
+    Args:
+        settings: What is diagnosed, by whom, and how.
+        out: Folder for report.md and report.json; None writes nothing.
+
+    Returns:
+        The report, as Markdown and as JSON.
+
+    Raises:
+        InputError: If there is no dataset, two have the same name, or nothing reads a setting.
+        DataError: If data cannot be read.
+        ModelError: If a policy cannot be loaded.
+    """
+    pairs, ranked = _named(settings.pairs), _named(settings.ranked)
+    _check(settings, [*pairs, *ranked])
+    loaded: dict[str, Any] = {}
+    for load, named in ((load_pairs, pairs), (load_candidates, ranked)):
+        for name, source in named:
+            file = Path(settings.quarantine_file) if settings.quarantine_file else None
+            # Each of several datasets has a file of its own for its bad rows.
+            if file and len([*pairs, *ranked]) > 1:
+                file = file.with_stem(f"{file.stem}-{name}")
+            loaded[name] = load(source, on_bad_row=settings.on_bad_row, quarantine_file=file)
+    answers = None if settings.on_policy is None else list(load_candidates(settings.on_policy))
+    how = {
+        **settings.encoding,
+        **settings.model_dump(
+            include={"dtype", "cache", "max_prompt_tokens", "max_response_tokens"}
+        ),
+    }
+    diagnoses, orders = list[Diagnosis](), list[dict[str, Any]]()
+    with ExitStack() as stack:
+        store = settings.store and stack.enter_context(Ledger(settings.store))
+        judges: list[Judge | None] = []
+        for spec in (settings.judge, settings.second_judge):
+            judge = load_judge(spec) if spec else None
+            judges.append(stored(judge, store) if judge and store else judge)
+        reference = settings.reference and as_scored_by(settings.reference, **how)
+        for spec in settings.policy or (None,):
+            policy = spec and as_scored_by(spec, **how)
+            diagnoses += [
+                diagnose(
+                    loaded[name],
+                    name=name,
+                    policy=policy,
+                    reference=reference,
+                    judge=judges[0],
+                    second_judge=judges[1],
+                    on_policy=answers,
+                    config=settings,
+                )
+                for name, _ in pairs
+            ]
+            if policy:
+                orders += [
+                    asdict(diagnose_orders(loaded[name], name=name, policy=policy, config=settings))
+                    for name, _ in ranked
+                ]
+    notes = []
+    for name, rows in loaded.items():
+        bad = [f"{rows.report.quarantined} bad rows put aside"] if rows.report.quarantined else []
+        notes += [f"{name}: {note}" for note in (*rows.report.notes, *bad)]
+    return reported(diagnoses, orders, notes, out=out)
+
+
+def _check(settings: DiagnoseSettings, names: list[tuple[str, Any]]) -> None:
+    if not names:
+        raise InputError.of(
+            saw="no dataset",
+            expected="pairs, or candidates with scores",
+            cure="give --pairs FILE or --ranked FILE",
+        )
+    if len({name for name, _ in names}) < len(names):
+        raise InputError.of(
+            saw=f"datasets {', '.join(name for name, _ in names)}",
+            expected="different names",
+            cure="name them: --pairs NAME=FILE",
+        )
+    for name, needs in _READ_WITH.items():
+        if getattr(settings, name) and not getattr(settings, needs):
+            raise InputError.of(
+                saw=f"--{name.replace('_', '-')} without --{needs}",
+                expected=f"--{needs} too, which it is for",
+                cure=f"give --{needs}, or leave it out",
+            )
+
+
+# Name and source of each: NAME=SOURCE, or a source, named as its last part.
+def _named(texts: tuple[str, ...]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        name, equals, source = text.partition("=")
+        # A folder or an option of a source may hold an equals sign too.
+        is_named = equals and "/" not in name and "?" not in name
+        pairs.append((name, source) if is_named else (Path(text).name or text, text))
+    return pairs

@@ -276,19 +276,19 @@ def summarise_flip_groups(
     Source:
         Chen et al. 2024, arXiv:2405.19534, §4.1, Figure 2 (a) to (c).
     """
-    check_some({"loss": loss})
+    check_some("loss", loss)
     values, margins, _ = exact(loss=loss, reward_margin=reward_margin, groups=groups)
-    found = {}
+    summary = {}
     for number, name in enumerate(FLIP_GROUPS):
         inside = groups == number
         count = int(inside.sum())
-        found[name] = FlipGroup(
+        summary[name] = FlipGroup(
             pairs=count,
             share=count / len(values),
             loss=float(values[inside].mean()) if count else None,
             reward_margin=float(margins[inside].mean()) if count else None,
         )
-    return found
+    return summary
 
 
 LEARNABILITY_GROUPS = ("easy", "easy to flip", "between", "hard")
@@ -405,7 +405,7 @@ def intra_diversity(
     Source:
         Sun et al. 2025, arXiv:2508.10530, Eq. 14; the spread is ours.
     """
-    check_some({"chosen": chosen})
+    check_some("chosen", chosen)
     first, second = exact(chosen=chosen, rejected=rejected)
     apart = (first - second).cpu().numpy()
     levels = np.quantile(apart, QUANTILES)

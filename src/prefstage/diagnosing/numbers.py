@@ -112,8 +112,8 @@ def histogram(values: Numbers, *, bins: int = 20) -> Histogram:
     return Histogram(edges.tolist(), counts.tolist())
 
 
+# As numpy's default, but np.quantile would copy a memory-mapped file in order to partition it.
 def _quantile(values: Numbers, share: float) -> float:
-    # As numpy's default, but np.quantile would copy a memory-mapped file in order to partition it.
     position = share * (len(values) - 1)
     below = int(position)
     low, high = float(values[below]), float(values[min(below + 1, len(values) - 1)])
@@ -225,7 +225,7 @@ def bootstrap_interval(
             cure="score pairs first, and leave out those that a model cannot score",
         )
     positions = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt_ids))}
-    prompt_of = np.array([positions[prompt] for prompt in prompt_ids])
+    prompt_of = [positions[prompt] for prompt in prompt_ids]
     totals, counts = np.bincount(prompt_of, weights=numbers), np.bincount(prompt_of)
     rng = np.random.default_rng(seed_for(seed, "bootstrap"))
     # A prompt's total and count stand for its pairs, so that a resample draws prompts, not pairs;

@@ -4,7 +4,7 @@ Every function gives one value a pair (or prompt), so that the caller may averag
 resample them; the accuracy of a dataset is the mean. All compare in float64.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -36,7 +36,14 @@ def exact(**tensors: Tensor) -> list[Tensor]:
             cure="give both sides of the same pairs",
         )
     for name, tensor in tensors.items():
-        _check_finite(name, tensor)
+        bad = ~torch.isfinite(tensor.reshape(-1))
+        if bad.any():
+            position = int(bad.nonzero()[0])
+            raise InputError.of(
+                saw=f"{name}[{position}] = {float(tensor.reshape(-1)[position])}",
+                expected="finite numbers",
+                cure="look at that pair: its log-probs overflowed, or the model has diverged",
+            )
     return [tensor.detach().double() for tensor in tensors.values()]
 
 
@@ -56,30 +63,19 @@ def check_positive(**settings: float) -> None:
             )
 
 
-def check_some(values: Mapping[str, Tensor]) -> None:
+def check_some(name: str, tensor: Tensor) -> None:
     """Check that there is at least one pair.
 
     Args:
-        values: Tensors by their names.
+        name: The tensor's.
+        tensor: One value a pair.
 
     Raises:
-        InputError: If one is empty.
+        InputError: If it is empty.
     """
-    for name, tensor in values.items():
-        if tensor.numel() == 0:
-            raise InputError.of(
-                saw=f"{name} without a pair", expected="at least one pair", cure="score pairs first"
-            )
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    bad = ~torch.isfinite(tensor)
-    if bad.any():
-        place = int(bad.reshape(-1).nonzero()[0])
+    if tensor.numel() == 0:
         raise InputError.of(
-            saw=f"{name}[{place}] = {float(tensor.reshape(-1)[place])}",
-            expected="finite numbers",
-            cure="look at that pair: its log-probs overflowed, or the model has diverged",
+            saw=f"{name} without a pair", expected="at least one pair", cure="score pairs first"
         )
 
 
@@ -260,21 +256,18 @@ def order_accuracy(
             expected="as many of either",
             cure="give both for the same prompts",
         )
-    return torch.tensor(
-        [_same_order(*pair) for pair in zip(log_probs, ranks, strict=True)], dtype=torch.float64
-    )
-
-
-def _same_order(log_probs: Tensor, ranks: Tensor) -> float:
-    value, rank = exact(log_probs=log_probs, ranks=ranks)
-    before = rank[:, None] < rank[None, :]
-    if not before.any():
-        raise InputError.of(
-            saw=f"ranks {ranks.tolist()}",
-            expected="at least two different ranks a prompt",
-            cure="leave prompts out whose responses are all ranked alike",
-        )
-    return float((value[:, None] > value[None, :])[before].all())
+    same = []
+    for values_of_prompt, ranks_of_prompt in zip(log_probs, ranks, strict=True):
+        value, rank = exact(log_probs=values_of_prompt, ranks=ranks_of_prompt)
+        before = rank[:, None] < rank[None, :]
+        if not before.any():
+            raise InputError.of(
+                saw=f"ranks {ranks_of_prompt.tolist()}",
+                expected="at least two different ranks a prompt",
+                cure="leave prompts out whose responses are all ranked alike",
+            )
+        same.append((value[:, None] > value[None, :])[before].all())
+    return torch.tensor(same, dtype=torch.float64)
 
 
 def _on_scale(
@@ -407,7 +400,7 @@ def idealized_ranking_accuracy(
     Source:
         Chen et al. 2024, arXiv:2405.19534, Corollary 3.3, Eq. 3; the range of β: App. C.4.
     """
-    check_some({"reference_chosen": reference_chosen})
+    check_some("reference_chosen", reference_chosen)
     if not betas:
         raise InputError.of(
             saw="no β", expected="at least one", cure=f"leave betas out for {BETAS}"

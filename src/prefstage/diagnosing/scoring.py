@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
-from math import factorial
+from math import factorial, isfinite, prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +17,12 @@ from prefstage.core.errors import InputError
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.storage import Numbers
 from prefstage.data.tokenising import ResponseEncoder, TokenTree, cause_of
+from prefstage.data.tokenizer_files import load_tokenizer
 from prefstage.diagnosing.config import DiagnosisConfig
 from prefstage.diagnosing.numbers import bootstrap_interval
 from prefstage.diagnosing.rankings import order_accuracy, ranking_accuracy
 from prefstage.measuring.reliability import distinctness
-
-_TWO = 2
-
-
-class ScoresTrees(Protocol):
-    """A `Scorer`, or a `ReferenceCache` that remembers."""
-
-    def score(self, trees: Sequence[TokenTree]) -> Sequence[Any]:
-        """Log-probs of every response of every tree."""
+from prefstage.scoring import ReferenceCache, Scorer
 
 
 @dataclass(frozen=True)
@@ -43,15 +36,20 @@ class ScoredBy:
     """
 
     name: str
-    scorer: ScoresTrees
+    scorer: Scorer | ReferenceCache
     encoder: ResponseEncoder
 
 
-def as_scored_by(model: ScoredBy | str | Path) -> ScoredBy:
+def as_scored_by(
+    model: ScoredBy | str | Path, *, dtype: str = "auto", cache: Path | None = None, **encoding: Any
+) -> ScoredBy:
     """The model that scores: itself, or a checkpoint loaded with its tokenizer.
 
     Args:
         model: The model, or its folder or Hub id.
+        dtype: Of a checkpoint: auto, float32, bfloat16 or float16.
+        cache: Folder for log-probs, of which none is computed again; None for no cache.
+        **encoding: Arguments of its `ResponseEncoder`.
 
     Returns:
         The model.
@@ -68,11 +66,10 @@ def as_scored_by(model: ScoredBy | str | Path) -> ScoredBy:
             expected="a model folder, a Hub id, or ScoredBy(name, scorer, encoder)",
             cure="pass one of these",
         )
-    from prefstage.data.tokenizer_files import load_tokenizer
-    from prefstage.scoring import Scorer
-
-    encoder = ResponseEncoder(load_tokenizer(str(model)))
-    return ScoredBy(Path(model).name or str(model), Scorer.load(str(model)), encoder)
+    scorer = Scorer.load(str(model), dtype=dtype)
+    encoder = ResponseEncoder(load_tokenizer(str(model)), **encoding)
+    remembering = scorer if cache is None else ReferenceCache(cache, scorer)
+    return ScoredBy(Path(model).name or str(model), remembering, encoder)
 
 
 @dataclass(frozen=True)
@@ -292,13 +289,21 @@ def diagnose_orders(
         Definition 2.3 for each pair.
     """
     config, left_out = config or DiagnosisConfig(), Counter[str]()
-    used = [row for row in (_scored_part(row, left_out) for row in rows) if row is not None]
+    used = list[Candidates]()
+    for row in rows:
+        kept = [n for n, score in enumerate(row.scores) if score is not None and isfinite(score)]
+        if len(kept) < len(row.responses):
+            left_out["responses without a score"] += len(row.responses) - len(kept)
+        if len({row.scores[n] for n in kept}) > 1:
+            used.append(row.only(kept))
+        else:
+            left_out["prompts without two different scores"] += 1
     if config.max_pairs is not None and config.max_pairs < len(used):
         left_out["prompts beyond max_pairs"] += len(used) - config.max_pairs
-        generator = np.random.default_rng(config.seed)
-        used = [
-            used[i] for i in sorted(generator.choice(len(used), config.max_pairs, replace=False))
-        ]
+        drawn = np.random.default_rng(config.seed).choice(
+            len(used), config.max_pairs, replace=False
+        )
+        used = [used[i] for i in sorted(drawn)]
     if not used:
         raise InputError.of(
             saw=f"no prompt in {name} with two responses of different scores",
@@ -330,16 +335,6 @@ def diagnose_orders(
     )
 
 
-def _scored_part(row: Candidates, left_out: Counter[str]) -> Candidates | None:
-    kept = [n for n, score in enumerate(row.scores) if score is not None and np.isfinite(score)]
-    if len(kept) < len(row.responses):
-        left_out["responses without a score"] += len(row.responses) - len(kept)
-    if len({row.scores[n] for n in kept}) < _TWO:
-        left_out["prompts without two different scores"] += 1
-        return None
-    return row.only(kept)
-
-
 def _pairwise(
     values: Sequence[torch.Tensor], ranks: Sequence[torch.Tensor], config: DiagnosisConfig
 ) -> dict[str, Any]:
@@ -360,8 +355,7 @@ def _interval(
     return asdict(bootstrap_interval(values, prompts, **config.bootstrap))
 
 
+# Share of the n! orders that agree with ranks: equal ones may stand in any order.
 def _chance(ranks: torch.Tensor) -> float:
-    # Share of the n! orders that agree with ranks: equal ones may stand in any order.
     counts = torch.unique(ranks, return_counts=True)[1].tolist()
-    agreeing = int(np.prod([factorial(count) for count in counts], dtype=object))
-    return agreeing / factorial(len(ranks))
+    return prod(map(factorial, counts)) / factorial(len(ranks))

@@ -1,6 +1,6 @@
 """A diagnosis as tables and warnings for people, in Markdown."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LENGTH_EXPLAINS = 0.65
@@ -122,133 +122,146 @@ def warnings_of(report: Mapping[str, Any]) -> list[dict[str, str]]:
     Returns:
         Of each warning `what` in plain words, `figure`, and `remedy` in prefstage's commands.
     """
-    warnings = [*_data_warnings(report["data"])]
+    faults = _data_faults(report["data"])
     if report.get("learnability"):
-        warnings += _learnability_warnings(report["learnability"])
+        faults += _learnability_faults(report["learnability"])
     if report.get("judge"):
-        warnings += _judge_warnings(report["judge"], report["data"])
+        faults += _judge_faults(report["judge"], report["data"])
     if report.get("own_answers") and report["own_answers"]["prompts"]:
-        warnings += _answer_warnings(report["own_answers"])
-    return [dict(zip(("what", "figure", "remedy"), texts, strict=True)) for texts in warnings]
+        faults += _answer_faults(report["own_answers"])
+    return [
+        {"what": what, "figure": figure, "remedy": remedy}
+        for is_there, what, figure, remedy in faults
+        if is_there
+    ]
 
 
-_Warnings = Iterator[tuple[str, str, str]]
+_Faults = list[tuple[bool, str, str, str]]
+"""Of each: whether it is there; what it is, the figure that shows it, and the remedy."""
 
 
-def _data_warnings(data: Mapping[str, Any]) -> _Warnings:
+def _data_faults(data: Mapping[str, Any]) -> _Faults:
     wins = data["longer_wins"]
-    if wins is not None and max(wins, 1 - wins) >= LENGTH_EXPLAINS:
-        which = "longer" if wins > EVEN else "shorter"
-        yield (
+    most = 0.0 if wins is None else max(wins, 1 - wins)
+    which = "longer" if most == wins else "shorter"
+    return [
+        (
+            most >= LENGTH_EXPLAINS,
             f"The labels are largely explained by length: the {which} response mostly wins, "
             "so training would teach length",
-            f'"{which} wins" gives {max(wins, 1 - wins):.1%} of the labels',
+            f'"{which} wins" gives {most:.1%} of the labels',
             "prefstage build with method: keep and filters: {length: {max_ratio: 1.5}}, or "
             "prefstage train with a length-aware loss (r_dpo, ld_dpo, simpo)",
-        )
-    if data["identical"]:
-        yield (
+        ),
+        (
+            data["identical"] > 0,
             "Some pairs have the same text on both sides and teach nothing",
             f"{data['identical']} of {data['pairs']} pairs",
             "prefstage build with method: keep, which leaves them out and counts them",
-        )
-    if data["pairs"] and data["ties"] / data["pairs"] >= MANY_TIES:
-        yield (
+        ),
+        (
+            data["pairs"] > 0 and data["ties"] / data["pairs"] >= MANY_TIES,
             "Many pairs are ties of their raters, which losses read as preferences",
             f"{data['ties']} of {data['pairs']} pairs",
             "prefstage build with method: keep and filters: {agreement: 0.6}, or with "
             "method: relabel to let a judge decide",
-        )
+        ),
+    ]
 
 
-def _learnability_warnings(learnability: Mapping[str, Any]) -> _Warnings:
+def _learnability_faults(learnability: Mapping[str, Any]) -> _Faults:
     total, hard = sum(learnability["groups"].values()), learnability["groups"]["hard"]
-    if total and hard / total >= MOST_HARD:
-        yield (
+    flips = learnability["flippable_at_loss"]
+    share = flips["share_of_wrong"]
+    return [
+        (
+            total > 0 and hard / total >= MOST_HARD,
             "Most pairs are hard: the reference finds the rejected response far likelier, "
             "and DPO will hardly turn that round",
             f"{hard} of {total} pairs are beyond the limit of hard pairs",
             "prefstage train with loss: sft on the chosen responses first, or prefstage build "
             "with method: on-policy for pairs of the policy's own answers",
-        )
-    flips = learnability["flippable_at_loss"]
-    share = flips["share_of_wrong"]
-    if share is not None and share < MOST_HARD:
-        yield (
+        ),
+        (
+            share is not None and share < MOST_HARD,
             f"A DPO loss of {flips['loss']:g} at beta {flips['beta']:g} leaves most of the "
             "wrongly ranked pairs wrong",
-            f"it mends {share:.1%} of {learnability['wrong']}",
+            f"it mends {_share(share)} of {learnability['wrong']}",
             "prefstage train with a smaller beta or to a lower loss, or with loss: "
             "{name: gamma, gamma: 0.5}",
-        )
+        ),
+    ]
 
 
-def _judge_warnings(judge: Mapping[str, Any], data: Mapping[str, Any]) -> _Warnings:
+def _judge_faults(judge: Mapping[str, Any], data: Mapping[str, Any]) -> _Faults:
     agreement, longer = judge["agreement"]["agreement"], judge["agreement"]["prefers_longer"]
-    if agreement is not None and agreement < LITTLE_AGREEMENT:
-        yield (
+    bias = judge["position_bias"]
+    return [
+        (
+            agreement is not None and agreement < LITTLE_AGREEMENT,
             "The judge hardly agrees with the labels: they measure different things",
-            f"agreement {agreement:.1%}",
+            f"agreement {_share(agreement)}",
             "prefstage build with method: relabel to train on the judge's labels, or use "
             "another judge",
-        )
-    if longer is not None and longer >= LENGTH_EXPLAINS + 0.1:
-        yield (
+        ),
+        (
+            longer is not None and longer >= LENGTH_EXPLAINS + 0.1,
             "The judge prefers the longer response",
-            f"in {longer:.1%} of pairs of unequal length ({data['pairs']} pairs)",
+            f"in {_share(longer)} of pairs of unequal length ({data['pairs']} pairs)",
             "prefstage evaluate, whose win rates are length-controlled, and prefstage build "
             "with method: keep and filters: {length: {max_ratio: 1.5}}",
-        )
-    bias = judge["position_bias"]
-    if bias is not None and bias >= POSITION_DECIDES:
-        yield (
+        ),
+        (
+            bias is not None and bias >= POSITION_DECIDES,
             "The judge often prefers the place of a response to the response: such verdicts "
             "count as even",
-            f"{bias:.1%} of comparisons change with the order",
+            f"{_share(bias)} of comparisons change with the order",
             "prefstage judge with another judge (prefstage diagnose --second-judge compares them)",
-        )
+        ),
+    ]
 
 
-def _answer_warnings(answers: Mapping[str, Any]) -> _Warnings:
+def _answer_faults(answers: Mapping[str, Any]) -> _Faults:
     prompts, (low, high) = f"of {answers['prompts']} prompts", answers["interval"]
-    if low > EVEN:
-        yield (
+    return [
+        (
+            low > EVEN,
             "The chosen responses are worse than the policy's own answers: training on them "
             "would pull it down",
             f"own answers beat the chosen response on {answers['win_rate']:.1%} {prompts} "
             f"[{low:.1%}, {high:.1%}]",
             "prefstage build with method: on-policy, or mixing to put own answers into the pairs",
-        )
-    if answers["boundary_score"] >= FAR_BELOW:
-        yield (
+        ),
+        (
+            answers["boundary_score"] >= FAR_BELOW,
             "The pairs' responses are judged far below the policy's own answers: it is past "
             "what this dataset can teach",
             f"own answers win {answers['boundary_score']:.1%} of comparisons with both responses "
             f"of a pair, {prompts}",
             "prefstage measure to decide the stage, then prefstage build with method: on-policy",
-        )
+        ),
+    ]
 
 
 def _data(data: Mapping[str, Any]) -> str:
-    names = {
-        "pairs": "pairs",
-        "prompts": "different prompts",
-        "ties": "ties of the raters",
-        "votes": "pairs with votes (agreement)",
-        "identical": "same text on both sides",
-    }
-    values = {shown: data[name] for name, shown in names.items()}
-    values['"longer wins" gives the label'] = _share(data["longer_wins"])
-    values["correlation of length difference with the label"] = _number(data["length_correlation"])
-    return _values(values)
+    return _values(
+        {
+            "pairs": data["pairs"],
+            "different prompts": data["prompts"],
+            "ties of the raters": data["ties"],
+            "pairs with votes (agreement)": data["votes"],
+            "same text on both sides": data["identical"],
+            '"longer wins" gives the label': _share(data["longer_wins"]),
+            "correlation of length difference with the label": data["length_correlation"],
+        }
+    )
 
 
 def _distributions(report: Mapping[str, Any]) -> str:
     data = report["data"]
     named = {f"{name}, characters": numbers for name, numbers in data["characters"].items()}
     named |= {f"score, {name}": numbers for name, numbers in data["scores"].items()}
-    for key in ("judge", "second_judge"):
-        judge = report.get(key) or {"scores": {}}
+    for judge in _judges_of(report):
         named |= {f"{judge['judge']}, {n}": numbers for n, numbers in judge["scores"].items()}
     rows = [[name, *(_number(numbers[k]) for k in _NUMBERS)] for name, numbers in named.items()]
     return _table(["", *_NUMBERS.values()], rows)
@@ -288,27 +301,30 @@ def _learnability(learnability: Mapping[str, Any]) -> str:
 
 def _judges(report: Mapping[str, Any]) -> str:
     rows = []
-    for judge in filter(None, (report.get("judge"), report.get("second_judge"))):
+    for judge in _judges_of(report):
         agreement = judge["agreement"]
-        low, high = agreement["interval"]
-        known = agreement["agreement"]
-        share = f"{_share(known)} [{_share(low)}, {_share(high)}]" if known is not None else "–"
-        bias = judge["position_note"] or _share(judge["position_bias"])
-        longer = _share(agreement["prefers_longer"])
-        rows.append([judge["judge"], share, _number(judge["kappa"]), longer, bias])
+        rows.append(
+            [
+                *(judge["judge"], _between(agreement["agreement"], agreement["interval"])),
+                *(_number(judge["kappa"]), _share(agreement["prefers_longer"])),
+                judge["position_note"] or _share(judge["position_bias"]),
+            ]
+        )
     header = ["judge", "agreement with labels", "κ", "prefers longer", "position bias"]
     consistency = report.get("consistency") or {}
     notes = [f"\nPreference consistency, {name}: {_share(v)}." for name, v in consistency.items()]
     return "\n".join([_table(header, rows), *notes])
 
 
+def _judges_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [judge for judge in (report.get("judge"), report.get("second_judge")) if judge]
+
+
+# Quality, distinctness and diversity of the policy's own answers; nothing without any.
 def _answers(report: Mapping[str, Any]) -> str:
-    """Quality, distinctness and diversity of the policy's own answers; nothing without any."""
     rows = dict[str, Any]()
     if quality := report.get("own_answers"):
-        share = _share(quality["win_rate"])
-        if quality["interval"]:
-            share += " [{}, {}]".format(*map(_share, quality["interval"]))
+        share = _between(quality["win_rate"], quality["interval"])
         rows |= {
             "prompts judged": quality["prompts"],
             "a random own answer beats the chosen response": share,
@@ -335,9 +351,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _interval(value: Mapping[str, Any] | None) -> str:
-    if not value:
-        return "–"
-    return f"{_share(value['mean'])} [{_share(value['low'])}, {_share(value['high'])}]"
+    return _between(value["mean"], (value["low"], value["high"])) if value else "–"
+
+
+def _between(share: float | None, ends: Sequence[float] | None) -> str:
+    return _share(share) + ("" if share is None or not ends else " [{:.1%}, {:.1%}]".format(*ends))
 
 
 def _share(value: float | None) -> str:

@@ -7,7 +7,6 @@ from prefstage.core.exports import on_first_use
 if TYPE_CHECKING:
     from prefstage.evaluating.alpaca_files import (
         Annotation,
-        leaderboard_row,
         read_annotations,
         read_leaderboard,
         read_prompt_numbers,
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from prefstage.evaluating.length_controlled import (
         LengthControlledWinRate,
         LengthWeights,
+        leaderboard_row,
         length_controlled_win_rate,
     )
     from prefstage.evaluating.length_interval import length_controlled_interval, widened
@@ -97,8 +97,8 @@ __getattr__, __dir__ = on_first_use(
     __name__,
     {
         "alpaca_files": (
-            "Annotation leaderboard_row read_annotations read_leaderboard "
-            "read_prompt_numbers write_annotations write_leaderboard"
+            "Annotation read_annotations read_leaderboard read_prompt_numbers write_annotations "
+            "write_leaderboard"
         ),
         "answers": "Answer Answers answer_prompts load_answers write_model_outputs",
         "comparing": (
@@ -107,7 +107,9 @@ __getattr__, __dir__ = on_first_use(
         ),
         "difficulty": "absorbed_shares control_jointly estimate_difficulty",
         "evaluation": "evaluate",
-        "length_controlled": "LengthControlledWinRate LengthWeights length_controlled_win_rate",
+        "length_controlled": (
+            "LengthControlledWinRate LengthWeights leaderboard_row length_controlled_win_rate"
+        ),
         "length_interval": "length_controlled_interval widened",
         "mt_bench": "MtBench Question load_questions run_mt_bench",
         "rates": "Rates rates_of",

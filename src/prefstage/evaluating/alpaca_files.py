@@ -1,20 +1,29 @@
-"""AlpacaEval's ``annotations.json`` and leaderboard CSV, read and written."""
+"""AlpacaEval's files: its length tables, ``annotations.json`` and leaderboard CSV."""
 
 import csv
+import gzip
 import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
+import pyarrow.csv
+from numpy.typing import NDArray
+
 from prefstage.core.errors import DataError, InputError
 from prefstage.core.files import write_json, write_text
-from prefstage.evaluating.alpaca_tables import cached_file
-from prefstage.evaluating.length_controlled import LengthControlledWinRate
-from prefstage.evaluating.rates import HALF
+from prefstage.evaluating.l1_logistic import Floats
 
+N_PROMPTS = 805
+_NEEDED = ("index", "preference", "std_delta_len", "instruction_difficulty")
 LEADERBOARD_COLUMNS = (
     "win_rate",
     "standard_error",
@@ -30,6 +39,110 @@ LEADERBOARD_COLUMNS = (
 )
 _TEXTS = ("instruction", "output_1", "generator_1", "output_2", "generator_2")
 _INTEGERS = {"n_wins", "n_wins_base", "n_draws", "n_total", "avg_length"}
+
+
+@dataclass(frozen=True)
+class LengthTables:
+    """The constants of the length-controlled regression.
+
+    Attributes:
+        difficulty: Of each prompt in the official order; larger: models win more often.
+            [prompts].
+        gamed_t: tanh of the standardised length difference of the gamed rows, verbose first,
+            then concise. [rows].
+        gamed_index: Prompt of each gamed row. [rows].
+        gamed_preference: In [0, 1]. [rows].
+        baseline_lengths: Characters of the official baseline's answers. [prompts].
+    """
+
+    difficulty: Floats
+    gamed_t: Floats
+    gamed_index: NDArray[np.int64]
+    gamed_preference: Floats
+    baseline_lengths: Floats
+
+
+def standardised_length(len_model: Floats, len_baseline: Floats) -> Floats:
+    """``tanh(δ / std(δ))`` with δ = len_baseline - len_model, not centred.
+
+    Args:
+        len_model: Characters of the model's answers. [rows].
+        len_baseline: Characters of the baseline's. [rows].
+
+    Returns:
+        In [-1, 1]; where all δ are equal the limit: the sign of δ. [rows].
+
+    Source:
+        Dubois et al. 2024, arXiv:2404.04475, Eq. 2; std with ddof 1 as in `alpaca-eval`.
+    """
+    delta = len_baseline - len_model
+    if len(delta) and (delta == delta[0]).all():
+        return np.asarray(np.sign(delta))
+    return np.asarray(np.tanh(delta / delta.std(ddof=1)))
+
+
+@cache
+def length_tables() -> LengthTables:
+    """The official tables where the local Hub cache has them, and the package's otherwise.
+
+    Returns:
+        The tables, read once a process.
+
+    Raises:
+        DataError: If the cached official file has another form than the known one.
+    """
+    folder = files("prefstage.evaluating") / "tables"
+    difficulty = _columns((folder / "instruction_difficulty.csv").read_bytes())["difficulty"]
+    rows = _columns(gzip.decompress((folder / "gamed_rows.csv.gz").read_bytes()))
+    index, lengths = rows["index"].astype(np.int64), np.empty(len(difficulty))
+    lengths[index] = rows["len_baseline"]
+    path = cached_file("df_gamed.csv")
+    if path is not None:
+        return _official(path, lengths)
+    t = np.empty(len(index))
+    for group in (0, 1):  # each gamed baseline is standardised by itself, as one model
+        mine = rows["group"] == group
+        t[mine] = standardised_length(rows["len_model"][mine], rows["len_baseline"][mine])
+    return LengthTables(difficulty, t, index, rows["preference"], lengths)
+
+
+def cached_file(name: str) -> Path | None:
+    """A file of AlpacaEval's data set in the local Hub cache; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache("tatsu-lab/alpaca_eval", name, repo_type="dataset")
+    return Path(path) if isinstance(path, str) else None
+
+
+# The tables in the layout of the official df_gamed.csv, which holds no lengths.
+def _official(path: Path, baseline_lengths: Floats) -> LengthTables:
+    try:
+        rows = _columns(path.read_bytes())
+    except pyarrow.ArrowInvalid:
+        rows = {}
+    missing, count = sorted({*_NEEDED} - {*rows}), len(next(iter(rows.values()), ()))
+    if missing or count != 2 * N_PROMPTS:
+        raise DataError.of(
+            saw=f"{path} with {count} rows, without columns {missing}",
+            expected=f"{2 * N_PROMPTS} rows with {sorted(_NEEDED)}",
+            cure="fetch the file again, or delete it to use the tables of the package",
+        )
+    index, difficulty = rows["index"].astype(np.int64), np.empty(N_PROMPTS)
+    # Every prompt stands in two rows, of which alpaca-eval takes the first: of several values that
+    # are assigned to one index numpy keeps the last, so they are assigned backwards.
+    difficulty[index[::-1]] = rows["instruction_difficulty"][::-1]
+    return LengthTables(
+        difficulty, np.tanh(rows["std_delta_len"]), index, rows["preference"], baseline_lengths
+    )
+
+
+def _columns(text: bytes) -> dict[str, Floats]:
+    table = pyarrow.csv.read_csv(io.BytesIO(text))
+    return {
+        name: column.to_numpy().astype(np.float64)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+        if not pyarrow.types.is_string(column.type)
+    }
 
 
 @dataclass(frozen=True)
@@ -149,35 +262,6 @@ def read_prompt_numbers(path: Path | None = None) -> dict[str, int] | None:
     return numbers
 
 
-def leaderboard_row(
-    preferences: Sequence[float], lengths: Sequence[int], *, controlled: LengthControlledWinRate
-) -> dict[str, float | int | str]:
-    """One model's line of the leaderboard, with AlpacaEval's columns.
-
-    Args:
-        preferences: For the model, in [0, 1]; NaN where missing. [rows].
-        lengths: Characters of its answers. [rows].
-        controlled: Its length-controlled result.
-
-    Returns:
-        The columns by name; `avg_length` is cut to a whole number, as published.
-    """
-    known = [preference for preference in preferences if not math.isnan(preference)]
-    return {
-        "win_rate": controlled.win_rate,
-        "standard_error": controlled.standard_error,
-        "n_wins": sum(preference > HALF for preference in known),
-        "n_wins_base": sum(preference < HALF for preference in known),
-        "n_draws": known.count(HALF),
-        "n_total": len(known),
-        "discrete_win_rate": controlled.discrete_win_rate,
-        "mode": "community",
-        "avg_length": int(sum(lengths) / len(lengths)),
-        "length_controlled_winrate": controlled.length_controlled_win_rate,
-        "lc_standard_error": controlled.lc_standard_error,
-    }
-
-
 def read_leaderboard(path: Path) -> dict[str, dict[str, Any]]:
     """Read a leaderboard CSV.
 
@@ -214,19 +298,17 @@ def write_leaderboard(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None
         path: The file.
         rows: model → column → value, as from `leaderboard_row`.
     """
-    columns = dict.fromkeys(
-        (*LEADERBOARD_COLUMNS, *(name for row in rows.values() for name in row))
-    )
 
     def worst_last(item: tuple[str, Mapping[str, Any]]) -> float:
         rate = item[1].get("length_controlled_winrate")
         return -rate if isinstance(rate, float | int) else math.inf
 
+    columns = dict.fromkeys((*LEADERBOARD_COLUMNS, *chain.from_iterable(rows.values())))
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["", *columns])
-    for model, row in sorted(rows.items(), key=worst_last):
-        writer.writerow([model, *("" if row.get(c) is None else row[c] for c in columns)])
+    # What a row lacks is an empty cell, and so is None.
+    table = csv.DictWriter(stream, ["", *columns], lineterminator="\n")
+    table.writeheader()
+    table.writerows({"": model, **row} for model, row in sorted(rows.items(), key=worst_last))
     write_text(path, stream.getvalue())
 
 

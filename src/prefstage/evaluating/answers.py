@@ -114,10 +114,9 @@ def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> 
     if rows is None:
         from prefstage.data import load_candidates
 
-        candidates: Iterable[Candidates] = load_candidates(path)
         rows = [
             (row.prompt, text, written_by)
-            for row in candidates
+            for row in load_candidates(path)
             for text, written_by in zip(row.responses, row.sources, strict=True)
         ]
     chosen = [row for row in rows if not writer or row[2] == writer]
@@ -134,8 +133,10 @@ def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> 
             expected="answers",
             cure="name another file or writer",
         )
-    called = name or writer or next(iter(writers), None) or Path(path).stem
-    return gather_answers(called, ((prompt, text) for prompt, text, _ in chosen))
+    return gather_answers(
+        name or writer or next(iter(writers), None) or Path(path).stem,
+        ((prompt, text) for prompt, text, _ in chosen),
+    )
 
 
 def answer_prompts(sampler: Sampler, prompts: Sequence[Prompt], ledger: Ledger) -> Answers:
@@ -171,20 +172,22 @@ def write_model_outputs(path: Path, answers: Answers, *, dataset: str | None = N
         answers: A model's answers.
         dataset: Name for the `dataset` field, where one is wanted.
     """
-    rows = [
-        {
-            **({} if dataset is None else {"dataset": dataset}),
-            "instruction": instruction_of(answer.prompt),
-            "output": answer.text,
-            "generator": answers.name,
-        }
-        for answer in answers.by_prompt.values()
-    ]
-    write_json(path, rows)
+    write_json(
+        path,
+        [
+            {
+                **({} if dataset is None else {"dataset": dataset}),
+                "instruction": instruction_of(answer.prompt),
+                "output": answer.text,
+                "generator": answers.name,
+            }
+            for answer in answers.by_prompt.values()
+        ],
+    )
 
 
+# (prompt, output, generator) of AlpacaEval's outputs; None if the file is something else.
 def _alpaca_rows(path: Path) -> list[tuple[Prompt, str, Any]] | None:
-    """(prompt, output, generator) of AlpacaEval's outputs; None if the file is something else."""
     from prefstage.data.raw_rows import read_file
 
     if not (path.name.removesuffix(".gz").endswith((".json", ".jsonl")) and path.is_file()):

@@ -54,6 +54,14 @@ class BenchmarkScore(Figures):
     shots: int | None
     rows: int | None
 
+    def as_text(self) -> str:
+        """The score in one line."""
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.4f}"
+        return (
+            f"{self.task} {self.metric}: {self.score:.4f}{error} "
+            f"({self.rows} rows, {self.shots} shots)"
+        )
+
 
 def run_benchmarks(
     model: Any,
@@ -138,10 +146,10 @@ def run_benchmarks(
     return [score for task, name in names.items() for score in _scores(task, name, results)]
 
 
+# What the harness is told of the model and of its answers.
 def _arguments(
     model: Any, folder: Path, harness: Mapping[str, Any], max_new_tokens: int | None
 ) -> dict[str, Any]:
-    """What the harness is told of the model and of its answers."""
     limit = {} if max_new_tokens is None else {"gen_kwargs": {"max_gen_toks": max_new_tokens}}
     if not isinstance(model, str | Path):
         return {"model": model, **harness, **limit}
@@ -154,10 +162,14 @@ def _arguments(
         whole.save_pretrained(folder / "merged")
         load_tokenizer(str(model)).save_pretrained(folder / "merged")
         model = folder / "merged"
-    # its default is CUDA, also where there is none
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = {"device": device, **harness}
-    return {**settings, "model": "hf", "model_args": f"pretrained={model}", **limit}
+    return {
+        # its default is CUDA, also where there is none
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        **harness,
+        "model": "hf",
+        "model_args": f"pretrained={model}",
+        **limit,
+    }
 
 
 def _set_shots(manager: Any, shots: Mapping[str, int | None]) -> None:
@@ -225,8 +237,8 @@ def _shots_of(tasks: Sequence[str] | Mapping[str, int | None] | str) -> dict[str
     return dict(tasks) if isinstance(tasks, Mapping) else dict.fromkeys(tasks)
 
 
+# The name to run; a task with a local file gets a definition that reads it.
 def _local_task(folder: Path, entry: Any, task: str, files: Mapping[str, Path]) -> str:
-    """The name to run; a task with a local file gets a definition that reads it."""
     if entry is None:
         raise InputError.of(
             saw=f"task {task!r}",
@@ -247,18 +259,21 @@ def _local_task(folder: Path, entry: Any, task: str, files: Mapping[str, Path]) 
         "fewshot_split": "test",
     }
     # JSON is YAML, and quotes every path
-    text = json.dumps(definition)
-    (folder / f"{task}_local.yaml").write_text(text, encoding="utf-8")
+    (folder / f"{task}_local.yaml").write_text(json.dumps(definition), encoding="utf-8")
     return f"{task}_local"
 
 
 def _scores(task: str, name: str, results: Any) -> Iterator[BenchmarkScore]:
     values = results["results"][name]
-    shots = results.get("n-shot", {}).get(name)
-    rows = results.get("n-samples", {}).get(name, {}).get("effective")
     for metric, value in values.items():
         stem, comma, kind = metric.partition(",")
         if comma and not stem.endswith("_stderr") and isinstance(value, int | float):
             error = values.get(f"{stem}_stderr,{kind}")
-            error = float(error) if isinstance(error, int | float) else None
-            yield BenchmarkScore(task, metric, float(value), error, shots, rows)
+            yield BenchmarkScore(
+                task,
+                metric,
+                float(value),
+                float(error) if isinstance(error, int | float) else None,
+                results.get("n-shot", {}).get(name),
+                results.get("n-samples", {}).get(name, {}).get("effective"),
+            )

@@ -1,7 +1,7 @@
 """Several checkpoints over the same prompts: which differ, and what their rankings tell."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -11,7 +11,13 @@ import numpy as np
 from prefstage.core.errors import InputError
 from prefstage.core.hashing import seed_for
 from prefstage.evaluating.l1_logistic import Floats
-from prefstage.evaluating.rates import Figures, effective_interval, standard_error
+from prefstage.evaluating.rates import (
+    HALF,
+    Figures,
+    batches,
+    effective_interval,
+    standard_error,
+)
 from prefstage.evaluating.win_rates import WinRate, confidence_at_stop
 
 Interval = tuple[float, float]
@@ -44,6 +50,14 @@ class Difference(Figures):
     p_value: float
     better: str | None
     prompts: int
+
+    def as_text(self) -> str:
+        """The difference in a line."""
+        return (
+            f"{self.first} - {self.second}: {self.difference:+.2f} points "
+            f"[{self.interval[0]:+.2f}, {self.interval[1]:+.2f}], p = {self.p_value:.4f}, "
+            f"better: {self.better or 'undecided'}"
+        )
 
 
 def compare_win_rates(
@@ -88,7 +102,7 @@ def compare_win_rates(
             cure="judge all models against the same baseline by the same judge",
         )
     verdicts = [{v.prompt_id: v.preference for v in rate.verdicts} for rate in results.values()]
-    prompts = sorted({prompt_id for known in verdicts for prompt_id in known})
+    prompts = sorted(set().union(*verdicts))
     y = [np.array([known.get(key, np.nan) for key in prompts]) for known in verdicts]
     d = np.stack([first - second for first, second in combinations(y, 2)])
     names, common = list(combinations(results, 2)), (~np.isnan(d)).sum(axis=1)
@@ -103,22 +117,27 @@ def compare_win_rates(
         max(rate.looks for rate in results.values()),
         early=any(rate.stopped == "decided" for rate in results.values()),
     )
-    intervals = _intervals(d, at_stop, resamples, seed)
-    p_values = _adjusted_p_values(d, resamples, seed, (1 - confidence) / (1 - at_stop))
-    return [
-        _difference(pair, values[~np.isnan(values)], interval, p, level=1 - confidence)
-        for pair, values, interval, p in zip(names, d, intervals, p_values, strict=True)
-    ]
-
-
-def _difference(
-    names: tuple[str, str], d: Floats, interval: Interval, p: float, *, level: float
-) -> Difference:
-    mean, (first, second) = float(d.mean()), names
-    better = (first if mean > 0 else second) if p <= level and mean else None
-    low, high = interval
-    error = 100 * standard_error(d)
-    return Difference(first, second, 100 * mean, error, (100 * low, 100 * high), p, better, len(d))
+    # Times the looks at which judging might have stopped (Bonferroni).
+    p_values = np.minimum(1.0, (1 - confidence) / (1 - at_stop) * _p_values(d, resamples, seed))
+    lines = []
+    for (first, second), known, ends, p in zip(
+        names, d, _intervals(d, at_stop, resamples, seed), p_values, strict=True
+    ):
+        values = known[~np.isnan(known)]
+        mean = float(values.mean())
+        lines.append(
+            Difference(
+                first=first,
+                second=second,
+                difference=100 * mean,
+                standard_error=100 * standard_error(values),
+                interval=(100 * ends[0], 100 * ends[1]),
+                p_value=float(p),
+                better=(first if mean > 0 else second) if p <= 1 - confidence and mean else None,
+                prompts=len(values),
+            )
+        )
+    return lines
 
 
 # Intervals of all pairs' mean differences, in [-1, 1], that hold at once. Each is the union of two:
@@ -129,51 +148,50 @@ def _intervals(d: Floats, confidence: float, resamples: int, seed: int) -> list[
     n = d.shape[1]
     mean, error = (values[0] for values in _mean_and_error(d, np.ones((1, n))))
     rng = np.random.default_rng(seed_for(seed, "compare"))
-    largest = list[Floats]()
-    for count in _batches(resamples):
-        # How often each prompt is drawn, for all pairs at once: differences that share a model or
-        # a prompt move together, which makes the largest of them smaller than Bonferroni's.
-        times = rng.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
-        drawn, errors = _mean_and_error(d, times)
-        largest.append((np.abs(drawn - mean) / errors).max(axis=1))
-    half = float(np.quantile(np.concatenate(largest), confidence)) * error
+
+    # How often each prompt is drawn, for all pairs at once: differences that share a model or a
+    # prompt move together, which makes the largest of them smaller than Bonferroni's.
+    def draw(size: int) -> Floats:
+        return rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+
+    half = float(np.quantile(_largest(d, mean, draw, resamples), confidence)) * error
     share, intervals = 1 - (1 - confidence) / len(d), list[Interval]()
     for values, m, h in zip(d, mean, half, strict=True):
-        shares = 0.5 + 0.5 * values[~np.isnan(values)]
+        shares = HALF + HALF * values[~np.isnan(values)]
         low, high = (2 * end - 1 for end in effective_interval(shares, confidence=share))
         intervals.append((max(-1.0, min(low, float(m - h))), min(1.0, max(high, float(m + h)))))
     return intervals
 
 
-def _batches(resamples: int) -> Iterator[int]:
-    # At most so many draws at once: memory does not grow with the resamples.
-    for begin in range(0, resamples, _AT_ONCE):
-        yield min(_AT_ONCE, resamples - begin)
-
-
-def _adjusted_p_values(d: Floats, resamples: int, seed: int, looks: float) -> list[float]:
-    # If two models are equally good, the sign of their difference on a prompt is chance: flipping
-    # it at random shows how large the largest |t| of all pairs gets then. Times the looks at which
-    # judging might have stopped (Bonferroni).
+# If two models are equally good, the sign of their difference on a prompt is chance: flipping it at
+# random shows how large the largest |t| of all pairs gets then.
+def _p_values(d: Floats, resamples: int, seed: int) -> Floats:
     rng = np.random.default_rng(seed_for(seed, "flips"))
     mean, error = _mean_and_error(d, np.ones((1, d.shape[1])))
-    flips = list[Floats]()
-    for count in _batches(resamples):
-        means, errors = _mean_and_error(d, rng.choice([-1.0, 1.0], size=(count, d.shape[1])))
-        flips.append(np.abs(means / errors).max(axis=1))
-    largest = np.concatenate(flips)
+
+    def draw(size: int) -> Floats:
+        return rng.choice([-1.0, 1.0], size=(size, d.shape[1]))
+
     # The verdicts themselves are one of the flips, so that no p-value is zero; a flip that equals
     # them may come out smaller by a rounding error.
-    at_least = [(largest >= t - _ROUNDING).sum() for t in np.abs(mean / error)[0]]
-    return [min(1.0, looks * float((1 + count) / (resamples + 1))) for count in at_least]
+    largest = _largest(d, 0.0, draw, resamples)[:, None]
+    at_least: Floats = (largest >= np.abs(mean / error) - _ROUNDING).sum(axis=0)
+    return (1 + at_least) / (resamples + 1)
 
 
+# Of each draw the largest |t| of all pairs. [draws].
+def _largest(d: Floats, mean: Floats | float, draw: Callable[[int], Floats], draws: int) -> Floats:
+    largest = []
+    for size in batches(draws, _AT_ONCE):
+        means, errors = _mean_and_error(d, draw(size))
+        largest.append((np.abs(means - mean) / errors).max(axis=1))
+    return np.concatenate(largest)
+
+
+# Mean and its standard error of each pair, rows flipped (±1) or repeated (0, 1, 2, …), both
+# [draws, pairs]. A flipped row keeps its square; a repeated one counts so often. The error is that
+# with one more row at 1 and one at -1, so that it is never zero.
 def _mean_and_error(d: Floats, factors: Floats) -> tuple[Floats, Floats]:
-    """Mean and its standard error of each pair, rows flipped (±1) or repeated (0, 1, 2, …).
-
-    Both [draws, pairs]. A flipped row keeps its square; a repeated one counts so often. The
-    error is that with one more row at 1 and one at -1, so that it is never zero.
-    """
     known = ~np.isnan(d)
     x = np.where(known, d, 0.0)
     often = np.abs(factors)
@@ -216,6 +234,20 @@ class CheckpointTable(Figures):
     pairs: str
     checkpoints: tuple[CheckpointRates, ...]
     correlation: float | None
+
+    def as_text(self) -> str:
+        """A line a checkpoint."""
+        lines = [f"rankings of the {self.pairs} pairs beside win rates:"]
+        for line in self.checkpoints:
+            distance = line.weight_distance
+            lines.append(
+                f"  step {line.step}: ranking accuracy {100 * line.ranking_accuracy:.1f} %, win "
+                f"rate {line.win_rate:.2f} % [{line.interval[0]:.2f}, {line.interval[1]:.2f}]"
+                + ("" if distance is None else f", distance {distance:.4g}")
+            )
+        if self.correlation is not None:
+            lines.append(f"  correlation over the checkpoints {self.correlation:+.2f}")
+        return "\n".join(lines)
 
 
 def rankings_against_win_rates(
@@ -266,9 +298,9 @@ def rankings_against_win_rates(
         for step in sorted(win_rates)
     )
     columns = np.array([[line.ranking_accuracy, line.win_rate] for line in lines])
-    steady = len(lines) < _FEWEST_CHECKPOINTS or (columns.std(axis=0) == 0).any()
-    correlation = None if steady else float(np.corrcoef(columns.T)[0, 1])
-    return CheckpointTable(pairs, lines, correlation)
+    if len(lines) < _FEWEST_CHECKPOINTS or (columns.std(axis=0) == 0).any():
+        return CheckpointTable(pairs, lines, None)
+    return CheckpointTable(pairs, lines, float(np.corrcoef(columns.T)[0, 1]))
 
 
 def step_of(name: str) -> int:

@@ -8,9 +8,9 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from prefstage.core.errors import InputError
-from prefstage.evaluating.alpaca_tables import standardised_length
+from prefstage.evaluating.alpaca_files import standardised_length
 from prefstage.evaluating.l1_logistic import Floats
-from prefstage.evaluating.settings import WinRateConfig
+from prefstage.evaluating.settings import ENOUGH_MODELS, FEWEST_MODELS, WinRateConfig
 from prefstage.evaluating.win_rates import (
     FEWEST_CONTROLLED,
     LEFT_OUT,
@@ -18,11 +18,9 @@ from prefstage.evaluating.win_rates import (
     control_length,
 )
 
-FEWEST_MODELS = 3
 _MAX_ROUNDS = 500
 _SMALL = 1e-9
 _RIDGE = 0.01
-_EXPECTED = f"at least {FEWEST_MODELS}: fewer cannot tell a prompt from a chance"
 
 
 def estimate_difficulty(
@@ -81,18 +79,17 @@ def absorbed_shares(
     return _fit(preference, len_model, len_baseline, spread)[1]
 
 
+# Difficulties [prompts], and how much of a verdict they absorb of each model [models].
 def _fit(
     preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, spread: float
 ) -> tuple[Floats, Floats]:
-    """Difficulties [prompts], and how much of a verdict they absorb of each model [models]."""
     y, a = (np.atleast_2d(np.asarray(m, dtype=np.float64)) for m in (preference, len_model))
     b = np.asarray(len_baseline, dtype=np.float64)
     _check(y, a, b, spread)
     judged = ~np.isnan(y)
-    t = np.zeros_like(y)
+    x = np.stack([np.zeros_like(y), np.ones_like(y)], axis=2)
     for model, known in enumerate(judged):
-        t[model, known] = standardised_length(a[model, known], b[known])
-    x = np.stack([t, np.ones_like(t)], axis=2)
+        x[model, known, 0] = standardised_length(a[model, known], b[known])
     w, d = np.zeros((len(y), 2)), np.zeros(y.shape[1])
     # Newton by turns, the models' weights and then all difficulties: each half has few unknowns or
     # separate ones, where a joint step would solve equations in all prompts at once.
@@ -108,12 +105,11 @@ def _fit(
         if np.abs(d - before).max() < _SMALL:
             break
     v = np.where(judged, p * (1 - p), 0.0)
-    leverage = v / (v.sum(axis=0) + 1 / spread**2)
-    return d, leverage.sum(axis=1) / judged.sum(axis=1)
+    return d, (v / (v.sum(axis=0) + 1 / spread**2)).sum(axis=1) / judged.sum(axis=1)
 
 
+# A weak ridge holds models that always win, whose weights would grow for ever.
 def _newton(x: Floats, y: Floats, w: Floats, d: Floats) -> Floats:
-    # A weak ridge holds models that always win, whose weights would grow for ever.
     p = expit(x @ w + d)
     bread = (x * (p * (1 - p))[:, None]).T @ x + _RIDGE * np.eye(x.shape[1])
     return np.asarray(np.linalg.solve(bread, x.T @ (y - p) - _RIDGE * w), dtype=np.float64)
@@ -133,8 +129,11 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
     Raises:
         InputError: As `estimate_difficulty`.
     """
-    verdicts = [verdict for result in results.values() for verdict in result.verdicts]
-    baseline = {verdict.prompt_id: len(verdict.baseline_answer) for verdict in verdicts}
+    baseline = {
+        verdict.prompt_id: len(verdict.baseline_answer)
+        for result in results.values()
+        for verdict in result.verdicts
+    }
     column = {prompt_id: number for number, prompt_id in enumerate(baseline)}
     y = np.full((len(results), len(column)), np.nan)
     lengths = np.ones_like(y)
@@ -144,43 +143,21 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
             lengths[row, column[verdict.prompt_id]] = len(verdict.model_answer)
     d, shares = _fit(y, lengths, list(baseline.values()), 1.0)
     note = f"difficulty estimated from the verdicts on these {len(results)} models"
-    return {
-        name: _controlled(
-            result, d[[column[v.prompt_id] for v in result.verdicts]], float(share), config, note
-        )
-        for (name, result), share in zip(results.items(), shares, strict=True)
-    }
-
-
-def _controlled(
-    result: WinRate, difficulty: Floats, absorbed: float, config: WinRateConfig, note: str
-) -> WinRate:
-    if result.rates.n_total < FEWEST_CONTROLLED:
-        return result
-    # Notes on the fit without difficulty no longer hold.
-    before = result.controlled.notes if result.controlled else ()
-    kept = tuple(n for n in result.notes if n not in before and not n.endswith(LEFT_OUT))
-    plain = replace(result, notes=kept)
-    how = {"difficulty": difficulty, "regularise": False}
-    new = control_length(plain, config, absorbed=absorbed, **how)
-    return replace(new, notes=(*new.notes, note))
-
-
-def check_models(count: int) -> None:
-    """Refuse to estimate difficulty from too few models.
-
-    Args:
-        count: Models that are to be judged.
-
-    Raises:
-        InputError: If they are fewer than `FEWEST_MODELS`.
-    """
-    if count < FEWEST_MODELS:
-        raise InputError.of(
-            saw=f"--joint-difficulty with {count} model{'s' if count > 1 else ''}",
-            expected=_EXPECTED,
-            cure="give more --answers or --policy, or leave --joint-difficulty out",
-        )
+    controlled = dict(results)
+    for (name, result), share in zip(results.items(), shares, strict=True):
+        if result.rates.n_total >= FEWEST_CONTROLLED:
+            # Notes on the fit without difficulty no longer hold.
+            before = result.controlled.notes if result.controlled else ()
+            kept = [n for n in result.notes if n not in before and not n.endswith(LEFT_OUT)]
+            new = control_length(
+                replace(result, notes=tuple(kept)),
+                config,
+                absorbed=float(share),
+                difficulty=d[[column[verdict.prompt_id] for verdict in result.verdicts]],
+                regularise=False,
+            )
+            controlled[name] = replace(new, notes=(*new.notes, note))
+    return controlled
 
 
 def _check(y: Floats, len_model: Floats, len_baseline: Floats, spread: float) -> None:
@@ -194,7 +171,7 @@ def _check(y: Floats, len_model: Floats, len_baseline: Floats, spread: float) ->
     if len(y) < FEWEST_MODELS or not (~np.isnan(y)).any(axis=1).all():
         raise InputError.of(
             saw=f"{int((~np.isnan(y)).any(axis=1).sum())} models with verdicts",
-            expected=_EXPECTED,
+            expected=ENOUGH_MODELS,
             cure="add models, or leave the difficulty out",
         )
     outside = (y < 0) | (y > 1)

@@ -1,10 +1,13 @@
 """`evaluate`: win rates, ratings or benchmarks of answers or of a policy, in one folder."""
 
+import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefstage.core.config import check_config
 from prefstage.core.errors import InputError
@@ -16,64 +19,37 @@ from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.tokenizer_files import with_date
 from prefstage.evaluating.alpaca_files import (
-    leaderboard_row,
+    Annotation,
+    read_annotations,
     read_prompt_numbers,
     write_annotations,
     write_leaderboard,
 )
 from prefstage.evaluating.answers import Answers, answer_prompts, load_answers, write_model_outputs
-from prefstage.evaluating.comparing import (
-    CheckpointTable,
-    Difference,
-    compare_win_rates,
-    rankings_against_win_rates,
-    step_of,
+from prefstage.evaluating.comparing import compare_win_rates, rankings_against_win_rates, step_of
+from prefstage.evaluating.difficulty import control_jointly
+from prefstage.evaluating.length_controlled import (
+    LengthControlledWinRate,
+    leaderboard_row,
+    length_controlled_win_rate,
 )
-from prefstage.evaluating.difficulty import check_models, control_jointly
+from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.mt_bench import load_questions, run_mt_bench
-from prefstage.evaluating.recounting import recount
+from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.evaluating.settings import (
     EvaluateConfig,
     EvaluateSettings,
     MtBenchConfig,
     WinRateConfig,
+    kind_of,
 )
-from prefstage.evaluating.summaries import (
-    benchmark_text,
-    differences_text,
-    rankings_text,
-    ratings_text,
-    score_text,
-    win_rate_text,
-)
-from prefstage.evaluating.win_rates import WinRate, win_rate
+from prefstage.evaluating.win_rates import FEWEST_CONTROLLED, WinRate, win_rate
 from prefstage.judging import Judge, as_judge, load_judge, stored
 from prefstage.measuring.sequential import prompt_order
 from prefstage.sampling import LoadOptions, Sampler, SamplingConfig, load_sampler
 
-if TYPE_CHECKING:
-    from prefstage.serving import ServerClient
-
 Source = str | Path | Answers
 Policy = str | Path | Sampler
-
-_KINDS = ("annotations", "mt_bench", "task")
-# What has no effect on a kind of evaluation, and what has one on a single kind only.
-_IDLE = {
-    "annotations": ("dynamics", "joint_difficulty"),
-    "mt_bench": (
-        *("answers", "baseline", "prompt_order", "stop_early", "dynamics"),
-        "joint_difficulty",
-    ),
-    "task": (
-        *("answers", "baseline", "judge", "prompt_order", "stop_early", "references", "repeats"),
-        *("temperature", "top_p", "top_k", "beams", "dynamics", "joint_difficulty"),
-    ),
-}
-_ONLY = {
-    **dict.fromkeys(("references", "repeats", "rating_tokens"), "mt_bench"),
-    **dict.fromkeys(("task_data", "apply_chat_template"), "task"),
-}
 
 
 def evaluate(
@@ -128,88 +104,12 @@ def evaluate(
     values = {name: getattr(config, name) for name in config.model_fields_set} if config else {}
     values |= {name: value for name, value in inputs.items() if value not in (None, ())}
     settings, folder = check_config(EvaluateSettings, values), None if out is None else Path(out)
-    kind = _checked_kind(settings, folder)
-    if kind == "mt_bench":
-        return _grade(settings, folder)
-    if kind == "task":
-        return _benchmark(settings, folder)
-    if kind == "annotations":
-        return recount(settings, folder)
-    return _win_rates(settings, folder)
+    ways = {"annotations": _recount, "mt_bench": _grade, "task": _benchmark, "": _win_rates}
+    return ways[kind_of(settings, folder)](settings, folder)
 
 
 def _several(value: Any) -> tuple[Any, ...]:
-    single = isinstance(value, str | Path | Answers | Sampler)
-    return (value,) if single else tuple(value)
-
-
-def _checked_kind(settings: EvaluateSettings, out: Path | None) -> str | None:
-    """The kind of evaluation; settings of several kinds, or without effect, are refused."""
-    named = {name for name in settings.model_fields_set if getattr(settings, name)}
-    named |= settings.sampling.model_fields_set
-    named |= {"out"} if out is not None else set()
-    kinds = [name for name in _KINDS if name in named]
-    kind = kinds[0] if kinds else None
-    idle = [name for name in _IDLE.get(kind or "", ()) if name in named]
-    idle += [name for name, only in _ONLY.items() if name in named and kind != only]
-    if len(kinds) > 1 or idle:
-        wrong = kinds[1] if len(kinds) > 1 else idle[0]
-        saw = f"{_flag(wrong)} and {_flag(kind)}" if kind else _flag(wrong)
-        raise InputError.of(
-            saw=saw if kind else f"{saw} without {_flag(_ONLY[wrong])}",
-            expected="options of one kind of evaluation",
-            cure=f"leave {_flag(wrong)} out",
-        )
-    if kind in (None, "annotations"):
-        _check_win_rate(settings, named, kind)
-        return kind
-    needed = ("policy", "judge", "out") if kind == "mt_bench" else ("policy",)
-    missing = [name for name in needed if name not in named]
-    if missing or len(settings.policy) > 1:
-        raise InputError.of(
-            saw=f"{_flag(str(kind))} without {_flag(missing[0])}" if missing else "two policies",
-            expected=f"one {', one '.join(map(_flag, needed))}",
-            cure=f"add {_flag(missing[0])}" if missing else "evaluate them one by one",
-        )
-    return kind
-
-
-def _check_win_rate(settings: EvaluateSettings, named: set[str], kind: str | None) -> None:
-    sampling = [*settings.sampling.model_fields_set, *settings.encoding]
-    if sampling and not settings.policy:
-        raise InputError.of(
-            saw=f"{_flag(sampling[0])} without --policy",
-            expected="options of sampling beside a policy that answers",
-            cure=f"leave {_flag(sampling[0])} out, or give --policy MODEL",
-        )
-    if settings.joint_difficulty:
-        check_models(len(settings.answers) + len(settings.policy))
-    judged = [name for name in ("answers", "policy", "baseline", "judge") if name in named]
-    if kind == "annotations" and judged:
-        raise InputError.of(
-            saw=f"--annotations and --{judged[0]}",
-            expected="annotations, which are judged, or answers that are to be judged",
-            cure="leave one of them out",
-        )
-    if kind == "annotations":
-        return
-    needed = {"a model to evaluate": "give --answers FILE or --policy MODEL"}
-    needed |= {f"--{name}": f"add --{name}" for name in ("baseline", "judge", "out")}
-    present = [bool(settings.answers or settings.policy)]
-    present += [name in named for name in ("baseline", "judge", "out")]
-    for (expected, cure), there in zip(needed.items(), present, strict=True):
-        if not there:
-            raise InputError.of(saw="nothing of the kind", expected=expected, cure=cure)
-    if settings.lookup != "instruction":
-        raise InputError.of(
-            saw=f"--lookup {settings.lookup} without --annotations",
-            expected="a file whose row numbers were published",
-            cure="leave it out",
-        )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return (value,) if isinstance(value, str | Path | Answers | Sampler) else tuple(value)
 
 
 def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
@@ -226,14 +126,23 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         "judge": who.fingerprint,
         "config": config.model_dump(),
     }
+    # The prompts that will be judged and no others: order and limit are those of the win rate.
+    order = prompt_order(list(theirs.by_prompt), seed=settings.seed)[: settings.max_prompts]
     with (
         RunFolder.hold(Path(str(out)), command="evaluate", inputs=inputs) as run,
         Ledger.in_folder(run.path) as ledger,
     ):
-        models += [
-            _answers_of(policy, theirs, settings, run.path, ledger) for policy in settings.policy
-        ]
-        _check_names(models)
+        for policy in settings.policy:
+            with _sampler(policy, settings, run.path) as sampler:
+                prompts = [theirs.by_prompt[key].prompt for key in order]
+                models.append(answer_prompts(sampler, prompts, ledger))
+        name, count = Counter(model.name for model in models).most_common(1)[0]
+        if count > 1:
+            raise InputError.of(
+                saw=f"two models of the name {name!r}",
+                expected="each model once",
+                cure="give their files different generators or names",
+            )
         numbers = read_prompt_numbers(settings.prompt_order)
         judge = stored(who, ledger)
         results = {
@@ -242,24 +151,34 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         }
         if settings.joint_difficulty:
             results = control_jointly(results, config)
+        texts = ["\n\n".join(result.as_text() for result in results.values())]
         table = compare_win_rates(results, confidence=config.confidence) if len(results) > 1 else []
-        rankings = _rankings(settings.dynamics, results)
-        written = _write(run.path, models, results, table)
-    text = "\n\n".join(win_rate_text(result) for result in results.values())
-    return Outcome(
-        "\n".join([text, *differences_text(table), *rankings_text(rankings)]),
-        {
+        if table:
+            texts += ["", "differences (all intervals and p-values hold at once):"]
+            texts += [line.as_text() for line in table]
+        figures: dict[str, Any] = {
             "results": {name: result.as_dict() for name, result in results.items()},
             "comparison": [line.as_dict() for line in table],
-            "rankings": None if rankings is None else rankings.as_dict(),
-            "counts": dict(judge.counts),
-        },
-        written,
-    )
+        }
+        rankings = None
+        if settings.dynamics is not None:
+            from prefstage.training import read_metrics
+
+            recorded = read_metrics(settings.dynamics)
+            held_out = any("eval_dynamics/rankings/accuracy" in row for row in recorded)
+            rankings = rankings_against_win_rates(
+                settings.dynamics,
+                {step_of(name): result for name, result in results.items()},
+                pairs="eval" if held_out else "train",
+            )
+            texts += ["", rankings.as_text()]
+        written = _write(run.path, models, results, figures)
+    figures |= {"rankings": rankings and rankings.as_dict(), "counts": dict(judge.counts)}
+    return Outcome("\n".join(texts), figures, written)
 
 
+# What answers depend on, JSON-serialisable.
 def _sampling(settings: EvaluateSettings) -> dict[str, Any]:
-    """What answers depend on, JSON-serialisable."""
     return {
         **settings.sampling.model_dump(),
         "seed": settings.seed,
@@ -272,44 +191,24 @@ def _fingerprint(answers: Answers) -> str:
     return digest([answers.name, rows])
 
 
-def _sampler(policy: Policy, settings: EvaluateSettings, out: Path, stack: ExitStack) -> Sampler:
+# What is loaded here (a server, a model) is closed at the end; a sampler that was brought stays.
+def _sampler(
+    policy: Policy, settings: EvaluateSettings, out: Path
+) -> AbstractContextManager[Sampler]:
     if isinstance(policy, Sampler):
-        return policy
-    chat = with_date(settings, str(policy), out)
+        return nullcontext(policy)
     config = SamplingConfig(**settings.sampling.model_dump(), seed=settings.seed, responses=1)
-    options = LoadOptions(**chat.encoding)
-    return stack.enter_context(load_sampler(str(policy), config, options=options))
+    options = LoadOptions(**with_date(settings, str(policy), out).encoding)
+    return load_sampler(str(policy), config, options=options)
 
 
-def _answers_of(
-    policy: Policy, theirs: Answers, settings: EvaluateSettings, out: Path, ledger: Ledger
-) -> Answers:
-    # The prompts that will be judged and no others: order and limit are those of the win rate.
-    order = prompt_order(list(theirs.by_prompt), seed=settings.seed)
-    chosen = order[: settings.max_prompts or len(order)]
-    with ExitStack() as stack:
-        sampler = _sampler(policy, settings, out, stack)
-        return answer_prompts(sampler, [theirs.by_prompt[key].prompt for key in chosen], ledger)
-
-
-def _check_names(models: Sequence[Answers]) -> None:
-    names = [model.name for model in models]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise InputError.of(
-            saw=f"two models of the name {twice[0]!r}",
-            expected="each model once",
-            cure="give their files different generators or names",
-        )
-
-
+# AlpacaEval's files of each model, and everything in one results.json.
 def _write(
     folder: Path,
     models: Sequence[Answers],
     results: Mapping[str, WinRate],
-    table: Sequence[Difference],
+    figures: Mapping[str, Any],
 ) -> list[Path]:
-    """AlpacaEval's files of each model, and everything in one results.json."""
     lines = {}
     for number, (answers, result) in enumerate(zip(models, results.values(), strict=True)):
         part = folder / f"model-{number}"
@@ -323,12 +222,10 @@ def _write(
                 controlled=result.controlled,
             )
     written = [folder / "results.json"]
-    whole = {name: result.as_dict() for name, result in results.items()}
-    write_json(written[0], {"results": whole, "comparison": [line.as_dict() for line in table]})
+    write_json(written[0], figures)
     if lines:
         written.append(folder / "leaderboard.csv")
         write_leaderboard(written[1], lines)
-    first = next(iter(results.values()))
     write_result(
         folder,
         "evaluate",
@@ -336,7 +233,7 @@ def _write(
             f"{name} wins {result.rates.win_rate:.1f} % over {result.baseline}"
             for name, result in results.items()
         ),
-        facts={"baseline": first.baseline, "judge": first.judge},
+        facts={"baseline": result.baseline, "judge": result.judge},  # those of every model
         parts=[
             {"kind": "evaluate", "iteration": number + 1, "folder": f"model-{number}"}
             for number in range(len(results))
@@ -345,56 +242,89 @@ def _write(
     return written
 
 
-def _rankings(dynamics: Path | None, results: Mapping[str, WinRate]) -> CheckpointTable | None:
-    """A training run's rankings, of held-out pairs where it followed some, and win rates."""
-    if dynamics is None:
-        return None
-    from prefstage.training import read_metrics
+# The win rates of verdicts that exist. Gamed rows take part for AlpacaEval's prompts alone. On
+# other prompts, few verdicts are too few to control for length; the raw rates are computed all the
+# same.
+def _recount(settings: EvaluateSettings, out: Path | None) -> Outcome:
+    rows = read_annotations(Path(str(settings.annotations)))
+    if len({(row.generator_1, row.generator_2) for row in rows}) > 1:
+        raise InputError.of(
+            saw=f"{settings.annotations} has verdicts on several models or baselines",
+            expected="one model and one baseline",
+            cure="write one file a model",
+        )
+    numbers = read_prompt_numbers(settings.prompt_order)
+    known = [None if numbers is None else numbers.get(row.instruction) for row in rows]
+    strange = known.count(None) if numbers is not None else 0
+    notes = [f"{strange} prompts are none of AlpacaEval's"] if strange else []
+    if any(row.error_share != 1 for row in rows):
+        notes.append("judging might have stopped early: intervals are wider, and hold there")
+    regularise = None not in known or settings.lookup != "instruction"
+    rates, (low, high) = _rates(settings, rows, None if None in known else known, regularise)
+    model, baseline, written = rows[0].generator_2, rows[0].generator_1, list[Path]()
+    mean = f"win rate {rates.win_rate:.2f} % ± {rates.standard_error:.2f}"
+    discrete = f"discrete {rates.discrete_win_rate:.2f} %"
+    if isinstance(rates, Rates):
+        lines = [f"{mean} [{low:.2f}, {high:.2f}], {discrete}"]
+        notes.append(f"{rates.n_total} verdicts are too few to control for length")
+    else:
+        lines = [
+            f"{mean}, {discrete}",
+            f"length-controlled {rates.length_controlled_win_rate:.2f} % [{low:.2f}, {high:.2f}]"
+            f" (difficulty: {rates.difficulty})",
+        ]
+        notes += rates.notes
+        if out is not None:
+            written.append(out / "leaderboard.csv")
+            line = leaderboard_row(
+                [row.preference for row in rows],
+                [len(row.output_2) for row in rows],
+                controlled=rates,
+            )
+            write_leaderboard(written[0], {model: line})
+    if out is not None:
+        written.append(out / "results.json")
+        write_json(written[-1], rates.as_dict())
+    summary = [
+        f"{model} over {baseline}, {rates.n_total} verdicts by {rows[0].annotator or '?'}",
+        *lines,
+        *(f"note: {note}" for note in notes),
+    ]
+    result = rates.as_dict() | {"interval": [low, high]}
+    result |= {"model": model, "baseline": baseline, "notes": notes}
+    return Outcome("\n".join(summary), result, written)
 
-    held_out = any("eval_dynamics/rankings/accuracy" in row for row in read_metrics(dynamics))
-    return rankings_against_win_rates(
-        dynamics,
-        {step_of(name): result for name, result in results.items()},
-        pairs="eval" if held_out else "train",
-    )
+
+# The rates, length-controlled where there are enough verdicts, and an interval that holds as asked,
+# also where judging might have stopped.
+def _rates(
+    settings: EvaluateSettings,
+    rows: Sequence[Annotation],
+    numbers: Sequence[int | None] | None,
+    regularise: bool,
+) -> tuple[Rates | LengthControlledWinRate, tuple[float, float]]:
+    preferences = [row.preference for row in rows]
+    verdicts = sum(not math.isnan(preference) for preference in preferences)
+    at_stop = float(1 - (1 - settings.confidence) * min(row.error_share for row in rows))
+    if not regularise and verdicts < FEWEST_CONTROLLED:
+        raw = rates_of(preferences, confidence=at_stop, seed=settings.seed)
+        return replace(raw, confidence=settings.confidence), raw.interval
+    columns: dict[str, Any] = {
+        "preference": preferences,
+        "len_model": [len(row.output_2) for row in rows],
+        "len_baseline": [len(row.output_1) for row in rows],
+        "instruction": numbers,
+        "lookup": settings.lookup,
+        "regularise": regularise,
+    }
+    interval = length_controlled_interval(**columns, confidence=at_stop, seed=settings.seed)
+    return length_controlled_win_rate(**columns), interval
 
 
 def _grade(settings: EvaluateSettings, out: Path | None) -> Outcome:
-    config = MtBenchConfig(
-        repeats=settings.repeats,
-        max_tokens=settings.rating_tokens,
-        confidence=settings.confidence,
-    )
-    judge, policy = _judging_server(settings.judge), settings.policy[0]
-    questions = load_questions(Path(str(settings.mt_bench)), settings.references)
-    questions = questions[: settings.max_prompts]
-    inputs = {
-        "questions": digest([vars(question) for question in questions]),
-        "policy": getattr(policy, "fingerprint", str(policy)),
-        "sampling": _sampling(settings),
-        "judge": judge.model or judge.base_url,
-        "config": config.model_dump(),
-    }
-    with ExitStack() as stack:
-        run = stack.enter_context(
-            RunFolder.hold(Path(str(out)), command="evaluate --mt-bench", inputs=inputs)
-        )
-        sampler = _sampler(policy, settings, run.path, stack)
-        graded = run_mt_bench(
-            questions, sampler=sampler, judge=judge, folder=run.path, config=config
-        )
-        written = [run.path / "mt_bench.json"]
-        write_json(written[0], graded.as_dict())
-        headline = f"{graded.model}: score {score_text(graded.score, graded.interval)}"
-        facts = {"policy": graded.model, "judge": graded.judge}
-        write_result(run.path, "evaluate", headline=headline, facts=facts, parts=[])
-    return Outcome(ratings_text(graded), graded.as_dict(), written)
-
-
-def _judging_server(spec: object) -> "ServerClient":
-    """The server behind ``openai:MODEL@URL``; its options are those of a judge."""
     from prefstage.judging.llm import LLMJudge
 
+    policy, spec = settings.policy[0], settings.judge
     judge = load_judge(spec) if isinstance(spec, str) and spec.startswith("openai:") else spec
     if not isinstance(judge, LLMJudge):
         raise InputError.of(
@@ -402,21 +332,68 @@ def _judging_server(spec: object) -> "ServerClient":
             expected="a chat model that writes ratings, openai:MODEL@URL",
             cure="start a server, such as `transformers serve`, and name it",
         )
-    return judge.client
+    # The ratings are asked of the judge's server itself, with the judge's options.
+    server = judge.client
+    config = MtBenchConfig(
+        repeats=settings.repeats,
+        max_tokens=settings.rating_tokens,
+        confidence=settings.confidence,
+    )
+    questions = load_questions(Path(str(settings.mt_bench)), settings.references)
+    questions = questions[: settings.max_prompts]
+    inputs = {
+        "questions": digest([vars(question) for question in questions]),
+        "policy": getattr(policy, "fingerprint", str(policy)),
+        "sampling": _sampling(settings),
+        "judge": server.model or server.base_url,
+        "config": config.model_dump(),
+    }
+    with (
+        RunFolder.hold(Path(str(out)), command="evaluate --mt-bench", inputs=inputs) as run,
+        _sampler(policy, settings, run.path) as sampler,
+    ):
+        graded = run_mt_bench(
+            questions, sampler=sampler, judge=server, folder=run.path, config=config
+        )
+        written = [run.path / "mt_bench.json"]
+        write_json(written[0], graded.as_dict())
+        write_result(
+            run.path,
+            "evaluate",
+            headline=f"{graded.model}: score {graded.shown_score}",
+            facts={"policy": graded.model, "judge": graded.judge},
+            parts=[],
+        )
+    return Outcome(graded.as_text(), graded.as_dict(), written)
 
 
 def _benchmark(settings: EvaluateSettings, out: Path | None) -> Outcome:
     from prefstage.evaluating.benchmarks import SUITES, BenchmarkWarning, run_benchmarks
 
-    names, policy, sampling = settings.task, str(settings.policy[0]), settings.sampling
-    suite = names[0] if len(names) == 1 and names[0] in SUITES else None
+    policy, sampling = str(settings.policy[0]), settings.sampling
+    shots, files = dict[str, int | None](), dict[str, Path]()
+    for text in settings.task:
+        name, colon, count = text.partition(":")
+        if colon and not count.isdecimal():
+            raise InputError.of(
+                saw=f"--task {text}", expected="TASK or TASK:SHOTS", cure="write gsm8k:8"
+            )
+        shots[name] = int(count) if colon else None
+    for text in settings.task_data:
+        name, equals, path = text.partition("=")
+        if not equals:
+            raise InputError.of(
+                saw=f"--task-data {text}", expected="TASK=FILE", cure="write gsm8k=gsm8k_test.jsonl"
+            )
+        files[name] = Path(path)
+    suite = settings.task[0] if len(settings.task) == 1 and settings.task[0] in SUITES else None
     limited = "max_new_tokens" in sampling.model_fields_set
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         scores = run_benchmarks(
             policy,
-            suite or dict(map(_task_and_shots, names)),
-            data=dict(map(_task_and_file, settings.task_data)),
+            suite or shots,
+            data=files,
             limit=settings.max_prompts,
             max_new_tokens=sampling.max_new_tokens if limited else None,
             apply_chat_template=settings.apply_chat_template,
@@ -426,24 +403,6 @@ def _benchmark(settings: EvaluateSettings, out: Path | None) -> Outcome:
     if out is not None:
         written = [out / "benchmarks.json"]
         write_json(written[0], dumped)
-    lines = [f"{policy} by lm-evaluation-harness", *map(benchmark_text, scores)]
+    lines = [f"{policy} by lm-evaluation-harness", *(score.as_text() for score in scores)]
     lines += [f"note: {note}" for note in notes]
     return Outcome("\n".join(lines), {"policy": policy, "notes": notes, "scores": dumped}, written)
-
-
-def _task_and_shots(text: str) -> tuple[str, int | None]:
-    name, colon, shots = text.partition(":")
-    if colon and not shots.isdecimal():
-        raise InputError.of(
-            saw=f"--task {text}", expected="TASK or TASK:SHOTS", cure="write gsm8k:8"
-        )
-    return name, int(shots) if colon else None
-
-
-def _task_and_file(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not equals:
-        raise InputError.of(
-            saw=f"--task-data {text}", expected="TASK=FILE", cure="write gsm8k=gsm8k_test.jsonl"
-        )
-    return name, Path(path)

@@ -5,8 +5,6 @@ every pattern of signs. Many problems with the same features and other weights (
 cross-validation, the resamples of a bootstrap) are solved side by side.
 """
 
-from dataclasses import dataclass
-from functools import cache
 from itertools import product
 
 import numpy as np
@@ -20,19 +18,6 @@ _SMALL_STEP = 1e-7  # Newton converges quadratically: what is left is about its 
 _ROUNDING = 1e-12
 
 
-@dataclass(frozen=True)
-class Fits:
-    """Solutions of several problems.
-
-    Attributes:
-        weights: One row a problem. [problems, features].
-        converged: Whether the last step was tiny. [problems].
-    """
-
-    weights: Floats
-    converged: NDArray[np.bool_]
-
-
 def fit_l1_logistic(
     features: Floats,
     labels: Floats,
@@ -40,7 +25,7 @@ def fit_l1_logistic(
     *,
     c: float,
     start: Floats | None = None,
-) -> Fits:
+) -> Floats:
     """Minimise ``‖w‖₁ + C·Σ_i v_i·CE(y_i, σ(w·x_i))`` without an intercept.
 
     Args:
@@ -51,30 +36,26 @@ def fit_l1_logistic(
         start: Where to begin, such as the solution for a nearby C. [problems, features].
 
     Returns:
-        The optimum of each problem.
+        The optimum w of each problem. [problems, features].
 
     Source:
         The problem as liblinear's L1R_LR, Fan et al. 2008, JMLR 9; the steps as the proximal
         Newton method of Lee, Sun and Saunders 2014, SIAM J. Optim. 24(3), with exact steps.
     """
-    problems, size = row_weights.shape[1], features.shape[1]
-    w = np.zeros((problems, size)) if start is None else start.copy()
+    w = np.zeros((row_weights.shape[1], features.shape[1])) if start is None else start.copy()
     v = c * row_weights
     # The rows' outer products do not change with w: with them the Hessians of all problems are
     # one matrix product a step, which is what makes a bootstrap of a thousand fits take seconds.
     products = outer_products(features)
     value, p = _objective(features, labels, v, w)
-    converged = np.zeros(problems, dtype=bool)
     for _ in range(_MAX_STEPS):
         vp = v * p
         gradient = (features.T @ (vp - v * labels[:, None])).T
-        hessian = hessians(products, vp - vp * p)
-        step = _newton_target(hessian, gradient, w) - w
+        step = _newton_target(hessians(products, vp - vp * p), gradient, w) - w
         w, value, p, moved = _line_search(features, labels, v, w, step=step, value=value, p=p)
-        converged = np.abs(moved).max(axis=1) <= _SMALL_STEP * (1.0 + np.abs(w).max(axis=1))
-        if converged.all():
+        if (np.abs(moved).max(axis=1) <= _SMALL_STEP * (1.0 + np.abs(w).max(axis=1))).all():
             break
-    return Fits(w, converged)
+    return w
 
 
 def outer_products(x: Floats) -> Floats:
@@ -113,19 +94,19 @@ def cross_entropy(z: Floats, y: Floats) -> tuple[Floats, Floats]:
     return np.maximum(z, 0.0) + np.log1p(small) - y[:, None] * z, p
 
 
+# The value of each problem [problems] and its probabilities [rows, problems].
 def _objective(x: Floats, y: Floats, v: Floats, w: Floats) -> tuple[Floats, Floats]:
-    """The value of each problem [problems] and its probabilities [rows, problems]."""
     loss, p = cross_entropy(x @ w.T, y)
     return np.abs(w).sum(axis=1) + np.einsum("rp,rp->p", v, loss), p
 
 
+# The minimum of ½(u-w)ᵀH(u-w) + g·(u-w) + ‖u‖₁, exactly. [problems, features].
 def _newton_target(hessian: Floats, gradient: Floats, w: Floats) -> Floats:
-    """Minimise ``½(u-w)ᵀH(u-w) + g·(u-w) + ‖u‖₁`` exactly. [problems, features]."""
     # For a given pattern of signs (with zeros) the minimiser solves linear equations. The true
     # minimiser is that of its pattern, so the best of all 3^features candidates is exact: no
     # coordinate descent, which converges slowly where length and difficulty are correlated.
     size = w.shape[1]
-    signs = _patterns(size)
+    signs = np.array(list(product((0.0, 1.0, -1.0), repeat=size)))
     active = signs != 0
     # A ridge of rounding size keeps the equations solvable where a feature is zero in all rows.
     ridge = _ROUNDING * (np.einsum("pii->pi", hessian).max(axis=1) + _ROUNDING)
@@ -138,11 +119,6 @@ def _newton_target(hessian: Floats, gradient: Floats, w: Floats) -> Floats:
     value = 0.5 * np.einsum("psi,pij,psj->ps", u, h, u) - np.einsum("psi,pi->ps", u, b)
     best = (value + np.abs(u).sum(axis=2)).argmin(axis=1)
     return np.asarray(u[np.arange(len(w)), best])
-
-
-@cache
-def _patterns(size: int) -> Floats:
-    return np.array(list(product((0.0, 1.0, -1.0), repeat=size)))
 
 
 def _line_search(

@@ -1,16 +1,17 @@
 """AlpacaEval 2's length-controlled win rate, as a function on arrays."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from prefstage.core.errors import InputError
-from prefstage.evaluating.alpaca_tables import (
+from prefstage.evaluating.alpaca_files import (
     N_PROMPTS,
-    LengthTables,
     length_tables,
     standardised_length,
 )
@@ -19,6 +20,7 @@ from prefstage.evaluating.rates import HALF, standard_error
 
 Integers = NDArray[np.int64]
 Lookup = Literal["instruction", "as-published"]
+Origin = Literal["official", "given", "none"]
 
 GRID = np.logspace(-4, 4, 10)
 FOLDS = 5
@@ -76,7 +78,7 @@ class LengthControlledWinRate:
     n_missing: int
     weights: LengthWeights
     C: float
-    difficulty: Literal["official", "given", "none"]
+    difficulty: Origin
     lookup: Lookup
     notes: tuple[str, ...]
 
@@ -134,7 +136,9 @@ def length_controlled_win_rate(
         Dubois et al. 2024, arXiv:2404.04475, Eq. 2, Sec. 3; constants, folds and row lookup as
         in `alpaca-eval` 0.6.6, but at the exact optimum: liblinear stops at a tolerance of 1e-4.
     """
-    rows = read_rows(
+    if C is not None and not 0 < C < np.inf:
+        raise InputError.of(saw=f"C={C}", expected="a positive number", cure="leave C out")
+    problem = length_problem(
         preference,
         len_model,
         len_baseline,
@@ -142,23 +146,20 @@ def length_controlled_win_rate(
         row=row,
         lookup=lookup,
         difficulty=difficulty,
+        regularise=regularise,
     )
-    if C is not None and not 0 < C < np.inf:
-        raise InputError.of(saw=f"C={C}", expected="a positive number", cure="leave C out")
-    w, notes = np.zeros(3), rows.notes
-    if is_baseline(rows):
+    w, notes = np.zeros(3), problem.notes
+    if problem.is_baseline:
         # No fit: the penalty alone would decide, and the leaderboard's row says 50 as well.
-        predicted, c = np.full(len(rows.preference), HALF), float("nan") if C is None else C
+        predicted, c = np.full(len(problem.preference), HALF), float("nan") if C is None else C
         error, notes = 0.0, (*notes, "the model is the baseline itself: 50 % by construction")
     else:
-        problem = problem_of(rows, length_tables(), regularise=regularise)
-        c = float(C) if C is not None else choose_c(problem)
-        fit = fit_l1_logistic(problem.features, problem.labels, problem.weights[:, None], c=c)
-        w = fit.weights[0]
+        c = choose_c(problem) if C is None else float(C)
+        w = fit_l1_logistic(problem.features, problem.labels, problem.weights[:, None], c=c)[0]
         predicted = expit(problem.test @ w)
-        exact = rows.origin == "none"
-        error = sandwich_error(problem, w) if exact else standard_error(predicted)
-    usable = rows.preference[~np.isnan(rows.preference)]
+        equal = problem.origin == "none"  # without difficulty all predictions are
+        error = _sandwich_error(problem, w) if equal else standard_error(predicted)
+    usable = problem.preference[~np.isnan(problem.preference)]
     draws = usable == HALF
     return LengthControlledWinRate(
         length_controlled_win_rate=100 * float(predicted.mean()),
@@ -166,63 +167,87 @@ def length_controlled_win_rate(
         win_rate=100 * float(usable.mean()),
         standard_error=100 * standard_error(usable),
         discrete_win_rate=100 * float((usable > HALF).mean() + HALF * draws.mean()),
-        avg_length=float(rows.len_model.mean()),
+        avg_length=float(np.asarray(len_model, np.float64).mean()),
         n_total=len(usable),
         n_draws=int(draws.sum()),
-        n_missing=len(rows.preference) - len(usable),
+        n_missing=len(problem.preference) - len(usable),
         weights=LengthWeights(float(w[0]), float(w[1:-1].sum()), float(w[-1])),
         C=c,
-        difficulty=rows.origin,
+        difficulty=problem.origin,
         lookup=lookup,
         notes=notes,
     )
 
 
+def leaderboard_row(
+    preferences: Sequence[float], lengths: Sequence[int], *, controlled: LengthControlledWinRate
+) -> dict[str, float | int | str]:
+    """One model's line of the leaderboard, with AlpacaEval's columns.
+
+    Args:
+        preferences: For the model, in [0, 1]; NaN where missing. [rows].
+        lengths: Characters of its answers. [rows].
+        controlled: Its length-controlled result.
+
+    Returns:
+        The columns by name; `avg_length` is cut to a whole number, as published.
+    """
+    known = [preference for preference in preferences if not math.isnan(preference)]
+    return {
+        "win_rate": controlled.win_rate,
+        "standard_error": controlled.standard_error,
+        "n_wins": sum(preference > HALF for preference in known),
+        "n_wins_base": sum(preference < HALF for preference in known),
+        "n_draws": known.count(HALF),
+        "n_total": len(known),
+        "discrete_win_rate": controlled.discrete_win_rate,
+        "mode": "community",
+        "avg_length": int(sum(lengths) / len(lengths)),
+        "length_controlled_winrate": controlled.length_controlled_win_rate,
+        "lc_standard_error": controlled.lc_standard_error,
+    }
+
+
 @dataclass(frozen=True)
-class Rows:
-    """The model's rows, in the order of their prompts.
+class LengthProblem:
+    """The regression: rows of the gamed verbose and concise baselines, then the model's.
 
     Attributes:
-        preference: In [0, 1], NaN where missing. [rows].
-        len_model: Characters. [rows].
-        len_baseline: Characters. [rows].
-        difficulty: d of each row, or None. [rows].
+        features: t, d (where there is a difficulty) and z. [rows, features].
+        labels: Preferences, in [0, 1]. [rows].
+        weights: How much a row counts. [rows].
+        model: Which rows are the model's: those with a preference, in their prompts' order.
+        preference: Of all the model's answers, NaN where missing. [prompts].
+        test: Features of all the model's answers at equal lengths. [prompts, features].
+        is_baseline: Whether every answer is the baseline's, as in its row on the leaderboard:
+            all lengths are equal and all verdicts drawn.
         origin: Where d is from.
         notes: What a reader should know.
     """
 
+    features: Floats
+    labels: Floats
+    weights: Floats
+    model: slice
     preference: Floats
-    len_model: Floats
-    len_baseline: Floats
-    difficulty: Floats | None
-    origin: Literal["official", "given", "none"]
+    test: Floats
+    is_baseline: bool
+    origin: Origin
     notes: tuple[str, ...]
 
 
-def is_baseline(rows: Rows) -> bool:
-    """Whether every answer is the baseline's, as in its row on the leaderboard.
-
-    Args:
-        rows: The model's rows.
-
-    Returns:
-        True where all lengths are equal and all verdicts drawn.
-    """
-    same = (rows.len_model == rows.len_baseline).all()
-    return bool(same and (rows.preference == HALF).all())
-
-
-def read_rows(
+def length_problem(
     preference: ArrayLike,
     len_model: ArrayLike,
     len_baseline: ArrayLike,
     *,
-    instruction: ArrayLike | None,
-    row: ArrayLike | None,
-    lookup: str,
-    difficulty: ArrayLike | None,
-) -> Rows:
-    """Check and order the arguments of `length_controlled_win_rate`.
+    instruction: ArrayLike | None = None,
+    row: ArrayLike | None = None,
+    lookup: str = "instruction",
+    difficulty: ArrayLike | None = None,
+    regularise: bool = True,
+) -> LengthProblem:
+    """Check the arguments of `length_controlled_win_rate`, and make the regression's rows.
 
     Args:
         preference: As there, and so the others.
@@ -232,9 +257,11 @@ def read_rows(
         row: Likewise.
         lookup: Likewise.
         difficulty: Likewise.
+        regularise: Likewise.
 
     Returns:
-        The rows, in the order of their prompts or, as published, of their row numbers.
+        The regression, the model's rows in the order of their prompts or, as published, of
+        their row numbers.
 
     Raises:
         InputError: As there.
@@ -243,7 +270,7 @@ def read_rows(
     a = _column("len_model", len_model, len(y), low=0.0)
     b = _column("len_baseline", len_baseline, len(y), low=0.0)
     judged = int((~np.isnan(y)).sum())
-    if lookup not in ("instruction", "as-published"):
+    if lookup not in get_args(Lookup):
         raise InputError.of(
             saw=f"lookup={lookup!r}",
             expected="'instruction' or 'as-published'",
@@ -255,26 +282,56 @@ def read_rows(
             expected="at least two",
             cure="judge more prompts",
         )
-    prompts = None if instruction is None else _numbers("instruction", instruction, len(y))
-    positions = np.arange(len(y)) if prompts is None else prompts
-    notes: tuple[str, ...] = ()
+    order, d, origin, notes = _difficulty(b, instruction, row, lookup, difficulty)
+    y, a, b, *d = (column[order] for column in (y, a, b, *d))
+    known, ones = ~np.isnan(y), np.ones(len(y))
+    x = np.stack([standardised_length(a, b), *d, ones], 1)[known]
+    labels, weights = y[known], ones[known]
+    if regularise:
+        tables = length_tables()
+        gamed_d = tables.difficulty[tables.gamed_index]
+        # Difficulties of other prompts say nothing of the gamed rows' prompts.
+        gamed_d = gamed_d if origin == "official" else np.zeros(len(gamed_d))
+        gamed = [tables.gamed_t, *([gamed_d] if d else []), np.zeros(len(gamed_d))]
+        x = np.concatenate([np.stack(gamed, 1), x])
+        labels = np.concatenate([tables.gamed_preference, labels])
+        weights = np.concatenate([np.full(len(gamed_d), GAMED_WEIGHT), weights])
+    is_baseline = bool((a == b).all() and (y == HALF).all())
+    if len(labels) < FOLDS and not is_baseline:
+        raise InputError.of(
+            saw=f"{len(labels)} rows with a preference",
+            expected=f"at least {FOLDS} for {FOLDS}-fold cross-validation",
+            cure="judge more prompts, or leave regularise=True",
+        )
+    model, test = slice(len(labels) - judged, None), np.stack([0 * ones, *d, ones], 1)
+    return LengthProblem(x, labels, weights, model, y, test, is_baseline, origin, notes)
+
+
+# The order of the rows, their difficulty (one column or none), where it is from, and notes.
+def _difficulty(
+    len_baseline: Floats,
+    instruction: ArrayLike | None,
+    row: ArrayLike | None,
+    lookup: str,
+    difficulty: ArrayLike | None,
+) -> tuple[Integers, list[Floats], Origin, tuple[str, ...]]:
+    size, notes = len(len_baseline), tuple[str, ...]()
+    prompts = None if instruction is None else _numbers("instruction", instruction, size)
+    positions = np.arange(size) if prompts is None else prompts
     if lookup == "as-published" and difficulty is None:
-        positions = _numbers("row", np.arange(len(y)) if row is None else row, len(y))
+        positions = _numbers("row", np.arange(size) if row is None else row, size)
         notes = ("difficulty taken by row number, as published",)
-    tables = length_tables()
     if prompts is not None:
-        notes += _check_baseline(prompts, b, tables)
+        notes += _check_baseline(prompts, len_baseline)
     # The folds of the cross-validation go by position: in the prompts' order, whatever order the
     # rows came in, the same verdicts choose the same C.
     order = np.argsort(positions)
-    y, a, b, positions = y[order], a[order], b[order], positions[order]
     if difficulty is not None:
-        d = _column("difficulty", difficulty, len(y))[order]
-        return Rows(y, a, b, d, "given", notes)
+        return order, [_column("difficulty", difficulty, size)], "given", notes
     if prompts is None and lookup == "instruction":
         left_out = "no prompt numbers of AlpacaEval given: fitted without difficulty"
-        return Rows(y, a, b, None, "none", (*notes, left_out))
-    return Rows(y, a, b, tables.difficulty[positions], "official", notes)
+        return order, [], "none", (*notes, left_out)
+    return order, [length_tables().difficulty[positions]], "official", notes
 
 
 def _column(
@@ -296,15 +353,15 @@ def _column(
             expected=f"numbers, one a row{'' if length is None else f', {length} of them'}",
             cure=_ALIGN,
         )
-    bad = ~((column >= low) & (column <= high) & np.isfinite(column))
-    bad &= ~(missing & np.isnan(column))
+    known = np.isfinite(column) | (missing & np.isnan(column))
+    bad = ~known | (column < low) | (column > high)  # NaN is neither below nor above
     if bad.any():
-        first = int(bad.argmax())
-        hint = "subtract 1 from AlpacaEval's 1 to 2, 0 being a draw" if name == "preference" else ""
         raise InputError.of(
-            saw=f"{name}[{first}] = {column[first]}",
+            saw=f"{name}[{bad.argmax()}] = {column[bad.argmax()]}",
             expected=f"a number from {low:g} to {high:g}",
-            cure=hint or "drop or repair the row",
+            cure="subtract 1 from AlpacaEval's 1 to 2, 0 being a draw"
+            if name == "preference"
+            else "drop or repair the row",
         )
     return column
 
@@ -320,8 +377,7 @@ def _numbers(name: str, values: ArrayLike, length: int) -> Integers:
             cure="leave `instruction` out for other prompts: difficulty is then left out",
         )
     unique, counts = np.unique(numbers, return_counts=True)
-    twice = unique[counts > 1]
-    if len(twice):
+    if len(twice := unique[counts > 1]):
         raise InputError.of(
             saw=f"{name} {int(twice[0])} stands in {int(counts.max())} rows"
             f" ({len(twice)} such numbers)",
@@ -331,21 +387,19 @@ def _numbers(name: str, values: ArrayLike, length: int) -> Integers:
     return numbers
 
 
-def _check_baseline(
-    prompts: Integers, len_baseline: Floats, tables: LengthTables
-) -> tuple[str, ...]:
-    """Tell another baseline (a note) from shifted prompts (an error) by the lengths."""
-    # The official baseline's lengths are known: where they are there, but at other prompts, rows
-    # are shifted against their numbers, and every difficulty would be another prompt's.
-    expected = tables.baseline_lengths[prompts]
+# Another baseline is a note, shifted prompts are an error; the lengths tell them apart. Those of
+# the official baseline are known: where they are there, but at other prompts, rows are shifted
+# against their numbers, and every difficulty would be another prompt's.
+def _check_baseline(prompts: Integers, len_baseline: Floats) -> tuple[str, ...]:
+    known = length_tables().baseline_lengths
+    expected = known[prompts]
     wrong = len_baseline != expected
     count, first = int(wrong.sum()), int(wrong.argmax())
     if not count:
         return ()
     same_lengths = np.array_equal(np.sort(len_baseline[wrong]), np.sort(expected[wrong]))
-    known = np.isin(len_baseline[wrong], tables.baseline_lengths).mean()
-    shifted = same_lengths or (count >= 10 and known >= 0.95)  # noqa: PLR2004 - no chance hit
-    if count > 1 and shifted:
+    share = np.isin(len_baseline[wrong], known).mean()
+    if count > 1 and (same_lengths or (count >= 10 and share >= 0.95)):  # noqa: PLR2004 - no chance
         raise InputError.of(
             saw=f"{count} rows whose baseline answers have the lengths of other prompts' answers"
             f" (first: instruction {prompts[first]}, {len_baseline[first]:g} characters,"
@@ -357,59 +411,6 @@ def _check_baseline(
         f"{count} of {len(prompts)} baseline answers differ in length from gpt4_1106_preview's: "
         "another baseline; difficulty and gamed rows are those of AlpacaEval's own baseline",
     )
-
-
-@dataclass(frozen=True)
-class LengthProblem:
-    """The regression's rows: [gamed verbose, gamed concise, model with a preference].
-
-    Attributes:
-        features: t, d (where there is a difficulty) and z. [rows, features].
-        labels: Preferences, in [0, 1]. [rows].
-        weights: How much a row counts. [rows].
-        test: Features of all the model's rows at equal lengths. [model's rows, features].
-    """
-
-    features: Floats
-    labels: Floats
-    weights: Floats
-    test: Floats
-
-
-def problem_of(rows: Rows, tables: LengthTables, *, regularise: bool) -> LengthProblem:
-    """Make the regression's rows.
-
-    Args:
-        rows: The model's rows.
-        tables: Difficulties and gamed rows.
-        regularise: Whether the gamed rows take part.
-
-    Returns:
-        Features, labels and weights.
-
-    Raises:
-        InputError: If too few rows have a preference.
-    """
-    t, count = standardised_length(rows.len_model, rows.len_baseline), len(rows.preference)
-    gamed_d = tables.difficulty[tables.gamed_index]
-    # Difficulties of other prompts say nothing of the gamed rows' prompts.
-    gamed_d = gamed_d if rows.origin == "official" else np.zeros(len(gamed_d))
-    d = () if rows.difficulty is None else (rows.difficulty,)
-    judged = ~np.isnan(rows.preference)
-    x, y = np.stack([t, *d, np.ones(count)], 1)[judged], rows.preference[judged]
-    v = np.ones(len(y))
-    if regularise:
-        gamed = [tables.gamed_t, *((gamed_d,) if d else ()), np.zeros(len(gamed_d))]
-        x = np.concatenate([np.stack(gamed, 1), x])
-        y = np.concatenate([tables.gamed_preference, y])
-        v = np.concatenate([np.full(len(gamed_d), GAMED_WEIGHT), v])
-    if len(y) < FOLDS:
-        raise InputError.of(
-            saw=f"{len(y)} rows with a preference",
-            expected=f"at least {FOLDS} for {FOLDS}-fold cross-validation",
-            cure="judge more prompts, or leave regularise=True",
-        )
-    return LengthProblem(x, y, v, np.stack([np.zeros(count), *d, np.ones(count)], 1))
 
 
 def choose_c(problem: LengthProblem) -> float:
@@ -428,26 +429,16 @@ def choose_c(problem: LengthProblem) -> float:
     y = problem.labels[:, None]
     scores, w = list[Floats](), None
     for c in GRID:  # all folds at once, from the solution for the C before
-        w = fit_l1_logistic(problem.features, problem.labels, v, c=float(c), start=w).weights
+        w = fit_l1_logistic(problem.features, problem.labels, v, c=float(c), start=w)
         p = np.clip(expit(problem.features @ w.T), 1e-15, 1 - 1e-15)
         loss = -problem.weights[:, None] * (y * np.log(p) + (1 - y) * np.log1p(-p))
         scores.append(-(loss * held_out).sum(axis=0) / held_out.sum(axis=0))
     return float(GRID[np.mean(scores, axis=1).argmax()])
 
 
-def sandwich_error(problem: LengthProblem, w: Floats) -> float:
-    """Standard error of the prediction at equal lengths, from the spread of the scores.
-
-    Args:
-        problem: The regression's rows.
-        w: The fitted weights. [features].
-
-    Returns:
-        The error, as a share.
-
-    Source:
-        Huber 1967, Proc. Fifth Berkeley Symposium; by the delta method.
-    """
+# Standard error of the prediction at equal lengths, as a share, from the spread of the scores:
+# Huber 1967, Proc. Fifth Berkeley Symposium; by the delta method.
+def _sandwich_error(problem: LengthProblem, w: Floats) -> float:
     x, v = problem.features, problem.weights
     p, q = expit(x @ w), expit(problem.test @ w)
     # a pseudo-inverse: where all lengths are equal t is zero in every row

@@ -1,12 +1,11 @@
 """An interval for the length-controlled win rate that knows of the fit's uncertainty."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit, stdtrit
 from scipy.special import logit as exact_logit
 
 from prefstage.core.hashing import seed_for
-from prefstage.evaluating.alpaca_tables import length_tables
 from prefstage.evaluating.l1_logistic import (
     Floats,
     cross_entropy,
@@ -18,11 +17,9 @@ from prefstage.evaluating.length_controlled import (
     LengthProblem,
     Lookup,
     choose_c,
-    is_baseline,
-    problem_of,
-    read_rows,
+    length_problem,
 )
-from prefstage.evaluating.rates import check_bootstrap
+from prefstage.evaluating.rates import batches, check_bootstrap
 
 _AT_ONCE = 50
 _NO_PENALTY = 1e6  # as C
@@ -84,7 +81,7 @@ def length_controlled_interval(
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, §12.5.
     """
     check_bootstrap(confidence, resamples)
-    rows = read_rows(
+    problem = length_problem(
         preference,
         len_model,
         len_baseline,
@@ -92,31 +89,27 @@ def length_controlled_interval(
         row=row,
         lookup=lookup,
         difficulty=difficulty,
+        regularise=regularise,
     )
-    if is_baseline(rows):
+    if problem.is_baseline:
         return 50.0, 50.0
-    problem = problem_of(rows, length_tables(), regularise=regularise)
-    judged = ~np.isnan(rows.preference)
-    once = np.ones((1, len(judged)))
-    c = float(C) if C is not None else choose_c(problem)
-    penalised = _rates(problem, judged, once, c)[0][0]
-    rate, error, fitted = _rates(problem, judged, once, _NO_PENALTY)
+    count = len(problem.preference)
+    once = np.ones((1, count))
+    penalised = _rates(problem, once, choose_c(problem) if C is None else float(C))[0][0]
+    rate, error, fitted = _rates(problem, once, _NO_PENALTY)
     # From the optimum that is found once Newton needs few steps to that of a resample.
-    rate_at_start = _rates(problem, judged, once, _NO_PENALTY, start=fitted)[0]
+    rate_at_start = _rates(problem, once, _NO_PENALTY, start=fitted)[0]
     rng = np.random.default_rng(seed_for(seed, "length-controlled"))
     t = list[Floats]()
-    for begin in range(0, resamples, _AT_ONCE):
-        count = min(_AT_ONCE, resamples - begin)
-        times = rng.multinomial(len(judged), np.full(len(judged), 1 / len(judged)), size=count)
-        start = fitted.repeat(count, axis=0)
-        drawn, errors, _ = _rates(
-            problem, judged, times.astype(np.float64), _NO_PENALTY, start=start
-        )
+    for size in batches(resamples, _AT_ONCE):
+        times = rng.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+        drawn, errors, _ = _rates(problem, times, _NO_PENALTY, start=fitted.repeat(size, axis=0))
         t.append((logit(drawn) - logit(rate_at_start)) / errors)
     tails = np.quantile(np.concatenate(t), [(1 + confidence) / 2, (1 - confidence) / 2])
-    rows_of_model = np.arange(len(problem.labels) - int(judged.sum()), len(problem.labels))
-    low, high = profile_interval(problem, fitted[0], rows_of_model, confidence=confidence)
-    ends = [low, high, penalised, *expit(logit(rate) - tails * error)]
+    ends = [
+        *profile_interval(problem, fitted[0], confidence=confidence),
+        *(penalised, *expit(logit(rate) - tails * error)),
+    ]
     return 100 * float(min(ends)), 100 * float(max(ends))
 
 
@@ -143,34 +136,20 @@ def logit(rate: Floats) -> Floats:
     return np.asarray(exact_logit(np.clip(rate, _ROUNDING, 1 - _ROUNDING)))
 
 
+# Mean prediction at equal lengths [draws], the standard error of its logit [draws], and the fitted
+# weights [draws, features], where each of the model's answers is there so many times [draws,
+# prompts]. Where the fits begin changes their time, not their result. [draws, features].
 def _rates(
-    problem: LengthProblem,
-    judged: NDArray[np.bool_],
-    times: Floats,
-    c: float,
-    *,
-    start: Floats | None = None,
+    problem: LengthProblem, times: Floats, c: float, *, start: Floats | None = None
 ) -> tuple[Floats, Floats, Floats]:
-    """Mean prediction at equal lengths, the standard error of its logit, the fitted weights.
-
-    [draws], [draws], [draws, features].
-
-    Args:
-        problem: The regression's rows.
-        judged: Which of the model's rows have a preference. [rows].
-        times: How often each of the model's rows is there. [draws, rows].
-        c: C of the fit.
-        start: Where the fits begin; it changes their time, not their result. [draws, features].
-    """
-    x, y, m = problem.features, problem.labels, times.T
-    model = slice(len(y) - int(judged.sum()), len(y))
+    x, y, m, model = problem.features, problem.labels, times.T, problem.model
+    judged = ~np.isnan(problem.preference)
     v = np.repeat(problem.weights[:, None], len(times), axis=1)
     v[model] *= m[judged]
-    w = fit_l1_logistic(x, y, v, c=c, start=start).weights
-    q = expit(problem.test @ w.T)
+    w = fit_l1_logistic(x, y, v, c=c, start=start)
+    p, q = expit(x @ w.T), expit(problem.test @ w.T)
     n = m.sum(axis=0)
     rate = (q * m).sum(axis=0) / n
-    p = expit(x @ w.T)
     bread = hessians(outer_products(x), v * p * (1 - p)) + _ROUNDING * np.eye(x.shape[1])
     slope = (problem.test.T @ (q * (1 - q) * m) / n).T
     turned = np.linalg.solve(bread, slope[..., None])[..., 0]
@@ -185,7 +164,7 @@ def _rates(
 
 
 def profile_interval(
-    problem: LengthProblem, fitted: Floats, rows: NDArray[np.int64], *, confidence: float
+    problem: LengthProblem, fitted: Floats, *, confidence: float
 ) -> tuple[float, float]:
     """Rates that the likelihood of the verdicts does not rule out.
 
@@ -197,7 +176,6 @@ def profile_interval(
     Args:
         problem: The regression's rows.
         fitted: The weights without penalty. [features].
-        rows: Positions of the model's rows among the problem's. [rows].
         confidence: In (0, 1).
 
     Returns:
@@ -221,9 +199,13 @@ def profile_interval(
     deviance = 2 * np.einsum("r,rc->c", v, losses)
     rates = expit(problem.test[:, :-1] @ w.T + grid).mean(axis=0)
     root = np.sqrt(np.maximum(deviance - deviance.min(), 0.0))
-    limit = float(np.sqrt(_limit(y[rows], p[rows], x.shape[1], confidence)))
-    inside = np.flatnonzero(root <= limit)
-    first, last = int(inside[0]), int(inside[-1])
+    y, p = y[problem.model], p[problem.model]
+    # t²·φ, with one more row at 0 and one at 1: few rows do not show how far they spread.
+    mean, t = y.mean(), stdtrit(max(1, len(y) - x.shape[1]), (1 + confidence) / 2)
+    spread = ((y - p) ** 2).sum() + mean**2 + (1 - mean) ** 2
+    binary = (p * (1 - p)).sum() + 2 * mean * (1 - mean)
+    limit = float(np.sqrt(t**2 * spread / max(binary, _SMALL)))
+    first, last = np.flatnonzero(root <= limit)[[0, -1]]
 
     def crossing(a: int, b: int) -> float:
         # The deviance is nearly a parabola, so between grid points its root is straight.
@@ -234,27 +216,17 @@ def profile_interval(
     return low, 1.0 if last == len(rates) - 1 else crossing(last, last + 1)
 
 
+# The other weights [columns, features], and the losses [rows, columns] of each offset.
 def _profile(problem: LengthProblem, offset: Floats, w: Floats) -> tuple[Floats, Floats]:
-    """The other weights [columns, features], and the losses [rows, columns] of each offset."""
     x, y, v = problem.features[:, :-1], problem.labels, problem.weights[:, None]
-    products, size = outer_products(x), x.shape[1]
+    products = outer_products(x)
     for _ in range(_MAX_STEPS):
         p = expit(x @ w.T + offset)
         slope = (x.T @ (v * (p - y[:, None]))).T + _RIDGE * w
-        bread = hessians(products, v * p * (1 - p)) + _RIDGE * np.eye(size)
+        bread = hessians(products, v * p * (1 - p)) + _RIDGE * np.eye(x.shape[1])
         # Far from the fit, where all p are near 0 or 1, Newton would leap beyond all numbers.
-        step = np.linalg.solve(bread, slope[..., None])[..., 0]
-        step = np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
+        step = np.linalg.solve(bread, slope[..., None])[..., 0].clip(-_LONGEST_STEP, _LONGEST_STEP)
         w = w - step
         if np.abs(step).max() < _SMALL:
             break
     return w, cross_entropy(x @ w.T + offset, y)[0]
-
-
-def _limit(y: Floats, p: Floats, features: int, confidence: float) -> float:
-    # t²·φ, with one more row at 0 and one at 1: few rows do not show how far they spread.
-    mean = y.mean()
-    spread = ((y - p) ** 2).sum() + mean**2 + (1 - mean) ** 2
-    binary = (p * (1 - p)).sum() + 2 * mean * (1 - mean)
-    t = stdtrit(max(1, len(y) - features), (1 + confidence) / 2)
-    return float(t**2 * spread / max(binary, _SMALL))

@@ -4,8 +4,9 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -122,6 +123,30 @@ class MtBench(Figures):
     missing: int
     counts: dict[str, int]
 
+    @property
+    def shown_score(self) -> str:
+        """The score with its interval, as people read it."""
+        ends = "" if self.interval is None else " [{:.2f}, {:.2f}]".format(*self.interval)
+        return _shown(self.score) + ends
+
+    def as_text(self) -> str:
+        """The ratings in a few lines."""
+        turns = ", ".join(f"turn {k} {_shown(score)}" for k, score in enumerate(self.by_turn, 1))
+        lines = [
+            f"{self.model} on MT-bench by {self.judge}: {len(self.grades)} gradings,"
+            f" {self.missing} without a readable rating",
+            f"score {self.shown_score}, {turns}",
+            *(f"  {name:<12} {_shown(score)}" for name, score in self.by_category.items()),
+        ]
+        if self.repeat_deviation is not None:
+            lines.append(f"standard deviation over repeated gradings {self.repeat_deviation:.2f}")
+        lines.append(", ".join(f"{count} {what}" for what, count in self.counts.items()))
+        return "\n".join(lines)
+
+
+def _shown(score: float | None) -> str:
+    return "none" if score is None else f"{score:.2f}"
+
 
 def load_questions(path: Path, references: Path | None = None) -> list[Question]:
     """Read questions and reference answers in FastChat's layout.
@@ -167,8 +192,7 @@ def load_questions(path: Path, references: Path | None = None) -> list[Question]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
 def run_mt_bench(
@@ -205,25 +229,28 @@ def run_mt_bench(
     counts: Counter[str] = Counter(calls=0, reused=0, unreadable=0)
     with Ledger.in_folder(folder, alone=True) as ledger:
         answers = _answer(questions, sampler, ledger)
-        grader = _Grader(judge, ledger, config, answers, counts)
         tasks = [
-            (question, Grade(question.question_id, question.category, turn, repeat, None))
+            (
+                question,
+                answers[question.question_id][:turn],
+                Grade(question.question_id, question.category, turn, repeat, None),
+            )
             for repeat in range(config.repeats)
             for question in questions
             for turn in range(1, TURNS + 1)
         ]
-        grades = list(ask_all(judge, tasks, grader.rate))
+        grades = list(ask_all(judge, tasks, partial(_rated, judge, ledger, config, counts)))
     grades.sort(key=lambda grade: (grade.repeat, grade.question_id, grade.turn))
-    repeats = [_score(g for g in grades if g.repeat == r) for r in range(config.repeats)]
+    repeats = [_score([g for g in grades if g.repeat == r]) for r in range(config.repeats)]
     scores = [score for score in repeats if score is not None]
     return MtBench(
         model=sampler.name,
         judge=f"openai:{judge.model or ''}@{judge.base_url}",
         score=_score(grades),
         interval=score_interval(grades, config.confidence),
-        by_turn=tuple(_mean(g for g in grades if g.turn == t) for t in range(1, TURNS + 1)),
+        by_turn=tuple(_mean(g.rating for g in grades if g.turn == t) for t in range(1, TURNS + 1)),
         by_category={
-            name: _mean(grade for grade in grades if grade.category == name)
+            name: _mean(grade.rating for grade in grades if grade.category == name)
             for name in dict.fromkeys(question.category for question in questions)
         },
         repeat_deviation=stdev(scores) if len(scores) > 1 else None,
@@ -233,10 +260,10 @@ def run_mt_bench(
     )
 
 
+# The answers to each question, turn by turn; the second sees the first, without thought.
 def _answer(
     questions: Sequence[Question], sampler: Sampler, ledger: Ledger
 ) -> dict[int, tuple[str, ...]]:
-    """The answers to each question, turn by turn; the second sees the first, without thought."""
     answers: dict[int, tuple[str, ...]] = {question.question_id: () for question in questions}
     for turn in range(TURNS):
         prompts: dict[int, Prompt] = {}
@@ -256,65 +283,58 @@ def _answer(
     return answers
 
 
-@dataclass(frozen=True)
-class _Grader:
-    """Asks a judge for ratings, keeping each reply before it is read."""
-
-    judge: ServerClient
-    ledger: Ledger
-    config: MtBenchConfig
-    answers: Mapping[int, tuple[str, ...]]
-    counts: Counter[str]
-
-    async def rate(self, task: tuple[Question, Grade]) -> Grade:
-        question, grade = task
-        answers = self.answers[question.question_id][: grade.turn]
-        key = digest(
-            {
-                "judge": self.judge.model or self.judge.base_url,
-                "prompt": digest([_SYSTEM, _REFERENCE, _REMINDER, _READING]),
-                "max_tokens": self.config.max_tokens,
-                "question": asdict(question),
-                "answers": answers,
-                "turn": grade.turn,
-                "repeat": grade.repeat,
-            }
-        )
-        for attempt in range(self.config.attempts):
-            known = self.ledger.get("gradings", (key, attempt))
-            self.counts["calls" if known is None else "reused"] += 1
-            if known is None:
-                messages = grading_messages(
-                    question.turns[: grade.turn],
-                    answers,
-                    question.references[: grade.turn],
-                    reminded=attempt > 0,
-                )
-                # the same question would get the same reply at temperature 0
-                draws = {"temperature": 0.0}
-                if attempt or grade.repeat:
-                    seed = grade.repeat * self.config.attempts + attempt
-                    draws = {"temperature": _REPEATED_TEMPERATURE, "seed": seed}
-                reply = await self.judge.chat(messages, max_tokens=self.config.max_tokens, **draws)
-                known = self.ledger.put("gradings", (key, attempt), (reply.text,))
-            rating = read_rating(known[0])
-            if rating is not None:
-                return replace(grade, rating=rating)
-            self.counts["unreadable"] += 1
-        return grade
+# One grading by the judge, whose every reply is kept before it is read.
+async def _rated(
+    judge: ServerClient,
+    ledger: Ledger,
+    config: MtBenchConfig,
+    counts: Counter[str],
+    task: tuple[Question, Sequence[str], Grade],
+) -> Grade:
+    question, answers, grade = task
+    key = digest(
+        {
+            "judge": judge.model or judge.base_url,
+            "prompt": digest([_SYSTEM, _REFERENCE, _REMINDER, _READING]),
+            "max_tokens": config.max_tokens,
+            "question": asdict(question),
+            "answers": answers,
+            "turn": grade.turn,
+            "repeat": grade.repeat,
+        }
+    )
+    for attempt in range(config.attempts):
+        known = ledger.get("gradings", (key, attempt))
+        counts["calls" if known is None else "reused"] += 1
+        if known is None:
+            messages = grading_messages(
+                question.turns[: grade.turn],
+                answers,
+                question.references[: grade.turn],
+                reminded=attempt > 0,
+            )
+            # the same question would get the same reply at temperature 0
+            draws = {"temperature": 0.0}
+            if attempt or grade.repeat:
+                seed = grade.repeat * config.attempts + attempt
+                draws = {"temperature": _REPEATED_TEMPERATURE, "seed": seed}
+            reply = await judge.chat(messages, max_tokens=config.max_tokens, **draws)
+            known = ledger.put("gradings", (key, attempt), (reply.text,))
+        rating = read_rating(known[0])
+        if rating is not None:
+            return replace(grade, rating=rating)
+        counts["unreadable"] += 1
+    return grade
 
 
-def _mean(grades: Iterable[Grade]) -> float | None:
-    ratings = [grade.rating for grade in grades if grade.rating is not None]
-    return fmean(ratings) if ratings else None
+def _mean(numbers: Iterable[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return fmean(known) if known else None
 
 
-def _score(grades: Iterable[Grade]) -> float | None:
-    """Mean over the turns that have ratings."""
-    known = list(grades)
-    means = [_mean(grade for grade in known if grade.turn == t) for t in range(1, TURNS + 1)]
-    ratings = [mean for mean in means if mean is not None]
-    return fmean(ratings) if ratings else None
+# Mean over the turns that have ratings.
+def _score(grades: Sequence[Grade]) -> float | None:
+    return _mean(_mean(g.rating for g in grades if g.turn == t) for t in range(1, TURNS + 1))
 
 
 def score_interval(grades: Sequence[Grade], confidence: float) -> tuple[float, float] | None:
@@ -327,10 +347,8 @@ def score_interval(grades: Sequence[Grade], confidence: float) -> tuple[float, f
     Returns:
         (low, high) from 1 to 10; None where fewer than two questions have a rating.
     """
-    by_question: dict[int, list[Grade]] = {}
-    for grade in grades:
-        by_question.setdefault(grade.question_id, []).append(grade)
-    means = [_mean(some) for some in by_question.values()]
+    questions = dict.fromkeys(grade.question_id for grade in grades)
+    means = [_mean(g.rating for g in grades if g.question_id == number) for number in questions]
     known = np.array([mean for mean in means if mean is not None])
     if len(known) < 2:  # noqa: PLR2004 - a spread needs two
         return None
@@ -360,15 +378,13 @@ def grading_messages(
     # The tags hold a hash of all texts: no answer can close a tag that it cannot know.
     code, parts = digest([list(questions), list(answers)])[:8], list[str]()
     for number, (question, answer) in enumerate(zip(questions, answers, strict=True), 1):
-        texts = {"question": question, "answer": answer}
-        if references:
-            texts = {"question": question, "reference": references[number - 1], "answer": answer}
+        reference = {"reference": references[number - 1]} if references else {}
+        texts = {"question": question, **reference, "answer": answer}
         tags = {f"{name}-{number}-{code}": text for name, text in texts.items()}
         parts += [f"<{tag}>\n{text}\n</{tag}>" for tag, text in tags.items()]
     parts += [f"Grade answer {len(answers)}.", *([_REMINDER] if reminded else [])]
-    system = f"{_SYSTEM}\n\n{_REFERENCE}" if references else _SYSTEM
     return [
-        {"role": "system", "content": system},
+        {"role": "system", "content": f"{_SYSTEM}\n\n{_REFERENCE}" if references else _SYSTEM},
         {"role": "user", "content": "\n\n".join(parts)},
     ]
 

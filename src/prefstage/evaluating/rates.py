@@ -1,5 +1,6 @@
 """Win rates of preferences: the rate, its error, and intervals that hold."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,15 +82,17 @@ def rates_of(
             cure="judge more prompts; AlpacaEval's files store 1 + preference",
         )
     outcomes = (usable > HALF) + HALF * (usable == HALF)
-    settings: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    low, high = mean_interval(usable, **settings)
-    discrete_low, discrete_high = mean_interval(outcomes, **settings)
+    low, high, discrete_low, discrete_high = (
+        100 * end
+        for column in (usable, outcomes)
+        for end in mean_interval(column, confidence=confidence, resamples=resamples, seed=seed)
+    )
     return Rates(
         win_rate=100 * float(usable.mean()),
         standard_error=100 * standard_error(usable),
-        interval=(100 * low, 100 * high),
+        interval=(low, high),
         discrete_win_rate=100 * float(outcomes.mean()),
-        discrete_interval=(100 * discrete_low, 100 * discrete_high),
+        discrete_interval=(discrete_low, discrete_high),
         confidence=confidence,
         wins=int((usable > HALF).sum()),
         losses=int((usable < HALF).sum()),
@@ -122,6 +125,20 @@ def check_bootstrap(confidence: float, resamples: int) -> None:
         )
 
 
+def batches(draws: int, at_once: int) -> Iterator[int]:
+    """How many of a bootstrap's draws to make next: memory must not grow with all of them.
+
+    Args:
+        draws: In all.
+        at_once: At most.
+
+    Yields:
+        Numbers that sum to `draws`.
+    """
+    for begin in range(0, draws, at_once):
+        yield min(at_once, draws - begin)
+
+
 def mean_interval(
     values: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
@@ -150,9 +167,8 @@ def mean_interval(
     rng = np.random.default_rng(seed_for(seed, "win rate"))
     mean, error = float(values.mean()), _error(values.mean(), (values**2).mean(), n)
     t = list[Floats]()
-    at_once = max(1, _DRAWS_AT_ONCE // n)  # rows drawn at once: 16 MB, whatever n
-    for begin in range(0, resamples, at_once):
-        drawn = values[rng.integers(n, size=(min(at_once, resamples - begin), n))]
+    for size in batches(resamples, max(1, _DRAWS_AT_ONCE // n)):  # 16 MB, whatever n
+        drawn = values[rng.integers(n, size=(size, n))]
         means = drawn.mean(axis=1)
         t.append((means - mean) / _error(means, (drawn**2).mean(axis=1), n))
     # The upper quantile of t gives the lower end: a mean that was drawn too high has its truth

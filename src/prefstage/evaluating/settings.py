@@ -1,4 +1,4 @@
-"""What an evaluation may be told."""
+"""What an evaluation may be told, and which settings go together."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -6,8 +6,29 @@ from typing import Any, Literal
 from pydantic import Field
 
 from prefstage.core.config import Config
+from prefstage.core.errors import InputError
 from prefstage.data.settings import ChatSettings
 from prefstage.sampling.base import AnswerConfig
+
+FEWEST_MODELS = 3
+ENOUGH_MODELS = f"at least {FEWEST_MODELS}: fewer cannot tell a prompt from a chance"
+_KINDS = ("annotations", "mt_bench", "task")
+# What has no effect on a kind of evaluation, and what has one on a single kind only.
+_IDLE = {
+    "annotations": ("dynamics", "joint_difficulty"),
+    "mt_bench": (
+        *("answers", "baseline", "prompt_order", "stop_early", "dynamics"),
+        "joint_difficulty",
+    ),
+    "task": (
+        *("answers", "baseline", "judge", "prompt_order", "stop_early", "references", "repeats"),
+        *("temperature", "top_p", "top_k", "beams", "dynamics", "joint_difficulty"),
+    ),
+}
+_ONLY = {
+    **dict.fromkeys(("references", "repeats", "rating_tokens"), "mt_bench"),
+    **dict.fromkeys(("task_data", "apply_chat_template"), "task"),
+}
 
 
 class WinRateConfig(Config):
@@ -107,3 +128,93 @@ class EvaluateSettings(EvaluateConfig):
         description="Task of lm-evaluation-harness, TASK or TASK:SHOTS, or the suite data-dpo. "
         "Repeat it.",
     )
+
+
+def kind_of(settings: EvaluateSettings, out: Path | None) -> str:
+    """The kind of evaluation that is asked for; settings of another, or of none, are refused.
+
+    Args:
+        settings: What is evaluated, and by what.
+        out: The run folder, if any.
+
+    Returns:
+        "annotations", "mt_bench", "task", or "" where answers are judged against a baseline's.
+
+    Raises:
+        InputError: If a setting is of another kind, or one is missing.
+    """
+    named = {name for name in settings.model_fields_set if getattr(settings, name)}
+    named |= settings.sampling.model_fields_set | ({"out"} if out is not None else set())
+    kind, *wrong = [name for name in _KINDS if name in named] or [""]
+    wrong += [name for name in _IDLE.get(kind, ()) if name in named]
+    wrong += [name for name, only in _ONLY.items() if name in named and kind != only]
+    if wrong:
+        reason = f"and {_flag(kind)}" if kind else f"without {_flag(_ONLY[wrong[0]])}"
+        raise InputError.of(
+            saw=f"{_flag(wrong[0])} {reason}",
+            expected="options of one kind of evaluation",
+            cure=f"leave {_flag(wrong[0])} out",
+        )
+    if kind in ("", "annotations"):
+        _check_win_rate(settings, named, kind)
+        return kind
+    needed = ("policy", "judge", "out") if kind == "mt_bench" else ("policy",)
+    missing = [name for name in needed if name not in named]
+    if missing or len(settings.policy) > 1:
+        raise InputError.of(
+            saw=f"{_flag(kind)} without {_flag(missing[0])}" if missing else "two policies",
+            expected=f"one {', one '.join(map(_flag, needed))}",
+            cure=f"add {_flag(missing[0])}" if missing else "evaluate them one by one",
+        )
+    return kind
+
+
+def _check_win_rate(settings: EvaluateSettings, named: set[str], kind: str) -> None:
+    models = len(settings.answers) + len(settings.policy)
+    sampling = next(iter((*settings.sampling.model_fields_set, *settings.encoding)), "")
+    judged = next(
+        (name for name in ("answers", "policy", "baseline", "judge") if name in named), ""
+    )
+    # Of each fault whether it is there, what was seen, what was expected, and what to do.
+    faults: list[tuple[Any, str, str, str]] = [
+        (
+            sampling and not settings.policy,
+            f"{_flag(sampling)} without --policy",
+            "options of sampling beside a policy that answers",
+            f"leave {_flag(sampling)} out, or give --policy MODEL",
+        ),
+        (
+            settings.joint_difficulty and models < FEWEST_MODELS,
+            f"--joint-difficulty with {models} model{'s' if models > 1 else ''}",
+            ENOUGH_MODELS,
+            "give more --answers or --policy, or leave --joint-difficulty out",
+        ),
+        (
+            kind and judged,
+            f"--annotations and --{judged}",
+            "annotations, which are judged, or answers that are to be judged",
+            "leave one of them out",
+        ),
+    ]
+    if not kind:
+        nothing, what = "nothing of the kind", "a model to evaluate"
+        faults.append((not models, nothing, what, "give --answers FILE or --policy MODEL"))
+        faults += [
+            (name not in named, nothing, f"--{name}", f"add --{name}")
+            for name in ("baseline", "judge", "out")
+        ]
+        faults.append(
+            (
+                settings.lookup != "instruction",
+                f"--lookup {settings.lookup} without --annotations",
+                "a file whose row numbers were published",
+                "leave it out",
+            )
+        )
+    for wrong, saw, expected, cure in faults:
+        if wrong:
+            raise InputError.of(saw=saw, expected=expected, cure=cure)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

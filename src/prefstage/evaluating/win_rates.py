@@ -95,17 +95,41 @@ class WinRate:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON-serialisable values, without the texts."""
-        values = {name: value for name, value in vars(self).items() if name != "verdicts"}
-        return values | {
+        return {name: value for name, value in vars(self).items() if name != "verdicts"} | {
             "rates": asdict(self.rates),
             "controlled": self.controlled.as_dict() if self.controlled else None,
             "notes": list(self.notes),
         }
 
+    def as_text(self) -> str:
+        """The result in a few lines, its model first."""
+        rates = self.rates
+        lines = [
+            f"{self.model} over {self.baseline} by {self.judge}: "
+            f"{len(self.verdicts)} of {self.prompts_available} prompts ({self.stopped})",
+            f"win rate {rates.win_rate:.2f} % ± {rates.standard_error:.2f} "
+            f"[{rates.interval[0]:.2f}, {rates.interval[1]:.2f}], "
+            f"discrete {rates.discrete_win_rate:.2f} %: {rates.wins} won, {rates.draws} drawn, "
+            f"{rates.losses} lost, {rates.n_missing} undecided",
+        ]
+        if self.controlled is not None and self.controlled_interval is not None:
+            low, high = self.controlled_interval
+            lines.append(
+                f"length-controlled {self.controlled.length_controlled_win_rate:.2f} % "
+                f"[{low:.2f}, {high:.2f}] (difficulty: {self.controlled.difficulty})"
+            )
+        better = {"model": self.model, "baseline": self.baseline, None: "undecided"}
+        lines += [
+            f"mean length {self.avg_length:.0f} characters, "
+            f"the baseline's {self.avg_length_baseline:.0f}",
+            f"better on the prompts at hand: {better[self.better]}",
+            *(f"note: {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
     def annotations(self) -> list[Annotation]:
         """The verdicts as rows of AlpacaEval's ``annotations.json``."""
-        early = self.stopped == "decided"
-        error_share = 1 - confidence_at_stop(0.0, self.looks, early=early)
+        error_share = 1 - confidence_at_stop(0.0, self.looks, early=self.stopped == "decided")
         return [
             Annotation(
                 instruction=verdict.instruction,
@@ -157,7 +181,14 @@ def win_rate(
     """
     config = config or WinRateConfig()
     ours, theirs, who = load_answers(model), load_answers(baseline), load_judge(judge)
-    common = _common_prompts(ours, theirs)
+    common = [prompt_id for prompt_id in ours.by_prompt if prompt_id in theirs.by_prompt]
+    if len(common) < 2:  # noqa: PLR2004 - a standard error needs two
+        raise InputError.of(
+            saw=f"{len(common)} prompts answered by both {ours.name} ({len(ours)} prompts) and "
+            f"{theirs.name} ({len(theirs)})",
+            expected="at least two; prompts match by their exact text",
+            cure="give answers to the same prompts",
+        )
     limit = min(len(common), config.max_prompts or len(common))
     sizes = list(chunk_sizes(limit, first=_FIRST_CHUNK)) if config.stop_early else [limit]
     verdicts, sequence = _judge(common, ours, theirs, who, config, sizes=sizes)
@@ -165,10 +196,13 @@ def win_rate(
     stopped: Stopped = "all prompts used"
     if used < len(common):
         stopped = "prompt budget" if used == config.max_prompts else "decided"
-    # Looking again and again is paid for in every interval, whether or not it stopped early.
-    at_stop = confidence_at_stop(config.confidence, looks, early=stopped == "decided")
-    preferences = [verdict.preference for verdict in verdicts]
-    rates = rates_of(preferences, confidence=at_stop, resamples=config.resamples, seed=config.seed)
+    rates = rates_of(
+        [verdict.preference for verdict in verdicts],
+        # Looking again and again is paid for in every interval, whether or not it stopped early.
+        confidence=confidence_at_stop(config.confidence, looks, early=stopped == "decided"),
+        resamples=config.resamples,
+        seed=config.seed,
+    )
     low, high = sequence.interval
     better: dict[str | None, Literal["model", "baseline"]] = {"above": "model", "below": "baseline"}
     result = WinRate(
@@ -190,11 +224,12 @@ def win_rate(
         notes=tuple(_notes(ours, theirs, len(common), looks)),
         looks=looks,
     )
-    if not config.length_controlled or rates.n_total < FEWEST_CONTROLLED:
+    if not config.length_controlled:
+        return result
+    if rates.n_total < FEWEST_CONTROLLED:
         few = f"{rates.n_total} verdicts are too few to control for length"
-        return replace(result, notes=(*result.notes, few)) if config.length_controlled else result
-    numbers = prompt_numbers or {}
-    known = [numbers.get(verdict.instruction) for verdict in verdicts]
+        return replace(result, notes=(*result.notes, few))
+    known = [(prompt_numbers or {}).get(verdict.instruction) for verdict in verdicts]
     official = None not in known
     if prompt_numbers is not None and not official:
         strange = f"{known.count(None)} prompts are none of AlpacaEval's: {LEFT_OUT}"
@@ -204,18 +239,7 @@ def win_rate(
     return control_length(result, config, instruction=instruction, regularise=official)
 
 
-def _common_prompts(ours: Answers, theirs: Answers) -> list[str]:
-    common = [prompt_id for prompt_id in ours.by_prompt if prompt_id in theirs.by_prompt]
-    if len(common) < 2:  # noqa: PLR2004 - a standard error needs two
-        raise InputError.of(
-            saw=f"{len(common)} prompts answered by both {ours.name} ({len(ours)} prompts) and "
-            f"{theirs.name} ({len(theirs)})",
-            expected="at least two; prompts match by their exact text",
-            cure="give answers to the same prompts",
-        )
-    return common
-
-
+# Chunk by chunk, until the prompts, the budget or the doubt is used up.
 def _judge(
     common: Sequence[str],
     ours: Answers,
@@ -225,7 +249,6 @@ def _judge(
     *,
     sizes: Sequence[int],
 ) -> tuple[list[JudgedAnswer], ConfidenceSequence]:
-    """Judge chunk by chunk until the prompts, the budget or the doubt is used up."""
     order = prompt_order(common, seed=config.seed)
     sequence = ConfidenceSequence(available=len(order), confidence=config.confidence)
     verdicts: list[JudgedAnswer] = []
@@ -300,18 +323,17 @@ def control_length(
         "len_baseline": [len(verdict.baseline_answer) for verdict in result.verdicts],
     }
     controlled = length_controlled_win_rate(**columns, **how)
-    early = result.stopped == "decided"
+    at_stop = confidence_at_stop(config.confidence, result.looks, early=result.stopped == "decided")
     interval = length_controlled_interval(
         **columns,
         **how,
         C=controlled.C if controlled.C > 0 else None,  # NaN for the baseline itself
-        confidence=confidence_at_stop(config.confidence, result.looks, early=early),
+        confidence=at_stop,
         resamples=config.resamples,
         seed=config.seed,
     )
     if absorbed:
-        rate = controlled.length_controlled_win_rate
-        interval = widened(interval, rate, absorbed=absorbed)
+        interval = widened(interval, controlled.length_controlled_win_rate, absorbed=absorbed)
     return replace(
         result,
         controlled=controlled,
@@ -321,10 +343,14 @@ def control_length(
 
 
 def _notes(ours: Answers, theirs: Answers, common: int, looks: int) -> list[str]:
-    sides = (ours, theirs)
-    alone = ((side.name, len(side) - common) for side in sides)
-    notes = [f"{n} prompts answered by {name} alone were not used" for name, n in alone if n]
-    notes += [f"{s.repeated} repeated rows of {s.name} dropped" for s in sides if s.repeated]
+    notes = [
+        f"{len(side) - common} prompts answered by {side.name} alone were not used"
+        for side in (ours, theirs)
+        if len(side) > common
+    ]
+    notes += [
+        f"{s.repeated} repeated rows of {s.name} dropped" for s in (ours, theirs) if s.repeated
+    ]
     if looks > 1:
         notes.append(f"judging may stop at {looks} moments: intervals are wider, and hold there")
     return notes

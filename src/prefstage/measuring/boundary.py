@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,6 @@ from prefstage.data.records import Candidates
 from prefstage.judging.base import Comparison, Judge, Judgment, judgment_of_rewards
 from prefstage.measuring.settings import TieRule, Votes
 
-_MATRIX = 2
 HALF = 0.5
 TIE_WIDTH = 1e-9
 """P within this distance of ½ is a tie; it absorbs the rounding of symmetrised judges."""
@@ -38,28 +38,18 @@ class PromptVotes:
 
     @property
     def comparisons(self) -> int:
-        """m·n, the number of comparisons."""
+        """m·n, the number of comparisons of one prompt; of several prompts the sum."""
         return self.votes_on + self.votes_off + self.ties + self.undecided
 
 
 @dataclass(frozen=True)
-class Boundary:
-    """The boundary score of a set of prompts, and the votes behind it.
+class Boundary(PromptVotes):
+    """The votes of a set of prompts, summed; its `score` is BS, the mean of the prompts' scores.
 
     Attributes:
-        score: BS, the mean of the prompts' scores, in [0, 1].
-        votes_on: As in `PromptVotes`, summed over prompts; so are the next three.
-        votes_off: See above.
-        ties: See above.
-        undecided: See above.
         prompts: Number of prompts.
     """
 
-    score: float
-    votes_on: int
-    votes_off: int
-    ties: int
-    undecided: int
     prompts: int
 
 
@@ -97,12 +87,8 @@ def count_votes(
     """
     p = np.asarray(probabilities, dtype=np.float64)
     blank = np.zeros(p.shape, dtype=bool) if undecided is None else np.asarray(undecided, bool)
-    if (
-        p.ndim != _MATRIX
-        or p.size == 0
-        or blank.shape != p.shape
-        or not ((p >= 0) & (p <= 1)).all()
-    ):
+    is_matrix = p.ndim == 2 and p.size > 0 and blank.shape == p.shape  # noqa: PLR2004 - m × n
+    if not is_matrix or not ((p >= 0) & (p <= 1)).all():
         raise InputError.of(
             saw=f"preferences of shape {p.shape} with values {p.ravel()[:4].tolist()}",
             expected="an m × n matrix of probabilities, m and n at least 1",
@@ -110,10 +96,9 @@ def count_votes(
         )
     tied = (np.abs(p - HALF) <= TIE_WIDTH) & ~blank
     on, off = (p > HALF) & ~tied & ~blank, (p < HALF) & ~tied & ~blank
+    share = on + HALF * blank + (HALF * tied if ties == "half" else 0.0)
     if votes == "probability":
         share = np.where(blank, HALF, p)
-    else:
-        share = on + HALF * blank + (HALF * tied if ties == "half" else 0.0)
     return PromptVotes(
         score=float(share.mean()),
         votes_on=int(on.sum()),
@@ -245,7 +230,7 @@ def judge_sides(
     counts = []
     for on, off in sides:
         shape = (len(on.responses), len(off.responses))
-        block = [next(judgments) for _ in range(shape[0] * shape[1])]
+        block = list(islice(judgments, shape[0] * shape[1]))
         probabilities = np.reshape([judgment.probability for judgment in block], shape)
         undecided = np.reshape([judgment.status == "undecided" for judgment in block], shape)
         counts.append(count_votes(probabilities, undecided=undecided, votes=votes, ties=ties))

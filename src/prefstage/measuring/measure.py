@@ -119,12 +119,22 @@ def measure_stage(
     config = as_config(MeasureConfig, config)
     out = None if out is None else Path(out)
     with ExitStack() as stack:
-        how: Any = {"seed": config.seed, "responses": config.off_responses}
-        off = Pool.of(off_policy, side="off-policy", **how)
+        off = Pool.of(
+            off_policy, side="off-policy", responses=config.off_responses, seed=config.seed
+        )
         judge, sampler = _opened(judge, sampler, config, stack)
         policy = _policy(sampler, on_policy, config)
         counts_before = dict(judge.counts)
-        prompt_ids = _common(off, policy)
+        # Who can be asked has answers to every prompt.
+        answered = policy.positions if isinstance(policy, Pool) else off.positions
+        prompt_ids = [prompt_id for prompt_id in off.positions if prompt_id in answered]
+        if not prompt_ids:
+            raise InputError.of(
+                saw=f"{len(off.positions)} off-policy prompts, {len(answered)} other on-policy "
+                "prompts, and none in common",
+                expected="responses of both sides to the same prompts",
+                cure="check that both files hold the same prompts, system messages included",
+            )
         if out is not None:
             inputs = {
                 "config": config.model_dump(mode="json", exclude=_MAY_CHANGE),
@@ -138,7 +148,7 @@ def measure_stage(
             if isinstance(policy, SampledResponses):
                 policy.ledger = ledger
         prompts, sequence, stopped = _run(
-            prompt_ids, (policy, off), judge=judge, config=config, watch=watch
+            prompt_ids, policy, off, judge=judge, config=config, watch=watch
         )
         stage = _stage(
             prompts,
@@ -149,7 +159,7 @@ def measure_stage(
             judge=judge.name,
             policy=policy_name or policy.name,
             unmatched_prompts={
-                "on": policy.prompts_beyond(off.positions),
+                "on": len(answered) - len(prompt_ids),
                 "off": len(off.rows) - len(prompt_ids),
             },
             judge_counts={n: c - counts_before.get(n, 0) for n, c in judge.counts.items()},
@@ -174,16 +184,16 @@ def _write(out: Path, stage: Stage) -> None:
     write_result(out, "measure", headline=stage.recommendation, facts=facts)
 
 
+# Use prompts, a chunk between two looks, until the interval leaves ½ or the budget ends.
 def _run(
     prompt_ids: Sequence[str],
-    sides: tuple[Pool | SampledResponses, Pool],
+    policy: Pool | SampledResponses,
+    off: Pool,
     *,
     judge: Judge,
     config: MeasureConfig,
     watch: Watch | None,
 ) -> tuple[tuple[JudgedPrompt, ...], ConfidenceSequence, Stopped]:
-    """Use prompts, a chunk between two looks, until the interval leaves ½ or the budget ends."""
-    policy, off = sides
     order = prompt_order(prompt_ids, seed=config.seed)
     limit, limited_by = _budget(order, off, policy, config)
     sequence = ConfidenceSequence(
@@ -227,36 +237,31 @@ def _run(
     return tuple(prompts), sequence, stopped
 
 
+# How many prompts may be used, and what sets the limit.
 def _budget(
     order: Sequence[str], off: Pool, policy: Pool | SampledResponses, config: MeasureConfig
 ) -> tuple[int, Stopped]:
-    """How many prompts may be used, and what sets the limit."""
-    limit = len(order)
-    limited_by: Stopped = "all prompts used"
-    if config.max_prompts is not None and config.max_prompts < limit:
-        limit, limited_by = config.max_prompts, "prompt budget"
-    if config.max_judgments is None:
-        return limit, limited_by
-    spent = 0
-    for number, prompt_id in enumerate(order[:limit]):
-        spent += policy.count(prompt_id) * off.count(prompt_id)
-        if spent > config.max_judgments:
-            limit, limited_by = number, "judgment budget"
-            break
-    if not limit:
-        raise InputError.of(
-            saw=f"max_judgments {config.max_judgments}, and {spent} comparisons for one prompt",
-            expected="a budget for at least one prompt",
-            cure="raise max_judgments, or lower on_responses or off_responses",
-        )
-    return limit, limited_by
+    chosen, spent = order[: config.max_prompts], 0
+    if config.max_judgments is not None:
+        for number, prompt_id in enumerate(chosen):
+            spent += policy.count(prompt_id) * off.count(prompt_id)
+            if spent > config.max_judgments and number:
+                return number, "judgment budget"
+            if spent > config.max_judgments:
+                raise InputError.of(
+                    saw=f"max_judgments {config.max_judgments}, and {spent} comparisons for one "
+                    "prompt",
+                    expected="a budget for at least one prompt",
+                    cure="raise max_judgments, or lower on_responses or off_responses",
+                )
+    return len(chosen), "prompt budget" if len(chosen) < len(order) else "all prompts used"
 
 
+# Loaders are imported for specifications alone: who brings a judge and answers loads no more. What
+# is loaded here (a server, a model) is also closed here; what was brought stays open.
 def _opened(
     judge: Any, sampler: Any, config: MeasureConfig, stack: ExitStack
 ) -> tuple[Judge, Sampler | None]:
-    # Loaders are imported for specifications alone: who brings a judge and answers loads no more.
-    # What is loaded here (a server, a model) is also closed here; what was brought stays open.
     if not isinstance(judge, Judge):
         from prefstage.judging.loading import as_judge
 
@@ -278,22 +283,9 @@ def _policy(
         )
     if sampler is not None:
         return SampledResponses(sampler, config.on_responses)
-    how: Any = {"seed": config.seed, "responses": config.on_responses}
-    return Pool.of(on_policy or [], side="on-policy", **how)
-
-
-def _common(off: Pool, policy: Pool | SampledResponses) -> list[str]:
-    """The prompts that both sides have (or can have) responses to."""
-    common = [prompt_id for prompt_id in off.positions if prompt_id in policy]
-    if not common:
-        others = policy.prompts_beyond(off.positions)
-        raise InputError.of(
-            saw=f"{len(off.positions)} off-policy prompts, {others} other on-policy prompts, and "
-            "none in common",
-            expected="responses of both sides to the same prompts",
-            cure="check that both files hold the same prompts, system messages included",
-        )
-    return common
+    return Pool.of(
+        on_policy or [], side="on-policy", responses=config.on_responses, seed=config.seed
+    )
 
 
 def _distinctness(stage: Stage, sampler: Any) -> float:
@@ -359,7 +351,7 @@ def _stage(
         population="new prompts" if config.new_prompts else "these prompts",
         interval_new_prompts=for_new.interval,
         algorithm_1=verdict,
-        judgments=sum(row.votes.comparisons for row in rows),
+        judgments=boundary.comparisons,
         undecided_judgments=boundary.undecided,
         prompts_favouring={side: favours.count(side) for side in ("on", "off", "neither")},
         responses_unused={

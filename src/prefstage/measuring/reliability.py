@@ -141,9 +141,26 @@ def chance_above_half(
         The measured score: Sun et al. 2025, arXiv:2508.10530, Algorithm 1. The rest is ours:
         docs/theory.md, "The decision guide", and its calibration.
     """
-    _check(accuracy, bias, overlap)
     inputs = (seen.prompts, seen.mean, seen.squares, accuracy, bias, overlap)
     n, s, squares, a, b, o = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in inputs))
+    if not ((a > HALF) & (a <= 1.0)).all():
+        raise InputError.of(
+            saw=f"judge accuracy {accuracy!r}",
+            expected="more than 1/2 (a coin's), and at most 1",
+            cure="give the share of comparisons in which it names the better response",
+        )
+    if not ((b >= 0.0) & (a + b <= 1.0 + 1e-9)).all():
+        raise InputError.of(
+            saw=f"judge bias {bias!r} at accuracy {accuracy!r}",
+            expected="from 0 to 1 - accuracy, as the bias is part of its errors",
+            cure="give half the difference of its accuracies on the two sides",
+        )
+    if not ((o >= 0.0) & (o < 1.0)).all():
+        raise InputError.of(
+            saw=f"overlap {overlap!r}",
+            expected="from 0 (no response in common) to below 1 (the same writer)",
+            cure="leave it out where it is not known",
+        )
     votes = n / _share_of_a_vote(n, s, squares)
     # The integral over θ and the bias as a sum over midpoints. [..., shifts, STEPS] on either
     # side of ½: an endpoint rule would put weight on θ = ½, which favours neither stage.
@@ -215,28 +232,6 @@ def _log_likelihood(votes: Floats, mean: Floats, theta: Floats) -> Floats:
     return value
 
 
-def _check(accuracy: ArrayLike, bias: ArrayLike, overlap: ArrayLike) -> None:
-    a, b, o = (np.asarray(value, dtype=np.float64) for value in (accuracy, bias, overlap))
-    if not ((a > HALF) & (a <= 1.0)).all():
-        raise InputError.of(
-            saw=f"judge accuracy {accuracy!r}",
-            expected="more than 1/2 (a coin's), and at most 1",
-            cure="give the share of comparisons in which it names the better response",
-        )
-    if not ((b >= 0.0) & (a + b <= 1.0 + 1e-9)).all():
-        raise InputError.of(
-            saw=f"judge bias {bias!r} at accuracy {accuracy!r}",
-            expected="from 0 to 1 - accuracy, as the bias is part of its errors",
-            cure="give half the difference of its accuracies on the two sides",
-        )
-    if not ((o >= 0.0) & (o < 1.0)).all():
-        raise InputError.of(
-            saw=f"overlap {overlap!r}",
-            expected="from 0 (no response in common) to below 1 (the same writer)",
-            cure="leave it out where it is not known",
-        )
-
-
 def distinctness(log_probs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     """Share of comparisons in which the policy finds the on-policy response likelier.
 
@@ -262,11 +257,14 @@ def distinctness(log_probs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
         raise InputError.of(
             saw="no prompt", expected="at least one prompt", cure="measure the stage first"
         )
-    shares = [
-        np.mean(np.asarray(on, dtype=np.float64)[:, None] > np.asarray(off, dtype=np.float64))
-        for on, off in log_probs
-    ]
-    return float(np.mean(shares))
+    return float(
+        np.mean(
+            [
+                np.mean(np.asarray(on, np.float64)[:, None] > np.asarray(off, np.float64))
+                for on, off in log_probs
+            ]
+        )
+    )
 
 
 def measure_distinctness(

@@ -1,8 +1,9 @@
 """Where the two sides' responses come from: written before, or sampled on demand."""
 
 import random
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.hashing import digest, seed_for
@@ -63,13 +64,21 @@ class Pool:
         Raises:
             InputError: If a prompt stands twice, or the source cannot be read.
         """
-        rows = _rows(source)
-        if isinstance(rows, CandidateSet):
-            ids = list(rows.dataset["prompt_id"])  # every row has responses
-            fingerprint = rows.fingerprint
-        else:
+        if isinstance(source, list | tuple) and all(isinstance(row, Candidates) for row in source):
+            rows: Any = source
             ids = [row.prompt_id if row.responses else "" for row in rows]
             fingerprint = digest([[row.prompt_id, list(row.responses)] for row in rows])
+        else:
+            if isinstance(source, PairSet):
+                rows = pairs_to_candidates(source)
+            elif isinstance(source, CandidateSet):
+                rows = source
+            else:
+                # Loaded here, since who brings records needs no reader.
+                from prefstage.data.loading import load_candidates
+
+                rows = load_candidates(source)
+            ids, fingerprint = list(rows.dataset["prompt_id"]), rows.fingerprint  # none is empty
         positions: dict[str, int] = {}
         for position, prompt_id in enumerate(ids):
             if prompt_id in positions:
@@ -82,14 +91,6 @@ class Pool:
             if prompt_id:
                 positions[prompt_id] = position
         return cls(rows, positions, fingerprint, responses, seed)
-
-    def __contains__(self, prompt_id: str) -> bool:
-        """Whether there are responses to this prompt."""
-        return prompt_id in self.positions
-
-    def prompts_beyond(self, prompt_ids: Container[str]) -> int:
-        """Prompts with responses that are not among these."""
-        return sum(prompt_id not in prompt_ids for prompt_id in self.positions)
 
     def row(self, prompt_id: str) -> Candidates:
         """The prompt with all its responses."""
@@ -133,17 +134,9 @@ class SampledResponses:
         self.tokens = {"prompt": 0, "response": 0}
         self.cut = self.cut_thoughts = 0
 
-    def __contains__(self, prompt_id: str) -> bool:
-        """Always: the policy can be asked."""
-        return bool(prompt_id)
-
-    def prompts_beyond(self, prompt_ids: Container[str]) -> int:
-        """None: the policy answers what it is asked."""
-        return 0
-
     def count(self, prompt_id: str) -> int:
-        """How many responses to this prompt take part."""
-        return self.responses if prompt_id else 0
+        """How many responses to a prompt take part: the policy answers what it is asked."""
+        return self.responses
 
     def respond(self, prompts: Sequence[Candidates], tell: Tell) -> list[Drawn]:
         """Sample responses to each prompt.
@@ -153,12 +146,11 @@ class SampledResponses:
         """
         requests = requests_for(prompts, responses=self.responses)
         answers: dict[tuple[str, int], Sample] = {}
-        stream = (
+        for sample in (
             self.sampler.sample(requests)
             if self.ledger is None
             else collect(self.sampler, requests, self.ledger)
-        )
-        for sample in stream:
+        ):
             answers[sample.prompt_id, sample.index] = sample
             tell(f"sampling {len(answers)}/{len(requests)}")
         missing = [r for r in requests if (r.prompt_id, r.index) not in answers]
@@ -169,22 +161,9 @@ class SampledResponses:
                 expected="an answer to every request",
                 cure="repeat the command; what was answered is kept",
             )
-        samples = answers.values()
+        samples = list(answers.values())
         self.tokens["prompt"] += sum(sample.prompt_tokens for sample in samples)
         self.tokens["response"] += sum(sample.response_tokens for sample in samples)
         self.cut += sum(sample.finish_reason == "length" for sample in samples)
         self.cut_thoughts += sum(sample.thought_cut for sample in samples)
-        return [(row, 0) for row in to_candidates(prompts, list(samples), source=self.name)]
-
-
-def _rows(source: Responses) -> Sequence[Candidates] | CandidateSet:
-    if isinstance(source, PairSet):
-        return pairs_to_candidates(source)
-    if isinstance(source, CandidateSet):
-        return source
-    if isinstance(source, list | tuple) and all(isinstance(row, Candidates) for row in source):
-        return source
-    # Loaded here, since who brings records needs no reader.
-    from prefstage.data.loading import load_candidates
-
-    return load_candidates(source)
+        return [(row, 0) for row in to_candidates(prompts, samples, source=self.name)]

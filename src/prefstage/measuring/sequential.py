@@ -116,9 +116,8 @@ class ConfidenceSequence:
                 expected="a number between 0 and 1",
                 cure="write 0.95 for 95 %",
             )
-        self.available = available
-        self.confidence = confidence
-        self._scores: list[float] = []
+        self.available, self.confidence = available, confidence
+        self._scores, self._level = list[float](), (1.0 - confidence) / 2.0
 
     def update(self, scores: Iterable[float]) -> None:
         """Add scores in the random order in which they were drawn.
@@ -189,24 +188,19 @@ class ConfidenceSequence:
             return None
         return "above" if above < below else "below"
 
-    @property
-    def _level(self) -> float:
-        return (1.0 - self.confidence) / 2.0
 
-
+# E[x_i | past] if the mean is `mean`, and what is left of N·mean. Both [..., steps].
 def _fair_means(x: Floats, mean: Floats, available: int | None) -> tuple[Floats, Floats]:
-    """E[x_i | past] if the mean is `mean`, and what is left of N·mean. Both [..., steps]."""
     if available is None:
         fair = np.broadcast_to(mean, np.broadcast_shapes(mean.shape, x.shape))
         return fair, fair
-    drawn = np.cumsum(x, axis=-1)
+    drawn, whole = np.cumsum(x, axis=-1), available * mean
     undrawn = available - np.arange(x.shape[-1], dtype=np.float64)
-    whole = available * mean
     return (whole - (drawn - x)) / undrawn, whole - drawn + _ROUNDING * available
 
 
+# The largest rejected mean, to 1e-7 from below; at least what is logically left.
 def _lower_bound(x: Floats, available: int | None, level: float) -> float:
-    """The largest rejected mean, to 1e-7 from below; at least what is logically left."""
     if not x.size:
         return 0.0
     drawn = float(x.sum())

@@ -131,16 +131,6 @@ class MeasureSettings(MeasureConfig, ChatSettings, BadRowSettings):
     concurrency: int | None = Field(default=None, ge=1, description="Requests in flight.")
     distinctness: bool = Field(default=False, description="Score both sides by the policy.")
 
-    @model_validator(mode="after")
-    def _sides_and_judge_are_named(self) -> Self:
-        if not self.off_policy:
-            raise ValueError("no off-policy data; expected pairs or candidates; give --off-policy")
-        if not self.judge:
-            raise ValueError("no judge; expected who says which response is better; give --judge")
-        if not self.policy and not self.on_policy:
-            raise ValueError("no policy; expected who answers, or its answers; give --policy")
-        return self
-
     @field_validator("off_sources", "on_sources", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
@@ -151,7 +141,20 @@ class MeasureSettings(MeasureConfig, ChatSettings, BadRowSettings):
         return [name.strip() for text in texts for name in str(text).split(",")]
 
     @model_validator(mode="after")
-    def _every_setting_has_an_effect(self) -> Self:
+    def _sides_are_named_and_every_setting_has_an_effect(self) -> Self:
+        for is_named, lacking in (
+            (
+                self.off_policy,
+                "no off-policy data; expected pairs or candidates; give --off-policy",
+            ),
+            (self.judge, "no judge; expected who says which response is better; give --judge"),
+            (
+                self.policy or self.on_policy,
+                "no policy; expected who answers, or its answers; give --policy",
+            ),
+        ):
+            if not is_named:
+                raise ValueError(lacking)
         ignored = [*self.encoding, *(name for name in _LOADING if getattr(self, name) is not None)]
         ignored += ["sampling"] if self.sampling.model_fields_set else []
         if self.on_policy is not None and ignored:
@@ -226,13 +229,15 @@ def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Ou
         write_config(settings, out / "config.yaml")
         names = ("stage.json", "prompts.parquet", "candidates.parquet", "ledger.sqlite")
         written = [out / name for name in names if (out / name).exists()]
-    result = {
-        **stage.as_dict(),
-        "recommendation": stage.recommendation,
-        "notes": [*notes_of(stage), *notes],
-    }
-    text = "\n".join([summarise(stage), *(f"note: {note}" for note in notes)])
-    return Outcome(text, result, written)
+    return Outcome(
+        "\n".join([summarise(stage), *(f"note: {note}" for note in notes)]),
+        {
+            **stage.as_dict(),
+            "recommendation": stage.recommendation,
+            "notes": [*notes_of(stage), *notes],
+        },
+        written,
+    )
 
 
 def _loaded(
@@ -251,13 +256,13 @@ def _loaded(
 
 def _notes(side: str, data: "CandidateSet") -> list[str]:
     bad = data.report.quarantined
-    quarantined = [f"{side} data: {bad} bad rows put aside"] if bad else []
-    return quarantined + [f"{side} data: {note}" for note in data.report.notes]
+    quarantined = [f"{bad} bad rows put aside"] if bad else []
+    return [f"{side} data: {note}" for note in (*quarantined, *data.report.notes)]
 
 
+# A progress bar over prompts, with the interval as it narrows.
 @contextmanager
 def _live() -> Iterator[Callable[["Reading"], None]]:
-    """A progress bar over prompts, with the interval as it narrows."""
     with ExitStack() as stack:
         ticker: list[Ticker] = []
         used = 0
@@ -267,8 +272,8 @@ def _live() -> Iterator[Callable[["Reading"], None]]:
             if not ticker:
                 ticker.append(stack.enter_context(progress("measuring", reading.prompts_allowed)))
             low, high = reading.interval
-            seen = f"score {reading.boundary_score:.2f} [{low:.2f}, {high:.2f}]"
-            note = f"{seen}  {reading.doing}" if reading.prompts_used else reading.doing
+            seen = f"score {reading.boundary_score:.2f} [{low:.2f}, {high:.2f}]  "
+            note = f"{seen}{reading.doing}" if reading.prompts_used else reading.doing
             ticker[0](reading.prompts_used - used, note=note)
             used = reading.prompts_used
 

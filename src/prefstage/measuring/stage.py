@@ -166,8 +166,7 @@ class Stage:
                 expected="the keys that prefstage measure writes",
                 cure="measure again, or read it with the version that wrote it",
             )
-        intervals: dict[str, Any] = {name: tuple(values[name]) for name in _INTERVALS}
-        return cls(**{**values, **intervals})
+        return cls(**{**values, **{name: tuple(values[name]) for name in _INTERVALS}})
 
     def save(self, path: str | Path) -> None:
         """Write the stage as JSON, atomically."""
@@ -249,12 +248,13 @@ def on_policy_candidates(prompts: Sequence[JudgedPrompt], source: str) -> list[C
     Returns:
         One row a prompt that has a response, in the order of use; no scores.
     """
-    made = []
+    candidates = []
     for row in (prompt.on for prompt in prompts):
         count = len(row.responses)
-        named = replace(row, sources=(source,) * count, scores=(None,) * count)
-        made.append(named.only([n for n in range(count) if row.responses[n].strip()]))
-    return [row for row in made if row.responses]
+        if spoken := [n for n in range(count) if row.responses[n].strip()]:
+            named = replace(row, sources=(source,) * count, scores=(None,) * count)
+            candidates.append(named.only(spoken))
+    return candidates
 
 
 def excerpt_of(prompt: Prompt, *, length: int) -> str:
@@ -285,44 +285,51 @@ def summarise(stage: Stage) -> str:
 
 def notes_of(stage: Stage) -> list[str]:
     """What else a reader of the result should know, one line a note."""
-    notes = []
-    if stage.stopped == "all prompts used" and stage.population == "these prompts":
-        low, high = stage.interval_new_prompts
-        notes.append(
+    low, high = stage.interval_new_prompts
+    cut_texts = stage.judge_counts.get("truncated", 0)
+    unused = stage.responses_unused
+    notes: list[tuple[bool, str]] = [
+        (
+            stage.stopped == "all prompts used" and stage.population == "these prompts",
             "all prompts were used, so the score is exact for these prompts and these "
-            f"responses; for new prompts like these it is in [{low:.2f}, {high:.2f}]"
-        )
-    if stage.distinctness is not None:
-        notes.append(
-            f"the policy finds its own responses likelier in {stage.distinctness:.0%} of "
-            "comparisons (distinctness; the stage says little near 50%)"
-        )
-    for side, other in (("off", "on"), ("on", "off")):
-        if count := stage.unmatched_prompts[side]:
-            notes.append(f"{count} {side}-policy prompts left out: no {other}-policy responses")
-    if stage.cut_responses:
-        notes.append(
+            f"responses; for new prompts like these it is in [{low:.2f}, {high:.2f}]",
+        ),
+        (
+            stage.distinctness is not None,
+            f"the policy finds its own responses likelier in {stage.distinctness or 0.0:.0%} of "
+            "comparisons (distinctness; the stage says little near 50%)",
+        ),
+        *(
+            (
+                stage.unmatched_prompts[side] > 0,
+                f"{stage.unmatched_prompts[side]} {side}-policy prompts left out: no "
+                f"{other}-policy responses",
+            )
+            for side, other in (("off", "on"), ("on", "off"))
+        ),
+        (
+            stage.cut_responses > 0,
             f"{stage.cut_responses} sampled responses were cut at the token limit, which "
-            "judges may hold against them; consider a higher --max-new-tokens"
-        )
-    if stage.cut_thoughts:
-        notes.append(
+            "judges may hold against them; consider a higher --max-new-tokens",
+        ),
+        (
+            stage.cut_thoughts > 0,
             f"{stage.cut_thoughts} sampled responses ended in their thought and have no answer, "
-            "which judges see as an empty one; raise --max-new-tokens, or switch thinking off"
-        )
-    if cut := stage.judge_counts.get("truncated", 0):
-        notes.append(f"the judge read {cut} texts cut to its length limit")
-    if stage.undecided_judgments:
-        notes.append(
+            "which judges see as an empty one; raise --max-new-tokens, or switch thinking off",
+        ),
+        (cut_texts > 0, f"the judge read {cut_texts} texts cut to its length limit"),
+        (
+            stage.undecided_judgments > 0,
             f"{stage.undecided_judgments} of {stage.judgments} judgments had no readable "
-            "verdict and count 1/2"
-        )
-    if sum(stage.responses_unused.values()):
-        notes.append(
-            f"responses beyond those wanted, left out by seed: {stage.responses_unused['on']} "
-            f"on-policy, {stage.responses_unused['off']} off-policy"
-        )
-    return notes
+            "verdict and count 1/2",
+        ),
+        (
+            sum(unused.values()) > 0,
+            f"responses beyond those wanted, left out by seed: {unused['on']} on-policy, "
+            f"{unused['off']} off-policy",
+        ),
+    ]
+    return [note for applies, note in notes if applies]
 
 
 def _headline(stage: Stage) -> str:
