@@ -35,7 +35,7 @@ def measure(settings: Any, *, out: Path | None) -> Outcome:
     1/2: below, the policy is in the injection stage (train on the off-policy pairs); above, in
     the fine-tuning stage (train on pairs of its own answers).
     """
-    from prefstage.measuring.settings import run_measurement
+    from prefstage.measuring.measure import run_measurement
 
     return run_measurement(settings, out=out)
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from scipy.special import expit
 
@@ -90,8 +90,7 @@ class Diagnosis:
 
     def as_markdown(self) -> str:
         """The whole report as text."""
-        name = self.report["policy"]
-        title = f"# {self.report['dataset']}" + (f", {name}" if name else "")
+        names = ", ".join(filter(None, (self.report["dataset"], self.report["policy"])))
         warnings = [f"- {w['what']} ({w['figure']}). Remedy: {w['remedy']}." for w in self.warnings]
         left = [f"- {why}: {count}" for why, count in self.report["left_out"].items()]
         sections = {
@@ -100,7 +99,7 @@ class Diagnosis:
             "Left out": "\n".join(left),
         }
         parts = [f"## {head}\n\n{text}" for head, text in sections.items() if text]
-        return "\n\n".join([title, *parts]) + "\n"
+        return "\n\n".join([f"# {names}", *parts]) + "\n"
 
 
 def diagnose(
@@ -147,7 +146,12 @@ def diagnose(
     """
     started = time.perf_counter()
     config = as_config(DiagnosisConfig, config)
-    _check_firsts(policy, reference, judge, second_judge)
+    for second, first, what in (
+        (reference, policy, "a reference without a policy"),
+        (second_judge, judge, "a second judge without a first"),
+    ):
+        if second is not None and first is None:
+            raise InputError.of(saw=what, expected="both, or the first alone", cure="give both")
     rows, left_out = _usable(pairs, name, config)
     policy = None if policy is None else as_scored_by(policy)
     reference = None if reference is None else as_scored_by(reference)
@@ -157,8 +161,10 @@ def diagnose(
     asked = time.perf_counter()
     judged = [judge_figures(rows, who) for who in judges]
     judging = time.perf_counter() - asked
-    models = (policy, scored, judges[0] if judges else None)
-    answers = _answers(on_policy, rows, models, seed=config.seed)
+    answers = dict[str, Any].fromkeys(("own_answers", "distinctness", "diversity"))
+    if on_policy is not None:
+        models = (policy, scored, judges[0] if judges else None)
+        answers |= _answers(on_policy, rows, models, seed=config.seed)
     sides = dict(zip(("judge", "second judge"), (p for _, p in judged), strict=False))
     if scored is not None:
         # P_θ(y_w ≻ y_l | x) = σ(log π(y_w|x) - log π(y_l|x)): arXiv:2508.10530, Eq. 10
@@ -193,31 +199,16 @@ def diagnose(
     return diagnosis
 
 
-def _check_firsts(policy: Any, reference: Any, judge: Any, second_judge: Any) -> None:
-    lacking = {
-        "a reference without a policy": reference is not None and policy is None,
-        "a second judge without a first": second_judge is not None and judge is None,
-    }
-    for what, wrong in lacking.items():
-        if wrong:
-            raise InputError.of(saw=what, expected="both, or the first alone", cure="give both")
-
-
+# The sample's pairs that have both sides, and what was left out; the sample is taken first. Pairs
+# that a set holds on disk stay there, read when needed.
 def _usable(
     pairs: Any, name: str, config: DiagnosisConfig
 ) -> tuple[Sequence[Pair], dict[str, int]]:
-    """The sample's pairs that have both sides, and what was left out; the sample is taken first.
-
-    Pairs that a set holds on disk stay there, read when needed.
-    """
-    if isinstance(pairs, Sequence) and all(isinstance(pair, Pair) for pair in pairs):
-        held: Any = pairs
-    elif isinstance(pairs, Iterable) and not isinstance(pairs, str | Sequence | PairSet):
-        held = PairSet.of(pairs)
-    else:
-        held = load_pairs(pairs)
-    rows = cast("Sequence[Pair]", held)  # a set has a sequence's length, positions and order
-    left_out = dict[str, int]()
+    rows, left_out = pairs, dict[str, int]()
+    if isinstance(pairs, Iterable) and not isinstance(pairs, str | Sequence | PairSet):
+        rows = PairSet.of(pairs)
+    elif not isinstance(pairs, Sequence) or not all(isinstance(pair, Pair) for pair in pairs):
+        rows = load_pairs(pairs)
     if config.max_pairs is not None and config.max_pairs < len(rows):
         left_out["pairs beyond max_pairs"] = len(rows) - config.max_pairs
         drawn = random.Random(config.seed).sample(range(len(rows)), config.max_pairs)
@@ -233,7 +224,7 @@ def _usable(
     return rows, left_out
 
 
-# How the policy's own answers compare with the pairs' responses; null without them.
+# How the policy's own answers compare with the pairs' responses.
 def _answers(
     on_policy: Any,
     pairs: Sequence[Pair],
@@ -242,12 +233,9 @@ def _answers(
     seed: int,
 ) -> dict[str, Any]:
     policy, scored, judge = models
-    figures: dict[str, Any] = dict.fromkeys(("own_answers", "distinctness", "diversity"))
-    if on_policy is None:
-        return figures
     if not isinstance(on_policy, list) or not all(isinstance(r, Candidates) for r in on_policy):
         on_policy = list(load_candidates(on_policy))
-    figures["diversity"] = diversity_of(on_policy)
+    figures: dict[str, Any] = {"diversity": diversity_of(on_policy)}
     if judge is not None:
         figures["own_answers"] = answer_quality(on_policy, pairs, judge, seed=seed)
     if policy is not None and scored is not None:

@@ -287,8 +287,8 @@ def answer_quality(
             comparisons.append(Comparison(prompt_id, both.prompt, answer, text))
     count = len(several)
     if not count:
-        names = ("win_rate", "interval", "boundary_score", "longer_wins")
-        return {"prompts": 0, **dict.fromkeys(names)}
+        lacking = ("win_rate", "interval", "boundary_score", "longer_wins")
+        return {"prompts": 0, **dict.fromkeys(lacking)}
     judged = compare_all(judge, [*against[0], *against[1]])
     votes = verdicts(np.array([judgment.probability for judgment in judged]))
     apart = np.array([len(comparison.a) - len(comparison.b) for comparison in against[0]])
@@ -335,19 +335,23 @@ def rankings_of(
     def mean(values: torch.Tensor, over: Numbers) -> dict[str, Any] | None:
         if not over.any():
             return None
-        kept = values[torch.from_numpy(over)]
-        return asdict(bootstrap_interval(kept, ids[over].tolist(), **config.bootstrap))
+        return asdict(
+            bootstrap_interval(values.numpy()[over], ids[over].tolist(), **config.bootstrap)
+        )
 
     ties = {}
     if any(pair.tied for pair in pairs):
-        alpha = torch.tensor(
-            [1.0 if pair.agreement is None else pair.agreement for pair in pairs],
-            dtype=torch.double,
-        )
-        lengths = tuple(_tensors(policy.chosen_tokens, policy.rejected_tokens))
+        shares = [1.0 if pair.agreement is None else pair.agreement for pair in pairs]
+        alpha = torch.tensor(shares, dtype=torch.double)
+        lengths: Any = _tensors(policy.chosen_tokens, policy.rejected_tokens)
         for scale in TIE_SCALES:
-            how: Any = {"scale": scale} | ({} if scale == "probability" else {"lengths": lengths})
-            accuracy = ranking_accuracy_with_ties(chosen, rejected, alpha, **how)
+            accuracy = ranking_accuracy_with_ties(
+                chosen,
+                rejected,
+                alpha,
+                lengths=None if scale == "probability" else lengths,
+                scale=scale,
+            )
             ties[scale] = mean(accuracy, ~policy.same_tokens) or {}
     rewards, scored = None, [policy]
     if reference is not None:

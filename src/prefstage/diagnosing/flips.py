@@ -210,8 +210,8 @@ def threshold_violations(
         Chen et al. 2024, arXiv:2405.19534, Theorem 4.1.
     """
     value, limit = exact(loss=loss, threshold=threshold)
-    apart = ~at_threshold(value, limit, rounding=rounding)
-    return apart & torch.where(correct, value > limit, value < limit)
+    wrong_side = torch.where(correct, value > limit, value < limit)
+    return wrong_side & ~at_threshold(value, limit, rounding=rounding)
 
 
 def at_threshold(

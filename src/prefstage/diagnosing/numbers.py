@@ -140,10 +140,9 @@ def cohens_kappa(first: Numbers, second: Numbers) -> float | None:
     """
     if not len(first):
         return None
-    observed = float((first == second).mean())
     ties = [float((rater == HALF).mean()) for rater in (first, second)]
     expected = (1 - ties[0]) * (1 - ties[1]) / 2 + ties[0] * ties[1]
-    return (observed - expected) / (1 - expected) if expected < 1 else None
+    return (float((first == second).mean()) - expected) / (1 - expected) if expected < 1 else None
 
 
 def verdicts(probabilities: Numbers, *, tie_width: float = 1e-9) -> Numbers:
@@ -237,9 +236,5 @@ def bootstrap_interval(
         means.append(totals[drawn].sum(1) / counts[drawn].sum(1))
     low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(
-        mean=float(totals.sum() / counts.sum()),
-        low=float(low),
-        high=float(high),
-        confidence=confidence,
-        prompts=len(totals),
+        float(totals.sum() / counts.sum()), float(low), float(high), confidence, len(totals)
     )

@@ -7,7 +7,7 @@ resample them; the accuracy of a dataset is the mean. All compare in float64.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -84,7 +84,7 @@ TIE_TOLERANCE = 0.01
 """ε of Definition C.1."""
 
 TieScale = Literal["probability", "normalised_probability", "normalised_log_prob"]
-TIE_SCALES = ("probability", "normalised_probability", "normalised_log_prob")
+TIE_SCALES: tuple[TieScale, ...] = get_args(TieScale)
 
 
 def mean_log_probs(

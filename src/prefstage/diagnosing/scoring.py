@@ -67,9 +67,11 @@ def as_scored_by(
             cure="pass one of these",
         )
     scorer = Scorer.load(str(model), dtype=dtype)
-    encoder = ResponseEncoder(load_tokenizer(str(model)), **encoding)
-    remembering = scorer if cache is None else ReferenceCache(cache, scorer)
-    return ScoredBy(Path(model).name or str(model), remembering, encoder)
+    return ScoredBy(
+        Path(model).name or str(model),
+        scorer if cache is None else ReferenceCache(cache, scorer),
+        ResponseEncoder(load_tokenizer(str(model)), **encoding),
+    )
 
 
 @dataclass(frozen=True)
@@ -191,8 +193,11 @@ def distinct_answers(
         (sums, np.array(list(off[row.prompt_id].values())))
         for row, (sums, _) in zip(rows, score_candidates(rows, policy), strict=True)
     ]
-    comparisons = sum(len(on) * len(other) for on, other in sides)
-    return {"prompts": len(rows), "comparisons": comparisons, "share": distinctness(sides)}
+    return {
+        "prompts": len(rows),
+        "comparisons": sum(len(on) * len(other) for on, other in sides),
+        "share": distinctness(sides),
+    }
 
 
 _Position = tuple[int, int]
@@ -345,8 +350,8 @@ def _pairwise(
     )
     # The prompt of each pair: pairs of one prompt are drawn together by the bootstrap.
     prompts = list(chain.from_iterable([n] * len(order[0]) for n, order in enumerate(orders)))
-    accuracy = _interval(ranking_accuracy(better, worse), prompts, config)
-    return {"pairs": len(prompts), **accuracy}
+    interval = _interval(ranking_accuracy(better, worse), prompts, config)
+    return {"pairs": len(prompts), **interval}
 
 
 def _interval(

@@ -27,14 +27,16 @@ def tables_of(report: Mapping[str, Any]) -> dict[str, str]:
     Returns:
         Markdown tables.
     """
-    rankings = report.get("rankings")
-    tables = {
-        "Data": _data(report["data"]),
-        "Lengths and scores": _distributions(report),
-        "Rankings": ranking_table([report]) if rankings else "",
-        "Idealized": _idealized(rankings["idealized"]) if rankings else "",
-        "Intra-diversity": _intra(rankings["intra_diversity"]) if rankings else "",
-        "Learnability": _learnability(report["learnability"]) if report.get("learnability") else "",
+    rankings, learnability = report.get("rankings"), report.get("learnability")
+    tables = {"Data": _data(report["data"]), "Lengths and scores": _distributions(report)}
+    if rankings:
+        tables |= {
+            "Rankings": ranking_table([report]),
+            "Idealized": _idealized(rankings["idealized"]),
+            "Intra-diversity": _intra(rankings["intra_diversity"]),
+        }
+    tables |= {
+        "Learnability": _learnability(learnability) if learnability else "",
         "Judges": _judges(report) if report.get("judge") else "",
         "The policy's own answers": _answers(report),
     }
@@ -50,23 +52,22 @@ def order_table(reports: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         The table; chance is the whole-order accuracy of random orders.
     """
-    header = ["dataset", "model", "prompts", "responses a prompt"]
-    header += ["whole order", "whole order (log π / L)", "by chance"]
-    header += ["pairs", "pairwise", "pairwise (log π / L)"]
     rows = []
     for report in reports:
-        counts = list(report["responses"])
-        whole, pairwise = (
-            [_interval(report[name][kind]) for kind in ("log_probs", "normalised")]
-            for name in ("whole_order", "pairwise")
-        )
+        whole, pairwise, counts = report["whole_order"], report["pairwise"], [*report["responses"]]
         rows.append(
-            [
-                *(report["dataset"], report["policy"], report["prompts"]),
-                counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}",
-                *(*whole, f"{report['by_chance']:.2%}"),
-                *(report["pairwise"]["log_probs"]["pairs"], *pairwise),
-            ]
+            {
+                "dataset": report["dataset"],
+                "model": report["policy"],
+                "prompts": report["prompts"],
+                "responses a prompt": counts[0] + (f" to {counts[-1]}" if counts[1:] else ""),
+                "whole order": _interval(whole["log_probs"]),
+                "whole order (log π / L)": _interval(whole["normalised"]),
+                "by chance": f"{report['by_chance']:.2%}",
+                "pairs": pairwise["log_probs"]["pairs"],
+                "pairwise": _interval(pairwise["log_probs"]),
+                "pairwise (log π / L)": _interval(pairwise["normalised"]),
+            }
         )
     notes = [
         f"\nLeft out of {r['dataset']}: "
@@ -75,7 +76,7 @@ def order_table(reports: Sequence[Mapping[str, Any]]) -> str:
         for r in reports
         if r["left_out"]
     ]
-    return "\n".join([_table(header, rows), *notes])
+    return "\n".join([_table(rows), *notes])
 
 
 def ranking_table(reports: Sequence[Mapping[str, Any]]) -> str:
@@ -92,25 +93,26 @@ def ranking_table(reports: Sequence[Mapping[str, Any]]) -> str:
     Source:
         arXiv:2405.19534, Tables 2 to 6.
     """
-    header = ["dataset", "model", "pairs", "R", "R̃", "R* (min/med/max)", "gap"]
-    header += ["R with ties (π)", "R with ties (log π / L)", "reward accuracy"]
     rows = []
     for report in reports:
-        rankings = report.get("rankings")
-        if not rankings:
-            continue
-        ideal, ties = rankings["idealized"].get("plain"), rankings["with_ties"]
-        shown = "/".join(_share(ideal[k]) for k in ("min", "median", "max")) if ideal else "–"
-        rows.append(
-            [
-                *(report["dataset"], report["policy"], report["data"]["pairs"]),
-                *(_interval(rankings[name]) for name in ("accuracy", "accuracy_normalised")),
-                *(shown, _number(ideal["alignment_gap"]) if ideal else "–"),
-                *(_interval(ties.get(k)) for k in ("probability", "normalised_log_prob")),
-                _interval(rankings["reward_accuracy"]),
-            ]
-        )
-    return _table(header, rows)
+        if rankings := report.get("rankings"):
+            ideal, ties = rankings["idealized"].get("plain"), rankings["with_ties"]
+            shown = [_share(ideal[k]) for k in ("min", "median", "max")] if ideal else ["–"]
+            rows.append(
+                {
+                    "dataset": report["dataset"],
+                    "model": report["policy"],
+                    "pairs": report["data"]["pairs"],
+                    "R": _interval(rankings["accuracy"]),
+                    "R̃": _interval(rankings["accuracy_normalised"]),
+                    "R* (min/med/max)": "/".join(shown),
+                    "gap": _number(ideal["alignment_gap"]) if ideal else "–",
+                    "R with ties (π)": _interval(ties.get("probability")),
+                    "R with ties (log π / L)": _interval(ties.get("normalised_log_prob")),
+                    "reward accuracy": _interval(rankings["reward_accuracy"]),
+                }
+            )
+    return _table(rows)
 
 
 def warnings_of(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -263,23 +265,29 @@ def _distributions(report: Mapping[str, Any]) -> str:
     named |= {f"score, {name}": numbers for name, numbers in data["scores"].items()}
     for judge in _judges_of(report):
         named |= {f"{judge['judge']}, {n}": numbers for n, numbers in judge["scores"].items()}
-    rows = [[name, *(_number(numbers[k]) for k in _NUMBERS)] for name, numbers in named.items()]
-    return _table(["", *_NUMBERS.values()], rows)
+    return _table(
+        [
+            {"": name, **{shown: _number(numbers[k]) for k, shown in _NUMBERS.items()}}
+            for name, numbers in named.items()
+        ]
+    )
 
 
 def _idealized(ideal: Mapping[str, Any]) -> str:
     if "missing" in ideal:
         return f"Not computed: {ideal['missing']}."
-    betas = list(ideal["plain"]["by_beta"])
-    rows = [
+    return _table(
         [
-            *(name, *(_share(ideal[kind]["by_beta"][beta]) for beta in betas)),
-            *(_share(ideal[kind]["median"]), _share(ideal[kind]["ranking_accuracy"])),
-            _number(ideal[kind]["alignment_gap"]),
+            {
+                "": name,
+                **{f"β = {b}": _share(share) for b, share in ideal[kind]["by_beta"].items()},
+                "median": _share(ideal[kind]["median"]),
+                "now": _share(ideal[kind]["ranking_accuracy"]),
+                "alignment gap": _number(ideal[kind]["alignment_gap"]),
+            }
+            for kind, name in (("plain", "R*"), ("normalised", "R̃*"))
         ]
-        for kind, name in (("plain", "R*"), ("normalised", "R̃*"))
-    ]
-    return _table(["", *(f"β = {b}" for b in betas), "median", "now", "alignment gap"], rows)
+    )
 
 
 def _intra(spread: Mapping[str, Any]) -> str:
@@ -290,8 +298,8 @@ def _intra(spread: Mapping[str, Any]) -> str:
 def _learnability(learnability: Mapping[str, Any]) -> str:
     groups, flips = learnability["groups"], learnability["flippable_at_loss"]
     total = sum(groups.values())
-    rows = [[name, count, _share(count / total)] for name, count in groups.items()]
-    return _table(["group", "pairs", "share"], rows) + (
+    rows = [{"group": g, "pairs": n, "share": _share(n / total)} for g, n in groups.items()]
+    return _table(rows) + (
         f"\n\nThe reference ranks {learnability['wrong']} of {total} pairs wrongly. A DPO loss of "
         f"{flips['loss']:g} at β = {flips['beta']:g} overcomes a log-ratio of "
         f"{flips['largest_log_ratio']:.2f} nats: it mends {_share(flips['share_of_wrong'])} of "
@@ -300,20 +308,21 @@ def _learnability(learnability: Mapping[str, Any]) -> str:
 
 
 def _judges(report: Mapping[str, Any]) -> str:
-    rows = []
-    for judge in _judges_of(report):
-        agreement = judge["agreement"]
-        rows.append(
-            [
-                *(judge["judge"], _between(agreement["agreement"], agreement["interval"])),
-                *(_number(judge["kappa"]), _share(agreement["prefers_longer"])),
-                judge["position_note"] or _share(judge["position_bias"]),
-            ]
-        )
-    header = ["judge", "agreement with labels", "κ", "prefers longer", "position bias"]
+    rows = [
+        {
+            "judge": judge["judge"],
+            "agreement with labels": _between(
+                judge["agreement"]["agreement"], judge["agreement"]["interval"]
+            ),
+            "κ": _number(judge["kappa"]),
+            "prefers longer": _share(judge["agreement"]["prefers_longer"]),
+            "position bias": judge["position_note"] or _share(judge["position_bias"]),
+        }
+        for judge in _judges_of(report)
+    ]
     consistency = report.get("consistency") or {}
     notes = [f"\nPreference consistency, {name}: {_share(v)}." for name, v in consistency.items()]
-    return "\n".join([_table(header, rows), *notes])
+    return "\n".join([_table(rows), *notes])
 
 
 def _judges_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -342,11 +351,11 @@ def _answers(report: Mapping[str, Any]) -> str:
 
 
 def _values(values: Mapping[str, Any]) -> str:
-    return _table(["", "value"], [[k.replace("_", " "), _number(v)] for k, v in values.items()])
+    return _table([{"": k.replace("_", " "), "value": _number(v)} for k, v in values.items()])
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 

@@ -4,7 +4,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -118,8 +118,7 @@ def run_benchmarks(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if any("ifeval" in task for task in shots):
-            stack.enter_context(_sentences(folder))
-            stack.enter_context(_settled_languages())
+            _settle_ifeval(stack, folder)
         index = TaskManager().task_index
         names = {task: _local_task(folder, index.get(task), task, files) for task in shots}
         manager = TaskManager(include_path=str(folder))
@@ -191,38 +190,24 @@ def _set_shots(manager: Any, shots: Mapping[str, int | None]) -> None:
     manager.load = load_with_shots
 
 
-@contextmanager
-def _sentences(folder: Path) -> Iterator[None]:
+# Until the stack is closed, IFEval gives the same answers the same score, on every machine.
+def _settle_ifeval(stack: ExitStack, folder: Path) -> None:
+    # It checks languages by langdetect, which draws at random.
+    factory = import_module("langdetect").DetectorFactory
+    stack.callback(setattr, factory, "seed", factory.seed)
+    factory.seed = 0
     # nltk would fetch its trained file of abbreviations by network, in the midst of a run.
     nltk = import_module("nltk")  # which has no types
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
-        warnings.warn(_UNTRAINED, BenchmarkWarning, stacklevel=4)
-    else:
-        yield
-        return
-    untrained = folder / "nltk" / "tokenizers" / "punkt_tab" / "english"
-    untrained.mkdir(parents=True)
-    for name in _PUNKT_FILES:
-        (untrained / name).touch()
-    nltk.data.path.append(str(folder / "nltk"))
-    try:
-        yield
-    finally:
-        nltk.data.path.remove(str(folder / "nltk"))
-
-
-@contextmanager
-def _settled_languages() -> Iterator[None]:
-    # IFEval checks languages by langdetect, which draws at random: the same answers would get
-    # another score the next time.
-    factory = import_module("langdetect").DetectorFactory
-    before, factory.seed = factory.seed, 0
-    try:
-        yield
-    finally:
-        factory.seed = before
+        warnings.warn(_UNTRAINED, BenchmarkWarning, stacklevel=3)
+        untrained = folder / "nltk" / "tokenizers" / "punkt_tab" / "english"
+        untrained.mkdir(parents=True)
+        for name in _PUNKT_FILES:
+            (untrained / name).touch()
+        nltk.data.path.append(str(folder / "nltk"))
+        stack.callback(nltk.data.path.remove, str(folder / "nltk"))
 
 
 def _shots_of(tasks: Sequence[str] | Mapping[str, int | None] | str) -> dict[str, int | None]:

@@ -175,8 +175,8 @@ def _p_values(d: Floats, resamples: int, seed: int) -> Floats:
     # The verdicts themselves are one of the flips, so that no p-value is zero; a flip that equals
     # them may come out smaller by a rounding error.
     largest = _largest(d, 0.0, draw, resamples)[:, None]
-    at_least: Floats = (largest >= np.abs(mean / error) - _ROUNDING).sum(axis=0)
-    return (1 + at_least) / (resamples + 1)
+    at_least = (largest >= np.abs(mean / error) - _ROUNDING).sum(axis=0)
+    return np.asarray((1 + at_least) / (resamples + 1))
 
 
 # Of each draw the largest |t| of all pairs. [draws].
@@ -281,10 +281,10 @@ def rankings_against_win_rates(
     metrics = {int(entry["step"]): entry for entry in read_metrics(dynamics) if key in entry}
     for step in win_rates:
         if step not in metrics:
-            steps = ", ".join(map(str, sorted(metrics)))
+            steps = ", ".join(map(str, sorted(metrics))) or f"none for pairs {pairs!r}"
             raise InputError.of(
                 saw=f"checkpoint {step}, of whose {pairs} pairs nothing is in {dynamics}",
-                expected=f"a recorded step: {steps or f'none for pairs {pairs!r}'}",
+                expected=f"a recorded step: {steps}",
                 cure="evaluate checkpoints of recorded steps, or name other pairs",
             )
     lines = tuple(

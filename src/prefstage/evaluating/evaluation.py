@@ -113,8 +113,8 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 
 def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
-    names = ("stop_early", "max_prompts", "confidence", "seed")
-    config = check_config(WinRateConfig, {name: getattr(settings, name) for name in names})
+    shared = {"stop_early", "max_prompts", "confidence", "seed"}
+    config = check_config(WinRateConfig, settings.model_dump(include=shared))
     theirs = load_answers(settings.baseline)
     models = list(map(load_answers, settings.answers))
     who = as_judge(settings.judge)
@@ -187,8 +187,7 @@ def _sampling(settings: EvaluateSettings) -> dict[str, Any]:
 
 
 def _fingerprint(answers: Answers) -> str:
-    rows = [[key, answer.text] for key, answer in answers.by_prompt.items()]
-    return digest([answers.name, rows])
+    return digest([answers.name, [[key, row.text] for key, row in answers.by_prompt.items()]])
 
 
 # What is loaded here (a server, a model) is closed at the end; a sampler that was brought stays.
@@ -285,14 +284,13 @@ def _recount(settings: EvaluateSettings, out: Path | None) -> Outcome:
     if out is not None:
         written.append(out / "results.json")
         write_json(written[-1], rates.as_dict())
-    summary = [
+    lines = [
         f"{model} over {baseline}, {rates.n_total} verdicts by {rows[0].annotator or '?'}",
         *lines,
         *(f"note: {note}" for note in notes),
     ]
-    result = rates.as_dict() | {"interval": [low, high]}
-    result |= {"model": model, "baseline": baseline, "notes": notes}
-    return Outcome("\n".join(summary), result, written)
+    about = {"interval": [low, high], "model": model, "baseline": baseline, "notes": notes}
+    return Outcome("\n".join(lines), rates.as_dict() | about, written)
 
 
 # The rates, length-controlled where there are enough verdicts, and an interval that holds as asked,
@@ -339,8 +337,9 @@ def _grade(settings: EvaluateSettings, out: Path | None) -> Outcome:
         max_tokens=settings.rating_tokens,
         confidence=settings.confidence,
     )
-    questions = load_questions(Path(str(settings.mt_bench)), settings.references)
-    questions = questions[: settings.max_prompts]
+    questions = load_questions(Path(str(settings.mt_bench)), settings.references)[
+        : settings.max_prompts
+    ]
     inputs = {
         "questions": digest([vars(question) for question in questions]),
         "policy": getattr(policy, "fingerprint", str(policy)),

@@ -329,8 +329,8 @@ def _difficulty(
     if difficulty is not None:
         return order, [_column("difficulty", difficulty, size)], "given", notes
     if prompts is None and lookup == "instruction":
-        left_out = "no prompt numbers of AlpacaEval given: fitted without difficulty"
-        return order, [], "none", (*notes, left_out)
+        notes += ("no prompt numbers of AlpacaEval given: fitted without difficulty",)
+        return order, [], "none", notes
     return order, [length_tables().difficulty[positions]], "official", notes
 
 

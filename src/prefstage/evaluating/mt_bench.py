@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 TURNS = 2
 _REPEATED_TEMPERATURE = 0.7
+_FIRST = {"temperature": 0.0}
 LOWEST, HIGHEST = 1.0, 10.0
 _READING = 1  # raise when the way ratings are read changes
 
@@ -131,11 +132,11 @@ class MtBench(Figures):
 
     def as_text(self) -> str:
         """The ratings in a few lines."""
-        turns = ", ".join(f"turn {k} {_shown(score)}" for k, score in enumerate(self.by_turn, 1))
+        turns = [f"turn {k} {_shown(score)}" for k, score in enumerate(self.by_turn, 1)]
         lines = [
             f"{self.model} on MT-bench by {self.judge}: {len(self.grades)} gradings,"
             f" {self.missing} without a readable rating",
-            f"score {self.shown_score}, {turns}",
+            ", ".join([f"score {self.shown_score}", *turns]),
             *(f"  {name:<12} {_shown(score)}" for name, score in self.by_category.items()),
         ]
         if self.repeat_deviation is not None:
@@ -314,10 +315,8 @@ async def _rated(
                 reminded=attempt > 0,
             )
             # the same question would get the same reply at temperature 0
-            draws = {"temperature": 0.0}
-            if attempt or grade.repeat:
-                seed = grade.repeat * config.attempts + attempt
-                draws = {"temperature": _REPEATED_TEMPERATURE, "seed": seed}
+            number = grade.repeat * config.attempts + attempt
+            draws = {"temperature": _REPEATED_TEMPERATURE, "seed": number} if number else _FIRST
             reply = await judge.chat(messages, max_tokens=config.max_tokens, **draws)
             known = ledger.put("gradings", (key, attempt), (reply.text,))
         rating = read_rating(known[0])

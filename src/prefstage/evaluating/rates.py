@@ -209,6 +209,7 @@ def effective_interval(values: Floats, *, confidence: float) -> tuple[float, flo
     wins, tail = size * mean, (1 - confidence) / 2
     # scipy's function of the beta distribution itself: scipy.stats, which wraps it, takes a
     # second to import. It does not know the parameter 0, where the end is 0 or 1.
-    low = 0.0 if wins <= 0 else float(betaincinv(wins, size - wins + 1, tail))
-    high = 1.0 if wins >= size else float(betaincinv(wins + 1, size - wins, 1 - tail))
-    return low, high
+    return (
+        0.0 if wins <= 0 else float(betaincinv(wins, size - wins + 1, tail)),
+        1.0 if wins >= size else float(betaincinv(wins + 1, size - wins, 1 - tail)),
+    )

@@ -230,13 +230,13 @@ def win_rate(
         few = f"{rates.n_total} verdicts are too few to control for length"
         return replace(result, notes=(*result.notes, few))
     known = [(prompt_numbers or {}).get(verdict.instruction) for verdict in verdicts]
-    official = None not in known
-    if prompt_numbers is not None and not official:
+    # The gamed rows are AlpacaEval's; on other prompts a judge may have another taste for length.
+    if None not in known:
+        return control_length(result, config, instruction=known, regularise=True)
+    if prompt_numbers is not None:
         strange = f"{known.count(None)} prompts are none of AlpacaEval's: {LEFT_OUT}"
         result = replace(result, notes=(*result.notes, strange))
-    # The gamed rows are AlpacaEval's; on other prompts a judge may have another taste for length.
-    instruction = known if official else None
-    return control_length(result, config, instruction=instruction, regularise=official)
+    return control_length(result, config, regularise=False)
 
 
 # Chunk by chunk, until the prompts, the budget or the doubt is used up.

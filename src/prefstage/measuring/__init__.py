@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         boundary_score,
         count_votes,
     )
-    from prefstage.measuring.measure import Reading, measure_stage
+    from prefstage.measuring.measure import Reading, measure_stage, run_measurement
     from prefstage.measuring.reliability import (
         ScoreSummary,
         call_reliability,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         measure_distinctness,
     )
     from prefstage.measuring.sequential import ConfidenceSequence, log_capital, rejection_step
-    from prefstage.measuring.settings import MeasureConfig, MeasureSettings, run_measurement
+    from prefstage.measuring.settings import MeasureConfig, MeasureSettings
     from prefstage.measuring.stage import Stage, summarise
 
 __all__ = [
@@ -56,12 +56,12 @@ __getattr__, __dir__ = on_first_use(
         "boundary": (
             "Boundary JudgedPrompt PromptVotes algorithm_1_verdict boundary_score count_votes"
         ),
-        "measure": "Reading measure_stage",
+        "measure": "Reading measure_stage run_measurement",
         "reliability": (
             "ScoreSummary call_reliability chance_above_half distinctness measure_distinctness"
         ),
         "sequential": "ConfidenceSequence log_capital rejection_step",
-        "settings": "MeasureConfig MeasureSettings run_measurement",
+        "settings": "MeasureConfig MeasureSettings",
         "stage": "Stage summarise",
     },
 )

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from prefstage.core.errors import InputError
 from prefstage.data.records import Candidates
-from prefstage.judging.base import Comparison, Judge, Judgment, judgment_of_rewards
+from prefstage.judging.base import Comparison, Judge, judgment_of_rewards
 from prefstage.measuring.settings import TieRule, Votes
 
 HALF = 0.5
@@ -226,25 +226,27 @@ def judge_sides(
         for y in on.responses
         for other in off.responses
     ]
-    judgments = iter(_compare(judge, comparisons))
-    counts = []
+    if judge.pointwise:
+        # Keyed by prompt and text: a response meets every one of the other side, and a reward
+        # model must not be run on it each time.
+        items = {(c.prompt_id, text): (c.prompt, text) for c in comparisons for text in (c.a, c.b)}
+        known = dict(zip(items, judge.score(list(items.values())), strict=True))
+        judgments = [
+            judgment_of_rewards(known[c.prompt_id, c.a], known[c.prompt_id, c.b])
+            for c in comparisons
+        ]
+    else:
+        judgments = judge.compare(comparisons)
+    counts, rest = [], iter(judgments)
     for on, off in sides:
         shape = (len(on.responses), len(off.responses))
-        block = list(islice(judgments, shape[0] * shape[1]))
-        probabilities = np.reshape([judgment.probability for judgment in block], shape)
-        undecided = np.reshape([judgment.status == "undecided" for judgment in block], shape)
-        counts.append(count_votes(probabilities, undecided=undecided, votes=votes, ties=ties))
+        block = list(islice(rest, shape[0] * shape[1]))
+        counts.append(
+            count_votes(
+                np.reshape([judgment.probability for judgment in block], shape),
+                undecided=np.reshape([judgment.status == "undecided" for judgment in block], shape),
+                votes=votes,
+                ties=ties,
+            )
+        )
     return counts
-
-
-def _compare(judge: Judge, comparisons: Sequence[Comparison]) -> list[Judgment]:
-    if not judge.pointwise:
-        return judge.compare(comparisons)
-    # Keyed by prompt and text: a response meets every one of the other side, and a reward model
-    # must not be run on it each time.
-    prompts = {(c.prompt_id, text): c.prompt for c in comparisons for text in (c.a, c.b)}
-    rewards = judge.score([(prompt, text) for (_, text), prompt in prompts.items()])
-    known = dict(zip(prompts, rewards, strict=True))
-    return [
-        judgment_of_rewards(known[c.prompt_id, c.a], known[c.prompt_id, c.b]) for c in comparisons
-    ]

@@ -1,14 +1,16 @@
 """`measure_stage`: which stage is a policy in, from as few prompts as it takes."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from prefstage.core.config import as_config
+from prefstage.core.config import as_config, write_config
 from prefstage.core.errors import InputError
 from prefstage.core.ledger import Ledger
+from prefstage.core.outcome import Outcome
+from prefstage.core.progress import Ticker, progress
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
 from prefstage.data.sets import CandidateSet
@@ -22,14 +24,16 @@ from prefstage.measuring.boundary import (
 )
 from prefstage.measuring.responses import Pool, Responses, SampledResponses
 from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes, prompt_order
-from prefstage.measuring.settings import MeasureConfig
+from prefstage.measuring.settings import LOADING, MeasureConfig, MeasureSettings
 from prefstage.measuring.stage import (
     Stage,
     StageName,
+    notes_of,
     on_policy_candidates,
+    summarise,
     write_prompts,
 )
-from prefstage.sampling.base import Sampler, SamplingConfig, as_sampler
+from prefstage.sampling.base import LoadOptions, Sampler, SamplingConfig, as_sampler, load_sampler
 
 STAGE = "stage.json"
 PROMPTS = "prompts.parquet"
@@ -122,8 +126,7 @@ def measure_stage(
         off = Pool.of(
             off_policy, side="off-policy", responses=config.off_responses, seed=config.seed
         )
-        judge, sampler = _opened(judge, sampler, config, stack)
-        policy = _policy(sampler, on_policy, config)
+        judge, sampler, policy = _opened(judge, sampler, on_policy, config, stack)
         counts_before = dict(judge.counts)
         # Who can be asked has answers to every prompt.
         answered = policy.positions if isinstance(policy, Pool) else off.positions
@@ -179,9 +182,13 @@ def _write(out: Path, stage: Stage) -> None:
     if stage.tokens is not None:
         CandidateSet.of(on_policy_candidates(stage.prompts, stage.policy)).save(out / CANDIDATES)
     stage.save(out / STAGE)
-    facts = {"policy": stage.policy, "judge": stage.judge}
     # Last: where it stands, everything else stands, whenever the run was killed.
-    write_result(out, "measure", headline=stage.recommendation, facts=facts)
+    write_result(
+        out,
+        "measure",
+        headline=stage.recommendation,
+        facts={"policy": stage.policy, "judge": stage.judge},
+    )
 
 
 # Use prompts, a chunk between two looks, until the interval leaves ½ or the budget ends.
@@ -245,9 +252,9 @@ def _budget(
     if config.max_judgments is not None:
         for number, prompt_id in enumerate(chosen):
             spent += policy.count(prompt_id) * off.count(prompt_id)
-            if spent > config.max_judgments and number:
-                return number, "judgment budget"
             if spent > config.max_judgments:
+                if number:
+                    return number, "judgment budget"
                 raise InputError.of(
                     saw=f"max_judgments {config.max_judgments}, and {spent} comparisons for one "
                     "prompt",
@@ -257,11 +264,12 @@ def _budget(
     return len(chosen), "prompt budget" if len(chosen) < len(order) else "all prompts used"
 
 
-# Loaders are imported for specifications alone: who brings a judge and answers loads no more. What
-# is loaded here (a server, a model) is also closed here; what was brought stays open.
+# Judge, sampler and the policy's side. Loaders are imported for specifications alone: who brings a
+# judge and answers loads no more. What is loaded here (a server, a model) is also closed here; what
+# was brought stays open.
 def _opened(
-    judge: Any, sampler: Any, config: MeasureConfig, stack: ExitStack
-) -> tuple[Judge, Sampler | None]:
+    judge: Any, sampler: Any, on_policy: Any, config: MeasureConfig, stack: ExitStack
+) -> tuple[Judge, Sampler | None, Pool | SampledResponses]:
     if not isinstance(judge, Judge):
         from prefstage.judging.loading import as_judge
 
@@ -269,12 +277,6 @@ def _opened(
     if sampler is not None and not isinstance(sampler, Sampler):
         how = SamplingConfig(responses=config.on_responses, seed=config.seed)
         sampler = stack.enter_context(as_sampler(sampler, how))
-    return judge, sampler
-
-
-def _policy(
-    sampler: Sampler | None, on_policy: Responses | None, config: MeasureConfig
-) -> Pool | SampledResponses:
     if (sampler is None) == (on_policy is None):
         raise InputError.of(
             saw="both a sampler and on_policy" if sampler else "neither a sampler nor on_policy",
@@ -282,10 +284,9 @@ def _policy(
             cure="give the sampler, or the responses that the policy has written before",
         )
     if sampler is not None:
-        return SampledResponses(sampler, config.on_responses)
-    return Pool.of(
-        on_policy or [], side="on-policy", responses=config.on_responses, seed=config.seed
-    )
+        return judge, sampler, SampledResponses(sampler, config.on_responses)
+    pool = Pool.of(on_policy, side="on-policy", responses=config.on_responses, seed=config.seed)
+    return judge, None, pool
 
 
 def _distinctness(stage: Stage, sampler: Any) -> float:
@@ -313,7 +314,6 @@ def _stage(
     boundary = boundary_score(row.votes for row in rows)
     verdict = algorithm_1_verdict(boundary, ties=config.ties)
     name = _STAGES[sequence.side]
-    favours = [row.favours for row in rows]
     for_new = sequence
     if not config.new_prompts:
         for_new = ConfidenceSequence(available=None, confidence=config.confidence)
@@ -353,7 +353,9 @@ def _stage(
         algorithm_1=verdict,
         judgments=boundary.comparisons,
         undecided_judgments=boundary.undecided,
-        prompts_favouring={side: favours.count(side) for side in ("on", "off", "neither")},
+        prompts_favouring={
+            side: sum(row.favours == side for row in rows) for side in ("on", "off", "neither")
+        },
         responses_unused={
             "on": sum(row.unused_on for row in rows),
             "off": sum(row.unused_off for row in rows),
@@ -368,3 +370,103 @@ def _stage(
 def _mean(counts: list[int]) -> float:
     mean = sum(counts) / len(counts)
     return int(mean) if mean.is_integer() else mean  # 2, not 2.0, in stage.json
+
+
+def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Outcome:
+    """Measure as `measure_stage` does, with policy, judge and data loaded as the settings say.
+
+    Args:
+        settings: What is measured, and how.
+        out: The run folder, as of `measure_stage`, with config.yaml besides.
+
+    Returns:
+        The stage with its recommendation and what came up in reading the data.
+
+    Raises:
+        InputError: As `measure_stage`; or if a policy or judge cannot be loaded so.
+        DataError: If data cannot be read.
+    """
+    from prefstage.data.tokenizer_files import with_date
+
+    off = _loaded(settings.off_policy, settings.off_sources, settings, "")
+    on, notes = None, _notes("off-policy", off)
+    if settings.on_policy is not None:
+        on = _loaded(settings.on_policy, settings.on_sources, settings, "-on-policy")
+        notes += _notes("on-policy", on)
+    else:
+        settings = with_date(settings, settings.policy, out)
+    with ExitStack() as stack:
+        sampler = None
+        if on is None:
+            how = SamplingConfig(
+                **settings.sampling.model_dump(),
+                responses=settings.on_responses,
+                seed=settings.seed,
+            )
+            options = LoadOptions(**settings.encoding, **settings.model_dump(include={*LOADING}))
+            sampler = stack.enter_context(load_sampler(str(settings.policy), how, options=options))
+        stage = measure_stage(
+            off,
+            judge=settings.judge,
+            sampler=sampler,
+            on_policy=on,
+            policy_name=(settings.policy or settings.on_policy) if on is not None else None,
+            distinctness=settings.distinctness,
+            config=MeasureConfig(**settings.model_dump(include=set(MeasureConfig.model_fields))),
+            out=out,
+            watch=stack.enter_context(_live()),
+        )
+    written = []
+    if out is not None:
+        write_config(settings, out / "config.yaml")
+        names = (STAGE, PROMPTS, CANDIDATES, "ledger.sqlite")
+        written = [out / name for name in names if (out / name).exists()]
+    return Outcome(
+        "\n".join([summarise(stage), *(f"note: {note}" for note in notes)]),
+        {
+            **stage.as_dict(),
+            "recommendation": stage.recommendation,
+            "notes": [*notes_of(stage), *notes],
+        },
+        written,
+    )
+
+
+def _loaded(
+    source: str, sources: tuple[str, ...] | None, settings: MeasureSettings, stem: str
+) -> CandidateSet:
+    from prefstage.data.loading import keep_sources, load_candidates
+
+    file = Path(settings.quarantine_file) if settings.quarantine_file else None
+    rows = load_candidates(
+        source,
+        on_bad_row=settings.on_bad_row,
+        quarantine_file=file and file.with_stem(file.stem + stem),
+    )
+    return rows if sources is None else keep_sources(rows, sources)
+
+
+def _notes(side: str, data: CandidateSet) -> list[str]:
+    bad = data.report.quarantined
+    notes = [f"{bad} bad rows put aside", *data.report.notes] if bad else data.report.notes
+    return [f"{side} data: {note}" for note in notes]
+
+
+# A progress bar over prompts, with the interval as it narrows.
+@contextmanager
+def _live() -> Iterator[Callable[[Reading], None]]:
+    with ExitStack() as stack:
+        ticker: list[Ticker] = []
+        used = 0
+
+        def show(reading: Reading) -> None:
+            nonlocal used
+            if not ticker:
+                ticker.append(stack.enter_context(progress("measuring", reading.prompts_allowed)))
+            low, high = reading.interval
+            seen = f"score {reading.boundary_score:.2f} [{low:.2f}, {high:.2f}]  "
+            note = f"{seen}{reading.doing}" if reading.prompts_used else reading.doing
+            ticker[0](reading.prompts_used - used, note=note)
+            used = reading.prompts_used
+
+        yield show

@@ -97,8 +97,9 @@ class ScoreSummary:
         Returns:
             The summary of one measurement.
         """
-        wins = [v.votes_on + HALF * (v.ties + v.undecided) for v in votes]
-        scores = np.array(wins) / [v.comparisons for v in votes]
+        scores = np.array(
+            [(v.votes_on + HALF * (v.ties + v.undecided)) / v.comparisons for v in votes]
+        )
         return cls(len(scores), scores.mean(), ((scores - scores.mean()) ** 2).sum())
 
 
@@ -175,8 +176,7 @@ def chance_above_half(
     accuracies, index = np.unique(a, return_inverse=True)
     shares = np.stack([shares_behind(float(value), errors) for value in accuracies])[index]
     above, below = ((np.exp(log - top).sum(-2) * shares).sum(-1) for log in logs)
-    chance: Floats = above / (above + below)
-    return chance
+    return np.asarray(above / (above + below))
 
 
 def call_reliability(
@@ -207,9 +207,10 @@ def call_reliability(
     Source:
         As `chance_above_half`.
     """
-    seen = ScoreSummary.of(votes)
     above = float(
-        chance_above_half(seen, accuracy=accuracy, bias=bias, overlap=overlap, errors=errors)
+        chance_above_half(
+            ScoreSummary.of(votes), accuracy=accuracy, bias=bias, overlap=overlap, errors=errors
+        )
     )
     return above if called == "fine-tuning" else 1.0 - above
 
@@ -220,16 +221,14 @@ def _share_of_a_vote(n: Floats, mean: Floats, squares: Floats) -> Floats:
     # a division by zero.
     inner = (n * mean + HALF) / (n + 1.0)
     share = squares / (inner * (1.0 - inner)) + _PRIOR_PROMPTS * _PRIOR_SHARE
-    bounded: Floats = np.clip(share / (n - 1.0 + _PRIOR_PROMPTS), _LEAST_SHARE, 1.0)
-    return bounded
+    return np.asarray(np.clip(share / (n - 1.0 + _PRIOR_PROMPTS), _LEAST_SHARE, 1.0))
 
 
 def _log_likelihood(votes: Floats, mean: Floats, theta: Floats) -> Floats:
     votes, mean = votes[..., None, None], mean[..., None, None]
     # log1p(-θ) near θ = 1 and a clipped θ near 0: 0 · log 0 must be 0, not NaN.
     inside = np.clip(theta, np.finfo(np.float64).tiny, 1.0 - np.finfo(np.float64).epsneg)
-    value: Floats = votes * (mean * np.log(inside) + (1.0 - mean) * np.log1p(-inside))
-    return value
+    return np.asarray(votes * (mean * np.log(inside) + (1.0 - mean) * np.log1p(-inside)))
 
 
 def distinctness(log_probs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:

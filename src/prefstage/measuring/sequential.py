@@ -59,8 +59,7 @@ def log_capital(scores: ArrayLike, mean: ArrayLike, *, available: int | None) ->
     parts += _LOG_PRIOR.reshape(-1, *(1,) * gain.ndim)
     largest = parts.max(axis=0)
     parts -= largest
-    total = largest + np.log(np.exp(parts, out=parts).sum(axis=0))
-    return np.where(left < 0.0, np.inf, total)
+    return np.where(left < 0.0, np.inf, largest + np.log(np.exp(parts, out=parts).sum(axis=0)))
 
 
 def rejection_step(
@@ -80,8 +79,7 @@ def rejection_step(
     """
     rejected = log_capital(scores, mean, available=available) >= -math.log(level)
     never = np.ones((*rejected.shape[:-1], 1), dtype=bool)
-    first: NDArray[np.int64] = np.concatenate([rejected, never], axis=-1).argmax(axis=-1) + 1
-    return first
+    return np.asarray(np.concatenate([rejected, never], axis=-1).argmax(axis=-1) + 1)
 
 
 class ConfidenceSequence:

@@ -1,28 +1,20 @@
-"""A measurement as settings: what YAML, the command and `align` say, and running it."""
+"""A measurement as settings: what YAML, the command and `align` say."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prefstage.core.config import Config, write_config
-from prefstage.core.outcome import Outcome
-from prefstage.core.progress import Ticker, progress
+from prefstage.core.config import Config
 from prefstage.data.settings import BadRowSettings, ChatSettings
-from prefstage.sampling.base import AnswerConfig, LoadOptions, SamplingConfig, load_sampler
-
-if TYPE_CHECKING:
-    from prefstage.data import CandidateSet
-    from prefstage.measuring.measure import Reading
+from prefstage.sampling.base import AnswerConfig
 
 Votes = Literal["hard", "probability"]
 TieRule = Literal["half", "off"]
 JudgeErrors = Literal["unknown", "any-pair", "close-pairs"]
 """Where a judge errs: in any pair alike, or in close pairs since it misreads their quality."""
 
-_LOADING = ("dtype", "device", "adapter", "concurrency")
+LOADING = ("dtype", "device", "adapter", "concurrency")
+_SERVED = ("openai:", "serve:")
 
 
 class MeasureConfig(Config):
@@ -135,10 +127,8 @@ class MeasureSettings(MeasureConfig, ChatSettings, BadRowSettings):
     @classmethod
     def _listed(cls, value: Any) -> Any:
         """Options give texts with commas."""
-        if value is None:
-            return None
         texts = [value] if isinstance(value, str) else value
-        return [name.strip() for text in texts for name in str(text).split(",")]
+        return texts and [name.strip() for text in texts for name in str(text).split(",")]
 
     @model_validator(mode="after")
     def _sides_are_named_and_every_setting_has_an_effect(self) -> Self:
@@ -155,7 +145,7 @@ class MeasureSettings(MeasureConfig, ChatSettings, BadRowSettings):
         ):
             if not is_named:
                 raise ValueError(lacking)
-        ignored = [*self.encoding, *(name for name in _LOADING if getattr(self, name) is not None)]
+        ignored = [*self.encoding, *(name for name in LOADING if getattr(self, name) is not None)]
         ignored += ["sampling"] if self.sampling.model_fields_set else []
         if self.on_policy is not None and ignored:
             raise ValueError(
@@ -167,114 +157,10 @@ class MeasureSettings(MeasureConfig, ChatSettings, BadRowSettings):
                 "on_sources is set and no responses are given; expected both or neither; give "
                 "--on-policy, or leave on_sources out"
             )
-        served = str(self.policy).startswith(("openai:", "serve:"))
-        if self.distinctness and (self.on_policy is not None or served):
+        in_process = self.on_policy is None and not str(self.policy).startswith(_SERVED)
+        if self.distinctness and not in_process:
             raise ValueError(
                 "distinctness is set; expected a policy that runs in this process, since it "
                 "needs its weights; leave distinctness out"
             )
         return self
-
-
-def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Outcome:
-    """Measure as `measure_stage` does, with policy, judge and data loaded as the settings say.
-
-    Args:
-        settings: What is measured, and how.
-        out: The run folder, as of `measure_stage`, with config.yaml besides.
-
-    Returns:
-        The stage with its recommendation and what came up in reading the data.
-
-    Raises:
-        InputError: As `measure_stage`; or if a policy or judge cannot be loaded so.
-        DataError: If data cannot be read.
-    """
-    from prefstage.data.tokenizer_files import with_date
-    from prefstage.measuring.measure import measure_stage
-    from prefstage.measuring.stage import notes_of, summarise
-
-    off = _loaded(settings.off_policy, settings.off_sources, settings, "")
-    on = None
-    if settings.on_policy is not None:
-        on = _loaded(settings.on_policy, settings.on_sources, settings, "-on-policy")
-    notes = [*_notes("off-policy", off), *(_notes("on-policy", on) if on is not None else [])]
-    if on is None:
-        settings = with_date(settings, settings.policy, out)
-    with ExitStack() as stack:
-        sampler = None
-        if on is None:
-            how = SamplingConfig(
-                **settings.sampling.model_dump(),
-                responses=settings.on_responses,
-                seed=settings.seed,
-            )
-            loading = {name: getattr(settings, name) for name in _LOADING}
-            options = LoadOptions(**settings.encoding, **loading)
-            sampler = load_sampler(str(settings.policy), how, options=options)
-            stack.enter_context(sampler)
-        stage = measure_stage(
-            off,
-            judge=settings.judge,
-            sampler=sampler,
-            on_policy=on,
-            policy_name=(settings.policy or settings.on_policy) if on is not None else None,
-            distinctness=settings.distinctness,
-            config=MeasureConfig(**settings.model_dump(include=set(MeasureConfig.model_fields))),
-            out=out,
-            watch=stack.enter_context(_live()),
-        )
-    written = []
-    if out is not None:
-        write_config(settings, out / "config.yaml")
-        names = ("stage.json", "prompts.parquet", "candidates.parquet", "ledger.sqlite")
-        written = [out / name for name in names if (out / name).exists()]
-    return Outcome(
-        "\n".join([summarise(stage), *(f"note: {note}" for note in notes)]),
-        {
-            **stage.as_dict(),
-            "recommendation": stage.recommendation,
-            "notes": [*notes_of(stage), *notes],
-        },
-        written,
-    )
-
-
-def _loaded(
-    source: str, sources: tuple[str, ...] | None, settings: MeasureSettings, stem: str
-) -> "CandidateSet":
-    from prefstage.data.loading import keep_sources, load_candidates
-
-    file = Path(settings.quarantine_file) if settings.quarantine_file else None
-    rows = load_candidates(
-        source,
-        on_bad_row=settings.on_bad_row,
-        quarantine_file=file and file.with_stem(file.stem + stem),
-    )
-    return rows if sources is None else keep_sources(rows, sources)
-
-
-def _notes(side: str, data: "CandidateSet") -> list[str]:
-    bad = data.report.quarantined
-    quarantined = [f"{bad} bad rows put aside"] if bad else []
-    return [f"{side} data: {note}" for note in (*quarantined, *data.report.notes)]
-
-
-# A progress bar over prompts, with the interval as it narrows.
-@contextmanager
-def _live() -> Iterator[Callable[["Reading"], None]]:
-    with ExitStack() as stack:
-        ticker: list[Ticker] = []
-        used = 0
-
-        def show(reading: "Reading") -> None:
-            nonlocal used
-            if not ticker:
-                ticker.append(stack.enter_context(progress("measuring", reading.prompts_allowed)))
-            low, high = reading.interval
-            seen = f"score {reading.boundary_score:.2f} [{low:.2f}, {high:.2f}]  "
-            note = f"{seen}{reading.doing}" if reading.prompts_used else reading.doing
-            ticker[0](reading.prompts_used - used, note=note)
-            used = reading.prompts_used
-
-        yield show

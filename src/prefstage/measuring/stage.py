@@ -159,8 +159,7 @@ class Stage:
         """
         known = _saved_fields()
         needed = {name for name, required in known.items() if required}
-        odd = sorted((set(values) - set(known)) | (needed - set(values)))
-        if odd:
+        if odd := sorted((set(values) - set(known)) | (needed - set(values))):
             raise DataError.of(
                 saw=f"a stage with missing or unknown keys: {', '.join(odd)}",
                 expected="the keys that prefstage measure writes",
@@ -272,8 +271,9 @@ def summarise(stage: Stage) -> str:
     Returns:
         A dozen lines of text.
     """
-    reliability = [] if stage.reliability is None else [_reliability(stage)]
-    lines = [_headline(stage), *reliability, stage.recommendation, "", *_evidence(stage)]
+    lines = [_headline(stage), stage.recommendation, "", *_evidence(stage)]
+    if stage.reliability is not None:
+        lines.insert(1, _reliability(stage, stage.reliability))
     for side, sign in (("on", -1.0), ("off", 1.0)):
         favouring = [row for row in stage.prompts if row.favours == side]
         favouring.sort(key=lambda row: sign * row.votes.score)  # stable: equal ones in their order
@@ -334,22 +334,22 @@ def notes_of(stage: Stage) -> list[str]:
 
 def _headline(stage: Stage) -> str:
     low, high = stage.interval
-    name = {"undecided": "Undecided"}.get(stage.stage, f"{stage.stage.capitalize()} stage")
-    side = "on" if stage.boundary_score > 1 / 2 else "off"
-    share = max(stage.boundary_score, 1 - stage.boundary_score)
-    better = "" if stage.stage == "undecided" else f": {_SIDES[side]} win {share:.0%}"
+    headline = "Undecided"
+    if stage.stage != "undecided":
+        side = "on" if stage.boundary_score > 1 / 2 else "off"
+        share = max(stage.boundary_score, 1 - stage.boundary_score)
+        headline = f"{stage.stage.capitalize()} stage: {_SIDES[side]} win {share:.0%}"
     return (
-        f"{name}{better}. Boundary score {stage.boundary_score:.3f}, "
+        f"{headline}. Boundary score {stage.boundary_score:.3f}, "
         f"{stage.confidence:.0%} interval [{low:.3f}, {high:.3f}]"
     )
 
 
-def _reliability(stage: Stage) -> str:
+def _reliability(stage: Stage, chance: float) -> str:
     call = f"{stage.algorithm_1} stage, " if stage.stage == "undecided" else ""
     bias = f" (its bias at most {stage.judge_bias:.0%})" if stage.judge_bias else ""
     errors = {"any-pair": ", in any pair alike", "close-pairs": ", and errs in close pairs"}
     overlap = f" and the sides overlap by {stage.overlap:.0%}" if stage.overlap else ""
-    chance = stage.reliability or 0.0
     shown = f"{chance:.1%}" if chance <= _SUREST else f"more than {_SUREST:.1%}"
     return (
         f"Reliability {shown}: the chance that a judge without error, asked about "
