@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +165,11 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         if settings.dynamics is not None:
             from prefstage.training import read_metrics
 
-            recorded = read_metrics(settings.dynamics)
-            held_out = any("eval_dynamics/rankings/accuracy" in row for row in recorded)
+            recorded = chain.from_iterable(read_metrics(settings.dynamics))
             rankings = rankings_against_win_rates(
                 settings.dynamics,
                 {step_of(name): result for name, result in results.items()},
-                pairs="eval" if held_out else "train",
+                pairs="eval" if "eval_dynamics/rankings/accuracy" in recorded else "train",
             )
             texts += ["", rankings.as_text()]
         written = _write(run.path, models, results, figures)

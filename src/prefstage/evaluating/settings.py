@@ -149,9 +149,10 @@ def kind_of(settings: EvaluateSettings, out: Path | None) -> str:
     wrong += [name for name in _IDLE.get(kind, ()) if name in named]
     wrong += [name for name, only in _ONLY.items() if name in named and kind != only]
     if wrong:
-        reason = f"and {_flag(kind)}" if kind else f"without {_flag(_ONLY[wrong[0]])}"
         raise InputError.of(
-            saw=f"{_flag(wrong[0])} {reason}",
+            saw=f"{_flag(wrong[0])} and {_flag(kind)}"
+            if kind
+            else f"{_flag(wrong[0])} without {_flag(_ONLY[wrong[0]])}",
             expected="options of one kind of evaluation",
             cure=f"leave {_flag(wrong[0])} out",
         )

@@ -203,6 +203,13 @@ def win_rate(
         resamples=config.resamples,
         seed=config.seed,
     )
+    notes = _notes(ours, theirs, len(common), looks)
+    known = [(prompt_numbers or {}).get(verdict.instruction) for verdict in verdicts]
+    few = rates.n_total < FEWEST_CONTROLLED
+    if config.length_controlled and few:
+        notes.append(f"{rates.n_total} verdicts are too few to control for length")
+    elif config.length_controlled and prompt_numbers is not None and None in known:
+        notes.append(f"{known.count(None)} prompts are none of AlpacaEval's: {LEFT_OUT}")
     low, high = sequence.interval
     better: dict[str | None, Literal["model", "baseline"]] = {"above": "model", "below": "baseline"}
     result = WinRate(
@@ -221,22 +228,14 @@ def win_rate(
         only_model=len(ours) - len(common),
         only_baseline=len(theirs) - len(common),
         verdicts=tuple(verdicts),
-        notes=tuple(_notes(ours, theirs, len(common), looks)),
+        notes=tuple(notes),
         looks=looks,
     )
-    if not config.length_controlled:
+    if not config.length_controlled or few:
         return result
-    if rates.n_total < FEWEST_CONTROLLED:
-        few = f"{rates.n_total} verdicts are too few to control for length"
-        return replace(result, notes=(*result.notes, few))
-    known = [(prompt_numbers or {}).get(verdict.instruction) for verdict in verdicts]
     # The gamed rows are AlpacaEval's; on other prompts a judge may have another taste for length.
-    if None not in known:
-        return control_length(result, config, instruction=known, regularise=True)
-    if prompt_numbers is not None:
-        strange = f"{known.count(None)} prompts are none of AlpacaEval's: {LEFT_OUT}"
-        result = replace(result, notes=(*result.notes, strange))
-    return control_length(result, config, regularise=False)
+    instruction = None if None in known else known
+    return control_length(result, config, instruction=instruction, regularise=None not in known)
 
 
 # Chunk by chunk, until the prompts, the budget or the doubt is used up.
@@ -323,12 +322,13 @@ def control_length(
         "len_baseline": [len(verdict.baseline_answer) for verdict in result.verdicts],
     }
     controlled = length_controlled_win_rate(**columns, **how)
-    at_stop = confidence_at_stop(config.confidence, result.looks, early=result.stopped == "decided")
     interval = length_controlled_interval(
         **columns,
         **how,
         C=controlled.C if controlled.C > 0 else None,  # NaN for the baseline itself
-        confidence=at_stop,
+        confidence=confidence_at_stop(
+            config.confidence, result.looks, early=result.stopped == "decided"
+        ),
         resamples=config.resamples,
         seed=config.seed,
     )

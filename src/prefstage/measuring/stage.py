@@ -271,7 +271,21 @@ def summarise(stage: Stage) -> str:
     Returns:
         A dozen lines of text.
     """
-    lines = [_headline(stage), stage.recommendation, "", *_evidence(stage)]
+    m, n = stage.responses_per_prompt["on"], stage.responses_per_prompt["off"]
+    tokens = f"; {stage.tokens['response']:,} tokens sampled" if stage.tokens else ""
+    count = stage.prompts_favouring
+    lines = [
+        _headline(stage),
+        stage.recommendation,
+        "",
+        f"{stage.prompts_used} of {stage.prompts_available} prompts used "
+        f"({_ENDINGS[stage.stopped]}), {m:.3g} x {n:.3g} responses each; "
+        f"{stage.judgments} judgments by {stage.judge}{tokens}",
+        f"votes: {stage.votes_on} on-policy, {stage.votes_off} off-policy, {stage.ties} ties; "
+        f"policy {stage.policy}",
+        f"prompts: {count['on']} favour on-policy, {count['off']} off-policy, "
+        f"{count['neither']} neither",
+    ]
     if stage.reliability is not None:
         lines.insert(1, _reliability(stage, stage.reliability))
     for side, sign in (("on", -1.0), ("off", 1.0)):
@@ -357,18 +371,3 @@ def _reliability(stage: Stage, chance: float) -> str:
         f"{stage.judge_accuracy:.0%} of comparisons{errors.get(stage.judge_errors, '')}{bias}"
         f"{overlap})"
     )
-
-
-def _evidence(stage: Stage) -> list[str]:
-    m, n = stage.responses_per_prompt["on"], stage.responses_per_prompt["off"]
-    tokens = f"; {stage.tokens['response']:,} tokens sampled" if stage.tokens else ""
-    count = stage.prompts_favouring
-    return [
-        f"{stage.prompts_used} of {stage.prompts_available} prompts used "
-        f"({_ENDINGS[stage.stopped]}), {m:.3g} x {n:.3g} responses each; "
-        f"{stage.judgments} judgments by {stage.judge}{tokens}",
-        f"votes: {stage.votes_on} on-policy, {stage.votes_off} off-policy, {stage.ties} ties; "
-        f"policy {stage.policy}",
-        f"prompts: {count['on']} favour on-policy, {count['off']} off-policy, "
-        f"{count['neither']} neither",
-    ]
