@@ -46,7 +46,7 @@ from prefstage.diagnosing.rankings import (
     reward_accuracy,
 )
 from prefstage.diagnosing.scoring import PairLogProbs
-from prefstage.judging.base import Comparison, Judge, Judgment, content_of, judgment_of_rewards
+from prefstage.judging.base import Comparison, Judge, content_of, judgment_of_rewards
 from prefstage.judging.judged import (
     agreement_with_labels,
     compare_all,
@@ -196,19 +196,28 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> tuple[dict[str, Any], 
         its scores of the chosen and of the rejected responses, and of their gap (Table 5), else
         empty.
     """
-    before = judge.counts.get("order_dependent")
-    judgments, scores = _judged(judge, [comparison_of(pair) for pair in pairs])
-    after = judge.counts.get("order_dependent")
-    probabilities = np.array([judgment.probability for judgment in judgments])
-    labels = np.array([HALF if pair.agreement == HALF else 1.0 for pair in pairs])
-    bias, note = None, None
+    comparisons = [comparison_of(pair) for pair in pairs]
+    bias: float | None = None
+    note: str | None = "this judge does not tell its orders apart"
+    scores = dict[str, Any]()
     if judge.pointwise:
         note = "scores each response by itself: no place to prefer"
-    elif before is None or after is None:
-        note = "this judge does not tell its orders apart"
+        items = {(c.prompt_id, text): (c.prompt, text) for c in comparisons for text in (c.a, c.b)}
+        rewards = dict(zip(items, score_all(judge, list(items.values())), strict=True))
+        chosen = np.array([rewards[c.prompt_id, c.a] for c in comparisons])
+        rejected = np.array([rewards[c.prompt_id, c.b] for c in comparisons])
+        judgments = [judgment_of_rewards(a, b) for a, b in zip(chosen, rejected, strict=True)]
+        sides = {"chosen": chosen, "rejected": rejected, "gap": chosen - rejected}
+        scores = {n: asdict(describe(side[np.isfinite(side)])) for n, side in sides.items()}
     else:
         # The counts are of the judge's whole life: the difference is what these pairs added.
-        bias = (after - before) / len(pairs)
+        before = judge.counts.get("order_dependent")
+        judgments = compare_all(judge, comparisons)
+        after = judge.counts.get("order_dependent")
+        if before is not None and after is not None:
+            bias, note = (after - before) / len(pairs), None
+    probabilities = np.array([judgment.probability for judgment in judgments])
+    labels = np.array([HALF if pair.agreement == HALF else 1.0 for pair in pairs])
     return {
         "judge": judge.name,
         "agreement": agreement_with_labels(pairs, judgments).as_dict(),
@@ -217,21 +226,6 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> tuple[dict[str, Any], 
         "position_note": note,
         "scores": scores,
     }, probabilities
-
-
-def _judged(
-    judge: Judge, comparisons: Sequence[Comparison]
-) -> tuple[list[Judgment], dict[str, dict[str, Any]]]:
-    if not judge.pointwise:
-        return compare_all(judge, comparisons), {}
-    items = {(c.prompt_id, text): (c.prompt, text) for c in comparisons for text in (c.a, c.b)}
-    rewards = dict(zip(items, score_all(judge, list(items.values())), strict=True))
-    chosen = np.array([rewards[c.prompt_id, c.a] for c in comparisons])
-    rejected = np.array([rewards[c.prompt_id, c.b] for c in comparisons])
-    sides = {"chosen": chosen, "rejected": rejected, "gap": chosen - rejected}
-    return [judgment_of_rewards(a, b) for a, b in zip(chosen, rejected, strict=True)], {
-        name: asdict(describe(values[np.isfinite(values)])) for name, values in sides.items()
-    }
 
 
 def preference_consistency(first: Numbers, second: Numbers) -> float:
@@ -343,7 +337,7 @@ def rankings_of(
     if any(pair.tied for pair in pairs):
         shares = [1.0 if pair.agreement is None else pair.agreement for pair in pairs]
         alpha = torch.tensor(shares, dtype=torch.double)
-        lengths: Any = _tensors(policy.chosen_tokens, policy.rejected_tokens)
+        lengths: Any = tuple(_tensors(policy.chosen_tokens, policy.rejected_tokens))
         for scale in TIE_SCALES:
             accuracy = ranking_accuracy_with_ties(
                 chosen,

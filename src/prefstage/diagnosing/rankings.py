@@ -212,7 +212,21 @@ def ranking_accuracy_with_ties(
         wrong; by Eq. 14 on probabilities they would count as right, and R would rise.
     """
     check_positive(tolerance=tolerance)
-    v_first, v_second = _on_scale(first, second, lengths, scale)
+    if scale not in TIE_SCALES:
+        raise InputError.of(
+            saw=f"scale={scale!r}", expected=f"one of {', '.join(TIE_SCALES)}", cure="mend the name"
+        )
+    if (lengths is None) != (scale == "probability"):
+        raise InputError.of(
+            saw=f"scale={scale!r} {'without' if lengths is None else 'with'} lengths",
+            expected="lengths with the normalised scales, and only there",
+            cure="give lengths=(tokens of first, tokens of second), or leave them out",
+        )
+    v_first, v_second = exact(first=first, second=second)
+    if lengths is not None:
+        v_first, v_second = mean_log_probs(first, lengths[0]), mean_log_probs(second, lengths[1])
+    if scale != "normalised_log_prob":
+        v_first, v_second = v_first.exp(), v_second.exp()
     _, alpha = exact(first=first, agreement=agreement)
     if ((alpha < 0) | (alpha > 1)).any():
         raise InputError.of(
@@ -268,26 +282,6 @@ def order_accuracy(
             )
         same.append((value[:, None] > value[None, :])[before].all())
     return torch.tensor(same, dtype=torch.float64)
-
-
-def _on_scale(
-    first: Tensor, second: Tensor, lengths: tuple[Tensor, Tensor] | None, scale: TieScale
-) -> tuple[Tensor, Tensor]:
-    if scale not in TIE_SCALES:
-        raise InputError.of(
-            saw=f"scale={scale!r}", expected=f"one of {', '.join(TIE_SCALES)}", cure="mend the name"
-        )
-    if (lengths is None) != (scale == "probability"):
-        raise InputError.of(
-            saw=f"scale={scale!r} {'without' if lengths is None else 'with'} lengths",
-            expected="lengths with the normalised scales, and only there",
-            cure="give lengths=(tokens of first, tokens of second), or leave them out",
-        )
-    if lengths is None:
-        one, other = exact(first=first, second=second)
-        return one.exp(), other.exp()
-    one, other = mean_log_probs(first, lengths[0]), mean_log_probs(second, lengths[1])
-    return (one, other) if scale == "normalised_log_prob" else (one.exp(), other.exp())
 
 
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)

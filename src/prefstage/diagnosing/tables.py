@@ -28,12 +28,25 @@ def tables_of(report: Mapping[str, Any]) -> dict[str, str]:
         Markdown tables.
     """
     rankings, learnability = report.get("rankings"), report.get("learnability")
-    tables = {"Data": _data(report["data"]), "Lengths and scores": _distributions(report)}
+    data = report["data"]
+    facts = {
+        "pairs": data["pairs"],
+        "different prompts": data["prompts"],
+        "ties of the raters": data["ties"],
+        "pairs with votes (agreement)": data["votes"],
+        "same text on both sides": data["identical"],
+        '"longer wins" gives the label': _share(data["longer_wins"]),
+        "correlation of length difference with the label": data["length_correlation"],
+    }
+    tables = {"Data": _values(facts), "Lengths and scores": _distributions(report)}
     if rankings:
+        spread = rankings["intra_diversity"]
+        quantiles = {f"{float(at):.0%} quantile": v for at, v in spread["quantiles"].items()}
+        moments = {"mean, nats": spread["mean"], "std, nats": spread["std"]}
         tables |= {
             "Rankings": ranking_table([report]),
             "Idealized": _idealized(rankings["idealized"]),
-            "Intra-diversity": _intra(rankings["intra_diversity"]),
+            "Intra-diversity": _values(moments | quantiles),
         }
     tables |= {
         "Learnability": _learnability(learnability) if learnability else "",
@@ -245,20 +258,6 @@ def _answer_faults(answers: Mapping[str, Any]) -> _Faults:
     ]
 
 
-def _data(data: Mapping[str, Any]) -> str:
-    return _values(
-        {
-            "pairs": data["pairs"],
-            "different prompts": data["prompts"],
-            "ties of the raters": data["ties"],
-            "pairs with votes (agreement)": data["votes"],
-            "same text on both sides": data["identical"],
-            '"longer wins" gives the label': _share(data["longer_wins"]),
-            "correlation of length difference with the label": data["length_correlation"],
-        }
-    )
-
-
 def _distributions(report: Mapping[str, Any]) -> str:
     data = report["data"]
     named = {f"{name}, characters": numbers for name, numbers in data["characters"].items()}
@@ -288,11 +287,6 @@ def _idealized(ideal: Mapping[str, Any]) -> str:
             for kind, name in (("plain", "R*"), ("normalised", "R̃*"))
         ]
     )
-
-
-def _intra(spread: Mapping[str, Any]) -> str:
-    quantiles = {f"{float(level):.0%} quantile": v for level, v in spread["quantiles"].items()}
-    return _values({"mean, nats": spread["mean"], "std, nats": spread["std"], **quantiles})
 
 
 def _learnability(learnability: Mapping[str, Any]) -> str:

@@ -57,11 +57,6 @@ def shares_behind(accuracy: float, errors: JudgeErrors) -> Floats:
     alike = np.full(STEPS, 1.0 / STEPS)
     if errors == "any-pair" or accuracy == 1.0:
         return alike
-    close = np.diff(2.0 * _truths(accuracy) - 1.0)
-    return close if errors == "close-pairs" else HALF * (alike + close)
-
-
-def _truths(accuracy: float) -> Floats:
     # T at the edges of the parts, of a judge that errs in close pairs. [STEPS + 1]. The angle φ
     # that explains the accuracy has no closed form, but the share of errors grows with φ.
     seen = ndtri(HALF + (accuracy - HALF) * np.arange(STEPS) / STEPS)
@@ -70,7 +65,8 @@ def _truths(accuracy: float) -> Floats:
         middle = HALF * (low + high)
         reached = 2.0 * owens_t(seen, np.tan(middle)) >= 1.0 - accuracy
         low, high = np.where(reached, low, middle), np.where(reached, middle, high)
-    return np.append(ndtr(seen / np.cos(high)), 1.0)
+    close = np.diff(2.0 * np.append(ndtr(seen / np.cos(high)), 1.0) - 1.0)
+    return close if errors == "close-pairs" else HALF * (alike + close)
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,12 @@ def chance_above_half(
             expected="from 0 (no response in common) to below 1 (the same writer)",
             cure="leave it out where it is not known",
         )
-    votes = n / _share_of_a_vote(n, s, squares)
+    # Variance of a prompt's score over that of a single vote. A few prompts say little of a
+    # variance, so a prior stands in for `_PRIOR_PROMPTS` more; + ½ keeps a mean of 0 or 1 from
+    # a division by zero.
+    inner = (n * s + HALF) / (n + 1.0)
+    spread = squares / (inner * (1.0 - inner)) + _PRIOR_PROMPTS * _PRIOR_SHARE
+    votes = n / np.clip(spread / (n - 1.0 + _PRIOR_PROMPTS), _LEAST_SHARE, 1.0)
     # The integral over θ and the bias as a sum over midpoints. [..., shifts, STEPS] on either
     # side of ½: an endpoint rule would put weight on θ = ½, which favours neither stage.
     steps = (np.arange(STEPS) + HALF) / STEPS
@@ -213,15 +214,6 @@ def call_reliability(
         )
     )
     return above if called == "fine-tuning" else 1.0 - above
-
-
-def _share_of_a_vote(n: Floats, mean: Floats, squares: Floats) -> Floats:
-    # Variance of a prompt's score over that of a single vote. A few prompts say little of a
-    # variance, so a prior stands in for `_PRIOR_PROMPTS` more; + ½ keeps a mean of 0 or 1 from
-    # a division by zero.
-    inner = (n * mean + HALF) / (n + 1.0)
-    share = squares / (inner * (1.0 - inner)) + _PRIOR_PROMPTS * _PRIOR_SHARE
-    return np.asarray(np.clip(share / (n - 1.0 + _PRIOR_PROMPTS), _LEAST_SHARE, 1.0))
 
 
 def _log_likelihood(votes: Floats, mean: Floats, theta: Floats) -> Floats:

@@ -50,7 +50,13 @@ def log_capital(scores: ArrayLike, mean: ArrayLike, *, available: int | None) ->
         equal ones. The conditional mean m_i: Waudby-Smith & Ramdas 2020, arXiv:2006.04347.
     """
     x = np.asarray(scores, dtype=np.float64)
-    fair, left = _fair_means(x, np.asarray(mean, dtype=np.float64)[..., None], available)
+    m = np.asarray(mean, dtype=np.float64)[..., None]
+    # E[x_i | past] if the mean is m, and what is left of N·m. Both [..., steps].
+    fair = left = np.broadcast_to(m, np.broadcast_shapes(m.shape, x.shape))
+    if available is not None:
+        drawn, whole = np.cumsum(x, axis=-1), available * m
+        fair = (whole - (drawn - x)) / (available - np.arange(x.shape[-1], dtype=np.float64))
+        left = whole - drawn + _ROUNDING * available
     gain = x / np.maximum(fair, _TINY) - 1.0
     # In logs, and shifted by the largest part before exp: after some hundred won bets the capital
     # itself overflows float64. In place, since [bets, means, steps] is the largest array here.
@@ -185,16 +191,6 @@ class ConfidenceSequence:
         if min(above, below) > self.count:
             return None
         return "above" if above < below else "below"
-
-
-# E[x_i | past] if the mean is `mean`, and what is left of N·mean. Both [..., steps].
-def _fair_means(x: Floats, mean: Floats, available: int | None) -> tuple[Floats, Floats]:
-    if available is None:
-        fair = np.broadcast_to(mean, np.broadcast_shapes(mean.shape, x.shape))
-        return fair, fair
-    drawn, whole = np.cumsum(x, axis=-1), available * mean
-    undrawn = available - np.arange(x.shape[-1], dtype=np.float64)
-    return (whole - (drawn - x)) / undrawn, whole - drawn + _ROUNDING * available
 
 
 # The largest rejected mean, to 1e-7 from below; at least what is logically left.
