@@ -128,14 +128,14 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         "config": config.model_dump(),
     }
     # The prompts that will be judged and no others: order and limit are those of the win rate.
-    order = prompt_order(list(theirs.by_prompt), seed=settings.seed)[: settings.max_prompts]
+    order = prompt_order(list(theirs.by_prompt), seed=settings.seed)
+    prompts = [theirs.by_prompt[key].prompt for key in order[: settings.max_prompts]]
     with (
         RunFolder.hold(Path(str(out)), command="evaluate", inputs=inputs) as run,
         Ledger.in_folder(run.path) as ledger,
     ):
         for policy in settings.policy:
             with _sampler(policy, settings, run.path) as sampler:
-                prompts = [theirs.by_prompt[key].prompt for key in order]
                 models.append(answer_prompts(sampler, prompts, ledger))
         name, count = Counter(model.name for model in models).most_common(1)[0]
         if count > 1:
@@ -315,8 +315,9 @@ def _rates(
         "lookup": settings.lookup,
         "regularise": regularise,
     }
-    interval = length_controlled_interval(**columns, confidence=at_stop, seed=settings.seed)
-    return length_controlled_win_rate(**columns), interval
+    return length_controlled_win_rate(**columns), length_controlled_interval(
+        **columns, confidence=at_stop, seed=settings.seed
+    )
 
 
 def _grade(settings: EvaluateSettings, out: Path | None) -> Outcome:
@@ -337,9 +338,8 @@ def _grade(settings: EvaluateSettings, out: Path | None) -> Outcome:
         max_tokens=settings.rating_tokens,
         confidence=settings.confidence,
     )
-    questions = load_questions(Path(str(settings.mt_bench)), settings.references)[
-        : settings.max_prompts
-    ]
+    questions = load_questions(Path(str(settings.mt_bench)), settings.references)
+    questions = questions[: settings.max_prompts]
     inputs = {
         "questions": digest([vars(question) for question in questions]),
         "policy": getattr(policy, "fingerprint", str(policy)),

@@ -157,8 +157,9 @@ def length_controlled_win_rate(
         c = choose_c(problem) if C is None else float(C)
         w = fit_l1_logistic(problem.features, problem.labels, problem.weights[:, None], c=c)[0]
         predicted = expit(problem.test @ w)
-        equal = problem.origin == "none"  # without difficulty all predictions are
-        error = _sandwich_error(problem, w) if equal else standard_error(predicted)
+        error = standard_error(predicted)
+        if problem.origin == "none":  # without difficulty all predictions are equal
+            error = _sandwich_error(problem, w)
     usable = problem.preference[~np.isnan(problem.preference)]
     draws = usable == HALF
     return LengthControlledWinRate(

@@ -212,8 +212,10 @@ def profile_interval(
         share = (limit - root[a]) / (root[b] - root[a])
         return float(rates[a] + share * (rates[b] - rates[a]))
 
-    low = 0.0 if first == 0 else crossing(first, first - 1)
-    return low, 1.0 if last == len(rates) - 1 else crossing(last, last + 1)
+    return (
+        0.0 if first == 0 else crossing(first, first - 1),
+        1.0 if last == len(rates) - 1 else crossing(last, last + 1),
+    )
 
 
 # The other weights [columns, features], and the losses [rows, columns] of each offset.

@@ -308,16 +308,19 @@ async def _rated(
         known = ledger.get("gradings", (key, attempt))
         counts["calls" if known is None else "reused"] += 1
         if known is None:
-            messages = grading_messages(
-                question.turns[: grade.turn],
-                answers,
-                question.references[: grade.turn],
-                reminded=attempt > 0,
-            )
             # the same question would get the same reply at temperature 0
             number = grade.repeat * config.attempts + attempt
             draws = {"temperature": _REPEATED_TEMPERATURE, "seed": number} if number else _FIRST
-            reply = await judge.chat(messages, max_tokens=config.max_tokens, **draws)
+            reply = await judge.chat(
+                grading_messages(
+                    question.turns[: grade.turn],
+                    answers,
+                    question.references[: grade.turn],
+                    reminded=attempt > 0,
+                ),
+                max_tokens=config.max_tokens,
+                **draws,
+            )
             known = ledger.put("gradings", (key, attempt), (reply.text,))
         rating = read_rating(known[0])
         if rating is not None:
@@ -379,8 +382,8 @@ def grading_messages(
     for number, (question, answer) in enumerate(zip(questions, answers, strict=True), 1):
         reference = {"reference": references[number - 1]} if references else {}
         texts = {"question": question, **reference, "answer": answer}
-        tags = {f"{name}-{number}-{code}": text for name, text in texts.items()}
-        parts += [f"<{tag}>\n{text}\n</{tag}>" for tag, text in tags.items()]
+        end = f"-{number}-{code}>"
+        parts += [f"<{name}{end}\n{text}\n</{name}{end}" for name, text in texts.items()]
     parts += [f"Grade answer {len(answers)}.", *([_REMINDER] if reminded else [])]
     return [
         {"role": "system", "content": f"{_SYSTEM}\n\n{_REFERENCE}" if references else _SYSTEM},
