@@ -146,12 +146,8 @@ def diagnose(
     """
     started = time.perf_counter()
     config = as_config(DiagnosisConfig, config)
-    for second, first, what in (
-        (reference, policy, "a reference without a policy"),
-        (second_judge, judge, "a second judge without a first"),
-    ):
-        if second is not None and first is None:
-            raise InputError.of(saw=what, expected="both, or the first alone", cure="give both")
+    _check_first(policy, reference, "a reference without a policy")
+    _check_first(judge, second_judge, "a second judge without a first")
     rows, left_out = _usable(pairs, name, config)
     policy = None if policy is None else as_scored_by(policy)
     reference = None if reference is None else as_scored_by(reference)
@@ -161,10 +157,7 @@ def diagnose(
     asked = time.perf_counter()
     judged = [judge_figures(rows, who) for who in judges]
     judging = time.perf_counter() - asked
-    answers = dict[str, Any].fromkeys(("own_answers", "distinctness", "diversity"))
-    if on_policy is not None:
-        models = (policy, scored, judges[0] if judges else None)
-        answers |= _answers(on_policy, rows, models, seed=config.seed)
+    models = (policy, scored, judges[0] if judges else None)
     sides = dict(zip(("judge", "second judge"), (p for _, p in judged), strict=False))
     if scored is not None:
         # P_θ(y_w ≻ y_l | x) = σ(log π(y_w|x) - log π(y_l|x)): arXiv:2508.10530, Eq. 10
@@ -186,7 +179,7 @@ def diagnose(
             for a, b in combinations(sides, 2)
         }
         or None,
-        **answers,
+        **_answers(on_policy, rows, models, seed=config.seed),
         "left_out": left_out | (rankings["left_out"] if rankings else {}),
     }
     report["warnings"] = warnings_of(report)
@@ -197,6 +190,11 @@ def diagnose(
     if out is not None:
         reported([diagnosis], out=Path(out))
     return diagnosis
+
+
+def _check_first(first: Any, second: Any, what: str) -> None:
+    if second is not None and first is None:
+        raise InputError.of(saw=what, expected="both, or the first alone", cure="give both")
 
 
 # The sample's pairs that have both sides, and what was left out; the sample is taken first. Pairs
@@ -224,7 +222,7 @@ def _usable(
     return rows, left_out
 
 
-# How the policy's own answers compare with the pairs' responses.
+# How the policy's own answers compare with the pairs' responses; null without them.
 def _answers(
     on_policy: Any,
     pairs: Sequence[Pair],
@@ -233,9 +231,12 @@ def _answers(
     seed: int,
 ) -> dict[str, Any]:
     policy, scored, judge = models
+    figures: dict[str, Any] = dict.fromkeys(("own_answers", "distinctness", "diversity"))
+    if on_policy is None:
+        return figures
     if not isinstance(on_policy, list) or not all(isinstance(r, Candidates) for r in on_policy):
         on_policy = list(load_candidates(on_policy))
-    figures: dict[str, Any] = {"diversity": diversity_of(on_policy)}
+    figures["diversity"] = diversity_of(on_policy)
     if judge is not None:
         figures["own_answers"] = answer_quality(on_policy, pairs, judge, seed=seed)
     if policy is not None and scored is not None:

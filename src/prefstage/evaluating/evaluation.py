@@ -116,9 +116,8 @@ def _several(value: Any) -> tuple[Any, ...]:
 def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
     shared = {"stop_early", "max_prompts", "confidence", "seed"}
     config = check_config(WinRateConfig, settings.model_dump(include=shared))
-    theirs = load_answers(settings.baseline)
+    theirs, who = load_answers(settings.baseline), as_judge(settings.judge)
     models = list(map(load_answers, settings.answers))
-    who = as_judge(settings.judge)
     inputs = {
         "answers": [_fingerprint(model) for model in models],
         "policies": [getattr(policy, "fingerprint", str(policy)) for policy in settings.policy],
@@ -144,8 +143,7 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
                 expected="each model once",
                 cure="give their files different generators or names",
             )
-        numbers = read_prompt_numbers(settings.prompt_order)
-        judge = stored(who, ledger)
+        judge, numbers = stored(who, ledger), read_prompt_numbers(settings.prompt_order)
         results = {
             model.name: win_rate(model, theirs, judge=judge, config=config, prompt_numbers=numbers)
             for model in models

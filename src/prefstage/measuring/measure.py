@@ -1,6 +1,6 @@
 """`measure_stage`: which stage is a policy in, from as few prompts as it takes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,14 +130,7 @@ def measure_stage(
         counts_before = dict(judge.counts)
         # Who can be asked has answers to every prompt.
         answered = policy.positions if isinstance(policy, Pool) else off.positions
-        prompt_ids = [prompt_id for prompt_id in off.positions if prompt_id in answered]
-        if not prompt_ids:
-            raise InputError.of(
-                saw=f"{len(off.positions)} off-policy prompts, {len(answered)} other on-policy "
-                "prompts, and none in common",
-                expected="responses of both sides to the same prompts",
-                cure="check that both files hold the same prompts, system messages included",
-            )
+        prompt_ids = _common(off.positions, answered)
         if out is not None:
             inputs = {
                 "config": config.model_dump(mode="json", exclude=_MAY_CHANGE),
@@ -262,6 +255,18 @@ def _budget(
                     cure="raise max_judgments, or lower on_responses or off_responses",
                 )
     return len(chosen), "prompt budget" if len(chosen) < len(order) else "all prompts used"
+
+
+def _common(off: Collection[str], on: Collection[str]) -> list[str]:
+    common = [prompt_id for prompt_id in off if prompt_id in on]
+    if not common:
+        raise InputError.of(
+            saw=f"{len(off)} off-policy prompts, {len(on)} other on-policy prompts, and none in "
+            "common",
+            expected="responses of both sides to the same prompts",
+            cure="check that both files hold the same prompts, system messages included",
+        )
+    return common
 
 
 # Judge, sampler and the policy's side. Loaders are imported for specifications alone: who brings a
