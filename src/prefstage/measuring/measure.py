@@ -13,6 +13,7 @@ from prefstage.core.outcome import Outcome
 from prefstage.core.progress import Ticker, progress
 from prefstage.core.results import write_result
 from prefstage.core.runs import RunFolder
+from prefstage.data.loading import keep_sources, load_candidates
 from prefstage.data.sets import CandidateSet
 from prefstage.judging.base import Judge
 from prefstage.judging.judged import stored
@@ -440,8 +441,6 @@ def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Ou
 def _loaded(
     source: str, sources: tuple[str, ...] | None, settings: MeasureSettings, stem: str
 ) -> CandidateSet:
-    from prefstage.data.loading import keep_sources, load_candidates
-
     file = Path(settings.quarantine_file) if settings.quarantine_file else None
     rows = load_candidates(
         source,

@@ -8,7 +8,7 @@ from typing import Any
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.hashing import digest, seed_for
 from prefstage.core.ledger import Ledger
-from prefstage.data.loading import pairs_to_candidates
+from prefstage.data.loading import load_candidates, pairs_to_candidates
 from prefstage.data.records import Candidates
 from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.sources import DataSource
@@ -69,14 +69,10 @@ class Pool:
             ids = [row.prompt_id if row.responses else "" for row in rows]
             fingerprint = digest([[row.prompt_id, list(row.responses)] for row in rows])
         else:
+            rows = source
             if isinstance(source, PairSet):
                 rows = pairs_to_candidates(source)
-            elif isinstance(source, CandidateSet):
-                rows = source
-            else:
-                # Loaded here, since who brings records needs no reader.
-                from prefstage.data.loading import load_candidates
-
+            elif not isinstance(source, CandidateSet):
                 rows = load_candidates(source)
             ids, fingerprint = list(rows.dataset["prompt_id"]), rows.fingerprint  # none is empty
         positions: dict[str, int] = {}
