@@ -4,6 +4,8 @@ from pathlib import Path
 
 from prefstage.aligning import align, plan_alignment
 from prefstage.aligning.planning import plan_outcome, planned_costs
+from prefstage.core.checkpoints import load_config
+from prefstage.scoring.memory import JobSize, ModelShape, estimate_memory
 from tests.aligning.tiny_world import settings
 
 
@@ -49,3 +51,19 @@ def test_sft_per_prompt_and_another_model_are_planned(world: Path, tmp_path: Pat
     planned = plan_alignment(given, out=tmp_path / "run")
     done = align(given, out=tmp_path / "run")
     assert [each.step for each in planned] == [each.step for each in done.steps]
+
+
+def test_memory_is_that_of_the_memory_model(world: Path, tmp_path: Path) -> None:
+    given = settings(world, schedule="off", iterations=1, evaluate=None, measure=False)
+    given["train"]["training"]["token_budget"] = 64
+    taken = {}
+    for name, lora in (("whole", None), ("adapter", {"r": 2})):
+        given["train"]["lora"] = lora
+        _, train = plan_alignment(given, out=tmp_path / "run")
+        taken[name] = train.estimate.memory_bytes
+    shape = ModelShape.of_config(load_config(str(world / "policy")), dtype="float32")
+    # Four pairs of a few words are more than 64 tokens, and none by itself is.
+    size = JobSize("train", batch=64, responses=2, prompt_tokens=4, max_tokens=4)
+    least = estimate_memory(shape, size, pass_tokens=64)
+    assert least.total - least.logits <= taken["whole"] <= 1.2 * least.total
+    assert taken["whole"] - taken["adapter"] == least.gradients + least.optimizer

@@ -341,8 +341,8 @@ def _averages(answers: Path, metrics: Mapping[str, Metric]) -> dict[str, float]:
     return {name: mean(metric(*row) for row in rows) for name, metric in metrics.items()}
 
 
+# Mean score of the chosen responses, and mean gap, where the pairs have scores.
 def _quality(pairs: Path) -> dict[str, float]:
-    """Mean score of the chosen responses, and mean gap, where the pairs have scores."""
     scores = [(pair.score_chosen, pair.score_rejected) for pair in load_pairs(str(pairs))]
     known = [(a, b) for a, b in scores if a is not None and b is not None]
     if not known or len(known) < len(scores):
@@ -426,8 +426,8 @@ def _agreement_text(name: str, means: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+# The fault in one line; one that is no user's leaves its traceback on file.
 def _one_line(fault: Exception, file: Path) -> str:
-    """The fault in one line; one that is no user's leaves its traceback on file."""
     text = " ".join(str(fault).split())
     if isinstance(fault, PrefstageError):
         return text
@@ -435,10 +435,10 @@ def _one_line(fault: Exception, file: Path) -> str:
     return f"{type(fault).__name__}: {text} (see {file})"
 
 
+# Label and settings of each value of an axis.
 def _values(
     axis: str, values: list[Any] | dict[str, dict[str, Any]]
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """Label and settings of each value of an axis."""
     if isinstance(values, Mapping):
         return [*values.items()]
     labels = [" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in values]

@@ -225,9 +225,9 @@ def _judged(space: Workspace, path: Path) -> Iterator[tuple[Pair, Judgment]]:
 
 def _sizes_of(space: Workspace) -> Sizes:
     recipe = space.recipe
-    off = space.prompts if recipe.off_policy is None else space.off_policy
-    encoder = ResponseEncoder(load_tokenizer(recipe.policy), **recipe.encoding)
-    trees = [encoder.encode(row.prompt, row.messages()) for row in islice(off, _ROWS_LOOKED_AT)]
+    rows = space.prompts if recipe.off_policy is None else space.off_policy
+    encode = ResponseEncoder(load_tokenizer(recipe.policy), **recipe.encoding).encode
+    trees = [encode(row.prompt, row.messages()) for row in islice(rows, _ROWS_LOOKED_AT)]
     lengths = [len(ids) for tree in trees for ids in tree.response_ids]
     return Sizes(
         responses=mean(len(tree.response_ids) for tree in trees),

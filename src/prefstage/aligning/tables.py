@@ -297,17 +297,16 @@ def _blocks(by: Sequence[str], rows: Rows) -> dict[str, Policies]:
     blocks: dict[str, Policies] = {}
     for row in rows:
         policies = blocks.setdefault(", ".join(row["values"][axis] for axis in by), {})
-        repeat = _repeat(row, (*by, SCHEDULE))
         for policy in row["policies"]:
             # Cells that begin with the same data share policies; each may know other figures.
-            figures = policies.setdefault(tuple(policy["path"]), {}).setdefault(repeat, {})
-            figures.update(policy["figures"])
+            repeats = policies.setdefault(tuple(policy["path"]), {})
+            repeats.setdefault(_repeat(row, (*by, SCHEDULE)), {}).update(policy["figures"])
     return blocks
 
 
 def _values(policies: Policies, path: Path, name: str) -> dict[Repeat, float]:
-    repeats = policies.get(path, {}).items()
-    return {repeat: figures[name] for repeat, figures in repeats if name in figures}
+    repeats = policies.get(path, {})
+    return {repeat: known[name] for repeat, known in repeats.items() if name in known}
 
 
 # What the last training of a path gained, in every repeat.

@@ -313,8 +313,8 @@ def _hide_weight_bars() -> None:
     disable_progress_bar()
 
 
+# A line for each cell in which something was done; on a terminal the bar tells the rest.
 def _show_cell(record: Any) -> None:
-    """A line for each cell in which something was done; on a terminal the bar tells the rest."""
     if record.error is not None or record.ran:
         did = record.error if record.error is not None else f"{record.ran} steps"
         typer.echo(f"[{record.number}/{record.of}] {record.cell}: {did}", err=True)

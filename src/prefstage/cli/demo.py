@@ -109,8 +109,8 @@ def _page(report: demo.DemoReport) -> Path | str:
         return f"none; {' '.join(str(error).split())}"
 
 
+# Whether a person sits before a display: a terminal, and no job of CI or of another host.
 def _on_desktop() -> bool:
-    """Whether a person sits before a display: a terminal, and no job of CI or of another host."""
     if not sys.stdout.isatty() or any(os.environ.get(name) for name in ("CI", "SSH_CONNECTION")):
         return False
     if sys.platform in ("darwin", "win32"):

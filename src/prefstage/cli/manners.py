@@ -169,9 +169,9 @@ def _refuse(error: PrefstageError) -> None:
     raise typer.Exit(EXIT_USER_ERROR) from None
 
 
+# Let a polite kill end a command as Ctrl-C does, while the block runs.
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let a polite kill end a command as Ctrl-C does, while the block runs."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         # Whatever Ctrl-C does now: asyncio cancels its tasks, others raise KeyboardInterrupt.
@@ -190,8 +190,8 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+# Keep the libraries' own progress bars and notices out of our output.
 def _quiet_libraries() -> None:
-    """Keep the libraries' own progress bars and notices out of our output."""
     for name, value in (
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
         ("HF_HUB_VERBOSITY", "error"),

@@ -108,8 +108,8 @@ class Setting:
     @property
     def choices(self) -> list[str]:
         """Its values, if they have names."""
-        literals = (get_args(kind) for kind in self.kinds if get_origin(kind) is Literal)
-        return [str(value) for values in literals for value in values]
+        literals = (kind for kind in self.kinds if get_origin(kind) is Literal)
+        return [str(value) for literal in literals for value in get_args(literal)]
 
     @property
     def is_mapping(self) -> bool:
@@ -276,8 +276,8 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _plain(name: str, kind: Any, text: str, default: Any = None) -> inspect.Parameter:
     metavar = "KEY=VALUE" if kind == list[str] else _METAVARS[kind]
-    flag = f"--{name.replace('_', '-')}"
-    return _parameter(name, kind, typer.Option(flag, help=text, metavar=metavar), default)
+    read = typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=metavar)
+    return _parameter(name, kind, read, default)
 
 
 def _parameter(name: str, kind: Any, read: Any, default: Any = None) -> inspect.Parameter:

@@ -93,7 +93,7 @@ class Sample(Step):
     @override
     def estimate(self, sizes: Sizes) -> Estimate:
         rows = self.space.held_out if self.held_out else self.space.prompts
-        longest = self.space.recipe.sampling.max_new_tokens
+        longest = self.config.max_new_tokens
         return sizes.sampling(len(rows), self.config.responses, longest=longest)
 
 
@@ -155,9 +155,10 @@ class Measure(Step):
     def estimate(self, sizes: Sizes) -> Estimate:
         prompts = min(len(self.space.off_policy), self.config.max_prompts or sys.maxsize)
         on, off = self.config.on_responses, min(sizes.responses, self.config.off_responses)
-        asked = round(prompts * (on + off if self.space.pointwise else on * off))
-        sampled = sizes.sampling(prompts, on, longest=self.sampling.max_new_tokens)
-        return replace(sampled, judgments=asked)
+        return replace(
+            sizes.sampling(prompts, on, longest=self.sampling.max_new_tokens),
+            judgments=round(prompts * (on + off if self.space.pointwise else on * off)),
+        )
 
     def stage(self) -> Stage:
         """The stage; the step is done."""

@@ -93,19 +93,29 @@ class Sizes:
         memory = self.memory("sample", (min(batch, prompts), responses, longest))
         return Estimate(answers, 0, tokens, memory, self.seconds(tokens, _FORWARD))
 
-    def memory(self, job: Job, size: tuple[int, int, float], *, has_adapter: bool = False) -> int:
+    def memory(
+        self,
+        job: Job,
+        size: tuple[int, int, float],
+        *,
+        has_adapter: bool = False,
+        token_budget: int | None = None,
+    ) -> int:
         """Bytes of a job, by the one memory model.
 
         Args:
             job: What is done.
             size: Prompts at once, responses of each, tokens of a response.
             has_adapter: Whether an adapter is trained in place of the weights.
+            token_budget: Tokens of a training's micro-batch; None: as the trainer chooses.
         """
         (batch, responses, tokens), on_cpu = size, self.device.type == "cpu"
         policy = replace(self.policy, trained=0, trained_bytes=0) if has_adapter else self.policy
         counts = (batch, responses, math.ceil(self.prompt_tokens), math.ceil(tokens))
         whole = JobSize(job, *(max(1, count) for count in counts))
-        budget = training_budget(policy, free_bytes(self.device), on_cpu=on_cpu, loaded=False)
+        budget = token_budget or training_budget(
+            policy, free_bytes(self.device), on_cpu=on_cpu, loaded=False
+        )
         return estimate_memory(policy, whole, pass_tokens=budget, on_cpu=on_cpu).total
 
     def seconds(self, tokens: int, flop: int) -> float:

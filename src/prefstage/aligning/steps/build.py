@@ -142,10 +142,10 @@ class Build(Step):
             drawn = round((self.method["share"] or 0.0) * len(self.space.prompts))
             sampled = sizes.sampling(drawn, answers, longest=self._sampling.max_new_tokens)
             return replace(sampled, judgments=drawn * (answers + 1))
-        from_data = any(isinstance(source, str) for source in self.data.values())
-        responses = sizes.responses if from_data else answers
+        from_steps = all(isinstance(source, Step) for source in self.data.values())
+        count = answers if from_steps else sizes.responses
         # Each response is rewarded, or every two of a prompt are compared.
-        asked = responses if self.space.pointwise else responses * (responses - 1) / 2
+        asked = count if self.space.pointwise else count * (count - 1) / 2
         return Estimate(judgments=round(len(self.space.prompts) * asked))
 
     # How many pairs, what was left out, and how often labels were reversed.

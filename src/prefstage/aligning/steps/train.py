@@ -67,8 +67,13 @@ class _Training(Step):
         return int(arguments.get("per_device_train_batch_size", 8)) * accumulated
 
     def _memory(self, sizes: Sizes) -> int:
-        size, has_adapter = (self._batch, 2, sizes.response_tokens), self.recipe.lora is not None
-        return sizes.memory("train", size, has_adapter=has_adapter)
+        budget = self.recipe.training.get("token_budget", "auto")
+        return sizes.memory(
+            "train",
+            (self._batch, 2, sizes.response_tokens),
+            has_adapter=self.recipe.lora is not None,
+            token_budget=None if budget == "auto" else int(budget),
+        )
 
     def policy(self, name: str) -> Policy:
         """Who comes out: whole, with its adapter merged.
@@ -171,8 +176,8 @@ def training_figures(result: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         JSON-serialisable figures.
     """
-    names = ("steps", "epochs", "tokens", "first_loss", "last_loss", "metrics")
     exported = describe_exported(result)
+    names = ("steps", "epochs", "tokens", "first_loss", "last_loss", "metrics")
     return {
         **{name: result[name] for name in names},
         "notes": [*result["notes"], *([] if exported is None else [f"exported: {exported}"])],
@@ -180,8 +185,8 @@ def training_figures(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+# `prefstage train` by a launcher; its recipe and its log stand next to the folder.
 def _launched(launch: str, recipe: TrainRecipe, folder: Path) -> None:
-    """`prefstage train` by a launcher; its recipe and its log stand next to the folder."""
     file, log = (folder.with_name(f"{folder.name}{end}") for end in ("-recipe.yaml", ".log"))
     write_config(recipe, file)
     program = str(Path(sys.executable).with_name("prefstage"))
