@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prefstage.aligning import align, plan_alignment
-from prefstage.aligning.planning import plan_outcome, planned_costs
+from prefstage.aligning.planning import plan_outcome
 from prefstage.core.checkpoints import load_config
 from prefstage.scoring.memory import JobSize, ModelShape, estimate_memory
 from tests.aligning.tiny_world import settings
@@ -17,15 +17,16 @@ def test_a_fixed_schedule_is_planned_step_by_step(world: Path, tmp_path: Path) -
     assert {each.will for each in planned} == {"run"}
     done = align(given, out=out)
     assert [each.step for each in planned] == [each.step for each in done.steps]
-    costs, bought = planned_costs(planned), done.result["costs"]
-    assert bought["answers"] <= costs.answers
-    assert bought["judgments"] <= costs.judgments
-    assert costs.memory_bytes > 0
-    assert costs.tokens > 0
+    costs, bought = plan_outcome(planned).result["total"], done.result["costs"]
+    assert bought["answers"] <= costs["answers"]
+    assert bought["judgments"] <= costs["judgments"]
+    assert costs["memory_bytes"] > 0
+    assert costs["tokens"] > 0
 
     again = plan_alignment(given, out=out)
     assert {each.will for each in again} == {"reuse"}
-    assert planned_costs(again).answers == planned_costs(again).tokens == 0
+    nothing = plan_outcome(again).result["total"]
+    assert nothing["answers"] == nothing["tokens"] == 0
 
     beta = {**given, "train": {**given["train"], "loss": {"name": "sigmoid", "beta": 0.5}}}
     first = [each for each in plan_alignment(beta, out=out) if each.iteration <= 1]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefstage.aligning.tables import Contingency, Start, by_gain, by_ratio
+from prefstage.aligning.tables import Start, agreement, exact_p
 
 COUNT = st.integers(0, 30)
 
@@ -18,7 +18,7 @@ def test_the_exact_test_counts_all_tables_that_are_no_likelier(a, b, c, d):
     ]
     seen = math.comb(row, a) * math.comb(total - row, column - a)
     p = sum(way for way in ways if way <= seen) / sum(ways)
-    assert Contingency(((a, b), (c, d)), 0).p_value == pytest.approx(p, rel=1e-9)
+    assert exact_p(((a, b), (c, d))) == pytest.approx(p, rel=1e-9)
 
 
 def test_the_ratio_is_the_papers():
@@ -37,15 +37,18 @@ def test_starts_are_counted_by_both_questions():
         Start("e", 0.9, -2.0, -1.0),
         Start("f", 0.9, 0.0, 0.0),
     ]
-    ratio, gain = by_ratio(starts), by_gain(starts)
-    assert (ratio.counts, ratio.left_out) == (((1, 1), (1, 1)), 2)
-    assert ratio.agreement == 0.5
-    assert ratio.p_value == 1.0
-    assert (gain.counts, gain.left_out) == (((1, 1), (1, 2)), 1)
-    assert gain.agreement == 0.6
+    found = agreement(starts)
+    assert found["starts"][0] == {"where": "a", "boundary_score": 0.3, "off": 2.0, "on": 1.0}
+    ratio, gain = found["ratio"], found["gain"]
+    assert (ratio["counts"], ratio["left_out"]) == (((1, 1), (1, 1)), 2)
+    assert ratio["agreement"] == 0.5
+    assert ratio["p_value"] == 1.0
+    assert (gain["counts"], gain["left_out"]) == (((1, 1), (1, 2)), 1)
+    assert gain["agreement"] == 0.6
 
 
 def test_nothing_counted_is_no_agreement():
-    empty = by_ratio([])
-    assert empty.agreement is None
-    assert empty.as_dict()["p_value"] == 1.0
+    for kind in ("ratio", "gain"):
+        empty = agreement([])[kind]
+        assert empty["agreement"] is None
+        assert empty["p_value"] == 1.0

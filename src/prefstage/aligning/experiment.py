@@ -4,7 +4,7 @@ import json
 import re
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -23,11 +23,9 @@ from prefstage.aligning.tables import (
     BUILT_IN,
     TRAINING,
     Rows,
-    Start,
     TableSettings,
+    agreement,
     build_table,
-    by_gain,
-    by_ratio,
     comma_separated,
     latex,
     markdown,
@@ -351,7 +349,7 @@ def _quality(pairs: Path) -> dict[str, float]:
 
 
 def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> Experiment:
-    tables, written, agreement = dict[str, str](), [out / RESULT], dict[str, Any]()
+    tables, written, agreements = dict[str, str](), [out / RESULT], dict[str, Any]()
     for name, settings in grid.tables.items():
         table = build_table(settings, rows)
         tables[name] = markdown(table)
@@ -359,13 +357,13 @@ def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> E
             written.append(out / TABLES / f"{name}.{ending}")
             write_text(written[-1], render(table))
         if settings.kind == "stages":
-            agreement[name] = {
-                kind: _agreement(starts_of(settings, rows, by_repeat=by_repeat))
+            agreements[name] = {
+                kind: agreement(starts_of(settings, rows, by_repeat=by_repeat))
                 for kind, by_repeat in (("means", False), ("repeats", True))
             }
     failed = tuple(record for record in records if record.error is not None)
     errors = {record.cell: record.error for record in failed}
-    result = {"cells": list(rows), "failed": errors, "agreement": agreement}
+    result = {"cells": list(rows), "failed": errors, "agreement": agreements}
     write_json(out / RESULT, result)
     put_aside = (
         f"{count['rows']:,} of {count['of']:,} rows of {name}"
@@ -387,7 +385,7 @@ def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> E
         },
     )
     lines = [*tables.values()]
-    lines += [_agreement_text(name, kinds["means"]) for name, kinds in agreement.items()]
+    lines += [_agreement_text(name, kinds["means"]) for name, kinds in agreements.items()]
     lines.append(f"cells: {len(records) - len(failed)} done, {len(failed)} failed")
     lines += [f"put aside as bad: {bad}; see {out / CELLS}/CELL/quarantine"] if bad else []
     lines += [*reversals, *(f"failed {cell}: {error}" for cell, error in errors.items())]
@@ -399,14 +397,6 @@ def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> E
         failed=failed,
         tables=tables,
     )
-
-
-def _agreement(starts: Sequence[Start]) -> dict[str, Any]:
-    return {
-        "starts": [vars(start) for start in starts],
-        "ratio": by_ratio(starts).as_dict(),
-        "gain": by_gain(starts).as_dict(),
-    }
 
 
 def _agreement_text(name: str, means: Mapping[str, Any]) -> str:

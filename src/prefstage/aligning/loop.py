@@ -270,20 +270,20 @@ class Walk:
 
     # The pairs of an iteration, and before them what they are made of.
     def _pairs(self, data: Data, rule: Rule, policy: Policy, measured: Measure | None) -> Build:
-        space, recipe, own = self.space, self.recipe, None
+        space, recipe, off_policy = self.space, self.recipe, None
         if data in ("off", "mix", "per-prompt"):
-            own = self.do(Build.off_policy(space))
+            off_policy = self.do(Build.off_policy(space))
             if data == "off":
-                return own
+                return off_policy
             if data == "mix":
                 count = recipe.sampling.responses
                 method = {"name": "mixing", "share": rule.share, "answers": count}
-                return self.do(Build(space, method, {"pairs": own}, policy=policy))
+                return self.do(Build(space, method, {"pairs": off_policy}, policy=policy))
         if data == "other":
             policy = space.policy(Path(str(rule.model)).name, str(rule.model))
         sampled = self.do(Sample(space, policy))
-        if own is not None and measured is not None:
-            roles = {"pairs": own, "on_policy": sampled}
+        if off_policy is not None and measured is not None:
+            roles = {"pairs": off_policy, "on_policy": sampled}
             return self.do(Build(space, PER_PROMPT, roles, measured=measured))
         return self.do(Build(space, recipe.build.on, {"candidates": sampled}))
 

@@ -101,18 +101,6 @@ def plan_alignment(
     return tuple(plan.planned)
 
 
-def planned_costs(planned: Sequence[PlannedStep]) -> Estimate:
-    """Everything together; of memory the largest.
-
-    Args:
-        planned: The steps.
-
-    Returns:
-        The sum.
-    """
-    return sum((step.estimate for step in planned), Estimate())
-
-
 def plan_outcome(planned: Sequence[PlannedStep]) -> Outcome:
     """A plan for people and machines.
 
@@ -120,10 +108,11 @@ def plan_outcome(planned: Sequence[PlannedStep]) -> Outcome:
         planned: The steps.
 
     Returns:
-        Its summary is Markdown: a table with a last row of sums, what is known of labels that a
-        judge would replace, and how costs are estimated.
+        Its summary is Markdown: a table with a last row of sums (of memory the largest), what is
+        known of labels that a judge would replace, and how costs are estimated. Its result has
+        "steps", their "total", and "basis".
     """
-    total = planned_costs(planned)
+    total = sum((step.estimate for step in planned), Estimate())
     head = ("iteration", "step", "will", "answers", "judgments", "tokens", "memory", "time")
     rows: list[Sequence[object]] = [
         (

@@ -5,7 +5,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from statistics import mean, stdev
 from typing import Any, Literal, Self
 
@@ -383,40 +383,6 @@ class Start:
         return f"{ratio:.2f}" if ratio > 0 else "≤ 0"
 
 
-@dataclass(frozen=True)
-class Contingency:
-    """Counts of starts.
-
-    Attributes:
-        counts: [[BS < ½ and yes, BS < ½ and no], [BS >= ½ and yes, BS >= ½ and no]].
-        left_out: Starts that answer neither yes nor no.
-    """
-
-    counts: tuple[tuple[int, int], tuple[int, int]]
-    left_out: int
-
-    @property
-    def agreement(self) -> float | None:
-        """Share of starts where BS < ½ and yes, or BS >= ½ and no."""
-        total = sum(map(sum, self.counts))
-        return (self.counts[0][0] + self.counts[1][1]) / total if total else None
-
-    @property
-    def p_value(self) -> float:
-        """Of Fisher's exact test of independence, two-sided; 1 of an empty table.
-
-        Source:
-            Fisher 1922, "On the interpretation of χ² from contingency tables".
-        """
-        from scipy.stats import fisher_exact
-
-        return float(fisher_exact(self.counts).pvalue)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-serialisable."""
-        return {**asdict(self), "agreement": self.agreement, "p_value": self.p_value}
-
-
 def starts_of(settings: TableSettings, rows: Rows, *, by_repeat: bool = False) -> tuple[Start, ...]:
     """Every policy from which both kinds of data were trained on.
 
@@ -453,34 +419,50 @@ def _means(where: str, repeats: Sequence[Start]) -> list[Start]:
     return [Start(where, *map(mean, figures))] if repeats else []
 
 
-def by_ratio(starts: Sequence[Start]) -> Contingency:
-    """Count BS < ½ against Δ > 1; starts from where nothing gains are left out.
+def agreement(starts: Sequence[Start]) -> dict[str, Any]:
+    """Count BS < ½ against Δ > 1, and against a larger gain of off-policy data.
 
     Args:
         starts: The starts.
 
     Returns:
-        The counts.
+        "starts"; "ratio", without starts from where nothing gains; and "gain", also of starts
+        from where both lose, without those of equal gains. Both hold "counts",
+        [[BS < ½ and yes, BS < ½ and no], [BS >= ½ and yes, BS >= ½ and no]]; "left_out", how many
+        starts answer neither yes nor no; "agreement", the share of starts where BS < ½ and yes or
+        BS >= ½ and no, None of no start; and "p_value", as of `exact_p`.
 
     Source:
         Sun et al. 2025, arXiv:2508.10530, Table 3: BS < 0.5 should go with Δ > 1.
     """
-    return _count(starts, [None if start.ratio is None else start.ratio > 1 for start in starts])
+    return {
+        "starts": [vars(start) for start in starts],
+        "ratio": _counted(starts, [None if s.ratio is None else s.ratio > 1 for s in starts]),
+        "gain": _counted(starts, [None if s.off == s.on else s.off > s.on for s in starts]),
+    }
 
 
-def by_gain(starts: Sequence[Start]) -> Contingency:
-    """Count BS < ½ against a larger gain of off-policy data, also where both lose.
-
-    Args:
-        starts: The starts.
-
-    Returns:
-        The counts; equal gains are left out.
-    """
-    return _count(starts, [None if s.off == s.on else s.off > s.on for s in starts])
-
-
-def _count(starts: Sequence[Start], answers: Sequence[bool | None]) -> Contingency:
+def _counted(starts: Sequence[Start], answers: Sequence[bool | None]) -> dict[str, Any]:
     seen = Counter(zip((start.boundary_score < _EVEN for start in starts), answers, strict=True))
     low, high = ((seen[is_low, True], seen[is_low, False]) for is_low in (True, False))
-    return Contingency((low, high), answers.count(None))
+    total = sum(low) + sum(high)
+    return {
+        "counts": (low, high),
+        "left_out": answers.count(None),
+        "agreement": (low[0] + high[1]) / total if total else None,
+        "p_value": exact_p((low, high)),
+    }
+
+
+def exact_p(counts: Sequence[Sequence[int]]) -> float:
+    """The p-value of Fisher's exact test of independence, two-sided; 1 of an empty table.
+
+    Args:
+        counts: Two rows of two.
+
+    Source:
+        Fisher 1922, "On the interpretation of χ² from contingency tables".
+    """
+    from scipy.stats import fisher_exact
+
+    return float(fisher_exact(counts).pvalue)

@@ -144,9 +144,11 @@ def _summary(result: Mapping[str, Any]) -> str:
     metrics = {name: value for name, value in result["metrics"].items() if "dynamics/" not in name}
     lines += [f"{name}: {shown(value)}" for name, value in sorted(metrics.items())]
     # Of what encoding counts: what was cut or changed, where no note says it.
-    told = ("prompts", "responses", *LEFT_OUT)
-    cut = {name: count for name, count in result["counts"].items() if count and name not in told}
-    lines += [f"{name.replace('_', ' ')}: {count}" for name, count in cut.items()]
+    lines += [
+        f"{name.replace('_', ' ')}: {count}"
+        for name, count in result["counts"].items()
+        if count and name not in ("prompts", "responses", *LEFT_OUT)
+    ]
     if "online" in result:
         counted = ", ".join(f"{name} {count}" for name, count in result["online"].items())
         lines.append(f"sampled rejected responses: {counted}")
