@@ -56,7 +56,7 @@ def test_sft_per_prompt_and_another_model_are_planned(world: Path, tmp_path: Pat
 
 def test_memory_is_that_of_the_memory_model(world: Path, tmp_path: Path) -> None:
     given = settings(world, schedule="off", iterations=1, evaluate=None, measure=False)
-    given["train"]["training"]["token_budget"] = 64
+    given["train"]["tokens"] = {"token_budget": 64}
     taken = {}
     for name, lora in (("whole", None), ("adapter", {"r": 2})):
         given["train"]["lora"] = lora

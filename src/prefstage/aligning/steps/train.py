@@ -67,7 +67,7 @@ class _Training(Step):
         return int(arguments.get("per_device_train_batch_size", 8)) * accumulated
 
     def _memory(self, sizes: Sizes) -> int:
-        budget = self.recipe.training.get("token_budget", "auto")
+        budget = self.recipe.tokens.token_budget
         return sizes.memory(
             "train",
             (self._batch, 2, sizes.response_tokens),
