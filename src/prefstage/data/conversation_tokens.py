@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # A prompt that every template can render.
 QUESTION: Message = {"role": "user", "content": "question"}
+_ANSWER: Message = {"role": "assistant", "content": PROBE}
 _MARKS = re.compile("[\U000f0000\U000f0001]")
 
 # Marks of an assistant's language: a thought in its text is meant as one.
@@ -39,7 +40,10 @@ class ControlText:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
-        sources, turns = "\0".join(template.sources.values()), template.around_turns
+        sources = "\0".join(template.sources.values())
+        # What the template writes around its turns.
+        probes = [{**QUESTION, "content": PROBE}, _ANSWER]
+        turns = template.render(probes, generation_prompt=False).replace(PROBE, "\0")
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special}
         self._in_others = _any_of(special | {t.content for t in added if t.content in sources})
@@ -112,7 +116,7 @@ def probe_turn(render: Callable[[Sequence[Message], bool], str]) -> TurnShape:
         ModelError: If the template leaves the response out.
     """
     before = render([QUESTION], True)
-    after = render([QUESTION, {"role": "assistant", "content": PROBE}], False)
+    after = render([QUESTION, _ANSWER], False)
     start = after.rfind(PROBE)
     if start < 0:
         raise ModelError.of(
@@ -141,7 +145,9 @@ class ConversationTokens:
         control: Finds control tokens that texts spell.
         shape: What the template writes around a response.
         opening: What the generation prompt adds to a prompt.
+        any_mark: Finds any added token in a text.
         end_of_turn_ids: Tokens that end a turn.
+        after_turn: Tokens that the template writes after the end of the last turn.
 
     Raises:
         ModelError: If the template leaves responses out, or nothing ends a turn.
@@ -157,24 +163,11 @@ class ConversationTokens:
         # Some tokenizers add runs of spaces as tokens; those end and control nothing.
         self.marks = {token: str(text) for token, text in added if str(text).strip()}
         self.special = _any_of(str(text) for _, text in added if text.special)
-        self._any_mark = _any_of(self.marks.values())
+        self.any_mark = _any_of(self.marks.values())
         self.shape: TurnShape = probe_turn(self._render)
         self.opening = self._opening_of([QUESTION], self._render([QUESTION], True))
-        self.end_of_turn_ids, self._after_turn = self._find_end_of_turn()
+        self.end_of_turn_ids, self.after_turn = self._find_end_of_turn()
         self.control = ControlText(tokenizer, template)
-
-    def prompt(self, turns: Sequence[Message]) -> list[int]:
-        """Tokens of a prompt with the generation prompt."""
-        marked = self._marked(turns)
-        text = self._render(marked or turns, True)
-        return self.control.encode(text) if marked else self._tokenise([text])[0]
-
-    def opens(self, text: str) -> str | None:
-        """A text that ends with the generation prompt's opening, without it; else None."""
-        opening, whole = self.opening.strip(), text.rstrip()
-        rest = whole.removesuffix(opening)
-        alone = rest.endswith("\n") or self._any_mark.match(opening)
-        return rest.rstrip() if rest != whole and rest.strip() and alone else None
 
     def together(
         self, turns: Sequence[Message], answers: Sequence[Message]
@@ -194,15 +187,19 @@ class ConversationTokens:
                 one response otherwise than that of another.
         """
         conversations = [list(turns), *([*turns, answer] for answer in answers)]
-        marked = [self._marked(conversation) for conversation in conversations]
+        # None where no text spells a control token, as in nearly every row.
+        marked = [
+            self.control.marked(turns) if self._splits and self.control.spelled(turns) else None
+            for turns in conversations
+        ]
         readable = [m or turns for m, turns in zip(marked, conversations, strict=True)]
         texts = [self._render(turns, not n) for n, turns in enumerate(readable)]
         before, wholes = self._agreed_prompt(readable, texts), texts[1:]
         if any(marked):
-            ids = [self.control.encode(text) for text in (before, *wholes)]
+            first, *others = map(self.control.encode, (before, *wholes))
         else:
-            ids = self._tokenise_together(before, wholes)
-        return ids[0], ids[1:]
+            first, *others = self._tokenise_together(before, wholes)
+        return first, others
 
     def _agreed_prompt(self, conversations: Sequence[Sequence[Message]], texts: list[str]) -> str:
         # Some templates render earlier turns otherwise once a response follows (they drop the
@@ -227,14 +224,14 @@ class ConversationTokens:
     def _opening_of(self, turns: Sequence[Message], before: str) -> str:
         start = common_prefix(before, self._render(turns, False))
         # A template may close a prompt with a mark that begins as the opening's does.
-        cut = (m.start() for m in self._any_mark.finditer(before) if m.start() < start < m.end())
+        cut = (m.start() for m in self.any_mark.finditer(before) if m.start() < start < m.end())
         return before[next(cut, start) :]
 
     def _prompt_in(self, before: str, opening: str, whole: str, answer: Message) -> str:
         if common_prefix(before, whole) >= len(before) - len(opening):
             return before
         # The template renders the turns before otherwise: find the last opening of a turn.
-        first, text = self._any_mark.match(opening), str(answer.get("content") or "").strip()
+        first, text = self.any_mark.match(opening), str(answer.get("content") or "").strip()
         start = whole.rfind(first.group() if first else opening or "\0")
         if start < 0 or (text and whole.rfind(text) < start):
             raise RenderingError.at(
@@ -258,16 +255,6 @@ class ConversationTokens:
             return self._tokenise([before, *wholes])
         head = first[: len(first) - len(tails[0])]
         return [first, *([*head, *tail] for tail in tails[1:])]
-
-    def ended(self, ids: list[int]) -> list[int]:
-        """A conversation's tokens without what the template writes after the end of the turn."""
-        cut = len(ids) - len(self._after_turn)
-        follows = cut > 0 and ids[cut:] == self._after_turn and ids[cut - 1] in self.marks
-        return ids[:cut] if follows else ids
-
-    def _marked(self, turns: Sequence[Message]) -> list[Message] | None:
-        # None where no text spells a control token, as in nearly every row.
-        return self.control.marked(turns) if self._splits and self.control.spelled(turns) else None
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         return self._template.render(messages, generation_prompt=generation_prompt)

@@ -332,8 +332,7 @@ def _group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
             ]
             kept = _distinct(entries) if merge else entries
             merged += len(entries) - len(kept)
-            columns = zip(*kept, strict=True) if kept else [()] * 4
-            responses, sources, scores, generations = columns
+            responses, sources, scores, generations = zip(*kept, strict=True) if kept else [()] * 4
             yield replace(
                 parts[0],
                 responses=responses,

@@ -129,14 +129,14 @@ def _are_messages(value: Any) -> bool:
     )
 
 
+def is_sequence(value: Any) -> bool:
+    """Whether a value is a list or the like, empty or not; a text is none."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def is_list(value: Any, kind: Any = object) -> bool:
     """Whether a value is a list that is not empty, whose first item is of a type."""
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and len(value) > 0
-        and isinstance(value[0], kind)
-    )
+    return is_sequence(value) and len(value) > 0 and isinstance(value[0], kind)
 
 
 def is_messages(value: Any) -> bool:
@@ -174,8 +174,7 @@ def read_messages(value: Any, field: str) -> Prompt:
 def _transposed(value: Any) -> Any:
     # `datasets` before its List type stored a list of objects as an object of lists.
     columns = list(value.values()) if isinstance(value, Mapping) else []
-    lists = all(isinstance(item, Sequence) and not isinstance(item, str) for item in columns)
-    if not lists or len(set(map(len, columns))) != 1:
+    if not all(map(is_sequence, columns)) or len(set(map(len, columns))) != 1:
         return value
     return [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
 
@@ -235,8 +234,7 @@ def _read_field(key: str, item: Any, field: str) -> Any:
         return item
     expected = f"{_JSON_FIELDS[key]}, or its JSON text"
     value = parse_field(item, f"{field}.{key}", expected)
-    listed = isinstance(value, Sequence) and not isinstance(value, str)
-    expect(listed, f"{field}.{key}", item, expected, "mend the JSON")
+    expect(is_sequence(value), f"{field}.{key}", item, expected, "mend the JSON")
     return value
 
 

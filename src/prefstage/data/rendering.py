@@ -100,11 +100,6 @@ class ChatTemplate:
         }
         self._read_whole = set[Any]()  # what messages have, where a template reads all of it
 
-    @property
-    def source(self) -> str:
-        """The template of conversations without tools."""
-        return self.sources["default"]
-
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
         """The text of a conversation.
 
@@ -168,12 +163,6 @@ class ChatTemplate:
         user, answer = ({"role": role, "content": PROBE} for role in ("user", "assistant"))
         texts = {name: self._attempt([user, answer | {name: _NONCE}]) for name in THOUGHT_FIELDS}
         return next((name for name, text in texts.items() if _NONCE in text), None)
-
-    @cached_property
-    def around_turns(self) -> str:
-        """Text of a conversation without texts: what the template writes around its turns."""
-        turns = [{"role": role, "content": PROBE} for role in ("user", "assistant")]
-        return self.render(turns, generation_prompt=False).replace(PROBE, "\0")
 
     @cached_property
     def _content_form(self) -> Literal["text", "parts"]:

@@ -162,7 +162,9 @@ class ResponseEncoder:
     @property
     def chat_template(self) -> str:
         """The template as a tokenizer needs it to read prompts as this encoder does."""
-        return ("{{ bos_token }}" if self._starts_with_bos else "") + self._template.source
+        return ("{{ bos_token }}" if self._starts_with_bos else "") + self._template.sources[
+            "default"
+        ]
 
     @cached_property
     def opens_thought(self) -> bool:
@@ -196,7 +198,7 @@ class ResponseEncoder:
         turns = self._unopened(prompt)
         self._template.check_read(turns)
         self._count_control(turns)
-        return self._cut_prompt(self._tokens.prompt(turns))
+        return self._cut_prompt(self._tokens.together(turns, [])[0])
 
     def encode(self, prompt: Sequence[Message], responses: Sequence[str | Message]) -> TokenTree:
         """Tokenise a prompt and its responses.
@@ -289,8 +291,11 @@ class ResponseEncoder:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _ended(self, ids: list[int]) -> list[int]:
-        ids = self._tokens.ended(ids)
-        if ids and ids[-1] not in self._tokens.marks:
+        # Without what the template writes after the end of the turn.
+        after, marks = self._tokens.after_turn, self._tokens.marks
+        cut = len(ids) - len(after)
+        ids = ids[:cut] if cut > 0 and ids[cut:] == after and ids[cut - 1] in marks else ids
+        if ids and ids[-1] not in marks:
             self.counts.without_end += 1
             self._warn(
                 "the chat template ends the last turn with no control token: responses are "
@@ -310,15 +315,17 @@ class ResponseEncoder:
 
     def _unopened(self, prompt: Sequence[Message]) -> list[Message]:
         # Transcripts often end with the opening of the answer, which the template adds anyway.
-        turns = list(prompt)
-        rest = self._tokens.opens(str(turns[-1].get("content") or "")) if turns else None
-        if rest is None:
+        turns, opening = list(prompt), self._tokens.opening.strip()
+        text = str(turns[-1].get("content") or "").rstrip() if turns else ""
+        rest = text.removesuffix(opening)
+        alone = rest.endswith("\n") or self._tokens.any_mark.match(opening)
+        if rest == text or not rest.strip() or not alone:
             return turns
         self.counts.openings_removed += 1
         self._warn(
             "prompts end with the generation prompt's own opening, which is not repeated (counted)",
         )
-        return [*turns[:-1], {**turns[-1], "content": rest}]
+        return [*turns[:-1], {**turns[-1], "content": rest.rstrip()}]
 
     def _count_control(self, *texts: Sequence[Message]) -> None:
         spelled = sum(map(self._tokens.control.spelled, texts))

@@ -149,7 +149,13 @@ def recognise(
                 expected="labelled responses" if wanted == "unpaired" else wanted,
                 cure=f"load it with load_{kind}",
             )
-    near = _nearest_format(row, _formats_for(wanted))
+    # The columns of the format and of the row that resemble each other most; of equals the
+    # general format, which stands after the special ones.
+    names = [str(name).lower() for name in row]
+    near = max(
+        reversed(_formats_for(wanted)),
+        key=lambda format_: _likeness(format_.fields, names) + _likeness(names, format_.fields),
+    )
     how = "" if any(name not in row for name in near.fields) else " by their values"
     roles = {
         "unpaired": ("prompt", "completion", "label"),
@@ -188,16 +194,6 @@ def _choose(matching: Sequence[Format], row: Row, source: str, wanted: Wanted) -
             cure=f"say which, e.g. format={by_choice[0].name!r}",
         )
     return pairs[0]
-
-
-def _nearest_format(row: Row, formats: Sequence[Format]) -> Format:
-    # The columns of the format and of the row that resemble each other most; of equals the
-    # general format, which stands after the special ones.
-    names = [str(name).lower() for name in row]
-    return max(
-        reversed(formats),
-        key=lambda format_: _likeness(format_.fields, names) + _likeness(names, format_.fields),
-    )
 
 
 def _likeness(names: Collection[str], others: Iterable[str]) -> float:

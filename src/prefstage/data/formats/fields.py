@@ -13,6 +13,7 @@ from prefstage.data.labels import LabelScheme
 from prefstage.data.messages import (
     is_list,
     is_messages,
+    is_sequence,
     is_transcript,
     messages_in,
     parse_field,
@@ -338,9 +339,8 @@ def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:
                 )
         else:
             prompt = (*turn(system, "system"), *prompt)
-            observations = observations_of(row)
-            if system.strip() and name != "system" and observations is not None:
-                observations.systems[name] += 1
+            if system.strip() and name != "system":
+                observations_of(row).systems[name] += 1
     tools = _read_tools(row.get("tools"))
     if tools and prompt:
         if prompt[0].get("tools") not in (None, tools):
@@ -354,11 +354,14 @@ def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:
     return prompt
 
 
-def observations_of(row: Row) -> Observations | None:
-    """The account of the pass that a row belongs to, also of an overlaid one."""
+def observations_of(row: Row) -> Observations:
+    """The account of the pass that a row belongs to, also of an overlaid one.
+
+    An account that nobody reads, for a row that is only looked at.
+    """
     while isinstance(row, ChainMap):
         row = row.maps[-1]
-    return row.observations if isinstance(row, SourceRow) else None
+    return getattr(row, "observations", None) or Observations()
 
 
 def read_response(value: Any, field: str, prompt: Prompt = ()) -> tuple[Message, ...]:
@@ -391,8 +394,7 @@ def _read_tools(tools: Any) -> Any:
     if isinstance(tools, str):
         tools = parse_field(tools, "tools", expected) if tools.strip() else None
     tools = [tools] if isinstance(tools, Mapping) else tools or []
-    listed = isinstance(tools, Sequence) and not isinstance(tools, str)
-    expect(listed, "tools", tools, expected, "mend the field")
+    expect(is_sequence(tools), "tools", tools, expected, "mend the field")
     return [
         parse_field(tool, f"tools[{index}]", "a tool, or its JSON text")
         if isinstance(tool, str)

@@ -30,6 +30,7 @@ from prefstage.data.messages import (
     common_prefix,
     is_list,
     is_messages,
+    is_sequence,
     is_transcript,
     read_messages,
     read_transcript,
@@ -327,7 +328,7 @@ PAIRS = (
         _read_alpaca_output,
         shapes={
             "instruction": is_text,
-            "output": lambda value: isinstance(value, Sequence) and not is_text(value),
+            "output": is_sequence,
         },
         absent=("chosen",),
         note="output read as [chosen, rejected] (LLaMA-Factory's order)",

@@ -31,6 +31,7 @@ from prefstage.data.formats.fields import (
 from prefstage.data.messages import (
     is_list,
     is_messages,
+    is_sequence,
     is_transcript,
     messages_in,
     read_message,
@@ -69,8 +70,7 @@ def _read_candidates(row: Row) -> Candidates:
 def _items(row: Row, column: str) -> dict[str, Any]:
     # The items of a list, by their paths.
     value = require(row, column)
-    listed = isinstance(value, Sequence) and not isinstance(value, str)
-    expect(listed, column, value, "a list", "make it a list, one item a response")
+    expect(is_sequence(value), column, value, "a list", "make it a list, one item a response")
     return {f"{column}[{index}]": item for index, item in enumerate(value)}
 
 
@@ -89,9 +89,7 @@ def _read_texts(row: Row, column: str) -> Sequence[Any]:
     }
     if None in spelled.values():
         return list(items.values())
-    observations = observations_of(row)
-    if observations is not None:
-        observations.parsed[column] += 1
+    observations_of(row).parsed[column] += 1
     return [_content(value, path) for path, value in spelled.items()]
 
 
