@@ -184,6 +184,8 @@ class Reading:
 
 
 def _check_texts(row: SourceRow, record: Record, observations: Observations) -> None:
+    # Pictures and the like are faults; nulls that templates would render, and texts that a
+    # template has written already, are noted.
     messages = _messages_of(record) + [
         message for text in getattr(record, "responses", ()) for message in turn(text)
     ]
