@@ -68,29 +68,30 @@ def without_fused_mlps() -> None:
     fused._mlp_forwards = lambda module: []
 
 
-def without_direct_gradients() -> None:
-    """Gradients are passed on and added by autograd."""
+def without_savings(**off: Any) -> None:
+    """Training passes leave out some fields of `lean.Savings`."""
     from prefstage.scoring.cpu import lean
 
-    lean.direct_gradients = nullcontext
+    saving = lean.saving
+    lean.saving = lambda **changes: saving(**{**changes, **off})
+
+
+def without_direct_gradients() -> None:
+    """Gradients are passed on and added by autograd."""
+    without_savings(direct=False)
 
 
 def without_pool() -> None:
     """Short-lived tensors come from the allocator, each anew."""
-    from prefstage.scoring.cpu import lean
-
-    lean.pooled = nullcontext
+    without_savings(buffers=None)
 
 
 def without_short_lived() -> None:
     """As above, and of the exact size."""
-    from prefstage.scoring.cpu import steps, tensors
-
-    def plain(shape: tuple[int, ...], like: Any) -> Any:
-        return like.new_empty(shape)
+    from prefstage.scoring.cpu import fused
 
     without_pool()
-    tensors.short_lived = steps.short_lived = plain
+    fused.short_lived = lambda shape, like: like.new_empty(shape)
 
 
 def without_norms_recomputed() -> None:
@@ -109,10 +110,7 @@ def without_recomputed_layers() -> None:
 
 def without_kept_logits() -> None:
     """The backward pass computes all logits again."""
-    from prefstage.scoring.cpu import lean
-
-    room = lean.room_for_logits
-    lean.room_for_logits = lambda _: room(0)
+    without_savings(room=0)
 
 
 def without_tiles() -> None:

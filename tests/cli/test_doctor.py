@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from prefstage.cli.main import app
 from prefstage.core.errors import InputError
-from prefstage.scoring.linear import KEPT_ELEMENTS
+from prefstage.scoring.cpu.lean import KEPT_ELEMENTS
 from prefstage.scoring.memory import (
     GPU_TOKENS,
     MIN_TOKENS,
@@ -179,7 +179,7 @@ def test_training_memory_is_bounded_by_the_token_budget() -> None:
 def test_kept_logits_take_their_room_and_what_the_layers_leave() -> None:
     shape = ModelShape.of_config(CONFIG, dtype="float32")
     wide = replace(shape, vocabulary=10_000_000)
-    layers = shape.layers * 4 * shape.kept_values(norms_recomputed=True)
+    layers = shape.kept_bytes(norms_recomputed=True)
 
     def logits(shape: ModelShape, *, on_cpu: bool = True, batch: int = 2) -> int:
         size = JobSize("train", batch, 3, 10, 20)

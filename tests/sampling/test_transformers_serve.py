@@ -42,9 +42,8 @@ def test_it_is_started_asked_and_stopped(model, prompts, policy, tokenizer, tmp_
     with serving(model, CONFIG, tmp_path / "server.log") as sampler:
         first = {(s.prompt_id, s.index): s for s in sampler.sample(requests)}
         again = {(s.prompt_id, s.index): s for s in sampler.sample(requests[::-1])}
-        greedy = sampler._inner
-        greedy.config = GREEDY
-        likeliest = {(s.prompt_id, s.index): s for s in greedy.sample(requests)}
+        sampler.config = GREEDY
+        likeliest = {(s.prompt_id, s.index): s for s in sampler.sample(requests)}
     assert set(psutil.Process().children(recursive=True)) == before
     assert len(first) == 12
     assert first == again  # each response has a seed of its own, whatever the order

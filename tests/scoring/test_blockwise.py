@@ -122,7 +122,9 @@ def test_a_text_alone_gives_what_it_gives_in_company(deep_row: Row, threads: int
     rule = AttentionRule(0.5)
     together = attend(query, key, value, segments=deep_row.segments, rule=rule)
     for segment in deep_row.segments:
-        places = torch.cat([torch.arange(*span) for span in segment.path])
+        places = torch.cat(
+            [torch.arange(*span) for span in (*segment.context, (segment.start, segment.stop))]
+        )
         own = slice(segment.start - segment.stop, None)
         alone = attend(
             *(x[:, places] for x in (query, key, value)),

@@ -8,11 +8,8 @@ from torch import Tensor
 
 from prefstage.scoring import response_log_probs
 from prefstage.scoring.cpu.fused import find_fused_layers
-from prefstage.scoring.cpu.gradients import (
-    direct_gradients,
-    takes_direct_gradient,
-)
-from prefstage.scoring.model import ModelParts
+from prefstage.scoring.cpu.lean import owner_of, saving
+from prefstage.scoring.engine import ModelParts
 from tests.scoring.tiny_models import tiny_model, tree_of
 
 
@@ -22,7 +19,7 @@ def gradients(model: Any, *, direct: bool, passes: int) -> dict[str, Tensor]:
     for index in range(passes):
         tree = tree_of([3, 4, 0, 5, 3 + index], [[6, 7, 0, 8], [9, 3]])
         if direct:
-            with direct_gradients():
+            with saving(direct=True):
                 scored = response_log_probs(model, [tree])
         else:
             scored = response_log_probs(model, [tree])
@@ -45,15 +42,15 @@ def test_direct_gradients_are_the_gradients(architecture: str, tied: bool, passe
 
 def test_they_are_off_where_another_waits_for_the_gradient() -> None:
     weight = torch.nn.Parameter(torch.zeros(2, 3))
-    assert not takes_direct_gradient(weight)
-    with direct_gradients():
-        assert takes_direct_gradient(weight)
-        assert not takes_direct_gradient(torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16)))
-        assert not takes_direct_gradient(weight * 2)
+    assert owner_of(weight) is None
+    with saving(direct=True):
+        assert owner_of(weight) is weight
+        assert owner_of(torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))) is None
+        assert owner_of(weight * 2) is None
         with torch.no_grad():
-            assert not takes_direct_gradient(weight)
+            assert owner_of(weight) is None
         handle = weight.register_post_accumulate_grad_hook(lambda _: None)
-        assert not takes_direct_gradient(weight)
+        assert owner_of(weight) is None
         handle.remove()
         weight.register_hook(lambda gradient: gradient)
-        assert not takes_direct_gradient(weight)
+        assert owner_of(weight) is None

@@ -10,8 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
 
-from prefstage.scoring.cpu.fused import find_fused_layers, fused_layers
-from prefstage.scoring.cpu.steps import GatedWeights, gated_mlp, rms_norm
+from prefstage.scoring.cpu.fused import find_fused_layers, fused_layers, gated_mlp, rms_norm
 from tests.scoring.tiny_models import tiny_model
 
 PLACES, HIDDEN, INNER = 5, 8, 12
@@ -81,7 +80,7 @@ def test_the_mlp_is_its_formula_with_the_same_gradient(
     linear = nn.functional.linear
     inner = activation(linear(x, *maps["gate"])) * linear(x, *maps["up"])
     expected = linear(inner, *maps["down"])
-    found = gated_mlp(x, GatedWeights(**maps), activation)
+    found = gated_mlp(x, **maps, activation=activation)
     torch.testing.assert_close(found, expected)
     wanted = [x, *(each for pair in maps.values() for each in pair if each is not None)]
     for one, other in zip(

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from prefstage.scoring import linear
-from prefstage.scoring.linear import Head, linear_log_probs, room_for_logits
+from prefstage.scoring.cpu.lean import saving
+from prefstage.scoring.linear import Head, linear_log_probs
 
 
 def whole_logits(hidden: Tensor, head: Head) -> Tensor:
@@ -30,9 +31,8 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("softcap", [None, 2.5])
 @pytest.mark.parametrize("kept", [0, 700, 1 << 25])
 def test_values_and_gradients_are_exact(
-    with_bias: bool, scale: float, softcap: float | None, kept: int, monkeypatch: pytest.MonkeyPatch
+    with_bias: bool, scale: float, softcap: float | None, kept: int
 ) -> None:
-    monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept)
     torch.manual_seed(0)
     hidden = torch.randn(13, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(150, 6, dtype=torch.float64, requires_grad=True)
@@ -41,7 +41,8 @@ def test_values_and_gradients_are_exact(
 
     def log_probs(hidden: Tensor, weight: Tensor, *bias: Tensor) -> Tensor:
         head = Head(weight, bias[0] if bias else None, scale, softcap)
-        return linear_log_probs(hidden, targets, head).log_probs
+        with saving(room=kept):
+            return linear_log_probs(hidden, targets, head).log_probs
 
     inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
     expected = whole_logits(hidden, Head(weight, bias, scale, softcap)).log_softmax(-1)
@@ -60,9 +61,9 @@ def test_logits_are_kept_for_a_backward_pass_alone_and_within_bounds(
     targets = torch.randint(150, (13,))
     done = []
     for kept in (1 << 25, 13 * 150 - 300, 0):
-        monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept)
         calls.clear()
-        log_probs = linear_log_probs(hidden, targets, Head(weight)).log_probs
+        with saving(room=kept):
+            log_probs = linear_log_probs(hidden, targets, Head(weight)).log_probs
         first = len(calls)
         log_probs.sum().backward()
         done.append(len(calls) / first)
@@ -73,7 +74,6 @@ def test_logits_are_kept_for_a_backward_pass_alone_and_within_bounds(
         def append(self, logits: Tensor) -> None:
             kept_at_all.append(logits.numel())
 
-    monkeypatch.setattr(linear, "KEPT_ELEMENTS", 1 << 25)
     monkeypatch.setattr(linear, "deque", Noted)
     with torch.no_grad():
         linear_log_probs(hidden, targets, Head(weight))
@@ -83,7 +83,6 @@ def test_logits_are_kept_for_a_backward_pass_alone_and_within_bounds(
 
 
 def test_room_for_logits_counts_in_place_of_the_usual(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "KEPT_ELEMENTS", 700)
     kept = list[int]()  # logits of each pass
 
     class Noted(deque[Tensor]):
@@ -102,12 +101,13 @@ def test_room_for_logits_counts_in_place_of_the_usual(monkeypatch: pytest.Monkey
         log_probs = linear_log_probs(hidden, targets, Head(weight)).log_probs
         return torch.autograd.grad(log_probs.sum(), hidden)[0]
 
-    usual = gradient()
-    with room_for_logits(0), room_for_logits(13 * 150):
-        more = gradient()
-    with room_for_logits(0):
-        none = gradient()
-    gradient()
+    with saving(room=700):
+        usual = gradient()
+        with saving(room=0), saving(room=13 * 150):
+            more = gradient()
+        with saving(room=0):
+            none = gradient()
+        gradient()
     assert 0 < kept[0] <= 700 < kept[1] == 13 * 150
     assert (kept[2], kept[3]) == (0, kept[0])
     assert torch.equal(usual, more)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from prefstage.scoring import response_log_probs
 from prefstage.scoring.cpu.fused import find_fused_layers
-from prefstage.scoring.cpu.gradients import direct_gradients
-from prefstage.scoring.cpu.lean import Recipes, _Recipe
+from prefstage.scoring.cpu.lean import Recipes, _Recipe, saving
 from prefstage.scoring.memory import ModelShape, _intermediate
 from tests.scoring.tiny_models import CONFIGS, tiny_model, tree_of
 
@@ -35,7 +34,7 @@ def kept_numbers(model: Any, monkeypatch: pytest.MonkeyPatch, *, norms_recompute
     find_fused_layers(model.get_decoder())
     with monkeypatch.context() as patch:
         patch.setattr(Recipes, "_keep", noting)
-        with Recipes().keeping(), direct_gradients():
+        with Recipes().keeping(), saving(direct=True):
             response_log_probs(model, [tree])
     return sum(sizes.values()) / 4 / TOKENS
 
@@ -54,7 +53,7 @@ def test_the_estimate_is_what_a_layer_keeps(
         for layers in (2, 4)
     ]
     shape = ModelShape.of(tiny_model(architecture, intermediate_size=200))
-    expected = shape.kept_values(norms_recomputed=norms_recomputed)
+    expected = shape.kept_bytes(norms_recomputed=norms_recomputed) / (shape.layers * 4)
     assert (found[1] - found[0]) / 2 == pytest.approx(expected, rel=0.1)
 
 
@@ -63,7 +62,7 @@ def test_widths_are_read_off_every_architecture(architecture: str) -> None:
     model = tiny_model(architecture)
     shape = ModelShape.of(model)
     assert (shape.layers, shape.hidden) == (2, 32)
-    assert shape.kept_values(norms_recomputed=False) >= shape.kept_values(norms_recomputed=True)
+    assert shape.kept_bytes(norms_recomputed=False) >= shape.kept_bytes(norms_recomputed=True)
     plain = {"gpt2", "gpt-neox", "mixtral", "qwen2-moe", "cohere", "mamba"}
     assert shape.fused is (architecture not in plain)
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from prefstage.scoring import response_log_probs
-from prefstage.scoring.cpu.fused import find_fused_layers
+from prefstage.scoring.cpu.fused import find_fused_layers, rms_norm
 from prefstage.scoring.cpu.lean import Recipes, _Recipe, computed_by
-from prefstage.scoring.cpu.steps import rms_norm
-from prefstage.scoring.model import ModelParts
+from prefstage.scoring.engine import ModelParts
 from tests.scoring.tiny_models import CONFIGS, tiny_model, tree_of
 
 

@@ -10,9 +10,8 @@ from prefstage.scoring import response_log_probs
 from prefstage.scoring.attention import TREE_ATTENTION
 from prefstage.scoring.compat import layers_of
 from prefstage.scoring.cpu.fused import find_fused_layers
-from prefstage.scoring.cpu.gradients import direct_gradients
-from prefstage.scoring.cpu.lean import Recipes, recomputed_layers
-from prefstage.scoring.model import ModelParts
+from prefstage.scoring.cpu.lean import Recipes, recomputed_layers, saving
+from prefstage.scoring.engine import ModelParts
 from tests.scoring.tiny_models import CONFIGS, tiny_model, tree_of
 
 
@@ -36,7 +35,7 @@ def gradients(model: Any, room: int, layout: str = "tree") -> tuple[int, dict[st
     ids = torch.randint(3, 90, (40,), generator=torch.Generator().manual_seed(3)).tolist()
     tree = tree_of(ids[:20], [ids[20:33], ids[33:]])
     with (
-        direct_gradients(),
+        saving(direct=True),
         Recipes().keeping(),
         recomputed_layers(body, tokens=38, room=room) as again,
     ):

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefstage.data.messages import common_prefix
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import visible_keys
 from prefstage.scoring.layout import (
@@ -14,7 +15,6 @@ from prefstage.scoring.layout import (
     Segment,
     build_batch,
     build_row,
-    common_prefix,
     leaves_of,
     pack_batches,
     pack_rows,
@@ -37,7 +37,7 @@ def test_a_small_row_by_hand() -> None:
     assert row.segments == (Segment(0, 3, ()), Segment(3, 5, ((0, 2),)))
     assert row.read_at.tolist() == [1, 2, 1, 3, 4]
     assert row.target_ids.tolist() == [3, 4, 5, 6, 7]
-    assert [(s.response, s.start, s.stop) for s in row.slots] == [(1, 0, 2), (0, 2, 5)]
+    assert [(leaf.response, len(leaf.response_ids)) for leaf in row.leaves] == [(1, 2), (0, 3)]
 
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple)
@@ -55,7 +55,7 @@ def test_every_response_token_sees_exactly_its_own_text(
     met = []
     for row in rows:
         check_row(row, trees)
-        met += [(slot.tree, slot.response) for slot in row.slots]
+        met += [(leaf.tree, leaf.response) for leaf in row.leaves]
         used = [leaf for leaf in leaves_of(trees) if (leaf.tree, leaf.response) in set(met)]
         assert len(used) == len(met)
     assert sorted(met) == [(leaf.tree, leaf.response) for leaf in leaves_of(trees)]
@@ -69,14 +69,18 @@ def check_row(row: Row, trees: list[TokenTree]) -> None:
             for start, stop in (*segment.context, (segment.start, place + 1)):
                 by_segment[place, start:stop] = True
     assert torch.equal(seen, by_segment)
-    for slot in row.slots:
-        tree = trees[slot.tree]
-        response = tree.response_ids[slot.response]
-        assert tuple(row.target_ids[slot.start : slot.stop].tolist()) == response
-        for count, place in enumerate(row.read_at[slot.start : slot.stop].tolist()):
+    start = 0
+    for leaf in row.leaves:
+        tree = trees[leaf.tree]
+        response = tree.response_ids[leaf.response]
+        stop = start + len(response)
+        assert tuple(row.target_ids[start:stop].tolist()) == response
+        for count, place in enumerate(row.read_at[start:stop].tolist()):
             text = tree.prompt_ids + response[:count]
             assert tuple(row.input_ids[seen[place]].tolist()) == text
             assert row.position_ids[seen[place]].tolist() == list(range(len(text)))
+        start = stop
+    assert start == len(row.target_ids) == len(row.read_at)
 
 
 @given(forest=forests)
@@ -93,14 +97,14 @@ def test_rows_keep_to_the_budget_and_trees_together() -> None:
     assert len(rows) == 3
     for row in rows:
         assert len(row.input_ids) <= 600
-    trees_of_rows = [{slot.tree for slot in row.slots} for row in rows]
+    trees_of_rows = [{leaf.tree for leaf in row.leaves} for row in rows]
     assert sum(map(len, trees_of_rows)) == len({leaf.tree for leaf in leaves})
 
 
 def test_a_tree_beyond_the_budget_is_divided_and_no_further_than_needed() -> None:
     tree = TokenTree("", tuple(range(10)), tuple((20 + i,) * 6 for i in range(7)))
     rows = pack_rows(leaves_of([tree]), token_budget=25)
-    assert [len(row.slots) for row in rows] == [3, 3, 1]
+    assert [len(row.leaves) for row in rows] == [3, 3, 1]
     assert [len(row.input_ids) for row in rows] == [25, 25, 15]
 
 
@@ -111,8 +115,8 @@ def test_batches_pad_little_and_hold_every_response_once() -> None:
         for _ in range(40)
     ]
     batches = pack_batches(leaves_of(trees), token_budget=700)
-    slots = [(slot.tree, slot.response) for batch in batches for slot in batch.slots]
-    assert sorted(slots) == [(leaf.tree, leaf.response) for leaf in leaves_of(trees)]
+    met = [(leaf.tree, leaf.response) for batch in batches for leaf in batch.leaves]
+    assert sorted(met) == [(leaf.tree, leaf.response) for leaf in leaves_of(trees)]
     for batch in batches:
         assert batch.input_ids.numel() <= 700
         assert (batch.input_ids == 0).sum() <= 0.1 * batch.input_ids.numel()

@@ -2,7 +2,7 @@
 
 import torch
 
-from prefstage.scoring.cpu.tensors import mapped, pooled, short_lived
+from prefstage.scoring.cpu.lean import saving, short_lived
 
 
 def test_it_is_longer_than_it_need_be_and_looks_as_asked_for() -> None:
@@ -15,15 +15,9 @@ def test_it_is_longer_than_it_need_be_and_looks_as_asked_for() -> None:
     assert short_lived((2, 0), torch.empty(0, device="meta")).shape == (2, 0)
 
 
-def test_a_map_is_its_formula() -> None:
-    rows, weight, bias = torch.randn(4, 3), torch.randn(5, 3), torch.randn(5)
-    torch.testing.assert_close(mapped(rows, weight, None), rows @ weight.t())
-    torch.testing.assert_close(mapped(rows, weight, bias), rows @ weight.t() + bias)
-
-
 def test_a_pool_gives_out_again_what_nobody_holds() -> None:
     like = torch.empty(0)
-    with pooled():
+    with saving(buffers={}):
         first = short_lived((4, 3), like)
         place = first.data_ptr()
         other = short_lived((4, 3), like)
@@ -38,7 +32,7 @@ def test_a_pool_gives_out_again_what_nobody_holds() -> None:
 
 def test_a_pool_remembers_the_last_eight_of_a_size() -> None:
     like = torch.empty(0)
-    with pooled():
+    with saving(buffers={}):
         held = [short_lived((4, 3), like) for _ in range(10)]
         places = [each.data_ptr() for each in held]
         del held[2:]
@@ -48,7 +42,7 @@ def test_a_pool_remembers_the_last_eight_of_a_size() -> None:
 
 def test_a_pool_leaves_alone_what_is_held_in_any_form() -> None:
     like = torch.empty(0)
-    with pooled():
+    with saving(buffers={}):
         row, array = short_lived((4, 3), like)[1], short_lived((4, 3), like).numpy()
         weight = torch.ones(3, requires_grad=True)
         kept = (short_lived((4, 3), like).fill_(2.0) * weight).sum()  # by the graph alone
@@ -63,7 +57,7 @@ def test_a_pool_leaves_alone_what_is_held_in_any_form() -> None:
 
 
 def test_a_pool_ends_with_its_block() -> None:
-    with pooled():
+    with saving(buffers={}):
         inside = short_lived((4, 3), torch.empty(0))
         place = inside.data_ptr()
         storage = inside.untyped_storage()

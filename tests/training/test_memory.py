@@ -54,17 +54,17 @@ def test_logits_may_take_what_a_short_micro_batch_leaves(
 ) -> None:
     monkeypatch.setattr(lean, "KEPT_ELEMENTS", 1000)
     rooms, tokens = list[int](), list[int]()
-    keep, recomputed = lean.room_for_logits, lean.recomputed_layers
+    saving, recomputed = lean.saving, lean.recomputed_layers
 
-    def noting_room(elements: int) -> Any:
-        rooms.append(elements)
-        return keep(elements)
+    def noting_room(**changes: Any) -> Any:
+        rooms.extend([changes["room"]] if "room" in changes else [])
+        return saving(**changes)
 
     def noting_tokens(body: Any, **given: int) -> Any:
         tokens.append(given["tokens"])
         return recomputed(body, **given)
 
-    monkeypatch.setattr(lean, "room_for_logits", noting_room)
+    monkeypatch.setattr(lean, "saving", noting_room)
     monkeypatch.setattr(lean, "recomputed_layers", noting_tokens)
     preference_trainer(tmp_path, max_steps=2, token_budget=40).train()
     layers = 2 * (2 * 32 + 2 * (32 + 16) + 2 * 48)  # numbers that a token keeps: docs/install.md

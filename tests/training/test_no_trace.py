@@ -9,10 +9,7 @@ import pytest
 import torch
 
 from prefstage.scoring import Scorer, response_log_probs
-from prefstage.scoring.cpu import gradients
-from prefstage.scoring.cpu.lean import _current
-from prefstage.scoring.cpu.tensors import _pool
-from prefstage.scoring.linear import _room
+from prefstage.scoring.cpu.lean import savings
 from tests.scoring.tiny_models import CONFIGS, tiny_model, tree_of
 from tests.training.preference_runs import preference_trainer, tiny_pairs
 
@@ -52,7 +49,7 @@ def state_of(model: Any) -> dict[str, Any]:
             for name in sorted({type(m).__module__ for m in model.modules()})
         },
         "classes": {cls: cls.forward for cls in {type(m) for m in model.modules()}},
-        "ours": [gradients._on.get(), _current.get(), _pool.get(), _room.get()],
+        "ours": savings(),
         "torch": [torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()],
     }
 

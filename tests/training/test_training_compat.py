@@ -14,9 +14,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
 from prefstage import training
-from prefstage.scoring.engine import plan_passes, response_log_probs
-from prefstage.scoring.layout import leaves_of
-from prefstage.scoring.model import ModelParts
+from prefstage.scoring.engine import ModelParts, response_log_probs
+from prefstage.scoring.layout import leaves_of, plan_passes
 from prefstage.training.compat import (
     HookedTrainer,
     ScoringCalls,

@@ -389,7 +389,12 @@ class LoadOptions:
 _IN_PROCESS: tuple[str, ...] = ("template_date", "control_tokens", "dtype", "device", "adapter")
 _IN_PROCESS += ("max_prompt_tokens", "batch_tokens")
 _CLIENT = ("timeout_s", "retries", "api_key_env")
-_SERVER = ("concurrency", *_CLIENT)
+# By the beginning of a spec, the options that have no effect on its kind; in process comes last.
+_NO_EFFECT = {
+    "openai:": (*_IN_PROCESS, "log_file"),
+    "serve:": _IN_PROCESS,
+    "": ("concurrency", *_CLIENT, "log_file"),
+}
 
 
 def as_sampler(
@@ -427,13 +432,17 @@ def as_sampler(
             cure="pass one of these; a class of your own derives from prefstage.sampling.Sampler",
         )
     spec, config, options = str(spec), config or SamplingConfig(), options or LoadOptions()
-    if spec.startswith("openai:"):
-        _no_effect(spec, options, (*_IN_PROCESS, "log_file"))
+    kind = next(kind for kind in _NO_EFFECT if spec.startswith(kind))
+    for name, value in options.set_among(*_NO_EFFECT[kind]).items():
+        raise InputError.of(
+            saw=f"{name}={value} with policy {spec!r}",
+            expected="only options that have an effect on this kind of policy",
+            cure=f"leave {name} out",
+        )
+    if kind == "openai:":
         return _running_server(spec, config, options)
-    if spec.startswith("serve:"):
-        _no_effect(spec, options, _IN_PROCESS)
-        return _started_server(spec.removeprefix("serve:").strip(), config, options)
-    _no_effect(spec, options, (*_SERVER, "log_file"))
+    if kind == "serve:":
+        return _started_server(spec.removeprefix(kind).strip(), config, options)
     if not spec.strip():
         raise InputError.of(
             saw="an empty policy",
@@ -489,12 +498,3 @@ def _started_server(command: str, config: SamplingConfig, options: LoadOptions) 
         client_options=options.set_among(*_CLIENT),
         template_options=options.template_options,
     )
-
-
-def _no_effect(spec: str, options: LoadOptions, names: tuple[str, ...]) -> None:
-    for name, value in options.set_among(*names).items():
-        raise InputError.of(
-            saw=f"{name}={value} with policy {spec!r}",
-            expected="only options that have an effect on this kind of policy",
-            cure=f"leave {name} out",
-        )

@@ -68,7 +68,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # untyped in transforme
     def _chosen(self, old: Tensor, rows: Tensor, room: Tensor | None) -> tuple[Tensor, Tensor]:
         length, stay = old.shape[-2], 0
         if room is not None and _begins(room, old) and len(rows) <= len(room):
-            stay = _unmoved(rows)
+            # So many of the first rows stay where they are.
+            same = rows == torch.arange(len(rows), device=rows.device)
+            stay = int(same.long().cumprod(0).sum())
         else:
             room = self._room(old, len(rows), length)
         chosen = room[: len(rows), :, :length]
@@ -80,11 +82,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # untyped in transforme
         return like.new_empty(rows, heads, max(self._most_tokens, tokens), width)
 
 
+# Whether rows are the first ones of a room, from their first token.
 def _begins(room: Tensor, rows: Tensor) -> bool:
-    """Whether rows are the first ones of a room, from their first token."""
     return rows.data_ptr() == room.data_ptr() and rows.stride() == room.stride()
-
-
-def _unmoved(rows: Tensor) -> int:
-    """How many of the first rows stay where they are."""
-    return int((rows == torch.arange(len(rows), device=rows.device)).long().cumprod(0).sum())

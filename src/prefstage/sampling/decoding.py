@@ -103,7 +103,7 @@ def generate_rows(
     """Generate one response for each row, in one batch.
 
     Prompts are padded on the left and computed once however many rows share them; a row
-    leaves the batch as soon as it is finished. With several beams it is `search_beams`.
+    leaves the batch as soon as it is finished. With several beams it is beam search: see `_Search`.
 
     Args:
         model: A transformers causal language model in evaluation mode.
@@ -123,33 +123,32 @@ def generate_rows(
         new_tokens=max(row.max_new_tokens for row in rows),
         forbidden=forbidden,
     )
-    generate = search_beams if config.beams > 1 else _decode
-    yield from generate(batch, rows, config, stop_ids)
-
-
-def _decode(
-    batch: "Batch", rows: Sequence[Row], config: SamplingConfig, stop_ids: frozenset[int]
-) -> Iterator[Generated]:
-    """Generate one response for each row of a batch, token by token."""
+    beams = config.beams
+    texts: list[Any] = [
+        _Search(row, beams, stop_ids) if beams > 1 else _Text(row, stop_ids) for row in rows
+    ]
     alive = list(range(len(rows)))
-    # A stream of numbers for each row, so that a response depends on its own seed alone and not
-    # on who else is in the batch.
-    streams = [random.Random(row.seed) for row in rows]
-    written: list[list[int]] = [[] for _ in rows]
-    while True:
-        tokens = choose_tokens(batch.logits, [streams[row].random() for row in alive], config)
-        keep = []
-        for position, (row, token) in enumerate(zip(alive, tokens, strict=True)):
-            written[row].append(token)
-            if token in stop_ids or len(written[row]) >= rows[row].max_new_tokens:
-                yield Generated(row, tuple(written[row]), stopped=token in stop_ids)
+    while alive:
+        going_on = [texts[row] for row in alive]
+        steps: list[Any] = (
+            _candidates(batch.logits, going_on, config)
+            if beams > 1
+            else choose_tokens(batch.logits, [text.stream.random() for text in going_on], config)
+        )
+        kept, origins, tokens = list[int](), list[int](), list[int]()
+        for position, (row, step) in enumerate(zip(alive, steps, strict=True)):
+            chosen = texts[row].advance(step)
+            if chosen:
+                kept.append(row)
+                origins += [position * beams + beam for beam, _ in chosen]
+                tokens += [token for _, token in chosen]
             else:
-                keep.append(position)
-        if not keep:
-            return
-        batch.keep(keep)
-        batch.advance([tokens[position] for position in keep])
-        alive = [alive[position] for position in keep]
+                best = texts[row].best
+                yield Generated(row, tuple(best), stopped=best[-1] in stop_ids)
+        if kept:
+            batch.keep(origins)
+            batch.advance(tokens)
+        alive = kept
 
 
 class Batch:
@@ -232,10 +231,28 @@ class Batch:
             self.logits = self.logits.index_fill(-1, self._forbidden, -torch.inf)
 
 
-def search_beams(
-    batch: Batch, rows: Sequence[Row], config: SamplingConfig, stop_ids: frozenset[int]
-) -> Iterator[Generated]:
-    """Generate one response for each row by beam search: `generate_rows` with several beams.
+class _Text:
+    """A row that is written token by token.
+
+    Attributes:
+        stream: The row's random numbers, so that a response depends on its own seed alone and not
+            on who else is in the batch.
+        best: What is written so far.
+    """
+
+    def __init__(self, row: Row, stop_ids: frozenset[int]) -> None:
+        self.stream = random.Random(row.seed)
+        self.best = list[int]()
+        self._stop_ids, self._longest = stop_ids, row.max_new_tokens
+
+    def advance(self, token: int) -> list[tuple[int, int]]:
+        self.best.append(token)
+        ends = token in self._stop_ids or len(self.best) >= self._longest
+        return [] if ends else [(0, token)]
+
+
+class _Search:
+    """A row that is searched for by several beams.
 
     Each step keeps the `beams` unfinished continuations of the largest log-probability, among
     candidates that are the likeliest ones at temperature 0 and are drawn without replacement
@@ -243,56 +260,21 @@ def search_beams(
     ahead of the worst of `beams` finished responses, and gives the best one. Candidates are
     drawn from a row's own stream, so that a response depends neither on the batch nor on order.
 
-    Args:
-        batch: The state of each row's prompt, as often as there are beams.
-        rows: As for `generate_rows`, and so the next two.
-        config: Likewise.
-        stop_ids: Likewise.
-
-    Yields:
-        Each row's response as soon as it is finished.
-
-    Source:
-        `generate` of transformers with num_beams and do_sample, length_penalty 1 and
-        early_stopping False; as used by arXiv:2508.18312, App. B.4.
-    """
-    beams = config.beams
-    alive = list(range(len(rows)))
-    searches = [_Search(row, beams, stop_ids) for row in rows]
-    while True:
-        candidates = _candidates(batch.logits, [searches[row] for row in alive], config)
-        kept, origins, tokens = [], [], []
-        for position, (row, continuations) in enumerate(zip(alive, candidates, strict=True)):
-            chosen = searches[row].advance(continuations)
-            if chosen:
-                kept.append(row)
-                origins += [position * beams + beam for beam, _ in chosen]
-                tokens += [token for _, token in chosen]
-            else:
-                best = searches[row].best
-                yield Generated(row, best, stopped=best[-1] in stop_ids)
-        if not kept:
-            return
-        batch.keep(origins)
-        batch.advance(tokens)
-        alive = kept
-
-
-class _Search:
-    """The state of one row.
-
     Attributes:
         scores: Log-probability of each beam; -inf of those that are no continuation. [beams].
         stream: The row's random numbers.
         width: Candidates that are looked at in a step: enough to go on with whichever stop.
+
+    Source:
+        `generate` of transformers with num_beams and do_sample, length_penalty 1 and
+        early_stopping False; as used by arXiv:2508.18312, App. B.4.
     """
 
     def __init__(self, row: Row, beams: int, stop_ids: frozenset[int]) -> None:
         self.scores = [0.0] + [-torch.inf] * (beams - 1)
         self.stream = random.Random(row.seed)
         self.width = max(2, 1 + len(stop_ids)) * beams
-        self._stop_ids = stop_ids
-        self._longest = row.max_new_tokens
+        self._stop_ids, self._longest = stop_ids, row.max_new_tokens
         self._written: list[tuple[int, ...]] = [()] * beams
         self._finished: list[tuple[float, tuple[int, ...]]] = []  # the best first
 
@@ -316,8 +298,7 @@ class _Search:
             if token not in self._stop_ids and length < self._longest:
                 running.append((score, beam, token))
             elif rank < beams and score > -torch.inf:
-                response = (*self._written[beam], token)
-                self._finished.append((score / length, response))
+                self._finished.append((score / length, (*self._written[beam], token)))
         self._finished = sorted(self._finished, key=lambda scored: -scored[0])[:beams]
         running = sorted(running, key=lambda scored: -scored[0])[:beams]
         full = len(self._finished) == beams
@@ -330,16 +311,11 @@ class _Search:
         return [(beam, token) for _, beam, token in running]
 
 
+# What each row may go on with: (log-probability, beam, token).
+# logits: of each beam's next token. [rows * beams, vocabulary].
 def _candidates(
     logits: torch.Tensor, searches: Sequence[_Search], config: SamplingConfig
 ) -> list[list[tuple[float, int, int]]]:
-    """What each row may go on with: (log-probability, beam, token).
-
-    Args:
-        logits: Of each beam's next token. [rows * beams, vocabulary].
-        searches: The rows.
-        config: Temperature, top_k, top_p and the number of beams.
-    """
     vocabulary, width = logits.shape[-1], searches[0].width
     before = torch.tensor([search.scores for search in searches], dtype=torch.float64)
     after = _log_probabilities(logits, config, least=width // config.beams)
@@ -355,8 +331,8 @@ def _candidates(
     ]
 
 
+# Of each token, cut and heated as transformers does it. [rows * beams, vocabulary].
 def _log_probabilities(logits: torch.Tensor, config: SamplingConfig, *, least: int) -> torch.Tensor:
-    """Of each token, cut and heated as transformers does it. [rows * beams, vocabulary]."""
     scores = torch.log_softmax(logits.double(), dim=-1)
     if config.temperature == 0:
         return scores
@@ -371,12 +347,10 @@ def _log_probabilities(logits: torch.Tensor, config: SamplingConfig, *, least: i
     return scores
 
 
+# Candidates drawn without replacement by their probability. Both [rows, candidates].
+# Each is the inverse of the cumulative distribution of what is left, in the order of beams
+# and token ids, at a number of the row's stream. Where nothing is left, -inf.
 def _drawn(total: torch.Tensor, searches: Sequence[_Search]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw candidates without replacement by their probability. Both [rows, candidates].
-
-    Each is the inverse of the cumulative distribution of what is left, in the order of beams
-    and token ids, at a number of the row's stream. Where nothing is left, -inf.
-    """
     # In float64 (as `total` is): a sum over a vocabulary in float32 loses the rarest tokens.
     left = torch.softmax(total, dim=-1)
     scores, chosen = [], []

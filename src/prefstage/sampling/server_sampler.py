@@ -14,7 +14,7 @@ from prefstage.core.hashing import digest
 from prefstage.data.conversation_tokens import probe_turn
 from prefstage.data.records import SAMPLED, Message
 from prefstage.data.settings import CHAT_FORMATS
-from prefstage.data.thoughts import Reply, read_parts, read_reply
+from prefstage.data.thoughts import read_parts, read_reply
 from prefstage.sampling.base import (
     Sample,
     Sampler,
@@ -56,13 +56,10 @@ class PlainFormat:
             )
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         self._template = environment.from_string(CHAT_FORMATS[name])
-        self.lead = probe_turn(self._render).lead or ""
+        self.lead = probe_turn(self.render).lead or ""
 
-    def prompt(self, prompt: Sequence[Message]) -> str:
-        """The prompt as text, up to where the response begins."""
-        return self._render(prompt, True)
-
-    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
+        """Messages as text; with `generation_prompt` up to where the response begins."""
         return self._template.render(
             messages=messages, add_generation_prompt=generation_prompt, eos_token=""
         )
@@ -115,7 +112,13 @@ def sample_of(request: SampleRequest, reply: ChatReply, plain: PlainFormat | Non
     """
     reasons: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
     finish_reason: Literal["stop", "length", "other"] = reasons.get(reply.finish_reason, "other")
-    parts = _parts(reply, plain)
+    # Thought and answer: as the server parts them, or by the marks that it leaves in the text.
+    if plain is not None:
+        parts = read_reply(reply.text.removeprefix(plain.lead), opened=False)
+    elif reply.reasoning.strip():
+        parts = read_parts(reply.text, reply.reasoning)
+    else:
+        parts = read_reply(reply.text)
     return Sample(
         prompt_id=request.prompt_id,
         index=request.index,
@@ -126,15 +129,6 @@ def sample_of(request: SampleRequest, reply: ChatReply, plain: PlainFormat | Non
         thought=parts.thought,
         thought_cut=parts.cut and finish_reason != "other",  # a tool call has no text either
     )
-
-
-def _parts(reply: ChatReply, plain: PlainFormat | None) -> Reply:
-    """Thought and answer: as the server parts them, or by the marks that it leaves in the text."""
-    if plain is not None:
-        return read_reply(reply.text.removeprefix(plain.lead), opened=False)
-    if reply.reasoning.strip():
-        return read_parts(reply.text, reply.reasoning)
-    return read_reply(reply.text)
 
 
 _PROMPT_FAULTS = frozenset({400, 413, 422})
@@ -196,9 +190,7 @@ class ServerSampler(Sampler):
                 expected="options of the model's own chat template",
                 cure="leave one of them out",
             )
-        self.client = client
-        self.config = config
-        self.name = name
+        self.client, self.config, self.name = client, config, name
         self._format = None if chat_format is None else PlainFormat(chat_format)
         self._concurrency = concurrency
         self._template_options = dict(template_options or {})
@@ -267,7 +259,7 @@ class ServerSampler(Sampler):
     async def _ask(self, request: SampleRequest, dialect: Dialect) -> ChatReply:
         options = request_options(self.config, sample_seed(self.config, request), dialect)
         if self._format is not None:
-            return await self.client.complete(self._format.prompt(request.prompt), **options)
+            return await self.client.complete(self._format.render(request.prompt), **options)
         tools = request.prompt[0].get("tools")
         messages = [
             {k: v for k, v in m.items() if k not in ("tools", SAMPLED)} for m in request.prompt
@@ -278,7 +270,7 @@ class ServerSampler(Sampler):
         return await self.client.chat(messages, **options)
 
 
-class ServedSampler(Sampler):
+class ServedSampler(ServerSampler):
     """Samples from a server that is started when first needed, and stopped by `close`.
 
     The server also ends with this process, however that ends.
@@ -310,28 +302,20 @@ class ServedSampler(Sampler):
     ) -> None:
         self.command = command
         self.log_file = log_file
-        self.name = name or _model_of(command)
         self._timeout_s = start_timeout_s
         self._client_options = dict(client_options or {})
         self._open = ExitStack()
         self._running = False
         # Until the server runs, its address is any; the settings do not depend on it.
-        self._inner = ServerSampler(
+        super().__init__(
             ServerClient("http://127.0.0.1:1", None, **self._client_options),
             config,
-            name=self.name,
+            name=name or _model_of(command),
             chat_format=chat_format,
             concurrency=concurrency,
             identity={"command": command},
             template_options=template_options,
         )
-        self.config = config
-        self.settings, self.fingerprint = self._inner.settings, self._inner.fingerprint
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """The client's usage so far."""
-        return self._inner.counts
 
     def close(self) -> None:
         """Stop the server, if it runs; the next request starts it again."""
@@ -350,44 +334,37 @@ class ServedSampler(Sampler):
         Yields:
             Each answer, after it was kept.
         """
-        if requests:
+        if requests and not self._running:
             self._start()
-            yield from self._inner.sample_into(requests, keep)
+        yield from super().sample_into(requests, keep)
 
     def _start(self) -> None:
-        if self._running:
-            return
-        server = managed_server(
-            self.command, log_file=self.log_file, start_timeout_s=self._timeout_s
+        url = self._open.enter_context(
+            managed_server(self.command, log_file=self.log_file, start_timeout_s=self._timeout_s)
         )
-        url = self._open.enter_context(server)
-        usage = self._inner.client.usage
-        self._inner.client = ServerClient(url, None, **self._client_options)
-        self._inner.client.usage = usage
-        if _dialect(self._inner.client) == "standard":
-            self._inner.client.model = _first_model(self._inner.client)
+        usage = self.client.usage
+        self.client = ServerClient(url, None, **self._client_options)
+        self.client.usage = usage
+        if _dialect(self.client) == "standard":
+            (names,) = ask_all(self.client, [None], lambda _: self.client.models())
+            if not names:
+                raise ServiceError.of(
+                    saw=f"{self.client.base_url}/models lists no model",
+                    expected="a server with a model",
+                    cure="name the model in the server's command",
+                )
+            self.client.model = names[0]
         self._running = True
 
 
+# How the server wants its settings; only transformers has a page to load models.
 def _dialect(client: ServerClient) -> Dialect:
-    """How the server wants its settings; only transformers has a page to load models."""
     (description,) = ask_all(client, [None], lambda _: client.describe())
     return "transformers" if "/load_model" in description.get("paths", {}) else "standard"
 
 
-def _first_model(client: ServerClient) -> str:
-    (names,) = ask_all(client, [None], lambda _: client.models())
-    if not names:
-        raise ServiceError.of(
-            saw=f"{client.base_url}/models lists no model",
-            expected="a server with a model",
-            cure="name the model in the server's command",
-        )
-    return names[0]
-
-
+# The model's name in ``... serve MODEL ...``, or else the program's.
 def _model_of(command: str) -> str:
-    """The model's name in ``... serve MODEL ...``, or else the program's."""
     words = command.split()
     follows = [after for word, after in pairwise(words) if word == "serve"]
     named = bool(follows) and not follows[0].startswith("-")

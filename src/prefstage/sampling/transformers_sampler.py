@@ -1,7 +1,6 @@
 """Sampling with transformers in this process."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +18,6 @@ from prefstage.core.weights import (
     weights_fingerprint,
 )
 from prefstage.data import ResponseEncoder, load_tokenizer
-from prefstage.data.records import Prompt
 from prefstage.data.rendering import RenderingError
 from prefstage.data.rows import show
 from prefstage.sampling.base import (
@@ -33,20 +31,9 @@ from prefstage.sampling.base import (
 from prefstage.sampling.decoding import Row, generate_rows
 
 
-@dataclass(frozen=True)
-class RowBatch:
-    """Rows that are generated together.
-
-    Attributes:
-        rows: Positions in the list that was planned.
-        longest: Tokens of the longest prompt among them.
-    """
-
-    rows: tuple[int, ...]
-    longest: int
-
-
-def plan_batches(lengths: Sequence[int], *, new_tokens: int, token_budget: int) -> list[RowBatch]:
+def plan_batches(
+    lengths: Sequence[int], *, new_tokens: int, token_budget: int
+) -> list[tuple[int, ...]]:
     """Put rows of like length together, so that padding wastes little.
 
     Rows are taken from the longest prompt down (if memory does not suffice, it shows at
@@ -60,16 +47,13 @@ def plan_batches(lengths: Sequence[int], *, new_tokens: int, token_budget: int) 
             included; a single row may exceed it.
 
     Returns:
-        Batches that hold each row once.
+        Positions of the rows that are generated together, each row once, the longest first.
     """
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    batches: list[RowBatch] = []
-    start = 0
-    while start < len(order):
-        longest = lengths[order[start]]
-        rows = max(1, token_budget // (longest + new_tokens))
-        batches.append(RowBatch(tuple(order[start : start + rows]), longest))
-        start += rows
+    order, batches = sorted(range(len(lengths)), key=lambda row: -lengths[row]), []
+    while order:
+        rows = max(1, token_budget // (lengths[order[0]] + new_tokens))
+        batches.append(tuple(order[:rows]))
+        order = order[rows:]
     return batches
 
 
@@ -121,7 +105,12 @@ class TransformersSampler(Sampler):
         self.config = config
         self.name = name
         self.stop_ids = _stop_ids(model, self.encoder)
-        self._forbidden = _without_token(model, tokenizer, self.stop_ids)
+        # Ids of padded embeddings would be chosen and then vanish from the text.
+        head = model.get_output_embeddings()
+        rows = getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
+        self._forbidden = [
+            token for token in ids_without_token(tokenizer, rows) if token not in self.stop_ids
+        ]
 
     @classmethod
     def load(
@@ -159,7 +148,11 @@ class TransformersSampler(Sampler):
         # Made here for its faults, which show in a moment; weights take minutes to load.
         ResponseEncoder(tokenizer, **encoding)
         _checked_budget(batch_tokens)
-        model = _load_model(name_or_path, dtype=dtype, device=device, adapter=adapter)
+        if device == "auto":
+            device = "auto" if torch.cuda.is_available() else "cpu"
+        model = load_checkpoint(
+            name_or_path, CAUSAL_LM, dtype=dtype, device_map=device, adapter=adapter, merge=True
+        )
         name = Path(name_or_path).name
         if adapter is not None:
             name = f"{name}+{Path(adapter).name}"
@@ -204,14 +197,12 @@ class TransformersSampler(Sampler):
                 has a token that the model does not know; raised before anything is generated.
         """
         prompts = self._prompts(requests)
-        lengths = [len(prompts[request.prompt_id]) for request in requests]
-        batches = plan_batches(
-            lengths,
+        for batch in plan_batches(
+            [len(prompts[request.prompt_id]) for request in requests],
             new_tokens=self.config.max_new_tokens,
             token_budget=self.batch_tokens // self.config.beams,
-        )
-        for batch in batches:
-            yield from self._sample_batch([requests[row] for row in batch.rows], prompts)
+        ):
+            yield from self._sample_batch([requests[row] for row in batch], prompts)
 
     def _sample_batch(
         self, requests: Sequence[SampleRequest], prompts: Mapping[str, tuple[int, ...]]
@@ -248,13 +239,17 @@ class TransformersSampler(Sampler):
                 tokenizer=self.encoder.tokenizer_fingerprint,
             )
 
+    # Tokens of each prompt, once, all of them within the context.
     def _prompts(self, requests: Sequence[SampleRequest]) -> dict[str, tuple[int, ...]]:
-        """Tokens of each prompt, once, all of them within the context."""
-        wanted = {request.prompt_id: request.prompt for request in requests}
-        prompts = {name: self._prompt_ids(name, prompt) for name, prompt in wanted.items()}
-        rows, tokenizer = embedding_rows(self.model), self.encoder.tokenizer
+        rows, prompts = embedding_rows(self.model), dict[str, tuple[int, ...]]()
+        for name, prompt in {request.prompt_id: request.prompt for request in requests}.items():
+            try:
+                prompts[name] = self.encoder.prompt_ids(prompt)
+            except RenderingError as error:
+                text = str(prompt[-1].get("content") or "")
+                raise error.within(f"prompt {name} ({show(text)})") from None
         for name, ids in prompts.items():
-            check_token_ids(ids, rows, where=f"prompt {name}", tokenizer=tokenizer)
+            check_token_ids(ids, rows, where=f"prompt {name}", tokenizer=self.encoder.tokenizer)
         too_long = [name for name, ids in prompts.items() if self._room(ids) < 1]
         if too_long:
             worst = max(len(prompts[name]) for name in too_long)
@@ -266,13 +261,6 @@ class TransformersSampler(Sampler):
                 cure="set max_prompt_tokens to keep their ends, or remove them",
             )
         return prompts
-
-    def _prompt_ids(self, name: str, prompt: Prompt) -> tuple[int, ...]:
-        try:
-            return self.encoder.prompt_ids(prompt)
-        except RenderingError as error:
-            text = str(prompt[-1].get("content") or "")
-            raise error.within(f"prompt {name} ({show(text)})") from None
 
     def _room(self, prompt_ids: tuple[int, ...]) -> int:
         context = _context(self.model)
@@ -293,23 +281,8 @@ def _context(model: Any) -> int | None:
     return None if context is None else int(context)
 
 
-def _without_token(model: Any, tokenizer: Any, stop_ids: frozenset[int]) -> list[int]:
-    """Ids of padded embeddings, which would be chosen and then vanish from the text."""
-    head = model.get_output_embeddings()
-    rows = getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
-    return [token for token in ids_without_token(tokenizer, rows) if token not in stop_ids]
-
-
+# All tokens that end a response: the model's, and the template's end-of-turn.
 def _stop_ids(model: Any, encoder: ResponseEncoder) -> frozenset[int]:
-    """All tokens that end a response: the model's, and the template's end-of-turn."""
     ends = model.generation_config.eos_token_id
     ids = [*(ends if isinstance(ends, list) else [ends]), encoder.tokenizer.eos_token_id]
     return frozenset(token for token in (*ids, encoder.end_of_turn_ids[-1]) if token is not None)
-
-
-def _load_model(name_or_path: str, *, dtype: str, device: str, adapter: str | None) -> Any:
-    if device == "auto":
-        device = "auto" if torch.cuda.is_available() else "cpu"
-    return load_checkpoint(
-        name_or_path, CAUSAL_LM, dtype=dtype, device_map=device, adapter=adapter, merge=True
-    )

@@ -1,7 +1,7 @@
 """Tree attention inside any transformers model that uses its attention interface."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from prefstage.core.errors import ModelError
 from prefstage.scoring.compat import attention_named, has_triton, recomputed_in, takes_attention
 from prefstage.scoring.cpu.blockwise import AttentionRule, attend
 from prefstage.scoring.cpu.fused import fused_layers
-from prefstage.scoring.cpu.gradients import direct_gradients, is_direct
+from prefstage.scoring.cpu.lean import saving, savings
 from prefstage.scoring.layout import Row
 
 Backend = Literal["blockwise", "sdpa", "flex"]
@@ -38,20 +38,19 @@ class RowAttention:
         backend: Which implementation computes it.
         windows: Sliding window that each layer asked for, by its index (filled by the
             layers as they run).
-        masks: Masks so far, by what distinguishes them.
+        masks: Masks so far, by window and device.
     """
 
     row: Row
     backend: Backend
     windows: dict[int, int | None] = field(default_factory=dict)
+    masks: dict[tuple[int | None, torch.device], Any] = field(default_factory=dict)
 
-    masks: dict[Any, Any] = field(default_factory=dict)
-
-    def mask(self, kind: Any, build: Any) -> Any:
-        """A mask of this row, built once for all layers that share it."""
-        if kind not in self.masks:
-            self.masks[kind] = build()
-        return self.masks[kind]
+    def mask(self, build: Callable[..., Any], window: int | None, device: torch.device) -> Any:
+        """The mask of this row that `build` makes, once for all layers that share it."""
+        if (window, device) not in self.masks:
+            self.masks[window, device] = build(self.row, window=window, device=device)
+        return self.masks[window, device]
 
 
 def choose_backend(device: torch.device) -> tuple[Backend, str]:
@@ -93,17 +92,14 @@ def patched(body: Any, *, tree: bool) -> Iterator[None]:
     if tree:
         AttentionInterface.register(TREE_ATTENTION, tree_attention_forward)
         AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)
-    direct = is_direct()
+    direct = savings().direct
 
     @contextmanager
     def surroundings() -> Iterator[None]:
-        with ExitStack() as stack:
-            # A layer that runs again must keep the same tensors as before, and so take the
-            # same branches: checkpointing compares them.
-            stack.enter_context(direct_gradients(on=direct))
-            stack.enter_context(fused_layers(body))
-            if tree:
-                stack.enter_context(attention_named(body, TREE_ATTENTION))
+        named = attention_named(body, TREE_ATTENTION) if tree else nullcontext()
+        # A layer that runs again must keep the same tensors as before, and so take the
+        # same branches: checkpointing compares them.
+        with saving(direct=direct), fused_layers(body), named:
             yield
 
     with surroundings(), recomputed_in(body, surroundings):
@@ -154,10 +150,10 @@ def tree_attention_forward(
     if row_attention is None:
         if softcap is not None:
             return _dense(query, key, value, attention_mask, rule), None
-        plain: Tensor = sdpa_attention_forward(
+        mixed, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )[0]
-        return plain, None
+        )
+        return mixed, None
     unknown = [name for name in _UNSUPPORTED if others.get(name) is not None]
     if unknown or dropout:
         raise ModelError.of(
@@ -191,21 +187,15 @@ def visible_keys(row: Row, *, window: int | None, device: torch.device) -> Bool[
 def _tree(
     query: Tensor, key: Tensor, value: Tensor, row_attention: RowAttention, rule: AttentionRule
 ) -> Tensor:
-    row, device = row_attention.row, query.device
     if row_attention.backend == "blockwise":
+        row = row_attention.row
         return attend(query[0], key[0], value[0], segments=row.segments, rule=rule)[None]
     if row_attention.backend == "flex":
         from prefstage.scoring.gpu import attend_flex, block_mask
 
-        mask = row_attention.mask(
-            ("flex", rule.window, device),
-            lambda: block_mask(row, window=rule.window, device=device),
-        )
+        mask = row_attention.mask(block_mask, rule.window, query.device)
         return attend_flex(query, key, value, mask=mask, rule=rule)
-    mask = row_attention.mask(
-        ("sdpa", rule.window, device),
-        lambda: visible_keys(row, window=rule.window, device=device),
-    )
+    mask = row_attention.mask(visible_keys, rule.window, query.device)
     if rule.softcap is not None:
         return _dense(query, key, value, mask, rule)
     mixed = scaled_dot_product_attention(

@@ -3,7 +3,7 @@
 Tested on the newest releases; where a name changed, both stand here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-Surroundings = Callable[[], AbstractContextManager[Any]]
+Surroundings = Callable[[], Any]
 
 _REFERENCES = 2  # the tensor's, and that through which they are counted
 
@@ -79,13 +79,35 @@ def attention_named(body: Any, name: str) -> Iterator[None]:
         body.config._attn_implementation = before
 
 
+@contextmanager
+def replaced(attributes: Mapping[nn.Module, Mapping[str, Any]]) -> Iterator[None]:
+    """Give modules some attributes while the block runs; what they had before comes back.
+
+    Args:
+        attributes: By module and name. They stand in the module itself, where they hide what its
+            class has.
+    """
+    before = {
+        module: {name: vars(module)[name] for name in new if name in vars(module)}
+        for module, new in attributes.items()
+    }
+    for module, new in attributes.items():
+        vars(module).update(new)
+    try:
+        yield
+    finally:
+        for module, new in attributes.items():
+            for name in new:
+                vars(module).pop(name, None)
+            vars(module).update(before[module])
+
+
 def recomputes_layers(body: Any) -> bool:
     """Whether layers run again in the backward pass (the model's flag changed its name)."""
     return any(getattr(module, "gradient_checkpointing", False) for module in body.modules())
 
 
-@contextmanager
-def recomputed_in(body: Any, surroundings: Surroundings) -> Iterator[None]:
+def recomputed_in(body: Any, surroundings: Surroundings) -> AbstractContextManager[None]:
     """Let layers that run again in the backward pass do so in the same surroundings.
 
     The backward pass comes after the block, when every patch is gone: a layer that then ran with
@@ -94,18 +116,21 @@ def recomputed_in(body: Any, surroundings: Surroundings) -> Iterator[None]:
 
     Args:
         body: A transformers model.
-        surroundings: Puts everything in order for a layer.
+        surroundings: Puts everything in order for a layer; made by `contextmanager`.
     """
     name = "_gradient_checkpointing_func"
-    modules = [m for m in body.modules() if getattr(m, "gradient_checkpointing", False)]
-    before = {module: vars(module)[name] for module in modules if name in vars(module)}
-    for module, checkpoint in before.items():
-        vars(module)[name] = partial(_checkpointed, checkpoint, surroundings)
-    try:
-        yield
-    finally:
-        for module, checkpoint in before.items():
-            vars(module)[name] = checkpoint
+
+    def checkpointed(checkpoint: Callable[..., Any], layer: Any, *args: Any) -> Any:
+        # As a decorator it is entered anew whenever the layer runs.
+        return checkpoint(surroundings()(layer), *args)
+
+    return replaced(
+        {
+            module: {name: partial(checkpointed, vars(module)[name])}
+            for module in body.modules()
+            if getattr(module, "gradient_checkpointing", False) and name in vars(module)
+        }
+    )
 
 
 def layers_of(body: Any) -> list[nn.Module]:
@@ -113,28 +138,9 @@ def layers_of(body: Any) -> list[nn.Module]:
     return [module for module in body.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-@contextmanager
-def recomputing(layers: list[nn.Module], checkpoint: Callable[..., Any]) -> Iterator[None]:
+def recomputing(
+    layers: list[nn.Module], checkpoint: Callable[..., Any]
+) -> AbstractContextManager[None]:
     """Let some layers run again in the backward pass, as if transformers had been asked to."""
-    names = {"gradient_checkpointing": True, "_gradient_checkpointing_func": checkpoint}
-    before = [(layer, {n: vars(layer)[n] for n in names if n in vars(layer)}) for layer in layers]
-    for layer in layers:
-        vars(layer).update(names)
-    try:
-        yield
-    finally:
-        for layer, values in before:
-            for name in names:
-                del vars(layer)[name]
-            vars(layer).update(values)
-
-
-def _checkpointed(
-    checkpoint: Callable[..., Any], surroundings: Surroundings, layer: Any, *args: Any
-) -> Any:
-    return checkpoint(partial(_run_in, surroundings, layer), *args)
-
-
-def _run_in(surroundings: Surroundings, layer: Any, *args: Any) -> Any:
-    with surroundings():
-        return layer(*args)
+    asked = {"gradient_checkpointing": True, "_gradient_checkpointing_func": checkpoint}
+    return replaced(dict.fromkeys(layers, asked))

@@ -7,9 +7,10 @@ attention, holds one response a line, padded on the right: every layer of a caus
 back only, so that padding changes nothing before it and needs no mask.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from prefstage.core.errors import InputError
+from prefstage.data.messages import common_prefix
 from prefstage.data.tokenising import TokenTree
 
 Layout = Literal["tree", "flat"]
@@ -50,73 +52,6 @@ class Segment:
         """Position of the first token in its text."""
         return sum(stop - start for start, stop in self.context)
 
-    @property
-    def path(self) -> tuple[Span, ...]:
-        """Positions of the ancestors and of the segment, in as few spans as can be."""
-        *before, last = (*self.context, (self.start, self.stop))
-        if before and before[-1][1] == last[0]:
-            return (*before[:-1], (before[-1][0], last[1]))
-        return (*before, last)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where the log-probs of one response stand among a pass's targets.
-
-    Attributes:
-        tree: Index of the tree in the caller's list.
-        response: Index of the response in its tree.
-        start: First of its targets.
-        stop: One after the last.
-    """
-
-    tree: int
-    response: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """A forward pass of the tree layout: tokens to compute, and targets to read off them.
-
-    Attributes:
-        input_ids: Token at each position. [positions].
-        position_ids: Position in its text, from 0. [positions].
-        subtree_stop: One after the last descendant: key j is visible from query i if
-            j <= i < subtree_stop[j]. [positions].
-        segments: The same visibility as runs of positions.
-        read_at: Position whose hidden state predicts each response token. [targets].
-        target_ids: The response tokens. [targets].
-        slots: Which targets belong to which response.
-    """
-
-    input_ids: Int[Tensor, " positions"]
-    position_ids: Int[Tensor, " positions"]
-    subtree_stop: Int[Tensor, " positions"]
-    segments: tuple[Segment, ...]
-    read_at: Int[Tensor, " targets"]
-    target_ids: Int[Tensor, " targets"]
-    slots: tuple[Slot, ...]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A forward pass of the flat layout, over whole sequences.
-
-    Attributes:
-        input_ids: Prompt and response, padded on the right. [sequences, positions].
-        read_at: Flat index (sequence · positions + position) of the hidden state that
-            predicts each response token. [targets].
-        target_ids: The response tokens. [targets].
-        slots: Which targets belong to which response.
-    """
-
-    input_ids: Int[Tensor, "sequences positions"]
-    read_at: Int[Tensor, " targets"]
-    target_ids: Int[Tensor, " targets"]
-    slots: tuple[Slot, ...]
-
 
 @dataclass(frozen=True)
 class Leaf:
@@ -140,6 +75,42 @@ class Leaf:
         return self.prompt_ids + self.response_ids[:-1]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """A forward pass: tokens to compute, and targets to read off them.
+
+    By itself it is a pass of the flat layout: whole sequences, padded on the right.
+
+    Attributes:
+        input_ids: Prompt and response of each sequence. [sequences, positions].
+        read_at: Flat index (sequence · positions + position) of the hidden state that
+            predicts each response token. [targets].
+        target_ids: The response tokens. [targets].
+        leaves: The responses, in the order of their targets.
+    """
+
+    input_ids: Int[Tensor, "*sequences positions"]
+    read_at: Int[Tensor, " targets"]
+    target_ids: Int[Tensor, " targets"]
+    leaves: tuple[Leaf, ...]
+
+
+@dataclass(frozen=True)
+class Row(Batch):
+    """A forward pass of the tree layout: one line of tokens, [positions], which is a forest.
+
+    Attributes:
+        position_ids: Position in its text, from 0. [positions].
+        subtree_stop: One after the last descendant: key j is visible from query i if
+            j <= i < subtree_stop[j]. [positions].
+        segments: The same visibility as runs of positions.
+    """
+
+    position_ids: Int[Tensor, " positions"]
+    subtree_stop: Int[Tensor, " positions"]
+    segments: tuple[Segment, ...]
+
+
 def check_trees(trees: Sequence[TokenTree]) -> None:
     """Check that every response token has a predecessor.
 
@@ -154,9 +125,9 @@ def check_trees(trees: Sequence[TokenTree]) -> None:
                 cure="begin the prompt with the tokenizer's begin-of-sequence token",
             )
         if () in tree.response_ids:
-            response = tree.response_ids.index(())
             raise InputError.of(
-                saw=f"tree {index} ({tree.prompt_id}): response {response} has no token",
+                saw=f"tree {index} ({tree.prompt_id}): response {tree.response_ids.index(())} has "
+                "no token",
                 expected="at least the end-of-turn token",
                 cure="encode it with ResponseEncoder, or leave it out",
             )
@@ -176,7 +147,7 @@ def leaves_of(trees: Sequence[TokenTree]) -> list[Leaf]:
 
 def plan_passes(
     config: Any, leaves: Sequence[Leaf], *, layout: Layout, token_budget: int | None
-) -> list[Row | Batch]:
+) -> list[Batch]:
     """Lay responses out in forward passes of at most `token_budget` tokens.
 
     Args:
@@ -189,11 +160,14 @@ def plan_passes(
     Returns:
         The passes; every response stands in exactly one slot.
     """
-    whole = sum(len(leaf.computed_ids) for leaf in leaves)
-    budget = max(1, 2 * whole if token_budget is None else token_budget)
+    if token_budget is None:
+        token_budget = 2 * sum(len(leaf.computed_ids) for leaf in leaves)
     pack = pack_rows if layout == "tree" else pack_batches
-    groups = separate(leaves, length_rule(config))
-    return [planned for group in groups for planned in pack(group, token_budget=budget)]
+    return [
+        planned
+        for group in _separated(leaves, length_rule(config))
+        for planned in pack(group, token_budget=max(1, token_budget))
+    ]
 
 
 def pack_rows(leaves: Sequence[Leaf], *, token_budget: int) -> list[Row]:
@@ -259,12 +233,12 @@ def build_row(leaves: Sequence[Leaf]) -> Row:
     Returns:
         The row that holds them all.
     """
-    ids, positions, stops = list[int](), list[int](), list[int]()
-    segments, read_at, targets, slots = list[Segment](), list[int](), list[int](), list[Slot]()
-    path, before = list[int](), tuple[int, ...]()
+    ids, positions, stops, read_at = list[int](), list[int](), list[int](), list[int]()
+    segments, path, before = list[Segment](), list[int](), tuple[int, ...]()
     # In sorted order neighbours share the longest prefixes: the forest is built in one sweep,
     # and `path` holds the row's positions of the text that was laid out last.
-    for leaf in sorted(leaves, key=lambda leaf: leaf.computed_ids):
+    ordered = sorted(leaves, key=lambda leaf: leaf.computed_ids)
+    for leaf in ordered:
         computed = leaf.computed_ids
         shared = common_prefix(computed, before)
         for position in path[shared:]:
@@ -276,10 +250,7 @@ def build_row(leaves: Sequence[Leaf]) -> Row:
         ids += computed[shared:]
         positions += range(shared, len(computed))
         stops += [0] * len(new)
-        end = len(targets) + len(leaf.response_ids)
-        slots.append(Slot(leaf.tree, leaf.response, len(targets), end))
         read_at += path[len(leaf.prompt_ids) - 1 :]
-        targets += leaf.response_ids
         before = computed
     for position in path:
         stops[position] = len(ids)
@@ -289,8 +260,8 @@ def build_row(leaves: Sequence[Leaf]) -> Row:
         subtree_stop=torch.tensor(stops),
         segments=tuple(segments),
         read_at=torch.tensor(read_at),
-        target_ids=torch.tensor(targets),
-        slots=tuple(slots),
+        target_ids=_targets(ordered),
+        leaves=tuple(ordered),
     )
 
 
@@ -304,24 +275,16 @@ def build_batch(leaves: Sequence[Leaf]) -> Batch:
         The batch.
     """
     longest = max(len(leaf.computed_ids) for leaf in leaves)
-    ids = torch.full((len(leaves), longest), PADDING_ID)
-    read_at, targets, slots = list[int](), list[int](), list[Slot]()
+    ids, read_at = torch.full((len(leaves), longest), PADDING_ID), list[int]()
     for index, leaf in enumerate(leaves):
         ids[index, : len(leaf.computed_ids)] = torch.tensor(leaf.computed_ids)
-        first, count = index * longest + len(leaf.prompt_ids) - 1, len(leaf.response_ids)
-        slots.append(Slot(leaf.tree, leaf.response, len(targets), len(targets) + count))
-        read_at += range(first, first + count)
-        targets += leaf.response_ids
-    return Batch(ids, torch.tensor(read_at), torch.tensor(targets), tuple(slots))
+        first = index * longest + len(leaf.prompt_ids) - 1
+        read_at += range(first, first + len(leaf.response_ids))
+    return Batch(ids, torch.tensor(read_at), _targets(leaves), tuple(leaves))
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Number of leading tokens that two texts share."""
-    shorter = min(len(left), len(right))
-    # Comparing slices runs in C; most neighbours share all of a prompt.
-    if left[:shorter] == right[:shorter]:
-        return shorter
-    return next(i for i in range(shorter) if left[i] != right[i])
+def _targets(leaves: Sequence[Leaf]) -> Int[Tensor, " targets"]:
+    return torch.tensor([*chain.from_iterable(leaf.response_ids for leaf in leaves)])
 
 
 def _parts(tree: Sequence[Leaf], budget: int) -> Iterator[list[Leaf]]:
@@ -349,22 +312,16 @@ def _spans(positions: Sequence[int]) -> tuple[Span, ...]:
 # --- Rotary embeddings whose frequencies depend on length -------------------------------------
 
 
-@dataclass(frozen=True)
-class LengthRule:
-    """Which texts a pass may hold together.
+def length_rule(config: Any) -> tuple[int, bool] | None:
+    """Which texts the rotary embedding of a model lets share a pass.
 
-    Attributes:
-        limit: Longest text, in tokens, that has the original frequencies.
-        shared: Whether all longer texts share one other set of frequencies (LongRoPE), or
-            every one has frequencies by its length (dynamic scaling).
-    """
+    Args:
+        config: The model's configuration.
 
-    limit: int
-    shared: bool
-
-
-def length_rule(config: Any) -> LengthRule | None:
-    """The rule of a model's rotary embedding; None if frequencies do not depend on length.
+    Returns:
+        The longest text, in tokens, that has the original frequencies, and whether all longer ones
+        share one other set (LongRoPE) or have theirs by their length (dynamic scaling); None if
+        frequencies do not depend on length.
 
     Source:
         LongRoPE: Ding et al. 2024, arXiv:2402.13753; dynamic scaling as in transformers'
@@ -376,27 +333,18 @@ def length_rule(config: Any) -> LengthRule | None:
         name = str(kind.get("rope_type"))
         if name == "longrope" or "dynamic" in name:
             limit = kind.get("original_max_position_embeddings") or config.max_position_embeddings
-            return LengthRule(int(limit), shared=name == "longrope")
+            return int(limit), name == "longrope"
     return None
 
 
-def separate(leaves: Sequence[Leaf], rule: LengthRule | None) -> list[list[Leaf]]:
-    """Divide responses into groups that may share a pass.
-
-    Args:
-        leaves: Responses with their prompts.
-        rule: The model's rule.
-
-    Returns:
-        Groups, none empty.
-    """
-    if rule is None:
-        return [list(leaves)] if leaves else []
-    short = [leaf for leaf in leaves if len(leaf.computed_ids) <= rule.limit]
-    long = [leaf for leaf in leaves if len(leaf.computed_ids) > rule.limit]
+# Groups of responses that may share a pass, none empty.
+def _separated(leaves: Sequence[Leaf], rule: tuple[int, bool] | None) -> list[list[Leaf]]:
+    limit, alike = rule or (math.inf, True)
     # Texts that stand alone come shortest first: transformers only ever raises the length that
     # frequencies are computed for, so that a shorter text after a longer one would get those of
     # the longer.
-    alone = sorted(long, key=lambda leaf: len(leaf.computed_ids))
-    groups = [long] if rule.shared else [[leaf] for leaf in alone]
-    return [group for group in (short, *groups) if group]
+    ordered = leaves if alike else sorted(leaves, key=lambda leaf: len(leaf.computed_ids))
+    short = [leaf for leaf in leaves if len(leaf.computed_ids) <= limit]
+    long = [leaf for leaf in ordered if len(leaf.computed_ids) > limit]
+    groups = [short, long] if alike else [short, *([leaf] for leaf in long)]
+    return [group for group in groups if group]

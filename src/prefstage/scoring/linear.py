@@ -9,8 +9,6 @@ computes it again, or takes it from what there was room to keep.
 import math
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prefstage.scoring.cpu.gradients import takes_direct_gradient
+from prefstage.scoring.cpu.lean import owner_of, savings
 
 CHUNK_ELEMENTS = 1 << 19
 """Logits held at once (2 MiB in float32): stays in a CPU's cache; on a GPU see below."""
@@ -27,30 +25,10 @@ CHUNK_ELEMENTS = 1 << 19
 GPU_CHUNK_ELEMENTS = 1 << 27
 """Logits held at once on a GPU, where large products matter more than cache."""
 
-KEPT_ELEMENTS = 1 << 25
-"""On a CPU, logits kept for the backward pass (128 MiB in float32) unless `room_for_logits` says
-otherwise; others are computed again, which is a third more of the vocabulary's arithmetic."""
-
 MAX_CHUNK_TOKENS = 1024
 """Tokens whose logits are held at once."""
 
 STATISTICS = ("entropy", "log_sum_squares")
-
-_room: ContextVar[int | None] = ContextVar("room", default=None)
-
-
-@contextmanager
-def room_for_logits(elements: int) -> Iterator[None]:
-    """Let as many logits be kept for the backward pass, on a CPU.
-
-    Args:
-        elements: Logits, >= 0, in place of `KEPT_ELEMENTS`.
-    """
-    token = _room.set(elements)
-    try:
-        yield
-    finally:
-        _room.reset(token)
 
 
 @dataclass(frozen=True)
@@ -118,7 +96,7 @@ def linear_log_probs(
             bool(statistics),
             # Inside `forward` the gradient is always off; both must be asked here.
             torch.is_grad_enabled(),
-            takes_direct_gradient(head.weight),
+            owner_of(head.weight),
         )
     known = dict(zip(STATISTICS, extra, strict=True)) if statistics else {}
     return TokenLogProbs(log_probs, **{name: known[name] for name in statistics})
@@ -136,7 +114,7 @@ class _LinearLogProbs(torch.autograd.Function):
         softcap: float | None,
         with_statistics: bool,
         with_gradient: bool,
-        direct: bool,
+        owner: Tensor | None,
     ) -> tuple[Tensor, ...]:
         head = Head(weight, bias, scale, softcap)
         sums = _Sums(hidden, with_statistics=with_statistics)
@@ -144,11 +122,10 @@ class _LinearLogProbs(torch.autograd.Function):
         # soft-cap, which would need its slope as well, nor with statistics, which write over
         # the logits.
         keeps = with_gradient and not with_statistics and softcap is None
-        room = _room.get() if keeps and hidden.device.type == "cpu" else 0
-        room = KEPT_ELEMENTS if room is None else room
+        room = savings().room if keeps and hidden.device.type == "cpu" else 0
         kept = deque[Tensor]()
         for words in _word_chunks(len(targets), len(weight), hidden.device):
-            for tokens in _token_chunks(len(targets)):
+            for tokens in _chunks(len(targets), MAX_CHUNK_TOKENS):
                 logits = _logits(hidden[tokens], head, words)[0]
                 sums.add(logits, tokens)
                 if logits.numel() <= room:
@@ -157,8 +134,7 @@ class _LinearLogProbs(torch.autograd.Function):
                 else:
                     room = 0
         ctx.save_for_backward(hidden, weight, bias, targets, sums.total)
-        ctx.scale, ctx.softcap, ctx.kept = scale, softcap, kept
-        ctx.owner = weight if direct else None
+        ctx.scale, ctx.softcap, ctx.kept, ctx.owner = scale, softcap, kept, owner
         statistics = sums.statistics()
         ctx.mark_non_differentiable(*statistics)
         return (_target_logits(hidden, head, targets) - sums.total, *statistics)
@@ -176,20 +152,20 @@ class _LinearLogProbs(torch.autograd.Function):
         adds = owner is not None and owner.grad is not None
         grad_weight = None
         if wants_weight:
-            grad_weight = owner.grad if adds else torch.empty_like(weight, requires_grad=False)
-        grad_bias = torch.empty_like(bias) if wants_bias else None
-        if grad_weight is not None and not adds and not len(targets):
-            grad_weight.zero_()
+            # Products write over what is not initialised, and there are none without targets.
+            make = torch.empty_like if len(targets) else torch.zeros_like
+            grad_weight = owner.grad if adds else make(weight, requires_grad=False)
+        grad_bias = torch.zeros_like(bias, dtype=precise) if wants_bias else None
         for words in _word_chunks(len(targets), len(weight), hidden.device):
             part = weight[words].to(precise)
-            part_grad, part_bias = part, part.new_zeros(len(part))
+            part_grad = part
             if grad_weight is not None:
                 # A half-precision gradient is summed in float32 and rounded once a part.
                 goal = grad_weight[words]
                 part_grad = goal if goal.dtype == precise else torch.empty_like(part)
-            for turn, tokens in enumerate(_token_chunks(len(targets))):
-                known = (ctx.kept.popleft(), None) if ctx.kept else None
-                logits, slope = known or _logits(hidden[tokens], head, words)
+            for turn, tokens in enumerate(_chunks(len(targets), MAX_CHUNK_TOKENS)):
+                kept = (ctx.kept.popleft(), None) if ctx.kept else None
+                logits, slope = kept or _logits(hidden[tokens], head, words)
                 # d log π(y) / dz = 1[v = y] - π(v), in the logits' own memory.
                 slopes = logits.sub_(total[tokens, None]).exp_().neg_()
                 at = targets[tokens]
@@ -206,15 +182,14 @@ class _LinearLogProbs(torch.autograd.Function):
                         part_grad, slopes.t(), hidden[tokens].to(precise), beta=old, out=part_grad
                     )
                 if grad_bias is not None:
-                    part_bias += slopes.sum(0)
+                    grad_bias[words] += slopes.sum(0)
             if grad_weight is not None and part_grad.dtype != grad_weight.dtype:
                 grad_weight[words] = part_grad
-            if grad_bias is not None:
-                grad_bias[words] = part_bias
         if owner is not None:
             owner.grad, grad_weight = grad_weight, None
-        typed = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        return (typed, grad_weight, grad_bias, *[None] * 6)
+        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return (grad_hidden, grad_weight, grad_bias, *[None] * 6)
 
 
 class _Sums:
@@ -256,16 +231,14 @@ def _log_sum_exp(logits: Tensor) -> Tensor:
     return logits[:, 0] - logits.log_softmax(-1)[:, 0]
 
 
-def _token_chunks(tokens: int) -> Iterator[slice]:
-    for start in range(0, tokens, MAX_CHUNK_TOKENS):
-        yield slice(start, min(start + MAX_CHUNK_TOKENS, tokens))
-
-
 def _word_chunks(tokens: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
     elements = CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
-    step = max(elements // max(1, min(tokens, MAX_CHUNK_TOKENS)), 64)
-    for start in range(0, vocabulary, step):
-        yield slice(start, min(start + step, vocabulary))
+    return _chunks(vocabulary, max(elements // max(1, min(tokens, MAX_CHUNK_TOKENS)), 64))
+
+
+def _chunks(count: int, step: int) -> Iterator[slice]:
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 # Logits of a chunk in full precision, and the slope of the soft-cap.

@@ -14,8 +14,8 @@ import torch
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.scoring.cpu.fused import has_fused_form
-from prefstage.scoring.linear import KEPT_ELEMENTS
-from prefstage.scoring.model import ModelParts
+from prefstage.scoring.cpu.lean import KEPT_ELEMENTS
+from prefstage.scoring.engine import ModelParts
 
 Job = Literal["score", "sample", "train"]
 JOBS: tuple[Job, ...] = ("score", "sample", "train")
@@ -162,29 +162,23 @@ class ModelShape:
         # A layer keeps about 12 widths (residuals, normalised inputs, queries, keys, values,
         # attention's output) and 5 inner widths of the gated MLP; checkpointing keeps one
         # width a layer, and in full the one layer that is being computed again.
-        layer = (12 * self.hidden + 5 * self.intermediate) * self.value_bytes
-        every = self.layers * self.hidden * self.value_bytes
-        kept = layer + every if checkpointing else self.layers * layer
-        return kept + 2 * _FLOAT32_BYTES * self.hidden
+        layer = 12 * self.hidden + 5 * self.intermediate
+        kept = layer + self.layers * self.hidden if checkpointing else self.layers * layer
+        return kept * self.value_bytes + 2 * _FLOAT32_BYTES * self.hidden
 
-    def kept_values(self, *, norms_recomputed: bool) -> int:
-        """Values a token that a layer keeps.
+    def kept_bytes(self, *, norms_recomputed: bool) -> int:
+        """What all layers keep of a token until the backward pass. Bytes.
 
-        With h, i, q and k the hidden, intermediate, query and key width: 2 h + 2 q + 2 k + 2 i
-        where norms and MLPs run as single steps, 2 h more if norms are not computed again;
-        6 h + 2 q + 2 k + 4 i elsewhere.
+        ``v · layers · w``, with v bytes a value and, by the hidden, intermediate, query and key
+        width h, i, q and k, w = 2 h + 2 q + 2 k + 2 i where norms and MLPs run as single steps,
+        2 h more if norms are not computed again; 6 h + 2 q + 2 k + 4 i elsewhere.
 
         Args:
             norms_recomputed: Whether norms are computed again in the backward pass.
         """
-        attention = 2 * (self.query_width + self.key_width)
-        if not self.fused:
-            return 6 * self.hidden + attention + 4 * self.intermediate
-        return (2 if norms_recomputed else 4) * self.hidden + attention + 2 * self.intermediate
-
-    def kept_bytes(self, *, norms_recomputed: bool) -> int:
-        """Bytes a token that all layers keep."""
-        return self.layers * self.value_bytes * self.kept_values(norms_recomputed=norms_recomputed)
+        residuals, inner = (2 if norms_recomputed else 4, 2) if self.fused else (6, 4)
+        kept = residuals * self.hidden + 2 * (self.query_width + self.key_width)
+        return self.layers * self.value_bytes * (kept + inner * self.intermediate)
 
 
 def _bytes(tensors: Any) -> int:
@@ -350,9 +344,9 @@ def estimate_memory(
       a micro-batch, one layer's forward pass, gradients of the size of the weights, and
       AdamW's two moments of the same size each. A micro-batch has min(T, P) tokens, or those
       of one prompt with its responses if they are more; on a CPU such a long one keeps no
-      more than P tokens do. w is `ModelShape.kept_values`: on a CPU norms are computed again.
+      more than P tokens do. This is `ModelShape.kept_bytes`: on a CPU norms are computed again.
       On a CPU also the float32 logits of its response tokens, up to 128 MiB
-      (`prefstage.scoring.linear.KEPT_ELEMENTS`) and what P tokens would keep more. Without
+      (`prefstage.scoring.cpu.lean.KEPT_ELEMENTS`) and what P tokens would keep more. Without
       gradient checkpointing, in one process; reference log-probs are stored data and need no
       second model.
 

@@ -1,8 +1,10 @@
 """Reference log-probs as data: computed once, kept per token, reused by every loss."""
 
+import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,15 +13,26 @@ from torch import Tensor
 
 from prefstage.core.errors import DataError
 from prefstage.core.files import atomic_path, write_json
+from prefstage.core.hashing import digest
 from prefstage.data.tokenising import TokenTree
-from prefstage.scoring.engine import TreeLogProbs
-from prefstage.scoring.model import model_fingerprint, response_key
+from prefstage.scoring.engine import ModelParts, TreeLogProbs
 from prefstage.scoring.scorer import Scorer
 
 TREES_A_FILE = 512
 """Trees scored between two writes: what a kill can cost."""
 
 _SCHEMA = pa.schema([("response", pa.string()), ("log_probs", pa.list_(pa.float32()))])
+
+# What a configuration says about a model's origin or use, but no log-prob depends on.
+_IRRELEVANT = {
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "dtype",  # the weights' dtypes are hashed with them
+    "transformers_version",
+    "use_cache",
+}
+_ELEMENTS_AT_ONCE = 1 << 26
 
 
 class ReferenceCache:
@@ -45,8 +58,7 @@ class ReferenceCache:
     def __init__(self, folder: Path, scorer: Scorer, *, with_adapter: bool = True) -> None:
         self._scorer = scorer
         self._with_adapter = with_adapter
-        fingerprint = model_fingerprint(scorer.model, with_adapter=with_adapter)
-        self.folder = Path(folder) / fingerprint
+        self.folder = Path(folder) / model_fingerprint(scorer.model, with_adapter=with_adapter)
         self.reused = self.computed = 0
         self._known: dict[str, Tensor] = {}
         self._read = set[Path]()
@@ -68,10 +80,10 @@ class ReferenceCache:
             DataError: If a file of the cache cannot be read.
         """
         self._read_new_files()
-        missing = self._missing(trees)
-        total = sum(len(tree.response_ids) for tree in trees)
-        count = sum(len(tree.response_ids) for tree in missing)
-        for part in _parts(missing):
+        # In the order of prompts, so that prompts which begin alike stay together.
+        missing = sorted(self._missing(trees), key=lambda tree: tree.prompt_ids)
+        for start in range(0, len(missing), TREES_A_FILE):
+            part = missing[start : start + TREES_A_FILE]
             scored = self._scorer.score(
                 part, with_adapter=self._with_adapter, show_progress=show_progress
             )
@@ -82,9 +94,15 @@ class ReferenceCache:
                     for ids, tokens in zip(tree.response_ids, result.per_token, strict=True)
                 }
             )
+        count = sum(len(tree.response_ids) for tree in missing)
         self.computed += count
-        self.reused += total - count
-        return [self._result(tree) for tree in trees]
+        self.reused += sum(len(tree.response_ids) for tree in trees) - count
+        return [
+            TreeLogProbs(
+                tuple(self._known[response_key(tree.prompt_ids, ids)] for ids in tree.response_ids)
+            )
+            for tree in trees
+        ]
 
     # Trees of those responses that are not known, each response once.
     def _missing(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
@@ -99,11 +117,6 @@ class ReferenceCache:
             if wanted:
                 missing.append(TokenTree(tree.prompt_id, tree.prompt_ids, tuple(wanted)))
         return missing
-
-    def _result(self, tree: TokenTree) -> TreeLogProbs:
-        tokens = tuple(self._known[response_key(tree.prompt_ids, ids)] for ids in tree.response_ids)
-        sums = torch.stack([values.sum() for values in tokens]) if tokens else torch.zeros(0)
-        return TreeLogProbs(per_token=tokens, sums=sums)
 
     def _write(self, scored: dict[str, Tensor]) -> None:
         if not (self.folder / "about.json").exists():
@@ -131,13 +144,50 @@ class ReferenceCache:
                     cure="delete it; what it held is computed again",
                 ) from error
             for key, values in zip(table["response"], table["log_probs"], strict=True):
-                array = values.values.to_numpy()
-                self._known[key.as_py()] = torch.from_numpy(array.copy())
+                self._known[key.as_py()] = torch.from_numpy(values.values.to_numpy().copy())
             self._read.add(path)
 
 
-def _parts(trees: list[TokenTree]) -> Iterator[list[TokenTree]]:
-    # In the order of prompts, so that prompts which begin alike stay together.
-    ordered = sorted(trees, key=lambda tree: tree.prompt_ids)
-    for start in range(0, len(ordered), TREES_A_FILE):
-        yield ordered[start : start + TREES_A_FILE]
+# --- Keys -------------------------------------------------------------------------------------
+
+
+def model_fingerprint(model: Any, *, with_adapter: bool = True) -> str:
+    """Hash of everything in a model that its log-probs depend on.
+
+    The configuration (without names and versions) and every weight, with its dtype. A
+    model with adapters switched off has the fingerprint of the bare model, so that both
+    share one reference.
+
+    Args:
+        model: A causal LM, bare or with PEFT adapters.
+        with_adapter: Whether the adapters are on.
+
+    Returns:
+        32 hex digits.
+    """
+    bare = ModelParts.of(model).model
+    adapters = getattr(model, "peft_config", {})
+    used = {
+        name: config.to_dict()
+        for name, config in adapters.items()
+        if with_adapter and name in model.active_adapters
+    }
+    config = {k: v for k, v in bare.config.to_dict().items() if k not in _IRRELEVANT}
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(bare.state_dict().items()):
+        pieces = name.split(".")
+        of_adapter = any(adapter in pieces for adapter in adapters)
+        if of_adapter and not with_adapter:
+            continue
+        # PEFT moves a map that has an adapter to `.base_layer`: by its name in the bare model.
+        known_as = name if of_adapter else ".".join(p for p in pieces if p != "base_layer")
+        hasher.update(f"{known_as} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # In parts: the copy that a GPU's or a strided tensor needs stays small.
+        for part in torch.split(tensor.detach().reshape(-1), _ELEMENTS_AT_ONCE):
+            hasher.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest([str(config), str(sorted(used.items())), hasher.hexdigest()], length=32)
+
+
+def response_key(prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]) -> str:
+    """Hash of a prompt and a response as tokens: 32 hex digits."""
+    return digest([prompt_ids, response_ids], length=32)

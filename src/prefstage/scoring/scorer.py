@@ -1,29 +1,41 @@
 """`Scorer`: log-probs of many responses, without gradient, in as few tokens as can be."""
 
 import logging
+import math
+import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+from torch import Tensor
 
+from prefstage.core.checkpoints import CAUSAL_LM, load_checkpoint
 from prefstage.core.errors import InputError, ModelError
 from prefstage.core.progress import progress
 from prefstage.data.tokenising import TokenTree
-from prefstage.scoring.attention import BACKENDS, Backend, choose_backend
-from prefstage.scoring.engine import (
-    Gathered,
-    LayoutSetting,
-    TreeLogProbs,
-    check_statistics,
-    choose_layout,
-    score_pass,
+from prefstage.scoring.attention import BACKENDS, Backend, RowAttention, choose_backend
+from prefstage.scoring.cpu.fused import find_fused_layers
+from prefstage.scoring.engine import Gathered, ModelParts, TreeLogProbs, check_fits, score_pass
+from prefstage.scoring.layout import (
+    Batch,
+    Layout,
+    Leaf,
+    build_batch,
+    build_row,
+    leaves_of,
+    plan_passes,
 )
-from prefstage.scoring.layout import Batch, Row, check_trees, leaves_of, plan_passes
 from prefstage.scoring.memory import ModelShape, free_bytes, is_out_of_memory, scoring_budget
-from prefstage.scoring.model import ModelParts, check_fits, load_model
 
+LayoutSetting = Literal["auto", "tree", "flat"]
+
+SHARED_TOKENS, PROMPT_TOKENS, RESPONSE_TOKENS = 5, 4, (4, 1, 6)
+"""Of the self-check's batch: shared by its prompts, a prompt's rest, and its responses."""
+
+_TREE_LAYERS = {"full_attention", "sliding_attention"}
 _log = logging.getLogger(__name__)
 
 
@@ -57,12 +69,28 @@ class Scorer:
         layout: str = "auto",
         backend: str = "auto",
     ) -> None:
-        _check_settings(token_budget, layout, backend)
+        if token_budget != "auto" and (not isinstance(token_budget, int) or token_budget < 1):
+            raise InputError.of(
+                saw=f"token_budget={token_budget!r}",
+                expected="a number of tokens, at least 1, or 'auto'",
+                cure="use 'auto' unless memory runs out",
+            )
+        for name, value, known in (
+            ("layout", layout, ("auto", "tree", "flat")),
+            ("backend", backend, ("auto", *BACKENDS)),
+        ):
+            if value not in known:
+                raise InputError.of(
+                    saw=f"{name}={value!r}",
+                    expected=f"one of {', '.join(known)}",
+                    cure="use 'auto'",
+                )
         self.model = model
         self._parts = ModelParts.of(model)
-        chosen, why = choose_backend(self._parts.device)
-        self.backend: Backend = chosen if backend == "auto" else cast("Backend", backend)
-        self.backend_reason = why if backend == "auto" else "requested"
+        device = self._parts.device
+        self.backend, self.backend_reason = (
+            choose_backend(device) if backend == "auto" else (cast("Backend", backend), "requested")
+        )
         with _evaluation_mode(model):
             self.layout_choice = choose_layout(
                 model, layout=cast("LayoutSetting", layout), backend=self.backend
@@ -74,12 +102,10 @@ class Scorer:
                 ScoringWarning,
                 stacklevel=2,
             )
-        device = self._parts.device
         if token_budget == "auto":
             shape, free = ModelShape.of(model), free_bytes(device)
-            self.token_budget = scoring_budget(shape, free, on_cpu=device.type == "cpu")
-        else:
-            self.token_budget = int(token_budget)
+            token_budget = scoring_budget(shape, free, on_cpu=device.type == "cpu")
+        self.token_budget = int(token_budget)
 
     @staticmethod
     def load(
@@ -112,8 +138,12 @@ class Scorer:
             ModelError: If the model or the adapter cannot be loaded.
             MissingDependencyError: If an adapter is named and peft is not installed.
         """
-        model = load_model(name_or_path, dtype=dtype, device_map=device_map, adapter=adapter)
-        return Scorer(model, token_budget=token_budget, layout=layout, backend=backend)
+        return Scorer(
+            load_model(name_or_path, dtype=dtype, device_map=device_map, adapter=adapter),
+            token_budget=token_budget,
+            layout=layout,
+            backend=backend,
+        )
 
     @property
     def layout(self) -> str:
@@ -148,11 +178,16 @@ class Scorer:
                 model, a statistic is unknown, or there is no adapter to leave out.
             ModelError: If not even a single response fits into memory.
         """
-        check_trees(trees)
+        gathered = Gathered(trees, statistics)
         check_fits(trees, self._parts)
-        gathered = Gathered(trees, check_statistics(statistics))
+        if not with_adapter and not hasattr(self.model, "disable_adapter"):
+            raise InputError.of(
+                saw="with_adapter=False for a model without PEFT adapters",
+                expected="a PeftModel",
+                cure="leave with_adapter out",
+            )
         leaves = leaves_of(trees)
-        adapters = nullcontext() if with_adapter else _without_adapter(self.model)
+        adapters = nullcontext() if with_adapter else self.model.disable_adapter()
         bar = progress("scoring", len(leaves), enabled=show_progress)
         with _evaluation_mode(self.model), adapters, torch.no_grad(), bar as tick:
             while leaves:
@@ -170,16 +205,16 @@ class Scorer:
                         self._halve_budget(error, planned)
                         break
                     # Results wait on the CPU, so that a GPU holds one pass at a time.
-                    gathered.add(planned.slots, scored, cpu=True)
-                    tick(len(planned.slots))
+                    gathered.add(planned.leaves, scored, cpu=True)
+                    tick(len(planned.leaves))
                 leaves = [leaf for leaf in leaves if not gathered.has(leaf)]
         return gathered.trees()
 
-    def _halve_budget(self, error: Exception, planned: Row | Batch) -> None:
+    def _halve_budget(self, error: Exception, planned: Batch) -> None:
         if not is_out_of_memory(error):
             raise error
         tokens = planned.input_ids.numel()
-        if len(planned.slots) == 1:
+        if len(planned.leaves) == 1:
             raise ModelError.of(
                 saw=f"memory ran out on a single text of {tokens} tokens",
                 expected="room for one forward pass",
@@ -206,28 +241,182 @@ def _evaluation_mode(model: Any) -> Iterator[None]:
             module.training = True
 
 
-def _without_adapter(model: Any) -> Any:
-    if not hasattr(model, "disable_adapter"):
+def load_model(
+    name_or_path: str, *, dtype: str = "auto", device_map: Any = None, adapter: str | None = None
+) -> Any:
+    """Load a causal LM in evaluation mode, with its adapter on if it is an adapter's folder.
+
+    Args:
+        name_or_path: Folder or Hub id of a model, or of a PEFT adapter, whose base it names.
+        dtype: A torch dtype's name; "auto" takes float32 on a CPU and the checkpoint's dtype
+            elsewhere.
+        device_map: As transformers takes it; None for the GPU if there is one.
+        adapter: Folder or Hub id of a PEFT adapter to put on the model.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If torch knows no such dtype.
+        ModelError: If the model or the adapter cannot be loaded, or a weight of them is missing,
+            unexpected, of another shape or not finite.
+        MissingDependencyError: If an adapter is named and peft is not installed.
+    """
+    device = device_map or ("cuda" if torch.cuda.is_available() else "cpu")
+    # Half precision has no fast matrix product on most CPUs.
+    loaded: Any = getattr(torch, dtype, None)
+    if dtype == "auto":
+        loaded = torch.float32 if device == "cpu" else "auto"
+    elif not isinstance(loaded, torch.dtype):
         raise InputError.of(
-            saw="with_adapter=False for a model without PEFT adapters",
-            expected="a PeftModel",
-            cure="leave with_adapter out",
+            saw=f"dtype={dtype!r}",
+            expected="auto, float32, bfloat16 or float16",
+            cure="use auto",
         )
-    return model.disable_adapter()
+    return load_checkpoint(
+        str(name_or_path), CAUSAL_LM, dtype=loaded, device_map=device, adapter=adapter
+    )
 
 
-def _check_settings(token_budget: Any, layout: str, backend: str) -> None:
-    if token_budget != "auto" and (not isinstance(token_budget, int) or token_budget < 1):
-        raise InputError.of(
-            saw=f"token_budget={token_budget!r}",
-            expected="a number of tokens, at least 1, or 'auto'",
-            cure="use 'auto' unless memory runs out",
+# --- Self-check: which layout a model can take, tried before it is trusted -----------------------
+
+
+@dataclass(frozen=True)
+class LayoutChoice:
+    """Which layout a model takes, and why.
+
+    Attributes:
+        layout: "tree" or "flat".
+        reason: In words.
+        difference_nats: Largest difference of a token's log-prob from the model's own
+            forward pass on the trial batch; NaN if the tree could not be tried.
+        expected: False if a model that should take the tree failed the trial.
+    """
+
+    layout: Layout
+    reason: str
+    difference_nats: float = math.nan
+    expected: bool = True
+
+
+def choose_layout(
+    model: Any,
+    *,
+    layout: LayoutSetting = "auto",
+    backend: Backend | None = None,
+) -> LayoutChoice:
+    """Try a model's layout and its fused layers against its own forward pass on one small batch.
+
+    Args:
+        model: A transformers causal LM in evaluation mode, bare or with PEFT adapters.
+        layout: "auto" takes the tree where it is exact; the others are tried as requested.
+        backend: Implementation of tree attention; None chooses by device.
+
+    Returns:
+        The layout to use.
+
+    Raises:
+        ModelError: If the layout requested is not exact, or if not even the flat one is.
+    """
+    parts = ModelParts.of(model)
+    find_fused_layers(parts.body)
+    row, allowed = build_row(_trial_leaves(parts)), _tolerance(parts)
+    with torch.no_grad():
+        expected = _plain_log_probs(parts, row.leaves)
+        choice = LayoutChoice("flat", "requested")
+        if layout != "flat":
+            attention = RowAttention(row, backend or choose_backend(parts.device)[0])
+            choice = _try_tree(parts, attention, expected)
+            if choice.layout == "tree":
+                return choice
+            if layout == "tree":
+                raise ModelError.of(
+                    saw=f"layout='tree' for {type(parts.model).__name__}: {choice.reason}",
+                    expected="a model whose layers mix tokens by attention alone",
+                    cure="use layout='auto' or layout='flat'",
+                )
+        difference = _difference(score_pass(parts, build_batch(row.leaves)).log_probs, expected)
+    if difference > allowed:
+        raise ModelError.of(
+            saw=f"{type(parts.model).__name__}: log-probs differ by up to {difference:.2g} nats "
+            "from those of its own forward pass",
+            expected=f"at most {allowed:g}",
+            cure="report the architecture; its head does more than a linear map, a scale and a cap",
         )
-    for name, value, known in (
-        ("layout", layout, ("auto", "tree", "flat")),
-        ("backend", backend, ("auto", *BACKENDS)),
-    ):
-        if value not in known:
-            raise InputError.of(
-                saw=f"{name}={value!r}", expected=f"one of {', '.join(known)}", cure="use 'auto'"
-            )
+    return choice
+
+
+def _try_tree(parts: ModelParts, attention: RowAttention, expected: Tensor) -> LayoutChoice:
+    kinds = set(getattr(parts.body.config, "layer_types", None) or ()) - _TREE_LAYERS
+    if kinds:
+        return LayoutChoice("flat", f"it has layers of type {', '.join(sorted(kinds))}")
+    try:
+        computed = score_pass(parts, attention.row, attention=attention).log_probs
+    except ModelError as error:
+        return LayoutChoice("flat", str(error))
+    except TypeError as error:  # a model of its own code that takes no further arguments
+        reason = f"its layers do not pass on what tree attention needs ({error})"
+        return LayoutChoice("flat", reason)
+    unlike = _unlike_config(parts.body.config, attention.windows)
+    if unlike is not None:
+        return LayoutChoice("flat", unlike)
+    difference, allowed = _difference(computed, expected), _tolerance(parts)
+    if difference > allowed:
+        reason = f"a token's log-prob differs by {difference:.2g} nats (allowed: {allowed:g})"
+        return LayoutChoice("flat", reason, difference, expected=False)
+    return LayoutChoice(
+        "tree", f"equal to its own forward pass within {difference:.1g} nats", difference
+    )
+
+
+# What the layers did otherwise than the configuration says; None if nothing. The trial texts are
+# shorter than real windows, so a layer that did not pass its window on would look right.
+def _unlike_config(config: Any, windows: Mapping[int, int | None]) -> str | None:
+    if len(windows) != config.num_hidden_layers:
+        return f"only {len(windows)} of {config.num_hidden_layers} layers use attention"
+    types = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    for layer, asked in windows.items():
+        slides = not types or types[layer] == "sliding_attention"
+        if asked != (window if slides else None):
+            return f"layer {layer} asks for a window of {asked}, its configuration for {window}"
+    return None
+
+
+def _trial_leaves(parts: ModelParts) -> list[Leaf]:
+    vocabulary, rng = len(parts.projection.weight), random.Random(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(vocabulary) for _ in range(count))
+
+    shared = ids(SHARED_TOKENS)
+    prompts = {shared + ids(PROMPT_TOKENS): [ids(n) for n in RESPONSE_TOKENS] for _ in range(2)}
+    return [
+        Leaf(tree, number, prompt, response)
+        for tree, (prompt, responses) in enumerate(prompts.items())
+        for number, response in enumerate(responses)
+    ]
+
+
+# By the whole model's own forward pass, one sequence at a time. [targets].
+def _plain_log_probs(parts: ModelParts, leaves: Sequence[Leaf]) -> Tensor:
+    log_probs = []
+    for leaf in leaves:
+        ids = torch.tensor([leaf.prompt_ids + leaf.response_ids], device=parts.device)
+        logits = parts.model(input_ids=ids, use_cache=False).logits[0, len(leaf.prompt_ids) - 1 :]
+        targets = torch.tensor(leaf.response_ids, device=logits.device)[:, None]
+        log_probs.append(logits[:-1].float().log_softmax(-1).gather(-1, targets)[:, 0])
+    return torch.cat(log_probs)
+
+
+def _difference(computed: Tensor, expected: Tensor) -> float:
+    return float((computed.to(expected.device) - expected).abs().nan_to_num(torch.inf).max())
+
+
+# Nats.
+def _tolerance(parts: ModelParts) -> float:
+    # Half precision rounds logits themselves to a tenth of a nat or so; a GPU's products are
+    # rounded to ten bits of mantissa where TF32 is on.
+    if parts.projection.weight.dtype in (torch.float16, torch.bfloat16):
+        return 0.5
+    return 1e-4 if parts.device.type == "cpu" else 1e-2

@@ -8,22 +8,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import Queue
 from threading import Thread
-from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 import httpx2
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.serving.protocol import (
     BackoffWait,
     ChatReply,
-    RefusedError,
-    TransientFault,
+    Fault,
     read_chat,
     read_completion,
-    read_json,
     read_models,
+    read_response,
 )
 
 T = TypeVar("T")
@@ -105,16 +103,19 @@ class ServerClient:
     ) -> None:
         self.base_url = _checked_url(base_url)
         self.model = model
-        self.concurrency = _at_least("concurrency", concurrency, 1)
+        for name, value, least in (("concurrency", concurrency, 1), ("retries", retries, 0)):
+            if value < least:
+                raise InputError.of(
+                    saw=f"{name}={value}", expected=f"{least} or more", cure=f"raise {name}"
+                )
         if not timeout_s > 0:
             raise InputError.of(
                 saw=f"timeout_s={timeout_s:g}", expected="more than 0 seconds", cure="raise it"
             )
-        self.timeout_s = timeout_s
-        self.retries = _at_least("retries", retries, 0)
+        self.concurrency, self.timeout_s, self.retries = concurrency, timeout_s, retries
         self.usage = Usage()
         self._api_key_env = api_key_env
-        self._wait = BackoffWait(base_s=backoff_s, longest_s=_LONGEST_BACKOFF_S)
+        self._wait = BackoffWait(multiplier=backoff_s, max=_LONGEST_BACKOFF_S)
         self._http: httpx2.AsyncClient | None = None
         self._slots = asyncio.Semaphore(concurrency)
 
@@ -131,12 +132,7 @@ class ServerClient:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close the connections."""
         if self._http is not None:
             await self._http.aclose()
@@ -226,28 +222,29 @@ class ServerClient:
         attempts = AsyncRetrying(
             stop=stop_after_attempt(1 + retries),
             wait=self._wait,
-            retry=retry_if_exception_type(TransientFault),
+            retry=retry_if_exception(lambda e: isinstance(e, Fault) and e.wait_s is not None),
             before_sleep=self._count_retry,
             reraise=True,
         )
         try:
             async with self._slots:
                 return await attempts(self._attempt, method, url, body, read)
-        except TransientFault as fault:
+        except Fault as fault:
             self.usage.failures += 1
-            raise ServiceError.of(
-                saw=f"{url}: {fault}, {1 + retries} times",
-                expected="an answer",
-                cure="check that the server runs and is not overloaded; then repeat the command",
-            ) from None
-        except RefusedError as refusal:
-            self.usage.failures += 1
-            error = RefusedRequestError.of(
-                saw=f"{url}: {self._masked(str(refusal))}",
-                expected="an answer",
-                cure=self._cure(refusal.status),
-            )
-            error.status, error.reason = refusal.status, self._masked(str(refusal))
+            if fault.wait_s is not None:
+                raise ServiceError.of(
+                    saw=f"{url}: {fault}, {1 + retries} times",
+                    expected="an answer",
+                    cure="check that the server runs and is not overloaded; then repeat the "
+                    "command",
+                ) from None
+            key, reason = os.environ.get(self._api_key_env), str(fault)
+            reason = reason.replace(key, "***") if key else reason
+            cure = "change the request as the server says"
+            if fault.status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
+                cure = f"set the environment variable {self._api_key_env} to a valid API key"
+            error = RefusedRequestError.of(saw=f"{url}: {reason}", expected="an answer", cure=cure)
+            error.status, error.reason = fault.status, reason
             raise error from None
 
     async def _attempt(
@@ -260,22 +257,13 @@ class ServerClient:
             async with asyncio.timeout(self.timeout_s):
                 response = await self._http.request(method, url, json=body)
         except TimeoutError:
-            raise TransientFault(f"no answer within {self.timeout_s:g} s") from None
+            raise Fault(f"no answer within {self.timeout_s:g} s") from None
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise TransientFault(f"{type(error).__name__} {error}".strip()) from None
-        return read(read_json(response, longest_wait_s=_LONGEST_RETRY_AFTER_S))
+            raise Fault(f"{type(error).__name__} {error}".strip()) from None
+        return read_response(response, read, longest_wait_s=_LONGEST_RETRY_AFTER_S)
 
     def _count_retry(self, _state: RetryCallState) -> None:
         self.usage.retries += 1
-
-    def _masked(self, text: str) -> str:
-        key = os.environ.get(self._api_key_env)
-        return text.replace(key, "***") if key else text
-
-    def _cure(self, status: int) -> str:
-        if status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
-            return f"set the environment variable {self._api_key_env} to a valid API key"
-        return "change the request as the server says"
 
 
 def _checked_url(url: str) -> str:
@@ -289,8 +277,7 @@ def _checked_url(url: str) -> str:
             expected="http://HOST:PORT or https://HOST/PATH",
             cure="write the whole URL",
         )
-    path = parsed.path.rstrip("/")
-    return str(parsed.copy_with(path=path or "/v1"))
+    return str(parsed.copy_with(path=parsed.path.rstrip("/") or "/v1"))
 
 
 def _is_loopback(url: str) -> bool:
@@ -299,14 +286,6 @@ def _is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _at_least(name: str, value: int, least: int) -> int:
-    if value < least:
-        raise InputError.of(
-            saw=f"{name}={value}", expected=f"{least} or more", cure=f"raise {name}"
-        )
-    return value
 
 
 def ask_all(

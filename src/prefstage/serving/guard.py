@@ -50,8 +50,8 @@ def end_all(server: "subprocess.Popen[bytes]", grace_s: float) -> None:
     _signal_group(server.pid, signal.SIGKILL)
 
 
+# Whether it still runs; a zombie that nobody collects does not.
 def _is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs; a zombie that nobody collects does not."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

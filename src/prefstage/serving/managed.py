@@ -50,16 +50,15 @@ def managed_server(
         InputError: If the command names no port or no known program.
         ServiceError: If the server ends before it answers, or takes too long.
     """
-    port = port or _free_port()
+    if port is None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
     words = [word.replace("{port}", str(port)) for word in check_command(command)]
-    guard = _guarded(words, log_file, stop_grace_s)
-    try:
+    with _guarded(words, log_file, stop_grace_s) as guard:
         url = f"http://127.0.0.1:{port}"
         _wait_until_healthy(url, guard, log_file, start_timeout_s)
         yield url
-    finally:
-        guard.terminate()
-        guard.wait()
 
 
 def run_program(words: Sequence[str], *, log_file: Path, stop_grace_s: float = 15.0) -> None:
@@ -74,14 +73,9 @@ def run_program(words: Sequence[str], *, log_file: Path, stop_grace_s: float = 1
         InputError: If there is no such program.
         ServiceError: If it ends with another status than 0.
     """
-    guard = _guarded(
-        [_program(words[0], f"command {shlex.join(words)!r}"), *words[1:]], log_file, stop_grace_s
-    )
-    try:
+    program = _program(words[0], f"command {shlex.join(words)!r}")
+    with _guarded([program, *words[1:]], log_file, stop_grace_s) as guard:
         status = guard.wait()
-    finally:
-        guard.terminate()
-        guard.wait()
     if status:
         raise ServiceError.of(
             saw=f"`{shlex.join(words)}` ended with exit status {status}; {_tail(log_file)}",
@@ -90,15 +84,16 @@ def run_program(words: Sequence[str], *, log_file: Path, stop_grace_s: float = 1
         )
 
 
+# Run a program under the guard, which ends it after the block, and when this process is gone.
+@contextmanager
 def _guarded(
     words: Sequence[str], log_file: Path, stop_grace_s: float
-) -> "subprocess.Popen[bytes]":
-    """Start a program under the guard, which ends it when this process is gone."""
+) -> Iterator["subprocess.Popen[bytes]"]:
     log_file.parent.mkdir(parents=True, exist_ok=True)
     # -P keeps the folder of this script off the path, whose files have names of other packages.
     arguments = [sys.executable, "-P", str(_GUARD), str(os.getpid()), str(stop_grace_s), *words]
     with log_file.open("ab") as log:
-        return subprocess.Popen(
+        guard = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -106,6 +101,11 @@ def _guarded(
             start_new_session=True,
             env={**os.environ, "PATH": _search_path(), "PYTHONUNBUFFERED": "1"},
         )
+    try:
+        yield guard
+    finally:
+        guard.terminate()
+        guard.wait()
 
 
 def check_command(command: str) -> list[str]:
@@ -148,15 +148,9 @@ def _program(name: str, shown: str) -> str:
     return program
 
 
+# PATH, and the folder of this Python, whose programs need no activated environment.
 def _search_path() -> str:
-    """PATH, and the folder of this Python, whose programs need no activated environment."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_healthy(
@@ -182,8 +176,8 @@ def _wait_until_healthy(
             poll_s = min(1.5 * poll_s, _LONGEST_POLL_S)
 
 
+# Whether /health answers; or /v1/models, with servers that have no /health.
 def _is_healthy(http: httpx2.Client) -> bool:
-    """Whether /health answers; or /v1/models, with servers that have no /health."""
     try:
         status = http.get("/health").status_code
         if status == httpx2.codes.NOT_FOUND:

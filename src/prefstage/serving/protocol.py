@@ -1,16 +1,18 @@
 """What goes between us and a server: replies in one shape, and what to ask again after a fault."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 from tenacity import RetryCallState
-from tenacity.wait import wait_base, wait_random_exponential
+from tenacity.wait import wait_random_exponential
+
+T = TypeVar("T")
 
 _RETRYABLE = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
@@ -18,68 +20,74 @@ _RETRYABLE = frozenset(
 _MESSAGE_CHARS = 300
 
 
-class TransientFault(Exception):  # noqa: N818 - not an error until the retries are spent
-    """A request that is worth asking again.
+class Fault(Exception):  # noqa: N818 - not an error until the retries are spent
+    """A request without the answer that is due.
 
     Attributes:
-        wait_s: Seconds that the server asks to wait before, or 0.
+        status: HTTP status; 0 where there was none, or no error of it.
+        wait_s: Seconds that the server asks to wait before the next attempt, or 0; None where
+            it refuses the request, now and again.
     """
 
-    def __init__(self, reason: str, *, wait_s: float = 0.0) -> None:
+    def __init__(self, reason: str, *, status: int = 0, wait_s: float | None = 0.0) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.status, self.wait_s = status, wait_s
 
 
-class RefusedError(Exception):
-    """A request that the server refuses, now and again; `status` is its HTTP status."""
-
-    def __init__(self, reason: str, *, status: int) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class BackoffWait(wait_base):
+class BackoffWait(wait_random_exponential):
     """Exponential backoff with full jitter, after what the server asks for in Retry-After.
 
-    The wait before retry k is ``w + U(0, min(longest, base·2^k))``, with w the server's.
+    The wait before retry k is ``w + U(0, min(max, multiplier·2^k))``, with w the server's.
 
     Source:
         Brooker 2015, "Exponential Backoff And Jitter", AWS Architecture Blog: "full jitter".
     """
 
-    def __init__(self, *, base_s: float, longest_s: float) -> None:
-        self._jitter = wait_random_exponential(multiplier=base_s, max=longest_s)
-
     def __call__(self, retry_state: RetryCallState) -> float:
         """Seconds to wait before the next attempt."""
         fault = retry_state.outcome.exception() if retry_state.outcome else None
-        asked_s = fault.wait_s if isinstance(fault, TransientFault) else 0.0
-        return asked_s + self._jitter(retry_state)
+        asked_s = fault.wait_s if isinstance(fault, Fault) else None
+        return (asked_s or 0.0) + super().__call__(retry_state)
 
 
-def read_json(response: httpx2.Response, *, longest_wait_s: float) -> Any:
-    """The JSON body of a successful response.
+def read_response(
+    response: httpx2.Response, read: Callable[[Any], T], *, longest_wait_s: float
+) -> T:
+    """What the JSON body of a successful response says.
 
     Args:
         response: Any response, its body read.
+        read: Reads the decoded body; what it stumbles over is a body of another shape.
         longest_wait_s: A server that asks for a longer wait than this is given up.
 
     Returns:
-        The decoded body.
+        What `read` gives.
 
     Raises:
-        TransientFault: If the request is worth asking again.
-        RefusedError: If it is not; the text is the server's own message.
+        Fault: If it says nothing; the text is the server's own message.
     """
     if not response.is_success:
-        raise _failure(response, longest_wait_s)
+        status, (message, code) = response.status_code, _server_message(response)
+        reason = f"HTTP {status} {response.reason_phrase}".strip()
+        reason += f" ({message})" if message else ""
+        retryable = status in _RETRYABLE or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        wait_s: float | None = None
+        if retryable and code != "insufficient_quota":
+            wait_s = retry_after_s(response.headers.get("retry-after"))
+            if wait_s > longest_wait_s:
+                reason, wait_s = f"{reason}, to be asked again in {wait_s:.0f} s", None
+        raise Fault(reason, status=status, wait_s=wait_s)
     kind = response.headers.get("content-type", "")
     if "json" not in kind:
-        raise TransientFault(f"an answer of type {kind or 'unknown'!r} where JSON is due")
+        raise Fault(f"an answer of type {kind or 'unknown'!r} where JSON is due")
     try:
-        return json.loads(response.content)
+        body = json.loads(response.content)
     except ValueError:
-        raise TransientFault("an answer that is not JSON") from None
+        raise Fault("an answer that is not JSON") from None
+    try:
+        return read(body)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise Fault(f"an answer of another shape ({str(body)[:80]})") from None
 
 
 def retry_after_s(value: str | None, *, now: datetime | None = None) -> float:
@@ -108,29 +116,15 @@ def retry_after_s(value: str | None, *, now: datetime | None = None) -> float:
     return max((due - (now or datetime.now(UTC))).total_seconds(), 0.0)
 
 
-def _failure(response: httpx2.Response, longest_wait_s: float) -> Exception:
-    status, (message, code) = response.status_code, _server_message(response)
-    reason = f"HTTP {status} {response.reason_phrase}".strip() + (
-        f" ({message})" if message else ""
-    )
-    retryable = status in _RETRYABLE or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    if not retryable or code == "insufficient_quota":
-        return RefusedError(reason, status=status)
-    wait_s = retry_after_s(response.headers.get("retry-after"))
-    if wait_s > longest_wait_s:
-        return RefusedError(f"{reason}, to be asked again in {wait_s:.0f} s", status=status)
-    return TransientFault(reason, wait_s=wait_s)
-
-
+# What the server says went wrong, and its error code if it names one.
 def _server_message(response: httpx2.Response) -> tuple[str, str | None]:
-    """What the server says went wrong, and its error code if it names one."""
     try:
         body = json.loads(response.content)
     except ValueError:
         return " ".join(response.text.split())[:_MESSAGE_CHARS], None
-    error = body.get("error", body) if isinstance(body, dict) else body
-    code = error.get("code") if isinstance(error, dict) else None
+    error, code = body.get("error", body) if isinstance(body, dict) else body, None
     if isinstance(error, dict):
+        code = error.get("code")
         error = error.get("message") or error.get("detail") or error
     return " ".join(str(error).split())[:_MESSAGE_CHARS], None if code is None else str(code)
 
@@ -157,49 +151,38 @@ class ChatReply:
     reasoning: str = ""
 
 
-def read_chat(body: Any) -> ChatReply:
-    """Read the body of /v1/chat/completions.
+# These raise what a body of another shape makes them stumble over: see `read_response`.
 
-    Raises:
-        TransientFault: If it is not the body of a chat completion.
-    """
-    try:
-        choice = body["choices"][0]
-        message = choice["message"]
-        reply = _reply(body, choice, message.get("content"), _chat_logprobs(choice.get("logprobs")))
-        return replace(reply, reasoning=_reasoning(message))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise _misshapen(body) from None
+
+def read_chat(body: Any) -> ChatReply:
+    """Read the body of /v1/chat/completions."""
+    choice = body["choices"][0]
+    message = choice["message"]
+    tokens = (choice.get("logprobs") or {}).get("content") or ()
+    top = [
+        {str(top["token"]): float(top["logprob"]) for top in token["top_logprobs"]}
+        for token in tokens
+    ]
+    # The thought beside the content: `reasoning_content` of most servers, `reasoning` of some.
+    thoughts = (message.get(name) for name in ("reasoning_content", "reasoning"))
+    thought = next((thought for thought in thoughts if isinstance(thought, str) and thought), "")
+    return _reply(body, choice, message.get("content"), top, reasoning=thought)
 
 
 def read_completion(body: Any) -> ChatReply:
-    """Read the body of /v1/completions.
-
-    Raises:
-        TransientFault: If it is not the body of a text completion.
-    """
-    try:
-        choice = body["choices"][0]
-        top = (choice.get("logprobs") or {}).get("top_logprobs")
-        return _reply(body, choice, choice["text"], tuple(map(dict, top)) if top else None)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise _misshapen(body) from None
+    """Read the body of /v1/completions."""
+    choice = body["choices"][0]
+    top = (choice.get("logprobs") or {}).get("top_logprobs") or ()
+    return _reply(body, choice, choice["text"], [dict(token) for token in top])
 
 
 def read_models(body: Any) -> list[str]:
-    """Read the body of /v1/models: the names of the models a server offers.
-
-    Raises:
-        TransientFault: If it is not a list of models.
-    """
-    try:
-        return [str(model["id"]) for model in body["data"]]
-    except (KeyError, TypeError):
-        raise _misshapen(body) from None
+    """Read the body of /v1/models: the names of the models a server offers."""
+    return [str(model["id"]) for model in body["data"]]
 
 
 def _reply(
-    body: Any, choice: Any, text: Any, top_logprobs: tuple[Mapping[str, float], ...] | None
+    body: Any, choice: Any, text: Any, top: list[dict[str, float]], *, reasoning: str = ""
 ) -> ChatReply:
     if text is not None and not isinstance(text, str):
         raise TypeError(text)
@@ -209,33 +192,11 @@ def _reply(
         finish_reason=str(choice.get("finish_reason") or "stop"),
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),
-        top_logprobs=top_logprobs,
+        top_logprobs=tuple(top) or None,
+        reasoning=_without_lone_surrogates(reasoning),
     )
 
 
-def _reasoning(message: Any) -> str:
-    """The thought beside the content: `reasoning_content` of most servers, `reasoning` of some."""
-    for name in ("reasoning_content", "reasoning"):
-        thought = message.get(name)
-        if isinstance(thought, str) and thought:
-            return _without_lone_surrogates(thought)
-    return ""
-
-
-def _chat_logprobs(logprobs: Any) -> tuple[Mapping[str, float], ...] | None:
-    content = (logprobs or {}).get("content")
-    if not content:
-        return None
-    return tuple(
-        {str(top["token"]): float(top["logprob"]) for top in token["top_logprobs"]}
-        for token in content
-    )
-
-
-def _misshapen(body: Any) -> TransientFault:
-    return TransientFault(f"an answer of another shape ({str(body)[:80]})")
-
-
+# Halves of characters, which JSON can carry and UTF-8 files cannot, are replaced.
 def _without_lone_surrogates(text: str) -> str:
-    """Replace halves of characters, which JSON can carry and UTF-8 files cannot."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

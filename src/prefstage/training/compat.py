@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from prefstage.scoring.attention import Backend
-from prefstage.scoring.engine import score_pass
-from prefstage.scoring.layout import Batch, Row
-from prefstage.scoring.model import ModelParts
+from prefstage.scoring.engine import ModelParts, score_pass
+from prefstage.scoring.layout import Batch
 
 _log = logging.getLogger(__name__)
 
@@ -254,7 +253,7 @@ class ScoringCalls:
 # The output is tensors alone, as wrappers attach the exchange of gradients to its tensors.
 def _score_passes(
     model: Any,
-    passes: Sequence[Row | Batch],
+    passes: Sequence[Batch],
     *,
     backend: Backend | None = None,
     statistics: tuple[str, ...] = (),

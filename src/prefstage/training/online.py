@@ -288,16 +288,16 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
                     ),
                     max_new_tokens=rooms[row],
                 )
-                for turn, row in enumerate(batch.rows)
+                for turn, row in enumerate(batch)
             ]
             for made in generate_rows(
                 self.model,
-                [prompts[row] for row in batch.rows],
+                [prompts[row] for row in batch],
                 rows,
                 config=sampling,
                 stop_ids=stops,
             ):
-                row = batch.rows[made.row]
+                row = batch[made.row]
                 yield positions[row], trees[row].opening_ids + tuple(made.ids), made.stopped
 
     # --- The reference --------------------------------------------------------------------

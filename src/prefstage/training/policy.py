@@ -24,7 +24,7 @@ from prefstage.core.weights import reason_of, weights_fingerprint
 from prefstage.data import load_tokenizer
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring import ReferenceCache, Scorer
-from prefstage.scoring.model import load_model
+from prefstage.scoring.scorer import load_model
 from prefstage.training.batches import Flat, StepItems
 from prefstage.training.compat import is_first_process
 from prefstage.training.items import ItemSet

@@ -14,21 +14,14 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
+from prefstage.data.messages import common_prefix
 from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix, LossState, LossValues
 from prefstage.scoring import Scorer
-from prefstage.scoring.cpu.lean import LeanPasses
-from prefstage.scoring.layout import (
-    Batch,
-    Layout,
-    Row,
-    common_prefix,
-    leaves_of,
-    length_rule,
-    plan_passes,
-)
+from prefstage.scoring.cpu.lean import lean_pass
+from prefstage.scoring.engine import ModelParts
+from prefstage.scoring.layout import Batch, Layout, leaves_of, length_rule, plan_passes
 from prefstage.scoring.memory import ModelShape, free_bytes, training_budget
-from prefstage.scoring.model import ModelParts
 from prefstage.training.batches import Means, Scored, StepItems, item_metrics
 from prefstage.training.compat import exchanging_gradients
 
@@ -216,14 +209,10 @@ class StepRunner:
     ) -> None:
         self.scorer, self.loss, self.token_budget = scorer, loss, token_budget
         self._accelerator = accelerator
-        self._config = ModelParts.of(scorer.model).body.config
-        self._lean = LeanPasses(
-            scorer.model,
-            token_budget=token_budget,
-            kept_bytes=ModelShape.of(scorer.model).kept_bytes(norms_recomputed=True),
-        )
+        self._body = ModelParts.of(scorer.model).body
+        self._kept_bytes = ModelShape.of(scorer.model).kept_bytes(norms_recomputed=True)
         self._layout: Layout = scorer.layout_choice.layout
-        self._one_pass = self._layout == "tree" and length_rule(self._config) is None
+        self._one_pass = self._layout == "tree" and length_rule(self._body.config) is None
         self._statistics = ("log_sum_squares",) if "log_sum_squares" in loss.needs else ()
 
     def plan(self, items: StepItems) -> Plan:
@@ -351,8 +340,15 @@ class StepRunner:
             exchange = partial(exchanging_gradients, last=turn == len(turns) - 1)
             with exchange(accelerator, model) if training else contextlib.nullcontext():
                 passes = self._passes(items, plan, turn)
-                tokens = sum(row.input_ids.numel() for row in passes)
-                with self._lean.forward(tokens) if lean else contextlib.nullcontext():
+                saves: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+                if lean:
+                    saves = lean_pass(
+                        self._body,
+                        tokens=sum(planned.input_ids.numel() for planned in passes),
+                        token_budget=self.token_budget,
+                        kept_bytes=self._kept_bytes,
+                    )
+                with saves:
                     scored = self._forward(model, part, passes)
                 values = torch.stack([flat.detach() for flat in scored if flat is not None])
                 if objective is not None:
@@ -368,10 +364,10 @@ class StepRunner:
 
     # This process's forward passes of a turn, as many as any process's.
     # Wrappers that shard weights gather them at every pass, so processes must agree.
-    def _passes(self, items: StepItems, plan: Plan, turn: int) -> list[Row | Batch]:
-        def lay_out(process: int) -> list[Row | Batch]:
+    def _passes(self, items: StepItems, plan: Plan, turn: int) -> list[Batch]:
+        def lay_out(process: int) -> list[Batch]:
             return plan_passes(
-                self._config,
+                self._body.config,
                 leaves_of(items.part(plan[process][turn] or (0,)).trees),
                 layout=self._layout,
                 token_budget=None,
@@ -383,15 +379,14 @@ class StepRunner:
         most = max(len(lay_out(process)) for process in range(len(plan)))
         return passes + passes[-1:] * (most - len(passes))
 
-    def _forward(self, model: Any, part: StepItems, passes: list[Row | Batch]) -> Scored:
+    def _forward(self, model: Any, part: StepItems, passes: list[Batch]) -> Scored:
         scored = model(scoring_passes=passes, statistics=self._statistics)
         # From the order of the passes, where equal beginnings stand together, to that of items.
         order, start = torch.empty(part.tokens, dtype=torch.long), 0
-        for row in passes:
-            for slot in row.slots:
-                span = part.tree_spans[slot.tree][slot.response]
-                order[span] = torch.arange(start + slot.start, start + slot.stop)
-            start += len(row.target_ids)
+        for leaf in (leaf for planned in passes for leaf in planned.leaves):
+            stop = start + len(leaf.response_ids)
+            order[part.tree_spans[leaf.tree][leaf.response]] = torch.arange(start, stop)
+            start = stop
         return Scored(*(values[order.to(values.device)] for values in scored))
 
 

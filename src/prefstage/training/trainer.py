@@ -17,8 +17,8 @@ from prefstage.core.hashing import seed_for
 from prefstage.data import ResponseEncoder
 from prefstage.data.settings import CHAT_SETTINGS
 from prefstage.losses import LossState, parse_loss
-from prefstage.scoring import Scorer
-from prefstage.scoring.model import ModelParts, check_fits, model_fingerprint
+from prefstage.scoring import Scorer, model_fingerprint
+from prefstage.scoring.engine import ModelParts, check_fits
 from prefstage.training.arguments import PreferenceArguments, refuse_arguments
 from prefstage.training.batches import (
     EvaluationSet,

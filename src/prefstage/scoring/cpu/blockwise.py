@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prefstage.scoring.cpu.tensors import at_least_float32
+from prefstage.scoring.cpu.lean import at_least_float32
 from prefstage.scoring.layout import Segment
 
 BLOCK_QUERIES = 64
@@ -58,8 +58,7 @@ class Block:
         start: First query, as a token of the row.
         queries: Number of queries.
         tiles: Number of tiles.
-        first_key: First key that is seen.
-        last_key: One after the last: the block's end.
+        keys: The keys that are seen, up to the block's end.
         window: Sliding window, if it hides a key from some query; else None.
     """
 
@@ -67,14 +66,8 @@ class Block:
     start: int
     queries: int
     tiles: int
-    first_key: int
-    last_key: int
+    keys: slice
     window: int | None
-
-    @property
-    def keys(self) -> slice:
-        """The keys."""
-        return slice(self.first_key, self.last_key)
 
     @property
     def tile_queries(self) -> int:
@@ -83,8 +76,8 @@ class Block:
 
     def offsets(self, device: torch.device) -> Int[Tensor, "tiles 1 tile_queries 1 1"]:
         """Each query, counted from the block's start, tile by tile."""
-        offsets = torch.arange(self.tiles * self.tile_queries, device=device)
-        return offsets.clamp_(max=self.queries - 1).view(self.tiles, 1, -1, 1, 1)
+        lines = torch.arange(self.tiles * self.tile_queries, device=device)
+        return lines.clamp_(max=self.queries - 1).view(self.tiles, 1, -1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -203,14 +196,14 @@ def tiling(
     Returns:
         The row's blocks and the order of its queries.
     """
-    parts, index = list[Part](), 0
+    parts, count = list[Part](), 0
     # How much of a segment's text the next one shares; the rest leaves after it.
     shared = [*(after.position for _, after in pairwise(segments)), 0]
     for segment, until in zip(segments, shared, strict=True):
-        blocks = tuple(_blocks(segment, window, tiles, block_queries, index))
-        index += len(blocks)
-        end = segment.position + segment.stop - segment.start
-        tokens, positions = slice(segment.start, segment.stop), slice(segment.position, end)
+        blocks = tuple(_blocks(segment, window, tiles, block_queries, count))
+        count += len(blocks)
+        tokens = slice(segment.start, segment.stop)
+        positions = slice(segment.position, segment.position + segment.stop - segment.start)
         parts.append(Part(tokens, positions, blocks, tuple(_leaving(segment, until))))
     all_blocks = [block for part in parts for block in part.blocks]
     group, order, new = torch.arange(groups)[:, None], list[Tensor](), list[Tensor]()
@@ -242,16 +235,15 @@ def _blocks(
         position = segment.position + start - segment.start
         end = position + queries
         # A window that reaches back to the beginning hides nothing, and needs no mask.
-        hides = window is not None and end > window
-        first_key = max(0, position - window + 1) if window is not None and hides else 0
-        tiled = tiles if queries >= tiles else 1
-        yield Block(number, start, queries, tiled, first_key, end, window if hides else None)
+        hiding = window if window is not None and end > window else None
+        keys = slice(0 if hiding is None else max(0, position - hiding + 1), end)
+        yield Block(number, start, queries, tiles if queries >= tiles else 1, keys, hiding)
 
 
 # The part of a segment's text from position `until` on, as (positions, tokens).
 def _leaving(segment: Segment, until: int) -> Iterator[tuple[slice, slice]]:
     position = 0
-    for start, stop in segment.path:
+    for start, stop in (*segment.context, (segment.start, segment.stop)):
         end = position + stop - start
         if end > until:
             kept = max(0, until - position)
@@ -316,8 +308,8 @@ class _BlockwiseAttention(torch.autograd.Function):
             for block in part.blocks:
                 matrices = block.tiles * cut.groups
                 scores, _ = _scores(q[block.index], of_k[:matrices, block.keys], block, rule)
-                weights = torch.softmax(scores, -1, out=scores)
-                torch.bmm(weights, of_v[:matrices, block.keys], out=mixed[block.index])
+                torch.softmax(scores, -1, out=scores)
+                torch.bmm(scores, of_v[:matrices, block.keys], out=mixed[block.index])
         by_token = cut.by_token(output, len(query)).to(query.dtype)
         ctx.cut, ctx.rule = cut, rule
         # The layer's next map keeps the result too, so that keeping it here takes no memory.
@@ -334,8 +326,8 @@ class _BlockwiseAttention(torch.autograd.Function):
         grad_lines = at_least_float32(cut.gather(grad_output))
         # The softmax's gradient is w · (g - Σ w g), and Σ w g is the product of output and its
         # gradient: a number a token, where FlashAttention has it from too.
-        product = at_least_float32(grad_output) * at_least_float32(output)
-        mean_lines = cut.gather(product.sum(-1, keepdim=True))
+        products = at_least_float32(grad_output) * at_least_float32(output)
+        mean_lines = cut.gather(products.sum(-1, keepdim=True))
         for lines in (grad_lines, mean_lines):
             lines.index_fill_(0, cut.repeated, 0)  # else repeated queries would count twice
         grad, mean = cut.split(grad_lines, grad_output.shape[2]), cut.split(mean_lines, 1)
@@ -350,36 +342,25 @@ class _BlockwiseAttention(torch.autograd.Function):
             for path, _ in paths[2:]:
                 path[:, :, part.positions] = 0
             for block in part.blocks:
-                keys = [x[: block.tiles * cut.groups, block.keys] for _, x in paths]
-                of_queries = (q[block.index], grad[block.index], mean[block.index])
-                _add_block_gradient(of_queries, keys, grad_q[block.index], block, ctx.rule)
+                block_k, block_v, grad_k, grad_v = (
+                    x[: block.tiles * cut.groups, block.keys] for _, x in paths
+                )
+                block_q, block_grad = q[block.index], grad[block.index]
+                scores, slope = _scores(block_q, block_k, block, ctx.rule, with_slope=True)
+                weights = torch.softmax(scores, -1, out=scores)
+                grad_v += torch.bmm(weights.transpose(1, 2), block_grad)
+                grad_scores = torch.bmm(block_grad, block_v.transpose(1, 2))
+                grad_scores.sub_(mean[block.index]).mul_(weights)
+                if slope is not None:
+                    grad_scores *= slope
+                grad_k += torch.bmm(grad_scores.transpose(1, 2), block_q)
+                torch.bmm(grad_scores, block_k, out=grad_q[block.index])
             for positions, tokens in part.leaving:
                 for (path, _), x in zip(paths[2:], grads, strict=True):
                     torch.sum(path[:, :, positions], 0, out=x[:, tokens])
-        grad_query = cut.by_token(rows, len(query)).transpose(0, 1)
-        typed = zip(
-            (grad_query, grads[0] * ctx.rule.scale, grads[1]), (query, key, value), strict=True
-        )
-        return (*(g.to(x.dtype) for g, x in typed), None, None)
-
-
-# Set the gradient by a block's queries; add those by the keys and values it sees.
-def _add_block_gradient(
-    of_queries: tuple[Tensor, Tensor, Tensor],
-    of_keys: list[Tensor],
-    grad_q: Tensor,
-    block: Block,
-    rule: AttentionRule,
-) -> None:
-    (q, grad, mean), (k, v, grad_k, grad_v) = of_queries, of_keys
-    scores, slope = _scores(q, k, block, rule, with_slope=True)
-    weights = torch.softmax(scores, -1, out=scores)
-    grad_v += torch.bmm(weights.transpose(1, 2), grad)
-    grad_scores = torch.bmm(grad, v.transpose(1, 2)).sub_(mean).mul_(weights)
-    if slope is not None:
-        grad_scores *= slope
-    grad_k += torch.bmm(grad_scores.transpose(1, 2), q)
-    torch.bmm(grad_scores, k, out=grad_q)
+        grad_query = cut.by_token(rows, len(query)).transpose(0, 1).to(query.dtype)
+        grad_key = (grads[0] * ctx.rule.scale).to(key.dtype)
+        return grad_query, grad_key, grads[1].to(value.dtype), None, None
 
 
 # Masked scores of a block, [tiles · groups, queries, keys], and the soft-cap's slope.
@@ -406,6 +387,6 @@ def _scores(
 @lru_cache(maxsize=BLOCK_QUERIES * 8)
 def _future(queries: int, tiles: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(mode=False):
-        query = Block(0, 0, queries, tiles, 0, queries, None).offsets(device)
-        later = torch.arange(queries, device=device) > query
+        block = Block(0, 0, queries, tiles, slice(0, queries), None)
+        later = torch.arange(queries, device=device) > block.offsets(device)
         return torch.zeros(later.shape, dtype=dtype, device=device).masked_fill_(later, -math.inf)
