@@ -120,7 +120,18 @@ def sample(
 
     config, out = config or SampleConfig(), Path(out)
     store_file = out.with_name(out.name + ".samples.sqlite")
-    _check_out(out, store_file)
+    if out.suffix not in _ENDINGS:
+        raise InputError.of(
+            saw=f"--out {out}",
+            expected=f"a name that ends in {' or '.join(_ENDINGS)}",
+            cure="change the ending",
+        )
+    if out.exists() and not store_file.exists():
+        raise InputError.of(
+            saw=f"--out {out} exists, and {store_file.name} beside it does not",
+            expected="a new file, or one that an earlier run of this command wrote",
+            cure="name another file",
+        )
     loaded = load_prompts(
         prompts, on_bad_row=config.on_bad_row, quarantine_file=config.quarantine_file
     )
@@ -219,18 +230,3 @@ def _summary(result: dict[str, Any]) -> str:
     }
     lines += [f"{name}: {count}" for name, count in notable.items() if count]
     return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
-
-
-def _check_out(out: Path, store_file: Path) -> None:
-    if out.suffix not in _ENDINGS:
-        raise InputError.of(
-            saw=f"--out {out}",
-            expected=f"a name that ends in {' or '.join(_ENDINGS)}",
-            cure="change the ending",
-        )
-    if out.exists() and not store_file.exists():
-        raise InputError.of(
-            saw=f"--out {out} exists, and {store_file.name} beside it does not",
-            expected="a new file, or one that an earlier run of this command wrote",
-            cure="name another file",
-        )

@@ -389,11 +389,65 @@ class LoadOptions:
 _IN_PROCESS: tuple[str, ...] = ("template_date", "control_tokens", "dtype", "device", "adapter")
 _IN_PROCESS += ("max_prompt_tokens", "batch_tokens")
 _CLIENT = ("timeout_s", "retries", "api_key_env")
-# By the beginning of a spec, the options that have no effect on its kind; in process comes last.
-_NO_EFFECT = {
-    "openai:": (*_IN_PROCESS, "log_file"),
-    "serve:": _IN_PROCESS,
-    "": ("concurrency", *_CLIENT, "log_file"),
+
+
+def _running_server(spec: str, config: SamplingConfig, options: LoadOptions) -> Sampler:
+    from prefstage.sampling.server_sampler import ServerSampler
+    from prefstage.serving import ServerClient
+
+    model, _, url = spec.removeprefix("openai:").partition("@http")
+    if not model or not url:
+        raise InputError.of(
+            saw=f"policy {spec!r}",
+            expected="openai:MODEL@URL",
+            cure="write, for example, openai:my-model@http://127.0.0.1:8000",
+        )
+    client = ServerClient("http" + url, model, **options.set_among(*_CLIENT))
+    return ServerSampler(
+        client,
+        config,
+        name=Path(model).name,
+        chat_format=options.chat_format,
+        concurrency=options.concurrency,
+        template_options=options.template_options,
+    )
+
+
+def _started_server(spec: str, config: SamplingConfig, options: LoadOptions) -> Sampler:
+    from prefstage.sampling.server_sampler import ServedSampler
+    from prefstage.serving import check_command
+
+    command = spec.removeprefix("serve:").strip()
+    check_command(command)
+    return ServedSampler(
+        command,
+        config,
+        log_file=options.log_file or Path(tempfile.mkdtemp(prefix="prefstage-")) / "server.log",
+        chat_format=options.chat_format,
+        concurrency=options.concurrency,
+        client_options=options.set_among(*_CLIENT),
+        template_options=options.template_options,
+    )
+
+
+def _in_process(spec: str, config: SamplingConfig, options: LoadOptions) -> Sampler:
+    if not spec.strip():
+        raise InputError.of(
+            saw="an empty policy",
+            expected="a model folder, a Hub id, openai:MODEL@URL or serve:COMMAND",
+            cure="name one",
+        )
+    from prefstage.sampling.transformers_sampler import TransformersSampler
+
+    chosen = options.set_among("chat_format", "template_options", *_IN_PROCESS)
+    return TransformersSampler.load(spec, config, **chosen)
+
+
+# By the beginning of a spec: how such a policy is loaded, and which options have no effect on it.
+_KINDS = {
+    "openai:": (_running_server, (*_IN_PROCESS, "log_file")),
+    "serve:": (_started_server, _IN_PROCESS),
+    "": (_in_process, ("concurrency", *_CLIENT, "log_file")),
 }
 
 
@@ -432,69 +486,15 @@ def as_sampler(
             cure="pass one of these; a class of your own derives from prefstage.sampling.Sampler",
         )
     spec, config, options = str(spec), config or SamplingConfig(), options or LoadOptions()
-    kind = next(kind for kind in _NO_EFFECT if spec.startswith(kind))
-    for name, value in options.set_among(*_NO_EFFECT[kind]).items():
+    load, idle = next(kind for start, kind in _KINDS.items() if spec.startswith(start))
+    for name, value in options.set_among(*idle).items():
         raise InputError.of(
             saw=f"{name}={value} with policy {spec!r}",
             expected="only options that have an effect on this kind of policy",
             cure=f"leave {name} out",
         )
-    if kind == "openai:":
-        return _running_server(spec, config, options)
-    if kind == "serve:":
-        return _started_server(spec.removeprefix(kind).strip(), config, options)
-    if not spec.strip():
-        raise InputError.of(
-            saw="an empty policy",
-            expected="a model folder, a Hub id, openai:MODEL@URL or serve:COMMAND",
-            cure="name one",
-        )
-    from prefstage.sampling.transformers_sampler import TransformersSampler
-
-    return TransformersSampler.load(
-        spec,
-        config,
-        **options.set_among("chat_format", "template_options", *_IN_PROCESS),
-    )
+    return load(spec, config, options)
 
 
 load_sampler = as_sampler
 """The name for users: `load_sampler("path/to/model")`."""
-
-
-def _running_server(spec: str, config: SamplingConfig, options: LoadOptions) -> Sampler:
-    from prefstage.sampling.server_sampler import ServerSampler
-    from prefstage.serving import ServerClient
-
-    model, _, url = spec.removeprefix("openai:").partition("@http")
-    if not model or not url:
-        raise InputError.of(
-            saw=f"policy {spec!r}",
-            expected="openai:MODEL@URL",
-            cure="write, for example, openai:my-model@http://127.0.0.1:8000",
-        )
-    client = ServerClient("http" + url, model, **options.set_among(*_CLIENT))
-    return ServerSampler(
-        client,
-        config,
-        name=Path(model).name,
-        chat_format=options.chat_format,
-        concurrency=options.concurrency,
-        template_options=options.template_options,
-    )
-
-
-def _started_server(command: str, config: SamplingConfig, options: LoadOptions) -> Sampler:
-    from prefstage.sampling.server_sampler import ServedSampler
-    from prefstage.serving import check_command
-
-    check_command(command)
-    return ServedSampler(
-        command,
-        config,
-        log_file=options.log_file or Path(tempfile.mkdtemp(prefix="prefstage-")) / "server.log",
-        chat_format=options.chat_format,
-        concurrency=options.concurrency,
-        client_options=options.set_among(*_CLIENT),
-        template_options=options.template_options,
-    )

@@ -299,14 +299,10 @@ class MemoryEstimate:
     gradients: int = 0
     optimizer: int = 0
 
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return sum(asdict(self).values())
-
     def as_dict(self) -> dict[str, int]:
         """The parts and their total, JSON-serialisable."""
-        return {**asdict(self), "total": self.total}
+        parts = asdict(self)
+        return {**parts, "total": sum(parts.values())}
 
 
 def check_dtype(dtype: str) -> None:
