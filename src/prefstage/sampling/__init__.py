@@ -1,32 +1,26 @@
 """Who writes answers: transformers in process, any OpenAI-compatible server."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prefstage.sampling.answering import SampleConfig, Sampled, SampleSettings, sample
-from prefstage.sampling.base import (
-    AnswerConfig,
-    LoadOptions,
-    Sample,
-    Sampler,
-    SampleRequest,
-    SamplingConfig,
-    as_sampler,
-    collect,
-    load_sampler,
-    requests_for,
-    to_candidates,
-)
+from prefstage.core.exports import on_first_use
 
 if TYPE_CHECKING:
-    from prefstage.sampling.server_sampler import ServedSampler as ServedSampler
-    from prefstage.sampling.server_sampler import ServerSampler as ServerSampler
-    from prefstage.sampling.transformers_sampler import TransformersSampler as TransformersSampler
-
-_HEAVY = {
-    "ServedSampler": "server_sampler",
-    "ServerSampler": "server_sampler",
-    "TransformersSampler": "transformers_sampler",
-}
+    from prefstage.sampling.answering import SampleConfig, Sampled, SampleSettings, sample
+    from prefstage.sampling.base import (
+        AnswerConfig,
+        LoadOptions,
+        Sample,
+        Sampler,
+        SampleRequest,
+        SamplingConfig,
+        as_sampler,
+        collect,
+        load_sampler,
+        requests_for,
+        to_candidates,
+    )
+    from prefstage.sampling.server_sampler import ServedSampler, ServerSampler
+    from prefstage.sampling.transformers_sampler import TransformersSampler
 
 __all__ = [
     "AnswerConfig",
@@ -49,11 +43,14 @@ __all__ = [
     "to_candidates",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import samplers on first use: torch is only needed by one of them."""
-    if name not in _HEAVY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HEAVY[name]}"), name)
+# Import on first use: torch is only needed by one of them.
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "answering": "SampleConfig SampleSettings Sampled sample",
+        "base": "AnswerConfig LoadOptions Sample Sampler SampleRequest SamplingConfig as_sampler "
+        "collect load_sampler requests_for to_candidates",
+        "server_sampler": "ServedSampler ServerSampler",
+        "transformers_sampler": "TransformersSampler",
+    },
+)

@@ -198,10 +198,9 @@ def _tree(
     mask = row_attention.mask(visible_keys, rule.window, query.device)
     if rule.softcap is not None:
         return _dense(query, key, value, mask, rule)
-    mixed = scaled_dot_product_attention(
+    return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=rule.scale, enable_gqa=True
-    )
-    return mixed.transpose(1, 2)
+    ).transpose(1, 2)
 
 
 # Attention written out, for the soft-cap that SDPA lacks.

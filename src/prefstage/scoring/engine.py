@@ -62,12 +62,12 @@ class ModelParts:
         config = bare.config.get_text_config()
         # Cohere multiplies the logits, Granite divides them.
         factor = getattr(config, "logit_scale", None)
-        divisor = getattr(config, "logits_scaling", None)
         return ModelParts(
             model=bare,
             body=bare.get_decoder(),
             projection=projection,
-            scale=float(factor if factor is not None else 1) / float(divisor or 1),
+            scale=float(1 if factor is None else factor)
+            / float(getattr(config, "logits_scaling", None) or 1),
             softcap=getattr(config, "final_logit_softcapping", None),
         )
 

@@ -150,8 +150,8 @@ class ModelShape:
         # One layer's tensors live at a time: residual, queries, keys, values and output (about
         # 8 widths), the two inner tensors of the gated MLP with their product and activation
         # (4 inner widths), and for a response token two float32 copies of its final state.
-        widths = 8 * self.hidden + 4 * self.intermediate
-        return widths * self.value_bytes + 2 * _FLOAT32_BYTES * self.hidden
+        values = 8 * self.hidden + 4 * self.intermediate
+        return values * self.value_bytes + 2 * _FLOAT32_BYTES * self.hidden
 
     def step_bytes(self, *, checkpointing: bool) -> int:
         """Upper estimate of what a token's activations take until the backward pass. Bytes.
@@ -411,8 +411,8 @@ def peak_bytes(device: torch.device) -> int:
     import resource
 
     # Kilobytes on Linux, bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def bytes_to_come(optimizer: Any) -> int:

@@ -187,9 +187,12 @@ class Scorer:
                 cure="leave with_adapter out",
             )
         leaves = leaves_of(trees)
-        adapters = nullcontext() if with_adapter else self.model.disable_adapter()
-        bar = progress("scoring", len(leaves), enabled=show_progress)
-        with _evaluation_mode(self.model), adapters, torch.no_grad(), bar as tick:
+        with (
+            _evaluation_mode(self.model),
+            nullcontext() if with_adapter else self.model.disable_adapter(),
+            torch.no_grad(),
+            progress("scoring", len(leaves), enabled=show_progress) as tick,
+        ):
             while leaves:
                 for planned in plan_passes(
                     self._parts.body.config,

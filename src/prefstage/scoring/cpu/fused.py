@@ -36,8 +36,8 @@ _MLP_PARTS = (
     ({"gate_up_proj", "down_proj", "activation_fn"}, "activation_fn"),
 )
 
+# Modules of a model, each with what computes the same.
 _layers: "WeakKeyDictionary[nn.Module, list[tuple[nn.Module, Forward]]]" = WeakKeyDictionary()
-"""Modules of a model, each with what computes the same."""
 
 
 # --- The steps --------------------------------------------------------------------------------
@@ -270,8 +270,9 @@ def find_fused_layers(body: Any) -> int:
         # A name and attributes promise nothing: the first module of each class is tried.
         kind = (type(module), type(_activation(module)))
         if kind not in chosen:
-            same = (i for i, forward in enumerate(candidates) if _same_values(module, forward))
-            chosen[kind] = next(same, None)
+            chosen[kind] = next(
+                (i for i, forward in enumerate(candidates) if _same_values(module, forward)), None
+            )
         if (index := chosen[kind]) is not None:
             layers.append((module, candidates[index]))
     embeddings = body.get_input_embeddings()
