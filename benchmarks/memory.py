@@ -62,7 +62,7 @@ def compare(model: Path, size: JobSize) -> dict[str, object]:
 
     shape = ModelShape.of_config(AutoConfig.from_pretrained(model), dtype="float32")
     tokens = TRAINING_CPU_TOKENS if size.job == "train" else CPU_TOKENS
-    estimate = estimate_memory(shape, size, pass_tokens=tokens).as_dict()["total"] / MIB
+    estimate = estimate_memory(shape, size, pass_tokens=tokens).total / MIB
     measured = (measure(model, size) - measure(model, size, libraries_only=True)) / MIB
     return {
         **vars(size),

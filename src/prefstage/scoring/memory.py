@@ -299,10 +299,14 @@ class MemoryEstimate:
     gradients: int = 0
     optimizer: int = 0
 
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
     def as_dict(self) -> dict[str, int]:
         """The parts and their total, JSON-serialisable."""
-        parts = asdict(self)
-        return {**parts, "total": sum(parts.values())}
+        return {**asdict(self), "total": self.total}
 
 
 def check_dtype(dtype: str) -> None:
