@@ -110,7 +110,7 @@ def test_each_pair_is_taken_twice_with_its_goal():
     assert "3.0" in low.pair.prompt[0]["content"]
     assert (high.pair.score_chosen, high.pair.score_rejected, high.gap) == (0.0, -25.0, 25.0)
     assert high.pair.prompt_id == prompt_id_of(high.pair.prompt) != low.pair.prompt_id
-    assert high.split_key == low.split_key == built.pair.prompt_id
+    assert high.origin_prompt_id == low.origin_prompt_id == built.pair.prompt_id
 
 
 def test_pairs_without_scores_or_with_like_ones_are_counted():

@@ -49,18 +49,14 @@ class Reversal:
     unlabelled: int = 0
 
     @property
-    def decided(self) -> int:
-        """Labels that the judge confirms or turns round."""
-        return self.kept + self.reversed
-
-    @property
     def share(self) -> float | None:
-        """Reversed labels, of those decided, in [0, 1]; None of none."""
-        return self.reversed / self.decided if self.decided else None
+        """Reversed labels, of those that the judge confirms or turns round; None of none."""
+        decided = self.kept + self.reversed
+        return self.reversed / decided if decided else None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable, with the share and its 95 % Wilson interval."""
-        interval = wilson_interval(self.share or 0.0, self.decided)
+        interval = wilson_interval(self.share or 0.0, self.kept + self.reversed)
         return {**asdict(self), "share": self.share, "interval": list(interval)}
 
 
@@ -218,11 +214,6 @@ class Built:
     gap: float | None = None
     judge: str | None = None
     label_flipped: bool | None = None
-
-    @property
-    def split_key(self) -> str:
-        """What splits go by: the prompt that it comes from."""
-        return self.origin_prompt_id or self.pair.prompt_id
 
 
 Group = list[Built]

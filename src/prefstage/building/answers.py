@@ -313,6 +313,6 @@ def _with_goal(built: Built, pair: Pair, text: str, worse: float) -> Built:
         method="reward-augmented",
         part="reward-augmented",
         # Both halves of a pair must land in one split: they have the same two responses.
-        origin_prompt_id=built.split_key,
+        origin_prompt_id=built.origin_prompt_id or built.pair.prompt_id,
         gap=-worse,
     )

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -324,7 +324,7 @@ def _result(materials: Materials, dataset: Dataset, report: LoadReport) -> Build
         **account.as_dict(),
         "rows_quarantined": report.quarantined,
         "parts": {p: {name: len(s) for name, s in splits.items()} for p, splits in parts.items()},
-        "statistics": {part: figures.as_dict() for part, figures in statistics.items()},
+        "statistics": {part: asdict(figures) for part, figures in statistics.items()},
     }
     result["notes"] = [*account.notes, *report.notes, *gap_warnings(account, statistics)]
     files = {p: {name: f"{p}/{name}.parquet" for name in splits} for p, splits in parts.items()}

@@ -105,8 +105,8 @@ def measure_reversal(pairs: Iterable[Pair], judge: Judge) -> tuple[Reversal, Num
         1 - P, NaN if unreadable. [pairs, 2].
     """
     numbers = _numbers(whole_pairs(pairs, Account()), judge)  # counted where they are read again
-    said = zip(whole_pairs(pairs, Account()), _judgments(numbers, judge), strict=True)
-    return reversal_of((pair, judgment) for pair, (judgment, *_) in said), numbers
+    judged = zip(whole_pairs(pairs, Account()), _judgments(numbers, judge), strict=True)
+    return reversal_of((pair, judgment) for pair, (judgment, *_) in judged), numbers
 
 
 def reversal_of(judged: Iterable[tuple[Pair, Judgment]]) -> Reversal:

@@ -63,7 +63,10 @@ class ModelJudge(Judge):
         pad_id = self._model.config.get_text_config().pad_token_id
         # Without a pad token the model itself refuses batches: it could not find the end.
         size = batch_size if pad_id is not None else 1
-        for batch in batches_by_length([len(row["input_ids"]) for row in rows], batch_size=size):
+        # Padding costs what tokens cost: neighbours of like length waste the least. The longest
+        # first, so that a batch that does not fit into memory fails at the start.
+        order = sorted(range(len(rows)), key=lambda row: (-len(rows[row]["input_ids"]), row))
+        for batch in (order[start : start + size] for start in range(0, len(order), size)):
             inputs = padded([rows[i] for i in batch], pad_id=pad_id or 0, device=self._model.device)
             with torch.inference_mode():
                 logits = self._model(**inputs).logits[:, 0]
@@ -117,24 +120,6 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     for state in ("padding", "truncation"):  # left there by the last call, no part of the rules
         rules.pop(state, None)
     return digest({"rules": rules, "chat_template": tokenizer.chat_template})
-
-
-def batches_by_length(lengths: Sequence[int], *, batch_size: int) -> Iterator[list[int]]:
-    """Group positions into batches of similar length, longest first.
-
-    The longest first, so that a batch that does not fit into memory fails at the start.
-
-    Args:
-        lengths: Tokens of each sequence. [sequences].
-        batch_size: Sequences a batch at most, >= 1.
-
-    Yields:
-        Positions into `lengths`; each position occurs once over all batches.
-    """
-    # Padding costs what tokens cost: neighbours of like length waste the least.
-    order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
 
 
 def padded(

@@ -40,15 +40,11 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class PairEncoder:
-    """Sentence-pair encoding (prompt, response), for models without a chat template.
-
-    The prompt's text is the lone user message, or a conversation with speakers. What does
-    not fit is cut from the prompt first, down to half the window, and only then from the end
-    of the response, so that no response is cut to nothing. The prompt keeps its beginning.
+class Encoder:
+    """What both ways of encoding (prompt, response) have in common.
 
     Attributes:
-        tokenizer: A fast tokenizer.
+        tokenizer: The model's: a fast one for pairs, one with a chat template for chats.
         max_length: Tokens of the whole, special tokens included.
         max_prompt_tokens: Prompt tokens kept at most; None cuts only when the whole does
             not fit.
@@ -58,13 +54,36 @@ class PairEncoder:
     max_length: int
     max_prompt_tokens: int | None = None
 
+    def budget(self, prompt: int, response: int, window: int) -> int:
+        """Prompt tokens to keep: cut before the response is, but never below half the window.
+
+        Args:
+            prompt: Tokens of the prompt.
+            response: Tokens of the response.
+            window: Tokens that both may have together.
+
+        Returns:
+            The number.
+        """
+        limit = prompt if self.max_prompt_tokens is None else self.max_prompt_tokens
+        return min(prompt, limit, max(window - response, window // 2))
+
+
+class PairEncoder(Encoder):
+    """Sentence-pair encoding (prompt, response), for models without a chat template.
+
+    The prompt's text is the lone user message, or a conversation with speakers. What does
+    not fit is cut from the prompt first, down to half the window, and only then from the end
+    of the response, so that no response is cut to nothing. The prompt keeps its beginning.
+    """
+
     def __call__(self, prompt: Prompt, response: str) -> Encoding:
         """Encode one (prompt, response)."""
         text = plain_prompt(prompt)
         window = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
         spans = self._spans(text)
         wanted = len(self._spans(response))
-        budget = _prompt_budget(len(spans), wanted, window, self.max_prompt_tokens)
+        budget = self.budget(len(spans), wanted, window)
         prompt_cut = budget < len(spans)
         if prompt_cut:
             text = text[: spans[budget - 1][1]]
@@ -82,31 +101,20 @@ class PairEncoder:
         return list(encoded["offset_mapping"])
 
 
-@dataclass(frozen=True)
-class ChatEncoder:
+class ChatEncoder(Encoder):
     """The whole conversation through the tokenizer's chat template.
 
     No generation prompt, and no special token besides those of the template (so no second
     BOS). What does not fit is cut from the prompt first, its oldest tokens, down to half the
     window, and only then from the end of the response.
-
-    Attributes:
-        tokenizer: A tokenizer with a chat template.
-        max_length: Tokens of the whole.
-        max_prompt_tokens: Prompt tokens kept at most; None cuts only when the whole does
-            not fit.
     """
-
-    tokenizer: Any
-    max_length: int
-    max_prompt_tokens: int | None = None
 
     def __call__(self, prompt: Prompt, response: str) -> Encoding:
         """Encode one (prompt, response)."""
         whole = self._ids([*prompt, {"role": "assistant", "content": response}])
         border = len(commonprefix([whole, self._ids(prompt)]))  # noqa: RUF071 - of token ids
         wanted = len(whole) - border
-        budget = _prompt_budget(border, wanted, self.max_length, self.max_prompt_tokens)
+        budget = self.budget(border, wanted, self.max_length)
         head = whole[:border]
         if budget < border:
             bos = [head[0]] if head[0] == self.tokenizer.bos_token_id else []
@@ -129,12 +137,6 @@ class ChatEncoder:
     @cached_property
     def _control(self) -> ControlText:
         return ControlText(self.tokenizer, self._template)
-
-
-def _prompt_budget(prompt: int, response: int, window: int, limit: int | None) -> int:
-    # Prompt tokens to keep: cut before the response is, but never below half the window.
-    allowed = prompt if limit is None else min(prompt, limit)
-    return min(allowed, max(window - response, window // 2))
 
 
 class RewardModelOptions(ModelOptions):
