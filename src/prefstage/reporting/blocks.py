@@ -167,9 +167,12 @@ def series(field: str, names: Sequence[str], colours: Sequence[str] = ()) -> Spe
         The channel.
     """
     range_ = list(colours) or [f"@c{k % 8 + 1}" for k in range(len(names))]
-    scale = {"domain": list(names), "range": range_}
-    legend = {"title": None} if len(names) > 1 else None
-    return {"field": field, "type": "nominal", "scale": scale, "legend": legend}
+    return {
+        "field": field,
+        "type": "nominal",
+        "scale": {"domain": list(names), "range": range_},
+        "legend": {"title": None} if len(names) > 1 else None,
+    }
 
 
 def series_of(field: str, values: Sequence[Row]) -> Spec:
@@ -262,16 +265,18 @@ def themed(spec: Any, colours: Mapping[str, str]) -> Any:
 def _configured(spec: Mapping[str, Any], font: str) -> Spec:
     words = {"labelColor": "@ink2", "titleColor": "@ink", "labelFontSize": 12, "titleFontSize": 12}
     lines = {"gridColor": "@grid", "domainColor": "@ink2", "tickColor": "@ink2"}
-    config = {
-        "font": font,
-        "background": "@paper",
-        "view": {"stroke": None},
-        "axis": {**words, **lines, "titleFontWeight": "normal"},
-        "legend": {**words, "orient": "top", "symbolOpacity": 1, "labelLimit": 400},
-        "line": {"strokeWidth": 2},
-        "point": {"filled": True, "size": 50},
+    return {
+        **spec,
+        "config": {
+            "font": font,
+            "background": "@paper",
+            "view": {"stroke": None},
+            "axis": {**words, **lines, "titleFontWeight": "normal"},
+            "legend": {**words, "orient": "top", "symbolOpacity": 1, "labelLimit": 400},
+            "line": {"strokeWidth": 2},
+            "point": {"filled": True, "size": 50},
+        },
     }
-    return {**spec, "config": config}
 
 
 def _library() -> Any:

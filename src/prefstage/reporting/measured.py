@@ -105,7 +105,6 @@ def _narrowing(runs: Sequence[Run]) -> tuple[Chart, ...]:
         quantity(field, "boundary score", scale={"domain": [0, 1], "zero": True})
         for field in ("score", "low")
     )
-    band = {"type": "area", "opacity": 0.16, "interpolate": "step-after"}
     colour = series_of("series", values)
     after = (
         f"{name}: {row['score']:.2f} [{row['low']:.2f}, {row['high']:.2f}] after "
@@ -118,7 +117,13 @@ def _narrowing(runs: Sequence[Run]) -> tuple[Chart, ...]:
         f"Boundary score with its interval against the prompts used. {'; '.join(after)}.",
         values,
         head,
-        layer(band, x=x, y=low, y2={"field": "high"}, color=colour),
+        layer(
+            {"type": "area", "opacity": 0.16, "interpolate": "step-after"},
+            x=x,
+            y=low,
+            y2={"field": "high"},
+            color=colour,
+        ),
         layer({"type": "line", "point": {"size": 25}}, head, x=x, y=score, color=colour),
         rule_at(HALF),
     )

@@ -255,7 +255,6 @@ def _gaps(runs: Sequence[Run]) -> tuple[Chart, ...]:
         for k, count in enumerate(np.histogram(gaps, bins=edges)[0].tolist())
     ]
     head = {"set": "pairs of", "low": "gap from", "high": "to", "pairs": "pairs", "share": "share"}
-    steps = {"type": "area", "interpolate": "step-after", "opacity": 0.25, "line": True}
     medians = (f"{name}: median {np.median(g):.3g} of {len(g)}" for name, g in sets.items())
     return charts(
         "gaps",
@@ -264,7 +263,7 @@ def _gaps(runs: Sequence[Run]) -> tuple[Chart, ...]:
         values,
         head,
         layer(
-            steps,
+            {"type": "area", "interpolate": "step-after", "opacity": 0.25, "line": True},
             head,
             x=quantity("low", "score gap, chosen - rejected"),
             y=quantity("share", "share of pairs", scale={"zero": True}, stack=None),
@@ -292,8 +291,8 @@ def _diagnoses(runs: Sequence[Run]) -> list[Section]:
                 f"Warning: {warning['what']} ({warning['figure']}). Remedy: {warning['remedy']}."
                 for warning in report["warnings"]
             ]
-            name = f"diagnosis-{number}-{count}"
-            sections.append(Section(name, title, tables=tuple(table), notes=tuple(notes)))
+            anchor = f"diagnosis-{number}-{count}"
+            sections.append(Section(anchor, title, tables=tuple(table), notes=tuple(notes)))
     return sections
 
 

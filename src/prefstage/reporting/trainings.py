@@ -276,18 +276,24 @@ def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[
     ]
     head = {"ratio": "c, nats", "loss": "DPO loss", "group": "group"}
     x, y = quantity("ratio", "reference log-ratio c, nats"), quantity("loss", "DPO loss, nats")
-    dots = {"type": "point", "opacity": 0.7, "size": 22}
     line = layer({"type": "line", "color": "@ink", "strokeWidth": 1.5}, x=x, y=y)
     groups = [point["group"] for point in points]
     part = "" if len(rows) <= _POINTS else f" The first {_POINTS:,} of {len(rows):,} pairs."
     counts = ", ".join(f"{group}: {groups.count(group)}" for group in GROUPS.values())
-    alt = (
-        f"DPO loss against the reference log-ratio c with the threshold -log σ({beta:g} c), at or "
-        f"below which a pair is ranked rightly. {counts}.{part}"
-    )
     return charts(
-        *(f"threshold-{anchor}", title + part, alt, points, head),
-        layer(dots, head, x=x, y=y, color=_group_colours()),
+        f"threshold-{anchor}",
+        title + part,
+        f"DPO loss against the reference log-ratio c with the threshold -log σ({beta:g} c), at or "
+        f"below which a pair is ranked rightly. {counts}.{part}",
+        points,
+        head,
+        layer(
+            {"type": "point", "opacity": 0.7, "size": 22},
+            head,
+            x=x,
+            y=y,
+            color=_group_colours(),
+        ),
         {"data": {"values": curve}, **line},
         height=320,
     )
