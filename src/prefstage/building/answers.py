@@ -299,17 +299,16 @@ def with_system_text(prompt: Prompt, text: str) -> Prompt:
 
 def _with_goal(built: Built, pair: Pair, text: str, worse: float) -> Built:
     prompt = with_system_text(built.pair.prompt, text)
-    made = replace(
-        pair,
-        prompt=prompt,
-        prompt_id=prompt_id_of(prompt),
-        score_chosen=0.0,
-        score_rejected=worse,
-        judge_probability=None,  # of the responses as such, whatever is asked for
-    )
     return replace(
         built,
-        pair=made,
+        pair=replace(
+            pair,
+            prompt=prompt,
+            prompt_id=prompt_id_of(prompt),
+            score_chosen=0.0,
+            score_rejected=worse,
+            judge_probability=None,  # of the responses as such, whatever is asked for
+        ),
         method="reward-augmented",
         part="reward-augmented",
         # Both halves of a pair must land in one split: they have the same two responses.

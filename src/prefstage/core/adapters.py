@@ -13,7 +13,6 @@ from prefstage.core.weights import (
     check_weights,
     foreign_files,
     is_path,
-    not_finite_names,
     reason_of,
 )
 
@@ -111,24 +110,6 @@ def adapter_tensors(name_or_path: str) -> dict[str, Any]:
     with _loading(name_or_path):
         tensors = load_peft_weights(name_or_path, device="cpu")
     return dict(tensors)
-
-
-def check_adapter_tensors(name_or_path: str, tensors: Mapping[str, Any]) -> None:
-    """Check that an adapter's weights are finite.
-
-    Args:
-        name_or_path: For the message.
-        tensors: As `adapter_tensors` gives them.
-
-    Raises:
-        ModelError: If one holds NaN or an infinity.
-    """
-    check_weights(
-        name_or_path,
-        not_finite=map(saved_name, not_finite_names(tensors)),
-        expected="finite numbers",
-        cure="use an earlier or another copy of the adapter",
-    )
 
 
 def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 from prefstage.core.adapters import (
     adapter_tensors,
     adapters_of,
-    check_adapter_tensors,
     put_adapter,
     saved_name,
 )
@@ -116,7 +115,12 @@ def load_checkpoint(
         **({"num_labels": heads[-1]} if heads and task is CLASSIFIER else {}),
     )
     for index, (name, weights) in enumerate(zip(adapters, tensors, strict=True)):
-        check_adapter_tensors(name, weights)
+        check_weights(
+            name,
+            not_finite=map(saved_name, not_finite_names(weights)),
+            expected="finite numbers",
+            cure="use an earlier or another copy of the adapter",
+        )
         model = put_adapter(model, name, merge=merge or index + 1 < len(adapters))
     return model.eval()
 

@@ -51,7 +51,10 @@ class RunFolder:
         if manifest.exists():
             _check_same_run(manifest, run.key, command, inputs)
             return run
-        if path.exists() and not _is_vacant(path):
+        leftover = f".{Path(MANIFEST).stem}-"  # of a start that was killed before its manifest
+        if path.exists() and not (
+            path.is_dir() and all(child.name.startswith(leftover) for child in path.iterdir())
+        ):
             raise RunFolderError.of(
                 saw=f"{path} exists and is not a run folder of prefstage",
                 expected="a new or empty folder, or the folder of the same run",
@@ -254,12 +257,6 @@ def _hashes(paths: Iterable[Path]) -> list[str]:
 
 
 # --- What a manifest says ------------------------------------------------------------------------
-
-
-def _is_vacant(path: Path) -> bool:
-    # Empty, but for what a start that was killed before its manifest left there.
-    leftover = f".{Path(MANIFEST).stem}-"
-    return path.is_dir() and all(child.name.startswith(leftover) for child in path.iterdir())
 
 
 def _version(package: str) -> str | None:
