@@ -64,12 +64,11 @@ class Pool:
         Raises:
             InputError: If a prompt stands twice, or the source cannot be read.
         """
+        rows: Any = source
         if isinstance(source, list | tuple) and all(isinstance(row, Candidates) for row in source):
-            rows: Any = source
             ids = [row.prompt_id if row.responses else "" for row in rows]
             fingerprint = digest([[row.prompt_id, list(row.responses)] for row in rows])
         else:
-            rows = source
             if isinstance(source, PairSet):
                 rows = pairs_to_candidates(source)
             elif not isinstance(source, CandidateSet):
