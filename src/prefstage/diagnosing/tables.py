@@ -125,7 +125,7 @@ def ranking_table(reports: Sequence[Mapping[str, Any]]) -> str:
                     "reward accuracy": _interval(rankings["reward_accuracy"]),
                 }
             )
-    return _table(rows)
+    return _table(rows) if rows else ""
 
 
 def warnings_of(report: Mapping[str, Any]) -> list[dict[str, str]]:
