@@ -19,7 +19,7 @@ from prefstage.training.dynamics.records import read_dynamics
 from prefstage.training.export import describe_exported, metrics_at
 from prefstage.training.policy import load_policy
 from prefstage.training.recipe import Recipe, training_arguments
-from prefstage.training.recipe_run import load_set, train_recipe
+from prefstage.training.recipe_run import check_sets, train_recipe
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import tiny_pairs, tiny_policy
 
@@ -64,8 +64,8 @@ def evaluated_again(folder: Path, made: Recipe) -> dict[str, float]:
     trainer = PreferenceTrainer(
         load_policy(str(folder / "run" / "model")),
         training_arguments(made.model_copy(update={"reference": made.policy}), folder / "another"),
-        train_dataset=load_set(made.data, _loss()),
-        eval_dataset=load_set(made.eval["eval"], _loss()),
+        train_dataset=check_sets({"data": made.data}, _loss())["data"],
+        eval_dataset=check_sets(made.eval, _loss())["eval"],
     )
     return trainer.evaluate()
 

@@ -66,16 +66,6 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     # --- What they may use ------------------------------------------------------------------
 
     @property
-    def learning_rate(self) -> float:
-        """The present one."""
-        return float(self._get_learning_rate())
-
-    @property
-    def items_per_process(self) -> int:
-        """Items of a step that fall to a process."""
-        return int(self._train_batch_size)
-
-    @property
     def loop_sums(self) -> dict[str, Any]:
         """What the loop holds between two log entries and does not save.
 

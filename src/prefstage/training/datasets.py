@@ -305,7 +305,28 @@ def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> N
         )
     check_sources(train, evaluated)
     for name, items in sets_by_name(train, evaluated, *_NAMES).items():
-        _check_item_set(name, items)
+        sides = [[ids for tree in item.trees for ids in tree.response_ids] for item in items.items]
+        empty = [
+            item.index
+            for item, responses in zip(items.items, sides, strict=True)
+            if not responses or min(map(len, responses)) == 0
+        ]
+        if empty:
+            raise InputError.of(
+                saw=f"{name}: {len(empty)} of {len(items)} items have a response without a token "
+                f"(rows {', '.join(map(str, empty[:_SHOWN_ROWS]))})",
+                expected="responses of at least one token, the end of the turn included",
+                cure="leave these rows out, or encode them with ResponseEncoder",
+            )
+        if items.kind == "pairs" and all(chosen == rejected for chosen, rejected in sides):
+            cut = items.counts.get("responses_truncated", 0)
+            elsewhere = "check the columns of chosen and rejected"
+            raise InputError.of(
+                saw=f"{name}: the chosen and the rejected response are the same tokens in every "
+                "pair" + (f", {cut:,} responses having lost their end" if cut else ""),
+                expected="pairs whose sides differ",
+                cure="raise max_response_tokens" if cut else elsewhere,
+            )
 
 
 def sets_by_name(
@@ -327,27 +348,3 @@ def sets_by_name(
     if isinstance(evaluated, Mapping):
         sets = {train_name: train} | {several.format(name): s for name, s in evaluated.items()}
     return {name: source for name, source in sets.items() if source is not None}
-
-
-def _check_item_set(name: str, items: ItemSet) -> None:
-    sides = [[ids for tree in item.trees for ids in tree.response_ids] for item in items.items]
-    empty = [
-        item.index
-        for item, responses in zip(items.items, sides, strict=True)
-        if not responses or min(map(len, responses)) == 0
-    ]
-    if empty:
-        raise InputError.of(
-            saw=f"{name}: {len(empty)} of {len(items)} items have a response without a token "
-            f"(rows {', '.join(map(str, empty[:_SHOWN_ROWS]))})",
-            expected="responses of at least one token, the end of the turn included",
-            cure="leave these rows out, or encode them with ResponseEncoder",
-        )
-    if items.kind == "pairs" and all(chosen == rejected for chosen, rejected in sides):
-        cut = items.counts.get("responses_truncated", 0)
-        raise InputError.of(
-            saw=f"{name}: the chosen and the rejected response are the same tokens in every pair"
-            + (f", {cut:,} responses having lost their end" if cut else ""),
-            expected="pairs whose sides differ",
-            cure="raise max_response_tokens" if cut else "check the columns of chosen and rejected",
-        )

@@ -326,13 +326,13 @@ class StepGuard:
         if peak - held > self._watch.bytes_taken:
             self._watch.note(self._largest(items), held=held, peak=peak)
 
-    def check(self, outcome: StepOutcome, *, step: int, learning_rate: float) -> None:
+    def check(self, outcome: StepOutcome, *, step: int, optimizer: Any) -> None:
         """Check that every loss of a step is a number.
 
         Args:
             outcome: Of the step.
             step: Optimiser steps done before it.
-            learning_rate: The present one.
+            optimizer: Whose learning rate may be too high.
 
         Raises:
             TrainingError: If one is NaN or infinite.
@@ -348,7 +348,7 @@ class StepGuard:
             [item.index for item in items.items],
             step=step,
             log_probs=known,
-            learning_rate=learning_rate,
+            learning_rate=float(optimizer.param_groups[0]["lr"]),
             last=newest_whole(self._folder),
         )
 

@@ -277,8 +277,7 @@ def _without_contradictions(
         if wanted.completion == unwanted.completion:
             work.counts["labelled_both_ways"] += len(group)
             continue
-        both = wanted.completion[0], unwanted.completion[0]
-        cause = cause_of(wanted.prompt, *both, work.encoder)
+        cause = cause_of(wanted.prompt, wanted.completion[0], unwanted.completion[0], work.encoder)
         work.counts[f"same_tokens_by_{cause}"] += len(group)
         dropped.update(item.index for item in group)
     return [item for item in items if item.index not in dropped]

@@ -155,22 +155,6 @@ def _summary(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
 
 
-def load_set(settings: DataSettings, loss: LossMix) -> LoadedSet:
-    """Load a data set as what a loss takes.
-
-    Args:
-        settings: Where it is and how it is read.
-        loss: Says what it takes.
-
-    Returns:
-        Pairs, candidates, labelled responses or conversations.
-
-    Raises:
-        DataError: As the loaders.
-    """
-    return load_data(settings.path, loss, **settings.model_dump(exclude={"path"}))
-
-
 def check_sets(sets: Mapping[str, DataSettings], loss: LossMix) -> dict[str, LoadedSet]:
     """Load data sets and check that they can serve a loss, without a policy.
 
@@ -185,7 +169,10 @@ def check_sets(sets: Mapping[str, DataSettings], loss: LossMix) -> dict[str, Loa
         DataError: As the loaders.
         InputError: As `check_rows`.
     """
-    loaded = {name: load_set(settings, loss) for name, settings in sets.items()}
+    loaded = {
+        name: load_data(settings.path, loss, **settings.model_dump(exclude={"path"}))
+        for name, settings in sets.items()
+    }
     for name, rows in loaded.items():
         check_rows(rows, loss, name)
     return loaded

@@ -8,8 +8,9 @@ be listed that a new version would change.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, product
 from typing import Any
 
@@ -112,7 +113,7 @@ def _check_optimizer(args: Any) -> None:
     name = f"optim={_plain(args.optim)!r}"
     tried = copy.copy(args)
     if tried.optim_target_modules is not None:
-        if not _is_read(args, "optim_target_modules", [_PROBE], None):
+        if not _is_read(partial(_optimizer, args, "optim_target_modules"), [_PROBE], None):
             raise ConfigError.of(
                 saw=f"optim_target_modules, which {name} does not read",
                 expected="it with an optimiser that projects gradients, such as galore_adamw",
@@ -139,7 +140,8 @@ def _check_optimizer(args: Any) -> None:
         optimizer.step()
     for key, value in settings.items():
         without = {other: settings[other] for other in settings if other != key}
-        if not _is_read(tried, "optim_args", _joined({**settings, key: _PROBE}), _joined(without)):
+        values = _joined({**settings, key: _PROBE}), _joined(without)
+        if not _is_read(partial(_optimizer, tried, "optim_args"), *values):
             raise ConfigError.of(
                 saw=f"optim_args {key}={value}, which {name} does not read",
                 expected="arguments of this optimiser",
@@ -148,18 +150,19 @@ def _check_optimizer(args: Any) -> None:
             )
 
 
-# Whether an optimiser is made otherwise by a value that nobody means than without it.
-def _is_read(args: Any, name: str, *values: Any) -> bool:
-    made = []
-    for value in values:
-        tried = copy.copy(args)
-        setattr(tried, name, value)
-        trainer = probe_trainer(tried)
-        try:
-            made.append(repr(trainer.get_optimizer_cls_and_kwargs(tried, trainer.model)))
-        except Exception:  # whatever it says, it has looked
-            return True
-    return len(set(made)) > 1
+# What reads a setting refuses a value that nobody means, or makes something else of it.
+def _is_read(make: Callable[[Any], Any], *values: Any) -> bool:
+    try:
+        return len({repr(make(value)) for value in values}) > 1
+    except Exception:  # whatever it says, it has looked
+        return True
+
+
+def _optimizer(args: Any, name: str, value: Any) -> Any:
+    tried = copy.copy(args)
+    setattr(tried, name, value)
+    trainer = probe_trainer(tried)
+    return trainer.get_optimizer_cls_and_kwargs(tried, trainer.model)
 
 
 def _joined(settings: dict[str, str]) -> str | None:
@@ -193,21 +196,17 @@ def _check_schedule(args: Any) -> None:
             rate = factor(step)
             if not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
                 raise ValueError(f"at step {step} it multiplies the learning rate by {rate}")
-    try:
-        ignored = bool(settings) and schedule({**settings, _PROBE: 1}, 0) is not None
-    except Exception:  # whatever it says, it has looked
-        ignored = False
-    if ignored:
+    if settings and not _is_read(partial(schedule, warmup=0), {**settings, _PROBE: 1}):
         raise ConfigError.of(
             saw=f"lr_scheduler_kwargs={settings}, which {name} does not read",
             expected="them with a schedule that takes some, such as cosine_with_min_lr",
             cure="remove them, or choose another schedule",
         )
-    first_rates = {
-        schedule(settings, warmup).optimizer.param_groups[0]["lr"]
-        for warmup in ((_WARMUP, 0) if args.warmup_steps else ())
-    }
-    if len(first_rates) == 1:  # the same with and without a warm-up
+
+    def first_rate(warmup: int) -> float:
+        return float(schedule(settings, warmup).optimizer.param_groups[0]["lr"])
+
+    if args.warmup_steps and not _is_read(first_rate, _WARMUP, 0):
         raise ConfigError.of(
             saw=f"warmup_steps={args.warmup_steps}, which {name} does not read",
             expected="it with a schedule that warms up, such as constant_with_warmup",

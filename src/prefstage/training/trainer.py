@@ -234,7 +234,7 @@ class PreferenceTrainer(DurableTrainer):
         return StepLoader(
             StepSampler(
                 len(self.train_dataset),
-                self.items_per_process * self.accelerator.num_processes,
+                self.args.train_batch_size * self.accelerator.num_processes,
                 seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
                 shuffle=getattr(self.args, "train_sampling_strategy", "random") != "sequential",
             )
@@ -254,7 +254,7 @@ class PreferenceTrainer(DurableTrainer):
         )
         with self._guard.memory(items, step=step, optimizer=self.optimizer):
             outcome = self.runner.train(model, items, self.loss_state)
-        self._guard.check(outcome, step=step, learning_rate=self.learning_rate)
+        self._guard.check(outcome, step=step, optimizer=self.optimizer)
         if step == 0 and self._start_tolerance is not None:
             check_start(outcome, tolerance=self._start_tolerance)
         self.loss_state, self.last_step = outcome.values.state, outcome
@@ -418,7 +418,9 @@ class PreferenceTrainer(DurableTrainer):
             )
 
         means = runner.evaluate(self.model, items, self.loss_state, chunks=dataloader, tick=tick)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         return EvalLoopOutput(
-            predictions=None, label_ids=None, metrics=metrics, num_samples=len(item_set)
+            predictions=None,
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in means.items()},
+            num_samples=len(item_set),
         )
