@@ -192,39 +192,6 @@ def _name(path: str) -> tuple[str, bool]:
 # --- Writing -------------------------------------------------------------------------------------
 
 
-def card_fields(
-    language: Any = None,
-    license: str | None = None,
-    tags: Any = None,
-    model_name: str | None = None,
-    finetuned_from: str | None = None,
-    *others: Any,
-    **more: Any,
-) -> dict[str, Any]:
-    """Take up what `Trainer.push_to_hub` hands to the model card.
-
-    Args:
-        language: Of the model.
-        license: Of the model.
-        tags: Further tags.
-        model_name: Of the model.
-        finetuned_from: Base model.
-        others: Not used: tasks and data sets are known.
-        more: Likewise.
-
-    Returns:
-        Arguments of `model_card` that replace what the trainer knows.
-    """
-    fields = {
-        "license": license,
-        "name": model_name,
-        "base": finetuned_from,
-        "language": language,
-        "tags": [tags] if isinstance(tags, str) else tags,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
-
-
 def write_export(trainer: Any, folder: Path, **fields: Any) -> None:
     """Write what stands with the weights of a trained model.
 

@@ -20,6 +20,7 @@ from prefstage.core.hashing import digest, seed_for
 from prefstage.data.tokenising import TokenTree
 from prefstage.sampling.decoding import Row, generate_rows
 from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS, plan_batches
+from prefstage.scoring import Scorer
 from prefstage.training.batches import Flat, StepItems, StepSampler
 from prefstage.training.compat import unwrapped_forward
 from prefstage.training.dynamics.distance import StartWeights
@@ -235,8 +236,7 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
             ).save(path)
 
     def _tree(self, position: int) -> TokenTree:
-        tree: TokenTree = self.train_dataset[position].trees[0]
-        return tree
+        return cast("TokenTree", self.train_dataset[position].trees[0])
 
     # What teaches nothing is drawn again, with other random numbers, a few times.
     def _sample(
@@ -307,7 +307,8 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         if not self.references.needed or not sampled:
             return [[] for _ in sampled]
         trees = [replace(self._tree(row), response_ids=(ids,)) for row, ids in sampled.items()]
-        with self._reference_scorer() as scorer:
+        usual = self.references.scorer(self.runner.scorer, self.accelerator.device)
+        with self._at_start() if self._swaps else usual as scorer:
             scored = scorer.score(
                 trees,
                 with_adapter=not (self.references.reference == ADAPTER_OFF or self.fresh_adapter),
@@ -315,14 +316,10 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
             )
         return [tree.per_token[0].tolist() for tree in scored]
 
+    # The start's weights stand in the model meanwhile: a second model would not fit where the
+    # first one just does. The present ones wait on disk, to the bit.
     @contextmanager
-    def _reference_scorer(self) -> Iterator[Any]:
-        if not self._swaps:
-            with self.references.scorer(self.runner.scorer, self.accelerator.device) as scorer:
-                yield scorer
-            return
-        # The start's weights stand in the model meanwhile: a second model would not fit where the
-        # first one just does. The present ones wait on disk, to the bit.
+    def _at_start(self) -> Iterator[Scorer]:
         present = StartWeights(self._folder / f"present_weights_{self.accelerator.process_index}")
         present.save(self.model)
         self._start.load_into(self.model)

@@ -39,7 +39,7 @@ from prefstage.training.datasets import (
     item_sets_of,
 )
 from prefstage.training.durable import DurableTrainer
-from prefstage.training.export import card_fields, names_of, provenance_of, write_export
+from prefstage.training.export import names_of, provenance_of, write_export
 from prefstage.training.faults import StepGuard, check_start, start_tolerance
 from prefstage.training.items import ItemSet
 from prefstage.training.policy import (
@@ -354,10 +354,28 @@ class PreferenceTrainer(DurableTrainer):
         if not _internal_call and self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    # Tasks and data sets, which the Hub's upload hands over too, are known better here.
     @override
-    def create_model_card(self, *args: Any, **fields: Any) -> None:
+    def create_model_card(
+        self,
+        language: Any = None,
+        license: str | None = None,
+        tags: Any = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        *others: Any,
+        **more: Any,
+    ) -> None:
+        fields = {
+            "license": license,
+            "name": model_name,
+            "base": finetuned_from,
+            "language": language,
+            "tags": [tags] if isinstance(tags, str) else tags,
+        }
         if self.is_world_process_zero():
-            write_export(self, Path(self.args.output_dir), **card_fields(*args, **fields))
+            named = {name: value for name, value in fields.items() if value is not None}
+            write_export(self, Path(self.args.output_dir), **named)
 
     # --- Evaluation -----------------------------------------------------------------------
 
