@@ -6,7 +6,7 @@ the file to change. `tests/training/test_compat.py` looks for every one in what 
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
 from pathlib import Path
@@ -32,7 +32,13 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     """`transformers.Trainer` whose private turning points are methods of public name.
 
     transformers has callbacks for what happens, none for where a checkpoint is written, from
-    where a run goes on, or what a gradient's norm is; subclasses override these instead.
+    where a run goes on, or what a gradient's norm is. Subclasses have methods for these:
+
+    - `has_ended(max_steps)`: whether a resumed run had ended, its state being loaded.
+    - `write_checkpoint(folder, write)`: writes a checkpoint; `write` is the base class's way.
+    - `check_metrics(metrics)`: those among which the best checkpoint's will be sought.
+    - `check_norm(norm)`: the gradient's, before clipping and before the optimiser's step.
+    - `best_was_loaded(checkpoint)`: whose weights the model has now.
 
     Attributes:
         staging: Folder that checkpoints are written under while one is being written.
@@ -43,25 +49,6 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     model: Any
     staging: Path | None = None
     tracks_tokens = True
-
-    # --- Hooks: what subclasses override ----------------------------------------------------
-
-    def has_ended(self, max_steps: int) -> bool:
-        """Whether the resumed run had ended, its state being loaded: no further step then."""
-        return False
-
-    def write_checkpoint(self, folder: Path, write: Callable[[], None]) -> None:
-        """Write a checkpoint of the run in a folder; `write` is the base class's way."""
-        write()
-
-    def check_metrics(self, metrics: dict[str, float]) -> None:
-        """Look at the metrics among which the best checkpoint's will be sought."""
-
-    def check_norm(self, norm: Any) -> None:
-        """Look at the gradient's norm, before clipping and before the optimiser's step."""
-
-    def best_was_loaded(self, checkpoint: Path) -> None:
-        """Take note of the checkpoint whose weights the model has now."""
 
     # --- What they may use ------------------------------------------------------------------
 

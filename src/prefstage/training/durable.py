@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl
-from typing_extensions import override
 
 from prefstage.core.errors import CheckpointError, TrainingError
 from prefstage.core.files import write_json
@@ -182,8 +181,8 @@ class DurableTrainer(HookedTrainer):
         if other:
             _log.warning("%s was written with %s", checkpoint, ", ".join(other))
 
-    @override
     def has_ended(self, max_steps: int) -> bool:
+        """Whether the resumed run had ended: no further step then."""
         state, saved = self.state, self.state.stateful_callbacks
         if self._resumed is None:
             return False
@@ -211,9 +210,13 @@ class DurableTrainer(HookedTrainer):
 
     # --- Saving ----------------------------------------------------------------------------
 
-    # Writes into staging; the checkpoint gets its name when it is whole.
-    @override
     def write_checkpoint(self, folder: Path, write: Callable[[], None]) -> None:
+        """Write into staging; the checkpoint gets its name when it is whole.
+
+        Args:
+            folder: Where checkpoints are written now.
+            write: Writes its files there, as transformers does.
+        """
         step, state, saves = self.state.global_step, self.state, self.args.should_save
         self.check_weights(folder)
         staged = staged_folder(folder, step)
@@ -259,17 +262,17 @@ class DurableTrainer(HookedTrainer):
         for deleted in rotate_checkpoints(folder, limit=limit, keep=keep):
             _log.info("%s deleted (save_total_limit=%s)", deleted, limit)
 
-    @override
     def check_metrics(self, metrics: dict[str, float]) -> None:
+        """Refuse a metric for the best checkpoint that no evaluation has."""
         check_metric(self.args.metric_for_best_model, metrics)
 
-    @override
     def best_was_loaded(self, checkpoint: Path) -> None:
+        """Remember whose weights the model has."""
         # not the step of the best metric: evaluations may come oftener than checkpoints
         self.best_step = step_of(checkpoint) if checkpoint.is_dir() else None
 
-    @override
     def check_norm(self, norm: Any) -> None:
+        """End the run before a gradient that is no number does harm."""
         if norm is not None and not math.isfinite(float(norm)):
             raise bad_gradient(
                 norm, step=self.state.global_step, last=newest_whole(Path(self.args.output_dir))
