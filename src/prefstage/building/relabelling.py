@@ -226,24 +226,23 @@ def _groups(
             continue
         flip = judgment.probability < _HALF
         account.add("labels_kept", int(not flip))
-        account.add("labels_flipped", int(flip))
-        account.pairs += 1
         made = replace(
             without_raters(pair),
             score_chosen=chosen,
             score_rejected=rejected,
             judge_probability=judgment.probability,
         )
-        yield [
-            Built(
-                exchanged(made) if flip else made,
-                "relabel",
-                "relabel",
-                gap=abs(chosen - rejected),
-                judge=judge.name,
-                label_flipped=flip,
-            )
-        ]
+        gap = abs(chosen - rejected)
+        yield [_labelled(made, account, flip=flip, method="relabel", gap=gap, judge=judge.name)]
+
+
+def _labelled(
+    pair: Pair, account: Account, *, flip: bool, method: str, gap: float, judge: str
+) -> Built:
+    account.add("labels_flipped", int(flip))
+    account.pairs += 1
+    made = exchanged(pair) if flip else pair
+    return Built(made, method, method, gap=gap, judge=judge, label_flipped=flip)
 
 
 def aspect_margins(pairs: Iterable[Pair], judges: Mapping[str, Judge]) -> Numbers:
@@ -357,13 +356,16 @@ def _kept(
             why = "that the aspects disagree about" if not keep else "whose aspects cancel out"
             account.skip(f"pair {why}", pair.prompt_id)
             continue
-        flip = bool(total < 0)
-        account.add("labels_flipped", int(flip))
-        account.pairs += 1
-        made = without_raters(exchanged(pair) if flip else pair)
-        made = replace(made, score_chosen=None, score_rejected=None)
-        name = "preference-divergence"
-        yield [Built(made, name, name, gap=abs(float(total)), judge=judge_name, label_flipped=flip)]
+        yield [
+            _labelled(
+                replace(without_raters(pair), score_chosen=None, score_rejected=None),
+                account,
+                flip=bool(total < 0),
+                method="preference-divergence",
+                gap=abs(float(total)),
+                judge=judge_name,
+            )
+        ]
 
 
 def _standardised(margins: Numbers) -> Numbers:
