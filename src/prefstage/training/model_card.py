@@ -87,13 +87,9 @@ def model_card(
         tags=list(dict.fromkeys(["prefstage", "preference-optimization", *names, *tags])),
     )
     kind = f"the adapter ({adapter})" if adapter else "the model"
-    sum_of_losses = " + ".join(
-        term["name"] if term["weight"] == 1 else f"{term['weight']:g}·{term['name']}"
-        for term in losses
-    )
     lead = (
         f"This is {kind} that prefstage trained from {_link(base, base_on_hub)}, "
-        f"{steps:,} optimiser steps ({epochs:g} epochs) by {sum_of_losses}."
+        f"{steps:,} optimiser steps ({epochs:g} epochs) by {_sum_of(losses)}."
     )
     shown = [(f"`{name}`", f"`{_shown(value)}`") for name, value in (arguments or {}).items()]
     numbers = [(name, number) for name, number in (versions or {}).items() if number]
@@ -111,6 +107,13 @@ def model_card(
         _citations(losses),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _sum_of(losses: Sequence[Mapping[str, Any]]) -> str:
+    return " + ".join(
+        term["name"] if term["weight"] == 1 else f"{term['weight']:g}·{term['name']}"
+        for term in losses
+    )
 
 
 def arxiv_numbers(source: str) -> list[str]:

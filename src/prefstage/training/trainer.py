@@ -140,20 +140,7 @@ class PreferenceTrainer(DurableTrainer):
         self.encoder = ResponseEncoder(
             processing_class, **{name: getattr(args, name) for name in (*CHAT_SETTINGS, *_LIMITS)}
         )
-        check_sources(train_dataset, eval_dataset)
-        self.data_names = names_of(train_dataset, eval_dataset)
-        self.provenance = provenance_of(train_dataset)
-        train_items, eval_items = (
-            item_sets_of(data, self.encoder, self.loss, ties=args.ties)
-            for data in (train_dataset, eval_dataset)
-        )
-        check_item_sets(train_items, eval_items, evaluates=args.eval_strategy != "no")
-        for items in item_sets_in([train_items, eval_items]):
-            check_fits(
-                [tree for item in items.items for tree in item.trees],
-                ModelParts.of(model),
-                tokenizer=processing_class,
-            )
+        train_items, eval_items = self._encoded(model, args, train_dataset, eval_dataset)
         self._scoring_calls = ScoringCalls(model)
         use_one_gpu(args)
         super().__init__(
@@ -173,6 +160,24 @@ class PreferenceTrainer(DurableTrainer):
         for callback in callbacks or ():
             if hasattr(callback, "attach"):
                 callback.attach(self)
+
+    # What is wrong with the data is said before anything of it is computed.
+    def _encoded(self, model: Any, args: Any, train: Any, evaluated: Any) -> tuple[Any, Any]:
+        check_sources(train, evaluated)
+        self.data_names = names_of(train, evaluated)
+        self.provenance = provenance_of(train)
+        train_items, eval_items = (
+            item_sets_of(data, self.encoder, self.loss, ties=args.ties)
+            for data in (train, evaluated)
+        )
+        check_item_sets(train_items, eval_items, evaluates=args.eval_strategy != "no")
+        for items in item_sets_in([train_items, eval_items]):
+            check_fits(
+                [tree for item in items.items for tree in item.trees],
+                ModelParts.of(model),
+                tokenizer=self.encoder.tokenizer,
+            )
+        return train_items, eval_items
 
     # Made when first needed, as trying the layout takes passes of the model; `train` and
     # `evaluate` need it before accelerate wraps or shards the model.
