@@ -189,7 +189,7 @@ def _collect(
             tick()
     seconds = time.monotonic() - started
     new_tokens = sum(answer.response_tokens for answer in samples[kept:])
-    result = {
+    return {
         "policy": sampler.name,
         "fingerprint": sampler.fingerprint,
         "prompts": len(rows),
@@ -203,8 +203,7 @@ def _collect(
         "seconds": round(seconds, 3),
         "tokens_per_s": round(new_tokens / seconds, 1) if seconds > 0 else 0.0,
         "counts": dict(sampler.counts),
-    }
-    return result, samples
+    }, samples
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -245,6 +245,7 @@ class _Text:
         self.best = list[int]()
         self._stop_ids, self._longest = stop_ids, row.max_new_tokens
 
+    # As of `_Search`, of one beam.
     def advance(self, token: int) -> list[tuple[int, int]]:
         self.best.append(token)
         ends = token in self._stop_ids or len(self.best) >= self._longest
@@ -278,20 +279,14 @@ class _Search:
         self._written: list[tuple[int, ...]] = [()] * beams
         self._finished: list[tuple[float, tuple[int, ...]]] = []  # the best first
 
+    # The best finished response.
     @property
     def best(self) -> tuple[int, ...]:
-        """The best finished response."""
         return self._finished[0][1]
 
+    # Take the best continuations of a step: candidates are (log-probability, beam, token), in the
+    # order of their choice. Gives (beam, token) of each new beam; nothing when the search is over.
     def advance(self, candidates: Sequence[tuple[float, int, int]]) -> list[tuple[int, int]]:
-        """Take the best continuations of a step.
-
-        Args:
-            candidates: (log-probability, beam, token), in the order of their choice.
-
-        Returns:
-            (beam, token) of each new beam; nothing when the search is over.
-        """
         beams, length = len(self.scores), len(self._written[0]) + 1
         running = []
         for rank, (score, beam, token) in enumerate(candidates):

@@ -227,8 +227,9 @@ class ServerSampler(Sampler):
         if not requests:
             return
         dialect = _dialect(self.client)
-        alone = dialect == "transformers"
-        self.client.concurrency = self._concurrency or (1 if alone else DEFAULT_CONCURRENCY)
+        self.client.concurrency = self._concurrency or (
+            1 if dialect == "transformers" else DEFAULT_CONCURRENCY
+        )
         refused: list[str] = []
 
         async def ask(request: SampleRequest) -> Sample | None:

@@ -380,8 +380,7 @@ def _unlike_config(config: Any, windows: Mapping[int, int | None]) -> str | None
     types = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     for layer, asked in windows.items():
-        slides = not types or types[layer] == "sliding_attention"
-        if asked != (window if slides else None):
+        if asked != (window if not types or types[layer] == "sliding_attention" else None):
             return f"layer {layer} asks for a window of {asked}, its configuration for {window}"
     return None
 

@@ -90,11 +90,10 @@ def _guarded(
     words: Sequence[str], log_file: Path, stop_grace_s: float
 ) -> Iterator["subprocess.Popen[bytes]"]:
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    # -P keeps the folder of this script off the path, whose files have names of other packages.
-    arguments = [sys.executable, "-P", str(_GUARD), str(os.getpid()), str(stop_grace_s), *words]
     with log_file.open("ab") as log:
         guard = subprocess.Popen(
-            arguments,
+            # -P keeps the guard's folder off the path, whose files have names of other packages.
+            [sys.executable, "-P", str(_GUARD), str(os.getpid()), str(stop_grace_s), *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

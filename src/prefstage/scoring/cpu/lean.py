@@ -219,10 +219,9 @@ def computed_by(result: Tensor, compute: Callable[[], Tensor]) -> None:
         recipes.known[identity(result)] = (weak_storage(result), compute)
 
 
+# A kept tensor that is computed again when it is wanted.
 @dataclass(frozen=True)
 class _Recipe:
-    """A kept tensor that is computed again when it is wanted."""
-
     compute: Callable[[], Tensor]
     shape: torch.Size
     stride: tuple[int, ...]
