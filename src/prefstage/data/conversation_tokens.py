@@ -284,5 +284,5 @@ class ConversationTokens:
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     # The longer first, since one token may begin as another.
-    listed = sorted((text for text in texts if text.strip()), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, listed)) or r"(?!)")
+    longest = sorted(filter(str.strip, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest)) or r"(?!)")

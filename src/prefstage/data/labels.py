@@ -44,10 +44,12 @@ class LabelScheme:
 
     def __str__(self) -> str:
         """For reports and errors: ``0 = first, 1 = second, 2 = tie (why)``."""
-        shown = [label for label in self.verdicts if not self.seen or label in self.seen]
-        return ", ".join(f"{label} = {self.verdicts[label]}" for label in shown) + (
-            f" ({self.reason})"
+        shown = (
+            f"{label} = {verdict}"
+            for label, verdict in self.verdicts.items()
+            if not self.seen or label in self.seen
         )
+        return f"{', '.join(shown)} ({self.reason})"
 
 
 def spell(label: Any) -> str:

@@ -48,7 +48,7 @@ _STRICT, _LENIENT = json.JSONDecoder(object_pairs_hook=unique_keys), json.JSONDe
 def data_suffix(name: str) -> str | None:
     """The suffix that says how to read a file (``.jsonl`` of ``a.jsonl.gz``), or None."""
     bare = name.lower().removesuffix(".gz")
-    return next((suffix for suffix in SUFFIXES if bare.endswith(suffix)), None)
+    return next(filter(bare.endswith, SUFFIXES), None)
 
 
 def read_file(path: Path, name: str) -> Generator[RawRow]:
@@ -71,6 +71,12 @@ def read_file(path: Path, name: str) -> Generator[RawRow]:
         for row in read(path, name):
             number = row.number
             yield row
+    except pa.ArrowException as error:
+        raise DataError.of(
+            saw=f"{name}: no readable Parquet file ({str(error).splitlines()[0]})",
+            expected="a whole Parquet file",
+            cure="fetch or write the file again",
+        ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError.of(
             saw=f"{name}: damaged gzip data after row {number} ({error})",
@@ -262,22 +268,15 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
         if isinstance(stream, gzip.GzipFile):
             shutil.copyfileobj(stream, unzipped)
             seekable = unzipped
-        try:
-            file = pq.ParquetFile(seekable)
-            _check_header(file.schema_arrow.names, name)
-            # Group by group: one iteration over all groups keeps something of each in memory.
-            batches = (
-                batch
-                for group in range(file.num_row_groups)
-                for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group])
-            )
-            yield from _arrow_rows(name, batches)
-        except pa.ArrowException as error:
-            raise DataError.of(
-                saw=f"{name}: no readable Parquet file ({str(error).splitlines()[0]})",
-                expected="a whole Parquet file",
-                cure="fetch or write the file again",
-            ) from None
+        file = pq.ParquetFile(seekable)
+        _check_header(file.schema_arrow.names, name)
+        # Group by group: one iteration over all groups keeps something of each in memory.
+        batches = (
+            batch
+            for group in range(file.num_row_groups)
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group])
+        )
+        yield from _arrow_rows(name, batches)
 
 
 def _unencodable(text: str) -> RowFault | None:

@@ -427,8 +427,11 @@ def make_candidates(
         )
     for index, response in enumerate(responses):
         check_text(response, f"{column}[{index}]" if column == "responses" else column)
-    known = {"sources": sources, "scores": scores, "generations": generations or None}
-    for name, values in known.items():
+    for name, values in (
+        ("sources", sources),
+        ("scores", scores),
+        ("generations", generations or None),
+    ):
         if values is not None and len(values) != len(responses):
             raise RowFault(
                 name,

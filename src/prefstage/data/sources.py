@@ -151,7 +151,7 @@ def _of_local(name: str, files: Sequence[str]) -> Source:
         with suppress(OSError, EOFError, zlib.error, csv.Error):  # reading says what is wrong
             if data_suffix(short) == ".csv":
                 separators.add(csv_separator(path, short))
-    notes = (f"columns read as separated by {SEPARATORS[sign]}" for sign in separators - {","})
+    notes = [f"columns read as separated by {SEPARATORS[sign]}" for sign in separators - {","}]
     return Source(name, rows, tuple(sorted(notes)))
 
 

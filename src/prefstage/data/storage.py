@@ -230,8 +230,11 @@ def save_dataset(dataset: Dataset, path: str | Path) -> None:
             opener(temporary, "wt", encoding="utf-8") as stream,
         ):
             for row in CanonicalRows(dataset):
-                columns = [column for column in MESSAGE_COLUMNS if column in row]
-                messages = {column: stored_messages(row[column]) for column in columns}
+                messages = {
+                    column: stored_messages(row[column])
+                    for column in MESSAGE_COLUMNS
+                    if column in row
+                }
                 stream.write(json.dumps(row | messages, ensure_ascii=False) + "\n")
     elif "." in target.name:
         raise InputError.of(

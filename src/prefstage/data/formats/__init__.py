@@ -157,11 +157,10 @@ def recognise(
         key=lambda format_: _likeness(format_.fields, names) + _likeness(names, format_.fields),
     )
     how = "" if any(name not in row for name in near.fields) else " by their values"
-    roles = {
+    example = {
         "unpaired": ("prompt", "completion", "label"),
         "conversations": ("prompt", "completion"),
-    }
-    example = roles.get(wanted, ("prompt", "chosen", "rejected"))
+    }.get(wanted, ("prompt", "chosen", "rejected"))
     columns = ", ".join(f"{role!r}: ..." for role in example)
     raise DataError.of(
         saw=f"{source} with the columns {_list(row)}, which fit no known format{how}",

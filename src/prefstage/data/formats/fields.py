@@ -311,8 +311,8 @@ def read_prompt(row: Row) -> Prompt:
         pairs,
         *("history", history, "a list of [user, assistant] texts", "mend or empty the field"),
     )
-    earlier = [turn(asked, "user") + turn(answered) for asked, answered in history]
-    return with_system_and_tools(row, (*chain.from_iterable(earlier), *prompt))
+    earlier = chain.from_iterable(turn(asked, "user") + turn(reply) for asked, reply in history)
+    return with_system_and_tools(row, (*earlier, *prompt))
 
 
 def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:

@@ -266,8 +266,8 @@ def _read_vote_list(row: Row, scheme: LabelScheme) -> Pair:
     expect(is_list(votes), "votes", votes, "a list with at least one label", cure)
     labels = {f"votes[{index}]": vote for index, vote in enumerate(votes)}
     verdicts = [_read_verdict(labels, name, scheme) for name in labels]
-    first = verdicts.count("first") + verdicts.count("tie") / 2
-    return _by_share(row, _compared(row), first / len(verdicts))
+    wins = verdicts.count("first") + verdicts.count("tie") / 2
+    return _by_share(row, _compared(row), wins / len(verdicts))
 
 
 def _infer_vote_labels(rows: Sequence[Row], source: str) -> LabelScheme:
