@@ -202,8 +202,7 @@ def work(end: Connection, setup: Setup, workload: str, trick: str | None) -> Non
 
 def score(model: Any, setup: Setup, turns: Turns) -> None:
     """Score the same trees, turn by turn."""
-    from scoring import K8, ScoringSetup
-    from scoring import workload as trees_of
+    from scoring import K8, ScoringSetup, workload as trees_of
 
     from prefstage.scoring import Scorer
 

@@ -30,8 +30,7 @@ from prefstage.data.records import Pair
 from prefstage.diagnosing.diagnosis import diagnose
 from prefstage.diagnosing.scoring import ScoredBy, pair_trees
 from prefstage.judging import load_judge
-from prefstage.scoring import Scorer
-from prefstage.scoring import scorer as engine
+from prefstage.scoring import Scorer, scorer as engine
 
 WARM_UP = 4
 LIMIT = 1.3

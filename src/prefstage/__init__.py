@@ -4,29 +4,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefstage.aligning import align as align
-    from prefstage.aligning import run_experiment as run_experiment
+    from prefstage.aligning import align as align, run_experiment as run_experiment
     from prefstage.building import build_pairs as build_pairs
-    from prefstage.data import load_candidates as load_candidates
-    from prefstage.data import load_pairs as load_pairs
+    from prefstage.data import load_candidates as load_candidates, load_pairs as load_pairs
     from prefstage.diagnosing import diagnose as diagnose
-    from prefstage.evaluating import evaluate as evaluate
-    from prefstage.evaluating import length_controlled_win_rate as length_controlled_win_rate
-    from prefstage.evaluating import win_rate as win_rate
-    from prefstage.judging import judge as judge
-    from prefstage.judging import load_judge as load_judge
+    from prefstage.evaluating import (
+        evaluate as evaluate,
+        length_controlled_win_rate as length_controlled_win_rate,
+        win_rate as win_rate,
+    )
+    from prefstage.judging import judge as judge, load_judge as load_judge
     from prefstage.losses import LOSSES as LOSSES
-    from prefstage.measuring import Stage as Stage
-    from prefstage.measuring import measure_stage as measure_stage
-    from prefstage.reporting import doctor as doctor
-    from prefstage.reporting import make_report as make_report
-    from prefstage.reporting import write_report as write_report
-    from prefstage.sampling import load_sampler as load_sampler
-    from prefstage.sampling import sample as sample
+    from prefstage.measuring import Stage as Stage, measure_stage as measure_stage
+    from prefstage.reporting import (
+        doctor as doctor,
+        make_report as make_report,
+        write_report as write_report,
+    )
+    from prefstage.sampling import load_sampler as load_sampler, sample as sample
     from prefstage.scoring import Scorer as Scorer
-    from prefstage.training import PreferenceArguments as PreferenceArguments
-    from prefstage.training import PreferenceTrainer as PreferenceTrainer
-    from prefstage.training import train_recipe as train_recipe
+    from prefstage.training import (
+        PreferenceArguments as PreferenceArguments,
+        PreferenceTrainer as PreferenceTrainer,
+        train_recipe as train_recipe,
+    )
 
     build, experiment, measure, train = build_pairs, run_experiment, measure_stage, train_recipe
     report = make_report

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefstage.aligning import align, plan_alignment
 from prefstage.aligning.planning import plan_outcome
-from prefstage.core.checkpoints import load_config
+from prefstage.core.checkpoints import load_model_config
 from prefstage.scoring.memory import JobSize, ModelShape, estimate_memory
 from tests.aligning.tiny_world import settings
 
@@ -62,7 +62,7 @@ def test_memory_is_that_of_the_memory_model(world: Path, tmp_path: Path) -> None
         given["train"]["lora"] = lora
         _, train = plan_alignment(given, out=tmp_path / "run")
         taken[name] = train.estimate.memory_bytes
-    shape = ModelShape.of_config(load_config(str(world / "policy")), dtype="float32")
+    shape = ModelShape.of_config(load_model_config(str(world / "policy")), dtype="float32")
     # Four pairs of a few words are more than 64 tokens, and none by itself is.
     size = JobSize("train", batch=64, responses=2, prompt_tokens=4, max_tokens=4)
     least = estimate_memory(shape, size, pass_tokens=64)

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, Features, Json, List, Value
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from prefstage.data import Pair, PairSet, load_pairs
 from tests.tiny_models import tiny_tokenizer

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from prefstage.data import (
     Candidates,

@@ -1,8 +1,7 @@
 """Thought and answer by any family's marks: closed, cut, unopened, quoted; all else is answer."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prefstage.data.thoughts import (
     THOUGHT_MARKS,

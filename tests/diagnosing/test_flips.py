@@ -2,8 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from prefstage.core.errors import InputError
 from prefstage.diagnosing.flips import (

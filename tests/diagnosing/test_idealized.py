@@ -3,8 +3,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prefstage.core.errors import InputError
 from prefstage.diagnosing.rankings import (

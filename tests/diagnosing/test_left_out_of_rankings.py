@@ -14,9 +14,9 @@ from prefstage.training.dynamics.pairs import (
     PairScores,
     measure_pairs,
     sample_pairs,
+    score_pairs as score_sample,
     summarise_pairs,
 )
-from prefstage.training.dynamics.pairs import score_pairs as score_sample
 from tests.scoring.tiny_models import tiny_model
 from tests.tiny_models import tiny_tokenizer
 

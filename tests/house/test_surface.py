@@ -9,8 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import prefstage
-from prefstage.cli.main import COMMANDS as MADE
-from prefstage.cli.main import app
+from prefstage.cli.main import COMMANDS as MADE, app
 
 NAMES = [
     "LOSSES",

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from prefstage.losses import LOSSES, Loss, parse_loss
 from tests.losses.closed_forms import CLOSED_FORMS

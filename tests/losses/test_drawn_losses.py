@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prefstage.losses import SGDPO, BetaDPO, PairBatch, Responses, Totals, parse_loss
 from prefstage.losses.tokens import draw_tokens, pilot_counts

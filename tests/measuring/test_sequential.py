@@ -3,8 +3,7 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from prefstage.core.errors import InputError
 from prefstage.measuring import ConfidenceSequence, log_capital, rejection_step

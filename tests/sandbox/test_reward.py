@@ -2,8 +2,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prefstage.core.errors import InputError
 from prefstage.sandbox import Grade, Instruction, grade_response, true_preference, true_reward

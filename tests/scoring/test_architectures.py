@@ -4,8 +4,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.engine import response_log_probs

@@ -3,8 +3,7 @@
 import random
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prefstage.data.messages import common_prefix
 from prefstage.data.tokenising import TokenTree

@@ -9,8 +9,7 @@ import torch
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.data.tokenising import TokenTree
-from prefstage.scoring import Scorer, ScoringWarning, TreeLogProbs
-from prefstage.scoring import scorer as scorer_module
+from prefstage.scoring import Scorer, ScoringWarning, TreeLogProbs, scorer as scorer_module
 from tests.scoring.tiny_models import (
     CONFIGS,
     VOCABULARY,

@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 from accelerate import skip_first_batches
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from prefstage.training.batches import StepLoader, StepSampler, epoch_order
 

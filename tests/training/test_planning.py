@@ -4,8 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from prefstage.scoring.layout import build_row, leaves_of
 from prefstage.training.step import Plan, plan_step

@@ -14,8 +14,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.aligning.loop import CONFIG, EVEN, Tell, align, reversal_lines
-from prefstage.aligning.loop import RESULT as ALIGNED
+from prefstage.aligning.loop import CONFIG, EVEN, RESULT as ALIGNED, Tell, align, reversal_lines
 from prefstage.aligning.planning import PlannedStep, plan_alignment
 from prefstage.aligning.recipe import Recipe, load_recipe
 from prefstage.aligning.steps import PAIRS, STEPS, Begun, read_answers
@@ -31,13 +30,20 @@ from prefstage.aligning.tables import (
     markdown,
     starts_of,
 )
-from prefstage.core.config import Config, load_config, refuse, write_config
-from prefstage.core.errors import PrefstageError
-from prefstage.core.files import write_json, write_text
-from prefstage.core.outcome import Outcome, markdown_table
-from prefstage.core.progress import progress
-from prefstage.core.results import write_result
-from prefstage.core.runs import RunFolder
+from prefstage.core import (
+    Config,
+    Outcome,
+    PrefstageError,
+    RunFolder,
+    load_config,
+    markdown_table,
+    progress,
+    refuse,
+    write_config,
+    write_json,
+    write_result,
+    write_text,
+)
 from prefstage.data.loading import load_pairs
 from prefstage.data.records import Prompt
 from prefstage.data.tokenizer_files import with_date

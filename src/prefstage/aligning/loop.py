@@ -22,11 +22,14 @@ from prefstage.aligning.steps import (
     Workspace,
 )
 from prefstage.building.account import describe_reversal
-from prefstage.core.config import write_config
-from prefstage.core.files import write_json
-from prefstage.core.outcome import Outcome, markdown_table
-from prefstage.core.results import write_result
-from prefstage.core.runs import RunFolder
+from prefstage.core import (
+    Outcome,
+    RunFolder,
+    markdown_table,
+    write_config,
+    write_json,
+    write_result,
+)
 from prefstage.data.tokenizer_files import with_date
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import PreferenceFunction, as_judge

@@ -25,9 +25,7 @@ from prefstage.aligning.steps import (
 from prefstage.building.account import REVERSAL_LIMIT, Account, describe_reversal, is_excessive
 from prefstage.building.build import RESULT as BUILT
 from prefstage.building.relabelling import reversal_of, whole_pairs
-from prefstage.core.checkpoints import load_config
-from prefstage.core.ledger import LEDGER, Ledger
-from prefstage.core.outcome import Outcome, markdown_table
+from prefstage.core import LEDGER, Ledger, Outcome, load_model_config, markdown_table
 from prefstage.data.records import Pair
 from prefstage.data.tokenising import ResponseEncoder
 from prefstage.data.tokenizer_files import load_tokenizer
@@ -222,7 +220,7 @@ def _sizes_of(space: Workspace) -> Sizes:
         responses=mean(len(tree.response_ids) for tree in trees),
         prompt_tokens=mean(len(tree.prompt_ids) for tree in trees),
         response_tokens=mean(lengths) if lengths else float(recipe.sampling.max_new_tokens),
-        policy=ModelShape.of_config(load_config(recipe.policy), dtype="float32"),
+        policy=ModelShape.of_config(load_model_config(recipe.policy), dtype="float32"),
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         flop_a_second=_flop_a_second(),
     )

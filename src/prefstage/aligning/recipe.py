@@ -9,14 +9,12 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from prefstage.building.recipe import METHODS, Filters
-from prefstage.core.config import Config, check_config, load_config, nearest, refuse
-from prefstage.core.errors import ConfigError
+from prefstage.core import Config, ConfigError, check_config, load_config, nearest, refuse
 from prefstage.data.settings import ChatSettings
 from prefstage.evaluating.settings import WinRateConfig
 from prefstage.measuring.settings import MeasureConfig
 from prefstage.sampling.base import LoadOptions, SamplingConfig
-from prefstage.training.recipe import Recipe as TrainRecipe
-from prefstage.training.recipe import check_online, check_recipe
+from prefstage.training.recipe import Recipe as TrainRecipe, check_online, check_recipe
 
 _SET_BY_ALIGN = {
     "policy": "policy, and the steps before",
@@ -213,7 +211,7 @@ class Recipe(ChatSettings):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        rules, server = self.rules, self.server
+        rules = self.rules
         takes_off_policy = any(rule.needs_off_policy for rule in rules)
         needs_off_policy = takes_off_policy or self.measure is not False
         refuse(
@@ -235,6 +233,12 @@ class Recipe(ChatSettings):
                 self.stop.no_gain and self.evaluate is None,
                 "stop.no_gain is set without evaluate; expected win rates to go by; set evaluate",
             ),
+            (
+                self.build.accept_reversal and not takes_off_policy,
+                "build.accept_reversal is set with a schedule without off-policy pairs, whose "
+                "labels alone a judge replaces; expected it where they may be trained on; remove "
+                "it",
+            ),
         )
         for side in ("off", "on"):
             method = getattr(self.build, side)
@@ -249,30 +253,22 @@ class Recipe(ChatSettings):
             ]
             text = f"expected one of {', '.join(known)}; change it"
             refuse((name not in (None, *known), f"build.{side} is {name!r}; {text}"))
-        refuse(
-            (
-                self.build.accept_reversal and not takes_off_policy,
-                "build.accept_reversal is set with a schedule without off-policy pairs, whose "
-                "labels alone a judge replaces; expected it where they may be trained on; remove "
-                "it",
-            ),
-            *(
-                (
-                    server is not None and name not in server,
-                    f"server {server!r} lacks {name}; expected {{policy}} and {{port}} "
-                    f"where the folder and the port go; add {name}",
-                )
-                for name in ("{policy}", "{port}")
-            ),
-            *(
-                (
-                    server is not None and getattr(self, name) is not None,
-                    f"{name} is set with server; expected one of them, since a server takes "
-                    f"its own from its command; remove {name}",
-                )
-                for name in ("dtype", "device")
-            ),
-        )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_servers_with_all_they_need(self) -> Self:
+        for name in ("{policy}", "{port}") if self.server is not None else ():
+            text = (
+                f"server {self.server!r} lacks {name}; expected {{policy}} and {{port}} where the "
+                f"folder and the port go; add {name}"
+            )
+            refuse((name not in str(self.server), text))
+        for name in ("dtype", "device") if self.server is not None else ():
+            text = (
+                f"{name} is set with server; expected one of them, since a server takes its own "
+                f"from its command; remove {name}"
+            )
+            refuse((getattr(self, name) is not None, text))
         return self
 
     @property

@@ -11,8 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.core.config import Config, refuse
-from prefstage.core.outcome import markdown_table
+from prefstage.core import Config, markdown_table, refuse
 
 BUILT_IN = (
     "win_rate",

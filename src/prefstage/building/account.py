@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 from prefstage.building.recipe import TRAIN
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 from prefstage.data.records import Pair
 from prefstage.data.sets import features_of, to_row
 from prefstage.data.storage import build_dataset, piece_rows, scratch_folder, text_number

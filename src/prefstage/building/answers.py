@@ -10,9 +10,7 @@ from prefstage.building.account import Account, Built, Group, score_gap
 from prefstage.building.choosing import rescored, usable_responses
 from prefstage.building.recipe import PRINCIPLES, SHARE, TEMPLATE, Principle
 from prefstage.building.relabelling import exchanged, without_raters
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import seed_for
-from prefstage.core.ledger import Ledger
+from prefstage.core import InputError, Ledger, seed_for
 from prefstage.data import Candidates, CandidateSet, Message, Pair, Prompt, prompt_id_of
 from prefstage.data.storage import count_different, different, hashes_of, text_number
 from prefstage.judging.base import Judge, content_of

@@ -56,13 +56,16 @@ from prefstage.building.relabelling import (
     whole_pairs,
     with_judge_probability,
 )
-from prefstage.core.config import write_config
-from prefstage.core.errors import InputError
-from prefstage.core.files import write_json, write_text
-from prefstage.core.ledger import Ledger
-from prefstage.core.outcome import Outcome
-from prefstage.core.results import write_result
-from prefstage.core.runs import RunFolder
+from prefstage.core import (
+    InputError,
+    Ledger,
+    Outcome,
+    RunFolder,
+    write_config,
+    write_json,
+    write_result,
+    write_text,
+)
 from prefstage.data import (
     Candidates,
     CandidateSet,
@@ -437,23 +440,22 @@ _CHOICES: dict[str, Callable[[Any, int], Choose]] = {
 
 def _kept(m: Materials) -> Iterator[Group]:
     for pair in whole_pairs(m.pairs, m.account):
-        m.account.prompts += 1
-        m.account.pairs += 1
+        m.account.prompts, m.account.pairs = m.account.prompts + 1, m.account.pairs + 1
         yield [Built(pair, "keep", "keep", gap=score_gap(pair))]
 
 
 def _mixed(m: Materials) -> Iterator[Group]:
-    settings = m.plan.settings
     # On disk, since the pairs are read three times: for their prompts, the drawn ones, and to mix.
     pairs = PairSet.of(whole_pairs(m.pairs, m.account))
-    plan = plan_mixing(pairs.dataset["prompt_id"], share=settings.share, seed=m.plan.recipe.seed)
+    share, seed = m.plan.settings.share, m.plan.recipe.seed
+    plan = plan_mixing(pairs.dataset["prompt_id"], share=share, seed=seed)
     prompts = {pair.prompt_id: pair.prompt for pair in pairs if plan.is_drawn(pair.prompt_id)}
-    answers = m.answers(_without_responses(prompts), settings.answers)
+    answers = m.answers(_without_responses(prompts), m.plan.settings.answers)
     return mixed_pairs(pairs, CandidateSet.of(answers), m.judge, plan=plan, account=m.account)
 
 
-def _without_responses(prompts: Mapping[str, Prompt]) -> list[Candidates]:
-    return [Candidates(prompt_id, prompt, (), (), ()) for prompt_id, prompt in prompts.items()]
+def _without_responses(ids: Mapping[str, Prompt]) -> list[Candidates]:
+    return [Candidates(prompt_id, prompt, (), (), ()) for prompt_id, prompt in ids.items()]
 
 
 def _per_prompt(m: Materials) -> Iterator[Group]:

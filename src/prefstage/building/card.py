@@ -11,7 +11,7 @@ import yaml
 from datasets import Dataset
 
 from prefstage.building.account import Account, describe_reversal
-from prefstage.core.outcome import markdown_table, shown
+from prefstage.core import markdown_table, shown
 from prefstage.data.storage import DiskNumbers, count_different, text_number
 from prefstage.diagnosing.numbers import Distribution, describe_sorted
 

@@ -8,8 +8,7 @@ from itertools import combinations, islice
 
 from prefstage.building.account import Account, Built, Group
 from prefstage.building.recipe import ACCEPTED, BETA
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import seed_for
+from prefstage.core import InputError, seed_for
 from prefstage.data.records import Candidates, Pair
 from prefstage.judging.base import Judge
 from prefstage.judging.judged import score_candidates

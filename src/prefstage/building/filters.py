@@ -19,7 +19,7 @@ from prefstage.building.recipe import (
     LengthFilter,
     NearDuplicateFilter,
 )
-from prefstage.core.errors import InputError, MissingDependencyError
+from prefstage.core import InputError, MissingDependencyError
 from prefstage.data.formats.fields import PROMPT_NAMES
 from prefstage.data.loading import load_prompts
 from prefstage.data.sources import open_source

@@ -10,9 +10,7 @@ from typing import Literal
 
 from prefstage.building.account import Account, Group
 from prefstage.building.recipe import Budget
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import seed_for
-from prefstage.core.ledger import Ledger
+from prefstage.core import InputError, Ledger, seed_for
 from prefstage.data.records import Candidates, generations_of
 from prefstage.judging.base import Judge
 from prefstage.measuring.boundary import HALF, judge_sides

@@ -10,7 +10,7 @@ import numpy as np
 from prefstage.building.account import Account, Group
 from prefstage.building.choosing import Choice, Scored, built_of, usable_responses
 from prefstage.building.recipe import COMBINATIONS, TIERS, Tier, parse_combination
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 from prefstage.data.records import Candidates
 
 PARTS = ("LG-HQ", "LG-LQ", "SG-HQ", "SG-LQ", "LG-HQ-inv", "SG-HQ-inv")

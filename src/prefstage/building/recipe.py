@@ -8,8 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.core.config import Config, check_config, load_config, nearest
-from prefstage.core.errors import ConfigError, InputError
+from prefstage.core import Config, ConfigError, InputError, check_config, load_config, nearest
 from prefstage.data.records import Ties
 from prefstage.data.settings import CHAT_SETTINGS, ChatSettings
 from prefstage.sampling.base import LoadOptions, SamplingConfig

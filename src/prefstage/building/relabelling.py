@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prefstage.building.account import Account, Built, Group, Reversal, check_reversal
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 from prefstage.data.records import Pair
 from prefstage.judging.base import (
     Judge,

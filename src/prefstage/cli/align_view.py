@@ -13,7 +13,7 @@ from rich.text import Text
 
 from prefstage.aligning import Step, StepRecord
 from prefstage.aligning.loop import bought
-from prefstage.core.progress import bars, gathered
+from prefstage.core import bars, gathered
 
 _MINUTE_S = 60
 _HEAD = f"{'iteration':<11}{'step':<24}{'':<8}{'time':>10}{'judgments':>12}{'answers':>10}"

@@ -11,8 +11,7 @@ from typing import Any
 import typer
 
 from prefstage.cli.options import Command
-from prefstage.core.errors import InputError
-from prefstage.core.outcome import Outcome
+from prefstage.core import InputError, Outcome
 
 # `former` are names that options had once: scripts may still hold them.
 RUN_FOLDER = "Run folder. The same command goes on in it after a stop."
@@ -228,7 +227,7 @@ def build(recipe: Path | None, overrides: Overrides, *, out: Path | None) -> Out
     """
     from prefstage.building import build_pairs
     from prefstage.building.recipe import Recipe
-    from prefstage.core.config import load_config
+    from prefstage.core import load_config
 
     return build_pairs(load_config(Recipe, _named(recipe), overrides), out=out)
 
@@ -252,8 +251,7 @@ def align(
     the same command goes on; with a changed setting it does again what depends on it, and
     takes the rest from the run folder.
     """
-    from prefstage.aligning import align as run
-    from prefstage.aligning import load_recipe, plan_alignment
+    from prefstage.aligning import align as run, load_recipe, plan_alignment
     from prefstage.aligning.planning import plan_outcome
     from prefstage.cli.align_view import shown_steps
 
@@ -289,7 +287,7 @@ def experiment(recipe: Path | None, overrides: Overrides, *, out: Path, dry_run:
     """
     from prefstage.aligning import Grid, load_grid, plan_experiment, run_experiment
     from prefstage.aligning.planning import plan_outcome
-    from prefstage.core.config import load_config
+    from prefstage.core import load_config
 
     grid = load_grid(load_config(Grid, _named(recipe), overrides))
     if dry_run:

@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from prefstage.core.errors import MissingDependencyError
-from prefstage.core.outcome import Outcome
+from prefstage.core import MissingDependencyError, Outcome
 from prefstage.reporting import write_report
 from prefstage.sandbox import demo
 

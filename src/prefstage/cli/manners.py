@@ -13,9 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from prefstage.core.errors import InputError, PrefstageError
-from prefstage.core.files import json_text
-from prefstage.core.outcome import Outcome
+from prefstage.core import InputError, Outcome, PrefstageError, json_text
 
 EXIT_FAILED_IN_PART = 1
 EXIT_USER_ERROR = 2

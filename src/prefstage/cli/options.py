@@ -13,13 +13,12 @@ import typer
 from typer.core import TyperCommand
 
 from prefstage.cli.manners import mannered, say
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from prefstage.core.config import Config
-    from prefstage.core.outcome import Outcome
+    from prefstage.core import Config, Outcome
 
 _METAVARS: dict[Any, str | None] = {
     **{str: "TEXT", list[str]: "TEXT", Path: "PATH"},
@@ -70,7 +69,7 @@ class Command:
     @property
     def model(self) -> "type[Config]":
         """The settings model; its package is imported now."""
-        from prefstage.core.config import Config
+        from prefstage.core import Config
 
         if not self.settings:
             return Config
@@ -232,7 +231,7 @@ def make_command(command: Command) -> TyperCommand:
 def _outcome(
     command: Command, settings: Sequence[Setting], arguments: Mapping[str, Any]
 ) -> "Outcome | None":
-    from prefstage.core.config import load_config, parse_overrides
+    from prefstage.core import load_config, parse_overrides
 
     extras = {name: bool(arguments[name]) for name in command.flags}
     if command.out:
@@ -256,7 +255,7 @@ def _outcome(
 
 
 def _walk(model: "type[Config]", keys: tuple[str, ...]) -> Iterator[Setting]:
-    from prefstage.core.config import Config
+    from prefstage.core import Config
 
     # The fields of the class itself first: whose answers, which data; then how.
     classes = [base for base in model.__mro__ if issubclass(base, Config)]

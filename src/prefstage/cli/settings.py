@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from prefstage.core.config import Config
+from prefstage.core import Config
 
 
 class ReportSettings(Config):

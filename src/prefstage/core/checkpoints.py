@@ -101,7 +101,7 @@ def load_checkpoint(
     adapters += [] if adapter is None else [adapter]
     tensors = [adapter_tensors(name) for name in adapters]
     supplied = {saved_name(k): tensor for weights in tensors for k, tensor in weights.items()}
-    check_config(load_config(base), task, base)
+    check_model_config(load_model_config(base), task, base)
     # Logits of the head that an adapter brings, which its base's config.json does not know.
     heads = [len(weight) for name, weight in supplied.items() if _NUMBERED_HEAD.search(name)]
     model = load_whole(
@@ -125,7 +125,7 @@ def load_checkpoint(
     return model.eval()
 
 
-def load_config(name_or_path: str) -> Any:
+def load_model_config(name_or_path: str) -> Any:
     """The configuration of a model, or of the model beneath an adapter.
 
     Args:
@@ -156,7 +156,7 @@ def load_config(name_or_path: str) -> Any:
         ) from error
 
 
-def check_config(config: Any, task: Task, source: str) -> None:
+def check_model_config(config: Any, task: Task, source: str) -> None:
     """Check that a configuration is one of a task, before any weight is read.
 
     Args:

@@ -219,6 +219,7 @@ class _SettingsLoader(yaml.SafeLoader):
     # Of a plain word's first letter, what it may mean besides text.
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
         first: [meaning for meaning in meanings if meaning[0] != _BOOL_TAG]
+        + ([(_BOOL_TAG, re.compile("^(?:[Tt]rue|[Ff]alse)$"))] if first in "tTfF" else [])
         for first, meanings in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -230,9 +231,6 @@ class _SettingsLoader(yaml.SafeLoader):
                 text = f"{key.value!r} is set twice"
                 raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
         return super().construct_mapping(node, deep=deep)
-
-
-_SettingsLoader.add_implicit_resolver(_BOOL_TAG, re.compile("^(?:[Tt]rue|[Ff]alse)$"), list("tTfF"))
 
 
 def _set_dotted(values: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -89,6 +89,9 @@ def foreign_files(
         cure: What to do.
         whole: What a damaged file should have been.
 
+    Yields:
+        Nothing.
+
     Raises:
         ModelError: If the block raises what no error of ours is.
     """

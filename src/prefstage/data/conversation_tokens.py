@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefstage.core.errors import ModelError
+from prefstage.core import ModelError
 from prefstage.data.compat import marking
 from prefstage.data.messages import common_prefix
 from prefstage.data.records import Message

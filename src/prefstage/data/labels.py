@@ -1,10 +1,11 @@
 """Which of two responses a label means: declared, spelled out, or read by position and said so."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from prefstage.core.errors import DataError, InputError
+from prefstage.core import DataError, InputError
 from prefstage.data.rows import RowFault, show
 
 Verdict = Literal["first", "second", "tie"]
@@ -112,8 +113,9 @@ def infer_scheme(
     Raises:
         DataError: If the labels can be read in more than one way.
     """
-    # Tables write a missing label as NaN, which differs from itself.
-    met = {spell(label) for label in labels if label not in (None, "") and label == label}  # noqa: PLR0124
+    # Tables write a missing label as NaN.
+    known = (x for x in labels if not (isinstance(x, float) and math.isnan(x)))
+    met = {spell(label) for label in known if label not in (None, "")}
     seen, words, numbers = tuple(sorted(met)), _words(names), _ends(names)
     if words.keys() & met:  # a label that is no such word is then a bad row
         return LabelScheme(words, "by their words", seen)

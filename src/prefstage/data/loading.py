@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
-from prefstage.core.config import check_config, nearest
-from prefstage.core.errors import DataError, InputError
+from prefstage.core import DataError, InputError, check_config, nearest
 from prefstage.data.formats import PROMPTS
 from prefstage.data.reading import CandidateStream, PairStream, Reading, open_reading
 from prefstage.data.records import TIE, Candidates, Conversation, Pair, Vote, generations_of

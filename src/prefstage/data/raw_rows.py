@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Json
 
-from prefstage.core.errors import DataError
+from prefstage.core import DataError
 from prefstage.data.compat import arrow_origin
 from prefstage.data.rows import (
     RawRow,

@@ -9,8 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from prefstage.core.errors import DataError, InputError
-from prefstage.core.files import atomic_path
+from prefstage.core import DataError, InputError, atomic_path
 from prefstage.data.compat import check_readable
 from prefstage.data.formats import Wanted, check_columns, check_mapped, format_named, recognise
 from prefstage.data.formats.fields import Format, Row, SourceRow, read_annotator

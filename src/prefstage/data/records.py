@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from prefstage.core.hashing import digest
+from prefstage.core import digest
 from prefstage.data.rows import RowFault, expect, show
 
 Message = dict[str, Any]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
-from prefstage.core.errors import InputError, ModelError
+from prefstage.core import InputError, ModelError
 from prefstage.data.records import SAMPLED, Message
 from prefstage.data.rows import RowFault
 from prefstage.data.settings import CHAT_FORMATS

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import Field, field_validator
 
-from prefstage.core.config import Config
+from prefstage.core import Config
 
 OnBadRow = Literal["error", "quarantine"]
 ControlTokens = Literal["split", "keep"]

@@ -13,7 +13,7 @@ import datasets
 import httpx2
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from prefstage.core.errors import DataError, InputError
+from prefstage.core import DataError, InputError
 from prefstage.data.raw_rows import (
     SEPARATORS,
     SUFFIXES,

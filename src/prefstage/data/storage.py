@@ -23,8 +23,7 @@ import pyarrow as pa
 from datasets import Dataset, Features
 from datasets.arrow_writer import ArrowWriter
 
-from prefstage.core.errors import InputError
-from prefstage.core.files import atomic_path
+from prefstage.core import InputError, atomic_path
 from prefstage.data.messages import KEY_ORDER, in_order
 from prefstage.data.raw_rows import BATCH_ROWS, ArrowReader
 from prefstage.data.records import Message, without_nulls

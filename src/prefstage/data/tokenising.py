@@ -10,8 +10,7 @@ from functools import cache, cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import digest
+from prefstage.core import InputError, digest
 from prefstage.data.conversation_tokens import ConversationTokens
 from prefstage.data.messages import common_prefix
 from prefstage.data.records import SAMPLED, Message, prompt_id_of

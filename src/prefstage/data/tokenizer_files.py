@@ -6,10 +6,7 @@ from typing import Any, TypeVar
 
 from transformers import AutoTokenizer
 
-from prefstage.core.adapters import adapters_of
-from prefstage.core.errors import ModelError, PrefstageError
-from prefstage.core.runs import run_date
-from prefstage.core.weights import is_path, reason_of
+from prefstage.core import ModelError, PrefstageError, adapters_of, is_path, reason_of, run_date
 from prefstage.data.settings import ChatSettings
 
 _Settings = TypeVar("_Settings", bound=ChatSettings)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
-from prefstage.core.config import Config
+from prefstage.core import Config
 from prefstage.data.settings import BadRowSettings, ChatSettings
 
 

@@ -11,12 +11,15 @@ from typing import Any
 
 from scipy.special import expit
 
-from prefstage.core.config import as_config
-from prefstage.core.errors import InputError
-from prefstage.core.files import write_json, write_text
-from prefstage.core.ledger import Ledger
-from prefstage.core.outcome import Outcome
-from prefstage.core.results import write_result
+from prefstage.core import (
+    InputError,
+    Ledger,
+    Outcome,
+    as_config,
+    write_json,
+    write_result,
+    write_text,
+)
 from prefstage.data.loading import load_candidates, load_pairs
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.sets import PairSet

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefstage.core.errors import MissingDependencyError
-from prefstage.core.hashing import seed_for
+from prefstage.core import MissingDependencyError, seed_for
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.storage import DiskNumbers, Numbers, count_different, text_number
 from prefstage.data.tokenising import CAUSES

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 from prefstage.diagnosing.rankings import check_positive, check_some, exact
 
 FLIP_GROUPS = (

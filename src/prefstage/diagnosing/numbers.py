@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import seed_for
+from prefstage.core import InputError, seed_for
 from prefstage.data.storage import Numbers, pieces
 
 HALF = 0.5

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 
 
 def exact(**tensors: Tensor) -> list[Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.storage import Numbers
 from prefstage.data.tokenising import ResponseEncoder, TokenTree, cause_of

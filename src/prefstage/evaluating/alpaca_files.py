@@ -18,8 +18,7 @@ import pyarrow
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from prefstage.core.errors import DataError, InputError
-from prefstage.core.files import write_json, write_text
+from prefstage.core import DataError, InputError, write_json, write_text
 from prefstage.evaluating.l1_logistic import Floats
 
 N_PROMPTS = 805

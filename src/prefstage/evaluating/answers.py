@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefstage.core.errors import DataError
-from prefstage.core.files import write_json
-from prefstage.core.ledger import Ledger
-from prefstage.core.progress import progress
+from prefstage.core import DataError, Ledger, progress, write_json
 from prefstage.data.records import Candidates, Prompt, prompt_id_of
 from prefstage.sampling import Sample, Sampler, collect, requests_for
 from prefstage.sampling.base import cut_thoughts

@@ -10,9 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from prefstage.core.adapters import adapter_config
-from prefstage.core.checkpoints import CAUSAL_LM, load_checkpoint
-from prefstage.core.errors import InputError, MissingDependencyError
+from prefstage.core import (
+    CAUSAL_LM,
+    InputError,
+    MissingDependencyError,
+    adapter_config,
+    load_checkpoint,
+)
 from prefstage.data import load_tokenizer
 from prefstage.evaluating.rates import Figures
 

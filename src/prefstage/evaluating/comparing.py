@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import seed_for
+from prefstage.core import InputError, seed_for
 from prefstage.evaluating.l1_logistic import Floats
 from prefstage.evaluating.rates import (
     HALF,

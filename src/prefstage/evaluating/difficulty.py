@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 from prefstage.evaluating.alpaca_files import standardised_length
 from prefstage.evaluating.l1_logistic import Floats
 from prefstage.evaluating.settings import ENOUGH_MODELS, FEWEST_MODELS, WinRateConfig

@@ -10,14 +10,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prefstage.core.config import check_config
-from prefstage.core.errors import InputError
-from prefstage.core.files import write_json
-from prefstage.core.hashing import digest
-from prefstage.core.ledger import Ledger
-from prefstage.core.outcome import Outcome
-from prefstage.core.results import write_result
-from prefstage.core.runs import RunFolder
+from prefstage.core import (
+    InputError,
+    Ledger,
+    Outcome,
+    RunFolder,
+    check_config,
+    digest,
+    write_json,
+    write_result,
+)
 from prefstage.data.tokenizer_files import with_date
 from prefstage.evaluating.alpaca_files import (
     Annotation,

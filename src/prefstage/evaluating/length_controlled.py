@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 from prefstage.evaluating.alpaca_files import (
     N_PROMPTS,
     length_tables,

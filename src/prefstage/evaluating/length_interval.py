@@ -2,10 +2,9 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit, stdtrit
-from scipy.special import logit as exact_logit
+from scipy.special import expit, logit as exact_logit, stdtrit
 
-from prefstage.core.hashing import seed_for
+from prefstage.core import seed_for
 from prefstage.evaluating.l1_logistic import (
     Floats,
     cross_entropy,

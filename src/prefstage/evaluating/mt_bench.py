@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prefstage.core.errors import DataError
-from prefstage.core.hashing import digest
-from prefstage.core.ledger import Ledger
+from prefstage.core import DataError, Ledger, digest
 from prefstage.data.records import Prompt, prompt_id_of
 from prefstage.evaluating.rates import Figures, mean_interval
 from prefstage.evaluating.settings import MtBenchConfig

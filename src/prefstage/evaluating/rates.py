@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import seed_for
+from prefstage.core import InputError, seed_for
 from prefstage.evaluating.l1_logistic import Floats
 
 HALF = 0.5

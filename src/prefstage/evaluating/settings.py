@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from prefstage.core.config import Config
-from prefstage.core.errors import InputError
+from prefstage.core import Config, InputError
 from prefstage.data.settings import ChatSettings
 from prefstage.sampling.base import AnswerConfig
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from prefstage.core.errors import InputError
-from prefstage.core.progress import progress
+from prefstage.core import InputError, progress
 from prefstage.evaluating.alpaca_files import Annotation
 from prefstage.evaluating.answers import Answers, instruction_of, load_answers
 from prefstage.evaluating.length_controlled import (

@@ -6,8 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from prefstage.core.errors import InputError
-from prefstage.core.ledger import Ledger
+from prefstage.core import InputError, Ledger
 from prefstage.data.records import Message, Prompt
 
 

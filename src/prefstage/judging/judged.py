@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, TypeVar
 
-from prefstage.core.ledger import Ledger
-from prefstage.core.progress import progress
+from prefstage.core import Ledger, progress
 from prefstage.data.records import Candidates, Pair, prompt_id_of
 from prefstage.judging.base import (
     TIE,

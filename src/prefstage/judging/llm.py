@@ -10,10 +10,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.core.config import Config, load_config
-from prefstage.core.errors import InputError, ServiceError
-from prefstage.core.hashing import digest
-from prefstage.core.ledger import Ledger
+from prefstage.core import Config, InputError, Ledger, ServiceError, digest, load_config
 from prefstage.judging.base import (
     TIE,
     UNDECIDED,

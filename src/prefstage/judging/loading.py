@@ -16,10 +16,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import Field
 
-from prefstage.core.adapters import adapter_config
-from prefstage.core.config import Config, check_config
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import digest
+from prefstage.core import Config, InputError, adapter_config, check_config, digest
 from prefstage.data.records import Prompt
 from prefstage.judging.base import TIE, Comparison, Judge, Judgment, flipped, turned
 

@@ -12,10 +12,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from prefstage.core.config import Config
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import digest
-from prefstage.core.weights import check_token_ids, embedding_rows, weights_fingerprint
+from prefstage.core import (
+    Config,
+    InputError,
+    check_token_ids,
+    digest,
+    embedding_rows,
+    weights_fingerprint,
+)
 from prefstage.judging.base import Judge
 
 

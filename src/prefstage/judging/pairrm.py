@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from prefstage.core.checkpoints import Task, load_whole
-from prefstage.core.errors import ModelError
-from prefstage.core.weights import foreign_files
+from prefstage.core import ModelError, Task, foreign_files, load_whole
 from prefstage.data import Prompt, load_tokenizer
 from prefstage.data.compat import plain_ids
 from prefstage.judging.base import (

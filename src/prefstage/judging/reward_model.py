@@ -9,8 +9,7 @@ from typing import Any, Self
 
 from pydantic import Field
 
-from prefstage.core.checkpoints import CLASSIFIER, load_checkpoint
-from prefstage.core.errors import InputError, ModelError
+from prefstage.core import CLASSIFIER, InputError, ModelError, load_checkpoint
 from prefstage.data import Message, Prompt, load_tokenizer, prompt_id_of
 from prefstage.data.conversation_tokens import ControlText
 from prefstage.data.rendering import ChatTemplate

@@ -9,9 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from prefstage.core.config import Config
-from prefstage.core.errors import DataError
-from prefstage.core.hashing import digest
+from prefstage.core import Config, DataError, digest
 from prefstage.data import Pair, load_candidates, load_pairs, prompt_id_of
 from prefstage.judging.base import TIE, UNDECIDED, Comparison, Judge, Judgment, content_of, sigmoid
 

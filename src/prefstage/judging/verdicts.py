@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from prefstage.core.errors import InputError
-from prefstage.core.files import write_json
-from prefstage.core.ledger import Ledger
-from prefstage.core.outcome import Outcome
+from prefstage.core import InputError, Ledger, Outcome, write_json
 from prefstage.data.settings import BadRowSettings
 from prefstage.judging.base import Judge
 from prefstage.judging.judged import (

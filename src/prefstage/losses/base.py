@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from prefstage.core.config import Config
-from prefstage.core.errors import InputError
+from prefstage.core import Config, InputError
 
 Items = Float[Tensor, " items"]
 """A value for every item."""

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prefstage.core.config import check_config, nearest
-from prefstage.core.errors import ConfigError
+from prefstage.core import ConfigError, check_config, nearest
 from prefstage.losses import pairwise as pair
 from prefstage.losses.base import (
     DataKind,

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 from prefstage.data.records import Candidates
 from prefstage.judging.base import Comparison, Judge, judgment_of_rewards
 from prefstage.measuring.settings import TieRule, Votes

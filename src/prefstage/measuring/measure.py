@@ -6,13 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from prefstage.core.config import as_config, write_config
-from prefstage.core.errors import InputError
-from prefstage.core.ledger import Ledger
-from prefstage.core.outcome import Outcome
-from prefstage.core.progress import Ticker, progress
-from prefstage.core.results import write_result
-from prefstage.core.runs import RunFolder
+from prefstage.core import (
+    InputError,
+    Ledger,
+    Outcome,
+    RunFolder,
+    Ticker,
+    as_config,
+    progress,
+    write_config,
+    write_result,
+)
 from prefstage.data.loading import keep_sources, load_candidates
 from prefstage.data.sets import CandidateSet
 from prefstage.judging.base import Judge

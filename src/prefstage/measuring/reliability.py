@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri, owens_t
 
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 from prefstage.measuring.boundary import HALF, JudgedPrompt, PromptVotes
 from prefstage.measuring.settings import JudgeErrors
 

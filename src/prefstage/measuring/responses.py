@@ -5,9 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefstage.core.errors import InputError, ServiceError
-from prefstage.core.hashing import digest, seed_for
-from prefstage.core.ledger import Ledger
+from prefstage.core import InputError, Ledger, ServiceError, digest, seed_for
 from prefstage.data.loading import load_candidates, pairs_to_candidates
 from prefstage.data.records import Candidates
 from prefstage.data.sets import CandidateSet, PairSet

@@ -7,8 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import seed_for
+from prefstage.core import InputError, seed_for
 from prefstage.measuring.boundary import HALF
 
 Floats = NDArray[np.float64]

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prefstage.core.config import Config
+from prefstage.core import Config
 from prefstage.data.settings import BadRowSettings, ChatSettings
 from prefstage.sampling.base import AnswerConfig
 

@@ -6,8 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from prefstage.core.errors import DataError
-from prefstage.core.files import atomic_path, write_json
+from prefstage.core import DataError, atomic_path, write_json
 from prefstage.data.records import Candidates, Prompt
 from prefstage.judging.base import content_of
 from prefstage.measuring.boundary import JudgedPrompt

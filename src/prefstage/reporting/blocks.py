@@ -10,8 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prefstage.core.errors import MissingDependencyError
-from prefstage.core.files import atomic_path, write_text
+from prefstage.core import MissingDependencyError, atomic_path, write_text
 
 Cell = str | float | int | None
 Spec = dict[str, Any]

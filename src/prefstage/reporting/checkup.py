@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from prefstage.core.config import Config
-from prefstage.core.errors import InputError, PrefstageError
-from prefstage.core.files import write_json
-from prefstage.core.outcome import Outcome
+from prefstage.core import Config, InputError, Outcome, PrefstageError, write_json
 
 if TYPE_CHECKING:
     from prefstage.judging import Judge
@@ -163,7 +160,7 @@ def _machine() -> dict[str, Any]:
 def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str, Any]:
     import torch
 
-    from prefstage.core.checkpoints import CAUSAL_LM, check_config, load_config
+    from prefstage.core import CAUSAL_LM, check_model_config, load_model_config
     from prefstage.scoring.attention import choose_backend
     from prefstage.scoring.memory import (
         CPU_TOKENS,
@@ -173,8 +170,8 @@ def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str,
         training_budget,
     )
 
-    model = load_config(name)
-    check_config(model, CAUSAL_LM, name)
+    model = load_model_config(name)
+    check_model_config(model, CAUSAL_LM, name)
     on_gpu = torch.cuda.is_available()
     # As the scorer loads it: float32 on a CPU, the checkpoint's own on a GPU.
     saved = str(getattr(model, "dtype", None) or "float32").removeprefix("torch.")

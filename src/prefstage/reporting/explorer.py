@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prefstage.core.errors import DataError
+from prefstage.core import DataError
 from prefstage.judging.base import content_of, plain_prompt
 
 NUMBERS = ("gap", "ratio", "loss", "disagreement")

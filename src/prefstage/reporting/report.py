@@ -15,10 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from prefstage.core.errors import InputError
-from prefstage.core.files import atomic_path
-from prefstage.core.outcome import Outcome
-from prefstage.core.results import read_result
+from prefstage.core import InputError, Outcome, atomic_path, read_result
 from prefstage.reporting.blocks import (
     Chart,
     between,
@@ -123,16 +120,14 @@ def make_report(
         MissingDependencyError: As `write_report`.
     """
     out = Path(out)
-    paths = [runs] if isinstance(runs, str | PathLike) else list(runs)
-    read = read_runs([Path(path) for path in paths])
+    read = read_runs([Path(p) for p in ([runs] if isinstance(runs, str | PathLike) else runs)])
     sections = sections_of(read)
     charts = [chart for section in sections for chart in section.charts]
     packed, lacks = list[tuple[str, Any]](), list[tuple[str, str, str]]()
     for run in read:
         pairs, missing = explored(run)
         packed += [(run.name, rows) for rows in pairs]
-        missing += lacking(run, len(pairs))
-        lacks += [(run.name, what, why) for what, why in missing]
+        lacks += [(run.name, what, why) for what, why in (*missing, *lacking(run, len(pairs)))]
     explorer = pack(packed)
     scripts = _scripts(charts=bool(charts), pairs=bool(explorer.pairs))
     specs = json.dumps({chart.name: compiled(chart) for chart in charts}, separators=(",", ":"))
@@ -161,16 +156,15 @@ def make_report(
     drawn = draw(charts, Path(figures)) if figures is not None else []
     lines = [f"{len(charts)} charts, {explorer.pairs:,} pairs to read"]
     lines += [f"not shown of {run}: {what} ({why})" for run, what, why in lacks]
-    result = {
-        "page": str(out),
-        "bytes": out.stat().st_size,
-        "charts": [chart.name for chart in charts],
-        "pairs": explorer.pairs,
-        "not_shown": [{"run": run, "what": what, "why": why} for run, what, why in lacks],
-    }
     return Report(
         summary="\n".join(lines),
-        result=result,
+        result={
+            "page": str(out),
+            "bytes": out.stat().st_size,
+            "charts": [chart.name for chart in charts],
+            "pairs": explorer.pairs,
+            "not_shown": [{"run": run, "what": what, "why": why} for run, what, why in lacks],
+        },
         written=[out, *drawn],
         path=out,
         charts=charts,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from prefstage.core.errors import DataError, PrefstageError
+from prefstage.core import DataError, PrefstageError
 from prefstage.data.loading import load_pairs
 from prefstage.data.settings import ReadOptions
 from prefstage.diagnosing.flips import FLIP_GROUPS, fluctuation_range

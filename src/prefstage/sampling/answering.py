@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from prefstage.core.errors import InputError
-from prefstage.core.ledger import Ledger
-from prefstage.core.outcome import Outcome
-from prefstage.core.progress import progress
+from prefstage.core import InputError, Ledger, Outcome, progress
 from prefstage.data.settings import BadRowSettings, ChatSettings
 from prefstage.sampling.base import (
     LoadOptions,

@@ -11,10 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from prefstage.core.config import Config
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import seed_for
-from prefstage.core.ledger import Ledger
+from prefstage.core import Config, InputError, Ledger, seed_for
 from prefstage.data.records import Candidates, Generation, Prompt, generations_of
 from prefstage.data.settings import ControlTokens
 

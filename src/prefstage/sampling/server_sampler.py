@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from prefstage.core.errors import InputError, ServiceError
-from prefstage.core.hashing import digest
+from prefstage.core import InputError, ServiceError, digest
 from prefstage.data.conversation_tokens import probe_turn
 from prefstage.data.records import SAMPLED, Message
 from prefstage.data.settings import CHAT_FORMATS

@@ -8,13 +8,14 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from prefstage.core.checkpoints import CAUSAL_LM, load_checkpoint
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import digest
-from prefstage.core.weights import (
+from prefstage.core import (
+    CAUSAL_LM,
+    InputError,
     check_token_ids,
+    digest,
     embedding_rows,
     ids_without_token,
+    load_checkpoint,
     weights_fingerprint,
 )
 from prefstage.data import ResponseEncoder, load_tokenizer

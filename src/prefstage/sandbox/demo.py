@@ -12,10 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from prefstage.aligning import align
-from prefstage.core.config import Config
-from prefstage.core.files import read_json_lines, write_json
-from prefstage.core.progress import progress
-from prefstage.core.runs import RunFolder
+from prefstage.core import Config, RunFolder, progress, read_json_lines, write_json
 from prefstage.data import Candidates, Pair, PairSet, ResponseEncoder
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import CallableJudge, FunctionOptions

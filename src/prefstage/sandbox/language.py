@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 
 ITEMS = (
     *("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen"),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from prefstage.core.hashing import seed_for
+from prefstage.core import seed_for
 from prefstage.data import TokenTree
 from prefstage.sandbox.language import (
     CHATTER,

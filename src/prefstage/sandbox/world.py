@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import digest, seed_for
+from prefstage.core import InputError, digest, seed_for
 from prefstage.data import Candidates, CandidateSet, Pair, PairSet, Prompt, prompt_id_of
 from prefstage.sandbox.language import (
     EXPERT,

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prefstage.core.errors import ModelError
+from prefstage.core import ModelError
 from prefstage.scoring.compat import attention_named, has_triton, recomputed_in, takes_attention
 from prefstage.scoring.cpu.blockwise import AttentionRule, attend
 from prefstage.scoring.cpu.fused import fused_layers

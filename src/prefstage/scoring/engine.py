@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefstage.core.errors import InputError, ModelError
-from prefstage.core.weights import check_token_ids
+from prefstage.core import InputError, ModelError, check_token_ids
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import Backend, RowAttention, choose_backend, patched
 from prefstage.scoring.layout import Batch, Layout, Leaf, Row, check_trees, leaves_of, plan_passes

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 from prefstage.data.messages import common_prefix
 from prefstage.data.tokenising import TokenTree
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from prefstage.core.errors import InputError, ModelError
+from prefstage.core import InputError, ModelError
 from prefstage.scoring.cpu.fused import has_fused_form
 from prefstage.scoring.cpu.lean import KEPT_ELEMENTS
 from prefstage.scoring.engine import ModelParts

@@ -11,9 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from prefstage.core.errors import DataError
-from prefstage.core.files import atomic_path, write_json
-from prefstage.core.hashing import digest
+from prefstage.core import DataError, atomic_path, digest, write_json
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.engine import ModelParts, TreeLogProbs
 from prefstage.scoring.scorer import Scorer

@@ -12,9 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from prefstage.core.checkpoints import CAUSAL_LM, load_checkpoint
-from prefstage.core.errors import InputError, ModelError
-from prefstage.core.progress import progress
+from prefstage.core import CAUSAL_LM, InputError, ModelError, load_checkpoint, progress
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import BACKENDS, Backend, RowAttention, choose_backend
 from prefstage.scoring.cpu.fused import find_fused_layers

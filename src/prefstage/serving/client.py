@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, cast
 import httpx2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
-from prefstage.core.errors import InputError, ServiceError
+from prefstage.core import InputError, ServiceError
 from prefstage.serving.protocol import (
     BackoffWait,
     ChatReply,

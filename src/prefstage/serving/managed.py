@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx2
 
-from prefstage.core.errors import InputError, ServiceError
+from prefstage.core import InputError, ServiceError
 
 _GUARD = Path(__file__).with_name("guard.py")
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.1, 2.0

@@ -17,8 +17,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from prefstage.core.config import nearest
-from prefstage.core.errors import ConfigError, InputError, MissingDependencyError
+from prefstage.core import ConfigError, InputError, MissingDependencyError, nearest
 from prefstage.data.records import Ties
 from prefstage.training.compat import dict_fields
 

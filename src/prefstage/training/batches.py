@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler
 
-from prefstage.core.hashing import seed_for
+from prefstage.core import seed_for
 from prefstage.data.tokenising import TokenTree
 from prefstage.losses import (
     GroupBatch,

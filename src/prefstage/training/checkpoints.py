@@ -18,10 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from prefstage.core.errors import CheckpointError
-from prefstage.core.files import write_json
-from prefstage.core.hashing import digest
-from prefstage.core.runs import fault_in, list_files, put_in_place
+from prefstage.core import CheckpointError, digest, fault_in, list_files, put_in_place, write_json
 
 MANIFEST = "prefstage_checkpoint.json"
 STAGING = "_saving"

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any
 
-from prefstage.core.errors import InputError
-from prefstage.core.hashing import digest
+from prefstage.core import InputError, digest
 from prefstage.data import (
     ConversationSet,
     Pair,

@@ -11,8 +11,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl
 
-from prefstage.core.errors import CheckpointError, TrainingError
-from prefstage.core.files import write_json
+from prefstage.core import CheckpointError, TrainingError, write_json
 from prefstage.training.arguments import check_metric
 from prefstage.training.checkpoints import (
     MANIFEST,

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from prefstage.core.files import write_text
+from prefstage.core import write_text
 from prefstage.training.checkpoints import package_versions
 from prefstage.training.datasets import sets_by_name
 from prefstage.training.model_card import model_card

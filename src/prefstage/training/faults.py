@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from prefstage.core.errors import ModelError, TrainingError
+from prefstage.core import ModelError, TrainingError
 from prefstage.scoring.memory import (
     MemoryWatch,
     bytes_to_come,

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self, cast
 
-from prefstage.core.errors import DataError
-from prefstage.core.hashing import digest
+from prefstage.core import DataError, digest
 from prefstage.data import (
     Candidates,
     CandidateSet,

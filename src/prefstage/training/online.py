@@ -14,9 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from typing_extensions import override
 
-from prefstage.core.errors import InputError, ModelError
-from prefstage.core.files import write_json
-from prefstage.core.hashing import digest, seed_for
+from prefstage.core import InputError, ModelError, digest, seed_for, write_json
 from prefstage.data.tokenising import TokenTree
 from prefstage.sampling.decoding import Row, generate_rows
 from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS, plan_batches

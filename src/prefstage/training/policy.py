@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prefstage.core.adapters import START_MARK, without_alias_warning
-from prefstage.core.errors import (
+from prefstage.core import (
+    START_MARK,
     ConfigError,
     InputError,
     MissingDependencyError,
     ModelError,
+    reason_of,
+    weights_fingerprint,
+    without_alias_warning,
+    write_json,
 )
-from prefstage.core.files import write_json
-from prefstage.core.weights import reason_of, weights_fingerprint
 from prefstage.data import load_tokenizer
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring import ReferenceCache, Scorer

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prefstage.core.adapters import is_adapter
-from prefstage.core.config import Config, load_config, nearest
-from prefstage.core.errors import ConfigError
+from prefstage.core import Config, ConfigError, is_adapter, load_config, nearest
 from prefstage.data.records import Ties
 from prefstage.data.settings import CHAT_SETTINGS, ChatSettings, ReadOptions
 from prefstage.sampling.base import SamplingConfig

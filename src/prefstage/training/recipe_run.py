@@ -13,16 +13,19 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
-from prefstage.core.config import write_config
-from prefstage.core.errors import (
+from prefstage.core import (
+    MANIFEST,
+    Outcome,
     PrefstageError,
+    RunFolder,
     RunFolderError,
+    progress,
+    run_date,
+    shown,
+    write_config,
+    write_json,
+    write_result,
 )
-from prefstage.core.files import write_json
-from prefstage.core.outcome import Outcome, shown
-from prefstage.core.progress import progress
-from prefstage.core.results import write_result
-from prefstage.core.runs import MANIFEST, RunFolder, run_date
 from prefstage.data import load_tokenizer
 from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning

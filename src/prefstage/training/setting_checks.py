@@ -21,7 +21,7 @@ from transformers import get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_torch_tf32_available
 
-from prefstage.core.errors import ConfigError, MissingDependencyError, PrefstageError
+from prefstage.core import ConfigError, MissingDependencyError, PrefstageError
 from prefstage.training.compat import probe_trainer
 
 _STEPS = 1000  # of a schedule whose length is not known yet

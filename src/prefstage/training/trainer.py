@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
-from prefstage.core.hashing import seed_for
+from prefstage.core import seed_for
 from prefstage.data import ResponseEncoder
 from prefstage.data.settings import CHAT_SETTINGS
 from prefstage.losses import LossState, parse_loss

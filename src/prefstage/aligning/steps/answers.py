@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.workspace import Policy, Workspace
-from prefstage.core.files import read_json_lines, write_json, write_json_lines
+from prefstage.core import read_json_lines, write_json, write_json_lines
 from prefstage.data.records import Candidates, Prompt
 from prefstage.data.sets import CandidateSet
 from prefstage.evaluating.alpaca_files import write_annotations

@@ -16,9 +16,15 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from prefstage.aligning.steps.workspace import STEPS, Workspace
-from prefstage.core.files import append_json_line, write_json
-from prefstage.core.hashing import digest
-from prefstage.core.runs import LOCK, fault_in, list_files, put_in_place
+from prefstage.core import (
+    LOCK,
+    append_json_line,
+    digest,
+    fault_in,
+    list_files,
+    put_in_place,
+    write_json,
+)
 from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS
 from prefstage.scoring.memory import (
     Job,

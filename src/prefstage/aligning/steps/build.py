@@ -12,11 +12,9 @@ from prefstage.aligning.steps.answers import Measure
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.workspace import Policy, Workspace, naming_the_recipe
 from prefstage.building.account import check_reversal
-from prefstage.building.build import CARD, build_pairs
-from prefstage.building.build import RESULT as BUILT
+from prefstage.building.build import CARD, RESULT as BUILT, build_pairs
 from prefstage.building.recipe import METHODS
-from prefstage.core.errors import ConfigError
-from prefstage.core.files import write_json, write_text
+from prefstage.core import ConfigError, write_json, write_text
 from prefstage.measuring.measure import CANDIDATES
 
 PAIRS = "pairs.parquet"

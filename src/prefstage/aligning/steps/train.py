@@ -14,13 +14,11 @@ from prefstage.aligning.recipe import train_settings, whole_path
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.build import PAIRS, Build
 from prefstage.aligning.steps.workspace import Policy, Workspace
-from prefstage.core.config import write_config
-from prefstage.core.runs import MANIFEST as TRAINING_MANIFEST
+from prefstage.core import MANIFEST as TRAINING_MANIFEST, write_config
 from prefstage.serving import run_program
 from prefstage.training.export import describe_exported
 from prefstage.training.recipe import Recipe as TrainRecipe
-from prefstage.training.recipe_run import MERGED, MODEL, train_recipe
-from prefstage.training.recipe_run import RESULT as TRAINED
+from prefstage.training.recipe_run import MERGED, MODEL, RESULT as TRAINED, train_recipe
 
 _FLOP = 6  # a parameter and token, forward and backward
 

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefstage.aligning.recipe import Recipe, train_settings
-from prefstage.core.errors import DataError, RunFolderError
-from prefstage.core.hashing import digest, digest_file
-from prefstage.core.ledger import LEDGER, Ledger
-from prefstage.core.progress import progress
-from prefstage.core.runs import locked
+from prefstage.core import (
+    LEDGER,
+    DataError,
+    Ledger,
+    RunFolderError,
+    digest,
+    digest_file,
+    locked,
+    progress,
+)
 from prefstage.data.loading import load_candidates, load_pairs, load_prompts
 from prefstage.data.reading import ASIDE_CURE, open_reading
 from prefstage.data.sets import CandidateSet, PairSet

@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Literal
 
-from prefstage.core.config import nearest
-from prefstage.core.errors import DataError, InputError
+from prefstage.core import DataError, InputError, nearest
 from prefstage.data.formats.fields import Format, Row, fields, is_filled, read_prompt
 from prefstage.data.formats.pairs import PAIRS, UNPAIRED
 from prefstage.data.formats.responses import CONVERSATIONS, LISTED, TREES

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 from prefstage.sandbox.theory import guide, optima, rankings, stage_calls, two_stage
 from prefstage.sandbox.theory.evidence import (
     Check,

@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefstage.core.errors import MissingDependencyError
-from prefstage.core.files import atomic_path, write_json
-from prefstage.core.outcome import Outcome
+from prefstage.core import MissingDependencyError, Outcome, atomic_path, write_json
 
 EXACT = 1e-10
 """The largest residual of an equality that holds."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from typing_extensions import override
 
-from prefstage.core.errors import InputError, ModelError
+from prefstage.core import InputError, ModelError
 from prefstage.data import ResponseEncoder
 from prefstage.data.records import Ties
 from prefstage.scoring import Scorer

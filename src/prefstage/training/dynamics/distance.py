@@ -11,8 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prefstage.core.errors import DataError
-from prefstage.core.files import atomic_path
+from prefstage.core import DataError, atomic_path
 from prefstage.training.compat import lora_factors
 
 # Start weights are written in files of about this size: what is copied into memory at once.

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefstage.core.errors import InputError, PrefstageError
-from prefstage.core.hashing import digest, seed_for
+from prefstage.core import InputError, PrefstageError, digest, seed_for
 from prefstage.data import Pair, PairSet, ResponseEncoder, TokenTree
 from prefstage.data.records import Ties
 from prefstage.data.tokenising import cause_of

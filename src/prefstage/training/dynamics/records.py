@@ -15,8 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from prefstage.core.errors import DataError, InputError, MissingDependencyError, RunFolderError
-from prefstage.core.files import atomic_path, write_json
+from prefstage.core import (
+    DataError,
+    InputError,
+    MissingDependencyError,
+    RunFolderError,
+    atomic_path,
+    write_json,
+)
 from prefstage.diagnosing.flips import FLIP_GROUPS
 from prefstage.training.dynamics.pairs import PairSample, PairScores, metric_name
 

@@ -1,0 +1,72 @@
+# Public names, each imported on first use (read by lazy_loader in __init__.py).
+from .adapters import (
+    START_MARK as START_MARK,
+    adapter_config as adapter_config,
+    adapters_of as adapters_of,
+    is_adapter as is_adapter,
+    without_alias_warning as without_alias_warning,
+)
+from .checkpoints import (
+    CAUSAL_LM as CAUSAL_LM,
+    CLASSIFIER as CLASSIFIER,
+    Task as Task,
+    check_model_config as check_model_config,
+    load_checkpoint as load_checkpoint,
+    load_model_config as load_model_config,
+    load_whole as load_whole,
+)
+from .config import (
+    Config as Config,
+    as_config as as_config,
+    check_config as check_config,
+    load_config as load_config,
+    nearest as nearest,
+    parse_overrides as parse_overrides,
+    refuse as refuse,
+    write_config as write_config,
+)
+from .errors import (
+    CheckpointError as CheckpointError,
+    ConfigError as ConfigError,
+    DataError as DataError,
+    InputError as InputError,
+    MissingDependencyError as MissingDependencyError,
+    ModelError as ModelError,
+    PrefstageError as PrefstageError,
+    RunFolderError as RunFolderError,
+    ServiceError as ServiceError,
+    TrainingError as TrainingError,
+)
+from .files import (
+    append_json_line as append_json_line,
+    atomic_path as atomic_path,
+    json_text as json_text,
+    read_json_lines as read_json_lines,
+    write_json as write_json,
+    write_json_lines as write_json_lines,
+    write_text as write_text,
+)
+from .hashing import digest as digest, digest_file as digest_file, seed_for as seed_for
+from .ledger import LEDGER as LEDGER, Ledger as Ledger
+from .outcome import Outcome as Outcome, markdown_table as markdown_table, shown as shown
+from .progress import Ticker as Ticker, bars as bars, gathered as gathered, progress as progress
+from .results import read_result as read_result, write_result as write_result
+from .runs import (
+    LOCK as LOCK,
+    MANIFEST as MANIFEST,
+    RunFolder as RunFolder,
+    fault_in as fault_in,
+    list_files as list_files,
+    locked as locked,
+    put_in_place as put_in_place,
+    run_date as run_date,
+)
+from .weights import (
+    check_token_ids as check_token_ids,
+    embedding_rows as embedding_rows,
+    foreign_files as foreign_files,
+    ids_without_token as ids_without_token,
+    is_path as is_path,
+    reason_of as reason_of,
+    weights_fingerprint as weights_fingerprint,
+)

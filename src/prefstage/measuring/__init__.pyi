@@ -1,0 +1,28 @@
+# Public names, each imported on first use (read by lazy_loader in __init__.py).
+from .boundary import (
+    Boundary as Boundary,
+    JudgedPrompt as JudgedPrompt,
+    PromptVotes as PromptVotes,
+    algorithm_1_verdict as algorithm_1_verdict,
+    boundary_score as boundary_score,
+    count_votes as count_votes,
+)
+from .measure import (
+    Reading as Reading,
+    measure_stage as measure_stage,
+    run_measurement as run_measurement,
+)
+from .reliability import (
+    ScoreSummary as ScoreSummary,
+    call_reliability as call_reliability,
+    chance_above_half as chance_above_half,
+    distinctness as distinctness,
+    measure_distinctness as measure_distinctness,
+)
+from .sequential import (
+    ConfidenceSequence as ConfidenceSequence,
+    log_capital as log_capital,
+    rejection_step as rejection_step,
+)
+from .settings import MeasureConfig as MeasureConfig, MeasureSettings as MeasureSettings
+from .stage import Stage as Stage, summarise as summarise
