@@ -165,10 +165,10 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         return start and self.references.needed
 
     @override
-    def _step_items(
+    def step_items(
         self, item_set: ItemSet, positions: Sequence[int], known: list[Flat] | None, *, step: int
     ) -> StepItems:
-        items = super()._step_items(item_set, positions, known, step=step)
+        items = super().step_items(item_set, positions, known, step=step)
         if step < 0 or item_set is not self.train_dataset:
             return items
         return _with_fresh(items, positions, self._block_of(step).responses)

@@ -254,7 +254,7 @@ class PreferenceTrainer(DurableTrainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # of optimisers without a schedule
             self.optimizer.train()
-        items = self._step_items(
+        items = self.step_items(
             self.train_dataset, inputs["items"], self._train_reference, step=step
         )
         with self._guard.memory(items, step=step, optimizer=self.optimizer):
@@ -271,10 +271,20 @@ class PreferenceTrainer(DurableTrainer):
         self._means.count("tokens_per_second", self._step_tokens, seconds)
         return torch.tensor(outcome.loss, device=self.args.device)
 
-    # Some items of a set, with their part of what the reference gives each item.
-    def _step_items(
+    def step_items(
         self, item_set: ItemSet, positions: Sequence[int], known: list[Flat] | None, *, step: int
     ) -> StepItems:
+        """Some items of a set as one optimiser batch.
+
+        Args:
+            item_set: The set.
+            positions: Of the items.
+            known: What `references.of` gives for the set.
+            step: Optimiser steps before, which seeds of losses that draw depend on.
+
+        Returns:
+            The items, with their part of the reference log-probs.
+        """
         items = tuple(item_set.items[position] for position in positions)
         # One an item and step, whatever micro-batch or process computes it.
         seeds = tuple(seed_for(self.args.seed, "loss", step, item.index) for item in items)
@@ -433,7 +443,7 @@ class PreferenceTrainer(DurableTrainer):
         _log.info("%s on %d items", description, len(item_set))
         self.callback_handler.eval_dataloader = dataloader
         positions, reference = range(len(item_set)), self.references.of(item_set)
-        items = self._step_items(item_set, positions, reference, step=-1)
+        items = self.step_items(item_set, positions, reference, step=-1)
 
         def tick() -> None:
             self.control = self.callback_handler.on_prediction_step(

@@ -1,0 +1,180 @@
+"""The forecast: what a step on a data set would gain, from gradients alone, without training."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prefstage.advising.gradients import Basis, Coordinates, Drift
+from prefstage.losses.base import StatelessLoss
+from prefstage.losses.batches import Items
+
+Family = Literal["adam", "sgd", "sign"]
+"""How an optimiser turns gradients into a step."""
+
+
+class ExpectedReward(
+    StatelessLoss,
+    name="expected_reward",
+    formula="-(1/m) Σ_i (u_i - mean_{j≠i} u_j) log π(y_i|x)",
+    source="Kool et al. 2019 (REINFORCE with a leave-one-out baseline)",
+    data=frozenset({"groups"}),
+    needs=frozenset({"scores"}),
+):
+    """Its descent direction is an unbiased estimate of ∇J, J the expected judged quality."""
+
+    def _items(self, batch: Any) -> Items:
+        scores, group = batch.responses.scores.detach(), batch.group
+        count = torch.bincount(group).to(scores)
+        total = torch.zeros_like(count).index_add(0, group, scores)
+        others = (total[group] - scores) / (count[group] - 1)
+        shares = (scores - others) / count[group] * batch.responses.log_probs
+        return -torch.zeros_like(count).index_add(0, group, shares)
+
+
+def family_of(optimizer: str) -> Family:
+    """How an optimiser of the Trainer turns gradients into a step.
+
+    Args:
+        optimizer: Its name, such as "adamw_torch".
+
+    Returns:
+        "sgd": along the gradient; "sign": along its signs (Lion); "adam": each coordinate by
+        its own root mean square, which all others do, exactly or by rows and columns.
+    """
+    return "sgd" if "sgd" in optimizer else "sign" if "lion" in optimizer else "adam"
+
+
+def step_direction(
+    drift: Drift, basis: Basis, *, family: Family, batch: int, epsilon: float, largest_norm: float
+) -> Coordinates:
+    """The mean direction of an optimiser's step at the start, for a learning rate of 1.
+
+    ``m`` for SGD, where long gradients are clipped as the trainer does; ``sign m`` for Lion;
+    ``m / (√v + ε)`` for Adam and its kin, with m the mean of the descent directions and v
+    their mean square in batches of the recipe's size.
+
+    Args:
+        drift: Sums over batches.
+        basis: Its coordinates.
+        family: Of the optimiser.
+        batch: Items of an optimiser step.
+        epsilon: ε, >= 0.
+        largest_norm: `max_grad_norm`; 0 for none.
+
+    Returns:
+        [coordinates].
+    """
+    if family == "sign":
+        return drift.mean.sign()
+    square = drift.mean_square(batch)
+    if family == "adam":
+        return drift.mean / (square.sqrt() + epsilon)
+    norm = math.sqrt(float(basis.dot(square, torch.ones(1))))
+    return drift.mean * (min(1.0, largest_norm / norm) if largest_norm and norm else 1.0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with what the jackknife says of it.
+
+    Attributes:
+        value: The estimate.
+        by_prompts: Its values with each group of the target's prompts left out. [groups].
+        by_batches: For each data set in it, its values with each group of that set's batches
+            left out. [sets][groups].
+    """
+
+    value: float
+    by_prompts: Float[Tensor, " groups"]
+    by_batches: tuple[Float[Tensor, " groups"], ...]
+
+    @cached_property
+    def error(self) -> float:
+        """Standard error: of prompts and batches, which are drawn independently."""
+        return math.sqrt(sum(map(_jackknife, (self.by_prompts, *self.by_batches))))
+
+    def minus(self, other: "Estimate") -> "Estimate":
+        """The difference; the prompts are common, so that their noise cancels."""
+        return Estimate(
+            self.value - other.value,
+            self.by_prompts - other.by_prompts,
+            (*self.by_batches, *(-values for values in other.by_batches)),
+        )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What training on one data set would gain, to first order.
+
+    Attributes:
+        gain: ⟨∇J, d⟩: gain in judged quality of a step, for a learning rate of 1.
+        cosine: Between ∇J and the mean descent direction, whatever the optimiser.
+    """
+
+    gain: Estimate
+    cosine: Estimate
+
+
+def forecast(target: Drift, data: Drift, basis: Basis, **recipe: Any) -> Forecast:
+    """Forecast the gain of a data set.
+
+    Args:
+        target: Of `ExpectedReward` on judged answers of the start, a batch a group of prompts.
+        data: Of the recipe's loss on the data.
+        basis: Their coordinates.
+        recipe: As for `step_direction`: family, batch, epsilon, largest_norm.
+
+    Returns:
+        The forecast.
+
+    Source:
+        Ours; data selection by such inner products: Xia et al. 2024, arXiv:2402.04333.
+    """
+
+    def step(drift: Drift) -> Coordinates:
+        return step_direction(drift, basis, **recipe)
+
+    def both(goal: Coordinates, drift: Drift, direction: Coordinates) -> tuple[float, float]:
+        norms = basis.norm(goal) * basis.norm(drift.mean)
+        cosine = basis.dot(goal, drift.mean) / norms if norms else torch.zeros(())
+        return float(basis.dot(goal, direction)), float(cosine)
+
+    whole = step(data)
+    value = both(target.mean, data, whole)
+    prompts = [
+        both(target.without(g).mean, data, whole) for g in range(len(target.counts))
+    ]
+    batches = []
+    for group in range(len(data.counts)):
+        left = data.without(group)
+        batches.append(both(target.mean, left, step(left)))
+    gains, cosines = (
+        Estimate(value[i], torch.tensor(prompts)[:, i], (torch.tensor(batches)[:, i],))
+        for i in (0, 1)
+    )
+    return Forecast(gains, cosines)
+
+
+def halves_agree(target: Drift, basis: Basis) -> float:
+    """Cosine between the target directions of two halves of the prompts, in [-1, 1].
+
+    Args:
+        target: In an even number of groups of prompts.
+        basis: Its coordinates.
+
+    Returns:
+        How far the target direction can be trusted: 0 is noise alone.
+    """
+    first, second = target.sums[::2].sum(0), target.sums[1::2].sum(0)
+    return float(basis.dot(first, second) / (basis.norm(first) * basis.norm(second)))
+
+
+# Variance by deleting groups: (K-1)/K Σ (θ_k - mean)². With one group there is none.
+def _jackknife(values: Tensor) -> float:
+    count = len(values)
+    return float((values - values.mean()).double().square().sum() * (count - 1) / count)

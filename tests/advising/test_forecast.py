@@ -1,0 +1,197 @@
+"""The forecast: against the exact change of the expected reward, in worlds small enough to know it."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from prefstage.advising.forecast import (
+    ExpectedReward,
+    Family,
+    family_of,
+    forecast,
+    halves_agree,
+    step_direction,
+)
+from prefstage.advising.gradients import Basis, Drift, Gradients
+from prefstage.data import Candidates, CandidateSet, prompt_id_of
+from prefstage.losses import LossMix, LossTerm
+from prefstage.training.datasets import item_set_of
+from tests.training.preference_runs import preference_trainer
+
+RESPONSES, FEATURES = 6, 12
+
+
+class LinearWorld:
+    """log π(y|x) = log-softmax(φ(x, y)·θ), rewards of every response known."""
+
+    def __init__(self, seed: int, prompts: int = 200) -> None:
+        self.random = torch.Generator().manual_seed(seed)
+        shape = (prompts, RESPONSES, FEATURES)
+        self.features = torch.randn(shape, generator=self.random, dtype=torch.double)
+        truth = torch.randn(FEATURES, generator=self.random, dtype=torch.double)
+        self.rewards = torch.sigmoid(self.features @ truth)
+        self.theta = 0.3 * torch.randn(FEATURES, generator=self.random, dtype=torch.double)
+
+    def probabilities(self, theta: Any) -> Any:
+        return (self.features @ theta).softmax(-1)
+
+    def value(self, theta: Any) -> float:
+        return float((self.probabilities(theta) * self.rewards).sum(-1).mean())
+
+    def scores(self, prompts: Any, responses: Any) -> Any:
+        """∇ log π(y|x). [n, features]."""
+        mean = (self.probabilities(self.theta)[..., None] * self.features).sum(1)
+        return self.features[prompts, responses] - mean[prompts]
+
+    def target(self, answers: int = 8, groups: int = 10) -> Drift:
+        """∇J estimated from sampled answers, a group of prompts a batch."""
+        prompts = torch.arange(len(self.features))
+        drawn = torch.multinomial(
+            self.probabilities(self.theta), answers, True, generator=self.random
+        )
+        rewards = self.rewards.gather(1, drawn)
+        advantage = (rewards - rewards.mean(1, keepdim=True)) / (answers - 1)
+        parts = torch.zeros(len(prompts), FEATURES, dtype=torch.double)
+        for k in range(answers):
+            parts += advantage[:, k : k + 1] * self.scores(prompts, drawn[:, k])
+        return drift_of(parts, groups, 1)
+
+    def pairs(self, count: int, *, own: bool, flips: float) -> Drift:
+        """Descent directions of DPO at its reference on pairs of own or uniform responses."""
+        prompts = torch.randint(len(self.features), (count,), generator=self.random)
+        weights = self.probabilities(self.theta) if own else torch.ones_like(self.rewards)
+        drawn = torch.multinomial(weights[prompts], 2, generator=self.random)
+        better = self.rewards[prompts[:, None], drawn]
+        swap = (better[:, 0] < better[:, 1]) ^ (torch.rand(count, generator=self.random) < flips)
+        chosen = torch.where(swap, drawn[:, 1], drawn[:, 0])
+        rejected = torch.where(swap, drawn[:, 0], drawn[:, 1])
+        # -∇L = β/2 · (∇ log π(y_w) - ∇ log π(y_l)), β = 0.1
+        parts = 0.05 * (self.scores(prompts, chosen) - self.scores(prompts, rejected))
+        return drift_of(parts.view(-1, 8, FEATURES).mean(1), 8, 8)
+
+
+def drift_of(parts: Any, groups: int, size: int) -> Drift:
+    chunks = parts.tensor_split(groups)
+    return Drift(
+        torch.stack([chunk.sum(0) for chunk in chunks]),
+        torch.stack([chunk.square().sum(0) for chunk in chunks]),
+        torch.tensor([float(len(chunk)) for chunk in chunks]),
+        size,
+    )
+
+
+def flat_basis(size: int) -> Any:
+    basis = object.__new__(Basis)
+    basis.weights = torch.ones(size)
+    return basis
+
+
+@pytest.mark.parametrize("family", ["adam", "sgd"])
+def test_the_gain_of_a_small_step_lies_within_the_interval(family: Family) -> None:
+    basis, right, worlds = flat_basis(FEATURES), 0, 200
+    recipe: dict[str, Any] = {"family": family, "batch": 8, "epsilon": 1e-8, "largest_norm": 0.0}
+    rate = 1e-4
+    for seed in range(worlds):
+        world = LinearWorld(seed)
+        data = world.pairs(256, own=seed % 2 == 0, flips=0.1 * (seed % 4))
+        gain = forecast(world.target(), data, basis, **recipe).gain
+        direction = step_direction(data, basis, **recipe)
+        truth = (world.value(world.theta + rate * direction) - world.value(world.theta)) / rate
+        # The data is what it is: only the prompts' answers are drawn anew.
+        spread = math.sqrt(float((gain.by_prompts - gain.by_prompts.mean()).square().sum()) * 0.9)
+        right += abs(gain.value - truth) < 2.262 * spread  # Student's t, 10 groups
+    assert right / worlds >= 0.93  # 95 % within two standard errors of 200 worlds
+
+
+def test_intervals_of_differences_hold() -> None:
+    """Two data sets drawn anew: the true difference of their sources lies in the interval."""
+    basis, right, worlds = flat_basis(FEATURES), 0, 200
+    recipe: dict[str, Any] = {"family": "sgd", "batch": 8, "epsilon": 0.0, "largest_norm": 0.0}
+    for seed in range(worlds):
+        world = LinearWorld(seed)
+        own, other = (world.pairs(256, own=source, flips=0.1) for source in (True, False))
+        target = world.target()
+        exact = world.theta.clone().requires_grad_()
+        value = ((world.features @ exact).softmax(-1) * world.rewards).sum(-1).mean()
+        (gradient,) = torch.autograd.grad(value, exact)
+        many = [world.pairs(16_384, own=source, flips=0.1).mean for source in (True, False)]
+        truth = float(gradient @ (many[0] - many[1]))
+        gap = forecast(target, own, basis, **recipe).gain.minus(
+            forecast(target, other, basis, **recipe).gain
+        )
+        right += abs(gap.value - truth) < 2.262 * gap.error
+    assert right / worlds >= 0.93
+
+
+def test_a_forecast_of_the_target_itself_has_cosine_one() -> None:
+    world = LinearWorld(0)
+    target, basis = world.target(), flat_basis(FEATURES)
+    recipe: dict[str, Any] = {"family": "sgd", "batch": 8, "epsilon": 0.0, "largest_norm": 0.0}
+    assert forecast(target, target, basis, **recipe).cosine.value == pytest.approx(1)
+    assert halves_agree(target, basis) > 0.5
+
+
+def test_long_gradients_are_clipped_for_sgd_only() -> None:
+    world, basis = LinearWorld(0), flat_basis(FEATURES)
+    data = world.pairs(256, own=True, flips=0.0)
+    recipe: dict[str, Any] = {"batch": 8, "epsilon": 1e-8}
+    free = step_direction(data, basis, family="sgd", largest_norm=0.0, **recipe)
+    norm = float(data.mean_square(8).sum().sqrt())
+    clipped = step_direction(data, basis, family="sgd", largest_norm=norm / 2, **recipe)
+    assert torch.allclose(clipped, free / 2)
+    unmoved = step_direction(data, basis, family="adam", largest_norm=norm / 2, **recipe)
+    assert torch.equal(unmoved, step_direction(data, basis, family="adam", largest_norm=0, **recipe))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "family"),
+    [("adamw_torch", "adam"), ("rmsprop", "adam"), ("sgd", "sgd"), ("lion_8bit", "sign")],
+)
+def test_families(optimizer: str, family: str) -> None:
+    assert family_of(optimizer) == family
+
+
+def test_expected_reward_is_reinforce_with_the_others_as_baseline() -> None:
+    log_probs = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0], requires_grad=True)
+    scores = torch.tensor([1.0, 0.0, 2.0, 0.5, 0.5])
+    batch: Any = SimpleNamespace(
+        responses=SimpleNamespace(scores=scores, log_probs=log_probs),
+        group=torch.tensor([0, 0, 0, 1, 1]),
+    )
+    ExpectedReward()._items(batch).sum().backward()
+    expected = torch.tensor([(1 - 1.0) / 3, (0 - 1.5) / 3, (2 - 0.5) / 3, 0.0, 0.0])
+    assert torch.allclose(-log_probs.grad, expected)  # type: ignore[arg-type]  # set by backward
+
+
+def test_the_target_of_a_real_policy_points_uphill(tmp_path: Path) -> None:
+    trainer = preference_trainer(tmp_path)
+    texts = ("fox", "red moon", "the quick story", "tall")
+
+    def row(number: int) -> Candidates:
+        prompt = ({"role": "user", "content": f"fox {number} once"},)
+        return Candidates(prompt_id_of(prompt), prompt, texts, (None,) * 4, (1.0, 0.0, 0.5, 0.2))
+
+    goal = LossMix((LossTerm(ExpectedReward()),))
+    items = item_set_of(CandidateSet.of(row(n) for n in range(8)), trainer.encoder, goal)
+    basis = Basis(trainer.model)
+    gradients = Gradients(trainer, basis)
+    batches = [[2 * n, 2 * n + 1] for n in range(4)]
+    drift = gradients.drift(items, batches, groups=4, loss=goal)
+
+    def objective() -> float:
+        step = [gradients._step(items, batch, 0, goal) for batch in batches]
+        runner = gradients._runner(goal)
+        with gradients._prepared():
+            return sum(float(runner.train(trainer.model, s, {}).loss) for s in step) / 4
+
+    before, start = objective(), 0
+    for parameter in (p for p in trainer.model.parameters() if p.requires_grad):
+        part = drift.mean[start : start + parameter.numel()].view_as(parameter)
+        parameter.data += 1e-4 * part
+        start += parameter.numel()
+    change = before - objective()
+    assert change == pytest.approx(1e-4 * float(basis.dot(drift.mean, drift.mean)), rel=0.02)
