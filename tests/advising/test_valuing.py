@@ -41,7 +41,8 @@ def test_far_policies_stay_finite_and_say_how_few_answers_speak() -> None:
     ratios, rewards, _ = world(0)
     value = value_by_scoring(ratios * 5_000, rewards)
     assert torch.isfinite(value.by_prompt).all()
-    assert value.sample_size == pytest.approx(len(rewards), rel=0.2)
+    # One answer a prompt, which may have been drawn more than once.
+    assert value.sample_size < 0.3 * rewards.numel()
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4,)])
