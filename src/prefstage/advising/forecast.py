@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prefstage.advising.gradients import Basis, Coordinates, Drift
-from prefstage.losses.base import StatelessLoss
-from prefstage.losses.batches import Items
+from prefstage.losses.base import Items, StatelessLoss
 
 Family = Literal["adam", "sgd", "sign"]
 """How an optimiser turns gradients into a step."""

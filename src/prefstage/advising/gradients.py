@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefstage.core.hashing import seed_for
+from prefstage.core import seed_for
 from prefstage.losses import LossMix
 from prefstage.training import PreferenceTrainer
 from prefstage.training.batches import StepItems

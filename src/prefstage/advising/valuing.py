@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefstage.core.errors import InputError
+from prefstage.core import InputError
 
 LARGEST_WEIGHT = 10.0
 

@@ -1,0 +1,461 @@
+"""The decision bench: which data should a policy train on next, and who names them rightly?
+
+    python benchmarks/decisions.py run [--out decisions] [--worlds 1 2 3] [--processes 2]
+    python benchmarks/decisions.py table [--out decisions]
+
+In worlds of the sandbox, whose reward is known, every policy is trained by every loss on every
+candidate data set, in full and in part, with several seeds; and everything that could have told
+beforehand which one gains most is measured: figures of the data, the boundary score, forecasts,
+and pilots on a share of the pairs, valued by sampling and by scoring.
+
+`run` fills a folder with one JSON file a measurement; what is there is not done again, so it may
+be stopped at any time, and several processes share the work. `table` reads what is there.
+
+Everything is decided by the seed of the world. Learning rates come from `tune`, which looks at the
+mean gain over all candidates in a world of its own, and so does not know which data gained more.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+PAIRS, BATCH, EPOCHS = 384, 16, 3
+HELD_OUT, DEVELOPMENT, TARGET = 400, 200, 128  # prompts
+OWN, ANSWERS = 4, 8  # own answers a prompt: for pairs, and for the target direction and values
+POLICIES = (100, 150, 250, 400, 600)  # steps of supervised training
+SHARES = (1 / 16, 1 / 8, 1 / 4)
+FULL_SEEDS, PILOT_SEEDS = (0, 1, 2), (10, 11)
+TUNING_WORLD = 99
+RATES = (2e-4, 5e-4, 1e-3, 2e-3)
+
+LOSSES: dict[str, tuple[Any, float]] = {
+    "dpo": ("sigmoid", 5e-4),
+    "dpo+sft": ("sigmoid + sft", 1e-3),
+    "slic": ("slic", 1e-3),
+    "ipo": ("ipo", 5e-4),
+    "simpo": ("simpo", 5e-4),
+}
+"""Each loss with its learning rate, which `tune` chose."""
+
+CANDIDATES = ("best", "two", "poor", "own", "mixed", "other")
+"""Best against worst of four writers; two writers at random; poor writers only; own answers, best
+against worst; own answers mixed into "best"; best against worst of another model's answers."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One world with everything in it, made when needed and kept in its folder."""
+
+    folder: Path
+    seed: int
+
+    @cached_property
+    def world(self) -> Any:
+        from prefstage.sandbox import World
+
+        return World(self.seed)
+
+    @cached_property
+    def pool(self) -> list[Any]:
+        """Prompts of all candidates, with four writers' answers."""
+        return list(self.world.candidates(PAIRS, responses=4))
+
+    @cached_property
+    def target_prompts(self) -> list[Any]:
+        """Prompts that no candidate trains on."""
+        return list(self.world.candidates(PAIRS + TARGET))[PAIRS:]
+
+    @cached_property
+    def held_out(self) -> list[Any]:
+        """Prompts of the truth."""
+        return list(self.world.candidates(HELD_OUT, split="test"))
+
+    @cached_property
+    def development(self) -> list[Any]:
+        """Prompts on which pilots are valued by sampling: none of the truth's."""
+        rows = self.world.candidates(HELD_OUT + DEVELOPMENT, split="test")
+        return list(rows)[HELD_OUT:]
+
+    def policy(self, steps: int, *, seed: int | None = None) -> Path:
+        """The folder of a policy, trained if it is not there."""
+        from prefstage.sandbox.demo import DemoConfig, train_policy
+
+        seed = self.seed if seed is None else seed
+        folder = self.folder / "policies" / f"{steps}-{seed}"
+        with locked(folder):
+            train_policy(folder, config=DemoConfig(seed=seed, sft_steps=steps))
+        return folder
+
+    @lru_cache(maxsize=8)  # noqa: B019 - benches live as long as the process
+    def answers(self, policy: Path, prompts: str, count: int, seed: int) -> list[Any]:
+        """A policy's answers with their true rewards."""
+        return sampled(policy, getattr(self, prompts), count, seed=seed)
+
+    @lru_cache(maxsize=8)  # noqa: B019
+    def data(self, steps: int, candidate: str) -> Any:
+        """The pairs of a candidate."""
+        from prefstage.sandbox import CHATTY, EXPERT, GUESSER, HASTY  # noqa: F401
+
+        if candidate == "two":
+            return self.world.pairs(PAIRS)
+        if candidate == "poor":
+            return best_against_worst(
+                self.world.candidates(PAIRS, writers=(HASTY, GUESSER), responses=4)
+            )
+        if candidate == "best":
+            return best_against_worst(self.pool)
+        if candidate == "other":
+            other = self.policy(max(POLICIES), seed=self.seed + 1_000)
+            return best_against_worst(self.answers(other, "pool", OWN, 1))
+        own = self.answers(self.policy(steps), "pool", OWN, 1)
+        return best_against_worst(own) if candidate == "own" else mixed(self.data(steps, "best"), own)
+
+    @lru_cache(maxsize=8)  # noqa: B019
+    def start(self, steps: int, prompts: str) -> float:
+        """Mean true reward of the start's answers."""
+        return reward(self.answers(self.policy(steps), prompts, 1, 3))
+
+
+# --- Data ----------------------------------------------------------------------------------------
+
+
+def sampled(policy: Path, rows: Sequence[Any], count: int, *, seed: int) -> list[Any]:
+    """Answers of a policy to prompts, every one with its true reward."""
+    from prefstage.sampling import TransformersSampler, requests_for
+    from prefstage.sampling.base import to_candidates
+    from prefstage.sandbox import true_reward
+    from prefstage.sandbox.demo import SAMPLING
+
+    config = SAMPLING.model_copy(update={"seed": seed, "responses": count})
+    sampler = TransformersSampler.load(str(policy), config, device="cpu")
+    samples = list(sampler.sample(requests_for(rows, responses=count)))
+    return [
+        replace(row, scores=tuple(true_reward(row.prompt, text) for text in row.responses))
+        for row in to_candidates(rows, samples, source="policy")
+    ]
+
+
+def reward(answers: Sequence[Any]) -> float:
+    """Mean true reward."""
+    return mean(score for row in answers for score in row.scores)
+
+
+def best_against_worst(rows: Any) -> Any:
+    """A pair of each prompt whose answers differ in reward."""
+    from prefstage.data import Pair, PairSet
+
+    pairs = []
+    for row in rows:
+        order = sorted(range(len(row.scores)), key=row.scores.__getitem__)
+        low, high = order[0], order[-1]
+        if row.scores[high] > row.scores[low]:
+            pairs.append(
+                Pair(
+                    row.prompt_id,
+                    row.prompt,
+                    (row.message(high),),
+                    (row.message(low),),
+                    score_chosen=row.scores[high],
+                    score_rejected=row.scores[low],
+                )
+            )
+    return PairSet.of(pairs)
+
+
+def mixed(pairs: Any, own: Sequence[Any]) -> Any:
+    """DataDPO's Algorithm 1 on every second prompt: the best own answer joins its pair."""
+    from prefstage.data import PairSet
+
+    best = {row.prompt_id: row for row in own[::2]}
+    made = []
+    for pair in pairs:
+        row = best.get(pair.prompt_id)
+        if row is None:
+            made.append(pair)
+            continue
+        top = max(range(len(row.scores)), key=row.scores.__getitem__)
+        answer, score = (row.message(top),), row.scores[top]
+        if score > pair.score_chosen:
+            made.append(
+                replace(
+                    pair,
+                    chosen=answer,
+                    rejected=pair.chosen,
+                    score_chosen=score,
+                    score_rejected=pair.score_chosen,
+                )
+            )
+        elif score < pair.score_chosen:
+            made.append(replace(pair, rejected=answer, score_rejected=score))
+        else:
+            made.append(pair)
+    return PairSet.of(made)
+
+
+# --- Training ------------------------------------------------------------------------------------
+
+
+def trainer_of(policy: Path, data: Any, loss: Any, rate: float, seed: int, out: str) -> Any:
+    """A trainer with the bench's recipe."""
+    from prefstage.training import PreferenceArguments, PreferenceTrainer
+
+    arguments = PreferenceArguments(
+        output_dir=out,
+        loss=loss,
+        learning_rate=rate,
+        per_device_train_batch_size=BATCH,
+        num_train_epochs=EPOCHS,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=seed,
+    )
+    trainer = PreferenceTrainer(str(policy), arguments, train_dataset=data)
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def share_of(data: Any, share: float, seed: int) -> Any:
+    """The first part of the pairs in an order of the seed's."""
+    import random
+
+    from prefstage.data import PairSet
+
+    rows = list(data)
+    random.Random(seed).shuffle(rows)
+    return data if share == 1 else PairSet.of(rows[: round(share * PAIRS)])
+
+
+def trained(
+    bench: Bench, steps: int, loss: str, candidate: str, share: float, seed: int, **changes: Any
+) -> dict[str, Any]:
+    """Train, and value what came out: by its true reward, by sampling, and by scoring."""
+    import torch
+
+    from prefstage.advising.valuing import value_by_scoring
+    from prefstage.data import ResponseEncoder, load_tokenizer
+    from prefstage.scoring import Scorer
+
+    policy = bench.policy(steps)
+    name, rate = LOSSES[loss]
+    data = share_of(bench.data(steps, candidate), share, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(policy, data, name, changes.get("rate", rate), seed, folder)
+        trainer.train()
+        model = Path(folder, "trained")
+        trainer.model.save_pretrained(model)
+        tokenizer = load_tokenizer(str(policy))
+        tokenizer.save_pretrained(model)
+        result: dict[str, Any] = {"pairs": len(data), "steps": trainer.state.global_step}
+        if share == 1:
+            answers = sampled(model, bench.held_out, 1, seed=3)
+            result["gain"] = reward(answers) - bench.start(steps, "held_out")
+            return result
+        answers = sampled(model, bench.development, 1, seed=4)
+        before = bench.answers(policy, "development", 1, 3)
+        gains = [a.scores[0] - b.scores[0] for a, b in zip(answers, before, strict=True)]
+        result["sampled"] = gains
+        target = bench.answers(policy, "target_prompts", ANSWERS, 2)
+        encoder = ResponseEncoder(tokenizer)
+        trees = [
+            encoder.encode(row.prompt, [row.message(n) for n in range(ANSWERS)]) for row in target
+        ]
+        ratios = []
+        after, start = (
+            Scorer(m).score(trees, show_progress=False)
+            for m in (trainer.model.eval(), Scorer.load(str(policy)).model)
+        )
+        for new, old in zip(after, start, strict=True):
+            ratios.append([float(a.sum() - b.sum()) for a, b in zip(new.per_token, old.per_token)])
+        rewards = torch.tensor([row.scores for row in target])
+        for form in ("self-normalised", "clipped", "first-order"):
+            value = value_by_scoring(torch.tensor(ratios), rewards, form=form)
+            result[form] = [round(v, 6) for v in value.by_prompt.tolist()]
+            result["sample_size"] = value.sample_size
+    return result
+
+
+# --- What tells beforehand -----------------------------------------------------------------------
+
+
+def figures(bench: Bench, steps: int, candidate: str) -> dict[str, Any]:
+    """Figures of a data set, and the policy's boundary score against it."""
+    from prefstage.diagnosing.flips import intra_diversity  # noqa: F401
+
+    pairs = list(bench.data(steps, candidate))
+    own = {
+        row.prompt_id: row.scores for row in bench.answers(bench.policy(steps), "pool", OWN, 1)
+    }
+    votes, probabilities = [], []
+    for pair in pairs:
+        mine = own[pair.prompt_id][:2]
+        theirs = (pair.score_chosen, pair.score_rejected)
+        votes += [(a > b) + 0.5 * (a == b) for a in mine for b in theirs]
+        probabilities += [1 / (1 + 10 ** ((b - a) * 4.342944819)) for a in mine for b in theirs]
+    return {
+        "chosen": mean(pair.score_chosen for pair in pairs),
+        "difference": mean(pair.score_chosen - pair.score_rejected for pair in pairs),
+        "boundary_votes": mean(votes),
+        "boundary_probabilities": mean(probabilities),
+    }
+
+
+def forecasts(bench: Bench, steps: int, loss: str) -> dict[str, Any]:
+    """Forecasts of every candidate, from several numbers of pairs and of target prompts."""
+    from prefstage.advising.forecast import ExpectedReward, forecast, halves_agree
+    from prefstage.advising.gradients import Basis, Gradients
+    from prefstage.data import CandidateSet
+    from prefstage.losses import LossMix, LossTerm
+    from prefstage.training.datasets import item_set_of
+
+    policy = bench.policy(steps)
+    name, rate = LOSSES[loss]
+    goal = LossMix((LossTerm(ExpectedReward()),))
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(policy, bench.data(steps, "own"), name, rate, 0, folder)
+        basis = Basis(trainer.model)
+        gradients = Gradients(trainer, basis)
+        answers = CandidateSet.of(bench.answers(policy, "target_prompts", ANSWERS, 2))
+        items = item_set_of(answers, trainer.encoder, goal)
+        targets = {
+            count: gradients.drift(
+                items, chunks(range(min(count, len(items))), 8), groups=8, loss=goal
+            )
+            for count in (32, 64, 128)
+        }
+        result["halves"] = {
+            str(count): halves_agree(target, basis) for count, target in targets.items()
+        }
+        for candidate in CANDIDATES:
+            items = item_set_of(bench.data(steps, candidate), trainer.encoder, trainer.loss)
+            trainer.compute_references(items)
+            for pairs in (48, 96, 192, PAIRS):
+                batches = chunks(range(min(pairs, len(items))), BATCH)
+                drift = gradients.drift(items, batches, groups=8)
+                for prompts, target in targets.items():
+                    for family in ("adam", "sgd"):
+                        outcome = forecast(
+                            target,
+                            drift,
+                            basis,
+                            family=family,
+                            batch=BATCH,
+                            epsilon=1e-8,
+                            largest_norm=1.0,
+                        )
+                        result[f"{candidate}|{pairs}|{prompts}|{family}"] = {
+                            "gain": rate * outcome.gain.value,
+                            "error": rate * outcome.gain.error,
+                            "cosine": outcome.cosine.value,
+                            "cosine_error": outcome.cosine.error,
+                        }
+    return result
+
+
+def chunks(rows: Sequence[int], size: int) -> list[list[int]]:
+    """Consecutive parts."""
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+# --- Running -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time makes what stands at a path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{path}.lock", "w", encoding="utf-8") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Every measurement of a world: the name of its file, and how it is made; cheap ones first."""
+    for steps in POLICIES:
+        for candidate in CANDIDATES:
+            yield f"figures/{steps}-{candidate}", lambda s=steps, c=candidate: figures(bench, s, c)
+    for steps in POLICIES:
+        for loss in LOSSES:
+            yield f"forecasts/{steps}-{loss}", lambda s=steps, x=loss: forecasts(bench, s, x)
+    runs = [(1.0, seed) for seed in FULL_SEEDS]
+    runs += [(share, seed) for share in SHARES for seed in PILOT_SEEDS]
+    for share, seed in runs:
+        for steps in POLICIES:
+            for loss in LOSSES:
+                for candidate in CANDIDATES:
+                    task = (steps, loss, candidate, share, seed)
+                    name = f"runs/{steps}-{loss}-{candidate}-{share:g}-{seed}"
+                    yield name, lambda t=task: trained(bench, *t)
+
+
+def work(out: Path, worlds: Sequence[int]) -> None:
+    """Make what is missing, one measurement after another."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import datasets
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    torch.set_num_threads(1)  # so small a model gains nothing from more
+    datasets.disable_progress_bars()
+    disable_progress_bar()
+    for seed in worlds:
+        bench = Bench(out / f"world-{seed}", seed)
+        for name, make in measurements(bench):
+            file = bench.folder / f"{name}.json"
+            claim = file.with_suffix(".claimed")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(claim, "w", encoding="utf-8") as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # another process is at it
+                if file.exists():
+                    continue
+                made = make()
+                temporary = file.with_suffix(".tmp")
+                temporary.write_text(json.dumps(made), encoding="utf-8")
+                temporary.replace(file)
+            print(f"world {seed}: {name}", flush=True)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
+    parser.add_argument("what", choices=["run"])
+    parser.add_argument("--out", type=Path, default=Path("decisions"))
+    parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    asked = parser.parse_args()
+    context = get_context("spawn")
+    processes = [
+        context.Process(target=work, args=(asked.out, asked.worlds))
+        for _ in range(asked.processes)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(max(abs(process.exitcode or 0) for process in processes))
+
+
+if __name__ == "__main__":
+    main()
