@@ -1,30 +1,28 @@
 """The decision bench: which data should a policy train on next, and who names them rightly?
 
-    python benchmarks/decisions.py run [--out decisions] [--worlds 1 2 3] [--processes 2]
-    python benchmarks/decisions.py table [--out decisions]
+    python benchmarks/decisions.py [--out decisions] [--worlds 1 2 3] [--processes 2]
 
 In worlds of the sandbox, whose reward is known, every policy is trained by every loss on every
 candidate data set, in full and in part, with several seeds; and everything that could have told
 beforehand which one gains most is measured: figures of the data, the boundary score, forecasts,
 and pilots on a share of the pairs, valued by sampling and by scoring.
 
-`run` fills a folder with one JSON file a measurement; what is there is not done again, so it may
-be stopped at any time, and several processes share the work. `table` reads what is there.
-
-Everything is decided by the seed of the world. Learning rates come from `tune`, which looks at the
-mean gain over all candidates in a world of its own, and so does not know which data gained more.
+The folder gets one JSON file a measurement; what is there is not done again, so the bench may be
+stopped at any time, and several processes share the work. Everything is decided by the seed of
+the world.
 """
 
 import argparse
 import fcntl
 import json
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
@@ -36,9 +34,6 @@ OWN, ANSWERS = 4, 8  # own answers a prompt: for pairs, and for the target direc
 POLICIES = (100, 150, 250, 400, 600)  # steps of supervised training
 SHARES = (1 / 16, 1 / 8, 1 / 4)
 FULL_SEEDS, PILOT_SEEDS = (0, 1, 2), (10, 11)
-TUNING_WORLD = 99
-RATES = (2e-4, 5e-4, 1e-3, 2e-3)
-
 LOSSES: dict[str, tuple[Any, float]] = {
     "dpo": ("sigmoid", 5e-4),
     "dpo+sft": ("sigmoid + sft", 1e-3),
@@ -46,7 +41,7 @@ LOSSES: dict[str, tuple[Any, float]] = {
     "ipo": ("ipo", 5e-4),
     "simpo": ("simpo", 5e-4),
 }
-"""Each loss with its learning rate, which `tune` chose."""
+"""Each loss with its learning rate."""
 
 CANDIDATES = ("best", "two", "poor", "own", "mixed", "other")
 """Best against worst of four writers; two writers at random; poor writers only; own answers, best
@@ -62,6 +57,7 @@ class Bench:
 
     @cached_property
     def world(self) -> Any:
+        """Instructions, writers and their mistakes."""
         from prefstage.sandbox import World
 
         return World(self.seed)
@@ -105,7 +101,7 @@ class Bench:
     @lru_cache(maxsize=8)  # noqa: B019
     def data(self, steps: int, candidate: str) -> Any:
         """The pairs of a candidate."""
-        from prefstage.sandbox import CHATTY, EXPERT, GUESSER, HASTY  # noqa: F401
+        from prefstage.sandbox import GUESSER, HASTY
 
         if candidate == "two":
             return self.world.pairs(PAIRS)
@@ -119,7 +115,9 @@ class Bench:
             other = self.policy(max(POLICIES), seed=self.seed + 1_000)
             return best_against_worst(self.answers(other, "pool", OWN, 1))
         own = self.answers(self.policy(steps), "pool", OWN, 1)
-        return best_against_worst(own) if candidate == "own" else mixed(self.data(steps, "best"), own)
+        return (
+            best_against_worst(own) if candidate == "own" else mixed(self.data(steps, "best"), own)
+        )
 
     @lru_cache(maxsize=8)  # noqa: B019
     def start(self, steps: int, prompts: str) -> float:
@@ -206,14 +204,14 @@ def mixed(pairs: Any, own: Sequence[Any]) -> Any:
 # --- Training ------------------------------------------------------------------------------------
 
 
-def trainer_of(policy: Path, data: Any, loss: Any, rate: float, seed: int, out: str) -> Any:
+def trainer_of(policy: Path, data: Any, loss: str, *, seed: int, out: str) -> Any:
     """A trainer with the bench's recipe."""
     from prefstage.training import PreferenceArguments, PreferenceTrainer
 
     arguments = PreferenceArguments(
         output_dir=out,
-        loss=loss,
-        learning_rate=rate,
+        loss=LOSSES[loss][0],
+        learning_rate=LOSSES[loss][1],
         per_device_train_batch_size=BATCH,
         num_train_epochs=EPOCHS,
         lr_scheduler_type="cosine",
@@ -244,7 +242,7 @@ def share_of(data: Any, share: float, seed: int) -> Any:
 
 
 def trained(
-    bench: Bench, steps: int, loss: str, candidate: str, share: float, seed: int, **changes: Any
+    bench: Bench, steps: int, loss: str, candidate: str, *, share: float, seed: int
 ) -> dict[str, Any]:
     """Train, and value what came out: by its true reward, by sampling, and by scoring."""
     import torch
@@ -254,10 +252,9 @@ def trained(
     from prefstage.scoring import Scorer
 
     policy = bench.policy(steps)
-    name, rate = LOSSES[loss]
     data = share_of(bench.data(steps, candidate), share, seed)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(policy, data, name, changes.get("rate", rate), seed, folder)
+        trainer = trainer_of(policy, data, loss, seed=seed, out=folder)
         trainer.train()
         model = Path(folder, "trained")
         trainer.model.save_pretrained(model)
@@ -283,7 +280,8 @@ def trained(
             for m in (trainer.model.eval(), Scorer.load(str(policy)).model)
         )
         for new, old in zip(after, start, strict=True):
-            ratios.append([float(a.sum() - b.sum()) for a, b in zip(new.per_token, old.per_token)])
+            both = zip(new.per_token, old.per_token, strict=True)
+            ratios.append([float(a.sum() - b.sum()) for a, b in both])
         rewards = torch.tensor([row.scores for row in target])
         for form in ("self-normalised", "clipped", "first-order"):
             value = value_by_scoring(torch.tensor(ratios), rewards, form=form)
@@ -297,18 +295,16 @@ def trained(
 
 def figures(bench: Bench, steps: int, candidate: str) -> dict[str, Any]:
     """Figures of a data set, and the policy's boundary score against it."""
-    from prefstage.diagnosing.flips import intra_diversity  # noqa: F401
+    from prefstage.sandbox.world import TEMPERATURE
 
     pairs = list(bench.data(steps, candidate))
-    own = {
-        row.prompt_id: row.scores for row in bench.answers(bench.policy(steps), "pool", OWN, 1)
-    }
+    own = {row.prompt_id: row.scores for row in bench.answers(bench.policy(steps), "pool", OWN, 1)}
     votes, probabilities = [], []
     for pair in pairs:
         mine = own[pair.prompt_id][:2]
         theirs = (pair.score_chosen, pair.score_rejected)
         votes += [(a > b) + 0.5 * (a == b) for a in mine for b in theirs]
-        probabilities += [1 / (1 + 10 ** ((b - a) * 4.342944819)) for a in mine for b in theirs]
+        probabilities += [1 / (1 + math.exp((b - a) / TEMPERATURE)) for a in mine for b in theirs]
     return {
         "chosen": mean(pair.score_chosen for pair in pairs),
         "difference": mean(pair.score_chosen - pair.score_rejected for pair in pairs),
@@ -326,11 +322,11 @@ def forecasts(bench: Bench, steps: int, loss: str) -> dict[str, Any]:
     from prefstage.training.datasets import item_set_of
 
     policy = bench.policy(steps)
-    name, rate = LOSSES[loss]
+    rate = LOSSES[loss][1]
     goal = LossMix((LossTerm(ExpectedReward()),))
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(policy, bench.data(steps, "own"), name, rate, 0, folder)
+        trainer = trainer_of(policy, bench.data(steps, "own"), loss, seed=0, out=folder)
         basis = Basis(trainer.model)
         gradients = Gradients(trainer, basis)
         answers = CandidateSet.of(bench.answers(policy, "target_prompts", ANSWERS, 2))
@@ -391,19 +387,19 @@ def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any
     """Every measurement of a world: the name of its file, and how it is made; cheap ones first."""
     for steps in POLICIES:
         for candidate in CANDIDATES:
-            yield f"figures/{steps}-{candidate}", lambda s=steps, c=candidate: figures(bench, s, c)
+            yield f"figures/{steps}-{candidate}", partial(figures, bench, steps, candidate)
     for steps in POLICIES:
         for loss in LOSSES:
-            yield f"forecasts/{steps}-{loss}", lambda s=steps, x=loss: forecasts(bench, s, x)
+            yield f"forecasts/{steps}-{loss}", partial(forecasts, bench, steps, loss)
     runs = [(1.0, seed) for seed in FULL_SEEDS]
     runs += [(share, seed) for share in SHARES for seed in PILOT_SEEDS]
     for share, seed in runs:
         for steps in POLICIES:
             for loss in LOSSES:
                 for candidate in CANDIDATES:
-                    task = (steps, loss, candidate, share, seed)
                     name = f"runs/{steps}-{loss}-{candidate}-{share:g}-{seed}"
-                    yield name, lambda t=task: trained(bench, *t)
+                    task = (bench, steps, loss, candidate)
+                    yield name, partial(trained, *task, share=share, seed=seed)
 
 
 def work(out: Path, worlds: Sequence[int]) -> None:
@@ -440,15 +436,13 @@ def work(out: Path, worlds: Sequence[int]) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
-    parser.add_argument("what", choices=["run"])
     parser.add_argument("--out", type=Path, default=Path("decisions"))
     parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     asked = parser.parse_args()
     context = get_context("spawn")
     processes = [
-        context.Process(target=work, args=(asked.out, asked.worlds))
-        for _ in range(asked.processes)
+        context.Process(target=work, args=(asked.out, asked.worlds)) for _ in range(asked.processes)
     ]
     for process in processes:
         process.start()

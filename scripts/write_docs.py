@@ -42,7 +42,7 @@ TESTS = DOCS.parent / "tests"
 PACKAGES = (
     *("losses", "data", "scoring", "serving", "sampling", "judging"),
     *("measuring", "diagnosing", "building", "training"),
-    *("evaluating", "aligning", "reporting", "sandbox"),
+    *("evaluating", "advising", "aligning", "reporting", "sandbox"),
 )
 
 # These are on every command, and are told once.

@@ -1,4 +1,4 @@
-"""The forecast: against the exact change of the expected reward, in worlds small enough to know it."""
+"""The forecast against the exact change of the expected reward, in small worlds."""
 
 import math
 from pathlib import Path
@@ -144,7 +144,9 @@ def test_long_gradients_are_clipped_for_sgd_only() -> None:
     clipped = step_direction(data, basis, family="sgd", largest_norm=norm / 2, **recipe)
     assert torch.allclose(clipped, free / 2)
     unmoved = step_direction(data, basis, family="adam", largest_norm=norm / 2, **recipe)
-    assert torch.equal(unmoved, step_direction(data, basis, family="adam", largest_norm=0, **recipe))
+    assert torch.equal(
+        unmoved, step_direction(data, basis, family="adam", largest_norm=0, **recipe)
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,7 @@ def batches_of(trainer: Any, size: int = BATCH) -> list[list[int]]:
 def test_directions_equal_brute_force(tmp_path: Path, loss: str) -> None:
     reference = "start" if "reference" in LOSSES[loss].needs else "none"
     pairs = [replace(pair, agreement=0.8) for pair in tiny_pairs(PAIRS)]
-    trainer = preference_trainer(
-        tmp_path, data=PairSet.of(pairs), loss=loss, reference=reference
-    )
+    trainer = preference_trainer(tmp_path, data=PairSet.of(pairs), loss=loss, reference=reference)
     batches = batches_of(trainer)
     trainer.compute_references()
     # Away from the reference, where some losses have a kink that rounding would decide.
@@ -133,7 +131,9 @@ def test_mean_square_of_other_batch_sizes() -> None:
 
 
 def test_groups_left_out() -> None:
-    drift = Drift(torch.tensor([[1.0], [4.0]]), torch.tensor([[1.0], [8.0]]), torch.tensor([1.0, 2.0]), 4)
+    drift = Drift(
+        torch.tensor([[1.0], [4.0]]), torch.tensor([[1.0], [8.0]]), torch.tensor([1.0, 2.0]), 4
+    )
     assert float(drift.mean) == pytest.approx(5 / 3)
     assert float(drift.without(0).mean) == 2.0
     assert float(drift.without(1).mean) == 1.0

@@ -13,7 +13,9 @@ def world(seed: int, prompts: int = 400, answers: int = 8, move: float = 0.3):
     logits = torch.randn(prompts, 10, generator=generator, dtype=torch.double)
     rewards = torch.rand(prompts, 10, generator=generator, dtype=torch.double)
     start = logits.log_softmax(-1)
-    moved = (logits + move * (rewards + torch.randn(prompts, 10, generator=generator))).log_softmax(-1)
+    moved = (logits + move * (rewards + torch.randn(prompts, 10, generator=generator))).log_softmax(
+        -1
+    )
     truth = float(((moved.exp() - start.exp()) * rewards).sum(-1).mean())
     drawn = torch.multinomial(start.exp(), answers, True, generator=generator)
     return (moved - start).gather(1, drawn), rewards.gather(1, drawn), truth

@@ -145,9 +145,7 @@ def forecast(target: Drift, data: Drift, basis: Basis, **recipe: Any) -> Forecas
 
     whole = step(data)
     value = both(target.mean, data, whole)
-    prompts = [
-        both(target.without(g).mean, data, whole) for g in range(len(target.counts))
-    ]
+    prompts = [both(target.without(g).mean, data, whole) for g in range(len(target.counts))]
     batches = []
     for group in range(len(data.counts)):
         left = data.without(group)

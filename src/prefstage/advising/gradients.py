@@ -122,7 +122,7 @@ class Drift:
         return Drift(self.sums[kept], self.squares[kept], self.counts[kept], self.size)
 
     def mean_square(self, batch: int) -> Coordinates:
-        """E[g²] of the gradient of a batch of so many items. [coordinates].
+        """E[g²] of the gradient of a batch of so many items.
 
         The mean of squares has two parts, the squared mean and the variance, and only the
         variance depends on the batch: it falls as one over its size. So batches that are smaller
@@ -131,6 +131,9 @@ class Drift:
 
         Args:
             batch: Items of an optimiser step of the recipe, >= 1.
+
+        Returns:
+            [coordinates].
         """
         count, mean = self.counts.sum(), self.mean
         if count == 1:

@@ -3,13 +3,14 @@
 import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from prefstage.core import InputError
 
 LARGEST_WEIGHT = 10.0
+_AXES = 2  # prompts and answers
+_FEWEST_ANSWERS = 2
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def value_by_scoring(
         Ours; importance weighting: Horvitz and Thompson 1952, its self-normalised form: Hesterberg
         1995, Technometrics 37(2).
     """
-    if log_ratios.shape != rewards.shape or log_ratios.ndim != 2 or log_ratios.shape[1] < 2:  # noqa: PLR2004
+    shapes = (log_ratios.shape, rewards.shape)
+    if len({*shapes}) > 1 or len(shapes[0]) != _AXES or shapes[0][1] < _FEWEST_ANSWERS:
         raise InputError.of(
             saw=f"log-ratios {list(log_ratios.shape)} and rewards {list(rewards.shape)}",
             expected="[prompts, answers] both, with at least two answers a prompt",
@@ -88,5 +90,7 @@ def value_by_scoring(
         "first-order": lambda: (ratios * advantages).mean(1),
     }
     if form not in forms:
-        raise InputError.of(saw=f"form={form!r}", expected=f"one of {', '.join(forms)}", cure="fix it")
+        raise InputError.of(
+            saw=f"form={form!r}", expected=f"one of {', '.join(forms)}", cure="fix it"
+        )
     return Value(forms[form](), float(effective.sum()))
