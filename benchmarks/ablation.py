@@ -49,6 +49,7 @@ class Setup:
     pairs: int
     long_pairs: int
     prompts: int
+    references: str  # folder of reference log-probs, which the first process computes for all
 
 
 # --- The tricks, and how they are switched off ----------------------------------------------
@@ -253,6 +254,7 @@ def train(model: Any, setup: Setup, turns: Turns) -> None:
             use_cpu=True,
             disable_tqdm=True,
             loss={"name": "sigmoid", "beta": 0.1},
+            reference_cache=setup.references,
         )
         trainer = PreferenceTrainer(
             model,
@@ -337,7 +339,8 @@ def main() -> None:
     options = vars(parser.parse_args())
     out, tricks, together = (options.pop(name) for name in ("out", "tricks", "together"))
     workloads = options.pop("workloads")
-    setup = Setup(**options)
+    references = TemporaryDirectory()
+    setup = Setup(**options, references=references.name)
     if not setup.model or not (Path(setup.shared) / "data").is_dir():
         parser.error("name a checkpoint with --model and the shared data with --shared")
     results: list[dict[str, Any]] = []
