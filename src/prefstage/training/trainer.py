@@ -286,13 +286,14 @@ class PreferenceTrainer(DurableTrainer):
             The items, with their part of the reference log-probs.
         """
         items = tuple(item_set.items[position] for position in positions)
-        # One an item and step, whatever micro-batch or process computes it.
-        seeds = tuple(seed_for(self.args.seed, "loss", step, item.index) for item in items)
-        reference = None
+        seeds = reference = None
+        if self.loss.random:
+            # One an item and step, whatever micro-batch or process computes it.
+            seeds = tuple(seed_for(self.args.seed, "loss", step, item.index) for item in items)
         if known is not None:
             reference = torch.cat([known[position] for position in positions])
             reference = reference.to(self.accelerator.device)
-        return StepItems(item_set.kind, items, reference, seeds if self.loss.random else None)
+        return StepItems(item_set.kind, items, reference, seeds)
 
     # Means over items, not over steps: the last step of an epoch may be shorter.
     @override
