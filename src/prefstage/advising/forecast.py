@@ -85,7 +85,7 @@ class Estimate:
         value: The estimate.
         by_prompts: Its values with each group of the target's prompts left out. [groups].
         by_batches: For each data set in it, its values with each group of that set's batches
-            left out. [sets][groups].
+            left out; per set, [groups].
     """
 
     value: float
