@@ -5,7 +5,14 @@ import pytest
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from prefstage.core.config import Config, check_config, load_config, nearest, write_config
+from prefstage.core.config import (
+    Config,
+    check_config,
+    did_you_mean,
+    load_config,
+    nearest,
+    write_config,
+)
 from prefstage.core.errors import ConfigError
 
 
@@ -167,3 +174,9 @@ def test_written_config_reads_back(tmp_path: Path) -> None:
 def test_nearest() -> None:
     assert nearest("tempature", ["temperature", "top_p"]) == "temperature"
     assert nearest("xyz", ["temperature"]) is None
+
+
+def test_did_you_mean() -> None:
+    known = ("temperature", "top_p")
+    assert did_you_mean("tempature", known, "remove it") == "did you mean 'temperature'?"
+    assert did_you_mean("xyz", known, "remove it") == "remove it"

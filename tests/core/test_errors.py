@@ -23,3 +23,10 @@ def test_every_error_derives_from_the_root(name: str) -> None:
     error_type = getattr(errors, name)
     assert issubclass(error_type, PrefstageError)
     assert isinstance(error_type.of(saw="a", expected="b", cure="c"), error_type)
+
+
+def test_check_raises_its_error_unless_it_holds() -> None:
+    parts = {"saw": "row 3 is empty", "expected": "a response", "cure": "mend it"}
+    InputError.unless("a response", **parts)
+    with pytest.raises(InputError, match="row 3 is empty; expected a response; mend it"):
+        InputError.unless("", **parts)

@@ -19,6 +19,7 @@ from .config import (
     Config as Config,
     as_config as as_config,
     check_config as check_config,
+    did_you_mean as did_you_mean,
     load_config as load_config,
     nearest as nearest,
     parse_overrides as parse_overrides,

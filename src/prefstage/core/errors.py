@@ -22,6 +22,22 @@ class PrefstageError(Exception):
         parts = (" ".join(part.split()).rstrip(".") for part in (saw, f"expected {expected}", cure))
         return cls("; ".join(parts) + ".")
 
+    @classmethod
+    def unless(cls, holds: object, *, saw: str, expected: str, cure: str) -> None:
+        """Raise the error unless something holds, as a check of one line.
+
+        Not for rows by the million, nor where saying what was seen takes long or fails if it
+        holds: the texts are made in any case.
+
+        Args:
+            holds: Whether all is well; by its truth value.
+            saw: As in `of`.
+            expected: As in `of`.
+            cure: As in `of`.
+        """
+        if not holds:
+            raise cls.of(saw=saw, expected=expected, cure=cure)
+
 
 class InputError(PrefstageError, ValueError):
     """A value given by the user is wrong (argument, option, row, file)."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
-from prefstage.core import DataError, InputError, check_config, nearest
+from prefstage.core import DataError, InputError, check_config, did_you_mean
 from prefstage.data.formats import PROMPTS
 from prefstage.data.reading import CandidateStream, PairStream, Reading, open_reading
 from prefstage.data.records import TIE, Candidates, Conversation, Pair, Vote, generations_of
@@ -287,11 +287,10 @@ def keep_sources(candidates: CandidateSet, sources: Sequence[str]) -> CandidateS
     known = {source for row in candidates.dataset["sources"] for source in row if source}
     unknown = sorted(wanted - known)
     if unknown:
-        guess = nearest(unknown[0], sorted(known))
         raise InputError.of(
             saw=f"source {unknown[0]!r}, which wrote no response in {candidates.report.source}",
             expected=f"some of {', '.join(sorted(known))}" if known else "named sources",
-            cure=f"did you mean {guess!r}?" if guess else "mend the name",
+            cure=did_you_mean(unknown[0], sorted(known), "mend the name"),
         )
     report = replace(candidates.report, notes=list(candidates.report.notes))
     parts = (

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Literal
 
-from prefstage.core import DataError, InputError, nearest
+from prefstage.core import DataError, InputError, did_you_mean
 from prefstage.data.formats.fields import Format, Row, fields, is_filled, read_prompt
 from prefstage.data.formats.pairs import PAIRS, UNPAIRED
 from prefstage.data.formats.responses import CONVERSATIONS, LISTED, TREES
@@ -57,13 +57,12 @@ def check_columns(columns: Mapping[str, str]) -> None:
         InputError: Naming the nearest role.
     """
     for role in columns:
-        if role not in COLUMN_ROLES:
-            guess = nearest(role, list(COLUMN_ROLES))
-            raise InputError.of(
-                saw=f"columns={{{role!r}: ...}}",
-                expected=f"roles among {', '.join(COLUMN_ROLES)}",
-                cure=f"did you mean {guess!r}?" if guess else "choose one of them",
-            )
+        InputError.unless(
+            role in COLUMN_ROLES,
+            saw=f"columns={{{role!r}: ...}}",
+            expected=f"roles among {', '.join(COLUMN_ROLES)}",
+            cure=did_you_mean(role, COLUMN_ROLES, "choose one of them"),
+        )
 
 
 def check_mapped(columns: Mapping[str, str], row: Row, source: str) -> None:
@@ -73,13 +72,12 @@ def check_mapped(columns: Mapping[str, str], row: Row, source: str) -> None:
         DataError: Naming the nearest column.
     """
     for role, name in columns.items():
-        if name not in row:
-            guess = nearest(name, list(map(str, row)))
-            raise DataError.of(
-                saw=f"columns={{{role!r}: {name!r}}} for {source} with the columns {_list(row)}",
-                expected="a column that the dataset has",
-                cure=f"did you mean {guess!r}?" if guess else "choose one of them",
-            )
+        DataError.unless(
+            name in row,
+            saw=f"columns={{{role!r}: {name!r}}} for {source} with the columns {_list(row)}",
+            expected="a column that the dataset has",
+            cure=did_you_mean(name, map(str, row), "choose one of them"),
+        )
 
 
 def format_named(name: str, wanted: Wanted = "pairs") -> Format:
@@ -96,14 +94,13 @@ def format_named(name: str, wanted: Wanted = "pairs") -> Format:
         InputError: If there is none, naming the nearest.
     """
     known = {format_.name: format_ for format_ in _formats_for(wanted)}
-    if name in known:
-        return known[name]
-    guess = nearest(name, list(known))
-    raise InputError.of(
+    InputError.unless(
+        name in known,
         saw=f"format={name!r}",
         expected=f"one of {', '.join(known)}",
-        cure=f"did you mean {guess!r}?" if guess else "choose one, or leave it out",
+        cure=did_you_mean(name, known, "choose one, or leave it out"),
     )
+    return known[name]
 
 
 def _formats_for(wanted: Wanted) -> tuple[Format, ...]:
