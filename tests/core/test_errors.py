@@ -30,3 +30,17 @@ def test_check_raises_its_error_unless_it_holds() -> None:
     InputError.unless("a response", **parts)
     with pytest.raises(InputError, match="row 3 is empty; expected a response; mend it"):
         InputError.unless("", **parts)
+
+
+def test_an_error_stands_in_place_of_another() -> None:
+    with (
+        pytest.raises(InputError, match="x: no file; expected a; b") as caught,
+        InputError.instead_of(OSError, KeyError, saw="x: {error}", expected="a", cure="b"),
+    ):
+        raise OSError("no file")
+    assert isinstance(caught.value.__cause__, OSError)
+    with (
+        pytest.raises(ZeroDivisionError),
+        InputError.instead_of(OSError, saw="x", expected="a", cure="b"),
+    ):
+        raise ZeroDivisionError

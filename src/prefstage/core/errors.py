@@ -1,5 +1,7 @@
 """Errors that say what was seen, what was expected, and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 
@@ -37,6 +39,28 @@ class PrefstageError(Exception):
         """
         if not holds:
             raise cls.of(saw=saw, expected=expected, cure=cure)
+
+    @classmethod
+    @contextmanager
+    def instead_of(
+        cls, *kinds: type[Exception], saw: str, expected: str, cure: str
+    ) -> Iterator[None]:
+        """Raise the error where a block raises one of some others, which becomes its cause.
+
+        Args:
+            kinds: The others.
+            saw: As in `of`; ``{error}`` in it stands for the other error's text.
+            expected: As in `of`.
+            cure: As in `of`.
+
+        Yields:
+            Nothing: the block stands in a `with` statement.
+        """
+        try:
+            yield
+        except kinds as error:
+            text = saw.replace("{error}", str(error))
+            raise cls.of(saw=text, expected=expected, cure=cure) from error
 
 
 class InputError(PrefstageError, ValueError):
