@@ -172,6 +172,22 @@ def write_config(config: Config, path: Path) -> None:
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, prefix: str = "") -> str:
+    """The cure of an unknown name.
+
+    Args:
+        name: The name as it was given.
+        known: The valid names.
+        otherwise: What to do if none of these is similar.
+        prefix: Stands before the valid name where it is typed, such as "training.".
+
+    Returns:
+        A question that names the most similar valid name, or `otherwise`.
+    """
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {prefix + close[0]!r}?" if close else otherwise
+
+
 def nearest(name: str, known: list[str]) -> str | None:
     """Find the known name that a mistyped one most likely meant.
 
@@ -267,8 +283,7 @@ def _describe(schema: type[BaseModel], fault: Any, origin: str) -> str:
             if part in schema.model_fields:  # no place in a list
                 schema = _model_in(schema.model_fields[part].annotation) or schema
         known = list(schema.model_fields)
-        guess = nearest(name, known)
-        cure = f"did you mean {'.'.join([*parents, guess])!r}?" if guess else "remove it"
+        cure = did_you_mean(name, known, "remove it", prefix="".join(f"{p}." for p in parents))
         return f"{prefix}unknown setting {setting!r}; expected one of {', '.join(known)}; {cure}"
     if fault["type"] == "missing":
         return f"{prefix}setting {setting!r} is missing; expected a value; add it"

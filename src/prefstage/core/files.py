@@ -1,7 +1,6 @@
 """Files that are whole or absent: atomic writes, and append-only line files."""
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -65,7 +64,9 @@ def json_text(value: Any) -> str:
     Raises:
         TypeError: If the value is not JSON-serialisable.
     """
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # Read back from text in which NaN and infinities are bare words, and each of them as None.
+    finite = json.loads(json.dumps(value), parse_constant=lambda word: None)
+    return json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -140,16 +141,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value
 
 
 def _json_line(value: Any) -> bytes:

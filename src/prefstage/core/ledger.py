@@ -1,13 +1,14 @@
 """The ledger: one SQLite file that has every answer and judgment from the moment it arrives."""
 
 import sqlite3
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from datetime import date
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, Self
+
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.runs import lock_file
@@ -79,8 +80,16 @@ class Ledger(AbstractContextManager["Ledger"]):
                 if path is not None:
                     _check_former(path, former)
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    if alone:
-                        _hold(path, opening)
+                if path is not None and alone:
+                    # A file of its own: closing any handle on an SQLite file drops the locks that
+                    # SQLite itself holds on it in this process.
+                    lock = path.with_name(f"{path.name}.lock")
+                    if (holder := opening.enter_context(lock_file(lock))) is not None:
+                        raise InputError.of(
+                            saw=f"{path} is open in another process{holder}",
+                            expected="one run at a time",
+                            cure="wait for the other run to end, or name another file",
+                        )
                 self._connection = opening.enter_context(
                     closing(
                         sqlite3.connect(
@@ -224,7 +233,16 @@ class Ledger(AbstractContextManager["Ledger"]):
             raise InputError.of(
                 saw=f"{self.path} is {kind}", expected=f"a ledger of version {_VERSION}", cure=cure
             )
-        self._enter_wal_mode()
+        # Of processes that make a new file at once, SQLite fails all but one here immediately:
+        # its busy timeout does not cover a change of the journal mode.
+        for attempt in Retrying(
+            retry=retry_if_exception(lambda error: "locked" in str(error)),
+            stop=stop_after_delay(_BUSY_S),
+            wait=wait_fixed(_RETRY_S),
+            reraise=True,
+        ):
+            with attempt:
+                self._connection.execute("PRAGMA journal_mode = WAL")
         # In WAL mode the default, NORMAL, does not flush each commit: a power cut would lose the
         # last ones, although their buyer was told that they are kept.
         self._connection.execute("PRAGMA synchronous = FULL")
@@ -247,32 +265,6 @@ class Ledger(AbstractContextManager["Ledger"]):
                 expected="a ledger as prefstage wrote it",
                 cure="restore it from a copy, or name another file and run again",
             )
-
-    def _enter_wal_mode(self) -> None:
-        # Of processes that make a new file at once, SQLite fails all but one here immediately:
-        # its busy timeout does not cover a change of the journal mode.
-        deadline = time.monotonic() + _BUSY_S
-        while True:
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(_RETRY_S)
-            else:
-                return
-
-
-def _hold(path: Path, opening: ExitStack) -> None:
-    # A file of its own: closing any handle on an SQLite file drops the locks that SQLite itself
-    # holds on it in this process.
-    holder = opening.enter_context(lock_file(path.with_name(f"{path.name}.lock")))
-    if holder is not None:
-        raise InputError.of(
-            saw=f"{path} is open in another process{holder}",
-            expected="one run at a time",
-            cure="wait for the other run to end, or name another file",
-        )
 
 
 def _check_former(path: Path, former: Sequence[str]) -> None:

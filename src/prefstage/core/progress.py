@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -11,7 +11,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -80,22 +79,18 @@ def progress(label: str, total: int | None, *, enabled: bool | None = None) -> I
     Yields:
         A function that advances the bar.
     """
-    shown = sys.stderr.isatty() if enabled is None else enabled
-    display = _DISPLAY.get()
-    if display is not None and enabled is not False:
+    gathering = display = _DISPLAY.get()
+    with ExitStack() as stack:
+        if display is None or enabled is False:
+            shown = sys.stderr.isatty() if enabled is None else enabled
+            console = Console(stderr=True, force_terminal=shown or None)
+            display = stack.enter_context(bars(console, disable=not shown))
+            stack.enter_context(gathered(display if shown else None))
         task = display.add_task(label, total=total, note="")
-        try:
-            yield _ticker(display, task)
-        finally:
-            display.remove_task(task)
-        return
-    console = Console(stderr=True, force_terminal=shown or None)
-    with bars(console, disable=not shown) as display, gathered(display if shown else None):
-        yield _ticker(display, display.add_task(label, total=total, note=""))
+        if display is gathering:
+            stack.callback(display.remove_task, task)
 
+        def tick(steps: int = 1, *, note: str = "") -> None:
+            display.update(task, advance=steps, note=note)
 
-def _ticker(display: Progress, task: TaskID) -> Ticker:
-    def tick(steps: int = 1, *, note: str = "") -> None:
-        display.update(task, advance=steps, note=note)
-
-    return tick
+        yield tick

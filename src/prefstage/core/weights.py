@@ -53,20 +53,18 @@ def unreadable_file(folder: Path) -> tuple[Path, str] | None:
 
     kinds = ("*.safetensors", "*.bin", "*.index.json")
     for file in (file for kind in kinds for file in sorted(folder.glob(kind))):
-        lost: list[str] = []
         try:
             if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt"):
-                    pass
+                safe_open(file, framework="pt")
             elif file.suffix == ".bin":
                 torch.load(file, map_location="meta", weights_only=True)
             else:
                 shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
                 lost = sorted(str(name) for name in shards if not (folder / str(name)).is_file())
+                if lost:
+                    return file, f"it names {', '.join(lost[:3])}, not there"
         except Exception as error:  # by the kind of damage; safetensors' derives from nothing else
             return file, reason_of(error)
-        if lost:
-            return file, f"it names {', '.join(lost[:3])}, not there"
     return None
 
 
