@@ -201,21 +201,6 @@ def nearest(name: str, known: list[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """The cure of a mistyped name, for errors.
-
-    Args:
-        name: The name as it was given.
-        known: The valid names.
-        otherwise: What to do if none of them is similar.
-
-    Returns:
-        Which valid name was most likely meant, or `otherwise`.
-    """
-    guess = nearest(name, list(known))
-    return f"did you mean {guess!r}?" if guess else otherwise
-
-
 def _config_error(schema: Any, error: ValidationError, origin: str) -> ConfigError:
     lines = (_describe(schema, fault, origin) for fault in error.errors())
     return ConfigError(" ".join("; ".join(lines).split()))
