@@ -23,15 +23,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 PAIRS, BATCH, EPOCHS = 384, 16, 3
-HELD_OUT, DEVELOPMENT, TARGET = 400, 200, 128  # prompts
+HELD_OUT, DEVELOPMENT, TARGET, VALUED = 400, 200, 512, 256  # prompts
+TARGETS, GRADIENT_PAIRS = (64, 128, 256, TARGET), (48, 96, 192, PAIRS)  # that forecasts are made of
 OWN, ANSWERS = 4, 8  # own answers a prompt: for pairs, and for the target direction and values
 POLICIES = (100, 150, 250, 400, 600)  # steps of supervised training
+GROUPS = 8  # of the jackknife
 SHARES = (1 / 16, 1 / 8, 1 / 4)
 FULL_SEEDS, PILOT_SEEDS = (0, 1, 2), (10, 11)
 LOSSES: dict[str, tuple[Any, float]] = {
@@ -41,7 +44,12 @@ LOSSES: dict[str, tuple[Any, float]] = {
     "ipo": ("ipo", 5e-4),
     "simpo": ("simpo", 5e-4),
 }
-"""Each loss with its learning rate."""
+"""Each loss with its learning rate: of `RATES`, that whose mean gain over all candidates is
+largest, by one full training each from one policy of a world of which nothing else is used. The
+rule does not ask which data gained more."""
+
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+TUNING_WORLD, TUNED_POLICY = 0, 250
 
 CANDIDATES = ("best", "two", "poor", "own", "mixed", "other")
 """Best against worst of four writers; two writers at random; poor writers only; own answers, best
@@ -124,6 +132,23 @@ class Bench:
         """Mean true reward of the start's answers."""
         return reward(self.answers(self.policy(steps), prompts, 1, 3))
 
+    @lru_cache(maxsize=8)  # noqa: B019
+    def valued(self, steps: int) -> tuple[list[Any], Any, Any]:
+        """The start's answers that pilots are valued on: encoded, rewards, log-probs."""
+        import torch
+
+        from prefstage.data import ResponseEncoder, load_tokenizer
+        from prefstage.scoring import Scorer
+
+        policy = self.policy(steps)
+        rows = self.answers(policy, "target_prompts", ANSWERS, 2)[:VALUED]
+        encoder = ResponseEncoder(load_tokenizer(str(policy)))
+        trees = [
+            encoder.encode(row.prompt, [row.message(n) for n in range(ANSWERS)]) for row in rows
+        ]
+        rewards = torch.tensor([row.scores for row in rows])
+        return trees, rewards, log_probs(Scorer.load(str(policy)), trees)
+
 
 # --- Data ----------------------------------------------------------------------------------------
 
@@ -142,6 +167,13 @@ def sampled(policy: Path, rows: Sequence[Any], count: int, *, seed: int) -> list
         replace(row, scores=tuple(true_reward(row.prompt, text) for text in row.responses))
         for row in to_candidates(rows, samples, source="policy")
     ]
+
+
+def log_probs(scorer: Any, trees: Sequence[Any]) -> Any:
+    """Of every answer. [prompts, answers]."""
+    import torch
+
+    return torch.stack([scored.sums for scored in scorer.score(trees, show_progress=False)])
 
 
 def reward(answers: Sequence[Any]) -> float:
@@ -204,14 +236,16 @@ def mixed(pairs: Any, own: Sequence[Any]) -> Any:
 # --- Training ------------------------------------------------------------------------------------
 
 
-def trainer_of(policy: Path, data: Any, loss: str, *, seed: int, out: str) -> Any:
+def trainer_of(
+    policy: Path, data: Any, loss: str, *, seed: int, out: str, rate: float | None = None
+) -> Any:
     """A trainer with the bench's recipe."""
     from prefstage.training import PreferenceArguments, PreferenceTrainer
 
     arguments = PreferenceArguments(
         output_dir=out,
         loss=LOSSES[loss][0],
-        learning_rate=LOSSES[loss][1],
+        learning_rate=rate or LOSSES[loss][1],
         per_device_train_batch_size=BATCH,
         num_train_epochs=EPOCHS,
         lr_scheduler_type="cosine",
@@ -242,24 +276,28 @@ def share_of(data: Any, share: float, seed: int) -> Any:
 
 
 def trained(
-    bench: Bench, steps: int, loss: str, candidate: str, *, share: float, seed: int
+    bench: Bench,
+    steps: int,
+    loss: str,
+    candidate: str,
+    *,
+    share: float,
+    seed: int,
+    rate: float | None = None,
 ) -> dict[str, Any]:
     """Train, and value what came out: by its true reward, by sampling, and by scoring."""
-    import torch
-
     from prefstage.advising.valuing import value_by_scoring
-    from prefstage.data import ResponseEncoder, load_tokenizer
+    from prefstage.data import load_tokenizer
     from prefstage.scoring import Scorer
 
     policy = bench.policy(steps)
     data = share_of(bench.data(steps, candidate), share, seed)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(policy, data, loss, seed=seed, out=folder)
+        trainer = trainer_of(policy, data, loss, seed=seed, out=folder, rate=rate)
         trainer.train()
         model = Path(folder, "trained")
         trainer.model.save_pretrained(model)
-        tokenizer = load_tokenizer(str(policy))
-        tokenizer.save_pretrained(model)
+        load_tokenizer(str(policy)).save_pretrained(model)
         result: dict[str, Any] = {"pairs": len(data), "steps": trainer.state.global_step}
         if share == 1:
             answers = sampled(model, bench.held_out, 1, seed=3)
@@ -269,22 +307,10 @@ def trained(
         before = bench.answers(policy, "development", 1, 3)
         gains = [a.scores[0] - b.scores[0] for a, b in zip(answers, before, strict=True)]
         result["sampled"] = gains
-        target = bench.answers(policy, "target_prompts", ANSWERS, 2)
-        encoder = ResponseEncoder(tokenizer)
-        trees = [
-            encoder.encode(row.prompt, [row.message(n) for n in range(ANSWERS)]) for row in target
-        ]
-        ratios = []
-        after, start = (
-            Scorer(m).score(trees, show_progress=False)
-            for m in (trainer.model.eval(), Scorer.load(str(policy)).model)
-        )
-        for new, old in zip(after, start, strict=True):
-            both = zip(new.per_token, old.per_token, strict=True)
-            ratios.append([float(a.sum() - b.sum()) for a, b in both])
-        rewards = torch.tensor([row.scores for row in target])
+        trees, rewards, start = bench.valued(steps)
+        ratios = log_probs(Scorer(trainer.model.eval()), trees) - start
         for form in ("self-normalised", "clipped", "first-order"):
-            value = value_by_scoring(torch.tensor(ratios), rewards, form=form)
+            value = value_by_scoring(ratios, rewards, form=form)
             result[form] = [round(v, 6) for v in value.by_prompt.tolist()]
             result["sample_size"] = value.sample_size
     return result
@@ -313,8 +339,8 @@ def figures(bench: Bench, steps: int, candidate: str) -> dict[str, Any]:
     }
 
 
-def forecasts(bench: Bench, steps: int, loss: str) -> dict[str, Any]:
-    """Forecasts of every candidate, from several numbers of pairs and of target prompts."""
+def forecasts(bench: Bench, steps: int) -> dict[str, Any]:
+    """Forecasts of every candidate by every loss, of several numbers of pairs and of prompts."""
     from prefstage.advising.forecast import ExpectedReward, forecast, halves_agree
     from prefstage.advising.gradients import Basis, Gradients
     from prefstage.data import CandidateSet
@@ -322,32 +348,29 @@ def forecasts(bench: Bench, steps: int, loss: str) -> dict[str, Any]:
     from prefstage.training.datasets import item_set_of
 
     policy = bench.policy(steps)
-    rate = LOSSES[loss][1]
     goal = LossMix((LossTerm(ExpectedReward()),))
+    answers = CandidateSet.of(bench.answers(policy, "target_prompts", ANSWERS, 2))
     result: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(policy, bench.data(steps, "own"), loss, seed=0, out=folder)
-        basis = Basis(trainer.model)
-        gradients = Gradients(trainer, basis)
-        answers = CandidateSet.of(bench.answers(policy, "target_prompts", ANSWERS, 2))
-        items = item_set_of(answers, trainer.encoder, goal)
-        targets = {
-            count: gradients.drift(
-                items, chunks(range(min(count, len(items))), 8), groups=8, loss=goal
-            )
-            for count in (32, 64, 128)
-        }
-        result["halves"] = {
-            str(count): halves_agree(target, basis) for count, target in targets.items()
-        }
-        for candidate in CANDIDATES:
-            items = item_set_of(bench.data(steps, candidate), trainer.encoder, trainer.loss)
-            trainer.compute_references(items)
-            for pairs in (48, 96, 192, PAIRS):
-                batches = chunks(range(min(pairs, len(items))), BATCH)
-                drift = gradients.drift(items, batches, groups=8)
-                for prompts, target in targets.items():
-                    for family in ("adam", "sgd"):
+    targets: dict[int, Any] = {}
+    for loss, (_, rate) in LOSSES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trainer_of(policy, bench.data(steps, "own"), loss, seed=0, out=folder)
+            basis = Basis(trainer.model)
+            gradients = Gradients(trainer, basis)
+            if not targets:  # they do not depend on the loss
+                items = item_set_of(answers, trainer.encoder, goal)
+                batches = chunks(range(TARGET), 8)
+                whole = gradients.drift(items, batches, groups=len(batches), loss=goal)
+                targets = {count: first_of(whole, count // 8) for count in TARGETS}
+                result["halves"] = {n: halves_agree(t, basis) for n, t in targets.items()}
+            for candidate in CANDIDATES:
+                items = item_set_of(bench.data(steps, candidate), trainer.encoder, trainer.loss)
+                trainer.compute_references(items)
+                batches = chunks(range(len(items)), BATCH)
+                whole = gradients.drift(items, batches, groups=len(batches))
+                for pairs in GRADIENT_PAIRS:
+                    drift = first_of(whole, pairs // BATCH)
+                    for (prompts, target), family in product(targets.items(), ("adam", "sgd")):
                         outcome = forecast(
                             target,
                             drift,
@@ -357,13 +380,28 @@ def forecasts(bench: Bench, steps: int, loss: str) -> dict[str, Any]:
                             epsilon=1e-8,
                             largest_norm=1.0,
                         )
-                        result[f"{candidate}|{pairs}|{prompts}|{family}"] = {
+                        result[f"{loss}|{candidate}|{pairs}|{prompts}|{family}"] = {
                             "gain": rate * outcome.gain.value,
                             "error": rate * outcome.gain.error,
                             "cosine": outcome.cosine.value,
                             "cosine_error": outcome.cosine.error,
                         }
     return result
+
+
+def first_of(drift: Any, batches: int) -> Any:
+    """The first batches of a drift that has a group a batch, in up to eight groups."""
+    import torch
+
+    from prefstage.advising.gradients import Drift
+
+    batches = min(batches, len(drift.counts))
+    spans = chunks(range(batches), math.ceil(batches / GROUPS))
+    sums, squares, counts = (
+        torch.stack([values[span].sum(0) for span in spans])
+        for values in (drift.sums, drift.squares, drift.counts)
+    )
+    return Drift(sums, squares, counts, drift.size)
 
 
 def chunks(rows: Sequence[int], size: int) -> list[list[int]]:
@@ -383,14 +421,37 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def trials(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Full trainings of one policy with every rate, from which the rule chooses one a loss."""
+    for loss, rate, candidate in product(LOSSES, RATES, CANDIDATES):
+        task = (bench, TUNED_POLICY, loss, candidate)
+        yield (
+            f"rates/{loss}-{rate:g}-{candidate}",
+            partial(trained, *task, share=1.0, seed=FULL_SEEDS[0], rate=rate),
+        )
+
+
+def chosen_rates(out: Path) -> dict[str, dict[float, float]]:
+    """For each loss and rate, the mean gain over all candidates in the tuning world."""
+    folder = out / f"world-{TUNING_WORLD}" / "rates"
+
+    def gain(loss: str, rate: float, candidate: str) -> float:
+        text = (folder / f"{loss}-{rate:g}-{candidate}.json").read_text("utf-8")
+        return float(json.loads(text)["gain"])
+
+    return {
+        loss: {rate: mean(gain(loss, rate, c) for c in CANDIDATES) for rate in RATES}
+        for loss in LOSSES
+    }
+
+
 def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Every measurement of a world: the name of its file, and how it is made; cheap ones first."""
     for steps in POLICIES:
         for candidate in CANDIDATES:
             yield f"figures/{steps}-{candidate}", partial(figures, bench, steps, candidate)
     for steps in POLICIES:
-        for loss in LOSSES:
-            yield f"forecasts/{steps}-{loss}", partial(forecasts, bench, steps, loss)
+        yield f"forecasts/{steps}", partial(forecasts, bench, steps)
     runs = [(1.0, seed) for seed in FULL_SEEDS]
     runs += [(share, seed) for share in SHARES for seed in PILOT_SEEDS]
     for share, seed in runs:
@@ -415,7 +476,7 @@ def work(out: Path, worlds: Sequence[int]) -> None:
     disable_progress_bar()
     for seed in worlds:
         bench = Bench(out / f"world-{seed}", seed)
-        for name, make in measurements(bench):
+        for name, make in trials(bench) if seed == TUNING_WORLD else measurements(bench):
             file = bench.folder / f"{name}.json"
             claim = file.with_suffix(".claimed")
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -448,6 +509,9 @@ def main() -> None:
         process.start()
     for process in processes:
         process.join()
+    if TUNING_WORLD in asked.worlds:
+        for loss, gains in chosen_rates(asked.out).items():
+            print(loss, {rate: round(gain, 4) for rate, gain in gains.items()})
     sys.exit(max(abs(process.exitcode or 0) for process in processes))
 
 
