@@ -112,7 +112,7 @@ class _RmsNorm(torch.autograd.Function):
         inverse = root.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         ctx.offset, ctx.owner = offset, owner
-        normal = precise * inverse
+        normal: Tensor = precise * inverse
         if offset:
             return normal.mul_(weight.to(normal.dtype) + offset).to(x.dtype)
         normal = normal.to(x.dtype)
