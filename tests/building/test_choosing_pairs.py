@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 from hypothesis import given, strategies as st
@@ -17,9 +18,9 @@ from tests.building.making import candidates, text_of
 CHOICES = {
     "best-vs-worst": best_vs_worst,
     "best-vs-second": best_vs_second,
-    "best-vs-random": best_vs_random(0),
-    "all-pairs": all_pairs(None),
-    "rejection-sampling": rejection_pairs(accepted=4),
+    "best-vs-random": partial(best_vs_random, seed=0),
+    "all-pairs": partial(all_pairs, k=None),
+    "rejection-sampling": partial(rejection_pairs, accepted=4),
 }
 
 
@@ -51,16 +52,16 @@ def test_provenance_names_places_sources_gap_and_judge():
 
 def test_random_choice_depends_on_seed_and_prompt_alone():
     rows = [candidates(f"p{number}", list(range(10))) for number in range(40)]
-    first, _ = built(rows, best_vs_random(0))
-    again, _ = built(rows[::-1], best_vs_random(0))
-    other, _ = built(rows, best_vs_random(1))
+    first, _ = built(rows, partial(best_vs_random, seed=0))
+    again, _ = built(rows[::-1], partial(best_vs_random, seed=0))
+    other, _ = built(rows, partial(best_vs_random, seed=1))
     assert first == again[::-1]
     assert first != other
     assert len({each.place_rejected for each in first}) > 4
 
 
 def test_k_best_give_k_choose_two_pairs():
-    rows, _ = built([candidates("p", list(range(9)))], all_pairs(4))
+    rows, _ = built([candidates("p", list(range(9)))], partial(all_pairs, k=4))
     assert len(rows) == 6
     assert min(each.pair.score_rejected for each in rows) == 5
 
@@ -88,7 +89,9 @@ def test_what_makes_no_pair_is_counted(name, scores, texts, reason):
 
 
 def test_pairs_below_the_least_gap_are_counted():
-    rows, account = built([candidates("p", [0.0, 1.0, 3.0])], all_pairs(None), minimum_gap=1.5)
+    rows, account = built(
+        [candidates("p", [0.0, 1.0, 3.0])], partial(all_pairs, k=None), minimum_gap=1.5
+    )
     assert [each.gap for each in rows] == [2.0, 3.0]
     assert account.skipped["pair with too small a gap"] == 1
 

@@ -73,7 +73,7 @@ def trained(world: Path, data: Path, out: Path, **more: Any) -> Any:
 def test_what_a_judge_says_of_pairs_is_trained_on(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, judge: Any
 ) -> None:
-    monkeypatch.setattr("prefstage.judging.verdicts.as_judge", lambda spec: judge)
+    monkeypatch.setattr("prefstage.judging.judged.as_judge", lambda spec: judge)
     judged = tmp_path / f"judged.{kind}"
     done = run("judge", "--judge", "mine", "--pairs", world / "pairs.jsonl", "--out", judged)
     assert done.exit_code == 0, done.output
@@ -96,7 +96,7 @@ def test_judging_again_replaces_what_an_earlier_judge_said(
 ) -> None:
     source = world / "pairs.jsonl"
     for judge in (ByLength(), Undecided()):
-        monkeypatch.setattr("prefstage.judging.verdicts.as_judge", lambda spec, judge=judge: judge)
+        monkeypatch.setattr("prefstage.judging.judged.as_judge", lambda spec, judge=judge: judge)
         out = tmp_path / f"{judge.name}.jsonl"
         assert run("judge", "--judge", "m", "--pairs", source, "--out", out).exit_code == 0
         source = out

@@ -16,11 +16,12 @@ def test_ties_and_undecided_are_counted_apart() -> None:
     pairs = [pair("long", "s"), pair("s", "long"), pair("aa", "b", 0.5), pair("a", "b", 0.75)]
     judgments = [Judgment(0.9), Judgment(0.6), Judgment(0.9), Judgment(0.5, "undecided")]
     found = agreement_with_labels(pairs, judgments)
-    assert (found.pairs, found.label_ties, found.judge_ties, found.undecided) == (4, 1, 0, 1)
-    assert found.agreement == pytest.approx(2.5 / 3)
-    assert found.longer_wins == pytest.approx(1.5 / 3)
-    assert found.prefers_longer == pytest.approx((1 + 0) / 2)
-    assert agreement_with_labels(pairs[:1], [Judgment(0.5)]).judge_ties == 1
+    counts = ("pairs", "label_ties", "judge_ties", "undecided")
+    assert [found[name] for name in counts] == [4, 1, 0, 1]
+    assert found["agreement"] == pytest.approx(2.5 / 3)
+    assert found["longer_wins"] == pytest.approx(1.5 / 3)
+    assert found["prefers_longer"] == pytest.approx((1 + 0) / 2)
+    assert agreement_with_labels(pairs[:1], [Judgment(0.5)])["judge_ties"] == 1
 
 
 @pytest.mark.parametrize(("wins", "count"), [(0, 5), (3, 10), (689, 1019), (7, 7)])
@@ -30,6 +31,6 @@ def test_the_interval_is_wilsons(wins: int, count: int) -> None:
 
 
 def test_without_labels_nothing_is_claimed() -> None:
-    found = agreement_with_labels([pair("a", "b", 0.5)], [Judgment(0.9)]).as_dict()
+    found = agreement_with_labels([pair("a", "b", 0.5)], [Judgment(0.9)])
     assert found["agreement"] is None
     assert found["interval"] == [0.0, 1.0]

@@ -1,5 +1,6 @@
 """What a policy sampled is what is trained on, thoughts included; readers see its answer."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_what_was_sampled_is_what_is_trained_on(sampled, tmp_path, ending):
     )
     judge = Recorder()
     rows = rescored(load_candidates(tmp_path / f"candidates.{ending}"), judge)
-    groups = pairs_by_choice(rows, all_pairs(8), method="all", account=Account())
+    groups = pairs_by_choice(rows, partial(all_pairs, k=8), method="all", account=Account())
     PairSet.of(built.pair for group in groups for built in group).save(tmp_path / f"p.{ending}")
 
     pairs = load_pairs(tmp_path / f"p.{ending}")

@@ -1,29 +1,24 @@
 """What a build made: pairs and where they come from; what was left out and why; reversed labels."""
 
-import uuid
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import product
 from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 from prefstage.building.recipe import TRAIN
 from prefstage.core import InputError
 from prefstage.data.records import Pair
 from prefstage.data.sets import features_of, to_row
-from prefstage.data.storage import build_dataset, piece_rows, scratch_folder, text_number
+from prefstage.data.storage import build_dataset, text_number
 from prefstage.judging.judged import wilson_interval
 
+# Largest share of reversed labels that needs no yes. Above it the judge and the labels measure
+# different things, or nearly so. A judge whose agreement lies below one half with its whole 95 %
+# interval reverses more than that of what it decides.
 REVERSAL_LIMIT = 0.4
-"""Largest share of reversed labels that needs no yes.
-
-Above it the judge and the labels measure different things, or nearly so. A judge whose agreement
-lies below one half with its whole 95 % interval reverses more than that of what it decides.
-"""
 
 SETTING = "accept_reversal"
 
@@ -56,8 +51,9 @@ class Reversal:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable, with the share and its 95 % Wilson interval."""
-        interval = wilson_interval(self.share or 0.0, self.kept + self.reversed)
-        return {**asdict(self), "share": self.share, "interval": list(interval)}
+        share = self.share
+        interval = wilson_interval(share or 0.0, self.kept + self.reversed)
+        return {**asdict(self), "share": share, "interval": list(interval)}
 
 
 @dataclass
@@ -97,6 +93,21 @@ class Account:
         if len(seen) < _EXAMPLES and prompt_id not in seen:
             seen.append(prompt_id)
 
+    def passes(self, prompt_id: str, faults: Mapping[str, object]) -> bool:
+        """Whether something has none of some faults; the first that it has is counted.
+
+        Args:
+            prompt_id: Where.
+            faults: By reason, whether it is there.
+
+        Returns:
+            Whether none is.
+        """
+        reason = first_of(faults)
+        if reason is not None:
+            self.skip(reason, prompt_id)
+        return reason is None
+
     def add(self, figure: str, count: int = 1) -> None:
         """Raise a figure.
 
@@ -117,6 +128,11 @@ class Account:
             "notes": self.notes,
             "reversal": None if self.reversal is None else self.reversal.as_dict(),
         }
+
+
+def first_of(faults: Mapping[str, object]) -> str | None:
+    """The first reason that holds, of reasons and whether they do; None if none does."""
+    return next((reason for reason, holds in faults.items() if holds), None)
 
 
 def describe_reversal(reversal: Mapping[str, Any]) -> str:
@@ -162,9 +178,8 @@ def check_reversal(
     Raises:
         InputError: If more than `REVERSAL_LIMIT` of the labels are reversed, and nobody said yes.
     """
-    if accepted or not is_excessive(reversal):
-        return
-    raise InputError.of(
+    InputError.unless(
+        accepted or not is_excessive(reversal),
         saw=f"{describe_reversal(reversal)} ({judge})",
         expected=f"at most {100 * REVERSAL_LIMIT:.0f} % before labels are replaced",
         cure=f"ask another judge, or set {setting}: true to go by this one's labels (a run "
@@ -174,6 +189,7 @@ def check_reversal(
 
 # --- Pairs and their provenance ------------------------------------------------------------------
 
+# Columns that a built pair has besides the canonical ones, and their Arrow types.
 PROVENANCE = {
     "method": "string",
     "part": "string",
@@ -184,7 +200,6 @@ PROVENANCE = {
     "judge": "string",
     "label_flipped": "bool",
 }
-"""Columns that a built pair has besides the canonical ones, and their Arrow types."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +231,8 @@ class Built:
     label_flipped: bool | None = None
 
 
+# Pairs that stand or fall together: those of one prompt.
 Group = list[Built]
-"""Pairs that stand or fall together: those of one prompt."""
 
 Parts = dict[str, dict[str, Dataset]]
 
@@ -238,23 +253,13 @@ def built_dataset(rows: Iterable[Built]) -> Dataset:
     Returns:
         The dataset, with the canonical columns and `PROVENANCE`.
     """
-
-    def features(fields: Mapping[str, bool]) -> Features:
-        return Features(
-            {
-                **features_of(Pair, fields),
-                **{name: Value(kind) for name, kind in PROVENANCE.items()},
-            }
-        )
-
-    flat = (
-        {**to_row(row.pair), **{name: getattr(row, name) for name in PROVENANCE}} for row in rows
-    )
-    return build_dataset(flat, features)[0]
+    kinds = {name: Value(kind) for name, kind in PROVENANCE.items()}
+    flat = ({**to_row(row.pair), **{name: getattr(row, name) for name in kinds}} for row in rows)
+    return build_dataset(flat, lambda fields: Features({**features_of(Pair, fields), **kinds}))[0]
 
 
 def parted(dataset: Dataset, shares: Mapping[str, float], *, seed: int) -> Parts:
-    """Send every row to its part and its prompt's split, in one pass and flat memory.
+    """Send every row to its part and its prompt's split.
 
     Args:
         dataset: As `built_dataset` wrote it.
@@ -262,37 +267,19 @@ def parted(dataset: Dataset, shares: Mapping[str, float], *, seed: int) -> Parts
         seed: Of the splits.
 
     Returns:
-        Memory-mapped datasets by part and split, in the order of the rows; every part has
-        every split, empty ones too.
+        Datasets by part and split, over the same memory-mapped file, in the order of the rows;
+        every part has every split, empty ones too.
     """
-    paths: dict[tuple[str, str], str] = {}
-    with ExitStack() as stack:
-        writers: dict[tuple[str, str], Any] = {}
-        for batch in dataset.with_format("arrow").iter(batch_size=piece_rows(len(dataset))):
-            origins, prompts, parts = (
-                batch[name].to_pylist() for name in ("origin_prompt_id", "prompt_id", "part")
-            )
-            keys = [
-                (part, split_of(origin or prompt, shares, seed=seed))
-                for part, origin, prompt in zip(parts, origins, prompts, strict=True)
-            ]
-            for key in product(dict.fromkeys(parts), (TRAIN, *shares)):
-                if key not in writers:
-                    paths[key] = str(scratch_folder() / f"{uuid.uuid4().hex}.arrow")
-                    writers[key] = stack.enter_context(
-                        pa.ipc.new_stream(
-                            stack.enter_context(pa.OSFile(paths[key], "wb")), batch.schema
-                        )
-                    )
-                rows = batch.filter(pa.array([row_key == key for row_key in keys]))
-                if len(rows):
-                    # One chunk a table: a filtered table has one for every piece of the batch,
-                    # and a stream of thousands of tiny chunks reads slowly ever after.
-                    writers[key].write_table(rows.combine_chunks())
-    made: Parts = {}
-    for (part, split), path in paths.items():
-        made.setdefault(part, {})[split] = Dataset.from_file(path)
-    return made
+    # Eight bytes a row in memory, as views of a file need them; the rows stay where they are.
+    rows: dict[str, dict[str, array[int]]] = {}
+    columns = (dataset[name] for name in ("part", "origin_prompt_id", "prompt_id"))
+    for row, (part, origin, prompt) in enumerate(zip(*columns, strict=True)):
+        splits = rows.setdefault(part, {name: array("Q") for name in (TRAIN, *shares)})
+        splits[split_of(origin or prompt, shares, seed=seed)].append(row)
+    return {
+        part: {split: dataset.select(numbers) for split, numbers in splits.items()}
+        for part, splits in rows.items()
+    }
 
 
 def split_of(prompt_id: str, shares: Mapping[str, float], *, seed: int = 0) -> str:

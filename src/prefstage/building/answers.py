@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from typing import NamedTuple
 
 from prefstage.building.account import Account, Built, Group, score_gap
@@ -16,8 +17,7 @@ from prefstage.data.storage import count_different, different, hashes_of, text_n
 from prefstage.judging.base import Judge, content_of
 from prefstage.sampling.base import Sampler, collect, cut_thoughts, requests_for, to_candidates
 
-_SAME = "as_no_own_answer_is_another_with_a_score"
-_UNREADABLE = "as_the_score_of_chosen_is_no_finite_number"
+_KEPT = "drawn_pairs_kept"
 
 
 def policy_answers(
@@ -41,16 +41,18 @@ def policy_answers(
         The prompts that have an answer with text, with their answers.
     """
     samples = list(collect(sampler, requests_for(prompts, responses=answers), ledger))
-    account.add("answers_sampled", len(samples))
-    account.add("answer_tokens", sum(sample.response_tokens for sample in samples))
-    account.add("answers_cut", sum(sample.finish_reason == "length" for sample in samples))
-    account.add("answers_cut_in_thought", sum(sample.thought_cut for sample in samples))
+    figures = {
+        "answers_sampled": len(samples),
+        "answer_tokens": sum(sample.response_tokens for sample in samples),
+        "answers_cut": sum(sample.finish_reason == "length" for sample in samples),
+        "answers_cut_in_thought": sum(sample.thought_cut for sample in samples),
+    }
+    for figure, count in figures.items():
+        account.add(figure, count)
     account.notes += cut_thoughts(samples)
-    for sample in samples:
-        account.skip("empty answer of the policy", sample.prompt_id, int(not sample.text.strip()))
-    return to_candidates(
-        prompts, [sample for sample in samples if sample.text.strip()], source=sampler.name
-    )
+    fault = "empty answer of the policy"
+    answered = [s for s in samples if account.passes(s.prompt_id, {fault: not s.text.strip()})]
+    return to_candidates(prompts, answered, source=sampler.name)
 
 
 class MixingPlan(NamedTuple):
@@ -88,12 +90,8 @@ def plan_mixing(prompt_ids: Iterable[str], *, share: float = SHARE, seed: int = 
         total = count_different(numbers)
         # 0.1 * 30 is just below 3 in binary; a share that means a whole number gives that number.
         count = math.floor(share * total + 1e-9)
-        limit, left = -1, count
-        for piece in different(numbers):
-            if left <= 0:
-                break
-            limit = int(piece[min(left, len(piece)) - 1])
-            left -= len(piece)
+        smallest = islice(chain.from_iterable(different(numbers)), count)
+        limit = max(map(int, smallest), default=-1)
     return MixingPlan(lambda prompt_id: text_number(number(prompt_id)) <= limit, count, total)
 
 
@@ -130,19 +128,23 @@ def mixed_pairs(
     for pair in pairs:
         account.prompts += 1
         account.pairs += 1
-        made, drawn = None, plan.is_drawn(pair.prompt_id)
-        if drawn and pair.prompt_id in rows:
-            made = _mixed(pair, answers[rows[pair.prompt_id]], judge, account)
-        elif drawn:
-            account.add("drawn_pairs_kept_for_want_of_an_answer")
-        if made is None:
+        made, asked = pair, None
+        if plan.is_drawn(pair.prompt_id):
+            row = rows.get(pair.prompt_id)
+            made, figure = (
+                (pair, f"{_KEPT}_for_want_of_an_answer")
+                if row is None
+                else _mixed(pair, answers[row], judge)
+            )
+            account.add(figure)
+            asked = None if made is pair else judge.name
+        if made is pair:
             account.add("pairs_kept")
-        asked, made = (None, pair) if made is None else (judge.name, made)
         yield [Built(made, "mixing", "mixing", gap=score_gap(made), judge=asked)]
 
 
-def _mixed(pair: Pair, answers: Candidates, judge: Judge, account: Account) -> Pair | None:
-    """The pair with the policy's best answer; None where nothing can be said of it."""
+def _mixed(pair: Pair, answers: Candidates, judge: Judge) -> tuple[Pair, str]:
+    """The pair with the policy's best answer, or as it is; and the figure that counts which."""
     chosen = "\n".join(map(content_of, pair.chosen))
     together = replace(
         answers,
@@ -156,12 +158,10 @@ def _mixed(pair: Pair, answers: Candidates, judge: Judge, account: Account) -> P
     ranked = usable_responses(scored, Account())
     chosen_score = scored.scores[last]
     best = next((r for r in ranked if r.position != last and r.text != chosen), None)
-    readable = chosen_score is not None and math.isfinite(chosen_score)
-    if best is None or chosen_score is None or not readable:
-        account.add(f"drawn_pairs_kept_{_SAME if readable else _UNREADABLE}")
-        return None
-    better = best.score > chosen_score
-    account.add("pairs_with_own_chosen" if better else "pairs_with_own_rejected")
+    if chosen_score is None or not math.isfinite(chosen_score):
+        return pair, f"{_KEPT}_as_the_score_of_chosen_is_no_finite_number"
+    if best is None:
+        return pair, f"{_KEPT}_as_no_own_answer_is_another_with_a_score"
     made = replace(
         without_raters(pair),
         rejected=(answers.message(best.position),),
@@ -169,7 +169,9 @@ def _mixed(pair: Pair, answers: Candidates, judge: Judge, account: Account) -> P
         score_rejected=best.score,
         source_rejected=best.source,
     )
-    return exchanged(made) if better else made
+    if best.score > chosen_score:
+        return exchanged(made), "pairs_with_own_chosen"
+    return made, "pairs_with_own_rejected"
 
 
 def principled_pairs(
@@ -200,21 +202,20 @@ def principled_pairs(
         Xiang et al. 2024, arXiv:2410.17131, §3 (pairs from prompts with positive and
         negative principles).
     """
-    asked: list[tuple[Candidates, list[str]]] = []
-    wanted: dict[str, Candidates] = {}  # two rows may ask the same: it is sampled once
+    asked: list[tuple[Candidates, list[Candidates]]] = []
     for row in prompts:
         draw = random.Random(seed_for(seed, "principle", row.prompt_id))
         principle = draw.choice(list(principles))
-        both = [with_system_text(row.prompt, text) for text in (principle.good, principle.bad)]
-        keys = [prompt_id_of(prompt) for prompt in both]
-        asked.append((row, keys))
-        for key, prompt in zip(keys, both, strict=True):
-            wanted[key] = Candidates(key, prompt, (), (), ())
+        texts = (principle.good, principle.bad)
+        asks = [with_system_text(row.prompt, text) for text in texts]
+        asked.append((row, [Candidates(prompt_id_of(ask), ask, (), (), ()) for ask in asks]))
+    # Two rows may ask the same: it is sampled once.
+    wanted = {ask.prompt_id: ask for _, both in asked for ask in both}
     rows = policy_answers(list(wanted.values()), sampler, answers=1, ledger=ledger, account=account)
     answers = {row.prompt_id: row for row in rows}
-    for row, keys in asked:
+    for row, both in asked:
         account.prompts += 1
-        first, second = map(answers.get, keys)
+        first, second = (answers.get(ask.prompt_id) for ask in both)
         if first is None or second is None:
             account.skip("prompt without both answers", row.prompt_id)
         elif first.responses == second.responses:
@@ -256,10 +257,12 @@ def reward_augmented(
     Source:
         Zhang et al. 2024, arXiv:2410.08067, §3.
     """
-    if "{score}" not in template:
-        raise InputError.of(
-            saw=f"template {template!r}", expected="a text with {score} in it", cure="add {score}"
-        )
+    InputError.unless(
+        "{score}" in template,
+        saw=f"template {template!r}",
+        expected="a text with {score} in it",
+        cure="add {score}",
+    )
     for group in groups:
         made: Group = []
         for built in group:
@@ -270,10 +273,11 @@ def reward_augmented(
             sides = {f"{high:.{digits}f}": built.pair, f"{low:.{digits}f}": exchanged(built.pair)}
             if len(sides) == 1:
                 account.skip("pair whose scores read the same as goals", built.pair.prompt_id)
-                continue
-            worse = -((high - low) ** 2)
-            for goal, pair in sides.items():
-                made.append(_with_goal(built, pair, template.replace("{score}", goal), worse))
+            else:
+                made += [
+                    _with_goal(built, pair, template.replace("{score}", goal), -((high - low) ** 2))
+                    for goal, pair in sides.items()
+                ]
         account.pairs += len(made) - len(group)
         if made:
             yield made

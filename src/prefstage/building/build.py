@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from prefstage.building.choosing import (
     rejection_pairs,
     rescored,
 )
-from prefstage.building.filters import filtered
+from prefstage.building.filters import filtered, without_ties
 from prefstage.building.per_prompt import joined, per_prompt_pairs, read_measurement, sharpen
 from prefstage.building.quality import gap_quality_pairs, tier_pairs
 from prefstage.building.recipe import TRAIN, Plan, Recipe, read_recipe
@@ -84,7 +85,6 @@ from prefstage.judging import Judge, as_judge, stored
 from prefstage.sampling.base import Sampler, as_sampler
 
 RESULT, CARD, CONFIG = "build.json", "README.md", "config.yaml"
-_SHOWN_REASONS = 3
 _READING = {"on_bad_row", "quarantine_file"}
 
 
@@ -109,12 +109,12 @@ class BuildResult(Outcome):
         Raises:
             InputError: If there are several parts.
         """
-        if len(self.parts) != 1:
-            raise InputError.of(
-                saw=f"a build of {len(self.parts)} parts ({', '.join(self.parts)})",
-                expected="one part",
-                cure="take .parts[NAME]['train']",
-            )
+        InputError.unless(
+            len(self.parts) == 1,
+            saw=f"a build of {len(self.parts)} parts ({', '.join(self.parts)})",
+            expected="one part",
+            cure="take .parts[NAME]['train']",
+        )
         (splits,) = self.parts.values()
         return splits[TRAIN]
 
@@ -224,15 +224,14 @@ def build_pairs(
             candidates = CandidateSet.of(rescored(candidates, judge), report=candidates.report)
         materials = Materials(plan, account, store, candidates, pairs, judge, sampler, aspects)
         dataset = built_dataset(chain.from_iterable(_groups(materials)))
-        if not len(dataset):
-            most = account.skipped.most_common(_SHOWN_REASONS)
-            reasons = "; ".join(f"{count} x {why}" for why, count in most)
-            raise InputError.of(
-                saw=f"no pair from {account.prompts} rows by {plan.name}"
-                + (f" ({reasons})" if reasons else ""),
-                expected="at least one pair",
-                cure="give scores (a judge), more responses a prompt, or milder filters",
-            )
+        reasons = "; ".join(f"{n} x {why}" for why, n in account.skipped.most_common(3))
+        InputError.unless(
+            len(dataset),
+            saw=f"no pair from {account.prompts} rows by {plan.name}"
+            + (f" ({reasons})" if reasons else ""),
+            expected="at least one pair",
+            cure="give scores (a judge), more responses a prompt, or milder filters",
+        )
         made = _result(materials, dataset, data.report)
         return made if out is None else replace(made, written=_write(folder, made))
 
@@ -241,14 +240,17 @@ def _named(recipe: Any) -> tuple[Any, dict[str, Any]]:
     """The recipe with names in place of data, judge and policy that stand in it; and these."""
     if not isinstance(recipe, Mapping):
         return recipe, {}
-    values = {name: recipe.get(name) for name in ("candidates", "pairs", "judge", "policy")}
-    objects = {name: v for name, v in values.items() if not isinstance(v, str | Path | None)}
-    names = {name: getattr(v, "name", "memory") for name, v in objects.items()}
-    names |= {name: str(v) for name, v in values.items() if isinstance(v, Path)}
-    for name, made_of in (("judge", as_judge), ("policy", as_sampler)):
-        if name in objects:
-            objects[name] = made_of(objects[name])
-    return {**recipe, **names}, objects
+    taken: dict[str, Callable[[Any], Any]] = {
+        **dict.fromkeys(("candidates", "pairs"), lambda data: data),
+        **{"judge": as_judge, "policy": as_sampler},
+    }
+    values = {name: recipe[name] for name in taken if recipe.get(name) is not None}
+    objects = {name: v for name, v in values.items() if not isinstance(v, str | Path)}
+    names = {
+        name: getattr(value, "name", "memory") if name in objects else str(value)
+        for name, value in values.items()
+    }
+    return {**recipe, **names}, {name: taken[name](value) for name, value in objects.items()}
 
 
 def _load(plan: Plan, objects: Mapping[str, Any]) -> CandidateSet | PairSet:
@@ -267,8 +269,9 @@ def _measure_reversal(
     if not recipe.sources and format_named(form, "candidates").kind == "pairs":
         pairs = load_pairs(source, **recipe.model_dump(include=_READING))
         account.reversal, _ = measure_reversal(pairs, judge)
-        accepted = recipe.accept_reversal
-        check_reversal(account.reversal.as_dict(), accepted=accepted, judge=judge.name)
+        check_reversal(
+            account.reversal.as_dict(), accepted=recipe.accept_reversal, judge=judge.name
+        )
 
 
 def _opened(
@@ -280,7 +283,7 @@ def _opened(
         judge = stack.enter_context(as_judge(recipe.judge))
     if sampler is None and recipe.policy is not None:
         how = recipe.sampling.model_copy(update={"seed": recipe.seed})
-        sampler = stack.enter_context(as_sampler(recipe.policy, how, options=recipe.load_options))
+        sampler = stack.enter_context(as_sampler(recipe.policy, how, options=recipe))
     specs: dict[str, str] = getattr(plan.settings, "aspects", {})
     aspects = {name: stack.enter_context(as_judge(spec)) for name, spec in specs.items()}
     return judge, sampler, aspects
@@ -290,7 +293,7 @@ def _groups(materials: Materials) -> Iterator[Group]:
     recipe, account = materials.plan.recipe, materials.account
     groups = groups_of(materials)
     if recipe.ties != "keep":
-        groups = _without_ties(groups, account)
+        groups = without_ties(groups, account=account)
     if materials.judge is not None:
         groups = with_judge_probability(groups, materials.judge)
     if recipe.augment is not None:
@@ -298,25 +301,22 @@ def _groups(materials: Materials) -> Iterator[Group]:
     return filtered(groups, recipe.filters, account=account)
 
 
-def _without_ties(groups: Iterator[Group], account: Account) -> Iterator[Group]:
-    for group in groups:
-        kept = [built for built in group if not built.pair.tied]
-        why = "tie of the raters (ties: keep keeps it)"
-        account.skip(why, group[0].pair.prompt_id, len(group) - len(kept))
-        if kept:
-            yield kept
-
-
 def _result(materials: Materials, dataset: Dataset, report: LoadReport) -> BuildResult:
     plan, account, recipe = materials.plan, materials.account, materials.plan.recipe
-    parts: dict[str, dict[str, PairSet]] = {}
-    statistics = {}
-    for part, splits in parted(dataset, recipe.splits, seed=recipe.seed).items():
-        statistics[part] = pair_statistics(*splits.values())
-        for name, rows in splits.items():
-            how = f"built: {plan.name}, {part}, {name}"
-            made = LoadReport(report.source, how, len(rows), len(rows))
-            parts.setdefault(part, {})[name] = PairSet(rows, made)
+    datasets = parted(dataset, recipe.splits, seed=recipe.seed)
+    statistics = {part: pair_statistics(*splits.values()) for part, splits in datasets.items()}
+    parts = {
+        part: {
+            name: PairSet(
+                rows,
+                LoadReport(
+                    report.source, f"built: {plan.name}, {part}, {name}", len(rows), len(rows)
+                ),
+            )
+            for name, rows in splits.items()
+        }
+        for part, splits in datasets.items()
+    }
     result = {
         "method": plan.name,
         "source": report.source,
@@ -325,15 +325,13 @@ def _result(materials: Materials, dataset: Dataset, report: LoadReport) -> Build
         "license": recipe.license,
         "seed": recipe.seed,
         **account.as_dict(),
+        "notes": [*account.notes, *report.notes, *gap_warnings(account, statistics)],
         "rows_quarantined": report.quarantined,
         "parts": {p: {name: len(s) for name, s in splits.items()} for p, splits in parts.items()},
         "statistics": {part: asdict(figures) for part, figures in statistics.items()},
     }
-    result["notes"] = [*account.notes, *report.notes, *gap_warnings(account, statistics)]
-    files = {p: {name: f"{p}/{name}.parquet" for name in splits} for p, splits in parts.items()}
     # The quarantine file is a path on one machine: nothing that readers of the card can use.
     card = dataset_card(
-        files=files,
         result=result,
         statistics=statistics,
         recipe=recipe.model_dump(mode="json", exclude={"quarantine_file"}),
@@ -343,17 +341,19 @@ def _result(materials: Materials, dataset: Dataset, report: LoadReport) -> Build
 
 
 def _write(folder: Path, made: BuildResult) -> list[Path]:
-    written = []
-    for part, splits in made.parts.items():
-        for name, pairs in splits.items():
-            written.append(folder / part / f"{name}.parquet")
-            save_dataset(pairs.dataset, written[-1])
+    files = {
+        folder / part / f"{name}.parquet": pairs
+        for part, splits in made.parts.items()
+        for name, pairs in splits.items()
+    }
+    for path, pairs in files.items():
+        save_dataset(pairs.dataset, path)
     write_text(folder / CARD, made.card)
     write_json(folder / RESULT, made.result)
     facts = {name: made.result[name] for name in ("method", "source", "judge")}
     headline = f"{made.result['pairs_built']:,} pairs by {facts['method']}"
     write_result(folder, "build", headline=headline, facts=facts)  # last: all else is there
-    return [*written, *(folder / name for name in (CARD, RESULT, CONFIG))]
+    return [*files, *(folder / name for name in (CARD, RESULT, CONFIG))]
 
 
 # --- Each method, from the data that were loaded to groups of built pairs ------------------------
@@ -425,17 +425,17 @@ def groups_of(m: Materials) -> Iterator[Group]:
     return groups
 
 
+# Of a method's settings and the seed: which two responses of a prompt meet.
 _CHOICES: dict[str, Callable[[Any, int], Choose]] = {
     "best-vs-worst": lambda settings, seed: best_vs_worst,
     "max-gap": lambda settings, seed: best_vs_worst,
     "best-vs-second": lambda settings, seed: best_vs_second,
-    "best-vs-random": lambda settings, seed: best_vs_random(seed),
-    "all-pairs": lambda settings, seed: all_pairs(getattr(settings, "k", None)),
-    "rejection-sampling": lambda settings, seed: rejection_pairs(
-        accepted=settings.accepted, beta=settings.beta, seed=seed
+    "best-vs-random": lambda settings, seed: partial(best_vs_random, seed=seed),
+    "all-pairs": lambda settings, seed: partial(all_pairs, k=getattr(settings, "k", None)),
+    "rejection-sampling": lambda settings, seed: partial(
+        rejection_pairs, **settings.model_dump(), seed=seed
     ),
 }
-"""Of a method's settings and the seed: which two responses of a prompt meet."""
 
 
 def _kept(m: Materials) -> Iterator[Group]:
@@ -462,12 +462,12 @@ def _per_prompt(m: Materials) -> Iterator[Group]:
     recipe, settings, account = m.plan.recipe, m.plan.settings, m.account
     measured = read_measurement(Path(settings.measurement))
     on_policy = recipe.on_policy or str(Path(settings.measurement) / "candidates.parquet")
-    if recipe.on_policy is None and not Path(on_policy).exists():
-        raise InputError.of(
-            saw=f"{settings.measurement} without candidates.parquet",
-            expected="the policy's own answers",
-            cure="name them as on_policy: (those that the measurement took as --on-policy)",
-        )
+    InputError.unless(
+        recipe.on_policy is not None or Path(on_policy).exists(),
+        saw=f"{settings.measurement} without candidates.parquet",
+        expected="the policy's own answers",
+        cure="name them as on_policy: (those that the measurement took as --on-policy)",
+    )
     answers = {row.prompt_id: row for row in load_candidates(on_policy)}
     sides = Account()  # what both sides left out is told apart from the prompts' own counts
     # First, since too many reversed labels stop the build, before anything is sampled.

@@ -116,32 +116,12 @@ def quality_table(parts: Mapping[str, PairStatistics]) -> str:
     )
 
 
-def distribution_table(parts: Mapping[str, PairStatistics]) -> str:
-    """Each side's distribution, as Table 5 has it, in Markdown.
-
-    Args:
-        parts: The figures of each set.
-
-    Returns:
-        The table: a row a set and side (C chosen, R rejected).
-    """
-    return markdown_table(
-        ["set", "side", "Mean", "Std", "Min", "25%", "Med", "75%", "Max"],
-        [
-            [name, side, *(_shown(getattr(values, number)) for number in NUMBERS)]
-            for name, part in parts.items()
-            for side, values in (("C", part.chosen), ("R", part.rejected))
-        ],
-    )
-
-
 def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
 
 
 def dataset_card(
     *,
-    files: Mapping[str, Mapping[str, str]],
     result: Mapping[str, Any],
     statistics: Mapping[str, PairStatistics],
     recipe: Mapping[str, Any],
@@ -149,7 +129,6 @@ def dataset_card(
     """Write the card, whose head the Hub reads.
 
     Args:
-        files: Path of each split of each part.
         result: Counts and names, as in build.json.
         statistics: Figures of each part.
         recipe: The resolved recipe.
@@ -164,15 +143,26 @@ def dataset_card(
         "configs": [
             {
                 "config_name": part,
-                "data_files": [{"split": split, "path": path} for split, path in splits.items()],
+                "data_files": [
+                    {"split": split, "path": f"{part}/{split}.parquet"} for split in splits
+                ],
             }
-            for part, splits in files.items()
+            for part, splits in result["parts"].items()
         ],
     }
     by, tables = "without scores", ["The pairs have no scores.\n"]
     if has_scores(statistics):
+        # Each side's distribution, as Table 5 has it.
+        distributions = markdown_table(
+            ["set", "side", "Mean", "Std", "Min", "25%", "Med", "75%", "Max"],
+            [
+                [name, side, *(_shown(getattr(values, number)) for number in NUMBERS)]
+                for name, part in statistics.items()
+                for side, values in (("C", part.chosen), ("R", part.rejected))
+            ],
+        )
         sides = "\nC is the chosen side, R the rejected one.\n"
-        tables = [quality_table(statistics), "", distribution_table(statistics), sides]
+        tables = [quality_table(statistics), "", distributions, sides]
         by = "with the scores of the data"
     by = f"judged by {result['judge']}" if result["judge"] else by
     parts = [

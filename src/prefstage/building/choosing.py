@@ -33,11 +33,10 @@ class Scored:
     position: int
 
 
+# Chosen and rejected.
 Choice = tuple[Scored, Scored]
-"""Chosen and rejected."""
-
+# Picks (chosen, rejected) from a prompt's responses, best first; none to leave it out.
 Choose = Callable[[Candidates, Sequence[Scored]], list[Choice]]
-"""Picks (chosen, rejected) from a prompt's responses, best first; none to leave it out."""
 
 
 def rescored(rows: Iterable[Candidates], judge: Judge | None) -> Iterator[Candidates]:
@@ -114,10 +113,12 @@ def pairs_by_choice(
     for row in rows:
         account.prompts += 1
         responses = usable_responses(row, account)
-        if len({response.score for response in responses}) <= 1:
-            few = ("without a usable response", "with one usable response")
-            why = few[len(responses)] if len(responses) <= 1 else "whose scores are all equal"
-            account.skip(f"prompt {why}", row.prompt_id)
+        faults = {
+            "prompt without a usable response": not responses,
+            "prompt with one usable response": len(responses) == 1,
+            "prompt whose scores are all equal": len({r.score for r in responses}) == 1,
+        }
+        if not account.passes(row.prompt_id, faults):
             continue
         chosen = choose(row, responses)
         wide = [(a, b) for a, b in chosen if a.score > b.score and a.score - b.score >= minimum_gap]
@@ -178,38 +179,34 @@ def best_vs_second(row: Candidates, responses: Sequence[Scored]) -> list[Choice]
     return [(responses[0], next(r for r in responses if r.score < responses[0].score))]
 
 
-def best_vs_random(seed: int) -> Choose:
+def best_vs_random(row: Candidates, responses: Sequence[Scored], *, seed: int) -> list[Choice]:
     """The best response against a random one of those that score less.
 
     Args:
+        row: The prompt.
+        responses: Its responses, best first.
         seed: Of the choice, which depends on it and the prompt alone.
 
     Returns:
-        The way of choosing.
+        The two.
     """
-
-    def choose(row: Candidates, responses: Sequence[Scored]) -> list[Choice]:
-        lower = [response for response in responses if response.score < responses[0].score]
-        return [
-            (
-                responses[0],
-                random.Random(seed_for(seed, "best-vs-random", row.prompt_id)).choice(lower),
-            )
-        ]
-
-    return choose
+    lower = [response for response in responses if response.score < responses[0].score]
+    draw = random.Random(seed_for(seed, "best-vs-random", row.prompt_id))
+    return [(responses[0], draw.choice(lower))]
 
 
-def all_pairs(k: int | None) -> Choose:
+def all_pairs(row: Candidates, responses: Sequence[Scored], *, k: int | None) -> list[Choice]:
     """Every pair of the k best responses: k(k - 1)/2 pairs.
 
     Args:
+        row: The prompt.
+        responses: Its responses, best first.
         k: How many responses, >= 2; None for all.
 
     Returns:
-        The way of choosing; equal scores make no pair and are counted by `pairs_by_choice`.
+        The pairs; equal scores make none, as `pairs_by_choice` counts.
     """
-    return lambda row, responses: list(combinations(responses[:k], 2))
+    return list(combinations(responses[:k], 2))
 
 
 def rejection_sample(
@@ -235,46 +232,50 @@ def rejection_sample(
     Source:
         Liu et al. 2024, arXiv:2309.06657, §3.2 and Algorithm 1 (App. A.1).
     """
-    if count < 1 or not beta > 0:
-        raise InputError.of(
-            saw=f"count={count}, beta={beta}", expected="count >= 1 and beta > 0", cure="raise them"
-        )
+    InputError.unless(
+        count >= 1 and beta > 0,
+        saw=f"count={count}, beta={beta}",
+        expected="count >= 1 and beta > 0",
+        cure="raise them",
+    )
     left, accepted = list(range(len(scores))), list[int]()
     while left and len(accepted) < count:
         greatest = max(scores[index] for index in left)
-        for index in list(left):
-            if draw.random() < math.exp((scores[index] - greatest) / beta):
-                accepted.append(index)
-                left.remove(index)
-                if len(accepted) == count:
-                    break
+        passing = (i for i in left if draw.random() < math.exp((scores[i] - greatest) / beta))
+        accepted += islice(passing, count - len(accepted))  # no number is drawn beyond the last
+        left = [index for index in left if index not in accepted]
     return accepted
 
 
-def rejection_pairs(*, accepted: int = ACCEPTED, beta: float = BETA, seed: int = 0) -> Choose:
+def rejection_pairs(
+    row: Candidates,
+    responses: Sequence[Scored],
+    *,
+    accepted: int = ACCEPTED,
+    beta: float = BETA,
+    seed: int = 0,
+) -> list[Choice]:
     """Pairs of accepted responses: paired at random, each response once, the better chosen.
 
     Args:
+        row: The prompt.
+        responses: Its responses, best first.
         accepted: Responses accepted a prompt (the paper: 8 of 64).
         beta: As for `rejection_sample`.
         seed: Of acceptance and pairing, with the prompt.
 
     Returns:
-        The way of choosing.
+        The pairs.
 
     Source:
         arXiv:2309.06657, §3.3, "first-round-rank".
     """
-
-    def choose(row: Candidates, responses: Sequence[Scored]) -> list[Choice]:
-        draw = random.Random(seed_for(seed, "rejection-sampling", row.prompt_id))
-        order = rejection_sample(
-            [response.score for response in responses], count=accepted, beta=beta, draw=draw
-        )
-        draw.shuffle(order)
-        return [
-            (responses[min(pair)], responses[max(pair)])
-            for pair in zip(order[::2], order[1::2], strict=False)
-        ]
-
-    return choose
+    draw = random.Random(seed_for(seed, "rejection-sampling", row.prompt_id))
+    order = rejection_sample(
+        [response.score for response in responses], count=accepted, beta=beta, draw=draw
+    )
+    draw.shuffle(order)
+    return [
+        (responses[min(pair)], responses[max(pair)])
+        for pair in zip(order[::2], order[1::2], strict=False)
+    ]

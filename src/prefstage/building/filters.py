@@ -4,14 +4,13 @@ import hashlib
 import math
 import re
 import sqlite3
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, count
 from typing import Any
 
-from prefstage.building.account import Account, Built, Group
+from prefstage.building.account import Account, Built, Group, first_of
 from prefstage.building.recipe import (
     DecontaminationFilter,
     Filters,
@@ -23,11 +22,11 @@ from prefstage.core import InputError, MissingDependencyError
 from prefstage.data.formats.fields import PROMPT_NAMES
 from prefstage.data.loading import load_prompts
 from prefstage.data.sources import open_source
-from prefstage.data.storage import scratch_folder
+from prefstage.data.storage import scratch_file
 from prefstage.judging.base import content_of
 
+# Why a pair is left out, in a few words; None to keep it.
 Drops = Callable[[Built], str | None]
-"""Why a pair is left out, in a few words; None to keep it."""
 
 _WORDS = re.compile(r"\w+")
 _COLUMNS = (*PROMPT_NAMES, "turns", "problem")
@@ -63,14 +62,29 @@ def filtered(groups: Iterable[Group], filters: Filters, *, account: Account) -> 
         kept = []
         for built in group:
             why = next((why for drop in drops if (why := drop(built))), None)
-            if why is None:
+            if account.passes(built.pair.prompt_id, {f"filter: {why}": why}):
                 kept.append(built)
-            else:
-                account.skip(f"filter: {why}", built.pair.prompt_id)
         if len(kept) < len(group) and len({built.part for built in group}) > 1:
             why = "filter: another part's pair of the prompt went"
             account.skip(why, group[0].pair.prompt_id, len(kept))
         elif kept:
+            yield kept
+
+
+def without_ties(groups: Iterable[Group], *, account: Account) -> Iterator[Group]:
+    """Leave out pairs whose raters are evenly split, counted.
+
+    Args:
+        groups: Built pairs, prompt by prompt.
+        account: Where it is counted.
+
+    Yields:
+        What is left.
+    """
+    why = "tie of the raters (ties: keep keeps it)"
+    for group in groups:
+        kept = [b for b in group if account.passes(b.pair.prompt_id, {why: b.pair.tied})]
+        if kept:
             yield kept
 
 
@@ -91,28 +105,36 @@ def texts_of(built: Built) -> tuple[str, str, str]:
 def _by_length(limits: LengthFilter, built: Built) -> str | None:
     prompt, *responses = map(len, texts_of(built))
     short, long = min(responses), max(responses)
-    faults = {
-        "response too short": short < (limits.min_response or 0),
-        "response too long": long > (limits.max_response or math.inf),
-        "prompt too long": prompt > (limits.max_prompt or math.inf),
-        "responses of too different lengths": long > (limits.max_ratio or math.inf) * max(short, 1),
-    }
-    return next((why for why, fault in faults.items() if fault), None)
+    ratio = limits.max_ratio or math.inf
+    return first_of(
+        {
+            "response too short": short < (limits.min_response or 0),
+            "response too long": long > (limits.max_response or math.inf),
+            "prompt too long": prompt > (limits.max_prompt or math.inf),
+            "responses of too different lengths": long > ratio * max(short, 1),
+        }
+    )
 
 
 def _by_gap(limits: GapFilter, built: Built) -> str | None:
-    if built.gap is None or not math.isfinite(built.gap):
-        return "gap unknown (no scores)"
-    if limits.minimum is not None and built.gap < limits.minimum:
-        return "gap too small"
-    too_large = limits.maximum is not None and built.gap > limits.maximum
-    return "gap too large" if too_large else None
+    gap = math.nan if built.gap is None else built.gap
+    return first_of(
+        {
+            "gap unknown (no scores)": not math.isfinite(gap),
+            "gap too small": limits.minimum is not None and gap < limits.minimum,
+            "gap too large": limits.maximum is not None and gap > limits.maximum,
+        }
+    )
 
 
 def _by_agreement(minimum: float, built: Built) -> str | None:
-    if built.pair.agreement is None:
-        return "agreement unknown (no votes)"
-    return "raters agree too little" if built.pair.agreement < minimum else None
+    share = built.pair.agreement
+    return first_of(
+        {
+            "agreement unknown (no votes)": share is None,
+            "raters agree too little": share is not None and share < minimum,
+        }
+    )
 
 
 def other_language(wanted: tuple[str, ...]) -> Drops:
@@ -134,27 +156,25 @@ def other_language(wanted: tuple[str, ...]) -> Drops:
     Source:
         Lui and Baldwin 2012, "langid.py"; the library py3langid.
     """
-    try:
+    with MissingDependencyError.instead_of(
+        ImportError,
+        saw="no package py3langid, which recognises languages",
+        expected="it installed",
+        cure="pip install 'prefstage[build]'",
+    ):
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError:
-        raise MissingDependencyError.of(
-            saw="no package py3langid, which recognises languages",
-            expected="it installed",
-            cure="pip install 'prefstage[build]'",
-        ) from None
     identifier: Any = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    unknown = sorted(set(wanted) - set(identifier.labels))
-    if unknown:
+    for unknown in sorted(set(wanted) - set(identifier.labels)):
         raise InputError.of(
-            saw=f"language {unknown[0]!r}",
+            saw=f"language {unknown!r}",
             expected="ISO 639-1 codes that can be recognised, such as en, de or zh",
             cure="mend the code",
         )
 
     def drop(built: Built) -> str | None:
         for text in (t for t in texts_of(built)[1:] if sum(map(str.isalpha, t)) >= _SHORTEST):
-            chances = dict(identifier.rank(text))
-            language = max(chances, key=chances.__getitem__)
+            chances = dict(identifier.rank(text))  # the likeliest first
+            language = next(iter(chances))
             if chances[language] > _TIMES_LIKELIER * max(chances[code] for code in wanted):
                 return f"response in another language ({language})"
         return None
@@ -170,7 +190,7 @@ def exact_duplicates() -> Drops:
     """
     # A set of keys in memory would grow with the pairs; in a database without journal it does not,
     # and what a killed build leaves there is of no use to anybody.
-    seen = sqlite3.connect(scratch_folder() / f"{uuid.uuid4().hex}.sqlite")
+    seen = sqlite3.connect(scratch_file("sqlite"))
     seen.executescript(
         "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
         "CREATE TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID;"
@@ -181,11 +201,8 @@ def exact_duplicates() -> Drops:
             "\0".join([built.part, built.pair.prompt_id, *texts_of(built)[1:]]).encode(),
             digest_size=16,
         ).digest()
-        return (
-            None
-            if seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount
-            else "exact duplicate"
-        )
+        new = seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount
+        return None if new else "exact duplicate"
 
     return drop
 
@@ -206,14 +223,13 @@ def near_duplicates(settings: NearDuplicateFilter) -> Drops:
         Broder 1997, "On the resemblance and containment of documents"; the library
         datasketch.
     """
-    try:
+    with MissingDependencyError.instead_of(
+        ImportError,
+        saw="no package datasketch, which finds near duplicates",
+        expected="it installed",
+        cure="pip install 'prefstage[build]'",
+    ):
         from datasketch import MinHash, MinHashLSH
-    except ImportError:
-        raise MissingDependencyError.of(
-            saw="no package datasketch, which finds near duplicates",
-            expected="it installed",
-            cure="pip install 'prefstage[build]'",
-        ) from None
     how = {"threshold": settings.threshold, "num_perm": settings.permutations}
     indices: defaultdict[str, Any] = defaultdict(partial(MinHashLSH, **how))
     numbers = count(1)
@@ -260,23 +276,26 @@ def contamination(settings: DecontaminationFilter) -> Drops:
         if 0 < len(words) < settings.words:
             whole.add(_key(words))
         known.update(_grams(words, settings.words))
-    if not known and not whole:
-        raise InputError.of(
-            saw="an evaluation set without a word",
-            expected="prompts to look for",
-            cure="name another",
-        )
+    InputError.unless(
+        known or whole,
+        saw="an evaluation set without a word",
+        expected="prompts to look for",
+        cure="name another",
+    )
 
     def shares(words: list[str]) -> bool:
         return any(gram in known for gram in _grams(words, settings.words))
 
     def drop(built: Built) -> str | None:
         prompt, *responses = map(_words_of, texts_of(built))
-        if _key(prompt) in whole or shares(prompt):
-            return "prompt shares text with the evaluation set"
-        if settings.responses and any(map(shares, responses)):
-            return "response shares text with the evaluation set"
-        return None
+        return first_of(
+            {
+                "prompt shares text with the evaluation set": _key(prompt) in whole
+                or shares(prompt),
+                "response shares text with the evaluation set": settings.responses
+                and any(map(shares, responses)),
+            }
+        )
 
     return drop
 

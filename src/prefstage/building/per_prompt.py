@@ -2,9 +2,10 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Literal
 
@@ -73,19 +74,22 @@ def read_measurement(folder: Path) -> Measured:
     """
     import pyarrow.parquet as pq
 
-    try:
+    with InputError.instead_of(
+        OSError,
+        ValueError,
+        saw=f"measurement {folder} without stage.json and prompts.parquet",
+        expected="the run folder of a finished measurement",
+        cure="run `prefstage measure ... --out FOLDER` first, and name that folder",
+    ):
         stage = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
         rows = pq.read_table(folder / "prompts.parquet").to_pylist()
-    except (OSError, ValueError):
-        raise InputError.of(
-            saw=f"measurement {folder} without stage.json and prompts.parquet",
-            expected="the run folder of a finished measurement",
-            cure="run `prefstage measure ... --out FOLDER` first, and name that folder",
-        ) from None
-    tallies = {}
-    for row in rows:
-        even = HALF * (row["ties"] + row["undecided"])
-        tallies[row["prompt_id"]] = PromptTally(row["votes_on"] + even, row["votes_off"] + even)
+    tallies = {
+        row["prompt_id"]: PromptTally(
+            on=row["votes_on"] + HALF * (row["ties"] + row["undecided"]),
+            off=row["votes_off"] + HALF * (row["ties"] + row["undecided"]),
+        )
+        for row in rows
+    }
     sides: dict[str, Side] = {"injection": "off", "fine-tuning": "on"}
     by_rule: Side = "off" if stage["votes_off"] > stage["votes_on"] else "on"
     return Measured(tallies, sides.get(stage["stage"], by_rule), stage["stage"])
@@ -114,9 +118,8 @@ def per_prompt_pairs(
     """
     sides: dict[Side, dict[str, Group]] = {"on": {}, "off": {}}
     for groups, by_prompt in ((on_policy, sides["on"]), (off_policy, sides["off"])):
-        for group in groups:
-            for built in group:
-                by_prompt.setdefault(built.pair.prompt_id, []).append(built)
+        for built in chain.from_iterable(groups):
+            by_prompt.setdefault(built.pair.prompt_id, []).append(built)
     for prompt_id in dict.fromkeys((*sides["on"], *sides["off"])):
         account.prompts += 1
         tally = measured.tallies.get(prompt_id)
@@ -189,41 +192,33 @@ def sharpen(
     tallies = {prompt_id: PromptTally(0.0, 0.0) for prompt_id in off_policy}
     tallies |= {i: replace(t) for i, t in measured.tallies.items() if i in off_policy}
     tokens, judgments = 0, 0
-    answers: dict[str, list[Sample]] = {}
-    asked: dict[str, int] = {}
+    answers, asked = list[Sample](), Counter[str]()
     while (budget.tokens is None or tokens < budget.tokens) and (
         budget.judgments is None or judgments < budget.judgments
     ):
         chosen = least_clear(
             tallies, count=budget.prompts_a_round, clear_at=budget.clear_at, seed=seed
         )
-        if budget.judgments is not None:
-            costs = accumulate(len(off_policy[i].responses) for i in chosen)
-            left = budget.judgments - judgments
-            chosen = [i for i, cost in zip(chosen, costs, strict=True) if cost <= left]
+        left = math.inf if budget.judgments is None else budget.judgments - judgments
+        costs = accumulate(len(off_policy[i].responses) for i in chosen)
+        chosen = [i for i, cost in zip(chosen, costs, strict=True) if cost <= left]
         if not chosen:
             break
-        samples = {
-            sample.prompt_id: sample
-            for sample in collect(
-                sampler,
-                [SampleRequest(i, off_policy[i].prompt, asked.get(i, 0)) for i in chosen],
-                ledger,
-            )
-        }
-        for i in chosen:
-            asked[i] = asked.get(i, 0) + 1
-            tokens += samples[i].response_tokens
-            if samples[i].text.strip():
-                answers.setdefault(i, []).append(samples[i])
-        judgments += _count_votes([samples[i] for i in chosen], off_policy, judge, tallies=tallies)
-    account.figures |= {"budget_tokens": tokens, "budget_judgments": judgments}
-    account.figures |= {"budget_responses": sum(asked.values()), "budget_prompts": len(asked)}
-    rows = to_candidates(
-        [off_policy[prompt_id] for prompt_id in answers],
-        [sample for samples in answers.values() for sample in samples],
-        source=sampler.name,
-    )
+        wanted = [SampleRequest(i, off_policy[i].prompt, asked[i]) for i in chosen]
+        asked.update(chosen)
+        # In the order of the requests, whatever the order of arrival: a resumed run is the same.
+        samples = sorted(
+            collect(sampler, wanted, ledger), key=lambda sample: chosen.index(sample.prompt_id)
+        )
+        tokens += sum(sample.response_tokens for sample in samples)
+        answers += [sample for sample in samples if sample.text.strip()]
+        judgments += _count_votes(samples, off_policy, judge, tallies=tallies)
+    account.figures |= {
+        **{"budget_tokens": tokens, "budget_judgments": judgments},
+        **{"budget_responses": asked.total(), "budget_prompts": len(asked)},
+    }
+    answered = dict.fromkeys(sample.prompt_id for sample in answers)
+    rows = to_candidates([off_policy[i] for i in answered], answers, source=sampler.name)
     return replace(measured, tallies={**measured.tallies, **tallies}), {
         row.prompt_id: row for row in rows
     }
@@ -251,19 +246,18 @@ def _count_votes(
     tallies: dict[str, PromptTally],
 ) -> int:
     """Add each new response's votes to its prompt's tally; returns how many were judged."""
-    judgments = 0
     with_text = [sample for sample in samples if sample.text.strip()]
     theirs = [off[sample.prompt_id] for sample in with_text]
     ours = [
         Candidates(row.prompt_id, row.prompt, (sample.text,), (None,), (None,))
         for sample, row in zip(with_text, theirs, strict=True)
     ]
-    for row, votes in zip(theirs, judge_sides(judge, ours, theirs), strict=True):
+    judged = judge_sides(judge, ours, theirs)
+    for row, votes in zip(theirs, judged, strict=True):
         even = HALF * (votes.ties + votes.undecided)
         tallies[row.prompt_id].on += votes.votes_on + even
         tallies[row.prompt_id].off += votes.votes_off + even
-        judgments += votes.comparisons
     for sample in samples:
         if not sample.text.strip():  # an empty answer loses to every other, no judge is needed
             tallies[sample.prompt_id].off += len(off[sample.prompt_id].responses)
-    return judgments
+    return sum(votes.comparisons for votes in judged)

@@ -14,14 +14,18 @@ from prefstage.core import InputError
 from prefstage.data.records import Candidates
 
 PARTS = ("LG-HQ", "LG-LQ", "SG-HQ", "SG-LQ", "LG-HQ-inv", "SG-HQ-inv")
+# Default small gap over large gap; 1.34 over 3.54 in the paper's Table 3.
 SMALL_TO_LARGE = 0.4
-"""Default small gap over large gap; 1.34 over 3.54 in the paper's Table 3."""
+# Default tolerance of matched gap means, of the large gap.
 TOLERANCE = 0.05
-"""Default tolerance of matched gap means, of the large gap."""
 
-_LEVELS = {"large": (0, 1), "small": (2, 3)}
 _MINIMUM = 4
 _ROUNDS = 50
+_NO_PROMPT = {
+    "saw": "no prompt with four usable responses of different scores",
+    "expected": "prompts with at least four scored responses",
+    "cure": "add responses, or score those that are there with --judge",
+}
 
 
 def quality_tiers(responses: Sequence[Scored]) -> dict[Tier, Scored]:
@@ -40,12 +44,12 @@ def quality_tiers(responses: Sequence[Scored]) -> dict[Tier, Scored]:
         arXiv:2508.18312, §5.1 (five responses of varying quality a prompt); evenly spread
         ranks where there are more are ours.
     """
-    if len(responses) < len(TIERS):
-        raise InputError.of(
-            saw=f"{len(responses)} responses",
-            expected=f"at least {len(TIERS)}, one a tier",
-            cure="add responses (more samples, other sources), or use best-vs-worst",
-        )
+    InputError.unless(
+        len(responses) >= len(TIERS),
+        saw=f"{len(responses)} responses",
+        expected=f"at least {len(TIERS)}, one a tier",
+        cure="add responses (more samples, other sources), or use best-vs-worst",
+    )
     last, steps = len(responses) - 1, len(TIERS) - 1
     return {
         tier: responses[(number * last + steps // 2) // steps] for number, tier in enumerate(TIERS)
@@ -138,8 +142,7 @@ def gap_quality_pairs(
     for row in rows():
         choices = _choices(usable_responses(row, Account()), large, small)
         numbers.extend(a.score - b.score for a, b in choices or ())
-    if not numbers:
-        raise _no_prompt()
+    InputError.unless(numbers, **_NO_PROMPT)
     gaps = np.frombuffer(numbers).reshape(-1, 4)
     kept = match_means(gaps, tolerance)
     means = gaps[kept].mean(0).tolist()
@@ -184,7 +187,7 @@ def match_means(gaps: np.ndarray[Any, Any], tolerance: float) -> np.ndarray[Any,
         InputError: If no prompt would be left.
     """
     kept = np.ones(len(gaps), dtype=bool)
-    apart = np.stack([gaps[:, first] - gaps[:, second] for first, second in _LEVELS.values()], 1)
+    apart = gaps[:, ::2] - gaps[:, 1::2]  # HQ less LQ, of LG and of SG
     # Leaving a prompt out for one level moves the means of the other, hence the rounds.
     for _ in range(_ROUNDS):
         means = apart[kept].mean(0)
@@ -219,16 +222,15 @@ def _targets(
         usable = (usable_responses(row, Account()) for row in rows())
         reach = array("d", (r[_half(r)].score - r[-1].score for r in usable if len(r) >= _MINIMUM))
         large = float(np.median(reach)) if reach else 0.0
-        if large <= 0:
-            raise _no_prompt()
+        InputError.unless(large > 0, **_NO_PROMPT)
     small = SMALL_TO_LARGE * large if small is None else small
     tolerance = TOLERANCE * large if tolerance is None else tolerance
-    if not 0 < small < large or tolerance <= 0:
-        raise InputError.of(
-            saw=f"large_gap={large:g}, small_gap={small:g}, tolerance={tolerance:g}",
-            expected="0 < small_gap < large_gap, and a tolerance above 0",
-            cure="leave them out to take them from the scores",
-        )
+    InputError.unless(
+        0 < small < large and tolerance > 0,
+        saw=f"large_gap={large:g}, small_gap={small:g}, tolerance={tolerance:g}",
+        expected="0 < small_gap < large_gap, and a tolerance above 0",
+        cure="leave them out to take them from the scores",
+    )
     return large, small, tolerance
 
 
@@ -261,11 +263,3 @@ def _choices(responses: Sequence[Scored], large: float, small: float) -> list[Ch
 
 def _nearest(pairs: Sequence[Choice], gap: float) -> Choice:
     return min(pairs, key=lambda pair: abs(pair[0].score - pair[1].score - gap))
-
-
-def _no_prompt() -> InputError:
-    return InputError.of(
-        saw="no prompt with four usable responses of different scores",
-        expected="prompts with at least four scored responses",
-        cure="add responses, or score those that are there with --judge",
-    )

@@ -8,28 +8,34 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.core import Config, ConfigError, InputError, check_config, load_config, nearest
+from prefstage.core import (
+    Config,
+    ConfigError,
+    InputError,
+    check_config,
+    did_you_mean,
+    load_config,
+    refuse,
+)
 from prefstage.data.records import Ties
-from prefstage.data.settings import CHAT_SETTINGS, ChatSettings
-from prefstage.sampling.base import LoadOptions, SamplingConfig
+from prefstage.data.settings import BadRowSettings
+from prefstage.sampling.base import PolicySettings, SamplingConfig
 
 Inputs = Literal["candidates", "pairs"]
 Need = Literal["needed", "optional", "none"]
 Tier = Literal["best", "high", "medium", "low", "worst"]
 
 TIERS: tuple[Tier, ...] = ("best", "high", "medium", "low", "worst")
+# Chosen/rejected of Table 1: the best chosen fixed, then the worst rejected fixed.
 COMBINATIONS = (
     *("best/worst", "best/low", "best/medium", "best/high"),
     *("low/worst", "medium/worst", "high/worst"),
 )
-"""Chosen/rejected of Table 1: the best chosen fixed, then the worst rejected fixed."""
 TEMPLATE = "Answer so that a judge of answers would score your answer {score}."
+# ρ and k of the mixing paper.
 SHARE, ANSWERS = 0.1, 8
-"""ρ and k of the mixing paper."""
 BETA, ACCEPTED = 0.5, 8
 TRAIN = "train"
-
-_LOADING = (*CHAT_SETTINGS, "dtype", "device", "adapter", "concurrency")
 _KEEPS_LABELS = ("keep", "mixing")
 _RELABELLING = ("relabel", "per-prompt", "preference-divergence")
 
@@ -46,8 +52,12 @@ class Budget(Config):
 
     @model_validator(mode="after")
     def _some_limit(self) -> Self:
-        if self.tokens is None and self.judgments is None:
-            raise ValueError("no limit; expected tokens or judgments; set one of them")
+        refuse(
+            (
+                self.tokens is None and self.judgments is None,
+                "no limit; expected tokens or judgments; set one of them",
+            )
+        )
         return self
 
 
@@ -213,8 +223,12 @@ class LengthFilter(Config):
 
     @model_validator(mode="after")
     def _some_limit(self) -> Self:
-        if all(value is None for value in self.model_dump().values()):
-            raise ValueError("no limit; expected one; set min_response, max_response, ...")
+        refuse(
+            (
+                all(value is None for value in self.model_dump().values()),
+                "no limit; expected one; set min_response, max_response, ...",
+            )
+        )
         return self
 
 
@@ -267,7 +281,7 @@ class Augmentation(Config):
     digits: int = Field(default=1, ge=0, le=6, description="Decimal places of the score.")
 
 
-class Recipe(ChatSettings):
+class Recipe(PolicySettings, BadRowSettings):
     """A build, whole: the same recipe on the same data gives the same pairs."""
 
     candidates: str | None = Field(default=None, description="Prompts with responses.")
@@ -295,22 +309,6 @@ class Recipe(ChatSettings):
     sampling: SamplingConfig = Field(
         default=SamplingConfig(temperature=0.6), description="How the policy answers."
     )
-    dtype: str | None = Field(default=None, description="auto, float32, bfloat16 or float16.")
-    device: str | None = Field(default=None, description="auto, cpu, cuda:0, ...")
-    adapter: str | None = Field(default=None, description="PEFT adapter on the policy.")
-    concurrency: int | None = Field(default=None, ge=1, description="Requests in flight.")
-    on_bad_row: Literal["error", "quarantine"] = Field(
-        default="error", description="What happens to rows that cannot be used."
-    )
-    quarantine_file: str | None = Field(default=None, description="Where bad rows go.")
-
-    @property
-    def load_options(self) -> LoadOptions:
-        """How the policy is loaded."""
-        return LoadOptions(
-            **self.encoding,
-            **{name: getattr(self, name) for name in _LOADING if name not in CHAT_SETTINGS},
-        )
 
 
 @dataclass(frozen=True)
@@ -343,36 +341,32 @@ def read_recipe(source: Recipe | Mapping[str, Any] | Path | str) -> Plan:
         ConfigError: One line that names what is wrong, and the nearest valid name.
         InputError: If the shares of splits or a combination of tiers are none.
     """
-    if not isinstance(source, Recipe | Mapping | Path | str):
-        raise ConfigError.of(
-            saw=f"a recipe as a {type(source).__name__}",
-            expected="a Recipe, a mapping of its settings, or the path of a YAML file",
-            cure="write it as {'pairs': ..., 'method': ...}",
-        )
+    ConfigError.unless(
+        isinstance(source, Recipe | Mapping | Path | str),
+        saw=f"a recipe as a {type(source).__name__}",
+        expected="a Recipe, a mapping of its settings, or the path of a YAML file",
+        cure="write it as {'pairs': ..., 'method': ...}",
+    )
     recipe = source if isinstance(source, Recipe) else load_config(Recipe, source)
     named = {"name": recipe.method} if isinstance(recipe.method, str) else dict(recipe.method)
     name = str(named.pop("name", ""))
-    if name not in METHODS:
-        guess = nearest(name, list(METHODS))
-        raise ConfigError.of(
-            saw=f"method {name!r}",
-            expected=f"one of {', '.join(METHODS)}",
-            cure=f"did you mean {guess!r}?" if guess else "choose one of them",
-        )
+    ConfigError.unless(
+        name in METHODS,
+        saw=f"method {name!r}",
+        expected=f"one of {', '.join(METHODS)}",
+        cure=did_you_mean(name, METHODS, "choose one of them"),
+    )
     settings: Any = check_config(METHODS[name].settings, named, origin=f"method {name}")
     plan = Plan(recipe, name, METHODS[name], settings)
     _check_needs(plan)
     _check_effects(plan)
-    if (
-        TRAIN in recipe.splits
-        or any(not 0 < share < 1 for share in recipe.splits.values())
-        or (sum(recipe.splits.values()) >= 1)
-    ):
-        raise InputError.of(
-            saw=f"splits {dict(recipe.splits)}",
-            expected="shares in (0, 1) of splits besides train, together below 1",
-            cure="write it as splits: {test: 0.1}",
-        )
+    shares = recipe.splits.values()
+    InputError.unless(
+        TRAIN not in recipe.splits and all(0 < share < 1 for share in shares) and sum(shares) < 1,
+        saw=f"splits {dict(recipe.splits)}",
+        expected="shares in (0, 1) of splits besides train, together below 1",
+        cure="write it as splits: {test: 0.1}",
+    )
     for text in getattr(settings, "combinations", ()):
         parse_combination(text)
     return plan
@@ -390,41 +384,41 @@ def parse_combination(text: str) -> tuple[Tier, Tier]:
     Raises:
         InputError: If it names no two tiers in this order.
     """
-    parts = tuple(part.strip().lower() for part in text.split("/"))
-    for pair in combinations(TIERS, 2):
-        if pair == parts:
-            return pair
-    raise InputError.of(
+    known = {f"{better}/{worse}": (better, worse) for better, worse in combinations(TIERS, 2)}
+    name = "/".join(part.strip().lower() for part in text.split("/"))
+    InputError.unless(
+        name in known,
         saw=f"combination {text!r}",
         expected=f"CHOSEN/REJECTED, the better of {', '.join(TIERS)} first",
         cure="write it as best/worst",
     )
+    return known[name]
 
 
 def _check_needs(plan: Plan) -> None:
     recipe, method = plan.recipe, plan.method
     data = [name for name in ("candidates", "pairs") if getattr(recipe, name) is not None]
-    if len(data) != 1 or data[0] not in method.inputs:
-        raise ConfigError.of(
-            saw=f"method {plan.name} with {' and '.join(data) or 'no data'}",
-            expected=" or ".join(method.inputs) + ", one of them",
-            cure=f"set {method.inputs[0]} to a file, folder or Hub id",
-        )
+    ConfigError.unless(
+        len(data) == 1 and data[0] in method.inputs,
+        saw=f"method {plan.name} with {' and '.join(data) or 'no data'}",
+        expected=" or ".join(method.inputs) + ", one of them",
+        cure=f"set {method.inputs[0]} to a file, folder or Hub id",
+    )
     for name, need in (("judge", method.judge), ("policy", method.policy)):
         missing = getattr(recipe, name) is None
-        if need == ("needed" if missing else "none"):
-            raise ConfigError.of(
-                saw=f"method {plan.name} {'without' if missing else 'with'} {name}",
-                expected=f"{'a' if missing else 'no'} {name} with this method",
-                cure=f"{'set' if missing else 'leave out'} {name}",
-            )
-    budget = getattr(plan.settings, "budget", None)
-    if plan.name == "per-prompt" and (budget is None) != (recipe.policy is None):
-        raise ConfigError.of(
-            saw=f"per-prompt with a {'policy and no budget' if budget is None else 'budget alone'}",
-            expected="a budget and a policy that spends it, or neither",
-            cure="set both or leave both out",
+        ConfigError.unless(
+            need != ("needed" if missing else "none"),
+            saw=f"method {plan.name} {'without' if missing else 'with'} {name}",
+            expected=f"{'a' if missing else 'no'} {name} with this method",
+            cure=f"{'set' if missing else 'leave out'} {name}",
         )
+    budget = getattr(plan.settings, "budget", None)
+    ConfigError.unless(
+        plan.name != "per-prompt" or (budget is None) == (recipe.policy is None),
+        saw=f"per-prompt with a {'policy and no budget' if budget is None else 'budget alone'}",
+        expected="a budget and a policy that spends it, or neither",
+        cure="set both or leave both out",
+    )
 
 
 def _check_effects(plan: Plan) -> None:
@@ -435,24 +429,21 @@ def _check_effects(plan: Plan) -> None:
         "sources": recipe.candidates is None,
         "ties": plan.name not in _KEEPS_LABELS,
         "quarantine_file": recipe.on_bad_row == "error",
-        **dict.fromkeys(("sampling", *_LOADING), recipe.policy is None),
+        **dict.fromkeys(("sampling", *PolicySettings.model_fields), recipe.policy is None),
         "accept_reversal": plan.name not in _RELABELLING
         and (recipe.candidates is None or recipe.judge is None or plan.method.policy != "none"),
     }
     for name, without_effect in unread.items():
-        if (
-            without_effect
-            and name in recipe.model_fields_set
-            and getattr(recipe, name) not in (None, False)
-        ):
-            raise ConfigError.of(
-                saw=f"setting {name!r}, which has no effect in this recipe (method {plan.name})",
-                expected="settings that something reads",
-                cure=f"leave {name} out",
-            )
-    if {"responses", "seed"} & recipe.sampling.model_fields_set:
-        raise ConfigError.of(
-            saw="sampling.responses or sampling.seed",
-            expected="method.answers and seed instead",
-            cure="leave them out",
+        is_set = name in recipe.model_fields_set and getattr(recipe, name) not in (None, False)
+        ConfigError.unless(
+            not (is_set and without_effect),
+            saw=f"setting {name!r}, which has no effect in this recipe (method {plan.name})",
+            expected="settings that something reads",
+            cure=f"leave {name} out",
         )
+    ConfigError.unless(
+        not {"responses", "seed"} & recipe.sampling.model_fields_set,
+        saw="sampling.responses or sampling.seed",
+        expected="method.answers and seed instead",
+        cure="leave them out",
+    )

@@ -13,13 +13,8 @@ import numpy as np
 from prefstage.building.account import Account, Built, Group, Reversal, check_reversal
 from prefstage.core import InputError
 from prefstage.data.records import Pair
-from prefstage.judging.base import (
-    Judge,
-    Judgment,
-    content_of,
-    judgment_of_rewards,
-)
-from prefstage.judging.judged import TIE_AGREEMENT, compare_all, comparison_of, score_all
+from prefstage.judging.base import Judge, Judgment, content_of, judgment_of_rewards
+from prefstage.judging.judged import compare_all, comparison_of, score_all
 
 _PAIRS_AT_ONCE = 512
 _HALF, _TWO = 0.5, 2
@@ -40,24 +35,24 @@ def whole_pairs(pairs: Iterable[Pair], account: Account) -> Iterator[Pair]:
     """
     for pair in pairs:
         scores = (pair.score_chosen, pair.score_rejected)
-        sides = (pair.chosen, pair.rejected)
-        says = [
-            any(
-                isinstance(m, dict) and (content_of(m).strip() or m.get("tool_calls")) for m in side
-            )
-            for side in sides
-        ]
-        if not all(says):
-            reason = "pair without one of its sides"
-        elif pair.chosen == pair.rejected:
-            reason = "pair with the same text on both sides"
-        elif any(score is not None and not math.isfinite(score) for score in scores):
-            reason = "pair whose score is no finite number"
-        else:
+        says = [any(map(_says_something, side)) for side in (pair.chosen, pair.rejected)]
+        faults = {
+            "pair without one of its sides": not all(says),
+            "pair with the same text on both sides": pair.chosen == pair.rejected,
+            "pair whose score is no finite number": any(
+                score is not None and not math.isfinite(score) for score in scores
+            ),
+        }
+        if account.passes(pair.prompt_id, faults):
             yield pair
-            continue
-        account.prompts += 1
-        account.skip(reason, pair.prompt_id)
+        else:
+            account.prompts += 1
+
+
+def _says_something(message: Any) -> bool:
+    return isinstance(message, dict) and bool(
+        content_of(message).strip() or message.get("tool_calls")
+    )
 
 
 def relabelled(
@@ -90,7 +85,22 @@ def relabelled(
     rows = list(pairs) if isinstance(pairs, Iterator) else pairs
     account.reversal, numbers = measure_reversal(rows, judge)
     check_reversal(account.reversal.as_dict(), accepted=accept_reversal, judge=judge.name)
-    return _groups(rows, numbers, judge, account)
+    judged = (
+        (
+            replace(
+                without_raters(pair),
+                score_chosen=chosen,
+                score_rejected=rejected,
+                judge_probability=judgment.probability,
+            ),
+            judgment,
+            abs(chosen - rejected),
+        )
+        for pair, (judgment, chosen, rejected) in zip(
+            whole_pairs(rows, account), _judgments(numbers, judge), strict=True
+        )
+    )
+    return _labelled(judged, method="relabel", judge=judge.name, account=account)
 
 
 def measure_reversal(pairs: Iterable[Pair], judge: Judge) -> tuple[Reversal, Numbers]:
@@ -120,7 +130,7 @@ def reversal_of(judged: Iterable[tuple[Pair, Judgment]]) -> Reversal:
     """
     counts: Counter[str] = Counter()
     for pair, judgment in judged:
-        if pair.agreement == TIE_AGREEMENT:
+        if pair.tied:
             counts["unlabelled"] += 1
         elif judgment.status == "undecided":
             counts["unreadable"] += 1
@@ -165,25 +175,22 @@ def with_judge_probability(groups: Iterable[Group], judge: Judge) -> Iterator[Gr
             for built in group
             if built.judge and built.pair.judge_probability is None
         ]
+        pairs = [built.pair for built in unknown]
+        numbers = (
+            # Its rewards are the scores. As floats, no score is NaN: nothing can be said of it.
+            np.array([(pair.score_chosen, pair.score_rejected) for pair in pairs], dtype=float)
+            if judge.pointwise
+            else _numbers(pairs, judge)
+        )
         known = {
             id(built): replace(
                 built, pair=replace(built.pair, judge_probability=judgment.probability)
             )
-            for built, judgment in zip(
-                unknown, _judgments_of([built.pair for built in unknown], judge), strict=True
-            )
+            for built, (judgment, *_) in zip(unknown, _judgments(numbers, judge), strict=True)
             if judgment.status == "decided"
         }
         for group in chunk:
             yield [known.get(id(built), built) for built in group]
-
-
-def _judgments_of(pairs: list[Pair], judge: Judge) -> list[Judgment]:
-    if not judge.pointwise:
-        return compare_all(judge, [comparison_of(pair) for pair in pairs])
-    scores = [(pair.score_chosen, pair.score_rejected) for pair in pairs]
-    # As floats, no score is NaN, of which nothing can be said.
-    return [judgment_of_rewards(*both) for both in np.array(scores, dtype=float).tolist()]
 
 
 def _numbers(pairs: Iterable[Pair], judge: Judge) -> Numbers:
@@ -197,10 +204,12 @@ def _numbers(pairs: Iterable[Pair], judge: Judge) -> Numbers:
             numbers.extend(
                 score_all(judge, [(c.prompt, text) for c in comparisons for text in (c.a, c.b)])
             )
-            continue
-        for judgment in compare_all(judge, comparisons):
-            p = judgment.probability if judgment.status == "decided" else math.nan
-            numbers.extend((p, 1.0 - p))
+        else:
+            decided = (
+                judgment.probability if judgment.status == "decided" else math.nan
+                for judgment in compare_all(judge, comparisons)
+            )
+            numbers.extend(number for p in decided for number in (p, 1.0 - p))
     return np.frombuffer(numbers).reshape(-1, 2) if numbers else np.zeros((0, 2))
 
 
@@ -212,37 +221,35 @@ def _judgments(numbers: Numbers, judge: Judge) -> Iterator[tuple[Judgment, float
         yield judgment, first, second
 
 
-def _groups(
-    pairs: Iterable[Pair], numbers: Numbers, judge: Judge, account: Account
-) -> Iterator[Group]:
-    for pair, (judgment, chosen, rejected) in zip(
-        whole_pairs(pairs, account), _judgments(numbers, judge), strict=True
-    ):
-        account.prompts += 1
-        if judgment.status == "undecided" or judgment.probability == _HALF:
-            undecided = judgment.status == "undecided"
-            reason = "without a readable judgment" if undecided else "that the judge finds equal"
-            account.skip(f"pair {reason}", pair.prompt_id)
-            continue
-        flip = judgment.probability < _HALF
-        account.add("labels_kept", int(not flip))
-        made = replace(
-            without_raters(pair),
-            score_chosen=chosen,
-            score_rejected=rejected,
-            judge_probability=judgment.probability,
-        )
-        gap = abs(chosen - rejected)
-        yield [_labelled(made, account, flip=flip, method="relabel", gap=gap, judge=judge.name)]
+# Of each method: why a pair is left out whose judgment is undecided, and whose is a tie.
+_REASONS = {
+    "relabel": ("pair without a readable judgment", "pair that the judge finds equal"),
+    "preference-divergence": (
+        *("pair that the aspects disagree about", "pair whose aspects cancel out"),
+    ),
+}
 
 
 def _labelled(
-    pair: Pair, account: Account, *, flip: bool, method: str, gap: float, judge: str
-) -> Built:
-    account.add("labels_flipped", int(flip))
-    account.pairs += 1
-    made = exchanged(pair) if flip else pair
-    return Built(made, method, method, gap=gap, judge=judge, label_flipped=flip)
+    judged: Iterable[tuple[Pair, Judgment, float]], *, method: str, judge: str, account: Account
+) -> Iterator[Group]:
+    """Pairs as they were labelled, their judgments and gaps: each decided one as it is judged."""
+    undecided, equal = _REASONS[method]
+    for pair, judgment, gap in judged:
+        account.prompts += 1
+        faults = {
+            undecided: judgment.status == "undecided",
+            equal: judgment.probability == _HALF,
+        }
+        if not account.passes(pair.prompt_id, faults):
+            continue
+        flip = judgment.probability < _HALF
+        if method == "relabel":
+            account.add("labels_kept", int(not flip))
+        account.add("labels_flipped", int(flip))
+        account.pairs += 1
+        made = exchanged(pair) if flip else pair
+        yield [Built(made, method, method, gap=gap, judge=judge, label_flipped=flip)]
 
 
 def aspect_margins(pairs: Iterable[Pair], judges: Mapping[str, Judge]) -> Numbers:
@@ -287,19 +294,19 @@ def preference_divergence(margins: Numbers) -> Numbers:
         Zhang et al. 2025, arXiv:2508.07638: the pairs of most negative divergence are kept.
         This estimate of the term from rewards is ours.
     """
-    if margins.ndim != _TWO or margins.shape[1] < _TWO or not np.isfinite(margins).all():
-        raise InputError.of(
-            saw=f"margins of shape {margins.shape}"
-            + ("" if np.isfinite(margins).all() else " with values that are no finite numbers"),
-            expected="a finite margin of each pair for at least two aspects",
-            cure="name two or more judges under aspects",
-        )
+    finite = np.isfinite(margins).all()
+    InputError.unless(
+        margins.ndim == _TWO and margins.shape[1] >= _TWO and finite,
+        saw=f"margins of shape {margins.shape}"
+        + ("" if finite else " with values that are no finite numbers"),
+        expected="a finite margin of each pair for at least two aspects",
+        cure="name two or more judges under aspects",
+    )
     z, aspects = _standardised(margins), margins.shape[1]
     signs = np.sign(z)
     # Σ_k Σ_{j≠k} s_k z_j as the whole double sum without its diagonal: no loop over aspects.
     total = signs.sum(1) * z.sum(1) - (signs * z).sum(1)
-    result: Numbers = -total / (aspects * (aspects - 1))
-    return result
+    return np.asarray(-total / (aspects * (aspects - 1)))
 
 
 def least_divergent(
@@ -332,44 +339,30 @@ def least_divergent(
     count = int(np.floor(share * len(divergence) + 1e-9))
     kept = np.zeros(len(divergence), dtype=bool)
     kept[np.argsort(divergence, kind="stable")[:count]] = True
-    sums = _standardised(margins).sum(1)
+    # What is not kept is as if the aspects had given no readable judgment.
+    sums = np.where(kept, _standardised(margins).sum(1), math.nan)
     account.figures |= {
         "divergence_kept_below": float(divergence[kept].max()) if count else None,
         "divergence_mean": float(divergence.mean()) if len(divergence) else None,
     }
     rows = list(pairs) if isinstance(pairs, Iterator) else pairs
+
+    def judged() -> Iterator[tuple[Pair, Judgment, float]]:
+        for pair, total in zip(rows, map(float, sums), strict=True):
+            yield pair, judgment_of_rewards(total, 0.0), abs(total)
+
     account.reversal = reversal_of(
-        (pair, judgment_of_rewards(float(total), 0.0))
-        for pair, keep, total in zip(rows, kept, sums, strict=True)
-        if keep
+        (pair, judgment) for pair, judgment, _ in judged() if judgment.status == "decided"
     )
     check_reversal(account.reversal.as_dict(), accepted=accept_reversal, judge=judge_name)
-    return _kept(zip(rows, kept, sums, strict=True), judge_name=judge_name, account=account)
-
-
-def _kept(
-    judged: Iterable[tuple[Pair, Any, Any]], *, judge_name: str, account: Account
-) -> Iterator[Group]:
-    for pair, keep, total in judged:
-        account.prompts += 1
-        if not keep or total == 0:
-            why = "that the aspects disagree about" if not keep else "whose aspects cancel out"
-            account.skip(f"pair {why}", pair.prompt_id)
-            continue
-        yield [
-            _labelled(
-                replace(without_raters(pair), score_chosen=None, score_rejected=None),
-                account,
-                flip=bool(total < 0),
-                method="preference-divergence",
-                gap=abs(float(total)),
-                judge=judge_name,
-            )
-        ]
+    bare = (
+        (replace(without_raters(pair), score_chosen=None, score_rejected=None), judgment, gap)
+        for pair, judgment, gap in judged()
+    )
+    return _labelled(bare, method="preference-divergence", judge=judge_name, account=account)
 
 
 def _standardised(margins: Numbers) -> Numbers:
     # Over the root mean square, not the standard deviation: a margin of 0 must stay "no opinion".
     scale = np.sqrt((margins**2).mean(0)) if len(margins) else np.ones(margins.shape[1])
-    z: Numbers = margins / np.where(scale > 0, scale, 1.0)
-    return z
+    return np.asarray(margins / np.where(scale > 0, scale, 1.0))

@@ -59,7 +59,7 @@ def sample(settings: Any, *, out: Path) -> Outcome:
 
 @partial(
     Command,
-    settings="judging.verdicts:JudgeSettings",
+    settings="judging.judged:JudgeSettings",
     out="Judged rows (.parquet, .jsonl) or the summary (.json).",
 )
 def judge(settings: Any, *, out: Path | None) -> Outcome:
@@ -69,7 +69,7 @@ def judge(settings: Any, *, out: Path | None) -> Outcome:
     with the dataset. With --candidates: a score for each response, the reward of a reward
     model, or the mean probability of beating the prompt's other responses.
     """
-    from prefstage.judging.verdicts import judge
+    from prefstage.judging.judged import judge
 
     return judge(
         settings.judge,

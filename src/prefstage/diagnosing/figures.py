@@ -219,7 +219,7 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> tuple[dict[str, Any], 
     labels = np.array([HALF if pair.agreement == HALF else 1.0 for pair in pairs])
     return {
         "judge": judge.name,
-        "agreement": agreement_with_labels(pairs, judgments).as_dict(),
+        "agreement": agreement_with_labels(pairs, judgments),
         "kappa": cohens_kappa(labels, verdicts(probabilities)),
         "position_bias": bias,
         "position_note": note,

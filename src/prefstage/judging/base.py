@@ -58,8 +58,8 @@ def plain_prompt(prompt: Prompt) -> str:
     return "\n\n".join(f"{who}: {text}" for who, text in zip(speakers, texts, strict=True))
 
 
+# (prompt, response).
 Item = tuple[Prompt, str]
-"""(prompt, response)."""
 T = TypeVar("T")
 
 _CHUNK = 32  # comparisons asked together of a judge that cannot stream

@@ -1,14 +1,19 @@
-"""Judging whole data sets by any judge: kept in a ledger, with progress, against labels."""
+"""Judging whole data sets: kept in a ledger, with progress, against labels; and `judge`."""
 
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from prefstage.core import Ledger, progress
-from prefstage.data.records import Candidates, Pair, prompt_id_of
+from pydantic import Field
+
+from prefstage.core import InputError, Ledger, Outcome, progress, write_json
+from prefstage.data.records import Candidates, Message, Pair, prompt_id_of
+from prefstage.data.settings import BadRowSettings
 from prefstage.judging.base import (
     TIE,
     Comparison,
@@ -22,8 +27,14 @@ from prefstage.judging.base import (
     in_order,
     turned,
 )
+from prefstage.judging.loading import as_judge
+
+if TYPE_CHECKING:
+    from prefstage.data import CandidateSet, PairSet
+    from prefstage.data.sources import DataSource
 
 T = TypeVar("T")
+_TABLES = (".parquet", ".jsonl")
 
 
 def stored(judge: Judge, ledger: Ledger) -> Judge:
@@ -52,7 +63,7 @@ def stored_judgment(judge: str, comparison: Comparison, ledger: Ledger) -> Judgm
     Returns:
         The judgment, or None if it is not known.
     """
-    ordered = _in_kept_order(comparison)
+    ordered = in_kept_order(comparison)
     row = ledger.get("judgments", question_key(judge, ordered))
     return None if row is None else _turned_back(Judgment(*row), comparison, ordered)
 
@@ -102,7 +113,7 @@ class _StoredJudge(Judge):
             return
         # Always asked in the order in which a pair is kept: (f(a, b) + 1 - f(b, a)) / 2 rounds
         # otherwise when a and b are exchanged, and a tie would depend on who asked first.
-        ordered = [_in_kept_order(comparison) for comparison in comparisons]
+        ordered = [in_kept_order(comparison) for comparison in comparisons]
         keys = [question_key(self.fingerprint, comparison) for comparison in ordered]
 
         def ask(positions: Sequence[int]) -> Iterator[tuple[int, Judgment]]:
@@ -155,8 +166,8 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _in_kept_order(comparison: Comparison) -> Comparison:
-    # The ledger keeps one order of a pair, whoever asks.
+def in_kept_order(comparison: Comparison) -> Comparison:
+    """The comparison in the one order of its responses that a ledger keeps, whoever asks."""
     return turned(comparison) if _hash(comparison.b) < _hash(comparison.a) else comparison
 
 
@@ -238,45 +249,10 @@ def _mean_wins(count: int, judgments: Iterator[Judgment]) -> list[float]:
 
 
 _Z_95 = 1.959963984540054
-TIE_AGREEMENT = 0.5
 _TIE_VOTE = 0.5
 
 
-@dataclass(frozen=True)
-class LabelAgreement:
-    """A judge's judgments of labelled pairs, summed up.
-
-    Attributes:
-        pairs: Pairs judged.
-        label_ties: Pairs that the dataset calls a tie; they count for nothing below.
-        judge_ties: Of the others, those with P = ½ although decided; they count half.
-        undecided: Of the others, those without a readable judgment; they count half.
-        agreement: Share of labelled pairs where P(chosen ≻ rejected) > ½, in [0, 1]; NaN
-            without labelled pairs.
-        interval: 95 % Wilson interval of the agreement.
-        longer_wins: What the rule "the longer response is better" would reach, in [0, 1].
-        prefers_longer: Share of labelled pairs of unequal length (in characters) where the
-            judge prefers the longer response, in [0, 1].
-    """
-
-    pairs: int
-    label_ties: int
-    judge_ties: int
-    undecided: int
-    agreement: float
-    interval: tuple[float, float]
-    longer_wins: float
-    prefers_longer: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-serialisable; unknown shares are null."""
-        return {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in {**asdict(self), "interval": list(self.interval)}.items()
-        }
-
-
-def agreement_with_labels(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> LabelAgreement:
+def agreement_with_labels(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> dict[str, Any]:
     """Compare judgments P(chosen ≻ rejected) with the labels of their pairs.
 
     Args:
@@ -284,40 +260,38 @@ def agreement_with_labels(pairs: Sequence[Pair], judgments: Sequence[Judgment]) 
         judgments: One a pair, in order.
 
     Returns:
-        The counts, the agreement with its interval, and what length alone explains.
+        Figures, JSON-serialisable; shares are in [0, 1], and None where nothing is known:
+        `pairs`, all that were judged; `label_ties`, those that the dataset calls a tie, which count
+        for nothing below; `judge_ties`, of the others those with P = ½ although decided, which
+        count half; `undecided`, of the others those without a readable judgment, which count half;
+        `agreement`, the share of labelled pairs where P(chosen ≻ rejected) > ½; `interval`, its
+        95 % Wilson interval; `longer_wins`, what the rule "the longer response is better" would
+        reach; `prefers_longer`, the share of labelled pairs of unequal length (in characters)
+        where the judge prefers the longer response.
 
     Source:
         Interval: Wilson 1927, JASA 22(158); pairs taken as independent.
     """
-    labelled = [
-        (pair, judgment)
-        for pair, judgment in zip(pairs, judgments, strict=True)
-        if pair.agreement != TIE_AGREEMENT
-    ]
+    labelled = [both for both in zip(pairs, judgments, strict=True) if not both[0].tied]
     votes = [_vote(judgment.probability - 0.5) for _, judgment in labelled]
-    lengths = [
-        [sum(len(content_of(m)) for m in side) for side in (pair.chosen, pair.rejected)]
-        for pair, _ in labelled
-    ]
-    longer = [_vote(chosen - rejected) for chosen, rejected in lengths]
+    longer = [_vote(_length(pair.chosen) - _length(pair.rejected)) for pair, _ in labelled]
     undecided = sum(judgment.status == "undecided" for _, judgment in labelled)
+    for_longer = [
+        vote if long else 1.0 - vote
+        for vote, long in zip(votes, longer, strict=True)
+        if long != _TIE_VOTE
+    ]
     agreement = _mean(votes)
-    return LabelAgreement(
-        pairs=len(pairs),
-        label_ties=len(pairs) - len(labelled),
-        judge_ties=votes.count(_TIE_VOTE) - undecided,
-        undecided=undecided,
-        agreement=agreement,
-        interval=wilson_interval(agreement, len(votes)),
-        longer_wins=_mean(longer),
-        prefers_longer=_mean(
-            [
-                vote if long else 1.0 - vote
-                for vote, long in zip(votes, longer, strict=True)
-                if long != _TIE_VOTE
-            ]
-        ),
-    )
+    return {
+        "pairs": len(pairs),
+        "label_ties": len(pairs) - len(labelled),
+        "judge_ties": votes.count(_TIE_VOTE) - undecided,
+        "undecided": undecided,
+        "agreement": agreement,
+        "interval": list(wilson_interval(agreement or 0.0, len(votes))),
+        "longer_wins": _mean(longer),
+        "prefers_longer": _mean(for_longer),
+    }
 
 
 def wilson_interval(share: float, count: int, *, z: float = _Z_95) -> tuple[float, float]:
@@ -347,5 +321,167 @@ def _vote(difference: float) -> float:
     return _TIE_VOTE if difference == 0 else float(difference > 0)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
+def _length(side: Sequence[Message]) -> int:
+    return sum(len(content_of(message)) for message in side)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+# --- `judge` --------------------------------------------------------------------------------------
+
+
+class JudgeConfig(BadRowSettings):
+    """How a dataset is read that a judge looks at, and where its judgments are kept."""
+
+    store: Path | None = Field(
+        default=None,
+        description="Judgment store (SQLite): what is in it is not judged again.",
+    )
+
+
+class JudgeSettings(JudgeConfig):
+    """As YAML and the command have it: with the judge and the data."""
+
+    judge: str = Field(
+        description="reward:PATH, pairrm:PATH, openai:MODEL@URL, table:FILE, "
+        "python:module:function, or a checkpoint; options as ?key=value&key=value."
+    )
+    pairs: str | None = Field(default=None, description="Pairs to judge: file, folder or Hub id.")
+    candidates: str | None = Field(
+        default=None, description="Candidates to score: file, folder or Hub id."
+    )
+
+
+@dataclass(frozen=True)
+class Judged(Outcome):
+    """What `judge` returns.
+
+    Attributes:
+        dataset: The rows with the columns `judge_probability` and `judge_status`, or `scores`.
+    """
+
+    dataset: Any = None
+
+
+def judge(
+    judge: str | Path | Judge,
+    *,
+    pairs: "DataSource | None" = None,
+    candidates: "DataSource | None" = None,
+    out: str | Path | None = None,
+    config: JudgeConfig | None = None,
+) -> Judged:
+    """Judge pairs (does the judge agree with the labels?), or score candidates.
+
+    Args:
+        judge: As for `load_judge`, or a judge.
+        pairs: Pairs: P(chosen ≻ rejected | x) of each, and how often the judge agrees with
+            the labels. Either these or `candidates`.
+        candidates: Candidates: the reward of each response, or its mean probability to beat
+            the prompt's other responses.
+        out: Judged rows (.parquet, .jsonl), or the figures (.json).
+        config: The store of judgments, and what happens to bad rows.
+
+    Returns:
+        The figures, and the rows as judged.
+
+    Raises:
+        InputError: If not exactly one of `pairs` and `candidates` is there, or `out` has
+            another ending.
+        DataError: If the data cannot be read.
+    """
+    from prefstage.data import load_candidates, load_pairs
+    from prefstage.data.storage import save_dataset
+
+    config, out = config or JudgeConfig(), None if out is None else Path(out)
+    names = "neither --pairs nor --candidates", "both --pairs and --candidates"
+    InputError.unless(
+        (pairs is None) != (candidates is None),
+        saw=names[pairs is not None],
+        expected="one of them",
+        cure="give --pairs to compare two responses a prompt, --candidates to score any number",
+    )
+    InputError.unless(
+        out is None or out.suffix in (*_TABLES, ".json"),
+        saw=f"--out {out}",
+        expected="a name that ends in .parquet or .jsonl (judged rows) or .json (summary)",
+        cure="change the ending",
+    )
+    reading: Any = config.model_dump(include=set(BadRowSettings.model_fields))
+    with ExitStack() as stack:
+        # What is looked at is read first, so that a wrong path is found before a model is loaded.
+        rows: Any = (
+            load_pairs(pairs, **reading)
+            if pairs is not None
+            else load_candidates(candidates, **reading)
+        )
+        who = as_judge(judge)
+        if config.store is not None:
+            who = stored(who, stack.enter_context(Ledger(config.store)))
+        lines, result, table = (_judge_pairs if pairs is not None else _score)(who, rows)
+    result |= {
+        "judge": who.name,
+        "judge_fingerprint": who.fingerprint,
+        "counts": dict(who.counts),
+        "rows_quarantined": rows.report.quarantined,
+        "notes": list(rows.report.notes),
+    }
+    if out is not None and out.suffix in _TABLES:
+        save_dataset(table, out)
+    elif out is not None:
+        write_json(out, result)
+    counts = [f"{name.replace('_', ' ')} {count}" for name, count in result["counts"].items()]
+    lines += [f"counts: {', '.join(counts)}"] if counts else []
+    if result["rows_quarantined"]:
+        lines.append(f"rows put aside as bad: {result['rows_quarantined']}")
+    lines += [f"note: {note}" for note in result["notes"]]
+    return Judged("\n".join(lines), result, [] if out is None else [out], dataset=table)
+
+
+def _judge_pairs(who: Judge, loaded: "PairSet") -> tuple[list[str], dict[str, Any], Any]:
+    pairs = list(loaded)
+    judgments = compare_all(who, [comparison_of(pair) for pair in pairs])
+    figures = agreement_with_labels(pairs, judgments)
+    table = (
+        loaded.dataset.remove_columns("judge_probability")
+        .add_column("judge_probability", [judgment.probability for judgment in judgments])
+        .add_column("judge_status", [judgment.status for judgment in judgments])
+    )
+    labelled = len(pairs) - figures["label_ties"]
+    lines = [f"{len(pairs)} pairs judged by {who.name}"]
+    if labelled:
+        low, high = figures["interval"]
+        shares = (figures["longer_wins"], figures["prefers_longer"])
+        longer, prefers = (math.nan if share is None else share for share in shares)
+        lines += [
+            f"agrees with the labels of {labelled} pairs: {figures['agreement']:.1%}"
+            f" [{low:.1%}, {high:.1%}] (95 % interval)",
+            f'"longer is better" would reach {longer:.1%}; '
+            f"the judge prefers the longer response in {prefers:.1%}",
+        ]
+    lines.append(
+        f"ties: {figures['label_ties']} in the labels, {figures['judge_ties']} by the judge;"
+        f" undecided: {figures['undecided']}"
+    )
+    return lines, figures, table
+
+
+def _score(who: Judge, loaded: "CandidateSet") -> tuple[list[str], dict[str, Any], Any]:
+    rows = list(loaded)
+    scores = score_candidates(who, rows)
+    kind = "reward" if who.pointwise else "mean win probability"
+    by_source: dict[str, list[float]] = {}
+    for row, row_scores in zip(rows, scores, strict=True):
+        for source, score in zip(row.sources, row_scores, strict=True):
+            by_source.setdefault(source or "(unnamed)", []).append(score)
+    means = {source: sum(values) / len(values) for source, values in by_source.items()}
+    responses = sum(map(len, scores))
+    lines = [f"{responses} responses to {len(rows)} prompts scored by {who.name} ({kind})"]
+    lines += [
+        f"  {mean:8.3f}  {source}"
+        for source, mean in sorted(means.items(), key=lambda item: -item[1])
+    ]
+    result = {"prompts": len(rows), "responses": responses, "score": kind, "mean": means}
+    return lines, result, loaded.dataset.remove_columns("scores").add_column("scores", scores)

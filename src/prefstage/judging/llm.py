@@ -10,17 +10,17 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.core import Config, InputError, Ledger, ServiceError, digest, load_config
+from prefstage.core import Config, InputError, Ledger, ServiceError, digest, load_config, refuse
 from prefstage.judging.base import (
-    TIE,
     UNDECIDED,
     Comparison,
     Judge,
     Judgment,
+    answered_once,
     plain_prompt,
     turned,
 )
-from prefstage.judging.judged import question_key
+from prefstage.judging.judged import in_kept_order, question_key
 from prefstage.serving.client import ServerClient, ask_all
 
 _PLACEHOLDERS = ("conversation", "response_a", "response_b")
@@ -57,8 +57,8 @@ _USER = """\
 Which response is better, A or B? Write one letter and nothing else: A, B, or C for a tie.
 Your verdict:"""
 
-Key = tuple[str, str, str, str]
-"""As the ledger names a comparison in the order in which it is shown."""
+# P(first shown ≻ second shown) in either order; None where no answer was readable.
+Verdicts = tuple[float | None, float | None]
 
 REMINDER = " (exactly one letter, A, B or C, without any other text)"
 
@@ -83,11 +83,13 @@ class JudgePrompt(Config):
     def _has_placeholders(self) -> Self:
         for name in _PLACEHOLDERS:
             times = self.user.count(f"{{{name}}}")
-            if times != 1:
-                raise ValueError(
+            refuse(
+                (
+                    times != 1,
                     f"the judge prompt's `user` text has {{{name}}} {times} times; expected it "
-                    "once; write it where the text shall stand"
+                    "once; write it where the text shall stand",
                 )
+            )
         return self
 
     def messages(self, question: Comparison, *, reminded: bool = False) -> list[dict[str, str]]:
@@ -310,24 +312,24 @@ class LLMJudge(Judge):
         Raises:
             ServiceError: If the server fails for good; every reply until then is kept.
         """
-        # A question that occurs repeatedly is bought once, in either order of its responses.
-        questions: dict[Key, Comparison] = {}
-        waiting: dict[Key, list[tuple[int, list[Key]]]] = {}
-        for position, comparison in enumerate(comparisons):
-            if comparison.a == comparison.b:
-                yield position, TIE
-                continue
-            shown = (comparison, turned(comparison))
-            orders = [question_key(self.fingerprint, order) for order in shown]
-            questions |= zip(orders, shown, strict=True)
-            for key in orders:
-                waiting.setdefault(key, []).append((position, orders))
-        verdicts: dict[Key, float | None] = {}
-        for key, verdict in ask_all(self.client, questions.items(), self._ask):
-            verdicts[key] = verdict
-            for position, orders in waiting[key]:
-                if all(order in verdicts for order in orders):
-                    yield position, self._judgment(*(verdicts[order] for order in orders))
+        # A pair that occurs repeatedly is asked about once, in whichever order it comes.
+        shown = [in_kept_order(comparison) for comparison in comparisons]
+        keys = [question_key(self.fingerprint, question) for question in shown]
+
+        def ask(positions: Sequence[int]) -> Iterator[tuple[int, Verdicts]]:
+            items = [(index, shown[position]) for index, position in enumerate(positions)]
+            return ask_all(self.client, items, self._ask_both)
+
+        tie: Verdicts = (_HALF, _HALF)
+        same = (tie if c.a == c.b else None for c in comparisons)
+        for position, verdicts in answered_once(keys, same, ask):
+            as_asked = comparisons[position].a == shown[position].a
+            yield position, self._judgment(*(verdicts if as_asked else reversed(verdicts)))
+
+    async def _ask_both(self, item: tuple[int, Comparison]) -> tuple[int, Verdicts]:
+        # One after the other: what is in flight when another question fails is still kept.
+        index, shown = item
+        return index, (await self._ask(shown), await self._ask(turned(shown)))
 
     def _judgment(self, forward: float | None, backward: float | None) -> Judgment:
         if forward is None or backward is None:
@@ -337,9 +339,9 @@ class LLMJudge(Judge):
         self._counts["order_dependent"] += (forward - _HALF) * (backward - _HALF) > 0
         return Judgment(0.5 * (forward + 1.0 - backward))
 
-    async def _ask(self, question: tuple[Key, Comparison]) -> tuple[Key, float | None]:
+    async def _ask(self, shown: Comparison) -> float | None:
         """Ask until the reply is readable; each reply is kept before it is used."""
-        key, shown = question
+        key = question_key(self.fingerprint, shown)
         for attempt in range(self._options.attempts):
             reply, counted = self._ledger.get("replies", (*key, attempt)), "reused"
             if reply is None:
@@ -348,9 +350,9 @@ class LLMJudge(Judge):
             self._counts[counted] += 1
             _, probability = reply
             if probability is not None:
-                return key, float(probability)
+                return float(probability)
             self._counts["unreadable"] += 1
-        return key, None
+        return None
 
     async def _buy(self, shown: Comparison, attempt: int) -> tuple[str, float | None]:
         """A reply as it is kept: its text, and P(first shown ≻ second shown) if it is readable."""

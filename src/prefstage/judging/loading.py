@@ -20,8 +20,8 @@ from prefstage.core import Config, InputError, adapter_config, check_config, dig
 from prefstage.data.records import Prompt
 from prefstage.judging.base import TIE, Comparison, Judge, Judgment, flipped, turned
 
+# (a, b, prompt) → P(a ≻ b | prompt) in [0, 1].
 PreferenceFunction = Callable[[str, str, Prompt], float]
-"""(a, b, prompt) → P(a ≻ b | prompt) in [0, 1]."""
 
 
 class FunctionOptions(Config):
@@ -134,28 +134,27 @@ def import_function(path: str, *, what: str, takes: str, example: str) -> Callab
     """
     module_name, separator, attribute = path.partition(":")
     expected = "python:module:function, importable from here"
-    if not (separator and module_name and attribute):
-        raise InputError.of(
-            saw=f"{what} 'python:{path}'",
-            expected=expected,
-            cure=f"write for example python:my_{what}s:{example}",
-        )
+    InputError.unless(
+        separator and module_name and attribute,
+        saw=f"{what} 'python:{path}'",
+        expected=expected,
+        cure=f"write for example python:my_{what}s:{example}",
+    )
     if (here := str(Path.cwd())) not in sys.path:  # console scripts leave it out
         sys.path.append(here)
-    try:
+    with InputError.instead_of(
+        *(ImportError, AttributeError),
+        saw=f"{what} 'python:{path}': {{error}}",
+        expected=expected,
+        cure="check the names; the module is looked for in this folder and on PYTHONPATH",
+    ):
         function: Callable[..., Any] = attrgetter(attribute)(importlib.import_module(module_name))
-    except (ImportError, AttributeError) as error:
-        raise InputError.of(
-            saw=f"{what} 'python:{path}': {error}",
-            expected=expected,
-            cure="check the names; the module is looked for in this folder and on PYTHONPATH",
-        ) from error
-    if not callable(function):
-        raise InputError.of(
-            saw=f"{what} 'python:{path}' is a {type(function).__name__}",
-            expected=f"a function {takes}",
-            cure="name a function",
-        )
+    InputError.unless(
+        callable(function),
+        saw=f"{what} 'python:{path}' is a {type(function).__name__}",
+        expected=f"a function {takes}",
+        cure="name a function",
+    )
     return function
 
 
@@ -237,10 +236,12 @@ def _kind_of_checkpoint(path: str) -> str:
             expected="an adapter of a reward model (task SEQ_CLS), a reward model or PairRM",
             cure="name the kind, e.g. reward:PATH, if it is one all the same",
         )
-    if Path(path).is_dir() and not Path(path, "config.json").exists():
-        raise InputError.of(
-            saw=f"judge {path!r}, a folder without config.json", expected=FORMS, cure=_CHOOSE
-        )
+    InputError.unless(
+        Path(path, "config.json").exists() or not Path(path).is_dir(),
+        saw=f"judge {path!r}, a folder without config.json",
+        expected=FORMS,
+        cure=_CHOOSE,
+    )
     try:
         config = json.loads(Path(cached_file(path, "config.json")).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:

@@ -24,7 +24,7 @@ from prefstage.judging.base import (
     plain_prompt,
     sigmoid,
 )
-from prefstage.judging.models import ModelJudge, ModelOptions, loading_settings
+from prefstage.judging.reward_model import ModelJudge, ModelOptions, loading_settings
 
 SOURCE = "<|source|>"
 CANDIDATES = ("<|candidate1|>", "<|candidate2|>")
@@ -251,13 +251,12 @@ class PairRMJudge(ModelJudge):
         self._encode = PairRMEncoder(tokenizer, style=self._options.style)
         for field, token in _MARKERS.items():
             wanted, known = getattr(model.config, field), tokenizer.convert_tokens_to_ids(token)
-            if known != wanted:
-                raise ModelError.of(
-                    saw=f"{name}: the tokenizer has {token} as id {known}, the config says "
-                    f"{wanted}",
-                    expected="the same id in both",
-                    cure="use the tokenizer files that were published with the checkpoint",
-                )
+            ModelError.unless(
+                known == wanted,
+                saw=f"{name}: the tokenizer has {token} as id {known}, the config says {wanted}",
+                expected="the same id in both",
+                cure="use the tokenizer files that were published with the checkpoint",
+            )
 
     @classmethod
     def load(cls, path: str, *, options: PairRMOptions | None = None) -> Self:
@@ -284,12 +283,12 @@ class PairRMJudge(ModelJudge):
         ):
             config = DebertaV2Config.from_pretrained(path)
         lacking = [n for n in (*_MARKERS, "n_tasks", "drop_out") if not hasattr(config, n)]
-        if lacking:
-            raise ModelError.of(
-                saw=f"{path}/config.json lacks {', '.join(lacking)}",
-                expected="the configuration of a checkpoint like llm-blender/PairRM-hf",
-                cure="use the -hf checkpoint; llm-blender/PairRM without -hf has another layout",
-            )
+        ModelError.unless(
+            not lacking,
+            saw=f"{path}/config.json lacks {', '.join(lacking)}",
+            expected="the configuration of a checkpoint like llm-blender/PairRM-hf",
+            cure="use the -hf checkpoint; llm-blender/PairRM without -hf has another layout",
+        )
         tokenizer = load_tokenizer(path)
         device_map, dtype = loading_settings(options.device, options.dtype)
         device_map = {"": "cuda"} if device_map == "auto" else device_map  # 0.4 B fit on any GPU

@@ -1,26 +1,146 @@
-"""A reward model as judge: each response is scored once, P(a ≻ b) = σ(r_a - r_b)."""
+"""A reward model as judge, P(a ≻ b) = σ(r_a - r_b); what judges with a model of their own share."""
 
 import datetime
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from os.path import commonprefix
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field
+from torch.nn.utils.rnn import pad_sequence
 
-from prefstage.core import CLASSIFIER, InputError, ModelError, load_checkpoint
+from prefstage.core import (
+    CLASSIFIER,
+    Config,
+    InputError,
+    ModelError,
+    check_token_ids,
+    digest,
+    embedding_rows,
+    load_checkpoint,
+    weights_fingerprint,
+)
 from prefstage.data import Message, Prompt, load_tokenizer, prompt_id_of
 from prefstage.data.conversation_tokens import ControlText
 from prefstage.data.rendering import ChatTemplate
-from prefstage.judging.base import Item, answered_once, plain_prompt
-from prefstage.judging.models import ModelJudge, ModelOptions, loading_settings
+from prefstage.judging.base import Item, Judge, answered_once, plain_prompt
 
 # Special tokens that a text spells are split: a response must not end the prompt's segment.
 _AS_TEXT = {"split_special_tokens": True, "verbose": False}
 # What a judge's template reads as today: Llama 3.1's default. Stored judgments outlive the day.
 _JUDGES_DATE = datetime.date(2024, 7, 26)
 _UNBOUNDED = 1_000_000  # tokenizers without a limit give a huge number
+
+
+class ModelOptions(Config):
+    """Where a judge's model runs."""
+
+    device: str = Field(
+        default="auto", description="auto (all GPUs, or the CPU), cpu, cuda:1, mps."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto: float32 on a CPU, the checkpoint's own elsewhere."
+    )
+
+
+class ModelJudge(Judge):
+    """A judge that reads token ids with a classifier of one logit.
+
+    Args:
+        model: The classifier, as of transformers.
+        tokenizer: Its tokenizer.
+        name: Short name for people.
+        reading: What judgments depend on besides weights and tokenizer; JSON-serialisable.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, reading: Mapping[str, Any]) -> None:
+        self._model, self._tokenizer, self._reading = model.eval(), tokenizer, reading
+        self.name = name
+        self._counts: Counter[str] = Counter(calls=0, truncated=0)
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]  # computed when first read
+        """Hash of weights, precision, tokenizer, and how texts are shown to the model."""
+        # Of the tokenizer: its vocabulary, merges, special tokens and chat template.
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        rules = self._tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+        for state in ("padding", "truncation"):  # left there by the last call, no part of the rules
+            rules.pop(state, None)
+        tokens = digest({"rules": rules, "chat_template": self._tokenizer.chat_template})
+        weights = weights_fingerprint(self._model)
+        return digest({"weights": weights, "tokenizer": tokens, **self._reading})
+
+    def _logits(
+        self, rows: Sequence[Mapping[str, Sequence[int]]], batch_size: int
+    ) -> Iterator[tuple[list[int], list[float]]]:
+        """The logits of rows of token ids, with the positions of each batch."""
+        known = embedding_rows(self._model)
+        for row in rows:
+            check_token_ids(
+                row["input_ids"], known, where=f"judge {self.name}", tokenizer=self._tokenizer
+            )
+        pad_id = self._model.config.get_text_config().pad_token_id
+        # Without a pad token the model itself refuses batches: it could not find the end.
+        size = batch_size if pad_id is not None else 1
+        # Padding costs what tokens cost: neighbours of like length waste the least. The longest
+        # first, so that a batch that does not fit into memory fails at the start.
+        order = sorted(range(len(rows)), key=lambda row: (-len(rows[row]["input_ids"]), row))
+        fill = {"input_ids": pad_id or 0, "attention_mask": 0, "token_type_ids": 0}
+        for batch in (order[start : start + size] for start in range(0, len(order), size)):
+            texts = [{**rows[i], "attention_mask": [1] * len(rows[i]["input_ids"])} for i in batch]
+            # Padded on the right to the longest of them. [batch, longest].
+            inputs = {
+                name: pad_sequence(
+                    [torch.tensor(text[name]) for text in texts],
+                    batch_first=True,
+                    padding_value=fill[name],
+                ).to(self._model.device)
+                for name in texts[0]
+            }
+            with torch.inference_mode():
+                logits = self._model(**inputs).logits[:, 0]
+            self._counts["calls"] += len(batch)
+            yield batch, logits.float().tolist()
+
+
+def loading_settings(device: str, dtype: str) -> tuple[Any, Any]:
+    """Where a judge runs and in which precision, as `from_pretrained` takes them.
+
+    Args:
+        device: A torch device, or "auto" for all GPUs if there is one (a model that does
+            not fit on one is spread over them).
+        dtype: A torch dtype's name, or "auto": float32 on a CPU, where half precision is
+            slow, and the checkpoint's own elsewhere.
+
+    Returns:
+        (device_map, torch.dtype or "auto").
+
+    Raises:
+        InputError: If torch knows no such device, or it is not there.
+    """
+    with_gpu = torch.cuda.is_available()
+    chosen = ("cuda" if with_gpu else "cpu") if device == "auto" else device
+    target: torch.device | None = None
+    with suppress(RuntimeError):
+        target = torch.device(chosen)
+    if target is None or (target.type == "cuda" and not with_gpu):
+        raise InputError.of(
+            saw=f"device {device!r}",
+            expected="a device of this machine, such as cpu, cuda or cuda:1",
+            cure="leave device out to take the GPU if there is one",
+        )
+    device_map = "auto" if device == "auto" and with_gpu else {"": target}
+    if dtype != "auto":
+        return device_map, getattr(torch, dtype)
+    return device_map, torch.float32 if target.type == "cpu" else "auto"
+
+
+# --- Reward models -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -188,13 +308,13 @@ class RewardModelJudge(ModelJudge):
         """
         self._options = options or RewardModelOptions()
         name = name or str(model.config.name_or_path or type(model).__name__)
-        if model.config.num_labels != 1:
-            raise ModelError.of(
-                saw=f"{name} gives {model.config.num_labels} logits",
-                expected="a reward model with one logit (num_labels = 1)",
-                cure="use a Bradley-Terry reward model; classifiers and multi-objective reward "
-                "models can be wrapped in a Python function (python:module:function)",
-            )
+        ModelError.unless(
+            model.config.num_labels == 1,
+            saw=f"{name} gives {model.config.num_labels} logits",
+            expected="a reward model with one logit (num_labels = 1)",
+            cure="use a Bradley-Terry reward model; classifiers and multi-objective reward "
+            "models can be wrapped in a Python function (python:module:function)",
+        )
         self._encode = _encoder(tokenizer, model.config, self._options)
         limits = {key: getattr(self._encode, key) for key in ("max_length", "max_prompt_tokens")}
         super().__init__(
@@ -234,11 +354,11 @@ class RewardModelJudge(ModelJudge):
 
         def ask(positions: Sequence[int]) -> Iterator[tuple[int, float]]:
             encodings = [self._encode(*items[position]) for position in positions]
-            cuts = [(encoding.prompt_cut, encoding.response_cut) for encoding in encodings]
-            self._counts["truncated"] += sum(map(any, cuts))
-            self._counts["responses_truncated"] += sum(response for _, response in cuts)
-            rows = [encoding.ids for encoding in encodings]
-            for batch, rewards in self._logits(rows, self._options.batch_size):
+            self._counts["truncated"] += sum(e.prompt_cut or e.response_cut for e in encodings)
+            self._counts["responses_truncated"] += sum(e.response_cut for e in encodings)
+            for batch, rewards in self._logits(
+                [encoding.ids for encoding in encodings], self._options.batch_size
+            ):
                 yield from zip(batch, rewards, strict=True)
 
         for position, reward in answered_once(keys, (self._rewards.get(key) for key in keys), ask):
@@ -260,24 +380,24 @@ def _encoder(tokenizer: Any, config: Any, options: RewardModelOptions) -> PairEn
             expected="model_max_length or max_position_embeddings",
             cure="give it in the judge's options, e.g. reward:PATH?max_length=4096",
         )
-    if options.max_prompt_tokens is not None and options.max_prompt_tokens >= limit:
-        raise InputError.of(
-            saw=f"max_prompt_tokens={options.max_prompt_tokens} with max_length={limit}",
-            expected="a prompt limit below the whole length, so that a response has room",
-            cure="lower max_prompt_tokens or raise max_length",
-        )
-    if options.chat_template and not tokenizer.chat_template:
-        raise ModelError.of(
-            saw="chat_template=true, and the judge's tokenizer has no chat template",
-            expected="a tokenizer with a chat template",
-            cure="leave chat_template out, to use the pair encoding (prompt, response)",
-        )
+    InputError.unless(
+        options.max_prompt_tokens is None or options.max_prompt_tokens < limit,
+        saw=f"max_prompt_tokens={options.max_prompt_tokens} with max_length={limit}",
+        expected="a prompt limit below the whole length, so that a response has room",
+        cure="lower max_prompt_tokens or raise max_length",
+    )
+    ModelError.unless(
+        tokenizer.chat_template or not options.chat_template,
+        saw="chat_template=true, and the judge's tokenizer has no chat template",
+        expected="a tokenizer with a chat template",
+        cure="leave chat_template out, to use the pair encoding (prompt, response)",
+    )
     if tokenizer.chat_template and options.chat_template is not False:
         return ChatEncoder(tokenizer, limit, options.max_prompt_tokens)
-    if not tokenizer.is_fast:
-        raise ModelError.of(
-            saw=f"a slow tokenizer ({type(tokenizer).__name__})",
-            expected="a fast one, which tells where each token stands in the text",
-            cure="save the tokenizer in the fast format (tokenizer.json)",
-        )
+    ModelError.unless(
+        tokenizer.is_fast,
+        saw=f"a slow tokenizer ({type(tokenizer).__name__})",
+        expected="a fast one, which tells where each token stands in the text",
+        cure="save the tokenizer in the fast format (tokenizer.json)",
+    )
     return PairEncoder(tokenizer, limit, options.max_prompt_tokens)

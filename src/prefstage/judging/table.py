@@ -66,12 +66,12 @@ class TableJudge(Judge):
             self._read(part) for part in ([path] if Path(path).exists() else path.split(","))
         ]
         scores = [s for texts in self._scores.values() for scores in texts.values() for s in scores]
-        if not scores and not self._pairs:
-            raise DataError.of(
-                saw=f"{self.name} holds no judgment ({self._counts['rows_skipped']} rows unusable)",
-                expected="pairs with a preference, or responses with a score",
-                cure="check the file's columns",
-            )
+        DataError.unless(
+            scores or self._pairs,
+            saw=f"{self.name} holds no judgment ({self._counts['rows_skipped']} rows unusable)",
+            expected="pairs with a preference, or responses with a score",
+            cure="check the file's columns",
+        )
         outside = [score for score in scores if not 0.0 <= score <= 1.0]
         if outside and self._options.scores == "baseline":
             raise DataError.of(
@@ -103,11 +103,14 @@ class TableJudge(Judge):
                 if second < first:
                     first, second, share = second, first, 1.0 - share
                 self._pairs[row.prompt_id][first, second].append(share)
-                continue
-            for response, score in zip(row.responses, row.scores, strict=True):
-                if score is None:
-                    self._counts["rows_skipped"] += 1
-                else:
+            else:
+                scored = [
+                    both
+                    for both in zip(row.responses, row.scores, strict=True)
+                    if both[1] is not None
+                ]
+                self._counts["rows_skipped"] += len(row.responses) - len(scored)
+                for response, score in scored:
                     self._scores[row.prompt_id][response.strip()].append(score)
         self._counts["rows_skipped"] += rows.report.quarantined
         return str(rows.fingerprint)

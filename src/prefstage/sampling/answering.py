@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from prefstage.core import InputError, Ledger, Outcome, progress
-from prefstage.data.settings import BadRowSettings, ChatSettings
+from prefstage.data.settings import BadRowSettings
 from prefstage.sampling.base import (
     LoadOptions,
+    LoadSettings,
     Sample,
     Sampler,
     SamplingConfig,
@@ -30,34 +31,13 @@ if TYPE_CHECKING:
     from prefstage.data.sources import DataSource
 
 _ENDINGS = (".jsonl", ".parquet")
-_LOADING = (
-    *("dtype", "device", "adapter", "max_prompt_tokens", "batch_tokens"),
-    *("concurrency", "timeout_s", "retries", "api_key_env"),
-)
 
 
-class SampleConfig(SamplingConfig, ChatSettings, BadRowSettings):
+class SampleConfig(SamplingConfig, LoadSettings, BadRowSettings):
     """How a policy is loaded, and how it answers the prompts of a dataset."""
 
     max_prompts: int | None = Field(
         default=None, ge=1, description="Answer the first so many prompts only."
-    )
-    dtype: str | None = Field(default=None, description="auto, float32, bfloat16 or float16.")
-    device: str | None = Field(default=None, description="auto, cpu, cuda:0, ...")
-    adapter: str | None = Field(default=None, description="PEFT adapter on the policy.")
-    max_prompt_tokens: int | None = Field(
-        default=None, description="Longer prompts keep their end (counted)."
-    )
-    batch_tokens: int | None = Field(default=None, description="Tokens a batch may hold [32768].")
-    concurrency: int | None = Field(
-        default=None, description="Requests to a server in flight [16; transformers serve: 1]."
-    )
-    timeout_s: float | None = Field(
-        default=None, description="Seconds for one attempt of a request [600]."
-    )
-    retries: int | None = Field(default=None, description="Attempts after the first [8].")
-    api_key_env: str | None = Field(
-        default=None, description="Variable with the server's API key [OPENAI_API_KEY]."
     )
 
 
@@ -117,18 +97,18 @@ def sample(
 
     config, out = config or SampleConfig(), Path(out)
     store_file = out.with_name(out.name + ".samples.sqlite")
-    if out.suffix not in _ENDINGS:
-        raise InputError.of(
-            saw=f"--out {out}",
-            expected=f"a name that ends in {' or '.join(_ENDINGS)}",
-            cure="change the ending",
-        )
-    if out.exists() and not store_file.exists():
-        raise InputError.of(
-            saw=f"--out {out} exists, and {store_file.name} beside it does not",
-            expected="a new file, or one that an earlier run of this command wrote",
-            cure="name another file",
-        )
+    InputError.unless(
+        out.suffix in _ENDINGS,
+        saw=f"--out {out}",
+        expected=f"a name that ends in {' or '.join(_ENDINGS)}",
+        cure="change the ending",
+    )
+    InputError.unless(
+        store_file.exists() or not out.exists(),
+        saw=f"--out {out} exists, and {store_file.name} beside it does not",
+        expected="a new file, or one that an earlier run of this command wrote",
+        cure="name another file",
+    )
     loaded = load_prompts(
         prompts, on_bad_row=config.on_bad_row, quarantine_file=config.quarantine_file
     )
@@ -161,14 +141,13 @@ def sample(
 def _load(policy: str, out: Path, config: SampleConfig, store: Ledger) -> Sampler:
     from prefstage.data.tokenizer_files import reads_clock
 
-    chat = config.encoding
+    options = config.model_dump(include=set(LoadSettings.model_fields))
     if config.template_date is None and reads_clock(policy):
-        chat["template_date"] = store.date
-    options: dict[str, Any] = {name: getattr(config, name) for name in _LOADING}
+        options["template_date"] = store.date
     if policy.startswith("serve:"):
         options["log_file"] = out.with_name(out.name + ".server.log")
     how = SamplingConfig(**config.model_dump(include=set(SamplingConfig.model_fields)))
-    return load_sampler(policy, how, options=LoadOptions(**chat, **options))
+    return load_sampler(policy, how, options=LoadOptions(**options))
 
 
 def _collect(

@@ -1,19 +1,19 @@
 """Who writes answers, one per (prompt, index), and how they are kept."""
 
-import datetime
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from prefstage.core import Config, InputError, Ledger, seed_for
 from prefstage.data.records import Candidates, Generation, Prompt, generations_of
-from prefstage.data.settings import ControlTokens
+from prefstage.data.settings import ChatSettings
 
 
 class AnswerConfig(Config):
@@ -114,7 +114,7 @@ def cut_thoughts(samples: Iterable[Sample], *, max_new_tokens: int | None = None
     return [f"{n} {'answer' if n == 1 else 'answers'} {what}" for what, n in lines.items() if n]
 
 
-class Sampler:
+class Sampler(AbstractContextManager["Sampler"]):
     """Writes answers. Each depends on its (prompt, index) and the seed alone.
 
     The base class of every sampler: a subclass sets the attributes and defines `sample`, or
@@ -148,12 +148,12 @@ class Sampler:
         Raises:
             InputError: If the class does not define it.
         """
-        if type(self).sample_into is Sampler.sample_into:
-            raise InputError.of(
-                saw=f"sampler {type(self).__name__}, which defines no `sample`",
-                expected="a class derived from prefstage.sampling.Sampler that does",
-                cure="define it",
-            )
+        InputError.unless(
+            type(self).sample_into is not Sampler.sample_into,
+            saw=f"sampler {type(self).__name__}, which defines no `sample`",
+            expected="a class derived from prefstage.sampling.Sampler that does",
+            cure="define it",
+        )
         return self.sample_into(requests, lambda sample: None)
 
     def sample_into(
@@ -176,12 +176,8 @@ class Sampler:
     def close(self) -> None:
         """Give up what the sampler holds: nothing, unless a subclass says so."""
 
-    def __enter__(self) -> Self:
-        """The sampler, to be closed at the end of the block."""
-        return self
-
     def __exit__(self, *_: object) -> None:
-        """Close the sampler."""
+        """Close the sampler at the end of a block."""
         self.close()
 
 
@@ -279,17 +275,16 @@ def stored_sample(sampler: str, request: SampleRequest, ledger: Ledger) -> Sampl
     row = ledger.get("samples", (sampler, request.prompt_id, request.index))
     if row is None:
         return None
-    try:
+    with InputError.instead_of(
+        *(ValueError, TypeError, KeyError),
+        saw=f"{ledger.path}: the answer {request.index} to prompt {request.prompt_id} is "
+        "unreadable",
+        expected="answers as prefstage wrote them",
+        cure="restore the file from a copy, or name another file and run again",
+    ):
         values = json.loads(row[0])
         values["token_ids"] = tuple(values["token_ids"])
         return Sample(request.prompt_id, request.index, **values)
-    except (ValueError, TypeError, KeyError):
-        raise InputError.of(
-            saw=f"{ledger.path}: the answer {request.index} to prompt {request.prompt_id} is "
-            "unreadable",
-            expected="answers as prefstage wrote them",
-            cure="restore the file from a copy, or name another file and run again",
-        ) from None
 
 
 def to_candidates(
@@ -341,102 +336,107 @@ def _check_alone(sampler: Sampler, ledger: Ledger) -> None:
             )
 
 
-@dataclass(frozen=True)
-class LoadOptions:
+class PolicySettings(ChatSettings):
+    """How a policy is loaded, for recipes; what is None is left to its kind."""
+
+    dtype: str | None = Field(default=None, description="auto, float32, bfloat16 or float16.")
+    device: str | None = Field(default=None, description="auto, cpu, cuda:0, ...")
+    adapter: str | None = Field(default=None, description="PEFT adapter on the policy.")
+    concurrency: int | None = Field(default=None, ge=1, description="Requests in flight.")
+
+
+class LoadSettings(PolicySettings):
+    """Everything that says how a policy is loaded, as the command has it."""
+
+    max_prompt_tokens: int | None = Field(
+        default=None, description="Longer prompts keep their end (counted)."
+    )
+    batch_tokens: int | None = Field(default=None, description="Tokens a batch may hold [32768].")
+    concurrency: int | None = Field(
+        default=None, description="Requests to a server in flight [16; transformers serve: 1]."
+    )
+    timeout_s: float | None = Field(
+        default=None, description="Seconds for one attempt of a request [600]."
+    )
+    retries: int | None = Field(default=None, description="Attempts after the first [8].")
+    api_key_env: str | None = Field(
+        default=None, description="Variable with the server's API key [OPENAI_API_KEY]."
+    )
+
+
+class LoadOptions(LoadSettings):
     """How a sampler is loaded; None leaves the default, and what a kind lacks is an error.
 
-    Attributes:
-        chat_format: Named plain format for a base model without a chat template.
-        template_options: Variables for the chat template, such as
-            ``{"enable_thinking": False}``.
-        template_date: In process: what templates read as today.
-        control_tokens: In process: "split" or "keep", as in `ResponseEncoder`.
-        dtype: In process: "auto", "float32", "bfloat16", "float16".
-        device: In process: "auto", "cpu", "cuda:0", ...
-        adapter: In process: PEFT adapter to merge into the weights.
-        max_prompt_tokens: In process: longer prompts keep their end.
-        batch_tokens: In process: tokens a batch may hold, full-grown.
-        concurrency: Servers: requests in flight at most.
-        timeout_s: Servers: seconds for one attempt of a request.
-        retries: Servers: attempts after the first.
-        api_key_env: Servers: environment variable that holds the API key.
-        log_file: Servers that are started: where their output goes.
+    Policies in this process take `template_date`, `control_tokens`, `dtype`, `device`, `adapter`,
+    `max_prompt_tokens` and `batch_tokens`; servers `concurrency`, `timeout_s`, `retries` and
+    `api_key_env`; those that are started also `log_file`; all take `chat_format` and
+    `template_options`.
     """
 
-    chat_format: str | None = None
-    template_options: Mapping[str, Any] | None = None
-    template_date: datetime.date | None = None
-    control_tokens: ControlTokens | None = None
-    dtype: str | None = None
-    device: str | None = None
-    adapter: str | None = None
-    max_prompt_tokens: int | None = None
-    batch_tokens: int | None = None
-    concurrency: int | None = None
-    timeout_s: float | None = None
-    retries: int | None = None
-    api_key_env: str | None = None
-    log_file: Path | None = None
+    log_file: Path | None = Field(
+        default=None, description="Where the output of a server goes that is started."
+    )
 
-    def set_among(self, *names: str) -> dict[str, Any]:
-        """The named options that are set."""
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_for_none(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _set_among(options: PolicySettings, *names: str) -> dict[str, Any]:
+    """The named options that are there and differ from their defaults."""
+    fields = type(options).model_fields
+    chosen = {name: getattr(options, name) for name in names if name in fields}
+    return {name: value for name, value in chosen.items() if value != fields[name].default}
 
 
 _IN_PROCESS: tuple[str, ...] = ("template_date", "control_tokens", "dtype", "device", "adapter")
 _IN_PROCESS += ("max_prompt_tokens", "batch_tokens")
+_SERVED = ("chat_format", "concurrency", "template_options")
 _CLIENT = ("timeout_s", "retries", "api_key_env")
 
 
-def _running_server(spec: str, config: SamplingConfig, options: LoadOptions) -> Sampler:
+def _running_server(spec: str, config: SamplingConfig, options: PolicySettings) -> Sampler:
     from prefstage.sampling.server_sampler import ServerSampler
     from prefstage.serving import ServerClient
 
     model, _, url = spec.removeprefix("openai:").partition("@http")
-    if not model or not url:
-        raise InputError.of(
-            saw=f"policy {spec!r}",
-            expected="openai:MODEL@URL",
-            cure="write, for example, openai:my-model@http://127.0.0.1:8000",
-        )
-    client = ServerClient("http" + url, model, **options.set_among(*_CLIENT))
-    return ServerSampler(
-        client,
-        config,
-        name=Path(model).name,
-        chat_format=options.chat_format,
-        concurrency=options.concurrency,
-        template_options=options.template_options,
+    InputError.unless(
+        model and url,
+        saw=f"policy {spec!r}",
+        expected="openai:MODEL@URL",
+        cure="write, for example, openai:my-model@http://127.0.0.1:8000",
     )
+    client = ServerClient("http" + url, model, **_set_among(options, *_CLIENT))
+    return ServerSampler(client, config, name=Path(model).name, **_set_among(options, *_SERVED))
 
 
-def _started_server(spec: str, config: SamplingConfig, options: LoadOptions) -> Sampler:
+def _started_server(spec: str, config: SamplingConfig, options: PolicySettings) -> Sampler:
     from prefstage.sampling.server_sampler import ServedSampler
     from prefstage.serving import check_command
 
     command = spec.removeprefix("serve:").strip()
     check_command(command)
+    log_file = _set_among(options, "log_file").get("log_file")
     return ServedSampler(
         command,
         config,
-        log_file=options.log_file or Path(tempfile.mkdtemp(prefix="prefstage-")) / "server.log",
-        chat_format=options.chat_format,
-        concurrency=options.concurrency,
-        client_options=options.set_among(*_CLIENT),
-        template_options=options.template_options,
+        log_file=log_file or Path(tempfile.mkdtemp(prefix="prefstage-")) / "server.log",
+        client_options=_set_among(options, *_CLIENT),
+        **_set_among(options, *_SERVED),
     )
 
 
-def _in_process(spec: str, config: SamplingConfig, options: LoadOptions) -> Sampler:
-    if not spec.strip():
-        raise InputError.of(
-            saw="an empty policy",
-            expected="a model folder, a Hub id, openai:MODEL@URL or serve:COMMAND",
-            cure="name one",
-        )
+def _in_process(spec: str, config: SamplingConfig, options: PolicySettings) -> Sampler:
+    InputError.unless(
+        spec.strip(),
+        saw="an empty policy",
+        expected="a model folder, a Hub id, openai:MODEL@URL or serve:COMMAND",
+        cure="name one",
+    )
     from prefstage.sampling.transformers_sampler import TransformersSampler
 
-    chosen = options.set_among("chat_format", "template_options", *_IN_PROCESS)
+    chosen = _set_among(options, "chat_format", "template_options", *_IN_PROCESS)
     return TransformersSampler.load(spec, config, **chosen)
 
 
@@ -452,7 +452,7 @@ def as_sampler(
     spec: str | Path | Sampler,
     config: SamplingConfig | None = None,
     *,
-    options: LoadOptions | None = None,
+    options: PolicySettings | None = None,
 ) -> Sampler:
     """Load who writes answers.
 
@@ -463,7 +463,7 @@ def as_sampler(
             otherwise a model folder or Hub id, for transformers in this process. A `Sampler`
             is returned as it is.
         config: How to sample; None for the defaults.
-        options: How to load.
+        options: How to load: `LoadOptions`, or the settings of a recipe.
 
     Returns:
         The sampler. Closing it (or its ``with`` block) stops the server of a `serve:` spec.
@@ -484,7 +484,7 @@ def as_sampler(
         )
     spec, config, options = str(spec), config or SamplingConfig(), options or LoadOptions()
     load, idle = next(kind for start, kind in _KINDS.items() if spec.startswith(start))
-    for name, value in options.set_among(*idle).items():
+    for name, value in _set_among(options, *idle).items():
         raise InputError.of(
             saw=f"{name}={value} with policy {spec!r}",
             expected="only options that have an effect on this kind of policy",

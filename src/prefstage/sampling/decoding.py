@@ -51,14 +51,18 @@ def choose_tokens(
         # and would exchange their intervals of the distribution.
         order = ids.argsort(dim=-1)
         ids, probabilities = ids.gather(-1, order), probabilities.gather(-1, order)
-    cumulative = probabilities.cumsum(dim=-1)
-    points = torch.tensor(list(uniforms), dtype=torch.float64, device=logits.device)[:, None]
-    # The sum is 1 but for rounding: a number above it must not fall behind the last token.
-    chosen = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
-    chosen = chosen.clamp_max(cumulative.shape[-1] - 1)
+    chosen = _inverse(probabilities.cumsum(dim=-1), uniforms)
     if ids is not None:
         chosen = ids.gather(-1, chosen)
     return [int(token) for token in chosen[:, 0]]
+
+
+# Where each row's cumulative distribution passes its number. [rows, 1].
+def _inverse(cumulative: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
+    points = torch.tensor(list(uniforms), dtype=torch.float64, device=cumulative.device)[:, None]
+    # The sum is 1 but for rounding: a number above it must not fall behind the last token.
+    chosen = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
+    return chosen.clamp_max(cumulative.shape[-1] - 1)
 
 
 @dataclass(frozen=True)
@@ -351,13 +355,8 @@ def _drawn(total: torch.Tensor, searches: Sequence[_Search]) -> tuple[torch.Tens
     scores, chosen = [], []
     for _ in range(searches[0].width):
         cumulative = left.cumsum(dim=-1)
-        mass = cumulative[:, -1:]
-        points = torch.tensor(
-            [[search.stream.random()] for search in searches], dtype=torch.float64
-        )
-        index = torch.searchsorted(cumulative, points.to(total.device) * mass, right=True)
-        index = index.clamp_max(total.shape[1] - 1)
-        scores.append(torch.where(mass > 0, total.gather(1, index), -torch.inf))
+        index = _inverse(cumulative, [search.stream.random() for search in searches])
+        scores.append(torch.where(cumulative[:, -1:] > 0, total.gather(1, index), -torch.inf))
         chosen.append(index)
         left = left.scatter(1, index, 0.0)
     return torch.cat(scores, dim=1), torch.cat(chosen, dim=1)

@@ -47,12 +47,12 @@ class PlainFormat:
     """
 
     def __init__(self, name: str) -> None:
-        if name not in CHAT_FORMATS:
-            raise InputError.of(
-                saw=f"chat_format={name!r}",
-                expected=f"one of {', '.join(CHAT_FORMATS)}, or none for the server's template",
-                cure="choose one of them",
-            )
+        InputError.unless(
+            name in CHAT_FORMATS,
+            saw=f"chat_format={name!r}",
+            expected=f"one of {', '.join(CHAT_FORMATS)}, or none for the server's template",
+            cure="choose one of them",
+        )
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         self._template = environment.from_string(CHAT_FORMATS[name])
         self.lead = probe_turn(self.render).lead or ""
@@ -75,27 +75,17 @@ def request_options(config: SamplingConfig, seed: int, dialect: Dialect) -> dict
     Returns:
         The fields.
     """
+    shape = {"temperature": config.temperature, "top_p": config.top_p}
     if dialect == "transformers":
-        sampled = config.temperature > 0
-        generation: dict[str, Any] = {
+        generation = {
             "max_new_tokens": config.max_new_tokens,
-            "do_sample": sampled,
+            "do_sample": config.temperature > 0,
             "repetition_penalty": 1.0,
+            **({**shape, "top_k": config.top_k} if config.temperature > 0 else {}),
         }
-        if sampled:
-            generation |= {
-                "temperature": config.temperature,
-                "top_p": config.top_p,
-                "top_k": config.top_k,
-            }
         return {"generation_config": json.dumps(generation), "seed": seed}
-    options: dict[str, Any] = {
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "max_tokens": config.max_new_tokens,
-        "seed": seed,
-    }
-    return options | ({"top_k": config.top_k} if config.top_k else {})
+    shape |= {"top_k": config.top_k} if config.top_k else {}
+    return {**shape, "max_tokens": config.max_new_tokens, "seed": seed}
 
 
 def sample_of(request: SampleRequest, reply: ChatReply, plain: PlainFormat | None) -> Sample:
@@ -173,22 +163,24 @@ class ServerSampler(Sampler):
         identity: Mapping[str, Any] | None = None,
         template_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if concurrency is not None and concurrency < 1:
-            raise InputError.of(
-                saw=f"concurrency={concurrency}", expected="1 or more", cure="raise concurrency"
-            )
-        if config.beams > 1:
-            raise InputError.of(
-                saw=f"beams={config.beams} with a server, whose protocol has no beam search",
-                expected="one beam, or a policy in this process",
-                cure="leave beams out, or name the model's folder or Hub id",
-            )
-        if template_options and chat_format is not None:
-            raise InputError.of(
-                saw=f"template_options with chat_format {chat_format!r}, which has no variables",
-                expected="options of the model's own chat template",
-                cure="leave one of them out",
-            )
+        InputError.unless(
+            concurrency is None or concurrency >= 1,
+            saw=f"concurrency={concurrency}",
+            expected="1 or more",
+            cure="raise concurrency",
+        )
+        InputError.unless(
+            config.beams == 1,
+            saw=f"beams={config.beams} with a server, whose protocol has no beam search",
+            expected="one beam, or a policy in this process",
+            cure="leave beams out, or name the model's folder or Hub id",
+        )
+        InputError.unless(
+            chat_format is None or not template_options,
+            saw=f"template_options with chat_format {chat_format!r}, which has no variables",
+            expected="options of the model's own chat template",
+            cure="leave one of them out",
+        )
         self.client, self.config, self.name = client, config, name
         self._format = None if chat_format is None else PlainFormat(chat_format)
         self._concurrency = concurrency
@@ -347,12 +339,12 @@ class ServedSampler(ServerSampler):
         self.client.usage = usage
         if _dialect(self.client) == "standard":
             (names,) = ask_all(self.client, [None], lambda _: self.client.models())
-            if not names:
-                raise ServiceError.of(
-                    saw=f"{self.client.base_url}/models lists no model",
-                    expected="a server with a model",
-                    cure="name the model in the server's command",
-                )
+            ServiceError.unless(
+                names,
+                saw=f"{self.client.base_url}/models lists no model",
+                expected="a server with a model",
+                cure="name the model in the server's command",
+            )
             self.client.model = names[0]
         self._running = True
 

@@ -105,7 +105,11 @@ class TransformersSampler(Sampler):
         self.model = model.eval()
         self.config = config
         self.name = name
-        self.stop_ids = _stop_ids(model, self.encoder)
+        # All tokens that end a response: the model's, and the template's end-of-turn.
+        ends = model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        ids = (*ends, tokenizer.eos_token_id, self.encoder.end_of_turn_ids[-1])
+        self.stop_ids = frozenset(token for token in ids if token is not None)
         # Ids of padded embeddings would be chosen and then vanish from the text.
         head = model.get_output_embeddings()
         rows = getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
@@ -178,11 +182,8 @@ class TransformersSampler(Sampler):
     @property
     def counts(self) -> Mapping[str, int]:
         """What happened so far besides sampling: prompts and tokens lost to truncation."""
-        counts = self.encoder.counts
-        return {
-            "prompts_truncated": counts.prompts_truncated,
-            "prompt_tokens_dropped": counts.prompt_tokens_dropped,
-        }
+        names = ("prompts_truncated", "prompt_tokens_dropped")
+        return {name: getattr(self.encoder.counts, name) for name in names}
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
         """Answer every request once, those with the longest prompts first.
@@ -245,11 +246,10 @@ class TransformersSampler(Sampler):
         rows, prompts = embedding_rows(self.model), dict[str, tuple[int, ...]]()
         for name, prompt in {request.prompt_id: request.prompt for request in requests}.items():
             try:
-                prompts[name] = self.encoder.prompt_ids(prompt)
+                ids = prompts[name] = self.encoder.prompt_ids(prompt)
             except RenderingError as error:
                 text = str(prompt[-1].get("content") or "")
                 raise error.within(f"prompt {name} ({show(text)})") from None
-        for name, ids in prompts.items():
             check_token_ids(ids, rows, where=f"prompt {name}", tokenizer=self.encoder.tokenizer)
         too_long = [name for name, ids in prompts.items() if self._room(ids) < 1]
         if too_long:
@@ -270,20 +270,11 @@ class TransformersSampler(Sampler):
 
 
 def _checked_budget(batch_tokens: int) -> int:
-    if batch_tokens < 1:
-        raise InputError.of(
-            saw=f"batch_tokens={batch_tokens}", expected="at least 1", cure="raise it"
-        )
+    saw = f"batch_tokens={batch_tokens}"
+    InputError.unless(batch_tokens >= 1, saw=saw, expected="at least 1", cure="raise it")
     return batch_tokens
 
 
 def _context(model: Any) -> int | None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return None if context is None else int(context)
-
-
-# All tokens that end a response: the model's, and the template's end-of-turn.
-def _stop_ids(model: Any, encoder: ResponseEncoder) -> frozenset[int]:
-    ends = model.generation_config.eos_token_id
-    ids = [*(ends if isinstance(ends, list) else [ends]), encoder.tokenizer.eos_token_id]
-    return frozenset(token for token in (*ids, encoder.end_of_turn_ids[-1]) if token is not None)

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -286,7 +286,7 @@ class Workspace:
         """
         spec, options = self.recipe.sampled_from(policy.spec), self.recipe.load_options
         if spec.startswith("serve:"):
-            options = replace(options, log_file=self.folder / SERVER_LOG)
+            options = options.model_copy(update={"log_file": self.folder / SERVER_LOG})
         with load_sampler(spec, config, options=options) as loaded:
             key = loaded.fingerprint
             # A server is known by its command, which names a folder and not the weights in it;
