@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from playwright.sync_api import Page, sync_playwright
 
 from prefstage import write_report
-from prefstage.core.results import write_result
+from prefstage.core.runs import write_result
 
 # Time from the input event until the frame after the answer is painted.
 SEARCH = """(query) => new Promise((resolve) => {

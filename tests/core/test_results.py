@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefstage.core.errors import InputError
-from prefstage.core.results import RESULT, read_result, write_result
-from prefstage.core.runs import RunFolder
+from prefstage.core.runs import RESULT, RunFolder, read_result, write_result
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:

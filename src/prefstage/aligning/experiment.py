@@ -44,14 +44,14 @@ from prefstage.core import (
     write_result,
     write_text,
 )
-from prefstage.data.loading import load_pairs
-from prefstage.data.records import Prompt
+from prefstage.data import Prompt, load_pairs
 from prefstage.data.tokenizer_files import with_date
 from prefstage.judging.loading import as_judge, import_function
 
 CELLS, STORE, TABLES, ERRORS = "cells", "store", "tables", "errors"
 RESULT = "experiment.json"
 FORMATS = {"md": markdown, "tex": latex, "csv": comma_separated}
+_RATES = ("win_rate", "length_controlled_win_rate", "avg_length")
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 
 Metric = Callable[[Prompt, str], float]
@@ -84,13 +84,23 @@ class Grid(Config):
             )
         figures = (*BUILT_IN, *self.metrics)
         for name, table in self.tables.items():
-            for axis in (*table.by, *table.rows):
-                text = f"expected one of {', '.join(self.axes)}; change it"
-                refuse((axis not in self.axes, f"tables.{name} names axis {axis!r}; {text}"))
-            for column in table.columns:
-                is_known = column in figures or column.startswith(TRAINING)
-                text = f"expected one of {', '.join(figures)} or {TRAINING}NAME; change it"
-                refuse((not is_known, f"tables.{name} has column {column!r}; {text}"))
+            axes = (
+                (
+                    axis not in self.axes,
+                    f"tables.{name} names axis {axis!r}; expected one of {', '.join(self.axes)}; "
+                    "change it",
+                )
+                for axis in (*table.by, *table.rows)
+            )
+            columns = (
+                (
+                    column not in figures and not column.startswith(TRAINING),
+                    f"tables.{name} has column {column!r}; expected one of {', '.join(figures)} "
+                    f"or {TRAINING}NAME; change it",
+                )
+                for column in table.columns
+            )
+            refuse(*axes, *columns)
         return self
 
     @property
@@ -295,27 +305,22 @@ def read_cell(cell: Cell, folder: Path, metrics: Mapping[str, Metric]) -> dict[s
     result = json.loads((folder / ALIGNED).read_text("utf-8"))
     steps, rows = folder / STEPS, result["iterations"]
     done = [row for row in rows if row["stopped"] is None]
-    figures: dict[str, float | None] = {}
-    if rows and (evaluation := rows[0]["evaluation"]) is not None:
-        is_controlled = evaluation["length_controlled_win_rate"] is not None
-        figures |= {
+    policies: list[dict[str, float | None]] = [{}]
+    if rows and (rates := rows[0]["evaluation"]) is not None:
+        controlled = rates["length_controlled_win_rate"]
+        policies[0] |= {
             "win_rate": EVEN,
-            "avg_length": evaluation["avg_length_start"],
-            "length_controlled_win_rate": EVEN if is_controlled else None,
+            "length_controlled_win_rate": None if controlled is None else EVEN,
+            "avg_length": rates["avg_length_start"],
             **_averages(steps / result["start_answers"], metrics),
         }
-    policies = [figures]
     for row in done:
         figures = {"pairs": row["pairs"]}
-        if row["evaluation"] is not None:
-            figures |= {
-                name: row["evaluation"][name]
-                for name in ("win_rate", "length_controlled_win_rate", "avg_length")
-            }
+        if (rates := row["evaluation"]) is not None:
+            figures |= {name: rates[name] for name in _RATES}
             figures |= _averages(steps / row["steps"]["answer"], metrics)
-        figures |= {TRAINING + name: v for name, v in row["training"]["metrics"].items()}
-        figures |= _quality(steps / row["steps"]["build"] / PAIRS)
-        policies.append(figures)
+        trained = {TRAINING + name: v for name, v in row["training"]["metrics"].items()}
+        policies.append(figures | trained | _quality(steps / row["steps"]["build"] / PAIRS))
     # A policy's boundary score is measured in the iteration that it goes into.
     for figures, row in zip(policies, rows, strict=False):
         if row["stage"] is not None:
@@ -390,11 +395,14 @@ def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> E
             "labels replaced": "; ".join(reversals),
         },
     )
-    lines = [*tables.values()]
-    lines += [_agreement_text(name, kinds["means"]) for name, kinds in agreements.items()]
-    lines.append(f"cells: {len(records) - len(failed)} done, {len(failed)} failed")
-    lines += [f"put aside as bad: {bad}; see {out / CELLS}/CELL/quarantine"] if bad else []
-    lines += [*reversals, *(f"failed {cell}: {error}" for cell, error in errors.items())]
+    lines = [
+        *tables.values(),
+        *(_agreement_text(name, kinds["means"]) for name, kinds in agreements.items()),
+        f"cells: {len(records) - len(failed)} done, {len(failed)} failed",
+        *([f"put aside as bad: {bad}; see {out / CELLS}/CELL/quarantine"] if bad else []),
+        *reversals,
+        *(f"failed {cell}: {error}" for cell, error in errors.items()),
+    ]
     return Experiment(
         summary="\n".join(lines),
         result=result,

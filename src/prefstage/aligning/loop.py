@@ -133,7 +133,7 @@ def align(
                     for name, bad in result["put_aside"].items()
                 ),
             },
-            parts=[{"kind": "align", "iteration": 0, "folder": "."}, *steps.parts()],
+            parts=[{"kind": "align", "iteration": 0, "folder": "."}, *steps.parts],
         )
     return Aligned(
         summary=_summary(result, steps.records, folder),
@@ -250,7 +250,7 @@ class Walk:
         row, stage, measured = self.row, None, None
         if self.recipe.measure is not False:
             measured = self.do(Measure(self.space, policy))
-            stage = measured.stage() if self.steps.state(measured)[0] == "done" else None
+            stage = measured.stage() if measured.state[0] == "done" else None
         row["data"], row["reason"] = choose(rule, stage)
         if rule.kind == "auto" and stage is None:
             # In a plan. Nothing after an unmeasured stage has a key: a policy without one does it.
@@ -299,14 +299,13 @@ class Walk:
     def _spent(self) -> str | None:
         rules, (costs, seconds) = self.recipe.stop, self.steps.spent()
         judged = costs.get("judgments", 0) + costs.get("judge_replies", 0)
-        for limit, spent, text in (
-            (rules.judgments, judged, f"{rules.judgments} judgments"),
-            (rules.tokens, costs.get("response_tokens", 0), f"{rules.tokens} tokens"),
-            (rules.hours, seconds / _HOUR_S, f"{rules.hours or 0:g} hours"),
-        ):
-            if limit is not None and spent >= limit:
-                return f"budget of {text} reached"
-        return None
+        limits = {
+            f"{rules.judgments} judgments": (rules.judgments, judged),
+            f"{rules.tokens} tokens": (rules.tokens, costs.get("response_tokens", 0)),
+            f"{rules.hours or 0:g} hours": (rules.hours, seconds / _HOUR_S),
+        }
+        reached = (text for text, (limit, spent) in limits.items() if limit and spent >= limit)
+        return next((f"budget of {text} reached" for text in reached), None)
 
 
 def choose(rule: Rule, stage: Stage | None) -> tuple[Data, str]:
@@ -383,26 +382,23 @@ def table(result: Mapping[str, Any]) -> str:
     Returns:
         The table; a dash where something was not measured or done.
     """
-    head = ("iteration", "stage", "boundary score", "data", "pairs", "steps", "loss", "win rate")
+    head = ("stage", "boundary score", "data", "pairs", "steps", "loss", "win rate", "length")
     rows = []
     for row in result["iterations"]:
-        cells = {"iteration": row["iteration"], "data": row["data"]}
-        if row["pairs"] is not None:
-            cells["pairs"] = row["pairs"]
-        if (stage := row["stage"]) is not None:
-            low, high = stage["interval"]
-            score = f"{stage['boundary_score']:.2f} [{low:.2f}, {high:.2f}]"
-            cells |= {"stage": stage["stage"], "boundary score": score}
-        if (training := row["training"]) is not None:
-            cells["steps"] = describe_steps(training)
-            if training["first_loss"] is not None:
-                cells["loss"] = f"{training['first_loss']:.3f} to {training['last_loss']:.3f}"
-        if (rates := row["evaluation"]) is not None:
-            low, high = rates["interval"]
-            cells["win rate"] = f"{rates['win_rate']:.1f} % [{low:.1f}, {high:.1f}]"
-            cells["length"] = f"{rates['avg_length']:.0f} ({rates['avg_length_start']:.0f})"
-        rows.append([cells.get(name, "-") for name in (*head, "length")])
-    return markdown_table((*head, "length"), rows)
+        stage, training, rates = row["stage"], row["training"], row["evaluation"]
+        has_losses = training is not None and training["first_loss"] is not None
+        cells = (
+            stage and stage["stage"],
+            stage and "{boundary_score:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]".format(**stage),
+            row["data"],
+            row["pairs"],
+            training and describe_steps(training),
+            "{first_loss:.3f} to {last_loss:.3f}".format(**training) if has_losses else None,
+            rates and "{win_rate:.1f} % [{interval[0]:.1f}, {interval[1]:.1f}]".format(**rates),
+            rates and "{avg_length:.0f} ({avg_length_start:.0f})".format(**rates),
+        )
+        rows.append((row["iteration"], *("-" if cell is None else cell for cell in cells)))
+    return markdown_table(("iteration", *head), rows)
 
 
 def reversal_lines(result: Mapping[str, Any]) -> list[str]:

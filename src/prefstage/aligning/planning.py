@@ -1,12 +1,12 @@
 """`plan_alignment`: what a call of `align` would do, and about what it would cost."""
 
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import mean
+from timeit import Timer
 from typing import Literal
 
 import torch
@@ -26,9 +26,7 @@ from prefstage.building.account import REVERSAL_LIMIT, Account, describe_reversa
 from prefstage.building.build import RESULT as BUILT
 from prefstage.building.relabelling import reversal_of, whole_pairs
 from prefstage.core import LEDGER, Ledger, Outcome, load_model_config, markdown_table
-from prefstage.data.records import Pair
-from prefstage.data.tokenising import ResponseEncoder
-from prefstage.data.tokenizer_files import load_tokenizer
+from prefstage.data import Pair, ResponseEncoder, load_tokenizer
 from prefstage.judging.base import Judge, Judgment, judgment_of_rewards
 from prefstage.judging.judged import comparison_of, stored_judgment, stored_reward
 from prefstage.judging.loading import PreferenceFunction
@@ -37,7 +35,7 @@ from prefstage.scoring.memory import ModelShape
 Will = Literal["run", "reuse", "go on", "remake"]
 _WILL: dict[State, Will] = {"done": "reuse", "absent": "run", "begun": "go on", "damaged": "remake"}
 _ROWS_LOOKED_AT = 64
-_MATRIX, _MATMUL_S = 512, 0.1
+_MATRIX = 512
 BASIS = (
     "Answers and judgments: at most. Tokens: with the mean lengths of the first 64 rows of the "
     "data, responses no longer than max_new_tokens. Memory: at the peak, as `prefstage doctor` "
@@ -148,7 +146,7 @@ class _Plan(Walk):
         self._sizes = _sizes_of(space)
 
     def do(self, step: S) -> S:
-        state, is_known = self.steps.state(step)[0], step.key is not None
+        state, is_known = step.state[0], step.key is not None
         will = _WILL[state] if is_known else "run"
         if is_known and any(earlier.step == step.name for earlier in self.planned):
             will = "reuse"
@@ -195,18 +193,16 @@ class _Plan(Walk):
 
 
 def _judged(space: Workspace, path: Path) -> Iterator[tuple[Pair, Judgment]]:
-    judge = space.judge
+    judge = space.judge.fingerprint
     with Ledger(path) as ledger:
         for pair in whole_pairs(space.off_pairs, Account()):
             asked = comparison_of(pair)
-            # A judge that is paid by the reply has none of these, but replies.
-            known = stored_judgment(judge.fingerprint, asked, ledger)
-            if judge.pointwise:
-                items = ((asked.prompt, text) for text in (asked.a, asked.b))
-                first, second = (stored_reward(judge.fingerprint, item, ledger) for item in items)
-                if first is not None and second is not None:
-                    known = judgment_of_rewards(first, second)
-            if known is not None:
+            # A judge has rewards or judgments; one that is paid by the reply has only replies.
+            items = ((asked.prompt, text) for text in (asked.a, asked.b))
+            first, second = (stored_reward(judge, item, ledger) for item in items)
+            if first is not None and second is not None:
+                yield pair, judgment_of_rewards(first, second)
+            elif known := stored_judgment(judge, asked, ledger):
                 yield pair, known
 
 
@@ -230,8 +226,5 @@ def _flop_a_second() -> float:
     matrix = torch.ones(_MATRIX, _MATRIX)
     # The first product also starts the thread pool, which is no part of the rate.
     matrix @ matrix
-    began, products = time.monotonic(), 0
-    while time.monotonic() - began < _MATMUL_S:
-        matrix @ matrix
-        products += 1
-    return 2.0 * _MATRIX**3 * products / (time.monotonic() - began)
+    products, seconds = Timer(lambda: matrix @ matrix).autorange()  # for at least 0.2 s
+    return 2.0 * _MATRIX**3 * products / seconds

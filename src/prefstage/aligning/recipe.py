@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from prefstage.building.recipe import METHODS, Filters
-from prefstage.core import Config, ConfigError, check_config, load_config, nearest, refuse
+from prefstage.core import Config, ConfigError, check_config, did_you_mean, load_config, refuse
 from prefstage.data.settings import ChatSettings
 from prefstage.evaluating.settings import WinRateConfig
 from prefstage.measuring.settings import MeasureConfig
@@ -81,12 +81,12 @@ def parse_schedule(schedule: Any, *, iterations: int) -> tuple[Rule, ...]:
         schedule = [word.strip() for word in schedule.split(",")]
     if not isinstance(schedule, Sequence) or isinstance(schedule, str):
         return (_rule(schedule),) * iterations
-    if len(schedule) != iterations:
-        raise ConfigError.of(
-            saw=f"a schedule of {len(schedule)} entries for {iterations} iterations",
-            expected="an entry an iteration, or one for all",
-            cure=f"set iterations: {len(schedule)}, or change the list",
-        )
+    ConfigError.unless(
+        len(schedule) == iterations,
+        saw=f"a schedule of {len(schedule)} entries for {iterations} iterations",
+        expected="an entry an iteration, or one for all",
+        cure=f"set iterations: {len(schedule)}, or change the list",
+    )
     return tuple(map(_rule, schedule))
 
 
@@ -102,11 +102,10 @@ def _rule(entry: Any) -> Rule:
             return Rule(kind="mix", share=float(value))
         if name == "other" and isinstance(value, str) and value.strip():
             return Rule(kind="other", model=value)
-    guess = nearest(entry, list(_WORDS)) if isinstance(entry, str) else None
     raise ConfigError.of(
         saw=f"schedule {entry!r}",
         expected=_FORMS,
-        cure=f"did you mean {guess!r}?" if guess else "write one of them, e.g. mix: 0.1",
+        cure=did_you_mean(str(entry), _WORDS, "write one of them, e.g. mix: 0.1"),
     )
 
 
@@ -197,11 +196,13 @@ class Recipe(ChatSettings):
     @model_validator(mode="before")
     @classmethod
     def _sets_no_quarantine_file(cls, settings: Any) -> Any:
-        text = (
-            "quarantine_file is set; expected on_bad_row: quarantine alone, since bad rows go "
-            "to quarantine/ in the run folder; leave quarantine_file out"
+        refuse(
+            (
+                isinstance(settings, Mapping) and "quarantine_file" in settings,
+                "quarantine_file is set; expected on_bad_row: quarantine alone, since bad rows go "
+                "to quarantine/ in the run folder; leave quarantine_file out",
+            )
         )
-        refuse((isinstance(settings, Mapping) and "quarantine_file" in settings, text))
         return settings
 
     @field_validator("evaluate", mode="before")
@@ -213,10 +214,9 @@ class Recipe(ChatSettings):
     def _makes_sense(self) -> Self:
         rules = self.rules
         takes_off_policy = any(rule.needs_off_policy for rule in rules)
-        needs_off_policy = takes_off_policy or self.measure is not False
         refuse(
             (
-                self.off_policy is None and needs_off_policy,
+                self.off_policy is None and (takes_off_policy or self.measure is not False),
                 "off_policy is missing; expected the data that the schedule trains on or is "
                 "measured against; set it, or set measure: false with schedule on or other",
             ),
@@ -240,35 +240,37 @@ class Recipe(ChatSettings):
                 "it",
             ),
         )
-        for side in ("off", "on"):
+        # What needs a judge alone; and takes answers, which come as candidates.
+        by_judge = [m for m, n in METHODS.items() if n.policy == "none" and n.judge != "none"]
+        of_answers = [method for method in by_judge if "candidates" in METHODS[method].inputs]
+        for side, known in (("off", by_judge), ("on", of_answers)):
             method = getattr(self.build, side)
             name = method.get("name") if isinstance(method, Mapping) else method
-            # What needs a judge alone, and takes answers, which come as candidates.
-            known = [
-                method_name
-                for method_name, needs in METHODS.items()
-                if needs.policy == "none"
-                and needs.judge != "none"
-                and (side == "off" or "candidates" in needs.inputs)
-            ]
             text = f"expected one of {', '.join(known)}; change it"
             refuse((name not in (None, *known), f"build.{side} is {name!r}; {text}"))
         return self
 
     @model_validator(mode="after")
     def _starts_servers_with_all_they_need(self) -> Self:
-        for name in ("{policy}", "{port}") if self.server is not None else ():
-            text = (
-                f"server {self.server!r} lacks {name}; expected {{policy}} and {{port}} where the "
-                f"folder and the port go; add {name}"
-            )
-            refuse((name not in str(self.server), text))
-        for name in ("dtype", "device") if self.server is not None else ():
-            text = (
-                f"{name} is set with server; expected one of them, since a server takes its own "
-                f"from its command; remove {name}"
-            )
-            refuse((getattr(self, name) is not None, text))
+        server = "{policy} {port}" if self.server is None else self.server
+        refuse(
+            *(
+                (
+                    name not in server,
+                    f"server {server!r} lacks {name}; expected {{policy}} and {{port}} where the "
+                    f"folder and the port go; add {name}",
+                )
+                for name in ("{policy}", "{port}")
+            ),
+            *(
+                (
+                    self.server is not None and getattr(self, name) is not None,
+                    f"{name} is set with server; expected one of them, since a server takes its "
+                    f"own from its command; remove {name}",
+                )
+                for name in ("dtype", "device")
+            ),
+        )
         return self
 
     @property
@@ -348,14 +350,14 @@ def train_settings(
     section = "sft" if data is None else "train"
     settings = dict(recipe.train) if data is not None else {"loss": "sft", **(recipe.sft or {})}
     for name, source in _SET_BY_ALIGN.items():
-        if name in settings and (data is not None or name != "data"):
-            raise ConfigError.of(
-                saw=f"setting '{section}.{name}'",
-                expected=f"it to follow from {source}",
-                cure=f"leave {section}.{name} out",
-            )
-    settings |= {"policy": policy}
-    settings |= {} if data is None else {"data": data, "reference": reference}
+        ConfigError.unless(
+            name not in settings or (data is None and name == "data"),
+            saw=f"setting '{section}.{name}'",
+            expected=f"it to follow from {source}",
+            cure=f"leave {section}.{name} out",
+        )
+    pairs = {} if data is None else {"data": data, "reference": reference}
+    settings |= {"policy": policy, **pairs}
     # The section's own values win over those of the recipe. Where it holds nonsense instead of
     # a mapping it is left as it is, so that the check below names it.
     for name, defaults in (("training", {"seed": recipe.seed}), ("tokens", recipe.encoding)):

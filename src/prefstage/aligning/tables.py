@@ -143,7 +143,7 @@ class Table:
 
     title: str
     head: tuple[str, ...]
-    blocks: tuple[tuple[str, tuple[tuple[Entry, ...], ...]], ...]
+    blocks: Sequence[tuple[str, Sequence[Sequence[Entry]]]]
 
 
 def markdown(table: Table) -> str:
@@ -191,20 +191,20 @@ def comma_separated(table: Table) -> str:
     Returns:
         CSV text, numbers unrounded.
     """
-    rows = [(heading, row) for heading, block in table.blocks for row in block]
-    # A column with figures becomes three.
-    wide = [any(isinstance(row[n], Figure) for _, row in rows) for n in range(len(table.head))]
-    lines: list[list[object]] = [["block"]]
-    lines += [[heading] for heading, _ in rows]
-    for name, is_wide, *entries in zip(table.head, wide, *(row for _, row in rows), strict=True):
-        lines[0] += [name, f"{name} s.e.", f"{name} gain"] if is_wide else [name]
-        for line, entry in zip(lines[1:], entries, strict=True):
-            if isinstance(entry, Figure):
-                line.extend([entry.mean, entry.error, entry.gain])
-            else:
-                line.extend([entry or "", "", ""] if is_wide else [_text(entry)])
+    rows = [(heading, *row) for heading, block in table.blocks for row in block]
+    columns: list[Sequence[object]] = []
+    for name, *entries in zip(("block", *table.head), *rows, strict=True):
+        # A column with figures becomes three.
+        if any(isinstance(entry, Figure) for entry in entries):
+            heads = (name, f"{name} s.e.", f"{name} gain")
+            figures = [
+                astuple(e)[:3] if isinstance(e, Figure) else (e or "", "", "") for e in entries
+            ]
+            columns += zip(heads, *figures, strict=True)
+        else:
+            columns.append([name, *map(_text, entries)])
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(lines)
+    csv.writer(stream, lineterminator="\n").writerows(zip(*columns, strict=True))
     return stream.getvalue()
 
 
@@ -234,51 +234,50 @@ def build_table(settings: TableSettings, rows: Rows) -> Table:
         arXiv:2508.18312, Tables 1, 2, 4 (results) and 3 (contrasts).
     """
     builders = {"stages": _stage_table, "results": _result_table, "contrasts": _contrast_table}
-    head, parts = builders[settings.kind](settings, rows)
-    return Table(settings.title, tuple(head), tuple((h, tuple(lines)) for h, lines in parts))
+    return builders[settings.kind](settings, rows)
 
 
-Parts = tuple[Sequence[str], list[tuple[str, list[tuple[Entry, ...]]]]]
-
-
-def _stage_table(settings: TableSettings, rows: Rows) -> Parts:
+def _stage_table(settings: TableSettings, rows: Rows) -> Table:
     blocks, first, parts = _blocks(settings.by, rows), settings.columns[0], []
     deepest = max([1, *(len(path) for policies in blocks.values() for path in policies)])
     for heading, policies in blocks.items():
-        lines, shown = list[tuple[Entry, ...]](), set[Path]()
-        for path in sorted(policies, key=lambda path: (len(path), path)):
-            cells: list[Entry] = [f"PC_{data}" for data in path]
-            cells += ["-"] * (deepest - len(path))
+        lines = list[tuple[Entry, ...]]()
+        paths = sorted(policies, key=lambda path: (len(path), path))
+        # A start stands in the first row that leads on from it.
+        first_rows = {path[:-1]: path for path in reversed(paths) if path}
+        for path in paths:
             gains = [*_gains(policies, path, first).values()] if path else []
-            for name in settings.columns:
-                gain = mean(gains) if gains and name == first else None
-                cells.append(_entry([*_values(policies, path, name).values()], name, gain))
-            # A start stands in the first row that leads on from it.
-            is_first = bool(path) and path[:-1] not in shown
-            starts = _starts("", policies, path[:-1], first) if is_first else []
-            shown |= {path[:-1]} if is_first else set()
-            lasting = [(Figure(s.boundary_score), s.ratio_text) for s in _means("", starts)]
-            lines.append((*cells, *(lasting[0] if lasting else (None, None))))
+            values = {name: [*_values(policies, path, name).values()] for name in settings.columns}
+            leads = path and path == first_rows[path[:-1]]
+            starts = _means("", _starts("", policies, path[:-1], first)) if leads else []
+            lasting = [(Figure(start.boundary_score), start.ratio_text) for start in starts]
+            lines.append(
+                (
+                    *(f"PC_{data}" for data in path),
+                    *["-"] * (deepest - len(path)),
+                    *(_entry(v, n, gains if n == first else ()) for n, v in values.items()),
+                    *(lasting[0] if lasting else (None, None)),
+                )
+            )
         parts.append((heading, lines))
-    names = [f"Iter-{number + 1}" for number in range(deepest)]
-    return [*names, *map(_title, settings.columns), "BS (initial)", "Δ(×)"], parts
+    names = (f"Iter-{number + 1}" for number in range(deepest))
+    head = (*names, *map(_title, settings.columns), "BS (initial)", "Δ(×)")
+    return Table(settings.title, head, parts)
 
 
-def _result_table(settings: TableSettings, rows: Rows) -> Parts:
+def _result_table(settings: TableSettings, rows: Rows) -> Table:
     named, parts = (*settings.by, *settings.rows), []
     for heading, group in _grouped(settings.by, rows).items():
         # All rows of a repeat start from one policy, which counts once.
         starts = {_repeat(cell, named): cell["policies"][0]["figures"] for cell in group}
-        lines = [(START, *_cells(settings, [*starts.values()]))]
-        for label, cells in _grouped(settings.rows, group).items():
-            lines.append((label, *_cells(settings, _last_figures(cells))))
-        parts.append((heading, lines))
-    return [", ".join(settings.rows), *map(_title, settings.columns)], parts
+        figures = [(START, [*starts.values()]), *_last_figures(settings.rows, group).items()]
+        parts.append((heading, [(label, *_cells(settings, known)) for label, known in figures]))
+    head = (", ".join(settings.rows), *map(_title, settings.columns))
+    return Table(settings.title, head, parts)
 
 
-def _contrast_table(settings: TableSettings, rows: Rows) -> Parts:
-    groups, first, parts = _grouped(settings.rows, rows), settings.columns[0], []
-    figures = {label: _last_figures(cells) for label, cells in groups.items()}
+def _contrast_table(settings: TableSettings, rows: Rows) -> Table:
+    figures, first, parts = _last_figures(settings.rows, rows), settings.columns[0], []
     for heading, pairs in settings.parts.items():
         lines = list[tuple[Entry, ...]]()
         for pair in pairs:
@@ -289,7 +288,8 @@ def _contrast_table(settings: TableSettings, rows: Rows) -> Parts:
             for label, shown in zip(pair, (difference, *[None] * len(pair)), strict=False):
                 lines.append((label, *_cells(settings, figures.get(label, [])), shown))
         parts.append((heading, lines))
-    return [", ".join(settings.rows), *map(_title, settings.columns), f"Δ {_title(first)}"], parts
+    head = (", ".join(settings.rows), *map(_title, settings.columns), f"Δ {_title(first)}")
+    return Table(settings.title, head, parts)
 
 
 def _blocks(by: Sequence[str], rows: Rows) -> dict[str, Policies]:
@@ -325,15 +325,17 @@ def _grouped(axes: Sequence[str], rows: Rows) -> dict[str, list[Mapping[str, Any
     return groups
 
 
-def _last_figures(cells: Rows) -> list[Mapping[str, float]]:
-    return [cell["policies"][-1]["figures"] for cell in cells]
+def _last_figures(axes: Sequence[str], rows: Rows) -> dict[str, list[Mapping[str, float]]]:
+    groups = _grouped(axes, rows)
+    return {name: [c["policies"][-1]["figures"] for c in cells] for name, cells in groups.items()}
 
 
 def _cells(settings: TableSettings, figures: Sequence[Mapping[str, float]]) -> list[Entry]:
     return [_entry([f[name] for f in figures if name in f], name) for name in settings.columns]
 
 
-def _entry(values: Sequence[float], name: str, gain: float | None = None) -> Entry:
+def _entry(values: Sequence[float], name: str, gains: Sequence[float] = ()) -> Entry:
+    gain = mean(gains) if gains else None
     return Figure.of(values, gain=gain, digits=_digits(name)) if values else None
 
 

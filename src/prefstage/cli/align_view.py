@@ -16,8 +16,10 @@ from prefstage.aligning.loop import bought
 from prefstage.core import bars, gathered
 
 _MINUTE_S = 60
-_HEAD = f"{'iteration':<11}{'step':<24}{'':<8}{'time':>10}{'judgments':>12}{'answers':>10}"
-_HEAD += f"{'tokens':>12}"
+_HEAD = (
+    f"{'iteration':<11}{'step':<24}{'':<8}{'time':>10}{'judgments':>12}{'answers':>10}"
+    f"{'tokens':>12}"
+)
 
 
 class StepsView:

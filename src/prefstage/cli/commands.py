@@ -196,7 +196,7 @@ def doctor(settings: Any, *, out: Path | None) -> Outcome:
     out=RUN_FOLDER,
     out_required=True,
 )
-def train(recipe: Path | None, overrides: Overrides, *, out: Path) -> Outcome | None:
+def train(recipe: Path, overrides: Overrides, *, out: Path) -> Outcome | None:
     """Train a policy by a recipe, and export it with its card and resolved settings.
 
     Checkpoints, logs and the trained model go into the run folder. Stopped at any moment, the
@@ -206,7 +206,7 @@ def train(recipe: Path | None, overrides: Overrides, *, out: Path) -> Outcome | 
     from prefstage.training.recipe import load_recipe
 
     # A recipe that is wrong is refused before torch is imported, which takes seconds.
-    settings = load_recipe(_named(recipe), overrides)
+    settings = load_recipe(recipe, overrides)
     from prefstage.training.compat import is_first_process
     from prefstage.training.recipe_run import train_recipe
 
@@ -220,16 +220,15 @@ def train(recipe: Path | None, overrides: Overrides, *, out: Path) -> Outcome | 
     recipe="The recipe, YAML: data, judge, method, filters.",
     out="Run folder for pairs, card and counts; the same command goes on in it.",
 )
-def build(recipe: Path | None, overrides: Overrides, *, out: Path | None) -> Outcome:
+def build(recipe: Path, overrides: Overrides, *, out: Path | None) -> Outcome:
     """Build preference pairs by a recipe: which responses meet, which are left out, and why.
 
     Without --out nothing is written: the counts and score statistics alone are shown.
     """
-    from prefstage.building import build_pairs
-    from prefstage.building.recipe import Recipe
+    from prefstage.building import Recipe, build_pairs
     from prefstage.core import load_config
 
-    return build_pairs(load_config(Recipe, _named(recipe), overrides), out=out)
+    return build_pairs(load_config(Recipe, recipe, overrides), out=out)
 
 
 @partial(
@@ -255,12 +254,12 @@ def align(
     from prefstage.aligning.planning import plan_outcome
     from prefstage.cli.align_view import shown_steps
 
-    if (recipe is not None) == resume:
-        raise InputError.of(
-            saw="a recipe and --resume" if resume else "neither a recipe nor --resume",
-            expected="one of them; a recipe that was stopped goes on by itself",
-            cure="leave --resume out" if resume else "name the recipe",
-        )
+    InputError.unless(
+        (recipe is None) == resume,
+        saw="a recipe and --resume" if resume else "neither a recipe nor --resume",
+        expected="one of them; a recipe that was stopped goes on by itself",
+        cure="leave --resume out" if resume else "name the recipe",
+    )
     settings = load_recipe(recipe or out / "config.yaml", overrides)
     if dry_run:
         return plan_outcome(plan_alignment(settings, out=out))
@@ -278,7 +277,7 @@ def align(
     out_required=True,
     flags={"dry_run": DRY_RUN},
 )
-def experiment(recipe: Path | None, overrides: Overrides, *, out: Path, dry_run: bool) -> Outcome:
+def experiment(recipe: Path, overrides: Overrides, *, out: Path, dry_run: bool) -> Outcome:
     """Align by every combination of a grid, and tabulate what came of it.
 
     Policies, schedules, losses, judges, seeds or any other settings of `prefstage align`. Equal
@@ -289,19 +288,13 @@ def experiment(recipe: Path | None, overrides: Overrides, *, out: Path, dry_run:
     from prefstage.aligning.planning import plan_outcome
     from prefstage.core import load_config
 
-    grid = load_grid(load_config(Grid, _named(recipe), overrides))
+    grid = load_grid(load_config(Grid, recipe, overrides))
     if dry_run:
         plan, cells = plan_outcome(plan_experiment(grid, out=out)), len(grid.cells)
         text = f"{cells} cells, which share these steps:\n\n{plan.summary}"
         return Outcome(text, {"cells": cells, **plan.result})
     _hide_weight_bars()
     return run_experiment(grid, out=out, tell=_show_cell)
-
-
-def _named(recipe: Path | None) -> Path:
-    if recipe is None:
-        raise InputError.of(saw="no recipe", expected="a YAML file", cure="name it")
-    return recipe
 
 
 def _hide_weight_bars() -> None:

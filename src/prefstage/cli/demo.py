@@ -10,7 +10,7 @@ from textwrap import wrap
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from transformers.utils.logging import disable_progress_bar
 
 from prefstage.core import MissingDependencyError, Outcome
@@ -19,44 +19,6 @@ from prefstage.sandbox import demo
 
 _WIDTH = 96  # longer lines are hard to read
 
-_TITLE = "Which preference data does a language model need next?"
-_BEGINNING = (
-    'A model can learn from pairs of answers that others wrote ("off-policy"), or from pairs '
-    'of its own answers, sampled and judged afresh ("on-policy"). As long as its own answers '
-    "mostly lose against the others', the theory says that it learns more from theirs: the "
-    "injection stage. Once its own mostly win, it learns more from its own: the fine-tuning "
-    "stage. prefstage measures the stage and trains accordingly; here, in a small world whose "
-    "truth a program knows."
-)
-_POOL = (
-    "{pairs:,} instructions in a small language, two answers each, by scripted writers who "
-    "make mistakes. A program grades every answer from 0 to 1: right words in the right order, "
-    "right marks, manners if asked for, no chatter. It is also the judge that says which of "
-    "two answers is better. For example:"
-)
-_POLICY = (
-    "A language model (Llama architecture, {parameters:,} parameters) has learnt from the "
-    "answers of two writers to other instructions: {teachers}.{reused} Now it shall be aligned."
-)
-_LOOP = (
-    "prefstage align, schedule auto, two iterations. In each, the model answers instructions "
-    "twice, and the judge compares both answers with the two at hand, until the interval that "
-    "holds the share of won comparisons (the boundary score) with 95% confidence leaves 0.5. "
-    "Below 0.5 the iteration trains on the pairs at hand, above it on pairs of the model's own "
-    "answers. The grades are of answers to instructions that nothing trained on."
-)
-_TRUTH = (
-    "The truth is the boundary score over all {pairs:,} instructions, by the program's grades; "
-    "the loop was told nothing of it."
-)
-_FIXED = (
-    "The same two iterations by schedules that do not look. Equal steps are shared, so that "
-    "what auto did as well is not done again."
-)
-_ONE = (
-    "One world is one draw: docs/demo.md has the mean and standard error over several, and "
-    "--seed makes others."
-)
 _STAGES = {"off": "the pairs at hand (off)", "on": "pairs of its own (on)"}
 _CROSSINGS: dict[demo.Crossing, str] = {
     "crossed": "The boundary was crossed: from injection to fine-tuning.",
@@ -112,9 +74,8 @@ def _page(report: demo.DemoReport) -> Path | str:
 def _on_desktop() -> bool:
     if not sys.stdout.isatty() or any(os.environ.get(name) for name in ("CI", "SSH_CONNECTION")):
         return False
-    if sys.platform in ("darwin", "win32"):
-        return True
-    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    displays = (os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return sys.platform in ("darwin", "win32") or any(displays)
 
 
 class Teller:
@@ -126,13 +87,19 @@ class Teller:
 
     def __init__(self, console: Console) -> None:
         console.width = min(console.width, _WIDTH)
-        self._console = console
-        self._pairs = 0
+        self._console, self._pairs = console, 0
 
     def begin(self) -> None:
         """Say what this is about."""
-        self._console.print(_TITLE, style="bold")
-        self._paragraph(_BEGINNING)
+        self._console.print("Which preference data does a language model need next?", style="bold")
+        self._paragraph(
+            'A model can learn from pairs of answers that others wrote ("off-policy"), or from '
+            'pairs of its own answers, sampled and judged afresh ("on-policy"). As long as its own '
+            "answers mostly lose against the others', the theory says that it learns more from "
+            "theirs: the injection stage. Once its own mostly win, it learns more from its own: "
+            "the fine-tuning stage. prefstage measures the stage and trains accordingly; here, in "
+            "a small world whose truth a program knows."
+        )
 
     def tell(self, part: demo.DemoPart) -> None:
         """Say what a part came to.
@@ -143,16 +110,35 @@ class Teller:
         if isinstance(part, demo.PoolMade):
             self._pool(part)
         elif isinstance(part, demo.PolicyTrained):
-            reused = " It was here from an earlier run." if part.reused else ""
-            teachers, count = " and ".join(part.teachers), part.parameters
-            text = _POLICY.format(parameters=count, teachers=teachers, reused=reused)
-            self._section("2. A model to align", text)
-            self._section("3. Aligning it", _LOOP)
+            self._section(
+                "2. A model to align",
+                f"A language model (Llama architecture, {part.parameters:,} parameters) has learnt "
+                "from the answers of two writers to other instructions: "
+                f"{' and '.join(part.teachers)}."
+                f"{' It was here from an earlier run.' if part.reused else ''} "
+                "Now it shall be aligned.",
+            )
+            self._section(
+                "3. Aligning it",
+                "prefstage align, schedule auto, two iterations. In each, the model answers "
+                "instructions twice, and the judge compares both answers with the two at hand, "
+                "until the interval that holds the share of won comparisons (the boundary score) "
+                "with 95% confidence leaves 0.5. Below 0.5 the iteration trains on the pairs at "
+                "hand, above it on pairs of the model's own answers. The grades are of answers to "
+                "instructions that nothing trained on.",
+            )
         elif isinstance(part, demo.IterationDone):
             self._iteration(part)
         elif part.schedule == demo.AUTO:
-            self._paragraph(_TRUTH.format(pairs=self._pairs))
-            self._section("4. Beside fixed schedules", _FIXED)
+            self._paragraph(
+                f"The truth is the boundary score over all {self._pairs:,} instructions, by the "
+                "program's grades; the loop was told nothing of it."
+            )
+            self._section(
+                "4. Beside fixed schedules",
+                "The same two iterations by schedules that do not look. Equal steps are shared, so "
+                "that what auto did as well is not done again.",
+            )
 
     def conclude(self, report: demo.DemoReport) -> None:
         """Say what it all came to, whatever that is.
@@ -160,18 +146,21 @@ class Teller:
         Args:
             report: Everything that it came to.
         """
-        table = Table(box=box.SIMPLE_HEAD)
-        for title in ("schedule", "iteration 1", "iteration 2"):
-            table.add_column(title, no_wrap=True)
-        for title in ("start", "after 1", "after 2"):
-            table.add_column(title, justify="right", no_wrap=True)
+        data = (Column(t, no_wrap=True) for t in ("schedule", "iteration 1", "iteration 2"))
+        rewards = (
+            Column(t, justify="right", no_wrap=True) for t in ("start", "after 1", "after 2")
+        )
+        table = Table(*data, *rewards, box=box.SIMPLE_HEAD)
         for done in report.schedules:
             name = done.schedule if done.schedule == demo.AUTO else "fixed"
             table.add_row(name, *done.data, *(f"{reward:.3f}" for reward in done.rewards))
         self._console.print(table)
         self._paragraph(_ranked(report))
         self._paragraph(f"To the example its last model answers: {_answer(report.last)}.")
-        self._paragraph(_ONE)
+        self._paragraph(
+            "One world is one draw: docs/demo.md has the mean and standard error over several, and "
+            "--seed makes others."
+        )
         self._section("5. Going on", "The first iteration of auto by hand, and the whole loop:")
         lines = (
             f"prefstage measure --policy {report.policy.folder} --off-policy {report.pool.path} \\",
@@ -182,7 +171,13 @@ class Teller:
 
     def _pool(self, pool: demo.PoolMade) -> None:
         row, self._pairs = pool.example, pool.pairs
-        self._section("1. The preference data at hand", _POOL.format(pairs=pool.pairs))
+        self._section(
+            "1. The preference data at hand",
+            f"{pool.pairs:,} instructions in a small language, two answers each, by scripted "
+            "writers who make mistakes. A program grades every answer from 0 to 1: right words in "
+            "the right order, right marks, manners if asked for, no chatter. It is also the judge "
+            "that says which of two answers is better. For example:",
+        )
         self._example("instruction", row.prompt[-1]["content"])
         for text, source, score in zip(row.responses, row.sources, row.scores, strict=True):
             self._example(str(source), f"{text} (grade {score or 0:.2f})")
@@ -191,8 +186,9 @@ class Teller:
 
     def _iteration(self, done: demo.IterationDone) -> None:
         stage, (low, high) = done.stage, done.stage.interval
-        answer = f"to the example it answers: {_answer(done.answer)}"
-        self._example(f"iteration {done.number}", answer)
+        self._example(
+            f"iteration {done.number}", f"to the example it answers: {_answer(done.answer)}"
+        )
         for text in (
             f"boundary score {stage.boundary_score:.2f} ({low:.2f} to {high:.2f}, "
             f"{stage.judgments:,} judgments; in truth {done.truth.boundary_score:.2f}): "

@@ -131,18 +131,15 @@ class OneLineErrors(TyperGroup):
         Raises:
             typer.TyperException: On a usage error, if not `standalone_mode`.
         """
+        settings = (args, prog_name, complete_var, False, windows_expand_args)
+        if not standalone_mode:
+            return super().main(*settings, **extra)
         try:
-            status = super().main(
-                args, prog_name, complete_var, False, windows_expand_args, **extra
-            )
+            status = super().main(*settings, **extra)
         except typer.TyperException as error:
-            if not standalone_mode:
-                raise
             words = sys.argv[1:] if args is None else args
             typer.echo(f"prefstage: error: {_usage_error(error, words)}", err=True)
-            sys.exit(EXIT_USER_ERROR)
-        if not standalone_mode:
-            return status
+            status = EXIT_USER_ERROR
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -174,8 +171,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         # Whatever Ctrl-C does now: asyncio cancels its tasks, others raise KeyboardInterrupt.
         as_ctrl_c = signal.getsignal(signal.SIGINT)  # asyncio puts its own there
-        handler = as_ctrl_c if callable(as_ctrl_c) else signal.default_int_handler
-        handler(number, frame)
+        (as_ctrl_c if callable(as_ctrl_c) else signal.default_int_handler)(number, frame)
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)

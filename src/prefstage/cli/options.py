@@ -46,7 +46,7 @@ class Command:
     """
 
     run: "Callable[..., Outcome | None]"
-    settings: str = ""
+    settings: str = "core:Config"
     argument: str = ""
     recipe: str = ""
     out: str = ""
@@ -69,10 +69,6 @@ class Command:
     @property
     def model(self) -> "type[Config]":
         """The settings model; its package is imported now."""
-        from prefstage.core import Config
-
-        if not self.settings:
-            return Config
         module, _, name = self.settings.partition(":")
         model: type[Config] = getattr(import_module(f"prefstage.{module}"), name)
         return model
@@ -99,28 +95,22 @@ class Setting:
         """As it is typed."""
         return f"--{self.name.replace('_', '-')}"
 
+    # What it may be besides None: the members of a union, or the annotation itself.
     @property
-    def kinds(self) -> list[Any]:
-        """What it may be besides None: the members of a union, or the annotation itself."""
+    def _kinds(self) -> list[Any]:
         return [kind for kind in _members(self.info.annotation) if kind is not type(None)]
 
+    # Whether its value is written NAME=VALUE, as often as there are names.
     @property
-    def choices(self) -> list[str]:
-        """Its values, if they have names."""
-        literals = (kind for kind in self.kinds if get_origin(kind) is Literal)
-        return [str(value) for literal in literals for value in get_args(literal)]
-
-    @property
-    def is_mapping(self) -> bool:
-        """Whether its value is written NAME=VALUE, as often as there are names."""
-        return any(get_origin(kind) in (dict, Mapping) for kind in self.kinds)
+    def _is_mapping(self) -> bool:
+        return any(get_origin(kind) in (dict, Mapping) for kind in self._kinds)
 
     @property
     def value_type(self) -> Any:
         """What the shell's text becomes: the settings model makes the rest of it."""
-        if self.is_mapping or any(get_origin(kind) in (list, tuple) for kind in self.kinds):
+        if any(get_origin(kind) in (list, tuple, dict, Mapping) for kind in self._kinds):
             return list[str]
-        return next((kind for kind in (bool, int, float, Path) if kind in self.kinds), str)
+        return next((kind for kind in (bool, int, float, Path) if kind in self._kinds), str)
 
     @property
     def help(self) -> str:
@@ -133,7 +123,7 @@ class Setting:
 
     def value(self, typed: Any) -> Any:
         """What was typed, for the model; None if nothing was."""
-        if self.is_mapping and typed:
+        if self._is_mapping and typed:
             return named_values(self.flag, typed)
         return None if typed == [] else typed
 
@@ -142,13 +132,12 @@ class Setting:
         """As Typer reads it."""
         # Named values are completed by the shell but checked by the model alone, so that a wrong
         # one gives the same line here, in YAML and in Python.
-        flag = self.flag
-        if bool in self.kinds and self.info.default is not False:
-            flag = f"{flag}/--no-{self.name.replace('_', '-')}"
-        choices = self.choices
-        metavar = "NAME=VALUE" if self.is_mapping else _METAVARS[self.value_type]
+        literals = (kind for kind in self._kinds if get_origin(kind) is Literal)
+        choices = [str(value) for literal in literals for value in get_args(literal)]
+        switches = bool in self._kinds and self.info.default is not False
+        metavar = "NAME=VALUE" if self._is_mapping else _METAVARS[self.value_type]
         return typer.Option(
-            flag,
+            self.flag + (f"/--no-{self.name.replace('_', '-')}" if switches else ""),
             help=self.help,
             hidden=self.hidden,
             metavar="|".join(choices) or metavar,
@@ -188,23 +177,22 @@ def make_command(command: Command) -> TyperCommand:
         It, with an option for each setting.
     """
     settings = settings_of(command)
+    recipe = typer.Argument(help=command.recipe)
+    out_default = inspect.Parameter.empty if command.out_required else command.out_default
     parameters = [
-        _parameter(
-            setting.name,
-            setting.value_type,
-            typer.Argument(help=setting.help)
-            if setting.name == command.argument
-            else setting.option,
-        )
-        for setting in settings
-    ]
-    if command.recipe:
-        parameters.insert(0, _parameter("recipe", Path, typer.Argument(help=command.recipe)))
-    parameters += [_plain(name, bool, text) for name, text in command.flags.items()]
-    if command.out:
-        default = inspect.Parameter.empty if command.out_required else command.out_default
-        parameters.append(_plain("out", Path, command.out, default))
-    parameters += [
+        *([_parameter("recipe", Path, recipe)] if command.recipe else []),
+        *(
+            _parameter(
+                setting.name,
+                setting.value_type,
+                typer.Argument(help=setting.help)
+                if setting.name == command.argument
+                else setting.option,
+            )
+            for setting in settings
+        ),
+        *(_plain(name, bool, text) for name, text in command.flags.items()),
+        *([_plain("out", Path, command.out, out_default)] if command.out else []),
         _plain("config", Path, "Settings as YAML; options win."),
         _plain("set", list[str], "A setting by its name in YAML, a.b for b inside a; wins."),
         _plain("json", bool, "Print JSON and nothing else."),
@@ -233,21 +221,28 @@ def _outcome(
 ) -> "Outcome | None":
     from prefstage.core import load_config, parse_overrides
 
-    extras = {name: bool(arguments[name]) for name in command.flags}
-    if command.out:
-        extras["out"] = arguments["out"]
-    if command.talks:
-        extras["quiet"] = bool(arguments["json"])
+    extras = {
+        **{name: bool(arguments[name]) for name in command.flags},
+        **({"out": arguments["out"]} if command.out else {}),
+        **({"quiet": bool(arguments["json"])} if command.talks else {}),
+    }
     overrides = parse_overrides(arguments["set"] or [])
     # A recipe is the settings file of its command, by either name.
     if command.recipe:
-        if arguments["recipe"] is not None and arguments["config"] is not None:
-            raise InputError.of(
-                saw=f"two recipes, {arguments['recipe']} and --config {arguments['config']}",
-                expected="one",
-                cure="leave one of them out",
-            )
-        return command.run(arguments["recipe"] or arguments["config"], overrides, **extras)
+        recipe, config = arguments["recipe"], arguments["config"]
+        InputError.unless(
+            recipe is None or config is None,
+            saw=f"two recipes, {recipe} and --config {config}",
+            expected="one",
+            cure="leave one of them out",
+        )
+        InputError.unless(
+            recipe or config or "resume" in command.flags,
+            saw="no recipe",
+            expected="a YAML file",
+            cure="name it",
+        )
+        return command.run(recipe or config, overrides, **extras)
     # A former name sets the same key: what was not typed must not hide what was.
     values = ((setting.key, setting.value(arguments[setting.name])) for setting in settings)
     typed = {key: value for key, value in values if value is not None}
@@ -304,20 +299,21 @@ def named_values(flag: str, texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         # Both forms, since shells make quotes inside a JSON object a nuisance.
-        try:
-            if text.lstrip().startswith("{"):
+        if text.lstrip().startswith("{"):
+            with InputError.instead_of(
+                ValueError,
+                saw=f"{flag} {text} ({{error}})",
+                expected="a JSON object",
+                cure="fix it",
+            ):
                 values |= json.loads(text)
-                continue
-        except ValueError as error:
-            raise InputError.of(
-                saw=f"{flag} {text} ({error})", expected="a JSON object", cure="fix it"
-            ) from None
-        if not equals or not name.strip():
-            raise InputError.of(
-                saw=f"{flag} {text}",
-                expected="NAME=VALUE, such as enable_thinking=false, or a JSON object",
-                cure="write it so",
-            )
+            continue
+        InputError.unless(
+            equals and name.strip(),
+            saw=f"{flag} {text}",
+            expected="NAME=VALUE, such as enable_thinking=false, or a JSON object",
+            cure="write it so",
+        )
         try:
             values[name.strip()] = json.loads(value)
         except ValueError:

@@ -51,7 +51,6 @@ from .hashing import digest as digest, digest_file as digest_file, seed_for as s
 from .ledger import LEDGER as LEDGER, Ledger as Ledger
 from .outcome import Outcome as Outcome, markdown_table as markdown_table, shown as shown
 from .progress import Ticker as Ticker, bars as bars, gathered as gathered, progress as progress
-from .results import read_result as read_result, write_result as write_result
 from .runs import (
     LOCK as LOCK,
     MANIFEST as MANIFEST,
@@ -60,7 +59,9 @@ from .runs import (
     list_files as list_files,
     locked as locked,
     put_in_place as put_in_place,
+    read_result as read_result,
     run_date as run_date,
+    write_result as write_result,
 )
 from .weights import (
     check_token_ids as check_token_ids,

@@ -93,23 +93,21 @@ def adapter_tensors(name_or_path: str) -> dict[str, Any]:
         ModelError: If it cannot be read.
         MissingDependencyError: If peft is not installed.
     """
-    try:
+    with MissingDependencyError.instead_of(
+        ImportError,
+        saw=f"adapter {name_or_path}, and no package peft",
+        expected="peft, which reads adapters",
+        cure="pip install 'prefstage[train]'",
+    ):
         from peft.utils import load_peft_weights
-    except ImportError as error:
-        raise MissingDependencyError.of(
-            saw=f"adapter {name_or_path}, and no package peft",
-            expected="peft, which reads adapters",
-            cure="pip install 'prefstage[train]'",
-        ) from error
-    if adapter_config(name_or_path) is None:
-        raise ModelError.of(
-            saw=f"no {CONFIG} at {name_or_path!r}",
-            expected="a folder or Hub id of a PEFT adapter",
-            cure="check the name",
-        )
+    ModelError.unless(
+        adapter_config(name_or_path) is not None,
+        saw=f"no {CONFIG} at {name_or_path!r}",
+        expected="a folder or Hub id of a PEFT adapter",
+        cure="check the name",
+    )
     with _loading(name_or_path):
-        tensors = load_peft_weights(name_or_path, device="cpu")
-    return dict(tensors)
+        return dict(load_peft_weights(name_or_path, device="cpu"))
 
 
 def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:
@@ -205,15 +203,14 @@ def _base_of(adapter: str, config: Mapping[str, Any]) -> str:
     named = config.get("base_model_name_or_path")
     if not named or not isinstance(named, str):
         raise _no_base(adapter, "no base model")
-    if Path(named).exists():
-        return named
-    if Path(adapter, named).is_dir():
-        return str(Path(adapter, named))
     moved = Path(adapter).resolve().parent / Path(named).name  # with the run folder of both
-    if (moved / START_MARK).is_file():
-        return str(moved)
-    if is_path(named):
-        raise _no_base(adapter, f"base model {named!r}, which is not there")
+    if not Path(named).exists():
+        if Path(adapter, named).is_dir():
+            return str(Path(adapter, named))
+        if (moved / START_MARK).is_file():
+            return str(moved)
+        if is_path(named):
+            raise _no_base(adapter, f"base model {named!r}, which is not there")
     return named
 
 

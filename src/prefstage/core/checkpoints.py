@@ -140,12 +140,12 @@ def load_model_config(name_or_path: str) -> Any:
     from transformers import AutoConfig
 
     base, _ = adapters_of(str(name_or_path))
-    if not Path(base).exists() and is_path(base):
-        raise ModelError.of(
-            saw=f"no model folder {base!r}",
-            expected="a model folder or a model id of the Hub",
-            cure="check the name",
-        )
+    ModelError.unless(
+        Path(base).exists() or not is_path(base),
+        saw=f"no model folder {base!r}",
+        expected="a model folder or a model id of the Hub",
+        cure="check the name",
+    )
     try:
         return AutoConfig.from_pretrained(base)
     except Exception as error:  # what a foreign file makes transformers raise is anything
@@ -171,20 +171,19 @@ def check_model_config(config: Any, task: Task, source: str) -> None:
     import transformers
 
     names = [str(name) for name in getattr(config, "architectures", None) or ()]
-    if names and all(task.other_heads.search(name) for name in names):
-        raise ModelError.of(
-            saw=f"{source} is a checkpoint of {', '.join(names)}",
-            expected=task.wanted,
-            cure=task.cure,
-        )
+    ModelError.unless(
+        not names or not all(task.other_heads.search(name) for name in names),
+        saw=f"{source} is a checkpoint of {', '.join(names)}",
+        expected=task.wanted,
+        cure=task.cure,
+    )
     kinds = getattr(transformers, task.auto_class)._model_mapping
-    remote = task.auto_class in (getattr(config, "auto_map", None) or {})
-    if type(config) not in kinds and not remote:
-        raise ModelError.of(
-            saw=f"{source} is a {getattr(config, 'model_type', type(config).__name__)} model",
-            expected=task.wanted,
-            cure=task.cure,
-        )
+    ModelError.unless(
+        type(config) in kinds or task.auto_class in (getattr(config, "auto_map", None) or {}),
+        saw=f"{source} is a {getattr(config, 'model_type', type(config).__name__)} model",
+        expected=task.wanted,
+        cure=task.cure,
+    )
     text = config.get_text_config()
     pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if isinstance(pad, int) and isinstance(rows, int) and pad >= rows:
@@ -257,10 +256,11 @@ def load_whole(
                 cure="take a smaller dtype, or another device",
             ) from error
         except Exception:
-            made_of = "which parts of other shape or number make up"
             check_weights(
                 base,
-                missing=[f"{name}, {made_of}" for name in unconverted],
+                missing=[
+                    f"{name}, which parts of other shape or number make up" for name in unconverted
+                ],
                 expected=task.wanted,
                 cure=_cure_of(task, ()),
             )
@@ -298,12 +298,12 @@ def _check_base(
         expected=task.wanted,
         cure=_cure_of(task, unexpected),
     )
-    if task is CAUSAL_LM and getattr(model.config, "is_decoder", None) is False:
-        raise ModelError.of(
-            saw=f"{source} is an encoder ({type(model).__name__} with is_decoder false)",
-            expected=task.wanted,
-            cure="use a language model that reads from left to right",
-        )
+    ModelError.unless(
+        task is not CAUSAL_LM or getattr(model.config, "is_decoder", None) is not False,
+        saw=f"{source} is an encoder ({type(model).__name__} with is_decoder false)",
+        expected=task.wanted,
+        cure="use a language model that reads from left to right",
+    )
     half = str(getattr(model, "dtype", "")) == "torch.float16"
     check_weights(
         source,

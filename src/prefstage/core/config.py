@@ -62,12 +62,12 @@ def load_config(
         ConfigError: If the file is missing or no YAML mapping, a key is unknown (the
             nearest valid one is named), or a value is of the wrong type or range.
     """
-    if source is not None and not isinstance(source, Path | str | Mapping):
-        raise ConfigError.of(
-            saw=f"settings of type {type(source).__name__}",
-            expected="the path of a YAML file, or a mapping of settings",
-            cure="pass one of these",
-        )
+    ConfigError.unless(
+        isinstance(source, Path | str | Mapping | None),
+        saw=f"settings of type {type(source).__name__}",
+        expected="the path of a YAML file, or a mapping of settings",
+        cure="pass one of these",
+    )
     origin = str(source) if isinstance(source, Path | str) else ""
     values = dict(source or {}) if isinstance(source, Mapping | None) else _read(Path(source))
     for key, value in (overrides or {}).items():
@@ -153,12 +153,12 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
             values[key.strip()] = yaml.load(value, Loader=_SettingsLoader)
         except yaml.YAMLError:
             equals = ""
-        if not equals or not key.strip() or not value.strip():
-            raise ConfigError.of(
-                saw=f"--set {text!r}",
-                expected="key=value with a value as in YAML",
-                cure="write e.g. --set training.learning_rate=5e-7",
-            )
+        ConfigError.unless(
+            equals and key.strip() and value.strip(),
+            saw=f"--set {text!r}",
+            expected="key=value with a value as in YAML",
+            cure="write e.g. --set training.learning_rate=5e-7",
+        )
     return values
 
 

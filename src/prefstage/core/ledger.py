@@ -84,12 +84,13 @@ class Ledger(AbstractContextManager["Ledger"]):
                     # A file of its own: closing any handle on an SQLite file drops the locks that
                     # SQLite itself holds on it in this process.
                     lock = path.with_name(f"{path.name}.lock")
-                    if (holder := opening.enter_context(lock_file(lock))) is not None:
-                        raise InputError.of(
-                            saw=f"{path} is open in another process{holder}",
-                            expected="one run at a time",
-                            cure="wait for the other run to end, or name another file",
-                        )
+                    holder = opening.enter_context(lock_file(lock))
+                    InputError.unless(
+                        holder is None,
+                        saw=f"{path} is open in another process{holder}",
+                        expected="one run at a time",
+                        cure="wait for the other run to end, or name another file",
+                    )
                 self._connection = opening.enter_context(
                     closing(
                         sqlite3.connect(
@@ -259,12 +260,12 @@ class Ledger(AbstractContextManager["Ledger"]):
         # SQLite reads a page only when it is needed; damage shows now, not in the middle of a
         # run. It checks the CHECKs too, so a probability that rotted is not taken for one.
         (fault,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
-        if fault != "ok":
-            raise InputError.of(
-                saw=f"{self.path} is damaged ({' '.join(fault.split())})",
-                expected="a ledger as prefstage wrote it",
-                cure="restore it from a copy, or name another file and run again",
-            )
+        InputError.unless(
+            fault == "ok",
+            saw=f"{self.path} is damaged ({' '.join(fault.split())})",
+            expected="a ledger as prefstage wrote it",
+            cure="restore it from a copy, or name another file and run again",
+        )
 
 
 def _check_former(path: Path, former: Sequence[str]) -> None:
@@ -272,13 +273,13 @@ def _check_former(path: Path, former: Sequence[str]) -> None:
     if path.exists():
         with path.open("rb") as stream:
             names = [path.name] if stream.read(8) == b'{"kind":' else []
-    if names:
-        raise InputError.of(
-            saw=f"{path.parent} holds {', '.join(names)} of an earlier version of prefstage",
-            expected=f"the ledger {path.name}, which keeps answers and judgments now",
-            cure="delete it (or name another file or folder) and run again: answers and judgments "
-            "are made anew",
-        )
+    InputError.unless(
+        not names,
+        saw=f"{path.parent} holds {', '.join(names)} of an earlier version of prefstage",
+        expected=f"the ledger {path.name}, which keeps answers and judgments now",
+        cure="delete it (or name another file or folder) and run again: answers and judgments "
+        "are made anew",
+    )
 
 
 def _names(columns: Sequence[str]) -> str:

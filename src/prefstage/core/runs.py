@@ -1,4 +1,4 @@
-"""Folders of results: whose run it is, one process at a time, whole or absent, verified."""
+"""Run folders: whose they are, one process at a time, whole or absent, and their results."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Self
 
-from prefstage.core.errors import RunFolderError
+from prefstage.core.errors import InputError, RunFolderError
 from prefstage.core.files import sync_folder, write_json
 from prefstage.core.hashing import digest, digest_file
 
-MANIFEST = "manifest.json"
+MANIFEST, RESULT = "manifest.json", "result.json"
 LOCK = "lock"
 _PACKAGES = ("prefstage", "torch", "transformers", "datasets", "peft")
 _LOCKED_BYTE = 1 << 30
@@ -52,14 +52,13 @@ class RunFolder:
             _check_same_run(manifest, run.key, command, inputs)
             return run
         leftover = f".{Path(MANIFEST).stem}-"  # of a start that was killed before its manifest
-        if path.exists() and not (
-            path.is_dir() and all(child.name.startswith(leftover) for child in path.iterdir())
-        ):
-            raise RunFolderError.of(
-                saw=f"{path} exists and is not a run folder of prefstage",
-                expected="a new or empty folder, or the folder of the same run",
-                cure="name another folder with --out",
-            )
+        RunFolderError.unless(
+            not path.exists()
+            or (path.is_dir() and all(child.name.startswith(leftover) for child in path.iterdir())),
+            saw=f"{path} exists and is not a run folder of prefstage",
+            expected="a new or empty folder, or the folder of the same run",
+            cure="name another folder with --out",
+        )
         record = {
             "command": command,
             "key": run.key,
@@ -128,12 +127,12 @@ def locked(folder: Path) -> Iterator[None]:
         RunFolderError: If another process works in it.
     """
     with lock_file(folder / LOCK) as holder:
-        if holder is not None:
-            raise RunFolderError.of(
-                saw=f"{folder} is in use by another process{holder}",
-                expected="one process a run folder",
-                cure="wait for the other run to end, or name another folder with --out",
-            )
+        RunFolderError.unless(
+            holder is None,
+            saw=f"{folder} is in use by another process{holder}",
+            expected="one process a run folder",
+            cure="wait for the other run to end, or name another folder with --out",
+        )
         yield
 
 
@@ -286,3 +285,87 @@ def _check_same_run(manifest: Path, key: str, command: str, inputs: Mapping[str,
             cure="name another folder with --out, or repeat the first run's settings to go on with "
             "it",
         )
+
+
+# --- `result.json`: what a run folder holds, in one form for every command ------------------------
+
+
+def write_result(
+    folder: Path,
+    command: str,
+    *,
+    headline: str,
+    facts: Mapping[str, Any] | None = None,
+    parts: Iterable[Mapping[str, Any]] | None = None,
+) -> Path:
+    """Write ``result.json``, which lists what a run holds; the last file that a command writes.
+
+    The figures stay in the files that the command has always written (stage.json, train.json
+    and so on): a part names the folder where they stand, so that nothing is kept twice and one
+    reader serves every command.
+
+    Args:
+        folder: The run folder.
+        command: Its name, such as "measure".
+        headline: What came of it, in one sentence.
+        facts: Short statements by what they are about, such as "policy"; empty ones are left out.
+        parts: "kind" (the command that writes such a folder), "iteration" from 1, "folder"
+            relative to the run's; "seconds" and "costs" of a step. None: the run folder itself
+            is the only part.
+
+    Returns:
+        The file.
+    """
+    itself = [{"kind": command, "iteration": 1, "folder": "."}]
+    result = {
+        "command": command,
+        "headline": headline,
+        "facts": {name: str(fact) for name, fact in (facts or {}).items() if fact},
+        "parts": itself if parts is None else [dict(part) for part in parts],
+    }
+    write_json(folder / RESULT, result)
+    return folder / RESULT
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read the ``result.json`` of a run that is done.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        "command", "headline", "facts" and "parts", as for `write_result`.
+
+    Raises:
+        InputError: If the folder does not exist, or holds no result, as that of a run that was
+            stopped, or a damaged one.
+    """
+    InputError.unless(
+        folder.is_dir(),
+        saw=f"no folder or file {folder}",
+        expected="a run folder, such as of align, train, measure, build, evaluate or diagnose",
+        cure="name the folder that was given with --out",
+    )
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        return {name: result[name] for name in ("command", "headline", "facts", "parts")}
+    except FileNotFoundError:
+        raise InputError.of(
+            saw=f"{folder} holds no results: {_begun(folder)}no {RESULT} yet",
+            expected="the folder of a run that is done",
+            cure="let the run end (the same command goes on), or name another folder",
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError.of(
+            saw=f"{folder / RESULT} is not as it was written ({error!r})",
+            expected="the results of a prefstage command",
+            cure="repeat the command with the same --out, which makes damaged results anew",
+        ) from None
+
+
+def _begun(folder: Path) -> str:
+    try:
+        command = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"its {command} has not ended, "

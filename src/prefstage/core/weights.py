@@ -163,10 +163,9 @@ def check_weights(
         more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
         if names:
             seen.append(f"{len(names)} {fault} ({', '.join(names[:_SHOWN_NAMES])}{more})")
-    if seen:
-        raise ModelError.of(
-            saw=f"weights of {source}: {', '.join(seen)}", expected=expected, cure=cure
-        )
+    ModelError.unless(
+        not seen, saw=f"weights of {source}: {', '.join(seen)}", expected=expected, cure=cure
+    )
 
 
 def not_finite_names(tensors: Mapping[str, "torch.Tensor"]) -> list[str]:

@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from prefstage.aligning import align
@@ -254,7 +255,11 @@ def run_demo(
     """
     config, tell = config or DemoConfig(), tell or (lambda part: None)
     inputs = {**config.model_dump(mode="json"), "writers": [repr(writer) for writer in writers]}
-    with RunFolder.hold(out, command="demo", inputs=inputs) as run, _one_thread():
+    with RunFolder.hold(out, command="demo", inputs=inputs) as run, ExitStack() as stack:
+        # On one thread: so small a model gains nothing from more, and loses much on a busy
+        # machine; and its results do not depend on the number of cores.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
         folder, world = run.path, World(config.seed)
         pairs = list(world.pairs(config.pairs, writers=writers))
         pool = _save_pool(pairs, folder / "world" / "pairs.jsonl")
@@ -269,9 +274,10 @@ def run_demo(
             tell(iteration)
         for schedule in (AUTO, *FIXED):
             result = auto if schedule == AUTO else _aligned(folder, config, schedule)
-            data = tuple(row["data"] for row in result["iterations"])
-            where = _folder_of(folder, schedule)
-            schedules.append(ScheduleDone(schedule, where, data, _rewards(folder, result)))
+            data, rewards = (row["data"] for row in result["iterations"]), _rewards(folder, result)
+            schedules.append(
+                ScheduleDone(schedule, _folder_of(folder, schedule), tuple(data), rewards)
+            )
             tell(schedules[-1])
         last = _truth(auto["policy"], config, pairs, pool.example)[1]
         report = DemoReport(config, folder, pool, policy, tuple(iterations), last, tuple(schedules))
@@ -345,8 +351,9 @@ def _aligned(folder: Path, config: DemoConfig, schedule: str) -> dict[str, Any]:
         },
         "seed": config.seed,
     }
-    out = _folder_of(folder, schedule)
-    return align(recipe, out=out, judge=true_judge(), store=folder / "store").result
+    return align(
+        recipe, out=_folder_of(folder, schedule), judge=true_judge(), store=folder / "store"
+    ).result
 
 
 def _folder_of(folder: Path, schedule: str) -> Path:
@@ -366,22 +373,19 @@ def _iterations(
     pairs: Sequence[Pair],
     example: Candidates,
 ) -> Iterator[IterationDone]:
-    policy = result["start"]
+    policy, steps = result["start"], folder / "store" / "steps"
     rewards = pairwise(_rewards(folder, result))
     for row, (before, after) in zip(result["iterations"], rewards, strict=True):
-        measured, trained = (
-            folder / "store" / "steps" / row["steps"][step] for step in ("measure", "train")
-        )
         yield IterationDone(
             row["iteration"],
             row["data"],
-            Stage.load(measured / "stage.json"),
+            Stage.load(steps / row["steps"]["measure"] / "stage.json"),
             *_truth(policy, config, pairs, example),
             before,
             after,
             row["evaluation"]["win_rate"],
         )
-        policy = str(trained / "model")
+        policy = str(steps / row["steps"]["train"] / "model")
 
 
 def _truth(
@@ -396,8 +400,8 @@ def _truth(
         for sample in sampler.sample(requests):
             texts[sample.prompt_id, sample.index] = sample.text
             tick()
-    answers = [[texts[pair.prompt_id, k] for k in range(_RESPONSES)] for pair in pairs]
     text = texts[example.prompt_id, 0]
+    answers = [[texts[pair.prompt_id, k] for k in range(_RESPONSES)] for pair in pairs]
     return true_boundary(pairs, answers), Answer(text, true_reward(example.prompt, text))
 
 
@@ -431,8 +435,8 @@ def true_boundary(pairs: Sequence[Pair], responses: Sequence[Sequence[str]]) -> 
     shares, rewards = [], []
     for pair, texts in zip(pairs, responses, strict=True):
         on = [true_reward(pair.prompt, text) for text in texts]
-        off = pair.candidates().scores
-        shares.append(mean((a > b) + EVEN * (a == b) for a in on for b in off if b is not None))
+        off = [score for score in pair.candidates().scores if score is not None]
+        shares.append(mean((a > b) + EVEN * (a == b) for a in on for b in off))
         rewards.append(mean(on))
     return Truth(boundary_score=mean(shares), reward=mean(rewards))
 
@@ -446,24 +450,7 @@ def _save_pool(pairs: Sequence[Pair], path: Path) -> PoolMade:
         rewards.setdefault(str(pair.source_chosen), []).append(pair.score_chosen or 0.0)
         rewards.setdefault(str(pair.source_rejected), []).append(pair.score_rejected or 0.0)
     means = {name: mean(scores) for name, scores in rewards.items()}
-    # the longest instruction of the first few shows much of the language
+    # The longest instruction of the first few shows much of the language
     example = max(pairs[:_EXAMPLES], key=lambda pair: len(pair.prompt[-1]["content"]))
     ranked = dict(sorted(means.items(), key=lambda entry: -entry[1]))
     return PoolMade(path=path, pairs=len(pairs), rewards=ranked, example=example.candidates())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run torch on one thread while the block runs.
-
-    So small a model gains nothing from more threads, and loses much on a busy machine; and
-    on one thread its results do not depend on the number of cores.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -85,12 +85,12 @@ def apply_operation(operation: str, words: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         InputError: If there is no such operation.
     """
-    if operation not in _OPERATIONS:
-        raise InputError.of(
-            saw=f"operation {operation!r}",
-            expected="one of " + ", ".join(OPERATIONS),
-            cure="use an operation of the sandbox's language",
-        )
+    InputError.unless(
+        operation in _OPERATIONS,
+        saw=f"operation {operation!r}",
+        expected="one of " + ", ".join(OPERATIONS),
+        cure="use an operation of the sandbox's language",
+    )
     return _OPERATIONS[operation](words)
 
 
@@ -122,12 +122,11 @@ def parse_instruction(text: str) -> Instruction:
 
 def draw_instruction(random_source: random.Random) -> Instruction:
     """Draw an instruction: a quarter of them composed of two operations, half polite."""
-    if random_source.random() < _COMPOSED_SHARE:
-        operations = tuple(random_source.sample(LIST_OPERATIONS, 2))
-    else:
-        operations = (random_source.choice(OPERATIONS),)
+    is_composed = random_source.random() < _COMPOSED_SHARE
     return Instruction(
-        operations=operations,
+        operations=tuple(random_source.sample(LIST_OPERATIONS, 2))
+        if is_composed
+        else (random_source.choice(OPERATIONS),),
         items=tuple(random_source.sample(ITEMS, random_source.randint(MIN_ITEMS, MAX_ITEMS))),
         separator=random_source.choice(list(SEPARATORS)),
         polite=random_source.random() < 0.5,  # noqa: PLR2004 - an even coin
@@ -190,11 +189,10 @@ class Writer:
             words = random_source.choice([wrong for wrong in results if wrong != words])
         if random_source.random() < self.slip:
             words = _slip(words, random_source)
-        separator, polite = instruction.separator, instruction.polite
+        separator = instruction.separator
         if random_source.random() < self.mark:
             separator = next(name for name in SEPARATORS if name != separator)
-        if random_source.random() < self.manners:
-            polite = not polite
+        polite = instruction.polite != (random_source.random() < self.manners)
         return render_response(
             words,
             separator=separator,
@@ -220,6 +218,5 @@ def _slip(words: tuple[str, ...], random_source: random.Random) -> tuple[str, ..
     position = random_source.randrange(len(words) - 1)
     first, second = words[position : position + 2]
     # Swapped, the second left out, or the first repeated.
-    slips = ((second, first), (first,), (first, first, second))
-    middle = random_source.choice(slips)
+    middle = random_source.choice(((second, first), (first,), (first, first, second)))
     return (*words[:position], *middle, *words[position + 2 :])

@@ -2,7 +2,16 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from prefstage.core import seed_for
 from prefstage.data import TokenTree
@@ -14,10 +23,6 @@ from prefstage.sandbox.language import (
     OPERATIONS,
     SEPARATORS,
 )
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 PAD, UNKNOWN, END = "<|pad|>", "<|unk|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -33,7 +38,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> "PreTrainedTokenizerFast":
+def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the language's tokenizer: a token a word or mark, with a chat template.
 
     Text of the language survives encoding and decoding exactly, without unknown tokens.
@@ -41,9 +46,6 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     Returns:
         The tokenizer; its end-of-turn token is also the end-of-sequence token.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     # A word's token carries the space before it ("▁fox"), so that joining tokens gives the
     # text back; marks stand alone.
     sentences = re.sub(r"[^A-Za-z ]", "", f"then Use Be polite {' '.join(SEPARATORS)} {CHATTER}")
@@ -73,13 +75,13 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 def build_policy(
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: PreTrainedTokenizerFast,
     *,
     seed: int,
     hidden_size: int = 64,
     layers: int = 2,
     heads: int = 4,
-) -> "LlamaForCausalLM":
+) -> LlamaForCausalLM:
     """Build an untrained policy of the Llama architecture.
 
     Args:
@@ -92,9 +94,6 @@ def build_policy(
     Returns:
         The model in evaluation mode, float32, on the CPU.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -118,7 +117,7 @@ def build_policy(
 
 
 def train_sft(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     demonstrations: Sequence[TokenTree],
     *,
     steps: int,
@@ -146,8 +145,6 @@ def train_sft(
     Returns:
         The loss of each step, nats a token. [steps].
     """
-    import torch
-
     order = torch.Generator().manual_seed(seed_for(seed, "sft order"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -156,8 +153,8 @@ def train_sft(
     losses = []
     model.train()
     for step in range(1, steps + 1):
-        picks = torch.randint(len(demonstrations), (batch_size,), generator=order)
-        loss = model(**_padded([demonstrations[pick] for pick in picks.tolist()])).loss
+        picks = torch.randint(len(demonstrations), (batch_size,), generator=order).tolist()
+        loss = model(**_padded([demonstrations[pick] for pick in picks])).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -170,15 +167,12 @@ def train_sft(
     return losses
 
 
-def _padded(trees: Sequence[TokenTree]) -> "dict[str, torch.Tensor]":
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
+def _padded(trees: Sequence[TokenTree]) -> dict[str, torch.Tensor]:
     rows = [torch.tensor([*tree.prompt_ids, *tree.response_ids[0]]) for tree in trees]
     # The loss leaves out labels of -100: those of prompts and padding.
-    labels = [row.clone() for row in rows]
-    for tree, label in zip(trees, labels, strict=True):
-        label[: len(tree.prompt_ids)] = IGNORED
+    labels = [
+        torch.tensor([*[IGNORED] * len(tree.prompt_ids), *tree.response_ids[0]]) for tree in trees
+    ]
     return {
         "input_ids": pad_sequence(rows, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),

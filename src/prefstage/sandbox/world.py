@@ -78,7 +78,6 @@ def grade_response(instruction: Instruction, response: str) -> Grade:
     if not positions:
         return Grade(correctness=0.0, format=0.0, manners=0.0, brevity=0.0)
     words = tuple(tokens[i] for i in positions)
-    distance = edit_distance(words, instruction.answer)
     # Of the gaps after each answer word: the share that holds the required mark alone.
     marks = [SEPARATORS[instruction.separator]] * (len(words) - 1) + ["."]
     ends = [*positions[1:], len(tokens)]
@@ -87,7 +86,8 @@ def grade_response(instruction: Instruction, response: str) -> Grade:
     )
     chatter = sum(token.isalnum() and token not in _ANSWER_WORDS for token in tokens) - polite
     return Grade(
-        correctness=1 - distance / max(len(words), len(instruction.answer)),
+        correctness=1
+        - edit_distance(words, instruction.answer) / max(len(words), len(instruction.answer)),
         format=right / len(words),
         manners=float(polite == instruction.polite),
         brevity=max(0.0, 1 - chatter / CHATTER_LIMIT),
@@ -213,8 +213,12 @@ class World:
         Raises:
             InputError: If the writers do not find so many different responses.
         """
-        tasks = self.instructions(n, split=split)
-        return CandidateSet.of([self._candidates(task, writers, responses) for task in tasks])
+        return CandidateSet.of(
+            [
+                self._candidates(task, writers, responses)
+                for task in self.instructions(n, split=split)
+            ]
+        )
 
     def pairs(
         self, n: int, *, writers: Sequence[Writer] = WRITERS, split: Split = "pool"
@@ -246,13 +250,13 @@ class World:
             if len(written) == responses:
                 break
             written.setdefault(writer.write(instruction, source), writer.name)
-        if len(written) < responses:
-            raise InputError.of(
-                saw=f"{len(written)} different responses to {instruction.text!r} by "
-                + ", ".join(writer.name for writer in writers),
-                expected=f"{responses}",
-                cure="add writers that make mistakes, or ask for fewer responses",
-            )
+        InputError.unless(
+            len(written) == responses,
+            saw=f"{len(written)} different responses to {instruction.text!r} by "
+            + ", ".join(writer.name for writer in writers),
+            expected=f"{responses}",
+            cure="add writers that make mistakes, or ask for fewer responses",
+        )
         prompt = prompt_of(instruction)
         return Candidates(
             prompt_id=prompt_id_of(prompt),

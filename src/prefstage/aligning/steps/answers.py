@@ -11,12 +11,9 @@ from typing_extensions import override
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.workspace import Policy, Workspace
 from prefstage.core import read_json_lines, write_json, write_json_lines
-from prefstage.data.records import Candidates, Prompt
-from prefstage.data.sets import CandidateSet
-from prefstage.evaluating.alpaca_files import write_annotations
+from prefstage.data import Candidates, CandidateSet, Prompt
+from prefstage.evaluating import WinRateConfig, win_rate, write_annotations
 from prefstage.evaluating.answers import gather_answers
-from prefstage.evaluating.settings import WinRateConfig
-from prefstage.evaluating.win_rates import win_rate
 from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure_stage
 from prefstage.measuring.settings import MeasureConfig
 from prefstage.measuring.stage import Stage, on_policy_candidates, write_prompts
@@ -72,8 +69,9 @@ class Sample(Step):
             _log.warning("%s: %s", self.policy.name, line)
         # No reader of candidates takes an empty response; an evaluation judges them as they are.
         spoken = (answer for answer in answers if answer.text.strip())
-        candidates = to_candidates(rows, spoken, source=self.policy.name)
-        CandidateSet.of(candidates).save(folder / CANDIDATES)
+        CandidateSet.of(to_candidates(rows, spoken, source=self.policy.name)).save(
+            folder / CANDIDATES
+        )
         # Answers arrive in the order in which batches end; the file has the prompts' order.
         positions = {row.prompt_id: position for position, row in enumerate(rows)}
         answers.sort(key=lambda answer: (positions[answer.prompt_id], answer.index))
@@ -92,9 +90,8 @@ class Sample(Step):
     # Of all answers, at most.
     @override
     def estimate(self, sizes: Sizes) -> Estimate:
-        rows = self.space.held_out if self.held_out else self.space.prompts
-        longest = self.config.max_new_tokens
-        return sizes.sampling(len(rows), self.config.responses, longest=longest)
+        rows, config = self.space.held_out if self.held_out else self.space.prompts, self.config
+        return sizes.sampling(len(rows), config.responses, longest=config.max_new_tokens)
 
 
 def read_answers(folder: Path) -> list[tuple[Prompt, str]]:
@@ -141,9 +138,11 @@ class Measure(Step):
 
     @override
     def run(self, folder: Path) -> None:
-        off_policy, judge = self.space.off_policy, self.space.judge
-        with self.space.sampler(self.policy, self.sampling) as sampler:
-            stage = measure_stage(off_policy, judge=judge, sampler=sampler, config=self.config)
+        space, config = self.space, self.config
+        with space.sampler(self.policy, self.sampling) as sampler:
+            stage = measure_stage(
+                space.off_policy, judge=space.judge, sampler=sampler, config=config
+            )
         write_prompts(stage.prompts, folder / PROMPTS)
         candidates = on_policy_candidates(stage.prompts, self.policy.name)
         CandidateSet.of(candidates).save(folder / CANDIDATES)
@@ -157,7 +156,7 @@ class Measure(Step):
         on, off = self.config.on_responses, min(sizes.responses, self.config.off_responses)
         return replace(
             sizes.sampling(prompts, on, longest=self.sampling.max_new_tokens),
-            judgments=round(prompts * (on + off if self.space.pointwise else on * off)),
+            judgments=round(prompts * (on + off if self.space.judge.pointwise else on * off)),
         )
 
     def stage(self) -> Stage:
@@ -207,7 +206,8 @@ class Evaluate(Step):
     # Of a comparison a prompt, or the rewards of two answers.
     @override
     def estimate(self, sizes: Sizes) -> Estimate:
-        return Estimate(judgments=len(self.space.held_out) * (2 if self.space.pointwise else 1))
+        asked = 2 if self.space.judge.pointwise else 1
+        return Estimate(judgments=len(self.space.held_out) * asked)
 
     # The win rate, its interval, and lengths.
     @override

@@ -66,7 +66,7 @@ class Estimate:
 
     def __add__(self, other: "Estimate") -> "Estimate":
         """Both, one after the other: counts and times add up, of memory it is the larger."""
-        sums = {name: value + getattr(other, name) for name, value in asdict(self).items()}
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
         return Estimate(**sums | {"memory_bytes": max(self.memory_bytes, other.memory_bytes)})
 
 
@@ -187,6 +187,22 @@ class Step(ABC):
         """Where the result is made; it is renamed to `path` when it is whole."""
         return self.path.with_name(f"{_STAGING}{self.name}")
 
+    @cached_property
+    def state(self) -> tuple[State, str | None]:
+        """Whether its result is there and whole, and what is wrong with a damaged one.
+
+        Looked at once: hashing gigabytes of weights takes seconds.
+        """
+        if self.key is None or not self.path.exists():
+            return ("begun" if self.staging.exists() else "absent"), None
+        manifest = self.manifest()
+        if not manifest:
+            return "damaged", f"{MANIFEST} is missing or unreadable"
+        if manifest["key"] != self.key:
+            return "damaged", f"{MANIFEST} is of another step"
+        fault = fault_in(self.path, manifest["files"])
+        return ("done" if fault is None else "damaged"), fault
+
     @abstractmethod
     def run(self, folder: Path) -> None:
         """Do it; begun again after a kill, it finds in the folder what it left there.
@@ -217,6 +233,14 @@ class Step(ABC):
         """A JSON file of its result."""
         content: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
         return content
+
+    def manifest(self) -> dict[str, Any]:
+        """What it was made of; nothing where that is missing, unreadable or not as written."""
+        try:
+            manifest = self.read(MANIFEST)
+            return {"key": manifest["key"], **{n: dict(manifest[n]) for n in ("files", "costs")}}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
 
 @dataclass(frozen=True)
@@ -268,22 +292,9 @@ class Steps:
         begun: Begun | None = None,
     ) -> None:
         self.records: list[StepRecord] = []
+        # For ``result.json``: a part for each step in each iteration.
+        self.parts: list[dict[str, Any]] = []
         self._space, self._tell, self._begin = space, tell, begun
-        self._states: dict[str, tuple[State, str | None]] = {}
-
-    def state(self, step: Step) -> tuple[State, str | None]:
-        """Whether a step's result is there and whole.
-
-        Args:
-            step: The step.
-
-        Returns:
-            Its state, and what is wrong with a damaged one.
-        """
-        # Hashing gigabytes of weights takes seconds: once a step, not at every look.
-        if step.name not in self._states:
-            self._states[step.name] = self._state(step)
-        return self._states[step.name]
 
     def do(self, step: Step, *, iteration: int = 0) -> Path:
         """Do a step, or take its result from where it stands.
@@ -295,19 +306,26 @@ class Steps:
         Returns:
             The folder of the result.
         """
-        state, why = self.state(step)
-        began, costs = time.monotonic(), dict[str, int]()
+        (state, why), costs, seconds = step.state, dict[str, int](), 0.0
         if state != "done":
             if self._begin is not None:
                 self._begin(step, iteration)
+            began = time.monotonic()
             costs = self._make(step)
-            self._states[step.name] = ("done", None)
+            step.state, seconds = ("done", None), round(time.monotonic() - began, 3)
         # Only now, when the result has its name: a kill before leaves checkpoints to go on from.
         _begun_file(step).unlink(missing_ok=True)
         for name in _WHILE_IT_RUNS:
             shutil.rmtree(step.path / name, ignore_errors=True)
         (step.path / LOCK).unlink(missing_ok=True)
-        seconds = 0.0 if state == "done" else round(time.monotonic() - began, 3)
+        folder = f"{STEPS}/{step.name}"
+        part: dict[str, Any] = {"kind": step.kind, "iteration": iteration, "folder": folder}
+        # What it took stands at its first use, and is the manifest's, so that neither kills nor
+        # reuse change what a step has cost.
+        if folder not in [earlier["folder"] for earlier in self.parts]:
+            manifest = step.read(MANIFEST)
+            part |= {name: manifest[name] for name in ("seconds", "costs")}
+        self.parts.append(part)
         record = StepRecord(step.name, step.kind, iteration, _DID[state], why, seconds, costs)
         self.records.append(record)
         append_json_line(self._space.folder / LOG, asdict(record))
@@ -321,40 +339,10 @@ class Steps:
         Returns:
             Judgments, answers and their tokens; seconds.
         """
-        costs, seconds = Counter[str](), 0.0
-        for part in self.parts():
+        costs = Counter[str]()
+        for part in self.parts:
             costs.update(part.get("costs", {}))
-            seconds += float(part.get("seconds", 0.0))
-        return dict(costs), seconds
-
-    def parts(self) -> list[dict[str, Any]]:
-        """The steps of every iteration, for ``result.json``.
-
-        Returns:
-            A part for each step in each iteration; what it took stands at its first use.
-        """
-        parts, counted = list[dict[str, Any]](), set[str]()
-        for record in self.records:
-            folder = f"{STEPS}/{record.step}"
-            part = {"kind": record.kind, "iteration": record.iteration, "folder": folder}
-            # From the manifest, so that neither kills nor reuse change what a step has cost.
-            if record.step not in counted:
-                manifest = json.loads((self._space.folder / folder / MANIFEST).read_text("utf-8"))
-                part |= {name: manifest[name] for name in ("seconds", "costs")}
-            counted.add(record.step)
-            parts.append(part)
-        return parts
-
-    def _state(self, step: Step) -> tuple[State, str | None]:
-        if step.key is None or not step.path.exists():
-            return ("begun" if step.staging.exists() else "absent"), None
-        manifest = _manifest(step)
-        if not manifest:
-            return "damaged", f"{MANIFEST} is missing or unreadable"
-        if manifest["key"] != step.key:
-            return "damaged", f"{MANIFEST} is of another step"
-        fault = fault_in(step.path, manifest["files"])
-        return ("done" if fault is None else "damaged"), fault
+        return dict(costs), sum(float(part.get("seconds", 0.0)) for part in self.parts)
 
     def _make(self, step: Step) -> dict[str, int]:
         staging, begun = step.staging, _begun_file(step)
@@ -363,7 +351,7 @@ class Steps:
         # it buys anything: so a step that was killed ten times has cost what it bought, once.
         # What a damaged result had cost is not bought again, and stays on the bill.
         if not begun.exists():
-            write_json(begun, self._bought_since(_manifest(step).get("costs", {})))
+            write_json(begun, self._bought_since(step.manifest().get("costs", {})))
         before, began = json.loads(begun.read_text("utf-8")), time.monotonic()
         step.run(staging)
         costs = self._bought_since(before)
@@ -384,15 +372,6 @@ class Steps:
 
 def _begun_file(step: Step) -> Path:
     return step.staging.with_name(f"{step.staging.name}{_BEGUN}")
-
-
-def _manifest(step: Step) -> dict[str, Any]:
-    # Of a result; nothing where it is missing, unreadable or not as it was written.
-    try:
-        manifest = step.read(MANIFEST)
-        return {"key": manifest["key"], **{n: dict(manifest[n]) for n in ("files", "costs")}}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _is_result(name: Path) -> bool:

@@ -1,6 +1,7 @@
 """The step that makes pairs: of any data, by any method of `prefstage build`."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,25 +50,29 @@ class Build(Step):
         self.method: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
         self.data, self.policy, self.measured = dict(data), policy, measured
         self._sampling = space.recipe.seeded(space.recipe.sampling)
-        sources = {role: s for role, s in data.items() if isinstance(s, str)}
-        reads = {role: s.key for role, s in data.items() if not isinstance(s, str)}
-        settings: dict[str, Any] = {
-            "method": self.method,
+        # What is made of data and seed alone, whoever answers.
+        self._settings: dict[str, Any] = {
             "filters": space.recipe.build.filters.model_dump(mode="json"),
             "seed": space.recipe.seed,
         }
+        sources = {role: s for role, s in data.items() if isinstance(s, str)}
         # How the loader treats bad rows of data that no step made.
         self._bad_rows = space.bad_row_options("off_policy") if sources else {}
-        if sources:
-            settings |= space.bad_row_settings
-        if policy is not None:
-            settings |= space.sampling_settings(self._sampling, policy)
-            reads["policy"] = policy.key
-        if measured is not None:
-            reads["measure"] = measured.key
-        inputs = {role: space.fingerprint(source) for role, source in sources.items()}
-        inputs["judge"] = space.judge.fingerprint
-        super().__init__(space, settings, reads=reads, inputs=inputs)
+        made = {**data, "policy": policy, "measure": measured}
+        super().__init__(
+            space,
+            {
+                "method": self.method,
+                **self._settings,
+                **(space.bad_row_settings if sources else {}),
+                **(space.sampling_settings(self._sampling, policy) if policy else {}),
+            },
+            reads={role: m.key for role, m in made.items() if m and not isinstance(m, str)},
+            inputs={
+                **{role: space.fingerprint(source) for role, source in sources.items()},
+                "judge": space.judge.fingerprint,
+            },
+        )
 
     @classmethod
     def off_policy(cls, space: Workspace) -> "Build":
@@ -82,21 +87,17 @@ class Build(Step):
         Raises:
             ConfigError: If the recipe's method does not take what the data hold.
         """
-        kind, source, chosen = (
-            space.off_policy_kind,
-            space.recipe.off_policy,
-            space.recipe.build.off,
+        kind, source = space.off_policy_kind, str(space.recipe.off_policy)
+        method = space.recipe.build.off or (RELABEL if kind == "pairs" else CHOOSE)
+        step = cls(space, method, {kind: source})
+        inputs = METHODS[step.method["name"]].inputs
+        ConfigError.unless(
+            kind in inputs,
+            saw=f"build.off is {step.method['name']!r}, and {source} holds {kind}",
+            expected=f"{' or '.join(sorted(inputs))} for this method",
+            cure="leave build.off out, or name another method",
         )
-        method = chosen or (RELABEL if kind == "pairs" else CHOOSE)
-        name = str(method if isinstance(method, str) else method["name"])
-        inputs = METHODS[name].inputs
-        if chosen is not None and kind not in inputs:
-            raise ConfigError.of(
-                saw=f"build.off is {name!r}, and {source} holds {kind}",
-                expected=f"{' or '.join(sorted(inputs))} for this method",
-                cure="leave build.off out, or name another method",
-            )
-        return cls(space, method, {kind: str(source)})
+        return step
 
     @property
     def relabels(self) -> bool:
@@ -105,29 +106,23 @@ class Build(Step):
 
     @override
     def run(self, folder: Path) -> None:
-        space = self.space
-        method = dict(self.method)
-        if self.measured is not None:
-            method["measurement"] = str(self.measured.path)
+        space, policy, measured = self.space, self.policy, self.measured
+        measurement = {} if measured is None else {"measurement": str(measured.path)}
         recipe = {
             **{role: _file_of(source) for role, source in self.data.items()},
             **self._bad_rows,
+            **self._settings,
             "judge": space.recipe.judge,
-            "method": method,
-            "filters": space.recipe.build.filters.model_dump(mode="json"),
-            "seed": space.recipe.seed,
+            "method": self.method | measurement,
+            **({} if policy is None else {"policy": policy.spec}),
         }
-        if method["name"] in (RELABEL, PER_PROMPT):
+        if self.method["name"] in (RELABEL, PER_PROMPT):
             # What is made does not depend on the consent: `check` asks for it before training,
             # so that a run which is refused and then allowed need not build twice.
             recipe["accept_reversal"] = True
-        if self.policy is None:
-            with naming_the_recipe():
-                built = build_pairs(recipe, judge=space.judge)
-        else:
-            recipe["policy"] = self.policy.spec
-            with space.sampler(self.policy, self._sampling) as sampler:
-                built = build_pairs(recipe, judge=space.judge, sampler=sampler)
+        sampling = nullcontext() if policy is None else space.sampler(policy, self._sampling)
+        with naming_the_recipe(), sampling as sampler:
+            built = build_pairs(recipe, judge=space.judge, sampler=sampler)
         built.train.save(folder / PAIRS)
         write_text(folder / CARD, built.card)
         write_json(folder / BUILT, dict(built.result))
@@ -143,7 +138,7 @@ class Build(Step):
         from_steps = all(isinstance(source, Step) for source in self.data.values())
         count = answers if from_steps else sizes.responses
         # Each response is rewarded, or every two of a prompt are compared.
-        asked = count if self.space.pointwise else count * (count - 1) / 2
+        asked = count if self.space.judge.pointwise else count * (count - 1) / 2
         return Estimate(judgments=round(len(self.space.prompts) * asked))
 
     # How many pairs, what was left out, and how often labels were reversed.

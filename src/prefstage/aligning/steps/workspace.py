@@ -20,12 +20,10 @@ from prefstage.core import (
     locked,
     progress,
 )
-from prefstage.data.loading import load_candidates, load_pairs, load_prompts
+from prefstage.data import CandidateSet, PairSet, load_candidates, load_pairs, load_prompts
 from prefstage.data.reading import ASIDE_CURE, open_reading
-from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.settings import ChatSettings
-from prefstage.judging.base import Judge
-from prefstage.judging.judged import stored
+from prefstage.judging import Judge, stored
 from prefstage.losses import parse_loss
 from prefstage.sampling.base import (
     Sample,
@@ -104,8 +102,12 @@ class Workspace:
     ) -> None:
         self.recipe, self.judge = recipe, judge
         self.folder = folder.absolute()
-        self.pointwise = judge.pointwise
         self._quarantine = quarantine or folder / QUARANTINE
+        self._sources = {
+            "off_policy": recipe.off_policy,
+            "prompts": recipe.prompts,
+            "held_out": recipe.evaluate and recipe.evaluate.prompts,
+        }
         self.ledger: Ledger  # answers and judgments, in the block of `opened` alone
         self.fingerprint = cache(fingerprint_of)
 
@@ -149,15 +151,6 @@ class Workspace:
         if rows.report.unused_columns and load is not load_pairs:
             _log.warning("%s: columns not used: %s", name, ", ".join(rows.report.unused_columns))
         return rows
-
-    @property
-    def _sources(self) -> dict[str, str | None]:
-        evaluate = self.recipe.evaluate
-        return {
-            "off_policy": self.recipe.off_policy,
-            "prompts": self.recipe.prompts,
-            "held_out": None if evaluate is None else evaluate.prompts,
-        }
 
     def bad_row_options(self, name: str) -> dict[str, Any]:
         """How a loader treats bad rows.
@@ -206,9 +199,8 @@ class Workspace:
             DataError: If one cannot be read.
             InputError: If one lacks what its loss needs.
         """
-        for section, data in (("train", "data"), ("sft", None)):
-            if section == "sft" and self.recipe.sft is None:
-                continue
+        for section in ("train", *([] if self.recipe.sft is None else ["sft"])):
+            data = "data" if section == "train" else None
             trained = train_settings(self.recipe, policy="policy", data=data)
             sets = {f"{section}.eval.{name}": rows for name, rows in trained.eval.items()}
             sets |= {} if data else {"sft.data": trained.data}
@@ -345,11 +337,11 @@ def _link(out: Path, store: Path) -> None:
         link = out / name
         if link.is_symlink() and link.resolve() == (store / name).resolve():
             continue
-        if link.is_symlink() or link.exists():
-            raise RunFolderError.of(
-                saw=f"{link} is there, and not of {store}",
-                expected="a run folder that shares this store from its beginning",
-                cure="name another folder with --out",
-            )
+        RunFolderError.unless(
+            not link.is_symlink() and not link.exists(),
+            saw=f"{link} is there, and not of {store}",
+            expected="a run folder that shares this store from its beginning",
+            cure="name another folder with --out",
+        )
         # Relative, so that an experiment's folder can be moved as a whole.
         link.symlink_to(os.path.relpath(store / name, out))

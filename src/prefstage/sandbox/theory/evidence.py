@@ -317,8 +317,8 @@ def outcome_of(done: Sequence[Checked], setting: Setting, *, out: Path | None) -
     verdict = f"not as expected: {', '.join(failed)}" if failed else "all as expected"
     end = f"{len(done)} checks on {setting.worlds:,} worlds: {verdict}."
     text = "\n".join([*map(_statement, done), "", f"{end} {result['seconds']:.0f} seconds."])
-    written = [checked.picture for checked in done if checked.picture]
-    return Outcome(text, result, [*written, *([out / RESULT] if out else [])], failed)
+    written = [*(checked.picture for checked in done), out and out / RESULT]
+    return Outcome(text, result, [path for path in written if path], failed)
 
 
 def _statement(checked: Checked) -> str:
@@ -343,14 +343,13 @@ def draw_figure(figure: Figure, path: Path) -> Path:
     Raises:
         MissingDependencyError: If matplotlib is not installed.
     """
-    try:
+    with MissingDependencyError.instead_of(
+        ImportError,
+        saw="no package matplotlib",
+        expected="matplotlib, which draws",
+        cure="pip install 'prefstage[plots]', or leave the pictures out (--no-figures)",
+    ):
         from matplotlib.figure import Figure as Canvas
-    except ImportError as error:
-        raise MissingDependencyError.of(
-            saw="no package matplotlib",
-            expected="matplotlib, which draws",
-            cure="pip install 'prefstage[plots]', or leave the pictures out (--no-figures)",
-        ) from error
     canvas: Any = Canvas(figsize=(6.4, 3.8), layout="constrained")
     panel = canvas.subplots()
     for line, colour, style in zip(figure.curves, cycle(COLOURS), cycle(STYLES), strict=False):

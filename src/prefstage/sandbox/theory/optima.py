@@ -97,7 +97,6 @@ def _signs(worlds: Worlds) -> Evidence:
     mean_excess = (excess * first[..., None, :]).sum(-1)
     rise, moved = after - before, policy - worlds.log_policy
     unlike = _stepped(worlds, labelled(first, second, worlds.preference), RATE)
-    unlike_rise = unlike[1] - unlike[0]
     wrong = ((rise > 0) != (mean_excess > 0)) & (mean_excess.abs() > ROUNDING)
     shown = _some_in_order(mean_excess, rise, moved)
     return Evidence(
@@ -108,7 +107,8 @@ def _signs(worlds: Worlds) -> Evidence:
             counterexample("π itself rises if and only if P̄ > P̄_BT",
                            (moved > 0) != (mean_excess > 0)),
             counterexample("the sign holds when y_1 and y_2 are drawn from different sources",
-                           (unlike_rise > 0) != ((excess * second[..., None, :]).sum(-1) > 0)),
+                           (unlike[1] > unlike[0])
+                           != ((excess * second[..., None, :]).sum(-1) > 0)),
         ],
         Figure("Movement of a response after one step", "P̄ - P̄_BT", "change",
                [curve("of f", shown[0], shown[1]), curve("of log π", shown[0], shown[2])],

@@ -3,17 +3,15 @@
 import torch
 from torch import Tensor
 
-from prefstage.diagnosing.flips import (
+from prefstage.diagnosing import (
     dpo_losses,
     flip_threshold,
-    ipo_flip_threshold,
-    reference_log_ratio,
-    threshold_violations,
-)
-from prefstage.diagnosing.rankings import (
     idealized_log_ratio,
     idealized_ranking_accuracy,
+    ipo_flip_threshold,
     ranking_accuracy,
+    reference_log_ratio,
+    threshold_violations,
 )
 from prefstage.losses import DPO, IPO, SGDPO
 from prefstage.sandbox.theory.evidence import (
@@ -261,29 +259,6 @@ def slopes(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> tuple[Tensor, ...]
     return torch.autograd.grad(loss.sum(), [x1, x2])
 
 
-def printed_slopes(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by the formulas of Theorem 1.
-
-    Args:
-        a: As for `slopes`.
-        b: Likewise.
-        p_w: Likewise.
-        p_l: Likewise.
-
-    Returns:
-        Both derivatives. [pairs].
-    """
-    x1, x2, pilot_w, pilot_l = (ratio.exp() for ratio in (a, b, p_w, p_l))
-    first = -(BETA / 2) * pilot_l**BETA / (x1 * (x1**BETA + pilot_l**BETA))
-    return first, (BETA / 2) * x2 ** (BETA - 1) / (pilot_w**BETA + x2**BETA)
-
-
-def _by_chosen(reach: Tensor, pilot: float) -> Tensor:
-    # |∂L/∂a|: by the chain rule, the slope by X1 = e^a times X1.
-    none = torch.zeros_like(reach)
-    return (slopes(reach, none, none, none + pilot)[0] * reach.exp()).abs()
-
-
 @check(
     "sgdpo-1",
     f"{SELF_GUIDED}, appendix A.1, Theorem 1",
@@ -293,16 +268,23 @@ def _by_chosen(reach: Tensor, pilot: float) -> Tensor:
 )
 def _gradients(drawn: Tensor) -> Evidence:
     a, b, p_w, p_l, _ = drawn
-    exact, printed = slopes(a, b, p_w, p_l), printed_slopes(a, b, p_w, p_l)
+    exact, (x1, x2, pilot_w, pilot_l) = slopes(a, b, p_w, p_l), drawn[:4].exp()
     ratios = drawn[:2].clone().requires_grad_()
     full = SGDPO(beta=BETA).of_pilots(ratios[0], ratios[1], a, b)
     dpo = DPO(beta=BETA).of_ratios(ratios[0], ratios[1])
     ours, theirs = (torch.autograd.grad(v.sum(), ratios)[0] for v in (full, dpo))
     reach = torch.linspace(-4, 4, 81, dtype=torch.float64)
+    none = torch.zeros_like(reach)
     return Evidence(
         [
-            equality("∂L/∂X1 = -(β/2)·P2^β / [X1(X1^β + P2^β)]", exact[0] - printed[0]),
-            equality("∂L/∂X2 = (β/2)·X2^(β-1) / (P1^β + X2^β)", exact[1] - printed[1]),
+            equality(
+                "∂L/∂X1 = -(β/2)·P2^β / [X1(X1^β + P2^β)]",
+                exact[0] + BETA / 2 * pilot_l**BETA / (x1 * (x1**BETA + pilot_l**BETA)),
+            ),
+            equality(
+                "∂L/∂X2 = (β/2)·X2^(β-1) / (P1^β + X2^β)",
+                exact[1] - BETA / 2 * x2 ** (BETA - 1) / (pilot_w**BETA + x2**BETA),
+            ),
             equality("with full pilots the loss is DPO's", full - dpo),
             equality("with full pilots the gradient is half of DPO's", (ours - theirs / 2).mT),
         ],
@@ -310,8 +292,13 @@ def _gradients(drawn: Tensor) -> Evidence:
             "SGDPO: slope by the chosen response's own log-ratio",
             "a (nats)",
             "|∂L/∂a|",
+            # By the chain rule the slope by a is that by X1 = e^a times X1.
             [
-                curve(f"pilot p_l = {pilot:g}", reach, _by_chosen(reach, pilot))
+                curve(
+                    f"pilot p_l = {pilot:g}",
+                    reach,
+                    (slopes(reach, none, none, none + pilot)[0] * reach.exp()).abs(),
+                )
                 for pilot in (-2.0, 0.0, 2.0)
             ],
         ),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prefstage.sandbox.theory.evidence import (
+    EXACT,
     Evidence,
     Figure,
     check,
@@ -36,7 +37,6 @@ from prefstage.sandbox.theory.worlds import (
 
 PAPER = "TwoStage, arXiv:2508.10530"
 
-EXACTLY = 1e-10
 DISTANCES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 VOTES = (100, 400, 1600, 6400, 25600, 102400)
 
@@ -82,7 +82,7 @@ def _bijection(worlds: Worlds) -> Evidence:
                      gap - worlds.beta[..., 0] * kl(worlds.log_policy, best)),
             rule("no policy exceeds the optimum", gap < 0),
             counterexample("the reward is unique (r + c(x) gives the same policy)",
-                           (shifted - best).abs().amax(-1) <= EXACTLY),
+                           (shifted - best).abs().amax(-1) <= EXACT),
         ],
         Figure("Falling behind the optimum", "tilt of π* by the reward", "mean loss of Eq. 3",
                [curve("random worlds", moves, along)]),
@@ -120,12 +120,9 @@ def _finite(worlds: Worlds) -> Evidence:
     lifted = fitted.clone()
     lifted[..., middle:] += 1
     moved = (worlds.log_reference + lifted).log_softmax(-1)
-    generator = generator_of(worlds.seed + 1)
+    generator, exact = generator_of(worlds.seed + 1), neighbours.logit()
     errors = torch.stack(
-        [
-            (_voted(neighbours, votes, generator) - neighbours.logit()).abs().mean()
-            for votes in VOTES
-        ]
+        [(_voted(neighbours, votes, generator) - exact).abs().mean() for votes in VOTES]
     )
     votes = torch.tensor(VOTES, dtype=torch.float64)
     return Evidence(
@@ -134,7 +131,7 @@ def _finite(worlds: Worlds) -> Evidence:
             equality("DPO's gradient on them vanishes there",
                      dpo_gradient(fitted, worlds.beta, joint)),
             counterexample("the optimum can only be achieved with infinite data",
-                           (fit - best).abs().amax(-1) <= EXACTLY),
+                           (fit - best).abs().amax(-1) <= EXACT),
             equality("a chain that is cut leaves the loss alike",
                      dpo_loss(fitted, worlds.beta, cut) - dpo_loss(lifted, worlds.beta, cut)),
             rule("for policies that differ", (moved - fit).abs().amax(-1) <= SMALL),

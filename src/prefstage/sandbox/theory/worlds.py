@@ -177,9 +177,7 @@ def parted(log_first: Tensor, log_second: Tensor, distance: float) -> tuple[Tens
     Returns:
         Both. [..., responses].
     """
-    side = torch.ones(log_first.shape[-1], dtype=torch.float64)
-    side[::2] = -1
-    side *= distance
+    side = distance * (-1.0) ** torch.arange(1, 1 + log_first.shape[-1], dtype=torch.float64)
     return (log_first + side).log_softmax(-1), (log_second - side).log_softmax(-1)
 
 

@@ -1,0 +1,24 @@
+# Public names, each imported on first use (read by lazy_loader in __init__.py).
+from .answers import (
+    ANNOTATIONS as ANNOTATIONS,
+    ANSWERS as ANSWERS,
+    EVALUATION as EVALUATION,
+    Evaluate as Evaluate,
+    Measure as Measure,
+    Sample as Sample,
+    read_answers as read_answers,
+)
+from .base import (
+    LOG as LOG,
+    MANIFEST as MANIFEST,
+    Begun as Begun,
+    Estimate as Estimate,
+    Sizes as Sizes,
+    State as State,
+    Step as Step,
+    StepRecord as StepRecord,
+    Steps as Steps,
+)
+from .build import PAIRS as PAIRS, REVERSAL_SETTING as REVERSAL_SETTING, Build as Build
+from .train import Sft as Sft, Train as Train, training_figures as training_figures
+from .workspace import STEPS as STEPS, Policy as Policy, Workspace as Workspace
