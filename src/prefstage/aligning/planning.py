@@ -110,19 +110,16 @@ def plan_outcome(planned: Sequence[PlannedStep]) -> Outcome:
     """
     total = sum((step.estimate for step in planned), Estimate())
     head = ("iteration", "step", "will", "answers", "judgments", "tokens", "memory", "time")
-    rows: list[Sequence[object]] = [
-        (
-            step.iteration,
-            step.step or f"{step.kind}: {step.note}",
-            step.will,
-            *_cells(step.estimate),
-        )
-        for step in planned
+    rows = [
+        *(
+            (s.iteration, s.step or f"{s.kind}: {s.note}", s.will, *_cells(s.estimate))
+            for s in planned
+        ),
+        ("", "in all", "", *_cells(total)),
     ]
     # The same figure of labels is told once, at the first iteration that it is of.
     reversals = {step.reversal: step.iteration for step in reversed(planned) if step.reversal}
     lines = [f"iteration {number}: {text}" for text, number in reversed(reversals.items())]
-    rows.append(("", "in all", "", *_cells(total)))
     return Outcome(
         "\n\n".join(filter(None, (markdown_table(head, rows), "\n".join(lines), BASIS))),
         {"steps": [asdict(step) for step in planned], "total": asdict(total), "basis": BASIS},

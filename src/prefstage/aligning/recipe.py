@@ -91,17 +91,15 @@ def parse_schedule(schedule: Any, *, iterations: int) -> tuple[Rule, ...]:
 
 
 def _rule(entry: Any) -> Rule:
-    # YAML 1.1 reads the bare words off and on as false and true.
-    if isinstance(entry, bool):
-        entry = "on" if entry else "off"
-    if entry in _WORDS:
-        return Rule(kind=entry)
-    if isinstance(entry, Mapping) and len(entry) == 1:
-        ((name, value),) = entry.items()
-        if name == "mix" and isinstance(value, int | float) and 0 < value <= 1:
-            return Rule(kind="mix", share=float(value))
-        if name == "other" and isinstance(value, str) and value.strip():
-            return Rule(kind="other", model=value)
+    match entry:
+        case bool():  # YAML 1.1 reads the bare words off and on as false and true
+            return Rule("on" if entry else "off")
+        case "auto" | "off" | "on" | "per-prompt":
+            return Rule(entry)
+        case {"mix": int() | float() as share, **others} if 0 < share <= 1 and not others:
+            return Rule("mix", share=float(share))
+        case {"other": str(model), **others} if model.strip() and not others:
+            return Rule("other", model=model)
     raise ConfigError.of(
         saw=f"schedule {entry!r}",
         expected=_FORMS,

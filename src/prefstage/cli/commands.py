@@ -307,5 +307,5 @@ def _hide_weight_bars() -> None:
 # A line for each cell in which something was done; on a terminal the bar tells the rest.
 def _show_cell(record: Any) -> None:
     if record.error is not None or record.ran:
-        did = record.error if record.error is not None else f"{record.ran} steps"
+        did = f"{record.ran} steps" if record.error is None else record.error
         typer.echo(f"[{record.number}/{record.of}] {record.cell}: {did}", err=True)

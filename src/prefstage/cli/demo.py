@@ -48,9 +48,8 @@ def show_demo(out: Path, *, seed: int, quiet: bool) -> Outcome:
     seconds = time.monotonic() - started
     teller.conclude(report)
     result = {**report.as_dict(), "seconds": round(seconds, 1), "report": None}
-    files = [report.pool.path, report.policy.folder]
-    files += [schedule.folder / "align.json" for schedule in report.schedules]
-    files.append(report.folder / "demo.json")
+    aligned = (schedule.folder / "align.json" for schedule in report.schedules)
+    files = [report.pool.path, report.policy.folder, *aligned, report.folder / "demo.json"]
     if isinstance(page, Path):
         result["report"] = str(page)
         files.append(page)

@@ -46,8 +46,8 @@ def say(outcome: Outcome, *, as_json: bool) -> None:
         typer.Exit: With the status that the command ends with, if that is not 0.
     """
     # In one write, so that a pipe that closes leaves no half of a JSON document behind.
-    written = (f"wrote {path}\n" for path in outcome.written)
-    text = json_text(outcome.result) if as_json else f"{outcome.summary}\n{''.join(written)}"
+    lines = (outcome.summary, *(f"wrote {path}" for path in outcome.written), "")
+    text = json_text(outcome.result) if as_json else "\n".join(lines)
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -149,9 +149,8 @@ def _usage_error(error: typer.TyperException, words: Sequence[str]) -> InputErro
     describe = getattr(error, "format_message", lambda: str(error))
     # The value that the faulty option was given, which Typer's messages leave out.
     names = getattr(getattr(error, "param", None), "opts", ())
-    values = [after for name, after in pairwise(words) if name in names]
-    parted = (word.partition("=") for word in words)
-    values += [value for name, equals, value in parted if equals and name in names]
+    parted = (word.split("=", 1) for word in words if "=" in word)
+    values = [value for name, value in (*pairwise(words), *parted) if name in names]
     return InputError.of(
         saw=describe().rstrip(".") + (f" (typed: {values[-1]!r})" if values else ""),
         expected=f"the options and values that `{command}` takes",

@@ -90,9 +90,9 @@ class Setting:
     info: "FieldInfo"
     hidden: bool = False
 
+    # As it is typed.
     @property
-    def flag(self) -> str:
-        """As it is typed."""
+    def _flag(self) -> str:
         return f"--{self.name.replace('_', '-')}"
 
     # What it may be besides None: the members of a union, or the annotation itself.
@@ -124,7 +124,7 @@ class Setting:
     def value(self, typed: Any) -> Any:
         """What was typed, for the model; None if nothing was."""
         if self._is_mapping and typed:
-            return named_values(self.flag, typed)
+            return named_values(self._flag, typed)
         return None if typed == [] else typed
 
     @property
@@ -137,7 +137,7 @@ class Setting:
         switches = bool in self._kinds and self.info.default is not False
         metavar = "NAME=VALUE" if self._is_mapping else _METAVARS[self.value_type]
         return typer.Option(
-            self.flag + (f"/--no-{self.name.replace('_', '-')}" if switches else ""),
+            self._flag + (f"/--no-{self.name.replace('_', '-')}" if switches else ""),
             help=self.help,
             hidden=self.hidden,
             metavar="|".join(choices) or metavar,
@@ -160,10 +160,9 @@ def settings_of(command: Command) -> list[Setting]:
     for setting in sorted(_walk(model, ()), key=lambda setting: setting.key.count(".")):
         if setting.name not in command.former:
             made.setdefault(setting.name, setting)
-    former = command.former.items()
     return [
         *made.values(),
-        *(Setting(now, old, model.model_fields[now], True) for old, now in former),
+        *(Setting(now, old, model.model_fields[now], True) for old, now in command.former.items()),
     ]
 
 

@@ -73,8 +73,7 @@ def adapters_of(name_or_path: str) -> tuple[str, list[str]]:
     """
     adapters: list[str] = []
     while (config := adapter_config(name_or_path)) is not None:
-        if name_or_path in adapters:
-            raise _no_base(name_or_path, "itself, in the end")
+        _check_base(name_or_path not in adapters, name_or_path, "itself, in the end")
         adapters.insert(0, name_or_path)
         name_or_path = _base_of(name_or_path, config)
     return name_or_path, adapters
@@ -132,9 +131,10 @@ def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:
         try:
             adapted = PeftModel.from_pretrained(model, name_or_path)
             # A second reading, since the first keeps to itself what it did not use.
-            name = adapted.active_adapter
             offloaded = any(weight.is_meta for weight in adapted.parameters())
-            result = None if offloaded else adapted.load_adapter(name_or_path, name)
+            result = (
+                None if offloaded else adapted.load_adapter(name_or_path, adapted.active_adapter)
+            )
         except Exception as error:  # by what is wrong with it
             # peft names a weight of another shape only in the text of its error.
             reshaped = {
@@ -201,17 +201,15 @@ def _config_file(name_or_path: str) -> Path | None:
 def _base_of(adapter: str, config: Mapping[str, Any]) -> str:
     """Where an adapter's base lies: as it is named, from here or from the adapter's folder."""
     named = config.get("base_model_name_or_path")
-    if not named or not isinstance(named, str):
-        raise _no_base(adapter, "no base model")
+    _check_base(named and isinstance(named, str), adapter, "no base model")
     moved = Path(adapter).resolve().parent / Path(named).name  # with the run folder of both
     if not Path(named).exists():
         if Path(adapter, named).is_dir():
             return str(Path(adapter, named))
         if (moved / START_MARK).is_file():
             return str(moved)
-        if is_path(named):
-            raise _no_base(adapter, f"base model {named!r}, which is not there")
-    return named
+        _check_base(not is_path(named), adapter, f"base model {named!r}, which is not there")
+    return str(named)
 
 
 def _loading(name_or_path: str) -> AbstractContextManager[None]:
@@ -224,8 +222,9 @@ def _loading(name_or_path: str) -> AbstractContextManager[None]:
     )
 
 
-def _no_base(adapter: str, named: str) -> ModelError:
-    return ModelError.of(
+def _check_base(holds: object, adapter: str, named: str) -> None:
+    ModelError.unless(
+        holds,
         saw=f"adapter {adapter} names {named}",
         expected="base_model_name_or_path, the model that the adapter was made for",
         cure=f"set it in {Path(adapter) / CONFIG} to the model's folder or Hub id",

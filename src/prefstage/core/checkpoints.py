@@ -177,9 +177,9 @@ def check_model_config(config: Any, task: Task, source: str) -> None:
         expected=task.wanted,
         cure=task.cure,
     )
-    kinds = getattr(transformers, task.auto_class)._model_mapping
     ModelError.unless(
-        type(config) in kinds or task.auto_class in (getattr(config, "auto_map", None) or {}),
+        type(config) in getattr(transformers, task.auto_class)._model_mapping
+        or task.auto_class in (getattr(config, "auto_map", None) or {}),
         saw=f"{source} is a {getattr(config, 'model_type', type(config).__name__)} model",
         expected=task.wanted,
         cure=task.cure,

@@ -244,8 +244,9 @@ class _SettingsLoader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         for key, _ in node.value:
             if keys.count(key.value) > 1:
-                text = f"{key.value!r} is set twice"
-                raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is set twice", key.start_mark
+                )
         return super().construct_mapping(node, deep=deep)
 
 

@@ -75,40 +75,42 @@ class Ledger(AbstractContextManager["Ledger"]):
     ) -> None:
         self.path = path
         self._lock = Lock()
-        try:
-            with ExitStack() as opening:  # a failure half way closes what was opened
-                if path is not None:
-                    _check_former(path, former)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                if path is not None and alone:
-                    # A file of its own: closing any handle on an SQLite file drops the locks that
-                    # SQLite itself holds on it in this process.
-                    lock = path.with_name(f"{path.name}.lock")
-                    holder = opening.enter_context(lock_file(lock))
-                    InputError.unless(
-                        holder is None,
-                        saw=f"{path} is open in another process{holder}",
-                        expected="one run at a time",
-                        cure="wait for the other run to end, or name another file",
-                    )
-                self._connection = opening.enter_context(
-                    closing(
-                        sqlite3.connect(
-                            path or ":memory:",
-                            timeout=_BUSY_S,
-                            isolation_level=None,
-                            check_same_thread=False,  # our own lock keeps threads apart
-                        )
-                    )
-                )
-                self._prepare()
-                self._open = opening.pop_all()
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise InputError.of(
-                saw=f"{path}: {error}",
+        with (
+            InputError.instead_of(
+                sqlite3.DatabaseError,
+                OSError,
+                saw=f"{path}: {{error}}",
                 expected="a ledger of prefstage, or a path where one can be made",
                 cure="name another file",
-            ) from error
+            ),
+            ExitStack() as opening,  # a failure half way closes what was opened
+        ):
+            if path is not None:
+                _check_former(path, former)
+                path.parent.mkdir(parents=True, exist_ok=True)
+            if path is not None and alone:
+                # A file of its own: closing any handle on an SQLite file drops the locks that
+                # SQLite itself holds on it in this process.
+                lock = path.with_name(f"{path.name}.lock")
+                holder = opening.enter_context(lock_file(lock))
+                InputError.unless(
+                    holder is None,
+                    saw=f"{path} is open in another process{holder}",
+                    expected="one run at a time",
+                    cure="wait for the other run to end, or name another file",
+                )
+            self._connection = opening.enter_context(
+                closing(
+                    sqlite3.connect(
+                        path or ":memory:",
+                        timeout=_BUSY_S,
+                        isolation_level=None,
+                        check_same_thread=False,  # our own lock keeps threads apart
+                    )
+                )
+            )
+            self._prepare()
+            self._open = opening.pop_all()
 
     @classmethod
     def in_folder(cls, folder: Path, *, alone: bool = False) -> Self:
@@ -200,8 +202,9 @@ class Ledger(AbstractContextManager["Ledger"]):
     @property
     def date(self) -> date:
         """The day of the first samples, which later ones' chat templates read as today too."""
-        sampled = "fingerprint IN (SELECT sampler FROM samples)"
-        ((first,),) = self._execute(f"SELECT min(date) FROM samplers WHERE {sampled}")
+        ((first,),) = self._execute(
+            "SELECT min(date) FROM samplers WHERE fingerprint IN (SELECT sampler FROM samples)"
+        )
         return date.today() if first is None else date.fromisoformat(first)
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

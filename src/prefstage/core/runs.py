@@ -192,8 +192,7 @@ def list_files(
     Returns:
         ``{"bytes": size, "sha256": 64 hex digits}`` by relative name, sorted.
     """
-    files = filter(Path.is_file, folder.rglob("*"))
-    paths = sorted(path for path in files if include(path.relative_to(folder)))
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and include(p.relative_to(folder)))
     for path in paths:
         # Windows flushes only what is open for writing.
         with path.open("rb+") as stream:
@@ -224,7 +223,7 @@ def fault_in(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None
             return f"{name} is missing"
         if (size := path.stat().st_size) != listed["bytes"]:
             return f"{name} has {size:,} bytes instead of {listed['bytes']:,}"
-    contents = _hashes([folder / name for name in files])
+    contents = _hashes(folder / name for name in files)
     for (name, listed), content in zip(files.items(), contents, strict=True):
         if content != listed["sha256"]:
             return f"the content of {name} has changed since it was written"

@@ -135,8 +135,8 @@ class Build(Step):
             drawn = round((self.method["share"] or 0.0) * len(self.space.prompts))
             sampled = sizes.sampling(drawn, answers, longest=self._sampling.max_new_tokens)
             return replace(sampled, judgments=drawn * (answers + 1))
-        from_steps = all(isinstance(source, Step) for source in self.data.values())
-        count = answers if from_steps else sizes.responses
+        is_sampled = all(isinstance(source, Step) for source in self.data.values())
+        count = answers if is_sampled else sizes.responses
         # Each response is rewarded, or every two of a prompt are compared.
         asked = count if self.space.judge.pointwise else count * (count - 1) / 2
         return Estimate(judgments=round(len(self.space.prompts) * asked))

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,8 @@ class _Training(Step):
 
     @property
     def _batch(self) -> int:
-        arguments = self.recipe.training
-        accumulated = int(arguments.get("gradient_accumulation_steps", 1))
-        return int(arguments.get("per_device_train_batch_size", 8)) * accumulated
+        counts = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+        return prod(int(self.recipe.training.get(name, n)) for name, n in counts.items())
 
     def _memory(self, sizes: Sizes) -> int:
         budget = self.recipe.tokens.token_budget

@@ -273,8 +273,8 @@ def run_checks(
         started, picture = time.monotonic(), None
         evidence = check.run(setting)
         if out is not None and figures:
-            name = f"theory-{re.sub(r'[^a-z0-9]+', '-', check.name)}.png"
-            picture = draw_figure(evidence.figure, out / name)
+            words = re.sub(r"[^a-z0-9]+", "-", check.name)
+            picture = draw_figure(evidence.figure, out / f"theory-{words}.png")
         done.append(Checked(check, evidence, time.monotonic() - started, picture))
         tell(done[-1])
     if out is not None:
@@ -355,8 +355,11 @@ def draw_figure(figure: Figure, path: Path) -> Path:
     for line, colour, style in zip(figure.curves, cycle(COLOURS), cycle(STYLES), strict=False):
         marks = {"marker": ".", "linestyle": ""} if figure.points else {"linestyle": style}
         panel.plot(line.x, line.y, color=colour, label=line.label, **marks)
-    scales = {f"{axis}scale": "log" for axis in figure.log}
-    panel.set(xlabel=figure.x_title, ylabel=figure.y_title, **scales)
+    panel.set(
+        xlabel=figure.x_title,
+        ylabel=figure.y_title,
+        **{f"{axis}scale": "log" for axis in figure.log},
+    )
     panel.set_title(figure.title, fontsize=10)
     panel.legend(frameon=False, fontsize=8)
     panel.grid(alpha=0.2)

@@ -323,12 +323,12 @@ def _bounds(setting: Setting, generator: torch.Generator) -> list[Finding]:
     for_on = torch.where(wins > HALF, better, worse)
     seen = expected_score(for_on.masked_fill(itself, HALF), policy, off)
     shared = torch.minimum(policy.exp(), off.exp()).sum(-1).mean(-1)
-    same = (policy + off).exp().sum(-1).mean(-1)
     from_half = expected_score(wins, policy, off) - HALF
     return [
         rule("|BS - ½| <= (1 - overlap²)/2", from_half.abs() - (1 - shared**2) / 2 > ROUNDING),
         equality("a judge of accuracies a ± b on the sides sees ½ + (2a-1)(BS-½) + b(1-same)",
-                 seen - (HALF + (2 * a - 1) * from_half + b * (1 - same))),
+                 seen - (HALF + (2 * a - 1) * from_half
+                         + b * (1 - (policy + off).exp().sum(-1).mean(-1)))),
     ]  # fmt: skip
 
 

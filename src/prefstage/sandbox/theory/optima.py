@@ -153,7 +153,7 @@ def _optimum(worlds: Worlds) -> Evidence:
     chosen, rejected = _others(worlds, 2)
     joint = products(chosen, rejected)
     best = ratio_optimum(worlds, chosen, rejected) - worlds.log_reference
-    other = best + normal(generator_of(worlds.seed + 2), *best.shape)
+    away = normal(generator_of(worlds.seed + 2), *best.shape)
     pairs = labelled(chosen, chosen, worlds.preference)
     won, lost = pairs.sum(-1), pairs.sum(-2)
     marginal = ratio_optimum(worlds, won, lost) - worlds.log_reference
@@ -164,7 +164,7 @@ def _optimum(worlds: Worlds) -> Evidence:
         [
             equality("DPO's gradient vanishes at Eq. 7", dpo_gradient(best, worlds.beta, joint)),
             rule("no other policy has a smaller loss",
-                 dpo_loss(other, worlds.beta, joint) < dpo_loss(best, worlds.beta, joint)),
+                 dpo_loss(best + away, worlds.beta, joint) < dpo_loss(best, worlds.beta, joint)),
             equality("Newton's method ends there",
                      dpo_optimum(joint) - _centred(worlds.beta * best)),
             counterexample("Eq. 7 with the marginals of pairs that were drawn, then labelled",
@@ -195,7 +195,6 @@ def _equivalent(worlds: Worlds) -> Evidence:
         return beta * kl(log_policy, worlds.log_reference) - gain
 
     policy = worlds.log_policy
-    divergences = kl(policy, chosen.log()) - kl(policy, rejected.log())
     excess = objective(policy) - objective(best)
     shares = torch.linspace(0, 1, 41, dtype=torch.float64)
     share = shares[:, None, None, None]
@@ -204,7 +203,8 @@ def _equivalent(worlds: Worlds) -> Evidence:
     return Evidence(
         [
             equality("Eq. 8 = Eq. 9",
-                     objective(policy) - (divergences + beta * kl(policy, worlds.log_reference))),
+                     objective(policy) - (kl(policy, chosen.log()) - kl(policy, rejected.log())
+                                          + beta * kl(policy, worlds.log_reference))),
             equality("its excess over the optimum is β KL(π, π_DPO)",
                      excess - beta * kl(policy, best)),
             rule("no policy is below π_DPO", excess < 0),
@@ -341,7 +341,6 @@ def _concentration(worlds: Worlds) -> Evidence:
 def _sampling(worlds: Worlds) -> Evidence:
     start = worlds.log_reference
     draws = normal(generator_of(worlds.seed + 1), 2, *worlds.reward.shape).softmax(-1)
-    joint = labelled(draws[0], draws[0], worlds.preference)
     circular = worlds.preferring("intransitive")
     first, second = (trained(circular, drawn, start) for drawn in draws)
     curves = []
@@ -354,7 +353,8 @@ def _sampling(worlds: Worlds) -> Evidence:
     return Evidence(
         [
             equality("under Bradley-Terry DPO's gradient vanishes at π* for any sampling",
-                     dpo_gradient(worlds.reward / worlds.beta, worlds.beta, joint)),
+                     dpo_gradient(worlds.reward / worlds.beta, worlds.beta,
+                                  labelled(draws[0], draws[0], worlds.preference))),
             counterexample("without it the optimum does not depend on the sampling",
                            (first - second).abs() > SMALL),
         ],

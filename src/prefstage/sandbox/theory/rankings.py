@@ -115,7 +115,6 @@ def _idealized_ratios(worlds: Worlds) -> Tensor:
 def _optimal_ratio(worlds: Worlds) -> Evidence:
     best = optimum(worlds.log_reference, worlds.reward, worlds.beta)
     even = torch.full_like(best, 1 / best.shape[-1])
-    joint = labelled(even, even, worlds.preference)
     circular = worlds.preferring("intransitive")
     scaled = dpo_optimum(labelled(even, even, circular.preference))
     reached = worlds.log_reference + scaled / worlds.beta
@@ -131,7 +130,8 @@ def _optimal_ratio(worlds: Worlds) -> Evidence:
             equality("RLHF's optimum has the ratio of Eq. 2",
                      (best[..., 0] - best[..., 1]) - _idealized_ratios(worlds)),
             equality("and it is where DPO's gradient vanishes",
-                     dpo_gradient(best - worlds.log_reference, worlds.beta, joint)),
+                     dpo_gradient(best - worlds.log_reference, worlds.beta,
+                                  labelled(even, even, worlds.preference))),
             counterexample("without Bradley-Terry DPO's optimum has the ratio of Eq. 2",
                            distance.abs() > SMALL),
         ],

@@ -146,14 +146,12 @@ def _call(worlds: Worlds) -> Evidence:
         columns = (overlap, (score > HALF) != called, called != on, on)
         shares.append([column.double().mean() for column in columns])
     overlaps, sampled, gained, ons = (list(column) for column in zip(*shares, strict=True))
-    line = BIAS + (1 - BIAS) * (1 - ACCURACY + (2 * ACCURACY - 1) * exact)
-    turned = (fairly > HALF) != (exact > HALF)
     return Evidence(
         [
             equality("a judge of accuracy p and bias b sees b + (1-b)(1-p + (2p-1) BS)",
-                     seen - line),
+                     seen - BIAS - (1 - BIAS) * (1 - ACCURACY + (2 * ACCURACY - 1) * exact)),
             rule("an unbiased judge better than chance expects the same stage",
-                 turned & ((exact - HALF).abs() > ROUNDING)),
+                 ((fairly > HALF) != (exact > HALF)) & ((exact - HALF).abs() > ROUNDING)),
             counterexample("so does a judge with a bias of 10 %", (seen > HALF) != (exact > HALF)),
             order("error of the measured score by prompts",
                   torch.tensor(SIZES, dtype=torch.float64), errors, wanted=-0.5,
@@ -287,8 +285,8 @@ def _shared_features(worlds: FeatureWorlds) -> Evidence:
     seen, unseen = ([calls[k].double().mean() for calls in wrong.values()] for k in (0, 1))
     # The slope of `train` at π_off against autograd's on the loss of log π_off/π_θ.
     joint, theta = worlds.joint(worlds.off), worlds.off.clone().requires_grad_()
-    ratio = worlds.log_probs(theta) - sides[0]
-    (slope,) = torch.autograd.grad(dpo_loss(ratio[:, SEEN], BETA, joint).sum(), theta)
+    loss = dpo_loss((worlds.log_probs(theta) - sides[0])[:, SEEN], BETA, joint).sum()
+    (slope,) = torch.autograd.grad(loss, theta)
     return Evidence(
         [
             equality("the slope by θ is that by log-ratios, carried by features",

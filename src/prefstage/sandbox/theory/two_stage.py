@@ -235,8 +235,6 @@ def _consistency(worlds: Worlds) -> Evidence:
     tempered = (2 * margin).sigmoid()
     powers = torch.linspace(0.1, 4, 40, dtype=torch.float64)
     sharpened = (powers[:, None, None, None, None] * margin).sigmoid()
-    agreed = consistency(sharpened, worlds.preference, drawn).mean((-1, -2))
-    apart = (sharpened - worlds.preference).abs().mean((-1, -2, -3, -4))
     return Evidence(
         [
             equality("π_G and its square have consistency 1",
@@ -245,8 +243,10 @@ def _consistency(worlds: Worlds) -> Evidence:
                            ((tempered - worlds.preference).abs() * drawn).sum((-1, -2)) > SMALL),
         ],
         Figure("Consistency sees the order alone", "power of π_G", "",
-               [curve("consistency with P*", powers, agreed),
-                curve("mean |P - P*|", powers, apart)]),
+               [curve("consistency with P*", powers,
+                      consistency(sharpened, worlds.preference, drawn).mean((-1, -2))),
+                curve("mean |P - P*|", powers,
+                      (sharpened - worlds.preference).abs().mean((-1, -2, -3, -4)))]),
     )  # fmt: skip
 
 
