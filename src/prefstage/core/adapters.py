@@ -200,8 +200,9 @@ def _config_file(name_or_path: str) -> Path | None:
 
 def _base_of(adapter: str, config: Mapping[str, Any]) -> str:
     """Where an adapter's base lies: as it is named, from here or from the adapter's folder."""
-    named = config.get("base_model_name_or_path")
-    _check_base(named and isinstance(named, str), adapter, "no base model")
+    value = config.get("base_model_name_or_path")
+    named = value if isinstance(value, str) else ""
+    _check_base(named, adapter, "no base model")
     moved = Path(adapter).resolve().parent / Path(named).name  # with the run folder of both
     if not Path(named).exists():
         if Path(adapter, named).is_dir():
@@ -209,7 +210,7 @@ def _base_of(adapter: str, config: Mapping[str, Any]) -> str:
         if (moved / START_MARK).is_file():
             return str(moved)
         _check_base(not is_path(named), adapter, f"base model {named!r}, which is not there")
-    return str(named)
+    return named
 
 
 def _loading(name_or_path: str) -> AbstractContextManager[None]:
