@@ -196,8 +196,12 @@ def diagnose(
 
 
 def _check_first(first: Any, second: Any, what: str) -> None:
-    if second is not None and first is None:
-        raise InputError.of(saw=what, expected="both, or the first alone", cure="give both")
+    InputError.unless(
+        second is None or first is not None,
+        saw=what,
+        expected="both, or the first alone",
+        cure="give both",
+    )
 
 
 # The sample's pairs that have both sides, and what was left out; the sample is taken first. Pairs
@@ -215,10 +219,12 @@ def _usable(
         drawn = random.Random(config.seed).sample(range(len(rows)), config.max_pairs)
         rows = [rows[index] for index in sorted(drawn)]
     whole = sum(bool(pair.chosen and pair.rejected) for pair in rows)
-    if not whole:
-        raise InputError.of(
-            saw=f"no pair in {name}", expected="at least one", cure="name another dataset"
-        )
+    InputError.unless(
+        whole,
+        saw=f"no pair in {name}",
+        expected="at least one",
+        cure="name another dataset",
+    )
     if whole < len(rows):
         left_out["pairs without one of their sides"] = len(rows) - whole
         rows = [pair for pair in rows if pair.chosen and pair.rejected]
@@ -352,25 +358,25 @@ def run_diagnosis(settings: DiagnoseSettings, *, out: Path | None = None) -> Out
 
 
 def _check(settings: DiagnoseSettings, names: list[tuple[str, Any]]) -> None:
-    if not names:
-        raise InputError.of(
-            saw="no dataset",
-            expected="pairs, or candidates with scores",
-            cure="give --pairs FILE or --ranked FILE",
-        )
-    if len({name for name, _ in names}) < len(names):
-        raise InputError.of(
-            saw=f"datasets {', '.join(name for name, _ in names)}",
-            expected="different names",
-            cure="name them: --pairs NAME=FILE",
-        )
+    InputError.unless(
+        names,
+        saw="no dataset",
+        expected="pairs, or candidates with scores",
+        cure="give --pairs FILE or --ranked FILE",
+    )
+    InputError.unless(
+        len({name for name, _ in names}) == len(names),
+        saw=f"datasets {', '.join(name for name, _ in names)}",
+        expected="different names",
+        cure="name them: --pairs NAME=FILE",
+    )
     for name, needs in _READ_WITH.items():
-        if getattr(settings, name) and not getattr(settings, needs):
-            raise InputError.of(
-                saw=f"--{name.replace('_', '-')} without --{needs}",
-                expected=f"--{needs} too, which it is for",
-                cure=f"give --{needs}, or leave it out",
-            )
+        InputError.unless(
+            not getattr(settings, name) or getattr(settings, needs),
+            saw=f"--{name.replace('_', '-')} without --{needs}",
+            expected=f"--{needs} too, which it is for",
+            cure=f"give --{needs}, or leave it out",
+        )
 
 
 # Name and source of each: NAME=SOURCE, or a source, named as its last part.

@@ -326,12 +326,12 @@ def learnability_groups(
         Chen et al. 2024, arXiv:2405.19534, App. F, Tables 7 (hard: c from 419 to 458),
         8 (easy: -676 to -523) and 9 (easy to flip: 0.26 to 0.45). The limits are ours.
     """
-    if not easy_below <= 0 < flip_below < hard_above:
-        raise InputError.of(
-            saw=f"easy_below={easy_below}, flip_below={flip_below}, hard_above={hard_above}",
-            expected="easy_below <= 0 < flip_below < hard_above",
-            cure="leave them out for -50, 5 and 50 nats",
-        )
+    InputError.unless(
+        easy_below <= 0 < flip_below < hard_above,
+        saw=f"easy_below={easy_below}, flip_below={flip_below}, hard_above={hard_above}",
+        expected="easy_below <= 0 < flip_below < hard_above",
+        cure="leave them out for -50, 5 and 50 nats",
+    )
     (c,) = exact(log_ratio=log_ratio)
     groups = torch.full(c.shape, LEARNABILITY_GROUPS.index("between"), device=c.device)
     groups[c <= easy_below] = LEARNABILITY_GROUPS.index("easy")
@@ -432,8 +432,10 @@ def fluctuation_range(means: Sequence[float]) -> float:
     Source:
         Sun et al. 2025, arXiv:2508.10530, Figure 3.
     """
-    if not means:
-        raise InputError.of(
-            saw="no evaluation", expected="at least one", cure="evaluate during training"
-        )
+    InputError.unless(
+        means,
+        saw="no evaluation",
+        expected="at least one",
+        cure="evaluate during training",
+    )
     return max(means) - min(means)

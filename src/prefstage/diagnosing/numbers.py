@@ -209,19 +209,19 @@ def bootstrap_interval(
         Efron and Tibshirani 1993, An Introduction to the Bootstrap, §13.3, by clusters.
     """
     numbers = np.asarray(values, dtype=np.float64)
-    if len(prompt_ids) != len(numbers) or resamples < 1 or not 0 < confidence < 1:
-        raise InputError.of(
-            saw=f"{len(numbers)} values, {len(prompt_ids)} prompt ids, {resamples} resamples, "
-            f"confidence {confidence}",
-            expected="a prompt id a value, at least one resample, confidence in (0, 1)",
-            cure="give the prompt_id of every pair",
-        )
-    if not len(numbers) or not np.isfinite(numbers).all():
-        raise InputError.of(
-            saw="values " + ("that are no finite numbers" if len(numbers) else "without a pair"),
-            expected="a finite value of at least one pair",
-            cure="score pairs first, and leave out those that a model cannot score",
-        )
+    InputError.unless(
+        len(prompt_ids) == len(numbers) and resamples >= 1 and 0 < confidence < 1,
+        saw=f"{len(numbers)} values, {len(prompt_ids)} prompt ids, {resamples} resamples, "
+        f"confidence {confidence}",
+        expected="a prompt id a value, at least one resample, confidence in (0, 1)",
+        cure="give the prompt_id of every pair",
+    )
+    InputError.unless(
+        len(numbers) and np.isfinite(numbers).all(),
+        saw="values " + ("that are no finite numbers" if len(numbers) else "without a pair"),
+        expected="a finite value of at least one pair",
+        cure="score pairs first, and leave out those that a model cannot score",
+    )
     positions = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt_ids))}
     prompt_of = [positions[prompt] for prompt in prompt_ids]
     totals, counts = np.bincount(prompt_of, weights=numbers), np.bincount(prompt_of)

@@ -29,12 +29,12 @@ def exact(**tensors: Tensor) -> list[Tensor]:
         InputError: If shapes differ, or a value is not finite.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if len(set(shapes.values())) > 1:
-        raise InputError.of(
-            saw=", ".join(f"{name} of shape {shape}" for name, shape in shapes.items()),
-            expected="one value a pair in each",
-            cure="give both sides of the same pairs",
-        )
+    InputError.unless(
+        len(set(shapes.values())) <= 1,
+        saw=", ".join(f"{name} of shape {shape}" for name, shape in shapes.items()),
+        expected="one value a pair in each",
+        cure="give both sides of the same pairs",
+    )
     for name, tensor in tensors.items():
         bad = ~torch.isfinite(tensor.reshape(-1))
         if bad.any():
@@ -57,10 +57,12 @@ def check_positive(**settings: float) -> None:
         InputError: If one is not a positive number.
     """
     for name, value in settings.items():
-        if not 0.0 < value < float("inf"):
-            raise InputError.of(
-                saw=f"{name}={value}", expected="a positive number", cure=f"set {name} > 0"
-            )
+        InputError.unless(
+            0.0 < value < float("inf"),
+            saw=f"{name}={value}",
+            expected="a positive number",
+            cure=f"set {name} > 0",
+        )
 
 
 def check_some(name: str, tensor: Tensor) -> None:
@@ -73,10 +75,12 @@ def check_some(name: str, tensor: Tensor) -> None:
     Raises:
         InputError: If it is empty.
     """
-    if tensor.numel() == 0:
-        raise InputError.of(
-            saw=f"{name} without a pair", expected="at least one pair", cure="score pairs first"
-        )
+    InputError.unless(
+        tensor.numel(),
+        saw=f"{name} without a pair",
+        expected="at least one pair",
+        cure="score pairs first",
+    )
 
 
 HALF = 0.5
@@ -212,16 +216,18 @@ def ranking_accuracy_with_ties(
         wrong; by Eq. 14 on probabilities they would count as right, and R would rise.
     """
     check_positive(tolerance=tolerance)
-    if scale not in TIE_SCALES:
-        raise InputError.of(
-            saw=f"scale={scale!r}", expected=f"one of {', '.join(TIE_SCALES)}", cure="mend the name"
-        )
-    if (lengths is None) != (scale == "probability"):
-        raise InputError.of(
-            saw=f"scale={scale!r} {'without' if lengths is None else 'with'} lengths",
-            expected="lengths with the normalised scales, and only there",
-            cure="give lengths=(tokens of first, tokens of second), or leave them out",
-        )
+    InputError.unless(
+        scale in TIE_SCALES,
+        saw=f"scale={scale!r}",
+        expected=f"one of {', '.join(TIE_SCALES)}",
+        cure="mend the name",
+    )
+    InputError.unless(
+        (lengths is None) == (scale == "probability"),
+        saw=f"scale={scale!r} {'without' if lengths is None else 'with'} lengths",
+        expected="lengths with the normalised scales, and only there",
+        cure="give lengths=(tokens of first, tokens of second), or leave them out",
+    )
     v_first, v_second = exact(first=first, second=second)
     if lengths is not None:
         v_first, v_second = mean_log_probs(first, lengths[0]), mean_log_probs(second, lengths[1])
@@ -264,22 +270,22 @@ def order_accuracy(
         Chen et al. 2024, arXiv:2405.19534, Definition A.8, Eq. 11. Departure: equal ranks
         are allowed; the paper assumes a permutation.
     """
-    if len(log_probs) != len(ranks):
-        raise InputError.of(
-            saw=f"{len(log_probs)} prompts with log-probs and {len(ranks)} with ranks",
-            expected="as many of either",
-            cure="give both for the same prompts",
-        )
+    InputError.unless(
+        len(log_probs) == len(ranks),
+        saw=f"{len(log_probs)} prompts with log-probs and {len(ranks)} with ranks",
+        expected="as many of either",
+        cure="give both for the same prompts",
+    )
     same = []
     for values_of_prompt, ranks_of_prompt in zip(log_probs, ranks, strict=True):
         value, rank = exact(log_probs=values_of_prompt, ranks=ranks_of_prompt)
         before = rank[:, None] < rank[None, :]
-        if not before.any():
-            raise InputError.of(
-                saw=f"ranks {ranks_of_prompt.tolist()}",
-                expected="at least two different ranks a prompt",
-                cure="leave prompts out whose responses are all ranked alike",
-            )
+        InputError.unless(
+            before.any(),
+            saw=f"ranks {ranks_of_prompt.tolist()}",
+            expected="at least two different ranks a prompt",
+            cure="leave prompts out whose responses are all ranked alike",
+        )
         same.append((value[:, None] > value[None, :])[before].all())
     return torch.tensor(same, dtype=torch.float64)
 
@@ -395,10 +401,12 @@ def idealized_ranking_accuracy(
         Chen et al. 2024, arXiv:2405.19534, Corollary 3.3, Eq. 3; the range of β: App. C.4.
     """
     check_some("reference_chosen", reference_chosen)
-    if not betas:
-        raise InputError.of(
-            saw="no β", expected="at least one", cure=f"leave betas out for {BETAS}"
-        )
+    InputError.unless(
+        betas,
+        saw="no β",
+        expected="at least one",
+        cure=f"leave betas out for {BETAS}",
+    )
     return IdealizedAccuracy(
         {
             float(beta): float(

@@ -309,12 +309,12 @@ def diagnose_orders(
             len(used), config.max_pairs, replace=False
         )
         used = [used[i] for i in sorted(drawn)]
-    if not used:
-        raise InputError.of(
-            saw=f"no prompt in {name} with two responses of different scores",
-            expected="candidates with scores",
-            cure="score them first: prefstage judge",
-        )
+    InputError.unless(
+        used,
+        saw=f"no prompt in {name} with two responses of different scores",
+        expected="candidates with scores",
+        cure="score them first: prefstage judge",
+    )
     scored = score_candidates(used, policy)
     # Ranks from 0, the best; equal scores have equal ranks, which ask for no order.
     ranks = [

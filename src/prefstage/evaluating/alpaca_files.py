@@ -120,12 +120,12 @@ def _official(path: Path, baseline_lengths: Floats) -> LengthTables:
     except pyarrow.ArrowInvalid:
         rows = {}
     missing, count = sorted({*_NEEDED} - {*rows}), len(next(iter(rows.values()), ()))
-    if missing or count != 2 * N_PROMPTS:
-        raise DataError.of(
-            saw=f"{path} with {count} rows, without columns {missing}",
-            expected=f"{2 * N_PROMPTS} rows with {sorted(_NEEDED)}",
-            cure="fetch the file again, or delete it to use the tables of the package",
-        )
+    DataError.unless(
+        not missing and count == 2 * N_PROMPTS,
+        saw=f"{path} with {count} rows, without columns {missing}",
+        expected=f"{2 * N_PROMPTS} rows with {sorted(_NEEDED)}",
+        cure="fetch the file again, or delete it to use the tables of the package",
+    )
     index, difficulty = rows["index"].astype(np.int64), np.empty(N_PROMPTS)
     # Every prompt stands in two rows, of which alpaca-eval takes the first: of several values that
     # are assigned to one index numpy keeps the last, so they are assigned backwards.
@@ -189,20 +189,22 @@ def read_annotations(path: Path) -> list[Annotation]:
         raise DataError.of(
             saw=f"{path}: {error}", expected="a JSON list of annotations", cure="check the file"
         ) from None
-    if not isinstance(rows, list) or not rows:
-        raise DataError.of(
-            saw=f"{path} holds no list of rows", expected="annotations", cure="check the file"
-        )
+    DataError.unless(
+        isinstance(rows, list) and rows,
+        saw=f"{path} holds no list of rows",
+        expected="annotations",
+        cure="check the file",
+    )
     annotations = [_annotation(f"{path} row {number}", row) for number, row in enumerate(rows)]
     numbers: dict[str, int] = {}
     for number, row in enumerate(annotations):
         first = numbers.setdefault(row.instruction, number)
-        if first != number:
-            raise DataError.of(
-                saw=f"{path} rows {first} and {number} have the same instruction",
-                expected="each instruction once",
-                cure="keep one of them",
-            )
+        DataError.unless(
+            first == number,
+            saw=f"{path} rows {first} and {number} have the same instruction",
+            expected="each instruction once",
+            cure="keep one of them",
+        )
     return annotations
 
 
@@ -252,12 +254,12 @@ def read_prompt_numbers(path: Path | None = None) -> dict[str, int] | None:
             expected="a JSON list of rows with `instruction`, in AlpacaEval's order",
             cure="give the official alpaca_eval.json",
         ) from None
-    if len(numbers) != len(rows):
-        raise DataError.of(
-            saw=f"{path} repeats {len(rows) - len(numbers)} instructions",
-            expected="each once",
-            cure="give the official alpaca_eval.json",
-        )
+    DataError.unless(
+        len(numbers) == len(rows),
+        saw=f"{path} repeats {len(rows) - len(numbers)} instructions",
+        expected="each once",
+        cure="give the official alpaca_eval.json",
+    )
     return numbers
 
 
@@ -276,12 +278,12 @@ def read_leaderboard(path: Path) -> dict[str, dict[str, Any]]:
     with path.open(encoding="utf-8", newline="") as stream:
         header, *lines = [line for line in csv.reader(stream) if line] or [[]]
     names = [line[0] for line in lines]
-    if len(header) < 2 or len(set(names)) != len(names):  # noqa: PLR2004 - a name and a value
-        raise DataError.of(
-            saw=f"{path}, {len(header)} columns, {len(names)} rows of {len(set(names))} models",
-            expected="a model's name and its values in each row, each model once",
-            cure="check the file",
-        )
+    DataError.unless(
+        len(header) >= 2 and len(set(names)) == len(names),  # noqa: PLR2004 - a name and a value
+        saw=f"{path}, {len(header)} columns, {len(names)} rows of {len(set(names))} models",
+        expected="a model's name and its values in each row, each model once",
+        cure="check the file",
+    )
     return {
         name: {
             column: _value(column, text) for column, text in zip(header[1:], values, strict=False)
@@ -319,30 +321,30 @@ def _value(column: str, text: str) -> float | int | str | None:
 
 
 def _annotation(where: str, row: Any) -> Annotation:
-    if not isinstance(row, dict) or any(not isinstance(row.get(name), str) for name in _TEXTS):
-        raise DataError.of(
-            saw=f"{where} lacks text in one of {', '.join(_TEXTS)}",
-            expected="all of them",
-            cure="repair or drop the row",
-        )
+    DataError.unless(
+        isinstance(row, dict) and all(isinstance(row.get(name), str) for name in _TEXTS),
+        saw=f"{where} lacks text in one of {', '.join(_TEXTS)}",
+        expected="all of them",
+        cure="repair or drop the row",
+    )
     raw, share = row.get("preference"), row.get("error_share", 1.0)
     try:
         value = math.nan if raw is None else float(raw)
     except (TypeError, ValueError):
         value = math.inf
     value = 1.5 if value == 0 else value  # a draw, in AlpacaEval's files
-    if not math.isnan(value) and not 1 <= value <= 2:  # noqa: PLR2004 - baseline to model
-        raise InputError.of(
-            saw=f"{where}: preference {raw!r}",
-            expected="1 (baseline) to 2 (model), 0 for a draw, or null",
-            cure="repair or drop the row",
-        )
-    if not isinstance(share, int | float) or not 0 < share <= 1:
-        raise InputError.of(
-            saw=f"{where}: error_share {share!r}",
-            expected="a number in (0, 1]",
-            cure="leave it as prefstage wrote it, or drop the field",
-        )
+    InputError.unless(
+        math.isnan(value) or 1 <= value <= 2,  # noqa: PLR2004 - baseline to model
+        saw=f"{where}: preference {raw!r}",
+        expected="1 (baseline) to 2 (model), 0 for a draw, or null",
+        cure="repair or drop the row",
+    )
+    InputError.unless(
+        isinstance(share, int | float) and 0 < share <= 1,
+        saw=f"{where}: error_share {share!r}",
+        expected="a number in (0, 1]",
+        cure="leave it as prefstage wrote it, or drop the field",
+    )
     return Annotation(
         **{name: row[name] for name in _TEXTS},
         annotator=str(row.get("annotator", "")),

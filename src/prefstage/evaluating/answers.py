@@ -76,16 +76,18 @@ def gather_answers(name: str, answers: Iterable[tuple[Prompt, str]]) -> Answers:
     rows = [Answer(prompt_id_of(prompt), prompt, text) for prompt, text in answers]
     by_prompt: dict[str, Answer] = {}
     for row in rows:
-        if by_prompt.setdefault(row.prompt_id, row).text != row.text:
-            raise DataError.of(
-                saw=f"two different answers of {name} to {instruction_of(row.prompt)[:60]!r}",
-                expected="one answer a prompt",
-                cure="keep one of them, or name the writer whose answers are meant",
-            )
-    if not by_prompt:
-        raise DataError.of(
-            saw=f"no answers of {name}", expected="at least one", cure="give a file with answers"
+        DataError.unless(
+            by_prompt.setdefault(row.prompt_id, row).text == row.text,
+            saw=f"two different answers of {name} to {instruction_of(row.prompt)[:60]!r}",
+            expected="one answer a prompt",
+            cure="keep one of them, or name the writer whose answers are meant",
         )
+    DataError.unless(
+        by_prompt,
+        saw=f"no answers of {name}",
+        expected="at least one",
+        cure="give a file with answers",
+    )
     return Answers(name, by_prompt, len(rows) - len(by_prompt))
 
 
@@ -124,12 +126,12 @@ def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> 
             expected="one writer",
             cure=f"write for example {path}#{writers[0]}",
         )
-    if not chosen:
-        raise DataError.of(
-            saw=f"no answers{f' of {writer!r}' if writer else ''} in {path}",
-            expected="answers",
-            cure="name another file or writer",
-        )
+    DataError.unless(
+        chosen,
+        saw=f"no answers{f' of {writer!r}' if writer else ''} in {path}",
+        expected="answers",
+        cure="name another file or writer",
+    )
     return gather_answers(
         name or writer or next(iter(writers), None) or Path(path).stem,
         ((prompt, text) for prompt, text, _ in chosen),
@@ -202,12 +204,12 @@ def _alpaca_rows(path: Path) -> list[tuple[Prompt, str, Any]] | None:
     if not rows or any(row.get("input") for row in rows):
         return None
     for number, values in enumerate(rows):
-        if not all(isinstance(values.get(field), str) for field in ("instruction", "output")):
-            raise DataError.of(
-                saw=f"{path} row {number} without text in `instruction` or `output`",
-                expected="both as text in every row",
-                cure="repair or drop the row",
-            )
+        DataError.unless(
+            all(isinstance(values.get(field), str) for field in ("instruction", "output")),
+            saw=f"{path} row {number} without text in `instruction` or `output`",
+            expected="both as text in every row",
+            cure="repair or drop the row",
+        )
     return [
         (user_prompt(row["instruction"]), row["output"], row.get("generator", row.get("model")))
         for row in rows

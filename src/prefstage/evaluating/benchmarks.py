@@ -113,12 +113,12 @@ def run_benchmarks(
         ) from error
     shots, files = _shots_of(tasks), dict(data or {})
     for task, file in files.items():
-        if task not in shots or not Path(file).is_file():
-            raise InputError.of(
-                saw=f"data of {task}: {file}",
-                expected=f"a file, for one of {', '.join(shots)}",
-                cure="check the task's name and the path",
-            )
+        InputError.unless(
+            task in shots and Path(file).is_file(),
+            saw=f"data of {task}: {file}",
+            expected=f"a file, for one of {', '.join(shots)}",
+            cure="check the task's name and the path",
+        )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if any("ifeval" in task for task in shots):
@@ -216,24 +216,24 @@ def _settle_ifeval(stack: ExitStack, folder: Path) -> None:
 
 def _shots_of(tasks: Sequence[str] | Mapping[str, int | None] | str) -> dict[str, int | None]:
     if isinstance(tasks, str):
-        if tasks not in SUITES:
-            raise InputError.of(
-                saw=f"suite {tasks!r}",
-                expected=f"one of {', '.join(SUITES)}",
-                cure="name a suite, or give a list of tasks",
-            )
+        InputError.unless(
+            tasks in SUITES,
+            saw=f"suite {tasks!r}",
+            expected=f"one of {', '.join(SUITES)}",
+            cure="name a suite, or give a list of tasks",
+        )
         return dict(SUITES[tasks])
     return dict(tasks) if isinstance(tasks, Mapping) else dict.fromkeys(tasks)
 
 
 # The name to run; a task with a local file gets a definition that reads it.
 def _local_task(folder: Path, entry: Any, task: str, files: Mapping[str, Path]) -> str:
-    if entry is None:
-        raise InputError.of(
-            saw=f"task {task!r}",
-            expected="a task of lm-evaluation-harness",
-            cure="list them with `lm-eval ls tasks`",
-        )
+    InputError.unless(
+        entry is not None,
+        saw=f"task {task!r}",
+        expected="a task of lm-evaluation-harness",
+        cure="list them with `lm-eval ls tasks`",
+    )
     if task not in files:
         return task
     definition = {

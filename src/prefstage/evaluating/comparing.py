@@ -88,29 +88,29 @@ def compare_win_rates(
         Westfall and Young 1993, Resampling-Based Multiple Testing, Alg. 2.5 (single step).
     """
     against = sorted({f"{rate.baseline} by {rate.judge}" for rate in results.values()})
-    if len(results) < 2 or not 0 < confidence < 1:  # noqa: PLR2004 - a pair
-        raise InputError.of(
-            saw=f"{len(results)} models at confidence {confidence}",
-            expected="at least two models, confidence in (0, 1)",
-            cure="give the win rates of several checkpoints",
-        )
-    if len(against) > 1:
-        raise InputError.of(
-            saw=f"win rates against {', '.join(against)}",
-            expected="one baseline and one judge",
-            cure="judge all models against the same baseline by the same judge",
-        )
+    InputError.unless(
+        len(results) >= 2 and 0 < confidence < 1,  # noqa: PLR2004 - a pair
+        saw=f"{len(results)} models at confidence {confidence}",
+        expected="at least two models, confidence in (0, 1)",
+        cure="give the win rates of several checkpoints",
+    )
+    InputError.unless(
+        len(against) <= 1,
+        saw=f"win rates against {', '.join(against)}",
+        expected="one baseline and one judge",
+        cure="judge all models against the same baseline by the same judge",
+    )
     verdicts = [{v.prompt_id: v.preference for v in rate.verdicts} for rate in results.values()]
     prompts = sorted(set().union(*verdicts))
     y = [np.array([known.get(key, np.nan) for key in prompts]) for known in verdicts]
     d = np.stack([first - second for first, second in combinations(y, 2)])
     names, common = list(combinations(results, 2)), (~np.isnan(d)).sum(axis=1)
-    if common.min() < 2:  # noqa: PLR2004 - an error needs two
-        raise InputError.of(
-            saw=f"{common.min()} prompts judged for both {' and '.join(names[common.argmin()])}",
-            expected="at least two",
-            cure="judge the models on the same prompts",
-        )
+    InputError.unless(
+        common.min() >= 2,  # noqa: PLR2004 - an error needs two
+        saw=f"{common.min()} prompts judged for both {' and '.join(names[common.argmin()])}",
+        expected="at least two",
+        cure="judge the models on the same prompts",
+    )
     at_stop = confidence_at_stop(
         confidence,
         max(rate.looks for rate in results.values()),

@@ -161,23 +161,23 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
 
 
 def _check(y: Floats, len_model: Floats, len_baseline: Floats, spread: float) -> None:
-    if y.shape != len_model.shape or y.shape[1:] != len_baseline.shape:
-        raise InputError.of(
-            saw=f"preferences {list(y.shape)}, lengths {list(len_model.shape)} and "
-            f"{list(len_baseline.shape)}",
-            expected="[models, prompts] twice, and [prompts]",
-            cure="give one row a model, and its prompts in one order",
-        )
-    if len(y) < FEWEST_MODELS or not (~np.isnan(y)).any(axis=1).all():
-        raise InputError.of(
-            saw=f"{int((~np.isnan(y)).any(axis=1).sum())} models with verdicts",
-            expected=ENOUGH_MODELS,
-            cure="add models, or leave the difficulty out",
-        )
+    InputError.unless(
+        y.shape == len_model.shape and y.shape[1:] == len_baseline.shape,
+        saw=f"preferences {list(y.shape)}, lengths {list(len_model.shape)} and "
+        f"{list(len_baseline.shape)}",
+        expected="[models, prompts] twice, and [prompts]",
+        cure="give one row a model, and its prompts in one order",
+    )
+    InputError.unless(
+        len(y) >= FEWEST_MODELS and (~np.isnan(y)).any(axis=1).all(),
+        saw=f"{int((~np.isnan(y)).any(axis=1).sum())} models with verdicts",
+        expected=ENOUGH_MODELS,
+        cure="add models, or leave the difficulty out",
+    )
     outside = (y < 0) | (y > 1)
-    if outside.any() or not 0 < spread < np.inf:
-        raise InputError.of(
-            saw=f"spread {spread}" if not outside.any() else f"a preference {y[outside][0]:g}",
-            expected="preferences in [0, 1], a positive spread",
-            cure="subtract 1 from AlpacaEval's 1 to 2, 0 being a draw",
-        )
+    InputError.unless(
+        not outside.any() and 0 < spread < np.inf,
+        saw=f"spread {spread}" if not outside.any() else f"a preference {y[outside][0]:g}",
+        expected="preferences in [0, 1], a positive spread",
+        cure="subtract 1 from AlpacaEval's 1 to 2, 0 being a draw",
+    )

@@ -139,12 +139,12 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
             with _sampler(policy, settings, run.path) as sampler:
                 models.append(answer_prompts(sampler, prompts, ledger))
         name, count = Counter(model.name for model in models).most_common(1)[0]
-        if count > 1:
-            raise InputError.of(
-                saw=f"two models of the name {name!r}",
-                expected="each model once",
-                cure="give their files different generators or names",
-            )
+        InputError.unless(
+            count <= 1,
+            saw=f"two models of the name {name!r}",
+            expected="each model once",
+            cure="give their files different generators or names",
+        )
         judge, numbers = stored(who, ledger), read_prompt_numbers(settings.prompt_order)
         results = {
             model.name: win_rate(model, theirs, judge=judge, config=config, prompt_numbers=numbers)
@@ -246,12 +246,12 @@ def _write(
 # same.
 def _recount(settings: EvaluateSettings, out: Path | None) -> Outcome:
     rows = read_annotations(Path(str(settings.annotations)))
-    if len({(row.generator_1, row.generator_2) for row in rows}) > 1:
-        raise InputError.of(
-            saw=f"{settings.annotations} has verdicts on several models or baselines",
-            expected="one model and one baseline",
-            cure="write one file a model",
-        )
+    InputError.unless(
+        len({(row.generator_1, row.generator_2) for row in rows}) <= 1,
+        saw=f"{settings.annotations} has verdicts on several models or baselines",
+        expected="one model and one baseline",
+        cure="write one file a model",
+    )
     numbers = read_prompt_numbers(settings.prompt_order)
     known = [None if numbers is None else numbers.get(row.instruction) for row in rows]
     strange = known.count(None) if numbers is not None else 0
@@ -373,17 +373,21 @@ def _benchmark(settings: EvaluateSettings, out: Path | None) -> Outcome:
     shots, files = dict[str, int | None](), dict[str, Path]()
     for text in settings.task:
         name, colon, count = text.partition(":")
-        if colon and not count.isdecimal():
-            raise InputError.of(
-                saw=f"--task {text}", expected="TASK or TASK:SHOTS", cure="write gsm8k:8"
-            )
+        InputError.unless(
+            not colon or count.isdecimal(),
+            saw=f"--task {text}",
+            expected="TASK or TASK:SHOTS",
+            cure="write gsm8k:8",
+        )
         shots[name] = int(count) if colon else None
     for text in settings.task_data:
         name, equals, path = text.partition("=")
-        if not equals:
-            raise InputError.of(
-                saw=f"--task-data {text}", expected="TASK=FILE", cure="write gsm8k=gsm8k_test.jsonl"
-            )
+        InputError.unless(
+            equals,
+            saw=f"--task-data {text}",
+            expected="TASK=FILE",
+            cure="write gsm8k=gsm8k_test.jsonl",
+        )
         files[name] = Path(path)
     suite = settings.task[0] if len(settings.task) == 1 and settings.task[0] in SUITES else None
     limited = "max_new_tokens" in sampling.model_fields_set

@@ -136,8 +136,12 @@ def length_controlled_win_rate(
         Dubois et al. 2024, arXiv:2404.04475, Eq. 2, Sec. 3; constants, folds and row lookup as
         in `alpaca-eval` 0.6.6, but at the exact optimum: liblinear stops at a tolerance of 1e-4.
     """
-    if C is not None and not 0 < C < np.inf:
-        raise InputError.of(saw=f"C={C}", expected="a positive number", cure="leave C out")
+    InputError.unless(
+        C is None or 0 < C < np.inf,
+        saw=f"C={C}",
+        expected="a positive number",
+        cure="leave C out",
+    )
     problem = length_problem(
         preference,
         len_model,
@@ -271,18 +275,18 @@ def length_problem(
     a = _column("len_model", len_model, len(y), low=0.0)
     b = _column("len_baseline", len_baseline, len(y), low=0.0)
     judged = int((~np.isnan(y)).sum())
-    if lookup not in get_args(Lookup):
-        raise InputError.of(
-            saw=f"lookup={lookup!r}",
-            expected="'instruction' or 'as-published'",
-            cure="choose one of the two",
-        )
-    if judged < 2:  # noqa: PLR2004 - a standard error needs two
-        raise InputError.of(
-            saw=f"{judged} of {len(y)} rows with a preference",
-            expected="at least two",
-            cure="judge more prompts",
-        )
+    InputError.unless(
+        lookup in get_args(Lookup),
+        saw=f"lookup={lookup!r}",
+        expected="'instruction' or 'as-published'",
+        cure="choose one of the two",
+    )
+    InputError.unless(
+        judged >= 2,  # noqa: PLR2004 - a standard error needs two
+        saw=f"{judged} of {len(y)} rows with a preference",
+        expected="at least two",
+        cure="judge more prompts",
+    )
     order, d, origin, notes = _difficulty(b, instruction, row, lookup, difficulty)
     y, a, b, *d = (column[order] for column in (y, a, b, *d))
     known, ones = ~np.isnan(y), np.ones(len(y))
@@ -298,12 +302,12 @@ def length_problem(
         labels = np.concatenate([tables.gamed_preference, labels])
         weights = np.concatenate([np.full(len(gamed_d), GAMED_WEIGHT), weights])
     is_baseline = bool((a == b).all() and (y == HALF).all())
-    if len(labels) < FOLDS and not is_baseline:
-        raise InputError.of(
-            saw=f"{len(labels)} rows with a preference",
-            expected=f"at least {FOLDS} for {FOLDS}-fold cross-validation",
-            cure="judge more prompts, or leave regularise=True",
-        )
+    InputError.unless(
+        len(labels) >= FOLDS or is_baseline,
+        saw=f"{len(labels)} rows with a preference",
+        expected=f"at least {FOLDS} for {FOLDS}-fold cross-validation",
+        cure="judge more prompts, or leave regularise=True",
+    )
     model, test = slice(len(labels) - judged, None), np.stack([0 * ones, *d, ones], 1)
     return LengthProblem(x, labels, weights, model, y, test, is_baseline, origin, notes)
 
@@ -348,22 +352,22 @@ def _column(
         column = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         column = np.empty(0)
-    if column.ndim != 1 or not column.size or (length is not None and len(column) != length):
-        raise InputError.of(
-            saw=f"{name} of shape {list(np.shape(values))}",
-            expected=f"numbers, one a row{'' if length is None else f', {length} of them'}",
-            cure=_ALIGN,
-        )
+    InputError.unless(
+        column.ndim == 1 and column.size and (length is None or len(column) == length),
+        saw=f"{name} of shape {list(np.shape(values))}",
+        expected=f"numbers, one a row{'' if length is None else f', {length} of them'}",
+        cure=_ALIGN,
+    )
     known = np.isfinite(column) | (missing & np.isnan(column))
     bad = ~known | (column < low) | (column > high)  # NaN is neither below nor above
-    if bad.any():
-        raise InputError.of(
-            saw=f"{name}[{bad.argmax()}] = {column[bad.argmax()]}",
-            expected=f"a number from {low:g} to {high:g}",
-            cure="subtract 1 from AlpacaEval's 1 to 2, 0 being a draw"
-            if name == "preference"
-            else "drop or repair the row",
-        )
+    InputError.unless(
+        not bad.any(),
+        saw=f"{name}[{bad.argmax()}] = {column[bad.argmax()]}",
+        expected=f"a number from {low:g} to {high:g}",
+        cure="subtract 1 from AlpacaEval's 1 to 2, 0 being a draw"
+        if name == "preference"
+        else "drop or repair the row",
+    )
     return column
 
 
@@ -371,12 +375,12 @@ def _numbers(name: str, values: ArrayLike, length: int) -> Integers:
     floats = _column(name, values, length)
     numbers = floats.astype(np.int64)
     outside = (numbers != floats) | (numbers < 0) | (numbers >= N_PROMPTS)
-    if outside.any():
-        raise InputError.of(
-            saw=f"{name}[{int(outside.argmax())}] = {floats[outside.argmax()]:g}",
-            expected=f"a number of AlpacaEval's prompts, 0 to {N_PROMPTS - 1}",
-            cure="leave `instruction` out for other prompts: difficulty is then left out",
-        )
+    InputError.unless(
+        not outside.any(),
+        saw=f"{name}[{int(outside.argmax())}] = {floats[outside.argmax()]:g}",
+        expected=f"a number of AlpacaEval's prompts, 0 to {N_PROMPTS - 1}",
+        cure="leave `instruction` out for other prompts: difficulty is then left out",
+    )
     unique, counts = np.unique(numbers, return_counts=True)
     if len(twice := unique[counts > 1]):
         raise InputError.of(
@@ -400,14 +404,14 @@ def _check_baseline(prompts: Integers, len_baseline: Floats) -> tuple[str, ...]:
         return ()
     same_lengths = np.array_equal(np.sort(len_baseline[wrong]), np.sort(expected[wrong]))
     share = np.isin(len_baseline[wrong], known).mean()
-    if count > 1 and (same_lengths or (count >= 10 and share >= 0.95)):  # noqa: PLR2004 - no chance
-        raise InputError.of(
-            saw=f"{count} rows whose baseline answers have the lengths of other prompts' answers"
-            f" (first: instruction {prompts[first]}, {len_baseline[first]:g} characters,"
-            f" not {expected[first]:g})",
-            expected="each row's `instruction` to be the prompt that its lengths belong to",
-            cure=_ALIGN,
-        )
+    InputError.unless(
+        count <= 1 or (not same_lengths and (count < 10 or share < 0.95)),  # noqa: PLR2004 - no chance
+        saw=f"{count} rows whose baseline answers have the lengths of other prompts' answers"
+        f" (first: instruction {prompts[first]}, {len_baseline[first]:g} characters,"
+        f" not {expected[first]:g})",
+        expected="each row's `instruction` to be the prompt that its lengths belong to",
+        cure=_ALIGN,
+    )
     return (
         f"{count} of {len(prompts)} baseline answers differ in length from gpt4_1106_preview's: "
         "another baseline; difficulty and gamed rows are those of AlpacaEval's own baseline",

@@ -181,12 +181,12 @@ def load_questions(path: Path, references: Path | None = None) -> list[Question]
             cure="give MT-bench's question.jsonl and its reference answers",
         ) from None
     wrong = sum(len(question.turns) != TURNS for question in questions)
-    if wrong or not questions:
-        raise DataError.of(
-            saw=f"{path}: {len(questions)} questions, {wrong} of them without two turns",
-            expected=f"questions of {TURNS} turns",
-            cure="repair the file",
-        )
+    DataError.unless(
+        not wrong and questions,
+        saw=f"{path}: {len(questions)} questions, {wrong} of them without two turns",
+        expected=f"questions of {TURNS} turns",
+        cure="repair the file",
+    )
     return questions
 
 

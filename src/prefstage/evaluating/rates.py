@@ -73,13 +73,13 @@ def rates_of(
     """
     values = np.asarray(preference, dtype=np.float64)
     usable = values[~np.isnan(values)]
-    if len(usable) < 2 or usable.min() < 0 or usable.max() > 1:  # noqa: PLR2004 - for an error
-        raise InputError.of(
-            saw=f"{len(usable)} preferences"
-            + (f" from {usable.min():g} to {usable.max():g}" if len(usable) else ""),
-            expected="at least two, each in [0, 1]",
-            cure="judge more prompts; AlpacaEval's files store 1 + preference",
-        )
+    InputError.unless(
+        len(usable) >= 2 and usable.min() >= 0 and usable.max() <= 1,  # noqa: PLR2004 - for an error
+        saw=f"{len(usable)} preferences"
+        + (f" from {usable.min():g} to {usable.max():g}" if len(usable) else ""),
+        expected="at least two, each in [0, 1]",
+        cure="judge more prompts; AlpacaEval's files store 1 + preference",
+    )
     outcomes = (usable > HALF) + HALF * (usable == HALF)
     low, high, discrete_low, discrete_high = (
         100 * end
@@ -116,12 +116,12 @@ def check_bootstrap(confidence: float, resamples: int) -> None:
     Raises:
         InputError: If one is out of range.
     """
-    if not 0 < confidence < 1 or resamples < 1:
-        raise InputError.of(
-            saw=f"confidence {confidence}, {resamples} resamples",
-            expected="confidence in (0, 1), at least one resample",
-            cure="write confidence=0.95, resamples=1000",
-        )
+    InputError.unless(
+        0 < confidence < 1 and resamples >= 1,
+        saw=f"confidence {confidence}, {resamples} resamples",
+        expected="confidence in (0, 1), at least one resample",
+        cure="write confidence=0.95, resamples=1000",
+    )
 
 
 def batches(draws: int, at_once: int) -> Iterator[int]:

@@ -160,12 +160,12 @@ def kind_of(settings: EvaluateSettings, out: Path | None) -> str:
         return kind
     needed = ("policy", "judge", "out") if kind == "mt_bench" else ("policy",)
     missing = [name for name in needed if name not in named]
-    if missing or len(settings.policy) > 1:
-        raise InputError.of(
-            saw=f"{_flag(kind)} without {_flag(missing[0])}" if missing else "two policies",
-            expected=f"one {', one '.join(map(_flag, needed))}",
-            cure=f"add {_flag(missing[0])}" if missing else "evaluate them one by one",
-        )
+    InputError.unless(
+        not missing and len(settings.policy) <= 1,
+        saw=f"{_flag(kind)} without {_flag(missing[0])}" if missing else "two policies",
+        expected=f"one {', one '.join(map(_flag, needed))}",
+        cure=f"add {_flag(missing[0])}" if missing else "evaluate them one by one",
+    )
     return kind
 
 
@@ -212,8 +212,12 @@ def _check_win_rate(settings: EvaluateSettings, named: set[str], kind: str) -> N
             )
         )
     for wrong, saw, expected, cure in faults:
-        if wrong:
-            raise InputError.of(saw=saw, expected=expected, cure=cure)
+        InputError.unless(
+            not wrong,
+            saw=saw,
+            expected=expected,
+            cure=cure,
+        )
 
 
 def _flag(name: str) -> str:

@@ -232,13 +232,13 @@ def win_rate(
 
 def _common_prompts(ours: Answers, theirs: Answers) -> list[str]:
     common = [prompt_id for prompt_id in ours.by_prompt if prompt_id in theirs.by_prompt]
-    if len(common) < 2:  # noqa: PLR2004 - a standard error needs two
-        raise InputError.of(
-            saw=f"{len(common)} prompts answered by both {ours.name} ({len(ours)} prompts) and "
-            f"{theirs.name} ({len(theirs)})",
-            expected="at least two; prompts match by their exact text",
-            cure="give answers to the same prompts",
-        )
+    InputError.unless(
+        len(common) >= 2,  # noqa: PLR2004 - a standard error needs two
+        saw=f"{len(common)} prompts answered by both {ours.name} ({len(ours)} prompts) and "
+        f"{theirs.name} ({len(theirs)})",
+        expected="at least two; prompts match by their exact text",
+        cure="give answers to the same prompts",
+    )
     return common
 
 

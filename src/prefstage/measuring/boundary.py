@@ -88,12 +88,12 @@ def count_votes(
     p = np.asarray(probabilities, dtype=np.float64)
     blank = np.zeros(p.shape, dtype=bool) if undecided is None else np.asarray(undecided, bool)
     is_matrix = p.ndim == 2 and p.size > 0 and blank.shape == p.shape  # noqa: PLR2004 - m × n
-    if not is_matrix or not ((p >= 0) & (p <= 1)).all():
-        raise InputError.of(
-            saw=f"preferences of shape {p.shape} with values {p.ravel()[:4].tolist()}",
-            expected="an m × n matrix of probabilities, m and n at least 1",
-            cure="give P(y_i ≻ y'_j | x) of every on-policy against every off-policy response",
-        )
+    InputError.unless(
+        is_matrix and ((p >= 0) & (p <= 1)).all(),
+        saw=f"preferences of shape {p.shape} with values {p.ravel()[:4].tolist()}",
+        expected="an m × n matrix of probabilities, m and n at least 1",
+        cure="give P(y_i ≻ y'_j | x) of every on-policy against every off-policy response",
+    )
     tied = (np.abs(p - HALF) <= TIE_WIDTH) & ~blank
     on, off = (p > HALF) & ~tied & ~blank, (p < HALF) & ~tied & ~blank
     share = on + HALF * blank + (HALF * tied if ties == "half" else 0.0)
@@ -130,12 +130,12 @@ def boundary_score(prompts: Iterable[PromptVotes]) -> Boundary:
         algorithm need V_on, which stands here.
     """
     counted = list(prompts)
-    if not counted:
-        raise InputError.of(
-            saw="no prompt",
-            expected="at least one judged prompt",
-            cure="check that both sides have responses to common prompts",
-        )
+    InputError.unless(
+        counted,
+        saw="no prompt",
+        expected="at least one judged prompt",
+        cure="check that both sides have responses to common prompts",
+    )
     return Boundary(
         score=float(np.mean([votes.score for votes in counted])),
         votes_on=sum(votes.votes_on for votes in counted),

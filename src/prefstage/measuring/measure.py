@@ -264,13 +264,12 @@ def _budget(
 
 def _common(off: Collection[str], on: Collection[str]) -> list[str]:
     common = [prompt_id for prompt_id in off if prompt_id in on]
-    if not common:
-        raise InputError.of(
-            saw=f"{len(off)} off-policy prompts, {len(on)} other on-policy prompts, and none in "
-            "common",
-            expected="responses of both sides to the same prompts",
-            cure="check that both files hold the same prompts, system messages included",
-        )
+    InputError.unless(
+        common,
+        saw=f"{len(off)} off-policy prompts, {len(on)} other on-policy prompts, and none in common",
+        expected="responses of both sides to the same prompts",
+        cure="check that both files hold the same prompts, system messages included",
+    )
     return common
 
 
@@ -287,12 +286,12 @@ def _opened(
     if sampler is not None and not isinstance(sampler, Sampler):
         how = SamplingConfig(responses=config.on_responses, seed=config.seed)
         sampler = stack.enter_context(as_sampler(sampler, how))
-    if (sampler is None) == (on_policy is None):
-        raise InputError.of(
-            saw="both a sampler and on_policy" if sampler else "neither a sampler nor on_policy",
-            expected="one of them",
-            cure="give the sampler, or the responses that the policy has written before",
-        )
+    InputError.unless(
+        (sampler is None) != (on_policy is None),
+        saw="both a sampler and on_policy" if sampler else "neither a sampler nor on_policy",
+        expected="one of them",
+        cure="give the sampler, or the responses that the policy has written before",
+    )
     if sampler is not None:
         return judge, sampler, SampledResponses(sampler, config.on_responses)
     pool = Pool.of(on_policy, side="on-policy", responses=config.on_responses, seed=config.seed)
@@ -304,12 +303,12 @@ def _distinctness(stage: Stage, sampler: Any) -> float:
     from prefstage.measuring.reliability import measure_distinctness
     from prefstage.scoring import Scorer
 
-    if not hasattr(sampler, "model"):
-        raise InputError.of(
-            saw="distinctness without a policy that runs in this process",
-            expected="a model folder or Hub id as the sampler, whose weights score the responses",
-            cure="leave distinctness out",
-        )
+    InputError.unless(
+        hasattr(sampler, "model"),
+        saw="distinctness without a policy that runs in this process",
+        expected="a model folder or Hub id as the sampler, whose weights score the responses",
+        cure="leave distinctness out",
+    )
     return measure_distinctness(
         stage.prompts, scorer=Scorer(sampler.model), encoder=sampler.encoder
     )

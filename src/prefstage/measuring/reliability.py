@@ -140,24 +140,24 @@ def chance_above_half(
     """
     inputs = (seen.prompts, seen.mean, seen.squares, accuracy, bias, overlap)
     n, s, squares, a, b, o = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in inputs))
-    if not ((a > HALF) & (a <= 1.0)).all():
-        raise InputError.of(
-            saw=f"judge accuracy {accuracy!r}",
-            expected="more than 1/2 (a coin's), and at most 1",
-            cure="give the share of comparisons in which it names the better response",
-        )
-    if not ((b >= 0.0) & (a + b <= 1.0 + 1e-9)).all():
-        raise InputError.of(
-            saw=f"judge bias {bias!r} at accuracy {accuracy!r}",
-            expected="from 0 to 1 - accuracy, as the bias is part of its errors",
-            cure="give half the difference of its accuracies on the two sides",
-        )
-    if not ((o >= 0.0) & (o < 1.0)).all():
-        raise InputError.of(
-            saw=f"overlap {overlap!r}",
-            expected="from 0 (no response in common) to below 1 (the same writer)",
-            cure="leave it out where it is not known",
-        )
+    InputError.unless(
+        ((a > HALF) & (a <= 1.0)).all(),
+        saw=f"judge accuracy {accuracy!r}",
+        expected="more than 1/2 (a coin's), and at most 1",
+        cure="give the share of comparisons in which it names the better response",
+    )
+    InputError.unless(
+        ((b >= 0.0) & (a + b <= 1.0 + 1e-9)).all(),
+        saw=f"judge bias {bias!r} at accuracy {accuracy!r}",
+        expected="from 0 to 1 - accuracy, as the bias is part of its errors",
+        cure="give half the difference of its accuracies on the two sides",
+    )
+    InputError.unless(
+        ((o >= 0.0) & (o < 1.0)).all(),
+        saw=f"overlap {overlap!r}",
+        expected="from 0 (no response in common) to below 1 (the same writer)",
+        cure="leave it out where it is not known",
+    )
     # Variance of a prompt's score over that of a single vote. A few prompts say little of a
     # variance, so a prior stands in for `_PRIOR_PROMPTS` more; + ½ keeps a mean of 0 or 1 from
     # a division by zero.
@@ -244,10 +244,12 @@ def distinctness(log_probs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     Source:
         Sun et al. 2025, arXiv:2508.10530, App. D.1, Table 7.
     """
-    if not log_probs:
-        raise InputError.of(
-            saw="no prompt", expected="at least one prompt", cure="measure the stage first"
-        )
+    InputError.unless(
+        log_probs,
+        saw="no prompt",
+        expected="at least one prompt",
+        cure="measure the stage first",
+    )
     return float(
         np.mean(
             [

@@ -113,12 +113,12 @@ class ConfidenceSequence:
         Raises:
             InputError: If the confidence is outside (0, 1).
         """
-        if not 0.0 < confidence < 1.0:
-            raise InputError.of(
-                saw=f"confidence {confidence}",
-                expected="a number between 0 and 1",
-                cure="write 0.95 for 95 %",
-            )
+        InputError.unless(
+            0.0 < confidence < 1.0,
+            saw=f"confidence {confidence}",
+            expected="a number between 0 and 1",
+            cure="write 0.95 for 95 %",
+        )
         self.available, self.confidence = available, confidence
         self._scores, self._level = list[float](), (1.0 - confidence) / 2.0
 
@@ -137,12 +137,12 @@ class ConfidenceSequence:
             raise InputError.of(
                 saw=f"score {outside[0]}", expected="scores in [0, 1]", cure="rescale them"
             )
-        if self.available is not None and self.count + len(new) > self.available:
-            raise InputError.of(
-                saw=f"{self.count + len(new)} scores drawn from {self.available}",
-                expected="each prompt at most once",
-                cure="give the number of prompts that there are",
-            )
+        InputError.unless(
+            self.available is None or self.count + len(new) <= self.available,
+            saw=f"{self.count + len(new)} scores drawn from {self.available}",
+            expected="each prompt at most once",
+            cure="give the number of prompts that there are",
+        )
         self._scores += new
 
     @property

@@ -187,8 +187,12 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         InputError: If one is missing, is not done, or is no run.
         DataError: If a file in it cannot be read.
     """
-    if not paths:
-        raise InputError.of(saw="no run", expected="one run folder or more", cure="name one")
+    InputError.unless(
+        paths,
+        saw="no run",
+        expected="one run folder or more",
+        cure="name one",
+    )
     runs = [_read(path.parent if path.is_file() else path) for path in paths]
     # as many parent folders as it takes to tell the runs apart
     parts = [run.folder.resolve().parts for run in runs]

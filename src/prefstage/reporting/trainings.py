@@ -96,12 +96,12 @@ def _followed(source: Row, dynamics: pa.Table, title: str) -> PairRows:
     rows, wanted = load_pairs(source["path"], **options), dynamics["pair"].to_pylist()
     known = rows.dataset.select([k for k in wanted if k < len(rows)]).with_format("arrow")[:]
     # Files change after a training: pairs are shown only if they are those that were followed.
-    if known["prompt_id"].to_pylist() != dynamics["prompt_id"].to_pylist():
-        raise DataError.of(
-            saw=f"{source['path']} holds other pairs than those that were trained on",
-            expected="the training data",
-            cure="train again to see them",
-        )
+    DataError.unless(
+        known["prompt_id"].to_pylist() == dynamics["prompt_id"].to_pylist(),
+        saw=f"{source['path']} holds other pairs than those that were trained on",
+        expected="the training data",
+        cure="train again to see them",
+    )
     return with_dynamics(rows_of(known, title), dynamics, range(len(known)))
 
 
