@@ -131,7 +131,7 @@ new MutationObserver((changes, observer) => {
 def test_a_list_sorted_by_prompt_before_all_is_unpacked_ends_sorted(
     aligned: Path, browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefstage.reporting.explorer._BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr("prefstage.reporting.runs._BLOCK_CHARACTERS", 100)
     path = prefstage.write_report(aligned, out=tmp_path / "report.html")
     table, texts = read_page(path).pairs()
     page, told = opened(browser, path, script=SORT_AT_ONCE)

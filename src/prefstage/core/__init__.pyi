@@ -56,6 +56,7 @@ from .runs import (
     MANIFEST as MANIFEST,
     RunFolder as RunFolder,
     fault_in as fault_in,
+    installed_versions as installed_versions,
     list_files as list_files,
     locked as locked,
     put_in_place as put_in_place,

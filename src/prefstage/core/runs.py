@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -66,7 +66,7 @@ class RunFolder:
             "date": date.today().isoformat(),  # of this place, as chat templates read it
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
-            "versions": {name: _version(name) for name in _PACKAGES},
+            "versions": installed_versions(_PACKAGES),
         }
         write_json(manifest, record)
         return run
@@ -257,11 +257,13 @@ def _hashes(paths: Iterable[Path]) -> list[str]:
 # --- What a manifest says ------------------------------------------------------------------------
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Version of each package; None of one that is not installed."""
+    # `importlib.metadata.version` would raise for each that is not there.
+    return {
+        name: next((package.version for package in distributions(name=name)), None)
+        for name in packages
+    }
 
 
 def _check_same_run(manifest: Path, key: str, command: str, inputs: Mapping[str, Any]) -> None:

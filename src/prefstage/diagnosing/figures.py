@@ -32,6 +32,7 @@ from prefstage.diagnosing.numbers import (
     cohens_kappa,
     describe,
     describe_sorted,
+    distinct_share,
     histogram,
     verdicts,
 )
@@ -87,8 +88,14 @@ def data_figures(pairs: Iterable[Pair]) -> dict[str, Any]:
         prompts = stack.enter_context(DiskNumbers("uint64"))
         rest = iter(pairs)
         while chunk := list(islice(rest, _CHUNK)):
-            rows = np.array([_row_of(pair) for pair in chunk], dtype=np.float64)
-            for column, values in zip(columns.values(), rows.T, strict=True):
+            parts = [(pair.prompt, pair.chosen, pair.rejected) for pair in chunk]
+            lengths = np.array([[len(_text(part)) for part in texts] for texts in parts], float)
+            # As numbers, no score (None) is NaN.
+            scores = np.array([(p.score_chosen, p.score_rejected) for p in chunk], float)
+            gaps = scores[:, :1] - scores[:, 1:]
+            for column, values in zip(
+                columns.values(), np.hstack([lengths, scores, gaps]).T, strict=True
+            ):
                 column.extend(values)
             prompts.extend([text_number(pair.prompt_id) for pair in chunk])
             has_label = np.array([pair.agreement != HALF for pair in chunk])
@@ -98,7 +105,7 @@ def data_figures(pairs: Iterable[Pair]) -> dict[str, Any]:
                 votes=sum(pair.agreement is not None for pair in chunk),
                 identical=sum(_text(pair.chosen) == _text(pair.rejected) for pair in chunk),
             )
-            apart = (rows[:, 1] - rows[:, 2])[has_label]
+            apart = (lengths[:, 1] - lengths[:, 2])[has_label]
             # "The longer one wins" as a preference: beyond ½ where the chosen one is longer.
             sums += len(apart), verdicts(HALF + apart).sum(), apart.sum(), (apart**2).sum()
         labelled, longer, apart_sum, squares = sums.tolist()
@@ -113,7 +120,7 @@ def data_figures(pairs: Iterable[Pair]) -> dict[str, Any]:
             "scores": {n: asdict(describe_sorted(values)) for n, values in scored.items()}
             if known
             else {},
-            "gap_histogram": asdict(histogram(scored["gap"])) if known else None,
+            "gap_histogram": histogram(scored["gap"]) if known else None,
         }
 
 
@@ -135,14 +142,13 @@ def diversity_of(rows: Sequence[Candidates]) -> dict[str, float | int | None]:
         distinct-n: Li et al. 2016, arXiv:1510.03055; self-BLEU: Zhu et al. 2018,
         arXiv:1802.01886, by sacrebleu's sentence BLEU.
     """
-    try:
+    with MissingDependencyError.instead_of(
+        ImportError,
+        saw="no package sacrebleu, which computes self-BLEU",
+        expected="it installed",
+        cure="pip install 'prefstage[build]'",
+    ):
         from sacrebleu import sentence_bleu
-    except ImportError:
-        raise MissingDependencyError.of(
-            saw="no package sacrebleu, which computes self-BLEU",
-            expected="it installed",
-            cure="pip install 'prefstage[build]'",
-        ) from None
     several = [row.responses for row in rows if len(row.responses) > 1]
     bleu = [
         [sentence_bleu(text, texts[:n] + texts[n + 1 :]).score for n, text in enumerate(texts)]
@@ -151,23 +157,10 @@ def diversity_of(rows: Sequence[Candidates]) -> dict[str, float | int | None]:
     return {
         "prompts": len(several),
         "prompts_with_one_response": len(rows) - len(several),
-        "distinct_1": _mean([_distinct(texts, 1) for texts in several]),
-        "distinct_2": _mean([_distinct(texts, 2) for texts in several]),
+        "distinct_1": _mean([distinct_share(texts, 1) for texts in several]),
+        "distinct_2": _mean([distinct_share(texts, 2) for texts in several]),
         "self_bleu": _mean([float(np.mean(scores)) for scores in bleu]),
     }
-
-
-def _distinct(texts: Sequence[str], size: int) -> float:
-    words = [text.lower().split() for text in texts]
-    grams = [tuple(w[i : i + size]) for w in words for i in range(len(w) - size + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
-# A number for each of _LENGTHS and _SCORES.
-def _row_of(pair: Pair) -> list[float]:
-    scores = [np.nan if s is None else s for s in (pair.score_chosen, pair.score_rejected)]
-    lengths = [len(_text(part)) for part in (pair.prompt, pair.chosen, pair.rejected)]
-    return [*lengths, *scores, scores[0] - scores[1]]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -268,29 +261,30 @@ def answer_quality(
     """
     responses = {row.prompt_id: row.responses for row in answers if row.responses}
     several: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        if pair.prompt_id in responses:
-            several.setdefault(pair.prompt_id, []).append(pair)
-    against: tuple[list[Comparison], list[Comparison]] = ([], [])
+    for pair in (pair for pair in pairs if pair.prompt_id in responses):
+        several.setdefault(pair.prompt_id, []).append(pair)
+    if not several:
+        return {
+            "prompts": 0,
+            **dict.fromkeys(("win_rate", "interval", "boundary_score", "longer_wins")),
+        }
+    chosen, rejected = list[Comparison](), list[Comparison]()
     for prompt_id, theirs in several.items():
         draw = random.Random(seed_for(seed, "answer-quality", prompt_id))
         answer = draw.choice(responses[prompt_id])
         both = comparison_of(draw.choice(theirs))
-        for comparisons, text in zip(against, (both.a, both.b), strict=True):
-            comparisons.append(Comparison(prompt_id, both.prompt, answer, text))
-    count = len(several)
-    if not count:
-        lacking = ("win_rate", "interval", "boundary_score", "longer_wins")
-        return {"prompts": 0, **dict.fromkeys(lacking)}
-    judged = compare_all(judge, [*against[0], *against[1]])
+        chosen.append(Comparison(prompt_id, both.prompt, answer, both.a))
+        rejected.append(Comparison(prompt_id, both.prompt, answer, both.b))
+    judged = compare_all(judge, [*chosen, *rejected])
     votes = verdicts(np.array([judgment.probability for judgment in judged]))
-    apart = np.array([len(comparison.a) - len(comparison.b) for comparison in against[0]])
-    longer = np.where(apart > 0, votes[:count], 1 - votes[:count])[apart != 0]
-    win_rate = float(votes[:count].mean())
+    first = votes[: len(chosen)]
+    apart = np.array([len(comparison.a) - len(comparison.b) for comparison in chosen])
+    longer = np.where(apart > 0, first, 1 - first)[apart != 0]
+    win_rate = float(first.mean())
     return {
-        "prompts": count,
+        "prompts": len(chosen),
         "win_rate": win_rate,
-        "interval": list(wilson_interval(win_rate, count)),
+        "interval": list(wilson_interval(win_rate, len(chosen))),
         "boundary_score": float(votes.mean()),
         "longer_wins": float(longer.mean()) if len(longer) else None,
     }
@@ -332,25 +326,23 @@ def rankings_of(
             bootstrap_interval(values.numpy()[over], ids[over].tolist(), **config.bootstrap)
         )
 
-    ties = {}
-    if any(pair.tied for pair in pairs):
-        shares = [1.0 if pair.agreement is None else pair.agreement for pair in pairs]
-        alpha = torch.tensor(shares, dtype=torch.double)
-        lengths: Any = tuple(_tensors(policy.chosen_tokens, policy.rejected_tokens))
-        for scale in TIE_SCALES:
-            accuracy = ranking_accuracy_with_ties(
+    shares = [1.0 if pair.agreement is None else pair.agreement for pair in pairs]
+    lengths: Any = tuple(_tensors(policy.chosen_tokens, policy.rejected_tokens))
+    ties = {
+        scale: mean(
+            ranking_accuracy_with_ties(
                 chosen,
                 rejected,
-                alpha,
+                torch.tensor(shares, dtype=torch.double),
                 lengths=None if scale == "probability" else lengths,
                 scale=scale,
-            )
-            ties[scale] = mean(accuracy, ~policy.same_tokens) or {}
-    rewards, scored = None, [policy]
-    if reference is not None:
-        gains = (policy.chosen - reference.chosen, policy.rejected - reference.rejected)
-        rewards = mean(reward_accuracy(*_tensors(*gains)), labelled)
-        scored.append(reference)
+            ),
+            ~policy.same_tokens,
+        )
+        or {}
+        for scale in (TIE_SCALES if any(pair.tied for pair in pairs) else ())
+    }
+    before = [] if reference is None else [reference]
     left_out = {
         f"same tokens on both sides ({cause})": policy.counts.get(f"same_tokens_by_{cause}", 0)
         for cause in CAUSES
@@ -359,11 +351,18 @@ def rankings_of(
         "accuracy": mean(ranking_accuracy(chosen, rejected), labelled),
         "accuracy_normalised": mean(ranking_accuracy(*_means(policy)), labelled),
         "with_ties": ties,
-        "reward_accuracy": rewards,
+        "reward_accuracy": mean(
+            reward_accuracy(
+                *_tensors(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
+            ),
+            labelled,
+        )
+        if reference
+        else None,
         "idealized": _idealized(pairs, policy, reference or policy),
         "intra_diversity": asdict(intra_diversity(chosen, rejected)),
-        "tokens_scored": sum(model.tokens_scored for model in scored),
-        "tokens_unique": sum(model.tokens_unique for model in scored),
+        "tokens_scored": sum(model.tokens_scored for model in (policy, *before)),
+        "tokens_unique": sum(model.tokens_unique for model in (policy, *before)),
         "left_out": {f"rankings: {why}": count for why, count in left_out.items() if count},
         "counts": policy.counts,
     }
@@ -402,7 +401,7 @@ def learnability_of(
     c = ratio.numpy()
     wrong = c > 0
     shown = histogram(c)
-    edges = torch.tensor(shown.edges, dtype=torch.float64)
+    edges = torch.tensor(shown["edges"], dtype=torch.float64)
     examples = {}
     for number, name in enumerate(LEARNABILITY_GROUPS):
         if name != "between":
@@ -430,7 +429,7 @@ def learnability_of(
             "share_right": float(right.mean()),
         },
         "log_ratio": asdict(describe(c)),
-        "histogram": asdict(shown),
+        "histogram": shown,
         "thresholds": flip_threshold(edges, beta=config.beta).tolist(),
         "examples": examples,
     }

@@ -21,8 +21,8 @@ FLIP_GROUPS = (
 )
 """The reference's ranking, then the policy's; a group's number is its place here."""
 
+# Relative. What four roundings of float64 can move a loss or a threshold by.
 ROUNDING = 2.0**-50
-"""Relative. What four roundings of float64 can move a loss or a threshold by."""
 
 
 @dataclass(frozen=True)
@@ -294,8 +294,8 @@ def summarise_flip_groups(
 LEARNABILITY_GROUPS = ("easy", "easy to flip", "between", "hard")
 """A group's number is its place here."""
 
+# Nats. At β = 0.1 a pair at 5 flips at a loss of 0.47, one at 50 at a loss of 0.007.
 EASY_BELOW, FLIP_BELOW, HARD_ABOVE = -50.0, 5.0, 50.0
-"""Nats. At β = 0.1 a pair at 5 flips at a loss of 0.47, one at 50 at a loss of 0.007."""
 
 
 def learnability_groups(

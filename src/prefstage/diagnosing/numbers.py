@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -73,33 +74,25 @@ def describe_sorted(values: Numbers) -> Distribution:
     # In pieces: there - mean would be a second array of the file's size in memory.
     squares = sum(float(((piece - mean) ** 2).sum()) for piece in pieces(there))
     std = float(np.sqrt(squares / (count - 1))) if count > 1 else None
-    low, q25, median, q75, high = (_quantile(there, q) for q in (0.0, 0.25, 0.5, 0.75, 1.0))
-    return Distribution(mean, std, low, q25, median, q75, high, count, missing)
+    # As numpy's default, but np.quantile would copy a memory-mapped file in order to partition it.
+    at = np.array([0.0, 0.25, 0.5, 0.75, 1.0]) * (count - 1)
+    below = at.astype(np.int64)
+    low, high = there[below], there[np.minimum(below + 1, count - 1)]
+    least, q25, median, q75, greatest = (low + (high - low) * (at - below)).tolist()
+    return Distribution(mean, std, least, q25, median, q75, greatest, count, missing)
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Counts between edges: a figure's data.
-
-    Attributes:
-        edges: Borders of the bins. [bins + 1].
-        counts: How many numbers fall into each; the last includes its upper edge. [bins].
-    """
-
-    edges: list[float]
-    counts: list[int]
-
-
-def histogram(values: Numbers, *, bins: int = 20) -> Histogram:
-    """Count numbers in bins of equal width.
+def histogram(values: Numbers, *, bins: int = 20) -> dict[str, list[Any]]:
+    """Count numbers in bins of equal width: a figure's data.
 
     Args:
         values: Finite numbers, perhaps memory-mapped; NaN are left out. [rows].
         bins: How many.
 
     Returns:
-        The counts. Numbers that differ by rounding alone stand in bins as wide as for equal
-        ones, from half below to half above.
+        `edges`, the borders of the bins, [bins + 1]; and `counts`, how many numbers fall into
+        each, the last with its upper edge, [bins]. Numbers that differ by rounding alone stand in
+        bins as wide as for equal ones, from half below to half above.
     """
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     edges = np.linspace(low, high, bins + 1)
@@ -108,15 +101,25 @@ def histogram(values: Numbers, *, bins: int = 20) -> Histogram:
     counts = np.zeros(bins, dtype=np.int64)
     for piece in pieces(values):
         counts += np.histogram(piece[~np.isnan(piece)], bins=edges)[0]
-    return Histogram(edges.tolist(), counts.tolist())
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-# As numpy's default, but np.quantile would copy a memory-mapped file in order to partition it.
-def _quantile(values: Numbers, share: float) -> float:
-    position = share * (len(values) - 1)
-    below = int(position)
-    low, high = float(values[below]), float(values[min(below + 1, len(values) - 1)])
-    return low + (high - low) * (position - below)
+def distinct_share(texts: Sequence[str], size: int) -> float:
+    """Share of different n-grams among all n-grams of words in several texts (distinct-n).
+
+    Args:
+        texts: The texts, taken together.
+        size: n.
+
+    Returns:
+        In [0, 1]; 0 without n-grams.
+
+    Source:
+        Li et al. 2016, arXiv:1510.03055.
+    """
+    words = [text.lower().split() for text in texts]
+    grams = [tuple(w[i : i + size]) for w in words for i in range(len(w) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def cohens_kappa(first: Numbers, second: Numbers) -> float | None:

@@ -84,8 +84,7 @@ def check_some(name: str, tensor: Tensor) -> None:
 
 
 HALF = 0.5
-TIE_TOLERANCE = 0.01
-"""ε of Definition C.1."""
+TIE_TOLERANCE = 0.01  # ε of Definition C.1
 
 TieScale = Literal["probability", "normalised_probability", "normalised_log_prob"]
 TIE_SCALES: tuple[TieScale, ...] = get_args(TieScale)
@@ -291,8 +290,8 @@ def order_accuracy(
 
 
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)
+# ε: α = 1 is read as 1 - ε, since at α = 1 the optimum lies at infinity.
 UNANIMITY = 0.001
-"""ε: α = 1 is read as 1 - ε, since at α = 1 the optimum lies at infinity."""
 
 
 @dataclass(frozen=True)

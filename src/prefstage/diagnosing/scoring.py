@@ -60,12 +60,12 @@ def as_scored_by(
     """
     if isinstance(model, ScoredBy):
         return model
-    if not isinstance(model, str | Path):
-        raise InputError.of(
-            saw=f"a model as a {type(model).__name__}",
-            expected="a model folder, a Hub id, or ScoredBy(name, scorer, encoder)",
-            cure="pass one of these",
-        )
+    InputError.unless(
+        isinstance(model, str | Path),
+        saw=f"a model as a {type(model).__name__}",
+        expected="a model folder, a Hub id, or ScoredBy(name, scorer, encoder)",
+        cure="pass one of these",
+    )
     scorer = Scorer.load(str(model), dtype=dtype)
     return ScoredBy(
         Path(model).name or str(model),
@@ -305,10 +305,8 @@ def diagnose_orders(
             left_out["prompts without two different scores"] += 1
     if config.max_pairs is not None and config.max_pairs < len(used):
         left_out["prompts beyond max_pairs"] += len(used) - config.max_pairs
-        drawn = np.random.default_rng(config.seed).choice(
-            len(used), config.max_pairs, replace=False
-        )
-        used = [used[i] for i in sorted(drawn)]
+        rng = np.random.default_rng(config.seed)
+        used = [used[i] for i in sorted(rng.choice(len(used), config.max_pairs, replace=False))]
     InputError.unless(
         used,
         saw=f"no prompt in {name} with two responses of different scores",
@@ -331,7 +329,11 @@ def diagnose_orders(
         prompts=len(used),
         responses=dict(sorted(Counter(str(len(row.responses)) for row in used).items())),
         whole_order={
-            kind: _interval(order_accuracy(numbers, ranks), range(len(used)), config)
+            kind: asdict(
+                bootstrap_interval(
+                    order_accuracy(numbers, ranks), range(len(used)), **config.bootstrap
+                )
+            )
             for kind, numbers in values.items()
         },
         pairwise={kind: _pairwise(numbers, ranks, config) for kind, numbers in values.items()},
@@ -350,14 +352,8 @@ def _pairwise(
     )
     # The prompt of each pair: pairs of one prompt are drawn together by the bootstrap.
     prompts = list(chain.from_iterable([n] * len(order[0]) for n, order in enumerate(orders)))
-    interval = _interval(ranking_accuracy(better, worse), prompts, config)
-    return {"pairs": len(prompts), **interval}
-
-
-def _interval(
-    values: torch.Tensor, prompts: Sequence[int], config: DiagnosisConfig
-) -> dict[str, Any]:
-    return asdict(bootstrap_interval(values, prompts, **config.bootstrap))
+    interval = bootstrap_interval(ranking_accuracy(better, worse), prompts, **config.bootstrap)
+    return {"pairs": len(prompts), **asdict(interval)}
 
 
 # Share of the n! orders that agree with ranks: equal ones may stand in any order.

@@ -27,28 +27,30 @@ def tables_of(report: Mapping[str, Any]) -> dict[str, str]:
     Returns:
         Markdown tables.
     """
-    rankings, learnability = report.get("rankings"), report.get("learnability")
-    data = report["data"]
-    facts = {
-        "pairs": data["pairs"],
-        "different prompts": data["prompts"],
-        "ties of the raters": data["ties"],
-        "pairs with votes (agreement)": data["votes"],
-        "same text on both sides": data["identical"],
-        '"longer wins" gives the label': _share(data["longer_wins"]),
-        "correlation of length difference with the label": data["length_correlation"],
-    }
-    tables = {"Data": _values(facts), "Lengths and scores": _distributions(report)}
-    if rankings:
-        spread = rankings["intra_diversity"]
-        quantiles = {f"{float(at):.0%} quantile": v for at, v in spread["quantiles"].items()}
-        moments = {"mean, nats": spread["mean"], "std, nats": spread["std"]}
-        tables |= {
-            "Rankings": ranking_table([report]),
-            "Idealized": _idealized(rankings["idealized"]),
-            "Intra-diversity": _values(moments | quantiles),
-        }
-    tables |= {
+    data, learnability = report["data"], report.get("learnability")
+    rankings = report.get("rankings")
+    spread = rankings and rankings["intra_diversity"]
+    tables = {
+        "Data": _values(
+            {
+                "pairs": data["pairs"],
+                "different prompts": data["prompts"],
+                "ties of the raters": data["ties"],
+                "pairs with votes (agreement)": data["votes"],
+                "same text on both sides": data["identical"],
+                '"longer wins" gives the label': _share(data["longer_wins"]),
+                "correlation of length difference with the label": data["length_correlation"],
+            }
+        ),
+        "Lengths and scores": _distributions(report),
+        "Rankings": ranking_table([report]),
+        "Idealized": _idealized(rankings["idealized"]) if rankings else "",
+        "Intra-diversity": _values(
+            {"mean, nats": spread["mean"], "std, nats": spread["std"]}
+            | {f"{float(at):.0%} quantile": v for at, v in spread["quantiles"].items()}
+        )
+        if spread
+        else "",
         "Learnability": _learnability(learnability) if learnability else "",
         "Judges": _judges(report) if report.get("judge") else "",
         "The policy's own answers": _answers(report),
@@ -137,13 +139,13 @@ def warnings_of(report: Mapping[str, Any]) -> list[dict[str, str]]:
     Returns:
         Of each warning `what` in plain words, `figure`, and `remedy` in prefstage's commands.
     """
-    faults = _data_faults(report["data"])
-    if report.get("learnability"):
-        faults += _learnability_faults(report["learnability"])
-    if report.get("judge"):
-        faults += _judge_faults(report["judge"], report["data"])
-    if report.get("own_answers") and report["own_answers"]["prompts"]:
-        faults += _answer_faults(report["own_answers"])
+    learnability, answers = report.get("learnability"), report.get("own_answers")
+    faults = [
+        *_data_faults(report["data"]),
+        *(_learnability_faults(learnability) if learnability else []),
+        *(_judge_faults(report["judge"], report["data"]) if report.get("judge") else []),
+        *(_answer_faults(answers) if answers and answers["prompts"] else []),
+    ]
     return [
         {"what": what, "figure": figure, "remedy": remedy}
         for is_there, what, figure, remedy in faults
@@ -151,8 +153,8 @@ def warnings_of(report: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+# Of each: whether it is there; what it is, the figure that shows it, and the remedy.
 _Faults = list[tuple[bool, str, str, str]]
-"""Of each: whether it is there; what it is, the figure that shows it, and the remedy."""
 
 
 def _data_faults(data: Mapping[str, Any]) -> _Faults:
@@ -259,11 +261,15 @@ def _answer_faults(answers: Mapping[str, Any]) -> _Faults:
 
 
 def _distributions(report: Mapping[str, Any]) -> str:
-    data = report["data"]
-    named = {f"{name}, characters": numbers for name, numbers in data["characters"].items()}
-    named |= {f"score, {name}": numbers for name, numbers in data["scores"].items()}
-    for judge in _judges_of(report):
-        named |= {f"{judge['judge']}, {n}": numbers for n, numbers in judge["scores"].items()}
+    named = {
+        **{f"{name}, characters": n for name, n in report["data"]["characters"].items()},
+        **{f"score, {name}": n for name, n in report["data"]["scores"].items()},
+        **{
+            f"{judge['judge']}, {name}": n
+            for judge in _judges_of(report)
+            for name, n in judge["scores"].items()
+        },
+    }
     return _table(
         [
             {"": name, **{shown: _number(numbers[k]) for k, shown in _NUMBERS.items()}}

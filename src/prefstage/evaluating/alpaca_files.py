@@ -183,12 +183,14 @@ def read_annotations(path: Path) -> list[Annotation]:
         DataError: If the file is no list of annotations, a preference is out of range, or an
             instruction stands twice.
     """
-    try:
+    with DataError.instead_of(
+        OSError,
+        ValueError,
+        saw=f"{path}: {{error}}",
+        expected="a JSON list of annotations",
+        cure="check the file",
+    ):
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError.of(
-            saw=f"{path}: {error}", expected="a JSON list of annotations", cure="check the file"
-        ) from None
     DataError.unless(
         isinstance(rows, list) and rows,
         saw=f"{path} holds no list of rows",

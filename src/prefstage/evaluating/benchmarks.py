@@ -102,15 +102,14 @@ def run_benchmarks(
     Source:
         Gao et al., lm-evaluation-harness; shots of "data-dpo": arXiv:2508.18312.
     """
-    try:
+    with MissingDependencyError.instead_of(
+        ImportError,
+        saw="no lm-evaluation-harness ({error})",
+        expected="the package lm-eval",
+        cure="pip install 'prefstage[benchmarks]'",
+    ):
         import lm_eval
         from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise MissingDependencyError.of(
-            saw=f"no lm-evaluation-harness ({error})",
-            expected="the package lm-eval",
-            cure="pip install 'prefstage[benchmarks]'",
-        ) from error
     shots, files = _shots_of(tasks), dict(data or {})
     for task, file in files.items():
         InputError.unless(

@@ -236,17 +236,15 @@ class CheckpointTable(Figures):
 
     def as_text(self) -> str:
         """A line a checkpoint."""
-        lines = [f"rankings of the {self.pairs} pairs beside win rates:"]
-        for line in self.checkpoints:
-            distance = line.weight_distance
-            lines.append(
-                f"  step {line.step}: ranking accuracy {100 * line.ranking_accuracy:.1f} %, win "
-                f"rate {line.win_rate:.2f} % [{line.interval[0]:.2f}, {line.interval[1]:.2f}]"
-                + ("" if distance is None else f", distance {distance:.4g}")
-            )
+        lines = [
+            f"  step {line.step}: ranking accuracy {100 * line.ranking_accuracy:.1f} %, win "
+            f"rate {line.win_rate:.2f} % [{line.interval[0]:.2f}, {line.interval[1]:.2f}]"
+            + ("" if line.weight_distance is None else f", distance {line.weight_distance:.4g}")
+            for line in self.checkpoints
+        ]
         if self.correlation is not None:
             lines.append(f"  correlation over the checkpoints {self.correlation:+.2f}")
-        return "\n".join(lines)
+        return "\n".join([f"rankings of the {self.pairs} pairs beside win rates:", *lines])
 
 
 def rankings_against_win_rates(

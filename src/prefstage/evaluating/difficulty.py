@@ -85,8 +85,25 @@ def _fit(
 ) -> tuple[Floats, Floats]:
     y, a = (np.atleast_2d(np.asarray(m, dtype=np.float64)) for m in (preference, len_model))
     b = np.asarray(len_baseline, dtype=np.float64)
-    _check(y, a, b, spread)
-    judged = ~np.isnan(y)
+    judged, outside = ~np.isnan(y), (y < 0) | (y > 1)
+    InputError.unless(
+        y.shape == a.shape and y.shape[1:] == b.shape,
+        saw=f"preferences {list(y.shape)}, lengths {list(a.shape)} and {list(b.shape)}",
+        expected="[models, prompts] twice, and [prompts]",
+        cure="give one row a model, and its prompts in one order",
+    )
+    InputError.unless(
+        len(y) >= FEWEST_MODELS and judged.any(axis=1).all(),
+        saw=f"{int(judged.any(axis=1).sum())} models with verdicts",
+        expected=ENOUGH_MODELS,
+        cure="add models, or leave the difficulty out",
+    )
+    InputError.unless(
+        not outside.any() and 0 < spread < np.inf,
+        saw=f"a preference {y[outside][0]:g}" if outside.any() else f"spread {spread}",
+        expected="preferences in [0, 1], a positive spread",
+        cure="subtract 1 from AlpacaEval's 1 to 2, 0 being a draw",
+    )
     x = np.stack([np.zeros_like(y), np.ones_like(y)], axis=2)
     for model, known in enumerate(judged):
         x[model, known, 0] = standardised_length(a[model, known], b[known])
@@ -96,7 +113,12 @@ def _fit(
     for _ in range(_MAX_ROUNDS):
         before = d
         for model, known in enumerate(judged):
-            w[model] += _newton(x[model, known], y[model, known], w[model], d[known])
+            rows = x[model, known]
+            p = expit(rows @ w[model] + d[known])
+            # A weak ridge holds models that always win, whose weights would grow for ever.
+            bread = (rows * (p * (1 - p))[:, None]).T @ rows + _RIDGE * np.eye(2)
+            slope = rows.T @ (y[model, known] - p) - _RIDGE * w[model]
+            w[model] += np.linalg.solve(bread, slope)
         p = expit((x * w[:, None]).sum(axis=2) + d)
         slope = np.where(judged, y - p, 0.0).sum(axis=0) - d / spread**2
         d = d + slope / (np.where(judged, p * (1 - p), 0.0).sum(axis=0) + 1 / spread**2)
@@ -106,13 +128,6 @@ def _fit(
             break
     v = np.where(judged, p * (1 - p), 0.0)
     return d, (v / (v.sum(axis=0) + 1 / spread**2)).sum(axis=1) / judged.sum(axis=1)
-
-
-# A weak ridge holds models that always win, whose weights would grow for ever.
-def _newton(x: Floats, y: Floats, w: Floats, d: Floats) -> Floats:
-    p = expit(x @ w + d)
-    bread = (x * (p * (1 - p))[:, None]).T @ x + _RIDGE * np.eye(x.shape[1])
-    return np.asarray(np.linalg.solve(bread, x.T @ (y - p) - _RIDGE * w), dtype=np.float64)
 
 
 def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> dict[str, WinRate]:
@@ -158,26 +173,3 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
             )
             controlled[name] = replace(new, notes=(*new.notes, note))
     return controlled
-
-
-def _check(y: Floats, len_model: Floats, len_baseline: Floats, spread: float) -> None:
-    InputError.unless(
-        y.shape == len_model.shape and y.shape[1:] == len_baseline.shape,
-        saw=f"preferences {list(y.shape)}, lengths {list(len_model.shape)} and "
-        f"{list(len_baseline.shape)}",
-        expected="[models, prompts] twice, and [prompts]",
-        cure="give one row a model, and its prompts in one order",
-    )
-    InputError.unless(
-        len(y) >= FEWEST_MODELS and (~np.isnan(y)).any(axis=1).all(),
-        saw=f"{int((~np.isnan(y)).any(axis=1).sum())} models with verdicts",
-        expected=ENOUGH_MODELS,
-        cure="add models, or leave the difficulty out",
-    )
-    outside = (y < 0) | (y > 1)
-    InputError.unless(
-        not outside.any() and 0 < spread < np.inf,
-        saw=f"spread {spread}" if not outside.any() else f"a preference {y[outside][0]:g}",
-        expected="preferences in [0, 1], a positive spread",
-        cure="subtract 1 from AlpacaEval's 1 to 2, 0 being a draw",
-    )

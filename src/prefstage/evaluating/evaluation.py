@@ -152,11 +152,7 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         }
         if settings.joint_difficulty:
             results = control_jointly(results, config)
-        texts = ["\n\n".join(result.as_text() for result in results.values())]
         table = compare_win_rates(results, confidence=config.confidence) if len(results) > 1 else []
-        if table:
-            texts += ["", "differences (all intervals and p-values hold at once):"]
-            texts += [line.as_text() for line in table]
         figures: dict[str, Any] = {
             "results": {name: result.as_dict() for name, result in results.items()},
             "comparison": [line.as_dict() for line in table],
@@ -171,9 +167,14 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
                 {step_of(name): result for name, result in results.items()},
                 pairs="eval" if "eval_dynamics/rankings/accuracy" in recorded else "train",
             )
-            texts += ["", rankings.as_text()]
         written = _write(run.path, models, results, figures)
     figures |= {"rankings": rankings and rankings.as_dict(), "counts": dict(judge.counts)}
+    texts = [
+        "\n\n".join(result.as_text() for result in results.values()),
+        *(["", "differences (all intervals and p-values hold at once):"] if table else []),
+        *(line.as_text() for line in table),
+        *(["", rankings.as_text()] if rankings else []),
+    ]
     return Outcome("\n".join(texts), figures, written)
 
 
@@ -255,41 +256,37 @@ def _recount(settings: EvaluateSettings, out: Path | None) -> Outcome:
     numbers = read_prompt_numbers(settings.prompt_order)
     known = [None if numbers is None else numbers.get(row.instruction) for row in rows]
     strange = known.count(None) if numbers is not None else 0
-    notes = [f"{strange} prompts are none of AlpacaEval's"] if strange else []
-    if any(row.error_share != 1 for row in rows):
-        notes.append("judging might have stopped early: intervals are wider, and hold there")
+    early = "judging might have stopped early: intervals are wider, and hold there"
     regularise = None not in known or settings.lookup != "instruction"
-    rates, (low, high) = _rates(settings, rows, None if None in known else known, regularise)
+    rates, interval = _rates(settings, rows, None if None in known else known, regularise)
+    controlled = rates if isinstance(rates, LengthControlledWinRate) else None
+    few = f"{rates.n_total} verdicts are too few to control for length"
+    notes = [
+        *([f"{strange} prompts are none of AlpacaEval's"] if strange else []),
+        *([early] if any(row.error_share != 1 for row in rows) else []),
+        *(controlled.notes if controlled else [few]),
+    ]
     model, baseline, written = rows[0].generator_2, rows[0].generator_1, list[Path]()
-    mean = f"win rate {rates.win_rate:.2f} % ± {rates.standard_error:.2f}"
-    discrete = f"discrete {rates.discrete_win_rate:.2f} %"
-    if isinstance(rates, Rates):
-        lines = [f"{mean} [{low:.2f}, {high:.2f}], {discrete}"]
-        notes.append(f"{rates.n_total} verdicts are too few to control for length")
-    else:
-        lines = [
-            f"{mean}, {discrete}",
-            f"length-controlled {rates.length_controlled_win_rate:.2f} % [{low:.2f}, {high:.2f}]"
-            f" (difficulty: {rates.difficulty})",
-        ]
-        notes += rates.notes
-        if out is not None:
-            written.append(out / "leaderboard.csv")
-            line = leaderboard_row(
-                [row.preference for row in rows],
-                [len(row.output_2) for row in rows],
-                controlled=rates,
-            )
-            write_leaderboard(written[0], {model: line})
+    if out is not None and controlled is not None:
+        written.append(out / "leaderboard.csv")
+        line = leaderboard_row(
+            [row.preference for row in rows],
+            [len(row.output_2) for row in rows],
+            controlled=controlled,
+        )
+        write_leaderboard(written[0], {model: line})
     if out is not None:
         written.append(out / "results.json")
         write_json(written[-1], rates.as_dict())
+    ends = "" if controlled else " [{:.2f}, {:.2f}]".format(*interval)
     lines = [
         f"{model} over {baseline}, {rates.n_total} verdicts by {rows[0].annotator or '?'}",
-        *lines,
+        f"win rate {rates.win_rate:.2f} % ± {rates.standard_error:.2f}{ends}, "
+        f"discrete {rates.discrete_win_rate:.2f} %",
+        *([controlled.as_text(interval)] if controlled else []),
         *(f"note: {note}" for note in notes),
     ]
-    about = {"interval": [low, high], "model": model, "baseline": baseline, "notes": notes}
+    about = {"interval": [*interval], "model": model, "baseline": baseline, "notes": notes}
     return Outcome("\n".join(lines), rates.as_dict() | about, written)
 
 
@@ -406,6 +403,9 @@ def _benchmark(settings: EvaluateSettings, out: Path | None) -> Outcome:
     if out is not None:
         written = [out / "benchmarks.json"]
         write_json(written[0], dumped)
-    lines = [f"{policy} by lm-evaluation-harness", *(score.as_text() for score in scores)]
-    lines += [f"note: {note}" for note in notes]
+    lines = [
+        f"{policy} by lm-evaluation-harness",
+        *(score.as_text() for score in scores),
+        *(f"note: {note}" for note in notes),
+    ]
     return Outcome("\n".join(lines), {"policy": policy, "notes": notes, "scores": dumped}, written)

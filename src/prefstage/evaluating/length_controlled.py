@@ -86,6 +86,13 @@ class LengthControlledWinRate:
         """The result as JSON-serialisable values."""
         return {**asdict(self), "weights": self.weights._asdict(), "notes": list(self.notes)}
 
+    def as_text(self, interval: tuple[float, float]) -> str:
+        """The length-controlled rate in a line, with its interval."""
+        return (
+            f"length-controlled {self.length_controlled_win_rate:.2f} % "
+            f"[{interval[0]:.2f}, {interval[1]:.2f}] (difficulty: {self.difficulty})"
+        )
+
 
 def length_controlled_win_rate(
     preference: ArrayLike,

@@ -131,16 +131,17 @@ class MtBench(Figures):
     def as_text(self) -> str:
         """The ratings in a few lines."""
         turns = [f"turn {k} {_shown(score)}" for k, score in enumerate(self.by_turn, 1)]
-        lines = [
-            f"{self.model} on MT-bench by {self.judge}: {len(self.grades)} gradings,"
-            f" {self.missing} without a readable rating",
-            ", ".join([f"score {self.shown_score}", *turns]),
-            *(f"  {name:<12} {_shown(score)}" for name, score in self.by_category.items()),
-        ]
-        if self.repeat_deviation is not None:
-            lines.append(f"standard deviation over repeated gradings {self.repeat_deviation:.2f}")
-        lines.append(", ".join(f"{count} {what}" for what, count in self.counts.items()))
-        return "\n".join(lines)
+        spread = [] if self.repeat_deviation is None else [self.repeat_deviation]
+        return "\n".join(
+            [
+                f"{self.model} on MT-bench by {self.judge}: {len(self.grades)} gradings,"
+                f" {self.missing} without a readable rating",
+                ", ".join([f"score {self.shown_score}", *turns]),
+                *(f"  {name:<12} {_shown(score)}" for name, score in self.by_category.items()),
+                *(f"standard deviation over repeated gradings {s:.2f}" for s in spread),
+                ", ".join(f"{count} {what}" for what, count in self.counts.items()),
+            ]
+        )
 
 
 def _shown(score: float | None) -> str:

@@ -176,6 +176,7 @@ def _check_win_rate(settings: EvaluateSettings, named: set[str], kind: str) -> N
         (name for name in ("answers", "policy", "baseline", "judge") if name in named), ""
     )
     # Of each fault whether it is there, what was seen, what was expected, and what to do.
+    nothing, what = "nothing of the kind", "a model to evaluate"
     faults: list[tuple[Any, str, str, str]] = [
         (
             sampling and not settings.policy,
@@ -195,22 +196,18 @@ def _check_win_rate(settings: EvaluateSettings, named: set[str], kind: str) -> N
             "annotations, which are judged, or answers that are to be judged",
             "leave one of them out",
         ),
-    ]
-    if not kind:
-        nothing, what = "nothing of the kind", "a model to evaluate"
-        faults.append((not models, nothing, what, "give --answers FILE or --policy MODEL"))
-        faults += [
-            (name not in named, nothing, f"--{name}", f"add --{name}")
+        (not kind and not models, nothing, what, "give --answers FILE or --policy MODEL"),
+        *(
+            (not kind and name not in named, nothing, f"--{name}", f"add --{name}")
             for name in ("baseline", "judge", "out")
-        ]
-        faults.append(
-            (
-                settings.lookup != "instruction",
-                f"--lookup {settings.lookup} without --annotations",
-                "a file whose row numbers were published",
-                "leave it out",
-            )
-        )
+        ),
+        (
+            not kind and settings.lookup != "instruction",
+            f"--lookup {settings.lookup} without --annotations",
+            "a file whose row numbers were published",
+            "leave it out",
+        ),
+    ]
     for wrong, saw, expected, cure in faults:
         InputError.unless(
             not wrong,

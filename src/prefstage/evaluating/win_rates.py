@@ -102,29 +102,25 @@ class WinRate:
 
     def as_text(self) -> str:
         """The result in a few lines, its model first."""
-        rates = self.rates
-        lines = [
-            f"{self.model} over {self.baseline} by {self.judge}: "
-            f"{len(self.verdicts)} of {self.prompts_available} prompts ({self.stopped})",
-            f"win rate {rates.win_rate:.2f} % ± {rates.standard_error:.2f} "
-            f"[{rates.interval[0]:.2f}, {rates.interval[1]:.2f}], "
-            f"discrete {rates.discrete_win_rate:.2f} %: {rates.wins} won, {rates.draws} drawn, "
-            f"{rates.losses} lost, {rates.n_missing} undecided",
-        ]
+        rates, lines = self.rates, list[str]()
         if self.controlled is not None and self.controlled_interval is not None:
-            low, high = self.controlled_interval
-            lines.append(
-                f"length-controlled {self.controlled.length_controlled_win_rate:.2f} % "
-                f"[{low:.2f}, {high:.2f}] (difficulty: {self.controlled.difficulty})"
-            )
+            lines = [self.controlled.as_text(self.controlled_interval)]
         better = {"model": self.model, "baseline": self.baseline, None: "undecided"}
-        lines += [
-            f"mean length {self.avg_length:.0f} characters, "
-            f"the baseline's {self.avg_length_baseline:.0f}",
-            f"better on the prompts at hand: {better[self.better]}",
-            *(f"note: {note}" for note in self.notes),
-        ]
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                f"{self.model} over {self.baseline} by {self.judge}: "
+                f"{len(self.verdicts)} of {self.prompts_available} prompts ({self.stopped})",
+                f"win rate {rates.win_rate:.2f} % ± {rates.standard_error:.2f} "
+                f"[{rates.interval[0]:.2f}, {rates.interval[1]:.2f}], "
+                f"discrete {rates.discrete_win_rate:.2f} %: {rates.wins} won, {rates.draws} "
+                f"drawn, {rates.losses} lost, {rates.n_missing} undecided",
+                *lines,
+                f"mean length {self.avg_length:.0f} characters, "
+                f"the baseline's {self.avg_length_baseline:.0f}",
+                f"better on the prompts at hand: {better[self.better]}",
+                *(f"note: {note}" for note in self.notes),
+            ]
+        )
 
     def annotations(self) -> list[Annotation]:
         """The verdicts as rows of AlpacaEval's ``annotations.json``."""
@@ -180,14 +176,21 @@ def win_rate(
     """
     config = config or WinRateConfig()
     ours, theirs, who = load_answers(model), load_answers(baseline), load_judge(judge)
-    common = _common_prompts(ours, theirs)
+    common = [prompt_id for prompt_id in ours.by_prompt if prompt_id in theirs.by_prompt]
+    InputError.unless(
+        len(common) >= 2,  # noqa: PLR2004 - a standard error needs two
+        saw=f"{len(common)} prompts answered by both {ours.name} ({len(ours)} prompts) and "
+        f"{theirs.name} ({len(theirs)})",
+        expected="at least two; prompts match by their exact text",
+        cure="give answers to the same prompts",
+    )
     limit = min(len(common), config.max_prompts or len(common))
     sizes = list(chunk_sizes(limit, first=_FIRST_CHUNK)) if config.stop_early else [limit]
     verdicts, sequence = _judge(common, ours, theirs, who, config, sizes=sizes)
     used, looks = len(verdicts), len(sizes)
-    stopped: Stopped = "all prompts used"
-    if used < len(common):
-        stopped = "prompt budget" if used == config.max_prompts else "decided"
+    stopped: Stopped = "prompt budget" if used == config.max_prompts else "decided"
+    if used == len(common):
+        stopped = "all prompts used"
     rates = rates_of(
         [verdict.preference for verdict in verdicts],
         # Looking again and again is paid for in every interval, whether or not it stopped early.
@@ -230,18 +233,6 @@ def win_rate(
     return control_length(result, config, instruction=instruction, regularise=None not in known)
 
 
-def _common_prompts(ours: Answers, theirs: Answers) -> list[str]:
-    common = [prompt_id for prompt_id in ours.by_prompt if prompt_id in theirs.by_prompt]
-    InputError.unless(
-        len(common) >= 2,  # noqa: PLR2004 - a standard error needs two
-        saw=f"{len(common)} prompts answered by both {ours.name} ({len(ours)} prompts) and "
-        f"{theirs.name} ({len(theirs)})",
-        expected="at least two; prompts match by their exact text",
-        cure="give answers to the same prompts",
-    )
-    return common
-
-
 # Chunk by chunk, until the prompts, the budget or the doubt is used up.
 def _judge(
     common: Sequence[str],
@@ -278,8 +269,7 @@ def _judge(
                 for asked, judgment in zip(comparisons, judgments, strict=True)
             ]
             sequence.update(judgment.probability for judgment in judgments)
-            for _ in comparisons:
-                tick()
+            tick(len(comparisons))
             if config.stop_early and sequence.side is not None:
                 break
     return verdicts, sequence
@@ -347,14 +337,17 @@ def control_length(
 
 
 def _notes(ours: Answers, theirs: Answers, common: int, looks: int) -> list[str]:
-    notes = [
-        f"{len(side) - common} prompts answered by {side.name} alone were not used"
-        for side in (ours, theirs)
-        if len(side) > common
+    sides = (ours, theirs)
+    return [
+        *(
+            f"{len(side) - common} prompts answered by {side.name} alone were not used"
+            for side in sides
+            if len(side) > common
+        ),
+        *(f"{s.repeated} repeated rows of {s.name} dropped" for s in sides if s.repeated),
+        *(
+            [f"judging may stop at {looks} moments: intervals are wider, and hold there"]
+            if looks > 1
+            else []
+        ),
     ]
-    notes += [
-        f"{s.repeated} repeated rows of {s.name} dropped" for s in (ours, theirs) if s.repeated
-    ]
-    if looks > 1:
-        notes.append(f"judging may stop at {looks} moments: intervals are wider, and hold there")
-    return notes

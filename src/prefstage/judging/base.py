@@ -256,7 +256,7 @@ def compare_by_rewards(
     score: Callable[[Sequence[Item]], list[float]],
     comparisons: Sequence[Comparison],
 ) -> list[Judgment]:
-    """Judge comparisons from the rewards of their responses, asked for in one call.
+    """Judge comparisons from the rewards of their responses, each asked for once, in one call.
 
     Args:
         score: Gives the reward of each (prompt, response).
@@ -265,10 +265,17 @@ def compare_by_rewards(
     Returns:
         P(a ≻ b) = σ(r_a - r_b) of each comparison, in order.
     """
-    wanted = [c for c in comparisons if c.a != c.b]
-    rewards = iter(score([(c.prompt, text) for c in wanted for text in (c.a, c.b)]))
+    # Keyed by prompt and text: where a response meets every one of the other side, a reward model
+    # must not be run on it each time.
+    wanted = {
+        (c.prompt_id, text): (c.prompt, text)
+        for c in comparisons
+        if c.a != c.b
+        for text in (c.a, c.b)
+    }
+    known = dict(zip(wanted, score(list(wanted.values())), strict=True))
     return [
-        TIE if c.a == c.b else judgment_of_rewards(next(rewards), next(rewards))
+        TIE if c.a == c.b else judgment_of_rewards(known[c.prompt_id, c.a], known[c.prompt_id, c.b])
         for c in comparisons
     ]
 

@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike
 
 from prefstage.core import InputError
 from prefstage.data.records import Candidates
-from prefstage.judging.base import Comparison, Judge, judgment_of_rewards
+from prefstage.judging.base import Comparison, Judge
 from prefstage.measuring.settings import TieRule, Votes
 
 HALF = 0.5
+# P within this distance of ½ is a tie; it absorbs the rounding of symmetrised judges.
 TIE_WIDTH = 1e-9
-"""P within this distance of ½ is a tie; it absorbs the rounding of symmetrised judges."""
 
 
 @dataclass(frozen=True)
@@ -226,18 +226,7 @@ def judge_sides(
         for y in on.responses
         for other in off.responses
     ]
-    if judge.pointwise:
-        # Keyed by prompt and text: a response meets every one of the other side, and a reward
-        # model must not be run on it each time.
-        items = {(c.prompt_id, text): (c.prompt, text) for c in comparisons for text in (c.a, c.b)}
-        known = dict(zip(items, judge.score(list(items.values())), strict=True))
-        judgments = [
-            judgment_of_rewards(known[c.prompt_id, c.a], known[c.prompt_id, c.b])
-            for c in comparisons
-        ]
-    else:
-        judgments = judge.compare(comparisons)
-    counts, rest = [], iter(judgments)
+    counts, rest = [], iter(judge.compare(comparisons))
     for on, off in sides:
         shape = (len(on.responses), len(off.responses))
         block = list(islice(rest, shape[0] * shape[1]))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,6 @@ from prefstage.core import (
     Ledger,
     Outcome,
     RunFolder,
-    Ticker,
     as_config,
     progress,
     write_config,
@@ -164,9 +164,7 @@ def measure_stage(
                 "off": len(off.rows) - len(prompt_ids),
             },
             judge_counts={n: c - counts_before.get(n, 0) for n, c in judge.counts.items()},
-            tokens=policy.tokens,
-            cut_responses=policy.cut,
-            cut_thoughts=policy.cut_thoughts,
+            **policy.costs,
         )
         if distinctness:
             stage = replace(stage, distinctness=_distinctness(stage, sampler))
@@ -463,17 +461,18 @@ def _notes(side: str, data: CandidateSet) -> list[str]:
 @contextmanager
 def _live() -> Iterator[Callable[[Reading], None]]:
     with ExitStack() as stack:
-        ticker: list[Ticker] = []
+        # The bar is opened when its length is known.
+        opened = cache(lambda total: stack.enter_context(progress("measuring", total)))
         used = 0
 
         def show(reading: Reading) -> None:
             nonlocal used
-            if not ticker:
-                ticker.append(stack.enter_context(progress("measuring", reading.prompts_allowed)))
             low, high = reading.interval
             seen = f"score {reading.boundary_score:.2f} [{low:.2f}, {high:.2f}]  "
-            note = f"{seen}{reading.doing}" if reading.prompts_used else reading.doing
-            ticker[0](reading.prompts_used - used, note=note)
+            opened(reading.prompts_allowed)(
+                reading.prompts_used - used,
+                note=f"{seen}{reading.doing}" if reading.prompts_used else reading.doing,
+            )
             used = reading.prompts_used
 
         yield show

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-STEPS = 200
-"""Equal parts of what a judge can see, from ½ to its accuracy."""
-
+STEPS = 200  # equal parts of what a judge can see, from ½ to its accuracy
 _HALVINGS = 40
 _SHIFTS = 15  # of the grid over a judge's bias
 _PRIOR_PROMPTS = 2.0  # what the prior of the variance weighs

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from prefstage.core import InputError, Ledger, ServiceError, digest, seed_for
 from prefstage.data.loading import load_candidates, pairs_to_candidates
@@ -12,14 +12,12 @@ from prefstage.data.sets import CandidateSet, PairSet
 from prefstage.data.sources import DataSource
 from prefstage.sampling.base import Sample, Sampler, collect, requests_for, to_candidates
 
+# Prompts with responses, as measuring takes them; pairs count as two responses.
 Responses = DataSource
-"""Prompts with responses, as measuring takes them; pairs count as two responses."""
-
+# Receives what is going on, a few words.
 Tell = Callable[[str], None]
-"""Receives what is going on, a few words."""
-
+# A prompt with the responses that take part, and how many more there were.
 Drawn = tuple[Candidates, int]
-"""A prompt with the responses that take part, and how many more there were."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,8 @@ class Pool:
     responses: int
     seed: int
     name: str = "given responses"
-    # What sampling costs, for a side that samples nothing.
-    tokens: None = None
-    cut: int = 0
-    cut_thoughts: int = 0
+    # What sampling cost, as fields of `Stage`, for a side that samples nothing.
+    costs: ClassVar[Mapping[str, Any]] = {"tokens": None, "cut_responses": 0, "cut_thoughts": 0}
 
     @classmethod
     def of(cls, source: Responses, *, side: str, responses: int, seed: int) -> "Pool":
@@ -115,17 +111,19 @@ class SampledResponses:
         sampler: The policy.
         responses: Responses a prompt, m.
         ledger: Where responses are kept as they arrive and taken from; None to keep none.
-        tokens: Tokens of prompts and responses so far.
-        cut: Responses so far that hit the token limit.
-        cut_thoughts: Responses so far that ended within their thought.
+        costs: As fields of `Stage`, so far: "tokens" of prompts and responses; "cut_responses",
+            which hit the token limit; "cut_thoughts", which ended within their thought.
     """
 
     def __init__(self, sampler: Sampler, responses: int) -> None:
         self.sampler, self.responses = sampler, responses
         self.name, self.fingerprint = sampler.name, sampler.fingerprint
         self.ledger: Ledger | None = None
-        self.tokens = {"prompt": 0, "response": 0}
-        self.cut = self.cut_thoughts = 0
+        self.costs: dict[str, Any] = {
+            "tokens": {"prompt": 0, "response": 0},
+            "cut_responses": 0,
+            "cut_thoughts": 0,
+        }
 
     def count(self, prompt_id: str) -> int:
         """How many responses to a prompt take part: the policy answers what it is asked."""
@@ -155,8 +153,8 @@ class SampledResponses:
                 cure="repeat the command; what was answered is kept",
             )
         samples = list(answers.values())
-        self.tokens["prompt"] += sum(sample.prompt_tokens for sample in samples)
-        self.tokens["response"] += sum(sample.response_tokens for sample in samples)
-        self.cut += sum(sample.finish_reason == "length" for sample in samples)
-        self.cut_thoughts += sum(sample.thought_cut for sample in samples)
+        self.costs["tokens"]["prompt"] += sum(sample.prompt_tokens for sample in samples)
+        self.costs["tokens"]["response"] += sum(sample.response_tokens for sample in samples)
+        self.costs["cut_responses"] += sum(sample.finish_reason == "length" for sample in samples)
+        self.costs["cut_thoughts"] += sum(sample.thought_cut for sample in samples)
         return [(row, 0) for row in to_candidates(prompts, samples, source=self.name)]

@@ -132,11 +132,13 @@ class ConfidenceSequence:
             InputError: If one is outside [0, 1], or there are more than `available`.
         """
         new = [float(score) for score in scores]
-        outside = [score for score in new if not 0.0 <= score <= 1.0]
-        if outside:
-            raise InputError.of(
-                saw=f"score {outside[0]}", expected="scores in [0, 1]", cure="rescale them"
-            )
+        outside = next((score for score in new if not 0.0 <= score <= 1.0), None)
+        InputError.unless(
+            outside is None,
+            saw=f"score {outside}",
+            expected="scores in [0, 1]",
+            cure="rescale them",
+        )
         InputError.unless(
             self.available is None or self.count + len(new) <= self.available,
             saw=f"{self.count + len(new)} scores drawn from {self.available}",

@@ -4,14 +4,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prefstage.core import Config
+from prefstage.core import Config, refuse
 from prefstage.data.settings import BadRowSettings, ChatSettings
 from prefstage.sampling.base import AnswerConfig
 
 Votes = Literal["hard", "probability"]
 TieRule = Literal["half", "off"]
+# Where a judge errs: in any pair alike, or in close pairs since it misreads their quality.
 JudgeErrors = Literal["unknown", "any-pair", "close-pairs"]
-"""Where a judge errs: in any pair alike, or in close pairs since it misreads their quality."""
 
 LOADING = ("dtype", "device", "adapter", "concurrency")
 _SERVED = ("openai:", "serve:")
@@ -62,27 +62,30 @@ class MeasureConfig(Config):
 
     @model_validator(mode="after")
     def _no_ignored_setting(self) -> Self:
-        if self.ties == "off" and self.votes == "probability":
-            raise ValueError(
+        refuse(
+            (
+                self.ties == "off" and self.votes == "probability",
                 "ties='off' has no effect with votes='probability'; expected ties='half', as a "
-                "tie counts 1/2 there; set ties='half', or votes='hard'"
-            )
-        read_with_accuracy = {
-            "judge_bias": self.judge_bias > 0,
-            "judge_errors": self.judge_errors != "unknown",
-            "overlap": self.overlap > 0,
-        }
-        name = next((name for name, is_set in read_with_accuracy.items() if is_set), None)
-        if self.judge_accuracy is None and name is not None:
-            raise ValueError(
-                f"{name} is set without judge_accuracy; expected both, as it is read for the "
-                f"reliability alone; set judge_accuracy, or leave {name} out"
-            )
-        if self.judge_accuracy is not None and self.judge_accuracy + self.judge_bias > 1:
-            raise ValueError(
+                "tie counts 1/2 there; set ties='half', or votes='hard'",
+            ),
+            *(
+                (
+                    self.judge_accuracy is None and is_set,
+                    f"{name} is set without judge_accuracy; expected both, as it is read for the "
+                    f"reliability alone; set judge_accuracy, or leave {name} out",
+                )
+                for name, is_set in (
+                    ("judge_bias", self.judge_bias > 0),
+                    ("judge_errors", self.judge_errors != "unknown"),
+                    ("overlap", self.overlap > 0),
+                )
+            ),
+            (
+                self.judge_accuracy is not None and self.judge_accuracy + self.judge_bias > 1,
                 f"judge_bias {self.judge_bias} and judge_accuracy {self.judge_accuracy} sum to "
-                "more than 1; expected a bias that is part of the judge's errors; lower one"
-            )
+                "more than 1; expected a bias that is part of the judge's errors; lower one",
+            ),
+        )
         return self
 
 
@@ -126,41 +129,45 @@ class MeasureSettings(MeasureConfig, ChatSettings, BadRowSettings):
     @field_validator("off_sources", "on_sources", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        """Options give texts with commas."""
+        # Options give texts with commas.
         texts = [value] if isinstance(value, str) else value
         return texts and [name.strip() for text in texts for name in str(text).split(",")]
 
     @model_validator(mode="after")
     def _sides_are_named_and_every_setting_has_an_effect(self) -> Self:
-        for is_named, lacking in (
+        ignored = [
+            *self.encoding,
+            *(name for name in LOADING if getattr(self, name) is not None),
+            *(["sampling"] if self.sampling.model_fields_set else []),
+        ]
+        in_process = self.on_policy is None and not str(self.policy).startswith(_SERVED)
+        refuse(
             (
-                self.off_policy,
+                not self.off_policy,
                 "no off-policy data; expected pairs or candidates; give --off-policy",
             ),
-            (self.judge, "no judge; expected who says which response is better; give --judge"),
+            (not self.judge, "no judge; expected who says which response is better; give --judge"),
             (
-                self.policy or self.on_policy,
+                not (self.policy or self.on_policy),
                 "no policy; expected who answers, or its answers; give --policy",
             ),
-        ):
-            if not is_named:
-                raise ValueError(lacking)
-        ignored = [*self.encoding, *(name for name in LOADING if getattr(self, name) is not None)]
-        ignored += ["sampling"] if self.sampling.model_fields_set else []
-        if self.on_policy is not None and ignored:
-            raise ValueError(
-                f"{ignored[0]} is set and responses are given too; expected only one of them, "
-                f"as nothing is sampled then; leave {ignored[0]} or --on-policy out"
-            )
-        if self.on_sources is not None and self.on_policy is None:
-            raise ValueError(
+            *(
+                (
+                    self.on_policy is not None,
+                    f"{name} is set and responses are given too; expected only one of them, "
+                    f"as nothing is sampled then; leave {name} or --on-policy out",
+                )
+                for name in ignored
+            ),
+            (
+                self.on_sources is not None and self.on_policy is None,
                 "on_sources is set and no responses are given; expected both or neither; give "
-                "--on-policy, or leave on_sources out"
-            )
-        in_process = self.on_policy is None and not str(self.policy).startswith(_SERVED)
-        if self.distinctness and not in_process:
-            raise ValueError(
+                "--on-policy, or leave on_sources out",
+            ),
+            (
+                self.distinctness and not in_process,
                 "distinctness is set; expected a policy that runs in this process, since it "
-                "needs its weights; leave distinctness out"
-            )
+                "needs its weights; leave distinctness out",
+            ),
+        )
         return self

@@ -183,14 +183,14 @@ class Stage:
         Raises:
             DataError: If the file is missing or holds no stage.
         """
-        try:
+        with DataError.instead_of(
+            OSError,
+            ValueError,
+            saw=f"{path}: {{error}}",
+            expected="a stage.json that prefstage measure wrote",
+            cure="check the path",
+        ):
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError.of(
-                saw=f"{path}: {error}",
-                expected="a stage.json that prefstage measure wrote",
-                cure="check the path",
-            ) from None
         return cls.from_dict(values if isinstance(values, dict) else {})
 
 
@@ -287,12 +287,14 @@ def summarise(stage: Stage) -> str:
     ]
     if stage.reliability is not None:
         lines.insert(1, _reliability(stage, stage.reliability))
-    for side, sign in (("on", -1.0), ("off", 1.0)):
-        favouring = [row for row in stage.prompts if row.favours == side]
-        favouring.sort(key=lambda row: sign * row.votes.score)  # stable: equal ones in their order
-        for row in favouring[:_EXAMPLES]:
-            text = excerpt_of(row.on.prompt, length=_SUMMARY_EXCERPT)
-            lines.append(f"  {row.votes.score:4.2f} {side:>3}-policy better: {text}")
+    for side in ("on", "off"):
+        # The clearest first; sorting is stable, also in reverse: equal ones stay in their order.
+        ranked = sorted(stage.prompts, key=lambda row: row.votes.score, reverse=side == "on")
+        lines += [
+            f"  {row.votes.score:4.2f} {side:>3}-policy better: "
+            f"{excerpt_of(row.on.prompt, length=_SUMMARY_EXCERPT)}"
+            for row in [row for row in ranked if row.favours == side][:_EXAMPLES]
+        ]
     return "\n".join([*lines, *(f"note: {note}" for note in notes_of(stage))])
 
 

@@ -4,14 +4,20 @@ import asyncio
 import os
 import platform
 import warnings
-from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from prefstage.core import Config, InputError, Outcome, PrefstageError, write_json
+from prefstage.core import (
+    Config,
+    InputError,
+    Outcome,
+    PrefstageError,
+    installed_versions,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from prefstage.judging import Judge
@@ -85,7 +91,10 @@ def doctor(
     """
     config = config or DoctorConfig()
     size = _job_size(model, config)
-    findings: dict[str, Any] = {"versions": _versions(), "machine": _machine()}
+    findings: dict[str, Any] = {
+        "versions": {"python": platform.python_version(), **installed_versions(_PACKAGES)},
+        "machine": _machine(),
+    }
     if model is not None:
         findings |= _model(str(model), config, size)
     if judge is not None:
@@ -105,55 +114,49 @@ def doctor(
     return Outcome("\n".join(_lines(findings)), findings, [] if out is None else [Path(out)])
 
 
+# The job, after a check that every setting has an effect, before anything takes time.
 def _job_size(model: str | Path | None, config: DoctorConfig) -> "JobSize | None":
-    """The job, after a check that every setting has an effect, before anything takes time."""
     from prefstage.scoring.memory import JobSize, check_dtype
 
     sizes = {name: size for name in _OF_JOBS if (size := getattr(config, name)) is not None}
-    idle = [name for name in _OF_MODELS if getattr(config, name) is not None]
-    if model is None and idle:
-        raise InputError.of(
-            saw=f"--{idle[0].replace('_', '-')} without --model",
-            expected="a model that it is about",
-            cure="add --model FOLDER_OR_ID",
-        )
-    if config.job is None and sizes:
-        raise InputError.of(
-            saw=f"--{next(iter(sizes)).replace('_', '-')} without --job",
-            expected="a job whose size it is",
-            cure="add --job score, sample or train",
-        )
+    idle = next((name for name in _OF_MODELS if getattr(config, name) is not None), "")
+    InputError.unless(
+        model is not None or not idle,
+        saw=f"--{idle.replace('_', '-')} without --model",
+        expected="a model that it is about",
+        cure="add --model FOLDER_OR_ID",
+    )
+    InputError.unless(
+        config.job is not None or not sizes,
+        saw=f"--{next(iter(sizes), '').replace('_', '-')} without --job",
+        expected="a job whose size it is",
+        cure="add --job score, sample or train",
+    )
     if config.dtype is not None:
         check_dtype(config.dtype)
     return None if config.job is None else JobSize(config.job, **sizes)
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return versions
 
 
 def _machine() -> dict[str, Any]:
     import psutil
     import torch
 
-    memory, devices = psutil.virtual_memory(), []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        name = torch.cuda.get_device_name(index)
-        devices.append({"name": name, "memory_bytes": total, "memory_available_bytes": free})
+    memory = psutil.virtual_memory()
     return {
         "system": platform.platform(),
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": memory.total,
         "memory_available_bytes": memory.available,
-        "devices": devices,
+        "devices": [
+            {
+                "name": torch.cuda.get_device_name(index),
+                "memory_bytes": total,
+                "memory_available_bytes": free,
+            }
+            for index in range(torch.cuda.device_count())
+            for free, total in [torch.cuda.mem_get_info(index)]
+        ],
     }
 
 
@@ -202,8 +205,8 @@ def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str,
     return findings
 
 
+# Load the model and let the scorer choose, with its trial against the plain forward.
 def _try_layout(name: str, dtype: str) -> dict[str, Any]:
-    """Load the model and let the scorer choose, with its trial against the plain forward."""
     from prefstage.scoring import Scorer
 
     with warnings.catch_warnings():
@@ -254,41 +257,37 @@ async def _models_of(url: str) -> list[str]:
         return await client.models()
 
 
-def _lines(findings: Mapping[str, Any]) -> Iterator[str]:
+def _lines(findings: Mapping[str, Any]) -> list[str]:
     versions, machine = findings["versions"], findings["machine"]
-    known = (f"{name} {number}" for name, number in versions.items() if number)
-    yield f"versions  {', '.join(known)}"
+    judge, server = findings.get("judge"), findings.get("server")
+    offered = ", ".join(server["models"]) if server else ""
     absent = [name for name, number in versions.items() if not number]
-    if absent:
-        yield f"          not installed: {', '.join(absent)}"
-    yield (
-        f"system    {machine['system']}, {machine['cpus']} CPUs, "
-        f"torch uses {machine['torch_threads']} threads"
-    )
-    yield (
-        f"memory    {_size(machine['memory_bytes'])}, "
-        f"{_size(machine['memory_available_bytes'])} available"
-    )
-    yield from (
+    gpus = [
         f"GPU {index}    {gpu['name']}, {_size(gpu['memory_bytes'])}, "
         f"{_size(gpu['memory_available_bytes'])} free"
         for index, gpu in enumerate(machine["devices"])
-    )
-    if not machine["devices"]:
-        yield "GPU       none"
-    if "model" in findings:
-        yield from _model_lines(findings["model"], findings["scoring"], findings["chat"])
-    if "job" in findings:
-        yield from _job_lines(findings["job"])
-    if judge := findings.get("judge"):
-        yield f"judge     {judge['name']}: {judge['kind']} ({judge['fingerprint']})"
-    if server := findings.get("server"):
-        yield f"server    {server['url']} offers {', '.join(server['models']) or 'nothing'}"
+    ]
+    return [
+        f"versions  {', '.join(f'{name} {n}' for name, n in versions.items() if n)}",
+        *([f"          not installed: {', '.join(absent)}"] if absent else []),
+        f"system    {machine['system']}, {machine['cpus']} CPUs, "
+        f"torch uses {machine['torch_threads']} threads",
+        f"memory    {_size(machine['memory_bytes'])}, "
+        f"{_size(machine['memory_available_bytes'])} available",
+        *(gpus or ["GPU       none"]),
+        *(_model_lines(findings) if "model" in findings else []),
+        *(_job_lines(findings["job"]) if "job" in findings else []),
+        *(
+            [f"judge     {judge['name']}: {judge['kind']} ({judge['fingerprint']})"]
+            if judge
+            else []
+        ),
+        *([f"server    {server['url']} offers {offered or 'nothing'}"] if server else []),
+    ]
 
 
-def _model_lines(
-    model: Mapping[str, Any], scoring: Mapping[str, Any], chat: Mapping[str, Any]
-) -> list[str]:
+def _model_lines(findings: Mapping[str, Any]) -> list[str]:
+    model, scoring, chat = (findings[name] for name in ("model", "scoring", "chat"))
     layout, ending = "tried when the model is loaded; --load tries it now", "unknown: {reason}"
     if "layout" in scoring:
         layout = f"{scoring['layout']}: {scoring['layout_reason']}"

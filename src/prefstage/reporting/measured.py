@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from prefstage.diagnosing.numbers import distinct_share
 from prefstage.measuring.sequential import ConfidenceSequence
 from prefstage.reporting.blocks import (
     Cell,
@@ -22,8 +23,7 @@ from prefstage.reporting.blocks import (
     series_of,
     table_of,
 )
-from prefstage.reporting.explorer import pairs_of_annotations
-from prefstage.reporting.runs import Part, Run, labelled, read_json
+from prefstage.reporting.runs import Part, Run, labelled, pairs_of_annotations, read_json
 
 HALF = 0.5
 _LOOKS = 60
@@ -32,10 +32,7 @@ _LOOKS = 60
 def read_measured(part: Part) -> dict[str, Any]:
     """A measurement's looks, from the prompts' scores if they are there."""
     path, stage = part.folder / "prompts.parquet", part.result
-    scores: list[float] = []
-    if path.is_file():
-        table = pq.read_table(path, columns=["order", "score"]).sort_by("order")
-        scores = table["score"].to_pylist()
+    scores = pq.read_table(path).sort_by("order")["score"].to_pylist() if path.is_file() else []
     if len(scores) != stage["prompts_used"]:  # another measurement's prompts
         scores = []
     finite = stage.get("population", "these prompts") == "these prompts"
@@ -98,8 +95,13 @@ def _narrowing(runs: Sequence[Run]) -> tuple[Chart, ...]:
         {"series": name, **look} for name, part in labelled(runs, "measure") for look in part.looks
     ]
     ends = {str(row["series"]): row for row in values}
-    head = {"series": "measurement", "prompts": "prompts", "score": "boundary score"}
-    head |= {"low": "low", "high": "high"}
+    head = {
+        "series": "measurement",
+        "prompts": "prompts",
+        "score": "boundary score",
+        "low": "low",
+        "high": "high",
+    }
     x = quantity("prompts", "prompts used", axis={"tickMinStep": 1})
     score, low = (
         quantity(field, "boundary score", scale={"domain": [0, 1], "zero": True})
@@ -220,21 +222,6 @@ def read_evaluated(part: Part) -> dict[str, Any]:
     }
 
 
-def distinct_share(texts: Sequence[str], size: int) -> float:
-    """Share of different n-grams among all n-grams of words in several texts (distinct-n).
-
-    Args:
-        texts: The texts, taken together.
-        size: n.
-
-    Returns:
-        In [0, 1]; 0 without n-grams.
-    """
-    words = [text.lower().split() for text in texts]
-    grams = [tuple(w[i : i + size]) for w in words for i in range(len(w) - size + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
 def evaluation_section(runs: Sequence[Run]) -> Section:
     """Win rates and lengths of all evaluations."""
     results = [(run.name, part.result) for run in runs for part in run.of("evaluate")]
@@ -250,10 +237,10 @@ def evaluation_section(runs: Sequence[Run]) -> Section:
 
 def _cells(result: Row) -> dict[str, Cell]:
     rates, controlled = result["rates"], result["controlled"]
-    rate = None
-    if controlled is not None:
-        rate = f"{controlled['length_controlled_win_rate']:.1f} % "
-        rate += between(result["controlled_interval"], 1)
+    rate = controlled and (
+        f"{controlled['length_controlled_win_rate']:.1f} % "
+        f"{between(result['controlled_interval'], 1)}"
+    )
     return {
         "model": result["model"],
         "baseline": result["baseline"],
@@ -295,15 +282,15 @@ def _win_rates(runs: Sequence[Run]) -> tuple[Chart, ...]:
     )
 
 
+# Every policy that answered: its evaluation, iteration and name, and length of its answers. The
+# start of an alignment, which is every iteration's baseline, comes first and once.
 def _by_policy(run: Run) -> list[tuple[Part, dict[str, Any], float]]:
-    """Every policy that answered: its evaluation, iteration and name, and length of its answers.
-
-    The start of an alignment, which is every iteration's baseline, comes first and once.
-    """
     parts = run.of("evaluate")
-    start = [(part, 0, "baseline", "avg_length_baseline") for part in parts[:1]]
-    policies = start if run.command == "align" else []
-    policies += [(part, part.iteration, "model", "avg_length") for part in parts]
+    start = parts[:1] if run.command == "align" else []
+    policies = [
+        *((part, 0, "baseline", "avg_length_baseline") for part in start),
+        *((part, part.iteration, "model", "avg_length") for part in parts),
+    ]
     return [
         (part, {"iteration": iteration, "model": part.result[who]}, part.result[length])
         for part, iteration, who, length in policies

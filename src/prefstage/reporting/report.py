@@ -24,9 +24,8 @@ from prefstage.reporting.blocks import (
     draw,
     percent,
 )
-from prefstage.reporting.explorer import pack
 from prefstage.reporting.measured import read_evaluated, read_measured
-from prefstage.reporting.runs import Part, Run, read_json
+from prefstage.reporting.runs import Part, Run, pack, read_json
 from prefstage.reporting.sections import duration, explored, read_built, sections_of, sums_of
 from prefstage.reporting.trainings import read_trained
 
@@ -323,8 +322,8 @@ def _asset(name: str) -> str:
     return (files(_ASSETS) / "assets" / name).read_text(encoding="utf-8")
 
 
+# The page's scripts; the charts' library, 0.9 MB of them, only where there is a chart.
 def _scripts(*, charts: bool, pairs: bool) -> list[Markup]:
-    """The page's scripts; the charts' library, 0.9 MB of them, only where there is a chart."""
     texts = [browser_library()] if charts else []
     names = ["page.js", *(["charts.js"] if charts else []), *(["explorer.js"] if pairs else [])]
     # An HTML parser ends a script at </script and changes its mode at <!--, even within a string;

@@ -29,9 +29,8 @@ from prefstage.reporting.blocks import (
     table_of,
     tables,
 )
-from prefstage.reporting.explorer import PairRows, read_pairs, with_dynamics
 from prefstage.reporting.measured import decision_section, distinct_words, evaluation_section
-from prefstage.reporting.runs import Part, Run, label, labelled
+from prefstage.reporting.runs import PairRows, Part, Run, label, labelled, read_pairs, with_dynamics
 from prefstage.reporting.trainings import (
     TRAIN_SET,
     dynamics_section,
@@ -54,11 +53,13 @@ _BINS = 30
 
 def read_built(part: Part) -> dict[str, Any]:
     """A build's pairs, of every part whose file is there."""
-    files = [("", part.folder / "pairs.parquet", f"iteration {part.iteration}: trained on")]
-    files += [
-        (name, part.folder / name / f"{split}.parquet", f"{name}, {split}")
-        for name, splits in part.result["parts"].items()
-        for split in splits
+    files = [
+        ("", part.folder / "pairs.parquet", f"iteration {part.iteration}: trained on"),
+        *(
+            (name, part.folder / name / f"{split}.parquet", f"{name}, {split}")
+            for name, splits in part.result["parts"].items()
+            for split in splits
+        ),
     ]
     return {
         "pairs": [(name, read_pairs(file, title)) for name, file, title in files if file.is_file()]
@@ -123,8 +124,8 @@ def explored(run: Run) -> tuple[list[PairRows], list[tuple[str, str]]]:
     return pairs, []
 
 
+# What a build's pairs are: "off", "on" and so on in the loop, else the method's name.
 def _data(run: Run, part: Part) -> str:
-    """What a build's pairs are: "off", "on" and so on in the loop, else the method's name."""
     data = {row["iteration"]: row["data"] for row in run.iterations}
     return str(data.get(part.iteration, part.result["method"]))
 
@@ -146,20 +147,22 @@ def sums_of(run: Run) -> tuple[dict[str, int], float]:
 def _iterations(runs: Sequence[Run]) -> Section:
     rows = [(run.name, row) for run in runs for row in run.iterations]
     notes = [
-        f"An iteration by the rule {row['rule']} did not end: see the run."
-        for _, row in rows
-        if row["stopped"]
-    ]
-    notes += [
-        f"{name}, iteration {row['iteration']}: {note}"
-        for name, row in rows
-        for part in ("training", "evaluation")
-        for note in ((row[part] or {}).get("notes") or ())
-    ]
-    notes += [
-        f"{run.name}, {line}"
-        for run in runs
-        for line in reversal_lines({"iterations": run.iterations})
+        *(
+            f"An iteration by the rule {row['rule']} did not end: see the run."
+            for _, row in rows
+            if row["stopped"]
+        ),
+        *(
+            f"{name}, iteration {row['iteration']}: {note}"
+            for name, row in rows
+            for part in ("training", "evaluation")
+            for note in ((row[part] or {}).get("notes") or ())
+        ),
+        *(
+            f"{run.name}, {line}"
+            for run in runs
+            for line in reversal_lines({"iterations": run.iterations})
+        ),
     ]
     return Section(
         "iterations",
@@ -172,13 +175,7 @@ def _iterations(runs: Sequence[Run]) -> Section:
 
 def _iteration(row: Row) -> dict[str, Cell]:
     training, evaluation = row["training"], row["evaluation"]
-    steps = losses = rate = length = None
-    if training is not None:
-        steps, ends = describe_steps(training), (training["first_loss"], training["last_loss"])
-        losses = None if None in ends else " to ".join(map(shown, ends))
-    if evaluation is not None:
-        rate = f"{evaluation['win_rate']:.1f} % {between(evaluation['interval'], 1)}"
-        length = f"{evaluation['avg_length']:.0f} ({evaluation['avg_length_start']:.0f})"
+    ends = [training["first_loss"], training["last_loss"]] if training else [None]
     return {
         "iteration": row["iteration"],
         "rule": row["rule"],
@@ -187,10 +184,12 @@ def _iteration(row: Row) -> dict[str, Cell]:
         "why": row["reason"],
         "pairs": row["pairs"],
         "left out": None if row["left_out"] is None else sum(row["left_out"].values()),
-        "steps": steps,
-        "loss": losses,
-        "win rate": rate,
-        "length (start)": length,
+        "steps": training and describe_steps(training),
+        "loss": None if None in ends else " to ".join(map(shown, ends)),
+        "win rate": evaluation
+        and f"{evaluation['win_rate']:.1f} % {between(evaluation['interval'], 1)}",
+        "length (start)": evaluation
+        and f"{evaluation['avg_length']:.0f} ({evaluation['avg_length_start']:.0f})",
     }
 
 
@@ -213,13 +212,14 @@ def _pairs(runs: Sequence[Run]) -> Section:
             }
             for name, figures in result["statistics"].items()
         ]
-        lines = [f"left out {n:,} x {why}" for why, n in result["left_out"].items()]
-        lines += [
-            f"{name.replace('_', ' ')} {f'{value:.4g}' if isinstance(value, float) else value}"
-            for name, value in result["figures"].items()
+        lines = [
+            *(f"left out {n:,} x {why}" for why, n in result["left_out"].items()),
+            *(
+                f"{name.replace('_', ' ')} {f'{value:.4g}' if isinstance(value, float) else value}"
+                for name, value in result["figures"].items()
+            ),
+            *([] if result["reversal"] is None else [describe_reversal(result["reversal"])]),
         ]
-        if result["reversal"] is not None:
-            lines.append(describe_reversal(result["reversal"]))
         notes += [f"{where}: {note}" for note in (*lines, *result["notes"])]
     return Section(
         "pairs",

@@ -29,8 +29,17 @@ from prefstage.reporting.blocks import (
     series_of,
     table_of,
 )
-from prefstage.reporting.explorer import PairRows, rows_of, with_dynamics
-from prefstage.reporting.runs import Dynamics, Part, Run, label, labelled, read_json
+from prefstage.reporting.runs import (
+    Dynamics,
+    PairRows,
+    Part,
+    Run,
+    label,
+    labelled,
+    read_json,
+    rows_of,
+    with_dynamics,
+)
 from prefstage.training.dynamics.pairs import metric_name
 from prefstage.training.dynamics.records import ABOUT, read_dynamics, read_metrics
 from prefstage.training.export import describe_exported, describe_steps
@@ -235,8 +244,13 @@ def _flips(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Char
         for order, group in enumerate(_groups(entry, name))
         if group["share"] is not None
     ]
-    head = {"step": "step", "group": "group", "share": "share"}
-    head |= {"loss": "mean DPO loss", "margins": "mean margin"}
+    head = {
+        "step": "step",
+        "group": "group",
+        "share": "share",
+        "loss": "mean DPO loss",
+        "margins": "mean margin",
+    }
     last = [row for row in values if row["step"] == values[-1]["step"]]
     shares = ", ".join(f"{row['group']} {100 * row['share']:.1f} %" for row in last)
     return charts(
@@ -256,8 +270,8 @@ def _flips(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Char
     )
 
 
+# Each pair's DPO loss against its reference log-ratio, and the curve -log σ(βc).
 def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Chart, ...]:
-    """Each pair's DPO loss against its reference log-ratio, and the curve -log σ(βc)."""
     rows, beta = dynamics.of(name).to_pylist(), dynamics.beta
     points: list[dict[str, Any]] = [
         {
@@ -323,8 +337,13 @@ def intra_diversity(runs: Sequence[Run]) -> tuple[tuple[Chart, ...], tuple[Table
             if f"{key}/mean" in entry
         ]
     values = [row for row in recorded if math.isfinite(row["mean"])]
-    head = {"series": "training", "step": "step", "mean": "mean, nats"}
-    head |= {"low": "5 %", "high": "95 %"}
+    head = {
+        "series": "training",
+        "step": "step",
+        "mean": "mean, nats",
+        "low": "5 %",
+        "high": "95 %",
+    }
     x, colour = quantity("step", "optimiser step"), series_of("series", values)
     mean, low = (
         quantity(field, "log π(chosen) - log π(rejected), nats") for field in ("mean", "low")

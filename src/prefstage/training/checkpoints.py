@@ -14,11 +14,18 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from prefstage.core import CheckpointError, digest, fault_in, list_files, put_in_place, write_json
+from prefstage.core import (
+    CheckpointError,
+    digest,
+    fault_in,
+    installed_versions,
+    list_files,
+    put_in_place,
+    write_json,
+)
 
 MANIFEST = "prefstage_checkpoint.json"
 STAGING = "_saving"
@@ -404,13 +411,7 @@ def check_same_run(saved: Mapping[str, Any], present: Mapping[str, Any], checkpo
 
 def package_versions() -> dict[str, str | None]:
     """Version of each package that a run's numbers may depend on; None if not installed."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return versions
+    return {"python": platform.python_version(), **installed_versions(_PACKAGES)}
 
 
 # Settings are compared with a manifest's, which are what JSON makes of them; the order of a set
