@@ -10,8 +10,8 @@ import pytest
 
 from prefstage import length_controlled_win_rate
 from prefstage.core.errors import DataError, InputError
-from prefstage.evaluating import alpaca_files as tables_module, length_controlled_interval
-from prefstage.evaluating.alpaca_files import N_PROMPTS, length_tables, standardised_length
+from prefstage.evaluating import length_controlled_interval, regression as tables_module
+from prefstage.evaluating.regression import N_PROMPTS, length_tables, standardised_length
 
 Rows = dict[str, np.ndarray]
 

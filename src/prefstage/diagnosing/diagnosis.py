@@ -20,9 +20,7 @@ from prefstage.core import (
     write_result,
     write_text,
 )
-from prefstage.data.loading import load_candidates, load_pairs
-from prefstage.data.records import Candidates, Pair
-from prefstage.data.sets import PairSet
+from prefstage.data import Candidates, Pair, PairSet, load_candidates, load_pairs
 from prefstage.data.sources import DataSource
 from prefstage.diagnosing.config import DiagnoseSettings, DiagnosisConfig
 from prefstage.diagnosing.figures import (
@@ -43,9 +41,7 @@ from prefstage.diagnosing.scoring import (
     score_pairs,
 )
 from prefstage.diagnosing.tables import order_table, ranking_table, tables_of, warnings_of
-from prefstage.judging.base import Judge
-from prefstage.judging.judged import stored
-from prefstage.judging.loading import as_judge, load_judge
+from prefstage.judging import Judge, as_judge, load_judge, stored
 
 # What each setting is for: without that one nothing would read it.
 _READ_WITH = {
@@ -95,11 +91,12 @@ class Diagnosis:
         """The whole report as text."""
         names = ", ".join(filter(None, (self.report["dataset"], self.report["policy"])))
         warnings = [f"- {w['what']} ({w['figure']}). Remedy: {w['remedy']}." for w in self.warnings]
-        left = [f"- {why}: {count}" for why, count in self.report["left_out"].items()]
         sections = {
             **self.tables,
             "Warnings": "\n".join(warnings) or "None.",
-            "Left out": "\n".join(left),
+            "Left out": "\n".join(
+                [f"- {why}: {count}" for why, count in self.report["left_out"].items()]
+            ),
         }
         parts = [f"## {head}\n\n{text}" for head, text in sections.items() if text]
         return "\n\n".join([f"# {names}", *parts]) + "\n"
@@ -187,8 +184,11 @@ def diagnose(
     }
     report["warnings"] = warnings_of(report)
     scoring = sum(model.seconds for model in (scored, before) if model is not None)
-    total = time.perf_counter() - started
-    report["seconds"] = {"scoring": scoring, "judging": judging, "total": total}
+    report["seconds"] = {
+        "scoring": scoring,
+        "judging": judging,
+        "total": time.perf_counter() - started,
+    }
     diagnosis = Diagnosis(report, scored, before)
     if out is not None:
         reported([diagnosis], out=Path(out))
@@ -285,8 +285,12 @@ def reported(
     write_json(out / "report.json", result)
     names = ", ".join(report["dataset"] for report in reports)
     count = sum(len(report["warnings"]) for report in reports)
-    headline = f"{count} warning{'' if count == 1 else 's'} about {names}"
-    write_result(out, "diagnose", headline=headline, facts={"datasets": names})
+    write_result(
+        out,
+        "diagnose",
+        headline=f"{count} warning{'' if count == 1 else 's'} about {names}",
+        facts={"datasets": names},
+    )
     return Outcome(text, result, [out / "report.md", out / "report.json"])
 
 

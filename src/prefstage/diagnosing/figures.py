@@ -395,8 +395,9 @@ def learnability_of(
         return None
     pairs = [pair for pair, keep in zip(pairs, kept, strict=True) if keep]
     ratio = reference_log_ratio(*_tensors(reference.chosen[kept], reference.rejected[kept]))
-    limits = config.model_dump(include={"easy_below", "flip_below", "hard_above"})
-    groups = learnability_groups(ratio, **limits).numpy()
+    groups = learnability_groups(
+        ratio, **config.model_dump(include={"easy_below", "flip_below", "hard_above"})
+    ).numpy()
     right = right_at_loss(ratio, loss=config.target_loss, beta=config.beta).numpy()
     c = ratio.numpy()
     wrong = c > 0

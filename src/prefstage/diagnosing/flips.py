@@ -408,11 +408,10 @@ def intra_diversity(
     check_some("chosen", chosen)
     first, second = exact(chosen=chosen, rejected=rejected)
     apart = (first - second).cpu().numpy()
-    levels = np.quantile(apart, QUANTILES)
     return IntraDiversity(
         mean=float(apart.mean()),
         std=float(apart.std()),
-        quantiles=dict(zip(QUANTILES, levels.tolist(), strict=True)),
+        quantiles=dict(zip(QUANTILES, np.quantile(apart, QUANTILES).tolist(), strict=True)),
         pairs=len(apart),
     )
 

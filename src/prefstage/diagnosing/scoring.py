@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from prefstage.core import InputError
-from prefstage.data.records import Candidates, Pair
+from prefstage.data import Candidates, Pair, load_tokenizer
 from prefstage.data.storage import Numbers
 from prefstage.data.tokenising import ResponseEncoder, TokenTree, cause_of
-from prefstage.data.tokenizer_files import load_tokenizer
 from prefstage.diagnosing.config import DiagnosisConfig
 from prefstage.diagnosing.numbers import bootstrap_interval
 from prefstage.diagnosing.rankings import order_accuracy, ranking_accuracy
@@ -337,7 +336,16 @@ def diagnose_orders(
             for kind, numbers in values.items()
         },
         pairwise={kind: _pairwise(numbers, ranks, config) for kind, numbers in values.items()},
-        by_chance=float(np.mean([_chance(rank) for rank in ranks])),
+        # Share of the n! orders that agree with ranks: equal ones may stand in any order.
+        by_chance=float(
+            np.mean(
+                [
+                    prod(map(factorial, torch.unique(rank, return_counts=True)[1].tolist()))
+                    / factorial(len(rank))
+                    for rank in ranks
+                ]
+            )
+        ),
         left_out=dict(left_out),
     )
 
@@ -352,11 +360,7 @@ def _pairwise(
     )
     # The prompt of each pair: pairs of one prompt are drawn together by the bootstrap.
     prompts = list(chain.from_iterable([n] * len(order[0]) for n, order in enumerate(orders)))
-    interval = bootstrap_interval(ranking_accuracy(better, worse), prompts, **config.bootstrap)
-    return {"pairs": len(prompts), **asdict(interval)}
-
-
-# Share of the n! orders that agree with ranks: equal ones may stand in any order.
-def _chance(ranks: torch.Tensor) -> float:
-    counts = torch.unique(ranks, return_counts=True)[1].tolist()
-    return prod(map(factorial, counts)) / factorial(len(ranks))
+    return {
+        "pairs": len(prompts),
+        **asdict(bootstrap_interval(ranking_accuracy(better, worse), prompts, **config.bootstrap)),
+    }

@@ -320,8 +320,10 @@ def _judges(report: Mapping[str, Any]) -> str:
         }
         for judge in _judges_of(report)
     ]
-    consistency = report.get("consistency") or {}
-    notes = [f"\nPreference consistency, {name}: {_share(v)}." for name, v in consistency.items()]
+    notes = [
+        f"\nPreference consistency, {name}: {_share(v)}."
+        for name, v in (report.get("consistency") or {}).items()
+    ]
     return "\n".join([_table(rows), *notes])
 
 
@@ -333,10 +335,11 @@ def _judges_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _answers(report: Mapping[str, Any]) -> str:
     rows = dict[str, Any]()
     if quality := report.get("own_answers"):
-        share = _between(quality["win_rate"], quality["interval"])
         rows |= {
             "prompts judged": quality["prompts"],
-            "a random own answer beats the chosen response": share,
+            "a random own answer beats the chosen response": _between(
+                quality["win_rate"], quality["interval"]
+            ),
             "it beats a response of the pair (boundary score)": _share(quality["boundary_score"]),
             "the longer of own answer and chosen response wins": _share(quality["longer_wins"]),
         }

@@ -1,17 +1,15 @@
 # Public names, each imported on first use (read by lazy_loader in __init__.py).
-from .alpaca_files import (
+from .answers import (
     Annotation as Annotation,
+    Answer as Answer,
+    Answers as Answers,
+    answer_prompts as answer_prompts,
+    load_answers as load_answers,
     read_annotations as read_annotations,
     read_leaderboard as read_leaderboard,
     read_prompt_numbers as read_prompt_numbers,
     write_annotations as write_annotations,
     write_leaderboard as write_leaderboard,
-)
-from .answers import (
-    Answer as Answer,
-    Answers as Answers,
-    answer_prompts as answer_prompts,
-    load_answers as load_answers,
     write_model_outputs as write_model_outputs,
 )
 from .comparing import (
@@ -21,11 +19,6 @@ from .comparing import (
     compare_win_rates as compare_win_rates,
     rankings_against_win_rates as rankings_against_win_rates,
 )
-from .difficulty import (
-    absorbed_shares as absorbed_shares,
-    control_jointly as control_jointly,
-    estimate_difficulty as estimate_difficulty,
-)
 from .evaluation import evaluate as evaluate
 from .length_controlled import (
     LengthControlledWinRate as LengthControlledWinRate,
@@ -34,6 +27,8 @@ from .length_controlled import (
     length_controlled_win_rate as length_controlled_win_rate,
 )
 from .length_interval import (
+    absorbed_shares as absorbed_shares,
+    estimate_difficulty as estimate_difficulty,
     length_controlled_interval as length_controlled_interval,
     widened as widened,
 )
@@ -50,4 +45,9 @@ from .settings import (
     MtBenchConfig as MtBenchConfig,
     WinRateConfig as WinRateConfig,
 )
-from .win_rates import JudgedAnswer as JudgedAnswer, WinRate as WinRate, win_rate as win_rate
+from .win_rates import (
+    JudgedAnswer as JudgedAnswer,
+    WinRate as WinRate,
+    control_jointly as control_jointly,
+    win_rate as win_rate,
+)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from prefstage.core import InputError, seed_for
-from prefstage.evaluating.l1_logistic import Floats
 from prefstage.evaluating.rates import (
     HALF,
     Figures,
@@ -17,6 +16,7 @@ from prefstage.evaluating.rates import (
     effective_interval,
     standard_error,
 )
+from prefstage.evaluating.regression import Floats
 from prefstage.evaluating.win_rates import WinRate, confidence_at_stop
 
 Interval = tuple[float, float]
@@ -276,14 +276,14 @@ def rankings_against_win_rates(
 
     key = ("" if pairs == "train" else f"{pairs}_") + "dynamics/rankings/accuracy"
     metrics = {int(entry["step"]): entry for entry in read_metrics(dynamics) if key in entry}
-    for step in win_rates:
-        if step not in metrics:
-            steps = ", ".join(map(str, sorted(metrics))) or f"none for pairs {pairs!r}"
-            raise InputError.of(
-                saw=f"checkpoint {step}, of whose {pairs} pairs nothing is in {dynamics}",
-                expected=f"a recorded step: {steps}",
-                cure="evaluate checkpoints of recorded steps, or name other pairs",
-            )
+    missing = next((step for step in win_rates if step not in metrics), None)
+    steps = ", ".join(map(str, sorted(metrics))) or f"none for pairs {pairs!r}"
+    InputError.unless(
+        missing is None,
+        saw=f"checkpoint {missing}, of whose {pairs} pairs nothing is in {dynamics}",
+        expected=f"a recorded step: {steps}",
+        cure="evaluate checkpoints of recorded steps, or name other pairs",
+    )
     lines = tuple(
         CheckpointRates(
             step,
@@ -312,11 +312,11 @@ def step_of(name: str) -> int:
     Raises:
         InputError: If the name does not end so.
     """
-    match = re.search(r"checkpoint-(\d+)/?$", name)
-    if match is None:
-        raise InputError.of(
-            saw=f"{name!r} beside --dynamics",
-            expected="checkpoints of the run, checkpoint-STEP",
-            cure="give the run's checkpoints, or leave --dynamics out",
-        )
-    return int(match[1])
+    steps = re.findall(r"checkpoint-(\d+)/?$", name)
+    InputError.unless(
+        steps,
+        saw=f"{name!r} beside --dynamics",
+        expected="checkpoints of the run, checkpoint-STEP",
+        cure="give the run's checkpoints, or leave --dynamics out",
+    )
+    return int(steps[0])

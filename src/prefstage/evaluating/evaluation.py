@@ -21,16 +21,18 @@ from prefstage.core import (
     write_result,
 )
 from prefstage.data.tokenizer_files import with_date
-from prefstage.evaluating.alpaca_files import (
+from prefstage.evaluating.answers import (
     Annotation,
+    Answers,
+    answer_prompts,
+    load_answers,
     read_annotations,
     read_prompt_numbers,
     write_annotations,
     write_leaderboard,
+    write_model_outputs,
 )
-from prefstage.evaluating.answers import Answers, answer_prompts, load_answers, write_model_outputs
 from prefstage.evaluating.comparing import compare_win_rates, rankings_against_win_rates, step_of
-from prefstage.evaluating.difficulty import control_jointly
 from prefstage.evaluating.length_controlled import (
     LengthControlledWinRate,
     leaderboard_row,
@@ -46,7 +48,7 @@ from prefstage.evaluating.settings import (
     WinRateConfig,
     kind_of,
 )
-from prefstage.evaluating.win_rates import FEWEST_CONTROLLED, WinRate, win_rate
+from prefstage.evaluating.win_rates import FEWEST_CONTROLLED, WinRate, control_jointly, win_rate
 from prefstage.judging import Judge, as_judge, load_judge, stored
 from prefstage.measuring.sequential import prompt_order
 from prefstage.sampling import LoadOptions, Sampler, SamplingConfig, load_sampler
@@ -116,8 +118,10 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 
 def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
-    shared = {"stop_early", "max_prompts", "confidence", "seed"}
-    config = check_config(WinRateConfig, settings.model_dump(include=shared))
+    config = check_config(
+        WinRateConfig,
+        settings.model_dump(include={"stop_early", "max_prompts", "confidence", "seed"}),
+    )
     theirs, who = load_answers(settings.baseline), as_judge(settings.judge)
     models = list(map(load_answers, settings.answers))
     inputs = {

@@ -10,13 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from prefstage.core import InputError
-from prefstage.evaluating.alpaca_files import (
+from prefstage.evaluating.rates import HALF, standard_error
+from prefstage.evaluating.regression import (
     N_PROMPTS,
+    Floats,
+    fit_l1_logistic,
     length_tables,
     standardised_length,
 )
-from prefstage.evaluating.l1_logistic import Floats, fit_l1_logistic
-from prefstage.evaluating.rates import HALF, standard_error
 
 Integers = NDArray[np.int64]
 Lookup = Literal["instruction", "as-published"]

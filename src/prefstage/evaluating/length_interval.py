@@ -1,17 +1,10 @@
-"""An interval for the length-controlled win rate that knows of the fit's uncertainty."""
+"""What the length-controlled rate does not know: its uncertainty, other prompts' difficulty."""
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit as exact_logit, stdtrit
 
-from prefstage.core import seed_for
-from prefstage.evaluating.l1_logistic import (
-    Floats,
-    cross_entropy,
-    fit_l1_logistic,
-    hessians,
-    outer_products,
-)
+from prefstage.core import InputError, seed_for
 from prefstage.evaluating.length_controlled import (
     LengthProblem,
     Lookup,
@@ -19,6 +12,15 @@ from prefstage.evaluating.length_controlled import (
     length_problem,
 )
 from prefstage.evaluating.rates import batches, check_bootstrap
+from prefstage.evaluating.regression import (
+    Floats,
+    cross_entropy,
+    fit_l1_logistic,
+    hessians,
+    outer_products,
+    standardised_length,
+)
+from prefstage.evaluating.settings import ENOUGH_MODELS, FEWEST_MODELS
 
 _AT_ONCE = 50
 _NO_PENALTY = 1e6  # as C
@@ -231,3 +233,130 @@ def _profile(problem: LengthProblem, offset: Floats, w: Floats) -> tuple[Floats,
         if np.abs(step).max() < _SMALL:
             break
     return w, cross_entropy(x @ w.T + offset, y)[0]
+
+
+# --- Difficulty estimated from several models -------------------------------------------------
+
+_MAX_TURNS = 500
+_STILL = 1e-9
+_MODEL_RIDGE = 0.01
+
+
+def estimate_difficulty(
+    preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, *, spread: float = 1.0
+) -> Floats:
+    """Estimate how easy the baseline is to beat on each prompt, from several models' verdicts.
+
+    ``P(model m wins on x) = σ(a_m·t_mx + b_m + d_x)``, maximised with d_x ~ N(0, spread²), so
+    that prompts about which the models disagree, or with few verdicts, stay near 0.
+
+    Args:
+        preference: For the model, in [0, 1]; NaN where there is no verdict. [models, prompts].
+        len_model: Characters of the models' answers; read where there is a verdict.
+            [models, prompts].
+        len_baseline: Characters of the baseline's answers. [prompts].
+        spread: Standard deviation of d before anything is seen, > 0. Nats.
+
+    Returns:
+        d, of mean 0: the `difficulty` of `length_controlled_win_rate`. [prompts], nats.
+
+    Raises:
+        InputError: If shapes differ, there are fewer than three models, or a value is out of
+            range.
+
+    Source:
+        Dubois et al. 2024, arXiv:2404.04475, Sec. 3: the prompt's term, fitted over all
+        models, with every model's sensitivity to it 1; the normal prior is ours.
+    """
+    return fit_difficulty(preference, len_model, len_baseline, spread)[0]
+
+
+def absorbed_shares(
+    preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, *, spread: float = 1.0
+) -> Floats:
+    """How much of a verdict's deviation its prompt's estimated difficulty absorbs.
+
+    ``h_mx = v_mx / (Σ_m' v_m'x + 1/spread²)`` with v = p(1 - p), a mean over prompts: the
+    leverage of a model's verdict on the difficulty. Residuals of the model's regression are
+    smaller by it than verdicts deviate, and so is every error that is computed from them.
+
+    Args:
+        preference: As for `estimate_difficulty`.
+        len_model: Likewise.
+        len_baseline: Likewise.
+        spread: Likewise.
+
+    Returns:
+        The mean share of each model, in (0, 1). [models].
+
+    Raises:
+        InputError: As `estimate_difficulty`.
+
+    Source:
+        Leverage in a generalised linear model: McCullagh and Nelder 1989, Sec. 12.7.1.
+    """
+    return fit_difficulty(preference, len_model, len_baseline, spread)[1]
+
+
+def fit_difficulty(
+    preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, spread: float
+) -> tuple[Floats, Floats]:
+    """`estimate_difficulty` and `absorbed_shares` of one fit.
+
+    Args:
+        preference: As for `estimate_difficulty`.
+        len_model: Likewise.
+        len_baseline: Likewise.
+        spread: Likewise.
+
+    Returns:
+        Difficulties, [prompts], and how much of a verdict they absorb of each model, [models].
+
+    Raises:
+        InputError: As `estimate_difficulty`.
+    """
+    y, a = (np.atleast_2d(np.asarray(m, dtype=np.float64)) for m in (preference, len_model))
+    b = np.asarray(len_baseline, dtype=np.float64)
+    judged, outside = ~np.isnan(y), (y < 0) | (y > 1)
+    InputError.unless(
+        y.shape == a.shape and y.shape[1:] == b.shape,
+        saw=f"preferences {list(y.shape)}, lengths {list(a.shape)} and {list(b.shape)}",
+        expected="[models, prompts] twice, and [prompts]",
+        cure="give one row a model, and its prompts in one order",
+    )
+    InputError.unless(
+        len(y) >= FEWEST_MODELS and judged.any(axis=1).all(),
+        saw=f"{int(judged.any(axis=1).sum())} models with verdicts",
+        expected=ENOUGH_MODELS,
+        cure="add models, or leave the difficulty out",
+    )
+    InputError.unless(
+        not outside.any() and 0 < spread < np.inf,
+        saw=f"a preference {y[outside][0]:g}" if outside.any() else f"spread {spread}",
+        expected="preferences in [0, 1], a positive spread",
+        cure="subtract 1 from AlpacaEval's 1 to 2, 0 being a draw",
+    )
+    x = np.stack([np.zeros_like(y), np.ones_like(y)], axis=2)
+    for model, known in enumerate(judged):
+        x[model, known, 0] = standardised_length(a[model, known], b[known])
+    w, d = np.zeros((len(y), 2)), np.zeros(y.shape[1])
+    # Newton by turns, the models' weights and then all difficulties: each half has few unknowns or
+    # separate ones, where a joint step would solve equations in all prompts at once.
+    for _ in range(_MAX_TURNS):
+        before = d
+        for model, known in enumerate(judged):
+            rows = x[model, known]
+            p = expit(rows @ w[model] + d[known])
+            # A weak ridge holds models that always win, whose weights would grow for ever.
+            bread = (rows * (p * (1 - p))[:, None]).T @ rows + _MODEL_RIDGE * np.eye(2)
+            slope = rows.T @ (y[model, known] - p) - _MODEL_RIDGE * w[model]
+            w[model] += np.linalg.solve(bread, slope)
+        p = expit((x * w[:, None]).sum(axis=2) + d)
+        slope = np.where(judged, y - p, 0.0).sum(axis=0) - d / spread**2
+        d = d + slope / (np.where(judged, p * (1 - p), 0.0).sum(axis=0) + 1 / spread**2)
+        # a constant may stand in d or in every model's b: d is kept at mean 0
+        d, w[:, 1] = d - d.mean(), w[:, 1] + d.mean()
+        if np.abs(d - before).max() < _STILL:
+            break
+    v = np.where(judged, p * (1 - p), 0.0)
+    return d, (v / (v.sum(axis=0) + 1 / spread**2)).sum(axis=1) / judged.sum(axis=1)

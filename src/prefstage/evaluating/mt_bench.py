@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain, cycle
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -268,11 +269,12 @@ def _answer(
     for turn in range(TURNS):
         prompts: dict[int, Prompt] = {}
         for question in questions:
-            number, messages = question.question_id, list[dict[str, Any]]()
-            for text, answer in zip(question.turns, answers[number], strict=False):
-                messages.append({"role": "user", "content": text})
-                messages.append({"role": "assistant", "content": answer})
-            prompts[number] = (*messages, {"role": "user", "content": question.turns[turn]})
+            before = zip(question.turns, answers[question.question_id], strict=False)
+            texts = [*chain.from_iterable(before), question.turns[turn]]
+            prompts[question.question_id] = tuple(
+                {"role": role, "content": text}
+                for role, text in zip(cycle(("user", "assistant")), texts, strict=False)
+            )
         ids = {number: prompt_id_of(prompt) for number, prompt in prompts.items()}
         # two questions with the same text are asked once
         requests = {ids[n]: SampleRequest(ids[n], prompt, 0) for n, prompt in prompts.items()}
@@ -348,8 +350,10 @@ def score_interval(grades: Sequence[Grade], confidence: float) -> tuple[float, f
     Returns:
         (low, high) from 1 to 10; None where fewer than two questions have a rating.
     """
-    questions = dict.fromkeys(grade.question_id for grade in grades)
-    means = [_mean(g.rating for g in grades if g.question_id == number) for number in questions]
+    means = [
+        _mean(g.rating for g in grades if g.question_id == number)
+        for number in dict.fromkeys(grade.question_id for grade in grades)
+    ]
     known = np.array([mean for mean in means if mean is not None])
     if len(known) < 2:  # noqa: PLR2004 - a spread needs two
         return None
@@ -379,8 +383,11 @@ def grading_messages(
     # The tags hold a hash of all texts: no answer can close a tag that it cannot know.
     code, parts = digest([list(questions), list(answers)])[:8], list[str]()
     for number, (question, answer) in enumerate(zip(questions, answers, strict=True), 1):
-        reference = {"reference": references[number - 1]} if references else {}
-        texts = {"question": question, **reference, "answer": answer}
+        texts = {
+            "question": question,
+            **({"reference": references[number - 1]} if references else {}),
+            "answer": answer,
+        }
         end = f"-{number}-{code}>"
         parts += [f"<{name}{end}\n{text}\n</{name}{end}" for name, text in texts.items()]
     parts += [f"Grade answer {len(answers)}.", *([_REMINDER] if reminded else [])]

@@ -1,6 +1,5 @@
 """Win rates of preferences: the rate, its error, and intervals that hold."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from prefstage.core import InputError, seed_for
-from prefstage.evaluating.l1_logistic import Floats
+from prefstage.evaluating.regression import Floats
 
 HALF = 0.5
 _DRAWS_AT_ONCE = 1 << 21
@@ -124,18 +123,17 @@ def check_bootstrap(confidence: float, resamples: int) -> None:
     )
 
 
-def batches(draws: int, at_once: int) -> Iterator[int]:
+def batches(draws: int, at_once: int) -> list[int]:
     """How many of a bootstrap's draws to make next: memory must not grow with all of them.
 
     Args:
         draws: In all.
         at_once: At most.
 
-    Yields:
+    Returns:
         Numbers that sum to `draws`.
     """
-    for begin in range(0, draws, at_once):
-        yield min(at_once, draws - begin)
+    return [min(at_once, draws - begin) for begin in range(0, draws, at_once)]
 
 
 def mean_interval(

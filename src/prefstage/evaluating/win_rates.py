@@ -8,13 +8,16 @@ from statistics import fmean
 from typing import Any, Literal
 
 from prefstage.core import InputError, progress
-from prefstage.evaluating.alpaca_files import Annotation
-from prefstage.evaluating.answers import Answers, instruction_of, load_answers
+from prefstage.evaluating.answers import Annotation, Answers, instruction_of, load_answers
 from prefstage.evaluating.length_controlled import (
     LengthControlledWinRate,
     length_controlled_win_rate,
 )
-from prefstage.evaluating.length_interval import length_controlled_interval, widened
+from prefstage.evaluating.length_interval import (
+    fit_difficulty,
+    length_controlled_interval,
+    widened,
+)
 from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.evaluating.settings import WinRateConfig
 from prefstage.judging import Comparison, Judge, load_judge
@@ -229,8 +232,9 @@ def win_rate(
     if not config.length_controlled or few:
         return result
     # The gamed rows are AlpacaEval's; on other prompts a judge may have another taste for length.
-    instruction = None if None in known else known
-    return control_length(result, config, instruction=instruction, regularise=None not in known)
+    return control_length(
+        result, config, instruction=None if None in known else known, regularise=None not in known
+    )
 
 
 # Chunk by chunk, until the prompts, the budget or the doubt is used up.
@@ -334,6 +338,51 @@ def control_length(
         controlled_interval=interval,
         notes=(*result.notes, *controlled.notes),
     )
+
+
+def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> dict[str, WinRate]:
+    """Control the length of several models' win rates with one difficulty of their prompts.
+
+    Args:
+        results: By name, over one baseline.
+        config: Of the intervals.
+
+    Returns:
+        The same, length-controlled anew; a note says by how many models. A model with too few
+        verdicts stays as it is.
+
+    Raises:
+        InputError: As `estimate_difficulty`.
+    """
+    baseline = {
+        verdict.prompt_id: len(verdict.baseline_answer)
+        for result in results.values()
+        for verdict in result.verdicts
+    }
+    column = {prompt_id: number for number, prompt_id in enumerate(baseline)}
+    rows = [{verdict.prompt_id: verdict for verdict in r.verdicts} for r in results.values()]
+    d, shares = fit_difficulty(
+        [[row[key].preference if key in row else math.nan for key in baseline] for row in rows],
+        [[len(row[key].model_answer) if key in row else 1 for key in baseline] for row in rows],
+        list(baseline.values()),
+        1.0,
+    )
+    note = f"difficulty estimated from the verdicts on these {len(results)} models"
+    controlled = dict(results)
+    for (name, result), share in zip(results.items(), shares, strict=True):
+        if result.rates.n_total >= FEWEST_CONTROLLED:
+            # Notes on the fit without difficulty no longer hold.
+            before = result.controlled.notes if result.controlled else ()
+            kept = [n for n in result.notes if n not in before and not n.endswith(LEFT_OUT)]
+            new = control_length(
+                replace(result, notes=tuple(kept)),
+                config,
+                absorbed=float(share),
+                difficulty=d[[column[verdict.prompt_id] for verdict in result.verdicts]],
+                regularise=False,
+            )
+            controlled[name] = replace(new, notes=(*new.notes, note))
+    return controlled
 
 
 def _notes(ours: Answers, theirs: Answers, common: int, looks: int) -> list[str]:

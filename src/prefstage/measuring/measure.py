@@ -17,10 +17,8 @@ from prefstage.core import (
     write_config,
     write_result,
 )
-from prefstage.data.loading import keep_sources, load_candidates
-from prefstage.data.sets import CandidateSet
-from prefstage.judging.base import Judge
-from prefstage.judging.judged import stored
+from prefstage.data import CandidateSet, keep_sources, load_candidates
+from prefstage.judging import Judge, stored
 from prefstage.measuring.boundary import (
     JudgedPrompt,
     algorithm_1_verdict,
@@ -282,8 +280,9 @@ def _opened(
 
         judge = stack.enter_context(as_judge(judge))
     if sampler is not None and not isinstance(sampler, Sampler):
-        how = SamplingConfig(responses=config.on_responses, seed=config.seed)
-        sampler = stack.enter_context(as_sampler(sampler, how))
+        sampler = stack.enter_context(
+            as_sampler(sampler, SamplingConfig(responses=config.on_responses, seed=config.seed))
+        )
     InputError.unless(
         (sampler is None) != (on_policy is None),
         saw="both a sampler and on_policy" if sampler else "neither a sampler nor on_policy",

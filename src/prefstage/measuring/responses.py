@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from prefstage.core import InputError, Ledger, ServiceError, digest, seed_for
-from prefstage.data.loading import load_candidates, pairs_to_candidates
-from prefstage.data.records import Candidates
-from prefstage.data.sets import CandidateSet, PairSet
+from prefstage.data import Candidates, CandidateSet, PairSet, load_candidates, pairs_to_candidates
 from prefstage.data.sources import DataSource
 from prefstage.sampling.base import Sample, Sampler, collect, requests_for, to_candidates
 

@@ -270,16 +270,22 @@ def summarise(stage: Stage) -> str:
     Returns:
         A dozen lines of text.
     """
-    m, n = stage.responses_per_prompt["on"], stage.responses_per_prompt["off"]
+    (low, high), per_prompt = stage.interval, stage.responses_per_prompt
+    headline = "Undecided"
+    if stage.stage != "undecided":
+        side = "on" if stage.boundary_score > 1 / 2 else "off"
+        share = max(stage.boundary_score, 1 - stage.boundary_score)
+        headline = f"{stage.stage.capitalize()} stage: {_SIDES[side]} win {share:.0%}"
     tokens = f"; {stage.tokens['response']:,} tokens sampled" if stage.tokens else ""
     count = stage.prompts_favouring
     lines = [
-        _headline(stage),
+        f"{headline}. Boundary score {stage.boundary_score:.3f}, "
+        f"{stage.confidence:.0%} interval [{low:.3f}, {high:.3f}]",
         stage.recommendation,
         "",
         f"{stage.prompts_used} of {stage.prompts_available} prompts used "
-        f"({_ENDINGS[stage.stopped]}), {m:.3g} x {n:.3g} responses each; "
-        f"{stage.judgments} judgments by {stage.judge}{tokens}",
+        f"({_ENDINGS[stage.stopped]}), {per_prompt['on']:.3g} x {per_prompt['off']:.3g} responses "
+        f"each; {stage.judgments} judgments by {stage.judge}{tokens}",
         f"votes: {stage.votes_on} on-policy, {stage.votes_off} off-policy, {stage.ties} ties; "
         f"policy {stage.policy}",
         f"prompts: {count['on']} favour on-policy, {count['off']} off-policy, "
@@ -345,19 +351,6 @@ def notes_of(stage: Stage) -> list[str]:
         ),
     ]
     return [note for applies, note in notes if applies]
-
-
-def _headline(stage: Stage) -> str:
-    low, high = stage.interval
-    headline = "Undecided"
-    if stage.stage != "undecided":
-        side = "on" if stage.boundary_score > 1 / 2 else "off"
-        share = max(stage.boundary_score, 1 - stage.boundary_score)
-        headline = f"{stage.stage.capitalize()} stage: {_SIDES[side]} win {share:.0%}"
-    return (
-        f"{headline}. Boundary score {stage.boundary_score:.3f}, "
-        f"{stage.confidence:.0%} interval [{low:.3f}, {high:.3f}]"
-    )
 
 
 def _reliability(stage: Stage, chance: float) -> str:

@@ -144,14 +144,22 @@ def quantity(field: str, title: str, **more: Any) -> Spec:
     Returns:
         The channel.
     """
-    scale = {"zero": False, **more.pop("scale", {})}
-    return {"field": field, "type": "quantitative", "title": title, "scale": scale, **more}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title,
+        "scale": {"zero": False, **more.pop("scale", {})},
+        **more,
+    }
 
 
 def iterations(values: Sequence[Row]) -> Spec:
     """The channel of iterations: a tick at each, and none between."""
-    known = sorted({int(row["iteration"]) for row in values})
-    return quantity("iteration", "iteration", axis={"values": known, "format": "d"})
+    return quantity(
+        "iteration",
+        "iteration",
+        axis={"values": sorted({int(row["iteration"]) for row in values}), "format": "d"},
+    )
 
 
 def series(field: str, names: Sequence[str], colours: Sequence[str] = ()) -> Spec:
@@ -165,11 +173,13 @@ def series(field: str, names: Sequence[str], colours: Sequence[str] = ()) -> Spe
     Returns:
         The channel.
     """
-    range_ = list(colours) or [f"@c{k % 8 + 1}" for k in range(len(names))]
     return {
         "field": field,
         "type": "nominal",
-        "scale": {"domain": list(names), "range": range_},
+        "scale": {
+            "domain": list(names),
+            "range": list(colours) or [f"@c{k % 8 + 1}" for k in range(len(names))],
+        },
         "legend": {"title": None} if len(names) > 1 else None,
     }
 

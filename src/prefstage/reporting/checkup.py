@@ -164,6 +164,7 @@ def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str,
     import torch
 
     from prefstage.core import CAUSAL_LM, check_model_config, load_model_config
+    from prefstage.scoring import Scorer
     from prefstage.scoring.attention import choose_backend
     from prefstage.scoring.memory import (
         CPU_TOKENS,
@@ -183,7 +184,15 @@ def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str,
     scoring: dict[str, Any] = {"backend": backend, "backend_reason": reason}
     small = shape.weight_bytes <= _room(0)["available_bytes"] * _SMALL_SHARE
     if config.load or (config.load is None and Path(name).is_dir() and small):
-        scoring |= _try_layout(name, shape.dtype)
+        # Load the model and let the scorer choose, with its trial against the plain forward.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the layout's reason says it
+            scorer = Scorer.load(name, dtype=shape.dtype)
+        scoring |= {
+            "layout": scorer.layout_choice.layout,
+            "layout_reason": scorer.layout_choice.reason,
+            "token_budget": scorer.token_budget,
+        }
     findings: dict[str, Any] = {
         "model": {"name": name, **{field: getattr(shape, field) for field in _OF_SHAPES}},
         "scoring": scoring,
@@ -191,8 +200,9 @@ def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str,
     }
     if size is not None:
         if size.job == "train":
-            free = _room(0)["available_bytes"]
-            budget = training_budget(shape, free, on_cpu=not on_gpu, loaded=False)
+            budget = training_budget(
+                shape, _room(0)["available_bytes"], on_cpu=not on_gpu, loaded=False
+            )
         else:
             budget = scoring.get("token_budget") or (GPU_TOKENS if on_gpu else CPU_TOKENS)
         estimate = estimate_memory(shape, size, pass_tokens=budget, on_cpu=not on_gpu).as_dict()
@@ -203,20 +213,6 @@ def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str,
             **_room(estimate["total"]),
         }
     return findings
-
-
-# Load the model and let the scorer choose, with its trial against the plain forward.
-def _try_layout(name: str, dtype: str) -> dict[str, Any]:
-    from prefstage.scoring import Scorer
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the layout's reason says it
-        scorer = Scorer.load(name, dtype=dtype)
-    return {
-        "layout": scorer.layout_choice.layout,
-        "layout_reason": scorer.layout_choice.reason,
-        "token_budget": scorer.token_budget,
-    }
 
 
 def _chat(name: str, chat_format: str | None) -> dict[str, Any]:
@@ -240,8 +236,7 @@ def _room(needed: int) -> dict[str, Any]:
     import psutil
 
     machine = _machine()
-    devices = machine["devices"] or [machine]
-    available = sum(device["memory_available_bytes"] for device in devices)
+    available = sum(device["memory_available_bytes"] for device in machine["devices"] or [machine])
     return {
         "libraries_bytes": psutil.Process().memory_info().rss,
         "device": "GPU" if machine["devices"] else "CPU",

@@ -237,16 +237,14 @@ def evaluation_section(runs: Sequence[Run]) -> Section:
 
 def _cells(result: Row) -> dict[str, Cell]:
     rates, controlled = result["rates"], result["controlled"]
-    rate = controlled and (
-        f"{controlled['length_controlled_win_rate']:.1f} % "
-        f"{between(result['controlled_interval'], 1)}"
-    )
     return {
         "model": result["model"],
         "baseline": result["baseline"],
         "win rate": f"{rates['win_rate']:.1f} %",
         "interval": f"{between(rates['interval'], 1)} ({percent(rates['confidence'], 0)})",
-        "length-controlled": rate,
+        "length-controlled": controlled
+        and f"{controlled['length_controlled_win_rate']:.1f} % "
+        f"{between(result['controlled_interval'], 1)}",
         "prompts": rates["n_total"],
         "won : lost : drawn": " : ".join(
             f"{rates[name]:,}" for name in ("wins", "losses", "draws")
@@ -261,10 +259,9 @@ def _win_rates(runs: Sequence[Run]) -> tuple[Chart, ...]:
     values = list[Row]()
     for name, part in ((run.name, part) for run in runs for part in run.of("evaluate")):
         where = {"iteration": part.iteration, "model": part.result["model"]}
-        rates, controlled = part.result["rates"], part.result["controlled"]
-        drawn = [("", rates["win_rate"], rates["interval"])]
-        if controlled is not None:
-            rate = controlled["length_controlled_win_rate"]
+        drawn = [("", part.result["rates"]["win_rate"], part.result["rates"]["interval"])]
+        if part.result["controlled"] is not None:
+            rate = part.result["controlled"]["length_controlled_win_rate"]
             drawn.append((", length-controlled", rate, part.result["controlled_interval"]))
         values += [
             {"run": f"{name}{kind}", **where, "rate": rate}

@@ -218,8 +218,7 @@ def _read(folder: Path) -> Run:
             if kind in FILES and entry is last[entry["iteration"], kind]:
                 file = where / FILES[kind]
                 part = replace(part, result=json.loads(file.read_text(encoding="utf-8")))
-                more = READERS[kind](part) if kind in READERS else {}
-                part = replace(part, **more)
+                part = replace(part, **(READERS[kind](part) if kind in READERS else {}))
             parts.append(part)
         except (KeyError, TypeError, AttributeError, ValueError, FileNotFoundError) as error:
             raise InputError.of(
@@ -306,8 +305,10 @@ def headline(run: Run) -> Iterator[tuple[str, str]]:
         yield "trained on", " → ".join(str(row["data"]) for row in run.iterations)
     for part in run.of("evaluate")[-1:]:
         rates = part.result["rates"]
-        rate = f"{rates['win_rate']:.1f} % {between(rates['interval'], 1)}"
-        yield f"win rate over {part.result['baseline']}", rate
+        yield (
+            f"win rate over {part.result['baseline']}",
+            f"{rates['win_rate']:.1f} % {between(rates['interval'], 1)}",
+        )
     built = [part.result["pairs_built"] for part in run.of("build")]
     if built:
         yield "pairs", f"{sum(built):,}"

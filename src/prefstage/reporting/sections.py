@@ -277,8 +277,7 @@ def _diagnoses(runs: Sequence[Run]) -> list[Section]:
     for number, run in enumerate(runs, start=1):
         reports = [report for part in run.of("diagnose") for report in part.result["diagnoses"]]
         for count, report in enumerate(reports, start=1):
-            title = f"Diagnosis of {report['dataset']}"
-            title += f", {report['policy']}" if report.get("policy") else ""
+            names = ", ".join(filter(None, (report["dataset"], report.get("policy"))))
             table, notes = list[Table](), list[str]()
             for caption, text in tables_of(report).items():
                 lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -291,8 +290,14 @@ def _diagnoses(runs: Sequence[Run]) -> list[Section]:
                 f"Warning: {warning['what']} ({warning['figure']}). Remedy: {warning['remedy']}."
                 for warning in report["warnings"]
             ]
-            anchor = f"diagnosis-{number}-{count}"
-            sections.append(Section(anchor, title, tables=tuple(table), notes=tuple(notes)))
+            sections.append(
+                Section(
+                    f"diagnosis-{number}-{count}",
+                    f"Diagnosis of {names}",
+                    tables=tuple(table),
+                    notes=tuple(notes),
+                )
+            )
     return sections
 
 
@@ -355,15 +360,17 @@ def _experiments(runs: Sequence[Run]) -> list[Section]:
         before = f"{run.name}: " if len(runs) > 1 else ""
         for result in (part.result for part in run.of("experiment")):
             for name, settings in (yaml.safe_load(run.config) or {})["tables"].items():
-                anchor = f"table-{number}-{name}"
-                sections.append(_tabulated(name, settings, result, anchor, before))
-            failed = list(result["failed"].items())
+                sections.append(
+                    _tabulated(name, settings, result, f"table-{number}-{name}", before)
+                )
             sections.append(
                 Section(
                     f"failed-{number}",
                     f"{before}cells that failed",
                     "The same command tries them again; the tables are of the other cells.",
-                    tables=tables("Cells that failed", ("cell", "why"), failed),
+                    tables=tables(
+                        "Cells that failed", ("cell", "why"), list(result["failed"].items())
+                    ),
                 )
             )
     return sections
@@ -381,33 +388,28 @@ def _tabulated(name: str, settings: Row, result: Row, anchor: str, before: str) 
     agreement = result["agreement"].get(name)
     if agreement is not None:
         drawn = _advantages(agreement["means"]["starts"], anchor)
-        several += _contingencies(agreement)
+        head = ("over", "against", "BS < 0.5: yes", "no", "BS >= 0.5: yes", "no", "agreement")
+        several += tables(
+            "Boundary score against which data gained more",
+            (*head, "Fisher's exact p", "left out"),
+            [
+                [
+                    over,
+                    against,
+                    *(str(count) for row in counted[kind]["counts"] for count in row),
+                    percent(counted[kind]["agreement"], 0),
+                    f"{counted[kind]['p_value']:.3g}",
+                    str(counted[kind]["left_out"]),
+                ]
+                for over, counted in agreement.items()
+                for kind, against in _KINDS.items()
+            ],
+        )
         text += (
             " Δ is the gain of training on off-policy data over that of training on on-policy data "
             "from the same start. A boundary score (BS) below one half foretells Δ > 1."
         )
     return Section(anchor, f"{before}{table.title or name}", text, drawn, several)
-
-
-def _contingencies(agreement: Row) -> tuple[Table, ...]:
-    head = ("over", "against", "BS < 0.5: yes", "no", "BS >= 0.5: yes", "no", "agreement")
-    rows = [
-        [
-            over,
-            against,
-            *(str(count) for row in counted[kind]["counts"] for count in row),
-            percent(counted[kind]["agreement"], 0),
-            f"{counted[kind]['p_value']:.3g}",
-            str(counted[kind]["left_out"]),
-        ]
-        for over, counted in agreement.items()
-        for kind, against in _KINDS.items()
-    ]
-    return tables(
-        "Boundary score against which data gained more",
-        (*head, "Fisher's exact p", "left out"),
-        rows,
-    )
 
 
 def _advantages(starts: Sequence[Row], anchor: str) -> tuple[Chart, ...]:

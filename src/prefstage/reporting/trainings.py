@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 import yaml
 
 from prefstage.core import DataError, PrefstageError
-from prefstage.data.loading import load_pairs
-from prefstage.data.settings import ReadOptions
+from prefstage.data import ReadOptions, load_pairs
 from prefstage.diagnosing.flips import FLIP_GROUPS, fluctuation_range
 from prefstage.reporting.blocks import (
     Cell,
@@ -57,10 +56,11 @@ def read_trained(part: Part) -> dict[str, Any]:
     """A training's history, and the dynamics of its pairs."""
     folder, result = part.folder, part.result
     exported = result.get("exported_step", result["steps"])
-    known = (folder / DYNAMICS / ABOUT).is_file()
     return {
         "history": read_json(folder / HISTORY).get("history", ()),
-        "dynamics": _read_dynamics(folder / DYNAMICS, exported) if known else None,
+        "dynamics": _read_dynamics(folder / DYNAMICS, exported)
+        if (folder / DYNAMICS / ABOUT).is_file()
+        else None,
     }
 
 
@@ -101,8 +101,13 @@ def followed_pairs(run: Run) -> tuple[list[PairRows], list[tuple[str, str]]]:
 
 
 def _followed(source: Row, dynamics: pa.Table, title: str) -> PairRows:
-    options = {name: source[name] for name in ReadOptions.model_fields if source.get(name)}
-    rows, wanted = load_pairs(source["path"], **options), dynamics["pair"].to_pylist()
+    rows, wanted = (
+        load_pairs(
+            source["path"],
+            **{name: source[name] for name in ReadOptions.model_fields if source.get(name)},
+        ),
+        dynamics["pair"].to_pylist(),
+    )
     known = rows.dataset.select([k for k in wanted if k < len(rows)]).with_format("arrow")[:]
     # Files change after a training: pairs are shown only if they are those that were followed.
     DataError.unless(
@@ -195,19 +200,22 @@ def dynamics_section(runs: Sequence[Run]) -> Section:
                 where = f"{label(run, part, runs)}, {name} pairs"
                 anchor = f"{number}-{part.iteration}-{name}"
                 drawn += _flips(dynamics, name, f"Flip groups: {where}", anchor)
-                title = f"Loss against the reference log-ratio: {where}"
-                drawn += _threshold(dynamics, name, title, anchor)
+                drawn += _threshold(
+                    dynamics, name, f"Loss against the reference log-ratio: {where}", anchor
+                )
                 last = dynamics.metrics[-1]
-                rows = [
-                    {
-                        "group": group["group"],
-                        "share": percent(group["share"]),
-                        "mean DPO loss": group["loss"],
-                        "mean margin": group["margins"],
-                    }
-                    for group in _groups(last, name)
-                ]
-                table += table_of(f"{where}, step {last['step']:.0f}", rows)
+                table += table_of(
+                    f"{where}, step {last['step']:.0f}",
+                    [
+                        {
+                            "group": group["group"],
+                            "share": percent(group["share"]),
+                            "mean DPO loss": group["loss"],
+                            "mean margin": group["margins"],
+                        }
+                        for group in _groups(last, name)
+                    ],
+                )
     return Section(
         "dynamics",
         "What training did to the rankings",

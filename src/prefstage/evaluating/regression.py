@@ -1,14 +1,25 @@
-"""Weighted logistic regression on soft labels with an l1 penalty, solved to the optimum.
+"""The regression of length control: its constant tables, and its fit.
 
+The fit is a weighted logistic regression on soft labels with an l1 penalty, solved to the optimum.
 Only for few features: the quadratic model of each Newton step is minimised exactly, by trying
 every pattern of signs. Many problems with the same features and other weights (the folds of a
 cross-validation, the resamples of a bootstrap) are solved side by side.
 """
 
+import gzip
+import io
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from itertools import product
+from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.csv
 from numpy.typing import NDArray
+
+from prefstage.core import DataError
 
 Floats = NDArray[np.float64]
 
@@ -16,6 +27,112 @@ _MAX_STEPS = 100
 _MAX_HALVINGS = 40
 _SMALL_STEP = 1e-7  # Newton converges quadratically: what is left is about its square
 _ROUNDING = 1e-12
+N_PROMPTS = 805
+_NEEDED = ("index", "preference", "std_delta_len", "instruction_difficulty")
+
+
+@dataclass(frozen=True)
+class LengthTables:
+    """The constants of the length-controlled regression.
+
+    Attributes:
+        difficulty: Of each prompt in the official order; larger: models win more often.
+            [prompts].
+        gamed_t: tanh of the standardised length difference of the gamed rows, verbose first,
+            then concise. [rows].
+        gamed_index: Prompt of each gamed row. [rows].
+        gamed_preference: In [0, 1]. [rows].
+        baseline_lengths: Characters of the official baseline's answers. [prompts].
+    """
+
+    difficulty: Floats
+    gamed_t: Floats
+    gamed_index: NDArray[np.int64]
+    gamed_preference: Floats
+    baseline_lengths: Floats
+
+
+def standardised_length(len_model: Floats, len_baseline: Floats) -> Floats:
+    """``tanh(δ / std(δ))`` with δ = len_baseline - len_model, not centred.
+
+    Args:
+        len_model: Characters of the model's answers. [rows].
+        len_baseline: Characters of the baseline's. [rows].
+
+    Returns:
+        In [-1, 1]; where all δ are equal the limit: the sign of δ. [rows].
+
+    Source:
+        Dubois et al. 2024, arXiv:2404.04475, Eq. 2; std with ddof 1 as in `alpaca-eval`.
+    """
+    delta = len_baseline - len_model
+    if len(delta) and (delta == delta[0]).all():
+        return np.asarray(np.sign(delta))
+    return np.asarray(np.tanh(delta / delta.std(ddof=1)))
+
+
+@cache
+def length_tables() -> LengthTables:
+    """The official tables where the local Hub cache has them, and the package's otherwise.
+
+    Returns:
+        The tables, read once a process.
+
+    Raises:
+        DataError: If the cached official file has another form than the known one.
+    """
+    folder = files("prefstage.evaluating") / "tables"
+    difficulty = _columns((folder / "instruction_difficulty.csv").read_bytes())["difficulty"]
+    rows = _columns(gzip.decompress((folder / "gamed_rows.csv.gz").read_bytes()))
+    index, lengths = rows["index"].astype(np.int64), np.empty(len(difficulty))
+    lengths[index] = rows["len_baseline"]
+    path = cached_file("df_gamed.csv")
+    if path is not None:
+        return _official(path, lengths)
+    t = np.empty(len(index))
+    for group in (0, 1):  # each gamed baseline is standardised by itself, as one model
+        mine = rows["group"] == group
+        t[mine] = standardised_length(rows["len_model"][mine], rows["len_baseline"][mine])
+    return LengthTables(difficulty, t, index, rows["preference"], lengths)
+
+
+def cached_file(name: str) -> Path | None:
+    """A file of AlpacaEval's data set in the local Hub cache; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache("tatsu-lab/alpaca_eval", name, repo_type="dataset")
+    return Path(path) if isinstance(path, str) else None
+
+
+# The tables in the layout of the official df_gamed.csv, which holds no lengths.
+def _official(path: Path, baseline_lengths: Floats) -> LengthTables:
+    try:
+        rows = _columns(path.read_bytes())
+    except pyarrow.ArrowInvalid:
+        rows = {}
+    missing, count = sorted({*_NEEDED} - {*rows}), len(next(iter(rows.values()), ()))
+    DataError.unless(
+        not missing and count == 2 * N_PROMPTS,
+        saw=f"{path} with {count} rows, without columns {missing}",
+        expected=f"{2 * N_PROMPTS} rows with {sorted(_NEEDED)}",
+        cure="fetch the file again, or delete it to use the tables of the package",
+    )
+    index, difficulty = rows["index"].astype(np.int64), np.empty(N_PROMPTS)
+    # Every prompt stands in two rows, of which alpaca-eval takes the first: of several values that
+    # are assigned to one index numpy keeps the last, so they are assigned backwards.
+    difficulty[index[::-1]] = rows["instruction_difficulty"][::-1]
+    return LengthTables(
+        difficulty, np.tanh(rows["std_delta_len"]), index, rows["preference"], baseline_lengths
+    )
+
+
+def _columns(text: bytes) -> dict[str, Floats]:
+    table = pyarrow.csv.read_csv(io.BytesIO(text))
+    return {
+        name: column.to_numpy().astype(np.float64)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+        if not pyarrow.types.is_string(column.type)
+    }
 
 
 def fit_l1_logistic(
