@@ -90,10 +90,12 @@ class Diagnosis:
     def as_markdown(self) -> str:
         """The whole report as text."""
         names = ", ".join(filter(None, (self.report["dataset"], self.report["policy"])))
-        warnings = [f"- {w['what']} ({w['figure']}). Remedy: {w['remedy']}." for w in self.warnings]
         sections = {
             **self.tables,
-            "Warnings": "\n".join(warnings) or "None.",
+            "Warnings": "\n".join(
+                [f"- {w['what']} ({w['figure']}). Remedy: {w['remedy']}." for w in self.warnings]
+            )
+            or "None.",
             "Left out": "\n".join(
                 [f"- {why}: {count}" for why, count in self.report["left_out"].items()]
             ),
@@ -183,9 +185,8 @@ def diagnose(
         "left_out": left_out | (rankings["left_out"] if rankings else {}),
     }
     report["warnings"] = warnings_of(report)
-    scoring = sum(model.seconds for model in (scored, before) if model is not None)
     report["seconds"] = {
-        "scoring": scoring,
+        "scoring": sum(model.seconds for model in (scored, before) if model is not None),
         "judging": judging,
         "total": time.perf_counter() - started,
     }

@@ -31,11 +31,11 @@ class BenchmarkWarning(UserWarning):
     """Scores may differ from those of another machine."""
 
 
+# Named suites: task → number of shots.
 SUITES: dict[str, dict[str, int]] = {
     # arXiv:2508.18312, Sec. 5: the shots of each task
     "data-dpo": {"mmlu": 5, "ifeval": 0, "truthfulqa_mc2": 6, "gsm8k": 8}
 }
-"""Named suites: task → number of shots."""
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,10 @@ def evaluate(
         "mt_bench": mt_bench,
         "task": _several(task),
     }
-    values = {name: getattr(config, name) for name in config.model_fields_set} if config else {}
-    values |= {name: value for name, value in inputs.items() if value not in (None, ())}
+    values = {
+        **({name: getattr(config, name) for name in config.model_fields_set} if config else {}),
+        **{name: value for name, value in inputs.items() if value not in (None, ())},
+    }
     settings, folder = check_config(EvaluateSettings, values), None if out is None else Path(out)
     ways = {"annotations": _recount, "mt_bench": _grade, "task": _benchmark, "": _win_rates}
     return ways[kind_of(settings, folder)](settings, folder)

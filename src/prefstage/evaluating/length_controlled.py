@@ -302,9 +302,10 @@ def length_problem(
     labels, weights = y[known], ones[known]
     if regularise:
         tables = length_tables()
-        gamed_d = tables.difficulty[tables.gamed_index]
         # Difficulties of other prompts say nothing of the gamed rows' prompts.
-        gamed_d = gamed_d if origin == "official" else np.zeros(len(gamed_d))
+        gamed_d = np.zeros_like(tables.gamed_t)
+        if origin == "official":
+            gamed_d = tables.difficulty[tables.gamed_index]
         gamed = [tables.gamed_t, *([gamed_d] if d else []), np.zeros(len(gamed_d))]
         x = np.concatenate([np.stack(gamed, 1), x])
         labels = np.concatenate([tables.gamed_preference, labels])

@@ -142,11 +142,14 @@ def kind_of(settings: EvaluateSettings, out: Path | None) -> str:
     Raises:
         InputError: If a setting is of another kind, or one is missing.
     """
-    named = {name for name in settings.model_fields_set if getattr(settings, name)}
-    named |= settings.sampling.model_fields_set | ({"out"} if out is not None else set())
-    kind, *wrong = [name for name in _KINDS if name in named] or [""]
-    wrong += [name for name in _IDLE.get(kind, ()) if name in named]
-    wrong += [name for name, only in _ONLY.items() if name in named and kind != only]
+    named = {
+        *(name for name in settings.model_fields_set if getattr(settings, name)),
+        *settings.sampling.model_fields_set,
+        *(["out"] if out is not None else []),
+    }
+    kind, *others = [name for name in _KINDS if name in named] or [""]
+    idle = [name for name in _IDLE.get(kind, ()) if name in named]
+    wrong = others + idle + [name for name, only in _ONLY.items() if name in named and kind != only]
     if wrong:
         raise InputError.of(
             saw=f"{_flag(wrong[0])} and {_flag(kind)}"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("prefstage", "torch", "transformers", "datasets", "peft", "trl", "vllm")
 _SERVER_TIMEOUT_S = 10.0
 _SMALL_SHARE = 0.25  # of the free memory: such a model is loaded without asking
+_NOT_TRIED, _NOT_KNOWN = "tried when the model is loaded; --load tries it now", "unknown: {reason}"
 _MIB = 2**20
 _GIB = 2**30
 # Settings of a job and of a model; what is said of a model's shape.
@@ -199,12 +200,11 @@ def _model(name: str, config: DoctorConfig, size: "JobSize | None") -> dict[str,
         "chat": _chat(name, config.chat_format),
     }
     if size is not None:
-        if size.job == "train":
-            budget = training_budget(
-                shape, _room(0)["available_bytes"], on_cpu=not on_gpu, loaded=False
-            )
-        else:
-            budget = scoring.get("token_budget") or (GPU_TOKENS if on_gpu else CPU_TOKENS)
+        budget = (
+            training_budget(shape, _room(0)["available_bytes"], on_cpu=not on_gpu, loaded=False)
+            if size.job == "train"
+            else scoring.get("token_budget") or (GPU_TOKENS if on_gpu else CPU_TOKENS)
+        )
         estimate = estimate_memory(shape, size, pass_tokens=budget, on_cpu=not on_gpu).as_dict()
         findings["job"] = {
             **vars(size),
@@ -283,17 +283,14 @@ def _lines(findings: Mapping[str, Any]) -> list[str]:
 
 def _model_lines(findings: Mapping[str, Any]) -> list[str]:
     model, scoring, chat = (findings[name] for name in ("model", "scoring", "chat"))
-    layout, ending = "tried when the model is loaded; --load tries it now", "unknown: {reason}"
-    if "layout" in scoring:
-        layout = f"{scoring['layout']}: {scoring['layout_reason']}"
-    if chat["known"]:
-        ending = "{format}; a response ends with {end_of_turn!r}"
+    layout = "{layout}: {layout_reason}" if "layout" in scoring else _NOT_TRIED
+    ending = "{format}; a response ends with {end_of_turn!r}" if chat["known"] else _NOT_KNOWN
     return [
         f"model     {model['name']}: {model['architecture']}, "
         f"{model['parameters']:,} parameters, {model['layers']} layers, "
         f"{_size(model['weight_bytes'])} in {model['dtype']}",
         f"attention {scoring['backend']}: {scoring['backend_reason']}",
-        f"layout    {layout}",
+        f"layout    {layout.format_map(scoring)}",
         f"chat      {ending.format_map(chat)}",
     ]
 

@@ -153,10 +153,13 @@ def make_report(
         # stands for them.
         temporary.write_text(_LONE.sub("\ufffd", html), encoding="utf-8")
     drawn = draw(charts, Path(figures)) if figures is not None else []
-    lines = [f"{len(charts)} charts, {explorer.pairs:,} pairs to read"]
-    lines += [f"not shown of {run}: {what} ({why})" for run, what, why in lacks]
     return Report(
-        summary="\n".join(lines),
+        summary="\n".join(
+            [
+                f"{len(charts)} charts, {explorer.pairs:,} pairs to read",
+                *(f"not shown of {run}: {what} ({why})" for run, what, why in lacks),
+            ]
+        ),
         result={
             "page": str(out),
             "bytes": out.stat().st_size,

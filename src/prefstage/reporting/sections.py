@@ -146,30 +146,29 @@ def sums_of(run: Run) -> tuple[dict[str, int], float]:
 
 def _iterations(runs: Sequence[Run]) -> Section:
     rows = [(run.name, row) for run in runs for row in run.iterations]
-    notes = [
-        *(
-            f"An iteration by the rule {row['rule']} did not end: see the run."
-            for _, row in rows
-            if row["stopped"]
-        ),
-        *(
-            f"{name}, iteration {row['iteration']}: {note}"
-            for name, row in rows
-            for part in ("training", "evaluation")
-            for note in ((row[part] or {}).get("notes") or ())
-        ),
-        *(
-            f"{run.name}, {line}"
-            for run in runs
-            for line in reversal_lines({"iterations": run.iterations})
-        ),
-    ]
     return Section(
         "iterations",
         "Iterations",
         "Each row is one turn of sample, judge, measure, choose, build, train, evaluate.",
         tables=table_of("Iterations", [{"run": name, **_iteration(row)} for name, row in rows]),
-        notes=tuple(notes),
+        notes=(
+            *(
+                f"An iteration by the rule {row['rule']} did not end: see the run."
+                for _, row in rows
+                if row["stopped"]
+            ),
+            *(
+                f"{name}, iteration {row['iteration']}: {note}"
+                for name, row in rows
+                for part in ("training", "evaluation")
+                for note in ((row[part] or {}).get("notes") or ())
+            ),
+            *(
+                f"{run.name}, {line}"
+                for run in runs
+                for line in reversal_lines({"iterations": run.iterations})
+            ),
+        ),
     )
 
 
@@ -388,10 +387,19 @@ def _tabulated(name: str, settings: Row, result: Row, anchor: str, before: str) 
     agreement = result["agreement"].get(name)
     if agreement is not None:
         drawn = _advantages(agreement["means"]["starts"], anchor)
-        head = ("over", "against", "BS < 0.5: yes", "no", "BS >= 0.5: yes", "no", "agreement")
         several += tables(
             "Boundary score against which data gained more",
-            (*head, "Fisher's exact p", "left out"),
+            (
+                "over",
+                "against",
+                "BS < 0.5: yes",
+                "no",
+                "BS >= 0.5: yes",
+                "no",
+                "agreement",
+                "Fisher's exact p",
+                "left out",
+            ),
             [
                 [
                     over,

@@ -135,15 +135,16 @@ def training_section(runs: Sequence[Run]) -> Section:
         }
         for name, result in trainings
     ]
-    notes = [f"{name}: {note}" for name, result in trainings for note in result["notes"]]
     exports = ((name, describe_exported(result)) for name, result in trainings)
-    notes += [f"{name}: exported: {export}" for name, export in exports if export is not None]
     return Section(
         "training",
         "Training",
         charts=_losses(runs),
         tables=table_of("Trainings", rows),
-        notes=tuple(notes),
+        notes=(
+            *(f"{name}: {note}" for name, result in trainings for note in result["notes"]),
+            *(f"{name}: exported: {export}" for name, export in exports if export is not None),
+        ),
     )
 
 
