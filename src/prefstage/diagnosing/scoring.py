@@ -314,10 +314,11 @@ def diagnose_orders(
     )
     scored = score_candidates(used, policy)
     # Ranks from 0, the best; equal scores have equal ranks, which ask for no order.
-    ranks = [
-        torch.unique(-torch.tensor(row.scores, dtype=torch.float64), return_inverse=True)[1]
-        for row in used
-    ]
+    scores = [-torch.tensor(row.scores, dtype=torch.float64) for row in used]
+    orders = [torch.unique(s, return_inverse=True, return_counts=True)[1:] for s in scores]
+    ranks = [rank for rank, _ in orders]
+    # Share of the n! orders that agree with ranks: equal ones may stand in any order.
+    chances = [prod(map(factorial, n.tolist())) / factorial(int(n.sum())) for _, n in orders]
     values = {
         "log_probs": [torch.from_numpy(sums) for sums, _ in scored],
         "normalised": [torch.from_numpy(sums / lengths) for sums, lengths in scored],
@@ -336,16 +337,7 @@ def diagnose_orders(
             for kind, numbers in values.items()
         },
         pairwise={kind: _pairwise(numbers, ranks, config) for kind, numbers in values.items()},
-        # Share of the n! orders that agree with ranks: equal ones may stand in any order.
-        by_chance=float(
-            np.mean(
-                [
-                    prod(map(factorial, torch.unique(rank, return_counts=True)[1].tolist()))
-                    / factorial(len(rank))
-                    for rank in ranks
-                ]
-            )
-        ),
+        by_chance=float(np.mean(chances)),
         left_out=dict(left_out),
     )
 

@@ -32,7 +32,12 @@ from prefstage.evaluating.answers import (
     write_leaderboard,
     write_model_outputs,
 )
-from prefstage.evaluating.comparing import compare_win_rates, rankings_against_win_rates, step_of
+from prefstage.evaluating.comparing import (
+    CheckpointTable,
+    compare_win_rates,
+    rankings_against_win_rates,
+    step_of,
+)
 from prefstage.evaluating.length_controlled import (
     LengthControlledWinRate,
     leaderboard_row,
@@ -163,16 +168,7 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
             "results": {name: result.as_dict() for name, result in results.items()},
             "comparison": [line.as_dict() for line in table],
         }
-        rankings = None
-        if settings.dynamics is not None:
-            from prefstage.training import read_metrics
-
-            recorded = chain.from_iterable(read_metrics(settings.dynamics))
-            rankings = rankings_against_win_rates(
-                settings.dynamics,
-                {step_of(name): result for name, result in results.items()},
-                pairs="eval" if "eval_dynamics/rankings/accuracy" in recorded else "train",
-            )
+        rankings = None if settings.dynamics is None else _rankings(settings.dynamics, results)
         written = _write(run.path, models, results, figures)
     figures |= {"rankings": rankings and rankings.as_dict(), "counts": dict(judge.counts)}
     texts = [
@@ -182,6 +178,17 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         *(["", rankings.as_text()] if rankings else []),
     ]
     return Outcome("\n".join(texts), figures, written)
+
+
+def _rankings(dynamics: Path, results: Mapping[str, WinRate]) -> CheckpointTable:
+    from prefstage.training import read_metrics
+
+    recorded = chain.from_iterable(read_metrics(dynamics))
+    return rankings_against_win_rates(
+        dynamics,
+        {step_of(name): result for name, result in results.items()},
+        pairs="eval" if "eval_dynamics/rankings/accuracy" in recorded else "train",
+    )
 
 
 # What answers depend on, JSON-serialisable.

@@ -179,14 +179,7 @@ def win_rate(
     """
     config = config or WinRateConfig()
     ours, theirs, who = load_answers(model), load_answers(baseline), load_judge(judge)
-    common = [prompt_id for prompt_id in ours.by_prompt if prompt_id in theirs.by_prompt]
-    InputError.unless(
-        len(common) >= 2,  # noqa: PLR2004 - a standard error needs two
-        saw=f"{len(common)} prompts answered by both {ours.name} ({len(ours)} prompts) and "
-        f"{theirs.name} ({len(theirs)})",
-        expected="at least two; prompts match by their exact text",
-        cure="give answers to the same prompts",
-    )
+    common = _common_prompts(ours, theirs)
     limit = min(len(common), config.max_prompts or len(common))
     sizes = list(chunk_sizes(limit, first=_FIRST_CHUNK)) if config.stop_early else [limit]
     verdicts, sequence = _judge(common, ours, theirs, who, config, sizes=sizes)
@@ -235,6 +228,18 @@ def win_rate(
     return control_length(
         result, config, instruction=None if None in known else known, regularise=None not in known
     )
+
+
+def _common_prompts(ours: Answers, theirs: Answers) -> list[str]:
+    common = [prompt_id for prompt_id in ours.by_prompt if prompt_id in theirs.by_prompt]
+    InputError.unless(
+        len(common) >= 2,  # noqa: PLR2004 - a standard error needs two
+        saw=f"{len(common)} prompts answered by both {ours.name} ({len(ours)} prompts) and "
+        f"{theirs.name} ({len(theirs)})",
+        expected="at least two; prompts match by their exact text",
+        cure="give answers to the same prompts",
+    )
+    return common
 
 
 # Chunk by chunk, until the prompts, the budget or the doubt is used up.

@@ -153,13 +153,9 @@ def make_report(
         # stands for them.
         temporary.write_text(_LONE.sub("\ufffd", html), encoding="utf-8")
     drawn = draw(charts, Path(figures)) if figures is not None else []
+    lines = [f"not shown of {run}: {what} ({why})" for run, what, why in lacks]
     return Report(
-        summary="\n".join(
-            [
-                f"{len(charts)} charts, {explorer.pairs:,} pairs to read",
-                *(f"not shown of {run}: {what} ({why})" for run, what, why in lacks),
-            ]
-        ),
+        summary="\n".join([f"{len(charts)} charts, {explorer.pairs:,} pairs to read", *lines]),
         result={
             "page": str(out),
             "bytes": out.stat().st_size,
