@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from prefstage.core import InputError
 from prefstage.data.records import Candidates
-from prefstage.judging.base import Comparison, Judge
+from prefstage.judging.base import Comparison, Judge, compare_by_rewards
 from prefstage.measuring.settings import TieRule, Votes
 
 HALF = 0.5
@@ -226,7 +226,12 @@ def judge_sides(
         for y in on.responses
         for other in off.responses
     ]
-    counts, rest = [], iter(judge.compare(comparisons))
+    judgments = (
+        compare_by_rewards(judge.score, comparisons)
+        if judge.pointwise
+        else judge.compare(comparisons)
+    )
+    counts, rest = [], iter(judgments)
     for on, off in sides:
         shape = (len(on.responses), len(off.responses))
         block = list(islice(rest, shape[0] * shape[1]))

@@ -27,7 +27,7 @@ from prefstage.measuring.boundary import (
 )
 from prefstage.measuring.responses import Pool, Responses, SampledResponses
 from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes, prompt_order
-from prefstage.measuring.settings import LOADING, MeasureConfig, MeasureSettings
+from prefstage.measuring.settings import MeasureConfig, MeasureSettings
 from prefstage.measuring.stage import (
     Stage,
     StageName,
@@ -36,7 +36,14 @@ from prefstage.measuring.stage import (
     summarise,
     write_prompts,
 )
-from prefstage.sampling.base import LoadOptions, Sampler, SamplingConfig, as_sampler, load_sampler
+from prefstage.sampling.base import (
+    LoadOptions,
+    PolicySettings,
+    Sampler,
+    SamplingConfig,
+    as_sampler,
+    load_sampler,
+)
 
 STAGE = "stage.json"
 PROMPTS = "prompts.parquet"
@@ -409,7 +416,7 @@ def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Ou
                 responses=settings.on_responses,
                 seed=settings.seed,
             )
-            options = LoadOptions(**settings.encoding, **settings.model_dump(include={*LOADING}))
+            options = LoadOptions(**settings.model_dump(include={*PolicySettings.model_fields}))
             sampler = stack.enter_context(load_sampler(str(settings.policy), how, options=options))
         stage = measure_stage(
             off,

@@ -5,15 +5,14 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from prefstage.core import Config, refuse
-from prefstage.data.settings import BadRowSettings, ChatSettings
-from prefstage.sampling.base import AnswerConfig
+from prefstage.data.settings import BadRowSettings
+from prefstage.sampling.base import AnswerConfig, PolicySettings
 
 Votes = Literal["hard", "probability"]
 TieRule = Literal["half", "off"]
 # Where a judge errs: in any pair alike, or in close pairs since it misreads their quality.
 JudgeErrors = Literal["unknown", "any-pair", "close-pairs"]
 
-LOADING = ("dtype", "device", "adapter", "concurrency")
 _SERVED = ("openai:", "serve:")
 
 
@@ -89,7 +88,7 @@ class MeasureConfig(Config):
         return self
 
 
-class MeasureSettings(MeasureConfig, ChatSettings, BadRowSettings):
+class MeasureSettings(MeasureConfig, PolicySettings, BadRowSettings):
     """The measurement's rules, and where policy, data and judge are found."""
 
     off_policy: str = Field(
@@ -120,10 +119,6 @@ class MeasureSettings(MeasureConfig, ChatSettings, BadRowSettings):
         description="Writers whose responses of on_policy are the policy's [all].",
     )
     sampling: AnswerConfig = Field(default=AnswerConfig(), description="How it answers.")
-    dtype: str | None = Field(default=None, description="auto, float32, bfloat16 or float16.")
-    device: str | None = Field(default=None, description="auto, cpu, cuda:0, ...")
-    adapter: str | None = Field(default=None, description="PEFT adapter on the policy.")
-    concurrency: int | None = Field(default=None, ge=1, description="Requests in flight.")
     distinctness: bool = Field(default=False, description="Score both sides by the policy.")
 
     @field_validator("off_sources", "on_sources", mode="before")
@@ -135,9 +130,9 @@ class MeasureSettings(MeasureConfig, ChatSettings, BadRowSettings):
 
     @model_validator(mode="after")
     def _sides_are_named_and_every_setting_has_an_effect(self) -> Self:
+        loading = PolicySettings.model_fields
         ignored = [
-            *self.encoding,
-            *(name for name in LOADING if getattr(self, name) is not None),
+            *(name for name in loading if getattr(self, name) != loading[name].default),
             *(["sampling"] if self.sampling.model_fields_set else []),
         ]
         in_process = self.on_policy is None and not str(self.policy).startswith(_SERVED)
