@@ -1,6 +1,7 @@
 """The forecast: what a step on a data set would gain, from gradients alone, without training."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -9,8 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefstage.advising.gradients import Basis, Coordinates, Drift
+from prefstage.advising.gradients import Basis, Coordinates, Drift, Gradients
+from prefstage.core import InputError
+from prefstage.data import CandidateSet, PairSet
+from prefstage.losses import LossMix, LossTerm
 from prefstage.losses.base import Items, StatelessLoss
+from prefstage.training import PreferenceTrainer
+from prefstage.training.datasets import item_set_of
+
+GROUPS = 8
+"""Parts of prompts and batches that the jackknife leaves out in turn."""
+
+_TARGET_PROMPTS = 8  # a batch
 
 Family = Literal["adam", "sgd", "sign"]
 """How an optimiser turns gradients into a step."""
@@ -155,6 +166,83 @@ def forecast(target: Drift, data: Drift, basis: Basis, **recipe: Any) -> Forecas
         for i in (0, 1)
     )
     return Forecast(gains, cosines)
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Forecasts of several data sets from one target direction.
+
+    Attributes:
+        by_name: Of each data set.
+        rate: The recipe's learning rate, by which `Forecast.gain` is multiplied.
+        agreement: `halves_agree` of the target direction, in [-1, 1].
+    """
+
+    by_name: Mapping[str, Forecast]
+    rate: float
+    agreement: float
+
+
+def forecast_gains(
+    trainer: PreferenceTrainer,
+    answers: CandidateSet,
+    data: Mapping[str, PairSet],
+    *,
+    tick: Callable[[], None] | None = None,
+) -> Forecasts:
+    """Forecast what a trainer's recipe would gain on each of several data sets.
+
+    Nothing is trained: gradients of the recipe's loss on each set, and of the judged answers'
+    quality, are taken at the policy's present weights, in passes of the trainer's token budget.
+
+    Args:
+        trainer: Of the recipe, on any data; it is left as it is.
+        answers: The policy's own answers with the judge's scores, at least two a prompt, to
+            prompts that no data set has.
+        data: The sets by name.
+        tick: Called after each batch of gradients.
+
+    Returns:
+        The forecasts.
+
+    Raises:
+        InputError: If there are fewer than two prompts of answers, or an empty set.
+    """
+    goal = LossMix((LossTerm(ExpectedReward()),))
+    if len(answers) < GROUPS or not all(map(len, data.values())):
+        empty = [name for name, pairs in data.items() if not len(pairs)]
+        raise InputError.of(
+            saw=f"no pairs of {empty[0]}" if empty else f"answers to {len(answers)} prompts",
+            expected=f"pairs in every data set, and answers to at least {GROUPS} prompts",
+            cure="leave the data set out" if empty else "give more prompts",
+        )
+    args, basis = trainer.args, Basis(trainer.model)
+    gradients = Gradients(trainer, basis)
+    items = item_set_of(answers, trainer.encoder, goal)
+    batches = _batches(len(items), max(1, min(_TARGET_PROMPTS, len(items) // GROUPS)))
+    target = gradients.drift(items, batches, groups=GROUPS, loss=goal, tick=tick)
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    forecasts = {}
+    for name, pairs in data.items():
+        items = item_set_of(pairs, trainer.encoder, trainer.loss)
+        trainer.compute_references(items)
+        # Smaller batches than the recipe's say more of the same data (`Drift.mean_square`).
+        size = batch if trainer.loss.whole_batch else min(batch, max(1, len(items) // GROUPS // 2))
+        drift = gradients.drift(items, _batches(len(items), size), groups=GROUPS, tick=tick)
+        forecasts[name] = forecast(
+            target,
+            drift,
+            basis,
+            family=family_of(str(args.optim.value)),
+            batch=batch,
+            epsilon=args.adam_epsilon,
+            largest_norm=args.max_grad_norm,
+        )
+    return Forecasts(forecasts, args.learning_rate, halves_agree(target, basis))
+
+
+def _batches(count: int, size: int) -> list[range]:
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def halves_agree(target: Drift, basis: Basis) -> float:

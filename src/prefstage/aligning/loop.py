@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prefstage.aligning.advice import Advice
 from prefstage.aligning.recipe import PER_PROMPT, Data, Recipe, Rule, load_recipe
 from prefstage.aligning.steps import (
     Begun,
@@ -42,7 +43,7 @@ EVEN = 50.0
 _HOUR_S = 3600.0
 _EMPTY_ROW: dict[str, Any] = dict.fromkeys(
     (
-        *("data", "reason", "stage", "pairs", "left_out", "reversal", "build_figures"),
+        *("data", "reason", "stage", "advice", "pairs", "left_out", "reversal", "build_figures"),
         *("training", "evaluation", "stopped"),
     )
 )
@@ -251,13 +252,23 @@ class Walk:
         if self.recipe.measure is not False:
             measured = self.do(Measure(self.space, policy))
             stage = measured.stage() if measured.state[0] == "done" else None
-        row["data"], row["reason"] = choose(rule, stage)
-        if rule.kind == "auto" and stage is None:
+        if rule.kind == "advise":
+            row["advice"] = Advice(self, policy).run()
+            chosen = next(
+                (r for r in self.recipe.advise.rules if str(r) == row["advice"]["choice"]), None
+            )
+            unknown = chosen is None
+            rule = chosen or Rule("on")
+            row["data"], row["reason"] = rule.kind, row["advice"]["reason"]
+        else:
+            row["data"], row["reason"] = choose(rule, stage)
+            unknown = rule.kind == "auto" and stage is None
+        if unknown:
             # In a plan. Nothing after an unmeasured stage has a key: a policy without one does it.
             policy = replace(policy, key=None)
         row["stopped"] = self._spent()
         if row["stopped"] is None:
-            built = self._pairs(row["data"], rule, policy, measured)
+            built = self.pairs(row["data"], rule, policy, measured)
             row["stopped"] = self._spent()
         if row["stopped"] is not None:
             # What was built is not trained on; its figures are of no iteration.
@@ -271,8 +282,18 @@ class Walk:
             self.do(Evaluate(self.space, ours, baseline))
         return policy
 
-    # The pairs of an iteration, and before them what they are made of.
-    def _pairs(self, data: Data, rule: Rule, policy: Policy, measured: Measure | None) -> Build:
+    def pairs(self, data: Data, rule: Rule, policy: Policy, measured: Measure | None) -> Build:
+        """Build pairs, and before them what they are made of.
+
+        Args:
+            data: What they are made of.
+            rule: Has the share of a mixture, or whose answers or data it is.
+            policy: Who is trained.
+            measured: The measurement that a choice by prompt goes by.
+
+        Returns:
+            The step that made them.
+        """
         space, recipe, off_policy = self.space, self.recipe, None
         if data in ("off", "mix", "per-prompt"):
             off_policy = self.do(Build.off_policy(space))
@@ -282,8 +303,10 @@ class Walk:
                 count = recipe.sampling.responses
                 method = {"name": "mixing", "share": rule.share, "answers": count}
                 return self.do(Build(space, method, {"pairs": off_policy}, policy=policy))
+        if data == "data":
+            return self.do(Build.off_policy(space.with_data(off_policy=str(rule.source))))
         if data == "other":
-            policy = space.policy(Path(str(rule.model)).name, str(rule.model))
+            policy = space.policy(Path(str(rule.source)).name, str(rule.source))
         sampled = self.do(Sample(space, policy))
         if off_policy is not None and measured is not None:
             roles = {"pairs": off_policy, "on_policy": sampled}

@@ -92,7 +92,7 @@ def plan_alignment(
     """
     # Bad rows go to a folder that is thrown away: only a run puts them aside.
     with tempfile.TemporaryDirectory() as folder:
-        plan = _Plan(open_workspace(recipe, Path(out), judge, quarantine=Path(folder)))
+        plan = Plan(open_workspace(recipe, Path(out), judge, quarantine=Path(folder)))
         plan.run()
     return tuple(plan.planned)
 
@@ -134,8 +134,15 @@ def _cells(estimate: Estimate) -> list[str]:
     ]
 
 
-class _Plan(Walk):
-    """Takes the walk of a run, and notes the steps instead of doing them."""
+class Plan(Walk):
+    """Takes the walk of a run, and notes the steps instead of doing them.
+
+    Args:
+        space: The workspace; its stores need not be open.
+
+    Attributes:
+        planned: The steps so far.
+    """
 
     def __init__(self, space: Workspace) -> None:
         super().__init__(space, Steps(space))
@@ -143,6 +150,14 @@ class _Plan(Walk):
         self._sizes = _sizes_of(space)
 
     def do(self, step: S) -> S:
+        """Plan a step.
+
+        Args:
+            step: The step.
+
+        Returns:
+            It, as it is.
+        """
         state, is_known = step.state[0], step.key is not None
         will = _WILL[state] if is_known else "run"
         if is_known and any(earlier.step == step.name for earlier in self.planned):

@@ -1,5 +1,6 @@
 """The recipe of an alignment: policy, data, judge, schedule, and the settings of every step."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,19 @@ _SET_BY_ALIGN = {
 }
 
 _SERVERS = ("openai:", "serve:")
-_WORDS = ("auto", "off", "on", "per-prompt")
-_FORMS = "auto, off, on, per-prompt, mix: SHARE, other: MODEL, or a list of these"
+_MEASURES = ("eval_", "load_best", "metric_for", "greater_is", "save_", "do_eval")
+_WORDS = ("auto", "advise", "off", "on", "per-prompt")
+_FORMS = (
+    "auto, advise, off, on, per-prompt, mix: SHARE, other: MODEL, data: FILE, or a list of these"
+)
 RELABEL, CHOOSE, PER_PROMPT = "relabel", "best-vs-worst", "per-prompt"
 
-Data = Literal["off", "on", "mix", "other", "per-prompt"]
-"""What pairs are made of: the off-policy data, the policy's own answers, both, another's."""
+Data = Literal["off", "on", "mix", "other", "data", "per-prompt"]
+"""What pairs are made of: the off-policy data, the policy's own answers, both, another's, or other
+data."""
+
+Depth = Literal["stage", "forecast", "pilot"]
+"""How deep advice goes: the boundary score; gradients too; short trainings too."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +45,15 @@ class Rule:
     """How one iteration's data are chosen.
 
     Attributes:
-        kind: "auto" (by the measured stage), or the data themselves.
+        kind: "auto" (by the measured stage), "advise" (by forecast or pilots), or the data
+            themselves.
         share: Of "mix": ρ, the share of prompts that get the policy's best answer.
-        model: Of "other": who answers in the policy's place.
+        source: Of "other": who answers in the policy's place; of "data": other pairs or candidates.
     """
 
-    kind: Literal["auto", "off", "on", "mix", "other", "per-prompt"]
+    kind: Literal["auto", "advise", "off", "on", "mix", "other", "data", "per-prompt"]
     share: float | None = None
-    model: str | None = None
+    source: str | None = None
 
     @property
     def measures(self) -> bool:
@@ -54,13 +63,13 @@ class Rule:
     @property
     def needs_off_policy(self) -> bool:
         """Whether off-policy data may be trained on, or are measured against."""
-        return self.kind not in ("on", "other")
+        return self.kind not in ("on", "other", "data", "advise")
 
     def __str__(self) -> str:
         """As in a recipe."""
         if self.kind == "mix":
             return f"mix: {self.share:g}"
-        return f"other: {self.model}" if self.kind == "other" else self.kind
+        return self.kind if self.source is None else f"{self.kind}: {self.source}"
 
 
 def parse_schedule(schedule: Any, *, iterations: int) -> tuple[Rule, ...]:
@@ -94,12 +103,14 @@ def _rule(entry: Any) -> Rule:
     match entry:
         case bool():  # YAML 1.1 reads the bare words off and on as false and true
             return Rule("on" if entry else "off")
-        case "auto" | "off" | "on" | "per-prompt":
+        case "auto" | "advise" | "off" | "on" | "per-prompt":
             return Rule(entry)
         case {"mix": int() | float() as share, **others} if 0 < share <= 1 and not others:
             return Rule("mix", share=float(share))
-        case {"other": str(model), **others} if model.strip() and not others:
-            return Rule("other", model=model)
+        case {"other": str(source), **others} if source.strip() and not others:
+            return Rule("other", source=source)
+        case {"data": str(source), **others} if source.strip() and not others:
+            return Rule("data", source=source)
     raise ConfigError.of(
         saw=f"schedule {entry!r}",
         expected=_FORMS,
@@ -137,6 +148,54 @@ class EvaluateSettings(Config):
     win_rate: WinRateConfig = Field(default=WinRateConfig(), description="How it is measured.")
 
 
+class AdviseSettings(Config):
+    """How it is found out which data to train on next."""
+
+    candidates: list[Any] = Field(
+        default=["off", "on"],
+        description="Entries of a schedule: off, on, mix: SHARE, other: MODEL, data: FILE.",
+    )
+    depth: Depth = Field(default="pilot", description="Where to stop: stage, forecast or pilot.")
+    prompts: str | None = Field(
+        default=None,
+        description="That gains are measured on; None: some that no gradient or pilot uses.",
+    )
+    target_prompts: int = Field(default=128, ge=8, description="How many of them.")
+    responses: int = Field(default=8, ge=2, description="The policy's answers to each of them.")
+    pairs: int = Field(default=256, ge=1, description="Prompts whose pairs give gradients.")
+    shares: list[float] = Field(
+        default=[1 / 8, 1 / 4],
+        description="Of the prompts that pilots are trained on, heat by heat.",
+        min_length=1,
+    )
+    seeds: int = Field(default=1, ge=1, description="Trainings of every pilot.")
+
+    @field_validator("shares")
+    @classmethod
+    def _grow(cls, shares: list[float]) -> list[float]:
+        wrong = shares != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1
+        refuse((wrong, f"shares is {shares}; expected growing shares in (0, 1); fix them"))
+        return shares
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The candidates.
+
+        Raises:
+            ConfigError: If there are fewer than two, or one is no data.
+        """
+        rules = parse_schedule(self.candidates, iterations=len(self.candidates))
+        wrong = [str(rule) for rule in rules if rule.kind in ("auto", "advise", "per-prompt")]
+        if wrong or len({*map(str, rules)}) < max(2, len(rules)):
+            raise ConfigError.of(
+                saw=f"advise.candidates {wrong or self.candidates}",
+                expected="at least two different ones of off, on, mix: SHARE, other: MODEL, "
+                "data: FILE",
+                cure="change them",
+            )
+        return rules
+
+
 class StopRules(Config):
     """When to stop before all iterations are done; checked between steps."""
 
@@ -170,6 +229,9 @@ class Recipe(ChatSettings):
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="Own answers.")
     measure: MeasureConfig | Literal[False] = Field(
         default=MeasureConfig(), description="How the stage is measured; false: not at all."
+    )
+    advise: AdviseSettings = Field(
+        default=AdviseSettings(), description="What `prefstage advise` and schedule: advise do."
     )
     build: BuildSettings = Field(default=BuildSettings(), description="Pairs.")
     train: dict[str, Any] = Field(default={}, description="As in a recipe of prefstage train.")
@@ -211,6 +273,8 @@ class Recipe(ChatSettings):
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         rules = self.rules
+        if any(rule.kind == "advise" for rule in rules):
+            rules = (*rules, *self.advise.rules)
         takes_off_policy = any(rule.needs_off_policy for rule in rules)
         refuse(
             (
@@ -368,6 +432,32 @@ def train_settings(
     checked = check_config(TrainRecipe, settings, origin=section)
     check_online(checked)
     return checked
+
+
+def pilot_settings(
+    recipe: TrainRecipe, *, share: float = 1.0, seed: int | None = None
+) -> TrainRecipe:
+    """A training's recipe for a part of its data, with nothing measured on the way.
+
+    Counts of steps shrink with the data; epochs, rates and schedules stay.
+
+    Args:
+        recipe: The whole training's.
+        share: Of its data, in (0, 1].
+        seed: Of this training; None: the recipe's.
+
+    Returns:
+        The pilot's recipe.
+    """
+    training = {n: v for n, v in recipe.training.items() if not n.startswith(_MEASURES)}
+    for name in ("max_steps", "warmup_steps"):
+        if float(training.get(name, 0)) >= 1:
+            training[name] = math.ceil(share * float(training[name]))
+    if seed is not None:
+        training["seed"] = seed
+    return recipe.model_copy(
+        update={"training": {**training, "save_strategy": "no"}, "eval": {}, "dynamics": None}
+    )
 
 
 def whole_path(spec: str) -> str:

@@ -208,6 +208,20 @@ def _opened(recipe: Recipe, out: Path, stack: ExitStack) -> Iterator[None]:
         raise
 
 
+def open_trainer(recipe: Recipe, out: Path, *, data: LoadedSet) -> PreferenceTrainer:
+    """The trainer of a recipe, to compute gradients with.
+
+    Args:
+        recipe: The recipe; its data and evaluation sets are not read.
+        out: Gets its references.
+        data: What it is made with.
+
+    Returns:
+        The trainer.
+    """
+    return _trainer(recipe, training_arguments(recipe, out), {"data": data}, out)
+
+
 def _trainer(
     recipe: Recipe, args: PreferenceArguments, loaded: Mapping[str, LoadedSet], out: Path
 ) -> PreferenceTrainer:

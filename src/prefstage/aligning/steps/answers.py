@@ -41,9 +41,10 @@ class Sample(Step):
         recipe, evaluate = space.recipe, space.recipe.evaluate
         self.policy, self.held_out = policy, held_out
         self.config = recipe.seeded(recipe.sampling)
-        source = recipe.prompts or str(recipe.off_policy)
+        prompts = space.data_fingerprint(space.prompts_source)
         if held_out and evaluate is not None:
-            config, source = evaluate.sampling or recipe.sampling, evaluate.prompts
+            config = evaluate.sampling or recipe.sampling
+            prompts = space.fingerprint(evaluate.prompts)
             self.config = recipe.seeded(config).model_copy(update={"responses": 1})
         super().__init__(
             space,
@@ -52,7 +53,7 @@ class Sample(Step):
                 **space.sampling_settings(self.config, policy),
             },
             reads={"policy": policy.key},
-            inputs={"prompts": space.fingerprint(source)},
+            inputs={"prompts": prompts},
         )
         self.role = "answer" if held_out else self.kind
 
@@ -131,7 +132,7 @@ class Measure(Step):
             },
             reads={"policy": policy.key},
             inputs={
-                "off_policy": space.fingerprint(str(recipe.off_policy)),
+                "off_policy": space.data_fingerprint(str(recipe.off_policy)),
                 "judge": space.judge.fingerprint,
             },
         )

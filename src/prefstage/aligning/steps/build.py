@@ -69,7 +69,7 @@ class Build(Step):
             },
             reads={role: m.key for role, m in made.items() if m and not isinstance(m, str)},
             inputs={
-                **{role: space.fingerprint(source) for role, source in sources.items()},
+                **{role: space.data_fingerprint(source) for role, source in sources.items()},
                 "judge": space.judge.fingerprint,
             },
         )
@@ -109,8 +109,8 @@ class Build(Step):
         space, policy, measured = self.space, self.policy, self.measured
         measurement = {} if measured is None else {"measurement": str(measured.path)}
         recipe = {
-            **{role: _file_of(source) for role, source in self.data.items()},
-            **self._bad_rows,
+            **{role: self._rows_of(role, source) for role, source in self.data.items()},
+            **({} if space.rows else self._bad_rows),
             **self._settings,
             "judge": space.recipe.judge,
             "method": self.method | measurement,
@@ -126,6 +126,14 @@ class Build(Step):
         built.train.save(folder / PAIRS)
         write_text(folder / CARD, built.card)
         write_json(folder / BUILT, dict(built.result))
+
+    # The file of the data; of a part, its rows.
+    def _rows_of(self, role: str, source: str | Step) -> Any:
+        if isinstance(source, Step):
+            return str(source.path / (PAIRS if isinstance(source, Build) else CANDIDATES))
+        if self.space.rows is None:
+            return source
+        return self.space.off_pairs if role == "pairs" else self.space.off_policy
 
     # Of judging the data's responses, and of what the method samples.
     @override
@@ -166,8 +174,3 @@ class Build(Step):
                 judge=str(built["judge"]),
                 setting=REVERSAL_SETTING,
             )
-
-
-def _file_of(source: str | Step) -> str:
-    name = PAIRS if isinstance(source, Build) else CANDIDATES
-    return source if isinstance(source, str) else str(source.path / name)

@@ -11,7 +11,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from prefstage.aligning.recipe import train_settings, whole_path
+from prefstage.aligning.recipe import pilot_settings, train_settings, whole_path
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.build import PAIRS, Build
 from prefstage.aligning.steps.workspace import Policy, Workspace
@@ -122,12 +122,21 @@ class Train(_Training):
         policy: Who is trained.
         built: Its pairs.
         reference: Whose log-probs the loss refers to.
+        share: Of the data that a pilot is trained on; None: it is no pilot.
+        seed: Of a pilot's training.
     """
 
     kind = "train"
 
     def __init__(
-        self, space: Workspace, policy: Policy, built: Build, *, reference: Policy
+        self,
+        space: Workspace,
+        policy: Policy,
+        built: Build,
+        *,
+        reference: Policy,
+        share: float | None = None,
+        seed: int | None = None,
     ) -> None:
         start = reference.key == policy.key
         recipe = train_settings(
@@ -136,6 +145,8 @@ class Train(_Training):
             data=str(built.path / PAIRS),
             reference="start" if start else whole_path(reference.spec),
         )
+        if share is not None:
+            recipe = pilot_settings(recipe, share=share, seed=seed)
         super().__init__(
             space,
             recipe,

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from prefstage.core import (
 from prefstage.data import CandidateSet, PairSet, load_candidates, load_pairs, load_prompts
 from prefstage.data.reading import ASIDE_CURE, open_reading
 from prefstage.data.settings import ChatSettings
+from prefstage.data.storage import text_number
 from prefstage.judging import Judge, stored
 from prefstage.losses import parse_loss
 from prefstage.sampling.base import (
@@ -110,6 +112,52 @@ class Workspace:
         }
         self.ledger: Ledger  # answers and judgments, in the block of `opened` alone
         self.fingerprint = cache(fingerprint_of)
+        self.rows: range | None = None
+        self._loaded: dict[tuple[str, Callable[..., Any]], Any] = {}
+
+    def part(self, rows: range) -> "Workspace":
+        """The same workspace with some of its prompts only.
+
+        They are taken in an order drawn from their ids alone, which is the same in all data sets:
+        parts of the same numbers have the same prompts as far as the sets have.
+
+        Args:
+            rows: Which of the prompts, in that order.
+
+        Returns:
+            A workspace of the same run folder, judge, data and stores.
+        """
+        part = copy(self)
+        # What was cached is of all prompts.
+        for name in ("off_policy", "off_pairs", "prompts"):
+            vars(part).pop(name, None)
+        part.rows = rows
+        return part
+
+    def with_data(
+        self, *, off_policy: str | None = None, prompts: str | None = None
+    ) -> "Workspace":
+        """The same workspace with other data.
+
+        Args:
+            off_policy: In place of the recipe's off-policy data.
+            prompts: In place of its prompts; None: those of the off-policy data.
+
+        Returns:
+            A workspace of the same run folder, judge and stores.
+        """
+        other = Workspace(
+            self.recipe.model_copy(
+                update={"off_policy": off_policy or self.recipe.off_policy, "prompts": prompts}
+            ),
+            self.judge,
+            self.folder,
+            quarantine=self._quarantine,
+        )
+        other.rows = self.rows
+        if "ledger" in vars(self):
+            other.ledger = self.ledger
+        return other
 
     def policy(self, name: str, spec: str) -> Policy:
         """A policy that no step of this run trains.
@@ -146,11 +194,23 @@ class Workspace:
         return self._read("held_out", load_prompts)
 
     def _read(self, name: str, load: Callable[..., RowsT]) -> RowsT:
-        with naming_the_recipe():
-            rows = load(str(self._sources[name]), **self.bad_row_options(name))
-        if rows.report.unused_columns and load is not load_pairs:
-            _log.warning("%s: columns not used: %s", name, ", ".join(rows.report.unused_columns))
-        return rows
+        if (name, load) not in self._loaded:
+            with naming_the_recipe():
+                rows = load(str(self._sources[name]), **self.bad_row_options(name))
+            unused = rows.report.unused_columns
+            if unused and load is not load_pairs:
+                _log.warning("%s: columns not used: %s", name, ", ".join(unused))
+            self._loaded[name, load] = rows
+        whole: RowsT = self._loaded[name, load]
+        if self.rows is None or name == "held_out":
+            return whole
+
+        def order(prompt_id: str) -> int:
+            return text_number(f"{self.recipe.seed}\0part\0{prompt_id}")
+
+        ids = sorted({*whole.dataset["prompt_id"]}, key=order)
+        kept = {*ids[self.rows.start : self.rows.stop]}
+        return whole.filter(lambda row: row.prompt_id in kept)
 
     def bad_row_options(self, name: str) -> dict[str, Any]:
         """How a loader treats bad rows.
@@ -213,6 +273,24 @@ class Workspace:
         return "pairs" if reading.format.kind == "pairs" else "candidates"
 
     # What steps depend on.
+
+    def data_fingerprint(self, source: str) -> str:
+        """Hash of the data that steps read from a source: of their content, and of the part.
+
+        Args:
+            source: File, folder or Hub id.
+
+        Returns:
+            Hex digits.
+        """
+        whole = self.fingerprint(source)
+        part = self.rows
+        return whole if part is None else digest([whole, part.start, part.stop, self.recipe.seed])
+
+    @property
+    def prompts_source(self) -> str:
+        """Where the prompts come from that policies answer for training."""
+        return self.recipe.prompts or str(self.recipe.off_policy)
 
     def sampling_settings(self, config: SamplingConfig, policy: Policy) -> dict[str, Any]:
         """Everything but the prompts that a policy's answers depend on.

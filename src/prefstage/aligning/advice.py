@@ -1,0 +1,294 @@
+"""`advise`: which of several data sets to train on next, by stage, forecast and pilots."""
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prefstage.advising import Heat, standing, survivors
+from prefstage.aligning.recipe import Depth, Rule
+from prefstage.aligning.steps import Build, Measure, Policy, Step, Train, Workspace
+from prefstage.aligning.steps.advice import FORECAST, Forecast, Score, Target, value_of
+from prefstage.core import ConfigError, markdown_table
+
+DEPTHS: tuple[Depth, ...] = ("stage", "forecast", "pilot")
+_Z_95 = 1.96
+_STEPS = 100  # that forecasts are told for
+_LARGEST_TARGET_SHARE = 1 / 3  # of the prompts, where candidates need the rest
+
+
+@dataclass
+class _Candidate:
+    rule: Rule
+    forecast: dict[str, Any] | None = None
+    pilots: list[dict[str, Any]] | None = None
+    dropped: float | None = None
+
+
+class Advice:
+    """The steps of advice, and what follows from them.
+
+    Args:
+        walk: Does the steps, or plans them.
+        policy: Who would be trained.
+        depth: Where to stop; None: as the recipe says.
+    """
+
+    def __init__(self, walk: Any, policy: Policy, *, depth: Depth | None = None) -> None:
+        self.walk, self.space, self.policy = copy(walk), walk.space, policy
+        self.settings = self.space.recipe.advise
+        self.depth: Depth = depth or self.settings.depth
+        self.walk.row = {"iteration": walk.row["iteration"], "rule": "advise", "steps": {}}
+        self._candidates = {str(rule): _Candidate(rule) for rule in self.settings.rules}
+        self._total = len({*self.space.prompts.dataset["prompt_id"]})
+        self._stage: dict[str, Any] | None = None
+        self._decided = False
+        self._order: list[str] = []
+
+    def run(self) -> dict[str, Any]:
+        """Go as deep as asked.
+
+        Returns:
+            What advise.json holds: "choice" (None in a plan whose steps are not done), "reason",
+            "decided" (whether it is clear of the next best by the depth's own 95 % interval; of
+            pilots with one seed: of these very trainings), "ranking", and the figures of every
+            depth.
+
+        Raises:
+            ConfigError: If the stage alone shall decide between other data than off and on.
+        """
+        reach = DEPTHS.index(self.depth)
+        measures = self.space.recipe.off_policy is not None
+        measures = measures and self.space.recipe.measure is not False
+        if reach == 0 and not (measures and {"off", "on"} <= {*self._candidates}):
+            raise ConfigError.of(
+                saw=f"depth stage with the candidates {', '.join(self._candidates)}",
+                expected="off and on, between which the boundary score chooses, and off_policy",
+                cure="set depth: forecast, or advise.candidates: [off, on]",
+            )
+        if measures:
+            measured = self.walk.do(Measure(self.space, self.policy))
+            self._stage = measured.stage().as_dict() if self._is_done(measured) else None
+        if reach == 0:
+            return self._result("stage", self._by_stage(), None)
+        target = self.walk.do(Target(self._target_space(), self.policy))
+        agreement = self._forecast(target)
+        if reach == 1 or not self._race(target):
+            return self._result("forecast", self._by_forecast(), agreement)
+        return self._result("pilot", self._by_pilots(), agreement)
+
+    # --- What is measured ---------------------------------------------------------------------
+
+    def _is_done(self, step: Step) -> bool:
+        return step.state[0] == "done"
+
+    def _target_space(self) -> Workspace:
+        if self.settings.prompts is not None:
+            other = self.space.with_data(prompts=self.settings.prompts)
+            return other.part(range(self.settings.target_prompts))
+        return self.space.part(range(self._first))
+
+    # Prompts before it, in the drawn order, are the target's.
+    @property
+    def _first(self) -> int:
+        if self.settings.prompts is not None:
+            return 0
+        return min(self.settings.target_prompts, int(self._total * _LARGEST_TARGET_SHARE))
+
+    # A candidate's pairs of the first prompts after the target's; a larger number has them too.
+    def _built(self, rule: Rule, count: int) -> Build:
+        inside = copy(self.walk)
+        inside.space = self.space.part(range(self._first, self._first + count))
+        inside.row = dict(self.walk.row)
+        built: Build = inside.pairs(rule.kind, rule, self.policy, None)
+        return built
+
+    def _forecast(self, target: Target) -> float | None:
+        builds = {
+            name: self._built(candidate.rule, self.settings.pairs)
+            for name, candidate in self._candidates.items()
+        }
+        forecast = self.walk.do(Forecast(self.space, self.policy, target, builds))
+        if not self._is_done(forecast):
+            return None
+        found = forecast.read(FORECAST)
+        for name, candidate in self._candidates.items():
+            candidate.forecast = found["candidates"][name]
+        return float(found["agreement"])
+
+    # Whether the pilots ran.
+    def _race(self, target: Target) -> bool:
+        start = self.walk.do(Score(self.space, target, self.policy))
+        running, heats = list(self._candidates), list[Heat]()
+        for share in self.settings.shares:
+            values = {name: self._pilots(name, share, target, start) for name in running}
+            if not all(values.values()):
+                continue
+            stacks = {
+                name: torch.stack([value.by_prompt for value in pilots])
+                for name, pilots in values.items()
+            }
+            heats.append(Heat(share, stacks))
+            for name, pilots in values.items():
+                error = float(stacks[name].mean(0).std()) / math.sqrt(stacks[name].shape[1])
+                candidate = self._candidates[name]
+                candidate.pilots = [
+                    *(candidate.pilots or []),
+                    {
+                        "share": share,
+                        "seeds": len(pilots),
+                        "gain": heats[-1].gain(name),
+                        "error": error,
+                        "sample_size": min(value.sample_size for value in pilots),
+                    },
+                ]
+            distances, left = standing(heats), survivors(heats)
+            order = list(distances)
+            self._decided = distances[order[1]] > _Z_95
+            for name in set(running) - set(left):
+                self._candidates[name].dropped = share
+            self._order = [*order, *(name for name in self._order if name not in order)]
+            running = left
+            if len(running) == 1:
+                break
+        return bool(heats)
+
+    def _pilots(self, name: str, share: float, target: Target, start: Score) -> list[Any]:
+        built = self._built(self._candidates[name].rule, math.ceil(share * self._total))
+        scores = []
+        for seed in range(self.settings.seeds):
+            train = Train(
+                built.space,
+                self.policy,
+                built,
+                reference=self.policy,
+                share=share,
+                seed=self.space.recipe.seed + seed,
+            )
+            pilot = self.walk.do(train).policy(f"pilot of {name}")
+            scores.append(self.walk.do(Score(self.space, target, pilot)))
+        return (
+            [value_of(score, start) for score in scores] if all(map(self._is_done, scores)) else []
+        )
+
+    # --- What follows -------------------------------------------------------------------------
+
+    def _by_stage(self) -> str:
+        if self._stage is None:
+            return "not measured yet"
+        stage = self._stage["stage"]
+        choice = stage if stage != "undecided" else self._stage["algorithm_1"]
+        self._order = ["off", "on"] if choice == "injection" else ["on", "off"]
+        low, high = self._stage["interval"]
+        self._decided = stage != "undecided"
+        score = f"boundary score {self._stage['boundary_score']:.2f} [{low:.2f}, {high:.2f}]"
+        return f"{stage} stage ({score}); the score does not see the loss"
+
+    def _by_forecast(self) -> str:
+        figures = {name: c.forecast for name, c in self._candidates.items() if c.forecast}
+        self._order = sorted(figures, key=lambda name: -figures[name]["gain"])
+        if len(self._order) < len(self._candidates):
+            return "not forecast yet"
+        first, second = self._order[:2]
+        behind, error = (figures[second][name] for name in ("behind", "behind_error"))
+        self._decided = behind > _Z_95 * error
+        return (
+            f"forecast {self._forecast_of(first)} {self._unit} in {_STEPS} steps; next {second}, "
+            f"{self._forecast_of(second)}"
+        )
+
+    def _by_pilots(self) -> str:
+        first, second = self._order[:2]
+        share = self._candidates[first].pilots[-1]["share"]  # type: ignore[index]  # it ran
+        return (
+            f"pilots on {100 * share:g} % of the prompts gained {self._pilot_of(first)} "
+            f"{self._unit}; next {second}, {self._pilot_of(second)}"
+        )
+
+    # Of probabilities, points; rewards as they are.
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.space.judge.pointwise else 100.0
+
+    @property
+    def _unit(self) -> str:
+        return "of the judge's reward" if self.space.judge.pointwise else "points of win rate"
+
+    def _forecast_of(self, name: str) -> str:
+        found = self._candidates[name].forecast
+        return "-" if found is None else _interval(found, _STEPS * self._scale)
+
+    def _pilot_of(self, name: str) -> str:
+        pilots = self._candidates[name].pilots
+        return _interval(pilots[-1], self._scale) if pilots else "-"
+
+    def _result(self, basis: Depth, reason: str, agreement: float | None) -> dict[str, Any]:
+        return {
+            "policy": self.policy.spec,
+            "judge": self.space.judge.name,
+            "loss": self.space.recipe.train.get("loss", "sigmoid"),
+            "depth": basis,
+            "choice": self._order[0] if self._order else None,
+            "reason": reason,
+            "decided": self._decided,
+            "ranking": self._order,
+            "unit": self._unit,
+            "scale": self._scale,
+            "stage": self._stage,
+            "prompts": self._total,
+            "target_prompts": self._first or self.settings.target_prompts,
+            "target_agreement": agreement,
+            "candidates": [
+                {
+                    "name": name,
+                    "forecast": candidate.forecast,
+                    "pilots": candidate.pilots or [],
+                    "dropped": candidate.dropped,
+                }
+                for name, candidate in sorted(
+                    self._candidates.items(),
+                    key=lambda item: (
+                        self._order.index(item[0]) if item[0] in self._order else len(self._order)
+                    ),
+                )
+            ],
+        }
+
+
+def advice_table(result: Mapping[str, Any]) -> str:
+    """The candidates as a Markdown table, the advised one first.
+
+    Args:
+        result: As in advise.json.
+
+    Returns:
+        The table; a dash where something was not measured.
+    """
+    scale = result["scale"]
+    shares = sorted({pilot["share"] for c in result["candidates"] for pilot in c["pilots"]})
+    head = [
+        "data",
+        f"forecast, {result['unit']} in {_STEPS} steps",
+        "cosine",
+        *(f"pilots on {100 * share:g} %" for share in shares),
+    ]
+    rows: list[Sequence[object]] = []
+    for candidate in result["candidates"]:
+        forecast = candidate["forecast"]
+        pilots = {pilot["share"]: pilot for pilot in candidate["pilots"]}
+        cells = ["-", "-"]
+        if forecast is not None:
+            cosine = f"{forecast['cosine']:+.3f} ± {_Z_95 * forecast['cosine_error']:.3f}"
+            cells = [_interval(forecast, _STEPS * scale), cosine]
+        cells += [_interval(pilots[share], scale) if share in pilots else "-" for share in shares]
+        rows.append([candidate["name"], *cells])
+    return markdown_table(head, rows)
+
+
+# A gain with its 95 % interval.
+def _interval(figures: Mapping[str, Any], scale: float) -> str:
+    gain, half = scale * figures["gain"], scale * _Z_95 * figures["error"]
+    return f"{gain:+.3g} [{gain - half:+.3g}, {gain + half:+.3g}]"
