@@ -4,7 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefstage.aligning import align as align, run_experiment as run_experiment
+    from prefstage.aligning import (
+        advise as advise,
+        align as align,
+        run_experiment as run_experiment,
+    )
     from prefstage.building import build_pairs as build_pairs
     from prefstage.data import load_candidates as load_candidates, load_pairs as load_pairs
     from prefstage.diagnosing import diagnose as diagnose
@@ -40,6 +44,7 @@ _HOMES = {
     "PreferenceTrainer": "training",
     "Scorer": "scoring",
     "Stage": "measuring",
+    "advise": "aligning",
     "align": "aligning",
     "build": "building:build_pairs",
     "build_pairs": "building",

@@ -176,7 +176,7 @@ def test_align_takes_a_folder_as_text(tmp_path: Path, file: Path) -> None:
 
 
 COMMANDS = (
-    *("align", "build", "diagnose", "doctor", "evaluate", "experiment"),
+    *("advise", "align", "build", "diagnose", "doctor", "evaluate", "experiment"),
     *("judge", "measure", "report", "sample", "train"),
 )
 

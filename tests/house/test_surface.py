@@ -17,6 +17,7 @@ NAMES = [
     "PreferenceTrainer",
     "Scorer",
     "Stage",
+    "advise",
     "align",
     "build",
     "build_pairs",
@@ -40,6 +41,7 @@ NAMES = [
     "write_report",
 ]
 COMMANDS = [
+    "advise",
     "align",
     "build",
     "demo",

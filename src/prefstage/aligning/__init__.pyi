@@ -1,4 +1,5 @@
 # Public names, each imported on first use (read by lazy_loader in __init__.py).
+from .advised import Advised as Advised, advise as advise, plan_advice as plan_advice
 from .experiment import (
     Experiment as Experiment,
     Grid as Grid,

@@ -272,6 +272,38 @@ def align(
 
 @partial(
     Command,
+    recipe="As of align, YAML: policy, off_policy, judge, train, and advise.",
+    out=RUN_FOLDER,
+    out_required=True,
+    flags={"dry_run": DRY_RUN},
+    words={"depth": "Where to stop: stage, forecast or pilot [as the recipe says]."},
+)
+def advise(
+    recipe: Path | None, overrides: Overrides, *, out: Path, dry_run: bool, depth: str | None
+) -> Outcome:
+    """Tell which data to train on next: the pairs at hand, own answers, a mixture, others.
+
+    Three depths, each with the ones before. stage: the boundary score, which compares answers
+    alone. forecast: gradients, which see the loss and the optimiser too, without any training.
+    pilot: short trainings, raced, and valued on judged answers of the policy. The same command
+    with another --depth goes on where it stopped.
+    """
+    from prefstage.aligning import advise as run, load_recipe, plan_advice
+    from prefstage.aligning.planning import plan_outcome
+    from prefstage.cli.align_view import shown_steps
+
+    chosen = {} if depth is None else {"advise.depth": depth}
+    settings = load_recipe(_named(recipe), {**overrides, **chosen})
+    if dry_run:
+        return plan_outcome(plan_advice(settings, out=out))
+    _hide_weight_bars()
+    with shown_steps() if sys.stderr.isatty() else nullcontext() as view:
+        shown: dict[str, Any] = {} if view is None else {"tell": view.tell, "begun": view.begun}
+        return run(settings, out=out, **shown)
+
+
+@partial(
+    Command,
     recipe="The grid, YAML: recipe, axes, metrics and tables.",
     out=RUN_FOLDER,
     out_required=True,

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from prefstage.cli.allocator import tune_allocator
 from prefstage.cli.commands import (
+    advise,
     align,
     build,
     demo,
@@ -29,7 +30,7 @@ from prefstage.cli.options import HELP_OPTIONS, make_command
 COMMANDS = {
     command.name: command
     for command in (
-        *(measure, sample, judge, diagnose, build, train, evaluate, align),
+        *(measure, advise, sample, judge, diagnose, build, train, evaluate, align),
         *(experiment, report, demo, theory, doctor),
     )
 }

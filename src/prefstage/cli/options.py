@@ -33,7 +33,8 @@ class Command:
 
     Attributes:
         run: Called with the settings and `out`; or, if there is a `recipe`, with that file,
-            the `overrides` of its settings, `out` and the `flags`. Its docstring is the help.
+            the `overrides` of its settings, `out`, the `flags` and the `words`. Its docstring is
+            the help.
         settings: "package.module:Model", whose fields become options; imported on first use.
         argument: The field that is typed without its name.
         recipe: Help of the recipe, for commands that read one instead of settings.
@@ -41,6 +42,7 @@ class Command:
         out_default: Path without `--out`; None: nothing is written then.
         out_required: Whether `--out` is required.
         flags: Switches that are no settings: help by name.
+        words: Likewise with a text.
         former: Settings by the names that they had once, which are still understood.
         talks: Whether `run` prints as it goes on, unless its `quiet` is set.
     """
@@ -53,6 +55,7 @@ class Command:
     out_default: Path | None = None
     out_required: bool = False
     flags: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
     former: Mapping[str, str] = field(default_factory=dict)
     talks: bool = False
 
@@ -191,6 +194,7 @@ def make_command(command: Command) -> TyperCommand:
             for setting in settings
         ),
         *(_plain(name, bool, text) for name, text in command.flags.items()),
+        *(_plain(name, str, text) for name, text in command.words.items()),
         *([_plain("out", Path, command.out, out_default)] if command.out else []),
         _plain("config", Path, "Settings as YAML; options win."),
         _plain("set", list[str], "A setting by its name in YAML, a.b for b inside a; wins."),
@@ -222,6 +226,7 @@ def _outcome(
 
     extras = {
         **{name: bool(arguments[name]) for name in command.flags},
+        **{name: arguments[name] for name in command.words},
         **({"out": arguments["out"]} if command.out else {}),
         **({"quiet": bool(arguments["json"])} if command.talks else {}),
     }
