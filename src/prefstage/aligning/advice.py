@@ -38,7 +38,8 @@ class Advice:
     """
 
     def __init__(self, walk: Any, policy: Policy, *, depth: Depth | None = None) -> None:
-        self.walk, self.space, self.policy = copy(walk), walk.space, policy
+        self.walk, self.policy = copy(walk), policy
+        self.space: Workspace = walk.space
         self.settings = self.space.recipe.advise
         self.depth: Depth = depth or self.settings.depth
         self.walk.row = {"iteration": walk.row["iteration"], "rule": "advise", "steps": {}}
@@ -96,7 +97,8 @@ class Advice:
     def _first(self) -> int:
         if self.settings.prompts is not None:
             return 0
-        return min(self.settings.target_prompts, int(self._total * _LARGEST_TARGET_SHARE))
+        first: int = min(self.settings.target_prompts, int(self._total * _LARGEST_TARGET_SHARE))
+        return first
 
     # A candidate's pairs of the first prompts after the target's; a larger number has them too.
     def _built(self, rule: Rule, count: int) -> Build:

@@ -80,7 +80,7 @@ def advise(
             "advise",
             headline=headline,
             facts={name: result[name] for name in ("policy", "judge", "depth", "choice")},
-            parts=[{"kind": "advise", "iteration": 0, "folder": "."}, *steps.parts()],
+            parts=[{"kind": "advise", "iteration": 0, "folder": "."}, *steps.parts],
         )
     return Advised(
         summary="\n".join(

@@ -348,7 +348,8 @@ def choose(rule: Rule, stage: Stage | None) -> tuple[Data, str]:
         Sun et al. 2025, arXiv:2508.10530, Algorithm 1.
     """
     if rule.kind != "auto" or stage is None:
-        return ("on" if rule.kind == "auto" else rule.kind), "fixed by the schedule"
+        fixed: Any = "on" if rule.kind == "auto" else rule.kind
+        return fixed, "fixed by the schedule"
     undecided = stage.stage == "undecided"
     decisive = stage.algorithm_1 if undecided else stage.stage
     reason = "undecided; the votes at hand favour it" if undecided else f"{stage.stage} stage"

@@ -293,7 +293,7 @@ def advise(
     from prefstage.cli.align_view import shown_steps
 
     chosen = {} if depth is None else {"advise.depth": depth}
-    settings = load_recipe(_named(recipe), {**overrides, **chosen})
+    settings = load_recipe(recipe or {}, {**overrides, **chosen})
     if dry_run:
         return plan_outcome(plan_advice(settings, out=out))
     _hide_weight_bars()

@@ -202,14 +202,15 @@ class Workspace:
                 _log.warning("%s: columns not used: %s", name, ", ".join(unused))
             self._loaded[name, load] = rows
         whole: RowsT = self._loaded[name, load]
-        if self.rows is None or name == "held_out":
+        wanted: range | None = self.rows
+        if wanted is None or name == "held_out":
             return whole
 
         def order(prompt_id: str) -> int:
             return text_number(f"{self.recipe.seed}\0part\0{prompt_id}")
 
-        ids = sorted({*whole.dataset["prompt_id"]}, key=order)
-        kept = {*ids[self.rows.start : self.rows.stop]}
+        ids: list[str] = sorted({*whole.dataset["prompt_id"]}, key=order)
+        kept = {*ids[wanted.start : wanted.stop]}
         return whole.filter(lambda row: row.prompt_id in kept)
 
     def bad_row_options(self, name: str) -> dict[str, Any]:
