@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -202,16 +202,17 @@ class Workspace:
                 _log.warning("%s: columns not used: %s", name, ", ".join(unused))
             self._loaded[name, load] = rows
         whole: RowsT = self._loaded[name, load]
-        wanted: range | None = self.rows
-        if wanted is None or name == "held_out":
+        if self.rows is None or name == "held_out":
             return whole
+        kept = self._drawn(whole.dataset["prompt_id"], self.rows)
+        return whole.filter(lambda row: row.prompt_id in kept)
 
-        def order(prompt_id: str) -> int:
+    # Ids of a part: in an order by numbers that are drawn from each id alone.
+    def _drawn(self, prompt_ids: Iterable[str], part: range) -> set[str]:
+        def number(prompt_id: str) -> int:
             return text_number(f"{self.recipe.seed}\0part\0{prompt_id}")
 
-        ids: list[str] = sorted({*whole.dataset["prompt_id"]}, key=order)
-        kept = {*ids[wanted.start : wanted.stop]}
-        return whole.filter(lambda row: row.prompt_id in kept)
+        return {*sorted({*prompt_ids}, key=number)[part.start : part.stop]}
 
     def bad_row_options(self, name: str) -> dict[str, Any]:
         """How a loader treats bad rows.
