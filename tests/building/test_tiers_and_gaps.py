@@ -3,13 +3,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from prefstage.building.account import Account
-from prefstage.building.choosing import usable_responses
-from prefstage.building.quality import (
+from prefstage.building.choosing import (
     PARTS,
     gap_quality_pairs,
     match_means,
     quality_tiers,
     tier_pairs,
+    usable_responses,
 )
 from prefstage.building.recipe import COMBINATIONS, TIERS, parse_combination
 from prefstage.core.errors import InputError

@@ -9,7 +9,7 @@ import pytest
 
 from prefstage.core.errors import DataError
 from prefstage.judging import load_judge
-from prefstage.judging.table import TableJudge
+from prefstage.judging.loading import TableJudge
 from tests.judging.tiny_judges import comparison
 
 

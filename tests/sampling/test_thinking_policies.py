@@ -10,7 +10,8 @@ from tiny_models import tiny_llama, tiny_tokenizer
 from tokenizers import AddedToken
 
 from prefstage.building.account import Account
-from prefstage.building.choosing import all_pairs, pairs_by_choice, rescored
+from prefstage.building.choosing import all_pairs, pairs_by_choice
+from prefstage.building.relabelling import rescored
 from prefstage.core.ledger import Ledger
 from prefstage.data import PairSet, ResponseEncoder, load_candidates, load_pairs
 from prefstage.data.records import SAMPLED, Candidates, prompt_id_of

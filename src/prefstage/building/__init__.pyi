@@ -3,11 +3,11 @@ from .account import Account as Account
 from .answers import mixed_pairs as mixed_pairs
 from .build import BuildResult as BuildResult, build_pairs as build_pairs
 from .card import pair_statistics as pair_statistics
-from .per_prompt import per_prompt_pairs as per_prompt_pairs
-from .quality import (
+from .choosing import (
     gap_quality_pairs as gap_quality_pairs,
     quality_tiers as quality_tiers,
     tier_pairs as tier_pairs,
 )
+from .per_prompt import per_prompt_pairs as per_prompt_pairs
 from .recipe import Recipe as Recipe, read_recipe as read_recipe
 from .relabelling import relabelled as relabelled

@@ -4,13 +4,14 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from datasets import Dataset, Features, Value
 
 from prefstage.building.recipe import TRAIN
 from prefstage.core import InputError
-from prefstage.data.records import Pair
+from prefstage.data.records import Candidates, Pair
 from prefstage.data.sets import features_of, to_row
 from prefstage.data.storage import build_dataset, text_number
 from prefstage.judging.judged import wilson_interval
@@ -237,6 +238,68 @@ Group = list[Built]
 Parts = dict[str, dict[str, Dataset]]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """One response that can be chosen.
+
+    Attributes:
+        text: The response.
+        score: Its score, finite; higher is better.
+        source: Who wrote it, or None.
+        position: Its position among the prompt's candidates.
+    """
+
+    text: str
+    score: float
+    source: str | None
+    position: int
+
+
+# Chosen and rejected.
+Choice = tuple[Scored, Scored]
+
+
+def built_of(
+    row: Candidates,
+    pair: Choice,
+    *,
+    method: str,
+    part: str | None = None,
+    judge: str | None = None,
+) -> Built:
+    """Make the pair of two responses to a prompt.
+
+    Args:
+        row: The prompt.
+        pair: The better response and the worse one.
+        method: How they were chosen.
+        part: Dataset of the method; None for its only one.
+        judge: Whose scores they have.
+
+    Returns:
+        The pair with its provenance.
+    """
+    chosen, rejected = pair
+    return Built(
+        Pair(
+            prompt_id=row.prompt_id,
+            prompt=row.prompt,
+            chosen=(row.message(chosen.position),),
+            rejected=(row.message(rejected.position),),
+            score_chosen=chosen.score,
+            score_rejected=rejected.score,
+            source_chosen=chosen.source,
+            source_rejected=rejected.source,
+        ),
+        method,
+        part or method,
+        place_chosen=chosen.position,
+        place_rejected=rejected.position,
+        gap=chosen.score - rejected.score,
+        judge=judge,
+    )
+
+
 def score_gap(pair: Pair) -> float | None:
     """Score of chosen less score of rejected; None without scores."""
     if pair.score_chosen is None or pair.score_rejected is None:
@@ -296,8 +359,5 @@ def split_of(prompt_id: str, shares: Mapping[str, float], *, seed: int = 0) -> s
         The split's name.
     """
     position = text_number(f"{seed}\0split\0{prompt_id}") / 2.0**64
-    for name, share in shares.items():
-        if position < share:
-            return name
-        position -= share
-    return TRAIN
+    borders = zip(shares, accumulate(shares.values()), strict=True)
+    return next((name for name, border in borders if position < border), TRAIN)

@@ -8,9 +8,9 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from prefstage.building.account import Account, Built, Group, score_gap
-from prefstage.building.choosing import rescored, usable_responses
+from prefstage.building.choosing import usable_responses
 from prefstage.building.recipe import PRINCIPLES, SHARE, TEMPLATE, Principle
-from prefstage.building.relabelling import exchanged, without_raters
+from prefstage.building.relabelling import exchanged, rescored, without_raters
 from prefstage.core import InputError, Ledger, seed_for
 from prefstage.data import Candidates, CandidateSet, Message, Pair, Prompt, prompt_id_of
 from prefstage.data.storage import count_different, different, hashes_of, text_number
@@ -143,8 +143,8 @@ def mixed_pairs(
         yield [Built(made, "mixing", "mixing", gap=score_gap(made), judge=asked)]
 
 
+# The pair with the policy's best answer, or as it is; and the figure that counts which.
 def _mixed(pair: Pair, answers: Candidates, judge: Judge) -> tuple[Pair, str]:
-    """The pair with the policy's best answer, or as it is; and the figure that counts which."""
     chosen = "\n".join(map(content_of, pair.chosen))
     together = replace(
         answers,

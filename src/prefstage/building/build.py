@@ -41,19 +41,20 @@ from prefstage.building.choosing import (
     best_vs_random,
     best_vs_second,
     best_vs_worst,
+    gap_quality_pairs,
     pairs_by_choice,
     rejection_pairs,
-    rescored,
+    tier_pairs,
 )
 from prefstage.building.filters import filtered, without_ties
 from prefstage.building.per_prompt import joined, per_prompt_pairs, read_measurement, sharpen
-from prefstage.building.quality import gap_quality_pairs, tier_pairs
 from prefstage.building.recipe import TRAIN, Plan, Recipe, read_recipe
 from prefstage.building.relabelling import (
     aspect_margins,
     least_divergent,
     measure_reversal,
     relabelled,
+    rescored,
     whole_pairs,
     with_judge_probability,
 )
@@ -127,8 +128,7 @@ class Materials:
         plan: The recipe, checked.
         account: What to count in.
         ledger: Where answers are kept as they arrive.
-        candidates: `CandidateSet`: prompts with responses, with the judge's scores if there is
-            a judge.
+        candidates: `CandidateSet`: prompts with responses, scored by the judge if there is one.
         pairs: `PairSet`.
         judge: `Judge`: who scores.
         sampler: `Sampler`: who answers.
@@ -236,8 +236,8 @@ def build_pairs(
         return made if out is None else replace(made, written=_write(folder, made))
 
 
+# The recipe with names in place of data, judge and policy that stand in it; and these.
 def _named(recipe: Any) -> tuple[Any, dict[str, Any]]:
-    """The recipe with names in place of data, judge and policy that stand in it; and these."""
     if not isinstance(recipe, Mapping):
         return recipe, {}
     taken: dict[str, Callable[[Any], Any]] = {
@@ -262,10 +262,10 @@ def _load(plan: Plan, objects: Mapping[str, Any]) -> CandidateSet | PairSet:
     return keep_sources(rows, recipe.sources) if recipe.sources is not None else rows
 
 
+# Of pairs that are read as candidates: a judge that scores them replaces their labels.
 def _measure_reversal(
     recipe: Recipe, source: Any, form: str, judge: Judge, account: Account
 ) -> None:
-    """Of pairs that are read as candidates: a judge that scores them replaces their labels."""
     if not recipe.sources and format_named(form, "candidates").kind == "pairs":
         pairs = load_pairs(source, **recipe.model_dump(include=_READING))
         account.reversal, _ = measure_reversal(pairs, judge)

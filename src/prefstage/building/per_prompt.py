@@ -132,8 +132,10 @@ def per_prompt_pairs(
         account.add(f"{side}_policy: {why}")
         group = sides[side][prompt_id]
         account.pairs += len(group)
-        method = f"per-prompt, {side}-policy"
-        yield [replace(built, method=method, part="per-prompt") for built in group]
+        yield [
+            replace(built, method=f"per-prompt, {side}-policy", part="per-prompt")
+            for built in group
+        ]
 
 
 def least_clear(
@@ -238,6 +240,7 @@ def joined(row: Candidates | None, more: Candidates) -> Candidates:
     )
 
 
+# Add each new response's votes to its prompt's tally; returns how many were judged.
 def _count_votes(
     samples: Sequence[Sample],
     off: Mapping[str, Candidates],
@@ -245,7 +248,6 @@ def _count_votes(
     *,
     tallies: dict[str, PromptTally],
 ) -> int:
-    """Add each new response's votes to its prompt's tally; returns how many were judged."""
     with_text = [sample for sample in samples if sample.text.strip()]
     theirs = [off[sample.prompt_id] for sample in with_text]
     ours = [

@@ -421,8 +421,8 @@ def _check_needs(plan: Plan) -> None:
     )
 
 
+# Refuse settings that this recipe would not read.
 def _check_effects(plan: Plan) -> None:
-    """Refuse settings that this recipe would not read."""
     recipe = plan.recipe
     unread = {
         "on_policy": plan.name != "per-prompt",

@@ -1,4 +1,4 @@
-"""Pairs judged again: whole pairs, a judge's labels, and what several aspects agree about."""
+"""Judged again: responses by score, pairs by label, and what several aspects agree about."""
 
 import math
 from array import array
@@ -12,11 +12,11 @@ import numpy as np
 
 from prefstage.building.account import Account, Built, Group, Reversal, check_reversal
 from prefstage.core import InputError
-from prefstage.data.records import Pair
+from prefstage.data.records import Candidates, Pair
 from prefstage.judging.base import Judge, Judgment, content_of, judgment_of_rewards
-from prefstage.judging.judged import compare_all, comparison_of, score_all
+from prefstage.judging.judged import compare_all, comparison_of, score_all, score_candidates
 
-_PAIRS_AT_ONCE = 512
+_PAIRS_AT_ONCE, _PROMPTS_AT_ONCE = 512, 256
 _HALF, _TWO = 0.5, 2
 
 Numbers = np.ndarray[Any, Any]
@@ -34,16 +34,16 @@ def whole_pairs(pairs: Iterable[Pair], account: Account) -> Iterator[Pair]:
         any) are finite numbers.
     """
     for pair in pairs:
-        scores = (pair.score_chosen, pair.score_rejected)
         says = [any(map(_says_something, side)) for side in (pair.chosen, pair.rejected)]
-        faults = {
-            "pair without one of its sides": not all(says),
-            "pair with the same text on both sides": pair.chosen == pair.rejected,
-            "pair whose score is no finite number": any(
-                score is not None and not math.isfinite(score) for score in scores
-            ),
-        }
-        if account.passes(pair.prompt_id, faults):
+        scores = [score or 0.0 for score in (pair.score_chosen, pair.score_rejected)]
+        if account.passes(
+            pair.prompt_id,
+            {
+                "pair without one of its sides": not all(says),
+                "pair with the same text on both sides": pair.chosen == pair.rejected,
+                "pair whose score is no finite number": not all(map(math.isfinite, scores)),
+            },
+        ):
             yield pair
         else:
             account.prompts += 1
@@ -53,6 +53,23 @@ def _says_something(message: Any) -> bool:
     return isinstance(message, dict) and bool(
         content_of(message).strip() or message.get("tool_calls")
     )
+
+
+def rescored(rows: Iterable[Candidates], judge: Judge | None) -> Iterator[Candidates]:
+    """Give every response the judge's score, some prompts at a time.
+
+    Args:
+        rows: Prompts with their responses.
+        judge: Who scores; None keeps the scores that the rows have.
+
+    Yields:
+        The rows with scores, in order.
+    """
+    rest = iter(rows)
+    while judge is not None and (chunk := list(islice(rest, _PROMPTS_AT_ONCE))):
+        for row, scores in zip(chunk, score_candidates(judge, chunk), strict=True):
+            yield replace(row, scores=tuple(scores))
+    yield from rest
 
 
 def relabelled(
@@ -193,8 +210,8 @@ def with_judge_probability(groups: Iterable[Group], judge: Judge) -> Iterator[Gr
             yield [known.get(id(built), built) for built in group]
 
 
+# Rewards of both sides, or P(chosen ≻ rejected) and 1 - P; NaN if unreadable. [pairs, 2].
 def _numbers(pairs: Iterable[Pair], judge: Judge) -> Numbers:
-    """Rewards of both sides, or P(chosen ≻ rejected) and 1 - P; NaN if unreadable. [pairs, 2]."""
     # Two float64 a pair instead of a list of Judgments: 16 bytes, so that a judge's word on
     # millions of pairs fits into memory.
     numbers, rest = array("d"), iter(pairs)
@@ -213,12 +230,11 @@ def _numbers(pairs: Iterable[Pair], judge: Judge) -> Numbers:
     return np.frombuffer(numbers).reshape(-1, 2) if numbers else np.zeros((0, 2))
 
 
+# With the scores of both sides.
 def _judgments(numbers: Numbers, judge: Judge) -> Iterator[tuple[Judgment, float, float]]:
-    """With the scores of both sides."""
     for first, second in (row.tolist() for row in numbers):
         of_rewards = judge.pointwise or math.isnan(first)
-        judgment = judgment_of_rewards(first, second) if of_rewards else Judgment(first)
-        yield judgment, first, second
+        yield judgment_of_rewards(first, second) if of_rewards else Judgment(first), first, second
 
 
 # Of each method: why a pair is left out whose judgment is undecided, and whose is a tie.
@@ -230,20 +246,19 @@ _REASONS = {
 }
 
 
+# Pairs as they were labelled, their judgments and gaps: each decided one as it is judged.
 def _labelled(
     judged: Iterable[tuple[Pair, Judgment, float]], *, method: str, judge: str, account: Account
 ) -> Iterator[Group]:
-    """Pairs as they were labelled, their judgments and gaps: each decided one as it is judged."""
     undecided, equal = _REASONS[method]
     for pair, judgment, gap in judged:
         account.prompts += 1
-        faults = {
-            undecided: judgment.status == "undecided",
-            equal: judgment.probability == _HALF,
-        }
-        if not account.passes(pair.prompt_id, faults):
+        lean = judgment.probability - _HALF
+        if not account.passes(
+            pair.prompt_id, {undecided: judgment.status == "undecided", equal: lean == 0}
+        ):
             continue
-        flip = judgment.probability < _HALF
+        flip = lean < 0
         if method == "relabel":
             account.add("labels_kept", int(not flip))
         account.add("labels_flipped", int(flip))

@@ -88,9 +88,8 @@ def question_key(judge: str, question: Comparison) -> tuple[str, str, str, str]:
     return judge, prompt_id_of(question.prompt), _hash(question.a), _hash(question.b)
 
 
+# Keeps the reward of each response, or one judgment per unordered pair of responses.
 class _StoredJudge(Judge):
-    """Keeps the reward of each response, or one judgment per unordered pair of responses."""
-
     def __init__(self, judge: Judge, ledger: Ledger) -> None:
         self._judge, self._ledger = judge, ledger
         self._reused = 0

@@ -317,8 +317,8 @@ class LLMJudge(Judge):
         keys = [question_key(self.fingerprint, question) for question in shown]
 
         def ask(positions: Sequence[int]) -> Iterator[tuple[int, Verdicts]]:
-            items = [(index, shown[position]) for index, position in enumerate(positions)]
-            return ask_all(self.client, items, self._ask_both)
+            asked = (shown[position] for position in positions)
+            return ask_all(self.client, enumerate(asked), self._ask_both)
 
         tie: Verdicts = (_HALF, _HALF)
         same = (tie if c.a == c.b else None for c in comparisons)
@@ -339,8 +339,8 @@ class LLMJudge(Judge):
         self._counts["order_dependent"] += (forward - _HALF) * (backward - _HALF) > 0
         return Judgment(0.5 * (forward + 1.0 - backward))
 
+    # Ask until the reply is readable; each reply is kept before it is used.
     async def _ask(self, shown: Comparison) -> float | None:
-        """Ask until the reply is readable; each reply is kept before it is used."""
         key = question_key(self.fingerprint, shown)
         for attempt in range(self._options.attempts):
             reply, counted = self._ledger.get("replies", (*key, attempt)), "reused"
@@ -354,8 +354,8 @@ class LLMJudge(Judge):
             self._counts["unreadable"] += 1
         return None
 
+    # A reply as it is kept: its text, and P(first shown ≻ second shown) if it is readable.
     async def _buy(self, shown: Comparison, attempt: int) -> tuple[str, float | None]:
-        """A reply as it is kept: its text, and P(first shown ≻ second shown) if it is readable."""
         messages = self._prompt.messages(shown, reminded=attempt > 0)
         wanted: dict[str, Any] = {"max_tokens": self._options.max_tokens, "temperature": 0.0}
         if attempt > 0:  # the same question again would get the same answer

@@ -103,8 +103,8 @@ class PairRMEncoder:
         )
         return _INSTRUCTION + "\n".join(asked), a, b
 
+    # One segment; whether its end was cut.
     def _ids(self, mark: str, text: str, limit: int) -> tuple[list[int], bool]:
-        """One segment; whether its end was cut."""
         if any(token in text for token in self._control):
             # A response must not open a new segment: control tokens that it spells are split.
             start = self.tokenizer(mark, verbose=False)["input_ids"]

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from os.path import commonprefix
 from typing import Any, Literal, Self
 
 import torch
@@ -27,6 +26,7 @@ from prefstage.core import (
 )
 from prefstage.data import Message, Prompt, load_tokenizer, prompt_id_of
 from prefstage.data.conversation_tokens import ControlText
+from prefstage.data.messages import common_prefix
 from prefstage.data.rendering import ChatTemplate
 from prefstage.judging.base import Item, Judge, answered_once, plain_prompt
 
@@ -72,13 +72,14 @@ class ModelJudge(Judge):
         for state in ("padding", "truncation"):  # left there by the last call, no part of the rules
             rules.pop(state, None)
         tokens = digest({"rules": rules, "chat_template": self._tokenizer.chat_template})
-        weights = weights_fingerprint(self._model)
-        return digest({"weights": weights, "tokenizer": tokens, **self._reading})
+        return digest(
+            {"weights": weights_fingerprint(self._model), "tokenizer": tokens, **self._reading}
+        )
 
+    # The logits of rows of token ids, with the positions of each batch.
     def _logits(
         self, rows: Sequence[Mapping[str, Sequence[int]]], batch_size: int
     ) -> Iterator[tuple[list[int], list[float]]]:
-        """The logits of rows of token ids, with the positions of each batch."""
         known = embedding_rows(self._model)
         for row in rows:
             check_token_ids(
@@ -212,12 +213,10 @@ class PairEncoder(Encoder):
         kept = {name: ids[name] for name in ("input_ids", "token_type_ids") if name in ids}
         return Encoding(kept, prompt_cut, response_cut=budget + wanted > window)
 
+    # Where each token stands in the text; token by token what the model will see.
     def _spans(self, text: str) -> list[tuple[int, int]]:
-        """Where each token stands in the text; token by token what the model will see."""
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, **_AS_TEXT
-        )
-        return list(encoded["offset_mapping"])
+        how = {"add_special_tokens": False, "return_offsets_mapping": True, **_AS_TEXT}
+        return list(self.tokenizer(text, **how)["offset_mapping"])
 
 
 class ChatEncoder(Encoder):
@@ -231,7 +230,7 @@ class ChatEncoder(Encoder):
     def __call__(self, prompt: Prompt, response: str) -> Encoding:
         """Encode one (prompt, response)."""
         whole = self._ids([*prompt, {"role": "assistant", "content": response}])
-        border = len(commonprefix([whole, self._ids(prompt)]))  # noqa: RUF071 - of token ids
+        border = common_prefix(whole, self._ids(prompt))
         wanted = len(whole) - border
         budget = self.budget(border, wanted, self.max_length)
         head = whole[:border]
@@ -366,8 +365,8 @@ class RewardModelJudge(ModelJudge):
             yield position, reward
 
 
+# The encoding that a reward model was made for.
 def _encoder(tokenizer: Any, config: Any, options: RewardModelOptions) -> PairEncoder | ChatEncoder:
-    """The encoding that a reward model was made for."""
     declared = (
         getattr(tokenizer, "model_max_length", None),
         getattr(config, "max_position_embeddings", None),

@@ -164,7 +164,6 @@ def _collect(
             samples.append(answer)
             tick()
     seconds = time.monotonic() - started
-    new_tokens = sum(answer.response_tokens for answer in samples[kept:])
     return {
         "policy": sampler.name,
         "fingerprint": sampler.fingerprint,
@@ -177,7 +176,11 @@ def _collect(
         "prompt_tokens": sum(answer.prompt_tokens for answer in samples),
         "response_tokens": sum(answer.response_tokens for answer in samples),
         "seconds": round(seconds, 3),
-        "tokens_per_s": round(new_tokens / seconds, 1) if seconds > 0 else 0.0,
+        "tokens_per_s": (
+            round(sum(answer.response_tokens for answer in samples[kept:]) / seconds, 1)
+            if seconds > 0
+            else 0.0
+        ),
         "counts": dict(sampler.counts),
     }, samples
 

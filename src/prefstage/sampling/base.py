@@ -1,13 +1,13 @@
 """Who writes answers, one per (prompt, index), and how they are kept."""
 
+import importlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -27,9 +27,9 @@ class AnswerConfig(Config):
         default=1, ge=1, description="Beam search over so many; 1 is off. Not with servers."
     )
 
+    # Beam search that is off is not named: nothing depends on it.
     @model_serializer(mode="wrap")
     def _without_idle(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Beam search that is off is not named: nothing depends on it."""
         return {name: value for name, value in dump(self).items() if (name, value) != ("beams", 1)}
 
 
@@ -383,68 +383,19 @@ class LoadOptions(LoadSettings):
         return {name: value for name, value in values.items() if value is not None}
 
 
-def _set_among(options: PolicySettings, *names: str) -> dict[str, Any]:
-    """The named options that are there and differ from their defaults."""
-    fields = type(options).model_fields
-    chosen = {name: getattr(options, name) for name in names if name in fields}
-    return {name: value for name, value in chosen.items() if value != fields[name].default}
-
-
-_IN_PROCESS: tuple[str, ...] = ("template_date", "control_tokens", "dtype", "device", "adapter")
-_IN_PROCESS += ("max_prompt_tokens", "batch_tokens")
-_SERVED = ("chat_format", "concurrency", "template_options")
-_CLIENT = ("timeout_s", "retries", "api_key_env")
-
-
-def _running_server(spec: str, config: SamplingConfig, options: PolicySettings) -> Sampler:
-    from prefstage.sampling.server_sampler import ServerSampler
-    from prefstage.serving import ServerClient
-
-    model, _, url = spec.removeprefix("openai:").partition("@http")
-    InputError.unless(
-        model and url,
-        saw=f"policy {spec!r}",
-        expected="openai:MODEL@URL",
-        cure="write, for example, openai:my-model@http://127.0.0.1:8000",
-    )
-    client = ServerClient("http" + url, model, **_set_among(options, *_CLIENT))
-    return ServerSampler(client, config, name=Path(model).name, **_set_among(options, *_SERVED))
-
-
-def _started_server(spec: str, config: SamplingConfig, options: PolicySettings) -> Sampler:
-    from prefstage.sampling.server_sampler import ServedSampler
-    from prefstage.serving import check_command
-
-    command = spec.removeprefix("serve:").strip()
-    check_command(command)
-    log_file = _set_among(options, "log_file").get("log_file")
-    return ServedSampler(
-        command,
-        config,
-        log_file=log_file or Path(tempfile.mkdtemp(prefix="prefstage-")) / "server.log",
-        client_options=_set_among(options, *_CLIENT),
-        **_set_among(options, *_SERVED),
-    )
-
-
-def _in_process(spec: str, config: SamplingConfig, options: PolicySettings) -> Sampler:
-    InputError.unless(
-        spec.strip(),
-        saw="an empty policy",
-        expected="a model folder, a Hub id, openai:MODEL@URL or serve:COMMAND",
-        cure="name one",
-    )
-    from prefstage.sampling.transformers_sampler import TransformersSampler
-
-    chosen = _set_among(options, "chat_format", "template_options", *_IN_PROCESS)
-    return TransformersSampler.load(spec, config, **chosen)
-
-
-# By the beginning of a spec: how such a policy is loaded, and which options have no effect on it.
-_KINDS = {
-    "openai:": (_running_server, (*_IN_PROCESS, "log_file")),
-    "serve:": (_started_server, _IN_PROCESS),
-    "": (_in_process, ("concurrency", *_CLIENT, "log_file")),
+_SERVED = ("chat_format", "template_options", "concurrency", "timeout_s", "retries", "api_key_env")
+# By the beginning of a spec: where the class of such a policy stands, and the options it takes.
+_KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "openai:": ("server_sampler", "ServerSampler", _SERVED),
+    "serve:": ("server_sampler", "ServedSampler", (*_SERVED, "log_file")),
+    "": (
+        "transformers_sampler",
+        "TransformersSampler",
+        (
+            *(*ChatSettings.model_fields, "dtype", "device", "adapter"),
+            *("max_prompt_tokens", "batch_tokens"),
+        ),
+    ),
 }
 
 
@@ -483,14 +434,23 @@ def as_sampler(
             cure="pass one of these; a class of your own derives from prefstage.sampling.Sampler",
         )
     spec, config, options = str(spec), config or SamplingConfig(), options or LoadOptions()
-    load, idle = next(kind for start, kind in _KINDS.items() if spec.startswith(start))
-    for name, value in _set_among(options, *idle).items():
+    prefix = next(start for start in _KINDS if spec.startswith(start))
+    module, name, takes = _KINDS[prefix]
+    fields = type(options).model_fields
+    chosen = {
+        option: getattr(options, option)
+        for option in LoadOptions.model_fields
+        if option in fields and getattr(options, option) != fields[option].default
+    }
+    for option in (option for option in chosen if option not in takes):
         raise InputError.of(
-            saw=f"{name}={value} with policy {spec!r}",
+            saw=f"{option}={chosen[option]} with policy {spec!r}",
             expected="only options that have an effect on this kind of policy",
-            cure=f"leave {name} out",
+            cure=f"leave {option} out",
         )
-    return load(spec, config, options)
+    # Imported only now: one of the kinds needs torch, and the others should not wait for it.
+    kind = getattr(importlib.import_module(f"prefstage.sampling.{module}"), name)
+    return cast(Sampler, kind.load(spec.removeprefix(prefix), config, **chosen))
 
 
 load_sampler = as_sampler

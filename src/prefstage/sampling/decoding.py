@@ -229,8 +229,8 @@ class Batch:
             "use_cache": True,
             "logits_to_keep": 1,
         }
-        output = self._model(**{k: v for k, v in inputs.items() if k in self._takes})
-        self.logits = output.logits[:, -1].float()
+        taken = {name: value for name, value in inputs.items() if name in self._takes}
+        self.logits = self._model(**taken).logits[:, -1].float()
         if len(self._forbidden):
             self.logits = self.logits.index_fill(-1, self._forbidden, -torch.inf)
 

@@ -1,6 +1,7 @@
 """Sampling from a server that speaks the OpenAI protocol."""
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -27,6 +28,7 @@ from prefstage.serving import (
     RefusedRequestError,
     ServerClient,
     ask_all,
+    check_command,
     managed_server,
 )
 
@@ -194,6 +196,49 @@ class ServerSampler(Sampler):
         }
         self.fingerprint = digest(dict(self.settings))
 
+    @classmethod
+    def load(
+        cls,
+        target: str,
+        config: SamplingConfig,
+        *,
+        chat_format: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        concurrency: int | None = None,
+        **client: Any,
+    ) -> Sampler:
+        """Make the sampler from ``MODEL@URL``.
+
+        Args:
+            target: The model's name on the server, and the server's URL.
+            config: How to sample.
+            chat_format: As for the class.
+            template_options: As for the class.
+            concurrency: As for the class.
+            client: Further arguments of `ServerClient`.
+
+        Returns:
+            The sampler, named after the model; nothing is sent yet.
+
+        Raises:
+            InputError: If the target has another form, or as for the class.
+        """
+        model, _, url = target.partition("@http")
+        InputError.unless(
+            model and url,
+            saw=f"policy {'openai:' + target!r}",
+            expected="openai:MODEL@URL",
+            cure="write, for example, openai:my-model@http://127.0.0.1:8000",
+        )
+        return ServerSampler(
+            ServerClient("http" + url, model, **client),
+            config,
+            name=Path(model).name,
+            chat_format=chat_format,
+            concurrency=concurrency,
+            template_options=template_options,
+        )
+
     @property
     def counts(self) -> Mapping[str, int]:
         """The client's usage so far."""
@@ -238,9 +283,7 @@ class ServerSampler(Sampler):
             keep(sample)
             return sample
 
-        for sample in ask_all(self.client, requests, ask):
-            if sample is not None:
-                yield sample
+        yield from filter(None, ask_all(self.client, requests, ask))
         if refused:
             raise ServiceError.of(
                 saw=f"the server refused {len(refused)} of {len(requests)} requests; {refused[0]}",
@@ -306,6 +349,47 @@ class ServedSampler(ServerSampler):
             chat_format=chat_format,
             concurrency=concurrency,
             identity={"command": command},
+            template_options=template_options,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        target: str,
+        config: SamplingConfig,
+        *,
+        chat_format: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        concurrency: int | None = None,
+        log_file: Path | None = None,
+        **client: Any,
+    ) -> Sampler:
+        """Make the sampler from a command.
+
+        Args:
+            target: The command, as for the class.
+            config: How to sample.
+            chat_format: As for the class.
+            template_options: As for the class.
+            concurrency: As for the class.
+            log_file: As for the class; None for a new temporary folder.
+            client: Further arguments of `ServerClient`.
+
+        Returns:
+            The sampler; no server is started yet.
+
+        Raises:
+            InputError: If it is no command, or as for the class.
+        """
+        command = target.strip()
+        check_command(command)
+        return ServedSampler(
+            command,
+            config,
+            log_file=log_file or Path(tempfile.mkdtemp(prefix="prefstage-")) / "server.log",
+            chat_format=chat_format,
+            concurrency=concurrency,
+            client_options=client,
             template_options=template_options,
         )
 

@@ -149,6 +149,12 @@ class TransformersSampler(Sampler):
                 unexpected, of another shape or not finite; or as for the class.
             InputError: As for the class.
         """
+        InputError.unless(
+            name_or_path.strip(),
+            saw="an empty policy",
+            expected="a model folder, a Hub id, openai:MODEL@URL or serve:COMMAND",
+            cure="name one",
+        )
         tokenizer = load_tokenizer(name_or_path)
         # Made here for its faults, which show in a moment; weights take minutes to load.
         ResponseEncoder(tokenizer, **encoding)
@@ -182,8 +188,10 @@ class TransformersSampler(Sampler):
     @property
     def counts(self) -> Mapping[str, int]:
         """What happened so far besides sampling: prompts and tokens lost to truncation."""
-        names = ("prompts_truncated", "prompt_tokens_dropped")
-        return {name: getattr(self.encoder.counts, name) for name in names}
+        return {
+            name: getattr(self.encoder.counts, name)
+            for name in ("prompts_truncated", "prompt_tokens_dropped")
+        }
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sample]:
         """Answer every request once, those with the longest prompts first.
@@ -248,8 +256,8 @@ class TransformersSampler(Sampler):
             try:
                 ids = prompts[name] = self.encoder.prompt_ids(prompt)
             except RenderingError as error:
-                text = str(prompt[-1].get("content") or "")
-                raise error.within(f"prompt {name} ({show(text)})") from None
+                shown = show(str(prompt[-1].get("content") or ""))
+                raise error.within(f"prompt {name} ({shown})") from None
             check_token_ids(ids, rows, where=f"prompt {name}", tokenizer=self.encoder.tokenizer)
         too_long = [name for name, ids in prompts.items() if self._room(ids) < 1]
         if too_long:
