@@ -12,7 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
 
 from prefstage.data import Pair, load_pairs
-from prefstage.data.raw_rows import ArrowReader, without_padding
+from prefstage.data.raw_rows import arrow_reader, without_padding
 from tests.data.dataset_rows import GOOD
 
 CASES = Path(__file__).parent / "cases"
@@ -126,7 +126,7 @@ def test_maps_and_json_columns_keep_their_nulls() -> None:
     }
     struct = pa.StructArray.from_arrays(list(columns.values()), list(columns))
     table = pa.table({"c": struct, "gone": pa.nulls(1)})
-    row = ArrowReader(table.schema).row(table)
+    row = next(arrow_reader(table.schema)(table))
     assert row == {"c": {"m": {"a": 1, "b": None}, "j": {"x": None, "f": 0.1}}, "gone": None}
 
 

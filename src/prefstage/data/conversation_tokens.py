@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefstage.core import ModelError
@@ -41,14 +40,15 @@ class ControlText:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
         sources = "\0".join(template.sources.values())
-        # What the template writes around its turns.
         probes = [{**QUESTION, "content": PROBE}, _ANSWER]
-        turns = template.render(probes, generation_prompt=False).replace(PROBE, "\0")
-        added = tokenizer.added_tokens_decoder.values()
-        special = {token.content for token in added if token.special}
-        self._in_others = _any_of(special | {t.content for t in added if t.content in sources})
-        around = {token.content for token in added if token.content in turns}
-        self._in_assistants = _any_of((special | around) - _OF_THOUGHTS)
+        around_turns = template.render(probes, generation_prompt=False).replace(PROBE, "\0")
+        added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+        self._in_others = _any_of(t for t, special in added.items() if special or t in sources)
+        self._in_assistants = _any_of(
+            t
+            for t, special in added.items()
+            if (special or t in around_turns) and t not in _OF_THOUGHTS
+        )
 
     def spelled(self, messages: Sequence[Message]) -> bool:
         """Whether a text of these messages spells a control token."""
@@ -74,8 +74,10 @@ class ControlText:
                     expected="text without them, since they mark the control tokens of texts",
                     cure="remove them, or set control_tokens: keep",
                 )
-        mark = marking().mark_control_tokens
-        return [mark(message, self._pattern_of(message)) for message in messages]
+        return [
+            marking().mark_control_tokens(message, self._pattern_of(message))
+            for message in messages
+        ]
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text that was rendered from marked messages."""
@@ -92,43 +94,31 @@ def _holds(value: Any, pattern: re.Pattern[str]) -> bool:
     return isinstance(value, Mapping | list | tuple) and any(_holds(i, pattern) for i in items)
 
 
-@dataclass(frozen=True)
-class TurnShape:
-    """What a template puts around a response.
-
-    Attributes:
-        lead: Whitespace between the generation prompt and the response's text, which the
-            model generates; None if the template writes anything else there.
-        suffix: All text after the response's text, up to the end.
-    """
-
-    lead: str | None
-    suffix: str
-
-
-def probe_turn(render: Callable[[Sequence[Message], bool], str]) -> TurnShape:
+def probe_turn(render: Callable[..., str]) -> tuple[str, str]:
     """What a template puts around a response, from rendering a known one.
 
     Args:
-        render: Messages and whether to add the generation prompt, to text.
+        render: Messages, and with `generation_prompt` whether to add it, to text.
+
+    Returns:
+        Lead and suffix. The lead is whitespace between the generation prompt and the
+        response's text, which the model generates; empty if the template writes anything else
+        there. The suffix is all text after the response's text, up to the end.
 
     Raises:
         ModelError: If the template leaves the response out.
     """
-    before = render([QUESTION], True)
-    after = render([QUESTION, _ANSWER], False)
-    start = after.rfind(PROBE)
-    if start < 0:
-        raise ModelError.of(
-            saw="a chat template that leaves the assistant's text out",
-            expected="a template that renders assistant turns",
-            cure="set tokenizer.chat_template to a complete template, or name a chat_format",
-        )
-    lead = after[len(before) : start]
-    return TurnShape(
-        lead if after[:start].startswith(before) and not lead.strip() else None,
-        suffix=after[start + len(PROBE) :],
+    before = render([QUESTION], generation_prompt=True)
+    after = render([QUESTION, _ANSWER], generation_prompt=False)
+    start, end, suffix = after.rpartition(PROBE)
+    ModelError.unless(
+        end,
+        saw="a chat template that leaves the assistant's text out",
+        expected="a template that renders assistant turns",
+        cure="set tokenizer.chat_template to a complete template, or name a chat_format",
     )
+    lead = start.removeprefix(before)
+    return lead if start.startswith(before) and not lead.strip() else "", suffix
 
 
 class ConversationTokens:
@@ -143,7 +133,7 @@ class ConversationTokens:
         marks: Added tokens that are no whitespace, by id.
         special: Finds any special token in a text.
         control: Finds control tokens that texts spell.
-        shape: What the template writes around a response.
+        lead: What the template writes before a response's text, as of `probe_turn`.
         opening: What the generation prompt adds to a prompt.
         any_mark: Finds any added token in a text.
         end_of_turn_ids: Tokens that end a turn.
@@ -164,9 +154,11 @@ class ConversationTokens:
         self.marks = {token: str(text) for token, text in added if str(text).strip()}
         self.special = _any_of(str(text) for _, text in added if text.special)
         self.any_mark = _any_of(self.marks.values())
-        self.shape: TurnShape = probe_turn(self._render)
-        self.opening = self._opening_of([QUESTION], self._render([QUESTION], True))
-        self.end_of_turn_ids, self.after_turn = self._find_end_of_turn()
+        self.lead, suffix = probe_turn(template.render)
+        self.opening = self._opening_of(
+            [QUESTION], template.render([QUESTION], generation_prompt=True)
+        )
+        self.end_of_turn_ids, self.after_turn = self._find_end_of_turn(suffix)
         self.control = ControlText(tokenizer, template)
 
     def together(
@@ -193,12 +185,16 @@ class ConversationTokens:
             for turns in conversations
         ]
         readable = [m or turns for m, turns in zip(marked, conversations, strict=True)]
-        texts = [self._render(turns, not n) for n, turns in enumerate(readable)]
+        texts = [
+            self._template.render(turns, generation_prompt=not n)
+            for n, turns in enumerate(readable)
+        ]
         before, wholes = self._agreed_prompt(readable, texts), texts[1:]
-        if any(marked):
-            first, *others = map(self.control.encode, (before, *wholes))
-        else:
-            first, *others = self._tokenise_together(before, wholes)
+        first, *others = (
+            map(self.control.encode, (before, *wholes))
+            if any(marked)
+            else self._tokenise_together(before, wholes)
+        )
         return first, others
 
     def _agreed_prompt(self, conversations: Sequence[Sequence[Message]], texts: list[str]) -> str:
@@ -222,7 +218,7 @@ class ConversationTokens:
         return prompts.pop()
 
     def _opening_of(self, turns: Sequence[Message], before: str) -> str:
-        start = common_prefix(before, self._render(turns, False))
+        start = common_prefix(before, self._template.render(turns, generation_prompt=False))
         # A template may close a prompt with a mark that begins as the opening's does.
         cut = (m.start() for m in self.any_mark.finditer(before) if m.start() < start < m.end())
         return before[next(cut, start) :]
@@ -251,22 +247,20 @@ class ConversationTokens:
         starts = (match.start() for match in self.special.finditer(before[:shared]))
         cut = max((start for start in starts if start < shared), default=0)
         first, *tails = self._tokenise([before, *(text[cut:] for text in (before, *wholes))])
-        if cut and first[len(first) - len(tails[0]) :] != tails[0]:
-            return self._tokenise([before, *wholes])
         head = first[: len(first) - len(tails[0])]
+        if cut and [*head, *tails[0]] != first:
+            return self._tokenise([before, *wholes])
         return [first, *([*head, *tail] for tail in tails[1:])]
 
-    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        return self._template.render(messages, generation_prompt=generation_prompt)
-
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        rows = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [list(row) for row in rows]
+        return list(
+            map(list, self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+        )
 
-    def _find_end_of_turn(self) -> tuple[tuple[int, ...], list[int]]:
+    def _find_end_of_turn(self, suffix: str) -> tuple[tuple[int, ...], list[int]]:
         # The end is the first run of control tokens after the text: a model generates all of
         # ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``, and nothing that stands after such a run.
-        ids = self._tokenise([self.shape.suffix])[0]
+        ids = self._tokenise([suffix])[0]
         controls = [n for n, token in enumerate(ids) if token in self.marks]
         if controls:
             end = next(n for n in range(controls[0], len(ids) + 1) if n not in controls)

@@ -45,12 +45,12 @@ class LabelScheme:
 
     def __str__(self) -> str:
         """For reports and errors: ``0 = first, 1 = second, 2 = tie (why)``."""
-        shown = (
+        labels = (
             f"{label} = {verdict}"
             for label, verdict in self.verdicts.items()
             if not self.seen or label in self.seen
         )
-        return f"{', '.join(shown)} ({self.reason})"
+        return f"{', '.join(labels)} ({self.reason})"
 
 
 def spell(label: Any) -> str:
@@ -67,13 +67,13 @@ def read_desirable(label: Any) -> bool:
         RowFault: If it is none of the words and numbers for either.
     """
     word = spell(label)
-    if word not in _DESIRABLE:
-        raise RowFault(
-            "label",
-            saw="nothing" if label is None else show(label),
-            expected="true (desirable) or false (undesirable); 1 and 0 mean the same",
-            cure="write true or false; a score is no label: choose a threshold",
-        )
+    RowFault.unless(
+        word in _DESIRABLE,
+        "label",
+        saw="nothing" if label is None else show(label),
+        expected="true (desirable) or false (undesirable); 1 and 0 mean the same",
+        cure="write true or false; a score is no label: choose a threshold",
+    )
     return _DESIRABLE[word]
 
 
@@ -83,12 +83,12 @@ def declared_scheme(labels: Mapping[Any, str]) -> LabelScheme:
     Raises:
         InputError: If a value is no verdict, or nothing says first or second.
     """
-    if not {"first", "second"} & set(labels.values()) or set(labels.values()) - set(VERDICTS):
-        raise InputError.of(
-            saw=f"labels={dict(labels)}",
-            expected=f"each label value mapped to one of {', '.join(VERDICTS)}",
-            cure="write e.g. labels={'A': 'first', 'B': 'second', 'C': 'tie'}",
-        )
+    InputError.unless(
+        {"first", "second"} & set(labels.values()) and set(labels.values()) <= set(VERDICTS),
+        saw=f"labels={dict(labels)}",
+        expected=f"each label value mapped to one of {', '.join(VERDICTS)}",
+        cure="write e.g. labels={'A': 'first', 'B': 'second', 'C': 'tie'}",
+    )
     return LabelScheme(
         {spell(label): cast("Verdict", v) for label, v in labels.items()}, "as declared"
     )
@@ -126,7 +126,7 @@ def infer_scheme(
     for pair in pairs:
         if met and met <= set(pair):
             return LabelScheme({pair[0]: "first", pair[1]: "second"}, reason, pair)
-    shown = ", ".join(seen[:6]) + (", …" if len(seen) > 6 else "")  # noqa: PLR2004 - a short list
+    shown = ", ".join(seen[:6]) + (", …" if seen[6:] else "")
     raise DataError.of(
         saw=f"{source}: column {column!r} with the labels {shown or 'nothing'}, which datasets "
         "use with different meanings",
@@ -136,7 +136,6 @@ def infer_scheme(
 
 
 def _words(names: tuple[str, str]) -> dict[str, Verdict]:
-    stems = ("model", "response", "output", "answer", "assistant")
     sides: tuple[Verdict, Verdict] = ("first", "second")
     return {
         **{word: verdict for verdict in VERDICTS for word in _WORDS[verdict]},
@@ -144,7 +143,7 @@ def _words(names: tuple[str, str]) -> dict[str, Verdict]:
         **{
             f"{stem}_{end}": side
             for end, side in zip(_ends(names), sides, strict=False)
-            for stem in stems
+            for stem in ("model", "response", "output", "answer", "assistant")
         },
     }
 

@@ -3,13 +3,14 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
 from prefstage.core import DataError, InputError, check_config, did_you_mean
 from prefstage.data.formats import PROMPTS
 from prefstage.data.reading import CandidateStream, PairStream, Reading, open_reading
-from prefstage.data.records import TIE, Candidates, Conversation, Pair, Vote, generations_of
-from prefstage.data.rows import LoadReport, RowFault
+from prefstage.data.records import TIE, Candidates, Pair, Vote, generations_of
+from prefstage.data.rows import LoadReport, RowFault, applicable
 from prefstage.data.sets import CandidateSet, ConversationSet, PairSet, RecordSet, UnpairedSet
 from prefstage.data.settings import ReadArguments, ReadOptions
 from prefstage.data.sources import DataSource
@@ -96,12 +97,12 @@ def load_candidates(
     if not streaming:
         return _load(CandidateSet, source, options)
     reading = open_reading(source, "candidates", check_config(ReadOptions, options), streaming=True)
-    if reading.format.kind != "candidates":
-        raise DataError.of(
-            saw=f"streaming=True for {reading.source.name}, read as {reading.format.name}",
-            expected="a format whose rows hold all responses of a prompt",
-            cure="load it without streaming, so that rows can be grouped by prompt",
-        )
+    DataError.unless(
+        reading.format.kind == "candidates",
+        saw=f"streaming=True for {reading.source.name}, read as {reading.format.name}",
+        expected="a format whose rows hold all responses of a prompt",
+        cure="load it without streaming, so that rows can be grouped by prompt",
+    )
     return CandidateStream(reading)
 
 
@@ -174,22 +175,23 @@ def _load(
 
 def _pairs(reading: Reading, report: LoadReport) -> PairSet:
     pairs = PairSet.of(cast("Iterator[Pair]", reading.records(report)), report=report)
-    unnamed = pairs.dataset.data.column("annotator").null_count
-    return pairs if unnamed == len(pairs) else _merge_annotators(pairs)
+    nobody_named = pairs.dataset.data.column("annotator").null_count == len(pairs)
+    return pairs if nobody_named else _merge_annotators(pairs)
 
 
 def _pair_set(reading: Reading, report: LoadReport) -> PairSet:
     pairs = _pairs(reading, report)
     repeated = pairs.repeated_prompts()
-    if repeated:
-        report.notes.append(f"{repeated} pairs repeat the prompt of an earlier pair (all kept)")
+    note = f"{repeated} pairs repeat the prompt of an earlier pair (all kept)"
+    report.notes += applicable({note: repeated})
     return pairs
 
 
 def _candidate_set(reading: Reading, report: LoadReport) -> CandidateSet:
     rows = cast("Iterator[Candidates]", reading.records(report))
-    whole = CandidateSet.of(rows, report=report)
-    return _group_by_prompt(whole, merge=reading.format.kind == "pairs")
+    return _group_by_prompt(
+        CandidateSet.of(rows, report=report), merge=reading.format.kind == "pairs"
+    )
 
 
 def _unpaired_set(reading: Reading, report: LoadReport) -> UnpairedSet:
@@ -203,19 +205,10 @@ def _unpaired_set(reading: Reading, report: LoadReport) -> UnpairedSet:
 def _conversation_set(reading: Reading, report: LoadReport) -> ConversationSet:
     notes = ("the chosen response of each pair is learnt, its prompt is not", "the better one")
     records = _untied(reading, report, lambda pair: [pair.demonstration()], notes)
-    unanswered = 0
-
-    def counted() -> Iterator[Conversation]:
-        nonlocal unanswered
-        for conversation in records:
-            unanswered += conversation.completion[-1]["role"] != "assistant"
-            yield conversation
-
-    rows = ConversationSet.of(counted(), report=report)
-    if unanswered:
-        report.notes.append(
-            f"{unanswered} conversations end with a turn that nobody answers (not learnt)"
-        )
+    rows = ConversationSet.of(records, report=report)
+    unanswered = sum(row.completion[-1]["role"] != "assistant" for row in rows)
+    note = f"{unanswered} conversations end with a turn that nobody answers (not learnt)"
+    report.notes += applicable({note: unanswered})
     return rows
 
 
@@ -231,11 +224,10 @@ def _untied(
     if reading.format.kind != "pairs":
         yield from reading.records(report)
         return
-    for pair in _pairs(reading, report):
-        if not pair.tied:
-            yield from parts(pair)
+    pairs = _pairs(reading, report)
+    yield from chain.from_iterable(parts(pair) for pair in pairs if not pair.tied)
     ties = f"{report.ties} ties left out: neither response is {notes[1]}"
-    report.notes += [notes[0], ties] if report.ties else [notes[0]]
+    report.notes += [notes[0], *applicable({ties: report.ties})]
 
 
 _MAKERS: Mapping[type[RecordSet[Any]], Callable[[Reading, LoadReport], RecordSet[Any]]] = {
@@ -263,7 +255,7 @@ def pairs_to_candidates(pairs: PairSet) -> CandidateSet:
     """
     report = replace(pairs.report, notes=list(pairs.report.notes))
     try:
-        rows = CandidateSet.of((pair.candidates() for pair in pairs), report=report)
+        rows = CandidateSet.of(map(Pair.candidates, pairs), report=report)
     except RowFault as fault:
         raise DataError.of(saw=fault.saw, expected=fault.expected, cure=fault.cure) from None
     return _group_by_prompt(rows, merge=True)
@@ -285,12 +277,11 @@ def keep_sources(candidates: CandidateSet, sources: Sequence[str]) -> CandidateS
     """
     wanted = frozenset(sources)
     known = {source for row in candidates.dataset["sources"] for source in row if source}
-    unknown = sorted(wanted - known)
-    if unknown:
+    for unknown in sorted(wanted - known):
         raise InputError.of(
-            saw=f"source {unknown[0]!r}, which wrote no response in {candidates.report.source}",
+            saw=f"source {unknown!r}, which wrote no response in {candidates.report.source}",
             expected=f"some of {', '.join(sorted(known))}" if known else "named sources",
-            cure=did_you_mean(unknown[0], sorted(known), "mend the name"),
+            cure=did_you_mean(unknown, sorted(known), "mend the name"),
         )
     report = replace(candidates.report, notes=list(candidates.report.notes))
     parts = (
@@ -298,7 +289,7 @@ def keep_sources(candidates: CandidateSet, sources: Sequence[str]) -> CandidateS
         for row in candidates
     )
     kept = CandidateSet.of((part for part in parts if part.responses), report=report)
-    before, after = (sum(map(len, rows.dataset["responses"])) for rows in (candidates, kept))
+    after, before = _count_responses(kept), _count_responses(candidates)
     report.notes.append(
         f"kept the {after} responses of {', '.join(sorted(wanted))}; left out {before - after} "
         f"of other sources, and {len(candidates) - len(kept)} prompts without one of theirs"
@@ -313,10 +304,9 @@ def _group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
     # any index is built that grows with the rows.
     if not merge and rows.repeated_prompts() == 0:
         return rows
-    indices, merged = _positions(rows.dataset["prompt_id"]), 0
+    indices = _positions(rows.dataset["prompt_id"])
 
     def grouped() -> Iterator[Candidates]:
-        nonlocal merged
         for positions in indices.values():
             parts = [rows[position] for position in positions]
             entries: list[Any] = [
@@ -329,7 +319,6 @@ def _group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
                 )
             ]
             kept = _distinct(entries) if merge else entries
-            merged += len(entries) - len(kept)
             responses, sources, scores, generations = zip(*kept, strict=True) if kept else [()] * 4
             yield replace(
                 parts[0],
@@ -340,11 +329,18 @@ def _group_by_prompt(rows: CandidateSet, *, merge: bool) -> CandidateSet:
             )
 
     result = CandidateSet.of(grouped(), report=rows.report)
-    if len(indices) < len(rows):
-        rows.report.notes.append(f"{len(rows)} rows grouped into {len(indices)} prompts")
-    if merged:
-        rows.report.notes.append(f"{merged} repeated responses of a prompt merged")
+    merged = _count_responses(rows) - _count_responses(result)
+    rows.report.notes += applicable(
+        {
+            f"{len(rows)} rows grouped into {len(indices)} prompts": len(rows) - len(indices),
+            f"{merged} repeated responses of a prompt merged": merged,
+        }
+    )
     return result
+
+
+def _count_responses(rows: CandidateSet) -> int:
+    return sum(map(len, rows.dataset["responses"]))
 
 
 def _positions(keys: Iterable[str | None]) -> dict[str, list[int]]:
@@ -406,10 +402,8 @@ def _merge_annotators(pairs: PairSet) -> PairSet:
         "pairs: agreement is the share of votes for the chosen response, votes keep who voted"
     )
     repeated = rows - sum(len(voters[key]) for key in several)
-    if repeated:
-        report.notes.append(
-            f"{repeated} votes of an annotator who had voted on that pair already count too"
-        )
+    note = f"{repeated} votes of an annotator who had voted on that pair already count too"
+    report.notes += applicable({note: repeated})
     return joined
 
 

@@ -122,8 +122,9 @@ def messages_in(text: str, field: str) -> Any | None:
 
 def _are_messages(value: Any) -> bool:
     if isinstance(value, Mapping):
-        role = value.get("role", value.get("from"))
-        return isinstance(role, str) and bool({"content", "value", "tool_calls"} & value.keys())
+        return isinstance(value.get("role", value.get("from")), str) and bool(
+            {"content", "value", "tool_calls"} & value.keys()
+        )
     return is_list(value) and all(
         isinstance(item, Mapping) and _are_messages(item) for item in value
     )
@@ -200,8 +201,11 @@ def read_message(value: Any, field: str) -> Message:
         *(f"{field}.role", spelled, f"one of {', '.join(ROLES)} (or human, gpt)"),
         "rename the role",
     )
-    optional = value.get("tool_calls") is not None or role in SYSTEM_ROLES
-    content = _read_content(value.get(content_key), f"{field}.content", optional=optional)
+    content = _read_content(
+        value.get(content_key),
+        f"{field}.content",
+        optional=value.get("tool_calls") is not None or role in SYSTEM_ROLES,
+    )
     # Role and content are both under one name, wherever they stand and however they are spelled.
     read = {role_key: ("role", role), content_key: ("content", content)}
     read["content"] = read[content_key]
@@ -325,5 +329,8 @@ def template_marks(messages: Iterable[Message]) -> Iterator[str]:
 
     Text that a chat template has written already would be put into a template once more.
     """
-    texts = (message["content"] for message in messages)
-    return (match.group() for text in texts for match in _TEMPLATE_MARKS.finditer(text))
+    return (
+        match.group()
+        for message in messages
+        for match in _TEMPLATE_MARKS.finditer(message["content"])
+    )

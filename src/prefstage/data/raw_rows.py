@@ -47,8 +47,7 @@ _STRICT, _LENIENT = json.JSONDecoder(object_pairs_hook=unique_keys), json.JSONDe
 
 def data_suffix(name: str) -> str | None:
     """The suffix that says how to read a file (``.jsonl`` of ``a.jsonl.gz``), or None."""
-    bare = name.lower().removesuffix(".gz")
-    return next(filter(bare.endswith, SUFFIXES), None)
+    return next(filter(name.lower().removesuffix(".gz").endswith, SUFFIXES), None)
 
 
 def read_file(path: Path, name: str) -> Generator[RawRow]:
@@ -160,8 +159,7 @@ def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
     while True:
         position = _SEPARATION.match(buffer, position).end()  # type: ignore[union-attr]  # any text
         if buffer[position : position + 1] == "]":
-            rest = (buffer[position + 1 :] + text.read(step)).strip()
-            if rest:
+            if rest := (buffer[position + 1 :] + text.read(step)).strip():
                 raise _malformed_list(name, number, f"{show(rest)} after the closing ]")
             return
         try:
@@ -253,10 +251,10 @@ def csv_separator(path: Path, name: str) -> str:
 
 
 def _check_header(names: Sequence[str], file: str) -> None:
-    twice = next((name for name in names if name and names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError.of(
-            saw=f"{file}: the column {twice!r} twice",
+    for name in filter(None, names):
+        DataError.unless(
+            names.count(name) == 1,
+            saw=f"{file}: the column {name!r} twice",
             expected="every column once",
             cure="rename or remove one of the two: only one of their values could be kept",
         )
@@ -288,8 +286,10 @@ def _unencodable(text: str) -> RowFault | None:
     return None
 
 
-class ArrowReader:
-    """Reads the rows of tables of one schema.
+def arrow_reader(
+    schema: pa.Schema, features: Mapping[str, Any] | None = None
+) -> Callable[[Table], Iterator[dict[str, Any]]]:
+    """What reads the rows of tables of one schema.
 
     All rows of an Arrow table share the fields of their objects: where a row lacks one, a
     null stands in its place. Such nulls go, at every depth, because a template would see
@@ -300,44 +300,30 @@ class ArrowReader:
     Args:
         schema: Of the tables.
         features: What `datasets` knows of the columns; None to take it from the schema.
+
+    Returns:
+        A function from a table of the schema to its rows by column, converted at once. It
+        raises UnicodeDecodeError if a text is no UTF-8, and RowFault if an object of a column
+        of JSON names a key twice.
     """
+    convert = _converters(schema, features if features is not None else _features_in(schema))
 
-    def __init__(self, schema: pa.Schema, features: Mapping[str, Any] | None = None) -> None:
-        self._converters = _converters(
-            schema, features if features is not None else _features_in(schema)
-        )
-
-    def row(self, table: Table, index: int = 0) -> dict[str, Any]:
-        """One row of a table.
-
-        Args:
-            table: Of the reader's schema.
-            index: Of the row.
-
-        Returns:
-            The row's columns.
-
-        Raises:
-            UnicodeDecodeError: If a text is no UTF-8.
-            RowFault: If an object of a column of JSON names a key twice.
-        """
-        return next(self.rows(table.slice(index, 1)))
-
-    def rows(self, table: Table) -> Iterator[dict[str, Any]]:
-        """All rows of a table, converted at once; see `row`."""
+    def rows(table: Table) -> Iterator[dict[str, Any]]:
         for values in table.to_pylist():
-            yield {name: self._converters[name](value) for name, value in values.items()}
+            yield {name: convert[name](value) for name, value in values.items()}
+
+    return rows
 
 
 def _arrow_rows(name: str, tables: Iterator[Table], features: Any = None) -> Generator[RawRow]:
     number, values, fault = 0, cast("Any", None), None
     for table in tables:
-        reader = ArrowReader(table.schema, features)
+        read = arrow_reader(table.schema, features)
         for index in range(table.num_rows):
             number, values, fault = number + 1, None, None
             # One row at a time: what cannot be decoded must be the fault of its row alone.
             try:
-                values = reader.row(table, index)
+                values = next(read(table.slice(index, 1)))
             except UnicodeDecodeError as error:
                 values, fault = repr(error.object), not_utf8(f"byte at {error.start}")
             except RowFault as error:
@@ -366,8 +352,11 @@ def dataset_rows(name: str, dataset: Dataset | IterableDataset) -> Generator[Raw
     if isinstance(dataset, IterableDataset):
         origin, known = arrow_origin(dataset), bool(dataset.features)
         if not origin:
-            rows = dataset.decode(False) if known else dataset
-            return _plain(name, rows, padded=origin is None and not known)
+            return _plain(
+                name,
+                dataset.decode(False) if known else dataset,
+                padded=origin is None and not known,
+            )
         tables = dataset.with_format("arrow")
     elif dataset.format["type"] == _TRANSFORMED:
         return _plain(name, dataset)
@@ -419,8 +408,8 @@ def without_padding(values: Any, feature: Any) -> Any:
 def _features_in(schema: pa.Schema) -> Mapping[str, Any]:
     # Other people's metadata under this key say nothing that is needed.
     with suppress(KeyError, TypeError, ValueError, AttributeError):
-        info = json.loads((schema.metadata or {})[_METADATA])["info"]
-        return dict(Features.from_dict(info["features"]))
+        known = json.loads((schema.metadata or {})[_METADATA])
+        return dict(Features.from_dict(known["info"]["features"]))
     return {}
 
 

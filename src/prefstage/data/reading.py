@@ -83,8 +83,7 @@ class Reading:
                 temporary = stack.enter_context(atomic_path(self.quarantine_file))
                 stream = stack.enter_context(temporary.open("w", encoding="utf-8"))
             rows = (self._tracked(observations, row) for row in self.source.rows())
-            gather = self.format.gather
-            for row in rows if gather is None else gather(rows, observations):
+            for row in self.format.gather(rows, observations):
                 report.rows_read += 1
                 try:
                     record = self._read(row, observations)
@@ -100,8 +99,7 @@ class Reading:
                         bad = {"file": row.file, "row": row.number, **vars(fault), "raw": raw}
                         stream.write(json.dumps(bad, default=str) + "\n")
                     elif self.stop_at_bad_row:
-                        what = f"{name}: a bad row (later rows not read yet)"
-                        raise self._error(what, first, 1) from None
+                        raise self._error("a bad row (later rows not read yet)", first, 1) from None
                     continue
                 report.keep(row.file, row.number)
                 report.ties += tie
@@ -110,12 +108,11 @@ class Reading:
             if report.rows_read == 0:
                 raise _no_rows(name)
             if count and (self.quarantine_file is None or report.rows_kept == 0):
-                raise self._error(f"{name}: {count} bad of {report.rows_read} rows", first, count)
-            report.unused_columns = observations.unused()
-            for note in observations.notes():
-                report.notes.append(note)
-                if note.startswith(WARNING):
-                    _log.warning("%s: %s", name, note)
+                raise self._error(f"{count} bad of {report.rows_read} rows", first, count)
+            report.unused_columns, notes = observations.unused(), observations.notes()
+            report.notes += notes
+            for note in filter(lambda text: text.startswith(WARNING), notes):
+                _log.warning("%s: %s", name, note)
             if self.stop_at_bad_row and len(observations.annotators) > 1:
                 report.notes.append(
                     "streaming: rows of several annotators on one pair stay a pair each; load "
@@ -123,9 +120,9 @@ class Reading:
                 )
 
     def _error(self, what: str, first: Sequence[str], count: int) -> DataError:
-        others = f"; and {count - len(first)} more" if count > len(first) else ""
+        others = [f"and {count - len(first)} more"] if count > len(first) else []
         return DataError.of(
-            saw=f"{what}: {'; '.join(first)}{others}",
+            saw=f"{self.source.name}: {what}: {'; '.join([*first, *others])}",
             expected="every row to be whole",
             cure=f"mend them, or {ASIDE_CURE}"
             if self.quarantine_file is None
@@ -175,9 +172,9 @@ class Reading:
             if len(observations.annotators) <= 1:
                 observations.annotators.add(annotator)
         # Columns of our files of which nothing is lost: ids made anew, votes of nobody.
-        remade = ("prompt_id",) if values.peek("prompt_id") == record.prompt_id else ()
-        empty = (name for name in _OFTEN_EMPTY if not values.peek(name))
-        observations.used.update(remade, empty)
+        if values.peek("prompt_id") == record.prompt_id:
+            observations.used.add("prompt_id")
+        observations.used.update(name for name in _OFTEN_EMPTY if not values.peek(name))
         _check_storable(record)
         return record
 
@@ -295,12 +292,12 @@ def open_reading(
     check_mapped(options.columns, sample[0], source.name)
     rows = [SourceRow(row, options.columns) for row in sample]
     chosen = requested or recognise(rows, source.name, wanted, fallback=fallback)
-    if chosen.kind != "pairs" and wanted == "pairs":
-        raise DataError.of(
-            saw=f"format {chosen.name!r}, whose rows are responses without a chosen one",
-            expected="pairs",
-            cure="load it with load_candidates",
-        )
+    DataError.unless(
+        chosen.kind == "pairs" or wanted != "pairs",
+        saw=f"format {chosen.name!r}, whose rows are responses without a chosen one",
+        expected="pairs",
+        cure="load it with load_candidates",
+    )
     # A format's columns are named by the roles that the user has given them, if any.
     columns = options.columns | {
         role: options.columns.get(column, column) for role, column in chosen.renamed.items()
@@ -324,20 +321,21 @@ def open_reading(
 
 def _check_policy(data: DataSource, options: ReadOptions) -> Path | None:
     file = options.quarantine_file
-    if (options.on_bad_row == "quarantine") != (file is not None):
-        raise InputError.of(
-            saw=f"on_bad_row={options.on_bad_row!r} with quarantine_file={file!r}",
-            expected="a quarantine_file if, and only if, bad rows are quarantined",
-            cure="set both, or neither",
-        )
-    target = None if file is None else Path(file)
-    if target and isinstance(data, str | Path) and target.resolve() == Path(data).resolve():
-        raise InputError.of(
-            saw=f"quarantine_file={file!r}, which is the dataset itself",
-            expected="another file",
-            cure="name a new file for the bad rows",
-        )
-    return target
+    InputError.unless(
+        (options.on_bad_row == "quarantine") == (file is not None),
+        saw=f"on_bad_row={options.on_bad_row!r} with quarantine_file={file!r}",
+        expected="a quarantine_file if, and only if, bad rows are quarantined",
+        cure="set both, or neither",
+    )
+    if file is None:
+        return None
+    InputError.unless(
+        not isinstance(data, str | Path) or Path(file).resolve() != Path(data).resolve(),
+        saw=f"quarantine_file={file!r}, which is the dataset itself",
+        expected="another file",
+        cure="name a new file for the bad rows",
+    )
+    return Path(file)
 
 
 def _peek(source: Source) -> list[Row]:
@@ -368,12 +366,12 @@ def _scheme(
     format_: Format, rows: Sequence[Row], labels: Mapping[Any, str] | None, name: str
 ) -> LabelScheme | None:
     if labels is not None:
-        if format_.labels is None:
-            raise InputError.of(
-                saw=f"labels={dict(labels)} for {name}, which is read as {format_.name}",
-                expected="no labels, since this format has none",
-                cure="leave labels out, or name the format with format='labelled'",
-            )
+        InputError.unless(
+            format_.labels,
+            saw=f"labels={dict(labels)} for {name}, which is read as {format_.name}",
+            expected="no labels, since this format has none",
+            cure="leave labels out, or name the format with format='labelled'",
+        )
         return declared_scheme(labels)
     return format_.labels(rows, name) if callable(format_.labels) else format_.labels
 

@@ -133,13 +133,13 @@ class Pair:
         """
         first, second = self.chosen[0], self.rejected[0]
         for name, message in (("chosen", first), ("rejected", second)):
-            if message.get("tool_calls") or not message["content"].strip():
-                raise RowFault(
-                    name,
-                    saw="a tool call",
-                    expected="a response of text alone",
-                    cure="load such rows as pairs (load_pairs), or remove them",
-                )
+            RowFault.unless(
+                message["content"].strip() and not message.get("tool_calls"),
+                name,
+                saw="a tool call",
+                expected="a response of text alone",
+                cure="load such rows as pairs (load_pairs), or remove them",
+            )
         return Candidates(
             prompt_id=self.prompt_id,
             prompt=self.prompt,
@@ -198,8 +198,8 @@ class Candidates:
 
     def __post_init__(self) -> None:
         """Check that the columns go together."""
-        columns = (self.responses, self.sources, self.scores)
-        if len(set(map(len, (*columns, self.generations or self.responses)))) != 1:
+        columns = (self.sources, self.scores, self.generations or self.responses)
+        if any(len(column) != len(self.responses) for column in columns):
             raise ValueError(
                 f"prompt {self.prompt_id}: {len(self.responses)} responses, "
                 f"{len(self.sources)} sources, {len(self.scores)} scores, "
@@ -421,10 +421,13 @@ def make_candidates(
         RowFault: As `make_pair`, and if the three lists differ in length.
     """
     check_prompt(prompt)
-    if not responses:
-        raise RowFault(
-            column, saw="an empty list", expected="at least one response", cure="remove the row"
-        )
+    RowFault.unless(
+        responses,
+        column,
+        saw="an empty list",
+        expected="at least one response",
+        cure="remove the row",
+    )
     for index, response in enumerate(responses):
         check_text(response, f"{column}[{index}]" if column == "responses" else column)
     for name, values in (
@@ -452,32 +455,32 @@ def make_candidates(
 
 def check_prompt(prompt: Sequence[Message]) -> None:
     """Fault a prompt that a model could not answer next."""
-    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
-        raise RowFault(
-            "prompt",
-            saw=f"a last turn of role {prompt[-1]['role']!r}" if prompt else "no turn at all",
-            expected="a prompt that ends with a user (or tool) turn",
-            cure="cut the prompt after its last user turn, or remove the row",
-        )
-    if not any(message["content"].strip() for message in prompt):
-        raise RowFault(
-            "prompt",
-            saw="only empty turns",
-            expected="a prompt with text",
-            cure="write the prompt, or remove the row",
-        )
+    RowFault.unless(
+        prompt and prompt[-1]["role"] in ("user", "tool"),
+        "prompt",
+        saw=f"a last turn of role {prompt[-1]['role']!r}" if prompt else "no turn at all",
+        expected="a prompt that ends with a user (or tool) turn",
+        cure="cut the prompt after its last user turn, or remove the row",
+    )
+    RowFault.unless(
+        any(message["content"].strip() for message in prompt),
+        "prompt",
+        saw="only empty turns",
+        expected="a prompt with text",
+        cure="write the prompt, or remove the row",
+    )
 
 
 def check_response(response: Sequence[Message], field: str) -> None:
     """Fault a response that is not one non-empty assistant message."""
     roles = [message["role"] for message in response]
-    if roles != ["assistant"]:
-        raise RowFault(
-            field,
-            saw=f"turns {roles} after the prompt" if roles else "no turn after the prompt",
-            expected="one assistant turn",
-            cure="end both conversations with their first different answer, or remove the row",
-        )
+    RowFault.unless(
+        roles == ["assistant"],
+        field,
+        saw=f"turns {roles} after the prompt" if roles else "no turn after the prompt",
+        expected="one assistant turn",
+        cure="end both conversations with their first different answer, or remove the row",
+    )
     if not response[0].get("tool_calls"):
         check_text(response[0]["content"], field)
 

@@ -80,12 +80,12 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.variables = dict(variables)
         wrong = sorted(self.variables.keys() & _OF_CONVERSATION)
-        if wrong:
-            raise InputError.of(
-                saw=f"template_options with {', '.join(wrong)}",
-                expected="variables of the chat template, such as enable_thinking",
-                cure="remove what the conversation itself says",
-            )
+        InputError.unless(
+            not wrong,
+            saw=f"template_options with {', '.join(wrong)}",
+            expected="variables of the chat template, such as enable_thinking",
+            cure="remove what the conversation itself says",
+        )
         try:
             json.dumps(self.variables, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -121,11 +121,10 @@ class ChatTemplate:
         except RenderingError:
             raise
         except _REFUSALS as error:
-            roles = ", ".join(str(message["role"]) for message in messages)
             raise RenderingError.at(
                 "conversation",
-                saw=f"turns {roles}, which the chat template refuses "
-                f"({str(error).strip() or type(error).__name__})",
+                saw=f"turns {', '.join(str(message['role']) for message in messages)}, which the "
+                f"chat template refuses ({str(error).strip() or type(error).__name__})",
                 expected="a conversation that the model's template can render",
                 cure="mend or remove the row (on_bad_row: quarantine sets it aside), or name a "
                 "chat_format: " + ", ".join(CHAT_FORMATS),
@@ -147,9 +146,9 @@ class ChatTemplate:
         unread = self._unread_fields(messages)
         if unread:
             turn, _, field = unread[0].partition(".")
-            last = response if int(turn) == len(messages) - 1 else None
+            is_response = response is not None and int(turn) == len(messages) - 1
             raise RenderingError.at(
-                f"{last or f'prompt[{turn}]'}.{field}",
+                f"{response if is_response else f'prompt[{turn}]'}.{field}",
                 saw="a field that the chat template leaves out of the text",
                 expected="a template that renders it",
                 cure="remove the field or the row (on_bad_row: quarantine sets it aside), or "
@@ -161,8 +160,10 @@ class ChatTemplate:
     def thought_field(self) -> str | None:
         """The message field from which the template takes a thought; None if from none."""
         user, answer = ({"role": role, "content": PROBE} for role in ("user", "assistant"))
-        texts = {name: self._attempt([user, answer | {name: _NONCE}]) for name in THOUGHT_FIELDS}
-        return next((name for name, text in texts.items() if _NONCE in text), None)
+        return next(
+            (n for n in THOUGHT_FIELDS if _NONCE in self._attempt([user, answer | {n: _NONCE}])),
+            None,
+        )
 
     @cached_property
     def _content_form(self) -> Literal["text", "parts"]:
@@ -238,12 +239,12 @@ class ChatTemplate:
 
 def _templates_of(tokenizer: "PreTrainedTokenizerBase", chat_format: str | None) -> dict[str, str]:
     if chat_format is not None:
-        if chat_format not in CHAT_FORMATS:
-            raise InputError.of(
-                saw=f"chat_format={chat_format!r}",
-                expected=f"one of {', '.join(CHAT_FORMATS)}, or none for the model's template",
-                cure="choose one of them",
-            )
+        InputError.unless(
+            chat_format in CHAT_FORMATS,
+            saw=f"chat_format={chat_format!r}",
+            expected=f"one of {', '.join(CHAT_FORMATS)}, or none for the model's template",
+            cure="choose one of them",
+        )
         return {"default": CHAT_FORMATS[chat_format]}
     template = tokenizer.chat_template
     named = dict(template) if isinstance(template, Mapping) else {"default": template}
@@ -262,18 +263,21 @@ def _with_date(template: str, date: datetime.date) -> str:
     # resumed would train on other tokens than it began with. So the date is written in.
     noon = datetime.datetime.combine(date, datetime.time(12))
     dated = _CLOCK.sub(lambda call: json.dumps(noon.strftime(call["format"])), template)
-    if re.search(r"strftime_now\s*\(", dated):
-        raise ModelError.of(
-            saw="a chat template that asks strftime_now for a format which it computes",
-            expected="a format that is written out, so that the date can be held still",
-            cure="write the format (or the date) into tokenizer.chat_template",
-        )
+    ModelError.unless(
+        re.search(r"strftime_now\s*\(", dated) is None,
+        saw="a chat template that asks strftime_now for a format which it computes",
+        expected="a format that is written out, so that the date can be held still",
+        cure="write the format (or the date) into tokenizer.chat_template",
+    )
     return dated
 
 
 def _named_functions(calls: Any) -> list[dict[str, Any]]:
-    functions = [call.get("function", call) for call in calls or ()]
-    return [f for f in functions if isinstance(f, dict) and isinstance(f.get("name"), str)]
+    return [
+        function
+        for function in (call.get("function", call) for call in calls or ())
+        if isinstance(function, dict) and isinstance(function.get("name"), str)
+    ]
 
 
 def _in_form(message: Message, form: str) -> Message:
@@ -286,10 +290,12 @@ def _in_form(message: Message, form: str) -> Message:
 def _call_probe(arguments: Any) -> list[Message]:
     tool = {"name": "probe", "description": "", "parameters": {"type": "object", "properties": {}}}
     call = {"name": "probe", "arguments": arguments}
-    tools, calls = ([{"type": "function", "function": item}] for item in (tool, call))
     return [
-        {"role": "user", "content": "p", "tools": tools},
-        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "user", "content": "p", "tools": [{"type": "function", "function": tool}]},
+        {
+            **{"role": "assistant", "content": ""},
+            "tool_calls": [{"type": "function", "function": call}],
+        },
     ]
 
 

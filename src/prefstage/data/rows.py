@@ -30,6 +30,12 @@ class RowFault(Exception):  # noqa: N818 - a finding about a row; DataError is w
         self.expected = expected
         self.cure = cure
 
+    @classmethod
+    def unless(cls, holds: object, field: str, *, saw: str, expected: str, cure: str) -> None:
+        """Raise the fault unless something holds; for texts that are made in no time."""
+        if not holds:
+            raise cls(field, saw=saw, expected=expected, cure=cure)
+
     def at(self, file: str, row: int) -> str:
         """One clause: where the row stands, what was seen, what was expected, what to do."""
         return (
@@ -221,7 +227,7 @@ class LoadReport:
             f"{self.quarantined} bad rows written to {self.quarantine_file}": self.quarantined,
             f"{self.ties} ties kept with agreement 0.5": self.ties,
         }
-        return "\n".join([head, *_applicable(counts), *self.notes])
+        return "\n".join([head, *applicable(counts), *self.notes])
 
 
 @dataclass
@@ -257,9 +263,9 @@ class Observations:
     def notes(self) -> list[str]:
         """What a report has to say of the pass; what makes training go wrong is a WARNING."""
         mark = max(self.templated, key=self.templated.__getitem__, default="")
-        unused, names = self.unused(), [str(name) for name in self.unused()[:_SHOWN_NAMES]]
+        unused = list(map(str, self.unused()))
         more = f" and {len(unused) - _SHOWN_NAMES} more" if len(unused) > _SHOWN_NAMES else ""
-        notes = {
+        counts = {
             f"{WARNING}: {self.templated.total()} rows hold text that a chat template has written "
             f"already (such as {mark}); the model's template writes its turns around it again, so "
             "that turn heads stand twice: give the messages, or the bare texts without these "
@@ -271,13 +277,13 @@ class Observations:
             f"{self.nulls} rows hold nulls inside tools or tool calls, which templates render; "
             "where they only pad objects (as to_json of datasets and pandas writes them), "
             "load the file that they were made from, or remove them": self.nulls,
-            f"columns not used: {', '.join(names)}{more}": unused,
+            f"columns not used: {', '.join(unused[:_SHOWN_NAMES])}{more}": unused,
         }
-        return _applicable(notes)
+        return applicable(counts)
 
 
-def _applicable(notes: Mapping[str, Any]) -> list[str]:
-    # The notes that have something to count.
+def applicable(notes: Mapping[str, Any]) -> list[str]:
+    """The notes that have something to count."""
     return [note for note, count in notes.items() if count]
 
 

@@ -91,12 +91,7 @@ class ChatSettings(Config):
     @property
     def encoding(self) -> dict[str, Any]:
         """What is set, as arguments of `ResponseEncoder` and of the samplers."""
-        fields = ChatSettings.model_fields
-        return {
-            name: getattr(self, name)
-            for name, field in fields.items()
-            if getattr(self, name) != field.default
-        }
+        return self.model_dump(include=set(ChatSettings.model_fields), exclude_defaults=True)
 
 
 CHAT_SETTINGS = tuple(ChatSettings.model_fields)

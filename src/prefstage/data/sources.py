@@ -82,32 +82,34 @@ def open_source(source: DataSource, *, split: str | None = None, streaming: bool
     name = str(source)
     if Path(name).is_file() or "://" in name:
         _no_split(split, f"the file {name}", cure="leave split out, or name the split's file")
-        if data_suffix(name.split("?", maxsplit=1)[0]) is None:
-            raise DataError.of(
-                saw=f"{name}, whose ending says nothing about its format",
-                expected=f"one of {', '.join(SUFFIXES)}, each perhaps with .gz",
-                cure="rename or convert the file",
-            )
+        DataError.unless(
+            data_suffix(name.split("?", maxsplit=1)[0]),
+            saw=f"{name}, whose ending says nothing about its format",
+            expected=f"one of {', '.join(SUFFIXES)}, each perhaps with .gz",
+            cure="rename or convert the file",
+        )
         return _of_local(name, [name])
     folder, _, part = name.rpartition(":")
     if Path(name).is_dir():
         return _open_folder(Path(name), name, split, streaming)
     if folder and Path(folder).is_dir():
         return _open_folder(Path(folder), name, _agreed_split(part, split), streaming)
-    if data_suffix(name) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise DataError.of(
-            saw=f"no file or folder {name!r}",
-            expected="a dataset file, a folder, a URL or a Hub id",
-            cure="check the path",
-        )
+    DataError.unless(
+        not (data_suffix(name) or name.startswith((".", "/", "~")) or name.count("/") > 1),
+        saw=f"no file or folder {name!r}",
+        expected="a dataset file, a folder, a URL or a Hub id",
+        cure="check the path",
+    )
     return _open_hub(name, split, streaming)
 
 
 def _no_split(split: str | None, what: str, *, cure: str = "leave the split out") -> None:
-    if split is not None:
-        raise InputError.of(
-            saw=f"split={split!r} for {what}", expected="no split, since it has none", cure=cure
-        )
+    InputError.unless(
+        split is None,
+        saw=f"split={split!r} for {what}",
+        expected="no split, since it has none",
+        cure=cure,
+    )
 
 
 def _open_object(source: Any, split: str | None) -> Source:
@@ -116,14 +118,15 @@ def _open_object(source: Any, split: str | None) -> Source:
     if isinstance(source, RecordSet):
         _no_split(split, "a record set")
         return _of_dataset(source.report.source, source.dataset, None)
-    listed = isinstance(source, Sequence) and not isinstance(source, bytes)
-    if not listed or (source and not any(isinstance(row, Mapping | Record) for row in source)):
-        raise InputError.of(
-            saw=f"a dataset of type {type(source).__name__}",
-            expected="a path, a URL, a Hub id, a datasets object, a record set, or a list of rows "
-            "(mappings) or records",
-            cure="for a DataFrame, pass table.to_dict('records')",
-        )
+    InputError.unless(
+        isinstance(source, Sequence)
+        and not isinstance(source, bytes)
+        and (not source or any(isinstance(row, Mapping | Record) for row in source)),
+        saw=f"a dataset of type {type(source).__name__}",
+        expected="a path, a URL, a Hub id, a datasets object, a record set, or a list of rows "
+        "(mappings) or records",
+        cure="for a DataFrame, pass table.to_dict('records')",
+    )
     _no_split(split, "a list of rows")
 
     def rows() -> Generator[RawRow]:
@@ -151,8 +154,8 @@ def _of_local(name: str, files: Sequence[str]) -> Source:
         with suppress(OSError, EOFError, zlib.error, csv.Error):  # reading says what is wrong
             if data_suffix(short) == ".csv":
                 separators.add(csv_separator(path, short))
-    notes = [f"columns read as separated by {SEPARATORS[sign]}" for sign in separators - {","}]
-    return Source(name, rows, tuple(sorted(notes)))
+    others = sorted(SEPARATORS[sign] for sign in separators - {","})
+    return Source(name, rows, tuple(f"columns read as separated by {other}" for other in others))
 
 
 def _download(url: str) -> Path:
@@ -178,12 +181,12 @@ def _open_folder(folder: Path, name: str, split: str | None, streaming: bool) ->
 
 def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
     parts = name.split(":")
-    if len(parts) > _HUB_PARTS or not all(parts):
-        raise InputError.of(
-            saw=f"dataset {name!r}",
-            expected="a path, a URL, or a Hub id: name, name:split or name:config:split",
-            cure="write at most two colons, and nothing empty between them",
-        )
+    InputError.unless(
+        len(parts) <= _HUB_PARTS and all(parts),
+        saw=f"dataset {name!r}",
+        expected="a path, a URL, or a Hub id: name, name:split or name:config:split",
+        cure="write at most two colons, and nothing empty between them",
+    )
     split = _agreed_split(parts[-1], split) if len(parts) > 1 else split
     config = parts[1] if len(parts) == _HUB_PARTS else None
     return _load(name, parts[0], config, split, streaming, whole=not streaming)
@@ -201,8 +204,8 @@ def _load(
     files = (builder and builder.config.data_files) or {}
     known = all(data_suffix(str(file)) for part in files.values() for file in part)
     if files and known and not (builder.info.features or getattr(builder.config, "features", None)):
-        chosen = _named_split(list(map(str, files)), name, split)
-        return _of_local(name, list(map(str, files[chosen])))
+        names = files[_named_split(list(map(str, files)), name, split)]
+        return _of_local(name, list(map(str, names)))
     with _reaching(name):
         loaded = datasets.load_dataset(path, config, split=split, streaming=streaming)
     return _of_dataset(name, loaded, None)
@@ -211,8 +214,9 @@ def _load(
 def _of_dataset(name: str, loaded: Any, split: str | None) -> Source:
     if isinstance(loaded, DatasetDict | IterableDatasetDict):
         loaded = loaded[_named_split(list(loaded), name, split)]
-    elif split is not None and str(getattr(loaded, "split", None)) != split:
-        raise InputError.of(
+    else:
+        InputError.unless(
+            split in (None, str(getattr(loaded, "split", None))),
             saw=f"split {split!r} of {name}, which is a single table",
             expected="no split",
             cure="leave the split out",
@@ -222,23 +226,23 @@ def _of_dataset(name: str, loaded: Any, split: str | None) -> Source:
 
 def _named_split(names: Sequence[str], name: str, split: str | None) -> str:
     chosen = names[0] if split is None and len(names) == 1 else split
-    if chosen not in names:
-        raise DataError.of(
-            saw=f"{name} with the splits {', '.join(names)}"
-            + (f", none of which is {split!r}" if split else ""),
-            expected="the name of one split",
-            cure=f"name it, e.g. split={names[0]!r} or NAME:{names[0]}",
-        )
+    DataError.unless(
+        chosen in names,
+        saw=f"{name} with the splits {', '.join(names)}"
+        + (f", none of which is {split!r}" if split else ""),
+        expected="the name of one split",
+        cure=f"name it, e.g. split={names[0]!r} or NAME:{names[0]}",
+    )
     return str(chosen)
 
 
 def _agreed_split(part: str, split: str | None) -> str:
-    if split is not None and split != part:
-        raise InputError.of(
-            saw=f"two splits, {part!r} in the name and split={split!r}",
-            expected="one split",
-            cure="leave one of them out",
-        )
+    InputError.unless(
+        split in (None, part),
+        saw=f"two splits, {part!r} in the name and split={split!r}",
+        expected="one split",
+        cure="leave one of them out",
+    )
     return part
 
 

@@ -25,7 +25,7 @@ from datasets.arrow_writer import ArrowWriter
 
 from prefstage.core import InputError, atomic_path
 from prefstage.data.messages import KEY_ORDER, in_order
-from prefstage.data.raw_rows import BATCH_ROWS, ArrowReader
+from prefstage.data.raw_rows import BATCH_ROWS, arrow_reader
 from prefstage.data.records import Message, without_nulls
 
 Row = dict[str, Any]
@@ -131,13 +131,15 @@ def _stored(row: Row, fields: Mapping[str, bool], others: Collection[tuple[str, 
     # The row as Arrow stores it: fields that are no text as JSON text, orders noted.
     def stored(message: Message) -> Message:
         texts = {name: v if fields[name] else json.dumps(v) for name, v in message.items()}
-        noted = {KEY_ORDER: json.dumps(list(message))} if tuple(message) in others else {}
-        return texts | noted
+        if tuple(message) in others:
+            texts[KEY_ORDER] = json.dumps(list(message))
+        return texts
 
     if all(fields.values()) and not others:
         return row
-    columns = (column for column in MESSAGE_COLUMNS if column in row)
-    return row | {column: list(map(stored, row[column])) for column in columns}
+    return row | {
+        column: list(map(stored, row[column])) for column in MESSAGE_COLUMNS if column in row
+    }
 
 
 def stored_messages(value: Iterable[Message]) -> tuple[Message, ...]:
@@ -154,16 +156,15 @@ class CanonicalRows:
 
     def __init__(self, dataset: Dataset) -> None:
         self._tables = dataset.with_format("arrow")
-        self._reader = ArrowReader(self._tables.data.schema, dataset.features)
+        self._read = arrow_reader(self._tables.data.schema, dataset.features)
 
     def __getitem__(self, index: int) -> Row:
         """The row at a position."""
-        return self._reader.row(self._tables[index])
+        return next(self._read(self._tables[index]))
 
     def __iter__(self) -> Iterator[Row]:
         """The rows in order."""
-        for table in self._tables.iter(BATCH_ROWS):
-            yield from self._reader.rows(table)
+        return chain.from_iterable(map(self._read, self._tables.iter(BATCH_ROWS)))
 
 
 class _PieceWriter(ArrowWriter):  # type: ignore[misc]  # untyped in datasets
@@ -251,8 +252,10 @@ def save_dataset(dataset: Dataset, path: str | Path) -> None:
         # In the target's parent: the last step is then a rename on one file system, after which
         # the folder is whole.
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-")
-        with aside as folder, quiet():
+        with (
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder,
+            quiet(),
+        ):
             dataset.save_to_disk(f"{folder}/data")
             Path(folder, "data").replace(target)
 
@@ -343,9 +346,9 @@ def hashes_of(texts: Iterable[str]) -> DiskNumbers:
     Returns:
         The hashes, in order; close it when it is no longer needed.
     """
-    hashes, rest = DiskNumbers("uint64"), iter(texts)
-    while piece := list(islice(rest, _PIECE)):
-        hashes.extend(list(map(text_number, piece)))
+    hashes, numbers = DiskNumbers("uint64"), map(text_number, texts)
+    while piece := list(islice(numbers, _PIECE)):
+        hashes.extend(piece)
     return hashes
 
 

@@ -132,9 +132,9 @@ def opens_thought(generation_prompt: str) -> bool:
     Returns:
         True if its last text opens a thought.
     """
-    openings = tuple(marks.opening for marks in THOUGHT_MARKS)
-    return generation_prompt.rstrip().endswith(openings) or bool(
-        _OPENED_CHANNELS.search(generation_prompt)
+    return (
+        generation_prompt.rstrip().endswith(tuple(marks.opening for marks in THOUGHT_MARKS))
+        or _OPENED_CHANNELS.search(generation_prompt) is not None
     )
 
 
@@ -167,13 +167,15 @@ def _closing_families(text: str, *, opened: bool | None) -> Sequence[ThoughtMark
 def _closing(body: str, families: Sequence[ThoughtMarks]) -> tuple[int, int] | None:
     # Where the mark that ends a thought begins and ends. One in quotes or code is the thought's
     # text, unless there is no other.
-    spans = (
-        (start, start + len(mark))
-        for quoted in (False, True)
-        for _, mark in families
-        for start in _positions(body, mark, quoted=quoted)
+    return next(
+        (
+            (start, start + len(mark))
+            for quoted in (False, True)
+            for _, mark in families
+            for start in _positions(body, mark, quoted=quoted)
+        ),
+        None,
     )
-    return next(spans, None)
 
 
 def _positions(text: str, mark: str, *, quoted: bool) -> Iterator[int]:

@@ -126,12 +126,12 @@ class ResponseEncoder:
             ("max_prompt_tokens", max_prompt_tokens),
             ("max_response_tokens", max_response_tokens),
         ):
-            if limit is not None and limit < 1:
-                raise InputError.of(
-                    saw=f"{name}={limit}",
-                    expected="at least 1 token, or none for no limit",
-                    cure="raise it",
-                )
+            InputError.unless(
+                limit is None or limit >= 1,
+                saw=f"{name}={limit}",
+                expected="at least 1 token, or none for no limit",
+                cure="raise it",
+            )
         self.tokenizer = tokenizer
         self.chat_format = chat_format
         self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
@@ -215,6 +215,23 @@ class ResponseEncoder:
             RenderingError: If the template refuses the conversation, leaves a part of it out,
                 or renders the prompt of one response otherwise than that of another.
         """
+        return self.encode_noting_cuts(prompt, responses)[0]
+
+    def encode_noting_cuts(
+        self, prompt: Sequence[Message], responses: Sequence[str | Message]
+    ) -> tuple[TokenTree, tuple[bool, ...]]:
+        """Tokenise a prompt and its responses, and say which of these lost their end.
+
+        Args:
+            prompt: As in `encode`.
+            responses: As in `encode`.
+
+        Returns:
+            The tree, and for each response whether it was cut.
+
+        Raises:
+            RenderingError: As `encode`.
+        """
         turns = self._unopened(prompt)
         answers = [
             {"role": "assistant", "content": response} if isinstance(response, str) else response
@@ -242,12 +259,17 @@ class ResponseEncoder:
                 expected="a response with at least one token",
                 cure="remove the row, or use another chat template",
             )
-        return TokenTree(
+        tree = TokenTree(
             prompt_id_of(prompt),
             self._cut_prompt(before[:border]),
-            tuple(self._cut_response(ids) for ids in rows),
+            tuple(tuple(ids[: self.max_response_tokens]) for ids in rows),
             tuple(before[border:]),
         )
+        lost = [len(ids) - len(kept) for ids, kept in zip(rows, tree.response_ids, strict=True)]
+        self.counts.responses += len(rows)
+        self.counts.responses_truncated += sum(map(bool, lost))
+        self.counts.response_tokens_dropped += sum(lost)
+        return tree, tuple(map(bool, lost))
 
     def decode(self, response_ids: Sequence[int]) -> str:
         """Text of a response's answer: the inverse of `encode` for one response.
@@ -272,15 +294,14 @@ class ResponseEncoder:
         Returns:
             The reply, split by the marks that models put around their thoughts.
         """
-        end = self.end_of_turn_ids[-1]
-        ids = list(takewhile(lambda token: token != end, response_ids))
+        ids = list(takewhile(lambda token: token != self.end_of_turn_ids[-1], response_ids))
         reply = read_reply(
             self._text(ids),
             opened=self.opens_thought
             if prompt_ids is None
             else opens_thought(self._text(prompt_ids[-_OPENING_TOKENS:])),
         )
-        answer, thought = reply.answer.removeprefix(self._tokens.shape.lead or ""), reply.thought
+        answer, thought = reply.answer.removeprefix(self._tokens.lead), reply.thought
         if any(token in self._tokens.marks for token in ids):
             answer = self._tokens.special.sub("", answer)
             thought = self._tokens.special.sub("", reply.thought or "").strip() or None
@@ -330,11 +351,11 @@ class ResponseEncoder:
         spelled = sum(map(self._tokens.control.spelled, texts))
         self.counts.control_tokens += spelled
         if spelled:
-            keeps, splits = ("the tokens", "split"), ("ordinary text", "keep")
-            read, other = keeps if self._keeps_control else splits
+            keeps = self._keeps_control
             self._warn(
-                f"texts spell control tokens of the tokenizer; they are read as {read} (counted; "
-                f"control_tokens: {other} reads them otherwise)",
+                "texts spell control tokens of the tokenizer; they are read as "
+                f"{'the tokens' if keeps else 'ordinary text'} (counted; control_tokens: "
+                f"{'split' if keeps else 'keep'} reads them otherwise)",
             )
 
     def _cut_prompt(self, ids: list[int]) -> tuple[int, ...]:
@@ -350,15 +371,6 @@ class ResponseEncoder:
         # Models have hardly seen text that does not begin with this token.
         kept = 1 if ids[0] == bos and limit > 1 else 0
         return (*ids[:kept], *ids[len(ids) - limit + kept :])
-
-    def _cut_response(self, ids: list[int]) -> tuple[int, ...]:
-        self.counts.responses += 1
-        limit = self.max_response_tokens
-        if limit is None or len(ids) <= limit:
-            return tuple(ids)
-        self.counts.responses_truncated += 1
-        self.counts.response_tokens_dropped += len(ids) - limit
-        return tuple(ids[:limit])
 
 
 def _checked_date(date: datetime.date | str | None) -> datetime.date:
@@ -381,32 +393,6 @@ def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> Any:
     return [{k: v for k, v in content.items() if k not in state}, special]
 
 
-def encode_noting_cuts(
-    prompt: Sequence[Message], responses: Sequence[Message | str], encoder: ResponseEncoder
-) -> tuple[TokenTree, tuple[bool, ...]]:
-    """Encode responses, and say which of them lost their end.
-
-    Args:
-        prompt: Messages before the responses.
-        responses: The responses.
-        encoder: Turns text into tokens, and counts.
-
-    Returns:
-        The tree, and for each response whether it was cut.
-    """
-    before = encoder.counts.responses_truncated
-    tree = encoder.encode(prompt, responses)
-    cut = encoder.counts.responses_truncated - before
-    limit = encoder.max_response_tokens
-    if limit is None or not cut:
-        return tree, (False,) * len(responses)
-    full = tuple(len(ids) == limit for ids in tree.response_ids)
-    if sum(full) > cut:  # a response of exactly the limit stands beside a longer one
-        whole = _without_limits(encoder).encode(prompt, responses)
-        full = tuple(len(ids) > limit for ids in whole.response_ids)
-    return tree, full
-
-
 def cause_of(
     prompt: Sequence[Message], first: Message, second: Message, encoder: ResponseEncoder
 ) -> Cause:
@@ -426,18 +412,12 @@ def cause_of(
     """
     if first == second:
         return "text"
-    whole = _without_limits(encoder).encode(prompt, [first, second])
-    if len(set(whole.response_ids)) > 1:
+    whole = copy.copy(encoder)  # without truncation, and with new counts
+    whole.max_prompt_tokens = whole.max_response_tokens = None
+    whole.counts = EncodingCounts()
+    if len(set(whole.encode(prompt, [first, second]).response_ids)) > 1:
         return "truncation"
     texts = [str(message.get("content") or "") for message in (first, second)]
     ids = encoder.tokenizer(texts, add_special_tokens=False)["input_ids"]
     same = first | {"content": ""} == second | {"content": ""} and ids[0] == ids[1]
     return "normalisation" if same else "template"
-
-
-def _without_limits(encoder: ResponseEncoder) -> ResponseEncoder:
-    # The same encoder without truncation, and with new counts.
-    whole = copy.copy(encoder)
-    whole.max_prompt_tokens = whole.max_response_tokens = None
-    whole.counts = EncodingCounts()
-    return whole

@@ -35,15 +35,15 @@ def load_tokenizer(name_or_path: str) -> Any:
         if not Path(adapter).is_dir() or any(Path(adapter, name).is_file() for name in _FILES)
     )
     source = next(whole, base)
-    if is_path(source) and not Path(source).exists():
-        raise ModelError.of(
-            saw=f"no tokenizer at {source!r} (no such folder)",
-            expected="a folder with tokenizer.json or a model id of the Hub",
-            cure="check the name, or point to the model's folder",
-        )
+    ModelError.unless(
+        Path(source).exists() or not is_path(source),
+        saw=f"no tokenizer at {source!r} (no such folder)",
+        expected="a folder with tokenizer.json or a model id of the Hub",
+        cure="check the name, or point to the model's folder",
+    )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        empty = tokenizer.vocab_size == 0
+        tokens = tokenizer.vocab_size
     except PrefstageError:
         raise
     except Exception as error:  # what foreign files make the libraries raise is anything
@@ -57,12 +57,12 @@ def load_tokenizer(name_or_path: str) -> Any:
             if broken is None
             else "copy or download that file again",
         ) from error
-    if empty:
-        raise ModelError.of(
-            saw=f"the tokenizer at {source!r} has an empty vocabulary",
-            expected="a tokenizer that knows tokens",
-            cure="copy or download its files again",
-        )
+    ModelError.unless(
+        tokens,
+        saw=f"the tokenizer at {source!r} has an empty vocabulary",
+        expected="a tokenizer that knows tokens",
+        cure="copy or download its files again",
+    )
     return tokenizer
 
 

@@ -57,7 +57,7 @@ class PlainFormat:
         )
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         self._template = environment.from_string(CHAT_FORMATS[name])
-        self.lead = probe_turn(self.render).lead or ""
+        self.lead, _ = probe_turn(self.render)
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
         """Messages as text; with `generation_prompt` up to where the response begins."""

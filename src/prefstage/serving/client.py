@@ -104,14 +104,18 @@ class ServerClient:
         self.base_url = _checked_url(base_url)
         self.model = model
         for name, value, least in (("concurrency", concurrency, 1), ("retries", retries, 0)):
-            if value < least:
-                raise InputError.of(
-                    saw=f"{name}={value}", expected=f"{least} or more", cure=f"raise {name}"
-                )
-        if not timeout_s > 0:
-            raise InputError.of(
-                saw=f"timeout_s={timeout_s:g}", expected="more than 0 seconds", cure="raise it"
+            InputError.unless(
+                value >= least,
+                saw=f"{name}={value}",
+                expected=f"{least} or more",
+                cure=f"raise {name}",
             )
+        InputError.unless(
+            timeout_s > 0,
+            saw=f"timeout_s={timeout_s:g}",
+            expected="more than 0 seconds",
+            cure="raise it",
+        )
         self.concurrency, self.timeout_s, self.retries = concurrency, timeout_s, retries
         self.usage = Usage()
         self._api_key_env = api_key_env
@@ -153,7 +157,7 @@ class ServerClient:
             RefusedRequestError: If the server refuses the request.
             ServiceError: If faults outlast all retries.
         """
-        body = {"messages": [dict(message) for message in messages], **options}
+        body = {"messages": list(map(dict, messages)), **options}
         return await self._ask("chat/completions", body, read_chat)
 
     async def complete(self, prompt: str, **options: Any) -> ChatReply:
@@ -201,9 +205,8 @@ class ServerClient:
     async def _ask(
         self, path: str, body: dict[str, Any], read: Callable[[Any], ChatReply]
     ) -> ChatReply:
-        if self.model is not None:
-            body = {"model": self.model, **body}
-        reply = await self._send("POST", f"{self.base_url}/{path}", body, read)
+        model = {} if self.model is None else {"model": self.model}
+        reply = await self._send("POST", f"{self.base_url}/{path}", model | body, read)
         self.usage.replies += 1
         self.usage.prompt_tokens += reply.prompt_tokens
         self.usage.completion_tokens += reply.completion_tokens
@@ -267,16 +270,15 @@ class ServerClient:
 
 
 def _checked_url(url: str) -> str:
-    try:
+    parsed = httpx2.URL("")
+    with suppress(httpx2.InvalidURL):
         parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:
-        parsed = httpx2.URL("")
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise InputError.of(
-            saw=f"server URL {url!r}",
-            expected="http://HOST:PORT or https://HOST/PATH",
-            cure="write the whole URL",
-        )
+    InputError.unless(
+        parsed.scheme in ("http", "https") and parsed.host,
+        saw=f"server URL {url!r}",
+        expected="http://HOST:PORT or https://HOST/PATH",
+        cure="write the whole URL",
+    )
     return str(parsed.copy_with(path=parsed.path.rstrip("/") or "/v1"))
 
 

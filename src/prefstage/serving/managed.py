@@ -55,8 +55,8 @@ def managed_server(
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
     words = [word.replace("{port}", str(port)) for word in check_command(command)]
+    url = f"http://127.0.0.1:{port}"
     with _guarded(words, log_file, stop_grace_s) as guard:
-        url = f"http://127.0.0.1:{port}"
         _wait_until_healthy(url, guard, log_file, start_timeout_s)
         yield url
 
@@ -119,12 +119,12 @@ def check_command(command: str) -> list[str]:
     Raises:
         InputError: If the command names no port or no known program.
     """
-    if "{port}" not in command:
-        raise InputError.of(
-            saw=f"server command {command!r}",
-            expected="{port} where the port goes",
-            cure="write, for example, --port {port}",
-        )
+    InputError.unless(
+        "{port}" in command,
+        saw=f"server command {command!r}",
+        expected="{port} where the port goes",
+        cure="write, for example, --port {port}",
+    )
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -187,6 +187,6 @@ def _is_healthy(http: httpx2.Client) -> bool:
 
 
 def _tail(log_file: Path) -> str:
-    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-    last = " | ".join(line.strip() for line in lines[-_TAIL_LINES:] if line.strip())
+    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+    last = " | ".join(filter(None, map(str.strip, lines)))
     return f"its log {log_file} ends: {last[-_TAIL_CHARS:] or '(empty)'}"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -46,8 +47,7 @@ class BackoffWait(wait_random_exponential):
     def __call__(self, retry_state: RetryCallState) -> float:
         """Seconds to wait before the next attempt."""
         fault = retry_state.outcome.exception() if retry_state.outcome else None
-        asked_s = fault.wait_s if isinstance(fault, Fault) else None
-        return (asked_s or 0.0) + super().__call__(retry_state)
+        return (getattr(fault, "wait_s", None) or 0.0) + super().__call__(retry_state)
 
 
 def read_response(
@@ -103,17 +103,12 @@ def retry_after_s(value: str | None, *, now: datetime | None = None) -> float:
     Source:
         RFC 9110, section 10.2.3.
     """
-    if value is None:
-        return 0.0
-    try:
-        return min(max(float(value), 0.0), 1e9)
-    except ValueError:
-        pass
-    try:
-        due = parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    return max((due - (now or datetime.now(UTC))).total_seconds(), 0.0)
+    with suppress(ValueError):
+        return min(max(float(value or 0), 0.0), 1e9)
+    with suppress(ValueError):
+        due = parsedate_to_datetime(str(value))
+        return max((due - (now or datetime.now(UTC))).total_seconds(), 0.0)
+    return 0.0
 
 
 # What the server says went wrong, and its error code if it names one.
@@ -158,10 +153,9 @@ def read_chat(body: Any) -> ChatReply:
     """Read the body of /v1/chat/completions."""
     choice = body["choices"][0]
     message = choice["message"]
-    tokens = (choice.get("logprobs") or {}).get("content") or ()
     top = [
         {str(top["token"]): float(top["logprob"]) for top in token["top_logprobs"]}
-        for token in tokens
+        for token in (choice.get("logprobs") or {}).get("content") or ()
     ]
     # The thought beside the content: `reasoning_content` of most servers, `reasoning` of some.
     thoughts = (message.get(name) for name in ("reasoning_content", "reasoning"))

@@ -23,7 +23,7 @@ from prefstage.data import (
 from prefstage.data.records import TIE, Ties
 from prefstage.data.rendering import RenderingError
 from prefstage.data.rows import RowFault
-from prefstage.data.tokenising import CAUSES, cause_of, encode_noting_cuts
+from prefstage.data.tokenising import CAUSES, cause_of
 from prefstage.training.compat import is_first_process
 
 ItemKind = Literal["pairs", "groups", "unpaired", "responses"]
@@ -195,7 +195,7 @@ class _Encoding:
     def tree(
         self, prompt: Sequence[Message], responses: Sequence[Any], sides: Sequence[str]
     ) -> TokenTree:
-        tree, cut = encode_noting_cuts(prompt, responses, self.encoder)
+        tree, cut = self.encoder.encode_noting_cuts(prompt, responses)
         named = zip(sides, cut, strict=False)  # groups have no sides
         self.counts.update(f"{side}_truncated" for side, lost in named if lost)
         return tree

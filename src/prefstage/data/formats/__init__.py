@@ -154,14 +154,13 @@ def recognise(
     )
     how = "" if any(name not in row for name in near.fields) else " by their values"
     example = {
-        "unpaired": ("prompt", "completion", "label"),
-        "conversations": ("prompt", "completion"),
-    }.get(wanted, ("prompt", "chosen", "rejected"))
-    columns = ", ".join(f"{role!r}: ..." for role in example)
+        "unpaired": "'prompt': ..., 'completion': ..., 'label': ...",
+        "conversations": "'prompt': ..., 'completion': ...",
+    }.get(wanted, "'prompt': ..., 'chosen': ..., 'rejected': ...")
     raise DataError.of(
         saw=f"{source} with the columns {_list(row)}, which fit no known format{how}",
         expected=f"e.g. {near.name} ({', '.join(near.fields)})",
-        cure=f"name the columns, e.g. columns={{{columns}}}",
+        cure=f"name the columns, e.g. columns={{{example}}}",
     )
 
 
@@ -169,12 +168,12 @@ def _choose(matching: Sequence[Format], row: Row, source: str, wanted: Wanted) -
     if matching[0].kind == wanted and wanted in _SPECIAL:
         return matching[0]
     pairs = [format_ for format_ in matching if format_.kind == "pairs"]
-    listed = next((format_ for format_ in matching if format_.kind != "pairs"), None)
-    if listed is not None and wanted == "candidates":
-        return listed
-    if listed is not None and not pairs:
+    listed = [format_ for format_ in matching if format_.kind != "pairs"]
+    if listed and wanted == "candidates":
+        return listed[0]
+    if not pairs:
         raise DataError.of(
-            saw=f"{source}, which is read as {listed.name}: responses without a chosen one",
+            saw=f"{source}, which is read as {listed[0].name}: responses without a chosen one",
             expected="pairs",
             cure="load it with load_candidates, and let a judge or the scores make pairs "
             "(prefstage build)",

@@ -131,8 +131,8 @@ class Format:
         matches: What else holds for a row of this format.
         labels: Meaning of the labels, or how it follows from the first rows and the
             dataset's name; None for formats without labels.
-        gather: For formats whose records do not stand in one row: the source's rows to
-            rows that `read` takes.
+        gather: The source's rows to rows that `read` takes, for formats whose records do not
+            stand in one row.
         note: What the report should say whenever this format is read.
     """
 
@@ -145,7 +145,7 @@ class Format:
     absent: tuple[str, ...] = ()
     matches: Callable[[Row], bool] | None = None
     labels: LabelScheme | Callable[[Sequence[Row], str], LabelScheme] | None = None
-    gather: Callable[[Iterator[RawRow], Observations], Iterator[RawRow]] | None = None
+    gather: Callable[[Iterator[RawRow], Observations], Iterator[RawRow]] = lambda rows, _: rows
     note: str | None = None
 
     @property
@@ -205,8 +205,7 @@ def overlaid(row: Row, **values: Any) -> Row:
 def first_of(row: Row, role: str) -> str | None:
     """The first column that is filled among the spellings of a role; None if none is."""
     # Most spellings are no column of the row: asking for the key first costs a tenth of `get`.
-    filled = (n for n in SPELLINGS.get(role, (role,)) if n in row and row[n] is not None)
-    return next(filled, None)
+    return next((n for n in SPELLINGS.get(role, (role,)) if n in row and row[n] is not None), None)
 
 
 def require(row: Row, role: str) -> Any:
@@ -257,9 +256,8 @@ def read_source(row: Row, name: str) -> str | None:
 
 def read_optional(row: Row, role: str) -> Any:
     """The number or writer of a role, from whichever of its columns is filled, or None."""
-    column = first_of(row, role)
-    read = read_source if role.startswith("source") else read_number
-    return None if column is None else read(row, column)
+    column = first_of(row, role) or role
+    return read_source(row, column) if role.startswith("source") else read_number(row, column)
 
 
 def read_annotator(row: SourceRow) -> str | None:
@@ -274,13 +272,14 @@ def read_annotator(row: SourceRow) -> str | None:
     Raises:
         RowFault: If the column holds no name.
     """
-    columns = (name for name in ANNOTATOR_NAMES if name in row)
-    name = next((name for name in columns if row[name] not in (None, "")), None)
+    name = next((n for n in ANNOTATOR_NAMES if n in row and row[n] not in (None, "")), None)
     value = "" if name is None else row[name]
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # as tables write a column of numbers in which some are missing
-    known = isinstance(value, str | int) and not isinstance(value, bool)
-    expect(known, str(name), value, "the annotator's name or number", "mend or empty the field")
+    expect(
+        isinstance(value, str | int) and not isinstance(value, bool),
+        *(str(name), value, "the annotator's name or number", "mend or empty the field"),
+    )
     return str(value).strip() or None
 
 
@@ -303,12 +302,12 @@ def read_prompt(row: Row) -> Prompt:
     else:
         prompt = turn(value, "user") if isinstance(value, str) else read_messages(value, name)
     history = row.get("history") or ()
-    pairs = isinstance(history, Sequence) and all(
-        isinstance(texts, Sequence) and [type(text) for text in texts] == [str, str]
-        for texts in history
-    )
     expect(
-        pairs,
+        isinstance(history, Sequence)
+        and all(
+            isinstance(texts, Sequence) and [type(text) for text in texts] == [str, str]
+            for texts in history
+        ),
         *("history", history, "a list of [user, assistant] texts", "mend or empty the field"),
     )
     earlier = chain.from_iterable(turn(asked, "user") + turn(reply) for asked, reply in history)
@@ -328,28 +327,27 @@ def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:
             cure="empty one of the columns",
         )
     name, system = next(iter((filled or texts).items()), ("", ""))
-    if system:
-        if prompt and prompt[0]["role"] == "system":
-            if system.strip() and prompt[0]["content"] != system:
-                raise RowFault(
-                    name,
-                    saw=f"{show(system)} beside a system turn in the prompt",
-                    expected="one system message",
-                    cure="empty the column, or remove the turn",
-                )
-        else:
-            prompt = (*turn(system, "system"), *prompt)
-            if system.strip() and name != "system":
-                observations_of(row).systems[name] += 1
+    has_system = bool(prompt) and prompt[0]["role"] == "system"
+    RowFault.unless(
+        not has_system or not system.strip() or prompt[0]["content"] == system,
+        name,
+        saw=f"{show(system)} beside a system turn in the prompt",
+        expected="one system message",
+        cure="empty the column, or remove the turn",
+    )
+    if system and not has_system:
+        prompt = (*turn(system, "system"), *prompt)
+        if system.strip() and name != "system":
+            observations_of(row).systems[name] += 1
     tools = _read_tools(row.get("tools"))
     if tools and prompt:
-        if prompt[0].get("tools") not in (None, tools):
-            raise RowFault(
-                "tools",
-                saw="other tools in the first message",
-                expected="one list of tools",
-                cure="empty the column, or remove the message's tools",
-            )
+        RowFault.unless(
+            prompt[0].get("tools") in (None, tools),
+            "tools",
+            saw="other tools in the first message",
+            expected="one list of tools",
+            cure="empty the column, or remove the message's tools",
+        )
         prompt = ({**prompt[0], "tools": tools}, *prompt[1:])
     return prompt
 
@@ -384,8 +382,8 @@ def read_response(value: Any, field: str, prompt: Prompt = ()) -> tuple[Message,
     turns = read_messages(value, field)
     # A column of tools went into the prompt's first message, where the conversation has none.
     bare = tuple({k: item for k, item in message.items() if k != "tools"} for message in prompt)
-    repeated = len(turns) > len(bare) and turns[: len(bare)] == bare
-    return turns[len(bare) :] if repeated else turns
+    repeats_prompt = len(turns) > len(bare) and turns[: len(bare)] == bare
+    return turns[len(bare) :] if repeats_prompt else turns
 
 
 def _read_tools(tools: Any) -> Any:

@@ -59,8 +59,11 @@ _STEMS = "output|response|answer|completion|candidate|generation|conversation|su
 _FIRST_RESPONSE = re.compile(rf"(?:{_STEMS})[ _-]?[aA01]")
 _SECOND_ENDS = {"a": "b", "A": "B", "1": "2", "0": "1"}
 _LABELS = ("label", "winner", "preferred", "preference", "verdict", "choice", "better_response_id")
-_SIDE_STEMS = {"source": ("model", "source", "generator"), "score": ("score", "rating", "reward")}
-_SIDE_READERS: dict[str, Any] = {"source": read_source, "score": read_number}
+# Columns that say something of one response, as `model_a` does: beginnings and reader.
+_OF_SIDES: dict[str, tuple[Sequence[str], Any]] = {
+    "source": (("model", "source", "generator"), read_source),
+    "score": (("score", "rating", "reward"), read_number),
+}
 _VOTE_STEMS = ("votes", "vote", "n_votes", "num_votes")
 AUTO_J = LabelScheme({"0": "first", "1": "second", "2": "tie"}, "the convention of Auto-J")
 SHP = LabelScheme({"1": "first", "0": "second"}, "the convention of SHP: 1 prefers A")
@@ -149,8 +152,9 @@ def _read_implicit_texts(row: Row) -> Pair:
             expected="a prompt, or two texts that begin with it",
             cure="name the prompt's column with columns={'prompt': ...}",
         )
-    answers = (turn(text[whole.end() :]) for text in (chosen, rejected))
-    return _pair(row, turn(whole.group(), "user"), *answers)
+    return _pair(
+        row, turn(whole.group(), "user"), turn(chosen[whole.end() :]), turn(rejected[whole.end() :])
+    )
 
 
 def _read_alpaca_output(row: Row) -> Pair:
@@ -179,8 +183,8 @@ def _label_column(row: Row) -> str | None:
 
 def _side_columns(row: Row, names: Sequence[str], stems: Sequence[str]) -> list[str]:
     # Columns like `model_a` and `model_b` that go with `response_a` and `response_b`, or none.
-    gaps = ("_", "", " ")
-    pairs = ([f"{stem}{gap}{name[-1]}" for name in names] for stem in stems for gap in gaps)
+    starts = (f"{stem}{gap}" for stem in stems for gap in ("_", "", " "))
+    pairs = ([f"{start}{name[-1]}" for name in names] for start in starts)
     return next((pair for pair in pairs if set(pair) <= row.keys()), [])
 
 
@@ -193,9 +197,8 @@ def _ordered(row: Row, names: tuple[str, str], verdict: Verdict, agreement: floa
         responses = [read_response(require(row, name), name, prompt) for name in names]
     step = -1 if verdict == "second" else 1
     known: dict[str, Any] = {"agreement": agreement}
-    for what, stems in _SIDE_STEMS.items():
-        columns = _side_columns(row, names, stems)
-        values = [_SIDE_READERS[what](row, column) for column in columns][::step]
+    for what, (stems, read) in _OF_SIDES.items():
+        values = [read(row, column) for column in _side_columns(row, names, stems)][::step]
         known |= {f"{what}_{side}": value for side, value in zip(_SIDES, values, strict=False)}
     chosen, rejected = responses[::step]
     return make_pair(prompt, chosen, rejected, columns=names[::step], **known)
@@ -250,13 +253,13 @@ def _read_vote_counts(row: Row) -> Pair:
     columns = _side_columns(row, names, _VOTE_STEMS) or ["votes_a", "votes_b"]
     ties = (name for name in ("votes_tie", "tie_votes", "votes_draw") if row.get(name) is not None)
     counts = [read_number(row, name) or 0.0 for name in (*columns, *islice(ties, 1))]
-    if sum(counts) <= 0 or min(counts) < 0:
-        raise RowFault(
-            columns[0],
-            saw=f"votes {counts}",
-            expected="counts that are not negative, and at least one vote",
-            cure="remove the row, or collect votes for it",
-        )
+    RowFault.unless(
+        sum(counts) > 0 and min(counts) >= 0,
+        columns[0],
+        saw=f"votes {counts}",
+        expected="counts that are not negative, and at least one vote",
+        cure="remove the row, or collect votes for it",
+    )
     return _by_share(row, names, (counts[0] + sum(counts[2:]) / 2) / sum(counts))
 
 

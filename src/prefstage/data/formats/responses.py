@@ -51,9 +51,9 @@ from prefstage.data.records import (
     make_candidates,
     prompt_id_of,
 )
-from prefstage.data.rows import Observations, RawRow, RowFault, expect, show
+from prefstage.data.rows import Observations, RawRow, RowFault, applicable, expect, show
 
-_ASKS = ("user", "tool")
+_ASKS = frozenset(("user", "tool"))
 
 
 def _read_candidates(row: Row) -> Candidates:
@@ -97,13 +97,13 @@ def _content(value: Any, path: str) -> str:
     messages = read_messages(value, path)
     check_response(messages, path)
     more = messages[0].keys() - {"role", "content"}
-    if more:
-        raise RowFault(
-            path,
-            saw=f"a message with {', '.join(sorted(more))}",
-            expected="a message with nothing but role and content",
-            cure="load such rows as pairs (load_pairs), or remove them",
-        )
+    RowFault.unless(
+        not more,
+        path,
+        saw=f"a message with {', '.join(sorted(more))}",
+        expected="a message with nothing but role and content",
+        cure="load such rows as pairs (load_pairs), or remove them",
+    )
     return str(messages[0]["content"])
 
 
@@ -320,12 +320,11 @@ def _prompts_of(root: _Node, tally: Counter[str]) -> Iterator[RawRow]:
 
 def _account(tally: Counter[str]) -> str:
     left_out = {
-        "user turns that nobody answers": tally["unanswered"],
-        "deleted messages with what follows them": tally["deleted"],
+        f"{tally['unanswered']} user turns that nobody answers left out": tally["unanswered"],
+        f"{tally['deleted']} deleted messages with what follows them left out": tally["deleted"],
     }
     read = f"{tally['messages']} messages of {tally['trees']} trees hold {tally['prompts']} prompts"
-    counts = [f"{count} {what} left out" for what, count in left_out.items() if count]
-    return "; ".join([read, *counts])
+    return "; ".join([read, *applicable(left_out)])
 
 
 def _read_prompt_of_tree(row: Row) -> Candidates:
@@ -385,8 +384,8 @@ def _conversation(row: Row, turns: Prompt, column: str) -> Conversation:
     # greeting before anybody spoke stays in the prompt, since no model is asked for it.
     messages = with_system_and_tools(row, turns)
     roles = [message["role"] for message in messages]
-    asked = next((index for index, role in enumerate(roles) if role in _ASKS), len(roles))
-    start = next((index for index in range(asked, len(roles)) if roles[index] == "assistant"), None)
+    answers = (index for index, role in enumerate(roles) if role == "assistant")
+    start = next((index for index in answers if not _ASKS.isdisjoint(roles[:index])), None)
     if start is None:
         raise RowFault(
             column,
