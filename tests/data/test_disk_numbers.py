@@ -59,11 +59,11 @@ def test_different_numbers_are_found_across_pieces(values):
 
 def test_equal_texts_have_equal_hashes_and_files_go():
     with hashes_of(["a", "b", "a", "c", "b"]) as hashes:
-        path = hashes._path
-        assert path.exists()
+        stream = hashes._stream  # a temporary file, which goes when it is closed
+        assert not stream.closed
         assert len(hashes) == 5
         assert count_different(hashes) == 3
-    assert not path.exists()
+    assert stream.closed
 
 
 def test_pieces_cover_everything_in_order():

@@ -12,7 +12,7 @@ from prefstage.data.thoughts import (
 
 HARMONY = "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>{}"
 WRAPPED = {
-    **{marks.opening: f"{marks.opening}\n{{}}\n{marks.closing}\n\n{{}}" for marks in THOUGHT_MARKS},
+    **{start: f"{start}\n{{}}\n{end}\n\n{{}}" for start, end in THOUGHT_MARKS.items()},
     "on one line": "<think>{}</think>{}",
     "glm": "\n<think>{}</think>\n{}",
     "cohere": "<|START_THINKING|>{}<|END_THINKING|><|START_RESPONSE|>{}<|END_RESPONSE|>",
@@ -54,9 +54,9 @@ def test_a_plain_answer_stays_as_it_is(answer: str) -> None:
     assert read_reply(answer) == read_reply(answer, opened=False) == Reply(answer)
 
 
-@pytest.mark.parametrize("marks", THOUGHT_MARKS, ids=lambda marks: marks.opening)
-def test_a_thought_without_an_end_is_cut(marks: object) -> None:
-    opening, closing = marks.opening, marks.closing  # type: ignore[attr-defined]  # a parameter
+@pytest.mark.parametrize("opening", THOUGHT_MARKS)
+def test_a_thought_without_an_end_is_cut(opening: str) -> None:
+    closing = THOUGHT_MARKS[opening]
 
     assert read_reply(f"{opening}\nstill at it") == Reply("", "still at it", cut=True)
     assert read_reply("still at it", opened=True) == Reply("", "still at it", cut=True)

@@ -45,7 +45,7 @@ from prefstage.core import (
     write_text,
 )
 from prefstage.data import Prompt, load_pairs
-from prefstage.data.tokenizer_files import with_date
+from prefstage.data.rendering import with_date
 from prefstage.judging.loading import as_judge, import_function
 
 CELLS, STORE, TABLES, ERRORS = "cells", "store", "tables", "errors"

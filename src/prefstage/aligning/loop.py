@@ -31,7 +31,7 @@ from prefstage.core import (
     write_json,
     write_result,
 )
-from prefstage.data.tokenizer_files import with_date
+from prefstage.data.rendering import with_date
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import PreferenceFunction, as_judge
 from prefstage.measuring.stage import Stage

@@ -80,8 +80,8 @@ from prefstage.data import (
     pairs_to_candidates,
 )
 from prefstage.data.formats import format_named
+from prefstage.data.rendering import with_date
 from prefstage.data.storage import save_dataset
-from prefstage.data.tokenizer_files import with_date
 from prefstage.judging import Judge, as_judge, stored
 from prefstage.sampling.base import Sampler, as_sampler
 

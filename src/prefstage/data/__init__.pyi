@@ -18,6 +18,7 @@ from .records import (
     Unpaired as Unpaired,
     prompt_id_of as prompt_id_of,
 )
+from .rendering import load_tokenizer as load_tokenizer
 from .rows import LoadReport as LoadReport
 from .sets import (
     CandidateSet as CandidateSet,
@@ -28,4 +29,3 @@ from .sets import (
 )
 from .settings import ReadOptions as ReadOptions
 from .tokenising import ResponseEncoder as ResponseEncoder, TokenTree as TokenTree
-from .tokenizer_files import load_tokenizer as load_tokenizer

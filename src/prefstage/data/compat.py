@@ -1,12 +1,15 @@
 """Every reach into what transformers and datasets do not promise, and why it is needed."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from datasets import IterableDataset
 from datasets.utils.json import ujson_loads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Only its name, since importing transformers takes seconds.
+Tokenizer: TypeAlias = "PreTrainedTokenizerBase"
 
 
 def marking() -> Any:
@@ -22,7 +25,7 @@ def marking() -> Any:
     return chat_template_utils
 
 
-def plain_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """Tokens of a text in which no added token is looked for.
 
     transformers' public switch, `split_special_tokens`, still finds added tokens that are not

@@ -2,17 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefstage.core import ModelError
-from prefstage.data.compat import marking
+from prefstage.data.compat import Tokenizer, marking
 from prefstage.data.messages import common_prefix
 from prefstage.data.records import Message
 from prefstage.data.rendering import PROBE, ChatTemplate, RenderingError
 from prefstage.data.thoughts import THOUGHT_MARKS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # A prompt that every template can render.
 QUESTION: Message = {"role": "user", "content": "question"}
@@ -20,7 +17,7 @@ _ANSWER: Message = {"role": "assistant", "content": PROBE}
 _MARKS = re.compile("[\U000f0000\U000f0001]")
 
 # Marks of an assistant's language: a thought in its text is meant as one.
-_OF_THOUGHTS = {mark for marks in THOUGHT_MARKS for mark in (marks.opening, marks.closing)}
+_OF_THOUGHTS = {*THOUGHT_MARKS, *THOUGHT_MARKS.values()}
 
 
 class ControlText:
@@ -37,11 +34,12 @@ class ControlText:
         template: Its chat template.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
         sources = "\0".join(template.sources.values())
-        probes = [{**QUESTION, "content": PROBE}, _ANSWER]
-        around_turns = template.render(probes, generation_prompt=False).replace(PROBE, "\0")
+        around_turns = template.render(
+            [{**QUESTION, "content": PROBE}, _ANSWER], generation_prompt=False
+        ).replace(PROBE, "\0")
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
         self._in_others = _any_of(t for t, special in added.items() if special or t in sources)
         self._in_assistants = _any_of(
@@ -88,10 +86,12 @@ class ControlText:
 
 
 def _holds(value: Any, pattern: re.Pattern[str]) -> bool:
-    if isinstance(value, str):
-        return pattern.search(value) is not None
     items = value.values() if isinstance(value, Mapping) else value
-    return isinstance(value, Mapping | list | tuple) and any(_holds(i, pattern) for i in items)
+    return (
+        pattern.search(value) is not None
+        if isinstance(value, str)
+        else isinstance(value, Mapping | list | tuple) and any(_holds(i, pattern) for i in items)
+    )
 
 
 def probe_turn(render: Callable[..., str]) -> tuple[str, str]:
@@ -144,7 +144,7 @@ class ConversationTokens:
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", template: ChatTemplate, *, split_control: bool
+        self, tokenizer: Tokenizer, template: ChatTemplate, *, split_control: bool
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
@@ -248,9 +248,11 @@ class ConversationTokens:
         cut = max((start for start in starts if start < shared), default=0)
         first, *tails = self._tokenise([before, *(text[cut:] for text in (before, *wholes))])
         head = first[: len(first) - len(tails[0])]
-        if cut and [*head, *tails[0]] != first:
-            return self._tokenise([before, *wholes])
-        return [first, *([*head, *tail] for tail in tails[1:])]
+        return (
+            self._tokenise([before, *wholes])
+            if cut and [*head, *tails[0]] != first
+            else [first, *([*head, *tail] for tail in tails[1:])]
+        )
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         return list(
@@ -266,17 +268,17 @@ class ConversationTokens:
             end = next(n for n in range(controls[0], len(ids) + 1) if n not in controls)
             return tuple(ids[:end]), ids[end:]
         eos = self._tokenizer.eos_token_id
-        if eos is None:
-            raise ModelError.of(
-                saw=f"{self._tokenizer.name_or_path!r}: no special token ends a turn and none "
-                "ends a text",
-                expected="a tokenizer with an end-of-turn or end-of-sequence token",
-                cure="set tokenizer.eos_token",
-            )
+        ModelError.unless(
+            eos is not None,
+            saw=f"{self._tokenizer.name_or_path!r}: no special token ends a turn and none "
+            "ends a text",
+            expected="a tokenizer with an end-of-turn or end-of-sequence token",
+            cure="set tokenizer.eos_token",
+        )
         return (int(eos),), []
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     # The longer first, since one token may begin as another.
-    longest = sorted(filter(str.strip, texts), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest)) or r"(?!)")
+    longest_first = sorted(filter(str.strip, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
 from prefstage.core import DataError, InputError, check_config, did_you_mean
 from prefstage.data.formats import PROMPTS
-from prefstage.data.reading import CandidateStream, PairStream, Reading, open_reading
+from prefstage.data.reading import CandidateStream, PairStream, Reading
 from prefstage.data.records import TIE, Candidates, Pair, Vote, generations_of
 from prefstage.data.rows import LoadReport, RowFault, applicable
 from prefstage.data.sets import CandidateSet, ConversationSet, PairSet, RecordSet, UnpairedSet
@@ -60,7 +60,7 @@ def load_pairs(
     """
     if not streaming:
         return _load(PairSet, source, options)
-    reading = open_reading(source, "pairs", check_config(ReadOptions, options), streaming=True)
+    reading = Reading(source, "pairs", check_config(ReadOptions, options), streaming=True)
     reading.check_votes()
     return PairStream(reading)
 
@@ -96,7 +96,7 @@ def load_candidates(
     """
     if not streaming:
         return _load(CandidateSet, source, options)
-    reading = open_reading(source, "candidates", check_config(ReadOptions, options), streaming=True)
+    reading = Reading(source, "candidates", check_config(ReadOptions, options), streaming=True)
     DataError.unless(
         reading.format.kind == "candidates",
         saw=f"streaming=True for {reading.source.name}, read as {reading.format.name}",
@@ -169,7 +169,7 @@ def _load(
     if type(source) is kind and not options:
         return source
     checked, fallback = check_config(ReadOptions, options), PROMPTS if prompts else None
-    reading = open_reading(source, kind.wanted, checked, fallback=fallback)
+    reading = Reading(source, kind.wanted, checked, fallback=fallback)
     return cast("_Set", _MAKERS[kind](reading, reading.new_report()))
 
 
@@ -188,10 +188,8 @@ def _pair_set(reading: Reading, report: LoadReport) -> PairSet:
 
 
 def _candidate_set(reading: Reading, report: LoadReport) -> CandidateSet:
-    rows = cast("Iterator[Candidates]", reading.records(report))
-    return _group_by_prompt(
-        CandidateSet.of(rows, report=report), merge=reading.format.kind == "pairs"
-    )
+    rows = CandidateSet.of(cast("Iterator[Candidates]", reading.records(report)), report=report)
+    return _group_by_prompt(rows, merge=reading.format.kind == "pairs")
 
 
 def _unpaired_set(reading: Reading, report: LoadReport) -> UnpairedSet:
@@ -387,23 +385,30 @@ def _merge_annotators(pairs: PairSet) -> PairSet:
     if not several:
         return pairs
 
-    def merged() -> Iterator[Pair]:
-        for index, (key, pair) in enumerate(zip(keys, pairs, strict=True)):
-            if key not in several:
-                yield pair
-            elif several[key][0] == index:
-                yield _of_votes([pairs[row] for row in several[key]])
-
-    joined = PairSet.of(merged(), report=report)
+    firsts = (
+        (key, pair)
+        for index, (key, pair) in enumerate(zip(keys, pairs, strict=True))
+        if key not in several or several[key][0] == index
+    )
+    joined = PairSet.of(
+        (
+            _of_votes([pairs[row] for row in several[key]]) if key in several else pair
+            for key, pair in firsts
+        ),
+        report=report,
+    )
     report.ties = sum(value == TIE for value in joined.dataset["agreement"])
     rows = sum(map(len, several.values()))
-    report.notes.append(
-        f"{rows} rows of several annotators on the same pairs became {len(several)} "
-        "pairs: agreement is the share of votes for the chosen response, votes keep who voted"
-    )
     repeated = rows - sum(len(voters[key]) for key in several)
-    note = f"{repeated} votes of an annotator who had voted on that pair already count too"
-    report.notes += applicable({note: repeated})
+    report.notes += applicable(
+        {
+            f"{rows} rows of several annotators on the same pairs became {len(several)} "
+            "pairs: agreement is the share of votes for the chosen response, votes keep who "
+            "voted": rows,
+            f"{repeated} votes of an annotator who had voted on that pair already count "
+            "too": repeated,
+        }
+    )
     return joined
 
 

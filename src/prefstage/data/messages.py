@@ -15,8 +15,8 @@ _ROLE_SPELLINGS = {
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "function_call"), "assistant"),
     **dict.fromkeys(("function", "observation"), "tool"),
 }
+# Field that stored messages have where their fields' order is not that of their column.
 KEY_ORDER = "__key_order__"
-"""Field that stored messages have where their fields' order is not that of their column."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MEDIA_FIELDS = ("image", "image_url", "images", "input_audio", "audio", "video", "file")
 _JSON_FIELDS = {"tools": "a list of tools", "tool_calls": "a list of tool calls"}
@@ -175,9 +175,11 @@ def read_messages(value: Any, field: str) -> Prompt:
 def _transposed(value: Any) -> Any:
     # `datasets` before its List type stored a list of objects as an object of lists.
     columns = list(value.values()) if isinstance(value, Mapping) else []
-    if not all(map(is_sequence, columns)) or len(set(map(len, columns))) != 1:
-        return value
-    return [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
+    return (
+        [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
+        if all(map(is_sequence, columns)) and len(set(map(len, columns))) == 1
+        else value
+    )
 
 
 def read_message(value: Any, field: str) -> Message:
@@ -221,9 +223,11 @@ def read_message(value: Any, field: str) -> Message:
 def in_order(message: Message) -> Message:
     """A stored message with its fields in the order that they had, without the note of it."""
     order = message.pop(KEY_ORDER, None)
-    if not isinstance(order, str):
-        return message
-    return {key: message[key] for key in json.loads(order) if key in message}
+    return (
+        {key: message[key] for key in json.loads(order) if key in message}
+        if isinstance(order, str)
+        else message
+    )
 
 
 def _parsed(item: Any, field: str) -> Any:
@@ -316,11 +320,13 @@ def turn(text: str, role: str = "assistant") -> tuple[Message, ...]:
 
 def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
     """Length of the common beginning of two texts, or of two lists of messages or tokens."""
-    if second[: len(first)] == first:  # the usual case, without a loop over its characters
-        return len(first)
-    return next(
-        (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-        min(len(first), len(second)),
+    return (
+        len(first)
+        if second[: len(first)] == first  # the usual case, without a loop over its characters
+        else next(
+            (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+            min(len(first), len(second)),
+        )
     )
 
 

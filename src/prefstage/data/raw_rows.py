@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
@@ -38,8 +38,6 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical lin
 _CHUNK_BYTES = 1 << 16
 _GZIP_MAGIC, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 _HEADER_LINES = 20
-_METADATA = b"huggingface"
-_TRANSFORMED = "custom"
 BATCH_ROWS = 256
 _SEPARATION = re.compile(r"[ \t\r\n,]*")
 _STRICT, _LENIENT = json.JSONDecoder(object_pairs_hook=unique_keys), json.JSONDecoder()
@@ -237,17 +235,16 @@ def csv_separator(path: Path, name: str) -> str:
         name: The file's name; .tsv is separated by tabs.
 
     Returns:
-        A comma, or (where it makes more columns) a semicolon, a tab or a vertical line.
-
-    Raises:
-        OSError: If the file cannot be read; EOFError for damaged gzip data.
+        A comma, or (where it makes more columns) a semicolon, a tab or a vertical line. A
+        comma, too, for a file that cannot be read: reading its rows says what is wrong.
     """
     if data_suffix(name) == ".tsv":
         return "\t"
-    with _open_text(path) as text:
+    with suppress(OSError, EOFError, zlib.error, csv.Error), _open_text(path) as text:
         header = list(islice(text, _HEADER_LINES))  # a quoted name may hold line breaks
-    # The first of equals: a comma, for a file of one column.
-    return max(SEPARATORS, key=lambda sign: len(next(csv.reader(header, delimiter=sign), ())))
+        # The first of equals: a comma, for a file of one column.
+        return max(SEPARATORS, key=lambda sign: len(next(csv.reader(header, delimiter=sign), ())))
+    return ","
 
 
 def _check_header(names: Sequence[str], file: str) -> None:
@@ -269,12 +266,8 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
         file = pq.ParquetFile(seekable)
         _check_header(file.schema_arrow.names, name)
         # Group by group: one iteration over all groups keeps something of each in memory.
-        batches = (
-            batch
-            for group in range(file.num_row_groups)
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group])
-        )
-        yield from _arrow_rows(name, batches)
+        groups = (file.iter_batches(BATCH_ROWS, [group]) for group in range(file.num_row_groups))
+        yield from _arrow_rows(name, chain.from_iterable(groups))
 
 
 def _unencodable(text: str) -> RowFault | None:
@@ -307,12 +300,10 @@ def arrow_reader(
         of JSON names a key twice.
     """
     convert = _converters(schema, features if features is not None else _features_in(schema))
-
-    def rows(table: Table) -> Iterator[dict[str, Any]]:
-        for values in table.to_pylist():
-            yield {name: convert[name](value) for name, value in values.items()}
-
-    return rows
+    return lambda table: (
+        {name: convert[name](value) for name, value in values.items()}
+        for values in table.to_pylist()
+    )
 
 
 def _arrow_rows(name: str, tables: Iterator[Table], features: Any = None) -> Generator[RawRow]:
@@ -358,7 +349,7 @@ def dataset_rows(name: str, dataset: Dataset | IterableDataset) -> Generator[Raw
                 padded=origin is None and not known,
             )
         tables = dataset.with_format("arrow")
-    elif dataset.format["type"] == _TRANSFORMED:
+    elif dataset.format["type"] == "custom":  # a function of the user's
         return _plain(name, dataset)
     else:
         tables = dataset.with_format("arrow", columns=dataset.format["columns"])
@@ -408,7 +399,7 @@ def without_padding(values: Any, feature: Any) -> Any:
 def _features_in(schema: pa.Schema) -> Mapping[str, Any]:
     # Other people's metadata under this key say nothing that is needed.
     with suppress(KeyError, TypeError, ValueError, AttributeError):
-        known = json.loads((schema.metadata or {})[_METADATA])
+        known = json.loads((schema.metadata or {})[b"huggingface"])
         return dict(Features.from_dict(known["info"]["features"]))
     return {}
 
@@ -424,8 +415,18 @@ def _converter(kind: pa.DataType, feature: Any) -> Convert | None:
     elif isinstance(kind, pa.BaseExtensionType):
         pass  # arrays of numbers, and what other packages define
     elif pa.types.is_struct(kind):
-        convert = _of_struct(_converters(kind, feature))
-    elif any(test(kind) for test in _LISTS):
+        fields = _converters(kind, feature)
+        convert = lambda values: {  # noqa: E731 - a converter, as all of them
+            name: fields[name](value) for name, value in values.items() if value is not None
+        }
+    elif isinstance(
+        kind,
+        pa.ListType
+        | pa.LargeListType
+        | pa.FixedSizeListType
+        | pa.ListViewType
+        | pa.LargeListViewType,
+    ):
         item = _converter(kind.value_type, _item_feature(feature))
         keep = _nullable(item)
         convert = item and (lambda values: list(map(keep, values)))
@@ -437,21 +438,9 @@ def _converter(kind: pa.DataType, feature: Any) -> Convert | None:
     return convert
 
 
-_LISTS = (
-    *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
-    *(pa.types.is_list_view, pa.types.is_large_list_view),
-)
-
-
 def _converters(fields: Iterable[pa.Field], features: Any) -> dict[str, Convert]:
     known = features if isinstance(features, Mapping) else {}
     return {f.name: _nullable(_converter(f.type, known.get(f.name))) for f in fields}
-
-
-def _of_struct(fields: Mapping[str, Convert]) -> Convert:
-    return lambda values: {
-        key: fields[key](value) for key, value in values.items() if value is not None
-    }
 
 
 def _nullable(convert: Convert | None) -> Convert:

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -25,8 +25,8 @@ from prefstage.data.storage import MESSAGE_COLUMNS
 R = TypeVar("R", bound=Record)
 
 _log = logging.getLogger(__name__)
+# What the error of bad rows advises besides mending them.
 ASIDE_CURE = "set on_bad_row='quarantine' with a quarantine_file"
-"""What the error of bad rows advises besides mending them."""
 _PEEKED_ROWS = 1000
 _SHOWN_BAD_ROWS = 3
 _OFTEN_EMPTY = ("annotator", "votes", "generations")
@@ -37,30 +37,66 @@ _MEDIA = {
 }
 
 
-@dataclass(frozen=True)
 class Reading:
     """How to read one dataset; every call of `records` is one whole pass.
 
+    To make one checks the settings, opens the source and settles its format from the first rows.
+
+    Args:
+        data: As in `load_pairs`.
+        wanted: What its rows shall become: pairs, candidates (which pairs are turned into),
+            labelled responses or conversations (which their loaders make of pairs).
+        options: How it is read; None for the defaults.
+        streaming: Whether rows are used as they come, and the first bad one is an error.
+        fallback: The format of rows that no other format fits.
+
     Attributes:
         source: The rows.
-        wanted: Pairs, candidates (which pairs are turned into), labelled responses or
-            conversations (which their loaders make of pairs).
         format: Recognised or requested.
         scheme: Meaning of the labels, or None.
         columns: Role to column, where they differ.
         quarantine_file: Where bad rows go, or None if they are errors.
-        stop_at_bad_row: Raise at the first bad row instead of after all rows.
         notes: What the report says from the start.
+
+    Raises:
+        DataError: As `load_pairs`.
+        InputError: As `load_pairs`.
     """
 
-    source: Source
-    wanted: Wanted
-    format: Format
-    scheme: LabelScheme | None
-    columns: Mapping[str, str]
-    quarantine_file: Path | None
-    stop_at_bad_row: bool
-    notes: tuple[str, ...] = ()
+    def __init__(
+        self,
+        data: DataSource,
+        wanted: Wanted,
+        options: ReadOptions | None = None,
+        *,
+        streaming: bool = False,
+        fallback: Format | None = None,
+    ) -> None:
+        options = options or ReadOptions()
+        self.wanted, self.streaming = wanted, streaming
+        self.quarantine_file = _check_policy(data, options)
+        check_columns(options.columns)
+        requested = None if options.format is None else format_named(options.format, wanted)
+        self.source = open_source(data, split=options.split, streaming=streaming)
+        name, sample = self.source.name, _peek(self.source)
+        check_mapped(options.columns, sample[0], name)
+        rows = [SourceRow(row, options.columns) for row in sample]
+        self.format = requested or recognise(rows, name, wanted, fallback=fallback)
+        DataError.unless(
+            self.format.kind == "pairs" or wanted != "pairs",
+            saw=f"format {self.format.name!r}, whose rows are responses without a chosen one",
+            expected="pairs",
+            cure="load it with load_candidates",
+        )
+        # A format's columns are named by the roles that the user has given them, if any.
+        self.columns = options.columns | {
+            role: options.columns.get(column, column)
+            for role, column in self.format.renamed.items()
+        }
+        rows = [SourceRow(row, self.columns) for row in sample]
+        self.scheme = _scheme(self.format, rows, options.labels, name)
+        labels = f"labels read as {self.scheme}" if self.scheme else None
+        self.notes = (*self.source.notes, *filter(None, (self.format.note, labels)))
 
     def new_report(self) -> LoadReport:
         """An empty account."""
@@ -73,7 +109,7 @@ class Reading:
             report: Filled while the rows come.
 
         Raises:
-            DataError: After the last row (or at the first bad one, if `stop_at_bad_row`)
+            DataError: After the last row (or at the first bad one, if `streaming`)
                 if any was bad and no quarantine file takes it, or if none was good.
         """
         name, observations, first = self.source.name, Observations(), list[str]()
@@ -98,7 +134,7 @@ class Reading:
                         raw = row.values.raw() if isinstance(row.values, SourceRow) else row.values
                         bad = {"file": row.file, "row": row.number, **vars(fault), "raw": raw}
                         stream.write(json.dumps(bad, default=str) + "\n")
-                    elif self.stop_at_bad_row:
+                    elif self.streaming:
                         raise self._error("a bad row (later rows not read yet)", first, 1) from None
                     continue
                 report.keep(row.file, row.number)
@@ -113,7 +149,7 @@ class Reading:
             report.notes += notes
             for note in filter(lambda text: text.startswith(WARNING), notes):
                 _log.warning("%s: %s", name, note)
-            if self.stop_at_bad_row and len(observations.annotators) > 1:
+            if self.streaming and len(observations.annotators) > 1:
                 report.notes.append(
                     "streaming: rows of several annotators on one pair stay a pair each; load "
                     "without streaming to count their votes"
@@ -142,9 +178,9 @@ class Reading:
                     pair = self._read(self._tracked(observations, row), observations)
                 except RowFault:
                     continue
-                annotator = pair.annotator if isinstance(pair, Pair) else None
-                if annotator and voters.setdefault(cast("Pair", pair).key, annotator) != annotator:
-                    raise DataError.of(
+                if isinstance(pair, Pair) and pair.annotator is not None:
+                    DataError.unless(
+                        voters.setdefault(pair.key, pair.annotator) == pair.annotator,
                         saw=f"streaming=True for {self.source.name}, where several annotators "
                         "labelled the same pair",
                         expected="one row for each pair",
@@ -165,12 +201,10 @@ class Reading:
         # Then the rules that hold for all formats; what they change is noted.
         record = _without_blank_systems(self.format.read(values, *scheme), observations)
         _check_texts(values, record, observations)
-        labelled = self.wanted != "candidates" and isinstance(record, Pair) and not record.votes
-        annotator = read_annotator(values) if labelled else None
-        if annotator is not None:
-            record = replace(cast("Pair", record), annotator=annotator)
-            if len(observations.annotators) <= 1:
-                observations.annotators.add(annotator)
+        if self.wanted != "candidates" and isinstance(record, Pair) and not record.votes:
+            record = replace(record, annotator=read_annotator(values))
+            if record.annotator is not None and len(observations.annotators) <= 1:
+                observations.annotators.add(record.annotator)
         # Columns of our files of which nothing is lost: ids made anew, votes of nobody.
         if values.peek("prompt_id") == record.prompt_id:
             observations.used.add("prompt_id")
@@ -219,9 +253,11 @@ def _holds_media(value: Any) -> bool:
 
 def _has_null(value: Any) -> bool:
     # A null for a field of an object, at any depth; nulls in lists are meant.
-    if isinstance(value, Mapping):
-        return any(item is None or _has_null(item) for item in value.values())
-    return isinstance(value, list | tuple) and any(map(_has_null, value))
+    return (
+        any(item is None or _has_null(item) for item in value.values())
+        if isinstance(value, Mapping)
+        else isinstance(value, list | tuple) and any(map(_has_null, value))
+    )
 
 
 def _messages_of(record: Record) -> list[Message]:
@@ -260,63 +296,6 @@ def _check_field(name: str, value: Any) -> None:
     # come back as it was is refused rather than changed.
     if json.loads(text) != value:
         raise ValueError(f"{name}: {show(value)}")
-
-
-def open_reading(
-    data: DataSource,
-    wanted: Wanted,
-    options: ReadOptions | None = None,
-    *,
-    streaming: bool = False,
-    fallback: Format | None = None,
-) -> Reading:
-    """Check the settings, open the source and settle its format from the first rows.
-
-    Args:
-        data: As in `load_pairs`.
-        wanted: What its rows shall become.
-        options: How it is read; None for the defaults.
-        streaming: Whether rows are used as they come, and the first bad one is an error.
-        fallback: The format of rows that no other format fits.
-
-    Raises:
-        DataError: As `load_pairs`.
-        InputError: As `load_pairs`.
-    """
-    options = options or ReadOptions()
-    quarantine = _check_policy(data, options)
-    check_columns(options.columns)
-    requested = None if options.format is None else format_named(options.format, wanted)
-    source = open_source(data, split=options.split, streaming=streaming)
-    sample = _peek(source)
-    check_mapped(options.columns, sample[0], source.name)
-    rows = [SourceRow(row, options.columns) for row in sample]
-    chosen = requested or recognise(rows, source.name, wanted, fallback=fallback)
-    DataError.unless(
-        chosen.kind == "pairs" or wanted != "pairs",
-        saw=f"format {chosen.name!r}, whose rows are responses without a chosen one",
-        expected="pairs",
-        cure="load it with load_candidates",
-    )
-    # A format's columns are named by the roles that the user has given them, if any.
-    columns = options.columns | {
-        role: options.columns.get(column, column) for role, column in chosen.renamed.items()
-    }
-    rows = [SourceRow(row, columns) for row in sample]
-    scheme = _scheme(chosen, rows, options.labels, source.name)
-    notes = [*source.notes, *([chosen.note] if chosen.note else [])]
-    if scheme is not None:
-        notes.append(f"labels read as {scheme}")
-    return Reading(
-        source=source,
-        wanted=wanted,
-        format=chosen,
-        scheme=scheme,
-        columns=columns,
-        quarantine_file=quarantine,
-        stop_at_bad_row=streaming,
-        notes=tuple(notes),
-    )
 
 
 def _check_policy(data: DataSource, options: ReadOptions) -> Path | None:

@@ -14,11 +14,11 @@ Message = dict[str, Any]
 Prompt = tuple[Message, ...]
 """The messages before the response; the last one is a user's (or a tool's) turn."""
 
+# An agreement of raters that are split evenly.
 TIE = 0.5
-"""An agreement of raters that are split evenly."""
 
+# What becomes of pairs whose raters are split evenly, where a better response is looked for.
 Ties = Literal["leave-out", "keep"]
-"""What becomes of pairs whose raters are split evenly, where a better response is looked for."""
 
 
 @dataclass(frozen=True)
@@ -288,11 +288,9 @@ class Conversation:
                 yield messages[:index], messages[index]
 
 
+# Field of an assistant message that a policy wrote: ``{"token_ids": [...], "tokenizer": ...}``.
+# No template sees it: it says which tokens to train on.
 SAMPLED = "sampled"
-"""Field of an assistant message that a policy wrote: ``{"token_ids": [...], "tokenizer": ...}``.
-
-No template sees it: it says which tokens to train on.
-"""
 
 
 def response_message(text: str, generation: Generation | None = None) -> Message:
@@ -317,13 +315,9 @@ def response_message(text: str, generation: Generation | None = None) -> Message
 
 
 def generation_of(message: Message) -> Generation | None:
-    """How a policy wrote a message: the inverse of `response_message`.
+    """How a policy wrote an assistant's message: the inverse of `response_message`.
 
-    Args:
-        message: An assistant's.
-
-    Returns:
-        Its thought and tokens; None if it has neither.
+    None if it has neither a thought nor tokens.
     """
     thought, sampled = message.get("reasoning_content"), message.get(SAMPLED) or {}
     stored = {**sampled, "thought": thought if isinstance(thought, str) else None}

@@ -1,25 +1,37 @@
-"""Messages to text: what the model's chat template makes of a conversation, or why it cannot."""
+"""Messages to text: the door for tokenizers, and what their chat templates make of messages."""
 
 import copy
 import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from jinja2 import TemplateError
 
-from prefstage.core import InputError, ModelError
+from prefstage.core import (
+    InputError,
+    ModelError,
+    PrefstageError,
+    adapters_of,
+    is_path,
+    reason_of,
+    run_date,
+)
+from prefstage.data.compat import Tokenizer
 from prefstage.data.records import SAMPLED, Message
 from prefstage.data.rows import RowFault
-from prefstage.data.settings import CHAT_FORMATS
+from prefstage.data.settings import CHAT_FORMATS, ChatSettings
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+_Settings = TypeVar("_Settings", bound=ChatSettings)
+_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
+# Message fields under which templates read what an assistant thought before its answer.
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Message fields under which templates read what an assistant thought before its answer."""
 
 _CLOCK = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>[^'\"]*)(?P=quote)\s*\)")
 PROBE = "prefstage probe"
@@ -29,6 +41,103 @@ _OF_CONVERSATION = frozenset(
 )
 # What a template raises by itself, and what Jinja's sandbox lets through of its expressions.
 _REFUSALS = (TemplateError, TypeError, KeyError, AttributeError, ValueError)
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """Load a tokenizer from a folder or the Hub.
+
+    Args:
+        name_or_path: A model's folder, or its id on the Hub; or those of an adapter, whose own
+            tokenizer comes before its base's.
+
+    Returns:
+        The tokenizer, of transformers.
+
+    Raises:
+        ModelError: If there is none, or its files are damaged; one line with the reason.
+    """
+    from transformers import AutoTokenizer  # on first use: it takes seconds
+
+    base, adapters = adapters_of(str(name_or_path))
+    # The last adapter that was trained with its tokenizer; a bare one has its base's.
+    source = next(
+        (
+            adapter
+            for adapter in reversed(adapters)
+            if not Path(adapter).is_dir() or any(Path(adapter, name).is_file() for name in _FILES)
+        ),
+        base,
+    )
+    ModelError.unless(
+        Path(source).exists() or not is_path(source),
+        saw=f"no tokenizer at {source!r} (no such folder)",
+        expected="a folder with tokenizer.json or a model id of the Hub",
+        cure="check the name, or point to the model's folder",
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokens = tokenizer.vocab_size
+    except PrefstageError:
+        raise
+    except Exception as error:  # what foreign files make the libraries raise is anything
+        broken, reason = _broken_file(Path(source)), reason_of(error)
+        if "instantiate the backend tokenizer" in reason:
+            reason = "no tokenizer files"
+        raise ModelError.of(
+            saw=f"no tokenizer at {source!r} ({broken or reason})",
+            expected="a folder with tokenizer.json or a model id of the Hub",
+            cure="check the name, or point to the model's folder"
+            if broken is None
+            else "copy or download that file again",
+        ) from error
+    ModelError.unless(
+        tokens,
+        saw=f"the tokenizer at {source!r} has an empty vocabulary",
+        expected="a tokenizer that knows tokens",
+        cure="copy or download its files again",
+    )
+    return tokenizer
+
+
+def _broken_file(folder: Path) -> str | None:
+    # The libraries' errors of a damaged file name neither the file nor the reason.
+    for name in _JSON_FILES:
+        if (folder / name).is_file():
+            try:
+                json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as error:
+                return f"{name} is cut off or damaged: {reason_of(error)}"
+    return None
+
+
+def reads_clock(name_or_path: str) -> bool:
+    """Whether a model's chat template writes today's date.
+
+    Args:
+        name_or_path: A model's folder or its id on the Hub; of a server it is not known.
+
+    Returns:
+        Whether it does; False where there is no tokenizer to look at.
+    """
+    is_served = name_or_path.startswith(("openai:", "serve:"))
+    with suppress(ModelError):
+        return not is_served and "strftime_now" in str(load_tokenizer(name_or_path).chat_template)
+    return False
+
+
+def with_date(settings: _Settings, policy: str | None, run: Path | None) -> _Settings:
+    """Settings that name the day which the policy's chat template reads as today.
+
+    Args:
+        settings: With `template_date`.
+        policy: Who answers; None for nobody.
+        run: The run's folder: one that goes on keeps the day on which it began.
+
+    Returns:
+        The settings with the day, if the template reads the clock and none was set.
+    """
+    needs_date = settings.template_date is None and policy is not None and reads_clock(policy)
+    return settings.model_copy(update={"template_date": run_date(run)}) if needs_date else settings
 
 
 class RenderingError(ModelError):
@@ -72,7 +181,7 @@ class ChatTemplate:
 
     def __init__(
         self,
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: Tokenizer,
         chat_format: str | None,
         variables: Mapping[str, Any],
         date: datetime.date,
@@ -86,14 +195,13 @@ class ChatTemplate:
             expected="variables of the chat template, such as enable_thinking",
             cure="remove what the conversation itself says",
         )
-        try:
+        with InputError.instead_of(
+            *(TypeError, ValueError),
+            saw="template_options that are no JSON ({error})",
+            expected="texts, numbers, true or false, lists and objects",
+            cure="write the value as text",
+        ):
             json.dumps(self.variables, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InputError.of(
-                saw=f"template_options that are no JSON ({error})",
-                expected="texts, numbers, true or false, lists and objects",
-                cure="write the value as text",
-            ) from None
         self.sources = {
             name: _with_date(source, date)
             for name, source in _templates_of(tokenizer, chat_format).items()
@@ -193,12 +301,12 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         tools = messages[0].get("tools") if messages else None
-        name = "tool_use" if tools and "tool_use" in self.sources else "default"
+        with_tools = tools and self.sources.get("tool_use")
         return str(
             self._tokenizer.apply_chat_template(
                 [{k: v for k, v in message.items() if k != "tools"} for message in messages],
                 tools=tools,
-                chat_template=self.sources[name],
+                chat_template=with_tools or self.sources["default"],
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **self.variables,
@@ -237,7 +345,7 @@ class ChatTemplate:
         return tuple(field for field, nonce in marks.items() if nonce not in text)
 
 
-def _templates_of(tokenizer: "PreTrainedTokenizerBase", chat_format: str | None) -> dict[str, str]:
+def _templates_of(tokenizer: Tokenizer, chat_format: str | None) -> dict[str, str]:
     if chat_format is not None:
         InputError.unless(
             chat_format in CHAT_FORMATS,
@@ -282,9 +390,11 @@ def _named_functions(calls: Any) -> list[dict[str, Any]]:
 
 def _in_form(message: Message, form: str) -> Message:
     content = message.get("content")
-    if form == "text" or not isinstance(content, str):
-        return message
-    return message | {"content": [{"type": "text", "text": content}]}
+    return (
+        message
+        if form == "text" or not isinstance(content, str)
+        else message | {"content": [{"type": "text", "text": content}]}
+    )
 
 
 def _call_probe(arguments: Any) -> list[Message]:

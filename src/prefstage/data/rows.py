@@ -123,13 +123,15 @@ def expect(holds: bool, field: str, value: Any, expected: str, cure: str) -> Non
 
 def not_an_object(values: Any) -> RowFault | None:
     """What is wrong with a row that is no mapping; None for one that is."""
-    if isinstance(values, Mapping):
-        return None
-    return RowFault(
-        "(row)",
-        saw=show(values),
-        expected="an object with named fields",
-        cure="write each row as {column: value}",
+    return (
+        None
+        if isinstance(values, Mapping)
+        else RowFault(
+            "(row)",
+            saw=show(values),
+            expected="an object with named fields",
+            cure="write each row as {column: value}",
+        )
     )
 
 
@@ -198,9 +200,11 @@ class LoadReport:
             File and row number; where rows were joined while loading, the source and the
             position in the set, from 1.
         """
-        if len(self._numbers) != rows:
-            return self.source, index + 1
-        return self._files[self._file_of[index]], self._numbers[index]
+        return (
+            (self._files[self._file_of[index]], self._numbers[index])
+            if len(self._numbers) == rows
+            else (self.source, index + 1)
+        )
 
     def of_rows(self, indices: Sequence[int], rows: int) -> "LoadReport":
         """The report of a part of the set; what was counted while loading stays.

@@ -35,6 +35,7 @@ from prefstage.data.storage import (
 R = TypeVar("R", bound=Record)
 
 _TEXT, _NUMBER, _MESSAGES = Value("string"), Value("float64"), "messages"
+# Canonical columns of every kind of record, in the order in which they are stored.
 COLUMNS: Mapping[type[Any], Mapping[str, Any]] = {
     Pair: {
         **{"prompt_id": _TEXT, "prompt": _MESSAGES, "chosen": _MESSAGES, "rejected": _MESSAGES},
@@ -56,7 +57,6 @@ COLUMNS: Mapping[type[Any], Mapping[str, Any]] = {
     },
     Conversation: {"prompt_id": _TEXT, "prompt": _MESSAGES, "completion": _MESSAGES},
 }
-"""Canonical columns of every kind of record, in the order in which they are stored."""
 
 
 def to_row(record: Record) -> Row:
@@ -190,9 +190,11 @@ class RecordSet(Generic[R]):
     def __getitem__(self, index: slice) -> Self: ...
     def __getitem__(self, index: int | slice) -> R | Self:
         """The record at a position, or the set of the records of a slice."""
-        if isinstance(index, slice):
-            return self.select(range(len(self))[index])
-        return cast("R", from_row(self.kind, self._rows[operator.index(index)]))
+        return (
+            self.select(range(len(self))[index])
+            if isinstance(index, slice)
+            else cast("R", from_row(self.kind, self._rows[operator.index(index)]))
+        )
 
     def __iter__(self) -> Iterator[R]:
         """The records in order."""

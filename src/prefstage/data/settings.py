@@ -10,9 +10,10 @@ from pydantic import Field, field_validator
 from prefstage.core import Config
 
 OnBadRow = Literal["error", "quarantine"]
+# What becomes of control tokens that a text spells: ordinary text, or the tokens.
 ControlTokens = Literal["split", "keep"]
-"""What becomes of control tokens that a text spells: ordinary text, or the tokens."""
 
+# Jinja templates by name; a response ends with the tokenizer's end-of-sequence token.
 CHAT_FORMATS = {
     # Blank-line separated texts: what a base model continues most naturally.
     "plain": (
@@ -30,7 +31,6 @@ CHAT_FORMATS = {
         "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
     ),
 }
-"""Jinja templates by name; a response ends with the tokenizer's end-of-sequence token."""
 
 
 class BadRowSettings(Config):
@@ -94,5 +94,5 @@ class ChatSettings(Config):
         return self.model_dump(include=set(ChatSettings.model_fields), exclude_defaults=True)
 
 
+# Names of the settings, for commands.
 CHAT_SETTINGS = tuple(ChatSettings.model_fields)
-"""Names of the settings, for commands."""

@@ -1,7 +1,5 @@
 """Where rows come from: a file, a folder, a URL, the Hub, an object, or records at hand."""
 
-import csv
-import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,18 +44,18 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-Splits: TypeAlias = DatasetDict | IterableDatasetDict
+# What a dataset can be: a name, an open object, a list of rows, records, or a record set.
 DataSource: TypeAlias = (
     str
     | Path
     | Dataset
     | IterableDataset
-    | Splits
+    | DatasetDict
+    | IterableDatasetDict
     | RecordSet[Any]
     | Sequence[Mapping[str, Any]]
     | Sequence[Record]
 )
-"""What a dataset can be: a name, an open object, a list of rows, records, or a record set."""
 
 
 def open_source(source: DataSource, *, split: str | None = None, streaming: bool = False) -> Source:
@@ -89,11 +87,9 @@ def open_source(source: DataSource, *, split: str | None = None, streaming: bool
             cure="rename or convert the file",
         )
         return _of_local(name, [name])
-    folder, _, part = name.rpartition(":")
-    if Path(name).is_dir():
-        return _open_folder(Path(name), name, split, streaming)
+    folder, _, part = (name, "", split) if Path(name).is_dir() else name.rpartition(":")
     if folder and Path(folder).is_dir():
-        return _open_folder(Path(folder), name, _agreed_split(part, split), streaming)
+        return _open_folder(folder, name, _agreed_split(part, split), streaming)
     DataError.unless(
         not (data_suffix(name) or name.startswith((".", "/", "~")) or name.count("/") > 1),
         saw=f"no file or folder {name!r}",
@@ -149,12 +145,8 @@ def _of_local(name: str, files: Sequence[str]) -> Source:
         for path, short in paths:
             yield from read_file(path, short)
 
-    separators = set[str]()
-    for path, short in paths:
-        with suppress(OSError, EOFError, zlib.error, csv.Error):  # reading says what is wrong
-            if data_suffix(short) == ".csv":
-                separators.add(csv_separator(path, short))
-    others = sorted(SEPARATORS[sign] for sign in separators - {","})
+    signs = {csv_separator(path, short) for path, short in paths if data_suffix(short) == ".csv"}
+    others = sorted(SEPARATORS[sign] for sign in signs - {","})
     return Source(name, rows, tuple(f"columns read as separated by {other}" for other in others))
 
 
@@ -171,12 +163,12 @@ def _download(url: str) -> Path:
     return target
 
 
-def _open_folder(folder: Path, name: str, split: str | None, streaming: bool) -> Source:
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+def _open_folder(folder: str, name: str, split: str | None, streaming: bool) -> Source:
+    if any(Path(folder, file).is_file() for file in ("state.json", "dataset_dict.json")):
         with _reaching(name):
-            saved = datasets.load_from_disk(str(folder))
+            saved = datasets.load_from_disk(folder)
         return _of_dataset(name, saved, split)
-    return _load(name, str(folder), None, split, streaming, whole=True)
+    return _load(name, folder, None, split, streaming, whole=True)
 
 
 def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
@@ -236,7 +228,7 @@ def _named_split(names: Sequence[str], name: str, split: str | None) -> str:
     return str(chosen)
 
 
-def _agreed_split(part: str, split: str | None) -> str:
+def _agreed_split(part: str | None, split: str | None) -> str | None:
     InputError.unless(
         split in (None, part),
         saw=f"two splits, {part!r} in the name and split={split!r}",

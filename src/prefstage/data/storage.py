@@ -86,30 +86,27 @@ def build_dataset(
     """
     # Arrow needs its columns beforehand, and the last row may have a field that no other has:
     # the rows wait in a file of JSON lines until all fields are known, so that memory is flat.
-    waiting, arrow = scratch_file("jsonl"), scratch_file("arrow")
+    arrow = scratch_file("arrow")
     fields, orders, count = dict[str, bool](), set[tuple[str, ...]](), 0
-    try:
-        with waiting.open("wb") as stream:
-            for row in rows:
-                count += 1
-                for message in chain.from_iterable(row.get(name, ()) for name in MESSAGE_COLUMNS):
-                    orders.add(tuple(message))
-                    for name, value in message.items():
-                        fields[name] = fields.get(name, True) and isinstance(value, str)
-                stream.write(_line(row))
+    with tempfile.TemporaryFile(prefix="prefstage-") as waiting:
+        for row in rows:
+            count += 1
+            for message in chain.from_iterable(row.get(name, ()) for name in MESSAGE_COLUMNS):
+                orders.add(tuple(message))
+                for name, value in message.items():
+                    fields[name] = fields.get(name, True) and isinstance(value, str)
+            waiting.write(_line(row))
         # A struct has one order for all rows: whoever differs says so in a field of its row.
         others = {order for order in orders if order != tuple(n for n in fields if n in order)}
         if others:
             fields[KEY_ORDER] = True
-        writer = _PieceWriter(arrow, features_of(fields), piece_rows(count))
-        with writer, waiting.open("rb") as stream:
-            fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-            stream.seek(0)
-            for line in stream:
+        waiting.seek(0)
+        fingerprint = hashlib.file_digest(waiting, "sha256").hexdigest()[:16]
+        waiting.seek(0)
+        with _PieceWriter(arrow, features_of(fields), piece_rows(count)) as writer:
+            for line in waiting:
                 writer.write(_stored(json.loads(line), fields, others))
             writer.finalize()
-    finally:
-        waiting.unlink()
     return Dataset.from_file(str(arrow)), fingerprint
 
 
@@ -230,12 +227,9 @@ def save_dataset(dataset: Dataset, path: str | Path) -> None:
             opener(temporary, "wt", encoding="utf-8") as stream,
         ):
             for row in CanonicalRows(dataset):
-                messages = {
-                    column: stored_messages(row[column])
-                    for column in MESSAGE_COLUMNS
-                    if column in row
-                }
-                stream.write(json.dumps(row | messages, ensure_ascii=False) + "\n")
+                for column in row.keys() & set(MESSAGE_COLUMNS):
+                    row[column] = stored_messages(row[column])
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     elif "." in target.name:
         raise InputError.of(
             saw=f"{target}, whose ending says nothing that can be written",
@@ -272,13 +266,11 @@ class DiskNumbers(AbstractContextManager["DiskNumbers"]):
 
     def __init__(self, dtype: str = "float64") -> None:
         self._dtype, self._count = np.dtype(dtype), 0
-        self._path = scratch_file("numbers")
-        self._stream = self._path.open("wb")
+        self._stream = tempfile.TemporaryFile(prefix="prefstage-")  # noqa: SIM115 - see __exit__
 
     def __exit__(self, *_: object) -> None:
         """Remove the file."""
         self._stream.close()
-        self._path.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         """How many numbers there are."""
@@ -309,7 +301,7 @@ class DiskNumbers(AbstractContextManager["DiskNumbers"]):
         self._stream.flush()
         if not self._count:  # an empty file cannot be mapped
             return np.zeros(0, dtype=self._dtype)
-        return np.memmap(self._path, dtype=self._dtype, mode="r+", shape=(self._count,))
+        return np.memmap(self._stream, dtype=self._dtype, mode="r+", shape=(self._count,))
 
 
 def pieces(values: Numbers) -> Iterator[Numbers]:
@@ -318,11 +310,10 @@ def pieces(values: Numbers) -> Iterator[Numbers]:
     Args:
         values: Numbers, perhaps memory-mapped. [rows].
 
-    Yields:
+    Returns:
         Views of them, in order.
     """
-    for start in range(0, len(values), _PIECE):
-        yield values[start : start + _PIECE]
+    return (values[start : start + _PIECE] for start in range(0, len(values), _PIECE))
 
 
 def text_number(text: str) -> int:

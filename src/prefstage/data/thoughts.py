@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -22,32 +21,26 @@ class Reply:
     cut: bool = False
 
 
-class ThoughtMarks(NamedTuple):
-    """What a family of models writes before and after a thought."""
-
-    opening: str
-    closing: str
-
-
-THOUGHT_MARKS = (
-    ThoughtMarks("<think>", "</think>"),  # Qwen3, DeepSeek R1, GLM, Nemotron, Phi 4, Granite, …
-    ThoughtMarks("[THINK]", "[/THINK]"),  # Magistral, Mistral
-    ThoughtMarks("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere
-    ThoughtMarks("<|channel>thought", "<channel|>"),  # Gemma 4
-    ThoughtMarks("<seed:think>", "</seed:think>"),  # Seed-OSS
-    ThoughtMarks("◁think▷", "◁/think▷"),  # Kimi-VL
-    ThoughtMarks("<mm:think>", "</mm:think>"),  # MiniMax
-    ThoughtMarks("<longcat_think>", "</longcat_think>"),  # LongCat
-    ThoughtMarks("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
-    ThoughtMarks("<|begin_of_thought|>", "<|end_of_thought|>"),  # OpenThinker, Sky-T1
-    ThoughtMarks("<unused94>thought", "<unused95>"),  # MedGemma
-    ThoughtMarks("[unused16]", "[unused17]"),  # Pangu
-    ThoughtMarks("<thought>", "</thought>"),  # EXAONE Deep
-    ThoughtMarks("<thinking>", "</thinking>"),
-    ThoughtMarks("<reasoning>", "</reasoning>"),
-    ThoughtMarks("<reflection>", "</reflection>"),
-)
-"""Marks of the families; where a prompt opened the thought, the first one that closes counts."""
+# What the families write before and after a thought; where a prompt opened the thought, the
+# first one that closes counts.
+THOUGHT_MARKS = {
+    "<think>": "</think>",  # Qwen3, DeepSeek R1, GLM, Nemotron, Phi 4, Granite, …
+    "[THINK]": "[/THINK]",  # Magistral, Mistral
+    "<|START_THINKING|>": "<|END_THINKING|>",  # Cohere
+    "<|channel>thought": "<channel|>",  # Gemma 4
+    "<seed:think>": "</seed:think>",  # Seed-OSS
+    "◁think▷": "◁/think▷",  # Kimi-VL
+    "<mm:think>": "</mm:think>",  # MiniMax
+    "<longcat_think>": "</longcat_think>",  # LongCat
+    "<|inner_prefix|>": "<|inner_suffix|>",  # Apertus
+    "<|begin_of_thought|>": "<|end_of_thought|>",  # OpenThinker, Sky-T1
+    "<unused94>thought": "<unused95>",  # MedGemma
+    "[unused16]": "[unused17]",  # Pangu
+    "<thought>": "</thought>",  # EXAONE Deep
+    "<thinking>": "</thinking>",
+    "<reasoning>": "</reasoning>",
+    "<reflection>": "</reflection>",
+}
 
 # Prose, or what is left where a server drops special tokens: a thought only if both stand there.
 _WORDS = (
@@ -133,7 +126,7 @@ def opens_thought(generation_prompt: str) -> bool:
         True if its last text opens a thought.
     """
     return (
-        generation_prompt.rstrip().endswith(tuple(marks.opening for marks in THOUGHT_MARKS))
+        generation_prompt.rstrip().endswith(tuple(THOUGHT_MARKS))
         or _OPENED_CHANNELS.search(generation_prompt) is not None
     )
 
@@ -143,7 +136,7 @@ def _in_marks(text: str, *, opened: bool | None) -> Reply | None:
     if not families:
         return None
     while families:
-        body = rest.lstrip().removeprefix(families[0].opening) if len(families) == 1 else rest
+        body = rest.lstrip().removeprefix(families[0][0]) if len(families) == 1 else rest
         mark = _closing(body, families)
         if mark is None:
             return Reply("", _joined([*thoughts, body]), cut=True)
@@ -153,18 +146,19 @@ def _in_marks(text: str, *, opened: bool | None) -> Reply | None:
     return Reply(_unwrapped(_without_lead(rest), thought=True), _joined(thoughts))
 
 
-def _closing_families(text: str, *, opened: bool | None) -> Sequence[ThoughtMarks]:
+def _closing_families(text: str, *, opened: bool | None) -> Sequence[tuple[str, str]]:
     # The families whose closing mark may end the thought that `text` begins in. A closing mark
     # right at the beginning ends a thought that the template has closed.
-    begun = [marks for marks in THOUGHT_MARKS if text.lstrip().startswith(marks)]
+    known = list(THOUGHT_MARKS.items())
+    begun = [marks for marks in known if text.lstrip().startswith(marks)]
     if opened is None and not begun:
         # A server's reply: a closing mark alone says that the prompt opened it.
-        ends = ((m, next(_positions(text, m.closing, quoted=False), None)) for m in THOUGHT_MARKS)
-        begun = [m for m, end in ends if end is not None and m.opening not in text[:end]]
-    return begun[:1] or (THOUGHT_MARKS if opened else ())
+        ends = ((marks, next(_positions(text, marks[1], quoted=False), None)) for marks in known)
+        begun = [marks for marks, end in ends if end is not None and marks[0] not in text[:end]]
+    return begun[:1] or (known if opened else ())
 
 
-def _closing(body: str, families: Sequence[ThoughtMarks]) -> tuple[int, int] | None:
+def _closing(body: str, families: Sequence[tuple[str, str]]) -> tuple[int, int] | None:
     # Where the mark that ends a thought begins and ends. One in quotes or code is the thought's
     # text, unless there is no other.
     return next(
@@ -217,8 +211,8 @@ def _in_channels(text: str, *, opened: bool) -> Reply | None:
         cut = thinks and end is None
     if not _PART_OF_HEAD.match(text, position):
         answers.append(text[position:])
-    bare = filter(None, (part.strip("\n") for part in answers))
-    return Reply("\n\n".join(bare), _joined(thoughts), cut=cut)
+    answer = "\n\n".join(filter(None, (part.strip("\n") for part in answers)))
+    return Reply(answer, _joined(thoughts), cut=cut)
 
 
 def _in_words(text: str) -> Reply | None:

@@ -8,18 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from prefstage.core import InputError, digest
+from prefstage.data.compat import Tokenizer
 from prefstage.data.conversation_tokens import ConversationTokens
 from prefstage.data.messages import common_prefix
 from prefstage.data.records import SAMPLED, Message, prompt_id_of
 from prefstage.data.rendering import THOUGHT_FIELDS, ChatTemplate, RenderingError
 from prefstage.data.settings import ControlTokens
 from prefstage.data.thoughts import Reply, opens_thought, read_reply
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Cause = Literal["text", "truncation", "template", "normalisation"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
@@ -113,7 +111,7 @@ class ResponseEncoder:
 
     def __init__(
         self,
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: Tokenizer,
         *,
         chat_format: str | None = None,
         max_prompt_tokens: int | None = None,
@@ -362,28 +360,28 @@ class ResponseEncoder:
         bos = self.tokenizer.bos_token_id
         if self._starts_with_bos and ids[:1] != [bos]:
             ids = [bos, *ids]
+        lost = max(0, len(ids) - (self.max_prompt_tokens or len(ids)))
         self.counts.prompts += 1
-        limit = self.max_prompt_tokens
-        if limit is None or len(ids) <= limit:
-            return tuple(ids)
-        self.counts.prompts_truncated += 1
-        self.counts.prompt_tokens_dropped += len(ids) - limit
+        self.counts.prompts_truncated += lost > 0
+        self.counts.prompt_tokens_dropped += lost
         # Models have hardly seen text that does not begin with this token.
-        kept = 1 if ids[0] == bos and limit > 1 else 0
-        return (*ids[:kept], *ids[len(ids) - limit + kept :])
+        kept = 1 if lost and ids[0] == bos and self.max_prompt_tokens != 1 else 0
+        return (*ids[:kept], *ids[lost + kept :])
 
 
 def _checked_date(date: datetime.date | str | None) -> datetime.date:
-    try:
-        today = datetime.date.today() if date is None else date
-        return datetime.date.fromisoformat(today) if isinstance(today, str) else today
-    except ValueError:
-        raise InputError.of(
-            saw=f"template_date={date!r}", expected="a date", cure="write it as 2026-01-31"
-        ) from None
+    if not isinstance(date, str):
+        return date or datetime.date.today()
+    with InputError.instead_of(
+        ValueError,
+        saw=f"template_date={date!r}",
+        expected="a date",
+        cure="write it as 2026-01-31",
+    ):
+        return datetime.date.fromisoformat(date)
 
 
-def _tokenizer_content(tokenizer: "PreTrainedTokenizerBase") -> Any:
+def _tokenizer_content(tokenizer: Tokenizer) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     if backend is None:

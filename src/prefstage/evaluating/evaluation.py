@@ -20,7 +20,7 @@ from prefstage.core import (
     write_json,
     write_result,
 )
-from prefstage.data.tokenizer_files import with_date
+from prefstage.data.rendering import with_date
 from prefstage.evaluating.answers import (
     Annotation,
     Answers,

@@ -399,7 +399,7 @@ def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Ou
         InputError: As `measure_stage`; or if a policy or judge cannot be loaded so.
         DataError: If data cannot be read.
     """
-    from prefstage.data.tokenizer_files import with_date
+    from prefstage.data.rendering import with_date
 
     off = _loaded(settings.off_policy, settings.off_sources, settings, "")
     on, notes = None, _notes("off-policy", off)

@@ -139,7 +139,7 @@ def sample(
 
 
 def _load(policy: str, out: Path, config: SampleConfig, store: Ledger) -> Sampler:
-    from prefstage.data.tokenizer_files import reads_clock
+    from prefstage.data.rendering import reads_clock
 
     options = config.model_dump(include=set(LoadSettings.model_fields))
     if config.template_date is None and reads_clock(policy):

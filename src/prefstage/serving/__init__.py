@@ -1,16 +1,6 @@
 """OpenAI-compatible servers: the client (retries, usage), starting and stopping one."""
 
-from prefstage.serving.client import RefusedRequestError, ServerClient, Usage, ask_all
-from prefstage.serving.managed import check_command, managed_server, run_program
-from prefstage.serving.protocol import ChatReply
+import lazy_loader
 
-__all__ = [
-    "ChatReply",
-    "RefusedRequestError",
-    "ServerClient",
-    "Usage",
-    "ask_all",
-    "check_command",
-    "managed_server",
-    "run_program",
-]
+# Public names are imported on first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,17 +11,24 @@ from threading import Thread
 from typing import Any, Self, TypeVar, cast
 
 import httpx2
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_combine,
+    wait_random_exponential,
+)
 
 from prefstage.core import InputError, ServiceError
 from prefstage.serving.protocol import (
-    BackoffWait,
     ChatReply,
     Fault,
     read_chat,
     read_completion,
     read_models,
     read_response,
+    server_wait_s,
 )
 
 T = TypeVar("T")
@@ -119,7 +126,12 @@ class ServerClient:
         self.concurrency, self.timeout_s, self.retries = concurrency, timeout_s, retries
         self.usage = Usage()
         self._api_key_env = api_key_env
-        self._wait = BackoffWait(multiplier=backoff_s, max=_LONGEST_BACKOFF_S)
+        # After what the server asks for, exponential backoff with full jitter: before retry k
+        # U(0, min(max, multiplier·2^k)). Source: Brooker 2015, "Exponential Backoff And Jitter",
+        # AWS Architecture Blog.
+        self._wait = wait_combine(
+            server_wait_s, wait_random_exponential(multiplier=backoff_s, max=_LONGEST_BACKOFF_S)
+        )
         self._http: httpx2.AsyncClient | None = None
         self._slots = asyncio.Semaphore(concurrency)
 
@@ -243,9 +255,11 @@ class ServerClient:
                 ) from None
             key, reason = os.environ.get(self._api_key_env), str(fault)
             reason = reason.replace(key, "***") if key else reason
-            cure = "change the request as the server says"
-            if fault.status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
-                cure = f"set the environment variable {self._api_key_env} to a valid API key"
+            cure = (
+                f"set the environment variable {self._api_key_env} to a valid API key"
+                if fault.status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN)
+                else "change the request as the server says"
+            )
             error = RefusedRequestError.of(saw=f"{url}: {reason}", expected="an answer", cure=cure)
             error.status, error.reason = fault.status, reason
             raise error from None

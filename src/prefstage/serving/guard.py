@@ -37,17 +37,11 @@ def end_all(server: "subprocess.Popen[bytes]", grace_s: float) -> None:
     """Ask the server, its process group and its descendants to end; then make them end."""
     # Before any of them ends: a child whose parent is gone can no longer be found as its child.
     family = psutil.Process().children(recursive=True)
-    _signal_group(server.pid, signal.SIGTERM)
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
+    _signal_all(server.pid, family, signal.SIGTERM)
     deadline = time.monotonic() + grace_s
     while any(map(_is_alive, family)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    _signal_group(server.pid, signal.SIGKILL)
+    _signal_all(server.pid, family, signal.SIGKILL)
 
 
 # Whether it still runs; a zombie that nobody collects does not.
@@ -58,9 +52,12 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def _signal_group(group: int, number: signal.Signals) -> None:
+def _signal_all(group: int, family: list[psutil.Process], number: signal.Signals) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 if __name__ == "__main__":

@@ -125,14 +125,13 @@ def check_command(command: str) -> list[str]:
         expected="{port} where the port goes",
         cure="write, for example, --port {port}",
     )
-    try:
+    with InputError.instead_of(
+        ValueError,
+        saw=f"server command {command!r}: {{error}}",
+        expected="a command as a shell reads it",
+        cure="close the quotes",
+    ):
         words = shlex.split(command)
-    except ValueError as error:
-        raise InputError.of(
-            saw=f"server command {command!r}: {error}",
-            expected="a command as a shell reads it",
-            cure="close the quotes",
-        ) from None
     return [_program(words[0], f"server command {command!r}"), *words[1:]]
 
 

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import httpx2
 from tenacity import RetryCallState
-from tenacity.wait import wait_random_exponential
 
 T = TypeVar("T")
 
@@ -35,19 +34,10 @@ class Fault(Exception):  # noqa: N818 - not an error until the retries are spent
         self.status, self.wait_s = status, wait_s
 
 
-class BackoffWait(wait_random_exponential):
-    """Exponential backoff with full jitter, after what the server asks for in Retry-After.
-
-    The wait before retry k is ``w + U(0, min(max, multiplier·2^k))``, with w the server's.
-
-    Source:
-        Brooker 2015, "Exponential Backoff And Jitter", AWS Architecture Blog: "full jitter".
-    """
-
-    def __call__(self, retry_state: RetryCallState) -> float:
-        """Seconds to wait before the next attempt."""
-        fault = retry_state.outcome.exception() if retry_state.outcome else None
-        return (getattr(fault, "wait_s", None) or 0.0) + super().__call__(retry_state)
+def server_wait_s(retry_state: RetryCallState) -> float:
+    """Seconds that the server asked to wait before the next attempt, in Retry-After; else 0."""
+    fault = retry_state.outcome.exception() if retry_state.outcome else None
+    return (isinstance(fault, Fault) and fault.wait_s) or 0.0
 
 
 def read_response(
@@ -106,8 +96,8 @@ def retry_after_s(value: str | None, *, now: datetime | None = None) -> float:
     with suppress(ValueError):
         return min(max(float(value or 0), 0.0), 1e9)
     with suppress(ValueError):
-        due = parsedate_to_datetime(str(value))
-        return max((due - (now or datetime.now(UTC))).total_seconds(), 0.0)
+        wait = parsedate_to_datetime(str(value)) - (now or datetime.now(UTC))
+        return max(wait.total_seconds(), 0.0)
     return 0.0
 
 
@@ -167,7 +157,7 @@ def read_completion(body: Any) -> ChatReply:
     """Read the body of /v1/completions."""
     choice = body["choices"][0]
     top = (choice.get("logprobs") or {}).get("top_logprobs") or ()
-    return _reply(body, choice, choice["text"], [dict(token) for token in top])
+    return _reply(body, choice, choice["text"], list(map(dict, top)))
 
 
 def read_models(body: Any) -> list[str]:

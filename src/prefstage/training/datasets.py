@@ -18,7 +18,7 @@ from prefstage.data import (
     pairs_to_candidates,
 )
 from prefstage.data.formats import Wanted
-from prefstage.data.reading import open_reading
+from prefstage.data.reading import Reading
 from prefstage.data.records import Ties
 from prefstage.data.settings import ReadOptions
 from prefstage.data.tokenising import TokenTree
@@ -73,7 +73,7 @@ def load_data(source: Any, loss: LossMix, **how: Any) -> LoadedSet:
     load = next(load for kind, load in _LOADERS.items() if kind in loss.data)
     options = ReadOptions(**{name: how[name] for name in _RECOGNISED_BY if name in how})
     wanted = _OF_PAIRS.get(load)
-    if wanted and open_reading(source, wanted, options).format.kind == "pairs":
+    if wanted and Reading(source, wanted, options).format.kind == "pairs":
         load = load_pairs
     return load(source, **how)
 

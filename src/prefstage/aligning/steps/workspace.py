@@ -22,7 +22,7 @@ from prefstage.core import (
     progress,
 )
 from prefstage.data import CandidateSet, PairSet, load_candidates, load_pairs, load_prompts
-from prefstage.data.reading import ASIDE_CURE, open_reading
+from prefstage.data.reading import ASIDE_CURE, Reading
 from prefstage.data.settings import ChatSettings
 from prefstage.data.storage import text_number
 from prefstage.judging import Judge, stored
@@ -271,7 +271,7 @@ class Workspace:
     @cached_property
     def off_policy_kind(self) -> str:
         """Whether the off-policy data are "pairs" or "candidates"."""
-        reading = open_reading(str(self.recipe.off_policy), "candidates")
+        reading = Reading(str(self.recipe.off_policy), "candidates")
         return "pairs" if reading.format.kind == "pairs" else "candidates"
 
     # What steps depend on.

@@ -22,6 +22,7 @@ _SPECIAL: dict[Wanted, tuple[Format, ...]] = {
     "conversations": CONVERSATIONS,
 }
 
+# What `columns=` can name: the role of each column, on the left of the map.
 COLUMN_ROLES = (
     *("prompt", "system", "tools", "chosen", "rejected", "agreement"),
     *("score_chosen", "score_rejected", "source_chosen", "source_rejected", "judge_probability"),
@@ -30,7 +31,6 @@ COLUMN_ROLES = (
     *("responses", "sources", "scores", "response", "source", "score"),
     *("completion", "messages", "annotator"),
 )
-"""What `columns=` can name: the role of each column, on the left of the map."""
 
 
 def _read_prompt_alone(row: Row) -> Candidates:

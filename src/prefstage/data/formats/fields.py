@@ -297,10 +297,13 @@ def read_prompt(row: Row) -> Prompt:
     name = first_of(row, "prompt") or "prompt"
     if isinstance(value, str) and name == "instruction" and row.get("input"):
         value = f"{value}\n{read_text(row, 'input')}"
-    if is_transcript(value):
-        prompt = read_transcript(value, name, is_prompt=True)
-    else:
-        prompt = turn(value, "user") if isinstance(value, str) else read_messages(value, name)
+    prompt = (
+        read_transcript(value, name, is_prompt=True)
+        if is_transcript(value)
+        else turn(value, "user")
+        if isinstance(value, str)
+        else read_messages(value, name)
+    )
     history = row.get("history") or ()
     expect(
         isinstance(history, Sequence)
@@ -310,8 +313,8 @@ def read_prompt(row: Row) -> Prompt:
         ),
         *("history", history, "a list of [user, assistant] texts", "mend or empty the field"),
     )
-    earlier = chain.from_iterable(turn(asked, "user") + turn(reply) for asked, reply in history)
-    return with_system_and_tools(row, (*earlier, *prompt))
+    earlier = (turn(asked, "user") + turn(reply) for asked, reply in history)
+    return with_system_and_tools(row, (*chain.from_iterable(earlier), *prompt))
 
 
 def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:

@@ -25,7 +25,7 @@ from prefstage.data.formats.fields import (
     require,
     with_system_and_tools,
 )
-from prefstage.data.labels import LabelScheme, Verdict, infer_scheme, read_desirable
+from prefstage.data.labels import LabelScheme, infer_scheme, read_desirable
 from prefstage.data.messages import (
     common_prefix,
     is_list,
@@ -188,15 +188,16 @@ def _side_columns(row: Row, names: Sequence[str], stems: Sequence[str]) -> list[
     return next((pair for pair in pairs if set(pair) <= row.keys()), [])
 
 
-def _ordered(row: Row, names: tuple[str, str], verdict: Verdict, agreement: float | None) -> Pair:
-    # The pair that a verdict makes of a row; a tie keeps the row's order.
+def _ordered(row: Row, names: tuple[str, str], first: float, **known: Any) -> Pair:
+    # The pair that the first response's share of the votes makes of a row; a tie keeps the row's
+    # order. The winner's share is the agreement where that is not known otherwise.
     if first_of(row, "prompt") is None and all(is_messages(row.get(name)) for name in names):
         prompt, *responses = _parted(row, names)
     else:
         prompt = read_prompt(row)
         responses = [read_response(require(row, name), name, prompt) for name in names]
-    step = -1 if verdict == "second" else 1
-    known: dict[str, Any] = {"agreement": agreement}
+    step = -1 if first < TIE else 1
+    known = {"agreement": max(first, 1 - first)} | known
     for what, (stems, read) in _OF_SIDES.items():
         values = [read(row, column) for column in _side_columns(row, names, stems)][::step]
         known |= {f"{what}_{side}": value for side, value in zip(_SIDES, values, strict=False)}
@@ -204,12 +205,8 @@ def _ordered(row: Row, names: tuple[str, str], verdict: Verdict, agreement: floa
     return make_pair(prompt, chosen, rejected, columns=names[::step], **known)
 
 
-def _by_share(row: Row, names: tuple[str, str], first: float) -> Pair:
-    verdict: Verdict = "tie" if first == TIE else "first" if first > TIE else "second"
-    return _ordered(row, names, verdict, max(first, 1 - first))
-
-
-def _read_verdict(row: Row, column: str, scheme: LabelScheme) -> Verdict:
+def _read_verdict(row: Row, column: str, scheme: LabelScheme) -> float:
+    # What a label counts for the first response.
     verdict = scheme.read(row.get(column))
     if verdict is None:
         raise RowFault(
@@ -218,13 +215,13 @@ def _read_verdict(row: Row, column: str, scheme: LabelScheme) -> Verdict:
             expected=f"a label: {scheme}",
             cure="mend the row, or say what each label means with labels={...}",
         )
-    return verdict
+    return {"first": 1.0, "tie": TIE, "second": 0.0}[verdict]
 
 
 def _read_labelled(row: Row, scheme: LabelScheme) -> Pair:
-    verdict = _read_verdict(row, _label_column(row) or "label", scheme)
-    agreement = TIE if verdict == "tie" else read_number(row, "agreement")
-    return _ordered(row, _compared(row), verdict, agreement)
+    first = _read_verdict(row, _label_column(row) or "label", scheme)
+    agreement = TIE if first == TIE else read_number(row, "agreement")
+    return _ordered(row, _compared(row), first, agreement=agreement)
 
 
 def _infer_labels(rows: Sequence[Row], source: str) -> LabelScheme:
@@ -245,7 +242,7 @@ def _read_annotation(row: Row) -> Pair:
             expected="a number from 1 (output_1) to 2 (output_2), or 0 for a draw",
             cure="annotate the row again, or remove it",
         )
-    return _by_share(row, ("output_1", "output_2"), 1 - (preference - 1))
+    return _ordered(row, ("output_1", "output_2"), 1 - (preference - 1))
 
 
 def _read_vote_counts(row: Row) -> Pair:
@@ -260,22 +257,25 @@ def _read_vote_counts(row: Row) -> Pair:
         expected="counts that are not negative, and at least one vote",
         cure="remove the row, or collect votes for it",
     )
-    return _by_share(row, names, (counts[0] + sum(counts[2:]) / 2) / sum(counts))
+    return _ordered(row, names, (counts[0] + sum(counts[2:]) / 2) / sum(counts))
 
 
 def _read_vote_list(row: Row, scheme: LabelScheme) -> Pair:
-    # The label of every rater in a list; a tie counts half for either response.
+    # The label of every rater in a list.
     votes, cure = require(row, "votes"), "remove the row, or collect votes for it"
     expect(is_list(votes), "votes", votes, "a list with at least one label", cure)
     labels = {f"votes[{index}]": vote for index, vote in enumerate(votes)}
-    verdicts = [_read_verdict(labels, name, scheme) for name in labels]
-    wins = verdicts.count("first") + verdicts.count("tie") / 2
-    return _by_share(row, _compared(row), wins / len(verdicts))
+    wins = sum(_read_verdict(labels, name, scheme) for name in labels)
+    return _ordered(row, _compared(row), wins / len(labels))
 
 
 def _infer_vote_labels(rows: Sequence[Row], source: str) -> LabelScheme:
-    labels = (vote for row in rows if is_list(row.get("votes")) for vote in row["votes"])
-    return infer_scheme(labels, _compared(rows[0]), column="votes", source=source)
+    return infer_scheme(
+        (vote for row in rows if is_list(row.get("votes")) for vote in row["votes"]),
+        _compared(rows[0]),
+        column="votes",
+        source=source,
+    )
 
 
 def _has_sides(row: Row) -> bool:

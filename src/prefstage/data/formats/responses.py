@@ -218,39 +218,38 @@ def _gather_flat(rows: Iterator[RawRow], observations: Observations) -> Iterator
     nodes, tally = dict[str, _Node](), Counter[str]()
     for row in rows:
         try:
-            _add_message(nodes, row)
+            values = _values(row)
+            name = str(require(values, "message_id"))
+            twin = nodes.get(name)
+            RowFault.unless(
+                twin is None,
+                "message_id",
+                saw=f"{show(name)}, as in row {twin and twin.row.number}",
+                expected="an id for every message",
+                cure="remove one of the two rows",
+            )
+            nodes[name] = _node(row, values)
         except RowFault as fault:
             yield replace(row, fault=fault)
     for node in nodes.values():
         if node.parent in nodes:
             nodes[node.parent].replies.append(node)
-    for node in nodes.values():
-        if node.parent is None:
-            yield from _prompts_of(node, tally)
+    for root in [node for node in nodes.values() if node.parent is None]:
+        yield from _prompts_of(root, tally)
     for node in nodes.values():
         if not node.reached:
             end = "which leads to no root" if node.parent in nodes else "no message read"
-            lost = RowFault(
-                "parent_id",
-                saw=f"{show(node.parent)}, {end}",
-                expected="the message_id of a good row, or null for the first message of a tree",
-                cure="mend or remove the row",
+            yield replace(
+                node.row,
+                fault=RowFault(
+                    "parent_id",
+                    saw=f"{show(node.parent)}, {end}",
+                    expected="the message_id of a good row, or null for the first message of a "
+                    "tree",
+                    cure="mend or remove the row",
+                ),
             )
-            yield replace(node.row, fault=lost)
     observations.more.append(_account(tally))
-
-
-def _add_message(nodes: dict[str, _Node], row: RawRow) -> None:
-    values = _values(row)
-    name = str(require(values, "message_id"))
-    if name in nodes:
-        raise RowFault(
-            "message_id",
-            saw=f"{show(name)}, as in row {nodes[name].row.number}",
-            expected="an id for every message",
-            cure="remove one of the two rows",
-        )
-    nodes[name] = _node(row, values)
 
 
 def _values(row: RawRow) -> Any:
@@ -399,24 +398,25 @@ def _conversation(row: Row, turns: Prompt, column: str) -> Conversation:
 def _checked(prompt: Prompt, completion: Prompt, column: str, start: int) -> Conversation:
     # `start`: where the completion begins in its column, so that faults name the turn there.
     check_prompt(prompt)
-    if not completion or completion[0]["role"] != "assistant":
-        raise RowFault(
-            column,
-            saw=f"a turn of role {completion[0]['role']!r}" if completion else "no turn",
-            expected="an assistant turn after the prompt",
-            cure="mend or remove the row",
-        )
+    RowFault.unless(
+        completion and completion[0]["role"] == "assistant",
+        column,
+        saw=f"a turn of role {completion[0]['role']!r}" if completion else "no turn",
+        expected="an assistant turn after the prompt",
+        cure="mend or remove the row",
+    )
     for index, (before, message) in enumerate(pairwise((prompt[-1], *completion)), start=start):
-        path = f"{column}[{index}]"
-        if message["role"] == "assistant" and before["role"] not in _ASKS:
-            raise RowFault(
-                path,
-                saw=f"an assistant turn after one of role {before['role']!r}",
-                expected="a user's or a tool's turn before every assistant turn",
-                cure="join both turns into one, or remove the row",
-            )
-        if message["role"] == "assistant" and not message.get("tool_calls"):
-            check_text(message["content"], path)
+        if message["role"] != "assistant":
+            continue
+        RowFault.unless(
+            before["role"] in _ASKS,
+            f"{column}[{index}]",
+            saw=f"an assistant turn after one of role {before['role']!r}",
+            expected="a user's or a tool's turn before every assistant turn",
+            cure="join both turns into one, or remove the row",
+        )
+        if not message.get("tool_calls"):
+            check_text(message["content"], f"{column}[{index}]")
     return Conversation(prompt_id_of(prompt), prompt, completion)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prefstage.core.errors import ModelError
-from prefstage.data.tokenizer_files import load_tokenizer
+from prefstage.data.rendering import load_tokenizer
 from tests.tiny_models import tiny_tokenizer
 
 
