@@ -1,13 +1,14 @@
 """The loaders: any dataset in, canonical records out, joined by prompt and by their raters."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
 from prefstage.core import DataError, InputError, check_config, did_you_mean
 from prefstage.data.formats import PROMPTS
+from prefstage.data.formats.fields import Format
 from prefstage.data.reading import CandidateStream, PairStream, Reading
 from prefstage.data.records import TIE, Candidates, Pair, Vote, generations_of
 from prefstage.data.rows import LoadReport, RowFault, applicable
@@ -59,7 +60,7 @@ def load_pairs(
         InputError: If an argument is wrong or without effect.
     """
     if not streaming:
-        return _load(PairSet, source, options)
+        return _load(PairSet, _pair_set, source, options)
     reading = Reading(source, "pairs", check_config(ReadOptions, options), streaming=True)
     reading.check_votes()
     return PairStream(reading)
@@ -95,7 +96,7 @@ def load_candidates(
         InputError: As in `load_pairs`.
     """
     if not streaming:
-        return _load(CandidateSet, source, options)
+        return _load(CandidateSet, _candidate_set, source, options)
     reading = Reading(source, "candidates", check_config(ReadOptions, options), streaming=True)
     DataError.unless(
         reading.format.kind == "candidates",
@@ -120,7 +121,7 @@ def load_prompts(source: DataSource, **options: Unpack[ReadArguments]) -> Candid
         DataError: As in `load_pairs`.
         InputError: As in `load_pairs`.
     """
-    return _load(CandidateSet, source, options, prompts=True)
+    return _load(CandidateSet, _candidate_set, source, options, fallback=PROMPTS)
 
 
 def load_unpaired(source: DataSource, **options: Unpack[ReadArguments]) -> UnpairedSet:
@@ -139,7 +140,7 @@ def load_unpaired(source: DataSource, **options: Unpack[ReadArguments]) -> Unpai
         DataError: As in `load_pairs`.
         InputError: As in `load_pairs`.
     """
-    return _load(UnpairedSet, source, options)
+    return _load(UnpairedSet, _unpaired_set, source, options)
 
 
 def load_conversations(source: DataSource, **options: Unpack[ReadArguments]) -> ConversationSet:
@@ -159,18 +160,23 @@ def load_conversations(source: DataSource, **options: Unpack[ReadArguments]) -> 
         DataError: As in `load_pairs`.
         InputError: As in `load_pairs`.
     """
-    return _load(ConversationSet, source, options)
+    return _load(ConversationSet, _conversation_set, source, options)
 
 
 def _load(
-    kind: type[_Set], source: DataSource, options: ReadArguments, *, prompts: bool = False
+    kind: type[_Set],
+    make: Callable[[Reading, LoadReport], _Set],
+    source: DataSource,
+    options: ReadArguments,
+    *,
+    fallback: Format | None = None,
 ) -> _Set:
     # The loader behind the five. A set of the wanted kind is what it would make of it.
     if type(source) is kind and not options:
         return source
-    checked, fallback = check_config(ReadOptions, options), PROMPTS if prompts else None
+    checked = check_config(ReadOptions, options)
     reading = Reading(source, kind.wanted, checked, fallback=fallback)
-    return cast("_Set", _MAKERS[kind](reading, reading.new_report()))
+    return make(reading, reading.new_report())
 
 
 def _pairs(reading: Reading, report: LoadReport) -> PairSet:
@@ -226,14 +232,6 @@ def _untied(
     yield from chain.from_iterable(parts(pair) for pair in pairs if not pair.tied)
     ties = f"{report.ties} ties left out: neither response is {notes[1]}"
     report.notes += [notes[0], *applicable({ties: report.ties})]
-
-
-_MAKERS: Mapping[type[RecordSet[Any]], Callable[[Reading, LoadReport], RecordSet[Any]]] = {
-    PairSet: _pair_set,
-    CandidateSet: _candidate_set,
-    UnpairedSet: _unpaired_set,
-    ConversationSet: _conversation_set,
-}
 
 
 def pairs_to_candidates(pairs: PairSet) -> CandidateSet:

@@ -228,8 +228,9 @@ def _check_texts(row: SourceRow, record: Record, observations: Observations) -> 
                 expected="text alone",
                 cure="remove the rows with pictures, sounds or films: only text is supported",
             )
-    rendered = (message.get(name) for message in messages for name in ("tools", "tool_calls"))
-    observations.nulls += any(map(_has_null, rendered))
+    observations.nulls += any(
+        _has_null(message.get(name)) for message in messages for name in ("tools", "tool_calls")
+    )
     observations.templated.update(islice(template_marks(messages), 1))
 
 

@@ -5,7 +5,6 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 _SHOWN_CHARACTERS = 60
@@ -94,7 +93,7 @@ def parse_json(text: str, field: str = "") -> Any:
         json.JSONDecodeError: If the text is no JSON.
         RowFault: As `unique_keys`.
     """
-    return json.loads(text, object_pairs_hook=partial(unique_keys, field=field))
+    return json.loads(text, object_pairs_hook=lambda pairs: unique_keys(pairs, field))
 
 
 def show(value: Any) -> str:
@@ -172,7 +171,7 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
     # Where the kept rows stand in their files. Arrays of machine integers: a list of tuples
     # would take more memory than the rows' own index of a large dataset.
-    _files: list[str] = field(default_factory=list, repr=False, compare=False)
+    _files: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     _file_of: "array[int]" = field(default_factory=lambda: array("L"), repr=False, compare=False)
     _numbers: "array[int]" = field(default_factory=lambda: array("Q"), repr=False, compare=False)
 
@@ -184,9 +183,7 @@ class LoadReport:
             number: Of the row in it, from 1.
         """
         self.rows_kept += 1
-        if not self._files or self._files[-1] != file:
-            self._files.append(file)
-        self._file_of.append(len(self._files) - 1)
+        self._file_of.append(self._files.setdefault(file, len(self._files)))
         self._numbers.append(number)
 
     def position_of(self, index: int, rows: int) -> tuple[str, int]:
@@ -201,7 +198,7 @@ class LoadReport:
             position in the set, from 1.
         """
         return (
-            (self._files[self._file_of[index]], self._numbers[index])
+            (list(self._files)[self._file_of[index]], self._numbers[index])
             if len(self._numbers) == rows
             else (self.source, index + 1)
         )

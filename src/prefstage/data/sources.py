@@ -3,7 +3,6 @@
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,7 +25,6 @@ from prefstage.data.sets import RecordSet, to_row
 from prefstage.data.storage import quiet, scratch_file
 
 _HUB_PARTS = 3
-_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def _download(url: str) -> Path:
     if not url.startswith(("http://", "https://")):
         return Path(str(datasets.DownloadManager().download(url)))
     target = scratch_file("download")
-    with httpx2.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT_S) as response:
+    with httpx2.stream("GET", url, follow_redirects=True, timeout=60) as response:
         response.raise_for_status()
         with target.open("wb") as stream:
             stream.writelines(response.iter_bytes())
@@ -213,7 +211,7 @@ def _of_dataset(name: str, loaded: Any, split: str | None) -> Source:
             expected="no split",
             cure="leave the split out",
         )
-    return Source(name, partial(dataset_rows, name, loaded))
+    return Source(name, lambda: dataset_rows(name, loaded))
 
 
 def _named_split(names: Sequence[str], name: str, split: str | None) -> str:

@@ -208,11 +208,10 @@ class ServerClient:
             ServiceError: If no server answers.
         """
         url = self.base_url.removesuffix("/v1") + "/openapi.json"
-        try:
+        with suppress(RefusedRequestError):
             body = await self._send("GET", url, None, lambda body: body, patience=3)
-        except RefusedRequestError:
-            return {}
-        return body if isinstance(body, dict) else {}
+            return body if isinstance(body, dict) else {}
+        return {}
 
     async def _ask(
         self, path: str, body: dict[str, Any], read: Callable[[Any], ChatReply]

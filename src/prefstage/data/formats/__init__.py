@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from typing import Literal
 
 from prefstage.core import DataError, InputError, did_you_mean
-from prefstage.data.formats.fields import Format, Row, fields, is_filled, read_prompt
+from prefstage.data.formats.fields import Format, Row, SourceRow, fields, is_filled, read_prompt
 from prefstage.data.formats.pairs import PAIRS, UNPAIRED
 from prefstage.data.formats.responses import CONVERSATIONS, LISTED, TREES
 from prefstage.data.records import Candidates, check_prompt, prompt_id_of
@@ -33,7 +33,7 @@ COLUMN_ROLES = (
 )
 
 
-def _read_prompt_alone(row: Row) -> Candidates:
+def _read_prompt_alone(row: SourceRow) -> Candidates:
     prompt = read_prompt(row)
     check_prompt(prompt)
     return Candidates(prompt_id_of(prompt), tuple(prompt), (), (), ())

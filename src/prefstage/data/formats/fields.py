@@ -2,12 +2,11 @@
 
 import math
 import operator
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from prefstage.data.labels import LabelScheme
 from prefstage.data.messages import (
@@ -63,7 +62,8 @@ class SourceRow(dict[str, Any]):
         values: The row, by column.
         columns: Role to column, where they differ.
         observations: The account of the pass; None for a row that is only looked at, where
-            messages stand for a text of messages that cannot be parsed.
+            messages stand for a text of messages that cannot be parsed (its account is read by
+            nobody).
     """
 
     def __init__(
@@ -72,7 +72,8 @@ class SourceRow(dict[str, Any]):
         columns: Mapping[str, str] | None = None,
         observations: Observations | None = None,
     ) -> None:
-        self._columns, self.observations = columns or {}, observations
+        self._columns, self._looked_at = columns or {}, observations is None
+        self.observations = observations or Observations()
         self._parsed: dict[str, Any] = {}
         mapped = {role: values[name] for role, name in self._columns.items() if name in values}
         others = values.keys() - self._columns.values() - mapped.keys()
@@ -82,8 +83,7 @@ class SourceRow(dict[str, Any]):
         """The value of a role or column, which is noted as read."""
         value = super().__getitem__(name)
         column = self._columns.get(name, name)
-        if self.observations is not None:
-            self.observations.used.add(column)
+        self.observations.used.add(column)
         if isinstance(value, str) and name not in self._parsed:
             self._parsed[name] = self._parse(value, column)
         return self._parsed.get(name, value)
@@ -96,6 +96,11 @@ class SourceRow(dict[str, Any]):
         """A value as it stands, or None, without noting it as read."""
         return super().get(name)
 
+    def overlaid(self, **values: Any) -> "SourceRow":
+        """The row with other values for some roles, on the same account."""
+        columns = {self._columns.get(role, role): value for role, value in values.items()}
+        return SourceRow(self.raw() | columns, self._columns, self.observations)
+
     def raw(self) -> dict[str, Any]:
         """The row under its source's columns, as it stands there; not a reading."""
         return {self._columns.get(name, name): value for name, value in self.items()}
@@ -104,10 +109,10 @@ class SourceRow(dict[str, Any]):
         try:
             messages = messages_in(text, column)
         except RowFault:
-            if self.observations is not None:
+            if not self._looked_at:
                 raise
             return _STAND_IN  # so that the format is recognised, and its reader says the fault
-        if messages is not None and self.observations is not None:
+        if messages is not None:
             self.observations.parsed[column] += 1
         return (
             [messages] if isinstance(messages, Mapping) else text if messages is None else messages
@@ -187,19 +192,6 @@ def object_with(*keys: str) -> Callable[[Any], bool]:
 def list_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """Whether a value is a list whose first item passes a test."""
     return lambda value: is_list(value) and test(value[0])
-
-
-def overlaid(row: Row, **values: Any) -> Row:
-    """The row with other values under some names; what is not looked at stays unread.
-
-    Args:
-        row: The row.
-        values: By name, what stands before the row's values.
-
-    Returns:
-        A view of both.
-    """
-    return ChainMap(values, cast("dict[str, Any]", row))
 
 
 def first_of(row: Row, role: str) -> str | None:
@@ -283,7 +275,7 @@ def read_annotator(row: SourceRow) -> str | None:
     return str(value).strip() or None
 
 
-def read_prompt(row: Row) -> Prompt:
+def read_prompt(row: SourceRow) -> Prompt:
     """The prompt of a row: text, messages or a transcript, with what belongs to it.
 
     A column of `SYSTEM_NAMES` becomes the system message, Alpaca's `input` follows the
@@ -317,7 +309,7 @@ def read_prompt(row: Row) -> Prompt:
     return with_system_and_tools(row, (*chain.from_iterable(earlier), *prompt))
 
 
-def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:
+def with_system_and_tools(row: SourceRow, prompt: Prompt) -> Prompt:
     """Put the row's columns of a system turn and of tools into the prompt's first message."""
     texts = {name: read_text(row, name) for name in SYSTEM_NAMES if row.get(name) is not None}
     filled = {name: text for name, text in texts.items() if text.strip()}
@@ -341,7 +333,7 @@ def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:
     if system and not has_system:
         prompt = (*turn(system, "system"), *prompt)
         if system.strip() and name != "system":
-            observations_of(row).systems[name] += 1
+            row.observations.systems[name] += 1
     tools = _read_tools(row.get("tools"))
     if tools and prompt:
         RowFault.unless(
@@ -353,16 +345,6 @@ def with_system_and_tools(row: Row, prompt: Prompt) -> Prompt:
         )
         prompt = ({**prompt[0], "tools": tools}, *prompt[1:])
     return prompt
-
-
-def observations_of(row: Row) -> Observations:
-    """The account of the pass that a row belongs to, also of an overlaid one.
-
-    An account that nobody reads, for a row that is only looked at.
-    """
-    while isinstance(row, ChainMap):
-        row = row.maps[-1]
-    return getattr(row, "observations", None) or Observations()
 
 
 def read_response(value: Any, field: str, prompt: Prompt = ()) -> tuple[Message, ...]:

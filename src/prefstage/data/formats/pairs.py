@@ -9,13 +9,13 @@ from prefstage.data.formats.fields import (
     COMPLETION_NAMES,
     Format,
     Row,
+    SourceRow,
     fields,
     first_of,
     is_filled,
     is_missing,
     is_response,
     is_text,
-    overlaid,
     read_number,
     read_optional,
     read_prompt,
@@ -55,8 +55,10 @@ _KNOWN = (
     *("score_chosen", "score_rejected", "source_chosen", "source_rejected"),
     *("agreement", "judge_probability"),
 )
-_STEMS = "output|response|answer|completion|candidate|generation|conversation|summary|text"
-_FIRST_RESPONSE = re.compile(rf"(?:{_STEMS})[ _-]?[aA01]")
+_FIRST_RESPONSE = re.compile(
+    r"(?:output|response|answer|completion|candidate|generation|conversation|summary|text)"
+    r"[ _-]?[aA01]"
+)
 _SECOND_ENDS = {"a": "b", "A": "B", "1": "2", "0": "1"}
 _LABELS = ("label", "winner", "preferred", "preference", "verdict", "choice", "better_response_id")
 # Columns that say something of one response, as `model_a` does: beginnings and reader.
@@ -65,11 +67,11 @@ _OF_SIDES: dict[str, tuple[Sequence[str], Any]] = {
     "score": (("score", "rating", "reward"), read_number),
 }
 _VOTE_STEMS = ("votes", "vote", "n_votes", "num_votes")
-AUTO_J = LabelScheme({"0": "first", "1": "second", "2": "tie"}, "the convention of Auto-J")
-SHP = LabelScheme({"1": "first", "0": "second"}, "the convention of SHP: 1 prefers A")
 
 
-def _pair(row: Row, prompt: Prompt, chosen: Sequence[Message], rejected: Sequence[Message]) -> Pair:
+def _pair(
+    row: SourceRow, prompt: Prompt, chosen: Sequence[Message], rejected: Sequence[Message]
+) -> Pair:
     known = {role: read_optional(row, role) for role in _KNOWN}
     if row.get("judge_status") == "undecided":  # as prefstage judge writes it, with a ½
         known["judge_probability"] = None
@@ -88,12 +90,12 @@ def _pair(row: Row, prompt: Prompt, chosen: Sequence[Message], rejected: Sequenc
     return make_pair(prompt, chosen, rejected, votes=tuple(votes), **known)
 
 
-def _read_explicit(row: Row) -> Pair:
+def _read_explicit(row: SourceRow) -> Pair:
     prompt = read_prompt(row)
     return _pair(row, prompt, *(read_response(require(row, s), s, prompt) for s in _SIDES))
 
 
-def _parted(row: Row, columns: Sequence[str]) -> tuple[Prompt, Prompt, Prompt]:
+def _parted(row: SourceRow, columns: Sequence[str]) -> tuple[Prompt, Prompt, Prompt]:
     # Whole conversations: the turns that both share are the prompt. Equal ones are parted
     # before their last turn, so that the check of equal responses refuses them.
     first, second = (read_messages(require(row, column), column) for column in columns)
@@ -103,11 +105,11 @@ def _parted(row: Row, columns: Sequence[str]) -> tuple[Prompt, Prompt, Prompt]:
     return with_system_and_tools(row, first[:shared]), first[shared:], second[shared:]
 
 
-def _read_whole_conversations(row: Row) -> Pair:
+def _read_whole_conversations(row: SourceRow) -> Pair:
     return _pair(row, *_parted(row, _SIDES))
 
 
-def _read_binarized(row: Row) -> Pair:
+def _read_binarized(row: SourceRow) -> Pair:
     # A prompt text that repeats the last user turn of two whole conversations.
     text = read_text(row, "prompt")
     if all(is_messages(row.get(side)) and len(row[side]) == 1 for side in _SIDES):
@@ -124,12 +126,12 @@ def _read_binarized(row: Row) -> Pair:
     return pair
 
 
-def _read_transcripts(row: Row) -> Pair:
+def _read_transcripts(row: SourceRow) -> Pair:
     sides = {side: read_transcript(read_text(row, side), side, is_prompt=False) for side in _SIDES}
-    return _pair(row, *_parted(overlaid(row, **sides), _SIDES))
+    return _pair(row, *_parted(row.overlaid(**sides), _SIDES))
 
 
-def _read_after_transcript(row: Row) -> Pair:
+def _read_after_transcript(row: SourceRow) -> Pair:
     return _pair(
         row,
         read_prompt(row),
@@ -137,7 +139,7 @@ def _read_after_transcript(row: Row) -> Pair:
     )
 
 
-def _read_implicit_texts(row: Row) -> Pair:
+def _read_implicit_texts(row: SourceRow) -> Pair:
     # Two texts; what they share up to a word's end is the prompt.
     chosen, rejected = (read_text(row, side) for side in _SIDES)
     if chosen == rejected:
@@ -157,14 +159,14 @@ def _read_implicit_texts(row: Row) -> Pair:
     )
 
 
-def _read_alpaca_output(row: Row) -> Pair:
+def _read_alpaca_output(row: SourceRow) -> Pair:
     output = require(row, "output")
     expect(
         not is_text(output) and [type(text) for text in output] == [str, str],
         *("output", output, "a list of two texts: chosen, rejected"),
         "mend the row, or name columns with columns={...}",
     )
-    return _read_explicit(overlaid(row, chosen=output[0], rejected=output[1]))
+    return _read_explicit(row.overlaid(chosen=output[0], rejected=output[1]))
 
 
 def _response_columns(row: Row) -> tuple[str, str] | None:
@@ -188,7 +190,7 @@ def _side_columns(row: Row, names: Sequence[str], stems: Sequence[str]) -> list[
     return next((pair for pair in pairs if set(pair) <= row.keys()), [])
 
 
-def _ordered(row: Row, names: tuple[str, str], first: float, **known: Any) -> Pair:
+def _ordered(row: SourceRow, names: tuple[str, str], first: float, **known: Any) -> Pair:
     # The pair that the first response's share of the votes makes of a row; a tie keeps the row's
     # order. The winner's share is the agreement where that is not known otherwise.
     if first_of(row, "prompt") is None and all(is_messages(row.get(name)) for name in names):
@@ -218,7 +220,7 @@ def _read_verdict(row: Row, column: str, scheme: LabelScheme) -> float:
     return {"first": 1.0, "tie": TIE, "second": 0.0}[verdict]
 
 
-def _read_labelled(row: Row, scheme: LabelScheme) -> Pair:
+def _read_labelled(row: SourceRow, scheme: LabelScheme) -> Pair:
     first = _read_verdict(row, _label_column(row) or "label", scheme)
     agreement = TIE if first == TIE else read_number(row, "agreement")
     return _ordered(row, _compared(row), first, agreement=agreement)
@@ -231,7 +233,7 @@ def _infer_labels(rows: Sequence[Row], source: str) -> LabelScheme:
     )
 
 
-def _read_annotation(row: Row) -> Pair:
+def _read_annotation(row: SourceRow) -> Pair:
     # AlpacaEval: preference in [1, 2] is 1 + P(output_2 is better); 0 and 1.5 are draws.
     preference = read_number(row, "preference")
     preference = 1 + TIE if preference == 0 else preference
@@ -245,7 +247,7 @@ def _read_annotation(row: Row) -> Pair:
     return _ordered(row, ("output_1", "output_2"), 1 - (preference - 1))
 
 
-def _read_vote_counts(row: Row) -> Pair:
+def _read_vote_counts(row: SourceRow) -> Pair:
     names = _compared(row)
     columns = _side_columns(row, names, _VOTE_STEMS) or ["votes_a", "votes_b"]
     ties = (name for name in ("votes_tie", "tie_votes", "votes_draw") if row.get(name) is not None)
@@ -260,7 +262,7 @@ def _read_vote_counts(row: Row) -> Pair:
     return _ordered(row, names, (counts[0] + sum(counts[2:]) / 2) / sum(counts))
 
 
-def _read_vote_list(row: Row, scheme: LabelScheme) -> Pair:
+def _read_vote_list(row: SourceRow, scheme: LabelScheme) -> Pair:
     # The label of every rater in a list.
     votes, cure = require(row, "votes"), "remove the row, or collect votes for it"
     expect(is_list(votes), "votes", votes, "a list with at least one label", cure)
@@ -379,7 +381,7 @@ PAIRS = (
         fields("prompt", "response 1", "response 2", "label"),
         _read_labelled,
         present=("prompt", "response 1", "response 2", "label"),
-        labels=AUTO_J,
+        labels=LabelScheme({"0": "first", "1": "second", "2": "tie"}, "the convention of Auto-J"),
     ),
     Format(
         "shp",
@@ -390,7 +392,7 @@ PAIRS = (
         },
         _read_labelled,
         present=("history", "human_ref_A", "human_ref_B", "labels"),
-        labels=SHP,
+        labels=LabelScheme({"1": "first", "0": "second"}, "the convention of SHP: 1 prefers A"),
     ),
     Format(
         "alpacaeval-annotations",
@@ -430,18 +432,20 @@ PAIRS = (
 )
 
 
-def _read_unpaired(row: Row) -> Unpaired:
+def _read_unpaired(row: SourceRow) -> Unpaired:
     column = first_of(row, "completion") or COMPLETION_NAMES[0]
     prompt = read_prompt(row)
     return _unpaired(row, prompt, read_response(row.get(column), column, prompt), column)
 
 
-def _read_implicit(row: Row) -> Unpaired:
+def _read_implicit(row: SourceRow) -> Unpaired:
     turns = read_messages(row["completion"], "completion")
     return _unpaired(row, with_system_and_tools(row, turns[:-1]), turns[-1:], "completion")
 
 
-def _unpaired(row: Row, prompt: Prompt, completion: Sequence[Message], column: str) -> Unpaired:
+def _unpaired(
+    row: SourceRow, prompt: Prompt, completion: Sequence[Message], column: str
+) -> Unpaired:
     check_prompt(prompt)
     check_response(completion, column)
     return Unpaired(

@@ -18,7 +18,6 @@ from prefstage.data.formats.fields import (
     is_text,
     list_of,
     object_with,
-    observations_of,
     read_number,
     read_optional,
     read_prompt,
@@ -56,7 +55,7 @@ from prefstage.data.rows import Observations, RawRow, RowFault, applicable, expe
 _ASKS = frozenset(("user", "tool"))
 
 
-def _read_candidates(row: Row) -> Candidates:
+def _read_candidates(row: SourceRow) -> Candidates:
     responses = _read_texts(row, first_of(row, "responses") or "responses")
     return make_candidates(
         read_prompt(row),
@@ -80,7 +79,7 @@ def _values_of(row: Row, role: str, read: Callable[[Row, str], Any]) -> list[Any
     return None if column is None else [read(items, path) for path in items]
 
 
-def _read_texts(row: Row, column: str) -> Sequence[Any]:
+def _read_texts(row: SourceRow, column: str) -> Sequence[Any]:
     # The responses; where all of them are JSON text of a message, their contents.
     items = _items(row, column)
     spelled = {
@@ -89,7 +88,7 @@ def _read_texts(row: Row, column: str) -> Sequence[Any]:
     }
     if None in spelled.values():
         return list(items.values())
-    observations_of(row).parsed[column] += 1
+    row.observations.parsed[column] += 1
     return [_content(value, path) for path, value in spelled.items()]
 
 
@@ -123,7 +122,7 @@ def _read_generations(stored: Any) -> list[Generation | None]:
     return generations
 
 
-def _read_objects(row: Row, column: str, paths: Mapping[str, str]) -> Candidates:
+def _read_objects(row: SourceRow, column: str, paths: Mapping[str, str]) -> Candidates:
     texts, sources, scores = [], [], []
     expected = f"an object with {paths['response']} and {paths['score']}"
     for path, item in _items(row, column).items():
@@ -150,7 +149,7 @@ def _of_objects(name: str, prompt: str, column: str, *more: str, note: str, **pa
     )
 
 
-def _read_answer(row: Row) -> Candidates:
+def _read_answer(row: SourceRow) -> Candidates:
     column = first_of(row, "response") or "output"
     return make_candidates(
         read_prompt(row),
@@ -354,23 +353,23 @@ TREES = (
 )
 
 
-def _read_messages_column(row: Row) -> Conversation:
+def _read_messages_column(row: SourceRow) -> Conversation:
     column = "messages" if row.get("messages") is not None else "conversations"
     return _conversation(row, read_messages(row[column], column), column)
 
 
-def _read_ultrachat(row: Row) -> Conversation:
+def _read_ultrachat(row: SourceRow) -> Conversation:
     for index, text in enumerate(row["data"]):
         check_text(text, f"data[{index}]")
     turns = map(turn, row["data"], cycle(("user", "assistant")))
     return _conversation(row, tuple(chain.from_iterable(turns)), "data")
 
 
-def _read_transcript(row: Row) -> Conversation:
+def _read_transcript(row: SourceRow) -> Conversation:
     return _conversation(row, read_transcript(row["text"], "text", is_prompt=False), "text")
 
 
-def _read_completion(row: Row) -> Conversation:
+def _read_completion(row: SourceRow) -> Conversation:
     # A prompt, of which nothing is learnt, and what follows it.
     prompt = read_prompt(row)
     column = first_of(row, "completion") or COMPLETION_NAMES[0]
@@ -378,7 +377,7 @@ def _read_completion(row: Row) -> Conversation:
     return _checked(prompt, read_response(row[column], column, prompt), column, 0)
 
 
-def _conversation(row: Row, turns: Prompt, column: str) -> Conversation:
+def _conversation(row: SourceRow, turns: Prompt, column: str) -> Conversation:
     # The prompt ends before the first assistant turn that answers somebody: an assistant's
     # greeting before anybody spoke stays in the prompt, since no model is asked for it.
     messages = with_system_and_tools(row, turns)
