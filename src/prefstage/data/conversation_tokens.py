@@ -244,8 +244,8 @@ class ConversationTokens:
         # so what stands before the last common one merges with nothing after it.
         shared = min((common_prefix(before, whole) for whole in wholes), default=len(before))
         # A special token at the very end of what is common may be the start of a longer one.
-        starts = (match.start() for match in self.special.finditer(before[:shared]))
-        cut = max((start for start in starts if start < shared), default=0)
+        marks = self.special.finditer(before[:shared])
+        cut = max((mark.start() for mark in marks if mark.start() < shared), default=0)
         first, *tails = self._tokenise([before, *(text[cut:] for text in (before, *wholes))])
         head = first[: len(first) - len(tails[0])]
         return (

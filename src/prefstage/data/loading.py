@@ -174,8 +174,7 @@ def _load(
     # The loader behind the five. A set of the wanted kind is what it would make of it.
     if type(source) is kind and not options:
         return source
-    checked = check_config(ReadOptions, options)
-    reading = Reading(source, kind.wanted, checked, fallback=fallback)
+    reading = Reading(source, kind.wanted, check_config(ReadOptions, options), fallback=fallback)
     return make(reading, reading.new_report())
 
 
@@ -188,8 +187,9 @@ def _pairs(reading: Reading, report: LoadReport) -> PairSet:
 def _pair_set(reading: Reading, report: LoadReport) -> PairSet:
     pairs = _pairs(reading, report)
     repeated = pairs.repeated_prompts()
-    note = f"{repeated} pairs repeat the prompt of an earlier pair (all kept)"
-    report.notes += applicable({note: repeated})
+    report.notes += applicable(
+        {f"{repeated} pairs repeat the prompt of an earlier pair (all kept)": repeated}
+    )
     return pairs
 
 
@@ -211,8 +211,9 @@ def _conversation_set(reading: Reading, report: LoadReport) -> ConversationSet:
     records = _untied(reading, report, lambda pair: [pair.demonstration()], notes)
     rows = ConversationSet.of(records, report=report)
     unanswered = sum(row.completion[-1]["role"] != "assistant" for row in rows)
-    note = f"{unanswered} conversations end with a turn that nobody answers (not learnt)"
-    report.notes += applicable({note: unanswered})
+    report.notes += applicable(
+        {f"{unanswered} conversations end with a turn that nobody answers (not learnt)": unanswered}
+    )
     return rows
 
 
@@ -230,8 +231,8 @@ def _untied(
         return
     pairs = _pairs(reading, report)
     yield from chain.from_iterable(parts(pair) for pair in pairs if not pair.tied)
-    ties = f"{report.ties} ties left out: neither response is {notes[1]}"
-    report.notes += [notes[0], *applicable({ties: report.ties})]
+    ties = {f"{report.ties} ties left out: neither response is {notes[1]}": report.ties}
+    report.notes += [notes[0], *applicable(ties)]
 
 
 def pairs_to_candidates(pairs: PairSet) -> CandidateSet:

@@ -209,8 +209,9 @@ def read_message(value: Any, field: str) -> Message:
         optional=value.get("tool_calls") is not None or role in SYSTEM_ROLES,
     )
     # Role and content are both under one name, wherever they stand and however they are spelled.
-    read = {role_key: ("role", role), content_key: ("content", content)}
-    read["content"] = read[content_key]
+    read = {role_key: ("role", role)} | dict.fromkeys(
+        (content_key, "content"), ("content", content)
+    )
     message: Message = dict(
         read.get(key) or (key, _read_field(key, item, field))
         for key, item in value.items()

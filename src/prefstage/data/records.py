@@ -283,9 +283,11 @@ class Conversation:
     def turns(self) -> Iterator[tuple[Prompt, Message]]:
         """Each assistant turn of the completion, with everything before it."""
         messages = (*self.prompt, *self.completion)
-        for index in range(len(self.prompt), len(messages)):
-            if messages[index]["role"] == "assistant":
-                yield messages[:index], messages[index]
+        return (
+            (messages[:index], messages[index])
+            for index in range(len(self.prompt), len(messages))
+            if messages[index]["role"] == "assistant"
+        )
 
 
 # Field of an assistant message that a policy wrote: ``{"token_ids": [...], "tokenizer": ...}``.

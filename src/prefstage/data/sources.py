@@ -138,14 +138,13 @@ def _of_local(name: str, files: Sequence[str]) -> Source:
             (_download(file) if "://" in file else Path(file), Path(file.split("?")[0]).name)
             for file in files
         ]
-
-    def rows() -> Generator[RawRow]:
-        for path, short in paths:
-            yield from read_file(path, short)
-
     signs = {csv_separator(path, short) for path, short in paths if data_suffix(short) == ".csv"}
     others = sorted(SEPARATORS[sign] for sign in signs - {","})
-    return Source(name, rows, tuple(f"columns read as separated by {other}" for other in others))
+    return Source(
+        name,
+        lambda: (row for path, short in paths for row in read_file(path, short)),
+        tuple(f"columns read as separated by {other}" for other in others),
+    )
 
 
 def _download(url: str) -> Path:

@@ -230,19 +230,19 @@ def save_dataset(dataset: Dataset, path: str | Path) -> None:
                 for column in row.keys() & set(MESSAGE_COLUMNS):
                     row[column] = stored_messages(row[column])
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    elif "." in target.name:
-        raise InputError.of(
+    else:
+        InputError.unless(
+            "." not in target.name,
             saw=f"{target}, whose ending says nothing that can be written",
             expected=".parquet or .jsonl, each perhaps with .gz, or a folder without an ending",
             cure="rename it",
         )
-    elif target.exists():
-        raise InputError.of(
+        InputError.unless(
+            not target.exists(),
             saw=f"{target}, which exists",
             expected="a new folder",
             cure="name another, or remove it first",
         )
-    else:
         # In the target's parent: the last step is then a rename on one file system, after which
         # the folder is whole.
         target.parent.mkdir(parents=True, exist_ok=True)

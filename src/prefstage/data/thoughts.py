@@ -175,17 +175,23 @@ def _closing(body: str, families: Sequence[tuple[str, str]]) -> tuple[int, int] 
 def _positions(text: str, mark: str, *, quoted: bool) -> Iterator[int]:
     # Where a mark stands: outside of quotes and code, or anywhere.
     fences = [] if quoted or mark not in text else [m.span() for m in _FENCED.finditer(text)]
-    for match in re.finditer(re.escape(mark), text):
-        fenced = any(first <= match.start() < stop for first, stop in fences)
-        if quoted or not (fenced or _is_quoted(text, *match.span())):
-            yield match.start()
+    return (
+        match.start()
+        for match in re.finditer(re.escape(mark), text)
+        if quoted
+        or not (
+            any(first <= match.start() < stop for first, stop in fences)
+            or _is_quoted(text, *match.span())
+        )
+    )
 
 
 def _is_quoted(text: str, start: int, end: int) -> bool:
     # In quotes, or in inline code of its line.
     line, after = text[text.rfind("\n", 0, start) + 1 : start], text[end:].split("\n", 1)[0]
-    quoted = start > 0 and _QUOTES.get(text[start - 1]) == text[end : end + 1]
-    return quoted or (line.count("`") % 2 == 1 and "`" in after)
+    return (start > 0 and _QUOTES.get(text[start - 1]) == text[end : end + 1]) or (
+        line.count("`") % 2 == 1 and "`" in after
+    )
 
 
 def _in_channels(text: str, *, opened: bool) -> Reply | None:

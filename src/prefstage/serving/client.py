@@ -169,8 +169,9 @@ class ServerClient:
             RefusedRequestError: If the server refuses the request.
             ServiceError: If faults outlast all retries.
         """
-        body = {"messages": list(map(dict, messages)), **options}
-        return await self._ask("chat/completions", body, read_chat)
+        return await self._ask(
+            "chat/completions", {"messages": list(map(dict, messages)), **options}, read_chat
+        )
 
     async def complete(self, prompt: str, **options: Any) -> ChatReply:
         """Ask for one continuation of a text (/v1/completions), for models without a template.
