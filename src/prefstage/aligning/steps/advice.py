@@ -18,9 +18,9 @@ from prefstage.aligning.steps.workspace import Policy, Workspace
 from prefstage.core import progress, write_json
 from prefstage.data.loading import load_candidates, load_pairs
 from prefstage.data.records import Candidates
+from prefstage.data.rendering import load_tokenizer
 from prefstage.data.sets import CandidateSet
 from prefstage.data.tokenising import ResponseEncoder
-from prefstage.data.tokenizer_files import load_tokenizer
 from prefstage.judging.judged import score_candidates
 from prefstage.measuring.measure import CANDIDATES
 from prefstage.sampling.base import requests_for, to_candidates
