@@ -78,7 +78,7 @@ def test_the_same_text_on_both_sides_is_no_ranking_either(scored_by: ScoredBy) -
 def test_dynamics_leave_them_out_and_count_them(scored_by: ScoredBy) -> None:
     how = {"encoder": scored_by.encoder, "subsample": 10, "seed": 0}
     sample = sample_pairs("train", PairSet.of(PAIRS), **how)
-    assert sample.indices == (0, 1)
+    assert [item.index for item in sample.items] == [0, 1]
     assert sample.counts == {"ties_left_out": 1, "same_tokens_by_truncation": 1}
     with pytest.raises(InputError, match=r"no pair left.*1 ties left out.*keep ties"):
         sample_pairs("train", [TIED], **how)
@@ -91,7 +91,7 @@ def test_r_is_the_same_in_diagnosis_and_dynamics_whether_ties_are_kept(
     for ties, followed in (("leave-out", 2), ("keep", 3)):
         how = {"encoder": scored_by.encoder, "subsample": 10, "seed": 0, "ties": ties}
         sample = sample_pairs("train", PairSet.of(PAIRS), **how)
-        assert len(sample.indices) == followed
+        assert len(sample.items) == followed
         scores = score_sample(scored_by.scorer, sample.trees)
         found = summarise_pairs(measure_pairs(sample, scores, scores, beta=0.1), beta=0.1)
         assert found["rankings/accuracy"] == expected["accuracy"]["mean"]

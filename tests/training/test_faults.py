@@ -1,13 +1,16 @@
 import errno
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from prefstage.core import TrainingError
 from prefstage.scoring.memory import MemoryWatch, is_out_of_memory
+from prefstage.training.durable import DurableTrainer
 from prefstage.training.faults import (
-    bad_gradient,
     bad_losses,
     bad_weights,
     out_of_memory,
@@ -49,8 +52,13 @@ def test_many_bad_rows_are_counted_not_listed() -> None:
 
 
 @pytest.mark.parametrize("norm", [NAN, float("inf"), torch.tensor(NAN)])
-def test_a_gradient_that_is_no_number(norm) -> None:
-    line = str(bad_gradient(norm, step=4))
+def test_a_gradient_that_is_no_number(norm, tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(
+        state=SimpleNamespace(global_step=4), args=SimpleNamespace(output_dir=tmp_path)
+    )
+    with pytest.raises(TrainingError) as caught:
+        DurableTrainer.check_norm(trainer, norm)
+    line = str(caught.value)
     assert re.search(r"step 5: the gradient's norm is (nan|inf)", line)
 
 

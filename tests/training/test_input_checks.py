@@ -7,13 +7,13 @@ from prefstage.core.errors import InputError, ModelError
 from prefstage.data import TokenTree
 from prefstage.training.datasets import check_item_sets
 from prefstage.training.items import ItemSet, TrainingItem
-from prefstage.training.policy import check_tokenizer, tokenizer_for
+from prefstage.training.policy import tokenizer_for
 from tests.tiny_models import tiny_tokenizer
 from tests.training.plain_runs import tiny_model
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_no_fault_by_itself() -> None:
-    check_tokenizer(tiny_tokenizer(), tiny_model())
+    tokenizer_for(tiny_model(), tiny_tokenizer())
 
 
 def test_a_tokenizer_of_another_model_of_the_same_size(tmp_path: Path) -> None:
@@ -22,13 +22,13 @@ def test_a_tokenizer_of_another_model_of_the_same_size(tmp_path: Path) -> None:
     model.resize_token_embeddings(len(own))
     model.config._name_or_path = str(tmp_path)
     own.save_pretrained(tmp_path)
-    check_tokenizer(own, model)
+    tokenizer_for(model, own)
     more = tiny_tokenizer()
     more.add_tokens(["<new>"])
     model.resize_token_embeddings(len(more))
-    check_tokenizer(more, model)
+    tokenizer_for(model, more)
     with pytest.raises(ModelError, match="tokens have other ids than in the tokenizer beside"):
-        check_tokenizer(swapped(own), model)
+        tokenizer_for(model, swapped(own))
 
 
 def swapped(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -3,7 +3,7 @@ import yaml
 
 from prefstage import LOSSES
 from prefstage.losses import parse_loss
-from prefstage.training.model_card import arxiv_numbers, model_card
+from prefstage.training.export import arxiv_numbers, model_card
 
 FACTS = {
     "name": "me/tuned",

@@ -15,7 +15,7 @@ from prefstage.data.settings import ChatSettings
 from prefstage.evaluating.settings import WinRateConfig
 from prefstage.measuring.settings import MeasureConfig
 from prefstage.sampling.base import LoadOptions, SamplingConfig
-from prefstage.training.recipe import Recipe as TrainRecipe, check_online, check_recipe
+from prefstage.training.recipe import Recipe as TrainRecipe, check_recipe
 
 _SET_BY_ALIGN = {
     "policy": "policy, and the steps before",
@@ -429,9 +429,7 @@ def train_settings(
     # The next step loads whole models, not adapters.
     if settings.get("lora") not in (None, False):
         settings["export"] = {"merge_adapter": True}
-    checked = check_config(TrainRecipe, settings, origin=section)
-    check_online(checked)
-    return checked
+    return check_config(TrainRecipe, settings, origin=section)
 
 
 def pilot_settings(

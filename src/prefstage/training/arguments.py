@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from prefstage.core import ConfigError, InputError, MissingDependencyError, nearest
+from prefstage.core import ConfigError, InputError, MissingDependencyError, did_you_mean
 from prefstage.data.records import Ties
 from prefstage.training.compat import dict_fields
 
@@ -233,17 +233,16 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
         Raises:
             InputError: If they are another trainer's, or something else.
         """
-        if args is None:
-            return cls(output_dir="prefstage_output")
-        if not isinstance(args, cls):
-            raise InputError.of(
-                saw=f"a {type(args).__name__} as args",
-                expected="prefstage.PreferenceArguments, which has all of TrainingArguments' and "
-                "the loss, reference and limits",
-                cure="write PreferenceTrainer(model, PreferenceArguments(output_dir=...), "
-                "train_dataset=...)",
-            )
-        return args
+        args = cls(output_dir="prefstage_output") if args is None else args
+        InputError.unless(
+            isinstance(args, cls),
+            saw=f"a {type(args).__name__} as args",
+            expected="prefstage.PreferenceArguments, which has all of TrainingArguments' and "
+            "the loss, reference and limits",
+            cure="write PreferenceTrainer(model, PreferenceArguments(output_dir=...), "
+            "train_dataset=...)",
+        )
+        return cast("Self", args)
 
     def __post_init__(self) -> None:
         """Fold accumulation into the batch size, and check what is ours."""
@@ -252,14 +251,13 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
         if isinstance(values["optim_args"], Mapping):
             self.optim_args = ",".join(f"{k}={value}" for k, value in values["optim_args"].items())
         _check_arguments(self)
-        try:
+        with ConfigError.instead_of(
+            *(ValueError, TypeError, RuntimeError, KeyError, OSError, ImportError),
+            saw="training arguments that do not go together: {error}",
+            expected="what transformers.TrainingArguments takes",
+            cure="change one of them",
+        ):
             super().__post_init__()
-        except (ValueError, TypeError, RuntimeError, KeyError, OSError, ImportError) as error:
-            raise ConfigError.of(
-                saw=f"training arguments that do not go together: {' '.join(str(error).split())}",
-                expected="what transformers.TrainingArguments takes",
-                cure="change one of them",
-            ) from error
         # transformers would hand us one micro-batch at a time; the step divides its items itself.
         self.per_device_train_batch_size *= int(values["gradient_accumulation_steps"])
         self.gradient_accumulation_steps = 1
@@ -279,8 +277,7 @@ def refuse_arguments(unknown: Iterable[str], *, of: str, known: Collection[str] 
         ConfigError: If there is one: what is there instead, or the nearest name.
     """
     for name in unknown:
-        close = nearest(name, sorted(known))
-        guess = f"did you mean {close!r}?" if close else "remove it, or set it in another way"
+        guess = did_you_mean(name, sorted(known), "remove it, or set it in another way")
         expected, cure = _ELSEWHERE.get(name, (f"an argument of {of}", guess))
         raise ConfigError.of(saw=f"{of}({name}=...)", expected=expected, cure=cure)
 
@@ -310,15 +307,9 @@ def check_metric(name: str | None, metrics: Mapping[str, float]) -> None:
         ConfigError: If it is not among them; the nearest one is named.
     """
     wanted = f"eval_{(name or '').removeprefix('eval_')}"
-    if name is None or wanted in metrics:
-        return
-    raise _unknown(
-        "metric_for_best_model",
-        name,
-        wanted,
-        [metric for metric in metrics if not metric.endswith(("runtime", "per_second"))],
-        "a metric of the evaluation: ",
-    )
+    times = {metric for metric in metrics if metric.endswith(("runtime", "per_second"))} - {wanted}
+    known = [metric for metric in metrics if metric not in times]
+    _check_choice("metric_for_best_model", name, wanted, known, "a metric of the evaluation: ")
 
 
 # --- Checks --------------------------------------------------------------------------------------
@@ -327,34 +318,36 @@ def check_metric(name: str | None, metrics: Mapping[str, float]) -> None:
 # What transformers checks late, or in words of its code.
 def _check_arguments(args: Any) -> None:
     for name, kind in _CHOICES.items():
-        value, known = getattr(args, name), [str(member.value) for member in kind]
-        if value is not None and not isinstance(value, kind) and str(value) not in known:
-            raise _unknown(name, value, str(value), known, "one of ")
-    if args.deepspeed and importlib.util.find_spec("deepspeed") is None:
-        raise MissingDependencyError.of(
-            saw=f"deepspeed={args.deepspeed!r}, and no package deepspeed",
-            expected="deepspeed, which reads this setting",
-            cure="pip install deepspeed, or remove the setting",
-        )
+        value = getattr(args, name)
+        text, known = str(getattr(value, "value", value)), [str(member.value) for member in kind]
+        _check_choice(name, value, text, known, "one of ")
+    MissingDependencyError.unless(
+        not args.deepspeed or importlib.util.find_spec("deepspeed"),
+        saw=f"deepspeed={args.deepspeed!r}, and no package deepspeed",
+        expected="deepspeed, which reads this setting",
+        cure="pip install deepspeed, or remove the setting",
+    )
     for name in _FILES:
         value = getattr(args, name)
         inline = not isinstance(value, str) or value.lstrip().startswith("{")
-        if value and not inline and not Path(value).is_file():
-            raise ConfigError.of(
-                saw=f"{name}={value!r}, and no such file",
-                expected="a mapping, JSON, or a file with its settings",
-                cure="check the path",
-            )
+        ConfigError.unless(
+            not value or inline or Path(value).is_file(),
+            saw=f"{name}={value!r}, and no such file",
+            expected="a mapping, JSON, or a file with its settings",
+            cure="check the path",
+        )
     for argument in dataclasses.fields(args):
         # transformers also lets text pass as a learning rate
         annotation = float if argument.name == "learning_rate" else argument.type
         _check_type(argument.name, getattr(args, argument.name), annotation)
     for name, least in _AT_LEAST.items():
         value = getattr(args, name)
-        if isinstance(value, int | float) and not value >= least:
-            raise ConfigError.of(
-                saw=f"{name}={value}", expected=f"{least} or more", cure=f"set {name} in that range"
-            )
+        ConfigError.unless(
+            not isinstance(value, int | float) or value >= least,
+            saw=f"{name}={value}",
+            expected=f"{least} or more",
+            cure=f"set {name} in that range",
+        )
 
 
 # transformers takes texts and fractions here, and fails on them in the middle of a training.
@@ -366,50 +359,56 @@ def _check_type(name: str, value: Any, annotation: Any) -> None:
     if allowed != {bool}:
         whole, fits = float not in allowed, isinstance(value, int | float)
         kind, fits = "a whole number" if whole else "a number", fits and not (whole and value % 1)
-    if not fits:
-        raise ConfigError.of(saw=f"{name}={value!r}", expected=kind, cure=f"change {name}")
+    ConfigError.unless(
+        fits,
+        saw=f"{name}={value!r}",
+        expected=kind,
+        cure=f"change {name}",
+    )
 
 
 def _check_effects(args: "PreferenceArguments") -> None:
     for name, (neutral, cure) in _WITHOUT_EFFECT.items():
         value = getattr(args, name, neutral[0])
-        if value not in neutral:
-            raise InputError.of(
-                saw=f"{name}={value!r}, which has no effect here",
-                expected=" or ".join(map(repr, neutral)),
-                cure=cure,
-            )
-    for name, what in _UNFIT.items():
-        if getattr(args, name, None):
-            raise InputError.of(
-                saw=f"{name}={getattr(args, name)!r}",
-                expected=f"a setting that fits this trainer; it means {what}",
-                cure=f"remove {name}",
-            )
-    for name, allowed in (("layout", LAYOUTS), ("ties", get_args(Ties))):
-        if getattr(args, name) not in allowed:
-            raise InputError.of(
-                saw=f"{name}={getattr(args, name)!r}",
-                expected=f"one of {', '.join(allowed)}",
-                cure=f"use {allowed[0]}",
-            )
-    budget = args.token_budget
-    if budget != "auto" and not (isinstance(budget, int) and budget >= 1):
-        raise InputError.of(
-            saw=f"token_budget={budget!r}",
-            expected="a number of tokens, at least 1, or 'auto'",
-            cure="use 'auto' unless memory runs out",
+        InputError.unless(
+            value in neutral,
+            saw=f"{name}={value!r}, which has no effect here",
+            expected=" or ".join(map(repr, neutral)),
+            cure=cure,
         )
+    for name, what in _UNFIT.items():
+        value = getattr(args, name, None)
+        InputError.unless(
+            not value,
+            saw=f"{name}={value!r}",
+            expected=f"a setting that fits this trainer; it means {what}",
+            cure=f"remove {name}",
+        )
+    for name, allowed in (("layout", LAYOUTS), ("ties", get_args(Ties))):
+        InputError.unless(
+            getattr(args, name) in allowed,
+            saw=f"{name}={getattr(args, name)!r}",
+            expected=f"one of {', '.join(allowed)}",
+            cure=f"use {allowed[0]}",
+        )
+    budget = args.token_budget
+    InputError.unless(
+        budget == "auto" or (isinstance(budget, int) and budget >= 1),
+        saw=f"token_budget={budget!r}",
+        expected="a number of tokens, at least 1, or 'auto'",
+        cure="use 'auto' unless memory runs out",
+    )
 
 
-def _unknown(name: str, value: Any, text: str, known: Sequence[str], kind: str) -> ConfigError:
-    close, listed, more = nearest(text, list(known)), known, len(known) - _SHOWN_CHOICES
-    if len(known) > len(_USUAL):
-        listed = sorted(known, key=lambda choice: choice not in _USUAL)
-    return ConfigError.of(
+# None is refused by transformers, or means its default.
+def _check_choice(name: str, value: Any, text: str, known: Sequence[str], kind: str) -> None:
+    listed = sorted(known, key=lambda choice: len(known) > len(_USUAL) and choice not in _USUAL)
+    more = len(known) - _SHOWN_CHOICES
+    ConfigError.unless(
+        value is None or text in known,
         saw=f"{name}={value!r}",
         expected=kind
         + ", ".join(listed[:_SHOWN_CHOICES])
         + (f" and {more} more" if more > 0 else ""),
-        cure=f"did you mean {close!r}?" if close else "choose one of them",
+        cure=did_you_mean(text, known, "choose one of them"),
     )

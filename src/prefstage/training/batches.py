@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, chain, islice, pairwise
 from typing import Any, NamedTuple, cast
 
@@ -80,9 +80,11 @@ class StepSampler(Sampler[list[int]]):
 
     def __init__(self, items: int, items_per_step: int, *, seed: int, shuffle: bool = True) -> None:
         self.items, self.batch_size = items, items_per_step
-        self._order = partial(epoch_order, items, seed=seed, shuffle=shuffle)
+        # Of one epoch at a time, as the steps of it are asked for one by one.
+        self._order = lru_cache(maxsize=1)(partial(epoch_order, items, seed=seed, shuffle=shuffle))
         self._epoch = 0
 
+    # By this name, as transformers looks for it also beneath accelerate's skipping of steps.
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
         self._epoch = epoch
@@ -97,7 +99,8 @@ class StepSampler(Sampler[list[int]]):
             What iterating gives when that step comes.
         """
         epoch, batch = divmod(step, len(self))
-        return self._order(epoch=epoch)[batch * self.batch_size :][: self.batch_size]
+        start = batch * self.batch_size
+        return self._order(epoch=epoch)[start : start + self.batch_size]
 
     def __len__(self) -> int:
         """Steps an epoch."""
@@ -105,9 +108,7 @@ class StepSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """The steps of the current epoch."""
-        order = self._order(epoch=self._epoch)
-        for start in range(0, self.items, self.batch_size):
-            yield order[start : start + self.batch_size]
+        return map(self.items_of, range(self._epoch * len(self), (self._epoch + 1) * len(self)))
 
 
 class StepLoader(DataLoader[Any]):
@@ -195,8 +196,7 @@ class StepItems:
         lengths = [[span.stop - span.start for span in spans] for spans in self.spans]
         number = len(self.responses if self.kind == "responses" else self.items)
         if self.kind == "pairs":
-            chosen, rejected = map(sum, zip(*lengths, strict=True))
-            return Totals(number, chosen, rejected)
+            return Totals(number, *map(sum, zip(*lengths, strict=True)))
         if self.kind == "unpaired":  # mismatched responses do not count
             return Totals(number, sum(first for first, *_ in lengths))
         return Totals(number, sum(map(sum, lengths)))
@@ -381,9 +381,7 @@ def item_metrics(
         "logps": _sums(scored.log_probs, items),
         "lengths": torch.tensor([float(span.stop - span.start) for span in items.responses]),
     }
-    # β of the first term that has one (τ for IPO): rewards are β · log-ratio.
-    settings = [term[key] for term in loss.resolved() for key in ("beta", "tau") if key in term]
-    scale = float(settings[0]) if settings else 1.0
+    scale = loss.beta or 1.0  # rewards are β · log-ratio
     if items.kind in ("pairs", "unpaired"):
         start = 0.0 if items.reference is None else items.reference
         columns["rewards"] = scale * _sums(scored.log_probs - start, items)

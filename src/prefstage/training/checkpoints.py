@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefstage.core import (
     CheckpointError,
@@ -181,11 +181,11 @@ def finish_checkpoint(
     }
     write_json(staged / MANIFEST, record | {"key": digest(record)})
     put_in_place(staged, final := folder / staged.name)
-    _clear(staged)
+    discard(staged)
     return final
 
 
-def recover(folder: Path) -> list[str]:
+def recover(folder: Path) -> None:
     """Clear what a kill in the middle of saving or deleting left behind.
 
     A staged checkpoint that is whole but not yet renamed gets its name, unless that name is
@@ -193,11 +193,8 @@ def recover(folder: Path) -> list[str]:
 
     Args:
         folder: The run's output folder.
-
-    Returns:
-        Names of half-written checkpoints that were deleted.
     """
-    staging, dropped = folder / STAGING, list[str]()
+    staging = folder / STAGING
     for staged in sorted(child for child in staging.glob("*") if step_of(child) >= 0):
         final = folder / staged.name
         with suppress(CheckpointError):
@@ -206,10 +203,8 @@ def recover(folder: Path) -> list[str]:
                 put_in_place(staged, final)
                 _log.info("%s was whole but not yet renamed: kept", final)
                 continue
-        dropped.append(staged.name)
         _log.warning("%s: half-written when the run was killed: deleted", staged)
     shutil.rmtree(staging, ignore_errors=True)
-    return dropped
 
 
 def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
@@ -234,19 +229,19 @@ def verify_checkpoint(checkpoint: Path) -> dict[str, Any]:
 
 # Its own key comes first: a manifest that has changed says nothing about other files.
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:
-    if not checkpoint.is_dir():
-        raise CheckpointError.of(
-            saw=f"no checkpoint {checkpoint}",
-            expected="a folder named checkpoint-STEP",
-            cure="check the path, or use resume_from_checkpoint=True for the newest",
-        )
+    CheckpointError.unless(
+        checkpoint.is_dir(),
+        saw=f"no checkpoint {checkpoint}",
+        expected="a folder named checkpoint-STEP",
+        cure="check the path, or use resume_from_checkpoint=True for the newest",
+    )
     path = checkpoint / MANIFEST
-    if not path.is_file():
-        raise CheckpointError.of(
-            saw=f"{checkpoint} has no {MANIFEST}: it was written by another trainer, or in part",
-            expected="a checkpoint of PreferenceTrainer",
-            cure="go on from another checkpoint, or start a new run with this folder as the model",
-        )
+    CheckpointError.unless(
+        path.is_file(),
+        saw=f"{checkpoint} has no {MANIFEST}: it was written by another trainer, or in part",
+        expected="a checkpoint of PreferenceTrainer",
+        cure="go on from another checkpoint, or start a new run with this folder as the model",
+    )
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         intact = digest({k: v for k, v in record.items() if k != "key"}) == record["key"]
@@ -283,23 +278,18 @@ def rotate_checkpoints(folder: Path, *, limit: int | None, keep: Iterable[Path] 
         removed = staging / f"removed-{checkpoint.name}"
         shutil.rmtree(removed, ignore_errors=True)
         checkpoint.rename(removed)
-        _clear(removed)
+        discard(removed)
     return deleted
 
 
-def discard_staged(folder: Path, step: int) -> None:
-    """Delete what was written of a checkpoint that cannot be finished.
+def discard(path: Path) -> None:
+    """Delete a folder in staging: what cannot be finished, or has gone elsewhere.
 
     Args:
-        folder: The run's output folder.
-        step: Its optimiser step.
+        path: The folder; it may be missing.
     """
-    _clear(staged_folder(folder, step))
-
-
-# An empty staging folder would look like a saving that was cut short.
-def _clear(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
+    # An empty staging folder would look like a saving that was cut short.
     if path.parent.is_dir() and not any(path.parent.iterdir()):
         path.parent.rmdir()
 
@@ -350,7 +340,7 @@ def run_settings(args: Any, model: Any) -> dict[str, Any]:
         known = config.to_dict() if hasattr(config, "to_dict") else {}
         return {name: value for name, value in known.items() if name not in _IRRELEVANT}
 
-    settings: dict[str, Any] = _plain(
+    return _plain(
         {
             **{name: values[name] for name in (*_STEERING, *length) if name in values},
             "items_per_step": args.train_batch_size
@@ -364,7 +354,6 @@ def run_settings(args: Any, model: Any) -> dict[str, Any]:
             "adapter": {name: configuration(adapters[name]) for name in sorted(adapters)},
         }
     )
-    return settings
 
 
 def check_same_run(saved: Mapping[str, Any], present: Mapping[str, Any], checkpoint: Path) -> None:
@@ -416,13 +405,12 @@ def package_versions() -> dict[str, str | None]:
 
 # Settings are compared with a manifest's, which are what JSON makes of them; the order of a set
 # must not tell two runs apart.
-def _plain(value: Any) -> Any:
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     def other(value: Any) -> Any:
-        if isinstance(value, set | frozenset):
-            return sorted(value, key=str)
-        return str(getattr(value, "value", value))
+        is_set = isinstance(value, set | frozenset)
+        return sorted(value, key=str) if is_set else str(getattr(value, "value", value))
 
-    return json.loads(json.dumps(value, default=other))
+    return cast("dict[str, Any]", json.loads(json.dumps(settings, default=other)))
 
 
 # By dotted names, so that an error can name the very setting that differs.

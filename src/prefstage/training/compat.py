@@ -7,11 +7,12 @@ the file to change. `tests/training/test_compat.py` looks for every one in what 
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, wraps
 from pathlib import Path
 from types import MethodType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import DistributedType
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from prefstage.scoring.attention import Backend
+from prefstage.scoring.compat import replaced
 from prefstage.scoring.engine import ModelParts, score_pass
 from prefstage.scoring.layout import Batch
 
@@ -35,20 +37,19 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     where a run goes on, or what a gradient's norm is. Subclasses have methods for these:
 
     - `has_ended(max_steps)`: whether a resumed run had ended, its state being loaded.
-    - `write_checkpoint(folder, write)`: writes a checkpoint; `write` is the base class's way.
+    - `write_checkpoint(folder, write)`: writes a checkpoint, which it returns, for the Hub;
+      `write` is the base class's way.
     - `check_metrics(metrics)`: those among which the best checkpoint's will be sought.
     - `check_norm(norm)`: the gradient's, before clipping and before the optimiser's step.
     - `best_was_loaded(checkpoint)`: whose weights the model has now.
 
     Attributes:
         staging: Folder that checkpoints are written under while one is being written.
-        tracks_tokens: Whether transformers counts the tokens of a batch.
     """
 
     control: Any
     model: Any
     staging: Path | None = None
-    tracks_tokens = True
 
     # --- What they may use ------------------------------------------------------------------
 
@@ -72,10 +73,6 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         self._total_loss_scalar = sums["total_loss"]
         self._globalstep_last_logged = sums["last_logged_step"]
 
-    def push_checkpoint(self, checkpoint: Path) -> None:
-        """Upload a checkpoint to the Hub, as `hub_strategy` says."""
-        super()._push_from_checkpoint(str(checkpoint))
-
     def save_gathered(self, folder: str) -> None:
         """Write the weights whole, where FSDP would write shards."""
         self._save(folder, state_dict=self.accelerator.get_state_dict(self.model))
@@ -97,14 +94,15 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         return str(self.staging) if self.staging else str(super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.write_checkpoint(
+        checkpoint = self.write_checkpoint(
             Path(self._get_output_dir(trial)), partial(super()._save_checkpoint, model, trial)
         )
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(checkpoint))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Called inside _save_checkpoint, when the checkpoint has not got its name yet.
-        if self.staging is None:
-            super()._push_from_checkpoint(checkpoint_folder)
+        # Called inside the base class's _save_checkpoint, when it has not got its name yet.
+        pass
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         self.check_metrics(metrics)
@@ -122,18 +120,16 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         return norm
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
-        # It looks for `input_ids` in the batch; a batch of ours only names its items.
-        if self.tracks_tokens:
+        # It looks for `input_ids` in the batch; a batch of ours only names its items, whose tokens
+        # the step counts.
+        if "items" not in inputs:
             super()._track_num_input_tokens(inputs)
 
     def _finalize_training(self, *args: Any) -> Any:
         # With save_total_limit=1 the base class deletes the last checkpoint here and keeps the
         # best; a run that goes on needs the last.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
+        with patch.object(self.args, "save_total_limit", None):
             return super()._finalize_training(*args)
-        finally:
-            self.args.save_total_limit = limit
 
 
 def is_first_process() -> bool:
@@ -191,14 +187,14 @@ class ScoringCalls:
     """
 
     def __init__(self, model: Any) -> None:
-        replaced = model.__dict__.get("forward")  # accelerate's placement hooks set one
+        before = vars(model).get("forward")  # accelerate's placement hooks set one
 
         @wraps(type(model).forward)
         def forward(module: Any, *args: Any, scoring_passes: Any = None, **kwargs: Any) -> Any:
             if scoring_passes is not None:
                 return _score_passes(module, scoring_passes, **kwargs)
-            if replaced is not None:
-                return replaced(*args, **kwargs)
+            if before is not None:
+                return before(*args, **kwargs)
             return type(module).forward(module, *args, **kwargs)
 
         self._model, self._depth = model, 0
@@ -242,8 +238,7 @@ def _score_passes(
     )
 
 
-@contextmanager
-def unwrapped_forward(model: Any) -> Iterator[None]:
+def unwrapped_forward(model: Any) -> AbstractContextManager[None]:
     """Take accelerate's mixed-precision wrapper off a model's forward pass for the block.
 
     The engine calls the model's parts, which have no wrapper; trying its layout against a
@@ -252,22 +247,17 @@ def unwrapped_forward(model: Any) -> Iterator[None]:
     Args:
         model: The model, prepared by accelerate or not.
 
-    Yields:
-        Nothing.
+    Returns:
+        The context of the block.
     """
     wrapped, original = (vars(model).get(name) for name in ("forward", "_original_forward"))
-    if wrapped is None or original is None:
-        yield
-        return
-    model.forward = original
-    try:
-        yield
-    finally:
-        model.forward = wrapped
+    is_wrapped = wrapped is not None and original is not None
+    return replaced({model: {"forward": original}} if is_wrapped else {})
 
 
-@contextmanager
-def exchanging_gradients(accelerator: Any, model: Any, *, last: bool) -> Iterator[None]:
+def exchanging_gradients(
+    accelerator: Any, model: Any, *, last: bool
+) -> AbstractContextManager[None]:
     """Exchange gradients between processes in the last micro-batch of a step only.
 
     Args:
@@ -275,14 +265,13 @@ def exchanging_gradients(accelerator: Any, model: Any, *, last: bool) -> Iterato
         model: The model with its wrappers.
         last: Whether the block computes the last micro-batch.
 
-    Yields:
-        Nothing; the backward pass runs inside.
+    Returns:
+        The context in which the backward pass runs.
     """
     # As the Trainer does it for its own micro-batches; DeepSpeed reads the flag itself.
     accelerator.gradient_state._set_sync_gradients(last)
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-    with nullcontext() if last or deepspeed else accelerator.no_sync(model):
-        yield
+    return nullcontext() if last or deepspeed else accelerator.no_sync(model)
 
 
 # --- Weights -------------------------------------------------------------------------------------

@@ -91,12 +91,12 @@ def _as_taken(rows: LoadedSet, loss: LossMix, *, ties: Ties = "leave-out") -> Lo
     report = replace(rows.report, notes=list(rows.report.notes), ties=dropped)
     if "responses" in loss.data:
         return ConversationSet.of(map(Pair.demonstration, usable), report=report)
-    if number > dropped:
-        raise InputError.of(
-            saw=f"ties: keep, and {number:,} ties among the pairs for a loss on labelled responses",
-            expected="pairs of which one response is desirable and the other is not",
-            cure="leave ties out (ties: leave-out), or choose a loss on pairs",
-        )
+    InputError.unless(
+        number <= dropped,
+        saw=f"ties: keep, and {number:,} ties among the pairs for a loss on labelled responses",
+        expected="pairs of which one response is desirable and the other is not",
+        cure="leave ties out (ties: leave-out), or choose a loss on pairs",
+    )
     return UnpairedSet.of((row for pair in usable for row in pair.unpaired()), report=report)
 
 
@@ -132,8 +132,7 @@ def item_set_of(
             ties=ties,
             by_vote="annotators" in loss.needs | loss.optional,
         )
-    if items.kind not in loss.data:
-        raise _other_kind(items.kind, loss)
+    _check_kind(items.kind, loss)
     items = _with_needs(items, loss)
     alone = items.kind == "unpaired" and len(items.items[0].trees[0].response_ids) == 1
     return _with_mismatched(items) if alone and "mismatched" in loss.needs else items
@@ -212,16 +211,15 @@ def check_rows(rows: LoadedSet, loss: LossMix, name: str) -> None:
             preferences that it needs.
     """
     kind, _ = KINDS[type(rows)]
-    if kind != "pairs" and kind not in loss.data:
-        raise _other_kind(kind, loss, f"{name}: ")
+    if kind != "pairs":
+        _check_kind(kind, loss, f"{name}: ")
     if "preference" in loss.needs and isinstance(rows, PairSet):
         without = [row for row, pair in enumerate(rows) if pair.preference is None]
         if len(without) == len(rows):  # where a judge was undecided about some, they are left out
-            raise _lacks("preference", kind, without, len(rows), where=f"{name}: ")
+            _check_known("preference", kind, without, len(rows), f"{name}: ")
     if "scores" in loss.needs:
         without = [number for number, row in enumerate(rows) if None in _scores(row)]
-        if without:
-            raise _lacks("scores", kind, without, len(rows), where=f"{name}: ")
+        _check_known("scores", kind, without, len(rows), f"{name}: ")
 
 
 def _scores(row: Any) -> tuple[float | None, ...]:
@@ -230,20 +228,22 @@ def _scores(row: Any) -> tuple[float | None, ...]:
     return tuple(row.scores) if len(row.responses) > 1 else ()
 
 
-def _lacks(
-    need: str, kind: str, without: Sequence[int], number: int, *, where: str = ""
-) -> InputError:
+def _check_known(
+    need: str, kind: str, without: Sequence[int], number: int, where: str = ""
+) -> None:
     what = {"scores": "a score a response", "preference": "a preference a pair"}[need]
-    return InputError.of(
+    InputError.unless(
+        not without,
         saw=f"{where}{len(without):,} of {number:,} {kind} without {need} (first: row "
-        f"{without[0]})",
+        f"{next(iter(without), None)})",
         expected=f"{what}, since the loss uses it",
         cure="judge the data first (prefstage judge), map its columns, or choose another loss",
     )
 
 
-def _other_kind(kind: str, loss: LossMix, where: str = "") -> InputError:
-    return InputError.of(
+def _check_kind(kind: str, loss: LossMix, where: str = "") -> None:
+    InputError.unless(
+        kind in loss.data,
         saw=f"{where}{kind} as data for a loss on {' or '.join(sorted(loss.data))}",
         expected="data of that kind",
         cure="choose another loss, or load the data as what the loss takes",
@@ -256,14 +256,13 @@ def _with_needs(items: ItemSet, loss: LossMix) -> ItemSet:
         without = [item.index for item in items.items if getattr(item, need) is None]
         # A judge gives no preference where it is undecided: such pairs are left out and counted.
         if without and need == "preference" and len(without) < len(items):
-            kept = tuple(item for item in items.items if item.preference is not None)
             items = replace(
                 items,
-                items=kept,
+                items=tuple(item for item in items.items if item.preference is not None),
                 counts=items.counts | {"without_preference_left_out": len(without)},
             )
-        elif without:
-            raise _lacks(need, items.kind, without, len(items))
+        else:
+            _check_known(need, items.kind, without, len(items))
     return items
 
 
@@ -278,10 +277,12 @@ def check_sources(train: Any, evaluated: Any) -> None:
         InputError: If one has no row.
     """
     for name, source in sets_by_name(train, evaluated, *_NAMES).items():
-        if isinstance(source, Sized) and len(source) == 0:
-            raise InputError.of(
-                saw=f"{name} is empty", expected="at least one item", cure="check the data's file"
-            )
+        InputError.unless(
+            not isinstance(source, Sized) or len(source) > 0,
+            saw=f"{name} is empty",
+            expected="at least one item",
+            cure="check the data's file",
+        )
 
 
 def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> None:
@@ -296,12 +297,12 @@ def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> N
         InputError: If a set is empty or missing, a response has no token, or no pair's
             sides differ.
     """
-    if evaluates and evaluated is None:
-        raise InputError.of(
-            saw="eval_strategy asks for evaluation, and there is no evaluation set",
-            expected="something to evaluate on",
-            cure="give eval_dataset, or set eval_strategy='no'",
-        )
+    InputError.unless(
+        not evaluates or evaluated is not None,
+        saw="eval_strategy asks for evaluation, and there is no evaluation set",
+        expected="something to evaluate on",
+        cure="give eval_dataset, or set eval_strategy='no'",
+    )
     check_sources(train, evaluated)
     for name, items in sets_by_name(train, evaluated, *_NAMES).items():
         sides = [[ids for tree in item.trees for ids in tree.response_ids] for item in items.items]
@@ -310,13 +311,13 @@ def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> N
             for item, responses in zip(items.items, sides, strict=True)
             if not responses or min(map(len, responses)) == 0
         ]
-        if empty:
-            raise InputError.of(
-                saw=f"{name}: {len(empty)} of {len(items)} items have a response without a token "
-                f"(rows {', '.join(map(str, empty[:_SHOWN_ROWS]))})",
-                expected="responses of at least one token, the end of the turn included",
-                cure="leave these rows out, or encode them with ResponseEncoder",
-            )
+        InputError.unless(
+            not empty,
+            saw=f"{name}: {len(empty)} of {len(items)} items have a response without a token "
+            f"(rows {', '.join(map(str, empty[:_SHOWN_ROWS]))})",
+            expected="responses of at least one token, the end of the turn included",
+            cure="leave these rows out, or encode them with ResponseEncoder",
+        )
         if items.kind == "pairs" and all(chosen == rejected for chosen, rejected in sides):
             cut = items.counts.get("responses_truncated", 0)
             elsewhere = "check the columns of chosen and rejected"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import TrainerCallback
@@ -17,7 +18,7 @@ from prefstage.training.checkpoints import (
     MANIFEST,
     check_same_run,
     checkpoints_in,
-    discard_staged,
+    discard,
     finish_checkpoint,
     newest_whole,
     package_versions,
@@ -29,7 +30,7 @@ from prefstage.training.checkpoints import (
     verify_checkpoint,
 )
 from prefstage.training.compat import HookedTrainer
-from prefstage.training.faults import SAVING_ERRORS, bad_gradient, bad_weights, saving_failed
+from prefstage.training.faults import SAVING_ERRORS, bad_weights, going_on, saving_failed
 
 _TRAINER_STATE = "trainer_state.json"
 _STATE = "prefstage_state_{}.json"  # by process
@@ -114,14 +115,11 @@ class DurableTrainer(HookedTrainer):
             self._settings = self.run_settings()
         self._resumed, self.best_step = self._checkpoint_named(resume_from_checkpoint), None
         # The evaluation of the start belongs to the start, not to every resumption.
-        at_start = self.args.eval_on_start
-        self.args.eval_on_start = at_start and self._resumed is None
-        try:
+        at_start = self.args.eval_on_start and self._resumed is None
+        with patch.object(self.args, "eval_on_start", at_start):
             output = super().train(
                 None if self._resumed is None else str(self._resumed), trial, ignore_keys_for_eval
             )
-        finally:
-            self.args.eval_on_start = at_start
         return output._replace(training_loss=output.metrics["train_loss"])
 
     # Only the process that writes verifies: hashing reads every byte, and once is enough.
@@ -137,13 +135,13 @@ class DurableTrainer(HookedTrainer):
         if checkpoint is None and named == "auto" and not others:
             _log.info("%s holds no checkpoint: training begins", folder)
             return None
-        if checkpoint is None and others:
-            raise CheckpointError.of(
-                saw=f"none of the {len(others)} checkpoints in {folder} has a {MANIFEST}: they "
-                "were written by another trainer",
-                expected="checkpoints of PreferenceTrainer",
-                cure="begin a new run in another output_dir, with one of them as the model",
-            )
+        CheckpointError.unless(
+            checkpoint or not others,
+            saw=f"none of the {len(others)} checkpoints in {folder} has a {MANIFEST}: they "
+            "were written by another trainer",
+            expected="checkpoints of PreferenceTrainer",
+            cure="begin a new run in another output_dir, with one of them as the model",
+        )
         if checkpoint is None:
             raise CheckpointError.of(
                 saw=f"no whole checkpoint in {folder}",
@@ -151,34 +149,31 @@ class DurableTrainer(HookedTrainer):
                 cure="leave resume_from_checkpoint out to begin, or check output_dir",
             )
         if self.args.should_save:
-            self._check(checkpoint)
-        self.accelerator.wait_for_everyone()
-        return checkpoint
-
-    def _check(self, checkpoint: Path) -> None:
-        record = verify_checkpoint(checkpoint)
-        if not any(Path(name).name.startswith("scheduler") for name in record["files"]):
-            raise CheckpointError.of(
+            record = verify_checkpoint(checkpoint)
+            CheckpointError.unless(
+                any(Path(name).name.startswith("scheduler") for name in record["files"]),
                 saw=f"{checkpoint} holds the model alone (save_only_model=True)",
                 expected="the state of the optimiser too",
                 cure="begin a new run with this folder as the model",
             )
-        check_same_run(record["settings"], self._settings or {}, checkpoint)
-        if record["processes"] != self.args.world_size:
-            _log.warning(
-                "%s was written by %d processes, now there are %d: random numbers (dropout) will "
-                "not be those of an uninterrupted run",
-                checkpoint,
-                record["processes"],
-                self.args.world_size,
-            )
-        other = [
-            f"{name} {was} (now {now})"
-            for name, now in package_versions().items()
-            if (was := record["versions"].get(name)) != now
-        ]
-        if other:
-            _log.warning("%s was written with %s", checkpoint, ", ".join(other))
+            check_same_run(record["settings"], self._settings or {}, checkpoint)
+            if record["processes"] != self.args.world_size:
+                _log.warning(
+                    "%s was written by %d processes, now there are %d: random numbers (dropout) "
+                    "will not be those of an uninterrupted run",
+                    checkpoint,
+                    record["processes"],
+                    self.args.world_size,
+                )
+            other = [
+                f"{name} {was} (now {now})"
+                for name, now in package_versions().items()
+                if (was := record["versions"].get(name)) != now
+            ]
+            if other:
+                _log.warning("%s was written with %s", checkpoint, ", ".join(other))
+        self.accelerator.wait_for_everyone()
+        return checkpoint
 
     def has_ended(self, max_steps: int) -> bool:
         """Whether the resumed run had ended: no further step then."""
@@ -195,8 +190,7 @@ class DurableTrainer(HookedTrainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 kept = saved.get(type(callback).__name__) or {}
-                for name, value in kept.get("attributes", {}).items():
-                    setattr(callback, name, value)
+                vars(callback).update(kept.get("attributes", {}))
         stopped = saved.get(TrainerControl.__name__, {}).get("args", {}).get("should_training_stop")
         # The flag is set at the last step too; a run that is prolonged since was not stopped.
         done = state.global_step
@@ -209,34 +203,34 @@ class DurableTrainer(HookedTrainer):
 
     # --- Saving ----------------------------------------------------------------------------
 
-    def write_checkpoint(self, folder: Path, write: Callable[[], None]) -> None:
+    def write_checkpoint(self, folder: Path, write: Callable[[], None]) -> Path:
         """Write into staging; the checkpoint gets its name when it is whole.
 
         Args:
             folder: Where checkpoints are written now.
             write: Writes its files there, as transformers does.
+
+        Returns:
+            The checkpoint.
         """
         step, state, saves = self.state.global_step, self.state, self.args.should_save
         self.check_weights(folder)
         staged = staged_folder(folder, step)
         final = folder / staged.name
         if saves:
-            discard_staged(folder, step)
+            discard(staged)
         # Barriers: nobody writes before the old files are gone, the manifest is made of what all
         # processes have written, and nobody trains on before it has its name.
         self.accelerator.wait_for_everyone()
         try:
-            self.staging = staged.parent
-            try:
+            with patch.object(self, "staging", staged.parent):
                 write()
-                if not self.args.save_only_model:
-                    write_json(
-                        staged / _STATE.format(self.args.process_index),
-                        {"loop": self.loop_sums, "run": self.run_state()},
-                    )
-                self.accelerator.wait_for_everyone()
-            finally:
-                self.staging = None
+            if not self.args.save_only_model:
+                write_json(
+                    staged / _STATE.format(self.args.process_index),
+                    {"loop": self.loop_sums, "run": self.run_state()},
+                )
+            self.accelerator.wait_for_everyone()
             # The state names the best checkpoint by where it lay while it was written.
             if state.best_model_checkpoint == str(staged):
                 state.best_model_checkpoint = str(final)
@@ -251,15 +245,14 @@ class DurableTrainer(HookedTrainer):
                     versions=package_versions(),
                 )
         except SAVING_ERRORS as error:
-            discard_staged(folder, step)
+            discard(staged)
             raise saving_failed(error, folder, step, newest_whole(folder)) from error
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self.push_checkpoint(final)
-        keep = [final, *map(Path, filter(None, [state.best_model_checkpoint]))]
         limit = self.args.save_total_limit if saves else None
-        for deleted in rotate_checkpoints(folder, limit=limit, keep=keep):
+        best = map(Path, filter(None, [state.best_model_checkpoint]))
+        for deleted in rotate_checkpoints(folder, limit=limit, keep=[final, *best]):
             _log.info("%s deleted (save_total_limit=%s)", deleted, limit)
+        return final
 
     def check_metrics(self, metrics: dict[str, float]) -> None:
         """Refuse a metric for the best checkpoint that no evaluation has."""
@@ -271,10 +264,21 @@ class DurableTrainer(HookedTrainer):
         self.best_step = step_of(checkpoint) if checkpoint.is_dir() else None
 
     def check_norm(self, norm: Any) -> None:
-        """End the run before a gradient that is no number does harm."""
+        """End the run before a gradient that is no number does harm.
+
+        Args:
+            norm: Of the whole gradient, before clipping; None where it is not taken.
+
+        Raises:
+            TrainingError: If it is NaN or infinite, though all losses were numbers.
+        """
         if norm is not None and not math.isfinite(float(norm)):
-            raise bad_gradient(
-                norm, step=self.state.global_step, last=newest_whole(Path(self.args.output_dir))
+            last = newest_whole(Path(self.args.output_dir))
+            raise TrainingError.of(
+                saw=f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)}, "
+                "though the loss is finite",
+                expected="a finite gradient",
+                cure="lower learning_rate, or train in float32 or bf16, " + going_on(last),
             )
 
     def check_weights(self, folder: Path) -> None:

@@ -5,15 +5,18 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, StrictUndefined
 
 from prefstage.core import write_text
+from prefstage.losses import get_loss
 from prefstage.training.checkpoints import package_versions
 from prefstage.training.datasets import sets_by_name
-from prefstage.training.model_card import model_card
+from prefstage.training.items import LEFT_OUT
 
 RESOLVED_CONFIG = "training_config.yaml"
 
@@ -31,6 +34,11 @@ _LOCAL = re.compile(
     r"trackio_.*|project|reference_cache|logging_dir|local_rank|use_cpu|ddp_.*|do_.*|"
     r"resume_from_checkpoint|.*_config|dataloader_.*"
 )
+
+
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})|(?<!\d)(\d{4}\.\d{5})(?!\d)")
+_SHOWN_LETTERS = 120
+_MANY = 10_000
 
 
 # --- Which model is exported ---------------------------------------------------------------------
@@ -62,8 +70,12 @@ def metrics_at(history: Sequence[Mapping[str, float]], step: int) -> dict[str, f
     Returns:
         Metrics by name; nothing if there was no evaluation.
     """
-    entries = [plain_metrics(entry) for entry in history if entry["step"] == step]
-    return {name: value for entry in entries for name, value in entry.items()}
+    return {
+        name: value
+        for entry in history
+        if entry["step"] == step
+        for name, value in plain_metrics(entry).items()
+    }
 
 
 def exported_step(trainer: Any) -> int:
@@ -160,13 +172,10 @@ def provenance_of(source: Any) -> dict[str, str]:
         "stage", "boundary score", "judge" and "policy measured" where ``stage.json`` of
         `prefstage measure` lies in the data's folder; else nothing.
     """
-    named = _path_of(source)
-    path = Path(named or "")
-    if named is None or not path.exists():
-        return {}
-    folder = path if path.is_dir() else path.parent
+    path = Path(_path_of(source) or "none")
+    file = (path if path.is_dir() else path.parent) / _STAGE_FILE
     try:
-        stage = json.loads((folder / _STAGE_FILE).read_text(encoding="utf-8"))
+        stage = json.loads(file.read_text(encoding="utf-8")) if path.exists() else {}
         return {
             "stage": str(stage["stage"]),
             "boundary score": f"{stage['boundary_score']:.3f}",
@@ -227,7 +236,7 @@ def _resolved_config(trainer: Any) -> dict[str, Any]:
         "base_model": _base(trainer)[0],
         "loss": trainer.loss.resolved(),
         "reference": _name(str(trainer.args.reference))[0],
-        "data": _data(trainer),
+        "data": _data_facts(trainer),
         "provenance": dict(trainer.provenance),
         "arguments": {
             name: value
@@ -266,7 +275,7 @@ def card_facts(trainer: Any) -> dict[str, Any]:
         "reference": _REFERENCES.get(reference, f"`{_name(reference)[0]}`")
         if "reference" in trainer.loss.needs
         else None,
-        "data": _data(trainer),
+        "data": _data_facts(trainer),
         "provenance": trainer.provenance,
         "arguments": _changed(trainer.args),
         "steps": state.global_step,
@@ -282,13 +291,21 @@ def card_facts(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _data(trainer: Any) -> list[dict[str, Any]]:
+def _data_facts(trainer: Any) -> list[dict[str, Any]]:
     facts = []
     for use, items in sets_by_name(trainer.train_dataset, trainer.eval_dataset, *_USES).items():
         name, on_hub = trainer.data_names.get(use, ("unnamed", False))
-        known = {"kind": items.kind, "items": len(items), "fingerprint": items.fingerprint}
-        counts = {what: count for what, count in items.counts.items() if isinstance(count, int)}
-        facts.append({"name": name, "use": use, **known, "on_hub": on_hub, "counts": counts})
+        facts.append(
+            {
+                "name": name,
+                "use": use,
+                "kind": items.kind,
+                "items": len(items),
+                "fingerprint": items.fingerprint,
+                "on_hub": on_hub,
+                "counts": {n: count for n, count in items.counts.items() if isinstance(count, int)},
+            }
+        )
     return facts
 
 
@@ -328,3 +345,125 @@ def _license_of(model: Any) -> str | None:
 
 def _bare(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+# --- The model card -------------------------------------------------------------------------------
+
+
+def model_card(
+    *,
+    name: str,
+    base: str,
+    losses: Sequence[Mapping[str, Any]],
+    data: Sequence[Mapping[str, Any]],
+    base_on_hub: bool = False,
+    license: str | None = None,
+    adapter: str | None = None,
+    reference: str | None = None,
+    provenance: Mapping[str, str] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    steps: int = 0,
+    epochs: float = 0.0,
+    exported: str | None = None,
+    before: tuple[int, Mapping[str, float]] = (0, {}),
+    after: tuple[int, Mapping[str, float]] = (0, {}),
+    train_loss: float | None = None,
+    versions: Mapping[str, str | None] | None = None,
+    language: str | list[str] | None = None,
+    tags: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """Write a model card: YAML front matter for the Hub, then Markdown.
+
+    Args:
+        name: Of the model.
+        base: Name of the model that training began from.
+        losses: Terms of the loss, as `LossMix.resolved`: "name", "weight" and settings.
+        data: Of the sets: "name" (Hub id, or the name of its file; never a path of one machine),
+            "on_hub" (whether that is an id of the Hub), "use" ("training" or "evaluation", with
+            the set's name), "kind", "items" (how many), "fingerprint", and "counts" of what
+            reading and encoding did, by name.
+        base_on_hub: Whether `base` is an id of the Hub.
+        license: The base model's, if known.
+        adapter: Kind of adapter ("LORA"), or None for a full model.
+        reference: Whose log-probs the loss compared with, or None.
+        provenance: What is known of how the data came about: "judge", "stage", ....
+        arguments: Training arguments that differ from their defaults.
+        steps: Optimiser steps done.
+        epochs: Passes over the data.
+        exported: Which of them this model is, and why, if not the last.
+        before: Optimiser step and metrics by name of the first evaluation.
+        after: Those of the model as it is, or of the last evaluation.
+        train_loss: Mean over all steps, or None.
+        versions: Of the packages.
+        language: Of the model, as the Hub writes it.
+        tags: Further tags.
+        notes: What else a reader should know.
+
+    Returns:
+        The text of README.md.
+    """
+    # Imported only here: the Hub's library takes half a second.
+    from huggingface_hub import ModelCardData
+
+    known = {term["name"]: get_loss(term["name"]) for term in losses}
+    metadata = ModelCardData(
+        base_model=base if base_on_hub else None,
+        datasets=[facts["name"] for facts in data if facts["on_hub"]] or None,
+        license=license,
+        library_name="peft" if adapter else "transformers",
+        model_name=name,
+        pipeline_tag="text-generation",
+        language=language,
+        tags=list(dict.fromkeys(["prefstage", "preference-optimization", *known, *tags])),
+    )
+    return _filled(
+        metadata=metadata.to_yaml(line_break="\n").strip(),
+        name=name,
+        adapter=adapter,
+        base=base,
+        base_on_hub=base_on_hub,
+        steps=steps,
+        epochs=epochs,
+        exported=exported,
+        data=data,
+        provenance=provenance or {},
+        left_out=LEFT_OUT,
+        losses=losses,
+        known_losses=known,
+        reference=reference,
+        before=before,
+        after=after,
+        train_loss=train_loss,
+        notes=notes,
+        arguments=[(f"`{n}`", f"`{_shown(value)}`") for n, value in (arguments or {}).items()],
+        versions=[(n, number) for n, number in (versions or {}).items() if number],
+        papers=[(loss, number) for loss in known.values() for number in arxiv_numbers(loss.source)],
+    )
+
+
+def _filled(**facts: Any) -> str:
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters |= {"shown": _shown, "linked": _linked, "cell": _cell}
+    template = (files("prefstage.training") / "model_card.md.jinja").read_text(encoding="utf-8")
+    text = environment.from_string(template).render(facts)
+    # What is not there leaves blank lines.
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def arxiv_numbers(source: str) -> list[str]:
+    """The arXiv numbers in a loss's source, without repetition, in order."""
+    return list(dict.fromkeys(first or second for first, second in _ARXIV.findall(source)))
+
+
+def _linked(source: str) -> str:
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", source)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _shown(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) and abs(value) < _MANY else str(value)
+    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}…"

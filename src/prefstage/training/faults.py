@@ -5,8 +5,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from prefstage.core import ModelError, TrainingError
+from prefstage.losses import LossState
 from prefstage.scoring.memory import (
     MemoryWatch,
     bytes_to_come,
@@ -103,24 +103,6 @@ def bad_losses(
     )
 
 
-def bad_gradient(norm: float | Tensor, *, step: int, last: Path | None = None) -> TrainingError:
-    """Say that the gradient's norm is no number, though all losses are.
-
-    Args:
-        norm: Norm of the whole gradient, before clipping: NaN or infinite.
-        step: Optimiser steps done before this one.
-        last: The last whole checkpoint.
-
-    Returns:
-        The error to raise.
-    """
-    return TrainingError.of(
-        saw=f"step {step + 1}: the gradient's norm is {float(norm)}, though the loss is finite",
-        expected="a finite gradient",
-        cure="lower learning_rate, or train in float32 or bf16, " + going_on(last),
-    )
-
-
 def bad_weights(
     model: torch.nn.Module, *, step: int, last: Path | None = None
 ) -> TrainingError | None:
@@ -173,16 +155,16 @@ def check_start(outcome: StepOutcome, *, tolerance: float) -> None:
     ]
     # NaN is not smaller than anything: sorted as the worst, it is reported too.
     worst, item = max(means, key=lambda mean: math.inf if math.isnan(mean[0]) else mean[0])
-    if not worst <= tolerance:
-        raise ModelError.of(
-            saw=f"before the first update the policy's log-probs differ from its reference's by "
-            f"{worst:.3g} nats a token in item {item.index} (prompt {item.trees[0].prompt_id})",
-            expected=f"at most {tolerance:g}, since the policy is its own reference (the sigmoid "
-            "loss starts at ln 2)",
-            cure="look at dropout and other randomness in the forward pass, at layout='flat', at "
-            "weights that changed after the reference was computed, or at a precision too low "
-            "(raise initial_loss_tolerance)",
-        )
+    ModelError.unless(
+        worst <= tolerance,
+        saw=f"before the first update the policy's log-probs differ from its reference's by "
+        f"{worst:.3g} nats a token in item {item.index} (prompt {item.trees[0].prompt_id})",
+        expected=f"at most {tolerance:g}, since the policy is its own reference (the sigmoid "
+        "loss starts at ln 2)",
+        cure="look at dropout and other randomness in the forward pass, at layout='flat', at "
+        "weights that changed after the reference was computed, or at a precision too low "
+        "(raise initial_loss_tolerance)",
+    )
 
 
 def start_tolerance(trainer: Any) -> float | None:
@@ -231,8 +213,8 @@ def saving_failed(error: Exception, folder: Path, step: int, last: Path | None) 
         files = () if last is None else last.rglob("*")
         needed = sum(file.stat().st_size for file in files if file.is_file())
         room = f" of about {needed / _MB:,.1f} MB" if needed else ""
-        free = shutil.disk_usage(folder).free
-        expected = f"room for a checkpoint{room} ({free / _MB:,.1f} MB are free)"
+        free = shutil.disk_usage(folder).free / _MB
+        expected = f"room for a checkpoint{room} ({free:,.1f} MB are free)"
         cure = "make room, or set a lower save_total_limit"
     return TrainingError.of(
         saw=f"step {step}: checkpoint-{step} cannot be written to {folder}: {reason}",
@@ -282,30 +264,40 @@ class StepGuard:
         runner: Computes the steps.
         folder: The run's output folder, where the last whole checkpoint lies.
         device: Where the steps are computed.
+        tolerance: Of `check_start`; None to leave it out.
     """
 
-    def __init__(self, runner: StepRunner, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, runner: StepRunner, folder: Path, device: torch.device, *, tolerance: float | None
+    ) -> None:
         self._runner, self._folder, self._device = runner, folder, device
+        self._tolerance = tolerance
         self._watch = MemoryWatch()
 
-    @contextmanager
-    def memory(self, items: StepItems, *, step: int, optimizer: Any) -> Iterator[None]:
-        """Watch a step's memory, and say what would fit if it does not.
+    def train(
+        self, model: Any, items: StepItems, state: LossState, *, step: int, optimizer: Any
+    ) -> StepOutcome:
+        """As `StepRunner.train`, with errors that say what to change.
 
         Args:
+            model: The policy with its wrappers.
             items: The items of the step.
+            state: The loss's.
             step: Optimiser steps done before it.
-            optimizer: Whose state may still have to be made.
+            optimizer: Whose state may still have to be made, and whose learning rate may be
+                too high.
 
-        Yields:
-            Nothing; the step is computed inside.
+        Returns:
+            The step's result.
 
         Raises:
-            TrainingError: If the device, or the machine, has no memory left.
+            TrainingError: If the device, or the machine, has no memory left; or if a loss is NaN
+                or infinite.
+            ModelError: As `check_start`, before the first step.
         """
         held = held_bytes(self._device) + bytes_to_come(optimizer)
         try:
-            yield
+            outcome = self._runner.train(model, items, state)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -325,32 +317,23 @@ class StepGuard:
         # which costs time, is made anew only then.
         if peak - held > self._watch.bytes_taken:
             self._watch.note(self._largest(items), held=held, peak=peak)
-
-    def check(self, outcome: StepOutcome, *, step: int, optimizer: Any) -> None:
-        """Check that every loss of a step is a number.
-
-        Args:
-            outcome: Of the step.
-            step: Optimiser steps done before it.
-            optimizer: Whose learning rate may be too high.
-
-        Raises:
-            TrainingError: If one is NaN or infinite.
-        """
-        items, values = outcome.items, outcome.values.values
-        if bool(torch.isfinite(values).all()):
-            return
-        known = {"the policy's log-probs": outcome.scored.log_probs}
-        if items.reference is not None:
-            known["the reference's log-probs"] = items.reference
-        raise bad_losses(
-            values,
-            [item.index for item in items.items],
-            step=step,
-            log_probs=known,
-            learning_rate=float(optimizer.param_groups[0]["lr"]),
-            last=newest_whole(self._folder),
-        )
+        values = outcome.values.values
+        if not bool(torch.isfinite(values).all()):
+            known = {"the policy's log-probs": outcome.scored.log_probs}
+            known |= (
+                {} if items.reference is None else {"the reference's log-probs": items.reference}
+            )
+            raise bad_losses(
+                values,
+                [item.index for item in items.items],
+                step=step,
+                log_probs=known,
+                learning_rate=float(optimizer.param_groups[0]["lr"]),
+                last=newest_whole(self._folder),
+            )
+        if step == 0 and self._tolerance is not None:
+            check_start(outcome, tolerance=self._tolerance)
+        return outcome
 
     # Tokens of the largest micro-batch, items taken one by one.
     def _largest(self, items: StepItems) -> int:

@@ -145,7 +145,7 @@ def encode_items(
     """
     before = asdict(encoder.counts)
     kind, items_of = KINDS[type(dataset)]
-    work = _Encoding(encoder, ties, by_vote)
+    work = Encoding(encoder, ties, by_vote)
     items, refused = list[TrainingItem](), list[tuple[int, Any, RowFault]]()
     for index, row in enumerate(dataset):
         try:
@@ -184,24 +184,43 @@ def left_out(counts: Mapping[str, Any]) -> list[str]:
     return [f"{counts[name]:,} {words}" for name, words in LEFT_OUT.items() if counts.get(name)]
 
 
-# One for each set, as the encoder counts over all of them together.
 @dataclass
-class _Encoding:
+class Encoding:
+    """How the rows of one set become items; one a set, as an encoder counts over all of them.
+
+    Attributes:
+        encoder: Turns text into tokens.
+        ties: As for `encode_items`.
+        by_vote: As for `encode_items`.
+        counts: What was left out, and which sides were cut.
+    """
+
     encoder: ResponseEncoder
     ties: Ties
-    by_vote: bool
+    by_vote: bool = False
     counts: Counter[str] = field(default_factory=Counter)
 
     def tree(
         self, prompt: Sequence[Message], responses: Sequence[Any], sides: Sequence[str]
     ) -> TokenTree:
+        """Encode a prompt's responses, and count by side which of them were cut."""
         tree, cut = self.encoder.encode_noting_cuts(prompt, responses)
         named = zip(sides, cut, strict=False)  # groups have no sides
         self.counts.update(f"{side}_truncated" for side, lost in named if lost)
         return tree
 
 
-def _pair_items(index: int, pair: Pair, work: _Encoding) -> Iterator[TrainingItem]:
+def pair_items(index: int, pair: Pair, work: Encoding) -> Iterator[TrainingItem]:
+    """The items of a pair; none where it can teach nothing, which is counted.
+
+    Args:
+        index: Its row.
+        pair: The pair.
+        work: How it is encoded.
+
+    Yields:
+        The pair, or an item a vote.
+    """
     votes = pair.votes if work.by_vote else ()
     if pair.tied and not votes and work.ties == "leave-out":
         work.counts["ties_left_out"] += 1
@@ -234,7 +253,7 @@ def _pair_items(index: int, pair: Pair, work: _Encoding) -> Iterator[TrainingIte
         yield replace(labelled, annotator=vote.annotator, tied=False)
 
 
-def _group_items(index: int, row: Candidates, work: _Encoding) -> Iterator[TrainingItem]:
+def _group_items(index: int, row: Candidates, work: Encoding) -> Iterator[TrainingItem]:
     if len(row.responses) < _FEWEST_OF_A_GROUP:
         work.counts["prompts_with_one_response"] += 1
         return
@@ -244,7 +263,7 @@ def _group_items(index: int, row: Candidates, work: _Encoding) -> Iterator[Train
     yield TrainingItem(index, (tree,), scores=_all_known(*row.scores))
 
 
-def _unpaired_items(index: int, row: Unpaired, work: _Encoding) -> Iterator[TrainingItem]:
+def _unpaired_items(index: int, row: Unpaired, work: Encoding) -> Iterator[TrainingItem]:
     yield TrainingItem(
         index,
         (work.tree(row.prompt, row.completion, ("desirable" if row.label else "undesirable",)),),
@@ -253,7 +272,7 @@ def _unpaired_items(index: int, row: Unpaired, work: _Encoding) -> Iterator[Trai
     )
 
 
-def _response_items(index: int, row: Conversation, work: _Encoding) -> Iterator[TrainingItem]:
+def _response_items(index: int, row: Conversation, work: Encoding) -> Iterator[TrainingItem]:
     yield TrainingItem(
         index, tuple(work.encoder.encode(before, [turn]) for before, turn in row.turns())
     )
@@ -261,7 +280,7 @@ def _response_items(index: int, row: Conversation, work: _Encoding) -> Iterator[
 
 # What is, as tokens, both desirable and undesirable pulls both ways and teaches nothing.
 def _without_contradictions(
-    items: list[TrainingItem], rows: UnpairedSet, work: _Encoding
+    items: list[TrainingItem], rows: UnpairedSet, work: Encoding
 ) -> list[TrainingItem]:
     alike = defaultdict(list)
     for item in items:
@@ -314,19 +333,17 @@ def _nothing_left(kind: ItemKind, source: str, counts: dict[str, Any]) -> DataEr
             expected="groups of at least two responses to a prompt",
             cure="sample more responses, or choose a loss on single responses",
         )
-    cure = "use other data"
-    if counts.get("same_tokens_by_truncation"):
-        cure = "raise max_response_tokens"
-    elif counts.get("ties_left_out"):
-        cure = "set ties: keep to train on ties, or use data whose raters decide"
-    elif any(counts.get(f"same_tokens_by_{cause}") for cause in CAUSES):
-        cure = "check the columns of chosen and rejected"
+    cures = [
+        ("same_tokens_by_truncation", "raise max_response_tokens"),
+        ("ties_left_out", "set ties: keep to train on ties, or use data whose raters decide"),
+        *((f"same_tokens_by_{c}", "check the columns of chosen and rejected") for c in CAUSES),
+    ]
     return DataError.of(
         saw=f"{source} with nothing to learn from ({'; '.join(left_out(counts)) or 'no row'})",
         expected="at least one pair whose sides differ and of which one is better"
         if kind == "pairs"
         else "at least one response that is learnt",
-        cure=cure,
+        cure=next((cure for name, cure in cures if counts.get(name)), "use other data"),
     )
 
 
@@ -336,8 +353,8 @@ def _all_known(*scores: float | None) -> tuple[float, ...] | None:
 
 
 # Kind of item that a loaded set has, and how its rows become such items.
-KINDS: dict[type, tuple[ItemKind, Callable[[int, Any, _Encoding], Iterator[TrainingItem]]]] = {
-    PairSet: ("pairs", _pair_items),
+KINDS: dict[type, tuple[ItemKind, Callable[[int, Any, Encoding], Iterator[TrainingItem]]]] = {
+    PairSet: ("pairs", pair_items),
     CandidateSet: ("groups", _group_items),
     UnpairedSet: ("unpaired", _unpaired_items),
     ConversationSet: ("responses", _response_items),

@@ -1,17 +1,17 @@
 """Chosen-fixed online training: rejected responses sampled afresh from the current policy."""
 
-import json
 import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from accelerate.utils import gather_object
+from pydantic import BaseModel
 from typing_extensions import override
 
 from prefstage.core import InputError, ModelError, digest, seed_for, write_json
@@ -47,8 +47,7 @@ class FreshResponse(NamedTuple):
     reference: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class FreshBlock:
+class FreshBlock(BaseModel, frozen=True):
     """The fresh responses of the steps of one interval.
 
     Attributes:
@@ -61,13 +60,9 @@ class FreshBlock:
     responses: Mapping[int, FreshResponse]
     counts: Mapping[str, int]
 
-    def save(self, path: Path) -> None:
-        """Write the block, whole or not at all."""
-        write_json(path, vars(self))
-
     @classmethod
-    def load(cls, path: Path) -> "FreshBlock":
-        """Read what `save` wrote.
+    def load(cls, path: Path) -> Self:
+        """Read what was written of a block.
 
         Args:
             path: The file.
@@ -78,19 +73,13 @@ class FreshBlock:
         Raises:
             InputError: If the file is not one of ours.
         """
-        try:
-            read = json.loads(path.read_text(encoding="utf-8"))
-            responses = {
-                int(position): FreshResponse(*map(tuple, lists))
-                for position, lists in read["responses"].items()
-            }
-            return cls(read["step"], responses, read["counts"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError.of(
-                saw=f"{path}, which holds no fresh responses ({error})",
-                expected="a file written by online training",
-                cure="delete it; its responses are sampled again",
-            ) from error
+        with InputError.instead_of(
+            ValueError,
+            saw=f"{path}, which holds no fresh responses ({{error}})",
+            expected="a file written by online training",
+            cure="delete it; its responses are sampled again",
+        ):
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 class OnlinePreferenceTrainer(PreferenceTrainer):
@@ -130,18 +119,18 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         self.online = online or OnlineSettings()
         self._block: FreshBlock | None = None
         super().__init__(model, args, **others)
-        if getattr(self.train_dataset, "kind", None) != "pairs":
-            raise InputError.of(
-                saw="online training without pairs",
-                expected="pairs, whose chosen responses stay, and a loss on pairs",
-                cure="give pairs as train_dataset, or choose a loss on pairs such as sigmoid",
-            )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ModelError.of(
-                saw="online training with weights spread over processes",
-                expected="whole weights on every process, which sample",
-                cure="use DDP, or LoRA on one device",
-            )
+        InputError.unless(
+            getattr(self.train_dataset, "kind", None) == "pairs",
+            saw="online training without pairs",
+            expected="pairs, whose chosen responses stay, and a loss on pairs",
+            cure="give pairs as train_dataset, or choose a loss on pairs such as sigmoid",
+        )
+        ModelError.unless(
+            not (self.is_fsdp_enabled or self.is_deepspeed_enabled),
+            saw="online training with weights spread over processes",
+            expected="whole weights on every process, which sample",
+            cure="use DDP, or LoRA on one device",
+        )
 
     @override
     def run_settings(self) -> dict[str, Any]:
@@ -161,8 +150,8 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
     # Whether the reference is the start, whose weights are trained themselves.
     @property
     def _swaps(self) -> bool:
-        start = self.references.reference == START and not self.fresh_adapter
-        return start and self.references.needed
+        trained = self.references.reference == START and not self.fresh_adapter
+        return trained and self.references.needed
 
     @override
     def step_items(
@@ -217,21 +206,19 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         counts = Counter(dict.fromkeys(OUTCOMES, 0))
         with undisturbed(self.model), unwrapped_forward(self.model):
             self.model.eval()
-            sampled = self._sample(share, first, counts)
-            references = self._reference_of(sampled)
-        counts["kept"] = len(share) - len(sampled)
-        made = {
-            position: FreshResponse(ids, tuple(reference))
-            for (position, ids), reference in zip(sampled.items(), references, strict=True)
-        }
+            made = self._with_references(self._sample(share, first, counts))
+        counts["kept"] = len(share) - len(made)
         responses, total = dict[int, FreshResponse](), Counter[str]()
         for part, counted in gather_object([(made, counts)]):
             responses |= part
             total.update(counted)
         if self.args.should_save:
-            FreshBlock(
-                first, dict(sorted(responses.items())), {name: total[name] for name in OUTCOMES}
-            ).save(path)
+            block = FreshBlock(
+                step=first,
+                responses=dict(sorted(responses.items())),
+                counts={name: total[name] for name in OUTCOMES},
+            )
+            write_json(path, block.model_dump())
 
     def _tree(self, position: int) -> TokenTree:
         return cast("TokenTree", self.train_dataset[position].trees[0])
@@ -271,7 +258,6 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         longest = min(sampling.max_new_tokens, self.args.max_response_tokens or math.inf)
         rooms = [int(min(longest, max(1, context - len(ids)))) for ids in prompts]
         ends = {self.encoder.end_of_turn_ids[-1], self.encoder.tokenizer.eos_token_id}
-        stops = frozenset(ends - {None})
         for batch in plan_batches(
             [len(ids) for ids in prompts],
             new_tokens=max(rooms, default=1),
@@ -293,26 +279,28 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
                 [prompts[row] for row in batch],
                 rows,
                 config=sampling,
-                stop_ids=stops,
+                stop_ids=frozenset(ends - {None}),
             ):
                 row = batch[made.row]
                 yield positions[row], trees[row].opening_ids + tuple(made.ids), made.stopped
 
     # --- The reference --------------------------------------------------------------------
 
-    # Reference log-probs of fresh responses, by position in the set; empty if none are needed.
-    def _reference_of(self, sampled: Mapping[int, tuple[int, ...]]) -> list[list[float]]:
+    # Fresh responses by position in the set, with reference log-probs if any are needed.
+    def _with_references(self, sampled: Mapping[int, tuple[int, ...]]) -> dict[int, FreshResponse]:
         if not self.references.needed or not sampled:
-            return [[] for _ in sampled]
-        trees = [replace(self._tree(row), response_ids=(ids,)) for row, ids in sampled.items()]
+            return {row: FreshResponse(ids) for row, ids in sampled.items()}
         usual = self.references.scorer(self.runner.scorer, self.accelerator.device)
         with self._at_start() if self._swaps else usual as scorer:
             scored = scorer.score(
-                trees,
+                [replace(self._tree(row), response_ids=(ids,)) for row, ids in sampled.items()],
                 with_adapter=not (self.references.reference == ADAPTER_OFF or self.fresh_adapter),
                 show_progress=False,
             )
-        return [tree.per_token[0].tolist() for tree in scored]
+        return {
+            row: FreshResponse(ids, tuple(tree.per_token[0].tolist()))
+            for (row, ids), tree in zip(sampled.items(), scored, strict=True)
+        }
 
     # The start's weights stand in the model meanwhile: a second model would not fit where the
     # first one just does. The present ones wait on disk, to the bit.

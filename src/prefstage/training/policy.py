@@ -70,16 +70,23 @@ def prepare_policy(model: Any, peft_config: Any, args: Any) -> Any:
     """
     if isinstance(model, str | Path):
         model = load_policy(str(model))
-    if not isinstance(model, nn.Module):
-        raise InputError.of(
-            saw=f"model={model!r}" if model is None else f"a {type(model).__name__} as the model",
-            expected="a causal language model, or its folder or Hub id",
-            cure="give e.g. PreferenceTrainer('Qwen/Qwen2.5-0.5B-Instruct', ...)",
-        )
+    InputError.unless(
+        isinstance(model, nn.Module),
+        saw=f"model={model!r}" if model is None else f"a {type(model).__name__} as the model",
+        expected="a causal language model, or its folder or Hub id",
+        cure="give e.g. PreferenceTrainer('Qwen/Qwen2.5-0.5B-Instruct', ...)",
+    )
     if peft_config is not None:
         if hasattr(model, "peft_config"):
             model = merge_start(model, Path(args.output_dir) / BASE)
-        model = _with_adapter(model, peft_config)
+        refused = ModelError.instead_of(
+            ValueError,
+            saw="an adapter that cannot be put on the policy: {error}",
+            expected="an adapter on modules that the policy has",
+            cure="change target_modules, e.g. to all-linear",
+        )
+        with refused, without_alias_warning():
+            model = import_peft("peft_config").get_peft_model(model, peft_config)
     # Set to 0 rather than left to eval(): the Trainer calls train() at every step.
     for module in model.modules() if args.disable_dropout else ():
         if isinstance(module, nn.Dropout):
@@ -163,27 +170,14 @@ def import_peft(setting: str) -> Any:
     Raises:
         MissingDependencyError: If it is not installed.
     """
-    try:
+    with MissingDependencyError.instead_of(
+        ImportError,
+        saw=f"{setting}, and no package peft",
+        expected="peft, which makes adapters",
+        cure="pip install 'prefstage[train]'",
+    ):
         import peft
-    except ImportError as error:
-        raise MissingDependencyError.of(
-            saw=f"{setting}, and no package peft",
-            expected="peft, which makes adapters",
-            cure="pip install 'prefstage[train]'",
-        ) from error
     return peft
-
-
-def _with_adapter(model: Any, peft_config: Any) -> Any:
-    try:
-        with without_alias_warning():
-            return import_peft("peft_config").get_peft_model(model, peft_config)
-    except ValueError as error:
-        raise ModelError.of(
-            saw=f"an adapter that cannot be put on the policy: {' '.join(str(error).split())}",
-            expected="an adapter on modules that the policy has",
-            cure="change target_modules, e.g. to all-linear",
-        ) from error
 
 
 # --- The tokenizer -------------------------------------------------------------------------------
@@ -191,6 +185,9 @@ def _with_adapter(model: Any, peft_config: Any) -> Any:
 
 def tokenizer_for(model: Any, tokenizer: Any = None, *, source: str | None = None) -> Any:
     """The tokenizer to train with: the model's own unless there is another; checked either way.
+
+    Where the model's own tokenizer lies by its weights, both must give the same texts the
+    same ids. A token that the model has no embedding for is no fault before a text uses it.
 
     Args:
         model: A causal LM, bare or with PEFT adapters.
@@ -201,27 +198,10 @@ def tokenizer_for(model: Any, tokenizer: Any = None, *, source: str | None = Non
         The tokenizer.
 
     Raises:
-        ModelError: As `check_tokenizer`.
+        ModelError: If it has other ids for the same text.
     """
     if tokenizer is None:
         tokenizer = load_tokenizer(source or model.config.name_or_path)
-    check_tokenizer(tokenizer, model)
-    return tokenizer
-
-
-def check_tokenizer(tokenizer: Any, model: Any) -> None:
-    """Check that a tokenizer belongs to a model.
-
-    Where the model's own tokenizer lies by its weights, both must give the same texts the
-    same ids. A token that the model has no embedding for is no fault before a text uses it.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-        model: A causal LM, bare or with PEFT adapters.
-
-    Raises:
-        ModelError: If it has other ids for the same text.
-    """
     expected, actual = _vocabulary_by_weights(model), tokenizer.get_vocab()
     other = [text for text, index in expected.items() if actual.get(text, index) != index]
     if other:
@@ -232,6 +212,7 @@ def check_tokenizer(tokenizer: Any, model: Any) -> None:
             expected="the tokenizer that the model was trained with",
             cure="give the model's own tokenizer as processing_class",
         )
+    return tokenizer
 
 
 # By file, as two tokenizers of one class and size may number tokens differently.
@@ -251,21 +232,21 @@ def _vocabulary_by_weights(model: Any) -> dict[str, int]:
 # --- Dropout -------------------------------------------------------------------------------------
 
 
-def drops_attention(model: Any) -> bool:
-    """Whether a layer drops attention weights in training, which a shared prompt forbids."""
-    rates = (
-        rate.p if isinstance(rate, nn.Dropout) else rate
-        for module in model.modules()
-        for rate in (getattr(module, name, None) for name in _ATTENTION_DROPOUT)
-    )
-    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+def drops(model: Any, *, attention: bool = False) -> bool:
+    """Whether a module drops something in training.
 
+    Args:
+        model: The policy.
+        attention: Of attention weights alone, which a shared prompt forbids.
 
-def drops(model: Any) -> bool:
-    """Whether any module drops something in training."""
-    return drops_attention(model) or any(
-        isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()
-    )
+    Returns:
+        Whether any rate is above 0.
+    """
+    rates = [getattr(module, name, 0) for module in model.modules() for name in _ATTENTION_DROPOUT]
+    if not attention:
+        rates += [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    rates = [rate.p if isinstance(rate, nn.Dropout) else rate for rate in rates]
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
 @contextmanager
@@ -337,9 +318,9 @@ def precision_note(model: Any, learning_rate: float) -> str | None:
     share = vanishing_share(weights, learning_rate)
     if share <= _MANY:
         return None
-    dtype = str(weights[0].dtype).removeprefix("torch.")
     return (
-        f"weights in {dtype} without float32 master weights: an update as large as the learning "
+        f"weights in {str(weights[0].dtype).removeprefix('torch.')} without float32 master "
+        "weights: an update as large as the learning "
         f"rate {learning_rate:g} does not move {share:.1%} of the trained weights (it is rounded "
         "away); set dtype: float32 and training.bf16: true, or train an adapter in float32"
     )
@@ -365,29 +346,24 @@ class References:
     def __init__(self, reference: str, *, model: Any, needed: bool, folder: Path) -> None:
         self.reference, self.needed, self._folder = reference, needed, folder
         self._known = dict[str, list[Flat]]()
-        refusals = (
-            (
-                reference == ADAPTER_OFF and not hasattr(model, "disable_adapter"),
-                "reference='adapter-off' with a policy without adapters",
-                "a PeftModel, or a new adapter (peft_config; lora in a recipe)",
-                "set reference='start', or give the policy an adapter",
-            ),
-            (
-                needed and reference == NONE,
-                "reference='none' with a loss that compares with a reference",
-                "reference='start', 'adapter-off' or a model",
-                "set one of them, or choose a loss without reference, such as simpo",
-            ),
-            (
-                not needed and reference not in (START, NONE),
-                f"reference={reference!r} with a loss that uses no reference",
-                "reference='none'",
-                "remove the setting, or choose another loss",
-            ),
+        ConfigError.unless(
+            reference != ADAPTER_OFF or hasattr(model, "disable_adapter"),
+            saw="reference='adapter-off' with a policy without adapters",
+            expected="a PeftModel, or a new adapter (peft_config; lora in a recipe)",
+            cure="set reference='start', or give the policy an adapter",
         )
-        for refused, saw, expected, cure in refusals:
-            if refused:
-                raise ConfigError.of(saw=saw, expected=expected, cure=cure)
+        ConfigError.unless(
+            not needed or reference != NONE,
+            saw="reference='none' with a loss that compares with a reference",
+            expected="reference='start', 'adapter-off' or a model",
+            cure="set one of them, or choose a loss without reference, such as simpo",
+        )
+        ConfigError.unless(
+            needed or reference in (START, NONE),
+            saw=f"reference={reference!r} with a loss that uses no reference",
+            expected="reference='none'",
+            cure="remove the setting, or choose another loss",
+        )
 
     def compute(
         self, sets: Sequence[ItemSet], scorer: Scorer, accelerator: Any, *, adapter_is_new: bool
@@ -428,12 +404,12 @@ class References:
         Raises:
             ConfigError: If they were not computed before training.
         """
-        if self.needed and item_set.fingerprint not in self._known:
-            raise ConfigError.of(
-                saw="a dataset that was not there when training began",
-                expected="reference log-probs from before the policy changed",
-                cure="pass all evaluation sets to PreferenceTrainer",
-            )
+        ConfigError.unless(
+            not self.needed or item_set.fingerprint in self._known,
+            saw="a dataset that was not there when training began",
+            expected="reference log-probs from before the policy changed",
+            cure="pass all evaluation sets to PreferenceTrainer",
+        )
         return self._known.get(item_set.fingerprint)
 
     @contextmanager
@@ -482,6 +458,5 @@ def _share(trees: Sequence[TokenTree], processes: int, index: int) -> list[int]:
     order = sorted(range(len(trees)), key=lambda tree: trees[tree].prompt_ids)
     sizes = [len(trees[t].prompt_ids) + sum(map(len, trees[t].response_ids)) for t in order]
     # By where the middle of each tree lies among all tokens.
-    middles = np.cumsum(sizes) - np.divide(sizes, 2)
-    owners = middles * processes // sum(sizes)
+    owners = (np.cumsum(sizes) - np.divide(sizes, 2)) * processes // sum(sizes)
     return [tree for tree, owner in zip(order, owners, strict=True) if owner == index]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prefstage.core import Config, ConfigError, is_adapter, load_config, nearest
+from prefstage.core import Config, ConfigError, did_you_mean, is_adapter, load_config, refuse
 from prefstage.data.records import Ties
 from prefstage.data.settings import CHAT_SETTINGS, ChatSettings, ReadOptions
 from prefstage.sampling.base import SamplingConfig
@@ -105,10 +105,12 @@ class OnlineSettings(Config):
         sampling = values.get("sampling", {}) if isinstance(values, Mapping) else None
         if not isinstance(sampling, Mapping):
             return values
-        if sampling.get("responses", 1) != 1:
-            raise ValueError(
-                "sampling.responses is set; expected one response a pair and sampling; remove it"
+        refuse(
+            (
+                sampling.get("responses", 1) != 1,
+                "sampling.responses is set; expected one response a pair and sampling; remove it",
             )
+        )
         whole = {"responses": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
         return {**values, "sampling": {**whole, **sampling}}
 
@@ -158,11 +160,13 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Self:
-        if self.export.merge_adapter and self.lora is None and not is_adapter(self.policy):
-            raise ValueError(
+        refuse(
+            (
+                self.export.merge_adapter and self.lora is None and not is_adapter(self.policy),
                 "export.merge_adapter is set without lora; expected an adapter to merge; "
-                "remove it, set lora, or give an adapter's folder as policy"
+                "remove it, set lora, or give an adapter's folder as policy",
             )
+        )
         return self
 
 
@@ -194,13 +198,12 @@ def argument_values(recipe: Recipe) -> dict[str, Any]:
                 expected=f"it in its own place: {_ELSEWHERE[name]}",
                 cure="move it there",
             )
-        if name not in types:
-            guess = nearest(name, [*types])
-            raise ConfigError.of(
-                saw=f"unknown setting 'training.{name}'",
-                expected="a field of transformers.TrainingArguments",
-                cure=f"did you mean 'training.{guess}'?" if guess else "remove it",
-            )
+        ConfigError.unless(
+            name in types,
+            saw=f"unknown setting 'training.{name}'",
+            expected="a field of transformers.TrainingArguments",
+            cure=did_you_mean(name, types, "remove it", prefix="training."),
+        )
     return {
         **{name: _as_typed(value, types[name]) for name, value in recipe.training.items()},
         **recipe.tokens.model_dump(mode="json"),
@@ -270,7 +273,6 @@ def load_recipe(
     )
     if dotted:  # of sections that are written in full by now
         recipe = load_config(Recipe, recipe.model_dump(mode="json"), dotted)
-    check_online(recipe)
     check_recipe(recipe)
     return recipe
 
@@ -285,16 +287,32 @@ def check_recipe(recipe: Recipe, *, here: bool = True) -> None:
 
     Raises:
         ConfigError: If a setting is refused, has no effect, or needs an evaluation set that
-            is not there; one line.
+            is not there; or if online training meets a loss that reads scores or preferences;
+            one line.
         MissingDependencyError: If a setting needs a package that is not installed.
     """
-    from prefstage.training.setting_checks import check_settings, check_tf32
+    from transformers.utils import is_torch_tf32_available
 
-    settings = {name: value for name, value in recipe.training.items() if name != "tf32"}
-    if here:
-        check_tf32(recipe.training.get("tf32"))
-    else:
-        settings |= {"fp16": False, "use_cpu": True}
+    from prefstage.losses import parse_loss
+    from prefstage.training.setting_checks import check_settings
+
+    judged = {"scores", "preference"} if recipe.online is not None else set()
+    lacking = sorted(parse_loss(recipe.loss).needs & judged)
+    ConfigError.unless(
+        not lacking,
+        saw=f"online with a loss that needs {' and '.join(lacking)}",
+        expected="a loss on labels alone, since nobody judges the responses sampled on the way",
+        cure="leave online out, or choose another loss",
+    )
+    settings = dict(recipe.training)
+    # Making arguments would switch it on.
+    ConfigError.unless(
+        not (settings.pop("tf32", False) and here) or is_torch_tf32_available(),
+        saw="tf32=True on a machine without it",
+        expected="an NVIDIA GPU of Ampere or later",
+        cure="remove tf32",
+    )
+    settings |= {} if here else {"fp16": False, "use_cpu": True}
     with _no_traces():
         args = training_arguments(recipe.model_copy(update={"training": settings}), Path("unused"))
         check_settings(args)
@@ -312,8 +330,7 @@ def _no_traces() -> Iterator[None]:
     try:
         # transformers sets ACCELERATE_... and FSDP_... as it makes arguments, and never unsets
         # them: patch.dict does.
-        with patch.dict(os.environ), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with patch.dict(os.environ), warnings.catch_warnings(action="ignore"):
             yield
     finally:
         log.setLevel(level)
@@ -328,38 +345,18 @@ def _check_evaluation(recipe: Recipe, args: Any) -> None:
             expected="a set to evaluate",
             cure="set eval, or remove it",
         )
-    if args.save_strategy.value == "best" and strategy == "no":
-        raise ConfigError.of(
-            saw="training.save_strategy='best' with eval_strategy='no'",
-            expected="evaluations, which say what is best",
-            cure="set eval_strategy and eval, or another save_strategy",
-        )
+    ConfigError.unless(
+        args.save_strategy.value != "best" or strategy != "no",
+        saw="training.save_strategy='best' with eval_strategy='no'",
+        expected="evaluations, which say what is best",
+        cure="set eval_strategy and eval, or another save_strategy",
+    )
     names = [f"eval_{name}_" for name in recipe.eval if set(recipe.eval) != {UNNAMED}]
     wanted = f"eval_{(metric or '').removeprefix('eval_')}"
-    if metric and names and not wanted.startswith(tuple(names)):
-        raise ConfigError.of(
-            saw=f"metric_for_best_model={metric!r}",
-            expected=f"a metric of an evaluation set: {', '.join(f'{name}loss' for name in names)}"
-            " and so on",
-            cure="name the set in it",
-        )
-
-
-def check_online(recipe: Recipe) -> None:
-    """Check that online training has what the loss needs: nobody judges a fresh response.
-
-    Args:
-        recipe: The recipe.
-
-    Raises:
-        ConfigError: If the loss reads scores or preferences.
-    """
-    from prefstage.losses import parse_loss
-
-    judged = {"scores", "preference"} if recipe.online is not None else set()
-    if lacking := sorted(parse_loss(recipe.loss).needs & judged):
-        raise ConfigError.of(
-            saw=f"online with a loss that needs {' and '.join(lacking)}",
-            expected="a loss on labels alone, since nobody judges the responses sampled on the way",
-            cure="leave online out, or choose another loss",
-        )
+    ConfigError.unless(
+        not (metric and names) or wanted.startswith(tuple(names)),
+        saw=f"metric_for_best_model={metric!r}",
+        expected=f"a metric of an evaluation set: {', '.join(f'{name}loss' for name in names)}"
+        " and so on",
+        cure="name the set in it",
+    )

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ _log = logging.getLogger(__name__)
 MODEL, MERGED, DYNAMICS = "model", "merged", "dynamics"
 RESULT, HISTORY, RESOLVED = "train.json", "history.json", "config.yaml"
 
+# Our own warnings while training, which become notes of the result.
+_NOTED = (DisplacementWarning, PrecisionWarning, ScoringWarning)
+
 
 class Trained(Outcome):
     """What a recipe's run came to; for its `result` see ``train.json`` in docs/training.md."""
@@ -94,18 +98,17 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
         # The day on which the run began, and not that of a resumption: a template may print it.
         tokens = recipe.tokens.model_copy(update={"template_date": run_date(out)})
         recipe = recipe.model_copy(update={"tokens": tokens})
-    loss = parse_loss(recipe.loss)
     check_recipe(recipe)
     args = training_arguments(recipe, out)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading and saving weights
-    loaded = check_sets({"data": recipe.data, **recipe.eval}, loss)
+    loaded = check_sets({"data": recipe.data, **recipe.eval}, parse_loss(recipe.loss))
     with ExitStack() as stack:
         with _opened(recipe, out, stack):
             trainer = _trainer(recipe, args, loaded, out)
             # A layout that is not exact for the policy is refused while the folder can still go.
             _log.info("log-probs are computed in the %s layout", trainer.runner.scorer.layout)
-        with _progress(trainer), _collected_warnings() as warned:
+        with _progress(trainer), warnings.catch_warnings(record=True, action="always") as warned:
             trainer.train(resume_from_checkpoint="auto")
             metrics = metrics_at(trainer.state.log_history, exported_step(trainer))
             if recipe.eval and not metrics:
@@ -115,7 +118,9 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
             trainer.model.merge_and_unload().save_pretrained(out / MERGED)
             trainer.processing_class.save_pretrained(out / MERGED)
         result = _result(trainer, recipe, loaded, metrics)
-        result["notes"] += warned
+        # Libraries' warnings are left out.
+        ours = (warning for warning in warned or () if issubclass(warning.category, _NOTED))
+        result["notes"] += dict.fromkeys(str(warning.message) for warning in ours)
         if is_first_process():
             write_json(out / HISTORY, {"history": trainer.state.log_history})
             write_json(out / RESULT, result)
@@ -123,12 +128,14 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
                 term["name"] + ("" if term.get("beta") is None else f" (β {term['beta']:g})")
                 for term in result["loss"]
             )
-            facts = {"policy": recipe.policy, "loss": loss_text, "data": recipe.data.path}
-            headline = f"{recipe.policy} trained on {result['items']:,} items by {loss_text}"
-            write_result(out, "train", headline=headline, facts=facts)
-    names = (MODEL, BASE, MERGED, DYNAMICS, RESULT, HISTORY, RESOLVED)
-    written = [out / name for name in names if (out / name).exists()]
-    return Trained(_summary(result), result, written)
+            write_result(
+                out,
+                "train",
+                headline=f"{recipe.policy} trained on {result['items']:,} items by {loss_text}",
+                facts={"policy": recipe.policy, "loss": loss_text, "data": recipe.data.path},
+            )
+    written = map(out.joinpath, (MODEL, BASE, MERGED, DYNAMICS, RESULT, HISTORY, RESOLVED))
+    return Trained(_summary(result), result, [path for path in written if path.exists()])
 
 
 def _summary(result: Mapping[str, Any]) -> str:
@@ -140,12 +147,15 @@ def _summary(result: Mapping[str, Any]) -> str:
         f"trained {result['policy']} by {loss} on {result['items']} {result['kind']}: "
         f"{result['steps']} steps, {shown(result['epochs'])} epochs"
     ]
-    exported = describe_exported(result)
-    lines += [] if exported is None else [f"exported: {exported}"]
+    if exported := describe_exported(result):
+        lines.append(f"exported: {exported}")
     if result["first_loss"] is not None:
         lines.append(f"loss: {shown(result['first_loss'])} to {shown(result['last_loss'])}")
-    metrics = {name: value for name, value in result["metrics"].items() if "dynamics/" not in name}
-    lines += [f"{name}: {shown(value)}" for name, value in sorted(metrics.items())]
+    lines += [
+        f"{name}: {shown(value)}"
+        for name, value in sorted(result["metrics"].items())
+        if "dynamics/" not in name
+    ]
     # Of what encoding counts: what was cut or changed, where no note says it.
     lines += [
         f"{name.replace('_', ' ')}: {count}"
@@ -242,10 +252,10 @@ def _trainer(
     }
     if recipe.dynamics is not None:
         settings["callbacks"] = [DynamicsCallback(out / DYNAMICS, **recipe.dynamics.model_dump())]
-    if recipe.online is None:
-        trainer = PreferenceTrainer(policy, args, **settings)
-    else:
-        trainer = OnlinePreferenceTrainer(policy, args, online=recipe.online, **settings)
+    trainer_type: Any = PreferenceTrainer
+    if recipe.online is not None:
+        trainer_type = partial(OnlinePreferenceTrainer, online=recipe.online)
+    trainer: PreferenceTrainer = trainer_type(policy, args, **settings)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer
@@ -271,22 +281,8 @@ def _progress(trainer: PreferenceTrainer) -> Iterator[None]:
                 if loss is not None:
                     tick(0, note=f"loss {float(loss):.4f}")
 
-        trainer.add_callback(Ticks)
-        try:
-            yield
-        finally:
-            trainer.remove_callback(Ticks)
-
-
-# What our own warnings say while the block runs, as notes; libraries' are left out.
-@contextmanager
-def _collected_warnings() -> Iterator[list[str]]:
-    notes = list[str]()
-    ours = (DisplacementWarning, PrecisionWarning, ScoringWarning)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield notes
-    notes += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ours))
+        trainer.add_callback(Ticks)  # and never off: no step comes after the block
+        yield
 
 
 def _result(
@@ -300,9 +296,9 @@ def _result(
     trained, notes = trainer.train_dataset, list[str]()
     encoded = sets_by_name(trained, trainer.eval_dataset, "data", UNNAMED, "{}")
     for name, rows in loaded.items():
-        bad = rows.report.quarantined
-        aside = [f"{bad} bad rows put aside"] if bad else []
-        lines = (*aside, *rows.report.notes, *left_out(encoded[name].counts))
+        if rows.report.quarantined:
+            notes.append(f"{name}: {rows.report.quarantined} bad rows put aside")
+        lines = (*rows.report.notes, *left_out(encoded[name].counts))
         notes += [f"{name}: {line}" for line in lines]
     result: dict[str, Any] = {
         "policy": recipe.policy,

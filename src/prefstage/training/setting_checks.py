@@ -19,7 +19,6 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.utils import is_torch_tf32_available
 
 from prefstage.core import ConfigError, MissingDependencyError, PrefstageError
 from prefstage.training.compat import probe_trainer
@@ -52,52 +51,37 @@ def check_settings(args: Any, *, optimizer: bool = True, scheduler: bool = True)
                     # fails where they were not made whole, so this copy has none.
                     type(kind.__name__, (kind,), {"__del__": lambda self: None})()
     _check_device(args)
-    if args.push_to_hub and not (args.hub_token or huggingface_hub.get_token()):
-        raise ConfigError.of(
-            saw="push_to_hub without a token of the Hub",
-            expected="a token, by `hf auth login`, HF_TOKEN or hub_token",
-            cure="log in, or remove push_to_hub",
-        )
+    ConfigError.unless(
+        not args.push_to_hub or args.hub_token or huggingface_hub.get_token(),
+        saw="push_to_hub without a token of the Hub",
+        expected="a token, by `hf auth login`, HF_TOKEN or hub_token",
+        cure="log in, or remove push_to_hub",
+    )
     if optimizer:
         _check_optimizer(args)
     if scheduler:
         _check_schedule(args)
 
 
-def check_tf32(tf32: Any) -> None:
-    """Check that the machine has what `tf32` asks for; making arguments would switch it on.
-
-    Args:
-        tf32: The setting.
-
-    Raises:
-        ConfigError: If it is requested, and not there.
-    """
-    if tf32 and not is_torch_tf32_available():
-        raise ConfigError.of(
-            saw="tf32=True on a machine without it",
-            expected="an NVIDIA GPU of Ampere or later",
-            cure="remove tf32",
-        )
-
-
 def _check_device(args: Any) -> None:
     with _refused(f"log_level={args.log_level!r}", cure="choose debug, info, warning or error"):
         args.get_process_log_level()
-    if args.fp16 and args.device.type == "cpu":
-        raise ConfigError.of(
-            saw="fp16=True on a CPU", expected="a GPU, or bf16", cure="set bf16, or remove fp16"
-        )
+    ConfigError.unless(
+        not args.fp16 or args.device.type != "cpu",
+        saw="fp16=True on a CPU",
+        expected="a GPU, or bf16",
+        cure="set bf16, or remove fp16",
+    )
     # of transformers before 5.23: gradient_checkpointing
     settings = getattr(args, f"{_RECOMPUTE}_kwargs", None) or args.gradient_checkpointing_kwargs
     if not settings:
         return
-    if not (getattr(args, _RECOMPUTE, None) or args.gradient_checkpointing):
-        raise ConfigError.of(
-            saw=f"activation_checkpointing_kwargs={settings} without activation_checkpointing",
-            expected="both, or neither",
-            cure="set activation_checkpointing: true, or remove them",
-        )
+    ConfigError.unless(
+        getattr(args, _RECOMPUTE, None) or args.gradient_checkpointing,
+        saw=f"activation_checkpointing_kwargs={settings} without activation_checkpointing",
+        expected="both, or neither",
+        cure="set activation_checkpointing: true, or remove them",
+    )
     with _refused(f"activation_checkpointing_kwargs={settings}", cure="change or remove them"):
         if not isinstance(settings.get("use_reentrant", True), bool):
             raise TypeError("use_reentrant is neither true nor false")
@@ -110,26 +94,26 @@ def _check_device(args: Any) -> None:
 
 
 def _check_optimizer(args: Any) -> None:
-    name = f"optim={_plain(args.optim)!r}"
+    name = f"optim={args.optim.value!r}"
     tried = copy.copy(args)
     if tried.optim_target_modules is not None:
-        if not _is_read(partial(_optimizer, args, "optim_target_modules"), [_PROBE], None):
-            raise ConfigError.of(
-                saw=f"optim_target_modules, which {name} does not read",
-                expected="it with an optimiser that projects gradients, such as galore_adamw",
-                cure="remove it",
-            )
+        ConfigError.unless(
+            _is_read(partial(_optimizer, args, "optim_target_modules"), [_PROBE], None),
+            saw=f"optim_target_modules, which {name} does not read",
+            expected="it with an optimiser that projects gradients, such as galore_adamw",
+            cure="remove it",
+        )
         tried.optim_target_modules = "all-linear"  # the policy's names are not known yet
     settings = dict[str, str]()
     for word in filter(None, map(str.strip, (args.optim_args or "").split(","))):
         key, equals, value = word.replace(" ", "").partition("=")
         settings[key] = value
-        if not equals:
-            raise ConfigError.of(
-                saw=f"optim_args={args.optim_args!r}",
-                expected="name=value, separated by commas, or a mapping",
-                cure=f"write {word}=VALUE",
-            )
+        ConfigError.unless(
+            equals,
+            saw=f"optim_args={args.optim_args!r}",
+            expected="name=value, separated by commas, or a mapping",
+            cure=f"write {word}=VALUE",
+        )
     with _refused(name, cure="choose another optim, such as adamw_torch, or change its settings"):
         optimizer = probe_trainer(tried).create_optimizer()
         # Some refuse their settings only at the first step; those without a schedule want train().
@@ -141,13 +125,13 @@ def _check_optimizer(args: Any) -> None:
     for key, value in settings.items():
         without = {other: settings[other] for other in settings if other != key}
         values = _joined({**settings, key: _PROBE}), _joined(without)
-        if not _is_read(partial(_optimizer, tried, "optim_args"), *values):
-            raise ConfigError.of(
-                saw=f"optim_args {key}={value}, which {name} does not read",
-                expected="arguments of this optimiser",
-                cure=f"remove {key}, or set what TrainingArguments has for it (weight_decay, "
-                "adam_beta1, ...)",
-            )
+        ConfigError.unless(
+            _is_read(partial(_optimizer, tried, "optim_args"), *values),
+            saw=f"optim_args {key}={value}, which {name} does not read",
+            expected="arguments of this optimiser",
+            cure=f"remove {key}, or set what TrainingArguments has for it (weight_decay, "
+            "adam_beta1, ...)",
+        )
 
 
 # What reads a setting refuses a value that nobody means, or makes something else of it.
@@ -175,8 +159,7 @@ def _joined(settings: dict[str, str]) -> str | None:
 def _check_schedule(args: Any) -> None:
     settings = args.lr_scheduler_kwargs or {}
     length = args.max_steps if args.max_steps > 0 else _STEPS
-    name = f"lr_scheduler_type={_plain(args.lr_scheduler_type)!r}"
-    whole_name = f"{name} with lr_scheduler_kwargs={settings}" if settings else name
+    name = f"lr_scheduler_type={args.lr_scheduler_type.value!r}"
 
     def schedule(settings: Any, warmup: int) -> Any:
         return get_scheduler(
@@ -187,8 +170,10 @@ def _check_schedule(args: Any) -> None:
             scheduler_specific_kwargs=settings,
         )
 
-    cure = "set lr_scheduler_kwargs as transformers describes them, or choose another schedule"
-    with _refused(whole_name, cure=cure):
+    with _refused(
+        f"{name} with lr_scheduler_kwargs={settings}" if settings else name,
+        cure="set lr_scheduler_kwargs as transformers describes them, or choose another schedule",
+    ):
         made = schedule(settings, args.get_warmup_steps(length))
         # Some refuse their settings only when they are asked for a rate.
         steps = sorted({0, 1, length // 10, length // 2, length - 1, length})
@@ -196,29 +181,25 @@ def _check_schedule(args: Any) -> None:
             rate = factor(step)
             if not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
                 raise ValueError(f"at step {step} it multiplies the learning rate by {rate}")
-    if settings and not _is_read(partial(schedule, warmup=0), {**settings, _PROBE: 1}):
-        raise ConfigError.of(
-            saw=f"lr_scheduler_kwargs={settings}, which {name} does not read",
-            expected="them with a schedule that takes some, such as cosine_with_min_lr",
-            cure="remove them, or choose another schedule",
-        )
+    ConfigError.unless(
+        not settings or _is_read(partial(schedule, warmup=0), {**settings, _PROBE: 1}),
+        saw=f"lr_scheduler_kwargs={settings}, which {name} does not read",
+        expected="them with a schedule that takes some, such as cosine_with_min_lr",
+        cure="remove them, or choose another schedule",
+    )
 
     def first_rate(warmup: int) -> float:
         return float(schedule(settings, warmup).optimizer.param_groups[0]["lr"])
 
-    if args.warmup_steps and not _is_read(first_rate, _WARMUP, 0):
-        raise ConfigError.of(
-            saw=f"warmup_steps={args.warmup_steps}, which {name} does not read",
-            expected="it with a schedule that warms up, such as constant_with_warmup",
-            cure="remove it, or choose another schedule",
-        )
+    ConfigError.unless(
+        not args.warmup_steps or _is_read(first_rate, _WARMUP, 0),
+        saw=f"warmup_steps={args.warmup_steps}, which {name} does not read",
+        expected="it with a schedule that warms up, such as constant_with_warmup",
+        cure="remove it, or choose another schedule",
+    )
 
 
 # --- What transformers says ------------------------------------------------------------------
-
-
-def _plain(value: Any) -> str:
-    return str(getattr(value, "value", value))
 
 
 # Turn what transformers, or a library of its, says of a setting into one line.

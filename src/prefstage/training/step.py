@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -85,13 +86,11 @@ def plan_step(
 # In the order of prompts, two items share the least that any neighbours between them do.
 class _Costs:
     def __init__(self, sizes: Sequence[int], prompts: Sequence[Sequence[int]] | None) -> None:
-        self._sizes, self._order = sizes, list(range(len(sizes)))
-        self._shared = [0] * len(sizes)
-        if prompts is not None:
-            texts = [tuple(prompt) for prompt in prompts]
-            self._order.sort(key=texts.__getitem__)
-            ordered = [texts[item] for item in self._order]
-            self._shared[1:] = [common_prefix(b, a) for a, b in pairwise(ordered)]
+        # Where beginnings are not computed once, they are as good as empty.
+        texts = [tuple(prompt) for prompt in prompts or [()] * len(sizes)]
+        self._sizes, self._order = sizes, sorted(range(len(sizes)), key=texts.__getitem__)
+        ordered = [texts[item] for item in self._order]
+        self._shared = [0, *(common_prefix(b, a) for a, b in pairwise(ordered))]
         self._rank = {item: rank for rank, item in enumerate(self._order)}
 
     # Less than the sum of sizes, as a prompt that items share is computed once.
@@ -103,11 +102,9 @@ class _Costs:
     # At most `bins` runs in the order of prompts, the largest as small as can be.
     def runs(self, bins: int) -> list[list[int]]:
         # The least capacity that needs no more runs, by bisection: more capacity never needs more.
-        low, high = 1, sum(self._sizes)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if len(self._cut(middle)) <= bins else (middle + 1, high)
-        return self._cut(low)
+        capacities = range(1, sum(self._sizes) + 1)
+        least = bisect_left(capacities, True, key=lambda most: len(self._cut(most)) <= bins)
+        return self._cut(capacities[least])
 
     def _cut(self, capacity: int) -> list[list[int]]:
         runs, size = list[list[int]](), 0
@@ -169,28 +166,8 @@ class StepOutcome:
     loss: float
 
 
-class Draws:
-    """Random states of micro-batches, so that a second pass drops out what the first did.
-
-    Args:
-        device: Where the passes are computed.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self.replays = device, False
-        self._states: list[tuple[Tensor, Tensor | None]] = []
-
-    def begin(self, turn: int) -> None:
-        """Take down the random state before a micro-batch, or restore it."""
-        on_gpu = self._device.type == "cuda"
-        if not self.replays:
-            gpu = torch.cuda.get_rng_state(self._device) if on_gpu else None
-            self._states.append((torch.get_rng_state(), gpu))
-        elif turn < len(self._states):
-            cpu, gpu = self._states[turn]
-            torch.set_rng_state(cpu)
-            if gpu is not None:
-                torch.cuda.set_rng_state(gpu, self._device)
+# Of the CPU, and of the GPU that computes.
+RandomState = tuple[Tensor, Tensor | None]
 
 
 class StepRunner:
@@ -217,10 +194,13 @@ class StepRunner:
 
     def plan(self, items: StepItems) -> Plan:
         """Divide items into micro-batches for each process."""
-        tree = self._layout == "tree"
-        prompts = [item.trees[0].prompt_ids for item in items.items] if tree else None
         return plan_step(
-            self.sizes(items), self.token_budget, self._accelerator.num_processes, prompts=prompts
+            self.sizes(items),
+            self.token_budget,
+            self._accelerator.num_processes,
+            prompts=[item.trees[0].prompt_ids for item in items.items]
+            if self._layout == "tree"
+            else None,
         )
 
     def sizes(self, items: StepItems) -> list[int]:
@@ -256,9 +236,9 @@ class StepRunner:
         if not self.loss.whole_batch or (together and items.all_learn):
             scored = self._run(model, items, plan, share)
         else:
-            draws = Draws(self._accelerator.device)
+            states = list[RandomState]()
             with torch.no_grad():
-                scored = self._run(model, items, plan, None, draws)
+                scored = self._run(model, items, plan, None, states)
             # d objective / d θ = Σ (d objective / d log π) · (d log π / d θ): with the slopes known
             # from all items together, micro-batches can be taken one after another.
             policy = scored.log_probs.detach().requires_grad_()
@@ -269,10 +249,8 @@ class StepRunner:
             def weighted(positions: MicroBatch, scored: Scored) -> Tensor:
                 return (learning.take(slopes, positions) * scored.log_probs).sum()
 
-            draws.replays = True
-            self._run(
-                model, learning, plan if learning is items else self.plan(learning), weighted, draws
-            )
+            plan = plan if learning is items else self.plan(learning)
+            self._run(model, learning, plan, weighted, states)
         with torch.no_grad():
             values = self._compute(items, scored, state)
         return StepOutcome(items, scored, values, float(values.values.sum()) / count)
@@ -316,14 +294,16 @@ class StepRunner:
     def _compute(self, items: StepItems, scored: Scored, state: LossState) -> LossValues:
         return self.loss.compute(items.loss_batch(*scored), state)
 
-    # Log-probs are gathered from all processes, as losses may look at the whole batch.
+    # Log-probs are gathered from all processes, as losses may look at the whole batch. The random
+    # state before each micro-batch is put down without an objective, and restored with one, so
+    # that a second pass drops out what the first did.
     def _run(
         self,
         model: Any,
         items: StepItems,
         plan: Plan,
         objective: Objective | None,
-        draws: Draws | None = None,
+        states: list[RandomState] | None = None,
     ) -> Scored:
         accelerator, training = self._accelerator, objective is not None
         # No wrapper and no other device takes part in the gradient.
@@ -335,8 +315,10 @@ class StepRunner:
             # A process without items computes some all the same and leaves their gradient out:
             # wrappers exchange gradients, or gather weights, only where all processes take part.
             part = items.part(positions or (0,))
-            if draws is not None:
-                draws.begin(turn)
+            if states is not None and not training:
+                states.append(_random_state(accelerator.device))
+            elif states and turn < len(states):
+                _restore_random(states[turn], accelerator.device)
             exchange = partial(exchanging_gradients, last=turn == len(turns) - 1)
             with exchange(accelerator, model) if training else contextlib.nullcontext():
                 passes = self._passes(items, plan, turn)
@@ -376,7 +358,7 @@ class StepRunner:
         passes = lay_out(self._accelerator.process_index)
         if self._accelerator.num_processes == 1 or self._one_pass:
             return passes
-        most = max(len(lay_out(process)) for process in range(len(plan)))
+        most = max(map(len, map(lay_out, range(len(plan)))))
         return passes + passes[-1:] * (most - len(passes))
 
     def _forward(self, model: Any, part: StepItems, passes: list[Batch]) -> Scored:
@@ -388,6 +370,18 @@ class StepRunner:
             order[part.tree_spans[leaf.tree][leaf.response]] = torch.arange(start, stop)
             start = stop
         return Scored(*(values[order.to(values.device)] for values in scored))
+
+
+def _random_state(device: torch.device) -> RandomState:
+    gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), gpu
+
+
+def _restore_random(state: RandomState, device: torch.device) -> None:
+    cpu, gpu = state
+    torch.set_rng_state(cpu)
+    if gpu is not None:
+        torch.cuda.set_rng_state(gpu, device)
 
 
 def token_budget_of(args: Any, model: Any) -> int:

@@ -40,13 +40,13 @@ from prefstage.training.datasets import (
 )
 from prefstage.training.durable import DurableTrainer
 from prefstage.training.export import names_of, provenance_of, write_export
-from prefstage.training.faults import StepGuard, check_start, start_tolerance
+from prefstage.training.faults import StepGuard, start_tolerance
 from prefstage.training.items import ItemSet
 from prefstage.training.policy import (
     START,
     PrecisionWarning,
     References,
-    drops_attention,
+    drops,
     precision_note,
     prepare_policy,
     tokenizer_for,
@@ -99,8 +99,6 @@ class PreferenceTrainer(DurableTrainer):
             `model` is none, or `args` are another trainer's.
         ModelError: If the model cannot be trained by this trainer.
     """
-
-    tracks_tokens = False  # counted by the step itself
 
     def __init__(
         self,
@@ -185,7 +183,7 @@ class PreferenceTrainer(DurableTrainer):
     def runner(self) -> StepRunner:
         """Computes the steps."""
         layout = self.args.layout
-        if layout == "auto" and drops_attention(self.model):
+        if layout == "auto" and drops(self.model, attention=True):
             # What is dropped of a shared prompt would be dropped for all its responses alike.
             _log.warning("attention dropout is on: every sequence is computed whole (flat layout)")
             layout = "flat"
@@ -201,15 +199,18 @@ class PreferenceTrainer(DurableTrainer):
     # References come first: once the weights have moved, the start cannot be scored any more.
     @override
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **others: Any) -> Any:
-        rate = float(self.args.learning_rate)
+        note = precision_note(self.model, float(self.args.learning_rate))
         # DeepSpeed keeps weights in float32 besides.
-        note = None if self.is_deepspeed_enabled else precision_note(self.model, rate)
-        if note is not None and note not in self.notes:
+        if note is not None and note not in self.notes and not self.is_deepspeed_enabled:
             self.notes.append(note)
             warnings.warn(note, PrecisionWarning, stacklevel=2)
         self.compute_references()
-        self._guard = StepGuard(self.runner, Path(self.args.output_dir), self.args.device)
-        self._start_tolerance = start_tolerance(self)
+        self._guard = StepGuard(
+            self.runner,
+            Path(self.args.output_dir),
+            self.args.device,
+            tolerance=start_tolerance(self),
+        )
         self._train_reference = self.references.of(self.train_dataset)
         with self._scoring_calls.installed():
             return super().train(resume_from_checkpoint, *args, **others)
@@ -257,11 +258,9 @@ class PreferenceTrainer(DurableTrainer):
         items = self.step_items(
             self.train_dataset, inputs["items"], self._train_reference, step=step
         )
-        with self._guard.memory(items, step=step, optimizer=self.optimizer):
-            outcome = self.runner.train(model, items, self.loss_state)
-        self._guard.check(outcome, step=step, optimizer=self.optimizer)
-        if step == 0 and self._start_tolerance is not None:
-            check_start(outcome, tolerance=self._start_tolerance)
+        outcome = self._guard.train(
+            model, items, self.loss_state, step=step, optimizer=self.optimizer
+        )
         self.loss_state, self.last_step = outcome.values.state, outcome
         self._means.add(item_metrics(items, outcome.scored, outcome.values, self.loss))
         self._step_tokens = self.runner.tokens(items)
@@ -416,8 +415,9 @@ class PreferenceTrainer(DurableTrainer):
             eval_dataset = item_sets_of(eval_dataset, self.encoder, self.loss, ties=self.args.ties)
         self.compute_references(eval_dataset)
         with self._scoring_calls.installed():
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        return cast("dict[str, float]", metrics)
+            return cast(
+                "dict[str, float]", super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            )
 
     # The set to evaluate, in chunks; chosen by name if there are several.
     @override
@@ -443,8 +443,9 @@ class PreferenceTrainer(DurableTrainer):
             self.optimizer.eval()
         _log.info("%s on %d items", description, len(item_set))
         self.callback_handler.eval_dataloader = dataloader
-        positions, reference = range(len(item_set)), self.references.of(item_set)
-        items = self.step_items(item_set, positions, reference, step=-1)
+        items = self.step_items(
+            item_set, range(len(item_set)), self.references.of(item_set), step=-1
+        )
 
         def tick() -> None:
             self.control = self.callback_handler.on_prediction_step(

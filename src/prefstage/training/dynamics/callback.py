@@ -105,10 +105,12 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             "displacement_nats": displacement_nats,
             "beta": beta,
         }.items():
-            if value is not None and not value > 0:
-                raise InputError.of(
-                    saw=f"{name}={value}", expected="a positive number", cure=f"set {name} > 0"
-                )
+            InputError.unless(
+                value is None or value > 0,
+                saw=f"{name}={value}",
+                expected="a positive number",
+                cure=f"set {name} > 0",
+            )
         self._sets = sets_by_name(train_pairs, eval_pairs, *_NAMES)
         self._encoder, self._reference, self._beta = encoder, reference, beta
         self._sampling: Any = {"subsample": subsample, "seed": seed, "ties": ties}
@@ -140,19 +142,19 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
     @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **event: Any) -> None:
         model = event["model"]
-        if self._trainer is None:
-            raise InputError.of(
-                saw="a DynamicsCallback that knows no trainer",
-                expected="one that is attached, as its figures go through the trainer's log",
-                cure="call DynamicsCallback(...).attach(trainer) before trainer.train()",
-            )
+        InputError.unless(
+            self._trainer is not None,
+            saw="a DynamicsCallback that knows no trainer",
+            expected="one that is attached, as its figures go through the trainer's log",
+            cure="call DynamicsCallback(...).attach(trainer) before trainer.train()",
+        )
         spread = spread_over_processes(model)
-        if spread is not None:
-            raise ModelError.of(
-                saw=f"a model whose weights are spread over processes ({spread})",
-                expected="whole weights on each process: one process, DDP, or ZeRO stage 1 or 2",
-                cure="leave DynamicsCallback out, and score saved checkpoints instead",
-            )
+        ModelError.unless(
+            spread is None,
+            saw=f"a model whose weights are spread over processes ({spread})",
+            expected="whole weights on each process: one process, DDP, or ZeRO stage 1 or 2",
+            cure="leave DynamicsCallback out, and score saved checkpoints instead",
+        )
         if not state.is_world_process_zero:
             return
         with undisturbed(model):
@@ -189,14 +191,8 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             for name, pairs in (self._sets or _sets_of(trainer)).items()
         ]
         # β of the trainer's loss (τ of IPO), as TRL and `PreferenceTrainer` have it.
-        betas = [
-            self._beta,
-            *(
-                getattr(owner, "beta", None)
-                for owner in (trainer.args, getattr(trainer, "loss", None))
-            ),
-            DEFAULT_BETA,
-        ]
+        owners = (trainer.args, getattr(trainer, "loss", None))
+        betas = [self._beta, *(getattr(owner, "beta", None) for owner in owners), DEFAULT_BETA]
         self._beta = float(next(beta for beta in betas if beta is not None))
         if self._reference is None:
             configured = getattr(trainer.args, "reference", None)
@@ -208,7 +204,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
                 "sets": {
                     sample.name: {
                         "available": sample.available,
-                        "measured": len(sample.indices),
+                        "measured": len(sample.items),
                         "fingerprint": sample.fingerprint,
                         **sample.counts,
                     }
@@ -240,13 +236,13 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         return {sample.name: pair for sample, pair in zip(self._samples, scores, strict=True)}
 
     def _check_start(self, step: int, what: str) -> None:
-        if step > 0:
-            raise InputError.of(
-                saw=f"a training that goes on at step {step}, and no {what} of its start in "
-                f"{self._folder.path}",
-                expected="the folder that was used from the start",
-                cure="give that folder as out=, or a model as reference= and distance=False",
-            )
+        InputError.unless(
+            step <= 0,
+            saw=f"a training that goes on at step {step}, and no {what} of its start in "
+            f"{self._folder.path}",
+            expected="the folder that was used from the start",
+            cure="give that folder as out=, or a model as reference= and distance=False",
+        )
 
     # --- Measuring -------------------------------------------------------------------------
 
@@ -265,8 +261,9 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         for sample, policy in zip(self._samples, scores, strict=True):
             pairs = measure_pairs(sample, policy, self._reference_scores[sample.name], beta=beta)
             measured.append(pairs)
-            figures = summarise_pairs(pairs, beta=beta)
-            metrics |= {_key(sample.name, name): value for name, value in figures.items()}
+            metrics |= {
+                _key(sample.name, n): v for n, v in summarise_pairs(pairs, beta=beta).items()
+            }
         since = max(recorded, default=0)
         norms = [
             float(entry["grad_norm"])
@@ -274,8 +271,10 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             if "grad_norm" in entry and since <= entry["step"] < step
         ]
         if norms:
-            metrics["dynamics/grad_norm/mean"] = sum(norms) / len(norms)
-            metrics["dynamics/grad_norm/max"] = max(norms)
+            metrics |= {
+                "dynamics/grad_norm/mean": sum(norms) / len(norms),
+                "dynamics/grad_norm/max": max(norms),
+            }
         self._folder.write_step(step, self._samples, measured, metrics)
         self._report({**metrics, "dynamics/runtime_s": time.perf_counter() - began})
         self._warn(step, metrics)
@@ -323,7 +322,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             for name in ("chosen", "rejected", "both_fell")
         )
         warnings.warn(
-            f"likelihood displacement at step {step}: on {len(sample.indices)} pairs of "
+            f"likelihood displacement at step {step}: on {len(sample.items)} pairs of "
             f"{sample.name!r} the mean log-prob of the chosen responses fell by "
             f"{-chosen:.2f} nats and that of the rejected ones by "
             f"{-rejected:.2f} since the reference; both sides of "
@@ -347,10 +346,10 @@ def _key(set_name: str, metric: str) -> str:
 def _sets_of(trainer: Any) -> dict[str, Any]:
     known = sets_by_name(trainer.train_dataset, trainer.eval_dataset, *_NAMES)
     sets = {name: s for name, s in known.items() if isinstance(s, ItemSet) and s.kind == "pairs"}
-    if not sets:
-        raise InputError.of(
-            saw="neither train_pairs nor eval_pairs, and a trainer without pairs of prefstage",
-            expected="pairs to follow",
-            cure="give DynamicsCallback train_pairs=, eval_pairs= or both",
-        )
+    InputError.unless(
+        sets,
+        saw="neither train_pairs nor eval_pairs, and a trainer without pairs of prefstage",
+        expected="pairs to follow",
+        cure="give DynamicsCallback train_pairs=, eval_pairs= or both",
+    )
     return sets

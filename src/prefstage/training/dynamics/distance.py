@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prefstage.core import DataError, atomic_path
+from prefstage.core import DataError, atomic_path, write_text
 from prefstage.training.compat import lora_factors
 
 # Start weights are written in files of about this size: what is copied into memory at once.
@@ -21,6 +22,7 @@ _ELEMENTS_AT_ONCE = 1 << 24
 _COMPLETE = "complete"
 
 
+@dataclass(frozen=True)
 class StartWeights:
     """The trainable weights at the start of training, on disk.
 
@@ -34,12 +36,11 @@ class StartWeights:
         folder: Where the start weights lie.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = Path(folder)
+    folder: Path
 
     def exist(self) -> bool:
         """Whether the start has been kept."""
-        return (self._folder / _COMPLETE).exists()
+        return (self.folder / _COMPLETE).exists()
 
     def save(self, model: Any) -> None:
         """Keep the trainable weights of a model as they are now.
@@ -47,15 +48,14 @@ class StartWeights:
         Args:
             model: The model, bare or with PEFT adapters, whole on this process.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         # The mark goes first and comes last: a kill in between leaves weights that do not count.
-        for old in [self._folder / _COMPLETE, *self._folder.glob("*.safetensors")]:
+        for old in [self.folder / _COMPLETE, *self.folder.glob("*.safetensors")]:
             old.unlink(missing_ok=True)
         for number, shard in enumerate(_shards(model)):
-            with atomic_path(self._folder / f"{number:05d}.safetensors") as temporary:
+            with atomic_path(self.folder / f"{number:05d}.safetensors") as temporary:
                 save_file(shard, temporary)
-        with atomic_path(self._folder / _COMPLETE) as temporary:
-            temporary.write_text(kind_of(model) + "\n", encoding="utf-8")
+        write_text(self.folder / _COMPLETE, kind_of(model) + "\n")
 
     def load_into(self, model: Any) -> None:
         """Give a model the kept weights, in place and to the bit.
@@ -70,7 +70,7 @@ class StartWeights:
 
     def remove(self) -> None:
         """Delete what was kept."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def distance(self, model: Any) -> float:
         """‖θ_t - θ_0‖₂ of a model.
@@ -87,14 +87,14 @@ class StartWeights:
         now = dict(_trainable(model))
         with ExitStack() as stack, torch.no_grad():
             start = self._open(stack)
-            if set(start) != set(now):
-                odd = sorted(set(start) ^ set(now))
-                raise DataError.of(
-                    saw=f"{len(odd)} trainable weights that only start or present have, such as "
-                    f"{odd[0]}",
-                    expected="the trainable weights of the start",
-                    cure="name another folder with out=",
-                )
+            odd = sorted(set(start) ^ set(now))
+            DataError.unless(
+                not odd,
+                saw=f"{len(odd)} trainable weights that only start or present have, such as "
+                f"{next(iter(odd), None)}",
+                expected="the trainable weights of the start",
+                cure="name another folder with out=",
+            )
             factors = lora_factors(model)
             in_factors = {name for left, right, _ in factors for name in (left, right)}
             # Weights one after another, from disk: only one parameter of the start is in memory.
@@ -110,10 +110,8 @@ class StartWeights:
 
     # Open files rather than tensors: safetensors then reads one weight at a time.
     def _open(self, stack: ExitStack) -> dict[str, Any]:
-        files = [
-            stack.enter_context(safe_open(path, framework="pt"))
-            for path in sorted(self._folder.glob("*.safetensors"))
-        ]
+        paths = sorted(self.folder.glob("*.safetensors"))
+        files = (stack.enter_context(safe_open(path, framework="pt")) for path in paths)
         return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
@@ -148,14 +146,13 @@ def _shards(model: Any) -> Iterator[dict[str, Tensor]]:
 
 def _squared_change(weight: Tensor, start: Tensor) -> float:
     now, then = weight.detach().reshape(-1), start.reshape(-1)
-    total = 0.0
     # A stretch at a time: float32 copies of a whole embedding in bfloat16 would take four times
     # its own memory.
-    for begin in range(0, now.numel(), _ELEMENTS_AT_ONCE):
-        stretch = slice(begin, begin + _ELEMENTS_AT_ONCE)
-        change = now[stretch].float() - then[stretch].to(now.device).float()
-        total += float(torch.linalg.vector_norm(change)) ** 2
-    return total
+    stretches = (torch.split(weights, _ELEMENTS_AT_ONCE) for weights in (now, then))
+    return sum(
+        float(torch.linalg.vector_norm(part.float() - start_part.to(now.device).float())) ** 2
+        for part, start_part in zip(*stretches, strict=True)
+    )
 
 
 def _squared_product_change(b: Tensor, a: Tensor, start_b: Tensor, start_a: Tensor) -> float:

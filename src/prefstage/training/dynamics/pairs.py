@@ -1,11 +1,10 @@
 """The fixed subsample of pairs that dynamics follow: chosen, scored, measured, summarised."""
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -14,7 +13,6 @@ from torch import Tensor
 from prefstage.core import InputError, PrefstageError, digest, seed_for
 from prefstage.data import Pair, PairSet, ResponseEncoder, TokenTree
 from prefstage.data.records import Ties
-from prefstage.data.tokenising import cause_of
 from prefstage.diagnosing.flips import (
     at_threshold,
     dpo_losses,
@@ -27,7 +25,14 @@ from prefstage.diagnosing.flips import (
 )
 from prefstage.diagnosing.rankings import mean_log_probs, ranking_accuracy, reward_accuracy
 from prefstage.scoring import Scorer
-from prefstage.training.items import LEFT_OUT, ItemSet, TrainingItem, left_out
+from prefstage.training.items import (
+    LEFT_OUT,
+    Encoding,
+    ItemSet,
+    TrainingItem,
+    left_out,
+    pair_items,
+)
 
 _SIDES = 2
 
@@ -42,24 +47,26 @@ class PairSample:
     Attributes:
         name: Of the set, such as "train" or "eval".
         available: Pairs in the whole set.
-        indices: Row of each pair in it, ascending.
-        trees: Each pair's prompt with the chosen and the rejected response, in this order.
-        tied: Whether the raters of each pair are split evenly, so that it has no right order.
+        items: The pairs, by their row in it; the chosen response of each comes first.
         counts: What of the sample (of encoded pairs: of the set) was left out, by `LEFT_OUT`,
             and how many annotators there are, where the loss reads them.
     """
 
     name: str
     available: int
-    indices: tuple[int, ...]
-    trees: tuple[TokenTree, ...]
-    tied: tuple[bool, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
+    items: tuple[TrainingItem, ...]
+    counts: Mapping[str, int]
+
+    @property
+    def trees(self) -> list[TokenTree]:
+        """Each pair's prompt with the chosen and the rejected response, in this order."""
+        return [item.trees[0] for item in self.items]
 
     @property
     def fingerprint(self) -> str:
         """Hash of which pairs they are and of their tokens."""
-        return digest([self.indices, [[t.prompt_ids, t.response_ids] for t in self.trees]])
+        tokens = [[tree.prompt_ids, tree.response_ids] for tree in self.trees]
+        return digest([[item.index for item in self.items], tokens])
 
 
 class PairScores(NamedTuple):
@@ -104,62 +111,54 @@ def sample_pairs(
     Raises:
         InputError: If there is no pair (left), a tree is no pair, or pairs come without encoder.
     """
-    if len(pairs) == 0 or subsample < 1:
-        raise InputError.of(
-            saw=f"{len(pairs)} pairs in the set {name!r} and subsample={subsample}",
-            expected="at least one pair to measure",
-            cure=f"leave {name}_pairs out, or give pairs",
-        )
+    InputError.unless(
+        len(pairs) > 0 and subsample >= 1,
+        saw=f"{len(pairs)} pairs in the set {name!r} and subsample={subsample}",
+        expected="at least one pair to measure",
+        cure=f"leave {name}_pairs out, or give pairs",
+    )
     # Seeded by the set's name as well, so that adding an evaluation set does not change which
     # pairs of the others are followed.
     source = Random(seed_for(seed, "dynamics", name))
-    counts, known = Counter[str](), pairs.counts if isinstance(pairs, ItemSet) else {}
-    counts.update({name: known[name] for name in (*LEFT_OUT, "annotators") if known.get(name)})
-    kept = list[tuple[int, TokenTree, bool]]()
-    for position in sorted(source.sample(range(len(pairs)), min(subsample, len(pairs)))):
-        pair = pairs[position]
-        tied = isinstance(pair, Pair | TrainingItem) and pair.tied
-        if tied and isinstance(pair, Pair) and ties == "leave-out":
-            counts["ties_left_out"] += 1
-            continue
-        row = pair.index if isinstance(pair, TrainingItem) else position
-        tree = _tree(pair, encoder, f"item {row} of the set {name!r}")
-        if tree.response_ids[0] == tree.response_ids[1]:
-            cause = "truncation"  # the likely one where nothing but tokens is known
-            if isinstance(pair, Pair) and encoder is not None:
-                cause = cause_of(pair.prompt, pair.chosen[0], pair.rejected[0], encoder)
-            counts[f"same_tokens_by_{cause}"] += 1
-            continue
-        kept.append((row, tree, tied))
-    if not kept:
-        raise InputError.of(
-            saw=f"no pair left in the set {name!r} ({'; '.join(left_out(counts))})",
-            expected="at least one pair to measure",
-            cure=f"leave {name}_pairs out, keep ties, or give longer responses",
-        )
-    rows, trees, tied_rows = zip(*kept, strict=True)
-    return PairSample(name, len(pairs), rows, trees, tied_rows, dict(counts))
+    work = Encoding(cast("ResponseEncoder", encoder), ties)
+    if isinstance(pairs, ItemSet):
+        work.counts.update(pairs.counts)
+    items = list[TrainingItem]()
+    for row in sorted(source.sample(range(len(pairs)), min(subsample, len(pairs)))):
+        items += _items_of(row, pairs[row], work, name)
+    counts = {what: work.counts[what] for what in (*LEFT_OUT, "annotators") if work.counts[what]}
+    InputError.unless(
+        items,
+        saw=f"no pair left in the set {name!r} ({'; '.join(left_out(counts))})",
+        expected="at least one pair to measure",
+        cure=f"leave {name}_pairs out, keep ties, or give longer responses",
+    )
+    return PairSample(name, len(pairs), tuple(items), counts)
 
 
-def _tree(
-    pair: Pair | TokenTree | TrainingItem, encoder: ResponseEncoder | None, what: str
-) -> TokenTree:
+# No item for a pair that has nothing to rank.
+def _items_of(
+    row: int, pair: Pair | TokenTree | TrainingItem, work: Encoding, name: str
+) -> Iterable[TrainingItem]:
     if isinstance(pair, Pair):
-        if encoder is None:
-            raise InputError.of(
-                saw="pairs as text and no encoder",
-                expected="the tokenizer that the policy is trained with",
-                cure="give encoder=ResponseEncoder(tokenizer)",
-            )
-        return encoder.encode(pair.prompt, [pair.chosen[0], pair.rejected[0]])
-    tree = pair.trees[0] if isinstance(pair, TrainingItem) else pair
-    if len(tree.response_ids) != _SIDES:
-        raise InputError.of(
-            saw=f"{what} has {len(tree.response_ids)} responses",
-            expected="a chosen and a rejected one",
-            cure="give pairs; dynamics are about pairs",
+        InputError.unless(
+            work.encoder is not None,
+            saw="pairs as text and no encoder",
+            expected="the tokenizer that the policy is trained with",
+            cure="give encoder=ResponseEncoder(tokenizer)",
         )
-    return tree
+        return pair_items(row, pair, work)
+    item = pair if isinstance(pair, TrainingItem) else TrainingItem(row, (pair,))
+    responses = item.trees[0].response_ids
+    InputError.unless(
+        len(responses) == _SIDES,
+        saw=f"item {item.index} of the set {name!r} has {len(responses)} responses",
+        expected="a chosen and a rejected one",
+        cure="give pairs; dynamics are about pairs",
+    )
+    # Truncation is the likely cause where nothing but tokens is known.
+    work.counts["same_tokens_by_truncation"] += responses[0] == responses[1]
+    return [item] if responses[0] != responses[1] else []
 
 
 def score_pairs(
@@ -175,10 +174,12 @@ def score_pairs(
     Returns:
         Their log-probs.
     """
-    scored = scorer.score(trees, with_adapter=with_adapter, show_progress=False)
     # Summed in float64: a margin is a small difference of two sums of hundreds of float32 values,
     # and the flip theorem is checked exactly below.
-    sums = [[tokens.double().sum() for tokens in pair.per_token] for pair in scored]
+    sums = [
+        [tokens.double().sum() for tokens in pair.per_token]
+        for pair in scorer.score(trees, with_adapter=with_adapter, show_progress=False)
+    ]
     return PairScores(*torch.tensor(sums, dtype=torch.float64).unbind(1))
 
 
@@ -210,13 +211,13 @@ def measure_pairs(
     threshold = flip_threshold(c, beta=beta)
     correct = ranking_accuracy(*policy).bool()
     broken = int(threshold_violations(loss, threshold, correct).sum())
-    if broken:
-        raise PrefstageError.of(
-            saw=f"{broken} of {len(loss)} pairs of {sample.name!r} on the wrong side of their "
-            "flip threshold",
-            expected="none: the theorem is exact",
-            cure="report it; losses, rankings and reference are not of the same pairs",
-        )
+    PrefstageError.unless(
+        not broken,
+        saw=f"{broken} of {len(loss)} pairs of {sample.name!r} on the wrong side of their "
+        "flip threshold",
+        expected="none: the theorem is exact",
+        cure="report it; losses, rankings and reference are not of the same pairs",
+    )
     lengths = torch.tensor([[len(ids) for ids in tree.response_ids] for tree in sample.trees])
     return {
         "chosen_tokens": lengths[:, 0],
@@ -231,7 +232,7 @@ def measure_pairs(
         "margin": beta * (policy.chosen - policy.rejected + c),
         "correct": correct,
         "group": flip_groups(ranking_accuracy(*reference).bool(), correct),
-        "tied": torch.tensor(sample.tied or (False,) * len(sample.trees)),
+        "tied": torch.tensor([item.tied for item in sample.items]),
     }
 
 
@@ -264,6 +265,7 @@ def summarise_pairs(measured: Mapping[str, Tensor], *, beta: float) -> dict[str,
         "lengths/chosen": lengths[0],
         "lengths/rejected": lengths[1],
     }
+    figures = dict[str, float]()
     decided = ~measured["tied"]
     if decided.any():
         orders = {
@@ -275,21 +277,25 @@ def summarise_pairs(measured: Mapping[str, Tensor], *, beta: float) -> dict[str,
             "rankings/at_threshold": at_threshold(measured["loss"], measured["threshold"]),
         }
         means |= {name: values[decided] for name, values in orders.items()}
-    figures = {name: float(values.double().mean()) for name, values in means.items()}
-    if decided.any():
         groups = summarise_flip_groups(
             *(measured[name][decided] for name in ("group", "loss", "margin"))
         )
-        for name, group in groups.items():
-            values = {"share": group.share, "loss": group.loss, "margins": group.reward_margin}
-            figures |= {
-                f"flips/{metric_name(name)}/{kind}": value
-                for kind, value in values.items()
-                if value is not None
-            }
+        figures = {
+            f"flips/{metric_name(name)}/{kind}": value
+            for name, group in groups.items()
+            for kind, value in (
+                ("share", group.share),
+                ("loss", group.loss),
+                ("margins", group.reward_margin),
+            )
+            if value is not None
+        }
+    figures |= {name: float(values.double().mean()) for name, values in means.items()}
     diversity = intra_diversity(chosen, rejected)
-    for level, value in diversity.quantiles.items():
-        figures[f"intra_diversity/q{round(100 * level):02d}"] = value
+    figures |= {
+        f"intra_diversity/q{round(100 * level):02d}": value
+        for level, value in diversity.quantiles.items()
+    }
     together = torch.stack([(lengths[0] - lengths[1]).double(), measured["margin"]])
     correlation = float(torch.corrcoef(together)[0, 1]) if len(chosen) > 1 else math.nan
     if math.isfinite(correlation):  # constant lengths or margins have none

@@ -6,6 +6,8 @@ Pictures: flips over training, loss against threshold, trajectories.
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from prefstage.training.dynamics.pairs import PairSample, PairScores, metric_nam
 _log = logging.getLogger(__name__)
 
 ABOUT, REFERENCE, PAIRS, METRICS = "about.json", "reference.parquet", "pairs", "metrics"
+_ENDINGS = {PAIRS: ".parquet", METRICS: ".json"}
 
 SCHEMA = pa.schema(
     [
@@ -62,9 +65,9 @@ GROUP_COLOURS = dict(zip(FLIP_GROUPS, ("#0072B2", "#E69F00", "#56B4E9", "#D55E00
 RIGHT, WRONG, LINE = "#0072B2", "#D55E00", "#222222"
 _CURVE_POINTS = 400
 _DOTS_PER_INCH = 130
-_DOTTED = {"marker": "o", "ms": 3.5}
 
 
+@dataclass(frozen=True)
 class DynamicsFolder:
     """Where one training run's dynamics lie.
 
@@ -75,8 +78,7 @@ class DynamicsFolder:
         path: The folder; made when something is written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    path: Path
 
     def begin(self, about: Mapping[str, Any], *, step: int) -> None:
         """Begin a run, or go on with it at a step.
@@ -91,13 +93,12 @@ class DynamicsFolder:
         file, now = self.path / ABOUT, json.loads(json.dumps(dict(about)))
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
         different = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        if different:
-            raise RunFolderError.of(
-                saw=f"{self.path} holds dynamics of another run (different: "
-                f"{', '.join(different)})",
-                expected="a new folder, or the same pairs, reference and settings",
-                cure="name another folder with out=",
-            )
+        RunFolderError.unless(
+            not different,
+            saw=f"{self.path} holds dynamics of another run (different: {', '.join(different)})",
+            expected="a new folder, or the same pairs, reference and settings",
+            cure="name another folder with out=",
+        )
         if step == 0:
             (self.path / REFERENCE).unlink(missing_ok=True)
         # Later steps are of a training that was killed after its last checkpoint, and come anew.
@@ -110,8 +111,8 @@ class DynamicsFolder:
                 later[-1],
             )
         for recorded in later:
-            self._pairs_file(recorded).unlink()
-            self._metrics_file(recorded).unlink(missing_ok=True)
+            self._file(recorded, PAIRS).unlink()
+            self._file(recorded, METRICS).unlink(missing_ok=True)
         write_json(file, now)
 
     def steps(self) -> list[int]:
@@ -124,7 +125,7 @@ class DynamicsFolder:
     def metrics(self) -> list[dict[str, float]]:
         """The aggregates of every recorded step, ascending."""
         return [
-            json.loads(self._metrics_file(step).read_text(encoding="utf-8"))
+            json.loads(self._file(step, METRICS).read_text(encoding="utf-8"))
             for step in self.steps()
         ]
 
@@ -145,17 +146,17 @@ class DynamicsFolder:
         """
         tables = []
         for sample, tensors in zip(samples, measured, strict=True):
-            columns: dict[str, Any] = {name: values.tolist() for name, values in tensors.items()}
-            columns |= {
-                "step": [step] * len(sample.trees),
+            columns = {
+                **tensors,
+                "step": [step] * len(sample.items),
                 "prompt_id": [tree.prompt_id for tree in sample.trees],
-                "group": [FLIP_GROUPS[number] for number in columns["group"]],
+                "group": [FLIP_GROUPS[number] for number in tensors["group"]],
             }
             tables.append(_table(sample, columns, SCHEMA))
         # The Parquet file comes last, as a step counts by it: whatever else a kill leaves out,
         # a step that counts has its metrics.
-        write_json(self._metrics_file(step), {"step": step, **metrics})
-        _write(tables, self._pairs_file(step))
+        write_json(self._file(step, METRICS), {"step": step, **metrics})
+        _write(tables, self._file(step, PAIRS))
 
     def write_reference(self, samples: Sequence[PairSample], scores: Sequence[PairScores]) -> None:
         """Keep the reference's log-probs of every set.
@@ -164,17 +165,15 @@ class DynamicsFolder:
             samples: The pairs of each set.
             scores: Their log-probs under the reference.
         """
-        columns = (
-            {"chosen_log_prob": chosen.tolist(), "rejected_log_prob": rejected.tolist()}
-            for chosen, rejected in scores
-        )
-        _write(
-            [
-                _table(sample, sides, _REFERENCE_SCHEMA)
-                for sample, sides in zip(samples, columns, strict=True)
-            ],
-            self.path / REFERENCE,
-        )
+        tables = [
+            _table(
+                sample,
+                {"chosen_log_prob": pair.chosen, "rejected_log_prob": pair.rejected},
+                _REFERENCE_SCHEMA,
+            )
+            for sample, pair in zip(samples, scores, strict=True)
+        ]
+        _write(tables, self.path / REFERENCE)
 
     def read_reference(self) -> dict[str, PairScores] | None:
         """The reference's log-probs by set; None if they were not kept."""
@@ -183,16 +182,13 @@ class DynamicsFolder:
         table, scores = _read(self.path / REFERENCE, _REFERENCE_SCHEMA), {}
         for name in table["set"].unique().to_pylist():
             rows = table.filter(pc.equal(table["set"], name))
-            sides = (rows[side].to_pylist() for side in ("chosen_log_prob", "rejected_log_prob"))
-            scores[name] = PairScores(*(torch.tensor(s, dtype=torch.float64) for s in sides))
+            sides = (rows[side].to_numpy() for side in ("chosen_log_prob", "rejected_log_prob"))
+            scores[name] = PairScores(*map(torch.tensor, sides))
         return scores
 
     # With zeros in front, so that names sort as steps do.
-    def _pairs_file(self, step: int) -> Path:
-        return self.path / PAIRS / f"step-{step:08d}.parquet"
-
-    def _metrics_file(self, step: int) -> Path:
-        return self.path / METRICS / f"step-{step:08d}.json"
+    def _file(self, step: int, kind: str) -> Path:
+        return self.path / kind / f"step-{step:08d}{_ENDINGS[kind]}"
 
 
 def read_dynamics(folder: str | Path) -> pa.Table:
@@ -209,7 +205,7 @@ def read_dynamics(folder: str | Path) -> pa.Table:
         DataError: If nothing is recorded there, or a file cannot be read.
     """
     store = _recorded(folder)
-    return pa.concat_tables([_read(store._pairs_file(step), SCHEMA) for step in store.steps()])
+    return pa.concat_tables([_read(store._file(step, PAIRS), SCHEMA) for step in store.steps()])
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
@@ -229,12 +225,12 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
 
 def _recorded(folder: str | Path) -> DynamicsFolder:
     store = DynamicsFolder(Path(folder))
-    if not store.steps():
-        raise DataError.of(
-            saw=f"no recorded step in {store.path}",
-            expected="the folder that a DynamicsCallback wrote",
-            cure="give the callback's out=",
-        )
+    DataError.unless(
+        store.steps(),
+        saw=f"no recorded step in {store.path}",
+        expected="the folder that a DynamicsCallback wrote",
+        cure="give the callback's out=",
+    )
     return store
 
 
@@ -244,19 +240,19 @@ def _write(tables: Sequence[pa.Table], path: Path) -> None:
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
-    try:
+    with DataError.instead_of(
+        *(OSError, pa.ArrowInvalid),
+        saw=f"{path}: {{error}}",
+        expected="a file written by a DynamicsCallback",
+        cure="delete it, and go on training from the checkpoint before that step",
+    ):
         return pq.read_table(path, schema=schema)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError.of(
-            saw=f"{path}: {error}",
-            expected="a file written by a DynamicsCallback",
-            cure="delete it, and go on training from the checkpoint before that step",
-        ) from error
 
 
 def _table(sample: PairSample, columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
-    names = {"set": [sample.name] * len(sample.indices), "pair": list(sample.indices)}
-    return pa.table({**names, **columns}, schema=schema)
+    rows = [item.index for item in sample.items]
+    values = {"set": [sample.name] * len(rows), "pair": rows, **columns}
+    return pa.table({name: np.asarray(values[name]) for name in schema.names}, schema=schema)
 
 
 # --- Pictures ------------------------------------------------------------------------------------
@@ -310,55 +306,75 @@ def draw_dynamics(
         "threshold": _threshold(figure_type, pairs, float(about["beta"]), f"{name}, step {moment}"),
         "trajectories": _trajectories(figure_type, metrics, prefix, name),
     }
-    target = source / "figures" if out is None else Path(out)
-    return [
-        _save(figure, target / f"{kind}-{name}.{form}")
-        for kind, figure in figures.items()
-        for form in formats
-    ]
+    files = list[Path]()
+    for (kind, figure), form in product(figures.items(), formats):
+        files.append(Path(out or source / "figures") / f"{kind}-{name}.{form}")
+        with atomic_path(files[-1]) as temporary:
+            figure.savefig(temporary, dpi=_DOTS_PER_INCH)
+    return files
 
 
 def _figure_type() -> Any:
-    try:
+    with MissingDependencyError.instead_of(
+        ImportError,
+        saw="no package matplotlib",
+        expected="matplotlib, which draws",
+        cure="pip install 'prefstage[plots]'",
+    ):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError.of(
-            saw="no package matplotlib",
-            expected="matplotlib, which draws",
-            cure="pip install 'prefstage[plots]'",
-        ) from error
     return Figure
 
 
 def _known(what: str, wanted: Any, recorded: list[Any], *, default: int) -> Any:
     if wanted is None:
         return recorded[default]
-    if wanted not in recorded:
-        raise InputError.of(
-            saw=f"{what} {wanted!r}",
-            expected=f"one of {', '.join(map(str, recorded))}",
-            cure=f"leave {what} out, or name a recorded one",
-        )
+    InputError.unless(
+        wanted in recorded,
+        saw=f"{what} {wanted!r}",
+        expected=f"one of {', '.join(map(str, recorded))}",
+        cure=f"leave {what} out, or name a recorded one",
+    )
     return wanted
 
 
+# A panel a title, with a line a metric: as `_series` gives it, in its look.
+def _line_panels(
+    figure_type: Any,
+    metrics: list[dict[str, float]],
+    lines: Mapping[str, Mapping[str, dict[str, str]]],
+    *,
+    size: tuple[float, float],
+    shape: tuple[int, int],
+) -> tuple[Any, list[Any]]:
+    figure = figure_type(figsize=size, layout="constrained")
+    panels = list(figure.subplots(*shape).flat)
+    for panel, (title, looks) in zip(panels, lines.items(), strict=True):
+        for metric, look in looks.items():
+            panel.plot(*_series(metrics, metric), marker="o", ms=3.5, **look)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("optimiser step")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.2)
+    return figure, panels
+
+
 def _flips(figure_type: Any, metrics: list[dict[str, float]], prefix: str, name: str) -> Any:
-    figure = figure_type(figsize=(12, 3.6), layout="constrained")
-    panels = figure.subplots(1, 3)
     titles = {
         "share": "share of pairs",
         "loss": "mean DPO loss (nats)",
         "margins": "mean reward margin",
     }
-    for panel, (kind, title) in zip(panels, titles.items(), strict=True):
-        for group, colour in GROUP_COLOURS.items():
-            panel.plot(
-                *_series(metrics, f"{prefix}flips/{metric_name(group)}/{kind}"),
-                **_DOTTED,
-                color=colour,
-                label=group.replace("->", " → "),
-            )
-        _finish(panel, title)
+    lines = {
+        title: {
+            f"{prefix}flips/{metric_name(group)}/{kind}": {
+                "color": colour,
+                "label": group.replace("->", " → "),
+            }
+            for group, colour in GROUP_COLOURS.items()
+        }
+        for kind, title in titles.items()
+    }
+    figure, panels = _line_panels(figure_type, metrics, lines, size=(12, 3.6), shape=(1, 3))
     panels[0].set_ylim(0, 1)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
@@ -403,27 +419,30 @@ def _threshold(figure_type: Any, pairs: pa.Table, beta: float, title: str) -> An
 
 
 def _trajectories(figure_type: Any, metrics: list[dict[str, float]], prefix: str, name: str) -> Any:
-    figure = figure_type(figsize=(12, 7), layout="constrained")
-    accuracy, likelihood, diversity, distance = figure.subplots(2, 2).flat
-    for panel, key, look in (
-        (accuracy, f"{prefix}rankings/accuracy", {"label": "ranking accuracy R"}),
-        (accuracy, f"{prefix}rankings/normalised_accuracy", {"label": "length-normalised R̃"}),
-        (accuracy, f"{prefix}rewards/accuracies", {"label": "reward accuracy"}),
-        (likelihood, f"{prefix}displacement/chosen", {"label": "chosen", "color": RIGHT}),
-        (likelihood, f"{prefix}displacement/rejected", {"label": "rejected", "color": WRONG}),
-        (diversity, f"{prefix}intra_diversity/mean", {"label": "mean"}),
-        (distance, "dynamics/weight_distance", {"color": LINE}),
-    ):
-        panel.plot(*_series(metrics, key), **_DOTTED, **look)
+    lines = {
+        "accuracies": {
+            f"{prefix}rankings/accuracy": {"label": "ranking accuracy R"},
+            f"{prefix}rankings/normalised_accuracy": {"label": "length-normalised R̃"},
+            f"{prefix}rewards/accuracies": {"label": "reward accuracy"},
+        },
+        "change of mean log π(y|x) since the reference (nats)": {
+            f"{prefix}displacement/chosen": {"label": "chosen", "color": RIGHT},
+            f"{prefix}displacement/rejected": {"label": "rejected", "color": WRONG},
+        },
+        "intra-diversity: log π(y_w|x) − log π(y_l|x) (nats)": {
+            f"{prefix}intra_diversity/mean": {"label": "mean"}
+        },
+        "distance of the weights from the start": {"dynamics/weight_distance": {"color": LINE}},
+    }
+    figure, panels = _line_panels(figure_type, metrics, lines, size=(12, 7), shape=(2, 2))
+    accuracy, likelihood, diversity, _ = panels
     accuracy.set_ylim(0, 1)
     likelihood.axhline(0, color=LINE, lw=0.6)
     steps, low = _series(metrics, f"{prefix}intra_diversity/q05")
     _, high = _series(metrics, f"{prefix}intra_diversity/q95")
     diversity.fill_between(steps, low, high, alpha=0.2, lw=0, label="5 to 95 % of the pairs")
-    _finish(accuracy, "accuracies", legend=True)
-    _finish(likelihood, "change of mean log π(y|x) since the reference (nats)", legend=True)
-    _finish(diversity, "intra-diversity: log π(y_w|x) − log π(y_l|x) (nats)", legend=True)
-    _finish(distance, "distance of the weights from the start")
+    for panel in panels[:3]:
+        panel.legend(frameon=False)
     figure.suptitle(f"Dynamics ({name})")
     return figure
 
@@ -432,18 +451,3 @@ def _trajectories(figure_type: Any, metrics: list[dict[str, float]], prefix: str
 def _series(metrics: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
     points = [(entry["step"], entry[key]) for entry in metrics if key in entry]
     return [step for step, _ in points], [value for _, value in points]
-
-
-def _finish(panel: Any, title: str, *, legend: bool = False) -> None:
-    panel.set_title(title, fontsize=10)
-    panel.set_xlabel("optimiser step")
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(alpha=0.2)
-    if legend:
-        panel.legend(frameon=False)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=_DOTS_PER_INCH)
-    return path
