@@ -344,12 +344,17 @@ def _answers(report: Mapping[str, Any]) -> str:
             "the longer of own answer and chosen response wins": _share(quality["longer_wins"]),
         }
     if apart := report.get("distinctness"):
-        rows["comparisons by the policy's log-probs"] = apart["comparisons"]
-        rows["the own answer is the likelier (distinctness)"] = _share(apart["share"])
+        rows |= {
+            "comparisons by the policy's log-probs": apart["comparisons"],
+            "the own answer is the likelier (distinctness)": _share(apart["share"]),
+        }
     if spread := report.get("diversity"):
-        rows["prompts with several own answers"] = spread["prompts"]
-        rows |= {name.replace("_", "-"): spread[name] for name in ("distinct_1", "distinct_2")}
-        rows["self-BLEU (0 to 100; high: alike)"] = spread["self_bleu"]
+        rows |= {
+            "prompts with several own answers": spread["prompts"],
+            "distinct-1": spread["distinct_1"],
+            "distinct-2": spread["distinct_2"],
+            "self-BLEU (0 to 100; high: alike)": spread["self_bleu"],
+        }
     return _values(rows) if rows else ""
 
 

@@ -1,7 +1,7 @@
 """Several checkpoints over the same prompts: which differ, and what their rankings tell."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -147,13 +147,13 @@ def _intervals(d: Floats, confidence: float, resamples: int, seed: int) -> list[
     n = d.shape[1]
     mean, error = (values[0] for values in _mean_and_error(d, np.ones((1, n))))
     rng = np.random.default_rng(seed_for(seed, "compare"))
-
     # How often each prompt is drawn, for all pairs at once: differences that share a model or a
     # prompt move together, which makes the largest of them smaller than Bonferroni's.
-    def draw(size: int) -> Floats:
-        return rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
-
-    half = float(np.quantile(_largest(d, mean, draw, resamples), confidence)) * error
+    draws = (
+        rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+        for size in batches(resamples, _AT_ONCE)
+    )
+    half = float(np.quantile(_largest(d, mean, draws), confidence)) * error
     share, intervals = 1 - (1 - confidence) / len(d), list[Interval]()
     for values, m, h in zip(d, mean, half, strict=True):
         shares = HALF + HALF * values[~np.isnan(values)]
@@ -167,22 +167,21 @@ def _intervals(d: Floats, confidence: float, resamples: int, seed: int) -> list[
 def _p_values(d: Floats, resamples: int, seed: int) -> Floats:
     rng = np.random.default_rng(seed_for(seed, "flips"))
     mean, error = _mean_and_error(d, np.ones((1, d.shape[1])))
-
-    def draw(size: int) -> Floats:
-        return rng.choice([-1.0, 1.0], size=(size, d.shape[1]))
-
+    draws = (
+        rng.choice([-1.0, 1.0], size=(size, d.shape[1])) for size in batches(resamples, _AT_ONCE)
+    )
     # The verdicts themselves are one of the flips, so that no p-value is zero; a flip that equals
     # them may come out smaller by a rounding error.
-    largest = _largest(d, 0.0, draw, resamples)[:, None]
+    largest = _largest(d, 0.0, draws)[:, None]
     at_least = (largest >= np.abs(mean / error) - _ROUNDING).sum(axis=0)
     return np.asarray((1 + at_least) / (resamples + 1))
 
 
-# Of each draw the largest |t| of all pairs. [draws].
-def _largest(d: Floats, mean: Floats | float, draw: Callable[[int], Floats], draws: int) -> Floats:
+# Of each draw the largest |t| of all pairs. [draws]. Draws come some at a time, and are made when
+# they are needed: memory must not grow with all of them.
+def _largest(d: Floats, mean: Floats | float, draws: Iterable[Floats]) -> Floats:
     largest = []
-    for size in batches(draws, _AT_ONCE):
-        means, errors = _mean_and_error(d, draw(size))
+    for means, errors in (_mean_and_error(d, factors) for factors in draws):
         largest.append((np.abs(means - mean) / errors).max(axis=1))
     return np.concatenate(largest)
 

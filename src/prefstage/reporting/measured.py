@@ -188,21 +188,25 @@ def course(
     scale = {"scale": {"domain": domain}} if domain else {}
     x, colour = iterations(values), series_of("run", values)
     y = quantity(field, axis, **scale)
-    layers = [layer({"type": "line", "point": {"size": 60}}, head, x=x, y=y, color=colour)]
-    if any("low" in row for row in values):
-        bars = layer(
-            {"type": "rule", "strokeWidth": 2},
-            transform=[{"filter": "isValid(datum.low)"}],
-            x=x,
-            y=quantity("low", axis, **scale),
-            y2={"field": "high"},
-            color=colour,
-        )
-        layers.insert(0, bars)
-    if line is not None:
-        layers.append(rule_at(line))
+    bars = layer(
+        {"type": "rule", "strokeWidth": 2},
+        transform=[{"filter": "isValid(datum.low)"}],
+        x=x,
+        y=quantity("low", axis, **scale),
+        y2={"field": "high"},
+        color=colour,
+    )
     points = (f"{r['run']}, iteration {r['iteration']}: {float(r[field]):.3g}" for r in values)
-    return charts(name, title, f"{alt}. {'; '.join(points)}.", values, head, *layers)
+    return charts(
+        name,
+        title,
+        f"{alt}. {'; '.join(points)}.",
+        values,
+        head,
+        *([bars] if any("low" in row for row in values) else []),
+        layer({"type": "line", "point": {"size": 60}}, head, x=x, y=y, color=colour),
+        *([] if line is None else [rule_at(line)]),
+    )
 
 
 def read_evaluated(part: Part) -> dict[str, Any]:
