@@ -132,14 +132,18 @@ class MtBench(Figures):
     def as_text(self) -> str:
         """The ratings in a few lines."""
         turns = [f"turn {k} {_shown(score)}" for k, score in enumerate(self.by_turn, 1)]
-        spread = [] if self.repeat_deviation is None else [self.repeat_deviation]
+        deviation = self.repeat_deviation
         return "\n".join(
             [
                 f"{self.model} on MT-bench by {self.judge}: {len(self.grades)} gradings,"
                 f" {self.missing} without a readable rating",
                 ", ".join([f"score {self.shown_score}", *turns]),
                 *(f"  {name:<12} {_shown(score)}" for name, score in self.by_category.items()),
-                *(f"standard deviation over repeated gradings {s:.2f}" for s in spread),
+                *(
+                    []
+                    if deviation is None
+                    else [f"standard deviation over repeated gradings {deviation:.2f}"]
+                ),
                 ", ".join(f"{count} {what}" for what, count in self.counts.items()),
             ]
         )

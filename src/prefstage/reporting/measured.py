@@ -25,7 +25,6 @@ from prefstage.reporting.blocks import (
 )
 from prefstage.reporting.runs import Part, Run, labelled, pairs_of_annotations, read_json
 
-HALF = 0.5
 _LOOKS = 60
 
 
@@ -127,7 +126,7 @@ def _narrowing(runs: Sequence[Run]) -> tuple[Chart, ...]:
             color=colour,
         ),
         layer({"type": "line", "point": {"size": 25}}, head, x=x, y=score, color=colour),
-        rule_at(HALF),
+        rule_at(0.5),
     )
 
 
@@ -152,7 +151,7 @@ def _scores(runs: Sequence[Run]) -> tuple[Chart, ...]:
         title="Boundary score at the beginning of each iteration",
         axis="boundary score",
         alt="Boundary score by iteration; below one half off-policy data win",
-        line=HALF,
+        line=0.5,
         domain=[0, 1],
     )
 
