@@ -215,8 +215,7 @@ def _read(folder: Path) -> Run:
         try:
             part = Part(**{**entry, "folder": where})
             if kind in FILES and entry is last[entry["iteration"], kind]:
-                file = where / FILES[kind]
-                part = replace(part, result=json.loads(file.read_text(encoding="utf-8")))
+                part = replace(part, result=json.loads((where / FILES[kind]).read_text("utf-8")))
                 part = replace(part, **(READERS[kind](part) if kind in READERS else {}))
             parts.append(part)
         except (KeyError, TypeError, AttributeError, ValueError, FileNotFoundError) as error:
