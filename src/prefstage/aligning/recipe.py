@@ -314,25 +314,25 @@ class Recipe(ChatSettings):
 
     @model_validator(mode="after")
     def _starts_servers_with_all_they_need(self) -> Self:
-        server = "{policy} {port}" if self.server is None else self.server
-        refuse(
-            *(
-                (
-                    name not in server,
-                    f"server {server!r} lacks {name}; expected {{policy}} and {{port}} where the "
-                    f"folder and the port go; add {name}",
-                )
-                for name in ("{policy}", "{port}")
-            ),
-            *(
-                (
-                    self.server is not None and getattr(self, name) is not None,
-                    f"{name} is set with server; expected one of them, since a server takes its "
-                    f"own from its command; remove {name}",
-                )
-                for name in ("dtype", "device")
-            ),
-        )
+        if self.server is not None:
+            refuse(
+                *(
+                    (
+                        name not in str(self.server),
+                        f"server {self.server!r} lacks {name}; expected {{policy}} and {{port}} "
+                        f"where the folder and the port go; add {name}",
+                    )
+                    for name in ("{policy}", "{port}")
+                ),
+                *(
+                    (
+                        getattr(self, name) is not None,
+                        f"{name} is set with server; expected one of them, since a server takes "
+                        f"its own from its command; remove {name}",
+                    )
+                    for name in ("dtype", "device")
+                ),
+            )
         return self
 
     @property

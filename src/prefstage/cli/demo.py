@@ -113,7 +113,7 @@ class Teller:
                 "2. A model to align",
                 f"A language model (Llama architecture, {part.parameters:,} parameters) has learnt "
                 "from the answers of two writers to other instructions: "
-                f"{' and '.join(part.teachers)}."
+                f"{' and '.join(teacher.name for teacher in demo.TEACHERS)}."
                 f"{' It was here from an earlier run.' if part.reused else ''} "
                 "Now it shall be aligned.",
             )
@@ -186,7 +186,7 @@ class Teller:
     def _iteration(self, done: demo.IterationDone) -> None:
         stage, (low, high) = done.stage, done.stage.interval
         self._example(
-            f"iteration {done.number}", f"to the example it answers: {_answer(done.answer)}"
+            f"iteration {done.number}", f"to the example it answers: {_answer(done.truth)}"
         )
         for text in (
             f"boundary score {stage.boundary_score:.2f} ({low:.2f} to {high:.2f}, "
@@ -214,8 +214,8 @@ class Teller:
         self._console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
-def _answer(answer: demo.Answer) -> str:
-    return f"{answer.text or '(nothing)'} (grade {answer.grade:.2f})"
+def _answer(truth: demo.Truth) -> str:
+    return f"{truth.answer or '(nothing)'} (grade {truth.grade:.2f})"
 
 
 # What auto came to, beside the best and the worst of the fixed schedules.

@@ -42,9 +42,7 @@ class Commands(OneLineErrors):
     def __init__(self, **settings: Any) -> None:
         # Stand-ins that know their help alone: the options of a command come from its package,
         # which takes seconds to import and is needed by nobody who lists the commands.
-        stand_ins = {
-            name: TyperCommand(name, help=command.help) for name, command in COMMANDS.items()
-        }
+        stand_ins = {name: TyperCommand(name, help=c.help) for name, c in COMMANDS.items()}
         super().__init__(**{**settings, "commands": stand_ins})
 
     @override

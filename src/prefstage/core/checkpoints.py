@@ -238,8 +238,13 @@ def load_whole(
 
     log = logging.getLogger("transformers.modeling_utils")
     log.addFilter(keep)
-    cure = "check the path, the dtype and the device, or that the Hub id exists and can be reached"
-    with foreign_files(base, saw=f"cannot load {base}", expected=task.wanted, cure=cure):
+    with foreign_files(
+        base,
+        saw=f"cannot load {base}",
+        expected=task.wanted,
+        cure="check the path, the dtype and the device, or that the Hub id exists and can be "
+        "reached",
+    ):
         try:
             model, info = model_class.from_pretrained(
                 base,

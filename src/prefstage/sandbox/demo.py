@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -70,31 +70,16 @@ class PoolMade:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a policy answers to the example.
-
-    Attributes:
-        text: Its first answer.
-        grade: The answer's true reward, in [0, 1].
-    """
-
-    text: str
-    grade: float
-
-
-@dataclass(frozen=True)
 class PolicyTrained:
     """The policy to be aligned is there.
 
     Attributes:
         folder: Its checkpoint, for `from_pretrained`.
-        teachers: Names of the writers whose answers it has learnt.
         parameters: Number of its weights.
         reused: Whether it lay there from an earlier run.
     """
 
     folder: Path
-    teachers: tuple[str, ...]
     parameters: int
     reused: bool
 
@@ -107,10 +92,14 @@ class Truth:
         boundary_score: Share of comparisons with the pairs that the policy's answers win by
             true reward; draws count half. In [0, 1].
         reward: Mean true reward of the policy's answers, in [0, 1].
+        answer: Its first answer to the example.
+        grade: That answer's true reward, in [0, 1].
     """
 
     boundary_score: float
     reward: float
+    answer: str = ""
+    grade: float = 0.0
 
     @property
     def stage(self) -> str:
@@ -127,7 +116,6 @@ class IterationDone:
         data: What it trained on: "off" or "on".
         stage: As measured before its training.
         truth: What was so before its training.
-        answer: What the policy answered to the example before its training.
         before: Mean true reward of its answers to the held-out prompts, in [0, 1].
         after: The same after its training.
         win_rate: Of the trained policy over the start, on the held-out prompts, in percent.
@@ -137,7 +125,6 @@ class IterationDone:
     data: str
     stage: Stage
     truth: Truth
-    answer: Answer
     before: float
     after: float
     win_rate: float
@@ -174,7 +161,7 @@ class DemoReport:
         pool: The off-policy pairs.
         policy: The policy before the loop.
         iterations: Of `auto`.
-        last: What the last policy of `auto` answers to the example.
+        last: The truth about the last policy of `auto`.
         schedules: `auto` first, then the fixed ones.
     """
 
@@ -183,7 +170,7 @@ class DemoReport:
     pool: PoolMade
     policy: PolicyTrained
     iterations: tuple[IterationDone, ...]
-    last: Answer
+    last: Truth
     schedules: tuple[ScheduleDone, ...]
 
     @property
@@ -213,7 +200,10 @@ class DemoReport:
                     "iteration": iteration.number,
                     "data": iteration.data,
                     "stage": iteration.stage.as_dict(),
-                    "truth": {**asdict(iteration.truth), "stage": iteration.truth.stage},
+                    "truth": {
+                        name: getattr(iteration.truth, name)
+                        for name in ("boundary_score", "reward", "stage")
+                    },
                     "true_reward": {"before": iteration.before, "after": iteration.after},
                     "win_rate": iteration.win_rate,
                 }
@@ -279,7 +269,7 @@ def run_demo(
                 ScheduleDone(schedule, _folder_of(folder, schedule), tuple(data), rewards)
             )
             tell(schedules[-1])
-        last = _truth(auto["policy"], config, pairs, pool.example)[1]
+        last = _truth(auto["policy"], config, pairs, pool.example)
         report = DemoReport(config, folder, pool, policy, tuple(iterations), last, tuple(schedules))
         write_json(folder / "demo.json", report.as_dict())
     return report
@@ -297,8 +287,7 @@ def train_policy(folder: Path, *, config: DemoConfig) -> PolicyTrained:
     """
     tokenizer = build_tokenizer()
     model = build_policy(tokenizer, seed=config.seed)
-    names = tuple(teacher.name for teacher in TEACHERS)
-    trained = PolicyTrained(folder, names, model.num_parameters(), folder.exists())
+    trained = PolicyTrained(folder, model.num_parameters(), folder.exists())
     if trained.reused:
         return trained
     world, encoder, count = World(config.seed), ResponseEncoder(tokenizer), config.demonstrations
@@ -380,7 +369,7 @@ def _iterations(
             row["iteration"],
             row["data"],
             Stage.load(steps / row["steps"]["measure"] / "stage.json"),
-            *_truth(policy, config, pairs, example),
+            _truth(policy, config, pairs, example),
             before,
             after,
             row["evaluation"]["win_rate"],
@@ -388,10 +377,7 @@ def _iterations(
         policy = str(steps / row["steps"]["train"] / "model")
 
 
-def _truth(
-    policy: str, config: DemoConfig, pairs: Sequence[Pair], example: Candidates
-) -> tuple[Truth, Answer]:
-    """The truth about a policy, and its first answer to the example."""
+def _truth(policy: str, config: DemoConfig, pairs: Sequence[Pair], example: Candidates) -> Truth:
     sampling = SAMPLING.model_copy(update={"seed": config.seed, "responses": _RESPONSES})
     sampler = TransformersSampler.load(policy, sampling, device="cpu")
     requests = requests_for((pair.candidates() for pair in pairs), responses=_RESPONSES)
@@ -402,7 +388,8 @@ def _truth(
             tick()
     text = texts[example.prompt_id, 0]
     answers = [[texts[pair.prompt_id, k] for k in range(_RESPONSES)] for pair in pairs]
-    return true_boundary(pairs, answers), Answer(text, true_reward(example.prompt, text))
+    grade = true_reward(example.prompt, text)
+    return replace(true_boundary(pairs, answers), answer=text, grade=grade)
 
 
 def true_judge() -> Judge:

@@ -58,9 +58,8 @@ class Instruction:
     @property
     def text(self) -> str:
         """The instruction as the user writes it."""
-        task = " then ".join(self.operations).capitalize()
-        manners = " Be polite." if self.polite else ""
-        return f"{task}: {', '.join(self.items)}. Use {self.separator}.{manners}"
+        task = f"{' then '.join(self.operations).capitalize()}: {', '.join(self.items)}."
+        return f"{task} Use {self.separator}.{' Be polite.' if self.polite else ''}"
 
     @property
     def answer(self) -> tuple[str, ...]:

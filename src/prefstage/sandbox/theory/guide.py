@@ -263,14 +263,15 @@ def called(
     scores = verdicts.mean((-1, -2))
     mean = scores.mean(-1)
     squares = (scores - mean[:, None]).square().sum(-1)
-    chance = chance_above_half(
-        ScoreSummary(scores.shape[-1], mean.numpy(), squares.numpy()),
-        accuracy=accuracy.numpy(),
-        overlap=overlap.numpy(),
-        bias=bias.numpy() if isinstance(bias, Tensor) else bias,
+    above = torch.from_numpy(
+        chance_above_half(
+            ScoreSummary(scores.shape[-1], mean.numpy(), squares.numpy()),
+            accuracy=accuracy.numpy(),
+            overlap=overlap.numpy(),
+            bias=bias.numpy() if isinstance(bias, Tensor) else bias,
+        )
     )
-    above, tuning = torch.from_numpy(chance), mean >= HALF
-    return tuning, torch.where(tuning, above, 1 - above)
+    return mean >= HALF, torch.where(mean >= HALF, above, 1 - above)
 
 
 @check(
@@ -292,7 +293,7 @@ def _guide(setting: Setting) -> Evidence:
     printed, right, curves = [], [], []
     for errors in ("any pair", "close pairs"):
         judges = draw_judges(worlds, accuracy, errors=errors)
-        verdicts = draw_verdicts(worlds, judges, prompts=SIZES[-1], generator=generator)[0]
+        verdicts, *_ = draw_verdicts(worlds, judges, prompts=SIZES[-1], generator=generator)
         for size in SIZES:
             tuning, reliability = called(verdicts[:, :size], accuracy, overlap=overlap)
             printed.append(reliability)
