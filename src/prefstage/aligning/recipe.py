@@ -111,10 +111,11 @@ def _rule(entry: Any) -> Rule:
             return Rule("other", source=source)
         case {"data": str(source), **others} if source.strip() and not others:
             return Rule("data", source=source)
+    word = entry if isinstance(entry, str) else ""
     raise ConfigError.of(
         saw=f"schedule {entry!r}",
         expected=_FORMS,
-        cure=did_you_mean(str(entry), _WORDS, "write one of them, e.g. mix: 0.1"),
+        cure=did_you_mean(word, _WORDS, "write one of them, e.g. mix: 0.1"),
     )
 
 

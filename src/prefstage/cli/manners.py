@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from types import FrameType
 from typing import Any
@@ -172,15 +172,10 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         as_ctrl_c = signal.getsignal(signal.SIGINT)  # asyncio puts its own there
         (as_ctrl_c if callable(as_ctrl_c) else signal.default_int_handler)(number, frame)
 
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # signals belong to the main thread
+    with ExitStack() as stack:
+        with suppress(ValueError):  # signals belong to the main thread
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, interrupt))
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # Keep the libraries' own progress bars and notices out of our output.

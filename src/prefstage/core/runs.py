@@ -277,15 +277,14 @@ def _check_same_run(manifest: Path, key: str, command: str, inputs: Mapping[str,
             expected="the manifest of the same run",
             cure="name another folder with --out",
         ) from None
-    if not same:
-        wanted = json.loads(json.dumps({"command": command, **inputs}))
-        names = sorted(n for n in {*former, *wanted} if former.get(n) != wanted.get(n))
-        raise RunFolderError.of(
-            saw=f"{manifest.parent} holds another run (different: {', '.join(names)})",
-            expected="a new folder, or the same command with the same settings and inputs",
-            cure="name another folder with --out, or repeat the first run's settings to go on with "
-            "it",
-        )
+    wanted = json.loads(json.dumps({"command": command, **inputs}))
+    names = sorted(n for n in {*former, *wanted} if former.get(n) != wanted.get(n))
+    RunFolderError.unless(
+        same,
+        saw=f"{manifest.parent} holds another run (different: {', '.join(names)})",
+        expected="a new folder, or the same command with the same settings and inputs",
+        cure="name another folder with --out, or repeat the first run's settings to go on with it",
+    )
 
 
 # --- `result.json`: what a run folder holds, in one form for every command ------------------------

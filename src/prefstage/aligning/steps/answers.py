@@ -139,11 +139,9 @@ class Measure(Step):
 
     @override
     def run(self, folder: Path) -> None:
-        space, config = self.space, self.config
-        with space.sampler(self.policy, self.sampling) as sampler:
-            stage = measure_stage(
-                space.off_policy, judge=space.judge, sampler=sampler, config=config
-            )
+        off_policy, judge = self.space.off_policy, self.space.judge
+        with self.space.sampler(self.policy, self.sampling) as sampler:
+            stage = measure_stage(off_policy, judge=judge, sampler=sampler, config=self.config)
         write_prompts(stage.prompts, folder / PROMPTS)
         candidates = on_policy_candidates(stage.prompts, self.policy.name)
         CandidateSet.of(candidates).save(folder / CANDIDATES)
