@@ -235,8 +235,6 @@ class Built:
 # Pairs that stand or fall together: those of one prompt.
 Group = list[Built]
 
-Parts = dict[str, dict[str, Dataset]]
-
 
 @dataclass(frozen=True)
 class Scored:
@@ -321,7 +319,9 @@ def built_dataset(rows: Iterable[Built]) -> Dataset:
     return build_dataset(flat, lambda fields: Features({**features_of(Pair, fields), **kinds}))[0]
 
 
-def parted(dataset: Dataset, shares: Mapping[str, float], *, seed: int) -> Parts:
+def parted(
+    dataset: Dataset, shares: Mapping[str, float], *, seed: int
+) -> dict[str, dict[str, Dataset]]:
     """Send every row to its part and its prompt's split.
 
     Args:

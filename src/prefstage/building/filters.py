@@ -58,12 +58,13 @@ def filtered(groups: Iterable[Group], filters: Filters, *, account: Account) -> 
         (filters.near_duplicates, near_duplicates),
     )
     drops = [make(settings) for settings, make in makers if settings is not None]
+
+    def passes(built: Built) -> bool:
+        why = next((why for drop in drops if (why := drop(built))), None)
+        return account.passes(built.pair.prompt_id, {f"filter: {why}": why})
+
     for group in groups:
-        kept = []
-        for built in group:
-            why = next((why for drop in drops if (why := drop(built))), None)
-            if account.passes(built.pair.prompt_id, {f"filter: {why}": why}):
-                kept.append(built)
+        kept = list(filter(passes, group))
         if len(kept) < len(group) and len({built.part for built in group}) > 1:
             why = "filter: another part's pair of the prompt went"
             account.skip(why, group[0].pair.prompt_id, len(kept))

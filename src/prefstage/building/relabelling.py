@@ -132,8 +132,8 @@ def measure_reversal(pairs: Iterable[Pair], judge: Judge) -> tuple[Reversal, Num
         1 - P, NaN if unreadable. [pairs, 2].
     """
     numbers = _numbers(whole_pairs(pairs, Account()), judge)  # counted where they are read again
-    judged = zip(whole_pairs(pairs, Account()), _judgments(numbers, judge), strict=True)
-    return reversal_of((pair, judgment) for pair, (judgment, *_) in judged), numbers
+    judgments = (judgment for judgment, *_ in _judgments(numbers, judge))
+    return reversal_of(zip(whole_pairs(pairs, Account()), judgments, strict=True)), numbers
 
 
 def reversal_of(judged: Iterable[tuple[Pair, Judgment]]) -> Reversal:

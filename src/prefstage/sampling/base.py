@@ -238,8 +238,8 @@ def collect(
     if key is None:
         key = sampler.fingerprint
         _check_alone(sampler, ledger)
-    who = (sampler.name, json.dumps(dict(sampler.settings)), ledger.date.isoformat())
-    ledger.put("samplers", (key,), who)
+    settings = json.dumps(dict(sampler.settings))
+    ledger.put("samplers", (key,), (sampler.name, settings, ledger.date.isoformat()))
     missing: dict[tuple[str, int], SampleRequest] = {}
     for request in requests:
         known = stored_sample(key, request, ledger)
