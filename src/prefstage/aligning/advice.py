@@ -16,7 +16,6 @@ from prefstage.core import ConfigError, markdown_table
 
 DEPTHS: tuple[Depth, ...] = ("stage", "forecast", "pilot")
 _Z_95 = 1.96
-_STEPS = 100  # that forecasts are told for
 _LARGEST_TARGET_SHARE = 1 / 3  # of the prompts, where candidates need the rest
 
 
@@ -198,8 +197,8 @@ class Advice:
         behind, error = (figures[second][name] for name in ("behind", "behind_error"))
         self._decided = behind > _Z_95 * error
         return (
-            f"forecast {self._forecast_of(first)} {self._unit} in {_STEPS} steps; next {second}, "
-            f"{self._forecast_of(second)}"
+            f"forecast {self._forecast_of(first)} {self._unit} a step, to first order; next "
+            f"{second}, {self._forecast_of(second)}"
         )
 
     def _by_pilots(self) -> str:
@@ -221,7 +220,7 @@ class Advice:
 
     def _forecast_of(self, name: str) -> str:
         found = self._candidates[name].forecast
-        return "-" if found is None else _interval(found, _STEPS * self._scale)
+        return "-" if found is None else _interval(found, self._scale)
 
     def _pilot_of(self, name: str) -> str:
         pilots = self._candidates[name].pilots
@@ -273,7 +272,7 @@ def advice_table(result: Mapping[str, Any]) -> str:
     shares = sorted({pilot["share"] for c in result["candidates"] for pilot in c["pilots"]})
     head = [
         "data",
-        f"forecast, {result['unit']} in {_STEPS} steps",
+        f"forecast, {result['unit']} a step",
         "cosine",
         *(f"pilots on {100 * share:g} %" for share in shares),
     ]
@@ -284,7 +283,7 @@ def advice_table(result: Mapping[str, Any]) -> str:
         cells = ["-", "-"]
         if forecast is not None:
             cosine = f"{forecast['cosine']:+.3f} ± {_Z_95 * forecast['cosine_error']:.3f}"
-            cells = [_interval(forecast, _STEPS * scale), cosine]
+            cells = [_interval(forecast, scale), cosine]
         cells += [_interval(pilots[share], scale) if share in pilots else "-" for share in shares]
         rows.append([candidate["name"], *cells])
     return markdown_table(head, rows)

@@ -86,9 +86,7 @@ def advise(
         summary="\n".join(
             [
                 headline,
-                "",
-                advice_table(result),
-                "",
+                *(["", advice_table(result), ""] if result["depth"] != "stage" else []),
                 *_notes(result),
                 f"bought: {bought(steps.spent()[0])}",
             ]
