@@ -2,7 +2,7 @@
 
     python -m tests.aligning.killing WORK WORLD FOLDER KILLS SEED
 
-does WORK (align or experiment) once without interruption into FOLDER/whole, and then into
+does WORK (align, experiment, advise or forecast) once without interruption into FOLDER/whole, and then into
 FOLDER/killed-0 with KILLS kills: half of them at the n-th moment at which something is made
 durable (an fsync, or a record of the ledger), half after a random time. If a run ends before all
 kills are spent, the next
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from prefstage.aligning import align, run_experiment
+from prefstage.aligning import advise, align, run_experiment
 from prefstage.aligning.steps import train
 from prefstage.core.ledger import LEDGER, Ledger
 from prefstage.sampling import Sample, SampleRequest, TransformersSampler
@@ -66,7 +66,19 @@ def experiment_world(world: Path, out: Path) -> None:
         raise SystemExit(str(failed))
 
 
-WORKS = {"align": align_world, "experiment": experiment_world}
+def advise_world(world: Path, out: Path, *, depth: Any = "pilot") -> None:
+    """Advice by pilots: two candidates, two heats."""
+    section = {"target_prompts": 8, "responses": 2, "pairs": 4, "shares": [0.1, 0.2]}
+    asked = {**recipe(world), "schedule": "auto", "off_policy": str(world / "many.jsonl")}
+    advise({**asked, "advise": section}, out=out, depth=depth)
+
+
+WORKS: dict[str, Callable[[Path, Path], None]] = {
+    "align": align_world,
+    "experiment": experiment_world,
+    "advise": advise_world,
+    "forecast": partial(advise_world, depth="forecast"),
+}
 
 
 def trained(out: Path) -> set[str]:

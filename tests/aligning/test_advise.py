@@ -24,13 +24,9 @@ ADVISE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def large(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large(world: Path) -> Path:
     """Pairs of sixty prompts."""
-    from prefstage.sandbox import World
-
-    file = tmp_path_factory.mktemp("large") / "pairs.jsonl"
-    World(0).pairs(60).save(file)
-    return file
+    return world / "many.jsonl"
 
 
 def recipe(world: Path, large: Path, **changed: Any) -> dict[str, Any]:

@@ -39,6 +39,9 @@ def pairs(out: Path) -> list[list[Any]]:
     return [list(load_pairs(path)) for path in sorted(out.glob("steps/*/pairs.parquet"))]
 
 
+ENDS = {"align": "align.json", "experiment": "experiment.json"}
+
+
 def killed(work: str, world: Path, folder: Path, *, kills: int, seed: int) -> list[Path]:
     """The folders of the killed runs that ended in the end."""
     words = [sys.executable, "-m", "tests.aligning.killing", work, world, folder, kills, seed]
@@ -46,7 +49,7 @@ def killed(work: str, world: Path, folder: Path, *, kills: int, seed: int) -> li
     logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*.log")))
     assert ran.returncode == 0, ran.stderr + logs
     assert json.loads(ran.stdout)["kills"] == kills
-    ended = f"{work}.json"
+    ended = ENDS.get(work, "advise.json")
     return sorted(path for path in folder.glob("killed-*") if (path / ended).exists())
 
 
@@ -107,3 +110,31 @@ def test_an_experiment_under_ten_kills_finds_the_same(world: Path, tmp_path: Pat
         assert judgments(run / "store") == judgments(whole / "store")
         assert samples(run / "store") == samples(whole / "store")
     check_nothing_twice(runs, kills=10)
+
+
+def check_advice(work: str, world: Path, folder: Path, *, kills: int, seed: int) -> None:
+    runs, whole = killed(work, world, folder, kills=kills, seed=seed), folder / "whole"
+    assert runs
+    assert bool(weights(whole)) is (work == "advise")
+    for run in runs:
+        assert (run / "advise.json").read_bytes() == (whole / "advise.json").read_bytes()
+        assert weights(run) == weights(whole)
+        assert samples(run) == samples(whole)
+        assert judgments(run) == judgments(whole)
+        assert pairs(run) == pairs(whole)
+    if work == "advise":
+        check_nothing_twice(runs, kills=kills)
+
+
+def test_three_kills_change_no_advice(world: Path, tmp_path: Path) -> None:
+    check_advice("advise", world, tmp_path, kills=3, seed=4)
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_pilots_change_no_advice(world: Path, tmp_path: Path) -> None:
+    check_advice("advise", world, tmp_path, kills=20, seed=5)
+
+
+@pytest.mark.slow
+def test_ten_kills_of_a_forecast_change_no_advice(world: Path, tmp_path: Path) -> None:
+    check_advice("forecast", world, tmp_path, kills=10, seed=6)

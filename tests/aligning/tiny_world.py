@@ -10,9 +10,10 @@ JUDGE = "python:prefstage.sandbox:true_preference"
 
 
 def make_world(folder: Path) -> None:
-    """Write `policy`, `pairs.jsonl`, `candidates.jsonl` and `held_out.jsonl`."""
+    """Write `policy`, `pairs.jsonl`, `many.jsonl`, `candidates.jsonl` and `held_out.jsonl`."""
     world = World(0)
     world.pairs(12).save(folder / "pairs.jsonl")
+    world.pairs(60).save(folder / "many.jsonl")
     world.candidates(12, responses=3).save(folder / "candidates.jsonl")
     world.pairs(6, split="test").save(folder / "held_out.jsonl")
     tokenizer = build_tokenizer()

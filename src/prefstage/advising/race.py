@@ -39,6 +39,9 @@ class Heat:
 
         Args:
             names: At least two.
+
+        Returns:
+            The error, in the units of the judge.
         """
         values = {name: self.values[name].double() for name in names}
         seeds, prompts = next(iter(values.values())).shape

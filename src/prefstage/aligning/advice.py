@@ -1,7 +1,7 @@
 """`advise`: which of several data sets to train on next, by stage, forecast and pilots."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from prefstage.advising import Heat, standing, survivors
 from prefstage.aligning.recipe import Depth, Rule
 from prefstage.aligning.steps import Build, Measure, Policy, Step, Train, Workspace
 from prefstage.aligning.steps.advice import FORECAST, Forecast, Score, Target, value_of
-from prefstage.core import ConfigError, markdown_table
+from prefstage.core import ConfigError
 
 DEPTHS: tuple[Depth, ...] = ("stage", "forecast", "pilot")
 _Z_95 = 1.96
@@ -259,14 +259,14 @@ class Advice:
         }
 
 
-def advice_table(result: Mapping[str, Any]) -> str:
-    """The candidates as a Markdown table, the advised one first.
+def advice_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The candidates as a table, the advised one first.
 
     Args:
         result: As in advise.json.
 
     Returns:
-        The table; a dash where something was not measured.
+        Its head and rows; a dash where something was not measured.
     """
     scale = result["scale"]
     shares = sorted({pilot["share"] for c in result["candidates"] for pilot in c["pilots"]})
@@ -276,7 +276,7 @@ def advice_table(result: Mapping[str, Any]) -> str:
         "cosine",
         *(f"pilots on {100 * share:g} %" for share in shares),
     ]
-    rows: list[Sequence[object]] = []
+    rows = []
     for candidate in result["candidates"]:
         forecast = candidate["forecast"]
         pilots = {pilot["share"]: pilot for pilot in candidate["pilots"]}
@@ -286,7 +286,7 @@ def advice_table(result: Mapping[str, Any]) -> str:
             cells = [_interval(forecast, scale), cosine]
         cells += [_interval(pilots[share], scale) if share in pilots else "-" for share in shares]
         rows.append([candidate["name"], *cells])
-    return markdown_table(head, rows)
+    return head, rows
 
 
 # A gain with its 95 % interval.

@@ -6,12 +6,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prefstage.aligning.advice import DEPTHS, Advice, advice_table
+from prefstage.aligning.advice import DEPTHS, Advice, advice_rows
 from prefstage.aligning.loop import CONFIG, Tell, Walk, bought, open_workspace
 from prefstage.aligning.planning import Plan, PlannedStep
 from prefstage.aligning.recipe import Depth, Recipe
 from prefstage.aligning.steps import Begun, Estimate, StepRecord, Steps, Workspace
-from prefstage.core import Outcome, RunFolder, write_config, write_json, write_result
+from prefstage.core import (
+    Outcome,
+    RunFolder,
+    markdown_table,
+    write_config,
+    write_json,
+    write_result,
+)
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import PreferenceFunction
 
@@ -86,7 +93,11 @@ def advise(
         summary="\n".join(
             [
                 headline,
-                *(["", advice_table(result), ""] if result["depth"] != "stage" else []),
+                *(
+                    ["", markdown_table(*advice_rows(result)), ""]
+                    if result["depth"] != "stage"
+                    else []
+                ),
                 *_notes(result),
                 f"bought: {bought(steps.spent()[0])}",
             ]

@@ -35,6 +35,7 @@ _NUMBER = re.compile(r"^[-+–]?[\d,. ]*( ?(%|s|min|h))?$")
 
 # By kind of part: the file with its results.
 FILES = {
+    "advise": "advise.json",
     "align": "align.json",
     "experiment": "experiment.json",
     "diagnose": "report.json",
@@ -248,6 +249,7 @@ def lacking(run: Run, pairs: int) -> list[tuple[str, str]]:
     """
     aligned, measured, trained = run.command == "align", run.of("measure"), run.of("train")
     why = {
+        "advise": "see its folder `steps`",
         "measure": "a measurement keeps votes and own answers, not pairs",
         "diagnose": "a diagnosis keeps figures, not pairs",
         "experiment": f"its cells hold them: `prefstage report {run.folder / 'cells' / 'CELL'}`",
@@ -289,6 +291,8 @@ def headline(run: Run) -> Iterator[tuple[str, str]]:
     Yields:
         What, and its value.
     """
+    for part in run.of("advise"):
+        yield "train on", part.result["choice"] + ("" if part.result["decided"] else " (close)")
     stages = [part.result for part in run.of("measure")]
     if stages:
         last = stages[-1]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from prefstage.aligning.advice import advice_rows
 from prefstage.aligning.loop import reversal_lines
 from prefstage.aligning.tables import TableSettings, build_table
 from prefstage.building.account import describe_reversal
@@ -78,6 +79,7 @@ def sections_of(runs: Sequence[Run]) -> list[Section]:
     diversity, means = intra_diversity(runs)
     sections = [
         *_experiments(runs),
+        _advice(runs),
         decision_section(runs),
         _iterations(runs),
         evaluation_section(runs),
@@ -96,6 +98,29 @@ def sections_of(runs: Sequence[Run]) -> list[Section]:
         _costs(runs),
     ]
     return [section for section in sections if section.charts or section.tables]
+
+
+# By the command, and in iterations of a loop that takes advice.
+def _advice(runs: Sequence[Run]) -> Section:
+    made = [(label(run, part, runs), part.result) for run in runs for part in run.of("advise")]
+    made += [
+        (f"{run.name}, iteration {row['iteration']}", row["advice"])
+        for run in runs
+        for row in run.iterations
+        if row.get("advice") is not None
+    ]
+    return Section(
+        "advice",
+        "What to train on next",
+        "A forecast is the gain of one step, to first order, from gradients; a pilot is a short "
+        "training, valued on judged answers of the start. Intervals are of 95 %.",
+        tables=tuple(
+            table
+            for name, result in made
+            for table in tables(f"{name}: {result['depth']}", *advice_rows(result))
+        ),
+        notes=tuple(f"{name}: {result['reason']}" for name, result in made),
+    )
 
 
 def explored(run: Run) -> tuple[list[PairRows], list[tuple[str, str]]]:
