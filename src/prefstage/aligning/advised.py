@@ -89,15 +89,12 @@ def advise(
             facts={name: result[name] for name in ("policy", "judge", "depth", "choice")},
             parts=[{"kind": "advise", "iteration": 0, "folder": "."}, *steps.parts],
         )
+    table = [] if result["depth"] == "stage" else ["", markdown_table(*advice_rows(result)), ""]
     return Advised(
         summary="\n".join(
             [
                 headline,
-                *(
-                    ["", markdown_table(*advice_rows(result)), ""]
-                    if result["depth"] != "stage"
-                    else []
-                ),
+                *table,
                 *_notes(result),
                 f"bought: {bought(steps.spent()[0])}",
             ]
