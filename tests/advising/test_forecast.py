@@ -13,14 +13,21 @@ from prefstage.advising.forecast import (
     Family,
     family_of,
     forecast,
+    forecast_gains,
     halves_agree,
     step_direction,
 )
 from prefstage.advising.gradients import Basis, Drift, Gradients
-from prefstage.data import Candidates, CandidateSet, prompt_id_of
+from prefstage.core import InputError
+from prefstage.data import Candidates, CandidateSet, Pair, PairSet, prompt_id_of
 from prefstage.losses import LossMix, LossTerm
 from prefstage.training.datasets import item_set_of
-from tests.training.preference_runs import preference_trainer
+from tests.training.preference_runs import (
+    largest_difference,
+    preference_trainer,
+    tiny_pairs,
+    weights_of,
+)
 
 RESPONSES, FEATURES = 6, 12
 
@@ -197,3 +204,62 @@ def test_the_target_of_a_real_policy_points_uphill(tmp_path: Path) -> None:
         start += parameter.numel()
     change = before - objective()
     assert change == pytest.approx(1e-4 * float(basis.dot(drift.mean, drift.mean)), rel=0.02)
+
+
+def judged(count: int) -> CandidateSet:
+    """Three answers a prompt, with their scores."""
+    texts = ("fox", "red moon", "the quick story")
+    prompts = [({"role": "user", "content": f"fox {n} once"},) for n in range(count)]
+    return CandidateSet.of(
+        Candidates(prompt_id_of(prompt), prompt, texts, (None,) * 3, (1.0, 0.0, 0.2 * (n % 3)))
+        for n, prompt in enumerate(prompts)
+    )
+
+
+def turned(pairs: PairSet) -> PairSet:
+    """The same pairs, each the other way round."""
+    return PairSet.of(
+        Pair(pair.prompt_id, pair.prompt, pair.rejected, pair.chosen) for pair in pairs
+    )
+
+
+def test_a_turned_data_set_is_forecast_to_lose_what_the_other_gains(tmp_path: Path) -> None:
+    trainer = preference_trainer(tmp_path, loss="sigmoid", optim="sgd", max_grad_norm=0.0)
+    before, pairs = weights_of(trainer.model), tiny_pairs(16)
+    found = forecast_gains(trainer, judged(16), {"ours": pairs, "turned": turned(pairs)})
+    # At the start DPO's gradient is -β/2 (∇log π(y_w) - ∇log π(y_l)): turned, it changes its sign.
+    ours, other = found.by_name["ours"], found.by_name["turned"]
+    assert other.gain.value == pytest.approx(-ours.gain.value, rel=1e-4)
+    assert other.cosine.value == pytest.approx(-ours.cosine.value, rel=1e-4)
+    assert other.gain.error == pytest.approx(ours.gain.error, rel=1e-3)
+    assert found.rate == trainer.args.learning_rate
+    assert -1 <= found.agreement <= 1
+    assert largest_difference(before, weights_of(trainer.model)) == 0
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "slic", "bco", "aot"])
+def test_forecasts_do_not_depend_on_the_token_budget(loss: str, tmp_path: Path) -> None:
+    gains = []
+    for budget in (20, 4000):
+        trainer = preference_trainer(tmp_path / str(budget), loss=loss, token_budget=budget)
+        found = forecast_gains(trainer, judged(8), {"ours": tiny_pairs(16)})
+        gains.append(found.by_name["ours"].cosine.value)
+    assert gains[0] == pytest.approx(gains[1], abs=1e-5)
+
+
+def test_an_adapter_is_forecast_over_its_own_weights(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    trainer = preference_trainer(tmp_path, peft_config=lora)
+    found = forecast_gains(trainer, judged(8), {"ours": tiny_pairs(8)})
+    assert math.isfinite(found.by_name["ours"].gain.value)
+    assert found.by_name["ours"].gain.value != 0
+
+
+def test_what_cannot_be_forecast_is_one_line(tmp_path: Path) -> None:
+    trainer = preference_trainer(tmp_path)
+    with pytest.raises(InputError, match=r"answers to 3 prompts; expected .* at least 8 prompts"):
+        forecast_gains(trainer, judged(3), {"ours": tiny_pairs(8)})
+    with pytest.raises(InputError, match="no pairs of ours"):
+        forecast_gains(trainer, judged(8), {"ours": PairSet.of([])})

@@ -2,15 +2,13 @@
 
     python -m tests.aligning.killing WORK WORLD FOLDER KILLS SEED
 
-does WORK (align, experiment, advise or forecast) once without interruption into FOLDER/whole,
-and then into FOLDER/killed-0 with KILLS kills: half of them at the n-th moment at which something is made
-durable (an fsync, or a record of the ledger), half after a random time. If a run ends before all
-kills are spent, the next
-begins in FOLDER/killed-1, and so on. Every attempt is a process forked from this one. Beside each
-folder stand what its judge was asked (.asked), what it trained (.trained): "begun STEP", or
-"again STEP" if that step was whole when the attempt began, and what it sampled (.sampled): each
-answer as it is finished, before it is kept, likewise. Prints JSON.
-"""
+does WORK (align, experiment, advise or forecast) once without interruption into FOLDER/whole, and
+then into FOLDER/killed-0 with KILLS kills: half of them at the n-th moment at which something is
+made durable (an fsync, or a record of the ledger), half after a random time. If a run ends before
+all kills are spent, the next begins in FOLDER/killed-1, and so on. Every attempt is a process
+forked from this one. Beside each folder stand what its judge was asked (.asked), what it trained
+(.trained): "begun STEP", or "again STEP" if that step was whole when the attempt began, and what
+it sampled (.sampled): each answer as it is finished, before it is kept, likewise. Prints JSON."""
 
 import json
 import os

@@ -51,6 +51,17 @@ def test_equal_writers_stay_undecided_until_the_budget_is_spent() -> None:
     assert "more prompts" in stage.recommendation
 
 
+def test_an_even_score_of_all_prompts_asks_for_no_more_of_them() -> None:
+    off = [candidates(0, ["1"]), candidates(1, ["5"])]
+    stage = measure_stage(
+        off, judge=LargerIsBetter(), on_policy=[candidates(i, ["3"]) for i in range(2)]
+    )
+    assert (stage.stage, stage.stopped) == ("undecided", "all prompts used")
+    assert stage.boundary_score == 0.5
+    assert "more prompts" not in stage.recommendation
+    assert "prefstage advise" in stage.recommendation
+
+
 def test_a_set_that_is_used_up_decides_by_its_exact_mean() -> None:
     off = [candidates(0, ["1"]), candidates(1, ["5"]), candidates(2, ["1"])]
     on = [candidates(i, ["3"]) for i in range(3)]

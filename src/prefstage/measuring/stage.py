@@ -14,20 +14,22 @@ from prefstage.measuring.settings import JudgeErrors, TieRule, Votes
 
 StageName = Literal["injection", "fine-tuning", "undecided"]
 
-_RECOMMENDATIONS: dict[StageName, str] = {
-    "injection": (
-        "The judge prefers the off-policy answers: train on the pairs you have (the policy "
-        "cannot yet write answers as good), and measure again after that training."
-    ),
+_MEASURED: dict[StageName, str] = {
+    "injection": "The judge prefers the off-policy answers",
+    "fine-tuning": "The judge prefers the policy's own answers",
+    "undecided": "The judge finds both sides about equally good",
+}
+_INFERRED: dict[StageName, str] = {
+    "injection": "train on the pairs you have, and measure again after that training",
     "fine-tuning": (
-        "The judge prefers the policy's own answers: sample pairs from the policy, label them "
-        "with this judge, and train on those rather than on the pairs you have."
-    ),
-    "undecided": (
-        "The judge finds both sides about equally good, as far as this many prompts can tell: "
-        "allow more prompts, or count probabilities instead of votes (--votes probability)."
+        "sample pairs from the policy, label them with this judge, and train on those rather "
+        "than on the pairs you have"
     ),
 }
+_BEYOND = (
+    "The score does not see the loss that you train with; `prefstage advise` does, by forecasts "
+    "and short trainings."
+)
 _INTERVALS = ("interval", "interval_new_prompts")
 _EXAMPLES = 2
 _SUMMARY_EXCERPT, _TABLE_EXCERPT = 72, 200
@@ -135,8 +137,19 @@ class Stage:
 
     @property
     def recommendation(self) -> str:
-        """What to do next, in a sentence or two."""
-        return _RECOMMENDATIONS[self.stage]
+        """What was measured, what the paper infers from it, and what finds out more."""
+        measured = _MEASURED[self.stage]
+        if self.stage != "undecided":
+            return f"{measured}. The paper infers: {_INFERRED[self.stage]}. {_BEYOND}"
+        if self.stopped == "all prompts used":
+            # There are no more of them to ask for.
+            more = "with all prompts at hand: count probabilities instead of votes"
+        else:
+            more = (
+                "as far as this many prompts can tell: allow more prompts, or count probabilities"
+            )
+            more += " instead of votes"
+        return f"{measured}, {more} (--votes probability). {_BEYOND}"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but `prompts`, JSON-serialisable; `from_dict` turns it back."""
