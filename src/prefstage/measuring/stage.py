@@ -141,15 +141,11 @@ class Stage:
         measured = _MEASURED[self.stage]
         if self.stage != "undecided":
             return f"{measured}. The paper infers: {_INFERRED[self.stage]}. {_BEYOND}"
-        if self.stopped == "all prompts used":
-            # There are no more of them to ask for.
-            more = "with all prompts at hand: count probabilities instead of votes"
-        else:
-            more = (
-                "as far as this many prompts can tell: allow more prompts, or count probabilities"
-            )
-            more += " instead of votes"
-        return f"{measured}, {more} (--votes probability). {_BEYOND}"
+        # Of prompts that are all used there are no more to ask for.
+        more = {"all prompts used": "with all prompts at hand: "}.get(
+            self.stopped, "as far as this many prompts can tell: allow more prompts, or "
+        )
+        return f"{measured}, {more}count probabilities (--votes probability). {_BEYOND}"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but `prompts`, JSON-serialisable; `from_dict` turns it back."""
