@@ -320,23 +320,62 @@ def trained(
 
 
 def figures(bench: Bench, steps: int, candidate: str) -> dict[str, Any]:
-    """Figures of a data set, and the policy's boundary score against it."""
+    """Figures of a data set and of the policy on it, and its boundary score against it.
+
+    DCRM as recalled: (σ(r_w - r_l) - ½) / (token edit distance + |log π(y_w) - log π(y_l)|).
+    """
+    from prefstage.data import ResponseEncoder, load_tokenizer
+    from prefstage.diagnosing.flips import LEARNABILITY_GROUPS, learnability_groups
     from prefstage.sandbox.world import TEMPERATURE
+    from prefstage.scoring import Scorer
 
     pairs = list(bench.data(steps, candidate))
+    policy = str(bench.policy(steps))
+    encoder = ResponseEncoder(load_tokenizer(policy))
+    trees = [encoder.encode(pair.prompt, [*pair.chosen, *pair.rejected]) for pair in pairs]
+    chosen, rejected = log_probs(Scorer.load(policy), trees).double().unbind(1)
+    easy = learnability_groups(rejected - chosen) == LEARNABILITY_GROUPS.index("easy to flip")
+    margins = [sigmoid(pair.score_chosen - pair.score_rejected) - 0.5 for pair in pairs]
+    distances = [edit_distance(*tree.response_ids) for tree in trees]
     own = {row.prompt_id: row.scores for row in bench.answers(bench.policy(steps), "pool", OWN, 1)}
     votes, probabilities = [], []
     for pair in pairs:
         mine = own[pair.prompt_id][:2]
         theirs = (pair.score_chosen, pair.score_rejected)
         votes += [(a > b) + 0.5 * (a == b) for a in mine for b in theirs]
-        probabilities += [1 / (1 + math.exp((b - a) / TEMPERATURE)) for a in mine for b in theirs]
+        probabilities += [sigmoid((a - b) / TEMPERATURE) for a in mine for b in theirs]
     return {
         "chosen": mean(pair.score_chosen for pair in pairs),
         "difference": mean(pair.score_chosen - pair.score_rejected for pair in pairs),
+        "intra_diversity": float((chosen - rejected).mean()),
+        "ranked": float((chosen > rejected).double().mean()),
+        "easy_to_flip": float(
+            (groups == LEARNABILITY_GROUPS.index("easy to flip")).double().mean()
+        ),
+        "dcrm": mean(
+            margin / (distance + apart + 1e-6)
+            for margin, distance, apart in zip(
+                margins, distances, (chosen - rejected).abs().tolist(), strict=True
+            )
+        ),
         "boundary_votes": mean(votes),
         "boundary_probabilities": mean(probabilities),
     }
+
+
+def sigmoid(value: float) -> float:
+    """1 / (1 + e^-x)."""
+    return 1 / (1 + math.exp(-value))
+
+
+def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens inserted, removed or exchanged at least, from one text to the other."""
+    row = list(range(len(b) + 1))
+    for i, token in enumerate(a, start=1):
+        corner, row[0] = row[0], i
+        for j, other in enumerate(b, start=1):
+            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (token != other))
+    return row[-1]
 
 
 def forecasts(bench: Bench, steps: int) -> dict[str, Any]:
