@@ -349,9 +349,7 @@ def figures(bench: Bench, steps: int, candidate: str) -> dict[str, Any]:
         "difference": mean(pair.score_chosen - pair.score_rejected for pair in pairs),
         "intra_diversity": float((chosen - rejected).mean()),
         "ranked": float((chosen > rejected).double().mean()),
-        "easy_to_flip": float(
-            (groups == LEARNABILITY_GROUPS.index("easy to flip")).double().mean()
-        ),
+        "easy_to_flip": float(easy.double().mean()),
         "dcrm": mean(
             margin / (distance + apart + 1e-6)
             for margin, distance, apart in zip(
