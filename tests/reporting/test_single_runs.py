@@ -181,3 +181,16 @@ def test_experiment(world: Path, tmp_path: Path, reported: Callable[[Path], Read
     assert f"{agreement['ratio']['p_value']:.3g}" in page.text
     cell = tmp_path / "grid" / "cells" / "loss=DPO,schedule=off"
     assert "iterations" in reported(cell).sections()
+
+
+def test_advise(world: Path, tmp_path: Path, reported: Callable[[Path], Read]) -> None:
+    section = {"target_prompts": 8, "responses": 2, "pairs": 8}
+    recipe = settings(world, off_policy=str(world / "many.jsonl"), advise=section)
+    words = ("advise", recipe_file(tmp_path, recipe), "--out", tmp_path / "advised")
+    result = typed(*words, "--depth", "forecast")
+    page = reported(tmp_path / "advised")
+    assert page.sections()[:2] == ["overview", "advice"]
+    assert result["reason"] in page.text
+    assert result["depth"] == "forecast"
+    for candidate in result["candidates"]:
+        assert f"{100 * candidate['forecast']['gain']:+.3g} [" in page.text
