@@ -38,17 +38,17 @@ GROUPS = 8  # of the jackknife
 SHARES = (1 / 16, 1 / 8, 1 / 4)
 FULL_SEEDS, PILOT_SEEDS = (0, 1, 2), (10, 11)
 LOSSES: dict[str, tuple[Any, float]] = {
-    "dpo": ("sigmoid", 5e-4),
-    "dpo+sft": ("sigmoid + sft", 1e-3),
+    "dpo": ("sigmoid", 2.5e-4),
+    "dpo+sft": ("sigmoid + sft", 2e-3),
     "slic": ("slic", 1e-3),
-    "ipo": ("ipo", 5e-4),
-    "simpo": ("simpo", 5e-4),
+    "ipo": ("ipo", 2.5e-4),
+    "simpo": ("simpo", 2.5e-4),
 }
 """Each loss with its learning rate: of `RATES`, that whose mean gain over all candidates is
 largest, by one full training each from one policy of a world of which nothing else is used. The
 rule does not ask which data gained more."""
 
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (6.25e-5, 1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 TUNING_WORLD, TUNED_POLICY = 0, 250
 
 CANDIDATES = ("best", "two", "poor", "own", "mixed", "other")
