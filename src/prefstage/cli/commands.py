@@ -1,12 +1,12 @@
 """The commands: each calls the function of its name, whose result says what came of it."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
@@ -18,6 +18,7 @@ RUN_FOLDER = "Run folder. The same command goes on in it after a stop."
 DRY_RUN = "Show the steps and their estimated costs; do nothing."
 
 Overrides = Mapping[str, Any]
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 
 @partial(
@@ -252,7 +253,6 @@ def align(
     """
     from prefstage.aligning import align as run, load_recipe, plan_alignment
     from prefstage.aligning.planning import plan_outcome
-    from prefstage.cli.align_view import shown_steps
 
     InputError.unless(
         (recipe is None) == resume,
@@ -263,10 +263,7 @@ def align(
     settings = load_recipe(recipe or out / "config.yaml", overrides)
     if dry_run:
         return plan_outcome(plan_alignment(settings, out=out))
-    _hide_weight_bars()
-    with shown_steps() if sys.stderr.isatty() else nullcontext() as view:
-        shown: dict[str, Any] = {} if view is None else {"tell": view.tell, "begun": view.begun}
-        aligned = run(settings, out=out, **shown)
+    aligned = _with_steps_shown(partial(run, settings, out=out))
     return replace(aligned, result={**aligned.result, "log": [vars(s) for s in aligned.steps]})
 
 
@@ -279,7 +276,7 @@ def align(
     words={"depth": "Where to stop: stage, forecast or pilot [as the recipe says]."},
 )
 def advise(
-    recipe: Path | None, overrides: Overrides, *, out: Path, dry_run: bool, depth: str | None
+    recipe: Path, overrides: Overrides, *, out: Path, dry_run: bool, depth: str | None
 ) -> Outcome:
     """Tell which data to train on next: the pairs at hand, own answers, a mixture, others.
 
@@ -290,16 +287,12 @@ def advise(
     """
     from prefstage.aligning import advise as run, load_recipe, plan_advice
     from prefstage.aligning.planning import plan_outcome
-    from prefstage.cli.align_view import shown_steps
 
     chosen = {} if depth is None else {"advise.depth": depth}
-    settings = load_recipe(recipe or {}, {**overrides, **chosen})
+    settings = load_recipe(recipe, {**overrides, **chosen})
     if dry_run:
         return plan_outcome(plan_advice(settings, out=out))
-    _hide_weight_bars()
-    with shown_steps() if sys.stderr.isatty() else nullcontext() as view:
-        shown: dict[str, Any] = {} if view is None else {"tell": view.tell, "begun": view.begun}
-        return run(settings, out=out, **shown)
+    return _with_steps_shown(partial(run, settings, out=out))
 
 
 @partial(
@@ -327,6 +320,16 @@ def experiment(recipe: Path, overrides: Overrides, *, out: Path, dry_run: bool) 
         return Outcome(text, {"cells": cells, **plan.result})
     _hide_weight_bars()
     return run_experiment(grid, out=out, tell=_show_cell)
+
+
+# On a terminal the steps as they end, and the one under way.
+def _with_steps_shown(run: Callable[..., OutcomeT]) -> OutcomeT:
+    from prefstage.cli.align_view import shown_steps
+
+    _hide_weight_bars()
+    with shown_steps() if sys.stderr.isatty() else nullcontext() as view:
+        shown: dict[str, Any] = {} if view is None else {"tell": view.tell, "begun": view.begun}
+        return run(**shown)
 
 
 def _hide_weight_bars() -> None:
