@@ -286,7 +286,7 @@ def trained(
     rate: float | None = None,
 ) -> dict[str, Any]:
     """Train, and value what came out: by its true reward, by sampling, and by scoring."""
-    from prefstage.advising.valuing import value_by_scoring
+    from prefstage.advising.pilots import value_by_scoring
     from prefstage.data import load_tokenizer
     from prefstage.scoring import Scorer
 
@@ -378,8 +378,7 @@ def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
 
 def forecasts(bench: Bench, steps: int) -> dict[str, Any]:
     """Forecasts of every candidate by every loss, of several numbers of pairs and of prompts."""
-    from prefstage.advising.forecast import ExpectedReward, forecast, halves_agree
-    from prefstage.advising.gradients import Basis, Gradients
+    from prefstage.advising.forecast import Basis, ExpectedReward, Gradients, forecast, halves_agree
     from prefstage.data import CandidateSet
     from prefstage.losses import LossMix, LossTerm
     from prefstage.training.datasets import item_set_of
@@ -430,7 +429,7 @@ def first_of(drift: Any, batches: int) -> Any:
     """The first batches of a drift that has a group a batch, in up to eight groups."""
     import torch
 
-    from prefstage.advising.gradients import Drift
+    from prefstage.advising.forecast import Drift
 
     batches = min(batches, len(drift.counts))
     spans = chunks(range(batches), math.ceil(batches / GROUPS))

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from prefstage.advising.forecast import (
+    Basis,
+    Drift,
     ExpectedReward,
     Family,
+    Gradients,
     family_of,
     forecast,
     forecast_gains,
     halves_agree,
     step_direction,
 )
-from prefstage.advising.gradients import Basis, Drift, Gradients
 from prefstage.core import InputError
 from prefstage.data import Candidates, CandidateSet, Pair, PairSet, prompt_id_of
 from prefstage.losses import LossMix, LossTerm

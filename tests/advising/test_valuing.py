@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prefstage.advising.valuing import value_by_scoring
+from prefstage.advising.pilots import value_by_scoring
 from prefstage.core.errors import InputError
 
 
