@@ -89,13 +89,13 @@ def test_the_best_of_all_sequences_is_found_where_beams_hold_them_all(policy):
     prompt = [5, 6, 7]
     config = SamplingConfig(temperature=0, beams=len_of(policy), max_new_tokens=2)
     rows = [Row(prompt=0, seed=0, max_new_tokens=2)]
-    (found,) = generate_rows(policy, [prompt], rows, config=config, stop_ids=frozenset())
+    ((_, found),) = generate_rows(policy, [prompt], rows, config=config, stop_ids=frozenset())
     with torch.inference_mode():
         first = policy(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
         batch = torch.tensor([[*prompt, token] for token in range(len(first))])
         second = policy(batch).logits[:, -1].double().log_softmax(-1)
     best = int((first[:, None] + second).flatten().argmax())
-    assert found.ids == (best // len(first), best % len(first))
+    assert found == (best // len(first), best % len(first))
 
 
 def len_of(policy):

@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import LlamaConfig, MistralConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from prefstage.sampling.compat import GrowingLayer, growing_cache
+from prefstage.sampling.decoding import GrowingLayer, growing_cache
 
 HEADS, WIDTH = 2, 3
 STEPS = ["grow", "choose", "drop", "select", "crop"]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from prefstage.sampling.base import SamplingConfig
 
@@ -37,24 +39,32 @@ def choose_tokens(
     """
     if config.temperature == 0:
         return [int(token) for token in logits.argmax(dim=-1)]
-    ids = None
-    if 0 < config.top_k < logits.shape[-1]:
-        logits, ids = logits.topk(config.top_k, dim=-1)
-    elif config.top_p < 1:
-        logits, ids = logits.sort(dim=-1, descending=True)
-    probabilities = torch.softmax(logits.double() / config.temperature, dim=-1)
+    scores, ids = _kept(logits, config)
+    chosen = _inverse(torch.softmax(scores, dim=-1).cumsum(dim=-1), uniforms)
+    return [int(token) for token in ids.gather(-1, chosen)[:, 0]]
+
+
+# What temperature, top_k and top_p leave of each row's scores (-inf beyond top_p), and of which
+# tokens, in the order of ids; `least` tokens stay whatever these say. Both [rows, tokens].
+def _kept(
+    scores: torch.Tensor, config: SamplingConfig, *, least: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    vocabulary = scores.shape[-1]
+    count = min(max(config.top_k or vocabulary, least), vocabulary)
+    if count == vocabulary and config.top_p == 1:
+        ids = torch.arange(vocabulary, device=scores.device).expand_as(scores)
+        return scores.double() / config.temperature, ids
+    scores, ids = scores.topk(count, dim=-1)
+    scores = scores.double() / config.temperature
     if config.top_p < 1:
-        above = probabilities.cumsum(dim=-1) - probabilities
-        probabilities = probabilities.masked_fill(above >= config.top_p, 0.0)
-    if ids is not None:
-        # Back into the order of ids: two tokens of nearly equal logits may come in either order,
-        # and would exchange their intervals of the distribution.
-        order = ids.argsort(dim=-1)
-        ids, probabilities = ids.gather(-1, order), probabilities.gather(-1, order)
-    chosen = _inverse(probabilities.cumsum(dim=-1), uniforms)
-    if ids is not None:
-        chosen = ids.gather(-1, chosen)
-    return [int(token) for token in chosen[:, 0]]
+        probabilities = torch.softmax(scores, dim=-1)
+        beyond = probabilities.cumsum(dim=-1) - probabilities >= config.top_p
+        beyond[:, :least] = False
+        scores = scores.masked_fill(beyond, -torch.inf)
+    # Back into the order of ids: two tokens of nearly equal scores may come in either order, and
+    # would exchange their intervals of the distribution.
+    order = ids.argsort(dim=-1)
+    return scores.gather(-1, order), ids.gather(-1, order)
 
 
 # Where each row's cumulative distribution passes its number. [rows, 1].
@@ -80,21 +90,6 @@ class Row:
     max_new_tokens: int
 
 
-@dataclass(frozen=True)
-class Generated:
-    """One response.
-
-    Attributes:
-        row: Position of its row.
-        ids: Its tokens, the stop token included.
-        stopped: Whether it ended with a stop token; otherwise it was cut.
-    """
-
-    row: int
-    ids: tuple[int, ...]
-    stopped: bool
-
-
 def generate_rows(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -103,7 +98,7 @@ def generate_rows(
     config: SamplingConfig,
     stop_ids: frozenset[int],
     forbidden: Sequence[int] = (),
-) -> Iterator[Generated]:
+) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Generate one response for each row, in one batch.
 
     Prompts are padded on the left and computed once however many rows share them; a row
@@ -118,7 +113,8 @@ def generate_rows(
         forbidden: Ids that are never chosen.
 
     Yields:
-        Each row's response as soon as it is finished.
+        (row, ids): the position of each row as soon as its response is finished, and the response's
+        tokens. The last one is a stop token unless the response was cut.
     """
     batch = Batch(
         model,
@@ -147,8 +143,7 @@ def generate_rows(
                 origins += [position * beams + beam for beam, _ in chosen]
                 tokens += [token for _, token in chosen]
             else:
-                best = texts[row].best
-                yield Generated(row, tuple(best), stopped=best[-1] in stop_ids)
+                yield row, tuple(texts[row].best)
         if kept:
             batch.keep(origins)
             batch.advance(tokens)
@@ -183,8 +178,6 @@ class Batch:
             new_tokens: Tokens that a row grows by at most.
             forbidden: Ids whose probability is 0.
         """
-        from prefstage.sampling.compat import growing_cache
-
         self._model = model
         self._takes = frozenset(inspect.signature(model.forward).parameters)
         # A model that keeps a state instead of the past (Mamba) names its cache otherwise, and
@@ -233,6 +226,89 @@ class Batch:
         self.logits = self._model(**taken).logits[:, -1].float()
         if len(self._forbidden):
             self.logits = self.logits.index_fill(-1, self._forbidden, -torch.inf)
+
+
+def growing_cache(config: Any, most_tokens: int) -> DynamicCache:
+    """An empty cache whose plain layers grow in place; those of other kinds are as they were.
+
+    Args:
+        config: Of the model.
+        most_tokens: Tokens that a row holds when it is full-grown, padding included, >= 1.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        GrowingLayer(most_tokens) if type(layer) is DynamicLayer else layer
+        for layer in cache.layers
+    ]
+    return cache
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # untyped in transformers
+    """Keys and values of a layer. [rows, heads, tokens, head_dim].
+
+    `DynamicLayer` makes both anew for every token: all of them are copied, and no freed block
+    is long enough for the next. Here they are set aside once, when the first tokens are
+    followed by others or by another choice of rows.
+    """
+
+    def __init__(self, most_tokens: int) -> None:
+        super().__init__()
+        self._most_tokens = most_tokens
+        self._key_room: torch.Tensor | None = None
+        self._value_room: torch.Tensor | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the keys and values of further tokens; gives all of them."""
+        if self.get_seq_length() == 0:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+        else:
+            self.keys, self._key_room = self._appended(self.keys, key_states, self._key_room)
+            self.values, self._value_room = self._appended(
+                self.values, value_states, self._value_room
+            )
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Choose rows, in an order; one may be chosen repeatedly."""
+        if self.get_seq_length() > 0:
+            self.keys, self._key_room = self._chosen(self.keys, beam_idx, self._key_room)
+            self.values, self._value_room = self._chosen(self.values, beam_idx, self._value_room)
+
+    def _appended(
+        self, old: torch.Tensor, new: torch.Tensor, room: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        length, longer = old.shape[-2], old.shape[-2] + new.shape[-2]
+        if room is None or not _begins(room, old) or room.shape[-2] < longer:
+            room = self._room(old, len(old), longer)
+            room[:, :, :length] = old
+        grown = room[: len(old), :, :longer]
+        grown[:, :, length:] = new
+        return grown, room
+
+    def _chosen(
+        self, old: torch.Tensor, rows: torch.Tensor, room: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        length, stay = old.shape[-2], 0
+        if room is not None and _begins(room, old) and len(rows) <= len(room):
+            # So many of the first rows stay where they are.
+            stay = int((rows == torch.arange(len(rows), device=rows.device)).cumprod(0).sum())
+        else:
+            room = self._room(old, len(rows), length)
+        chosen = room[: len(rows), :, :length]
+        chosen[stay:] = old[rows[stay:]]  # a copy in between, for both may lie in one room
+        return chosen, room
+
+    def _room(self, like: torch.Tensor, rows: int, tokens: int) -> torch.Tensor:
+        longest = max(self._most_tokens, tokens)
+        return like.new_empty(rows, like.shape[1], longest, like.shape[-1])
+
+
+# Whether rows are the first ones of a room, from their first token.
+def _begins(room: torch.Tensor, rows: torch.Tensor) -> bool:
+    return rows.data_ptr() == room.data_ptr() and rows.stride() == room.stride()
 
 
 class _Text:
@@ -317,7 +393,10 @@ def _candidates(
 ) -> list[list[tuple[float, int, int]]]:
     vocabulary, width = logits.shape[-1], searches[0].width
     before = torch.tensor([search.scores for search in searches], dtype=torch.float64)
-    after = _log_probabilities(logits, config, least=width // config.beams)
+    after = torch.log_softmax(logits.double(), dim=-1)
+    if config.temperature > 0:
+        kept, ids = _kept(after, config, least=width // config.beams)
+        after = torch.full_like(after, -torch.inf).scatter(-1, ids, kept)
     total = after.view(len(searches), config.beams, vocabulary)
     total = (total + before.to(total.device)[..., None]).flatten(1)
     if config.temperature == 0:
@@ -328,22 +407,6 @@ def _candidates(
         [(score, *divmod(index, vocabulary)) for score, index in zip(*row, strict=True)]
         for row in zip(scores.tolist(), chosen.tolist(), strict=True)
     ]
-
-
-# Of each token, cut and heated as transformers does it. [rows * beams, vocabulary].
-def _log_probabilities(logits: torch.Tensor, config: SamplingConfig, *, least: int) -> torch.Tensor:
-    scores = torch.log_softmax(logits.double(), dim=-1)
-    if config.temperature == 0:
-        return scores
-    from transformers import TopKLogitsWarper, TopPLogitsWarper
-
-    scores = scores / config.temperature
-    # transformers' own warpers, which ignore the ids so far; they always leave `least` tokens.
-    if config.top_k:
-        scores = TopKLogitsWarper(config.top_k, min_tokens_to_keep=least)(None, scores)
-    if config.top_p < 1:
-        scores = TopPLogitsWarper(config.top_p, min_tokens_to_keep=least)(None, scores)
-    return scores
 
 
 # Candidates drawn without replacement by their probability. Both [rows, candidates].

@@ -226,7 +226,7 @@ class TransformersSampler(Sampler):
             )
             for request in requests
         ]
-        for made in generate_rows(
+        for position, ids in generate_rows(
             self.model,
             [prompts[name] for name in names],
             rows,
@@ -234,18 +234,18 @@ class TransformersSampler(Sampler):
             stop_ids=self.stop_ids,
             forbidden=self._forbidden,
         ):
-            request = requests[made.row]
-            reply = self.encoder.read(made.ids, prompts[request.prompt_id])
+            request = requests[position]
+            reply = self.encoder.read(ids, prompts[request.prompt_id])
             yield Sample(
                 prompt_id=request.prompt_id,
                 index=request.index,
                 text=reply.answer,
-                finish_reason="stop" if made.stopped else "length",
+                finish_reason="stop" if ids[-1] in self.stop_ids else "length",
                 prompt_tokens=len(prompts[request.prompt_id]),
-                response_tokens=len(made.ids),
+                response_tokens=len(ids),
                 thought=reply.thought,
                 thought_cut=reply.cut,
-                token_ids=tuple(made.ids),
+                token_ids=ids,
                 tokenizer=self.encoder.tokenizer_fingerprint,
             )
 

@@ -257,7 +257,7 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         context = getattr(self.model.config, "max_position_embeddings", None) or math.inf
         longest = min(sampling.max_new_tokens, self.args.max_response_tokens or math.inf)
         rooms = [int(min(longest, max(1, context - len(ids)))) for ids in prompts]
-        ends = {self.encoder.end_of_turn_ids[-1], self.encoder.tokenizer.eos_token_id}
+        ends = {self.encoder.end_of_turn_ids[-1], self.encoder.tokenizer.eos_token_id} - {None}
         for batch in plan_batches(
             [len(ids) for ids in prompts],
             new_tokens=max(rooms, default=1),
@@ -274,15 +274,15 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
                 )
                 for turn, row in enumerate(batch)
             ]
-            for made in generate_rows(
+            for made, ids in generate_rows(
                 self.model,
                 [prompts[row] for row in batch],
                 rows,
                 config=sampling,
-                stop_ids=frozenset(ends - {None}),
+                stop_ids=frozenset(ends),
             ):
-                row = batch[made.row]
-                yield positions[row], trees[row].opening_ids + tuple(made.ids), made.stopped
+                row = batch[made]
+                yield positions[row], trees[row].opening_ids + ids, ids[-1] in ends
 
     # --- The reference --------------------------------------------------------------------
 
