@@ -10,7 +10,7 @@ import torch
 
 from prefstage.core.errors import ConfigError, InputError
 from prefstage.losses import LOSSES, Loss, LossBatch, Responses, get_loss, parse_loss
-from prefstage.losses.mixing import TRL_SETTINGS
+from prefstage.losses.mixing import TRL_SETTINGS, reward_accuracies
 from tests.losses.loss_batches import (
     ITEMS,
     change_responses,
@@ -370,6 +370,15 @@ def test_metrics_stand_under_trls_names(name: str, kind: str) -> None:
         }
     else:
         expected = {}
+    sides = {"pairs": ("chosen", "rejected"), "unpaired": ("chosen", "rejected")}.get(kind, ("",))
+    for side in sides:
+        responses = getattr(batch, side) if kind == "pairs" else batch.responses
+        rows: Any = ...
+        if kind == "unpaired":
+            rows = batch.desirable if side == "chosen" else ~batch.desirable
+        end = f"/{side}" if side else ""
+        expected[f"logps{end}"] = responses.policy.sum(1)[rows]
+        expected[f"lengths{end}"] = responses.lengths[rows].to(responses.policy.dtype)
     own = set(found) - set(expected)
     assert own == {"beta_dpo": {"beta", "kept"}, "re_po": {"trust"}}.get(name, set())
     for key, value in expected.items():
@@ -381,3 +390,10 @@ def test_a_tie_is_half_right() -> None:
     batch = draw_batch("pairs", equal=True)
     metrics = parse_loss("sigmoid").compute(batch, {}).metrics
     assert metrics["rewards/accuracies"].tolist() == [0.5] * ITEMS
+
+
+def test_margins_of_rounding_are_ties() -> None:
+    """As before the first update; what is larger than rounding counts, however small."""
+    size = torch.full((5,), 20.0)
+    margins = torch.tensor([0.0, 1e-5, -1e-5, 1e-3, -1e-3])
+    assert reward_accuracies(margins, size).tolist() == [0.5, 0.5, 0.5, 1.0, 0.0]

@@ -20,7 +20,7 @@ from prefstage.data import (
 )
 from prefstage.data.records import Vote
 from prefstage.losses import parse_loss
-from prefstage.training.batches import item_metrics
+from prefstage.training.batches import Means
 from prefstage.training.datasets import item_set_of
 from prefstage.training.items import ItemSet, encode_items, left_out
 from tests.tiny_models import tiny_tokenizer
@@ -148,9 +148,10 @@ def test_accuracies_are_over_pairs_that_have_a_right_order(tmp_path: Path) -> No
     pairs = PairSet.of(mixed_pairs())
     trainer = preference_trainer(tmp_path, data=pairs, ties="keep", max_steps=1)
     trainer.train()
-    step = trainer.last_step
-    found = item_metrics(step.items, step.scored, step.values, trainer.loss)
-    assert (len(found["rewards/margins"]), len(found["rewards/accuracies"])) == (5, 3)
+    step, means = trainer.last_step, Means()
+    means.add(step.items, step.values)
+    counts = {name: number for name, (_, number) in means.totals.items()}
+    assert (counts["rewards/margins"], counts["rewards/accuracies"]) == (5, 3)
 
 
 # --- One way for all sources -------------------------------------------------------------------

@@ -11,7 +11,6 @@ from transformers import EarlyStoppingCallback
 
 from prefstage.core.errors import ConfigError, InputError, ModelError
 from prefstage.training import PreferenceArguments, PreferenceTrainer
-from prefstage.training.batches import reward_accuracies
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import (
     arguments,
@@ -30,13 +29,6 @@ def train(folder: Path, **settings: Any) -> PreferenceTrainer:
     trainer = preference_trainer(folder, **settings)
     trainer.train()
     return trainer
-
-
-def test_margins_of_rounding_are_ties() -> None:
-    """As before the first update; what is larger than rounding counts, however small."""
-    size = torch.full((5,), 20.0)
-    margins = torch.tensor([0.0, 1e-5, -1e-5, 1e-3, -1e-3])
-    assert reward_accuracies(margins, size).tolist() == [0.5, 0.5, 0.5, 1.0, 0.0]
 
 
 def test_accuracy_begins_at_one_half(tmp_path: Path) -> None:

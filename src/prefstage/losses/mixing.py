@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prefstage.core import ConfigError, check_config, nearest
@@ -19,6 +20,7 @@ from prefstage.losses.base import (
     LossValues,
     Need,
     PairBatch,
+    Responses,
     UnpairedBatch,
 )
 from prefstage.losses.batchwise import (
@@ -56,6 +58,9 @@ LossSpec = str | Loss | Mapping[str, Any] | Sequence[Any]
 _WEIGHT = r"(?P<weight>([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?)"
 _TERM = re.compile(rf"({_WEIGHT}\s*\*\s*)?(?P<name>[A-Za-z_]\w*)")
 _PLUS = re.compile(r"(?<![eE])\+")
+
+# Margins below this share of what they are differences of are rounding: 64 times float32's.
+TIE = 2.0**-17
 
 TRL_SETTINGS = {
     "label_smoothing": "flip_rate",
@@ -137,13 +142,13 @@ class LossMix:
 
         Returns:
             Values, the state after the batch, and metrics: those of the terms
-            (``loss/NAME`` where there are several), and TRL's rewards where there is a
-            reference.
+            (``loss/NAME`` where there are several), and of the responses, under TRL's names:
+            log-probs, lengths, and of the sides of pairs and of labelled responses rewards.
 
         Raises:
             InputError: If the batch lacks what a term needs.
         """
-        parts, after, metrics = [], dict(state), _rewards(batch, self.beta or 1.0)
+        parts, after, metrics = [], dict(state), _response_metrics(batch, self.beta or 1.0)
         for term in self.terms:
             computed = term.loss(batch, state.get(term.loss.name, {}))
             parts.append(term.weight * computed.values)
@@ -270,23 +275,50 @@ def _term(spec: Mapping[str, Any]) -> LossTerm:
     return LossTerm(check_config(loss, values, origin=f"loss {name}"), float(weight))
 
 
-# TRL's reward metrics: β times the log-ratio of each side; none without a reference.
-def _rewards(batch: LossBatch, beta: float) -> dict[str, Tensor]:
+# Log-probs, lengths and, of sides, rewards: β times the log-ratio, or log-prob without a reference.
+def _response_metrics(batch: LossBatch, beta: float) -> dict[str, Tensor]:
+    # TRL ends the names of its metrics with the side, which its users' dashboards look for.
+    sides: dict[str, tuple[Responses, Any]]
     if isinstance(batch, PairBatch):
-        sides = (batch.chosen, batch.rejected)
-        if any(side.reference is None for side in sides):
-            return {}
-        chosen, rejected = (beta * side.log_ratios.detach() for side in sides)
-        return {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/margins": chosen - rejected,
-            # A tie is half right: at the first step, where policy and reference are the same,
-            # the accuracy is then 0.5 and not a matter of rounding.
-            "rewards/accuracies": 0.5 * (1 + (chosen - rejected).sign()),
-        }
-    if isinstance(batch, UnpairedBatch) and batch.responses.reference is not None:
-        rewards = beta * batch.responses.log_ratios.detach()
-        masks = {"chosen": batch.desirable, "rejected": ~batch.desirable}
-        return {f"rewards/{side}": rewards[mask] for side, mask in masks.items() if mask.any()}
-    return {}
+        sides = {"/chosen": (batch.chosen, ...), "/rejected": (batch.rejected, ...)}
+    elif isinstance(batch, UnpairedBatch):
+        masks = {"/chosen": batch.desirable, "/rejected": ~batch.desirable}
+        sides = {side: (batch.responses, mask) for side, mask in masks.items()}
+    else:
+        sides = {"": (batch.responses, ...)}
+    metrics = dict[str, Tensor]()
+    for side, (responses, rows) in sides.items():
+        log_probs = responses.log_probs.detach()
+        if side:
+            known = responses.reference is not None
+            changes = responses.log_ratios.detach() if known else log_probs
+            metrics[f"rewards{side}"] = (beta * changes)[rows]
+        metrics[f"logps{side}"] = log_probs[rows]
+        metrics[f"lengths{side}"] = responses.lengths[rows].to(log_probs.dtype)
+    if isinstance(batch, PairBatch):
+        margins = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        size = beta * (metrics["logps/chosen"].abs() + metrics["logps/rejected"].abs())
+        metrics["rewards/margins"] = margins
+        metrics["rewards/accuracies"] = reward_accuracies(margins, size)
+    return metrics
+
+
+def reward_accuracies(margins: Tensor, size: Tensor) -> Tensor:
+    """How often the chosen response's reward is the larger; what rounding decides counts ½.
+
+    ``1[m > εs] + ½·1[|m| <= εs]``, with ε = `TIE`. Where the policy is still its reference,
+    margins are rounding of the forward passes, and a strict comparison gives any number.
+
+    Args:
+        margins: m, reward of the chosen response less that of the rejected one. [pairs].
+        size: s, sum of the rewards' own terms, β · (|log π(y_w|x)| + |log π(y_l|x)|), whose
+            rounding the margin carries. [pairs], >= 0.
+
+    Returns:
+        1, ½ or 0. [pairs].
+
+    Source:
+        Chen et al. 2024, arXiv:2405.19534, Remark 2.5. Departure: a tie counts ½, as in
+        `prefstage.diagnosing.reward_accuracy`; in TRL, 0.
+    """
+    return torch.where(margins.abs() <= TIE * size, 0.5, (margins > 0).to(margins.dtype))

@@ -1,7 +1,7 @@
-"""Which items each optimiser step sees; flat log-probs as losses take them, and metrics of them."""
+"""Which items each optimiser step sees; flat log-probs as losses take them, and their means."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate, chain, islice, pairwise
@@ -18,7 +18,6 @@ from prefstage.data.tokenising import TokenTree
 from prefstage.losses import (
     GroupBatch,
     LossBatch,
-    LossMix,
     LossValues,
     PairBatch,
     ResponseBatch,
@@ -26,19 +25,10 @@ from prefstage.losses import (
     Totals,
     UnpairedBatch,
 )
-from prefstage.training.items import ItemKind, ItemSet, TrainingItem
+from prefstage.training.items import ItemKind, TrainingItem
 
 # A value for every response token of some items: item by item, tree by tree, response by response.
 Flat = Float[Tensor, " tokens"]
-
-
-# Margins below this share of what they are differences of are rounding: 64 times float32's.
-TIE = 2.0**-17
-
-HALF = 0.5
-
-# Items planned together: enough to fill micro-batches, few enough to plan at once.
-ITEMS_PER_CHUNK = 512
 
 
 # --- The order of training -----------------------------------------------------------------------
@@ -345,113 +335,16 @@ class Means:
         before = self.totals.get(name, (0.0, 0))
         self.totals[name] = before[0] + total, before[1] + number
 
-    def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Take the values of some items."""
-        for name, values in metrics.items():
+    def add(self, items: StepItems, values: LossValues) -> None:
+        """Take the losses of some items and their metrics."""
+        decided = torch.tensor([not item.tied for item in items.items], device=values.values.device)
+        for name, column in {"loss": values.values, **values.metrics}.items():
+            # Pairs whose raters are split evenly have no right order.
+            known = column[decided] if name == "rewards/accuracies" else column
             # In float64: thousands of float32 values would lose the last of what each adds.
-            self.count(name, float(values.double().sum()), values.numel())
+            self.count(name, float(known.double().sum()), known.numel())
 
     def take(self) -> dict[str, float]:
         """The means so far; then begin anew."""
         totals, self.totals = self.totals, {}
         return {name: total / number for name, (total, number) in totals.items() if number}
-
-
-def item_metrics(
-    items: StepItems, scored: Scored, values: LossValues, loss: LossMix
-) -> dict[str, Tensor]:
-    """Metrics of items, under TRL's names where it has them.
-
-    Args:
-        items: The items.
-        scored: Their log-probs.
-        values: Their loss values.
-        loss: The loss; its β scales rewards.
-
-    Returns:
-        For each metric its value for each item that has one: "loss", and as the kind of data
-        has it: logps, lengths, and with a reference rewards of the chosen and the rejected
-        side, their margin and accuracy.
-    """
-    metrics = {
-        "loss": values.values.detach(),
-        **{name: value.detach().reshape(-1) for name, value in values.metrics.items()},
-    }
-    columns = {
-        "logps": _sums(scored.log_probs, items),
-        "lengths": torch.tensor([float(span.stop - span.start) for span in items.responses]),
-    }
-    scale = loss.beta or 1.0  # rewards are β · log-ratio
-    if items.kind in ("pairs", "unpaired"):
-        start = 0.0 if items.reference is None else items.reference
-        columns["rewards"] = scale * _sums(scored.log_probs - start, items)
-    if items.kind == "pairs":
-        margins = columns["rewards"][0::2] - columns["rewards"][1::2]
-        sizes = scale * columns["logps"].abs()
-        accuracies = reward_accuracies(margins, sizes[0::2] + sizes[1::2])
-        decided = torch.tensor([not item.tied for item in items.items], device=accuracies.device)
-        metrics["rewards/margins"] = margins
-        metrics["rewards/accuracies"] = accuracies[decided]  # raters' ties have no right order
-    for side, rows in _sides(items).items():
-        metrics |= {f"{name}{side}": column[rows] for name, column in columns.items()}
-    return metrics
-
-
-def reward_accuracies(margins: Tensor, size: Tensor) -> Tensor:
-    """How often the chosen response's reward is the larger; what rounding decides counts ½.
-
-    ``1[m > εs] + ½·1[|m| <= εs]``, with ε = `TIE`. Where the policy is still its reference,
-    margins are rounding of the forward passes, and a strict comparison gives any number.
-
-    Args:
-        margins: m, reward of the chosen response less that of the rejected one. [pairs].
-        size: s, sum of the rewards' own terms, β · (|log π(y_w|x)| + |log π(y_l|x)|), whose
-            rounding the margin carries. [pairs], >= 0.
-
-    Returns:
-        1, ½ or 0. [pairs].
-
-    Source:
-        Chen et al. 2024, arXiv:2405.19534, Remark 2.5. Departure: a tie counts ½, as in
-        `prefstage.diagnosing.reward_accuracy`; in TRL, 0.
-    """
-    return torch.where(margins.abs() <= TIE * size, HALF, (margins > 0).to(margins.dtype))
-
-
-# Split rather than gathered by index: the tokens of a response lie side by side.
-def _sums(flat: Tensor, items: StepItems) -> Tensor:
-    return torch.stack(
-        [
-            part.sum()
-            for part in torch.split(flat, [span.stop - span.start for span in items.responses])
-        ]
-    )
-
-
-# TRL ends the names of its metrics with the side, which its users' dashboards look for.
-def _sides(items: StepItems) -> dict[str, list[int]]:
-    firsts = list(accumulate(map(len, items.spans), initial=0))[:-1]
-    if items.kind == "pairs":
-        return {"/chosen": firsts, "/rejected": [first + 1 for first in firsts]}
-    if items.kind == "unpaired":
-        labelled = list(zip(firsts, items.items, strict=True))
-        sides = {
-            "/chosen": [first for first, item in labelled if item.desirable],
-            "/rejected": [first for first, item in labelled if not item.desirable],
-        }
-        return {side: rows for side, rows in sides.items() if rows}
-    return {"": list(range(len(items.responses)))}
-
-
-class EvaluationSet(list[range]):
-    """A set to be evaluated, as the Trainer hands it about: positions of items in chunks.
-
-    Attributes:
-        dataset: The items.
-    """
-
-    def __init__(self, dataset: ItemSet) -> None:
-        self.dataset, positions = dataset, range(len(dataset))
-        super().__init__(
-            positions[start : start + ITEMS_PER_CHUNK] for start in positions[::ITEMS_PER_CHUNK]
-        )

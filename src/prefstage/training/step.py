@@ -23,7 +23,7 @@ from prefstage.scoring.cpu.lean import lean_pass
 from prefstage.scoring.engine import ModelParts
 from prefstage.scoring.layout import Batch, Layout, leaves_of, length_rule, plan_passes
 from prefstage.scoring.memory import ModelShape, free_bytes, training_budget
-from prefstage.training.batches import Means, Scored, StepItems, item_metrics
+from prefstage.training.batches import Means, Scored, StepItems
 from prefstage.training.compat import exchanging_gradients
 
 # Positions of the items that are computed together.
@@ -166,8 +166,8 @@ class StepOutcome:
     loss: float
 
 
-# Of the CPU, and of the GPU that computes.
-RandomState = tuple[Tensor, Tensor | None]
+# Of the CPU, and of the GPUs.
+RandomState = tuple[Tensor, list[Tensor]]
 
 
 class StepRunner:
@@ -262,7 +262,7 @@ class StepRunner:
         items: StepItems,
         state: LossState,
         *,
-        chunks: Iterable[range],
+        chunks: Iterable[Sequence[int]],
         tick: Callable[[], object],
     ) -> dict[str, float]:
         """Metrics of a set: means over its items, every item computed once.
@@ -287,8 +287,7 @@ class StepRunner:
             columns = [values for values in zip(*scored, strict=True) if values[0] is not None]
             parts, scored = [items], [Scored(*map(torch.cat, columns))]
         for part, log_probs in zip(parts, scored, strict=True):
-            values = self._compute(part, log_probs, state)
-            means.add(item_metrics(part, log_probs, values, self.loss))
+            means.add(part, self._compute(part, log_probs, state))
         return means.take()
 
     def _compute(self, items: StepItems, scored: Scored, state: LossState) -> LossValues:
@@ -316,9 +315,11 @@ class StepRunner:
             # wrappers exchange gradients, or gather weights, only where all processes take part.
             part = items.part(positions or (0,))
             if states is not None and not training:
-                states.append(_random_state(accelerator.device))
+                states.append((torch.get_rng_state(), torch.cuda.get_rng_state_all()))
             elif states and turn < len(states):
-                _restore_random(states[turn], accelerator.device)
+                cpu, gpus = states[turn]
+                torch.set_rng_state(cpu)
+                torch.cuda.set_rng_state_all(gpus)
             exchange = partial(exchanging_gradients, last=turn == len(turns) - 1)
             with exchange(accelerator, model) if training else contextlib.nullcontext():
                 passes = self._passes(items, plan, turn)
@@ -372,18 +373,6 @@ class StepRunner:
         return Scored(*(values[order.to(values.device)] for values in scored))
 
 
-def _random_state(device: torch.device) -> RandomState:
-    gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), gpu
-
-
-def _restore_random(state: RandomState, device: torch.device) -> None:
-    cpu, gpu = state
-    torch.set_rng_state(cpu)
-    if gpu is not None:
-        torch.cuda.set_rng_state(gpu, device)
-
-
 def token_budget_of(args: Any, model: Any) -> int:
     """The token budget that the arguments ask for.
 
@@ -396,14 +385,12 @@ def token_budget_of(args: Any, model: Any) -> int:
     """
     if args.token_budget != "auto":
         return int(args.token_budget)
-    # The argument's name up to transformers 5.22, and the one since.
-    names = ("gradient_checkpointing", "activation_checkpointing")
     device = ModelParts.of(model).device
     budget = training_budget(
         ModelShape.of(model),
         free_bytes(device),
         on_cpu=device.type == "cpu",
-        checkpointing=any(getattr(args, name, None) for name in names),
+        checkpointing=bool(args.activation_checkpointing),
     )
     _log.info("token budget: %d tokens a micro-batch, from the free memory", budget)
     return budget

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
@@ -21,14 +22,12 @@ from prefstage.scoring import Scorer, model_fingerprint
 from prefstage.scoring.engine import ModelParts, check_fits
 from prefstage.training.arguments import PreferenceArguments, refuse_arguments
 from prefstage.training.batches import (
-    EvaluationSet,
     Flat,
     Means,
     StepItems,
     StepLoader,
     StepSampler,
     as_step,
-    item_metrics,
 )
 from prefstage.training.compat import ScoringCalls, use_one_gpu
 from prefstage.training.datasets import (
@@ -59,6 +58,8 @@ _log = logging.getLogger(__name__)
 _LIMITS = ("max_prompt_tokens", "max_response_tokens")
 _DATA_AND_MODEL = ("train_dataset", "eval_dataset", "processing_class", "peft_config", "callbacks")
 _FLOPS_PER_TOKEN_AND_PARAMETER = 6
+# Of an evaluation, planned together: enough to fill micro-batches, few enough to plan at once.
+_ITEMS_PER_CHUNK = 512
 
 
 class PreferenceTrainer(DurableTrainer):
@@ -262,7 +263,7 @@ class PreferenceTrainer(DurableTrainer):
             model, items, self.loss_state, step=step, optimizer=self.optimizer
         )
         self.loss_state, self.last_step = outcome.values.state, outcome
-        self._means.add(item_metrics(items, outcome.scored, outcome.values, self.loss))
+        self._means.add(items, outcome.values)
         self._step_tokens = self.runner.tokens(items)
         self.state.num_input_tokens_seen += self._step_tokens
         seconds = time.perf_counter() - started
@@ -419,24 +420,25 @@ class PreferenceTrainer(DurableTrainer):
                 "dict[str, float]", super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             )
 
-    # The set to evaluate, in chunks; chosen by name if there are several.
+    # Of it only the positions are read, in chunks; the set is chosen by name if there are several.
     @override
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> EvaluationSet:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
-        return EvaluationSet(item_set_of(chosen, self.encoder, self.loss, ties=self.args.ties))
+        items: Any = item_set_of(chosen, self.encoder, self.loss, ties=self.args.ties)
+        return DataLoader(items, batch_size=_ITEMS_PER_CHUNK)
 
     @override
     def evaluation_loop(
         self,
-        dataloader: EvaluationSet,
+        dataloader: DataLoader[Any],
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        runner, item_set = self.runner, dataloader.dataset
+        runner, item_set = self.runner, cast("ItemSet", dataloader.dataset)
         self.prepare_sharded()
         self.model.eval()
         if callable(getattr(self.optimizer, "eval", None)):
@@ -452,7 +454,8 @@ class PreferenceTrainer(DurableTrainer):
                 self.args, self.state, self.control
             )
 
-        means = runner.evaluate(self.model, items, self.loss_state, chunks=dataloader, tick=tick)
+        chunks: Any = dataloader.batch_sampler
+        means = runner.evaluate(self.model, items, self.loss_state, chunks=chunks, tick=tick)
         return EvalLoopOutput(
             predictions=None,
             label_ids=None,
