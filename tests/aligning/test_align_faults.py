@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from prefstage.aligning.steps import build
+from prefstage.aligning.steps import answers
 from prefstage.cli.main import app
 from prefstage.core.files import write_json
 from tests.aligning.tiny_world import settings
@@ -41,11 +41,11 @@ def test_a_step_that_fails_leaves_the_others(
     said: str,
 ) -> None:
     def refuse(path: Path, value: Any) -> None:
-        if path.name == build.BUILT:
+        if path.name == answers.BUILT:
             raise fault
         write_json(path, value)
 
-    monkeypatch.setattr(build, "write_json", refuse)
+    monkeypatch.setattr(answers, "write_json", refuse)
     failed = typed(tmp_path, world)
     assert failed.exit_code == code, failed.output
     assert said in failed.stderr

@@ -10,8 +10,19 @@ import torch
 
 from prefstage.advising import Heat, standing, survivors
 from prefstage.aligning.recipe import Depth, Rule
-from prefstage.aligning.steps import Build, Measure, Policy, Step, Train, Workspace
-from prefstage.aligning.steps.advice import FORECAST, Forecast, Score, Target, value_of
+from prefstage.aligning.steps import (
+    FORECAST,
+    Build,
+    Forecast,
+    Measure,
+    Policy,
+    Score,
+    Step,
+    Target,
+    Train,
+    Workspace,
+    value_of,
+)
 from prefstage.core import ConfigError
 
 DEPTHS: tuple[Depth, ...] = ("stage", "forecast", "pilot")

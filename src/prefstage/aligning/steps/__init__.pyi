@@ -3,9 +3,13 @@ from .answers import (
     ANNOTATIONS as ANNOTATIONS,
     ANSWERS as ANSWERS,
     EVALUATION as EVALUATION,
+    PAIRS as PAIRS,
+    REVERSAL_SETTING as REVERSAL_SETTING,
+    Build as Build,
     Evaluate as Evaluate,
     Measure as Measure,
     Sample as Sample,
+    Target as Target,
     read_answers as read_answers,
 )
 from .base import (
@@ -19,6 +23,13 @@ from .base import (
     StepRecord as StepRecord,
     Steps as Steps,
 )
-from .build import PAIRS as PAIRS, REVERSAL_SETTING as REVERSAL_SETTING, Build as Build
-from .train import Sft as Sft, Train as Train, training_figures as training_figures
+from .train import (
+    FORECAST as FORECAST,
+    Forecast as Forecast,
+    Score as Score,
+    Sft as Sft,
+    Train as Train,
+    training_figures as training_figures,
+    value_of as value_of,
+)
 from .workspace import STEPS as STEPS, Policy as Policy, Workspace as Workspace
