@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prefstage.aligning import align, plan_alignment
-from prefstage.aligning.planning import plan_outcome
+from prefstage.aligning.runs import plan_outcome
 from prefstage.core.checkpoints import load_model_config
 from prefstage.scoring.memory import JobSize, ModelShape, estimate_memory
 from tests.aligning.tiny_world import settings

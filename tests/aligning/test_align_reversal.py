@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from prefstage.aligning import align, plan_alignment
-from prefstage.aligning.planning import plan_outcome
+from prefstage.aligning.runs import plan_outcome
 from prefstage.cli.main import app
 from prefstage.core.errors import ConfigError, InputError
 from prefstage.data import load_pairs

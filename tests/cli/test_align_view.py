@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from prefstage.aligning import StepRecord
-from prefstage.aligning.loop import bought
+from prefstage.aligning.runs import bought
 from prefstage.cli.align_view import clock, shown_steps
 from prefstage.core.progress import progress
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from prefstage.aligning.loop import table
+from prefstage.aligning.runs import table
 from prefstage.aligning.steps import training_figures
 from prefstage.cli.main import app
 from prefstage.core.config import load_config

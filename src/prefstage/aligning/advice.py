@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from prefstage.aligning.steps import (
     Measure,
     Policy,
     Score,
-    Step,
     Target,
     Train,
     Workspace,
@@ -28,14 +26,6 @@ from prefstage.core import ConfigError
 DEPTHS: tuple[Depth, ...] = ("stage", "forecast", "pilot")
 _Z_95 = 1.96
 _LARGEST_TARGET_SHARE = 1 / 3  # of the prompts, where candidates need the rest
-
-
-@dataclass
-class _Candidate:
-    rule: Rule
-    forecast: dict[str, Any] | None = None
-    pilots: list[dict[str, Any]] | None = None
-    dropped: float | None = None
 
 
 class Advice:
@@ -53,8 +43,22 @@ class Advice:
         self.settings = self.space.recipe.advise
         self.depth: Depth = depth or self.settings.depth
         self.walk.row = {"iteration": walk.row["iteration"], "rule": "advise", "steps": {}}
-        self._candidates = {str(rule): _Candidate(rule) for rule in self.settings.rules}
+        self._rules = {str(rule): rule for rule in self.settings.rules}
+        # As in advise.json.
+        self._candidates: dict[str, dict[str, Any]] = {
+            name: {"name": name, "forecast": None, "pilots": [], "dropped": None}
+            for name in self._rules
+        }
         self._total = len({*self.space.prompts.dataset["prompt_id"]})
+        # Prompts before it, in the drawn order, are the target's, unless that has its own.
+        share = int(self._total * _LARGEST_TARGET_SHARE) if self.settings.prompts is None else 0
+        self._first = min(self.settings.target_prompts, share)
+        # Of probabilities, points; rewards as they are.
+        self._scale, self._unit = (
+            (1.0, "of the judge's reward")
+            if self.space.judge.pointwise
+            else (100.0, "points of win rate")
+        )
         self._stage: dict[str, Any] | None = None
         self._decided = False
         self._order: list[str] = []
@@ -82,33 +86,20 @@ class Advice:
             )
         if measures:
             measured = self.walk.do(Measure(self.space, self.policy))
-            self._stage = measured.stage().as_dict() if self._is_done(measured) else None
+            self._stage = measured.stage().as_dict() if measured.state[0] == "done" else None
         if reach == 0:
             return self._result("stage", self._by_stage(), None)
-        target = self.walk.do(Target(self._target_space(), self.policy))
+        space = self.space.part(range(self._first))
+        if self.settings.prompts is not None:
+            other = self.space.with_data(prompts=self.settings.prompts)
+            space = other.part(range(self.settings.target_prompts))
+        target = self.walk.do(Target(space, self.policy))
         agreement = self._forecast(target)
         if reach == 1 or not self._race(target):
             return self._result("forecast", self._by_forecast(), agreement)
         return self._result("pilot", self._by_pilots(), agreement)
 
     # --- What is measured ---------------------------------------------------------------------
-
-    def _is_done(self, step: Step) -> bool:
-        return step.state[0] == "done"
-
-    def _target_space(self) -> Workspace:
-        if self.settings.prompts is not None:
-            other = self.space.with_data(prompts=self.settings.prompts)
-            return other.part(range(self.settings.target_prompts))
-        return self.space.part(range(self._first))
-
-    # Prompts before it, in the drawn order, are the target's.
-    @property
-    def _first(self) -> int:
-        if self.settings.prompts is not None:
-            return 0
-        first: int = min(self.settings.target_prompts, int(self._total * _LARGEST_TARGET_SHARE))
-        return first
 
     # A candidate's pairs of the first prompts after the target's; a larger number has them too.
     def _built(self, rule: Rule, count: int) -> Build:
@@ -120,16 +111,15 @@ class Advice:
 
     def _forecast(self, target: Target) -> float | None:
         builds = {
-            name: self._built(candidate.rule, self.settings.pairs)
-            for name, candidate in self._candidates.items()
+            name: self._built(rule, self.settings.pairs) for name, rule in self._rules.items()
         }
         forecast = self.walk.do(Forecast(self.space, self.policy, target, builds))
-        if not self._is_done(forecast):
+        if forecast.state[0] != "done":
             return None
-        found = forecast.read(FORECAST)
+        figures = forecast.read(FORECAST)
         for name, candidate in self._candidates.items():
-            candidate.forecast = found["candidates"][name]
-        return float(found["agreement"])
+            candidate["forecast"] = figures["candidates"][name]
+        return float(figures["agreement"])
 
     # Whether the pilots ran.
     def _race(self, target: Target) -> bool:
@@ -146,22 +136,20 @@ class Advice:
             heats.append(Heat(share, stacks))
             for name, pilots in values.items():
                 error = float(stacks[name].mean(0).std()) / math.sqrt(stacks[name].shape[1])
-                candidate = self._candidates[name]
-                candidate.pilots = [
-                    *(candidate.pilots or []),
+                self._candidates[name]["pilots"].append(
                     {
                         "share": share,
                         "seeds": len(pilots),
                         "gain": heats[-1].gain(name),
                         "error": error,
                         "sample_size": min(value.sample_size for value in pilots),
-                    },
-                ]
+                    }
+                )
             distances, left = standing(heats), survivors(heats)
             order = list(distances)
             self._decided = distances[order[1]] > _Z_95
             for name in set(running) - set(left):
-                self._candidates[name].dropped = share
+                self._candidates[name]["dropped"] = share
             self._order = [*order, *(name for name in self._order if name not in order)]
             running = left
             if len(running) == 1:
@@ -169,7 +157,7 @@ class Advice:
         return bool(heats)
 
     def _pilots(self, name: str, share: float, target: Target, start: Score) -> list[Any]:
-        built = self._built(self._candidates[name].rule, math.ceil(share * self._total))
+        built = self._built(self._rules[name], math.ceil(share * self._total))
         scores = []
         for seed in range(self.settings.seeds):
             train = Train(
@@ -182,9 +170,8 @@ class Advice:
             )
             pilot = self.walk.do(train).policy(f"pilot of {name}")
             scores.append(self.walk.do(Score(self.space, target, pilot)))
-        return (
-            [value_of(score, start) for score in scores] if all(map(self._is_done, scores)) else []
-        )
+        done = all(score.state[0] == "done" for score in scores)
+        return [value_of(score, start) for score in scores] if done else []
 
     # --- What follows -------------------------------------------------------------------------
 
@@ -200,42 +187,25 @@ class Advice:
         return f"{stage} stage ({score}); the score does not see the loss"
 
     def _by_forecast(self) -> str:
-        figures = {name: c.forecast for name, c in self._candidates.items() if c.forecast}
+        figures = {name: c["forecast"] for name, c in self._candidates.items() if c["forecast"]}
         self._order = sorted(figures, key=lambda name: -figures[name]["gain"])
         if len(self._order) < len(self._candidates):
             return "not forecast yet"
-        first, second = self._order[:2]
-        behind, error = (figures[second][name] for name in ("behind", "behind_error"))
-        self._decided = behind > _Z_95 * error
+        first, second = (_interval(figures[name], self._scale) for name in self._order[:2])
+        following = figures[self._order[1]]
+        self._decided = following["behind"] > _Z_95 * following["behind_error"]
         return (
-            f"forecast {self._forecast_of(first)} {self._unit} a step, to first order; next "
-            f"{second}, {self._forecast_of(second)}"
+            f"forecast {first} {self._unit} a step, to first order; next {self._order[1]}, {second}"
         )
 
     def _by_pilots(self) -> str:
-        first, second = self._order[:2]
-        share = self._candidates[first].pilots[-1]["share"]  # type: ignore[index]  # it ran
+        # Both ran, since the first heat has all candidates.
+        last = [self._candidates[name]["pilots"][-1] for name in self._order[:2]]
+        first, second = (_interval(pilot, self._scale) for pilot in last)
         return (
-            f"pilots on {100 * share:g} % of the prompts gained {self._pilot_of(first)} "
-            f"{self._unit}; next {second}, {self._pilot_of(second)}"
+            f"pilots on {100 * last[0]['share']:g} % of the prompts gained {first} {self._unit}; "
+            f"next {self._order[1]}, {second}"
         )
-
-    # Of probabilities, points; rewards as they are.
-    @property
-    def _scale(self) -> float:
-        return 1.0 if self.space.judge.pointwise else 100.0
-
-    @property
-    def _unit(self) -> str:
-        return "of the judge's reward" if self.space.judge.pointwise else "points of win rate"
-
-    def _forecast_of(self, name: str) -> str:
-        found = self._candidates[name].forecast
-        return "-" if found is None else _interval(found, self._scale)
-
-    def _pilot_of(self, name: str) -> str:
-        pilots = self._candidates[name].pilots
-        return _interval(pilots[-1], self._scale) if pilots else "-"
 
     def _result(self, basis: Depth, reason: str, agreement: float | None) -> dict[str, Any]:
         return {
@@ -254,18 +224,8 @@ class Advice:
             "target_prompts": self._first or self.settings.target_prompts,
             "target_agreement": agreement,
             "candidates": [
-                {
-                    "name": name,
-                    "forecast": candidate.forecast,
-                    "pilots": candidate.pilots or [],
-                    "dropped": candidate.dropped,
-                }
-                for name, candidate in sorted(
-                    self._candidates.items(),
-                    key=lambda item: (
-                        self._order.index(item[0]) if item[0] in self._order else len(self._order)
-                    ),
-                )
+                *(self._candidates[name] for name in self._order if name in self._candidates),
+                *(c for name, c in self._candidates.items() if name not in self._order),
             ],
         }
 

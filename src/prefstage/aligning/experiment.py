@@ -14,9 +14,9 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.aligning.loop import CONFIG, EVEN, RESULT as ALIGNED, Tell, align, reversal_lines
-from prefstage.aligning.planning import PlannedStep, plan_alignment
+from prefstage.aligning.loop import EVEN, PlannedStep
 from prefstage.aligning.recipe import Recipe, load_recipe
+from prefstage.aligning.runs import ALIGNED, CONFIG, Tell, align, plan_alignment, reversal_lines
 from prefstage.aligning.steps import PAIRS, STEPS, Begun, read_answers
 from prefstage.aligning.tables import (
     BUILT_IN,
@@ -269,7 +269,7 @@ def plan_experiment(
         out: As for `run_experiment`; need not exist.
 
     Returns:
-        Every step once, in order; for how costs are estimated see `planning.BASIS`.
+        Every step once, in order; for how costs are estimated see `runs.BASIS`.
 
     Raises:
         ConfigError: If the grid, or a cell's recipe, is wrong.

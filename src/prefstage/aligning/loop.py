@@ -1,177 +1,56 @@
-"""`align`: sample, judge, measure, choose, build, train, evaluate; and again."""
+"""The walk of `align`: sample, judge, measure, choose, build, train, evaluate; done, or planned."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from statistics import mean
+from timeit import Timer
+from typing import Any, Literal, TypeVar
+
+import torch
 
 from prefstage.aligning.advice import Advice
-from prefstage.aligning.recipe import PER_PROMPT, Data, Recipe, Rule, load_recipe
+from prefstage.aligning.recipe import PER_PROMPT, Data, Rule
 from prefstage.aligning.steps import (
-    Begun,
+    REVERSAL_SETTING,
     Build,
+    Estimate,
     Evaluate,
     Measure,
     Policy,
     Sample,
     Sft,
+    Sizes,
+    State,
     Step,
-    StepRecord,
     Steps,
     Train,
     Workspace,
 )
-from prefstage.building.account import describe_reversal
-from prefstage.core import (
-    Outcome,
-    RunFolder,
-    markdown_table,
-    write_config,
-    write_json,
-    write_result,
-)
-from prefstage.data.rendering import with_date
-from prefstage.judging.base import Judge
-from prefstage.judging.loading import PreferenceFunction, as_judge
+from prefstage.building.account import REVERSAL_LIMIT, Account, describe_reversal, is_excessive
+from prefstage.building.build import RESULT as BUILT
+from prefstage.building.relabelling import reversal_of, whole_pairs
+from prefstage.core import LEDGER, Ledger, load_model_config
+from prefstage.data import Pair, ResponseEncoder, load_tokenizer
+from prefstage.judging.base import Judgment, judgment_of_rewards
+from prefstage.judging.judged import comparison_of, stored_judgment, stored_reward
 from prefstage.measuring.stage import Stage
-from prefstage.training.export import describe_steps
+from prefstage.scoring.memory import ModelShape
 
-CONFIG, RESULT = "config.yaml", "align.json"
 EVEN = 50.0
 """Win rate of the start over itself, percent."""
 _HOUR_S = 3600.0
+_ROWS_LOOKED_AT, _MATRIX = 64, 512
 _EMPTY_ROW: dict[str, Any] = dict.fromkeys(
     (
         *("data", "reason", "stage", "advice", "pairs", "left_out", "reversal", "build_figures"),
         *("training", "evaluation", "stopped"),
     )
 )
-_REFERENCES = {
-    "iteration": "each iteration's start",
-    "fixed": "fixed: the first iteration's start",
-}
-Tell = Callable[[StepRecord], None]
+Will = Literal["run", "reuse", "go on", "remake"]
+_WILL: dict[State, Will] = {"done": "reuse", "absent": "run", "begun": "go on", "damaged": "remake"}
 S = TypeVar("S", bound=Step)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aligned(Outcome):
-    """What an alignment came to.
-
-    Its `result` has figures and names, as in align.json: the same however often it was stopped.
-
-    Attributes:
-        steps: What became of each step in this call: ran, reused or remade.
-        policy: Folder of the last policy, or the start where nothing was trained.
-    """
-
-    steps: tuple[StepRecord, ...]
-    policy: str
-
-
-def align(
-    recipe: Recipe | Mapping[str, Any] | Path | str,
-    *,
-    out: Path | str,
-    judge: Judge | PreferenceFunction | str | None = None,
-    tell: Tell | None = None,
-    begun: Begun | None = None,
-    store: Path | str | None = None,
-) -> Aligned:
-    """Align a policy: in each iteration with the data that its stage asks for.
-
-    Every step is known by what it depends on: the same call goes on after a kill, and a call
-    with a changed setting does again only what depends on it. Answers and judgments are on
-    disk as they arrive, and are bought once.
-
-    Args:
-        recipe: A recipe, its settings, or its YAML file; see docs/aligning.md.
-        out: The run folder: ``steps``, ``ledger.sqlite`` (answers and judgments),
-            ``align.json``, ``steps.jsonl`` (what became of each step, every time) and
-            ``config.yaml``.
-        judge: Another judge than the recipe's: the judge itself, a function, or a spec.
-        tell: Called with each step when it is done.
-        begun: Called with each step, and its iteration, as it begins; not if it is reused.
-        store: A folder whose steps, answers and judgments several runs share, so that equal
-            steps are done once; None: the run keeps its own. `out` gets links to them.
-
-    Returns:
-        What came of it.
-
-    Raises:
-        ConfigError: If the recipe is wrong.
-        InputError: If data, policy or judge cannot be used, or the judge reverses more than 40 %
-            of the off-policy labels and the recipe does not accept that.
-        RunFolderError: If `out` holds something else, or another process works in it.
-
-    Source:
-        Sun et al. 2025, arXiv:2508.10530: the stages, and training in iterations whose
-        reference is each iteration's start.
-    """
-    folder, out = Path(out), Path(out).absolute()
-    space = open_workspace(recipe, out, judge)
-    # By the path as it was written, which is what an error should repeat.
-    with (
-        RunFolder.hold(folder, command="align", inputs={}),
-        space.opened(None if store is None else Path(store)),
-    ):
-        write_config(space.recipe, out / CONFIG)
-        steps = Steps(space, tell, begun=begun)
-        result = Walk(space, steps).run()
-        write_json(out / RESULT, result)
-        write_result(
-            out,
-            "align",
-            headline=f"{len(result['iterations'])} iterations: {result['stopped']}",
-            facts={
-                **{name: result[name] for name in ("start", "judge", "policy")},
-                "schedule": ", ".join(result["schedule"]),
-                "reference": _REFERENCES[space.recipe.reference],
-                "ended": result["stopped"],
-                "put aside as bad": ", ".join(
-                    f"{bad['rows']:,} of {bad['of']:,} rows of {name}"
-                    for name, bad in result["put_aside"].items()
-                ),
-            },
-            parts=[{"kind": "align", "iteration": 0, "folder": "."}, *steps.parts],
-        )
-    return Aligned(
-        summary=_summary(result, steps.records, folder),
-        result=result,
-        written=(out / RESULT, Path(result["policy"])),
-        steps=tuple(steps.records),
-        policy=result["policy"],
-    )
-
-
-def open_workspace(
-    recipe: Recipe | Mapping[str, Any] | Path | str,
-    out: Path,
-    judge: Judge | PreferenceFunction | str | None = None,
-    *,
-    quarantine: Path | None = None,
-) -> Workspace:
-    """Read a recipe, load its judge, and set up the workspace of its steps.
-
-    Args:
-        recipe: As for `align`.
-        out: As for `align`; need not exist.
-        judge: As for `align`.
-        quarantine: As for `Workspace`.
-
-    Returns:
-        The workspace; its stores are not open yet.
-
-    Raises:
-        ConfigError: If the recipe is wrong.
-        InputError: If the judge cannot be loaded.
-    """
-    recipe = load_recipe(recipe)
-    # A run that goes on another day keeps the date that its chat template read at first.
-    recipe = with_date(recipe, recipe.policy, out)
-    judge = as_judge(recipe.judge if judge is None else judge)
-    return Workspace(recipe, judge, out, quarantine=quarantine)
 
 
 class Walk:
@@ -356,86 +235,127 @@ def choose(rule: Rule, stage: Stage | None) -> tuple[Data, str]:
     return ("off" if decisive == "injection" else "on"), reason
 
 
-def _summary(result: Mapping[str, Any], records: list[StepRecord], out: Path) -> str:
-    counts = Counter(record.did for record in records)
-    did = ", ".join(f"{counts[x]} {x}" for x in ("ran", "reused", "remade") if counts[x])
-    schedule, bad = ", ".join(result["schedule"]), result["put_aside"].items()
-    return "\n".join(
-        [
-            f"aligned {result['start']} by {schedule}, judged by {result['judge']}",
-            "",
-            table(result),
-            "",
-            *reversal_lines(result),
-            f"ended: {result['stopped']}",
-            f"steps: {did}",
-            f"bought: {bought(result['costs'])}",
-            *(
-                f"put aside as bad: {x['rows']} of {x['of']} rows of {name} ({out / x['file']})"
-                for name, x in bad
-            ),
-            *(
-                f"remade {record.step}: {record.why}"
-                for record in records
-                if record.did == "remade"
-            ),
-        ]
-    )
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step of a plan.
+
+    Attributes:
+        iteration: From 1; 0 before the first.
+        kind: As of `Step`.
+        step: Its folder's name; None where it depends on a stage not yet measured.
+        will: "run", "reuse", "go on" (begun before), or "remake" (damaged).
+        note: What else there is to say.
+        estimate: What it costs; nothing if it is reused.
+        reversal: Of pairs whose labels the judge replaces: how often it reverses them, as far as
+            that is known, and what follows.
+    """
+
+    iteration: int
+    kind: str
+    step: str | None
+    will: Will
+    note: str
+    estimate: Estimate
+    reversal: str = ""
 
 
-def bought(costs: Mapping[str, int]) -> str:
-    """Costs in words.
+class Plan(Walk):
+    """Takes the walk of a run, and notes the steps instead of doing them.
 
     Args:
-        costs: Counts by name, as in align.json.
+        space: The workspace; its stores need not be open.
 
-    Returns:
-        Such as "12 judgments, 3 answers of 45 tokens".
+    Attributes:
+        planned: The steps so far.
     """
-    judged = costs.get("judgments", 0) + costs.get("judge_replies", 0)
-    answers, tokens = costs.get("answers", 0), costs.get("response_tokens", 0)
-    return f"{judged:,} judgments, {answers:,} answers of {tokens:,} tokens"
 
-
-def table(result: Mapping[str, Any]) -> str:
-    """The iterations as a Markdown table, a row each.
-
-    Args:
-        result: As in align.json.
-
-    Returns:
-        The table; a dash where something was not measured or done.
-    """
-    head = ("stage", "boundary score", "data", "pairs", "steps", "loss", "win rate", "length")
-    rows = []
-    for row in result["iterations"]:
-        stage, training, rates = row["stage"], row["training"], row["evaluation"]
-        has_losses = training is not None and training["first_loss"] is not None
-        cells = (
-            stage and stage["stage"],
-            stage and "{boundary_score:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]".format(**stage),
-            row["data"],
-            row["pairs"],
-            training and describe_steps(training),
-            "{first_loss:.3f} to {last_loss:.3f}".format(**training) if has_losses else None,
-            rates and "{win_rate:.1f} % [{interval[0]:.1f}, {interval[1]:.1f}]".format(**rates),
-            rates and "{avg_length:.0f} ({avg_length_start:.0f})".format(**rates),
+    def __init__(self, space: Workspace) -> None:
+        super().__init__(space, Steps(space))
+        self.planned: list[PlannedStep] = []
+        rows = space.prompts if self.recipe.off_policy is None else space.off_policy
+        tokenizer = load_tokenizer(self.recipe.policy)
+        encode = ResponseEncoder(tokenizer, **self.recipe.encoding).encode
+        trees = [encode(row.prompt, row.messages()) for row in islice(rows, _ROWS_LOOKED_AT)]
+        lengths = [len(ids) for tree in trees for ids in tree.response_ids]
+        matrix = torch.ones(_MATRIX, _MATRIX)
+        # The first product also starts the thread pool, which is no part of the rate.
+        matrix @ matrix
+        products, seconds = Timer(lambda: matrix @ matrix).autorange()  # for at least 0.2 s
+        self._sizes = Sizes(
+            responses=mean(len(tree.response_ids) for tree in trees),
+            prompt_tokens=mean(len(tree.prompt_ids) for tree in trees),
+            response_tokens=(
+                mean(lengths) if lengths else float(self.recipe.sampling.max_new_tokens)
+            ),
+            policy=ModelShape.of_config(load_model_config(self.recipe.policy), dtype="float32"),
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            flop_a_second=2.0 * _MATRIX**3 * products / seconds,
         )
-        rows.append((row["iteration"], *("-" if cell is None else cell for cell in cells)))
-    return markdown_table(("iteration", *head), rows)
+
+    def do(self, step: S) -> S:
+        """Plan a step.
+
+        Args:
+            step: The step.
+
+        Returns:
+            It, as it is.
+        """
+        state, is_known = step.state[0], step.key is not None
+        will = _WILL[state] if is_known else "run"
+        if is_known and any(earlier.step == step.name for earlier in self.planned):
+            will = "reuse"
+        self.planned.append(
+            PlannedStep(
+                self.row["iteration"],
+                step.kind,
+                step.name if is_known else None,
+                will,
+                "" if is_known else "as the stage will ask",
+                Estimate() if will == "reuse" else step.estimate(self._sizes),
+                self._reversal(step, state) if isinstance(step, Build) else "",
+            )
+        )
+        return step
+
+    # How often a judge reverses the labels that it replaces, of all pairs or of those judged so
+    # far, and what follows from it; "" if it replaces none. The judge is asked nothing.
+    def _reversal(self, step: Build, state: State) -> str:
+        # Whatever an unmeasured stage turns out to be, labels may come to be replaced.
+        may = self.row["rule"] == "auto" and step.key is None and self.recipe.off_policy is not None
+        if not step.relabels and not (may and Build.off_policy(self.space).relabels):
+            return ""
+        measured = step.read(BUILT)["reversal"] if step.relabels and state == "done" else None
+        accepted = self.recipe.build.accept_reversal
+        rule = (
+            f"accepted whatever it is ({REVERSAL_SETTING})"
+            if accepted
+            else f"above {100 * REVERSAL_LIMIT:.0f} % the run stops before it trains, unless "
+            f"{REVERSAL_SETTING} is true"
+        )
+        seen, store = "", self.space.folder / LEDGER
+        if measured is None and store.exists():
+            measured = reversal_of(_judged(self.space, store)).as_dict()
+            judged = sum(measured[name] for name in ("kept", "reversed", "equal", "unreadable"))
+            seen = f"of {judged} of {len(self.space.off_pairs)} pairs judged so far, "
+        if measured is None or measured["share"] is None:
+            return (
+                f"how often the judge reverses labels is measured before it replaces them; {rule}"
+            )
+        if is_excessive(measured) and not accepted and not seen:
+            rule = f"the run stops here before it trains; set {REVERSAL_SETTING}: true to go on"
+        return f"{seen}{describe_reversal(measured)}; {rule}"
 
 
-def reversal_lines(result: Mapping[str, Any]) -> list[str]:
-    """How often the judge reversed the labels that it replaced.
-
-    Args:
-        result: As in align.json.
-
-    Returns:
-        A line for each iteration that relabelled.
-    """
-    return [
-        f"iteration {row['iteration']}: {describe_reversal(row['reversal'])}"
-        for row in result["iterations"]
-        if row.get("reversal") is not None  # unknown to runs of older versions
-    ]
+def _judged(space: Workspace, path: Path) -> Iterator[tuple[Pair, Judgment]]:
+    judge = space.judge.fingerprint
+    with Ledger(path) as ledger:
+        for pair in whole_pairs(space.off_pairs, Account()):
+            asked = comparison_of(pair)
+            # A judge has rewards or judgments; one that is paid by the reply has only replies.
+            items = ((asked.prompt, text) for text in (asked.a, asked.b))
+            first, second = (stored_reward(judge, item, ledger) for item in items)
+            if first is not None and second is not None:
+                yield pair, judgment_of_rewards(first, second)
+            elif known := stored_judgment(judge, asked, ledger):
+                yield pair, known

@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from prefstage.aligning import Step, StepRecord
-from prefstage.aligning.loop import bought
+from prefstage.aligning.runs import bought
 from prefstage.core import bars, gathered
 
 _MINUTE_S = 60

@@ -252,7 +252,7 @@ def align(
     takes the rest from the run folder.
     """
     from prefstage.aligning import align as run, load_recipe, plan_alignment
-    from prefstage.aligning.planning import plan_outcome
+    from prefstage.aligning.runs import plan_outcome
 
     InputError.unless(
         (recipe is None) == resume,
@@ -286,7 +286,7 @@ def advise(
     with another --depth goes on where it stopped.
     """
     from prefstage.aligning import advise as run, load_recipe, plan_advice
-    from prefstage.aligning.planning import plan_outcome
+    from prefstage.aligning.runs import plan_outcome
 
     chosen = {} if depth is None else {"advise.depth": depth}
     settings = load_recipe(recipe, {**overrides, **chosen})
@@ -310,7 +310,7 @@ def experiment(recipe: Path, overrides: Overrides, *, out: Path, dry_run: bool) 
     CSV. A cell that fails is named at the end (exit status 1); the same command tries it again.
     """
     from prefstage.aligning import Grid, load_grid, plan_experiment, run_experiment
-    from prefstage.aligning.planning import plan_outcome
+    from prefstage.aligning.runs import plan_outcome
     from prefstage.core import load_config
 
     grid = load_grid(load_config(Grid, recipe, overrides))

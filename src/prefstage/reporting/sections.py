@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from prefstage.aligning.advice import advice_rows
-from prefstage.aligning.loop import reversal_lines
+from prefstage.aligning.runs import reversal_lines
 from prefstage.aligning.tables import TableSettings, build_table
 from prefstage.building.account import describe_reversal
 from prefstage.diagnosing.tables import tables_of
