@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prefstage.core.hashing import digest_file
-from prefstage.core.ledger import Ledger
+from prefstage.core.ledger import LEDGER, Ledger
 from prefstage.data import load_pairs
 from tests.aligning.killing import sampled, trained
 
@@ -21,7 +21,7 @@ def weights(out: Path) -> list[str]:
 
 def judgments(out: Path) -> list[tuple[Any, ...]]:
     """Every judgment on file."""
-    with Ledger.in_folder(out) as ledger:
+    with Ledger(out / LEDGER) as ledger:
         return sorted(ledger.rows("judgments"))
 
 
@@ -31,7 +31,7 @@ def figures(out: Path) -> dict[str, Any]:
 
 
 def samples(out: Path) -> list[tuple[Any, ...]]:
-    with Ledger.in_folder(out) as ledger:
+    with Ledger(out / LEDGER) as ledger:
         return sorted(ledger.rows("samples"))
 
 

@@ -11,7 +11,7 @@ from prefstage import align
 from prefstage.aligning import load_recipe
 from prefstage.aligning.steps import Build, Sample, Train, Workspace
 from prefstage.core.errors import ConfigError, ServiceError
-from prefstage.core.ledger import Ledger
+from prefstage.core.ledger import LEDGER, Ledger
 from prefstage.judging import load_judge
 from tests.aligning.tiny_world import JUDGE, settings
 
@@ -85,7 +85,7 @@ def test_policies_are_served_one_after_the_other(world: Path, tmp_path: Path) ->
     given = settings(world, schedule="on", iterations=1, server=SERVER)
     done = align(given, out=tmp_path)
     assert done.result["costs"]["answers"] > 0
-    with Ledger.in_folder(tmp_path) as ledger:
+    with Ledger(tmp_path / LEDGER) as ledger:
         assert len(ledger.samplers()) == 2  # the start, and what was trained
     log = (tmp_path / "server.log").read_text()
     assert "Finished server process" in log

@@ -270,7 +270,7 @@ def test_a_policy_answers_by_beam_search_as_transformers_does(
         new = made[0, given["input_ids"].shape[1] :]
         assert row["output"] == tokenizer.decode(new, skip_special_tokens=True)
     assert json.loads((out / "manifest.json").read_text())["inputs"]["sampling"]["beams"] == 3
-    with Ledger.in_folder(out) as ledger:
+    with Ledger(out / LEDGER) as ledger:
         ((_, _, settings, _),) = ledger.samplers()
     assert json.loads(settings)["beams"] == 3
     other = run(*words, "--beams", 4, "--out", out)
@@ -285,7 +285,7 @@ def test_a_killed_beam_search_answers_nothing_twice(files: dict[str, Path], mode
     typed = [str(word) for word in (*words, "--out", out)]
 
     def answers() -> list[tuple[object, ...]]:
-        with Ledger.in_folder(out) as ledger:
+        with Ledger(out / LEDGER) as ledger:
             return ledger.rows("samples")
 
     run_until_killed(

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
-from prefstage.core.ledger import Ledger
+from prefstage.core.ledger import LEDGER, Ledger
 from tests.evaluating.harness import splitter_and_languages
 from tests.faulty_server import FaultyServer, Scripted
 from tests.killed_command import run_until_killed
@@ -72,7 +72,7 @@ def test_a_killed_mt_bench_buys_nothing_twice(questions: Path) -> None:
         done = RUNNER.invoke(app, typed)
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)
-        with Ledger.in_folder(questions.parent / "out") as ledger:
+        with Ledger(questions.parent / "out" / LEDGER) as ledger:
             keys = [(key, attempt) for key, attempt, _ in ledger.rows("gradings")]
         assert found["counts"]["reused"] >= 7
         assert len(keys) == len(set(keys)) == 20

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from prefstage.cli.main import app
 from prefstage.cli.manners import mannered, say
 from prefstage.core.errors import InputError
-from prefstage.core.outcome import Outcome
+from prefstage.core.runs import Outcome
 
 RUNNER = CliRunner()
 
@@ -122,7 +122,7 @@ def test_a_closed_pipe_is_quiet() -> None:
     script = (
         "import sys, typer\n"
         "from prefstage.cli.manners import mannered, say\n"
-        "from prefstage.core.outcome import Outcome\n"
+        "from prefstage.core.runs import Outcome\n"
         "def command() -> None:\n"
         "    with mannered(kept=True):\n"
         "        sys.stdin.readline()\n"

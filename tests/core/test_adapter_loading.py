@@ -10,9 +10,9 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 
-from prefstage.core.adapters import adapters_of, is_adapter
 from prefstage.core.checkpoints import CAUSAL_LM, load_checkpoint
 from prefstage.core.errors import ModelError
+from prefstage.core.weights import adapters_of, is_adapter
 from prefstage.data import load_tokenizer
 from tests.damaged_models import edited
 from tests.tiny_models import save_tiny_llama, tiny_llama, tiny_tokenizer

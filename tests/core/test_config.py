@@ -10,7 +10,6 @@ from prefstage.core.config import (
     check_config,
     did_you_mean,
     load_config,
-    nearest,
     write_config,
 )
 from prefstage.core.errors import ConfigError
@@ -169,11 +168,6 @@ def test_written_config_reads_back(tmp_path: Path) -> None:
     write_config(config, tmp_path / "made" / "config.yaml")
     assert load_config(Run, tmp_path / "made" / "config.yaml") == config
     assert next(iter(yaml.safe_load((tmp_path / "made" / "config.yaml").read_text()))) == "seed"
-
-
-def test_nearest() -> None:
-    assert nearest("tempature", ["temperature", "top_p"]) == "temperature"
-    assert nearest("xyz", ["temperature"]) is None
 
 
 def test_did_you_mean() -> None:

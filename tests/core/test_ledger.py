@@ -11,7 +11,7 @@ from threading import Timer
 import pytest
 
 from prefstage.core.errors import InputError, ServiceError
-from prefstage.core.ledger import LEDGER, Ledger
+from prefstage.core.ledger import Ledger
 
 WRITER = Path(__file__).parent / "write_rewards.py"
 KEY = ("judge", "prompt", "a", "b")
@@ -155,28 +155,13 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(tmp_path: Path) -> Non
         connection.execute("CREATE TABLE things (name TEXT)")
     with pytest.raises(InputError, match="another kind or version"):
         Ledger(other)
-
-
-def test_stores_of_earlier_versions_are_refused_with_the_advice_to_run_again(
-    tmp_path: Path,
-) -> None:
-    judgments = tmp_path / "judgments.sqlite"
-    with closing(sqlite3.connect(judgments)) as connection, connection:
-        connection.execute("CREATE TABLE rewards (judge TEXT)")
+    former = tmp_path / "judgments.sqlite"
+    with closing(sqlite3.connect(former)) as connection, connection:
         connection.execute("PRAGMA user_version = 1")
-    samples = tmp_path / "answers.store.jsonl"
-    samples.write_text('{"kind": "prefstage samples", "version": 2}\n')
-    for path in (judgments, samples):
-        before = path.read_bytes()
-        with pytest.raises(InputError, match=r"earlier version of prefstage; .*run again"):
-            Ledger(path)
-        assert path.read_bytes() == before
-    with pytest.raises(InputError, match=r"judgments\.sqlite of an earlier version.*run again"):
-        Ledger.in_folder(tmp_path)
-    assert not (tmp_path / LEDGER).exists()
-    judgments.unlink()
-    with Ledger.in_folder(tmp_path):
-        assert (tmp_path / LEDGER).exists()
+    before = former.read_bytes()
+    with pytest.raises(InputError, match=r"another kind or version \(1\).* is made anew"):
+        Ledger(former)
+    assert former.read_bytes() == before
 
 
 def test_one_process_at_a_time_where_it_is_asked_for(tmp_path: Path) -> None:

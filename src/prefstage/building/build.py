@@ -59,6 +59,7 @@ from prefstage.building.relabelling import (
     with_judge_probability,
 )
 from prefstage.core import (
+    LEDGER,
     InputError,
     Ledger,
     Outcome,
@@ -214,7 +215,7 @@ def build_pairs(
             }
             stack.enter_context(RunFolder.hold(folder, command="build", inputs=inputs))
             write_config(plan.recipe, folder / CONFIG)
-        store = stack.enter_context(Ledger.in_folder(folder))
+        store = stack.enter_context(Ledger(folder / LEDGER))
         judge = stored(judge, store) if judge is not None else None
         aspects = {name: stored(aspect, store) for name, aspect in aspects.items()}
         candidates, pairs = (data, None) if isinstance(data, CandidateSet) else (None, data)

@@ -1,11 +1,4 @@
 # Public names, each imported on first use (read by lazy_loader in __init__.py).
-from .adapters import (
-    START_MARK as START_MARK,
-    adapter_config as adapter_config,
-    adapters_of as adapters_of,
-    is_adapter as is_adapter,
-    without_alias_warning as without_alias_warning,
-)
 from .checkpoints import (
     CAUSAL_LM as CAUSAL_LM,
     CLASSIFIER as CLASSIFIER,
@@ -21,7 +14,6 @@ from .config import (
     check_config as check_config,
     did_you_mean as did_you_mean,
     load_config as load_config,
-    nearest as nearest,
     parse_overrides as parse_overrides,
     refuse as refuse,
     write_config as write_config,
@@ -49,27 +41,34 @@ from .files import (
 )
 from .hashing import digest as digest, digest_file as digest_file, seed_for as seed_for
 from .ledger import LEDGER as LEDGER, Ledger as Ledger
-from .outcome import Outcome as Outcome, markdown_table as markdown_table, shown as shown
 from .progress import Ticker as Ticker, bars as bars, gathered as gathered, progress as progress
 from .runs import (
     LOCK as LOCK,
     MANIFEST as MANIFEST,
+    Outcome as Outcome,
     RunFolder as RunFolder,
     fault_in as fault_in,
     installed_versions as installed_versions,
     list_files as list_files,
     locked as locked,
+    markdown_table as markdown_table,
     put_in_place as put_in_place,
     read_result as read_result,
     run_date as run_date,
+    shown as shown,
     write_result as write_result,
 )
 from .weights import (
+    START_MARK as START_MARK,
+    adapter_config as adapter_config,
+    adapters_of as adapters_of,
     check_token_ids as check_token_ids,
     embedding_rows as embedding_rows,
     foreign_files as foreign_files,
     ids_without_token as ids_without_token,
+    is_adapter as is_adapter,
     is_path as is_path,
     reason_of as reason_of,
     weights_fingerprint as weights_fingerprint,
+    without_alias_warning as without_alias_warning,
 )

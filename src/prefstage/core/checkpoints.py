@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefstage.core.adapters import (
-    adapter_tensors,
-    adapters_of,
-    put_adapter,
-    saved_name,
-)
 from prefstage.core.errors import ModelError
 from prefstage.core.weights import (
+    adapter_tensors,
+    adapters_of,
     check_weights,
     foreign_files,
     is_path,
     not_finite_names,
+    put_adapter,
     reason_of,
+    saved_name,
 )
 
 # What older versions of transformers wrote beside the weights: masks and positions that the

@@ -109,15 +109,15 @@ def as_config(schema: type[ConfigT], settings: ConfigT | Mapping[str, Any] | Non
     Raises:
         ConfigError: If it is none of these, or a setting is unknown or wrong.
     """
-    if isinstance(settings, schema):
-        return settings
-    if settings is not None and not isinstance(settings, Mapping):
-        raise ConfigError.of(
-            saw=f"settings as a {type(settings).__name__}",
-            expected=f"a {schema.__name__}, or a mapping of its settings",
-            cure=f"pass {schema.__name__}(...), or leave it out for the defaults",
-        )
-    return check_config(schema, settings or {})
+    if settings is None or isinstance(settings, Mapping):
+        return check_config(schema, settings or {})
+    ConfigError.unless(
+        isinstance(settings, schema),
+        saw=f"settings as a {type(settings).__name__}",
+        expected=f"a {schema.__name__}, or a mapping of its settings",
+        cure=f"pass {schema.__name__}(...), or leave it out for the defaults",
+    )
+    return settings
 
 
 def refuse(*faults: tuple[bool, str]) -> None:
@@ -186,19 +186,6 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, prefix: str
     """
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {prefix + close[0]!r}?" if close else otherwise
-
-
-def nearest(name: str, known: list[str]) -> str | None:
-    """Find the known name that a mistyped one most likely meant.
-
-    Args:
-        name: The name as it was given.
-        known: The valid names.
-
-    Returns:
-        The most similar valid name, or None if none is similar.
-    """
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
 
 
 def _config_error(schema: Any, error: ValidationError, origin: str) -> ConfigError:

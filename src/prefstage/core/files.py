@@ -94,8 +94,7 @@ def append_json_line(path: Path, value: Any) -> None:
     """Append one JSON line and flush it to disk, so that a kill loses nothing written.
 
     Args:
-        path: The file; made with its folders if missing. Read it with
-            ``read_json_lines(path, repair=True)`` before going on after a kill.
+        path: The file; made with its folders if missing.
         value: JSON-serialisable.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,12 +104,11 @@ def append_json_line(path: Path, value: Any) -> None:
         os.fsync(stream.fileno())
 
 
-def read_json_lines(path: Path, *, repair: bool = False) -> list[Any]:
+def read_json_lines(path: Path) -> list[Any]:
     """Read a JSON-lines file that a kill may have left with a torn last line.
 
     Args:
         path: The file; a missing one reads as empty.
-        repair: Cut a torn last line off the file, so that appending goes on cleanly.
 
     Returns:
         The value of each complete line, in order.
@@ -122,9 +120,6 @@ def read_json_lines(path: Path, *, repair: bool = False) -> list[Any]:
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    if repair and len(whole) < len(data):
-        with path.open("r+b") as stream:
-            stream.truncate(len(whole))
     return [json.loads(line) for line in whole.splitlines() if line.strip()]
 
 

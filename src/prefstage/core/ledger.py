@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, closing
 from datetime import date
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
@@ -16,11 +16,7 @@ from prefstage.core.runs import lock_file
 LEDGER = "ledger.sqlite"
 Table = Literal["samplers", "samples", "rewards", "judgments", "replies", "gradings"]
 
-_FORMER_STORES = (
-    *("judgments.sqlite", "samples.jsonl", "samples"),
-    *("answers.jsonl", "answers-0.jsonl", "gradings.jsonl"),
-)
-_VERSION = 2  # 1: judgments alone, answers in JSON lines
+_VERSION = 2
 _BUSY_S = 60.0
 _RETRY_S = 0.01
 _PROBABILITY = "probability REAL {null} CHECK (probability BETWEEN 0 AND 1)"
@@ -63,16 +59,13 @@ class Ledger(AbstractContextManager["Ledger"]):
     Args:
         path: The SQLite file; made, with its folder, if missing. None keeps all in memory.
         alone: Refuse to open it while another process has it open so.
-        former: Files and folders beside it in which an earlier version kept the same.
 
     Raises:
         InputError: If the file is of another kind or version, damaged, cannot be written, or
-            is open in another process; or a former store lies where it should be made.
+            is open in another process.
     """
 
-    def __init__(
-        self, path: Path | None, *, alone: bool = False, former: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, path: Path | None, *, alone: bool = False) -> None:
         self.path = path
         self._lock = Lock()
         with (
@@ -86,13 +79,11 @@ class Ledger(AbstractContextManager["Ledger"]):
             ExitStack() as opening,  # a failure half way closes what was opened
         ):
             if path is not None:
-                _check_former(path, former)
                 path.parent.mkdir(parents=True, exist_ok=True)
             if path is not None and alone:
                 # A file of its own: closing any handle on an SQLite file drops the locks that
                 # SQLite itself holds on it in this process.
-                lock = path.with_name(f"{path.name}.lock")
-                holder = opening.enter_context(lock_file(lock))
+                holder = opening.enter_context(lock_file(path.with_name(f"{path.name}.lock")))
                 InputError.unless(
                     holder is None,
                     saw=f"{path} is open in another process{holder}",
@@ -111,23 +102,6 @@ class Ledger(AbstractContextManager["Ledger"]):
             )
             self._prepare()
             self._open = opening.pop_all()
-
-    @classmethod
-    def in_folder(cls, folder: Path, *, alone: bool = False) -> Self:
-        """Open the ledger of a run folder.
-
-        Args:
-            folder: The run folder.
-            alone: As for the class.
-
-        Returns:
-            The ledger ``ledger.sqlite``.
-
-        Raises:
-            InputError: As the class; also if an earlier version kept its answers and judgments
-                in this folder.
-        """
-        return cls(folder / LEDGER, alone=alone, former=_FORMER_STORES)
 
     def __exit__(self, *_: object) -> None:
         """Close the ledger."""
@@ -228,15 +202,12 @@ class Ledger(AbstractContextManager["Ledger"]):
         (version, tables) = self._connection.execute(
             "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
         ).fetchone()
-        if version != _VERSION and (version or tables):
-            kind = f"an SQLite file of another kind or version ({version})"
-            cure = "name another file"
-            if version == 1:
-                kind = "a judgment store of an earlier version of prefstage"
-                cure = "delete it (or name another file) and run again: judgments are made anew"
-            raise InputError.of(
-                saw=f"{self.path} is {kind}", expected=f"a ledger of version {_VERSION}", cure=cure
-            )
+        InputError.unless(
+            version == _VERSION or not (version or tables),
+            saw=f"{self.path} is an SQLite file of another kind or version ({version})",
+            expected=f"a ledger of version {_VERSION}",
+            cure="name another file; what an earlier version of prefstage kept is made anew",
+        )
         # Of processes that make a new file at once, SQLite fails all but one here immediately:
         # its busy timeout does not cover a change of the journal mode.
         for attempt in Retrying(
@@ -269,20 +240,6 @@ class Ledger(AbstractContextManager["Ledger"]):
             expected="a ledger as prefstage wrote it",
             cure="restore it from a copy, or name another file and run again",
         )
-
-
-def _check_former(path: Path, former: Sequence[str]) -> None:
-    names = [name for name in former if (path.parent / name).exists()]
-    if path.exists():
-        with path.open("rb") as stream:
-            names = [path.name] if stream.read(8) == b'{"kind":' else []
-    InputError.unless(
-        not names,
-        saw=f"{path.parent} holds {', '.join(names)} of an earlier version of prefstage",
-        expected=f"the ledger {path.name}, which keeps answers and judgments now",
-        cure="delete it (or name another file or folder) and run again: answers and judgments "
-        "are made anew",
-    )
 
 
 def _names(columns: Sequence[str]) -> str:

@@ -1,12 +1,12 @@
-"""Run folders: whose they are, one process at a time, whole or absent, and their results."""
+"""Run folders: whose they are, one process at a time, whole or absent; results, and their text."""
 
 import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.metadata import distributions
@@ -59,16 +59,18 @@ class RunFolder:
             expected="a new or empty folder, or the folder of the same run",
             cure="name another folder with --out",
         )
-        record = {
-            "command": command,
-            "key": run.key,
-            "inputs": dict(inputs),
-            "date": date.today().isoformat(),  # of this place, as chat templates read it
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "python": platform.python_version(),
-            "versions": installed_versions(_PACKAGES),
-        }
-        write_json(manifest, record)
+        write_json(
+            manifest,
+            {
+                "command": command,
+                "key": run.key,
+                "inputs": dict(inputs),
+                "date": date.today().isoformat(),  # of this place, as chat templates read it
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "python": platform.python_version(),
+                "versions": installed_versions(_PACKAGES),
+            },
+        )
         return run
 
     @classmethod
@@ -317,13 +319,15 @@ def write_result(
         The file.
     """
     itself = [{"kind": command, "iteration": 1, "folder": "."}]
-    result = {
-        "command": command,
-        "headline": headline,
-        "facts": {name: str(fact) for name, fact in (facts or {}).items() if fact},
-        "parts": itself if parts is None else [dict(part) for part in parts],
-    }
-    write_json(folder / RESULT, result)
+    write_json(
+        folder / RESULT,
+        {
+            "command": command,
+            "headline": headline,
+            "facts": {name: str(fact) for name, fact in (facts or {}).items() if fact},
+            "parts": itself if parts is None else [dict(part) for part in parts],
+        },
+    )
     return folder / RESULT
 
 
@@ -364,8 +368,50 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def _begun(folder: Path) -> str:
-    try:
-        command = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["command"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return f"its {command} has not ended, "
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return f"its {manifest['command']} has not ended, "
+    return ""
+
+
+# --- What a command has to say, whoever called it: a shell, or Python ----------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a command; the base of every function's result that a command prints.
+
+    Attributes:
+        summary: A short text for people, its headline first.
+        result: The same for machines: JSON-serialisable.
+        written: Files and folders that now hold results.
+        failed: What failed, or whether anything did, although the command went through.
+    """
+
+    summary: str
+    result: dict[str, Any]
+    written: Sequence[Path] = ()
+    failed: bool | Sequence[Any] = False
+
+
+def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table as Markdown.
+
+    Args:
+        head: Of the columns.
+        rows: A cell a column; bars in cells are escaped.
+
+    Returns:
+        Its lines, without a line end behind the last.
+    """
+    lines = [" | ".join(str(cell).replace("|", "\\|") for cell in cells) for cells in (head, *rows)]
+    return "\n".join(
+        [f"| {lines[0]} |", "|" + "---|" * len(head), *(f"| {x} |" for x in lines[1:])]
+    )
+
+
+def shown(value: Any) -> str:
+    """A figure as summaries print it: floats with four digits, lists with commas."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(shown, value)) if isinstance(value, list) else str(value)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefstage.core import (
+    LEDGER,
     InputError,
     Ledger,
     Outcome,
@@ -144,7 +145,7 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
     prompts = [theirs.by_prompt[key].prompt for key in order[: settings.max_prompts]]
     with (
         RunFolder.hold(Path(str(out)), command="evaluate", inputs=inputs) as run,
-        Ledger.in_folder(run.path) as ledger,
+        Ledger(run.path / LEDGER) as ledger,
     ):
         for policy in settings.policy:
             with _sampler(policy, settings, run.path) as sampler:

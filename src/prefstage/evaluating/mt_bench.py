@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prefstage.core import DataError, Ledger, digest
+from prefstage.core import LEDGER, DataError, Ledger, digest
 from prefstage.data.records import Prompt, prompt_id_of
 from prefstage.evaluating.rates import Figures, mean_interval
 from prefstage.evaluating.settings import MtBenchConfig
@@ -232,7 +232,7 @@ def run_mt_bench(
     """
     config = config or MtBenchConfig()
     counts: Counter[str] = Counter(calls=0, reused=0, unreadable=0)
-    with Ledger.in_folder(folder, alone=True) as ledger:
+    with Ledger(folder / LEDGER, alone=True) as ledger:
         answers = _answer(questions, sampler, ledger)
         tasks = [
             (

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefstage.core import ConfigError, check_config, nearest
+from prefstage.core import ConfigError, check_config, did_you_mean
 from prefstage.losses import pairwise as pair
 from prefstage.losses.base import (
     DataKind,
@@ -180,11 +180,10 @@ def get_loss(name: str) -> type[Loss]:
         ConfigError: If there is none; the nearest name is given.
     """
     if name not in _BY_NAME:
-        guess = nearest(name, list(_BY_NAME))
         raise ConfigError.of(
             saw=f"loss {name!r}",
             expected=f"one of {', '.join(sorted(LOSSES))}",
-            cure=f"did you mean {guess!r}?" if guess else "see the list of losses",
+            cure=did_you_mean(name, _BY_NAME, "see the list of losses"),
         )
     return _BY_NAME[name]
 
@@ -266,11 +265,11 @@ def _term(spec: Mapping[str, Any]) -> LossTerm:
     fields = list(loss.model_fields)
     for unknown in (key for key in values if key not in fields):
         trl = TRL_SETTINGS.get(unknown)
-        guess = trl if trl in fields else nearest(unknown, [*fields, "name", "weight"])
+        meant = trl if trl in fields else unknown
         raise ConfigError.of(
             saw=f"loss {loss.name}: unknown setting {unknown!r}",
             expected=f"one of {', '.join([*fields, 'weight'])}",
-            cure=f"did you mean {guess!r}?" if guess else "remove it",
+            cure=did_you_mean(meant, [*fields, "name", "weight"], "remove it"),
         )
     return LossTerm(check_config(loss, values, origin=f"loss {name}"), float(weight))
 

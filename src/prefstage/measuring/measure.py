@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefstage.core import (
+    LEDGER,
     InputError,
     Ledger,
     Outcome,
@@ -149,7 +150,7 @@ def measure_stage(
                 "judge": judge.fingerprint,
             }
             stack.enter_context(RunFolder.hold(out, command="measure", inputs=inputs))
-            ledger = stack.enter_context(Ledger.in_folder(out))
+            ledger = stack.enter_context(Ledger(out / LEDGER))
             judge = stored(judge, ledger)
             if isinstance(policy, SampledResponses):
                 policy.ledger = ledger

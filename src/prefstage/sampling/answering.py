@@ -114,9 +114,7 @@ def sample(
     )
     rows = [loaded[index] for index in range(min(len(loaded), config.max_prompts or len(loaded)))]
     with ExitStack() as stack:
-        store = stack.enter_context(
-            Ledger(store_file, alone=True, former=(f"{out.name}.samples.jsonl",))
-        )
+        store = stack.enter_context(Ledger(store_file, alone=True))
         sampler = policy if isinstance(policy, Sampler) else _load(str(policy), out, config, store)
         stack.enter_context(sampler)
         result, samples = _collect(sampler, rows, config.responses, store)

@@ -340,7 +340,7 @@ class Workspace:
             if store is not None:
                 _link(self.folder, store.absolute())
                 stack.enter_context(locked(store))
-            self.ledger = stack.enter_context(Ledger.in_folder(self.folder))
+            self.ledger = stack.enter_context(Ledger(self.folder / LEDGER))
             self.judge = stored(judge, self.ledger)
             yield
         self.judge = judge
