@@ -202,9 +202,7 @@ def build_pairs(
     with ExitStack() as stack:
         judge, sampler, aspects = _opened(plan, judge, sampler, stack)
         # Without a folder too, what a judge was asked is kept on disk: it may be asked again.
-        folder = out or Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="prefstage-build-"))
-        )
+        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory("-prefstage-build")))
         if out is not None:
             inputs = {
                 # Without the yes to reversed labels: who gives it goes on with what was judged.
