@@ -13,7 +13,7 @@ from prefstage.building.recipe import PRINCIPLES, SHARE, TEMPLATE, Principle
 from prefstage.building.relabelling import exchanged, rescored, without_raters
 from prefstage.core import InputError, Ledger, seed_for
 from prefstage.data import Candidates, CandidateSet, Message, Pair, Prompt, prompt_id_of
-from prefstage.data.storage import count_different, different, hashes_of, text_number
+from prefstage.data.storage import DiskNumbers, count_different, different, text_number
 from prefstage.judging.base import Judge, content_of
 from prefstage.sampling.base import Sampler, collect, cut_thoughts, requests_for, to_candidates
 
@@ -81,18 +81,18 @@ def plan_mixing(prompt_ids: Iterable[str], *, share: float = SHARE, seed: int = 
         The plan.
     """
 
-    def number(prompt_id: str) -> str:
-        return f"{seed}\0mixing\0{prompt_id}"
+    def number(prompt_id: str) -> int:
+        return text_number(f"{seed}\0mixing\0{prompt_id}")
 
     # Every prompt has a random number of its own. Those up to the count-th smallest are drawn, so
     # that one limit decides and neither the prompts nor a list of the drawn ones stay in memory.
-    with hashes_of(map(number, prompt_ids)) as numbers:
+    with DiskNumbers("uint64", map(number, prompt_ids)) as numbers:
         total = count_different(numbers)
         # 0.1 * 30 is just below 3 in binary; a share that means a whole number gives that number.
         count = math.floor(share * total + 1e-9)
         smallest = islice(chain.from_iterable(different(numbers)), count)
         limit = max(map(int, smallest), default=-1)
-    return MixingPlan(lambda prompt_id: text_number(number(prompt_id)) <= limit, count, total)
+    return MixingPlan(lambda prompt_id: number(prompt_id) <= limit, count, total)
 
 
 def mixed_pairs(

@@ -23,13 +23,14 @@ from prefstage.data.rows import LoadReport
 from prefstage.data.storage import (
     MESSAGE_COLUMNS,
     CanonicalRows,
+    DiskNumbers,
     Row,
     build_dataset,
     count_different,
     hash_rows,
-    hashes_of,
     save_dataset,
     stored_messages,
+    text_number,
 )
 
 R = TypeVar("R", bound=Record)
@@ -65,30 +66,33 @@ def to_row(record: Record) -> Row:
     Numbers become floats and empty fields of messages go, as storing makes them: what is
     built in memory hashes as what is read back.
     """
-    return {name: write(getattr(record, name)) for name, write in _WRITE[type(record)].items()}
+    cells = ((name, getattr(record, name)) for name in COLUMNS[type(record)])
+    return {name: _WRITE[name](cell) if name in _WRITE else cell for name, cell in cells}
 
 
-def _writer(cell: Any) -> Callable[[Any], Any]:
-    # Made once a column, not looked up by every value: a large set has millions of them.
-    if cell is _MESSAGES:
-        return lambda value: [
-            without_nulls(message) if None in message.values() else message for message in value
-        ]
-    if cell is _NUMBER:
-        return lambda value: None if value is None else float(value)
-    if isinstance(cell, List):
-        write = _writer(cell.feature)
-        return lambda value: list(map(write, value))
-    if isinstance(cell, dict):
-        fields = {name: _writer(inner) for name, inner in cell.items()}
-        return lambda value: (
-            value and {name: write(getattr(value, name)) for name, write in fields.items()}
-        )
-    return lambda value: value
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
-_WRITE = {
-    kind: {name: _writer(cell) for name, cell in cells.items()} for kind, cells in COLUMNS.items()
+_WRITE: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(
+        MESSAGE_COLUMNS,
+        lambda messages: [
+            without_nulls(message) if None in message.values() else message for message in messages
+        ],
+    ),
+    **dict.fromkeys(("responses", "sources"), list),
+    "scores": lambda scores: list(map(_number, scores)),
+    **{
+        name: _number
+        for cells in COLUMNS.values()
+        for name, cell in cells.items()
+        if cell is _NUMBER
+    },
+    "votes": lambda votes: [vars(vote) | {"preference": float(vote.preference)} for vote in votes],
+    "generations": lambda generations: [
+        how and vars(how) | {"token_ids": list(how.token_ids)} for how in generations
+    ],
 }
 
 
@@ -223,7 +227,7 @@ class RecordSet(Generic[R]):
 
     def repeated_prompts(self) -> int:
         """How many records repeat the prompt of an earlier one; memory stays flat."""
-        with hashes_of(self.dataset["prompt_id"]) as prompts:
+        with DiskNumbers("uint64", map(text_number, self.dataset["prompt_id"])) as prompts:
             return len(self) - count_different(prompts)
 
     def save(self, path: str | Path) -> None:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import numpy as np
@@ -103,9 +103,18 @@ def build_dataset(
         waiting.seek(0)
         fingerprint = hashlib.file_digest(waiting, "sha256").hexdigest()[:16]
         waiting.seek(0)
-        with _PieceWriter(arrow, features_of(fields), piece_rows(count)) as writer:
-            for line in waiting:
-                writer.write(_stored(json.loads(line), fields, others))
+        stored = (_stored(json.loads(line), fields, others) for line in waiting)
+        batches = iter(lambda: list(islice(stored, BATCH_ROWS)), [])
+        # JSON is text at first, which the writer casts: Arrow makes none from Python objects.
+        schema = features_of(dict.fromkeys(fields, True)).arrow_schema
+        tables = (pa.Table.from_pylist(batch, schema) for batch in batches)
+        with ArrowWriter(path=str(arrow), features=features_of(fields)) as writer:
+            # Rows as Python objects take several times their size in Arrow. So few are held as
+            # objects, and their tables are gathered into larger pieces, since every reader maps
+            # piece by piece.
+            while piece := list(islice(tables, math.ceil(piece_rows(count) / BATCH_ROWS))):
+                whole = pa.concat_tables(piece)
+                writer.write_table(whole, len(whole))
             writer.finalize()
     return Dataset.from_file(str(arrow)), fingerprint
 
@@ -162,31 +171,6 @@ class CanonicalRows:
     def __iter__(self) -> Iterator[Row]:
         """The rows in order."""
         return chain.from_iterable(map(self._read, self._tables.iter(BATCH_ROWS)))
-
-
-class _PieceWriter(ArrowWriter):  # type: ignore[misc]  # untyped in datasets
-    # Rows as Python objects take several times their size in Arrow. So few are held as objects,
-    # and their tables are gathered into larger pieces, since every reader maps piece by piece.
-
-    def __init__(self, path: Path, features: Features, rows: int) -> None:
-        super().__init__(path=str(path), features=features, writer_batch_size=BATCH_ROWS)
-        self._piece, self._gathered = rows, list[pa.Table]()
-
-    def write_table(self, pa_table: pa.Table, writer_batch_size: int | None = None) -> None:
-        # Gather a table; write what is gathered once it is a piece.
-        self._gathered.append(pa_table)
-        if sum(map(len, self._gathered)) >= self._piece:
-            self._write_piece()
-
-    def finalize(self, close_stream: bool = True) -> tuple[int, int]:
-        self.write_examples_on_file()
-        self._write_piece()
-        return cast("tuple[int, int]", super().finalize(close_stream=close_stream))
-
-    def _write_piece(self) -> None:
-        if self._gathered:
-            whole, self._gathered = pa.concat_tables(self._gathered), []
-            super().write_table(whole, writer_batch_size=len(whole))
 
 
 def piece_rows(rows: int) -> int:
@@ -262,11 +246,13 @@ class DiskNumbers(AbstractContextManager["DiskNumbers"]):
 
     Args:
         dtype: A numpy type of numbers.
+        values: The first numbers; read once, some at a time.
     """
 
-    def __init__(self, dtype: str = "float64") -> None:
-        self._dtype, self._count = np.dtype(dtype), 0
+    def __init__(self, dtype: str = "float64", values: Iterable[Any] = ()) -> None:
+        self._dtype = np.dtype(dtype)
         self._stream = tempfile.TemporaryFile(prefix="prefstage-")  # noqa: SIM115 - see __exit__
+        self.extend(values)
 
     def __exit__(self, *_: object) -> None:
         """Remove the file."""
@@ -274,17 +260,17 @@ class DiskNumbers(AbstractContextManager["DiskNumbers"]):
 
     def __len__(self) -> int:
         """How many numbers there are."""
-        return self._count
+        return self._stream.tell() // self._dtype.itemsize
 
     def extend(self, values: Iterable[Any]) -> None:
         """Add numbers at the end.
 
         Args:
-            values: As many as fit into memory.
+            values: Read once, some at a time.
         """
-        piece = np.asarray(values, dtype=self._dtype)
-        self._stream.write(piece.tobytes())
-        self._count += len(piece)
+        rest = iter(values)
+        while len(piece := np.fromiter(islice(rest, _PIECE), self._dtype)):
+            self._stream.write(piece.tobytes())
 
     def sort(self) -> Numbers:
         """Sort in place, on disk; NaN stand last.
@@ -292,16 +278,13 @@ class DiskNumbers(AbstractContextManager["DiskNumbers"]):
         Returns:
             The numbers, least first, memory-mapped. [rows].
         """
-        numbers = self.mapped()
+        self._stream.flush()
+        # An empty file cannot be mapped.
+        numbers = (
+            np.memmap(self._stream, self._dtype, "r+") if len(self) else np.zeros(0, self._dtype)
+        )
         numbers.sort()
         return numbers
-
-    def mapped(self) -> Numbers:
-        """The numbers as they stand, memory-mapped. [rows]."""
-        self._stream.flush()
-        if not self._count:  # an empty file cannot be mapped
-            return np.zeros(0, dtype=self._dtype)
-        return np.memmap(self._stream, dtype=self._dtype, mode="r+", shape=(self._count,))
 
 
 def pieces(values: Numbers) -> Iterator[Numbers]:
@@ -328,21 +311,6 @@ def text_number(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def hashes_of(texts: Iterable[str]) -> DiskNumbers:
-    """Write the hashes of texts to disk, some at a time.
-
-    Args:
-        texts: The texts, read once.
-
-    Returns:
-        The hashes, in order; close it when it is no longer needed.
-    """
-    hashes, numbers = DiskNumbers("uint64"), map(text_number, texts)
-    while piece := list(islice(numbers, _PIECE)):
-        hashes.extend(piece)
-    return hashes
-
-
 def count_different(numbers: DiskNumbers) -> int:
     """How many different numbers there are; sorts them.
 
@@ -366,10 +334,7 @@ def different(numbers: DiskNumbers) -> Iterator[Numbers]:
     """
     last: Any = None
     for piece in pieces(numbers.sort()):
-        # After sorting, equal numbers are neighbours: the first of each run differs from the
-        # one before it, which may stand in the piece before.
-        fresh = np.ones(len(piece), dtype=bool)
-        fresh[1:] = piece[1:] != piece[:-1]
-        fresh[0] = last is None or piece[0] != last
-        last = piece[-1]
-        yield np.asarray(piece[fresh])
+        # After sorting, equal numbers are neighbours, perhaps from one piece to the next.
+        fresh = np.unique(piece)
+        yield fresh[int(fresh[0] == last) :]
+        last = fresh[-1]
