@@ -15,7 +15,6 @@ from prefstage.cli.main import app
 from prefstage.core.errors import ConfigError, DataError
 from prefstage.data.reading import Reading
 from prefstage.data.records import Record
-from prefstage.data.rows import LoadReport
 from tests.aligning.tiny_world import settings
 
 
@@ -134,13 +133,13 @@ def test_prompts_of_their_own_are_covered(
 def test_data_are_parsed_once_a_run_and_once_more_by_the_building(
     world: Path, tmp_path: Path, spoilt: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes, records = Counter[str](), Reading.records
+    passes, records = Counter[str](), Reading.__iter__
 
-    def counted(reading: Reading, report: LoadReport) -> Iterator[Record]:
+    def counted(reading: Reading[Any]) -> Iterator[Record]:
         passes[Path(reading.source.name).name] += 1
-        return records(reading, report)
+        return records(reading)
 
-    monkeypatch.setattr(Reading, "records", counted)
+    monkeypatch.setattr(Reading, "__iter__", counted)
     given = {**recipe(world, spoilt, on_bad_row="quarantine"), "schedule": ["off", "off"]}
     align(given, out=tmp_path / "run")
     assert (passes["held_out.jsonl"], passes["pairs.jsonl"]) == (1, 2)

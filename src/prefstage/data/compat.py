@@ -1,9 +1,12 @@
 """Every reach into what transformers and datasets do not promise, and why it is needed."""
 
+import json
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from datasets import IterableDataset
 from datasets.utils.json import ujson_loads
+
+from prefstage.data.rows import show
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,9 +51,14 @@ def arrow_origin(dataset: IterableDataset) -> bool | None:
     return False
 
 
-def check_readable(text: str) -> None:
-    """Raise ValueError for JSON that `datasets` could not read for other people.
+def check_storable(value: Any) -> None:
+    """Raise ValueError for a value that a column of JSON would not give back as it is.
 
-    Its own parser, which `datasets` uses for JSON columns, refuses numbers above 64 bits.
+    The parser that `datasets` uses for such columns refuses numbers above 64 bits.
     """
+    text = json.dumps(value)
     ujson_loads(text)
+    # JSON turns keys that are no text into text, and tuples into lists: what would not
+    # come back as it was is refused rather than changed.
+    if json.loads(text) != value:
+        raise ValueError(show(value))

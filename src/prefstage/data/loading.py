@@ -4,14 +4,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Literal, TypeVar, Unpack, cast, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from prefstage.core import DataError, InputError, check_config, did_you_mean
 from prefstage.data.formats import PROMPTS
 from prefstage.data.formats.fields import Format
 from prefstage.data.reading import CandidateStream, PairStream, Reading
 from prefstage.data.records import TIE, Candidates, Pair, Vote, generations_of
-from prefstage.data.rows import LoadReport, RowFault, applicable
+from prefstage.data.rows import RowFault, applicable
 from prefstage.data.sets import CandidateSet, ConversationSet, PairSet, RecordSet, UnpairedSet
 from prefstage.data.settings import ReadArguments, ReadOptions
 from prefstage.data.sources import DataSource
@@ -61,9 +61,7 @@ def load_pairs(
     """
     if not streaming:
         return _load(PairSet, _pair_set, source, options)
-    reading = Reading(source, "pairs", check_config(ReadOptions, options), streaming=True)
-    reading.check_votes()
-    return PairStream(reading)
+    return PairStream(source, "pairs", check_config(ReadOptions, options), streaming=True)
 
 
 @overload
@@ -97,14 +95,16 @@ def load_candidates(
     """
     if not streaming:
         return _load(CandidateSet, _candidate_set, source, options)
-    reading = Reading(source, "candidates", check_config(ReadOptions, options), streaming=True)
+    stream = CandidateStream(
+        source, "candidates", check_config(ReadOptions, options), streaming=True
+    )
     DataError.unless(
-        reading.format.kind == "candidates",
-        saw=f"streaming=True for {reading.source.name}, read as {reading.format.name}",
+        stream.format.kind == "candidates",
+        saw=f"streaming=True for {stream.source.name}, read as {stream.format.name}",
         expected="a format whose rows hold all responses of a prompt",
         cure="load it without streaming, so that rows can be grouped by prompt",
     )
-    return CandidateStream(reading)
+    return stream
 
 
 def load_prompts(source: DataSource, **options: Unpack[ReadArguments]) -> CandidateSet:
@@ -165,7 +165,7 @@ def load_conversations(source: DataSource, **options: Unpack[ReadArguments]) -> 
 
 def _load(
     kind: type[_Set],
-    make: Callable[[Reading, LoadReport], _Set],
+    make: Callable[[Reading[Any]], _Set],
     source: DataSource,
     options: ReadArguments,
     *,
@@ -174,65 +174,63 @@ def _load(
     # The loader behind the five. A set of the wanted kind is what it would make of it.
     if type(source) is kind and not options:
         return source
-    reading = Reading(source, kind.wanted, check_config(ReadOptions, options), fallback=fallback)
-    return make(reading, reading.new_report())
+    checked = check_config(ReadOptions, options)
+    return make(Reading(source, kind.wanted, checked, fallback=fallback))
 
 
-def _pairs(reading: Reading, report: LoadReport) -> PairSet:
-    pairs = PairSet.of(cast("Iterator[Pair]", reading.records(report)), report=report)
+def _pairs(reading: Reading[Pair]) -> PairSet:
+    pairs = PairSet.of(iter(reading), report=reading.report)
     nobody_named = pairs.dataset.data.column("annotator").null_count == len(pairs)
     return pairs if nobody_named else _merge_annotators(pairs)
 
 
-def _pair_set(reading: Reading, report: LoadReport) -> PairSet:
-    pairs = _pairs(reading, report)
+def _pair_set(reading: Reading[Pair]) -> PairSet:
+    pairs = _pairs(reading)
     repeated = pairs.repeated_prompts()
-    report.notes += applicable(
+    pairs.report.notes += applicable(
         {f"{repeated} pairs repeat the prompt of an earlier pair (all kept)": repeated}
     )
     return pairs
 
 
-def _candidate_set(reading: Reading, report: LoadReport) -> CandidateSet:
-    rows = CandidateSet.of(cast("Iterator[Candidates]", reading.records(report)), report=report)
+def _candidate_set(reading: Reading[Candidates]) -> CandidateSet:
+    rows = CandidateSet.of(iter(reading), report=reading.report)
     return _group_by_prompt(rows, merge=reading.format.kind == "pairs")
 
 
-def _unpaired_set(reading: Reading, report: LoadReport) -> UnpairedSet:
+def _unpaired_set(reading: Reading[Any]) -> UnpairedSet:
     notes = ("each pair gives a desirable and an undesirable response", "desirable")
-    rows = UnpairedSet.of(_untied(reading, report, Pair.unpaired, notes), report=report)
+    rows = UnpairedSet.of(_untied(reading, Pair.unpaired, notes), report=reading.report)
     desirable = sum(rows.dataset["label"])
-    report.notes.append(f"{desirable} desirable and {len(rows) - desirable} undesirable responses")
+    counts = f"{desirable} desirable and {len(rows) - desirable} undesirable responses"
+    rows.report.notes.append(counts)
     return rows
 
 
-def _conversation_set(reading: Reading, report: LoadReport) -> ConversationSet:
+def _conversation_set(reading: Reading[Any]) -> ConversationSet:
     notes = ("the chosen response of each pair is learnt, its prompt is not", "the better one")
-    records = _untied(reading, report, lambda pair: [pair.demonstration()], notes)
-    rows = ConversationSet.of(records, report=report)
+    records = _untied(reading, lambda pair: [pair.demonstration()], notes)
+    rows = ConversationSet.of(records, report=reading.report)
     unanswered = sum(row.completion[-1]["role"] != "assistant" for row in rows)
-    report.notes += applicable(
+    rows.report.notes += applicable(
         {f"{unanswered} conversations end with a turn that nobody answers (not learnt)": unanswered}
     )
     return rows
 
 
 def _untied(
-    reading: Reading,
-    report: LoadReport,
-    parts: Callable[[Pair], Iterable[Any]],
-    notes: tuple[str, str],
+    reading: Reading[Any], parts: Callable[[Pair], Iterable[Any]], notes: tuple[str, str]
 ) -> Iterator[Any]:
     # Records as they are read; of pairs their parts. Votes are counted first: a tie of all
     # raters may be several rows that are none. The notes say what the parts are, and what
     # neither response of a tie is.
     if reading.format.kind != "pairs":
-        yield from reading.records(report)
-        return
-    pairs = _pairs(reading, report)
-    yield from chain.from_iterable(parts(pair) for pair in pairs if not pair.tied)
-    ties = {f"{report.ties} ties left out: neither response is {notes[1]}": report.ties}
-    report.notes += [notes[0], *applicable(ties)]
+        return iter(reading)
+    pairs = _pairs(reading)
+    ties = pairs.report.ties
+    left_out = {f"{ties} ties left out: neither response is {notes[1]}": ties}
+    pairs.report.notes += [notes[0], *applicable(left_out)]
+    return chain.from_iterable(parts(pair) for pair in pairs if not pair.tied)
 
 
 def pairs_to_candidates(pairs: PairSet) -> CandidateSet:

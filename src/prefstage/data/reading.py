@@ -2,21 +2,21 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from prefstage.core import DataError, InputError, atomic_path
-from prefstage.data.compat import check_readable
+from prefstage.data.compat import check_storable
 from prefstage.data.formats import Wanted, check_columns, check_mapped, format_named, recognise
 from prefstage.data.formats.fields import Format, Row, SourceRow, read_annotator
 from prefstage.data.labels import LabelScheme, declared_scheme
 from prefstage.data.messages import SYSTEM_ROLES, template_marks, turn
 from prefstage.data.records import TIE, Candidates, Message, Pair, Record, prompt_id_of
-from prefstage.data.rows import WARNING, LoadReport, Observations, RawRow, RowFault, show
+from prefstage.data.rows import WARNING, LoadReport, Observations, RawRow, RowFault
 from prefstage.data.sets import CandidateSet, PairSet, RecordSet
 from prefstage.data.settings import ReadOptions
 from prefstage.data.sources import DataSource, Source, open_source
@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 ASIDE_CURE = "set on_bad_row='quarantine' with a quarantine_file"
 _PEEKED_ROWS = 1000
 _SHOWN_BAD_ROWS = 3
+_SETS: Mapping[str, type[RecordSet[Any]]] = {"pairs": PairSet, "candidates": CandidateSet}
 _OFTEN_EMPTY = ("annotator", "votes", "generations")
 _MEDIA = {
     "<image>": ("images", "image", "img", "image_path", "image_paths", "pixel_values"),
@@ -37,10 +38,11 @@ _MEDIA = {
 }
 
 
-class Reading:
-    """How to read one dataset; every call of `records` is one whole pass.
+class Reading(Generic[R]):
+    """Records read row by row from one dataset, in flat memory; every iteration reads anew.
 
     To make one checks the settings, opens the source and settles its format from the first rows.
+    `PairStream` and `CandidateStream` are its uses.
 
     Args:
         data: As in `load_pairs`.
@@ -56,7 +58,7 @@ class Reading:
         scheme: Meaning of the labels, or None.
         columns: Role to column, where they differ.
         quarantine_file: Where bad rows go, or None if they are errors.
-        notes: What the report says from the start.
+        report: The account of the current (or last) iteration.
 
     Raises:
         DataError: As `load_pairs`.
@@ -96,22 +98,25 @@ class Reading:
         rows = [SourceRow(row, self.columns) for row in sample]
         self.scheme = _scheme(self.format, rows, options.labels, name)
         labels = f"labels read as {self.scheme}" if self.scheme else None
-        self.notes = (*self.source.notes, *filter(None, (self.format.note, labels)))
+        self._notes = (*self.source.notes, *filter(None, (self.format.note, labels)))
+        self.report = LoadReport(name, self.format.name, notes=list(self._notes))
+        if streaming and wanted == "pairs":
+            self._check_votes(rows)
 
-    def new_report(self) -> LoadReport:
-        """An empty account."""
-        return LoadReport(self.source.name, self.format.name, notes=list(self.notes))
+    def __iter__(self) -> Iterator[R]:
+        """Read all rows anew.
 
-    def records(self, report: LoadReport) -> Iterator[Record]:
-        """Read all rows.
-
-        Args:
-            report: Filled while the rows come.
+        Returns:
+            The records in order, each as it is read.
 
         Raises:
             DataError: After the last row (or at the first bad one, if `streaming`)
                 if any was bad and no quarantine file takes it, or if none was good.
         """
+        self.report = LoadReport(self.source.name, self.format.name, notes=list(self._notes))
+        return cast("Iterator[R]", self._records(self.report))
+
+    def _records(self, report: LoadReport) -> Iterator[Record]:
         name, observations, first = self.source.name, Observations(), list[str]()
         with ExitStack() as stack:
             if self.quarantine_file is not None:  # whole or absent, and empty without bad rows
@@ -165,19 +170,16 @@ class Reading:
             else "check the format and columns, since no row is good",
         )
 
-    def check_votes(self) -> None:
-        """Refuse rows whose annotators' votes have to be counted together, for streaming.
+    def save(self, path: str | Path) -> None:
+        """Read all rows and write their canonical columns; see `storage.save_dataset`."""
+        _SETS[self.wanted].of(self).save(path)
 
-        Raises:
-            DataError: If two annotators labelled the same pair in the first rows.
-        """
-        observations, voters = Observations(), dict[str, str]()
-        with closing(self.source.rows()) as rows:
-            for row in islice(rows, _PEEKED_ROWS):
-                try:
-                    pair = self._read(self._tracked(observations, row), observations)
-                except RowFault:
-                    continue
+    def _check_votes(self, rows: Iterable[SourceRow]) -> None:
+        # Annotators' votes have to be counted together, which streaming cannot.
+        voters = dict[str, str]()
+        for row in rows:
+            with suppress(RowFault):
+                pair = self._read(RawRow(self.source.name, 0, row), Observations())
                 if isinstance(pair, Pair) and pair.annotator is not None:
                     DataError.unless(
                         voters.setdefault(pair.key, pair.annotator) == pair.annotator,
@@ -270,8 +272,8 @@ def _check_storable(record: Record) -> None:
     try:
         json.dumps(vars(record), ensure_ascii=False, default=vars).encode("utf-8")
         for message in _messages_of(record):
-            for name in message.keys() - {"role", "content"}:
-                _check_field(name, message[name])
+            if others := {n: value for n, value in message.items() if not isinstance(value, str)}:
+                check_storable(others)
     except UnicodeEncodeError as error:
         raise RowFault(
             "(row)",
@@ -288,17 +290,6 @@ def _check_storable(record: Record) -> None:
         ) from None
 
 
-def _check_field(name: str, value: Any) -> None:
-    if isinstance(value, str):
-        return
-    text = json.dumps(value)
-    check_readable(text)
-    # JSON turns keys that are no text into text, and tuples into lists: what would not
-    # come back as it was is refused rather than changed.
-    if json.loads(text) != value:
-        raise ValueError(f"{name}: {show(value)}")
-
-
 def _check_policy(data: DataSource, options: ReadOptions) -> Path | None:
     file = options.quarantine_file
     InputError.unless(
@@ -307,15 +298,15 @@ def _check_policy(data: DataSource, options: ReadOptions) -> Path | None:
         expected="a quarantine_file if, and only if, bad rows are quarantined",
         cure="set both, or neither",
     )
-    if file is None:
-        return None
     InputError.unless(
-        not isinstance(data, str | Path) or Path(file).resolve() != Path(data).resolve(),
+        file is None
+        or not isinstance(data, str | Path)
+        or Path(file).resolve() != Path(data).resolve(),
         saw=f"quarantine_file={file!r}, which is the dataset itself",
         expected="another file",
         cure="name a new file for the bad rows",
     )
-    return Path(file)
+    return None if file is None else Path(file)
 
 
 def _peek(source: Source) -> list[Row]:
@@ -356,42 +347,9 @@ def _scheme(
     return format_.labels(rows, name) if callable(format_.labels) else format_.labels
 
 
-class RecordStream(Generic[R]):
-    """Records read row by row from their source, in flat memory; every iteration reads anew.
-
-    `PairStream` and `CandidateStream` are its uses.
-
-    Args:
-        reading: The source and how it is read.
-
-    Attributes:
-        reading: The source and how it is read.
-        report: The account of the current (or last) iteration.
-    """
-
-    kind: ClassVar[type[RecordSet[Any]]]
-
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-        self.report = reading.new_report()
-
-    def __iter__(self) -> Iterator[R]:
-        """The records in order."""
-        self.report = self.reading.new_report()
-        return cast("Iterator[R]", self.reading.records(self.report))
-
-    def save(self, path: str | Path) -> None:
-        """Read all rows and write their canonical columns; see `storage.save_dataset`."""
-        self.kind.of(self).save(path)
+class PairStream(Reading[Pair]):
+    """Pairs, row by row; see `Reading`."""
 
 
-class PairStream(RecordStream[Pair]):
-    """Pairs, row by row; see `RecordStream`."""
-
-    kind = PairSet
-
-
-class CandidateStream(RecordStream[Candidates]):
+class CandidateStream(Reading[Candidates]):
     """Candidates, row by row; a prompt that stands in two rows comes twice."""
-
-    kind = CandidateSet

@@ -10,7 +10,7 @@ import datasets
 import httpx2
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from prefstage.core import DataError, InputError
+from prefstage.core import DataError, InputError, reason_of
 from prefstage.data.raw_rows import (
     SEPARATORS,
     SUFFIXES,
@@ -87,14 +87,28 @@ def open_source(source: DataSource, *, split: str | None = None, streaming: bool
         return _of_local(name, [name])
     folder, _, part = (name, "", split) if Path(name).is_dir() else name.rpartition(":")
     if folder and Path(folder).is_dir():
-        return _open_folder(folder, name, _agreed_split(part, split), streaming)
+        split = _agreed_split(part, split)
+        if any(Path(folder, file).is_file() for file in ("state.json", "dataset_dict.json")):
+            with _reaching(name):
+                saved = datasets.load_from_disk(folder)
+            return _of_dataset(name, saved, split)
+        return _load(name, folder, None, split, streaming, whole=True)
     DataError.unless(
         not (data_suffix(name) or name.startswith((".", "/", "~")) or name.count("/") > 1),
         saw=f"no file or folder {name!r}",
         expected="a dataset file, a folder, a URL or a Hub id",
         cure="check the path",
     )
-    return _open_hub(name, split, streaming)
+    parts = name.split(":")
+    InputError.unless(
+        len(parts) <= _HUB_PARTS and all(parts),
+        saw=f"dataset {name!r}",
+        expected="a path, a URL, or a Hub id: name, name:split or name:config:split",
+        cure="write at most two colons, and nothing empty between them",
+    )
+    split = _agreed_split(parts[-1], split) if len(parts) > 1 else split
+    config = parts[1] if len(parts) == _HUB_PARTS else None
+    return _load(name, parts[0], config, split, streaming, whole=not streaming)
 
 
 def _no_split(split: str | None, what: str, *, cure: str = "leave the split out") -> None:
@@ -160,27 +174,6 @@ def _download(url: str) -> Path:
     return target
 
 
-def _open_folder(folder: str, name: str, split: str | None, streaming: bool) -> Source:
-    if any(Path(folder, file).is_file() for file in ("state.json", "dataset_dict.json")):
-        with _reaching(name):
-            saved = datasets.load_from_disk(folder)
-        return _of_dataset(name, saved, split)
-    return _load(name, folder, None, split, streaming, whole=True)
-
-
-def _open_hub(name: str, split: str | None, streaming: bool) -> Source:
-    parts = name.split(":")
-    InputError.unless(
-        len(parts) <= _HUB_PARTS and all(parts),
-        saw=f"dataset {name!r}",
-        expected="a path, a URL, or a Hub id: name, name:split or name:config:split",
-        cure="write at most two colons, and nothing empty between them",
-    )
-    split = _agreed_split(parts[-1], split) if len(parts) > 1 else split
-    config = parts[1] if len(parts) == _HUB_PARTS else None
-    return _load(name, parts[0], config, split, streaming, whole=not streaming)
-
-
 def _load(
     name: str, path: str, config: str | None, split: str | None, streaming: bool, *, whole: bool
 ) -> Source:
@@ -243,10 +236,8 @@ def _reaching(name: str) -> Iterator[None]:
         with quiet():
             yield
     except Exception as error:
-        cause = error.__cause__ or error
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
         raise DataError.of(
-            saw=f"{name!r} cannot be loaded ({lines[0]})",
+            saw=f"{name!r} cannot be loaded ({reason_of(error.__cause__ or error)})",
             expected="an existing dataset file, folder, URL or Hub id",
             cure="check the name, its split and your access to it",
         ) from None

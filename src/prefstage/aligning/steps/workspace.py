@@ -271,8 +271,8 @@ class Workspace:
     @cached_property
     def off_policy_kind(self) -> str:
         """Whether the off-policy data are "pairs" or "candidates"."""
-        reading = Reading(str(self.recipe.off_policy), "candidates")
-        return "pairs" if reading.format.kind == "pairs" else "candidates"
+        kind = Reading(str(self.recipe.off_policy), "candidates").format.kind
+        return "pairs" if kind == "pairs" else "candidates"
 
     # What steps depend on.
 
