@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from prefstage.core import DataError, InputError
-from prefstage.data.rows import RowFault, show
+from prefstage.data.rows import expect
 
 Verdict = Literal["first", "second", "tie"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -67,12 +67,10 @@ def read_desirable(label: Any) -> bool:
         RowFault: If it is none of the words and numbers for either.
     """
     word = spell(label)
-    RowFault.unless(
+    expect(
         word in _DESIRABLE,
-        "label",
-        saw="nothing" if label is None else show(label),
-        expected="true (desirable) or false (undesirable); 1 and 0 mean the same",
-        cure="write true or false; a score is no label: choose a threshold",
+        *("label", label, "true (desirable) or false (undesirable); 1 and 0 mean the same"),
+        "write true or false; a score is no label: choose a threshold",
     )
     return _DESIRABLE[word]
 

@@ -62,7 +62,20 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Record:
+    """What all records have.
+
+    Attributes:
+        prompt_id: Names the prompt's content; equal prompts have equal ids.
+        prompt: Messages up to and with the last user turn.
+    """
+
+    prompt_id: str
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class Pair(Record):
     """Two responses to one prompt, of which raters (or a judge) prefer `chosen`.
 
     Attributes:
@@ -82,8 +95,6 @@ class Pair:
             It may lie below ½: the label is the raters', and the judge may not share it.
     """
 
-    prompt_id: str
-    prompt: Prompt
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     score_chosen: float | None = None
@@ -176,7 +187,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Candidates(Record):
     """One prompt and the responses it has so far.
 
     Attributes:
@@ -189,8 +200,6 @@ class Candidates:
             Same length, or empty where nobody sampled any.
     """
 
-    prompt_id: str
-    prompt: Prompt
     responses: tuple[str, ...]
     sources: tuple[str | None, ...]
     scores: tuple[float | None, ...]
@@ -198,13 +207,16 @@ class Candidates:
 
     def __post_init__(self) -> None:
         """Check that the columns go together."""
-        columns = (self.sources, self.scores, self.generations or self.responses)
-        if any(len(column) != len(self.responses) for column in columns):
-            raise ValueError(
-                f"prompt {self.prompt_id}: {len(self.responses)} responses, "
-                f"{len(self.sources)} sources, {len(self.scores)} scores, "
-                f"{len(self.generations)} generations; expected equal lengths."
-            )
+        generations = self.generations or self.responses
+        columns = {"sources": self.sources, "scores": self.scores, "generations": generations}
+        for name, values in columns.items():
+            if len(values) != len(self.responses):
+                raise RowFault(
+                    name,
+                    saw=f"{len(values)} {name} beside {len(self.responses)} responses",
+                    expected="lists of equal length",
+                    cure=f"give one of {name} (or null) for each response",
+                )
 
     def message(self, index: int) -> Message:
         """A response as the assistant message that training sees.
@@ -246,7 +258,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Unpaired:
+class Unpaired(Record):
     """One response to a prompt, and whether it is wanted.
 
     Attributes:
@@ -258,8 +270,6 @@ class Unpaired:
         source: Who wrote it, where known.
     """
 
-    prompt_id: str
-    prompt: Prompt
     completion: tuple[Message, ...]
     label: bool
     score: float | None = None
@@ -267,7 +277,7 @@ class Unpaired:
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Conversation(Record):
     """A demonstration: what came before, and turns of which every assistant's is to be learnt.
 
     Attributes:
@@ -276,8 +286,6 @@ class Conversation:
         completion: What follows: assistant turns, and the users' (or tools') between them.
     """
 
-    prompt_id: str
-    prompt: Prompt
     completion: tuple[Message, ...]
 
     def turns(self) -> Iterator[tuple[Prompt, Message]]:
@@ -330,9 +338,6 @@ def generations_of(generations: Iterable[Generation | None]) -> tuple[Generation
     """How responses were written, as `Candidates` keeps it: nothing if nobody sampled any."""
     listed = tuple(generations)
     return listed if any(listed) else ()
-
-
-Record = Pair | Candidates | Unpaired | Conversation
 
 
 def prompt_id_of(prompt: Sequence[Message]) -> str:
@@ -426,18 +431,6 @@ def make_candidates(
     )
     for index, response in enumerate(responses):
         check_text(response, f"{column}[{index}]" if column == "responses" else column)
-    for name, values in (
-        ("sources", sources),
-        ("scores", scores),
-        ("generations", generations or None),
-    ):
-        if values is not None and len(values) != len(responses):
-            raise RowFault(
-                name,
-                saw=f"{len(values)} {name} beside {len(responses)} responses",
-                expected="lists of equal length",
-                cure=f"give one of {name} (or null) for each response",
-            )
     nothing = (None,) * len(responses)
     return Candidates(
         prompt_id=prompt_id_of(prompt),
@@ -483,17 +476,11 @@ def check_response(response: Sequence[Message], field: str) -> None:
 
 def check_text(text: Any, field: str) -> None:
     """Fault anything but a text with something in it."""
-    if not isinstance(text, str):
-        raise RowFault(
-            field,
-            saw="nothing" if text is None else show(text),
-            expected="text",
-            cure="fill the field, or remove the row",
-        )
-    if not text.strip():
-        raise RowFault(
-            field,
-            saw=f"only whitespace: {text[:20]!r}" if text else "an empty response",
-            expected="a response with text",
-            cure="write the response, or remove the row",
-        )
+    expect(isinstance(text, str), field, text, "text", "fill the field, or remove the row")
+    RowFault.unless(
+        text.strip(),
+        field,
+        saw=f"only whitespace: {text[:20]!r}" if text else "an empty response",
+        expected="a response with text",
+        cure="write the response, or remove the row",
+    )

@@ -12,7 +12,7 @@ _SHOWN_NAMES = 20
 WARNING = "WARNING"
 
 
-class RowFault(Exception):  # noqa: N818 - a finding about a row; DataError is what users see
+class RowFault(ValueError):  # noqa: N818 - a finding about a row; DataError is what users see
     """One row cannot be read; raised inside readers, never shown to users as it is.
 
     Attributes:
@@ -117,7 +117,8 @@ def expect(holds: bool, field: str, value: Any, expected: str, cure: str) -> Non
         RowFault: If it is not.
     """
     if not holds:
-        raise RowFault(field, saw=show(value), expected=expected, cure=cure)
+        saw = "nothing" if value is None else show(value)
+        raise RowFault(field, saw=saw, expected=expected, cure=cure)
 
 
 def not_an_object(values: Any) -> RowFault | None:

@@ -355,15 +355,12 @@ def read_response(value: Any, field: str, prompt: Prompt = ()) -> tuple[Message,
     """
     if isinstance(value, str):
         return turn(value)
-    if not is_messages(value):
-        if isinstance(value, Mapping):
-            return (read_message(value, field),)
-        raise RowFault(
-            field,
-            saw="nothing" if value is None else show(value),
-            expected="text or {role, content} messages",
-            cure="fill the field, or remove the row",
-        )
+    if isinstance(value, Mapping) and not is_messages(value):
+        return (read_message(value, field),)
+    expect(
+        is_messages(value),
+        *(field, value, "text or {role, content} messages", "fill the field, or remove the row"),
+    )
     turns = read_messages(value, field)
     # A column of tools went into the prompt's first message, where the conversation has none.
     bare = tuple({k: item for k, item in message.items() if k != "tools"} for message in prompt)
