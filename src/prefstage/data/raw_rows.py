@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from itertools import chain, islice
@@ -108,33 +108,30 @@ def _open_text(path: Path) -> Iterator[IO[str]]:
 
 
 def _read_json(path: Path, name: str) -> Iterator[RawRow]:
-    with _open(path) as stream:
-        chunks = iter(lambda: stream.read(_CHUNK_BYTES).removeprefix(_BOM), b"")
-        start = next(filter(None, map(bytes.strip, chunks)), b"")
-    if start[:1] == b"[":
-        with _open_text(path) as text:
+    with _open_text(path) as text:
+        chunks = iter(lambda: text.read(_CHUNK_BYTES), "")
+        start = next(filter(None, map(str.strip, chunks)), "")
+        text.seek(0)
+        if start.startswith("["):
             yield from _read_list(text, name)
-        return
-    with _open(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            data = line.removeprefix(_BOM).strip() if number == 1 else line.strip()
-            if data:
+            return
+        for number, line in enumerate(text, start=1):
+            if data := line.strip():
                 yield _json_line(name, number, data)
 
 
-def _json_line(name: str, number: int, data: bytes) -> RawRow:
+def _json_line(name: str, number: int, line: str) -> RawRow:
+    fault = _unencodable(line)
     try:
-        values = parse_json(data.decode("utf-8"))
+        values = line if fault else parse_json(line)
+        return RawRow(name, number, values, fault or not_an_object(values))
     except RowFault as error:
         fault = error
-    except UnicodeDecodeError as error:
-        fault = not_utf8(f"byte {data[error.start : error.start + 1]!r} at {error.start}")
     except json.JSONDecodeError as error:
-        whole = number == 1 and data in (b"{", b"{}")
+        whole = number == 1 and line in ("{", "{}")
         fault = RowFault(
             "(line)",
-            saw=f"malformed JSON ({error.msg} at character {error.pos + 1}): "
-            + show(data.decode("utf-8", "backslashreplace")),
+            saw=f"malformed JSON ({error.msg} at character {error.pos + 1}): {show(line)}",
             expected="one JSON object a line" + (", or a list of them" if whole else ""),
             cure="mend the line; an object over several lines must stand in a list [...]"
             if whole
@@ -144,9 +141,7 @@ def _json_line(name: str, number: int, data: bytes) -> RawRow:
         fault = RowFault(
             "(line)", saw="JSON nested too deep", expected="a row", cure="remove the line"
         )
-    else:
-        return RawRow(name, number, values, not_an_object(values))
-    return RawRow(name, number, data.decode("utf-8", "backslashreplace"), fault)
+    return RawRow(name, number, line, fault)
 
 
 def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
@@ -299,9 +294,13 @@ def arrow_reader(
         raises UnicodeDecodeError if a text is no UTF-8, and RowFault if an object of a column
         of JSON names a key twice.
     """
-    convert = _converters(schema, features if features is not None else _features_in(schema))
+    known = _known_features(schema) if features is None else features
+    by_column = {field.name: known.get(field.name) or _feature_of(field.type) for field in schema}
     return lambda table: (
-        {name: convert[name](value) for name, value in values.items()}
+        {
+            name: without_padding(value, by_column[name], stored=True)
+            for name, value in values.items()
+        }
         for values in table.to_pylist()
     )
 
@@ -369,34 +368,39 @@ def _plain(
         yield RawRow(name, number, values)
 
 
-def without_padding(values: Any, feature: Any) -> Any:
-    """A column of a row that `datasets` has read from Arrow, without the nulls it padded.
+def without_padding(value: Any, feature: Any, *, stored: bool = False) -> Any:
+    """A column of a row without the nulls that Arrow padded.
 
     Args:
-        values: The column's value.
+        value: The column's value.
         feature: Its type, as `Features` have it; None where it is not known.
+        stored: Whether it stands as Arrow stores it: JSON as text, maps as lists of tuples.
 
     Returns:
-        The value without the null fields of its objects; those of JSON columns stay. A class
-        is its name.
+        The value without the null fields of its objects; those of maps and of JSON stay. A
+        class is its name.
     """
-    if isinstance(feature, ClassLabel) and isinstance(values, int):
-        return feature.int2str(values)
-    if isinstance(feature, Json) and feature.decode:
-        return values
-    if isinstance(values, dict):
-        features = feature if isinstance(feature, Mapping) else {}
+    if isinstance(feature, ClassLabel) and isinstance(value, int):
+        return feature.int2str(value)
+    if isinstance(feature, Json) and (stored or feature.decode):
+        return parse_json(value) if stored and value is not None else value
+    if isinstance(value, list) and value and stored and isinstance(value[0], tuple):
+        return {key: without_padding(item, None, stored=stored) for key, item in value}
+    if isinstance(value, list):
+        # `datasets` writes the type of a list as [type], List(type) or Sequence(type).
+        inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+        return [without_padding(item, inner, stored=stored) for item in value]
+    if isinstance(value, dict):
+        fields = feature if isinstance(feature, Mapping) else {}
         return {
-            key: without_padding(value, features.get(key))
-            for key, value in values.items()
-            if value is not None
+            key: without_padding(item, fields.get(key), stored=stored)
+            for key, item in value.items()
+            if item is not None
         }
-    if isinstance(values, list):
-        return [without_padding(value, _item_feature(feature)) for value in values]
-    return values
+    return value
 
 
-def _features_in(schema: pa.Schema) -> Mapping[str, Any]:
+def _known_features(schema: pa.Schema) -> Mapping[str, Any]:
     # Other people's metadata under this key say nothing that is needed.
     with suppress(KeyError, TypeError, ValueError, AttributeError):
         known = json.loads((schema.metadata or {})[b"huggingface"])
@@ -404,50 +408,11 @@ def _features_in(schema: pa.Schema) -> Mapping[str, Any]:
     return {}
 
 
-def _converter(kind: pa.DataType, feature: Any) -> Convert | None:
-    # Converters are made once a schema and not asked for by every value: most columns have
-    # none, and their values are handed on untouched.
-    convert: Convert | None = None
-    if isinstance(feature, ClassLabel):
-        convert = feature.int2str
-    elif isinstance(kind, pa.JsonType):
-        convert = parse_json
-    elif isinstance(kind, pa.BaseExtensionType):
-        pass  # arrays of numbers, and what other packages define
-    elif pa.types.is_struct(kind):
-        fields = _converters(kind, feature)
-        convert = lambda values: {  # noqa: E731 - a converter, as all of them
-            name: fields[name](value) for name, value in values.items() if value is not None
-        }
-    elif isinstance(
-        kind,
-        pa.ListType
-        | pa.LargeListType
-        | pa.FixedSizeListType
-        | pa.ListViewType
-        | pa.LargeListViewType,
-    ):
-        item = _converter(kind.value_type, _item_feature(feature))
-        keep = _nullable(item)
-        convert = item and (lambda values: list(map(keep, values)))
-    elif pa.types.is_map(kind):
-        keep = _nullable(_converter(kind.item_type, None))
-        convert = lambda pairs: {key: keep(value) for key, value in pairs}  # noqa: E731 - as above
-    elif pa.types.is_dictionary(kind):
-        convert = _converter(kind.value_type, None)
-    return convert
-
-
-def _converters(fields: Iterable[pa.Field], features: Any) -> dict[str, Convert]:
-    known = features if isinstance(features, Mapping) else {}
-    return {f.name: _nullable(_converter(f.type, known.get(f.name))) for f in fields}
-
-
-def _nullable(convert: Convert | None) -> Convert:
-    return lambda value: value if convert is None or value is None else convert(value)
-
-
-def _item_feature(feature: Any) -> Any:
-    # `datasets` writes the type of a list as [type], List(type) or Sequence(type).
-    inner = getattr(feature, "feature", None)
-    return feature[0] if isinstance(feature, list) and feature else inner
+def _feature_of(kind: pa.DataType) -> Any:
+    # Where JSON stands in a type; all else is told by the values.
+    if isinstance(kind, pa.JsonType):
+        return Json()
+    if pa.types.is_struct(kind):
+        return {field.name: _feature_of(field.type) for field in kind}
+    item = getattr(kind, "value_type", None)
+    return None if item is None else [_feature_of(item)]
