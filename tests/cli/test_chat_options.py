@@ -18,7 +18,7 @@ from prefstage.core.config import load_config
 from prefstage.core.errors import InputError
 from prefstage.core.runs import run_date
 from prefstage.data.settings import ChatSettings
-from prefstage.training.recipe import Recipe, argument_values
+from prefstage.training.recipe import Recipe, training_arguments
 from prefstage.training.recipe_run import train_recipe
 from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 
@@ -89,8 +89,8 @@ def test_what_is_not_set_is_not_passed_on() -> None:
 def test_the_settings_of_a_training_reach_its_arguments(tmp_path: Path) -> None:
     tokens = {"template_options": {"a": 1}, "template_date": "2026-01-31", "control_tokens": "keep"}
     recipe = load_config(Recipe, {"policy": "p", "data": "d.jsonl", "tokens": tokens})
-    values = argument_values(recipe)
-    assert {name: values[name] for name in tokens} == tokens
+    args = training_arguments(recipe, tmp_path)
+    assert {name: getattr(args, name) for name in tokens} == tokens
 
 
 def test_an_alignment_reads_texts_alike_when_it_samples_and_when_it_trains() -> None:

@@ -14,11 +14,14 @@ from prefstage.training.checkpoints import (
     newest_whole,
     recover,
     rotate_checkpoints,
-    staged_folder,
     verify_checkpoint,
 )
 
 SETTINGS = {"seed": 0, "model": {"hidden_size": 16}}
+
+
+def staged_folder(folder: Path, step: int) -> Path:
+    return folder / STAGING / f"checkpoint-{step}"
 
 
 def stage(folder: Path, step: int, content: bytes = b"weights") -> Path:
@@ -30,15 +33,15 @@ def stage(folder: Path, step: int, content: bytes = b"weights") -> Path:
 
 
 def save(folder: Path, step: int, content: bytes = b"weights") -> Path:
-    stage(folder, step, content)
-    return finish_checkpoint(folder, step, settings=SETTINGS, versions={"torch": "2"})
+    staged = stage(folder, step, content)
+    return finish_checkpoint(staged, settings=SETTINGS, versions={"torch": "2"})
 
 
 def test_a_checkpoint_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     staged = stage(tmp_path, 3)
     assert checkpoints_in(tmp_path) == []
     assert newest_whole(tmp_path) is None
-    final = finish_checkpoint(tmp_path, 3, settings=SETTINGS, processes=2)
+    final = finish_checkpoint(staged, settings=SETTINGS, processes=2)
     assert final == tmp_path / "checkpoint-3"
     assert not staged.parent.exists()
     record = verify_checkpoint(final)
@@ -124,7 +127,7 @@ def test_a_kill_between_the_renames_loses_neither_the_old_one_nor_the_new(tmp_pa
     stage(tmp_path, 1, b"new")
     finished = tmp_path / "elsewhere"
     shutil.copytree(staged_folder(tmp_path, 1), staged_folder(finished, 1))
-    whole = finish_checkpoint(finished, 1, settings=SETTINGS)
+    whole = finish_checkpoint(staged_folder(finished, 1), settings=SETTINGS)
     shutil.copy(whole / MANIFEST, staged_folder(tmp_path, 1))
     (tmp_path / "checkpoint-1").rename(tmp_path / STAGING / "replaced-checkpoint-1")
     recover(tmp_path)

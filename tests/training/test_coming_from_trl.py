@@ -15,7 +15,7 @@ from prefstage import LOSSES
 from prefstage.core.config import Config, load_config
 from prefstage.training.arguments import PreferenceArguments
 from prefstage.training.dynamics.records import read_metrics
-from prefstage.training.recipe import Recipe, argument_values
+from prefstage.training.recipe import Recipe, training_arguments
 from tests.aligning.tiny_world import JUDGE, make_world
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "coming-from-trl.md"
@@ -58,7 +58,9 @@ def exists(key: str, *, loss: str = USUAL) -> bool:
     if first == "loss" and rest:
         return loss in LOSSES and rest in {"name", "weight", *LOSSES[loss].model_fields}
     if first == "training" and rest:
-        argument_values(load_config(Recipe, {"policy": "p", "data": "d", "training": {rest: None}}))
+        settings = {rest: getattr(TrainingArguments, rest, None)}
+        recipe = load_config(Recipe, {"policy": "p", "data": "d", "training": settings})
+        training_arguments(recipe, Path("unused"))
         return rest in FIELDS
     if first not in Recipe.model_fields:
         return False
@@ -122,9 +124,10 @@ def block(heading: str, language: str) -> str:
     return found[1]
 
 
-def test_the_handbooks_recipe_is_a_recipe() -> None:
+def test_the_handbooks_recipe_is_a_recipe(tmp_path: Path) -> None:
     recipe = load_config(Recipe, yaml.safe_load(block("A handbook recipe, here", "yaml")))
-    assert argument_values(recipe)["learning_rate"] == 5e-7
+    here = recipe.model_copy(update={"training": {**recipe.training, "use_cpu": True}})
+    assert training_arguments(here, tmp_path).learning_rate == 5e-7
     assert set(recipe.training) <= FIELDS
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from prefstage.core.config import load_config, parse_overrides
 from prefstage.core.errors import ConfigError
-from prefstage.training.recipe import UNNAMED, Recipe, argument_values, load_recipe
+from prefstage.training.recipe import UNNAMED, Recipe, load_recipe, training_arguments
 
 LEAST = {"policy": "p", "data": "d.jsonl"}
 
@@ -38,11 +38,13 @@ def test_online_samples_from_the_policy_itself_unless_told() -> None:
 def test_numbers_are_numbers_however_yaml_spells_them(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(
-        "policy: p\ndata: d\ntraining: {learning_rate: 5e-7, lr_scheduler_type: cosine}"
+        "policy: p\ndata: d\n"
+        "training: {learning_rate: 5e-7, lr_scheduler_type: cosine, max_steps: 1e3}"
     )
-    values = argument_values(load_config(Recipe, path))
-    assert values["learning_rate"] == 5e-7
-    assert values["lr_scheduler_type"] == "cosine"
+    args = training_arguments(load_config(Recipe, path), tmp_path)
+    assert (args.learning_rate, args.max_steps) == (5e-7, 1000)
+    assert isinstance(args.max_steps, int)
+    assert args.lr_scheduler_type == "cosine"
 
 
 def test_a_resolved_recipe_is_a_recipe() -> None:
@@ -90,4 +92,4 @@ def test_what_is_wrong_is_told_by_name(given: dict[str, Any], said: str) -> None
 )
 def test_training_arguments_go_by_their_names(training: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        argument_values(recipe(training=training))
+        training_arguments(recipe(training=training), Path("unused"))

@@ -6,7 +6,6 @@ Wrong arguments are refused before anything runs, in one line that names the nea
 import dataclasses
 import importlib.util
 import re
-import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,7 +18,6 @@ from transformers.training_args import OptimizerNames
 
 from prefstage.core import ConfigError, InputError, MissingDependencyError, did_you_mean
 from prefstage.data.records import Ties
-from prefstage.training.compat import dict_fields
 
 LAYOUTS = ("auto", "tree", "flat")
 
@@ -89,6 +87,8 @@ _AT_LEAST = {
     "eval_steps": 0,
     "logging_steps": 0,
 }
+# Mappings of settings that are read elsewhere.
+_AS_WRITTEN = ("loss", "template_options")
 _FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 _LOSS = "the loss's settings in PreferenceArguments"
@@ -247,7 +247,11 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
     def __post_init__(self) -> None:
         """Fold accumulation into the batch size, and check what is ours."""
         values = self.__dict__
-        values |= {name: _plain_values(values[name]) for name in (*dict_fields(self), "optim_args")}
+        values |= {
+            name: _plain_values(value)
+            for name, value in values.items()
+            if isinstance(value, Mapping) and name not in _AS_WRITTEN
+        }
         if isinstance(values["optim_args"], Mapping):
             self.optim_args = ",".join(f"{k}={value}" for k, value in values["optim_args"].items())
         _check_arguments(self)
@@ -261,7 +265,6 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
         # transformers would hand us one micro-batch at a time; the step divides its items itself.
         self.per_device_train_batch_size *= int(values["gradient_accumulation_steps"])
         self.gradient_accumulation_steps = 1
-        self.token_budget = _plain_values(self.token_budget)
         _check_effects(self)
 
 
@@ -307,8 +310,7 @@ def check_metric(name: str | None, metrics: Mapping[str, float]) -> None:
         ConfigError: If it is not among them; the nearest one is named.
     """
     wanted = f"eval_{(name or '').removeprefix('eval_')}"
-    times = {metric for metric in metrics if metric.endswith(("runtime", "per_second"))} - {wanted}
-    known = [metric for metric in metrics if metric not in times]
+    known = [m for m in metrics if m == wanted or not m.endswith(("runtime", "per_second"))]
     _check_choice("metric_for_best_model", name, wanted, known, "a metric of the evaluation: ")
 
 
@@ -339,7 +341,8 @@ def _check_arguments(args: Any) -> None:
     for argument in dataclasses.fields(args):
         # transformers also lets text pass as a learning rate
         annotation = float if argument.name == "learning_rate" else argument.type
-        _check_type(argument.name, getattr(args, argument.name), annotation)
+        value = _as_typed(argument.name, getattr(args, argument.name), annotation)
+        setattr(args, argument.name, value)
     for name, least in _AT_LEAST.items():
         value = getattr(args, name)
         ConfigError.unless(
@@ -350,11 +353,13 @@ def _check_arguments(args: Any) -> None:
         )
 
 
-# transformers takes texts and fractions here, and fails on them in the middle of a training.
-def _check_type(name: str, value: Any, annotation: Any) -> None:
-    allowed = {annotation, *typing.get_args(annotation)} - {type(None)}
+# A number where the argument takes one: transformers takes texts and fractions here, and fails on
+# them in the middle of a training.
+def _as_typed(name: str, value: Any, annotation: Any) -> Any:
+    allowed = {annotation, *get_args(annotation)} - {type(None)}
+    value = _plain_values(value) if allowed & {int, float} else value
     if value is None or not allowed or not allowed <= {int, float, bool}:
-        return
+        return value
     kind, fits = "true or false", isinstance(value, bool)
     if allowed != {bool}:
         whole, fits = float not in allowed, isinstance(value, int | float)
@@ -365,6 +370,7 @@ def _check_type(name: str, value: Any, annotation: Any) -> None:
         expected=kind,
         cure=f"change {name}",
     )
+    return int(value) if kind == "a whole number" and isinstance(value, float) else value
 
 
 def _check_effects(args: "PreferenceArguments") -> None:

@@ -246,20 +246,22 @@ class StepItems:
         if self.kind == "responses":
             return ResponseBatch(padded(self.responses), totals)
         if self.kind == "groups":
-            scores = [score for item in items for score in item.scores or ()]
             group = [position for position, spans in enumerate(self.spans) for _ in spans]
             return GroupBatch(
-                padded(self.responses, scores), torch.tensor(group, device=device), totals
+                padded(self.responses, [score for item in items for score in item.scores or ()]),
+                torch.tensor(group, device=device),
+                totals,
             )
         if self.kind == "unpaired":
             mismatched = [spans[1] for spans in self.spans if len(spans) > 1]
-            # KTO's baseline is a constant to the optimiser: no gradient through these.
-            constant = partial(_padded, policy.detach(), self.reference, None)
+            # KTO's baseline is a constant to the optimiser: no gradient through mismatched ones.
             return UnpairedBatch(
                 padded([spans[0] for spans in self.spans]),
                 torch.tensor([bool(item.desirable) for item in items], device=device),
                 totals,
-                mismatched=constant(mismatched) if mismatched else None,
+                mismatched=_padded(policy.detach(), self.reference, None, mismatched)
+                if mismatched
+                else None,
             )
         chosen, rejected = (
             padded(
@@ -288,8 +290,8 @@ def _padded(
     scores: Sequence[float] = (),
 ) -> Responses:
     def padded(flat: Flat) -> Float[Tensor, "items tokens"]:
-        moved = flat.to(policy.device)
-        return pad_sequence([moved[span] for span in spans], batch_first=True)
+        flat = flat.to(policy.device)
+        return pad_sequence([flat[span] for span in spans], batch_first=True)
 
     return Responses(
         policy=padded(policy),

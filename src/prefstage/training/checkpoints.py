@@ -130,26 +130,11 @@ def newest_whole(folder: Path) -> Path | None:
     return next(reversed(checkpoints_in(folder, whole=True)), None)
 
 
-def staged_folder(folder: Path, step: int) -> Path:
-    """Where a checkpoint is written before it is whole.
-
-    Args:
-        folder: The run's output folder.
-        step: Optimiser steps done.
-
-    Returns:
-        The staging folder; it may not exist yet.
-    """
-    # As transformers names checkpoints.
-    return folder / STAGING / f"checkpoint-{step}"
-
-
 # --- Writing, verifying, deleting ----------------------------------------------------------------
 
 
 def finish_checkpoint(
-    folder: Path,
-    step: int,
+    staged: Path,
     *,
     settings: Mapping[str, Any],
     processes: int = 1,
@@ -161,8 +146,7 @@ def finish_checkpoint(
     same step is replaced; at no moment is there neither the old one nor the new one.
 
     Args:
-        folder: The run's output folder; the files lie in its `staged_folder`.
-        step: Optimiser steps done.
+        staged: Its files, in the folder `STAGING` of the run's output folder.
         settings: What a run that goes on from here must agree on, JSON-serialisable.
         processes: How many processes wrote it.
         versions: Version of each package that matters, by name.
@@ -170,9 +154,8 @@ def finish_checkpoint(
     Returns:
         The checkpoint.
     """
-    staged = staged_folder(folder, step)
     record = {
-        "step": step,
+        "step": step_of(staged),
         "written": datetime.now(UTC).isoformat(timespec="microseconds"),
         "processes": processes,
         "settings": json.loads(json.dumps(settings)),
@@ -180,7 +163,7 @@ def finish_checkpoint(
         "files": list_files(staged),
     }
     write_json(staged / MANIFEST, record | {"key": digest(record)})
-    put_in_place(staged, final := folder / staged.name)
+    put_in_place(staged, final := staged.parents[1] / staged.name)
     discard(staged)
     return final
 
@@ -270,8 +253,8 @@ def rotate_checkpoints(folder: Path, *, limit: int | None, keep: Iterable[Path] 
     # By when they were written, not by step: a run begun anew in the same folder counts from 0.
     present = sorted(checkpoints_in(folder, whole=True), key=_written)
     kept, staging = {checkpoint.resolve() for checkpoint in keep}, folder / STAGING
-    deletable = [checkpoint for checkpoint in present if checkpoint.resolve() not in kept]
-    deleted = deletable[: max(0, len(present) - limit)]
+    old = [checkpoint for checkpoint in present if checkpoint.resolve() not in kept]
+    deleted = old[: max(0, len(present) - limit)]
     for checkpoint in deleted:
         # Renamed first, so that a kill in the middle leaves no part of it under its name.
         staging.mkdir(exist_ok=True)

@@ -16,13 +16,14 @@ from unittest.mock import patch
 
 import torch
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer
 
-from prefstage.scoring.attention import Backend
 from prefstage.scoring.compat import replaced
 from prefstage.scoring.engine import ModelParts, score_pass
 from prefstage.scoring.layout import Batch
+from prefstage.training.arguments import check_metric
+from prefstage.training.checkpoints import step_of
 
 _log = logging.getLogger(__name__)
 
@@ -39,17 +40,17 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
     - `has_ended(max_steps)`: whether a resumed run had ended, its state being loaded.
     - `write_checkpoint(folder, write)`: writes a checkpoint, which it returns, for the Hub;
       `write` is the base class's way.
-    - `check_metrics(metrics)`: those among which the best checkpoint's will be sought.
     - `check_norm(norm)`: the gradient's, before clipping and before the optimiser's step.
-    - `best_was_loaded(checkpoint)`: whose weights the model has now.
 
     Attributes:
         staging: Folder that checkpoints are written under while one is being written.
+        best_step: Step of the best checkpoint, once `load_best_model_at_end` has loaded it.
     """
 
     control: Any
     model: Any
     staging: Path | None = None
+    best_step: int | None = None
 
     # --- What they may use ------------------------------------------------------------------
 
@@ -105,12 +106,14 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         pass
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        self.check_metrics(metrics)
+        check_metric(self.args.metric_for_best_model, metrics)
         return bool(super()._determine_best_metric(metrics, trial))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self.best_was_loaded(Path(self.state.best_model_checkpoint))
+        # not the step of the best metric: evaluations may come oftener than checkpoints
+        best = Path(self.state.best_model_checkpoint)
+        self.best_step = step_of(best) if best.is_dir() else None
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -138,11 +141,6 @@ def is_first_process() -> bool:
 
 
 # --- TrainingArguments ---------------------------------------------------------------------------
-
-
-def dict_fields(args: Any) -> list[str]:
-    """Arguments that take a mapping: transformers parses the same list from JSON."""
-    return list(args._VALID_DICT_FIELDS)
 
 
 def use_one_gpu(args: Any) -> None:
@@ -190,9 +188,19 @@ class ScoringCalls:
         before = vars(model).get("forward")  # accelerate's placement hooks set one
 
         @wraps(type(model).forward)
-        def forward(module: Any, *args: Any, scoring_passes: Any = None, **kwargs: Any) -> Any:
+        def forward(
+            module: Any,
+            *args: Any,
+            scoring_passes: Sequence[Batch] | None = None,
+            statistics: tuple[str, ...] = (),
+            **kwargs: Any,
+        ) -> Any:
             if scoring_passes is not None:
-                return _score_passes(module, scoring_passes, **kwargs)
+                parts = ModelParts.of(module)
+                scored = [score_pass(parts, row, statistics=statistics) for row in scoring_passes]
+                # Tensors alone, as wrappers attach the exchange of gradients to them.
+                names = ("log_probs", *statistics)
+                return tuple(torch.cat([getattr(row, name) for row in scored]) for name in names)
             if before is not None:
                 return before(*args, **kwargs)
             return type(module).forward(module, *args, **kwargs)
@@ -223,21 +231,6 @@ class ScoringCalls:
                 attributes.update(before)
 
 
-# The output is tensors alone, as wrappers attach the exchange of gradients to its tensors.
-def _score_passes(
-    model: Any,
-    passes: Sequence[Batch],
-    *,
-    backend: Backend | None = None,
-    statistics: tuple[str, ...] = (),
-) -> tuple[Tensor, ...]:
-    parts = ModelParts.of(model)
-    scored = [score_pass(parts, row, backend=backend, statistics=statistics) for row in passes]
-    return tuple(
-        torch.cat([getattr(row, name) for row in scored]) for name in ("log_probs", *statistics)
-    )
-
-
 def unwrapped_forward(model: Any) -> AbstractContextManager[None]:
     """Take accelerate's mixed-precision wrapper off a model's forward pass for the block.
 
@@ -251,8 +244,7 @@ def unwrapped_forward(model: Any) -> AbstractContextManager[None]:
         The context of the block.
     """
     wrapped, original = (vars(model).get(name) for name in ("forward", "_original_forward"))
-    is_wrapped = wrapped is not None and original is not None
-    return replaced({model: {"forward": original}} if is_wrapped else {})
+    return replaced({model: {"forward": original}} if wrapped and original else {})
 
 
 def exchanging_gradients(

@@ -48,6 +48,7 @@ _LOADERS: dict[ItemKind, Callable[..., LoadedSet]] = {
 # Of sets, in errors.
 _NAMES = ("the training set", "the evaluation set", "evaluation set {!r}")
 _RECOGNISED_BY = ("format", "columns", "labels", "split")
+_NEEDS = {"scores": "a score a response", "preference": "a preference a pair"}
 _SHOWN_ROWS = 5
 
 
@@ -231,12 +232,11 @@ def _scores(row: Any) -> tuple[float | None, ...]:
 def _check_known(
     need: str, kind: str, without: Sequence[int], number: int, where: str = ""
 ) -> None:
-    what = {"scores": "a score a response", "preference": "a preference a pair"}[need]
     InputError.unless(
         not without,
         saw=f"{where}{len(without):,} of {number:,} {kind} without {need} (first: row "
         f"{next(iter(without), None)})",
-        expected=f"{what}, since the loss uses it",
+        expected=f"{_NEEDS[need]}, since the loss uses it",
         cure="judge the data first (prefstage judge), map its columns, or choose another loss",
     )
 
@@ -252,7 +252,7 @@ def _check_kind(kind: str, loss: LossMix, where: str = "") -> None:
 
 # Found here rather than by the loss, which would meet the gap in the middle of an epoch.
 def _with_needs(items: ItemSet, loss: LossMix) -> ItemSet:
-    for need in sorted(loss.needs & {"scores", "preference"}, reverse=True):
+    for need in sorted(loss.needs & {*_NEEDS}, reverse=True):
         without = [item.index for item in items.items if getattr(item, need) is None]
         # A judge gives no preference where it is undecided: such pairs are left out and counted.
         if without and need == "preference" and len(without) < len(items):
@@ -320,12 +320,13 @@ def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> N
         )
         if items.kind == "pairs" and all(chosen == rejected for chosen, rejected in sides):
             cut = items.counts.get("responses_truncated", 0)
-            elsewhere = "check the columns of chosen and rejected"
             raise InputError.of(
                 saw=f"{name}: the chosen and the rejected response are the same tokens in every "
                 "pair" + (f", {cut:,} responses having lost their end" if cut else ""),
                 expected="pairs whose sides differ",
-                cure="raise max_response_tokens" if cut else elsewhere,
+                cure="raise max_response_tokens"
+                if cut
+                else "check the columns of chosen and rejected",
             )
 
 

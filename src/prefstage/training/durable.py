@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,9 +14,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl
 
 from prefstage.core import CheckpointError, TrainingError, write_json
-from prefstage.training.arguments import check_metric
 from prefstage.training.checkpoints import (
     MANIFEST,
+    STAGING,
     check_same_run,
     checkpoints_in,
     discard,
@@ -25,8 +26,6 @@ from prefstage.training.checkpoints import (
     recover,
     rotate_checkpoints,
     run_settings,
-    staged_folder,
-    step_of,
     verify_checkpoint,
 )
 from prefstage.training.compat import HookedTrainer
@@ -49,12 +48,9 @@ class DurableTrainer(HookedTrainer):
     random numbers, and every logged loss.
 
     Subclasses add what their weights depend on in `run_settings`, and what else must survive
-    in `run_state` and `restore_run_state`. `best_step` is the step of the best checkpoint, once
-    `load_best_model_at_end` has loaded it.
+    in `run_state` and `restore_run_state`.
     """
 
-    best_step: int | None = None
-    _settings: dict[str, Any] | None = None
     _resumed: Path | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -112,11 +108,12 @@ class DurableTrainer(HookedTrainer):
                 missing or changed, or it is of another model, data set or configuration.
         """
         if self.args.should_save:  # others may not hold the weights
-            self._settings = self.run_settings()
+            self.settings_of_run = self.run_settings()
         self._resumed, self.best_step = self._checkpoint_named(resume_from_checkpoint), None
         # The evaluation of the start belongs to the start, not to every resumption.
-        at_start = self.args.eval_on_start and self._resumed is None
-        with patch.object(self.args, "eval_on_start", at_start):
+        with patch.object(
+            self.args, "eval_on_start", self.args.eval_on_start and self._resumed is None
+        ):
             output = super().train(
                 None if self._resumed is None else str(self._resumed), trial, ignore_keys_for_eval
             )
@@ -156,7 +153,7 @@ class DurableTrainer(HookedTrainer):
                 expected="the state of the optimiser too",
                 cure="begin a new run with this folder as the model",
             )
-            check_same_run(record["settings"], self._settings or {}, checkpoint)
+            check_same_run(record["settings"], self.settings_of_run, checkpoint)
             if record["processes"] != self.args.world_size:
                 _log.warning(
                     "%s was written by %d processes, now there are %d: random numbers (dropout) "
@@ -180,7 +177,6 @@ class DurableTrainer(HookedTrainer):
         state, saved = self.state, self.state.stateful_callbacks
         if self._resumed is None:
             return False
-        before = json.loads((self._resumed / _TRAINER_STATE).read_text("utf-8"))
         state.compute_steps(self.args, max_steps)  # when to log and save may have changed
         best = self._resumed.with_name(f"checkpoint-{state.best_global_step or 0}")
         if state.best_model_checkpoint is None and best.is_dir():  # the folder has moved
@@ -189,17 +185,19 @@ class DurableTrainer(HookedTrainer):
         # and then makes new ones, whose settings would be those of the checkpoint.
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
-                kept = saved.get(type(callback).__name__) or {}
-                vars(callback).update(kept.get("attributes", {}))
+                vars(callback).update(
+                    (saved.get(type(callback).__name__) or {}).get("attributes", {})
+                )
         stopped = saved.get(TrainerControl.__name__, {}).get("args", {}).get("should_training_stop")
         # The flag is set at the last step too; a run that is prolonged since was not stopped.
+        before = json.loads((self._resumed / _TRAINER_STATE).read_text("utf-8"))
         done = state.global_step
         return bool(stopped and done < before["max_steps"]) or done >= max_steps
 
-    @property
+    @cached_property
     def settings_of_run(self) -> dict[str, Any]:
         """`run_settings` as they were when training began."""
-        return self.run_settings() if self._settings is None else self._settings
+        return self.run_settings()
 
     # --- Saving ----------------------------------------------------------------------------
 
@@ -215,7 +213,7 @@ class DurableTrainer(HookedTrainer):
         """
         step, state, saves = self.state.global_step, self.state, self.args.should_save
         self.check_weights(folder)
-        staged = staged_folder(folder, step)
+        staged = folder / STAGING / f"checkpoint-{step}"  # as transformers names checkpoints
         final = folder / staged.name
         if saves:
             discard(staged)
@@ -238,8 +236,7 @@ class DurableTrainer(HookedTrainer):
                     state.save_to_json(str(staged / _TRAINER_STATE))
             if saves:
                 finish_checkpoint(
-                    folder,
-                    step,
+                    staged,
                     settings=self.settings_of_run,
                     processes=self.args.world_size,
                     versions=package_versions(),
@@ -254,15 +251,6 @@ class DurableTrainer(HookedTrainer):
             _log.info("%s deleted (save_total_limit=%s)", deleted, limit)
         return final
 
-    def check_metrics(self, metrics: dict[str, float]) -> None:
-        """Refuse a metric for the best checkpoint that no evaluation has."""
-        check_metric(self.args.metric_for_best_model, metrics)
-
-    def best_was_loaded(self, checkpoint: Path) -> None:
-        """Remember whose weights the model has."""
-        # not the step of the best metric: evaluations may come oftener than checkpoints
-        self.best_step = step_of(checkpoint) if checkpoint.is_dir() else None
-
     def check_norm(self, norm: Any) -> None:
         """End the run before a gradient that is no number does harm.
 
@@ -273,12 +261,12 @@ class DurableTrainer(HookedTrainer):
             TrainingError: If it is NaN or infinite, though all losses were numbers.
         """
         if norm is not None and not math.isfinite(float(norm)):
-            last = newest_whole(Path(self.args.output_dir))
             raise TrainingError.of(
                 saw=f"step {self.state.global_step + 1}: the gradient's norm is {float(norm)}, "
                 "though the loss is finite",
                 expected="a finite gradient",
-                cure="lower learning_rate, or train in float32 or bf16, " + going_on(last),
+                cure="lower learning_rate, or train in float32 or bf16, "
+                + going_on(newest_whole(Path(self.args.output_dir))),
             )
 
     def check_weights(self, folder: Path) -> None:
@@ -335,15 +323,13 @@ class DurableTrainer(HookedTrainer):
 class _LoopKeeper(TrainerCallback):  # type: ignore[misc]  # likewise
     def __init__(self, trainer: DurableTrainer) -> None:
         self._trainer = trainer
-        self._deferred = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._deferred = False
         self._trainer.restore_loop()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        last = control.should_training_stop or state.epoch == int(state.epoch)
-        if control.should_save and last:
+        if control.should_save and (control.should_training_stop or state.epoch % 1 == 0):
             control.should_save, self._deferred = False, True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -83,9 +83,10 @@ def bad_losses(
     Returns:
         The error to raise: which step, which rows, what to look at.
     """
-    positions = (~torch.isfinite(values.detach())).nonzero().flatten().tolist()
-    named = ", ".join(str(rows[position]) for position in positions[:_SHOWN_ROWS])
-    more = len(positions) - _SHOWN_ROWS
+    bad = [
+        row for row, value in zip(rows, values.tolist(), strict=True) if not math.isfinite(value)
+    ]
+    more = len(bad) - _SHOWN_ROWS
     broken = [name for name, flat in log_probs.items() if not bool(torch.isfinite(flat).all())]
     if any("policy" in name for name in broken):
         rate = "" if learning_rate is None else f" (now {learning_rate:g})"
@@ -95,8 +96,9 @@ def bad_losses(
     else:
         cure = "look at these rows' lengths and scores, and at the loss's settings"
     return TrainingError.of(
-        saw=f"step {step + 1}: the loss of {len(positions)} of {len(values)} items is not a number "
-        f"(rows {named}{f' and {more} more' if more > 0 else ''})"
+        saw=f"step {step + 1}: the loss of {len(bad)} of {len(values)} items is not a number "
+        f"(rows {', '.join(map(str, bad[:_SHOWN_ROWS]))}"
+        + (f" and {more} more)" if more > 0 else ")")
         + (f"; not a number either: {', '.join(broken)}" if broken else ""),
         expected="finite losses",
         cure=f"{cure}, {going_on(last)}",
@@ -212,9 +214,11 @@ def saving_failed(error: Exception, folder: Path, step: int, last: Path | None) 
     if getattr(error, "errno", None) in _NO_ROOM_CODES or _NO_ROOM.search(str(error)):
         files = () if last is None else last.rglob("*")
         needed = sum(file.stat().st_size for file in files if file.is_file())
-        room = f" of about {needed / _MB:,.1f} MB" if needed else ""
-        free = shutil.disk_usage(folder).free / _MB
-        expected = f"room for a checkpoint{room} ({free:,.1f} MB are free)"
+        expected = (
+            "room for a checkpoint"
+            + (f" of about {needed / _MB:,.1f} MB" if needed else "")
+            + f" ({shutil.disk_usage(folder).free / _MB:,.1f} MB are free)"
+        )
         cure = "make room, or set a lower save_total_limit"
     return TrainingError.of(
         saw=f"step {step}: checkpoint-{step} cannot be written to {folder}: {reason}",
@@ -320,9 +324,8 @@ class StepGuard:
         values = outcome.values.values
         if not bool(torch.isfinite(values).all()):
             known = {"the policy's log-probs": outcome.scored.log_probs}
-            known |= (
-                {} if items.reference is None else {"the reference's log-probs": items.reference}
-            )
+            if items.reference is not None:
+                known["the reference's log-probs"] = items.reference
             raise bad_losses(
                 values,
                 [item.index for item in items.items],

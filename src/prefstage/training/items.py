@@ -205,8 +205,8 @@ class Encoding:
     ) -> TokenTree:
         """Encode a prompt's responses, and count by side which of them were cut."""
         tree, cut = self.encoder.encode_noting_cuts(prompt, responses)
-        named = zip(sides, cut, strict=False)  # groups have no sides
-        self.counts.update(f"{side}_truncated" for side, lost in named if lost)
+        # groups have no sides
+        self.counts.update(f"{s}_truncated" for s, lost in zip(sides, cut, strict=False) if lost)
         return tree
 
 
@@ -249,8 +249,9 @@ def pair_items(index: int, pair: Pair, work: Encoding) -> Iterator[TrainingItem]
         if vote.preference == TIE:
             work.counts["tie_votes_left_out"] += 1
             continue
-        labelled = item if vote.preference > TIE else exchanged
-        yield replace(labelled, annotator=vote.annotator, tied=False)
+        yield replace(
+            item if vote.preference > TIE else exchanged, annotator=vote.annotator, tied=False
+        )
 
 
 def _group_items(index: int, row: Candidates, work: Encoding) -> Iterator[TrainingItem]:

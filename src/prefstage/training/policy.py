@@ -79,13 +79,15 @@ def prepare_policy(model: Any, peft_config: Any, args: Any) -> Any:
     if peft_config is not None:
         if hasattr(model, "peft_config"):
             model = merge_start(model, Path(args.output_dir) / BASE)
-        refused = ModelError.instead_of(
-            ValueError,
-            saw="an adapter that cannot be put on the policy: {error}",
-            expected="an adapter on modules that the policy has",
-            cure="change target_modules, e.g. to all-linear",
-        )
-        with refused, without_alias_warning():
+        with (
+            without_alias_warning(),
+            ModelError.instead_of(
+                ValueError,
+                saw="an adapter that cannot be put on the policy: {error}",
+                expected="an adapter on modules that the policy has",
+                cure="change target_modules, e.g. to all-linear",
+            ),
+        ):
             model = import_peft("peft_config").get_peft_model(model, peft_config)
     # Set to 0 rather than left to eval(): the Trainer calls train() at every step.
     for module in model.modules() if args.disable_dropout else ():
@@ -217,10 +219,10 @@ def tokenizer_for(model: Any, tokenizer: Any = None, *, source: str | None = Non
 
 # By file, as two tokenizers of one class and size may number tokens differently.
 def _vocabulary_by_weights(model: Any) -> dict[str, int]:
-    folder = Path(getattr(getattr(model, "config", None), "name_or_path", "") or "none")
+    folder = getattr(getattr(model, "config", None), "name_or_path", "") or "none"
     try:
         # Read as JSON: making a whole tokenizer takes seconds where the vocabulary is large.
-        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        content = json.loads(Path(folder, "tokenizer.json").read_text(encoding="utf-8"))
         # Unigram models list tokens with their scores; only added tokens have ids there.
         vocabulary = content["model"]["vocab"]
         added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
@@ -264,17 +266,15 @@ def undisturbed(model: Any) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     python, array = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         for module, mode in modes:
             module.training = mode  # not train(mode): that would reach into the submodules
         random.setstate(python)
         np.random.set_state(array)
-        if devices:
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing where CUDA is not used
 
 
 # --- Precision -----------------------------------------------------------------------------------
@@ -297,9 +297,8 @@ def vanishing_share(weights: Sequence[Tensor], learning_rate: float) -> float:
     stuck, total = 0.0, 0
     for weight in weights:
         flat = weight.detach().reshape(-1)
-        part = flat[:: max(1, flat.numel() // _SAMPLED_WEIGHTS)].float().abs()
-        half_spacing = torch.exp2(torch.floor(torch.log2(part))) * torch.finfo(weight.dtype).eps / 2
-        share = float((half_spacing > learning_rate).float().mean())
+        part = flat[:: max(1, flat.numel() // _SAMPLED_WEIGHTS)].abs()
+        share = float(((part.float() + learning_rate).to(part.dtype) == part).float().mean())
         stuck, total = stuck + share * flat.numel(), total + flat.numel()
     return stuck / total if total else 0.0
 
@@ -425,8 +424,7 @@ class References:
         """
         if self.reference not in (START, ADAPTER_OFF):
             yield Scorer.load(self.reference, device_map=str(device))
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # nothing where CUDA is not used
             return
         before = next(policy.model.parameters()).device
         if before == device:

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import typing
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -173,47 +172,6 @@ class Recipe(Config):
 # --- As training arguments -----------------------------------------------------------------------
 
 
-def argument_values(recipe: Recipe) -> dict[str, Any]:
-    """The training arguments of a recipe, by the names of `PreferenceArguments`.
-
-    Args:
-        recipe: The recipe.
-
-    Returns:
-        Values of the `training` section, numbers as numbers, and those of the other sections.
-
-    Raises:
-        ConfigError: If a name is none of theirs (the nearest is named), or belongs to another
-            section of a recipe.
-    """
-    # Imported when needed, here and below: transformers takes a second, and reading a recipe's
-    # models (for help and schema) should not.
-    from prefstage.training.arguments import PreferenceArguments
-
-    types = {argument.name: argument.type for argument in dataclasses.fields(PreferenceArguments)}
-    for name in map(str, recipe.training):
-        if name in _ELSEWHERE:
-            raise ConfigError.of(
-                saw=f"setting 'training.{name}'",
-                expected=f"it in its own place: {_ELSEWHERE[name]}",
-                cure="move it there",
-            )
-        ConfigError.unless(
-            name in types,
-            saw=f"unknown setting 'training.{name}'",
-            expected="a field of transformers.TrainingArguments",
-            cure=did_you_mean(name, types, "remove it", prefix="training."),
-        )
-    return {
-        **{name: _as_typed(value, types[name]) for name, value in recipe.training.items()},
-        **recipe.tokens.model_dump(mode="json"),
-        "loss": recipe.loss,
-        "ties": recipe.ties,
-        "reference": recipe.reference,
-        "reference_cache": recipe.reference_cache,
-    }
-
-
 def training_arguments(recipe: Recipe, folder: Path) -> "PreferenceArguments":
     """The training arguments of a recipe, in a run folder.
 
@@ -222,29 +180,39 @@ def training_arguments(recipe: Recipe, folder: Path) -> "PreferenceArguments":
         folder: Where checkpoints go, and references where the recipe names no folder for them.
 
     Returns:
-        The arguments, checked.
+        The arguments, checked: those of the `training` section and of the others.
 
     Raises:
-        ConfigError: As `argument_values` and `PreferenceArguments`.
+        ConfigError: If a name in `training` is none of theirs (the nearest is named), or belongs
+            to another section of a recipe; or as `PreferenceArguments`.
     """
+    # Imported when needed, here and below: transformers takes a second, and reading a recipe's
+    # models (for help and schema) should not.
     from prefstage.training.arguments import PreferenceArguments
 
-    values = {"disable_tqdm": True, **argument_values(recipe)}
-    values["output_dir"] = str(folder / CHECKPOINTS)
-    values["reference_cache"] = values["reference_cache"] or str(folder / "references")
-    return PreferenceArguments(**values)
-
-
-# A number where the argument takes one: YAML 1.1 reads 5e-7 as text.
-def _as_typed(value: Any, annotation: Any) -> Any:
-    allowed = {annotation, *typing.get_args(annotation)}
-    if not isinstance(value, str) or not allowed & {float, int}:
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return number if float in allowed else int(number) if number.is_integer() else value
+    names = [argument.name for argument in dataclasses.fields(PreferenceArguments)]
+    for name in map(str, recipe.training):
+        if name in _ELSEWHERE:
+            raise ConfigError.of(
+                saw=f"setting 'training.{name}'",
+                expected=f"it in its own place: {_ELSEWHERE[name]}",
+                cure="move it there",
+            )
+        ConfigError.unless(
+            name in names,
+            saw=f"unknown setting 'training.{name}'",
+            expected="a field of transformers.TrainingArguments",
+            cure=did_you_mean(name, names, "remove it", prefix="training."),
+        )
+    return PreferenceArguments(
+        **{"disable_tqdm": True, **recipe.training},
+        **recipe.tokens.model_dump(mode="json"),
+        loss=recipe.loss,
+        ties=recipe.ties,
+        reference=recipe.reference,
+        reference_cache=recipe.reference_cache or str(folder / "references"),
+        output_dir=str(folder / CHECKPOINTS),
+    )
 
 
 # --- From files and overrides --------------------------------------------------------------------
@@ -296,10 +264,9 @@ def check_recipe(recipe: Recipe, *, here: bool = True) -> None:
     from prefstage.losses import parse_loss
     from prefstage.training.setting_checks import check_settings
 
-    judged = {"scores", "preference"} if recipe.online is not None else set()
-    lacking = sorted(parse_loss(recipe.loss).needs & judged)
+    lacking = sorted(parse_loss(recipe.loss).needs & {"scores", "preference"})
     ConfigError.unless(
-        not lacking,
+        recipe.online is None or not lacking,
         saw=f"online with a loss that needs {' and '.join(lacking)}",
         expected="a loss on labels alone, since nobody judges the responses sampled on the way",
         cure="leave online out, or choose another loss",
@@ -352,9 +319,8 @@ def _check_evaluation(recipe: Recipe, args: Any) -> None:
         cure="set eval_strategy and eval, or another save_strategy",
     )
     names = [f"eval_{name}_" for name in recipe.eval if set(recipe.eval) != {UNNAMED}]
-    wanted = f"eval_{(metric or '').removeprefix('eval_')}"
     ConfigError.unless(
-        not (metric and names) or wanted.startswith(tuple(names)),
+        not (metric and names) or f"eval_{metric.removeprefix('eval_')}".startswith(tuple(names)),
         saw=f"metric_for_best_model={metric!r}",
         expected=f"a metric of an evaluation set: {', '.join(f'{name}loss' for name in names)}"
         " and so on",

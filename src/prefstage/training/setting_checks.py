@@ -25,7 +25,6 @@ from prefstage.training.compat import probe_trainer
 
 _STEPS = 1000  # of a schedule whose length is not known yet
 _WARMUP = 10
-_RECOMPUTE = "activation_checkpointing"
 # A name or value that no optimiser and no schedule knows: whoever reads it, refuses it.
 _PROBE = "prefstage_probe"
 
@@ -72,12 +71,11 @@ def _check_device(args: Any) -> None:
         expected="a GPU, or bf16",
         cure="set bf16, or remove fp16",
     )
-    # of transformers before 5.23: gradient_checkpointing
-    settings = getattr(args, f"{_RECOMPUTE}_kwargs", None) or args.gradient_checkpointing_kwargs
+    settings = args.activation_checkpointing_kwargs
     if not settings:
         return
     ConfigError.unless(
-        getattr(args, _RECOMPUTE, None) or args.gradient_checkpointing,
+        args.activation_checkpointing,
         saw=f"activation_checkpointing_kwargs={settings} without activation_checkpointing",
         expected="both, or neither",
         cure="set activation_checkpointing: true, or remove them",
@@ -212,8 +210,7 @@ def _refused(setting: str, *, cure: str) -> Iterator[None]:
     except Exception as error:  # optimisers, schedules and trackers have errors of any kind
         text = " ".join(str(error).split()) or type(error).__name__
         missing = isinstance(error, ImportError) or "install" in text or "import" in text
-        kind = MissingDependencyError if missing else ConfigError
-        raise kind.of(
+        raise (MissingDependencyError if missing else ConfigError).of(
             saw=f"{setting}: {text}",
             expected="the package that it needs" if missing else "settings that transformers takes",
             cure=cure,

@@ -89,14 +89,14 @@ class _Costs:
         # Where beginnings are not computed once, they are as good as empty.
         texts = [tuple(prompt) for prompt in prompts or [()] * len(sizes)]
         self._sizes, self._order = sizes, sorted(range(len(sizes)), key=texts.__getitem__)
-        ordered = [texts[item] for item in self._order]
-        self._shared = [0, *(common_prefix(b, a) for a, b in pairwise(ordered))]
+        ordered = pairwise(texts[item] for item in self._order)
+        self._shared = [0, *(common_prefix(b, a) for a, b in ordered)]
         self._rank = {item: rank for rank, item in enumerate(self._order)}
 
     # Less than the sum of sizes, as a prompt that items share is computed once.
     def of(self, items: Sequence[int]) -> int:
-        ranks = sorted(map(self._rank.__getitem__, items))
-        shared = sum(min(self._shared[a + 1 : b + 1]) for a, b in pairwise(ranks))
+        ranks = pairwise(sorted(map(self._rank.__getitem__, items)))
+        shared = sum(min(self._shared[a + 1 : b + 1]) for a, b in ranks)
         return sum(map(self._sizes.__getitem__, items)) - shared
 
     # At most `bins` runs in the order of prompts, the largest as small as can be.
@@ -323,15 +323,13 @@ class StepRunner:
             exchange = partial(exchanging_gradients, last=turn == len(turns) - 1)
             with exchange(accelerator, model) if training else contextlib.nullcontext():
                 passes = self._passes(items, plan, turn)
-                saves: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-                if lean:
-                    saves = lean_pass(
-                        self._body,
-                        tokens=sum(planned.input_ids.numel() for planned in passes),
-                        token_budget=self.token_budget,
-                        kept_bytes=self._kept_bytes,
-                    )
-                with saves:
+                saves = lean_pass(
+                    self._body,
+                    tokens=sum(planned.input_ids.numel() for planned in passes),
+                    token_budget=self.token_budget,
+                    kept_bytes=self._kept_bytes,
+                )
+                with saves if lean else contextlib.nullcontext():
                     scored = self._forward(model, part, passes)
                 values = torch.stack([flat.detach() for flat in scored if flat is not None])
                 if objective is not None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
@@ -324,12 +324,12 @@ class PreferenceTrainer(DurableTrainer):
 
     @override
     def run_settings(self) -> dict[str, Any]:
-        data, encoding = self.train_dataset, ("chat_format", *_LIMITS)
+        data = self.train_dataset
         return super().run_settings() | {
             "weights": self._start_fingerprint,
             "loss": {term["name"]: term for term in self.loss.resolved()},
             "reference": self.args.reference,
-            "encoding": {name: getattr(self.args, name) for name in encoding}
+            "encoding": {name: getattr(self.args, name) for name in ("chat_format", *_LIMITS)}
             | {"fingerprint": self.encoder.fingerprint},
             "data": data
             and {"kind": data.kind, "items": len(data), "fingerprint": data.fingerprint},
@@ -390,8 +390,11 @@ class PreferenceTrainer(DurableTrainer):
             "tags": [tags] if isinstance(tags, str) else tags,
         }
         if self.is_world_process_zero():
-            named = {name: value for name, value in fields.items() if value is not None}
-            write_export(self, Path(self.args.output_dir), **named)
+            write_export(
+                self,
+                Path(self.args.output_dir),
+                **{name: value for name, value in fields.items() if value is not None},
+            )
 
     # --- Evaluation -----------------------------------------------------------------------
 
@@ -426,8 +429,8 @@ class PreferenceTrainer(DurableTrainer):
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
-        items: Any = item_set_of(chosen, self.encoder, self.loss, ties=self.args.ties)
-        return DataLoader(items, batch_size=_ITEMS_PER_CHUNK)
+        items = item_set_of(chosen, self.encoder, self.loss, ties=self.args.ties)
+        return DataLoader(cast("Any", items), batch_size=_ITEMS_PER_CHUNK)
 
     @override
     def evaluation_loop(
@@ -438,7 +441,7 @@ class PreferenceTrainer(DurableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        runner, item_set = self.runner, cast("ItemSet", dataloader.dataset)
+        item_set = cast("ItemSet", dataloader.dataset)
         self.prepare_sharded()
         self.model.eval()
         if callable(getattr(self.optimizer, "eval", None)):
@@ -454,8 +457,13 @@ class PreferenceTrainer(DurableTrainer):
                 self.args, self.state, self.control
             )
 
-        chunks: Any = dataloader.batch_sampler
-        means = runner.evaluate(self.model, items, self.loss_state, chunks=chunks, tick=tick)
+        means = self.runner.evaluate(
+            self.model,
+            items,
+            self.loss_state,
+            chunks=cast("Sampler[list[int]]", dataloader.batch_sampler),
+            tick=tick,
+        )
         return EvalLoopOutput(
             predictions=None,
             label_ids=None,
