@@ -125,7 +125,9 @@ def test_the_border_of_an_opened_thought_is_where_both_part() -> None:
     encoder = ResponseEncoder(tokenizer)
     asked = [{"role": "user", "content": "Hello"}]
     assert encoder.opens_thought
-    assert encoder.prompt_text(asked).endswith("<|im_start|>assistant\n<think>\n")
+    assert encoder.tokenizer.decode(encoder.prompt_ids(asked)).endswith(
+        "<|im_start|>assistant\n<think>\n"
+    )
     tree = encoder.encode(asked, ["Hi."])
     assert tokenizer.decode(tree.prompt_ids).endswith("<|im_start|>assistant\n<think>")
     assert tokenizer.decode(tree.response_ids[0]) == "\n\n</think>\n\nHi.<|im_end|>"
@@ -158,7 +160,7 @@ def test_a_template_reads_the_date_that_is_set(stem: str) -> None:
     tokenizer = tokenizer_for(path.read_text(encoding="utf-8"), "llama")
     asked = [{"role": "user", "content": "Hello"}]
     first, again = (ResponseEncoder(tokenizer, template_date="2025-01-31") for _ in range(2))
-    assert re.search("2025-01-31|31 Jan 2025", first.prompt_text(asked))
+    assert re.search("2025-01-31|31 Jan 2025", first.tokenizer.decode(first.prompt_ids(asked)))
     assert first.fingerprint == again.fingerprint
     assert first.fingerprint != ResponseEncoder(tokenizer, template_date="2025-02-01").fingerprint
 
@@ -175,9 +177,11 @@ def test_named_templates_are_chosen_by_the_conversation() -> None:
     tokenizer.chat_template = {"default": plain, "tool_use": "{{ tools | tojson }}" + plain}
     encoder = ResponseEncoder(tokenizer)
     asked = {"role": "user", "content": "Hello"}
-    assert encoder.prompt_text([asked]).startswith("<|im_start|>user")
+    assert encoder.tokenizer.decode(encoder.prompt_ids([asked])).startswith("<|im_start|>user")
     tools = CONVERSATIONS["tools"][0]["tools"]
-    assert encoder.prompt_text([{**asked, "tools": tools}]).startswith('[{"type": "function"')
+    assert encoder.tokenizer.decode(encoder.prompt_ids([{**asked, "tools": tools}])).startswith(
+        '[{"type": "function"'
+    )
 
 
 def test_a_field_that_the_template_leaves_out_is_refused_by_its_name() -> None:
@@ -252,9 +256,12 @@ def test_a_prompt_that_opens_the_turn_itself_is_not_opened_twice(ending: str) ->
 def test_a_transcript_that_invites_the_answer_is_not_invited_twice() -> None:
     encoder = ResponseEncoder(tiny_tokenizer("base"), chat_format="human-assistant")
     asked = [{"role": "user", "content": "Hello\n\nAssistant:"}]
-    assert encoder.prompt_text(asked) == "\n\nHuman: Hello\n\nAssistant:"
+    assert (
+        encoder.tokenizer.decode(encoder.prompt_ids(asked))
+        == "<|bos|>\n\nHuman: Hello\n\nAssistant:"
+    )
     named = [{"role": "user", "content": "I am an Assistant:"}]
-    assert "I am an Assistant:\n\nAssistant:" in encoder.prompt_text(named)
+    assert "I am an Assistant:\n\nAssistant:" in encoder.tokenizer.decode(encoder.prompt_ids(named))
 
 
 def test_a_template_of_parts_is_given_parts() -> None:

@@ -33,7 +33,7 @@ LETTERS, ONES, ZEROS = ("output_A", "output_B"), ("output_1", "output_2"), ("r0"
 )
 def test_labels_are_read(labels: list[Any], names: tuple[str, str], verdicts: list[Any]) -> None:
     scheme = infer_scheme(labels, names, column="label", source="x")
-    assert [scheme.read(label) for label in labels] == verdicts
+    assert [scheme.verdicts.get(spell(label)) for label in labels] == verdicts
 
 
 def test_a_guess_by_position_is_said_and_can_be_overruled(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_guess_by_position_is_said_and_can_be_overruled(tmp_path: Path) -> Non
 
 def test_declared_labels_may_say_tie_in_several_ways() -> None:
     scheme = declared_scheme({1: "first", 2: "second", 0: "tie", "both": "tie"})
-    assert [scheme.read(label) for label in (1, "2", 0.0, " BOTH ", 3)] == [
+    assert [scheme.verdicts.get(spell(label)) for label in (1, "2", 0.0, " BOTH ", 3)] == [
         *("first", "second", "tie", "tie"),
         None,
     ]

@@ -29,12 +29,15 @@ def rewritten(change: Callable[[dict[str, object]], object]) -> Callable[[Path],
 
 
 FAULTS = {
-    "cut off": (cut("tokenizer.json"), "tokenizer.json is cut off or damaged"),
+    "cut off": (cut("tokenizer.json"), "tokenizer.json cannot be read ("),
     "settings cut off": (
         cut("tokenizer_config.json"),
-        "tokenizer_config.json is cut off or damaged",
+        "tokenizer_config.json cannot be read (",
     ),
-    "an empty file": (lambda f: (f / "tokenizer.json").write_text(""), "tokenizer.json is cut"),
+    "an empty file": (
+        lambda f: (f / "tokenizer.json").write_text(""),
+        "tokenizer.json cannot be read",
+    ),
     "an empty object": (lambda f: (f / "tokenizer.json").write_text("{}"), "no tokenizer at"),
     "no file": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer files"),
     "merges without a token": (rewritten(lambda m: m["vocab"].popitem()), "out of vocabulary"),

@@ -62,7 +62,9 @@ def test_real_pairs_become_token_trees(shared: Path, chat_model: Path) -> None:
     for pair in load_pairs(file):
         texts = [pair.chosen[0]["content"], pair.rejected[0]["content"]]
         tree = encoder.encode(pair.prompt, texts)
-        assert [encoder.decode(ids) for ids in tree.response_ids] == texts
-        assert tokenizer.decode(tree.prompt_ids) == encoder.prompt_text(pair.prompt)
+        assert [encoder.read(ids).answer for ids in tree.response_ids] == texts
+        assert tokenizer.decode(tree.prompt_ids) == encoder.tokenizer.decode(
+            encoder.prompt_ids(pair.prompt)
+        )
     assert encoder.counts.responses == 600
     assert encoder.counts.borders_moved == 0

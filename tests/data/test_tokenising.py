@@ -40,7 +40,7 @@ def test_a_response_is_its_text_and_the_end_of_turn_and_nothing_after_it(kind: s
     for text, ids in zip(["Paris is.", "The fox\nis"], tree.response_ids, strict=True):
         assert tokenizer.decode(ids) == lead + text + ENDS[kind]
         assert ids[-len(encoder.end_of_turn_ids) :] == encoder.end_of_turn_ids
-        assert encoder.decode(ids).strip() == text
+        assert encoder.read(ids).answer.strip() == text
     assert encoder.counts.borders_moved == (kind == "llama3")
 
 
@@ -74,7 +74,9 @@ def test_a_merge_across_the_border_moves_it_and_is_counted() -> None:
     tokenizer, encoder = TOKENIZERS["zephyr"], encoder_of("zephyr")
     tree = encoder.encode(ASKED, ["\n\nParis.", "Paris."])
     assert encoder.counts.borders_moved == 1
-    assert tokenizer.decode(tree.prompt_ids) == encoder.prompt_text(ASKED).removesuffix("\n")
+    assert tokenizer.decode(tree.prompt_ids) == encoder.tokenizer.decode(
+        encoder.prompt_ids(ASKED)
+    ).removesuffix("\n")
     texts = [tokenizer.decode(ids) for ids in tree.response_ids]
     assert texts == ["\n\n\nParis.</s>", "\nParis.</s>"]
 
@@ -112,7 +114,9 @@ def test_where_a_template_alters_earlier_turns_the_prompt_is_what_the_response_f
     tree = encoder.encode(ASKED, ["Paris."])
     text = tokenizer.decode(tree.prompt_ids)
     assert text.endswith("capital?<|im_end|>\n<|im_start|>assistant\n")
-    assert encoder.prompt_text(ASKED).endswith("/think<|im_end|>\n<|im_start|>assistant\n")
+    assert encoder.tokenizer.decode(encoder.prompt_ids(ASKED)).endswith(
+        "/think<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert tokenizer.decode(tree.response_ids[0]) == "Paris.<|im_end|>"
 
 
@@ -138,7 +142,7 @@ def test_base_models_read_a_named_format(chat_format: str) -> None:
         asked = f"\n\nHuman: {question}"
         assert prompt == f"<|bos|>{asked}\n\nAssistant: Paris.{asked}\n\nAssistant:"
         assert response == " Rome.<|endoftext|>"
-    assert encoder.decode(tree.response_ids[0]).strip() == "Rome."
+    assert encoder.read(tree.response_ids[0]).answer.strip() == "Rome."
     assert tree.prompt_ids.count(tokenizer.bos_token_id) == 1
 
 

@@ -33,7 +33,7 @@ def test_the_language_survives_the_tokenizer_without_unknown_tokens(tokenizer):
         for ids, text in zip(tree.response_ids, row.responses, strict=True):
             assert tokenizer.unk_token_id not in ids
             assert ids[-1] == tokenizer.eos_token_id
-            assert encoder.decode(ids) == text
+            assert encoder.read(ids).answer == text
     assert encoder.counts.borders_moved == 0
 
 
@@ -121,11 +121,11 @@ def test_sft_improves_the_true_reward(tokenizer):
 
 def greedy_reward(policy, tokenizer, encoder, instructions):
     prompts = [prompt_of(one) for one in instructions]
-    texts = [encoder.prompt_text(prompt) for prompt in prompts]
+    texts = [encoder.tokenizer.decode(encoder.prompt_ids(prompt)) for prompt in prompts]
     batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
     rows = policy.generate(**batch, do_sample=False, max_new_tokens=24)
     responses = rows[:, batch["input_ids"].shape[1] :]
     return mean(
-        true_reward(prompt, encoder.decode(row.tolist()))
+        true_reward(prompt, encoder.read(row.tolist()).answer)
         for prompt, row in zip(prompts, responses, strict=True)
     )

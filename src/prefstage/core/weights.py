@@ -36,6 +36,8 @@ def reason_of(error: BaseException) -> str:
         return type(error).__name__
     text = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     text = text.removeprefix("Error while deserializing header: ")
+    if "instantiate the backend tokenizer" in text:
+        return "no tokenizer files"
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
@@ -45,7 +47,7 @@ def is_path(name: str) -> bool:
 
 
 def unreadable_file(folder: Path) -> tuple[Path, str] | None:
-    """The first file of weights in a folder that is cut off or damaged.
+    """The first file of weights or of JSON in a folder that is cut off or damaged.
 
     Headers and tables of contents are read, not the weights.
 
@@ -58,7 +60,7 @@ def unreadable_file(folder: Path) -> tuple[Path, str] | None:
     import torch
     from safetensors import safe_open
 
-    kinds = ("*.safetensors", "*.bin", "*.index.json")
+    kinds = ("*.safetensors", "*.bin", "*.json")
     for file in (file for kind in kinds for file in sorted(folder.glob(kind))):
         try:
             if file.suffix == ".safetensors":
@@ -66,7 +68,9 @@ def unreadable_file(folder: Path) -> tuple[Path, str] | None:
             elif file.suffix == ".bin":
                 torch.load(file, map_location="meta", weights_only=True)
             else:
-                shards = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+                content = json.loads(file.read_text(encoding="utf-8"))
+                is_index = file.name.endswith(".index.json")
+                shards = set(content["weight_map"].values()) if is_index else ()
                 lost = sorted(str(name) for name in shards if not (folder / str(name)).is_file())
                 if lost:
                     return file, f"it names {', '.join(lost[:3])}, not there"
@@ -87,8 +91,8 @@ def foreign_files(
     """Turn whatever a library raises over files of others into one error that names the cause.
 
     Args:
-        folder: Where the files lie, or a Hub id. A file of weights in the folder that is cut off
-            or damaged is named in place of the library's reason.
+        folder: Where the files lie, or a Hub id. A file of weights or of JSON in the folder that
+            is cut off or damaged is named in place of the library's reason.
         saw: What failed; the reason is added.
         expected: What the files should have been.
         cure: What to do.

@@ -39,10 +39,6 @@ class LabelScheme:
     reason: str
     seen: tuple[str, ...] = ()
 
-    def read(self, label: Any) -> Verdict | None:
-        """The verdict of one label, or None if the scheme does not know it."""
-        return self.verdicts.get(spell(label))
-
     def __str__(self) -> str:
         """For reports and errors: ``0 = first, 1 = second, 2 = tie (why)``."""
         labels = (

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from prefstage.core import DataError, InputError, atomic_path
 from prefstage.data.compat import check_storable
-from prefstage.data.formats import Wanted, check_columns, check_mapped, format_named, recognise
+from prefstage.data.formats import Wanted, check_columns, format_named, recognise
 from prefstage.data.formats.fields import Format, Row, SourceRow, read_annotator
 from prefstage.data.labels import LabelScheme, declared_scheme
 from prefstage.data.messages import SYSTEM_ROLES, template_marks, turn
@@ -77,11 +77,10 @@ class Reading(Generic[R]):
         options = options or ReadOptions()
         self.wanted, self.streaming = wanted, streaming
         self.quarantine_file = _check_policy(data, options)
-        check_columns(options.columns)
         requested = None if options.format is None else format_named(options.format, wanted)
         self.source = open_source(data, split=options.split, streaming=streaming)
         name, sample = self.source.name, _peek(self.source)
-        check_mapped(options.columns, sample[0], name)
+        check_columns(options.columns, sample[0], name)
         rows = [SourceRow(row, options.columns) for row in sample]
         self.format = requested or recognise(rows, name, wanted, fallback=fallback)
         DataError.unless(

@@ -15,10 +15,9 @@ from jinja2 import TemplateError
 from prefstage.core import (
     InputError,
     ModelError,
-    PrefstageError,
     adapters_of,
+    foreign_files,
     is_path,
-    reason_of,
     run_date,
 )
 from prefstage.data.compat import Tokenizer
@@ -27,7 +26,6 @@ from prefstage.data.rows import RowFault
 from prefstage.data.settings import CHAT_FORMATS, ChatSettings
 
 _Settings = TypeVar("_Settings", bound=ChatSettings)
-_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 # Message fields under which templates read what an assistant thought before its answer.
@@ -74,22 +72,15 @@ def load_tokenizer(name_or_path: str) -> Any:
         expected="a folder with tokenizer.json or a model id of the Hub",
         cure="check the name, or point to the model's folder",
     )
-    try:
+    with foreign_files(
+        source,
+        saw=f"no tokenizer at {source!r}",
+        expected="a folder with tokenizer.json or a model id of the Hub",
+        cure="check the name, or point to the model's folder",
+        whole="whole files of a tokenizer",
+    ):
         tokenizer = AutoTokenizer.from_pretrained(source)
         tokens = tokenizer.vocab_size
-    except PrefstageError:
-        raise
-    except Exception as error:  # what foreign files make the libraries raise is anything
-        broken, reason = _broken_file(Path(source)), reason_of(error)
-        if "instantiate the backend tokenizer" in reason:
-            reason = "no tokenizer files"
-        raise ModelError.of(
-            saw=f"no tokenizer at {source!r} ({broken or reason})",
-            expected="a folder with tokenizer.json or a model id of the Hub",
-            cure="check the name, or point to the model's folder"
-            if broken is None
-            else "copy or download that file again",
-        ) from error
     ModelError.unless(
         tokens,
         saw=f"the tokenizer at {source!r} has an empty vocabulary",
@@ -97,17 +88,6 @@ def load_tokenizer(name_or_path: str) -> Any:
         cure="copy or download its files again",
     )
     return tokenizer
-
-
-def _broken_file(folder: Path) -> str | None:
-    # The libraries' errors of a damaged file name neither the file nor the reason.
-    for name in _JSON_FILES:
-        if (folder / name).is_file():
-            try:
-                json.loads((folder / name).read_text(encoding="utf-8"))
-            except ValueError as error:
-                return f"{name} is cut off or damaged: {reason_of(error)}"
-    return None
 
 
 def reads_clock(name_or_path: str) -> bool:

@@ -137,7 +137,17 @@ def _in_marks(text: str, *, opened: bool | None) -> Reply | None:
         return None
     while families:
         body = rest.lstrip().removeprefix(families[0][0]) if len(families) == 1 else rest
-        mark = _closing(body, families)
+        # Where the mark that ends a thought begins and ends. One in quotes or code is the
+        # thought's text, unless there is no other.
+        mark = next(
+            (
+                (start, start + len(closing))
+                for quoted in (False, True)
+                for _, closing in families
+                for start in _positions(body, closing, quoted=quoted)
+            ),
+            None,
+        )
         if mark is None:
             return Reply("", _joined([*thoughts, body]), cut=True)
         thoughts.append(body[: mark[0]])
@@ -156,20 +166,6 @@ def _closing_families(text: str, *, opened: bool | None) -> Sequence[tuple[str, 
         ends = ((marks, next(_positions(text, marks[1], quoted=False), None)) for marks in known)
         begun = [marks for marks, end in ends if end is not None and marks[0] not in text[:end]]
     return begun[:1] or (known if opened else ())
-
-
-def _closing(body: str, families: Sequence[tuple[str, str]]) -> tuple[int, int] | None:
-    # Where the mark that ends a thought begins and ends. One in quotes or code is the thought's
-    # text, unless there is no other.
-    return next(
-        (
-            (start, start + len(mark))
-            for quoted in (False, True)
-            for _, mark in families
-            for start in _positions(body, mark, quoted=quoted)
-        ),
-        None,
-    )
 
 
 def _positions(text: str, mark: str, *, quoted: bool) -> Iterator[int]:

@@ -5,7 +5,7 @@ import datetime
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import takewhile
 from typing import Any, Literal, get_args
@@ -36,12 +36,14 @@ class TokenTree:
             none is empty.
         opening_ids: What the generation prompt has after `prompt_ids`, where the border moved:
             a policy that is asked for a response reads both.
+        cut: Of each response, whether it lost its end.
     """
 
     prompt_id: str
     prompt_ids: tuple[int, ...]
     response_ids: tuple[tuple[int, ...], ...]
     opening_ids: tuple[int, ...] = ()
+    cut: tuple[bool, ...] = field(default=(), compare=False)
 
 
 @dataclass
@@ -186,10 +188,6 @@ class ResponseEncoder:
         """Hash of the tokenizer alone: equal ones mean the same by the same ids."""
         return digest(_tokenizer_content(self.tokenizer))
 
-    def prompt_text(self, prompt: Sequence[Message]) -> str:
-        """The prompt as the model reads it, generation prompt included, before tokenising."""
-        return self._template.render(self._unopened(prompt), generation_prompt=True)
-
     def prompt_ids(self, prompt: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the prompt, after truncation (counted)."""
         turns = self._unopened(prompt)
@@ -212,23 +210,6 @@ class ResponseEncoder:
         Raises:
             RenderingError: If the template refuses the conversation, leaves a part of it out,
                 or renders the prompt of one response otherwise than that of another.
-        """
-        return self.encode_noting_cuts(prompt, responses)[0]
-
-    def encode_noting_cuts(
-        self, prompt: Sequence[Message], responses: Sequence[str | Message]
-    ) -> tuple[TokenTree, tuple[bool, ...]]:
-        """Tokenise a prompt and its responses, and say which of these lost their end.
-
-        Args:
-            prompt: As in `encode`.
-            responses: As in `encode`.
-
-        Returns:
-            The tree, and for each response whether it was cut.
-
-        Raises:
-            RenderingError: As `encode`.
         """
         turns = self._unopened(prompt)
         answers = [
@@ -257,32 +238,20 @@ class ResponseEncoder:
                 expected="a response with at least one token",
                 cure="remove the row, or use another chat template",
             )
-        tree = TokenTree(
+        lost = [len(ids) - len(ids[: self.max_response_tokens]) for ids in rows]
+        self.counts.responses += len(rows)
+        self.counts.responses_truncated += sum(map(bool, lost))
+        self.counts.response_tokens_dropped += sum(lost)
+        return TokenTree(
             prompt_id_of(prompt),
             self._cut_prompt(before[:border]),
             tuple(tuple(ids[: self.max_response_tokens]) for ids in rows),
             tuple(before[border:]),
+            tuple(map(bool, lost)),
         )
-        lost = [len(ids) - len(kept) for ids, kept in zip(rows, tree.response_ids, strict=True)]
-        self.counts.responses += len(rows)
-        self.counts.responses_truncated += sum(map(bool, lost))
-        self.counts.response_tokens_dropped += sum(lost)
-        return tree, tuple(map(bool, lost))
-
-    def decode(self, response_ids: Sequence[int]) -> str:
-        """Text of a response's answer: the inverse of `encode` for one response.
-
-        Args:
-            response_ids: Tokens as encoded, or as generated.
-
-        Returns:
-            The answer, without thought, control tokens and the whitespace that the template
-            puts before it.
-        """
-        return self.read(response_ids).answer
 
     def read(self, response_ids: Sequence[int], prompt_ids: Sequence[int] | None = None) -> Reply:
-        """What a policy wrote: its answer, and what it thought before.
+        """What a policy wrote, the inverse of `encode`: its answer, and what it thought before.
 
         Args:
             response_ids: Tokens as generated; what follows the first end-of-turn goes.
@@ -290,7 +259,8 @@ class ResponseEncoder:
                 what the template opens usually.
 
         Returns:
-            The reply, split by the marks that models put around their thoughts.
+            The reply, split by the marks that models put around their thoughts; without control
+            tokens and the whitespace that the template puts before an answer.
         """
         ids = list(takewhile(lambda token: token != self.end_of_turn_ids[-1], response_ids))
         reply = read_reply(

@@ -204,9 +204,9 @@ class Encoding:
         self, prompt: Sequence[Message], responses: Sequence[Any], sides: Sequence[str]
     ) -> TokenTree:
         """Encode a prompt's responses, and count by side which of them were cut."""
-        tree, cut = self.encoder.encode_noting_cuts(prompt, responses)
+        tree = self.encoder.encode(prompt, responses)
         # groups have no sides
-        self.counts.update(f"{s}_truncated" for s, lost in zip(sides, cut, strict=False) if lost)
+        self.counts.update(f"{s}_truncated" for s, cut in zip(sides, tree.cut, strict=False) if cut)
         return tree
 
 

@@ -50,28 +50,20 @@ PROMPTS = Format(
 )
 
 
-def check_columns(columns: Mapping[str, str]) -> None:
-    """Refuse roles that nothing reads.
+def check_columns(columns: Mapping[str, str], row: Row, source: str) -> None:
+    """Refuse roles that nothing reads, and a map to columns that the dataset does not have.
 
     Raises:
         InputError: Naming the nearest role.
+        DataError: Naming the nearest column.
     """
-    for role in columns:
+    for role, name in columns.items():
         InputError.unless(
             role in COLUMN_ROLES,
             saw=f"columns={{{role!r}: ...}}",
             expected=f"roles among {', '.join(COLUMN_ROLES)}",
             cure=did_you_mean(role, COLUMN_ROLES, "choose one of them"),
         )
-
-
-def check_mapped(columns: Mapping[str, str], row: Row, source: str) -> None:
-    """Refuse a map to columns that the dataset does not have.
-
-    Raises:
-        DataError: Naming the nearest column.
-    """
-    for role, name in columns.items():
         DataError.unless(
             name in row,
             saw=f"columns={{{role!r}: {name!r}}} for {source} with the columns {_list(row)}",

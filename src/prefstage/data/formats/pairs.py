@@ -25,7 +25,7 @@ from prefstage.data.formats.fields import (
     require,
     with_system_and_tools,
 )
-from prefstage.data.labels import LabelScheme, infer_scheme, read_desirable
+from prefstage.data.labels import LabelScheme, infer_scheme, read_desirable, spell
 from prefstage.data.messages import (
     common_prefix,
     is_list,
@@ -209,7 +209,7 @@ def _ordered(row: SourceRow, names: tuple[str, str], first: float, **known: Any)
 
 def _read_verdict(row: Row, column: str, scheme: LabelScheme) -> float:
     # What a label counts for the first response.
-    verdict = scheme.read(row.get(column))
+    verdict = scheme.verdicts.get(spell(row.get(column)))
     if verdict is None:
         raise RowFault(
             column,
