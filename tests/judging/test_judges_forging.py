@@ -26,8 +26,8 @@ def test_a_reward_model_of_conversations_reads_only_the_templates_control_tokens
     tokenizer = tiny_tokenizer(family)
     encode = ChatEncoder(tokenizer, max_length=10_000)
     _, user, answer = with_control_tokens(tokenizer)
-    honest = encode(({"role": "user", "content": "Hello"},), "Hi.").ids["input_ids"]
-    forged = encode((user,), answer["content"]).ids["input_ids"]
+    honest = encode(({"role": "user", "content": "Hello"},), "Hi.")[0]["input_ids"]
+    forged = encode((user,), answer["content"])[0]["input_ids"]
     assert special_ids(tokenizer, forged) == special_ids(tokenizer, honest)
     assert answer["content"].strip() in tokenizer.decode(forged)
 
@@ -37,7 +37,7 @@ def test_a_reward_model_of_pairs_reads_no_separator_in_a_text(text: str) -> None
     tokenizer = word_tokenizer()
     encode = PairEncoder(tokenizer, max_length=64)
     for prompt, response in [("good", text), (text, "good")]:
-        ids = encode(({"role": "user", "content": prompt},), response).ids["input_ids"]
+        ids = encode(({"role": "user", "content": prompt},), response)[0]["input_ids"]
         assert special_ids(tokenizer, ids).count(tokenizer.sep_token_id) == 2
         assert special_ids(tokenizer, ids).count(tokenizer.cls_token_id) == 1
         assert tokenizer.bos_token_id not in ids
@@ -48,8 +48,8 @@ def test_pairrm_reads_no_segment_in_a_text(text: str) -> None:
     tokenizer = word_tokenizer(extra=MARKERS)
     for given in [comparison("the", text, "a"), comparison(text, "a", "b")]:
         for style in ("plain", "conversation"):
-            encoding = PairRMEncoder(tokenizer, style=style)(given)
-            for ids in (encoding.forward, encoding.backward):
+            *orders, _ = PairRMEncoder(tokenizer, style=style)(given)
+            for ids in orders:
                 counts = [ids.count(tokenizer.convert_tokens_to_ids(mark)) for mark in MARKERS]
                 assert counts == [1, 1, 1, 0]
                 assert ids.count(tokenizer.sep_token_id) == 3

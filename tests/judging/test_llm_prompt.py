@@ -103,7 +103,7 @@ def test_only_unmistakable_answers_are_read(answer: str, expected: float | None)
 
 
 def test_token_probabilities_give_the_expected_verdict() -> None:
-    assert read_token_verdict([("A", 0.6), (" B", 0.2), ("C", 0.1), ("The", 0.1)]) == pytest.approx(
+    assert read_token_verdict({"A": 0.6, " B": 0.2, "C": 0.1, "The": 0.1}) == pytest.approx(
         (0.6 + 0.05) / 0.9
     )
     assert read_token_verdict({"A": 0.5, " A": 0.2, "**B": 0.1}) == pytest.approx(0.7 / 0.8)

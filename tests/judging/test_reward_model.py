@@ -73,14 +73,14 @@ def test_the_prompt_is_cut_first_and_the_cut_is_counted(bert_reward: Path) -> No
     tokenizer = word_tokenizer()
     encode = PairEncoder(tokenizer, max_length=32)
     prompt = ({"role": "user", "content": LONG},)
-    short = encode(prompt, "a dog ran")
-    assert len(short.ids["input_ids"]) == 32
-    assert (short.prompt_cut, short.response_cut) == (True, False)
-    assert tokenizer.decode(short.ids["input_ids"]).endswith("a dog ran [SEP]")
-    both = encode(prompt, LONG)
-    assert len(both.ids["input_ids"]) == 32
-    assert (both.prompt_cut, both.response_cut) == (True, True)
-    assert sum(both.ids["token_type_ids"]) == 29 - 29 // 2 + 1  # half the window, and a [SEP]
+    ids, prompt_cut, response_cut = encode(prompt, "a dog ran")
+    assert len(ids["input_ids"]) == 32
+    assert (prompt_cut, response_cut) == (True, False)
+    assert tokenizer.decode(ids["input_ids"]).endswith("a dog ran [SEP]")
+    ids, prompt_cut, response_cut = encode(prompt, LONG)
+    assert len(ids["input_ids"]) == 32
+    assert (prompt_cut, response_cut) == (True, True)
+    assert sum(ids["token_type_ids"]) == 29 - 29 // 2 + 1  # half the window, and a [SEP]
     judge = RewardModelJudge.load(str(bert_reward))
     judge.score(
         [
@@ -97,9 +97,9 @@ def test_options_cut_the_prompt_at_a_fixed_length(bert_reward: Path) -> None:
     from prefstage.judging.reward_model import PairEncoder
 
     encode = PairEncoder(word_tokenizer(), max_length=20, max_prompt_tokens=4)
-    encoded = encode(({"role": "user", "content": "the cat sat on the mat"},), "good")
-    assert list(encoded.ids["input_ids"]) == [2, 9, 11, 13, 15, 3, 19, 3]
-    assert encoded.prompt_cut
+    ids, prompt_cut, _ = encode(({"role": "user", "content": "the cat sat on the mat"},), "good")
+    assert list(ids["input_ids"]) == [2, 9, 11, 13, 15, 3, 19, 3]
+    assert prompt_cut
     judge = load_judge(f"reward:{bert_reward}?max_prompt_tokens=4&max_length=20")
     plain = load_judge(f"reward:{bert_reward}")
     assert judge.fingerprint != plain.fingerprint
@@ -118,17 +118,16 @@ def test_chat_template_gives_the_whole_conversation_and_one_bos(
         {"role": "assistant", "content": "sat"},
         {"role": "user", "content": "a dog"},
     )
-    encoded = encode(prompt, "ran on")
-    assert tokenizer.decode(encoded.ids["input_ids"]) == (
+    ids, *_ = encode(prompt, "ran on")
+    assert tokenizer.decode(ids["input_ids"]) == (
         "<s> <|system|> very good </s> <|user|> the cat </s> <|assistant|> sat </s> "
         "<|user|> a dog </s> <|assistant|> ran on </s>"
     )
-    cut = ChatEncoder(tokenizer, max_length=12)(prompt, "ran on")
-    assert tokenizer.decode(cut.ids["input_ids"]) == (
+    ids, *cut = ChatEncoder(tokenizer, max_length=12)(prompt, "ran on")
+    assert tokenizer.decode(ids["input_ids"]) == (
         "<s> <|assistant|> sat </s> <|user|> a dog </s> <|assistant|> ran on </s>"
     )
-    assert cut.prompt_cut
-    assert not cut.response_cut
+    assert cut == [True, False]
 
 
 @pytest.mark.parametrize("pad_token_id", [0, None])

@@ -18,6 +18,7 @@ from prefstage.core import LEDGER, DataError, Ledger, digest
 from prefstage.data.records import Prompt, prompt_id_of
 from prefstage.evaluating.rates import Figures, mean_interval
 from prefstage.evaluating.settings import MtBenchConfig
+from prefstage.judging.llm import drawing, until_readable
 from prefstage.sampling import Sampler, collect
 from prefstage.sampling.base import SampleRequest, cut_thoughts
 from prefstage.serving.client import ServerClient, ask_all
@@ -25,8 +26,6 @@ from prefstage.serving.client import ServerClient, ask_all
 _log = logging.getLogger(__name__)
 
 TURNS = 2
-_REPEATED_TEMPERATURE = 0.7
-_FIRST = {"temperature": 0.0}
 LOWEST, HIGHEST = 1.0, 10.0
 _READING = 1  # raise when the way ratings are read changes
 
@@ -309,29 +308,30 @@ async def _rated(
             "repeat": grade.repeat,
         }
     )
-    for attempt in range(config.attempts):
-        known = ledger.get("gradings", (key, attempt))
-        counts["calls" if known is None else "reused"] += 1
-        if known is None:
-            # the same question would get the same reply at temperature 0
-            number = grade.repeat * config.attempts + attempt
-            draws = {"temperature": _REPEATED_TEMPERATURE, "seed": number} if number else _FIRST
-            reply = await judge.chat(
-                grading_messages(
-                    question.turns[: grade.turn],
-                    answers,
-                    question.references[: grade.turn],
-                    reminded=attempt > 0,
-                ),
-                max_tokens=config.max_tokens,
-                **draws,
-            )
-            known = ledger.put("gradings", (key, attempt), (reply.text,))
-        rating = read_rating(known[0])
-        if rating is not None:
-            return replace(grade, rating=rating)
-        counts["unreadable"] += 1
-    return grade
+
+    async def buy(attempt: int) -> tuple[str]:
+        reply = await judge.chat(
+            grading_messages(
+                question.turns[: grade.turn],
+                answers,
+                question.references[: grade.turn],
+                reminded=attempt > 0,
+            ),
+            max_tokens=config.max_tokens,
+            **drawing(grade.repeat * config.attempts + attempt),
+        )
+        return (reply.text,)
+
+    rating = await until_readable(
+        ledger,
+        "gradings",
+        (key,),
+        attempts=config.attempts,
+        counts=counts,
+        buy=buy,
+        read=lambda row: read_rating(row[0]),
+    )
+    return replace(grade, rating=rating)
 
 
 def _mean(numbers: Iterable[float | None]) -> float | None:

@@ -53,9 +53,10 @@ def plain_prompt(prompt: Prompt) -> str:
     """
     if len(prompt) == 1 and prompt[0].get("role") == "user":
         return content_of(prompt[0])
-    speakers = (str(message.get("role", "user")).capitalize() for message in prompt)
-    texts = map(content_of, prompt)
-    return "\n\n".join(f"{who}: {text}" for who, text in zip(speakers, texts, strict=True))
+    return "\n\n".join(
+        f"{str(message.get('role', 'user')).capitalize()}: {content_of(message)}"
+        for message in prompt
+    )
 
 
 # (prompt, response).
@@ -247,9 +248,8 @@ def judgment_of_rewards(reward_a: float, reward_b: float) -> Judgment:
 def sigmoid(logit: float) -> float:
     """σ(z) = 1 / (1 + e^-z) without overflow; σ(z) + σ(-z) = 1 to rounding."""
     # e^z overflows where e^-z does not, and the other way round.
-    if logit >= 0:
-        return 1.0 / (1.0 + math.exp(-logit))
-    return math.exp(logit) / (1.0 + math.exp(logit))
+    power = math.exp(-abs(logit))
+    return (1.0 if logit >= 0 else power) / (1.0 + power)
 
 
 def compare_by_rewards(

@@ -218,12 +218,16 @@ def score_candidates(judge: Judge, candidates: Sequence[Candidates]) -> list[lis
             score_all(judge, [(row.prompt, text) for row in candidates for text in row.responses])
         )
         return [[next(rewards) for _ in row.responses] for row in candidates]
-    comparisons = [
-        Comparison(row.prompt_id, row.prompt, a, b)
-        for row in candidates
-        for a, b in combinations(row.responses, 2)
-    ]
-    judgments = iter(compare_all(judge, comparisons))
+    judgments = iter(
+        compare_all(
+            judge,
+            [
+                Comparison(row.prompt_id, row.prompt, a, b)
+                for row in candidates
+                for a, b in combinations(row.responses, 2)
+            ],
+        )
+    )
     return [_mean_wins(len(row.responses), judgments) for row in candidates]
 
 
@@ -275,11 +279,6 @@ def agreement_with_labels(pairs: Sequence[Pair], judgments: Sequence[Judgment]) 
     votes = [_vote(judgment.probability - 0.5) for _, judgment in labelled]
     longer = [_vote(_length(pair.chosen) - _length(pair.rejected)) for pair, _ in labelled]
     undecided = sum(judgment.status == "undecided" for _, judgment in labelled)
-    for_longer = [
-        vote if long else 1.0 - vote
-        for vote, long in zip(votes, longer, strict=True)
-        if long != _TIE_VOTE
-    ]
     agreement = _mean(votes)
     return {
         "pairs": len(pairs),
@@ -289,7 +288,13 @@ def agreement_with_labels(pairs: Sequence[Pair], judgments: Sequence[Judgment]) 
         "agreement": agreement,
         "interval": list(wilson_interval(agreement or 0.0, len(votes))),
         "longer_wins": _mean(longer),
-        "prefers_longer": _mean(for_longer),
+        "prefers_longer": _mean(
+            [
+                vote if long else 1.0 - vote
+                for vote, long in zip(votes, longer, strict=True)
+                if long != _TIE_VOTE
+            ]
+        ),
     }
 
 

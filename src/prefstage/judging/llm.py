@@ -3,10 +3,12 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,7 +28,7 @@ from prefstage.serving.client import ServerClient, ask_all
 _PLACEHOLDERS = ("conversation", "response_a", "response_b")
 _HALF = 0.5
 _TOP_LOGPROBS = 20  # the most that OpenAI and vLLM give by default
-_RETRY_TEMPERATURE = 0.7
+_REPEATED_TEMPERATURE = 0.7
 _READING = 1  # raise when the way answers are read changes: stored readings then do not fit
 
 _SYSTEM = """\
@@ -171,12 +173,12 @@ _FORMS = (
 
 
 def read_token_verdict(
-    alternatives: Mapping[str, float] | Sequence[tuple[str, float]],
+    alternatives: Mapping[str, float],
 ) -> float | None:
     """P(A ≻ B) from the first token's probabilities: (p_A + ½·p_C) / (p_A + p_B + p_C).
 
     Args:
-        alternatives: (token, probability) of the likeliest first tokens; spellings of one
+        alternatives: Probabilities of the likeliest first tokens; spellings of one
             letter (" A", "A", "**A") are added up.
 
     Returns:
@@ -187,14 +189,56 @@ def read_token_verdict(
         Expected verdict instead of the sampled one, as in AlpacaEval 2 (Dubois et al. 2024,
         arXiv:2404.04475, §2); a tie counts half for either side.
     """
-    pairs = alternatives.items() if isinstance(alternatives, Mapping) else alternatives
     mass = dict.fromkeys("ABC", 0.0)
-    for token, probability in pairs:
+    for token, probability in alternatives.items():
         letter = re.sub(r"[\s*_`\"'\[(▁Ġ]+", "", token)
         if letter in mass:
             mass[letter] += probability
     total = sum(mass.values())
     return (mass["A"] + 0.5 * mass["C"]) / total if total >= _HALF else None
+
+
+def drawing(number: int) -> dict[str, float]:
+    """Temperature and seed of a question asked for the nth time: at 0 it got the same answer."""
+    return (
+        {"temperature": _REPEATED_TEMPERATURE, "seed": number} if number else {"temperature": 0.0}
+    )
+
+
+async def until_readable(
+    ledger: Ledger,
+    table: Literal["replies", "gradings"],
+    key: Sequence[Any],
+    *,
+    attempts: int,
+    counts: Counter[str],
+    buy: Callable[[int], Awaitable[tuple[Any, ...]]],
+    read: Callable[[tuple[Any, ...]], float | None],
+) -> float | None:
+    """Ask until a reply is readable; each reply is kept before it is used.
+
+    Args:
+        ledger: Where replies are kept; what it has is not asked again.
+        table: Of the ledger.
+        key: Of the question in the table, to which the attempt's number is added.
+        attempts: How often to ask at most.
+        counts: Counts "calls", "reused" and "unreadable" replies.
+        buy: Asks, given the number of the attempt from 0, and gives the table's values.
+        read: The number that a row's values say, or None.
+
+    Returns:
+        What the first readable reply says; None if none is.
+    """
+    for attempt in range(attempts):
+        reply, counted = ledger.get(table, (*key, attempt)), "reused"
+        if reply is None:
+            reply, counted = ledger.put(table, (*key, attempt), await buy(attempt)), "calls"
+        counts[counted] += 1
+        number = read(reply)
+        if number is not None:
+            return float(number)
+        counts["unreadable"] += 1
+    return None
 
 
 class LLMJudgeOptions(Config):
@@ -339,27 +383,21 @@ class LLMJudge(Judge):
         self._counts["order_dependent"] += (forward - _HALF) * (backward - _HALF) > 0
         return Judgment(0.5 * (forward + 1.0 - backward))
 
-    # Ask until the reply is readable; each reply is kept before it is used.
     async def _ask(self, shown: Comparison) -> float | None:
-        key = question_key(self.fingerprint, shown)
-        for attempt in range(self._options.attempts):
-            reply, counted = self._ledger.get("replies", (*key, attempt)), "reused"
-            if reply is None:
-                bought, counted = await self._buy(shown, attempt), "calls"
-                reply = self._ledger.put("replies", (*key, attempt), bought)
-            self._counts[counted] += 1
-            _, probability = reply
-            if probability is not None:
-                return float(probability)
-            self._counts["unreadable"] += 1
-        return None
+        return await until_readable(
+            self._ledger,
+            "replies",
+            question_key(self.fingerprint, shown),
+            attempts=self._options.attempts,
+            counts=self._counts,
+            buy=partial(self._buy, shown),
+            read=itemgetter(1),
+        )
 
     # A reply as it is kept: its text, and P(first shown ≻ second shown) if it is readable.
     async def _buy(self, shown: Comparison, attempt: int) -> tuple[str, float | None]:
         messages = self._prompt.messages(shown, reminded=attempt > 0)
-        wanted: dict[str, Any] = {"max_tokens": self._options.max_tokens, "temperature": 0.0}
-        if attempt > 0:  # the same question again would get the same answer
-            wanted |= {"temperature": _RETRY_TEMPERATURE, "seed": attempt}
+        wanted = {"max_tokens": self._options.max_tokens, **drawing(attempt)}
         logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if self._logprobs else {}
         try:
             reply = await self.client.chat(messages, **wanted, **logprobs)

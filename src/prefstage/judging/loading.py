@@ -18,7 +18,15 @@ from urllib.parse import parse_qsl
 
 from pydantic import Field
 
-from prefstage.core import Config, DataError, InputError, adapter_config, check_config, digest
+from prefstage.core import (
+    Config,
+    DataError,
+    InputError,
+    adapter_config,
+    check_config,
+    digest,
+    reason_of,
+)
 from prefstage.data.records import Pair, Prompt, prompt_id_of
 from prefstage.judging.base import (
     TIE,
@@ -100,8 +108,13 @@ class CallableJudge(Judge):
         source = ""
         with suppress(OSError, TypeError):
             source = inspect.getsource(self._function)
-        named = {"name": self.name, "source": hashlib.sha256(source.encode()).hexdigest()}
-        return digest({**named, "symmetric": self._options.symmetric})
+        return digest(
+            {
+                "name": self.name,
+                "source": hashlib.sha256(source.encode()).hexdigest(),
+                "symmetric": self._options.symmetric,
+            }
+        )
 
     def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
         """Judge one comparison after the other; equal texts are a tie without a call.
@@ -109,8 +122,7 @@ class CallableJudge(Judge):
         Raises:
             InputError: If the function gives something else than a number in [0, 1].
         """
-        for position, comparison in enumerate(comparisons):
-            yield position, self._judge(comparison)
+        return enumerate(map(self._judge, comparisons))
 
     def _judge(self, pair: Comparison) -> Judgment:
         if pair.a == pair.b:
@@ -367,15 +379,14 @@ def as_judge(spec: str | Path | Judge | PreferenceFunction) -> Judge:
     """
     if isinstance(spec, Judge):
         return spec
-    if not isinstance(spec, str | Path):
-        if callable(spec):
-            return CallableJudge(spec)
-        raise InputError.of(
-            saw=f"a judge of type {type(spec).__name__}",
-            expected=f"{FORMS}; a function (a, b, prompt) -> P(a ≻ b); or a "
-            "prefstage.judging.Judge",
-            cure="pass one of these; a class of your own derives from prefstage.judging.Judge",
-        )
+    if callable(spec):
+        return CallableJudge(spec)
+    InputError.unless(
+        isinstance(spec, str | Path),
+        saw=f"a judge of type {type(spec).__name__}",
+        expected=f"{FORMS}; a function (a, b, prompt) -> P(a ≻ b); or a prefstage.judging.Judge",
+        cure="pass one of these; a class of your own derives from prefstage.judging.Judge",
+    )
     target, _, query = str(spec).rpartition("?")
     if "=" not in query:
         target, query = str(spec), ""
@@ -389,11 +400,11 @@ def as_judge(spec: str | Path | Judge | PreferenceFunction) -> Judge:
     # Imported only now: two of the kinds need torch, and the others should not wait for it.
     file, judge, settings = _JUDGES[kind]
     module = importlib.import_module(f"prefstage.judging.{file}")
-    checked = check_config(
+    options = check_config(
         getattr(module, settings), dict(parse_qsl(query, keep_blank_values=True))
     )
     judge_class = getattr(module, judge)
-    return cast(Judge, getattr(judge_class, "load", judge_class)(target, options=checked))
+    return cast(Judge, getattr(judge_class, "load", judge_class)(target, options=options))
 
 
 load_judge = as_judge
@@ -422,9 +433,8 @@ def _kind_of_checkpoint(path: str) -> str:
     try:
         config = json.loads(Path(cached_file(path, "config.json")).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError.of(
-            saw=f"judge {path!r}: {first_line}", expected=FORMS, cure=_CHOOSE
+            saw=f"judge {path!r}: {reason_of(error)}", expected=FORMS, cure=_CHOOSE
         ) from error
     names = ", ".join(map(str, config.get("architectures") or []))
     if "PairRM" in names or "source_prefix_id" in config:

@@ -36,19 +36,9 @@ _INSTRUCTION = (
 )
 
 
-@dataclass(frozen=True)
-class PairEncoding:
-    """Both orders of one comparison as token ids, equally long.
-
-    Attributes:
-        forward: Source, then `a` as candidate 1 and `b` as candidate 2. [tokens].
-        backward: The same with `b` as candidate 1 and `a` as candidate 2. [tokens].
-        cut: Whether anything was left out to fit.
-    """
-
-    forward: tuple[int, ...]
-    backward: tuple[int, ...]
-    cut: bool
+# Token ids of both orders of a comparison, equally long [tokens]: the source, then `a` as candidate
+# 1 and `b` as candidate 2, or the other way round; and whether anything was left out to fit.
+PairEncoding = tuple[tuple[int, ...], tuple[int, ...], bool]
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ class PairRMEncoder:
             if not cut:
                 break
         (a1, _), (b1, _), (a2, _), (b2, _) = parts
-        return PairEncoding((*head, *a1, *b2), (*head, *b1, *a2), cut or oldest > first)
+        return (*head, *a1, *b2), (*head, *b1, *a2), cut or oldest > first
 
     def _texts(
         self, comparison: Comparison, turns: Sequence[tuple[str, str]], oldest: int
@@ -304,13 +294,8 @@ class PairRMJudge(ModelJudge):
 
         def ask(positions: Sequence[int]) -> Iterator[tuple[int, Judgment]]:
             encodings = [self._encode(comparisons[position]) for position in positions]
-            self._counts["truncated"] += sum(encoding.cut for encoding in encodings)
-            rows = [
-                {"input_ids": order}
-                for order in [
-                    order for both in encodings for order in (both.forward, both.backward)
-                ]
-            ]
+            self._counts["truncated"] += sum(cut for *_, cut in encodings)
+            rows = [{"input_ids": order} for *orders, _ in encodings for order in orders]
             logits: dict[int, float] = {}
             for batch, values in self._logits(rows, 2 * self._options.batch_size):
                 logits.update(zip(batch, values, strict=True))

@@ -4,7 +4,6 @@ import datetime
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -125,16 +124,14 @@ def loading_settings(device: str, dtype: str) -> tuple[Any, Any]:
         InputError: If torch knows no such device, or it is not there.
     """
     with_gpu = torch.cuda.is_available()
-    chosen = ("cuda" if with_gpu else "cpu") if device == "auto" else device
-    target: torch.device | None = None
-    with suppress(RuntimeError):
-        target = torch.device(chosen)
-    if target is None or (target.type == "cuda" and not with_gpu):
-        raise InputError.of(
-            saw=f"device {device!r}",
-            expected="a device of this machine, such as cpu, cuda or cuda:1",
-            cure="leave device out to take the GPU if there is one",
-        )
+    with InputError.instead_of(
+        *(RuntimeError, AssertionError),
+        saw=f"device {device!r}",
+        expected="a device of this machine, such as cpu, cuda or cuda:1",
+        cure="leave device out to take the GPU if there is one",
+    ):
+        target = torch.device(("cuda" if with_gpu else "cpu") if device == "auto" else device)
+        torch.empty(0, device=target)  # torch names devices that are not there as well
     device_map = "auto" if device == "auto" and with_gpu else {"": target}
     if dtype != "auto":
         return device_map, getattr(torch, dtype)
@@ -144,19 +141,9 @@ def loading_settings(device: str, dtype: str) -> tuple[Any, Any]:
 # --- Reward models -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """What the model reads for one (prompt, response).
-
-    Attributes:
-        ids: `input_ids`, and `token_type_ids` if the model wants them. [tokens] each.
-        prompt_cut: Whether prompt tokens were left out to fit.
-        response_cut: Whether response tokens were left out to fit.
-    """
-
-    ids: Mapping[str, Sequence[int]]
-    prompt_cut: bool
-    response_cut: bool
+# What the model reads for one (prompt, response): `input_ids`, and `token_type_ids` if it wants
+# them [tokens]; and whether tokens were left out to fit, of the prompt and of the response.
+Encoding = tuple[Mapping[str, Sequence[int]], bool, bool]
 
 
 @dataclass(frozen=True)
@@ -204,19 +191,21 @@ class PairEncoder(Encoder):
         spans = self._spans(text)
         wanted = len(self._spans(response))
         budget = self.budget(len(spans), wanted, window)
-        prompt_cut = budget < len(spans)
-        if prompt_cut:
+        if budget < len(spans):
             text = text[: spans[budget - 1][1]]
         ids = self.tokenizer(
             text, response, truncation="only_second", max_length=self.max_length, **_AS_TEXT
         )
         kept = {name: ids[name] for name in ("input_ids", "token_type_ids") if name in ids}
-        return Encoding(kept, prompt_cut, response_cut=budget + wanted > window)
+        return kept, budget < len(spans), budget + wanted > window
 
     # Where each token stands in the text; token by token what the model will see.
     def _spans(self, text: str) -> list[tuple[int, int]]:
-        how = {"add_special_tokens": False, "return_offsets_mapping": True, **_AS_TEXT}
-        return list(self.tokenizer(text, **how)["offset_mapping"])
+        return list(
+            self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **_AS_TEXT)[
+                "offset_mapping"
+            ]
+        )
 
 
 class ChatEncoder(Encoder):
@@ -238,7 +227,7 @@ class ChatEncoder(Encoder):
             bos = [head[0]] if head[0] == self.tokenizer.bos_token_id else []
             head = bos + head[border - budget + len(bos) :]
         kept = whole[border : border + self.max_length - len(head)]
-        return Encoding({"input_ids": head + kept}, budget < border, len(kept) < wanted)
+        return {"input_ids": head + kept}, budget < border, len(kept) < wanted
 
     def _ids(self, messages: Sequence[Message]) -> list[int]:
         if self._control.spelled(messages):
@@ -315,13 +304,12 @@ class RewardModelJudge(ModelJudge):
             "models can be wrapped in a Python function (python:module:function)",
         )
         self._encode = _encoder(tokenizer, model.config, self._options)
-        limits = {key: getattr(self._encode, key) for key in ("max_length", "max_prompt_tokens")}
-        super().__init__(
-            model,
-            tokenizer,
-            name,
-            reading={"encoder": {"kind": type(self._encode).__name__, **limits}},
-        )
+        reading = {
+            "kind": type(self._encode).__name__,
+            "max_length": self._encode.max_length,
+            "max_prompt_tokens": self._encode.max_prompt_tokens,
+        }
+        super().__init__(model, tokenizer, name, reading={"encoder": reading})
         self._counts["responses_truncated"] = 0
         self._rewards: dict[tuple[str, str], float] = {}
 
@@ -353,10 +341,10 @@ class RewardModelJudge(ModelJudge):
 
         def ask(positions: Sequence[int]) -> Iterator[tuple[int, float]]:
             encodings = [self._encode(*items[position]) for position in positions]
-            self._counts["truncated"] += sum(e.prompt_cut or e.response_cut for e in encodings)
-            self._counts["responses_truncated"] += sum(e.response_cut for e in encodings)
+            self._counts["truncated"] += sum(any(cut) for _, *cut in encodings)
+            self._counts["responses_truncated"] += sum(cut for *_, cut in encodings)
             for batch, rewards in self._logits(
-                [encoding.ids for encoding in encodings], self._options.batch_size
+                [ids for ids, *_ in encodings], self._options.batch_size
             ):
                 yield from zip(batch, rewards, strict=True)
 
@@ -371,8 +359,10 @@ def _encoder(tokenizer: Any, config: Any, options: RewardModelOptions) -> PairEn
         getattr(tokenizer, "model_max_length", None),
         getattr(config, "max_position_embeddings", None),
     )
-    limits = [value for value in declared if isinstance(value, int) and 0 < value < _UNBOUNDED]
-    limit = options.max_length or min(limits, default=None)
+    limit = options.max_length or min(
+        (value for value in declared if isinstance(value, int) and 0 < value < _UNBOUNDED),
+        default=None,
+    )
     if limit is None:
         raise ModelError.of(
             saw="neither the judge's tokenizer nor its config says its longest input",
