@@ -16,7 +16,7 @@ import numpy as np
 from evaluating import rows_of
 from scipy.special import expit as sigmoid
 
-from prefstage.evaluating import absorbed_shares, estimate_difficulty, widened
+from prefstage.evaluating import estimate_difficulty, widened
 from prefstage.evaluating.answers import Answers, gather_answers, user_prompt
 from prefstage.evaluating.comparing import compare_win_rates
 from prefstage.evaluating.length_controlled import length_controlled_win_rate, length_problem
@@ -233,10 +233,11 @@ def joint_once(models: int, n: int) -> Callable[[np.random.Generator, int], Foun
         a = b * np.exp(rng.normal(0.1, 0.5, (models, n)))
         t = np.stack([standardised_length(row, b) for row in a])
         y = verdicts(rng, sigmoid(-0.8 * t + skill[:, None] + d))
-        rows: dict[str, Any] = {"difficulty": estimate_difficulty(y, a, b), "regularise": False}
+        difficulty, shares = estimate_difficulty(y, a, b)
+        rows: dict[str, Any] = {"difficulty": difficulty, "regularise": False}
         rate = length_controlled_win_rate(y[0], a[0], b, **rows).length_controlled_win_rate
         ends = length_controlled_interval(y[0], a[0], b, **rows, resamples=300, seed=seed)
-        ends = widened(ends, rate, absorbed=float(absorbed_shares(y, a, b)[0]))
+        ends = widened(ends, rate, absorbed=float(shares[0]))
         return {"length-controlled": held(ends, truth)}
 
     return once

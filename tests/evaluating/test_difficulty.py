@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from scipy.special import expit as sigmoid
 
 from prefstage.core.errors import InputError
-from prefstage.evaluating import absorbed_shares, estimate_difficulty, widened
+from prefstage.evaluating import estimate_difficulty, widened
 from prefstage.evaluating.regression import standardised_length
 
 
@@ -33,7 +33,7 @@ def world(models: int, prompts: int, seed: int = 0) -> dict[str, np.ndarray]:
 def estimated(given: dict[str, np.ndarray], **more: Any) -> np.ndarray:
     return estimate_difficulty(
         given["preference"], given["len_model"], given["len_baseline"], **more
-    )
+    )[0]
 
 
 def test_many_models_tell_the_truth() -> None:
@@ -79,7 +79,7 @@ def test_absorbed_shares_are_the_leverage_of_each_verdict_on_its_difficulty() ->
     p = np.stack([sigmoid(w[0] * t[model] + w[1] + d) for model, w in enumerate(fits)])
     variances = p * (1 - p)
     expected = (variances / (variances.sum(axis=0) + 1)).mean(axis=1)
-    found = absorbed_shares(y, given["len_model"], given["len_baseline"])
+    _, found = estimate_difficulty(y, given["len_model"], given["len_baseline"])
     assert found == pytest.approx(expected, rel=1e-3)
     assert np.all((found > 0.05) & (found < 1 / 3))
 

@@ -27,7 +27,6 @@ from .length_controlled import (
     length_controlled_win_rate as length_controlled_win_rate,
 )
 from .length_interval import (
-    absorbed_shares as absorbed_shares,
     estimate_difficulty as estimate_difficulty,
     length_controlled_interval as length_controlled_interval,
     widened as widened,

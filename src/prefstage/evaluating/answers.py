@@ -163,7 +163,9 @@ def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> 
     )
 
 
-def answer_prompts(sampler: Sampler, prompts: Sequence[Prompt], ledger: Ledger) -> Answers:
+def answer_prompts(
+    sampler: Sampler, prompts: Sequence[Prompt], ledger: Ledger, *, alone: bool = False
+) -> Answers:
     """Let a policy answer each prompt once.
 
     Args:
@@ -171,6 +173,7 @@ def answer_prompts(sampler: Sampler, prompts: Sequence[Prompt], ledger: Ledger) 
         prompts: What is asked; equal prompts once.
         ledger: Where each answer goes as it arrives; a repeated call asks only for what
             is not there.
+        alone: Refuse a ledger that holds another policy's answers.
 
     Returns:
         One answer a prompt, without what was thought before it, empty ones included: a policy
@@ -180,7 +183,8 @@ def answer_prompts(sampler: Sampler, prompts: Sequence[Prompt], ledger: Ledger) 
     rows = [Candidates(key, prompt, (), (), ()) for key, prompt in asked.items()]
     requests, samples = requests_for(rows, responses=1), dict[str, Sample]()
     with progress(f"answers of {sampler.name}", len(rows)) as tick:
-        for sample in collect(sampler, requests, ledger, key=sampler.fingerprint):
+        key = None if alone else sampler.fingerprint
+        for sample in collect(sampler, requests, ledger, key=key):
             samples[sample.prompt_id] = sample
             tick()
     for line in cut_thoughts(samples.values()):

@@ -122,7 +122,7 @@ def widened(interval: tuple[float, float], rate: float, *, absorbed: float) -> t
     Args:
         interval: As for a known difficulty; percent.
         rate: The win rate, in percent.
-        absorbed: The model's of `absorbed_shares`.
+        absorbed: The model's share, of `estimate_difficulty`.
 
     Returns:
         (low, high) in percent.
@@ -244,11 +244,15 @@ _MODEL_RIDGE = 0.01
 
 def estimate_difficulty(
     preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, *, spread: float = 1.0
-) -> Floats:
+) -> tuple[Floats, Floats]:
     """Estimate how easy the baseline is to beat on each prompt, from several models' verdicts.
 
     ``P(model m wins on x) = σ(a_m·t_mx + b_m + d_x)``, maximised with d_x ~ N(0, spread²), so
     that prompts about which the models disagree, or with few verdicts, stay near 0.
+
+    The difficulty absorbs part of a verdict's deviation: ``h_mx = v_mx / (Σ_m' v_m'x + 1/spread²)``
+    with v = p(1 - p), the leverage of a model's verdict on it. Residuals of the model's regression
+    are smaller by it than verdicts deviate, and so is every error that is computed from them.
 
     Args:
         preference: For the model, in [0, 1]; NaN where there is no verdict. [models, prompts].
@@ -258,7 +262,8 @@ def estimate_difficulty(
         spread: Standard deviation of d before anything is seen, > 0. Nats.
 
     Returns:
-        d, of mean 0: the `difficulty` of `length_controlled_win_rate`. [prompts], nats.
+        d, of mean 0: the `difficulty` of `length_controlled_win_rate`, [prompts], nats; and each
+        model's absorbed share, the mean of h over prompts, in (0, 1), [models].
 
     Raises:
         InputError: If shapes differ, there are fewer than three models, or a value is out of
@@ -266,54 +271,8 @@ def estimate_difficulty(
 
     Source:
         Dubois et al. 2024, arXiv:2404.04475, Sec. 3: the prompt's term, fitted over all
-        models, with every model's sensitivity to it 1; the normal prior is ours.
-    """
-    return fit_difficulty(preference, len_model, len_baseline, spread)[0]
-
-
-def absorbed_shares(
-    preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, *, spread: float = 1.0
-) -> Floats:
-    """How much of a verdict's deviation its prompt's estimated difficulty absorbs.
-
-    ``h_mx = v_mx / (Σ_m' v_m'x + 1/spread²)`` with v = p(1 - p), a mean over prompts: the
-    leverage of a model's verdict on the difficulty. Residuals of the model's regression are
-    smaller by it than verdicts deviate, and so is every error that is computed from them.
-
-    Args:
-        preference: As for `estimate_difficulty`.
-        len_model: Likewise.
-        len_baseline: Likewise.
-        spread: Likewise.
-
-    Returns:
-        The mean share of each model, in (0, 1). [models].
-
-    Raises:
-        InputError: As `estimate_difficulty`.
-
-    Source:
-        Leverage in a generalised linear model: McCullagh and Nelder 1989, Sec. 12.7.1.
-    """
-    return fit_difficulty(preference, len_model, len_baseline, spread)[1]
-
-
-def fit_difficulty(
-    preference: ArrayLike, len_model: ArrayLike, len_baseline: ArrayLike, spread: float
-) -> tuple[Floats, Floats]:
-    """`estimate_difficulty` and `absorbed_shares` of one fit.
-
-    Args:
-        preference: As for `estimate_difficulty`.
-        len_model: Likewise.
-        len_baseline: Likewise.
-        spread: Likewise.
-
-    Returns:
-        Difficulties, [prompts], and how much of a verdict they absorb of each model, [models].
-
-    Raises:
-        InputError: As `estimate_difficulty`.
+        models, with every model's sensitivity to it 1; the normal prior is ours. Leverage in a
+        generalised linear model: McCullagh and Nelder 1989, Sec. 12.7.1.
     """
     y, a = (np.atleast_2d(np.asarray(m, dtype=np.float64)) for m in (preference, len_model))
     b = np.asarray(len_baseline, dtype=np.float64)

@@ -1,7 +1,6 @@
 """MT-bench by single-answer grading: two turns, a rating of 1 to 10 for each."""
 
 import json
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,14 +15,12 @@ import numpy as np
 
 from prefstage.core import LEDGER, DataError, Ledger, digest
 from prefstage.data.records import Prompt, prompt_id_of
+from prefstage.evaluating.answers import answer_prompts
 from prefstage.evaluating.rates import Figures, mean_interval
 from prefstage.evaluating.settings import MtBenchConfig
 from prefstage.judging.llm import drawing, until_readable
-from prefstage.sampling import Sampler, collect
-from prefstage.sampling.base import SampleRequest, cut_thoughts
+from prefstage.sampling import Sampler
 from prefstage.serving.client import ServerClient, ask_all
-
-_log = logging.getLogger(__name__)
 
 TURNS = 2
 LOWEST, HIGHEST = 1.0, 10.0
@@ -278,13 +275,10 @@ def _answer(
                 {"role": role, "content": text}
                 for role, text in zip(cycle(("user", "assistant")), texts, strict=False)
             )
-        ids = {number: prompt_id_of(prompt) for number, prompt in prompts.items()}
         # two questions with the same text are asked once
-        requests = {ids[n]: SampleRequest(ids[n], prompt, 0) for n, prompt in prompts.items()}
-        samples = {s.prompt_id: s for s in collect(sampler, [*requests.values()], ledger)}
-        for line in cut_thoughts(samples.values()):
-            _log.warning("%s: %s", sampler.name, line)
-        answers = {n: (*before, samples[ids[n]].text) for n, before in answers.items()}
+        replies = answer_prompts(sampler, list(prompts.values()), ledger, alone=True).by_prompt
+        for number, prompt in prompts.items():
+            answers[number] += (replies[prompt_id_of(prompt)].text,)
     return answers
 
 

@@ -14,7 +14,7 @@ from prefstage.evaluating.length_controlled import (
     length_controlled_win_rate,
 )
 from prefstage.evaluating.length_interval import (
-    fit_difficulty,
+    estimate_difficulty,
     length_controlled_interval,
     widened,
 )
@@ -313,7 +313,7 @@ def control_length(
     Args:
         result: With at least `FEWEST_CONTROLLED` verdicts.
         config: Confidence, resamples and seed of the interval.
-        absorbed: How much of a verdict an estimated difficulty absorbs: see `absorbed_shares`.
+        absorbed: How much of a verdict an estimated difficulty absorbs: see `estimate_difficulty`.
         how: Further arguments of `length_controlled_win_rate`.
 
     Returns:
@@ -366,11 +366,10 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
     }
     column = {prompt_id: number for number, prompt_id in enumerate(baseline)}
     rows = [{verdict.prompt_id: verdict for verdict in r.verdicts} for r in results.values()]
-    d, shares = fit_difficulty(
+    d, shares = estimate_difficulty(
         [[row[key].preference if key in row else math.nan for key in baseline] for row in rows],
         [[len(row[key].model_answer) if key in row else 1 for key in baseline] for row in rows],
         list(baseline.values()),
-        1.0,
     )
     note = f"difficulty estimated from the verdicts on these {len(results)} models"
     controlled = dict(results)
