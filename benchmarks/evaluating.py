@@ -28,7 +28,7 @@ import numpy as np
 from scipy.special import expit as sigmoid
 
 from prefstage.evaluating.length_controlled import length_controlled_win_rate
-from prefstage.evaluating.regression import N_PROMPTS, length_tables, standardised_length
+from prefstage.evaluating.rates import N_PROMPTS, length_tables, standardised_length
 
 REPEATS = 5
 

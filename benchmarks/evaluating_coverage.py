@@ -22,8 +22,7 @@ from prefstage.evaluating.comparing import compare_win_rates
 from prefstage.evaluating.length_controlled import length_controlled_win_rate, length_problem
 from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.mt_bench import Grade, score_interval
-from prefstage.evaluating.rates import rates_of
-from prefstage.evaluating.regression import fit_l1_logistic, length_tables, standardised_length
+from prefstage.evaluating.rates import fit_l1_logistic, length_tables, rates_of, standardised_length
 from prefstage.evaluating.settings import WinRateConfig
 from prefstage.evaluating.win_rates import WinRate, win_rate
 from prefstage.judging import Comparison, Judge, Judgment

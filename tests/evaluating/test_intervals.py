@@ -10,7 +10,7 @@ from prefstage import win_rate
 from prefstage.evaluating import WinRateConfig, compare_win_rates, length_controlled_interval
 from prefstage.evaluating.length_controlled import length_problem
 from prefstage.evaluating.length_interval import profile_interval
-from prefstage.evaluating.regression import fit_l1_logistic, standardised_length
+from prefstage.evaluating.rates import fit_l1_logistic, standardised_length
 from prefstage.evaluating.win_rates import confidence_at_stop
 from prefstage.judging import Judge, Judgment
 from tests.evaluating.judges import WordJudge, answers

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import ExitStack, closing
 from datetime import date
 from pathlib import Path
 from threading import Lock
@@ -44,12 +44,12 @@ _TABLES: dict[Table, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-class Ledger(AbstractContextManager["Ledger"]):
+class Ledger(ExitStack):
     """Everything that was bought, by its key; the first value written under a key stands.
 
     Every write is on disk before the call returns, so a kill at any moment loses nothing that
     was written. Several processes may share one file; the others take the first one's value
-    over. Safe on any thread.
+    over. Safe on any thread. It closes like any stack: at the end of a block, or by `close`.
 
     Tables, with their keys: `samplers` (fingerprint), `samples` (sampler, prompt, position),
     `rewards` (judge, prompt, response), `judgments` (judge, prompt, and a pair of responses),
@@ -66,8 +66,8 @@ class Ledger(AbstractContextManager["Ledger"]):
     """
 
     def __init__(self, path: Path | None, *, alone: bool = False) -> None:
-        self.path = path
-        self._lock = Lock()
+        super().__init__()
+        self.path, self._lock = path, Lock()
         with (
             InputError.instead_of(
                 sqlite3.DatabaseError,
@@ -101,15 +101,7 @@ class Ledger(AbstractContextManager["Ledger"]):
                 )
             )
             self._prepare()
-            self._open = opening.pop_all()
-
-    def __exit__(self, *_: object) -> None:
-        """Close the ledger."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; what was written is on disk already."""
-        self._open.close()
+            self.push(opening.pop_all())
 
     def get(self, table: Table, key: Sequence[Any]) -> tuple[Any, ...] | None:
         """Look a record up.
@@ -141,17 +133,16 @@ class Ledger(AbstractContextManager["Ledger"]):
             ServiceError: If the disk is full, or the file cannot be written any more.
         """
         marks = ", ".join("?" * (len(key) + len(values)))
-        try:
+        with InputError.instead_of(
+            sqlite3.IntegrityError,
+            saw=f"a record for {table} with {', '.join(map(repr, values))} ({{error}})",
+            expected="numbers that are no NaN, and probabilities from 0 to 1",
+            cure="mend the judge or sampler that gave it",
+        ):
             # DO NOTHING passes over a taken key alone; OR IGNORE would swallow a failed CHECK too.
             self._execute(
                 f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT DO NOTHING", (*key, *values)
             )
-        except sqlite3.IntegrityError as error:
-            raise InputError.of(
-                saw=f"a record for {table} with {', '.join(map(repr, values))} ({error})",
-                expected="numbers that are no NaN, and probabilities from 0 to 1",
-                cure="mend the judge or sampler that gave it",
-            ) from None
         return self.get(table, key) or tuple(values)
 
     def rows(self, table: Table) -> list[tuple[Any, ...]]:
@@ -210,14 +201,13 @@ class Ledger(AbstractContextManager["Ledger"]):
         )
         # Of processes that make a new file at once, SQLite fails all but one here immediately:
         # its busy timeout does not cover a change of the journal mode.
-        for attempt in Retrying(
+        patiently = Retrying(
             retry=retry_if_exception(lambda error: "locked" in str(error)),
             stop=stop_after_delay(_BUSY_S),
             wait=wait_fixed(_RETRY_S),
             reraise=True,
-        ):
-            with attempt:
-                self._connection.execute("PRAGMA journal_mode = WAL")
+        )
+        patiently(self._connection.execute, "PRAGMA journal_mode = WAL")
         # In WAL mode the default, NORMAL, does not flush each commit: a power cut would lose the
         # last ones, although their buyer was told that they are kept.
         self._connection.execute("PRAGMA synchronous = FULL")

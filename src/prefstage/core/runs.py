@@ -269,16 +269,14 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def _check_same_run(manifest: Path, key: str, command: str, inputs: Mapping[str, Any]) -> None:
-    try:
+    with RunFolderError.instead_of(
+        *(ValueError, KeyError, TypeError),
+        saw=f"{manifest} is not a manifest of prefstage",
+        expected="the manifest of the same run",
+        cure="name another folder with --out",
+    ):
         record = json.loads(manifest.read_text(encoding="utf-8"))
-        same = record["key"] == key
-        former = {"command": record["command"], **record["inputs"]}
-    except (ValueError, KeyError, TypeError):
-        raise RunFolderError.of(
-            saw=f"{manifest} is not a manifest of prefstage",
-            expected="the manifest of the same run",
-            cure="name another folder with --out",
-        ) from None
+        same, former = record["key"] == key, {"command": record["command"], **record["inputs"]}
     wanted = json.loads(json.dumps({"command": command, **inputs}))
     names = sorted(n for n in {*former, *wanted} if former.get(n) != wanted.get(n))
     RunFolderError.unless(

@@ -14,9 +14,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.csv
+
 from prefstage.core import DataError, InputError, Ledger, progress, write_json, write_text
 from prefstage.data.records import Candidates, Prompt, prompt_id_of
-from prefstage.evaluating.regression import cached_file
+from prefstage.evaluating.rates import cached_file
 from prefstage.sampling import Sample, Sampler, collect, requests_for
 from prefstage.sampling.base import cut_thoughts
 
@@ -36,7 +39,6 @@ LEADERBOARD_COLUMNS = (
     "lc_standard_error",
 )
 _TEXTS = ("instruction", "output_1", "generator_1", "output_2", "generator_2")
-_INTEGERS = {"n_wins", "n_wins_base", "n_draws", "n_total", "avg_length"}
 
 
 @dataclass(frozen=True)
@@ -379,23 +381,24 @@ def read_leaderboard(path: Path) -> dict[str, dict[str, Any]]:
         model → column → number (or text; None where empty).
 
     Raises:
-        DataError: If a model stands twice or the file has no columns.
+        DataError: If a model stands twice, or the file is no table of two columns or more.
     """
-    with path.open(encoding="utf-8", newline="") as stream:
-        header, *lines = [line for line in csv.reader(stream) if line] or [[]]
-    names = [line[0] for line in lines]
+    expected = "a model's name and its values in each row, each model once"
+    with DataError.instead_of(
+        pyarrow.ArrowInvalid, saw=f"{path}: {{error}}", expected=expected, cure="check the file"
+    ):
+        table = pyarrow.csv.read_csv(
+            path,
+            convert_options=pyarrow.csv.ConvertOptions(null_values=[""], strings_can_be_null=True),
+        )
+    names = [str(name) for name in table.column(0).to_pylist()]
     DataError.unless(
-        len(header) >= 2 and len(set(names)) == len(names),  # noqa: PLR2004 - a name and a value
-        saw=f"{path}, {len(header)} columns, {len(names)} rows of {len(set(names))} models",
-        expected="a model's name and its values in each row, each model once",
+        table.num_columns >= 2 and len(set(names)) == len(names),  # noqa: PLR2004 - a name and a value
+        saw=f"{path}, {table.num_columns} columns, {len(names)} rows of {len(set(names))} models",
+        expected=expected,
         cure="check the file",
     )
-    return {
-        name: {
-            column: _value(column, text) for column, text in zip(header[1:], values, strict=False)
-        }
-        for name, *values in lines
-    }
+    return dict(zip(names, table.remove_column(0).to_pylist(), strict=True))
 
 
 def write_leaderboard(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -417,13 +420,6 @@ def write_leaderboard(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None
     table.writeheader()
     table.writerows({"": model, **row} for model, row in sorted(rows.items(), key=worst_last))
     write_text(path, stream.getvalue())
-
-
-def _value(column: str, text: str) -> float | int | str | None:
-    try:
-        return (int(text) if column in _INTEGERS else float(text)) if text else None
-    except ValueError:
-        return text
 
 
 def _annotation(where: str, row: Any) -> Annotation:

@@ -12,11 +12,11 @@ from prefstage.core import InputError, seed_for
 from prefstage.evaluating.rates import (
     HALF,
     Figures,
+    Floats,
     batches,
     effective_interval,
     standard_error,
 )
-from prefstage.evaluating.regression import Floats
 from prefstage.evaluating.win_rates import WinRate, confidence_at_stop
 
 Interval = tuple[float, float]
@@ -118,25 +118,24 @@ def compare_win_rates(
     )
     # Times the looks at which judging might have stopped (Bonferroni).
     p_values = np.minimum(1.0, (1 - confidence) / (1 - at_stop) * _p_values(d, resamples, seed))
-    lines = []
-    for (first, second), known, ends, p in zip(
-        names, d, _intervals(d, at_stop, resamples, seed), p_values, strict=True
-    ):
-        values = known[~np.isnan(known)]
-        mean = float(values.mean())
-        lines.append(
-            Difference(
-                first=first,
-                second=second,
-                difference=100 * mean,
-                standard_error=100 * standard_error(values),
-                interval=(100 * ends[0], 100 * ends[1]),
-                p_value=float(p),
-                better=(first if mean > 0 else second) if p <= 1 - confidence and mean else None,
-                prompts=len(values),
-            )
+    values = [row[~np.isnan(row)] for row in d]
+    return [
+        Difference(
+            first=first,
+            second=second,
+            difference=100 * float(known.mean()),
+            standard_error=100 * standard_error(known),
+            interval=(100 * ends[0], 100 * ends[1]),
+            p_value=float(p),
+            better=(first if known.mean() > 0 else second)
+            if p <= 1 - confidence and known.mean()
+            else None,
+            prompts=len(known),
         )
-    return lines
+        for (first, second), known, ends, p in zip(
+            names, values, _intervals(d, at_stop, resamples, seed), p_values, strict=True
+        )
+    ]
 
 
 # Intervals of all pairs' mean differences, in [-1, 1], that hold at once. Each is the union of two:
@@ -180,10 +179,12 @@ def _p_values(d: Floats, resamples: int, seed: int) -> Floats:
 # Of each draw the largest |t| of all pairs. [draws]. Draws come some at a time, and are made when
 # they are needed: memory must not grow with all of them.
 def _largest(d: Floats, mean: Floats | float, draws: Iterable[Floats]) -> Floats:
-    largest = []
-    for means, errors in (_mean_and_error(d, factors) for factors in draws):
-        largest.append((np.abs(means - mean) / errors).max(axis=1))
-    return np.concatenate(largest)
+    return np.concatenate(
+        [
+            (np.abs(means - mean) / errors).max(axis=1)
+            for means, errors in (_mean_and_error(d, factors) for factors in draws)
+        ]
+    )
 
 
 # Mean and its standard error of each pair, rows flipped (±1) or repeated (0, 1, 2, …), both

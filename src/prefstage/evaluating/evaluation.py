@@ -1,6 +1,5 @@
 """`evaluate`: win rates, ratings or benchmarks of answers or of a policy, in one folder."""
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,8 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from prefstage.core import (
     LEDGER,
@@ -56,6 +57,7 @@ from prefstage.evaluating.settings import (
 )
 from prefstage.evaluating.win_rates import FEWEST_CONTROLLED, WinRate, control_jointly, win_rate
 from prefstage.judging import Judge, as_judge, load_judge, stored
+from prefstage.judging.llm import LLMJudge
 from prefstage.measuring.sequential import prompt_order
 from prefstage.sampling import LoadOptions, Sampler, SamplingConfig, load_sampler
 
@@ -211,9 +213,11 @@ def _sampler(
 ) -> AbstractContextManager[Sampler]:
     if isinstance(policy, Sampler):
         return nullcontext(policy)
-    config = SamplingConfig(**settings.sampling.model_dump(), seed=settings.seed, responses=1)
-    options = LoadOptions(**with_date(settings, str(policy), out).encoding)
-    return load_sampler(str(policy), config, options=options)
+    return load_sampler(
+        str(policy),
+        SamplingConfig(**settings.sampling.model_dump(), seed=settings.seed, responses=1),
+        options=LoadOptions(**with_date(settings, str(policy), out).encoding),
+    )
 
 
 # AlpacaEval's files of each model, and everything in one results.json.
@@ -270,15 +274,21 @@ def _recount(settings: EvaluateSettings, out: Path | None) -> Outcome:
     numbers = read_prompt_numbers(settings.prompt_order)
     known = [None if numbers is None else numbers.get(row.instruction) for row in rows]
     strange = known.count(None) if numbers is not None else 0
-    early = "judging might have stopped early: intervals are wider, and hold there"
     regularise = None not in known or settings.lookup != "instruction"
     rates, interval = _rates(settings, rows, None if None in known else known, regularise)
     controlled = rates if isinstance(rates, LengthControlledWinRate) else None
-    few = f"{rates.n_total} verdicts are too few to control for length"
     notes = [
         *([f"{strange} prompts are none of AlpacaEval's"] if strange else []),
-        *([early] if any(row.error_share != 1 for row in rows) else []),
-        *(controlled.notes if controlled else [few]),
+        *(
+            ["judging might have stopped early: intervals are wider, and hold there"]
+            if any(row.error_share != 1 for row in rows)
+            else []
+        ),
+        *(
+            controlled.notes
+            if controlled
+            else [f"{rates.n_total} verdicts are too few to control for length"]
+        ),
     ]
     model, baseline, written = rows[0].generator_2, rows[0].generator_1, list[Path]()
     if out is not None and controlled is not None:
@@ -300,8 +310,12 @@ def _recount(settings: EvaluateSettings, out: Path | None) -> Outcome:
         *([controlled.as_text(interval)] if controlled else []),
         *(f"note: {note}" for note in notes),
     ]
-    about = {"interval": [*interval], "model": model, "baseline": baseline, "notes": notes}
-    return Outcome("\n".join(lines), rates.as_dict() | about, written)
+    return Outcome(
+        "\n".join(lines),
+        rates.as_dict()
+        | {"interval": [*interval], "model": model, "baseline": baseline, "notes": notes},
+        written,
+    )
 
 
 # The rates, length-controlled where there are enough verdicts, and an interval that holds as asked,
@@ -313,9 +327,8 @@ def _rates(
     regularise: bool,
 ) -> tuple[Rates | LengthControlledWinRate, tuple[float, float]]:
     preferences = [row.preference for row in rows]
-    verdicts = sum(not math.isnan(preference) for preference in preferences)
     at_stop = float(1 - (1 - settings.confidence) * min(row.error_share for row in rows))
-    if not regularise and verdicts < FEWEST_CONTROLLED:
+    if not regularise and np.isfinite(preferences).sum() < FEWEST_CONTROLLED:
         raw = rates_of(preferences, confidence=at_stop, seed=settings.seed)
         return replace(raw, confidence=settings.confidence), raw.interval
     columns: dict[str, Any] = {
@@ -332,8 +345,6 @@ def _rates(
 
 
 def _grade(settings: EvaluateSettings, out: Path | None) -> Outcome:
-    from prefstage.judging.llm import LLMJudge
-
     policy, spec = settings.policy[0], settings.judge
     judge = load_judge(spec) if isinstance(spec, str) and spec.startswith("openai:") else spec
     if not isinstance(judge, LLMJudge):
@@ -401,7 +412,6 @@ def _benchmark(settings: EvaluateSettings, out: Path | None) -> Outcome:
         )
         files[name] = Path(path)
     suite = settings.task[0] if len(settings.task) == 1 and settings.task[0] in SUITES else None
-    limited = "max_new_tokens" in sampling.model_fields_set
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         scores = run_benchmarks(
@@ -409,7 +419,9 @@ def _benchmark(settings: EvaluateSettings, out: Path | None) -> Outcome:
             suite or shots,
             data=files,
             limit=settings.max_prompts,
-            max_new_tokens=sampling.max_new_tokens if limited else None,
+            max_new_tokens=sampling.max_new_tokens
+            if "max_new_tokens" in sampling.model_fields_set
+            else None,
             apply_chat_template=settings.apply_chat_template,
         )
     notes = [str(warned.message) for warned in caught if warned.category is BenchmarkWarning]

@@ -10,12 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from prefstage.core import InputError
-from prefstage.evaluating.rates import HALF, standard_error
-from prefstage.evaluating.regression import (
+from prefstage.evaluating.rates import (
+    HALF,
     N_PROMPTS,
     Floats,
     fit_l1_logistic,
     length_tables,
+    standard_error,
     standardised_length,
 )
 

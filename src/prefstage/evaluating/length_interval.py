@@ -11,9 +11,10 @@ from prefstage.evaluating.length_controlled import (
     choose_c,
     length_problem,
 )
-from prefstage.evaluating.rates import batches, check_bootstrap
-from prefstage.evaluating.regression import (
+from prefstage.evaluating.rates import (
     Floats,
+    batches,
+    check_bootstrap,
     cross_entropy,
     fit_l1_logistic,
     hessians,
