@@ -10,7 +10,7 @@ import pytest
 
 from prefstage import length_controlled_win_rate
 from prefstage.core.errors import DataError, InputError
-from prefstage.evaluating import length_controlled_interval, regression as tables_module
+from prefstage.evaluating import length_controlled_interval, rates as tables_module
 from prefstage.evaluating.rates import N_PROMPTS, length_tables, standardised_length
 
 Rows = dict[str, np.ndarray]
