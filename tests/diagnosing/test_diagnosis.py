@@ -20,7 +20,7 @@ from prefstage.diagnosing.diagnosis import diagnose
 from prefstage.diagnosing.figures import data_figures, diversity_of, preference_consistency
 from prefstage.diagnosing.numbers import cohens_kappa, describe
 from prefstage.diagnosing.scoring import ScoredBy
-from prefstage.diagnosing.tables import ranking_table
+from prefstage.diagnosing.tables import as_text, ranking_table
 from prefstage.judging import Judge
 from prefstage.judging.base import TIE, Comparison, Judgment
 from prefstage.scoring import Scorer
@@ -225,7 +225,7 @@ def test_bare_labels_say_why_there_is_no_idealized_accuracy(scored_by):
 def test_report_is_json_and_tables_hold_every_dataset(scored_by):
     found = [diagnose(PAIRS, name=name, policy=scored_by).as_dict() for name in ("one", "two")]
     json.dumps(found, allow_nan=False)
-    table = ranking_table(found)
+    table = as_text(ranking_table(found))
     assert table.count("\n") == 3
     assert "| one | tiny | 5 |" in table
 
@@ -250,7 +250,7 @@ def test_scores_and_gaps():
     figures = data_figures(pairs)
     assert figures["scores"]["gap"]["mean"] == 2.5
     assert sum(figures["gap_histogram"]["counts"]) == 4
-    assert describe(np.array([np.nan])).missing == 1
+    assert describe(np.array([np.nan]))["missing"] == 1
     assert data_figures(PAIRS)["scores"] == {}
 
 

@@ -85,8 +85,8 @@ def pair_statistics(*datasets: Dataset) -> PairStatistics:
         return PairStatistics(
             pairs=len(prompts),
             prompts=count_different(prompts),
-            average_chosen=first.mean,
-            average_difference=gap.mean,
+            average_chosen=first["mean"],
+            average_difference=gap["mean"],
             chosen=first,
             rejected=second,
             gap=gap,
@@ -95,7 +95,7 @@ def pair_statistics(*datasets: Dataset) -> PairStatistics:
 
 def has_scores(parts: Mapping[str, PairStatistics]) -> bool:
     """Whether any set has a score."""
-    return any(part.chosen.count or part.rejected.count for part in parts.values())
+    return any(part.chosen["count"] or part.rejected["count"] for part in parts.values())
 
 
 def quality_table(parts: Mapping[str, PairStatistics]) -> str:
@@ -156,7 +156,7 @@ def dataset_card(
         distributions = markdown_table(
             ["set", "side", "Mean", "Std", "Min", "25%", "Med", "75%", "Max"],
             [
-                [name, side, *(_shown(getattr(values, number)) for number in NUMBERS)]
+                [name, side, *(_shown(values[number]) for number in NUMBERS)]
                 for name, part in statistics.items()
                 for side, values in (("C", part.chosen), ("R", part.rejected))
             ],

@@ -40,7 +40,7 @@ from prefstage.diagnosing.scoring import (
     distinct_answers,
     score_pairs,
 )
-from prefstage.diagnosing.tables import order_table, ranking_table, tables_of, warnings_of
+from prefstage.diagnosing.tables import as_text, order_table, ranking_table, tables_of, warnings_of
 from prefstage.judging import Judge, as_judge, load_judge, stored
 
 # What each setting is for: without that one nothing would read it.
@@ -81,7 +81,7 @@ class Diagnosis:
     @property
     def tables(self) -> dict[str, str]:
         """Markdown tables by title."""
-        return tables_of(self.report)
+        return {title: as_text(table) for title, table in tables_of(self.report).items()}
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable."""
@@ -275,9 +275,9 @@ def reported(
     reports = [diagnosis.as_dict() for diagnosis in diagnoses]
     parts = [diagnosis.as_markdown() for diagnosis in diagnoses]
     if len(reports) > 1 and any(report["rankings"] for report in reports):
-        parts.insert(0, f"# All\n\n{ranking_table(reports)}\n")
+        parts.insert(0, f"# All\n\n{as_text(ranking_table(reports))}\n")
     if orders:
-        parts.append(f"# Whole orders of scored responses\n\n{order_table(orders)}\n")
+        parts.append(f"# Whole orders of scored responses\n\n{as_text(order_table(orders))}\n")
     text = "\n".join([*parts, *(f"note: {note}" for note in notes)])
     result = {"diagnoses": reports, "orders": list(orders), "notes": list(notes)}
     if out is None:

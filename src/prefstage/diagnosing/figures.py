@@ -114,12 +114,10 @@ def data_figures(pairs: Iterable[Pair]) -> dict[str, Any]:
         return {
             **count,
             "prompts": count_different(prompts),
-            "characters": {n: asdict(describe_sorted(columns[n].sort())) for n in _LENGTHS},
+            "characters": {n: describe_sorted(columns[n].sort()) for n in _LENGTHS},
             "longer_wins": longer / labelled if labelled else None,
             "length_correlation": apart_sum / math.sqrt(labelled * squares) if squares else None,
-            "scores": {n: asdict(describe_sorted(values)) for n, values in scored.items()}
-            if known
-            else {},
+            "scores": {n: describe_sorted(values) for n, values in scored.items()} if known else {},
             "gap_histogram": histogram(scored["gap"]) if known else None,
         }
 
@@ -200,7 +198,7 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> tuple[dict[str, Any], 
         rejected = np.array([rewards[c.prompt_id, c.b] for c in comparisons])
         judgments = [judgment_of_rewards(a, b) for a, b in zip(chosen, rejected, strict=True)]
         sides = {"chosen": chosen, "rejected": rejected, "gap": chosen - rejected}
-        scores = {n: asdict(describe(side[np.isfinite(side)])) for n, side in sides.items()}
+        scores = {n: describe(side[np.isfinite(side)]) for n, side in sides.items()}
     else:
         # The counts are of the judge's whole life: the difference is what these pairs added.
         before = judge.counts.get("order_dependent")
@@ -429,7 +427,7 @@ def learnability_of(
             "share_of_wrong": float(right[wrong].mean()) if wrong.any() else None,
             "share_right": float(right.mean()),
         },
-        "log_ratio": asdict(describe(c)),
+        "log_ratio": describe(c),
         "histogram": shown,
         "thresholds": flip_threshold(edges, beta=config.beta).tolist(),
         "examples": examples,

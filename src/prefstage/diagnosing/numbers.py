@@ -14,41 +14,20 @@ HALF = 0.5
 _DRAWS_AT_ONCE = 1 << 22
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """A set of numbers, as papers tabulate it.
-
-    Attributes:
-        mean: Their mean; None without numbers, like all that follow.
-        std: Standard deviation (of a sample: divided by n - 1); None of a single number.
-        min: Least.
-        q25: First quartile, interpolated.
-        median: Median.
-        q75: Third quartile.
-        max: Greatest.
-        count: How many there are.
-        missing: How many rows have none.
-    """
-
-    mean: float | None
-    std: float | None
-    min: float | None
-    q25: float | None
-    median: float | None
-    q75: float | None
-    max: float | None
-    count: int
-    missing: int
+Distribution = dict[str, float | int | None]
 
 
 def describe(values: Numbers) -> Distribution:
-    """Mean, standard deviation, least, quartiles and greatest.
+    """Mean, standard deviation, least, quartiles and greatest, as papers tabulate them.
 
     Args:
         values: Numbers; NaN where a row has none. [rows].
 
     Returns:
-        The figures over those that are there.
+        Of the numbers that are there `mean`; `std`, of a sample (divided by n - 1), None of a
+        single number; `min`; `q25`, the first quartile, interpolated; `median`; `q75`; `max`; and
+        `count`, how many there are. `missing`: how many rows have none. Without numbers all but
+        the counts are None.
 
     Source:
         arXiv:2508.18312, Table 5.
@@ -69,17 +48,23 @@ def describe_sorted(values: Numbers) -> Distribution:
     there = values[: int(np.searchsorted(values, np.nan)) if len(values) else 0]
     count, missing = len(there), len(values) - len(there)
     if not count:
-        return Distribution(None, None, None, None, None, None, None, 0, missing)
+        names = ("mean", "std", "min", "q25", "median", "q75", "max")
+        return {**dict.fromkeys(names), "count": 0, "missing": missing}
     mean = float(there.mean())
     # In pieces: there - mean would be a second array of the file's size in memory.
     squares = sum(float(((piece - mean) ** 2).sum()) for piece in pieces(there))
-    std = float(np.sqrt(squares / (count - 1))) if count > 1 else None
     # As numpy's default, but np.quantile would copy a memory-mapped file in order to partition it.
     at = np.array([0.0, 0.25, 0.5, 0.75, 1.0]) * (count - 1)
     below = at.astype(np.int64)
     low, high = there[below], there[np.minimum(below + 1, count - 1)]
-    least, q25, median, q75, greatest = (low + (high - low) * (at - below)).tolist()
-    return Distribution(mean, std, least, q25, median, q75, greatest, count, missing)
+    marks = (low + (high - low) * (at - below)).tolist()
+    return {
+        "mean": mean,
+        "std": float(np.sqrt(squares / (count - 1))) if count > 1 else None,
+        **dict(zip(("min", "q25", "median", "q75", "max"), marks, strict=True)),
+        "count": count,
+        "missing": missing,
+    }
 
 
 def histogram(values: Numbers, *, bins: int = 20) -> dict[str, list[Any]]:

@@ -1,7 +1,12 @@
-"""A diagnosis as tables and warnings for people, in Markdown."""
+"""A diagnosis as tables and warnings for people."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from prefstage.core import markdown_table
+
+# The rows of a table, each with its cells by heading, and remarks below it.
+Table = tuple[list[dict[str, Any]], list[str]]
 
 LENGTH_EXPLAINS = 0.65
 MOST_HARD = 0.5
@@ -18,19 +23,19 @@ _NUMBERS = {
 }
 
 
-def tables_of(report: Mapping[str, Any]) -> dict[str, str]:
+def tables_of(report: Mapping[str, Any]) -> dict[str, Table]:
     """The tables of one diagnosis, by title.
 
     Args:
         report: As `Diagnosis.as_dict`.
 
     Returns:
-        Markdown tables.
+        Tables with a row or a remark.
     """
     data, learnability = report["data"], report.get("learnability")
     rankings = report.get("rankings")
     spread = rankings and rankings["intra_diversity"]
-    tables = {
+    tables: dict[str, Table] = {
         "Data": _values(
             {
                 "pairs": data["pairs"],
@@ -44,21 +49,28 @@ def tables_of(report: Mapping[str, Any]) -> dict[str, str]:
         ),
         "Lengths and scores": _distributions(report),
         "Rankings": ranking_table([report]),
-        "Idealized": _idealized(rankings["idealized"]) if rankings else "",
+        "Idealized": _idealized(rankings["idealized"]) if rankings else ([], []),
         "Intra-diversity": _values(
             {"mean, nats": spread["mean"], "std, nats": spread["std"]}
             | {f"{float(at):.0%} quantile": v for at, v in spread["quantiles"].items()}
         )
         if spread
-        else "",
-        "Learnability": _learnability(learnability) if learnability else "",
-        "Judges": _judges(report) if report.get("judge") else "",
+        else ([], []),
+        "Learnability": _learnability(learnability) if learnability else ([], []),
+        "Judges": _judges(report) if report.get("judge") else ([], []),
         "The policy's own answers": _answers(report),
     }
-    return {title: text for title, text in tables.items() if text}
+    return {title: table for title, table in tables.items() if any(table)}
 
 
-def order_table(reports: Sequence[Mapping[str, Any]]) -> str:
+def as_text(table: Table) -> str:
+    """A table and its remarks as Markdown."""
+    rows, remarks = table
+    lines = [markdown_table([*rows[0]], [[*row.values()] for row in rows])] if rows else []
+    return "\n\n".join([*lines, *remarks])
+
+
+def order_table(reports: Sequence[Mapping[str, Any]]) -> Table:
     """Whole-order and pairwise accuracies of candidates with scores, a row each.
 
     Args:
@@ -84,17 +96,16 @@ def order_table(reports: Sequence[Mapping[str, Any]]) -> str:
                 "pairwise (log π / L)": _interval(pairwise["normalised"]),
             }
         )
-    notes = [
-        f"\nLeft out of {r['dataset']}: "
+    return rows, [
+        f"Left out of {r['dataset']}: "
         + ", ".join(f"{count} {what}" for what, count in r["left_out"].items())
         + "."
         for r in reports
         if r["left_out"]
     ]
-    return "\n".join([_table(rows), *notes])
 
 
-def ranking_table(reports: Sequence[Mapping[str, Any]]) -> str:
+def ranking_table(reports: Sequence[Mapping[str, Any]]) -> Table:
     """Ranking accuracies of several datasets and models in one table.
 
     Args:
@@ -127,7 +138,7 @@ def ranking_table(reports: Sequence[Mapping[str, Any]]) -> str:
                     "reward accuracy": _interval(rankings["reward_accuracy"]),
                 }
             )
-    return _table(rows) if rows else ""
+    return rows, []
 
 
 def warnings_of(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -260,7 +271,7 @@ def _answer_faults(answers: Mapping[str, Any]) -> _Faults:
     ]
 
 
-def _distributions(report: Mapping[str, Any]) -> str:
+def _distributions(report: Mapping[str, Any]) -> Table:
     named = {
         **{f"{name}, characters": n for name, n in report["data"]["characters"].items()},
         **{f"score, {name}": n for name, n in report["data"]["scores"].items()},
@@ -270,44 +281,39 @@ def _distributions(report: Mapping[str, Any]) -> str:
             for name, n in judge["scores"].items()
         },
     }
-    return _table(
-        [
-            {"": name, **{shown: _number(numbers[k]) for k, shown in _NUMBERS.items()}}
-            for name, numbers in named.items()
-        ]
-    )
+    return [
+        {"": name, **{shown: _number(numbers[k]) for k, shown in _NUMBERS.items()}}
+        for name, numbers in named.items()
+    ], []
 
 
-def _idealized(ideal: Mapping[str, Any]) -> str:
+def _idealized(ideal: Mapping[str, Any]) -> Table:
     if "missing" in ideal:
-        return f"Not computed: {ideal['missing']}."
-    return _table(
-        [
-            {
-                "": name,
-                **{f"β = {b}": _share(share) for b, share in ideal[kind]["by_beta"].items()},
-                "median": _share(ideal[kind]["median"]),
-                "now": _share(ideal[kind]["ranking_accuracy"]),
-                "alignment gap": _number(ideal[kind]["alignment_gap"]),
-            }
-            for kind, name in (("plain", "R*"), ("normalised", "R̃*"))
-        ]
-    )
+        return [], [f"Not computed: {ideal['missing']}."]
+    return [
+        {
+            "": name,
+            **{f"β = {b}": _share(share) for b, share in ideal[kind]["by_beta"].items()},
+            "median": _share(ideal[kind]["median"]),
+            "now": _share(ideal[kind]["ranking_accuracy"]),
+            "alignment gap": _number(ideal[kind]["alignment_gap"]),
+        }
+        for kind, name in (("plain", "R*"), ("normalised", "R̃*"))
+    ], []
 
 
-def _learnability(learnability: Mapping[str, Any]) -> str:
+def _learnability(learnability: Mapping[str, Any]) -> Table:
     groups, flips = learnability["groups"], learnability["flippable_at_loss"]
     total = sum(groups.values())
-    rows = [{"group": g, "pairs": n, "share": _share(n / total)} for g, n in groups.items()]
-    return _table(rows) + (
-        f"\n\nThe reference ranks {learnability['wrong']} of {total} pairs wrongly. A DPO loss of "
+    return [{"group": g, "pairs": n, "share": _share(n / total)} for g, n in groups.items()], [
+        f"The reference ranks {learnability['wrong']} of {total} pairs wrongly. A DPO loss of "
         f"{flips['loss']:g} at β = {flips['beta']:g} overcomes a log-ratio of "
         f"{flips['largest_log_ratio']:.2f} nats: it mends {_share(flips['share_of_wrong'])} of "
         f"them, and {_share(flips['share_right'])} of all pairs would then be right."
-    )
+    ]
 
 
-def _judges(report: Mapping[str, Any]) -> str:
+def _judges(report: Mapping[str, Any]) -> Table:
     rows = [
         {
             "judge": judge["judge"],
@@ -320,11 +326,10 @@ def _judges(report: Mapping[str, Any]) -> str:
         }
         for judge in _judges_of(report)
     ]
-    notes = [
-        f"\nPreference consistency, {name}: {_share(v)}."
+    return rows, [
+        f"Preference consistency, {name}: {_share(v)}."
         for name, v in (report.get("consistency") or {}).items()
     ]
-    return "\n".join([_table(rows), *notes])
 
 
 def _judges_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -332,7 +337,7 @@ def _judges_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 # Quality, distinctness and diversity of the policy's own answers; nothing without any.
-def _answers(report: Mapping[str, Any]) -> str:
+def _answers(report: Mapping[str, Any]) -> Table:
     rows = dict[str, Any]()
     if quality := report.get("own_answers"):
         rows |= {
@@ -355,16 +360,11 @@ def _answers(report: Mapping[str, Any]) -> str:
             "distinct-2": spread["distinct_2"],
             "self-BLEU (0 to 100; high: alike)": spread["self_bleu"],
         }
-    return _values(rows) if rows else ""
+    return _values(rows)
 
 
-def _values(values: Mapping[str, Any]) -> str:
-    return _table([{"": k.replace("_", " "), "value": _number(v)} for k, v in values.items()])
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+def _values(values: Mapping[str, Any]) -> Table:
+    return [{"": k.replace("_", " "), "value": _number(v)} for k, v in values.items()], []
 
 
 def _interval(value: Mapping[str, Any] | None) -> str:

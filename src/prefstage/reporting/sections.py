@@ -303,13 +303,10 @@ def _diagnoses(runs: Sequence[Run]) -> list[Section]:
         for count, report in enumerate(reports, start=1):
             names = ", ".join(filter(None, (report["dataset"], report.get("policy"))))
             table, notes = list[Table](), list[str]()
-            for caption, text in tables_of(report).items():
-                lines = [line.strip() for line in text.splitlines() if line.strip()]
-                marked = [line.strip("|").split(" | ") for line in lines if line[0] == "|"]
-                cells = [[cell.strip() for cell in row] for row in marked]
-                rows = [row for row in cells if not set("".join(row)) <= {"-", "|"}]
-                table += tables(caption, rows[0] if rows else (), rows[1:])
-                notes += [line for line in lines if line[0] != "|"]
+            for caption, (rows, remarks) in tables_of(report).items():
+                cells = [[str(cell) for cell in row.values()] for row in rows]
+                table += tables(caption, rows[0] if rows else (), cells)
+                notes += remarks
             notes += [
                 f"Warning: {warning['what']} ({warning['figure']}). Remedy: {warning['remedy']}."
                 for warning in report["warnings"]
