@@ -8,7 +8,7 @@ import pytest
 MODULES = "prefstage, prefstage.cli.main, prefstage.scoring, prefstage.training"
 TUNED = """
 import os
-from prefstage.cli.allocator import tune_allocator
+from prefstage.cli.main import tune_allocator
 tune_allocator()
 print(os.environ["THP_MEM_ALLOC_ENABLE"])
 """

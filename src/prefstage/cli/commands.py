@@ -318,7 +318,6 @@ def experiment(recipe: Path, overrides: Overrides, *, out: Path, dry_run: bool) 
         plan, cells = plan_outcome(plan_experiment(grid, out=out)), len(grid.cells)
         text = f"{cells} cells, which share these steps:\n\n{plan.summary}"
         return Outcome(text, {"cells": cells, **plan.result})
-    _hide_weight_bars()
     return run_experiment(grid, out=out, tell=_show_cell)
 
 
@@ -326,17 +325,9 @@ def experiment(recipe: Path, overrides: Overrides, *, out: Path, dry_run: bool) 
 def _with_steps_shown(run: Callable[..., OutcomeT]) -> OutcomeT:
     from prefstage.cli.align_view import shown_steps
 
-    _hide_weight_bars()
     with shown_steps() if sys.stderr.isatty() else nullcontext() as view:
         shown: dict[str, Any] = {} if view is None else {"tell": view.tell, "begun": view.begun}
         return run(**shown)
-
-
-def _hide_weight_bars() -> None:
-    from transformers.utils.logging import disable_progress_bar
-
-    # Bars of loading and saving weights, one a step, would hide the line of the step itself.
-    disable_progress_bar()
 
 
 # A line for each cell in which something was done; on a terminal the bar tells the rest.

@@ -11,7 +11,6 @@ from textwrap import wrap
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
-from transformers.utils.logging import disable_progress_bar
 
 from prefstage.core import MissingDependencyError, Outcome
 from prefstage.reporting import write_report
@@ -38,8 +37,6 @@ def show_demo(out: Path, *, seed: int, quiet: bool) -> Outcome:
     Returns:
         What it came to.
     """
-    # Bars of loading and saving weights, dozens in one demo, would tear the text apart.
-    disable_progress_bar()
     started = time.monotonic()
     teller = Teller(Console(quiet=quiet, highlight=False))
     teller.begin()

@@ -1,13 +1,18 @@
-"""The `prefstage` command."""
+"""The `prefstage` command: a group of commands, and how its process gets memory."""
 
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
-from prefstage.cli.allocator import tune_allocator
 from prefstage.cli.commands import (
     advise,
     align,
@@ -24,8 +29,12 @@ from prefstage.cli.commands import (
     theory,
     train,
 )
-from prefstage.cli.manners import OneLineErrors
+from prefstage.cli.manners import EXIT_USER_ERROR
 from prefstage.cli.options import HELP_OPTIONS, make_command
+from prefstage.core import InputError
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 COMMANDS = {
     command.name: command
@@ -36,8 +45,8 @@ COMMANDS = {
 }
 
 
-class Commands(OneLineErrors):
-    """The group of all commands."""
+class Commands(TyperGroup):
+    """The group of all commands; usage errors (unknown option, missing value) are one line."""
 
     def __init__(self, **settings: Any) -> None:
         # Stand-ins that know their help alone: the options of a command come from its package,
@@ -50,6 +59,57 @@ class Commands(OneLineErrors):
         """As Typer does, but with the options of the one command that is asked for."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, None if command is None else make_command(COMMANDS[str(name)]), rest
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Parse and run as Typer does, but for how usage errors are told.
+
+        Args:
+            args: The words after the program's name; None takes them from `sys.argv`.
+            prog_name: The program's name in help texts.
+            complete_var: As for Typer.
+            standalone_mode: Whether to exit the process at the end.
+            windows_expand_args: As for Typer.
+            extra: As for Typer.
+
+        Returns:
+            The command's return value, if not `standalone_mode`.
+
+        Raises:
+            typer.TyperException: On a usage error, if not `standalone_mode`.
+        """
+        settings = (args, prog_name, complete_var, False, windows_expand_args)
+        if not standalone_mode:
+            return super().main(*settings, **extra)
+        try:
+            status = super().main(*settings, **extra)
+        except typer.TyperException as error:
+            words = sys.argv[1:] if args is None else args
+            typer.echo(f"prefstage: error: {_usage_error(error, words)}", err=True)
+            status = EXIT_USER_ERROR
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage_error(error: typer.TyperException, words: Sequence[str]) -> InputError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "prefstage"
+    describe = getattr(error, "format_message", lambda: str(error))
+    # The value that the faulty option was given, which Typer's messages leave out.
+    names = getattr(getattr(error, "param", None), "opts", ())
+    parted = (word.split("=", 1) for word in words if "=" in word)
+    values = [value for name, value in (*pairwise(words), *parted) if name in names]
+    return InputError.of(
+        saw=describe().rstrip(".") + (f" (typed: {values[-1]!r})" if values else ""),
+        expected=f"the options and values that `{command}` takes",
+        cure=f"see `{command} --help`",
+    )
 
 
 app = typer.Typer(
@@ -82,6 +142,25 @@ def prefstage(
     """Which preference data does your language model need next?"""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+def tune_allocator() -> None:
+    """Ask PyTorch for huge pages, and glibc to keep freed memory, unless the environment says else.
+
+    This concerns the whole process, and so is for commands alone: a library that is imported
+    leaves such choices to the program.
+    """
+    # PyTorch reads this at its first allocation. A training step allocates hundreds of MiB again
+    # and again, and the kernel hands out and clears every page: 512 times fewer of 2 MiB.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _MALLOC_VARIABLES):
+        return
+    # By itself glibc maps every large block anew and gives it back when it is freed, so that each
+    # layer faults its pages in: up to a tenth of the time. mallopt(3): blocks up to 32 MiB come
+    # from the heap, and its free end stays, up to 2 GiB.
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
+    libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def main() -> None:

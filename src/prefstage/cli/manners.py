@@ -4,14 +4,11 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import pairwise
 from types import FrameType
-from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from prefstage.core import InputError, Outcome, PrefstageError, json_text
 
@@ -103,61 +100,6 @@ def mannered(*, kept: bool) -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-class OneLineErrors(TyperGroup):
-    """A command group whose usage errors (unknown option, missing value) are one line."""
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        """Parse and run as Typer does, but for how usage errors are told.
-
-        Args:
-            args: The words after the program's name; None takes them from `sys.argv`.
-            prog_name: The program's name in help texts.
-            complete_var: As for Typer.
-            standalone_mode: Whether to exit the process at the end.
-            windows_expand_args: As for Typer.
-            extra: As for Typer.
-
-        Returns:
-            The command's return value, if not `standalone_mode`.
-
-        Raises:
-            typer.TyperException: On a usage error, if not `standalone_mode`.
-        """
-        settings = (args, prog_name, complete_var, False, windows_expand_args)
-        if not standalone_mode:
-            return super().main(*settings, **extra)
-        try:
-            status = super().main(*settings, **extra)
-        except typer.TyperException as error:
-            words = sys.argv[1:] if args is None else args
-            typer.echo(f"prefstage: error: {_usage_error(error, words)}", err=True)
-            status = EXIT_USER_ERROR
-        sys.exit(status if isinstance(status, int) else 0)
-
-
-def _usage_error(error: typer.TyperException, words: Sequence[str]) -> InputError:
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "prefstage"
-    describe = getattr(error, "format_message", lambda: str(error))
-    # The value that the faulty option was given, which Typer's messages leave out.
-    names = getattr(getattr(error, "param", None), "opts", ())
-    parted = (word.split("=", 1) for word in words if "=" in word)
-    values = [value for name, value in (*pairwise(words), *parted) if name in names]
-    return InputError.of(
-        saw=describe().rstrip(".") + (f" (typed: {values[-1]!r})" if values else ""),
-        expected=f"the options and values that `{command}` takes",
-        cure=f"see `{command} --help`",
-    )
-
-
 def _refuse(error: PrefstageError) -> None:
     typer.echo(f"prefstage: error: {' '.join(str(error).split())}", err=True)
     raise typer.Exit(EXIT_USER_ERROR) from None
@@ -178,7 +120,8 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
 
 
-# Keep the libraries' own progress bars and notices out of our output.
+# Keep the libraries' own progress bars and notices out of our output: transformers, too, goes by
+# the Hub's variable, else bars of loading and saving weights would tear apart what a command shows.
 def _quiet_libraries() -> None:
     for name, value in (
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
