@@ -11,7 +11,6 @@ from prefstage.diagnosing.diagnosis import diagnose
 from prefstage.diagnosing.scoring import ScoredBy, score_pairs
 from prefstage.scoring import Scorer
 from prefstage.training.dynamics.pairs import (
-    PairScores,
     measure_pairs,
     sample_pairs,
     score_pairs as score_sample,
@@ -102,7 +101,7 @@ def test_r_is_the_same_in_diagnosis_and_dynamics_whether_ties_are_kept(
 def test_dynamics_of_ties_alone_have_no_accuracy(scored_by: ScoredBy) -> None:
     how = {"encoder": scored_by.encoder, "subsample": 10, "seed": 0, "ties": "keep"}
     sample = sample_pairs("train", [TIED, replace(TIED, agreement=0.5)], **how)
-    scores = PairScores(torch.tensor([-1.0, -2.0]).double(), torch.tensor([-2.0, -1.0]).double())
+    scores = torch.tensor([-1.0, -2.0]).double(), torch.tensor([-2.0, -1.0]).double()
     found = summarise_pairs(measure_pairs(sample, scores, scores, beta=0.1), beta=0.1)
     assert "rankings/accuracy" not in found
     assert "loss" in found

@@ -71,7 +71,7 @@ def test_the_scatter_shows_every_pair_on_its_side_of_the_curve(folder: Path) -> 
 
 def test_the_lines_are_the_recorded_figures(folder: Path) -> None:
     metrics = read_metrics(folder)
-    figure = records._flips(records._figure_type(), metrics, "dynamics/", "train")
+    figure = records._flips(records._figure_type(), metrics, "train")
     kept = figure.axes[0].lines[0]
     assert kept.get_xdata().tolist() == [0, 4, 8]
     assert kept.get_ydata().tolist() == [

@@ -4,7 +4,6 @@ import os
 import sys
 import time
 import webbrowser
-from collections.abc import Iterable
 from pathlib import Path
 from textwrap import wrap
 
@@ -103,38 +102,39 @@ class Teller:
         Args:
             part: As soon as it is done.
         """
-        if isinstance(part, demo.PoolMade):
-            self._pool(part)
-        elif isinstance(part, demo.PolicyTrained):
-            self._section(
-                "2. A model to align",
-                f"A language model (Llama architecture, {part.parameters:,} parameters) has learnt "
-                "from the answers of two writers to other instructions: "
-                f"{' and '.join(teacher.name for teacher in demo.TEACHERS)}."
-                f"{' It was here from an earlier run.' if part.reused else ''} "
-                "Now it shall be aligned.",
-            )
-            self._section(
-                "3. Aligning it",
-                "prefstage align, schedule auto, two iterations. In each, the model answers "
-                "instructions twice, and the judge compares both answers with the two at hand, "
-                "until the interval that holds the share of won comparisons (the boundary score) "
-                "with 95% confidence leaves 0.5. Below 0.5 the iteration trains on the pairs at "
-                "hand, above it on pairs of the model's own answers. The grades are of answers to "
-                "instructions that nothing trained on.",
-            )
-        elif isinstance(part, demo.IterationDone):
-            self._iteration(part)
-        elif part.schedule == demo.AUTO:
-            self._paragraph(
-                f"The truth is the boundary score over all {self._pairs:,} instructions, by the "
-                "program's grades; the loop was told nothing of it."
-            )
-            self._section(
-                "4. Beside fixed schedules",
-                "The same two iterations by schedules that do not look. Equal steps are shared, so "
-                "that what auto did as well is not done again.",
-            )
+        match part:
+            case demo.PoolMade():
+                self._pool(part)
+            case demo.PolicyTrained():
+                self._section(
+                    "2. A model to align",
+                    f"A language model (Llama architecture, {part.parameters:,} parameters) has "
+                    "learnt from the answers of two writers to other instructions: "
+                    f"{' and '.join(teacher.name for teacher in demo.TEACHERS)}."
+                    f"{' It was here from an earlier run.' if part.reused else ''} "
+                    "Now it shall be aligned.",
+                )
+                self._section(
+                    "3. Aligning it",
+                    "prefstage align, schedule auto, two iterations. In each, the model answers "
+                    "instructions twice, and the judge compares both answers with the two at hand, "
+                    "until the interval that holds the share of won comparisons (the boundary "
+                    "score) with 95% confidence leaves 0.5. Below 0.5 the iteration trains on the "
+                    "pairs at hand, above it on pairs of the model's own answers. The grades are "
+                    "of answers to instructions that nothing trained on.",
+                )
+            case demo.IterationDone():
+                self._iteration(part)
+            case demo.ScheduleDone(schedule=demo.AUTO):
+                self._paragraph(
+                    f"The truth is the boundary score over all {self._pairs:,} instructions, by "
+                    "the program's grades; the loop was told nothing of it."
+                )
+                self._section(
+                    "4. Beside fixed schedules",
+                    "The same two iterations by schedules that do not look. Equal steps are "
+                    "shared, so that what auto did as well is not done again.",
+                )
 
     def conclude(self, report: demo.DemoReport) -> None:
         """Say what it all came to, whatever that is.
@@ -142,14 +142,17 @@ class Teller:
         Args:
             report: Everything that it came to.
         """
-        data = (Column(t, no_wrap=True) for t in ("schedule", "iteration 1", "iteration 2"))
-        rewards = (
-            Column(t, justify="right", no_wrap=True) for t in ("start", "after 1", "after 2")
+        table = Table(
+            *(Column(t, no_wrap=True) for t in ("schedule", "iteration 1", "iteration 2")),
+            *(Column(t, justify="right", no_wrap=True) for t in ("start", "after 1", "after 2")),
+            box=box.SIMPLE_HEAD,
         )
-        table = Table(*data, *rewards, box=box.SIMPLE_HEAD)
         for done in report.schedules:
-            name = done.schedule if done.schedule == demo.AUTO else "fixed"
-            table.add_row(name, *done.data, *(f"{reward:.3f}" for reward in done.rewards))
+            table.add_row(
+                done.schedule if done.schedule == demo.AUTO else "fixed",
+                *done.data,
+                *(f"{reward:.3f}" for reward in done.rewards),
+            )
         self._console.print(table)
         self._paragraph(_ranked(report))
         self._paragraph(f"To the example its last model answers: {_answer(report.last)}.")
@@ -158,12 +161,12 @@ class Teller:
             "--seed makes others."
         )
         self._section("5. Going on", "The first iteration of auto by hand, and the whole loop:")
-        lines = (
-            f"prefstage measure --policy {report.policy.folder} --off-policy {report.pool.path} \\",
-            "    --judge python:prefstage.sandbox:true_preference",
-            f"prefstage align --resume --out {report.schedules[0].folder}",
+        self._lines(
+            f"      prefstage measure --policy {report.policy.folder} "
+            f"--off-policy {report.pool.path} \\",
+            f"          --judge {demo.JUDGE}",
+            f"      prefstage align --resume --out {report.schedules[0].folder}",
         )
-        self._lines("      " + line for line in lines)
 
     def _pool(self, pool: demo.PoolMade) -> None:
         row, self._pairs = pool.example, pool.pairs
@@ -177,8 +180,8 @@ class Teller:
         self._example("instruction", row.prompt[-1]["content"])
         for text, source, score in zip(row.responses, row.sources, row.scores, strict=True):
             self._example(str(source), f"{text} (grade {score or 0:.2f})")
-        ranked = ", ".join(f"{name} {reward:.2f}" for name, reward in pool.rewards.items())
-        self._paragraph(f"Mean grades of the writers: {ranked}.")
+        grades = ", ".join(f"{name} {reward:.2f}" for name, reward in pool.rewards.items())
+        self._paragraph(f"Mean grades of the writers: {grades}.")
 
     def _iteration(self, done: demo.IterationDone) -> None:
         stage, (low, high) = done.stage, done.stage.interval
@@ -204,10 +207,11 @@ class Teller:
     # Lines after the first stand `hang` columns further right.
     def _paragraph(self, text: str, *, indent: int = 3, hang: int = 0) -> None:
         first, later = " " * indent, " " * (indent + hang)
-        width = self._console.width - 1
-        self._lines(wrap(text, width, initial_indent=first, subsequent_indent=later))
+        self._lines(
+            *wrap(text, self._console.width - 1, initial_indent=first, subsequent_indent=later)
+        )
 
-    def _lines(self, lines: Iterable[str]) -> None:
+    def _lines(self, *lines: str) -> None:
         self._console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 

@@ -39,7 +39,7 @@ from prefstage.reporting.runs import (
     rows_of,
     with_dynamics,
 )
-from prefstage.training.dynamics.pairs import metric_name
+from prefstage.training.dynamics.pairs import metric_key
 from prefstage.training.dynamics.records import ABOUT, read_dynamics, read_metrics
 from prefstage.training.export import describe_exported, describe_steps
 from prefstage.training.recipe_run import DYNAMICS, HISTORY
@@ -229,15 +229,10 @@ def dynamics_section(runs: Sequence[Run]) -> Section:
     )
 
 
-def _prefix(name: str) -> str:
-    return "dynamics/" if name == TRAIN_SET else f"{name}_dynamics/"
-
-
 def _groups(entry: Mapping[str, float], name: str) -> list[dict[str, Any]]:
-    key = f"{_prefix(name)}flips"
     return [
         {"group": words}
-        | {k: entry.get(f"{key}/{metric_name(group)}/{k}") for k in ("share", "loss", "margins")}
+        | {k: entry.get(metric_key(name, "flips", group, k)) for k in ("share", "loss", "margins")}
         for group, words in GROUPS.items()
     ]
 
@@ -333,7 +328,7 @@ def intra_diversity(runs: Sequence[Run]) -> tuple[tuple[Chart, ...], tuple[Table
     """
     recorded = list[dict[str, Any]]()
     for name, dynamics in ((n, p.dynamics) for n, p in labelled(runs, "train") if p.dynamics):
-        key = f"{_prefix(dynamics.sets[0])}intra_diversity"
+        key = metric_key(dynamics.sets[0], "intra_diversity")
         recorded += [
             {
                 "series": name,

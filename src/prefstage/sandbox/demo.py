@@ -1,7 +1,7 @@
 """The demo: an alignment in the sandbox's world, by stages and by fixed schedules."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -257,19 +257,27 @@ def run_demo(
         tell(pool)
         policy = train_policy(folder / "world" / "policy", config=config)
         tell(policy)
-        auto = _aligned(folder, config, AUTO)
+        auto, result = _aligned(folder, config, AUTO)
         iterations, schedules = list[IterationDone](), list[ScheduleDone]()
-        for iteration in _iterations(auto, folder, config, pairs, pool.example):
-            iterations.append(iteration)
-            tell(iteration)
-        for schedule in (AUTO, *FIXED):
-            result = auto if schedule == AUTO else _aligned(folder, config, schedule)
-            data, rewards = (row["data"] for row in result["iterations"]), _rewards(folder, result)
-            schedules.append(
-                ScheduleDone(schedule, _folder_of(folder, schedule), tuple(data), rewards)
+        start, steps = result["start"], folder / "store" / "steps"
+        for row, (before, after) in zip(result["iterations"], pairwise(auto.rewards), strict=True):
+            iterations.append(
+                IterationDone(
+                    row["iteration"],
+                    row["data"],
+                    Stage.load(steps / row["steps"]["measure"] / "stage.json"),
+                    _truth(start, config, pairs, pool.example),
+                    before,
+                    after,
+                    row["evaluation"]["win_rate"],
+                )
             )
+            tell(iterations[-1])
+            start = str(steps / row["steps"]["train"] / "model")
+        for schedule in (AUTO, *FIXED):
+            schedules.append(auto if schedule == AUTO else _aligned(folder, config, schedule)[0])
             tell(schedules[-1])
-        last = _truth(auto["policy"], config, pairs, pool.example)
+        last = _truth(result["policy"], config, pairs, pool.example)
         report = DemoReport(config, folder, pool, policy, tuple(iterations), last, tuple(schedules))
         write_json(folder / "demo.json", report.as_dict())
     return report
@@ -294,13 +302,12 @@ def train_policy(folder: Path, *, config: DemoConfig) -> PolicyTrained:
     by_teacher = [world.demonstrations(count, writer=teacher) for teacher in TEACHERS]
     # Every instruction once, the teachers in turn.
     lessons = (by_teacher[number % len(TEACHERS)][number] for number in range(count))
-    trees = [encoder.encode(prompt, [response]) for prompt, response in lessons]
     unfinished = folder.parent / f".{folder.name}-unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     with progress("training the policy", config.sft_steps) as tick:
         train_sft(
             model,
-            trees,
+            [encoder.encode(prompt, [response]) for prompt, response in lessons],
             steps=config.sft_steps,
             seed=config.seed,
             on_step=lambda step, loss: tick(note=f"loss {loss:.2f}"),
@@ -312,9 +319,12 @@ def train_policy(folder: Path, *, config: DemoConfig) -> PolicyTrained:
     return trained
 
 
-def _aligned(folder: Path, config: DemoConfig, schedule: str) -> dict[str, Any]:
-    """Run a schedule by a recipe, as `prefstage align` takes it: its result."""
-    world = folder / "world"
+def _aligned(
+    folder: Path, config: DemoConfig, schedule: str
+) -> tuple[ScheduleDone, Mapping[str, Any]]:
+    """Run a schedule by a recipe, as `prefstage align` takes it: what it came to, in two forms."""
+    world, store = folder / "world", folder / "store"
+    out = folder / "runs" / schedule.replace(",", "-")
     recipe = {
         "policy": str(world / "policy"),
         "off_policy": str(world / "pairs.jsonl"),
@@ -340,41 +350,12 @@ def _aligned(folder: Path, config: DemoConfig, schedule: str) -> dict[str, Any]:
         },
         "seed": config.seed,
     }
-    return align(
-        recipe, out=_folder_of(folder, schedule), judge=true_judge(), store=folder / "store"
-    ).result
-
-
-def _folder_of(folder: Path, schedule: str) -> Path:
-    return folder / "runs" / schedule.replace(",", "-")
-
-
-def _rewards(folder: Path, result: Mapping[str, Any]) -> tuple[float, ...]:
+    result = align(recipe, out=out, judge=true_judge(), store=store).result
     # Of the answers that were compared on the held-out prompts: nothing is sampled for it.
     steps = [result["start_answers"], *(row["steps"]["answer"] for row in result["iterations"])]
-    return tuple(reward_of(folder / "store" / "steps" / step / "answers.jsonl") for step in steps)
-
-
-def _iterations(
-    result: Mapping[str, Any],
-    folder: Path,
-    config: DemoConfig,
-    pairs: Sequence[Pair],
-    example: Candidates,
-) -> Iterator[IterationDone]:
-    policy, steps = result["start"], folder / "store" / "steps"
-    rewards = pairwise(_rewards(folder, result))
-    for row, (before, after) in zip(result["iterations"], rewards, strict=True):
-        yield IterationDone(
-            row["iteration"],
-            row["data"],
-            Stage.load(steps / row["steps"]["measure"] / "stage.json"),
-            _truth(policy, config, pairs, example),
-            before,
-            after,
-            row["evaluation"]["win_rate"],
-        )
-        policy = str(steps / row["steps"]["train"] / "model")
+    rewards = tuple(reward_of(store / "steps" / step / "answers.jsonl") for step in steps)
+    data = tuple(row["data"] for row in result["iterations"])
+    return ScheduleDone(schedule, out, data, rewards), result
 
 
 def _truth(policy: str, config: DemoConfig, pairs: Sequence[Pair], example: Candidates) -> Truth:
@@ -388,8 +369,9 @@ def _truth(policy: str, config: DemoConfig, pairs: Sequence[Pair], example: Cand
             tick()
     text = texts[example.prompt_id, 0]
     answers = [[texts[pair.prompt_id, k] for k in range(_RESPONSES)] for pair in pairs]
-    grade = true_reward(example.prompt, text)
-    return replace(true_boundary(pairs, answers), answer=text, grade=grade)
+    return replace(
+        true_boundary(pairs, answers), answer=text, grade=true_reward(example.prompt, text)
+    )
 
 
 def true_judge() -> Judge:
@@ -436,8 +418,8 @@ def _save_pool(pairs: Sequence[Pair], path: Path) -> PoolMade:
     for pair in pairs:
         rewards.setdefault(str(pair.source_chosen), []).append(pair.score_chosen or 0.0)
         rewards.setdefault(str(pair.source_rejected), []).append(pair.score_rejected or 0.0)
-    means = {name: mean(scores) for name, scores in rewards.items()}
+    means = [(name, mean(scores)) for name, scores in rewards.items()]
     # The longest instruction of the first few shows much of the language
     example = max(pairs[:_EXAMPLES], key=lambda pair: len(pair.prompt[-1]["content"]))
-    ranked = dict(sorted(means.items(), key=lambda entry: -entry[1]))
+    ranked = dict(sorted(means, key=lambda entry: -entry[1]))
     return PoolMade(path=path, pairs=len(pairs), rewards=ranked, example=example.candidates())

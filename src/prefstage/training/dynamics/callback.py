@@ -22,6 +22,7 @@ from prefstage.training.dynamics.pairs import (
     PairSample,
     PairScores,
     measure_pairs,
+    metric_key,
     sample_pairs,
     score_pairs,
     summarise_pairs,
@@ -262,7 +263,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             pairs = measure_pairs(sample, policy, self._reference_scores[sample.name], beta=beta)
             measured.append(pairs)
             metrics |= {
-                _key(sample.name, n): v for n, v in summarise_pairs(pairs, beta=beta).items()
+                metric_key(sample.name, n): v for n, v in summarise_pairs(pairs, beta=beta).items()
             }
         since = max(recorded, default=0)
         norms = [
@@ -308,8 +309,8 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         return [
             sample
             for sample in self._samples
-            if metrics[_key(sample.name, "displacement/chosen")] <= -self._displacement_nats
-            and metrics[_key(sample.name, "displacement/rejected")] < 0
+            if metrics[metric_key(sample.name, "displacement/chosen")] <= -self._displacement_nats
+            and metrics[metric_key(sample.name, "displacement/rejected")] < 0
         ]
 
     def _warn(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -318,7 +319,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             return
         self._warned, sample = True, displaced[0]
         chosen, rejected, both_fell = (
-            metrics[_key(sample.name, f"displacement/{name}")]
+            metrics[metric_key(sample.name, f"displacement/{name}")]
             for name in ("chosen", "rejected", "both_fell")
         )
         warnings.warn(
@@ -332,11 +333,6 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             DisplacementWarning,
             stacklevel=2,
         )
-
-
-# Name of a metric: transformers puts "eval_..." among evaluation, others under train/.
-def _key(set_name: str, metric: str) -> str:
-    return f"dynamics/{metric}" if set_name == "train" else f"{set_name}_dynamics/{metric}"
 
 
 # --- What is taken over from the trainer ---------------------------------------------------------

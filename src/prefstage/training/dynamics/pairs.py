@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -69,16 +69,9 @@ class PairSample:
         return digest([[item.index for item in self.items], tokens])
 
 
-class PairScores(NamedTuple):
-    """Log-probs of the pairs of a sample under one model.
-
-    Attributes:
-        chosen: log π(y_w|x), summed over tokens in float64. [pairs], nats.
-        rejected: log π(y_l|x), likewise. [pairs], nats.
-    """
-
-    chosen: Float[Tensor, " pairs"]
-    rejected: Float[Tensor, " pairs"]
+# Log π(y_w|x) and log π(y_l|x) of the pairs of a sample under one model, each summed over tokens
+# in float64. [pairs], nats.
+PairScores = tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]
 
 
 def sample_pairs(
@@ -172,7 +165,7 @@ def score_pairs(
         with_adapter: False scores the model beneath its PEFT adapters.
 
     Returns:
-        Their log-probs.
+        Their log-probs, of the chosen and of the rejected responses.
     """
     # Summed in float64: a margin is a small difference of two sums of hundreds of float32 values,
     # and the flip theorem is checked exactly below.
@@ -180,7 +173,8 @@ def score_pairs(
         [tokens.double().sum() for tokens in pair.per_token]
         for pair in scorer.score(trees, with_adapter=with_adapter, show_progress=False)
     ]
-    return PairScores(*torch.tensor(sums, dtype=torch.float64).unbind(1))
+    chosen, rejected = torch.tensor(sums, dtype=torch.float64).unbind(1)
+    return chosen, rejected
 
 
 def measure_pairs(
@@ -190,8 +184,8 @@ def measure_pairs(
 
     Args:
         sample: The pairs.
-        policy: Their log-probs under the policy now.
-        reference: Their log-probs under the reference.
+        policy: Their log-probs under the policy now, as of `score_pairs`.
+        reference: Likewise under the reference.
         beta: β of DPO, > 0. 1/nats.
 
     Returns:
@@ -222,14 +216,14 @@ def measure_pairs(
     return {
         "chosen_tokens": lengths[:, 0],
         "rejected_tokens": lengths[:, 1],
-        "chosen_log_prob": policy.chosen,
-        "rejected_log_prob": policy.rejected,
-        "reference_chosen_log_prob": reference.chosen,
-        "reference_rejected_log_prob": reference.rejected,
+        "chosen_log_prob": policy[0],
+        "rejected_log_prob": policy[1],
+        "reference_chosen_log_prob": reference[0],
+        "reference_rejected_log_prob": reference[1],
         "reference_log_ratio": c,
         "loss": loss,
         "threshold": threshold,
-        "margin": beta * (policy.chosen - policy.rejected + c),
+        "margin": beta * (policy[0] - policy[1] + c),
         "correct": correct,
         "group": flip_groups(ranking_accuracy(*reference).bool(), correct),
         "tied": torch.tensor([item.tied for item in sample.items]),
@@ -281,7 +275,7 @@ def summarise_pairs(measured: Mapping[str, Tensor], *, beta: float) -> dict[str,
             *(measured[name][decided] for name in ("group", "loss", "margin"))
         )
         figures = {
-            f"flips/{metric_name(name)}/{kind}": value
+            f"flips/{name}/{kind}": value
             for name, group in groups.items()
             for kind, value in (
                 ("share", group.share),
@@ -303,6 +297,8 @@ def summarise_pairs(measured: Mapping[str, Tensor], *, beta: float) -> dict[str,
     return figures | {"intra_diversity/mean": diversity.mean, "intra_diversity/std": diversity.std}
 
 
-def metric_name(group: str) -> str:
-    """A flip group's name as trackers accept it."""
-    return group.replace("->", "_to_")
+def metric_key(set_name: str, *parts: str) -> str:
+    """The name of a figure of a set, in a form that trackers accept."""
+    # transformers puts "eval_..." among evaluation, others under train/.
+    start = "dynamics" if set_name == "train" else f"{set_name}_dynamics"
+    return "/".join([start, *parts]).replace("->", "_to_")

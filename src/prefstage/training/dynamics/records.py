@@ -26,7 +26,7 @@ from prefstage.core import (
     write_json,
 )
 from prefstage.diagnosing.flips import FLIP_GROUPS
-from prefstage.training.dynamics.pairs import PairSample, PairScores, metric_name
+from prefstage.training.dynamics.pairs import PairSample, PairScores, metric_key
 
 _log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class DynamicsFolder:
         tables = [
             _table(
                 sample,
-                {"chosen_log_prob": pair.chosen, "rejected_log_prob": pair.rejected},
+                {"chosen_log_prob": pair[0], "rejected_log_prob": pair[1]},
                 _REFERENCE_SCHEMA,
             )
             for sample, pair in zip(samples, scores, strict=True)
@@ -182,8 +182,11 @@ class DynamicsFolder:
         table, scores = _read(self.path / REFERENCE, _REFERENCE_SCHEMA), {}
         for name in table["set"].unique().to_pylist():
             rows = table.filter(pc.equal(table["set"], name))
-            sides = (rows[side].to_numpy() for side in ("chosen_log_prob", "rejected_log_prob"))
-            scores[name] = PairScores(*map(torch.tensor, sides))
+            chosen, rejected = (
+                torch.tensor(rows[side].to_numpy())
+                for side in ("chosen_log_prob", "rejected_log_prob")
+            )
+            scores[name] = chosen, rejected
         return scores
 
     # With zeros in front, so that names sort as steps do.
@@ -299,12 +302,11 @@ def draw_dynamics(
     about = json.loads((source / ABOUT).read_text(encoding="utf-8"))
     name = _known("set", set_name, list(about["sets"]), default=0)
     moment = _known("step", step, [int(entry["step"]) for entry in metrics], default=-1)
-    prefix = "dynamics/" if name == "train" else f"{name}_dynamics/"
     pairs = table.filter(pc.and_(pc.equal(table["set"], name), pc.equal(table["step"], moment)))
     figures = {
-        "flips": _flips(figure_type, metrics, prefix, name),
+        "flips": _flips(figure_type, metrics, name),
         "threshold": _threshold(figure_type, pairs, float(about["beta"]), f"{name}, step {moment}"),
-        "trajectories": _trajectories(figure_type, metrics, prefix, name),
+        "trajectories": _trajectories(figure_type, metrics, name),
     }
     files = list[Path]()
     for (kind, figure), form in product(figures.items(), formats):
@@ -358,7 +360,7 @@ def _line_panels(
     return figure, panels
 
 
-def _flips(figure_type: Any, metrics: list[dict[str, float]], prefix: str, name: str) -> Any:
+def _flips(figure_type: Any, metrics: list[dict[str, float]], name: str) -> Any:
     titles = {
         "share": "share of pairs",
         "loss": "mean DPO loss (nats)",
@@ -366,7 +368,7 @@ def _flips(figure_type: Any, metrics: list[dict[str, float]], prefix: str, name:
     }
     lines = {
         title: {
-            f"{prefix}flips/{metric_name(group)}/{kind}": {
+            metric_key(name, "flips", group, kind): {
                 "color": colour,
                 "label": group.replace("->", " → "),
             }
@@ -418,19 +420,19 @@ def _threshold(figure_type: Any, pairs: pa.Table, beta: float, title: str) -> An
     return figure
 
 
-def _trajectories(figure_type: Any, metrics: list[dict[str, float]], prefix: str, name: str) -> Any:
+def _trajectories(figure_type: Any, metrics: list[dict[str, float]], name: str) -> Any:
     lines = {
         "accuracies": {
-            f"{prefix}rankings/accuracy": {"label": "ranking accuracy R"},
-            f"{prefix}rankings/normalised_accuracy": {"label": "length-normalised R̃"},
-            f"{prefix}rewards/accuracies": {"label": "reward accuracy"},
+            metric_key(name, "rankings/accuracy"): {"label": "ranking accuracy R"},
+            metric_key(name, "rankings/normalised_accuracy"): {"label": "length-normalised R̃"},
+            metric_key(name, "rewards/accuracies"): {"label": "reward accuracy"},
         },
         "change of mean log π(y|x) since the reference (nats)": {
-            f"{prefix}displacement/chosen": {"label": "chosen", "color": RIGHT},
-            f"{prefix}displacement/rejected": {"label": "rejected", "color": WRONG},
+            metric_key(name, "displacement/chosen"): {"label": "chosen", "color": RIGHT},
+            metric_key(name, "displacement/rejected"): {"label": "rejected", "color": WRONG},
         },
         "intra-diversity: log π(y_w|x) − log π(y_l|x) (nats)": {
-            f"{prefix}intra_diversity/mean": {"label": "mean"}
+            metric_key(name, "intra_diversity/mean"): {"label": "mean"}
         },
         "distance of the weights from the start": {"dynamics/weight_distance": {"color": LINE}},
     }
@@ -438,8 +440,8 @@ def _trajectories(figure_type: Any, metrics: list[dict[str, float]], prefix: str
     accuracy, likelihood, diversity, _ = panels
     accuracy.set_ylim(0, 1)
     likelihood.axhline(0, color=LINE, lw=0.6)
-    steps, low = _series(metrics, f"{prefix}intra_diversity/q05")
-    _, high = _series(metrics, f"{prefix}intra_diversity/q95")
+    steps, low = _series(metrics, metric_key(name, "intra_diversity/q05"))
+    _, high = _series(metrics, metric_key(name, "intra_diversity/q95"))
     diversity.fill_between(steps, low, high, alpha=0.2, lw=0, label="5 to 95 % of the pairs")
     for panel in panels[:3]:
         panel.legend(frameon=False)
