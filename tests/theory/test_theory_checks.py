@@ -17,7 +17,7 @@ from prefstage.sandbox.theory import (
     preference_of,
     run_checks,
 )
-from prefstage.sandbox.theory.evidence import counterexample, equality, fitted_order, order, rule
+from prefstage.sandbox.theory.evidence import counterexample, equality, order, rule
 from prefstage.sandbox.theory.rankings import CHECKS as RANKINGS
 from prefstage.sandbox.theory.stage_calls import (
     expected_score,
@@ -48,7 +48,7 @@ def test_findings_fail_when_they_should():
     assert counterexample("", torch.tensor([[False, True], [False, False]])).value == 0.5
     x = torch.tensor([1.0, 2.0, 4.0])
     assert not order("", x, x**2, wanted=3.0, worlds=1).holds
-    assert fitted_order(x, 5 * x**2.5) == pytest.approx(2.5)
+    assert order("", x, 5 * x**2.5, wanted=2.5, worlds=1).value == pytest.approx(2.5)
 
 
 def test_worlds_are_distributions_and_depend_on_the_seed_alone():

@@ -58,8 +58,11 @@ class StepsView:
         line = f"{record.iteration:<11}{record.step:<24}{record.did:<8}"
         if record.did != "reused":
             costs = Counter(record.costs)
-            judged = costs["judgments"] + costs["judge_replies"]
-            counts = (judged, costs["answers"], costs["response_tokens"])
+            counts = (
+                costs["judgments"] + costs["judge_replies"],
+                costs["answers"],
+                costs["response_tokens"],
+            )
             first, second, third = (f"{count:,}" if count else "-" for count in counts)
             line += f"{clock(record.seconds):>10}{first:>12}{second:>10}{third:>12}"
         self._console.print(line, highlight=False, style="dim" if record.did == "reused" else "")

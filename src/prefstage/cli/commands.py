@@ -326,8 +326,7 @@ def _with_steps_shown(run: Callable[..., OutcomeT]) -> OutcomeT:
     from prefstage.cli.align_view import shown_steps
 
     with shown_steps() if sys.stderr.isatty() else nullcontext() as view:
-        shown: dict[str, Any] = {} if view is None else {"tell": view.tell, "begun": view.begun}
-        return run(**shown)
+        return run(**({} if view is None else {"tell": view.tell, "begun": view.begun}))
 
 
 # A line for each cell in which something was done; on a terminal the bar tells the rest.

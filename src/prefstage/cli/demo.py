@@ -44,8 +44,12 @@ def show_demo(out: Path, *, seed: int, quiet: bool) -> Outcome:
     seconds = time.monotonic() - started
     teller.conclude(report)
     result = {**report.as_dict(), "seconds": round(seconds, 1), "report": None}
-    aligned = (schedule.folder / "align.json" for schedule in report.schedules)
-    files = [report.pool.path, report.policy.folder, *aligned, report.folder / "demo.json"]
+    files = [
+        report.pool.path,
+        report.policy.folder,
+        *(schedule.folder / "align.json" for schedule in report.schedules),
+        report.folder / "demo.json",
+    ]
     if isinstance(page, Path):
         result["report"] = str(page)
         files.append(page)
@@ -57,10 +61,12 @@ def show_demo(out: Path, *, seed: int, quiet: bool) -> Outcome:
 
 # One page about all schedules, `auto` first; or why there is none.
 def _page(report: demo.DemoReport) -> Path | str:
-    folders, title = [done.folder for done in report.schedules], f"seed {report.config.seed}"
     try:
-        file = report.folder / "report.html"
-        return write_report(folders, out=file, title=f"prefstage demo, {title}")
+        return write_report(
+            [done.folder for done in report.schedules],
+            out=report.folder / "report.html",
+            title=f"prefstage demo, seed {report.config.seed}",
+        )
     except MissingDependencyError as error:
         return f"none; {' '.join(str(error).split())}"
 
@@ -69,8 +75,9 @@ def _page(report: demo.DemoReport) -> Path | str:
 def _on_desktop() -> bool:
     if not sys.stdout.isatty() or any(os.environ.get(name) for name in ("CI", "SSH_CONNECTION")):
         return False
-    displays = (os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-    return sys.platform in ("darwin", "win32") or any(displays)
+    return sys.platform in ("darwin", "win32") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
 
 
 class Teller:

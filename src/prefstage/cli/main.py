@@ -51,8 +51,12 @@ class Commands(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         # Stand-ins that know their help alone: the options of a command come from its package,
         # which takes seconds to import and is needed by nobody who lists the commands.
-        stand_ins = {name: TyperCommand(name, help=c.help) for name, c in COMMANDS.items()}
-        super().__init__(**{**settings, "commands": stand_ins})
+        super().__init__(
+            **{
+                **settings,
+                "commands": {name: TyperCommand(name, help=c.help) for name, c in COMMANDS.items()},
+            }
+        )
 
     @override
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
@@ -91,8 +95,10 @@ class Commands(TyperGroup):
         try:
             status = super().main(*settings, **extra)
         except typer.TyperException as error:
-            words = sys.argv[1:] if args is None else args
-            typer.echo(f"prefstage: error: {_usage_error(error, words)}", err=True)
+            typer.echo(
+                f"prefstage: error: {_usage_error(error, sys.argv[1:] if args is None else args)}",
+                err=True,
+            )
             status = EXIT_USER_ERROR
         sys.exit(status if isinstance(status, int) else 0)
 
@@ -103,8 +109,14 @@ def _usage_error(error: typer.TyperException, words: Sequence[str]) -> InputErro
     describe = getattr(error, "format_message", lambda: str(error))
     # The value that the faulty option was given, which Typer's messages leave out.
     names = getattr(getattr(error, "param", None), "opts", ())
-    parted = (word.split("=", 1) for word in words if "=" in word)
-    values = [value for name, value in (*pairwise(words), *parted) if name in names]
+    values = [
+        value
+        for name, value in (
+            *pairwise(words),
+            *(word.split("=", 1) for word in words if "=" in word),
+        )
+        if name in names
+    ]
     return InputError.of(
         saw=describe().rstrip(".") + (f" (typed: {values[-1]!r})" if values else ""),
         expected=f"the options and values that `{command}` takes",

@@ -43,8 +43,11 @@ def say(outcome: Outcome, *, as_json: bool) -> None:
         typer.Exit: With the status that the command ends with, if that is not 0.
     """
     # In one write, so that a pipe that closes leaves no half of a JSON document behind.
-    lines = (outcome.summary, *(f"wrote {path}" for path in outcome.written), "")
-    text = json_text(outcome.result) if as_json else "\n".join(lines)
+    text = (
+        json_text(outcome.result)
+        if as_json
+        else "\n".join((outcome.summary, *(f"wrote {path}" for path in outcome.written), ""))
+    )
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -135,15 +135,15 @@ class Setting:
         """As Typer reads it."""
         # Named values are completed by the shell but checked by the model alone, so that a wrong
         # one gives the same line here, in YAML and in Python.
-        literals = (kind for kind in self._kinds if get_origin(kind) is Literal)
+        literals = [kind for kind in self._kinds if get_origin(kind) is Literal]
         choices = [str(value) for literal in literals for value in get_args(literal)]
         switches = bool in self._kinds and self.info.default is not False
-        metavar = "NAME=VALUE" if self._is_mapping else _METAVARS[self.value_type]
         return typer.Option(
             self._flag + (f"/--no-{self.name.replace('_', '-')}" if switches else ""),
             help=self.help,
             hidden=self.hidden,
-            metavar="|".join(choices) or metavar,
+            metavar="|".join(choices)
+            or ("NAME=VALUE" if self._is_mapping else _METAVARS[self.value_type]),
             autocompletion=(lambda: choices) if choices else None,
         )
 
@@ -179,10 +179,13 @@ def make_command(command: Command) -> TyperCommand:
         It, with an option for each setting.
     """
     settings = settings_of(command)
-    recipe = typer.Argument(help=command.recipe)
     out_default = inspect.Parameter.empty if command.out_required else command.out_default
     parameters = [
-        *([_parameter("recipe", Path, recipe)] if command.recipe else []),
+        *(
+            [_parameter("recipe", Path, typer.Argument(help=command.recipe))]
+            if command.recipe
+            else []
+        ),
         *(
             _parameter(
                 setting.name,
@@ -248,8 +251,13 @@ def _outcome(
         )
         return command.run(recipe or config, overrides, **extras)
     # A former name sets the same key: what was not typed must not hide what was.
-    values = ((setting.key, setting.value(arguments[setting.name])) for setting in settings)
-    typed = {key: value for key, value in values if value is not None}
+    typed = {
+        key: value
+        for key, value in (
+            (setting.key, setting.value(arguments[setting.name])) for setting in settings
+        )
+        if value is not None
+    }
     return command.run(load_config(command.model, arguments["config"], typed | overrides), **extras)
 
 
@@ -257,8 +265,9 @@ def _walk(model: "type[Config]", keys: tuple[str, ...]) -> Iterator[Setting]:
     from prefstage.core import Config
 
     # The fields of the class itself first: whose answers, which data; then how.
-    classes = [base for base in model.__mro__ if issubclass(base, Config)]
-    names = dict.fromkeys(name for base in classes for name in base.__annotations__)
+    names = dict.fromkeys(
+        name for base in model.__mro__ if issubclass(base, Config) for name in base.__annotations__
+    )
     for name in filter(model.model_fields.__contains__, names):
         info = model.model_fields[name]
         inner = filter(inspect.isclass, _members(info.annotation))
@@ -273,16 +282,21 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _plain(name: str, kind: Any, text: str, default: Any = None) -> inspect.Parameter:
-    metavar = "KEY=VALUE" if kind == list[str] else _METAVARS[kind]
-    read = typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=metavar)
+    read = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=text,
+        metavar="KEY=VALUE" if kind == list[str] else _METAVARS[kind],
+    )
     return _parameter(name, kind, read, default)
 
 
 def _parameter(name: str, kind: Any, read: Any, default: Any = None) -> inspect.Parameter:
     # None marks what was not arguments, so that a value in YAML is not overridden by a default.
-    annotation = Annotated[kind | None, read] if default is None else Annotated[kind, read]
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind | None, read] if default is None else Annotated[kind, read],
     )
 
 

@@ -159,7 +159,6 @@ def diagnose(
     asked = time.perf_counter()
     judged = [judge_figures(rows, who) for who in judges]
     judging = time.perf_counter() - asked
-    models = (policy, scored, judges[0] if judges else None)
     sides = dict(zip(("judge", "second judge"), (p for _, p in judged), strict=False))
     if scored is not None:
         # P_θ(y_w ≻ y_l | x) = σ(log π(y_w|x) - log π(y_l|x)): arXiv:2508.10530, Eq. 10
@@ -181,7 +180,9 @@ def diagnose(
             for a, b in combinations(sides, 2)
         }
         or None,
-        **_answers(on_policy, rows, models, seed=config.seed),
+        **_answers(
+            on_policy, rows, (policy, scored, judges[0] if judges else None), seed=config.seed
+        ),
         "left_out": left_out | (rankings["left_out"] if rankings else {}),
     }
     report["warnings"] = warnings_of(report)
@@ -330,10 +331,10 @@ def run_diagnosis(settings: DiagnoseSettings, *, out: Path | None = None) -> Out
     diagnoses, orders = list[Diagnosis](), list[dict[str, Any]]()
     with ExitStack() as stack:
         store = settings.store and stack.enter_context(Ledger(settings.store))
-        judges: list[Judge | None] = []
-        for spec in (settings.judge, settings.second_judge):
-            judge = load_judge(spec) if spec else None
-            judges.append(stored(judge, store) if judge and store else judge)
+        specs = (settings.judge, settings.second_judge)
+        judges = [load_judge(spec) if spec else None for spec in specs]
+        if store:
+            judges = [judge and stored(judge, store) for judge in judges]
         reference = settings.reference and as_scored_by(settings.reference, **how)
         for spec in settings.policy or (None,):
             policy = spec and as_scored_by(spec, **how)
@@ -356,9 +357,9 @@ def run_diagnosis(settings: DiagnoseSettings, *, out: Path | None = None) -> Out
                     for name, _ in ranked
                 ]
     notes = []
-    for name, rows in loaded.items():
-        bad = [f"{rows.report.quarantined} bad rows put aside"] if rows.report.quarantined else []
-        notes += [f"{name}: {note}" for note in (*rows.report.notes, *bad)]
+    for name, report in ((name, rows.report) for name, rows in loaded.items()):
+        bad = [f"{report.quarantined} bad rows put aside"] if report.quarantined else []
+        notes += [f"{name}: {note}" for note in (*report.notes, *bad)]
     return reported(diagnoses, orders, notes, out=out)
 
 
@@ -390,6 +391,9 @@ def _named(texts: tuple[str, ...]) -> list[tuple[str, str]]:
     for text in texts:
         name, equals, source = text.partition("=")
         # A folder or an option of a source may hold an equals sign too.
-        is_named = equals and "/" not in name and "?" not in name
-        pairs.append((name, source) if is_named else (Path(text).name or text, text))
+        pairs.append(
+            (name, source)
+            if equals and "/" not in name and "?" not in name
+            else (Path(text).name or text, text)
+        )
     return pairs

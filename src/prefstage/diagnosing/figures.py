@@ -207,11 +207,13 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> tuple[dict[str, Any], 
         if before is not None and after is not None:
             bias, note = (after - before) / len(pairs), None
     probabilities = np.array([judgment.probability for judgment in judgments])
-    labels = np.array([HALF if pair.agreement == HALF else 1.0 for pair in pairs])
     return {
         "judge": judge.name,
         "agreement": agreement_with_labels(pairs, judgments),
-        "kappa": cohens_kappa(labels, verdicts(probabilities)),
+        "kappa": cohens_kappa(
+            np.array([HALF if pair.agreement == HALF else 1.0 for pair in pairs]),
+            verdicts(probabilities),
+        ),
         "position_bias": bias,
         "position_note": note,
         "scores": scores,
@@ -273,8 +275,9 @@ def answer_quality(
         both = comparison_of(draw.choice(theirs))
         chosen.append(Comparison(prompt_id, both.prompt, answer, both.a))
         rejected.append(Comparison(prompt_id, both.prompt, answer, both.b))
-    judged = compare_all(judge, [*chosen, *rejected])
-    votes = verdicts(np.array([judgment.probability for judgment in judged]))
+    votes = verdicts(
+        np.array([judgment.probability for judgment in compare_all(judge, [*chosen, *rejected])])
+    )
     first = votes[: len(chosen)]
     apart = np.array([len(comparison.a) - len(comparison.b) for comparison in chosen])
     longer = np.where(apart > 0, first, 1 - first)[apart != 0]
@@ -400,7 +403,6 @@ def learnability_of(
     c = ratio.numpy()
     wrong = c > 0
     shown = histogram(c)
-    edges = torch.tensor(shown["edges"], dtype=torch.float64)
     examples = {}
     for number, name in enumerate(LEARNABILITY_GROUPS):
         if name != "between":
@@ -429,7 +431,9 @@ def learnability_of(
         },
         "log_ratio": describe(c),
         "histogram": shown,
-        "thresholds": flip_threshold(edges, beta=config.beta).tolist(),
+        "thresholds": flip_threshold(
+            torch.tensor(shown["edges"], dtype=torch.float64), beta=config.beta
+        ).tolist(),
         "examples": examples,
     }
 

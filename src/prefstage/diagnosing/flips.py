@@ -122,8 +122,7 @@ def flip_threshold(log_ratio: Float[Tensor, " pairs"], *, beta: float) -> Float[
         Chen et al. 2024, arXiv:2405.19534, Theorem 4.1.
     """
     check_positive(beta=beta)
-    (c,) = exact(log_ratio=log_ratio)
-    return -logsigmoid(beta * c)
+    return -logsigmoid(beta * exact(log_ratio=log_ratio)[0])
 
 
 def largest_flippable(loss: float, *, beta: float) -> float:
@@ -175,8 +174,7 @@ def ipo_flip_threshold(
         Chen et al. 2024, arXiv:2405.19534, Proposition A.7.
     """
     check_positive(tau=tau)
-    (c,) = exact(log_ratio=log_ratio)
-    room = 1 / (2 * tau) - c
+    room = 1 / (2 * tau) - exact(log_ratio=log_ratio)[0]
     return torch.where(room >= 0, room**2, torch.nan)
 
 
@@ -360,8 +358,7 @@ def right_at_loss(
     Source:
         Chen et al. 2024, arXiv:2405.19534, Theorem 4.1.
     """
-    (c,) = exact(log_ratio=log_ratio)
-    return c <= largest_flippable(loss, beta=beta)
+    return exact(log_ratio=log_ratio)[0] <= largest_flippable(loss, beta=beta)
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

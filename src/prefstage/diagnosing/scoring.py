@@ -183,8 +183,9 @@ def distinct_answers(
     """
     off: dict[str, dict[str, float]] = {}
     for pair, *values in zip(pairs, scored.chosen, scored.rejected, strict=True):
-        keys = map(_key, (pair.chosen, pair.rejected))
-        off.setdefault(pair.prompt_id, {}).update(zip(keys, values, strict=True))
+        off.setdefault(pair.prompt_id, {}).update(
+            zip(map(_key, (pair.chosen, pair.rejected)), values, strict=True)
+        )
     rows = [row for row in answers if row.responses and row.prompt_id in off]
     if not rows:
         return {"prompts": 0, "comparisons": 0, "share": None}

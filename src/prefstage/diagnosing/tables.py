@@ -314,7 +314,7 @@ def _learnability(learnability: Mapping[str, Any]) -> Table:
 
 
 def _judges(report: Mapping[str, Any]) -> Table:
-    rows = [
+    return [
         {
             "judge": judge["judge"],
             "agreement with labels": _between(
@@ -325,8 +325,7 @@ def _judges(report: Mapping[str, Any]) -> Table:
             "position bias": judge["position_note"] or _share(judge["position_bias"]),
         }
         for judge in _judges_of(report)
-    ]
-    return rows, [
+    ], [
         f"Preference consistency, {name}: {_share(v)}."
         for name, v in (report.get("consistency") or {}).items()
     ]

@@ -273,14 +273,17 @@ def themed(spec: Any, colours: Mapping[str, str]) -> Any:
 
 def _configured(spec: Mapping[str, Any], font: str) -> Spec:
     words = {"labelColor": "@ink2", "titleColor": "@ink", "labelFontSize": 12, "titleFontSize": 12}
-    lines = {"gridColor": "@grid", "domainColor": "@ink2", "tickColor": "@ink2"}
     return {
         **spec,
         "config": {
             "font": font,
             "background": "@paper",
             "view": {"stroke": None},
-            "axis": {**words, **lines, "titleFontWeight": "normal"},
+            "axis": {
+                **words,
+                **{"gridColor": "@grid", "domainColor": "@ink2", "tickColor": "@ink2"},
+                "titleFontWeight": "normal",
+            },
             "legend": {**words, "orient": "top", "symbolOpacity": 1, "labelLimit": 400},
             "line": {"strokeWidth": 2},
             "point": {"filled": True, "size": 50},
@@ -327,9 +330,10 @@ def draw(drawn: Sequence[Chart], folder: Path) -> list[Path]:
         spec = themed(_configured({**chart.spec, "width": _WIDTH}, _FONT), LIGHT)
         # not with_suffix: names hold what users call their data sets, with dots
         png, svg = (folder / f"{chart.name}.{ending}" for ending in ("png", "svg"))
-        image = _library().vegalite_to_png(spec, vl_version=VL_VERSION, scale=_SCALE)
         with atomic_path(png) as temporary:
-            temporary.write_bytes(image)
+            temporary.write_bytes(
+                _library().vegalite_to_png(spec, vl_version=VL_VERSION, scale=_SCALE)
+            )
         write_text(svg, _library().vegalite_to_svg(spec, vl_version=VL_VERSION))
         written += [png, svg]
     return written

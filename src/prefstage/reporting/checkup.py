@@ -296,8 +296,9 @@ def _model_lines(findings: Mapping[str, Any]) -> list[str]:
 
 
 def _job_lines(job: Mapping[str, Any]) -> list[str]:
-    parts = [f"{name} {_size(size)}" for name, size in job["bytes"].items() if size]
-    *needs, total = [part.replace("_", " ") for part in parts]
+    *needs, total = [
+        f"{name.replace('_', ' ')} {_size(size)}" for name, size in job["bytes"].items() if size
+    ]
     budget = job["token_budget"]
     passes = "" if budget is None else f", up to {budget:,} tokens a pass"
     verdict = "fits" if job["fits"] else "does not fit: lower --batch, or take a smaller --dtype"

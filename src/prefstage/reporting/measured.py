@@ -186,7 +186,6 @@ def course(
     head = {"run": "run", "iteration": "iteration", **head}
     scale = {"scale": {"domain": domain}} if domain else {}
     x, colour = iterations(values), series_of("run", values)
-    y = quantity(field, axis, **scale)
     bars = layer(
         {"type": "rule", "strokeWidth": 2},
         transform=[{"filter": "isValid(datum.low)"}],
@@ -203,7 +202,13 @@ def course(
         values,
         head,
         *([bars] if any("low" in row for row in values) else []),
-        layer({"type": "line", "point": {"size": 60}}, head, x=x, y=y, color=colour),
+        layer(
+            {"type": "line", "point": {"size": 60}},
+            head,
+            x=x,
+            y=quantity(field, axis, **scale),
+            color=colour,
+        ),
         *([] if line is None else [rule_at(line)]),
     )
 

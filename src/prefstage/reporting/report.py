@@ -129,7 +129,7 @@ def make_report(
         packed += [(run.name, rows) for rows in pairs]
         lacks += [(run.name, what, why) for what, why in (*missing, *lacking(run, len(pairs)))]
     explorer = pack(packed)
-    scripts = _scripts(charts=bool(charts), pairs=bool(explorer.pairs))
+    scripts = _scripts(charts=bool(charts), pairs=bool(explorer["pairs"]))
     specs = json.dumps({chart.name: compiled(chart) for chart in charts}, separators=(",", ":"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     html = environment.from_string(_asset("page.html")).render(
@@ -143,8 +143,8 @@ def make_report(
         sections=sections,
         lacks=lacks,
         pairs=explorer,
-        pair_table=Markup(explorer.table),
-        blocks=[Markup(block) for block in explorer.blocks],
+        pair_table=Markup(explorer["table"]),
+        blocks=[Markup(block) for block in explorer["blocks"]],
         versions=[(run.name, run.manifest) for run in read if run.manifest],
         version=version("prefstage"),
         is_number=lambda cell: bool(_NUMBER.match(cell)),
@@ -154,20 +154,24 @@ def make_report(
         # stands for them.
         temporary.write_text(_LONE.sub("\ufffd", html), encoding="utf-8")
     drawn = draw(charts, Path(figures)) if figures is not None else []
-    lines = [f"not shown of {run}: {what} ({why})" for run, what, why in lacks]
     return Report(
-        summary="\n".join([f"{len(charts)} charts, {explorer.pairs:,} pairs to read", *lines]),
+        summary="\n".join(
+            [
+                f"{len(charts)} charts, {explorer['pairs']:,} pairs to read",
+                *(f"not shown of {run}: {what} ({why})" for run, what, why in lacks),
+            ]
+        ),
         result={
             "page": str(out),
             "bytes": out.stat().st_size,
             "charts": [chart.name for chart in charts],
-            "pairs": explorer.pairs,
+            "pairs": explorer["pairs"],
             "not_shown": [{"run": run, "what": what, "why": why} for run, what, why in lacks],
         },
         written=[out, *drawn],
         path=out,
         charts=charts,
-        pairs=explorer.pairs,
+        pairs=explorer["pairs"],
         lacks=lacks,
         figures=drawn,
     )
@@ -327,13 +331,12 @@ def _asset(name: str) -> str:
 
 # The page's scripts; the charts' library, 0.9 MB of them, only where there is a chart.
 def _scripts(*, charts: bool, pairs: bool) -> list[Markup]:
-    texts = [browser_library()] if charts else []
     names = ["page.js", *(["charts.js"] if charts else []), *(["explorer.js"] if pairs else [])]
     # An HTML parser ends a script at </script and changes its mode at <!--, even within a string;
     # \x3c is the same character to JavaScript.
     return [
         Markup(re.sub(r"<(?=/script|!--)", r"\\x3c", text, flags=re.IGNORECASE))
-        for text in (*texts, *map(_asset, names))
+        for text in (*([browser_library()] if charts else []), *map(_asset, names))
     ]
 
 

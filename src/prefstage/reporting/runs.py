@@ -265,35 +265,21 @@ def pairs_of_annotations(rows: Sequence[Mapping[str, Any]], part: str) -> PairRo
         of = list(zip(decided, numbers, strict=True))
         texts[side] = [row[f"output_{number}"] for row, number in of]
         writers[f"source_{side}"] = [row[f"generator_{number}"] for row, number in of]
-    gaps = [2.0 * abs(row["preference"] - _DRAW) for row in decided]
-    return PairRows(part, texts, {"gap": gaps}, writers)
+    return PairRows(
+        part, texts, {"gap": [2.0 * abs(row["preference"] - _DRAW) for row in decided]}, writers
+    )
 
 
-@dataclass(frozen=True)
-class Packed:
-    """The explorer's data as the page carries them.
-
-    Attributes:
-        table: Columns and the names that they count through, base64 of gzip of JSON.
-        blocks: The texts in order, a part each, encoded likewise.
-        pairs: Number of pairs.
-        texts: Number of different texts.
-    """
-
-    table: str
-    blocks: tuple[str, ...]
-    pairs: int
-    texts: int
-
-
-def pack(parts: Sequence[tuple[str, PairRows]]) -> Packed:
+def pack(parts: Sequence[tuple[str, PairRows]]) -> dict[str, Any]:
     """Encode pairs compactly; no text is shortened, and equal texts are kept once.
 
     Args:
         parts: Name of the run, and its pairs.
 
     Returns:
-        What the page carries.
+        What the page carries of the explorer: "table", columns and the names that they count
+        through, base64 of gzip of JSON; "blocks", the texts in order, a part each, encoded
+        likewise; and how many "pairs" and different "texts" there are.
     """
     # Texts and names are numbered by their first appearance, and columns hold numbers: prompts
     # repeat over iterations, answers over pairs, and a page of 100,000 pairs must still open.
@@ -309,15 +295,18 @@ def pack(parts: Sequence[tuple[str, PairRows]]) -> Packed:
         for name in NUMBERS:
             columns[name] += map(_rounded, rows.numbers.get(name, [None] * count))
         for name in NAMES:
-            values = rows.names.get(name, [None] * count)
-            columns[name] += [-1 if v is None else names.setdefault(v, len(names)) for v in values]
-    total = len(columns["run"])
-    table = {"names": list(names), "columns": columns, "pairs": total, "texts": len(texts)}
+            columns[name] += [
+                -1 if value is None else names.setdefault(value, len(names))
+                for value in rows.names.get(name, [None] * count)
+            ]
+    counts = {"pairs": len(columns["run"]), "texts": len(texts)}
     # The browser unpacks a block at a time, and shows the first pairs meanwhile.
     begins = accumulate(map(len, texts), initial=0)
     by_block = groupby(zip(texts, begins, strict=False), lambda row: row[1] // _BLOCK_CHARACTERS)
-    blocks = tuple(_encoded([text for text, _ in block]) for _, block in by_block)
-    return Packed(_encoded(table), blocks, total, len(texts))
+    return counts | {
+        "table": _encoded({"names": list(names), "columns": columns, **counts}),
+        "blocks": [_encoded([text for text, _ in block]) for _, block in by_block],
+    }
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,7 +1,7 @@
 """The sections of a page, from the runs; what no run has is left out."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -296,30 +296,25 @@ def _gaps(runs: Sequence[Run]) -> tuple[Chart, ...]:
     )
 
 
-def _diagnoses(runs: Sequence[Run]) -> list[Section]:
-    sections = list[Section]()
+def _diagnoses(runs: Sequence[Run]) -> Iterator[Section]:
     for number, run in enumerate(runs, start=1):
         reports = [report for part in run.of("diagnose") for report in part.result["diagnoses"]]
         for count, report in enumerate(reports, start=1):
             names = ", ".join(filter(None, (report["dataset"], report.get("policy"))))
             table, notes = list[Table](), list[str]()
             for caption, (rows, remarks) in tables_of(report).items():
-                cells = [[str(cell) for cell in row.values()] for row in rows]
-                table += tables(caption, rows[0] if rows else (), cells)
+                table += table_of(caption, [{k: str(cell) for k, cell in r.items()} for r in rows])
                 notes += remarks
             notes += [
                 f"Warning: {warning['what']} ({warning['figure']}). Remedy: {warning['remedy']}."
                 for warning in report["warnings"]
             ]
-            sections.append(
-                Section(
-                    f"diagnosis-{number}-{count}",
-                    f"Diagnosis of {names}",
-                    tables=tuple(table),
-                    notes=tuple(notes),
-                )
+            yield Section(
+                f"diagnosis-{number}-{count}",
+                f"Diagnosis of {names}",
+                tables=tuple(table),
+                notes=tuple(notes),
             )
-    return sections
 
 
 def _costs(runs: Sequence[Run]) -> Section:
@@ -338,8 +333,10 @@ def _costs(runs: Sequence[Run]) -> Section:
         ]
         if steps:
             sums, seconds = sums_of(run)
-            whole = {"run": run.name, "iteration": "all", "step": "", "time": duration(seconds)}
-            rows.append(whole | {title: sums[name] for name, title in _COSTS.items()})
+            rows.append(
+                {"run": run.name, "iteration": "all", "step": "", "time": duration(seconds)}
+                | {title: sums[name] for name, title in _COSTS.items()}
+            )
     return Section(
         "costs",
         "Costs",
@@ -375,26 +372,18 @@ def _times(runs: Sequence[Run]) -> tuple[Chart, ...]:
     )
 
 
-def _experiments(runs: Sequence[Run]) -> list[Section]:
-    sections = list[Section]()
+def _experiments(runs: Sequence[Run]) -> Iterator[Section]:
     for number, run in enumerate(runs, start=1):
         before = f"{run.name}: " if len(runs) > 1 else ""
         for result in (part.result for part in run.of("experiment")):
             for name, settings in (yaml.safe_load(run.config) or {})["tables"].items():
-                sections.append(
-                    _tabulated(name, settings, result, f"table-{number}-{name}", before)
-                )
-            sections.append(
-                Section(
-                    f"failed-{number}",
-                    f"{before}cells that failed",
-                    "The same command tries them again; the tables are of the other cells.",
-                    tables=tables(
-                        "Cells that failed", ("cell", "why"), list(result["failed"].items())
-                    ),
-                )
+                yield _tabulated(name, settings, result, f"table-{number}-{name}", before)
+            yield Section(
+                f"failed-{number}",
+                f"{before}cells that failed",
+                "The same command tries them again; the tables are of the other cells.",
+                tables=tables("Cells that failed", ("cell", "why"), list(result["failed"].items())),
             )
-    return sections
 
 
 def _tabulated(name: str, settings: Row, result: Row, anchor: str, before: str) -> Section:

@@ -14,7 +14,6 @@ from prefstage.core import DataError, PrefstageError
 from prefstage.data import ReadOptions, load_pairs
 from prefstage.diagnosing.flips import FLIP_GROUPS, fluctuation_range
 from prefstage.reporting.blocks import (
-    Cell,
     Chart,
     Row,
     Section,
@@ -122,25 +121,27 @@ def _followed(source: Row, dynamics: pa.Table, title: str) -> PairRows:
 def training_section(runs: Sequence[Run]) -> Section:
     """Steps, losses and notes of all trainings."""
     trainings = [(name, part.result) for name, part in labelled(runs, "train")]
-    rows = [
-        {
-            "training": name,
-            "items": result["items"],
-            "epochs": result["epochs"],
-            "steps": describe_steps(result),
-            "tokens": result["tokens"],
-            "mean loss": result["train_loss"],
-            "first": result["first_loss"],
-            "last": result["last_loss"],
-        }
-        for name, result in trainings
-    ]
     exports = ((name, describe_exported(result)) for name, result in trainings)
     return Section(
         "training",
         "Training",
         charts=_losses(runs),
-        tables=table_of("Trainings", rows),
+        tables=table_of(
+            "Trainings",
+            [
+                {
+                    "training": name,
+                    "items": result["items"],
+                    "epochs": result["epochs"],
+                    "steps": describe_steps(result),
+                    "tokens": result["tokens"],
+                    "mean loss": result["train_loss"],
+                    "first": result["first_loss"],
+                    "last": result["last_loss"],
+                }
+                for name, result in trainings
+            ],
+        ),
         notes=(
             *(f"{name}: {note}" for name, result in trainings for note in result["notes"]),
             *(f"{name}: exported: {export}" for name, export in exports if export is not None),
@@ -294,7 +295,6 @@ def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[
     ]
     head = {"ratio": "c, nats", "loss": "DPO loss", "group": "group"}
     x, y = quantity("ratio", "reference log-ratio c, nats"), quantity("loss", "DPO loss, nats")
-    line = layer({"type": "line", "color": "@ink", "strokeWidth": 1.5}, x=x, y=y)
     groups = [point["group"] for point in points]
     part = "" if len(rows) <= _POINTS else f" The first {_POINTS:,} of {len(rows):,} pairs."
     counts = ", ".join(f"{group}: {groups.count(group)}" for group in GROUPS.values())
@@ -312,7 +312,10 @@ def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[
             y=y,
             color=_group_colours(),
         ),
-        {"data": {"values": curve}, **line},
+        {
+            "data": {"values": curve},
+            **layer({"type": "line", "color": "@ink", "strokeWidth": 1.5}, x=x, y=y),
+        },
         height=320,
     )
 
@@ -352,7 +355,6 @@ def intra_diversity(runs: Sequence[Run]) -> tuple[tuple[Chart, ...], tuple[Table
     mean, low = (
         quantity(field, "log π(chosen) - log π(rejected), nats") for field in ("mean", "low")
     )
-    band, line = {"type": "area", "opacity": 0.14}, {"type": "line", "point": {"size": 25}}
     chart = charts(
         "intra-diversity",
         "Intra-diversity",
@@ -360,16 +362,18 @@ def intra_diversity(runs: Sequence[Run]) -> tuple[tuple[Chart, ...], tuple[Table
         f"{_from_first_to_last(values, 'mean')}.",
         values,
         head,
-        layer(band, x=x, y=low, y2={"field": "high"}, color=colour),
-        layer(line, head, x=x, y=mean, color=colour),
+        layer({"type": "area", "opacity": 0.14}, x=x, y=low, y2={"field": "high"}, color=colour),
+        layer({"type": "line", "point": {"size": 25}}, head, x=x, y=mean, color=colour),
     )
-    rows: list[dict[str, Cell]] = [
-        {
-            "training": name,
-            "first mean, nats": means[0],
-            "last": means[-1],
-            "fluctuation range": fluctuation_range(means),
-        }
-        for name, means in _courses(recorded, "mean").items()
-    ]
-    return chart, table_of("Intra-diversity", rows)
+    return chart, table_of(
+        "Intra-diversity",
+        [
+            {
+                "training": name,
+                "first mean, nats": means[0],
+                "last": means[-1],
+                "fluctuation range": fluctuation_range(means),
+            }
+            for name, means in _courses(recorded, "mean").items()
+        ],
+    )

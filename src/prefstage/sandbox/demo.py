@@ -277,8 +277,15 @@ def run_demo(
         for schedule in (AUTO, *FIXED):
             schedules.append(auto if schedule == AUTO else _aligned(folder, config, schedule)[0])
             tell(schedules[-1])
-        last = _truth(result["policy"], config, pairs, pool.example)
-        report = DemoReport(config, folder, pool, policy, tuple(iterations), last, tuple(schedules))
+        report = DemoReport(
+            config,
+            folder,
+            pool,
+            policy,
+            tuple(iterations),
+            _truth(result["policy"], config, pairs, pool.example),
+            tuple(schedules),
+        )
         write_json(folder / "demo.json", report.as_dict())
     return report
 
@@ -354,8 +361,9 @@ def _aligned(
     # Of the answers that were compared on the held-out prompts: nothing is sampled for it.
     steps = [result["start_answers"], *(row["steps"]["answer"] for row in result["iterations"])]
     rewards = tuple(reward_of(store / "steps" / step / "answers.jsonl") for step in steps)
-    data = tuple(row["data"] for row in result["iterations"])
-    return ScheduleDone(schedule, out, data, rewards), result
+    return ScheduleDone(
+        schedule, out, tuple(row["data"] for row in result["iterations"]), rewards
+    ), result
 
 
 def _truth(policy: str, config: DemoConfig, pairs: Sequence[Pair], example: Candidates) -> Truth:
@@ -418,8 +426,8 @@ def _save_pool(pairs: Sequence[Pair], path: Path) -> PoolMade:
     for pair in pairs:
         rewards.setdefault(str(pair.source_chosen), []).append(pair.score_chosen or 0.0)
         rewards.setdefault(str(pair.source_rejected), []).append(pair.score_rejected or 0.0)
-    means = [(name, mean(scores)) for name, scores in rewards.items()]
     # The longest instruction of the first few shows much of the language
     example = max(pairs[:_EXAMPLES], key=lambda pair: len(pair.prompt[-1]["content"]))
-    ranked = dict(sorted(means, key=lambda entry: -entry[1]))
+    means = {name: mean(scores) for name, scores in rewards.items()}
+    ranked = dict(sorted(means.items(), key=lambda entry: -entry[1]))
     return PoolMade(path=path, pairs=len(pairs), rewards=ranked, example=example.candidates())

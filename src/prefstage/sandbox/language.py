@@ -109,8 +109,12 @@ def parse_instruction(text: str) -> Instruction:
     if shape:
         operations = tuple(name for name in (shape["first"].lower(), shape["second"]) if name)
         items = tuple(shape["items"].split(", "))
-        known = {*operations} <= {*OPERATIONS} and {*items} <= {*ITEMS}
-        if known and shape["separator"] in SEPARATORS and len(items) <= len(NUMBERS):
+        if (
+            {*operations} <= {*OPERATIONS}
+            and {*items} <= {*ITEMS}
+            and shape["separator"] in SEPARATORS
+            and len(items) <= len(NUMBERS)
+        ):
             return Instruction(operations, items, shape["separator"], bool(shape["polite"]))
     raise InputError.of(
         saw=f"prompt {text[:80]!r}",
@@ -121,10 +125,9 @@ def parse_instruction(text: str) -> Instruction:
 
 def draw_instruction(random_source: random.Random) -> Instruction:
     """Draw an instruction: a quarter of them composed of two operations, half polite."""
-    is_composed = random_source.random() < _COMPOSED_SHARE
     return Instruction(
         operations=tuple(random_source.sample(LIST_OPERATIONS, 2))
-        if is_composed
+        if random_source.random() < _COMPOSED_SHARE
         else (random_source.choice(OPERATIONS),),
         items=tuple(random_source.sample(ITEMS, random_source.randint(MIN_ITEMS, MAX_ITEMS))),
         separator=random_source.choice(list(SEPARATORS)),
@@ -217,5 +220,8 @@ def _slip(words: tuple[str, ...], random_source: random.Random) -> tuple[str, ..
     position = random_source.randrange(len(words) - 1)
     first, second = words[position : position + 2]
     # Swapped, the second left out, or the first repeated.
-    middle = random_source.choice(((second, first), (first,), (first, first, second)))
-    return (*words[:position], *middle, *words[position + 2 :])
+    return (
+        *words[:position],
+        *random_source.choice(((second, first), (first,), (first, first, second))),
+        *words[position + 2 :],
+    )

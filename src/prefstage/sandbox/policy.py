@@ -49,8 +49,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     # A word's token carries the space before it ("▁fox"), so that joining tokens gives the
     # text back; marks stand alone.
     sentences = re.sub(r"[^A-Za-z ]", "", f"then Use Be polite {' '.join(SEPARATORS)} {CHATTER}")
-    orders = [form for name in OPERATIONS for form in (name, name.capitalize())]
-    words = dict.fromkeys([*ITEMS, *NUMBERS, *OPENINGS, *orders, *sentences.split()])
+    words = dict.fromkeys(
+        [
+            *ITEMS,
+            *NUMBERS,
+            *OPENINGS,
+            *(form for name in OPERATIONS for form in (name, name.capitalize())),
+            *sentences.split(),
+        ]
+    )
     marks = [PAD, UNKNOWN, END, *ROLES, *SEPARATORS.values(), ".", ":", "!"]
     numbers = {token: n for n, token in enumerate([*marks, *(f"▁{word}" for word in words)])}
     core = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))

@@ -80,9 +80,9 @@ def grade_response(instruction: Instruction, response: str) -> Grade:
     words = tuple(tokens[i] for i in positions)
     # Of the gaps after each answer word: the share that holds the required mark alone.
     marks = [SEPARATORS[instruction.separator]] * (len(words) - 1) + ["."]
-    ends = [*positions[1:], len(tokens)]
     right = sum(
-        tokens[i + 1 : end] == [m] for i, end, m in zip(positions, ends, marks, strict=True)
+        tokens[i + 1 : end] == [m]
+        for i, end, m in zip(positions, [*positions[1:], len(tokens)], marks, strict=True)
     )
     chatter = sum(token.isalnum() and token not in _ANSWER_WORDS for token in tokens) - polite
     return Grade(
@@ -237,16 +237,21 @@ class World:
         Raises:
             InputError: As in `candidates`.
         """
-        tasks = self.instructions(n, split=split)
-        return PairSet.of([_pair(self._candidates(task, writers, 2)) for task in tasks])
+        return PairSet.of(
+            [
+                _pair(self._candidates(task, writers, 2))
+                for task in self.instructions(n, split=split)
+            ]
+        )
 
     def _candidates(
         self, instruction: Instruction, writers: Sequence[Writer], responses: int
     ) -> Candidates:
         source, written = self._source("pool", instruction.text), dict[str, str]()
         # By all writers in random order, then by all once more, and so on.
-        rounds = (source.sample(writers, len(writers)) for _ in range(_MOST_ROUNDS))
-        for writer in chain.from_iterable(rounds):
+        for writer in chain.from_iterable(
+            source.sample(writers, len(writers)) for _ in range(_MOST_ROUNDS)
+        ):
             if len(written) == responses:
                 break
             written.setdefault(writer.write(instruction, source), writer.name)

@@ -194,14 +194,9 @@ def order(
     Returns:
         The finding.
     """
-    slope = fitted_order(x, error)
+    slope = float(np.polyfit(x.log().numpy(), error.detach().log().numpy(), 1)[0])
     holds = abs(slope - wanted) <= within
     return Finding(claim, "order", slope, f"{wanted:g} within {within:g}", worlds, holds)
-
-
-def fitted_order(x: Tensor, error: Tensor) -> float:
-    """Slope of log error on log x, by least squares."""
-    return float(np.polyfit(x.log().numpy(), error.detach().log().numpy(), 1)[0])
 
 
 def curve(label: str, x: Tensor | list[float], y: Tensor | list[Any]) -> Curve:
@@ -278,27 +273,8 @@ def run_checks(
         done.append(Checked(check, evidence, time.monotonic() - started, picture))
         tell(done[-1])
     if out is not None:
-        write_json(out / RESULT, result_of(done, setting))
+        write_json(out / RESULT, outcome_of(done, setting, out=out).result)
     return done
-
-
-def result_of(done: Sequence[Checked], setting: Setting) -> dict[str, Any]:
-    """The chapter for machines.
-
-    Args:
-        done: The checks that were run.
-        setting: How.
-
-    Returns:
-        JSON-serialisable.
-    """
-    return {
-        "worlds": setting.worlds,
-        "seed": setting.seed,
-        "holds": all(checked.holds for checked in done),
-        "seconds": round(sum(checked.seconds for checked in done), 1),
-        "checks": [checked.as_dict() for checked in done],
-    }
 
 
 def outcome_of(done: Sequence[Checked], setting: Setting, *, out: Path | None) -> Outcome:
@@ -312,21 +288,30 @@ def outcome_of(done: Sequence[Checked], setting: Setting, *, out: Path | None) -
     Returns:
         Failed if a check is not as expected.
     """
-    result = result_of(done, setting)
+    result = {
+        "worlds": setting.worlds,
+        "seed": setting.seed,
+        "holds": all(checked.holds for checked in done),
+        "seconds": round(sum(checked.seconds for checked in done), 1),
+        "checks": [checked.as_dict() for checked in done],
+    }
     failed = [checked.check.name for checked in done if not checked.holds]
     verdict = f"not as expected: {', '.join(failed)}" if failed else "all as expected"
-    end = f"{len(done)} checks on {setting.worlds:,} worlds: {verdict}."
-    text = "\n".join([*map(_statement, done), "", f"{end} {result['seconds']:.0f} seconds."])
+    end = f"{len(done)} checks on {setting.worlds:,} worlds: {verdict}. {result['seconds']:.0f}"
     written = [*(checked.picture for checked in done), out and out / RESULT]
-    return Outcome(text, result, [path for path in written if path], failed)
+    return Outcome(
+        "\n".join([*map(_statement, done), "", f"{end} seconds."]),
+        result,
+        [path for path in written if path],
+        failed,
+    )
 
 
 def _statement(checked: Checked) -> str:
     lines = [f"{checked.check.name}  {checked.check.statement}"]
     for finding in checked.evidence.findings:
         mark = "" if finding.holds else f"  NOT as expected ({finding.wanted})"
-        value = _VALUES[finding.kind].format(finding.value)
-        lines.append(f"  {value:<32} {finding.claim}{mark}")
+        lines.append(f"  {_VALUES[finding.kind].format(finding.value):<32} {finding.claim}{mark}")
     return "\n".join(lines)
 
 

@@ -120,8 +120,9 @@ def draw_guide_worlds(
 
     def world(shift: Tensor) -> GuideWorlds:
         moved = tilt + shift[:, None, None]
-        qualities = (torch.cat([shared, side], -1) for side in (first + moved, second - moved))
-        return GuideWorlds(on, off, *qualities)
+        return GuideWorlds(
+            on, off, *(torch.cat([shared, side], -1) for side in (first + moved, second - moved))
+        )
 
     reach = torch.full((count,), _SHIFT_REACH, dtype=torch.float64)
     return world(_bisected(-reach, reach, lambda shift: world(shift).truth >= wanted))
@@ -149,8 +150,9 @@ def draw_judges(
 
     def too_noisy(noise: Tensor) -> Tensor:
         # The difference of two misreadings has √2 times the spread of one.
-        sure = worlds.gap.abs() / (2**0.5 * noise[:, None, None, None])
-        share: Tensor = (weight * torch.special.ndtr(sure)).sum((-1, -2, -3))
+        share: Tensor = (
+            weight * torch.special.ndtr(worlds.gap.abs() / (2**0.5 * noise[:, None, None, None]))
+        ).sum((-1, -2, -3))
         return share <= accuracy
 
     noise = _bisected(none, none + _NOISE_REACH, too_noisy)
@@ -241,8 +243,13 @@ def binned(printed: Tensor, right: Tensor) -> list[Bin]:
     for i, edges in enumerate(pairwise(EDGES)):
         inside = number == i
         if inside.any():
-            means = (float(values[inside].double().mean()) for values in (printed, right))
-            bins.append(Bin(*edges, int(inside.sum()), *means))
+            bins.append(
+                Bin(
+                    *edges,
+                    int(inside.sum()),
+                    *(float(values[inside].double().mean()) for values in (printed, right)),
+                )
+            )
     return bins
 
 
@@ -262,10 +269,11 @@ def called(
     """
     scores = verdicts.mean((-1, -2))
     mean = scores.mean(-1)
-    squares = (scores - mean[:, None]).square().sum(-1)
     above = torch.from_numpy(
         chance_above_half(
-            ScoreSummary(scores.shape[-1], mean.numpy(), squares.numpy()),
+            ScoreSummary(
+                scores.shape[-1], mean.numpy(), (scores - mean[:, None]).square().sum(-1).numpy()
+            ),
             accuracy=accuracy.numpy(),
             overlap=overlap.numpy(),
             bias=bias.numpy() if isinstance(bias, Tensor) else bias,
@@ -290,17 +298,26 @@ def _guide(setting: Setting) -> Evidence:
     accuracy = accuracy.repeat(setting.worlds // len(ACCURACIES) + 1)[: setting.worlds]
     overlap = uniform(generator, setting.worlds)
     worlds = draw_guide_worlds(overlap, generator=generator)
-    printed, right, curves = [], [], []
+    printed, right = [], []
     for errors in ("any pair", "close pairs"):
-        judges = draw_judges(worlds, accuracy, errors=errors)
-        verdicts, *_ = draw_verdicts(worlds, judges, prompts=SIZES[-1], generator=generator)
+        verdicts, *_ = draw_verdicts(
+            worlds,
+            draw_judges(worlds, accuracy, errors=errors),
+            prompts=SIZES[-1],
+            generator=generator,
+        )
         for size in SIZES:
             tuning, reliability = called(verdicts[:, :size], accuracy, overlap=overlap)
             printed.append(reliability)
             right.append(tuning == (worlds.truth > HALF))
-    for wanted in ACCURACIES:
-        means = [values[accuracy == wanted].mean() for values in printed[: len(SIZES)]]
-        curves.append(curve(f"judge right in {wanted:.0%}", list(SIZES), means))
+    curves = [
+        curve(
+            f"judge right in {wanted:.0%}",
+            list(SIZES),
+            [values[accuracy == wanted].mean() for values in printed[: len(SIZES)]],
+        )
+        for wanted in ACCURACIES
+    ]
     bins = binned(torch.cat(printed), torch.cat(right))
     error = sum(b.calls * abs(b.difference) for b in bins) / sum(b.calls for b in bins)
     return Evidence(
@@ -319,10 +336,11 @@ def _bounds(setting: Setting, generator: torch.Generator) -> list[Finding]:
     a = HALF + uniform(generator, setting.worlds) / 2
     b = (1 - a) * (2 * uniform(generator, setting.worlds) - 1)
     # One response against itself is a tie, whoever judges.
-    itself = torch.eye(wins.shape[-1], dtype=torch.bool)
     better, worse = (v[:, None, None, None] for v in (a + b, 1 - a + b))
     for_on = torch.where(wins > HALF, better, worse)
-    seen = expected_score(for_on.masked_fill(itself, HALF), policy, off)
+    seen = expected_score(
+        for_on.masked_fill(torch.eye(wins.shape[-1], dtype=torch.bool), HALF), policy, off
+    )
     shared = torch.minimum(policy.exp(), off.exp()).sum(-1).mean(-1)
     from_half = expected_score(wins, policy, off) - HALF
     return [

@@ -26,6 +26,7 @@ from prefstage.sandbox.theory.worlds import (
     kl,
     labelled,
     normal,
+    objective,
     optimum,
     products,
 )
@@ -97,13 +98,13 @@ def _signs(worlds: Worlds) -> Evidence:
     mean_excess = (excess * first[..., None, :]).sum(-1)
     rise, moved = after - before, policy - worlds.log_policy
     unlike = _stepped(worlds, labelled(first, second, worlds.preference), RATE)
-    wrong = ((rise > 0) != (mean_excess > 0)) & (mean_excess.abs() > ROUNDING)
     shown = _some_in_order(mean_excess, rise, moved)
     return Evidence(
         [
             equality("rise of f = 2·step·β·μ(y)·(P̄ - P̄_BT)",
                      rise - 2 * RATE * worlds.beta * first * mean_excess),
-            rule("f rises if and only if P̄ > P̄_BT", wrong),
+            rule("f rises if and only if P̄ > P̄_BT",
+                 ((rise > 0) != (mean_excess > 0)) & (mean_excess.abs() > ROUNDING)),
             counterexample("π itself rises if and only if P̄ > P̄_BT",
                            (moved > 0) != (mean_excess > 0)),
             counterexample("the sign holds when y_1 and y_2 are drawn from different sources",
@@ -188,23 +189,20 @@ def _optimum(worlds: Worlds) -> Evidence:
 def _equivalent(worlds: Worlds) -> Evidence:
     chosen, rejected = _others(worlds, 2)
     best = ratio_optimum(worlds, chosen, rejected)
-    beta = worlds.beta[..., 0]
-
-    def objective(log_policy: Tensor) -> Tensor:
-        gain = (log_policy.exp() * (chosen / rejected).log()).sum(-1)
-        return beta * kl(log_policy, worlds.log_reference) - gain
-
-    policy = worlds.log_policy
-    excess = objective(policy) - objective(best)
+    # Eq. 8 is the alignment objective of the reward log π_w/π_l, with its sign turned.
+    reward, policy, beta = (chosen / rejected).log(), worlds.log_policy, worlds.beta[..., 0]
+    most = objective(worlds, best, reward)
+    excess = most - objective(worlds, policy, reward)
     shares = torch.linspace(0, 1, 41, dtype=torch.float64)
     share = shares[:, None, None, None]
     between = ((1 - share) * policy + share * best).log_softmax(-1)
-    along = (objective(between) - objective(best)).mean((-1, -2))
+    along = (most - objective(worlds, between, reward)).mean((-1, -2))
     return Evidence(
         [
             equality("Eq. 8 = Eq. 9",
-                     objective(policy) - (kl(policy, chosen.log()) - kl(policy, rejected.log())
-                                          + beta * kl(policy, worlds.log_reference))),
+                     objective(worlds, policy, reward)
+                     + kl(policy, chosen.log()) - kl(policy, rejected.log())
+                     + beta * kl(policy, worlds.log_reference)),
             equality("its excess over the optimum is β KL(π, π_DPO)",
                      excess - beta * kl(policy, best)),
             rule("no policy is below π_DPO", excess < 0),
@@ -218,9 +216,10 @@ def _online_gradients(worlds: Worlds, chosen: Tensor, beta: float) -> list[Tenso
     # Gradients by logits: of DPO with rejected responses from π, of SFT, of the KL.
     logits = worlds.log_policy.clone().requires_grad_()
     log_policy = logits.log_softmax(-1)
-    joint = products(chosen, worlds.log_policy.exp())
     losses = (
-        dpo_loss(log_policy - worlds.log_reference, beta, joint),
+        dpo_loss(
+            log_policy - worlds.log_reference, beta, products(chosen, worlds.log_policy.exp())
+        ),
         -(chosen * log_policy),
         kl(log_policy, worlds.log_reference),
     )
@@ -278,11 +277,12 @@ def trained(worlds: Worlds, sampled: Tensor, log_start: Tensor) -> Tensor:
 
     Args:
         worlds: Preferences and β.
-        sampled: Probabilities that both responses are drawn with. [worlds, prompts, responses].
+        sampled: Probabilities that both responses are drawn with. [..., worlds, prompts,
+            responses].
         log_start: log π_ref. [worlds, prompts, responses].
 
     Returns:
-        log π. [worlds, prompts, responses].
+        log π. [..., worlds, prompts, responses].
     """
     mixed = (1 - FLOOR) * sampled + FLOOR / sampled.shape[-1]
     scaled = dpo_optimum(labelled(mixed, mixed, worlds.preference))
@@ -342,7 +342,6 @@ def _sampling(worlds: Worlds) -> Evidence:
     start = worlds.log_reference
     draws = normal(generator_of(worlds.seed + 1), 2, *worlds.reward.shape).softmax(-1)
     circular = worlds.preferring("intransitive")
-    first, second = (trained(circular, drawn, start) for drawn in draws)
     curves = []
     for label, world in (("Bradley-Terry", worlds), ("intransitive", circular)):
         policies = [start]
@@ -356,7 +355,7 @@ def _sampling(worlds: Worlds) -> Evidence:
                      dpo_gradient(worlds.reward / worlds.beta, worlds.beta,
                                   labelled(draws[0], draws[0], worlds.preference))),
             counterexample("without it the optimum does not depend on the sampling",
-                           (first - second).abs() > SMALL),
+                           trained(circular, draws, start).diff(dim=0)[0].abs() > SMALL),
         ],
         Figure("Sampling from the last round's policy, fixed reference", "round",
                "mean change of the policy (total variation)", curves),

@@ -116,14 +116,13 @@ def _optimal_ratio(worlds: Worlds) -> Evidence:
     best = optimum(worlds.log_reference, worlds.reward, worlds.beta)
     even = torch.full_like(best, 1 / best.shape[-1])
     circular = worlds.preferring("intransitive")
-    scaled = dpo_optimum(labelled(even, even, circular.preference))
-    reached = worlds.log_reference + scaled / worlds.beta
+    reached = (
+        worlds.log_reference + dpo_optimum(labelled(even, even, circular.preference)) / worlds.beta
+    )
     distance = (reached[..., 0] - reached[..., 1]) - _idealized_ratios(circular)
-    first, second, agreement = _pair_of(worlds)
     betas = torch.logspace(-2, 1, 40, dtype=torch.float64)
     ratios = [
-        idealized_log_ratio(first, second, agreement, beta=float(beta)).abs().mean()
-        for beta in betas
+        idealized_log_ratio(*_pair_of(worlds), beta=float(beta)).abs().mean() for beta in betas
     ]
     return Evidence(
         [
@@ -157,8 +156,9 @@ def _idealized(worlds: Worlds) -> Evidence:
         gaps.append(torch.tensor(ideal[beta]).double() - torch.tensor(float(right.mean())).double())
     alike = torch.zeros(worlds.count, dtype=torch.float64)
     split = idealized_ranking_accuracy(alike, alike, alike + 0.5, betas=[1.0]).by_beta[1.0]
-    betas = torch.logspace(-2, 2, 40).tolist()
-    swept = idealized_ranking_accuracy(first, second, agreement, betas=betas).by_beta
+    swept = idealized_ranking_accuracy(
+        first, second, agreement, betas=torch.logspace(-2, 2, 40).tolist()
+    ).by_beta
     return Evidence(
         [
             equality("R* is the ranking accuracy of π*, counted",
@@ -167,7 +167,7 @@ def _idealized(worlds: Worlds) -> Evidence:
                            ranking_accuracy(alike, alike) != split),
         ],
         Figure("Idealized ranking accuracy", "β", "R*",
-               [curve("random worlds", betas, [swept[beta] for beta in betas])], log="x"),
+               [curve("random worlds", [*swept], [*swept.values()])], log="x"),
     )  # fmt: skip
 
 
@@ -255,8 +255,9 @@ def slopes(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> tuple[Tensor, ...]
         Both derivatives. [pairs].
     """
     x1, x2 = (ratio.exp().requires_grad_() for ratio in (a, b))
-    loss = SGDPO(beta=BETA).of_pilots(x1.log(), x2.log(), p_w, p_l)
-    return torch.autograd.grad(loss.sum(), [x1, x2])
+    return torch.autograd.grad(
+        SGDPO(beta=BETA).of_pilots(x1.log(), x2.log(), p_w, p_l).sum(), [x1, x2]
+    )
 
 
 @check(

@@ -84,8 +84,11 @@ def measured_score(
     asked = torch.randint(verdicts.shape[1], (len(verdicts), prompts), generator=generator)
     ours, theirs = (draw_responses(side.exp(), asked, generator) for side in (policy, off))
     rows = torch.arange(len(verdicts))[:, None, None, None]
-    chance = verdicts[rows, asked[..., None, None], ours[..., :, None], theirs[..., None, :]]
-    return chance.bernoulli(generator=generator).mean((-1, -2, -3))
+    return (
+        verdicts[rows, asked[..., None, None], ours[..., :, None], theirs[..., None, :]]
+        .bernoulli(generator=generator)
+        .mean((-1, -2, -3))
+    )
 
 
 def _sides(worlds: Worlds, distance: float) -> tuple[Tensor, Tensor]:
@@ -136,7 +139,6 @@ def _call(worlds: Worlds) -> Evidence:
             for size in SIZES
         ]
     )
-    better = gain(worlds, policy, policy) > gain(worlds, policy, off)
     shares = []
     for sides in (_sides(worlds, distance) for distance in DISTANCES):
         called = expected_score(wins, *sides) > HALF
@@ -157,7 +159,8 @@ def _call(worlds: Worlds) -> Evidence:
                   torch.tensor(SIZES, dtype=torch.float64), errors, wanted=-0.5,
                   worlds=worlds.count, within=0.05),
             counterexample("the exact stage names the pairs that gain more exact reward",
-                           (exact > HALF) != better),
+                           (exact > HALF)
+                           != (gain(worlds, policy, policy) > gain(worlds, policy, off))),
         ],
         Figure("Wrong stage calls in worlds without generalisation", "overlap of π_θ and π_off",
                "share of worlds",
@@ -212,8 +215,7 @@ class FeatureWorlds:
             The gradient; the constant a prompt that log-ratios leave open does not matter.
         """
         seen = self.features[:, SEEN]
-        by_ratio = dpo_gradient(_dot(seen, moved), BETA, joint)
-        return (by_ratio[..., None] * seen).sum((-2, -3))
+        return (dpo_gradient(_dot(seen, moved), BETA, joint)[..., None] * seen).sum((-2, -3))
 
 
 def draw_feature_worlds(count: int, *, seed: int) -> FeatureWorlds:
@@ -285,8 +287,9 @@ def _shared_features(worlds: FeatureWorlds) -> Evidence:
     seen, unseen = ([calls[k].double().mean() for calls in wrong.values()] for k in (0, 1))
     # The slope of `train` at π_off against autograd's on the loss of log π_off/π_θ.
     joint, theta = worlds.joint(worlds.off), worlds.off.clone().requires_grad_()
-    loss = dpo_loss((worlds.log_probs(theta) - sides[0])[:, SEEN], BETA, joint).sum()
-    (slope,) = torch.autograd.grad(loss, theta)
+    (slope,) = torch.autograd.grad(
+        dpo_loss((worlds.log_probs(theta) - sides[0])[:, SEEN], BETA, joint).sum(), theta
+    )
     return Evidence(
         [
             equality("the slope by θ is that by log-ratios, carried by features",

@@ -30,6 +30,7 @@ from prefstage.sandbox.theory.worlds import (
     draw_worlds,
     generator_of,
     kl,
+    objective,
     optimum,
     parted,
     products,
@@ -39,21 +40,6 @@ PAPER = "TwoStage, arXiv:2508.10530"
 
 DISTANCES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 VOTES = (100, 400, 1600, 6400, 25600, 102400)
-
-
-def objective(worlds: Worlds, log_policy: Tensor, reward: Tensor) -> Tensor:
-    """Eq. 3: ``E_π[r] - β KL(π, π_ref)``.
-
-    Args:
-        worlds: Reference and β.
-        log_policy: log π. [worlds, prompts, responses].
-        reward: r. [worlds, prompts, responses].
-
-    Returns:
-        The objective. [worlds, prompts].
-    """
-    gain = (log_policy.exp() * reward).sum(-1)
-    return gain - worlds.beta[..., 0] * kl(log_policy, worlds.log_reference)
 
 
 @check(
@@ -70,7 +56,6 @@ def _bijection(worlds: Worlds) -> Evidence:
     value = objective(worlds, best, worlds.reward)
     gap = value - objective(worlds, worlds.log_policy, worlds.reward)
     more = worlds.reward + (1 + worlds.reward.abs().amax(-1, keepdim=True))
-    shifted = optimum(worlds.log_reference, more, worlds.beta)
     moves = torch.linspace(-1, 1, 41, dtype=torch.float64)
     tilted = (best + moves[:, None, None, None] * worlds.reward).log_softmax(-1)
     along = (value - objective(worlds, tilted, worlds.reward)).mean((-1, -2))
@@ -82,7 +67,8 @@ def _bijection(worlds: Worlds) -> Evidence:
                      gap - worlds.beta[..., 0] * kl(worlds.log_policy, best)),
             rule("no policy exceeds the optimum", gap < 0),
             counterexample("the reward is unique (r + c(x) gives the same policy)",
-                           (shifted - best).abs().amax(-1) <= EXACT),
+                           (optimum(worlds.log_reference, more, worlds.beta) - best)
+                           .abs().amax(-1) <= EXACT),
         ],
         Figure("Falling behind the optimum", "tilt of π* by the reward", "mean loss of Eq. 3",
                [curve("random worlds", moves, along)]),
@@ -91,8 +77,7 @@ def _bijection(worlds: Worlds) -> Evidence:
 
 def _voted(chance: Tensor, votes: int, generator: torch.Generator) -> Tensor:
     # Half a vote is added to each side: a share of 0 or 1 has no finite logit.
-    asked = torch.full_like(chance, votes)
-    count = torch.binomial(asked, chance.contiguous(), generator=generator)
+    count = torch.binomial(torch.full_like(chance, votes), chance.contiguous(), generator=generator)
     return torch.logit((count + 0.5) / (votes + 1))
 
 
@@ -119,7 +104,6 @@ def _finite(worlds: Worlds) -> Evidence:
     cut[..., middle - 1, middle] = cut[..., middle, middle - 1] = 0
     lifted = fitted.clone()
     lifted[..., middle:] += 1
-    moved = (worlds.log_reference + lifted).log_softmax(-1)
     generator, exact = generator_of(worlds.seed + 1), neighbours.logit()
     errors = torch.stack(
         [(_voted(neighbours, votes, generator) - exact).abs().mean() for votes in VOTES]
@@ -134,7 +118,8 @@ def _finite(worlds: Worlds) -> Evidence:
                            (fit - best).abs().amax(-1) <= EXACT),
             equality("a chain that is cut leaves the loss alike",
                      dpo_loss(fitted, worlds.beta, cut) - dpo_loss(lifted, worlds.beta, cut)),
-            rule("for policies that differ", (moved - fit).abs().amax(-1) <= SMALL),
+            rule("for policies that differ",
+                 ((worlds.log_reference + lifted).log_softmax(-1) - fit).abs().amax(-1) <= SMALL),
             order("error of the fitted reward by votes a pair", votes, errors, wanted=-0.5,
                   worlds=worlds.count, within=0.05),
         ],

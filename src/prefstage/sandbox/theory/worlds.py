@@ -181,6 +181,21 @@ def parted(log_first: Tensor, log_second: Tensor, distance: float) -> tuple[Tens
     return (log_first + side).log_softmax(-1), (log_second - side).log_softmax(-1)
 
 
+def objective(worlds: Worlds, log_policy: Tensor, reward: Tensor) -> Tensor:
+    """The alignment objective: ``E_π[r] - β KL(π, π_ref)`` (arXiv:2508.10530, Eq. 3).
+
+    Args:
+        worlds: Reference and β.
+        log_policy: log π. [..., worlds, prompts, responses].
+        reward: r. [worlds, prompts, responses].
+
+    Returns:
+        The objective. [..., worlds, prompts].
+    """
+    divergence = kl(log_policy, worlds.log_reference)
+    return (log_policy.exp() * reward).sum(-1) - worlds.beta[..., 0] * divergence
+
+
 def kl(log_first: Tensor, log_second: Tensor) -> Tensor:
     """KL divergence over the last axis, nats."""
     return (log_first.exp() * (log_first - log_second)).sum(-1)
@@ -230,8 +245,7 @@ def dpo_gradient(log_ratio: Tensor, beta: Tensor | float, joint: Tensor) -> Tens
         δL/δf. [worlds, prompts, responses].
     """
     leaf = log_ratio.detach().clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(dpo_loss(leaf, beta, joint).sum(), leaf)
-    return gradient
+    return torch.autograd.grad(dpo_loss(leaf, beta, joint).sum(), leaf)[0]
 
 
 def dpo_optimum(joint: Tensor) -> Tensor:
@@ -256,6 +270,7 @@ def dpo_optimum(joint: Tensor) -> Tensor:
         curvature = torch.diag_embed(weight.sum(-1)) - weight + 1
         step = torch.linalg.solve(curvature, (either * share - joint).sum(-1))
         # Far from the optimum the logistic curve is flat and a whole Newton step overshoots.
-        size = step.abs().amax(-1, keepdim=True).clamp(min=_NEWTON_REACH)
-        scaled = scaled - step * (_NEWTON_REACH / size)
+        scaled = scaled - step * (
+            _NEWTON_REACH / step.abs().amax(-1, keepdim=True).clamp(min=_NEWTON_REACH)
+        )
     return scaled - scaled.mean(-1, keepdim=True)

@@ -103,15 +103,22 @@ class StartWeights:
                 for name, weight in now.items()
                 if name not in in_factors
             ]
-            for left, right, scale in factors:
-                before = (start[name].get_tensor(name) for name in (left, right))
-                squares.append(scale**2 * _squared_product_change(now[left], now[right], *before))
+            squares += [
+                scale**2
+                * _squared_product_change(
+                    *(now[left], now[right]),
+                    *(start[name].get_tensor(name) for name in (left, right)),
+                )
+                for left, right, scale in factors
+            ]
         return float(sum(squares) ** 0.5)
 
     # Open files rather than tensors: safetensors then reads one weight at a time.
     def _open(self, stack: ExitStack) -> dict[str, Any]:
-        paths = sorted(self.folder.glob("*.safetensors"))
-        files = (stack.enter_context(safe_open(path, framework="pt")) for path in paths)
+        files = (
+            stack.enter_context(safe_open(path, framework="pt"))
+            for path in sorted(self.folder.glob("*.safetensors"))
+        )
         return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
 
 

@@ -65,8 +65,12 @@ class PairSample:
     @property
     def fingerprint(self) -> str:
         """Hash of which pairs they are and of their tokens."""
-        tokens = [[tree.prompt_ids, tree.response_ids] for tree in self.trees]
-        return digest([[item.index for item in self.items], tokens])
+        return digest(
+            [
+                [item.index for item in self.items],
+                [[tree.prompt_ids, tree.response_ids] for tree in self.trees],
+            ]
+        )
 
 
 # Log π(y_w|x) and log π(y_l|x) of the pairs of a sample under one model, each summed over tokens
@@ -271,12 +275,11 @@ def summarise_pairs(measured: Mapping[str, Tensor], *, beta: float) -> dict[str,
             "rankings/at_threshold": at_threshold(measured["loss"], measured["threshold"]),
         }
         means |= {name: values[decided] for name, values in orders.items()}
-        groups = summarise_flip_groups(
-            *(measured[name][decided] for name in ("group", "loss", "margin"))
-        )
         figures = {
             f"flips/{name}/{kind}": value
-            for name, group in groups.items()
+            for name, group in summarise_flip_groups(
+                *(measured[name][decided] for name in ("group", "loss", "margin"))
+            ).items()
             for kind, value in (
                 ("share", group.share),
                 ("loss", group.loss),

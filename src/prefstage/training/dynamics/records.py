@@ -144,15 +144,19 @@ class DynamicsFolder:
             measured: What was measured of them, as of `measure_pairs`.
             metrics: The aggregates by name.
         """
-        tables = []
-        for sample, tensors in zip(samples, measured, strict=True):
-            columns = {
-                **tensors,
-                "step": [step] * len(sample.items),
-                "prompt_id": [tree.prompt_id for tree in sample.trees],
-                "group": [FLIP_GROUPS[number] for number in tensors["group"]],
-            }
-            tables.append(_table(sample, columns, SCHEMA))
+        tables = [
+            _table(
+                sample,
+                {
+                    **tensors,
+                    "step": [step] * len(sample.items),
+                    "prompt_id": [tree.prompt_id for tree in sample.trees],
+                    "group": [FLIP_GROUPS[number] for number in tensors["group"]],
+                },
+                SCHEMA,
+            )
+            for sample, tensors in zip(samples, measured, strict=True)
+        ]
         # The Parquet file comes last, as a step counts by it: whatever else a kill leaves out,
         # a step that counts has its metrics.
         write_json(self._file(step, METRICS), {"step": step, **metrics})
@@ -165,15 +169,17 @@ class DynamicsFolder:
             samples: The pairs of each set.
             scores: Their log-probs under the reference.
         """
-        tables = [
-            _table(
-                sample,
-                {"chosen_log_prob": pair[0], "rejected_log_prob": pair[1]},
-                _REFERENCE_SCHEMA,
-            )
-            for sample, pair in zip(samples, scores, strict=True)
-        ]
-        _write(tables, self.path / REFERENCE)
+        _write(
+            [
+                _table(
+                    sample,
+                    {"chosen_log_prob": pair[0], "rejected_log_prob": pair[1]},
+                    _REFERENCE_SCHEMA,
+                )
+                for sample, pair in zip(samples, scores, strict=True)
+            ],
+            self.path / REFERENCE,
+        )
 
     def read_reference(self) -> dict[str, PairScores] | None:
         """The reference's log-probs by set; None if they were not kept."""
