@@ -316,8 +316,10 @@ def experiment(recipe: Path, overrides: Overrides, *, out: Path, dry_run: bool) 
     grid = load_grid(load_config(Grid, recipe, overrides))
     if dry_run:
         plan, cells = plan_outcome(plan_experiment(grid, out=out)), len(grid.cells)
-        text = f"{cells} cells, which share these steps:\n\n{plan.summary}"
-        return Outcome(text, {"cells": cells, **plan.result})
+        return Outcome(
+            f"{cells} cells, which share these steps:\n\n{plan.summary}",
+            {"cells": cells, **plan.result},
+        )
     return run_experiment(grid, out=out, tell=_show_cell)
 
 

@@ -179,7 +179,6 @@ def make_command(command: Command) -> TyperCommand:
         It, with an option for each setting.
     """
     settings = settings_of(command)
-    out_default = inspect.Parameter.empty if command.out_required else command.out_default
     parameters = [
         *(
             [_parameter("recipe", Path, typer.Argument(help=command.recipe))]
@@ -198,7 +197,18 @@ def make_command(command: Command) -> TyperCommand:
         ),
         *(_plain(name, bool, text) for name, text in command.flags.items()),
         *(_plain(name, str, text) for name, text in command.words.items()),
-        *([_plain("out", Path, command.out, out_default)] if command.out else []),
+        *(
+            [
+                _plain(
+                    "out",
+                    Path,
+                    command.out,
+                    inspect.Parameter.empty if command.out_required else command.out_default,
+                )
+            ]
+            if command.out
+            else []
+        ),
         _plain("config", Path, "Settings as YAML; options win."),
         _plain("set", list[str], "A setting by its name in YAML, a.b for b inside a; wins."),
         _plain("json", bool, "Print JSON and nothing else."),
@@ -282,12 +292,16 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _plain(name: str, kind: Any, text: str, default: Any = None) -> inspect.Parameter:
-    read = typer.Option(
-        f"--{name.replace('_', '-')}",
-        help=text,
-        metavar="KEY=VALUE" if kind == list[str] else _METAVARS[kind],
+    return _parameter(
+        name,
+        kind,
+        typer.Option(
+            f"--{name.replace('_', '-')}",
+            help=text,
+            metavar="KEY=VALUE" if kind == list[str] else _METAVARS[kind],
+        ),
+        default,
     )
-    return _parameter(name, kind, read, default)
 
 
 def _parameter(name: str, kind: Any, read: Any, default: Any = None) -> inspect.Parameter:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -311,7 +311,7 @@ def run_diagnosis(settings: DiagnoseSettings, *, out: Path | None = None) -> Out
         DataError: If data cannot be read.
         ModelError: If a policy cannot be loaded.
     """
-    pairs, ranked = _named(settings.pairs), _named(settings.ranked)
+    pairs, ranked = list(_named(settings.pairs)), list(_named(settings.ranked))
     _check(settings, [*pairs, *ranked])
     loaded: dict[str, Any] = {}
     for load, named in ((load_pairs, pairs), (load_candidates, ranked)):
@@ -386,14 +386,9 @@ def _check(settings: DiagnoseSettings, names: list[tuple[str, Any]]) -> None:
 
 
 # Name and source of each: NAME=SOURCE, or a source, named as its last part.
-def _named(texts: tuple[str, ...]) -> list[tuple[str, str]]:
-    pairs = []
+def _named(texts: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for text in texts:
         name, equals, source = text.partition("=")
         # A folder or an option of a source may hold an equals sign too.
-        pairs.append(
-            (name, source)
-            if equals and "/" not in name and "?" not in name
-            else (Path(text).name or text, text)
-        )
-    return pairs
+        is_named = equals and "/" not in name and "?" not in name
+        yield (name, source) if is_named else (Path(text).name or text, text)

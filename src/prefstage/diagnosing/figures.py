@@ -197,8 +197,14 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> tuple[dict[str, Any], 
         chosen = np.array([rewards[c.prompt_id, c.a] for c in comparisons])
         rejected = np.array([rewards[c.prompt_id, c.b] for c in comparisons])
         judgments = [judgment_of_rewards(a, b) for a, b in zip(chosen, rejected, strict=True)]
-        sides = {"chosen": chosen, "rejected": rejected, "gap": chosen - rejected}
-        scores = {n: describe(side[np.isfinite(side)]) for n, side in sides.items()}
+        scores = {
+            n: describe(side[np.isfinite(side)])
+            for n, side in {
+                "chosen": chosen,
+                "rejected": rejected,
+                "gap": chosen - rejected,
+            }.items()
+        }
     else:
         # The counts are of the judge's whole life: the difference is what these pairs added.
         before = judge.counts.get("order_dependent")

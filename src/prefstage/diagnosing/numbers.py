@@ -48,8 +48,11 @@ def describe_sorted(values: Numbers) -> Distribution:
     there = values[: int(np.searchsorted(values, np.nan)) if len(values) else 0]
     count, missing = len(there), len(values) - len(there)
     if not count:
-        names = ("mean", "std", "min", "q25", "median", "q75", "max")
-        return {**dict.fromkeys(names), "count": 0, "missing": missing}
+        return {
+            **dict.fromkeys(("mean", "std", "min", "q25", "median", "q75", "max")),
+            "count": 0,
+            "missing": missing,
+        }
     mean = float(there.mean())
     # In pieces: there - mean would be a second array of the file's size in memory.
     squares = sum(float(((piece - mean) ** 2).sum()) for piece in pieces(there))

@@ -151,15 +151,14 @@ def warnings_of(report: Mapping[str, Any]) -> list[dict[str, str]]:
         Of each warning `what` in plain words, `figure`, and `remedy` in prefstage's commands.
     """
     learnability, answers = report.get("learnability"), report.get("own_answers")
-    faults = [
-        *_data_faults(report["data"]),
-        *(_learnability_faults(learnability) if learnability else []),
-        *(_judge_faults(report["judge"], report["data"]) if report.get("judge") else []),
-        *(_answer_faults(answers) if answers and answers["prompts"] else []),
-    ]
     return [
         {"what": what, "figure": figure, "remedy": remedy}
-        for is_there, what, figure, remedy in faults
+        for is_there, what, figure, remedy in [
+            *_data_faults(report["data"]),
+            *(_learnability_faults(learnability) if learnability else []),
+            *(_judge_faults(report["judge"], report["data"]) if report.get("judge") else []),
+            *(_answer_faults(answers) if answers and answers["prompts"] else []),
+        ]
         if is_there
     ]
 
@@ -379,8 +378,6 @@ def _share(value: float | None) -> str:
 
 
 def _number(value: Any) -> str:
-    if value is None:
-        return "–"
     if not isinstance(value, float):
-        return str(value)
+        return "–" if value is None else str(value)
     return f"{value:.3g}" if abs(value) < _LARGE else f"{value:.0f}"

@@ -111,10 +111,8 @@ def table_of(caption: str, rows: Sequence[Mapping[str, Cell]]) -> tuple[Table, .
 
 def shown(value: Cell) -> str:
     """A cell as text: counts with separators, other numbers to four digits."""
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value
+    if value is None or isinstance(value, str):
+        return "–" if value is None else value
     if isinstance(value, int) or abs(value) >= _LARGE:
         return f"{value:,.0f}"
     return f"{value:.2e}" if value and abs(value) < _SMALL else f"{value:.4g}"
@@ -249,8 +247,15 @@ def charts(
         "data": {"values": [dict(row) for row in values]},
         "layer": list(layers),
     }
-    rows = [map(row.get, head) for row in values]
-    return (Chart(name, title, alt, spec, *tables("The chart's figures", head.values(), rows)),)
+    return (
+        Chart(
+            name,
+            title,
+            alt,
+            spec,
+            *tables("The chart's figures", head.values(), [map(row.get, head) for row in values]),
+        ),
+    )
 
 
 def themed(spec: Any, colours: Mapping[str, str]) -> Any:
@@ -311,8 +316,11 @@ def browser_library() -> str:
 
 def compiled(chart: Chart) -> Spec:
     """A chart for the page: Vega, with the style sheet's colours."""
-    spec = themed(_configured(chart.spec, _PAGE_FONT), PAGE)
-    return dict(_library().vegalite_to_vega(spec, vl_version=VL_VERSION))
+    return dict(
+        _library().vegalite_to_vega(
+            themed(_configured(chart.spec, _PAGE_FONT), PAGE), vl_version=VL_VERSION
+        )
+    )
 
 
 def draw(drawn: Sequence[Chart], folder: Path) -> list[Path]:

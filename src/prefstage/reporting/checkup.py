@@ -1,6 +1,5 @@
 """`doctor`: what is here, what prefstage will do with a model, whether a job fits."""
 
-import asyncio
 import os
 import platform
 import warnings
@@ -109,7 +108,11 @@ def doctor(
             "kind": "scores responses one by one" if asked.pointwise else "compares pairs",
         }
     if server is not None:
-        findings["server"] = {"url": server, "models": asyncio.run(_models_of(server))}
+        from prefstage.serving import ServerClient, ask_all
+
+        client = ServerClient(server, timeout_s=_SERVER_TIMEOUT_S, retries=0)
+        (models,) = ask_all(client, [None], lambda _: client.models())
+        findings["server"] = {"url": server, "models": models}
     if out is not None:
         write_json(Path(out), findings)
     return Outcome("\n".join(_lines(findings)), findings, [] if out is None else [Path(out)])
@@ -245,23 +248,11 @@ def _room(needed: int) -> dict[str, Any]:
     }
 
 
-async def _models_of(url: str) -> list[str]:
-    from prefstage.serving import ServerClient
-
-    async with ServerClient(url, timeout_s=_SERVER_TIMEOUT_S, retries=0) as client:
-        return await client.models()
-
-
 def _lines(findings: Mapping[str, Any]) -> list[str]:
     versions, machine = findings["versions"], findings["machine"]
     judge, server = findings.get("judge"), findings.get("server")
     offered = ", ".join(server["models"]) if server else ""
     absent = [name for name, number in versions.items() if not number]
-    gpus = [
-        f"GPU {index}    {gpu['name']}, {_size(gpu['memory_bytes'])}, "
-        f"{_size(gpu['memory_available_bytes'])} free"
-        for index, gpu in enumerate(machine["devices"])
-    ]
     return [
         f"versions  {', '.join(f'{name} {n}' for name, n in versions.items() if n)}",
         *([f"          not installed: {', '.join(absent)}"] if absent else []),
@@ -269,7 +260,14 @@ def _lines(findings: Mapping[str, Any]) -> list[str]:
         f"torch uses {machine['torch_threads']} threads",
         f"memory    {_size(machine['memory_bytes'])}, "
         f"{_size(machine['memory_available_bytes'])} available",
-        *(gpus or ["GPU       none"]),
+        *(
+            [
+                f"GPU {index}    {gpu['name']}, {_size(gpu['memory_bytes'])}, "
+                f"{_size(gpu['memory_available_bytes'])} free"
+                for index, gpu in enumerate(machine["devices"])
+            ]
+            or ["GPU       none"]
+        ),
         *(_model_lines(findings) if "model" in findings else []),
         *(_job_lines(findings["job"]) if "job" in findings else []),
         *(

@@ -1,7 +1,7 @@
 """What was measured: stages, and answers to held-out prompts; what it did over the iterations."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -36,12 +36,12 @@ def read_measured(part: Part) -> dict[str, Any]:
         scores = []
     finite = stage.get("population", "these prompts") == "these prompts"
     available = stage["prompts_available"] if finite else None
-    return {"looks": looks_of(scores, available=available, confidence=stage["confidence"])}
+    return {"looks": list(looks_of(scores, available=available, confidence=stage["confidence"]))}
 
 
 def looks_of(
     scores: Sequence[float], *, available: int | None, confidence: float
-) -> list[dict[str, float]]:
+) -> Iterator[dict[str, float]]:
     """The interval after growing numbers of prompts, at most 60 of them.
 
     Args:
@@ -49,35 +49,18 @@ def looks_of(
         available: Prompts that there are; None if the interval is about new ones.
         confidence: Of the interval.
 
-    Returns:
+    Yields:
         "prompts", "score", "low" and "high" of each look, the last one after all prompts.
     """
     sequence = ConfidenceSequence(available=available, confidence=confidence)
-    looks = list[dict[str, float]]()
     for count in sorted({math.ceil(len(scores) * (k + 1) / _LOOKS) for k in range(_LOOKS)} - {0}):
         sequence.update(scores[sequence.count : count])
         low, high = sequence.interval
-        looks.append({"prompts": count, "score": sequence.mean, "low": low, "high": high})
-    return looks
+        yield {"prompts": count, "score": sequence.mean, "low": low, "high": high}
 
 
 def decision_section(runs: Sequence[Run]) -> Section:
     """The measured stages of all runs."""
-    rows = [
-        {
-            "measured": name,
-            "stage": stage["stage"],
-            "boundary score": f"{stage['boundary_score']:.3f}",
-            "interval": f"{between(stage['interval'], 3)} ({percent(stage['confidence'], 0)})",
-            "prompts": f"{stage['prompts_used']:,} of {stage['prompts_available']:,}",
-            "votes on : off : tie": " : ".join(
-                f"{stage[votes]:,}" for votes in ("votes_on", "votes_off", "ties")
-            ),
-            "stopped": stage["stopped"],
-            "Algorithm 1": stage["algorithm_1"],
-        }
-        for name, stage in ((name, part.result) for name, part in labelled(runs, "measure"))
-    ]
     return Section(
         "decision",
         "Decision",
@@ -85,7 +68,25 @@ def decision_section(runs: Sequence[Run]) -> Section:
         "the off-policy ones. While its interval is below one half, the off-policy pairs teach "
         "more (injection stage); above, pairs of the policy's own answers do (fine-tuning stage).",
         (*_narrowing(runs), *_scores(runs)),
-        table_of("Measured stages", rows),
+        table_of(
+            "Measured stages",
+            [
+                {
+                    "measured": name,
+                    "stage": stage["stage"],
+                    "boundary score": f"{stage['boundary_score']:.3f}",
+                    "interval": f"{between(stage['interval'], 3)} "
+                    f"({percent(stage['confidence'], 0)})",
+                    "prompts": f"{stage['prompts_used']:,} of {stage['prompts_available']:,}",
+                    "votes on : off : tie": " : ".join(
+                        f"{stage[votes]:,}" for votes in ("votes_on", "votes_off", "ties")
+                    ),
+                    "stopped": stage["stopped"],
+                    "Algorithm 1": stage["algorithm_1"],
+                }
+                for name, stage in ((name, part.result) for name, part in labelled(runs, "measure"))
+            ],
+        ),
     )
 
 
@@ -186,14 +187,6 @@ def course(
     head = {"run": "run", "iteration": "iteration", **head}
     scale = {"scale": {"domain": domain}} if domain else {}
     x, colour = iterations(values), series_of("run", values)
-    bars = layer(
-        {"type": "rule", "strokeWidth": 2},
-        transform=[{"filter": "isValid(datum.low)"}],
-        x=x,
-        y=quantity("low", axis, **scale),
-        y2={"field": "high"},
-        color=colour,
-    )
     points = (f"{r['run']}, iteration {r['iteration']}: {float(r[field]):.3g}" for r in values)
     return charts(
         name,
@@ -201,7 +194,20 @@ def course(
         f"{alt}. {'; '.join(points)}.",
         values,
         head,
-        *([bars] if any("low" in row for row in values) else []),
+        *(
+            [
+                layer(
+                    {"type": "rule", "strokeWidth": 2},
+                    transform=[{"filter": "isValid(datum.low)"}],
+                    x=x,
+                    y=quantity("low", axis, **scale),
+                    y2={"field": "high"},
+                    color=colour,
+                )
+            ]
+            if any("low" in row for row in values)
+            else []
+        ),
         layer(
             {"type": "line", "point": {"size": 60}},
             head,
@@ -218,9 +224,15 @@ def read_evaluated(part: Part) -> dict[str, Any]:
     rows: list[dict[str, Any]] = read_json(part.folder / "annotations.json") or []
     if not rows:
         return {}
-    title = f"evaluation: {part.result['model']} against {part.result['baseline']}"
     return {
-        "pairs": [("", pairs_of_annotations(rows, title))],
+        "pairs": [
+            (
+                "",
+                pairs_of_annotations(
+                    rows, f"evaluation: {part.result['model']} against {part.result['baseline']}"
+                ),
+            )
+        ],
         "distinct": {
             rows[0][f"generator_{side}"]: [
                 distinct_share([row[f"output_{side}"] for row in rows], size) for size in (1, 2)
@@ -291,9 +303,11 @@ def _win_rates(runs: Sequence[Run]) -> tuple[Chart, ...]:
 # start of an alignment, which is every iteration's baseline, comes first and once.
 def _by_policy(run: Run) -> list[tuple[Part, dict[str, Any], float]]:
     parts = run.of("evaluate")
-    start = parts[:1] if run.command == "align" else []
     policies = [
-        *((part, 0, "baseline", "avg_length_baseline") for part in start),
+        *(
+            (part, 0, "baseline", "avg_length_baseline")
+            for part in (parts[:1] if run.command == "align" else [])
+        ),
         *((part, part.iteration, "model", "avg_length") for part in parts),
     ]
     return [

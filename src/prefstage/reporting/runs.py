@@ -238,12 +238,17 @@ def with_dynamics(rows: PairRows, dynamics: pa.Table, positions: Sequence[int]) 
     Returns:
         The pairs with log-ratio, loss and group where known.
     """
-    full = dict[str, list[Any]]()
-    for name, column in (("ratio", "reference_log_ratio"), ("loss", "loss"), ("group", "group")):
-        known = dict(zip(positions, dynamics[column].to_pylist(), strict=True))
-        full[name] = [known.get(position) for position in range(len(rows))]
-    names = {**rows.names, "group": full.pop("group")}
-    return replace(rows, numbers={**rows.numbers, **full}, names=names)
+    places = dict(zip(positions, range(len(dynamics)), strict=True))
+    # None, where a pair was not followed, takes a row of nulls.
+    known = dynamics.take(pa.array(map(places.get, range(len(rows))), pa.int64()))
+    ratio, loss, group = (
+        known[name].to_pylist() for name in ("reference_log_ratio", "loss", "group")
+    )
+    return replace(
+        rows,
+        numbers={**rows.numbers, "ratio": ratio, "loss": loss},
+        names={**rows.names, "group": group},
+    )
 
 
 def pairs_of_annotations(rows: Sequence[Mapping[str, Any]], part: str) -> PairRows:
@@ -258,15 +263,20 @@ def pairs_of_annotations(rows: Sequence[Mapping[str, Any]], part: str) -> PairRo
         The pairs that were decided; their gap is |2p - 1|, p the judge's preference.
     """
     decided = [row for row in rows if row.get("preference") is not None]
-    chosen = [2 if row["preference"] >= _DRAW else 1 for row in decided]
-    texts = {"prompt": [row["instruction"] for row in decided]}
-    writers = dict[str, list[str]]()
-    for side, numbers in (("chosen", chosen), ("rejected", [3 - number for number in chosen])):
-        of = list(zip(decided, numbers, strict=True))
-        texts[side] = [row[f"output_{number}"] for row, number in of]
-        writers[f"source_{side}"] = [row[f"generator_{number}"] for row, number in of]
+    first = [(row, 2 if row["preference"] >= _DRAW else 1) for row in decided]
+    second = [(row, 3 - number) for row, number in first]
     return PairRows(
-        part, texts, {"gap": [2.0 * abs(row["preference"] - _DRAW) for row in decided]}, writers
+        part,
+        {
+            "prompt": [row["instruction"] for row in decided],
+            "chosen": [row[f"output_{number}"] for row, number in first],
+            "rejected": [row[f"output_{number}"] for row, number in second],
+        },
+        {"gap": [2.0 * abs(row["preference"] - _DRAW) for row in decided]},
+        {
+            "source_chosen": [row[f"generator_{number}"] for row, number in first],
+            "source_rejected": [row[f"generator_{number}"] for row, number in second],
+        },
     )
 
 
@@ -301,8 +311,10 @@ def pack(parts: Sequence[tuple[str, PairRows]]) -> dict[str, Any]:
             ]
     counts = {"pairs": len(columns["run"]), "texts": len(texts)}
     # The browser unpacks a block at a time, and shows the first pairs meanwhile.
-    begins = accumulate(map(len, texts), initial=0)
-    by_block = groupby(zip(texts, begins, strict=False), lambda row: row[1] // _BLOCK_CHARACTERS)
+    by_block = groupby(
+        zip(texts, accumulate(map(len, texts), initial=0), strict=False),
+        lambda row: row[1] // _BLOCK_CHARACTERS,
+    )
     return counts | {
         "table": _encoded({"names": list(names), "columns": columns, **counts}),
         "blocks": [_encoded([text for text, _ in block]) for _, block in by_block],

@@ -134,14 +134,16 @@ def explored(run: Run) -> tuple[list[PairRows], list[tuple[str, str]]]:
     """
     if run.command == "train":
         return followed_pairs(run)
-    dynamics = {part.iteration: part.dynamics for part in run.of("train") if part.dynamics}
+    followed = {
+        part.iteration: part.dynamics.of(TRAIN_SET)
+        for part in run.of("train")
+        if part.dynamics and TRAIN_SET in part.dynamics.sets
+    }
     pairs = list[PairRows]()
     for part in run.parts:
         rows = [rows for _, rows in part.pairs]
         if rows and part.kind == "build":
-            recorded = dynamics.get(part.iteration)
-            if recorded is not None and TRAIN_SET in recorded.sets:
-                table = recorded.of(TRAIN_SET)
+            if table := followed.get(part.iteration):
                 rows = [with_dynamics(some, table, table["pair"].to_pylist()) for some in rows]
             data = f" ({_data(run, part)})" if run.command == "align" else ""
             rows = [replace(some, part=some.part + data) for some in rows]

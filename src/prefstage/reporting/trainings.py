@@ -17,7 +17,6 @@ from prefstage.reporting.blocks import (
     Chart,
     Row,
     Section,
-    Spec,
     Table,
     charts,
     layer,
@@ -46,6 +45,7 @@ from prefstage.training.recipe_run import DYNAMICS, HISTORY
 GROUPS = dict(
     zip(FLIP_GROUPS, ("right, kept", "right → wrong", "wrong → right", "wrong, kept"), strict=True)
 )
+_GROUP_COLOURS = series("group", list(GROUPS.values()), ("@right", "@lost", "@won", "@wrong"))
 TRAIN_SET = "train"
 _CURVE = 120
 _POINTS = 2000
@@ -54,10 +54,9 @@ _POINTS = 2000
 def read_trained(part: Part) -> dict[str, Any]:
     """A training's history, and the dynamics of its pairs."""
     folder, result = part.folder, part.result
-    exported = result.get("exported_step", result["steps"])
     return {
         "history": read_json(folder / HISTORY).get("history", ()),
-        "dynamics": _read_dynamics(folder / DYNAMICS, exported)
+        "dynamics": _read_dynamics(folder / DYNAMICS, result.get("exported_step", result["steps"]))
         if (folder / DYNAMICS / ABOUT).is_file()
         else None,
     }
@@ -87,9 +86,8 @@ def followed_pairs(run: Run) -> tuple[list[PairRows], list[tuple[str, str]]]:
     """
     settings = yaml.safe_load(run.config) or {}
     pairs, lacks = list[PairRows](), list[tuple[str, str]]()
-    sources = {TRAIN_SET: settings.get("data"), **(settings.get("eval") or {})}
     dynamics = run.of("train")[0].dynamics
-    for name, source in sources.items():
+    for name, source in {TRAIN_SET: settings.get("data"), **(settings.get("eval") or {})}.items():
         table = dynamics and dynamics.of(name)
         if source and table:
             try:
@@ -238,10 +236,6 @@ def _groups(entry: Mapping[str, float], name: str) -> list[dict[str, Any]]:
     ]
 
 
-def _group_colours() -> Spec:
-    return series("group", list(GROUPS.values()), ("@right", "@lost", "@won", "@wrong"))
-
-
 def _flips(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Chart, ...]:
     values = [
         {"step": entry["step"], **group, "order": order}
@@ -269,7 +263,7 @@ def _flips(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Char
             head,
             x=quantity("step", "optimiser step"),
             y=quantity("share", "share of pairs", stack="zero", axis={"format": "%"}),
-            color=_group_colours(),
+            color=_GROUP_COLOURS,
             order={"field": "order"},
         ),
     )
@@ -310,7 +304,7 @@ def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[
             head,
             x=x,
             y=y,
-            color=_group_colours(),
+            color=_GROUP_COLOURS,
         ),
         {
             "data": {"values": curve},

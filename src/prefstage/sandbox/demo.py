@@ -376,9 +376,12 @@ def _truth(policy: str, config: DemoConfig, pairs: Sequence[Pair], example: Cand
             texts[sample.prompt_id, sample.index] = sample.text
             tick()
     text = texts[example.prompt_id, 0]
-    answers = [[texts[pair.prompt_id, k] for k in range(_RESPONSES)] for pair in pairs]
     return replace(
-        true_boundary(pairs, answers), answer=text, grade=true_reward(example.prompt, text)
+        true_boundary(
+            pairs, [[texts[pair.prompt_id, k] for k in range(_RESPONSES)] for pair in pairs]
+        ),
+        answer=text,
+        grade=true_reward(example.prompt, text),
     )
 
 

@@ -177,11 +177,15 @@ def train_sft(
 def _padded(trees: Sequence[TokenTree]) -> dict[str, torch.Tensor]:
     rows = [torch.tensor([*tree.prompt_ids, *tree.response_ids[0]]) for tree in trees]
     # The loss leaves out labels of -100: those of prompts and padding.
-    labels = [
-        torch.tensor([*[IGNORED] * len(tree.prompt_ids), *tree.response_ids[0]]) for tree in trees
-    ]
     return {
         "input_ids": pad_sequence(rows, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        "labels": pad_sequence(
+            [
+                torch.tensor([*[IGNORED] * len(tree.prompt_ids), *tree.response_ids[0]])
+                for tree in trees
+            ],
+            batch_first=True,
+            padding_value=IGNORED,
+        ),
     }

@@ -57,8 +57,7 @@ class Grade:
 
         Rounded to 9 decimals, so that equally good responses have equal rewards.
         """
-        parts: dict[str, float] = vars(self)
-        return round(sum(weight * parts[part] for part, weight in WEIGHTS.items()), 9)
+        return float(round(sum(getattr(self, part) * w for part, w in WEIGHTS.items()), 9))
 
 
 def grade_response(instruction: Instruction, response: str) -> Grade:

@@ -62,11 +62,11 @@ def choose_checks(names: Sequence[str]) -> list[Check]:
         InputError: If a name is the beginning of none.
     """
     for name in names:
-        (nearest,) = get_close_matches(name, CHECKS, n=1, cutoff=0.0)
         InputError.unless(
             any(known.startswith(name) for known in CHECKS),
             saw=f"check {name!r}",
             expected=f"one of {', '.join(CHECKS)}, or the beginning of some",
-            cure=f"the nearest is {nearest!r}; leave the name out for all",
+            cure=f"the nearest is {get_close_matches(name, CHECKS, cutoff=0.0)[0]!r}; "
+            "leave the name out for all",
         )
     return [c for name, c in CHECKS.items() if not names or name.startswith(tuple(names))]

@@ -18,6 +18,7 @@ from prefstage.core import MissingDependencyError, Outcome, atomic_path, write_j
 EXACT = 1e-10
 """The largest residual of an equality that holds."""
 RESULT = "theory.json"
+_OF_CHECKS = ("name", "source", "statement", "valid")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 _DOTS_PER_INCH = 110
@@ -113,10 +114,6 @@ class Check:
     draw: Callable[..., Any]
     find: Callable[[Any], Evidence]
 
-    def run(self, setting: Setting) -> Evidence:
-        """Draw worlds, and find."""
-        return self.find(self.draw(setting.worlds, seed=setting.seed))
-
 
 def check(
     name: str, source: str, statement: str, valid: str, *, draw: Callable[..., Any]
@@ -195,8 +192,14 @@ def order(
         The finding.
     """
     slope = float(np.polyfit(x.log().numpy(), error.detach().log().numpy(), 1)[0])
-    holds = abs(slope - wanted) <= within
-    return Finding(claim, "order", slope, f"{wanted:g} within {within:g}", worlds, holds)
+    return Finding(
+        claim,
+        "order",
+        slope,
+        f"{wanted:g} within {within:g}",
+        worlds,
+        abs(slope - wanted) <= within,
+    )
 
 
 def curve(label: str, x: Tensor | list[float], y: Tensor | list[Any]) -> Curve:
@@ -225,20 +228,6 @@ class Checked:
         """Whether every finding is as it should be."""
         return all(finding.holds for finding in self.evidence.findings)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same for machines."""
-        return {
-            "name": self.check.name,
-            "source": self.check.source,
-            "statement": self.check.statement,
-            "valid": self.check.valid,
-            "holds": self.holds,
-            "findings": [asdict(finding) for finding in self.evidence.findings],
-            "figure": asdict(self.evidence.figure),
-            "picture": self.picture.name if self.picture else None,
-            "seconds": round(self.seconds, 2),
-        }
-
 
 def run_checks(
     checks: Sequence[Check],
@@ -246,7 +235,6 @@ def run_checks(
     *,
     out: Path | None = None,
     figures: bool = True,
-    tell: Callable[[Checked], None] = lambda checked: None,
 ) -> list[Checked]:
     """Run checks, draw their figures, write the result.
 
@@ -255,7 +243,6 @@ def run_checks(
         setting: Number of worlds, and the seed.
         out: Folder for figures and `theory.json`; None writes nothing.
         figures: Whether to draw.
-        tell: Called after each check.
 
     Returns:
         What was found, in order.
@@ -266,12 +253,11 @@ def run_checks(
     done = []
     for check in checks:
         started, picture = time.monotonic(), None
-        evidence = check.run(setting)
+        evidence = check.find(check.draw(setting.worlds, seed=setting.seed))
         if out is not None and figures:
             words = re.sub(r"[^a-z0-9]+", "-", check.name)
             picture = draw_figure(evidence.figure, out / f"theory-{words}.png")
         done.append(Checked(check, evidence, time.monotonic() - started, picture))
-        tell(done[-1])
     if out is not None:
         write_json(out / RESULT, outcome_of(done, setting, out=out).result)
     return done
@@ -293,7 +279,16 @@ def outcome_of(done: Sequence[Checked], setting: Setting, *, out: Path | None) -
         "seed": setting.seed,
         "holds": all(checked.holds for checked in done),
         "seconds": round(sum(checked.seconds for checked in done), 1),
-        "checks": [checked.as_dict() for checked in done],
+        "checks": [
+            {
+                **{name: getattr(checked.check, name) for name in _OF_CHECKS},
+                "holds": checked.holds,
+                **asdict(checked.evidence),
+                "picture": checked.picture.name if checked.picture else None,
+                "seconds": round(checked.seconds, 2),
+            }
+            for checked in done
+        ],
     }
     failed = [checked.check.name for checked in done if not checked.holds]
     verdict = f"not as expected: {', '.join(failed)}" if failed else "all as expected"
@@ -308,11 +303,12 @@ def outcome_of(done: Sequence[Checked], setting: Setting, *, out: Path | None) -
 
 
 def _statement(checked: Checked) -> str:
-    lines = [f"{checked.check.name}  {checked.check.statement}"]
-    for finding in checked.evidence.findings:
-        mark = "" if finding.holds else f"  NOT as expected ({finding.wanted})"
-        lines.append(f"  {_VALUES[finding.kind].format(finding.value):<32} {finding.claim}{mark}")
-    return "\n".join(lines)
+    lines = [
+        f"  {_VALUES[finding.kind].format(finding.value):<32} {finding.claim}"
+        + ("" if finding.holds else f"  NOT as expected ({finding.wanted})")
+        for finding in checked.evidence.findings
+    ]
+    return "\n".join([f"{checked.check.name}  {checked.check.statement}", *lines])
 
 
 def draw_figure(figure: Figure, path: Path) -> Path:
@@ -338,8 +334,13 @@ def draw_figure(figure: Figure, path: Path) -> Path:
     canvas: Any = Canvas(figsize=(6.4, 3.8), layout="constrained")
     panel = canvas.subplots()
     for line, colour, style in zip(figure.curves, cycle(COLOURS), cycle(STYLES), strict=False):
-        marks = {"marker": ".", "linestyle": ""} if figure.points else {"linestyle": style}
-        panel.plot(line.x, line.y, color=colour, label=line.label, **marks)
+        panel.plot(
+            line.x,
+            line.y,
+            color=colour,
+            label=line.label,
+            **({"marker": ".", "linestyle": ""} if figure.points else {"linestyle": style}),
+        )
     panel.set(
         xlabel=figure.x_title,
         ylabel=figure.y_title,

@@ -75,7 +75,7 @@ def _support(worlds: Worlds) -> Evidence:
             equality("π changes by the normaliser alone",
                      moved + torch.logsumexp(worlds.log_reference + after, -1)),
             order("the change of log π is first order in the step", rates, changes, wanted=1.0,
-                  worlds=worlds.count),
+                  worlds=len(worlds.reward)),
         ],
         Figure("An unseen response moves all the same", "step size", "mean |Δ log π(y_h)|",
                [curve("unseen response", rates, changes)], log="xy"),
@@ -248,11 +248,13 @@ def _online(worlds: Worlds) -> Evidence:
     errors = []
     for beta in betas:
         dpo, sft, divergence = _online_gradients(worlds, chosen, float(beta))
-        crossed = divergence + _cross(worlds, chosen)
-        remainders = [dpo - beta / 2 * sft - beta**2 / 4 * v for v in (0, divergence, crossed)]
+        remainders = [
+            dpo - beta / 2 * sft - beta**2 / 4 * v
+            for v in (0, divergence, divergence + _cross(worlds, chosen))
+        ]
         errors.append(torch.stack([remainder.abs().mean() for remainder in remainders]))
     sft_only, printed, whole = torch.stack(errors, 1)
-    count = worlds.count
+    count = len(worlds.reward)
     return Evidence(
         [
             order("(β/2)∇SFT alone", betas, sft_only, wanted=2.0, worlds=count),
@@ -285,8 +287,9 @@ def trained(worlds: Worlds, sampled: Tensor, log_start: Tensor) -> Tensor:
         log π. [..., worlds, prompts, responses].
     """
     mixed = (1 - FLOOR) * sampled + FLOOR / sampled.shape[-1]
-    scaled = dpo_optimum(labelled(mixed, mixed, worlds.preference))
-    return (log_start + scaled / worlds.beta).log_softmax(-1)
+    return (
+        log_start + dpo_optimum(labelled(mixed, mixed, worlds.preference)) / worlds.beta
+    ).log_softmax(-1)
 
 
 @check(

@@ -119,7 +119,6 @@ def _optimal_ratio(worlds: Worlds) -> Evidence:
     reached = (
         worlds.log_reference + dpo_optimum(labelled(even, even, circular.preference)) / worlds.beta
     )
-    distance = (reached[..., 0] - reached[..., 1]) - _idealized_ratios(circular)
     betas = torch.logspace(-2, 1, 40, dtype=torch.float64)
     ratios = [
         idealized_log_ratio(*_pair_of(worlds), beta=float(beta)).abs().mean() for beta in betas
@@ -132,7 +131,8 @@ def _optimal_ratio(worlds: Worlds) -> Evidence:
                      dpo_gradient(best - worlds.log_reference, worlds.beta,
                                   labelled(even, even, worlds.preference))),
             counterexample("without Bradley-Terry DPO's optimum has the ratio of Eq. 2",
-                           distance.abs() > SMALL),
+                           (reached[..., 0] - reached[..., 1]
+                            - _idealized_ratios(circular)).abs() > SMALL),
         ],
         Figure("How far perfect training parts a pair", "β", "mean |log π*(y_w)/π*(y_l)| (nats)",
                [curve("Eq. 2", betas, ratios)], log="xy"),
@@ -154,7 +154,7 @@ def _idealized(worlds: Worlds) -> Evidence:
         best = optimum(worlds.log_reference, worlds.reward, torch.full_like(worlds.beta, beta))
         right = ranking_accuracy(best[..., 0].reshape(-1), best[..., 1].reshape(-1))
         gaps.append(torch.tensor(ideal[beta]).double() - torch.tensor(float(right.mean())).double())
-    alike = torch.zeros(worlds.count, dtype=torch.float64)
+    alike = torch.zeros(len(worlds.reward), dtype=torch.float64)
     split = idealized_ranking_accuracy(alike, alike, alike + 0.5, betas=[1.0]).by_beta[1.0]
     swept = idealized_ranking_accuracy(
         first, second, agreement, betas=torch.logspace(-2, 2, 40).tolist()
@@ -162,7 +162,7 @@ def _idealized(worlds: Worlds) -> Evidence:
     return Evidence(
         [
             equality("R* is the ranking accuracy of π*, counted",
-                     torch.stack(gaps).expand(worlds.count, -1)),
+                     torch.stack(gaps).expand(len(worlds.reward), -1)),
             counterexample("a tie of π* counts the same in Eq. 3 (>) and Eq. 1 (>=)",
                            ranking_accuracy(alike, alike) != split),
         ],

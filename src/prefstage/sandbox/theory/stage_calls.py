@@ -157,7 +157,7 @@ def _call(worlds: Worlds) -> Evidence:
             counterexample("so does a judge with a bias of 10 %", (seen > HALF) != (exact > HALF)),
             order("error of the measured score by prompts",
                   torch.tensor(SIZES, dtype=torch.float64), errors, wanted=-0.5,
-                  worlds=worlds.count, within=0.05),
+                  worlds=len(worlds.reward), within=0.05),
             counterexample("the exact stage names the pairs that gain more exact reward",
                            (exact > HALF)
                            != (gain(worlds, policy, policy) > gain(worlds, policy, off))),

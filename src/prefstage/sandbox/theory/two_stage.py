@@ -121,7 +121,7 @@ def _finite(worlds: Worlds) -> Evidence:
             rule("for policies that differ",
                  ((worlds.log_reference + lifted).log_softmax(-1) - fit).abs().amax(-1) <= SMALL),
             order("error of the fitted reward by votes a pair", votes, errors, wanted=-0.5,
-                  worlds=worlds.count, within=0.05),
+                  worlds=len(worlds.reward), within=0.05),
         ],
         Figure("Finite votes: error of the fitted reward", "votes a pair",
                "mean error of a reward difference",

@@ -46,11 +46,6 @@ class Worlds:
     beta: Tensor
     seed: int
 
-    @property
-    def count(self) -> int:
-        """Number of worlds."""
-        return len(self.reward)
-
     def preferring(self, model: PreferenceModel) -> "Worlds":
         """The same worlds with another preference model."""
         return replace(self, preference=preference_of(self.reward, model))
@@ -192,8 +187,9 @@ def objective(worlds: Worlds, log_policy: Tensor, reward: Tensor) -> Tensor:
     Returns:
         The objective. [..., worlds, prompts].
     """
-    divergence = kl(log_policy, worlds.log_reference)
-    return (log_policy.exp() * reward).sum(-1) - worlds.beta[..., 0] * divergence
+    return (log_policy.exp() * reward).sum(-1) - worlds.beta[..., 0] * kl(
+        log_policy, worlds.log_reference
+    )
 
 
 def kl(log_first: Tensor, log_second: Tensor) -> Tensor:
@@ -267,8 +263,9 @@ def dpo_optimum(joint: Tensor) -> Tensor:
         weight = either * share * (1 - share)
         # The loss does not see a constant a prompt; the 1 gives that direction curvature, so
         # that the system can be solved.
-        curvature = torch.diag_embed(weight.sum(-1)) - weight + 1
-        step = torch.linalg.solve(curvature, (either * share - joint).sum(-1))
+        step = torch.linalg.solve(
+            torch.diag_embed(weight.sum(-1)) - weight + 1, (either * share - joint).sum(-1)
+        )
         # Far from the optimum the logistic curve is flat and a whole Newton step overshoots.
         scaled = scaled - step * (
             _NEWTON_REACH / step.abs().amax(-1, keepdim=True).clamp(min=_NEWTON_REACH)

@@ -340,8 +340,11 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
 
 # The pairs of a `PreferenceTrainer`; another trainer's data has a form of its own.
 def _sets_of(trainer: Any) -> dict[str, Any]:
-    known = sets_by_name(trainer.train_dataset, trainer.eval_dataset, *_NAMES)
-    sets = {name: s for name, s in known.items() if isinstance(s, ItemSet) and s.kind == "pairs"}
+    sets = {
+        name: s
+        for name, s in sets_by_name(trainer.train_dataset, trainer.eval_dataset, *_NAMES).items()
+        if isinstance(s, ItemSet) and s.kind == "pairs"
+    }
     InputError.unless(
         sets,
         saw="neither train_pairs nor eval_pairs, and a trainer without pairs of prefstage",

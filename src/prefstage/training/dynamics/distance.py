@@ -115,10 +115,8 @@ class StartWeights:
 
     # Open files rather than tensors: safetensors then reads one weight at a time.
     def _open(self, stack: ExitStack) -> dict[str, Any]:
-        files = (
-            stack.enter_context(safe_open(path, framework="pt"))
-            for path in sorted(self.folder.glob("*.safetensors"))
-        )
+        paths = sorted(self.folder.glob("*.safetensors"))
+        files = (stack.enter_context(safe_open(path, framework="pt")) for path in paths)
         return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
@@ -155,10 +153,11 @@ def _squared_change(weight: Tensor, start: Tensor) -> float:
     now, then = weight.detach().reshape(-1), start.reshape(-1)
     # A stretch at a time: float32 copies of a whole embedding in bfloat16 would take four times
     # its own memory.
-    stretches = (torch.split(weights, _ELEMENTS_AT_ONCE) for weights in (now, then))
     return sum(
         float(torch.linalg.vector_norm(part.float() - start_part.to(now.device).float())) ** 2
-        for part, start_part in zip(*stretches, strict=True)
+        for part, start_part in zip(
+            *(torch.split(weights, _ELEMENTS_AT_ONCE) for weights in (now, then)), strict=True
+        )
     )
 
 

@@ -266,15 +266,17 @@ def summarise_pairs(measured: Mapping[str, Tensor], *, beta: float) -> dict[str,
     figures = dict[str, float]()
     decided = ~measured["tied"]
     if decided.any():
-        orders = {
-            "rewards/accuracies": reward_accuracy(beta * chosen_change, beta * rejected_change),
-            "rankings/accuracy": measured["correct"],
-            "rankings/normalised_accuracy": ranking_accuracy(
-                *map(mean_log_probs, (chosen, rejected), lengths)
-            ),
-            "rankings/at_threshold": at_threshold(measured["loss"], measured["threshold"]),
+        means |= {
+            name: values[decided]
+            for name, values in {
+                "rewards/accuracies": reward_accuracy(beta * chosen_change, beta * rejected_change),
+                "rankings/accuracy": measured["correct"],
+                "rankings/normalised_accuracy": ranking_accuracy(
+                    *map(mean_log_probs, (chosen, rejected), lengths)
+                ),
+                "rankings/at_threshold": at_threshold(measured["loss"], measured["threshold"]),
+            }.items()
         }
-        means |= {name: values[decided] for name, values in orders.items()}
         figures = {
             f"flips/{name}/{kind}": value
             for name, group in summarise_flip_groups(

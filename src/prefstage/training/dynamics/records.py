@@ -309,12 +309,12 @@ def draw_dynamics(
     name = _known("set", set_name, list(about["sets"]), default=0)
     moment = _known("step", step, [int(entry["step"]) for entry in metrics], default=-1)
     pairs = table.filter(pc.and_(pc.equal(table["set"], name), pc.equal(table["step"], moment)))
+    files = list[Path]()
     figures = {
         "flips": _flips(figure_type, metrics, name),
         "threshold": _threshold(figure_type, pairs, float(about["beta"]), f"{name}, step {moment}"),
         "trajectories": _trajectories(figure_type, metrics, name),
     }
-    files = list[Path]()
     for (kind, figure), form in product(figures.items(), formats):
         files.append(Path(out or source / "figures") / f"{kind}-{name}.{form}")
         with atomic_path(files[-1]) as temporary:
@@ -367,22 +367,26 @@ def _line_panels(
 
 
 def _flips(figure_type: Any, metrics: list[dict[str, float]], name: str) -> Any:
-    titles = {
-        "share": "share of pairs",
-        "loss": "mean DPO loss (nats)",
-        "margins": "mean reward margin",
-    }
-    lines = {
-        title: {
-            metric_key(name, "flips", group, kind): {
-                "color": colour,
-                "label": group.replace("->", " → "),
+    figure, panels = _line_panels(
+        figure_type,
+        metrics,
+        {
+            title: {
+                metric_key(name, "flips", group, kind): {
+                    "color": colour,
+                    "label": group.replace("->", " → "),
+                }
+                for group, colour in GROUP_COLOURS.items()
             }
-            for group, colour in GROUP_COLOURS.items()
-        }
-        for kind, title in titles.items()
-    }
-    figure, panels = _line_panels(figure_type, metrics, lines, size=(12, 3.6), shape=(1, 3))
+            for kind, title in {
+                "share": "share of pairs",
+                "loss": "mean DPO loss (nats)",
+                "margins": "mean reward margin",
+            }.items()
+        },
+        size=(12, 3.6),
+        shape=(1, 3),
+    )
     panels[0].set_ylim(0, 1)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
