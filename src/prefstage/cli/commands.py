@@ -334,5 +334,8 @@ def _with_steps_shown(run: Callable[..., OutcomeT]) -> OutcomeT:
 # A line for each cell in which something was done; on a terminal the bar tells the rest.
 def _show_cell(record: Any) -> None:
     if record.error is not None or record.ran:
-        did = f"{record.ran} steps" if record.error is None else record.error
-        typer.echo(f"[{record.number}/{record.of}] {record.cell}: {did}", err=True)
+        typer.echo(
+            f"[{record.number}/{record.of}] {record.cell}: "
+            + (f"{record.ran} steps" if record.error is None else record.error),
+            err=True,
+        )

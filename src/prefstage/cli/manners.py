@@ -84,22 +84,24 @@ def mannered(*, kept: bool) -> Iterator[None]:
         # reached this far is a fault of ours, whose traceback says where.
         if error.errno not in _USERS_ERRNOS:
             raise
-        name = f"{error.filename}: " if error.filename else ""
         _refuse(
             InputError.of(
-                saw=f"{name}{error.strerror}",
+                saw=(f"{error.filename}: " if error.filename else "") + str(error.strerror),
                 expected="files and folders that may be read and written, on a disk with room",
                 cure="name another path, or change its rights or the room there; the same "
                 "command goes on",
             )
         )
     except KeyboardInterrupt:
-        rest = (
-            "everything so far is kept. The same command goes on from there."
-            if kept
-            else "nothing is kept without --out."
+        typer.echo(
+            "prefstage: interrupted; "
+            + (
+                "everything so far is kept. The same command goes on from there."
+                if kept
+                else "nothing is kept without --out."
+            ),
+            err=True,
         )
-        typer.echo(f"prefstage: interrupted; {rest}", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

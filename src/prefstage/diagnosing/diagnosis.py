@@ -242,17 +242,18 @@ def _answers(
     seed: int,
 ) -> dict[str, Any]:
     policy, scored, judge = models
-    figures: dict[str, Any] = dict.fromkeys(("own_answers", "distinctness", "diversity"))
     if on_policy is None:
-        return figures
+        return dict.fromkeys(("own_answers", "distinctness", "diversity"))
     if not isinstance(on_policy, list) or not all(isinstance(r, Candidates) for r in on_policy):
         on_policy = list(load_candidates(on_policy))
-    figures["diversity"] = diversity_of(on_policy)
-    if judge is not None:
-        figures["own_answers"] = answer_quality(on_policy, pairs, judge, seed=seed)
-    if policy is not None and scored is not None:
-        figures["distinctness"] = distinct_answers(on_policy, pairs, scored, policy)
-    return figures
+    diversity = diversity_of(on_policy)
+    return {
+        "own_answers": judge and answer_quality(on_policy, pairs, judge, seed=seed),
+        "distinctness": distinct_answers(on_policy, pairs, scored, policy)
+        if policy is not None and scored is not None
+        else None,
+        "diversity": diversity,
+    }
 
 
 def reported(

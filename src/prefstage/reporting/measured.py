@@ -303,16 +303,15 @@ def _win_rates(runs: Sequence[Run]) -> tuple[Chart, ...]:
 # start of an alignment, which is every iteration's baseline, comes first and once.
 def _by_policy(run: Run) -> list[tuple[Part, dict[str, Any], float]]:
     parts = run.of("evaluate")
-    policies = [
-        *(
-            (part, 0, "baseline", "avg_length_baseline")
-            for part in (parts[:1] if run.command == "align" else [])
-        ),
-        *((part, part.iteration, "model", "avg_length") for part in parts),
-    ]
     return [
         (part, {"iteration": iteration, "model": part.result[who]}, part.result[length])
-        for part, iteration, who, length in policies
+        for part, iteration, who, length in (
+            *(
+                (part, 0, "baseline", "avg_length_baseline")
+                for part in (parts[:1] if run.command == "align" else [])
+            ),
+            *((part, part.iteration, "model", "avg_length") for part in parts),
+        )
     ]
 
 

@@ -305,5 +305,5 @@ def summarise_pairs(measured: Mapping[str, Tensor], *, beta: float) -> dict[str,
 def metric_key(set_name: str, *parts: str) -> str:
     """The name of a figure of a set, in a form that trackers accept."""
     # transformers puts "eval_..." among evaluation, others under train/.
-    start = "dynamics" if set_name == "train" else f"{set_name}_dynamics"
-    return "/".join([start, *parts]).replace("->", "_to_")
+    start = "" if set_name == "train" else f"{set_name}_"
+    return "/".join([f"{start}dynamics", *parts]).replace("->", "_to_")
