@@ -80,8 +80,7 @@ class StepsView:
         if self._display.tasks:
             lines.append(self._display.get_renderable())
         took = clock(time.monotonic() - self._began)
-        lines.append(Text(f"so far {took}; these steps have cost {bought(self._costs)}"))
-        return Group(*lines)
+        return Group(*lines, Text(f"so far {took}; these steps have cost {bought(self._costs)}"))
 
 
 @contextmanager

@@ -251,7 +251,6 @@ def _room(needed: int) -> dict[str, Any]:
 def _lines(findings: Mapping[str, Any]) -> list[str]:
     versions, machine = findings["versions"], findings["machine"]
     judge, server = findings.get("judge"), findings.get("server")
-    offered = ", ".join(server["models"]) if server else ""
     absent = [name for name, number in versions.items() if not number]
     return [
         f"versions  {', '.join(f'{name} {n}' for name, n in versions.items() if n)}",
@@ -275,7 +274,11 @@ def _lines(findings: Mapping[str, Any]) -> list[str]:
             if judge
             else []
         ),
-        *([f"server    {server['url']} offers {offered or 'nothing'}"] if server else []),
+        *(
+            [f"server    {server['url']} offers " + (", ".join(server["models"]) or "nothing")]
+            if server
+            else []
+        ),
     ]
 
 

@@ -355,12 +355,11 @@ def _line_panels(
     shape: tuple[int, int],
 ) -> tuple[Any, list[Any]]:
     figure = figure_type(figsize=size, layout="constrained")
-    panels = list(figure.subplots(*shape).flat)
+    panels = list(figure.subplots(*shape, subplot_kw={"xlabel": "optimiser step"}).flat)
     for panel, (title, looks) in zip(panels, lines.items(), strict=True):
         for metric, look in looks.items():
             panel.plot(*_series(metrics, metric), marker="o", ms=3.5, **look)
         panel.set_title(title, fontsize=10)
-        panel.set_xlabel("optimiser step")
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.2)
     return figure, panels
@@ -388,8 +387,8 @@ def _flips(figure_type: Any, metrics: list[dict[str, float]], name: str) -> Any:
         shape=(1, 3),
     )
     panels[0].set_ylim(0, 1)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    names = panels[0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"Ranking by reference → by policy ({name})")
     return figure
 
@@ -422,8 +421,7 @@ def _threshold(figure_type: Any, pairs: pa.Table, beta: float, title: str) -> An
         panel.axvline(0, color=LINE, lw=0.6, alpha=0.4)
         panel.set_xlabel("reference log-ratio c (nats); right of 0 the reference is wrong")
         panel.spines[["top", "right"]].set_visible(False)
-    linear.set_ylabel("DPO loss (nats)")
-    linear.set_ylim(bottom=0)
+    linear.set(ylabel="DPO loss (nats)", ylim=(0, None))
     linear.legend(frameon=False)
     logarithmic.set_yscale("log")
     figure.suptitle(f"Loss against the flip threshold ({title})")
