@@ -159,6 +159,7 @@ def diagnose(
     asked = time.perf_counter()
     judged = [judge_figures(rows, who) for who in judges]
     judging = time.perf_counter() - asked
+    models = (policy, scored, judges[0] if judges else None)
     sides = dict(zip(("judge", "second judge"), (p for _, p in judged), strict=False))
     if scored is not None:
         # P_θ(y_w ≻ y_l | x) = σ(log π(y_w|x) - log π(y_l|x)): arXiv:2508.10530, Eq. 10
@@ -180,9 +181,7 @@ def diagnose(
             for a, b in combinations(sides, 2)
         }
         or None,
-        **_answers(
-            on_policy, rows, (policy, scored, judges[0] if judges else None), seed=config.seed
-        ),
+        **_answers(on_policy, rows, models, seed=config.seed),
         "left_out": left_out | (rankings["left_out"] if rankings else {}),
     }
     report["warnings"] = warnings_of(report)

@@ -131,39 +131,32 @@ def make_report(
     explorer = pack(packed)
     scripts = _scripts(charts=bool(charts), pairs=bool(explorer["pairs"]))
     specs = json.dumps({chart.name: compiled(chart) for chart in charts}, separators=(",", ":"))
-    html = (
-        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-        .from_string(_asset("page.html"))
-        .render(
-            title=title or f"prefstage: {', '.join(run.name for run in read)}",
-            policy=_policy(scripts),
-            style=Markup(_asset("page.css")),
-            scripts=scripts,
-            data=Markup(specs.replace("<", "\\u003c").replace(">", "\\u003e")),
-            runs=read,
-            headline=headline,
-            sections=sections,
-            lacks=lacks,
-            pairs=explorer,
-            pair_table=Markup(explorer["table"]),
-            blocks=[Markup(block) for block in explorer["blocks"]],
-            versions=[(run.name, run.manifest) for run in read if run.manifest],
-            version=version("prefstage"),
-            is_number=lambda cell: bool(_NUMBER.match(cell)),
-        )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    html = environment.from_string(_asset("page.html")).render(
+        title=title or f"prefstage: {', '.join(run.name for run in read)}",
+        policy=_policy(scripts),
+        style=Markup(_asset("page.css")),
+        scripts=scripts,
+        data=Markup(specs.replace("<", "\\u003c").replace(">", "\\u003e")),
+        runs=read,
+        headline=headline,
+        sections=sections,
+        lacks=lacks,
+        pairs=explorer,
+        pair_table=Markup(explorer["table"]),
+        blocks=[Markup(block) for block in explorer["blocks"]],
+        versions=[(run.name, run.manifest) for run in read if run.manifest],
+        version=version("prefstage"),
+        is_number=lambda cell: bool(_NUMBER.match(cell)),
     )
     with atomic_path(out) as temporary:
         # UTF-8 has no lone surrogates; outside the explorer's data, which are ASCII, a mark
         # stands for them.
         temporary.write_text(_LONE.sub("\ufffd", html), encoding="utf-8")
     drawn = draw(charts, Path(figures)) if figures is not None else []
+    lines = [f"not shown of {run}: {what} ({why})" for run, what, why in lacks]
     return Report(
-        summary="\n".join(
-            [
-                f"{len(charts)} charts, {explorer['pairs']:,} pairs to read",
-                *(f"not shown of {run}: {what} ({why})" for run, what, why in lacks),
-            ]
-        ),
+        summary="\n".join([f"{len(charts)} charts, {explorer['pairs']:,} pairs to read", *lines]),
         result={
             "page": str(out),
             "bytes": out.stat().st_size,
