@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefstage.data import load_pairs
-from prefstage.data.labels import declared_scheme, infer_scheme, spell
+from prefstage.data.rows import declared_scheme, infer_scheme, spell
 
 LETTERS, ONES, ZEROS = ("output_A", "output_B"), ("output_1", "output_2"), ("r0", "r1")
 

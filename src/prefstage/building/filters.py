@@ -21,7 +21,7 @@ from prefstage.building.recipe import (
 from prefstage.core import InputError, MissingDependencyError
 from prefstage.data.formats.fields import PROMPT_NAMES
 from prefstage.data.loading import load_prompts
-from prefstage.data.sources import open_source
+from prefstage.data.sets import open_source
 from prefstage.data.storage import scratch_file
 from prefstage.judging.base import content_of
 

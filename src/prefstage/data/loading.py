@@ -12,9 +12,15 @@ from prefstage.data.formats.fields import Format
 from prefstage.data.reading import CandidateStream, PairStream, Reading
 from prefstage.data.records import TIE, Candidates, Pair, Vote, generations_of
 from prefstage.data.rows import RowFault, applicable
-from prefstage.data.sets import CandidateSet, ConversationSet, PairSet, RecordSet, UnpairedSet
+from prefstage.data.sets import (
+    CandidateSet,
+    ConversationSet,
+    DataSource,
+    PairSet,
+    RecordSet,
+    UnpairedSet,
+)
 from prefstage.data.settings import ReadArguments, ReadOptions
-from prefstage.data.sources import DataSource
 
 _Set = TypeVar("_Set", bound=RecordSet[Any])
 

@@ -13,13 +13,26 @@ from prefstage.core import DataError, InputError, atomic_path
 from prefstage.data.compat import check_storable
 from prefstage.data.formats import Wanted, check_columns, format_named, recognise
 from prefstage.data.formats.fields import Format, Row, SourceRow, read_annotator
-from prefstage.data.labels import LabelScheme, declared_scheme
 from prefstage.data.messages import SYSTEM_ROLES, template_marks, turn
 from prefstage.data.records import TIE, Candidates, Message, Pair, Record, prompt_id_of
-from prefstage.data.rows import WARNING, LoadReport, Observations, RawRow, RowFault
-from prefstage.data.sets import CandidateSet, PairSet, RecordSet
+from prefstage.data.rows import (
+    WARNING,
+    LabelScheme,
+    LoadReport,
+    Observations,
+    RawRow,
+    RowFault,
+    declared_scheme,
+)
+from prefstage.data.sets import (
+    CandidateSet,
+    DataSource,
+    PairSet,
+    RecordSet,
+    Source,
+    open_source,
+)
 from prefstage.data.settings import ReadOptions
-from prefstage.data.sources import DataSource, Source, open_source
 from prefstage.data.storage import MESSAGE_COLUMNS
 
 R = TypeVar("R", bound=Record)
@@ -77,12 +90,15 @@ class Reading(Generic[R]):
         options = options or ReadOptions()
         self.wanted, self.streaming = wanted, streaming
         self.quarantine_file = _check_policy(data, options)
-        requested = None if options.format is None else format_named(options.format, wanted)
         self.source = open_source(data, split=options.split, streaming=streaming)
         name, sample = self.source.name, _peek(self.source)
         check_columns(options.columns, sample[0], name)
         rows = [SourceRow(row, options.columns) for row in sample]
-        self.format = requested or recognise(rows, name, wanted, fallback=fallback)
+        self.format = (
+            recognise(rows, name, wanted, fallback=fallback)
+            if options.format is None
+            else format_named(options.format, wanted)
+        )
         DataError.unless(
             self.format.kind == "pairs" or wanted != "pairs",
             saw=f"format {self.format.name!r}, whose rows are responses without a chosen one",
@@ -122,7 +138,12 @@ class Reading(Generic[R]):
                 report.quarantine_file = str(self.quarantine_file)
                 temporary = stack.enter_context(atomic_path(self.quarantine_file))
                 stream = stack.enter_context(temporary.open("w", encoding="utf-8"))
-            rows = (self._tracked(observations, row) for row in self.source.rows())
+            rows = (
+                row
+                if row.fault is not None
+                else replace(row, values=SourceRow(row.values, self.columns, observations))
+                for row in self.source.rows()
+            )
             for row in self.format.gather(rows, observations):
                 report.rows_read += 1
                 try:
@@ -187,12 +208,6 @@ class Reading(Generic[R]):
                         expected="one row for each pair",
                         cure="load it without streaming, so that their votes can be counted",
                     )
-
-    def _tracked(self, observations: Observations, row: RawRow) -> RawRow:
-        if row.fault is not None:
-            return row
-        observations.columns.update(dict.fromkeys(row.values))
-        return replace(row, values=SourceRow(row.values, self.columns, observations))
 
     def _read(self, row: RawRow, observations: Observations) -> Record:
         if row.fault is not None:

@@ -21,7 +21,7 @@ from prefstage.core import (
     write_text,
 )
 from prefstage.data import Candidates, Pair, PairSet, load_candidates, load_pairs
-from prefstage.data.sources import DataSource
+from prefstage.data.sets import DataSource
 from prefstage.diagnosing.config import DiagnoseSettings, DiagnosisConfig
 from prefstage.diagnosing.figures import (
     answer_quality,

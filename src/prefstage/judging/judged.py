@@ -31,7 +31,7 @@ from prefstage.judging.loading import as_judge
 
 if TYPE_CHECKING:
     from prefstage.data import CandidateSet, PairSet
-    from prefstage.data.sources import DataSource
+    from prefstage.data.sets import DataSource
 
 T = TypeVar("T")
 _TABLES = (".parquet", ".jsonl")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from prefstage.core import InputError, Ledger, ServiceError, digest, seed_for
 from prefstage.data import Candidates, CandidateSet, PairSet, load_candidates, pairs_to_candidates
-from prefstage.data.sources import DataSource
+from prefstage.data.sets import DataSource
 from prefstage.sampling.base import Sample, Sampler, collect, requests_for, to_candidates
 
 # Prompts with responses, as measuring takes them; pairs count as two responses.

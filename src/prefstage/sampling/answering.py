@@ -28,7 +28,7 @@ from prefstage.sampling.base import (
 
 if TYPE_CHECKING:
     from prefstage.data import Candidates, CandidateSet
-    from prefstage.data.sources import DataSource
+    from prefstage.data.sets import DataSource
 
 _ENDINGS = (".jsonl", ".parquet")
 

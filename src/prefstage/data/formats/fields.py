@@ -8,7 +8,6 @@ from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
-from prefstage.data.labels import LabelScheme
 from prefstage.data.messages import (
     is_list,
     is_messages,
@@ -22,7 +21,14 @@ from prefstage.data.messages import (
     turn,
 )
 from prefstage.data.records import Message, Prompt, Record
-from prefstage.data.rows import Observations, RawRow, RowFault, expect, show
+from prefstage.data.rows import (
+    LabelScheme,
+    Observations,
+    RawRow,
+    RowFault,
+    expect,
+    show,
+)
 
 Row = Mapping[str, Any]
 Kind = Literal["pairs", "candidates", "answers", "unpaired", "conversations"]
@@ -74,6 +80,7 @@ class SourceRow(dict[str, Any]):
     ) -> None:
         self._columns, self._looked_at = columns or {}, observations is None
         self.observations = observations or Observations()
+        self.observations.columns.update(dict.fromkeys(values))
         self._parsed: dict[str, Any] = {}
         mapped = {role: values[name] for role, name in self._columns.items() if name in values}
         others = values.keys() - self._columns.values() - mapped.keys()
@@ -95,11 +102,6 @@ class SourceRow(dict[str, Any]):
     def peek(self, name: str) -> Any:
         """A value as it stands, or None, without noting it as read."""
         return super().get(name)
-
-    def overlaid(self, **values: Any) -> "SourceRow":
-        """The row with other values for some roles, on the same account."""
-        columns = {self._columns.get(role, role): value for role, value in values.items()}
-        return SourceRow(self.raw() | columns, self._columns, self.observations)
 
     def raw(self) -> dict[str, Any]:
         """The row under its source's columns, as it stands there; not a reading."""

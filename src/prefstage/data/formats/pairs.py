@@ -25,7 +25,6 @@ from prefstage.data.formats.fields import (
     require,
     with_system_and_tools,
 )
-from prefstage.data.labels import LabelScheme, infer_scheme, read_desirable, spell
 from prefstage.data.messages import (
     common_prefix,
     is_list,
@@ -48,7 +47,15 @@ from prefstage.data.records import (
     make_pair,
     prompt_id_of,
 )
-from prefstage.data.rows import RowFault, expect, show
+from prefstage.data.rows import (
+    LabelScheme,
+    RowFault,
+    expect,
+    infer_scheme,
+    read_desirable,
+    show,
+    spell,
+)
 
 _SIDES = ("chosen", "rejected")
 _KNOWN = (
@@ -95,10 +102,9 @@ def _read_explicit(row: SourceRow) -> Pair:
     return _pair(row, prompt, *(read_response(require(row, s), s, prompt) for s in _SIDES))
 
 
-def _parted(row: SourceRow, columns: Sequence[str]) -> tuple[Prompt, Prompt, Prompt]:
+def _parted(row: SourceRow, first: Prompt, second: Prompt) -> tuple[Prompt, Prompt, Prompt]:
     # Whole conversations: the turns that both share are the prompt. Equal ones are parted
     # before their last turn, so that the check of equal responses refuses them.
-    first, second = (read_messages(require(row, column), column) for column in columns)
     shared = common_prefix(first, second)
     if shared == len(first) == len(second):
         shared -= 1
@@ -106,7 +112,7 @@ def _parted(row: SourceRow, columns: Sequence[str]) -> tuple[Prompt, Prompt, Pro
 
 
 def _read_whole_conversations(row: SourceRow) -> Pair:
-    return _pair(row, *_parted(row, _SIDES))
+    return _pair(row, *_parted(row, *(read_messages(require(row, s), s) for s in _SIDES)))
 
 
 def _read_binarized(row: SourceRow) -> Pair:
@@ -127,8 +133,8 @@ def _read_binarized(row: SourceRow) -> Pair:
 
 
 def _read_transcripts(row: SourceRow) -> Pair:
-    sides = {side: read_transcript(read_text(row, side), side, is_prompt=False) for side in _SIDES}
-    return _pair(row, *_parted(row.overlaid(**sides), _SIDES))
+    turns = (read_transcript(read_text(row, side), side, is_prompt=False) for side in _SIDES)
+    return _pair(row, *_parted(row, *turns))
 
 
 def _read_after_transcript(row: SourceRow) -> Pair:
@@ -166,7 +172,7 @@ def _read_alpaca_output(row: SourceRow) -> Pair:
         *("output", output, "a list of two texts: chosen, rejected"),
         "mend the row, or name columns with columns={...}",
     )
-    return _read_explicit(row.overlaid(chosen=output[0], rejected=output[1]))
+    return _pair(row, read_prompt(row), *map(turn, output))
 
 
 def _response_columns(row: Row) -> tuple[str, str] | None:
@@ -194,7 +200,8 @@ def _ordered(row: SourceRow, names: tuple[str, str], first: float, **known: Any)
     # The pair that the first response's share of the votes makes of a row; a tie keeps the row's
     # order. The winner's share is the agreement where that is not known otherwise.
     if first_of(row, "prompt") is None and all(is_messages(row.get(name)) for name in names):
-        prompt, *responses = _parted(row, names)
+        turns = (read_messages(require(row, name), name) for name in names)
+        prompt, *responses = _parted(row, *turns)
     else:
         prompt = read_prompt(row)
         responses = [read_response(require(row, name), name, prompt) for name in names]

@@ -123,15 +123,17 @@ def _read_generations(stored: Any) -> list[Generation | None]:
 
 
 def _read_objects(row: SourceRow, column: str, paths: Mapping[str, str]) -> Candidates:
-    texts, sources, scores = [], [], []
     expected = f"an object with {paths['response']} and {paths['score']}"
-    for path, item in _items(row, column).items():
+    items = _items(row, column)
+    for path, item in items.items():
         expect(isinstance(item, Mapping), path, item, expected, "mend or remove the row")
-        values = {f"{path}.{key}": value for key, value in item.items()}
-        texts.append(read_text(values, f"{path}.{paths['response']}"))
-        sources.append(read_source(values, f"{path}.{paths.get('source')}"))
-        scores.append(read_number(values, f"{path}.{paths['score']}"))
-    return make_candidates(read_prompt(row), texts, sources=sources, scores=scores)
+    values = {f"{path}.{key}": value for path in items for key, value in items[path].items()}
+    return make_candidates(
+        read_prompt(row),
+        [read_text(values, f"{path}.{paths['response']}") for path in items],
+        sources=[read_source(values, f"{path}.{paths.get('source')}") for path in items],
+        scores=[read_number(values, f"{path}.{paths['score']}") for path in items],
+    )
 
 
 def _of_objects(name: str, prompt: str, column: str, *more: str, note: str, **paths: str) -> Format:
