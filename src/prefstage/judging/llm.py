@@ -347,8 +347,12 @@ class LLMJudge(Judge):
         prefer the same place, a sign of position bias), and the server's token counts.
         """
         usage = self.client.usage
-        tokens = {"prompt_tokens": usage.prompt_tokens, "answer_tokens": usage.completion_tokens}
-        return {**self._counts, **tokens, "request_retries": usage.retries}
+        return {
+            **self._counts,
+            "prompt_tokens": usage["prompt_tokens"],
+            "answer_tokens": usage["completion_tokens"],
+            "request_retries": usage["retries"],
+        }
 
     def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
         """Judge in both orders; equal texts are a tie without a call.

@@ -242,7 +242,7 @@ class ServerSampler(Sampler):
     @property
     def counts(self) -> Mapping[str, int]:
         """The client's usage so far."""
-        return dict(vars(self.client.usage))
+        return dict(self.client.usage)
 
     def sample_into(
         self, requests: Sequence[SampleRequest], keep: Callable[[Sample], None]
@@ -277,7 +277,7 @@ class ServerSampler(Sampler):
                 if error.status not in _PROMPT_FAULTS:
                     raise
                 refused.append(f"prompt {request.prompt_id}: {error.reason}")
-                if len(refused) >= _REFUSALS_BEFORE_GIVING_UP and not self.client.usage.replies:
+                if len(refused) >= _REFUSALS_BEFORE_GIVING_UP and not self.client.usage["replies"]:
                     raise
                 return None
             keep(sample)

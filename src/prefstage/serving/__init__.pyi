@@ -2,7 +2,6 @@
 from .client import (
     RefusedRequestError as RefusedRequestError,
     ServerClient as ServerClient,
-    Usage as Usage,
     ask_all as ask_all,
 )
 from .managed import (

@@ -3,9 +3,9 @@
 import asyncio
 import ipaddress
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import Queue
 from threading import Thread
 from typing import Any, Self, TypeVar, cast
@@ -40,27 +40,6 @@ _LONGEST_BACKOFF_S = 60.0
 _LONGEST_RETRY_AFTER_S = 600.0
 
 
-@dataclass
-class Usage:
-    """What a client did so far.
-
-    Attributes:
-        requests: HTTP requests sent, retries included.
-        replies: Answers received whole.
-        retries: Requests sent again after a fault.
-        failures: Requests given up.
-        prompt_tokens: Prompt tokens of the answers, as the server counts them.
-        completion_tokens: Tokens of the answers, as the server counts them.
-    """
-
-    requests: int = 0
-    replies: int = 0
-    retries: int = 0
-    failures: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
 class RefusedRequestError(ServiceError):
     """The server refused a request, and would again.
 
@@ -93,6 +72,11 @@ class ServerClient:
         backoff_s: First upper bound of the random wait before a retry; doubles each time,
             up to a minute. Seconds.
 
+    Attributes:
+        usage: What it did so far: HTTP "requests" sent, retries included; "replies" received
+            whole; "retries", sent again after a fault; "failures", given up; "prompt_tokens" and
+            "completion_tokens" of the answers, as the server counts them.
+
     Raises:
         InputError: If the URL is not one of http or https, or a number is out of range.
     """
@@ -110,21 +94,19 @@ class ServerClient:
     ) -> None:
         self.base_url = _checked_url(base_url)
         self.model = model
-        for name, value, least in (("concurrency", concurrency, 1), ("retries", retries, 0)):
+        for name, value, enough, expected in (
+            ("concurrency", concurrency, concurrency >= 1, "1 or more"),
+            ("retries", retries, retries >= 0, "0 or more"),
+            ("timeout_s", timeout_s, timeout_s > 0, "more than 0 seconds"),
+        ):
             InputError.unless(
-                value >= least,
-                saw=f"{name}={value}",
-                expected=f"{least} or more",
-                cure=f"raise {name}",
+                enough, saw=f"{name}={value:g}", expected=expected, cure=f"raise {name}"
             )
-        InputError.unless(
-            timeout_s > 0,
-            saw=f"timeout_s={timeout_s:g}",
-            expected="more than 0 seconds",
-            cure="raise it",
-        )
         self.concurrency, self.timeout_s, self.retries = concurrency, timeout_s, retries
-        self.usage = Usage()
+        self.usage: Counter[str] = Counter(
+            dict.fromkeys(("requests", "replies", "retries", "failures"), 0)
+            | {"prompt_tokens": 0, "completion_tokens": 0}
+        )
         self._api_key_env = api_key_env
         # After what the server asks for, exponential backoff with full jitter: before retry k
         # U(0, min(max, multiplier·2^k)). Source: Brooker 2015, "Exponential Backoff And Jitter",
@@ -219,9 +201,9 @@ class ServerClient:
     ) -> ChatReply:
         model = {} if self.model is None else {"model": self.model}
         reply = await self._send("POST", f"{self.base_url}/{path}", model | body, read)
-        self.usage.replies += 1
-        self.usage.prompt_tokens += reply.prompt_tokens
-        self.usage.completion_tokens += reply.completion_tokens
+        self.usage["replies"] += 1
+        self.usage["prompt_tokens"] += reply.prompt_tokens
+        self.usage["completion_tokens"] += reply.completion_tokens
         return reply
 
     async def _send(
@@ -245,7 +227,7 @@ class ServerClient:
             async with self._slots:
                 return await attempts(self._attempt, method, url, body, read)
         except Fault as fault:
-            self.usage.failures += 1
+            self.usage["failures"] += 1
             if fault.wait_s is not None:
                 raise ServiceError.of(
                     saw=f"{url}: {fault}, {1 + retries} times",
@@ -255,12 +237,13 @@ class ServerClient:
                 ) from None
             key, reason = os.environ.get(self._api_key_env), str(fault)
             reason = reason.replace(key, "***") if key else reason
-            cure = (
-                f"set the environment variable {self._api_key_env} to a valid API key"
+            error = RefusedRequestError.of(
+                saw=f"{url}: {reason}",
+                expected="an answer",
+                cure=f"set the environment variable {self._api_key_env} to a valid API key"
                 if fault.status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN)
-                else "change the request as the server says"
+                else "change the request as the server says",
             )
-            error = RefusedRequestError.of(saw=f"{url}: {reason}", expected="an answer", cure=cure)
             error.status, error.reason = fault.status, reason
             raise error from None
 
@@ -269,7 +252,7 @@ class ServerClient:
     ) -> T:
         if self._http is None:
             raise RuntimeError("use the client inside `async with client:`")
-        self.usage.requests += 1
+        self.usage["requests"] += 1
         try:
             async with asyncio.timeout(self.timeout_s):
                 response = await self._http.request(method, url, json=body)
@@ -280,7 +263,7 @@ class ServerClient:
         return read_response(response, read, longest_wait_s=_LONGEST_RETRY_AFTER_S)
 
     def _count_retry(self, _state: RetryCallState) -> None:
-        self.usage.retries += 1
+        self.usage["retries"] += 1
 
 
 def _checked_url(url: str) -> str:

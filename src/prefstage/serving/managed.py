@@ -76,12 +76,12 @@ def run_program(words: Sequence[str], *, log_file: Path, stop_grace_s: float = 1
     program = _program(words[0], f"command {shlex.join(words)!r}")
     with _guarded([program, *words[1:]], log_file, stop_grace_s) as guard:
         status = guard.wait()
-    if status:
-        raise ServiceError.of(
-            saw=f"`{shlex.join(words)}` ended with exit status {status}; {_tail(log_file)}",
-            expected="a program that ends well",
-            cure="see its log, and call again: what was done is kept",
-        )
+    ServiceError.unless(
+        status == 0,
+        saw=f"`{shlex.join(words)}` ended with exit status {status}; {_tail(log_file)}",
+        expected="a program that ends well",
+        cure="see its log, and call again: what was done is kept",
+    )
 
 
 # Run a program under the guard, which ends it after the block, and when this process is gone.
