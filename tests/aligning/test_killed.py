@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prefstage.core.hashing import digest_file
+from prefstage.core.files import digest_file
 from prefstage.core.ledger import LEDGER, Ledger
 from prefstage.data import load_pairs
 from tests.aligning.killing import sampled, trained

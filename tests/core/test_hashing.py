@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from prefstage.core.hashing import digest, digest_file
+from prefstage.core.files import digest, digest_file
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text()))

@@ -3,7 +3,7 @@ import sys
 
 from hypothesis import given, strategies as st
 
-from prefstage.core.hashing import seed_for
+from prefstage.core.files import seed_for
 
 NAME = st.text() | st.integers()
 
@@ -25,7 +25,7 @@ def test_types_and_borders_of_names_count() -> None:
 
 
 def test_seed_is_the_same_in_another_process() -> None:
-    script = "from prefstage.core.hashing import seed_for; print(seed_for(7, 'sample', 'x', 1))"
+    script = "from prefstage.core.files import seed_for; print(seed_for(7, 'sample', 'x', 1))"
     printed = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     ).stdout

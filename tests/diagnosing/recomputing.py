@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefstage.core.hashing import seed_for
+from prefstage.core.files import seed_for
 from prefstage.data.records import Candidates, Pair
 from tests.diagnosing.recomputing_figures import (
     bootstrap,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prefstage.core.hashing import seed_for
+from prefstage.core.files import seed_for
 
 
 def distribution(values: Sequence[float], missing: int = 0) -> dict[str, Any]:

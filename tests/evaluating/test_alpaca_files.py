@@ -148,7 +148,7 @@ def test_a_win_rate_is_written_and_read_as_annotations(tmp_path: Path) -> None:
     found = win_rate(
         answers("m", ["good", "no", "odd"]), answers("b", ["bad", "good", "x"]), judge=WordJudge()
     )
-    write_annotations(tmp_path / "annotations.json", found.annotations())
+    write_annotations(tmp_path / "annotations.json", found.verdicts)
     rows = {each.instruction: each for each in read_annotations(tmp_path / "annotations.json")}
     assert rows["question 0"].preference == pytest.approx(0.9)
     assert (rows["question 1"].generator_1, rows["question 1"].output_2) == ("b", "no")

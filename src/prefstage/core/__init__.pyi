@@ -33,13 +33,15 @@ from .errors import (
 from .files import (
     append_json_line as append_json_line,
     atomic_path as atomic_path,
+    digest as digest,
+    digest_file as digest_file,
     json_text as json_text,
     read_json_lines as read_json_lines,
+    seed_for as seed_for,
     write_json as write_json,
     write_json_lines as write_json_lines,
     write_text as write_text,
 )
-from .hashing import digest as digest, digest_file as digest_file, seed_for as seed_for
 from .ledger import LEDGER as LEDGER, Ledger as Ledger
 from .progress import Ticker as Ticker, bars as bars, gathered as gathered, progress as progress
 from .runs import (

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from prefstage.core.errors import InputError, RunFolderError
-from prefstage.core.files import sync_folder, write_json
-from prefstage.core.hashing import digest, digest_file
+from prefstage.core.files import digest, digest_file, sync_folder, write_json
 
 MANIFEST, RESULT = "manifest.json", "result.json"
 LOCK = "lock"

@@ -45,7 +45,6 @@ from .settings import (
     WinRateConfig as WinRateConfig,
 )
 from .win_rates import (
-    JudgedAnswer as JudgedAnswer,
     WinRate as WinRate,
     control_jointly as control_jointly,
     win_rate as win_rate,

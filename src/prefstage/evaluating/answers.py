@@ -264,6 +264,7 @@ class Annotation:
         preference: For the model, in [0, 1]; NaN where the judge gave none.
         error_share: Of the chance to miss, what an interval over all rows may use: less than 1
             where judging might have stopped early. AlpacaEval has no such field.
+        prompt_id: Names the prompt's content; empty where the file has its text alone.
     """
 
     instruction: str
@@ -274,6 +275,7 @@ class Annotation:
     annotator: str
     preference: float
     error_share: float = 1.0
+    prompt_id: str = ""
 
 
 def read_annotations(path: Path) -> list[Annotation]:

@@ -43,9 +43,7 @@ from prefstage.evaluating.comparing import (
 from prefstage.evaluating.length_controlled import (
     LengthControlledWinRate,
     leaderboard_row,
-    length_controlled_win_rate,
 )
-from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.mt_bench import load_questions, run_mt_bench
 from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.evaluating.settings import (
@@ -55,7 +53,13 @@ from prefstage.evaluating.settings import (
     WinRateConfig,
     kind_of,
 )
-from prefstage.evaluating.win_rates import FEWEST_CONTROLLED, WinRate, control_jointly, win_rate
+from prefstage.evaluating.win_rates import (
+    FEWEST_CONTROLLED,
+    WinRate,
+    control_jointly,
+    controlled_rate,
+    win_rate,
+)
 from prefstage.judging import Judge, as_judge, load_judge, stored
 from prefstage.judging.llm import LLMJudge
 from prefstage.measuring.sequential import prompt_order
@@ -231,12 +235,12 @@ def _write(
     for number, (answers, result) in enumerate(zip(models, results.values(), strict=True)):
         part = folder / f"model-{number}"
         write_model_outputs(part / "model_outputs.json", answers)
-        write_annotations(part / "annotations.json", result.annotations())
+        write_annotations(part / "annotations.json", result.verdicts)
         write_json(part / "evaluation.json", result.as_dict())
         if result.controlled is not None:
             lines[answers.name] = leaderboard_row(
                 [verdict.preference for verdict in result.verdicts],
-                [len(verdict.model_answer) for verdict in result.verdicts],
+                [len(verdict.output_2) for verdict in result.verdicts],
                 controlled=result.controlled,
             )
     written = [folder / "results.json"]
@@ -331,16 +335,13 @@ def _rates(
     if not regularise and np.isfinite(preferences).sum() < FEWEST_CONTROLLED:
         raw = rates_of(preferences, confidence=at_stop, seed=settings.seed)
         return replace(raw, confidence=settings.confidence), raw.interval
-    columns: dict[str, Any] = {
-        "preference": preferences,
-        "len_model": [len(row.output_2) for row in rows],
-        "len_baseline": [len(row.output_1) for row in rows],
-        "instruction": numbers,
-        "lookup": settings.lookup,
-        "regularise": regularise,
-    }
-    return length_controlled_win_rate(**columns), length_controlled_interval(
-        **columns, confidence=at_stop, seed=settings.seed
+    return controlled_rate(
+        rows,
+        confidence=at_stop,
+        seed=settings.seed,
+        instruction=numbers,
+        lookup=settings.lookup,
+        regularise=regularise,
     )
 
 

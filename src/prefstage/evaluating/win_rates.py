@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -32,26 +33,6 @@ Stopped = Literal["decided", "prompt budget", "all prompts used"]
 
 
 @dataclass(frozen=True)
-class JudgedAnswer:
-    """One prompt's verdict.
-
-    Attributes:
-        prompt_id: Names the prompt's content.
-        instruction: The prompt as text.
-        preference: P(model's answer better), mean of both orders, in [0, 1]; NaN where the
-            judge could not decide.
-        model_answer: The model's answer.
-        baseline_answer: The baseline's.
-    """
-
-    prompt_id: str
-    instruction: str
-    preference: float
-    model_answer: str
-    baseline_answer: str
-
-
-@dataclass(frozen=True)
 class WinRate:
     """A model's win rate over a baseline; rates in percent, lengths in characters.
 
@@ -71,7 +52,8 @@ class WinRate:
         prompts_available: Prompts that both answered.
         only_model: Prompts that only the model answered; not used.
         only_baseline: Prompts that only the baseline answered; not used.
-        verdicts: Each judged prompt.
+        verdicts: Each judged prompt, as a row of AlpacaEval's ``annotations.json``: the mean of
+            both orders, NaN where the judge could not decide.
         notes: What a reader should know.
         looks: Moments at which judging might have stopped; all intervals allow for them, and the
             anytime-valid one needs not.
@@ -91,7 +73,7 @@ class WinRate:
     prompts_available: int
     only_model: int
     only_baseline: int
-    verdicts: tuple[JudgedAnswer, ...]
+    verdicts: tuple[Annotation, ...]
     notes: tuple[str, ...]
     looks: int = 1
 
@@ -105,9 +87,7 @@ class WinRate:
 
     def as_text(self) -> str:
         """The result in a few lines, its model first."""
-        rates, lines = self.rates, list[str]()
-        if self.controlled is not None and self.controlled_interval is not None:
-            lines = [self.controlled.as_text(self.controlled_interval)]
+        rates, interval = self.rates, self.controlled_interval
         better = {"model": self.model, "baseline": self.baseline, None: "undecided"}
         return "\n".join(
             [
@@ -117,30 +97,13 @@ class WinRate:
                 f"[{rates.interval[0]:.2f}, {rates.interval[1]:.2f}], "
                 f"discrete {rates.discrete_win_rate:.2f} %: {rates.wins} won, {rates.draws} "
                 f"drawn, {rates.losses} lost, {rates.n_missing} undecided",
-                *lines,
+                *([self.controlled.as_text(interval)] if self.controlled and interval else []),
                 f"mean length {self.avg_length:.0f} characters, "
                 f"the baseline's {self.avg_length_baseline:.0f}",
                 f"better on the prompts at hand: {better[self.better]}",
                 *(f"note: {note}" for note in self.notes),
             ]
         )
-
-    def annotations(self) -> list[Annotation]:
-        """The verdicts as rows of AlpacaEval's ``annotations.json``."""
-        error_share = 1 - confidence_at_stop(0.0, self.looks, early=self.stopped == "decided")
-        return [
-            Annotation(
-                instruction=verdict.instruction,
-                output_1=verdict.baseline_answer,
-                output_2=verdict.model_answer,
-                generator_1=self.baseline,
-                generator_2=self.model,
-                annotator=self.judge,
-                preference=verdict.preference,
-                error_share=error_share,
-            )
-            for verdict in self.verdicts
-        ]
 
 
 def win_rate(
@@ -187,10 +150,11 @@ def win_rate(
     stopped: Stopped = "prompt budget" if used == config.max_prompts else "decided"
     if used == len(common):
         stopped = "all prompts used"
+    # Looking again and again is paid for in every interval, whether or not it stopped early.
+    at_stop = partial(confidence_at_stop, looks=looks, early=stopped == "decided")
     rates = rates_of(
         [verdict.preference for verdict in verdicts],
-        # Looking again and again is paid for in every interval, whether or not it stopped early.
-        confidence=confidence_at_stop(config.confidence, looks, early=stopped == "decided"),
+        confidence=at_stop(config.confidence),
         resamples=config.resamples,
         seed=config.seed,
     )
@@ -208,8 +172,8 @@ def win_rate(
         baseline=theirs.name,
         judge=who.name,
         rates=replace(rates, confidence=config.confidence),  # what it holds as, not computed at
-        avg_length=fmean(len(verdict.model_answer) for verdict in verdicts),
-        avg_length_baseline=fmean(len(verdict.baseline_answer) for verdict in verdicts),
+        avg_length=fmean(len(verdict.output_2) for verdict in verdicts),
+        avg_length_baseline=fmean(len(verdict.output_1) for verdict in verdicts),
         controlled=None,
         controlled_interval=None,
         better=better.get(sequence.side),
@@ -218,7 +182,7 @@ def win_rate(
         prompts_available=len(common),
         only_model=len(ours) - len(common),
         only_baseline=len(theirs) - len(common),
-        verdicts=tuple(verdicts),
+        verdicts=tuple(replace(row, error_share=1 - at_stop(0.0)) for row in verdicts),
         notes=tuple(notes),
         looks=looks,
     )
@@ -251,10 +215,10 @@ def _judge(
     config: WinRateConfig,
     *,
     sizes: Sequence[int],
-) -> tuple[list[JudgedAnswer], ConfidenceSequence]:
+) -> tuple[list[Annotation], ConfidenceSequence]:
     order = prompt_order(common, seed=config.seed)
     sequence = ConfidenceSequence(available=len(order), confidence=config.confidence)
-    verdicts: list[JudgedAnswer] = []
+    verdicts: list[Annotation] = []
     with progress("prompts judged", sum(sizes)) as tick:
         for size in sizes:
             comparisons = [
@@ -268,12 +232,15 @@ def _judge(
             ]
             judgments = compare_all(judge, comparisons)
             verdicts += [
-                JudgedAnswer(
-                    asked.prompt_id,
-                    instruction_of(asked.prompt),
-                    math.nan if judgment.status == "undecided" else judgment.probability,
-                    asked.a,
-                    asked.b,
+                Annotation(
+                    instruction=instruction_of(asked.prompt),
+                    output_1=asked.b,
+                    output_2=asked.a,
+                    generator_1=theirs.name,
+                    generator_2=ours.name,
+                    annotator=judge.name,
+                    preference=math.nan if judgment.status == "undecided" else judgment.probability,
+                    prompt_id=asked.prompt_id,
                 )
                 for asked, judgment in zip(comparisons, judgments, strict=True)
             ]
@@ -305,6 +272,33 @@ def confidence_at_stop(confidence: float, looks: int, *, early: bool) -> float:
     return 1 - (1 - confidence) / 2 / (looks - 1 if early else 1)
 
 
+def controlled_rate(
+    rows: Sequence[Annotation], *, confidence: float, resamples: int = 1000, seed: int, **how: Any
+) -> tuple[LengthControlledWinRate, tuple[float, float]]:
+    """The length-controlled win rate of verdicts, and its interval.
+
+    Args:
+        rows: The verdicts.
+        confidence: Of the interval, in (0, 1).
+        resamples: Of its bootstrap.
+        seed: Likewise.
+        how: Further arguments of `length_controlled_win_rate`.
+
+    Returns:
+        Both, in percent.
+    """
+    how |= {
+        "preference": [row.preference for row in rows],
+        "len_model": [len(row.output_2) for row in rows],
+        "len_baseline": [len(row.output_1) for row in rows],
+    }
+    controlled = length_controlled_win_rate(**how)
+    c = controlled.C if controlled.C > 0 else None  # NaN for the baseline itself
+    return controlled, length_controlled_interval(
+        **how, C=c, confidence=confidence, resamples=resamples, seed=seed
+    )
+
+
 def control_length(
     result: WinRate, config: WinRateConfig, *, absorbed: float = 0.0, **how: Any
 ) -> WinRate:
@@ -319,21 +313,14 @@ def control_length(
     Returns:
         The same with the length-controlled win rate, its interval and its notes.
     """
-    columns: dict[str, Any] = {
-        "preference": [verdict.preference for verdict in result.verdicts],
-        "len_model": [len(verdict.model_answer) for verdict in result.verdicts],
-        "len_baseline": [len(verdict.baseline_answer) for verdict in result.verdicts],
-    }
-    controlled = length_controlled_win_rate(**columns, **how)
-    interval = length_controlled_interval(
-        **columns,
-        **how,
-        C=controlled.C if controlled.C > 0 else None,  # NaN for the baseline itself
+    controlled, interval = controlled_rate(
+        result.verdicts,
         confidence=confidence_at_stop(
             config.confidence, result.looks, early=result.stopped == "decided"
         ),
         resamples=config.resamples,
         seed=config.seed,
+        **how,
     )
     if absorbed:
         interval = widened(interval, controlled.length_controlled_win_rate, absorbed=absorbed)
@@ -360,7 +347,7 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
         InputError: As `estimate_difficulty`.
     """
     baseline = {
-        verdict.prompt_id: len(verdict.baseline_answer)
+        verdict.prompt_id: len(verdict.output_1)
         for result in results.values()
         for verdict in result.verdicts
     }
@@ -368,7 +355,7 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
     rows = [{verdict.prompt_id: verdict for verdict in r.verdicts} for r in results.values()]
     d, shares = estimate_difficulty(
         [[row[key].preference if key in row else math.nan for key in baseline] for row in rows],
-        [[len(row[key].model_answer) if key in row else 1 for key in baseline] for row in rows],
+        [[len(row[key].output_2) if key in row else 1 for key in baseline] for row in rows],
         list(baseline.values()),
     )
     note = f"difficulty estimated from the verdicts on these {len(results)} models"

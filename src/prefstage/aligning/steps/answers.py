@@ -218,7 +218,7 @@ class Evaluate(Step):
         )
         rate = win_rate(ours, theirs, judge=self.space.judge, config=self.config)
         write_json(folder / EVALUATION, rate.as_dict())
-        write_annotations(folder / ANNOTATIONS, rate.annotations())
+        write_annotations(folder / ANNOTATIONS, rate.verdicts)
 
     # Of a comparison a prompt, or the rewards of two answers.
     @override
