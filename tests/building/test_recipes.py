@@ -23,7 +23,7 @@ from prefstage.cli.main import app
 from prefstage.core.errors import DataError, InputError, RunFolderError
 from prefstage.data import load_pairs
 from prefstage.data.sets import CandidateSet, PairSet
-from prefstage.diagnosing.numbers import describe
+from prefstage.diagnosing.numbers import describe_sorted
 from tests.building.making import candidates, pair
 
 ENGLISH = "The quick brown fox jumps over the lazy dog while the sun is shining brightly."
@@ -163,12 +163,12 @@ def test_splits_that_leave_nothing_are_refused(rows, splits):
 
 
 def test_describe_as_table_5():
-    found = describe(np.array([1.0, 2.0, 3.0, 4.0, math.nan]))
+    found = describe_sorted(np.array([1.0, 2.0, 3.0, 4.0, math.nan]))
     assert tuple(found[name] for name in ("mean", "min", "q25", "median")) == (2.5, 1.0, 1.75, 2.5)
     assert tuple(found[name] for name in ("q75", "max", "count", "missing")) == (3.25, 4.0, 4, 1)
     assert found["std"] == pytest.approx(math.sqrt(5 / 3))
-    assert describe(np.zeros(0))["mean"] is None
-    assert describe(np.array([2.0]))["std"] is None
+    assert describe_sorted(np.zeros(0))["mean"] is None
+    assert describe_sorted(np.array([2.0]))["std"] is None
 
 
 def test_the_folder_holds_pairs_card_and_counts(rows, tmp_path):

@@ -18,7 +18,7 @@ from prefstage.diagnosing import (
 from prefstage.diagnosing.config import DiagnosisConfig
 from prefstage.diagnosing.diagnosis import diagnose
 from prefstage.diagnosing.figures import data_figures, diversity_of, preference_consistency
-from prefstage.diagnosing.numbers import cohens_kappa, describe
+from prefstage.diagnosing.numbers import cohens_kappa, describe_sorted
 from prefstage.diagnosing.scoring import ScoredBy
 from prefstage.diagnosing.tables import as_text, ranking_table
 from prefstage.judging import Judge
@@ -250,7 +250,7 @@ def test_scores_and_gaps():
     figures = data_figures(pairs)
     assert figures["scores"]["gap"]["mean"] == 2.5
     assert sum(figures["gap_histogram"]["counts"]) == 4
-    assert describe(np.array([np.nan]))["missing"] == 1
+    assert describe_sorted(np.array([np.nan]))["missing"] == 1
     assert data_figures(PAIRS)["scores"] == {}
 
 

@@ -30,7 +30,6 @@ from prefstage.diagnosing.numbers import (
     HALF,
     bootstrap_interval,
     cohens_kappa,
-    describe,
     describe_sorted,
     distinct_share,
     histogram,
@@ -88,8 +87,13 @@ def data_figures(pairs: Iterable[Pair]) -> dict[str, Any]:
         prompts = stack.enter_context(DiskNumbers("uint64"))
         rest = iter(pairs)
         while chunk := list(islice(rest, _CHUNK)):
-            parts = [(pair.prompt, pair.chosen, pair.rejected) for pair in chunk]
-            lengths = np.array([[len(_text(part)) for part in texts] for texts in parts], float)
+            lengths = np.array(
+                [
+                    [len(_text(part)) for part in (pair.prompt, pair.chosen, pair.rejected)]
+                    for pair in chunk
+                ],
+                float,
+            )
             # As numbers, no score (None) is NaN.
             scores = np.array([(p.score_chosen, p.score_rejected) for p in chunk], float)
             gaps = scores[:, :1] - scores[:, 1:]
@@ -198,7 +202,7 @@ def judge_figures(pairs: Sequence[Pair], judge: Judge) -> tuple[dict[str, Any], 
         rejected = np.array([rewards[c.prompt_id, c.b] for c in comparisons])
         judgments = [judgment_of_rewards(a, b) for a, b in zip(chosen, rejected, strict=True)]
         scores = {
-            n: describe(side[np.isfinite(side)])
+            n: describe_sorted(np.sort(side[np.isfinite(side)]))
             for n, side in {
                 "chosen": chosen,
                 "rejected": rejected,
@@ -435,7 +439,7 @@ def learnability_of(
             "share_of_wrong": float(right[wrong].mean()) if wrong.any() else None,
             "share_right": float(right.mean()),
         },
-        "log_ratio": describe(c),
+        "log_ratio": describe_sorted(np.sort(c)),
         "histogram": shown,
         "thresholds": flip_threshold(
             torch.tensor(shown["edges"], dtype=torch.float64), beta=config.beta

@@ -17,32 +17,22 @@ _DRAWS_AT_ONCE = 1 << 22
 Distribution = dict[str, float | int | None]
 
 
-def describe(values: Numbers) -> Distribution:
+def describe_sorted(values: Numbers) -> Distribution:
     """Mean, standard deviation, least, quartiles and greatest, as papers tabulate them.
 
+    Memory does not grow with memory-mapped numbers.
+
     Args:
-        values: Numbers; NaN where a row has none. [rows].
+        values: Numbers, least first; NaN, where a row has none, last. [rows].
 
     Returns:
-        Of the numbers that are there `mean`; `std`, of a sample (divided by n - 1), None of a
-        single number; `min`; `q25`, the first quartile, interpolated; `median`; `q75`; `max`; and
-        `count`, how many there are. `missing`: how many rows have none. Without numbers all but
-        the counts are None.
+        Of the numbers that are there, exactly: `mean`; `std`, of a sample (divided by n - 1), None
+        of a single number; `min`; `q25`, the first quartile, interpolated; `median`; `q75`; `max`;
+        and `count`, how many there are. `missing`: how many rows have none. Without numbers all
+        but the counts are None.
 
     Source:
         arXiv:2508.18312, Table 5.
-    """
-    return describe_sorted(np.sort(values))
-
-
-def describe_sorted(values: Numbers) -> Distribution:
-    """As `describe`, of sorted numbers that may be memory-mapped; memory does not grow.
-
-    Args:
-        values: Numbers, least first, NaN last. [rows].
-
-    Returns:
-        The figures, exact.
     """
     # NaN sort last, and searchsorted finds the first of them without reading the others.
     there = values[: int(np.searchsorted(values, np.nan)) if len(values) else 0]

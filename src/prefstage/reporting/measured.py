@@ -245,11 +245,23 @@ def read_evaluated(part: Part) -> dict[str, Any]:
 def evaluation_section(runs: Sequence[Run]) -> Section:
     """Win rates and lengths of all evaluations."""
     results = [(run.name, part.result) for run in runs for part in run.of("evaluate")]
+    lengths = course(
+        [
+            {"run": run.name, **policy, "length": length}
+            for run in runs
+            for _, policy, length in _by_policy(run)
+        ],
+        {"model": "model", "length": "mean length, characters"},
+        name="length",
+        title="Length of the held-out answers",
+        axis="mean length, characters",
+        alt="Mean length of held-out answers in characters; 0 is the start",
+    )
     return Section(
         "evaluation",
         "Win rate and length",
         "Answers to held-out prompts, compared by the same judge with the baseline's.",
-        (*_win_rates(runs), *_lengths(runs)),
+        (*_win_rates(runs), *lengths),
         table_of("Evaluations", [{"run": name, **_cells(result)} for name, result in results]),
         tuple(f"{name}, {r['model']}: {note}" for name, r in results for note in r["notes"]),
     )
@@ -313,21 +325,6 @@ def _by_policy(run: Run) -> list[tuple[Part, dict[str, Any], float]]:
             *((part, part.iteration, "model", "avg_length") for part in parts),
         )
     ]
-
-
-def _lengths(runs: Sequence[Run]) -> tuple[Chart, ...]:
-    return course(
-        [
-            {"run": run.name, **policy, "length": length}
-            for run in runs
-            for _, policy, length in _by_policy(run)
-        ],
-        {"model": "model", "length": "mean length, characters"},
-        name="length",
-        title="Length of the held-out answers",
-        axis="mean length, characters",
-        alt="Mean length of held-out answers in characters; 0 is the start",
-    )
 
 
 def distinct_words(runs: Sequence[Run]) -> tuple[Chart, ...]:

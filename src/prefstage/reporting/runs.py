@@ -303,7 +303,10 @@ def pack(parts: Sequence[tuple[str, PairRows]]) -> dict[str, Any]:
             for name, text in zip(TEXTS, row, strict=True):
                 columns[name].append(texts.setdefault(text, len(texts)))
         for name in NUMBERS:
-            columns[name] += map(_rounded, rows.numbers.get(name, [None] * count))
+            columns[name] += [
+                None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+                for value in rows.numbers.get(name, [None] * count)
+            ]
         for name in NAMES:
             columns[name] += [
                 -1 if value is None else names.setdefault(value, len(names))
@@ -319,10 +322,6 @@ def pack(parts: Sequence[tuple[str, PairRows]]) -> dict[str, Any]:
         "table": _encoded({"names": list(names), "columns": columns, **counts}),
         "blocks": [_encoded([text for text, _ in block]) for _, block in by_block],
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
 def _encoded(value: Any) -> str:

@@ -54,16 +54,19 @@ _BINS = 30
 
 def read_built(part: Part) -> dict[str, Any]:
     """A build's pairs, of every part whose file is there."""
-    files = [
-        ("", part.folder / "pairs.parquet", f"iteration {part.iteration}: trained on"),
-        *(
-            (name, part.folder / name / f"{split}.parquet", f"{name}, {split}")
-            for name, splits in part.result["parts"].items()
-            for split in splits
-        ),
-    ]
     return {
-        "pairs": [(name, read_pairs(file, title)) for name, file, title in files if file.is_file()]
+        "pairs": [
+            (name, read_pairs(file, title))
+            for name, file, title in [
+                ("", part.folder / "pairs.parquet", f"iteration {part.iteration}: trained on"),
+                *(
+                    (name, part.folder / name / f"{split}.parquet", f"{name}, {split}")
+                    for name, splits in part.result["parts"].items()
+                    for split in splits
+                ),
+            ]
+            if file.is_file()
+        ]
     }
 
 

@@ -282,11 +282,6 @@ def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[
     ]
     ratios = [point["ratio"] for point in points] or [0.0]
     low, width = min(ratios), max(ratios) - min(ratios)
-    # logaddexp(0, -z) is -log σ(z) without overflow, however far a pair is from the others
-    curve = [
-        {"ratio": c, "loss": float(np.logaddexp(0.0, -beta * c))}
-        for c in (low + width * k / _CURVE for k in range(_CURVE + 1))
-    ]
     head = {"ratio": "c, nats", "loss": "DPO loss", "group": "group"}
     x, y = quantity("ratio", "reference log-ratio c, nats"), quantity("loss", "DPO loss, nats")
     groups = [point["group"] for point in points]
@@ -307,7 +302,13 @@ def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[
             color=_GROUP_COLOURS,
         ),
         {
-            "data": {"values": curve},
+            "data": {
+                # logaddexp(0, -z) is -log σ(z) without overflow, however far a pair is from others
+                "values": [
+                    {"ratio": c, "loss": float(np.logaddexp(0.0, -beta * c))}
+                    for c in (low + width * k / _CURVE for k in range(_CURVE + 1))
+                ]
+            },
             **layer({"type": "line", "color": "@ink", "strokeWidth": 1.5}, x=x, y=y),
         },
         height=320,

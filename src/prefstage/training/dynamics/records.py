@@ -429,22 +429,27 @@ def _threshold(figure_type: Any, pairs: pa.Table, beta: float, title: str) -> An
 
 
 def _trajectories(figure_type: Any, metrics: list[dict[str, float]], name: str) -> Any:
-    lines = {
-        "accuracies": {
-            metric_key(name, "rankings/accuracy"): {"label": "ranking accuracy R"},
-            metric_key(name, "rankings/normalised_accuracy"): {"label": "length-normalised R̃"},
-            metric_key(name, "rewards/accuracies"): {"label": "reward accuracy"},
+    figure, panels = _line_panels(
+        figure_type,
+        metrics,
+        {
+            "accuracies": {
+                metric_key(name, "rankings/accuracy"): {"label": "ranking accuracy R"},
+                metric_key(name, "rankings/normalised_accuracy"): {"label": "length-normalised R̃"},
+                metric_key(name, "rewards/accuracies"): {"label": "reward accuracy"},
+            },
+            "change of mean log π(y|x) since the reference (nats)": {
+                metric_key(name, "displacement/chosen"): {"label": "chosen", "color": RIGHT},
+                metric_key(name, "displacement/rejected"): {"label": "rejected", "color": WRONG},
+            },
+            "intra-diversity: log π(y_w|x) − log π(y_l|x) (nats)": {
+                metric_key(name, "intra_diversity/mean"): {"label": "mean"}
+            },
+            "distance of the weights from the start": {"dynamics/weight_distance": {"color": LINE}},
         },
-        "change of mean log π(y|x) since the reference (nats)": {
-            metric_key(name, "displacement/chosen"): {"label": "chosen", "color": RIGHT},
-            metric_key(name, "displacement/rejected"): {"label": "rejected", "color": WRONG},
-        },
-        "intra-diversity: log π(y_w|x) − log π(y_l|x) (nats)": {
-            metric_key(name, "intra_diversity/mean"): {"label": "mean"}
-        },
-        "distance of the weights from the start": {"dynamics/weight_distance": {"color": LINE}},
-    }
-    figure, panels = _line_panels(figure_type, metrics, lines, size=(12, 7), shape=(2, 2))
+        size=(12, 7),
+        shape=(2, 2),
+    )
     accuracy, likelihood, diversity, _ = panels
     accuracy.set_ylim(0, 1)
     likelihood.axhline(0, color=LINE, lw=0.6)
