@@ -4,8 +4,8 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -72,8 +72,7 @@ class Command:
     @property
     def model(self) -> "type[Config]":
         """The settings model; its package is imported now."""
-        module, _, name = self.settings.partition(":")
-        model: type[Config] = getattr(import_module(f"prefstage.{module}"), name)
+        model: type[Config] = resolve_name(f"prefstage.{self.settings}")
         return model
 
 

@@ -141,13 +141,12 @@ def preference_of(reward: Tensor, model: PreferenceModel) -> Tensor:
         P. [..., responses, responses]; P_ij + P_ji = 1.
     """
     margin = differences(reward)
-    if model == "noisy":
-        return NOISE + (1 - 2 * NOISE) * margin.sigmoid()
-    if model == "ties":
-        return torch.where(margin.abs() < TIE_REACH, 0.0, margin).sigmoid()
-    if model == "intransitive":
-        return (margin + CYCLE * cycle(reward.shape[-1])).sigmoid()
-    return margin.sigmoid()
+    return {
+        "bradley-terry": margin.sigmoid(),
+        "noisy": NOISE + (1 - 2 * NOISE) * margin.sigmoid(),
+        "ties": torch.where(margin.abs() < TIE_REACH, 0.0, margin).sigmoid(),
+        "intransitive": (margin + CYCLE * cycle(reward.shape[-1])).sigmoid(),
+    }[model]
 
 
 def cycle(responses: int) -> Tensor:
