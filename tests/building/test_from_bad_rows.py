@@ -10,7 +10,6 @@ import pytest
 
 from prefstage import judging
 from prefstage.building.account import Account, Built
-from prefstage.building.answers import reward_augmented
 from prefstage.building.build import Materials, build_pairs, groups_of
 from prefstage.building.filters import filtered
 from prefstage.building.recipe import (
@@ -22,6 +21,7 @@ from prefstage.building.recipe import (
     NearDuplicateFilter,
     read_recipe,
 )
+from prefstage.building.relabelling import reward_augmented
 from prefstage.core.errors import PrefstageError
 from prefstage.core.ledger import Ledger
 from prefstage.data.records import Candidates, prompt_id_of

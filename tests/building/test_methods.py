@@ -9,23 +9,24 @@ import pytest
 from hypothesis import given, strategies as st
 
 from prefstage.building.account import Account, Built
-from prefstage.building.answers import principled_pairs, reward_augmented
-from prefstage.building.build import build_pairs
-from prefstage.building.choosing import rejection_sample
-from prefstage.building.per_prompt import (
+from prefstage.building.answers import (
     Measured,
     PromptTally,
     least_clear,
     per_prompt_pairs,
+    principled_pairs,
     read_measurement,
     sharpen,
 )
+from prefstage.building.build import build_pairs
+from prefstage.building.choosing import rejection_sample
 from prefstage.building.recipe import PRINCIPLES, Budget
 from prefstage.building.relabelling import (
     aspect_margins,
     least_divergent,
     preference_divergence,
     relabelled,
+    reward_augmented,
 )
 from prefstage.core.errors import InputError
 from prefstage.core.ledger import Ledger

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from prefstage.building.account import Account
-from prefstage.building.answers import mixed_pairs, plan_mixing
+from prefstage.building.answers import draw_prompts, mixed_pairs
 from prefstage.building.build import build_pairs
 from prefstage.building.recipe import Recipe
 from prefstage.data.records import prompt_id_of
@@ -22,9 +22,11 @@ from tests.building.making import (
 @given(st.integers(1, 300), st.floats(0, 1))
 def test_the_share_is_exact(count, share):
     ids = [prompt_id_of(prompt_of(str(number))) for number in range(count)]
-    plan = plan_mixing([*ids, *ids], share=share)
-    assert plan.prompts == count
-    assert plan.drawn == sum(map(plan.is_drawn, ids)) == math.floor(share * count + 1e-9)
+    account = Account()
+    is_drawn = draw_prompts([*ids, *ids], share=share, account=account)
+    drawn = math.floor(share * count + 1e-9)
+    assert account.figures == {"prompts": count, "prompts_drawn": drawn}
+    assert sum(map(is_drawn, ids)) == drawn
 
 
 def rewards_for(pairs, k):
@@ -49,14 +51,14 @@ def test_chosen_never_scores_less_than_before():
         for e in pairs
     )  # fmt: skip
     judge, account = CountingRewards(rewards), Account()
-    plan = plan_mixing([e.prompt_id for e in pairs], share=0.5)
+    is_drawn = draw_prompts([e.prompt_id for e in pairs], share=0.5, account=account)
     mixed = [
         each
-        for group in mixed_pairs(pairs, answers, judge, plan=plan, account=account)
+        for group in mixed_pairs(pairs, answers, judge, is_drawn=is_drawn, account=account)
         for each in group
     ]
     for before, after in zip(pairs, mixed, strict=True):
-        if not plan.is_drawn(before.prompt_id):
+        if not is_drawn(before.prompt_id):
             assert after.pair == before
             continue
         own = [rewards[f"{before.prompt[0]['content']}: own {i}"] for i in range(k)]

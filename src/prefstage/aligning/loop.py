@@ -335,7 +335,7 @@ class Plan(Walk):
         )
         seen, store = "", self.space.folder / LEDGER
         if measured is None and store.exists():
-            measured = reversal_of(_judged(self.space, store)).as_dict()
+            measured = reversal_of(_judged(self.space, store))
             judged = sum(measured[name] for name in ("kept", "reversed", "equal", "unreadable"))
             seen = f"of {judged} of {len(self.space.off_pairs)} pairs judged so far, "
         if measured is None or measured["share"] is None:

@@ -1,6 +1,6 @@
 # Public names, each imported on first use (read by lazy_loader in __init__.py).
 from .account import Account as Account
-from .answers import mixed_pairs as mixed_pairs
+from .answers import mixed_pairs as mixed_pairs, per_prompt_pairs as per_prompt_pairs
 from .build import BuildResult as BuildResult, build_pairs as build_pairs
 from .card import pair_statistics as pair_statistics
 from .choosing import (
@@ -8,6 +8,5 @@ from .choosing import (
     quality_tiers as quality_tiers,
     tier_pairs as tier_pairs,
 )
-from .per_prompt import per_prompt_pairs as per_prompt_pairs
 from .recipe import Recipe as Recipe, read_recipe as read_recipe
 from .relabelling import relabelled as relabelled

@@ -3,7 +3,7 @@
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -26,35 +26,29 @@ SETTING = "accept_reversal"
 _EXAMPLES = 3
 
 
-@dataclass(frozen=True)
-class Reversal:
+def reversal_figures(
+    kept: int = 0, reversed: int = 0, equal: int = 0, unreadable: int = 0, unlabelled: int = 0
+) -> dict[str, Any]:
     """What a judge says of labels, summed up before it replaces them.
 
-    Attributes:
+    Args:
         kept: Labels that the judge confirms.
         reversed: Labels that it turns round.
         equal: Labelled pairs that it finds equal; they count for nothing.
         unreadable: Labelled pairs without a readable judgment; likewise.
         unlabelled: Pairs that are a tie in the data, which have no label to reverse.
+
+    Returns:
+        These counts; "share", reversed labels of those that the judge confirms or turns round,
+        None of none; and "interval", its 95 % Wilson interval. JSON-serialisable.
     """
-
-    kept: int = 0
-    reversed: int = 0
-    equal: int = 0
-    unreadable: int = 0
-    unlabelled: int = 0
-
-    @property
-    def share(self) -> float | None:
-        """Reversed labels, of those that the judge confirms or turns round; None of none."""
-        decided = self.kept + self.reversed
-        return self.reversed / decided if decided else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-serialisable, with the share and its 95 % Wilson interval."""
-        share = self.share
-        interval = wilson_interval(share or 0.0, self.kept + self.reversed)
-        return {**asdict(self), "share": share, "interval": list(interval)}
+    decided = kept + reversed
+    share = reversed / decided if decided else None
+    return {
+        **{"kept": kept, "reversed": reversed, "equal": equal},
+        **{"unreadable": unreadable, "unlabelled": unlabelled, "share": share},
+        "interval": list(wilson_interval(share or 0.0, decided)),
+    }
 
 
 @dataclass
@@ -68,7 +62,7 @@ class Account:
         examples: The first prompt ids of every reason.
         figures: Other figures of the method (flips, on-policy share, ...), by name.
         notes: What else a reader should know.
-        reversal: What the judge says of the labels that it replaces; None if it replaces none.
+        reversal: As `reversal_figures`, of the labels that a judge replaces; None if none does.
     """
 
     prompts: int = 0
@@ -77,7 +71,7 @@ class Account:
     examples: dict[str, list[str]] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    reversal: Reversal | None = None
+    reversal: dict[str, Any] | None = None
 
     def skip(self, reason: str, prompt_id: str, count: int = 1) -> None:
         """Count something that is left out.
@@ -127,7 +121,7 @@ class Account:
             "examples": self.examples,
             "figures": self.figures,
             "notes": self.notes,
-            "reversal": None if self.reversal is None else self.reversal.as_dict(),
+            "reversal": self.reversal,
         }
 
 
@@ -140,7 +134,7 @@ def describe_reversal(reversal: Mapping[str, Any]) -> str:
     """Say how often a judge reverses labels.
 
     Args:
-        reversal: As of `Reversal.as_dict`.
+        reversal: As of `reversal_figures`.
 
     Returns:
         Such as "24 of 40 labels reversed by the judge: 60.0 % (95 % interval 44.6 % to 73.7 %)",
@@ -171,7 +165,7 @@ def check_reversal(
     """Stop before labels are replaced by a judge that mostly contradicts them.
 
     Args:
-        reversal: As of `Reversal.as_dict`.
+        reversal: As of `reversal_figures`.
         accepted: Whether the recipe says yes to any share.
         judge: Its name.
         setting: Where the recipe says so.

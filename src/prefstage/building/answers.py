@@ -1,21 +1,34 @@
-"""Pairs of a policy's own answers, and of prompts that say how to answer."""
+"""Pairs of a policy's own answers: mixed into others, by principle, and prompt by prompt."""
 
+import json
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import chain, islice
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, islice
+from pathlib import Path
+from typing import Literal
 
 from prefstage.building.account import Account, Built, Group, score_gap
 from prefstage.building.choosing import usable_responses
-from prefstage.building.recipe import PRINCIPLES, SHARE, TEMPLATE, Principle
-from prefstage.building.relabelling import exchanged, rescored, without_raters
+from prefstage.building.recipe import PRINCIPLES, SHARE, Budget, Principle
+from prefstage.building.relabelling import exchanged, rescored, with_system_text, without_raters
 from prefstage.core import InputError, Ledger, seed_for
-from prefstage.data import Candidates, CandidateSet, Message, Pair, Prompt, prompt_id_of
+from prefstage.data import Candidates, CandidateSet, Pair, prompt_id_of
+from prefstage.data.records import generations_of
 from prefstage.data.storage import DiskNumbers, count_different, different, text_number
 from prefstage.judging.base import Judge, content_of
-from prefstage.sampling.base import Sampler, collect, cut_thoughts, requests_for, to_candidates
+from prefstage.measuring.boundary import HALF, judge_sides
+from prefstage.sampling.base import (
+    Sample,
+    Sampler,
+    SampleRequest,
+    collect,
+    cut_thoughts,
+    requests_for,
+    to_candidates,
+)
 
 _KEPT = "drawn_pairs_kept"
 
@@ -55,30 +68,19 @@ def policy_answers(
     return to_candidates(prompts, answered, source=sampler.name)
 
 
-class MixingPlan(NamedTuple):
-    """Which prompts are mixed.
-
-    Attributes:
-        is_drawn: Whether a prompt (by id) is.
-        drawn: ⌊ρN⌋, how many are.
-        prompts: N, how many different prompts there are.
-    """
-
-    is_drawn: Callable[[str], bool]
-    drawn: int
-    prompts: int
-
-
-def plan_mixing(prompt_ids: Iterable[str], *, share: float = SHARE, seed: int = 0) -> MixingPlan:
+def draw_prompts(
+    prompt_ids: Iterable[str], *, share: float = SHARE, seed: int = 0, account: Account
+) -> Callable[[str], bool]:
     """Draw exactly ⌊ρN⌋ of N different prompts, whatever their order, in flat memory.
 
     Args:
         prompt_ids: Of all pairs; those that stand twice count once.
         share: ρ, in [0, 1].
         seed: Of the draw.
+        account: Gets N and ⌊ρN⌋.
 
     Returns:
-        The plan.
+        Whether a prompt, by its id, is drawn.
     """
 
     def number(prompt_id: str) -> int:
@@ -92,7 +94,8 @@ def plan_mixing(prompt_ids: Iterable[str], *, share: float = SHARE, seed: int = 
         count = math.floor(share * total + 1e-9)
         smallest = islice(chain.from_iterable(different(numbers)), count)
         limit = max(map(int, smallest), default=-1)
-    return MixingPlan(lambda prompt_id: number(prompt_id) <= limit, count, total)
+    account.figures |= {"prompts": total, "prompts_drawn": count}
+    return lambda prompt_id: number(prompt_id) <= limit
 
 
 def mixed_pairs(
@@ -100,7 +103,7 @@ def mixed_pairs(
     answers: CandidateSet,
     judge: Judge,
     *,
-    plan: MixingPlan,
+    is_drawn: Callable[[str], bool],
     account: Account,
 ) -> Iterator[Group]:
     """Put the policy's best answer into the pairs of the drawn prompts.
@@ -113,7 +116,7 @@ def mixed_pairs(
         pairs: The off-policy pairs.
         answers: The policy's answers to the drawn prompts.
         judge: Gives r, of y_w and of the answers, each once.
-        plan: Which prompts are drawn.
+        is_drawn: Whether a prompt, by its id, is.
         account: Counts what became of every pair.
 
     Yields:
@@ -124,12 +127,11 @@ def mixed_pairs(
     """
     # The answers stay on disk; only where each prompt's row is fills memory.
     rows = {prompt_id: index for index, prompt_id in enumerate(answers.dataset["prompt_id"])}
-    account.figures |= {"prompts": plan.prompts, "prompts_drawn": plan.drawn}
     for pair in pairs:
         account.prompts += 1
         account.pairs += 1
         made, asked = pair, None
-        if plan.is_drawn(pair.prompt_id):
+        if is_drawn(pair.prompt_id):
             row = rows.get(pair.prompt_id)
             made, figure = (
                 (pair, f"{_KEPT}_for_want_of_an_answer")
@@ -233,87 +235,249 @@ def principled_pairs(
             yield [Built(pair, "principled", "principled")]
 
 
-def reward_augmented(
-    groups: Iterable[Group], *, template: str = TEMPLATE, digits: int = 1, account: Account
-) -> Iterator[Group]:
-    """Take each pair twice, once for either score as the goal.
+Side = Literal["on", "off"]
 
-    With the goal g in the prompt, a response earns ``-(g - r(y))²``. With g = r(y_w) the
-    order stays; with g = r(y_l) the rejected response is the right one, and the order turns.
 
-    Args:
-        groups: Built pairs with both scores; others are counted and left out.
-        template: What the system message says, with ``{score}`` where the goal stands; it
-            is added to a system message that is there.
-        digits: Decimal places of the goal. Pairs whose scores read the same are left out.
-        account: Counts what was left out.
+@dataclass
+class PromptTally:
+    """What a prompt's comparisons said so far.
 
-    Yields:
-        For each pair two, whose scores are those of the goal; the ids are of the new prompts.
-
-    Raises:
-        InputError: If the template has no `{score}`.
-
-    Source:
-        Zhang et al. 2024, arXiv:2410.08067, §3.
+    Attributes:
+        on: Votes for on-policy responses; a tie counts half.
+        off: Votes for off-policy responses; likewise.
     """
-    InputError.unless(
-        "{score}" in template,
-        saw=f"template {template!r}",
-        expected="a text with {score} in it",
-        cure="add {score}",
-    )
-    for group in groups:
-        made: Group = []
-        for built in group:
-            high, low = built.pair.score_chosen, built.pair.score_rejected
-            if high is None or low is None or not math.isfinite(high - low):
-                account.skip("pair without both scores", built.pair.prompt_id)
-                continue
-            sides = {f"{high:.{digits}f}": built.pair, f"{low:.{digits}f}": exchanged(built.pair)}
-            if len(sides) == 1:
-                account.skip("pair whose scores read the same as goals", built.pair.prompt_id)
-            else:
-                made += [
-                    _with_goal(built, pair, template.replace("{score}", goal), -((high - low) ** 2))
-                    for goal, pair in sides.items()
-                ]
-        account.pairs += len(made) - len(group)
-        if made:
-            yield made
+
+    on: float
+    off: float
+
+    @property
+    def clearness(self) -> float:
+        """How far the votes are from even: ``|on - off| / √(on + off + 1)``."""
+        return abs(self.on - self.off) / math.sqrt(self.on + self.off + 1)
+
+    @property
+    def favours(self) -> Side | None:
+        """The side with more votes; None if they are even."""
+        return None if self.on == self.off else "on" if self.on > self.off else "off"
 
 
-def with_system_text(prompt: Prompt, text: str) -> Prompt:
-    """Add a text to a prompt's system message, or put one before it.
+@dataclass(frozen=True)
+class Measured:
+    """What a measurement says, prompt by prompt and overall.
+
+    Attributes:
+        tallies: The votes of each prompt that was used, by id.
+        overall: The side that the whole measurement favours.
+        stage: Its stage's name.
+    """
+
+    tallies: Mapping[str, PromptTally]
+    overall: Side
+    stage: str
+
+
+def read_measurement(folder: Path) -> Measured:
+    """Read what `prefstage measure --out FOLDER` left.
 
     Args:
-        prompt: The messages.
-        text: What the system message shall say (too).
+        folder: The run folder.
 
     Returns:
-        The new messages.
+        Votes a prompt, and the overall side: off in the injection stage, on in the
+        fine-tuning stage; where that is undecided, the side of Algorithm 1's rule (off only
+        if it has more votes).
+
+    Raises:
+        InputError: If the folder holds no finished measurement.
     """
-    if prompt and prompt[0].get("role") == "system" and isinstance(prompt[0].get("content"), str):
-        return ({**prompt[0], "content": f"{prompt[0]['content']}\n\n{text}"}, *prompt[1:])
-    first: Message = {"role": "system", "content": text}
-    return (first, *prompt)
+    import pyarrow.parquet as pq
+
+    with InputError.instead_of(
+        OSError,
+        ValueError,
+        saw=f"measurement {folder} without stage.json and prompts.parquet",
+        expected="the run folder of a finished measurement",
+        cure="run `prefstage measure ... --out FOLDER` first, and name that folder",
+    ):
+        stage = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        rows = pq.read_table(folder / "prompts.parquet").to_pylist()
+    tallies = {
+        row["prompt_id"]: PromptTally(
+            on=row["votes_on"] + HALF * (row["ties"] + row["undecided"]),
+            off=row["votes_off"] + HALF * (row["ties"] + row["undecided"]),
+        )
+        for row in rows
+    }
+    sides: dict[str, Side] = {"injection": "off", "fine-tuning": "on"}
+    by_rule: Side = "off" if stage["votes_off"] > stage["votes_on"] else "on"
+    return Measured(tallies, sides.get(stage["stage"], by_rule), stage["stage"])
 
 
-def _with_goal(built: Built, pair: Pair, text: str, worse: float) -> Built:
-    prompt = with_system_text(built.pair.prompt, text)
+def per_prompt_pairs(
+    on_policy: Iterable[Group],
+    off_policy: Iterable[Group],
+    measured: Measured,
+    *,
+    account: Account,
+) -> Iterator[Group]:
+    """Take each prompt's pairs from the side that its comparisons favour.
+
+    A prompt whose votes are even, or that was not measured, follows the overall stage. Where
+    the side to take has no pair, the other side's is taken, and counted.
+
+    Args:
+        on_policy: Pairs of the policy's own responses.
+        off_policy: Pairs of the dataset, relabelled by the same judge.
+        measured: As of `read_measurement`.
+        account: Counts which side each prompt took, and why.
+
+    Yields:
+        The pairs of each prompt: first those that have on-policy pairs, then the others.
+    """
+    sides: dict[Side, dict[str, Group]] = {"on": {}, "off": {}}
+    for groups, by_prompt in ((on_policy, sides["on"]), (off_policy, sides["off"])):
+        for built in chain.from_iterable(groups):
+            by_prompt.setdefault(built.pair.prompt_id, []).append(built)
+    for prompt_id in dict.fromkeys((*sides["on"], *sides["off"])):
+        account.prompts += 1
+        tally = measured.tallies.get(prompt_id)
+        decided = tally.favours if tally is not None else None
+        side: Side = decided or measured.overall
+        why = "own votes" if decided else ("even votes" if tally else "not measured")
+        if prompt_id not in sides[side]:
+            side = "off" if side == "on" else "on"
+            why = "other side lacks a pair"
+        account.add(f"{side}_policy: {why}")
+        group = sides[side][prompt_id]
+        account.pairs += len(group)
+        yield [
+            replace(built, method=f"per-prompt, {side}-policy", part="per-prompt")
+            for built in group
+        ]
+
+
+def least_clear(
+    tallies: Mapping[str, PromptTally], *, count: int, clear_at: float, seed: int
+) -> list[str]:
+    """The prompts whose side is least certain.
+
+    Args:
+        tallies: Votes of each prompt.
+        count: How many at most.
+        clear_at: Prompts at or above this clearness are left alone.
+        seed: Orders equally uncertain ones.
+
+    Returns:
+        Prompt ids, the least clear first; with equal clearness the one with fewer votes.
+    """
+    unclear = [
+        (tally.clearness, tally.on + tally.off, seed_for(seed, "budget", prompt_id), prompt_id)
+        for prompt_id, tally in tallies.items()
+        if tally.clearness < clear_at
+    ]
+    return [prompt_id for *_, prompt_id in sorted(unclear)[:count]]
+
+
+def sharpen(
+    measured: Measured,
+    off_policy: Mapping[str, Candidates],
+    *,
+    sampler: Sampler,
+    judge: Judge,
+    budget: Budget,
+    seed: int = 0,
+    ledger: Ledger,
+    account: Account,
+) -> tuple[Measured, dict[str, Candidates]]:
+    """Sample further responses where votes are even, judge them, and go on until the budget ends.
+
+    In each round the least clear prompts get one more on-policy response, which meets every
+    off-policy response of its prompt. Prompts that were not measured start from no votes.
+
+    Args:
+        measured: The votes so far.
+        off_policy: The off-policy responses of each prompt that may be asked, by id.
+        sampler: The policy.
+        judge: Gives P(on ≻ off | x).
+        budget: What may be spent; a round that was begun is finished.
+        seed: Orders equally uncertain prompts.
+        ledger: Where the new answers are kept; what is in it is not sampled again, and
+            counts as spent all the same, so that a resumed run takes the same way.
+        account: Gets what was spent.
+
+    Returns:
+        The measurement with the new votes (the overall stage stays), and the new responses
+        of each prompt that got some.
+    """
+    tallies = {prompt_id: PromptTally(0.0, 0.0) for prompt_id in off_policy}
+    tallies |= {i: replace(t) for i, t in measured.tallies.items() if i in off_policy}
+    tokens, judgments = 0, 0
+    answers, asked = list[Sample](), Counter[str]()
+    while (budget.tokens is None or tokens < budget.tokens) and (
+        budget.judgments is None or judgments < budget.judgments
+    ):
+        chosen = least_clear(
+            tallies, count=budget.prompts_a_round, clear_at=budget.clear_at, seed=seed
+        )
+        left = math.inf if budget.judgments is None else budget.judgments - judgments
+        costs = accumulate(len(off_policy[i].responses) for i in chosen)
+        chosen = [i for i, cost in zip(chosen, costs, strict=True) if cost <= left]
+        if not chosen:
+            break
+        wanted = [SampleRequest(i, off_policy[i].prompt, asked[i]) for i in chosen]
+        asked.update(chosen)
+        # In the order of the requests, whatever the order of arrival: a resumed run is the same.
+        samples = sorted(
+            collect(sampler, wanted, ledger), key=lambda sample: chosen.index(sample.prompt_id)
+        )
+        tokens += sum(sample.response_tokens for sample in samples)
+        answers += [sample for sample in samples if sample.text.strip()]
+        judgments += _count_votes(samples, off_policy, judge, tallies=tallies)
+    account.figures |= {
+        **{"budget_tokens": tokens, "budget_judgments": judgments},
+        **{"budget_responses": asked.total(), "budget_prompts": len(asked)},
+    }
+    answered = dict.fromkeys(sample.prompt_id for sample in answers)
+    rows = to_candidates([off_policy[i] for i in answered], answers, source=sampler.name)
+    return replace(measured, tallies={**measured.tallies, **tallies}), {
+        row.prompt_id: row for row in rows
+    }
+
+
+def joined(row: Candidates | None, more: Candidates) -> Candidates:
+    """A prompt's responses and further ones, scores left out: each keeps how it was generated."""
+    if row is None:
+        return more
+    generations = [part.generation(n) for part in (row, more) for n in range(len(part.responses))]
     return replace(
-        built,
-        pair=replace(
-            pair,
-            prompt=prompt,
-            prompt_id=prompt_id_of(prompt),
-            score_chosen=0.0,
-            score_rejected=worse,
-            judge_probability=None,  # of the responses as such, whatever is asked for
-        ),
-        method="reward-augmented",
-        part="reward-augmented",
-        # Both halves of a pair must land in one split: they have the same two responses.
-        origin_prompt_id=built.origin_prompt_id or built.pair.prompt_id,
-        gap=-worse,
+        row,
+        responses=row.responses + more.responses,
+        sources=row.sources + more.sources,
+        scores=(None,) * (len(row.responses) + len(more.responses)),
+        generations=generations_of(generations),
     )
+
+
+# Add each new response's votes to its prompt's tally; returns how many were judged.
+def _count_votes(
+    samples: Sequence[Sample],
+    off: Mapping[str, Candidates],
+    judge: Judge,
+    *,
+    tallies: dict[str, PromptTally],
+) -> int:
+    with_text = [sample for sample in samples if sample.text.strip()]
+    theirs = [off[sample.prompt_id] for sample in with_text]
+    ours = [
+        Candidates(row.prompt_id, row.prompt, (sample.text,), (None,), (None,))
+        for sample, row in zip(with_text, theirs, strict=True)
+    ]
+    judged = judge_sides(judge, ours, theirs)
+    for row, votes in zip(theirs, judged, strict=True):
+        even = HALF * (votes.ties + votes.undecided)
+        tallies[row.prompt_id].on += votes.votes_on + even
+        tallies[row.prompt_id].off += votes.votes_off + even
+    for sample in samples:
+        if not sample.text.strip():  # an empty answer loses to every other, no judge is needed
+            tallies[sample.prompt_id].off += len(off[sample.prompt_id].responses)
+    return sum(votes.comparisons for votes in judged)

@@ -22,11 +22,14 @@ from prefstage.building.account import (
     score_gap,
 )
 from prefstage.building.answers import (
+    draw_prompts,
+    joined,
     mixed_pairs,
-    plan_mixing,
+    per_prompt_pairs,
     policy_answers,
     principled_pairs,
-    reward_augmented,
+    read_measurement,
+    sharpen,
 )
 from prefstage.building.card import (
     PairStatistics,
@@ -47,7 +50,6 @@ from prefstage.building.choosing import (
     tier_pairs,
 )
 from prefstage.building.filters import filtered, without_ties
-from prefstage.building.per_prompt import joined, per_prompt_pairs, read_measurement, sharpen
 from prefstage.building.recipe import TRAIN, Plan, Recipe, read_recipe
 from prefstage.building.relabelling import (
     aspect_margins,
@@ -55,6 +57,7 @@ from prefstage.building.relabelling import (
     measure_reversal,
     relabelled,
     rescored,
+    reward_augmented,
     whole_pairs,
     with_judge_probability,
 )
@@ -144,11 +147,6 @@ class Materials:
     judge: Any
     sampler: Any
     aspects: dict[str, Judge]
-
-    @property
-    def judge_name(self) -> str | None:
-        """The judge's name; None where the dataset's scores are used."""
-        return None if self.judge is None else str(self.judge.name)
 
     @property
     def prompts(self) -> list[Candidates]:
@@ -268,9 +266,7 @@ def _measure_reversal(
     if not recipe.sources and format_named(form, "candidates").kind == "pairs":
         pairs = load_pairs(source, **recipe.model_dump(include=_READING))
         account.reversal, _ = measure_reversal(pairs, judge)
-        check_reversal(
-            account.reversal.as_dict(), accepted=recipe.accept_reversal, judge=judge.name
-        )
+        check_reversal(account.reversal, accepted=recipe.accept_reversal, judge=judge.name)
 
 
 def _opened(
@@ -319,7 +315,7 @@ def _result(materials: Materials, dataset: Dataset, report: LoadReport) -> Build
     result = {
         "method": plan.name,
         "source": report.source,
-        "judge": materials.judge_name,
+        "judge": materials.judge.name if materials.judge is not None else None,
         "policy": materials.sampler.name if materials.sampler is not None else None,
         "license": recipe.license,
         "seed": recipe.seed,
@@ -368,16 +364,17 @@ def groups_of(m: Materials) -> Iterator[Group]:
         The groups of pairs, as they are built.
     """
     recipe, settings, account = m.plan.recipe, m.plan.settings, m.account
+    judge_name = None if m.judge is None else m.judge.name  # None: the dataset's scores are used
     match m.plan.name:
         case "tiers":
             groups = tier_pairs(
-                m.candidates, settings.combinations, account=account, judge_name=m.judge_name
+                m.candidates, settings.combinations, account=account, judge_name=judge_name
             )
         case "gap-quality":
             groups = gap_quality_pairs(
                 lambda: m.candidates,
                 account=account,
-                judge_name=m.judge_name,
+                judge_name=judge_name,
                 **settings.model_dump(),
             )
         case "relabel":
@@ -418,7 +415,7 @@ def groups_of(m: Materials) -> Iterator[Group]:
                 _CHOICES[getattr(settings, "choose", way)](settings, recipe.seed),
                 method=way,
                 account=account,
-                judge_name=m.judge_name,
+                judge_name=judge_name,
                 minimum_gap=getattr(settings, "min_gap", 0.0),
             )
     return groups
@@ -446,11 +443,13 @@ def _kept(m: Materials) -> Iterator[Group]:
 def _mixed(m: Materials) -> Iterator[Group]:
     # On disk, since the pairs are read three times: for their prompts, the drawn ones, and to mix.
     pairs = PairSet.of(whole_pairs(m.pairs, m.account))
-    share, seed = m.plan.settings.share, m.plan.recipe.seed
-    plan = plan_mixing(pairs.dataset["prompt_id"], share=share, seed=seed)
-    prompts = {pair.prompt_id: pair.prompt for pair in pairs if plan.is_drawn(pair.prompt_id)}
+    how = {"share": m.plan.settings.share, "seed": m.plan.recipe.seed}
+    is_drawn = draw_prompts(pairs.dataset["prompt_id"], **how, account=m.account)
+    prompts = {pair.prompt_id: pair.prompt for pair in pairs if is_drawn(pair.prompt_id)}
     answers = m.answers(_without_responses(prompts), m.plan.settings.answers)
-    return mixed_pairs(pairs, CandidateSet.of(answers), m.judge, plan=plan, account=m.account)
+    return mixed_pairs(
+        pairs, CandidateSet.of(answers), m.judge, is_drawn=is_drawn, account=m.account
+    )
 
 
 def _without_responses(ids: Mapping[str, Prompt]) -> list[Candidates]:
@@ -490,7 +489,7 @@ def _per_prompt(m: Materials) -> Iterator[Group]:
         best_vs_worst,
         method="on-policy",
         account=sides,
-        judge_name=m.judge_name,
+        judge_name=m.judge.name,
     )
     yield from per_prompt_pairs(on_groups, off_groups, measured, account=account)
     account.skipped.update(sides.skipped)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from prefstage.building.account import Account, Built, Group, Reversal, check_reversal
+from prefstage.building.account import Account, Built, Group, check_reversal, reversal_figures
+from prefstage.building.recipe import TEMPLATE
 from prefstage.core import InputError
-from prefstage.data.records import Candidates, Pair
+from prefstage.data.records import Candidates, Message, Pair, Prompt, prompt_id_of
 from prefstage.judging.base import Judge, Judgment, content_of, judgment_of_rewards
 from prefstage.judging.judged import compare_all, comparison_of, score_all, score_candidates
 
@@ -101,7 +102,7 @@ def relabelled(
     """
     rows = list(pairs) if isinstance(pairs, Iterator) else pairs
     account.reversal, numbers = measure_reversal(rows, judge)
-    check_reversal(account.reversal.as_dict(), accepted=accept_reversal, judge=judge.name)
+    check_reversal(account.reversal, accepted=accept_reversal, judge=judge.name)
     judged = (
         (
             replace(
@@ -120,7 +121,7 @@ def relabelled(
     return _labelled(judged, method="relabel", judge=judge.name, account=account)
 
 
-def measure_reversal(pairs: Iterable[Pair], judge: Judge) -> tuple[Reversal, Numbers]:
+def measure_reversal(pairs: Iterable[Pair], judge: Judge) -> tuple[dict[str, Any], Numbers]:
     """Measure how often a judge reverses the labels of pairs.
 
     Args:
@@ -128,22 +129,22 @@ def measure_reversal(pairs: Iterable[Pair], judge: Judge) -> tuple[Reversal, Num
         judge: Who is asked.
 
     Returns:
-        The counts; the rewards of both sides of each whole pair, or P(chosen ≻ rejected) and
-        1 - P, NaN if unreadable. [pairs, 2].
+        As `reversal_figures`; the rewards of both sides of each whole pair, or
+        P(chosen ≻ rejected) and 1 - P, NaN if unreadable. [pairs, 2].
     """
     numbers = _numbers(whole_pairs(pairs, Account()), judge)  # counted where they are read again
     judgments = (judgment for judgment, *_ in _judgments(numbers, judge))
     return reversal_of(zip(whole_pairs(pairs, Account()), judgments, strict=True)), numbers
 
 
-def reversal_of(judged: Iterable[tuple[Pair, Judgment]]) -> Reversal:
+def reversal_of(judged: Iterable[tuple[Pair, Judgment]]) -> dict[str, Any]:
     """Count what judgments say of labels.
 
     Args:
         judged: Pairs and their judgments P(chosen ≻ rejected).
 
     Returns:
-        The counts.
+        As `reversal_figures`.
     """
     counts: Counter[str] = Counter()
     for pair, judgment in judged:
@@ -155,7 +156,7 @@ def reversal_of(judged: Iterable[tuple[Pair, Judgment]]) -> Reversal:
             counts["equal"] += 1
         else:
             counts["reversed" if judgment.probability < _HALF else "kept"] += 1
-    return Reversal(**counts)
+    return reversal_figures(**counts)
 
 
 def without_raters(pair: Pair) -> Pair:
@@ -369,7 +370,7 @@ def least_divergent(
     account.reversal = reversal_of(
         (pair, judgment) for pair, judgment, _ in judged() if judgment.status == "decided"
     )
-    check_reversal(account.reversal.as_dict(), accepted=accept_reversal, judge=judge_name)
+    check_reversal(account.reversal, accepted=accept_reversal, judge=judge_name)
     bare = (
         (replace(without_raters(pair), score_chosen=None, score_rejected=None), judgment, gap)
         for pair, judgment, gap in judged()
@@ -381,3 +382,89 @@ def _standardised(margins: Numbers) -> Numbers:
     # Over the root mean square, not the standard deviation: a margin of 0 must stay "no opinion".
     scale = np.sqrt((margins**2).mean(0)) if len(margins) else np.ones(margins.shape[1])
     return np.asarray(margins / np.where(scale > 0, scale, 1.0))
+
+
+def reward_augmented(
+    groups: Iterable[Group], *, template: str = TEMPLATE, digits: int = 1, account: Account
+) -> Iterator[Group]:
+    """Take each pair twice, once for either score as the goal.
+
+    With the goal g in the prompt, a response earns ``-(g - r(y))²``. With g = r(y_w) the
+    order stays; with g = r(y_l) the rejected response is the right one, and the order turns.
+
+    Args:
+        groups: Built pairs with both scores; others are counted and left out.
+        template: What the system message says, with ``{score}`` where the goal stands; it
+            is added to a system message that is there.
+        digits: Decimal places of the goal. Pairs whose scores read the same are left out.
+        account: Counts what was left out.
+
+    Yields:
+        For each pair two, whose scores are those of the goal; the ids are of the new prompts.
+
+    Raises:
+        InputError: If the template has no `{score}`.
+
+    Source:
+        Zhang et al. 2024, arXiv:2410.08067, §3.
+    """
+    InputError.unless(
+        "{score}" in template,
+        saw=f"template {template!r}",
+        expected="a text with {score} in it",
+        cure="add {score}",
+    )
+    for group in groups:
+        made: Group = []
+        for built in group:
+            high, low = built.pair.score_chosen, built.pair.score_rejected
+            if high is None or low is None or not math.isfinite(high - low):
+                account.skip("pair without both scores", built.pair.prompt_id)
+                continue
+            sides = {f"{high:.{digits}f}": built.pair, f"{low:.{digits}f}": exchanged(built.pair)}
+            if len(sides) == 1:
+                account.skip("pair whose scores read the same as goals", built.pair.prompt_id)
+            else:
+                made += [
+                    _with_goal(built, pair, template.replace("{score}", goal), -((high - low) ** 2))
+                    for goal, pair in sides.items()
+                ]
+        account.pairs += len(made) - len(group)
+        if made:
+            yield made
+
+
+def with_system_text(prompt: Prompt, text: str) -> Prompt:
+    """Add a text to a prompt's system message, or put one before it.
+
+    Args:
+        prompt: The messages.
+        text: What the system message shall say (too).
+
+    Returns:
+        The new messages.
+    """
+    if prompt and prompt[0].get("role") == "system" and isinstance(prompt[0].get("content"), str):
+        return ({**prompt[0], "content": f"{prompt[0]['content']}\n\n{text}"}, *prompt[1:])
+    first: Message = {"role": "system", "content": text}
+    return (first, *prompt)
+
+
+def _with_goal(built: Built, pair: Pair, text: str, worse: float) -> Built:
+    prompt = with_system_text(built.pair.prompt, text)
+    return replace(
+        built,
+        pair=replace(
+            pair,
+            prompt=prompt,
+            prompt_id=prompt_id_of(prompt),
+            score_chosen=0.0,
+            score_rejected=worse,
+            judge_probability=None,  # of the responses as such, whatever is asked for
+        ),
+        method="reward-augmented",
+        part="reward-augmented",
+        # Both halves of a pair must land in one split: they have the same two responses.
+        origin_prompt_id=built.origin_prompt_id or built.pair.prompt_id,
+        gap=-worse,
+    )
