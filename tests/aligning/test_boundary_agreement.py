@@ -3,7 +3,7 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from prefstage.aligning.tables import Start, agreement, exact_p
+from prefstage.aligning.tables import Start, agreement
 
 COUNT = st.integers(0, 30)
 
@@ -17,7 +17,15 @@ def test_the_exact_test_counts_all_tables_that_are_no_likelier(a, b, c, d):
     ]
     seen = math.comb(row, a) * math.comb(total - row, column - a)
     p = sum(way for way in ways if way <= seen) / sum(ways)
-    assert exact_p(((a, b), (c, d))) == pytest.approx(p, rel=1e-9)
+    counted = agreement(
+        [
+            Start("", score, off, 1.0)
+            for count, score, off in ((a, 0.3, 2.0), (b, 0.3, 0.5), (c, 0.8, 2.0), (d, 0.8, 0.5))
+            for _ in range(count)
+        ]
+    )["gain"]
+    assert counted["counts"] == ((a, b), (c, d))
+    assert counted["p_value"] == pytest.approx(p, rel=1e-9)
 
 
 def test_the_ratio_is_the_papers():

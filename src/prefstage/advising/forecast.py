@@ -358,21 +358,15 @@ def forecast(target: Drift, data: Drift, basis: Basis, **recipe: Any) -> Forecas
         Ours; data selection by such inner products: Xia et al. 2024, arXiv:2402.04333.
     """
 
-    def step(drift: Drift) -> Coordinates:
-        return step_direction(drift, basis, **recipe)
-
-    def both(goal: Coordinates, drift: Drift, direction: Coordinates) -> tuple[float, float]:
+    def both(goal: Coordinates, drift: Drift) -> tuple[float, float]:
+        direction = step_direction(drift, basis, **recipe)
         norms = basis.norm(goal) * basis.norm(drift.mean)
         cosine = basis.dot(goal, drift.mean) / norms if norms else torch.zeros(())
         return float(basis.dot(goal, direction)), float(cosine)
 
-    whole = step(data)
-    value = both(target.mean, data, whole)
-    prompts = [both(target.without(g).mean, data, whole) for g in range(len(target.counts))]
-    batches = []
-    for group in range(len(data.counts)):
-        left = data.without(group)
-        batches.append(both(target.mean, left, step(left)))
+    value = both(target.mean, data)
+    prompts = [both(target.without(group).mean, data) for group in range(len(target.counts))]
+    batches = [both(target.mean, data.without(group)) for group in range(len(data.counts))]
     gains, cosines = (
         Estimate(value[i], torch.tensor(prompts)[:, i], (torch.tensor(batches)[:, i],))
         for i in (0, 1)

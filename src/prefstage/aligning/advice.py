@@ -91,8 +91,9 @@ class Advice:
             return self._result("stage", self._by_stage(), None)
         space = self.space.part(range(self._first))
         if self.settings.prompts is not None:
-            other = self.space.with_data(prompts=self.settings.prompts)
-            space = other.part(range(self.settings.target_prompts))
+            space = self.space.with_data(prompts=self.settings.prompts).part(
+                range(self.settings.target_prompts)
+            )
         target = self.walk.do(Target(space, self.policy))
         agreement = self._forecast(target)
         if reach == 1 or not self._race(target):
@@ -135,13 +136,13 @@ class Advice:
             }
             heats.append(Heat(share, stacks))
             for name, pilots in values.items():
-                error = float(stacks[name].mean(0).std()) / math.sqrt(stacks[name].shape[1])
                 self._candidates[name]["pilots"].append(
                     {
                         "share": share,
                         "seeds": len(pilots),
                         "gain": heats[-1].gain(name),
-                        "error": error,
+                        "error": float(stacks[name].mean(0).std())
+                        / math.sqrt(stacks[name].shape[1]),
                         "sample_size": min(value.sample_size for value in pilots),
                     }
                 )

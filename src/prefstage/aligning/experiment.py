@@ -84,23 +84,24 @@ class Grid(Config):
             )
         figures = (*BUILT_IN, *self.metrics)
         for name, table in self.tables.items():
-            axes = (
-                (
-                    axis not in self.axes,
-                    f"tables.{name} names axis {axis!r}; expected one of {', '.join(self.axes)}; "
-                    "change it",
-                )
-                for axis in (*table.by, *table.rows)
+            refuse(
+                *(
+                    (
+                        axis not in self.axes,
+                        f"tables.{name} names axis {axis!r}; expected one of "
+                        f"{', '.join(self.axes)}; change it",
+                    )
+                    for axis in (*table.by, *table.rows)
+                ),
+                *(
+                    (
+                        column not in figures and not column.startswith(TRAINING),
+                        f"tables.{name} has column {column!r}; expected one of "
+                        f"{', '.join(figures)} or {TRAINING}NAME; change it",
+                    )
+                    for column in table.columns
+                ),
             )
-            columns = (
-                (
-                    column not in figures and not column.startswith(TRAINING),
-                    f"tables.{name} has column {column!r}; expected one of {', '.join(figures)} "
-                    f"or {TRAINING}NAME; change it",
-                )
-                for column in table.columns
-            )
-            refuse(*axes, *columns)
         return self
 
     @property

@@ -154,8 +154,8 @@ class Walk:
             row.update(pairs=None, left_out=None, build_figures=None)
             return policy
         reference = start if self.recipe.reference == "fixed" else policy
-        train = Train(self.space, policy, built, reference=reference)
-        policy = self.do(train).policy(f"iteration {row['iteration']}")
+        trained = self.do(Train(self.space, policy, built, reference=reference))
+        policy = trained.policy(f"iteration {row['iteration']}")
         ours = self._answers(policy)
         if ours is not None and baseline is not None:
             self.do(Evaluate(self.space, ours, baseline))
@@ -179,8 +179,8 @@ class Walk:
             if data == "off":
                 return off_policy
             if data == "mix":
-                count = recipe.sampling.responses
-                method = {"name": "mixing", "share": rule.share, "answers": count}
+                answers = recipe.sampling.responses
+                method = {"name": "mixing", "share": rule.share, "answers": answers}
                 return self.do(Build(space, method, {"pairs": off_policy}, policy=policy))
         if data == "data":
             return self.do(Build.off_policy(space.with_data(off_policy=str(rule.source))))
@@ -188,14 +188,13 @@ class Walk:
             policy = space.policy(Path(str(rule.source)).name, str(rule.source))
         sampled = self.do(Sample(space, policy))
         if off_policy is not None and measured is not None:
-            roles = {"pairs": off_policy, "on_policy": sampled}
-            return self.do(Build(space, PER_PROMPT, roles, measured=measured))
+            both = {"pairs": off_policy, "on_policy": sampled}
+            return self.do(Build(space, PER_PROMPT, both, measured=measured))
         return self.do(Build(space, recipe.build.on, {"candidates": sampled}))
 
     def _answers(self, policy: Policy) -> Sample | None:
-        if self.recipe.evaluate is None:
-            return None
-        return self.do(Sample(self.space, policy, held_out=True))
+        evaluates = self.recipe.evaluate is not None
+        return self.do(Sample(self.space, policy, held_out=True)) if evaluates else None
 
     # Which limit is reached.
     def _spent(self) -> str | None:
@@ -353,8 +352,9 @@ def _judged(space: Workspace, path: Path) -> Iterator[tuple[Pair, Judgment]]:
         for pair in whole_pairs(space.off_pairs, Account()):
             asked = comparison_of(pair)
             # A judge has rewards or judgments; one that is paid by the reply has only replies.
-            items = ((asked.prompt, text) for text in (asked.a, asked.b))
-            first, second = (stored_reward(judge, item, ledger) for item in items)
+            first, second = (
+                stored_reward(judge, (asked.prompt, text), ledger) for text in (asked.a, asked.b)
+            )
             if first is not None and second is not None:
                 yield pair, judgment_of_rewards(first, second)
             elif known := stored_judgment(judge, asked, ledger):

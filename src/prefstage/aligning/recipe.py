@@ -24,12 +24,7 @@ _SET_BY_ALIGN = {
     "reference_cache": "nothing: it lies in the step's folder",
 }
 
-_SERVERS = ("openai:", "serve:")
 _MEASURES = ("eval_", "load_best", "metric_for", "greater_is", "save_", "do_eval")
-_WORDS = ("auto", "advise", "off", "on", "per-prompt")
-_FORMS = (
-    "auto, advise, off, on, per-prompt, mix: SHARE, other: MODEL, data: FILE, or a list of these"
-)
 RELABEL, CHOOSE, PER_PROMPT = "relabel", "best-vs-worst", "per-prompt"
 
 Data = Literal["off", "on", "mix", "other", "data", "per-prompt"]
@@ -54,16 +49,6 @@ class Rule:
     kind: Literal["auto", "advise", "off", "on", "mix", "other", "data", "per-prompt"]
     share: float | None = None
     source: str | None = None
-
-    @property
-    def measures(self) -> bool:
-        """Whether the data depend on a measured stage."""
-        return self.kind in ("auto", "per-prompt")
-
-    @property
-    def needs_off_policy(self) -> bool:
-        """Whether off-policy data may be trained on, or are measured against."""
-        return self.kind not in ("on", "other", "data", "advise")
 
     def __str__(self) -> str:
         """As in a recipe."""
@@ -114,8 +99,13 @@ def _rule(entry: Any) -> Rule:
     word = entry if isinstance(entry, str) else ""
     raise ConfigError.of(
         saw=f"schedule {entry!r}",
-        expected=_FORMS,
-        cure=did_you_mean(word, _WORDS, "write one of them, e.g. mix: 0.1"),
+        expected="auto, advise, off, on, per-prompt, mix: SHARE, other: MODEL, data: FILE, or a "
+        "list of these",
+        cure=did_you_mean(
+            word,
+            ("auto", "advise", "off", "on", "per-prompt"),
+            "write one of them, e.g. mix: 0.1",
+        ),
     )
 
 
@@ -276,7 +266,9 @@ class Recipe(ChatSettings):
         rules = self.rules
         if any(rule.kind == "advise" for rule in rules):
             rules = (*rules, *self.advise.rules)
-        takes_off_policy = any(rule.needs_off_policy for rule in rules)
+        # Whether off-policy data may be trained on, and whether data depend on a measured stage.
+        kinds = {rule.kind for rule in rules}
+        takes_off_policy = bool(kinds - {"on", "other", "data", "advise"})
         refuse(
             (
                 self.off_policy is None and (takes_off_policy or self.measure is not False),
@@ -288,7 +280,7 @@ class Recipe(ChatSettings):
                 "prompts is missing; expected prompts without off_policy; set it",
             ),
             (
-                self.measure is False and any(rule.measures for rule in rules),
+                self.measure is False and bool(kinds & {"auto", "per-prompt"}),
                 f"measure is false with schedule {self.schedule!r}; expected a measured stage "
                 "to choose by; remove measure: false, or fix the schedule",
             ),
@@ -359,15 +351,14 @@ class Recipe(ChatSettings):
         Returns:
             The spec.
         """
-        if self.server is None or policy.startswith(_SERVERS):
+        if self.server is None or policy.startswith(("openai:", "serve:")):
             return policy
         return f"serve:{self.server.replace('{policy}', shlex.quote(whole_path(policy)))}"
 
     def seeded(self, config: ConfigT) -> ConfigT:
         """A part of the recipe with the recipe's seed, unless it sets a seed itself."""
-        if "seed" in config.model_fields_set:
-            return config
-        return config.model_copy(update={"seed": self.seed})
+        has_seed = "seed" in config.model_fields_set
+        return config if has_seed else config.model_copy(update={"seed": self.seed})
 
 
 def load_recipe(

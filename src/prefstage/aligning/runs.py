@@ -185,9 +185,8 @@ def advise(
     with RunFolder.hold(folder, command="advise", inputs={}), space.opened(None):
         write_config(space.recipe, out / CONFIG)
         steps = Steps(space, tell, begun=begun)
-        walk = Walk(space, steps)
         start = space.policy("start", space.recipe.policy)
-        result = Advice(walk, start, depth=depth).run()
+        result = Advice(Walk(space, steps), start, depth=depth).run()
         deeper = DEPTHS[DEPTHS.index(result["depth"]) + 1 :]
         result["next"] = _cost(space, deeper[0]) if deeper else None
         doubt = "" if result["decided"] else " (too close to call)"

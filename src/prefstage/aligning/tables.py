@@ -233,8 +233,8 @@ def build_table(settings: TableSettings, rows: Rows) -> Table:
         Sun et al. 2025, arXiv:2508.10530, Tables 1, 3, 4, 8 (stages); Pan et al. 2025,
         arXiv:2508.18312, Tables 1, 2, 4 (results) and 3 (contrasts).
     """
-    builders = {"stages": _stage_table, "results": _result_table, "contrasts": _contrast_table}
-    return builders[settings.kind](settings, rows)
+    kinds = {"stages": _stage_table, "results": _result_table, "contrasts": _contrast_table}
+    return kinds[settings.kind](settings, rows)
 
 
 def _stage_table(settings: TableSettings, rows: Rows) -> Table:
@@ -304,8 +304,7 @@ def _blocks(by: Sequence[str], rows: Rows) -> dict[str, Policies]:
 
 
 def _values(policies: Policies, path: Path, name: str) -> dict[Repeat, float]:
-    repeats = policies.get(path, {})
-    return {repeat: known[name] for repeat, known in repeats.items() if name in known}
+    return {r: known[name] for r, known in policies.get(path, {}).items() if name in known}
 
 
 # What the last training of a path gained, in every repeat.
@@ -431,10 +430,12 @@ def agreement(starts: Sequence[Start]) -> dict[str, Any]:
         from where both lose, without those of equal gains. Both hold "counts",
         [[BS < ½ and yes, BS < ½ and no], [BS >= ½ and yes, BS >= ½ and no]]; "left_out", how many
         starts answer neither yes nor no; "agreement", the share of starts where BS < ½ and yes or
-        BS >= ½ and no, None of no start; and "p_value", as of `exact_p`.
+        BS >= ½ and no, None of no start; and "p_value", of Fisher's exact test of
+        independence, two-sided, 1 of an empty table.
 
     Source:
-        Sun et al. 2025, arXiv:2508.10530, Table 3: BS < 0.5 should go with Δ > 1.
+        Sun et al. 2025, arXiv:2508.10530, Table 3: BS < 0.5 should go with Δ > 1. Fisher 1922, "On
+        the interpretation of χ² from contingency tables".
     """
     return {
         "starts": [vars(start) for start in starts],
@@ -444,6 +445,8 @@ def agreement(starts: Sequence[Start]) -> dict[str, Any]:
 
 
 def _counted(starts: Sequence[Start], answers: Sequence[bool | None]) -> dict[str, Any]:
+    from scipy.stats import fisher_exact
+
     seen = Counter(zip((start.boundary_score < _EVEN for start in starts), answers, strict=True))
     low, high = ((seen[is_low, True], seen[is_low, False]) for is_low in (True, False))
     total = sum(low) + sum(high)
@@ -451,19 +454,5 @@ def _counted(starts: Sequence[Start], answers: Sequence[bool | None]) -> dict[st
         "counts": (low, high),
         "left_out": answers.count(None),
         "agreement": (low[0] + high[1]) / total if total else None,
-        "p_value": exact_p((low, high)),
+        "p_value": float(fisher_exact((low, high)).pvalue),
     }
-
-
-def exact_p(counts: Sequence[Sequence[int]]) -> float:
-    """The p-value of Fisher's exact test of independence, two-sided; 1 of an empty table.
-
-    Args:
-        counts: Two rows of two.
-
-    Source:
-        Fisher 1922, "On the interpretation of χ² from contingency tables".
-    """
-    from scipy.stats import fisher_exact
-
-    return float(fisher_exact(counts).pvalue)

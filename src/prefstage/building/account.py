@@ -294,9 +294,8 @@ def built_of(
 
 def score_gap(pair: Pair) -> float | None:
     """Score of chosen less score of rejected; None without scores."""
-    if pair.score_chosen is None or pair.score_rejected is None:
-        return None
-    return pair.score_chosen - pair.score_rejected
+    chosen, rejected = pair.score_chosen, pair.score_rejected
+    return None if chosen is None or rejected is None else chosen - rejected
 
 
 def built_dataset(rows: Iterable[Built]) -> Dataset:

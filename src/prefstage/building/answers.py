@@ -208,8 +208,7 @@ def principled_pairs(
     for row in prompts:
         draw = random.Random(seed_for(seed, "principle", row.prompt_id))
         principle = draw.choice(list(principles))
-        texts = (principle.good, principle.bad)
-        asks = [with_system_text(row.prompt, text) for text in texts]
+        asks = [with_system_text(row.prompt, text) for text in (principle.good, principle.bad)]
         asked.append((row, [Candidates(prompt_id_of(ask), ask, (), (), ()) for ask in asks]))
     # Two rows may ask the same: it is sampled once.
     wanted = {ask.prompt_id: ask for _, both in asked for ask in both}

@@ -331,8 +331,9 @@ def _result(materials: Materials, dataset: Dataset, report: LoadReport) -> Build
         statistics=statistics,
         recipe=recipe.model_dump(mode="json", exclude={"quarantine_file"}),
     )
-    summary = summary_of(result, statistics)
-    return BuildResult(summary, result, parts=parts, statistics=statistics, card=card)
+    return BuildResult(
+        summary_of(result, statistics), result, parts=parts, statistics=statistics, card=card
+    )
 
 
 def _write(folder: Path, made: BuildResult) -> list[Path]:

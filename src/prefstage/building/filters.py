@@ -98,8 +98,10 @@ def texts_of(built: Built) -> tuple[str, str, str]:
     Returns:
         The three texts; messages are joined by newlines.
     """
-    sides = (built.pair.prompt, built.pair.chosen, built.pair.rejected)
-    prompt, chosen, rejected = ("\n".join(map(content_of, side)) for side in sides)
+    prompt, chosen, rejected = (
+        "\n".join(map(content_of, side))
+        for side in (built.pair.prompt, built.pair.chosen, built.pair.rejected)
+    )
     return prompt, chosen, rejected
 
 

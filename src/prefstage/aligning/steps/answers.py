@@ -59,11 +59,12 @@ class Sample(Step):
         recipe, evaluate = space.recipe, space.recipe.evaluate
         self.policy, self.held_out = policy, held_out
         self.config = recipe.seeded(recipe.sampling)
-        prompts = space.data_fingerprint(space.prompts_source)
+        prompts = space.data_fingerprint()
         if held_out and evaluate is not None:
-            config = evaluate.sampling or recipe.sampling
             prompts = space.fingerprint(evaluate.prompts)
-            self.config = recipe.seeded(config).model_copy(update={"responses": 1})
+            self.config = recipe.seeded(evaluate.sampling or recipe.sampling).model_copy(
+                update={"responses": 1}
+            )
         super().__init__(
             space,
             {
@@ -161,8 +162,9 @@ class Measure(Step):
         with self.space.sampler(self.policy, self.sampling) as sampler:
             stage = measure_stage(off_policy, judge=judge, sampler=sampler, config=self.config)
         write_prompts(stage.prompts, folder / PROMPTS)
-        candidates = on_policy_candidates(stage.prompts, self.policy.name)
-        CandidateSet.of(candidates).save(folder / CANDIDATES)
+        CandidateSet.of(on_policy_candidates(stage.prompts, self.policy.name)).save(
+            folder / CANDIDATES
+        )
         # How much one process asked, and how much was in the store, depends on kills: no result.
         replace(stage, judge_counts={}).save(folder / STAGE)
 
@@ -223,8 +225,7 @@ class Evaluate(Step):
     # Of a comparison a prompt, or the rewards of two answers.
     @override
     def estimate(self, sizes: Sizes) -> Estimate:
-        asked = 2 if self.space.judge.pointwise else 1
-        return Estimate(judgments=len(self.space.held_out) * asked)
+        return Estimate(judgments=len(self.space.held_out) * (1 + self.space.judge.pointwise))
 
     # The win rate, its interval, and lengths.
     @override
@@ -261,15 +262,15 @@ class Target(Step):
 
     def __init__(self, space: Workspace, policy: Policy) -> None:
         self.policy = policy
-        sampling = space.recipe.seeded(space.recipe.sampling)
-        responses = space.recipe.advise.responses
-        self.config = sampling.model_copy(update={"responses": responses})
+        self.config = space.recipe.seeded(space.recipe.sampling).model_copy(
+            update={"responses": space.recipe.advise.responses}
+        )
         super().__init__(
             space,
             space.sampling_settings(self.config, policy),
             reads={"policy": policy.key},
             inputs={
-                "prompts": space.data_fingerprint(space.prompts_source),
+                "prompts": space.data_fingerprint(),
                 "judge": space.judge.fingerprint,
             },
         )
@@ -296,8 +297,10 @@ class Target(Step):
     def estimate(self, sizes: Sizes) -> Estimate:
         prompts, count = len(self.space.prompts), self.config.responses
         asked = count if self.space.judge.pointwise else count * (count - 1) // 2
-        sampled = sizes.sampling(prompts, count, longest=self.config.max_new_tokens)
-        return replace(sampled, judgments=prompts * asked)
+        return replace(
+            sizes.sampling(prompts, count, longest=self.config.max_new_tokens),
+            judgments=prompts * asked,
+        )
 
     def answers(self) -> CandidateSet:
         """The answers; the step is done."""
@@ -423,8 +426,10 @@ class Build(Step):
         answers = self._sampling.responses
         if self.method["name"] == "mixing":
             drawn = round((self.method["share"] or 0.0) * len(self.space.prompts))
-            sampled = sizes.sampling(drawn, answers, longest=self._sampling.max_new_tokens)
-            return replace(sampled, judgments=drawn * (answers + 1))
+            return replace(
+                sizes.sampling(drawn, answers, longest=self._sampling.max_new_tokens),
+                judgments=drawn * (answers + 1),
+            )
         is_sampled = all(isinstance(source, Step) for source in self.data.values())
         count = answers if is_sampled else sizes.responses
         # Each response is rewarded, or every two of a prompt are compared.

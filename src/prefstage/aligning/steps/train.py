@@ -257,8 +257,9 @@ class Forecast(Step):
             name: load_pairs(str(built.path / PAIRS)) for name, built in self.candidates.items()
         }
         with tempfile.TemporaryDirectory() as scratch:
-            first = next(iter(pairs.values()))
-            trainer = open_trainer(pilot_settings(self.recipe), Path(scratch), data=first)
+            trainer = open_trainer(
+                pilot_settings(self.recipe), Path(scratch), data=next(iter(pairs.values()))
+            )
             with progress("gradients", None) as tick:
                 found = forecast_gains(trainer, self.target.answers(), pairs, tick=partial(tick, 1))
         leader = max(found.by_name, key=lambda name: found.by_name[name].gain.value)
@@ -285,13 +286,13 @@ class Forecast(Step):
 
     @override
     def estimate(self, sizes: Sizes) -> Estimate:
-        prompts = len(self.target.space.prompts)
-        answers = self.target.config.responses * sizes.response_tokens
-        tokens = prompts * (sizes.prompt_tokens + answers)
-        for built in self.candidates.values():
-            count = len(built.space.prompts)
-            tokens += count * (sizes.prompt_tokens + 2 * sizes.response_tokens)
-        return Estimate(tokens=round(tokens), seconds=sizes.seconds(round(tokens), _FLOP))
+        # Prompts, and responses to each of them.
+        counts = [(len(self.target.space.prompts), self.target.config.responses)]
+        counts += [(len(built.space.prompts), 2) for built in self.candidates.values()]
+        tokens = round(
+            sum(n * (sizes.prompt_tokens + m * sizes.response_tokens) for n, m in counts)
+        )
+        return Estimate(tokens=tokens, seconds=sizes.seconds(tokens, _FLOP))
 
 
 class Score(Step):
@@ -319,8 +320,10 @@ class Score(Step):
     def run(self, folder: Path) -> None:
         encoder = ResponseEncoder(load_tokenizer(self.policy.spec), **self.space.recipe.encoding)
         trees = [encoder.encode(row.prompt, row.messages()) for row in self.target.answers()]
-        scored = Scorer.load(self.policy.spec).score(trees)
-        write_json(folder / LOG_PROBS, [answers.sums.tolist() for answers in scored])
+        write_json(
+            folder / LOG_PROBS,
+            [answers.sums.tolist() for answers in Scorer.load(self.policy.spec).score(trees)],
+        )
 
     @override
     def estimate(self, sizes: Sizes) -> Estimate:

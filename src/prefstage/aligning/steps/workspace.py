@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -202,17 +202,16 @@ class Workspace:
                 _log.warning("%s: columns not used: %s", name, ", ".join(unused))
             self._loaded[name, load] = rows
         whole: RowsT = self._loaded[name, load]
-        if self.rows is None or name == "held_out":
+        part: range | None = None if name == "held_out" else self.rows
+        if part is None:
             return whole
-        kept = self._drawn(whole.dataset["prompt_id"], self.rows)
+        # In an order by numbers that are drawn from each id alone.
+        ids: list[str] = sorted(
+            {*whole.dataset["prompt_id"]},
+            key=lambda prompt_id: text_number(f"{self.recipe.seed}\0part\0{prompt_id}"),
+        )
+        kept = {*ids[part.start : part.stop]}
         return whole.filter(lambda row: row.prompt_id in kept)
-
-    # Ids of a part: in an order by numbers that are drawn from each id alone.
-    def _drawn(self, prompt_ids: Iterable[str], part: range) -> set[str]:
-        def number(prompt_id: str) -> int:
-            return text_number(f"{self.recipe.seed}\0part\0{prompt_id}")
-
-        return {*sorted({*prompt_ids}, key=number)[part.start : part.stop]}
 
     def bad_row_options(self, name: str) -> dict[str, Any]:
         """How a loader treats bad rows.
@@ -276,23 +275,19 @@ class Workspace:
 
     # What steps depend on.
 
-    def data_fingerprint(self, source: str) -> str:
+    def data_fingerprint(self, source: str | None = None) -> str:
         """Hash of the data that steps read from a source: of their content, and of the part.
 
         Args:
-            source: File, folder or Hub id.
+            source: File, folder or Hub id; None: where the prompts come from that policies
+                answer for training.
 
         Returns:
             Hex digits.
         """
-        whole = self.fingerprint(source)
+        whole = self.fingerprint(source or self.recipe.prompts or str(self.recipe.off_policy))
         part = self.rows
         return whole if part is None else digest([whole, part.start, part.stop, self.recipe.seed])
-
-    @property
-    def prompts_source(self) -> str:
-        """Where the prompts come from that policies answer for training."""
-        return self.recipe.prompts or str(self.recipe.off_policy)
 
     def sampling_settings(self, config: SamplingConfig, policy: Policy) -> dict[str, Any]:
         """Everything but the prompts that a policy's answers depend on.
