@@ -202,15 +202,12 @@ class Workspace:
                 _log.warning("%s: columns not used: %s", name, ", ".join(unused))
             self._loaded[name, load] = rows
         whole: RowsT = self._loaded[name, load]
-        part: range | None = None if name == "held_out" else self.rows
-        if part is None:
+        if self.rows is None or name == "held_out":
             return whole
         # In an order by numbers that are drawn from each id alone.
-        ids: list[str] = sorted(
-            {*whole.dataset["prompt_id"]},
-            key=lambda prompt_id: text_number(f"{self.recipe.seed}\0part\0{prompt_id}"),
-        )
-        kept = {*ids[part.start : part.stop]}
+        start, ids = f"{self.recipe.seed}\0part\0", {*whole.dataset["prompt_id"]}
+        order = sorted((text_number(f"{start}{prompt_id}"), prompt_id) for prompt_id in ids)
+        kept = {prompt_id for _, prompt_id in order[self.rows.start : self.rows.stop]}
         return whole.filter(lambda row: row.prompt_id in kept)
 
     def bad_row_options(self, name: str) -> dict[str, Any]:
