@@ -112,7 +112,7 @@ def test_contrasts_tell_the_difference_of_two_rows():
 
 @pytest.fixture
 def small():
-    row = ("50 % & more", Figure.of([0.5, 0.7], gain=0.1), "≤ 0")
+    row = ("50 % & more", Figure(0.6, 0.1, gain=0.1), "≤ 0")
     return Table(
         "A_b", ("data", "rate", "Δ(×)"), (("one|two", (row,)), ("", ((None, None, None),)))
     )

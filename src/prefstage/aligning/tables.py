@@ -96,7 +96,7 @@ class Figure:
 
     Attributes:
         mean: The mean.
-        error: Its standard error; None of a single repeat.
+        error: Its standard error (standard deviation, ddof 1, by √n); None of a single repeat.
         gain: What it is above the row that it is compared with.
         digits: Shown behind the point.
     """
@@ -105,21 +105,6 @@ class Figure:
     error: float | None = None
     gain: float | None = None
     digits: int = 2
-
-    @classmethod
-    def of(cls, values: Sequence[float], *, gain: float | None = None, digits: int = 2) -> Self:
-        """Summarise repeats.
-
-        Args:
-            values: One of each repeat, at least one.
-            gain: As of `Figure`.
-            digits: As of `Figure`.
-
-        Returns:
-            Mean and standard error (standard deviation, ddof 1, by √n).
-        """
-        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-        return cls(mean(values), error, gain, digits)
 
     def __str__(self) -> str:
         """As in a table: mean ± s.e. (gain)."""
@@ -334,8 +319,10 @@ def _cells(settings: TableSettings, figures: Sequence[Mapping[str, float]]) -> l
 
 
 def _entry(values: Sequence[float], name: str, gains: Sequence[float] = ()) -> Entry:
-    gain = mean(gains) if gains else None
-    return Figure.of(values, gain=gain, digits=_digits(name)) if values else None
+    if not values:
+        return None
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Figure(mean(values), error, mean(gains) if gains else None, _digits(name))
 
 
 def _digits(name: str) -> int:

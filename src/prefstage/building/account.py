@@ -1,9 +1,10 @@
 """What a build made: pairs and where they come from; what was left out and why; reversed labels."""
 
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -60,7 +61,7 @@ class Account:
         pairs: Pairs that were built, before filters.
         skipped: How many were left out, by reason.
         examples: The first prompt ids of every reason.
-        figures: Other figures of the method (flips, on-policy share, ...), by name.
+        figures: Other figures of the method (flips, on-policy share, ...), by name; 0 at first.
         notes: What else a reader should know.
         reversal: As `reversal_figures`, of the labels that a judge replaces; None if none does.
     """
@@ -69,7 +70,7 @@ class Account:
     pairs: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: defaultdict[str, Any] = field(default_factory=partial(defaultdict, int))
     notes: list[str] = field(default_factory=list)
     reversal: dict[str, Any] | None = None
 
@@ -103,15 +104,6 @@ class Account:
             self.skip(reason, prompt_id)
         return reason is None
 
-    def add(self, figure: str, count: int = 1) -> None:
-        """Raise a figure.
-
-        Args:
-            figure: Its name.
-            count: By how much.
-        """
-        self.figures[figure] = self.figures.get(figure, 0) + count
-
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable."""
         return {
@@ -119,7 +111,7 @@ class Account:
             "pairs_built": self.pairs,
             "left_out": dict(self.skipped),
             "examples": self.examples,
-            "figures": self.figures,
+            "figures": dict(self.figures),
             "notes": self.notes,
             "reversal": self.reversal,
         }

@@ -61,7 +61,7 @@ def policy_answers(
         "answers_cut_in_thought": sum(sample.thought_cut for sample in samples),
     }
     for figure, count in figures.items():
-        account.add(figure, count)
+        account.figures[figure] += count
     account.notes += cut_thoughts(samples)
     fault = "empty answer of the policy"
     answered = [s for s in samples if account.passes(s.prompt_id, {fault: not s.text.strip()})]
@@ -138,10 +138,10 @@ def mixed_pairs(
                 if row is None
                 else _mixed(pair, answers[row], judge)
             )
-            account.add(figure)
+            account.figures[figure] += 1
             asked = None if made is pair else judge.name
         if made is pair:
-            account.add("pairs_kept")
+            account.figures["pairs_kept"] += 1
         yield [Built(made, "mixing", "mixing", gap=score_gap(made), judge=asked)]
 
 
@@ -346,7 +346,7 @@ def per_prompt_pairs(
         if prompt_id not in sides[side]:
             side = "off" if side == "on" else "on"
             why = "other side lacks a pair"
-        account.add(f"{side}_policy: {why}")
+        account.figures[f"{side}_policy: {why}"] += 1
         group = sides[side][prompt_id]
         account.pairs += len(group)
         yield [

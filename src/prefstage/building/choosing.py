@@ -35,17 +35,17 @@ def usable_responses(row: Candidates, account: Account) -> list[Scored]:
     for position, (text, source, score) in enumerate(
         zip(row.responses, row.sources, row.scores, strict=True)
     ):
-        if not text.strip():
-            account.skip("empty response", row.prompt_id)
-        elif score is None:
-            account.skip("response without a score", row.prompt_id)
-        elif not math.isfinite(score):
-            account.skip("response whose score is no finite number", row.prompt_id)
-        else:
+        number = math.nan if score is None else float(score)
+        faults = {
+            "empty response": not text.strip(),
+            "response without a score": score is None,
+            "response whose score is no finite number": not math.isfinite(number),
+        }
+        if account.passes(row.prompt_id, faults):
             if text in by_text:
                 account.skip("response with the text of another of the prompt", row.prompt_id)
-            if text not in by_text or by_text[text].score < score:
-                by_text[text] = Scored(text, float(score), source, position)
+            if text not in by_text or by_text[text].score < number:
+                by_text[text] = Scored(text, number, source, position)
     return sorted(by_text.values(), key=lambda response: (-response.score, response.position))
 
 
@@ -278,14 +278,13 @@ def tier_pairs(
             continue
         tiers = quality_tiers(responses)
         pairs = {text: (tiers[better], tiers[worse]) for text, (better, worse) in wanted.items()}
-        if any(better.score == worse.score for better, worse in pairs.values()):
-            account.skip("prompt whose tiers have equal scores", row.prompt_id)
-            continue
-        account.pairs += len(pairs)
-        yield [
-            built_of(row, pair, method="tiers", part=text.replace("/", "-"), judge=judge_name)
-            for text, pair in pairs.items()
-        ]
+        equal = any(better.score == worse.score for better, worse in pairs.values())
+        if account.passes(row.prompt_id, {"prompt whose tiers have equal scores": equal}):
+            account.pairs += len(pairs)
+            yield [
+                built_of(row, pair, method="tiers", part=text.replace("/", "-"), judge=judge_name)
+                for text, pair in pairs.items()
+            ]
 
 
 def gap_quality_pairs(

@@ -36,8 +36,6 @@ TEMPLATE = "Answer so that a judge of answers would score your answer {score}."
 SHARE, ANSWERS = 0.1, 8
 BETA, ACCEPTED = 0.5, 8
 TRAIN = "train"
-_KEEPS_LABELS = ("keep", "mixing")
-_RELABELLING = ("relabel", "per-prompt", "preference-divergence")
 
 
 class Budget(Config):
@@ -358,8 +356,7 @@ def read_recipe(source: Recipe | Mapping[str, Any] | Path | str) -> Plan:
     )
     settings: Any = check_config(METHODS[name].settings, named, origin=f"method {name}")
     plan = Plan(recipe, name, METHODS[name], settings)
-    _check_needs(plan)
-    _check_effects(plan)
+    _check(plan)
     shares = recipe.splits.values()
     InputError.unless(
         TRAIN not in recipe.splits and all(0 < share < 1 for share in shares) and sum(shares) < 1,
@@ -395,7 +392,8 @@ def parse_combination(text: str) -> tuple[Tier, Tier]:
     return known[name]
 
 
-def _check_needs(plan: Plan) -> None:
+# What the method needs is there, and nothing is set that this recipe would not read.
+def _check(plan: Plan) -> None:
     recipe, method = plan.recipe, plan.method
     data = [name for name in ("candidates", "pairs") if getattr(recipe, name) is not None]
     ConfigError.unless(
@@ -419,19 +417,14 @@ def _check_needs(plan: Plan) -> None:
         expected="a budget and a policy that spends it, or neither",
         cure="set both or leave both out",
     )
-
-
-# Refuse settings that this recipe would not read.
-def _check_effects(plan: Plan) -> None:
-    recipe = plan.recipe
     unread = {
         "on_policy": plan.name != "per-prompt",
         "sources": recipe.candidates is None,
-        "ties": plan.name not in _KEEPS_LABELS,
+        "ties": plan.name not in ("keep", "mixing"),
         "quarantine_file": recipe.on_bad_row == "error",
         **dict.fromkeys(("sampling", *PolicySettings.model_fields), recipe.policy is None),
-        "accept_reversal": plan.name not in _RELABELLING
-        and (recipe.candidates is None or recipe.judge is None or plan.method.policy != "none"),
+        "accept_reversal": plan.name not in ("relabel", "per-prompt", "preference-divergence")
+        and (recipe.candidates is None or recipe.judge is None or method.policy != "none"),
     }
     for name, without_effect in unread.items():
         is_set = name in recipe.model_fields_set and getattr(recipe, name) not in (None, False)

@@ -56,21 +56,20 @@ def _says_something(message: Any) -> bool:
     )
 
 
-def rescored(rows: Iterable[Candidates], judge: Judge | None) -> Iterator[Candidates]:
+def rescored(rows: Iterable[Candidates], judge: Judge) -> Iterator[Candidates]:
     """Give every response the judge's score, some prompts at a time.
 
     Args:
         rows: Prompts with their responses.
-        judge: Who scores; None keeps the scores that the rows have.
+        judge: Who scores.
 
     Yields:
         The rows with scores, in order.
     """
     rest = iter(rows)
-    while judge is not None and (chunk := list(islice(rest, _PROMPTS_AT_ONCE))):
+    while chunk := list(islice(rest, _PROMPTS_AT_ONCE)):
         for row, scores in zip(chunk, score_candidates(judge, chunk), strict=True):
             yield replace(row, scores=tuple(scores))
-    yield from rest
 
 
 def relabelled(
@@ -261,8 +260,8 @@ def _labelled(
             continue
         flip = lean < 0
         if method == "relabel":
-            account.add("labels_kept", int(not flip))
-        account.add("labels_flipped", int(flip))
+            account.figures["labels_kept"] += int(not flip)
+        account.figures["labels_flipped"] += int(flip)
         account.pairs += 1
         made = exchanged(pair) if flip else pair
         yield [Built(made, method, method, gap=gap, judge=judge, label_flipped=flip)]
@@ -272,17 +271,16 @@ def aspect_margins(pairs: Iterable[Pair], judges: Mapping[str, Judge]) -> Number
     """How far each aspect's judge prefers the chosen response.
 
     Args:
-        pairs: The pairs.
+        pairs: The pairs, read once a judge.
         judges: One an aspect. A pointwise judge gives the difference of rewards, any other
             the log-odds of P, with P kept within [1e-6, 1 - 1e-6].
 
     Returns:
         The margins; positive where the judge prefers chosen. [pairs, aspects].
     """
-    rows = list(pairs) if isinstance(pairs, Iterator) else pairs
     margins = []
     for judge in judges.values():
-        first, second = _numbers(rows, judge).T
+        first, second = _numbers(pairs, judge).T
         # A judge that is certain would outweigh every other aspect with an infinite margin; one
         # that gave no readable answer has no opinion.
         p = np.clip(np.nan_to_num(first, nan=_HALF), 1e-6, 1 - 1e-6)
@@ -337,7 +335,7 @@ def least_divergent(
     """Keep the share of pairs with the most negative divergence, labelled by the aspects.
 
     Args:
-        pairs: The pairs, in the order of `margins`.
+        pairs: The pairs, in the order of `margins`; read twice.
         margins: As of `aspect_margins`. [pairs, aspects].
         share: How many to keep, ⌊share·N⌋, in (0, 1].
         judge_name: Names the aspects' judges.
@@ -361,10 +359,9 @@ def least_divergent(
         "divergence_kept_below": float(divergence[kept].max()) if count else None,
         "divergence_mean": float(divergence.mean()) if len(divergence) else None,
     }
-    rows = list(pairs) if isinstance(pairs, Iterator) else pairs
 
     def judged() -> Iterator[tuple[Pair, Judgment, float]]:
-        for pair, total in zip(rows, map(float, sums), strict=True):
+        for pair, total in zip(pairs, map(float, sums), strict=True):
             yield pair, judgment_of_rewards(total, 0.0), abs(total)
 
     account.reversal = reversal_of(
