@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from prefstage.building import build_pairs
-from prefstage.building.account import PROVENANCE, Built, built_dataset
+from prefstage.building.account import PROVENANCE, Built
+from prefstage.building.filters import built_dataset
 from prefstage.building.relabelling import exchanged
 from prefstage.core.errors import ConfigError, InputError
 from prefstage.data import Candidates, CandidateSet, Pair, PairSet, load_pairs, prompt_id_of

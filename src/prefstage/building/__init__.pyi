@@ -1,8 +1,7 @@
 # Public names, each imported on first use (read by lazy_loader in __init__.py).
-from .account import Account as Account
+from .account import Account as Account, pair_statistics as pair_statistics
 from .answers import mixed_pairs as mixed_pairs, per_prompt_pairs as per_prompt_pairs
 from .build import BuildResult as BuildResult, build_pairs as build_pairs
-from .card import pair_statistics as pair_statistics
 from .choosing import (
     gap_quality_pairs as gap_quality_pairs,
     quality_tiers as quality_tiers,

@@ -1,20 +1,20 @@
-"""What a build made: pairs and where they come from; what was left out and why; reversed labels."""
+"""What a build made: pairs and where they come from, what was left out, figures and the card."""
 
-from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
-from datasets import Dataset, Features, Value
+import numpy as np
+import yaml
+from datasets import Dataset
 
-from prefstage.building.recipe import TRAIN
-from prefstage.core import InputError
+from prefstage.core import InputError, markdown_table, shown
 from prefstage.data.records import Candidates, Pair
-from prefstage.data.sets import features_of, to_row
-from prefstage.data.storage import build_dataset, text_number
+from prefstage.data.storage import DiskNumbers, count_different, text_number
+from prefstage.diagnosing.numbers import Distribution, describe_sorted
 from prefstage.judging.judged import wilson_interval
 
 # Largest share of reversed labels that needs no yes. Above it the judge and the labels measure
@@ -290,59 +290,211 @@ def score_gap(pair: Pair) -> float | None:
     return None if chosen is None or rejected is None else chosen - rejected
 
 
-def built_dataset(rows: Iterable[Built]) -> Dataset:
-    """Write built pairs to a memory-mapped dataset as they come; memory stays flat.
+# --- Figures, and the card -----------------------------------------------------------------------
+
+_BATCH = 1 << 12
+_COLUMNS = """\
+Columns: `prompt_id`, `prompt`, `chosen`, `rejected` (messages), `score_chosen`,
+`score_rejected`, `source_chosen`, `source_rejected`, `agreement`, `judge_probability` (P(chosen
+better than rejected) by the judge), and where each pair comes
+from: `method`, `part`, `origin_prompt_id` (the prompt that an augmented one was made from),
+`place_chosen`, `place_rejected` (among the prompt's candidates), `gap` (score of chosen less
+rejected), `judge` (empty: the dataset's own scores) and `label_flipped`.
+"""
+
+
+@dataclass(frozen=True)
+class PairStatistics:
+    """The figures of a dataset of pairs.
+
+    Attributes:
+        pairs: Rows.
+        prompts: Different prompts.
+        average_chosen: Avg.Chs, mean score of chosen responses; None without scores.
+        average_difference: Avg.Diff, mean of chosen less rejected, of pairs with both.
+        chosen: Distribution of the chosen scores.
+        rejected: Of the rejected ones.
+        gap: Of the differences.
+    """
+
+    pairs: int
+    prompts: int
+    average_chosen: float | None
+    average_difference: float | None
+    chosen: Distribution
+    rejected: Distribution
+    gap: Distribution
+
+
+def pair_statistics(*datasets: Dataset) -> PairStatistics:
+    """The figures of one or several datasets of pairs together, from their columns alone.
+
+    Memory does not grow with the pairs: the scores and hashes of prompts wait on disk.
 
     Args:
-        rows: The pairs, read once.
+        datasets: With the canonical columns.
 
     Returns:
-        The dataset, with the canonical columns and `PROVENANCE`.
+        The figures; quantiles are exact.
+
+    Source:
+        arXiv:2508.18312, Table 3 (Avg.Chs, Avg.Diff) and Table 5.
     """
-    kinds = {name: Value(kind) for name, kind in PROVENANCE.items()}
-    flat = ({**to_row(row.pair), **{name: getattr(row, name) for name in kinds}} for row in rows)
-    return build_dataset(flat, lambda fields: Features({**features_of(Pair, fields), **kinds}))[0]
+    with ExitStack() as stack:
+        columns = [stack.enter_context(DiskNumbers()) for _ in range(3)]
+        prompts = stack.enter_context(DiskNumbers("uint64"))
+        # An empty dataset cannot be iterated in the Arrow format.
+        for dataset in filter(len, datasets):
+            for batch in dataset.with_format("arrow").iter(batch_size=_BATCH):
+                chosen, rejected = (
+                    np.asarray(  # NaN where it is null
+                        batch[f"score_{side}"].to_numpy(zero_copy_only=False), dtype=np.float64
+                    )
+                    for side in ("chosen", "rejected")
+                )
+                for column, values in zip(
+                    columns, (chosen, rejected, chosen - rejected), strict=True
+                ):
+                    column.extend(values)
+                prompts.extend([text_number(prompt.as_py()) for prompt in batch["prompt_id"]])
+        first, second, gap = (describe_sorted(column.sort()) for column in columns)
+        return PairStatistics(
+            pairs=len(prompts),
+            prompts=count_different(prompts),
+            average_chosen=first["mean"],
+            average_difference=gap["mean"],
+            chosen=first,
+            rejected=second,
+            gap=gap,
+        )
 
 
-def parted(
-    dataset: Dataset, shares: Mapping[str, float], *, seed: int
-) -> dict[str, dict[str, Dataset]]:
-    """Send every row to its part and its prompt's split.
+def has_scores(parts: Mapping[str, PairStatistics]) -> bool:
+    """Whether any set has a score."""
+    return any(part.chosen["count"] or part.rejected["count"] for part in parts.values())
+
+
+def quality_table(parts: Mapping[str, PairStatistics]) -> str:
+    """Avg.Chs and Avg.Diff of several sets, as the left of Table 3 has them, in Markdown.
 
     Args:
-        dataset: As `built_dataset` wrote it.
-        shares: Share of prompts of the splits besides "train", by name.
-        seed: Of the splits.
+        parts: The figures of each set.
 
     Returns:
-        Datasets by part and split, over the same memory-mapped file, in the order of the rows;
-        every part has every split, empty ones too.
+        The table.
     """
-    # Eight bytes a row in memory, as views of a file need them; the rows stay where they are.
-    rows: dict[str, dict[str, array[int]]] = {}
-    columns = (dataset[name] for name in ("part", "origin_prompt_id", "prompt_id"))
-    for row, (part, origin, prompt) in enumerate(zip(*columns, strict=True)):
-        splits = rows.setdefault(part, {name: array("Q") for name in (TRAIN, *shares)})
-        splits[split_of(origin or prompt, shares, seed=seed)].append(row)
-    return {
-        part: {split: dataset.select(numbers) for split, numbers in splits.items()}
-        for part, splits in rows.items()
+    return markdown_table(
+        ["set", "pairs", "Avg.Chs", "Avg.Diff"],
+        [
+            [name, str(part.pairs), _shown(part.average_chosen), _shown(part.average_difference)]
+            for name, part in parts.items()
+        ],
+    )
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def dataset_card(
+    *,
+    result: Mapping[str, Any],
+    statistics: Mapping[str, PairStatistics],
+    recipe: Mapping[str, Any],
+) -> str:
+    """Write the card, whose head the Hub reads.
+
+    Args:
+        result: Counts and names, as in build.json.
+        statistics: Figures of each part.
+        recipe: The resolved recipe.
+
+    Returns:
+        Markdown with a YAML head.
+    """
+    licence = recipe.get("license")
+    head = {
+        "license": licence or "unknown",
+        "tags": ["preference", "prefstage"],
+        "configs": [
+            {
+                "config_name": part,
+                "data_files": [
+                    {"split": split, "path": f"{part}/{split}.parquet"} for split in splits
+                ],
+            }
+            for part, splits in result["parts"].items()
+        ],
     }
+    by, tables = "without scores", ["The pairs have no scores.\n"]
+    if has_scores(statistics):
+        # Each side's distribution, as Table 5 has it.
+        numbers = ("mean", "std", "min", "q25", "median", "q75", "max")
+        distributions = markdown_table(
+            ["set", "side", "Mean", "Std", "Min", "25%", "Med", "75%", "Max"],
+            [
+                [name, side, *(_shown(values[number]) for number in numbers)]
+                for name, part in statistics.items()
+                for side, values in (("C", part.chosen), ("R", part.rejected))
+            ],
+        )
+        sides = "\nC is the chosen side, R the rejected one.\n"
+        tables = [quality_table(statistics), "", distributions, sides]
+        by = "with the scores of the data"
+    by = f"judged by {result['judge']}" if result["judge"] else by
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
+        f"# Preference pairs: {result['method']}\n",
+        f"Built by prefstage from {result['source']}, {by}"
+        + (f", answered by {result['policy']}" if result["policy"] else "")
+        + ".\n",
+        f"Licence: {licence}.\n" if licence else "Licence: not stated in the recipe.\n",
+        "## Counts\n",
+        _counts(result),
+        "\n## Scores\n",
+        *tables,
+        _COLUMNS,
+        "## Recipe\n",
+        f"```yaml\n{yaml.safe_dump(dict(recipe), sort_keys=False)}```",
+    ]
+    return "\n".join(parts) + "\n"
 
 
-def split_of(prompt_id: str, shares: Mapping[str, float], *, seed: int = 0) -> str:
-    """The split of a prompt; it depends on the prompt and the seed alone.
-
-    So a prompt stays where it is when the dataset grows, and all parts of a build agree.
+def summary_of(result: Mapping[str, Any], statistics: Mapping[str, PairStatistics]) -> str:
+    """Say what a build made, for people.
 
     Args:
-        prompt_id: The prompt.
-        shares: Expected share of prompts of the splits besides "train", by name.
-        seed: Of the split.
+        result: Counts and names, as in build.json.
+        statistics: Figures of each part.
 
     Returns:
-        The split's name.
+        Lines, the headline first.
     """
-    position = text_number(f"{seed}\0split\0{prompt_id}") / 2.0**64
-    borders = zip(shares, accumulate(shares.values()), strict=True)
-    return next((name for name, border in borders if position < border), TRAIN)
+    judge = f", judged by {result['judge']}" if result["judge"] else ""
+    lines = [
+        f"{result['pairs_built']} pairs by {result['method']} from {result['prompts_read']} rows"
+        f" of {result['source']}{judge}"
+    ]
+    left_out = sorted(result["left_out"].items(), key=lambda reason: -reason[1])
+    lines += [f"left out: {count} x {why}" for why, count in left_out]
+    if result["reversal"] is not None:
+        lines.append(describe_reversal(result["reversal"]))
+    figures = result["figures"].items()
+    lines += [f"{name.replace('_', ' ')}: {shown(value)}" for name, value in figures]
+    for part, splits in result["parts"].items():
+        lines.append(f"{part}: {', '.join(f'{name} {count}' for name, count in splits.items())}")
+    if has_scores(statistics):
+        lines += ["", quality_table(statistics)]
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+
+
+def _counts(result: Mapping[str, Any]) -> str:
+    rows = {"read": result["prompts_read"], "pairs built": result["pairs_built"]}
+    rows |= {f"left out: {why}": count for why, count in result["left_out"].items()}
+    for part, splits in result["parts"].items():
+        rows |= {f"pairs in {part}, {split}": count for split, count in splits.items()}
+    rows |= {name.replace("_", " "): shown(v) for name, v in result["figures"].items()}
+    lines = [markdown_table(["what", "count"], list(rows.items()))]
+    if result["reversal"] is not None:
+        lines.append(f"\nLabels replaced: {describe_reversal(result['reversal'])}.")
+    return "\n".join(lines + [f"\nNote: {note}." for note in result["notes"]])

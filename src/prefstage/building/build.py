@@ -16,10 +16,12 @@ from prefstage.building.account import (
     Account,
     Built,
     Group,
-    built_dataset,
+    PairStatistics,
     check_reversal,
-    parted,
+    dataset_card,
+    pair_statistics,
     score_gap,
+    summary_of,
 )
 from prefstage.building.answers import (
     draw_prompts,
@@ -31,13 +33,6 @@ from prefstage.building.answers import (
     read_measurement,
     sharpen,
 )
-from prefstage.building.card import (
-    PairStatistics,
-    dataset_card,
-    gap_warnings,
-    pair_statistics,
-    summary_of,
-)
 from prefstage.building.choosing import (
     Choose,
     all_pairs,
@@ -45,11 +40,12 @@ from prefstage.building.choosing import (
     best_vs_second,
     best_vs_worst,
     gap_quality_pairs,
+    gap_warnings,
     pairs_by_choice,
     rejection_pairs,
     tier_pairs,
 )
-from prefstage.building.filters import filtered, without_ties
+from prefstage.building.filters import built_dataset, filtered, parted, without_ties
 from prefstage.building.recipe import TRAIN, Plan, Recipe, read_recipe
 from prefstage.building.relabelling import (
     aspect_margins,

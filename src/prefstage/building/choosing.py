@@ -3,13 +3,13 @@
 import math
 import random
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
 
-from prefstage.building.account import Account, Choice, Group, Scored, built_of
+from prefstage.building.account import Account, Choice, Group, PairStatistics, Scored, built_of
 from prefstage.building.recipe import ACCEPTED, BETA, COMBINATIONS, TIERS, Tier, parse_combination
 from prefstage.core import InputError, seed_for
 from prefstage.data.records import Candidates
@@ -453,3 +453,27 @@ def _choices(responses: Sequence[Scored], large: float, small: float) -> list[Ch
 
 def _nearest(pairs: Sequence[Choice], gap: float) -> Choice:
     return min(pairs, key=lambda pair: abs(pair[0].score - pair[1].score - gap))
+
+
+def gap_warnings(account: Account, statistics: Mapping[str, PairStatistics]) -> list[str]:
+    """What filters may have undone of matched gap means.
+
+    Args:
+        account: Of the build, with the tolerance.
+        statistics: Figures of each part, after the filters.
+
+    Returns:
+        A note a level whose means are apart.
+    """
+    tolerance = account.figures.get("gap_tolerance", math.inf)
+    means = {part: figures.average_difference or 0.0 for part, figures in statistics.items()}
+    apart = {
+        level: abs(means.get(f"{level}-HQ", 0.0) - means.get(f"{level}-LQ", 0.0))
+        for level in ("LG", "SG")
+    }
+    return [
+        f"after filters the {level} gap means are {value:.3g} apart, more than the tolerance "
+        f"of {tolerance:.3g}"
+        for level, value in apart.items()
+        if value > tolerance
+    ]

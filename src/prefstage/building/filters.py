@@ -1,17 +1,21 @@
-"""Filters of built pairs: length, gap, votes, language, duplicates, contamination."""
+"""What is kept of built pairs, by length, gap, votes and so on, and how it is parted and split."""
 
 import hashlib
 import math
 import re
 import sqlite3
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import chain, count
+from itertools import accumulate, chain, count
 from typing import Any
 
-from prefstage.building.account import Account, Built, Group, first_of
+from datasets import Dataset, Features, Value
+
+from prefstage.building.account import PROVENANCE, Account, Built, Group, first_of
 from prefstage.building.recipe import (
+    TRAIN,
     DecontaminationFilter,
     Filters,
     GapFilter,
@@ -21,8 +25,9 @@ from prefstage.building.recipe import (
 from prefstage.core import InputError, MissingDependencyError
 from prefstage.data.formats.fields import PROMPT_NAMES
 from prefstage.data.loading import load_prompts
-from prefstage.data.sets import open_source
-from prefstage.data.storage import scratch_file
+from prefstage.data.records import Pair
+from prefstage.data.sets import features_of, open_source, to_row
+from prefstage.data.storage import build_dataset, scratch_file, text_number
 from prefstage.judging.base import content_of
 
 # Why a pair is left out, in a few words; None to keep it.
@@ -346,3 +351,64 @@ def _grams(words: list[str], size: int) -> Iterator[bytes]:
 
 def _key(words: list[str]) -> bytes:
     return hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest()
+
+
+# --- The dataset, in parts and splits -------------------------------------------------------------
+
+
+def built_dataset(rows: Iterable[Built]) -> Dataset:
+    """Write built pairs to a memory-mapped dataset as they come; memory stays flat.
+
+    Args:
+        rows: The pairs, read once.
+
+    Returns:
+        The dataset, with the canonical columns and `PROVENANCE`.
+    """
+    kinds = {name: Value(kind) for name, kind in PROVENANCE.items()}
+    flat = ({**to_row(row.pair), **{name: getattr(row, name) for name in kinds}} for row in rows)
+    return build_dataset(flat, lambda fields: Features({**features_of(Pair, fields), **kinds}))[0]
+
+
+def parted(
+    dataset: Dataset, shares: Mapping[str, float], *, seed: int
+) -> dict[str, dict[str, Dataset]]:
+    """Send every row to its part and its prompt's split.
+
+    Args:
+        dataset: As `built_dataset` wrote it.
+        shares: Share of prompts of the splits besides "train", by name.
+        seed: Of the splits.
+
+    Returns:
+        Datasets by part and split, over the same memory-mapped file, in the order of the rows;
+        every part has every split, empty ones too.
+    """
+    # Eight bytes a row in memory, as views of a file need them; the rows stay where they are.
+    rows: dict[str, dict[str, array[int]]] = {}
+    columns = (dataset[name] for name in ("part", "origin_prompt_id", "prompt_id"))
+    for row, (part, origin, prompt) in enumerate(zip(*columns, strict=True)):
+        splits = rows.setdefault(part, {name: array("Q") for name in (TRAIN, *shares)})
+        splits[split_of(origin or prompt, shares, seed=seed)].append(row)
+    return {
+        part: {split: dataset.select(numbers) for split, numbers in splits.items()}
+        for part, splits in rows.items()
+    }
+
+
+def split_of(prompt_id: str, shares: Mapping[str, float], *, seed: int = 0) -> str:
+    """The split of a prompt; it depends on the prompt and the seed alone.
+
+    So a prompt stays where it is when the dataset grows, and all parts of a build agree.
+
+    Args:
+        prompt_id: The prompt.
+        shares: Expected share of prompts of the splits besides "train", by name.
+        seed: Of the split.
+
+    Returns:
+        The split's name.
+    """
+    position = text_number(f"{seed}\0split\0{prompt_id}") / 2.0**64
+    borders = zip(shares, accumulate(shares.values()), strict=True)
+    return next((name for name, border in borders if position < border), TRAIN)
