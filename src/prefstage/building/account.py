@@ -22,9 +22,7 @@ from prefstage.judging.judged import wilson_interval
 # interval reverses more than that of what it decides.
 REVERSAL_LIMIT = 0.4
 
-SETTING = "accept_reversal"
-
-_EXAMPLES = 3
+SETTING, _EXAMPLES = "accept_reversal", 3
 
 
 def reversal_figures(
