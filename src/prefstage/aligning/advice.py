@@ -107,7 +107,7 @@ class Advice:
         inside = copy(self.walk)
         inside.space = self.space.part(range(self._first, self._first + count))
         inside.row = dict(self.walk.row)
-        built: Build = inside.pairs(rule.kind, rule, self.policy, None)
+        built: Build = inside.pairs(rule, self.policy, None)
         return built
 
     def _forecast(self, target: Target) -> float | None:

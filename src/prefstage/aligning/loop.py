@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from prefstage.aligning.advice import Advice
-from prefstage.aligning.recipe import PER_PROMPT, Data, Rule
+from prefstage.aligning.recipe import PER_PROMPT, Rule
 from prefstage.aligning.steps import (
     REVERSAL_SETTING,
     Build,
@@ -131,23 +131,21 @@ class Walk:
         if self.recipe.measure is not False:
             measured = self.do(Measure(self.space, policy))
             stage = measured.stage() if measured.state[0] == "done" else None
+        unknown = rule.kind == "auto" and stage is None
         if rule.kind == "advise":
             row["advice"] = Advice(self, policy).run()
-            chosen = next(
-                (r for r in self.recipe.advise.rules if str(r) == row["advice"]["choice"]), None
-            )
-            unknown = chosen is None
-            rule = chosen or Rule("on")
-            row["data"], row["reason"] = rule.kind, row["advice"]["reason"]
+            choice, row["reason"] = row["advice"]["choice"], row["advice"]["reason"]
+            unknown = choice is None
+            rule = {str(r): r for r in self.recipe.advise.rules}.get(choice, Rule("on"))
         else:
-            row["data"], row["reason"] = choose(rule, stage)
-            unknown = rule.kind == "auto" and stage is None
+            rule, row["reason"] = choose(rule, stage)
+        row["data"] = rule.kind
         if unknown:
             # In a plan. Nothing after an unmeasured stage has a key: a policy without one does it.
             policy = replace(policy, key=None)
         row["stopped"] = self._spent()
         if row["stopped"] is None:
-            built = self.pairs(row["data"], rule, policy, measured)
+            built = self.pairs(rule, policy, measured)
             row["stopped"] = self._spent()
         if row["stopped"] is not None:
             # What was built is not trained on; its figures are of no iteration.
@@ -161,12 +159,11 @@ class Walk:
             self.do(Evaluate(self.space, ours, baseline))
         return policy
 
-    def pairs(self, data: Data, rule: Rule, policy: Policy, measured: Measure | None) -> Build:
+    def pairs(self, rule: Rule, policy: Policy, measured: Measure | None) -> Build:
         """Build pairs, and before them what they are made of.
 
         Args:
-            data: What they are made of.
-            rule: Has the share of a mixture, or whose answers or data it is.
+            rule: What they are made of: neither "auto" nor "advise".
             policy: Who is trained.
             measured: The measurement that a choice by prompt goes by.
 
@@ -174,17 +171,17 @@ class Walk:
             The step that made them.
         """
         space, recipe, off_policy = self.space, self.recipe, None
-        if data in ("off", "mix", "per-prompt"):
+        if rule.kind in ("off", "mix", "per-prompt"):
             off_policy = self.do(Build.off_policy(space))
-            if data == "off":
+            if rule.kind == "off":
                 return off_policy
-            if data == "mix":
+            if rule.kind == "mix":
                 answers = recipe.sampling.responses
                 method = {"name": "mixing", "share": rule.share, "answers": answers}
                 return self.do(Build(space, method, {"pairs": off_policy}, policy=policy))
-        if data == "data":
+        if rule.kind == "data":
             return self.do(Build.off_policy(space.with_data(off_policy=str(rule.source))))
-        if data == "other":
+        if rule.kind == "other":
             policy = space.policy(Path(str(rule.source)).name, str(rule.source))
         sampled = self.do(Sample(space, policy))
         if off_policy is not None and measured is not None:
@@ -209,7 +206,7 @@ class Walk:
         return next((f"budget of {text} reached" for text in reached), None)
 
 
-def choose(rule: Rule, stage: Stage | None) -> tuple[Data, str]:
+def choose(rule: Rule, stage: Stage | None) -> tuple[Rule, str]:
     """Which data an iteration trains on.
 
     In the injection stage off-policy data, in the fine-tuning stage on-policy data; where the
@@ -220,18 +217,17 @@ def choose(rule: Rule, stage: Stage | None) -> tuple[Data, str]:
         stage: As measured; read by "auto".
 
     Returns:
-        The data, and why these.
+        The rule that names the data, and why these.
 
     Source:
         Sun et al. 2025, arXiv:2508.10530, Algorithm 1.
     """
     if rule.kind != "auto" or stage is None:
-        fixed: Any = "on" if rule.kind == "auto" else rule.kind
-        return fixed, "fixed by the schedule"
+        return Rule("on") if rule.kind == "auto" else rule, "fixed by the schedule"
     undecided = stage.stage == "undecided"
     decisive = stage.algorithm_1 if undecided else stage.stage
     reason = "undecided; the votes at hand favour it" if undecided else f"{stage.stage} stage"
-    return ("off" if decisive == "injection" else "on"), reason
+    return Rule("off" if decisive == "injection" else "on"), reason
 
 
 @dataclass(frozen=True)

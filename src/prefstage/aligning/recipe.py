@@ -27,10 +27,6 @@ _SET_BY_ALIGN = {
 _MEASURES = ("eval_", "load_best", "metric_for", "greater_is", "save_", "do_eval")
 RELABEL, CHOOSE, PER_PROMPT = "relabel", "best-vs-worst", "per-prompt"
 
-Data = Literal["off", "on", "mix", "other", "data", "per-prompt"]
-"""What pairs are made of: the off-policy data, the policy's own answers, both, another's, or other
-data."""
-
 Depth = Literal["stage", "forecast", "pilot"]
 """How deep advice goes: the boundary score; gradients too; short trainings too."""
 
@@ -41,7 +37,8 @@ class Rule:
 
     Attributes:
         kind: "auto" (by the measured stage), "advise" (by forecast or pilots), or the data
-            themselves.
+            themselves: "off" (off-policy), "on" (the policy's own answers), "mix" (both),
+            "per-prompt" (either), "other" (another policy's answers) or "data" (other data).
         share: Of "mix": ρ, the share of prompts that get the policy's best answer.
         source: Of "other": who answers in the policy's place; of "data": other pairs or candidates.
     """
