@@ -412,16 +412,16 @@ def forecast_gains(
         The forecasts.
 
     Raises:
-        InputError: If there are fewer than two prompts of answers, or an empty set.
+        InputError: If there are fewer than `GROUPS` prompts of answers, or an empty set.
     """
     goal = LossMix((LossTerm(ExpectedReward()),))
-    if len(answers) < GROUPS or not all(map(len, data.values())):
-        empty = [name for name, pairs in data.items() if not len(pairs)]
-        raise InputError.of(
-            saw=f"no pairs of {empty[0]}" if empty else f"answers to {len(answers)} prompts",
-            expected=f"pairs in every data set, and answers to at least {GROUPS} prompts",
-            cure="leave the data set out" if empty else "give more prompts",
-        )
+    empty = [name for name, pairs in data.items() if not len(pairs)]
+    InputError.unless(
+        len(answers) >= GROUPS and not empty,
+        saw=f"no pairs of {empty[0]}" if empty else f"answers to {len(answers)} prompts",
+        expected=f"pairs in every data set, and answers to at least {GROUPS} prompts",
+        cure="leave the data set out" if empty else "give more prompts",
+    )
     args, basis = trainer.args, Basis(trainer.model)
     gradients = Gradients(trainer, basis)
     items = item_set_of(answers, trainer.encoder, goal)

@@ -76,14 +76,14 @@ class Advice:
             ConfigError: If the stage alone shall decide between other data than off and on.
         """
         reach = DEPTHS.index(self.depth)
-        measures = self.space.recipe.off_policy is not None
-        measures = measures and self.space.recipe.measure is not False
-        if reach == 0 and not (measures and {"off", "on"} <= {*self._candidates}):
-            raise ConfigError.of(
-                saw=f"depth stage with the candidates {', '.join(self._candidates)}",
-                expected="off and on, between which the boundary score chooses, and off_policy",
-                cure="set depth: forecast, or advise.candidates: [off, on]",
-            )
+        recipe = self.space.recipe
+        measures = recipe.off_policy is not None and recipe.measure is not False
+        ConfigError.unless(
+            reach > 0 or (measures and {"off", "on"} <= {*self._candidates}),
+            saw=f"depth stage with the candidates {', '.join(self._candidates)}",
+            expected="off and on, between which the boundary score chooses, and off_policy",
+            cure="set depth: forecast, or advise.candidates: [off, on]",
+        )
         if measures:
             measured = self.walk.do(Measure(self.space, self.policy))
             self._stage = measured.stage().as_dict() if measured.state[0] == "done" else None

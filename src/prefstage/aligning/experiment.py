@@ -252,7 +252,11 @@ def run_experiment(
                 ran = sum(record.did != "reused" for record in aligned.steps)
                 rows.append(read_cell(cell, folder, metrics))
             except Exception as fault:  # one cell's fault, whatever it is, is not the others'
-                error = _one_line(fault, out / ERRORS / f"{cell.name}.txt")
+                # In one line; a fault that is no user's leaves its traceback on file.
+                error, file = " ".join(str(fault).split()), out / ERRORS / f"{cell.name}.txt"
+                if not isinstance(fault, PrefstageError):
+                    write_text(file, "".join(traceback.format_exception(fault)))
+                    error = f"{type(fault).__name__}: {error} (see {file})"
             records.append(CellRecord(cell.name, number, len(cells), ran, error))
             if tell is not None:
                 tell(records[-1])
@@ -429,15 +433,6 @@ def _agreement_text(name: str, means: Mapping[str, Any]) -> str:
             f"left out {counted['left_out']}",
         ]
     return "\n".join([*lines, ""])
-
-
-# The fault in one line; one that is no user's leaves its traceback on file.
-def _one_line(fault: Exception, file: Path) -> str:
-    text = " ".join(str(fault).split())
-    if isinstance(fault, PrefstageError):
-        return text
-    write_text(file, "".join(traceback.format_exception(fault)))
-    return f"{type(fault).__name__}: {text} (see {file})"
 
 
 # Label and settings of each value of an axis.

@@ -174,13 +174,12 @@ class AdviseSettings(Config):
         """
         rules = parse_schedule(self.candidates, iterations=len(self.candidates))
         wrong = [str(rule) for rule in rules if rule.kind in ("auto", "advise", "per-prompt")]
-        if wrong or len({*map(str, rules)}) < max(2, len(rules)):
-            raise ConfigError.of(
-                saw=f"advise.candidates {wrong or self.candidates}",
-                expected="at least two different ones of off, on, mix: SHARE, other: MODEL, "
-                "data: FILE",
-                cure="change them",
-            )
+        ConfigError.unless(
+            not wrong and len({*map(str, rules)}) >= max(2, len(rules)),
+            saw=f"advise.candidates {wrong or self.candidates}",
+            expected="at least two different ones of off, on, mix: SHARE, other: MODEL, data: FILE",
+            cure="change them",
+        )
         return rules
 
 

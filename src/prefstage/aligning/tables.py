@@ -140,10 +140,14 @@ def markdown(table: Table) -> str:
     Returns:
         Text that ends in a newline.
     """
-    rows = list[Sequence[str]]()
-    for heading, block in table.blocks:
-        rows += [(f"**{heading}**", *[""] * (len(table.head) - 1))] if heading else []
-        rows += [[*map(_text, row)] for row in block]
+    rows = [
+        row
+        for heading, block in table.blocks
+        for row in (
+            *([(f"**{heading}**", *[""] * (len(table.head) - 1))] if heading else []),
+            *(tuple(map(_text, entries)) for entries in block),
+        )
+    ]
     title = f"**{table.title}**\n\n" if table.title else ""
     return f"{title}{markdown_table(table.head, rows)}\n"
 
@@ -158,8 +162,10 @@ def latex(table: Table) -> str:
         A table environment, text that ends in a newline.
     """
     count = len(table.head)
-    lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{'l' * count}}}", r"\toprule"]
-    lines.append(_latex_row(table.head))
+    lines = [
+        *(r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{'l' * count}}}", r"\toprule"),
+        _latex_row(table.head),
+    ]
     for heading, rows in table.blocks:
         wide = rf"\multicolumn{{{count}}}{{c}}{{\textbf{{{heading.translate(_LATEX)}}}}} \\"
         lines += [r"\midrule", *([wide] if heading else []), *map(_latex_row, rows)]
@@ -270,8 +276,10 @@ def _contrast_table(settings: TableSettings, rows: Rows) -> Table:
             difference = None
             if len(pair) == 2 and all(values):  # noqa: PLR2004 - two rows are compared
                 difference = f"{mean(values[0]) - mean(values[1]):+.{_digits(first)}f}"
-            for label, shown in zip(pair, (difference, *[None] * len(pair)), strict=False):
-                lines.append((label, *_cells(settings, figures.get(label, [])), shown))
+            lines += [
+                (label, *_cells(settings, figures.get(label, [])), shown)
+                for label, shown in zip(pair, (difference, *[None] * len(pair)), strict=False)
+            ]
         parts.append((heading, lines))
     head = (", ".join(settings.rows), *map(_title, settings.columns), f"Δ {_title(first)}")
     return Table(settings.title, head, parts)

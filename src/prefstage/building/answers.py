@@ -54,14 +54,12 @@ def policy_answers(
         The prompts that have an answer with text, with their answers.
     """
     samples = list(collect(sampler, requests_for(prompts, responses=answers), ledger))
-    figures = {
+    account.figures |= {
         "answers_sampled": len(samples),
         "answer_tokens": sum(sample.response_tokens for sample in samples),
         "answers_cut": sum(sample.finish_reason == "length" for sample in samples),
         "answers_cut_in_thought": sum(sample.thought_cut for sample in samples),
     }
-    for figure, count in figures.items():
-        account.figures[figure] += count
     account.notes += cut_thoughts(samples)
     fault = "empty answer of the policy"
     answered = [s for s in samples if account.passes(s.prompt_id, {fault: not s.text.strip()})]

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from prefstage.building.account import Account, Built, Group, check_reversal, reversal_figures
+from prefstage.building.account import (
+    Account,
+    Built,
+    Group,
+    check_reversal,
+    first_of,
+    reversal_figures,
+)
 from prefstage.building.recipe import TEMPLATE
 from prefstage.core import InputError
 from prefstage.data.records import Candidates, Message, Pair, Prompt, prompt_id_of
@@ -145,17 +152,18 @@ def reversal_of(judged: Iterable[tuple[Pair, Judgment]]) -> dict[str, Any]:
     Returns:
         As `reversal_figures`.
     """
-    counts: Counter[str] = Counter()
-    for pair, judgment in judged:
-        if pair.tied:
-            counts["unlabelled"] += 1
-        elif judgment.status == "undecided":
-            counts["unreadable"] += 1
-        elif judgment.probability == _HALF:
-            counts["equal"] += 1
-        else:
-            counts["reversed" if judgment.probability < _HALF else "kept"] += 1
-    return reversal_figures(**counts)
+    words = (
+        first_of(
+            {
+                "unlabelled": pair.tied,
+                "unreadable": judgment.status == "undecided",
+                "equal": judgment.probability == _HALF,
+                "reversed": judgment.probability < _HALF,
+            }
+        )
+        for pair, judgment in judged
+    )
+    return reversal_figures(**Counter(word or "kept" for word in words))
 
 
 def without_raters(pair: Pair) -> Pair:
