@@ -5,6 +5,7 @@ import math
 import re
 import sqlite3
 from array import array
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -375,9 +376,12 @@ def parted(
 ) -> dict[str, dict[str, Dataset]]:
     """Send every row to its part and its prompt's split.
 
+    A prompt's split depends on the prompt and the seed alone. So a prompt stays where it is when
+    the dataset grows, and all parts of a build agree.
+
     Args:
         dataset: As `built_dataset` wrote it.
-        shares: Share of prompts of the splits besides "train", by name.
+        shares: Expected share of prompts of the splits besides "train", by name.
         seed: Of the splits.
 
     Returns:
@@ -386,29 +390,13 @@ def parted(
     """
     # Eight bytes a row in memory, as views of a file need them; the rows stay where they are.
     rows: dict[str, dict[str, array[int]]] = {}
+    names, borders = (*shares, TRAIN), [*accumulate(shares.values())]
     columns = (dataset[name] for name in ("part", "origin_prompt_id", "prompt_id"))
     for row, (part, origin, prompt) in enumerate(zip(*columns, strict=True)):
         splits = rows.setdefault(part, {name: array("Q") for name in (TRAIN, *shares)})
-        splits[split_of(origin or prompt, shares, seed=seed)].append(row)
+        position = text_number(f"{seed}\0split\0{origin or prompt}") / 2.0**64
+        splits[names[bisect(borders, position)]].append(row)
     return {
         part: {split: dataset.select(numbers) for split, numbers in splits.items()}
         for part, splits in rows.items()
     }
-
-
-def split_of(prompt_id: str, shares: Mapping[str, float], *, seed: int = 0) -> str:
-    """The split of a prompt; it depends on the prompt and the seed alone.
-
-    So a prompt stays where it is when the dataset grows, and all parts of a build agree.
-
-    Args:
-        prompt_id: The prompt.
-        shares: Expected share of prompts of the splits besides "train", by name.
-        seed: Of the split.
-
-    Returns:
-        The split's name.
-    """
-    position = text_number(f"{seed}\0split\0{prompt_id}") / 2.0**64
-    borders = zip(shares, accumulate(shares.values()), strict=True)
-    return next((name for name, border in borders if position < border), TRAIN)
