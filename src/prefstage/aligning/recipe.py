@@ -93,13 +93,12 @@ def _rule(entry: Any) -> Rule:
             return Rule("other", source=source)
         case {"data": str(source), **others} if source.strip() and not others:
             return Rule("data", source=source)
-    word = entry if isinstance(entry, str) else ""
     raise ConfigError.of(
         saw=f"schedule {entry!r}",
         expected="auto, advise, off, on, per-prompt, mix: SHARE, other: MODEL, data: FILE, or a "
         "list of these",
         cure=did_you_mean(
-            word,
+            entry if isinstance(entry, str) else "",
             ("auto", "advise", "off", "on", "per-prompt"),
             "write one of them, e.g. mix: 0.1",
         ),

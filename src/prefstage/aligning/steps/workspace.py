@@ -260,8 +260,10 @@ class Workspace:
         for section in ("train", *([] if self.recipe.sft is None else ["sft"])):
             data = "data" if section == "train" else None
             trained = train_settings(self.recipe, policy="policy", data=data)
-            sets = {f"{section}.eval.{name}": rows for name, rows in trained.eval.items()}
-            sets |= {} if data else {"sft.data": trained.data}
+            sets = {
+                **{f"{section}.eval.{name}": rows for name, rows in trained.eval.items()},
+                **({} if data else {"sft.data": trained.data}),
+            }
             check_sets(sets, parse_loss(trained.loss))
 
     @cached_property
