@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -46,10 +48,16 @@ class RowAttention:
     windows: dict[int, int | None] = field(default_factory=dict)
     masks: dict[tuple[int | None, torch.device], Any] = field(default_factory=dict)
 
-    def mask(self, build: Callable[..., Any], window: int | None, device: torch.device) -> Any:
-        """The mask of this row that `build` makes, once for all layers that share it."""
+    def mask(self, window: int | None, device: torch.device) -> Any:
+        """The row's mask in the form of the backend, once for all layers that share it."""
         if (window, device) not in self.masks:
-            self.masks[window, device] = build(self.row, window=window, device=device)
+            if self.backend == "flex":
+                # 128 x 128 tokens a block; blocks that nobody sees are skipped.
+                seen, tokens = _visible(self.row, window, device), len(self.row.input_ids)
+                mask: Any = create_block_mask(seen, None, None, tokens, tokens, device=device)
+            else:
+                mask = visible_keys(self.row, window=window, device=device)
+            self.masks[window, device] = mask
         return self.masks[window, device]
 
 
@@ -176,31 +184,58 @@ def visible_keys(row: Row, *, window: int | None, device: torch.device) -> Bool[
     Returns:
         [1, 1, tokens, tokens]; true where the key is an ancestor or the token itself.
     """
+    token = torch.arange(len(row.input_ids), device=device)
+    return _visible(row, window, device)(0, 0, token[:, None], token)[None, None]
+
+
+# Whether a token sees a key, as flex attention asks. Lambdas, because torch counts the parameters
+# that it sees, and wrappers hide them.
+def _visible(row: Row, window: int | None, device: torch.device) -> Callable[..., Tensor]:
     stops, positions = row.subtree_stop.to(device), row.position_ids.to(device)
-    token = torch.arange(len(stops), device=device)
-    visible = (token <= token[:, None]) & (token[:, None] < stops)
-    if window is not None:
-        visible &= positions[:, None] - positions < window
-    return visible[None, None]
+    if window is None:
+        return lambda batch, head, query, key: (key <= query) & (query < stops[key])
+    return lambda batch, head, query, key: (
+        (key <= query) & (query < stops[key]) & (positions[query] - positions[key] < window)
+    )
 
 
+# Attention of a row's tokens by its backend. [1, tokens, heads, head_dim].
 def _tree(
     query: Tensor, key: Tensor, value: Tensor, row_attention: RowAttention, rule: AttentionRule
 ) -> Tensor:
     if row_attention.backend == "blockwise":
-        row = row_attention.row
-        return attend(query[0], key[0], value[0], segments=row.segments, rule=rule)[None]
-    if row_attention.backend == "flex":
-        from prefstage.scoring.gpu import attend_flex, block_mask
-
-        mask = row_attention.mask(block_mask, rule.window, query.device)
-        return attend_flex(query, key, value, mask=mask, rule=rule)
-    mask = row_attention.mask(visible_keys, rule.window, query.device)
-    if rule.softcap is not None:
+        segments = row_attention.row.segments
+        return attend(query[0], key[0], value[0], segments=segments, rule=rule)[None]
+    mask = row_attention.mask(rule.window, query.device)
+    if row_attention.backend == "flex":  # Dong et al. 2024, arXiv:2412.05496
+        softcap: Any = rule.softcap
+        mixed = _flex_kernel(query.device.type)(
+            query,
+            key,
+            value,
+            score_mod=None
+            if softcap is None
+            else lambda score, batch, head, q, k: softcap * torch.tanh(score / softcap),
+            block_mask=mask,
+            scale=rule.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    elif rule.softcap is None:
+        mixed = scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=rule.scale, enable_gqa=True
+        )
+    else:
         return _dense(query, key, value, mask, rule)
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=rule.scale, enable_gqa=True
-    ).transpose(1, 2)
+    return mixed.transpose(1, 2)
+
+
+# Compiled where there is a compiler for the device; its plain form elsewhere.
+@lru_cache
+def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
+    # Rows differ in length with every pass: dynamic shapes, or each would compile anew.
+    if device_type == "cuda":
+        return torch.compile(flex_attention, dynamic=True)
+    return flex_attention
 
 
 # Attention written out, for the soft-cap that SDPA lacks.
@@ -215,5 +250,4 @@ def _dense(
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    return (weights @ value).transpose(1, 2)
+    return (scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value).transpose(1, 2)
