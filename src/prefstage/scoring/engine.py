@@ -44,20 +44,20 @@ class ModelParts:
         Raises:
             ModelError: If it has no output embeddings, or adapters that add tokens.
         """
-        if any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values()):
-            raise ModelError.of(
-                saw="adapters that put virtual tokens before the prompt",
-                expected="adapters inside the layers, such as LoRA",
-                cure="merge them, or use LoRA",
-            )
+        ModelError.unless(
+            not any(c.is_prompt_learning for c in getattr(model, "peft_config", {}).values()),
+            saw="adapters that put virtual tokens before the prompt",
+            expected="adapters inside the layers, such as LoRA",
+            cure="merge them, or use LoRA",
+        )
         bare = model.get_base_model() if hasattr(model, "peft_config") else model
         projection = getattr(bare, "get_output_embeddings", lambda: None)()
-        if projection is None:
-            raise ModelError.of(
-                saw=f"{type(bare).__name__}, which has no output embeddings",
-                expected="a causal language model",
-                cure="load it with AutoModelForCausalLM",
-            )
+        ModelError.unless(
+            projection is not None,
+            saw=f"{type(bare).__name__}, which has no output embeddings",
+            expected="a causal language model",
+            cure="load it with AutoModelForCausalLM",
+        )
         config = bare.config.get_text_config()
         # Cohere multiplies the logits, Granite divides them.
         factor = getattr(config, "logit_scale", None)
@@ -100,7 +100,6 @@ def check_fits(trees: Sequence[TokenTree], parts: ModelParts, *, tokenizer: Any 
     """
     vocabulary = min(len(parts.projection.weight), len(parts.body.get_input_embeddings().weight))
     positions = getattr(parts.body.config, "max_position_embeddings", None)
-    rotary = getattr(parts.body.config, "rope_parameters", None) is not None
     too_long = 0
     for index, tree in enumerate(trees):
         used = [*tree.prompt_ids, *(t for ids in tree.response_ids for t in ids)]
@@ -109,12 +108,12 @@ def check_fits(trees: Sequence[TokenTree], parts: ModelParts, *, tokenizer: Any 
         longest = len(tree.prompt_ids) + max(map(len, tree.response_ids), default=1) - 1
         if positions is not None and longest > positions:
             too_long += 1
-            if not rotary:
-                raise InputError.of(
-                    saw=f"{where}: a text of {longest} tokens",
-                    expected=f"at most {positions}, the positions of the model",
-                    cure="lower max_prompt_tokens or max_response_tokens of the encoder",
-                )
+            InputError.unless(
+                getattr(parts.body.config, "rope_parameters", None) is not None,
+                saw=f"{where}: a text of {longest} tokens",
+                expected=f"at most {positions}, the positions of the model",
+                cure="lower max_prompt_tokens or max_response_tokens of the encoder",
+            )
     if too_long:
         _log.warning("%d texts are longer than the model's %d positions", too_long, positions)
 
@@ -178,8 +177,10 @@ def response_log_probs(
     for planned in plan_passes(
         parts.body.config, leaves_of(trees), layout=layout, token_budget=token_budget
     ):
-        scored = score_pass(parts, planned, backend=backend, statistics=gathered.names)
-        gathered.add(planned.leaves, scored)
+        gathered.add(
+            planned.leaves,
+            score_pass(parts, planned, backend=backend, statistics=gathered.names),
+        )
     return gathered.trees()
 
 
@@ -222,8 +223,12 @@ def score_pass(
     # With a model spread over devices, the head may be elsewhere than the last layer; only the
     # states that predict something go there.
     device = head.weight.device
-    at_targets = hidden[planned.read_at.to(hidden.device)].to(device)
-    return linear_log_probs(at_targets, planned.target_ids.to(device), head, statistics=statistics)
+    return linear_log_probs(
+        hidden[planned.read_at.to(hidden.device)].to(device),
+        planned.target_ids.to(device),
+        head,
+        statistics=statistics,
+    )
 
 
 class Gathered:
@@ -243,12 +248,12 @@ class Gathered:
     def __init__(self, trees: Sequence[TokenTree], statistics: Sequence[str]) -> None:
         check_trees(trees)
         unknown = sorted(set(statistics) - set(STATISTICS))
-        if unknown:
-            raise InputError.of(
-                saw=f"statistics {', '.join(unknown)}",
-                expected=f"some of {', '.join(STATISTICS)}",
-                cure="fix the name",
-            )
+        InputError.unless(
+            not unknown,
+            saw=f"statistics {', '.join(unknown)}",
+            expected=f"some of {', '.join(STATISTICS)}",
+            cure="fix the name",
+        )
         self.names = tuple(dict.fromkeys(statistics))
         self._values: dict[str, list[list[Any]]] = {
             name: [[None] * len(tree.response_ids) for tree in trees]

@@ -184,10 +184,12 @@ def pack_rows(leaves: Sequence[Leaf], *, token_budget: int) -> list[Row]:
         The rows; every response stands in exactly one slot.
     """
     rows, members, size, last = list[Row](), list[Leaf](), 0, tuple[int, ...]()
-    trees = [list(tree) for _, tree in groupby(leaves, key=lambda leaf: leaf.tree)]
     # In the order of their prompts, so that prompts which begin alike (system message, earlier
     # turns) share a row, and in it that beginning.
-    for tree in sorted(trees, key=lambda tree: tree[0].prompt_ids):
+    for tree in sorted(
+        (list(tree) for _, tree in groupby(leaves, key=lambda leaf: leaf.tree)),
+        key=lambda tree: tree[0].prompt_ids,
+    ):
         for part in _parts(tree, token_budget):
             prompt = part[0].prompt_ids
             added = _unshared(part) - (common_prefix(prompt, last) if members else 0)
@@ -209,10 +211,9 @@ def pack_batches(leaves: Sequence[Leaf], *, token_budget: int) -> list[Batch]:
     Returns:
         The batches.
     """
-    # Longest sequences first, so that memory runs out early if at all.
-    ordered = sorted(leaves, key=lambda leaf: -len(leaf.computed_ids))
     batches, members, tokens = list[Batch](), list[Leaf](), 0
-    for leaf in ordered:
+    # Longest sequences first, so that memory runs out early if at all.
+    for leaf in sorted(leaves, key=lambda leaf: -len(leaf.computed_ids)):
         size = len(leaf.computed_ids)
         if members:
             positions = len(members[0].computed_ids) * (len(members) + 1)
@@ -346,5 +347,4 @@ def _separated(leaves: Sequence[Leaf], rule: tuple[int, bool] | None) -> list[li
     ordered = leaves if alike else sorted(leaves, key=lambda leaf: len(leaf.computed_ids))
     short = [leaf for leaf in leaves if len(leaf.computed_ids) <= limit]
     long = [leaf for leaf in ordered if len(leaf.computed_ids) > limit]
-    groups = [short, long] if alike else [short, *([leaf] for leaf in long)]
-    return [group for group in groups if group]
+    return [group for group in (short, *([long] if alike else ([leaf] for leaf in long))) if group]

@@ -98,8 +98,9 @@ def linear_log_probs(
             torch.is_grad_enabled(),
             owner_of(head.weight),
         )
-    known = dict(zip(STATISTICS, extra, strict=True)) if statistics else {}
-    return TokenLogProbs(log_probs, **{name: known[name] for name in statistics})
+    # None or all of them.
+    known = zip(STATISTICS, extra, strict=False)
+    return TokenLogProbs(log_probs, **{name: x for name, x in known if name in statistics})
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -176,10 +177,13 @@ class _LinearLogProbs(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[tokens].addmm_(slopes, part)
                 if grad_weight is not None:
-                    # β = 0 ignores what stands there, which is not even initialised.
-                    old = float(adds or turn > 0)
                     torch.addmm(
-                        part_grad, slopes.t(), hidden[tokens].to(precise), beta=old, out=part_grad
+                        part_grad,
+                        slopes.t(),
+                        hidden[tokens].to(precise),
+                        # β = 0 ignores what stands there, which is not even initialised.
+                        beta=float(adds or turn > 0),
+                        out=part_grad,
                     )
                 if grad_bias is not None:
                     grad_bias[words] += slopes.sum(0)
@@ -187,9 +191,12 @@ class _LinearLogProbs(torch.autograd.Function):
                 grad_weight[words] = part_grad
         if owner is not None:
             owner.grad, grad_weight = grad_weight, None
-        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
-        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return (grad_hidden, grad_weight, grad_bias, *[None] * 6)
+        return (
+            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
+            grad_weight,
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            *[None] * 6,
+        )
 
 
 class _Sums:
@@ -219,8 +226,9 @@ class _Sums:
         # first chunk has nothing before it; a finite shift makes 0 of it, not NaN.
         shift = (before - after).clamp(min=-1e4)
         relative = logits.sub_(after[:, None])
-        added = (relative.exp() * relative).sum(-1)
-        self.surprise[tokens] = shift.exp() * (self.surprise[tokens] + shift) + added
+        self.surprise[tokens] = shift.exp() * (self.surprise[tokens] + shift) + (
+            relative.exp() * relative
+        ).sum(-1)
 
     def statistics(self) -> tuple[Tensor, ...]:
         return (-self.surprise, self.squares - 2 * self.total) if self._with_statistics else ()
@@ -251,21 +259,20 @@ def _logits(hidden: Tensor, head: Head, words: slice) -> tuple[Tensor, Tensor | 
         logits = torch.mm(hidden, weight.t().to(hidden.dtype), out_dtype=precise)
     else:
         logits = torch.mm(hidden.to(precise), weight.t().to(precise))
-    if head.bias is not None:
-        logits += head.bias[words]
-    return _finish(logits, head)
+    return _finish(logits, head, words)
 
 
 # Logits of the targets alone: a row of W a token, without looking for them in the chunks.
 def _target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     precise = torch.promote_types(hidden.dtype, torch.float32)
     logits = (hidden.to(precise) * head.weight[targets].to(precise)).sum(-1)
+    return _finish(logits, head, targets)[0]
+
+
+# What follows the product: the words' bias, scale and soft-cap, which has a slope.
+def _finish(logits: Tensor, head: Head, words: slice | Tensor) -> tuple[Tensor, Tensor | None]:
     if head.bias is not None:
-        logits += head.bias[targets]
-    return _finish(logits, head)[0]
-
-
-def _finish(logits: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
+        logits += head.bias[words]
     if head.scale != 1.0:
         logits *= head.scale
     if head.softcap is None:

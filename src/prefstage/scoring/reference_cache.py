@@ -106,21 +106,20 @@ class ReferenceCache:
     def _missing(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         seen, missing = set(self._known), list[TokenTree]()
         for tree in trees:
-            wanted = list[tuple[int, ...]]()
-            for ids in tree.response_ids:
-                key = response_key(tree.prompt_ids, ids)
-                if key not in seen:
-                    seen.add(key)
-                    wanted.append(ids)
+            by_key = {response_key(tree.prompt_ids, ids): ids for ids in tree.response_ids}
+            wanted = tuple(ids for key, ids in by_key.items() if key not in seen)
+            seen |= by_key.keys()
             if wanted:
-                missing.append(TokenTree(tree.prompt_id, tree.prompt_ids, tuple(wanted)))
+                missing.append(TokenTree(tree.prompt_id, tree.prompt_ids, wanted))
         return missing
 
     def _write(self, scored: dict[str, Tensor]) -> None:
         if not (self.folder / "about.json").exists():
             name = str(getattr(self._scorer.model.config, "_name_or_path", ""))
-            about = {"model": name, "with_adapter": self._with_adapter, "unit": "nats"}
-            write_json(self.folder / "about.json", about)
+            write_json(
+                self.folder / "about.json",
+                {"model": name, "with_adapter": self._with_adapter, "unit": "nats"},
+            )
         columns = [list(scored), [tokens.tolist() for tokens in scored.values()]]
         # A file of a name nobody else takes, written whole or not at all: no lock is needed.
         path = self.folder / f"{uuid.uuid4().hex}.parquet"
@@ -133,14 +132,13 @@ class ReferenceCache:
     def _read_new_files(self) -> None:
         # Unfinished files begin with a dot.
         for path in sorted(set(self.folder.glob("[!.]*.parquet")) - self._read):
-            try:
+            with DataError.instead_of(
+                *(OSError, pa.ArrowInvalid),
+                saw=f"{path}: {{error}}",
+                expected="a file written by the reference cache",
+                cure="delete it; what it held is computed again",
+            ):
                 table = pq.read_table(path, schema=_SCHEMA)
-            except (OSError, pa.ArrowInvalid) as error:
-                raise DataError.of(
-                    saw=f"{path}: {error}",
-                    expected="a file written by the reference cache",
-                    cure="delete it; what it held is computed again",
-                ) from error
             for key, values in zip(table["response"], table["log_probs"], strict=True):
                 self._known[key.as_py()] = torch.from_numpy(values.values.to_numpy().copy())
             self._read.add(path)

@@ -67,22 +67,22 @@ class Scorer:
         layout: str = "auto",
         backend: str = "auto",
     ) -> None:
-        if token_budget != "auto" and (not isinstance(token_budget, int) or token_budget < 1):
-            raise InputError.of(
-                saw=f"token_budget={token_budget!r}",
-                expected="a number of tokens, at least 1, or 'auto'",
-                cure="use 'auto' unless memory runs out",
-            )
+        InputError.unless(
+            token_budget == "auto" or (isinstance(token_budget, int) and token_budget >= 1),
+            saw=f"token_budget={token_budget!r}",
+            expected="a number of tokens, at least 1, or 'auto'",
+            cure="use 'auto' unless memory runs out",
+        )
         for name, value, known in (
             ("layout", layout, ("auto", "tree", "flat")),
             ("backend", backend, ("auto", *BACKENDS)),
         ):
-            if value not in known:
-                raise InputError.of(
-                    saw=f"{name}={value!r}",
-                    expected=f"one of {', '.join(known)}",
-                    cure="use 'auto'",
-                )
+            InputError.unless(
+                value in known,
+                saw=f"{name}={value!r}",
+                expected=f"one of {', '.join(known)}",
+                cure="use 'auto'",
+            )
         self.model = model
         self._parts = ModelParts.of(model)
         device = self._parts.device
@@ -178,12 +178,12 @@ class Scorer:
         """
         gathered = Gathered(trees, statistics)
         check_fits(trees, self._parts)
-        if not with_adapter and not hasattr(self.model, "disable_adapter"):
-            raise InputError.of(
-                saw="with_adapter=False for a model without PEFT adapters",
-                expected="a PeftModel",
-                cure="leave with_adapter out",
-            )
+        InputError.unless(
+            with_adapter or hasattr(self.model, "disable_adapter"),
+            saw="with_adapter=False for a model without PEFT adapters",
+            expected="a PeftModel",
+            cure="leave with_adapter out",
+        )
         leaves = leaves_of(trees)
         with (
             _evaluation_mode(self.model),
@@ -330,20 +330,20 @@ def choose_layout(
             choice = _try_tree(parts, attention, expected)
             if choice.layout == "tree":
                 return choice
-            if layout == "tree":
-                raise ModelError.of(
-                    saw=f"layout='tree' for {type(parts.model).__name__}: {choice.reason}",
-                    expected="a model whose layers mix tokens by attention alone",
-                    cure="use layout='auto' or layout='flat'",
-                )
+            ModelError.unless(
+                layout == "auto",
+                saw=f"layout='tree' for {type(parts.model).__name__}: {choice.reason}",
+                expected="a model whose layers mix tokens by attention alone",
+                cure="use layout='auto' or layout='flat'",
+            )
         difference = _difference(score_pass(parts, build_batch(row.leaves)).log_probs, expected)
-    if difference > allowed:
-        raise ModelError.of(
-            saw=f"{type(parts.model).__name__}: log-probs differ by up to {difference:.2g} nats "
-            "from those of its own forward pass",
-            expected=f"at most {allowed:g}",
-            cure="report the architecture; its head does more than a linear map, a scale and a cap",
-        )
+    ModelError.unless(
+        difference <= allowed,
+        saw=f"{type(parts.model).__name__}: log-probs differ by up to {difference:.2g} nats from "
+        "those of its own forward pass",
+        expected=f"at most {allowed:g}",
+        cure="report the architecture; its head does more than a linear map, a scale and a cap",
+    )
     return choice
 
 
@@ -356,8 +356,9 @@ def _try_tree(parts: ModelParts, attention: RowAttention, expected: Tensor) -> L
     except ModelError as error:
         return LayoutChoice("flat", str(error))
     except TypeError as error:  # a model of its own code that takes no further arguments
-        reason = f"its layers do not pass on what tree attention needs ({error})"
-        return LayoutChoice("flat", reason)
+        return LayoutChoice(
+            "flat", f"its layers do not pass on what tree attention needs ({error})"
+        )
     unlike = _unlike_config(parts.body.config, attention.windows)
     if unlike is not None:
         return LayoutChoice("flat", unlike)

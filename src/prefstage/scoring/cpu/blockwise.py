@@ -26,10 +26,6 @@ BLOCK_QUERIES = 64
 MAX_TILES = 8
 """Tiles a block at most: smaller ones no longer fill a matrix product."""
 
-Queries = Float[Tensor, "heads tokens head_dim"]
-Keys = Float[Tensor, "groups tokens head_dim"]
-Values = Float[Tensor, "groups tokens value_dim"]
-
 
 @dataclass(frozen=True)
 class AttentionRule:
@@ -202,9 +198,14 @@ def tiling(
     for segment, until in zip(segments, shared, strict=True):
         blocks = tuple(_blocks(segment, window, tiles, block_queries, count))
         count += len(blocks)
-        tokens = slice(segment.start, segment.stop)
-        positions = slice(segment.position, segment.position + segment.stop - segment.start)
-        parts.append(Part(tokens, positions, blocks, tuple(_leaving(segment, until))))
+        parts.append(
+            Part(
+                tokens=slice(segment.start, segment.stop),
+                positions=slice(segment.position, segment.position + segment.stop - segment.start),
+                blocks=blocks,
+                leaving=tuple(_leaving(segment, until)),
+            )
+        )
     all_blocks = [block for part in parts for block in part.blocks]
     group, order, new = torch.arange(groups)[:, None], list[Tensor](), list[Tensor]()
     for block in all_blocks:
@@ -236,8 +237,14 @@ def _blocks(
         end = position + queries
         # A window that reaches back to the beginning hides nothing, and needs no mask.
         hiding = window if window is not None and end > window else None
-        keys = slice(0 if hiding is None else max(0, position - hiding + 1), end)
-        yield Block(number, start, queries, tiles if queries >= tiles else 1, keys, hiding)
+        yield Block(
+            index=number,
+            start=start,
+            queries=queries,
+            tiles=tiles if queries >= tiles else 1,
+            keys=slice(0 if hiding is None else max(0, position - hiding + 1), end),
+            window=hiding,
+        )
 
 
 # The part of a segment's text from position `until` on, as (positions, tokens).
@@ -252,7 +259,12 @@ def _leaving(segment: Segment, until: int) -> Iterator[tuple[slice, slice]]:
 
 
 def attend(
-    query: Queries, key: Keys, value: Values, *, segments: tuple[Segment, ...], rule: AttentionRule
+    query: Float[Tensor, "heads tokens head_dim"],
+    key: Float[Tensor, "groups tokens head_dim"],
+    value: Float[Tensor, "groups tokens value_dim"],
+    *,
+    segments: tuple[Segment, ...],
+    rule: AttentionRule,
 ) -> Float[Tensor, "tokens heads value_dim"]:
     """Attention of every token to its ancestors and itself.
 
@@ -358,9 +370,13 @@ class _BlockwiseAttention(torch.autograd.Function):
             for positions, tokens in part.leaving:
                 for (path, _), x in zip(paths[2:], grads, strict=True):
                     torch.sum(path[:, :, positions], 0, out=x[:, tokens])
-        grad_query = cut.by_token(rows, len(query)).transpose(0, 1).to(query.dtype)
-        grad_key = (grads[0] * ctx.rule.scale).to(key.dtype)
-        return grad_query, grad_key, grads[1].to(value.dtype), None, None
+        return (
+            cut.by_token(rows, len(query)).transpose(0, 1).to(query.dtype),
+            (grads[0] * ctx.rule.scale).to(key.dtype),
+            grads[1].to(value.dtype),
+            None,
+            None,
+        )
 
 
 # Masked scores of a block, [tiles · groups, queries, keys], and the soft-cap's slope.
