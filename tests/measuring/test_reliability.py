@@ -242,12 +242,3 @@ def test_the_accuracy_may_be_told_later_in_the_same_folder(tmp_path) -> None:
     told = measured(judge_accuracy=0.9)
     assert told.reliability is not None
     assert Stage.load(tmp_path / "run" / "stage.json") == told
-
-
-def test_a_stage_written_before_there_were_reliabilities_is_read() -> None:
-    stage = measure_stage(
-        answers(20, skill=0.0), judge=LargerIsBetter(), on_policy=answers(20, skill=2.0, seed=1)
-    )
-    new = ("reliability", "judge_accuracy", "judge_bias", "judge_errors", "overlap")
-    older = {name: value for name, value in stage.as_dict().items() if name not in new}
-    assert Stage.from_dict(older) == stage

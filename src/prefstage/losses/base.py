@@ -291,12 +291,12 @@ class Loss(Config):
         """
         self.check(batch)
         state = self.start_state() if state is None else state
-        if set(state) != set(self.initial):
-            raise InputError.of(
-                saw=f"loss {self.name!r} with a state of {sorted(state) or 'nothing'}",
-                expected=f"one of {sorted(self.initial) or 'nothing'}",
-                cure="begin with start_state(), then pass on what the last step gave",
-            )
+        InputError.unless(
+            set(state) == set(self.initial),
+            saw=f"loss {self.name!r} with a state of {sorted(state) or 'nothing'}",
+            expected=f"one of {sorted(self.initial) or 'nothing'}",
+            cure="begin with start_state(), then pass on what the last step gave",
+        )
         return self._compute(batch, state)
 
     # The loss of a batch that was checked.
@@ -313,13 +313,13 @@ class Loss(Config):
         Raises:
             InputError: If it is of another kind or lacks something.
         """
-        if not any(isinstance(batch, BATCHES[kind]) for kind in cls.data):
-            kinds = " or ".join(sorted(cls.data))
-            raise InputError.of(
-                saw=f"loss {cls.name!r} with a {type(batch).__name__}",
-                expected=f"data of the kind {kinds}",
-                cure=f"train on {kinds}, or choose a loss for this data",
-            )
+        kinds = " or ".join(sorted(cls.data))
+        InputError.unless(
+            any(isinstance(batch, BATCHES[kind]) for kind in cls.data),
+            saw=f"loss {cls.name!r} with a {type(batch).__name__}",
+            expected=f"data of the kind {kinds}",
+            cure=f"train on {kinds}, or choose a loss for this data",
+        )
         wanted = {*cls.needs, *(["seeds"] if cls.random else [])}
         missing = sorted(name for name in wanted if _lacks(batch, name))
         if missing:

@@ -96,8 +96,7 @@ class AOT(
         """
         # argsort of argsort is the rank: the loss of a quantile goes to the item whose left
         # value it is, so that the order of items, and of micro-batches, changes nothing.
-        rank = left.detach().argsort(stable=True).argsort()
-        opposite = right.sort(stable=True).values[rank]
+        opposite = right.sort(stable=True).values[left.detach().argsort(stable=True).argsort()]
         return DPO(beta=self.beta, flip_rate=self.flip_rate).of_ratios(left, opposite)
 
 
@@ -143,10 +142,13 @@ class BetaDPO(
             for name, value in present.items()
         }
         after["count"] = state["count"] + len(chosen)
-        metrics = {"beta": margin.new_full((1,), beta), "kept": kept.double()}
         values = torch.where(kept, DPO(beta=beta).of_ratios(chosen, rejected), 0.0)
-        # The mean over the step is that over the pairs kept.
-        return LossValues(values * (len(kept) / int(kept.sum())), after, metrics)
+        return LossValues(
+            # The mean over the step is that over the pairs kept.
+            values * (len(kept) / int(kept.sum())),
+            after,
+            {"beta": margin.new_full((1,), beta), "kept": kept.double()},
+        )
 
     def dynamic_beta(self, kept_margins: Items, mean: float | Tensor) -> Float[Tensor, ""]:
         """β of a batch: ``max(1e-3, β_0 (1 + a (mean Δ_kept - μ)))``.
@@ -158,8 +160,7 @@ class BetaDPO(
         Returns:
             β, a number without gradient. 1/nats.
         """
-        share = 1 + self.gain * (kept_margins.detach().mean() - mean)
-        return (self.beta * share).clamp(min=1e-3)
+        return (self.beta * (1 + self.gain * (kept_margins.detach().mean() - mean))).clamp(min=1e-3)
 
     def filter(
         self, margin: Items, seeds: Int[Tensor, " items"], *, mean: float, std: float
@@ -180,8 +181,8 @@ class BetaDPO(
         # comes from its own seed, so that neither batch nor device decides.
         log_weights = -0.5 * ((margin.detach().double().cpu() - mean) / std).square()
         noise = torch.tensor([_gumbel(seed) for seed in seeds.tolist()], dtype=torch.float64)
-        kept = torch.zeros(len(margin), dtype=torch.bool)
         count = max(1, int(self.keep * len(margin) + 1e-9))
+        kept = torch.zeros(len(margin), dtype=torch.bool)
         kept[torch.topk(log_weights + noise, count).indices] = True
         return kept.to(margin.device)
 
@@ -211,8 +212,7 @@ class REPO(
         chosen, rejected = batch.chosen.log_ratios, batch.rejected.log_ratios
         annotators = batch.annotators or (None,) * len(chosen)
         names = [ANONYMOUS if name is None else name for name in annotators]
-        known = dict.fromkeys([*state["reliability"], *names], self.reliability)
-        known |= state["reliability"]
+        known = dict.fromkeys(names, self.reliability) | state["reliability"]
         sound = [min(max(known[name], SUREST), 1 - SUREST) for name in names]
         scaled = self.beta * (chosen - rejected)
         # Bayes' rule as a logistic of log-odds: the products of the formula underflow.
@@ -296,8 +296,11 @@ class KTO(
 
     def _items(self, batch: Any) -> Items:
         gain: Items = self.beta * (batch.responses.log_ratios - reference_point(batch.mismatched))
-        won = self.desirable_weight * torch.sigmoid(-gain)
-        return torch.where(batch.desirable, won, self.undesirable_weight * torch.sigmoid(gain))
+        return torch.where(
+            batch.desirable,
+            self.desirable_weight * torch.sigmoid(-gain),
+            self.undesirable_weight * torch.sigmoid(gain),
+        )
 
 
 def reference_point(mismatched: Responses) -> Float[Tensor, ""]:

@@ -179,12 +179,12 @@ def get_loss(name: str) -> type[Loss]:
     Raises:
         ConfigError: If there is none; the nearest name is given.
     """
-    if name not in _BY_NAME:
-        raise ConfigError.of(
-            saw=f"loss {name!r}",
-            expected=f"one of {', '.join(sorted(LOSSES))}",
-            cure=did_you_mean(name, _BY_NAME, "see the list of losses"),
-        )
+    ConfigError.unless(
+        name in _BY_NAME,
+        saw=f"loss {name!r}",
+        expected=f"one of {', '.join(sorted(LOSSES))}",
+        cure=did_you_mean(name, _BY_NAME, "see the list of losses"),
+    )
     return _BY_NAME[name]
 
 
@@ -218,20 +218,20 @@ def parse_loss(spec: LossSpec | object) -> LossMix:
         )
     names = [term.loss.name for term in terms]
     twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None or not terms:
-        raise ConfigError.of(
-            saw=f"loss {twice!r} twice in a sum" if twice else f"no loss in {spec!r}",
-            expected="each loss once, with its weight",
-            cure="add the weights" if twice else "name a loss, such as sigmoid",
-        )
+    ConfigError.unless(
+        terms and twice is None,
+        saw=f"loss {twice!r} twice in a sum" if terms else f"no loss in {spec!r}",
+        expected="each loss once, with its weight",
+        cure="add the weights" if terms else "name a loss, such as sigmoid",
+    )
     mix = LossMix(tuple(terms))
-    if not mix.data:
-        kinds = (f"{t.loss.name}: {', '.join(sorted(t.loss.data))}" for t in mix.terms)
-        raise ConfigError.of(
-            saw=f"a sum of losses on different data ({'; '.join(kinds)})",
-            expected="losses that take the same kind of data",
-            cure="train on one after the other, or choose other losses",
-        )
+    kinds = (f"{term.loss.name}: {', '.join(sorted(term.loss.data))}" for term in terms)
+    ConfigError.unless(
+        mix.data,
+        saw=f"a sum of losses on different data ({'; '.join(kinds)})",
+        expected="losses that take the same kind of data",
+        cure="train on one after the other, or choose other losses",
+    )
     return mix
 
 
@@ -249,18 +249,19 @@ def _read_term(text: str, *, of: str) -> dict[str, Any]:
 def _term(spec: Mapping[str, Any]) -> LossTerm:
     values = dict(spec)
     name, weight = values.pop("name", None), values.pop("weight", 1.0)
-    if not isinstance(name, str):
-        raise ConfigError.of(
-            saw=f"loss {dict(spec)!r}",
-            expected="a mapping with the loss's name",
-            cure="add name: sigmoid, or another",
-        )
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ConfigError.of(
-            saw=f"weight {weight!r} of loss {name!r}",
-            expected="a number above 0",
-            cure="leave a loss out rather than give it no weight",
-        )
+    ConfigError.unless(
+        isinstance(name, str),
+        saw=f"loss {dict(spec)!r}",
+        expected="a mapping with the loss's name",
+        cure="add name: sigmoid, or another",
+    )
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    ConfigError.unless(
+        is_number and 0 < weight < math.inf,
+        saw=f"weight {weight!r} of loss {name!r}",
+        expected="a number above 0",
+        cure="leave a loss out rather than give it no weight",
+    )
     loss = get_loss(name)
     fields = list(loss.model_fields)
     for unknown in (key for key in values if key not in fields):

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch.nn.functional import logsigmoid
 from typing_extensions import override
 
+from prefstage.core import refuse
 from prefstage.losses.base import Items, Need, PairBatch, StatelessLoss
 
 Beta = Annotated[float, Field(gt=0, description="Pull towards the reference, 1/nats.")]
@@ -59,11 +60,13 @@ class DivergenceLoss(RatioLoss):
 
     @model_validator(mode="after")
     def _no_ignored_alpha(self) -> "DivergenceLoss":
-        if self.f_alpha is not None and self.f_divergence != "alpha_divergence":
-            raise ValueError(
-                f"f_alpha={self.f_alpha:g} has no effect with f_divergence={self.f_divergence}; "
-                "expected alpha_divergence; set f_divergence: alpha_divergence, or leave it out"
+        refuse(
+            (
+                self.f_alpha is not None and self.f_divergence != "alpha_divergence",
+                f"f_alpha={self.f_alpha} has no effect with f_divergence={self.f_divergence}; "
+                "expected alpha_divergence; set f_divergence: alpha_divergence, or leave it out",
             )
+        )
         return self
 
     def _items(self, batch: Any) -> Items:
@@ -398,8 +401,7 @@ class APODown(
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
-        up = torch.sigmoid(self.beta * chosen)
-        return up + torch.sigmoid(-self.beta * (chosen - rejected))
+        return torch.sigmoid(self.beta * chosen) + torch.sigmoid(self.beta * (rejected - chosen))
 
 
 # --- Without a reference ----------------------------------------------------------------------

@@ -11,7 +11,6 @@ from torch.nn.functional import logsigmoid
 from prefstage.losses.base import Items, Need, PairBatch, Responses, StatelessLoss
 from prefstage.losses.pairwise import DPO, Beta
 
-TokenMask = Bool[Tensor, "items tokens"]
 TOKEN_NEEDS: frozenset[Need] = frozenset({"reference", "tokens"})
 
 
@@ -31,8 +30,8 @@ class SGDPO(
 
     def _items(self, batch: Any) -> Items:
         counts = (pilot_counts(_shorter(batch), share=share) for share in (self.r1, self.r2))
-        ratios = batch.chosen.log_ratios, batch.rejected.log_ratios
-        return self.of_pilots(*ratios, *_drawn_ratios(batch, *counts))
+        pilots = _drawn_ratios(batch, *counts)
+        return self.of_pilots(batch.chosen.log_ratios, batch.rejected.log_ratios, *pilots)
 
     def of_pilots(
         self, chosen: Items, rejected: Items, chosen_pilot: Items, rejected_pilot: Items
@@ -140,7 +139,7 @@ def draw_tokens(
     *,
     tokens: int,
     stream: int = 0,
-) -> TokenMask:
+) -> Bool[Tensor, "items tokens"]:
     """Draw token positions uniformly, without replacement.
 
     Args:
@@ -157,8 +156,8 @@ def draw_tokens(
     # depends neither on the other items of the micro-batch nor on the device, and a run that
     # is resumed or spread over processes draws the same.
     mask = torch.zeros(len(lengths), tokens, dtype=torch.bool)
-    triples = zip(lengths.tolist(), counts.tolist(), seeds.tolist(), strict=True)
-    for row, (length, count, seed) in zip(mask, triples, strict=True):
+    columns = lengths.tolist(), counts.tolist(), seeds.tolist()
+    for row, length, count, seed in zip(mask, *columns, strict=True):
         generator = torch.Generator().manual_seed((2 * seed + stream) % 2**63)
         row[torch.randperm(length, generator=generator)[:count]] = True
     return mask.to(lengths.device)

@@ -226,12 +226,12 @@ def judge_sides(
         for y in on.responses
         for other in off.responses
     ]
-    judgments = (
+    counts = []
+    rest = iter(
         compare_by_rewards(judge.score, comparisons)
         if judge.pointwise
         else judge.compare(comparisons)
     )
-    counts, rest = [], iter(judgments)
     for on, off in sides:
         shape = (len(on.responses), len(off.responses))
         block = list(islice(rest, shape[0] * shape[1]))

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any, Literal
 
 from prefstage.core import (
@@ -19,6 +20,7 @@ from prefstage.core import (
     write_result,
 )
 from prefstage.data import CandidateSet, keep_sources, load_candidates
+from prefstage.data.sources import DataSource
 from prefstage.judging import Judge, stored
 from prefstage.measuring.boundary import (
     JudgedPrompt,
@@ -26,7 +28,7 @@ from prefstage.measuring.boundary import (
     boundary_score,
     judge_sides,
 )
-from prefstage.measuring.responses import Pool, Responses, SampledResponses
+from prefstage.measuring.responses import Pool, SampledResponses
 from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes, prompt_order
 from prefstage.measuring.settings import MeasureConfig, MeasureSettings
 from prefstage.measuring.stage import (
@@ -80,20 +82,17 @@ class Reading:
     interval: tuple[float, float]
 
 
-Watch = Callable[[Reading], None]
-
-
 def measure_stage(
-    off_policy: Responses,
+    off_policy: DataSource,
     *,
     judge: Judge | Callable[..., Any] | str | Path,
     sampler: Sampler | str | Path | None = None,
-    on_policy: Responses | None = None,
+    on_policy: DataSource | None = None,
     policy_name: str | None = None,
     distinctness: bool = False,
     config: MeasureConfig | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
-    watch: Watch | None = None,
+    watch: Callable[[Reading], None] | None = None,
 ) -> Stage:
     """Measure which stage a policy is in, from as few prompts as it takes.
 
@@ -201,7 +200,7 @@ def _run(
     *,
     judge: Judge,
     config: MeasureConfig,
-    watch: Watch | None,
+    watch: Callable[[Reading], None] | None,
 ) -> tuple[tuple[JudgedPrompt, ...], ConfidenceSequence, Stopped]:
     order = prompt_order(prompt_ids, seed=config.seed)
     limit, limited_by = _budget(order, off, policy, config)
@@ -299,8 +298,11 @@ def _opened(
     )
     if sampler is not None:
         return judge, sampler, SampledResponses(sampler, config.on_responses)
-    pool = Pool.of(on_policy, side="on-policy", responses=config.on_responses, seed=config.seed)
-    return judge, None, pool
+    return (
+        judge,
+        None,
+        Pool.of(on_policy, side="on-policy", responses=config.on_responses, seed=config.seed),
+    )
 
 
 def _distinctness(stage: Stage, sampler: Any) -> float:
@@ -355,8 +357,9 @@ def _stage(
         ties=boundary.ties,
         prompts_used=len(rows),
         responses_per_prompt={
-            "on": _mean([len(row.on.responses) for row in rows]),
-            "off": _mean([len(row.off.responses) for row in rows]),
+            # Of integers an integer where it is one: 2, not 2.0, in stage.json.
+            "on": mean(len(row.on.responses) for row in rows),
+            "off": mean(len(row.off.responses) for row in rows),
         },
         tie_rule=config.ties,
         seed=config.seed,
@@ -379,11 +382,6 @@ def _stage(
         **config.model_dump(include=_NOT_MEASURED),
         **details,
     )
-
-
-def _mean(counts: list[int]) -> float:
-    mean = sum(counts) / len(counts)
-    return int(mean) if mean.is_integer() else mean  # 2, not 2.0, in stage.json
 
 
 def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Outcome:
@@ -412,13 +410,16 @@ def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Ou
     with ExitStack() as stack:
         sampler = None
         if on is None:
-            how = SamplingConfig(
-                **settings.sampling.model_dump(),
-                responses=settings.on_responses,
-                seed=settings.seed,
+            sampler = load_sampler(
+                str(settings.policy),
+                SamplingConfig(
+                    **settings.sampling.model_dump(),
+                    responses=settings.on_responses,
+                    seed=settings.seed,
+                ),
+                options=LoadOptions(**settings.model_dump(include={*PolicySettings.model_fields})),
             )
-            options = LoadOptions(**settings.model_dump(include={*PolicySettings.model_fields}))
-            sampler = stack.enter_context(load_sampler(str(settings.policy), how, options=options))
+            stack.enter_context(sampler)
         stage = measure_stage(
             off,
             judge=settings.judge,
@@ -433,8 +434,8 @@ def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Ou
     written = []
     if out is not None:
         write_config(settings, out / "config.yaml")
-        names = (STAGE, PROMPTS, CANDIDATES, "ledger.sqlite")
-        written = [out / name for name in names if (out / name).exists()]
+        files = (out / name for name in (STAGE, PROMPTS, CANDIDATES, "ledger.sqlite"))
+        written = [file for file in files if file.exists()]
     return Outcome(
         "\n".join([summarise(stage), *(f"note: {note}" for note in notes)]),
         {

@@ -10,10 +10,6 @@ from prefstage.data import Candidates, CandidateSet, PairSet, load_candidates, p
 from prefstage.data.sets import DataSource
 from prefstage.sampling.base import Sample, Sampler, collect, requests_for, to_candidates
 
-# Prompts with responses, as measuring takes them; pairs count as two responses.
-Responses = DataSource
-# Receives what is going on, a few words.
-Tell = Callable[[str], None]
 # A prompt with the responses that take part, and how many more there were.
 Drawn = tuple[Candidates, int]
 
@@ -41,7 +37,7 @@ class Pool:
     costs: ClassVar[Mapping[str, Any]] = {"tokens": None, "cut_responses": 0, "cut_thoughts": 0}
 
     @classmethod
-    def of(cls, source: Responses, *, side: str, responses: int, seed: int) -> "Pool":
+    def of(cls, source: DataSource, *, side: str, responses: int, seed: int) -> "Pool":
         """Index responses by prompt.
 
         Args:
@@ -87,7 +83,7 @@ class Pool:
         """How many responses to this prompt take part."""
         return min(self.responses, len(self.row(prompt_id).responses))
 
-    def respond(self, prompts: Sequence[Candidates], tell: Tell) -> list[Drawn]:
+    def respond(self, prompts: Sequence[Candidates], tell: Callable[[str], None]) -> list[Drawn]:
         """The responses to each prompt that take part."""
         tell("reading responses")
         return [self.draw(self.row(prompt.prompt_id)) for prompt in prompts]
@@ -127,7 +123,7 @@ class SampledResponses:
         """How many responses to a prompt take part: the policy answers what it is asked."""
         return self.responses
 
-    def respond(self, prompts: Sequence[Candidates], tell: Tell) -> list[Drawn]:
+    def respond(self, prompts: Sequence[Candidates], tell: Callable[[str], None]) -> list[Drawn]:
         """Sample responses to each prompt.
 
         Raises:

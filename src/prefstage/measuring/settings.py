@@ -135,7 +135,6 @@ class MeasureSettings(MeasureConfig, PolicySettings, BadRowSettings):
             *(name for name in loading if getattr(self, name) != loading[name].default),
             *(["sampling"] if self.sampling.model_fields_set else []),
         ]
-        in_process = self.on_policy is None and not str(self.policy).startswith(_SERVED)
         refuse(
             (
                 not self.off_policy,
@@ -160,7 +159,8 @@ class MeasureSettings(MeasureConfig, PolicySettings, BadRowSettings):
                 "--on-policy, or leave on_sources out",
             ),
             (
-                self.distinctness and not in_process,
+                self.distinctness
+                and (self.on_policy is not None or str(self.policy).startswith(_SERVED)),
                 "distinctness is set; expected a policy that runs in this process, since it "
                 "needs its weights; leave distinctness out",
             ),

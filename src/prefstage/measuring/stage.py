@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -149,7 +149,7 @@ class Stage:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but `prompts`, JSON-serialisable; `from_dict` turns it back."""
-        values = {name: getattr(self, name) for name in _saved_fields()}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "prompts"}
         return values | {name: list(values[name]) for name in _INTERVALS}
 
     @classmethod
@@ -157,7 +157,7 @@ class Stage:
         """Build a stage from what `as_dict` gave.
 
         Args:
-            values: All keys of a stage, and no other; those that have a default may lack.
+            values: All keys of a stage, and no other.
 
         Returns:
             The stage.
@@ -165,14 +165,13 @@ class Stage:
         Raises:
             DataError: If a key is missing or unknown.
         """
-        known = _saved_fields()
-        needed = {name for name, required in known.items() if required}
-        if odd := sorted((set(values) - set(known)) | (needed - set(values))):
-            raise DataError.of(
-                saw=f"a stage with missing or unknown keys: {', '.join(odd)}",
-                expected="the keys that prefstage measure writes",
-                cure="measure again, or read it with the version that wrote it",
-            )
+        odd = sorted({*values, "prompts"} ^ {f.name for f in fields(cls)})
+        DataError.unless(
+            not odd,
+            saw=f"a stage with missing or unknown keys: {', '.join(odd)}",
+            expected="the keys that prefstage measure writes",
+            cure="measure again, or read it with the version that wrote it",
+        )
         return cls(**{**values, **{name: tuple(values[name]) for name in _INTERVALS}})
 
     def save(self, path: str | Path) -> None:
@@ -201,11 +200,6 @@ class Stage:
         ):
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         return cls.from_dict(values if isinstance(values, dict) else {})
-
-
-def _saved_fields() -> dict[str, bool]:
-    # Name of every field that as_dict writes, and whether a file must have it.
-    return {f.name: f.default is MISSING for f in fields(Stage) if f.name != "prompts"}
 
 
 def write_prompts(prompts: Sequence[JudgedPrompt], path: Path) -> None:
