@@ -26,7 +26,7 @@ from prefstage.evaluating.rates import fit_l1_logistic, length_tables, rates_of,
 from prefstage.evaluating.settings import WinRateConfig
 from prefstage.evaluating.win_rates import WinRate, win_rate
 from prefstage.judging import Comparison, Judge, Judgment
-from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes
+from prefstage.measuring.boundary import ConfidenceSequence, chunk_sizes
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 Found = Mapping[str, tuple[bool, float]]

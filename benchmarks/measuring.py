@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefstage.measuring import MeasureConfig, rejection_step
-from prefstage.measuring.sequential import chunk_sizes
+from prefstage.measuring.boundary import chunk_sizes
 
 Floats = NDArray[np.float64]
 Rng = np.random.Generator

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prefstage.measuring.boundary import chunk_sizes, rejection_step
 from prefstage.measuring.reliability import ScoreSummary, chance_above_half
-from prefstage.measuring.sequential import chunk_sizes, rejection_step
 from prefstage.measuring.settings import JudgeErrors, MeasureConfig
 from prefstage.sandbox.theory.guide import (
     OVERLAPS,

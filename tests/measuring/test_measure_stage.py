@@ -10,7 +10,7 @@ from prefstage.core.errors import InputError, RunFolderError, ServiceError
 from prefstage.data import CandidateSet, PairSet, load_candidates
 from prefstage.data.records import Generation, Pair
 from prefstage.measuring import MeasureConfig, Stage, measure_stage
-from prefstage.measuring.sequential import chunk_sizes, prompt_order
+from prefstage.measuring.boundary import chunk_sizes, prompt_order
 from prefstage.measuring.stage import notes_of, on_policy_candidates
 from prefstage.sampling.base import Sample, SampleRequest
 from tests.measuring.measuring_worlds import (

@@ -20,7 +20,7 @@ from prefstage.data import Candidates, prompt_id_of
 from prefstage.judging import Judge
 from prefstage.judging.base import Comparison, Judgment
 from prefstage.measuring import MeasureConfig, Stage, measure_stage
-from prefstage.measuring.sequential import prompt_order
+from prefstage.measuring.boundary import prompt_order
 from prefstage.sandbox.theory.guide import binned
 
 AS_TOLD = Case("as told")

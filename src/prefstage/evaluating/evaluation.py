@@ -62,7 +62,7 @@ from prefstage.evaluating.win_rates import (
 )
 from prefstage.judging import Judge, as_judge, load_judge, stored
 from prefstage.judging.llm import LLMJudge
-from prefstage.measuring.sequential import prompt_order
+from prefstage.measuring.boundary import prompt_order
 from prefstage.sampling import LoadOptions, Sampler, SamplingConfig, load_sampler
 
 Source = str | Path | Answers

@@ -23,7 +23,7 @@ from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.evaluating.settings import WinRateConfig
 from prefstage.judging import Comparison, Judge, load_judge
 from prefstage.judging.judged import compare_all
-from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes, prompt_order
+from prefstage.measuring.boundary import ConfidenceSequence, chunk_sizes, prompt_order
 
 FEWEST_CONTROLLED = 30
 LEFT_OUT = "difficulty left out"

@@ -1,11 +1,14 @@
 # Public names, each imported on first use (read by lazy_loader in __init__.py).
 from .boundary import (
     Boundary as Boundary,
+    ConfidenceSequence as ConfidenceSequence,
     JudgedPrompt as JudgedPrompt,
     PromptVotes as PromptVotes,
     algorithm_1_verdict as algorithm_1_verdict,
     boundary_score as boundary_score,
     count_votes as count_votes,
+    log_capital as log_capital,
+    rejection_step as rejection_step,
 )
 from .measure import (
     Reading as Reading,
@@ -18,11 +21,6 @@ from .reliability import (
     chance_above_half as chance_above_half,
     distinctness as distinctness,
     measure_distinctness as measure_distinctness,
-)
-from .sequential import (
-    ConfidenceSequence as ConfidenceSequence,
-    log_capital as log_capital,
-    rejection_step as rejection_step,
 )
 from .settings import MeasureConfig as MeasureConfig, MeasureSettings as MeasureSettings
 from .stage import Stage as Stage, summarise as summarise

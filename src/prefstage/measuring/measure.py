@@ -23,13 +23,15 @@ from prefstage.data import CandidateSet, keep_sources, load_candidates
 from prefstage.data.sources import DataSource
 from prefstage.judging import Judge, stored
 from prefstage.measuring.boundary import (
+    ConfidenceSequence,
     JudgedPrompt,
     algorithm_1_verdict,
     boundary_score,
+    chunk_sizes,
     judge_sides,
+    prompt_order,
 )
 from prefstage.measuring.responses import Pool, SampledResponses
-from prefstage.measuring.sequential import ConfidenceSequence, chunk_sizes, prompt_order
 from prefstage.measuring.settings import MeasureConfig, MeasureSettings
 from prefstage.measuring.stage import (
     Stage,

@@ -57,10 +57,11 @@ class Pool:
             ids = [row.prompt_id if row.responses else "" for row in rows]
             fingerprint = digest([[row.prompt_id, list(row.responses)] for row in rows])
         else:
-            if isinstance(source, PairSet):
-                rows = pairs_to_candidates(source)
-            elif not isinstance(source, CandidateSet):
-                rows = load_candidates(source)
+            rows = (
+                pairs_to_candidates(source)
+                if isinstance(source, PairSet)
+                else load_candidates(source)
+            )
             ids, fingerprint = list(rows.dataset["prompt_id"]), rows.fingerprint  # none is empty
         positions: dict[str, int] = {}
         for position, prompt_id in enumerate(ids):

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from prefstage.diagnosing.numbers import distinct_share
-from prefstage.measuring.sequential import ConfidenceSequence
+from prefstage.measuring.boundary import ConfidenceSequence
 from prefstage.reporting.blocks import (
     Cell,
     Chart,
