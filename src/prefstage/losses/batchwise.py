@@ -241,10 +241,11 @@ class GroupLoss(
             temperature: Of the scores, > 0, in their units.
             beta: Pull towards the reference, > 0. 1/nats.
         """
-        shares = group_log_softmax(beta * batch.responses.log_ratios, batch.group)
-        # Scores are data, even if they come as somebody's differentiable output.
-        scores = batch.responses.scores.detach()
-        return shares, group_log_softmax(scores / temperature, batch.group)
+        return (
+            group_log_softmax(beta * batch.responses.log_ratios, batch.group),
+            # Scores are data, even if they come as somebody's differentiable output.
+            group_log_softmax(batch.responses.scores.detach() / temperature, batch.group),
+        )
 
 
 class RewardEXO(

@@ -156,8 +156,9 @@ def draw_tokens(
     # depends neither on the other items of the micro-batch nor on the device, and a run that
     # is resumed or spread over processes draws the same.
     mask = torch.zeros(len(lengths), tokens, dtype=torch.bool)
-    columns = lengths.tolist(), counts.tolist(), seeds.tolist()
-    for row, length, count, seed in zip(mask, *columns, strict=True):
+    for row, length, count, seed in zip(
+        *(mask, lengths.tolist(), counts.tolist(), seeds.tolist()), strict=True
+    ):
         generator = torch.Generator().manual_seed((2 * seed + stream) % 2**63)
         row[torch.randperm(length, generator=generator)[:count]] = True
     return mask.to(lengths.device)

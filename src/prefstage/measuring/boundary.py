@@ -101,9 +101,11 @@ def count_votes(
     """
     p = np.asarray(probabilities, dtype=np.float64)
     blank = np.zeros(p.shape, dtype=bool) if undecided is None else np.asarray(undecided, bool)
-    is_matrix = p.ndim == 2 and p.size > 0 and blank.shape == p.shape  # noqa: PLR2004 - m × n
     InputError.unless(
-        is_matrix and ((p >= 0) & (p <= 1)).all(),
+        p.ndim == 2  # noqa: PLR2004 - m × n
+        and p.size > 0
+        and blank.shape == p.shape
+        and ((p >= 0) & (p <= 1)).all(),
         saw=f"preferences of shape {p.shape} with values {p.ravel()[:4].tolist()}",
         expected="an m × n matrix of probabilities, m and n at least 1",
         cure="give P(y_i ≻ y'_j | x) of every on-policy against every off-policy response",

@@ -136,8 +136,12 @@ def chance_above_half(
         The measured score: Sun et al. 2025, arXiv:2508.10530, Algorithm 1. The rest is ours:
         docs/theory.md, "The decision guide", and its calibration.
     """
-    inputs = (seen.prompts, seen.mean, seen.squares, accuracy, bias, overlap)
-    n, s, squares, a, b, o = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in inputs))
+    n, s, squares, a, b, o = (
+        x.astype(np.float64)
+        for x in np.broadcast_arrays(
+            *(seen.prompts, seen.mean, seen.squares, accuracy, bias, overlap)
+        )
+    )
     InputError.unless(
         ((a > HALF) & (a <= 1.0)).all(),
         saw=f"judge accuracy {accuracy!r}",

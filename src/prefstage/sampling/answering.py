@@ -144,8 +144,11 @@ def _load(policy: str, out: Path, config: SampleConfig, store: Ledger) -> Sample
         options["template_date"] = store.date
     if policy.startswith("serve:"):
         options["log_file"] = out.with_name(out.name + ".server.log")
-    how = SamplingConfig(**config.model_dump(include=set(SamplingConfig.model_fields)))
-    return load_sampler(policy, how, options=LoadOptions(**options))
+    return load_sampler(
+        policy,
+        SamplingConfig(**config.model_dump(include=set(SamplingConfig.model_fields))),
+        options=LoadOptions(**options),
+    )
 
 
 def _collect(

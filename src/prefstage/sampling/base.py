@@ -238,8 +238,8 @@ def collect(
     if key is None:
         key = sampler.fingerprint
         _check_alone(sampler, ledger)
-    settings = json.dumps(dict(sampler.settings))
-    ledger.put("samplers", (key,), (sampler.name, settings, ledger.date.isoformat()))
+    about = (sampler.name, json.dumps(dict(sampler.settings)), ledger.date.isoformat())
+    ledger.put("samplers", (key,), about)
     missing: dict[tuple[str, int], SampleRequest] = {}
     for request in requests:
         known = stored_sample(key, request, ledger)
@@ -249,11 +249,13 @@ def collect(
             yield known
 
     def keep(sample: Sample) -> None:
-        values = asdict(sample)
-        row = (key, values.pop("prompt_id"), values.pop("index"))
-        # Half of a surrogate pair, which JSON can carry and UTF-8 cannot, stays an escape.
-        text = json.dumps(values)
-        ledger.put("samples", row, (text, sample.prompt_tokens, sample.response_tokens))
+        values = {k: v for k, v in asdict(sample).items() if k not in ("prompt_id", "index")}
+        ledger.put(
+            "samples",
+            (key, sample.prompt_id, sample.index),
+            # Half of a surrogate pair, which JSON can carry and UTF-8 cannot, stays an escape.
+            (json.dumps(values), sample.prompt_tokens, sample.response_tokens),
+        )
 
     yield from sampler.sample_into(list(missing.values()), keep)
 
@@ -425,14 +427,14 @@ def as_sampler(
     """
     if isinstance(spec, Sampler) and config is None and options is None:
         return spec
-    if not isinstance(spec, str | Path):
-        raise InputError.of(
-            saw=f"a policy of type {type(spec).__name__}"
-            + (" with settings of its own" if isinstance(spec, Sampler) else ""),
-            expected="a model folder, a Hub id, openai:MODEL@URL, serve:COMMAND, or a "
-            "prefstage.sampling.Sampler, which has its settings already",
-            cure="pass one of these; a class of your own derives from prefstage.sampling.Sampler",
-        )
+    InputError.unless(
+        isinstance(spec, str | Path),
+        saw=f"a policy of type {type(spec).__name__}"
+        + (" with settings of its own" if isinstance(spec, Sampler) else ""),
+        expected="a model folder, a Hub id, openai:MODEL@URL, serve:COMMAND, or a "
+        "prefstage.sampling.Sampler, which has its settings already",
+        cure="pass one of these; a class of your own derives from prefstage.sampling.Sampler",
+    )
     spec, config, options = str(spec), config or SamplingConfig(), options or LoadOptions()
     prefix = next(start for start in _KINDS if spec.startswith(start))
     module, name, takes = _KINDS[prefix]

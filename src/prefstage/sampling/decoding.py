@@ -71,8 +71,9 @@ def _kept(
 def _inverse(cumulative: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     points = torch.tensor(list(uniforms), dtype=torch.float64, device=cumulative.device)[:, None]
     # The sum is 1 but for rounding: a number above it must not fall behind the last token.
-    chosen = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True)
-    return chosen.clamp_max(cumulative.shape[-1] - 1)
+    return torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).clamp_max(
+        cumulative.shape[-1] - 1
+    )
 
 
 @dataclass(frozen=True)
@@ -191,19 +192,19 @@ class Batch:
         padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         positions = torch.arange(longest, device=model.device)
         self._mask = (positions >= longest - self._lengths[:, None]).long()
-        ids = torch.tensor(padded, device=model.device)
-        self._forward(ids, (self._mask.cumsum(-1) - 1).clamp_min(0))
+        self._forward(
+            torch.tensor(padded, device=model.device), (self._mask.cumsum(-1) - 1).clamp_min(0)
+        )
         self.keep(owners)
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; one may be named repeatedly."""
-        if list(rows) == list(range(len(self._lengths))):
-            return
-        index = torch.tensor(rows, device=self._lengths.device)
-        self._cache.reorder_cache(index)
-        self._lengths, self._mask = self._lengths[index], self._mask[index]
-        self.logits = self.logits[index]
+        if list(rows) != list(range(len(self._lengths))):
+            index = torch.tensor(rows, device=self._lengths.device)
+            self._cache.reorder_cache(index)
+            self._lengths, self._mask = self._lengths[index], self._mask[index]
+            self.logits = self.logits[index]
 
     @torch.inference_mode()
     def advance(self, tokens: Sequence[int]) -> None:
@@ -376,8 +377,9 @@ class _Search:
                 self._finished.append((score / length, (*self._written[beam], token)))
         self._finished = sorted(self._finished, key=lambda scored: -scored[0])[:beams]
         running = sorted(running, key=lambda scored: -scored[0])[:beams]
-        full = len(self._finished) == beams
-        if not running or (full and running[0][0] / length <= self._finished[-1][0]):
+        if not running or (
+            len(self._finished) == beams and running[0][0] / length <= self._finished[-1][0]
+        ):
             return []
         # Top-k and top-p may leave fewer candidates than beams; what fills up can never win.
         running += [(-torch.inf, *running[0][1:])] * (beams - len(running))
@@ -397,8 +399,8 @@ def _candidates(
     if config.temperature > 0:
         kept, ids = _kept(after, config, least=width // config.beams)
         after = torch.full_like(after, -torch.inf).scatter(-1, ids, kept)
-    total = after.view(len(searches), config.beams, vocabulary)
-    total = (total + before.to(total.device)[..., None]).flatten(1)
+    by_beam = after.view(len(searches), config.beams, vocabulary)
+    total = (by_beam + before.to(after.device)[..., None]).flatten(1)
     if config.temperature == 0:
         scores, chosen = total.topk(min(width, total.shape[1]), dim=-1)
     else:

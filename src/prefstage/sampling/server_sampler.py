@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -55,8 +56,9 @@ class PlainFormat:
             expected=f"one of {', '.join(CHAT_FORMATS)}, or none for the server's template",
             cure="choose one of them",
         )
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        self._template = environment.from_string(CHAT_FORMATS[name])
+        self._template = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True
+        ).from_string(CHAT_FORMATS[name])
         self.lead, _ = probe_turn(self.render)
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
@@ -296,13 +298,13 @@ class ServerSampler(Sampler):
         if self._format is not None:
             return await self.client.complete(self._format.render(request.prompt), **options)
         tools = request.prompt[0].get("tools")
-        messages = [
-            {k: v for k, v in m.items() if k not in ("tools", SAMPLED)} for m in request.prompt
-        ]
         options |= {"tools": tools} if tools else {}
         if self._template_options:
             options["chat_template_kwargs"] = self._template_options
-        return await self.client.chat(messages, **options)
+        return await self.client.chat(
+            [{k: v for k, v in m.items() if k not in ("tools", SAMPLED)} for m in request.prompt],
+            **options,
+        )
 
 
 class ServedSampler(ServerSampler):
@@ -335,9 +337,9 @@ class ServedSampler(ServerSampler):
         template_options: Mapping[str, Any] | None = None,
         start_timeout_s: float = 1800.0,
     ) -> None:
-        self.command = command
-        self.log_file = log_file
-        self._timeout_s = start_timeout_s
+        self._server = partial(
+            managed_server, command, log_file=log_file, start_timeout_s=start_timeout_s
+        )
         self._client_options = dict(client_options or {})
         self._open = ExitStack()
         self._running = False
@@ -415,12 +417,9 @@ class ServedSampler(ServerSampler):
         yield from super().sample_into(requests, keep)
 
     def _start(self) -> None:
-        url = self._open.enter_context(
-            managed_server(self.command, log_file=self.log_file, start_timeout_s=self._timeout_s)
-        )
-        usage = self.client.usage
-        self.client = ServerClient(url, None, **self._client_options)
-        self.client.usage = usage
+        url = self._open.enter_context(self._server())
+        started = ServerClient(url, None, **self._client_options)
+        started.usage, self.client = self.client.usage, started
         if _dialect(self.client) == "standard":
             (names,) = ask_all(self.client, [None], lambda _: self.client.models())
             ServiceError.unless(

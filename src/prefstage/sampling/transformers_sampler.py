@@ -108,11 +108,11 @@ class TransformersSampler(Sampler):
         # All tokens that end a response: the model's, and the template's end-of-turn.
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
-        ids = (*ends, tokenizer.eos_token_id, self.encoder.end_of_turn_ids[-1])
-        self.stop_ids = frozenset(token for token in ids if token is not None)
+        turn_end = self.encoder.end_of_turn_ids[-1]
+        self.stop_ids = frozenset({*ends, tokenizer.eos_token_id, turn_end} - {None})
         # Ids of padded embeddings would be chosen and then vanish from the text.
-        head = model.get_output_embeddings()
-        rows = getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
+        words = getattr(model.get_output_embeddings(), "out_features", None)
+        rows = words or model.config.get_text_config().vocab_size
         self._forbidden = [
             token for token in ids_without_token(tokenizer, rows) if token not in self.stop_ids
         ]
@@ -159,14 +159,15 @@ class TransformersSampler(Sampler):
         # Made here for its faults, which show in a moment; weights take minutes to load.
         ResponseEncoder(tokenizer, **encoding)
         _checked_budget(batch_tokens)
-        if device == "auto":
-            device = "auto" if torch.cuda.is_available() else "cpu"
         model = load_checkpoint(
-            name_or_path, CAUSAL_LM, dtype=dtype, device_map=device, adapter=adapter, merge=True
+            name_or_path,
+            CAUSAL_LM,
+            dtype=dtype,
+            device_map="cpu" if device == "auto" and not torch.cuda.is_available() else device,
+            adapter=adapter,
+            merge=True,
         )
-        name = Path(name_or_path).name
-        if adapter is not None:
-            name = f"{name}+{Path(adapter).name}"
+        name = "+".join(Path(part).name for part in (name_or_path, adapter) if part is not None)
         return cls(model, tokenizer, config, name=name, batch_tokens=batch_tokens, **encoding)
 
     @cached_property
@@ -256,8 +257,8 @@ class TransformersSampler(Sampler):
             try:
                 ids = prompts[name] = self.encoder.prompt_ids(prompt)
             except RenderingError as error:
-                shown = show(str(prompt[-1].get("content") or ""))
-                raise error.within(f"prompt {name} ({shown})") from None
+                text = str(prompt[-1].get("content") or "")
+                raise error.within(f"prompt {name} ({show(text)})") from None
             check_token_ids(ids, rows, where=f"prompt {name}", tokenizer=self.encoder.tokenizer)
         too_long = [name for name, ids in prompts.items() if self._room(ids) < 1]
         if too_long:

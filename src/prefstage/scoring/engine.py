@@ -13,7 +13,7 @@ from torch import Tensor
 from prefstage.core import InputError, ModelError, check_token_ids
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import Backend, RowAttention, choose_backend, patched
-from prefstage.scoring.layout import Batch, Layout, Leaf, Row, check_trees, leaves_of, plan_passes
+from prefstage.scoring.layout import Batch, Layout, Leaf, Row, leaves_of, plan_passes
 from prefstage.scoring.linear import STATISTICS, Head, TokenLogProbs, linear_log_probs
 
 _log = logging.getLogger(__name__)
@@ -246,7 +246,22 @@ class Gathered:
     """
 
     def __init__(self, trees: Sequence[TokenTree], statistics: Sequence[str]) -> None:
-        check_trees(trees)
+        # Every response token must have a predecessor.
+        for index, tree in enumerate(trees):
+            if not tree.prompt_ids and tree.response_ids:
+                raise InputError.of(
+                    saw=f"tree {index} ({tree.prompt_id}): a prompt without tokens",
+                    expected="at least one token before the response, since nothing predicts the "
+                    "first",
+                    cure="begin the prompt with the tokenizer's begin-of-sequence token",
+                )
+            if () in tree.response_ids:
+                raise InputError.of(
+                    saw=f"tree {index} ({tree.prompt_id}): response {tree.response_ids.index(())} "
+                    "has no token",
+                    expected="at least the end-of-turn token",
+                    cure="encode it with ResponseEncoder, or leave it out",
+                )
         unknown = sorted(set(statistics) - set(STATISTICS))
         InputError.unless(
             not unknown,

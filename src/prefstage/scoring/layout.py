@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from prefstage.core import InputError
 from prefstage.data.messages import common_prefix
 from prefstage.data.tokenising import TokenTree
 
@@ -109,28 +108,6 @@ class Row(Batch):
     position_ids: Int[Tensor, " positions"]
     subtree_stop: Int[Tensor, " positions"]
     segments: tuple[Segment, ...]
-
-
-def check_trees(trees: Sequence[TokenTree]) -> None:
-    """Check that every response token has a predecessor.
-
-    Raises:
-        InputError: If a prompt or a response has no token.
-    """
-    for index, tree in enumerate(trees):
-        if not tree.prompt_ids and tree.response_ids:
-            raise InputError.of(
-                saw=f"tree {index} ({tree.prompt_id}): a prompt without tokens",
-                expected="at least one token before the response, since nothing predicts the first",
-                cure="begin the prompt with the tokenizer's begin-of-sequence token",
-            )
-        if () in tree.response_ids:
-            raise InputError.of(
-                saw=f"tree {index} ({tree.prompt_id}): response {tree.response_ids.index(())} has "
-                "no token",
-                expected="at least the end-of-turn token",
-                cure="encode it with ResponseEncoder, or leave it out",
-            )
 
 
 def leaves_of(trees: Sequence[TokenTree]) -> list[Leaf]:

@@ -136,7 +136,7 @@ class _LinearLogProbs(torch.autograd.Function):
                     room = 0
         ctx.save_for_backward(hidden, weight, bias, targets, sums.total)
         ctx.scale, ctx.softcap, ctx.kept, ctx.owner = scale, softcap, kept, owner
-        statistics = sums.statistics()
+        statistics = (-sums.surprise, sums.squares - 2 * sums.total) if with_statistics else ()
         ctx.mark_non_differentiable(*statistics)
         return (_target_logits(hidden, head, targets) - sums.total, *statistics)
 
@@ -229,9 +229,6 @@ class _Sums:
         self.surprise[tokens] = shift.exp() * (self.surprise[tokens] + shift) + (
             relative.exp() * relative
         ).sum(-1)
-
-    def statistics(self) -> tuple[Tensor, ...]:
-        return (-self.surprise, self.squares - 2 * self.total) if self._with_statistics else ()
 
 
 # Compute log Σ_v e^z_v: log-softmax takes one pass where logsumexp takes four.

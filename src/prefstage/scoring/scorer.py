@@ -4,8 +4,8 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from prefstage.core import CAUSAL_LM, InputError, ModelError, load_checkpoint, progress
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import BACKENDS, Backend, RowAttention, choose_backend
+from prefstage.scoring.compat import replaced
 from prefstage.scoring.cpu.fused import find_fused_layers
 from prefstage.scoring.engine import Gathered, ModelParts, TreeLogProbs, check_fits, score_pass
 from prefstage.scoring.layout import (
@@ -230,16 +231,9 @@ class Scorer:
 
 
 # Without dropout while the block runs: a log-prob is a property of the weights.
-@contextmanager
-def _evaluation_mode(model: Any) -> Iterator[None]:
+def _evaluation_mode(model: Any) -> AbstractContextManager[None]:
     # Not `model.train(before)`: modules may be in different modes, such as a frozen part.
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    return replaced({module: {"training": False} for module in model.modules()})
 
 
 def load_model(
