@@ -20,7 +20,7 @@ from prefstage.core import (
     write_result,
 )
 from prefstage.data import CandidateSet, keep_sources, load_candidates
-from prefstage.data.sources import DataSource
+from prefstage.data.sets import DataSource
 from prefstage.judging import Judge, stored
 from prefstage.measuring.boundary import (
     ConfidenceSequence,
@@ -359,8 +359,7 @@ def _stage(
         ties=boundary.ties,
         prompts_used=len(rows),
         responses_per_prompt={
-            # Of integers an integer where it is one: 2, not 2.0, in stage.json.
-            "on": mean(len(row.on.responses) for row in rows),
+            "on": mean(len(row.on.responses) for row in rows),  # 2, not 2.0, in stage.json
             "off": mean(len(row.off.responses) for row in rows),
         },
         tie_rule=config.ties,
