@@ -109,8 +109,7 @@ def probe_turn(render: Callable[..., str]) -> tuple[str, str]:
         ModelError: If the template leaves the response out.
     """
     before = render([QUESTION], generation_prompt=True)
-    after = render([QUESTION, _ANSWER], generation_prompt=False)
-    start, end, suffix = after.rpartition(PROBE)
+    start, end, suffix = render([QUESTION, _ANSWER], generation_prompt=False).rpartition(PROBE)
     ModelError.unless(
         end,
         saw="a chat template that leaves the assistant's text out",
@@ -220,8 +219,8 @@ class ConversationTokens:
     def _opening_of(self, turns: Sequence[Message], before: str) -> str:
         start = common_prefix(before, self._template.render(turns, generation_prompt=False))
         # A template may close a prompt with a mark that begins as the opening's does.
-        cut = (m.start() for m in self.any_mark.finditer(before) if m.start() < start < m.end())
-        return before[next(cut, start) :]
+        marks = self.any_mark.finditer(before)
+        return before[next((m.start() for m in marks if m.start() < start < m.end()), start) :]
 
     def _prompt_in(self, before: str, opening: str, whole: str, answer: Message) -> str:
         if common_prefix(before, whole) >= len(before) - len(opening):
@@ -244,8 +243,7 @@ class ConversationTokens:
         # so what stands before the last common one merges with nothing after it.
         shared = min((common_prefix(before, whole) for whole in wholes), default=len(before))
         # A special token at the very end of what is common may be the start of a longer one.
-        marks = self.special.finditer(before[:shared])
-        cut = max((mark.start() for mark in marks if mark.start() < shared), default=0)
+        cut = max((mark.start() for mark in self.special.finditer(before[:shared])), default=0)
         first, *tails = self._tokenise([before, *(text[cut:] for text in (before, *wholes))])
         head = first[: len(first) - len(tails[0])]
         return (
@@ -280,5 +278,5 @@ class ConversationTokens:
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     # The longer first, since one token may begin as another.
-    longest_first = sorted(filter(str.strip, texts), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    marks = map(re.escape, sorted(filter(str.strip, texts), key=len, reverse=True))
+    return re.compile("|".join(marks) or r"(?!)")

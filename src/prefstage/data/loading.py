@@ -180,8 +180,7 @@ def _load(
     # The loader behind the five. A set of the wanted kind is what it would make of it.
     if type(source) is kind and not options:
         return source
-    checked = check_config(ReadOptions, options)
-    return make(Reading(source, kind.wanted, checked, fallback=fallback))
+    return make(Reading(source, kind.wanted, check_config(ReadOptions, options), fallback=fallback))
 
 
 def _pairs(reading: Reading[Pair]) -> PairSet:
@@ -200,23 +199,33 @@ def _pair_set(reading: Reading[Pair]) -> PairSet:
 
 
 def _candidate_set(reading: Reading[Candidates]) -> CandidateSet:
-    rows = CandidateSet.of(iter(reading), report=reading.report)
-    return _group_by_prompt(rows, merge=reading.format.kind == "pairs")
+    return _group_by_prompt(
+        CandidateSet.of(iter(reading), report=reading.report),
+        merge=reading.format.kind == "pairs",
+    )
 
 
 def _unpaired_set(reading: Reading[Any]) -> UnpairedSet:
-    notes = ("each pair gives a desirable and an undesirable response", "desirable")
-    rows = UnpairedSet.of(_untied(reading, Pair.unpaired, notes), report=reading.report)
+    responses = _untied(
+        *(reading, Pair.unpaired, "each pair gives a desirable and an undesirable response"),
+        better="desirable",
+    )
+    rows = UnpairedSet.of(responses, report=reading.report)
     desirable = sum(rows.dataset["label"])
-    counts = f"{desirable} desirable and {len(rows) - desirable} undesirable responses"
-    rows.report.notes.append(counts)
+    rows.report.notes.append(
+        f"{desirable} desirable and {len(rows) - desirable} undesirable responses"
+    )
     return rows
 
 
 def _conversation_set(reading: Reading[Any]) -> ConversationSet:
-    notes = ("the chosen response of each pair is learnt, its prompt is not", "the better one")
-    records = _untied(reading, lambda pair: [pair.demonstration()], notes)
-    rows = ConversationSet.of(records, report=reading.report)
+    turns = _untied(
+        reading,
+        lambda pair: [pair.demonstration()],
+        "the chosen response of each pair is learnt, its prompt is not",
+        better="the better one",
+    )
+    rows = ConversationSet.of(turns, report=reading.report)
     unanswered = sum(row.completion[-1]["role"] != "assistant" for row in rows)
     rows.report.notes += applicable(
         {f"{unanswered} conversations end with a turn that nobody answers (not learnt)": unanswered}
@@ -225,17 +234,18 @@ def _conversation_set(reading: Reading[Any]) -> ConversationSet:
 
 
 def _untied(
-    reading: Reading[Any], parts: Callable[[Pair], Iterable[Any]], notes: tuple[str, str]
+    reading: Reading[Any], parts: Callable[[Pair], Iterable[Any]], note: str, *, better: str
 ) -> Iterator[Any]:
     # Records as they are read; of pairs their parts. Votes are counted first: a tie of all
-    # raters may be several rows that are none. The notes say what the parts are, and what
-    # neither response of a tie is.
+    # raters may be several rows that are none. The note says what the parts are, and
+    # `better` what neither response of a tie is.
     if reading.format.kind != "pairs":
         return iter(reading)
     pairs = _pairs(reading)
     ties = pairs.report.ties
-    left_out = {f"{ties} ties left out: neither response is {notes[1]}": ties}
-    pairs.report.notes += [notes[0], *applicable(left_out)]
+    pairs.report.notes += applicable(
+        {note: True, f"{ties} ties left out: neither response is {better}": ties}
+    )
     return chain.from_iterable(parts(pair) for pair in pairs if not pair.tied)
 
 
@@ -254,9 +264,11 @@ def pairs_to_candidates(pairs: PairSet) -> CandidateSet:
     Raises:
         DataError: If a response has tool calls.
     """
-    report = replace(pairs.report, notes=list(pairs.report.notes))
     try:
-        rows = CandidateSet.of(map(Pair.candidates, pairs), report=report)
+        rows = CandidateSet.of(
+            map(Pair.candidates, pairs),
+            report=replace(pairs.report, notes=list(pairs.report.notes)),
+        )
     except RowFault as fault:
         raise DataError.of(saw=fault.saw, expected=fault.expected, cure=fault.cure) from None
     return _group_by_prompt(rows, merge=True)

@@ -9,8 +9,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
@@ -31,12 +30,11 @@ from prefstage.data.rows import (
     unique_keys,
 )
 
-Convert = Callable[[Any], Any]
 Table: TypeAlias = pa.Table | pa.RecordBatch
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical lines"}
 _CHUNK_BYTES = 1 << 16
-_GZIP_MAGIC, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
+_GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_LINES = 20
 BATCH_ROWS = 256
 _SEPARATION = re.compile(r"[ \t\r\n,]*")
@@ -88,27 +86,20 @@ def read_file(path: Path, name: str) -> Generator[RawRow]:
         ) from None
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+# Bytes that are no UTF-8 come in as lone surrogates: they are the fault of their row, and
+# the rows after it can still be read. Line ends stay, since quoted texts of CSV hold them.
+_TEXT = {"mode": "rt", "encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+
+
+def _open(path: Path, **how: Any) -> Any:
     with path.open("rb") as stream:
         zipped = stream.read(2) == _GZIP_MAGIC or path.suffix == ".gz"
-        stream.seek(0)
-        yield cast("IO[bytes]", gzip.GzipFile(fileobj=stream) if zipped else stream)
-
-
-@contextmanager
-def _open_text(path: Path) -> Iterator[IO[str]]:
-    # Bytes that are no UTF-8 come in as lone surrogates: they are the fault of their row, and
-    # the rows after it can still be read. Line ends stay, since quoted texts of CSV hold them.
-    with (
-        _open(path) as stream,
-        TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="") as text,
-    ):
-        yield text
+    opener: Any = gzip.open if zipped else open
+    return opener(path, **how)
 
 
 def _read_json(path: Path, name: str) -> Iterator[RawRow]:
-    with _open_text(path) as text:
+    with _open(path, **_TEXT) as text:
         chunks = iter(lambda: text.read(_CHUNK_BYTES), "")
         start = next(filter(None, map(str.strip, chunks)), "")
         text.seek(0)
@@ -168,8 +159,10 @@ def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
             buffer, position, step = buffer[position:] + more, 0, 2 * step
             continue
         number, step = number + 1, _CHUNK_BYTES
-        fault = _unencodable(buffer[position:end]) or twice or not_an_object(values)
-        yield RawRow(name, number, values, fault)
+        yield RawRow(
+            *(name, number, values),
+            _unencodable(buffer[position:end]) or twice or not_an_object(values),
+        )
         position = end
 
 
@@ -192,7 +185,7 @@ def _malformed_list(name: str, number: int, what: str) -> DataError:
 def _read_csv(path: Path, name: str) -> Iterator[RawRow]:
     csv.field_size_limit(sys.maxsize)  # the default refuses long responses
     separator = csv_separator(path, name)
-    with _open_text(path) as text:
+    with _open(path, **_TEXT) as text:
         reader = csv.DictReader(text, strict=True, delimiter=separator)
         try:
             columns = reader.fieldnames or ()
@@ -235,7 +228,7 @@ def csv_separator(path: Path, name: str) -> str:
     """
     if data_suffix(name) == ".tsv":
         return "\t"
-    with suppress(OSError, EOFError, zlib.error, csv.Error), _open_text(path) as text:
+    with suppress(OSError, EOFError, zlib.error, csv.Error), _open(path, **_TEXT) as text:
         header = list(islice(text, _HEADER_LINES))  # a quoted name may hold line breaks
         # The first of equals: a comma, for a file of one column.
         return max(SEPARATORS, key=lambda sign: len(next(csv.reader(header, delimiter=sign), ())))
@@ -253,7 +246,7 @@ def _check_header(names: Sequence[str], file: str) -> None:
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
-    with tempfile.TemporaryFile(prefix="prefstage-") as unzipped, _open(path) as stream:
+    with tempfile.TemporaryFile(prefix="prefstage-") as unzipped, _open(path, mode="rb") as stream:
         seekable: Any = stream
         if isinstance(stream, gzip.GzipFile):
             shutil.copyfileobj(stream, unzipped)
@@ -261,8 +254,12 @@ def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
         file = pq.ParquetFile(seekable)
         _check_header(file.schema_arrow.names, name)
         # Group by group: one iteration over all groups keeps something of each in memory.
-        groups = (file.iter_batches(BATCH_ROWS, [group]) for group in range(file.num_row_groups))
-        yield from _arrow_rows(name, chain.from_iterable(groups))
+        yield from _arrow_rows(
+            name,
+            chain.from_iterable(
+                file.iter_batches(BATCH_ROWS, [group]) for group in range(file.num_row_groups)
+            ),
+        )
 
 
 def _unencodable(text: str) -> RowFault | None:
@@ -361,11 +358,13 @@ def _plain(
     # Rows as `datasets` hands them out, less what it padded.
     features = dataset.features or {}
     for number, row in enumerate(dataset, start=1):
-        values = {
-            key: without_padding(value, features.get(key)) if padded or key in features else value
-            for key, value in row.items()
-        }
-        yield RawRow(name, number, values)
+        yield RawRow(
+            *(name, number),
+            {
+                key: without_padding(item, features.get(key)) if padded or key in features else item
+                for key, item in row.items()
+            },
+        )
 
 
 def without_padding(value: Any, feature: Any, *, stored: bool = False) -> Any:
@@ -403,8 +402,8 @@ def without_padding(value: Any, feature: Any, *, stored: bool = False) -> Any:
 def _known_features(schema: pa.Schema) -> Mapping[str, Any]:
     # Other people's metadata under this key say nothing that is needed.
     with suppress(KeyError, TypeError, ValueError, AttributeError):
-        known = json.loads((schema.metadata or {})[b"huggingface"])
-        return dict(Features.from_dict(known["info"]["features"]))
+        stored = (schema.metadata or {})[b"huggingface"]
+        return dict(Features.from_dict(json.loads(stored)["info"]["features"]))
     return {}
 
 

@@ -89,7 +89,7 @@ class Reading(Generic[R]):
     ) -> None:
         options = options or ReadOptions()
         self.wanted, self.streaming = wanted, streaming
-        self.quarantine_file = _check_policy(data, options)
+        self.quarantine_file = _quarantine_file(data, options)
         self.source = open_source(data, split=options.split, streaming=streaming)
         name, sample = self.source.name, _peek(self.source)
         check_columns(options.columns, sample[0], name)
@@ -213,9 +213,10 @@ class Reading(Generic[R]):
         if row.fault is not None:
             raise row.fault
         values: SourceRow = row.values
-        scheme = () if self.scheme is None else (self.scheme,)
         # Then the rules that hold for all formats; what they change is noted.
-        record = _without_blank_systems(self.format.read(values, *scheme), observations)
+        record = _without_blank_systems(
+            self.format.read(values, *filter(None, [self.scheme])), observations
+        )
         _check_texts(values, record, observations)
         if self.wanted != "candidates" and isinstance(record, Pair) and not record.votes:
             record = replace(record, annotator=read_annotator(values))
@@ -304,7 +305,7 @@ def _check_storable(record: Record) -> None:
         ) from None
 
 
-def _check_policy(data: DataSource, options: ReadOptions) -> Path | None:
+def _quarantine_file(data: DataSource, options: ReadOptions) -> Path | None:
     file = options.quarantine_file
     InputError.unless(
         (options.on_bad_row == "quarantine") == (file is not None),

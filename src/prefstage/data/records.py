@@ -207,9 +207,8 @@ class Candidates(Record):
 
     def __post_init__(self) -> None:
         """Check that the columns go together."""
-        generations = self.generations or self.responses
-        columns = {"sources": self.sources, "scores": self.scores, "generations": generations}
-        for name, values in columns.items():
+        columns = (self.sources, self.scores, self.generations or self.responses)
+        for name, values in zip(("sources", "scores", "generations"), columns, strict=True):
             if len(values) != len(self.responses):
                 raise RowFault(
                     name,

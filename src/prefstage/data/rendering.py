@@ -80,13 +80,12 @@ def load_tokenizer(name_or_path: str) -> Any:
         whole="whole files of a tokenizer",
     ):
         tokenizer = AutoTokenizer.from_pretrained(source)
-        tokens = tokenizer.vocab_size
-    ModelError.unless(
-        tokens,
-        saw=f"the tokenizer at {source!r} has an empty vocabulary",
-        expected="a tokenizer that knows tokens",
-        cure="copy or download its files again",
-    )
+        ModelError.unless(
+            tokenizer.vocab_size,
+            saw=f"the tokenizer at {source!r} has an empty vocabulary",
+            expected="a tokenizer that knows tokens",
+            cure="copy or download its files again",
+        )
     return tokenizer
 
 
@@ -99,9 +98,10 @@ def reads_clock(name_or_path: str) -> bool:
     Returns:
         Whether it does; False where there is no tokenizer to look at.
     """
-    is_served = name_or_path.startswith(("openai:", "serve:"))
     with suppress(ModelError):
-        return not is_served and "strftime_now" in str(load_tokenizer(name_or_path).chat_template)
+        return not name_or_path.startswith(("openai:", "serve:")) and "strftime_now" in str(
+            load_tokenizer(name_or_path).chat_template
+        )
     return False
 
 
@@ -116,8 +116,11 @@ def with_date(settings: _Settings, policy: str | None, run: Path | None) -> _Set
     Returns:
         The settings with the day, if the template reads the clock and none was set.
     """
-    needs_date = settings.template_date is None and policy is not None and reads_clock(policy)
-    return settings.model_copy(update={"template_date": run_date(run)}) if needs_date else settings
+    return (
+        settings.model_copy(update={"template_date": run_date(run)})
+        if settings.template_date is None and policy is not None and reads_clock(policy)
+        else settings
+    )
 
 
 class RenderingError(ModelError):
@@ -281,12 +284,11 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         tools = messages[0].get("tools") if messages else None
-        with_tools = tools and self.sources.get("tool_use")
         return str(
             self._tokenizer.apply_chat_template(
                 [{k: v for k, v in message.items() if k != "tools"} for message in messages],
                 tools=tools,
-                chat_template=with_tools or self.sources["default"],
+                chat_template=(tools and self.sources.get("tool_use")) or self.sources["default"],
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **self.variables,
@@ -379,12 +381,13 @@ def _in_form(message: Message, form: str) -> Message:
 
 def _call_probe(arguments: Any) -> list[Message]:
     tool = {"name": "probe", "description": "", "parameters": {"type": "object", "properties": {}}}
-    call = {"name": "probe", "arguments": arguments}
     return [
         {"role": "user", "content": "p", "tools": [{"type": "function", "function": tool}]},
         {
             **{"role": "assistant", "content": ""},
-            "tool_calls": [{"type": "function", "function": call}],
+            "tool_calls": [
+                {"type": "function", "function": {"name": "probe", "arguments": arguments}}
+            ],
         },
     ]
 

@@ -137,8 +137,12 @@ def expect(holds: bool, field: str, value: Any, expected: str, cure: str) -> Non
         RowFault: If it is not.
     """
     if not holds:
-        saw = "nothing" if value is None else show(value)
-        raise RowFault(field, saw=saw, expected=expected, cure=cure)
+        raise RowFault(
+            field,
+            saw="nothing" if value is None else show(value),
+            expected=expected,
+            cure=cure,
+        )
 
 
 def not_an_object(values: Any) -> RowFault | None:
@@ -395,9 +399,12 @@ def infer_scheme(
     Raises:
         DataError: If the labels can be read in more than one way.
     """
-    # Tables write a missing label as NaN.
-    known = (x for x in labels if not (isinstance(x, float) and math.isnan(x)))
-    met = {spell(label) for label in known if label not in (None, "")}
+    met = {
+        spell(label)
+        for label in labels
+        if label not in (None, "")
+        and not (isinstance(label, float) and math.isnan(label))  # what tables write for none
+    }
     seen, words, numbers = tuple(sorted(met)), _words(names), _ends(names)
     if words.keys() & met:  # a label that is no such word is then a bad row
         return LabelScheme(words, "by their words", seen)

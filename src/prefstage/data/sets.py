@@ -148,8 +148,12 @@ def features_of(kind: type[Record], fields: Mapping[str, bool]) -> Features:
         fields: The messages' fields in their order, and whether each is text; others (tool
             calls and the like) are stored as JSON, since their shapes differ.
     """
-    texts = fields or dict.fromkeys(("role", "content"), True)
-    messages = List({name: _TEXT if is_text else Json() for name, is_text in texts.items()})
+    messages = List(
+        {
+            name: _TEXT if is_text else Json()
+            for name, is_text in (fields or {"role": True, "content": True}).items()
+        }
+    )
     return Features(
         {name: messages if cell is _MESSAGES else cell for name, cell in COLUMNS[kind].items()}
     )

@@ -133,10 +133,19 @@ class ResponseEncoder:
                 cure="raise it",
             )
         self.tokenizer = tokenizer
-        self.chat_format = chat_format
         self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
         self.counts = EncodingCounts()
-        self.template_date = _checked_date(template_date)
+        with InputError.instead_of(
+            ValueError,
+            saw=f"template_date={template_date!r}",
+            expected="a date",
+            cure="write it as 2026-01-31",
+        ):
+            self.template_date = (
+                datetime.date.fromisoformat(template_date)
+                if isinstance(template_date, str)
+                else template_date or datetime.date.today()
+            )
         self._template = ChatTemplate(
             tokenizer, chat_format, template_options or {}, self.template_date
         )
@@ -339,26 +348,14 @@ class ResponseEncoder:
         return (*ids[:kept], *ids[lost + kept :])
 
 
-def _checked_date(date: datetime.date | str | None) -> datetime.date:
-    if not isinstance(date, str):
-        return date or datetime.date.today()
-    with InputError.instead_of(
-        ValueError,
-        saw=f"template_date={date!r}",
-        expected="a date",
-        cure="write it as 2026-01-31",
-    ):
-        return datetime.date.fromisoformat(date)
-
-
 def _tokenizer_content(tokenizer: Tokenizer) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     if backend is None:
         return [type(tokenizer).__name__, tokenizer.get_vocab(), special]
     # Padding and truncation are states of the last call, not parts of the tokenizer.
-    state, content = ("padding", "truncation"), json.loads(backend.to_str())
-    return [{k: v for k, v in content.items() if k not in state}, special]
+    content = json.loads(backend.to_str()).items()
+    return [{k: v for k, v in content if k not in ("padding", "truncation")}, special]
 
 
 def cause_of(
@@ -385,7 +382,9 @@ def cause_of(
     whole.counts = EncodingCounts()
     if len(set(whole.encode(prompt, [first, second]).response_ids)) > 1:
         return "truncation"
-    texts = [str(message.get("content") or "") for message in (first, second)]
-    ids = encoder.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids = encoder.tokenizer(
+        [str(message.get("content") or "") for message in (first, second)],
+        add_special_tokens=False,
+    )["input_ids"]
     same = first | {"content": ""} == second | {"content": ""} and ids[0] == ids[1]
     return "normalisation" if same else "template"

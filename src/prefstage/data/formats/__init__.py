@@ -144,13 +144,13 @@ def recognise(
         reversed(_formats_for(wanted)),
         key=lambda format_: _likeness(format_.fields, names) + _likeness(names, format_.fields),
     )
-    how = "" if any(name not in row for name in near.fields) else " by their values"
     example = {
         "unpaired": "'prompt': ..., 'completion': ..., 'label': ...",
         "conversations": "'prompt': ..., 'completion': ...",
     }.get(wanted, "'prompt': ..., 'chosen': ..., 'rejected': ...")
     raise DataError.of(
-        saw=f"{source} with the columns {_list(row)}, which fit no known format{how}",
+        saw=f"{source} with the columns {_list(row)}, which fit no known format"
+        + ("" if any(name not in row for name in near.fields) else " by their values"),
         expected=f"e.g. {near.name} ({', '.join(near.fields)})",
         cure=f"name the columns, e.g. columns={{{example}}}",
     )
@@ -184,8 +184,10 @@ def _choose(matching: Sequence[Format], row: Row, source: str, wanted: Wanted) -
 
 def _likeness(names: Collection[str], others: Iterable[str]) -> float:
     # How much each of the names resembles the one of the others that is nearest, on average.
-    ratios = ((SequenceMatcher(None, name, other).ratio() for other in others) for name in names)
-    return sum(max(row, default=0.0) for row in ratios) / max(1, len(names))
+    return sum(
+        max((SequenceMatcher(None, name, other).ratio() for other in others), default=0.0)
+        for name in names
+    ) / max(1, len(names))
 
 
 def _list(row: Row) -> str:

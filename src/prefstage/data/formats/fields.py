@@ -34,7 +34,6 @@ Row = Mapping[str, Any]
 Kind = Literal["pairs", "candidates", "answers", "unpaired", "conversations"]
 PROMPT_NAMES = ("prompt", "instruction", "question", "query", "input", "context")
 SYSTEM_NAMES = ("system", "system_prompt", "system_message", "sys_prompt")
-COMPLETION_NAMES = ("completion", "response", "output", "answer")
 ANNOTATOR_NAMES = (
     *("annotator", "annotator_id", "annotator_index", "worker", "worker_id", "rater"),
     *("rater_id", "labeler", "labeler_id", "labeller", "user", "user_id"),
@@ -42,7 +41,7 @@ ANNOTATOR_NAMES = (
 # How datasets spell the column of a role; the first that is filled counts.
 SPELLINGS = {
     "prompt": PROMPT_NAMES,
-    "completion": COMPLETION_NAMES,
+    "completion": ("completion", "response", "output", "answer"),
     "responses": ("responses", "completions", "generations", "outputs", "answers", "candidates"),
     "sources": ("sources", "models", "generation_models"),
     "scores": ("scores", "ratings", "rewards", "all_rm_scores"),
@@ -307,8 +306,13 @@ def read_prompt(row: SourceRow) -> Prompt:
         ),
         *("history", history, "a list of [user, assistant] texts", "mend or empty the field"),
     )
-    earlier = (turn(asked, "user") + turn(reply) for asked, reply in history)
-    return with_system_and_tools(row, (*chain.from_iterable(earlier), *prompt))
+    return with_system_and_tools(
+        row,
+        (
+            *chain.from_iterable(turn(asked, "user") + turn(reply) for asked, reply in history),
+            *prompt,
+        ),
+    )
 
 
 def with_system_and_tools(row: SourceRow, prompt: Prompt) -> Prompt:

@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Any
 
 from prefstage.data.formats.fields import (
-    COMPLETION_NAMES,
     Format,
     Row,
     SourceRow,
@@ -121,8 +120,7 @@ def _read_binarized(row: SourceRow) -> Pair:
     if all(is_messages(row.get(side)) and len(row[side]) == 1 for side in _SIDES):
         return _read_explicit(row)
     pair = _read_whole_conversations(row)
-    users = [message["content"].strip() for message in pair.prompt if message["role"] == "user"]
-    if text.strip() not in users:
+    if text.strip() not in (m["content"].strip() for m in pair.prompt if m["role"] == "user"):
         raise RowFault(
             first_of(row, "prompt") or "prompt",
             saw=f"{show(text)}, which is no user turn of chosen",
@@ -133,8 +131,10 @@ def _read_binarized(row: SourceRow) -> Pair:
 
 
 def _read_transcripts(row: SourceRow) -> Pair:
-    turns = (read_transcript(read_text(row, side), side, is_prompt=False) for side in _SIDES)
-    return _pair(row, *_parted(row, *turns))
+    return _pair(
+        row,
+        *_parted(row, *(read_transcript(read_text(row, s), s, is_prompt=False) for s in _SIDES)),
+    )
 
 
 def _read_after_transcript(row: SourceRow) -> Pair:
@@ -191,8 +191,7 @@ def _label_column(row: Row) -> str | None:
 
 def _side_columns(row: Row, names: Sequence[str], stems: Sequence[str]) -> list[str]:
     # Columns like `model_a` and `model_b` that go with `response_a` and `response_b`, or none.
-    starts = (f"{stem}{gap}" for stem in stems for gap in ("_", "", " "))
-    pairs = ([f"{start}{name[-1]}" for name in names] for start in starts)
+    pairs = ([f"{stem}{gap}{n[-1]}" for n in names] for stem in stems for gap in ("_", "", " "))
     return next((pair for pair in pairs if set(pair) <= row.keys()), [])
 
 
@@ -200,8 +199,7 @@ def _ordered(row: SourceRow, names: tuple[str, str], first: float, **known: Any)
     # The pair that the first response's share of the votes makes of a row; a tie keeps the row's
     # order. The winner's share is the agreement where that is not known otherwise.
     if first_of(row, "prompt") is None and all(is_messages(row.get(name)) for name in names):
-        turns = (read_messages(require(row, name), name) for name in names)
-        prompt, *responses = _parted(row, *turns)
+        prompt, *responses = _parted(row, *(read_messages(require(row, n), n) for n in names))
     else:
         prompt = read_prompt(row)
         responses = [read_response(require(row, name), name, prompt) for name in names]
@@ -210,8 +208,7 @@ def _ordered(row: SourceRow, names: tuple[str, str], first: float, **known: Any)
     for what, (stems, read) in _OF_SIDES.items():
         values = [read(row, column) for column in _side_columns(row, names, stems)][::step]
         known |= {f"{what}_{side}": value for side, value in zip(_SIDES, values, strict=False)}
-    chosen, rejected = responses[::step]
-    return make_pair(prompt, chosen, rejected, columns=names[::step], **known)
+    return make_pair(prompt, *responses[::step], columns=names[::step], **known)
 
 
 def _read_verdict(row: Row, column: str, scheme: LabelScheme) -> float:
@@ -229,8 +226,10 @@ def _read_verdict(row: Row, column: str, scheme: LabelScheme) -> float:
 
 def _read_labelled(row: SourceRow, scheme: LabelScheme) -> Pair:
     first = _read_verdict(row, _label_column(row) or "label", scheme)
-    agreement = TIE if first == TIE else read_number(row, "agreement")
-    return _ordered(row, _compared(row), first, agreement=agreement)
+    return _ordered(
+        *(row, _compared(row), first),
+        agreement=TIE if first == TIE else read_number(row, "agreement"),
+    )
 
 
 def _infer_labels(rows: Sequence[Row], source: str) -> LabelScheme:
@@ -274,8 +273,8 @@ def _read_vote_list(row: SourceRow, scheme: LabelScheme) -> Pair:
     votes, cure = require(row, "votes"), "remove the row, or collect votes for it"
     expect(is_list(votes), "votes", votes, "a list with at least one label", cure)
     labels = {f"votes[{index}]": vote for index, vote in enumerate(votes)}
-    wins = sum(_read_verdict(labels, name, scheme) for name in labels)
-    return _ordered(row, _compared(row), wins / len(labels))
+    share = sum(_read_verdict(labels, name, scheme) for name in labels) / len(labels)
+    return _ordered(row, _compared(row), share)
 
 
 def _infer_vote_labels(rows: Sequence[Row], source: str) -> LabelScheme:
@@ -440,7 +439,7 @@ PAIRS = (
 
 
 def _read_unpaired(row: SourceRow) -> Unpaired:
-    column = first_of(row, "completion") or COMPLETION_NAMES[0]
+    column = first_of(row, "completion") or "completion"
     prompt = read_prompt(row)
     return _unpaired(row, prompt, read_response(row.get(column), column, prompt), column)
 

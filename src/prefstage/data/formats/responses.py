@@ -7,7 +7,6 @@ from itertools import chain, cycle, pairwise
 from typing import Any
 
 from prefstage.data.formats.fields import (
-    COMPLETION_NAMES,
     Format,
     Row,
     SourceRow,
@@ -56,10 +55,9 @@ _ASKS = frozenset(("user", "tool"))
 
 
 def _read_candidates(row: SourceRow) -> Candidates:
-    responses = _read_texts(row, first_of(row, "responses") or "responses")
     return make_candidates(
         read_prompt(row),
-        responses,
+        _read_texts(row, first_of(row, "responses") or "responses"),
         sources=_values_of(row, "sources", read_source),
         scores=_values_of(row, "scores", read_number),
         generations=_read_generations(row.get("generations")),
@@ -123,10 +121,13 @@ def _read_generations(stored: Any) -> list[Generation | None]:
 
 
 def _read_objects(row: SourceRow, column: str, paths: Mapping[str, str]) -> Candidates:
-    expected = f"an object with {paths['response']} and {paths['score']}"
     items = _items(row, column)
     for path, item in items.items():
-        expect(isinstance(item, Mapping), path, item, expected, "mend or remove the row")
+        expect(
+            isinstance(item, Mapping),
+            *(path, item, f"an object with {paths['response']} and {paths['score']}"),
+            "mend or remove the row",
+        )
     values = {f"{path}.{key}": value for path in items for key, value in items[path].items()}
     return make_candidates(
         read_prompt(row),
@@ -323,8 +324,13 @@ def _account(tally: Counter[str]) -> str:
         f"{tally['unanswered']} user turns that nobody answers left out": tally["unanswered"],
         f"{tally['deleted']} deleted messages with what follows them left out": tally["deleted"],
     }
-    read = f"{tally['messages']} messages of {tally['trees']} trees hold {tally['prompts']} prompts"
-    return "; ".join([read, *applicable(left_out)])
+    return "; ".join(
+        [
+            f"{tally['messages']} messages of {tally['trees']} trees hold "
+            f"{tally['prompts']} prompts",
+            *applicable(left_out),
+        ]
+    )
 
 
 def _read_prompt_of_tree(row: Row) -> Candidates:
@@ -374,7 +380,7 @@ def _read_transcript(row: SourceRow) -> Conversation:
 def _read_completion(row: SourceRow) -> Conversation:
     # A prompt, of which nothing is learnt, and what follows it.
     prompt = read_prompt(row)
-    column = first_of(row, "completion") or COMPLETION_NAMES[0]
+    column = first_of(row, "completion") or "completion"
     check_prompt(prompt)
     return _checked(prompt, read_response(row[column], column, prompt), column, 0)
 
@@ -384,8 +390,14 @@ def _conversation(row: SourceRow, turns: Prompt, column: str) -> Conversation:
     # greeting before anybody spoke stays in the prompt, since no model is asked for it.
     messages = with_system_and_tools(row, turns)
     roles = [message["role"] for message in messages]
-    answers = (index for index, role in enumerate(roles) if role == "assistant")
-    start = next((index for index in answers if not _ASKS.isdisjoint(roles[:index])), None)
+    start = next(
+        (
+            index
+            for index, role in enumerate(roles)
+            if role == "assistant" and not _ASKS.isdisjoint(roles[:index])
+        ),
+        None,
+    )
     if start is None:
         raise RowFault(
             column,
