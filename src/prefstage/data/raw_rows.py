@@ -191,8 +191,11 @@ def _read_csv(path: Path, name: str) -> Iterator[RawRow]:
             columns = reader.fieldnames or ()
             _check_header(columns, name)
             for values in reader:
-                fault = _csv_fault(values, len(columns), separator)
-                yield RawRow(name, reader.line_num, {str(k): v for k, v in values.items()}, fault)
+                yield RawRow(
+                    *(name, reader.line_num),
+                    {str(k): v for k, v in values.items()},
+                    _csv_fault(values, len(columns), separator),
+                )
         except csv.Error as error:
             raise DataError.of(
                 saw=f"{name}: malformed CSV at line {reader.line_num} ({error})",

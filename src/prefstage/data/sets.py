@@ -367,8 +367,10 @@ def open_source(source: DataSource, *, split: str | None = None, streaming: bool
         cure="write at most two colons, and nothing empty between them",
     )
     split = _agreed_split(parts[-1], split) if len(parts) > 1 else split
-    config = parts[1] if len(parts) == _HUB_PARTS else None
-    return _load(name, parts[0], config, split, streaming, whole=not streaming)
+    return _load(
+        *(name, parts[0], parts[1] if len(parts) == _HUB_PARTS else None, split, streaming),
+        whole=not streaming,
+    )
 
 
 def _no_split(split: str | None, what: str, *, cure: str = "leave the split out") -> None:

@@ -104,10 +104,12 @@ def build_dataset(
         fingerprint = hashlib.file_digest(waiting, "sha256").hexdigest()[:16]
         waiting.seek(0)
         stored = (_stored(json.loads(line), fields, others) for line in waiting)
-        batches = iter(lambda: list(islice(stored, BATCH_ROWS)), [])
         # JSON is text at first, which the writer casts: Arrow makes none from Python objects.
         schema = features_of(dict.fromkeys(fields, True)).arrow_schema
-        tables = (pa.Table.from_pylist(batch, schema) for batch in batches)
+        tables = (
+            pa.Table.from_pylist(batch, schema)
+            for batch in iter(lambda: list(islice(stored, BATCH_ROWS)), [])
+        )
         with ArrowWriter(path=str(arrow), features=features_of(fields)) as writer:
             # Rows as Python objects take several times their size in Arrow. So few are held as
             # objects, and their tables are gathered into larger pieces, since every reader maps
