@@ -12,7 +12,7 @@ from prefstage.building.relabelling import exchanged
 from prefstage.core.errors import ConfigError, InputError
 from prefstage.data import Candidates, CandidateSet, Pair, PairSet, load_pairs, prompt_id_of
 from prefstage.data.records import Vote
-from prefstage.data.sets import from_row
+from prefstage.data.storage import from_row
 from prefstage.judging import Judge
 from prefstage.judging.base import (
     UNDECIDED,

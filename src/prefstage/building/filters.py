@@ -27,8 +27,8 @@ from prefstage.core import InputError, MissingDependencyError
 from prefstage.data.formats.fields import PROMPT_NAMES
 from prefstage.data.loading import load_prompts
 from prefstage.data.records import Pair
-from prefstage.data.sets import features_of, open_source, to_row
-from prefstage.data.storage import build_dataset, scratch_file, text_number
+from prefstage.data.sets import open_source
+from prefstage.data.storage import build_dataset, features_of, scratch_file, text_number, to_row
 from prefstage.judging.base import content_of
 
 # Why a pair is left out, in a few words; None to keep it.

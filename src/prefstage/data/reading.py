@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, cast
 
 from prefstage.core import DataError, InputError, atomic_path
 from prefstage.data.compat import check_storable
@@ -33,9 +33,7 @@ from prefstage.data.sets import (
     open_source,
 )
 from prefstage.data.settings import ReadOptions
-from prefstage.data.storage import MESSAGE_COLUMNS
-
-R = TypeVar("R", bound=Record)
+from prefstage.data.storage import MESSAGE_COLUMNS, R
 
 _log = logging.getLogger(__name__)
 # What the error of bad rows advises besides mending them.

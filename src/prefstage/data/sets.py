@@ -7,19 +7,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, TypeVar, cast, overload
+from typing import Any, ClassVar, Generic, Literal, Self, TypeAlias, cast, overload
 
 import datasets
 import httpx2
 from datasets import (
     Dataset,
     DatasetDict,
-    Features,
     IterableDataset,
     IterableDatasetDict,
-    Json,
-    List,
-    Value,
 )
 
 from prefstage.core import DataError, InputError, reason_of
@@ -34,129 +30,28 @@ from prefstage.data.raw_rows import (
 from prefstage.data.records import (
     Candidates,
     Conversation,
-    Generation,
     Pair,
     Record,
     Unpaired,
-    Vote,
-    without_nulls,
 )
 from prefstage.data.rows import LoadReport, RawRow, not_an_object
 from prefstage.data.storage import (
-    MESSAGE_COLUMNS,
     CanonicalRows,
     DiskNumbers,
-    Row,
+    R,
     build_dataset,
     count_different,
+    features_of,
+    from_row,
     hash_rows,
     quiet,
     save_dataset,
     scratch_file,
-    stored_messages,
     text_number,
+    to_row,
 )
 
-R = TypeVar("R", bound=Record)
 _HUB_PARTS = 3
-
-_TEXT, _NUMBER, _MESSAGES = Value("string"), Value("float64"), "messages"
-# Canonical columns of every kind of record, in the order in which they are stored.
-COLUMNS: Mapping[type[Any], Mapping[str, Any]] = {
-    Pair: {
-        **{"prompt_id": _TEXT, "prompt": _MESSAGES, "chosen": _MESSAGES, "rejected": _MESSAGES},
-        **{"score_chosen": _NUMBER, "score_rejected": _NUMBER},
-        **{"source_chosen": _TEXT, "source_rejected": _TEXT},
-        **{"agreement": _NUMBER, "annotator": _TEXT, "judge_probability": _NUMBER},
-        "votes": List({"annotator": _TEXT, "preference": _NUMBER}),
-    },
-    Candidates: {
-        **{"prompt_id": _TEXT, "prompt": _MESSAGES},
-        **{"responses": List(_TEXT), "sources": List(_TEXT), "scores": List(_NUMBER)},
-        "generations": List(
-            {"thought": _TEXT, "token_ids": List(Value("int32")), "tokenizer": _TEXT}
-        ),
-    },
-    Unpaired: {
-        **{"prompt_id": _TEXT, "prompt": _MESSAGES, "completion": _MESSAGES},
-        **{"label": Value("bool"), "score": _NUMBER, "source": _TEXT},
-    },
-    Conversation: {"prompt_id": _TEXT, "prompt": _MESSAGES, "completion": _MESSAGES},
-}
-
-
-def to_row(record: Record) -> Row:
-    """A record as a mapping of its canonical columns.
-
-    Numbers become floats and empty fields of messages go, as storing makes them: what is
-    built in memory hashes as what is read back.
-    """
-    cells = ((name, getattr(record, name)) for name in COLUMNS[type(record)])
-    return {name: _WRITE[name](cell) if name in _WRITE else cell for name, cell in cells}
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None else float(value)
-
-
-_WRITE: Mapping[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(
-        MESSAGE_COLUMNS,
-        lambda messages: [
-            without_nulls(message) if None in message.values() else message for message in messages
-        ],
-    ),
-    **dict.fromkeys(("responses", "sources"), list),
-    "scores": lambda scores: list(map(_number, scores)),
-    **{
-        name: _number
-        for cells in COLUMNS.values()
-        for name, cell in cells.items()
-        if cell is _NUMBER
-    },
-    "votes": lambda votes: [vars(vote) | {"preference": float(vote.preference)} for vote in votes],
-    "generations": lambda generations: [
-        how and vars(how) | {"token_ids": list(how.token_ids)} for how in generations
-    ],
-}
-
-
-def from_row(kind: type[R], row: Mapping[str, Any]) -> R:
-    """The record that a canonical row holds; null fields that Arrow added to messages go."""
-    cells: dict[str, Any] = {name: row.get(name) for name in COLUMNS[kind]}
-    return kind(
-        **{name: _READ[name](cell) if name in _READ else cell for name, cell in cells.items()}
-    )
-
-
-_READ: Mapping[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(MESSAGE_COLUMNS, stored_messages),
-    **dict.fromkeys(("responses", "sources", "scores"), tuple),
-    "votes": lambda cell: tuple(Vote(**vote) for vote in cell or ()),
-    # Arrow's struct that holds nothing but nulls comes back without its fields.
-    "generations": lambda cell: tuple(
-        None if stored is None else Generation.of(stored) for stored in cell or ()
-    ),
-}
-
-
-def features_of(kind: type[Record], fields: Mapping[str, bool]) -> Features:
-    """Arrow types of the columns of a kind of record.
-
-    Args:
-        kind: Of record.
-        fields: The messages' fields in their order, and whether each is text; others (tool
-            calls and the like) are stored as JSON, since their shapes differ.
-    """
-    messages = List(
-        {
-            name: _TEXT if is_text else Json()
-            for name, is_text in (fields or {"role": True, "content": True}).items()
-        }
-    )
-    return Features(
-        {name: messages if cell is _MESSAGES else cell for name, cell in COLUMNS[kind].items()}
-    )
 
 
 class RecordSet(Generic[R]):
@@ -166,7 +61,7 @@ class RecordSet(Generic[R]):
     `ConversationSet` are its uses.
 
     Args:
-        dataset: With the columns of `COLUMNS`, and perhaps more.
+        dataset: With the columns of `storage.COLUMNS`, and perhaps more.
         report: What loading did; None for records made in memory.
 
     Attributes:

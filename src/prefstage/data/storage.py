@@ -1,4 +1,4 @@
-"""Rows and numbers on disk: memory-mapped files while they are used, saved ones to keep."""
+"""Canonical rows and numbers on disk: memory-mapped while they are used, saved to keep."""
 
 import atexit
 import gzip
@@ -15,24 +15,59 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Json, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from prefstage.core import InputError, atomic_path
 from prefstage.data.messages import KEY_ORDER, in_order
 from prefstage.data.raw_rows import BATCH_ROWS, arrow_reader
-from prefstage.data.records import Message, without_nulls
+from prefstage.data.records import (
+    Candidates,
+    Conversation,
+    Generation,
+    Message,
+    Pair,
+    Record,
+    Unpaired,
+    Vote,
+    without_nulls,
+)
 
 Row = dict[str, Any]
 Numbers = np.ndarray[Any, Any]
 MESSAGE_COLUMNS = ("prompt", "chosen", "rejected", "completion")
 _MOST_PIECES = 128
 _PIECE = 1 << 14
+
+R = TypeVar("R", bound=Record)
+_TEXT, _NUMBER, _MESSAGES = Value("string"), Value("float64"), "messages"
+# Canonical columns of every kind of record, in the order in which they are stored.
+COLUMNS: Mapping[type[Any], Mapping[str, Any]] = {
+    Pair: {
+        **{"prompt_id": _TEXT, "prompt": _MESSAGES, "chosen": _MESSAGES, "rejected": _MESSAGES},
+        **{"score_chosen": _NUMBER, "score_rejected": _NUMBER},
+        **{"source_chosen": _TEXT, "source_rejected": _TEXT},
+        **{"agreement": _NUMBER, "annotator": _TEXT, "judge_probability": _NUMBER},
+        "votes": List({"annotator": _TEXT, "preference": _NUMBER}),
+    },
+    Candidates: {
+        **{"prompt_id": _TEXT, "prompt": _MESSAGES},
+        **{"responses": List(_TEXT), "sources": List(_TEXT), "scores": List(_NUMBER)},
+        "generations": List(
+            {"thought": _TEXT, "token_ids": List(Value("int32")), "tokenizer": _TEXT}
+        ),
+    },
+    Unpaired: {
+        **{"prompt_id": _TEXT, "prompt": _MESSAGES, "completion": _MESSAGES},
+        **{"label": Value("bool"), "score": _NUMBER, "source": _TEXT},
+    },
+    Conversation: {"prompt_id": _TEXT, "prompt": _MESSAGES, "completion": _MESSAGES},
+}
 
 
 @cache
@@ -71,7 +106,7 @@ def quiet() -> Iterator[None]:
 
 
 def build_dataset(
-    rows: Iterable[Row], features_of: Callable[[Mapping[str, bool]], Features]
+    rows: Iterable[Row], types_of: Callable[[Mapping[str, bool]], Features]
 ) -> tuple[Dataset, str]:
     """Write rows to a memory-mapped Arrow file as they come, and hash them.
 
@@ -79,7 +114,7 @@ def build_dataset(
 
     Args:
         rows: Canonical rows.
-        features_of: Arrow types, from the messages' fields and whether each is text.
+        types_of: Arrow types, from the messages' fields and whether each is text.
 
     Returns:
         The dataset, and the hash of its content.
@@ -105,12 +140,12 @@ def build_dataset(
         waiting.seek(0)
         stored = (_stored(json.loads(line), fields, others) for line in waiting)
         # JSON is text at first, which the writer casts: Arrow makes none from Python objects.
-        schema = features_of(dict.fromkeys(fields, True)).arrow_schema
+        schema = types_of(dict.fromkeys(fields, True)).arrow_schema
         tables = (
             pa.Table.from_pylist(batch, schema)
             for batch in iter(lambda: list(islice(stored, BATCH_ROWS)), [])
         )
-        with ArrowWriter(path=str(arrow), features=features_of(fields)) as writer:
+        with ArrowWriter(path=str(arrow), features=types_of(fields)) as writer:
             # Rows as Python objects take several times their size in Arrow. So few are held as
             # objects, and their tables are gathered into larger pieces, since every reader maps
             # piece by piece.
@@ -153,6 +188,80 @@ def _stored(row: Row, fields: Mapping[str, bool], others: Collection[tuple[str, 
 def stored_messages(value: Iterable[Message]) -> tuple[Message, ...]:
     """Messages as they were before Arrow stored them: padding goes, their order comes back."""
     return tuple(in_order(without_nulls(message)) for message in value)
+
+
+def to_row(record: Record) -> Row:
+    """A record as a mapping of its canonical columns.
+
+    Numbers become floats and empty fields of messages go, as storing makes them: what is
+    built in memory hashes as what is read back.
+    """
+    cells = ((name, getattr(record, name)) for name in COLUMNS[type(record)])
+    return {name: _WRITE[name](cell) if name in _WRITE else cell for name, cell in cells}
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+_WRITE: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(
+        MESSAGE_COLUMNS,
+        lambda messages: [
+            without_nulls(message) if None in message.values() else message for message in messages
+        ],
+    ),
+    **dict.fromkeys(("responses", "sources"), list),
+    "scores": lambda scores: list(map(_number, scores)),
+    **{
+        name: _number
+        for cells in COLUMNS.values()
+        for name, cell in cells.items()
+        if cell is _NUMBER
+    },
+    "votes": lambda votes: [vars(vote) | {"preference": float(vote.preference)} for vote in votes],
+    "generations": lambda generations: [
+        how and vars(how) | {"token_ids": list(how.token_ids)} for how in generations
+    ],
+}
+
+
+def from_row(kind: type[R], row: Mapping[str, Any]) -> R:
+    """The record that a canonical row holds; null fields that Arrow added to messages go."""
+    cells: dict[str, Any] = {name: row.get(name) for name in COLUMNS[kind]}
+    return kind(
+        **{name: _READ[name](cell) if name in _READ else cell for name, cell in cells.items()}
+    )
+
+
+_READ: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(MESSAGE_COLUMNS, stored_messages),
+    **dict.fromkeys(("responses", "sources", "scores"), tuple),
+    "votes": lambda cell: tuple(Vote(**vote) for vote in cell or ()),
+    # Arrow's struct that holds nothing but nulls comes back without its fields.
+    "generations": lambda cell: tuple(
+        None if stored is None else Generation.of(stored) for stored in cell or ()
+    ),
+}
+
+
+def features_of(kind: type[Record], fields: Mapping[str, bool]) -> Features:
+    """Arrow types of the columns of a kind of record.
+
+    Args:
+        kind: Of record.
+        fields: The messages' fields in their order, and whether each is text; others (tool
+            calls and the like) are stored as JSON, since their shapes differ.
+    """
+    messages = List(
+        {
+            name: _TEXT if is_text else Json()
+            for name, is_text in (fields or {"role": True, "content": True}).items()
+        }
+    )
+    return Features(
+        {name: messages if cell is _MESSAGES else cell for name, cell in COLUMNS[kind].items()}
+    )
 
 
 class CanonicalRows:
