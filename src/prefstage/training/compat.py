@@ -205,7 +205,7 @@ class ScoringCalls:
                 return before(*args, **kwargs)
             return type(module).forward(module, *args, **kwargs)
 
-        self._model, self._depth = model, 0
+        self._model = model
         self._patch = {"forward": MethodType(forward, model)}
 
     @contextmanager
@@ -217,18 +217,16 @@ class ScoringCalls:
         """
         attributes, names = vars(self._model), ("forward", "_original_forward")
         before = {name: attributes[name] for name in names if name in attributes}
-        self._depth += 1
-        if self._depth == 1:
-            attributes.update(self._patch)
+        # Nothing inside of another such block: the patch is on already.
+        attributes.update(self._patch)
+        self._patch = {}
         try:
             yield
         finally:
-            self._depth -= 1
-            if self._depth == 0:
-                # accelerate's mixed precision wraps the patch when training begins, and counts on
-                # it from then on: both go off together, and come back together.
-                self._patch = {n: attributes.pop(n) for n in names if n in attributes}
-                attributes.update(before)
+            # accelerate's mixed precision wraps the patch when training begins, and counts on it
+            # from then on: both go off together, and come back together.
+            self._patch = {n: attributes.pop(n) for n in names if n in attributes}
+            attributes.update(before)
 
 
 def unwrapped_forward(model: Any) -> AbstractContextManager[None]:

@@ -292,21 +292,18 @@ def card_facts(trainer: Any) -> dict[str, Any]:
 
 
 def _data_facts(trainer: Any) -> list[dict[str, Any]]:
-    facts = []
-    for use, items in sets_by_name(trainer.train_dataset, trainer.eval_dataset, *_USES).items():
-        name, on_hub = trainer.data_names.get(use, ("unnamed", False))
-        facts.append(
-            {
-                "name": name,
-                "use": use,
-                "kind": items.kind,
-                "items": len(items),
-                "fingerprint": items.fingerprint,
-                "on_hub": on_hub,
-                "counts": {n: count for n, count in items.counts.items() if isinstance(count, int)},
-            }
-        )
-    return facts
+    sets = sets_by_name(trainer.train_dataset, trainer.eval_dataset, *_USES)
+    return [
+        dict(zip(("name", "on_hub"), trainer.data_names.get(use, ("unnamed", False)), strict=True))
+        | {
+            "use": use,
+            "kind": items.kind,
+            "items": len(items),
+            "fingerprint": items.fingerprint,
+            "counts": {n: count for n, count in items.counts.items() if isinstance(count, int)},
+        }
+        for use, items in sets.items()
+    ]
 
 
 # A hundred defaults would hide the few settings that somebody chose.
@@ -417,7 +414,10 @@ def model_card(
         language=language,
         tags=list(dict.fromkeys(["prefstage", "preference-optimization", *known, *tags])),
     )
-    return _filled(
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters |= {"shown": _shown, "linked": _linked, "cell": _cell}
+    template = (files("prefstage.training") / "model_card.md.jinja").read_text(encoding="utf-8")
+    text = environment.from_string(template).render(
         metadata=metadata.to_yaml(line_break="\n").strip(),
         name=name,
         adapter=adapter,
@@ -440,13 +440,6 @@ def model_card(
         versions=[(n, number) for n, number in (versions or {}).items() if number],
         papers=[(loss, number) for loss in known.values() for number in arxiv_numbers(loss.source)],
     )
-
-
-def _filled(**facts: Any) -> str:
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters |= {"shown": _shown, "linked": _linked, "cell": _cell}
-    template = (files("prefstage.training") / "model_card.md.jinja").read_text(encoding="utf-8")
-    text = environment.from_string(template).render(facts)
     # What is not there leaves blank lines.
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -150,8 +151,8 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
     # Whether the reference is the start, whose weights are trained themselves.
     @property
     def _swaps(self) -> bool:
-        trained = self.references.reference == START and not self.fresh_adapter
-        return trained and self.references.needed
+        by_start = self.references.needed and self.references.reference == START
+        return by_start and not self.fresh_adapter
 
     @override
     def step_items(
@@ -189,11 +190,9 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         Returns:
             Counts over all intervals up to the present step.
         """
-        total = Counter(dict.fromkeys(OUTCOMES, 0))
-        for block in map(FreshBlock.load, self._folder.glob("responses-*.json")):
-            if block.step < self.state.global_step:
-                total.update(block.counts)
-        return dict(total)
+        blocks = map(FreshBlock.load, self._folder.glob("responses-*.json"))
+        past = [block.counts for block in blocks if block.step < self.state.global_step]
+        return {name: sum(counts[name] for counts in past) for name in OUTCOMES}
 
     # --- Sampling -------------------------------------------------------------------------
 
@@ -201,22 +200,19 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         sampler = cast("StepSampler", self.get_train_dataloader().batch_sampler)
         # Those beyond the last step too: a run that is prolonged has them sampled in time.
         steps = (sampler.items_of(first + turn) for turn in range(self.online.interval))
-        positions = list(dict.fromkeys(position for items in steps for position in items))
+        positions = list(dict.fromkeys(chain.from_iterable(steps)))
         share = positions[self.accelerator.process_index :: self.accelerator.num_processes]
         counts = Counter(dict.fromkeys(OUTCOMES, 0))
         with undisturbed(self.model), unwrapped_forward(self.model):
             self.model.eval()
             made = self._with_references(self._sample(share, first, counts))
         counts["kept"] = len(share) - len(made)
-        responses, total = dict[int, FreshResponse](), Counter[str]()
-        for part, counted in gather_object([(made, counts)]):
-            responses |= part
-            total.update(counted)
+        parts = gather_object([(made, counts)])
         if self.args.should_save:
             block = FreshBlock(
                 step=first,
-                responses=dict(sorted(responses.items())),
-                counts={name: total[name] for name in OUTCOMES},
+                responses=dict(sorted(pair for made, _ in parts for pair in made.items())),
+                counts={name: sum(counted[name] for _, counted in parts) for name in OUTCOMES},
             )
             write_json(path, block.model_dump())
 
@@ -325,9 +321,12 @@ def _with_fresh(
         response = fresh.get(position)
         known = [] if items.reference is None else [items.reference[span] for span in spans]
         if response is not None:
-            fresh_item = item.with_responses(item.trees[0].response_ids[0], response.ids)
             # Scores and preferences were of the response that is gone.
-            item = replace(fresh_item, scores=None, preference=None)  # noqa: PLW2901 - a changed copy
+            item = replace(  # noqa: PLW2901 - a changed copy
+                item.with_responses(item.trees[0].response_ids[0], response.ids),
+                scores=None,
+                preference=None,
+            )
             known = [*known[:1], *(torch.tensor(response.reference).to(k) for k in known[:1])]
         made.append(item)
         reference += known

@@ -4,8 +4,7 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -259,6 +258,8 @@ def check_recipe(recipe: Recipe, *, here: bool = True) -> None:
             one line.
         MissingDependencyError: If a setting needs a package that is not installed.
     """
+    from unittest.mock import patch
+
     from transformers.utils import is_torch_tf32_available
 
     from prefstage.losses import parse_loss
@@ -280,27 +281,17 @@ def check_recipe(recipe: Recipe, *, here: bool = True) -> None:
         cure="remove tf32",
     )
     settings |= {} if here else {"fp16": False, "use_cpu": True}
-    with _no_traces():
+    log = logging.getLogger("transformers")
+    with (
+        # Trying settings warns of nothing, and leaves the environment as it was: transformers sets
+        # ACCELERATE_... and FSDP_... as it makes arguments, and never unsets them.
+        patch.multiple(log, handlers=[logging.NullHandler()], propagate=False),
+        patch.dict(os.environ),
+        warnings.catch_warnings(action="ignore"),
+    ):
         args = training_arguments(recipe.model_copy(update={"training": settings}), Path("unused"))
         check_settings(args)
     _check_evaluation(recipe, args)
-
-
-# Trying settings warns of nothing, and leaves the environment as it was.
-@contextmanager
-def _no_traces() -> Iterator[None]:
-    from unittest.mock import patch
-
-    log = logging.getLogger("transformers")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        # transformers sets ACCELERATE_... and FSDP_... as it makes arguments, and never unsets
-        # them: patch.dict does.
-        with patch.dict(os.environ), warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def _check_evaluation(recipe: Recipe, args: Any) -> None:

@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from prefstage.core import (
 from prefstage.data import load_tokenizer
 from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning
-from prefstage.training.arguments import PreferenceArguments
 from prefstage.training.compat import is_first_process
 from prefstage.training.datasets import check_rows, load_data, sets_by_name
 from prefstage.training.dynamics.callback import DisplacementWarning, DynamicsCallback
@@ -99,13 +97,12 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
         tokens = recipe.tokens.model_copy(update={"template_date": run_date(out)})
         recipe = recipe.model_copy(update={"tokens": tokens})
     check_recipe(recipe)
-    args = training_arguments(recipe, out)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading and saving weights
     loaded = check_sets({"data": recipe.data, **recipe.eval}, parse_loss(recipe.loss))
     with ExitStack() as stack:
         with _opened(recipe, out, stack):
-            trainer = _trainer(recipe, args, loaded, out)
+            trainer = open_trainer(recipe, out, loaded)
             # A layout that is not exact for the policy is refused while the folder can still go.
             _log.info("log-probs are computed in the %s layout", trainer.runner.scorer.layout)
         with _progress(trainer), warnings.catch_warnings(record=True, action="always") as warned:
@@ -218,44 +215,36 @@ def _opened(recipe: Recipe, out: Path, stack: ExitStack) -> Iterator[None]:
         raise
 
 
-def open_trainer(recipe: Recipe, out: Path, *, data: LoadedSet) -> PreferenceTrainer:
-    """The trainer of a recipe, to compute gradients with.
+def open_trainer(recipe: Recipe, out: Path, loaded: Mapping[str, LoadedSet]) -> PreferenceTrainer:
+    """The trainer of a recipe.
 
     Args:
         recipe: The recipe; its data and evaluation sets are not read.
-        out: Gets its references.
-        data: What it is made with.
+        out: The run folder.
+        loaded: The set to train on as "data", and those to evaluate on by name.
 
     Returns:
         The trainer.
     """
-    return _trainer(recipe, training_arguments(recipe, out), {"data": data}, out)
-
-
-def _trainer(
-    recipe: Recipe, args: PreferenceArguments, loaded: Mapping[str, LoadedSet], out: Path
-) -> PreferenceTrainer:
     policy = load_policy(recipe.policy, dtype=recipe.dtype)
     lora = None
     if recipe.lora is not None:
         if hasattr(policy, "peft_config"):
             policy = merge_start(policy, out / BASE)
         lora = import_peft("lora").LoraConfig(task_type="CAUSAL_LM", **recipe.lora.model_dump())
-    evaluated: Any = {name: rows for name, rows in loaded.items() if name != "data"} or None
-    if evaluated and set(evaluated) == {UNNAMED}:
-        evaluated = evaluated[UNNAMED]
+    evaluated = {name: rows for name, rows in loaded.items() if name != "data"}
     settings: dict[str, Any] = {
         "processing_class": load_tokenizer(recipe.policy),
         "train_dataset": loaded["data"],
-        "eval_dataset": evaluated,
+        "eval_dataset": evaluated[UNNAMED] if {*evaluated} == {UNNAMED} else evaluated or None,
         "peft_config": lora,
     }
     if recipe.dynamics is not None:
         settings["callbacks"] = [DynamicsCallback(out / DYNAMICS, **recipe.dynamics.model_dump())]
-    trainer_type: Any = PreferenceTrainer
+    trainer_type: type[PreferenceTrainer] = PreferenceTrainer
     if recipe.online is not None:
-        trainer_type = partial(OnlinePreferenceTrainer, online=recipe.online)
-    trainer: PreferenceTrainer = trainer_type(policy, args, **settings)
+        trainer_type, settings["online"] = OnlinePreferenceTrainer, recipe.online
+    trainer = trainer_type(policy, training_arguments(recipe, out), **settings)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer

@@ -258,7 +258,7 @@ class Forecast(Step):
         }
         with tempfile.TemporaryDirectory() as scratch:
             trainer = open_trainer(
-                pilot_settings(self.recipe), Path(scratch), data=next(iter(pairs.values()))
+                pilot_settings(self.recipe), Path(scratch), {"data": next(iter(pairs.values()))}
             )
             with progress("gradients", None) as tick:
                 found = forecast_gains(trainer, self.target.answers(), pairs, tick=partial(tick, 1))
