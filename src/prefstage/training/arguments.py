@@ -3,23 +3,19 @@
 Wrong arguments are refused before anything runs, in one line that names the nearest right one.
 """
 
-import dataclasses
 import importlib.util
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, Self, cast, get_args
 
-from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
-from transformers.training_args import OptimizerNames
+from transformers.training_args import OptimizerNames, TrainingArguments
 
 from prefstage.core import ConfigError, InputError, MissingDependencyError, did_you_mean
 from prefstage.data.records import Ties
-
-LAYOUTS = ("auto", "tree", "flat")
 
 # Arguments of transformers that nothing reads here: values that change nothing, and the cure.
 _LOADING = "remove it: items are encoded before training, and no DataLoader is used"
@@ -87,9 +83,6 @@ _AT_LEAST = {
     "eval_steps": 0,
     "logging_steps": 0,
 }
-# Mappings of settings that are read elsewhere.
-_AS_WRITTEN = ("loss", "template_options")
-_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 _LOSS = "the loss's settings in PreferenceArguments"
 _NO_LOGITS = "log-probs and the metrics made of them: logits are never held"
@@ -216,8 +209,8 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
 
     def __new__(cls, *args: Any, **names: Any) -> Self:
         """Refuse unknown names before `__init__` would, in words of this library."""
-        fields = {argument.name for argument in dataclasses.fields(cls)}
-        refuse_arguments(sorted({*names} - fields), of=cls.__name__, known=fields)
+        known = {argument.name for argument in fields(cls)}
+        refuse_arguments(sorted({*names} - known), of=cls.__name__, known=known)
         return cast("Self", super().__new__(cls))
 
     @classmethod
@@ -250,7 +243,7 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
         values |= {
             name: _plain_values(value)
             for name, value in values.items()
-            if isinstance(value, Mapping) and name not in _AS_WRITTEN
+            if isinstance(value, Mapping) and name not in ("loss", "template_options")
         }
         if isinstance(values["optim_args"], Mapping):
             self.optim_args = ",".join(f"{k}={value}" for k, value in values["optim_args"].items())
@@ -329,16 +322,18 @@ def _check_arguments(args: Any) -> None:
         expected="deepspeed, which reads this setting",
         cure="pip install deepspeed, or remove the setting",
     )
-    for name in _FILES:
+    for name in ("accelerator_config", "fsdp_config", "deepspeed"):
         value = getattr(args, name)
-        inline = not isinstance(value, str) or value.lstrip().startswith("{")
         ConfigError.unless(
-            not value or inline or Path(value).is_file(),
+            not isinstance(value, str)
+            or value.lstrip().startswith("{")
+            or not value
+            or Path(value).is_file(),
             saw=f"{name}={value!r}, and no such file",
             expected="a mapping, JSON, or a file with its settings",
             cure="check the path",
         )
-    for argument in dataclasses.fields(args):
+    for argument in fields(args):
         # transformers also lets text pass as a learning rate
         annotation = float if argument.name == "learning_rate" else argument.type
         value = _as_typed(argument.name, getattr(args, argument.name), annotation)
@@ -390,7 +385,7 @@ def _check_effects(args: "PreferenceArguments") -> None:
             expected=f"a setting that fits this trainer; it means {what}",
             cure=f"remove {name}",
         )
-    for name, allowed in (("layout", LAYOUTS), ("ties", get_args(Ties))):
+    for name, allowed in (("layout", ("auto", "tree", "flat")), ("ties", get_args(Ties))):
         InputError.unless(
             getattr(args, name) in allowed,
             saw=f"{name}={getattr(args, name)!r}",

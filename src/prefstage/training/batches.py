@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler
 
 from prefstage.core import seed_for
@@ -153,12 +152,9 @@ class StepItems:
     @cached_property
     def tree_spans(self) -> tuple[tuple[slice, ...], ...]:
         """For each tree, where the tokens of each of its responses stand."""
-        spans, start = [], 0
-        for tree in self.trees:
-            stops = list(accumulate(map(len, tree.response_ids), initial=start))
-            spans.append(tuple(slice(a, b) for a, b in pairwise(stops)))
-            start = stops[-1]
-        return tuple(spans)
+        lengths = (len(ids) for tree in self.trees for ids in tree.response_ids)
+        spans = (slice(a, b) for a, b in pairwise(accumulate(lengths, initial=0)))
+        return tuple(tuple(islice(spans, len(tree.response_ids))) for tree in self.trees)
 
     @cached_property
     def spans(self) -> tuple[tuple[slice, ...], ...]:
@@ -291,7 +287,7 @@ def _padded(
 ) -> Responses:
     def padded(flat: Flat) -> Float[Tensor, "items tokens"]:
         flat = flat.to(policy.device)
-        return pad_sequence([flat[span] for span in spans], batch_first=True)
+        return torch.nn.utils.rnn.pad_sequence([flat[span] for span in spans], batch_first=True)
 
     return Responses(
         policy=padded(policy),

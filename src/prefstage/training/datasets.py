@@ -10,6 +10,7 @@ from prefstage.data import (
     Pair,
     PairSet,
     ResponseEncoder,
+    TokenTree,
     UnpairedSet,
     load_candidates,
     load_conversations,
@@ -21,7 +22,6 @@ from prefstage.data.formats import Wanted
 from prefstage.data.reading import Reading
 from prefstage.data.records import Ties
 from prefstage.data.settings import ReadOptions
-from prefstage.data.tokenising import TokenTree
 from prefstage.losses import LossMix
 from prefstage.training.items import (
     KINDS,

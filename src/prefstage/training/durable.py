@@ -10,8 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState, TrainerControl
+from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl
 
 from prefstage.core import CheckpointError, TrainingError, write_json
 from prefstage.training.checkpoints import (

@@ -25,7 +25,6 @@ _REFERENCES = {
     "start": "the model as training began",
     "adapter-off": "the model without its adapter",
 }
-_STAGE_FILE = "stage.json"
 _USES = ("training", "evaluation", "evaluation: {}")
 
 # Of the arguments: where things lie on this machine, how it is watched, and who may upload.
@@ -173,7 +172,7 @@ def provenance_of(source: Any) -> dict[str, str]:
         `prefstage measure` lies in the data's folder; else nothing.
     """
     path = Path(_path_of(source) or "none")
-    file = (path if path.is_dir() else path.parent) / _STAGE_FILE
+    file = (path if path.is_dir() else path.parent) / "stage.json"
     try:
         stage = json.loads(file.read_text(encoding="utf-8")) if path.exists() else {}
         return {
@@ -213,26 +212,8 @@ def write_export(trainer: Any, folder: Path, **fields: Any) -> None:
         fields: Of the card, in place of what the trainer knows: "license", "name", "base".
     """
     write_text(folder / "README.md", model_card(**card_facts(trainer) | fields))
-    write_text(
-        folder / RESOLVED_CONFIG,
-        yaml.safe_dump(_resolved_config(trainer), sort_keys=False, allow_unicode=True),
-    )
-    if not trainer.processing_class.chat_template:
-        write_text(folder / "chat_template.jinja", trainer.encoder.chat_template)
-    generation = copy.deepcopy(getattr(_bare(trainer.model), "generation_config", None))
-    if generation is not None:
-        # Ids that end a generated response: the model's own, and the trained end of a turn. An
-        # end that is plain text, as a format for base models may have it, is no id.
-        eos, end = generation.eos_token_id, trainer.encoder.end_of_turn_ids[-1]
-        special = [end] if end in trainer.processing_class.added_tokens_decoder else []
-        ids = list(dict.fromkeys([*([eos] if isinstance(eos, int) else eos or ()), *special]))
-        generation.eos_token_id = ids if len(ids) > 1 else next(iter(ids), None)
-        generation.save_pretrained(folder)
-
-
-# Every setting that the trained weights depend on, defaults included: defaults change.
-def _resolved_config(trainer: Any) -> dict[str, Any]:
-    return {
+    # Every setting that the trained weights depend on, defaults included: defaults change.
+    resolved = {
         "base_model": _base(trainer)[0],
         "loss": trainer.loss.resolved(),
         "reference": _name(str(trainer.args.reference))[0],
@@ -247,6 +228,20 @@ def _resolved_config(trainer: Any) -> dict[str, Any]:
         "exported_step": exported_step(trainer),
         "versions": package_versions(),
     }
+    write_text(
+        folder / RESOLVED_CONFIG, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+    )
+    if not trainer.processing_class.chat_template:
+        write_text(folder / "chat_template.jinja", trainer.encoder.chat_template)
+    generation = copy.deepcopy(getattr(_bare(trainer.model), "generation_config", None))
+    if generation is not None:
+        # Ids that end a generated response: the model's own, and the trained end of a turn. An
+        # end that is plain text, as a format for base models may have it, is no id.
+        eos, end = generation.eos_token_id, trainer.encoder.end_of_turn_ids[-1]
+        special = [end] if end in trainer.processing_class.added_tokens_decoder else []
+        ids = list(dict.fromkeys([*([eos] if isinstance(eos, int) else eos or ()), *special]))
+        generation.eos_token_id = ids if len(ids) > 1 else next(iter(ids), None)
+        generation.save_pretrained(folder)
 
 
 def card_facts(trainer: Any) -> dict[str, Any]:
@@ -308,16 +303,21 @@ def _data_facts(trainer: Any) -> list[dict[str, Any]]:
 
 # A hundred defaults would hide the few settings that somebody chose.
 def _changed(args: Any) -> dict[str, Any]:
-    changed, arguments = {}, args.to_dict()
-    for field in dataclasses.fields(args):
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        value, default = arguments.get(field.name), getattr(default, "value", default)
-        unchanged = value == default or not (value or default)  # None, False and [] are alike
-        if not unchanged and not _LOCAL.fullmatch(field.name) and field.name != "loss":
-            changed[field.name] = value
-    return changed
+    made = {
+        field.name: field.default
+        if field.default_factory is dataclasses.MISSING
+        else field.default_factory()
+        for field in dataclasses.fields(args)
+    }
+    usual = {name: getattr(default, "value", default) for name, default in made.items()}
+    return {
+        name: value
+        for name, value in args.to_dict().items()
+        if value != usual[name]
+        and (value or usual[name])  # None, False and [] are alike
+        and not _LOCAL.fullmatch(name)
+        and name != "loss"
+    }
 
 
 def _base(trainer: Any) -> tuple[str, bool]:

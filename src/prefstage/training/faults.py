@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +23,7 @@ from prefstage.scoring.memory import (
     is_out_of_memory,
     peak_bytes,
 )
-from prefstage.training.batches import StepItems
+from prefstage.training.batches import Flat, StepItems
 from prefstage.training.checkpoints import newest_whole
 from prefstage.training.policy import ADAPTER_OFF, START, drops
 from prefstage.training.step import StepOutcome, StepRunner
@@ -140,16 +140,14 @@ def check_start(outcome: StepOutcome, *, tolerance: float) -> None:
     is then ln 2.
 
     Args:
-        outcome: Of the first step.
+        outcome: Of the first step, with a reference.
         tolerance: Largest |log-ratio| a token, nats.
 
     Raises:
         ModelError: If it is larger: then the loss compares things that are not comparable.
     """
-    items, reference = outcome.items, outcome.items.reference
-    if reference is None:
-        return
-    ratios = (outcome.scored.log_probs - reference).cpu()
+    items = outcome.items
+    ratios = (outcome.scored.log_probs - cast("Flat", items.reference)).cpu()
     means = [
         (float(ratios[span].mean().abs()), item)
         for item, spans in zip(items.items, items.spans, strict=True)

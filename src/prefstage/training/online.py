@@ -151,8 +151,9 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
     # Whether the reference is the start, whose weights are trained themselves.
     @property
     def _swaps(self) -> bool:
-        by_start = self.references.needed and self.references.reference == START
-        return by_start and not self.fresh_adapter
+        return (
+            self.references.needed and self.references.reference == START and not self.fresh_adapter
+        )
 
     @override
     def step_items(

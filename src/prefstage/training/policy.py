@@ -16,15 +16,13 @@ from prefstage.core import (
     START_MARK,
     ConfigError,
     InputError,
-    MissingDependencyError,
     ModelError,
     reason_of,
     weights_fingerprint,
     without_alias_warning,
     write_json,
 )
-from prefstage.data import load_tokenizer
-from prefstage.data.tokenising import TokenTree
+from prefstage.data import TokenTree, load_tokenizer
 from prefstage.scoring import ReferenceCache, Scorer
 from prefstage.scoring.scorer import load_model
 from prefstage.training.batches import Flat, StepItems
@@ -65,7 +63,6 @@ def prepare_policy(model: Any, peft_config: Any, args: Any) -> Any:
 
     Raises:
         InputError: If it is neither a model nor the name of one.
-        MissingDependencyError: If an adapter is wanted and peft is not installed.
         ModelError: If the model cannot be loaded, or an adapter does not fit its model.
     """
     if isinstance(model, str | Path):
@@ -79,6 +76,8 @@ def prepare_policy(model: Any, peft_config: Any, args: Any) -> Any:
     if peft_config is not None:
         if hasattr(model, "peft_config"):
             model = merge_start(model, Path(args.output_dir) / BASE)
+        from peft import get_peft_model
+
         with (
             without_alias_warning(),
             ModelError.instead_of(
@@ -88,7 +87,7 @@ def prepare_policy(model: Any, peft_config: Any, args: Any) -> Any:
                 cure="change target_modules, e.g. to all-linear",
             ),
         ):
-            model = import_peft("peft_config").get_peft_model(model, peft_config)
+            model = get_peft_model(model, peft_config)
     # Set to 0 rather than left to eval(): the Trainer calls train() at every step.
     for module in model.modules() if args.disable_dropout else ():
         if isinstance(module, nn.Dropout):
@@ -158,28 +157,6 @@ def merge_start(model: Any, folder: Path) -> Any:
     merged.config.name_or_path = merged.name_or_path = str(folder.resolve())
     merged.merged_from = f"{Path(base).name}, with its adapter merged"
     return merged
-
-
-def import_peft(setting: str) -> Any:
-    """Import peft, which makes adapters.
-
-    Args:
-        setting: What asks for an adapter.
-
-    Returns:
-        The module.
-
-    Raises:
-        MissingDependencyError: If it is not installed.
-    """
-    with MissingDependencyError.instead_of(
-        ImportError,
-        saw=f"{setting}, and no package peft",
-        expected="peft, which makes adapters",
-        cure="pip install 'prefstage[train]'",
-    ):
-        import peft
-    return peft
 
 
 # --- The tokenizer -------------------------------------------------------------------------------
@@ -376,14 +353,13 @@ class References:
             adapter_is_new: Whether the policy's adapter changes nothing yet; then the
                 start is the model beneath, whose log-probs other runs can use too.
         """
-        missing = [items for items in sets if items.fingerprint not in self._known]
+        missing = [s for s in sets if s.fingerprint not in self._known]
         if not self.needed or not missing:
             return
         off = self.reference == ADAPTER_OFF or (self.reference == START and adapter_is_new)
         with self.scorer(scorer, accelerator.device) as chosen:
             cache = ReferenceCache(self._folder, chosen, with_adapter=not off)
-            for items in missing:
-                self._known[items.fingerprint] = _score(items, cache, accelerator)
+            self._known |= {s.fingerprint: _score(s, cache, accelerator) for s in missing}
         _log.info(
             "reference log-probs (%s): %d responses from disk, %d computed",
             self.reference,

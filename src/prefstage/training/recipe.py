@@ -97,20 +97,18 @@ class OnlineSettings(Config):
     )
 
     # Sampling is from the policy itself unless other settings are written.
-    @model_validator(mode="before")
+    @field_validator("sampling", mode="before")
     @classmethod
-    def _whole_distribution(cls, values: Any) -> Any:
-        sampling = values.get("sampling", {}) if isinstance(values, Mapping) else None
-        if not isinstance(sampling, Mapping):
-            return values
+    def _whole_distribution(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
         refuse(
             (
-                sampling.get("responses", 1) != 1,
+                value.get("responses", 1) != 1,
                 "sampling.responses is set; expected one response a pair and sampling; remove it",
             )
         )
-        whole = {"responses": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-        return {**values, "sampling": {**whole, **sampling}}
+        return {"responses": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0, **value}
 
 
 class ExportSettings(Config):
@@ -191,12 +189,12 @@ def training_arguments(recipe: Recipe, folder: Path) -> "PreferenceArguments":
 
     names = [argument.name for argument in dataclasses.fields(PreferenceArguments)]
     for name in map(str, recipe.training):
-        if name in _ELSEWHERE:
-            raise ConfigError.of(
-                saw=f"setting 'training.{name}'",
-                expected=f"it in its own place: {_ELSEWHERE[name]}",
-                cure="move it there",
-            )
+        ConfigError.unless(
+            name not in _ELSEWHERE,
+            saw=f"setting 'training.{name}'",
+            expected=f"it in its own place: {_ELSEWHERE.get(name)}",
+            cure="move it there",
+        )
         ConfigError.unless(
             name in names,
             saw=f"unknown setting 'training.{name}'",
@@ -296,13 +294,13 @@ def check_recipe(recipe: Recipe, *, here: bool = True) -> None:
 
 def _check_evaluation(recipe: Recipe, args: Any) -> None:
     strategy, metric = str(args.eval_strategy.value), args.metric_for_best_model
-    if (strategy != "no" or args.eval_on_start) and not recipe.eval:
-        setting = "eval_on_start=True" if strategy == "no" else f"eval_strategy={strategy!r}"
-        raise ConfigError.of(
-            saw=f"training.{setting}, and no eval",
-            expected="a set to evaluate",
-            cure="set eval, or remove it",
-        )
+    setting = "eval_on_start=True" if strategy == "no" else f"eval_strategy={strategy!r}"
+    ConfigError.unless(
+        recipe.eval or (strategy == "no" and not args.eval_on_start),
+        saw=f"training.{setting}, and no eval",
+        expected="a set to evaluate",
+        cure="set eval, or remove it",
+    )
     ConfigError.unless(
         args.save_strategy.value != "best" or strategy != "no",
         saw="training.save_strategy='best' with eval_strategy='no'",

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from prefstage.core import (
     MANIFEST,
+    MissingDependencyError,
     Outcome,
     PrefstageError,
     RunFolder,
@@ -44,7 +45,6 @@ from prefstage.training.online import OnlinePreferenceTrainer
 from prefstage.training.policy import (
     BASE,
     PrecisionWarning,
-    import_peft,
     load_policy,
     merge_start,
 )
@@ -116,8 +116,9 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
             trainer.processing_class.save_pretrained(out / MERGED)
         result = _result(trainer, recipe, loaded, metrics)
         # Libraries' warnings are left out.
-        ours = (warning for warning in warned or () if issubclass(warning.category, _NOTED))
-        result["notes"] += dict.fromkeys(str(warning.message) for warning in ours)
+        result["notes"] += dict.fromkeys(
+            str(warning.message) for warning in warned or () if issubclass(warning.category, _NOTED)
+        )
         if is_first_process():
             write_json(out / HISTORY, {"history": trainer.state.log_history})
             write_json(out / RESULT, result)
@@ -140,29 +141,31 @@ def _summary(result: Mapping[str, Any]) -> str:
         term["name"] if term["weight"] == 1 else f"{term['weight']:g}*{term['name']}"
         for term in result["loss"]
     )
+    exported, sampled = describe_exported(result), result.get("online", {})
     lines = [
         f"trained {result['policy']} by {loss} on {result['items']} {result['kind']}: "
-        f"{result['steps']} steps, {shown(result['epochs'])} epochs"
+        f"{result['steps']} steps, {shown(result['epochs'])} epochs",
+        exported and f"exported: {exported}",
+        f"loss: {shown(result['first_loss'])} to {shown(result['last_loss'])}"
+        if result["first_loss"] is not None
+        else None,
+        *(
+            f"{name}: {shown(value)}"
+            for name, value in sorted(result["metrics"].items())
+            if "dynamics/" not in name
+        ),
+        # Of what encoding counts: what was cut or changed, where no note says it.
+        *(
+            f"{name.replace('_', ' ')}: {count}"
+            for name, count in result["counts"].items()
+            if count and name not in ("prompts", "responses", *LEFT_OUT)
+        ),
+        sampled
+        and "sampled rejected responses: "
+        + ", ".join(f"{name} {count}" for name, count in sampled.items()),
+        *(f"note: {note}" for note in result["notes"]),
     ]
-    if exported := describe_exported(result):
-        lines.append(f"exported: {exported}")
-    if result["first_loss"] is not None:
-        lines.append(f"loss: {shown(result['first_loss'])} to {shown(result['last_loss'])}")
-    lines += [
-        f"{name}: {shown(value)}"
-        for name, value in sorted(result["metrics"].items())
-        if "dynamics/" not in name
-    ]
-    # Of what encoding counts: what was cut or changed, where no note says it.
-    lines += [
-        f"{name.replace('_', ' ')}: {count}"
-        for name, count in result["counts"].items()
-        if count and name not in ("prompts", "responses", *LEFT_OUT)
-    ]
-    if "online" in result:
-        counted = ", ".join(f"{name} {count}" for name, count in result["online"].items())
-        lines.append(f"sampled rejected responses: {counted}")
-    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+    return "\n".join(filter(None, lines))
 
 
 def check_sets(sets: Mapping[str, DataSettings], loss: LossMix) -> dict[str, LoadedSet]:
@@ -231,7 +234,14 @@ def open_trainer(recipe: Recipe, out: Path, loaded: Mapping[str, LoadedSet]) -> 
     if recipe.lora is not None:
         if hasattr(policy, "peft_config"):
             policy = merge_start(policy, out / BASE)
-        lora = import_peft("lora").LoraConfig(task_type="CAUSAL_LM", **recipe.lora.model_dump())
+        with MissingDependencyError.instead_of(
+            ImportError,
+            saw="lora, and no package peft",
+            expected="peft, which makes adapters",
+            cure="pip install 'prefstage[train]'",
+        ):
+            from peft import LoraConfig
+        lora = LoraConfig(task_type="CAUSAL_LM", **recipe.lora.model_dump())
     evaluated = {name: rows for name, rows in loaded.items() if name != "data"}
     settings: dict[str, Any] = {
         "processing_class": load_tokenizer(recipe.policy),
@@ -282,13 +292,18 @@ def _result(
 ) -> dict[str, Any]:
     history, exported = trainer.state.log_history, exported_step(trainer)
     losses = [entry["loss"] for entry in history if "loss" in entry and entry["step"] <= exported]
-    trained, notes = trainer.train_dataset, list[str]()
+    trained = trainer.train_dataset
     encoded = sets_by_name(trained, trainer.eval_dataset, "data", UNNAMED, "{}")
-    for name, rows in loaded.items():
-        if rows.report.quarantined:
-            notes.append(f"{name}: {rows.report.quarantined} bad rows put aside")
-        lines = (*rows.report.notes, *left_out(encoded[name].counts))
-        notes += [f"{name}: {line}" for line in lines]
+    notes = [
+        f"{name}: {line}"
+        for name, rows in loaded.items()
+        for line in (
+            rows.report.quarantined and f"{rows.report.quarantined} bad rows put aside",
+            *rows.report.notes,
+            *left_out(encoded[name].counts),
+        )
+        if line
+    ]
     result: dict[str, Any] = {
         "policy": recipe.policy,
         "loss": trainer.loss.resolved(),

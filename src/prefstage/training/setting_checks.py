@@ -24,7 +24,6 @@ from prefstage.core import ConfigError, MissingDependencyError, PrefstageError
 from prefstage.training.compat import probe_trainer
 
 _STEPS = 1000  # of a schedule whose length is not known yet
-_WARMUP = 10
 # A name or value that no optimiser and no schedule knows: whoever reads it, refuses it.
 _PROBE = "prefstage_probe"
 
@@ -49,7 +48,16 @@ def check_settings(args: Any, *, optimizer: bool = True, scheduler: bool = True)
                     # A tracker looks for its package as it is made. Some have a __del__ that
                     # fails where they were not made whole, so this copy has none.
                     type(kind.__name__, (kind,), {"__del__": lambda self: None})()
-    _check_device(args)
+    with _refused(f"log_level={args.log_level!r}", cure="choose debug, info, warning or error"):
+        args.get_process_log_level()
+    ConfigError.unless(
+        not args.fp16 or args.device.type != "cpu",
+        saw="fp16=True on a CPU",
+        expected="a GPU, or bf16",
+        cure="set bf16, or remove fp16",
+    )
+    if args.activation_checkpointing_kwargs:
+        _check_recomputation(args.activation_checkpointing_kwargs, on=args.activation_checkpointing)
     ConfigError.unless(
         not args.push_to_hub or args.hub_token or huggingface_hub.get_token(),
         saw="push_to_hub without a token of the Hub",
@@ -62,20 +70,9 @@ def check_settings(args: Any, *, optimizer: bool = True, scheduler: bool = True)
         _check_schedule(args)
 
 
-def _check_device(args: Any) -> None:
-    with _refused(f"log_level={args.log_level!r}", cure="choose debug, info, warning or error"):
-        args.get_process_log_level()
+def _check_recomputation(settings: Any, *, on: bool) -> None:
     ConfigError.unless(
-        not args.fp16 or args.device.type != "cpu",
-        saw="fp16=True on a CPU",
-        expected="a GPU, or bf16",
-        cure="set bf16, or remove fp16",
-    )
-    settings = args.activation_checkpointing_kwargs
-    if not settings:
-        return
-    ConfigError.unless(
-        args.activation_checkpointing,
+        on,
         saw=f"activation_checkpointing_kwargs={settings} without activation_checkpointing",
         expected="both, or neither",
         cure="set activation_checkpointing: true, or remove them",
@@ -122,7 +119,10 @@ def _check_optimizer(args: Any) -> None:
         optimizer.step()
     for key, value in settings.items():
         without = {other: settings[other] for other in settings if other != key}
-        values = _joined({**settings, key: _PROBE}), _joined(without)
+        values = [
+            ",".join(f"{name}={text}" for name, text in pairs.items()) or None
+            for pairs in ({**settings, key: _PROBE}, without)
+        ]
         ConfigError.unless(
             _is_read(partial(_optimizer, tried, "optim_args"), *values),
             saw=f"optim_args {key}={value}, which {name} does not read",
@@ -145,10 +145,6 @@ def _optimizer(args: Any, name: str, value: Any) -> Any:
     setattr(tried, name, value)
     trainer = probe_trainer(tried)
     return trainer.get_optimizer_cls_and_kwargs(tried, trainer.model)
-
-
-def _joined(settings: dict[str, str]) -> str | None:
-    return ",".join(f"{name}={value}" for name, value in settings.items()) or None
 
 
 # --- The schedule ----------------------------------------------------------------------------
@@ -190,7 +186,7 @@ def _check_schedule(args: Any) -> None:
         return float(schedule(settings, warmup).optimizer.param_groups[0]["lr"])
 
     ConfigError.unless(
-        not args.warmup_steps or _is_read(first_rate, _WARMUP, 0),
+        not args.warmup_steps or _is_read(first_rate, 10, 0),
         saw=f"warmup_steps={args.warmup_steps}, which {name} does not read",
         expected="it with a schedule that warms up, such as constant_with_warmup",
         cure="remove it, or choose another schedule",

@@ -56,8 +56,6 @@ from prefstage.training.step import StepOutcome, StepRunner, token_budget_of
 _log = logging.getLogger(__name__)
 
 _LIMITS = ("max_prompt_tokens", "max_response_tokens")
-_DATA_AND_MODEL = ("train_dataset", "eval_dataset", "processing_class", "peft_config", "callbacks")
-_FLOPS_PER_TOKEN_AND_PARAMETER = 6
 # Of an evaluation, planned together: enough to fill micro-batches, few enough to plan at once.
 _ITEMS_PER_CHUNK = 512
 
@@ -116,7 +114,11 @@ class PreferenceTrainer(DurableTrainer):
         **unknown: Any,
     ) -> None:
         args = PreferenceArguments.of(args)
-        refuse_arguments(unknown, of="PreferenceTrainer", known=_DATA_AND_MODEL)
+        refuse_arguments(
+            unknown,
+            of="PreferenceTrainer",
+            known=("train_dataset", "eval_dataset", "processing_class", "peft_config", "callbacks"),
+        )
         check_settings(
             args,
             optimizer=optimizers[0] is None and optimizer_cls_and_kwargs is None,
@@ -315,7 +317,7 @@ class PreferenceTrainer(DurableTrainer):
             Kaplan et al. 2020, arXiv:2001.08361, Section 2.1.
         """
         return int(
-            _FLOPS_PER_TOKEN_AND_PARAMETER
+            6
             * (self._step_tokens // self.accelerator.num_processes)
             * self.model.num_parameters(exclude_embeddings=True)
         )
