@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prefstage.core.errors import InputError, ModelError
 from prefstage.data import TokenTree
-from prefstage.training.datasets import check_item_sets
+from prefstage.training.datasets import check_item_sets, check_sources
 from prefstage.training.items import ItemSet, TrainingItem
 from prefstage.training.policy import tokenizer_for
 from tests.tiny_models import tiny_tokenizer
@@ -56,8 +56,6 @@ def test_sets_that_hold_something_pass() -> None:
 @pytest.mark.parametrize(
     ("train", "evaluated", "said"),
     [
-        (items_of(), {}, "the training set is empty"),
-        (items_of(((1,), (2,))), {"held-out": items_of()}, "evaluation set 'held-out' is empty"),
         (items_of(((1,), (2,)), ((1,), ())), {}, "1 of 2 items have a response .*rows 1"),
         (items_of(((1,), (1,)), ((2,), (2,))), {}, "same tokens in every pair; .*columns"),
         (items_of(((1,), (1,)), cut=2), {}, "2 responses having lost.*raise max_response_tokens"),
@@ -66,6 +64,18 @@ def test_sets_that_hold_something_pass() -> None:
 def test_sets_without_anything_to_learn_from(train, evaluated, said) -> None:
     with pytest.raises(InputError, match=said):
         check_item_sets(train, evaluated)
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluated", "said"),
+    [
+        (items_of(), {}, "the training set is empty"),
+        (items_of(((1,), (2,))), {"held-out": items_of()}, "evaluation set 'held-out' is empty"),
+    ],
+)
+def test_sets_without_anything(train, evaluated, said) -> None:
+    with pytest.raises(InputError, match=said):
+        check_sources(train, evaluated)
 
 
 def test_evaluation_without_a_set() -> None:

@@ -320,7 +320,7 @@ def run_settings(args: Any, model: Any) -> dict[str, Any]:
 
     def configuration(config: Any) -> dict[str, Any]:
         # A module that is no transformers model may have a configuration of its own, or none.
-        known = config.to_dict() if hasattr(config, "to_dict") else {}
+        known: dict[str, Any] = getattr(config, "to_dict", dict)()
         return {name: value for name, value in known.items() if name not in _IRRELEVANT}
 
     return _plain(
@@ -400,8 +400,8 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = dict[str, Any]()
     for name, value in settings.items():
-        inner = isinstance(value, Mapping)
-        flat |= _dotted(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+        key = f"{prefix}{name}"
+        flat |= _dotted(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
     return flat
 
 

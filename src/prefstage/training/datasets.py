@@ -168,17 +168,21 @@ def _encoded_as_taken(pairs: ItemSet, loss: LossMix) -> ItemSet:
         )
     if pairs.kind != "pairs" or "pairs" in loss.data or "unpaired" not in loss.data:
         return pairs
-    split = tuple(
-        TrainingItem(
-            2 * position + side,
-            trees(item, side),
-            scores=item.scores and item.scores[side : side + 1],
-            desirable=side == 0,
-        )
-        for position, item in enumerate(pairs.items)
-        for side in (0, 1)
+    return ItemSet(
+        "unpaired",
+        tuple(
+            TrainingItem(
+                2 * position + side,
+                trees(item, side),
+                scores=item.scores and item.scores[side : side + 1],
+                desirable=side == 0,
+            )
+            for position, item in enumerate(pairs.items)
+            for side in (0, 1)
+        ),
+        pairs.counts,
+        digest([pairs.fingerprint, "split"]),
     )
-    return ItemSet("unpaired", split, pairs.counts, digest([pairs.fingerprint, "split"]))
 
 
 # Every item with a second response: that of the next item with another prompt, or, where all
@@ -286,7 +290,7 @@ def check_sources(train: Any, evaluated: Any) -> None:
 
 
 def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> None:
-    """Check that every set holds something, and every item of it a token to learn from.
+    """Check that there is a set to evaluate on, and that every item has a token to learn from.
 
     Args:
         train: The `ItemSet` to train on; None for evaluation alone.
@@ -294,8 +298,7 @@ def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> N
         evaluates: Whether the arguments ask for evaluation during training.
 
     Raises:
-        InputError: If a set is empty or missing, a response has no token, or no pair's
-            sides differ.
+        InputError: If a set is missing, a response has no token, or no pair's sides differ.
     """
     InputError.unless(
         not evaluates or evaluated is not None,
@@ -303,7 +306,6 @@ def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> N
         expected="something to evaluate on",
         cure="give eval_dataset, or set eval_strategy='no'",
     )
-    check_sources(train, evaluated)
     for name, items in sets_by_name(train, evaluated, *_NAMES).items():
         sides = [[ids for tree in item.trees for ids in tree.response_ids] for item in items.items]
         empty = [

@@ -414,10 +414,7 @@ def model_card(
         language=language,
         tags=list(dict.fromkeys(["prefstage", "preference-optimization", *known, *tags])),
     )
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters |= {"shown": _shown, "linked": _linked, "cell": _cell}
-    template = (files("prefstage.training") / "model_card.md.jinja").read_text(encoding="utf-8")
-    text = environment.from_string(template).render(
+    return _filled(
         metadata=metadata.to_yaml(line_break="\n").strip(),
         name=name,
         adapter=adapter,
@@ -440,8 +437,15 @@ def model_card(
         versions=[(n, number) for n, number in (versions or {}).items() if number],
         papers=[(loss, number) for loss in known.values() for number in arxiv_numbers(loss.source)],
     )
+
+
+def _filled(**facts: Any) -> str:
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters |= {"shown": _shown, "linked": _linked, "cell": _cell}
+    template = (files("prefstage.training") / "model_card.md.jinja").read_text(encoding="utf-8")
     # What is not there leaves blank lines.
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    text = re.sub(r"\n{3,}", "\n\n", environment.from_string(template).render(facts))
+    return text.strip() + "\n"
 
 
 def arxiv_numbers(source: str) -> list[str]:

@@ -167,16 +167,15 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
     # From disk where they are: a resumed run must train on the tokens that were sampled before.
     def _block_of(self, step: int) -> FreshBlock:
         first = step - step % self.online.interval
-        if self._block is not None and self._block.step == first:
-            return self._block
-        path = self._folder / f"responses-{first:08d}.json"
-        if not path.exists():
-            self._sample_block(first, path)
-        # Read from disk even by the process that wrote: what is trained on is what a resumed run
-        # would read.
-        self.accelerator.wait_for_everyone()
-        self._block = FreshBlock.load(path)
-        _log.info("rejected responses sampled at step %d: %s", first, self._block.counts)
+        if self._block is None or self._block.step != first:
+            path = self._folder / f"responses-{first:08d}.json"
+            if not path.exists():
+                self._sample_block(first, path)
+            # Read from disk even by the process that wrote: what is trained on is what a resumed
+            # run would read.
+            self.accelerator.wait_for_everyone()
+            self._block = FreshBlock.load(path)
+            _log.info("rejected responses sampled at step %d: %s", first, self._block.counts)
         return self._block
 
     @override

@@ -32,7 +32,6 @@ from prefstage.training.items import ItemSet
 BASE = "base"  # folder of the merged model that a new adapter lies on
 _ATTENTION_DROPOUT = ("attention_dropout", "attn_dropout", "attn_pdrop")
 
-_HALF = (torch.bfloat16, torch.float16)
 # Weights of a tensor that are looked at, evenly spread.
 _SAMPLED_WEIGHTS = 1_000_000
 _MANY = 0.5
@@ -290,7 +289,11 @@ def precision_note(model: Any, learning_rate: float) -> str | None:
     Returns:
         A sentence with the remedy; None where most weights can move.
     """
-    weights = [w for w in model.parameters() if w.requires_grad and w.dtype in _HALF]
+    weights = [
+        weight
+        for weight in model.parameters()
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16)
+    ]
     share = vanishing_share(weights, learning_rate)
     if share <= _MANY:
         return None

@@ -279,11 +279,12 @@ def check_recipe(recipe: Recipe, *, here: bool = True) -> None:
         cure="remove tf32",
     )
     settings |= {} if here else {"fp16": False, "use_cpu": True}
-    log = logging.getLogger("transformers")
     with (
         # Trying settings warns of nothing, and leaves the environment as it was: transformers sets
         # ACCELERATE_... and FSDP_... as it makes arguments, and never unsets them.
-        patch.multiple(log, handlers=[logging.NullHandler()], propagate=False),
+        patch.multiple(
+            logging.getLogger("transformers"), handlers=[logging.NullHandler()], propagate=False
+        ),
         patch.dict(os.environ),
         warnings.catch_warnings(action="ignore"),
     ):

@@ -263,9 +263,8 @@ def open_trainer(recipe: Recipe, out: Path, loaded: Mapping[str, LoadedSet]) -> 
 # A bar over the optimiser steps, on a terminal only.
 @contextmanager
 def _progress(trainer: PreferenceTrainer) -> Iterator[None]:
-    total = trainer.args.max_steps
-    if total <= 0:
-        total = math.ceil(len(trainer.get_train_dataloader()) * trainer.args.num_train_epochs)
+    whole = math.ceil(len(trainer.get_train_dataloader()) * trainer.args.num_train_epochs)
+    total = trainer.args.max_steps if trainer.args.max_steps > 0 else whole
     with progress("training", total, enabled=None if is_first_process() else False) as tick:
 
         class Ticks(TrainerCallback):  # type: ignore[misc]  # transformers has no types here

@@ -232,8 +232,9 @@ class StepRunner:
         def share(positions: MicroBatch, scored: Scored) -> Tensor:
             return self._compute(items.part(positions), scored, state).values.sum() / count
 
-        together = self._accelerator.num_processes == 1 and len(plan[0]) == 1
-        if not self.loss.whole_batch or (together and items.all_learn):
+        if not self.loss.whole_batch or (
+            self._accelerator.num_processes == 1 and len(plan[0]) == 1 and items.all_learn
+        ):
             scored = self._run(model, items, plan, share)
         else:
             states = list[RandomState]()

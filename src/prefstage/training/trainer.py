@@ -55,6 +55,7 @@ from prefstage.training.step import StepOutcome, StepRunner, token_budget_of
 
 _log = logging.getLogger(__name__)
 
+_DATA_AND_MODEL = ("train_dataset", "eval_dataset", "processing_class", "peft_config", "callbacks")
 _LIMITS = ("max_prompt_tokens", "max_response_tokens")
 # Of an evaluation, planned together: enough to fill micro-batches, few enough to plan at once.
 _ITEMS_PER_CHUNK = 512
@@ -114,11 +115,7 @@ class PreferenceTrainer(DurableTrainer):
         **unknown: Any,
     ) -> None:
         args = PreferenceArguments.of(args)
-        refuse_arguments(
-            unknown,
-            of="PreferenceTrainer",
-            known=("train_dataset", "eval_dataset", "processing_class", "peft_config", "callbacks"),
-        )
+        refuse_arguments(unknown, of="PreferenceTrainer", known=_DATA_AND_MODEL)
         check_settings(
             args,
             optimizer=optimizers[0] is None and optimizer_cls_and_kwargs is None,
