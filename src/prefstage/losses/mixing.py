@@ -282,8 +282,10 @@ def _response_metrics(batch: LossBatch, beta: float) -> dict[str, Tensor]:
     if isinstance(batch, PairBatch):
         sides = {"/chosen": (batch.chosen, ...), "/rejected": (batch.rejected, ...)}
     elif isinstance(batch, UnpairedBatch):
-        masks = {"/chosen": batch.desirable, "/rejected": ~batch.desirable}
-        sides = {side: (batch.responses, mask) for side, mask in masks.items()}
+        sides = {
+            "/chosen": (batch.responses, batch.desirable),
+            "/rejected": (batch.responses, ~batch.desirable),
+        }
     else:
         sides = {"": (batch.responses, ...)}
     metrics = dict[str, Tensor]()

@@ -32,18 +32,13 @@ from prefstage.training.items import (
     encode_items,
 )
 
-# Loaders that would read pairs as something else, and what they are asked to read.
-_OF_PAIRS: Mapping[Any, Wanted] = {
-    load_unpaired: "unpaired",
-    load_conversations: "conversations",
-}
-
-# By what a loss takes, the first of it that is here; all of them read pairs.
-_LOADERS: dict[ItemKind, Callable[..., LoadedSet]] = {
-    "responses": load_conversations,
-    "pairs": load_pairs,
-    "unpaired": load_unpaired,
-    "groups": load_candidates,
+# By what a loss takes, the first of it that is here; all of them read pairs. Of those that would
+# read pairs as something else, what they are asked to read.
+_LOADERS: dict[ItemKind, tuple[Callable[..., LoadedSet], Wanted | None]] = {
+    "responses": (load_conversations, "conversations"),
+    "pairs": (load_pairs, None),
+    "unpaired": (load_unpaired, "unpaired"),
+    "groups": (load_candidates, None),
 }
 # Of sets, in errors.
 _NAMES = ("the training set", "the evaluation set", "evaluation set {!r}")
@@ -71,9 +66,8 @@ def load_data(source: Any, loss: LossMix, **how: Any) -> LoadedSet:
     """
     if isinstance(source, LoadedSet):
         return source
-    load = next(load for kind, load in _LOADERS.items() if kind in loss.data)
+    load, wanted = next(loader for kind, loader in _LOADERS.items() if kind in loss.data)
     options = ReadOptions(**{name: how[name] for name in _RECOGNISED_BY if name in how})
-    wanted = _OF_PAIRS.get(load)
     if wanted and Reading(source, wanted, options).format.kind == "pairs":
         load = load_pairs
     return load(source, **how)

@@ -6,7 +6,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from heapq import heapreplace
 from itertools import pairwise
 from typing import Any
@@ -321,8 +320,11 @@ class StepRunner:
                 cpu, gpus = states[turn]
                 torch.set_rng_state(cpu)
                 torch.cuda.set_rng_state_all(gpus)
-            exchange = partial(exchanging_gradients, last=turn == len(turns) - 1)
-            with exchange(accelerator, model) if training else contextlib.nullcontext():
+            with (
+                exchanging_gradients(accelerator, model, last=turn == len(turns) - 1)
+                if training
+                else contextlib.nullcontext()
+            ):
                 passes = self._passes(items, plan, turn)
                 saves = lean_pass(
                     self._body,

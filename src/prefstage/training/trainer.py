@@ -222,8 +222,7 @@ class PreferenceTrainer(DurableTrainer):
             others: Further sets, by name or alone; after training has begun they are left
                 out if the reference is the start and no longer there.
         """
-        gone = self.references.reference == START and not self.fresh_adapter
-        if not (gone and self.state.global_step):
+        if not self.state.global_step or self.fresh_adapter or self.references.reference != START:
             self.references.compute(
                 item_sets_in([self.train_dataset, self.eval_dataset, *others]),
                 self.runner.scorer,
