@@ -285,8 +285,10 @@ class GammaDPO(
 def margins(batch: PairBatch) -> tuple[Items, Items]:
     """ℓ_w - ℓ_l of the policy and of the reference. [items] each, nats."""
     chosen, rejected = batch.chosen, batch.rejected
-    reference = chosen.reference_log_probs - rejected.reference_log_probs
-    return chosen.log_probs - rejected.log_probs, reference
+    return (
+        chosen.log_probs - rejected.log_probs,
+        chosen.reference_log_probs - rejected.reference_log_probs,
+    )
 
 
 class NCA(

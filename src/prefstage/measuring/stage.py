@@ -253,8 +253,9 @@ def on_policy_candidates(prompts: Sequence[JudgedPrompt], source: str) -> list[C
     for row in (prompt.on for prompt in prompts):
         count = len(row.responses)
         if spoken := [n for n in range(count) if row.responses[n].strip()]:
-            named = replace(row, sources=(source,) * count, scores=(None,) * count)
-            candidates.append(named.only(spoken))
+            candidates.append(
+                replace(row, sources=(source,) * count, scores=(None,) * count).only(spoken)
+            )
     return candidates
 
 

@@ -279,8 +279,12 @@ class TransformersSampler(Sampler):
 
 
 def _checked_budget(batch_tokens: int) -> int:
-    saw = f"batch_tokens={batch_tokens}"
-    InputError.unless(batch_tokens >= 1, saw=saw, expected="at least 1", cure="raise it")
+    InputError.unless(
+        batch_tokens >= 1,
+        saw=f"batch_tokens={batch_tokens}",
+        expected="at least 1",
+        cure="raise it",
+    )
     return batch_tokens
 
 

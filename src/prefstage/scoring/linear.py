@@ -209,8 +209,9 @@ class _Sums:
     """
 
     def __init__(self, hidden: Tensor, *, with_statistics: bool) -> None:
-        precise = torch.promote_types(hidden.dtype, torch.float32)
-        self.total = hidden.new_full((len(hidden),), -math.inf, dtype=precise)
+        self.total = hidden.new_full(
+            (len(hidden),), -math.inf, dtype=torch.promote_types(hidden.dtype, torch.float32)
+        )
         self.surprise, self.squares = torch.zeros_like(self.total), self.total.clone()
         self._with_statistics = with_statistics
 

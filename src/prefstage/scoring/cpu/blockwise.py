@@ -338,8 +338,9 @@ class _BlockwiseAttention(torch.autograd.Function):
         grad_lines = at_least_float32(cut.gather(grad_output))
         # The softmax's gradient is w · (g - Σ w g), and Σ w g is the product of output and its
         # gradient: a number a token, where FlashAttention has it from too.
-        products = at_least_float32(grad_output) * at_least_float32(output)
-        mean_lines = cut.gather(products.sum(-1, keepdim=True))
+        mean_lines = cut.gather(
+            (at_least_float32(grad_output) * at_least_float32(output)).sum(-1, keepdim=True)
+        )
         for lines in (grad_lines, mean_lines):
             lines.index_fill_(0, cut.repeated, 0)  # else repeated queries would count twice
         grad, mean = cut.split(grad_lines, grad_output.shape[2]), cut.split(mean_lines, 1)
