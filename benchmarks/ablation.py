@@ -82,6 +82,26 @@ def without_direct_gradients() -> None:
     without_savings(direct=False)
 
 
+def without_pool() -> None:
+    """Short-lived tensors come from the allocator, each anew."""
+    without_savings(buffers=None)
+
+
+def without_short_lived() -> None:
+    """As above, and of the exact size."""
+    from prefstage.scoring.cpu import fused
+
+    without_pool()
+    fused.short_lived = lambda shape, like: like.new_empty(shape)
+
+
+def without_norms_recomputed() -> None:
+    """Norms keep their results for the backward pass."""
+    from prefstage.scoring.cpu.lean import Recipes
+
+    Recipes.keeping = lambda self: nullcontext()
+
+
 def without_recomputed_layers() -> None:
     """A micro-batch beyond the token budget keeps what every layer wants."""
     from prefstage.scoring.cpu import lean
@@ -115,6 +135,9 @@ TRICKS: dict[str, Callable[[], None]] = {
     "fused norms": without_fused_norms,
     "fused MLPs": without_fused_mlps,
     "direct gradients": without_direct_gradients,
+    "pooled buffers": without_pool,
+    "pooled and padded buffers": without_short_lived,
+    "norms computed again": without_norms_recomputed,
     "recomputed layers": without_recomputed_layers,
     "kept logits": without_kept_logits,
     "tiles of attention": without_tiles,
@@ -123,6 +146,8 @@ TRICKS: dict[str, Callable[[], None]] = {
 }
 TRAINING_ONLY = {
     "direct gradients",
+    "pooled buffers",
+    "norms computed again",
     "recomputed layers",
     "kept logits",
 }

@@ -10,7 +10,7 @@ from prefstage.scoring import response_log_probs
 from prefstage.scoring.attention import TREE_ATTENTION
 from prefstage.scoring.compat import layers_of
 from prefstage.scoring.cpu.fused import find_fused_layers
-from prefstage.scoring.cpu.lean import recomputed_layers, saving
+from prefstage.scoring.cpu.lean import Recipes, recomputed_layers, saving
 from prefstage.scoring.engine import ModelParts
 from tests.scoring.tiny_models import CONFIGS, tiny_model, tree_of
 
@@ -36,6 +36,7 @@ def gradients(model: Any, room: int, layout: str = "tree") -> tuple[int, dict[st
     tree = tree_of(ids[:20], [ids[20:33], ids[33:]])
     with (
         saving(direct=True),
+        Recipes().keeping(),
         recomputed_layers(body, tokens=38, room=room) as again,
     ):
         scored = response_log_probs(model, [tree], layout=layout)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prefstage.scoring.cpu import lean
+from prefstage.scoring.cpu.lean import Recipes
 from prefstage.scoring.memory import TRAINING_CPU_TOKENS, ModelShape
 from prefstage.training.step import token_budget_of
 from tests.tiny_models import tiny_tokenizer
@@ -16,7 +17,10 @@ from tests.training.preference_runs import preference_trainer, tiny_policy
 
 def test_a_budget_that_was_given_is_taken() -> None:
     model = tiny_policy(tiny_tokenizer())
-    assert token_budget_of(SimpleNamespace(token_budget="auto"), model) == TRAINING_CPU_TOKENS
+    assert (
+        token_budget_of(SimpleNamespace(token_budget="auto", activation_checkpointing=False), model)
+        == TRAINING_CPU_TOKENS
+    )
     assert token_budget_of(SimpleNamespace(token_budget=4000), model) == 4000
 
 
@@ -27,17 +31,23 @@ def test_a_budget_that_was_given_is_taken() -> None:
 def test_layers_run_again_only_where_an_item_is_longer_than_the_budget(
     given: dict[str, Any], used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = list[int]()
-    recomputed = lean.recomputed_layers
+    turns, again = list[int](), list[int]()
+    keeping, recomputed = Recipes.keeping, lean.recomputed_layers
+
+    def counting(recipes: Recipes) -> Any:
+        turns.append(1)
+        return keeping(recipes)
 
     def noting(body: Any, *, tokens: int, room: int) -> Any:
         again.append(max(0, tokens - room))
         return recomputed(body, tokens=tokens, room=room)
 
+    monkeypatch.setattr(Recipes, "keeping", counting)
     monkeypatch.setattr(lean, "recomputed_layers", noting)
     trainer = preference_trainer(tmp_path, max_steps=2, **{"token_budget": 20, **given})
     trainer.train()
-    assert bool(again) is used
+    assert bool(turns) is used
+    assert len(again) == len(turns)
     assert any(again) is (used and "token_budget" not in given)
     assert trainer.state.global_step == 2
 
@@ -60,12 +70,12 @@ def test_logits_may_take_what_a_short_micro_batch_leaves(
     monkeypatch.setattr(lean, "saving", noting_room)
     monkeypatch.setattr(lean, "recomputed_layers", noting_tokens)
     preference_trainer(tmp_path, max_steps=2, token_budget=40).train()
-    layers = 2 * (4 * 32 + 2 * (32 + 16) + 2 * 48)  # numbers that a token keeps: docs/install.md
+    layers = 2 * (2 * 32 + 2 * (32 + 16) + 2 * 48)  # numbers that a token keeps: docs/install.md
     assert rooms == [1000 + layers * max(0, 40 - each) for each in tokens]
     assert min(tokens) < 40 < max(tokens)
 
 
 def test_a_model_in_half_precision_leaves_half_the_room() -> None:
     model = tiny_policy(tiny_tokenizer())
-    whole = ModelShape.of(model).kept_bytes
-    assert ModelShape.of(model.to(torch.bfloat16)).kept_bytes * 2 == whole
+    whole = ModelShape.of(model).kept_bytes(norms_recomputed=True)
+    assert ModelShape.of(model.to(torch.bfloat16)).kept_bytes(norms_recomputed=True) * 2 == whole

@@ -10,12 +10,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 Surroundings = Callable[[], Any]
 
+_REFERENCES = 2  # the tensor's, and that through which they are counted
+
 
 # --- torch --------------------------------------------------------------------------------------
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Whether a view of a tensor, or an array that shares its memory, is held by somebody.
+
+    Only the storage counts its users. Python's references do not tell: a view is another object,
+    and newer Pythons count a name on the stack otherwise.
+    """
+    uses: int = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    return uses > _REFERENCES
+
+
+def identity(tensor: Tensor) -> tuple[int, int]:
+    """Storage and version: views of the same unchanged values have the same."""
+    return tensor.untyped_storage()._cdata, tensor._version
+
+
+def weak_storage(tensor: Tensor) -> Any:
+    """A reference that keeps a storage's address, and not its memory, from being used anew."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]  # untyped in torch
 
 
 def has_gradient_hooks(weight: Tensor) -> bool:

@@ -166,15 +166,17 @@ class ModelShape:
         kept = layer + self.layers * self.hidden if checkpointing else self.layers * layer
         return kept * self.value_bytes + 2 * _FLOAT32_BYTES * self.hidden
 
-    @property
-    def kept_bytes(self) -> int:
+    def kept_bytes(self, *, norms_recomputed: bool) -> int:
         """What all layers keep of a token until the backward pass. Bytes.
 
         ``v · layers · w``, with v bytes a value and, by the hidden, intermediate, query and key
-        width h, i, q and k, w = 4 h + 2 q + 2 k + 2 i where norms and MLPs run as single steps,
-        6 h + 2 q + 2 k + 4 i elsewhere.
+        width h, i, q and k, w = 2 h + 2 q + 2 k + 2 i where norms and MLPs run as single steps,
+        2 h more if norms are not computed again; 6 h + 2 q + 2 k + 4 i elsewhere.
+
+        Args:
+            norms_recomputed: Whether norms are computed again in the backward pass.
         """
-        residuals, inner = (4, 2) if self.fused else (6, 4)
+        residuals, inner = (2 if norms_recomputed else 4, 2) if self.fused else (6, 4)
         kept = residuals * self.hidden + 2 * (self.query_width + self.key_width)
         return self.layers * self.value_bytes * (kept + inner * self.intermediate)
 
@@ -342,7 +344,7 @@ def estimate_memory(
       a micro-batch, one layer's forward pass, gradients of the size of the weights, and
       AdamW's two moments of the same size each. A micro-batch has min(T, P) tokens, or those
       of one prompt with its responses if they are more; on a CPU such a long one keeps no
-      more than P tokens do. This is `ModelShape.kept_bytes`.
+      more than P tokens do. This is `ModelShape.kept_bytes`: on a CPU norms are computed again.
       On a CPU also the float32 logits of its response tokens, up to 128 MiB
       (`prefstage.scoring.cpu.lean.KEPT_ELEMENTS`) and what P tokens would keep more. Without
       gradient checkpointing, in one process; reference log-probs are stored data and need no
@@ -372,7 +374,7 @@ def estimate_memory(
         )
     tokens = min(row_tokens, max(pass_tokens, size.item_tokens))
     kept_tokens = min(tokens, pass_tokens) if on_cpu else tokens
-    token_bytes = shape.kept_bytes
+    token_bytes = shape.kept_bytes(norms_recomputed=on_cpu)
     response_tokens = tokens * size.responses * size.max_tokens // size.item_tokens
     room = _FLOAT32_BYTES * KEPT_ELEMENTS + token_bytes * (pass_tokens - kept_tokens)
     return MemoryEstimate(

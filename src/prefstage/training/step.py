@@ -186,7 +186,7 @@ class StepRunner:
         self.scorer, self.loss, self.token_budget = scorer, loss, token_budget
         self._accelerator = accelerator
         self._body = ModelParts.of(scorer.model).body
-        self._kept_bytes = ModelShape.of(scorer.model).kept_bytes
+        self._kept_bytes = ModelShape.of(scorer.model).kept_bytes(norms_recomputed=True)
         self._layout: Layout = scorer.layout_choice.layout
         self._one_pass = self._layout == "tree" and length_rule(self._body.config) is None
         self._statistics = ("log_sum_squares",) if "log_sum_squares" in loss.needs else ()

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prefstage.scoring.cpu.fused import at_least_float32
+from prefstage.scoring.cpu.lean import at_least_float32
 from prefstage.scoring.layout import Segment
 
 BLOCK_QUERIES = 64

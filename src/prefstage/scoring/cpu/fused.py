@@ -16,7 +16,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding, linear
 
 from prefstage.scoring.compat import has_hooks, replaced
-from prefstage.scoring.cpu.lean import add_gradient, owner_of, weight_gradient
+from prefstage.scoring.cpu.lean import (
+    add_gradient,
+    at_least_float32,
+    computed_by,
+    owner_of,
+    short_lived,
+    weight_gradient,
+)
 
 Activation = Callable[[Tensor], Tensor]
 Forward = Callable[[Tensor], Tensor]
@@ -61,13 +68,11 @@ def rms_norm(
     Source:
         Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
     """
-    result: Tensor = _RmsNorm.apply(x, weight, eps, offset, owner_of(weight))  # type: ignore[no-untyped-call]  # untyped in torch
+    result: Tensor
+    result, inverse = _RmsNorm.apply(x, weight, eps, offset, owner_of(weight))  # type: ignore[no-untyped-call]  # untyped in torch
+    kept = x.detach()
+    computed_by(result, lambda: _scaled(kept, inverse, weight, offset))
     return result
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """A tensor in float32, or in float64 if it is that already: the precision of all sums."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def gated_mlp(
@@ -105,22 +110,18 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd passes its inputs by position
         ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, owner: Tensor | None
-    ) -> Tensor:
-        precise = at_least_float32(x)
+    ) -> tuple[Tensor, Tensor]:
         # The norm sums squares without a tensor of them.
-        root = torch.linalg.vector_norm(precise, dim=-1, keepdim=True)
+        root = torch.linalg.vector_norm(at_least_float32(x), dim=-1, keepdim=True)
         inverse = root.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
+        ctx.mark_non_differentiable(inverse)
         ctx.offset, ctx.owner = offset, owner
-        normal: Tensor = precise * inverse
-        if offset:
-            return normal.mul_(weight.to(normal.dtype) + offset).to(x.dtype)
-        normal = normal.to(x.dtype)
-        return normal.mul_(weight) if normal.dtype == weight.dtype else normal * weight
+        return _scaled(x, inverse, weight, offset), inverse
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         precise, grad = at_least_float32(x), at_least_float32(grad_output)
         factor = weight.to(precise.dtype)
@@ -134,6 +135,16 @@ class _RmsNorm(torch.autograd.Function):
             along = (product @ factor)[..., None].mul_(inverse).div_(-x.shape[-1])
             grad_x = torch.mul(grad, factor).addcmul_(precise, along).mul_(inverse).to(x.dtype)
         return grad_x, grad_weight, None, None, None
+
+
+# A norm's result, from 1 / sqrt(mean(x²) + eps).
+def _scaled(x: Tensor, inverse: Tensor, weight: Tensor, offset: float) -> Tensor:
+    precise = at_least_float32(x)
+    normal = torch.mul(precise, inverse, out=short_lived(tuple(x.shape), precise))
+    if offset:
+        return normal.mul_(weight.to(normal.dtype) + offset).to(x.dtype)
+    normal = normal.to(x.dtype)
+    return normal.mul_(weight) if normal.dtype == weight.dtype else normal * weight
 
 
 class _GatedMlp(torch.autograd.Function):
@@ -156,7 +167,12 @@ class _GatedMlp(torch.autograd.Function):
         ctx.save_for_backward(x, gate, up, gate_weight, up_weight, down_weight)
         ctx.activation, ctx.owners = activation, owners
         inner = _activated(gate, activation).mul_(up)
-        return linear(inner, down_weight, down_bias).view(*x.shape[:-1], -1)
+        result, weight = short_lived((len(rows), len(down_weight)), rows), down_weight.t()
+        if down_bias is None:
+            torch.mm(inner, weight, out=result)
+        else:
+            torch.addmm(down_bias, inner, weight, out=result)
+        return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
@@ -188,6 +204,9 @@ class _GatedMlp(torch.autograd.Function):
 
 # The activation's result, in memory that may be written over.
 def _activated(gate: Tensor, activation: Activation) -> Tensor:
+    if type(activation) is nn.SiLU:
+        result: Tensor = torch.ops.aten.silu.out(gate, out=short_lived(tuple(gate.shape), gate))
+        return result
     opened = activation(gate)
     # An activation may work in place, or return its input; the backward pass needs the gate.
     fresh = opened.data_ptr() != gate.data_ptr() and opened.dtype == gate.dtype
