@@ -280,11 +280,6 @@ def _check_base(
     """Check a model's weights; those that an adapter brings need not be in the base."""
     missing = {name for name in info.get("missing_keys", ()) if name not in supplied}
     unexpected = {n for n in info.get("unexpected_keys", ()) if not _LEFTOVERS.search(n)}
-    reshaped = {
-        name: f"{list(saved)} in the file, {list(wanted)} by config.json"
-        for name, saved, wanted in info.get("mismatched_keys", ())
-        if name not in supplied
-    }
     if task is CLASSIFIER and supplied:  # an adapter of a reward model lies on a language model
         unexpected = {name for name in unexpected if not _LM_HEAD.search(name)}
     if getattr(model.config, "quantization_config", None) is not None:
@@ -297,7 +292,11 @@ def _check_base(
         source,
         missing=missing,
         unexpected=unexpected,
-        reshaped=reshaped,
+        reshaped={
+            name: f"{list(saved)} in the file, {list(wanted)} by config.json"
+            for name, saved, wanted in info.get("mismatched_keys", ())
+            if name not in supplied
+        },
         expected=task.wanted,
         cure=_cure_of(task, unexpected),
     )

@@ -59,8 +59,9 @@ class PrefstageError(Exception):
         try:
             yield
         except kinds as error:
-            text = saw.replace("{error}", str(error))
-            raise cls.of(saw=text, expected=expected, cure=cure) from error
+            raise cls.of(
+                saw=saw.replace("{error}", str(error)), expected=expected, cure=cure
+            ) from error
 
 
 class InputError(PrefstageError, ValueError):

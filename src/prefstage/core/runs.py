@@ -224,8 +224,9 @@ def fault_in(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None
             return f"{name} is missing"
         if (size := path.stat().st_size) != listed["bytes"]:
             return f"{name} has {size:,} bytes instead of {listed['bytes']:,}"
-    contents = _hashes(folder / name for name in files)
-    for (name, listed), content in zip(files.items(), contents, strict=True):
+    for (name, listed), content in zip(
+        files.items(), _hashes(folder / name for name in files), strict=True
+    ):
         if content != listed["sha256"]:
             return f"the content of {name} has changed since it was written"
     return None

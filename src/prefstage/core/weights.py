@@ -164,16 +164,17 @@ def check_weights(
         ModelError: If any name is given: one line with the first few of every fault.
     """
     faults = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "of another shape": (f"{name}: {shapes}" for name, shapes in (reshaped or {}).items()),
-        "with NaN or inf": not_finite,
+        "missing": sorted(missing),
+        "unexpected": sorted(unexpected),
+        "of another shape": sorted(f"{name}: {text}" for name, text in (reshaped or {}).items()),
+        "with NaN or inf": sorted(not_finite),
     }
-    seen = []
-    for fault, names in ((fault, sorted(names)) for fault, names in faults.items()):
-        more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-        if names:
-            seen.append(f"{len(names)} {fault} ({', '.join(names[:_SHOWN_NAMES])}{more})")
+    seen = [
+        f"{len(names)} {fault} ({', '.join(names[:_SHOWN_NAMES])}"
+        + (f" and {len(names) - _SHOWN_NAMES} more)" if len(names) > _SHOWN_NAMES else ")")
+        for fault, names in faults.items()
+        if names
+    ]
     ModelError.unless(
         not seen, saw=f"weights of {source}: {', '.join(seen)}", expected=expected, cure=cure
     )
@@ -384,11 +385,15 @@ def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:
             )
         except Exception as error:  # by what is wrong with it
             # peft names a weight of another shape only in the text of its error.
-            reshaped = {
-                saved_name(name): f"[{saved}] in the file, [{wanted}] on this model"
-                for name, saved, wanted in _RESHAPED.findall(str(error))
-            }
-            check_weights(name_or_path, reshaped=reshaped, expected=_WANTED, cure=_CURE)
+            check_weights(
+                name_or_path,
+                reshaped={
+                    saved_name(name): f"[{saved}] in the file, [{wanted}] on this model"
+                    for name, saved, wanted in _RESHAPED.findall(str(error))
+                },
+                expected=_WANTED,
+                cure=_CURE,
+            )
             raise
     if result is not None:
         check_weights(

@@ -1,6 +1,5 @@
 """Benchmarks through lm-evaluation-harness, offline where their data is at hand."""
 
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from prefstage.core import (
     MissingDependencyError,
     adapter_config,
     load_checkpoint,
+    write_json,
 )
 from prefstage.data import load_tokenizer
 from prefstage.evaluating.rates import Figures
@@ -235,19 +235,20 @@ def _local_task(folder: Path, entry: Any, task: str, files: Mapping[str, Path]) 
     )
     if task not in files:
         return task
-    definition = {
-        "include": str(entry.yaml_path),
-        "task": f"{task}_local",
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test": str(Path(files[task]).resolve())}},
-        "training_split": None,
-        "validation_split": None,
-        "test_split": "test",
-        "fewshot_split": "test",
-    }
-    # JSON is YAML, and quotes every path
-    (folder / f"{task}_local.yaml").write_text(json.dumps(definition), encoding="utf-8")
+    write_json(  # JSON is YAML, and quotes every path
+        folder / f"{task}_local.yaml",
+        {
+            "include": str(entry.yaml_path),
+            "task": f"{task}_local",
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {"test": str(Path(files[task]).resolve())}},
+            "training_split": None,
+            "validation_split": None,
+            "test_split": "test",
+            "fewshot_split": "test",
+        },
+    )
     return f"{task}_local"
 
 

@@ -171,9 +171,8 @@ def _p_values(d: Floats, resamples: int, seed: int) -> Floats:
     )
     # The verdicts themselves are one of the flips, so that no p-value is zero; a flip that equals
     # them may come out smaller by a rounding error.
-    largest = _largest(d, 0.0, draws)[:, None]
-    at_least = (largest >= np.abs(mean / error) - _ROUNDING).sum(axis=0)
-    return np.asarray((1 + at_least) / (resamples + 1))
+    at_least = _largest(d, 0.0, draws)[:, None] >= np.abs(mean / error) - _ROUNDING
+    return np.asarray((1 + at_least.sum(axis=0)) / (resamples + 1))
 
 
 # Of each draw the largest |t| of all pairs. [draws]. Draws come some at a time, and are made when
@@ -295,9 +294,8 @@ def rankings_against_win_rates(
         for step in sorted(win_rates)
     )
     columns = np.array([[line.ranking_accuracy, line.win_rate] for line in lines])
-    if len(lines) < _FEWEST_CHECKPOINTS or (columns.std(axis=0) == 0).any():
-        return CheckpointTable(pairs, lines, None)
-    return CheckpointTable(pairs, lines, float(np.corrcoef(columns.T)[0, 1]))
+    known = len(lines) >= _FEWEST_CHECKPOINTS and (columns.std(axis=0) > 0).all()
+    return CheckpointTable(pairs, lines, float(np.corrcoef(columns.T)[0, 1]) if known else None)
 
 
 def step_of(name: str) -> int:

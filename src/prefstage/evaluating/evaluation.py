@@ -178,13 +178,18 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         rankings = None if settings.dynamics is None else _rankings(settings.dynamics, results)
         written = _write(run.path, models, results, figures)
     figures |= {"rankings": rankings and rankings.as_dict(), "counts": dict(judge.counts)}
-    texts = [
-        "\n\n".join(result.as_text() for result in results.values()),
-        *(["", "differences (all intervals and p-values hold at once):"] if table else []),
-        *(line.as_text() for line in table),
-        *(["", rankings.as_text()] if rankings else []),
-    ]
-    return Outcome("\n".join(texts), figures, written)
+    return Outcome(
+        "\n".join(
+            [
+                "\n\n".join(result.as_text() for result in results.values()),
+                *(["", "differences (all intervals and p-values hold at once):"] if table else []),
+                *(line.as_text() for line in table),
+                *(["", rankings.as_text()] if rankings else []),
+            ]
+        ),
+        figures,
+        written,
+    )
 
 
 def _rankings(dynamics: Path, results: Mapping[str, WinRate]) -> CheckpointTable:
@@ -307,15 +312,16 @@ def _recount(settings: EvaluateSettings, out: Path | None) -> Outcome:
         written.append(out / "results.json")
         write_json(written[-1], rates.as_dict())
     ends = "" if controlled else " [{:.2f}, {:.2f}]".format(*interval)
-    lines = [
-        f"{model} over {baseline}, {rates.n_total} verdicts by {rows[0].annotator or '?'}",
-        f"win rate {rates.win_rate:.2f} % ± {rates.standard_error:.2f}{ends}, "
-        f"discrete {rates.discrete_win_rate:.2f} %",
-        *([controlled.as_text(interval)] if controlled else []),
-        *(f"note: {note}" for note in notes),
-    ]
     return Outcome(
-        "\n".join(lines),
+        "\n".join(
+            [
+                f"{model} over {baseline}, {rates.n_total} verdicts by {rows[0].annotator or '?'}",
+                f"win rate {rates.win_rate:.2f} % ± {rates.standard_error:.2f}{ends}, "
+                f"discrete {rates.discrete_win_rate:.2f} %",
+                *([controlled.as_text(interval)] if controlled else []),
+                *(f"note: {note}" for note in notes),
+            ]
+        ),
         rates.as_dict()
         | {"interval": [*interval], "model": model, "baseline": baseline, "notes": notes},
         written,
@@ -412,12 +418,11 @@ def _benchmark(settings: EvaluateSettings, out: Path | None) -> Outcome:
             cure="write gsm8k=gsm8k_test.jsonl",
         )
         files[name] = Path(path)
-    suite = settings.task[0] if len(settings.task) == 1 and settings.task[0] in SUITES else None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         scores = run_benchmarks(
             policy,
-            suite or shots,
+            settings.task[0] if len(settings.task) == 1 and settings.task[0] in SUITES else shots,
             data=files,
             limit=settings.max_prompts,
             max_new_tokens=sampling.max_new_tokens

@@ -211,8 +211,7 @@ def profile_interval(
 
     def crossing(a: int, b: int) -> float:
         # The deviance is nearly a parabola, so between grid points its root is straight.
-        share = (limit - root[a]) / (root[b] - root[a])
-        return float(rates[a] + share * (rates[b] - rates[a]))
+        return float(rates[a] + (limit - root[a]) / (root[b] - root[a]) * (rates[b] - rates[a]))
 
     return (
         0.0 if first == 0 else crossing(first, first - 1),

@@ -127,13 +127,17 @@ class MtBench(Figures):
 
     def as_text(self) -> str:
         """The ratings in a few lines."""
-        turns = [f"turn {k} {_shown(score)}" for k, score in enumerate(self.by_turn, 1)]
         deviation = self.repeat_deviation
         return "\n".join(
             [
                 f"{self.model} on MT-bench by {self.judge}: {len(self.grades)} gradings,"
                 f" {self.missing} without a readable rating",
-                ", ".join([f"score {self.shown_score}", *turns]),
+                ", ".join(
+                    [
+                        f"score {self.shown_score}",
+                        *(f"turn {k} {_shown(score)}" for k, score in enumerate(self.by_turn, 1)),
+                    ]
+                ),
                 *(f"  {name:<12} {_shown(score)}" for name, score in self.by_category.items()),
                 *(
                     []
@@ -242,7 +246,7 @@ def run_mt_bench(
         ]
         grades = list(ask_all(judge, tasks, partial(_rated, judge, ledger, config, counts)))
     grades.sort(key=lambda grade: (grade.repeat, grade.question_id, grade.turn))
-    repeats = [_score([g for g in grades if g.repeat == r]) for r in range(config.repeats)]
+    repeats = (_score([g for g in grades if g.repeat == r]) for r in range(config.repeats))
     scores = [score for score in repeats if score is not None]
     return MtBench(
         model=sampler.name,

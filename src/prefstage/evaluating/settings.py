@@ -148,8 +148,11 @@ def kind_of(settings: EvaluateSettings, out: Path | None) -> str:
         *(["out"] if out is not None else []),
     }
     kind, *others = [name for name in _KINDS if name in named] or [""]
-    idle = [name for name in _IDLE.get(kind, ()) if name in named]
-    wrong = others + idle + [name for name, only in _ONLY.items() if name in named and kind != only]
+    wrong = [
+        *others,
+        *(name for name in _IDLE.get(kind, ()) if name in named),
+        *(name for name, only in _ONLY.items() if name in named and kind != only),
+    ]
     if wrong:
         raise InputError.of(
             saw=f"{_flag(wrong[0])} and {_flag(kind)}"

@@ -358,7 +358,6 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
         [[len(row[key].output_2) if key in row else 1 for key in baseline] for row in rows],
         list(baseline.values()),
     )
-    note = f"difficulty estimated from the verdicts on these {len(results)} models"
     controlled = dict(results)
     for (name, result), share in zip(results.items(), shares, strict=True):
         if result.rates.n_total >= FEWEST_CONTROLLED:
@@ -372,7 +371,13 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
                 difficulty=d[[column[verdict.prompt_id] for verdict in result.verdicts]],
                 regularise=False,
             )
-            controlled[name] = replace(new, notes=(*new.notes, note))
+            controlled[name] = replace(
+                new,
+                notes=(
+                    *new.notes,
+                    f"difficulty estimated from the verdicts on these {len(results)} models",
+                ),
+            )
     return controlled
 
 

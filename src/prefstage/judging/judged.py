@@ -437,10 +437,12 @@ def judge(
     elif out is not None:
         write_json(out, result)
     counts = [f"{name.replace('_', ' ')} {count}" for name, count in result["counts"].items()]
-    lines += [f"counts: {', '.join(counts)}"] if counts else []
-    if result["rows_quarantined"]:
-        lines.append(f"rows put aside as bad: {result['rows_quarantined']}")
-    lines += [f"note: {note}" for note in result["notes"]]
+    bad = result["rows_quarantined"]
+    lines += [
+        *([f"counts: {', '.join(counts)}"] if counts else []),
+        *([f"rows put aside as bad: {bad}"] if bad else []),
+        *(f"note: {note}" for note in result["notes"]),
+    ]
     return Judged("\n".join(lines), result, [] if out is None else [out], dataset=table)
 
 
@@ -457,8 +459,10 @@ def _judge_pairs(who: Judge, loaded: "PairSet") -> tuple[list[str], dict[str, An
     lines = [f"{len(pairs)} pairs judged by {who.name}"]
     if labelled:
         low, high = figures["interval"]
-        shares = (figures["longer_wins"], figures["prefers_longer"])
-        longer, prefers = (math.nan if share is None else share for share in shares)
+        longer, prefers = (
+            math.nan if figures[name] is None else figures[name]
+            for name in ("longer_wins", "prefers_longer")
+        )
         lines += [
             f"agrees with the labels of {labelled} pairs: {figures['agreement']:.1%}"
             f" [{low:.1%}, {high:.1%}] (95 % interval)",
@@ -482,10 +486,12 @@ def _score(who: Judge, loaded: "CandidateSet") -> tuple[list[str], dict[str, Any
             by_source.setdefault(source or "(unnamed)", []).append(score)
     means = {source: sum(values) / len(values) for source, values in by_source.items()}
     responses = sum(map(len, scores))
-    lines = [f"{responses} responses to {len(rows)} prompts scored by {who.name} ({kind})"]
-    lines += [
-        f"  {mean:8.3f}  {source}"
-        for source, mean in sorted(means.items(), key=lambda item: -item[1])
+    lines = [
+        f"{responses} responses to {len(rows)} prompts scored by {who.name} ({kind})",
+        *(
+            f"  {mean:8.3f}  {source}"
+            for source, mean in sorted(means.items(), key=lambda item: -item[1])
+        ),
     ]
     result = {"prompts": len(rows), "responses": responses, "score": kind, "mean": means}
     return lines, result, loaded.dataset.remove_columns("scores").add_column("scores", scores)

@@ -295,9 +295,11 @@ class PairRMJudge(ModelJudge):
         def ask(positions: Sequence[int]) -> Iterator[tuple[int, Judgment]]:
             encodings = [self._encode(comparisons[position]) for position in positions]
             self._counts["truncated"] += sum(cut for *_, cut in encodings)
-            rows = [{"input_ids": order} for *orders, _ in encodings for order in orders]
             logits: dict[int, float] = {}
-            for batch, values in self._logits(rows, 2 * self._options.batch_size):
+            for batch, values in self._logits(
+                [{"input_ids": order} for *orders, _ in encodings for order in orders],
+                2 * self._options.batch_size,
+            ):
                 logits.update(zip(batch, values, strict=True))
                 # Rows of one length are read in their order: the forward one is known by now.
                 for row in (row for row in batch if row % 2):
