@@ -10,7 +10,7 @@ from prefstage.aligning import Grid, load_grid, plan_experiment, run_experiment
 from prefstage.building import build_pairs
 from prefstage.core.config import load_config
 from prefstage.core.errors import ConfigError, InputError, RunFolderError
-from prefstage.core.runs import RunFolder
+from prefstage.core.runs import run_folder
 from tests.aligning.tiny_world import settings
 
 TABLE = {"kind": "stages", "by": ["loss"], "columns": ["true reward", "win_rate", "avg_length"]}
@@ -121,7 +121,7 @@ def test_a_second_process_is_refused(world, tmp_path):
     out = tmp_path / "run"
     asked = grid(world, axes={"schedule": ["off,off"]}, tables={})
     with (
-        RunFolder.hold(out, command="experiment", inputs={}),
+        run_folder(out, command="experiment", inputs={}),
         pytest.raises(RunFolderError, match="in use by another process"),
     ):
         run_experiment(asked, out=out)

@@ -177,7 +177,8 @@ def test_a_training_goes_on_with_the_date_on_which_it_began(
 
 def test_the_date_of_a_run_is_that_of_its_manifest(tmp_path: Path, day: type[Day]) -> None:
     assert run_date(None) == run_date(tmp_path / "none") == _FIRST
-    runs.RunFolder.open(tmp_path / "run", command="test", inputs={})
+    with runs.run_folder(tmp_path / "run", command="test", inputs={}):
+        pass
     day.now = _NEXT
     assert run_date(tmp_path / "run") == _FIRST
     (tmp_path / "run" / "manifest.json").write_text("no manifest")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefstage.core.errors import InputError
-from prefstage.core.runs import RESULT, RunFolder, read_result, write_result
+from prefstage.core.runs import RESULT, read_result, run_folder, write_result
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -31,7 +31,8 @@ def test_a_run_without_results_or_with_damaged_ones_is_refused(tmp_path: Path) -
         read_result(tmp_path / "nothing")
     with pytest.raises(InputError, match="holds no results: no"):
         read_result(tmp_path)
-    RunFolder.open(tmp_path, command="train", inputs={})
+    with run_folder(tmp_path, command="train", inputs={}):
+        pass
     with pytest.raises(InputError, match="its train has not ended"):
         read_result(tmp_path)
     for damaged in ('{"command": "tra', "[]", json.dumps({"command": "train"}), '"\udcff"'):

@@ -34,11 +34,11 @@ from prefstage.core import (
     Config,
     Outcome,
     PrefstageError,
-    RunFolder,
     load_config,
     markdown_table,
     progress,
     refuse,
+    run_folder,
     write_config,
     write_json,
     write_result,
@@ -234,7 +234,7 @@ def run_experiment(
     }
     judge, records, rows = cache(as_judge), list[CellRecord](), list[dict[str, Any]]()
     with (
-        RunFolder.hold(out, command="experiment", inputs={}),
+        run_folder(out, command="experiment", inputs={}),
         progress("cells", len(cells)) as tick,
     ):
         write_config(grid, out / CONFIG)

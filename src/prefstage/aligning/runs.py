@@ -20,8 +20,8 @@ from prefstage.aligning.steps import (
 from prefstage.building.account import describe_reversal
 from prefstage.core import (
     Outcome,
-    RunFolder,
     markdown_table,
+    run_folder,
     write_config,
     write_json,
     write_result,
@@ -104,7 +104,7 @@ def align(
     space = open_workspace(recipe, out, judge)
     # By the path as it was written, which is what an error should repeat.
     with (
-        RunFolder.hold(folder, command="align", inputs={}),
+        run_folder(folder, command="align", inputs={}),
         space.opened(None if store is None else Path(store)),
     ):
         write_config(space.recipe, out / CONFIG)
@@ -182,7 +182,7 @@ def advise(
     """
     folder, out = Path(out), Path(out).absolute()
     space = open_workspace(recipe, out, judge)
-    with RunFolder.hold(folder, command="advise", inputs={}), space.opened(None):
+    with run_folder(folder, command="advise", inputs={}), space.opened(None):
         write_config(space.recipe, out / CONFIG)
         steps = Steps(space, tell, begun=begun)
         start = space.policy("start", space.recipe.policy)

@@ -62,7 +62,7 @@ from prefstage.core import (
     InputError,
     Ledger,
     Outcome,
-    RunFolder,
+    run_folder,
     write_config,
     write_json,
     write_result,
@@ -205,7 +205,7 @@ def build_pairs(
                 "judge": judge.fingerprint if judge is not None else None,
                 "policy": sampler.fingerprint if sampler is not None else None,
             }
-            stack.enter_context(RunFolder.hold(folder, command="build", inputs=inputs))
+            stack.enter_context(run_folder(folder, command="build", inputs=inputs))
             write_config(plan.recipe, folder / CONFIG)
         store = stack.enter_context(Ledger(folder / LEDGER))
         judge = stored(judge, store) if judge is not None else None

@@ -48,7 +48,6 @@ from .runs import (
     LOCK as LOCK,
     MANIFEST as MANIFEST,
     Outcome as Outcome,
-    RunFolder as RunFolder,
     fault_in as fault_in,
     installed_versions as installed_versions,
     list_files as list_files,
@@ -57,6 +56,7 @@ from .runs import (
     put_in_place as put_in_place,
     read_result as read_result,
     run_date as run_date,
+    run_folder as run_folder,
     shown as shown,
     write_result as write_result,
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from prefstage.core.errors import InputError, RunFolderError
 from prefstage.core.files import digest, digest_file, sync_folder, write_json
@@ -22,34 +22,30 @@ _PACKAGES = ("prefstage", "torch", "transformers", "datasets", "peft")
 _LOCKED_BYTE = 1 << 30
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """A folder that belongs to one run: one command, one configuration, one set of inputs."""
+@contextmanager
+def run_folder(path: Path, *, command: str, inputs: Mapping[str, Any]) -> Iterator[Path]:
+    """Open the folder of one run, and keep it to this process while the block runs.
 
-    path: Path
-    key: str
+    A run is one command, one configuration, one set of inputs. Every command that fills a run
+    folder works in such a block; it goes on in the folder of the same run.
 
-    @classmethod
-    def open(cls, path: Path, *, command: str, inputs: Mapping[str, Any]) -> Self:
-        """Make the folder, or go on in it if it belongs to the same run.
+    Args:
+        path: The folder; made with its parents if missing.
+        command: The command's name.
+        inputs: JSON-serialisable: everything the result depends on (configuration,
+            fingerprints of data, model and judge).
 
-        Args:
-            path: The folder; made with its parents if missing.
-            command: The command's name.
-            inputs: JSON-serialisable: everything the result depends on (configuration,
-                fingerprints of data, model and judge).
+    Yields:
+        The folder, with its manifest on disk.
 
-        Returns:
-            The open folder, with its manifest on disk.
-
-        Raises:
-            RunFolderError: If the folder holds another run, or files and no manifest.
-        """
-        run = cls(path, digest({"command": command, "inputs": dict(inputs)}))
-        manifest = path / MANIFEST
-        if manifest.exists():
-            _check_same_run(manifest, run.key, command, inputs)
-            return run
+    Raises:
+        RunFolderError: If the folder holds another run, or files and no manifest; or if another
+            process works in it.
+    """
+    key, manifest = digest({"command": command, "inputs": dict(inputs)}), path / MANIFEST
+    if manifest.exists():
+        _check_same_run(manifest, key, command, inputs)
+    else:
         leftover = f".{Path(MANIFEST).stem}-"  # of a start that was killed before its manifest
         RunFolderError.unless(
             not path.exists()
@@ -62,7 +58,7 @@ class RunFolder:
             manifest,
             {
                 "command": command,
-                "key": run.key,
+                "key": key,
                 "inputs": dict(inputs),
                 "date": date.today().isoformat(),  # of this place, as chat templates read it
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,29 +66,8 @@ class RunFolder:
                 "versions": installed_versions(_PACKAGES),
             },
         )
-        return run
-
-    @classmethod
-    @contextmanager
-    def hold(cls, path: Path, *, command: str, inputs: Mapping[str, Any]) -> Iterator[Self]:
-        """Open the folder, and keep it to this process while the block runs.
-
-        Every command that fills a run folder works in such a block.
-
-        Args:
-            path: As for `open`.
-            command: As for `open`.
-            inputs: As for `open`.
-
-        Yields:
-            The open folder.
-
-        Raises:
-            RunFolderError: As `open`; or if another process works in the folder.
-        """
-        run = cls.open(path, command=command, inputs=inputs)
-        with locked(path):
-            yield run
+    with locked(path):
+        yield path
 
 
 def run_date(folder: Path | None) -> date:

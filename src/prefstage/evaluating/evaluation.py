@@ -16,9 +16,9 @@ from prefstage.core import (
     InputError,
     Ledger,
     Outcome,
-    RunFolder,
     check_config,
     digest,
+    run_folder,
     write_json,
     write_result,
 )
@@ -150,11 +150,11 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
     order = prompt_order(list(theirs.by_prompt), seed=settings.seed)
     prompts = [theirs.by_prompt[key].prompt for key in order[: settings.max_prompts]]
     with (
-        RunFolder.hold(Path(str(out)), command="evaluate", inputs=inputs) as run,
-        Ledger(run.path / LEDGER) as ledger,
+        run_folder(Path(str(out)), command="evaluate", inputs=inputs) as folder,
+        Ledger(folder / LEDGER) as ledger,
     ):
         for policy in settings.policy:
-            with _sampler(policy, settings, run.path) as sampler:
+            with _sampler(policy, settings, folder) as sampler:
                 models.append(answer_prompts(sampler, prompts, ledger))
         name, count = Counter(model.name for model in models).most_common(1)[0]
         InputError.unless(
@@ -176,7 +176,7 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
             "comparison": [line.as_dict() for line in table],
         }
         rankings = None if settings.dynamics is None else _rankings(settings.dynamics, results)
-        written = _write(run.path, models, results, figures)
+        written = _write(folder, models, results, figures)
     figures |= {"rankings": rankings and rankings.as_dict(), "counts": dict(judge.counts)}
     return Outcome(
         "\n".join(
@@ -377,16 +377,16 @@ def _grade(settings: EvaluateSettings, out: Path | None) -> Outcome:
         "config": config.model_dump(),
     }
     with (
-        RunFolder.hold(Path(str(out)), command="evaluate --mt-bench", inputs=inputs) as run,
-        _sampler(policy, settings, run.path) as sampler,
+        run_folder(Path(str(out)), command="evaluate --mt-bench", inputs=inputs) as folder,
+        _sampler(policy, settings, folder) as sampler,
     ):
         graded = run_mt_bench(
-            questions, sampler=sampler, judge=server, folder=run.path, config=config
+            questions, sampler=sampler, judge=server, folder=folder, config=config
         )
-        written = [run.path / "mt_bench.json"]
+        written = [folder / "mt_bench.json"]
         write_json(written[0], graded.as_dict())
         write_result(
-            run.path,
+            folder,
             "evaluate",
             headline=f"{graded.model}: score {graded.shown_score}",
             facts={"policy": graded.model, "judge": graded.judge},

@@ -13,9 +13,9 @@ from prefstage.core import (
     InputError,
     Ledger,
     Outcome,
-    RunFolder,
     as_config,
     progress,
+    run_folder,
     write_config,
     write_result,
 )
@@ -150,7 +150,7 @@ def measure_stage(
                 "on_policy": policy.fingerprint,
                 "judge": judge.fingerprint,
             }
-            stack.enter_context(RunFolder.hold(out, command="measure", inputs=inputs))
+            stack.enter_context(run_folder(out, command="measure", inputs=inputs))
             ledger = stack.enter_context(Ledger(out / LEDGER))
             judge = stored(judge, ledger)
             if isinstance(policy, SampledResponses):

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from prefstage.aligning import align
-from prefstage.core import Config, RunFolder, progress, read_json_lines, write_json
+from prefstage.core import Config, progress, read_json_lines, run_folder, write_json
 from prefstage.data import Candidates, Pair, PairSet, ResponseEncoder
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import CallableJudge, FunctionOptions
@@ -245,12 +245,12 @@ def run_demo(
     """
     config, tell = config or DemoConfig(), tell or (lambda part: None)
     inputs = {**config.model_dump(mode="json"), "writers": [repr(writer) for writer in writers]}
-    with RunFolder.hold(out, command="demo", inputs=inputs) as run, ExitStack() as stack:
+    with run_folder(out, command="demo", inputs=inputs) as folder, ExitStack() as stack:
         # On one thread: so small a model gains nothing from more, and loses much on a busy
         # machine; and its results do not depend on the number of cores.
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
-        folder, world = run.path, World(config.seed)
+        world = World(config.seed)
         pairs = list(world.pairs(config.pairs, writers=writers))
         pool = _save_pool(pairs, folder / "world" / "pairs.jsonl")
         world.pairs(config.held_out, split="test").save(folder / "world" / "held_out.jsonl")

@@ -18,10 +18,10 @@ from prefstage.core import (
     MissingDependencyError,
     Outcome,
     PrefstageError,
-    RunFolder,
     RunFolderError,
     progress,
     run_date,
+    run_folder,
     shown,
     write_config,
     write_json,
@@ -201,7 +201,7 @@ def _opened(recipe: Recipe, out: Path, stack: ExitStack) -> Iterator[None]:
     # How long to train and what to log may change when a run goes on.
     inputs = recipe.model_dump(mode="json", exclude={"training", "export", "dynamics", "eval"})
     try:
-        stack.enter_context(RunFolder.hold(out, command="train", inputs=inputs))
+        stack.enter_context(run_folder(out, command="train", inputs=inputs))
         write_config(recipe, out / RESOLVED)
     except OSError as error:
         raise RunFolderError.of(

@@ -317,7 +317,7 @@ class Workspace:
 
     @contextmanager
     def opened(self, store: Path | None = None) -> Iterator[None]:
-        """Open the stores while the block runs; who fills the folder holds it (`RunFolder.hold`).
+        """Open the stores while the block runs; who fills the folder holds it (`run_folder`).
 
         Args:
             store: A folder that several runs share; the run folder gets relative links to
