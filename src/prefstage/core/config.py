@@ -189,8 +189,8 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, prefix: str
 
 
 def _config_error(schema: Any, error: ValidationError, origin: str) -> ConfigError:
-    lines = (_describe(schema, fault, origin) for fault in error.errors())
-    return ConfigError(" ".join("; ".join(lines).split()))
+    text = "; ".join(_describe(schema, fault, origin) for fault in error.errors())
+    return ConfigError(" ".join(text.split()))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -263,8 +263,10 @@ def _describe(schema: type[BaseModel], fault: Any, origin: str) -> str:
     reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if not setting:
         return f"{prefix}{reason}"
-    seen = reprlib.repr(fault["input"])
-    return f"{prefix}setting {setting!r} is {seen}; expected {reason}; change it"
+    return (
+        f"{prefix}setting {setting!r} is {reprlib.repr(fault['input'])}; expected {reason}; "
+        "change it"
+    )
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

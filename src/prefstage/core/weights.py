@@ -379,9 +379,10 @@ def put_adapter(model: Any, name_or_path: str, *, merge: bool) -> Any:
         try:
             adapted = PeftModel.from_pretrained(model, name_or_path)
             # A second reading, since the first keeps to itself what it did not use.
-            offloaded = any(weight.is_meta for weight in adapted.parameters())
             result = (
-                None if offloaded else adapted.load_adapter(name_or_path, adapted.active_adapter)
+                None  # offloaded
+                if any(weight.is_meta for weight in adapted.parameters())
+                else adapted.load_adapter(name_or_path, adapted.active_adapter)
             )
         except Exception as error:  # by what is wrong with it
             # peft names a weight of another shape only in the text of its error.

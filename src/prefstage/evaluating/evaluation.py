@@ -435,9 +435,14 @@ def _benchmark(settings: EvaluateSettings, out: Path | None) -> Outcome:
     if out is not None:
         written = [out / "benchmarks.json"]
         write_json(written[0], dumped)
-    lines = [
-        f"{policy} by lm-evaluation-harness",
-        *(score.as_text() for score in scores),
-        *(f"note: {note}" for note in notes),
-    ]
-    return Outcome("\n".join(lines), {"policy": policy, "notes": notes, "scores": dumped}, written)
+    return Outcome(
+        "\n".join(
+            [
+                f"{policy} by lm-evaluation-harness",
+                *(score.as_text() for score in scores),
+                *(f"note: {note}" for note in notes),
+            ]
+        ),
+        {"policy": policy, "notes": notes, "scores": dumped},
+        written,
+    )

@@ -450,11 +450,6 @@ def _judge_pairs(who: Judge, loaded: "PairSet") -> tuple[list[str], dict[str, An
     pairs = list(loaded)
     judgments = compare_all(who, [comparison_of(pair) for pair in pairs])
     figures = agreement_with_labels(pairs, judgments)
-    table = (
-        loaded.dataset.remove_columns("judge_probability")
-        .add_column("judge_probability", [judgment.probability for judgment in judgments])
-        .add_column("judge_status", [judgment.status for judgment in judgments])
-    )
     labelled = len(pairs) - figures["label_ties"]
     lines = [f"{len(pairs)} pairs judged by {who.name}"]
     if labelled:
@@ -473,7 +468,13 @@ def _judge_pairs(who: Judge, loaded: "PairSet") -> tuple[list[str], dict[str, An
         f"ties: {figures['label_ties']} in the labels, {figures['judge_ties']} by the judge;"
         f" undecided: {figures['undecided']}"
     )
-    return lines, figures, table
+    return (
+        lines,
+        figures,
+        loaded.dataset.remove_columns("judge_probability")
+        .add_column("judge_probability", [judgment.probability for judgment in judgments])
+        .add_column("judge_status", [judgment.status for judgment in judgments]),
+    )
 
 
 def _score(who: Judge, loaded: "CandidateSet") -> tuple[list[str], dict[str, Any], Any]:
@@ -493,5 +494,8 @@ def _score(who: Judge, loaded: "CandidateSet") -> tuple[list[str], dict[str, Any
             for source, mean in sorted(means.items(), key=lambda item: -item[1])
         ),
     ]
-    result = {"prompts": len(rows), "responses": responses, "score": kind, "mean": means}
-    return lines, result, loaded.dataset.remove_columns("scores").add_column("scores", scores)
+    return (
+        lines,
+        {"prompts": len(rows), "responses": responses, "score": kind, "mean": means},
+        loaded.dataset.remove_columns("scores").add_column("scores", scores),
+    )

@@ -73,8 +73,8 @@ def run_program(words: Sequence[str], *, log_file: Path, stop_grace_s: float = 1
         InputError: If there is no such program.
         ServiceError: If it ends with another status than 0.
     """
-    program = _program(words[0], f"command {shlex.join(words)!r}")
-    with _guarded([program, *words[1:]], log_file, stop_grace_s) as guard:
+    command = [_program(words[0], f"command {shlex.join(words)!r}"), *words[1:]]
+    with _guarded(command, log_file, stop_grace_s) as guard:
         status = guard.wait()
     ServiceError.unless(
         status == 0,
@@ -187,5 +187,5 @@ def _is_healthy(http: httpx2.Client) -> bool:
 
 def _tail(log_file: Path) -> str:
     lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
-    last = " | ".join(filter(None, map(str.strip, lines)))
-    return f"its log {log_file} ends: {last[-_TAIL_CHARS:] or '(empty)'}"
+    last = " | ".join(filter(None, map(str.strip, lines)))[-_TAIL_CHARS:]
+    return f"its log {log_file} ends: {last or '(empty)'}"
