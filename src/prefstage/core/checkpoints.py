@@ -306,13 +306,16 @@ def _check_base(
         expected=task.wanted,
         cure="use a language model that reads from left to right",
     )
-    half = str(getattr(model, "dtype", "")) == "torch.float16"
     check_weights(
         source,
         not_finite=not_finite_names(model.state_dict()),
         expected="finite numbers",
         cure="use an earlier or another copy of the checkpoint"
-        + ("; float16 ends at 65,504: try bfloat16" if half else ""),
+        + (
+            "; float16 ends at 65,504: try bfloat16"
+            if str(getattr(model, "dtype", "")) == "torch.float16"
+            else ""
+        ),
     )
 
 

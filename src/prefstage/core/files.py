@@ -68,9 +68,16 @@ def json_text(value: Any) -> str:
     Raises:
         TypeError: If the value is not JSON-serialisable.
     """
-    # Read back from text in which NaN and infinities are bare words, and each of them as None.
-    finite = json.loads(json.dumps(value), parse_constant=lambda word: None)
-    return json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return (
+        json.dumps(
+            # Read back from text in which NaN and infinities are bare words, and each as None.
+            json.loads(json.dumps(value), parse_constant=lambda word: None),
+            indent=2,
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+        + "\n"
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -166,10 +173,11 @@ def digest(value: Any, *, length: int = 16) -> str:
         TypeError: If the value is not JSON-serialisable.
         ValueError: If it holds NaN or an infinity, which have no canonical text.
     """
-    text = json.dumps(
-        value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return hashlib.sha256(
+        json.dumps(
+            value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False
+        ).encode()
+    ).hexdigest()[:length]
 
 
 def digest_file(path: Path, *, length: int = 16) -> str:

@@ -132,7 +132,6 @@ class Ledger(ExitStack):
             InputError: If a value is none that the table takes, such as a probability above 1.
             ServiceError: If the disk is full, or the file cannot be written any more.
         """
-        marks = ", ".join("?" * (len(key) + len(values)))
         with InputError.instead_of(
             sqlite3.IntegrityError,
             saw=f"a record for {table} with {', '.join(map(repr, values))} ({{error}})",
@@ -141,7 +140,9 @@ class Ledger(ExitStack):
         ):
             # DO NOTHING passes over a taken key alone; OR IGNORE would swallow a failed CHECK too.
             self._execute(
-                f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT DO NOTHING", (*key, *values)
+                f"INSERT INTO {table} VALUES ({', '.join('?' * len((*key, *values)))})"
+                " ON CONFLICT DO NOTHING",
+                (*key, *values),
             )
         return self.get(table, key) or tuple(values)
 

@@ -83,8 +83,9 @@ def progress(label: str, total: int | None, *, enabled: bool | None = None) -> I
     with ExitStack() as stack:
         if display is None or enabled is False:
             shown = sys.stderr.isatty() if enabled is None else enabled
-            console = Console(stderr=True, force_terminal=shown or None)
-            display = stack.enter_context(bars(console, disable=not shown))
+            display = stack.enter_context(
+                bars(Console(stderr=True, force_terminal=shown or None), disable=not shown)
+            )
             stack.enter_context(gathered(display if shown else None))
         task = display.add_task(label, total=total, note="")
         if display is gathering:

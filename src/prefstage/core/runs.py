@@ -291,14 +291,15 @@ def write_result(
     Returns:
         The file.
     """
-    itself = [{"kind": command, "iteration": 1, "folder": "."}]
     write_json(
         folder / RESULT,
         {
             "command": command,
             "headline": headline,
             "facts": {name: str(fact) for name, fact in (facts or {}).items() if fact},
-            "parts": itself if parts is None else [dict(part) for part in parts],
+            "parts": [{"kind": command, "iteration": 1, "folder": "."}]
+            if parts is None
+            else [dict(part) for part in parts],
         },
     )
     return folder / RESULT

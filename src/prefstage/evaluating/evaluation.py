@@ -147,8 +147,10 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         "config": config.model_dump(),
     }
     # The prompts that will be judged and no others: order and limit are those of the win rate.
-    order = prompt_order(list(theirs.by_prompt), seed=settings.seed)
-    prompts = [theirs.by_prompt[key].prompt for key in order[: settings.max_prompts]]
+    prompts = [
+        theirs.by_prompt[key].prompt
+        for key in prompt_order(list(theirs.by_prompt), seed=settings.seed)[: settings.max_prompts]
+    ]
     with (
         run_folder(Path(str(out)), command="evaluate", inputs=inputs) as folder,
         Ledger(folder / LEDGER) as ledger,
@@ -236,18 +238,20 @@ def _write(
     results: Mapping[str, WinRate],
     figures: Mapping[str, Any],
 ) -> list[Path]:
-    lines = {}
     for number, (answers, result) in enumerate(zip(models, results.values(), strict=True)):
         part = folder / f"model-{number}"
         write_model_outputs(part / "model_outputs.json", answers)
         write_annotations(part / "annotations.json", result.verdicts)
         write_json(part / "evaluation.json", result.as_dict())
-        if result.controlled is not None:
-            lines[answers.name] = leaderboard_row(
-                [verdict.preference for verdict in result.verdicts],
-                [len(verdict.output_2) for verdict in result.verdicts],
-                controlled=result.controlled,
-            )
+    lines = {
+        name: leaderboard_row(
+            [verdict.preference for verdict in result.verdicts],
+            [len(verdict.output_2) for verdict in result.verdicts],
+            controlled=result.controlled,
+        )
+        for name, result in results.items()
+        if result.controlled is not None
+    }
     written = [folder / "results.json"]
     write_json(written[0], figures)
     if lines:
@@ -311,13 +315,13 @@ def _recount(settings: EvaluateSettings, out: Path | None) -> Outcome:
     if out is not None:
         written.append(out / "results.json")
         write_json(written[-1], rates.as_dict())
-    ends = "" if controlled else " [{:.2f}, {:.2f}]".format(*interval)
     return Outcome(
         "\n".join(
             [
                 f"{model} over {baseline}, {rates.n_total} verdicts by {rows[0].annotator or '?'}",
-                f"win rate {rates.win_rate:.2f} % ± {rates.standard_error:.2f}{ends}, "
-                f"discrete {rates.discrete_win_rate:.2f} %",
+                f"win rate {rates.win_rate:.2f} % ± {rates.standard_error:.2f}"
+                + ("" if controlled else " [{:.2f}, {:.2f}]".format(*interval))
+                + f", discrete {rates.discrete_win_rate:.2f} %",
                 *([controlled.as_text(interval)] if controlled else []),
                 *(f"note: {note}" for note in notes),
             ]

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +13,7 @@ from prefstage.core import InputError
 from prefstage.evaluating.rates import (
     HALF,
     N_PROMPTS,
+    Figures,
     Floats,
     fit_l1_logistic,
     length_tables,
@@ -30,7 +31,8 @@ GAMED_WEIGHT = 0.2 / 2
 _ALIGN = "align preferences, lengths and prompts by instruction"
 
 
-class LengthWeights(NamedTuple):
+@dataclass(frozen=True)
+class LengthWeights:
     """Coefficients of the regression, in nats.
 
     Attributes:
@@ -45,7 +47,7 @@ class LengthWeights(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LengthControlledWinRate:
+class LengthControlledWinRate(Figures):
     """Win rates of a model over a baseline; all rates and errors in percent.
 
     Attributes:
@@ -83,10 +85,6 @@ class LengthControlledWinRate:
     difficulty: Origin
     lookup: Lookup
     notes: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The result as JSON-serialisable values."""
-        return {**asdict(self), "weights": self.weights._asdict(), "notes": list(self.notes)}
 
     def as_text(self, interval: tuple[float, float]) -> str:
         """The length-controlled rate in a line, with its interval."""

@@ -122,8 +122,9 @@ class MtBench(Figures):
     @property
     def shown_score(self) -> str:
         """The score with its interval, as people read it."""
-        ends = "" if self.interval is None else " [{:.2f}, {:.2f}]".format(*self.interval)
-        return _shown(self.score) + ends
+        return _shown(self.score) + (
+            "" if self.interval is None else " [{:.2f}, {:.2f}]".format(*self.interval)
+        )
 
     def as_text(self) -> str:
         """The ratings in a few lines."""

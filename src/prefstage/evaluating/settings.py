@@ -11,7 +11,6 @@ from prefstage.sampling.base import AnswerConfig
 
 FEWEST_MODELS = 3
 ENOUGH_MODELS = f"at least {FEWEST_MODELS}: fewer cannot tell a prompt from a chance"
-_KINDS = ("annotations", "mt_bench", "task")
 # What has no effect on a kind of evaluation, and what has one on a single kind only.
 _IDLE = {
     "annotations": ("dynamics", "joint_difficulty"),
@@ -147,7 +146,7 @@ def kind_of(settings: EvaluateSettings, out: Path | None) -> str:
         *settings.sampling.model_fields_set,
         *(["out"] if out is not None else []),
     }
-    kind, *others = [name for name in _KINDS if name in named] or [""]
+    kind, *others = [name for name in _IDLE if name in named] or [""]
     wrong = [
         *others,
         *(name for name in _IDLE.get(kind, ()) if name in named),

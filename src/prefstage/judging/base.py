@@ -30,14 +30,14 @@ def content_of(message: Message) -> str:
     for part in content if isinstance(content, list) else [content]:
         # Only a list has parts: a part in place of the content is as unknown as anything else.
         text = part.get("text") if isinstance(part, Mapping) and part is not content else part
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise InputError.of(
-                saw=f"a message content of kind {kind!r}",
-                expected="text (a string, or a list of text parts)",
-                cure="leave out prompts with images or audio, which this judge cannot read",
-            )
-        texts.append(text)
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        InputError.unless(
+            isinstance(text, str),
+            saw=f"a message content of kind {kind!r}",
+            expected="text (a string, or a list of text parts)",
+            cure="leave out prompts with images or audio, which this judge cannot read",
+        )
+        texts.append(str(text))
     return "\n".join(texts)
 
 

@@ -400,10 +400,11 @@ def judge(
     from prefstage.data.storage import save_dataset
 
     config, out = config or JudgeConfig(), None if out is None else Path(out)
-    names = "neither --pairs nor --candidates", "both --pairs and --candidates"
     InputError.unless(
         (pairs is None) != (candidates is None),
-        saw=names[pairs is not None],
+        saw="neither --pairs nor --candidates"
+        if pairs is None
+        else "both --pairs and --candidates",
         expected="one of them",
         cure="give --pairs to compare two responses a prompt, --candidates to score any number",
     )

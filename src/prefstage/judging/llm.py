@@ -365,8 +365,9 @@ class LLMJudge(Judge):
         keys = [question_key(self.fingerprint, question) for question in shown]
 
         def ask(positions: Sequence[int]) -> Iterator[tuple[int, Verdicts]]:
-            asked = (shown[position] for position in positions)
-            return ask_all(self.client, enumerate(asked), self._ask_both)
+            return ask_all(
+                self.client, enumerate(shown[position] for position in positions), self._ask_both
+            )
 
         tie: Verdicts = (_HALF, _HALF)
         same = (tie if c.a == c.b else None for c in comparisons)

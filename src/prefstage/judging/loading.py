@@ -79,8 +79,9 @@ class CallableJudge(Judge):
         """
         self._function = function
         self._options = options or FunctionOptions()
-        called = getattr(function, "__qualname__", type(function).__name__)
-        self.name = name or f"{function.__module__}:{called}"
+        self.name = name or ":".join(
+            (function.__module__, getattr(function, "__qualname__", type(function).__name__))
+        )
         self._counts: Counter[str] = Counter(calls=0)
 
     @classmethod

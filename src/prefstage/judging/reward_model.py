@@ -196,8 +196,11 @@ class PairEncoder(Encoder):
         ids = self.tokenizer(
             text, response, truncation="only_second", max_length=self.max_length, **_AS_TEXT
         )
-        kept = {name: ids[name] for name in ("input_ids", "token_type_ids") if name in ids}
-        return kept, budget < len(spans), budget + wanted > window
+        return (
+            {name: ids[name] for name in ("input_ids", "token_type_ids") if name in ids},
+            budget < len(spans),
+            budget + wanted > window,
+        )
 
     # Where each token stands in the text; token by token what the model will see.
     def _spans(self, text: str) -> list[tuple[int, int]]:
@@ -332,8 +335,12 @@ class RewardModelJudge(ModelJudge):
         options = options or RewardModelOptions()
         tokenizer = load_tokenizer(path)
         device_map, dtype = loading_settings(options.device, options.dtype)
-        model = load_checkpoint(path, CLASSIFIER, dtype=dtype, device_map=device_map, merge=True)
-        return cls(model, tokenizer, options=options, name=path)
+        return cls(
+            load_checkpoint(path, CLASSIFIER, dtype=dtype, device_map=device_map, merge=True),
+            tokenizer,
+            options=options,
+            name=path,
+        )
 
     def stream_scores(self, items: Sequence[Item]) -> Iterator[tuple[int, float]]:
         """Yield (position, reward) as batches finish; known rewards come first."""

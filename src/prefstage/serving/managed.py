@@ -25,7 +25,6 @@ def managed_server(
     command: str,
     *,
     log_file: Path,
-    port: int | None = None,
     start_timeout_s: float = 1800.0,
     stop_grace_s: float = 15.0,
 ) -> Iterator[str]:
@@ -35,11 +34,10 @@ def managed_server(
     by whatever way, and also when this process is killed.
 
     Args:
-        command: How to start it, with `{port}` where the port goes, such as
+        command: How to start it, with `{port}` where the port goes, a free one, such as
             ``vllm serve Qwen/Qwen3-8B --host 127.0.0.1 --port {port}``. Split as a shell
             would, but run without one.
         log_file: Its output is appended to this file.
-        port: On 127.0.0.1; None takes a free one.
         start_timeout_s: Seconds it may take until it answers.
         stop_grace_s: Seconds between SIGTERM and SIGKILL.
 
@@ -50,13 +48,14 @@ def managed_server(
         InputError: If the command names no port or no known program.
         ServiceError: If the server ends before it answers, or takes too long.
     """
-    if port is None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-    words = [word.replace("{port}", str(port)) for word in check_command(command)]
+    words = check_command(command)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
-    with _guarded(words, log_file, stop_grace_s) as guard:
+    with _guarded(
+        [word.replace("{port}", port) for word in words], log_file, stop_grace_s
+    ) as guard:
         _wait_until_healthy(url, guard, log_file, start_timeout_s)
         yield url
 
