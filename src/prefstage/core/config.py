@@ -68,12 +68,13 @@ def load_config(
         expected="the path of a YAML file, or a mapping of settings",
         cure="pass one of these",
     )
-    origin = str(source) if isinstance(source, Path | str) else ""
     values = dict(source or {}) if isinstance(source, Mapping | None) else _read(Path(source))
     for key, value in (overrides or {}).items():
         if value is not None:
             _set_dotted(values, key.split("."), value)
-    return check_config(schema, values, origin=origin)
+    return check_config(
+        schema, values, origin=str(source) if isinstance(source, Path | str) else ""
+    )
 
 
 def check_config(schema: type[ConfigT], values: Mapping[str, Any], *, origin: str = "") -> ConfigT:

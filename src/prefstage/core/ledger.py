@@ -113,8 +113,11 @@ class Ledger(ExitStack):
         Returns:
             Its other columns; None if there is no such record.
         """
-        names, marks = _names(_TABLES[table][0]), ", ".join("?" * len(key))
-        rows = self._execute(f"SELECT * FROM {table} WHERE ({names}) = ({marks})", key)
+        rows = self._execute(
+            f"SELECT * FROM {table} WHERE ({_names(_TABLES[table][0])}) ="
+            f" ({', '.join('?' * len(key))})",
+            key,
+        )
         return rows[0][len(key) :] if rows else None
 
     def put(self, table: Table, key: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:

@@ -134,8 +134,7 @@ def weights_fingerprint(model: "torch.nn.Module") -> str:
     hasher = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        hasher.update(flat.view(torch.uint8).numpy().data)
+        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()[:16]
 
 
@@ -226,8 +225,11 @@ def check_token_ids(ids: Iterable[int], rows: int, *, where: str, tokenizer: Any
     """
     for token in ids:
         if not 0 <= token < rows:
-            known = tokenizer is not None and token >= 0
-            text = tokenizer.convert_ids_to_tokens(int(token)) if known else None
+            text = (
+                tokenizer.convert_ids_to_tokens(int(token))
+                if tokenizer is not None and token >= 0
+                else None
+            )
             raise InputError.of(
                 saw=f"{where}: token {token}" + (f" ({text!r})" if text else ""),
                 expected=f"ids from 0 to {rows - 1}, the model's vocabulary",

@@ -102,7 +102,7 @@ def compare_win_rates(
     )
     verdicts = [{v.prompt_id: v.preference for v in rate.verdicts} for rate in results.values()]
     prompts = sorted(set().union(*verdicts))
-    y = [np.array([known.get(key, np.nan) for key in prompts]) for known in verdicts]
+    y = np.array([[known.get(key, np.nan) for key in prompts] for known in verdicts])
     d = np.stack([first - second for first, second in combinations(y, 2)])
     names, common = list(combinations(results, 2)), (~np.isnan(d)).sum(axis=1)
     InputError.unless(

@@ -275,10 +275,13 @@ def _answer(
         prompts: dict[int, Prompt] = {}
         for question in questions:
             before = zip(question.turns, answers[question.question_id], strict=False)
-            texts = [*chain.from_iterable(before), question.turns[turn]]
             prompts[question.question_id] = tuple(
                 {"role": role, "content": text}
-                for role, text in zip(cycle(("user", "assistant")), texts, strict=False)
+                for role, text in zip(
+                    cycle(("user", "assistant")),
+                    [*chain.from_iterable(before), question.turns[turn]],
+                    strict=False,
+                )
             )
         # two questions with the same text are asked once
         replies = answer_prompts(sampler, list(prompts.values()), ledger, alone=True).by_prompt

@@ -363,9 +363,15 @@ def control_jointly(results: Mapping[str, WinRate], config: WinRateConfig) -> di
         if result.rates.n_total >= FEWEST_CONTROLLED:
             # Notes on the fit without difficulty no longer hold.
             before = result.controlled.notes if result.controlled else ()
-            kept = [n for n in result.notes if n not in before and not n.endswith(LEFT_OUT)]
             new = control_length(
-                replace(result, notes=tuple(kept)),
+                replace(
+                    result,
+                    notes=tuple(
+                        note
+                        for note in result.notes
+                        if note not in before and not note.endswith(LEFT_OUT)
+                    ),
+                ),
                 config,
                 absorbed=float(share),
                 difficulty=d[[column[verdict.prompt_id] for verdict in result.verdicts]],

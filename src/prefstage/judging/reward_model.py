@@ -70,9 +70,14 @@ class ModelJudge(Judge):
         rules = self._tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
         for state in ("padding", "truncation"):  # left there by the last call, no part of the rules
             rules.pop(state, None)
-        tokens = digest({"rules": rules, "chat_template": self._tokenizer.chat_template})
         return digest(
-            {"weights": weights_fingerprint(self._model), "tokenizer": tokens, **self._reading}
+            {
+                "weights": weights_fingerprint(self._model),
+                "tokenizer": digest(
+                    {"rules": rules, "chat_template": self._tokenizer.chat_template}
+                ),
+                **self._reading,
+            }
         )
 
     # The logits of rows of token ids, with the positions of each batch.

@@ -156,8 +156,8 @@ def read_chat(body: Any) -> ChatReply:
 def read_completion(body: Any) -> ChatReply:
     """Read the body of /v1/completions."""
     choice = body["choices"][0]
-    top = (choice.get("logprobs") or {}).get("top_logprobs") or ()
-    return _reply(body, choice, choice["text"], list(map(dict, top)))
+    top = [dict(top) for top in (choice.get("logprobs") or {}).get("top_logprobs") or ()]
+    return _reply(body, choice, choice["text"], top)
 
 
 def read_models(body: Any) -> list[str]:
