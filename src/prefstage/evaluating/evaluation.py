@@ -306,12 +306,16 @@ def _recount(settings: EvaluateSettings, out: Path | None) -> Outcome:
     model, baseline, written = rows[0].generator_2, rows[0].generator_1, list[Path]()
     if out is not None and controlled is not None:
         written.append(out / "leaderboard.csv")
-        line = leaderboard_row(
-            [row.preference for row in rows],
-            [len(row.output_2) for row in rows],
-            controlled=controlled,
+        write_leaderboard(
+            written[0],
+            {
+                model: leaderboard_row(
+                    [row.preference for row in rows],
+                    [len(row.output_2) for row in rows],
+                    controlled=controlled,
+                )
+            },
         )
-        write_leaderboard(written[0], {model: line})
     if out is not None:
         written.append(out / "results.json")
         write_json(written[-1], rates.as_dict())
