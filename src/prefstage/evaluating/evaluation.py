@@ -147,10 +147,8 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         "config": config.model_dump(),
     }
     # The prompts that will be judged and no others: order and limit are those of the win rate.
-    prompts = [
-        theirs.by_prompt[key].prompt
-        for key in prompt_order(list(theirs.by_prompt), seed=settings.seed)[: settings.max_prompts]
-    ]
+    order = prompt_order(list(theirs.by_prompt), seed=settings.seed)
+    prompts = [theirs.by_prompt[key].prompt for key in order[: settings.max_prompts]]
     with (
         run_folder(Path(str(out)), command="evaluate", inputs=inputs) as folder,
         Ledger(folder / LEDGER) as ledger,
@@ -306,16 +304,9 @@ def _recount(settings: EvaluateSettings, out: Path | None) -> Outcome:
     model, baseline, written = rows[0].generator_2, rows[0].generator_1, list[Path]()
     if out is not None and controlled is not None:
         written.append(out / "leaderboard.csv")
-        write_leaderboard(
-            written[0],
-            {
-                model: leaderboard_row(
-                    [row.preference for row in rows],
-                    [len(row.output_2) for row in rows],
-                    controlled=controlled,
-                )
-            },
-        )
+        lengths = [len(row.output_2) for row in rows]
+        line = leaderboard_row([row.preference for row in rows], lengths, controlled=controlled)
+        write_leaderboard(written[0], {model: line})
     if out is not None:
         written.append(out / "results.json")
         write_json(written[-1], rates.as_dict())

@@ -400,11 +400,10 @@ def judge(
     from prefstage.data.storage import save_dataset
 
     config, out = config or JudgeConfig(), None if out is None else Path(out)
+    names = "neither --pairs nor --candidates", "both --pairs and --candidates"
     InputError.unless(
         (pairs is None) != (candidates is None),
-        saw="neither --pairs nor --candidates"
-        if pairs is None
-        else "both --pairs and --candidates",
+        saw=names[pairs is not None],
         expected="one of them",
         cure="give --pairs to compare two responses a prompt, --candidates to score any number",
     )
@@ -455,10 +454,8 @@ def _judge_pairs(who: Judge, loaded: "PairSet") -> tuple[list[str], dict[str, An
     lines = [f"{len(pairs)} pairs judged by {who.name}"]
     if labelled:
         low, high = figures["interval"]
-        longer, prefers = (
-            math.nan if figures[name] is None else figures[name]
-            for name in ("longer_wins", "prefers_longer")
-        )
+        shares = (figures["longer_wins"], figures["prefers_longer"])
+        longer, prefers = (math.nan if share is None else share for share in shares)
         lines += [
             f"agrees with the labels of {labelled} pairs: {figures['agreement']:.1%}"
             f" [{low:.1%}, {high:.1%}] (95 % interval)",
