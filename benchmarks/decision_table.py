@@ -1,10 +1,13 @@
 """The decision bench's table: how often each predictor names the better data, and what errors cost.
 
-    python benchmarks/decision_table.py decisions [--worlds 1 2 3] [--json FILE]
+    python benchmarks/decision_table.py [FOLDER] [--worlds 1 2 3] [--json FILE]
+    python benchmarks/decision_table.py FOLDER --collect benchmarks/decisions
+    python benchmarks/decision_table.py [FOLDER] --reliability FILE.json
 
-Reads what `benchmarks/decisions.py` measured. A start is a world, a policy and a loss; its truth
-is each candidate's gain in true reward after the full training, mean over its seeds. Starts whose
-trainings are not all there are left out and counted.
+Reads what `benchmarks/decisions.py` measured: its folder, or what `--collect` wrote of it, a file a
+world, which is committed. A start is a world, a policy and a loss; its truth is each candidate's
+gain in true reward after the full training, mean over its seeds. Starts whose trainings are not all
+there are left out and counted.
 
 - accuracy: share of (start, candidate A, candidate B) in which the predictor's score is larger for
   the one that gained more; equal scores count half.
@@ -13,26 +16,39 @@ trainings are not all there are left out and counted.
 - ceiling: one seed's full trainings as the predictor of the other seeds' mean.
 
 Intervals are of 95 %: worlds are drawn with replacement, and starts within each.
+
+With `--reliability`, how often a prediction is right by how clear it is: fitted to all worlds'
+decisions and written; before that fitted to all worlds but one and checked on that one, each in
+turn, and the check is printed.
 """
 
 import argparse
+import gzip
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
 from decisions import CANDIDATES, FULL_SEEDS, LOSSES, PILOT_SEEDS, POLICIES, SHARES
+from scipy.optimize import minimize
 from scipy.stats import spearmanr
 
 from prefstage.core import markdown_table
 
 RESAMPLES = 2000
 FORMS = ("sampled", "self-normalised", "clipped", "first-order")
+SCORED = "self-normalised"
+FULL_FORECAST = "|384|512|adam"  # of all pairs and prompts, as the trainer's optimiser steps
+COLLECTED = Path(__file__).parent / "decisions"
+PAIRS_OF_CANDIDATES = tuple(combinations(CANDIDATES, 2))
+BINS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of predicted reliability
+LEAST_IN_BIN = 50
 Scores = Mapping[str, float]
 """A predictor's score by candidate; the larger, the better it expects the candidate to be."""
 
@@ -48,24 +64,28 @@ class Start:
         gains: Gain in true reward of the full training, by seed and candidate.
         figures: By candidate: figures of the data and of the policy on them.
         forecasts: By "CANDIDATE|PAIRS|PROMPTS|FAMILY".
-        pilots: Gain by (share, seed, form, candidate).
+        pilots: Gain by "SHARE|SEED|FORM" and candidate.
+        errors: Standard errors of differences of pilots valued by scoring, by "SHARE|SEED" and
+            "CANDIDATE|CANDIDATE": over prompts, of one seed.
     """
 
     world: int
     policy: int
     loss: str
-    gains: Mapping[int, Scores]
+    gains: Mapping[str, Scores]
     figures: Mapping[str, Mapping[str, float]]
-    forecasts: Mapping[str, Mapping[str, float]]
-    pilots: Mapping[tuple[float, int, str, str], float]
+    forecasts: Mapping[str, Mapping[str, Any]]
+    pilots: Mapping[str, Scores]
+    errors: Mapping[str, Scores]
 
     def truth(self, seeds: Sequence[int] = FULL_SEEDS) -> Scores:
         """Mean gain over seeds, by candidate."""
-        return {c: mean(self.gains[seed][c] for seed in seeds) for c in CANDIDATES}
+        return {c: mean(self.gains[str(seed)][c] for seed in seeds) for c in CANDIDATES}
 
     def pilot(self, share: float, form: str, seeds: Sequence[int] = PILOT_SEEDS) -> Scores:
         """Mean gain of the pilots, by candidate."""
-        return {c: mean(self.pilots[share, seed, form, c] for seed in seeds) for c in CANDIDATES}
+        rows = [self.pilots[f"{share:g}|{seed}|{form}"] for seed in seeds]
+        return {c: mean(row[c] for row in rows) for c in CANDIDATES}
 
 
 Predictor = Callable[[Start], Scores]
@@ -73,42 +93,73 @@ Predictor = Callable[[Start], Scores]
 
 def read_starts(folder: Path, worlds: Sequence[int]) -> tuple[list[Start], int]:
     """The starts that are whole, and how many are not."""
-    starts, lacking = list[Start](), 0
+    starts = list[Start]()
     for world in worlds:
-        for policy in POLICIES:
-            for loss in LOSSES:
-                try:
-                    starts.append(_read(folder / f"world-{world}", world, policy, loss))
-                except FileNotFoundError:
-                    lacking += 1
-    return starts, lacking
+        collected = folder / f"world-{world}.json.gz"
+        if collected.exists():
+            rows = json.loads(gzip.decompress(collected.read_bytes()))
+            starts += [Start(**row) for row in rows]
+            continue
+        for policy, loss in product(POLICIES, LOSSES):
+            with suppress(FileNotFoundError):  # counted below
+                starts.append(_read(folder / f"world-{world}", world, policy, loss))
+    return starts, len(worlds) * len(POLICIES) * len(LOSSES) - len(starts)
+
+
+def collect(starts: Sequence[Start], folder: Path) -> None:
+    """Write a file a world, of the worlds that are whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for world in sorted({start.world for start in starts}):
+        rows = [asdict(start) for start in starts if start.world == world]
+        if len(rows) == len(POLICIES) * len(LOSSES):
+            text = json.dumps(_rounded(rows), separators=(",", ":"))
+            file = folder / f"world-{world}.json.gz"
+            file.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+# Five digits are more than anything here is known to.
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _read(folder: Path, world: int, policy: int, loss: str) -> Start:
     def run(candidate: str, share: float, seed: int) -> dict[str, Any]:
         return _json(folder / "runs" / f"{policy}-{loss}-{candidate}-{share:g}-{seed}.json")
 
-    pilots = {}
-    for share in SHARES:
-        for seed in PILOT_SEEDS:
-            for candidate in CANDIDATES:
-                found = run(candidate, share, seed)
-                for form in FORMS:
-                    pilots[share, seed, form, candidate] = mean(found[form])
+    pilots, errors = dict[str, Scores](), dict[str, Scores]()
+    for share, seed in product(SHARES, PILOT_SEEDS):
+        runs = {candidate: run(candidate, share, seed) for candidate in CANDIDATES}
+        for form in FORMS:
+            pilots[f"{share:g}|{seed}|{form}"] = {c: mean(runs[c][form]) for c in CANDIDATES}
+        values = {c: np.array(runs[c][SCORED]) for c in CANDIDATES}
+        errors[f"{share:g}|{seed}"] = {
+            f"{a}|{b}": float((values[a] - values[b]).std(ddof=1) / math.sqrt(len(values[a])))
+            for a, b in PAIRS_OF_CANDIDATES
+        }
     forecasts = _json(folder / "forecasts" / f"{policy}.json")
     return Start(
         world,
         policy,
         loss,
-        {s: {c: run(c, 1.0, s)["gain"] for c in CANDIDATES} for s in FULL_SEEDS},
+        {str(s): {c: run(c, 1.0, s)["gain"] for c in CANDIDATES} for s in FULL_SEEDS},
         {c: _json(folder / "figures" / f"{policy}-{c}.json") for c in CANDIDATES},
         {
-            name.partition("|")[2]: value
+            name.partition("|")[2]: value if name.endswith(FULL_FORECAST) else _plain(value)
             for name, value in forecasts.items()
             if name.startswith(f"{loss}|")
         },
         pilots,
+        errors,
     )
+
+
+# Without the parts that only intervals need.
+def _plain(forecast: Mapping[str, Any]) -> dict[str, Any]:
+    return {"gain": forecast["gain"], "cosine": forecast["cosine"]}
 
 
 def _json(path: Path) -> Any:
@@ -189,8 +240,7 @@ def predictors(starts: Sequence[Start]) -> Iterator[tuple[str, Predictor, str]]:
             name = f"pilots {share:g}, {form}"
             yield f"{name}, one seed", pilot(share, form, PILOT_SEEDS[:1]), f"{share:g}"
             yield f"{name}, two seeds", pilot(share, form), f"{2 * share:g}"
-    scored = "self-normalised"
-    small, large = (pilot(share, scored, PILOT_SEEDS[:1]) for share in SHARES[1:])
+    small, large = (pilot(share, SCORED, PILOT_SEEDS[:1]) for share in SHARES[1:])
     cost = f"{sum(SHARES[1:]):g}"
     yield "pilots 1/8 + 1/4, by scoring", together([small, large], starts), cost
     yield (
@@ -212,7 +262,7 @@ def of_start(scores: Scores, truth: Scores) -> tuple[float, float, float]:
     """Accuracy, regret and rank correlation."""
     right = [
         0.5 if scores[a] == scores[b] else float((scores[a] > scores[b]) == (truth[a] > truth[b]))
-        for a, b in combinations(CANDIDATES, 2)
+        for a, b in PAIRS_OF_CANDIDATES
         if truth[a] != truth[b]
     ]
     best = max(scores.values())
@@ -243,16 +293,198 @@ def interval(values: np.ndarray, worlds: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+# --- Reliability ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often one kind of prediction named the better of two data sets, by its clearness.
+
+    With d the distance between the two in standard errors of their difference, it is right with
+    probability ``½ + (c - ½)(1 - e^(-d/s))``: a coin's at d = 0, and at last c.
+
+    Attributes:
+        ceiling: c, in [½, 1].
+        scale: s > 0, standard errors.
+        right: Share of all decisions that were right, in [0, 1].
+        decisions: How many there were.
+
+    Source:
+        Ours: fitted by maximum likelihood to the decisions of ``benchmarks/decisions.py``.
+    """
+
+    ceiling: float
+    scale: float
+    right: float
+    decisions: int
+
+    def at(self, distance: float) -> float:
+        """Probability that a decision is right.
+
+        Args:
+            distance: d >= 0; may be infinite.
+
+        Returns:
+            In [½, 1].
+        """
+        rise = -math.expm1(-distance / self.scale)
+        return 0.5 + (self.ceiling - 0.5) * rise
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which of two candidates a prediction named, how clearly, and whether rightly (½: a tie)."""
+
+    world: int
+    loss: str
+    distance: float
+    right: float
+
+
+def decisions_of(kind: str, starts: Sequence[Start]) -> list[Decision]:
+    """All decisions of one kind of prediction, as `Advice` makes them."""
+    made = []
+    for start in starts:
+        scores, errors = _with_errors(kind, start)
+        truth = start.truth()
+        for a, b in PAIRS_OF_CANDIDATES:
+            if f"{a}|{b}" not in errors:
+                continue
+            ahead, error = scores[a] - scores[b], errors[f"{a}|{b}"]
+            distance = abs(ahead) / error if error else math.inf if ahead else 0.0
+            right = 0.5 if not ahead else float((ahead > 0) == (truth[a] > truth[b]))
+            made.append(Decision(start.world, LOSSES[start.loss][0], distance, right))
+    return made
+
+
+# Scores and standard errors of their differences.
+def _with_errors(kind: str, start: Start) -> tuple[Scores, Scores]:
+    if kind == "stage":  # between the pairs at hand and own answers, and those alone
+        scores = boundary("boundary_probabilities")(start)
+        return scores, {f"{c}|own": math.nan for c in ("best", "two", "poor", "other")}
+    if kind == "forecast":
+        rows = {c: start.forecasts[c + FULL_FORECAST] for c in CANDIDATES}
+        errors = {
+            f"{a}|{b}": math.sqrt(
+                _jackknife(np.subtract(rows[a]["prompts"], rows[b]["prompts"]))
+                + _jackknife(rows[a]["batches"])
+                + _jackknife(rows[b]["batches"])
+            )
+            for a, b in PAIRS_OF_CANDIDATES
+        }
+        return {c: rows[c]["gain"] for c in CANDIDATES}, errors
+    # As `prefstage.advising.standing` adds up heats: each by its root mean square error.
+    last = float(kind.split()[1])
+    shares = [share for share in SHARES if 1 / 8 <= share <= last] or [last]
+    seed = PILOT_SEEDS[0]
+    scores = dict.fromkeys(CANDIDATES, 0.0)
+    for share in shares:
+        found = start.errors[f"{share:g}|{seed}"].values()
+        spread = math.sqrt(mean(error**2 for error in found)) or 1e-12
+        for c in CANDIDATES:
+            scores[c] += start.pilots[f"{share:g}|{seed}|{SCORED}"][c] / spread
+    scores = {c: score / math.sqrt(len(shares)) for c, score in scores.items()}
+    return scores, {f"{a}|{b}": 1.0 for a, b in PAIRS_OF_CANDIDATES}
+
+
+def _jackknife(values: Any) -> float:
+    return float(np.var(values) * (len(values) - 1))
+
+
+def fitted(made: Sequence[Decision]) -> Reliability:
+    """The curve of largest likelihood; ties are half right."""
+    right = np.array([decision.right for decision in made])
+    whole = {"right": float(right.mean()), "decisions": len(made)}
+    distances = np.array([decision.distance for decision in made])
+    if np.isnan(distances).any():  # a prediction that does not say how clear it is
+        return Reliability(whole["right"], 0.0, **whole)
+
+    def loss(values: Any) -> float:
+        # One wrong decision, however clear, is added: nothing is right always.
+        ceiling, scale = 0.5 + 0.5 / (1 + math.exp(-values[0])), math.exp(values[1])
+        p = 0.5 - (ceiling - 0.5) * np.expm1(-distances / scale)
+        p = np.clip(p, 1e-9, 1 - 1e-9)
+        return -float((right * np.log(p) + (1 - right) * np.log(1 - p)).sum()) - math.log(
+            1.0 - ceiling + 1e-9
+        )
+
+    best = min(
+        (minimize(loss, (2.0, scale), method="Nelder-Mead") for scale in (-1.0, 0.5, 2.0)),
+        key=lambda found: found.fun,
+    )
+    ceiling, scale = 0.5 + 0.5 / (1 + math.exp(-best.x[0])), math.exp(best.x[1])
+    return Reliability(ceiling, scale, **whole)
+
+
+def curves(made: Sequence[Decision]) -> dict[str, Reliability]:
+    """By loss, and of all."""
+    losses = sorted({decision.loss for decision in made})
+    parts = {loss: [d for d in made if d.loss == loss] for loss in losses} | {"all": list(made)}
+    return {loss: fitted(part) for loss, part in parts.items()}
+
+
+def calibration(made: Sequence[Decision]) -> list[tuple[str, float, float, int]]:
+    """Predicted against observed in bins, fitted on the other worlds each time."""
+    predicted, observed = [], []
+    for world in sorted({decision.world for decision in made}):
+        fit = curves([decision for decision in made if decision.world != world])
+        for decision in made:
+            if decision.world == world:
+                predicted.append(fit[decision.loss].at(decision.distance))
+                observed.append(decision.right)
+    rows = []
+    values, right = np.array(predicted), np.array(observed)
+    for low, high in pairwise(BINS):
+        inside = (values >= low) & ((values < high) | (high == BINS[-1]))
+        if inside.sum():
+            shown = f"{low:g} to {high:g}"
+            rows.append((shown, values[inside].mean(), right[inside].mean(), int(inside.sum())))
+    return rows
+
+
+KINDS = ("forecast", *(f"pilot {share:g}" for share in SHARES))
+
+
+def write_reliability(starts: Sequence[Start], file: Path) -> None:
+    """Fit all worlds, print the check of each on the others, and write the table."""
+    kinds = {}
+    for kind in ("stage", *KINDS):
+        made = decisions_of(kind, starts)
+        kinds[kind] = {loss: asdict(curve) for loss, curve in curves(made).items()}
+        if kind == "stage":
+            continue
+        print(f"\n{kind}, fitted on the other worlds\n")
+        rows = [
+            (name, f"{100 * p:.1f} %", f"{100 * o:.1f} %", f"{count:,}")
+            for name, p, o, count in calibration(made)
+        ]
+        print(markdown_table(("bin", "predicted", "observed", "decisions"), rows))
+    table = {
+        "command": "benchmarks/decision_table.py --reliability",
+        "worlds": sorted({start.world for start in starts}),
+        "kinds": _rounded(kinds),
+    }
+    file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=COLLECTED)
     parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--collect", type=Path)
+    parser.add_argument("--reliability", type=Path)
     asked = parser.parse_args()
     starts, lacking = read_starts(asked.folder, asked.worlds)
     print(f"{len(starts)} starts; {lacking} are not measured yet\n")
     if not starts:
+        return
+    if asked.collect is not None:
+        collect(starts, asked.collect)
+        return
+    if asked.reliability is not None:
+        write_reliability(starts, asked.reliability)
         return
     worlds = np.array([start.world for start in starts])
     rows, figures = [], {}

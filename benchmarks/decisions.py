@@ -416,11 +416,14 @@ def forecasts(bench: Bench, steps: int) -> dict[str, Any]:
                             epsilon=1e-8,
                             largest_norm=1.0,
                         )
+                        # What each group of prompts or batches left out gives: two candidates
+                        # share the prompts, so a difference has less noise than its parts.
+                        (batches,) = outcome.gain.by_batches
                         result[f"{loss}|{candidate}|{pairs}|{prompts}|{family}"] = {
                             "gain": rate * outcome.gain.value,
-                            "error": rate * outcome.gain.error,
                             "cosine": outcome.cosine.value,
-                            "cosine_error": outcome.cosine.error,
+                            "prompts": [rate * value for value in outcome.gain.by_prompts.tolist()],
+                            "batches": [rate * value for value in batches.tolist()],
                         }
     return result
 
