@@ -11,7 +11,7 @@ from prefstage.training.dynamics.callback import DynamicsCallback
 from prefstage.training.dynamics.records import draw_dynamics, read_dynamics, read_metrics
 from tests.training.dynamics_runs import PlainDPO, arguments, encoder, pairs, trees, weak_policy
 
-pytest.importorskip("matplotlib")
+figure_type = pytest.importorskip("matplotlib.figure").Figure
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_scatter_shows_every_pair_on_its_side_of_the_curve(folder: Path) -> 
     table = read_dynamics(folder)
     at = pc.and_(pc.equal(table["set"], "train"), pc.equal(table["step"], 8))
     rows = table.filter(at)
-    figure = records._threshold(records._figure_type(), rows, 0.1, "train")
+    figure = records._threshold(figure_type, rows, 0.1, "train")
     for panel in figure.axes:
         right, wrong = (each.get_offsets().data.tolist() for each in panel.collections)
         assert len(right) + len(wrong) == rows.num_rows
@@ -71,7 +71,7 @@ def test_the_scatter_shows_every_pair_on_its_side_of_the_curve(folder: Path) -> 
 
 def test_the_lines_are_the_recorded_figures(folder: Path) -> None:
     metrics = read_metrics(folder)
-    figure = records._flips(records._figure_type(), metrics, "train")
+    figure = records._flips(figure_type, metrics, "train")
     kept = figure.axes[0].lines[0]
     assert kept.get_xdata().tolist() == [0, 4, 8]
     assert kept.get_ydata().tolist() == [

@@ -72,8 +72,19 @@ def mannered(*, kept: bool) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    # Before anything imports transformers or datasets, which read these variables once.
-    _quiet_libraries()
+    # Keep the libraries' own progress bars and notices out of our output: transformers, too, goes
+    # by the Hub's variable, else bars of loading and saving weights would tear apart what a command
+    # shows. Before anything imports transformers or datasets, which read these variables once.
+    for name, value in (
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_HUB_VERBOSITY", "error"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
+    ):
+        os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of lm-evaluation-harness, of datasets
     try:
         with _sigterm_as_interrupt():
             yield
@@ -123,18 +134,3 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         with suppress(ValueError):  # signals belong to the main thread
             stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, interrupt))
         yield
-
-
-# Keep the libraries' own progress bars and notices out of our output: transformers, too, goes by
-# the Hub's variable, else bars of loading and saving weights would tear apart what a command shows.
-def _quiet_libraries() -> None:
-    for name, value in (
-        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
-        ("HF_HUB_VERBOSITY", "error"),
-        ("TRANSFORMERS_VERBOSITY", "error"),
-        ("TOKENIZERS_PARALLELISM", "false"),
-        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
-    ):
-        os.environ.setdefault(name, value)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of lm-evaluation-harness, of datasets

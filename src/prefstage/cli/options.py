@@ -134,8 +134,12 @@ class Setting:
         """As Typer reads it."""
         # Named values are completed by the shell but checked by the model alone, so that a wrong
         # one gives the same line here, in YAML and in Python.
-        literals = [kind for kind in self._kinds if get_origin(kind) is Literal]
-        choices = [str(value) for literal in literals for value in get_args(literal)]
+        choices = [
+            str(value)
+            for kind in self._kinds
+            if get_origin(kind) is Literal
+            for value in get_args(kind)
+        ]
         switches = bool in self._kinds and self.info.default is not False
         return typer.Option(
             self._flag + (f"/--no-{self.name.replace('_', '-')}" if switches else ""),

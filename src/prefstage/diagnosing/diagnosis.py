@@ -148,8 +148,16 @@ def diagnose(
     """
     started = time.perf_counter()
     config = as_config(DiagnosisConfig, config)
-    _check_first(policy, reference, "a reference without a policy")
-    _check_first(judge, second_judge, "a second judge without a first")
+    for first, second, what in (
+        (policy, reference, "a reference without a policy"),
+        (judge, second_judge, "a second judge without a first"),
+    ):
+        InputError.unless(
+            second is None or first is not None,
+            saw=what,
+            expected="both, or the first alone",
+            cure="give both",
+        )
     rows, left_out = _usable(pairs, name, config)
     policy = None if policy is None else as_scored_by(policy)
     reference = None if reference is None else as_scored_by(reference)
@@ -194,15 +202,6 @@ def diagnose(
     if out is not None:
         reported([diagnosis], out=Path(out))
     return diagnosis
-
-
-def _check_first(first: Any, second: Any, what: str) -> None:
-    InputError.unless(
-        second is None or first is not None,
-        saw=what,
-        expected="both, or the first alone",
-        cure="give both",
-    )
 
 
 # The sample's pairs that have both sides, and what was left out; the sample is taken first. Pairs
@@ -331,8 +330,9 @@ def run_diagnosis(settings: DiagnoseSettings, *, out: Path | None = None) -> Out
     diagnoses, orders = list[Diagnosis](), list[dict[str, Any]]()
     with ExitStack() as stack:
         store = settings.store and stack.enter_context(Ledger(settings.store))
-        specs = (settings.judge, settings.second_judge)
-        judges = [load_judge(spec) if spec else None for spec in specs]
+        judges = [
+            load_judge(spec) if spec else None for spec in (settings.judge, settings.second_judge)
+        ]
         if store:
             judges = [judge and stored(judge, store) for judge in judges]
         reference = settings.reference and as_scored_by(settings.reference, **how)

@@ -96,9 +96,10 @@ def data_figures(pairs: Iterable[Pair]) -> dict[str, Any]:
             )
             # As numbers, no score (None) is NaN.
             scores = np.array([(p.score_chosen, p.score_rejected) for p in chunk], float)
-            gaps = scores[:, :1] - scores[:, 1:]
             for column, values in zip(
-                columns.values(), np.hstack([lengths, scores, gaps]).T, strict=True
+                columns.values(),
+                np.hstack([lengths, scores, scores[:, :1] - scores[:, 1:]]).T,
+                strict=True,
             ):
                 column.extend(values)
             prompts.extend([text_number(pair.prompt_id) for pair in chunk])

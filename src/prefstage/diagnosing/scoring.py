@@ -315,8 +315,12 @@ def diagnose_orders(
     )
     scored = score_candidates(used, policy)
     # Ranks from 0, the best; equal scores have equal ranks, which ask for no order.
-    scores = [-torch.tensor(row.scores, dtype=torch.float64) for row in used]
-    orders = [torch.unique(s, return_inverse=True, return_counts=True)[1:] for s in scores]
+    orders = [
+        torch.unique(
+            -torch.tensor(row.scores, dtype=torch.float64), return_inverse=True, return_counts=True
+        )[1:]
+        for row in used
+    ]
     ranks = [rank for rank, _ in orders]
     # Share of the n! orders that agree with ranks: equal ones may stand in any order.
     chances = [prod(map(factorial, n.tolist())) / factorial(int(n.sum())) for _, n in orders]

@@ -335,8 +335,11 @@ def _check_arguments(args: Any) -> None:
         )
     for argument in fields(args):
         # transformers also lets text pass as a learning rate
-        annotation = float if argument.name == "learning_rate" else argument.type
-        value = _as_typed(argument.name, getattr(args, argument.name), annotation)
+        value = _as_typed(
+            argument.name,
+            getattr(args, argument.name),
+            float if argument.name == "learning_rate" else argument.type,
+        )
         setattr(args, argument.name, value)
     for name, least in _AT_LEAST.items():
         value = getattr(args, name)

@@ -48,8 +48,9 @@ def epoch_order(items: int, *, seed: int, epoch: int, shuffle: bool = True) -> l
     """
     if not shuffle:
         return list(range(items))
-    generator = torch.Generator().manual_seed(seed_for(seed, "order", epoch))
-    return torch.randperm(items, generator=generator).tolist()
+    return torch.randperm(
+        items, generator=torch.Generator().manual_seed(seed_for(seed, "order", epoch))
+    ).tolist()
 
 
 class StepSampler(Sampler[list[int]]):
@@ -222,9 +223,10 @@ class StepItems:
         """
         if self.all_learn:
             return flat, self
-        items = tuple(item.with_responses(item.trees[0].response_ids[0]) for item in self.items)
         return torch.cat([flat[first] for first, *_ in self.spans]), StepItems(
-            self.kind, items, totals=self.whole_totals
+            self.kind,
+            tuple(item.with_responses(item.trees[0].response_ids[0]) for item in self.items),
+            totals=self.whole_totals,
         )
 
     def loss_batch(self, policy: Flat, log_sum_squares: Flat | None = None) -> LossBatch:
@@ -242,10 +244,12 @@ class StepItems:
         if self.kind == "responses":
             return ResponseBatch(padded(self.responses), totals)
         if self.kind == "groups":
-            group = [position for position, spans in enumerate(self.spans) for _ in spans]
             return GroupBatch(
                 padded(self.responses, [score for item in items for score in item.scores or ()]),
-                torch.tensor(group, device=device),
+                torch.tensor(
+                    [position for position, spans in enumerate(self.spans) for _ in spans],
+                    device=device,
+                ),
                 totals,
             )
         if self.kind == "unpaired":

@@ -320,8 +320,11 @@ def run_settings(args: Any, model: Any) -> dict[str, Any]:
 
     def configuration(config: Any) -> dict[str, Any]:
         # A module that is no transformers model may have a configuration of its own, or none.
-        known: dict[str, Any] = getattr(config, "to_dict", dict)()
-        return {name: value for name, value in known.items() if name not in _IRRELEVANT}
+        return {
+            name: value
+            for name, value in getattr(config, "to_dict", dict)().items()
+            if name not in _IRRELEVANT
+        }
 
     return _plain(
         {
@@ -354,10 +357,14 @@ def check_same_run(saved: Mapping[str, Any], present: Mapping[str, Any], checkpo
     for flat, settings in ((before, saved), (now, present)):  # names are settings themselves
         flat |= {kind: " + ".join(settings.get(kind) or {}) or None for kind in ("adapter", "loss")}
     # Hashes last, as they say less than any other difference.
-    ordered = sorted(
-        {*before, *now}, key=lambda name: (name == "weights" or name.endswith("fingerprint"), name)
-    )
-    names = [name for name in ordered if before.get(name) != now.get(name)]
+    names = [
+        name
+        for name in sorted(
+            {*before, *now},
+            key=lambda name: (name == "weights" or name.endswith("fingerprint"), name),
+        )
+        if before.get(name) != now.get(name)
+    ]
     if not names:
         return
     for whole in ("loss", "adapter"):  # another one altogether: its settings say no more

@@ -287,7 +287,6 @@ def card_facts(trainer: Any) -> dict[str, Any]:
 
 
 def _data_facts(trainer: Any) -> list[dict[str, Any]]:
-    sets = sets_by_name(trainer.train_dataset, trainer.eval_dataset, *_USES)
     return [
         dict(zip(("name", "on_hub"), trainer.data_names.get(use, ("unnamed", False)), strict=True))
         | {
@@ -297,7 +296,7 @@ def _data_facts(trainer: Any) -> list[dict[str, Any]]:
             "fingerprint": items.fingerprint,
             "counts": {n: count for n, count in items.counts.items() if isinstance(count, int)},
         }
-        for use, items in sets.items()
+        for use, items in sets_by_name(trainer.train_dataset, trainer.eval_dataset, *_USES).items()
     ]
 
 
@@ -444,8 +443,7 @@ def _filled(**facts: Any) -> str:
     environment.filters |= {"shown": _shown, "linked": _linked, "cell": _cell}
     template = (files("prefstage.training") / "model_card.md.jinja").read_text(encoding="utf-8")
     # What is not there leaves blank lines.
-    text = re.sub(r"\n{3,}", "\n\n", environment.from_string(template).render(facts))
-    return text.strip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", environment.from_string(template).render(facts)).strip() + "\n"
 
 
 def arxiv_numbers(source: str) -> list[str]:

@@ -339,7 +339,11 @@ class StepGuard:
     # Tokens of the largest micro-batch, items taken one by one.
     def _largest(self, items: StepItems) -> int:
         sizes, budget = self._runner.sizes(items), self._runner.token_budget
-        batches = [batch for share in self._runner.plan(items) for batch in share if batch]
-        totals = [(sum(sizes[item] for item in batch), len(batch)) for batch in batches]
+        totals = [
+            (sum(sizes[item] for item in batch), len(batch))
+            for share in self._runner.plan(items)
+            for batch in share
+            if batch
+        ]
         # Several items share prompts, so that their sum may exceed what the budget let through.
         return max(min(total, budget) if count > 1 else total for total, count in totals)

@@ -309,8 +309,12 @@ def _set_aside(dataset: LoadedSet, refused: Sequence[tuple[int, Any, RowFault]])
         column = fault.field  # the template knows responses by number, the user by their columns
         for number, side in enumerate(_SIDES.get(type(dataset), ())):
             column = column.replace(f"responses[{number}]", side)
-        named = RowFault(column, saw=fault.saw, expected=fault.expected, cure=fault.cure)
-        bad.append((named, *report.position_of(index, len(dataset))))
+        bad.append(
+            (
+                RowFault(column, saw=fault.saw, expected=fault.expected, cure=fault.cure),
+                *report.position_of(index, len(dataset)),
+            )
+        )
     if report.quarantine_file is None:
         more = len(bad) - _SHOWN_ROWS
         raise DataError.of(

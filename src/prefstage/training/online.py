@@ -190,8 +190,11 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
         Returns:
             Counts over all intervals up to the present step.
         """
-        blocks = map(FreshBlock.load, self._folder.glob("responses-*.json"))
-        past = [block.counts for block in blocks if block.step < self.state.global_step]
+        past = [
+            block.counts
+            for block in map(FreshBlock.load, self._folder.glob("responses-*.json"))
+            if block.step < self.state.global_step
+        ]
         return {name: sum(counts[name] for counts in past) for name in OUTCOMES}
 
     # --- Sampling -------------------------------------------------------------------------
@@ -225,8 +228,9 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
     ) -> dict[int, tuple[int, ...]]:
         fresh = dict[int, tuple[int, ...]]()
         for attempt in range(self.online.attempts):
-            waiting = [position for position in positions if position not in fresh]
-            for position, ids, stopped in self._generate(waiting, first, attempt):
+            for position, ids, stopped in self._generate(
+                [position for position in positions if position not in fresh], first, attempt
+            ):
                 outcome = self._outcome(position, ids)
                 counts[outcome] += 1
                 if outcome == "fresh":

@@ -290,10 +290,6 @@ def check_recipe(recipe: Recipe, *, here: bool = True) -> None:
     ):
         args = training_arguments(recipe.model_copy(update={"training": settings}), Path("unused"))
         check_settings(args)
-    _check_evaluation(recipe, args)
-
-
-def _check_evaluation(recipe: Recipe, args: Any) -> None:
     strategy, metric = str(args.eval_strategy.value), args.metric_for_best_model
     setting = "eval_on_start=True" if strategy == "no" else f"eval_strategy={strategy!r}"
     ConfigError.unless(

@@ -94,8 +94,9 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
         recipe = load_recipe(Path(recipe) if isinstance(recipe, str) else recipe)
     if recipe.tokens.template_date is None:
         # The day on which the run began, and not that of a resumption: a template may print it.
-        tokens = recipe.tokens.model_copy(update={"template_date": run_date(out)})
-        recipe = recipe.model_copy(update={"tokens": tokens})
+        recipe = recipe.model_copy(
+            update={"tokens": recipe.tokens.model_copy(update={"template_date": run_date(out)})}
+        )
     check_recipe(recipe)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading and saving weights

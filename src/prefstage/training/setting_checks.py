@@ -56,8 +56,21 @@ def check_settings(args: Any, *, optimizer: bool = True, scheduler: bool = True)
         expected="a GPU, or bf16",
         cure="set bf16, or remove fp16",
     )
-    if args.activation_checkpointing_kwargs:
-        _check_recomputation(args.activation_checkpointing_kwargs, on=args.activation_checkpointing)
+    if settings := args.activation_checkpointing_kwargs:
+        ConfigError.unless(
+            args.activation_checkpointing,
+            saw=f"activation_checkpointing_kwargs={settings} without activation_checkpointing",
+            expected="both, or neither",
+            cure="set activation_checkpointing: true, or remove them",
+        )
+        with _refused(f"activation_checkpointing_kwargs={settings}", cure="change or remove them"):
+            if not isinstance(settings.get("use_reentrant", True), bool):
+                raise TypeError("use_reentrant is neither true nor false")
+            checkpoint(
+                torch.square,
+                torch.ones(1, requires_grad=True),
+                **{"use_reentrant": False, **settings},
+            )
     ConfigError.unless(
         not args.push_to_hub or args.hub_token or huggingface_hub.get_token(),
         saw="push_to_hub without a token of the Hub",
@@ -68,21 +81,6 @@ def check_settings(args: Any, *, optimizer: bool = True, scheduler: bool = True)
         _check_optimizer(args)
     if scheduler:
         _check_schedule(args)
-
-
-def _check_recomputation(settings: Any, *, on: bool) -> None:
-    ConfigError.unless(
-        on,
-        saw=f"activation_checkpointing_kwargs={settings} without activation_checkpointing",
-        expected="both, or neither",
-        cure="set activation_checkpointing: true, or remove them",
-    )
-    with _refused(f"activation_checkpointing_kwargs={settings}", cure="change or remove them"):
-        if not isinstance(settings.get("use_reentrant", True), bool):
-            raise TypeError("use_reentrant is neither true nor false")
-        checkpoint(
-            torch.square, torch.ones(1, requires_grad=True), **{"use_reentrant": False, **settings}
-        )
 
 
 # --- The optimiser ---------------------------------------------------------------------------
@@ -118,10 +116,12 @@ def _check_optimizer(args: Any) -> None:
             weight.grad = torch.full_like(weight, 1e-3)
         optimizer.step()
     for key, value in settings.items():
-        without = {other: settings[other] for other in settings if other != key}
         values = [
             ",".join(f"{name}={text}" for name, text in pairs.items()) or None
-            for pairs in ({**settings, key: _PROBE}, without)
+            for pairs in (
+                {**settings, key: _PROBE},
+                {other: settings[other] for other in settings if other != key},
+            )
         ]
         ConfigError.unless(
             _is_read(partial(_optimizer, tried, "optim_args"), *values),
@@ -170,8 +170,10 @@ def _check_schedule(args: Any) -> None:
     ):
         made = schedule(settings, args.get_warmup_steps(length))
         # Some refuse their settings only when they are asked for a rate.
-        steps = sorted({0, 1, length // 10, length // 2, length - 1, length})
-        for factor, step in product(getattr(made, "lr_lambdas", ()), steps):
+        for factor, step in product(
+            getattr(made, "lr_lambdas", ()),
+            sorted({0, 1, length // 10, length // 2, length - 1, length}),
+        ):
             rate = factor(step)
             if not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
                 raise ValueError(f"at step {step} it multiplies the learning rate by {rate}")

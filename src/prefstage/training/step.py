@@ -88,14 +88,18 @@ class _Costs:
         # Where beginnings are not computed once, they are as good as empty.
         texts = [tuple(prompt) for prompt in prompts or [()] * len(sizes)]
         self._sizes, self._order = sizes, sorted(range(len(sizes)), key=texts.__getitem__)
-        ordered = pairwise(texts[item] for item in self._order)
-        self._shared = [0, *(common_prefix(b, a) for a, b in ordered)]
+        self._shared = [
+            0,
+            *(common_prefix(b, a) for a, b in pairwise(texts[item] for item in self._order)),
+        ]
         self._rank = {item: rank for rank, item in enumerate(self._order)}
 
     # Less than the sum of sizes, as a prompt that items share is computed once.
     def of(self, items: Sequence[int]) -> int:
-        ranks = pairwise(sorted(map(self._rank.__getitem__, items)))
-        shared = sum(min(self._shared[a + 1 : b + 1]) for a, b in ranks)
+        shared = sum(
+            min(self._shared[a + 1 : b + 1])
+            for a, b in pairwise(sorted(map(self._rank.__getitem__, items)))
+        )
         return sum(map(self._sizes.__getitem__, items)) - shared
 
     # At most `bins` runs in the order of prompts, the largest as small as can be.

@@ -427,8 +427,10 @@ class PreferenceTrainer(DurableTrainer):
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
-        items = item_set_of(chosen, self.encoder, self.loss, ties=self.args.ties)
-        return DataLoader(cast("Any", items), batch_size=_ITEMS_PER_CHUNK)
+        return DataLoader(
+            cast("Any", item_set_of(chosen, self.encoder, self.loss, ties=self.args.ties)),
+            batch_size=_ITEMS_PER_CHUNK,
+        )
 
     @override
     def evaluation_loop(

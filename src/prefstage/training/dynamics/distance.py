@@ -115,8 +115,10 @@ class StartWeights:
 
     # Open files rather than tensors: safetensors then reads one weight at a time.
     def _open(self, stack: ExitStack) -> dict[str, Any]:
-        paths = sorted(self.folder.glob("*.safetensors"))
-        files = (stack.enter_context(safe_open(path, framework="pt")) for path in paths)
+        files = (
+            stack.enter_context(safe_open(path, framework="pt"))
+            for path in sorted(self.folder.glob("*.safetensors"))
+        )
         return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - no mapping
 
 

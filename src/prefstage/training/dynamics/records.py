@@ -302,7 +302,13 @@ def draw_dynamics(
         Chen et al. 2024, arXiv:2405.19534, Figures 2 and 3; Sun et al. 2025,
         arXiv:2508.10530, Figure 3 (intra-diversity).
     """
-    figure_type = _figure_type()
+    with MissingDependencyError.instead_of(
+        ImportError,
+        saw="no package matplotlib",
+        expected="matplotlib, which draws",
+        cure="pip install 'prefstage[plots]'",
+    ):
+        from matplotlib.figure import Figure
     source = Path(folder)
     table, metrics = read_dynamics(source), read_metrics(source)
     about = json.loads((source / ABOUT).read_text(encoding="utf-8"))
@@ -311,26 +317,15 @@ def draw_dynamics(
     pairs = table.filter(pc.and_(pc.equal(table["set"], name), pc.equal(table["step"], moment)))
     files = list[Path]()
     figures = {
-        "flips": _flips(figure_type, metrics, name),
-        "threshold": _threshold(figure_type, pairs, float(about["beta"]), f"{name}, step {moment}"),
-        "trajectories": _trajectories(figure_type, metrics, name),
+        "flips": _flips(Figure, metrics, name),
+        "threshold": _threshold(Figure, pairs, float(about["beta"]), f"{name}, step {moment}"),
+        "trajectories": _trajectories(Figure, metrics, name),
     }
     for (kind, figure), form in product(figures.items(), formats):
         files.append(Path(out or source / "figures") / f"{kind}-{name}.{form}")
         with atomic_path(files[-1]) as temporary:
             figure.savefig(temporary, dpi=_DOTS_PER_INCH)
     return files
-
-
-def _figure_type() -> Any:
-    with MissingDependencyError.instead_of(
-        ImportError,
-        saw="no package matplotlib",
-        expected="matplotlib, which draws",
-        cure="pip install 'prefstage[plots]'",
-    ):
-        from matplotlib.figure import Figure
-    return Figure
 
 
 def _known(what: str, wanted: Any, recorded: list[Any], *, default: int) -> Any:
@@ -387,8 +382,9 @@ def _flips(figure_type: Any, metrics: list[dict[str, float]], name: str) -> Any:
         shape=(1, 3),
     )
     panels[0].set_ylim(0, 1)
-    names = panels[0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
     figure.suptitle(f"Ranking by reference → by policy ({name})")
     return figure
 
