@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -72,8 +72,7 @@ class Command:
     @property
     def model(self) -> "type[Config]":
         """The settings model; its package is imported now."""
-        model: type[Config] = resolve_name(f"prefstage.{self.settings}")
-        return model
+        return cast("type[Config]", resolve_name(f"prefstage.{self.settings}"))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -313,7 +314,7 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
             yield self.runner.scorer
         finally:
             present.load_into(self.model)
-            present.remove()
+            shutil.rmtree(present.folder, ignore_errors=True)
 
 
 # The pairs of a step as in the data set, with fresh rejected responses where there are any.

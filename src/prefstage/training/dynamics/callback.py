@@ -187,9 +187,23 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         if not isinstance(encoder, ResponseEncoder):
             tokenizer = trainer.processing_class
             encoder = None if tokenizer is None else ResponseEncoder(tokenizer)
+        # Else the pairs of a `PreferenceTrainer`; another trainer's data has a form of its own.
+        sets = self._sets or {
+            name: items
+            for name, items in sets_by_name(
+                trainer.train_dataset, trainer.eval_dataset, *_NAMES
+            ).items()
+            if isinstance(items, ItemSet) and items.kind == "pairs"
+        }
+        InputError.unless(
+            sets,
+            saw="neither train_pairs nor eval_pairs, and a trainer without pairs of prefstage",
+            expected="pairs to follow",
+            cure="give DynamicsCallback train_pairs=, eval_pairs= or both",
+        )
         self._samples = [
             sample_pairs(name, pairs, encoder=encoder, **self._sampling)
-            for name, pairs in (self._sets or _sets_of(trainer)).items()
+            for name, pairs in sets.items()
         ]
         # β of the trainer's loss (τ of IPO), as TRL and `PreferenceTrainer` have it.
         owners = (trainer.args, getattr(trainer, "loss", None))
@@ -333,22 +347,3 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             DisplacementWarning,
             stacklevel=2,
         )
-
-
-# --- What is taken over from the trainer ---------------------------------------------------------
-
-
-# The pairs of a `PreferenceTrainer`; another trainer's data has a form of its own.
-def _sets_of(trainer: Any) -> dict[str, Any]:
-    sets = {
-        name: s
-        for name, s in sets_by_name(trainer.train_dataset, trainer.eval_dataset, *_NAMES).items()
-        if isinstance(s, ItemSet) and s.kind == "pairs"
-    }
-    InputError.unless(
-        sets,
-        saw="neither train_pairs nor eval_pairs, and a trainer without pairs of prefstage",
-        expected="pairs to follow",
-        cure="give DynamicsCallback train_pairs=, eval_pairs= or both",
-    )
-    return sets

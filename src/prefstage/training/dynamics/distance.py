@@ -1,6 +1,5 @@
 """How far the weights have moved: ‖θ_t - θ_0‖ without a second model in memory."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -67,10 +66,6 @@ class StartWeights:
             start = self._open(stack)
             for name, weight in _trainable(model):
                 weight.copy_(start[name].get_tensor(name))
-
-    def remove(self) -> None:
-        """Delete what was kept."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def distance(self, model: Any) -> float:
         """‖θ_t - θ_0‖₂ of a model.
