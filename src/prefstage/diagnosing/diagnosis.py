@@ -148,16 +148,8 @@ def diagnose(
     """
     started = time.perf_counter()
     config = as_config(DiagnosisConfig, config)
-    for first, second, what in (
-        (policy, reference, "a reference without a policy"),
-        (judge, second_judge, "a second judge without a first"),
-    ):
-        InputError.unless(
-            second is None or first is not None,
-            saw=what,
-            expected="both, or the first alone",
-            cure="give both",
-        )
+    _check_first(policy, reference, "a reference without a policy")
+    _check_first(judge, second_judge, "a second judge without a first")
     rows, left_out = _usable(pairs, name, config)
     policy = None if policy is None else as_scored_by(policy)
     reference = None if reference is None else as_scored_by(reference)
@@ -202,6 +194,15 @@ def diagnose(
     if out is not None:
         reported([diagnosis], out=Path(out))
     return diagnosis
+
+
+def _check_first(first: Any, second: Any, what: str) -> None:
+    InputError.unless(
+        second is None or first is not None,
+        saw=what,
+        expected="both, or the first alone",
+        cure="give both",
+    )
 
 
 # The sample's pairs that have both sides, and what was left out; the sample is taken first. Pairs
