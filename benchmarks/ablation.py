@@ -185,7 +185,7 @@ def work(end: Connection, setup: Setup, workload: str, trick: str | None) -> Non
     """A process: one workload with everything on, or without one trick."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    from prefstage.cli.allocator import tune_allocator
+    from prefstage.cli.main import tune_allocator
 
     if trick:
         TRICKS[trick]()

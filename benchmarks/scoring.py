@@ -114,7 +114,7 @@ class Worker:
 
     def __init__(self, setup: ScoringSetup, side: str) -> None:
         if side == "ours":
-            from prefstage.cli.allocator import tune_allocator
+            from prefstage.cli.main import tune_allocator
 
             tune_allocator()  # as the commands of prefstage do
         import torch

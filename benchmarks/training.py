@@ -79,7 +79,7 @@ def work(end: Connection, setup: TrainingSetup, side: str) -> None:
     """A process: one side's training, step by step."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     if side == OURS:
-        from prefstage.cli.allocator import tune_allocator
+        from prefstage.cli.main import tune_allocator
 
         tune_allocator()  # as `prefstage train` does
     else:

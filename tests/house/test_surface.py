@@ -1,8 +1,10 @@
 """The public surface, pinned: whoever changes it changes this test, and the changelog."""
 
+import ast
 import importlib
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,30 @@ def test_importing_does_not_touch_the_environment() -> None:
         "assert state() == before"
     )
     modules_loaded_by(statement)
+
+
+def imports_of_prefstage(file: Path) -> list[tuple[str, str]]:
+    """Module and name of what a file imports from the package."""
+    return [
+        (node.module or "", alias.name)
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "prefstage"
+        for alias in node.names
+    ]
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples", "scripts"])
+def test_what_scripts_import_is_there(folder: str) -> None:
+    files = sorted((SOURCE.parents[1] / folder).rglob("*.py"))
+    assert files
+    lacking = [
+        f"{file.name}: {module}.{name}"
+        for file in files
+        for module, name in imports_of_prefstage(file)
+        if find_spec(module) is None
+        or not (
+            hasattr(importlib.import_module(module), name)
+            or find_spec(f"{module}.{name}") is not None
+        )
+    ]
+    assert lacking == []
