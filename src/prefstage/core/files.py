@@ -150,10 +150,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _json_line(value: Any) -> bytes:
-    try:
-        return (json.dumps(value, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError:  # a lone surrogate, as "\\ud800" in a server's JSON gives one
-        return (json.dumps(value) + "\n").encode()
+    # A lone surrogate, as "\\ud800" in a server's JSON gives one, is written so again.
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 # --- Content hashes, and seeds by name -----------------------------------------------------------

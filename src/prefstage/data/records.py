@@ -209,13 +209,13 @@ class Candidates(Record):
         """Check that the columns go together."""
         columns = (self.sources, self.scores, self.generations or self.responses)
         for name, values in zip(("sources", "scores", "generations"), columns, strict=True):
-            if len(values) != len(self.responses):
-                raise RowFault(
-                    name,
-                    saw=f"{len(values)} {name} beside {len(self.responses)} responses",
-                    expected="lists of equal length",
-                    cure=f"give one of {name} (or null) for each response",
-                )
+            RowFault.unless(
+                len(values) == len(self.responses),
+                name,
+                saw=f"{len(values)} {name} beside {len(self.responses)} responses",
+                expected="lists of equal length",
+                cure=f"give one of {name} (or null) for each response",
+            )
 
     def message(self, index: int) -> Message:
         """A response as the assistant message that training sees.

@@ -44,10 +44,7 @@ class RowFault(ValueError):  # noqa: N818 - a finding about a row; DataError is 
 
     def __init__(self, field: str, *, saw: str, expected: str, cure: str) -> None:
         super().__init__(f"{field}: {saw}; expected {expected}; {cure}")
-        self.field = field
-        self.saw = saw
-        self.expected = expected
-        self.cure = cure
+        self.field, self.saw, self.expected, self.cure = field, saw, expected, cure
 
     @classmethod
     def unless(cls, holds: object, field: str, *, saw: str, expected: str, cure: str) -> None:

@@ -201,9 +201,11 @@ class ServerClient:
     ) -> ChatReply:
         model = {} if self.model is None else {"model": self.model}
         reply = await self._send("POST", f"{self.base_url}/{path}", model | body, read)
-        self.usage["replies"] += 1
-        self.usage["prompt_tokens"] += reply.prompt_tokens
-        self.usage["completion_tokens"] += reply.completion_tokens
+        self.usage.update(
+            replies=1,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+        )
         return reply
 
     async def _send(
