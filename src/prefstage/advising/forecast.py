@@ -434,10 +434,9 @@ def forecast_gains(
         trainer.compute_references(items)
         # Smaller batches than the recipe's say more of the same data (`Drift.mean_square`).
         size = batch if trainer.loss.whole_batch else min(batch, max(1, len(items) // GROUPS // 2))
-        drift = gradients.drift(items, _batches(len(items), size), groups=GROUPS, tick=tick)
         forecasts[name] = forecast(
             target,
-            drift,
+            gradients.drift(items, _batches(len(items), size), groups=GROUPS, tick=tick),
             basis,
             family=family_of(str(args.optim.value)),
             batch=batch,

@@ -268,8 +268,7 @@ class Plan(Walk):
         super().__init__(space, Steps(space))
         self.planned: list[PlannedStep] = []
         rows = space.prompts if self.recipe.off_policy is None else space.off_policy
-        tokenizer = load_tokenizer(self.recipe.policy)
-        encode = ResponseEncoder(tokenizer, **self.recipe.encoding).encode
+        encode = ResponseEncoder(load_tokenizer(self.recipe.policy), **self.recipe.encoding).encode
         trees = [encode(row.prompt, row.messages()) for row in islice(rows, _ROWS_LOOKED_AT)]
         lengths = [len(ids) for tree in trees for ids in tree.response_ids]
         matrix = torch.ones(_MATRIX, _MATRIX)

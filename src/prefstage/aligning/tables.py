@@ -263,8 +263,7 @@ def _result_table(settings: TableSettings, rows: Rows) -> Table:
         starts = {_repeat(cell, named): cell["policies"][0]["figures"] for cell in group}
         figures = [(START, [*starts.values()]), *_last_figures(settings.rows, group).items()]
         parts.append((heading, [(label, *_cells(settings, known)) for label, known in figures]))
-    head = (", ".join(settings.rows), *map(_title, settings.columns))
-    return Table(settings.title, head, parts)
+    return Table(settings.title, (", ".join(settings.rows), *map(_title, settings.columns)), parts)
 
 
 def _contrast_table(settings: TableSettings, rows: Rows) -> Table:

@@ -90,8 +90,7 @@ def draw_prompts(
         total = count_different(numbers)
         # 0.1 * 30 is just below 3 in binary; a share that means a whole number gives that number.
         count = math.floor(share * total + 1e-9)
-        smallest = islice(chain.from_iterable(different(numbers)), count)
-        limit = max(map(int, smallest), default=-1)
+        limit = max(map(int, islice(chain.from_iterable(different(numbers)), count)), default=-1)
     account.figures |= {"prompts": total, "prompts_drawn": count}
     return lambda prompt_id: number(prompt_id) <= limit
 

@@ -417,7 +417,7 @@ def _check(plan: Plan) -> None:
         expected="a budget and a policy that spends it, or neither",
         cure="set both or leave both out",
     )
-    unread = {
+    for name, without_effect in {
         "on_policy": plan.name != "per-prompt",
         "sources": recipe.candidates is None,
         "ties": plan.name not in ("keep", "mixing"),
@@ -425,8 +425,7 @@ def _check(plan: Plan) -> None:
         **dict.fromkeys(("sampling", *PolicySettings.model_fields), recipe.policy is None),
         "accept_reversal": plan.name not in ("relabel", "per-prompt", "preference-divergence")
         and (recipe.candidates is None or recipe.judge is None or method.policy != "none"),
-    }
-    for name, without_effect in unread.items():
+    }.items():
         is_set = name in recipe.model_fields_set and getattr(recipe, name) not in (None, False)
         ConfigError.unless(
             not (is_set and without_effect),

@@ -128,8 +128,7 @@ def true_preference(a: str, b: str, prompt: Prompt) -> float:
     Source:
         Bradley and Terry 1952; the model of Sun et al. 2025, arXiv:2508.10530, Eq. 2.
     """
-    difference = true_reward(prompt, a) - true_reward(prompt, b)
-    return 1 / (1 + math.exp(-difference / TEMPERATURE))
+    return 1 / (1 + math.exp(-(true_reward(prompt, a) - true_reward(prompt, b)) / TEMPERATURE))
 
 
 def edit_distance(first: tuple[str, ...], second: tuple[str, ...]) -> int:
