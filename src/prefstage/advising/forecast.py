@@ -180,16 +180,24 @@ class Gradients:
         groups = min(groups, len(batches))
         sums = torch.zeros(groups, len(self.basis))
         squares, counts = torch.zeros_like(sums), torch.zeros(groups)
-        runner, accelerator = self._runner(loss), self.trainer.accelerator
+        trainer, runner = self.trainer, self.trainer.runner
+        if loss is not None:
+            runner = StepRunner(
+                runner.scorer, trainer.accelerator, loss, token_budget=runner.token_budget
+            )
         state = runner.loss.start_state()
         with self._prepared():
             for number, positions in enumerate(batches):
-                step = self._step(items, positions, number, loss)
-                state = runner.train(self.trainer.model, step, state).values.state
+                step = (
+                    trainer.step_items(items, positions, trainer.references.of(items), step=number)
+                    if loss is None
+                    else StepItems(items.kind, tuple(items.items[n] for n in positions))
+                )
+                state = runner.train(trainer.model, step, state).values.state
                 # Without a wrapper, each process has its share of the gradient, and their mean is
                 # the whole.
-                shares = self.basis.take_gradient().to(accelerator.device)
-                descent = -accelerator.reduce(shares, "mean").cpu()
+                shares = self.basis.take_gradient().to(trainer.accelerator.device)
+                descent = -trainer.accelerator.reduce(shares, "mean").cpu()
                 group = number * groups // len(batches)
                 sums[group] += descent
                 squares[group] += descent**2
@@ -197,22 +205,6 @@ class Gradients:
                 if tick:
                     tick()
         return Drift(sums, squares, counts, max(map(len, batches)))
-
-    def _runner(self, loss: LossMix | None) -> StepRunner:
-        runner, trainer = self.trainer.runner, self.trainer
-        if loss is None:
-            return runner
-        return StepRunner(
-            runner.scorer, trainer.accelerator, loss, token_budget=runner.token_budget
-        )
-
-    def _step(
-        self, items: ItemSet, positions: Sequence[int], number: int, loss: LossMix | None
-    ) -> StepItems:
-        if loss is None:
-            known = self.trainer.references.of(items)
-            return self.trainer.step_items(items, positions, known, step=number)
-        return StepItems(items.kind, tuple(items.items[position] for position in positions))
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:

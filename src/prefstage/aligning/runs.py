@@ -188,7 +188,10 @@ def advise(
         start = space.policy("start", space.recipe.policy)
         result = Advice(Walk(space, steps), start, depth=depth).run()
         deeper = DEPTHS[DEPTHS.index(result["depth"]) + 1 :]
-        result["next"] = _cost(space, deeper[0]) if deeper else None
+        result["next"] = None
+        if deeper:  # what the next depth would take on top of what is done, at most
+            more = sum((step.estimate for step in _planned(space, deeper[0])), Estimate())
+            result["next"] = {"depth": deeper[0], **asdict(more)}
         doubt = "" if result["decided"] else " (too close to call)"
         headline = f"train on {result['choice']}{doubt}: {result['reason']}"
         write_json(out / ADVISED, result)
@@ -308,12 +311,6 @@ def _planned(space: Workspace, depth: Depth) -> tuple[PlannedStep, ...]:
     plan = Plan(space)
     Advice(plan, space.policy("start", space.recipe.policy), depth=depth).run()
     return tuple(plan.planned)
-
-
-# What another depth would take on top of what is done, at most.
-def _cost(space: Workspace, depth: Depth) -> dict[str, Any]:
-    total = sum((step.estimate for step in _planned(space, depth)), Estimate())
-    return {"depth": depth, **asdict(total)}
 
 
 def plan_outcome(planned: Sequence[PlannedStep]) -> Outcome:
