@@ -23,7 +23,9 @@ from prefstage.advising.forecast import (
 from prefstage.core import InputError
 from prefstage.data import Candidates, CandidateSet, Pair, PairSet, prompt_id_of
 from prefstage.losses import LossMix, LossTerm
+from prefstage.training.batches import StepItems
 from prefstage.training.datasets import item_set_of
+from prefstage.training.step import StepRunner
 from tests.training.preference_runs import (
     largest_difference,
     preference_trainer,
@@ -194,8 +196,11 @@ def test_the_target_of_a_real_policy_points_uphill(tmp_path: Path) -> None:
     drift = gradients.drift(items, batches, groups=4, loss=goal)
 
     def objective() -> float:
-        step = [gradients._step(items, batch, 0, goal) for batch in batches]
-        runner = gradients._runner(goal)
+        step = [StepItems(items.kind, tuple(items.items[n] for n in batch)) for batch in batches]
+        known = trainer.runner
+        runner = StepRunner(
+            known.scorer, trainer.accelerator, goal, token_budget=known.token_budget
+        )
         with gradients._prepared():
             return sum(float(runner.train(trainer.model, s, {}).loss) for s in step) / 4
 
