@@ -245,13 +245,12 @@ def _answers(
         return dict.fromkeys(("own_answers", "distinctness", "diversity"))
     if not isinstance(on_policy, list) or not all(isinstance(r, Candidates) for r in on_policy):
         on_policy = list(load_candidates(on_policy))
-    diversity = diversity_of(on_policy)
     return {
         "own_answers": judge and answer_quality(on_policy, pairs, judge, seed=seed),
         "distinctness": distinct_answers(on_policy, pairs, scored, policy)
         if policy is not None and scored is not None
         else None,
-        "diversity": diversity,
+        "diversity": diversity_of(on_policy),
     }
 
 

@@ -292,8 +292,7 @@ def _response_metrics(batch: LossBatch, beta: float) -> dict[str, Tensor]:
     for side, (responses, rows) in sides.items():
         log_probs = responses.log_probs.detach()
         if side:
-            known = responses.reference is not None
-            changes = responses.log_ratios.detach() if known else log_probs
+            changes = log_probs if responses.reference is None else responses.log_ratios.detach()
             metrics[f"rewards{side}"] = (beta * changes)[rows]
         metrics[f"logps{side}"] = log_probs[rows]
         metrics[f"lengths{side}"] = responses.lengths[rows].to(log_probs.dtype)

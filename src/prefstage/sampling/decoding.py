@@ -303,8 +303,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # untyped in transforme
         return chosen, room
 
     def _room(self, like: torch.Tensor, rows: int, tokens: int) -> torch.Tensor:
-        longest = max(self._most_tokens, tokens)
-        return like.new_empty(rows, like.shape[1], longest, like.shape[-1])
+        return like.new_empty(rows, like.shape[1], max(self._most_tokens, tokens), like.shape[-1])
 
 
 # Whether rows are the first ones of a room, from their first token.

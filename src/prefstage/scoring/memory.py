@@ -230,8 +230,7 @@ def training_budget(
     states = shape.trained * _FLOAT32_BYTES * ADAM_MOMENTS
     reserved = shape.trained_bytes + states + (0 if loaded else shape.weight_bytes)
     affordable = TRAINING_SHARE * (free - reserved) / shape.step_bytes(checkpointing=checkpointing)
-    most = TRAINING_CPU_TOKENS if on_cpu else GPU_TOKENS
-    return int(max(MIN_TOKENS, min(affordable, most)))
+    return int(max(MIN_TOKENS, min(affordable, TRAINING_CPU_TOKENS if on_cpu else GPU_TOKENS)))
 
 
 # --- What a job takes -------------------------------------------------------------------------
@@ -261,17 +260,19 @@ class JobSize:
         Raises:
             InputError: If the job is unknown or a size is below 1.
         """
-        if self.job not in JOBS:
-            raise InputError.of(
-                saw=f"--job {self.job}", expected=f"one of {', '.join(JOBS)}", cure="choose one"
-            )
+        InputError.unless(
+            self.job in JOBS,
+            saw=f"--job {self.job}",
+            expected=f"one of {', '.join(JOBS)}",
+            cure="choose one",
+        )
         for name, value in asdict(self).items():
-            if name != "job" and value < 1:
-                raise InputError.of(
-                    saw=f"--{name.replace('_', '-')} {value}",
-                    expected="at least 1",
-                    cure="raise it",
-                )
+            InputError.unless(
+                name == "job" or value >= 1,
+                saw=f"--{name.replace('_', '-')} {value}",
+                expected="at least 1",
+                cure="raise it",
+            )
 
     @property
     def item_tokens(self) -> int:
@@ -318,10 +319,12 @@ def check_dtype(dtype: str) -> None:
     Raises:
         InputError: If it is none of those that models are kept in.
     """
-    if dtype not in DTYPES:
-        raise InputError.of(
-            saw=f"--dtype {dtype}", expected=f"one of {', '.join(DTYPES)}", cure="choose one"
-        )
+    InputError.unless(
+        dtype in DTYPES,
+        saw=f"--dtype {dtype}",
+        expected=f"one of {', '.join(DTYPES)}",
+        cure="choose one",
+    )
 
 
 def estimate_memory(
@@ -428,9 +431,9 @@ def bytes_to_come(optimizer: Any) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the machine, has no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+    )
 
 
 @dataclass
