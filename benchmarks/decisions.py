@@ -418,12 +418,12 @@ def forecasts(bench: Bench, steps: int) -> dict[str, Any]:
                         )
                         # What each group of prompts or batches left out gives: two candidates
                         # share the prompts, so a difference has less noise than its parts.
-                        (batches,) = outcome.gain.by_batches
+                        (by_batches,) = outcome.gain.by_batches
                         result[f"{loss}|{candidate}|{pairs}|{prompts}|{family}"] = {
                             "gain": rate * outcome.gain.value,
                             "cosine": outcome.cosine.value,
                             "prompts": [rate * value for value in outcome.gain.by_prompts.tolist()],
-                            "batches": [rate * value for value in batches.tolist()],
+                            "batches": [rate * value for value in by_batches.tolist()],
                         }
     return result
 
