@@ -48,6 +48,7 @@ class Setup:
     turns: int
     pairs: int
     long_pairs: int
+    joined: int
     prompts: int
     references: str  # folder of reference log-probs, which the first process computes for all
 
@@ -233,7 +234,10 @@ def train(model: Any, setup: Setup, turns: Turns) -> None:
         answers.sort(
             key=lambda row: -len(row["chosen"][0]["content"] + row["rejected"][0]["content"])
         )
-        rows += answers[: setup.long_pairs * steps]
+        for row in answers[: setup.long_pairs * steps]:
+            for side in ("chosen", "rejected"):
+                row[side][0]["content"] *= setup.joined
+            rows.append(row)
 
     class Steps(TrainerCallback):
         def on_step_begin(self, _: Any, __: Any, control: Any, **___: Any) -> None:
@@ -331,6 +335,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--pairs", type=int, default=4, help="HH pairs of a step")
     parser.add_argument("--long-pairs", type=int, default=1, help="long pairs of a step")
+    parser.add_argument("--joined", type=int, default=1, help="times a long answer is repeated")
     parser.add_argument("--prompts", type=int, default=1, help="prompts scored in a turn")
     parser.add_argument("--workloads", nargs="+", default=[TRAINING, SCORING])
     parser.add_argument("--tricks", nargs="+", choices=list(TRICKS), default=list(TRICKS))
