@@ -136,9 +136,13 @@ def test_another_data_set_and_prompts_of_their_own(
 
 def test_align_trains_on_what_is_advised(world: Path, large: Path, tmp_path: Path) -> None:
     asked = {**recipe(world, large, depth="forecast"), "schedule": "advise", "iterations": 1}
-    aligned = align(asked, out=tmp_path / "run").result
-    (row,) = aligned["iterations"]
+    advised = advise(asked, out=tmp_path / "advice", store=tmp_path / "store")
+    aligned = align(asked, out=tmp_path / "run", store=tmp_path / "store")
+    did = {record.step: record.did for record in aligned.steps}
+    assert {did[record.step] for record in advised.steps} == {"reused"}
+    (row,) = aligned.result["iterations"]
     assert row["rule"] == "advise"
+    assert row["advice"]["choice"] == advised.choice
     assert row["advice"]["depth"] == "forecast"
     assert row["data"] == row["advice"]["choice"].partition(":")[0]
     assert row["reason"] == row["advice"]["reason"]

@@ -157,6 +157,7 @@ def advise(
     depth: Depth | None = None,
     tell: Tell | None = None,
     begun: Begun | None = None,
+    store: Path | str | None = None,
 ) -> Advised:
     """Tell which of several data sets a policy should be trained on next.
 
@@ -171,6 +172,7 @@ def advise(
         depth: Where to stop; None: as the recipe says.
         tell: Called with each step when it is done.
         begun: Called with each step, and 0, as it begins; not if it is reused.
+        store: As of `align`: advice and alignments that share a store do equal steps once.
 
     Returns:
         The answer.
@@ -182,7 +184,10 @@ def advise(
     """
     folder, out = Path(out), Path(out).absolute()
     space = open_workspace(recipe, out, judge)
-    with run_folder(folder, command="advise", inputs={}), space.opened(None):
+    with (
+        run_folder(folder, command="advise", inputs={}),
+        space.opened(None if store is None else Path(store)),
+    ):
         write_config(space.recipe, out / CONFIG)
         steps = Steps(space, tell, begun=begun)
         start = space.policy("start", space.recipe.policy)
