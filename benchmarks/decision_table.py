@@ -258,18 +258,22 @@ def predictors(starts: Sequence[Start]) -> Iterator[tuple[str, Predictor, str]]:
 # --- Measures ------------------------------------------------------------------------------------
 
 
-def of_start(scores: Scores, truth: Scores) -> tuple[float, float, float]:
-    """Accuracy, regret and rank correlation."""
-    right = [
+def share_right(scores: Scores, truth: Scores) -> float:
+    """Of the pairs of candidates in the truth, how many are in the right order."""
+    return mean(
         0.5 if scores[a] == scores[b] else float((scores[a] > scores[b]) == (truth[a] > truth[b]))
-        for a, b in PAIRS_OF_CANDIDATES
+        for a, b in combinations(truth, 2)
         if truth[a] != truth[b]
-    ]
-    best = max(scores.values())
-    chosen = mean(truth[c] for c in CANDIDATES if scores[c] == best)
-    values = [[side[c] for c in CANDIDATES] for side in (scores, truth)]
+    )
+
+
+def of_start(scores: Scores, truth: Scores) -> tuple[float, float, float]:
+    """Accuracy, regret and rank correlation, on the candidates of the truth."""
+    best = max(scores[c] for c in truth)
+    chosen = mean(truth[c] for c in truth if scores[c] == best)
+    values = [[side[c] for c in truth] for side in (scores, truth)]
     rank = float(spearmanr(*values).statistic) if len({*values[0]}) > 1 else math.nan
-    return mean(right), max(truth.values()) - chosen, rank
+    return share_right(scores, truth), max(truth.values()) - chosen, rank
 
 
 def ceiling(start: Start) -> tuple[float, float, float]:

@@ -71,6 +71,13 @@ class Bench:
         return World(self.seed)
 
     @cached_property
+    def temperature(self) -> float:
+        """What rewards are divided by to be log-odds."""
+        from prefstage.sandbox.world import TEMPERATURE
+
+        return TEMPERATURE
+
+    @cached_property
     def pool(self) -> list[Any]:
         """Prompts of all candidates, with four writers' answers."""
         return list(self.world.candidates(PAIRS, responses=4))
@@ -264,15 +271,15 @@ def trainer_of(
     return trainer
 
 
-def share_of(data: Any, share: float, seed: int) -> Any:
-    """The first part of the pairs in an order of the seed's."""
+def share_of(data: Any, share: float, seed: int, *, whole: int = PAIRS) -> Any:
+    """The first part of the pairs in an order of the seed's; the share is of the whole's number."""
     import random
 
     from prefstage.data import PairSet
 
     rows = list(data)
     random.Random(seed).shuffle(rows)
-    return data if share == 1 else PairSet.of(rows[: round(share * PAIRS)])
+    return data if share == 1 else PairSet.of(rows[: round(share * whole)])
 
 
 def trained(
@@ -319,14 +326,13 @@ def trained(
 # --- What tells beforehand -----------------------------------------------------------------------
 
 
-def figures(bench: Bench, steps: int, candidate: str) -> dict[str, Any]:
+def figures(bench: Any, steps: int, candidate: str) -> dict[str, Any]:
     """Figures of a data set and of the policy on it, and its boundary score against it.
 
     DCRM as recalled: (σ(r_w - r_l) - ½) / (token edit distance + |log π(y_w) - log π(y_l)|).
     """
     from prefstage.data import ResponseEncoder, load_tokenizer
     from prefstage.diagnosing.flips import LEARNABILITY_GROUPS, learnability_groups
-    from prefstage.sandbox.world import TEMPERATURE
     from prefstage.scoring import Scorer
 
     pairs = list(bench.data(steps, candidate))
@@ -343,7 +349,7 @@ def figures(bench: Bench, steps: int, candidate: str) -> dict[str, Any]:
         mine = own[pair.prompt_id][:2]
         theirs = (pair.score_chosen, pair.score_rejected)
         votes += [(a > b) + 0.5 * (a == b) for a in mine for b in theirs]
-        probabilities += [sigmoid((a - b) / TEMPERATURE) for a in mine for b in theirs]
+        probabilities += [sigmoid((a - b) / bench.temperature) for a in mine for b in theirs]
     return {
         "chosen": mean(pair.score_chosen for pair in pairs),
         "difference": mean(pair.score_chosen - pair.score_rejected for pair in pairs),
@@ -460,7 +466,11 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def trials(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+Measurements = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
+"""Of each measurement the name of its file, and how it is made."""
+
+
+def trials(bench: Bench) -> Measurements:
     """Full trainings of one policy with every rate, from which the rule chooses one a loss."""
     for loss, rate, candidate in product(LOSSES, RATES, CANDIDATES):
         task = (bench, TUNED_POLICY, loss, candidate)
@@ -484,7 +494,7 @@ def chosen_rates(out: Path) -> dict[str, dict[float, float]]:
     }
 
 
-def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def measurements(bench: Bench) -> Measurements:
     """Every measurement of a world: the name of its file, and how it is made; cheap ones first."""
     for steps in POLICIES:
         for candidate in CANDIDATES:
@@ -502,7 +512,7 @@ def measurements(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any
                     yield name, partial(trained, *task, share=share, seed=seed)
 
 
-def work(out: Path, worlds: Sequence[int]) -> None:
+def fill(folder: Path, wanted: Measurements, *, label: str) -> None:
     """Make what is missing, one measurement after another."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -513,24 +523,30 @@ def work(out: Path, worlds: Sequence[int]) -> None:
     torch.set_num_threads(1)  # so small a model gains nothing from more
     datasets.disable_progress_bars()
     disable_progress_bar()
+    for name, make in wanted:
+        file = folder / f"{name}.json"
+        claim = file.with_suffix(".claimed")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(claim, "w", encoding="utf-8") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # another process is at it
+            if file.exists():
+                continue
+            made = make()
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(json.dumps(made), encoding="utf-8")
+            temporary.replace(file)
+        print(f"{label}: {name}", flush=True)
+
+
+def work(out: Path, worlds: Sequence[int]) -> None:
+    """Make what is missing in worlds."""
     for seed in worlds:
         bench = Bench(out / f"world-{seed}", seed)
-        for name, make in trials(bench) if seed == TUNING_WORLD else measurements(bench):
-            file = bench.folder / f"{name}.json"
-            claim = file.with_suffix(".claimed")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with open(claim, "w", encoding="utf-8") as stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue  # another process is at it
-                if file.exists():
-                    continue
-                made = make()
-                temporary = file.with_suffix(".tmp")
-                temporary.write_text(json.dumps(made), encoding="utf-8")
-                temporary.replace(file)
-            print(f"world {seed}: {name}", flush=True)
+        wanted = trials(bench) if seed == TUNING_WORLD else measurements(bench)
+        fill(bench.folder, wanted, label=f"world {seed}")
 
 
 def main() -> None:
