@@ -255,6 +255,23 @@ def test_forecasts_do_not_depend_on_the_token_budget(loss: str, tmp_path: Path) 
     assert gains[0] == pytest.approx(gains[1], abs=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "kto", "aot"])
+def test_a_reference_that_is_the_start_takes_no_pass_of_its_own(loss: str, tmp_path: Path) -> None:
+    trainer = preference_trainer(tmp_path / "start", loss=loss)
+    policy = tmp_path / "policy"
+    trainer.model.save_pretrained(policy)
+    trainer.processing_class.save_pretrained(policy)
+    other = preference_trainer(tmp_path / "named", loss=loss, reference=str(policy))
+    first, second = (
+        forecast_gains(each, judged(8), {"ours": tiny_pairs(16)}).by_name["ours"]
+        for each in (trainer, other)
+    )
+    assert first.gain.value == pytest.approx(second.gain.value, rel=1e-3)
+    assert first.cosine.value == pytest.approx(second.cosine.value, rel=1e-3)
+    assert not list((tmp_path / "start").rglob("*.parquet"))
+    assert list((tmp_path / "named").rglob("*.parquet"))
+
+
 def test_an_adapter_is_forecast_over_its_own_weights(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")

@@ -3,23 +3,24 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from prefstage.core import InputError, seed_for
 from prefstage.data import CandidateSet, PairSet
-from prefstage.losses import LossMix, LossTerm
+from prefstage.losses import LossBatch, LossMix, LossState, LossTerm, LossValues, Responses
 from prefstage.losses.base import Items, StatelessLoss
 from prefstage.training import PreferenceTrainer
-from prefstage.training.batches import StepItems
 from prefstage.training.compat import ScoringCalls
 from prefstage.training.datasets import item_set_of
 from prefstage.training.items import ItemSet
+from prefstage.training.policy import START
 from prefstage.training.step import StepRunner
 
 Coordinates = Float[Tensor, " coordinates"]
@@ -167,8 +168,8 @@ class Gradients:
         """Sum -∇L over batches, in groups of consecutive ones.
 
         Args:
-            items: Encoded by the trainer's encoder; their references, if the loss needs any,
-                are known to `trainer.references`.
+            items: Encoded by the trainer's encoder; their references, if the trainer's loss needs
+                any, are known to `trainer.references`.
             batches: Positions of each batch's items, of about equal numbers.
             groups: How many groups; fewer if there are fewer batches.
             loss: What to minimise in place of the trainer's loss.
@@ -181,6 +182,7 @@ class Gradients:
         sums = torch.zeros(groups, len(self.basis))
         squares, counts = torch.zeros_like(sums), torch.zeros(groups)
         trainer, runner = self.trainer, self.trainer.runner
+        known = trainer.references.of(items) if loss is None else None
         if loss is not None:
             runner = StepRunner(
                 runner.scorer, trainer.accelerator, loss, token_budget=runner.token_budget
@@ -188,11 +190,7 @@ class Gradients:
         state = runner.loss.start_state()
         with self._prepared():
             for number, positions in enumerate(batches):
-                step = (
-                    trainer.step_items(items, positions, trainer.references.of(items), step=number)
-                    if loss is None
-                    else StepItems(items.kind, tuple(items.items[n] for n in positions))
-                )
+                step = trainer.step_items(items, positions, known, step=number)
                 state = runner.train(trainer.model, step, state).values.state
                 # Without a wrapper, each process has its share of the gradient, and their mean is
                 # the whole.
@@ -248,6 +246,19 @@ class ExpectedReward(
         others = (total[group] - scores) / (count[group] - 1)
         shares = (scores - others) / count[group] * batch.responses.log_probs
         return -torch.zeros_like(count).index_add(0, group, shares)
+
+
+class _AtStart(LossMix):
+    """A loss whose reference is the policy: the pass that makes gradients makes its log-probs."""
+
+    @override
+    def compute(self, batch: LossBatch, state: LossState) -> LossValues:
+        made: dict[str, Any] = {
+            field.name: replace(value, reference=value.policy.detach())
+            for field in fields(batch)
+            if isinstance(value := getattr(batch, field.name), Responses)
+        }
+        return super().compute(replace(batch, **made), state)
 
 
 def family_of(optimizer: str) -> Family:
@@ -420,15 +431,19 @@ def forecast_gains(
     batches = _batches(len(items), max(1, min(_TARGET_PROMPTS, len(items) // GROUPS)))
     target = gradients.drift(items, batches, groups=GROUPS, loss=goal, tick=tick)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    references, loss = trainer.references, None
+    if references.needed and references.reference == START:
+        loss = _AtStart(trainer.loss.terms)
     forecasts = {}
     for name, pairs in data.items():
         items = item_set_of(pairs, trainer.encoder, trainer.loss)
-        trainer.compute_references(items)
+        if loss is None:
+            trainer.compute_references(items)
         # Smaller batches than the recipe's say more of the same data (`Drift.mean_square`).
         size = batch if trainer.loss.whole_batch else min(batch, max(1, len(items) // GROUPS // 2))
         forecasts[name] = forecast(
             target,
-            gradients.drift(items, _batches(len(items), size), groups=GROUPS, tick=tick),
+            gradients.drift(items, _batches(len(items), size), groups=GROUPS, loss=loss, tick=tick),
             basis,
             family=family_of(str(args.optim.value)),
             batch=batch,
