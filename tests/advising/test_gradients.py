@@ -48,12 +48,28 @@ def batches_of(trainer: Any, size: int = BATCH) -> list[list[int]]:
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
+# Of every loss, in several micro-batches a step, with all weights and with an adapter's alone.
 @pytest.mark.parametrize("loss", list(LOSSES))
-def test_directions_equal_brute_force(tmp_path: Path, loss: str) -> None:
+@pytest.mark.parametrize("layout", ["tree", "flat"])
+def test_directions_equal_brute_force(tmp_path: Path, loss: str, layout: str) -> None:
     reference = "start" if "reference" in LOSSES[loss].needs else "none"
     pairs = [replace(pair, agreement=0.8) for pair in tiny_pairs(PAIRS)]
-    trainer = preference_trainer(tmp_path, data=PairSet.of(pairs), loss=loss, reference=reference)
+    adapter = None
+    if layout == "flat":
+        peft = pytest.importorskip("peft")
+        adapter = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    trainer = preference_trainer(
+        tmp_path,
+        data=PairSet.of(pairs),
+        loss=loss,
+        reference=reference,
+        peft_config=adapter,
+        layout=layout,
+        token_budget=60,
+    )
     batches = batches_of(trainer)
+    first = trainer.step_items(trainer.train_dataset, batches[0], None, step=0)
+    assert len(trainer.runner.plan(first)[0]) > 1
     trainer.compute_references()
     # Away from the reference, where some losses have a kink that rounding would decide.
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -237,13 +238,23 @@ class ExpectedReward(
     data=frozenset({"groups"}),
     needs=frozenset({"scores"}),
 ):
-    """Its descent direction is an unbiased estimate of ∇J, J the expected judged quality."""
+    """Its descent direction is an unbiased estimate of ∇J, J the expected judged quality.
+
+    Where u is an answer's mean P(wins) against the prompt's other answers, J is the win rate
+    over the start, whose answers they are.
+    """
+
+    compared: bool = Field(default=False, description="u is a mean P(wins) over the others.")
 
     def _items(self, batch: Any) -> Items:
         scores, group = batch.responses.scores.detach(), batch.group
         count = torch.bincount(group).to(scores)
         total = torch.zeros_like(count).index_add(0, group, scores)
-        others = (total[group] - scores) / (count[group] - 1)
+        # Probabilities of winning against one another have the same mean, 1/2, whatever the
+        # answers, and the mean of the others' holds 1 - P of this answer itself: as a baseline it
+        # would make the gradient m/(m - 1) times too long.
+        left_out = 0 if self.compared else 1
+        others = (total[group] - left_out * scores) / (count[group] - left_out)
         shares = (scores - others) / count[group] * batch.responses.log_probs
         return -torch.zeros_like(count).index_add(0, group, shares)
 
@@ -397,6 +408,7 @@ def forecast_gains(
     answers: CandidateSet,
     data: Mapping[str, PairSet],
     *,
+    compared: bool = False,
     tick: Callable[[], None] | None = None,
 ) -> Forecasts:
     """Forecast what a trainer's recipe would gain on each of several data sets.
@@ -409,6 +421,8 @@ def forecast_gains(
         answers: The policy's own answers with the judge's scores, at least two a prompt, to
             prompts that no data set has.
         data: The sets by name.
+        compared: Whether a score is the mean P(wins) against the prompt's other answers, and not
+            a reward.
         tick: Called after each batch of gradients.
 
     Returns:
@@ -417,7 +431,7 @@ def forecast_gains(
     Raises:
         InputError: If there are fewer than `GROUPS` prompts of answers, or an empty set.
     """
-    goal = LossMix((LossTerm(ExpectedReward()),))
+    goal = LossMix((LossTerm(ExpectedReward(compared=compared)),))
     empty = [name for name, pairs in data.items() if not len(pairs)]
     InputError.unless(
         len(answers) >= GROUPS and not empty,

@@ -61,7 +61,8 @@ def value_by_scoring(
 
     Args:
         log_ratios: ℓ of each answer, nats.
-        rewards: u, the judge's value of each answer.
+        rewards: u, the judge's value of each answer. Of a mean P(wins) against the prompt's
+            other answers the forms with b make m/(m - 1) times too much, with m answers.
         form: One of the three.
 
     Returns:

@@ -261,7 +261,13 @@ class Forecast(Step):
                 pilot_settings(self.recipe), Path(scratch), {"data": next(iter(pairs.values()))}
             )
             with progress("gradients", None) as tick:
-                found = forecast_gains(trainer, self.target.answers(), pairs, tick=partial(tick, 1))
+                found = forecast_gains(
+                    trainer,
+                    self.target.answers(),
+                    pairs,
+                    compared=not self.space.judge.pointwise,
+                    tick=partial(tick, 1),
+                )
         leader = max(found.by_name, key=lambda name: found.by_name[name].gain.value)
         best = found.by_name[leader].gain
         write_json(
