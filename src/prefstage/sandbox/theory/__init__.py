@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from prefstage.core import InputError
-from prefstage.sandbox.theory import guide, optima, rankings, stage_calls, two_stage
+from prefstage.sandbox.theory import (
+    first_order,
+    guide,
+    optima,
+    rankings,
+    stage_calls,
+    two_stage,
+)
 from prefstage.sandbox.theory.evidence import (
     Check,
     Checked,
@@ -26,6 +33,7 @@ CHECKS: dict[str, Check] = {
         optima.DATA_CHECKS,
         rankings.CHECKS,
         optima.SAMPLING_CHECKS,
+        first_order.CHECKS,
     )
     for check in checks
 }
