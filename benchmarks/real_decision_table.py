@@ -16,6 +16,7 @@ Intervals are of 95 %, over held-out prompts: a data set's as `prefstage evaluat
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -279,10 +280,18 @@ def measured(
 
 
 def print_table(
-    folder: Path, *, modes: Sequence[str], losses: Sequence[str], candidates: Sequence[str]
+    folder: Path,
+    wanted: Sequence[str],
+    modes: Sequence[str],
+    losses: Sequence[str],
+    candidates: Sequence[str],
 ) -> None:
-    """Print all that is measured, and what is not."""
+    """Print all that is measured, and how much of what is wanted is not there."""
     starts = read_starts(folder, modes, losses, candidates)
+    kinds = Counter(name.partition("/")[0] for name in wanted)
+    there = Counter(name.partition("/")[0] for name in wanted if (folder / f"{name}.json").exists())
+    measured_so_far = ", ".join(f"{there[kind]} of {count} {kind}" for kind, count in kinds.items())
+    print(f"measured: {measured_so_far}")
     shares = sorted({share for start in starts for _, share in start.runs if share < 1})
     for start in starts:
         agree = "-" if start.agreement is None else f"{start.agreement:.2f}"

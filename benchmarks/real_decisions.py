@@ -418,7 +418,7 @@ def compared(after: Sequence[Any], before: Sequence[Any]) -> dict[str, Any]:
 Measurements = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
 
-def measurements(bench: RealBench, asked: Any) -> Measurements:
+def measurements(bench: RealBench | None, asked: Any) -> Measurements:
     """Every measurement: the name of its file, and how it is made."""
     # A mode and loss after the other; of each what is cheap, then trainings of the first seed.
     for prompts in ("pool", "hh", "target_prompts", "held_out"):
@@ -465,7 +465,8 @@ def main() -> None:
     if asked.table:
         from real_decision_table import print_table
 
-        print_table(asked.out, modes=[*RATES], losses=[*LOSSES], candidates=asked.candidates)
+        wanted = [name for name, _ in measurements(None, asked)]
+        print_table(asked.out, wanted, asked.modes, asked.losses, asked.candidates)
         return
     if asked.model is None:
         parser.error("name the policy's folder with --model or PREFSTAGE_CHAT_MODEL")
