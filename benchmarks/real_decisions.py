@@ -10,8 +10,9 @@ truth is the win rate over the start on held-out prompts, raw and length-control
 judge. Beside it stands what could have told beforehand. Texts are cut at 400 characters.
 
 As in `benchmarks/decisions.py`, the folder gets one JSON file a measurement, and what is there is
-not done again; answers are kept one by one. Cheap measurements come first, and those of the first
-mode, loss and seed before others, so that a part of the bench says something already.
+not done again; answers are kept one by one. The command may run several times at once. Cheap
+measurements come first, and those of the first mode, seed and loss before others, so that a part of
+the bench says something already.
 
 `--table` prints what is there: see `real_decision_table.py`.
 """
@@ -57,6 +58,7 @@ class Sizes:
 
     Attributes:
         pairs: Prompts of every candidate.
+        gradients: Pairs of each that forecasts are made of.
         held_out: Prompts of the truth.
         target: Prompts of the target direction, on which pilots are valued too.
         answers: The start's answers to each of them.
@@ -68,6 +70,7 @@ class Sizes:
     """
 
     pairs: int = 112
+    gradients: int = 64
     held_out: int = 104
     target: int = 60
     answers: int = 4
@@ -330,9 +333,10 @@ def sampled(bench: RealBench, prompts: str) -> dict[str, Any]:
 def forecasts(bench: RealBench, mode: str, loss: str, candidates: Sequence[str]) -> dict[str, Any]:
     """Forecasts of every candidate."""
     from prefstage.advising import forecast_gains
-    from prefstage.data import CandidateSet
+    from prefstage.data import CandidateSet, PairSet
 
-    data = {candidate: bench.data(0, candidate) for candidate in candidates}
+    most = bench.sizes.gradients
+    data = {c: PairSet.of(list(bench.data(0, c))[:most]) for c in candidates}
     with tempfile.TemporaryDirectory() as out:
         first = next(iter(data.values()))
         trainer = trainer_of(bench, first, mode=mode, loss=loss, seed=0, out=out)
@@ -420,14 +424,14 @@ Measurements = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
 def measurements(bench: RealBench | None, asked: Any) -> Measurements:
     """Every measurement: the name of its file, and how it is made."""
-    # A mode and loss after the other; of each what is cheap, then trainings of the first seed.
     for prompts in ("pool", "hh", "target_prompts", "held_out"):
         yield f"start/{prompts}", partial(sampled, bench, prompts)
     for candidate in asked.candidates:
         yield f"figures/{candidate}", partial(figures, bench, 0, candidate)
-    for mode, loss in product(asked.modes, asked.losses):
-        yield f"forecasts/{mode}-{loss}", partial(forecasts, bench, mode, loss, asked.candidates)
     for mode, seed, loss in product(asked.modes, range(asked.seeds), asked.losses):
+        if seed == 0:
+            task = partial(forecasts, bench, mode, loss, asked.candidates)
+            yield f"forecasts/{mode}-{loss}", task
         runs = [(1.0, seed), *((share, PILOT_SEED + seed) for share in SHARES)]
         for (share, of_run), candidate in product(runs, asked.candidates):
             task = partial(trained, bench, mode, loss, candidate, share=share, seed=of_run)
