@@ -27,7 +27,7 @@ from prefstage.training.step import StepRunner
 Coordinates = Float[Tensor, " coordinates"]
 """A value for each chosen coordinate of the trained weights."""
 
-MOST_COORDINATES = 1 << 22
+MOST_COORDINATES = 1 << 20
 
 
 class Basis:
@@ -35,7 +35,8 @@ class Basis:
 
     All of them while they are few. Of more, a fixed random share of every weight: an inner
     product over n of them, weighted by how many each stands for, has no bias, and a relative
-    error of about √(κ/n)/c with c the cosine and κ the tails (some 1e-3/c for four million).
+    error of about √(κ/n)/c with c the cosine and κ the tails (some 2e-3/c for a million, far
+    below what prompts leave open; an adapter's training has no memory for many more).
     Unlike a random projection it keeps coordinates apart, which Adam's division by each
     coordinate's own root mean square needs; and memory no longer depends on the model.
 
