@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from prefstage.judging import Comparison, load_judge
 from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 
+EVEN = 0.5
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 
 
@@ -22,9 +24,13 @@ def test_the_tutorial_runs_block_by_block(
     save_tiny_llama(
         tmp_path / "judge", tokenizer, kind="LlamaForSequenceClassification", num_labels=1, **shape
     )
-    rows = [
-        {"prompt": f"fox {n}", "chosen": f"ran {n}", "rejected": f"moon {n % 7}"} for n in range(50)
-    ]
+    # A judge that reverses many labels would be refused: this one agrees with all of them.
+    rows, by = list[dict[str, str]](), load_judge("reward:judge")
+    for n in range(50):
+        prompt, a, b = f"fox {n}", f"ran {n}", f"moon {n % 7}"
+        asked = Comparison(prompt, ({"role": "user", "content": prompt},), a, b)
+        chosen, rejected = (a, b) if by.compare([asked])[0].probability > EVEN else (b, a)
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     text = TUTORIAL.read_text(encoding="utf-8")
