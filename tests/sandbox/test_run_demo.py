@@ -1,9 +1,10 @@
 import json
-from dataclasses import replace
 from statistics import mean
 
 import pytest
 
+from prefstage.aligning import Advised
+from prefstage.core import LEDGER, Ledger
 from prefstage.core.errors import RunFolderError
 from prefstage.core.files import read_json_lines
 from prefstage.data import load_pairs
@@ -11,16 +12,15 @@ from prefstage.judging import Comparison, load_judge
 from prefstage.measuring import MeasureConfig, measure_stage
 from prefstage.sandbox import CHATTY, GUESSER, World, true_preference, true_reward
 from prefstage.sandbox.demo import (
-    AUTO,
-    FIXED,
+    CANDIDATES,
     JUDGE,
     SAMPLING,
+    AdviceChecked,
     DemoConfig,
     IterationDone,
     PolicyTrained,
     PoolMade,
-    ScheduleDone,
-    reward_of,
+    rewards_of,
     run_demo,
     true_boundary,
     true_judge,
@@ -42,41 +42,82 @@ def report(tmp_path_factory, told):
 
 
 def test_the_parts_are_told_in_order(report, told):
-    kinds = [PoolMade, PolicyTrained, IterationDone, IterationDone]
-    assert [type(part) for part in told] == [*kinds, *[ScheduleDone] * 5]
+    kinds = [PoolMade, PolicyTrained, Advised, Advised, Advised, AdviceChecked]
+    assert [type(part) for part in told] == [*kinds, IterationDone, IterationDone]
     assert told[0] == report.pool
     assert list(report.pool.rewards) == ["chatty", "guesser"]
-    assert [each.schedule for each in report.schedules] == [AUTO, *FIXED]
+    depths = [advised.result["depth"] for advised in report.checked.advice]
+    assert depths == ["stage", "forecast", "pilot"]
+
+
+def test_the_truth_of_a_candidate_is_what_its_training_gained(report):
+    assert list(report.checked.gains) == list(CANDIDATES)
+    for name, gains in report.checked.gains.items():
+        run = report.folder / "runs" / name.replace(": ", "-")
+        result = json.loads((run / "align.json").read_text())
+        (row,) = result["iterations"]
+        steps = (result["start_answers"], row["steps"]["answer"])
+        before, after = (
+            list(read_json_lines(run / "steps" / step / "answers.jsonl")) for step in steps
+        )
+        assert [a["prompt"] for a in before] == [a["prompt"] for a in after]
+        assert gains == [
+            true_reward(tuple(b["prompt"]), b["text"]) - true_reward(tuple(a["prompt"]), a["text"])
+            for a, b in zip(before, after, strict=True)
+        ]
+        assert report.checked.truth[name].gain == pytest.approx(mean(gains))
+
+
+def test_advice_is_held_against_the_best(report):
+    checked = report.checked
+    best = max(checked.gains, key=lambda name: mean(checked.gains[name]))
+    assert next(iter(checked.truth)) == best
+    for advised in checked.advice:
+        behind = checked.behind[advised.result["depth"]]
+        gains = [checked.gains[name] for name in (best, advised.choice)]
+        assert behind.gain == pytest.approx(mean(gains[0]) - mean(gains[1]))
+        assert (behind.gain == behind.error == 0) == (gains[0] == gains[1])
 
 
 def test_each_iteration_trains_on_what_its_stage_asks_for(report):
     for done in report.iterations:
-        assert done.data == ("off" if done.stage.algorithm_1 == "injection" else "on")
-    auto = report.schedules[0]
-    assert auto.data == tuple(done.data for done in report.iterations)
-    assert auto.rewards == (
-        report.iterations[0].before,
-        *(done.after for done in report.iterations),
-    )
+        injection = done.row["stage"]["algorithm_1"] == "injection"
+        assert done.row["data"] == ("off" if injection else "on")
+    first, second = report.iterations
+    gained = mean(report.checked.gains[first.row["data"]])
+    assert first.after - first.before == pytest.approx(gained)
+    assert first.after == second.before
 
 
-def test_the_fixed_schedules_do_as_they_are_told_and_share_what_is_equal(report):
-    by_data = {each.data: each for each in report.schedules[1:]}
-    assert {",".join(data) for data in by_data} == {*FIXED}
-    auto = report.schedules[0]
-    assert by_data[auto.data].rewards == auto.rewards
-    trained = list((report.folder / "store" / "steps").glob("train-*"))
-    assert len(trained) == 2 + 4
+def test_nothing_is_trained_or_sampled_twice(report):
+    runs = [report.folder / "runs" / name.replace(": ", "-") for name in (*CANDIDATES, "align")]
+    trained = {
+        row["steps"]["train"]
+        for run in runs
+        for row in json.loads((run / "align.json").read_text())["iterations"]
+    }
+    assert len(trained) == len(CANDIDATES) + 1
+    ran = [
+        line["step"]
+        for run in [*runs, report.folder / "runs" / "advise"]
+        for line in read_json_lines(run / "steps.jsonl")
+        if line["did"] == "ran"
+    ]
+    assert len(ran) == len({*ran})
+    # Policies that answered: pilots do not, and the truth about the boundary asks none anew.
+    with Ledger(report.folder / "store" / LEDGER) as ledger:
+        assert ledger.count("samplers") == 1 + len(trained)
 
 
 def test_the_reward_is_that_of_the_answers_on_file(report):
-    auto = report.schedules[0]
-    result = json.loads((auto.folder / "align.json").read_text())
-    file = auto.folder / "steps" / result["iterations"][1]["steps"]["answer"] / "answers.jsonl"
+    run = report.folder / "runs" / "align"
+    result = json.loads((run / "align.json").read_text())
+    file = run / "steps" / result["iterations"][1]["steps"]["answer"] / "answers.jsonl"
     rows = list(read_json_lines(file))
     assert len(rows) == SMALL.held_out
-    found = mean(true_reward(tuple(row["prompt"]), row["text"]) for row in rows)
-    assert auto.rewards[-1] == reward_of(file) == found
+    found = [true_reward(tuple(row["prompt"]), row["text"]) for row in rows]
+    assert rewards_of(report.folder, result)[2] == found
+    assert report.iterations[-1].after == mean(found)
 
 
 def test_the_truth_is_the_fixed_size_measurement_of_the_same_responses(report):
@@ -106,31 +147,16 @@ def test_the_same_demo_again_uses_what_is_there(report):
     before = {path: path.stat().st_mtime_ns for path in report.folder.rglob("*.safetensors")}
     again = run_demo(report.folder, config=SMALL, writers=WRITERS, tell=told.append)
     assert told[1].reused
-    assert again == replace(report, policy=again.policy)
+    found, first = again.as_dict(), report.as_dict()
+    for advice in (*found["advice"].values(), *first["advice"].values()):
+        del advice["next"]  # what it costs to go on from what is there
+    assert found == first
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_another_demo_does_not_fit_into_the_folder(report):
     with pytest.raises(RunFolderError, match="different: seed"):
         run_demo(report.folder, config=SMALL.model_copy(update={"seed": 1}), writers=WRITERS)
-
-
-@pytest.mark.parametrize(
-    ("stages", "crossing"),
-    [
-        (("injection", "fine-tuning"), "crossed"),
-        (("injection", "injection"), "not crossed"),
-        (("injection", "undecided"), "not crossed"),
-        (("undecided", "fine-tuning"), "not crossed"),
-        (("fine-tuning", "injection"), "beyond from the start"),
-    ],
-)
-def test_crossing_is_told_as_it_is(report, stages, crossing):
-    iterations = tuple(
-        replace(done, stage=replace(done.stage, stage=stage))
-        for done, stage in zip(report.iterations, stages, strict=True)
-    )
-    assert replace(report, iterations=iterations).crossing == crossing
 
 
 def test_the_true_boundary_by_hand():

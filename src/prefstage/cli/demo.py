@@ -5,24 +5,21 @@ import sys
 import time
 import webbrowser
 from pathlib import Path
-from textwrap import wrap
+from textwrap import fill, wrap
 
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from prefstage.aligning import Advised
+from prefstage.aligning.advice import advice_rows
 from prefstage.core import MissingDependencyError, Outcome
 from prefstage.reporting import write_report
-from prefstage.sandbox import demo
+from prefstage.sandbox import demo, true_reward
 
-_WIDTH = 96  # longer lines are hard to read
-
-_STAGES = {"off": "the pairs at hand (off)", "on": "pairs of its own (on)"}
-_CROSSINGS: dict[demo.Crossing, str] = {
-    "crossed": "The boundary was crossed: from injection to fine-tuning.",
-    "not crossed": "The boundary was not crossed in this world.",
-    "beyond from the start": "The model was in the fine-tuning stage from the start.",
-}
+_WIDTH, _CELL = 96, 18  # longer lines are hard to read; wider heads would break the cells
+_COSINE = 2  # column of advice's table that is left out
+_DATA = {"off": "the pairs at hand (off)", "on": "pairs of its own (on)"}
 
 
 def show_demo(out: Path, *, seed: int, quiet: bool) -> Outcome:
@@ -47,7 +44,8 @@ def show_demo(out: Path, *, seed: int, quiet: bool) -> Outcome:
     files = [
         report.pool.path,
         report.policy.folder,
-        *(schedule.folder / "align.json" for schedule in report.schedules),
+        report.folder / "runs" / "advise" / "advise.json",
+        report.folder / "runs" / "align" / "align.json",
         report.folder / "demo.json",
     ]
     if isinstance(page, Path):
@@ -59,11 +57,12 @@ def show_demo(out: Path, *, seed: int, quiet: bool) -> Outcome:
     return Outcome(f"\nDone in {seconds:.0f} seconds. The report: {page}", result, files)
 
 
-# One page about all schedules, `auto` first; or why there is none.
+# One page about advice, the alignment and the full trainings; or why there is none.
 def _page(report: demo.DemoReport) -> Path | str:
+    runs = report.folder / "runs"
     try:
         return write_report(
-            [done.folder for done in report.schedules],
+            [runs / name.replace(": ", "-") for name in ("advise", "align", *demo.CANDIDATES)],
             out=report.folder / "report.html",
             title=f"prefstage demo, seed {report.config.seed}",
         )
@@ -95,12 +94,11 @@ class Teller:
         """Say what this is about."""
         self._console.print("Which preference data does a language model need next?", style="bold")
         self._paragraph(
-            'A model can learn from pairs of answers that others wrote ("off-policy"), or from '
-            'pairs of its own answers, sampled and judged afresh ("on-policy"). As long as its own '
-            "answers mostly lose against the others', the theory says that it learns more from "
-            "theirs: the injection stage. Once its own mostly win, it learns more from its own: "
-            "the fine-tuning stage. prefstage measures the stage and trains accordingly; here, in "
-            "a small world whose truth a program knows."
+            'A model can learn from pairs of answers that others wrote ("off-policy"), from pairs '
+            'of its own answers, sampled and judged afresh ("on-policy"), or from a mixture. '
+            "prefstage advise says which, at three depths: by who wins now (stage), by gradients "
+            "(forecast), by short trainings (pilot). Here it does so in a small world whose truth "
+            "a program knows, so that you see whether the advice was right."
         )
 
     def tell(self, part: demo.DemoPart) -> None:
@@ -122,26 +120,22 @@ class Teller:
                     "Now it shall be aligned.",
                 )
                 self._section(
-                    "3. Aligning it",
-                    "prefstage align, schedule auto, two iterations. In each, the model answers "
-                    "instructions twice, and the judge compares both answers with the two at hand, "
-                    "until the interval that holds the share of won comparisons (the boundary "
-                    "score) with 95% confidence leaves 0.5. Below 0.5 the iteration trains on the "
-                    "pairs at hand, above it on pairs of the model's own answers. The grades are "
-                    "of answers to instructions that nothing trained on.",
+                    "3. Advice: which data next?",
+                    "prefstage advise, three times in one folder, deeper each time. To choose "
+                    "from: the pairs at hand (off); pairs of the model's own answers, the best and "
+                    "the worst of four (on); the pairs at hand, half of them with the best of the "
+                    "model's own answers in (mix: 0.5).",
                 )
+            case Advised():
+                self._lines("")
+                first, *notes = (x for x in part.summary.splitlines() if x and x[0] != "|")
+                self._example(part.result["depth"], first)
+                for note in notes:
+                    self._paragraph(note, indent=19)
+            case demo.AdviceChecked():
+                self._checked(part)
             case demo.IterationDone():
                 self._iteration(part)
-            case demo.ScheduleDone(schedule=demo.AUTO):
-                self._paragraph(
-                    f"The truth is the boundary score over all {self._pairs:,} instructions, by "
-                    "the program's grades; the loop was told nothing of it."
-                )
-                self._section(
-                    "4. Beside fixed schedules",
-                    "The same two iterations by schedules that do not look. Equal steps are "
-                    "shared, so that what auto did as well is not done again.",
-                )
 
     def conclude(self, report: demo.DemoReport) -> None:
         """Say what it all came to, whatever that is.
@@ -149,30 +143,23 @@ class Teller:
         Args:
             report: Everything that it came to.
         """
-        table = Table(
-            *(Column(t, no_wrap=True) for t in ("schedule", "iteration 1", "iteration 2")),
-            *(Column(t, justify="right", no_wrap=True) for t in ("start", "after 1", "after 2")),
-            box=box.SIMPLE_HEAD,
+        prompt = report.pool.example.prompt
+        before, after = (
+            f"{text or '(nothing)'} (grade {true_reward(prompt, text):.2f})"
+            for text in report.answers
         )
-        for done in report.schedules:
-            table.add_row(
-                done.schedule if done.schedule == demo.AUTO else "fixed",
-                *done.data,
-                *(f"{reward:.3f}" for reward in done.rewards),
-            )
-        self._console.print(table)
-        self._paragraph(_ranked(report))
-        self._paragraph(f"To the example its last model answers: {_answer(report.last)}.")
-        self._paragraph(
-            "One world is one draw: docs/demo.md has the mean and standard error over several, and "
-            "--seed makes others."
-        )
-        self._section("5. Going on", "The first iteration of auto by hand, and the whole loop:")
+        self._paragraph("To the example above it answers")
+        self._example("at first", before)
+        self._example("at the end", after)
+        self._paragraph("One world is one draw: docs/demo.md has several, and --seed makes others.")
+        self._section("6. Going on", "The advice, the boundary score, and the alignment again:")
+        runs = report.folder / "runs"
         self._lines(
+            f"      prefstage advise {runs / 'advise' / 'config.yaml'} --out {runs / 'advise'}",
             f"      prefstage measure --policy {report.policy.folder} "
             f"--off-policy {report.pool.path} \\",
             f"          --judge {demo.JUDGE}",
-            f"      prefstage align --resume --out {report.schedules[0].folder}",
+            f"      prefstage align --resume --out {runs / 'align'}",
         )
 
     def _pool(self, pool: demo.PoolMade) -> None:
@@ -190,19 +177,59 @@ class Teller:
         grades = ", ".join(f"{name} {reward:.2f}" for name, reward in pool.rewards.items())
         self._paragraph(f"Mean grades of the writers: {grades}.")
 
-    def _iteration(self, done: demo.IterationDone) -> None:
-        stage, (low, high) = done.stage, done.stage.interval
-        self._example(
-            f"iteration {done.number}", f"to the example it answers: {_answer(done.truth)}"
+    def _checked(self, part: demo.AdviceChecked) -> None:
+        truth = part.truth
+        best = next(iter(truth))
+        self._section(
+            "4. Was it right?",
+            "Now the model is trained in full on all of them, and the program grades its answers "
+            f"to {len(part.gains[best]):,} instructions that nothing trained on, before and after. "
+            "Advice knew none of this.",
         )
-        for text in (
-            f"boundary score {stage.boundary_score:.2f} ({low:.2f} to {high:.2f}, "
-            f"{stage.judgments:,} judgments; in truth {done.truth.boundary_score:.2f}): "
-            f"{stage.stage}",
-            f"trained on {_STAGES[done.data]}: mean grade {done.before:.3f} -> {done.after:.3f}, "
-            f"{done.win_rate:.0f}% of comparisons with its start won",
-        ):
-            self._paragraph(text, indent=19)
+        head, rows = advice_rows(part.advice[-1].result)
+        del head[_COSINE]
+        columns = (
+            Column(fill(title, _CELL), justify="right") for title in ("true gain", *head[1:])
+        )
+        table = Table(head[0], *columns, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+        by_name = {name: cells for name, *cells in rows}
+        for name, gain in truth.items():
+            del by_name[name][_COSINE - 1]
+            table.add_row(name, str(gain), *by_name[name])
+        self._console.print(table)
+        for advised in part.advice:
+            behind = str(part.behind[advised.result["depth"]]).removeprefix("+")
+            how = "the best" if advised.choice == best else f"{behind} behind {best}"
+            self._example(advised.result["depth"], f"named {advised.choice}, {how}")
+        self._paragraph(
+            "The stage chooses between off and on alone. Intervals are of 95 % over instructions. "
+            "One training each: another seed would give other gains, and candidates that are "
+            "close may change places."
+        )
+        self._section(
+            "5. Aligning it, by stages",
+            "The paper's own rule looks at the stage alone, again and again: prefstage align, "
+            "schedule auto, two iterations. In each, the model answers instructions twice, and the "
+            "judge compares both answers with the two at hand, until the interval that holds the "
+            "share of won comparisons (the boundary score) with 95% confidence leaves 0.5. Below "
+            "0.5 the iteration trains on the pairs at hand, above it on pairs of its own. In truth "
+            f"is that share over all {self._pairs:,} instructions, by the program's grades.",
+        )
+
+    def _iteration(self, done: demo.IterationDone) -> None:
+        row, stage = done.row, done.row["stage"]
+        low, high = stage["interval"]
+        self._example(
+            f"iteration {row['iteration']}",
+            f"boundary score {stage['boundary_score']:.2f} ({low:.2f} to {high:.2f}, "
+            f"{stage['judgments']:,} judgments; in truth {done.truth.boundary_score:.2f}): "
+            f"{stage['stage']}",
+        )
+        self._paragraph(
+            f"trained on {_DATA[row['data']]}: mean grade {done.before:.3f} -> {done.after:.3f}, "
+            f"{row['evaluation']['win_rate']:.0f}% of comparisons with its start won",
+            indent=19,
+        )
 
     def _section(self, title: str, text: str) -> None:
         self._console.print(f"\n{title}", style="bold", markup=False)
@@ -220,22 +247,3 @@ class Teller:
 
     def _lines(self, *lines: str) -> None:
         self._console.print("\n".join(lines), markup=False, soft_wrap=True)
-
-
-def _answer(truth: demo.Truth) -> str:
-    return f"{truth.answer or '(nothing)'} (grade {truth.grade:.2f})"
-
-
-# What auto came to, beside the best and the worst of the fixed schedules.
-def _ranked(report: demo.DemoReport) -> str:
-    auto, *fixed = report.schedules
-    best, *_, worst = sorted(fixed, key=lambda done: -done.rewards[-1])
-    higher = sum(done.rewards[-1] > auto.rewards[-1] for done in fixed)
-    which = f"{higher} of the {len(fixed)}" if higher else "none of the"
-    return (
-        f"{_CROSSINGS[report.crossing]} auto went {' -> '.join(auto.data)} and took the mean "
-        f"grade from {auto.rewards[0]:.3f} to {auto.rewards[-1]:.3f}; {which} fixed schedules "
-        f"ended higher. The fixed ones ended "
-        f"between {worst.rewards[-1]:.3f} ({' -> '.join(worst.data)}) and "
-        f"{best.rewards[-1]:.3f} ({' -> '.join(best.data)})."
-    )

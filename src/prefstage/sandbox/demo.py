@@ -1,24 +1,26 @@
-"""The demo: an alignment in the sandbox's world, by stages and by fixed schedules."""
+"""The demo: advice in the sandbox's world, the truth it is about, and an alignment by stages."""
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean
-from typing import Any, Literal
+from statistics import mean, stdev
+from typing import Any
 
 import torch
 from pydantic import Field
 
-from prefstage.aligning import align
-from prefstage.core import Config, progress, read_json_lines, run_folder, write_json
+from prefstage.aligning import Advised, advise, align
+from prefstage.aligning.advice import DEPTHS
+from prefstage.core import LEDGER, Config, Ledger, progress, read_json_lines, run_folder, write_json
 from prefstage.data import Candidates, Pair, PairSet, ResponseEncoder
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import CallableJudge, FunctionOptions
-from prefstage.measuring import Stage
 from prefstage.sampling import SamplingConfig, TransformersSampler, requests_for
+from prefstage.sampling.base import collect
 from prefstage.sandbox.language import CHATTY, GRUFF, WRITERS, Writer
 from prefstage.sandbox.policy import build_policy, build_tokenizer, train_sft
 from prefstage.sandbox.world import World, true_preference, true_reward
@@ -26,11 +28,10 @@ from prefstage.sandbox.world import World, true_preference, true_reward
 JUDGE = "python:prefstage.sandbox:true_preference"
 """The world's program as a judge, for ``--judge``."""
 
-AUTO = "auto"
-FIXED = ("off,off", "on,on", "on,off", "off,on")
-"""Schedules that do not look: off-policy or on-policy pairs in each of two iterations."""
+CANDIDATES: dict[str, Any] = {"off": "off", "on": "on", "mix: 0.5": {"mix": 0.5}}
+"""Data to choose between, as recipes have them: the pairs, own answers, and both mixed."""
 
-EVEN = 0.5
+EVEN, _Z_95 = 0.5, 1.96
 _EXAMPLES = 30
 TEACHERS = (CHATTY, GRUFF)
 """Whose answers the policy has learnt before the loop: skilled ones, of bad manners."""
@@ -38,14 +39,12 @@ SAMPLING = SamplingConfig(responses=4, temperature=1.0, top_p=1.0, top_k=0, max_
 """How policies answer; the longest right answer takes 13 tokens."""
 _RESPONSES = 2  # of each policy to each prompt, for the truth: as many as measuring takes
 
-Crossing = Literal["crossed", "not crossed", "beyond from the start"]
-
 
 class DemoConfig(Config):
     """What the demo makes; the defaults take a few minutes on two cores."""
 
     seed: int = Field(default=0, ge=0, description="Of world, training, sampling, measuring.")
-    pairs: int = Field(default=1_024, ge=2, description="Off-policy pairs.")
+    pairs: int = Field(default=1_024, ge=24, description="Off-policy pairs; a third is for advice.")
     held_out: int = Field(default=1_000, ge=2, description="Prompts to evaluate on.")
     demonstrations: int = Field(default=6_000, ge=1, description="Answers to learn from.")
     sft_steps: int = Field(default=600, ge=1, description="Training steps before the loop.")
@@ -85,6 +84,59 @@ class PolicyTrained:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """A mean over held-out prompts.
+
+    Attributes:
+        gain: Of the true reward, in [-1, 1].
+        error: Its standard error.
+    """
+
+    gain: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Gain":
+        """The mean of two or more values, one a prompt."""
+        return cls(mean(values), stdev(values) / math.sqrt(len(values)))
+
+    def __str__(self) -> str:
+        """With its 95 % interval."""
+        return f"{self.gain:+.3f} ± {_Z_95 * self.error:.3f}"
+
+
+@dataclass(frozen=True)
+class AdviceChecked:
+    """Advice beside the truth.
+
+    Attributes:
+        advice: At every depth.
+        gains: Of a full training on every candidate, by the name that advice calls it: how much
+            the true reward of the answer to each held-out prompt rose, in [-1, 1].
+    """
+
+    advice: tuple[Advised, ...]
+    gains: dict[str, list[float]]
+
+    @property
+    def truth(self) -> dict[str, Gain]:
+        """What every candidate gained, the best first."""
+        gains = {name: Gain.of(values) for name, values in self.gains.items()}
+        return dict(sorted(gains.items(), key=lambda entry: -entry[1].gain))
+
+    @property
+    def behind(self) -> dict[str, Gain]:
+        """By depth: how much less the candidate that it named gained than the best."""
+        best = self.gains[next(iter(self.truth))]
+        return {
+            advised.result["depth"]: Gain.of(
+                [a - b for a, b in zip(best, self.gains[advised.choice], strict=True)]
+            )
+            for advised in self.advice
+        }
+
+
+@dataclass(frozen=True)
 class Truth:
     """What only the sandbox knows of a policy, from its answers to every prompt of the pairs.
 
@@ -92,14 +144,10 @@ class Truth:
         boundary_score: Share of comparisons with the pairs that the policy's answers win by
             true reward; draws count half. In [0, 1].
         reward: Mean true reward of the policy's answers, in [0, 1].
-        answer: Its first answer to the example.
-        grade: That answer's true reward, in [0, 1].
     """
 
     boundary_score: float
     reward: float
-    answer: str = ""
-    grade: float = 0.0
 
     @property
     def stage(self) -> str:
@@ -109,46 +157,23 @@ class Truth:
 
 @dataclass(frozen=True)
 class IterationDone:
-    """One iteration of `auto`.
+    """One iteration of the alignment.
 
     Attributes:
-        number: From 1.
-        data: What it trained on: "off" or "on".
-        stage: As measured before its training.
+        row: As in align.json: the stage as measured before its training, what it trained on and
+            why, and how its answers to the held-out prompts compare with the start's.
         truth: What was so before its training.
         before: Mean true reward of its answers to the held-out prompts, in [0, 1].
         after: The same after its training.
-        win_rate: Of the trained policy over the start, on the held-out prompts, in percent.
     """
 
-    number: int
-    data: str
-    stage: Stage
+    row: Mapping[str, Any]
     truth: Truth
     before: float
     after: float
-    win_rate: float
 
 
-@dataclass(frozen=True)
-class ScheduleDone:
-    """Two iterations by one schedule.
-
-    Attributes:
-        schedule: "auto", or as of `FIXED`.
-        folder: The run folder of `prefstage align`.
-        data: What each iteration trained on.
-        rewards: Mean true reward of the answers to the held-out prompts: of the start, and
-            after each iteration.
-    """
-
-    schedule: str
-    folder: Path
-    data: tuple[str, ...]
-    rewards: tuple[float, ...]
-
-
-DemoPart = PoolMade | PolicyTrained | IterationDone | ScheduleDone
+DemoPart = PoolMade | PolicyTrained | Advised | AdviceChecked | IterationDone
 
 
 @dataclass(frozen=True)
@@ -160,26 +185,18 @@ class DemoReport:
         folder: Where everything lies.
         pool: The off-policy pairs.
         policy: The policy before the loop.
-        iterations: Of `auto`.
-        last: The truth about the last policy of `auto`.
-        schedules: `auto` first, then the fixed ones.
+        checked: Advice, and what is true.
+        iterations: Of the alignment.
+        answers: By the start and the last policy, to the example.
     """
 
     config: DemoConfig
     folder: Path
     pool: PoolMade
     policy: PolicyTrained
+    checked: AdviceChecked
     iterations: tuple[IterationDone, ...]
-    last: Truth
-    schedules: tuple[ScheduleDone, ...]
-
-    @property
-    def crossing(self) -> Crossing:
-        """Whether the measured stage went from injection to fine-tuning."""
-        stages = [iteration.stage.stage for iteration in self.iterations]
-        if stages[0] == "fine-tuning":
-            return "beyond from the start"
-        return "crossed" if stages[0] == "injection" and "fine-tuning" in stages else "not crossed"
+    answers: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable."""
@@ -194,29 +211,24 @@ class DemoReport:
             "policy": str(self.policy.folder),
             "parameters": self.policy.parameters,
             "judge": JUDGE,
-            "crossing": self.crossing,
+            "advice": {
+                advised.result["depth"]: {
+                    **advised.result,
+                    "behind_the_best": vars(self.checked.behind[advised.result["depth"]]),
+                }
+                for advised in self.checked.advice
+            },
+            "truth": {name: vars(gain) for name, gain in self.checked.truth.items()},
             "iterations": [
                 {
-                    "iteration": iteration.number,
-                    "data": iteration.data,
-                    "stage": iteration.stage.as_dict(),
-                    "truth": {
-                        name: getattr(iteration.truth, name)
-                        for name in ("boundary_score", "reward", "stage")
-                    },
-                    "true_reward": {"before": iteration.before, "after": iteration.after},
-                    "win_rate": iteration.win_rate,
+                    **{name: done.row[name] for name in ("iteration", "data", "reason", "stage")},
+                    "truth": {**vars(done.truth), "stage": done.truth.stage},
+                    "true_reward": {"before": done.before, "after": done.after},
+                    "win_rate": done.row["evaluation"]["win_rate"],
                 }
-                for iteration in self.iterations
+                for done in self.iterations
             ],
-            "schedules": {
-                done.schedule: {
-                    "run": str(done.folder),
-                    "data": list(done.data),
-                    "true_reward": list(done.rewards),
-                }
-                for done in self.schedules
-            },
+            "answers": list(self.answers),
         }
 
 
@@ -227,12 +239,12 @@ def run_demo(
     writers: Sequence[Writer] = WRITERS,
     tell: Callable[[DemoPart], None] | None = None,
 ) -> DemoReport:
-    """Make the world and a policy, and align it in two iterations: by stage, and as fixed.
+    """Make the world and a policy, take advice, see what is true, and align by stages.
 
     Args:
-        out: A run folder: ``world`` (data and policy), ``runs`` (a folder of `align` for each
-            schedule), ``store`` (what they share) and ``demo.json``. The same demo goes on
-            there after a kill, and uses what is there.
+        out: A run folder: ``world`` (data and policy), ``runs`` (a folder of `advise`, of a full
+            training on each candidate, and of the alignment), ``store`` (what they share) and
+            ``demo.json``. The same demo goes on there after a kill, and uses what is there.
         config: Sizes and seed.
         writers: Who writes the off-policy pairs.
         tell: Called with each part as soon as it is done.
@@ -257,35 +269,28 @@ def run_demo(
         tell(pool)
         policy = train_policy(folder / "world" / "policy", config=config)
         tell(policy)
-        auto, result = _aligned(folder, config, AUTO)
-        iterations, schedules = list[IterationDone](), list[ScheduleDone]()
-        start, steps = result["start"], folder / "store" / "steps"
-        for row, (before, after) in zip(result["iterations"], pairwise(auto.rewards), strict=True):
-            iterations.append(
-                IterationDone(
-                    row["iteration"],
-                    row["data"],
-                    Stage.load(steps / row["steps"]["measure"] / "stage.json"),
-                    _truth(start, config, pairs, pool.example),
-                    before,
-                    after,
-                    row["evaluation"]["win_rate"],
+        advice = list[Advised]()
+        for depth in DEPTHS:
+            advice.append(
+                advise(
+                    recipe_of(folder, config),
+                    out=folder / "runs" / "advise",
+                    judge=true_judge(),
+                    depth=depth,
+                    store=folder / "store",
                 )
             )
-            tell(iterations[-1])
-            start = str(steps / row["steps"]["train"] / "model")
-        for schedule in (AUTO, *FIXED):
-            schedules.append(auto if schedule == AUTO else _aligned(folder, config, schedule)[0])
-            tell(schedules[-1])
-        report = DemoReport(
-            config,
-            folder,
-            pool,
-            policy,
-            tuple(iterations),
-            _truth(result["policy"], config, pairs, pool.example),
-            tuple(schedules),
+            tell(advice[-1])
+        checked = AdviceChecked(
+            tuple(advice), {name: _gains(folder, config, name) for name in CANDIDATES}
         )
+        tell(checked)
+        iterations, last = _aligned(folder, config, pairs, tell)
+        answers = tuple(
+            _answers(folder, spec, config, [pool.example])[0][0]
+            for spec in (str(policy.folder), last)
+        )
+        report = DemoReport(config, folder, pool, policy, checked, iterations, answers)
         write_json(folder / "demo.json", report.as_dict())
     return report
 
@@ -326,18 +331,28 @@ def train_policy(folder: Path, *, config: DemoConfig) -> PolicyTrained:
     return trained
 
 
-def _aligned(
-    folder: Path, config: DemoConfig, schedule: str
-) -> tuple[ScheduleDone, Mapping[str, Any]]:
-    """Run a schedule by a recipe, as `prefstage align` takes it: what it came to, in two forms."""
-    world, store = folder / "world", folder / "store"
-    out = folder / "runs" / schedule.replace(",", "-")
-    recipe = {
+def recipe_of(
+    folder: Path, config: DemoConfig, schedule: Any = "auto", *, iterations: int = 1
+) -> dict[str, Any]:
+    """The demo's recipe, as `prefstage advise` and `prefstage align` take it.
+
+    Args:
+        folder: The demo's, where its world lies.
+        config: The demo's.
+        schedule: As in any recipe.
+        iterations: Likewise.
+
+    Returns:
+        The recipe's settings.
+    """
+    world = folder / "world"
+    return {
         "policy": str(world / "policy"),
         "off_policy": str(world / "pairs.jsonl"),
         "judge": JUDGE,
-        "iterations": 2,
+        "iterations": iterations,
         "schedule": schedule,
+        "advise": {"candidates": [*CANDIDATES.values()]},
         "sampling": SAMPLING.model_dump(exclude={"seed"}, exclude_defaults=True),
         "train": {
             "loss": [{"name": "sigmoid", "beta": 0.1}, {"name": "sft", "weight": 1.0}],
@@ -357,49 +372,73 @@ def _aligned(
         },
         "seed": config.seed,
     }
+
+
+def _gains(folder: Path, config: DemoConfig, name: str) -> list[float]:
+    """What a full training on a candidate gains, by held-out prompt."""
+    recipe = recipe_of(folder, config, CANDIDATES[name])
+    out, store = folder / "runs" / name.replace(": ", "-"), folder / "store"
     result = align(recipe, out=out, judge=true_judge(), store=store).result
-    # Of the answers that were compared on the held-out prompts: nothing is sampled for it.
+    before, after = rewards_of(folder, result)
+    return [b - a for a, b in zip(before, after, strict=True)]
+
+
+def _aligned(
+    folder: Path, config: DemoConfig, pairs: Sequence[Pair], tell: Callable[[DemoPart], None]
+) -> tuple[tuple[IterationDone, ...], str]:
+    """Align in two iterations, by the measured stage: they, and the last policy."""
+    recipe = recipe_of(folder, config, iterations=2)
+    out, store = folder / "runs" / "align", folder / "store"
+    result = align(recipe, out=out, judge=true_judge(), store=store).result
+    start, iterations = result["start"], list[IterationDone]()
+    rewards = pairwise(map(mean, rewards_of(folder, result)))
+    for row, (before, after) in zip(result["iterations"], rewards, strict=True):
+        answers = _answers(folder, start, config, [pair.candidates() for pair in pairs])
+        iterations.append(IterationDone(row, true_boundary(pairs, answers), before, after))
+        tell(iterations[-1])
+        start = str(store / "steps" / row["steps"]["train"] / "model")
+    return tuple(iterations), start
+
+
+def rewards_of(folder: Path, result: Mapping[str, Any]) -> list[list[float]]:
+    """True rewards of the answers to the held-out prompts, which an alignment compared.
+
+    Args:
+        folder: The demo's.
+        result: As in the alignment's align.json.
+
+    Returns:
+        Of the start, and after every iteration: the reward of each answer, in [0, 1].
+    """
     steps = [result["start_answers"], *(row["steps"]["answer"] for row in result["iterations"])]
-    rewards = tuple(reward_of(store / "steps" / step / "answers.jsonl") for step in steps)
-    return ScheduleDone(
-        schedule, out, tuple(row["data"] for row in result["iterations"]), rewards
-    ), result
+    files = (folder / "store" / "steps" / step / "answers.jsonl" for step in steps)
+    return [
+        [true_reward(tuple(row["prompt"]), row["text"]) for row in read_json_lines(file)]
+        for file in files
+    ]
 
 
-def _truth(policy: str, config: DemoConfig, pairs: Sequence[Pair], example: Candidates) -> Truth:
-    sampling = SAMPLING.model_copy(update={"seed": config.seed, "responses": _RESPONSES})
-    sampler = TransformersSampler.load(policy, sampling, device="cpu")
-    requests = requests_for((pair.candidates() for pair in pairs), responses=_RESPONSES)
+def _answers(
+    folder: Path, policy: str, config: DemoConfig, rows: Sequence[Candidates]
+) -> list[list[str]]:
+    """A policy's answers to each row's prompt, from the store as far as it has them."""
+    sampling = SAMPLING.model_copy(update={"seed": config.seed})
+    sampler = TransformersSampler.load(policy, sampling)
+    requests = requests_for(rows, responses=_RESPONSES)
     texts = {}
-    with progress("answers to all prompts, for the truth", len(requests)) as tick:
-        for sample in sampler.sample(requests):
+    with (
+        Ledger(folder / "store" / LEDGER) as ledger,
+        progress("answers to all prompts, for the truth", len(requests)) as tick,
+    ):
+        for sample in collect(sampler, requests, ledger, key=sampler.fingerprint):
             texts[sample.prompt_id, sample.index] = sample.text
             tick()
-    text = texts[example.prompt_id, 0]
-    return replace(
-        true_boundary(
-            pairs, [[texts[pair.prompt_id, k] for k in range(_RESPONSES)] for pair in pairs]
-        ),
-        answer=text,
-        grade=true_reward(example.prompt, text),
-    )
+    return [[texts[row.prompt_id, k] for k in range(_RESPONSES)] for row in rows]
 
 
 def true_judge() -> Judge:
     """The program's own preference as a judge: `JUDGE`, asked in one order only."""
     return CallableJudge(true_preference, options=FunctionOptions(symmetric=True), name=JUDGE)
-
-
-def reward_of(answers: Path) -> float:
-    """The mean true reward of answers on file.
-
-    Args:
-        answers: As a step of `align` writes them: prompt and text in each line.
-
-    Returns:
-        The mean, in [0, 1].
-    """
-    return mean(true_reward(tuple(row["prompt"]), row["text"]) for row in read_json_lines(answers))
 
 
 def true_boundary(pairs: Sequence[Pair], responses: Sequence[Sequence[str]]) -> Truth:
