@@ -81,7 +81,7 @@ def _advice(report: DemoReport) -> list[str]:
 def _world(report: DemoReport) -> list[str]:
     rows = [done.row for done in report.iterations]
     scores = [f"{row['stage']['boundary_score']:.2f} {row['stage']['stage']}" for row in rows]
-    truths = [f"{done.truth.boundary_score:.2f}" for done in report.iterations]
+    truths = [f"{done.boundary:.2f}" for done in report.iterations]
     rewards = [report.iterations[0].before, *(done.after for done in report.iterations)]
     parts = (scores, truths, [row["data"] for row in rows], [f"{x:.3f}" for x in rewards])
     return [str(report.config.seed), *(" → ".join(part) for part in parts)]

@@ -72,7 +72,7 @@ def test_what_is_said_is_what_was_found(first):
         before, after = each["true_reward"]["before"], each["true_reward"]["after"]
         assert f"mean grade {before:.3f} -> {after:.3f}" in text
         assert f"boundary score {each['stage']['boundary_score']:.2f}" in text
-        assert f"in truth {each['truth']['boundary_score']:.2f}" in text
+        assert f"in truth {each['true_boundary_score']:.2f}" in text
 
 
 @pytest.fixture

@@ -131,8 +131,7 @@ def test_the_truth_is_the_fixed_size_measurement_of_the_same_responses(report):
         sampler=TransformersSampler.load(str(report.policy.folder), config, device="cpu"),
         config=MeasureConfig(all_prompts=True),
     )
-    truth = report.iterations[0].truth
-    assert stage.boundary_score == pytest.approx(truth.boundary_score)
+    assert stage.boundary_score == pytest.approx(report.iterations[0].boundary)
 
 
 def test_everything_lies_in_the_folder(report):
@@ -163,11 +162,8 @@ def test_the_true_boundary_by_hand():
     pairs = list(World(0).pairs(2))
     copies = [[each.chosen[0]["content"], each.rejected[0]["content"]] for each in pairs]
     # Copies of the pairs win, draw and lose alike.
-    assert true_boundary(pairs, copies).boundary_score == 0.5
-    scores = [score for each in pairs for score in (each.score_chosen, each.score_rejected)]
-    assert true_boundary(pairs, copies).reward == pytest.approx(mean(scores))
-    nothing = true_boundary(pairs, [[""] for _ in pairs])
-    assert (nothing.boundary_score, nothing.stage) == (0, "injection")
+    assert true_boundary(pairs, copies) == 0.5
+    assert true_boundary(pairs, [[""] for _ in pairs]) == 0
 
 
 def test_the_true_judge_is_the_one_that_the_command_line_loads():

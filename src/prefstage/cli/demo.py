@@ -222,7 +222,7 @@ class Teller:
         self._example(
             f"iteration {row['iteration']}",
             f"boundary score {stage['boundary_score']:.2f} ({low:.2f} to {high:.2f}, "
-            f"{stage['judgments']:,} judgments; in truth {done.truth.boundary_score:.2f}): "
+            f"{stage['judgments']:,} judgments; in truth {done.boundary:.2f}): "
             f"{stage['stage']}",
         )
         self._paragraph(

@@ -31,7 +31,7 @@ JUDGE = "python:prefstage.sandbox:true_preference"
 CANDIDATES: dict[str, Any] = {"off": "off", "on": "on", "mix: 0.5": {"mix": 0.5}}
 """Data to choose between, as recipes have them: the pairs, own answers, and both mixed."""
 
-EVEN, _Z_95 = 0.5, 1.96
+_Z_95 = 1.96
 _EXAMPLES = 30
 TEACHERS = (CHATTY, GRUFF)
 """Whose answers the policy has learnt before the loop: skilled ones, of bad manners."""
@@ -137,38 +137,19 @@ class AdviceChecked:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What only the sandbox knows of a policy, from its answers to every prompt of the pairs.
-
-    Attributes:
-        boundary_score: Share of comparisons with the pairs that the policy's answers win by
-            true reward; draws count half. In [0, 1].
-        reward: Mean true reward of the policy's answers, in [0, 1].
-    """
-
-    boundary_score: float
-    reward: float
-
-    @property
-    def stage(self) -> str:
-        """The stage by the true boundary score."""
-        return "injection" if self.boundary_score < EVEN else "fine-tuning"
-
-
-@dataclass(frozen=True)
 class IterationDone:
     """One iteration of the alignment.
 
     Attributes:
         row: As in align.json: the stage as measured before its training, what it trained on and
             why, and how its answers to the held-out prompts compare with the start's.
-        truth: What was so before its training.
+        boundary: The true boundary score before its training, in [0, 1].
         before: Mean true reward of its answers to the held-out prompts, in [0, 1].
         after: The same after its training.
     """
 
     row: Mapping[str, Any]
-    truth: Truth
+    boundary: float
     before: float
     after: float
 
@@ -222,7 +203,7 @@ class DemoReport:
             "iterations": [
                 {
                     **{name: done.row[name] for name in ("iteration", "data", "reason", "stage")},
-                    "truth": {**vars(done.truth), "stage": done.truth.stage},
+                    "true_boundary_score": done.boundary,
                     "true_reward": {"before": done.before, "after": done.after},
                     "win_rate": done.row["evaluation"]["win_rate"],
                 }
@@ -441,23 +422,23 @@ def true_judge() -> Judge:
     return CallableJudge(true_preference, options=FunctionOptions(symmetric=True), name=JUDGE)
 
 
-def true_boundary(pairs: Sequence[Pair], responses: Sequence[Sequence[str]]) -> Truth:
-    """The truth about a policy, from true rewards alone (no judge, no measuring code).
+def true_boundary(pairs: Sequence[Pair], responses: Sequence[Sequence[str]]) -> float:
+    """A policy's boundary score, from true rewards alone (no judge, no measuring code).
 
     Args:
         pairs: The off-policy pairs, with their true rewards as scores.
         responses: The policy's responses to each pair's prompt, in order.
 
     Returns:
-        The true boundary score and reward.
+        The share of comparisons with the pairs that the responses win by true reward; draws count
+        half. In [0, 1].
     """
-    shares, rewards = [], []
+    shares = []
     for pair, texts in zip(pairs, responses, strict=True):
         on = [true_reward(pair.prompt, text) for text in texts]
         off = [score for score in pair.candidates().scores if score is not None]
-        shares.append(mean((a > b) + EVEN * (a == b) for a in on for b in off))
-        rewards.append(mean(on))
-    return Truth(boundary_score=mean(shares), reward=mean(rewards))
+        shares.append(mean((a > b) + (a == b) / 2 for a in on for b in off))
+    return mean(shares)
 
 
 def _save_pool(pairs: Sequence[Pair], path: Path) -> PoolMade:
