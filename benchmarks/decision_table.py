@@ -28,7 +28,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations, pairwise, product
 from pathlib import Path
 from statistics import mean
@@ -37,9 +37,11 @@ from typing import Any
 import numpy as np
 from decisions import CANDIDATES, FULL_SEEDS, LOSSES, PILOT_SEEDS, POLICIES, SHARES
 from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import spearmanr
 
 from prefstage.core import markdown_table
+from prefstage.measuring.track_record import ANY_LOSS, TrackRecord
 
 RESAMPLES = 2000
 FORMS = ("sampled", "self-normalised", "clipped", "first-order")
@@ -48,7 +50,7 @@ FULL_FORECAST = "|384|512|adam"  # of all pairs and prompts, as the trainer's op
 COLLECTED = Path(__file__).parent / "decisions"
 PAIRS_OF_CANDIDATES = tuple(combinations(CANDIDATES, 2))
 BINS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of predicted reliability
-LEAST_IN_BIN = 50
+PILOTS = tuple(f"pilot {share:g}" for share in SHARES)
 Scores = Mapping[str, float]
 """A predictor's score by candidate; the larger, the better it expects the candidate to be."""
 
@@ -301,41 +303,6 @@ def interval(values: np.ndarray, worlds: np.ndarray) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """How often one kind of prediction named the better of two data sets, by its clearness.
-
-    With d the distance between the two in standard errors of their difference, it is right with
-    probability ``½ + (c - ½)(1 - e^(-d/s))``: a coin's at d = 0, and at last c.
-
-    Attributes:
-        ceiling: c, in [½, 1].
-        scale: s > 0, standard errors.
-        right: Share of all decisions that were right, in [0, 1].
-        decisions: How many there were.
-
-    Source:
-        Ours: fitted by maximum likelihood to the decisions of ``benchmarks/decisions.py``.
-    """
-
-    ceiling: float
-    scale: float
-    right: float
-    decisions: int
-
-    def at(self, distance: float) -> float:
-        """Probability that a decision is right.
-
-        Args:
-            distance: d >= 0; may be infinite.
-
-        Returns:
-            In [½, 1].
-        """
-        rise = -math.expm1(-distance / self.scale)
-        return 0.5 + (self.ceiling - 0.5) * rise
-
-
-@dataclass(frozen=True)
 class Decision:
     """Which of two candidates a prediction named, how clearly, and whether rightly (½: a tie)."""
 
@@ -395,43 +362,51 @@ def _jackknife(values: Any) -> float:
     return float(np.var(values) * (len(values) - 1))
 
 
-def fitted(made: Sequence[Decision]) -> Reliability:
-    """The curve of largest likelihood; ties are half right."""
+def fitted(made: Sequence[Decision], loss: str, *, floor: float | None = None) -> TrackRecord:
+    """The curve of largest likelihood; ties are half right.
+
+    Args:
+        made: The decisions.
+        loss: Whose they are.
+        floor: What is right at distance 0; None: that is fitted too.
+    """
     right = np.array([decision.right for decision in made])
-    whole = {"right": float(right.mean()), "decisions": len(made)}
+    whole = {"loss": loss, "right": float(right.mean()), "decisions": len(made)}
     distances = np.array([decision.distance for decision in made])
     if np.isnan(distances).any():  # a prediction that does not say how clear it is
-        return Reliability(whole["right"], 0.0, **whole)
+        return TrackRecord(floor=whole["right"], ceiling=whole["right"], scale=1.0, **whole)
 
-    def loss(values: Any) -> float:
+    def curve(values: Any) -> tuple[float, float, float]:
+        bottom = floor if floor is not None else 0.5 + 0.5 * expit(values[2])
+        return bottom, bottom + (1 - bottom) * expit(values[0]), math.exp(values[1])
+
+    def cost(values: Any) -> float:
+        bottom, top, scale = curve(values)
+        p = np.clip(bottom - (top - bottom) * np.expm1(-distances / scale), 1e-9, 1 - 1e-9)
         # One wrong decision, however clear, is added: nothing is right always.
-        ceiling, scale = 0.5 + 0.5 / (1 + math.exp(-values[0])), math.exp(values[1])
-        p = 0.5 - (ceiling - 0.5) * np.expm1(-distances / scale)
-        p = np.clip(p, 1e-9, 1 - 1e-9)
-        return -float((right * np.log(p) + (1 - right) * np.log(1 - p)).sum()) - math.log(
-            1.0 - ceiling + 1e-9
-        )
+        likelihood = (right * np.log(p) + (1 - right) * np.log(1 - p)).sum()
+        return -float(likelihood) - math.log(1.0 - top + 1e-9)
 
-    best = min(
-        (minimize(loss, (2.0, scale), method="Nelder-Mead") for scale in (-1.0, 0.5, 2.0)),
-        key=lambda found: found.fun,
-    )
-    ceiling, scale = 0.5 + 0.5 / (1 + math.exp(-best.x[0])), math.exp(best.x[1])
-    return Reliability(ceiling, scale, **whole)
+    starts = [(2.0, scale, 0.0)[: 2 if floor is not None else 3] for scale in (-1.0, 0.5, 2.0)]
+    best = min((minimize(cost, s, method="Nelder-Mead") for s in starts), key=lambda r: r.fun)
+    bottom, top, scale = curve(best.x)
+    return TrackRecord(floor=bottom, ceiling=top, scale=scale, **whole)
 
 
-def curves(made: Sequence[Decision]) -> dict[str, Reliability]:
+def curves(made: Sequence[Decision], *, floor: float | None = 0.5) -> dict[str, TrackRecord]:
     """By loss, and of all."""
     losses = sorted({decision.loss for decision in made})
-    parts = {loss: [d for d in made if d.loss == loss] for loss in losses} | {"all": list(made)}
-    return {loss: fitted(part) for loss, part in parts.items()}
+    parts = {loss: [d for d in made if d.loss == loss] for loss in losses} | {ANY_LOSS: list(made)}
+    return {loss: fitted(part, loss, floor=floor) for loss, part in parts.items()}
 
 
-def calibration(made: Sequence[Decision]) -> list[tuple[str, float, float, int]]:
+def calibration(
+    made: Sequence[Decision], *, floor: float | None = 0.5
+) -> list[tuple[str, float, float, int]]:
     """Predicted against observed in bins, fitted on the other worlds each time."""
     predicted, observed = [], []
     for world in sorted({decision.world for decision in made}):
-        fit = curves([decision for decision in made if decision.world != world])
+        fit = curves([decision for decision in made if decision.world != world], floor=floor)
         for decision in made:
             if decision.world == world:
                 predicted.append(fit[decision.loss].at(decision.distance))
@@ -446,28 +421,33 @@ def calibration(made: Sequence[Decision]) -> list[tuple[str, float, float, int]]
     return rows
 
 
-KINDS = ("forecast", *(f"pilot {share:g}" for share in SHARES))
-
-
 def write_reliability(starts: Sequence[Start], file: Path) -> None:
     """Fit all worlds, print the check of each on the others, and write the table."""
-    kinds = {}
-    for kind in ("stage", *KINDS):
-        made = decisions_of(kind, starts)
-        kinds[kind] = {loss: asdict(curve) for loss, curve in curves(made).items()}
-        if kind == "stage":
+    of_kind = {k: decisions_of(k, starts) for k in ("stage", "forecast", *PILOTS)}
+    # What a pilot is worth after a forecast: its rightness by the forecast's clearness.
+    for kind in PILOTS:
+        of_kind[f"forecast, then {kind}"] = [
+            replace(pilot, distance=forecast.distance)
+            for forecast, pilot in zip(of_kind["forecast"], of_kind[kind], strict=True)
+        ]
+    kinds, worlds = {}, sorted({start.world for start in starts})
+    for kind, made in of_kind.items():
+        floor = None if "then" in kind else 0.5
+        fit = curves(made, floor=floor)
+        kinds[kind] = {
+            loss: {name: value for name, value in asdict(record).items() if name != "loss"}
+            for loss, record in fit.items()
+        }
+        if kind == "stage" or len(worlds) == 1:
             continue
         print(f"\n{kind}, fitted on the other worlds\n")
         rows = [
             (name, f"{100 * p:.1f} %", f"{100 * o:.1f} %", f"{count:,}")
-            for name, p, o, count in calibration(made)
+            for name, p, o, count in calibration(made, floor=floor)
         ]
         print(markdown_table(("bin", "predicted", "observed", "decisions"), rows))
-    table = {
-        "command": "benchmarks/decision_table.py --reliability",
-        "worlds": sorted({start.world for start in starts}),
-        "kinds": _rounded(kinds),
-    }
+    command = "benchmarks/decision_table.py --reliability"
+    table = {"command": command, "worlds": worlds, "kinds": _rounded(kinds)}
     file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 

@@ -22,6 +22,8 @@ from prefstage.aligning.steps import (
     value_of,
 )
 from prefstage.core import ConfigError
+from prefstage.losses import parse_loss
+from prefstage.measuring.track_record import track_record
 
 DEPTHS: tuple[Depth, ...] = ("stage", "forecast", "pilot")
 _Z_95 = 1.96
@@ -61,6 +63,7 @@ class Advice:
         )
         self._stage: dict[str, Any] | None = None
         self._decided = False
+        self._distance = math.nan  # between the first two, in standard errors
         self._order: list[str] = []
 
     def run(self) -> dict[str, Any]:
@@ -69,7 +72,9 @@ class Advice:
         Returns:
             What advise.json holds: "choice" (None in a plan whose steps are not done), "reason",
             "decided" (whether it is clear of the next best by the depth's own 95 % interval; of
-            pilots with one seed: of these very trainings), "ranking", and the figures of every
+            pilots with one seed: of these very trainings), "right" (in which share of the decision
+            bench's cases as clear as this such advice was right: `TrackRecord`), "right_deeper"
+            (the same of the next depth), "ranking", and the figures of every
             depth.
 
         Raises:
@@ -148,7 +153,8 @@ class Advice:
                 )
             distances, left = standing(heats), survivors(heats)
             order = list(distances)
-            self._decided = distances[order[1]] > _Z_95
+            self._distance = distances[order[1]]
+            self._decided = self._distance > _Z_95
             for name in set(running) - set(left):
                 self._candidates[name]["dropped"] = share
             self._order = [*order, *(name for name in self._order if name not in order)]
@@ -194,7 +200,9 @@ class Advice:
             return "not forecast yet"
         first, second = (_interval(figures[name], self._scale) for name in self._order[:2])
         following = figures[self._order[1]]
-        self._decided = following["behind"] > _Z_95 * following["behind_error"]
+        behind, error = following["behind"], following["behind_error"]
+        self._distance = behind / error if error else math.inf if behind else 0.0
+        self._decided = self._distance > _Z_95
         return (
             f"forecast {first} {self._unit} a step, to first order; next {self._order[1]}, {second}"
         )
@@ -208,15 +216,36 @@ class Advice:
             f"next {self._order[1]}, {second}"
         )
 
+    # How often predictions as clear as this one were right on the decision bench.
+    def _right(self, kind: str, loss: Any) -> dict[str, Any] | None:
+        record = track_record(kind, " + ".join(t.loss.name for t in parse_loss(loss).terms))
+        if record is None:
+            return None
+        # The stage has no such distance, and no curve.
+        share = record.right if math.isnan(self._distance) else record.at(self._distance)
+        return {"share": share, "loss": record.loss, "decisions": record.decisions}
+
     def _result(self, basis: Depth, reason: str, agreement: float | None) -> dict[str, Any]:
+        loss = self.space.recipe.train.get("loss", "sigmoid")
+        pilot = f"pilot {max(self.settings.shares):g}"
+        kinds = {
+            "stage": ("stage", "forecast"),
+            "forecast": ("forecast", f"forecast, then {pilot}"),
+            "pilot": (pilot, None),
+        }
+        right, right_deeper = (
+            self._right(kind, loss) if kind and self._order else None for kind in kinds[basis]
+        )
         return {
             "policy": self.policy.spec,
             "judge": self.space.judge.name,
-            "loss": self.space.recipe.train.get("loss", "sigmoid"),
+            "loss": loss,
             "depth": basis,
             "choice": self._order[0] if self._order else None,
             "reason": reason,
             "decided": self._decided,
+            "right": right,
+            "right_deeper": right_deeper,
             "ranking": self._order,
             "unit": self._unit,
             "scale": self._scale,

@@ -24,3 +24,4 @@ from .reliability import (
 )
 from .settings import MeasureConfig as MeasureConfig, MeasureSettings as MeasureSettings
 from .stage import Stage as Stage, summarise as summarise
+from .track_record import TrackRecord as TrackRecord, track_record as track_record

@@ -11,6 +11,7 @@ from prefstage.data.records import Candidates, Prompt
 from prefstage.judging.base import content_of
 from prefstage.measuring.boundary import JudgedPrompt
 from prefstage.measuring.settings import JudgeErrors, TieRule, Votes
+from prefstage.measuring.track_record import ANY_LOSS, bench_table
 
 StageName = Literal["injection", "fine-tuning", "undecided"]
 
@@ -140,7 +141,9 @@ class Stage:
         """What was measured, what the paper infers from it, and what finds out more."""
         measured = _MEASURED[self.stage]
         if self.stage != "undecided":
-            return f"{measured}. The paper infers: {_INFERRED[self.stage]}. {_BEYOND}"
+            return (
+                f"{measured}. The paper infers: {_INFERRED[self.stage]}. {_track_record()}{_BEYOND}"
+            )
         # Of prompts that are all used there are no more to ask for.
         more = {"all prompts used": "with all prompts at hand: "}.get(
             self.stopped, "as far as this many prompts can tell: allow more prompts, or "
@@ -200,6 +203,13 @@ class Stage:
         ):
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         return cls.from_dict(values if isinstance(values, dict) else {})
+
+
+# How often the paper's inference held, loss by loss.
+def _track_record() -> str:
+    records = bench_table()["kinds"]["stage"].items()
+    shares = [f"{r['right']:.0%} with {loss}" for loss, r in records if loss != ANY_LOSS]
+    return f"Where the truth is known, that was right in {', '.join(shares)} (docs/decisions.md). "
 
 
 def write_prompts(prompts: Sequence[JudgedPrompt], path: Path) -> None:
