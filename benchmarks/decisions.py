@@ -384,7 +384,14 @@ def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
 
 def forecasts(bench: Bench, steps: int) -> dict[str, Any]:
     """Forecasts of every candidate by every loss, of several numbers of pairs and of prompts."""
-    from prefstage.advising.forecast import Basis, ExpectedReward, Gradients, forecast, halves_agree
+    from prefstage.advising.forecast import (
+        SPREAD_PROMPTS,
+        ExpectedReward,
+        forecast,
+        path_length,
+        step_direction,
+    )
+    from prefstage.advising.gradients import Basis, Gradients, halves_agree
     from prefstage.data import CandidateSet
     from prefstage.losses import LossMix, LossTerm
     from prefstage.training.datasets import item_set_of
@@ -401,6 +408,8 @@ def forecasts(bench: Bench, steps: int) -> dict[str, Any]:
             gradients = Gradients(trainer, basis)
             if not targets:  # they do not depend on the loss
                 items = item_set_of(answers, trainer.encoder, goal)
+                prompts_of = items.items[:SPREAD_PROMPTS]
+                before = gradients.log_probs(prompts_of)
                 batches = chunks(range(TARGET), 8)
                 whole = gradients.drift(items, batches, groups=len(batches), loss=goal)
                 targets = {count: first_of(whole, count // 8) for count in TARGETS}
@@ -410,35 +419,39 @@ def forecasts(bench: Bench, steps: int) -> dict[str, Any]:
                 trainer.compute_references(items)
                 batches = chunks(range(len(items)), BATCH)
                 whole = gradients.drift(items, batches, groups=len(batches))
+                recipe: dict[str, Any] = {"batch": BATCH, "epsilon": 1e-8, "largest_norm": 1.0}
                 for pairs in GRADIENT_PAIRS:
                     drift = first_of(whole, pairs // BATCH)
                     for (prompts, target), family in product(targets.items(), ("adam", "sgd")):
-                        outcome = forecast(
-                            target,
-                            drift,
-                            basis,
-                            family=family,
-                            batch=BATCH,
-                            epsilon=1e-8,
-                            largest_norm=1.0,
-                        )
-                        # What each group of prompts or batches left out gives: two candidates
-                        # share the prompts, so a difference has less noise than its parts.
-                        (by_batches,) = outcome.gain.by_batches
-                        result[f"{loss}|{candidate}|{pairs}|{prompts}|{family}"] = {
-                            "gain": rate * outcome.gain.value,
-                            "cosine": outcome.cosine.value,
-                            "prompts": [rate * value for value in outcome.gain.by_prompts.tolist()],
-                            "batches": [rate * value for value in by_batches.tolist()],
-                        }
+                        made = forecast(target, drift, basis, family=family, **recipe)
+                        key = f"{loss}|{candidate}|{pairs}|{prompts}|{family}"
+                        result[key] = _figures(made, rate)
+                path = step_direction(drift, basis, family="adam", **recipe)
+                path *= path_length(trainer.args, EPOCHS * len(batches))
+                result[f"{loss}|{candidate}|spread"] = gradients.spread(prompts_of, before, path)
     return result
+
+
+# With what each group of prompts or batches left out gives: two candidates share the prompts, so a
+# difference has less noise than its parts.
+def _figures(made: Any, rate: float) -> dict[str, Any]:
+    figures = {}
+    for name, factor in (("gain", rate), ("cosine", 1.0), ("agreement", 1.0)):
+        estimate = getattr(made, name)
+        (by_batches,) = estimate.by_batches
+        figures |= {
+            name: factor * estimate.value,
+            f"{name}_prompts": [factor * value for value in estimate.by_prompts.tolist()],
+            f"{name}_batches": [factor * value for value in by_batches.tolist()],
+        }
+    return figures
 
 
 def first_of(drift: Any, batches: int) -> Any:
     """The first batches of a drift that has a group a batch, in up to eight groups."""
     import torch
 
-    from prefstage.advising.forecast import Drift
+    from prefstage.advising.gradients import Drift
 
     batches = min(batches, len(drift.counts))
     spans = chunks(range(batches), math.ceil(batches / GROUPS))

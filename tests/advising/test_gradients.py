@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefstage.advising.forecast import Basis, Drift, Gradients
+from prefstage.advising.gradients import Basis, Drift, Gradients
 from prefstage.data import PairSet
 from prefstage.losses import LOSSES
 from tests.training.preference_runs import preference_trainer, tiny_pairs

@@ -1,16 +1,19 @@
 # Public names, each imported on first use (read by lazy_loader in __init__.py).
 from .forecast import (
-    Basis as Basis,
-    Drift as Drift,
     Estimate as Estimate,
     ExpectedReward as ExpectedReward,
     Forecast as Forecast,
     Forecasts as Forecasts,
-    Gradients as Gradients,
     forecast as forecast,
     forecast_gains as forecast_gains,
-    halves_agree as halves_agree,
+    path_length as path_length,
     step_direction as step_direction,
+)
+from .gradients import (
+    Basis as Basis,
+    Drift as Drift,
+    Gradients as Gradients,
+    halves_agree as halves_agree,
 )
 from .pilots import (
     Heat as Heat,

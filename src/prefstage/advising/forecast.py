@@ -1,8 +1,7 @@
 """The forecast: what a step on a data set would gain, from gradients alone, without training."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -11,221 +10,25 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
+from transformers import get_scheduler
 from typing_extensions import override
 
-from prefstage.core import InputError, seed_for
+from prefstage.advising.gradients import Basis, Coordinates, Drift, Gradients, halves_agree
+from prefstage.core import InputError
 from prefstage.data import CandidateSet, PairSet
 from prefstage.losses import LossBatch, LossMix, LossState, LossTerm, LossValues, Responses
 from prefstage.losses.base import Items, StatelessLoss
 from prefstage.training import PreferenceTrainer
-from prefstage.training.compat import ScoringCalls
 from prefstage.training.datasets import item_set_of
-from prefstage.training.items import ItemSet
 from prefstage.training.policy import START
-from prefstage.training.step import StepRunner
-
-Coordinates = Float[Tensor, " coordinates"]
-"""A value for each chosen coordinate of the trained weights."""
-
-MOST_COORDINATES = 1 << 20
-
-
-class Basis:
-    """The coordinates of a policy's trained weights on which directions are kept.
-
-    All of them while they are few. Of more, a fixed random share of every weight: an inner
-    product over n of them, weighted by how many each stands for, has no bias, and a relative
-    error of about √(κ/n)/c with c the cosine and κ the tails (some 2e-3/c for a million, far
-    below what prompts leave open; an adapter's training has no memory for many more).
-    Unlike a random projection it keeps coordinates apart, which Adam's division by each
-    coordinate's own root mean square needs; and memory no longer depends on the model.
-
-    Args:
-        model: The policy, with the weights that training would change requiring gradients.
-        most: Largest number of coordinates, at least one a weight. >= 1.
-        seed: Of the draw.
-
-    Attributes:
-        weights: How many coordinates each chosen one stands for. [coordinates], >= 1.
-    """
-
-    def __init__(self, model: Any, *, most: int = MOST_COORDINATES, seed: int = 0) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        total = sum(parameter.numel() for _, parameter in named)
-        self._parameters: list[tuple[Any, Tensor]] = []
-        for name, parameter in named:
-            size = parameter.numel()
-            index = torch.arange(size)
-            if total > most:
-                share = max(1, size * most // total)
-                generator = torch.Generator().manual_seed(seed_for(seed, "coordinates", name))
-                index = torch.randint(size, (share,), generator=generator).sort().values
-            self._parameters.append((parameter, index))
-        self.weights: Coordinates = torch.cat(
-            [torch.full((len(i),), p.numel() / len(i)) for p, i in self._parameters]
-        )
-
-    def __len__(self) -> int:
-        """Number of coordinates."""
-        return len(self.weights)
-
-    def take_gradient(self) -> Coordinates:
-        """The gradient on the coordinates, on the CPU, taken out of the weights."""
-        parts = [
-            torch.zeros(len(index))
-            if parameter.grad is None
-            else parameter.grad.detach().reshape(-1)[index.to(parameter.grad.device)].float().cpu()
-            for parameter, index in self._parameters
-        ]
-        for parameter, _ in self._parameters:
-            parameter.grad = None
-        return torch.cat(parts)
-
-    def dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """Inner product over all trained weights, estimated from the coordinates.
-
-        Args:
-            a: [..., coordinates].
-            b: [..., coordinates], of a shape that goes with it.
-
-        Returns:
-            [...].
-        """
-        return ((a * self.weights).double() * b.double()).sum(-1)
-
-    def norm(self, a: Tensor) -> Tensor:
-        """Length of a direction over all trained weights. [...]."""
-        return self.dot(a, a).clamp_min(0).sqrt()
-
-
-@dataclass(frozen=True)
-class Drift:
-    """Descent directions -∇L of many batches, summed by groups.
-
-    Groups exist to say how sure a mean is: leaving each out in turn is the jackknife.
-
-    Attributes:
-        sums: Σ -∇L over the batches of each group. [groups, coordinates].
-        squares: Σ (∇L)² of the same. [groups, coordinates].
-        counts: Batches of each group, >= 1. [groups].
-        size: Items a batch.
-    """
-
-    sums: Float[Tensor, "groups coordinates"]
-    squares: Float[Tensor, "groups coordinates"]
-    counts: Float[Tensor, " groups"]
-    size: int
-
-    @cached_property
-    def mean(self) -> Coordinates:
-        """The mean descent direction. [coordinates]."""
-        return self.sums.sum(0) / self.counts.sum()
-
-    def without(self, group: int) -> "Drift":
-        """The same without one group's batches."""
-        kept = torch.arange(len(self.counts)) != group
-        return Drift(self.sums[kept], self.squares[kept], self.counts[kept], self.size)
-
-    def mean_square(self, batch: int) -> Coordinates:
-        """E[g²] of the gradient of a batch of so many items.
-
-        The mean of squares has two parts, the squared mean and the variance, and only the
-        variance depends on the batch: it falls as one over its size. So batches that are smaller
-        than the recipe's, of which the same data gives more, estimate both better. With batches
-        of the recipe's own size this is the plain mean of squares.
-
-        Args:
-            batch: Items of an optimiser step of the recipe, >= 1.
-
-        Returns:
-            [coordinates].
-        """
-        count, mean = self.counts.sum(), self.mean
-        if count == 1:
-            return self.squares.sum(0)
-        variance = (self.squares.sum(0) / count - mean**2).clamp_min(0) * count / (count - 1)
-        return (mean**2 - variance / count).clamp_min(0) + variance * self.size / batch
-
-
-class Gradients:
-    """Computes gradients of a recipe's objective on data, with the weights left as they are.
-
-    Args:
-        trainer: A trainer of the recipe, on any data; it is not trained.
-        basis: Coordinates to keep.
-    """
-
-    def __init__(self, trainer: PreferenceTrainer, basis: Basis) -> None:
-        self.trainer, self.basis = trainer, basis
-
-    def drift(
-        self,
-        items: ItemSet,
-        batches: Sequence[Sequence[int]],
-        *,
-        groups: int,
-        loss: LossMix | None = None,
-        tick: Callable[[], None] | None = None,
-    ) -> Drift:
-        """Sum -∇L over batches, in groups of consecutive ones.
-
-        Args:
-            items: Encoded by the trainer's encoder; their references, if the trainer's loss needs
-                any, are known to `trainer.references`.
-            batches: Positions of each batch's items, of about equal numbers.
-            groups: How many groups; fewer if there are fewer batches.
-            loss: What to minimise in place of the trainer's loss.
-            tick: Called after each batch.
-
-        Returns:
-            The sums.
-        """
-        groups = min(groups, len(batches))
-        sums = torch.zeros(groups, len(self.basis))
-        squares, counts = torch.zeros_like(sums), torch.zeros(groups)
-        trainer, runner = self.trainer, self.trainer.runner
-        known = trainer.references.of(items) if loss is None else None
-        if loss is not None:
-            runner = StepRunner(
-                runner.scorer, trainer.accelerator, loss, token_budget=runner.token_budget
-            )
-        state = runner.loss.start_state()
-        with self._prepared():
-            for number, positions in enumerate(batches):
-                step = trainer.step_items(items, positions, known, step=number)
-                state = runner.train(trainer.model, step, state).values.state
-                # Without a wrapper, each process has its share of the gradient, and their mean is
-                # the whole.
-                shares = self.basis.take_gradient().to(trainer.accelerator.device)
-                descent = -trainer.accelerator.reduce(shares, "mean").cpu()
-                group = number * groups // len(batches)
-                sums[group] += descent
-                squares[group] += descent**2
-                counts[group] += 1
-                if tick:
-                    tick()
-        return Drift(sums, squares, counts, max(map(len, batches)))
-
-    @contextmanager
-    def _prepared(self) -> Iterator[None]:
-        model = self.trainer.model
-        model.zero_grad(set_to_none=True)
-        training = [module for module in model.modules() if module.training]
-        model.train()
-        try:
-            with ScoringCalls(model).installed():
-                yield
-        finally:
-            model.zero_grad(set_to_none=True)
-            model.eval()
-            for module in training:
-                module.training = True
-
 
 GROUPS = 8
 """Parts of prompts and batches that the jackknife leaves out in turn."""
 
 _TARGET_PROMPTS = 8  # a batch
+SPREAD_PROMPTS = 32
+_FAR = 10.0  # nats
+_LEAST = 0.01
 
 Family = Literal["adam", "sgd", "sign"]
 """How an optimiser turns gradients into a step."""
@@ -351,10 +154,39 @@ class Forecast:
     Attributes:
         gain: ⟨∇J, d⟩: gain in judged quality of a step, for a learning rate of 1.
         cosine: Between ∇J and the mean descent direction, whatever the optimiser.
+        agreement: Cosine between the mean descent directions of two halves of the data: how much
+            of the direction the pairs share, and how much each has for itself.
     """
 
     gain: Estimate
     cosine: Estimate
+    agreement: Estimate
+
+    def rating(self, nearness: float) -> Estimate:
+        """What data sets are ranked by: the gain, as far as it can be expected to last.
+
+        ``gain · a^(1 - ν) · c^ν``, with a the agreement and c the cosine, both at least 0.01, and
+        ν the nearness. Where training stays near (ν = 1), what matters is how straight uphill the
+        data point. Where it goes far, a direction that the pairs do not share is learnt by heart
+        and gains nothing on other prompts.
+
+        Args:
+            nearness: ν, in [0, 1], of `Forecasts`.
+
+        Source:
+            Ours; chosen in one world of ``benchmarks/decisions.py`` and checked in others.
+        """
+
+        def rated(gain: Any, cosine: Any, agreement: Any) -> Any:
+            shared, straight = agreement.clamp_min(_LEAST), cosine.clamp_min(_LEAST)
+            return gain * shared ** (1 - nearness) * straight**nearness
+
+        parts = (self.gain, self.cosine, self.agreement)
+        return Estimate(
+            float(rated(*(torch.tensor(part.value) for part in parts))),
+            rated(*(part.by_prompts for part in parts)),
+            (rated(*(part.by_batches[0] for part in parts)),),
+        )
 
 
 def forecast(target: Drift, data: Drift, basis: Basis, **recipe: Any) -> Forecast:
@@ -373,20 +205,18 @@ def forecast(target: Drift, data: Drift, basis: Basis, **recipe: Any) -> Forecas
         Ours; data selection by such inner products: Xia et al. 2024, arXiv:2402.04333.
     """
 
-    def both(goal: Coordinates, drift: Drift) -> tuple[float, float]:
+    def figures(goal: Coordinates, drift: Drift) -> tuple[float, float, float]:
         direction = step_direction(drift, basis, **recipe)
         norms = basis.norm(goal) * basis.norm(drift.mean)
         cosine = basis.dot(goal, drift.mean) / norms if norms else torch.zeros(())
-        return float(basis.dot(goal, direction)), float(cosine)
+        return float(basis.dot(goal, direction)), float(cosine), halves_agree(drift, basis)
 
-    value = both(target.mean, data)
-    prompts = [both(target.without(group).mean, data) for group in range(len(target.counts))]
-    batches = [both(target.mean, data.without(group)) for group in range(len(data.counts))]
-    gains, cosines = (
-        Estimate(value[i], torch.tensor(prompts)[:, i], (torch.tensor(batches)[:, i],))
-        for i in (0, 1)
+    value = figures(target.mean, data)
+    prompts = torch.tensor(
+        [figures(target.without(n).mean, data) for n in range(len(target.counts))]
     )
-    return Forecast(gains, cosines)
+    batches = torch.tensor([figures(target.mean, data.without(n)) for n in range(len(data.counts))])
+    return Forecast(*(Estimate(value[i], prompts[:, i], (batches[:, i],)) for i in range(3)))
 
 
 @dataclass(frozen=True)
@@ -397,11 +227,19 @@ class Forecasts:
         by_name: Of each data set.
         rate: The recipe's learning rate, by which `Forecast.gain` is multiplied.
         agreement: `halves_agree` of the target direction, in [-1, 1].
+        spread: By how much the log-probs of a prompt's answers would move apart in the whole
+            training, to first order: standard deviation, mean over data sets. Nats.
     """
 
     by_name: Mapping[str, Forecast]
     rate: float
     agreement: float
+    spread: float
+
+    @property
+    def nearness(self) -> float:
+        """How near to the start the training stays."""
+        return nearness_of(self.spread)
 
 
 def forecast_gains(
@@ -410,6 +248,7 @@ def forecast_gains(
     data: Mapping[str, PairSet],
     *,
     compared: bool = False,
+    scale: float = 1.0,
     tick: Callable[[], None] | None = None,
 ) -> Forecasts:
     """Forecast what a trainer's recipe would gain on each of several data sets.
@@ -424,6 +263,7 @@ def forecast_gains(
         data: The sets by name.
         compared: Whether a score is the mean P(wins) against the prompt's other answers, and not
             a reward.
+        scale: How many times as many pairs the training that is meant has.
         tick: Called after each batch of gradients.
 
     Returns:
@@ -449,41 +289,66 @@ def forecast_gains(
     references, loss = trainer.references, None
     if references.needed and references.reference == START:
         loss = _AtStart(trainer.loss.terms)
-    forecasts = {}
+    prompts = items.items[:SPREAD_PROMPTS]
+    forecasts, spreads, before = {}, list[float](), gradients.log_probs(prompts)
     for name, pairs in data.items():
         items = item_set_of(pairs, trainer.encoder, trainer.loss)
         if loss is None:
             trainer.compute_references(items)
         # Smaller batches than the recipe's say more of the same data (`Drift.mean_square`).
         size = batch if trainer.loss.whole_batch else min(batch, max(1, len(items) // GROUPS // 2))
-        forecasts[name] = forecast(
-            target,
-            gradients.drift(items, _batches(len(items), size), groups=GROUPS, loss=loss, tick=tick),
-            basis,
-            family=family_of(str(args.optim.value)),
-            batch=batch,
-            epsilon=args.adam_epsilon,
-            largest_norm=args.max_grad_norm,
+        drift = gradients.drift(
+            items, _batches(len(items), size), groups=GROUPS, loss=loss, tick=tick
         )
-    return Forecasts(forecasts, args.learning_rate, halves_agree(target, basis))
+        recipe: dict[str, Any] = {
+            "family": family_of(str(args.optim.value)),
+            "batch": batch,
+            "epsilon": args.adam_epsilon,
+            "largest_norm": args.max_grad_norm,
+        }
+        forecasts[name] = forecast(target, drift, basis, **recipe)
+        steps = math.ceil(scale * len(items) / batch * args.num_train_epochs)
+        length = path_length(args, args.max_steps if args.max_steps > 0 else max(1, steps))
+        path = step_direction(drift, basis, **recipe) * length
+        spreads.append(gradients.spread(prompts, before, path))
+    return Forecasts(
+        forecasts, args.learning_rate, halves_agree(target, basis), sum(spreads) / len(spreads)
+    )
+
+
+def nearness_of(spread: float) -> float:
+    """How near to the start a training stays, ``1 / (1 + (spread / 10)⁴)``: 1 is near, 0 far.
+
+    Args:
+        spread: As of `Forecasts`, nats.
+    """
+    return 1 / (1 + (spread / _FAR) ** 4)
+
+
+def path_length(args: Any, steps: int) -> float:
+    """Sum of a training's learning rates.
+
+    Args:
+        args: The trainer's arguments: rate and schedule.
+        steps: Optimiser steps, >= 1.
+
+    Returns:
+        Σ lr over the steps; of a schedule that follows the losses, as if it were constant.
+    """
+    schedule = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate),
+        num_warmup_steps=args.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs or None,
+    )
+    (factor,) = getattr(schedule, "lr_lambdas", [lambda _: 1.0])
+    points = range(0, steps, max(1, steps // 1000))
+    return float(args.learning_rate * steps * sum(map(factor, points)) / len(points))
 
 
 def _batches(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def halves_agree(target: Drift, basis: Basis) -> float:
-    """Cosine between the target directions of two halves of the prompts, in [-1, 1].
-
-    Args:
-        target: In an even number of groups of prompts.
-        basis: Its coordinates.
-
-    Returns:
-        How far the target direction can be trusted: 0 is noise alone.
-    """
-    first, second = target.sums[::2].sum(0), target.sums[1::2].sum(0)
-    return float(basis.dot(first, second) / (basis.norm(first) * basis.norm(second)))
 
 
 # Variance by deleting groups: (K-1)/K Σ (θ_k - mean)². With one group there is none.

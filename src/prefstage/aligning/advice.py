@@ -195,7 +195,7 @@ class Advice:
 
     def _by_forecast(self) -> str:
         figures = {name: c["forecast"] for name, c in self._candidates.items() if c["forecast"]}
-        self._order = sorted(figures, key=lambda name: -figures[name]["gain"])
+        self._order = sorted(figures, key=lambda name: -figures[name]["rating"])
         if len(self._order) < len(self._candidates):
             return "not forecast yet"
         first, second = (_interval(figures[name], self._scale) for name in self._order[:2])

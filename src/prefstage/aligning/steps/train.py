@@ -256,6 +256,7 @@ class Forecast(Step):
         pairs = {
             name: load_pairs(str(built.path / PAIRS)) for name, built in self.candidates.items()
         }
+        built = next(iter(self.candidates.values()))
         with tempfile.TemporaryDirectory() as scratch:
             trainer = open_trainer(
                 pilot_settings(self.recipe), Path(scratch), {"data": next(iter(pairs.values()))}
@@ -266,15 +267,18 @@ class Forecast(Step):
                     self.target.answers(),
                     pairs,
                     compared=not self.space.judge.pointwise,
+                    scale=len(self.space.prompts) / len(built.space.prompts),
                     tick=partial(tick, 1),
                 )
-        leader = max(found.by_name, key=lambda name: found.by_name[name].gain.value)
-        best = found.by_name[leader].gain
+        ratings = {n: made.rating(found.nearness) for n, made in found.by_name.items()}
+        best = ratings[max(ratings, key=lambda name: ratings[name].value)]
         write_json(
             folder / FORECAST,
             {
                 "agreement": found.agreement,
                 "learning_rate": found.rate,
+                "spread": found.spread,
+                "nearness": found.nearness,
                 "candidates": {
                     name: {
                         "pairs": len(pairs[name]),
@@ -282,8 +286,10 @@ class Forecast(Step):
                         "error": found.rate * made.gain.error,
                         "cosine": made.cosine.value,
                         "cosine_error": made.cosine.error,
-                        "behind": found.rate * best.minus(made.gain).value,
-                        "behind_error": found.rate * best.minus(made.gain).error,
+                        "agreement": made.agreement.value,
+                        "rating": found.rate * ratings[name].value,
+                        "behind": found.rate * best.minus(ratings[name]).value,
+                        "behind_error": found.rate * best.minus(ratings[name]).error,
                     }
                     for name, made in found.by_name.items()
                 },
