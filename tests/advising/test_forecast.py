@@ -9,16 +9,15 @@ import pytest
 import torch
 
 from prefstage.advising.forecast import (
-    Basis,
-    Drift,
     ExpectedReward,
-    Gradients,
     family_of,
     forecast,
     forecast_gains,
-    halves_agree,
+    nearness_of,
+    path_length,
     step_direction,
 )
+from prefstage.advising.gradients import Basis, Drift, Gradients, halves_agree
 from prefstage.core import InputError
 from prefstage.data import Candidates, CandidateSet, Pair, PairSet, prompt_id_of
 from prefstage.losses import LossMix, LossTerm
