@@ -11,7 +11,8 @@ from torch import Tensor
 from prefstage.advising.gradients import Basis, Drift, Gradients
 from prefstage.data import PairSet
 from prefstage.losses import LOSSES
-from tests.training.preference_runs import preference_trainer, tiny_pairs
+from tests.tiny_models import tiny_tokenizer
+from tests.training.preference_runs import preference_trainer, tiny_pairs, tiny_policy
 
 PAIRS, BATCH = 10, 5
 
@@ -108,6 +109,20 @@ def test_the_policy_is_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[n]) for n, value in trainer.model.state_dict().items())
     assert not any(module.training for module in trainer.model.modules())
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_low_precision_points_the_same_way(tmp_path: Path) -> None:
+    low = tiny_policy(tiny_tokenizer("chatml")).to(torch.bfloat16)
+    exact, same, rough = (
+        measured(trainer, batches_of(trainer)).mean
+        for trainer in (
+            preference_trainer(tmp_path / "a", pairs=PAIRS),
+            preference_trainer(tmp_path / "b", pairs=PAIRS, bf16=True),
+            preference_trainer(tmp_path / "c", pairs=PAIRS, model=low),
+        )
+    )
+    assert 1e-4 < (rough - exact).norm() / exact.norm() < 0.1
+    assert torch.equal(same, exact)  # gradients have the precision of the weights
 
 
 def test_some_coordinates_stand_for_all(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prefstage.advising import Heat, standing, survivors
-from prefstage.aligning.recipe import Depth, Rule
+from prefstage.aligning.recipe import Depth, Recipe, Rule
 from prefstage.aligning.steps import (
     FORECAST,
     Build,
@@ -28,6 +28,16 @@ from prefstage.measuring.track_record import track_record
 DEPTHS: tuple[Depth, ...] = ("stage", "forecast", "pilot")
 _Z_95 = 1.96
 _LARGEST_TARGET_SHARE = 1 / 3  # of the prompts, where candidates need the rest
+
+
+def depths_of(recipe: Recipe) -> list[Depth]:
+    """How deep advice can go for a recipe, in order.
+
+    Gradients of the pairs at hand say nothing of online training, which samples its rejected
+    responses afresh.
+    """
+    online = recipe.train.get("online") not in (None, False)
+    return [depth for depth in DEPTHS if depth != "forecast" or not online]
 
 
 class Advice:
@@ -55,6 +65,7 @@ class Advice:
         # Prompts before it, in the drawn order, are the target's, unless that has its own.
         share = int(self._total * _LARGEST_TARGET_SHARE) if self.settings.prompts is None else 0
         self._first = min(self.settings.target_prompts, share)
+        self._target_prompts = self._first or self.settings.target_prompts
         # Of probabilities, points; rewards as they are.
         self._scale, self._unit = (
             (1.0, "of the judge's reward")
@@ -78,11 +89,18 @@ class Advice:
             depth.
 
         Raises:
-            ConfigError: If the stage alone shall decide between other data than off and on.
+            ConfigError: If the stage alone shall decide between other data than off and on, or
+                gradients between data of an online training.
         """
         reach = DEPTHS.index(self.depth)
         recipe = self.space.recipe
         measures = recipe.off_policy is not None and recipe.measure is not False
+        ConfigError.unless(
+            self.depth in depths_of(recipe),
+            saw="train.online with depth forecast",
+            expected="depth stage or pilot, as online training samples its rejected responses",
+            cure="set depth: pilot, or leave train.online out",
+        )
         ConfigError.unless(
             reach > 0 or (measures and {"off", "on"} <= {*self._candidates}),
             saw=f"depth stage with the candidates {', '.join(self._candidates)}",
@@ -99,8 +117,9 @@ class Advice:
             space = self.space.with_data(prompts=self.settings.prompts).part(
                 range(self.settings.target_prompts)
             )
+        self._target_prompts = len(space.prompts)
         target = self.walk.do(Target(space, self.policy))
-        agreement = self._forecast(target)
+        agreement = self._forecast(target) if "forecast" in depths_of(recipe) else None
         if reach == 1 or not self._race(target):
             return self._result("forecast", self._by_forecast(), agreement)
         return self._result("pilot", self._by_pilots(), agreement)
@@ -251,7 +270,7 @@ class Advice:
             "scale": self._scale,
             "stage": self._stage,
             "prompts": self._total,
-            "target_prompts": self._first or self.settings.target_prompts,
+            "target_prompts": self._target_prompts,
             "target_agreement": agreement,
             "candidates": [
                 *(self._candidates[name] for name in self._order if name in self._candidates),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prefstage.aligning.advice import DEPTHS, Advice, advice_rows
+from prefstage.aligning.advice import Advice, advice_rows, depths_of
 from prefstage.aligning.loop import Plan, PlannedStep, Walk
 from prefstage.aligning.recipe import Depth, Recipe, load_recipe
 from prefstage.aligning.steps import (
@@ -194,7 +194,8 @@ def advise(
         steps = Steps(space, tell, begun=begun)
         start = space.policy("start", space.recipe.policy)
         result = Advice(Walk(space, steps), start, depth=depth).run()
-        deeper = DEPTHS[DEPTHS.index(result["depth"]) + 1 :]
+        depths = depths_of(space.recipe)
+        deeper = depths[depths.index(result["depth"]) + 1 :]
         result["next"] = None
         if deeper:  # what the next depth would take on top of what is done, at most
             more = sum((step.estimate for step in _planned(space, deeper[0])), Estimate())
