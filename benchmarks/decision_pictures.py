@@ -112,7 +112,7 @@ def draw_costs(starts: list[Start]) -> Figure:
             (0.01, figure("dcrm")),
         ],
         "forecast, by number of pairs": [
-            (cost, forecast("gain", pairs=pairs)) for pairs, cost in gradients.items()
+            (cost, forecast("rating", pairs=pairs)) for pairs, cost in gradients.items()
         ],
         "pilots by scoring": [(share, pilot(share, SCORED, one)) for share in SHARES],
         "pilots by sampling": [(share, pilot(share, "sampled", one)) for share in SHARES],

@@ -35,11 +35,22 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from decisions import CANDIDATES, FULL_SEEDS, LOSSES, PILOT_SEEDS, POLICIES, SHARES
+import torch
+from decisions import (
+    CANDIDATES,
+    FULL_SEEDS,
+    GRADIENT_PAIRS,
+    LOSSES,
+    PILOT_SEEDS,
+    POLICIES,
+    SHARES,
+    TARGETS,
+)
 from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import spearmanr
 
+from prefstage.advising.forecast import Estimate, Forecast, nearness_of, rated
 from prefstage.core import markdown_table
 from prefstage.measuring.track_record import ANY_LOSS, TrackRecord
 
@@ -47,9 +58,13 @@ RESAMPLES = 2000
 FORMS = ("sampled", "self-normalised", "clipped", "first-order")
 SCORED = "self-normalised"
 FULL_FORECAST = "|384|512|adam"  # of all pairs and prompts, as the trainer's optimiser steps
+KEPT_WHOLE = (FULL_FORECAST, "|spread")
+FIGURES = ("gain", "cosine", "agreement")
 COLLECTED = Path(__file__).parent / "decisions"
 PAIRS_OF_CANDIDATES = tuple(combinations(CANDIDATES, 2))
 BINS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of predicted reliability
+OTHER_LOSSES = 0.2  # weight of their decisions in a loss's curve
+LOG_SCALES = (math.log(0.05), math.log(50.0))  # of distances, in standard errors
 PILOTS = tuple(f"pilot {share:g}" for share in SHARES)
 Scores = Mapping[str, float]
 """A predictor's score by candidate; the larger, the better it expects the candidate to be."""
@@ -150,7 +165,7 @@ def _read(folder: Path, world: int, policy: int, loss: str) -> Start:
         {str(s): {c: run(c, 1.0, s)["gain"] for c in CANDIDATES} for s in FULL_SEEDS},
         {c: _json(folder / "figures" / f"{policy}-{c}.json") for c in CANDIDATES},
         {
-            name.partition("|")[2]: value if name.endswith(FULL_FORECAST) else _plain(value)
+            name.partition("|")[2]: value if name.endswith(KEPT_WHOLE) else _plain(value)
             for name, value in forecasts.items()
             if name.startswith(f"{loss}|")
         },
@@ -161,7 +176,7 @@ def _read(folder: Path, world: int, policy: int, loss: str) -> Start:
 
 # Without the parts that only intervals need.
 def _plain(forecast: Mapping[str, Any]) -> dict[str, Any]:
-    return {"gain": forecast["gain"], "cosine": forecast["cosine"]}
+    return {name: forecast[name] for name in FIGURES}
 
 
 def _json(path: Path) -> Any:
@@ -189,9 +204,39 @@ def boundary(name: str) -> Predictor:
 
 
 def forecast(kind: str, family: str = "adam", pairs: int = 384, prompts: int = 512) -> Predictor:
-    """A forecast, from so many pairs and target prompts."""
-    return lambda start: {
-        c: start.forecasts[f"{c}|{pairs}|{prompts}|{family}"][kind] for c in CANDIDATES
+    """A figure of the forecast from so many pairs and target prompts, or its rating."""
+
+    def scores(start: Start) -> Scores:
+        rows = {c: start.forecasts[f"{c}|{pairs}|{prompts}|{family}"] for c in CANDIDATES}
+        if kind != "rating":
+            return {c: row[kind] for c, row in rows.items()}
+        near = nearness(start)
+        return {
+            c: float(rated(*(torch.tensor(row[name]) for name in FIGURES), nearness=near))
+            for c, row in rows.items()
+        }
+
+    return scores
+
+
+def nearness(start: Start) -> float:
+    """How near to the start the trainings stay, as `Forecasts.nearness`."""
+    return nearness_of(mean(start.forecasts[f"{c}|spread"] for c in CANDIDATES))
+
+
+def ratings(start: Start) -> dict[str, Estimate]:
+    """Of all pairs and prompts, with what the jackknife says."""
+    near = nearness(start)
+
+    def estimate(row: Mapping[str, Any], name: str) -> Estimate:
+        left_out = (torch.tensor(row[f"{name}_{part}"]) for part in ("prompts", "batches"))
+        by_prompts, by_batches = left_out
+        return Estimate(row[name], by_prompts, (by_batches,))
+
+    rows = {c: start.forecasts[c + FULL_FORECAST] for c in CANDIDATES}
+    return {
+        c: Forecast(*(estimate(row, name) for name in FIGURES)).rating(near)
+        for c, row in rows.items()
     }
 
 
@@ -231,12 +276,14 @@ def predictors(starts: Sequence[Start]) -> Iterator[tuple[str, Predictor, str]]:
     yield "ranked rightly by the reference", figure("ranked", -1.0), "scoring"
     yield "easy to flip", figure("easy_to_flip"), "scoring"
     yield "DCRM", figure("dcrm"), "scoring, judge"
-    for prompts in (64, 128, 256, 512):
-        yield f"forecast, {prompts} prompts", forecast("gain", prompts=prompts), "gradients"
-    for pairs in (48, 96, 192):
-        yield f"forecast, {pairs} pairs", forecast("gain", pairs=pairs), "gradients"
-    yield "forecast, SGD direction", forecast("gain", "sgd"), "gradients"
-    yield "forecast, cosine", forecast("cosine"), "gradients"
+    for prompts in TARGETS:
+        yield f"forecast, {prompts} prompts", forecast("rating", prompts=prompts), "gradients"
+    for pairs in GRADIENT_PAIRS[:-1]:
+        yield f"forecast, {pairs} pairs", forecast("rating", pairs=pairs), "gradients"
+    yield "gain of a step alone", forecast("gain"), "gradients"
+    yield "gain of a step alone, SGD direction", forecast("gain", "sgd"), "gradients"
+    yield "cosine alone", forecast("cosine"), "gradients"
+    yield "agreement alone", forecast("agreement"), "gradients"
     for share in SHARES:
         for form in FORMS:
             name = f"pilots {share:g}, {form}"
@@ -247,12 +294,12 @@ def predictors(starts: Sequence[Start]) -> Iterator[tuple[str, Predictor, str]]:
     yield "pilots 1/8 + 1/4, by scoring", together([small, large], starts), cost
     yield (
         "forecast + pilots 1/8 + 1/4, by scoring",
-        together([forecast("gain"), small, large], starts),
+        together([forecast("rating"), small, large], starts),
         f"gradients + {cost}",
     )
     yield (
         "forecast + pilots 1/8 sampled + 1/4 by scoring",
-        together([forecast("gain"), pilot(SHARES[1], "sampled", PILOT_SEEDS[:1]), large], starts),
+        together([forecast("rating"), pilot(SHARES[1], "sampled", PILOT_SEEDS[:1]), large], starts),
         f"gradients + {cost}",
     )
 
@@ -334,16 +381,9 @@ def _with_errors(kind: str, start: Start) -> tuple[Scores, Scores]:
         scores = boundary("boundary_probabilities")(start)
         return scores, {f"{c}|own": math.nan for c in ("best", "two", "poor", "other")}
     if kind == "forecast":
-        rows = {c: start.forecasts[c + FULL_FORECAST] for c in CANDIDATES}
-        errors = {
-            f"{a}|{b}": math.sqrt(
-                _jackknife(np.subtract(rows[a]["prompts"], rows[b]["prompts"]))
-                + _jackknife(rows[a]["batches"])
-                + _jackknife(rows[b]["batches"])
-            )
-            for a, b in PAIRS_OF_CANDIDATES
-        }
-        return {c: rows[c]["gain"] for c in CANDIDATES}, errors
+        made = ratings(start)
+        errors = {f"{a}|{b}": made[a].minus(made[b]).error for a, b in PAIRS_OF_CANDIDATES}
+        return {c: rating.value for c, rating in made.items()}, errors
     # As `prefstage.advising.standing` adds up heats: each by its root mean square error.
     last = float(kind.split()[1])
     shares = [share for share in SHARES if 1 / 8 <= share <= last] or [last]
@@ -358,33 +398,35 @@ def _with_errors(kind: str, start: Start) -> tuple[Scores, Scores]:
     return scores, {f"{a}|{b}": 1.0 for a, b in PAIRS_OF_CANDIDATES}
 
 
-def _jackknife(values: Any) -> float:
-    return float(np.var(values) * (len(values) - 1))
-
-
 def fitted(made: Sequence[Decision], loss: str, *, floor: float | None = None) -> TrackRecord:
     """The curve of largest likelihood; ties are half right.
 
     Args:
-        made: The decisions.
-        loss: Whose they are.
+        made: The decisions. Those of other losses count less: a world has few of each loss.
+        loss: Whose curve is wanted.
         floor: What is right at distance 0; None: that is fitted too.
     """
+    mine = [decision.right for decision in made if loss in (decision.loss, ANY_LOSS)]
+    whole = {"loss": loss, "right": mean(mine), "decisions": len(mine)}
     right = np.array([decision.right for decision in made])
-    whole = {"loss": loss, "right": float(right.mean()), "decisions": len(made)}
+    weights = [1.0 if loss in (d.loss, ANY_LOSS) else OTHER_LOSSES for d in made]
     distances = np.array([decision.distance for decision in made])
     if np.isnan(distances).any():  # a prediction that does not say how clear it is
         return TrackRecord(floor=whole["right"], ceiling=whole["right"], scale=1.0, **whole)
 
     def curve(values: Any) -> tuple[float, float, float]:
         bottom = floor if floor is not None else 0.5 + 0.5 * expit(values[2])
-        return bottom, bottom + (1 - bottom) * expit(values[0]), math.exp(values[1])
+        return (
+            bottom,
+            bottom + (1 - bottom) * expit(values[0]),
+            math.exp(np.clip(values[1], *LOG_SCALES)),
+        )
 
     def cost(values: Any) -> float:
         bottom, top, scale = curve(values)
         p = np.clip(bottom - (top - bottom) * np.expm1(-distances / scale), 1e-9, 1 - 1e-9)
         # One wrong decision, however clear, is added: nothing is right always.
-        likelihood = (right * np.log(p) + (1 - right) * np.log(1 - p)).sum()
+        likelihood = np.dot(weights, right * np.log(p) + (1 - right) * np.log(1 - p))
         return -float(likelihood) - math.log(1.0 - top + 1e-9)
 
     starts = [(2.0, scale, 0.0)[: 2 if floor is not None else 3] for scale in (-1.0, 0.5, 2.0)]
@@ -396,8 +438,7 @@ def fitted(made: Sequence[Decision], loss: str, *, floor: float | None = None) -
 def curves(made: Sequence[Decision], *, floor: float | None = 0.5) -> dict[str, TrackRecord]:
     """By loss, and of all."""
     losses = sorted({decision.loss for decision in made})
-    parts = {loss: [d for d in made if d.loss == loss] for loss in losses} | {ANY_LOSS: list(made)}
-    return {loss: fitted(part, loss, floor=floor) for loss, part in parts.items()}
+    return {loss: fitted(made, loss, floor=floor) for loss in (*losses, ANY_LOSS)}
 
 
 def calibration(

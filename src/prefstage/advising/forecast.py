@@ -163,30 +163,41 @@ class Forecast:
     agreement: Estimate
 
     def rating(self, nearness: float) -> Estimate:
-        """What data sets are ranked by: the gain, as far as it can be expected to last.
-
-        ``gain · a^(1 - ν) · c^ν``, with a the agreement and c the cosine, both at least 0.01, and
-        ν the nearness. Where training stays near (ν = 1), what matters is how straight uphill the
-        data point. Where it goes far, a direction that the pairs do not share is learnt by heart
-        and gains nothing on other prompts.
+        """What data sets are ranked by: the gain, as far as it can be expected to last (`rated`).
 
         Args:
             nearness: ν, in [0, 1], of `Forecasts`.
-
-        Source:
-            Ours; chosen in one world of ``benchmarks/decisions.py`` and checked in others.
         """
-
-        def rated(gain: Any, cosine: Any, agreement: Any) -> Any:
-            shared, straight = agreement.clamp_min(_LEAST), cosine.clamp_min(_LEAST)
-            return gain * shared ** (1 - nearness) * straight**nearness
-
         parts = (self.gain, self.cosine, self.agreement)
         return Estimate(
-            float(rated(*(torch.tensor(part.value) for part in parts))),
-            rated(*(part.by_prompts for part in parts)),
-            (rated(*(part.by_batches[0] for part in parts)),),
+            float(rated(*(torch.tensor(part.value) for part in parts), nearness=nearness)),
+            rated(*(part.by_prompts for part in parts), nearness=nearness),
+            (rated(*(part.by_batches[0] for part in parts), nearness=nearness),),
         )
+
+
+def rated(gain: Tensor, cosine: Tensor, agreement: Tensor, *, nearness: float) -> Tensor:
+    """A gain, as far as it can be expected to last: ``gain · a^(1 - ν) · c^ν``.
+
+    Where a training stays near (ν = 1), what matters is how straight uphill the data point. Where
+    it goes far, a direction that the pairs do not share is learnt by heart, and gains nothing on
+    other prompts.
+
+    Args:
+        gain: Of a step.
+        cosine: c, between the data's direction and the target's; 0.01 at least is taken.
+        agreement: a, between the directions of two halves of the data; likewise.
+        nearness: ν, in [0, 1].
+
+    Returns:
+        In the shape of the three, which goes with one another.
+
+    Source:
+        Ours; chosen in one world of ``benchmarks/decisions.py`` and checked in others.
+    """
+    return (
+        gain * agreement.clamp_min(_LEAST) ** (1 - nearness) * cosine.clamp_min(_LEAST) ** nearness
+    )
 
 
 def forecast(target: Drift, data: Drift, basis: Basis, **recipe: Any) -> Forecast:
