@@ -16,6 +16,7 @@ from tests.aligning.tiny_world import JUDGE, settings
 
 ADVISE: dict[str, Any] = {
     "candidates": ["off", "on", {"mix": 0.5}],
+    "depth": "pilot",
     "target_prompts": 8,
     "responses": 3,
     "pairs": 8,

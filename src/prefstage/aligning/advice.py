@@ -223,7 +223,8 @@ class Advice:
         self._distance = behind / error if error else math.inf if behind else 0.0
         self._decided = self._distance > _Z_95
         return (
-            f"forecast {first} {self._unit} a step, to first order; next {self._order[1]}, {second}"
+            f"forecast {first} {self._unit} a step, rated by how far that lasts; "
+            f"next {self._order[1]}, {second}"
         )
 
     def _by_pilots(self) -> str:
@@ -294,16 +295,17 @@ def advice_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         "data",
         f"forecast, {result['unit']} a step",
         "cosine",
+        "agreement",
         *(f"pilots on {100 * share:g} %" for share in shares),
     ]
     rows = []
     for candidate in result["candidates"]:
         forecast = candidate["forecast"]
         pilots = {pilot["share"]: pilot for pilot in candidate["pilots"]}
-        cells = ["-", "-"]
+        cells = ["-", "-", "-"]
         if forecast is not None:
             cosine = f"{forecast['cosine']:+.3f} ± {_Z_95 * forecast['cosine_error']:.3f}"
-            cells = [_interval(forecast, scale), cosine]
+            cells = [_interval(forecast, scale), cosine, f"{forecast['agreement']:+.2f}"]
         cells += [_interval(pilots[share], scale) if share in pilots else "-" for share in shares]
         rows.append([candidate["name"], *cells])
     return head, rows

@@ -142,7 +142,7 @@ class AdviseSettings(Config):
         default=["off", "on"],
         description="Entries of a schedule: off, on, mix: SHARE, other: MODEL, data: FILE.",
     )
-    depth: Depth = Field(default="pilot", description="Where to stop: stage, forecast or pilot.")
+    depth: Depth = Field(default="forecast", description="Where to stop: stage, forecast or pilot.")
     prompts: str | None = Field(
         default=None,
         description="That gains are measured on; None: some that no gradient or pilot uses.",

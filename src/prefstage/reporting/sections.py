@@ -115,8 +115,9 @@ def _advice(runs: Sequence[Run]) -> Section:
     return Section(
         "advice",
         "What to train on next",
-        "A forecast is the gain of one step, to first order, from gradients; a pilot is a short "
-        "training, valued on judged answers of the start. Intervals are of 95 %.",
+        "A forecast is the gain of one step, to first order, from gradients; its cosine and the "
+        "agreement of the data's pairs say how far it lasts. A pilot is a short training, valued "
+        "on judged answers of the start. Intervals are of 95 %.",
         tables=tuple(
             table
             for name, result in made
