@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from decision_table import (
     COLLECTED,
-    FULL_FORECAST,
     SCORED,
     Predictor,
     Start,
@@ -34,7 +33,7 @@ from scipy.stats import spearmanr
 from prefstage.sandbox.theory.evidence import COLOURS
 
 DOTS_PER_INCH = 110
-RACE = (250, "dpo")  # policy and loss of the race that is drawn, in the first world
+RACE = (400, "dpo+sft")  # policy and loss of the race that is drawn, in the first world
 MARKS = dict(zip(CANDIDATES, zip(COLOURS, "osD^vX", strict=True), strict=True))
 
 
@@ -54,7 +53,7 @@ def draw_forecasts(starts: list[Start]) -> Figure:
     for panel, loss in zip(axes, LOSSES, strict=True):
         rows = [start for start in starts if start.loss == loss]
         points = {
-            c: [(1e3 * s.forecasts[c + FULL_FORECAST]["gain"], 100 * s.truth()[c]) for s in rows]
+            c: [(1e3 * forecast("rating")(s)[c], 100 * s.truth()[c]) for s in rows]
             for c in CANDIDATES
         }
         for name, values in points.items():
@@ -62,14 +61,14 @@ def draw_forecasts(starts: list[Start]) -> Figure:
             panel.scatter(*zip(*values, strict=True), s=16, color=colour, marker=mark, label=name)
         rank = mean(
             spearmanr(
-                [s.forecasts[c + FULL_FORECAST]["gain"] for c in CANDIDATES],
+                [forecast("rating")(s)[c] for c in CANDIDATES],
                 [s.truth()[c] for c in CANDIDATES],
             ).statistic
             for s in rows
         )
-        panel.set_title(f"{loss}: rank correlation in a start {rank:.2f}", fontsize=9)
+        panel.set_title(f"{loss} (rank correlation {rank:.2f})", fontsize=9)
         panel.axhline(0, color="#888888", linewidth=0.6)
-        panel.set_xlabel("forecast, thousandths a step", fontsize=8)
+        panel.set_xlabel("rated forecast, thousandths", fontsize=8)
         panel.tick_params(labelsize=8)
     axes[0].set_ylabel("real gain in true reward, points", fontsize=8)
     axes[0].legend(frameon=False, fontsize=7)
@@ -84,10 +83,9 @@ def draw_race(starts: list[Start]) -> Figure:
     for name in CANDIDATES:
         gains = [100 * start.pilots[f"{share:g}|{seed}|{SCORED}"][name] for share in SHARES]
         colour, mark = MARKS[name]
-        panel.plot([*SHARES, 1.0], [*gains, 100 * truth[name]], color=colour, marker=mark)
-        panel.annotate(
-            name, (1.0, 100 * truth[name]), (6, 0), textcoords="offset points", fontsize=8
-        )
+        line = [*gains, 100 * truth[name]]
+        panel.plot([*SHARES, 1.0], line, color=colour, marker=mark, label=name)
+    panel.legend(frameon=False, fontsize=8)
     panel.set_xscale("log", base=2)
     panel.set_xticks([*SHARES, 1.0], ["1/16", "1/8", "1/4", "full"])
     panel.set(xlabel="share of the pairs", ylabel="gain, points")
@@ -140,7 +138,8 @@ def draw_costs(starts: list[Start]) -> Figure:
         xlabel="cost beside one full training of the candidate",
         ylabel="named the better of two, %",
     )
-    panel.legend(frameon=False, fontsize=8, loc="lower right")
+    panel.set_ylim(35, 95)
+    panel.legend(frameon=False, fontsize=8, loc="lower left")
     return canvas
 
 

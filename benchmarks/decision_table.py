@@ -55,6 +55,7 @@ from prefstage.core import markdown_table
 from prefstage.measuring.track_record import ANY_LOSS, TrackRecord
 
 RESAMPLES = 2000
+CLOSE = 0.01  # gains in true reward that differ by less are hardly told apart by the truth itself
 FORMS = ("sampled", "self-normalised", "clipped", "first-order")
 SCORED = "self-normalised"
 FULL_FORECAST = "|384|512|adam"  # of all pairs and prompts, as the trainer's optimiser steps
@@ -511,6 +512,8 @@ def main() -> None:
     if asked.reliability is not None:
         write_reliability(starts, asked.reliability)
         return
+    gaps = [abs(t[a] - t[b]) for t in (s.truth() for s in starts) for a, b in PAIRS_OF_CANDIDATES]
+    print(f"{sum(gap < CLOSE for gap in gaps)} of {len(gaps)} decisions are closer than {CLOSE}\n")
     worlds = np.array([start.world for start in starts])
     rows, figures = [], {}
     measured = [

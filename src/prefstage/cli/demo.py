@@ -18,7 +18,7 @@ from prefstage.reporting import write_report
 from prefstage.sandbox import demo, true_reward
 
 _WIDTH, _CELL = 96, 18  # longer lines are hard to read; wider heads would break the cells
-_COSINE = 2  # column of advice's table that is left out
+_LEFT_OUT = slice(2, 4)  # columns of advice's table: cosine and agreement
 _DATA = {"off": "the pairs at hand (off)", "on": "pairs of its own (on)"}
 
 
@@ -187,14 +187,14 @@ class Teller:
             "Advice knew none of this.",
         )
         head, rows = advice_rows(part.advice[-1].result)
-        del head[_COSINE]
+        del head[_LEFT_OUT]
         columns = (
             Column(fill(title, _CELL), justify="right") for title in ("true gain", *head[1:])
         )
         table = Table(head[0], *columns, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         by_name = {name: cells for name, *cells in rows}
         for name, gain in truth.items():
-            del by_name[name][_COSINE - 1]
+            del by_name[name][_LEFT_OUT.start - 1 : _LEFT_OUT.stop - 1]
             table.add_row(name, str(gain), *by_name[name])
         self._console.print(table)
         for advised in part.advice:
