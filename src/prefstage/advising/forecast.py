@@ -167,6 +167,9 @@ class Forecast:
 
         Args:
             nearness: ν, in [0, 1], of `Forecasts`.
+
+        Returns:
+            The rating, with what the jackknife says of it.
         """
         parts = (self.gain, self.cosine, self.agreement)
         return Estimate(
@@ -332,6 +335,9 @@ def nearness_of(spread: float) -> float:
 
     Args:
         spread: As of `Forecasts`, nats.
+
+    Returns:
+        In (0, 1].
     """
     return 1 / (1 + (spread / _FAR) ** 4)
 

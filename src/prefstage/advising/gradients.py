@@ -84,6 +84,9 @@ class Basis:
 
         Args:
             direction: How far. [coordinates].
+
+        Yields:
+            Nothing.
         """
         sizes = [len(index) for _, index in self._parameters]
         parts = torch.split(direction * self.weights, sizes)
