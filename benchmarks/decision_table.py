@@ -50,7 +50,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import spearmanr
 
-from prefstage.advising.forecast import Estimate, Forecast, nearness_of, rated
+from prefstage.advising.forecast import Estimate, Forecast
 from prefstage.core import markdown_table
 from prefstage.measuring.track_record import ANY_LOSS, TrackRecord
 
@@ -59,7 +59,6 @@ CLOSE = 0.01  # gains in true reward that differ by less are hardly told apart b
 FORMS = ("sampled", "self-normalised", "clipped", "first-order")
 SCORED = "self-normalised"
 FULL_FORECAST = "|384|512|adam"  # of all pairs and prompts, as the trainer's optimiser steps
-KEPT_WHOLE = (FULL_FORECAST, "|spread")
 FIGURES = ("gain", "cosine", "agreement")
 COLLECTED = Path(__file__).parent / "decisions"
 PAIRS_OF_CANDIDATES = tuple(combinations(CANDIDATES, 2))
@@ -166,7 +165,7 @@ def _read(folder: Path, world: int, policy: int, loss: str) -> Start:
         {str(s): {c: run(c, 1.0, s)["gain"] for c in CANDIDATES} for s in FULL_SEEDS},
         {c: _json(folder / "figures" / f"{policy}-{c}.json") for c in CANDIDATES},
         {
-            name.partition("|")[2]: value if name.endswith(KEPT_WHOLE) else _plain(value)
+            name.partition("|")[2]: value if name.endswith(FULL_FORECAST) else _plain(value)
             for name, value in forecasts.items()
             if name.startswith(f"{loss}|")
         },
@@ -209,25 +208,15 @@ def forecast(kind: str, family: str = "adam", pairs: int = 384, prompts: int = 5
 
     def scores(start: Start) -> Scores:
         rows = {c: start.forecasts[f"{c}|{pairs}|{prompts}|{family}"] for c in CANDIDATES}
-        if kind != "rating":
-            return {c: row[kind] for c, row in rows.items()}
-        near = nearness(start)
-        return {
-            c: float(rated(*(torch.tensor(row[name]) for name in FIGURES), nearness=near))
-            for c, row in rows.items()
-        }
+        if kind == "rating":
+            return {c: row["gain"] * max(row["agreement"], 0.01) for c, row in rows.items()}
+        return {c: row[kind] for c, row in rows.items()}
 
     return scores
 
 
-def nearness(start: Start) -> float:
-    """How near to the start the trainings stay, as `Forecasts.nearness`."""
-    return nearness_of(mean(start.forecasts[f"{c}|spread"] for c in CANDIDATES))
-
-
 def ratings(start: Start) -> dict[str, Estimate]:
     """Of all pairs and prompts, with what the jackknife says."""
-    near = nearness(start)
 
     def estimate(row: Mapping[str, Any], name: str) -> Estimate:
         left_out = (torch.tensor(row[f"{name}_{part}"]) for part in ("prompts", "batches"))
@@ -236,8 +225,7 @@ def ratings(start: Start) -> dict[str, Estimate]:
 
     rows = {c: start.forecasts[c + FULL_FORECAST] for c in CANDIDATES}
     return {
-        c: Forecast(*(estimate(row, name) for name in FIGURES)).rating(near)
-        for c, row in rows.items()
+        c: Forecast(*(estimate(row, name) for name in FIGURES)).rating for c, row in rows.items()
     }
 
 

@@ -385,11 +385,8 @@ def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
 def forecasts(bench: Bench, steps: int) -> dict[str, Any]:
     """Forecasts of every candidate by every loss, of several numbers of pairs and of prompts."""
     from prefstage.advising.forecast import (
-        SPREAD_PROMPTS,
         ExpectedReward,
         forecast,
-        path_length,
-        step_direction,
     )
     from prefstage.advising.gradients import Basis, Gradients, halves_agree
     from prefstage.data import CandidateSet
@@ -408,8 +405,6 @@ def forecasts(bench: Bench, steps: int) -> dict[str, Any]:
             gradients = Gradients(trainer, basis)
             if not targets:  # they do not depend on the loss
                 items = item_set_of(answers, trainer.encoder, goal)
-                prompts_of = items.items[:SPREAD_PROMPTS]
-                before = gradients.log_probs(prompts_of)
                 batches = chunks(range(TARGET), 8)
                 whole = gradients.drift(items, batches, groups=len(batches), loss=goal)
                 targets = {count: first_of(whole, count // 8) for count in TARGETS}
@@ -426,9 +421,6 @@ def forecasts(bench: Bench, steps: int) -> dict[str, Any]:
                         made = forecast(target, drift, basis, family=family, **recipe)
                         key = f"{loss}|{candidate}|{pairs}|{prompts}|{family}"
                         result[key] = _figures(made, rate)
-                path = step_direction(drift, basis, family="adam", **recipe)
-                path *= path_length(trainer.args, EPOCHS * len(batches))
-                result[f"{loss}|{candidate}|spread"] = gradients.spread(prompts_of, before, path)
     return result
 
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from prefstage.advising.forecast import (
+    Estimate,
     ExpectedReward,
+    Forecast,
     family_of,
     forecast,
     forecast_gains,
-    nearness_of,
-    path_length,
-    rated,
     step_direction,
 )
 from prefstage.advising.gradients import Basis, Drift, Gradients, halves_agree
@@ -219,39 +218,6 @@ def turned(pairs: PairSet) -> PairSet:
     )
 
 
-def test_near_the_start_the_cosine_counts_and_far_from_it_what_pairs_share() -> None:
-    gain, cosine, agreement = (
-        torch.tensor(values) for values in ((2.0, -2.0), (0.3, 0.3), (0.6, 0.6))
-    )
-
-    def at(nearness: float) -> list[float]:
-        return rated(gain, cosine, agreement, nearness=nearness).tolist()
-
-    assert at(1.0) == pytest.approx([2 * 0.3, -2 * 0.3])
-    assert at(0.0) == pytest.approx([2 * 0.6, -2 * 0.6])
-    assert at(0.5) == pytest.approx([2 * (0.3 * 0.6) ** 0.5, -2 * (0.3 * 0.6) ** 0.5])
-    # What points nowhere, or is shared by no two pairs, gains next to nothing, and loses nothing.
-    nothing = torch.tensor(-0.5)
-    assert float(rated(gain[0], nothing, agreement[0], nearness=1.0)) == pytest.approx(0.02)
-    assert float(rated(gain[0], cosine[0], nothing, nearness=0.0)) == pytest.approx(0.02)
-    assert (nearness_of(0.0), nearness_of(10.0)) == (1.0, 0.5)
-    assert nearness_of(100.0) < 1e-3
-
-
-@pytest.mark.parametrize(
-    ("schedule", "warmup", "expected"),
-    [("constant", 0, 1.0), ("linear", 0, 0.5), ("cosine", 0, 0.5), ("linear", 0.5, 0.5)],
-)
-def test_a_path_is_as_long_as_its_learning_rates(
-    schedule: str, warmup: float, expected: float, tmp_path: Path
-) -> None:
-    args = preference_trainer(
-        tmp_path, learning_rate=0.25, lr_scheduler_type=schedule, warmup_steps=warmup
-    ).args
-    for steps in (200, 5_000):
-        assert path_length(args, steps) == pytest.approx(0.25 * steps * expected, rel=0.01)
-
-
 def test_data_that_point_one_way_agree_and_labels_by_chance_do_not(tmp_path: Path) -> None:
     trainer = preference_trainer(tmp_path, loss="sigmoid")
     pairs = tiny_pairs(64)
@@ -264,12 +230,19 @@ def test_data_that_point_one_way_agree_and_labels_by_chance_do_not(tmp_path: Pat
     assert made["mixed"].agreement.value < 0.6
 
 
-def test_longer_trainings_go_farther(tmp_path: Path) -> None:
-    trainer = preference_trainer(tmp_path, max_steps=-1, num_train_epochs=1)
-    data = {"ours": tiny_pairs(16)}
-    short, long = (forecast_gains(trainer, judged(8), data, scale=scale) for scale in (1.0, 64.0))
-    assert long.spread > 4 * short.spread > 0
-    assert long.nearness < short.nearness
+def test_the_rating_is_the_gain_that_pairs_share() -> None:
+    def estimate(value: float, *left_out: float) -> Estimate:
+        return Estimate(value, torch.full((2,), value), (torch.tensor(left_out),))
+
+    cosine = estimate(0.3, 0.3, 0.3)
+    shared = Forecast(estimate(2.0, 1.0, 3.0), cosine, estimate(0.6, 0.5, 0.7)).rating
+    assert shared.value == pytest.approx(1.2)
+    assert shared.by_prompts.tolist() == pytest.approx([1.2, 1.2])
+    assert shared.by_batches[0].tolist() == pytest.approx([0.5, 2.1])
+    # What no two pairs share gains next to nothing, and loses nothing.
+    for gain in (2.0, -2.0):
+        alone = Forecast(estimate(gain, gain, gain), cosine, estimate(-0.2, -0.2, -0.2)).rating
+        assert alone.value == pytest.approx(0.01 * gain)
 
 
 def test_a_turned_data_set_is_forecast_to_lose_what_the_other_gains(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from prefstage.advising.gradients import Basis, Drift, Gradients
 from prefstage.data import PairSet
 from prefstage.losses import LOSSES
-from prefstage.scoring import response_log_probs
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import preference_trainer, tiny_pairs, tiny_policy
 
@@ -124,42 +123,6 @@ def test_low_precision_points_the_same_way(tmp_path: Path) -> None:
     )
     assert 1e-4 < (rough - exact).norm() / exact.norm() < 0.1
     assert torch.equal(same, exact)  # gradients have the precision of the weights
-
-
-def test_weights_that_were_moved_come_back_to_the_bit(tmp_path: Path) -> None:
-    trainer = preference_trainer(tmp_path, pairs=PAIRS)
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    basis = Basis(trainer.model, most=2_000)
-    assert len(basis) < sum(p.numel() for p in trainer.model.parameters())
-    direction = torch.randn(len(basis))
-    with basis.moved(direction):
-        moved = sum(
-            float((value - before[name]).sum())
-            for name, value in trainer.model.named_parameters()
-            if value.requires_grad
-        )
-    # Each coordinate moved for all that it stands for.
-    assert moved == pytest.approx(float((direction * basis.weights).sum()), rel=1e-3)
-    assert all(torch.equal(value, before[n]) for n, value in trainer.model.state_dict().items())
-
-
-def test_the_spread_is_that_of_slopes_along_the_path(tmp_path: Path) -> None:
-    trainer = preference_trainer(tmp_path, pairs=PAIRS)
-    basis = Basis(trainer.model)
-    gradients = Gradients(trainer, basis)
-    items = trainer.train_dataset.items[:4]
-    path = 1e-3 * torch.randn(len(basis), generator=torch.Generator().manual_seed(0))
-    variances = []
-    for item in items:
-        slopes = []
-        for tree in item.trees:
-            (scored,) = response_log_probs(trainer.model, [tree])
-            for log_prob in scored.sums:
-                log_prob.backward(retain_graph=True)
-                slopes.append(float(basis.take_gradient() @ path))
-        variances.append(torch.tensor(slopes).var(correction=0))
-    spread = gradients.spread(items, gradients.log_probs(items), path)
-    assert spread == pytest.approx(float(torch.stack(variances).mean().sqrt()), rel=0.02)
 
 
 def test_some_coordinates_stand_for_all(tmp_path: Path) -> None:

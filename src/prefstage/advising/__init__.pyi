@@ -6,7 +6,6 @@ from .forecast import (
     Forecasts as Forecasts,
     forecast as forecast,
     forecast_gains as forecast_gains,
-    path_length as path_length,
     step_direction as step_direction,
 )
 from .gradients import (

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from transformers import get_scheduler
 from typing_extensions import override
 
 from prefstage.advising.gradients import Basis, Coordinates, Drift, Gradients, halves_agree
@@ -26,8 +25,6 @@ GROUPS = 8
 """Parts of prompts and batches that the jackknife leaves out in turn."""
 
 _TARGET_PROMPTS = 8  # a batch
-SPREAD_PROMPTS = 32
-_FAR = 10.0  # nats
 _LEAST = 0.01
 
 Family = Literal["adam", "sgd", "sign"]
@@ -162,45 +159,26 @@ class Forecast:
     cosine: Estimate
     agreement: Estimate
 
-    def rating(self, nearness: float) -> Estimate:
-        """What data sets are ranked by: the gain, as far as it can be expected to last (`rated`).
+    @property
+    def rating(self) -> Estimate:
+        """What data sets are ranked by: ``gain · agreement``, with an agreement of 0.01 at least.
 
-        Args:
-            nearness: ν, in [0, 1], of `Forecasts`.
+        A direction that the pairs do not share is learnt by heart, and gains nothing on other
+        prompts.
 
-        Returns:
-            The rating, with what the jackknife says of it.
+        Source:
+            Ours: docs/decisions.md says how often it was right, and what the gain alone was.
         """
-        parts = (self.gain, self.cosine, self.agreement)
-        return Estimate(
-            float(rated(*(torch.tensor(part.value) for part in parts), nearness=nearness)),
-            rated(*(part.by_prompts for part in parts), nearness=nearness),
-            (rated(*(part.by_batches[0] for part in parts), nearness=nearness),),
+        parts = (self.gain, self.agreement)
+        value, by_prompts, by_batches = (
+            gain * agreement.clamp_min(_LEAST)
+            for gain, agreement in (
+                [torch.tensor(part.value) for part in parts],
+                [part.by_prompts for part in parts],
+                [part.by_batches[0] for part in parts],
+            )
         )
-
-
-def rated(gain: Tensor, cosine: Tensor, agreement: Tensor, *, nearness: float) -> Tensor:
-    """A gain, as far as it can be expected to last: ``gain · a^(1 - ν) · c^ν``.
-
-    Where a training stays near (ν = 1), what matters is how straight uphill the data point. Where
-    it goes far, a direction that the pairs do not share is learnt by heart, and gains nothing on
-    other prompts.
-
-    Args:
-        gain: Of a step.
-        cosine: c, between the data's direction and the target's; 0.01 at least is taken.
-        agreement: a, between the directions of two halves of the data; likewise.
-        nearness: ν, in [0, 1].
-
-    Returns:
-        In the shape of the three, which goes with one another.
-
-    Source:
-        Ours; chosen in one world of ``benchmarks/decisions.py`` and checked in others.
-    """
-    return (
-        gain * agreement.clamp_min(_LEAST) ** (1 - nearness) * cosine.clamp_min(_LEAST) ** nearness
-    )
+        return Estimate(float(value), by_prompts, (by_batches,))
 
 
 def forecast(target: Drift, data: Drift, basis: Basis, **recipe: Any) -> Forecast:
@@ -241,19 +219,11 @@ class Forecasts:
         by_name: Of each data set.
         rate: The recipe's learning rate, by which `Forecast.gain` is multiplied.
         agreement: `halves_agree` of the target direction, in [-1, 1].
-        spread: By how much the log-probs of a prompt's answers would move apart in the whole
-            training, to first order: standard deviation, mean over data sets. Nats.
     """
 
     by_name: Mapping[str, Forecast]
     rate: float
     agreement: float
-    spread: float
-
-    @property
-    def nearness(self) -> float:
-        """How near to the start the training stays."""
-        return nearness_of(self.spread)
 
 
 def forecast_gains(
@@ -262,7 +232,6 @@ def forecast_gains(
     data: Mapping[str, PairSet],
     *,
     compared: bool = False,
-    scale: float = 1.0,
     tick: Callable[[], None] | None = None,
 ) -> Forecasts:
     """Forecast what a trainer's recipe would gain on each of several data sets.
@@ -277,7 +246,6 @@ def forecast_gains(
         data: The sets by name.
         compared: Whether a score is the mean P(wins) against the prompt's other answers, and not
             a reward.
-        scale: How many times as many pairs the training that is meant has.
         tick: Called after each batch of gradients.
 
     Returns:
@@ -303,8 +271,7 @@ def forecast_gains(
     references, loss = trainer.references, None
     if references.needed and references.reference == START:
         loss = _AtStart(trainer.loss.terms)
-    prompts = items.items[:SPREAD_PROMPTS]
-    forecasts, spreads, before = {}, list[float](), gradients.log_probs(prompts)
+    forecasts = {}
     for name, pairs in data.items():
         items = item_set_of(pairs, trainer.encoder, trainer.loss)
         if loss is None:
@@ -321,47 +288,7 @@ def forecast_gains(
             "largest_norm": args.max_grad_norm,
         }
         forecasts[name] = forecast(target, drift, basis, **recipe)
-        steps = math.ceil(scale * len(items) / batch * args.num_train_epochs)
-        length = path_length(args, args.max_steps if args.max_steps > 0 else max(1, steps))
-        path = step_direction(drift, basis, **recipe) * length
-        spreads.append(gradients.spread(prompts, before, path))
-    return Forecasts(
-        forecasts, args.learning_rate, halves_agree(target, basis), sum(spreads) / len(spreads)
-    )
-
-
-def nearness_of(spread: float) -> float:
-    """How near to the start a training stays, ``1 / (1 + (spread / 10)⁴)``: 1 is near, 0 far.
-
-    Args:
-        spread: As of `Forecasts`, nats.
-
-    Returns:
-        In (0, 1].
-    """
-    return 1 / (1 + (spread / _FAR) ** 4)
-
-
-def path_length(args: Any, steps: int) -> float:
-    """Sum of a training's learning rates.
-
-    Args:
-        args: The trainer's arguments: rate and schedule.
-        steps: Optimiser steps, >= 1.
-
-    Returns:
-        Σ lr over the steps; of a schedule that follows the losses, as if it were constant.
-    """
-    schedule = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer=torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate),
-        num_warmup_steps=args.get_warmup_steps(steps),
-        num_training_steps=steps,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs or None,
-    )
-    (factor,) = getattr(schedule, "lr_lambdas", [lambda _: 1.0])
-    points = range(0, steps, max(1, steps // 1000))
-    return float(args.learning_rate * steps * sum(map(factor, points)) / len(points))
+    return Forecasts(forecasts, args.learning_rate, halves_agree(target, basis))
 
 
 def _batches(count: int, size: int) -> list[range]:

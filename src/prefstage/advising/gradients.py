@@ -21,7 +21,6 @@ Coordinates = Float[Tensor, " coordinates"]
 """A value for each chosen coordinate of the trained weights."""
 
 MOST_COORDINATES = 1 << 20
-_SMALL = 1 / 64
 
 
 class Basis:
@@ -74,31 +73,6 @@ class Basis:
         for parameter, _ in self._parameters:
             parameter.grad = None
         return torch.cat(parts)
-
-    @contextmanager
-    def moved(self, direction: Coordinates) -> Iterator[None]:
-        """Move the weights while the block runs; afterwards they are as they were, bit for bit.
-
-        Each coordinate moves for all that it stands for, so that what follows from a small step
-        is, to first order, what it is of all weights.
-
-        Args:
-            direction: How far. [coordinates].
-
-        Yields:
-            Nothing.
-        """
-        sizes = [len(index) for _, index in self._parameters]
-        parts = torch.split(direction * self.weights, sizes)
-        before = [parameter.detach().reshape(-1)[index] for parameter, index in self._parameters]
-        with torch.no_grad():
-            for (parameter, index), part in zip(self._parameters, parts, strict=True):
-                parameter.view(-1).index_add_(0, index, part.to(parameter))
-            try:
-                yield
-            finally:
-                for (parameter, index), values in zip(self._parameters, before, strict=True):
-                    parameter.view(-1)[index] = values
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         """Inner product over all trained weights, estimated from the coordinates.
@@ -225,44 +199,12 @@ class Gradients:
                     tick()
         return Drift(sums, squares, counts, max(map(len, batches)))
 
-    def log_probs(self, items: Sequence[Any]) -> list[Tensor]:
-        """Log-probs of the responses of items under the weights as they are.
-
-        Args:
-            items: Encoded items.
-
-        Returns:
-            For each tree of each item, [responses].
-        """
-        with self._prepared(training=False):
-            trees = [tree for item in items for tree in item.trees]
-            scored = self.trainer.runner.scorer.score(trees, show_progress=False)
-            return [answers.sums.double() for answers in scored]
-
-    def spread(self, items: Sequence[Any], before: Sequence[Tensor], path: Coordinates) -> float:
-        """How far a path would move the log-probs of a prompt's answers apart, to first order.
-
-        Args:
-            items: Of answers to some prompts.
-            before: Their `log_probs`.
-            path: Sum of all steps. [coordinates].
-
-        Returns:
-            Standard deviation of their changes within a prompt, root mean square over prompts,
-            extrapolated from a small part of the path. Nats.
-        """
-        small = _SMALL / float(self.basis.weights.max())
-        with self.basis.moved(path * small):
-            after = self.log_probs(items)
-        moves = [(b - a).var(correction=0) for a, b in zip(before, after, strict=True)]
-        return float(torch.stack(moves).mean().sqrt()) / small
-
     @contextmanager
-    def _prepared(self, *, training: bool = True) -> Iterator[None]:
+    def _prepared(self) -> Iterator[None]:
         model = self.trainer.model
         model.zero_grad(set_to_none=True)
         before = [module for module in model.modules() if module.training]
-        model.train(training)
+        model.train()
         try:
             with ScoringCalls(model).installed():
                 yield

@@ -222,10 +222,7 @@ class Advice:
         behind, error = following["behind"], following["behind_error"]
         self._distance = behind / error if error else math.inf if behind else 0.0
         self._decided = self._distance > _Z_95
-        return (
-            f"forecast {first} {self._unit} a step, rated by how far that lasts; "
-            f"next {self._order[1]}, {second}"
-        )
+        return f"forecast {first} {self._unit} a step; next {self._order[1]}, {second}"
 
     def _by_pilots(self) -> str:
         # Both ran, since the first heat has all candidates.

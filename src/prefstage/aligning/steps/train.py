@@ -256,7 +256,6 @@ class Forecast(Step):
         pairs = {
             name: load_pairs(str(built.path / PAIRS)) for name, built in self.candidates.items()
         }
-        built = next(iter(self.candidates.values()))
         with tempfile.TemporaryDirectory() as scratch:
             trainer = open_trainer(
                 pilot_settings(self.recipe), Path(scratch), {"data": next(iter(pairs.values()))}
@@ -267,18 +266,15 @@ class Forecast(Step):
                     self.target.answers(),
                     pairs,
                     compared=not self.space.judge.pointwise,
-                    scale=len(self.space.prompts) / len(built.space.prompts),
                     tick=partial(tick, 1),
                 )
-        ratings = {n: made.rating(found.nearness) for n, made in found.by_name.items()}
+        ratings = {name: made.rating for name, made in found.by_name.items()}
         best = ratings[max(ratings, key=lambda name: ratings[name].value)]
         write_json(
             folder / FORECAST,
             {
                 "agreement": found.agreement,
                 "learning_rate": found.rate,
-                "spread": found.spread,
-                "nearness": found.nearness,
                 "candidates": {
                     name: {
                         "pairs": len(pairs[name]),
