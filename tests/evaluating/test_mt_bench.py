@@ -13,7 +13,6 @@ from prefstage.evaluating.mt_bench import (
     Question,
     grading_messages,
     load_questions,
-    read_rating,
     run_mt_bench,
 )
 from prefstage.evaluating.settings import MtBenchConfig
@@ -21,31 +20,6 @@ from prefstage.sampling import Sampler
 from prefstage.sampling.base import Sample, SampleRequest
 from prefstage.serving.client import ServerClient
 from tests.faulty_server import FaultyServer
-
-
-@pytest.mark.parametrize(
-    ("text", "rating"),
-    [
-        ("[[7]]", 7),
-        ("Reasons. Rating: [[ 8.5 ]]", 8.5),
-        ("[[3]] at first, but [[9]]", 9),
-        ("Rating: 7/10", 7),
-        ("**Rating:** 6", 6),
-        ("Score: 10 / 10", 10),
-        ("I would give this 4 out of 10.", 4),
-        ("The rating is 5.", 5),
-        ("[[7/10]]", 7),
-        ("Rating: [[5]] although a rating of 9 was asked for", 5),
-        ("[[11]]", None),
-        ("[[0]]", None),
-        ("[[-3]]", None),
-        ("I cannot grade this.", None),
-        ("", None),
-        ("There are 7 mistakes.", None),
-    ],
-)
-def test_ratings_are_read(text: str, rating: float | None) -> None:
-    assert read_rating(text) == rating
 
 
 class Echo(Sampler):

@@ -5,12 +5,7 @@ from hypothesis import given, strategies as st
 
 from prefstage.core.config import load_config
 from prefstage.core.errors import ConfigError
-from prefstage.judging.llm import (
-    JudgePrompt,
-    fence_code,
-    read_token_verdict,
-    read_verdict,
-)
+from prefstage.judging.llm import JudgePrompt, fence_code
 from tests.judging.tiny_judges import comparison
 
 TEXTS = st.text(max_size=200)
@@ -73,39 +68,3 @@ def test_wrong_prompt_files_say_what_to_do(tmp_path: Path, text: str, message: s
     with pytest.raises(ConfigError) as error:
         load_config(JudgePrompt, file)
     assert message in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("A", 1.0),
-        ("b", 0.0),
-        (" **B**\n", 0.0),
-        ("C.", 0.5),
-        ("A\nIt is more complete than B.", 1.0),
-        ("[[B]]", 0.0),
-        ("Response A", 1.0),
-        ("Response B is clearly better.", 0.0),
-        ("My verdict: A", 1.0),
-        ("The winner is Response B", 0.0),
-        ("It is a tie.", 0.5),
-        ("<think>A? no, B</think>A", 1.0),
-        ("", None),
-        ("A good answer would mention both.", None),
-        ("Both A and B are fine", None),
-        ("Verdict: A. Final answer: B", None),
-        ("I cannot compare these.", None),
-        ("A's tone is better than B's", None),
-    ],
-)
-def test_only_unmistakable_answers_are_read(answer: str, expected: float | None) -> None:
-    assert read_verdict(answer) == expected
-
-
-def test_token_probabilities_give_the_expected_verdict() -> None:
-    assert read_token_verdict({"A": 0.6, " B": 0.2, "C": 0.1, "The": 0.1}) == pytest.approx(
-        (0.6 + 0.05) / 0.9
-    )
-    assert read_token_verdict({"A": 0.5, " A": 0.2, "**B": 0.1}) == pytest.approx(0.7 / 0.8)
-    assert read_token_verdict({"I": 0.6, "A": 0.3, "B": 0.1}) is None
-    assert read_token_verdict({}) is None

@@ -1,7 +1,6 @@
 """MT-bench by single-answer grading: two turns, a rating of 1 to 10 for each."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,11 +18,11 @@ from prefstage.evaluating.answers import answer_prompts
 from prefstage.evaluating.rates import Figures, mean_interval
 from prefstage.evaluating.settings import MtBenchConfig
 from prefstage.judging.llm import drawing, until_readable
+from prefstage.judging.reading import HIGHEST, LOWEST, read_rating
 from prefstage.sampling import Sampler
 from prefstage.serving.client import ServerClient, ask_all
 
 TURNS = 2
-LOWEST, HIGHEST = 1.0, 10.0
 _READING = 1  # raise when the way ratings are read changes
 
 _SYSTEM = """\
@@ -41,16 +40,6 @@ Reference answers are shown as well. Compare the assistant's last answer with th
 reference answer, find its mistakes and count them; another way to the same result is as good."""
 
 _REMINDER = "Close with the rating and nothing after it, in exactly this form: Rating: [[number]]"
-
-_NUMBER = r"(-?\d+(?:\.\d+)?)"
-_FORMS = (
-    re.compile(rf"\[\[\s*{_NUMBER}\s*(?:/\s*10\s*)?\]\]"),
-    re.compile(
-        rf"(?:rating|score)\W{{0,6}}(?:is\W{{0,3}})?{_NUMBER}(?!\d)(?:\s*(?:/|out of)\s*10\b)?",
-        re.IGNORECASE,
-    ),
-    re.compile(rf"(?<![\d.]){_NUMBER}\s*(?:/|out of)\s*10\b", re.IGNORECASE),
-)
 
 
 @dataclass(frozen=True)
@@ -331,7 +320,7 @@ async def _rated(
         attempts=config.attempts,
         counts=counts,
         buy=buy,
-        read=lambda row: read_rating(row[0]),
+        read=lambda row: read_rating(row[0]).value,
     )
     return replace(grade, rating=rating)
 
@@ -401,23 +390,3 @@ def grading_messages(
         {"role": "system", "content": f"{_SYSTEM}\n\n{_REFERENCE}" if references else _SYSTEM},
         {"role": "user", "content": "\n\n".join(parts)},
     ]
-
-
-def read_rating(text: str) -> float | None:
-    """Read a rating from a judge's reply.
-
-    ``[[7]]`` wins over ``Rating: 7``, that over ``7/10``; of several of a kind the last one
-    counts, since the verdict follows the reasons.
-
-    Args:
-        text: What the judge wrote.
-
-    Returns:
-        1 to 10, or None where there is no rating or it is out of range.
-    """
-    for form in _FORMS:
-        numbers = form.findall(text)
-        if numbers:
-            rating = float(numbers[-1])
-            return rating if LOWEST <= rating <= HIGHEST else None
-    return None

@@ -23,6 +23,7 @@ from prefstage.judging.base import (
     turned,
 )
 from prefstage.judging.judged import in_kept_order, question_key
+from prefstage.judging.reading import read_verdict
 from prefstage.serving.client import ServerClient, ask_all
 
 _PLACEHOLDERS = ("conversation", "response_a", "response_b")
@@ -136,66 +137,6 @@ def fence_code(question: Comparison) -> str:
     texts = [plain_prompt(question.prompt), *sorted((question.a, question.b))]
     codes = (digest([salt, *texts]) for salt in count())
     return next(code for code in codes if not any(code in text for text in texts))
-
-
-def read_verdict(text: str) -> float | None:
-    """Read P(A ≻ B) from an answer in words: 1, 0, ½ for a tie, None if unreadable.
-
-    Only unmistakable forms count: the letter alone, at the start of the answer before a
-    full stop, bracket or line end, in double brackets, or after a word such as "verdict".
-    Contradicting letters are unreadable.
-
-    Args:
-        text: The model's answer; a leading ``<think>...</think>`` part is skipped.
-
-    Returns:
-        The probability, or None.
-    """
-    answer = re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip()
-    bare = re.sub(r"[*_`\"'.\s\[\]()]+", " ", answer).strip()
-    letters = {letter.upper() for form in _FORMS for letter in re.findall(form, answer)}
-    if alone := re.fullmatch(r"(?i:(?:response|option|answer|verdict)\s*:?\s*)?([ABCabc])", bare):
-        letters.add(alone[1].upper())
-    if re.fullmatch(r"(?i)(it is |it's )?a?\s*tie", bare):
-        letters.add("C")
-    return _VALUES[letters.pop()] if len(letters) == 1 else None
-
-
-_VALUES = {"A": 1.0, "B": 0.0, "C": 0.5}
-_FORMS = (
-    r"\A\W*([ABC])(?:\s*[.):\]*]|\s*\n|\Z)",
-    r"\[\[([ABC])\]\]",
-    r"(?i:verdict|answer|winner|choice|preference)\W+(?i:is\W+)?(?i:response\W+|option\W+)?"
-    r"([ABC])\b(?!')",
-    r"(?i:response|option)\s+([AB])\s+(?i:is|wins)(?i:\s+(?:the\s+)?(?:clearly\s+|much\s+)?"
-    r"(?:better|best|winner|superior))",
-)
-
-
-def read_token_verdict(
-    alternatives: Mapping[str, float],
-) -> float | None:
-    """P(A ≻ B) from the first token's probabilities: (p_A + ½·p_C) / (p_A + p_B + p_C).
-
-    Args:
-        alternatives: Probabilities of the likeliest first tokens; spellings of one
-            letter (" A", "A", "**A") are added up.
-
-    Returns:
-        The probability, or None if the letters have less than half of the mass: then the
-        model was about to write something else, and its text has to be read.
-
-    Source:
-        Expected verdict instead of the sampled one, as in AlpacaEval 2 (Dubois et al. 2024,
-        arXiv:2404.04475, §2); a tie counts half for either side.
-    """
-    mass = dict.fromkeys("ABC", 0.0)
-    for token, probability in alternatives.items():
-        letter = re.sub(r"[\s*_`\"'\[(▁Ġ]+", "", token)
-        if letter in mass:
-            mass[letter] += probability
-    total = sum(mass.values())
-    return (mass["A"] + 0.5 * mass["C"]) / total if total >= _HALF else None
 
 
 def drawing(number: int) -> dict[str, float]:
@@ -412,5 +353,10 @@ class LLMJudge(Judge):
             self._logprobs = False  # this server refuses the field
             reply = await self.client.chat(messages, **wanted)
         first = reply.top_logprobs[0] if reply.top_logprobs else {}
-        verdict = read_token_verdict({token: math.exp(p) for token, p in first.items()})
-        return reply.text, read_verdict(reply.text) if verdict is None else verdict
+        reading = read_verdict(
+            reply.text,
+            reasoning=reply.reasoning,
+            first_token={token: math.exp(p) for token, p in first.items()},
+            cut=reply.finish_reason == "length",
+        )
+        return reply.text, reading.value
