@@ -58,6 +58,7 @@ RESAMPLES = 2000
 CLOSE = 0.01  # gains in true reward that differ by less are hardly told apart by the truth itself
 FORMS = ("sampled", "self-normalised", "clipped", "first-order")
 SCORED = "self-normalised"
+ADVISED = SCORED  # as `advise` values pilots by default
 FULL_FORECAST = "|384|512|adam"  # of all pairs and prompts, as the trainer's optimiser steps
 FIGURES = ("gain", "cosine", "agreement")
 COLLECTED = Path(__file__).parent / "decisions"
@@ -82,8 +83,8 @@ class Start:
         figures: By candidate: figures of the data and of the policy on them.
         forecasts: By "CANDIDATE|PAIRS|PROMPTS|FAMILY".
         pilots: Gain by "SHARE|SEED|FORM" and candidate.
-        errors: Standard errors of differences of pilots valued by scoring, by "SHARE|SEED" and
-            "CANDIDATE|CANDIDATE": over prompts, of one seed.
+        errors: Standard errors of differences of pilots, over prompts, of one seed, by
+            "SHARE|SEED|FORM" and "CANDIDATE|CANDIDATE".
     """
 
     world: int
@@ -152,11 +153,12 @@ def _read(folder: Path, world: int, policy: int, loss: str) -> Start:
         runs = {candidate: run(candidate, share, seed) for candidate in CANDIDATES}
         for form in FORMS:
             pilots[f"{share:g}|{seed}|{form}"] = {c: mean(runs[c][form]) for c in CANDIDATES}
-        values = {c: np.array(runs[c][SCORED]) for c in CANDIDATES}
-        errors[f"{share:g}|{seed}"] = {
-            f"{a}|{b}": float((values[a] - values[b]).std(ddof=1) / math.sqrt(len(values[a])))
-            for a, b in PAIRS_OF_CANDIDATES
-        }
+        for form in ("sampled", SCORED):
+            values = {c: np.array(runs[c][form]) for c in CANDIDATES}
+            errors[f"{share:g}|{seed}|{form}"] = {
+                f"{a}|{b}": float((values[a] - values[b]).std(ddof=1) / math.sqrt(len(values[a])))
+                for a, b in PAIRS_OF_CANDIDATES
+            }
     forecasts = _json(folder / "forecasts" / f"{policy}.json")
     return Start(
         world,
@@ -379,10 +381,10 @@ def _with_errors(kind: str, start: Start) -> tuple[Scores, Scores]:
     seed = PILOT_SEEDS[0]
     scores = dict.fromkeys(CANDIDATES, 0.0)
     for share in shares:
-        found = start.errors[f"{share:g}|{seed}"].values()
+        found = start.errors[f"{share:g}|{seed}|{ADVISED}"].values()
         spread = math.sqrt(mean(error**2 for error in found)) or 1e-12
         for c in CANDIDATES:
-            scores[c] += start.pilots[f"{share:g}|{seed}|{SCORED}"][c] / spread
+            scores[c] += start.pilots[f"{share:g}|{seed}|{ADVISED}"][c] / spread
     scores = {c: score / math.sqrt(len(shares)) for c, score in scores.items()}
     return scores, {f"{a}|{b}": 1.0 for a, b in PAIRS_OF_CANDIDATES}
 

@@ -1,17 +1,21 @@
 """`advise`: depth by depth in one folder, nothing twice, and the answer of one go."""
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from prefstage.aligning import Workspace, advise, align, load_recipe, plan_advice
 from prefstage.aligning.recipe import pilot_settings, train_settings
-from prefstage.core import ConfigError, PrefstageError
+from prefstage.core import LEDGER, ConfigError, Ledger, PrefstageError
 from prefstage.data import load_candidates, load_pairs
-from prefstage.judging import load_judge
+from prefstage.judging import Judge, load_judge
+from prefstage.judging.base import Item
+from prefstage.sandbox import true_preference, true_reward
 from tests.aligning.tiny_world import JUDGE, settings
 
 ADVISE: dict[str, Any] = {
@@ -72,6 +76,51 @@ def test_the_answer(run: Path) -> None:
     assert [c["dropped"] for c in result["candidates"]] == [None, None, 0.2]
     headline = json.loads((run / "result.json").read_text())["headline"]
     assert headline.startswith(f"train on {result['choice']}")
+
+
+class TrueReward(Judge):
+    """The sandbox's reward itself, a judge that scores."""
+
+    name = fingerprint = "true reward"
+
+    def score(self, items: Sequence[Item]) -> list[float]:
+        return [true_reward(*item) for item in items]
+
+
+@pytest.mark.parametrize("judge", [None, TrueReward()], ids=["compares", "scores"])
+def test_pilots_are_valued_by_their_answers_and_by_their_starts(
+    world: Path, large: Path, tmp_path: Path, judge: Judge | None
+) -> None:
+    out = tmp_path / "run"
+    asked = recipe(world, large, valued_by="both", shares=[0.2], candidates=["off", "on"], seeds=2)
+    result = advise(asked, judge=judge, out=out).result
+    for candidate in result["candidates"]:
+        assert [pilot["valued_by"] for pilot in candidate["pilots"]] == ["sampling", "scoring"]
+        assert [pilot["sample_size"] is None for pilot in candidate["pilots"]] == [True, False]
+    (target,) = out.glob("steps/target-*/candidates.parquet")
+    start = {row.prompt_id: row for row in load_candidates(target)}
+    with Ledger(out / LEDGER) as ledger:
+        samples = ledger.rows("samples")
+    pilots = list(out.glob("steps/gain-*"))
+    assert len(pilots) == 4
+    by_sampler: dict[str, list[float]] = {}
+    for sampler, prompt, position, answer, *_ in samples:
+        row = start.get(prompt)
+        if row is None:
+            continue
+        text = json.loads(answer)["text"]
+        gain = (
+            true_preference(text, row.responses[position % 3], row.prompt) - 0.5
+            if judge is None
+            else true_reward(row.prompt, text) - fmean(map(float, row.scores))  # type: ignore[arg-type]
+        )
+        by_sampler.setdefault(sampler, []).append(gain)
+    # Of the start, which the target asked, three answers a prompt; of a pilot two.
+    expected = sorted(fmean(g) for g in by_sampler.values() if len(g) == 2 * len(start))
+    found = sorted(fmean(json.loads((p / "gains.json").read_text())) for p in pilots)
+    assert found == pytest.approx(expected)
+    gains = [pilot["gain"] for c in result["candidates"] for pilot in c["pilots"][:1]]
+    assert fmean(gains) == pytest.approx(fmean(expected))
 
 
 def test_prompts_of_gains_are_no_prompts_of_gradients_or_pilots(run: Path) -> None:

@@ -27,11 +27,11 @@ class Value:
     Attributes:
         by_prompt: Each prompt's part; the gain is their mean. [prompts].
         sample_size: Effective number of answers, (Σw)²/Σw², in [1, answers]: how far the
-            trained policy's answers are still those at hand.
+            trained policy's answers are still those at hand. None of a value by new answers.
     """
 
     by_prompt: Float[Tensor, " prompts"]
-    sample_size: float
+    sample_size: float | None = None
 
     @property
     def gain(self) -> float:

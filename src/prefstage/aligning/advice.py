@@ -13,13 +13,13 @@ from prefstage.aligning.steps import (
     FORECAST,
     Build,
     Forecast,
+    Gain,
     Measure,
     Policy,
     Score,
     Target,
     Train,
     Workspace,
-    value_of,
 )
 from prefstage.core import ConfigError
 from prefstage.losses import parse_loss
@@ -148,28 +148,30 @@ class Advice:
 
     # Whether the pilots ran.
     def _race(self, target: Target) -> bool:
-        start = self.walk.do(Score(self.space, target, self.policy))
         running, heats = list(self._candidates), list[Heat]()
         for share in self.settings.shares:
-            values = {name: self._pilots(name, share, target, start) for name in running}
+            values = {name: self._pilots(name, share, target) for name in running}
             if not all(values.values()):
                 continue
-            stacks = {
-                name: torch.stack([value.by_prompt for value in pilots])
-                for name, pilots in values.items()
-            }
-            heats.append(Heat(share, stacks))
-            for name, pilots in values.items():
-                self._candidates[name]["pilots"].append(
-                    {
-                        "share": share,
-                        "seeds": len(pilots),
-                        "gain": heats[-1].gain(name),
-                        "error": float(stacks[name].mean(0).std())
-                        / math.sqrt(stacks[name].shape[1]),
-                        "sample_size": min(value.sample_size for value in pilots),
-                    }
-                )
+            for method in self.settings.methods:
+                stacks = {
+                    name: torch.stack([value.by_prompt for value in pilots[method]])
+                    for name, pilots in values.items()
+                }
+                heats.append(Heat(share, stacks))
+                for name, pilots in values.items():
+                    sizes = [value.sample_size for value in pilots[method]]
+                    self._candidates[name]["pilots"].append(
+                        {
+                            "share": share,
+                            "valued_by": method,
+                            "seeds": len(sizes),
+                            "gain": heats[-1].gain(name),
+                            "error": float(stacks[name].mean(0).std())
+                            / math.sqrt(stacks[name].shape[1]),
+                            "sample_size": None if None in sizes else min(sizes),
+                        }
+                    )
             distances, left = standing(heats), survivors(heats)
             order = list(distances)
             self._distance = distances[order[1]]
@@ -182,9 +184,11 @@ class Advice:
                 break
         return bool(heats)
 
-    def _pilots(self, name: str, share: float, target: Target, start: Score) -> list[Any]:
+    # Values of a candidate's pilots by method, one a seed; empty where they are not all done.
+    def _pilots(self, name: str, share: float, target: Target) -> dict[str, list[Any]]:
         built = self._built(self._rules[name], math.ceil(share * self._total))
-        scores = []
+        values: dict[str, list[Any]] = {method: [] for method in self.settings.methods}
+        done = True
         for seed in range(self.settings.seeds):
             train = Train(
                 built.space,
@@ -195,9 +199,16 @@ class Advice:
                 seed=self.space.recipe.seed + seed,
             )
             pilot = self.walk.do(train).policy(f"pilot of {name}")
-            scores.append(self.walk.do(Score(self.space, target, pilot)))
-        done = all(score.state[0] == "done" for score in scores)
-        return [value_of(score, start) for score in scores] if done else []
+            for method, made in values.items():
+                if method == "sampling":
+                    gain: Gain | Score = Gain(self.space, target, pilot)
+                else:
+                    start = self.walk.do(Score(self.space, target, self.policy))
+                    gain = Score(self.space, target, pilot, start)
+                done = done and self.walk.do(gain).state[0] == "done"
+                if done:
+                    made.append(gain.value())
+        return values if done else {}
 
     # --- What follows -------------------------------------------------------------------------
 
@@ -226,7 +237,8 @@ class Advice:
 
     def _by_pilots(self) -> str:
         # Both ran, since the first heat has all candidates.
-        last = [self._candidates[name]["pilots"][-1] for name in self._order[:2]]
+        number = -len(self.settings.methods)  # by sampling, if both
+        last = [self._candidates[name]["pilots"][number] for name in self._order[:2]]
         first, second = (_interval(pilot, self._scale) for pilot in last)
         return (
             f"pilots on {100 * last[0]['share']:g} % of the prompts gained {first} {self._unit}; "
@@ -287,23 +299,25 @@ def advice_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         Its head and rows; a dash where something was not measured.
     """
     scale = result["scale"]
-    shares = sorted({pilot["share"] for c in result["candidates"] for pilot in c["pilots"]})
+    pilots = [pilot for candidate in result["candidates"] for pilot in candidate["pilots"]]
+    heats = sorted({(pilot["share"], pilot["valued_by"]) for pilot in pilots})
+    several = len({method for _, method in heats}) > 1
     head = [
         "data",
         f"forecast, {result['unit']} a step",
         "cosine",
         "agreement",
-        *(f"pilots on {100 * share:g} %" for share in shares),
+        *(f"pilots on {100 * share:g} %" + f", {method}" * several for share, method in heats),
     ]
     rows = []
     for candidate in result["candidates"]:
         forecast = candidate["forecast"]
-        pilots = {pilot["share"]: pilot for pilot in candidate["pilots"]}
+        valued = {(pilot["share"], pilot["valued_by"]): pilot for pilot in candidate["pilots"]}
         cells = ["-", "-", "-"]
         if forecast is not None:
             cosine = f"{forecast['cosine']:+.3f} ± {_Z_95 * forecast['cosine_error']:.3f}"
             cells = [_interval(forecast, scale), cosine, f"{forecast['agreement']:+.2f}"]
-        cells += [_interval(pilots[share], scale) if share in pilots else "-" for share in shares]
+        cells += [_interval(valued[heat], scale) if heat in valued else "-" for heat in heats]
         rows.append([candidate["name"], *cells])
     return head, rows
 

@@ -156,6 +156,14 @@ class AdviseSettings(Config):
         min_length=1,
     )
     seeds: int = Field(default=1, ge=1, description="Trainings of every pilot.")
+    valued_by: Literal["sampling", "scoring", "both"] = Field(
+        default="scoring",
+        description="A pilot's gain: by new answers, judged; by how likely it makes the start's; "
+        "or by both.",
+    )
+    pilot_responses: int = Field(
+        default=2, ge=1, description="A pilot's answers to each target prompt, by sampling."
+    )
 
     @field_validator("shares")
     @classmethod
@@ -163,6 +171,11 @@ class AdviseSettings(Config):
         wrong = shares != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1
         refuse((wrong, f"shares is {shares}; expected growing shares in (0, 1); fix them"))
         return shares
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """How pilots are valued."""
+        return ("sampling", "scoring") if self.valued_by == "both" else (self.valued_by,)
 
     @property
     def rules(self) -> tuple[Rule, ...]:

@@ -1,4 +1,11 @@
 # Public names, each imported on first use (read by lazy_loader in __init__.py).
+from .advising import (
+    FORECAST as FORECAST,
+    Forecast as Forecast,
+    Gain as Gain,
+    Score as Score,
+    Target as Target,
+)
 from .answers import (
     ANNOTATIONS as ANNOTATIONS,
     ANSWERS as ANSWERS,
@@ -9,7 +16,6 @@ from .answers import (
     Evaluate as Evaluate,
     Measure as Measure,
     Sample as Sample,
-    Target as Target,
     read_answers as read_answers,
 )
 from .base import (
@@ -24,12 +30,8 @@ from .base import (
     Steps as Steps,
 )
 from .train import (
-    FORECAST as FORECAST,
-    Forecast as Forecast,
-    Score as Score,
     Sft as Sft,
     Train as Train,
     training_figures as training_figures,
-    value_of as value_of,
 )
 from .workspace import STEPS as STEPS, Policy as Policy, Workspace as Workspace

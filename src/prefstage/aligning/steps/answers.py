@@ -27,10 +27,9 @@ from prefstage.core import (
     write_json_lines,
     write_text,
 )
-from prefstage.data import Candidates, CandidateSet, Prompt, load_candidates
+from prefstage.data import Candidates, CandidateSet, Prompt
 from prefstage.evaluating import WinRateConfig, win_rate, write_annotations
 from prefstage.evaluating.answers import gather_answers
-from prefstage.judging.judged import score_candidates
 from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure_stage
 from prefstage.measuring.settings import MeasureConfig
 from prefstage.measuring.stage import Stage, on_policy_candidates, write_prompts
@@ -246,65 +245,6 @@ class Evaluate(Step):
                 "notes": result["notes"],
             }
         }
-
-
-class Target(Step):
-    """A policy's own answers, several a prompt, with the judge's scores.
-
-    Leaves ``candidates.parquet``. Prompts with fewer than two answers of any text are left out.
-
-    Args:
-        space: The workspace, whose prompts no candidate trains on.
-        policy: Who answers.
-    """
-
-    kind = "target"
-
-    def __init__(self, space: Workspace, policy: Policy) -> None:
-        self.policy = policy
-        self.config = space.recipe.seeded(space.recipe.sampling).model_copy(
-            update={"responses": space.recipe.advise.responses}
-        )
-        super().__init__(
-            space,
-            space.sampling_settings(self.config, policy),
-            reads={"policy": policy.key},
-            inputs={
-                "prompts": space.data_fingerprint(),
-                "judge": space.judge.fingerprint,
-            },
-        )
-
-    # Sample and judge.
-    @override
-    def run(self, folder: Path) -> None:
-        rows = [Candidates(row.prompt_id, row.prompt, (), (), ()) for row in self.space.prompts]
-        with self.space.sampler(self.policy, self.config) as sampler:
-            answers = list(sampler.sample(requests_for(rows, responses=self.config.responses)))
-        spoken = (answer for answer in answers if answer.text.strip())
-        candidates = [
-            row
-            for row in to_candidates(rows, spoken, source=self.policy.name)
-            if len(row.responses) > 1  # which can be compared
-        ]
-        scores = score_candidates(self.space.judge, candidates)
-        CandidateSet.of(
-            replace(row, scores=tuple(values))
-            for row, values in zip(candidates, scores, strict=True)
-        ).save(folder / CANDIDATES)
-
-    @override
-    def estimate(self, sizes: Sizes) -> Estimate:
-        prompts, count = len(self.space.prompts), self.config.responses
-        asked = count if self.space.judge.pointwise else count * (count - 1) // 2
-        return replace(
-            sizes.sampling(prompts, count, longest=self.config.max_new_tokens),
-            judgments=prompts * asked,
-        )
-
-    def answers(self) -> CandidateSet:
-        """The answers; the step is done."""
-        return load_candidates(str(self.path / CANDIDATES))
 
 
 class Build(Step):

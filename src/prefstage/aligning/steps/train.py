@@ -1,27 +1,21 @@
-"""Steps that look at weights: trainings, the forecast, and what pilots make of judged answers."""
+"""Steps that train: supervised, and on preferences, here or by a launcher."""
 
 import json
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from typing_extensions import override
 
-from prefstage.advising import Value, forecast_gains, value_by_scoring
 from prefstage.aligning.recipe import pilot_settings, train_settings, whole_path
-from prefstage.aligning.steps.answers import PAIRS, Build, Target
+from prefstage.aligning.steps.answers import PAIRS, Build
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.workspace import Policy, Workspace
-from prefstage.core import MANIFEST as TRAINING_MANIFEST, progress, write_config, write_json
-from prefstage.data import ResponseEncoder, load_pairs, load_tokenizer
-from prefstage.scoring.scorer import Scorer
+from prefstage.core import MANIFEST as TRAINING_MANIFEST, write_config
 from prefstage.serving import run_program
 from prefstage.training.export import describe_exported
 from prefstage.training.recipe import Recipe as TrainRecipe
@@ -29,11 +23,9 @@ from prefstage.training.recipe_run import (
     MERGED,
     MODEL,
     RESULT as TRAINED,
-    open_trainer,
     train_recipe,
 )
 
-FORECAST, LOG_PROBS = "forecast.json", "log_probs.json"
 _FLOP, _FLOP_FORWARD = 6, 2  # a parameter and token; forward and backward, and forward alone
 
 
@@ -218,149 +210,3 @@ def _launched(launch: str, recipe: TrainRecipe, folder: Path) -> None:
     finally:
         file.unlink(missing_ok=True)
     log.rename(folder / "train.log")
-
-
-class Forecast(Step):
-    """What a step on each of several data sets would gain, from gradients.
-
-    Leaves ``forecast.json``.
-
-    Args:
-        space: The workspace.
-        policy: Who would be trained.
-        target: Its judged answers.
-        candidates: By name, the pairs it might be trained on.
-    """
-
-    kind = "forecast"
-
-    def __init__(
-        self, space: Workspace, policy: Policy, target: Target, candidates: Mapping[str, Build]
-    ) -> None:
-        self.policy, self.target, self.candidates = policy, target, dict(candidates)
-        self.recipe = train_settings(
-            space.recipe, policy=whole_path(policy.spec), data="", reference="start"
-        )
-        super().__init__(
-            space,
-            self.recipe.model_dump(mode="json", exclude={"policy", "data", "eval", "dynamics"}),
-            reads={
-                "policy": policy.key,
-                "target": target.key,
-                **{f"pairs of {name}": built.key for name, built in candidates.items()},
-            },
-        )
-
-    @override
-    def run(self, folder: Path) -> None:
-        pairs = {
-            name: load_pairs(str(built.path / PAIRS)) for name, built in self.candidates.items()
-        }
-        with tempfile.TemporaryDirectory() as scratch:
-            trainer = open_trainer(
-                pilot_settings(self.recipe), Path(scratch), {"data": next(iter(pairs.values()))}
-            )
-            with progress("gradients", None) as tick:
-                found = forecast_gains(
-                    trainer,
-                    self.target.answers(),
-                    pairs,
-                    compared=not self.space.judge.pointwise,
-                    tick=partial(tick, 1),
-                )
-        ratings = {name: made.rating for name, made in found.by_name.items()}
-        best = ratings[max(ratings, key=lambda name: ratings[name].value)]
-        write_json(
-            folder / FORECAST,
-            {
-                "agreement": found.agreement,
-                "learning_rate": found.rate,
-                "candidates": {
-                    name: {
-                        "pairs": len(pairs[name]),
-                        "gain": found.rate * made.gain.value,
-                        "error": found.rate * made.gain.error,
-                        "cosine": made.cosine.value,
-                        "cosine_error": made.cosine.error,
-                        "agreement": made.agreement.value,
-                        "rating": found.rate * ratings[name].value,
-                        "behind": found.rate * best.minus(ratings[name]).value,
-                        "behind_error": found.rate * best.minus(ratings[name]).error,
-                    }
-                    for name, made in found.by_name.items()
-                },
-            },
-        )
-
-    @override
-    def estimate(self, sizes: Sizes) -> Estimate:
-        # Prompts, and responses to each of them.
-        counts = [(len(self.target.space.prompts), self.target.config.responses)]
-        counts += [(len(built.space.prompts), 2) for built in self.candidates.values()]
-        tokens = round(
-            sum(n * (sizes.prompt_tokens + m * sizes.response_tokens) for n, m in counts)
-        )
-        return Estimate(tokens=tokens, seconds=sizes.seconds(tokens, _FLOP))
-
-
-class Score(Step):
-    """How likely a policy makes the judged answers of its start.
-
-    Leaves ``log_probs.json``: of each answer, by prompt.
-
-    Args:
-        space: The workspace.
-        target: The answers.
-        policy: Who is asked.
-    """
-
-    kind = "score"
-
-    def __init__(self, space: Workspace, target: Target, policy: Policy) -> None:
-        self.target, self.policy = target, policy
-        super().__init__(
-            space,
-            {"encoding": {name: str(value) for name, value in space.recipe.encoding.items()}},
-            reads={"target": target.key, "policy": policy.key},
-        )
-
-    @override
-    def run(self, folder: Path) -> None:
-        encoder = ResponseEncoder(load_tokenizer(self.policy.spec), **self.space.recipe.encoding)
-        trees = [encoder.encode(row.prompt, row.messages()) for row in self.target.answers()]
-        write_json(
-            folder / LOG_PROBS,
-            [answers.sums.tolist() for answers in Scorer.load(self.policy.spec).score(trees)],
-        )
-
-    @override
-    def estimate(self, sizes: Sizes) -> Estimate:
-        answers = self.target.config.responses * sizes.response_tokens
-        tokens = round(len(self.target.space.prompts) * (sizes.prompt_tokens + answers))
-        return Estimate(tokens=tokens, seconds=sizes.seconds(tokens, _FLOP_FORWARD))
-
-
-def value_of(pilot: Score, start: Score) -> Value:
-    """Value a pilot by the judged answers of its start.
-
-    Args:
-        pilot: Done.
-        start: Likewise, of the start.
-
-    Returns:
-        Its gain, prompt by prompt.
-    """
-    files = (json.loads((s.path / LOG_PROBS).read_text("utf-8")) for s in (pilot, start))
-    rows = zip(*files, pilot.target.answers(), strict=True)
-    # One prompt at a time: they may have different numbers of answers.
-    values = [
-        value_by_scoring(
-            torch.tensor([after]).double() - torch.tensor([before]).double(),
-            torch.tensor([row.scores]),
-        )
-        for after, before, row in rows
-    ]
-    return Value(
-        torch.cat([value.by_prompt for value in values]),
-        sum(value.sample_size for value in values),
-    )
