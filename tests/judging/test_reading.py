@@ -1,5 +1,6 @@
 """What judges' replies say."""
 
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -35,7 +36,8 @@ def test_only_unmistakable_answers_are_read(answer: str, expected: float | None)
 
 
 def token_verdict(alternatives: Mapping[str, float]) -> float | None:
-    return read_verdict("", first_token=alternatives).value
+    logprobs = {token: math.log(probability) for token, probability in alternatives.items()}
+    return read_verdict("A", first_token=logprobs).value
 
 
 def test_token_probabilities_give_the_expected_verdict() -> None:
@@ -43,8 +45,8 @@ def test_token_probabilities_give_the_expected_verdict() -> None:
         (0.6 + 0.05) / 0.9
     )
     assert token_verdict({"A": 0.5, " A": 0.2, "**B": 0.1}) == pytest.approx(0.7 / 0.8)
-    assert token_verdict({"I": 0.6, "A": 0.3, "B": 0.1}) is None
-    assert token_verdict({}) is None
+    assert token_verdict({"I": 0.6, "A": 0.3, "B": 0.1}) == 1
+    assert token_verdict({}) == 1
 
 
 @pytest.mark.parametrize(

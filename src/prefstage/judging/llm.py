@@ -1,6 +1,5 @@
 """A language model behind an OpenAI-compatible server as judge."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -356,7 +355,7 @@ class LLMJudge(Judge):
         reading = read_verdict(
             reply.text,
             reasoning=reply.reasoning,
-            first_token={token: math.exp(p) for token, p in first.items()},
+            first_token=first,
             cut=reply.finish_reason == "length",
         )
         return reply.text, reading.value

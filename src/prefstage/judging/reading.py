@@ -1,5 +1,6 @@
 """What a judge's reply says: one function for verdicts and one for ratings."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def read_verdict(
     Args:
         text: The reply; a thought in it is no evidence.
         reasoning: The thought, where the server sends it apart.
-        first_token: Probabilities of the likeliest first tokens, where the server gives them.
+        first_token: Log-probs of the likeliest first tokens [nats], where the server gives them.
         cut: Whether the limit of tokens ended the reply.
 
     Returns:
@@ -80,10 +81,10 @@ _VERDICTS = (
 # arXiv:2404.04475, §2); a tie counts half for either side.
 def _token_verdict(alternatives: Mapping[str, float]) -> float | None:
     mass = dict.fromkeys("ABC", 0.0)
-    for token, probability in alternatives.items():
+    for token, logprob in alternatives.items():
         letter = re.sub(r"[\s*_`\"'\[(▁Ġ]+", "", token)
-        if letter in mass:
-            mass[letter] += probability
+        if letter in mass and logprob <= 0:  # a server may write NaN, which is neither
+            mass[letter] += math.exp(logprob)
     total = sum(mass.values())
     return (mass["A"] + 0.5 * mass["C"]) / total if total >= _HALF else None
 
