@@ -63,8 +63,8 @@ def test_preferences_are_read_as_alpaca_eval_means_them(tmp_path: Path) -> None:
         ([row(preference="x")], "preference 'x'"),
         ([row(), row()], "rows 0 and 1 have the same instruction"),
         ([row(output_2=None)], "lacks text"),
-        ({"a": 1}, "no list"),
-        ([], "no list"),
+        ({"a": 1}, "a dict where a list is due"),
+        ([], "no row"),
     ],
 )
 def test_broken_annotations_are_named(tmp_path: Path, rows: object, message: str) -> None:

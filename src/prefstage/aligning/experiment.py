@@ -1,6 +1,5 @@
 """`run_experiment`: every combination of a grid as an alignment, with tables of the results."""
 
-import json
 import re
 import traceback
 from collections import Counter
@@ -37,6 +36,7 @@ from prefstage.core import (
     load_config,
     markdown_table,
     progress,
+    read_json,
     refuse,
     run_folder,
     write_config,
@@ -307,7 +307,7 @@ def read_cell(cell: Cell, folder: Path, metrics: Mapping[str, Metric]) -> dict[s
         labels that it replaced, and its policies in order: the start, and after each iteration;
         each with the data trained on so far and its figures.
     """
-    result = json.loads((folder / ALIGNED).read_text("utf-8"))
+    result = read_json(folder / ALIGNED)
     steps, rows = folder / STEPS, result["iterations"]
     done = [row for row in rows if row["stopped"] is None]
     policies: list[dict[str, float | None]] = [{}]

@@ -1,6 +1,5 @@
 """Pairs of a policy's own answers: mixed into others, by principle, and prompt by prompt."""
 
-import json
 import math
 import random
 from collections import Counter
@@ -14,7 +13,7 @@ from prefstage.building.account import Account, Built, Group, score_gap
 from prefstage.building.choosing import usable_responses
 from prefstage.building.recipe import PRINCIPLES, SHARE, Budget, Principle
 from prefstage.building.relabelling import exchanged, rescored, with_system_text, without_raters
-from prefstage.core import InputError, Ledger, seed_for
+from prefstage.core import InputError, Ledger, read_json, seed_for
 from prefstage.data import Candidates, CandidateSet, Pair, prompt_id_of
 from prefstage.data.records import generations_of
 from prefstage.data.storage import DiskNumbers, count_different, different, text_number
@@ -295,7 +294,7 @@ def read_measurement(folder: Path) -> Measured:
         expected="the run folder of a finished measurement",
         cure="run `prefstage measure ... --out FOLDER` first, and name that folder",
     ):
-        stage = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        stage = read_json(folder / "stage.json")
         rows = pq.read_table(folder / "prompts.parquet").to_pylist()
     tallies = {
         row["prompt_id"]: PromptTally(

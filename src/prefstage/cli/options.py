@@ -1,7 +1,6 @@
 """Options made from the settings models: names, values, defaults, help and completion."""
 
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from prefstage.cli.manners import mannered, say
-from prefstage.core import InputError
+from prefstage.core import InputError, parse_json
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -340,7 +339,7 @@ def named_values(flag: str, texts: Sequence[str]) -> dict[str, Any]:
                 expected="a JSON object",
                 cure="fix it",
             ):
-                values |= json.loads(text)
+                values |= parse_json(text)
             continue
         InputError.unless(
             equals and name.strip(),
@@ -349,7 +348,7 @@ def named_values(flag: str, texts: Sequence[str]) -> dict[str, Any]:
             cure="write it so",
         )
         try:
-            values[name.strip()] = json.loads(value)
+            values[name.strip()] = parse_json(value)
         except ValueError:
             values[name.strip()] = value
     return values

@@ -42,6 +42,15 @@ from .files import (
     write_json_lines as write_json_lines,
     write_text as write_text,
 )
+from .foreign import (
+    check_shape as check_shape,
+    parse_json as parse_json,
+    parse_yaml as parse_yaml,
+    read_bytes as read_bytes,
+    read_json as read_json,
+    read_yaml as read_yaml,
+    whole_number as whole_number,
+)
 from .ledger import LEDGER as LEDGER, Ledger as Ledger
 from .progress import Ticker as Ticker, bars as bars, gathered as gathered, progress as progress
 from .runs import (

@@ -1,9 +1,9 @@
 """Typed configuration: frozen models, YAML in, one-line errors that name the cure."""
 
 import difflib
-import re
 import reprlib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefstage.core.errors import ConfigError
 from prefstage.core.files import write_text
+from prefstage.core.foreign import parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -37,7 +38,7 @@ class Config(BaseModel, metaclass=_OneLineErrors):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-_BOOL_TAG = "tag:yaml.org,2002:bool"
+_COMPARED = 500
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -151,8 +152,8 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         try:
-            values[key.strip()] = yaml.load(value, Loader=_SettingsLoader)
-        except yaml.YAMLError:
+            values[key.strip()] = parse_yaml(value)
+        except ValueError:
             equals = ""
         ConfigError.unless(
             equals and key.strip() and value.strip(),
@@ -185,7 +186,9 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, prefix: str
     Returns:
         A question that names the most similar valid name, or `otherwise`.
     """
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    # Nobody types a name of thousands of letters, or meant one of thousands of columns.
+    names = [text for text in islice(known, _COMPARED) if len(text) <= _COMPARED]
+    close = difflib.get_close_matches(name[:_COMPARED], names, n=1, cutoff=0.5)
     return f"did you mean {prefix + close[0]!r}?" if close else otherwise
 
 
@@ -196,7 +199,7 @@ def _config_error(schema: Any, error: ValidationError, origin: str) -> ConfigErr
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_SettingsLoader)
+        loaded = read_yaml(path)
         if loaded is None:
             return {}
         if isinstance(loaded, dict) and all(isinstance(key, str) for key in loaded):
@@ -204,38 +207,13 @@ def _read(path: Path) -> dict[str, Any]:
         saw, cure = f" holds a {type(loaded).__name__}", "write one setting a line, e.g. seed: 0"
     except OSError as error:
         saw, cure = f": {error.strerror}", "check the path"
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        saw, cure = f"{line}: {error.problem}", "mend that line"
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         saw, cure = f": {error}", "save it as UTF-8 text"
+    except ValueError as error:
+        saw, cure = f": {error}", "mend that line"
     raise ConfigError.of(
         saw=f"config {path}{saw}", expected="a YAML file with settings as key: value", cure=cure
     )
-
-
-class _SettingsLoader(yaml.SafeLoader):
-    """YAML whose only booleans are true and false, and whose keys stand once.
-
-    In YAML 1.1 the words on and off are booleans too; here they are sides of a comparison.
-    """
-
-    # Of a plain word's first letter, what it may mean besides text.
-    yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
-        first: [meaning for meaning in meanings if meaning[0] != _BOOL_TAG]
-        + ([(_BOOL_TAG, re.compile("^(?:[Tt]rue|[Ff]alse)$"))] if first in "tTfF" else [])
-        for first, meanings in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As the base class, but a key that stands twice is an error."""
-        keys = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} is set twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
 
 
 def _set_dotted(values: dict[str, Any], keys: list[str], value: Any) -> None:

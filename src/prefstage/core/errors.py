@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
+_LONGEST = 2000  # characters of a part
+
 
 class PrefstageError(Exception):
     """Root of every error that prefstage raises on purpose."""
@@ -20,9 +22,16 @@ class PrefstageError(Exception):
         Returns:
             The error, to be raised by the caller; its text is one line.
         """
-        # One line a part, without a closing full stop, so that they join into a sentence.
+        # One line a part, without a closing full stop, so that they join into a sentence. Of what
+        # others wrote, as long as they like, the beginning and the end.
         parts = (" ".join(part.split()).rstrip(".") for part in (saw, f"expected {expected}", cure))
-        return cls("; ".join(parts) + ".")
+        return cls(
+            "; ".join(
+                part if len(part) <= _LONGEST else f"{part[: _LONGEST - 200]} … {part[-200:]}"
+                for part in parts
+            )
+            + "."
+        )
 
     @classmethod
     def unless(cls, holds: object, *, saw: str, expected: str, cure: str) -> None:
@@ -59,6 +68,8 @@ class PrefstageError(Exception):
         try:
             yield
         except kinds as error:
+            if "{error}" in saw and isinstance(error, PrefstageError):
+                raise  # it has three parts already
             raise cls.of(
                 saw=saw.replace("{error}", str(error)), expected=expected, cure=cure
             ) from error

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prefstage.core.foreign import parse_json
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -125,13 +127,13 @@ def read_json_lines(path: Path) -> list[Any]:
         The value of each complete line, in order.
 
     Raises:
-        json.JSONDecodeError: If a complete line is not JSON.
+        ValueError: If a complete line is not JSON.
     """
     if not path.exists():
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines() if line.strip()]
+    return [parse_json(line) for line in whole.splitlines() if line.strip()]
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from prefstage.core.errors import InputError, RunFolderError
 from prefstage.core.files import digest, digest_file, sync_folder, write_json
+from prefstage.core.foreign import read_json
 
 MANIFEST, RESULT = "manifest.json", "result.json"
 LOCK = "lock"
@@ -80,7 +81,7 @@ def run_date(folder: Path | None) -> date:
         The day that the folder's manifest names; today for a run that begins now.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) if folder else {}
+        manifest = read_json(folder / MANIFEST) if folder else {}
         return date.fromisoformat(manifest["date"])
     except (OSError, ValueError, KeyError, TypeError):
         return date.today()
@@ -250,7 +251,7 @@ def _check_same_run(manifest: Path, key: str, command: str, inputs: Mapping[str,
         expected="the manifest of the same run",
         cure="name another folder with --out",
     ):
-        record = json.loads(manifest.read_text(encoding="utf-8"))
+        record = read_json(manifest)
         same, former = record["key"] == key, {"command": record["command"], **record["inputs"]}
     wanted = json.loads(json.dumps({"command": command, **inputs}))
     names = sorted(n for n in {*former, *wanted} if former.get(n) != wanted.get(n))
@@ -325,7 +326,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         cure="name the folder that was given with --out",
     )
     try:
-        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        result = read_json(folder / RESULT)
         return {name: result[name] for name in ("command", "headline", "facts", "parts")}
     except FileNotFoundError:
         raise InputError.of(
@@ -343,7 +344,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def _begun(folder: Path) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         return f"its {manifest['command']} has not ended, "
     return ""
 

@@ -1,7 +1,6 @@
 """Weights, adapters and vocabularies: whole or refused by name, and what foreign files raise."""
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from prefstage.core.errors import (
     ModelError,
     PrefstageError,
 )
+from prefstage.core.foreign import parse_json, read_bytes, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ def unreadable_file(folder: Path) -> tuple[Path, str] | None:
             elif file.suffix == ".bin":
                 torch.load(file, map_location="meta", weights_only=True)
             else:
-                content = json.loads(file.read_text(encoding="utf-8"))
+                content = parse_json(read_bytes(file))
                 is_index = file.name.endswith(".index.json")
                 shards = set(content["weight_map"].values()) if is_index else ()
                 lost = sorted(str(name) for name in shards if not (folder / str(name)).is_file())
@@ -297,16 +297,13 @@ def adapter_config(name_or_path: str) -> Mapping[str, Any] | None:
     file = _config_file(name_or_path)
     if file is None:
         return None
-    with ModelError.instead_of(
-        *(ValueError, OSError, TypeError),
-        saw=f"{file} cannot be read ({{error}})",
+    content: dict[str, Any] = read_json(
+        file,
+        error=ModelError,
         expected="the configuration of a PEFT adapter",
         cure="copy or download it again",
-    ):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError("no JSON object")
-        return content
+    )
+    return content
 
 
 def adapters_of(name_or_path: str) -> tuple[str, list[str]]:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, islice
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Json
 
-from prefstage.core import DataError
+from prefstage.core import DataError, check_shape, whole_number
 from prefstage.data.compat import arrow_origin
 from prefstage.data.rows import (
     RawRow,
@@ -27,6 +28,7 @@ from prefstage.data.rows import (
     not_utf8,
     parse_json,
     show,
+    too_wide,
     unique_keys,
 )
 
@@ -38,7 +40,8 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_LINES = 20
 BATCH_ROWS = 256
 _SEPARATION = re.compile(r"[ \t\r\n,]*")
-_STRICT, _LENIENT = json.JSONDecoder(object_pairs_hook=unique_keys), json.JSONDecoder()
+_STRICT = json.JSONDecoder(object_pairs_hook=unique_keys, parse_int=whole_number)
+_LENIENT = json.JSONDecoder(parse_int=float)
 
 
 def data_suffix(name: str) -> str | None:
@@ -128,10 +131,8 @@ def _json_line(name: str, number: int, line: str) -> RawRow:
             if whole
             else "mend or remove the line",
         )
-    except RecursionError:
-        fault = RowFault(
-            "(line)", saw="JSON nested too deep", expected="a row", cure="remove the line"
-        )
+    except ValueError as error:
+        fault = _unusable(error)
     return RawRow(name, number, line, fault)
 
 
@@ -147,9 +148,7 @@ def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
                 raise _malformed_list(name, number, f"{show(rest)} after the closing ]")
             return
         try:
-            values, end, twice = _decode_next(buffer, position)
-        except RecursionError:
-            raise _malformed_list(name, number, "an object nested too deep") from None
+            values, end, fault = _decode_next(buffer, position)
         except json.JSONDecodeError as error:
             more = text.read(step)
             if not more:
@@ -161,17 +160,34 @@ def _read_list(text: IO[str], name: str) -> Iterator[RawRow]:
         number, step = number + 1, _CHUNK_BYTES
         yield RawRow(
             *(name, number, values),
-            _unencodable(buffer[position:end]) or twice or not_an_object(values),
+            _unencodable(buffer[position:end]) or fault or not_an_object(values),
         )
         position = end
 
 
 def _decode_next(buffer: str, position: int) -> tuple[Any, int, RowFault | None]:
-    # An object with a key that stands twice must still be passed: where it ends, the next begins.
+    # An object that cannot be used must still be passed: where it ends, the next begins.
+    fault = None
     try:
-        return (*_STRICT.raw_decode(buffer, position), None)
-    except RowFault as fault:
-        return (*_LENIENT.raw_decode(buffer, position), fault)
+        values, end = _STRICT.raw_decode(buffer, position)
+        check_shape(values)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("values nested too deep", buffer, position) from None
+    except ValueError as error:
+        fault = error if isinstance(error, RowFault) else _unusable(error)
+        values, end = _LENIENT.raw_decode(buffer, position)
+    return values, end, fault
+
+
+def _unusable(error: ValueError) -> RowFault:
+    return RowFault(
+        "(row)",
+        saw=str(error),
+        expected="a row of short numbers in few levels",
+        cure="mend the row",
+    )
 
 
 def _malformed_list(name: str, number: int, what: str) -> DataError:
@@ -239,13 +255,15 @@ def csv_separator(path: Path, name: str) -> str:
 
 
 def _check_header(names: Sequence[str], file: str) -> None:
-    for name in filter(None, names):
-        DataError.unless(
-            names.count(name) == 1,
-            saw=f"{file}: the column {name!r} twice",
-            expected="every column once",
-            cure="rename or remove one of the two: only one of their values could be kept",
-        )
+    if fault := too_wide(len(names)):
+        raise DataError.of(saw=f"{file}: {fault.saw}", expected=fault.expected, cure=fault.cure)
+    name, count = next(iter(Counter(filter(None, names)).most_common(1)), ("", 1))
+    DataError.unless(
+        count == 1,
+        saw=f"{file}: the column {show(name)} twice",
+        expected="every column once",
+        cure="rename or remove one of the two: only one of their values could be kept",
+    )
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[RawRow]:
@@ -325,6 +343,8 @@ def _arrow_rows(name: str, tables: Iterator[Table], features: Any = None) -> Gen
                     expected="JSON in a column of JSON",
                     cure="write the file again",
                 )
+            except ValueError as error:  # out of range of what its type can be in Python, too
+                fault = _unusable(error)
             yield RawRow(name, number, values, fault)
 
 
@@ -383,7 +403,8 @@ def without_padding(value: Any, feature: Any, *, stored: bool = False) -> Any:
         class is its name.
     """
     if isinstance(feature, ClassLabel) and isinstance(value, int):
-        return feature.int2str(value)
+        # -1 stands for no class; a number beyond them stays one, for whoever reads it to refuse
+        return feature.int2str(value) if 0 <= value < feature.num_classes else value
     if isinstance(feature, Json) and (stored or feature.decode):
         return parse_json(value) if stored and value is not None else value
     if isinstance(value, list) and value and stored and isinstance(value[0], tuple):
@@ -404,9 +425,9 @@ def without_padding(value: Any, feature: Any, *, stored: bool = False) -> Any:
 
 def _known_features(schema: pa.Schema) -> Mapping[str, Any]:
     # Other people's metadata under this key say nothing that is needed.
-    with suppress(KeyError, TypeError, ValueError, AttributeError):
+    with suppress(Exception):  # of whatever type
         stored = (schema.metadata or {})[b"huggingface"]
-        return dict(Features.from_dict(json.loads(stored)["info"]["features"]))
+        return dict(Features.from_dict(parse_json(stored)["info"]["features"]))
     return {}
 
 

@@ -294,7 +294,7 @@ def _check_storable(record: Record) -> None:
             expected="text that UTF-8 can hold",
             cure="remove that character, or the row",
         ) from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RowFault(
             "(row)",
             saw=f"a message field that cannot be stored ({error})",

@@ -18,6 +18,7 @@ from prefstage.core import (
     adapters_of,
     foreign_files,
     is_path,
+    parse_json,
     run_date,
 )
 from prefstage.data.compat import Tokenizer
@@ -402,11 +403,11 @@ def _with_arguments(call: Any, form: Literal["mapping", "text"], where: str) -> 
         return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
     if form == "mapping" and isinstance(arguments, str):
         try:
-            return {**call, "arguments": json.loads(arguments) if arguments.strip() else {}}
-        except json.JSONDecodeError as error:
+            return {**call, "arguments": parse_json(arguments) if arguments.strip() else {}}
+        except ValueError as error:
             raise RenderingError.at(
                 f"{where}, arguments",
-                saw=f"text that is no JSON ({error.msg}), for a template that needs a mapping",
+                saw=f"text that is no JSON ({error}), for a template that needs a mapping",
                 expected="an object, or its JSON text",
                 cure="mend the arguments, or remove the row (on_bad_row: quarantine)",
             ) from None

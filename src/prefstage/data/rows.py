@@ -1,6 +1,5 @@
 """Rows on their way in: parsed without a loss, faulted by name, their labels read, and counted."""
 
-import json
 import math
 from array import array
 from collections import Counter
@@ -8,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
-from prefstage.core import DataError, InputError
+from prefstage.core import DataError, InputError, parse_json as parse_plain_json
 
 _SHOWN_CHARACTERS = 60
 _SHOWN_NAMES = 20
+_MOST_COLUMNS = 10_000
 WARNING = "WARNING"
 
 # Which of two responses a label means: declared, spelled out, or read by position and said so.
@@ -107,10 +107,10 @@ def parse_json(text: str, field: str = "") -> Any:
         field: Where it stands, or empty if it is a row itself.
 
     Raises:
-        json.JSONDecodeError: If the text is no JSON.
+        ValueError: As `core.parse_json`.
         RowFault: As `unique_keys`.
     """
-    return json.loads(text, object_pairs_hook=lambda pairs: unique_keys(pairs, field))
+    return parse_plain_json(text, unique=lambda pairs: unique_keys(pairs, field))
 
 
 def show(value: Any) -> str:
@@ -143,15 +143,27 @@ def expect(holds: bool, field: str, value: Any, expected: str, cure: str) -> Non
 
 
 def not_an_object(values: Any) -> RowFault | None:
-    """What is wrong with a row that is no mapping; None for one that is."""
+    """What is wrong with a row that is no mapping, or too wide a one; None for one that is."""
+    if isinstance(values, Mapping):
+        return too_wide(len(values))
+    return RowFault(
+        "(row)",
+        saw=show(values),
+        expected="an object with named fields",
+        cure="write each row as {column: value}",
+    )
+
+
+def too_wide(columns: int) -> RowFault | None:
+    """The fault of rows of more columns than anybody reads by name; None for fewer."""
     return (
         None
-        if isinstance(values, Mapping)
+        if columns <= _MOST_COLUMNS
         else RowFault(
             "(row)",
-            saw=show(values),
-            expected="an object with named fields",
-            cure="write each row as {column: value}",
+            saw=f"{columns:,} columns",
+            expected=f"at most {_MOST_COLUMNS:,}",
+            cure="leave out those that hold neither prompts, responses nor what is said of them",
         )
     )
 

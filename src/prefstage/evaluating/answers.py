@@ -5,7 +5,6 @@ One model's answers are known by their prompts and never by their position in a 
 
 import csv
 import io
-import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,15 @@ from typing import Any
 import pyarrow
 import pyarrow.csv
 
-from prefstage.core import DataError, InputError, Ledger, progress, write_json, write_text
+from prefstage.core import (
+    DataError,
+    InputError,
+    Ledger,
+    progress,
+    read_json,
+    write_json,
+    write_text,
+)
 from prefstage.data.records import Candidates, Prompt, prompt_id_of
 from prefstage.evaluating.rates import cached_file
 from prefstage.sampling import Sample, Sampler, collect, requests_for
@@ -291,17 +298,12 @@ def read_annotations(path: Path) -> list[Annotation]:
         DataError: If the file is no list of annotations, a preference is out of range, or an
             instruction stands twice.
     """
-    with DataError.instead_of(
-        OSError,
-        ValueError,
-        saw=f"{path}: {{error}}",
-        expected="a JSON list of annotations",
-        cure="check the file",
-    ):
-        rows = json.loads(path.read_text(encoding="utf-8"))
+    expected, cure = "a JSON list of annotations", "check the file"
+    with DataError.instead_of(OSError, saw=f"{path}: {{error}}", expected=expected, cure=cure):
+        rows = read_json(path, list, expected=expected, cure=cure)
     DataError.unless(
-        isinstance(rows, list) and rows,
-        saw=f"{path} holds no list of rows",
+        rows,
+        saw=f"{path} holds no row",
         expected="annotations",
         cure="check the file",
     )
@@ -356,7 +358,7 @@ def read_prompt_numbers(path: Path | None = None) -> dict[str, int] | None:
     if path is None:
         return None
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_json(path, list)
         numbers = {row["instruction"]: number for number, row in enumerate(rows)}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError.of(

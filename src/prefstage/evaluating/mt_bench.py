@@ -1,6 +1,5 @@
 """MT-bench by single-answer grading: two turns, a rating of 1 to 10 for each."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prefstage.core import LEDGER, DataError, Ledger, digest
+from prefstage.core import LEDGER, DataError, Ledger, digest, parse_json, read_bytes
 from prefstage.data.records import Prompt, prompt_id_of
 from prefstage.evaluating.answers import answer_prompts
 from prefstage.evaluating.rates import Figures, mean_interval
@@ -187,7 +186,7 @@ def load_questions(path: Path, references: Path | None = None) -> list[Question]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [parse_json(line) for line in read_bytes(path).splitlines() if line.strip()]
 
 
 def run_mt_bench(

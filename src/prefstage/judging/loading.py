@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import inspect
-import json
 import math
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from prefstage.core import (
     adapter_config,
     check_config,
     digest,
+    read_json,
     reason_of,
 )
 from prefstage.data.records import Pair, Prompt, prompt_id_of
@@ -432,7 +432,7 @@ def _kind_of_checkpoint(path: str) -> str:
         cure=_CHOOSE,
     )
     try:
-        config = json.loads(Path(cached_file(path, "config.json")).read_text(encoding="utf-8"))
+        config = read_json(Path(cached_file(path, "config.json")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError.of(
             saw=f"judge {path!r}: {reason_of(error)}", expected=FORMS, cure=_CHOOSE

@@ -1,12 +1,11 @@
 """What is asked of a measurement, and the result: which stage, how sure, and what it took."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from prefstage.core import DataError, atomic_path, write_json
+from prefstage.core import DataError, atomic_path, read_json, write_json
 from prefstage.data.records import Candidates, Prompt
 from prefstage.judging.base import content_of
 from prefstage.measuring.boundary import JudgedPrompt
@@ -194,15 +193,10 @@ class Stage:
         Raises:
             DataError: If the file is missing or holds no stage.
         """
-        with DataError.instead_of(
-            OSError,
-            ValueError,
-            saw=f"{path}: {{error}}",
-            expected="a stage.json that prefstage measure wrote",
-            cure="check the path",
-        ):
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls.from_dict(values if isinstance(values, dict) else {})
+        expected, cure = "a stage.json that prefstage measure wrote", "check the path"
+        with DataError.instead_of(OSError, saw=f"{path}: {{error}}", expected=expected, cure=cure):
+            values = read_json(Path(path), expected=expected, cure=cure)
+        return cls.from_dict(values)
 
 
 # How often the paper's inference held, loss by loss.

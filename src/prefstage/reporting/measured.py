@@ -23,7 +23,7 @@ from prefstage.reporting.blocks import (
     series_of,
     table_of,
 )
-from prefstage.reporting.runs import Part, Run, labelled, pairs_of_annotations, read_json
+from prefstage.reporting.runs import Part, Run, labelled, pairs_of_annotations, read_if_there
 
 _LOOKS = 60
 
@@ -221,7 +221,7 @@ def course(
 
 def read_evaluated(part: Part) -> dict[str, Any]:
     """An evaluation's pairs and diversity, from annotations.json if it is there."""
-    rows: list[dict[str, Any]] = read_json(part.folder / "annotations.json") or []
+    rows: list[dict[str, Any]] = read_if_there(part.folder / "annotations.json", list)
     if not rows:
         return {}
     return {

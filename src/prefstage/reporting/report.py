@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from prefstage.core import InputError, Outcome, atomic_path, read_result
+from prefstage.core import InputError, Outcome, atomic_path, read_json, read_result
 from prefstage.reporting.blocks import (
     Chart,
     between,
@@ -25,7 +25,7 @@ from prefstage.reporting.blocks import (
     percent,
 )
 from prefstage.reporting.measured import read_evaluated, read_measured
-from prefstage.reporting.runs import Part, Run, pack, read_json
+from prefstage.reporting.runs import Part, Run, pack, read_if_there
 from prefstage.reporting.sections import duration, explored, read_built, sections_of, sums_of
 from prefstage.reporting.trainings import read_trained
 
@@ -216,7 +216,7 @@ def _read(folder: Path) -> Run:
         try:
             part = Part(**{**entry, "folder": where})
             if kind in FILES and entry is last[entry["iteration"], kind]:
-                part = replace(part, result=json.loads((where / FILES[kind]).read_text("utf-8")))
+                part = replace(part, result=read_json(where / FILES[kind]))
                 part = replace(part, **(READERS[kind](part) if kind in READERS else {}))
             parts.append(part)
         except (KeyError, TypeError, AttributeError, ValueError, FileNotFoundError) as error:
@@ -233,7 +233,7 @@ def _read(folder: Path) -> Run:
         facts=result["facts"],
         parts=parts,
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
-        manifest=read_json(folder / "manifest.json"),
+        manifest=read_if_there(folder / "manifest.json"),
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prefstage.core import DataError
+from prefstage.core import DataError, read_json
 from prefstage.judging.base import content_of, plain_prompt
 from prefstage.reporting.blocks import Row
 
@@ -159,9 +159,9 @@ def labelled(runs: Sequence[Run], kind: str) -> list[tuple[str, Part]]:
     return [(label(run, part, runs), part) for run in runs for part in run.of(kind)]
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; an empty object if it is not there."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def read_if_there(path: Path, kind: Any = dict) -> Any:
+    """Read a JSON file; an empty value of its kind if it is not there."""
+    return read_json(path, kind) if path.is_file() else kind()
 
 
 # --- Pairs -------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from prefstage.reporting.runs import (
     Run,
     label,
     labelled,
-    read_json,
+    read_if_there,
     rows_of,
     with_dynamics,
 )
@@ -55,7 +55,7 @@ def read_trained(part: Part) -> dict[str, Any]:
     """A training's history, and the dynamics of its pairs."""
     folder, result = part.folder, part.result
     return {
-        "history": read_json(folder / HISTORY).get("history", ()),
+        "history": read_if_there(folder / HISTORY).get("history", ()),
         "dynamics": _read_dynamics(folder / DYNAMICS, result.get("exported_step", result["steps"]))
         if (folder / DYNAMICS / ABOUT).is_file()
         else None,
@@ -65,7 +65,7 @@ def read_trained(part: Part) -> dict[str, Any]:
 def _read_dynamics(folder: Path, exported: int) -> Dynamics:
     # Not the last record, but that of the model that was exported: the best checkpoint may be
     # long before the end, and a page shows what users got.
-    about, table = read_json(folder / ABOUT), read_dynamics(folder)
+    about, table = read_if_there(folder / ABOUT), read_dynamics(folder)
     table = table.filter(pc.less_equal(table["step"], exported))
     return Dynamics(
         beta=float(about["beta"]),

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from prefstage.core import Config, InputError, Ledger, seed_for
+from prefstage.core import Config, InputError, Ledger, parse_json, seed_for
 from prefstage.data.records import Candidates, Generation, Prompt, generations_of
 from prefstage.data.settings import ChatSettings
 
@@ -284,7 +284,7 @@ def stored_sample(sampler: str, request: SampleRequest, ledger: Ledger) -> Sampl
         expected="answers as prefstage wrote them",
         cure="restore the file from a copy, or name another file and run again",
     ):
-        values = json.loads(row[0])
+        values = parse_json(row[0])
         values["token_ids"] = tuple(values["token_ids"])
         return Sample(request.prompt_id, request.index, **values)
 
@@ -324,7 +324,7 @@ def _check_alone(sampler: Sampler, ledger: Ledger) -> None:
     settings = json.loads(json.dumps(dict(sampler.settings)))
     for fingerprint, name, text, answers in ledger.samplers():
         if fingerprint != sampler.fingerprint:
-            former = json.loads(text)
+            former = parse_json(text)
             different = ", ".join(
                 f"{key}={former.get(key)!r}, now {settings.get(key)!r}"
                 for key in sorted({*former, *settings})

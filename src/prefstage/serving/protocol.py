@@ -1,6 +1,5 @@
 """What goes between us and a server: replies in one shape, and what to ask again after a fault."""
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any, TypeVar
 
 import httpx2
 from tenacity import RetryCallState
+
+from prefstage.core import parse_json
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ def read_response(
     if "json" not in kind:
         raise Fault(f"an answer of type {kind or 'unknown'!r} where JSON is due")
     try:
-        body = json.loads(response.content)
+        body = parse_json(response.content)
     except ValueError:
         raise Fault("an answer that is not JSON") from None
     try:
@@ -104,7 +105,7 @@ def retry_after_s(value: str | None, *, now: datetime | None = None) -> float:
 # What the server says went wrong, and its error code if it names one.
 def _server_message(response: httpx2.Response) -> tuple[str, str | None]:
     try:
-        body = json.loads(response.content)
+        body = parse_json(response.content)
     except ValueError:
         return " ".join(response.text.split())[:_MESSAGE_CHARS], None
     error, code = body.get("error", body) if isinstance(body, dict) else body, None

@@ -24,6 +24,7 @@ from prefstage.core import (
     installed_versions,
     list_files,
     put_in_place,
+    read_json,
     write_json,
 )
 
@@ -226,7 +227,7 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any]:
         cure="go on from another checkpoint, or start a new run with this folder as the model",
     )
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(path)
         intact = digest({k: v for k, v in record.items() if k != "key"}) == record["key"]
     except (ValueError, KeyError, AttributeError):
         intact = False

@@ -1,6 +1,5 @@
 """A transformers Trainer whose checkpoints are whole and whose resumed runs are exact."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from unittest.mock import patch
 import torch
 from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl
 
-from prefstage.core import CheckpointError, TrainingError, write_json
+from prefstage.core import CheckpointError, TrainingError, read_json, write_json
 from prefstage.training.checkpoints import (
     MANIFEST,
     STAGING,
@@ -189,7 +188,7 @@ class DurableTrainer(HookedTrainer):
                 )
         stopped = saved.get(TrainerControl.__name__, {}).get("args", {}).get("should_training_stop")
         # The flag is set at the last step too; a run that is prolonged since was not stopped.
-        before = json.loads((self._resumed / _TRAINER_STATE).read_text("utf-8"))
+        before = read_json(self._resumed / _TRAINER_STATE)
         done = state.global_step
         return bool(stopped and done < before["max_steps"]) or done >= max_steps
 
@@ -311,7 +310,7 @@ class DurableTrainer(HookedTrainer):
         file = self._resumed / _STATE.format(self.args.process_index)
         if not file.exists():  # more processes than wrote the checkpoint: the first one's
             file = self._resumed / _STATE.format(0)
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = read_json(file)
         self.restore_loop_sums(saved["loop"])
         self.restore_run_state(saved["run"])
 

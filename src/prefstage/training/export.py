@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from prefstage.core import write_text
+from prefstage.core import read_json, write_text
 from prefstage.losses import get_loss
 from prefstage.training.checkpoints import package_versions
 from prefstage.training.datasets import sets_by_name
@@ -174,7 +173,7 @@ def provenance_of(source: Any) -> dict[str, str]:
     path = Path(_path_of(source) or "none")
     file = (path if path.is_dir() else path.parent) / "stage.json"
     try:
-        stage = json.loads(file.read_text(encoding="utf-8")) if path.exists() else {}
+        stage = read_json(file) if path.exists() else {}
         return {
             "stage": str(stage["stage"]),
             "boundary score": f"{stage['boundary_score']:.3f}",

@@ -1,6 +1,5 @@
 """The policy before training: loaded, with tokenizer and adapter, and its reference."""
 
-import json
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from prefstage.core import (
     ConfigError,
     InputError,
     ModelError,
+    read_json,
     reason_of,
     weights_fingerprint,
     without_alias_warning,
@@ -147,7 +147,7 @@ def merge_start(model: Any, folder: Path) -> Any:
         if not mark.is_file():
             merged.save_pretrained(folder)
             write_json(mark, {"weights": fingerprint})  # last: a kill in between leaves no mark
-        elif json.loads(mark.read_text(encoding="utf-8")).get("weights") != fingerprint:
+        elif read_json(mark).get("weights") != fingerprint:
             raise ModelError.of(
                 saw=f"{folder} holds the start of another training",
                 expected="the same policy and adapter as when the run began, or a new folder",
@@ -198,7 +198,7 @@ def _vocabulary_by_weights(model: Any) -> dict[str, int]:
     folder = getattr(getattr(model, "config", None), "name_or_path", "") or "none"
     try:
         # Read as JSON: making a whole tokenizer takes seconds where the vocabulary is large.
-        content = json.loads(Path(folder, "tokenizer.json").read_text(encoding="utf-8"))
+        content = read_json(Path(folder, "tokenizer.json"))
         # Unigram models list tokens with their scores; only added tokens have ids there.
         vocabulary = content["model"]["vocab"]
         added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}

@@ -1,6 +1,5 @@
 """Steps of advice: judged answers of the start, the forecast, and what pilots gained."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +15,7 @@ from prefstage.aligning.recipe import pilot_settings, train_settings, whole_path
 from prefstage.aligning.steps.answers import PAIRS, Build
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.workspace import Policy, Workspace
-from prefstage.core import progress, write_json
+from prefstage.core import progress, read_json, write_json
 from prefstage.data import (
     Candidates,
     CandidateSet,
@@ -283,7 +282,7 @@ class Score(Step):
 
     def value(self) -> Value:
         """The gain over the start, prompt by prompt; both steps are done."""
-        files = (json.loads((s.path / LOG_PROBS).read_text("utf-8")) for s in (self, self.start))
+        files = (read_json(s.path / LOG_PROBS, list) for s in (self, self.start))
         # One prompt at a time: they may have different numbers of answers.
         values = [
             value_by_scoring(

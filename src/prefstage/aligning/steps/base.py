@@ -1,6 +1,5 @@
 """Steps known by what they depend on: each is done once, and kept in a folder of its own."""
 
-import json
 import math
 import shutil
 import time
@@ -23,6 +22,7 @@ from prefstage.core import (
     fault_in,
     list_files,
     put_in_place,
+    read_json,
     write_json,
 )
 from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS
@@ -231,7 +231,7 @@ class Step(ABC):
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of its result."""
-        content: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
+        content: dict[str, Any] = read_json(self.path / name)
         return content
 
     def manifest(self) -> dict[str, Any]:
@@ -352,7 +352,7 @@ class Steps:
         # What a damaged result had cost is not bought again, and stays on the bill.
         if not begun.exists():
             write_json(begun, self._bought_since(step.manifest().get("costs", {})))
-        before, began = json.loads(begun.read_text("utf-8")), time.monotonic()
+        before, began = read_json(begun), time.monotonic()
         step.run(staging)
         costs = self._bought_since(before)
         manifest = {

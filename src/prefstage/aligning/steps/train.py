@@ -1,6 +1,5 @@
 """Steps that train: supervised, and on preferences, here or by a launcher."""
 
-import json
 import shlex
 import shutil
 import sys
@@ -15,7 +14,7 @@ from prefstage.aligning.recipe import pilot_settings, train_settings, whole_path
 from prefstage.aligning.steps.answers import PAIRS, Build
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.workspace import Policy, Workspace
-from prefstage.core import MANIFEST as TRAINING_MANIFEST, write_config
+from prefstage.core import MANIFEST as TRAINING_MANIFEST, read_json, write_config
 from prefstage.serving import run_program
 from prefstage.training.export import describe_exported
 from prefstage.training.recipe import Recipe as TrainRecipe
@@ -53,7 +52,7 @@ class _Training(Step):
         """
         manifest, recipe = folder / TRAINING_MANIFEST, self.recipe
         paths = recipe.model_dump(mode="json", include={"policy", "data", "reference"})
-        former = json.loads(manifest.read_text("utf-8"))["inputs"] if manifest.exists() else paths
+        former = read_json(manifest)["inputs"] if manifest.exists() else paths
         if any(former[name] != path for name, path in paths.items()):
             # Begun where the run folder, or the policy, stood before.
             for child in folder.iterdir():

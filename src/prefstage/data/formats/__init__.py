@@ -6,6 +6,7 @@ loaders of their own, which try their formats first and then those of pairs.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
+from itertools import islice
 from typing import Literal
 
 from prefstage.core import DataError, InputError, did_you_mean
@@ -14,6 +15,7 @@ from prefstage.data.formats.pairs import PAIRS, UNPAIRED
 from prefstage.data.formats.responses import CONVERSATIONS, LISTED, TREES
 from prefstage.data.records import Candidates, check_prompt, prompt_id_of
 
+_SHOWN_NAMES, _COMPARED_NAMES, _NAME_CHARACTERS = 40, 200, 60
 Wanted = Literal["pairs", "candidates", "unpaired", "conversations"]
 
 FORMATS: tuple[Format, ...] = (*PAIRS, *TREES, *LISTED)
@@ -139,7 +141,7 @@ def recognise(
             )
     # The columns of the format and of the row that resemble each other most; of equals the
     # general format, which stands after the special ones.
-    names = [str(name).lower() for name in row]
+    names = [name.lower() for name in _first_names(row, _COMPARED_NAMES)]
     near = max(
         reversed(_formats_for(wanted)),
         key=lambda format_: _likeness(format_.fields, names) + _likeness(names, format_.fields),
@@ -191,4 +193,12 @@ def _likeness(names: Collection[str], others: Iterable[str]) -> float:
 
 
 def _list(row: Row) -> str:
-    return ", ".join(map(str, row)) or "(none)"
+    more = len(row) - _SHOWN_NAMES
+    return (", ".join(_first_names(row, _SHOWN_NAMES)) or "(none)") + (
+        f" and {more:,} more" if more > 0 else ""
+    )
+
+
+def _first_names(row: Row, count: int) -> list[str]:
+    # of how ever many columns, and the beginnings of how ever long names
+    return [str(name)[:_NAME_CHARACTERS] for name in islice(row, count)]

@@ -23,6 +23,7 @@ from prefstage.core import (
     MissingDependencyError,
     RunFolderError,
     atomic_path,
+    read_json,
     write_json,
 )
 from prefstage.diagnosing.flips import FLIP_GROUPS
@@ -91,7 +92,7 @@ class DynamicsFolder:
             RunFolderError: If the folder holds dynamics of something else.
         """
         file, now = self.path / ABOUT, json.loads(json.dumps(dict(about)))
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
+        before = read_json(file) if file.exists() else now
         different = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         RunFolderError.unless(
             not different,
@@ -124,10 +125,7 @@ class DynamicsFolder:
 
     def metrics(self) -> list[dict[str, float]]:
         """The aggregates of every recorded step, ascending."""
-        return [
-            json.loads(self._file(step, METRICS).read_text(encoding="utf-8"))
-            for step in self.steps()
-        ]
+        return [read_json(self._file(step, METRICS)) for step in self.steps()]
 
     def write_step(
         self,
@@ -311,7 +309,7 @@ def draw_dynamics(
         from matplotlib.figure import Figure
     source = Path(folder)
     table, metrics = read_dynamics(source), read_metrics(source)
-    about = json.loads((source / ABOUT).read_text(encoding="utf-8"))
+    about = read_json(source / ABOUT)
     name = _known("set", set_name, list(about["sets"]), default=0)
     moment = _known("step", step, [int(entry["step"]) for entry in metrics], default=-1)
     pairs = table.filter(pc.and_(pc.equal(table["set"], name), pc.equal(table["step"], moment)))

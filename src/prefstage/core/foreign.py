@@ -1,0 +1,248 @@
+"""The door for bytes that others wrote: every way in which they are unreadable is one error.
+
+Python's readers fail in many ways over hostile text: a number of thousands of digits, brackets
+nested a thousand deep, YAML aliases that stand for a billion values, a pipe that never ends. What
+has come through this door is small enough to be walked, compared, printed and stored.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prefstage.core.errors import DataError, PrefstageError
+
+NESTING = 100  # levels; Python's own walkers take three frames a level, of the thousand there are
+_DIGITS = 255  # more do not fit into a float, whatever the base
+_YAML_BYTES = 1 << 20
+_JSON_BYTES = 1 << 30
+_YAML_VALUES = 20_000  # the reader is written in Python: some seconds
+_INT_TAG, _BOOL_TAG = "tag:yaml.org,2002:int", "tag:yaml.org,2002:bool"
+
+
+def whole_number(text: str) -> int:
+    """A whole number of JSON, for its readers to call as `parse_int`.
+
+    Args:
+        text: Its digits.
+
+    Returns:
+        The number, which a float can hold as well.
+
+    Raises:
+        ValueError: If it has more than 255 digits.
+    """
+    if len(text) > _DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def check_shape(value: Any, *, values: int | None = None) -> None:
+    """Check that a value can be walked by functions that call themselves.
+
+    Args:
+        value: Of lists and objects; they may share parts, or hold themselves.
+        values: How many it may hold, what is shared counted as often as it is met; None for any.
+
+    Raises:
+        ValueError: If it is nested deeper than 100 levels, or holds more values.
+    """
+    inner, count = [value], 0
+    for _ in range(NESTING + 1):
+        level = [item for item in inner if isinstance(item, dict | list | tuple | set)]
+        if not level:
+            return
+        inner = [
+            part for item in level for part in (item.values() if isinstance(item, dict) else item)
+        ]
+        count += len(inner)
+        if values is not None and count > values:
+            raise ValueError(f"more than {values:,} values, its aliases written out")
+    raise ValueError(f"values nested deeper than {NESTING} levels")
+
+
+def parse_json(
+    text: str | bytes, *, unique: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None
+) -> Any:
+    """Values of JSON text.
+
+    Args:
+        text: The text; bytes may be UTF-8, 16 or 32.
+        unique: Makes an object of its keys and values, and may refuse keys that stand twice.
+
+    Returns:
+        The value; NaN and infinities are numbers.
+
+    Raises:
+        ValueError: If it is no JSON, is nested deeper than 100 levels, or holds a whole number
+            of more than 255 digits.
+    """
+    try:
+        value = json.loads(text, parse_int=whole_number, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError(f"values nested deeper than {NESTING} levels") from None
+    opened: Any = ("[", "{") if isinstance(text, str) else (b"[", b"{")
+    if sum(map(text.count, opened)) > NESTING:  # hardly any row: the walk costs more
+        check_shape(value)
+    return value
+
+
+def read_bytes(path: Path, *, limit: int = _JSON_BYTES) -> bytes:
+    """All bytes of a file that is small enough.
+
+    Args:
+        path: A regular file, or a link to one.
+        limit: The most that it may hold [bytes].
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        OSError: If it cannot be opened.
+        DataError: If it is a pipe or a device, which may never end, or larger.
+    """
+    regular, size = path.is_file(), path.stat().st_size
+    DataError.unless(
+        (regular or path.is_dir()) and size <= limit,  # opening a folder says what it is
+        saw=f"{path}, " + (f"{size:,} bytes" if regular else "a pipe or a device"),
+        expected=f"a file of at most {limit:,} bytes",
+        cure="save what is meant to a file, and name that",
+    )
+    return path.read_bytes()
+
+
+def read_json(
+    path: Path,
+    kind: type = dict,
+    *,
+    error: type[PrefstageError] = DataError,
+    expected: str = "JSON as prefstage wrote it",
+    cure: str = "repeat the command that wrote it, or restore it from a copy",
+) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        path: The file.
+        kind: What it must be.
+        error: What is raised if it cannot be read.
+        expected: What the file should have been, for errors.
+        cure: What to do, for errors.
+
+    Returns:
+        The value.
+
+    Raises:
+        OSError: If the file cannot be opened.
+        PrefstageError: If it holds something else, or what `parse_json` refuses.
+    """
+    with error.instead_of(
+        ValueError, saw=f"{path} cannot be read ({{error}})", expected=expected, cure=cure
+    ):
+        value = parse_json(read_bytes(path))
+        if not isinstance(value, kind):
+            raise ValueError(  # noqa: TRY004 - of the text, for the error that names the file
+                f"a {type(value).__name__} where a {kind.__name__} is due"
+            )
+        return value
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """Values of YAML text: plain ones alone, keys once, booleans only as true and false.
+
+    Args:
+        text: The text; bytes are UTF-8 or 16.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it cannot be read: it is no YAML, nested deeper than 100 levels, holds
+            itself, or more than 20,000 values once its aliases are written out.
+    """
+    try:
+        value = yaml.load(text, Loader=_PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}{error.problem}") from None
+    except RecursionError:
+        raise ValueError(f"values nested deeper than {NESTING} levels") from None
+    except yaml.YAMLError:
+        raise ValueError("text with a control character") from None
+    except Exception:  # by the tag: each has its own way to fail, such as !!bool maybe
+        raise ValueError("a value that is not what its tag, or its form, says") from None
+    check_shape(value, values=_YAML_VALUES)
+    return value
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file of at most one MiB.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The value; None of an empty file.
+
+    Raises:
+        OSError: If the file cannot be opened.
+        ValueError: As `parse_yaml`; a DataError if it is too large, a pipe or a device.
+    """
+    return parse_yaml(read_bytes(path, limit=_YAML_BYTES).decode("utf-8-sig"))
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML whose only booleans are true and false, and whose keys stand once.
+
+    In YAML 1.1 the words on and off are booleans too; here they are sides of a comparison.
+    """
+
+    # Of a plain word's first letter, what it may mean besides text.
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
+        first: [meaning for meaning in meanings if meaning[0] != _BOOL_TAG]
+        + ([(_BOOL_TAG, re.compile("^(?:[Tt]rue|[Ff]alse)$"))] if first in "tTfF" else [])
+        for first, meanings in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    _level = _nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As the base class, but neither deeper nor more of them than may be."""
+        self._level, self._nodes = self._level + 1, self._nodes + 1
+        if self._level > NESTING + 1 or self._nodes > _YAML_VALUES:
+            raise yaml.composer.ComposerError(
+                *(None, None),
+                f"values nested deeper than {NESTING} levels"
+                if self._level > NESTING
+                else f"more than {_YAML_VALUES:,} values",
+                self.peek_event().start_mark,  # type: ignore[no-untyped-call]  # no stub has it
+            )
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class, but a key that stands twice is an error."""
+        keys = set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                self._check(key.value not in keys, f"{key.value!r} is set twice", key)
+                keys.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """As the base class, but what is merged (<<) does not grow without bound."""
+        super().flatten_mapping(node)
+        self._check(len(node.value) <= _YAML_VALUES, "it merges too many keys", node)
+
+    def construct_scalar(self, node: Any) -> Any:
+        """As the base class, but no whole number is longer than a float can hold."""
+        short = len(node.value) <= _DIGITS or node.tag != _INT_TAG
+        self._check(short, f"a number of {len(node.value):,} digits", node)
+        return super().construct_scalar(node)
+
+    def _check(self, holds: bool, problem: str, node: yaml.Node) -> None:
+        if not holds:
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
