@@ -42,6 +42,8 @@ THOUGHT_MARKS = {
     "<reflection>": "</reflection>",
 }
 
+_MOST_THOUGHTS = 100  # in a row: a reply of more is noise, and would take minutes to read
+
 # Prose, or what is left where a server drops special tokens: a thought only if both stand there.
 _WORDS = (
     # Granite 3.2
@@ -116,6 +118,33 @@ def read_parts(content: str, reasoning: str) -> Reply:
     return Reply(_without_lead(content), reasoning.strip() or None, cut=not content.strip())
 
 
+# A further thought, on a later line of an answer.
+_LATER = re.compile(
+    "|".join(
+        rf"^[ \t]*{re.escape(opening)}.*?(?:{re.escape(closing)}|(?P<cut_{number}>\Z))"
+        for number, (opening, closing) in enumerate(THOUGHT_MARKS.items())
+    ),
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def without_thoughts(text: str) -> Reply:
+    """The reply of which no thought is evidence: thoughts on later lines are none of its answer.
+
+    Args:
+        text: As for `read_reply`, of a server: nobody knows whether the prompt opened a thought.
+
+    Returns:
+        The reply. Cut where any of its thoughts never ended.
+    """
+    reply = read_reply(text)
+    later = list(_LATER.finditer(reply.answer))
+    if reply.cut or any(match.lastgroup for match in later):
+        return Reply("", reply.thought, cut=True)
+    thoughts = [reply.thought or "", *(match[0] for match in later)]
+    return Reply(_LATER.sub("", reply.answer), _joined(thoughts))
+
+
 def opens_thought(generation_prompt: str) -> bool:
     """Whether a generation prompt ends inside a thought, so that a response begins there.
 
@@ -135,7 +164,7 @@ def _in_marks(text: str, *, opened: bool | None) -> Reply | None:
     families, thoughts, rest = _closing_families(text, opened=opened), list[str](), text
     if not families:
         return None
-    while families:
+    while families and len(thoughts) < _MOST_THOUGHTS:
         body = rest.lstrip().removeprefix(families[0][0]) if len(families) == 1 else rest
         # Where the mark that ends a thought begins and ends. One in quotes or code is the
         # thought's text, unless there is no other.
@@ -153,6 +182,8 @@ def _in_marks(text: str, *, opened: bool | None) -> Reply | None:
         thoughts.append(body[: mark[0]])
         rest = body[mark[1] :]
         families = _closing_families(rest, opened=False)
+    if families:
+        return Reply("", _joined(thoughts), cut=True)
     return Reply(_unwrapped(_without_lead(rest), thought=True), _joined(thoughts))
 
 
