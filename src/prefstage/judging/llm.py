@@ -29,7 +29,7 @@ _PLACEHOLDERS = ("conversation", "response_a", "response_b")
 _HALF = 0.5
 _TOP_LOGPROBS = 20  # the most that OpenAI and vLLM give by default
 _REPEATED_TEMPERATURE = 0.7
-_READING = 1  # raise when the way answers are read changes: stored readings then do not fit
+_READING = 2  # raise when the way answers are read changes: stored readings then do not fit
 
 _SYSTEM = """\
 You are an impartial judge of assistant responses. You are shown a conversation and two \
@@ -202,8 +202,8 @@ class LLMJudgeOptions(Config):
 class LLMJudge(Judge):
     """Shows both responses in both orders: P(a ≻ b) = ½·(P_ab(A) + 1 - P_ba(A)).
 
-    P(A) of one order comes from the first token's log-probs where the server gives them and
-    the model is about to write a verdict, and from the text otherwise. An unreadable answer
+    P(A) of one order comes from the first token's log-probs where the server gives them and that
+    token is the verdict that the text means, and from the text otherwise. An unreadable answer
     is asked for again, with a reminder; if none of the attempts in an order is readable, the
     comparison is undecided: with one order alone, position bias would decide.
     """
