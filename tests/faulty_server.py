@@ -43,7 +43,8 @@ class Scripted:
 
     `top_logprobs` (one mapping from token to log-prob per generated token) is sent only if
     the request asks for `logprobs`. `message` holds further fields of a chat reply's message. A
-    `status` other than 200 sends `error` instead.
+    `status` other than 200 sends `error` instead; `raw`, if there is one, is the whole body, with
+    its content type and further headers.
     """
 
     text: str = ""
@@ -55,6 +56,9 @@ class Scripted:
     error: str = "refused"
     delay_s: float = 0.0
     message: Mapping[str, Any] = field(default_factory=dict)
+    raw: str | None = None
+    kind: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def key_of(body: Body) -> str:
@@ -187,6 +191,11 @@ class FaultyServer:
         if fault is not None:
             self.faults_sent[fault] += 1
             return await _fail(fault, reader, writer, self._whole(path, body, scripted))
+        if scripted.raw is not None:
+            extra = "".join(f"{name}: {value}\r\n" for name, value in scripted.headers.items())
+            sent = {"kind": scripted.kind, "extra": extra}
+            await _send(writer, scripted.status, scripted.raw, **sent)
+            return True
         if scripted.status != 200:
             error = {"error": {"message": scripted.error, "code": None}}
             await _send(writer, scripted.status, json.dumps(error))
@@ -238,9 +247,8 @@ async def _send(
 ) -> None:
     """Send a response; `cut` bytes of its announced length are left out."""
     data = text.encode()
-    head = (
-        f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n{extra}\r\n"
-    )
+    kind = f"content-type: {kind}\r\n" if kind else ""
+    head = f"HTTP/1.1 {status} X\r\n{kind}content-length: {len(data)}\r\n{extra}\r\n"
     writer.write(head.encode() + data[: len(data) - cut])
     await writer.drain()
 

@@ -34,8 +34,8 @@ def test_the_first_record_written_stands(tmp_path: Path) -> None:
 
 def test_without_a_file_all_is_kept_in_memory() -> None:
     with Ledger(None) as ledger:
-        ledger.put("gradings", ("question", 0), ("Rating: [[3]]",))
-        assert ledger.get("gradings", ("question", 0)) == ("Rating: [[3]]",)
+        ledger.put("gradings", ("question", 0), ("Rating: [[3]]", 3.0, ""))
+        assert ledger.get("gradings", ("question", 0)) == ("Rating: [[3]]", 3.0, "")
     with Ledger(None) as ledger:
         assert ledger.count("gradings") == 0
 
@@ -53,7 +53,8 @@ def test_what_is_no_probability_is_refused(tmp_path: Path, probability: float | 
         with pytest.raises(InputError, match="probabilities from 0 to 1"):
             ledger.put("judgments", KEY, (probability, "decided"))
         assert ledger.count("judgments") == 0
-        ledger.put("replies", (*KEY, 0), ("unreadable", None))  # a reply may be without one
+        # A reply may be without one.
+        ledger.put("replies", (*KEY, 0), ("unreadable", None, "no verdict"))
 
 
 def test_several_processes_share_one_ledger(tmp_path: Path) -> None:
@@ -100,21 +101,21 @@ def test_kill_9_loses_nothing_that_was_written(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_that_keeps_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "l.sqlite"
     with Ledger(path) as ledger:
-        ledger.put("gradings", ("first", 0), ("x",))
+        ledger.put("gradings", ("first", 0), ("x", None, ""))
         pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
         ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(ServiceError, match=r"l\.sqlite: .*full.*what was bought.* is kept"):
-            ledger.put("gradings", ("second", 0), ("x" * 100_000,))
+            ledger.put("gradings", ("second", 0), ("x" * 100_000, None, ""))
     with Ledger(path) as ledger:
-        assert ledger.rows("gradings") == [("first", 0, "x")]
-        ledger.put("gradings", ("second", 0), ("x" * 100_000,))
+        assert ledger.rows("gradings") == [("first", 0, "x", None, "")]
+        ledger.put("gradings", ("second", 0), ("x" * 100_000, None, ""))
 
 
 def test_a_damaged_file_is_named_when_it_is_opened(tmp_path: Path) -> None:
     path = tmp_path / "l.sqlite"
     with Ledger(path) as ledger:
         for number in range(500):
-            ledger.put("gradings", (f"question {number}", 0), ("some text " * 20,))
+            ledger.put("gradings", (f"question {number}", 0), ("some text " * 20, None, ""))
     whole = path.read_bytes()
     middle = len(whole) // 2 // 4096 * 4096
     path.write_bytes(whole[:middle] + b"\x55" * 4096 + whole[middle + 4096 :])

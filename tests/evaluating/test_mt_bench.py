@@ -74,7 +74,7 @@ def test_two_turns_are_answered_graded_and_kept(tmp_path: Path) -> None:
     assert found.score == 7
     assert found.by_category == {"math": 7, "writing": 7}
     assert (found.missing, found.repeat_deviation) == (2, None)
-    assert found.counts == {"calls": 0, "reused": 12, "unreadable": 8}
+    assert found.counts == {"calls": 0, "reused": 12, "unreadable": 8, "refused": 0}
     assert json.loads(json.dumps(found.as_dict()))["grades"][0]["rating"] == 8
 
 

@@ -14,7 +14,7 @@ from prefstage.sampling import (
     requests_for,
     to_candidates,
 )
-from prefstage.sampling.base import cut_thoughts, stored_sample
+from prefstage.sampling.base import shortfalls, stored_sample
 
 
 class Scribe(Sampler):
@@ -172,12 +172,12 @@ def test_answers_without_thought_or_tokens_are_plain_candidates(prompts):
     assert row.messages() == [{"role": "assistant", "content": "yes"}]
 
 
-def test_cut_thoughts_are_said_by_cause():
+def test_shortfalls_are_said_by_cause():
     whole = Sample("p", 0, "yes", "stop", 3, 4, "hm")
     cut = Sample("p", 1, "", "length", 3, 4, "hm", thought_cut=True)
     ended = Sample("p", 2, "", "stop", 3, 4, "hm", thought_cut=True)
-    assert cut_thoughts([whole]) == []
-    assert cut_thoughts([whole, cut, cut, cut, ended], max_new_tokens=7) == [
+    assert shortfalls([whole]) == []
+    assert shortfalls([whole, cut, cut, cut, ended], max_new_tokens=7) == [
         "3 answers cut in the thought at max_new_tokens=7: raise it, or switch thinking off",
         "1 answer ended in the thought by the policy itself: nothing was answered",
     ]

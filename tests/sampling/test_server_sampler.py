@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from prefstage.sampling import (
     ServerSampler,
     requests_for,
 )
+from prefstage.sampling.base import shortfalls, to_candidates
 from prefstage.serving import ServerClient
 from tests.faulty_server import FaultyServer, Scripted
 
@@ -128,12 +130,17 @@ def test_refused_prompts_are_told_after_all_others_are_answered(prompts):
     kept = []
     with FaultyServer(reply) as server:
         sampler = sampler_of(server, concurrency=1)
-        with pytest.raises(
-            ServiceError, match=r"refused 4 of 12 requests; prompt \w+: HTTP 400 .*too long"
-        ):
-            list(sampler.sample_into(requests_for(prompts, responses=1), kept.append))
-    assert len(kept) == 8
-    assert len(server.requests) == 12
+        samples = list(sampler.sample_into(requests_for(prompts, responses=1), kept.append))
+        assert len(server.requests) == 12
+    assert kept == samples
+    refused = [sample for sample in samples if sample.refusal]
+    assert len(refused) == 4
+    assert {(s.text, s.refusal) for s in refused} == {("", "HTTP 400 X (too long)")}
+    (line,) = shortfalls(samples)
+    assert re.fullmatch(
+        r"4 answers refused by the server, the first for prompt \w+: HTTP 400 .*", line
+    )
+    assert len(to_candidates(prompts, samples, source="m")) == 8
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -144,11 +151,28 @@ def test_a_refusal_that_concerns_all_ends_at_once(prompts, status):
         assert len(server.requests) <= 2
 
 
-def test_a_server_that_refuses_everything_is_given_up(prompts):
-    with FaultyServer(lambda body: Scripted(status=400, error="unknown field top_k")) as server:
-        with pytest.raises(ServiceError, match="unknown field top_k"):
-            list(sampler_of(server, concurrency=2).sample(requests_for(prompts, responses=5)))
-        assert len(server.requests) < 10
+def test_a_server_that_refuses_everything_gives_no_result(prompts):
+    with FaultyServer(lambda body: Scripted(status=400, error="too long")) as server:
+        samples = list(sampler_of(server, concurrency=2).sample(requests_for(prompts, responses=2)))
+    with pytest.raises(ServiceError, match=r"refused all 24 requests, the first .*too long"):
+        shortfalls(samples)
+
+
+def test_a_field_that_a_server_does_not_take_is_left_out_and_told_once(prompts, caplog):
+    def reply(body):
+        if "top_k" in body:
+            return Scripted(status=400, error="Unrecognized request argument supplied: top_k")
+        if "max_tokens" in body:
+            error = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+            return Scripted(status=400, error=error)
+        return Scripted("fine")
+
+    with FaultyServer(reply) as server:
+        samples = list(sampler_of(server, concurrency=1).sample(requests_for(prompts, responses=1)))
+        assert {sample.text for sample in samples} == {"fine"}
+        assert len(server.requests) == len(prompts) + 2
+        assert server.requests[-1]["max_completion_tokens"] == CONFIG.max_new_tokens
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
 
 
 def test_nothing_wanted_nothing_asked():

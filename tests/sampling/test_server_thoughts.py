@@ -66,14 +66,21 @@ def test_a_thought_that_was_cut_is_a_cut_answer(prompts, reply):
     assert sample.finish_reason == "length"
 
 
-@pytest.mark.parametrize("reason", ["content_filter", "tool_calls"])
-def test_what_a_server_ends_for_other_reasons_is_no_cut_thought(prompts, reason):
+@pytest.mark.parametrize(("reason", "refused"), [("content_filter", True), ("tool_calls", False)])
+def test_what_a_server_ends_for_other_reasons_is_no_cut_thought(prompts, reason, refused):
     reply = Scripted("", finish_reason=reason, message={"reasoning": "hm"})
     sample, _ = answers(reply, prompts)
     assert (sample.text, sample.finish_reason, sample.thought_cut) == ("", "other", False)
+    assert bool(sample.refusal) == refused
 
 
-@pytest.mark.parametrize("odd", [None, "", [{"text": "hm"}], 3])
+def test_a_thought_in_parts_is_read(prompts):
+    parts = [{"type": "reasoning.text", "text": "France, "}, {"text": "so"}]
+    sample, _ = answers(Scripted("Paris.", message={"reasoning_details": parts}), prompts)
+    assert (sample.text, sample.thought) == ("Paris.", "France, so")
+
+
+@pytest.mark.parametrize("odd", [None, "", [{"data": "hm"}], 3])
 def test_a_reasoning_field_that_is_no_text_is_none(prompts, odd):
     sample, _ = answers(Scripted("Paris.", message={"reasoning": odd}), prompts)
     assert (sample.text, sample.thought) == ("Paris.", None)

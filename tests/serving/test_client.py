@@ -145,7 +145,7 @@ def test_a_wait_beyond_reason_is_refused_instead_of_slept():
     with FaultyServer(fault_rate=1.0, faults=["429-date"]) as server:
         client = fast(server.url)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("prefstage.serving.protocol.retry_after_s", lambda header: 7200.0)
+            patch.setattr("prefstage.serving.protocol.wait_of", lambda headers: 7200.0)
             with pytest.raises(ServiceError, match="to be asked again in 7200 s"):
                 ask(client)
     assert len(server.requests) == 1

@@ -74,7 +74,7 @@ def test_all_its_processes_end_even_if_they_ignore_sigterm(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert running(tmp_path) == []
+    wait_until(lambda: running(tmp_path) == [])  # a killed process takes a moment to be gone
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -24,8 +24,8 @@ from prefstage.sampling.base import (
     Sampler,
     SampleRequest,
     collect,
-    cut_thoughts,
     requests_for,
+    shortfalls,
     to_candidates,
 )
 
@@ -59,9 +59,18 @@ def policy_answers(
         "answers_cut": sum(sample.finish_reason == "length" for sample in samples),
         "answers_cut_in_thought": sum(sample.thought_cut for sample in samples),
     }
-    account.notes += cut_thoughts(samples)
-    fault = "empty answer of the policy"
-    answered = [s for s in samples if account.passes(s.prompt_id, {fault: not s.text.strip()})]
+    account.notes += shortfalls(samples)
+    answered = [
+        sample
+        for sample in samples
+        if account.passes(
+            sample.prompt_id,
+            {
+                "answer refused by the policy's server": bool(sample.refusal),
+                "empty answer of the policy": not (sample.text.strip() or sample.refusal),
+            },
+        )
+    ]
     return to_candidates(prompts, answered, source=sampler.name)
 
 

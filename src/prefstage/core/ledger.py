@@ -16,7 +16,7 @@ from prefstage.core.runs import lock_file
 LEDGER = "ledger.sqlite"
 Table = Literal["samplers", "samples", "rewards", "judgments", "replies", "gradings"]
 
-_VERSION = 2
+_VERSION = 3
 _BUSY_S = 60.0
 _RETRY_S = 0.01
 _PROBABILITY = "probability REAL {null} CHECK (probability BETWEEN 0 AND 1)"
@@ -38,9 +38,12 @@ _TABLES: dict[Table, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "replies": (
         ("judge TEXT", "prompt TEXT", "first TEXT", "second TEXT", "attempt INTEGER"),
-        ("text TEXT NOT NULL", _PROBABILITY.format(null="")),
+        ("text TEXT NOT NULL", _PROBABILITY.format(null=""), "cause TEXT NOT NULL"),
     ),
-    "gradings": (("question TEXT", "attempt INTEGER"), ("text TEXT NOT NULL",)),
+    "gradings": (
+        ("question TEXT", "attempt INTEGER"),
+        ("text TEXT NOT NULL", "rating REAL", "cause TEXT NOT NULL"),
+    ),
 }
 
 

@@ -28,7 +28,7 @@ from prefstage.core import (
 from prefstage.data.records import Candidates, Prompt, prompt_id_of
 from prefstage.evaluating.rates import cached_file
 from prefstage.sampling import Sample, Sampler, collect, requests_for
-from prefstage.sampling.base import cut_thoughts
+from prefstage.sampling.base import shortfalls
 
 _log = logging.getLogger(__name__)
 
@@ -186,7 +186,8 @@ def answer_prompts(
 
     Returns:
         One answer a prompt, without what was thought before it, empty ones included: a policy
-        that says nothing (or was cut in its thought, which is logged) loses there.
+        that says nothing (or was cut in its thought, which is logged) loses there. Prompts that a
+        server refused are missing, and logged.
     """
     asked = {prompt_id_of(prompt): prompt for prompt in prompts}
     rows = [Candidates(key, prompt, (), (), ()) for key, prompt in asked.items()]
@@ -196,9 +197,12 @@ def answer_prompts(
         for sample in collect(sampler, requests, ledger, key=key):
             samples[sample.prompt_id] = sample
             tick()
-    for line in cut_thoughts(samples.values()):
+    for line in shortfalls(list(samples.values())):
         _log.warning("%s: %s", sampler.name, line)
-    return gather_answers(sampler.name, [(p, samples[key].text) for key, p in asked.items()])
+    return gather_answers(
+        sampler.name,
+        [(p, samples[key].text) for key, p in asked.items() if not samples[key].refusal],
+    )
 
 
 def write_model_outputs(path: Path, answers: Answers, *, dataset: str | None = None) -> None:

@@ -1,25 +1,25 @@
 """MT-bench by single-answer grading: two turns, a rating of 1 to 10 for each."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain, cycle
+from itertools import chain, cycle, product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 
-from prefstage.core import LEDGER, DataError, Ledger, digest, parse_json, read_bytes
+from prefstage.core import LEDGER, DataError, Ledger, ServiceError, digest, parse_json, read_bytes
 from prefstage.data.records import Prompt, prompt_id_of
 from prefstage.evaluating.answers import answer_prompts
 from prefstage.evaluating.rates import Figures, mean_interval
 from prefstage.evaluating.settings import MtBenchConfig
-from prefstage.judging.llm import drawing, until_readable
+from prefstage.judging.llm import Asking, drawing
 from prefstage.judging.reading import HIGHEST, LOWEST, read_rating
 from prefstage.sampling import Sampler
 from prefstage.serving.client import ServerClient, ask_all
+from prefstage.serving.protocol import ChatReply
 
 TURNS = 2
 _READING = 1  # raise when the way ratings are read changes
@@ -93,7 +93,8 @@ class MtBench(Figures):
             one grading.
         grades: Every grading.
         missing: Gradings without a readable rating; they count nowhere else.
-        counts: Answers of the judge: "calls", "reused", "unreadable".
+        counts: Answers of the judge: "calls", "reused", "unreadable", "refused".
+        notes: What was refused or unreadable, and what to do, a line each.
     """
 
     model: str
@@ -106,6 +107,7 @@ class MtBench(Figures):
     grades: tuple[Grade, ...]
     missing: int
     counts: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def shown_score(self) -> str:
@@ -134,6 +136,7 @@ class MtBench(Figures):
                     else [f"standard deviation over repeated gradings {deviation:.2f}"]
                 ),
                 ", ".join(f"{count} {what}" for what, count in self.counts.items()),
+                *(f"note: {note}" for note in self.notes),
             ]
         )
 
@@ -213,27 +216,36 @@ def run_mt_bench(
         Scores by turn and category, with every grading.
 
     Raises:
-        ServiceError: If a server fails for good; everything until then is kept.
+        ServiceError: If a server fails for good; everything until then is kept. If no rating
+            can be read.
 
     Source:
         Zheng et al. 2023, arXiv:2306.05685, Fig. 6 (single-answer grading); the wording is
         our own. Repeated grading: arXiv:2505.12435, App. E.
     """
     config = config or MtBenchConfig()
-    counts: Counter[str] = Counter(calls=0, reused=0, unreadable=0)
     with Ledger(folder / LEDGER, alone=True) as ledger:
         answers = _answer(questions, sampler, ledger)
-        tasks = [
-            (
-                question,
-                answers[question.question_id][:turn],
-                Grade(question.question_id, question.category, turn, repeat, None),
-            )
-            for repeat in range(config.repeats)
-            for question in questions
-            for turn in range(1, TURNS + 1)
-        ]
-        grades = list(ask_all(judge, tasks, partial(_rated, judge, ledger, config, counts)))
+        grades, tasks = list[Grade](), list[tuple[Question, Sequence[str], Grade]]()
+        for repeat, question, turn in product(
+            range(config.repeats), questions, range(1, TURNS + 1)
+        ):
+            grade = Grade(question.question_id, question.category, turn, repeat, None)
+            given = answers[question.question_id][:turn]
+            if len(given) == turn:
+                tasks.append((question, given, grade))
+            else:  # the policy's server refused the question
+                grades.append(grade)
+        asking = Asking(ledger, "gradings", attempts=config.attempts)
+        grades += ask_all(judge, tasks, partial(_rated, judge, asking, config))
+    notes = asking.complaints(limit=f"max_tokens={config.max_tokens}")
+    ServiceError.unless(
+        any(grade.rating is not None for grade in grades) or not notes,
+        saw=f"{judge.model or judge.base_url} gave none of {len(tasks)} ratings: "
+        + "; ".join(notes),
+        expected="ratings",
+        cure="mend that; replies are kept, so that another folder or other options ask anew",
+    )
     grades.sort(key=lambda grade: (grade.repeat, grade.question_id, grade.turn))
     repeats = (_score([g for g in grades if g.repeat == r]) for r in range(config.repeats))
     scores = [score for score in repeats if score is not None]
@@ -250,7 +262,8 @@ def run_mt_bench(
         repeat_deviation=stdev(scores) if len(scores) > 1 else None,
         grades=tuple(grades),
         missing=sum(grade.rating is None for grade in grades),
-        counts=dict(counts),
+        counts=dict(asking.counts),
+        notes=tuple(notes),
     )
 
 
@@ -262,6 +275,8 @@ def _answer(
     for turn in range(TURNS):
         prompts: dict[int, Prompt] = {}
         for question in questions:
+            if len(answers[question.question_id]) < turn:
+                continue  # refused before
             before = zip(question.turns, answers[question.question_id], strict=False)
             prompts[question.question_id] = tuple(
                 {"role": role, "content": text}
@@ -274,16 +289,16 @@ def _answer(
         # two questions with the same text are asked once
         replies = answer_prompts(sampler, list(prompts.values()), ledger, alone=True).by_prompt
         for number, prompt in prompts.items():
-            answers[number] += (replies[prompt_id_of(prompt)].text,)
+            reply = replies.get(prompt_id_of(prompt))
+            answers[number] += () if reply is None else (reply.text,)
     return answers
 
 
 # One grading by the judge, whose every reply is kept before it is read.
 async def _rated(
     judge: ServerClient,
-    ledger: Ledger,
+    asking: Asking,
     config: MtBenchConfig,
-    counts: Counter[str],
     task: tuple[Question, Sequence[str], Grade],
 ) -> Grade:
     question, answers, grade = task
@@ -299,8 +314,8 @@ async def _rated(
         }
     )
 
-    async def buy(attempt: int) -> tuple[str]:
-        reply = await judge.chat(
+    async def buy(attempt: int) -> ChatReply:
+        return await judge.chat(
             grading_messages(
                 question.turns[: grade.turn],
                 answers,
@@ -310,16 +325,13 @@ async def _rated(
             max_tokens=config.max_tokens,
             **drawing(grade.repeat * config.attempts + attempt),
         )
-        return (reply.text,)
 
-    rating = await until_readable(
-        ledger,
-        "gradings",
+    rating = await asking.until_readable(
         (key,),
-        attempts=config.attempts,
-        counts=counts,
-        buy=buy,
-        read=lambda row: read_rating(row[0]).value,
+        buy,
+        lambda reply: read_rating(
+            reply.text, reasoning=reply.reasoning, cut=reply.finish_reason == "length"
+        ),
     )
     return replace(grade, rating=rating)
 

@@ -1,12 +1,13 @@
 """What a judge is: P(a ≻ b | x), the probability that response a is better than b."""
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from prefstage.core import InputError, Ledger
+from prefstage.core import InputError, Ledger, ServiceError
 from prefstage.data.records import Message, Prompt
 
 
@@ -59,6 +60,7 @@ def plain_prompt(prompt: Prompt) -> str:
     )
 
 
+_log = logging.getLogger(__name__)
 # (prompt, response).
 Item = tuple[Prompt, str]
 T = TypeVar("T")
@@ -126,6 +128,11 @@ class Judge(AbstractContextManager["Judge"]):
     def counts(self) -> Mapping[str, int]:
         """What happened so far: "calls", and where they apply "truncated", "undecided"."""
         return dict(getattr(self, "_counts", {}))
+
+    @property
+    def complaints(self) -> list[str]:
+        """Why some comparisons were not decided and what to do, a line each; none if all were."""
+        return []
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
         """Judge each comparison.
@@ -206,6 +213,30 @@ class Judge(AbstractContextManager["Judge"]):
 
 TIE = Judgment(probability=0.5)
 UNDECIDED = Judgment(probability=0.5, status="undecided")
+
+
+def check_decided(judge: Judge, *, decided: int, asked: int) -> None:
+    """Warn of what a judge could not decide; refuse to make a result of nothing.
+
+    Args:
+        judge: Who was asked.
+        decided: How many comparisons of different texts it decided.
+        asked: Of how many.
+
+    Raises:
+        ServiceError: If it decided none.
+    """
+    complaints = judge.complaints
+    ServiceError.unless(
+        decided or not asked,
+        saw=f"judge {judge.name} decided none of {asked} comparisons"
+        + "".join(f"; {line}" for line in complaints),
+        expected="verdicts",
+        cure="mend that, and name another store or other options of the judge: replies are kept "
+        "and not asked for again",
+    )
+    for line in complaints:
+        _log.warning("judge %s: %s", judge.name, line)
 
 
 def _lacks(judge: Judge, does: str, methods: str) -> InputError:

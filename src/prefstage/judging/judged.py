@@ -21,6 +21,7 @@ from prefstage.judging.base import (
     Judge,
     Judgment,
     answered_once,
+    check_decided,
     compare_by_rewards,
     content_of,
     flipped,
@@ -102,6 +103,10 @@ class _StoredJudge(Judge):
     @property
     def counts(self) -> Mapping[str, int]:
         return {**self._judge.counts, "reused": self._reused}
+
+    @property
+    def complaints(self) -> list[str]:
+        return self._judge.complaints
 
     def close(self) -> None:
         self._judge.close()
@@ -188,11 +193,18 @@ def compare_all(judge: Judge, comparisons: Sequence[Comparison]) -> list[Judgmen
         comparisons: What to judge.
 
     Returns:
-        One judgment per comparison, in order.
+        One judgment per comparison, in order. What was not decided is told in a warning.
+
+    Raises:
+        ServiceError: If not one comparison was decided.
     """
     if judge.pointwise:
         return compare_by_rewards(lambda items: score_all(judge, items), comparisons)
-    return _shown("judging", judge.stream(comparisons), len(comparisons))
+    judgments = _shown("judging", judge.stream(comparisons), len(comparisons))
+    asked = [j for j, c in zip(judgments, comparisons, strict=True) if c.a != c.b]
+    decided = sum(judgment.status == "decided" for judgment in asked)
+    check_decided(judge, decided=decided, asked=len(asked))
+    return judgments
 
 
 def score_all(judge: Judge, items: Sequence[Item]) -> list[float]:

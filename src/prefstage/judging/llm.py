@@ -5,13 +5,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.core import Config, InputError, Ledger, ServiceError, digest, load_config, refuse
+from prefstage.core import Config, InputError, Ledger, digest, load_config, refuse
 from prefstage.judging.base import (
     UNDECIDED,
     Comparison,
@@ -22,8 +21,9 @@ from prefstage.judging.base import (
     turned,
 )
 from prefstage.judging.judged import in_kept_order, question_key
-from prefstage.judging.reading import read_verdict
-from prefstage.serving.client import ServerClient, ask_all
+from prefstage.judging.reading import Reading, read_verdict
+from prefstage.serving.client import RefusedRequestError, ServerClient, ask_all
+from prefstage.serving.protocol import ChatReply
 
 _PLACEHOLDERS = ("conversation", "response_a", "response_b")
 _HALF = 0.5
@@ -145,40 +145,105 @@ def drawing(number: int) -> dict[str, float]:
     )
 
 
-async def until_readable(
-    ledger: Ledger,
-    table: Literal["replies", "gradings"],
-    key: Sequence[Any],
-    *,
-    attempts: int,
-    counts: Counter[str],
-    buy: Callable[[int], Awaitable[tuple[Any, ...]]],
-    read: Callable[[tuple[Any, ...]], float | None],
-) -> float | None:
-    """Ask until a reply is readable; each reply is kept before it is used.
+REFUSED = "refused by the server: "  # begins the cause of what nobody answered
+
+
+class Asking:
+    """Asks until a reply is readable, keeps each reply before it is used, and says what was not.
 
     Args:
         ledger: Where replies are kept; what it has is not asked again.
-        table: Of the ledger.
-        key: Of the question in the table, to which the attempt's number is added.
+        table: Of the ledger; its values are a text, what it says or None, and the cause.
         attempts: How often to ask at most.
-        counts: Counts "calls", "reused" and "unreadable" replies.
-        buy: Asks, given the number of the attempt from 0, and gives the table's values.
-        read: The number that a row's values say, or None.
 
-    Returns:
-        What the first readable reply says; None if none is.
+    Attributes:
+        counts: "calls", "reused", "unreadable" and "refused" replies. A refused request is asked
+            once, and kept as refused.
+        causes: Why replies were unreadable, and how often.
     """
-    for attempt in range(attempts):
-        reply, counted = ledger.get(table, (*key, attempt)), "reused"
-        if reply is None:
-            reply, counted = ledger.put(table, (*key, attempt), await buy(attempt)), "calls"
-        counts[counted] += 1
-        number = read(reply)
-        if number is not None:
-            return float(number)
-        counts["unreadable"] += 1
-    return None
+
+    def __init__(
+        self, ledger: Ledger, table: Literal["replies", "gradings"], *, attempts: int
+    ) -> None:
+        self._ledger, self._table, self._attempts = ledger, table, attempts
+        self.counts: Counter[str] = Counter(calls=0, reused=0, unreadable=0, refused=0)
+        self.causes: Counter[str] = Counter()
+
+    async def until_readable(
+        self,
+        key: Sequence[Any],
+        buy: Callable[[int], Awaitable[ChatReply]],
+        read: Callable[[ChatReply], Reading],
+    ) -> float | None:
+        """Ask one question.
+
+        Args:
+            key: Of the question in the table, to which the attempt's number is added.
+            buy: Asks, given the number of the attempt from 0.
+            read: What a reply says.
+
+        Returns:
+            What the first readable reply says; None if none is.
+
+        Raises:
+            ServiceError: If the server fails for good.
+        """
+        for attempt in range(self._attempts):
+            row, counted = self._ledger.get(self._table, (*key, attempt)), "reused"
+            if row is None:
+                values = await self._reading(buy(attempt), read)
+                row, counted = self._ledger.put(self._table, (*key, attempt), values), "calls"
+            _, number, cause = row
+            refused = cause.startswith(REFUSED)
+            self.counts[counted] += 1
+            if number is not None:
+                return float(number)
+            self.counts["refused" if refused else "unreadable"] += 1
+            self.causes[cause] += 1
+            if refused:
+                return None
+        return None
+
+    async def _reading(
+        self, reply: Awaitable[ChatReply], read: Callable[[ChatReply], Reading]
+    ) -> tuple[str, float | None, str]:
+        try:
+            got = await reply
+        except RefusedRequestError as error:
+            if not error.of_content:
+                raise
+            return "", None, REFUSED + error.reason
+        cut = got.finish_reason == "length"
+        reading = read(got)
+        # Only what is unreadable is blamed on the limit: a verdict may stand before it.
+        at_limit = cut and "limit" not in reading.cause
+        return got.text, reading.value, reading.cause + ", cut by the limit" * at_limit
+
+    def complaints(self, *, limit: str) -> list[str]:
+        """What was not answered or not readable, and what to do.
+
+        Args:
+            limit: The limit of tokens, as a user sets it.
+
+        Returns:
+            A line for refused requests, and one for unreadable replies; none if all is well.
+        """
+        lines, asked = list[str](), self.counts["calls"] + self.counts["reused"]
+        reasons = [cause for cause in self.causes if cause.startswith(REFUSED)]
+        if reasons:
+            lines.append(
+                f"{self.counts['refused']} of {asked} requests refused by the server, the first: "
+                f"{reasons[0].removeprefix(REFUSED)}"
+            )
+        others = {c: n for c, n in self.causes.most_common() if not c.startswith(REFUSED)}
+        if others:
+            cut = sum(n for cause, n in others.items() if "limit" in cause)
+            raise_it = f"; {cut} cut at {limit}: raise it" if cut else ""
+            causes = ", ".join(f"{n} {cause}" for cause, n in others.items())
+            lines.append(
+                f"{sum(others.values())} of {asked} replies unreadable ({causes}){raise_it}"
+            )
+        return lines
 
 
 class LLMJudgeOptions(Config):
@@ -197,6 +262,11 @@ class LLMJudgeOptions(Config):
     concurrency: int = Field(default=16, ge=1, description="Requests in flight at most.")
     timeout_s: float = Field(default=600.0, gt=0, description="Seconds for one request.")
     retries: int = Field(default=8, ge=0, description="Further tries after a server's fault.")
+    without: str = Field(
+        default="",
+        description="Fields that the server does not take, such as temperature,max_tokens (which "
+        "becomes max_completion_tokens). Found out by itself where the server names them.",
+    )
 
 
 class LLMJudge(Judge):
@@ -227,10 +297,8 @@ class LLMJudge(Judge):
         self._options = options or LLMJudgeOptions()
         self._ledger = ledger or Ledger(None)
         self._prompt = load_config(JudgePrompt, self._options.prompt)
-        self._logprobs = self._options.logprobs
-        self._counts: Counter[str] = Counter(
-            calls=0, reused=0, unreadable=0, undecided=0, order_dependent=0
-        )
+        self._asking = Asking(self._ledger, "replies", attempts=self._options.attempts)
+        self._counts: Counter[str] = Counter(undecided=0, order_dependent=0)
         self.name = f"openai:{client.model or ''}@{client.base_url}"
         self.fingerprint = digest(
             {
@@ -269,6 +337,7 @@ class LLMJudge(Judge):
             ServerClient(
                 match[2],
                 match[1] or None,
+                without=[name for name in options.without.split(",") if name],
                 **options.model_dump(include={"concurrency", "timeout_s", "retries"}),
             ),
             options=options,
@@ -282,20 +351,28 @@ class LLMJudge(Judge):
     def counts(self) -> Mapping[str, int]:
         """What was bought and what came of it.
 
-        "calls" answers bought, "reused" answers taken from the store instead, "unreadable"
-        answers among both, "undecided" comparisons, "order_dependent" ones (both orders
+        "calls" answers bought, "reused" answers taken from the store instead, "unreadable" and
+        "refused" ones among both, "undecided" comparisons, "order_dependent" ones (both orders
         prefer the same place, a sign of position bias), and the server's token counts.
         """
         usage = self.client.usage
         return {
+            **self._asking.counts,
             **self._counts,
             "prompt_tokens": usage["prompt_tokens"],
             "answer_tokens": usage["completion_tokens"],
             "request_retries": usage["retries"],
         }
 
+    @property
+    def complaints(self) -> list[str]:
+        """What was refused or unreadable, and what to do."""
+        return self._asking.complaints(limit=f"max_tokens={self._options.max_tokens}")
+
     def stream(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, Judgment]]:
         """Judge in both orders; equal texts are a tie without a call.
+
+        What is refused or unreadable is undecided.
 
         Raises:
             ServiceError: If the server fails for good; every reply until then is kept.
@@ -316,9 +393,11 @@ class LLMJudge(Judge):
             yield position, self._judgment(*(verdicts if as_asked else reversed(verdicts)))
 
     async def _ask_both(self, item: tuple[int, Comparison]) -> tuple[int, Verdicts]:
-        # One after the other: what is in flight when another question fails is still kept.
+        # One after the other: what is in flight when another question fails is still kept. One
+        # order alone decides nothing, so that without the first the second is not bought.
         index, shown = item
-        return index, (await self._ask(shown), await self._ask(turned(shown)))
+        forward = await self._ask(shown)
+        return index, (forward, None if forward is None else await self._ask(turned(shown)))
 
     def _judgment(self, forward: float | None, backward: float | None) -> Judgment:
         if forward is None or backward is None:
@@ -329,33 +408,23 @@ class LLMJudge(Judge):
         return Judgment(0.5 * (forward + 1.0 - backward))
 
     async def _ask(self, shown: Comparison) -> float | None:
-        return await until_readable(
-            self._ledger,
-            "replies",
+        return await self._asking.until_readable(
             question_key(self.fingerprint, shown),
-            attempts=self._options.attempts,
-            counts=self._counts,
-            buy=partial(self._buy, shown),
-            read=itemgetter(1),
+            partial(self._buy, shown),
+            lambda reply: read_verdict(
+                reply.text,
+                reasoning=reply.reasoning,
+                first_token=reply.top_logprobs[0] if reply.top_logprobs else None,
+                cut=reply.finish_reason == "length",
+            ),
         )
 
-    # A reply as it is kept: its text, and P(first shown ≻ second shown) if it is readable.
-    async def _buy(self, shown: Comparison, attempt: int) -> tuple[str, float | None]:
+    async def _buy(self, shown: Comparison, attempt: int) -> ChatReply:
         messages = self._prompt.messages(shown, reminded=attempt > 0)
-        wanted = {"max_tokens": self._options.max_tokens, **drawing(attempt)}
-        logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if self._logprobs else {}
-        try:
-            reply = await self.client.chat(messages, **wanted, **logprobs)
-        except ServiceError as error:
-            if not logprobs or "logprob" not in str(error):
-                raise
-            self._logprobs = False  # this server refuses the field
-            reply = await self.client.chat(messages, **wanted)
-        first = reply.top_logprobs[0] if reply.top_logprobs else {}
-        reading = read_verdict(
-            reply.text,
-            reasoning=reply.reasoning,
-            first_token=first,
-            cut=reply.finish_reason == "length",
+        logprobs = self._options.logprobs
+        return await self.client.chat(
+            messages,
+            max_tokens=self._options.max_tokens,
+            **drawing(attempt),
+            **({"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if logprobs else {}),
         )
-        return reply.text, reading.value

@@ -22,6 +22,7 @@ from prefstage.core import (
 from prefstage.data import CandidateSet, keep_sources, load_candidates
 from prefstage.data.sets import DataSource
 from prefstage.judging import Judge, stored
+from prefstage.judging.base import check_decided
 from prefstage.measuring.boundary import (
     ConfidenceSequence,
     JudgedPrompt,
@@ -48,6 +49,7 @@ from prefstage.sampling.base import (
     SamplingConfig,
     as_sampler,
     load_sampler,
+    shortfalls,
 )
 
 STAGE = "stage.json"
@@ -209,7 +211,7 @@ def _run(
     sequence = ConfidenceSequence(
         available=None if config.new_prompts else len(order), confidence=config.confidence
     )
-    prompts: list[JudgedPrompt] = []
+    prompts, asked = list[JudgedPrompt](), 0
 
     def teller() -> Callable[[str], None]:
         if watch is None:
@@ -220,9 +222,11 @@ def _run(
 
     for size in chunk_sizes(limit, first=config.first_chunk):
         tell = teller()
-        chunk = [off.row(prompt_id) for prompt_id in order[len(prompts) :][:size]]
+        chunk = [off.row(prompt_id) for prompt_id in order[asked:][:size]]
+        asked += len(chunk)
         ours = policy.respond(chunk, tell)
-        theirs = [off.draw(row) for row in chunk]
+        answered = {row.prompt_id for row, _ in ours}  # all, but those that a server refused
+        theirs = [off.draw(row) for row in chunk if row.prompt_id in answered]
         tell("judging")
         votes = judge_sides(
             judge,
@@ -241,8 +245,16 @@ def _run(
         if sequence.side is not None and not config.all_prompts:
             break
     teller()("done")
-    stopped: Stopped = limited_by if len(prompts) == limit else "decided"
-    if len(prompts) == len(order):
+    if not prompts and isinstance(policy, SampledResponses):
+        shortfalls(policy.refused)
+    counts = [prompt.votes for prompt in prompts]
+    check_decided(
+        judge,
+        decided=sum(votes.comparisons - votes.undecided for votes in counts),
+        asked=sum(votes.comparisons for votes in counts),
+    )
+    stopped: Stopped = limited_by if asked == limit else "decided"
+    if asked == len(order):
         stopped = "all prompts used"
     return tuple(prompts), sequence, stopped
 

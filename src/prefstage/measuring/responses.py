@@ -34,7 +34,9 @@ class Pool:
     seed: int
     name: str = "given responses"
     # What sampling cost, as fields of `Stage`, for a side that samples nothing.
-    costs: ClassVar[Mapping[str, Any]] = {"tokens": None, "cut_responses": 0, "cut_thoughts": 0}
+    costs: ClassVar[Mapping[str, Any]] = {
+        **{"tokens": None, "cut_responses": 0, "cut_thoughts": 0, "refused_responses": 0},
+    }
 
     @classmethod
     def of(cls, source: DataSource, *, side: str, responses: int, seed: int) -> "Pool":
@@ -106,18 +108,22 @@ class SampledResponses:
         sampler: The policy.
         responses: Responses a prompt, m.
         ledger: Where responses are kept as they arrive and taken from; None to keep none.
+        refused: What a server refused to answer so far.
         costs: As fields of `Stage`, so far: "tokens" of prompts and responses; "cut_responses",
-            which hit the token limit; "cut_thoughts", which ended within their thought.
+            which hit the token limit; "cut_thoughts", which ended within their thought;
+            "refused_responses", which a server refused to give.
     """
 
     def __init__(self, sampler: Sampler, responses: int) -> None:
         self.sampler, self.responses = sampler, responses
         self.name, self.fingerprint = sampler.name, sampler.fingerprint
         self.ledger: Ledger | None = None
+        self.refused: list[Sample] = []
         self.costs: dict[str, Any] = {
             "tokens": {"prompt": 0, "response": 0},
             "cut_responses": 0,
             "cut_thoughts": 0,
+            "refused_responses": 0,
         }
 
     def count(self, prompt_id: str) -> int:
@@ -125,7 +131,7 @@ class SampledResponses:
         return self.responses
 
     def respond(self, prompts: Sequence[Candidates], tell: Callable[[str], None]) -> list[Drawn]:
-        """Sample responses to each prompt.
+        """Sample responses to each prompt; prompts that a server refuses are left out, and counted.
 
         Raises:
             ServiceError: If the sampler leaves a request without an answer.
@@ -152,4 +158,7 @@ class SampledResponses:
         self.costs["tokens"]["response"] += sum(sample.response_tokens for sample in samples)
         self.costs["cut_responses"] += sum(sample.finish_reason == "length" for sample in samples)
         self.costs["cut_thoughts"] += sum(sample.thought_cut for sample in samples)
+        refused = [sample for sample in samples if sample.refusal]
+        self.costs["refused_responses"] += len(refused)
+        self.refused += refused
         return [(row, 0) for row in to_candidates(prompts, samples, source=self.name)]

@@ -133,6 +133,7 @@ class Stage:
     judge_errors: JudgeErrors = "unknown"
     overlap: float = 0.0
     cut_thoughts: int = 0
+    refused_responses: int = 0
     prompts: tuple[JudgedPrompt, ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -345,6 +346,10 @@ def notes_of(stage: Stage) -> list[str]:
             stage.cut_thoughts > 0,
             f"{stage.cut_thoughts} sampled responses ended in their thought and have no answer, "
             "which judges see as an empty one; raise --max-new-tokens, or switch thinking off",
+        ),
+        (
+            stage.refused_responses > 0,
+            f"the policy's server refused {stage.refused_responses} responses, which are left out",
         ),
         (cut_texts > 0, f"the judge read {cut_texts} texts cut to its length limit"),
         (

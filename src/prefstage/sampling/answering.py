@@ -19,9 +19,9 @@ from prefstage.sampling.base import (
     Sampler,
     SamplingConfig,
     collect,
-    cut_thoughts,
     load_sampler,
     requests_for,
+    shortfalls,
     stored_sample,
     to_candidates,
 )
@@ -125,11 +125,12 @@ def sample(
     result |= {
         "notes": [
             *loaded.report.notes,
-            *cut_thoughts(samples, max_new_tokens=config.max_new_tokens),
+            *shortfalls(samples, max_new_tokens=config.max_new_tokens),
         ],
         "rows_quarantined": loaded.report.quarantined,
         "out": str(out),
-        "responses_empty": len(samples) - len(written),
+        "responses_refused": sum(bool(answer.refusal) for answer in samples),
+        "responses_empty": sum(not (a.text.strip() or a.refusal) for a in samples),
         "prompts_without_responses": len(rows) - len(candidates),
         "store": str(store_file),
     }
@@ -201,6 +202,9 @@ def _summary(result: dict[str, Any]) -> str:
         )
     notable = {
         "responses ended by the server for other reasons": reasons.get("other", 0),
+        "responses refused by the server (left out, kept in the store)": result[
+            "responses_refused"
+        ],
         "empty responses (left out, kept in the store)": result["responses_empty"],
         "prompts without a response (left out)": result["prompts_without_responses"],
         "prompts truncated": counts.get("prompts_truncated", 0),

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from prefstage.core import Config, InputError, Ledger, parse_json, seed_for
+from prefstage.core import Config, InputError, Ledger, ServiceError, parse_json, seed_for
 from prefstage.data.records import Candidates, Generation, Prompt, generations_of
 from prefstage.data.settings import ChatSettings
 
@@ -73,6 +73,8 @@ class Sample:
         token_ids: The tokens generated, thought and end-of-turn included; empty where a server
             does not say.
         tokenizer: Fingerprint of the tokenizer that they belong to; empty where there are none.
+        refusal: Why a server refused to answer this prompt, in its own words; then there is no
+            text. Kept like an answer: it is not asked again.
     """
 
     prompt_id: str
@@ -85,6 +87,7 @@ class Sample:
     thought_cut: bool = False
     token_ids: tuple[int, ...] = ()
     tokenizer: str = ""
+    refusal: str = ""
 
     @property
     def generation(self) -> Generation | None:
@@ -94,16 +97,28 @@ class Sample:
         return Generation(self.thought, self.token_ids, self.tokenizer)
 
 
-def cut_thoughts(samples: Iterable[Sample], *, max_new_tokens: int | None = None) -> list[str]:
-    """Say how many responses ended within their thought, and what to do.
+def shortfalls(samples: Sequence[Sample], *, max_new_tokens: int | None = None) -> list[str]:
+    """Say how many responses were refused or ended within their thought, and what to do.
 
     Args:
         samples: Answers.
         max_new_tokens: The limit that they had, where one is known.
 
     Returns:
-        A line for those that were cut, and one for those that the policy ended itself.
+        A line for those that a server refused, one for those that were cut, and one for those
+        that the policy ended itself; each only where there are some.
+
+    Raises:
+        ServiceError: If all were refused.
     """
+    refused = [sample for sample in samples if sample.refusal]
+    first = f"prompt {refused[0].prompt_id}: {refused[0].refusal}" if refused else ""
+    ServiceError.unless(
+        len(refused) < len(samples) or not refused,
+        saw=f"the server refused all {len(refused)} requests, the first for {first}",
+        expected="prompts that the server takes",
+        cure="mend that; the refusals are kept, so that another --out asks anew",
+    )
     reasons = [sample.finish_reason for sample in samples if sample.thought_cut]
     cut = reasons.count("length")
     limit = "max_new_tokens" if max_new_tokens is None else f"max_new_tokens={max_new_tokens}"
@@ -111,6 +126,7 @@ def cut_thoughts(samples: Iterable[Sample], *, max_new_tokens: int | None = None
         f"cut in the thought at {limit}: raise it, or switch thinking off": cut,
         "ended in the thought by the policy itself: nothing was answered": len(reasons) - cut,
     }
+    lines[f"refused by the server, the first for {first}"] = len(refused)
     return [f"{n} {'answer' if n == 1 else 'answers'} {what}" for what, n in lines.items() if n]
 
 
@@ -250,6 +266,8 @@ def collect(
 
     def keep(sample: Sample) -> None:
         values = {k: v for k, v in asdict(sample).items() if k not in ("prompt_id", "index")}
+        if not values["refusal"]:
+            del values["refusal"]
         ledger.put(
             "samples",
             (key, sample.prompt_id, sample.index),
@@ -301,10 +319,11 @@ def to_candidates(
 
     Returns:
         The prompts that have answers, in order, with their answers by index, and how each was
-        generated; no scores.
+        generated; no scores. Refused ones are no answers.
     """
     answers: dict[str, list[Sample]] = {}
-    for sample in sorted(samples, key=lambda sample: sample.index):
+    spoken = (sample for sample in samples if not sample.refusal)
+    for sample in sorted(spoken, key=lambda sample: sample.index):
         answers.setdefault(sample.prompt_id, []).append(sample)
     return [
         Candidates(

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -124,8 +124,6 @@ def sample_of(request: SampleRequest, reply: ChatReply, plain: PlainFormat | Non
     )
 
 
-_PROMPT_FAULTS = frozenset({400, 413, 422})
-_REFUSALS_BEFORE_GIVING_UP = 5
 DEFAULT_CONCURRENCY = 16
 
 
@@ -256,11 +254,10 @@ class ServerSampler(Sampler):
             keep: Called with each answer, on another thread.
 
         Yields:
-            Each answer, after it was kept.
+            Each answer, after it was kept; of a prompt that the server refused, its refusal.
 
         Raises:
-            ServiceError: If the server fails for good; or, after all others have been
-                answered, if it refused some prompts.
+            ServiceError: If the server fails for good.
         """
         if not requests:
             return
@@ -268,30 +265,21 @@ class ServerSampler(Sampler):
         self.client.concurrency = self._concurrency or (
             1 if dialect == "transformers" else DEFAULT_CONCURRENCY
         )
-        refused: list[str] = []
 
-        async def ask(request: SampleRequest) -> Sample | None:
+        async def ask(request: SampleRequest) -> Sample:
             try:
                 sample = sample_of(request, await self._ask(request, dialect), self._format)
             except RefusedRequestError as error:
-                # One prompt that a server cannot take is no reason to lose the others, unless
-                # it takes none at all.
-                if error.status not in _PROMPT_FAULTS:
+                # One prompt that a server cannot take is no reason to lose the others.
+                if not error.of_content:
                     raise
-                refused.append(f"prompt {request.prompt_id}: {error.reason}")
-                if len(refused) >= _REFUSALS_BEFORE_GIVING_UP and not self.client.usage["replies"]:
-                    raise
-                return None
+                sample = Sample(
+                    request.prompt_id, request.index, "", "other", 0, 0, refusal=error.reason
+                )
             keep(sample)
             return sample
 
-        yield from filter(None, ask_all(self.client, requests, ask))
-        if refused:
-            raise ServiceError.of(
-                saw=f"the server refused {len(refused)} of {len(requests)} requests; {refused[0]}",
-                expected="prompts that the server takes",
-                cure="remove or shorten these prompts; all other answers are kept",
-            )
+        yield from ask_all(self.client, requests, ask)
 
     async def _ask(self, request: SampleRequest, dialect: Dialect) -> ChatReply:
         options = request_options(self.config, sample_seed(self.config, request), dialect)
@@ -421,14 +409,10 @@ class ServedSampler(ServerSampler):
         started = ServerClient(url, None, **self._client_options)
         started.usage, self.client = self.client.usage, started
         if _dialect(self.client) == "standard":
-            (names,) = ask_all(self.client, [None], lambda _: self.client.models())
-            ServiceError.unless(
-                names,
-                saw=f"{self.client.base_url}/models lists no model",
-                expected="a server with a model",
-                cure="name the model in the server's command",
-            )
-            self.client.model = names[0]
+            names = list[str]()
+            with suppress(ServiceError):  # a server of one model may have no list of them
+                (names,) = ask_all(self.client, [None], lambda _: self.client.models())
+            self.client.model = next(iter(names), None)
         self._running = True
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import ipaddress
+import logging
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from queue import Queue
 from threading import Thread
@@ -14,7 +15,6 @@ import httpx2
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
-    retry_if_exception,
     stop_after_attempt,
     wait_combine,
     wait_random_exponential,
@@ -22,8 +22,11 @@ from tenacity import (
 
 from prefstage.core import InputError, ServiceError
 from prefstage.serving.protocol import (
+    INSTEAD,
+    OPTIONAL,
     ChatReply,
     Fault,
+    not_taken,
     read_chat,
     read_completion,
     read_models,
@@ -35,7 +38,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _END = object()  # after the last result
+_log = logging.getLogger(__name__)
 _CONNECT_S = 30.0
+_LARGEST_BYTES = 64 << 20  # of a reply
 _LONGEST_BACKOFF_S = 60.0
 _LONGEST_RETRY_AFTER_S = 600.0
 
@@ -46,22 +51,28 @@ class RefusedRequestError(ServiceError):
     Attributes:
         status: HTTP status.
         reason: What the server said, in one line.
+        of_content: Whether it refused what this one request holds, so that others may be
+            answered; otherwise it would refuse every request.
     """
 
     status: int = 0
     reason: str = ""
+    of_content: bool = False
 
 
 class ServerClient:
     """Speaks to one OpenAI-compatible server; use it as ``async with client:``.
 
     A request is sent again after refused, reset or truncated connections, time-outs, HTTP
-    408, 425, 429 and 5xx, and bodies that are not the JSON that is due. A request that was
-    answered is never sent again; a retry after a lost answer is unavoidable and is counted.
+    408, 423 to 425, 429, 498 and 5xx, and bodies that are not the JSON that is due. A request that
+    was answered is never sent again; a retry after a lost answer is unavoidable and is counted.
+    A field that the server names as unknown or unsupported is left out from then on, with a
+    warning (`max_tokens` becomes `max_completion_tokens`).
 
     Args:
         base_url: Such as ``http://127.0.0.1:8000`` (``/v1`` is added where no path is
-            given) or ``https://host/api/v1``.
+            given) or ``https://host/api/v1``. A query (``?api-version=…``) goes with every
+            request; the end of a pasted endpoint (``/chat/completions``) is taken off.
         model: The model's name on the server; None where the server has only one and does
             not ask for its name.
         api_key_env: Environment variable that holds the API key, if the server wants one.
@@ -71,6 +82,7 @@ class ServerClient:
         retries: Attempts after the first, >= 0.
         backoff_s: First upper bound of the random wait before a retry; doubles each time,
             up to a minute. Seconds.
+        without: Fields that the server is known not to take: left out from the first request on.
 
     Attributes:
         usage: What it did so far: HTTP "requests" sent, retries included; "replies" received
@@ -91,6 +103,7 @@ class ServerClient:
         timeout_s: float = 600.0,
         retries: int = 8,
         backoff_s: float = 0.5,
+        without: Collection[str] = (),
     ) -> None:
         self.base_url = _checked_url(base_url)
         self.model = model
@@ -108,6 +121,11 @@ class ServerClient:
             | {"prompt_tokens": 0, "completion_tokens": 0}
         )
         self._api_key_env = api_key_env
+        for name in (name for name in without if name not in OPTIONAL):
+            raise InputError.of(
+                saw=f"without={name}", expected=f"some of {', '.join(OPTIONAL)}", cure="fix it"
+            )
+        self._without = set(without)
         # After what the server asks for, exponential backoff with full jitter: before retry k
         # U(0, min(max, multiplier·2^k)). Source: Brooker 2015, "Exponential Backoff And Jitter",
         # AWS Architecture Blog.
@@ -119,15 +137,27 @@ class ServerClient:
 
     async def __aenter__(self) -> Self:
         """Open the connections."""
-        key = os.environ.get(self._api_key_env)
+        key, headers = self._key(), dict[str, str]()
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+            if "api-version" in httpx2.URL(self.base_url).params:  # Azure knows a key by this name
+                headers["api-key"] = key
         self._slots = asyncio.Semaphore(self.concurrency)
-        self._http = httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            # The time-out of a whole attempt is ours: httpx would begin anew with each byte read.
-            timeout=httpx2.Timeout(None, connect=_CONNECT_S),
-            limits=httpx2.Limits(max_connections=self.concurrency),
-            trust_env=not _is_loopback(self.base_url),  # a proxy cannot reach our loopback
-        )
+        with InputError.instead_of(
+            *(ImportError, ValueError, OSError, TypeError, httpx2.InvalidURL),
+            saw="the connection cannot be made as the environment says ({error})",
+            expected="proxies (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) as http://HOST:PORT or, with "
+            "the package socksio, socks5://HOST:PORT, and certificates (SSL_CERT_FILE, "
+            "SSL_CERT_DIR) that are there",
+            cure="mend or unset these variables",
+        ):
+            self._http = httpx2.AsyncClient(
+                headers=headers,
+                # The time-out of a whole attempt is ours: httpx would begin anew with each byte.
+                timeout=httpx2.Timeout(None, connect=_CONNECT_S),
+                limits=httpx2.Limits(max_connections=self.concurrency),
+                trust_env=not _is_loopback(self.base_url),  # a proxy cannot reach our loopback
+            )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -179,34 +209,70 @@ class ServerClient:
         Raises:
             ServiceError: As in `chat`.
         """
-        return await self._send("GET", f"{self.base_url}/models", None, read_models)
+        return await self._send("GET", self._url("models"), None, read_models)
 
     async def describe(self) -> Mapping[str, Any]:
         """Ask for the server's OpenAPI description.
 
         Returns:
-            The description, or an empty one where the server has none.
-
-        Raises:
-            ServiceError: If no server answers.
+            The description, or an empty one where the server has none, or does not answer:
+            nothing depends on it but the dialect, and the next request will tell.
         """
-        url = self.base_url.removesuffix("/v1") + "/openapi.json"
-        with suppress(RefusedRequestError):
-            body = await self._send("GET", url, None, lambda body: body, patience=3)
+        base = httpx2.URL(self.base_url)
+        url = str(base.copy_with(path=base.path.removesuffix("/v1") + "/openapi.json"))
+        with suppress(ServiceError):
+            body = await self._send("GET", url, None, lambda body: body, patience=1)
             return body if isinstance(body, dict) else {}
         return {}
 
     async def _ask(
         self, path: str, body: dict[str, Any], read: Callable[[Any], ChatReply]
     ) -> ChatReply:
-        model = {} if self.model is None else {"model": self.model}
-        reply = await self._send("POST", f"{self.base_url}/{path}", model | body, read)
+        body |= {} if self.model is None else {"model": self.model}
+        while True:
+            for name in self._without & {*body}:
+                value = body.pop(name)
+                if name in INSTEAD:
+                    body[INSTEAD[name]] = value
+            try:
+                reply = await self._send("POST", self._url(path), body, read)
+                break
+            except RefusedRequestError as error:
+                cause = error.__cause__
+                name = not_taken(cause, [*body]) if isinstance(cause, Fault) else ""
+                if not name:
+                    raise
+                if name not in self._without:
+                    change = f"sent as {INSTEAD[name]}" if name in INSTEAD else "left out"
+                    _log.warning(
+                        "%s does not take %s (%s): %s from now on",
+                        self.base_url,
+                        name,
+                        error.reason,
+                        change,
+                    )
+                self._without.add(name)
         self.usage.update(
             replies=1,
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,
         )
         return reply
+
+    def _url(self, path: str) -> str:
+        base = httpx2.URL(self.base_url)
+        return str(base.copy_with(path=f"{base.path}/{path}"))
+
+    def _key(self) -> str | None:
+        key = (os.environ.get(self._api_key_env) or "").strip()
+        InputError.unless(
+            key.isascii() and key.isprintable() and " " not in key,
+            saw=f"the environment variable {self._api_key_env} with characters that no key has "
+            "(spaces, control characters, letters beyond ASCII)",
+            expected="an API key and nothing else",
+            cure="set it anew, without quotes or line ends",
+        )
+        return key or None
 
     async def _send(
         self,
@@ -218,10 +284,22 @@ class ServerClient:
         patience: int | None = None,
     ) -> T:
         retries = self.retries if patience is None else min(patience, self.retries)
+
+        limited: Counter[int] = Counter()  # faults that are not worth all retries
+
+        def again(state: RetryCallState) -> bool:
+            fault = state.outcome.exception() if state.outcome else None
+            if not isinstance(fault, Fault) or fault.wait_s is None:
+                return False
+            if fault.retries is None:
+                return True
+            limited[fault.retries] += 1
+            return limited[fault.retries] <= fault.retries
+
         attempts = AsyncRetrying(
             stop=stop_after_attempt(1 + retries),
             wait=self._wait,
-            retry=retry_if_exception(lambda e: isinstance(e, Fault) and e.wait_s is not None),
+            retry=again,
             before_sleep=self._count_retry,
             reraise=True,
         )
@@ -230,15 +308,17 @@ class ServerClient:
                 return await attempts(self._attempt, method, url, body, read)
         except Fault as fault:
             self.usage["failures"] += 1
-            if fault.wait_s is not None:
+            key, reason = self._key(), str(fault)
+            reason = reason.replace(key, "***") if key else reason
+            # What breaks on one request while others are answered is that request's own fault.
+            lasting = fault.wait_s is not None
+            if lasting and not (fault.of_content and self.usage["replies"]):
                 raise ServiceError.of(
-                    saw=f"{url}: {fault}, {1 + retries} times",
+                    saw=f"{url}: {reason}, {1 + retries} times",
                     expected="an answer",
                     cure="check that the server runs and is not overloaded; then repeat the "
                     "command",
                 ) from None
-            key, reason = os.environ.get(self._api_key_env), str(fault)
-            reason = reason.replace(key, "***") if key else reason
             error = RefusedRequestError.of(
                 saw=f"{url}: {reason}",
                 expected="an answer",
@@ -246,8 +326,8 @@ class ServerClient:
                 if fault.status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN)
                 else "change the request as the server says",
             )
-            error.status, error.reason = fault.status, reason
-            raise error from None
+            error.status, error.reason, error.of_content = fault.status, reason, fault.of_content
+            raise error from fault
 
     async def _attempt(
         self, method: str, url: str, body: dict[str, Any] | None, read: Callable[[Any], T]
@@ -256,13 +336,23 @@ class ServerClient:
             raise RuntimeError("use the client inside `async with client:`")
         self.usage["requests"] += 1
         try:
-            async with asyncio.timeout(self.timeout_s):
-                response = await self._http.request(method, url, json=body)
+            async with (
+                asyncio.timeout(self.timeout_s),
+                self._http.stream(method, url, json=body) as response,
+            ):
+                parts, size = list[bytes](), 0
+                async for part in response.aiter_bytes():
+                    parts.append(part)
+                    size += len(part)
+                    if size > _LARGEST_BYTES:
+                        limit = f"an answer of more than {_LARGEST_BYTES >> 20} MiB"
+                        raise Fault(limit, wait_s=None, of_content=True)
         except TimeoutError:
             raise Fault(f"no answer within {self.timeout_s:g} s") from None
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             raise Fault(f"{type(error).__name__} {error}".strip()) from None
-        return read_response(response, read, longest_wait_s=_LONGEST_RETRY_AFTER_S)
+        content = b"".join(parts)
+        return read_response(response, content, read, longest_wait_s=_LONGEST_RETRY_AFTER_S)
 
     def _count_retry(self, _state: RetryCallState) -> None:
         self.usage["retries"] += 1
@@ -278,7 +368,10 @@ def _checked_url(url: str) -> str:
         expected="http://HOST:PORT or https://HOST/PATH",
         cure="write the whole URL",
     )
-    return str(parsed.copy_with(path=parsed.path.rstrip("/") or "/v1"))
+    path = parsed.path.rstrip("/")
+    for endpoint in ("/chat/completions", "/completions", "/models"):
+        path = path.removesuffix(endpoint)
+    return str(parsed.copy_with(path=path.rstrip("/") or "/v1"))
 
 
 def _is_loopback(url: str) -> bool:

@@ -1,11 +1,12 @@
 """What goes between us and a server: replies in one shape, and what to ask again after a fault."""
 
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from typing import Any, TypeVar
 
 import httpx2
@@ -15,10 +16,17 @@ from prefstage.core import parse_json
 
 T = TypeVar("T")
 
-_RETRYABLE = frozenset(
-    {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+# Beside 5xx: time-out, locked, failed dependency, too early, too many; 498 of Groq: no capacity.
+_RETRYABLE = frozenset({408, 423, 424, 425, 429, 498, 499})
+# About one request's content: the next one may well be answered. 403 and 451 are moderation's.
+_OF_CONTENT = frozenset({400, 413, 422, 451})
+_FORBIDDEN, _SERVER_ERROR = 403, 500
+_MODERATION = re.compile(
+    r"moderat|flagged|polic(?:y|ies)|safety|content|prohibited|guardrail", re.IGNORECASE
 )
+_UNUSABLE_RETRIES = 2  # of a reply without a usable choice: a moderated prompt stays one
 _MESSAGE_CHARS = 300
+_LONGEST_S = 1e9
 
 
 class Fault(Exception):  # noqa: N818 - not an error until the retries are spent
@@ -28,11 +36,25 @@ class Fault(Exception):  # noqa: N818 - not an error until the retries are spent
         status: HTTP status; 0 where there was none, or no error of it.
         wait_s: Seconds that the server asks to wait before the next attempt, or 0; None where
             it refuses the request, now and again.
+        of_content: Whether the fault may lie in what this request holds, so that others may
+            well be answered; else it is the server's, the way's, or that of the whole run.
+        retries: How often to ask again at most; None: as often as for any fault.
+        field: The request's field that the server names as the fault; else empty.
     """
 
-    def __init__(self, reason: str, *, status: int = 0, wait_s: float | None = 0.0) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        status: int = 0,
+        wait_s: float | None = 0.0,
+        of_content: bool = False,
+        retries: int | None = None,
+        field: str = "",
+    ) -> None:
         super().__init__(reason)
-        self.status, self.wait_s = status, wait_s
+        self.status, self.wait_s, self.of_content = status, wait_s, of_content
+        self.retries, self.field = retries, field
 
 
 def server_wait_s(retry_state: RetryCallState) -> float:
@@ -42,12 +64,13 @@ def server_wait_s(retry_state: RetryCallState) -> float:
 
 
 def read_response(
-    response: httpx2.Response, read: Callable[[Any], T], *, longest_wait_s: float
+    response: httpx2.Response, content: bytes, read: Callable[[Any], T], *, longest_wait_s: float
 ) -> T:
     """What the JSON body of a successful response says.
 
     Args:
-        response: Any response, its body read.
+        response: Any response.
+        content: Its body; of any content type, as gateways and proxies name it as they like.
         read: Reads the decoded body; what it stumbles over is a body of another shape.
         longest_wait_s: A server that asks for a longer wait than this is given up.
 
@@ -57,62 +80,167 @@ def read_response(
     Raises:
         Fault: If it says nothing; the text is the server's own message.
     """
-    if not response.is_success:
-        status, (message, code) = response.status_code, _server_message(response)
-        reason = f"HTTP {status} {response.reason_phrase}".strip()
-        reason += f" ({message})" if message else ""
-        retryable = status in _RETRYABLE or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        wait_s: float | None = None
-        if retryable and code != "insufficient_quota":
-            wait_s = retry_after_s(response.headers.get("retry-after"))
-            if wait_s > longest_wait_s:
-                reason, wait_s = f"{reason}, to be asked again in {wait_s:.0f} s", None
-        raise Fault(reason, status=status, wait_s=wait_s)
-    kind = response.headers.get("content-type", "")
-    if "json" not in kind:
-        raise Fault(f"an answer of type {kind or 'unknown'!r} where JSON is due")
     try:
-        body = parse_json(response.content)
+        body = parse_json(content)
     except ValueError:
-        raise Fault("an answer that is not JSON") from None
+        body = None
+    failed = body.get("error") if isinstance(body, Mapping) else None
+    if not response.is_success:
+        raise _failure(response, response.status_code, body, content, longest_wait_s)
+    if failed and not body.get("choices"):  # a failure that a gateway passes on as a success
+        raise _failure(response, _code_of(failed), body, content, longest_wait_s)
+    if body is None:
+        kind = response.headers.get("content-type") or "no type"
+        raise Fault(f"an answer of {kind} that is not JSON", retries=_UNUSABLE_RETRIES)
     try:
         return read(body)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise Fault(f"an answer of another shape ({str(body)[:80]})") from None
+    except Fault:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+        shape = " ".join(str(body)[:80].split())
+        raise Fault(
+            f"an answer without a usable choice ({shape})",
+            of_content=True,
+            retries=_UNUSABLE_RETRIES,
+        ) from None
+
+
+def _failure(
+    response: httpx2.Response, status: int, body: Any, content: bytes, longest_wait_s: float
+) -> Fault:
+    message, code, field = _server_message(body, content)
+    reason = f"HTTP {status} {response.reason_phrase if status == response.status_code else ''}"
+    reason = reason.strip() + (f" ({message})" if message else "")
+    moderated = status == _FORBIDDEN and bool(_MODERATION.search(f"{message} {code}"))
+    wait_s: float | None = None
+    if (status in _RETRYABLE or status >= _SERVER_ERROR) and code != "insufficient_quota":
+        wait_s = wait_of(response.headers)
+        if wait_s > longest_wait_s:
+            reason, wait_s = f"{reason}, to be asked again in {wait_s:.0f} s", None
+    # Such as 500 and 502 for one prompt that breaks the model; 503 and 529 speak of the server.
+    breaks = status in (_SERVER_ERROR, 502)
+    return Fault(
+        reason,
+        status=status,
+        wait_s=wait_s,
+        of_content=status in _OF_CONTENT or moderated or breaks,
+        field=field,
+    )
+
+
+def _code_of(error: Any) -> int:
+    code: Any = error.get("code", error.get("status")) if isinstance(error, Mapping) else None
+    with suppress(TypeError, ValueError):
+        if 400 <= int(code) < 600:  # noqa: PLR2004 - the range of HTTP's errors
+            return int(code)
+    return _SERVER_ERROR
+
+
+def wait_of(headers: Mapping[str, str]) -> float:
+    """Seconds to wait by the headers of a response.
+
+    Args:
+        headers: `retry-after-ms` in milliseconds (OpenAI, Azure) wins over `retry-after` (seconds,
+            an HTTP date, or a duration such as "1m30s").
+
+    Returns:
+        Seconds, >= 0; 0 where there is no such header, or none that can be read.
+    """
+    if milliseconds := headers.get("retry-after-ms"):
+        return retry_after_s(milliseconds) / 1000
+    return retry_after_s(headers.get("retry-after"))
 
 
 def retry_after_s(value: str | None, *, now: datetime | None = None) -> float:
     """Seconds to wait by a Retry-After header.
 
     Args:
-        value: The header: seconds, or an HTTP date; None if it is missing.
+        value: The header: seconds, an HTTP date, or a duration such as "1m30s" or "250ms"; None
+            if it is missing.
         now: The present, for a date.
 
     Returns:
         Seconds, >= 0; 0 for a missing or unreadable header.
 
     Source:
-        RFC 9110, section 10.2.3.
+        RFC 9110, section 10.2.3; durations as gateways write them.
     """
-    with suppress(ValueError):
-        return min(max(float(value or 0), 0.0), 1e9)
-    with suppress(ValueError):
-        wait = parsedate_to_datetime(str(value)) - (now or datetime.now(UTC))
-        return max(wait.total_seconds(), 0.0)
-    return 0.0
+    text, seconds = str(value or "").strip(), math.nan
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:(\d+)ms)?", text)
+    with suppress(ValueError, TypeError, OverflowError):
+        if text and parts:
+            units = zip((3600, 60, 1, 0.001), parts.groups(), strict=True)
+            seconds = sum(unit * float(number) for unit, number in units if number)
+        elif re.fullmatch(r"[-+]?[\d.]+(?:e[-+]?\d+)?", text, re.IGNORECASE):
+            seconds = float(text)
+        else:
+            wait = parsedate_to_datetime(text) - (now or datetime.now(UTC))
+            seconds = wait.total_seconds()
+    return 0.0 if math.isnan(seconds) else min(max(seconds, 0.0), _LONGEST_S)
 
 
-# What the server says went wrong, and its error code if it names one.
-def _server_message(response: httpx2.Response) -> tuple[str, str | None]:
-    try:
-        body = parse_json(response.content)
-    except ValueError:
-        return " ".join(response.text.split())[:_MESSAGE_CHARS], None
-    error, code = body.get("error", body) if isinstance(body, dict) else body, None
-    if isinstance(error, dict):
-        code = error.get("code")
-        error = error.get("message") or error.get("detail") or error
-    return " ".join(str(error).split())[:_MESSAGE_CHARS], None if code is None else str(code)
+# What the server says went wrong, its error code, and the request's field that it names.
+def _server_message(body: Any, content: bytes) -> tuple[str, str, str]:
+    if body is None:
+        text = re.sub(r"<[^>]*>", " ", content[: 64 * _MESSAGE_CHARS].decode(errors="replace"))
+        return " ".join(text.split())[:_MESSAGE_CHARS], "", ""
+    error, code, field = body.get("error", body) if isinstance(body, Mapping) else body, "", ""
+    if isinstance(error, Mapping):
+        code = str(error.get("code") or error.get("type") or "")
+        field = str(error.get("param") or "")
+        message = error.get("message") or error.get("detail") or error
+        metadata = error.get("metadata")  # of OpenRouter: what the provider said
+        raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
+        error = f"{message}: {raw}" if raw else message
+    return " ".join(str(error).split())[:_MESSAGE_CHARS], code, field
+
+
+# --- Requests ------------------------------------------------------------------------------------
+
+_NOT_TAKEN = re.compile(
+    r"not supported|n[o']t support|unsupported|unrecogni[sz]ed|unknown|unexpected|not permitted|"
+    r"not allowed|forbidden|invalid (?:param|arg|field)|deprecated|instead|strictly positive|"
+    r"cannot (?:both )?be (?:set|specified)|only the default|not available|not implemented",
+    re.IGNORECASE,
+)
+# What may be left out of a request without changing what is asked, and what takes its place.
+OPTIONAL = (
+    *("top_logprobs", "logprobs", "temperature", "top_p", "top_k", "seed", "stop"),
+    *("max_tokens", "chat_template_kwargs"),
+)
+INSTEAD = {"max_tokens": "max_completion_tokens"}
+
+
+def not_taken(fault: Fault, fields: Sequence[str]) -> str:
+    """The field of a refused request that the server does not take.
+
+    Args:
+        fault: The refusal.
+        fields: Of the request.
+
+    Returns:
+        One of `OPTIONAL` that the server names as unknown or unsupported; else "".
+    """
+    if not (fault.of_content and _NOT_TAKEN.search(str(fault))):
+        return ""
+    text = f"{fault.field} {fault}"
+    named = (name for name in OPTIONAL if re.search(rf"(?<!\w){name}(?!\w)", text))
+    return next((name for name in named if name in fields), "")
+
+
+# --- Replies -------------------------------------------------------------------------------------
+
+_REASONS = {
+    "length": ("length", "max_tokens", "model_length", "max_output_tokens", "token_limit"),
+    "content_filter": (
+        *("content_filter", "content_filtered", "safety", "recitation", "blocklist", "spii"),
+        *("prohibited_content", "guardrail_intervened", "refusal", "sensitive", "censored"),
+    ),
+    "tool_calls": ("tool_calls", "tool_use", "function_call"),
+    "error": ("error", "abort", "aborted", "failed", "cancelled", "insufficient_system_resource"),
+}
+# vLLM, TGI (eos_token, stop_sequence), SGLang, llama.cpp, Anthropic's and Gemini's gateways.
+_REASON_OF = {name: reason for reason, names in _REASONS.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -121,7 +249,8 @@ class ChatReply:
 
     Attributes:
         text: What the model answered; empty where the server sends no text.
-        finish_reason: As the server names it: "stop", "length", "content_filter", ...
+        finish_reason: "stop", "length", "content_filter" or "tool_calls", whatever the server
+            calls them; "stop" where it says something else or nothing.
         prompt_tokens: Tokens of the prompt; 0 where the server does not count.
         completion_tokens: Tokens generated; 0 where the server does not count.
         top_logprobs: For each generated token the likeliest tokens and their log-probs
@@ -144,42 +273,105 @@ def read_chat(body: Any) -> ChatReply:
     """Read the body of /v1/chat/completions."""
     choice = body["choices"][0]
     message = choice["message"]
-    top = [
-        {str(top["token"]): float(top["logprob"]) for top in token["top_logprobs"]}
-        for token in (choice.get("logprobs") or {}).get("content") or ()
-    ]
-    # The thought beside the content: `reasoning_content` of most servers, `reasoning` of some.
-    thoughts = (message.get(name) for name in ("reasoning_content", "reasoning"))
-    thought = next((thought for thought in thoughts if isinstance(thought, str) and thought), "")
-    return _reply(body, choice, message.get("content"), top, reasoning=thought)
+    content, thoughts = _parts(message.get("content"))
+    if content is None and isinstance(message.get("refusal"), str):
+        content = message["refusal"]  # the model's words all the same
+    # The thought beside the content, under the names that servers have for it.
+    for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details"):
+        if thoughts:
+            break
+        thoughts = _text_of(message.get(name))
+    return _reply(body, choice, content, reasoning=thoughts)
 
 
 def read_completion(body: Any) -> ChatReply:
     """Read the body of /v1/completions."""
     choice = body["choices"][0]
-    top = [dict(top) for top in (choice.get("logprobs") or {}).get("top_logprobs") or ()]
-    return _reply(body, choice, choice["text"], top)
+    return _reply(body, choice, choice["text"])
 
 
 def read_models(body: Any) -> list[str]:
     """Read the body of /v1/models: the names of the models a server offers."""
-    return [str(model["id"]) for model in body["data"]]
+    rows = body if isinstance(body, list) else body["data"]
+    return [str(model["id"]) for model in rows]
 
 
-def _reply(
-    body: Any, choice: Any, text: Any, top: list[dict[str, float]], *, reasoning: str = ""
-) -> ChatReply:
+# Text and thought of a content, which may be a list of parts.
+def _parts(content: Any) -> tuple[str | None, str]:
+    if content is None or isinstance(content, str):
+        return content, ""
+    if not isinstance(content, list | Mapping):
+        raise TypeError(content)
+    texts: dict[bool, list[str]] = {False: [], True: []}
+    for part in content if isinstance(content, list) else [content]:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        texts[kind in ("thinking", "reasoning", "redacted_thinking")].append(_text_of(part))
+    return "".join(texts[False]), "\n".join(texts[True])
+
+
+# The text of a part or of a list of parts, under whichever name it stands.
+def _text_of(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, list):
+        return "".join(map(_text_of, part))
+    if isinstance(part, Mapping):
+        names = ("text", "thinking", "reasoning", "summary", "content", "refusal")
+        return next((t for name in names if (t := _text_of(part.get(name)))), "")
+    return ""
+
+
+def _reply(body: Any, choice: Any, text: Any, *, reasoning: str = "") -> ChatReply:
     if text is not None and not isinstance(text, str):
         raise TypeError(text)
-    usage = body.get("usage") or {}
+    named = choice.get("finish_reason") or choice.get("stop_reason") or "stop"
+    reason = _REASON_OF.get(str(named).lower(), "stop")
+    words = _without_lone_surrogates(text or "")
+    if reason == "error" or choice.get("error"):
+        said = choice.get("error") or named
+        raise Fault(f"a generation that failed ({str(said)[:80]})", status=500, of_content=True)
+    if reason == "content_filter" and not words.strip():
+        raise Fault(f"withheld by the server ({named})", wait_s=None, of_content=True)
+    usage = body.get("usage")
     return ChatReply(
-        text=_without_lone_surrogates(text or ""),
-        finish_reason=str(choice.get("finish_reason") or "stop"),
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-        top_logprobs=tuple(top) or None,
+        text=words,
+        finish_reason=reason,
+        prompt_tokens=_count(usage, "prompt_tokens", "input_tokens"),
+        completion_tokens=_count(usage, "completion_tokens", "output_tokens"),
+        top_logprobs=_top_logprobs(choice.get("logprobs")),
         reasoning=_without_lone_surrogates(reasoning),
     )
+
+
+def _count(usage: Any, *names: str) -> int:
+    for name in names if isinstance(usage, Mapping) else ():
+        with suppress(TypeError, ValueError, OverflowError):
+            return max(int(usage[name]), 0) if usage.get(name) is not None else 0
+    return 0
+
+
+# Of every generated token; None where they are absent or in a shape that nobody knows: a reply is
+# no worse for it.
+def _top_logprobs(given: Any) -> tuple[Mapping[str, float], ...] | None:
+    with suppress(KeyError, IndexError, TypeError, ValueError, AttributeError):
+        if given.get("content"):
+            return tuple(dict(_alternatives(token)) for token in given["content"])
+        # The older shape, which some servers use for chats too.
+        tops = given.get("top_logprobs") or [
+            {token: value}
+            for token, value in zip(given["tokens"], given["token_logprobs"], strict=True)
+        ]
+        return tuple({str(t): float(p) for t, p in (top or {}).items()} for top in tops) or None
+    return None
+
+
+def _alternatives(token: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    tops = token.get("top_logprobs") or [token]
+    if isinstance(tops, Mapping):
+        tops = [{"token": text, "logprob": value} for text, value in tops.items()]
+    for top in tops:
+        with suppress(KeyError, TypeError, ValueError):  # a null is no number
+            yield str(top["token"]), float(top["logprob"])
 
 
 # Halves of characters, which JSON can carry and UTF-8 files cannot, are replaced.

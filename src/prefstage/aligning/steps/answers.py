@@ -33,7 +33,7 @@ from prefstage.evaluating.answers import gather_answers
 from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure_stage
 from prefstage.measuring.settings import MeasureConfig
 from prefstage.measuring.stage import Stage, on_policy_candidates, write_prompts
-from prefstage.sampling.base import cut_thoughts, requests_for, to_candidates
+from prefstage.sampling.base import requests_for, shortfalls, to_candidates
 
 _log = logging.getLogger(__name__)
 ANSWERS, EVALUATION, ANNOTATIONS = "answers.jsonl", "evaluation.json", "annotations.json"
@@ -84,9 +84,10 @@ class Sample(Step):
         ]
         with self.space.sampler(self.policy, self.config) as sampler:
             answers = list(sampler.sample(requests_for(rows, responses=self.config.responses)))
-        for line in cut_thoughts(answers, max_new_tokens=self.config.max_new_tokens):
+        for line in shortfalls(answers, max_new_tokens=self.config.max_new_tokens):
             _log.warning("%s: %s", self.policy.name, line)
         # No reader of candidates takes an empty response; an evaluation judges them as they are.
+        answers = [answer for answer in answers if not answer.refusal]
         spoken = (answer for answer in answers if answer.text.strip())
         CandidateSet.of(to_candidates(rows, spoken, source=self.policy.name)).save(
             folder / CANDIDATES
