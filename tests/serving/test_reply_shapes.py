@@ -95,7 +95,7 @@ def test_a_rating(shape: Shape, tmp_path: Path) -> None:
         Question(1, "writing", (PLAIN, PLAIN)),
         Question(2, "writing", ("a question", "b")),
     ]
-    with FaultyServer(replying(shape, "Fine. Rating: [[8]]")) as server:
+    with FaultyServer(replying(shape, "Rating: [[8]]. Fine.")) as server:
         config = MtBenchConfig(attempts=1)
         asked = {"sampler": Same(), "folder": tmp_path, "config": config}
         if shape.outcome == "fails":

@@ -20,8 +20,9 @@ from prefstage.judging.base import (
     plain_prompt,
     turned,
 )
+from prefstage.judging.claims import Reading
 from prefstage.judging.judged import in_kept_order, question_key
-from prefstage.judging.reading import Reading, read_verdict
+from prefstage.judging.reading import read_verdict
 from prefstage.serving.client import RefusedRequestError, ServerClient, ask_all
 from prefstage.serving.protocol import ChatReply
 
