@@ -3,7 +3,8 @@ from scipy.stats import binomtest
 
 from prefstage.data.records import Pair
 from prefstage.judging import Judgment
-from prefstage.judging.judged import agreement_with_labels, wilson_interval
+from prefstage.judging.base import wilson_interval
+from prefstage.judging.judged import agreement_with_labels
 
 
 def pair(chosen: str, rejected: str, agreement: float | None = None) -> Pair:

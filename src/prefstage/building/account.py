@@ -15,7 +15,7 @@ from prefstage.core import InputError, markdown_table, shown
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.storage import DiskNumbers, count_different, text_number
 from prefstage.diagnosing.numbers import Distribution, describe_sorted
-from prefstage.judging.judged import wilson_interval
+from prefstage.judging.base import wilson_interval
 
 # Largest share of reversed labels that needs no yes. Above it the judge and the labels measure
 # different things, or nearly so. A judge whose agreement lies below one half with its whole 95 %

@@ -45,13 +45,18 @@ from prefstage.diagnosing.rankings import (
     reward_accuracy,
 )
 from prefstage.diagnosing.scoring import PairLogProbs
-from prefstage.judging.base import Comparison, Judge, content_of, judgment_of_rewards
+from prefstage.judging.base import (
+    Comparison,
+    Judge,
+    content_of,
+    judgment_of_rewards,
+    wilson_interval,
+)
 from prefstage.judging.judged import (
     agreement_with_labels,
     compare_all,
     comparison_of,
     score_all,
-    wilson_interval,
 )
 from prefstage.measuring.stage import excerpt_of
 

@@ -283,6 +283,32 @@ def sigmoid(logit: float) -> float:
     return (1.0 if logit >= 0 else power) / (1.0 + power)
 
 
+_Z_95 = 1.959963984540054
+
+
+def wilson_interval(share: float, count: int, *, z: float = _Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a share.
+
+    ``(p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n)``
+
+    Args:
+        share: Observed share p, in [0, 1].
+        count: Number of observations n.
+        z: Standard normal quantile; the default gives 95 %.
+
+    Returns:
+        (low, high) in [0, 1]; (0, 1) without observations.
+
+    Source:
+        Wilson 1927, Journal of the American Statistical Association 22(158):209-212.
+    """
+    if count == 0:
+        return 0.0, 1.0
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    middle, scale = share + z * z / (2 * count), 1 + z * z / count
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
 def compare_by_rewards(
     score: Callable[[Sequence[Item]], list[float]],
     comparisons: Sequence[Comparison],

@@ -27,6 +27,7 @@ from prefstage.judging.base import (
     flipped,
     in_order,
     turned,
+    wilson_interval,
 )
 from prefstage.judging.loading import as_judge
 
@@ -263,7 +264,6 @@ def _mean_wins(count: int, judgments: Iterator[Judgment]) -> list[float]:
     return [math.fsum(shares) / len(shares) if shares else 0.5 for shares in wins]
 
 
-_Z_95 = 1.959963984540054
 _TIE_VOTE = 0.5
 
 
@@ -308,29 +308,6 @@ def agreement_with_labels(pairs: Sequence[Pair], judgments: Sequence[Judgment]) 
             ]
         ),
     }
-
-
-def wilson_interval(share: float, count: int, *, z: float = _Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a share.
-
-    ``(p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n)``
-
-    Args:
-        share: Observed share p, in [0, 1].
-        count: Number of observations n.
-        z: Standard normal quantile; the default gives 95 %.
-
-    Returns:
-        (low, high) in [0, 1]; (0, 1) without observations.
-
-    Source:
-        Wilson 1927, Journal of the American Statistical Association 22(158):209-212.
-    """
-    if count == 0:
-        return 0.0, 1.0
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    middle, scale = share + z * z / (2 * count), 1 + z * z / count
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 def _vote(difference: float) -> float:
