@@ -52,12 +52,7 @@ from prefstage.judging.base import (
     judgment_of_rewards,
     wilson_interval,
 )
-from prefstage.judging.judged import (
-    agreement_with_labels,
-    compare_all,
-    comparison_of,
-    score_all,
-)
+from prefstage.judging.judged import agreement_with_labels, compare_all, comparison_of, score_all
 from prefstage.measuring.stage import excerpt_of
 
 _LENGTHS = ("prompt", "chosen", "rejected")
