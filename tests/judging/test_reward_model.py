@@ -3,12 +3,15 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from prefstage.core import Ledger
 from prefstage.core.errors import ConfigError, InputError, ModelError
-from prefstage.judging import load_judge
+from prefstage.judging import load_judge, stored
+from prefstage.judging.judged import stored_reward
 from prefstage.judging.reward_model import RewardModelJudge, RewardModelOptions
 from tests.judging.tiny_judges import TEMPLATE, comparison, word_tokenizer
 
@@ -242,3 +245,31 @@ def test_small_judge_agrees_with_people_as_published(shared: Path) -> None:
     agreed = [(judgment.probability > 0.5) == (row["label"] == 0) for judgment, row in pairs]
     assert len(rows) == 1019
     assert sum(agreed) / len(agreed) == pytest.approx(0.675, abs=0.005)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_rewards_that_are_no_numbers_make_an_error_with_the_judges_name(
+    bert_reward: Path, tmp_path: Path, value: float
+) -> None:
+    judge = RewardModelJudge.load(str(bert_reward))
+    with torch.no_grad():
+        judge._model.classifier.bias.fill_(value)
+    pair = comparison("the cat", "sat", "ran on")
+    with Ledger(tmp_path / "ledger") as ledger:
+        name = f"{bert_reward.name} in float32: 2 of 2 rewards are NaN or infinite"
+        with pytest.raises(ModelError, match=name):
+            stored(judge, ledger).compare([pair])
+        assert stored_reward(judge.fingerprint, (pair.prompt, pair.a), ledger) is None
+
+
+def test_heads_of_other_shapes_are_refused_by_name(bert_reward: Path) -> None:
+    judge = RewardModelJudge.load(str(bert_reward))
+    bert = judge._model.bert
+    judge._model.forward = lambda **inputs: SimpleNamespace(
+        logits=bert(**inputs).last_hidden_state[..., :1]  # of every token, as process rewards are
+    )
+    with pytest.raises(ModelError, match=r"bert-reward.* gives \[2, \d+, 1\] logits for 2 texts"):
+        judge.compare([comparison("the cat", "sat", "ran on")])
+    judge._model.forward = bert.forward
+    with pytest.raises(ModelError, match="gives no logits for 2 texts; expected a judge with one"):
+        judge.compare([comparison("the cat", "sat", "ran on")])

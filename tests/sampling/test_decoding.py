@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from prefstage.core.errors import ModelError
 from prefstage.sampling import SamplingConfig
 from prefstage.sampling.decoding import Row, generate_rows
 
@@ -112,3 +113,52 @@ def test_the_random_state_of_the_process_is_left_alone():
     before = torch.random.get_rng_state()
     generated(model, PROMPTS, [Row(0, 0, 5)], SamplingConfig(temperature=1.0))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class From:
+    """Changes the last logits of a model from its nth forward pass on."""
+
+    def __init__(self, number, change):
+        self.number, self.change, self.passes = number, change, 0
+
+    def __call__(self, _model, _inputs, output):
+        self.passes += 1
+        if self.passes >= self.number:
+            self.change(output.logits)
+        return output
+
+
+def first(value):
+    return lambda logits: logits[0, -1, 7:8].fill_(value)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("step", [1, 4])
+@pytest.mark.parametrize(
+    "change",
+    [first(torch.nan), first(torch.inf), lambda logits: logits[0].fill_(-torch.inf)],
+    ids=["nan", "inf", "all forbidden"],
+)
+def test_logits_that_are_no_numbers_make_an_error_and_no_text(change, step, temperature, beams):
+    model = build("llama")
+    model.config.name_or_path = "folder/of-noise"
+    handle = model.register_forward_hook(From(step, change))
+    config = SamplingConfig(temperature=temperature, beams=beams)
+    rows = [Row(prompt, 0, 8) for prompt in (0, 1)]
+    with pytest.raises(ModelError, match=r"folder/of-noise in float32: \d of \d rows of next-"):
+        list(generate_rows(model, PROMPTS, rows, config=config, stop_ids=frozenset()))
+    handle.remove()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_model_may_forbid_all_tokens_but_one(temperature, beams):
+    model = build("llama")
+
+    def forbid(logits):
+        logits[..., :40] = logits[..., 41:] = -torch.inf
+
+    model.register_forward_hook(From(1, forbid))
+    config = SamplingConfig(temperature=temperature, beams=beams, top_p=0.9)
+    assert generated(model, PROMPTS[:1], [Row(0, 0, 5)], config) == {0: (40,) * 5}

@@ -273,3 +273,14 @@ def test_gradient_checkpointing_recomputes_the_same_attention() -> None:
     with torch.no_grad():
         ours, theirs = model(ids, mask).logits, plain(ids, mask).logits
     torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()], rtol=1e-4, atol=1e-4)
+
+
+def test_log_probs_that_are_no_numbers_are_refused_with_the_models_name() -> None:
+    model = tiny_model("llama")
+    model.config.name_or_path = "folder/of-noise"
+    scorer = Scorer(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = torch.nan
+    assert scorer.score([TokenTree("x", (6, 7), ((8, 9),))])
+    with pytest.raises(ModelError, match="folder/of-noise in float32: 2 of 2 log-probs"):
+        scorer.score([TokenTree("x", (5, 7), ((8, 9),))])

@@ -4,6 +4,7 @@ from .checkpoints import (
     CLASSIFIER as CLASSIFIER,
     Task as Task,
     check_model_config as check_model_config,
+    check_numbers as check_numbers,
     load_checkpoint as load_checkpoint,
     load_model_config as load_model_config,
     load_whole as load_whole,

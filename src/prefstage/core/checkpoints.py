@@ -319,6 +319,34 @@ def _check_base(
     )
 
 
+def check_numbers(numbers: Any, model: Any, *, what: str, name: str | None = None) -> None:
+    """Check that what a model computes is numbers: of NaN, sampling makes text and a judge a vote.
+
+    Args:
+        numbers: A float tensor; log-probs may be -inf where the caller has made them finite.
+        model: That computed them, of transformers.
+        what: They are, in the plural, for the message.
+        name: The model's, for the message; None for its own.
+
+    Raises:
+        ModelError: If one is NaN or an infinity.
+    """
+    import torch
+
+    wrong = ~torch.isfinite(numbers)
+    if bool(wrong.any()):
+        config, dtype = getattr(model, "config", None), str(getattr(model, "dtype", ""))
+        name = name or getattr(config, "name_or_path", None) or type(model).__name__
+        raise ModelError.of(
+            saw=f"{name} in {dtype.removeprefix('torch.') or 'its precision'}: {int(wrong.sum())} "
+            f"of {wrong.numel()} {what} are NaN or infinite",
+            expected="numbers",
+            cure="try dtype bfloat16 or float32: float16 ends at 65,504"
+            if dtype == "torch.float16"
+            else "use an earlier or another copy of the checkpoint, or a wider dtype",
+        )
+
+
 def _cure_of(task: Task, unexpected: Any) -> str:
     if task is CAUSAL_LM and any(_SCORE.search(name) for name in unexpected):
         return (

@@ -17,6 +17,7 @@ from prefstage.core import (
     Config,
     InputError,
     ModelError,
+    check_numbers,
     check_token_ids,
     digest,
     embedding_rows,
@@ -108,9 +109,18 @@ class ModelJudge(Judge):
                 for name in texts[0]
             }
             with torch.inference_mode():
-                logits = self._model(**inputs).logits[:, 0]
+                logits = getattr(self._model(**inputs), "logits", None)
+            if not isinstance(logits, torch.Tensor) or logits.shape != (len(batch), 1):
+                raise ModelError.of(
+                    saw=f"{self.name} ({type(self._model).__name__}) gives "
+                    + ("no logits" if logits is None else f"{[*logits.shape]} logits")
+                    + f" for {len(batch)} texts",
+                    expected="a judge with one logit a text",
+                    cure="wrap heads of other shapes in a Python function (python:module:function)",
+                )
+            check_numbers(logits, self._model, what="rewards", name=self.name)
             self._counts["calls"] += len(batch)
-            yield batch, logits.float().tolist()
+            yield batch, logits[:, 0].float().tolist()
 
 
 def loading_settings(device: str, dtype: str) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from prefstage.core import check_numbers
 from prefstage.sampling.base import SamplingConfig
 
 
@@ -116,6 +117,9 @@ def generate_rows(
     Yields:
         (row, ids): the position of each row as soon as its response is finished, and the response's
         tokens. The last one is a stop token unless the response was cut.
+
+    Raises:
+        ModelError: If a logit is NaN or +inf, or all of a row are -inf.
     """
     batch = Batch(
         model,
@@ -227,6 +231,8 @@ class Batch:
         self.logits = self._model(**taken).logits[:, -1].float()
         if len(self._forbidden):
             self.logits = self.logits.index_fill(-1, self._forbidden, -torch.inf)
+        # -inf forbids a token; the largest logit is NaN where any is, and -inf where all are.
+        check_numbers(self.logits.amax(dim=-1), self._model, what="rows of next-token logits")
 
 
 def growing_cache(config: Any, most_tokens: int) -> DynamicCache:

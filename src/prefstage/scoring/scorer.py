@@ -12,7 +12,14 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from prefstage.core import CAUSAL_LM, InputError, ModelError, load_checkpoint, progress
+from prefstage.core import (
+    CAUSAL_LM,
+    InputError,
+    ModelError,
+    check_numbers,
+    load_checkpoint,
+    progress,
+)
 from prefstage.data.tokenising import TokenTree
 from prefstage.scoring.attention import BACKENDS, Backend, RowAttention, choose_backend
 from prefstage.scoring.compat import replaced
@@ -175,7 +182,7 @@ class Scorer:
         Raises:
             InputError: If a prompt or response is empty, a token or length is beyond the
                 model, a statistic is unknown, or there is no adapter to leave out.
-            ModelError: If not even a single response fits into memory.
+            ModelError: If not even a single response fits into memory, or a log-prob is NaN.
         """
         gathered = Gathered(trees, statistics)
         check_fits(trees, self._parts)
@@ -206,6 +213,12 @@ class Scorer:
                     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                         self._halve_budget(error, planned)
                         break
+                    # A token that the model forbids has a log-prob of -inf: a number like others.
+                    check_numbers(
+                        scored.log_probs.detach().clamp_min(torch.finfo(torch.float32).min),
+                        self.model,
+                        what="log-probs of response tokens",
+                    )
                     # Results wait on the CPU, so that a GPU holds one pass at a time.
                     gathered.add(planned.leaves, scored, cpu=True)
                     tick(len(planned.leaves))
