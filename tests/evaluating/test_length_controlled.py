@@ -86,6 +86,39 @@ def test_the_order_of_rows_does_not_matter() -> None:
     assert first.C == second.C
 
 
+@pytest.mark.parametrize("regularise", [True, False])
+@pytest.mark.parametrize("with_difficulty", [True, False])
+def test_the_order_of_other_prompts_does_not_matter(
+    with_difficulty: bool, regularise: bool
+) -> None:
+    rows = made(137)
+    difficulty = length_tables().difficulty[rows.pop("instruction")]
+    rows |= {"difficulty": difficulty} if with_difficulty else {}
+    rows["preference"] = np.round(rows["preference"], 1)  # many rows are alike in part
+    rows["preference"][::20] = np.nan
+    rates, intervals = [], []
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(137)
+        shuffled: Any = {name: column[order] for name, column in rows.items()}
+        rates.append(length_controlled_win_rate(**shuffled, regularise=regularise).as_dict())
+        intervals.append(
+            length_controlled_interval(**shuffled, regularise=regularise, resamples=50)
+        )
+    assert rates[1:] == rates[:-1]
+    assert intervals[1:] == intervals[:-1]
+
+
+def test_a_penalty_that_leaves_no_weight_is_noted() -> None:
+    rng = np.random.default_rng(0)
+    rows = {"preference": np.r_[1.0, np.zeros(9)], "len_model": 400 + rng.uniform(0, 9, 10)}
+    found = length_controlled_win_rate(**rows, len_baseline=rows["len_model"] + 5, C=1e-4)
+    assert (found.length_controlled_win_rate, found.win_rate) == (50, 10)
+    assert "the penalty set every weight to zero" in found.notes[-1]
+    assert "50 % whatever the verdicts" in found.notes[-1]
+    kept = length_controlled_win_rate(**rows, len_baseline=rows["len_model"] + 5, C=10)
+    assert not any("every weight" in note for note in kept.notes)
+
+
 def test_as_published_takes_the_difficulty_by_row_number() -> None:
     rows = made(700)
     shifted = length_controlled_win_rate(**rows, lookup="as-published", C=1.0)

@@ -28,6 +28,10 @@ Origin = Literal["official", "given", "none"]
 GRID = np.logspace(-4, 4, 10)
 FOLDS = 5
 GAMED_WEIGHT = 0.2 / 2
+_ALL_ZERO = (
+    "the penalty set every weight to zero: the length-controlled rate is 50 % whatever the"
+    " verdicts, so read the win rate"
+)
 _ALIGN = "align preferences, lengths and prompts by instruction"
 
 
@@ -111,7 +115,8 @@ def length_controlled_win_rate(
     ``P(model wins) = σ(w1·t + w2·d + w3·z)`` with t = tanh(δ/std δ), d the prompt's
     difficulty, z = 1 on the model's rows and 0 on those of two gamed baselines; minimises
     ``‖w‖₁ + C·Σ weight·CE``; the result is ``100·mean σ(w2·d + w3)``. The order of the rows
-    does not matter as long as `instruction` (or, as published, `row`) moves with them.
+    does not matter as long as `instruction` (or, as published, `row`) moves with them. Where the
+    penalty sets every weight to zero the result is 50 % whatever the verdicts, with a note.
 
     Args:
         preference: The judge's preference for the model, in [0, 1]; NaN where it gave none.
@@ -171,6 +176,8 @@ def length_controlled_win_rate(
         error = standard_error(predicted)
         if problem.origin == "none":  # without difficulty all predictions are equal
             error = _sandwich_error(problem, w)
+        if not w.any():
+            notes = (*notes, _ALL_ZERO)
     usable = problem.preference[~np.isnan(problem.preference)]
     draws = usable == HALF
     return LengthControlledWinRate(
@@ -228,7 +235,8 @@ class LengthProblem:
         features: t, d (where there is a difficulty) and z. [rows, features].
         labels: Preferences, in [0, 1]. [rows].
         weights: How much a row counts. [rows].
-        model: Which rows are the model's: those with a preference, in their prompts' order.
+        model: Which rows are the model's: those with a preference, in their prompts' order, or
+            by lengths and preference where no number names the prompts.
         preference: Of all the model's answers, NaN where missing. [prompts].
         test: Features of all the model's answers at equal lengths. [prompts, features].
         is_baseline: Whether every answer is the baseline's, as in its row on the leaderboard:
@@ -295,6 +303,9 @@ def length_problem(
         cure="judge more prompts",
     )
     order, d, origin, notes = _difficulty(b, instruction, row, lookup, difficulty)
+    # The folds of the cross-validation go by position: in the prompts' order, or by what stands in
+    # the rows where no number names them, the same verdicts choose the same C in whatever order.
+    order = np.lexsort((*d, b, a, y)) if order is None else order
     y, a, b, *d = (column[order] for column in (y, a, b, *d))
     known, ones = ~np.isnan(y), np.ones(len(y))
     x = np.stack([standardised_length(a, b), *d, ones], 1)[known]
@@ -320,28 +331,27 @@ def length_problem(
     return LengthProblem(x, labels, weights, model, y, test, is_baseline, origin, notes)
 
 
-# The order of the rows, their difficulty (one column or none), where it is from, and notes.
+# The order of the rows by their numbers, or None where nothing numbers them; their difficulty (one
+# column or none), where it is from, and notes.
 def _difficulty(
     len_baseline: Floats,
     instruction: ArrayLike | None,
     row: ArrayLike | None,
     lookup: str,
     difficulty: ArrayLike | None,
-) -> tuple[Integers, list[Floats], Origin, tuple[str, ...]]:
+) -> tuple[Integers | None, list[Floats], Origin, tuple[str, ...]]:
     size, notes = len(len_baseline), tuple[str, ...]()
     prompts = None if instruction is None else _numbers("instruction", instruction, size)
-    positions = np.arange(size) if prompts is None else prompts
+    positions = prompts
     if lookup == "as-published" and difficulty is None:
         positions = _numbers("row", np.arange(size) if row is None else row, size)
         notes = ("difficulty taken by row number, as published",)
     if prompts is not None:
         notes += _check_baseline(prompts, len_baseline)
-    # The folds of the cross-validation go by position: in the prompts' order, whatever order the
-    # rows came in, the same verdicts choose the same C.
-    order = np.argsort(positions)
+    order = None if positions is None else np.argsort(positions)
     if difficulty is not None:
         return order, [_column("difficulty", difficulty, size)], "given", notes
-    if prompts is None and lookup == "instruction":
+    if positions is None:
         notes += ("no prompt numbers of AlpacaEval given: fitted without difficulty",)
         return order, [], "none", notes
     return order, [length_tables().difficulty[positions]], "official", notes
