@@ -8,14 +8,15 @@ from pathlib import Path
 
 HOLD = (
     "import sys, time; from pathlib import Path; from prefstage.core.runs import locked\n"
-    "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
+    "with locked(Path(sys.argv[1]), sys.argv[2]):\n"
+    "    print('held', flush=True)\n    time.sleep(600)"
 )
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[int]:
+def held(folder: Path, name: str = "lock") -> Iterator[int]:
     """Have a real process hold the folder while the block runs; gives its number."""
-    words = [sys.executable, "-c", HOLD, str(folder)]
+    words = [sys.executable, "-c", HOLD, str(folder), name]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -18,6 +18,7 @@ COMMANDS = {
     "build": "build.yaml",
     "evaluate": f"--answers ours.json --baseline theirs.json --judge {JUDGE}",
     "train": "train.yaml",
+    "diagnose": "--pairs pairs.jsonl",
 }
 
 

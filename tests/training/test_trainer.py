@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig
 from transformers import EarlyStoppingCallback
 
-from prefstage.core.errors import ConfigError, InputError, ModelError
+from prefstage.core.errors import ConfigError, InputError, ModelError, RunFolderError
 from prefstage.training import PreferenceArguments, PreferenceTrainer
+from tests.held_folder import held
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import (
     arguments,
@@ -29,6 +30,15 @@ def train(folder: Path, **settings: Any) -> PreferenceTrainer:
     trainer = preference_trainer(folder, **settings)
     trainer.train()
     return trainer
+
+
+def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    trainer = preference_trainer(tmp_path, max_steps=1)
+    with held(tmp_path, ".lock") as number:
+        with pytest.raises(RunFolderError, match=f"in use by another process .process {number}."):
+            trainer.train()
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    trainer.train()
 
 
 def test_accuracy_begins_at_one_half(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """`align` and `advise`: their run folders and results, and what they would do and cost."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from prefstage.core import (
     Outcome,
     markdown_table,
     run_folder,
+    scratch_folder,
     write_config,
     write_json,
     write_result,
@@ -281,8 +281,8 @@ def plan_alignment(
         InputError: If data, policy or judge cannot be used.
     """
     # Bad rows go to a folder that is thrown away: only a run puts them aside.
-    with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(open_workspace(recipe, Path(out), judge, quarantine=Path(folder)))
+    with scratch_folder() as folder:
+        plan = Plan(open_workspace(recipe, Path(out), judge, quarantine=folder))
         plan.run()
     return tuple(plan.planned)
 
@@ -310,8 +310,8 @@ def plan_advice(
         ConfigError: If the recipe is wrong.
         InputError: If data, policy or judge cannot be used.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        space = open_workspace(recipe, Path(out), judge, quarantine=Path(folder))
+    with scratch_folder() as folder:
+        space = open_workspace(recipe, Path(out), judge, quarantine=folder)
         return _planned(space, depth or space.recipe.advise.depth)
 
 

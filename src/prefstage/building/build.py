@@ -1,6 +1,5 @@
 """`build_pairs`: from a recipe to datasets of pairs, with a card; what each method takes."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -63,6 +62,7 @@ from prefstage.core import (
     Ledger,
     Outcome,
     run_folder,
+    scratch_folder,
     write_config,
     write_json,
     write_result,
@@ -196,7 +196,7 @@ def build_pairs(
     with ExitStack() as stack:
         judge, sampler, aspects = _opened(plan, judge, sampler, stack)
         # Without a folder too, what a judge was asked is kept on disk: it may be asked again.
-        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory("-prefstage-build")))
+        folder = out or stack.enter_context(scratch_folder())
         if out is not None:
             inputs = {
                 # Without the yes to reversed labels: who gives it goes on with what was judged.

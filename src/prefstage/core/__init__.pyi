@@ -32,6 +32,7 @@ from .errors import (
     TrainingError as TrainingError,
 )
 from .files import (
+    PARTIAL as PARTIAL,
     append_json_line as append_json_line,
     atomic_path as atomic_path,
     digest as digest,
@@ -67,6 +68,7 @@ from .runs import (
     read_result as read_result,
     run_date as run_date,
     run_folder as run_folder,
+    scratch_folder as scratch_folder,
     shown as shown,
     write_result as write_result,
 )

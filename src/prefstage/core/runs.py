@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from prefstage.core.errors import InputError, RunFolderError
-from prefstage.core.files import digest, digest_file, sync_folder, write_json
+from prefstage.core.files import PARTIAL, digest, digest_file, sync_folder, write_json
 from prefstage.core.foreign import read_json
 
 MANIFEST, RESULT = "manifest.json", "result.json"
 LOCK = "lock"
 _PACKAGES = ("prefstage", "torch", "transformers", "datasets", "peft")
 _LOCKED_BYTE = 1 << 30
+_SCRATCH = "prefstage-"
 
 
 @contextmanager
@@ -44,31 +46,38 @@ def run_folder(path: Path, *, command: str, inputs: Mapping[str, Any]) -> Iterat
             process works in it.
     """
     key, manifest = digest({"command": command, "inputs": dict(inputs)}), path / MANIFEST
-    if manifest.exists():
-        _check_same_run(manifest, key, command, inputs)
-    else:
-        leftover = f".{Path(MANIFEST).stem}-"  # of a start that was killed before its manifest
-        RunFolderError.unless(
-            not path.exists()
-            or (path.is_dir() and all(child.name.startswith(leftover) for child in path.iterdir())),
-            saw=f"{path} exists and is not a run folder of prefstage",
-            expected="a new or empty folder, or the folder of the same run",
-            cure="name another folder with --out",
-        )
-        write_json(
-            manifest,
-            {
-                "command": command,
-                "key": key,
-                "inputs": dict(inputs),
-                "date": date.today().isoformat(),  # of this place, as chat templates read it
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "python": platform.python_version(),
-                "versions": installed_versions(_PACKAGES),
-            },
-        )
+    RunFolderError.unless(
+        manifest.exists() or not path.exists() or (path.is_dir() and _is_vacant(path)),
+        saw=f"{path} exists and is not a run folder of prefstage",
+        expected="a new or empty folder, or the folder of the same run",
+        cure="name another folder with --out",
+    )
+    path.mkdir(parents=True, exist_ok=True)
+    # Before the manifest: of two that begin at once, the second must not name the first's run.
     with locked(path):
+        for leftover in path.rglob(f"{PARTIAL}*"):  # of a run that was killed while it wrote
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        if manifest.exists():
+            _check_same_run(manifest, key, command, inputs)
+        else:
+            write_json(
+                manifest,
+                {
+                    "command": command,
+                    "key": key,
+                    "inputs": dict(inputs),
+                    "date": date.today().isoformat(),  # of this place, as chat templates read it
+                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "python": platform.python_version(),
+                    "versions": installed_versions(_PACKAGES),
+                },
+            )
         yield path
+
+
+# Whether a start that was killed before its manifest left all that is in the folder.
+def _is_vacant(path: Path) -> bool:
+    return all(child.name == LOCK or child.name.startswith(PARTIAL) for child in path.iterdir())
 
 
 def run_date(folder: Path | None) -> date:
@@ -91,11 +100,12 @@ def run_date(folder: Path | None) -> date:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Keep a run folder to one process while the block runs.
 
     Args:
         folder: The run folder; it exists.
+        name: Of the lock's file.
 
     Yields:
         Nothing.
@@ -103,7 +113,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: If another process works in it.
     """
-    with lock_file(folder / LOCK) as holder:
+    with lock_file(folder / name) as holder:
         RunFolderError.unless(
             holder is None,
             saw=f"{folder} is in use by another process{holder}",
@@ -132,6 +142,12 @@ def lock_file(path: Path) -> Iterator[str | None]:
             number = stream.read().strip()
             yield f" (process {number})" if number else ""
             return
+        except OSError as error:
+            raise RunFolderError.of(
+                saw=f"{path} cannot be locked ({error.strerror})",
+                expected="a disk that knows file locks, without which two runs could meet",
+                cure="name a folder on a local disk",
+            ) from error
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
@@ -152,6 +168,26 @@ def _lock(stream: IO[str]) -> None:
         import fcntl
 
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder in the system's temporary folder (TMPDIR) while the block runs.
+
+    Folders that killed processes left there are removed first: those whose lock is free.
+
+    Yields:
+        The folder.
+    """
+    for lock in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*/{LOCK}"):
+        with suppress(OSError, RunFolderError), lock_file(lock) as holder:
+            if holder is None:
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=_SCRATCH, ignore_cleanup_errors=True) as folder,
+        lock_file(Path(folder, LOCK)),
+    ):
+        yield Path(folder)
 
 
 # --- Folders that are whole or absent ------------------------------------------------------------

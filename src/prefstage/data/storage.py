@@ -6,12 +6,11 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +22,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from prefstage.core import InputError, atomic_path
+from prefstage.core import PARTIAL, InputError, atomic_path, scratch_folder
 from prefstage.data.messages import KEY_ORDER, in_order
 from prefstage.data.raw_rows import BATCH_ROWS, arrow_reader
 from prefstage.data.records import (
@@ -70,26 +69,23 @@ COLUMNS: Mapping[type[Any], Mapping[str, Any]] = {
 }
 
 
+# One a process, removed when that ends: datasets are memory-mapped from it, and views of them that
+# a user makes may outlive the set they came from.
 @cache
-def scratch_folder() -> Path:
-    """One folder in the system's temporary folder (TMPDIR), removed when the process ends.
-
-    Datasets are memory-mapped from it; views of them that a user makes may outlive the
-    set they came from, so files are not removed earlier.
-    """
-    folder, owner = tempfile.mkdtemp(prefix="prefstage-"), os.getpid()
+def _scratch() -> Path:
+    stack, owner = ExitStack(), os.getpid()
 
     def remove() -> None:
         if os.getpid() == owner:  # a forked child must leave it to its parent
-            shutil.rmtree(folder, ignore_errors=True)
+            stack.close()
 
     atexit.register(remove)
-    return Path(folder)
+    return stack.enter_context(scratch_folder())
 
 
 def scratch_file(suffix: str) -> Path:
-    """A new name in the scratch folder."""
-    return scratch_folder() / f"{uuid.uuid4().hex}.{suffix}"
+    """A new name in this process's scratch folder."""
+    return _scratch() / f"{uuid.uuid4().hex}.{suffix}"
 
 
 @contextmanager
@@ -342,7 +338,9 @@ def save_dataset(dataset: Dataset, path: str | Path) -> None:
         # the folder is whole.
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder,
+            tempfile.TemporaryDirectory(
+                dir=target.parent, prefix=f"{PARTIAL}{target.name}-"
+            ) as folder,
             quiet(),
         ):
             dataset.save_to_disk(f"{folder}/data")

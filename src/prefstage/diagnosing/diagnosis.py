@@ -16,6 +16,7 @@ from prefstage.core import (
     Ledger,
     Outcome,
     as_config,
+    run_folder,
     write_json,
     write_result,
     write_text,
@@ -329,6 +330,9 @@ def run_diagnosis(settings: DiagnoseSettings, *, out: Path | None = None) -> Out
     }
     diagnoses, orders = list[Diagnosis](), list[dict[str, Any]]()
     with ExitStack() as stack:
+        if out is not None:
+            inputs = settings.model_dump(mode="json", exclude={"store", "cache", "quarantine_file"})
+            stack.enter_context(run_folder(out, command="diagnose", inputs=inputs))
         store = settings.store and stack.enter_context(Ledger(settings.store))
         judges = [
             load_judge(spec) if spec else None for spec in (settings.judge, settings.second_judge)
@@ -356,11 +360,11 @@ def run_diagnosis(settings: DiagnoseSettings, *, out: Path | None = None) -> Out
                     asdict(diagnose_orders(loaded[name], name=name, policy=policy, config=settings))
                     for name, _ in ranked
                 ]
-    notes = []
-    for name, report in ((name, rows.report) for name, rows in loaded.items()):
-        bad = [f"{report.quarantined} bad rows put aside"] if report.quarantined else []
-        notes += [f"{name}: {note}" for note in (*report.notes, *bad)]
-    return reported(diagnoses, orders, notes, out=out)
+        notes = []
+        for name, report in ((name, rows.report) for name, rows in loaded.items()):
+            bad = [f"{report.quarantined} bad rows put aside"] if report.quarantined else []
+            notes += [f"{name}: {note}" for note in (*report.notes, *bad)]
+        return reported(diagnoses, orders, notes, out=out)
 
 
 def _check(settings: DiagnoseSettings, names: list[tuple[str, Any]]) -> None:

@@ -1,6 +1,5 @@
 """Benchmarks through lm-evaluation-harness, offline where their data is at hand."""
 
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from prefstage.core import (
     MissingDependencyError,
     adapter_config,
     load_checkpoint,
+    scratch_folder,
     write_json,
 )
 from prefstage.data import load_tokenizer
@@ -119,7 +119,7 @@ def run_benchmarks(
             cure="check the task's name and the path",
         )
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = stack.enter_context(scratch_folder())
         if any("ifeval" in task for task in shots):
             _settle_ifeval(stack, folder)
         index = TaskManager().task_index

@@ -5,7 +5,6 @@ import importlib
 import inspect
 import math
 import sys
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from prefstage.core import (
     digest,
     read_json,
     reason_of,
+    scratch_folder,
 )
 from prefstage.data.records import Pair, Prompt, prompt_id_of
 from prefstage.judging.base import (
@@ -260,10 +260,10 @@ class TableJudge(Judge):
     def _read(self, path: str) -> str:
         from prefstage.data import load_candidates, load_pairs
 
-        with tempfile.TemporaryDirectory(prefix="prefstage-") as folder:
+        with scratch_folder() as folder:
             how: Any = {
                 "on_bad_row": "quarantine",
-                "quarantine_file": Path(folder) / "unusable.jsonl",
+                "quarantine_file": folder / "unusable.jsonl",
             }
             try:
                 rows: Any = load_pairs(path, **how)

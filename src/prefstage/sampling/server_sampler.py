@@ -1,7 +1,6 @@
 """Sampling from a server that speaks the OpenAI protocol."""
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from prefstage.core import InputError, ServiceError, digest
+from prefstage.core import InputError, ServiceError, digest, scratch_folder
 from prefstage.data.conversation_tokens import probe_turn
 from prefstage.data.records import SAMPLED, Message
 from prefstage.data.settings import CHAT_FORMATS
@@ -303,7 +302,7 @@ class ServedSampler(ServerSampler):
     Args:
         command: As in `managed_server`.
         config: How to sample.
-        log_file: Where the server's output goes.
+        log_file: Where the server's output goes; None for a temporary file.
         name: For people; None takes the model's name from the command.
         chat_format: As in `ServerSampler`.
         concurrency: As in `ServerSampler`.
@@ -317,7 +316,7 @@ class ServedSampler(ServerSampler):
         command: str,
         config: SamplingConfig,
         *,
-        log_file: Path,
+        log_file: Path | None = None,
         name: str | None = None,
         chat_format: str | None = None,
         concurrency: int | None = None,
@@ -325,9 +324,8 @@ class ServedSampler(ServerSampler):
         template_options: Mapping[str, Any] | None = None,
         start_timeout_s: float = 1800.0,
     ) -> None:
-        self._server = partial(
-            managed_server, command, log_file=log_file, start_timeout_s=start_timeout_s
-        )
+        self._server = partial(managed_server, command, start_timeout_s=start_timeout_s)
+        self._log_file = log_file
         self._client_options = dict(client_options or {})
         self._open = ExitStack()
         self._running = False
@@ -362,7 +360,7 @@ class ServedSampler(ServerSampler):
             chat_format: As for the class.
             template_options: As for the class.
             concurrency: As for the class.
-            log_file: As for the class; None for a new temporary folder.
+            log_file: As for the class.
             client: Further arguments of `ServerClient`.
 
         Returns:
@@ -376,7 +374,7 @@ class ServedSampler(ServerSampler):
         return ServedSampler(
             command,
             config,
-            log_file=log_file or Path(tempfile.mkdtemp(prefix="prefstage-")) / "server.log",
+            log_file=log_file,
             chat_format=chat_format,
             concurrency=concurrency,
             client_options=client,
@@ -405,7 +403,8 @@ class ServedSampler(ServerSampler):
         yield from super().sample_into(requests, keep)
 
     def _start(self) -> None:
-        url = self._open.enter_context(self._server())
+        log = self._log_file or self._open.enter_context(scratch_folder()) / "server.log"
+        url = self._open.enter_context(self._server(log_file=log))
         started = ServerClient(url, None, **self._client_options)
         started.usage, self.client = self.client.usage, started
         if _dialect(self.client) == "standard":

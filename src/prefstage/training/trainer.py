@@ -4,6 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
-from prefstage.core import seed_for
+from prefstage.core import locked, seed_for
 from prefstage.data import ResponseEncoder
 from prefstage.data.settings import CHAT_SETTINGS
 from prefstage.losses import LossState, parse_loss
@@ -199,20 +200,26 @@ class PreferenceTrainer(DurableTrainer):
     # References come first: once the weights have moved, the start cannot be scored any more.
     @override
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **others: Any) -> Any:
-        note = precision_note(self.model, float(self.args.learning_rate))
-        # DeepSpeed keeps weights in float32 besides.
-        if note is not None and note not in self.notes and not self.is_deepspeed_enabled:
-            self.notes.append(note)
-            warnings.warn(note, PrecisionWarning, stacklevel=2)
-        self.compute_references()
-        self._guard = StepGuard(
-            self.runner,
-            Path(self.args.output_dir),
-            self.args.device,
-            tolerance=start_tolerance(self),
-        )
-        self._train_reference = self.references.of(self.train_dataset)
-        with self._scoring_calls.installed():
+        with ExitStack() as stack:
+            # A second training would remove this one's checkpoints as older ones of its own.
+            if self.args.process_index == 0:
+                folder = Path(self.args.output_dir)
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(folder, ".lock"))
+            note = precision_note(self.model, float(self.args.learning_rate))
+            # DeepSpeed keeps weights in float32 besides.
+            if note is not None and note not in self.notes and not self.is_deepspeed_enabled:
+                self.notes.append(note)
+                warnings.warn(note, PrecisionWarning, stacklevel=2)
+            self.compute_references()
+            self._guard = StepGuard(
+                self.runner,
+                Path(self.args.output_dir),
+                self.args.device,
+                tolerance=start_tolerance(self),
+            )
+            self._train_reference = self.references.of(self.train_dataset)
+            stack.enter_context(self._scoring_calls.installed())
             return super().train(resume_from_checkpoint, *args, **others)
 
     def compute_references(self, *others: Any) -> None:

@@ -1,6 +1,5 @@
 """Steps of advice: judged answers of the start, the forecast, and what pilots gained."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from prefstage.aligning.recipe import pilot_settings, train_settings, whole_path
 from prefstage.aligning.steps.answers import PAIRS, Build
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.workspace import Policy, Workspace
-from prefstage.core import progress, read_json, write_json
+from prefstage.core import progress, read_json, scratch_folder, write_json
 from prefstage.data import (
     Candidates,
     CandidateSet,
@@ -194,9 +193,9 @@ class Forecast(Step):
         pairs = {
             name: load_pairs(str(built.path / PAIRS)) for name, built in self.candidates.items()
         }
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             trainer = open_trainer(
-                pilot_settings(self.recipe), Path(scratch), {"data": next(iter(pairs.values()))}
+                pilot_settings(self.recipe), scratch, {"data": next(iter(pairs.values()))}
             )
             with progress("gradients", None) as tick:
                 found = forecast_gains(
