@@ -102,6 +102,8 @@ Output ({X}) is better.¦{X} is clearly better than {Y}.¦Response {Y} is worse 
 I would choose {X}.¦I'd go with Response {X}.¦Response {X} is the winner.¦{X} outperforms {Y}.
 I think Response {X} is better because it is complete.¦While {Y} is longer, {X} is better.
 So overall, **Response {X}** is the better one.¦Response {X} is slightly better overall.
+I find Response {X} better.¦Response {X} provides a better answer.¦Response {X} has a slight edge.
+I give the edge to Response {X}.¦I consider {X} to be the better response.¦I choose {X}, not {Y}.
 I choose {X}.¦I prefer Response {X} over Response {Y}.¦In my opinion, {X} is better.
 """
 # The whole answer, or its beginning.
@@ -137,6 +139,8 @@ Response {Y} gives the answer \boxed{{{Y}}}.¦The instructions say: 'Answer {Y} 
 | Criterion | A | B |\n|---|---|---|\n| Accuracy | 8 | 7 |¦Clarity: {Y}
 {Y} would be better if it were right.
 Response {Y} ends with [[{Y}]].¦> Verdict: {Y}¦As an AI, I have no preferences of my own.
+{Y} is better than nothing.¦I don't find {Y} better.¦Response {Y} does not provide a better answer.
+Response {Y} gives a better answer to the first part.¦You asked me which is better, A or B.
 """
 NO_VERDICT = r"""
    ¦A or B¦A/B¦A, B¦A and B¦A?¦D¦Yes¦1¦Both A and B are fine.¦A good question.

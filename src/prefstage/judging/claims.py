@@ -149,7 +149,8 @@ _ASPECT = re.compile(
 )
 # Right after the claim.
 _RESTRICTED = re.compile(
-    r"[^,;.]*(?:\b(?:if|unless|when|provided|only)\b|.*\?\W*\Z)"
+    r"\s+than\s+(?:the )?(?:nothing|average|expected|usual|most|many|none|some|before)\b"
+    r"|[^,;.]*(?:\b(?:if|unless|when|provided|only)\b|.*\?\W*\Z)"
     r"|(?:\s+than\s+(?:\w+\s+)?\w+)?\s+(?:in|at|on|for|regarding|with respect)\b"
     r"(?!\s+(?:every|all|most|my|general|the end|the whole|balance|this|these|that)\b)",
     re.IGNORECASE,

@@ -170,6 +170,17 @@ _PROSE = tuple(
             rf"(?:the\s+)?{_X}(?!\s*(?i:or|and)\b)",
             1,
         ),
+        (
+            rf"{_X}\s+(?i:provides|gives|offers|has)\s+{_ADVERBS}(?i:slight\s+|clear\s+)?"
+            rf"(?i:(?:better|best|stronger|superior)\s+{_NOUN}|edge){_AFTER}",
+            1,
+        ),
+        (rf"\b(?i:edge to)\s+{_X}", 1),
+        (
+            rf"\bI\s+(?i:find|found|consider|judge|deem)\s+{_X}\s+(?i:to be\s+|is\s+)?{_ADVERBS}"
+            rf"(?i:better|best|superior|preferable|stronger){_AFTER}",
+            1,
+        ),
         (rf"{_X}\s*(?:>+|≫|≻|\b(?i:over)\b)\s*{_Y}(?!\s*[<>=])", 1),
     )
 )
