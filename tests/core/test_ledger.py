@@ -175,3 +175,45 @@ def test_one_process_at_a_time_where_it_is_asked_for(tmp_path: Path) -> None:
         Ledger(path, alone=True)
     with Ledger(path, alone=True) as ledger:
         assert ledger.count("samples") == 0
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE rewards SET reward = 'much'",
+        "UPDATE rewards SET prompt = x'ff'",
+        "CREATE TRIGGER t BEFORE INSERT ON rewards BEGIN SELECT raise(ABORT, 'no'); END",
+        "CREATE VIEW v AS SELECT 1",
+        "ALTER TABLE rewards ADD COLUMN other",
+        "DROP TABLE gradings",
+    ],
+)
+def test_other_tables_and_values_of_another_type_are_refused(
+    tmp_path: Path, statement: str
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.put("rewards", ("j", "p", "r"), (1.0,))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement)
+    with pytest.raises(InputError, match=r"another kind or version|is damaged \(1 rows of rewards"):
+        Ledger(path)
+
+
+def test_a_day_that_is_none_is_damage(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.put("samplers", ("f",), ("n", "{}", "2020-13-45"))
+        ledger.put("samples", ("f", "p", 0), ("a", 1, 1))
+        with pytest.raises(InputError, match=r"is damaged .the day '2020-13-45'"):
+            _ = ledger.date
+
+
+@pytest.mark.parametrize("key", ["\ud800", 2**70])
+def test_a_key_that_sqlite_cannot_hold_is_refused(key: object) -> None:
+    with Ledger(None) as ledger, pytest.raises(InputError, match="UTF-8 can hold"):
+        ledger.put("rewards", ("j", "p", key), (1.0,))
+
+
+def test_a_name_with_a_nul_is_refused() -> None:
+    with pytest.raises(InputError, match="null"):
+        Ledger(Path("a\0b"))

@@ -45,6 +45,7 @@ from .files import (
     write_text as write_text,
 )
 from .foreign import (
+    bounded as bounded,
     check_shape as check_shape,
     parse_json as parse_json,
     parse_yaml as parse_yaml,

@@ -7,17 +7,21 @@ has come through this door is small enough to be walked, compared, printed and s
 
 import json
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from prefstage.core.errors import DataError, PrefstageError
+from prefstage.core.errors import DataError, ModelError, PrefstageError
 
 NESTING = 100  # levels; Python's own walkers take three frames a level, of the thousand there are
 _DIGITS = 255  # more do not fit into a float, whatever the base
 _YAML_BYTES = 1 << 20
+_MOST_LAYERS = 10_000  # more would be made, one by one, before any weight is read
 _JSON_BYTES = 1 << 30
 _YAML_VALUES = 20_000  # the reader is written in Python: some seconds
 _INT_TAG, _BOOL_TAG = "tag:yaml.org,2002:int", "tag:yaml.org,2002:bool"
@@ -149,6 +153,44 @@ def read_json(
         return value
 
 
+def check_model_files(folder: Path) -> None:
+    """Refuse a model's folder that would keep its readers waiting, or busy, for ever.
+
+    Args:
+        folder: On this machine; one that is not there has nothing to refuse.
+
+    Raises:
+        ModelError: If it holds a pipe or a device, a configuration that cannot be read, or one of
+            more than 10,000 layers.
+    """
+    for file in folder.iterdir() if folder.is_dir() else ():
+        ModelError.unless(
+            file.is_file() or file.is_dir() or not file.exists(),
+            saw=f"{file}, a pipe or a device",
+            expected="files of a model",
+            cure="remove it, or copy the model again",
+        )
+    file = folder / "config.json"
+    config = (
+        read_json(
+            file,
+            error=ModelError,
+            expected="the configuration of a model",
+            cure="copy or download it again",
+        )
+        if file.is_file()
+        else {}
+    )
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for name, count in chain.from_iterable(part.items() for part in parts):
+        ModelError.unless(
+            "layers" not in name or not isinstance(count, int) or count <= _MOST_LAYERS,
+            saw=f"{file}: {name} {count}",
+            expected=f"at most {_MOST_LAYERS}",
+            cure="copy or download it again",
+        )
+
+
 def parse_yaml(text: str | bytes) -> Any:
     """Values of YAML text: plain ones alone, keys once, booleans only as true and false.
 
@@ -191,6 +233,54 @@ def read_yaml(path: Path) -> Any:
         ValueError: As `parse_yaml`; a DataError if it is too large, a pipe or a device.
     """
     return parse_yaml(read_bytes(path, limit=_YAML_BYTES).decode("utf-8-sig"))
+
+
+class _EndlessError(BaseException):  # no Exception, which foreign code might catch
+    """A bounded block has taken too long."""
+
+
+@contextmanager
+def bounded(
+    error: PrefstageError, *, seconds: float = 5.0, memory: int = 1 << 29
+) -> Iterator[None]:
+    """End a block of foreign code that takes too long, or grows without end.
+
+    Where signals or limits are not to be had (another thread than the first, no POSIX), that
+    bound is not kept.
+
+    Args:
+        error: What is raised then.
+        seconds: How long it may take.
+        memory: How much the process may grow meanwhile [bytes].
+
+    Yields:
+        Nothing.
+
+    Raises:
+        PrefstageError: The error, if it takes longer or more.
+    """
+
+    def stop(*_: Any) -> None:
+        raise _EndlessError
+
+    try:
+        with ExitStack() as stack:
+            with suppress(ImportError, OSError, ValueError):
+                import resource
+
+                former = resource.getrlimit(resource.RLIMIT_AS)
+                pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+                most = pages * resource.getpagesize() + memory
+                if former[0] == resource.RLIM_INFINITY or most < former[0]:
+                    resource.setrlimit(resource.RLIMIT_AS, (most, former[1]))
+                    stack.callback(resource.setrlimit, resource.RLIMIT_AS, former)
+            with suppress(ValueError, AttributeError):
+                stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, stop))
+                left = signal.setitimer(signal.ITIMER_REAL, seconds)
+                stack.callback(signal.setitimer, signal.ITIMER_REAL, *left)
+            yield
+    except (MemoryError, _EndlessError):  # the signal may come as late as it is taken back
+        raise error from None
 
 
 class _PlainLoader(yaml.SafeLoader):

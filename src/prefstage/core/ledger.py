@@ -1,8 +1,9 @@
 """The ledger: one SQLite file that has every answer and judgment from the moment it arrives."""
 
+import json
 import sqlite3
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from datetime import date
 from pathlib import Path
 from threading import Lock
@@ -45,6 +46,13 @@ _TABLES: dict[Table, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("text TEXT NOT NULL", "rating REAL", "cause TEXT NOT NULL"),
     ),
 }
+_SCHEMA = [
+    f"CREATE TABLE {name} ({', '.join((*key, *values))},"
+    f" PRIMARY KEY ({', '.join(column.split()[0] for column in key)}))"
+    for name, (key, values) in _TABLES.items()
+]
+_EXPECTED = "a ledger as prefstage wrote it"
+_RESTORE = "restore it from a copy, or name another file and run again"
 
 
 class Ledger(ExitStack):
@@ -73,8 +81,7 @@ class Ledger(ExitStack):
         self.path, self._lock = path, Lock()
         with (
             InputError.instead_of(
-                sqlite3.DatabaseError,
-                OSError,
+                *(sqlite3.DatabaseError, OSError, ValueError),  # a NUL in a name, bytes in a schema
                 saw=f"{path}: {{error}}",
                 expected="a ledger of prefstage, or a path where one can be made",
                 cure="name another file",
@@ -139,9 +146,10 @@ class Ledger(ExitStack):
             ServiceError: If the disk is full, or the file cannot be written any more.
         """
         with InputError.instead_of(
-            sqlite3.IntegrityError,
+            *(sqlite3.IntegrityError, UnicodeEncodeError, OverflowError),
             saw=f"a record for {table} with {', '.join(map(repr, values))} ({{error}})",
-            expected="numbers that are no NaN, and probabilities from 0 to 1",
+            expected="text that UTF-8 can hold, numbers of 64 bits that are no NaN, and "
+            "probabilities from 0 to 1",
             cure="mend the judge or sampler that gave it",
         ):
             # DO NOTHING passes over a taken key alone; OR IGNORE would swallow a failed CHECK too.
@@ -177,7 +185,26 @@ class Ledger(ExitStack):
         ((first,),) = self._execute(
             "SELECT min(date) FROM samplers WHERE fingerprint IN (SELECT sampler FROM samples)"
         )
-        return date.today() if first is None else date.fromisoformat(first)
+        if first is None:
+            return date.today()
+        with self.intact(f"the day {first!r}"):
+            return date.fromisoformat(first)
+
+    def intact(self, what: str) -> AbstractContextManager[None]:
+        """Refuse the file, by name, where a block cannot read a value of it.
+
+        Args:
+            what: The value, for the message.
+
+        Returns:
+            To be entered; the block's ValueError, TypeError or KeyError becomes an InputError.
+        """
+        return InputError.instead_of(
+            *(ValueError, TypeError, KeyError),
+            saw=f"{self.path} is damaged ({what})",
+            expected=_EXPECTED,
+            cure=_RESTORE,
+        )
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -185,7 +212,7 @@ class Ledger(ExitStack):
                 return self._connection.execute(statement, values).fetchall()
             except sqlite3.IntegrityError:
                 raise
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise ServiceError.of(
                     saw=f"ledger {self.path}: {error}",
                     expected="a file that can be read and written",
@@ -198,10 +225,11 @@ class Ledger(ExitStack):
         # Before WAL mode, which is written into the file: others' files stay as they are. In one
         # statement, since another process may be making the tables just now.
         (version, tables) = self._connection.execute(
-            "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
+            "SELECT user_version, (SELECT json_group_array(sql) FROM sqlite_master"
+            " WHERE sql IS NOT NULL) FROM pragma_user_version"
         ).fetchone()
         InputError.unless(
-            version == _VERSION or not (version or tables),
+            (version, set(json.loads(tables))) in ((_VERSION, set(_SCHEMA)), (0, set())),
             saw=f"{self.path} is an SQLite file of another kind or version ({version})",
             expected=f"a ledger of version {_VERSION}",
             cure="name another file; what an earlier version of prefstage kept is made anew",
@@ -222,20 +250,29 @@ class Ledger(ExitStack):
             # IMMEDIATE takes the write lock first: looking at the tables and making them are one
             # step, also where another process opens the same new file.
             self._connection.execute("BEGIN IMMEDIATE")
-            for name, (key, values) in _TABLES.items():
+            for statement in _SCHEMA:
                 self._connection.execute(
-                    f"CREATE TABLE IF NOT EXISTS {name} ({', '.join((*key, *values))},"
-                    f" PRIMARY KEY ({_names(key)}))"
+                    statement.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS")
                 )
             self._connection.execute(f"PRAGMA user_version = {_VERSION}")
         # SQLite reads a page only when it is needed; damage shows now, not in the middle of a
         # run. It checks the CHECKs too, so a probability that rotted is not taken for one.
         (fault,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        # Nor does SQLite mind a word in a column of numbers.
+        for table, (key, values) in _TABLES.items() if fault == "ok" else ():
+            wrong = " OR ".join(
+                f"typeof({name}) NOT IN (lower('{kind}'), 'null')"
+                for name, kind, *_ in (column.split() for column in (*key, *values))
+            )
+            (count,) = self._connection.execute(
+                f"SELECT count(*) FROM {table} WHERE {wrong}"
+            ).fetchone()
+            fault = f"{count} rows of {table} hold values of another type" if count else fault
         InputError.unless(
             fault == "ok",
-            saw=f"{self.path} is damaged ({' '.join(fault.split())})",
-            expected="a ledger as prefstage wrote it",
-            cure="restore it from a copy, or name another file and run again",
+            saw=f"{self.path} is damaged ({fault})",
+            expected=_EXPECTED,
+            cure=_RESTORE,
         )
 
 

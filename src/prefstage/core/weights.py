@@ -14,7 +14,7 @@ from prefstage.core.errors import (
     ModelError,
     PrefstageError,
 )
-from prefstage.core.foreign import parse_json, read_bytes, read_json
+from prefstage.core.foreign import check_model_files, parse_json, read_bytes, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -319,10 +319,12 @@ def adapters_of(name_or_path: str) -> tuple[str, list[str]]:
         ModelError: If an adapter's configuration cannot be read, or its base is not there.
     """
     adapters: list[str] = []
+    check_model_files(Path(name_or_path))
     while (config := adapter_config(name_or_path)) is not None:
         _check_base(name_or_path not in adapters, name_or_path, "itself, in the end")
         adapters.insert(0, name_or_path)
         name_or_path = _base_of(name_or_path, config)
+        check_model_files(Path(name_or_path))
     return name_or_path, adapters
 
 

@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 
 from prefstage.core import (
     InputError,
     ModelError,
     adapters_of,
+    bounded,
     foreign_files,
     is_path,
     parse_json,
@@ -38,8 +39,12 @@ _NONCE = "qzjx"
 _OF_CONVERSATION = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "chat_template", "tokenize")
 )
-# What a template raises by itself, and what Jinja's sandbox lets through of its expressions.
-_REFUSALS = (TemplateError, TypeError, KeyError, AttributeError, ValueError)
+_ENDLESS = ModelError.of(
+    saw="a chat template that takes more than 5 seconds or 512 MiB for a conversation",
+    expected="a template that writes the turns",
+    cure="mend tokenizer.chat_template, or name a chat_format: " + ", ".join(CHAT_FORMATS),
+)
+_SHORT_FACTOR = 3  # digits
 
 
 def load_tokenizer(name_or_path: str) -> Any:
@@ -187,7 +192,7 @@ class ChatTemplate:
         ):
             json.dumps(self.variables, allow_nan=False)
         self.sources = {
-            name: _with_date(source, date)
+            name: _with_date(_without_powers(source), date)
             for name, source in _templates_of(tokenizer, chat_format).items()
         }
         self._read_whole = set[Any]()  # what messages have, where a template reads all of it
@@ -210,9 +215,9 @@ class ChatTemplate:
                 [self._message(message, index) for index, message in enumerate(messages)],
                 generation_prompt,
             )
-        except RenderingError:
+        except ModelError:
             raise
-        except _REFUSALS as error:
+        except Exception as error:  # a template is code of others
             raise RenderingError.at(
                 "conversation",
                 saw=f"turns {', '.join(str(message['role']) for message in messages)}, which the "
@@ -280,21 +285,25 @@ class ChatTemplate:
         # A probe that the template refuses has no text.
         try:
             return self._render(messages, False)
-        except _REFUSALS:
+        except ModelError:
+            raise
+        except Exception:
             return ""
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         tools = messages[0].get("tools") if messages else None
-        return str(
-            self._tokenizer.apply_chat_template(
-                [{k: v for k, v in message.items() if k != "tools"} for message in messages],
-                tools=tools,
-                chat_template=(tools and self.sources.get("tool_use")) or self.sources["default"],
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **self.variables,
+        with bounded(_ENDLESS):
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [{k: v for k, v in message.items() if k != "tools"} for message in messages],
+                    tools=tools,
+                    chat_template=(tools and self.sources.get("tool_use"))
+                    or self.sources["default"],
+                    tokenize=False,
+                    add_generation_prompt=generation_prompt,
+                    **self.variables,
+                )
             )
-        )
 
     def _message(self, message: Message, index: int) -> Message:
         made = {key: value for key, value in message.items() if key != SAMPLED}
@@ -347,6 +356,26 @@ def _templates_of(tokenizer: Tokenizer, chat_format: str | None) -> dict[str, st
             cure=f"name one with chat_format: {', '.join(CHAT_FORMATS)}",
         )
     return {name: str(source) for name, source in named.items() if source}
+
+
+def _without_powers(template: str) -> str:
+    # One power or product of large numbers can take for ever inside the interpreter, where nothing
+    # stops it; the templates of models have neither.
+    try:
+        tokens = [(kind, text) for _, kind, text in Environment().lex(template) if text.strip()]
+    except TemplateError:
+        return template  # rendering it says what is wrong
+    for before, (kind, sign), after in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        factors = [text for other, text in (before, after) if other == "integer"]
+        ModelError.unless(
+            (kind != "operator" or sign not in ("*", "**"))
+            or before[1] in ("(", ",")  # of arguments
+            or (sign == "*" and any(len(text) <= _SHORT_FACTOR for text in factors)),
+            saw=f"a chat template that computes {before[1]} {sign} {after[1]}",
+            expected="products with a small number alone, and no powers",
+            cure="mend tokenizer.chat_template, or name a chat_format: " + ", ".join(CHAT_FORMATS),
+        )
+    return template
 
 
 def _with_date(template: str, date: datetime.date) -> str:

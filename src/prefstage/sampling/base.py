@@ -295,13 +295,7 @@ def stored_sample(sampler: str, request: SampleRequest, ledger: Ledger) -> Sampl
     row = ledger.get("samples", (sampler, request.prompt_id, request.index))
     if row is None:
         return None
-    with InputError.instead_of(
-        *(ValueError, TypeError, KeyError),
-        saw=f"{ledger.path}: the answer {request.index} to prompt {request.prompt_id} is "
-        "unreadable",
-        expected="answers as prefstage wrote them",
-        cure="restore the file from a copy, or name another file and run again",
-    ):
+    with ledger.intact(f"the answer {request.index} to prompt {request.prompt_id} is unreadable"):
         values = parse_json(row[0])
         values["token_ids"] = tuple(values["token_ids"])
         return Sample(request.prompt_id, request.index, **values)
@@ -343,7 +337,8 @@ def _check_alone(sampler: Sampler, ledger: Ledger) -> None:
     settings = json.loads(json.dumps(dict(sampler.settings)))
     for fingerprint, name, text, answers in ledger.samplers():
         if fingerprint != sampler.fingerprint:
-            former = parse_json(text)
+            with ledger.intact(f"the settings of {name!r}"):
+                former = dict(parse_json(text))
             different = ", ".join(
                 f"{key}={former.get(key)!r}, now {settings.get(key)!r}"
                 for key in sorted({*former, *settings})
