@@ -141,6 +141,8 @@ Response {Y} gives the answer \boxed{{{Y}}}.¦The instructions say: 'Answer {Y} 
 Response {Y} ends with [[{Y}]].¦> Verdict: {Y}¦As an AI, I have no preferences of my own.
 {Y} is better than nothing.¦I don't find {Y} better.¦Response {Y} does not provide a better answer.
 Response {Y} gives a better answer to the first part.¦You asked me which is better, A or B.
+Plan {Y} is better.¦Vitamin A is worse than vitamin B.¦{Y} is better with the details.
+{{"grade": "{Y}", "confidence": 9}}¦<score>{Y}</score>¦{Y} wins points for clarity.
 """
 NO_VERDICT = r"""
    ¦A or B¦A/B¦A, B¦A and B¦A?¦D¦Yes¦1¦Both A and B are fine.¦A good question.
@@ -150,6 +152,7 @@ Answer A if response A is better, B if response B is better.¦[[A or B]]¦[[X]]�
 {{"A": 7, "B": 5}}¦{{"winner": null}}¦{{"winner": "A or B"}}¦A: good\nB: bad¦A. Foo.\nB. Bar.
 Use [[A]] if assistant A is better, [[B]] if assistant B is better.¦A\nB¦I'd pick neither, or both?
 I'm sorry, but I can't help with that.¦The winner is not A.¦The better response is not A but B?
+- A\n- B¦{{"grade": "B"}}¦Team B wins.¦Plan A is better.
 Had A been complete, A would have been better.¦Which response is better, A or B?
 """
 CONTRADICTING = r"""
@@ -236,6 +239,8 @@ The answer \boxed{{7}} is right.¦Accuracy: 9/10¦Clarity score: 8¦1. It is cle
 I cannot justify a rating of 9.¦It could be a 10/10 with sources.¦If it were right, it is a 9/10.
 The form is "Rating: [[5]]".¦It was written on 2024-05-07.¦It is 20% longer than it need be.
 A movie with a rating of 8 is named.¦> Rating: [[10]]¦In 1994, 7 of them were there.
+Step 7/10.¦It was written on 7/10.¦It passes 9/10.¦IMDb rating: 8.1¦Final score: 3 - 1
+{{"answer": 7}}¦The film got a score of 8.¦Confidence: 9/10
 """
 NO_RATING = r"""
    ¦(1-10)¦Rating (1-10)¦Rating: (1-10)¦1-10¦1 to 10¦[[number]]¦[[rating]]¦Rating: [[rating]]¦N/A

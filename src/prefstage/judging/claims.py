@@ -43,11 +43,12 @@ SCORES = (
     r"rating|score|grade|overall|bewertung|wertung|puntuación|calificación|punteggio|оценка"
     r"|评分|得分|分数|評価"
 )
-# Fields of JSON: `"winner": "A"`.
+# Fields of JSON: a verdict is no number ("winner": "A"), and a rating is one ("rating": 7).
 _FIELD = re.compile(
-    rf"[\"'](?:(?:final|overall|my|the)[_ ]?)?(?:{LABELS.replace(' ', '[_ ]?')}|{SCORES}|answer"
-    r"|better|best|preferred|chosen|selected|label)[\"']\s*:\s*"
-    r"(?P<quote>[\"']?)(?P<value>[^\"'\n,{}\[\]]{1,40}?)(?P=quote)\s*(?=,(?!\d)|[}\n]|\Z)",
+    rf"[\"'](?:(?:final|overall|my|the)[_ ]?)?(?:(?:{LABELS.replace(' ', '[_ ]?')}|answer|better"
+    rf"|best|preferred|chosen|selected|label)[\"']\s*:(?!\s*[\"']?[-\d])"
+    rf"|(?:{SCORES})[\"']\s*:(?=\s*[\"']?[-\d]))"
+    r"\s*(?P<quote>[\"']?)(?P<value>[^\"'\n,{}\[\]]{1,40}?)(?P=quote)\s*(?=,(?!\d)|[}\n]|\Z)",
     re.IGNORECASE,
 )
 _LABELLED = re.compile(rf"(?:{LABELS}|{SCORES}|answer)\W{{0,4}}(?:is\W{{1,3}})?\Z", re.IGNORECASE)
@@ -151,7 +152,7 @@ _ASPECT = re.compile(
 _RESTRICTED = re.compile(
     r"\s+than\s+(?:the )?(?:nothing|average|expected|usual|most|many|none|some|before)\b"
     r"|[^,;.]*(?:\b(?:if|unless|when|provided|only)\b|.*\?\W*\Z)"
-    r"|(?:\s+than\s+(?:\w+\s+)?\w+)?\s+(?:in|at|on|for|regarding|with respect)\b"
+    r"|(?:\s+than\s+(?:\w+\s+)?\w+)?\s+(?:in|at|on|for|regarding|with)\b"
     r"(?!\s+(?:every|all|most|my|general|the end|the whole|balance|this|these|that)\b)",
     re.IGNORECASE,
 )

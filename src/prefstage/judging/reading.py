@@ -138,7 +138,7 @@ _COMPARED = re.compile(r"([AB])\s*(>+|≫|≻|<+|≪|≺|=+|≈|~)\s*([AB])", re
 _MARKED = re.compile(
     r"\[\[\s*([^\[\]\n]{1,40}?)\s*\]\]"
     r"|\\boxed\{(?:\\\w+\{)?\s*([^{}\n]{1,40}?)\s*\}|\[result\]:?\s*([^\n]{1,40})"
-    rf"|<(?:answer|{LABELS}|{SCORES})>\s*([^<\n]{{1,40}}?)\s*</",
+    rf"|<(?:answer|{LABELS})>\s*([^<\n]{{1,40}}?)\s*</",
     re.IGNORECASE,
 )
 _VALUE = (
@@ -183,6 +183,12 @@ _PROSE = tuple(
         ),
         (rf"{_X}\s*(?:>+|≫|≻|\b(?i:over)\b)\s*{_Y}(?!\s*[<>=])", 1),
     )
+)
+_WORD_BEFORE = re.compile(r"(\w+)\s+\W?\Z")
+_LEADS = re.compile(  # words before a letter that do not make it a name
+    r"and|but|so|that|think|believe|say|find|feel|therefore|thus|hence|overall|because|since|while"
+    r"|though|although|conclude|then|clearly|finally|balance|conclusion|summary|opinion|whole|me",
+    re.IGNORECASE,
 )
 _TIES = re.compile(
     r"\b(?:it(?: is|['’]s)|this is|call it|declare|results? in)\s+(?:a\s+)?(?:tie|draw)\b"
@@ -248,7 +254,10 @@ def _said(sentence: str) -> Iterator[Said]:
             letter, other = (
                 (sides.get(f"{side}n", "") + sides.get(f"{side}l", "")).upper() for side in "xy"
             )
-            if letter != other:
+            # "Plan A is better" is about the matter.
+            bare = sides["xl"] and match.start() == match.start("xl")
+            word = _WORD_BEFORE.search(sentence, max(0, match.start() - 20), match.start())
+            if letter != other and not (bare and word and not _LEADS.fullmatch(word[1])):
                 yield *match.span(), False, 0.5 + sign * (_VALUES[letter] - 0.5)
     for match in _TIES.finditer(sentence):
         yield *match.span(), False, 0.5
@@ -313,6 +322,14 @@ _GIVEN = re.compile(
 )
 
 
+_OF_A_PART = re.compile(r"\W*[^:]{1,40}:\W*")  # "Accuracy: 8/10"
+_COUNTED = re.compile(  # "step 7/10", "on 7/10", "solves 7/10"
+    r"\b(?:steps?|questions?|pages?|parts?|turns?|tasks?|items?|tests?|cases?|on|by|since|until|dated"
+    r"|solves?|solved|passes|passed|answers|answered|gets|got|has|covers|of)\s+\Z",
+    re.IGNORECASE,
+)
+
+
 def _without_scale(answer: str) -> str:
     answer = _WORD.sub(lambda match: _WORDS[match[1].lower()], answer)
     return _SCALE_NOTE.sub(" ", re.sub(r"\bout of ten\b", "out of 10", answer))
@@ -352,6 +369,7 @@ def _rated(sentence: str) -> Iterator[Said]:
         if (match["of"] or "the").strip(" \t-").lower() in _OF_THE_WHOLE:
             yield *match.span(), True, _float(match["n"])
     for match in _GIVEN.finditer(sentence):
-        if not re.fullmatch(r"\W*[^:]{1,40}:\W*", sentence[: match.start()]):
+        before = sentence[: match.start()]
+        if not (_OF_A_PART.fullmatch(before) or _COUNTED.search(before)):
             for number in filter(None, match.group("low", "n", "m")):
                 yield *match.span(), False, _float(number)
