@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -178,5 +179,9 @@ def tune_allocator() -> None:
 def main() -> None:
     """Entry point of the console script."""
     tune_allocator()
-    # Named, since `python -m prefstage` would show the path of __main__.py in help texts.
-    app(prog_name="prefstage")
+    try:
+        # Named, since `python -m prefstage` would show the path of __main__.py in help texts.
+        app(prog_name="prefstage")
+    finally:
+        # All is done and said: a late Ctrl-C must not end the libraries' last second as a failure.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
