@@ -48,6 +48,11 @@ from prefstage.judging.reading import read_rating, read_verdict
         ("Response A chose B. The correct option is B.", None),
         ("Style: A", None),
         ("A: good\nB: bad", None),
+        ("A. B\nI would have to choose a tie.", 0.5),
+        (
+            "The answer is A, and here is why: Response A is cheaper, while Response B is better.",
+            None,
+        ),
         # Formats of other judges.
         ("[[A>>B]]", 1.0),
         ("[[B>>A]]", 0.0),
@@ -178,6 +183,7 @@ def test_a_hostile_reply_is_read_within_seconds(part: str) -> None:
         ("The correct answer is \\boxed{7}. Rating: [[9]]", 9),
         ('{"rating": "7/10"}', 7),
         ("[[7", None),
+        ("7/10 is 10% larger than 8/10.", None),
     ],
 )
 def test_ratings_are_read(text: str, rating: float | None) -> None:

@@ -148,7 +148,7 @@ _LABEL = re.compile(
     rf"(?:(?i:\b(?:{LABELS}))|\A\W*(?i:(?:(?:my|the|final|so|overall|therefore)[\s,]+)*"
     rf"(?:{ANSWERS})))"
     rf"(?:\s*(?::|=|→|[-=]+>|\s[-–—]\s)|\s+(?i:is|goes to|would be|was))+[\s:]*(?:(?i:the)\s+)?"
-    rf"{_VALUE}(?=\s*(?:\Z|[.;!](?:\s|\Z)|\(|[-–—]\s|,\s*(?i:because|since|as|for|which|due|but)\b"
+    rf"{_VALUE}(?=\s*(?:\Z|[.;!](?:\s|\Z)|\(|[-–—]\s|,\s*(?i:because|since|as|for|which|due|but|while|and(?!\s+[ABC]\b))\b"
     rf"|(?i:because|since|as|due|is better|wins)\b))"
 )
 # What follows is A's merit (+), B's merit of the same sign, or a tie.
@@ -191,7 +191,8 @@ _LEADS = re.compile(  # words before a letter that do not make it a name
     re.IGNORECASE,
 )
 _TIES = re.compile(
-    r"\b(?:it(?: is|['’]s)|this is|call it|declare|results? in)\s+(?:a\s+)?(?:tie|draw)\b"
+    r"\b(?:it(?: is|['’]s)|this is|call it|declare|choose|pick|results? in)\s+(?:a\s+)?"
+    r"(?:tie|draw)\b"
     r"|\bequally (?:good|bad|well|helpful|strong|valid|correct)\b"
     rf"|\bneither (?:one |of them |(?:{_NOUN} )?(?:A )?(?:nor (?:{_NOUN} )?B )?)?is (?:clearly )?"
     r"better\b|\bno clear winner\b",
@@ -199,6 +200,7 @@ _TIES = re.compile(
 )
 _LEADING = re.compile(
     r"\W*\b([ABC])(?P<mark>[.):\]]|\s+[-–—](?=\s)|,?(?=\s+(?:because|since|as)\b))+(?=\s|\Z)"
+    r"(?!\s*[ABC]\b)"
 )
 
 
@@ -325,7 +327,7 @@ _GIVEN = re.compile(
 _OF_A_PART = re.compile(r"\W*[^:]{1,40}:\W*")  # "Accuracy: 8/10"
 _COUNTED = re.compile(  # "step 7/10", "on 7/10", "solves 7/10"
     r"\b(?:steps?|questions?|pages?|parts?|turns?|tasks?|items?|tests?|cases?|on|by|since|until|dated"
-    r"|solves?|solved|passes|passed|answers|answered|gets|got|has|covers|of)\s+\Z",
+    r"|than|from|solves?|solved|passes|passed|answers|answered|gets|got|has|covers|of)\s+\Z",
     re.IGNORECASE,
 )
 
