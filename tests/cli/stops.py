@@ -56,7 +56,7 @@ class Command:
         found = {}
         for pattern in self.results:
             for path in sorted(out.glob(pattern)) if pattern else [out]:
-                raw = path.read_bytes()
+                raw = path.read_bytes().replace(str(out).encode(), b"OUT")
                 steady = _steady(json.loads(raw)) if path.suffix == ".json" else raw
                 found[path.relative_to(out).as_posix()] = steady
         assert found, f"{self.words} left nothing"
@@ -64,7 +64,9 @@ class Command:
 
 
 COMMANDS = {
-    "sample": Command(f"sample --policy policy --prompts many.jsonl --out OUT.jsonl {_SAMPLING}"),
+    "sample": Command(
+        "sample --policy policy --prompts many.jsonl --out OUT.jsonl --max-new-tokens 12"
+    ),
     "judge": Command(
         f"judge --judge {JUDGE} --pairs many.jsonl --out OUT.jsonl --store OUT.sqlite"
     ),
