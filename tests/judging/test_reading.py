@@ -184,6 +184,7 @@ def test_a_hostile_reply_is_read_within_seconds(part: str) -> None:
         ('{"rating": "7/10"}', 7),
         ("[[7", None),
         ("7/10 is 10% larger than 8/10.", None),
+        ("from 5/10 to 7/10", None),
     ],
 )
 def test_ratings_are_read(text: str, rating: float | None) -> None:

@@ -327,7 +327,7 @@ _GIVEN = re.compile(
 _OF_A_PART = re.compile(r"\W*[^:]{1,40}:\W*")  # "Accuracy: 8/10"
 _COUNTED = re.compile(  # "step 7/10", "on 7/10", "solves 7/10"
     r"\b(?:steps?|questions?|pages?|parts?|turns?|tasks?|items?|tests?|cases?|on|by|since|until|dated"
-    r"|than|from|solves?|solved|passes|passed|answers|answered|gets|got|has|covers|of)\s+\Z",
+    r"|than|solves?|solved|passes|passed|answers|answered|gets|got|has|covers|of)\s+\Z",
     re.IGNORECASE,
 )
 
