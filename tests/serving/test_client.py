@@ -73,7 +73,8 @@ def test_a_lasting_fault_ends_in_one_line_that_names_it(fault):
         ) as caught:
             ask(client)
     assert "\n" not in str(caught.value)
-    assert len(server.requests) == 3
+    # What may be this request's own fault is tried by a tiny one too.
+    assert len(server.requests) == (3 if fault == "429-seconds" else 4)
     assert (client.usage["retries"], client.usage["failures"], client.usage["replies"]) == (2, 1, 0)
 
 

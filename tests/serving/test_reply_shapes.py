@@ -11,6 +11,7 @@ from prefstage.core import Ledger, ServiceError
 from prefstage.evaluating.mt_bench import Question, run_mt_bench
 from prefstage.evaluating.settings import MtBenchConfig
 from prefstage.judging import Comparison
+from prefstage.judging.judged import compare_all
 from prefstage.judging.llm import LLMJudge, LLMJudgeOptions
 from prefstage.sampling import SamplingConfig, ServerSampler
 from prefstage.sampling.base import Sample, Sampler, SampleRequest
@@ -29,12 +30,16 @@ def shape(request: pytest.FixtureRequest) -> Shape:
 
 
 def replying(shape: Shape, text: str) -> Any:
-    """Replies in this shape, but to a plain question and to what `first` answers once."""
+    """Replies in this shape, but to a plain question and to what `first` answers once.
+
+    A server that fails whatever is asked fails the tiny question as well that finds out.
+    """
     seen = set[str]()
+    plain = [PLAIN, *(['"content": "Hi"'] if shape.outcome != "fails" else [])]
 
     def reply(body: Body) -> Scripted:
         asked = json.dumps(body, sort_keys=True)
-        if PLAIN in asked:
+        if any(text in asked for text in plain):
             return Scripted(text)
         if shape.first is not None and asked not in seen:
             seen.add(asked)
@@ -129,6 +134,62 @@ def test_there_are_enough_shapes_and_the_docs_name_their_servers() -> None:
     assert [
         server for server in SERVERS if server not in ("any", "others") and server not in page
     ] == []
+
+
+BAD = [shape for shape in SHAPES if shape.outcome in ("refused", "fails")]
+
+
+@pytest.mark.parametrize("shape", BAD, ids=lambda shape: shape.name)
+def test_a_server_that_sends_nothing_else_ends_the_run_in_one_line(shape: Shape) -> None:
+    def reply(body: Body) -> Scripted:
+        raw = shape.content("A")
+        return Scripted(status=shape.status, raw=raw, kind=shape.kind, headers=shape.headers)
+
+    with FaultyServer(reply) as server:
+        asked = [Comparison(str(n), user(f"question {n}"), "x", "y") for n in range(3)]
+        with pytest.raises(ServiceError) as caught:
+            compare_all(LLMJudge(client_of(server)), asked)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [500, 504])
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("broken", [0, 7])
+def test_one_prompt_that_breaks_the_model_is_one_refusal(
+    status: int, concurrency: int, broken: int
+) -> None:
+    def reply(body: Body) -> Scripted:
+        bad = f"question {broken}." in json.dumps(body)
+        return Scripted(status=status, error="boom") if bad else Scripted("A")
+
+    asked = [Comparison(str(n), user(f"question {n}."), "x", "y") for n in range(8)]
+    with FaultyServer(reply) as server, Ledger(None) as ledger:
+        client = ServerClient(server.url, "m", retries=2, backoff_s=0.001, concurrency=concurrency)
+        found = LLMJudge(client, ledger=ledger).compare(asked)
+        before = len(server.requests)
+        LLMJudge(client, ledger=ledger).compare(asked)
+    statuses = [judgment.status for judgment in found]
+    assert statuses == ["undecided" if n == broken else "decided" for n in range(8)]
+    # Three times, then whether the server answers at all, and once more.
+    assert before == len(server.requests) == 3 + 1 + 1 + 2 * 7
+
+
+def test_an_outage_is_no_refusal_however_much_was_answered_before() -> None:
+    """Nothing is kept as refused that the next run would have got an answer to."""
+    count = iter(range(1000))
+
+    def reply(body: Body) -> Scripted:
+        return Scripted("A") if next(count) < 6 else Scripted(status=500, error="dead")
+
+    asked = [Comparison(str(n), user(f"question {n}."), "x", "y") for n in range(8)]
+    with FaultyServer(reply) as server, Ledger(None) as ledger:
+        judge = LLMJudge(client_of(server), ledger=ledger)
+        with pytest.raises(ServiceError, match="HTTP 500"):
+            judge.compare(asked)
+        count = iter(range(-1000, 0))
+        again = LLMJudge(client_of(server), ledger=ledger)
+        assert [judgment.status for judgment in again.compare(asked)] == ["decided"] * 8
+    assert (again.counts["refused"], again.counts["calls"]) == (0, 10)
 
 
 @pytest.mark.parametrize("refused", [1, 20, 200])

@@ -415,6 +415,7 @@ def sharpen(
     """
     tallies = {prompt_id: PromptTally(0.0, 0.0) for prompt_id in off_policy}
     tallies |= {i: replace(t) for i, t in measured.tallies.items() if i in off_policy}
+    refused = dict[str, PromptTally]()  # by the policy's server: of no use to ask again
     tokens, judgments = 0, 0
     answers, asked = list[Sample](), Counter[str]()
     while (budget.tokens is None or tokens < budget.tokens) and (
@@ -435,15 +436,19 @@ def sharpen(
             collect(sampler, wanted, ledger), key=lambda sample: chosen.index(sample.prompt_id)
         )
         tokens += sum(sample.response_tokens for sample in samples)
+        refused |= {s.prompt_id: tallies.pop(s.prompt_id) for s in samples if s.refusal}
+        samples = [sample for sample in samples if not sample.refusal]
         answers += [sample for sample in samples if sample.text.strip()]
         judgments += _count_votes(samples, off_policy, judge, tallies=tallies)
     account.figures |= {
         **{"budget_tokens": tokens, "budget_judgments": judgments},
         **{"budget_responses": asked.total(), "budget_prompts": len(asked)},
     }
+    if refused:
+        account.notes.append(f"the policy's server refused {len(refused)} prompts of the budget")
     answered = dict.fromkeys(sample.prompt_id for sample in answers)
     rows = to_candidates([off_policy[i] for i in answered], answers, source=sampler.name)
-    return replace(measured, tallies={**measured.tallies, **tallies}), {
+    return replace(measured, tallies={**measured.tallies, **tallies, **refused}), {
         row.prompt_id: row for row in rows
     }
 

@@ -217,7 +217,11 @@ def build_pairs(
             candidates = CandidateSet.of(rescored(candidates, judge), report=candidates.report)
         materials = Materials(plan, account, store, candidates, pairs, judge, sampler, aspects)
         dataset = built_dataset(chain.from_iterable(_groups(materials)))
-        reasons = "; ".join(f"{n} x {why}" for why, n in account.skipped.most_common(3))
+        asked = [judge, *aspects.values()] if judge is not None else aspects.values()
+        complaints = [line for who in asked for line in who.complaints]
+        account.notes += complaints
+        skipped = [f"{n} x {why}" for why, n in account.skipped.most_common(3)]
+        reasons = "; ".join([*skipped, *complaints])
         InputError.unless(
             len(dataset),
             saw=f"no pair from {account.prompts} rows by {plan.name}"

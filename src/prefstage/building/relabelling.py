@@ -21,7 +21,13 @@ from prefstage.building.account import (
 from prefstage.building.recipe import TEMPLATE
 from prefstage.core import InputError
 from prefstage.data.records import Candidates, Message, Pair, Prompt, prompt_id_of
-from prefstage.judging.base import Judge, Judgment, content_of, judgment_of_rewards
+from prefstage.judging.base import (
+    Judge,
+    Judgment,
+    check_decided,
+    content_of,
+    judgment_of_rewards,
+)
 from prefstage.judging.judged import compare_all, comparison_of, score_all, score_candidates
 
 _PAIRS_AT_ONCE, _PROMPTS_AT_ONCE = 512, 256
@@ -75,7 +81,7 @@ def rescored(rows: Iterable[Candidates], judge: Judge) -> Iterator[Candidates]:
     """
     rest = iter(rows)
     while chunk := list(islice(rest, _PROMPTS_AT_ONCE)):
-        for row, scores in zip(chunk, score_candidates(judge, chunk), strict=True):
+        for row, scores in zip(chunk, score_candidates(judge, chunk, part=True), strict=True):
             yield replace(row, scores=tuple(scores))
 
 
@@ -139,6 +145,8 @@ def measure_reversal(pairs: Iterable[Pair], judge: Judge) -> tuple[dict[str, Any
         P(chosen ≻ rejected) and 1 - P, NaN if unreadable. [pairs, 2].
     """
     numbers = _numbers(whole_pairs(pairs, Account()), judge)  # counted where they are read again
+    known = int(np.isfinite(numbers).all(axis=1).sum())
+    check_decided(judge, decided=known, asked=len(numbers))
     judgments = (judgment for judgment, *_ in _judgments(numbers, judge))
     return reversal_of(zip(whole_pairs(pairs, Account()), judgments, strict=True)), numbers
 
@@ -232,7 +240,7 @@ def _numbers(pairs: Iterable[Pair], judge: Judge) -> Numbers:
         else:
             decided = (
                 judgment.probability if judgment.status == "decided" else math.nan
-                for judgment in compare_all(judge, comparisons)
+                for judgment in compare_all(judge, comparisons, part=True)
             )
             numbers.extend(number for p in decided for number in (p, 1.0 - p))
     return np.frombuffer(numbers).reshape(-1, 2) if numbers else np.zeros((0, 2))

@@ -54,7 +54,7 @@ from .foreign import (
     read_yaml as read_yaml,
     whole_number as whole_number,
 )
-from .ledger import LEDGER as LEDGER, Ledger as Ledger
+from .ledger import LEDGER as LEDGER, Ledger as Ledger, kept_ledger as kept_ledger
 from .progress import Ticker as Ticker, bars as bars, gathered as gathered, progress as progress
 from .runs import (
     LOCK as LOCK,

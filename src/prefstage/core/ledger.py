@@ -1,9 +1,12 @@
 """The ledger: one SQLite file that has every answer and judgment from the moment it arrives."""
 
 import json
+import logging
+import shutil
 import sqlite3
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import date
 from pathlib import Path
 from threading import Lock
@@ -14,6 +17,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 from prefstage.core.errors import InputError, ServiceError
 from prefstage.core.runs import lock_file
 
+_log = logging.getLogger(__name__)
 LEDGER = "ledger.sqlite"
 Table = Literal["samplers", "samples", "rewards", "judgments", "replies", "gradings"]
 
@@ -278,3 +282,33 @@ class Ledger(ExitStack):
 
 def _names(columns: Sequence[str]) -> str:
     return ", ".join(column.split()[0] for column in columns)
+
+
+@contextmanager
+def kept_ledger(path: Path | None) -> Iterator[Ledger]:
+    """Open a ledger, without a path in a temporary file: what is paid for outlives a fault.
+
+    Args:
+        path: The file. A temporary one is removed at the end, unless the block fails after
+            something was bought: then a warning says where it is.
+
+    Yields:
+        The ledger.
+    """
+    if path is not None:
+        with Ledger(path) as ledger:
+            yield ledger
+        return
+    folder = Path(tempfile.mkdtemp(prefix="prefstage-kept-"))
+    try:
+        with Ledger(folder / LEDGER) as ledger:
+            yield ledger
+    except BaseException:
+        with Ledger(folder / LEDGER) as ledger:
+            bought = any(map(ledger.count, _TABLES))
+        if bought:
+            _log.warning("what was paid for is kept: --store %s goes on from it", ledger.path)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)

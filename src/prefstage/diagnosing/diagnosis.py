@@ -12,8 +12,8 @@ from typing import Any
 from scipy.special import expit
 
 from prefstage.core import (
+    LEDGER,
     InputError,
-    Ledger,
     Outcome,
     as_config,
     run_folder,
@@ -42,7 +42,8 @@ from prefstage.diagnosing.scoring import (
     score_pairs,
 )
 from prefstage.diagnosing.tables import as_text, order_table, ranking_table, tables_of, warnings_of
-from prefstage.judging import Judge, as_judge, load_judge, stored
+from prefstage.judging import Judge, as_judge, load_judge
+from prefstage.judging.judged import stored_for
 
 # What each setting is for: without that one nothing would read it.
 _READ_WITH = {
@@ -333,12 +334,12 @@ def run_diagnosis(settings: DiagnoseSettings, *, out: Path | None = None) -> Out
         if out is not None:
             inputs = settings.model_dump(mode="json", exclude={"store", "cache", "quarantine_file"})
             stack.enter_context(run_folder(out, command="diagnose", inputs=inputs))
-        store = settings.store and stack.enter_context(Ledger(settings.store))
         judges = [
-            load_judge(spec) if spec else None for spec in (settings.judge, settings.second_judge)
+            stored_for(stack, load_judge(spec), settings.store, out and out / LEDGER)
+            if spec
+            else None
+            for spec in (settings.judge, settings.second_judge)
         ]
-        if store:
-            judges = [judge and stored(judge, store) for judge in judges]
         reference = settings.reference and as_scored_by(settings.reference, **how)
         for spec in settings.policy or (None,):
             policy = spec and as_scored_by(spec, **how)

@@ -22,6 +22,7 @@ from prefstage.evaluating.length_interval import (
 from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.evaluating.settings import WinRateConfig
 from prefstage.judging import Comparison, Judge, load_judge
+from prefstage.judging.base import check_decided
 from prefstage.judging.judged import compare_all
 from prefstage.measuring.boundary import ConfidenceSequence, chunk_sizes, prompt_order
 
@@ -230,7 +231,7 @@ def _judge(
                 )
                 for key in order[len(verdicts) :][:size]
             ]
-            judgments = compare_all(judge, comparisons)
+            judgments = compare_all(judge, comparisons, part=True)
             verdicts += [
                 Annotation(
                     instruction=instruction_of(asked.prompt),
@@ -248,6 +249,9 @@ def _judge(
             tick(len(comparisons))
             if config.stop_early and sequence.side is not None:
                 break
+    asked = [verdict.preference for verdict in verdicts if verdict.output_1 != verdict.output_2]
+    known = sum(not math.isnan(preference) for preference in asked)
+    check_decided(judge, decided=known, asked=len(asked))
     return verdicts, sequence
 
 

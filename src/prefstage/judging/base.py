@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal, TypeVar
 
 from prefstage.core import InputError, Ledger, ServiceError
@@ -349,6 +350,28 @@ def in_order(results: Iterable[tuple[int, T]], count: int) -> list[T]:
     """
     by_position = dict(results)
     return [by_position[position] for position in range(count)]
+
+
+def mean_wins(count: int, judgments: Iterator[Judgment]) -> list[float]:
+    """Each response's mean P(wins) over the prompt's others.
+
+    Args:
+        count: Number of the prompt's responses.
+        judgments: Of their combinations; no more are taken.
+
+    Returns:
+        A response's mean; ½ if it is alone, NaN if not one of its comparisons was decided.
+    """
+    wins: list[list[float]] = [[] for _ in range(count)]
+    decided = [count == 1] * count
+    # The combinations end first, so that no judgment of the next prompt is taken.
+    for (a, b), judgment in zip(combinations(range(count), 2), judgments, strict=False):
+        wins[a].append(judgment.probability)
+        wins[b].append(1.0 - judgment.probability)
+        for number in (a, b):
+            decided[number] |= judgment.status == "decided"
+    means = (math.fsum(shares) / len(shares) if shares else 0.5 for shares in wins)
+    return [mean if known else math.nan for mean, known in zip(means, decided, strict=True)]
 
 
 def answered_once(

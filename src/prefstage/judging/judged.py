@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
 
-from prefstage.core import InputError, Ledger, Outcome, progress, write_json
+from prefstage.core import InputError, Ledger, Outcome, kept_ledger, progress, write_json
 from prefstage.data.records import Candidates, Message, Pair, prompt_id_of
 from prefstage.data.settings import BadRowSettings
 from prefstage.judging.base import (
@@ -26,6 +26,7 @@ from prefstage.judging.base import (
     content_of,
     flipped,
     in_order,
+    mean_wins,
     turned,
     wilson_interval,
 )
@@ -52,6 +53,13 @@ def stored(judge: Judge, ledger: Ledger) -> Judge:
         lacks, and writes each judgment to the ledger as soon as it is known.
     """
     return judge.with_replies_in(ledger) or _StoredJudge(judge, ledger)
+
+
+def stored_for(stack: ExitStack, judge: Judge, store: Path | None, beside: Path | None) -> Judge:
+    """The judge with what it says in `store`; else, if its replies are paid for, in `beside`."""
+    if store is None and type(judge).with_replies_in is Judge.with_replies_in:
+        return judge
+    return stored(judge, stack.enter_context(kept_ledger(store or beside)))
 
 
 def stored_judgment(judge: str, comparison: Comparison, ledger: Ledger) -> Judgment | None:
@@ -186,12 +194,15 @@ def comparison_of(pair: Pair) -> Comparison:
     return Comparison(pair.prompt_id, pair.prompt, a, b)
 
 
-def compare_all(judge: Judge, comparisons: Sequence[Comparison]) -> list[Judgment]:
+def compare_all(
+    judge: Judge, comparisons: Sequence[Comparison], *, part: bool = False
+) -> list[Judgment]:
     """Judge all comparisons, showing progress on a terminal.
 
     Args:
         judge: Any judge; pointwise ones score each response once.
         comparisons: What to judge.
+        part: Whether these are not all: the caller then checks by `check_decided` at the end.
 
     Returns:
         One judgment per comparison, in order. What was not decided is told in a warning.
@@ -200,11 +211,13 @@ def compare_all(judge: Judge, comparisons: Sequence[Comparison]) -> list[Judgmen
         ServiceError: If not one comparison was decided.
     """
     if judge.pointwise:
-        return compare_by_rewards(lambda items: score_all(judge, items), comparisons)
-    judgments = _shown("judging", judge.stream(comparisons), len(comparisons))
-    asked = [j for j, c in zip(judgments, comparisons, strict=True) if c.a != c.b]
-    decided = sum(judgment.status == "decided" for judgment in asked)
-    check_decided(judge, decided=decided, asked=len(asked))
+        judgments = compare_by_rewards(lambda items: score_all(judge, items), comparisons)
+    else:
+        judgments = _shown("judging", judge.stream(comparisons), len(comparisons))
+    if not part:
+        asked = [j for j, c in zip(judgments, comparisons, strict=True) if c.a != c.b]
+        decided = sum(judgment.status == "decided" for judgment in asked)
+        check_decided(judge, decided=decided, asked=len(asked))
     return judgments
 
 
@@ -213,15 +226,19 @@ def score_all(judge: Judge, items: Sequence[Item]) -> list[float]:
     return _shown("scoring", judge.stream_scores(items), len(items))
 
 
-def score_candidates(judge: Judge, candidates: Sequence[Candidates]) -> list[list[float]]:
+def score_candidates(
+    judge: Judge, candidates: Sequence[Candidates], *, part: bool = False
+) -> list[list[float]]:
     """Give each response a score.
 
     A pointwise judge's score is its reward. Any other judge compares all responses to a
-    prompt with each other, and a response's score is its mean P(wins); ½ if it is alone.
+    prompt with each other, and a response's score is its mean P(wins); ½ if it is alone, and NaN
+    if it was compared and nothing was decided.
 
     Args:
         judge: Any judge.
         candidates: Prompts with their responses.
+        part: As in `compare_all`.
 
     Returns:
         For each prompt the scores of its responses, in order. [prompts][responses].
@@ -239,9 +256,10 @@ def score_candidates(judge: Judge, candidates: Sequence[Candidates]) -> list[lis
                 for row in candidates
                 for a, b in combinations(row.responses, 2)
             ],
+            part=part,
         )
     )
-    return [_mean_wins(len(row.responses), judgments) for row in candidates]
+    return [mean_wins(len(row.responses), judgments) for row in candidates]
 
 
 def _shown(label: str, results: Iterator[tuple[int, T]], count: int) -> list[T]:
@@ -253,15 +271,6 @@ def _shown(label: str, results: Iterator[tuple[int, T]], count: int) -> list[T]:
                 tick()
 
         return in_order(ticked(), count)
-
-
-def _mean_wins(count: int, judgments: Iterator[Judgment]) -> list[float]:
-    wins: list[list[float]] = [[] for _ in range(count)]
-    # The combinations end first, so that no judgment of the next prompt is taken.
-    for (a, b), judgment in zip(combinations(wins, 2), judgments, strict=False):
-        a.append(judgment.probability)
-        b.append(1.0 - judgment.probability)
-    return [math.fsum(shares) / len(shares) if shares else 0.5 for shares in wins]
 
 
 _TIE_VOTE = 0.5
@@ -330,7 +339,8 @@ class JudgeConfig(BadRowSettings):
 
     store: Path | None = Field(
         default=None,
-        description="Judgment store (SQLite): what is in it is not judged again.",
+        description="Judgment store (SQLite): what is in it is not judged again. Without one, what "
+        "a paid judge says is kept in OUT.judgments.sqlite.",
     )
 
 
@@ -411,8 +421,8 @@ def judge(
             else load_candidates(candidates, **reading)
         )
         who = as_judge(judge)
-        if config.store is not None:
-            who = stored(who, stack.enter_context(Ledger(config.store)))
+        beside = None if out is None else out.with_name(f"{out.name}.judgments.sqlite")
+        who = stored_for(stack, who, config.store, beside)
         lines, result, table = (_judge_pairs if pairs is not None else _score)(who, rows)
     result |= {
         "judge": who.name,
@@ -471,11 +481,14 @@ def _score(who: Judge, loaded: "CandidateSet") -> tuple[list[str], dict[str, Any
     by_source: dict[str, list[float]] = {}
     for row, row_scores in zip(rows, scores, strict=True):
         for source, score in zip(row.sources, row_scores, strict=True):
-            by_source.setdefault(source or "(unnamed)", []).append(score)
+            if math.isfinite(score):
+                by_source.setdefault(source or "(unnamed)", []).append(score)
     means = {source: sum(values) / len(values) for source, values in by_source.items()}
     responses = sum(map(len, scores))
+    unknown = responses - sum(map(len, by_source.values()))
     lines = [
-        f"{responses} responses to {len(rows)} prompts scored by {who.name} ({kind})",
+        f"{responses} responses to {len(rows)} prompts scored by {who.name} ({kind})"
+        + (f", {unknown} of them without a score: nothing was decided" if unknown else ""),
         *(
             f"  {mean:8.3f}  {source}"
             for source, mean in sorted(means.items(), key=lambda item: -item[1])

@@ -338,8 +338,7 @@ class LLMJudge(Judge):
             ServerClient(
                 match[2],
                 match[1] or None,
-                without=[name for name in options.without.split(",") if name],
-                **options.model_dump(include={"concurrency", "timeout_s", "retries"}),
+                **options.model_dump(include={"concurrency", "timeout_s", "retries", "without"}),
             ),
             options=options,
         )

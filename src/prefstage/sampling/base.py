@@ -378,15 +378,18 @@ class LoadSettings(PolicySettings):
     api_key_env: str | None = Field(
         default=None, description="Variable with the server's API key [OPENAI_API_KEY]."
     )
+    without: str | None = Field(
+        default=None, description="Fields that a server does not take, such as top_k,seed."
+    )
 
 
 class LoadOptions(LoadSettings):
     """How a sampler is loaded; None leaves the default, and what a kind lacks is an error.
 
     Policies in this process take `template_date`, `control_tokens`, `dtype`, `device`, `adapter`,
-    `max_prompt_tokens` and `batch_tokens`; servers `concurrency`, `timeout_s`, `retries` and
-    `api_key_env`; those that are started also `log_file`; all take `chat_format` and
-    `template_options`.
+    `max_prompt_tokens` and `batch_tokens`; servers `concurrency`, `timeout_s`, `retries`,
+    `api_key_env` and `without`; those that are started also `log_file`; all take `chat_format`
+    and `template_options`.
     """
 
     log_file: Path | None = Field(
@@ -399,7 +402,10 @@ class LoadOptions(LoadSettings):
         return {name: value for name, value in values.items() if value is not None}
 
 
-_SERVED = ("chat_format", "template_options", "concurrency", "timeout_s", "retries", "api_key_env")
+_SERVED = (
+    *("chat_format", "template_options", "concurrency"),
+    *("timeout_s", "retries", "api_key_env", "without"),
+)
 # By the beginning of a spec: where the class of such a policy stands, and the options it takes.
 _KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "openai:": ("server_sampler", "ServerSampler", _SERVED),

@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import json
 import logging
 import os
 from collections import Counter
@@ -10,6 +11,7 @@ from contextlib import suppress
 from queue import Queue
 from threading import Thread
 from typing import Any, Self, TypeVar, cast
+from urllib.request import getproxies
 
 import httpx2
 from tenacity import (
@@ -32,6 +34,7 @@ from prefstage.serving.protocol import (
     read_models,
     read_response,
     server_wait_s,
+    without_lone_surrogates,
 )
 
 T = TypeVar("T")
@@ -43,6 +46,7 @@ _CONNECT_S = 30.0
 _LARGEST_BYTES = 64 << 20  # of a reply
 _LONGEST_BACKOFF_S = 60.0
 _LONGEST_RETRY_AFTER_S = 600.0
+_PROBE_S = 20.0  # for what nothing depends on
 
 
 class RefusedRequestError(ServiceError):
@@ -66,6 +70,8 @@ class ServerClient:
     A request is sent again after refused, reset or truncated connections, time-outs, HTTP
     408, 423 to 425, 429, 498 and 5xx, and bodies that are not the JSON that is due. A request that
     was answered is never sent again; a retry after a lost answer is unavoidable and is counted.
+    Where a fault outlasts all retries, a tiny request shows whose it is: if that is answered and
+    the first still is not, the fault lies in what it holds.
     A field that the server names as unknown or unsupported is left out from then on, with a
     warning (`max_tokens` becomes `max_completion_tokens`).
 
@@ -82,7 +88,8 @@ class ServerClient:
         retries: Attempts after the first, >= 0.
         backoff_s: First upper bound of the random wait before a retry; doubles each time,
             up to a minute. Seconds.
-        without: Fields that the server is known not to take: left out from the first request on.
+        without: Fields that the server is known not to take, perhaps in one string with commas:
+            left out from the first request on.
 
     Attributes:
         usage: What it did so far: HTTP "requests" sent, retries included; "replies" received
@@ -103,7 +110,7 @@ class ServerClient:
         timeout_s: float = 600.0,
         retries: int = 8,
         backoff_s: float = 0.5,
-        without: Collection[str] = (),
+        without: str | Collection[str] = (),
     ) -> None:
         self.base_url = _checked_url(base_url)
         self.model = model
@@ -121,11 +128,12 @@ class ServerClient:
             | {"prompt_tokens": 0, "completion_tokens": 0}
         )
         self._api_key_env = api_key_env
-        for name in (name for name in without if name not in OPTIONAL):
+        names = without.split(",") if isinstance(without, str) else without
+        self._without = {name.strip() for name in names if name.strip()}
+        for name in sorted(self._without - {*OPTIONAL}):
             raise InputError.of(
                 saw=f"without={name}", expected=f"some of {', '.join(OPTIONAL)}", cure="fix it"
             )
-        self._without = set(without)
         # After what the server asks for, exponential backoff with full jitter: before retry k
         # U(0, min(max, multiplier·2^k)). Source: Brooker 2015, "Exponential Backoff And Jitter",
         # AWS Architecture Blog.
@@ -220,8 +228,9 @@ class ServerClient:
         """
         base = httpx2.URL(self.base_url)
         url = str(base.copy_with(path=base.path.removesuffix("/v1") + "/openapi.json"))
-        with suppress(ServiceError):
-            body = await self._send("GET", url, None, lambda body: body, patience=1)
+        with suppress(ServiceError, TimeoutError):
+            async with asyncio.timeout(_PROBE_S):
+                body = await self._send("GET", url, None, lambda body: body, patience=1)
             return body if isinstance(body, dict) else {}
         return {}
 
@@ -229,35 +238,56 @@ class ServerClient:
         self, path: str, body: dict[str, Any], read: Callable[[Any], ChatReply]
     ) -> ChatReply:
         body |= {} if self.model is None else {"model": self.model}
+        url, patience = self._url(path), None
         while True:
             for name in self._without & {*body}:
                 value = body.pop(name)
                 if name in INSTEAD:
                     body[INSTEAD[name]] = value
+            if "messages" in body and "logprobs" not in body:
+                body.pop("top_logprobs", None)
             try:
-                reply = await self._send("POST", self._url(path), body, read)
+                reply = await self._send("POST", url, body, read, patience=patience)
                 break
-            except RefusedRequestError as error:
-                cause = error.__cause__
-                name = not_taken(cause, [*body]) if isinstance(cause, Fault) else ""
-                if not name:
+            except ServiceError as error:
+                fault = cast(Fault, error.__cause__)
+                if fault.wait_s is None:
+                    name = not_taken(fault, [*body])
+                    if not name:
+                        raise
+                    self._leave_out(name, str(error))
+                # A reply without a choice is no outage; what else broke may be one, and as well
+                # when others were answered a moment ago.
+                elif fault.of_content and (
+                    patience == 0 or (fault.retries is not None and self.usage["replies"])
+                ):
+                    raise self._refusal(url, fault) from fault
+                elif fault.of_content and await self._answers(url, body, read):
+                    patience = 0
+                else:
                     raise
-                if name not in self._without:
-                    change = f"sent as {INSTEAD[name]}" if name in INSTEAD else "left out"
-                    _log.warning(
-                        "%s does not take %s (%s): %s from now on",
-                        self.base_url,
-                        name,
-                        error.reason,
-                        change,
-                    )
-                self._without.add(name)
         self.usage.update(
             replies=1,
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,
         )
         return reply
+
+    # Whether the server answers a tiny request of the same kind just now.
+    async def _answers(self, url: str, body: dict[str, Any], read: Callable[[Any], Any]) -> bool:
+        hello = {"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi"}
+        tiny = {**hello, "max_tokens": 1, "max_completion_tokens": 1}
+        asked = {**body, **{name: value for name, value in tiny.items() if name in body}}
+        with suppress(ServiceError):
+            await self._send("POST", url, asked, read, patience=0)
+            return True
+        return False
+
+    def _leave_out(self, name: str, said: str) -> None:
+        if name not in self._without:
+            change = f"sent as {INSTEAD[name]}" if name in INSTEAD else "left out"
+            _log.warning("%s is not taken by the server: %s from now on (%s)", name, change, said)
+        self._without.add(name)
 
     def _url(self, path: str) -> str:
         base = httpx2.URL(self.base_url)
@@ -284,7 +314,6 @@ class ServerClient:
         patience: int | None = None,
     ) -> T:
         retries = self.retries if patience is None else min(patience, self.retries)
-
         limited: Counter[int] = Counter()  # faults that are not worth all retries
 
         def again(state: RetryCallState) -> bool:
@@ -307,27 +336,35 @@ class ServerClient:
             async with self._slots:
                 return await attempts(self._attempt, method, url, body, read)
         except Fault as fault:
-            self.usage["failures"] += 1
-            key, reason = self._key(), str(fault)
-            reason = reason.replace(key, "***") if key else reason
-            # What breaks on one request while others are answered is that request's own fault.
-            lasting = fault.wait_s is not None
-            if lasting and not (fault.of_content and self.usage["replies"]):
-                raise ServiceError.of(
-                    saw=f"{url}: {reason}, {1 + retries} times",
-                    expected="an answer",
-                    cure="check that the server runs and is not overloaded; then repeat the "
-                    "command",
-                ) from None
-            error = RefusedRequestError.of(
-                saw=f"{url}: {reason}",
+            self.usage["failures"] += patience is None
+            if fault.wait_s is None:
+                raise self._refusal(url, fault) from fault
+            through = ""
+            if not (fault.status or _is_loopback(url)) and getproxies():
+                through = ", that the proxy does which HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names"
+            tries = attempts.statistics["attempt_number"]
+            raise ServiceError.of(
+                saw=f"{url}: {self._shown(fault)}, {tries} {'time' if tries == 1 else 'times'}",
                 expected="an answer",
-                cure=f"set the environment variable {self._api_key_env} to a valid API key"
-                if fault.status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN)
-                else "change the request as the server says",
-            )
-            error.status, error.reason, error.of_content = fault.status, reason, fault.of_content
-            raise error from fault
+                cure=f"check that the server runs and is not overloaded{through}; then repeat the "
+                "command",
+            ) from fault
+
+    def _shown(self, fault: Fault) -> str:
+        key = self._key()
+        return str(fault).replace(key, "***") if key else str(fault)
+
+    def _refusal(self, url: str, fault: Fault) -> RefusedRequestError:
+        reason = self._shown(fault)
+        error = RefusedRequestError.of(
+            saw=f"{url}: {reason}",
+            expected="an answer",
+            cure=f"set the environment variable {self._api_key_env} to a valid API key"
+            if fault.status in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN)
+            else "change the request as the server says",
+        )
+        error.status, error.reason, error.of_content = fault.status, reason, fault.of_content
+        return error
 
     async def _attempt(
         self, method: str, url: str, body: dict[str, Any] | None, read: Callable[[Any], T]
@@ -335,10 +372,14 @@ class ServerClient:
         if self._http is None:
             raise RuntimeError("use the client inside `async with client:`")
         self.usage["requests"] += 1
+        sent: dict[str, Any] = {}
+        if body is not None:
+            text = without_lone_surrogates(json.dumps(body, ensure_ascii=False))
+            sent = {"content": text.encode(), "headers": {"content-type": "application/json"}}
         try:
             async with (
                 asyncio.timeout(self.timeout_s),
-                self._http.stream(method, url, json=body) as response,
+                self._http.stream(method, url, **sent) as response,
             ):
                 parts, size = list[bytes](), 0
                 async for part in response.aiter_bytes():
@@ -348,9 +389,11 @@ class ServerClient:
                         limit = f"an answer of more than {_LARGEST_BYTES >> 20} MiB"
                         raise Fault(limit, wait_s=None, of_content=True)
         except TimeoutError:
-            raise Fault(f"no answer within {self.timeout_s:g} s") from None
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise Fault(f"{type(error).__name__} {error}".strip()) from None
+            raise Fault(f"no answer within {self.timeout_s:g} s", of_content=True) from None
+        except (httpx2.TransportError, httpx2.DecodingError, ExceptionGroup) as error:
+            # A group: of a port beyond 65535, such as a proxy's.
+            cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+            raise Fault(f"{type(cause).__name__} {cause}".strip(), of_content=True) from None
         content = b"".join(parts)
         return read_response(response, content, read, longest_wait_s=_LONGEST_RETRY_AFTER_S)
 

@@ -20,13 +20,32 @@ T = TypeVar("T")
 _RETRYABLE = frozenset({408, 423, 424, 425, 429, 498, 499})
 # About one request's content: the next one may well be answered. 403 and 451 are moderation's.
 _OF_CONTENT = frozenset({400, 413, 422, 451})
-_FORBIDDEN, _SERVER_ERROR = 403, 500
+_FORBIDDEN, _SERVER_ERROR, _UNIMPLEMENTED = 403, 500, 501
+_OVERLOADED = frozenset({503, 529})
 _MODERATION = re.compile(
     r"moderat|flagged|polic(?:y|ies)|safety|content|prohibited|guardrail", re.IGNORECASE
 )
+# What no request of this run will be spared, whatever its status: Gemini refuses a wrong key with
+# 400, Anthropic an empty account, LiteLLM and OpenRouter an unknown model.
+_OF_RUN = re.compile(
+    r"api[ _-]?key|credit|billing|quota|\bauth|unauthori[sz]ed|credential|permission|subscription"
+    r"|(?:invalid|unknown|no such) model|model_not_found|not a valid model|decommissioned"
+    r"|model\b.{0,60}\b(?:does not exist|not found|not available|not loaded)",
+    re.IGNORECASE,
+)
+# Of errors inside a 200, which have no status: by type or code.
+_STATUS_OF = {
+    400: re.compile(r"invalid|content|filter|moderat|polic|safety|context|too_?(?:long|large)"),
+    401: re.compile(r"auth|api_?key"),
+    402: re.compile(r"credit|billing|insufficient_quota"),
+    404: re.compile(r"not_found"),
+    429: re.compile(r"rate|overload|capacity|too_many"),
+}
 _UNUSABLE_RETRIES = 2  # of a reply without a usable choice: a moderated prompt stays one
 _MESSAGE_CHARS = 300
 _LONGEST_S = 1e9
+_LONGEST_RESET_S = 60.0
+_EPOCH_S, _EPOCH_MS = 1e9, 1e12  # numbers above are moments, of which there are two spellings
 
 
 class Fault(Exception):  # noqa: N818 - not an error until the retries are spent
@@ -84,14 +103,16 @@ def read_response(
         body = parse_json(content)
     except ValueError:
         body = None
-    failed = body.get("error") if isinstance(body, Mapping) else None
+    failed = None
+    if isinstance(body, Mapping) and not body.get("choices"):
+        failed = body.get("error") or (body if body.get("object") == "error" else None)
     if not response.is_success:
         raise _failure(response, response.status_code, body, content, longest_wait_s)
-    if failed and not body.get("choices"):  # a failure that a gateway passes on as a success
+    if failed:  # a failure that a gateway passes on as a success
         raise _failure(response, _code_of(failed), body, content, longest_wait_s)
     if body is None:
         kind = response.headers.get("content-type") or "no type"
-        raise Fault(f"an answer of {kind} that is not JSON", retries=_UNUSABLE_RETRIES)
+        raise Fault(f"an answer of {kind} that is not JSON", of_content=True)
     try:
         return read(body)
     except Fault:
@@ -111,29 +132,36 @@ def _failure(
     message, code, field = _server_message(body, content)
     reason = f"HTTP {status} {response.reason_phrase if status == response.status_code else ''}"
     reason = reason.strip() + (f" ({message})" if message else "")
-    moderated = status == _FORBIDDEN and bool(_MODERATION.search(f"{message} {code}"))
+    said = f"{message} {code}"
+    if response.is_redirect:
+        reason += f" to {response.headers.get('location', 'nowhere')}"
+    moderated = status == _FORBIDDEN and bool(_MODERATION.search(said))
     wait_s: float | None = None
-    if (status in _RETRYABLE or status >= _SERVER_ERROR) and code != "insufficient_quota":
+    spent = code == "insufficient_quota" or status == _UNIMPLEMENTED
+    if (status in _RETRYABLE or status >= _SERVER_ERROR) and not spent:
         wait_s = wait_of(response.headers)
         if wait_s > longest_wait_s:
             reason, wait_s = f"{reason}, to be asked again in {wait_s:.0f} s", None
     # Such as 500 and 502 for one prompt that breaks the model; 503 and 529 speak of the server.
-    breaks = status in (_SERVER_ERROR, 502)
+    breaks = status >= _SERVER_ERROR and status not in _OVERLOADED
     return Fault(
         reason,
         status=status,
         wait_s=wait_s,
-        of_content=status in _OF_CONTENT or moderated or breaks,
+        of_content=breaks or ((status in _OF_CONTENT or moderated) and not _OF_RUN.search(said)),
         field=field,
     )
 
 
 def _code_of(error: Any) -> int:
-    code: Any = error.get("code", error.get("status")) if isinstance(error, Mapping) else None
-    with suppress(TypeError, ValueError):
-        if 400 <= int(code) < 600:  # noqa: PLR2004 - the range of HTTP's errors
-            return int(code)
-    return _SERVER_ERROR
+    names = ("code", "status", "type") if isinstance(error, Mapping) else ()
+    named: list[Any] = [error.get(name) for name in names]
+    for code in named:
+        with suppress(TypeError, ValueError, OverflowError):
+            if 400 <= int(code) < 600:  # noqa: PLR2004 - the range of HTTP's errors
+                return int(code)
+    words = " ".join(map(str, named)).lower()
+    return next((code for code, pattern in _STATUS_OF.items() if pattern.search(words)), 500)
 
 
 def wait_of(headers: Mapping[str, str]) -> float:
@@ -141,22 +169,31 @@ def wait_of(headers: Mapping[str, str]) -> float:
 
     Args:
         headers: `retry-after-ms` in milliseconds (OpenAI, Azure) wins over `retry-after` (seconds,
-            an HTTP date, or a duration such as "1m30s").
+            an HTTP date, or a duration such as "1m30s"), and that over `x-ratelimit-reset` and
+            those of requests and tokens where none remain.
 
     Returns:
         Seconds, >= 0; 0 where there is no such header, or none that can be read.
     """
     if milliseconds := headers.get("retry-after-ms"):
         return retry_after_s(milliseconds) / 1000
-    return retry_after_s(headers.get("retry-after"))
+    if asked := headers.get("retry-after"):
+        return retry_after_s(asked)
+    limits = [
+        f"x-ratelimit-reset{kind}"
+        for kind in ("", "-requests", "-tokens")
+        if not kind or headers.get(f"x-ratelimit-remaining{kind}") == "0"
+    ]
+    # When a limit is whole again, which may be long after the next request would pass.
+    return min(max(retry_after_s(headers.get(name)) for name in limits), _LONGEST_RESET_S)
 
 
 def retry_after_s(value: str | None, *, now: datetime | None = None) -> float:
     """Seconds to wait by a Retry-After header.
 
     Args:
-        value: The header: seconds, an HTTP date, or a duration such as "1m30s" or "250ms"; None
-            if it is missing.
+        value: The header: seconds, a duration such as "1m30s" or "250ms", an HTTP or ISO 8601
+            date, or a moment in seconds or milliseconds since 1970; None if it is missing.
         now: The present, for a date.
 
     Returns:
@@ -173,9 +210,13 @@ def retry_after_s(value: str | None, *, now: datetime | None = None) -> float:
             seconds = sum(unit * float(number) for unit, number in units if number)
         elif re.fullmatch(r"[-+]?[\d.]+(?:e[-+]?\d+)?", text, re.IGNORECASE):
             seconds = float(text)
+            if _EPOCH_S < seconds < 10 * _EPOCH_MS:
+                seconds /= 1000 if seconds > _EPOCH_MS else 1
+                seconds -= (now or datetime.now(UTC)).timestamp()
         else:
-            wait = parsedate_to_datetime(text) - (now or datetime.now(UTC))
-            seconds = wait.total_seconds()
+            iso = re.match(r"\d{4}-", text)
+            date = datetime.fromisoformat(text) if iso else parsedate_to_datetime(text)
+            seconds = (date - (now or datetime.now(UTC))).total_seconds()
     return 0.0 if math.isnan(seconds) else min(max(seconds, 0.0), _LONGEST_S)
 
 
@@ -200,7 +241,8 @@ def _server_message(body: Any, content: bytes) -> tuple[str, str, str]:
 _NOT_TAKEN = re.compile(
     r"not supported|n[o']t support|unsupported|unrecogni[sz]ed|unknown|unexpected|not permitted|"
     r"not allowed|forbidden|invalid (?:param|arg|field)|deprecated|instead|strictly positive|"
-    r"cannot (?:both )?be (?:set|specified)|only the default|not available|not implemented",
+    r"cannot (?:both )?be (?:set|specified)|only the default|not available|not implemented|"
+    r"only \S+ is allowed|max(?:imum)? allowed|extra (?:inputs|fields)",
     re.IGNORECASE,
 )
 # What may be left out of a request without changing what is asked, and what takes its place.
@@ -231,7 +273,11 @@ def not_taken(fault: Fault, fields: Sequence[str]) -> str:
 # --- Replies -------------------------------------------------------------------------------------
 
 _REASONS = {
-    "length": ("length", "max_tokens", "model_length", "max_output_tokens", "token_limit"),
+    "length": (
+        *("length", "max_tokens", "model_length", "max_output_tokens", "token_limit"),
+        *("max_length", "max_new_tokens", "model_context_window_exceeded"),
+        *("maxpredictedtokensreached", "contextlengthreached"),
+    ),
     "content_filter": (
         *("content_filter", "content_filtered", "safety", "recitation", "blocklist", "spii"),
         *("prohibited_content", "guardrail_intervened", "refusal", "sensitive", "censored"),
@@ -326,7 +372,7 @@ def _reply(body: Any, choice: Any, text: Any, *, reasoning: str = "") -> ChatRep
         raise TypeError(text)
     named = choice.get("finish_reason") or choice.get("stop_reason") or "stop"
     reason = _REASON_OF.get(str(named).lower(), "stop")
-    words = _without_lone_surrogates(text or "")
+    words = without_lone_surrogates(text or "")
     if reason == "error" or choice.get("error"):
         said = choice.get("error") or named
         raise Fault(f"a generation that failed ({str(said)[:80]})", status=500, of_content=True)
@@ -339,7 +385,7 @@ def _reply(body: Any, choice: Any, text: Any, *, reasoning: str = "") -> ChatRep
         prompt_tokens=_count(usage, "prompt_tokens", "input_tokens"),
         completion_tokens=_count(usage, "completion_tokens", "output_tokens"),
         top_logprobs=_top_logprobs(choice.get("logprobs")),
-        reasoning=_without_lone_surrogates(reasoning),
+        reasoning=without_lone_surrogates(reasoning),
     )
 
 
@@ -374,6 +420,6 @@ def _alternatives(token: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield str(top["token"]), float(top["logprob"])
 
 
-# Halves of characters, which JSON can carry and UTF-8 files cannot, are replaced.
-def _without_lone_surrogates(text: str) -> str:
+def without_lone_surrogates(text: str) -> str:
+    """Replace halves of characters, which JSON can carry and UTF-8 cannot."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

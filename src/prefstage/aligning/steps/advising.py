@@ -1,5 +1,7 @@
 """Steps of advice: judged answers of the start, the forecast, and what pilots gained."""
 
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -26,10 +28,11 @@ from prefstage.data import (
 from prefstage.judging import Comparison
 from prefstage.judging.judged import compare_all, score_all, score_candidates
 from prefstage.measuring.measure import CANDIDATES
-from prefstage.sampling.base import requests_for, to_candidates
+from prefstage.sampling.base import requests_for, shortfalls, to_candidates
 from prefstage.scoring.scorer import Scorer
 from prefstage.training.recipe_run import open_trainer
 
+_log = logging.getLogger(__name__)
 FORECAST, LOG_PROBS, GAINS = "forecast.json", "log_probs.json", "gains.json"
 _FLOP, _FLOP_FORWARD = 6, 2  # a parameter and token; forward and backward, and forward alone
 
@@ -67,6 +70,8 @@ class Target(Step):
         rows = [Candidates(row.prompt_id, row.prompt, (), (), ()) for row in self.space.prompts]
         with self.space.sampler(self.policy, self.config) as sampler:
             answers = list(sampler.sample(requests_for(rows, responses=self.config.responses)))
+        for line in shortfalls(answers):
+            _log.warning("%s: %s", self.policy.name, line)
         spoken = (answer for answer in answers if answer.text.strip())
         candidates = [
             row
@@ -77,6 +82,7 @@ class Target(Step):
         CandidateSet.of(
             replace(row, scores=tuple(values))
             for row, values in zip(candidates, scores, strict=True)
+            if all(map(math.isfinite, values))  # where nothing was decided, no answer is a target
         ).save(folder / CANDIDATES)
 
     @override
@@ -125,8 +131,16 @@ class Gain(Step):
         rows, judge = list(self.target.answers()), self.space.judge
         requests = requests_for(rows, responses=self.config.responses)
         with self.space.sampler(self.policy, self.config) as sampler:
-            texts = {(s.prompt_id, s.index): s.text for s in sampler.sample(requests)}
-        answers = [(row, texts[row.prompt_id, k]) for row in rows for k in self._numbers]
+            samples = list(sampler.sample(requests))
+        for line in shortfalls(samples):
+            _log.warning("%s: %s", self.policy.name, line)
+        # What a server refused to answer says nothing of the policy: no gain, no loss.
+        texts = {(s.prompt_id, s.index): s.text for s in samples if not s.refusal}
+        answers = [
+            (row, texts.get((row.prompt_id, k), row.responses[k % len(row.responses)]))
+            for row in rows
+            for k in self._numbers
+        ]
         if judge.pointwise:
             rewards = score_all(judge, [(row.prompt, text) for row, text in answers])
             start = {row.prompt_id: float(torch.tensor(row.scores).double().mean()) for row in rows}
