@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from prefstage.cli.main import app
 from prefstage.data.records import Prompt
+from tests.faulty_server import Body, FaultyServer, Scripted
 
 RUNNER = CliRunner()
 
@@ -119,3 +120,45 @@ def test_a_wrong_judge_ends_in_one_line_and_exit_2(pairs: Path) -> None:
     done = RUNNER.invoke(app, ["judge", "--judge", "oracle:x", "--pairs", str(pairs)])
     assert done.exit_code == 2
     assert "expected reward:PATH, pairrm:PATH" in done.stderr
+
+
+def paid(server: FaultyServer, *arguments: object) -> Any:
+    judge = f"openai:m@{server.url}?concurrency=1"
+    return RUNNER.invoke(app, ["judge", "--judge", judge, *map(str, arguments)])
+
+
+def test_what_a_paid_judge_said_before_a_fault_is_not_asked_again(
+    pairs: Path, tmp_path: Path
+) -> None:
+    out, answered = tmp_path / "judged.json", iter(range(4))
+
+    def reply(body: Body) -> Scripted:
+        return Scripted("A") if next(answered, None) is not None else Scripted(status=401)
+
+    with FaultyServer(reply) as server:
+        done = paid(server, "--pairs", pairs, "--out", out)
+        assert (done.exit_code, len(server.requests)) == (2, 5)
+        answered = iter(range(100))
+        assert paid(server, "--pairs", pairs, "--out", out).exit_code == 0
+        assert len(server.requests) == 5 + 6
+        assert paid(server, "--pairs", pairs, "--out", out).exit_code == 0
+        assert len(server.requests) == 5 + 6
+
+
+def test_refused_requests_are_counted_and_told(pairs: Path, tmp_path: Path) -> None:
+    def reply(body: Body) -> Scripted:
+        refused = "question 2" in str(body)
+        return Scripted(status=400, error="too long") if refused else Scripted("A")
+
+    with FaultyServer(reply) as server:
+        done = paid(server, "--pairs", pairs, "--out", tmp_path / "judged.jsonl")
+    assert done.exit_code == 0
+    assert "undecided: 1" in done.output
+    assert "refused 1" in done.output
+    rows = [json.loads(line) for line in (tmp_path / "judged.jsonl").read_text().splitlines()]
+    assert [row["judge_status"] for row in rows].count("undecided") == 1
+    with FaultyServer(lambda body: Scripted(status=400, error="too long")) as server:
+        done = paid(server, "--pairs", pairs)
+    assert done.exit_code == 2
+    assert "decided none of 5 comparisons" in done.output
+    assert "too long" in done.output

@@ -4,14 +4,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Timer
 
 import pytest
 
 from prefstage.core.errors import InputError, ServiceError
-from prefstage.core.ledger import Ledger
+from prefstage.core.ledger import Ledger, kept_ledger
 
 WRITER = Path(__file__).parent / "write_rewards.py"
 KEY = ("judge", "prompt", "a", "b")
@@ -217,3 +217,32 @@ def test_a_key_that_sqlite_cannot_hold_is_refused(key: object) -> None:
 def test_a_name_with_a_nul_is_refused() -> None:
     with pytest.raises(InputError, match="null"):
         Ledger(Path("a\0b"))
+
+
+@pytest.mark.parametrize("bought", [True, False])
+def test_what_was_bought_without_a_store_outlives_a_fault(
+    bought: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    keeping = ExitStack()
+    ledger = keeping.enter_context(kept_ledger(None))
+    if bought:
+        ledger.put("judgments", KEY, (0.75, "decided"))
+    with pytest.raises(KeyboardInterrupt), keeping:
+        raise KeyboardInterrupt
+    kept = list(tmp_path.glob("*/*.sqlite"))
+    assert len(kept) == bought
+    assert ("--store" in caplog.text) == bought
+    for path in kept:
+        assert str(path) in caplog.text
+        with Ledger(path) as found:
+            assert found.get("judgments", KEY) == (0.75, "decided")
+
+
+def test_a_store_for_the_moment_is_removed_when_all_went_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with kept_ledger(None) as ledger:
+        ledger.put("judgments", KEY, (0.75, "decided"))
+    assert list(tmp_path.iterdir()) == []

@@ -178,6 +178,11 @@ def _contents() -> list[Shape]:
             "audio and annotations beside", "OpenAI", chat(audio=None, annotations=[], refusal=None)
         ),
         Shape("white space around", "others", chat(f"\n\n {TEXT}\n")),
+        Shape(
+            "beyond ASCII, unescaped",
+            "others",
+            '{"choices":[{"message":{"content":"@TEXT@"}}],"x":"ïé"}',
+        ),
         Shape("no usage", "llama.cpp", without(chat(), "usage")),
         Shape("usage null", "TGI", {**chat(), "usage": None}),
         Shape(

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from prefstage.core.errors import InputError, ServiceError
+from prefstage.core.errors import InputError, PrefstageError, ServiceError
 from prefstage.serving import ServerClient, ask_all
-from prefstage.serving.protocol import retry_after_s
+from prefstage.serving.protocol import retry_after_s, wait_of
 from tests.faulty_server import FAULTS, FaultyServer, Scripted
 
 
@@ -135,11 +135,101 @@ def test_models_and_description_are_read():
         ("soon", 0),
         ("Sat, 21 Nov 2026 12:00:30 GMT", 30),
         ("Sat, 21 Nov 2026 11:00:00 GMT", 0),
+        ("2026-11-21T12:00:30Z", 30),
+        ("1795262430", 30),  # a moment in seconds since 1970, and in milliseconds
+        ("1795262430000", 30),
+        ("1m30s", 90),
+        ("250ms", 0.25),
+        ("1e99", 1e9),
+        ("nan", 0),
+        ("2026-13-45", 0),
+        ("9" * 400, 1e9),
     ],
 )
 def test_retry_after_is_read_as_seconds_or_date(header, seconds):
     now = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
     assert retry_after_s(header, now=now) == seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after": "2", "x-ratelimit-reset": "9"}, 2),
+        ({"x-ratelimit-reset": "9"}, 9),
+        ({"x-ratelimit-reset-tokens": "6m0s"}, 0),  # some remain: not what was exceeded
+        ({"x-ratelimit-reset-tokens": "12s", "x-ratelimit-remaining-tokens": "0"}, 12),
+        ({"x-ratelimit-reset-requests": "6m0s", "x-ratelimit-remaining-requests": "0"}, 60),
+    ],
+)
+def test_the_headers_that_tell_a_wait(headers, seconds):
+    assert wait_of(headers) == seconds
+
+
+def test_a_lone_surrogate_of_a_text_is_sent_as_the_mark_of_a_lost_character():
+    with FaultyServer() as server:
+        assert ask(fast(server.url), content="a\ud800b").text == "ok"
+    assert server.requests[0]["messages"][0]["content"] == "a\ufffdb"
+
+
+@pytest.mark.parametrize("names", ["top_k, seed", ["top_k", "seed"]])
+def test_fields_can_be_left_out_from_the_first_request_on(names):
+    with FaultyServer() as server:
+        ask(fast(server.url, without=names), top_k=3, seed=1, temperature=0.5)
+    assert server.requests == [
+        {"messages": [{"role": "user", "content": "hi"}], "temperature": 0.5, "model": "m"}
+    ]
+    with pytest.raises(InputError, match="without=model"):
+        fast("http://127.0.0.1:1", without="model")
+
+
+def test_alternatives_go_with_the_log_probs_that_a_server_does_not_give():
+    def reply(body):
+        if "logprobs" in body:
+            return Scripted(status=400, error="You are not allowed to request logprobs")
+        return Scripted(status=400, error="no") if "top_logprobs" in body else Scripted("A")
+
+    with FaultyServer(reply) as server:
+        assert ask(fast(server.url), logprobs=True, top_logprobs=5).text == "A"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OPENAI_API_KEY": "sk-ü"},
+        {"OPENAI_API_KEY": "sk a"},
+        {"HTTP_PROXY": "socks5://127.0.0.1:1"},
+        {"HTTP_PROXY": "ftp://x:1"},
+        {"HTTP_PROXY": "http://[::1"},
+        {"HTTP_PROXY": "http://127.0.0.1:99999"},
+        {"SSL_CERT_FILE": "/nonexistent"},
+        {"SSL_CERT_FILE": "/"},
+    ],
+    ids=str,
+)
+def test_an_environment_that_is_wrong_ends_in_one_line(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name.lower() if "PROXY" in name else name, value)
+    with pytest.raises(PrefstageError) as caught:
+        ask(fast("http://192.0.2.1/v1", retries=0))
+    assert "\n" not in str(caught.value)
+    assert next(iter(environment)) in str(caught.value)
+
+
+def test_a_probe_that_hangs_stops_nothing(monkeypatch):
+    monkeypatch.setattr("prefstage.serving.client._PROBE_S", 0.05)
+
+    async def hanging(*_, **__):
+        await asyncio.sleep(60)
+
+    async def look(client):
+        client._send = hanging
+        return await client.describe()
+
+    assert asyncio.run(look(fast("http://127.0.0.1:1"))) == {}
 
 
 def test_a_wait_beyond_reason_is_refused_instead_of_slept():
@@ -159,6 +249,10 @@ def test_a_wait_beyond_reason_is_refused_instead_of_slept():
         ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/v1"),
         ("http://127.0.0.1:8000/v1/", "http://127.0.0.1:8000/v1"),
         ("https://host/api/v1", "https://host/api/v1"),
+        ("https://host/v1/chat/completions", "https://host/v1"),
+        ("https://host/v1/chat/completions/", "https://host/v1"),
+        ("https://host/v1/models", "https://host/v1"),
+        ("https://host/d/x?api-version=1", "https://host/d/x?api-version=1"),
     ],
 )
 def test_the_api_path_is_added_where_it_is_missing(given, whole):

@@ -209,4 +209,5 @@ def test_refused_comparisons_are_asked_once_and_kept(refused: int, tmp_path: Pat
             assert judge.counts["refused"] == judge.counts["undecided"] == refused
             (line,) = judge.complaints
             assert line.startswith(f"{refused} of ")
+            assert "the first for prompt" in line
             assert "HTTP 400" in line

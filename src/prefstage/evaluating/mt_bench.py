@@ -332,6 +332,7 @@ async def _rated(
         lambda reply: read_rating(
             reply.text, reasoning=reply.reasoning, cut=reply.finish_reason == "length"
         ),
+        name=f"question {grade.question_id}, turn {grade.turn}",
     )
     return replace(grade, rating=rating)
 

@@ -56,7 +56,7 @@ def stored(judge: Judge, ledger: Ledger) -> Judge:
 
 
 def stored_for(stack: ExitStack, judge: Judge, store: Path | None, beside: Path | None) -> Judge:
-    """The judge with what it says in `store`; else, if its replies are paid for, in `beside`."""
+    """Keep what a judge says in `store`; else, if its replies are paid for, in `beside`."""
     if store is None and type(judge).with_replies_in is Judge.with_replies_in:
         return judge
     return stored(judge, stack.enter_context(kept_ledger(store or beside)))
@@ -231,9 +231,8 @@ def score_candidates(
 ) -> list[list[float]]:
     """Give each response a score.
 
-    A pointwise judge's score is its reward. Any other judge compares all responses to a
-    prompt with each other, and a response's score is its mean P(wins); ½ if it is alone, and NaN
-    if it was compared and nothing was decided.
+    A pointwise judge's score is its reward. Any other judge compares all responses to a prompt
+    with each other, and a response's score is its mean P(wins), as of `mean_wins`.
 
     Args:
         judge: Any judge.
@@ -339,8 +338,8 @@ class JudgeConfig(BadRowSettings):
 
     store: Path | None = Field(
         default=None,
-        description="Judgment store (SQLite): what is in it is not judged again. Without one, what "
-        "a paid judge says is kept in OUT.judgments.sqlite.",
+        description="Judgment store (SQLite): what is in it is not judged again "
+        "[openai: judges: OUT.judgments.sqlite].",
     )
 
 

@@ -169,12 +169,15 @@ class Asking:
         self._ledger, self._table, self._attempts = ledger, table, attempts
         self.counts: Counter[str] = Counter(calls=0, reused=0, unreadable=0, refused=0)
         self.causes: Counter[str] = Counter()
+        self._first_refused = ""
 
     async def until_readable(
         self,
         key: Sequence[Any],
         buy: Callable[[int], Awaitable[ChatReply]],
         read: Callable[[ChatReply], Reading],
+        *,
+        name: str,
     ) -> float | None:
         """Ask one question.
 
@@ -182,6 +185,7 @@ class Asking:
             key: Of the question in the table, to which the attempt's number is added.
             buy: Asks, given the number of the attempt from 0.
             read: What a reply says.
+            name: Of the question, for people.
 
         Returns:
             What the first readable reply says; None if none is.
@@ -202,6 +206,7 @@ class Asking:
             self.counts["refused" if refused else "unreadable"] += 1
             self.causes[cause] += 1
             if refused:
+                self._first_refused = self._first_refused or f"{name}: {cause[len(REFUSED) :]}"
                 return None
         return None
 
@@ -230,11 +235,10 @@ class Asking:
             A line for refused requests, and one for unreadable replies; none if all is well.
         """
         lines, asked = list[str](), self.counts["calls"] + self.counts["reused"]
-        reasons = [cause for cause in self.causes if cause.startswith(REFUSED)]
-        if reasons:
+        if self._first_refused:
             lines.append(
-                f"{self.counts['refused']} of {asked} requests refused by the server, the first: "
-                f"{reasons[0].removeprefix(REFUSED)}"
+                f"{self.counts['refused']} of {asked} requests refused by the server, the first "
+                f"for {self._first_refused}"
             )
         others = {c: n for c, n in self.causes.most_common() if not c.startswith(REFUSED)}
         if others:
@@ -417,6 +421,7 @@ class LLMJudge(Judge):
                 first_token=reply.top_logprobs[0] if reply.top_logprobs else None,
                 cut=reply.finish_reason == "length",
             ),
+            name=f"prompt {shown.prompt_id}",
         )
 
     async def _buy(self, shown: Comparison, attempt: int) -> ChatReply:

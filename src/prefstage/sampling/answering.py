@@ -201,7 +201,8 @@ def _summary(result: dict[str, Any]) -> str:
             f"{result['thoughts']} responses think first; their thoughts stand beside the answers"
         )
     notable = {
-        "responses ended by the server for other reasons": reasons.get("other", 0),
+        "responses ended by the server for other reasons": reasons.get("other", 0)
+        - result["responses_refused"],
         "responses refused by the server (left out, kept in the store)": result[
             "responses_refused"
         ],

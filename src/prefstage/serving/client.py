@@ -255,7 +255,7 @@ class ServerClient:
                     name = not_taken(fault, [*body])
                     if not name:
                         raise
-                    self._leave_out(name, str(error))
+                    self._leave_out(name, self._shown(fault))
                 # A reply without a choice is no outage; what else broke may be one, and as well
                 # when others were answered a moment ago.
                 elif fault.of_content and (
