@@ -432,6 +432,7 @@ def _bodies() -> list[Shape]:
             "refused",
             403,
         ),
+        Shape("half a character in an error", "others", error("\ud800 no"), "refused", 400),
         Shape("moderated, 451", "others", error("unavailable"), "refused", 451),
         Shape(
             "details as a list",

@@ -233,7 +233,8 @@ def _server_message(body: Any, content: bytes) -> tuple[str, str, str]:
         metadata = error.get("metadata")  # of OpenRouter: what the provider said
         raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
         error = f"{message}: {raw}" if raw else message
-    return " ".join(str(error).split())[:_MESSAGE_CHARS], code, field
+    said = without_lone_surrogates(" ".join(str(error).split()))
+    return said[:_MESSAGE_CHARS], code, field
 
 
 # --- Requests ------------------------------------------------------------------------------------
