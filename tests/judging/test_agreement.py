@@ -1,9 +1,11 @@
+import math
+
 import pytest
 from scipy.stats import binomtest
 
 from prefstage.data.records import Pair
 from prefstage.judging import Judgment
-from prefstage.judging.base import wilson_interval
+from prefstage.judging.base import mean_wins, wilson_interval
 from prefstage.judging.judged import agreement_with_labels
 
 
@@ -35,3 +37,12 @@ def test_without_labels_nothing_is_claimed() -> None:
     found = agreement_with_labels([pair("a", "b", 0.5)], [Judgment(0.9)])
     assert found["agreement"] is None
     assert found["interval"] == [0.0, 1.0]
+
+
+def test_a_score_that_rests_on_no_decided_comparison_is_none() -> None:
+    undecided = Judgment(0.5, "undecided")
+    assert mean_wins(1, iter([])) == [0.5]
+    assert mean_wins(2, iter([Judgment(0.9)])) == pytest.approx([0.9, 0.1])
+    first, second, third = mean_wins(3, iter([Judgment(0.5), undecided, undecided]))
+    assert (first, second) == (0.5, 0.5)
+    assert math.isnan(third)
