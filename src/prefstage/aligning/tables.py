@@ -1,7 +1,5 @@
 """Tables of an experiment in the papers' form, and whether the boundary score foretells them."""
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.core import Config, markdown_table, refuse
+from prefstage.core import Config, csv_text, markdown_table, refuse
 
 BUILT_IN = (
     "win_rate",
@@ -194,9 +192,7 @@ def comma_separated(table: Table) -> str:
             columns += zip(heads, *figures, strict=True)
         else:
             columns.append([name, *map(_text, entries)])
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(zip(*columns, strict=True))
-    return stream.getvalue()
+    return csv_text(zip(*columns, strict=True))
 
 
 def _text(entry: Entry) -> str:

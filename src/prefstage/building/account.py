@@ -1,5 +1,6 @@
 """What a build made: pairs and where they come from, what was left out, figures and the card."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ import numpy as np
 import yaml
 from datasets import Dataset
 
-from prefstage.core import InputError, markdown_table, shown
+from prefstage.core import InputError, markdown_table, markdown_text, shown
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.storage import DiskNumbers, count_different, text_number
 from prefstage.diagnosing.numbers import Distribution, describe_sorted
@@ -439,21 +440,26 @@ def dataset_card(
         sides = "\nC is the chosen side, R the rejected one.\n"
         tables = [quality_table(statistics), "", distributions, sides]
         by = "with the scores of the data"
-    by = f"judged by {result['judge']}" if result["judge"] else by
+    # Names of files and models, and what a recipe says, are text here.
+    named = ("method", "source", "judge", "policy")
+    names = {key: markdown_text(result[key] or "") for key in named}
+    by = f"judged by {names['judge']}" if result["judge"] else by
+    written = yaml.safe_dump(dict(recipe), sort_keys=False)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", written)), default=0))
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
-        f"# Preference pairs: {result['method']}\n",
-        f"Built by prefstage from {result['source']}, {by}"
-        + (f", answered by {result['policy']}" if result["policy"] else "")
+        f"# Preference pairs: {names['method']}\n",
+        f"Built by prefstage from {names['source']}, {by}"
+        + (f", answered by {names['policy']}" if result["policy"] else "")
         + ".\n",
-        f"Licence: {licence}.\n" if licence else "Licence: not stated in the recipe.\n",
+        f"Licence: {markdown_text(licence or 'not stated in the recipe')}.\n",
         "## Counts\n",
         _counts(result),
         "\n## Scores\n",
         *tables,
         _COLUMNS,
         "## Recipe\n",
-        f"```yaml\n{yaml.safe_dump(dict(recipe), sort_keys=False)}```",
+        f"{fence}yaml\n{written}{fence}",
     ]
     return "\n".join(parts) + "\n"
 

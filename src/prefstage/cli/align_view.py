@@ -13,7 +13,7 @@ from rich.text import Text
 
 from prefstage.aligning import Step, StepRecord
 from prefstage.aligning.runs import bought
-from prefstage.core import bars, gathered
+from prefstage.core import bars, gathered, printable
 
 _MINUTE_S = 60
 _HEAD = (
@@ -65,9 +65,12 @@ class StepsView:
             )
             first, second, third = (f"{count:,}" if count else "-" for count in counts)
             line += f"{clock(record.seconds):>10}{first:>12}{second:>10}{third:>12}"
-        self._console.print(line, highlight=False, style="dim" if record.did == "reused" else "")
+        self._line(line, style="dim" if record.did == "reused" else "")
         if record.why:
-            self._console.print(f"{'':<11}remade: {record.why}", style="yellow", highlight=False)
+            self._line(f"{'':<11}remade: {record.why}", style="yellow")
+
+    def _line(self, text: str, *, style: str) -> None:
+        self._console.print(printable(text), style=style, markup=False, highlight=False)
 
     def __rich__(self) -> RenderableType:
         """The lower part: the step under way, its bar, and what the steps above have cost."""

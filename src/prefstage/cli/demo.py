@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from prefstage.aligning import Advised
 from prefstage.aligning.advice import advice_rows
-from prefstage.core import MissingDependencyError, Outcome
+from prefstage.core import MissingDependencyError, Outcome, printable
 from prefstage.reporting import write_report
 from prefstage.sandbox import demo, true_reward
 
@@ -246,4 +246,4 @@ class Teller:
         )
 
     def _lines(self, *lines: str) -> None:
-        self._console.print("\n".join(lines), markup=False, soft_wrap=True)
+        self._console.print(printable("\n".join(lines)), markup=False, soft_wrap=True)

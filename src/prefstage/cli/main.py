@@ -1,8 +1,10 @@
 """The `prefstage` command: a group of commands, and how its process gets memory."""
 
 import ctypes
+import logging
 import os
 import platform
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,10 +32,11 @@ from prefstage.cli.commands import (
     theory,
     train,
 )
-from prefstage.cli.manners import EXIT_USER_ERROR
+from prefstage.cli.manners import check_surroundings, refuse
 from prefstage.cli.options import HELP_OPTIONS, make_command
-from prefstage.core import InputError
+from prefstage.core import InputError, printable
 
+_UNENCODABLE = re.compile("[\ud800-\udfff]")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
@@ -90,18 +93,31 @@ class Commands(TyperGroup):
         Raises:
             typer.TyperException: On a usage error, if not `standalone_mode`.
         """
+        words = sys.argv[1:] if args is None else args
         settings = (args, prog_name, complete_var, False, windows_expand_args)
         if not standalone_mode:
             return super().main(*settings, **extra)
         try:
+            for word in words:  # such as bytes that are no UTF-8: no file of ours could hold them
+                InputError.unless(
+                    word.isascii() or not _UNENCODABLE.search(word),
+                    saw=f"the argument {word!r}",
+                    expected="text that UTF-8 can hold",
+                    cure="rename the file, or write the argument in UTF-8",
+                )
             status = super().main(*settings, **extra)
         except typer.TyperException as error:
-            typer.echo(
-                f"prefstage: error: {_usage_error(error, sys.argv[1:] if args is None else args)}",
-                err=True,
-            )
-            status = EXIT_USER_ERROR
+            status = _exit_code(_usage_error(error, words))
+        except (InputError, OSError) as error:
+            status = _exit_code(error)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _exit_code(error: InputError | OSError) -> int:
+    try:
+        refuse(error)
+    except typer.Exit as end:
+        return end.exit_code
 
 
 def _usage_error(error: typer.TyperException, words: Sequence[str]) -> InputError:
@@ -153,6 +169,7 @@ def prefstage(
     ] = False,
 ) -> None:
     """Which preference data does your language model need next?"""
+    check_surroundings()
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -176,8 +193,29 @@ def tune_allocator() -> None:
     libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+class _PlainFormatter(logging.Formatter):
+    """Log lines in which what others wrote can do nothing to the terminal."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        """As the base class, then for a terminal."""
+        return printable(super().format(record))
+
+
 def main() -> None:
     """Entry point of the console script."""
+    # What is opened next must not become the standard error, to which libraries write.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the whole process
+    # Warnings reach standard error through this handler alone, unless a program sets others.
+    handler = logging.lastResort
+    assert handler is not None
+    handler.setFormatter(_PlainFormatter())
     tune_allocator()
     try:
         # Named, since `python -m prefstage` would show the path of __main__.py in help texts.

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 import typer
 
-from prefstage.core import InputError, Outcome, PrefstageError, json_text
+from prefstage.core import InputError, Outcome, PrefstageError, json_text, printable
 
 EXIT_FAILED_IN_PART = 1
 EXIT_USER_ERROR = 2
@@ -21,6 +22,9 @@ EXIT_BROKEN_PIPE = 141
 # OSError is a fault of ours and keeps its traceback.
 _USERS_ERRNOS = {
     errno.EACCES,
+    errno.EIO,
+    errno.ELOOP,
+    errno.ENOENT,
     errno.EDQUOT,
     errno.EEXIST,
     errno.EISDIR,
@@ -46,7 +50,9 @@ def say(outcome: Outcome, *, as_json: bool) -> None:
     text = (
         json_text(outcome.result)
         if as_json
-        else "\n".join((outcome.summary, *(f"wrote {path}" for path in outcome.written), ""))
+        else printable(
+            "\n".join((outcome.summary, *(f"wrote {path}" for path in outcome.written), ""))
+        )
     )
     try:
         sys.stdout.write(text)
@@ -88,21 +94,8 @@ def mannered(*, kept: bool) -> Iterator[None]:
     try:
         with _sigterm_as_interrupt():
             yield
-    except PrefstageError as error:
-        _refuse(error)
-    except OSError as error:
-        # A full disk or a path without rights is the user's to change; a reset connection that
-        # reached this far is a fault of ours, whose traceback says where.
-        if error.errno not in _USERS_ERRNOS:
-            raise
-        _refuse(
-            InputError.of(
-                saw=(f"{error.filename}: " if error.filename else "") + str(error.strerror),
-                expected="files and folders that may be read and written, on a disk with room",
-                cure="name another path, or change its rights or the room there; the same "
-                "command goes on",
-            )
-        )
+    except (PrefstageError, OSError) as error:
+        refuse(error)
     except KeyboardInterrupt:
         typer.echo(
             "prefstage: interrupted; "
@@ -116,9 +109,51 @@ def mannered(*, kept: bool) -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _refuse(error: PrefstageError) -> None:
-    typer.echo(f"prefstage: error: {' '.join(str(error).split())}", err=True)
+def refuse(error: PrefstageError | OSError) -> NoReturn:
+    """End the command with an error of the user's, in one line.
+
+    Args:
+        error: The error.
+
+    Raises:
+        OSError: The error, if it is a fault of ours: what the system refuses because of paths,
+            rights or the disk is the user's to change; a reset connection that reached this far
+            is not, and its traceback says where.
+        typer.Exit: Otherwise.
+    """
+    if isinstance(error, OSError) and not isinstance(error, PrefstageError):
+        if error.errno not in _USERS_ERRNOS:
+            raise error
+        error = InputError.of(
+            saw=(f"{error.filename}: " if error.filename else "") + str(error.strerror),
+            expected="files and folders that may be read and written, on a disk with room",
+            cure="name another path, or change its rights or the room there; the same "
+            "command goes on",
+        )
+    with suppress(OSError):  # nobody hears it, but the exit code still says it
+        typer.echo(f"prefstage: error: {printable(' '.join(str(error).split()))}", err=True)
     raise typer.Exit(EXIT_USER_ERROR) from None
+
+
+def check_surroundings() -> None:
+    """Check what a command needs of its process before it loads anything.
+
+    Raises:
+        InputError: If the working folder is gone, or nothing could be printed.
+    """
+    with InputError.instead_of(
+        OSError,
+        saw="a working folder that is not there any more",
+        expected="a folder that is there",
+        cure="go to another one (cd), and repeat the command",
+    ):
+        os.getcwd()
+    InputError.unless(
+        sys.stdout is not None,
+        saw="a standard output that is closed",
+        expected="one that can be written to",
+        cure="send it to a file, or to /dev/null",
+    )
 
 
 # Let a polite kill end a command as Ctrl-C does, while the block runs.

@@ -3,16 +3,18 @@
 A result depends on its prompt, never on batch or order: its seed is a hash.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefstage.core.foreign import parse_json
+from prefstage.core.foreign import parse_json, printable
 
 PARTIAL = ".partial-"  # begins the names of what is being written
 
@@ -73,16 +75,47 @@ def json_text(value: Any) -> str:
     Raises:
         TypeError: If the value is not JSON-serialisable.
     """
+    # Control characters of C1 and lone surrogates, which JSON need not escape, are escaped too: the
+    # text may go to a terminal.
     return (
-        json.dumps(
-            # Read back from text in which NaN and infinities are bare words, and each as None.
-            json.loads(json.dumps(value), parse_constant=lambda word: None),
-            indent=2,
-            ensure_ascii=False,
-            allow_nan=False,
+        printable(
+            json.dumps(
+                # Read back from text in which NaN and infinities are bare words, and each as None.
+                json.loads(json.dumps(value), parse_constant=lambda word: None),
+                indent=2,
+                ensure_ascii=False,
+                allow_nan=False,
+            )
         )
         + "\n"
     )
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV in which no cell is a formula.
+
+    Args:
+        rows: A value a cell; None is an empty one.
+
+    Returns:
+        The text. What a spreadsheet would compute (text that begins with = + - @, a tab or a line
+        end, and is no number) stands behind an apostrophe, which tells it that it is text.
+    """
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([map(_cell, row) for row in rows])
+    return stream.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        formula = value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) and len(value) > 1
+        # the writer does not quote a carriage return, which readers take for a line end
+        return ("'" if formula else "") + value.replace("\r", "\n")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

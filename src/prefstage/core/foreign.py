@@ -235,6 +235,27 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(read_bytes(path, limit=_YAML_BYTES).decode("utf-8-sig"))
 
 
+# What moves a terminal's cursor, colours it, rings, or turns the order of letters; halves of
+# characters, which it cannot be sent. Line ends and tabs stay.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""A text for a terminal, in which what others wrote can do nothing but be read.
+
+    Args:
+        text: Of data, servers, models or arguments, perhaps.
+
+    Returns:
+        The text with every control character but line ends and tabs written as in JSON, such as
+        ``\u001b``.
+    """
+    return _UNPRINTABLE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
+
+
 class _EndlessError(BaseException):  # no Exception, which foreign code might catch
     """A bounded block has taken too long."""
 
@@ -331,6 +352,9 @@ class _PlainLoader(yaml.SafeLoader):
         """As the base class, but no whole number is longer than a float can hold."""
         short = len(node.value) <= _DIGITS or node.tag != _INT_TAG
         self._check(short, f"a number of {len(node.value):,} digits", node)
+        self._check(
+            not _UNUSABLE.search(str(node.value)), "text with a NUL or half a character", node
+        )
         return super().construct_scalar(node)
 
     def _check(self, holds: bool, problem: str, node: yaml.Node) -> None:

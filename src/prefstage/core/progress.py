@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +16,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from prefstage.core.foreign import printable
 
 
 class Ticker(Protocol):
@@ -87,11 +90,11 @@ def progress(label: str, total: int | None, *, enabled: bool | None = None) -> I
                 bars(Console(stderr=True, force_terminal=shown or None), disable=not shown)
             )
             stack.enter_context(gathered(display if shown else None))
-        task = display.add_task(label, total=total, note="")
+        task = display.add_task(escape(printable(label)), total=total, note="")
         if display is gathering:
             stack.callback(display.remove_task, task)
 
         def tick(steps: int = 1, *, note: str = "") -> None:
-            display.update(task, advance=steps, note=note)
+            display.update(task, advance=steps, note=escape(printable(note)))
 
         yield tick

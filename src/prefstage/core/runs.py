@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import IO, Any
 
 from prefstage.core.errors import InputError, RunFolderError
 from prefstage.core.files import PARTIAL, digest, digest_file, sync_folder, write_json
-from prefstage.core.foreign import read_json
+from prefstage.core.foreign import printable, read_json
 
 MANIFEST, RESULT = "manifest.json", "result.json"
 LOCK = "lock"
@@ -405,17 +406,34 @@ class Outcome:
     failed: bool | Sequence[Any] = False
 
 
+_MARKDOWN = re.compile(r"\||<(?=[A-Za-z/!?])|\[(?=[^\]]*\]\s*[(\[:])|\s*[\r\n]\s*")
+
+
+def markdown_text(value: object) -> str:
+    """A name or note of others in one line of Markdown, without links, HTML or cells of its own.
+
+    Args:
+        value: Written as text.
+
+    Returns:
+        The text; bars, tags and links are escaped, line ends are spaces.
+    """
+    return _MARKDOWN.sub(
+        lambda sign: " " if sign[0].isspace() else f"\\{sign[0]}", printable(str(value))
+    )
+
+
 def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """A table as Markdown.
 
     Args:
         head: Of the columns.
-        rows: A cell a column; bars in cells are escaped.
+        rows: A cell a column; what would be more than text in cells is escaped.
 
     Returns:
         Its lines, without a line end behind the last.
     """
-    lines = [" | ".join(str(cell).replace("|", "\\|") for cell in cells) for cells in (head, *rows)]
+    lines = [" | ".join(map(markdown_text, cells)) for cells in (head, *rows)]
     return "\n".join(
         [f"| {lines[0]} |", "|" + "---|" * len(head), *(f"| {x} |" for x in lines[1:])]
     )

@@ -3,10 +3,9 @@
 One model's answers are known by their prompts and never by their position in a file.
 """
 
-import csv
-import io
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +19,7 @@ from prefstage.core import (
     DataError,
     InputError,
     Ledger,
+    csv_text,
     progress,
     read_json,
     write_json,
@@ -399,7 +399,8 @@ def read_leaderboard(path: Path) -> dict[str, dict[str, Any]]:
             path,
             convert_options=pyarrow.csv.ConvertOptions(null_values=[""], strings_can_be_null=True),
         )
-    names = [str(name) for name in table.column(0).to_pylist()]
+    # as written: a name that begins like a formula stands behind an apostrophe
+    names = [re.sub(r"^'(?=[=+\-@])", "", str(name)) for name in table.column(0).to_pylist()]
     DataError.unless(
         table.num_columns >= 2 and len(set(names)) == len(names),  # noqa: PLR2004 - a name and a value
         saw=f"{path}, {table.num_columns} columns, {len(names)} rows of {len(set(names))} models",
@@ -422,12 +423,10 @@ def write_leaderboard(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None
         return -rate if isinstance(rate, float | int) else math.inf
 
     columns = dict.fromkeys((*LEADERBOARD_COLUMNS, *chain.from_iterable(rows.values())))
-    stream = io.StringIO()
     # What a row lacks is an empty cell, and so is None.
-    table = csv.DictWriter(stream, ["", *columns], lineterminator="\n")
-    table.writeheader()
-    table.writerows({"": model, **row} for model, row in sorted(rows.items(), key=worst_last))
-    write_text(path, stream.getvalue())
+    ordered = sorted(rows.items(), key=worst_last)
+    table = [[model, *(row.get(name) for name in columns)] for model, row in ordered]
+    write_text(path, csv_text([["", *columns], *table]))
 
 
 def _annotation(where: str, row: Any) -> Annotation:
