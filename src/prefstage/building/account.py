@@ -1,6 +1,5 @@
 """What a build made: pairs and where they come from, what was left out, figures and the card."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -411,9 +410,8 @@ def dataset_card(
     Returns:
         Markdown with a YAML head.
     """
-    licence = recipe.get("license")
     head = {
-        "license": licence or "unknown",
+        "license": recipe.get("license") or "unknown",
         "tags": ["preference", "prefstage"],
         "configs": [
             {
@@ -437,22 +435,20 @@ def dataset_card(
                 for side, values in (("C", part.chosen), ("R", part.rejected))
             ],
         )
-        sides = "\nC is the chosen side, R the rejected one.\n"
-        tables = [quality_table(statistics), "", distributions, sides]
+        tables = [quality_table(statistics), "", distributions]
+        tables += ["\nC is the chosen side, R the rejected one.\n"]
         by = "with the scores of the data"
-    # Names of files and models, and what a recipe says, are text here.
-    named = ("method", "source", "judge", "policy")
-    names = {key: markdown_text(result[key] or "") for key in named}
+    names = {key: markdown_text(value or "") for key, value in result.items()}
     by = f"judged by {names['judge']}" if result["judge"] else by
     written = yaml.safe_dump(dict(recipe), sort_keys=False)
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", written)), default=0))
+    fence = "`" * (3 + written.count("`"))
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
         f"# Preference pairs: {names['method']}\n",
         f"Built by prefstage from {names['source']}, {by}"
         + (f", answered by {names['policy']}" if result["policy"] else "")
         + ".\n",
-        f"Licence: {markdown_text(licence or 'not stated in the recipe')}.\n",
+        f"Licence: {markdown_text(recipe.get('license') or 'not stated in the recipe')}.\n",
         "## Counts\n",
         _counts(result),
         "\n## Scores\n",

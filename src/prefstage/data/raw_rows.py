@@ -69,7 +69,7 @@ def read_file(path: Path, name: str) -> Generator[RawRow]:
         for row in read(path, name):
             number = row.number
             yield row
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # of bytes as a column's name
         raise DataError.of(
             saw=f"{name}: no readable Parquet file ({str(error).splitlines()[0]})",
             expected="a whole Parquet file",
