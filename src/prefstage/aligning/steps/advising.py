@@ -168,7 +168,7 @@ class Gain(Step):
 
     def value(self) -> Value:
         """The gain over the start, prompt by prompt; the step is done."""
-        return Value(torch.tensor(self.read(GAINS), dtype=torch.float64))
+        return Value(torch.tensor(read_json(self.path / GAINS, list), dtype=torch.float64))
 
 
 class Forecast(Step):
