@@ -2,9 +2,11 @@ import errno
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,37 @@ def test_fault_of_ours_keeps_its_traceback() -> None:
     result = RUNNER.invoke(app_of(command))
     assert isinstance(result.exception, KeyError)
     assert result.exit_code == 1
+
+
+def wrapped() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/where")
+    raise KeyError("generation failed") from full
+
+
+def full_ledger() -> None:
+    with InputError.instead_of(
+        sqlite3.Error, saw="x.sqlite: {error}", expected="a ledger", cure="name another"
+    ):
+        raise sqlite3.OperationalError("database or disk is full")
+
+
+def full_archive() -> None:
+    raise RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 64 vs 0")
+
+
+@pytest.mark.parametrize("command", [wrapped, full_ledger, full_archive])
+def test_a_full_disk_is_called_so_whoever_met_it(command: Callable[[], None]) -> None:
+    result = RUNNER.invoke(app_of(command))
+    assert result.exit_code == 2, result.output
+    assert "expected room on the disk; make room there; the same command goes on" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_data_that_speaks_of_a_full_disk_is_no_full_disk() -> None:
+    def command() -> None:
+        raise ValueError("row 3: 'no space left on device'")
+
+    assert isinstance(RUNNER.invoke(app_of(command)).exception, ValueError)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EISDIR])

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -54,6 +55,19 @@ def test_exception_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
         fail_half_way()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["result.txt"]
+
+
+def test_a_failed_write_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "result.txt"
+
+    def fail_half_way() -> None:
+        with atomic_path(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fail_half_way()
+    assert caught.value.filename == str(path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:

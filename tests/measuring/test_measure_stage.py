@@ -11,7 +11,7 @@ from prefstage.data import CandidateSet, PairSet, load_candidates
 from prefstage.data.records import Generation, Pair
 from prefstage.measuring import MeasureConfig, Stage, measure_stage
 from prefstage.measuring.boundary import chunk_sizes, prompt_order
-from prefstage.measuring.stage import notes_of, on_policy_candidates
+from prefstage.measuring.stage import notes_of, on_policy_candidates, summarise
 from prefstage.sampling.base import Sample, SampleRequest
 from tests.measuring.measuring_worlds import (
     LargerIsBetter,
@@ -228,6 +228,9 @@ def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(tmp_path: Path) 
     resumed = measure_stage(off, judge=second, on_policy=on, out=tmp_path / "killed")
     assert resumed.as_dict() | {"judge_counts": {}} == whole.as_dict() | {"judge_counts": {}}
     assert len(dying.asked) + len(second.asked) == len(whole_judge.asked) == whole.judgments
+    assert resumed.judge_counts["reused"] == len(dying.asked)
+    assert f"{len(dying.asked)} answers of the judge were at hand from before" in summarise(resumed)
+    assert "at hand from before" not in summarise(whole)
     tables = [pq.read_table(tmp_path / name / "prompts.parquet") for name in ("whole", "killed")]
     assert tables[0].equals(tables[1])
 

@@ -11,7 +11,14 @@ from typing import NoReturn
 
 import typer
 
-from prefstage.core import InputError, Outcome, PrefstageError, json_text, printable
+from prefstage.core import (
+    InputError,
+    Outcome,
+    PrefstageError,
+    full_disk_error,
+    json_text,
+    printable,
+)
 
 EXIT_FAILED_IN_PART = 1
 EXIT_USER_ERROR = 2
@@ -25,11 +32,9 @@ _USERS_ERRNOS = {
     errno.EIO,
     errno.ELOOP,
     errno.ENOENT,
-    errno.EDQUOT,
     errno.EEXIST,
     errno.EISDIR,
     errno.ENAMETOOLONG,
-    errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,
     errno.EROFS,
@@ -94,7 +99,7 @@ def mannered(*, kept: bool) -> Iterator[None]:
     try:
         with _sigterm_as_interrupt():
             yield
-    except (PrefstageError, OSError) as error:
+    except Exception as error:
         refuse(error)
     except KeyboardInterrupt:
         typer.echo(
@@ -109,26 +114,31 @@ def mannered(*, kept: bool) -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def refuse(error: PrefstageError | OSError) -> NoReturn:
+def refuse(error: Exception) -> NoReturn:
     """End the command with an error of the user's, in one line.
 
     Args:
         error: The error.
 
     Raises:
-        OSError: The error, if it is a fault of ours: what the system refuses because of paths,
+        Exception: The error, if it is a fault of ours: what the system refuses because of paths,
             rights or the disk is the user's to change; a reset connection that reached this far
             is not, and its traceback says where.
         typer.Exit: Otherwise.
     """
-    if isinstance(error, OSError) and not isinstance(error, PrefstageError):
-        if error.errno not in _USERS_ERRNOS:
+    if not isinstance(error, PrefstageError):
+        full = full_disk_error(error)
+        if full is None and getattr(error, "errno", None) not in _USERS_ERRNOS:
             raise error
+        cause = full or error
+        name, text = getattr(cause, "filename", None), getattr(cause, "strerror", None)
         error = InputError.of(
-            saw=(f"{error.filename}: " if error.filename else "") + str(error.strerror),
-            expected="files and folders that may be read and written, on a disk with room",
-            cure="name another path, or change its rights or the room there; the same "
-            "command goes on",
+            saw=(f"{name}: " if name else "") + (text or str(cause)),
+            expected="room on the disk"
+            if full
+            else "files and folders that may be read and written",
+            cure=("make room there" if full else "name another path, or change its rights")
+            + "; the same command goes on",
         )
     with suppress(OSError):  # nobody hears it, but the exit code still says it
         typer.echo(f"prefstage: error: {printable(' '.join(str(error).split()))}", err=True)

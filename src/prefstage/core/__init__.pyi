@@ -30,6 +30,7 @@ from .errors import (
     RunFolderError as RunFolderError,
     ServiceError as ServiceError,
     TrainingError as TrainingError,
+    full_disk_error as full_disk_error,
 )
 from .files import (
     PARTIAL as PARTIAL,

@@ -1,10 +1,39 @@
 """Errors that say what was seen, what was expected, and what to do."""
 
+import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
 _LONGEST = 2000  # characters of a part
+
+_FULL_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Of writers that give no code: SQLite, safetensors, and torch's zip writer, which reports a full
+# disk as an unexpected position.
+_FULL_TEXT = re.compile(
+    r"no space left|disk is full|disk quota|file too large|unexpected pos \d", re.IGNORECASE
+)
+
+
+def full_disk_error(error: BaseException | None) -> BaseException | None:
+    """Look for one that says that a disk or a quota has no room.
+
+    Args:
+        error: Of any writer; it or what it came from.
+
+    Returns:
+        The one that says so, or None.
+    """
+    while error is not None:
+        # A ValueError quotes what was read, and ours quote others: their words are no evidence.
+        quoting = isinstance(error, ValueError | PrefstageError)
+        if getattr(error, "errno", None) in _FULL_CODES or (
+            not quoting and _FULL_TEXT.search(str(error))
+        ):
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
 
 
 class PrefstageError(Exception):
@@ -70,6 +99,8 @@ class PrefstageError(Exception):
         except kinds as error:
             if "{error}" in saw and isinstance(error, PrefstageError):
                 raise  # it has three parts already
+            if full_disk_error(error):
+                expected, cure = "room on the disk", "make room there; the same command goes on"
             raise cls.of(
                 saw=saw.replace("{error}", str(error)), expected=expected, cure=cure
             ) from error

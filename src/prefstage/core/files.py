@@ -48,6 +48,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write to an open file names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

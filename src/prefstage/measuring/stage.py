@@ -358,6 +358,11 @@ def notes_of(stage: Stage) -> list[str]:
             "verdict and count 1/2",
         ),
         (
+            stage.judge_counts.get("reused", 0) > 0,
+            f"{stage.judge_counts.get('reused', 0)} answers of the judge were at hand from before; "
+            "its counts (judge_counts) are of this start of the command alone",
+        ),
+        (
             sum(unused.values()) > 0,
             f"responses beyond those wanted, left out by seed: {unused['on']} on-policy, "
             f"{unused['off']} off-policy",

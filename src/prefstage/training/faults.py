@@ -1,6 +1,5 @@
 """What can go wrong in training: noticed where it begins, explained in one line with its cure."""
 
-import errno
 import logging
 import math
 import re
@@ -13,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from prefstage.core import ModelError, TrainingError
+from prefstage.core import ModelError, TrainingError, full_disk_error
 from prefstage.losses import LossState
 from prefstage.scoring.memory import (
     MemoryWatch,
@@ -35,9 +34,6 @@ SAVING_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 _SHOWN_ROWS = 5
 _MB = 1_000_000
-# torch's zip writer reports a full disk as an unexpected position, without any error code.
-_NO_ROOM = re.compile(r"no space left|quota|file too large|unexpected pos", re.IGNORECASE)
-_NO_ROOM_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 # Nats a token, averaged over a response: rounding differs between forward passes.
@@ -209,7 +205,8 @@ def saving_failed(error: Exception, folder: Path, step: int, last: Path | None) 
     text = next(iter(str(error).splitlines()), type(error).__name__)
     reason = (getattr(error, "strerror", None) or text).strip()
     expected, cure = "a folder that can be written to", "mend it"
-    if getattr(error, "errno", None) in _NO_ROOM_CODES or _NO_ROOM.search(str(error)):
+    if full_disk_error(error):
+        reason = f"the disk is full ({reason})"  # torch speaks of an unexpected position
         files = () if last is None else last.rglob("*")
         needed = sum(file.stat().st_size for file in files if file.is_file())
         expected = (

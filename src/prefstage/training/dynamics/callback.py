@@ -232,7 +232,9 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             step=step,
         )
         self._reference_scores = self._folder.read_reference() or self._score_reference(step)
-        self._warned = any(map(self._displaced_sets, self._folder.metrics()))
+        self._warned = False
+        for metrics in self._folder.metrics():  # of a run that goes on: its warning holds still
+            self._warn(int(metrics["step"]), metrics)
         if self._with_distance and (step == 0 or not self._start.exist()):
             self._check_start(step, "weights")
             self._start.save(model)
