@@ -192,7 +192,7 @@ def test_push_to_hub_uploads_the_model_with_its_card_and_nothing_of_the_run(
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
-        "training_args.bin",
+        "training_args.json",
         "training_config.yaml",
     }
     told = yaml.safe_load(files["README.md"].decode().split("---\n")[1])

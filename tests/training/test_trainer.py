@@ -34,10 +34,10 @@ def train(folder: Path, **settings: Any) -> PreferenceTrainer:
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     trainer = preference_trainer(tmp_path, max_steps=1)
-    with held(tmp_path, ".lock") as number:
+    with held(tmp_path, "_lock") as number:
         with pytest.raises(RunFolderError, match=f"in use by another process .process {number}."):
             trainer.train()
-        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        assert [path.name for path in tmp_path.iterdir()] == ["_lock"]
     trainer.train()
 
 

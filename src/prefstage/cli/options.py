@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from prefstage.cli.manners import mannered, say
-from prefstage.core import InputError, parse_json
+from prefstage.core import InputError, code_rules, parse_json
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -213,11 +213,18 @@ def make_command(command: Command) -> TyperCommand:
         _plain("config", Path, "Settings as YAML; options win."),
         _plain("set", list[str], "A setting by its name in YAML, a.b for b inside a; wins."),
         _plain("json", bool, "Print JSON and nothing else."),
+        _plain("trust_remote_code", bool, "Run Python files of a model's folder or repository."),
+        _plain("no_code", bool, "Refuse settings that run code: python:, serve:, launch."),
     ]
 
     # One function for all commands: Typer passes by name what the signature below declares.
     def run(**arguments: Any) -> None:
-        with mannered(kept=not command.out or bool(arguments["out"] or arguments.get("store"))):
+        rules = code_rules(
+            trust_remote=bool(arguments.pop("trust_remote_code")),
+            run=not arguments.pop("no_code"),
+        )
+        kept = not command.out or bool(arguments["out"] or arguments.get("store"))
+        with mannered(kept=kept), rules:
             outcome = _outcome(command, settings, arguments)
             if outcome is not None:
                 say(outcome, as_json=bool(arguments["json"]))

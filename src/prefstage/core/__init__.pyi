@@ -77,6 +77,15 @@ from .runs import (
     shown as shown,
     write_result as write_result,
 )
+from .secrets import (
+    check_code_may_run as check_code_may_run,
+    code_rules as code_rules,
+    redacted as redacted,
+    redacted_values as redacted_values,
+    remember_secret as remember_secret,
+    secret_from as secret_from,
+    trust_remote_code as trust_remote_code,
+)
 from .weights import (
     START_MARK as START_MARK,
     adapter_config as adapter_config,

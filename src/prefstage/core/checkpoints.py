@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefstage.core.errors import ModelError
+from prefstage.core.secrets import TRUST_CURE, trust_remote_code
 from prefstage.core.weights import (
     adapter_tensors,
     adapters_of,
@@ -145,12 +146,15 @@ def load_model_config(name_or_path: str) -> Any:
         cure="check the name",
     )
     try:
-        return AutoConfig.from_pretrained(base)
+        return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code())
     except Exception as error:  # what a foreign file makes transformers raise is anything
+        code = "custom code" in str(error)
         raise ModelError.of(
-            saw=f"no model configuration at {base!r} ({reason_of(error)})",
+            saw=f"{base} holds code of its own, which does not run unasked"
+            if code
+            else f"no model configuration at {base!r} ({reason_of(error)})",
             expected="a model folder or a model id of the Hub",
-            cure="check the name",
+            cure=TRUST_CURE if code else "check the name",
         ) from error
 
 
@@ -249,6 +253,7 @@ def load_whole(
                 dtype=dtype,
                 device_map=device_map,
                 output_loading_info=True,
+                trust_remote_code=trust_remote_code(),
                 ignore_mismatched_sizes=True,  # they are reported, and refused by name below
                 **settings,
             )

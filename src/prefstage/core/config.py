@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from prefstage.core.errors import ConfigError
 from prefstage.core.files import write_text
 from prefstage.core.foreign import parse_yaml, read_yaml
+from prefstage.core.secrets import redacted_values
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -164,14 +165,17 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def write_config(config: Config, path: Path) -> None:
+def write_config(config: Config, path: Path, *, secrets: bool = False) -> None:
     """Write the resolved configuration as YAML, so that a run can be repeated from it.
 
     Args:
         config: The configuration, defaults included.
         path: The YAML file, made or replaced as a whole.
+        secrets: Whether tokens and passwords stand in it, for another process that runs by it.
     """
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    values = config.model_dump(mode="json")
+    values = values if secrets else redacted_values(values)
+    write_text(path, yaml.safe_dump(values, sort_keys=False))
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, prefix: str = "") -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from prefstage.core.errors import DataError, ModelError, PrefstageError
+from prefstage.core.secrets import redacted
 
 NESTING = 100  # levels; Python's own walkers take three frames a level, of the thousand there are
 _DIGITS = 255  # more do not fit into a float, whatever the base
@@ -251,9 +252,9 @@ def printable(text: str) -> str:
 
     Returns:
         The text with every control character but line ends and tabs written as in JSON, such as
-        ``\u001b``.
+        ``\u001b``, and `redacted`.
     """
-    return _UNPRINTABLE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
+    return _UNPRINTABLE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", redacted(text))
 
 
 class _EndlessError(BaseException):  # no Exception, which foreign code might catch

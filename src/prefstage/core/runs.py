@@ -18,6 +18,7 @@ from typing import IO, Any
 from prefstage.core.errors import InputError, RunFolderError
 from prefstage.core.files import PARTIAL, digest, digest_file, sync_folder, write_json
 from prefstage.core.foreign import printable, read_json
+from prefstage.core.secrets import redacted, redacted_values
 
 MANIFEST, RESULT = "manifest.json", "result.json"
 LOCK = "lock"
@@ -66,7 +67,7 @@ def run_folder(path: Path, *, command: str, inputs: Mapping[str, Any]) -> Iterat
                 {
                     "command": command,
                     "key": key,
-                    "inputs": dict(inputs),
+                    "inputs": redacted_values(inputs),
                     "date": date.today().isoformat(),  # of this place, as chat templates read it
                     "created": datetime.now(UTC).isoformat(timespec="seconds"),
                     "python": platform.python_version(),
@@ -290,7 +291,7 @@ def _check_same_run(manifest: Path, key: str, command: str, inputs: Mapping[str,
     ):
         record = read_json(manifest)
         same, former = record["key"] == key, {"command": record["command"], **record["inputs"]}
-    wanted = json.loads(json.dumps({"command": command, **inputs}))
+    wanted = json.loads(json.dumps({"command": command, **redacted_values(inputs)}))
     names = sorted(n for n in {*former, *wanted} if former.get(n) != wanted.get(n))
     RunFolderError.unless(
         same,
@@ -333,8 +334,8 @@ def write_result(
         folder / RESULT,
         {
             "command": command,
-            "headline": headline,
-            "facts": {name: str(fact) for name, fact in (facts or {}).items() if fact},
+            "headline": redacted(headline),
+            "facts": {name: redacted(str(fact)) for name, fact in (facts or {}).items() if fact},
             "parts": [{"kind": command, "iteration": 1, "folder": "."}]
             if parts is None
             else [dict(part) for part in parts],

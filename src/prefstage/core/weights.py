@@ -15,6 +15,7 @@ from prefstage.core.errors import (
     PrefstageError,
 )
 from prefstage.core.foreign import check_model_files, parse_json, read_bytes, read_json
+from prefstage.core.secrets import TRUST_CURE
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +114,8 @@ def foreign_files(
         if broken is not None:
             saw, expected = f"{broken[0]} cannot be read ({broken[1]})", whole
             cure = "copy or download it again"
+        if "custom code" in str(error):
+            saw, cure = f"{folder} holds code of its own, which does not run unasked", TRUST_CURE
         raise ModelError.of(saw=saw, expected=expected, cure=cure) from error
 
 

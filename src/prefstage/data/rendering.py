@@ -21,6 +21,7 @@ from prefstage.core import (
     is_path,
     parse_json,
     run_date,
+    trust_remote_code,
 )
 from prefstage.data.compat import Tokenizer
 from prefstage.data.records import SAMPLED, Message
@@ -85,7 +86,7 @@ def load_tokenizer(name_or_path: str) -> Any:
         cure="check the name, or point to the model's folder",
         whole="whole files of a tokenizer",
     ):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code())
         ModelError.unless(
             tokenizer.vocab_size,
             saw=f"the tokenizer at {source!r} has an empty vocabulary",

@@ -21,6 +21,7 @@ from prefstage.core import (
     DataError,
     InputError,
     adapter_config,
+    check_code_may_run,
     check_config,
     digest,
     read_json,
@@ -163,6 +164,7 @@ def import_function(path: str, *, what: str, takes: str, example: str) -> Callab
     Raises:
         InputError: If the path has another form, or there is no such function.
     """
+    check_code_may_run(f"{what} python:{path}")
     module_name, separator, attribute = path.partition(":")
     expected = "python:module:function, importable from here"
     InputError.unless(

@@ -4,7 +4,6 @@ import asyncio
 import ipaddress
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from prefstage.core import InputError, ServiceError
+from prefstage.core import InputError, ServiceError, redacted, remember_secret, secret_from
 from prefstage.serving.protocol import (
     INSTEAD,
     OPTIONAL,
@@ -112,7 +111,7 @@ class ServerClient:
         backoff_s: float = 0.5,
         without: str | Collection[str] = (),
     ) -> None:
-        self.base_url = _checked_url(base_url)
+        self.base_url, self._login = _checked_url(base_url)
         self.model = model
         for name, value, enough, expected in (
             ("concurrency", concurrency, concurrency >= 1, "1 or more"),
@@ -145,7 +144,7 @@ class ServerClient:
 
     async def __aenter__(self) -> Self:
         """Open the connections."""
-        key, headers = self._key(), dict[str, str]()
+        key, headers = secret_from(self._api_key_env), dict[str, str]()
         if key:
             headers["Authorization"] = f"Bearer {key}"
             if "api-version" in httpx2.URL(self.base_url).params:  # Azure knows a key by this name
@@ -161,6 +160,7 @@ class ServerClient:
         ):
             self._http = httpx2.AsyncClient(
                 headers=headers,
+                auth=self._login,
                 # The time-out of a whole attempt is ours: httpx would begin anew with each byte.
                 timeout=httpx2.Timeout(None, connect=_CONNECT_S),
                 limits=httpx2.Limits(max_connections=self.concurrency),
@@ -293,17 +293,6 @@ class ServerClient:
         base = httpx2.URL(self.base_url)
         return str(base.copy_with(path=f"{base.path}/{path}"))
 
-    def _key(self) -> str | None:
-        key = (os.environ.get(self._api_key_env) or "").strip()
-        InputError.unless(
-            key.isascii() and key.isprintable() and " " not in key,
-            saw=f"the environment variable {self._api_key_env} with characters that no key has "
-            "(spaces, control characters, letters beyond ASCII)",
-            expected="an API key and nothing else",
-            cure="set it anew, without quotes or line ends",
-        )
-        return key or None
-
     async def _send(
         self,
         method: str,
@@ -351,8 +340,7 @@ class ServerClient:
             ) from fault
 
     def _shown(self, fault: Fault) -> str:
-        key = self._key()
-        return str(fault).replace(key, "***") if key else str(fault)
+        return redacted(str(fault))
 
     def _refusal(self, url: str, fault: Fault) -> RefusedRequestError:
         reason = self._shown(fault)
@@ -401,20 +389,27 @@ class ServerClient:
         self.usage["retries"] += 1
 
 
-def _checked_url(url: str) -> str:
+# The URL, and the user and password in it, which stand in no text from now on.
+def _checked_url(url: str) -> tuple[str, tuple[str, str] | None]:
     parsed = httpx2.URL("")
     with suppress(httpx2.InvalidURL):
         parsed = httpx2.URL(url)
     InputError.unless(
         parsed.scheme in ("http", "https") and parsed.host,
-        saw=f"server URL {url!r}",
+        saw=f"server URL {redacted(url)!r}",
         expected="http://HOST:PORT or https://HOST/PATH",
         cure="write the whole URL",
     )
     path = parsed.path.rstrip("/")
     for endpoint in ("/chat/completions", "/completions", "/models"):
         path = path.removesuffix(endpoint)
-    return str(parsed.copy_with(path=path.rstrip("/") or "/v1"))
+    login = (parsed.username, parsed.password) if parsed.password else None
+    remember_secret(parsed.password)
+    for name, value in parsed.params.multi_items():
+        if redacted(f"?{name}={value}") != f"?{name}={value}":
+            remember_secret(value)
+    whole = parsed.copy_with(path=path.rstrip("/") or "/v1", userinfo=b"")
+    return str(whole), login
 
 
 def _is_loopback(url: str) -> bool:

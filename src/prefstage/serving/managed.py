@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx2
 
-from prefstage.core import InputError, ServiceError
+from prefstage.core import InputError, ServiceError, check_code_may_run
 
 _GUARD = Path(__file__).with_name("guard.py")
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.1, 2.0
@@ -118,6 +118,7 @@ def check_command(command: str) -> list[str]:
     Raises:
         InputError: If the command names no port or no known program.
     """
+    check_code_may_run(f"serve:{command}")
     InputError.unless(
         "{port}" in command,
         saw=f"server command {command!r}",

@@ -18,7 +18,9 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 
+from prefstage.core import redacted_values, write_json
 from prefstage.scoring.compat import replaced
 from prefstage.scoring.engine import ModelParts, score_pass
 from prefstage.scoring.layout import Batch
@@ -100,6 +102,19 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         )
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        # Beside weights transformers writes its arguments as a pickle, which runs code when it is
+        # read, with every path of this machine.
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        values = {
+            name: value
+            for name, value in self.args.to_dict().items()
+            if not (isinstance(value, str) and Path(value).is_absolute())
+        }
+        write_json(folder / "training_args.json", redacted_values(values))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Called inside the base class's _save_checkpoint, when it has not got its name yet.

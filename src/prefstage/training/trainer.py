@@ -201,11 +201,12 @@ class PreferenceTrainer(DurableTrainer):
     @override
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **others: Any) -> Any:
         with ExitStack() as stack:
-            # A second training would remove this one's checkpoints as older ones of its own.
+            # A second training would remove this one's checkpoints as older ones of its own. No push to
+            # the Hub takes a name that begins so.
             if self.args.process_index == 0:
                 folder = Path(self.args.output_dir)
                 folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(folder, ".lock"))
+                stack.enter_context(locked(folder, "_lock"))
             note = precision_note(self.model, float(self.args.learning_rate))
             # DeepSpeed keeps weights in float32 besides.
             if note is not None and note not in self.notes and not self.is_deepspeed_enabled:

@@ -14,7 +14,12 @@ from prefstage.aligning.recipe import pilot_settings, train_settings, whole_path
 from prefstage.aligning.steps.answers import PAIRS, Build
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.workspace import Policy, Workspace
-from prefstage.core import MANIFEST as TRAINING_MANIFEST, read_json, write_config
+from prefstage.core import (
+    MANIFEST as TRAINING_MANIFEST,
+    check_code_may_run,
+    read_json,
+    write_config,
+)
 from prefstage.serving import run_program
 from prefstage.training.export import describe_exported
 from prefstage.training.recipe import Recipe as TrainRecipe
@@ -200,8 +205,9 @@ def training_figures(result: Mapping[str, Any]) -> dict[str, Any]:
 
 # `prefstage train` by a launcher; its recipe and its log stand next to the folder.
 def _launched(launch: str, recipe: TrainRecipe, folder: Path) -> None:
+    check_code_may_run(f"launch: {launch}")
     file, log = (folder.with_name(f"{folder.name}{end}") for end in ("-recipe.yaml", ".log"))
-    write_config(recipe, file)
+    write_config(recipe, file, secrets=True)
     program = str(Path(sys.executable).with_name("prefstage"))
     words = [*shlex.split(launch), program, "train", str(file), "--out", str(folder)]
     try:
