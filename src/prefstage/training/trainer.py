@@ -201,7 +201,7 @@ class PreferenceTrainer(DurableTrainer):
     @override
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **others: Any) -> Any:
         with ExitStack() as stack:
-            # A second training would remove this one's checkpoints as older ones of its own. No push
+            # A second training would remove this one's checkpoints as its own older ones. No push
             # to the Hub takes a file of such a name.
             if self.args.process_index == 0:
                 folder = Path(self.args.output_dir)
