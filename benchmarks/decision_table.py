@@ -63,10 +63,19 @@ FULL_FORECAST = "|384|512|adam"  # of all pairs and prompts, as the trainer's op
 FIGURES = ("gain", "cosine", "agreement")
 COLLECTED = Path(__file__).parent / "decisions"
 PAIRS_OF_CANDIDATES = tuple(combinations(CANDIDATES, 2))
+AT_HAND = ("best", "two", "poor", "other")  # data that "off" may be; "mixed" is neither off nor on
 BINS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of predicted reliability
 OTHER_LOSSES = 0.05  # weight of their decisions in a loss's curve
 LOG_SCALES = (math.log(0.05), math.log(50.0))  # of distances, in standard errors
 PILOTS = tuple(f"pilot {share:g}" for share in SHARES)
+OFF_OR_ON = (
+    "always the pairs at hand",
+    "always own",
+    "boundary score, probabilities",
+    "forecast, 512 prompts",
+    "Avg.Chs",
+    "pilots 0.25, sampled, one seed",
+)
 Scores = Mapping[str, float]
 """A predictor's score by candidate; the larger, the better it expects the candidate to be."""
 
@@ -316,6 +325,17 @@ def of_start(scores: Scores, truth: Scores) -> tuple[float, float, float]:
     return share_right(scores, truth), max(truth.values()) - chosen, rank
 
 
+def off_or_on(scores: Scores, truth: Scores) -> tuple[float, float]:
+    """Accuracy and regret where the choice is between pairs at hand and own answers alone."""
+    rows = []
+    for off in AT_HAND:
+        both = {c: truth[c] for c in (off, "own")}
+        accuracy, regret, _ = of_start(scores, both)
+        rows.append((accuracy, regret))
+    accuracy, regret = np.mean(rows, axis=0).tolist()
+    return accuracy, regret
+
+
 def ceiling(start: Start) -> tuple[float, float, float]:
     """One seed's trainings as predictor of the others' mean, mean over seeds."""
     rows = [
@@ -370,7 +390,7 @@ def decisions_of(kind: str, starts: Sequence[Start]) -> list[Decision]:
 def _with_errors(kind: str, start: Start) -> tuple[Scores, Scores]:
     if kind == "stage":  # between the pairs at hand and own answers, and those alone
         scores = boundary("boundary_probabilities")(start)
-        return scores, {f"{c}|own": math.nan for c in ("best", "two", "poor", "other")}
+        return scores, {f"{c}|own": math.nan for c in AT_HAND}
     if kind == "forecast":
         made = ratings(start)
         errors = {f"{a}|{b}": made[a].minus(made[b]).error for a, b in PAIRS_OF_CANDIDATES}
@@ -529,6 +549,20 @@ def main() -> None:
         right = f"{100 * accuracy.mean():.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
         rows.append((name, right, f"{regret.mean():.4f}", rank_text, cost))
     print(markdown_table(("predictor", "right", "regret", "rank", "cost"), rows))
+    print("\nbetween pairs at hand and own answers alone\n")
+    named = {name: predictor for name, predictor, _ in predictors(starts)}
+    named["always the pairs at hand"] = lambda start: {c: float(c != "own") for c in CANDIDATES}
+    rows = []
+    for name in OFF_OR_ON:
+        values = np.array([off_or_on(named[name](s), s.truth()) for s in starts])
+        rows.append((name, f"{100 * values[:, 0].mean():.1f} %", f"{values[:, 1].mean():.4f}"))
+    mixed = mean(
+        max(truth[off], truth["own"]) - truth["mixed"]
+        for truth in (start.truth() for start in starts)
+        for off in AT_HAND[:1]
+    )
+    rows.append(("mixed in place of either", "-", f"{mixed:.4f}"))
+    print(markdown_table(("predictor", "right", "regret"), rows))
     print("\nright by loss\n")
     shown = [loss for loss in LOSSES if loss in figures["always own"]["by_loss"]]
     print(
