@@ -58,7 +58,7 @@ RESAMPLES = 2000
 CLOSE = 0.01  # gains in true reward that differ by less are hardly told apart by the truth itself
 FORMS = ("sampled", "self-normalised", "clipped", "first-order")
 SCORED = "self-normalised"
-ADVISED = SCORED  # as `advise` values pilots by default
+ADVISED = "sampled"  # as `advise` values pilots by default
 FULL_FORECAST = "|384|512|adam"  # of all pairs and prompts, as the trainer's optimiser steps
 FIGURES = ("gain", "cosine", "agreement")
 COLLECTED = Path(__file__).parent / "decisions"
@@ -75,6 +75,7 @@ OFF_OR_ON = (
     "forecast, 512 prompts",
     "Avg.Chs",
     "pilots 0.25, sampled, one seed",
+    "forecast + pilots 0.25, sampled, one seed: `advise`",
 )
 Scores = Mapping[str, float]
 """A predictor's score by candidate; the larger, the better it expects the candidate to be."""
@@ -289,6 +290,13 @@ def predictors(starts: Sequence[Start]) -> Iterator[tuple[str, Predictor, str]]:
             name = f"pilots {share:g}, {form}"
             yield f"{name}, one seed", pilot(share, form, PILOT_SEEDS[:1]), f"{share:g}"
             yield f"{name}, two seeds", pilot(share, form), f"{2 * share:g}"
+    for share in SHARES:
+        kind = f"pilot {share:g}"
+        yield (
+            f"forecast + pilots {share:g}, sampled, one seed: `advise`",
+            lambda start, kind=kind: _with_errors(kind, start)[0],
+            f"gradients + {share:g}",
+        )
     small, large = (pilot(share, SCORED, PILOT_SEEDS[:1]) for share in SHARES[1:])
     cost = f"{sum(SHARES[1:]):g}"
     yield "pilots 1/8 + 1/4, by scoring", together([small, large], starts), cost
@@ -395,17 +403,18 @@ def _with_errors(kind: str, start: Start) -> tuple[Scores, Scores]:
         made = ratings(start)
         errors = {f"{a}|{b}": made[a].minus(made[b]).error for a, b in PAIRS_OF_CANDIDATES}
         return {c: rating.value for c, rating in made.items()}, errors
-    # As `prefstage.advising.standing` adds up heats: each by its root mean square error.
-    last = float(kind.split()[1])
-    shares = [share for share in SHARES if 1 / 8 <= share <= last] or [last]
-    seed = PILOT_SEEDS[0]
+    # As `prefstage.advising.standing` adds a forecast and a heat up: each by its error.
+    forecast_scores, forecast_errors = _with_errors("forecast", start)
+    best = max(forecast_scores, key=lambda c: forecast_scores[c])
+    heat = f"{kind.split()[1]}|{PILOT_SEEDS[0]}|{ADVISED}"
     scores = dict.fromkeys(CANDIDATES, 0.0)
-    for share in shares:
-        found = start.errors[f"{share:g}|{seed}|{ADVISED}"].values()
-        spread = math.sqrt(mean(error**2 for error in found)) or 1e-12
+    for gains, found in (
+        (forecast_scores, [e for pair, e in forecast_errors.items() if best in pair.split("|")]),
+        (start.pilots[heat], start.errors[heat].values()),
+    ):
+        error = math.sqrt(mean(e**2 for e in found)) or 1e-12
         for c in CANDIDATES:
-            scores[c] += start.pilots[f"{share:g}|{seed}|{ADVISED}"][c] / spread
-    scores = {c: score / math.sqrt(len(shares)) for c, score in scores.items()}
+            scores[c] += gains[c] / error / math.sqrt(2)
     return scores, {f"{a}|{b}": 1.0 for a, b in PAIRS_OF_CANDIDATES}
 
 

@@ -49,6 +49,25 @@ def test_heats_add_up_in_their_own_errors() -> None:
     assert standing(heats)["off"] == pytest.approx(sum(alone) / math.sqrt(2))
 
 
+def test_a_forecast_counts_as_one_heat_more() -> None:
+    one = heat(0.25, {"off": 0.0, "on": 0.02, "mix": 0.01})
+    error = one.error(["off", "on", "mix"])
+    alone = standing([one])
+    # Differences from the best of 4 and 2, with errors whose mean square is 1.
+    forecast = {"off": (5.0, 0.0), "on": (1.0, math.sqrt(1.5)), "mix": (3.0, math.sqrt(0.5))}
+    together = standing([one], forecast)
+    gains = {name: one.gain(name) / error + forecast[name][0] for name in alone}
+    best = max(gains.values())
+    for name, distance in together.items():
+        assert distance == pytest.approx((best - gains[name]) / math.sqrt(2))
+    assert next(iter(together)) == "off" != next(iter(alone))
+    # It ranks, but leaves nobody out as clearly behind: it may be further off than its error.
+    strong = heat(0.25, {"off": 0.0, "on": 0.05})
+    assert survivors([strong], {"off": (100.0, 0.0), "on": (0.0, 1.0)}) == ["on"]
+    same = heat(0.25, {"off": 0.0, "on": 0.0})
+    assert survivors([same], {"off": (100.0, 0.0), "on": (0.0, 1.0)}) == ["off", "on"]
+
+
 def test_with_one_seed_nobody_is_called_behind_and_the_better_half_runs_on() -> None:
     gains = {"a": 0.0, "b": 0.3, "c": 0.2, "d": 0.1, "e": 0.25}
     first = heat(0.125, gains, seeds=1)

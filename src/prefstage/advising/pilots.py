@@ -140,14 +140,19 @@ class Heat:
         return math.sqrt(sum(of_prompts) / len(of_prompts) + of_seeds)
 
 
-def standing(heats: Sequence[Heat]) -> dict[str, float]:
+Rated = Mapping[str, tuple[float, float]]
+"""Of each candidate a forecast's rating, and the error of its difference from the best's."""
+
+
+def standing(heats: Sequence[Heat], forecast: Rated | None = None) -> dict[str, float]:
     """How far each candidate of the last heat is behind the leader, in standard errors.
 
     Each heat's gains are divided by its error, so that heats of any size add up, and the sum of H
-    independent heats by √H.
+    independent heats by √H; a forecast counts as one of them.
 
     Args:
         heats: At least one, all with the candidates of the last; the first heat may have more.
+        forecast: Of the candidates too, if there was one.
 
     Returns:
         Distances, >= 0, the leader's (0) first.
@@ -156,21 +161,29 @@ def standing(heats: Sequence[Heat]) -> dict[str, float]:
         Ours; the sum of standard scores: Stouffer et al. 1949.
     """
     names = list(heats[-1].values)
-    scores = dict.fromkeys(names, 0.0)
-    for heat in heats if len(names) >= _TWO else ():
-        spread = max(heat.error(names), _SMALLEST_SPREAD)
-        for name in names:
-            scores[name] += heat.gain(name) / spread
-    best = max(scores.values())
-    distances = {name: (best - score) / math.sqrt(len(heats)) for name, score in scores.items()}
+    scores, parts = dict.fromkeys(names, 0.0), list[tuple[dict[str, float], float]]()
+    if len(names) >= _TWO:
+        parts = [({name: h.gain(name) for name in names}, h.error(names)) for h in heats]
+    if parts and forecast is not None:
+        squares = [forecast[name][1] ** 2 for name in names if forecast[name][1]]
+        error = math.sqrt(sum(squares) / max(len(squares), 1))
+        parts.append(({name: forecast[name][0] for name in names}, error))
+    for gains, error in parts:
+        for name, gain in gains.items():
+            scores[name] += gain / max(error, _SMALLEST_SPREAD)
+    best, count = max(scores.values()), max(len(parts), 1)
+    distances = {name: (best - score) / math.sqrt(count) for name, score in scores.items()}
     return dict(sorted(distances.items(), key=lambda item: item[1]))
 
 
-def survivors(heats: Sequence[Heat], *, confidence: float = 0.95) -> list[str]:
+def survivors(
+    heats: Sequence[Heat], forecast: Rated | None = None, *, confidence: float = 0.95
+) -> list[str]:
     """Who runs the next heat: nobody who is clearly behind, and of three or more the better half.
 
     Args:
         heats: As of `standing`.
+        forecast: Likewise.
         confidence: That no candidate is called behind wrongly, over all pairs of them. What is
             clear needs the noise between training seeds: with one seed a heat, only halving
             leaves candidates out.
@@ -181,11 +194,11 @@ def survivors(heats: Sequence[Heat], *, confidence: float = 0.95) -> list[str]:
     Source:
         Successive halving: Jamieson and Talwalkar 2016, arXiv:1502.07943.
     """
-    distances = standing(heats)
-    names = list(distances)
+    names, behind = list(standing(heats, forecast)), standing(heats)
     seeds = len(next(iter(heats[-1].values.values())))
     if seeds >= _TWO and len(names) >= _TWO:
         pairs = len(names) * (len(names) - 1) / 2
         clear = NormalDist().inv_cdf(1 - (1 - confidence) / (2 * pairs))
-        names = [name for name in names if distances[name] <= clear]
+        # By pilots alone: how far a forecast is off is not in its error.
+        names = [name for name in names if behind[name] <= clear]
     return names[: math.ceil(len(names) / 2)] if len(names) > _TWO else names

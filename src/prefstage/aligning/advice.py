@@ -149,6 +149,8 @@ class Advice:
     # Whether the pilots ran.
     def _race(self, target: Target) -> bool:
         running, heats = list(self._candidates), list[Heat]()
+        forecasts = {name: c["forecast"] for name, c in self._candidates.items()}
+        rated = {n: (f["rating"], f["behind_error"]) for n, f in forecasts.items() if f} or None
         for share in self.settings.shares:
             values = {name: self._pilots(name, share, target) for name in running}
             if not all(values.values()):
@@ -172,11 +174,11 @@ class Advice:
                             "sample_size": None if None in sizes else min(sizes),
                         }
                     )
-            distances, left = standing(heats), survivors(heats)
+            distances, left = standing(heats, rated), survivors(heats, rated)
             order = list(distances)
             self._distance = distances[order[1]]
             self._decided = self._distance > _Z_95
-            for name in set(running) - set(left):
+            for name in set(running) - set(left) if share < self.settings.shares[-1] else ():
                 self._candidates[name]["dropped"] = share
             self._order = [*order, *(name for name in self._order if name not in order)]
             running = left
@@ -243,6 +245,8 @@ class Advice:
         return (
             f"pilots on {100 * last[0]['share']:g} % of the prompts gained {first} {self._unit}; "
             f"next {self._order[1]}, {second}"
+            + "; ranked with the forecast"
+            * (self._candidates[self._order[0]]["forecast"] is not None)
         )
 
     # How often predictions as clear as this one were right on the decision bench.
