@@ -23,7 +23,7 @@ from prefstage.aligning.steps import (
 )
 from prefstage.core import ConfigError
 from prefstage.losses import parse_loss
-from prefstage.measuring.track_record import track_record
+from prefstage.measuring.track_record import ANY_LOSS, track_record
 
 DEPTHS: tuple[Depth, ...] = ("stage", "forecast", "pilot")
 _Z_95 = 1.96
@@ -291,6 +291,32 @@ class Advice:
                 *(c for name, c in self._candidates.items() if name not in self._order),
             ],
         }
+
+
+_WHAT = {
+    "stage": "such a stage",
+    "forecast": "forecasts as clear as this",
+    "pilot": "pilots as clear as this",
+}
+
+
+def how_often_right(result: Mapping[str, Any]) -> list[str]:
+    """How often advice like this named the better data, where the truth is known.
+
+    Args:
+        result: As in advise.json.
+
+    Returns:
+        A line; none where nothing is known.
+    """
+    right = result["right"]
+    if right is None:
+        return []
+    loss = "all losses tried" if right["loss"] == ANY_LOSS else right["loss"]
+    return [
+        f"{_WHAT[result['depth']]} named the better of two data sets in {right['share']:.0%} of "
+        f"cases with {loss} (from {right['decisions']} of them, docs/decisions.md)"
+    ]
 
 
 def advice_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

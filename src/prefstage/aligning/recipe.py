@@ -139,7 +139,7 @@ class AdviseSettings(Config):
     """How it is found out which data to train on next."""
 
     candidates: list[Any] = Field(
-        default=["off", "on"],
+        default=["off", "on", {"mix": 0.5}],
         description="Entries of a schedule: off, on, mix: SHARE, other: MODEL, data: FILE.",
     )
     depth: Depth = Field(default="forecast", description="Where to stop: stage, forecast or pilot.")
@@ -151,13 +151,13 @@ class AdviseSettings(Config):
     responses: int = Field(default=8, ge=2, description="The policy's answers to each of them.")
     pairs: int = Field(default=256, ge=1, description="Prompts whose pairs give gradients.")
     shares: list[float] = Field(
-        default=[1 / 8, 1 / 4],
+        default=[1 / 4],
         description="Of the prompts that pilots are trained on, heat by heat.",
         min_length=1,
     )
     seeds: int = Field(default=1, ge=1, description="Trainings of every pilot.")
     valued_by: Literal["sampling", "scoring", "both"] = Field(
-        default="scoring",
+        default="sampling",
         description="A pilot's gain: by new answers, judged; by how likely it makes the start's; "
         "or by both.",
     )

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prefstage.aligning.advice import Advice, advice_rows, depths_of
+from prefstage.aligning.advice import Advice, advice_rows, depths_of, how_often_right
 from prefstage.aligning.loop import Plan, PlannedStep, Walk
 from prefstage.aligning.recipe import Depth, Recipe, load_recipe
 from prefstage.aligning.steps import (
@@ -29,7 +29,6 @@ from prefstage.core import (
 from prefstage.data.rendering import with_date
 from prefstage.judging.base import Judge
 from prefstage.judging.loading import PreferenceFunction, as_judge
-from prefstage.measuring.track_record import ANY_LOSS
 from prefstage.training.export import describe_steps
 
 CONFIG, ALIGNED, ADVISED = "config.yaml", "align.json", "advise.json"
@@ -44,7 +43,6 @@ BASIS = (
     "alone, 2 FLOP a parameter and token to answer, 6 to train, at the rate of a matrix product "
     "measured now on the CPU; judging and loading come on top."
 )
-_ADVICE = {"stage": "such a stage", "forecast": "forecasts", "pilot": "pilots"}
 Tell = Callable[[StepRecord], None]
 
 
@@ -389,13 +387,7 @@ def _summary(result: Mapping[str, Any], records: list[StepRecord], out: Path) ->
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
-    lines = []
-    if (right := result["right"]) is not None:
-        clear = " as clear as this" if result["depth"] != "stage" else ""
-        lines.append(
-            f"{_ADVICE[result['depth']]}{clear} named the better of two data sets in "
-            f"{right['share']:.0%} of cases {_with(right)} (docs/decisions.md)"
-        )
+    lines = how_often_right(result)
     if result["depth"] == "pilot" and result["candidates"][0]["pilots"][-1]["seeds"] == 1:
         lines.append("this tells of these trainings; advise.seeds: 2 tells of the recipe")
     if result["target_agreement"] is not None:
@@ -411,10 +403,6 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
             + ("" if deeper is None else f"; right in {deeper['share']:.0%} of such cases")
         )
     return lines
-
-
-def _with(right: Mapping[str, Any]) -> str:
-    return "with all losses tried" if right["loss"] == ANY_LOSS else f"with {right['loss']}"
 
 
 def bought(costs: Mapping[str, int]) -> str:

@@ -282,7 +282,7 @@ def advise(
 
     Three depths, each with the ones before. stage: the boundary score, which compares answers
     alone. forecast: gradients, which see the loss and the optimiser too, without any training.
-    pilot: short trainings, raced, and valued on judged answers of the policy. The same command
+    pilot: short trainings, valued by judged answers, and raced. The same command
     with another --depth goes on where it stopped.
     """
     from prefstage.aligning import advise as run, load_recipe, plan_advice

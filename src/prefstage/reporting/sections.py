@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from prefstage.aligning.advice import advice_rows
+from prefstage.aligning.advice import advice_rows, how_often_right
 from prefstage.aligning.runs import reversal_lines
 from prefstage.aligning.tables import TableSettings, build_table
 from prefstage.building.account import describe_reversal
@@ -117,13 +117,17 @@ def _advice(runs: Sequence[Run]) -> Section:
         "What to train on next",
         "A forecast is the gain of one step, to first order, from gradients; its cosine and the "
         "agreement of the data's pairs say how far it lasts. A pilot is a short training, valued "
-        "on judged answers of the start. Intervals are of 95 %.",
+        "by judged answers. Intervals are of 95 %.",
         tables=tuple(
             table
             for name, result in made
             for table in tables(f"{name}: {result['depth']}", *advice_rows(result))
         ),
-        notes=tuple(f"{name}: {result['reason']}" for name, result in made),
+        notes=tuple(
+            f"{name}: {line}"
+            for name, result in made
+            for line in (result["reason"], *how_often_right(result))
+        ),
     )
 
 
