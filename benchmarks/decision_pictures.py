@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 from decision_table import (
+    ADVISED,
     COLLECTED,
-    SCORED,
     Predictor,
     Start,
+    advised,
     boundary,
     ceiling,
     figure,
@@ -24,7 +25,6 @@ from decision_table import (
     of_start,
     pilot,
     read_starts,
-    together,
 )
 from decisions import CANDIDATES, EPOCHS, LOSSES, PAIRS, PILOT_SEEDS, SHARES
 from matplotlib.figure import Figure
@@ -79,9 +79,9 @@ def draw_race(starts: list[Start]) -> Figure:
     """Gains of one start's pilots heat by heat, and of the full trainings."""
     canvas, (panel,) = panels(1, width=6.4, height=3.8)
     start = next(s for s in starts if (s.policy, s.loss) == RACE)
-    seed, truth = PILOT_SEEDS[0], start.truth()
+    truth = start.truth()
     for name in CANDIDATES:
-        gains = [100 * start.pilots[f"{share:g}|{seed}|{SCORED}"][name] for share in SHARES]
+        gains = [100 * start.pilot(share, ADVISED)[name] for share in SHARES]
         colour, mark = MARKS[name]
         line = [*gains, 100 * truth[name]]
         panel.plot([*SHARES, 1.0], line, color=colour, marker=mark, label=name)
@@ -112,10 +112,10 @@ def draw_costs(starts: list[Start]) -> Figure:
         "forecast, by number of pairs": [
             (cost, forecast("rating", pairs=pairs)) for pairs, cost in gradients.items()
         ],
-        "pilots by scoring": [(share, pilot(share, SCORED, one)) for share in SHARES],
-        "pilots by sampling": [(share, pilot(share, "sampled", one)) for share in SHARES],
-        "pilots 1/8 + 1/4 by scoring": [
-            (3 / 8, together([pilot(share, SCORED, one) for share in SHARES[1:]], starts))
+        "pilots by scoring, one seed": [(share, pilot(share, ADVISED, one)) for share in SHARES],
+        "pilots by sampling, one seed": [(share, pilot(share, "sampled", one)) for share in SHARES],
+        "forecast and pilots by scoring, two seeds": [
+            (2 * share + gradients[PAIRS], advised(share)) for share in SHARES
         ],
     }
     for (name, members), (colour, mark) in zip(families.items(), MARKS.values(), strict=False):

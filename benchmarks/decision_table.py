@@ -50,6 +50,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import spearmanr
 
+from prefstage.advising import Heat
 from prefstage.advising.forecast import Estimate, Forecast
 from prefstage.core import markdown_table
 from prefstage.measuring.track_record import ANY_LOSS, TrackRecord
@@ -58,7 +59,7 @@ RESAMPLES = 2000
 CLOSE = 0.01  # gains in true reward that differ by less are hardly told apart by the truth itself
 FORMS = ("sampled", "self-normalised", "clipped", "first-order")
 SCORED = "self-normalised"
-ADVISED = "sampled"  # as `advise` values pilots by default
+ADVISED = "clipped"  # as `advise` values pilots by default, with two seeds
 FULL_FORECAST = "|384|512|adam"  # of all pairs and prompts, as the trainer's optimiser steps
 FIGURES = ("gain", "cosine", "agreement")
 COLLECTED = Path(__file__).parent / "decisions"
@@ -74,8 +75,8 @@ OFF_OR_ON = (
     "boundary score, probabilities",
     "forecast, 512 prompts",
     "Avg.Chs",
-    "pilots 0.25, sampled, one seed",
-    "forecast + pilots 0.25, sampled, one seed: `advise`",
+    "pilots 0.25, clipped, two seeds",
+    "forecast + pilots 0.25, clipped, two seeds: `advise`",
 )
 Scores = Mapping[str, float]
 """A predictor's score by candidate; the larger, the better it expects the candidate to be."""
@@ -93,8 +94,7 @@ class Start:
         figures: By candidate: figures of the data and of the policy on them.
         forecasts: By "CANDIDATE|PAIRS|PROMPTS|FAMILY".
         pilots: Gain by "SHARE|SEED|FORM" and candidate.
-        errors: Standard errors of differences of pilots, over prompts, of one seed, by
-            "SHARE|SEED|FORM" and "CANDIDATE|CANDIDATE".
+        errors: Standard error of a difference of pilots as `advise` values them, by share.
     """
 
     world: int
@@ -104,7 +104,7 @@ class Start:
     figures: Mapping[str, Mapping[str, float]]
     forecasts: Mapping[str, Mapping[str, Any]]
     pilots: Mapping[str, Scores]
-    errors: Mapping[str, Scores]
+    errors: Mapping[str, float]
 
     def truth(self, seeds: Sequence[int] = FULL_SEEDS) -> Scores:
         """Mean gain over seeds, by candidate."""
@@ -158,17 +158,14 @@ def _read(folder: Path, world: int, policy: int, loss: str) -> Start:
     def run(candidate: str, share: float, seed: int) -> dict[str, Any]:
         return _json(folder / "runs" / f"{policy}-{loss}-{candidate}-{share:g}-{seed}.json")
 
-    pilots, errors = dict[str, Scores](), dict[str, Scores]()
-    for share, seed in product(SHARES, PILOT_SEEDS):
-        runs = {candidate: run(candidate, share, seed) for candidate in CANDIDATES}
-        for form in FORMS:
-            pilots[f"{share:g}|{seed}|{form}"] = {c: mean(runs[c][form]) for c in CANDIDATES}
-        for form in ("sampled", SCORED):
-            values = {c: np.array(runs[c][form]) for c in CANDIDATES}
-            errors[f"{share:g}|{seed}|{form}"] = {
-                f"{a}|{b}": float((values[a] - values[b]).std(ddof=1) / math.sqrt(len(values[a])))
-                for a, b in PAIRS_OF_CANDIDATES
-            }
+    pilots, errors = dict[str, Scores](), dict[str, float]()
+    for share in SHARES:
+        runs = {(c, seed): run(c, share, seed) for c, seed in product(CANDIDATES, PILOT_SEEDS)}
+        for seed, form in product(PILOT_SEEDS, FORMS):
+            pilots[f"{share:g}|{seed}|{form}"] = {c: mean(runs[c, seed][form]) for c in CANDIDATES}
+        values = {c: [runs[c, seed][ADVISED] for seed in PILOT_SEEDS] for c in CANDIDATES}
+        heat = Heat(share, {c: torch.tensor(rows) for c, rows in values.items()})
+        errors[f"{share:g}"] = heat.error(CANDIDATES)
     forecasts = _json(folder / "forecasts" / f"{policy}.json")
     return Start(
         world,
@@ -246,6 +243,11 @@ def pilot(share: float, form: str, seeds: Sequence[int] = PILOT_SEEDS) -> Predic
     return lambda start: start.pilot(share, form, seeds)
 
 
+def advised(share: float) -> Predictor:
+    """As `advise` ranks by default: pilots of one size together with the forecast."""
+    return lambda start: _with_errors(f"pilot {share:g}", start)[0]
+
+
 def together(parts: Sequence[Predictor], starts: Sequence[Start]) -> Predictor:
     """The sum of predictors, each divided by its spread over candidates in other worlds' starts."""
     spreads: dict[tuple[int, int], float] = {}
@@ -291,12 +293,8 @@ def predictors(starts: Sequence[Start]) -> Iterator[tuple[str, Predictor, str]]:
             yield f"{name}, one seed", pilot(share, form, PILOT_SEEDS[:1]), f"{share:g}"
             yield f"{name}, two seeds", pilot(share, form), f"{2 * share:g}"
     for share in SHARES:
-        kind = f"pilot {share:g}"
-        yield (
-            f"forecast + pilots {share:g}, sampled, one seed: `advise`",
-            lambda start, kind=kind: _with_errors(kind, start)[0],
-            f"gradients + {share:g}",
-        )
+        name = f"forecast + pilots {share:g}, clipped, two seeds: `advise`"
+        yield name, advised(share), f"gradients + {2 * share:g}"
     small, large = (pilot(share, SCORED, PILOT_SEEDS[:1]) for share in SHARES[1:])
     cost = f"{sum(SHARES[1:]):g}"
     yield "pilots 1/8 + 1/4, by scoring", together([small, large], starts), cost
@@ -406,15 +404,15 @@ def _with_errors(kind: str, start: Start) -> tuple[Scores, Scores]:
     # As `prefstage.advising.standing` adds a forecast and a heat up: each by its error.
     forecast_scores, forecast_errors = _with_errors("forecast", start)
     best = max(forecast_scores, key=lambda c: forecast_scores[c])
-    heat = f"{kind.split()[1]}|{PILOT_SEEDS[0]}|{ADVISED}"
+    share = kind.split()[1]
+    nearest = [e**2 for pair, e in forecast_errors.items() if best in pair.split("|")]
     scores = dict.fromkeys(CANDIDATES, 0.0)
-    for gains, found in (
-        (forecast_scores, [e for pair, e in forecast_errors.items() if best in pair.split("|")]),
-        (start.pilots[heat], start.errors[heat].values()),
+    for gains, error in (
+        (forecast_scores, math.sqrt(mean(nearest))),
+        (start.pilot(float(share), ADVISED), start.errors[share]),
     ):
-        error = math.sqrt(mean(e**2 for e in found)) or 1e-12
         for c in CANDIDATES:
-            scores[c] += gains[c] / error / math.sqrt(2)
+            scores[c] += gains[c] / (error or 1e-12) / math.sqrt(2)
     return scores, {f"{a}|{b}": 1.0 for a, b in PAIRS_OF_CANDIDATES}
 
 

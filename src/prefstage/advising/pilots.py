@@ -49,21 +49,22 @@ def value_by_scoring(
     log_ratios: Float[Tensor, "prompts answers"],
     rewards: Float[Tensor, "prompts answers"],
     *,
-    form: str = "self-normalised",
+    form: str = "clipped",
+    compared: bool = False,
 ) -> Value:
     """Value a policy by how likely it makes the judged answers of its start.
 
     With ℓ = log π(y|x) - log π_0(y|x), w = e^ℓ and b the mean reward of a prompt's other answers:
 
-    - "self-normalised": Σ w u / Σ w - mean u; of small bias, bounded by the rewards at hand;
     - "clipped": mean min(w, 10) (u - b); without bias while nothing is clipped;
+    - "self-normalised": Σ w u / Σ w - mean u; of small bias, bounded by the rewards at hand;
     - "first-order": mean ℓ (u - b): what `forecast` predicts, of least variance near the start.
 
     Args:
         log_ratios: ℓ of each answer, nats.
-        rewards: u, the judge's value of each answer. Of a mean P(wins) against the prompt's
-            other answers the forms with b make m/(m - 1) times too much, with m answers.
+        rewards: u, the judge's value of each answer.
         form: One of the three.
+        compared: Whether u is a mean P(wins) against the prompt's other answers: then b = ½.
 
     Returns:
         The gain over the start, by prompts.
@@ -85,7 +86,8 @@ def value_by_scoring(
     )
     ratios, rewards = log_ratios.double(), rewards.double()
     answers = ratios.shape[1]
-    advantages = (rewards - rewards.mean(1, keepdim=True)) * answers / (answers - 1)
+    others = (rewards - rewards.mean(1, keepdim=True)) * answers / (answers - 1)
+    advantages = rewards - 1 / 2 if compared else others  # from the mean of the others
     # Divided by each prompt's largest weight: only ratios of weights matter here.
     relative = (ratios - ratios.max(1, keepdim=True).values).exp()
     effective = relative.sum(1).square() / relative.square().sum(1)

@@ -155,9 +155,9 @@ class AdviseSettings(Config):
         description="Of the prompts that pilots are trained on, heat by heat.",
         min_length=1,
     )
-    seeds: int = Field(default=1, ge=1, description="Trainings of every pilot.")
+    seeds: int = Field(default=2, ge=1, description="Trainings of every pilot.")
     valued_by: Literal["sampling", "scoring", "both"] = Field(
-        default="sampling",
+        default="scoring",
         description="A pilot's gain: by new answers, judged; by how likely it makes the start's; "
         "or by both.",
     )

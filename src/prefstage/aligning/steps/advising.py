@@ -301,6 +301,7 @@ class Score(Step):
             value_by_scoring(
                 torch.tensor([after]).double() - torch.tensor([before]).double(),
                 torch.tensor([row.scores]),
+                compared=not self.space.judge.pointwise,
             )
             for after, before, row in zip(*files, self.target.answers(), strict=True)
         ]
