@@ -207,7 +207,7 @@ class Advice:
                 else:
                     start = self.walk.do(Score(self.space, target, self.policy))
                     gain = Score(self.space, target, pilot, start)
-                done = done and self.walk.do(gain).state[0] == "done"
+                done = self.walk.do(gain).state[0] == "done" and done
                 if done:
                     made.append(gain.value())
         return values if done else {}
