@@ -112,6 +112,8 @@ def test_the_same_command_goes_on_and_judges_nothing_twice(
     first, second = json.loads(run(*command).stdout), json.loads(run(*command).stdout)
     assert first["judge_counts"] == {"calls": first["judgments"], "reused": 0}
     assert second["judge_counts"] == {"calls": 0, "reused": first["judgments"]}
+    note = second["notes"].pop()  # and a person is told so
+    assert note.startswith(f"{first['judgments']} answers of the judge were at hand from before")
     assert {**first, "judge_counts": {}} == {**second, "judge_counts": {}}
 
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from prefstage.cli.main import app
-from prefstage.core import InputError, redacted, redacted_values, secret_from
+from prefstage.cli.main import app, show_fault
+from prefstage.core import InputError, redacted, redacted_values, secret_from, write_json
 from tests.faulty_server import FaultyServer, Scripted
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import tiny_pairs, tiny_policy
@@ -124,14 +124,28 @@ def test_tokens_in_settings_of_a_training(world: Path) -> None:
     assert str(world) not in text
 
 
-def test_faults_of_our_own(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_our_own_shows_no_key(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError(f"no room for {KEY}")
 
-    monkeypatch.setattr("prefstage.serving.protocol.read_chat", broken)
-    monkeypatch.setattr("prefstage.serving.client.read_chat", broken)
-    assert secret_from("OPENAI_API_KEY") == KEY
-    assert KEY not in redacted(f"RuntimeError: no room for {KEY}")
+    monkeypatch.setattr("prefstage.judging.llm.LLMJudge._judgment", broken)
+    with FaultyServer(lambda body: Scripted("A")) as server:
+        words = f"judge --judge openai:m@{server.url} --pairs pairs.jsonl"
+        done = CliRunner().invoke(app, words.split())
+    assert isinstance(done.exception, RuntimeError)
+    show_fault(type(done.exception), done.exception, done.exception.__traceback__)
+    text = capsys.readouterr().err
+    assert "no room for ***" in text
+    assert leaks(world, text, done.output) == []
+
+
+def test_data_stay_as_they_are(tmp_path: Path) -> None:
+    answers = [{"instruction": "q", "output": "see https://a:b@host/x?api_key=1 \x85"}]
+    write_json(tmp_path / "outputs.json", answers)
+    assert json.loads((tmp_path / "outputs.json").read_text()) == answers
+    assert "https://a:b@host/x?api_key=1" in (tmp_path / "outputs.json").read_text()
 
 
 def test_what_is_redacted_and_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

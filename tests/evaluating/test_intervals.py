@@ -28,6 +28,7 @@ def rows(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_the_profile_interval_is_where_a_general_optimiser_finds_it(n: int) -> None:
     y, a, b = rows(n, seed=n)
     problem = length_problem(y, a, b, regularise=False)
+    y = problem.labels  # in its own order of the rows
     w = fit_l1_logistic(problem.features, y, np.ones((n, 1)), c=1e6)[0]
     found = profile_interval(problem, w, confidence=0.9)
 

@@ -37,6 +37,7 @@ from prefstage.core import (
     markdown_table,
     progress,
     read_json,
+    redacted,
     refuse,
     run_folder,
     write_config,
@@ -255,7 +256,7 @@ def run_experiment(
                 # In one line; a fault that is no user's leaves its traceback on file.
                 error, file = " ".join(str(fault).split()), out / ERRORS / f"{cell.name}.txt"
                 if not isinstance(fault, PrefstageError):
-                    write_text(file, "".join(traceback.format_exception(fault)))
+                    write_text(file, redacted("".join(traceback.format_exception(fault))))
                     error = f"{type(fault).__name__}: {error} (see {file})"
             records.append(CellRecord(cell.name, number, len(cells), ran, error))
             if tell is not None:

@@ -7,9 +7,11 @@ import platform
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import pairwise
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -202,8 +204,22 @@ class _PlainFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
+def show_fault(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print the traceback of a fault of ours, without keys and control characters.
+
+    Args:
+        kind: As `sys.excepthook` gets it.
+        error: Likewise.
+        trace: Likewise.
+    """
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
+
+
 def main() -> None:
     """Entry point of the console script."""
+    sys.excepthook = show_fault
     # What is opened next must not become the standard error, to which libraries write.
     for number in range(3):
         try:

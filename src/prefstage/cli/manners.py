@@ -18,6 +18,7 @@ from prefstage.core import (
     full_disk_error,
     json_text,
     printable,
+    redacted_values,
 )
 
 EXIT_FAILED_IN_PART = 1
@@ -53,7 +54,7 @@ def say(outcome: Outcome, *, as_json: bool) -> None:
     """
     # In one write, so that a pipe that closes leaves no half of a JSON document behind.
     text = (
-        json_text(outcome.result)
+        json_text(redacted_values(outcome.result))
         if as_json
         else printable(
             "\n".join((outcome.summary, *(f"wrote {path}" for path in outcome.written), ""))

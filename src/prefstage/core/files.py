@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prefstage.core.foreign import parse_json, printable
+from prefstage.core.foreign import escaped, parse_json
 
 PARTIAL = ".partial-"  # begins the names of what is being written
 
@@ -81,7 +81,7 @@ def json_text(value: Any) -> str:
     # Control characters of C1 and lone surrogates, which JSON need not escape, are escaped too: the
     # text may go to a terminal.
     return (
-        printable(
+        escaped(
             json.dumps(
                 # Read back from text in which NaN and infinities are bare words, and each as None.
                 json.loads(json.dumps(value), parse_constant=lambda word: None),

@@ -245,16 +245,28 @@ _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""A text for a terminal, in which what others wrote can do nothing but be read.
+    """A text for a terminal, in which what others wrote can do nothing but be read.
 
     Args:
         text: Of data, servers, models or arguments, perhaps.
 
     Returns:
-        The text with every control character but line ends and tabs written as in JSON, such as
-        ``\u001b``, and `redacted`.
+        The text, `redacted` and `escaped`.
     """
-    return _UNPRINTABLE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", redacted(text))
+    return escaped(redacted(text))
+
+
+def escaped(text: str) -> str:
+    r"""A text in which nothing acts on whoever shows it, and nothing is lost.
+
+    Args:
+        text: Any; of JSON, the same JSON.
+
+    Returns:
+        The text with every control character but line ends and tabs written as in JSON, such as
+        ``\u001b``.
+    """
+    return _UNPRINTABLE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 class _EndlessError(BaseException):  # no Exception, which foreign code might catch

@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from prefstage.core import LEDGER, DataError, Ledger, ServiceError, digest, parse_json, read_bytes
+from prefstage.core import (
+    LEDGER,
+    DataError,
+    Ledger,
+    ServiceError,
+    digest,
+    parse_json,
+    read_bytes,
+    redacted,
+)
 from prefstage.data.records import Prompt, prompt_id_of
 from prefstage.evaluating.answers import answer_prompts
 from prefstage.evaluating.rates import Figures, mean_interval
@@ -251,7 +260,7 @@ def run_mt_bench(
     scores = [score for score in repeats if score is not None]
     return MtBench(
         model=sampler.name,
-        judge=f"openai:{judge.model or ''}@{judge.base_url}",
+        judge=redacted(f"openai:{judge.model or ''}@{judge.base_url}"),
         score=_score(grades),
         interval=score_interval(grades, config.confidence),
         by_turn=tuple(_mean(g.rating for g in grades if g.turn == t) for t in range(1, TURNS + 1)),

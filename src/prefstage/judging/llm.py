@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.core import Config, InputError, Ledger, digest, load_config, refuse
+from prefstage.core import Config, InputError, Ledger, digest, load_config, redacted, refuse
 from prefstage.judging.base import (
     UNDECIDED,
     Comparison,
@@ -304,7 +304,7 @@ class LLMJudge(Judge):
         self._prompt = load_config(JudgePrompt, self._options.prompt)
         self._asking = Asking(self._ledger, "replies", attempts=self._options.attempts)
         self._counts: Counter[str] = Counter(undecided=0, order_dependent=0)
-        self.name = f"openai:{client.model or ''}@{client.base_url}"
+        self.name = redacted(f"openai:{client.model or ''}@{client.base_url}")
         self.fingerprint = digest(
             {
                 "model": client.model or client.base_url,
