@@ -77,10 +77,13 @@ from prefstage.data import (
     keep_sources,
     load_candidates,
     load_pairs,
+    load_prompts,
     pairs_to_candidates,
 )
-from prefstage.data.formats import format_named
+from prefstage.data.reading import Reading
 from prefstage.data.rendering import with_date
+from prefstage.data.sets import is_names
+from prefstage.data.settings import ReadOptions
 from prefstage.data.storage import save_dataset
 from prefstage.judging import Judge, as_judge, stored
 from prefstage.sampling.base import Sampler, as_sampler
@@ -116,8 +119,7 @@ class BuildResult(Outcome):
             expected="one part",
             cure="take .parts[NAME]['train']",
         )
-        (splits,) = self.parts.values()
-        return splits[TRAIN]
+        return next(iter(self.parts.values()))[TRAIN]
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,8 @@ def build_pairs(
         aspects = {name: stored(aspect, store) for name, aspect in aspects.items()}
         candidates, pairs = (data, None) if isinstance(data, CandidateSet) else (None, data)
         if candidates is not None and judge is not None and plan.method.policy == "none":
-            source = objects.get("candidates", plan.recipe.candidates)
-            _measure_reversal(plan.recipe, source, candidates.report.format, judge, account)
+            sources = objects.get("candidates", plan.recipe.candidates)
+            _measure_reversal(plan.recipe, sources, judge, account)
             candidates = CandidateSet.of(rescored(candidates, judge), report=candidates.report)
         materials = Materials(plan, account, store, candidates, pairs, judge, sampler, aspects)
         dataset = built_dataset(chain.from_iterable(_groups(materials)))
@@ -221,11 +223,10 @@ def build_pairs(
         complaints = [line for who in asked for line in who.complaints]
         account.notes += complaints
         skipped = [f"{n} x {why}" for why, n in account.skipped.most_common(3)]
-        reasons = "; ".join([*skipped, *complaints])
+        reasons = f" ({'; '.join(why)})" if (why := [*skipped, *complaints]) else ""
         InputError.unless(
             len(dataset),
-            saw=f"no pair from {account.prompts} rows by {plan.name}"
-            + (f" ({reasons})" if reasons else ""),
+            saw=f"no pair from {account.prompts} rows by {plan.name}{reasons}",
             expected="at least one pair",
             cure="give scores (a judge), more responses a prompt, or milder filters",
         )
@@ -242,11 +243,10 @@ def _named(recipe: Any) -> tuple[Any, dict[str, Any]]:
         **{"judge": as_judge, "policy": as_sampler},
     }
     values = {name: recipe[name] for name in taken if recipe.get(name) is not None}
-    objects = {name: v for name, v in values.items() if not isinstance(v, str | Path)}
-    names = {
-        name: getattr(value, "name", "memory") if name in objects else str(value)
-        for name, value in values.items()
-    }
+    objects = {n: v for n, v in values.items() if not (isinstance(v, str | Path) or is_names(v))}
+    names = {n: getattr(v, "name", "memory") for n, v in objects.items()}
+    for name in values.keys() - objects.keys():
+        names[name] = [*map(str, v)] if is_names(v := values[name]) else str(v)
     return {**recipe, **names}, {name: taken[name](value) for name, value in objects.items()}
 
 
@@ -255,18 +255,19 @@ def _load(plan: Plan, objects: Mapping[str, Any]) -> CandidateSet | PairSet:
     if recipe.pairs is not None:
         pairs: PairSet = load_pairs(objects.get("pairs", recipe.pairs), **how)
         return pairs
-    rows: CandidateSet = load_candidates(objects.get("candidates", recipe.candidates), **how)
+    # Who answers anew needs no responses: a file of prompts will do.
+    load = load_candidates if plan.method.policy == "none" else load_prompts
+    rows: CandidateSet = load(objects.get("candidates", recipe.candidates), **how)
     return keep_sources(rows, recipe.sources) if recipe.sources is not None else rows
 
 
 # Of pairs that are read as candidates: a judge that scores them replaces their labels.
-def _measure_reversal(
-    recipe: Recipe, source: Any, form: str, judge: Judge, account: Account
-) -> None:
-    if not recipe.sources and format_named(form, "candidates").kind == "pairs":
-        pairs = load_pairs(source, **recipe.model_dump(include=_READING))
-        account.reversal, _ = measure_reversal(pairs, judge)
-        check_reversal(account.reversal, accepted=recipe.accept_reversal, judge=judge.name)
+def _measure_reversal(recipe: Recipe, sources: Any, judge: Judge, account: Account) -> None:
+    how = recipe.model_dump(include=_READING)
+    for source in () if recipe.sources else sources if is_names(sources) else [sources]:
+        if Reading(source, "candidates", ReadOptions(**how)).format.kind == "pairs":
+            account.reversal = measure_reversal(load_pairs(source, **how), judge)[0]
+            check_reversal(account.reversal, accepted=recipe.accept_reversal, judge=judge.name)
 
 
 def _opened(

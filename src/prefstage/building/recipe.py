@@ -282,7 +282,11 @@ class Augmentation(Config):
 class Recipe(PolicySettings, BadRowSettings):
     """A build, whole: the same recipe on the same data gives the same pairs."""
 
-    candidates: str | None = Field(default=None, description="Prompts with responses.")
+    candidates: str | tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Prompts with responses; of several files the responses are pooled.",
+    )
     pairs: str | None = Field(default=None, description="Preference pairs.")
     on_policy: str | None = Field(
         default=None, description="Per-prompt: the policy's answers; None: the measurement's."

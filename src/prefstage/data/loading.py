@@ -4,14 +4,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Literal, TypeVar, Unpack, overload
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Unpack, cast, overload
 
 from prefstage.core import DataError, InputError, check_config, did_you_mean
 from prefstage.data.formats import PROMPTS
 from prefstage.data.formats.fields import Format
 from prefstage.data.reading import CandidateStream, PairStream, Reading
 from prefstage.data.records import TIE, Candidates, Pair, Vote, generations_of
-from prefstage.data.rows import RowFault, applicable
+from prefstage.data.rows import LoadReport, RowFault, applicable
 from prefstage.data.sets import (
     CandidateSet,
     ConversationSet,
@@ -19,6 +20,7 @@ from prefstage.data.sets import (
     PairSet,
     RecordSet,
     UnpairedSet,
+    is_names,
 )
 from prefstage.data.settings import ReadArguments, ReadOptions
 
@@ -87,7 +89,9 @@ def load_candidates(
     several pairs of a prompt share is kept once (counted in the report).
 
     Args:
-        source: As in `load_pairs`.
+        source: As in `load_pairs`; or a list of such names, each in a format of its own, whose
+            responses to one prompt are pooled (the report says what each file brought). Bad
+            rows of the second file go into ``FILE-2``, and so on.
         streaming: As in `load_pairs`; only for formats whose rows hold a prompt with all
             its responses, since grouping needs the whole dataset.
         **options: As in `load_pairs`.
@@ -100,7 +104,7 @@ def load_candidates(
         InputError: As in `load_pairs`.
     """
     if not streaming:
-        return _load(CandidateSet, _candidate_set, source, options)
+        return _load_pool(source, options)
     stream = CandidateStream(
         source, "candidates", check_config(ReadOptions, options), streaming=True
     )
@@ -117,7 +121,7 @@ def load_prompts(source: DataSource, **options: Unpack[ReadArguments]) -> Candid
     """Load prompts: of pairs or candidates, or of a dataset that has nothing else.
 
     Args:
-        source: As in `load_pairs`.
+        source: As in `load_candidates`.
         **options: As in `load_pairs`.
 
     Returns:
@@ -127,7 +131,7 @@ def load_prompts(source: DataSource, **options: Unpack[ReadArguments]) -> Candid
         DataError: As in `load_pairs`.
         InputError: As in `load_pairs`.
     """
-    return _load(CandidateSet, _candidate_set, source, options, fallback=PROMPTS)
+    return _load_pool(source, options, fallback=PROMPTS)
 
 
 def load_unpaired(source: DataSource, **options: Unpack[ReadArguments]) -> UnpairedSet:
@@ -181,6 +185,46 @@ def _load(
     if type(source) is kind and not options:
         return source
     return make(Reading(source, kind.wanted, check_config(ReadOptions, options), fallback=fallback))
+
+
+def _load_pool(
+    source: DataSource, options: ReadArguments, *, fallback: Format | None = None
+) -> CandidateSet:
+    # Of one source, or of several by name, whose responses to a prompt come together.
+    if not is_names(source):
+        return _load(CandidateSet, _candidate_set, source, options, fallback=fallback)
+    parts = list[CandidateSet]()
+    for number, name in enumerate(cast("Sequence[str]", source), start=1):
+        own = options.copy()
+        if number > 1 and (file := options.get("quarantine_file")) is not None:
+            own["quarantine_file"] = str(Path(file).with_stem(f"{Path(file).stem}-{number}"))
+        parts.append(_load(CandidateSet, _candidate_set, name, own, fallback=fallback))
+    reports = [part.report for part in parts]
+    report = LoadReport(
+        ", ".join(report.source for report in reports),
+        ", ".join(dict.fromkeys(report.format for report in reports)),
+        rows_read=sum(report.rows_read for report in reports),
+        quarantined=sum(report.quarantined for report in reports),
+        quarantine_file=reports[0].quarantine_file,
+        ties=sum(report.ties for report in reports),
+        notes=[
+            f"{report.source}: {note}"
+            for part, report in zip(parts, reports, strict=True)
+            for note in (
+                f"{_count_responses(part)} responses to {len(part)} prompts",
+                *applicable(
+                    {
+                        f"{report.quarantined} bad rows in {report.quarantine_file}": (
+                            report.quarantined
+                        )
+                    }
+                ),
+                *report.notes,
+            )
+        ],
+    )
+    report.rows_kept = sum(report.rows_kept for report in reports)
+    return _group_by_prompt(CandidateSet.of(chain(*parts), report=report), merge=True)
 
 
 def _pairs(reading: Reading[Pair]) -> PairSet:

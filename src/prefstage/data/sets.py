@@ -197,7 +197,8 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-# What a dataset can be: a name, an open object, a list of rows, records, or a record set.
+# What a dataset can be: a name, an open object, a list of rows, records, or a record set; for
+# candidates and prompts a list of names too.
 DataSource: TypeAlias = (
     str
     | Path
@@ -208,6 +209,7 @@ DataSource: TypeAlias = (
     | RecordSet[Any]
     | Sequence[Mapping[str, Any]]
     | Sequence[Record]
+    | Sequence[str]
 )
 
 
@@ -287,10 +289,12 @@ def _open_object(source: Any, split: str | None) -> Source:
         isinstance(source, Sequence)
         and not isinstance(source, bytes)
         and (not source or any(isinstance(row, Mapping | Record) for row in source)),
-        saw=f"a dataset of type {type(source).__name__}",
+        saw="a list of names" if is_names(source) else f"a dataset of type {type(source).__name__}",
         expected="a path, a URL, a Hub id, a datasets object, a record set, or a list of rows "
         "(mappings) or records",
-        cure="for a DataFrame, pass table.to_dict('records')",
+        cure="load them one by one, or pool their responses with load_candidates"
+        if is_names(source)
+        else "for a DataFrame, pass table.to_dict('records')",
     )
     _no_split(split, "a list of rows")
 
@@ -300,6 +304,15 @@ def _open_object(source: Any, split: str | None) -> Source:
             yield RawRow("list", number, row, not_an_object(row))
 
     return Source("list", rows)
+
+
+def is_names(source: Any) -> bool:
+    """Whether several datasets are meant: a list of their names."""
+    return (
+        isinstance(source, list | tuple)
+        and bool(source)
+        and all(isinstance(name, str | Path) for name in source)
+    )
 
 
 def _of_local(name: str, files: Sequence[str]) -> Source:
