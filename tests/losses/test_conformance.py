@@ -10,6 +10,7 @@ import torch
 
 from prefstage.core.errors import ConfigError, InputError
 from prefstage.losses import LOSSES, Loss, LossBatch, Responses, get_loss, parse_loss
+from prefstage.losses.base import PairBatch, Totals
 from prefstage.losses.mixing import TRL_SETTINGS, reward_accuracies
 from tests.losses.loss_batches import (
     ITEMS,
@@ -351,15 +352,43 @@ def test_a_gpu_gives_the_same(name: str, kind: str) -> None:
     torch.testing.assert_close(found.values.cpu(), compute(name, batch).values)
 
 
+# Losses on means over tokens, whose constant goes by another name or is divided by the length.
+OF_MEANS = {"sigmoid_norm": "beta", "ipo": "tau", "simpo": "beta", "orpo": "odds_weight"}
+
+
+def rewards_of(loss: Loss, side: Responses) -> Any:
+    values = side.log_ratios if "reference" in loss.needs or loss.name == "sft" else side.log_probs
+    if loss.name in OF_MEANS:
+        return getattr(loss, OF_MEANS[loss.name]) * values / side.lengths
+    if not hasattr(loss, "beta"):
+        return side.log_ratios
+    return loss.beta * values
+
+
+def test_rewards_are_the_losses_own() -> None:
+    long, short = torch.full((1, 8), -0.5), torch.tensor([[-1.0] * 2 + [0.0] * 6])
+    batch = PairBatch(
+        Responses(long.double(), torch.tensor([8])),
+        Responses(short.double(), torch.tensor([2])),
+        Totals(1, 8, 2),
+    )
+    # The chosen response is the likelier by token (-0.5 against -1) and not as a whole (-4, -2).
+    for loss, scale in (("simpo", 2.0), ("orpo", 0.1)):
+        metrics = parse_loss(loss).compute(batch, {}).metrics
+        assert metrics["rewards/chosen"].tolist() == pytest.approx([scale * -0.5])
+        assert metrics["rewards/rejected"].tolist() == pytest.approx([scale * -1.0])
+        assert metrics["rewards/accuracies"].tolist() == [1.0]
+    metrics = parse_loss("cpo").compute(batch, {}).metrics
+    assert metrics["rewards/chosen"].tolist() == pytest.approx([0.1 * -4.0])
+    assert metrics["rewards/accuracies"].tolist() == [0.0]
+
+
 @every_case
 def test_metrics_stand_under_trls_names(name: str, kind: str) -> None:
     batch, mix = draw_batch(kind), parse_loss(name)
     found = mix.compute(batch, mix.start_state()).metrics
     if kind == "pairs":
-        a, b = (
-            (mix.beta or 1.0) * batch.chosen.log_ratios,
-            (mix.beta or 1.0) * batch.rejected.log_ratios,
-        )
+        a, b = (rewards_of(mix.terms[0].loss, side) for side in (batch.chosen, batch.rejected))
         expected = {"rewards/chosen": a, "rewards/rejected": b, "rewards/margins": a - b}
         expected["rewards/accuracies"] = (a > b).double()
     elif kind == "unpaired":

@@ -275,6 +275,19 @@ class Loss(Config):
         """Running statistics before the first step."""
         return {k: dict(v) if isinstance(v, dict) else v for k, v in cls.initial.items()}
 
+    def reward_scale(self, lengths: Items) -> Items | float | None:
+        """What a response's log-ratio (or log-prob, without a reference) counts for as a reward.
+
+        Args:
+            lengths: Tokens of each response. [items].
+
+        Returns:
+            β, or τ; divided by the lengths where the loss is one of means over tokens; None of
+            a loss without such a constant. [items], or one for all.
+        """
+        scale: float | None = getattr(self, "beta", getattr(self, "tau", None))
+        return scale
+
     def __call__(self, batch: LossBatch, state: LossState | None = None) -> LossValues:
         """Compute the loss of each item.
 

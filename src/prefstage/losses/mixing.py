@@ -14,6 +14,7 @@ from prefstage.core import ConfigError, check_config, did_you_mean
 from prefstage.losses import pairwise as pair
 from prefstage.losses.base import (
     DataKind,
+    Items,
     Loss,
     LossBatch,
     LossState,
@@ -148,7 +149,7 @@ class LossMix:
         Raises:
             InputError: If the batch lacks what a term needs.
         """
-        parts, after, metrics = [], dict(state), _response_metrics(batch, self.beta or 1.0)
+        parts, after, metrics = [], dict(state), _response_metrics(batch, self.terms)
         for term in self.terms:
             computed = term.loss(batch, state.get(term.loss.name, {}))
             parts.append(term.weight * computed.values)
@@ -275,8 +276,8 @@ def _term(spec: Mapping[str, Any]) -> LossTerm:
     return LossTerm(check_config(loss, values, origin=f"loss {name}"), float(weight))
 
 
-# Log-probs, lengths and, of sides, rewards: β times the log-ratio, or log-prob without a reference.
-def _response_metrics(batch: LossBatch, beta: float) -> dict[str, Tensor]:
+# Log-probs, lengths and, of sides, rewards: those of the first term that has a constant for them.
+def _response_metrics(batch: LossBatch, terms: Sequence[LossTerm]) -> dict[str, Tensor]:
     # TRL ends the names of its metrics with the side, which its users' dashboards look for.
     sides: dict[str, tuple[Responses, Any]]
     if isinstance(batch, PairBatch):
@@ -288,20 +289,30 @@ def _response_metrics(batch: LossBatch, beta: float) -> dict[str, Tensor]:
         }
     else:
         sides = {"": (batch.responses, ...)}
-    metrics = dict[str, Tensor]()
+    metrics, sizes = dict[str, Tensor](), list[Tensor]()
     for side, (responses, rows) in sides.items():
         log_probs = responses.log_probs.detach()
         if side:
-            changes = log_probs if responses.reference is None else responses.log_ratios.detach()
-            metrics[f"rewards{side}"] = (beta * changes)[rows]
+            weight, against = _reward_scale(terms, responses)
+            changes = responses.log_ratios.detach() if against else log_probs
+            metrics[f"rewards{side}"] = (weight * changes)[rows]
+            sizes.append((weight * log_probs.abs())[rows])
         metrics[f"logps{side}"] = log_probs[rows]
         metrics[f"lengths{side}"] = responses.lengths[rows].to(log_probs.dtype)
     if isinstance(batch, PairBatch):
         margins = metrics["rewards/chosen"] - metrics["rewards/rejected"]
-        size = beta * (metrics["logps/chosen"].abs() + metrics["logps/rejected"].abs())
         metrics["rewards/margins"] = margins
-        metrics["rewards/accuracies"] = reward_accuracies(margins, size)
+        metrics["rewards/accuracies"] = reward_accuracies(margins, sum(sizes[1:], sizes[0]))
     return metrics
+
+
+# What a log-ratio or log-prob counts for, and whether rewards are against a reference.
+def _reward_scale(terms: Sequence[LossTerm], responses: Responses) -> tuple[Items | float, bool]:
+    there, lengths = responses.reference is not None, responses.lengths.to(responses.policy.dtype)
+    for loss in (term.loss for term in terms):
+        if (scale := loss.reward_scale(lengths)) is not None:
+            return scale, there and "reference" in loss.needs
+    return 1.0, there
 
 
 def reward_accuracies(margins: Tensor, size: Tensor) -> Tensor:
@@ -312,8 +323,8 @@ def reward_accuracies(margins: Tensor, size: Tensor) -> Tensor:
 
     Args:
         margins: m, reward of the chosen response less that of the rejected one. [pairs].
-        size: s, sum of the rewards' own terms, β · (|log π(y_w|x)| + |log π(y_l|x)|), whose
-            rounding the margin carries. [pairs], >= 0.
+        size: s, sum of the rewards' own terms, β · (|log π(y_w|x)| + |log π(y_l|x)|) or that of
+            means over tokens, whose rounding the margin carries. [pairs], >= 0.
 
     Returns:
         1, ½ or 0. [pairs].

@@ -152,6 +152,10 @@ class NormDPO(
         return self.of_ratios(*self.scores(batch, per_token=True))
 
     @override
+    def reward_scale(self, lengths: Items) -> Items:
+        return self.beta / lengths
+
+    @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
         return -logsigmoid(self.beta * (chosen - rejected))
 
@@ -190,6 +194,10 @@ class IPO(
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
         return (chosen - rejected - 1 / (2 * self.tau)).square()
+
+    @override
+    def reward_scale(self, lengths: Items) -> Items | float:
+        return self.tau / lengths if self.per_token else self.tau
 
 
 class RobustDPO(
@@ -442,6 +450,10 @@ class SimPO(
         gap = batch.chosen.mean_log_probs - batch.rejected.mean_log_probs
         return -logsigmoid(self.beta * gap - self.margin)
 
+    @override
+    def reward_scale(self, lengths: Items) -> Items:
+        return self.beta / lengths
+
 
 class ORPO(
     StatelessLoss,
@@ -458,6 +470,10 @@ class ORPO(
         chosen: Items = batch.chosen.mean_log_probs
         odds = _log_odds(chosen) - _log_odds(batch.rejected.mean_log_probs)
         return -chosen - self.odds_weight * logsigmoid(odds)
+
+    @override
+    def reward_scale(self, lengths: Items) -> Items:
+        return self.odds_weight / lengths
 
 
 # Log-odds of p = e^mean.
