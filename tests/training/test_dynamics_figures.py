@@ -6,9 +6,11 @@ import pyarrow.compute as pc
 import pytest
 
 from prefstage.core.errors import DataError, InputError, MissingDependencyError
-from prefstage.training.dynamics import records
+from prefstage.training.dynamics import figures
 from prefstage.training.dynamics.callback import DynamicsCallback
-from prefstage.training.dynamics.records import draw_dynamics, read_dynamics, read_metrics
+from prefstage.training.dynamics.criterion import Criterion
+from prefstage.training.dynamics.figures import draw_dynamics
+from prefstage.training.dynamics.records import best_step, read_dynamics, read_metrics
 from tests.training.dynamics_runs import PlainDPO, arguments, encoder, pairs, trees, weak_policy
 
 figure_type = pytest.importorskip("matplotlib.figure").Figure
@@ -29,11 +31,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "dynamics"
 
 
-def test_three_pictures_in_both_formats(folder: Path) -> None:
+def test_four_pictures_in_both_formats(folder: Path) -> None:
     files = draw_dynamics(folder)
     assert [file.name for file in files] == [
         f"{kind}-train.{form}"
-        for kind in ("flips", "threshold", "trajectories")
+        for kind in ("flips", "threshold", "trajectories", "distance")
         for form in ("png", "svg")
     ]
     for file in files:
@@ -53,7 +55,7 @@ def test_the_scatter_shows_every_pair_on_its_side_of_the_curve(folder: Path) -> 
     table = read_dynamics(folder)
     at = pc.and_(pc.equal(table["set"], "train"), pc.equal(table["step"], 8))
     rows = table.filter(at)
-    figure = records._threshold(figure_type, rows, 0.1, "train")
+    figure = figures._threshold(figure_type, rows, Criterion(0.1), "train")
     for panel in figure.axes:
         right, wrong = (each.get_offsets().data.tolist() for each in panel.collections)
         assert len(right) + len(wrong) == rows.num_rows
@@ -71,7 +73,7 @@ def test_the_scatter_shows_every_pair_on_its_side_of_the_curve(folder: Path) -> 
 
 def test_the_lines_are_the_recorded_figures(folder: Path) -> None:
     metrics = read_metrics(folder)
-    figure = records._flips(figure_type, metrics, "train")
+    figure = figures._flips(figure_type, metrics, "train", Criterion(0.1), 4)
     kept = figure.axes[0].lines[0]
     assert kept.get_xdata().tolist() == [0, 4, 8]
     assert kept.get_ydata().tolist() == [
@@ -95,3 +97,29 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingDependencyError, match=r"prefstage\[plots\]"):
         draw_dynamics(folder)
+
+
+def test_the_lowest_held_out_loss_is_marked(folder: Path) -> None:
+    metrics = read_metrics(folder)
+    losses = {entry["step"]: entry["eval_dynamics/loss"] for entry in metrics}
+    best = best_step(metrics, ["train", "eval"])
+    assert best == min(losses, key=losses.__getitem__)
+    assert best_step(metrics, ["train"]) is None
+    for panel in figures._flips(figure_type, metrics, "train", Criterion(0.1), best).axes:
+        dashed = [line for line in panel.lines if line.get_linestyle() == "--"]
+        assert [line.get_xdata() for line in dashed] == [[best, best]]
+    (panel,) = figures._distance(figure_type, metrics, "eval", best).axes
+    moved = [entry["dynamics/weight_distance"] for entry in metrics]
+    assert panel.lines[0].get_xdata().tolist() == moved
+    assert panel.lines[0].get_ydata().tolist() == [
+        m["eval_dynamics/rankings/accuracy"] for m in metrics
+    ]
+    at_best = moved[[entry["step"] for entry in metrics].index(best)]
+    assert panel.lines[1].get_xdata() == [at_best, at_best]
+
+
+def test_the_threshold_picture_is_of_the_lowest_held_out_loss(folder: Path, tmp_path: Path) -> None:
+    best = best_step(read_metrics(folder), ["train", "eval"])
+    alone = draw_dynamics(folder, out=tmp_path / "alone", formats=["png"])[1]
+    named = draw_dynamics(folder, out=tmp_path / "named", formats=["png"], step=best)[1]
+    assert alone.read_bytes() == named.read_bytes()

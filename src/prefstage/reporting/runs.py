@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from prefstage.core import DataError, read_json
 from prefstage.judging.base import content_of, plain_prompt
 from prefstage.reporting.blocks import Row
+from prefstage.training.dynamics.criterion import Criterion
 
 NUMBERS = ("gap", "ratio", "loss", "disagreement")
 NAMES = ("group", "source_chosen", "source_rejected")
@@ -53,13 +54,15 @@ class Dynamics:
     """What a training did to the rankings of fixed pairs.
 
     Attributes:
-        beta: β of losses and thresholds, 1/nats.
+        criterion: The loss that the pairs were followed by, with its threshold.
+        best: The step of the lowest loss on held-out pairs; None without such pairs.
         sets: Names of the sets of pairs.
         metrics: The aggregates of each recorded step, up to the model that was exported.
         last: A row a pair, at the last of these steps.
     """
 
-    beta: float
+    criterion: Criterion
+    best: int | None
     sets: Sequence[str]
     metrics: Sequence[Mapping[str, float]]
     last: pa.Table

@@ -22,6 +22,7 @@ from prefstage.reporting.blocks import (
     layer,
     percent,
     quantity,
+    rule_at,
     series,
     series_of,
     table_of,
@@ -37,8 +38,9 @@ from prefstage.reporting.runs import (
     rows_of,
     with_dynamics,
 )
+from prefstage.training.dynamics.criterion import Criterion
 from prefstage.training.dynamics.pairs import metric_key
-from prefstage.training.dynamics.records import ABOUT, read_dynamics, read_metrics
+from prefstage.training.dynamics.records import ABOUT, best_step, read_dynamics, read_metrics
 from prefstage.training.export import describe_exported, describe_steps
 from prefstage.training.recipe_run import DYNAMICS, HISTORY
 
@@ -67,10 +69,12 @@ def _read_dynamics(folder: Path, exported: int) -> Dynamics:
     # long before the end, and a page shows what users got.
     about, table = read_if_there(folder / ABOUT), read_dynamics(folder)
     table = table.filter(pc.less_equal(table["step"], exported))
+    metrics = [entry for entry in read_metrics(folder) if entry["step"] <= exported]
     return Dynamics(
-        beta=float(about["beta"]),
+        criterion=Criterion.of(about),
+        best=best_step(metrics, about["sets"]),
         sets=list(about["sets"]),
-        metrics=[entry for entry in read_metrics(folder) if entry["step"] <= exported],
+        metrics=metrics,
         last=table.filter(pc.equal(table["step"], pc.max(table["step"]))),
     )
 
@@ -210,19 +214,22 @@ def dynamics_section(runs: Sequence[Run]) -> Section:
                         {
                             "group": group["group"],
                             "share": percent(group["share"]),
-                            "mean DPO loss": group["loss"],
+                            f"mean {dynamics.criterion.name} loss": group["loss"],
                             "mean margin": group["margins"],
                         }
                         for group in _groups(last, name)
                     ],
                 )
+                drawn += _distance(dynamics, name, f"Distance and ranking: {where}", anchor)
     return Section(
         "dynamics",
         "What training did to the rankings",
         "How the reference and the policy rank the followed pairs: right means that the chosen "
         "response is at least as likely. A pair is ranked rightly if and only if its DPO loss is "
         "at most -log σ(βc), c the reference log-ratio log π_ref(rejected) - log π_ref(chosen): "
-        "points above the curve are ranked wrongly, however small their loss.",
+        "points above the curve are ranked wrongly, however small their loss. Of an IPO training "
+        "its own loss is shown, and (1/(2τ) - c)²: below it a pair is ranked rightly, above it "
+        "either order is possible.",
         tuple(drawn),
         tuple(table),
     )
@@ -247,15 +254,16 @@ def _flips(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Char
         "step": "step",
         "group": "group",
         "share": "share",
-        "loss": "mean DPO loss",
+        "loss": f"mean {dynamics.criterion.name} loss",
         "margins": "mean margin",
     }
+    best = "" if dynamics.best is None else f" Lowest held-out loss: step {dynamics.best}."
     last = [row for row in values if row["step"] == values[-1]["step"]]
     shares = ", ".join(f"{row['group']} {100 * row['share']:.1f} %" for row in last)
     return charts(
         f"flips-{anchor}",
-        title,
-        f"Shares of the four flip groups over training. At the last step: {shares}.",
+        title + best.rstrip("."),
+        f"Shares of the four flip groups over training. At the last step: {shares}.{best}",
         values,
         head,
         layer(
@@ -266,32 +274,67 @@ def _flips(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Char
             color=_GROUP_COLOURS,
             order={"field": "order"},
         ),
+        *([] if dynamics.best is None else [rule_at(dynamics.best, axis="x")]),
     )
 
 
-# Each pair's DPO loss against its reference log-ratio, and the curve -log σ(βc).
-def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Chart, ...]:
-    rows, beta = dynamics.of(name).to_pylist(), dynamics.beta
-    points: list[dict[str, Any]] = [
-        {
-            "ratio": float(f"{row['reference_log_ratio']:.5g}"),
-            "loss": float(f"{row['loss']:.5g}"),
-            "group": GROUPS[row["group"]],
-        }
-        for row in rows[:_POINTS]
+# Ranking accuracy, and the win rate where it was measured, by the distance of the weights.
+def _distance(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Chart, ...]:
+    moved = "dynamics/weight_distance"
+    values = [
+        {"distance": entry[moved], "step": entry["step"], "figure": words, "share": entry[key]}
+        for key, words in {
+            metric_key(name, "rankings/accuracy"): "ranking accuracy",
+            "dynamics/win_rate": "win rate over the start",
+        }.items()
+        for entry in dynamics.metrics
+        if moved in entry and key in entry
     ]
+    head = {"step": "step", "distance": "distance", "figure": "figure", "share": "share"}
+    best = [entry.get(moved) for entry in dynamics.metrics if entry["step"] == dynamics.best]
+    return charts(
+        f"distance-{anchor}",
+        title,
+        "Ranking accuracy, and the win rate over the start if it was measured, by how far the "
+        "weights have moved. The dashed line is at the lowest held-out loss.",
+        values,
+        head,
+        layer(
+            {"type": "line", "point": {"size": 25}},
+            head,
+            x=quantity("distance", "distance of the weights from the start"),
+            y=quantity("share", "share", axis={"format": "%"}),
+            color=series_of("figure", values),
+            order={"field": "step"},
+        ),
+        *(rule_at(at, axis="x") for at in best if at is not None),
+    )
+
+
+# Each pair's loss against its reference log-ratio, and the threshold's curve.
+def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Chart, ...]:
+    rows, criterion = dynamics.of(name), dynamics.criterion
+    columns: dict[str, Any] = {n: rows[n].to_pylist() for n in rows.column_names}
+    points: list[dict[str, Any]] = [
+        {"ratio": float(f"{c:.5g}"), "loss": float(f"{loss:.5g}"), "group": GROUPS[group]}
+        for c, loss, group in zip(
+            *(criterion.points(columns)[0], columns["loss"], columns["group"]), strict=True
+        )
+    ][:_POINTS]
     ratios = [point["ratio"] for point in points] or [0.0]
-    low, width = min(ratios), max(ratios) - min(ratios)
-    head = {"ratio": "c, nats", "loss": "DPO loss", "group": "group"}
-    x, y = quantity("ratio", "reference log-ratio c, nats"), quantity("loss", "DPO loss, nats")
+    reach = np.linspace(min(ratios), max(ratios), _CURVE + 1)
+    unit = "nats a token" if criterion.per_token else "nats"
+    loss_name = f"{criterion.name} loss"
+    head = {"ratio": f"c, {unit}", "loss": loss_name, "group": "group"}
+    x, y = quantity("ratio", f"reference log-ratio c, {unit}"), quantity("loss", loss_name)
     groups = [point["group"] for point in points]
     part = "" if len(rows) <= _POINTS else f" The first {_POINTS:,} of {len(rows):,} pairs."
     counts = ", ".join(f"{group}: {groups.count(group)}" for group in GROUPS.values())
     return charts(
         f"threshold-{anchor}",
         title + part,
-        f"DPO loss against the reference log-ratio c with the threshold -log σ({beta:g} c), at or "
-        f"below which a pair is ranked rightly. {counts}.{part}",
+        f"{loss_name} against the reference log-ratio c with the threshold {criterion.formula}, at "
+        f"or below which a pair is ranked rightly. {counts}.{part}",
         points,
         head,
         layer(
@@ -303,10 +346,12 @@ def _threshold(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[
         ),
         {
             "data": {
-                # logaddexp(0, -z) is -log σ(z) without overflow, however far a pair is from others
                 "values": [
-                    {"ratio": c, "loss": float(np.logaddexp(0.0, -beta * c))}
-                    for c in (low + width * k / _CURVE for k in range(_CURVE + 1))
+                    {"ratio": c, "loss": threshold}
+                    for c, threshold in zip(
+                        *(reach.tolist(), criterion.curve(reach).tolist()), strict=True
+                    )
+                    if math.isfinite(threshold)
                 ]
             },
             **layer({"type": "line", "color": "@ink", "strokeWidth": 1.5}, x=x, y=y),

@@ -82,6 +82,7 @@ class TransformersSampler(Sampler):
         name: For people, and for the `sources` column.
         batch_tokens: Tokens that a batch may hold when every response has grown to
             max_new_tokens; memory grows with it.
+        encoder: The encoder itself, in place of one made of `tokenizer` and `encoding`.
         encoding: Arguments of `ResponseEncoder`: chat_format, max_prompt_tokens (truncated
             prompts are counted), template_options and so on.
 
@@ -98,9 +99,10 @@ class TransformersSampler(Sampler):
         *,
         name: str = "policy",
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        encoder: ResponseEncoder | None = None,
         **encoding: Any,
     ) -> None:
-        self.encoder = ResponseEncoder(tokenizer, **encoding)
+        self.encoder = encoder or ResponseEncoder(tokenizer, **encoding)
         self.batch_tokens = _checked_budget(batch_tokens)
         self.model = model.eval()
         self.config = config

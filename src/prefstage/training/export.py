@@ -43,7 +43,7 @@ _MANY = 10_000
 
 
 def plain_metrics(entry: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of an evaluation, without how long it took.
+    """The metrics of an evaluation and of dynamics, without how long they took.
 
     Args:
         entry: An entry of the log, or what `evaluate` returned.
@@ -54,7 +54,8 @@ def plain_metrics(entry: Mapping[str, float]) -> dict[str, float]:
     return {
         name: value
         for name, value in entry.items()
-        if name.startswith("eval_") and not name.endswith(("runtime", "per_second"))
+        if name.startswith(("eval_", "dynamics/"))
+        and not name.endswith(("runtime", "per_second", "runtime_s"))
     }
 
 

@@ -14,6 +14,7 @@ from prefstage.core import Config, ConfigError, did_you_mean, is_adapter, load_c
 from prefstage.data.records import Ties
 from prefstage.data.settings import CHAT_SETTINGS, ChatSettings, ReadOptions
 from prefstage.sampling.base import SamplingConfig
+from prefstage.training.dynamics.win_rates import WinRateSettings
 
 if TYPE_CHECKING:
     from prefstage.training.arguments import PreferenceArguments
@@ -77,6 +78,9 @@ class DynamicsSettings(Config):
     every: int | None = Field(default=None, ge=1, description="Steps between; None: evaluations.")
     subsample: int = Field(default=1000, ge=1, description="Pairs of each set at most.")
     distance: bool = Field(default=True, description="Measure how far the weights have moved.")
+    win_rate: WinRateSettings | None = Field(
+        default=None, description="Sample answers, and judge them against the start's."
+    )
     seed: int = Field(default=0, ge=0, description="Of the choice of pairs.")
 
 
@@ -156,12 +160,18 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Self:
+        rates = None if self.dynamics is None else self.dynamics.win_rate
         refuse(
+            (
+                rates is not None and rates.prompts is None and not self.eval,
+                "dynamics.win_rate is set without prompts and eval; expected prompts to answer; "
+                "set dynamics.win_rate.prompts or eval",
+            ),
             (
                 self.export.merge_adapter and self.lora is None and not is_adapter(self.policy),
                 "export.merge_adapter is set without lora; expected an adapter to merge; "
                 "remove it, set lora, or give an adapter's folder as policy",
-            )
+            ),
         )
         return self
 

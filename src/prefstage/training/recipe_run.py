@@ -27,7 +27,7 @@ from prefstage.core import (
     write_json,
     write_result,
 )
-from prefstage.data import load_tokenizer
+from prefstage.data import Candidates, load_prompts, load_tokenizer
 from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.compat import is_first_process
@@ -155,6 +155,15 @@ def _summary(result: Mapping[str, Any]) -> str:
             for name, value in sorted(result["metrics"].items())
             if "dynamics/" not in name
         ),
+        *(
+            f"{words}: {metrics[name]:.1%}"
+            for name, words in {
+                "dynamics/rankings/accuracy": "pairs ranked rightly",
+                "eval_dynamics/rankings/accuracy": "held-out pairs ranked rightly",
+                "dynamics/win_rate": "win rate over the start",
+            }.items()
+            if name in (metrics := result["metrics"])
+        ),
         # Of what encoding counts: what was cut or changed, where no note says it.
         *(
             f"{name.replace('_', ' ')}: {count}"
@@ -251,7 +260,19 @@ def open_trainer(recipe: Recipe, out: Path, loaded: Mapping[str, LoadedSet]) -> 
         "peft_config": lora,
     }
     if recipe.dynamics is not None:
-        settings["callbacks"] = [DynamicsCallback(out / DYNAMICS, **recipe.dynamics.model_dump())]
+        rates, prompts = recipe.dynamics.win_rate, list[Candidates]()
+        if rates is not None:
+            source = next(iter(recipe.eval.values()), recipe.data)
+            how = {} if rates.prompts else source.model_dump(exclude={"path"})
+            prompts = list(load_prompts(rates.prompts or source.path, **how)[: rates.max_prompts])
+        settings["callbacks"] = [
+            DynamicsCallback(
+                out / DYNAMICS,
+                **recipe.dynamics.model_dump(exclude={"win_rate"}),
+                win_rate=rates,
+                win_rate_prompts=prompts,
+            )
+        ]
     trainer_type: type[PreferenceTrainer] = PreferenceTrainer
     if recipe.online is not None:
         trainer_type, settings["online"] = OnlinePreferenceTrainer, recipe.online

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,11 +11,13 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from typing_extensions import override
 
 from prefstage.core import InputError, ModelError
-from prefstage.data import ResponseEncoder
+from prefstage.data import Candidates, ResponseEncoder
 from prefstage.data.records import Ties
+from prefstage.losses.pairwise import IPO
 from prefstage.scoring import Scorer
 from prefstage.training.compat import spread_over_processes, unwrapped_forward
 from prefstage.training.datasets import sets_by_name
+from prefstage.training.dynamics.criterion import Criterion
 from prefstage.training.dynamics.distance import StartWeights, kind_of
 from prefstage.training.dynamics.pairs import (
     Pairs,
@@ -28,6 +30,7 @@ from prefstage.training.dynamics.pairs import (
     summarise_pairs,
 )
 from prefstage.training.dynamics.records import DynamicsFolder
+from prefstage.training.dynamics.win_rates import StartWinRate, WinRateSettings
 from prefstage.training.items import ItemSet
 from prefstage.training.policy import ADAPTER_OFF, NONE, START, undisturbed
 
@@ -36,6 +39,20 @@ _NAMES = ("train", "eval", "eval_{}")
 DEFAULT_BETA = 0.1
 PRINTING = (PrinterCallback, ProgressCallback)
 HEADLINES = ("loss", "rankings/accuracy", "rewards/accuracies")
+
+
+# β of the trainer's loss (τ of IPO), as TRL and `PreferenceTrainer` have it. IPO, of whose loss
+# DPO's threshold says nothing, is followed by its own.
+def _criterion(trainer: Any, beta: float | None) -> Criterion:
+    loss = getattr(trainer, "loss", None)
+    scales = [beta, *(getattr(owner, "beta", None) for owner in (trainer.args, loss)), DEFAULT_BETA]
+    scale = float(next(value for value in scales if value is not None))
+    ours = getattr(loss, "terms", None)
+    kinds = getattr(trainer.args, "loss_type", None) or ()  # TRL's, whose IPO is one of means
+    first = ours[0].loss if ours else next(iter([kinds] if isinstance(kinds, str) else kinds), None)
+    if isinstance(first, IPO):
+        return Criterion(scale, "IPO", first.per_token)
+    return Criterion(scale, "IPO", per_token=True) if first == "ipo" else Criterion(scale)
 
 
 class DisplacementWarning(UserWarning):
@@ -67,7 +84,8 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             Hub id, loaded, scored once and freed. None for a `PreferenceTrainer`'s own,
             elsewhere the start.
         beta: β of losses, rewards and thresholds, 1/nats; None for the trainer's own, or
-            0.1 if its loss has none.
+            0.1 if its loss has none. An IPO training is followed by IPO's loss and threshold,
+            at τ.
         subsample: Pairs of each set at most, chosen by the seed.
         ties: Whether pairs whose raters are split evenly are followed ("keep"), where
             `train_pairs` or `eval_pairs` are pairs; rankings never count them. A
@@ -75,6 +93,9 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         every: Optimiser steps between measurements besides evaluations; None for none.
         distance: Whether to measure how far the weights have moved. Keeps the trainable
             weights of the start on disk under `out`.
+        win_rate: Also sample answers to `win_rate_prompts` at each measurement, and let a judge
+            compare them with the start's.
+        win_rate_prompts: Prompts, such as of `load_prompts`.
         displacement_nats: How far the mean log-prob of the chosen responses must have
             fallen, the rejected ones' having fallen too, for the warning. > 0, nats.
         seed: Of the choice of pairs.
@@ -97,6 +118,8 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         ties: Ties = "leave-out",
         every: int | None = None,
         distance: bool = True,
+        win_rate: WinRateSettings | None = None,
+        win_rate_prompts: Sequence[Candidates] = (),
         displacement_nats: float = 1.0,
         seed: int = 0,
         token_budget: int | Literal["auto"] = "auto",
@@ -119,6 +142,15 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         self._displacement_nats, self._token_budget = displacement_nats, token_budget
         self._folder = DynamicsFolder(Path(out))
         self._start = StartWeights(Path(out) / "start_weights")
+        InputError.unless(
+            (win_rate is None) == (not win_rate_prompts),
+            saw=f"{len(win_rate_prompts)} win_rate_prompts with win_rate={win_rate}",
+            expected="both, or neither",
+            cure="give prompts to answer, or leave win_rate out",
+        )
+        self._win_rate = (
+            None if win_rate is None else StartWinRate(win_rate, win_rate_prompts, Path(out))
+        )
         self._trainer: Any = None
         self._samples = list[PairSample]()
 
@@ -205,10 +237,7 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             sample_pairs(name, pairs, encoder=encoder, **self._sampling)
             for name, pairs in sets.items()
         ]
-        # β of the trainer's loss (τ of IPO), as TRL and `PreferenceTrainer` have it.
-        owners = (trainer.args, getattr(trainer, "loss", None))
-        betas = [self._beta, *(getattr(owner, "beta", None) for owner in owners), DEFAULT_BETA]
-        self._beta = float(next(beta for beta in betas if beta is not None))
+        self._criterion = _criterion(trainer, self._beta)
         if self._reference is None:
             configured = getattr(trainer.args, "reference", None)
             self._reference = START if configured in (None, NONE) else configured
@@ -226,11 +255,22 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
                     for sample in self._samples
                 },
                 "reference": self._reference,
-                "beta": self._beta,
+                "beta": self._criterion.scale,
+                **self._criterion.settings,
                 "distance_of": kind_of(model) if self._with_distance else None,
             },
             step=step,
         )
+        if self._win_rate is not None:
+            InputError.unless(
+                encoder is not None,
+                saw="a win rate, and neither encoder nor tokenizer",
+                expected="the tokenizer that the policy answers with",
+                cure="give encoder=ResponseEncoder(tokenizer)",
+            )
+            if step == 0:
+                self._win_rate.forget()
+        self._answer_encoder: Any = encoder
         self._reference_scores = self._folder.read_reference() or self._score_reference(step)
         self._warned = False
         for metrics in self._folder.metrics():  # of a run that goes on: its warning holds still
@@ -268,18 +308,21 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
         # An evaluation after the last step, or a resumed run's first, comes to a step twice.
         if not state.is_world_process_zero or step in recorded:
             return
-        began, beta = time.perf_counter(), self._beta or 0.0
+        began, how = time.perf_counter(), {"criterion": self._criterion}
         metrics, measured = dict[str, float](), list[dict[str, Tensor]]()
         with undisturbed(model):
             with self._trainer.accelerator.autocast():
                 scores = [score_pairs(self._scorer, sample.trees) for sample in self._samples]
             if self._with_distance:
                 metrics["dynamics/weight_distance"] = self._start.distance(model)
+            if self._win_rate is not None:
+                with unwrapped_forward(model), self._trainer.accelerator.autocast():
+                    metrics |= self._win_rate.measure(model, self._answer_encoder, step)
         for sample, policy in zip(self._samples, scores, strict=True):
-            pairs = measure_pairs(sample, policy, self._reference_scores[sample.name], beta=beta)
+            pairs = measure_pairs(sample, policy, self._reference_scores[sample.name], **how)
             measured.append(pairs)
             metrics |= {
-                metric_key(sample.name, n): v for n, v in summarise_pairs(pairs, beta=beta).items()
+                metric_key(sample.name, n): v for n, v in summarise_pairs(pairs, **how).items()
             }
         since = max(recorded, default=0)
         norms = [

@@ -10,21 +10,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prefstage.core import InputError, PrefstageError, digest, seed_for
+from prefstage.core import InputError, digest, seed_for
 from prefstage.data import Pair, PairSet, ResponseEncoder, TokenTree
 from prefstage.data.records import Ties
 from prefstage.diagnosing.flips import (
     at_threshold,
-    dpo_losses,
     flip_groups,
-    flip_threshold,
     intra_diversity,
     reference_log_ratio,
     summarise_flip_groups,
-    threshold_violations,
 )
 from prefstage.diagnosing.rankings import mean_log_probs, ranking_accuracy, reward_accuracy
 from prefstage.scoring import Scorer
+from prefstage.training.dynamics.criterion import Criterion
 from prefstage.training.items import (
     LEFT_OUT,
     Encoding,
@@ -182,7 +180,7 @@ def score_pairs(
 
 
 def measure_pairs(
-    sample: PairSample, policy: PairScores, reference: PairScores, *, beta: float
+    sample: PairSample, policy: PairScores, reference: PairScores, *, criterion: Criterion
 ) -> dict[str, Tensor]:
     """Work out where each pair stands at one step of training.
 
@@ -190,33 +188,22 @@ def measure_pairs(
         sample: The pairs.
         policy: Their log-probs under the policy now, as of `score_pairs`.
         reference: Likewise under the reference.
-        beta: β of DPO, > 0. 1/nats.
+        criterion: The loss that they are followed by.
 
     Returns:
         By the names of records' columns, each [pairs]: tokens of the responses, end-of-turn
-        included; log-probs; "reference_log_ratio", c; "loss" (DPO) and "threshold", the loss at
-        or below which the ranking is right, nats; "margin", βΔ; "correct", whether the policy
-        ranks the pair rightly; "group", index into `FLIP_GROUPS`; and "tied", whether raters
-        are split evenly, so that it has no right order.
+        included; log-probs; "reference_log_ratio", c; the criterion's "loss" and "threshold",
+        the loss at or below which the ranking is right, nats (of IPO nats²); "margin", βΔ;
+        "correct", whether the policy ranks the pair rightly; "group", index into `FLIP_GROUPS`;
+        and "tied", whether raters are split evenly, so that it has no right order.
 
     Raises:
         InputError: If a log-prob is not finite.
-        PrefstageError: If a pair stands on the wrong side of its threshold, which Theorem
-            4.1 of arXiv:2405.19534 rules out.
+        PrefstageError: If a pair stands on the wrong side of its threshold; see `Criterion`.
     """
-    c = reference_log_ratio(*reference)
-    loss = dpo_losses(*policy, c, beta=beta)
-    threshold = flip_threshold(c, beta=beta)
-    correct = ranking_accuracy(*policy).bool()
-    broken = int(threshold_violations(loss, threshold, correct).sum())
-    PrefstageError.unless(
-        not broken,
-        saw=f"{broken} of {len(loss)} pairs of {sample.name!r} on the wrong side of their "
-        "flip threshold",
-        expected="none: the theorem is exact",
-        cure="report it; losses, rankings and reference are not of the same pairs",
-    )
     lengths = torch.tensor([[len(ids) for ids in tree.response_ids] for tree in sample.trees])
+    loss, threshold = criterion.measure(policy, reference, lengths)
+    c, correct = reference_log_ratio(*reference), ranking_accuracy(*policy).bool()
     return {
         "chosen_tokens": lengths[:, 0],
         "rejected_tokens": lengths[:, 1],
@@ -227,19 +214,19 @@ def measure_pairs(
         "reference_log_ratio": c,
         "loss": loss,
         "threshold": threshold,
-        "margin": beta * (policy[0] - policy[1] + c),
+        "margin": criterion.scale * (policy[0] - policy[1] + c),
         "correct": correct,
         "group": flip_groups(ranking_accuracy(*reference).bool(), correct),
         "tied": torch.tensor([item.tied for item in sample.items]),
     }
 
 
-def summarise_pairs(measured: Mapping[str, Tensor], *, beta: float) -> dict[str, float]:
+def summarise_pairs(measured: Mapping[str, Tensor], *, criterion: Criterion) -> dict[str, float]:
     """The figures of one set at one step, as trackers take them.
 
     Args:
         measured: As of `measure_pairs`.
-        beta: β of rewards, 1/nats.
+        criterion: The loss that they are followed by; its β scales rewards.
 
     Returns:
         Means over pairs by name: TRL's names where TRL has the metric, ours elsewhere. What
@@ -247,6 +234,7 @@ def summarise_pairs(measured: Mapping[str, Tensor], *, beta: float) -> dict[str,
         the pairs that are no ties of their raters, which have no right order.
     """
     chosen, rejected = measured["chosen_log_prob"], measured["rejected_log_prob"]
+    beta = criterion.scale
     chosen_change = chosen - measured["reference_chosen_log_prob"]
     rejected_change = rejected - measured["reference_rejected_log_prob"]
     lengths = measured["chosen_tokens"], measured["rejected_tokens"]
@@ -274,9 +262,11 @@ def summarise_pairs(measured: Mapping[str, Tensor], *, beta: float) -> dict[str,
                 "rankings/normalised_accuracy": ranking_accuracy(
                     *map(mean_log_probs, (chosen, rejected), lengths)
                 ),
-                "rankings/at_threshold": at_threshold(measured["loss"], measured["threshold"]),
             }.items()
         }
+        if criterion.name == "DPO":  # where the threshold decides, and not only guarantees
+            at = at_threshold(measured["loss"], measured["threshold"])
+            means["rankings/at_threshold"] = at[decided]
         figures = {
             f"flips/{name}/{kind}": value
             for name, group in summarise_flip_groups(

@@ -1,13 +1,9 @@
-"""The folder that dynamics are recorded in, whole steps only, none of them twice; pictures of it.
-
-Pictures: flips over training, loss against threshold, trajectories.
-"""
+"""The folder that dynamics are recorded in, whole steps only, none of them twice."""
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,6 @@ import torch
 
 from prefstage.core import (
     DataError,
-    InputError,
-    MissingDependencyError,
     RunFolderError,
     atomic_path,
     read_json,
@@ -58,14 +52,6 @@ SCHEMA = pa.schema(
 _REFERENCE_SCHEMA = pa.schema(
     [SCHEMA.field(name) for name in ("set", "pair", "chosen_log_prob", "rejected_log_prob")]
 )
-
-FORMATS = ("png", "svg")
-# Okabe and Ito's colours, which differ with any colour vision: what stays right or wrong is
-# blue or red, what changed is light blue or orange.
-GROUP_COLOURS = dict(zip(FLIP_GROUPS, ("#0072B2", "#E69F00", "#56B4E9", "#D55E00"), strict=True))
-RIGHT, WRONG, LINE = "#0072B2", "#D55E00", "#222222"
-_CURVE_POINTS = 400
-_DOTS_PER_INCH = 130
 
 
 @dataclass(frozen=True)
@@ -262,201 +248,19 @@ def _table(sample: PairSample, columns: Mapping[str, Any], schema: pa.Schema) ->
     return pa.table({name: np.asarray(values[name]) for name in schema.names}, schema=schema)
 
 
-# --- Pictures ------------------------------------------------------------------------------------
-
-
-def draw_dynamics(
-    folder: str | Path,
-    *,
-    out: str | Path | None = None,
-    set_name: str | None = None,
-    step: int | None = None,
-    formats: Sequence[str] = FORMATS,
-) -> list[Path]:
-    """Draw what a `DynamicsCallback` recorded.
-
-    - ``flips``: share, mean DPO loss and mean reward margin of the four groups over training.
-    - ``threshold``: each pair's DPO loss against its reference log-ratio c, and the curve
-      -log σ(βc): a pair is ranked rightly if and only if it is not above the curve.
-    - ``trajectories``: ranking and reward accuracy, mean log-probs, intra-diversity,
-      distance of the weights.
+def best_step(metrics: Sequence[Mapping[str, float]], sets: Iterable[str]) -> int | None:
+    """The recorded step at which the loss on held-out pairs was lowest.
 
     Args:
-        folder: `out` of the callback.
-        out: Where the pictures go; None for ``figures`` in `folder`.
-        set_name: Which set; None for the first ("train" where there is one).
-        step: Of the threshold picture; None for the last one recorded.
-        formats: File formats, as matplotlib names them.
+        metrics: As of `read_metrics`.
+        sets: Names of the sets that were followed; all but "train" are held out.
 
     Returns:
-        The files, ``NAME-SET.FORMAT``.
-
-    Raises:
-        InputError: If there is no such set or step.
-        DataError: If nothing is recorded there.
-        MissingDependencyError: If matplotlib is not installed.
+        The first such step, by the mean over the held-out sets; None without one.
 
     Source:
-        Chen et al. 2024, arXiv:2405.19534, Figures 2 and 3; Sun et al. 2025,
-        arXiv:2508.10530, Figure 3 (intra-diversity).
+        Chen et al. 2024, arXiv:2405.19534, App. D.1: the checkpoint that is analysed.
     """
-    with MissingDependencyError.instead_of(
-        ImportError,
-        saw="no package matplotlib",
-        expected="matplotlib, which draws",
-        cure="pip install 'prefstage[plots]'",
-    ):
-        from matplotlib.figure import Figure
-    source = Path(folder)
-    table, metrics = read_dynamics(source), read_metrics(source)
-    about = read_json(source / ABOUT)
-    name = _known("set", set_name, list(about["sets"]), default=0)
-    moment = _known("step", step, [int(entry["step"]) for entry in metrics], default=-1)
-    pairs = table.filter(pc.and_(pc.equal(table["set"], name), pc.equal(table["step"], moment)))
-    files = list[Path]()
-    figures = {
-        "flips": _flips(Figure, metrics, name),
-        "threshold": _threshold(Figure, pairs, float(about["beta"]), f"{name}, step {moment}"),
-        "trajectories": _trajectories(Figure, metrics, name),
-    }
-    for (kind, figure), form in product(figures.items(), formats):
-        files.append(Path(out or source / "figures") / f"{kind}-{name}.{form}")
-        with atomic_path(files[-1]) as temporary:
-            figure.savefig(temporary, dpi=_DOTS_PER_INCH)
-    return files
-
-
-def _known(what: str, wanted: Any, recorded: list[Any], *, default: int) -> Any:
-    if wanted is None:
-        return recorded[default]
-    InputError.unless(
-        wanted in recorded,
-        saw=f"{what} {wanted!r}",
-        expected=f"one of {', '.join(map(str, recorded))}",
-        cure=f"leave {what} out, or name a recorded one",
-    )
-    return wanted
-
-
-# A panel a title, with a line a metric: as `_series` gives it, in its look.
-def _line_panels(
-    figure_type: Any,
-    metrics: list[dict[str, float]],
-    lines: Mapping[str, Mapping[str, dict[str, str]]],
-    *,
-    size: tuple[float, float],
-    shape: tuple[int, int],
-) -> tuple[Any, list[Any]]:
-    figure = figure_type(figsize=size, layout="constrained")
-    panels = list(figure.subplots(*shape, subplot_kw={"xlabel": "optimiser step"}).flat)
-    for panel, (title, looks) in zip(panels, lines.items(), strict=True):
-        for metric, look in looks.items():
-            panel.plot(*_series(metrics, metric), marker="o", ms=3.5, **look)
-        panel.set_title(title, fontsize=10)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.2)
-    return figure, panels
-
-
-def _flips(figure_type: Any, metrics: list[dict[str, float]], name: str) -> Any:
-    figure, panels = _line_panels(
-        figure_type,
-        metrics,
-        {
-            title: {
-                metric_key(name, "flips", group, kind): {
-                    "color": colour,
-                    "label": group.replace("->", " → "),
-                }
-                for group, colour in GROUP_COLOURS.items()
-            }
-            for kind, title in {
-                "share": "share of pairs",
-                "loss": "mean DPO loss (nats)",
-                "margins": "mean reward margin",
-            }.items()
-        },
-        size=(12, 3.6),
-        shape=(1, 3),
-    )
-    panels[0].set_ylim(0, 1)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
-    )
-    figure.suptitle(f"Ranking by reference → by policy ({name})")
-    return figure
-
-
-def _threshold(figure_type: Any, pairs: pa.Table, beta: float, title: str) -> Any:
-    figure = figure_type(figsize=(12, 4.4), layout="constrained")
-    linear, logarithmic = figure.subplots(1, 2, sharex=True)
-    c, loss, correct = (
-        pairs[column].to_numpy() for column in ("reference_log_ratio", "loss", "correct")
-    )
-    reach = np.linspace(min(c.min(), 0.0), max(c.max(), 0.0), _CURVE_POINTS)
-    for panel in (linear, logarithmic):
-        for right, colour, label in (
-            (True, RIGHT, "ranked rightly"),
-            (False, WRONG, "ranked wrongly"),
-        ):
-            chosen = correct == right
-            panel.scatter(
-                c[chosen],
-                loss[chosen],
-                s=14,
-                color=colour,
-                alpha=0.7,
-                lw=0,
-                label=f"{label} ({int(chosen.sum())})",
-            )
-        panel.plot(
-            reach, np.logaddexp(0, -beta * reach), "--", color=LINE, label="threshold −log σ(βc)"
-        )
-        panel.axvline(0, color=LINE, lw=0.6, alpha=0.4)
-        panel.set_xlabel("reference log-ratio c (nats); right of 0 the reference is wrong")
-        panel.spines[["top", "right"]].set_visible(False)
-    linear.set(ylabel="DPO loss (nats)", ylim=(0, None))
-    linear.legend(frameon=False)
-    logarithmic.set_yscale("log")
-    figure.suptitle(f"Loss against the flip threshold ({title})")
-    return figure
-
-
-def _trajectories(figure_type: Any, metrics: list[dict[str, float]], name: str) -> Any:
-    figure, panels = _line_panels(
-        figure_type,
-        metrics,
-        {
-            "accuracies": {
-                metric_key(name, "rankings/accuracy"): {"label": "ranking accuracy R"},
-                metric_key(name, "rankings/normalised_accuracy"): {"label": "length-normalised R̃"},
-                metric_key(name, "rewards/accuracies"): {"label": "reward accuracy"},
-            },
-            "change of mean log π(y|x) since the reference (nats)": {
-                metric_key(name, "displacement/chosen"): {"label": "chosen", "color": RIGHT},
-                metric_key(name, "displacement/rejected"): {"label": "rejected", "color": WRONG},
-            },
-            "intra-diversity: log π(y_w|x) − log π(y_l|x) (nats)": {
-                metric_key(name, "intra_diversity/mean"): {"label": "mean"}
-            },
-            "distance of the weights from the start": {"dynamics/weight_distance": {"color": LINE}},
-        },
-        size=(12, 7),
-        shape=(2, 2),
-    )
-    accuracy, likelihood, diversity, _ = panels
-    accuracy.set_ylim(0, 1)
-    likelihood.axhline(0, color=LINE, lw=0.6)
-    steps, low = _series(metrics, metric_key(name, "intra_diversity/q05"))
-    _, high = _series(metrics, metric_key(name, "intra_diversity/q95"))
-    diversity.fill_between(steps, low, high, alpha=0.2, lw=0, label="5 to 95 % of the pairs")
-    for panel in panels[:3]:
-        panel.legend(frameon=False)
-    figure.suptitle(f"Dynamics ({name})")
-    return figure
-
-
-# Steps and values of a metric; a group without a pair has none at that step.
-def _series(metrics: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
-    points = [(entry["step"], entry[key]) for entry in metrics if key in entry]
-    return [step for step, _ in points], [value for _, value in points]
+    keys = [metric_key(name, "loss") for name in sets if name != "train"]
+    losses = [(sum(m[key] for key in keys), int(m["step"])) for m in metrics if keys]
+    return min(losses)[1] if losses else None
