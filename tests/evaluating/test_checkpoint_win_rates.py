@@ -1,13 +1,23 @@
 """Ranking accuracy beside win rate, over the checkpoints of a run."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from prefstage.core.errors import InputError
-from prefstage.evaluating import WinRate, WinRateConfig, rankings_against_win_rates, win_rate
+from prefstage.evaluating import (
+    EvaluateConfig,
+    WinRate,
+    WinRateConfig,
+    evaluate,
+    rankings_against_win_rates,
+    win_rate,
+)
 from prefstage.evaluating.comparing import step_of
+from prefstage.training import DynamicsCallback, read_metrics
 from tests.evaluating.judges import WordJudge, answers
+from tests.training.dynamics_runs import PlainDPO, arguments, encoder, pairs, trees, weak_policy
 
 
 def rate(wins: int) -> WinRate:
@@ -48,3 +58,33 @@ def test_steps_and_pairs_that_were_not_recorded_are_named(dynamics: Path) -> Non
     assert step_of("run/checkpoints/checkpoint-120") == 120
     with pytest.raises(InputError, match="checkpoint-STEP"):
         step_of("final")
+
+
+def test_rankings_of_a_named_set_and_their_figure_are_among_the_results(tmp_path: Path) -> None:
+    trainer = PlainDPO(weak_policy(), arguments(tmp_path, learning_rate=1e-2), trees(pairs()))
+    DynamicsCallback(
+        tmp_path / "dynamics",
+        train_pairs=pairs(),
+        eval_pairs={"helpful": pairs(10, split="test")},
+        encoder=encoder(),
+        displacement_nats=1e9,
+    ).attach(trainer)
+    trainer.train()
+    steps = [int(entry["step"]) for entry in read_metrics(tmp_path / "dynamics")]
+    models = [
+        answers(f"run/checkpoint-{step}", ["good" if k < step else "bad" for k in range(20)])
+        for step in steps
+    ]
+    done = evaluate(
+        answers=models,
+        baseline=answers("b", ["fine"] * 20),
+        judge=WordJudge(),
+        out=tmp_path / "results",
+        config=EvaluateConfig(dynamics=tmp_path / "dynamics"),
+    )
+    kept = json.loads((tmp_path / "results" / "results.json").read_text())["rankings"]
+    assert kept == json.loads(json.dumps(done.result["rankings"]))
+    assert kept["pairs"] == "eval_helpful"
+    assert [line["step"] for line in kept["checkpoints"]] == steps
+    drawn = tmp_path / "results" / "figures" / "distance-eval_helpful.svg"
+    assert drawn in done.written

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -176,8 +177,10 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
             "comparison": [line.as_dict() for line in table],
         }
         rankings = None if settings.dynamics is None else _rankings(settings.dynamics, results)
+        figures |= {"rankings": rankings and rankings.as_dict(), "counts": dict(judge.counts)}
         written = _write(folder, models, results, figures)
-    figures |= {"rankings": rankings and rankings.as_dict(), "counts": dict(judge.counts)}
+        if rankings is not None and settings.dynamics is not None and find_spec("matplotlib"):
+            written += _draw(settings.dynamics, rankings, folder)
     return Outcome(
         "\n".join(
             [
@@ -195,12 +198,24 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
 def _rankings(dynamics: Path, results: Mapping[str, WinRate]) -> CheckpointTable:
     from prefstage.training import read_metrics
 
-    recorded = chain.from_iterable(read_metrics(dynamics))
+    end = "dynamics/rankings/accuracy"
+    keys = chain.from_iterable(read_metrics(dynamics))
+    # Held-out pairs go before those that were trained on, whatever the name of their set.
+    held_out = (
+        k.removesuffix(f"_{end}") for k in keys if k.startswith("eval_") and k.endswith(end)
+    )
     return rankings_against_win_rates(
         dynamics,
         {step_of(name): result for name, result in results.items()},
-        pairs="eval" if "eval_dynamics/rankings/accuracy" in recorded else "train",
+        pairs=next(held_out, "train"),
     )
+
+
+def _draw(dynamics: Path, rankings: CheckpointTable, folder: Path) -> list[Path]:
+    from prefstage.training import draw_dynamics
+
+    rates = {line.step: line.win_rate / 100 for line in rankings.checkpoints}
+    return draw_dynamics(dynamics, out=folder / "figures", set_name=rankings.pairs, win_rates=rates)
 
 
 # What answers depend on, JSON-serialisable.

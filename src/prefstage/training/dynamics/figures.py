@@ -31,6 +31,7 @@ def draw_dynamics(
     out: str | Path | None = None,
     set_name: str | None = None,
     step: int | None = None,
+    win_rates: Mapping[int, float] | None = None,
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
     """Draw what a `DynamicsCallback` recorded.
@@ -51,6 +52,7 @@ def draw_dynamics(
         out: Where the pictures go; None for ``figures`` in `folder`.
         set_name: Which set; None for the first ("train" where there is one).
         step: Of the threshold picture; None for that of the lowest held-out loss, or the last.
+        win_rates: Of checkpoints, by step, in [0, 1], where the training measured none itself.
         formats: File formats, as matplotlib names them.
 
     Returns:
@@ -75,6 +77,9 @@ def draw_dynamics(
     source = Path(folder)
     table, metrics = read_dynamics(source), read_metrics(source)
     about = read_json(source / ABOUT)
+    for entry in metrics:
+        if win_rates and int(entry["step"]) in win_rates:
+            entry[_WIN_RATE] = win_rates[int(entry["step"])]
     name = _known("set", set_name, list(about["sets"]), default=0)
     best = best_step(metrics, about["sets"])
     steps = [int(entry["step"]) for entry in metrics]
