@@ -172,15 +172,14 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         if settings.joint_difficulty:
             results = control_jointly(results, config)
         table = compare_win_rates(results, confidence=config.confidence) if len(results) > 1 else []
+        rankings = None if settings.dynamics is None else _rankings(settings.dynamics, results)
         figures: dict[str, Any] = {
             "results": {name: result.as_dict() for name, result in results.items()},
             "comparison": [line.as_dict() for line in table],
+            "rankings": rankings and rankings.as_dict(),
+            "counts": dict(judge.counts),
         }
-        rankings = None if settings.dynamics is None else _rankings(settings.dynamics, results)
-        figures |= {"rankings": rankings and rankings.as_dict(), "counts": dict(judge.counts)}
-        written = _write(folder, models, results, figures)
-        if rankings is not None and settings.dynamics is not None and find_spec("matplotlib"):
-            written += _draw(settings.dynamics, rankings, folder)
+        written = _write(folder, models, results, figures) + _draw(settings, rankings, folder)
     return Outcome(
         "\n".join(
             [
@@ -211,11 +210,17 @@ def _rankings(dynamics: Path, results: Mapping[str, WinRate]) -> CheckpointTable
     )
 
 
-def _draw(dynamics: Path, rankings: CheckpointTable, folder: Path) -> list[Path]:
+def _draw(settings: EvaluateSettings, rankings: CheckpointTable | None, folder: Path) -> list[Path]:
     from prefstage.training import draw_dynamics
 
-    rates = {line.step: line.win_rate / 100 for line in rankings.checkpoints}
-    return draw_dynamics(dynamics, out=folder / "figures", set_name=rankings.pairs, win_rates=rates)
+    if rankings is None or settings.dynamics is None or find_spec("matplotlib") is None:
+        return []
+    return draw_dynamics(
+        settings.dynamics,
+        out=folder / "figures",
+        set_name=rankings.pairs,
+        win_rates={line.step: line.win_rate / 100 for line in rankings.checkpoints},
+    )
 
 
 # What answers depend on, JSON-serialisable.

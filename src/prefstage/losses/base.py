@@ -282,11 +282,11 @@ class Loss(Config):
             lengths: Tokens of each response. [items].
 
         Returns:
-            β, or τ; divided by the lengths where the loss is one of means over tokens; None of
-            a loss without such a constant. [items], or one for all.
+            β, or τ; divided by the lengths where the loss is one of means over tokens (it is
+            `per_token`); None of a loss without such a constant. [items], or one for all.
         """
         scale: float | None = getattr(self, "beta", getattr(self, "tau", None))
-        return scale
+        return scale / lengths if scale and getattr(self, "per_token", False) else scale
 
     def __call__(self, batch: LossBatch, state: LossState | None = None) -> LossValues:
         """Compute the loss of each item.

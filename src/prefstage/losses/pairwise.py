@@ -8,7 +8,7 @@ written out is -inf from z = 17 on in float32, and its gradient 0 / 0.
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -146,14 +146,11 @@ class NormDPO(
 ):
     """DPO on means over tokens."""
 
+    per_token: ClassVar[bool] = True
     beta: Beta = 0.1
 
     def _items(self, batch: Any) -> Items:
         return self.of_ratios(*self.scores(batch, per_token=True))
-
-    @override
-    def reward_scale(self, lengths: Items) -> Items:
-        return self.beta / lengths
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
@@ -194,10 +191,6 @@ class IPO(
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
         return (chosen - rejected - 1 / (2 * self.tau)).square()
-
-    @override
-    def reward_scale(self, lengths: Items) -> Items | float:
-        return self.tau / lengths if self.per_token else self.tau
 
 
 class RobustDPO(
@@ -443,16 +436,13 @@ class SimPO(
 ):
     """Mean log-probs with a target margin, no reference."""
 
+    per_token: ClassVar[bool] = True
     beta: Beta = 2.0
     margin: float = Field(default=1.0, ge=0, description="γ: target margin.")
 
     def _items(self, batch: Any) -> Items:
         gap = batch.chosen.mean_log_probs - batch.rejected.mean_log_probs
         return -logsigmoid(self.beta * gap - self.margin)
-
-    @override
-    def reward_scale(self, lengths: Items) -> Items:
-        return self.beta / lengths
 
 
 class ORPO(

@@ -233,10 +233,8 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             expected="pairs to follow",
             cure="give DynamicsCallback train_pairs=, eval_pairs= or both",
         )
-        self._samples = [
-            sample_pairs(name, pairs, encoder=encoder, **self._sampling)
-            for name, pairs in sets.items()
-        ]
+        sampled = {"encoder": encoder, **self._sampling}
+        self._samples = [sample_pairs(name, pairs, **sampled) for name, pairs in sets.items()]
         self._criterion = _criterion(trainer, self._beta)
         if self._reference is None:
             configured = getattr(trainer.args, "reference", None)
@@ -261,16 +259,9 @@ class DynamicsCallback(TrainerCallback):  # type: ignore[misc] # transformers is
             },
             step=step,
         )
-        if self._win_rate is not None:
-            InputError.unless(
-                encoder is not None,
-                saw="a win rate, and neither encoder nor tokenizer",
-                expected="the tokenizer that the policy answers with",
-                cure="give encoder=ResponseEncoder(tokenizer)",
-            )
-            if step == 0:
-                self._win_rate.forget()
         self._answer_encoder: Any = encoder
+        if self._win_rate is not None:
+            self._win_rate.begin(encoder, step)
         self._reference_scores = self._folder.read_reference() or self._score_reference(step)
         self._warned = False
         for metrics in self._folder.metrics():  # of a run that goes on: its warning holds still

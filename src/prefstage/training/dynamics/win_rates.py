@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from prefstage.core import LEDGER, Config, Ledger
+from prefstage.core import LEDGER, Config, InputError, Ledger
 from prefstage.data import Candidates, ResponseEncoder
 from prefstage.judging import Comparison, as_judge, stored
 from prefstage.judging.judged import compare_all
@@ -48,9 +48,23 @@ class StartWinRate:
         rows = [prompts[index] for index in range(min(len(prompts), settings.max_prompts))]
         self._requests = requests_for(rows, responses=1)
 
-    def forget(self) -> None:
-        """Drop the answers of another training, before one begins in the same folder."""
-        for file in self._path.parent.glob(f"{self._path.name}*"):
+    def begin(self, encoder: ResponseEncoder | None, step: int) -> None:
+        """Check that the policy can answer; before the first step drop another training's answers.
+
+        Args:
+            encoder: Tokenizer and template of the policy.
+            step: Optimiser steps done.
+
+        Raises:
+            InputError: If there is no encoder.
+        """
+        InputError.unless(
+            encoder is not None,
+            saw="a win rate, and neither encoder nor tokenizer",
+            expected="the tokenizer that the policy answers with",
+            cure="give encoder=ResponseEncoder(tokenizer)",
+        )
+        for file in self._path.parent.glob(f"{self._path.name}*") if step == 0 else ():
             file.unlink()
 
     def measure(self, model: Any, encoder: ResponseEncoder, step: int) -> dict[str, float]:
