@@ -94,7 +94,7 @@ class Advice:
         """
         reach = DEPTHS.index(self.depth)
         recipe = self.space.recipe
-        measures = recipe.off_policy is not None and recipe.measure is not False
+        measures = recipe.measure is not False
         ConfigError.unless(
             self.depth in depths_of(recipe),
             saw="train.online with depth forecast",

@@ -15,7 +15,15 @@ from pydantic import Field, model_validator
 
 from prefstage.aligning.loop import EVEN, PlannedStep
 from prefstage.aligning.recipe import Recipe, load_recipe
-from prefstage.aligning.runs import ALIGNED, CONFIG, Tell, align, plan_alignment, reversal_lines
+from prefstage.aligning.runs import (
+    ALIGNED,
+    CONFIG,
+    Tell,
+    align,
+    in_sample_lines,
+    plan_alignment,
+    reversal_lines,
+)
 from prefstage.aligning.steps import PAIRS, STEPS, Begun, read_answers
 from prefstage.aligning.tables import (
     BUILT_IN,
@@ -337,6 +345,7 @@ def read_cell(cell: Cell, folder: Path, metrics: Mapping[str, Metric]) -> dict[s
         "put_aside": result["put_aside"],
         "stopped": result["stopped"],
         "reversals": reversal_lines(result),
+        "in_sample": in_sample_lines(result),
         "policies": [
             {
                 "path": [row["data"] for row in done[:number]],
@@ -407,6 +416,7 @@ def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> E
         f"cells: {len(records) - len(failed)} done, {len(failed)} failed",
         *([f"put aside as bad: {bad}; see {out / CELLS}/CELL/quarantine"] if bad else []),
         *reversals,
+        *_counted((text for row in rows for text in row["in_sample"]), len(rows)),
         *(f"failed {cell}: {error}" for cell, error in errors.items()),
     ]
     return Experiment(

@@ -44,8 +44,8 @@ _HOUR_S = 3600.0
 _ROWS_LOOKED_AT, _MATRIX = 64, 512
 _EMPTY_ROW: dict[str, Any] = dict.fromkeys(
     (
-        *("data", "reason", "stage", "advice", "pairs", "left_out", "reversal", "build_figures"),
-        *("training", "evaluation", "stopped"),
+        *("data", "reason", "stage", "in_sample", "advice", "pairs", "left_out", "reversal"),
+        *("build_figures", "training", "evaluation", "stopped"),
     )
 )
 Will = Literal["run", "reuse", "go on", "remake"]
@@ -63,6 +63,8 @@ class Walk:
 
     def __init__(self, space: Workspace, steps: Steps) -> None:
         self.space, self.recipe, self.steps = space, space.recipe, steps
+        # What the policy was trained on so far in this run.
+        self._learnt = list[Sft | Build]()
         # Of the iteration under way, as in align.json.
         self.row: dict[str, Any] = {"iteration": 0, "steps": {}}
 
@@ -76,7 +78,9 @@ class Walk:
         put_aside = self.space.put_aside()
         start = self.space.policy("start", self.recipe.policy)
         if self.recipe.sft is not None:
-            start = self.do(Sft(self.space, start)).policy("start")
+            first = self.do(Sft(self.space, start))
+            self._learnt.append(first)
+            start = first.policy("start")
         baseline = self._answers(start)
         policy, rows, stopped = start, list[dict[str, Any]](), "all iterations done"
         before = EVEN
@@ -130,7 +134,8 @@ class Walk:
         row, stage, measured = self.row, None, None
         if self.recipe.measure is not False:
             measured = self.do(Measure(self.space, policy))
-            stage = measured.stage() if measured.state[0] == "done" else None
+            if measured.state[0] == "done":
+                stage, row["in_sample"] = measured.stage(), self._in_sample(measured)
         unknown = rule.kind == "auto" and stage is None
         if rule.kind == "advise":
             row["advice"] = Advice(self, policy).run()
@@ -153,6 +158,7 @@ class Walk:
             return policy
         reference = start if self.recipe.reference == "fixed" else policy
         trained = self.do(Train(self.space, policy, built, reference=reference))
+        self._learnt.append(built)
         policy = trained.policy(f"iteration {row['iteration']}")
         ours = self._answers(policy)
         if ours is not None and baseline is not None:
@@ -188,6 +194,15 @@ class Walk:
             both = {"pairs": off_policy, "on_policy": sampled}
             return self.do(Build(space, PER_PROMPT, both, measured=measured))
         return self.do(Build(space, recipe.build.on, {"candidates": sampled}))
+
+    # How many of the measured prompts the policy was trained on before: the score is of new prompts
+    # only where none was. None before any training of the run.
+    def _in_sample(self, measured: Measure) -> dict[str, int] | None:
+        if not self._learnt:
+            return None
+        prompts = measured.prompt_ids()
+        learnt = {i for step in self._learnt for i in step.prompt_ids() if i in prompts}
+        return {"prompts": len(learnt), "of": len(prompts)}
 
     def _answers(self, policy: Policy) -> Sample | None:
         evaluates = self.recipe.evaluate is not None

@@ -125,6 +125,16 @@ class BuildSettings(Config):
     filters: Filters = Field(default=Filters(), description="What to leave out.")
 
 
+class StageSettings(MeasureConfig):
+    """How each iteration's stage is measured, and on what."""
+
+    off_policy: str | None = Field(
+        default=None,
+        description="Held-out pairs or candidates to measure on; None: the recipe's off_policy, "
+        "where a policy trained on them is measured in-sample.",
+    )
+
+
 class EvaluateSettings(Config):
     """How each policy is compared with the start, on prompts that are not trained on."""
 
@@ -226,8 +236,8 @@ class Recipe(ChatSettings):
         default=None, description="A training before the loop, with its data."
     )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="Own answers.")
-    measure: MeasureConfig | Literal[False] = Field(
-        default=MeasureConfig(), description="How the stage is measured; false: not at all."
+    measure: StageSettings | Literal[False] = Field(
+        default=StageSettings(), description="How the stage is measured; false: not at all."
     )
     advise: AdviseSettings = Field(
         default=AdviseSettings(), description="What `prefstage advise` and schedule: advise do."
@@ -277,11 +287,18 @@ class Recipe(ChatSettings):
         # Whether off-policy data may be trained on, and whether data depend on a measured stage.
         kinds = {rule.kind for rule in rules}
         takes_off_policy = bool(kinds - {"on", "other", "data", "advise"})
+        held_out = self.measure and self.measure.off_policy
         refuse(
             (
-                self.off_policy is None and (takes_off_policy or self.measure is not False),
+                self.off_policy is None
+                and (takes_off_policy or (self.measure is not False and not held_out)),
                 "off_policy is missing; expected the data that the schedule trains on or is "
                 "measured against; set it, or set measure: false with schedule on or other",
+            ),
+            (
+                bool(held_out) and "per-prompt" in kinds,
+                "measure.off_policy is set with schedule per-prompt; expected the stage of the "
+                "prompts that are trained on, which choose by it; remove measure.off_policy",
             ),
             (
                 self.off_policy is None and self.prompts is None,

@@ -370,6 +370,7 @@ def _summary(result: Mapping[str, Any], records: list[StepRecord], out: Path) ->
             table(result),
             "",
             *reversal_lines(result),
+            *in_sample_lines(result),
             f"ended: {result['stopped']}",
             f"steps: {did}",
             f"bought: {bought(result['costs'])}",
@@ -460,4 +461,22 @@ def reversal_lines(result: Mapping[str, Any]) -> list[str]:
         f"iteration {row['iteration']}: {describe_reversal(row['reversal'])}"
         for row in result["iterations"]
         if row.get("reversal") is not None  # unknown to runs of older versions
+    ]
+
+
+def in_sample_lines(result: Mapping[str, Any]) -> list[str]:
+    """Which boundary scores are of prompts that the policy was trained on before.
+
+    Args:
+        result: As in align.json.
+
+    Returns:
+        A line for each iteration whose score is in-sample, in whole or in part.
+    """
+    return [
+        f"iteration {row['iteration']}: the boundary score is in-sample, as the policy was trained "
+        f"on {seen['prompts']} of the {seen['of']} measured prompts before; measure.off_policy "
+        "takes held-out pairs"
+        for row in result["iterations"]
+        if (seen := row.get("in_sample")) and seen["prompts"]
     ]

@@ -23,7 +23,7 @@ from prefstage.reporting.blocks import (
     series_of,
     table_of,
 )
-from prefstage.reporting.runs import Part, Run, labelled, pairs_of_annotations, read_if_there
+from prefstage.reporting.runs import Part, Run, label, labelled, pairs_of_annotations, read_if_there
 
 _LOOKS = 60
 
@@ -61,18 +61,27 @@ def looks_of(
 
 def decision_section(runs: Sequence[Run]) -> Section:
     """The measured stages of all runs."""
+    # Which scores are in-sample, known of the loop's alone.
+    learnt = {
+        (run.name, row["iteration"]): "{prompts:,} of {of:,}".format(**row["in_sample"])
+        for run in runs
+        for row in run.iterations
+        if row.get("in_sample")
+    }
+    measured = [(run, part) for run in runs for part in run.of("measure")]
     return Section(
         "decision",
         "Decision",
         "The boundary score is the share of comparisons that the policy's own answers win against "
         "the off-policy ones. While its interval is below one half, the off-policy pairs teach "
-        "more (injection stage); above, pairs of the policy's own answers do (fine-tuning stage).",
+        "more (injection stage); above, pairs of the policy's own answers do (fine-tuning stage). "
+        "Of prompts that the policy was trained on before, the score is in-sample.",
         (*_narrowing(runs), *_scores(runs)),
         table_of(
             "Measured stages",
             [
                 {
-                    "measured": name,
+                    "measured": label(run, part, runs),
                     "stage": stage["stage"],
                     "boundary score": f"{stage['boundary_score']:.3f}",
                     "interval": f"{between(stage['interval'], 3)} "
@@ -83,8 +92,10 @@ def decision_section(runs: Sequence[Run]) -> Section:
                     ),
                     "stopped": stage["stopped"],
                     "Algorithm 1": stage["algorithm_1"],
+                    "prompts trained on before": learnt.get((run.name, part.iteration)),
                 }
-                for name, stage in ((name, part.result) for name, part in labelled(runs, "measure"))
+                for run, part in measured
+                for stage in (part.result,)
             ],
         ),
     )

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from prefstage.aligning.advice import advice_rows, how_often_right
-from prefstage.aligning.runs import reversal_lines
+from prefstage.aligning.runs import in_sample_lines, reversal_lines
 from prefstage.aligning.tables import TableSettings, build_table
 from prefstage.building.account import describe_reversal
 from prefstage.diagnosing.tables import tables_of
@@ -201,7 +201,8 @@ def _iterations(runs: Sequence[Run]) -> Section:
             *(
                 f"{run.name}, {line}"
                 for run in runs
-                for line in reversal_lines({"iterations": run.iterations})
+                for lines in (reversal_lines, in_sample_lines)
+                for line in lines({"iterations": run.iterations})
             ),
         ),
     )

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from typing_extensions import override
 
 from prefstage.aligning.recipe import (
     CHOOSE,
     PER_PROMPT,
     RELABEL,
+    StageSettings,
 )
 from prefstage.aligning.steps.base import Estimate, Sizes, Step
 from prefstage.aligning.steps.workspace import Policy, Workspace, naming_the_recipe
@@ -31,7 +33,6 @@ from prefstage.data import Candidates, CandidateSet, Prompt
 from prefstage.evaluating import WinRateConfig, win_rate, write_annotations
 from prefstage.evaluating.answers import gather_answers
 from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure_stage
-from prefstage.measuring.settings import MeasureConfig
 from prefstage.measuring.stage import Stage, on_policy_candidates, write_prompts
 from prefstage.sampling.base import requests_for, shortfalls, to_candidates
 
@@ -126,6 +127,11 @@ def read_answers(folder: Path) -> list[tuple[Prompt, str]]:
     return [(tuple(row["prompt"]), row["text"]) for row in read_json_lines(folder / ANSWERS)]
 
 
+def prompt_ids_of(file: Path) -> set[str]:
+    """The prompts of a Parquet file of a step, each once."""
+    return {*pq.read_table(file, columns=["prompt_id"])["prompt_id"].to_pylist()}
+
+
 class Measure(Step):
     """The stage of a policy, measured against the off-policy data.
 
@@ -142,23 +148,28 @@ class Measure(Step):
         recipe = space.recipe
         self.policy = policy
         self.sampling = recipe.seeded(recipe.sampling)
-        self.config = recipe.seeded(recipe.measure or MeasureConfig())
+        self.config = recipe.seeded(recipe.measure or StageSettings())
         super().__init__(
             space,
             {
-                "measure": self.config.model_dump(mode="json"),
+                # Data are known by their content, wherever they lie.
+                "measure": self.config.model_dump(mode="json", exclude={"off_policy"}),
                 **space.sampling_settings(self.sampling, policy),
             },
             reads={"policy": policy.key},
             inputs={
-                "off_policy": space.data_fingerprint(str(recipe.off_policy)),
+                "off_policy": (
+                    space.fingerprint(self.config.off_policy)
+                    if self.config.off_policy
+                    else space.data_fingerprint(str(recipe.off_policy))
+                ),
                 "judge": space.judge.fingerprint,
             },
         )
 
     @override
     def run(self, folder: Path) -> None:
-        off_policy, judge = self.space.off_policy, self.space.judge
+        off_policy, judge = self.space.measured, self.space.judge
         with self.space.sampler(self.policy, self.sampling) as sampler:
             stage = measure_stage(off_policy, judge=judge, sampler=sampler, config=self.config)
         write_prompts(stage.prompts, folder / PROMPTS)
@@ -171,7 +182,7 @@ class Measure(Step):
     # Of all prompts that the measurement may use.
     @override
     def estimate(self, sizes: Sizes) -> Estimate:
-        prompts = min(len(self.space.off_policy), self.config.max_prompts or sys.maxsize)
+        prompts = min(len(self.space.measured), self.config.max_prompts or sys.maxsize)
         on, off = self.config.on_responses, min(sizes.responses, self.config.off_responses)
         return replace(
             sizes.sampling(prompts, on, longest=self.sampling.max_new_tokens),
@@ -181,6 +192,10 @@ class Measure(Step):
     def stage(self) -> Stage:
         """The stage; the step is done."""
         return Stage.load(self.path / STAGE)
+
+    def prompt_ids(self) -> set[str]:
+        """The prompts used; the step is done."""
+        return prompt_ids_of(self.path / PROMPTS)
 
     @override
     def report(self) -> dict[str, Any]:
@@ -324,6 +339,10 @@ class Build(Step):
             cure="leave build.off out, or name another method",
         )
         return step
+
+    def prompt_ids(self) -> set[str]:
+        """The prompts of its pairs; the step is done."""
+        return prompt_ids_of(self.path / PAIRS)
 
     @property
     def relabels(self) -> bool:

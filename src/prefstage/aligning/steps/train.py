@@ -20,7 +20,9 @@ from prefstage.core import (
     read_json,
     write_config,
 )
+from prefstage.losses import parse_loss
 from prefstage.serving import run_program
+from prefstage.training.datasets import load_data
 from prefstage.training.export import describe_exported
 from prefstage.training.recipe import Recipe as TrainRecipe
 from prefstage.training.recipe_run import (
@@ -114,6 +116,13 @@ class Sft(_Training):
             reads={"policy": policy.key},
             inputs={"data": space.fingerprint(recipe.data.path)},
         )
+
+    def prompt_ids(self) -> set[str]:
+        """The prompts of its data."""
+        data = self.recipe.data
+        how = data.model_dump(exclude={"path"})
+        loaded = load_data(data.path, parse_loss(self.recipe.loss), **how)
+        return {*loaded.dataset["prompt_id"]}
 
     # Of memory alone: the data are not read for a plan.
     @override

@@ -109,6 +109,7 @@ class Workspace:
             "off_policy": recipe.off_policy,
             "prompts": recipe.prompts,
             "held_out": recipe.evaluate and recipe.evaluate.prompts,
+            "measured": recipe.measure and recipe.measure.off_policy,
         }
         self.ledger: Ledger  # answers and judgments, in the block of `opened` alone
         self.fingerprint = cache(fingerprint_of)
@@ -193,6 +194,13 @@ class Workspace:
         """What policies answer to be evaluated."""
         return self._read("held_out", load_prompts)
 
+    @property
+    def measured(self) -> CandidateSet:
+        """What policies are measured against: held-out data, or else off_policy."""
+        return self._read(
+            "measured" if self._sources["measured"] else "off_policy", load_candidates
+        )
+
     def _read(self, name: str, load: Callable[..., RowsT]) -> RowsT:
         if (name, load) not in self._loaded:
             with naming_the_recipe():
@@ -202,7 +210,7 @@ class Workspace:
                 _log.warning("%s: columns not used: %s", name, ", ".join(unused))
             self._loaded[name, load] = rows
         whole: RowsT = self._loaded[name, load]
-        if self.rows is None or name == "held_out":
+        if self.rows is None or name in ("held_out", "measured"):
             return whole
         # In an order by numbers that are drawn from each id alone.
         start, ids = f"{self.recipe.seed}\0part\0", {*whole.dataset["prompt_id"]}
@@ -214,7 +222,7 @@ class Workspace:
         """How a loader treats bad rows.
 
         Args:
-            name: Of the data: "off_policy", "prompts" or "held_out".
+            name: Of the data: "off_policy", "prompts", "held_out" or "measured".
 
         Returns:
             Nothing, where bad rows are errors; otherwise the file they go to.
