@@ -31,7 +31,20 @@ from tests.killed_command import PREFSTAGE
 
 ENDS_WITHIN_S = 20.0  # of an interrupt, on a machine that does other things too
 INTERRUPTED = 130
-_VOLATILE = {"seconds", "created", "date", "costs", "counts", "judge_counts", "tokens_per_s"}
+# What is another in every run: times, what was reused, free memory, and the sizes and hashes of
+# files that hold such.
+VOLATILE = {
+    *("seconds", "created", "date", "written", "train_runtime", "eval_runtime", "files", "key"),
+    *(
+        "tokens_per_s",
+        "tokens_per_second",
+        "items_per_second",
+        "train_samples_per_second",
+        "train_steps_per_second",
+    ),
+    *("eval_samples_per_second", "eval_steps_per_second", "memory_available_bytes"),
+    *("costs", "counts", "judge_counts"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +70,8 @@ class Command:
         for pattern in self.results:
             for path in sorted(out.glob(pattern)) if pattern else [out]:
                 raw = path.read_bytes().replace(str(out).encode(), b"OUT")
-                steady = _steady(json.loads(raw)) if path.suffix == ".json" else raw
-                found[path.relative_to(out).as_posix()] = steady
+                value = steady(json.loads(raw)) if path.suffix == ".json" else raw
+                found[path.relative_to(out).as_posix()] = value
         assert found, f"{self.words} left nothing"
         return found
 
@@ -122,21 +135,22 @@ def prepare(folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(rows))
 
 
-def _steady(value: Any) -> Any:
+def steady(value: Any) -> Any:
+    """JSON without what is another in every run."""
     if isinstance(value, Mapping):
-        return {k: _steady(v) for k, v in value.items() if k not in _VOLATILE}
-    return [_steady(inner) for inner in value] if isinstance(value, list) else value
+        return {k: steady(v) for k, v in value.items() if k not in VOLATILE}
+    return [steady(inner) for inner in value] if isinstance(value, list) else value
 
 
 # Where two results begin to differ.
-def _difference(a: Any, b: Any, where: str = "") -> str:
+def difference(a: Any, b: Any, where: str = "") -> str:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in sorted({*a, *b}):
             if a.get(key) != b.get(key):
-                return _difference(a.get(key), b.get(key), f"{where}/{key}")
+                return difference(a.get(key), b.get(key), f"{where}/{key}")
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         number = next(n for n, both in enumerate(zip(a, b, strict=True)) if both[0] != both[1])
-        return _difference(a[number], b[number], f"{where}/{number}")
+        return difference(a[number], b[number], f"{where}/{number}")
     return f"{where}: {str(a)[:80]!r}, undisturbed {str(b)[:80]!r}"
 
 
@@ -207,7 +221,7 @@ class Stops:
         found = self._finish(name, out)
         tally.counts["same result"] += found == expected
         if found != expected:
-            where = _difference(found, expected)
+            where = difference(found, expected)
             tally.faults.append(f"{name} at {moment:.2f} s: another result at {where}")
         for path in self._folder.glob(f"{out.name}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

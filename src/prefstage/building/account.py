@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from datasets import Dataset
 
-from prefstage.core import InputError, markdown_table, markdown_text, shown
+from prefstage.core import InputError, markdown_table, markdown_text, redacted_values, shown
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.storage import DiskNumbers, count_different, text_number
 from prefstage.diagnosing.numbers import Distribution, describe_sorted
@@ -440,7 +440,7 @@ def dataset_card(
         by = "with the scores of the data"
     names = {key: markdown_text(value or "") for key, value in result.items()}
     by = f"judged by {names['judge']}" if result["judge"] else by
-    written = yaml.safe_dump(dict(recipe), sort_keys=False)
+    written = yaml.safe_dump(redacted_values(recipe), sort_keys=False)
     fence = "`" * (3 + written.count("`"))
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",

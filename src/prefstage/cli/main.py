@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from types import TracebackType
@@ -36,7 +36,7 @@ from prefstage.cli.commands import (
 )
 from prefstage.cli.manners import check_surroundings, refuse
 from prefstage.cli.options import HELP_OPTIONS, make_command
-from prefstage.core import InputError, printable
+from prefstage.core import InputError, printable, redacted, remember_secrets
 
 _UNENCODABLE = re.compile("[\ud800-\udfff]")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -96,6 +96,7 @@ class Commands(TyperGroup):
             typer.TyperException: On a usage error, if not `standalone_mode`.
         """
         words = sys.argv[1:] if args is None else args
+        remember_secrets(" ".join(words))
         settings = (args, prog_name, complete_var, False, windows_expand_args)
         if not standalone_mode:
             return super().main(*settings, **extra)
@@ -204,6 +205,25 @@ class _PlainFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
+class _Redacting:
+    """Standard error in which no key stands, whoever writes to it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, `redacted`."""
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write texts, `redacted`."""
+        self.write("".join(lines))
+
+
 def show_fault(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
@@ -228,6 +248,7 @@ def main() -> None:
             os.open(os.devnull, os.O_RDWR)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the whole process
+    sys.stderr = _Redacting(sys.stderr)
     # Warnings reach standard error through this handler alone, unless a program sets others.
     handler = logging.lastResort
     assert handler is not None

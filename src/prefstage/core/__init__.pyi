@@ -67,6 +67,7 @@ from .runs import (
     installed_versions as installed_versions,
     list_files as list_files,
     locked as locked,
+    locked_file as locked_file,
     markdown_table as markdown_table,
     markdown_text as markdown_text,
     put_in_place as put_in_place,
@@ -80,9 +81,11 @@ from .runs import (
 from .secrets import (
     check_code_may_run as check_code_may_run,
     code_rules as code_rules,
+    known_secrets as known_secrets,
     redacted as redacted,
     redacted_values as redacted_values,
     remember_secret as remember_secret,
+    remember_secrets as remember_secrets,
     secret_from as secret_from,
     trust_remote_code as trust_remote_code,
 )

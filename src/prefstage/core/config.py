@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from prefstage.core.errors import ConfigError
 from prefstage.core.files import write_text
 from prefstage.core.foreign import parse_yaml, read_yaml
-from prefstage.core.secrets import redacted_values
+from prefstage.core.secrets import redacted_values, remember_secrets
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -93,6 +93,7 @@ def check_config(schema: type[ConfigT], values: Mapping[str, Any], *, origin: st
     Raises:
         ConfigError: One line that names every unknown key, missing or wrong value.
     """
+    remember_secrets(values)
     try:
         return schema.model_validate(dict(values))
     except ValidationError as error:
@@ -165,16 +166,14 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def write_config(config: Config, path: Path, *, secrets: bool = False) -> None:
+def write_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML, so that a run can be repeated from it.
 
     Args:
         config: The configuration, defaults included.
-        path: The YAML file, made or replaced as a whole.
-        secrets: Whether tokens and passwords stand in it, for another process that runs by it.
+        path: The YAML file, made or replaced as a whole; no tokens and passwords stand in it.
     """
-    values = config.model_dump(mode="json")
-    values = values if secrets else redacted_values(values)
+    values = redacted_values(config.model_dump(mode="json"))
     write_text(path, yaml.safe_dump(values, sort_keys=False))
 
 

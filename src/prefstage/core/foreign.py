@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from prefstage.core.errors import DataError, ModelError, PrefstageError
-from prefstage.core.secrets import redacted
+from prefstage.core.secrets import redacted, remember_secrets
 
 NESTING = 100  # levels; Python's own walkers take three frames a level, of the thousand there are
 _DIGITS = 255  # more do not fit into a float, whatever the base
@@ -233,7 +233,9 @@ def read_yaml(path: Path) -> Any:
         OSError: If the file cannot be opened.
         ValueError: As `parse_yaml`; a DataError if it is too large, a pipe or a device.
     """
-    return parse_yaml(read_bytes(path, limit=_YAML_BYTES).decode("utf-8-sig"))
+    text = read_bytes(path, limit=_YAML_BYTES).decode("utf-8-sig")
+    remember_secrets(text)  # before it is parsed: errors quote what they stumble over
+    return parse_yaml(text)
 
 
 # What moves a terminal's cursor, colours it, rings, or turns the order of letters; halves of

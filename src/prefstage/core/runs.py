@@ -126,12 +126,39 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
 
 
 @contextmanager
-def lock_file(path: Path) -> Iterator[str | None]:
+def locked_file(path: Path | None) -> Iterator[None]:
+    """Keep a result that is one file to this process while the block runs.
+
+    Args:
+        path: The file, which need not exist; its folder is made. None: there is nothing to keep.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RunFolderError: If another process is making it.
+    """
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file(path.with_name(f".{path.name}.lock"), keep=False) as holder:
+        RunFolderError.unless(
+            holder is None,
+            saw=f"{path} is being made by another process{holder}",
+            expected="one process a file",
+            cure="wait for the other run to end, or name another file with --out",
+        )
+        yield
+
+
+@contextmanager
+def lock_file(path: Path, *, keep: bool = True) -> Iterator[str | None]:
     """Hold a lock that ends with the block or with this process, however that ends.
 
     Args:
-        path: The lock's file, made if missing. It stays: deleting it would let a third process
-            lock a new file of the same name while a second one still holds the old.
+        path: The lock's file, made if missing.
+        keep: Whether the file stays, as in a run folder; else it goes with the lock.
 
     Yields:
         None if the lock is held now; otherwise who holds it: " (process 123)", or "" if unknown.
@@ -150,10 +177,27 @@ def lock_file(path: Path) -> Iterator[str | None]:
                 expected="a disk that knows file locks, without which two runs could meet",
                 cure="name a folder on a local disk",
             ) from error
+        # Its former holder may have removed it between our opening and our locking: then a third
+        # process could lock a new file of its name.
+        if not _is_still(path, stream):
+            with lock_file(path, keep=keep) as holder:
+                yield holder
+            return
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
-        yield None
+        try:
+            yield None
+        finally:
+            if not keep:
+                with suppress(OSError):  # Windows removes no open file
+                    path.unlink()
+
+
+def _is_still(path: Path, stream: IO[str]) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    return False
 
 
 def _lock(stream: IO[str]) -> None:

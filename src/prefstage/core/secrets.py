@@ -19,7 +19,22 @@ _IN_QUERIES = re.compile(
     r"([?&](?:api[-_]?key|key|(?:access[-_]?)?token|sig(?:nature)?|password|secret)=)[^&#\s'\"]+",
     re.IGNORECASE,
 )
-_FIELDS = re.compile(r"(^|_)(token|password|secret|api_key)$", re.IGNORECASE)
+# Names whose values are secrets: a bare `token`, and `hub_token`, but no `eos_token` and its like.
+_NAME = (
+    r"(?:token|(?:\w+[-_])??(?:passw(?:or)?d|secret|(?:api|access|secret|private)[-_]?key"
+    r"|(?:hub|hf|auth|access|api|bearer|session|refresh|github|gitlab|wandb)[-_]?token))"
+)
+_FIELDS = re.compile(_NAME, re.IGNORECASE)
+# As recipes, environments and command lines state them.
+_STATED = re.compile(
+    rf"(?:(?<![\w-]){_NAME}['\"]?\s*[:=]\s*|--{_NAME}[\s=]+)[*&!]?['\"]?([^\s'\",\]}}&]+)",
+    re.IGNORECASE,
+)
+# Of the Hub, OpenAI, GitHub, GitLab, Slack, Google.
+_SHAPES = re.compile(
+    r"\b(?:(?:hf_|sk-|gh[pousr]_|glpat-|xox[abp]-)[\w-]{20,}|AIza[\w-]{35})", re.ASCII
+)
+_NO_SECRETS = re.compile(r"null|none|true|false|\*+", re.IGNORECASE)
 
 
 def remember_secret(secret: str) -> None:
@@ -28,8 +43,38 @@ def remember_secret(secret: str) -> None:
     Args:
         secret: The secret; of less than four letters it is too common a text to be hidden.
     """
-    if len(secret) >= _SHORTEST:
+    if len(secret) >= _SHORTEST and not _NO_SECRETS.fullmatch(secret):
         _SECRETS.update({secret, quote(secret, safe=""), secret.encode("unicode_escape").decode()})
+
+
+def remember_secrets(stated: Any) -> None:
+    """Let `redacted` know the values of all that is named as a secret, such as ``hub_token``.
+
+    Args:
+        stated: Settings, perhaps inside others; or a text that states them, in YAML, as
+            ``NAME=VALUE`` or as options, which need not be readable otherwise.
+    """
+    if isinstance(stated, str):
+        for secret in _STATED.findall(stated):
+            remember_secret(secret)
+    elif isinstance(stated, Mapping):
+        for name, inner in stated.items():
+            if isinstance(inner, str) and _FIELDS.fullmatch(str(name)):
+                remember_secret(inner)
+            remember_secrets(inner)
+    elif isinstance(stated, list | tuple):
+        for inner in stated:
+            remember_secrets(inner)
+
+
+def known_secrets() -> list[str]:
+    """The secrets of this process, in every spelling in which they might be written, longest first.
+
+    Returns:
+        What was remembered, and what variables of others' hold now.
+    """
+    values = {value.strip() for name in _OF_OTHERS if (value := os.environ.get(name))}
+    return sorted(_SECRETS | {v for v in values if len(v) >= _SHORTEST}, key=len, reverse=True)
 
 
 def secret_from(variable: str) -> str | None:
@@ -66,10 +111,9 @@ def redacted(text: str) -> str:
     Returns:
         The text.
     """
-    known = {value.strip() for name in _OF_OTHERS if (value := os.environ.get(name))}
-    for secret in sorted(_SECRETS | {s for s in known if len(s) >= _SHORTEST}, key=len)[::-1]:
+    for secret in known_secrets():
         text = text.replace(secret, "***")
-    return _IN_QUERIES.sub(r"\1***", _IN_URLS.sub("***@", text))
+    return _IN_QUERIES.sub(r"\1***", _IN_URLS.sub("***@", _SHAPES.sub("***", text)))
 
 
 def redacted_values(value: Any) -> Any:
@@ -85,7 +129,7 @@ def redacted_values(value: Any) -> Any:
         return redacted(value)
     if isinstance(value, Mapping):
         return {
-            name: "***" if inner and _FIELDS.search(str(name)) else redacted_values(inner)
+            name: "***" if inner and _FIELDS.fullmatch(str(name)) else redacted_values(inner)
             for name, inner in value.items()
         }
     return [redacted_values(inner) for inner in value] if isinstance(value, list | tuple) else value

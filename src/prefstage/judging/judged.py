@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
 
-from prefstage.core import InputError, Ledger, Outcome, kept_ledger, progress, write_json
+from prefstage.core import (
+    InputError,
+    Ledger,
+    Outcome,
+    kept_ledger,
+    locked_file,
+    progress,
+    write_json,
+)
 from prefstage.data.records import Candidates, Message, Pair, prompt_id_of
 from prefstage.data.settings import BadRowSettings
 from prefstage.judging.base import (
@@ -155,14 +163,8 @@ class _StoredJudge(Judge):
                     kept = self._ledger.put("rewards", keys[positions[index]], kept)
                 yield index, float(kept[0])
 
-        return answered_once(
-            keys,
-            map(
-                self._counted,
-                (stored_reward(self.fingerprint, item, self._ledger) for item in items),
-            ),
-            ask,
-        )
+        rewards = (stored_reward(self.fingerprint, item, self._ledger) for item in items)
+        return answered_once(keys, map(self._counted, rewards), ask)
 
     def _counted(self, known: T | None) -> T | None:
         self._reused += known is not None
@@ -393,15 +395,15 @@ def judge(
         InputError: If not exactly one of `pairs` and `candidates` is there, or `out` has
             another ending.
         DataError: If the data cannot be read.
+        RunFolderError: If another process is making `out`.
     """
     from prefstage.data import load_candidates, load_pairs
     from prefstage.data.storage import save_dataset
 
     config, out = config or JudgeConfig(), None if out is None else Path(out)
-    names = "neither --pairs nor --candidates", "both --pairs and --candidates"
     InputError.unless(
         (pairs is None) != (candidates is None),
-        saw=names[pairs is not None],
+        saw=("neither --pairs nor" if pairs is None else "both --pairs and") + " --candidates",
         expected="one of them",
         cure="give --pairs to compare two responses a prompt, --candidates to score any number",
     )
@@ -412,28 +414,25 @@ def judge(
         cure="change the ending",
     )
     reading: Any = config.model_dump(include=set(BadRowSettings.model_fields))
-    with ExitStack() as stack:
+    with locked_file(out), ExitStack() as stack:
         # What is looked at is read first, so that a wrong path is found before a model is loaded.
-        rows: Any = (
-            load_pairs(pairs, **reading)
-            if pairs is not None
-            else load_candidates(candidates, **reading)
-        )
+        load: Any = load_candidates if pairs is None else load_pairs
+        rows = load(candidates if pairs is None else pairs, **reading)
         who = as_judge(judge)
         beside = None if out is None else out.with_name(f"{out.name}.judgments.sqlite")
         who = stored_for(stack, who, config.store, beside)
         lines, result, table = (_judge_pairs if pairs is not None else _score)(who, rows)
-    result |= {
-        "judge": who.name,
-        "judge_fingerprint": who.fingerprint,
-        "counts": dict(who.counts),
-        "rows_quarantined": rows.report.quarantined,
-        "notes": list(rows.report.notes),
-    }
-    if out is not None and out.suffix in _TABLES:
-        save_dataset(table, out)
-    elif out is not None:
-        write_json(out, result)
+        result |= {
+            "judge": who.name,
+            "judge_fingerprint": who.fingerprint,
+            "counts": dict(who.counts),
+            "rows_quarantined": rows.report.quarantined,
+            "notes": list(rows.report.notes),
+        }
+        if out is not None and out.suffix in _TABLES:
+            save_dataset(table, out)
+        elif out is not None:
+            write_json(out, result)
     counts = [f"{name.replace('_', ' ')} {count}" for name, count in result["counts"].items()]
     bad = result["rows_quarantined"]
     lines += [

@@ -15,6 +15,8 @@ from prefstage.core import (
     Outcome,
     PrefstageError,
     installed_versions,
+    locked_file,
+    redacted_values,
     write_json,
 )
 
@@ -114,7 +116,8 @@ def doctor(
         (models,) = ask_all(client, [None], lambda _: client.models())
         findings["server"] = {"url": server, "models": models}
     if out is not None:
-        write_json(Path(out), findings)
+        with locked_file(Path(out)):
+            write_json(Path(out), redacted_values(findings))
     return Outcome("\n".join(_lines(findings)), findings, [] if out is None else [Path(out)])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from prefstage.core import InputError, Outcome, atomic_path, read_json, read_result
+from prefstage.core import InputError, Outcome, atomic_path, locked_file, read_json, read_result
 from prefstage.reporting.blocks import (
     Chart,
     between,
@@ -118,42 +118,44 @@ def make_report(
         InputError: As `write_report`.
         DataError: As `write_report`.
         MissingDependencyError: As `write_report`.
+        RunFolderError: If another process is making the page.
     """
     out = Path(out)
-    read = read_runs([Path(p) for p in ([runs] if isinstance(runs, str | PathLike) else runs)])
-    sections = sections_of(read)
-    charts = [chart for section in sections for chart in section.charts]
-    packed, lacks = list[tuple[str, Any]](), list[tuple[str, str, str]]()
-    for run in read:
-        pairs, missing = explored(run)
-        packed += [(run.name, rows) for rows in pairs]
-        lacks += [(run.name, what, why) for what, why in (*missing, *lacking(run, len(pairs)))]
-    explorer = pack(packed)
-    scripts = _scripts(charts=bool(charts), pairs=bool(explorer["pairs"]))
-    specs = json.dumps({chart.name: compiled(chart) for chart in charts}, separators=(",", ":"))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    html = environment.from_string(_asset("page.html")).render(
-        title=title or f"prefstage: {', '.join(run.name for run in read)}",
-        policy=_policy(scripts),
-        style=Markup(_asset("page.css")),
-        scripts=scripts,
-        data=Markup(specs.replace("<", "\\u003c").replace(">", "\\u003e")),
-        runs=read,
-        headline=headline,
-        sections=sections,
-        lacks=lacks,
-        pairs=explorer,
-        pair_table=Markup(explorer["table"]),
-        blocks=[Markup(block) for block in explorer["blocks"]],
-        versions=[(run.name, run.manifest) for run in read if run.manifest],
-        version=version("prefstage"),
-        is_number=lambda cell: bool(_NUMBER.match(cell)),
-    )
-    with atomic_path(out) as temporary:
-        # UTF-8 has no lone surrogates; outside the explorer's data, which are ASCII, a mark
-        # stands for them.
-        temporary.write_text(_LONE.sub("\ufffd", html), encoding="utf-8")
-    drawn = draw(charts, Path(figures)) if figures is not None else []
+    with locked_file(out):
+        read = read_runs([Path(p) for p in ([runs] if isinstance(runs, str | PathLike) else runs)])
+        sections = sections_of(read)
+        charts = [chart for section in sections for chart in section.charts]
+        packed, lacks = list[tuple[str, Any]](), list[tuple[str, str, str]]()
+        for run in read:
+            pairs, missing = explored(run)
+            packed += [(run.name, rows) for rows in pairs]
+            lacks += [(run.name, what, why) for what, why in (*missing, *lacking(run, len(pairs)))]
+        explorer = pack(packed)
+        scripts = _scripts(charts=bool(charts), pairs=bool(explorer["pairs"]))
+        specs = json.dumps({chart.name: compiled(chart) for chart in charts}, separators=(",", ":"))
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+        html = environment.from_string(_asset("page.html")).render(
+            title=title or f"prefstage: {', '.join(run.name for run in read)}",
+            policy=_policy(scripts),
+            style=Markup(_asset("page.css")),
+            scripts=scripts,
+            data=Markup(specs.replace("<", "\\u003c").replace(">", "\\u003e")),
+            runs=read,
+            headline=headline,
+            sections=sections,
+            lacks=lacks,
+            pairs=explorer,
+            pair_table=Markup(explorer["table"]),
+            blocks=[Markup(block) for block in explorer["blocks"]],
+            versions=[(run.name, run.manifest) for run in read if run.manifest],
+            version=version("prefstage"),
+            is_number=lambda cell: bool(_NUMBER.match(cell)),
+        )
+        with atomic_path(out) as temporary:
+            # UTF-8 has no lone surrogates; outside the explorer's data, which are ASCII, a mark
+            # stands for them.
+            temporary.write_text(_LONE.sub("\ufffd", html), encoding="utf-8")
+        drawn = draw(charts, Path(figures)) if figures is not None else []
     lines = [f"not shown of {run}: {what} ({why})" for run, what, why in lacks]
     return Report(
         summary="\n".join([f"{len(charts)} charts, {explorer['pairs']:,} pairs to read", *lines]),

@@ -11,7 +11,16 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from prefstage.core import Config, InputError, Ledger, ServiceError, parse_json, seed_for
+from prefstage.core import (
+    Config,
+    InputError,
+    Ledger,
+    ServiceError,
+    parse_json,
+    redacted,
+    redacted_values,
+    seed_for,
+)
 from prefstage.data.records import Candidates, Generation, Prompt, generations_of
 from prefstage.data.settings import ChatSettings
 
@@ -254,8 +263,8 @@ def collect(
     if key is None:
         key = sampler.fingerprint
         _check_alone(sampler, ledger)
-    about = (sampler.name, json.dumps(dict(sampler.settings)), ledger.date.isoformat())
-    ledger.put("samplers", (key,), about)
+    settings = json.dumps(redacted_values(sampler.settings))
+    ledger.put("samplers", (key,), (redacted(sampler.name), settings, ledger.date.isoformat()))
     missing: dict[tuple[str, int], SampleRequest] = {}
     for request in requests:
         known = stored_sample(key, request, ledger)
@@ -334,7 +343,7 @@ def to_candidates(
 
 
 def _check_alone(sampler: Sampler, ledger: Ledger) -> None:
-    settings = json.loads(json.dumps(dict(sampler.settings)))
+    settings = json.loads(json.dumps(redacted_values(sampler.settings)))
     for fingerprint, name, text, answers in ledger.samplers():
         if fingerprint != sampler.fingerprint:
             with ledger.intact(f"the settings of {name!r}"):

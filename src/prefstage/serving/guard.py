@@ -7,17 +7,21 @@ reaches neither; the guard ends the server on SIGTERM and when PARENT_PID is no 
 parent, which also covers a parent that was killed with -9.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from threading import Event
+from functools import reduce
+from threading import Event, Thread
+from typing import IO
 
 import psutil
 
-_POLL_S = 0.2
+_POLL_S, _LOG_ENDS_S = 0.2, 5.0
+SECRETS = "PREFSTAGE_SECRETS"
 
 
 def main(parent: int, grace_s: float, command: list[str]) -> int:
@@ -25,12 +29,29 @@ def main(parent: int, grace_s: float, command: list[str]) -> int:
     stopped = Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    secrets = [secret.encode() for secret in json.loads(os.environ.pop(SECRETS, "[]"))]
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    log = Thread(target=copy_log, args=(server.stdout, secrets), daemon=True)
+    log.start()
     while server.poll() is None and not stopped.is_set() and os.getppid() == parent:
         stopped.wait(_POLL_S)
     ended_by_itself = server.poll()
     end_all(server, grace_s)
+    log.join(_LOG_ENDS_S)
     return 0 if ended_by_itself is None else ended_by_itself & 0xFF
+
+
+def copy_log(lines: IO[bytes], secrets: list[bytes]) -> None:
+    """Write the server's output to our own, line by line, without the keys in it."""
+    for line in lines:
+        sys.stdout.buffer.write(reduce(lambda text, s: text.replace(s, b"***"), secrets, line))
+        sys.stdout.buffer.flush()
 
 
 def end_all(server: "subprocess.Popen[bytes]", grace_s: float) -> None:

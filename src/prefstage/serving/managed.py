@@ -1,5 +1,6 @@
 """Starting a server from a command, waiting until it answers, and never leaving it running."""
 
+import json
 import os
 import shlex
 import shutil
@@ -7,13 +8,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx2
 
-from prefstage.core import InputError, ServiceError, check_code_may_run
+from prefstage.core import (
+    InputError,
+    ServiceError,
+    check_code_may_run,
+    known_secrets,
+    redacted,
+    remember_secrets,
+)
 
 _GUARD = Path(__file__).with_name("guard.py")
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.1, 2.0
@@ -37,7 +46,7 @@ def managed_server(
         command: How to start it, with `{port}` where the port goes, a free one, such as
             ``vllm serve Qwen/Qwen3-8B --host 127.0.0.1 --port {port}``. Split as a shell
             would, but run without one.
-        log_file: Its output is appended to this file.
+        log_file: Its output, `redacted`, is appended to this file.
         start_timeout_s: Seconds it may take until it answers.
         stop_grace_s: Seconds between SIGTERM and SIGKILL.
 
@@ -60,12 +69,19 @@ def managed_server(
         yield url
 
 
-def run_program(words: Sequence[str], *, log_file: Path, stop_grace_s: float = 15.0) -> None:
+def run_program(
+    words: Sequence[str],
+    *,
+    log_file: Path,
+    environment: Mapping[str, str] | None = None,
+    stop_grace_s: float = 15.0,
+) -> None:
     """Run a program to its end; it and all its processes end with this process at the latest.
 
     Args:
         words: The program and its arguments.
-        log_file: Its output is appended to this file.
+        log_file: Its output, `redacted`, is appended to this file.
+        environment: Variables that it has besides this process's.
         stop_grace_s: Seconds between SIGTERM and SIGKILL, where it is stopped.
 
     Raises:
@@ -73,7 +89,7 @@ def run_program(words: Sequence[str], *, log_file: Path, stop_grace_s: float = 1
         ServiceError: If it ends with another status than 0.
     """
     command = [_program(words[0], f"command {shlex.join(words)!r}"), *words[1:]]
-    with _guarded(command, log_file, stop_grace_s) as guard:
+    with _guarded(command, log_file, stop_grace_s, environment or {}) as guard:
         status = guard.wait()
     ServiceError.unless(
         status == 0,
@@ -86,7 +102,10 @@ def run_program(words: Sequence[str], *, log_file: Path, stop_grace_s: float = 1
 # Run a program under the guard, which ends it after the block, and when this process is gone.
 @contextmanager
 def _guarded(
-    words: Sequence[str], log_file: Path, stop_grace_s: float
+    words: Sequence[str],
+    log_file: Path,
+    stop_grace_s: float,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator["subprocess.Popen[bytes]"]:
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as log:
@@ -97,7 +116,13 @@ def _guarded(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PATH": _search_path(), "PYTHONUNBUFFERED": "1"},
+            env={
+                **os.environ,
+                **environment,
+                "PATH": _search_path(),
+                "PYTHONUNBUFFERED": "1",
+                "PREFSTAGE_SECRETS": json.dumps(known_secrets()),  # which its log is not to hold
+            },
         )
     try:
         yield guard
@@ -118,6 +143,7 @@ def check_command(command: str) -> list[str]:
     Raises:
         InputError: If the command names no port or no known program.
     """
+    remember_secrets(command)
     check_code_may_run(f"serve:{command}")
     InputError.unless(
         "{port}" in command,
@@ -187,5 +213,5 @@ def _is_healthy(http: httpx2.Client) -> bool:
 
 def _tail(log_file: Path) -> str:
     lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
-    last = " | ".join(filter(None, map(str.strip, lines)))[-_TAIL_CHARS:]
+    last = redacted(" | ".join(filter(None, map(str.strip, lines))))[-_TAIL_CHARS:]
     return f"its log {log_file} ends: {last or '(empty)'}"

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from prefstage.core import read_json, write_text
+from prefstage.core import read_json, redacted_values, write_text
 from prefstage.losses import get_loss
 from prefstage.training.checkpoints import package_versions
 from prefstage.training.datasets import sets_by_name
@@ -229,7 +229,8 @@ def write_export(trainer: Any, folder: Path, **fields: Any) -> None:
         "versions": package_versions(),
     }
     write_text(
-        folder / RESOLVED_CONFIG, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+        folder / RESOLVED_CONFIG,
+        yaml.safe_dump(redacted_values(resolved), sort_keys=False, allow_unicode=True),
     )
     if not trainer.processing_class.chat_template:
         write_text(folder / "chat_template.jinja", trainer.encoder.chat_template)

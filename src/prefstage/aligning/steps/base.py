@@ -23,6 +23,7 @@ from prefstage.core import (
     list_files,
     put_in_place,
     read_json,
+    redacted_values,
     write_json,
 )
 from prefstage.sampling.transformers_sampler import DEFAULT_BATCH_TOKENS
@@ -328,7 +329,7 @@ class Steps:
         self.parts.append(part)
         record = StepRecord(step.name, step.kind, iteration, _DID[state], why, seconds, costs)
         self.records.append(record)
-        append_json_line(self._space.folder / LOG, asdict(record))
+        append_json_line(self._space.folder / LOG, redacted_values(asdict(record)))
         if self._tell is not None:
             self._tell(record)
         return step.path

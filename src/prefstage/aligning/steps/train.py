@@ -18,6 +18,7 @@ from prefstage.core import (
     MANIFEST as TRAINING_MANIFEST,
     check_code_may_run,
     read_json,
+    trust_remote_code,
     write_config,
 )
 from prefstage.losses import parse_loss
@@ -216,11 +217,15 @@ def training_figures(result: Mapping[str, Any]) -> dict[str, Any]:
 def _launched(launch: str, recipe: TrainRecipe, folder: Path) -> None:
     check_code_may_run(f"launch: {launch}")
     file, log = (folder.with_name(f"{folder.name}{end}") for end in ("-recipe.yaml", ".log"))
-    write_config(recipe, file, secrets=True)
+    # A token stands in no file, which a kill would leave behind: the Hub's own variable has it.
+    token = recipe.training.get("hub_token")
+    training = {**recipe.training, "hub_token": None} if token else recipe.training
+    write_config(recipe.model_copy(update={"training": training}), file)
     program = str(Path(sys.executable).with_name("prefstage"))
     words = [*shlex.split(launch), program, "train", str(file), "--out", str(folder)]
+    words += ["--trust-remote-code"] if trust_remote_code() else []
     try:
-        run_program(words, log_file=log)
+        run_program(words, log_file=log, environment={"HF_TOKEN": str(token)} if token else {})
     finally:
         file.unlink(missing_ok=True)
     log.rename(folder / "train.log")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefstage.core import MissingDependencyError, Outcome, atomic_path, write_json
+from prefstage.core import MissingDependencyError, Outcome, atomic_path, locked_file, write_json
 
 EXACT = 1e-10
 """The largest residual of an equality that holds."""
@@ -249,17 +249,19 @@ def run_checks(
 
     Raises:
         MissingDependencyError: If figures are wanted without matplotlib.
+        RunFolderError: If another process works in `out`.
     """
     done = []
-    for check in checks:
-        started, picture = time.monotonic(), None
-        evidence = check.find(check.draw(setting.worlds, seed=setting.seed))
-        if out is not None and figures:
-            words = re.sub(r"[^a-z0-9]+", "-", check.name)
-            picture = draw_figure(evidence.figure, out / f"theory-{words}.png")
-        done.append(Checked(check, evidence, time.monotonic() - started, picture))
-    if out is not None:
-        write_json(out / RESULT, outcome_of(done, setting, out=out).result)
+    with locked_file(None if out is None else out / RESULT):
+        for check in checks:
+            started, picture = time.monotonic(), None
+            evidence = check.find(check.draw(setting.worlds, seed=setting.seed))
+            if out is not None and figures:
+                words = re.sub(r"[^a-z0-9]+", "-", check.name)
+                picture = draw_figure(evidence.figure, out / f"theory-{words}.png")
+            done.append(Checked(check, evidence, time.monotonic() - started, picture))
+        if out is not None:
+            write_json(out / RESULT, outcome_of(done, setting, out=out).result)
     return done
 
 
