@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit as sigmoid
 
-from prefstage.evaluating.length_controlled import length_controlled_win_rate
-from prefstage.evaluating.rates import N_PROMPTS, length_tables, standardised_length
+from prefstage.measuring.length_controlled import length_controlled_win_rate
+from prefstage.measuring.rates import N_PROMPTS, length_tables, standardised_length
 
 REPEATS = 5
 

@@ -19,14 +19,14 @@ from scipy.special import expit as sigmoid
 from prefstage.evaluating import estimate_difficulty, widened
 from prefstage.evaluating.answers import Answers, gather_answers, user_prompt
 from prefstage.evaluating.comparing import compare_win_rates
-from prefstage.evaluating.length_controlled import length_controlled_win_rate, length_problem
-from prefstage.evaluating.length_interval import length_controlled_interval
 from prefstage.evaluating.mt_bench import Grade, score_interval
-from prefstage.evaluating.rates import fit_l1_logistic, length_tables, rates_of, standardised_length
 from prefstage.evaluating.settings import WinRateConfig
 from prefstage.evaluating.win_rates import WinRate, win_rate
 from prefstage.judging import Comparison, Judge, Judgment
 from prefstage.measuring.boundary import ConfidenceSequence, chunk_sizes
+from prefstage.measuring.length_controlled import length_controlled_win_rate, length_problem
+from prefstage.measuring.length_interval import length_controlled_interval
+from prefstage.measuring.rates import fit_l1_logistic, length_tables, rates_of, standardised_length
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 Found = Mapping[str, tuple[bool, float]]

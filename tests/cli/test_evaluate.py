@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from prefstage.cli.main import app
 from prefstage.core.ledger import LEDGER, Ledger
-from prefstage.evaluating.rates import standardised_length
+from prefstage.measuring.rates import standardised_length
 from tests.killed_command import run_until_killed
 from tests.tiny_models import save_tiny_llama, tiny_tokenizer
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from prefstage.cli.main import app
 from prefstage.core import bars, csv_text, json_text, markdown_table, printable, progress
-from prefstage.evaluating.answers import read_leaderboard, write_leaderboard
+from prefstage.evaluating.leaderboards import read_leaderboard, write_leaderboard
 
 HOSTILE = "\x1b]8;;http://a\x07b\x1b[2J\r\x9b31m\u202ec\u2066d\x08\x00\ud800"
 TERMINAL = set("\x1b\x07\r\x9b\u202e\u2066\x08\x00\ud800")

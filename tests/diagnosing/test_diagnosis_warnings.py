@@ -94,8 +94,12 @@ TRIGGERS = {
     "hardly agrees with the labels": ("judge.agreement.agreement", 0.54, "54.0%"),
     "prefers the longer response": ("judge.agreement.prefers_longer", 0.76, "76.0%"),
     "the place of a response": ("judge.position_bias", 0.21, "21.0%"),
-    "worse than the policy's own answers": ("own_answers.interval", [0.51, 0.7], "51.0%"),
-    "judged far below the policy's own answers": ("own_answers.boundary_score", 0.75, "75.0%"),
+    "worse than the policy's own answers": (
+        "own_answers.length_controlled_interval",
+        [0.51, 0.7],
+        "51.0%",
+    ),
+    "judged far below the policy's own answers": ("own_answers.wins_over_both", 0.75, "75.0%"),
 }
 
 

@@ -9,7 +9,7 @@ from scipy.special import expit as sigmoid
 
 from prefstage.core.errors import InputError
 from prefstage.evaluating import estimate_difficulty, widened
-from prefstage.evaluating.rates import standardised_length
+from prefstage.measuring.rates import standardised_length
 
 
 def world(models: int, prompts: int, seed: int = 0) -> dict[str, np.ndarray]:

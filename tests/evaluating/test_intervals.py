@@ -8,11 +8,11 @@ from scipy.stats import t
 
 from prefstage import win_rate
 from prefstage.evaluating import WinRateConfig, compare_win_rates, length_controlled_interval
-from prefstage.evaluating.length_controlled import length_problem
-from prefstage.evaluating.length_interval import profile_interval
-from prefstage.evaluating.rates import fit_l1_logistic, standardised_length
 from prefstage.evaluating.win_rates import confidence_at_stop
 from prefstage.judging import Judge, Judgment
+from prefstage.measuring.length_controlled import length_problem
+from prefstage.measuring.length_interval import profile_interval
+from prefstage.measuring.rates import fit_l1_logistic, standardised_length
 from tests.evaluating.judges import WordJudge, answers
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from prefstage import length_controlled_win_rate
 from prefstage.core.errors import DataError, InputError
-from prefstage.evaluating import length_controlled_interval, rates as tables_module
-from prefstage.evaluating.rates import N_PROMPTS, length_tables, standardised_length
+from prefstage.evaluating import length_controlled_interval
+from prefstage.measuring import rates as tables_module
+from prefstage.measuring.rates import N_PROMPTS, length_tables, standardised_length
 
 Rows = dict[str, np.ndarray]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy.optimize import minimize
 
-from prefstage.evaluating.rates import fit_l1_logistic
+from prefstage.measuring.rates import fit_l1_logistic
 
 
 def problem(

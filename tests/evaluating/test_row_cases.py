@@ -8,8 +8,8 @@ import pytest
 from prefstage import length_controlled_win_rate
 from prefstage.core.errors import InputError
 from prefstage.evaluating import length_controlled_interval
-from prefstage.evaluating.length_controlled import LengthControlledWinRate
-from prefstage.evaluating.rates import N_PROMPTS, length_tables, standardised_length
+from prefstage.measuring.length_controlled import LengthControlledWinRate
+from prefstage.measuring.rates import N_PROMPTS, length_tables, standardised_length
 
 Rows = dict[str, Any]
 

@@ -11,8 +11,8 @@ from prefstage import win_rate
 from prefstage.core.errors import InputError
 from prefstage.core.ledger import Ledger
 from prefstage.evaluating import WinRateConfig, compare_win_rates, rates_of
-from prefstage.evaluating.rates import effective_interval, mean_interval
 from prefstage.judging import stored
+from prefstage.measuring.rates import effective_interval, mean_interval
 from tests.evaluating.judges import WordJudge, answers
 
 

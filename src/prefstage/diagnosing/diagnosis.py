@@ -25,7 +25,6 @@ from prefstage.data import Candidates, Pair, PairSet, load_candidates, load_pair
 from prefstage.data.sets import DataSource
 from prefstage.diagnosing.config import DiagnoseSettings, DiagnosisConfig
 from prefstage.diagnosing.figures import (
-    answer_quality,
     data_figures,
     diversity_of,
     judge_figures,
@@ -33,6 +32,7 @@ from prefstage.diagnosing.figures import (
     preference_consistency,
     rankings_of,
 )
+from prefstage.diagnosing.quality import answer_quality
 from prefstage.diagnosing.scoring import (
     PairLogProbs,
     ScoredBy,
@@ -183,7 +183,7 @@ def diagnose(
             for a, b in combinations(sides, 2)
         }
         or None,
-        **_answers(on_policy, rows, models, seed=config.seed),
+        **_answers(on_policy, rows, models, config),
         "left_out": left_out | (rankings["left_out"] if rankings else {}),
     }
     report["warnings"] = warnings_of(report)
@@ -239,8 +239,7 @@ def _answers(
     on_policy: Any,
     pairs: Sequence[Pair],
     models: tuple[ScoredBy | None, PairLogProbs | None, Judge | None],
-    *,
-    seed: int,
+    config: DiagnosisConfig,
 ) -> dict[str, Any]:
     policy, scored, judge = models
     if on_policy is None:
@@ -248,7 +247,7 @@ def _answers(
     if not isinstance(on_policy, list) or not all(isinstance(r, Candidates) for r in on_policy):
         on_policy = list(load_candidates(on_policy))
     return {
-        "own_answers": judge and answer_quality(on_policy, pairs, judge, seed=seed),
+        "own_answers": judge and answer_quality(on_policy, pairs, judge, config),
         "distinctness": distinct_answers(on_policy, pairs, scored, policy)
         if policy is not None and scored is not None
         else None,

@@ -1,7 +1,6 @@
 """The figures of a diagnosis: of the pairs themselves, by judges, and by a model's log-probs."""
 
 import math
-import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefstage.core import MissingDependencyError, seed_for
+from prefstage.core import MissingDependencyError
 from prefstage.data.records import Candidates, Pair
 from prefstage.data.storage import DiskNumbers, Numbers, count_different, text_number
 from prefstage.data.tokenising import CAUSES
@@ -46,11 +45,9 @@ from prefstage.diagnosing.rankings import (
 )
 from prefstage.diagnosing.scoring import PairLogProbs
 from prefstage.judging.base import (
-    Comparison,
     Judge,
     content_of,
     judgment_of_rewards,
-    wilson_interval,
 )
 from prefstage.judging.judged import agreement_with_labels, compare_all, comparison_of, score_all
 from prefstage.measuring.stage import excerpt_of
@@ -248,58 +245,6 @@ def preference_consistency(first: Numbers, second: Numbers) -> float:
         Eq. 10.
     """
     return float(((first > HALF) == (second > HALF)).mean())
-
-
-def answer_quality(
-    answers: Sequence[Candidates], pairs: Sequence[Pair], judge: Judge, *, seed: int
-) -> dict[str, Any]:
-    """How a random answer of the policy fares against the responses of the pairs.
-
-    Args:
-        answers: Set A, the policy's answers, by prompt.
-        pairs: Set B; of a prompt with several pairs one is drawn.
-        judge: The judge.
-        seed: Of the draws.
-
-    Returns:
-        `prompts` in common; `win_rate` of A over the chosen responses (ties half) with its 95 %
-        Wilson `interval`; `boundary_score`, the share of comparisons that A wins against both
-        responses of the pair (one answer against two: `prefstage measure` decides the stage);
-        and `longer_wins`, how often the longer of answer and chosen response wins.
-
-    Source:
-        arXiv:2508.10530, App. B.5 and Algorithm 1.
-    """
-    responses = {row.prompt_id: row.responses for row in answers if row.responses}
-    several: dict[str, list[Pair]] = {}
-    for pair in (pair for pair in pairs if pair.prompt_id in responses):
-        several.setdefault(pair.prompt_id, []).append(pair)
-    if not several:
-        return {
-            "prompts": 0,
-            **dict.fromkeys(("win_rate", "interval", "boundary_score", "longer_wins")),
-        }
-    chosen, rejected = list[Comparison](), list[Comparison]()
-    for prompt_id, theirs in several.items():
-        draw = random.Random(seed_for(seed, "answer-quality", prompt_id))
-        answer = draw.choice(responses[prompt_id])
-        both = comparison_of(draw.choice(theirs))
-        chosen.append(Comparison(prompt_id, both.prompt, answer, both.a))
-        rejected.append(Comparison(prompt_id, both.prompt, answer, both.b))
-    votes = verdicts(
-        np.array([judgment.probability for judgment in compare_all(judge, [*chosen, *rejected])])
-    )
-    first = votes[: len(chosen)]
-    apart = np.array([len(comparison.a) - len(comparison.b) for comparison in chosen])
-    longer = np.where(apart > 0, first, 1 - first)[apart != 0]
-    win_rate = float(first.mean())
-    return {
-        "prompts": len(chosen),
-        "win_rate": win_rate,
-        "interval": list(wilson_interval(win_rate, len(chosen))),
-        "boundary_score": float(votes.mean()),
-        "longer_wins": float(longer.mean()) if len(longer) else None,
-    }
 
 
 def rankings_of(

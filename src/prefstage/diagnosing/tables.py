@@ -249,22 +249,26 @@ def _judge_faults(judge: Mapping[str, Any], data: Mapping[str, Any]) -> _Faults:
 
 
 def _answer_faults(answers: Mapping[str, Any]) -> _Faults:
-    prompts, (low, high) = f"of {answers['prompts']} prompts", answers["interval"]
+    prompts = f"{answers['prompts']} prompts"
+    # A longer answer often wins by its length: the figure at equal lengths decides, if known.
+    kind = "length_controlled_" if answers["length_controlled_interval"] else ""
+    interval = answers[f"{kind}interval"]
+    how = "at equal lengths" if kind else "length not controlled for"
     return [
         (
-            low > EVEN,
+            interval is not None and interval[0] > EVEN,
             "The chosen responses are worse than the policy's own answers: training on them "
             "would pull it down",
-            f"own answers beat the chosen response on {answers['win_rate']:.1%} {prompts} "
-            f"[{low:.1%}, {high:.1%}]",
+            f"win rate of own answers over the chosen responses, {how}: "
+            f"{_between(answers[f'{kind}win_rate'], interval)} on {prompts}",
             "prefstage build with method: on-policy, or mixing to put own answers into the pairs",
         ),
         (
-            answers["boundary_score"] >= FAR_BELOW,
+            answers["wins_over_both"] >= FAR_BELOW,
             "The pairs' responses are judged far below the policy's own answers: it is past "
             "what this dataset can teach",
-            f"own answers win {answers['boundary_score']:.1%} of comparisons with both responses "
-            f"of a pair, {prompts}",
+            f"own answers win {answers['wins_over_both']:.1%} of comparisons with both responses "
+            f"of a pair, on {prompts}",
             "prefstage measure to decide the stage, then prefstage build with method: on-policy",
         ),
     ]
@@ -340,10 +344,15 @@ def _answers(report: Mapping[str, Any]) -> Table:
     if quality := report.get("own_answers"):
         rows |= {
             "prompts judged": quality["prompts"],
-            "a random own answer beats the chosen response": _between(
+            "win rate of a random own answer over the chosen response": _between(
                 quality["win_rate"], quality["interval"]
             ),
-            "it beats a response of the pair (boundary score)": _share(quality["boundary_score"]),
+            "the same at equal lengths (length-controlled)": _between(
+                quality["length_controlled_win_rate"], quality["length_controlled_interval"]
+            ),
+            "comparisons with both responses of a pair that it wins": _share(
+                quality["wins_over_both"]
+            ),
             "the longer of own answer and chosen response wins": _share(quality["longer_wins"]),
         }
     if apart := report.get("distinctness"):

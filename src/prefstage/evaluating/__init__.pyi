@@ -6,10 +6,8 @@ from .answers import (
     answer_prompts as answer_prompts,
     load_answers as load_answers,
     read_annotations as read_annotations,
-    read_leaderboard as read_leaderboard,
     read_prompt_numbers as read_prompt_numbers,
     write_annotations as write_annotations,
-    write_leaderboard as write_leaderboard,
     write_model_outputs as write_model_outputs,
 )
 from .comparing import (
@@ -20,16 +18,9 @@ from .comparing import (
     rankings_against_win_rates as rankings_against_win_rates,
 )
 from .evaluation import evaluate as evaluate
-from .length_controlled import (
-    LengthControlledWinRate as LengthControlledWinRate,
-    LengthWeights as LengthWeights,
-    leaderboard_row as leaderboard_row,
-    length_controlled_win_rate as length_controlled_win_rate,
-)
-from .length_interval import (
-    estimate_difficulty as estimate_difficulty,
-    length_controlled_interval as length_controlled_interval,
-    widened as widened,
+from .leaderboards import (
+    read_leaderboard as read_leaderboard,
+    write_leaderboard as write_leaderboard,
 )
 from .mt_bench import (
     MtBench as MtBench,
@@ -37,7 +28,6 @@ from .mt_bench import (
     load_questions as load_questions,
     run_mt_bench as run_mt_bench,
 )
-from .rates import Rates as Rates, rates_of as rates_of
 from .settings import (
     EvaluateConfig as EvaluateConfig,
     EvaluateSettings as EvaluateSettings,
@@ -45,7 +35,16 @@ from .settings import (
     WinRateConfig as WinRateConfig,
 )
 from .win_rates import (
+    LengthControlledWinRate as LengthControlledWinRate,
+    LengthWeights as LengthWeights,
+    Rates as Rates,
     WinRate as WinRate,
     control_jointly as control_jointly,
+    estimate_difficulty as estimate_difficulty,
+    leaderboard_row as leaderboard_row,
+    length_controlled_interval as length_controlled_interval,
+    length_controlled_win_rate as length_controlled_win_rate,
+    rates_of as rates_of,
+    widened as widened,
     win_rate as win_rate,
 )

@@ -5,46 +5,30 @@ One model's answers are known by their prompts and never by their position in a 
 
 import logging
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import pyarrow
-import pyarrow.csv
 
 from prefstage.core import (
     DataError,
     InputError,
     Ledger,
-    csv_text,
     progress,
     read_json,
     write_json,
-    write_text,
 )
 from prefstage.data.records import Candidates, Prompt, prompt_id_of
-from prefstage.evaluating.rates import cached_file
+from prefstage.judging.judged import comparison_of
+from prefstage.measuring.rates import cached_file
+from prefstage.measuring.responses import drawn_one
 from prefstage.sampling import Sample, Sampler, collect, requests_for
 from prefstage.sampling.base import shortfalls
 
 _log = logging.getLogger(__name__)
 
-LEADERBOARD_COLUMNS = (
-    "win_rate",
-    "standard_error",
-    "n_wins",
-    "n_wins_base",
-    "n_draws",
-    "n_total",
-    "discrete_win_rate",
-    "mode",
-    "avg_length",
-    "length_controlled_winrate",
-    "lc_standard_error",
-)
+CHOSEN, RANDOM = "chosen", "random"
+_SIDES = (CHOSEN, "rejected")
 _TEXTS = ("instruction", "output_1", "generator_1", "output_2", "generator_2")
 
 
@@ -71,11 +55,13 @@ class Answers:
         name: The model's.
         by_prompt: prompt_id → answer, in the file's order.
         repeated: Rows that repeated a prompt with the same answer and were dropped.
+        left_aside: Other answers to these prompts, of which one was drawn.
     """
 
     name: str
     by_prompt: Mapping[str, Answer]
     repeated: int = 0
+    left_aside: int = 0
 
     def __len__(self) -> int:
         """Number of prompts answered."""
@@ -114,7 +100,8 @@ def gather_answers(name: str, answers: Iterable[tuple[Prompt, str]]) -> Answers:
             by_prompt.setdefault(row.prompt_id, row).text == row.text,
             saw=f"two different answers of {name} to {instruction_of(row.prompt)[:60]!r}",
             expected="one answer a prompt",
-            cure="keep one of them, or name the writer whose answers are meant",
+            cure="keep one of them, name the writer whose answers are meant (FILE#WRITER), or "
+            f"have one drawn (FILE#{RANDOM}; of pairs FILE#{CHOSEN})",
         )
     DataError.unless(
         by_prompt,
@@ -125,24 +112,35 @@ def gather_answers(name: str, answers: Iterable[tuple[Prompt, str]]) -> Answers:
     return Answers(name, by_prompt, len(rows) - len(by_prompt))
 
 
-def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> Answers:
-    """Load one model's answers.
+def load_answers(
+    source: "str | Path | Answers", *, name: str | None = None, seed: int = 0
+) -> Answers:
+    """Load one model's answers, or one answer a prompt of a data set.
 
     Args:
         source: AlpacaEval's ``model_outputs.json``, or its rows as JSON lines, empty answers
             included; or any file, folder or Hub id that `load_candidates` reads.
-            ``PATH#WRITER`` takes the answers of one of several writers.
+            ``PATH#WRITER`` takes the answers of one of several writers; ``PATH#chosen`` and
+            ``PATH#rejected`` that side of pairs; ``PATH#random`` one answer of several to a
+            prompt, by the seed. Of a prompt with several pairs one is drawn.
         name: What to call the model; None: as the file says, or the file's name.
+        seed: Of what is drawn.
 
     Returns:
         The answers by prompt.
 
     Raises:
         DataError: If a prompt has several answers, or the file cannot be read as answers.
+
+    Source:
+        A random answer of one set against the chosen answer of another: Sun et al. 2025,
+        arXiv:2508.10530, App. B.5.
     """
     if isinstance(source, Answers):
         return source
-    path, _, writer = str(source).partition("#")
+    path, _, part = str(source).partition("#")
+    if part in _SIDES:
+        return _side_of_pairs(path, part, name, seed)
     rows = _alpaca_rows(Path(path))
     if rows is None:
         from prefstage.data import load_candidates
@@ -152,23 +150,58 @@ def load_answers(source: "str | Path | Answers", *, name: str | None = None) -> 
             for row in load_candidates(path)
             for text, written_by in zip(row.responses, row.sources, strict=True)
         ]
-    chosen = [row for row in rows if not writer or row[2] == writer]
+    if part == RANDOM and not any(row[2] == part for row in rows):
+        DataError.unless(
+            rows, saw=f"no answers in {path}", expected="answers", cure="name another file"
+        )
+        return _drawn(name or f"{Path(path).stem}#{part}", [row[:2] for row in rows], seed)
+    chosen = [row for row in rows if not part or row[2] == part]
     writers = sorted({str(written_by) for _, _, written_by in chosen if written_by})
     DataError.unless(
         len(writers) <= 1,
         saw=f"{path} has answers of {', '.join(writers)}",
         expected="one writer",
-        cure=f"write for example {path}#{next(iter(writers), 'WRITER')}",
+        cure=f"write for example {path}#{next(iter(writers), 'WRITER')}, or {path}#{RANDOM} for "
+        "one of them by chance",
     )
     DataError.unless(
         chosen,
-        saw=f"no answers{f' of {writer!r}' if writer else ''} in {path}",
+        saw=f"no answers{f' of {part!r}' if part else ''} in {path}",
         expected="answers",
         cure="name another file or writer",
     )
     return gather_answers(
-        name or writer or next(iter(writers), None) or Path(path).stem,
+        name or part or next(iter(writers), None) or Path(path).stem,
         ((prompt, text) for prompt, text, _ in chosen),
+    )
+
+
+# One side of pairs, one pair a prompt.
+def _side_of_pairs(path: str, side: str, name: str | None, seed: int) -> Answers:
+    from prefstage.data import load_pairs
+
+    DataError.unless(
+        pairs := [
+            comparison_of(pair) for pair in load_pairs(path) if pair.chosen and pair.rejected
+        ],
+        saw=f"no pair in {path}",
+        expected="pairs, of which one side is taken",
+        cure="name another file",
+    )
+    sides = [(pair.prompt, pair.a if side == CHOSEN else pair.b) for pair in pairs]
+    return _drawn(name or f"{Path(path).stem}#{side}", sides, seed)
+
+
+# One answer a prompt, by the seed, whatever the order of the file's prompts.
+def _drawn(name: str, rows: Iterable[tuple[Prompt, str]], seed: int) -> Answers:
+    several: dict[str, list[Answer]] = {}
+    for prompt, text in rows:
+        answer = Answer(prompt_id_of(prompt), prompt, text)
+        several.setdefault(answer.prompt_id, []).append(answer)
+    return Answers(
+        name,
+        {key: drawn_one(options, key, seed=seed) for key, options in several.items()},
+        left_aside=sum(map(len, several.values())) - len(several),
     )
 
 
@@ -258,7 +291,7 @@ def _alpaca_rows(path: Path) -> list[tuple[Prompt, str, Any]] | None:
     ]
 
 
-# --- Verdicts and leaderboards -------------------------------------------------------------------
+# --- Verdicts -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -377,56 +410,6 @@ def read_prompt_numbers(path: Path | None = None) -> dict[str, int] | None:
         cure="give the official alpaca_eval.json",
     )
     return numbers
-
-
-def read_leaderboard(path: Path) -> dict[str, dict[str, Any]]:
-    """Read a leaderboard CSV.
-
-    Args:
-        path: The file; its first column names the model.
-
-    Returns:
-        model → column → number (or text; None where empty).
-
-    Raises:
-        DataError: If a model stands twice, or the file is no table of two columns or more.
-    """
-    expected = "a model's name and its values in each row, each model once"
-    with DataError.instead_of(
-        pyarrow.ArrowInvalid, saw=f"{path}: {{error}}", expected=expected, cure="check the file"
-    ):
-        table = pyarrow.csv.read_csv(
-            path,
-            convert_options=pyarrow.csv.ConvertOptions(null_values=[""], strings_can_be_null=True),
-        )
-    # as written: a name that begins like a formula stands behind an apostrophe
-    names = [re.sub(r"^'(?=[=+\-@])", "", str(name)) for name in table.column(0).to_pylist()]
-    DataError.unless(
-        table.num_columns >= 2 and len(set(names)) == len(names),  # noqa: PLR2004 - a name and a value
-        saw=f"{path}, {table.num_columns} columns, {len(names)} rows of {len(set(names))} models",
-        expected=expected,
-        cure="check the file",
-    )
-    return dict(zip(names, table.remove_column(0).to_pylist(), strict=True))
-
-
-def write_leaderboard(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write a leaderboard CSV, the best length-controlled win rate first.
-
-    Args:
-        path: The file.
-        rows: model → column → value, as from `leaderboard_row`.
-    """
-
-    def worst_last(item: tuple[str, Mapping[str, Any]]) -> float:
-        rate = item[1].get("length_controlled_winrate")
-        return -rate if isinstance(rate, float | int) else math.inf
-
-    columns = dict.fromkeys((*LEADERBOARD_COLUMNS, *chain.from_iterable(rows.values())))
-    # What a row lacks is an empty cell, and so is None.
-    ordered = sorted(rows.items(), key=worst_last)
-    table = [[model, *(row.get(name) for name in columns)] for model, row in ordered]
-    write_text(path, csv_text([["", *columns], *table]))
 
 
 def _annotation(where: str, row: Any) -> Annotation:

@@ -18,7 +18,7 @@ from prefstage.core import (
     write_json,
 )
 from prefstage.data import load_tokenizer
-from prefstage.evaluating.rates import Figures
+from prefstage.measuring.rates import Figures
 
 _PUNKT_FILES = ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt")
 _UNTRAINED = (

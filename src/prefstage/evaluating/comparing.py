@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from prefstage.core import InputError, seed_for
-from prefstage.evaluating.rates import (
+from prefstage.evaluating.win_rates import WinRate, confidence_at_stop
+from prefstage.measuring.rates import (
     HALF,
     Figures,
     Floats,
@@ -17,7 +18,6 @@ from prefstage.evaluating.rates import (
     effective_interval,
     standard_error,
 )
-from prefstage.evaluating.win_rates import WinRate, confidence_at_stop
 
 Interval = tuple[float, float]
 

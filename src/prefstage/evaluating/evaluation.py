@@ -32,7 +32,6 @@ from prefstage.evaluating.answers import (
     read_annotations,
     read_prompt_numbers,
     write_annotations,
-    write_leaderboard,
     write_model_outputs,
 )
 from prefstage.evaluating.comparing import (
@@ -41,12 +40,8 @@ from prefstage.evaluating.comparing import (
     rankings_against_win_rates,
     step_of,
 )
-from prefstage.evaluating.length_controlled import (
-    LengthControlledWinRate,
-    leaderboard_row,
-)
+from prefstage.evaluating.leaderboards import write_leaderboard
 from prefstage.evaluating.mt_bench import load_questions, run_mt_bench
-from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.evaluating.settings import (
     EvaluateConfig,
     EvaluateSettings,
@@ -55,15 +50,21 @@ from prefstage.evaluating.settings import (
     kind_of,
 )
 from prefstage.evaluating.win_rates import (
-    FEWEST_CONTROLLED,
     WinRate,
+    columns_of,
     control_jointly,
-    controlled_rate,
     win_rate,
 )
 from prefstage.judging import Judge, as_judge, load_judge, stored
 from prefstage.judging.llm import LLMJudge
 from prefstage.measuring.boundary import prompt_order
+from prefstage.measuring.length_controlled import (
+    FEWEST_CONTROLLED,
+    LengthControlledWinRate,
+    leaderboard_row,
+)
+from prefstage.measuring.length_interval import controlled_rate
+from prefstage.measuring.rates import Rates, rates_of
 from prefstage.sampling import LoadOptions, Sampler, SamplingConfig, load_sampler
 
 Source = str | Path | Answers
@@ -137,8 +138,8 @@ def _win_rates(settings: EvaluateSettings, out: Path | None) -> Outcome:
         WinRateConfig,
         settings.model_dump(include={"stop_early", "max_prompts", "confidence", "seed"}),
     )
-    theirs, who = load_answers(settings.baseline), as_judge(settings.judge)
-    models = list(map(load_answers, settings.answers))
+    theirs, who = load_answers(settings.baseline, seed=settings.seed), as_judge(settings.judge)
+    models = [load_answers(answers, seed=settings.seed) for answers in settings.answers]
     inputs = {
         "answers": [_fingerprint(model) for model in models],
         "policies": [getattr(policy, "fingerprint", str(policy)) for policy in settings.policy],
@@ -361,7 +362,7 @@ def _rates(
         raw = rates_of(preferences, confidence=at_stop, seed=settings.seed)
         return replace(raw, confidence=settings.confidence), raw.interval
     return controlled_rate(
-        rows,
+        **columns_of(rows),
         confidence=at_stop,
         seed=settings.seed,
         instruction=numbers,

@@ -22,10 +22,10 @@ from prefstage.core import (
 )
 from prefstage.data.records import Prompt, prompt_id_of
 from prefstage.evaluating.answers import answer_prompts
-from prefstage.evaluating.rates import Figures, mean_interval
 from prefstage.evaluating.settings import MtBenchConfig
 from prefstage.judging.llm import Asking, drawing
 from prefstage.judging.reading import HIGHEST, LOWEST, read_rating
+from prefstage.measuring.rates import Figures, mean_interval
 from prefstage.sampling import Sampler
 from prefstage.serving.client import ServerClient, ask_all
 from prefstage.serving.protocol import ChatReply

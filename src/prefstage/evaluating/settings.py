@@ -7,10 +7,9 @@ from pydantic import Field
 
 from prefstage.core import Config, InputError
 from prefstage.data.settings import ChatSettings
+from prefstage.measuring.settings import ENOUGH_MODELS, FEWEST_MODELS
 from prefstage.sampling.base import AnswerConfig
 
-FEWEST_MODELS = 3
-ENOUGH_MODELS = f"at least {FEWEST_MODELS}: fewer cannot tell a prompt from a chance"
 # What has no effect on a kind of evaluation, and what has one on a single kind only.
 _IDLE = {
     "annotations": ("dynamics", "joint_difficulty"),
@@ -99,7 +98,8 @@ class EvaluateSettings(EvaluateConfig):
     answers: tuple[Any, ...] = Field(
         default=(),
         description="Answers of a model: model_outputs.json, or any candidates; FILE#WRITER for "
-        "one of several writers. Repeat it to compare checkpoints.",
+        "one of several writers, FILE#random for one answer a prompt by chance, FILE#chosen for "
+        "that side of pairs. Repeat it to compare checkpoints.",
     )
     policy: tuple[Any, ...] = Field(
         default=(),

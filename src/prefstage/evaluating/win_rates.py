@@ -10,23 +10,38 @@ from typing import Any, Literal
 
 from prefstage.core import InputError, progress
 from prefstage.evaluating.answers import Annotation, Answers, instruction_of, load_answers
-from prefstage.evaluating.length_controlled import (
-    LengthControlledWinRate,
-    length_controlled_win_rate,
-)
-from prefstage.evaluating.length_interval import (
-    estimate_difficulty,
-    length_controlled_interval,
-    widened,
-)
-from prefstage.evaluating.rates import Rates, rates_of
 from prefstage.evaluating.settings import WinRateConfig
 from prefstage.judging import Comparison, Judge, load_judge
 from prefstage.judging.base import check_decided
 from prefstage.judging.judged import compare_all
 from prefstage.measuring.boundary import ConfidenceSequence, chunk_sizes, prompt_order
+from prefstage.measuring.length_controlled import (
+    FEWEST_CONTROLLED,
+    LengthControlledWinRate,
+    LengthWeights,
+    leaderboard_row,
+    length_controlled_win_rate,
+)
+from prefstage.measuring.length_interval import (
+    controlled_rate,
+    estimate_difficulty,
+    length_controlled_interval,
+    widened,
+)
+from prefstage.measuring.rates import Rates, rates_of
 
-FEWEST_CONTROLLED = 30
+# Public in this package, for whoever has verdicts; they stand below, where a diagnosis needs them.
+__all__ = [
+    "LengthControlledWinRate",
+    "LengthWeights",
+    "Rates",
+    "estimate_difficulty",
+    "leaderboard_row",
+    "length_controlled_interval",
+    "length_controlled_win_rate",
+    "rates_of",
+    "widened",
+]
 LEFT_OUT = "difficulty left out"
 _FIRST_CHUNK = 16
 
@@ -142,7 +157,8 @@ def win_rate(
         stopping: Waudby-Smith and Ramdas 2024, arXiv:2010.09686.
     """
     config = config or WinRateConfig()
-    ours, theirs, who = load_answers(model), load_answers(baseline), load_judge(judge)
+    ours, theirs = (load_answers(side, seed=config.seed) for side in (model, baseline))
+    who = load_judge(judge)
     common = _common_prompts(ours, theirs)
     limit = min(len(common), config.max_prompts or len(common))
     sizes = list(chunk_sizes(limit, first=_FIRST_CHUNK)) if config.stop_early else [limit]
@@ -276,31 +292,13 @@ def confidence_at_stop(confidence: float, looks: int, *, early: bool) -> float:
     return 1 - (1 - confidence) / 2 / (looks - 1 if early else 1)
 
 
-def controlled_rate(
-    rows: Sequence[Annotation], *, confidence: float, resamples: int = 1000, seed: int, **how: Any
-) -> tuple[LengthControlledWinRate, tuple[float, float]]:
-    """The length-controlled win rate of verdicts, and its interval.
-
-    Args:
-        rows: The verdicts.
-        confidence: Of the interval, in (0, 1).
-        resamples: Of its bootstrap.
-        seed: Likewise.
-        how: Further arguments of `length_controlled_win_rate`.
-
-    Returns:
-        Both, in percent.
-    """
-    how |= {
+def columns_of(rows: Sequence[Annotation]) -> dict[str, Any]:
+    """Preferences and lengths of verdicts, as arguments of `length_controlled_win_rate`."""
+    return {
         "preference": [row.preference for row in rows],
         "len_model": [len(row.output_2) for row in rows],
         "len_baseline": [len(row.output_1) for row in rows],
     }
-    controlled = length_controlled_win_rate(**how)
-    c = controlled.C if controlled.C > 0 else None  # NaN for the baseline itself
-    return controlled, length_controlled_interval(
-        **how, C=c, confidence=confidence, resamples=resamples, seed=seed
-    )
 
 
 def control_length(
@@ -318,7 +316,7 @@ def control_length(
         The same with the length-controlled win rate, its interval and its notes.
     """
     controlled, interval = controlled_rate(
-        result.verdicts,
+        **columns_of(result.verdicts),
         confidence=confidence_at_stop(
             config.confidence, result.looks, early=result.stopped == "decided"
         ),
@@ -400,6 +398,11 @@ def _notes(ours: Answers, theirs: Answers, common: int, looks: int) -> list[str]
             if len(side) > common
         ),
         *(f"{s.repeated} repeated rows of {s.name} dropped" for s in sides if s.repeated),
+        *(
+            f"one answer a prompt of {s.name} was drawn; {s.left_aside} others were not used"
+            for s in sides
+            if s.left_aside
+        ),
         *(
             [f"judging may stop at {looks} moments: intervals are wider, and hold there"]
             if looks > 1

@@ -3,12 +3,14 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from prefstage.core import InputError, Ledger, ServiceError, digest, seed_for
 from prefstage.data import Candidates, CandidateSet, PairSet, load_candidates, pairs_to_candidates
 from prefstage.data.sets import DataSource
 from prefstage.sampling.base import Sample, Sampler, collect, requests_for, to_candidates
+
+T = TypeVar("T")
 
 # A prompt with the responses that take part, and how many more there were.
 Drawn = tuple[Candidates, int]
@@ -162,3 +164,17 @@ class SampledResponses:
         self.costs["refused_responses"] += len(refused)
         self.refused += refused
         return [(row, 0) for row in to_candidates(prompts, samples, source=self.name)]
+
+
+def drawn_one(options: Sequence[T], prompt_id: str, *, seed: int) -> T:
+    """One of a prompt's responses, or pairs, at random.
+
+    Args:
+        options: At least one.
+        prompt_id: The prompt, which with the seed alone decides.
+        seed: Of the draw.
+
+    Returns:
+        The one drawn.
+    """
+    return random.Random(seed_for(seed, "answer-quality", prompt_id)).choice(options)

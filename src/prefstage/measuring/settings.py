@@ -13,6 +13,8 @@ TieRule = Literal["half", "off"]
 # Where a judge errs: in any pair alike, or in close pairs since it misreads their quality.
 JudgeErrors = Literal["unknown", "any-pair", "close-pairs"]
 
+FEWEST_MODELS = 3
+ENOUGH_MODELS = f"at least {FEWEST_MODELS}: fewer cannot tell a prompt from a chance"
 _SERVED = ("openai:", "serve:")
 
 

@@ -1,17 +1,21 @@
 """What the length-controlled rate does not know: its uncertainty, other prompts' difficulty."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit as exact_logit, stdtrit
 
 from prefstage.core import InputError, seed_for
-from prefstage.evaluating.length_controlled import (
+from prefstage.measuring.length_controlled import (
+    LengthControlledWinRate,
     LengthProblem,
     Lookup,
     choose_c,
+    length_controlled_win_rate,
     length_problem,
 )
-from prefstage.evaluating.rates import (
+from prefstage.measuring.rates import (
     Floats,
     batches,
     check_bootstrap,
@@ -21,7 +25,7 @@ from prefstage.evaluating.rates import (
     outer_products,
     standardised_length,
 )
-from prefstage.evaluating.settings import ENOUGH_MODELS, FEWEST_MODELS
+from prefstage.measuring.settings import ENOUGH_MODELS, FEWEST_MODELS
 
 _AT_ONCE = 50
 _NO_PENALTY = 1e6  # as C
@@ -34,6 +38,38 @@ _MAX_STEPS = 60
 _LONGEST_STEP = 2.0
 _RIDGE = 1e-6
 _SMALL = 1e-8
+
+
+def controlled_rate(
+    preference: ArrayLike,
+    len_model: ArrayLike,
+    len_baseline: ArrayLike,
+    *,
+    confidence: float,
+    resamples: int = 1000,
+    seed: int,
+    **how: Any,
+) -> tuple[LengthControlledWinRate, tuple[float, float]]:
+    """The length-controlled win rate of verdicts, and its interval.
+
+    Args:
+        preference: As for `length_controlled_win_rate`.
+        len_model: Likewise.
+        len_baseline: Likewise.
+        confidence: Of the interval, in (0, 1).
+        resamples: Of its bootstrap.
+        seed: Likewise.
+        how: Further arguments of `length_controlled_win_rate`.
+
+    Returns:
+        Both, in percent.
+    """
+    rows = (preference, len_model, len_baseline)
+    controlled = length_controlled_win_rate(*rows, **how)
+    c = controlled.C if controlled.C > 0 else None  # NaN for the baseline itself
+    return controlled, length_controlled_interval(
+        *rows, **how, C=c, confidence=confidence, resamples=resamples, seed=seed
+    )
 
 
 def length_controlled_interval(

@@ -286,7 +286,7 @@ def length_tables() -> LengthTables:
     Raises:
         DataError: If the cached official file has another form than the known one.
     """
-    folder = files("prefstage.evaluating") / "tables"
+    folder = files("prefstage.measuring") / "tables"
     difficulty = _columns((folder / "instruction_difficulty.csv").read_bytes())["difficulty"]
     rows = _columns(gzip.decompress((folder / "gamed_rows.csv.gz").read_bytes()))
     index, lengths = rows["index"].astype(np.int64), np.empty(len(difficulty))

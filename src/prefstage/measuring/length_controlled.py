@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from prefstage.core import InputError
-from prefstage.evaluating.rates import (
+from prefstage.measuring.rates import (
     HALF,
     N_PROMPTS,
     Figures,
@@ -27,6 +27,8 @@ Origin = Literal["official", "given", "none"]
 
 GRID = np.logspace(-4, 4, 10)
 FOLDS = 5
+FEWEST_CONTROLLED = 30
+"""Verdicts below which length is not controlled for: the fit has two coefficients and a penalty."""
 GAMED_WEIGHT = 0.2 / 2
 _ALL_ZERO = (
     "the penalty set every weight to zero: the length-controlled rate is 50 % whatever the"
