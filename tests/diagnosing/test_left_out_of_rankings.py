@@ -1,6 +1,7 @@
 """R counts neither ties of the raters nor pairs of the same tokens, in diagnosis and dynamics."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from prefstage.data import Pair, PairSet, ResponseEncoder, prompt_id_of
 from prefstage.diagnosing.diagnosis import diagnose
 from prefstage.diagnosing.scoring import ScoredBy, score_pairs
 from prefstage.scoring import Scorer
+from prefstage.training.dynamics.criterion import Criterion
 from prefstage.training.dynamics.pairs import (
     measure_pairs,
     sample_pairs,
@@ -83,6 +85,12 @@ def test_dynamics_leave_them_out_and_count_them(scored_by: ScoredBy) -> None:
         sample_pairs("train", [TIED], **how)
 
 
+def _summary(sample: Any, scores: Any) -> dict[str, float]:
+    criterion = Criterion(0.1)
+    measured = measure_pairs(sample, scores, scores, criterion=criterion)
+    return summarise_pairs(measured, criterion=criterion)
+
+
 def test_r_is_the_same_in_diagnosis_and_dynamics_whether_ties_are_kept(
     scored_by: ScoredBy,
 ) -> None:
@@ -92,7 +100,7 @@ def test_r_is_the_same_in_diagnosis_and_dynamics_whether_ties_are_kept(
         sample = sample_pairs("train", PairSet.of(PAIRS), **how)
         assert len(sample.items) == followed
         scores = score_sample(scored_by.scorer, sample.trees)
-        found = summarise_pairs(measure_pairs(sample, scores, scores, beta=0.1), beta=0.1)
+        found = _summary(sample, scores)
         assert found["rankings/accuracy"] == expected["accuracy"]["mean"]
         assert found["rankings/normalised_accuracy"] == expected["accuracy_normalised"]["mean"]
         assert found["rewards/accuracies"] == 0.5
@@ -102,7 +110,7 @@ def test_dynamics_of_ties_alone_have_no_accuracy(scored_by: ScoredBy) -> None:
     how = {"encoder": scored_by.encoder, "subsample": 10, "seed": 0, "ties": "keep"}
     sample = sample_pairs("train", [TIED, replace(TIED, agreement=0.5)], **how)
     scores = torch.tensor([-1.0, -2.0]).double(), torch.tensor([-2.0, -1.0]).double()
-    found = summarise_pairs(measure_pairs(sample, scores, scores, beta=0.1), beta=0.1)
+    found = _summary(sample, scores)
     assert "rankings/accuracy" not in found
     assert "loss" in found
 
