@@ -45,6 +45,8 @@ __all__ = [
 LEFT_OUT = "difficulty left out"
 _FIRST_CHUNK = 16
 
+_BETTER: dict[str | None, Literal["model", "baseline"]] = {"above": "model", "below": "baseline"}
+
 Stopped = Literal["decided", "prompt budget", "all prompts used"]
 
 
@@ -183,7 +185,6 @@ def win_rate(
     elif config.length_controlled and prompt_numbers is not None and None in known:
         notes.append(f"{known.count(None)} prompts are none of AlpacaEval's: {LEFT_OUT}")
     low, high = sequence.interval
-    better: dict[str | None, Literal["model", "baseline"]] = {"above": "model", "below": "baseline"}
     result = WinRate(
         model=ours.name,
         baseline=theirs.name,
@@ -193,7 +194,7 @@ def win_rate(
         avg_length_baseline=fmean(len(verdict.output_1) for verdict in verdicts),
         controlled=None,
         controlled_interval=None,
-        better=better.get(sequence.side),
+        better=_BETTER.get(sequence.side),
         anytime_interval=(100 * low, 100 * high),
         stopped=stopped,
         prompts_available=len(common),
