@@ -1,5 +1,6 @@
 """A model's folder that brings code of its own: it never runs unless that is asked for."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import prefstage
 from prefstage.cli.main import app
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import tiny_pairs, tiny_policy
@@ -89,3 +91,23 @@ def test_no_code_refuses_what_runs_code(world: Path, words: str) -> None:
     assert done.exit_code == 2, done.output
     (line,) = done.stderr.strip().splitlines()
     assert "with --no-code; expected settings that run no code" in line
+
+
+# Their classes are fixed, and take no such argument: nothing in a folder chooses another.
+FIXED = {"PeftModel.from_pretrained(model, name_or_path)", "DebertaV2Config.from_pretrained(path)"}
+
+
+def test_every_load_says_whether_code_may_run() -> None:
+    calls = [
+        ast.unparse(node)
+        for file in Path(prefstage.__path__[0]).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("from_pretrained", "from_config", "load")
+        and ast.unparse(node.func.value) not in ("cls", "json", "yaml", "self")
+    ]
+    loads = [call for call in calls if "from_" in call or call.startswith("torch.load")]
+    assert len(loads) > len(FIXED)
+    rules = ("trust_remote_code=trust_remote_code()", "weights_only=True")
+    assert {call for call in loads if not any(rule in call for rule in rules)} == FIXED

@@ -130,14 +130,28 @@ def test_data_is_named_without_its_path(given: Any, named: tuple[str, bool]) -> 
     assert export.names_of(given, None) == {"training": named}
 
 
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+
+
 def test_a_license_beside_the_base_model_is_told(tmp_path: Path) -> None:
     base = tmp_path / "base"
     tiny_chat_model().save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
-    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n")
-    facts = export.card_facts(trained(tmp_path / "run", model=str(base)))
-    assert facts["license"] == "apache-2.0"
-    assert (facts["base"], facts["base_on_hub"]) == ("base", False)
+    trainer = trained(tmp_path / "run", model=str(base))
+    for head, expected in {
+        "license: apache-2.0": "apache-2.0",
+        f"{BOMB}license: *a39": None,
+        f"license: {'[' * 3000}": None,
+        "license: !!python/object/apply:os.system [x]": None,
+        "license: [1": None,
+        "license": None,
+        "- license": None,
+        "": None,
+    }.items():
+        (base / "README.md").write_text(f"---\n{head}\n---\nA model.\n")
+        facts = export.card_facts(trainer)
+        assert facts["license"] == expected
+        assert (facts["base"], facts["base_on_hub"]) == ("base", False)
 
 
 def test_weights_that_are_no_numbers_are_not_exported(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
@@ -12,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from prefstage.core import InputError, Outcome, atomic_path, locked_file, read_json, read_result
@@ -121,8 +122,9 @@ def make_report(
         RunFolderError: If another process is making the page.
     """
     out = Path(out)
-    with locked_file(out):
-        read = read_runs([Path(p) for p in ([runs] if isinstance(runs, str | PathLike) else runs)])
+    named = [Path(p) for p in ([runs] if isinstance(runs, str | PathLike) else runs)]
+    with locked_file(out), _as_written(named):
+        read = read_runs(named)
         sections = sections_of(read)
         charts = [chart for section in sections for chart in section.charts]
         packed, lacks = list[tuple[str, Any]](), list[tuple[str, str, str]]()
@@ -173,6 +175,18 @@ def make_report(
         lacks=lacks,
         figures=drawn,
     )
+
+
+# Somebody may have edited what stands in a run's files: whatever comes of that is one error.
+@contextmanager
+def _as_written(runs: Sequence[Path]) -> Iterator[None]:
+    with InputError.instead_of(
+        *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, UndefinedError),
+        saw=f"{' or '.join(map(str, runs))}: results that are not as they were written ({{error}})",
+        expected="run folders as prefstage left them",
+        cure="repeat the command with the same --out, which makes damaged results anew",
+    ):
+        yield
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

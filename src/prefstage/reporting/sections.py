@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import yaml
 
 from prefstage.aligning.advice import advice_rows, how_often_right
 from prefstage.aligning.runs import in_sample_lines, reversal_lines
 from prefstage.aligning.tables import TableSettings, build_table
 from prefstage.building.account import describe_reversal
+from prefstage.core import parse_yaml
 from prefstage.diagnosing.tables import tables_of
 from prefstage.reporting.blocks import (
     Cell,
@@ -387,7 +387,7 @@ def _experiments(runs: Sequence[Run]) -> Iterator[Section]:
     for number, run in enumerate(runs, start=1):
         before = f"{run.name}: " if len(runs) > 1 else ""
         for result in (part.result for part in run.of("experiment")):
-            for name, settings in (yaml.safe_load(run.config) or {})["tables"].items():
+            for name, settings in (parse_yaml(run.config) or {})["tables"].items():
                 yield _tabulated(name, settings, result, f"table-{number}-{name}", before)
             yield Section(
                 f"failed-{number}",

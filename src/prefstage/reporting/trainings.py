@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
-from prefstage.core import DataError, PrefstageError
+from prefstage.core import DataError, PrefstageError, parse_yaml
 from prefstage.data import ReadOptions, load_pairs
 from prefstage.diagnosing.flips import FLIP_GROUPS, fluctuation_range
 from prefstage.reporting.blocks import (
@@ -88,7 +87,7 @@ def followed_pairs(run: Run) -> tuple[list[PairRows], list[tuple[str, str]]]:
     Returns:
         The pairs of every set, and what cannot be shown: what, and why.
     """
-    settings = yaml.safe_load(run.config) or {}
+    settings = parse_yaml(run.config) or {}
     pairs, lacks = list[PairRows](), list[tuple[str, str]]()
     dynamics = run.of("train")[0].dynamics
     for name, source in {TRAIN_SET: settings.get("data"), **(settings.get("eval") or {})}.items():

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from prefstage.core import InputError, ModelError
+from prefstage.core import InputError, ModelError, trust_remote_code
 from prefstage.scoring.cpu.fused import has_fused_form
 from prefstage.scoring.cpu.lean import KEPT_ELEMENTS
 from prefstage.scoring.engine import ModelParts
@@ -135,7 +135,9 @@ class ModelShape:
             # On the meta device tensors have a shape and no storage: a model of 70 billion
             # weights is built in a second.
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code()
+                )
         except ValueError as error:
             raise ModelError.of(
                 saw=f"{type(config).__name__}: {next(iter(str(error).splitlines()), '')[:200]}",

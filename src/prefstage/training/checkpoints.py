@@ -11,20 +11,22 @@ import logging
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from prefstage.core import (
     CheckpointError,
+    PrefstageError,
     digest,
     fault_in,
     installed_versions,
     list_files,
     put_in_place,
     read_json,
+    reason_of,
     write_json,
 )
 
@@ -234,6 +236,29 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     if not intact:
         raise _corrupt(checkpoint, f"{MANIFEST} has changed since it was written")
     return record
+
+
+@contextmanager
+def reading_checkpoint(checkpoint: Path) -> Iterator[None]:
+    """Turn whatever reading a checkpoint raises into one error, which names it.
+
+    Args:
+        checkpoint: Its folder: of others perhaps, and then anything may stand in its files.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        CheckpointError: If the block raises what neither an error of ours is nor one of memory.
+    """
+    import torch
+
+    try:
+        yield
+    except (PrefstageError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # by what stands there instead
+        raise _corrupt(checkpoint, f"it cannot be read ({reason_of(error)})") from error
 
 
 def rotate_checkpoints(folder: Path, *, limit: int | None, keep: Iterable[Path] = ()) -> list[Path]:

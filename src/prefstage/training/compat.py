@@ -25,7 +25,7 @@ from prefstage.scoring.compat import replaced
 from prefstage.scoring.engine import ModelParts, score_pass
 from prefstage.scoring.layout import Batch
 from prefstage.training.arguments import check_metric
-from prefstage.training.checkpoints import step_of
+from prefstage.training.checkpoints import reading_checkpoint, step_of
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +92,22 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         # its end would take another: tell it that all epochs are done.
         begin: tuple[int, int] = super()._init_training_state(max_steps, *rest)
         return (self.state.num_train_epochs, 0) if self.has_ended(max_steps) else begin
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading_checkpoint(Path(checkpoint or "")):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading_checkpoint(Path(checkpoint or "")):
+            super()._load_rng_state(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with reading_checkpoint(Path(checkpoint or "")):
+            super()._load_scaler(checkpoint)
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        with reading_checkpoint(Path(checkpoint)):
+            super()._load_from_checkpoint(checkpoint, model)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staging) if self.staging else str(super()._get_output_dir(trial))

@@ -9,7 +9,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl
+from transformers.trainer_callback import (
+    ExportableState,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 
 from prefstage.core import CheckpointError, TrainingError, read_json, write_json
 from prefstage.training.checkpoints import (
@@ -21,9 +26,11 @@ from prefstage.training.checkpoints import (
     finish_checkpoint,
     newest_whole,
     package_versions,
+    reading_checkpoint,
     recover,
     rotate_checkpoints,
     run_settings,
+    step_of,
     verify_checkpoint,
 )
 from prefstage.training.compat import HookedTrainer
@@ -151,6 +158,10 @@ class DurableTrainer(HookedTrainer):
                 expected="the state of the optimiser too",
                 cure="begin a new run with this folder as the model",
             )
+            with reading_checkpoint(checkpoint):
+                step = TrainerState.load_from_json(str(checkpoint / _TRAINER_STATE)).global_step
+                if step != step_of(checkpoint):
+                    raise ValueError(f"{_TRAINER_STATE} says step {step!r}")
             check_same_run(record["settings"], self.settings_of_run, checkpoint)
             if record["processes"] != self.args.world_size:
                 _log.warning(
@@ -310,9 +321,10 @@ class DurableTrainer(HookedTrainer):
         file = self._resumed / _STATE.format(self.args.process_index)
         if not file.exists():  # more processes than wrote the checkpoint: the first one's
             file = self._resumed / _STATE.format(0)
-        saved = read_json(file)
-        self.restore_loop_sums(saved["loop"])
-        self.restore_run_state(saved["run"])
+        with reading_checkpoint(self._resumed):
+            saved = read_json(file)
+            self.restore_loop_sums(saved["loop"])
+            self.restore_run_state(saved["run"])
 
 
 # Restores the loop's sums, and saves at the end of an epoch only after all else there.

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from prefstage.core import read_json, redacted_values, write_text
+from prefstage.core import parse_yaml, read_bytes, read_json, redacted_values, write_text
 from prefstage.losses import get_loss
 from prefstage.training.checkpoints import package_versions
 from prefstage.training.datasets import sets_by_name
@@ -34,6 +34,8 @@ _LOCAL = re.compile(
 )
 
 
+_CARD_HEAD = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
+_LONGEST_CARD = 1 << 20  # bytes
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})|(?<!\d)(\d{4}\.\d{5})(?!\d)")
 _SHOWN_LETTERS = 120
 _MANY = 10_000
@@ -330,13 +332,13 @@ def _base(trainer: Any) -> tuple[str, bool]:
 
 # What is trained from a model stands under its licence, where its card names one.
 def _license_of(model: Any) -> str | None:
-    from huggingface_hub import ModelCard
-
     card = Path(_bare(model).config.name_or_path or "none") / "README.md"
     try:
-        known = ModelCard.load(card).data.get("license") if card.is_file() else None
-        return str(known) if known else None
-    except (ValueError, yaml.YAMLError):
+        # Somebody else's file: it says what it likes at any length, and nothing depends on it.
+        head = _CARD_HEAD.match(read_bytes(card, limit=_LONGEST_CARD).decode(errors="replace"))
+        known = (parse_yaml(head[1]) or {})["license"] if head else None
+        return known if isinstance(known, str) else None
+    except (OSError, ValueError, TypeError, LookupError):
         return None
 
 
