@@ -270,11 +270,15 @@ def fault_in(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None
 
     Args:
         folder: The folder.
-        files: As `list_files` gives them.
+        files: As `list_files` gives them; what a file holds that lists them.
 
     Returns:
         What is wrong with the first file that is not as it was listed; None if all are.
     """
+    for name, listed in files.items():
+        kinds = [type(listed.get(n)) for n in ("bytes", "sha256")] if type(listed) is dict else []
+        if kinds != [int, str]:
+            return f"the entry of {name} in the list of its files has changed"
     # All sizes before any hash: what is cut short shows without reading gigabytes.
     for name, listed in files.items():
         path = folder / name

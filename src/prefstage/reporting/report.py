@@ -122,12 +122,11 @@ def make_report(
         RunFolderError: If another process is making the page.
     """
     out = Path(out)
-    named = [Path(p) for p in ([runs] if isinstance(runs, str | PathLike) else runs)]
-    with locked_file(out), _as_written(named):
+    with locked_file(out), _as_written(runs) as named:
         read = read_runs(named)
         sections = sections_of(read)
         charts = [chart for section in sections for chart in section.charts]
-        packed, lacks = list[tuple[str, Any]](), list[tuple[str, str, str]]()
+        lacks, packed = list[tuple[str, str, str]](), list[tuple[str, Any]]()
         for run in read:
             pairs, missing = explored(run)
             packed += [(run.name, rows) for rows in pairs]
@@ -135,8 +134,8 @@ def make_report(
         explorer = pack(packed)
         scripts = _scripts(charts=bool(charts), pairs=bool(explorer["pairs"]))
         specs = json.dumps({chart.name: compiled(chart) for chart in charts}, separators=(",", ":"))
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-        html = environment.from_string(_asset("page.html")).render(
+        pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+        html = pages.from_string(_asset("page.html")).render(
             title=title or f"prefstage: {', '.join(run.name for run in read)}",
             policy=_policy(scripts),
             style=Markup(_asset("page.css")),
@@ -179,14 +178,15 @@ def make_report(
 
 # Somebody may have edited what stands in a run's files: whatever comes of that is one error.
 @contextmanager
-def _as_written(runs: Sequence[Path]) -> Iterator[None]:
+def _as_written(runs: Paths) -> Iterator[list[Path]]:
+    named = [Path(p) for p in ([runs] if isinstance(runs, str | PathLike) else runs)]
     with InputError.instead_of(
         *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, UndefinedError),
-        saw=f"{' or '.join(map(str, runs))}: results that are not as they were written ({{error}})",
+        saw=f"{' or '.join(map(str, named))}: results not as they were written ({{error}})",
         expected="run folders as prefstage left them",
         cure="repeat the command with the same --out, which makes damaged results anew",
     ):
-        yield
+        yield named
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

@@ -239,8 +239,10 @@ class Step(ABC):
         """What it was made of; nothing where that is missing, unreadable or not as written."""
         try:
             manifest = self.read(MANIFEST)
-            return {"key": manifest["key"], **{n: dict(manifest[n]) for n in ("files", "costs")}}
-        except (OSError, ValueError, KeyError, TypeError):
+            costs = {name: int(count) for name, count in manifest["costs"].items()}
+            seconds, files = float(manifest["seconds"]), dict(manifest["files"])
+            return {"key": manifest["key"], "files": files, "costs": costs, "seconds": seconds}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return {}
 
 
@@ -324,7 +326,7 @@ class Steps:
         # What it took stands at its first use, and is the manifest's, so that neither kills nor
         # reuse change what a step has cost.
         if folder not in [earlier["folder"] for earlier in self.parts]:
-            manifest = step.read(MANIFEST)
+            manifest = step.manifest()
             part |= {name: manifest[name] for name in ("seconds", "costs")}
         self.parts.append(part)
         record = StepRecord(step.name, step.kind, iteration, _DID[state], why, seconds, costs)
