@@ -136,12 +136,39 @@ def gamma(w: Side, r: Side, s: Any) -> Tensor:
 
 def simpo(w: Side, r: Side, s: Any) -> Tensor:
     means = w.log_prob / w.length - r.log_prob / r.length
-    return -log_sigma(s.beta * means - s.margin)
+    return dpo(s.beta * means - s.margin, 1.0, s.flip_rate)
+
+
+def grown(x: Tensor) -> Tensor:
+    """e^x - 1, and from e^30 on the straight line of its slope there."""
+    line = math.exp(30.0) * (1 + x - 30.0) - 1
+    return torch.where(x > 30.0, line, torch.expm1(x.clamp(max=30.0)))
+
+
+def alphapo(w: Side, r: Side, s: Any) -> Tensor:
+    def reward(side: Side) -> Tensor:
+        mean = side.log_prob / side.length
+        return -grown(-s.alpha * mean) / s.alpha if s.alpha else mean
+
+    return dpo(s.beta * (reward(w) - reward(r)) - s.margin, 1.0, s.flip_rate)
+
+
+def contrasted(w: Side, r: Side, s: Any) -> Tensor:
+    gap = w.log_prob - r.log_prob
+    if s.contrast == "hinge":
+        return positive(1 - s.beta * gap)
+    if s.contrast == "ipo":
+        return (w.log_prob / w.length - r.log_prob / r.length - 1 / (2 * s.beta)) ** 2
+    return dpo(gap, s.beta, s.flip_rate)
 
 
 def cpo(w: Side, r: Side, s: Any) -> Tensor:
-    own = -log_sigma(s.beta * (w.log_prob - r.log_prob))
-    return own - s.imitation * w.log_prob / w.length
+    return contrasted(w, r, s) - s.imitation * w.log_prob / w.length
+
+
+def chi_po(w: Side, r: Side, s: Any) -> Tensor:
+    z = s.beta * (grown(w.ratio) + w.ratio - grown(r.ratio) - r.ratio)
+    return -log_sigma(z if s.max_reward is None else z.clamp(-2 * s.max_reward, 2 * s.max_reward))
 
 
 def norm(w: Side, r: Side, s: Any) -> Tensor:
@@ -171,6 +198,8 @@ ALONE: dict[str, Callable[[Side, Side, Any], Tensor]] = {
     "wpo": wpo,
     "cal_dpo": cal_dpo,
     "sppo_hard": lambda w, r, s: sppo(w, r, s.beta, torch.tensor(1.0, dtype=torch.float64)),
+    "alphapo": alphapo,
+    "chi_po": chi_po,
     "apo_zero": lambda w, r, s: 1 - sigma(s.beta * w.ratio) + sigma(s.beta * r.ratio),
     "apo_down": lambda w, r, s: sigma(s.beta * w.ratio) + 1 - sigma(s.beta * (w.ratio - r.ratio)),
     "discopop": discopop,
@@ -188,6 +217,29 @@ def soft_sppo(batch: PairBatch, s: Any, _: Any) -> Tensor:
     assert batch.preference is not None
     pairs = zip(pairs_of(batch), batch.preference, strict=True)
     return torch.stack([sppo(w, r, s.beta, probability) for (w, r), probability in pairs])
+
+
+def tpo(batch: PairBatch, s: Any, _: Any) -> Tensor:
+    assert batch.gold is not None
+    form = simpo if s.name == "tpo_l" else contrasted
+    return torch.stack(
+        [
+            form(w, r, s) - s.imitation * gold.log_prob / gold.length
+            for (w, r), gold in zip(pairs_of(batch), sides_of(batch.gold), strict=True)
+        ]
+    )
+
+
+def odpo(batch: PairBatch, s: Any, _: Any) -> Tensor:
+    values = []
+    scores = zip(batch.chosen.scores.tolist(), batch.rejected.scores.tolist(), strict=True)
+    for (w, r), (better, worse) in zip(pairs_of(batch), scores, strict=True):
+        gap, z = better - worse, s.beta * (w.ratio - r.ratio)
+        if s.offset == "difference":
+            values.append(-log_sigma(z - s.alpha * gap))
+        else:
+            values.append(-log_sigma(z - s.alpha * math.log(gap)) if gap > 0 else 0 * z)
+    return torch.stack(values)
 
 
 def bco(batch: PairBatch, s: Any, state: Any) -> Tensor:
@@ -249,6 +301,62 @@ def kto(batch: UnpairedBatch, s: Any, _: Any) -> Tensor:
     return torch.stack(values)
 
 
+def labelled(batch: UnpairedBatch) -> list[tuple[Side, bool]]:
+    return list(zip(sides_of(batch.responses), batch.desirable.tolist(), strict=True))
+
+
+def apo_zero_unpaired(batch: UnpairedBatch, s: Any, _: Any) -> Tensor:
+    return torch.stack(
+        [
+            s.desirable_weight * (1 - sigma(s.beta * side.ratio))
+            if good
+            else s.undesirable_weight * sigma(s.beta * side.ratio)
+            for side, good in labelled(batch)
+        ]
+    )
+
+
+def bco_unpaired(batch: UnpairedBatch, s: Any, state: Any) -> Tensor:
+    means = []
+    for label, wanted in (("desirable", True), ("undesirable", False)):
+        rewards = [s.beta * side.ratio.item() for side, good in labelled(batch) if good == wanted]
+        before = state["counts"].get(label, 0)
+        if number := before + len(rewards):
+            means.append((state["means"].get(label, 0.0) * before + sum(rewards)) / number)
+    shift = sum(means) / len(means)
+    values = []
+    for row, (side, good) in enumerate(labelled(batch)):
+        weight = 1.0
+        if s.name == "bco_udm" and not good:
+            weight = min(max(batch.density_ratio[row].item(), s.min_ratio), s.max_ratio)
+        z = s.beta * side.ratio - shift
+        values.append(-weight * log_sigma(z if good else -z))
+    return torch.stack(values)
+
+
+def pipa_m(batch: UnpairedBatch, s: Any, _: Any) -> Tensor:
+    values = []
+    for side, good in labelled(batch):
+        log_q, top = side.ratio + math.log(s.prior), math.log(0.99)
+        if good:
+            values.append(-torch.minimum(log_q, torch.zeros_like(log_q)))
+        elif log_q.item() <= top:
+            values.append(-torch.log1p(-torch.exp(log_q)))
+        else:
+            values.append(-math.log(0.01) + 99 * (log_q - top))
+    return torch.stack(values)
+
+
+def pipa_n(batch: UnpairedBatch, s: Any, _: Any) -> Tensor:
+    prior = math.log(s.prior / (1 - s.prior))
+    return torch.stack(
+        [
+            -log_sigma(side.ratio + prior if good else -side.ratio - prior)
+            for side, good in labelled(batch)
+        ]
+    )
+
+
 def groups_of(batch: GroupBatch) -> list[tuple[Tensor, Tensor]]:
     """Log-ratios and scores of each group."""
     assert batch.responses.scores is not None
@@ -275,11 +383,17 @@ def infonca(batch: GroupBatch, s: Any, _: Any) -> Tensor:
     return torch.stack(values)
 
 
-def sft(batch: PairBatch | ResponseBatch, _: Any, __: Any) -> Tensor:
+def sft(batch: PairBatch | ResponseBatch | UnpairedBatch, _: Any, __: Any) -> Tensor:
     responses = batch.chosen if isinstance(batch, PairBatch) else batch.responses
     sides = sides_of(responses)
-    tokens = sum(side.length for side in sides)
-    return torch.stack([-side.log_prob * len(sides) / tokens for side in sides])
+    learnt = batch.desirable.tolist() if isinstance(batch, UnpairedBatch) else [True] * len(sides)
+    tokens = sum(side.length for side, learns in zip(sides, learnt, strict=True) if learns)
+    return torch.stack(
+        [
+            -side.log_prob * len(sides) / tokens if learns else 0 * side.log_prob
+            for side, learns in zip(sides, learnt, strict=True)
+        ]
+    )
 
 
 def alone(name: str) -> Callable[[Any, Any, Any], Tensor]:
@@ -290,6 +404,14 @@ def alone(name: str) -> Callable[[Any, Any, Any], Tensor]:
 CLOSED_FORMS: dict[str, Callable[[Any, Any, Any], Tensor]] = {
     **{name: alone(name) for name in ALONE},
     "sppo": soft_sppo,
+    "tpo": tpo,
+    "tpo_l": tpo,
+    "odpo": odpo,
+    "apo_zero_unpaired": apo_zero_unpaired,
+    "bco_unpaired": bco_unpaired,
+    "bco_udm": bco_unpaired,
+    "pipa_m": pipa_m,
+    "pipa_n": pipa_n,
     "bco": bco,
     "re_po": re_po,
     "aot": aot,

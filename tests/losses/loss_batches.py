@@ -72,6 +72,7 @@ def draw_pairs(
         seeds=torch.arange(len(chosen)) + 1000 * seed,
         preference=preference.to(how.get("dtype", torch.float64)),
         annotators=tuple(NAMES[item % len(NAMES)] for item in range(len(chosen))),
+        gold=draw_responses(rejected[::-1], seed=2 * seed + 7, **how),
     )
 
 
@@ -86,16 +87,23 @@ def draw_batch(kind: str, *, seed: int = 0, items: int = ITEMS, **how: Any) -> L
         lengths = draw_lengths(sum(sizes), seed=seed)
         responses = draw_responses(lengths, seed=seed, **how)
         return GroupBatch(responses, group, Totals(items, sum(lengths)))
-    responses, totals = draw_responses(lengths, seed=seed, **how), Totals(items, sum(lengths))
+    responses = draw_responses(lengths, seed=seed, **how)
     if kind == "responses":
-        return ResponseBatch(responses, totals)
+        return ResponseBatch(responses, Totals(items, sum(lengths)))
     generator = torch.Generator().manual_seed(seed)
     desirable = torch.rand(items, generator=generator) < 0.5
     desirable[0], desirable[-1] = True, items == 1
     others = draw_responses(draw_lengths(items, seed=seed + 1), seed=seed + 1, **how)
     if (others.log_ratios.mean() > 0) != (seed % 2 == 0):  # KTO's point is 0 at odd seeds
         others = replace(others, policy=others.reference, reference=others.policy.detach())
-    return UnpairedBatch(responses, desirable, totals, mismatched=others)
+    wanted = int(responses.lengths[desirable].sum())
+    return UnpairedBatch(
+        responses,
+        desirable,
+        Totals(items, wanted, sum(lengths) - wanted),
+        mismatched=others,
+        density_ratio=torch.rand(items, generator=generator).exp().to(responses.policy.dtype),
+    )
 
 
 def kinds_of(loss: Loss) -> list[str]:
@@ -104,7 +112,9 @@ def kinds_of(loss: Loss) -> list[str]:
 
 def learners(batch: LossBatch) -> list[Responses]:
     """The responses whose log-probs a loss differentiates by."""
-    return [batch.chosen, batch.rejected] if isinstance(batch, PairBatch) else [batch.responses]
+    if not isinstance(batch, PairBatch):
+        return [batch.responses]
+    return [batch.chosen, batch.rejected, *([batch.gold] if batch.gold else [])]
 
 
 def change_responses(batch: LossBatch, change: Any) -> LossBatch:

@@ -31,6 +31,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "desirable_weight": (0, 3),
     "undesirable_weight": (0, 3),
     "reliability": (1e-3, 0.999),
+    "max_reward": (0.1, 10),
+    "min_ratio": (0, 1.5),
+    "max_ratio": (1.6, 3),
+    "prior": (1e-3, 0.9),
 }
 
 
@@ -48,7 +52,14 @@ def drawn_settings(loss: type[Loss], share: float) -> Loss:
 
 def state_of(loss: type[Loss]) -> dict[str, Any]:
     """A state in the midst of training."""
-    known = {"bco": {"mean": -0.3, "count": 12}, "re_po": {"reliability": {"ada": 0.7}}}
+    unpaired = {"means": {"desirable": 0.4, "undesirable": -0.1}, "counts": {}}
+    unpaired["counts"] = {"desirable": 7, "undesirable": 12}
+    known = {
+        "bco": {"mean": -0.3, "count": 12},
+        "re_po": {"reliability": {"ada": 0.7}},
+        "bco_unpaired": unpaired,
+        "bco_udm": unpaired,
+    }
     return known.get(loss.name, {})
 
 
@@ -129,6 +140,31 @@ def test_extremes_stay_finite(  # noqa: PLR0917 - pytest and Hypothesis pass by 
         assert torch.isfinite(computed.values).all()
         assert computed.values.dtype == dtype
         assert torch.isfinite(gradients(computed.values.sum(), batch)).all()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(
+            {"name": n, "contrast": c, "beta": b}
+            for n in ("cpo", "tpo")
+            for c in ("hinge", "ipo")
+            for b in (0.1, 2.0)
+        ),
+        {"name": "odpo", "offset": "difference", "alpha": 0.7},
+        {"name": "alphapo", "alpha": -0.5},
+        {"name": "alphapo", "alpha": 0.0},
+    ],
+    ids=str,
+)
+def test_choices_of_a_loss_are_closed_forms_too(spec: dict[str, Any]) -> None:
+    loss = parse_loss(spec).terms[0].loss
+    for seed in range(3):
+        batch = draw_batch("pairs", seed=seed, scale=2.0)
+        ours, closed = loss(batch).values, CLOSED_FORMS[loss.name](batch, loss, {})
+        torch.testing.assert_close(ours, closed, rtol=1e-9, atol=1e-10)
+        slopes = [gradients(values.sum(), batch) for values in (ours, closed)]
+        torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-9)
 
 
 DIVERGENT = [name for name in LOSSES if "f_divergence" in LOSSES[name].model_fields]

@@ -27,7 +27,7 @@ every_loss = pytest.mark.parametrize("name", list(LOSSES))
 every_case = pytest.mark.parametrize(("name", "kind"), CASES)
 
 ON_SIDES = ("reference", "scores", "log_sum_squares")
-ON_BATCHES = ("preference", "mismatched", "annotators", "seeds")
+ON_BATCHES = ("preference", "mismatched", "annotators", "seeds", "gold", "density_ratio")
 
 
 def compute(name: str, batch: LossBatch, state: Any = None) -> Any:
@@ -111,6 +111,14 @@ def test_no_setting_is_not_a_number(name: str) -> None:
         ("ld_dpo", "ld_alpha"),
         ("cpo", "cpo_alpha"),
         ("simpo", "simpo_gamma"),
+        ("simpo", "label_smoothing"),
+        ("alphapo", "simpo_gamma"),
+        ("cpo", "label_smoothing"),
+        ("cpo", "loss_type"),
+        ("tpo", "loss_type"),
+        ("tpo", "tpo_alpha"),
+        ("tpo-l", "tpo_l_gamma"),
+        ("bco_udm", "min_density_ratio"),
     ],
 )
 def test_trls_name_of_a_setting_leads_to_ours(name: str, trl: str) -> None:
@@ -156,6 +164,8 @@ def test_what_a_loss_needs_it_reads(name: str, kind: str) -> None:
         "seeds": torch.arange(ITEMS) + 77,
         "preference": torch.linspace(0, 1, ITEMS, dtype=torch.float64),
         "mismatched": getattr(other, "responses", None),
+        "gold": getattr(other, "gold", None),
+        "density_ratio": torch.linspace(0.6, 9, ITEMS, dtype=torch.float64),
     }
     state = {"reliability": {"ada": 0.6, "ben": 0.7}} if name == "re_po" else None
     plain = compute(name, batch, state)
@@ -171,7 +181,7 @@ def _shifted(side: Responses, field: str) -> Responses:
     """The values of one field changed, each otherwise."""
     value = getattr(side, field)
     steps = torch.linspace(0.1, 1, value.numel(), dtype=value.dtype).reshape(value.shape)
-    return replace(side, **{field: value - steps * (side.mask if value.ndim > 1 else 1)})
+    return replace(side, **{field: value * (1 + steps)})  # not alike on both sides
 
 
 @every_case
@@ -344,7 +354,7 @@ def test_a_gpu_gives_the_same(name: str, kind: str) -> None:
 
     batch = draw_batch(kind, scale=3.0)
     there = change_responses(batch, moved)
-    for field in ("group", "desirable", "preference"):
+    for field in ("group", "desirable", "preference", "density_ratio"):
         if has(there, field):
             there = replace(there, **{field: getattr(there, field).cuda()})
     found = compute(name, there)
@@ -353,7 +363,9 @@ def test_a_gpu_gives_the_same(name: str, kind: str) -> None:
 
 
 # Losses on means over tokens, whose constant goes by another name or is divided by the length.
-OF_MEANS = {"sigmoid_norm": "beta", "ipo": "tau", "simpo": "beta", "orpo": "odds_weight"}
+OF_MEANS = {"sigmoid_norm": "beta", "ipo": "tau", "orpo": "odds_weight"} | dict.fromkeys(
+    ("simpo", "alphapo", "tpo_l"), "beta"
+)
 
 
 def rewards_of(loss: Loss, side: Responses) -> Any:

@@ -208,7 +208,10 @@ def test_beta_dpo(  # noqa: PLR0917 - Hypothesis passes by name
     assert int(kept.sum()) == max(1, math.floor(keep * items + 1e-9))
     margins = [w.ratio - r.ratio for w, r in pairs_of(batch)]
     used = [m.item() for m, own in zip(margins, kept.tolist(), strict=True) if own]
-    own_beta = max(1e-3, beta * (1 + gain * (sum(used) / len(used) - 0.2)))
+    numbers = torch.tensor([m.item() for m in margins], dtype=torch.float64)
+    # As in the official code, the moving mean of the step's margins is one with that step in it.
+    mean = 0.9 * 0.2 + 0.1 * numbers.mean().item()
+    own_beta = max(1e-3, beta * (1 + gain * (sum(used) / len(used) - mean)))
     assert found.metrics["beta"].item() == pytest.approx(own_beta, rel=1e-9)
     # The mean over the batch is the mean over the pairs kept.
     share = items / len(used)
@@ -217,8 +220,7 @@ def test_beta_dpo(  # noqa: PLR0917 - Hypothesis passes by name
         for margin, own in zip(margins, kept.tolist(), strict=True)
     ]
     assert_same(found.values, torch.stack(values), batch)
-    numbers = torch.tensor([m.item() for m in margins], dtype=torch.float64)
-    assert found.state["mean"] == pytest.approx(0.9 * 0.2 + 0.1 * numbers.mean().item())
+    assert found.state["mean"] == pytest.approx(mean)
     spread = numbers.std(correction=0).item()
     assert found.state["std"] == pytest.approx(0.9 * 1.5 + 0.1 * spread)
 

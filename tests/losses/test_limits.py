@@ -20,7 +20,7 @@ from prefstage.losses import (
     get_loss,
     parse_loss,
 )
-from prefstage.losses.batchwise import reference_point
+from prefstage.losses.unpaired import reference_point
 from tests.losses.loss_batches import draw_batch, draw_pairs, take
 
 SEEDS = st.integers(0, 10**6)
@@ -29,6 +29,48 @@ SEEDS = st.integers(0, 10**6)
 def values(spec: Any, batch: Any, state: Any = None) -> torch.Tensor:
     mix = parse_loss(spec)
     return mix.compute(batch, mix.start_state() if state is None else state).values
+
+
+# --- Weights of pairs --------------------------------------------------------------------------
+
+
+@given(seed=SEEDS)
+def test_wpo_and_ld_dpo_are_weights_on_dpo(seed: int) -> None:
+    batch = draw_batch("pairs", seed=seed, scale=3.0)
+    weighed = values({"name": "sigmoid", "use_weighting": True}, batch)
+    torch.testing.assert_close(weighed, values("wpo", batch))
+    damped = values({"name": "sigmoid", "ld_alpha": 0.5}, batch)
+    torch.testing.assert_close(damped, values("ld_dpo", batch))
+    both = values({"name": "simpo", "ld_alpha": 1.0, "use_weighting": True}, batch)
+    share = weighed / values("sigmoid", batch)
+    torch.testing.assert_close(both, share * values("simpo", batch))
+
+
+def test_weights_of_pairs_are_kept_and_refused_where_they_mean_nothing() -> None:
+    mix = parse_loss([{"name": "ipo", "use_weighting": True, "ld_alpha": 0.2}, "0.1*sft"])
+    assert mix.needs == {"reference", "tokens", "log_sum_squares"}
+    assert parse_loss(mix.resolved()) == mix
+    assert "use_weighting" not in parse_loss("ipo").resolved()[0]
+    for wrong in (
+        {"name": "kto", "use_weighting": True},
+        {"name": "sft", "ld_alpha": 0.5},
+        {"name": "aot", "use_weighting": True},
+        {"name": "ipo", "use_weighting": "yes"},
+        {"name": "ipo", "ld_alpha": 1.5},
+        {"name": "ipo", "ld_alpha": math.nan},
+        {"name": "wpo", "use_weighting": True},
+    ):
+        with pytest.raises(ConfigError, match=str(wrong["name"])):
+            parse_loss(wrong)
+
+
+@given(seed=SEEDS)
+def test_kto_with_imitation_counts_desirable_tokens(seed: int) -> None:
+    batch = draw_batch("unpaired", seed=seed)
+    total = values("kto + 0.2*sft", batch).mean()
+    wanted = batch.responses.policy[batch.desirable]
+    tokens = batch.responses.lengths[batch.desirable].sum()
+    torch.testing.assert_close(total, values("kto", batch).mean() - 0.2 * wanted.sum() / tokens)
 
 
 # --- γ-DPO and the limits of other losses -----------------------------------------------------
@@ -150,7 +192,7 @@ def test_a_sum_answers_what_its_terms_would() -> None:
     assert mix.start_state() == {"bco": {"mean": 0.0, "count": 0}}
     after = mix.compute(draw_batch("pairs"), mix.start_state()).state
     assert after["bco"]["count"] == 6
-    assert parse_loss("sft").data == {"pairs", "responses"}
+    assert parse_loss("sft").data == {"pairs", "responses", "unpaired"}
     assert parse_loss("ipo").beta == 0.1
     assert parse_loss("sft").beta is None
 

@@ -14,6 +14,7 @@ from tests.losses.loss_batches import draw_batch, draw_pairs, draw_responses, le
 from tests.losses.trl_trainers import (
     dpo_trainer,
     kto_trainer,
+    tpo_loss,
     trl_dpo_loss,
     trl_kto_loss,
     without_reference,
@@ -182,6 +183,26 @@ def test_use_weighting_is_wpo_up_to_its_cap(tmp_path: Path) -> None:
     assert max(exponents) > 0.1
 
 
+WEIGHED = {name: spec for name, spec in SAME.items() if name not in ("aot", "aot_unpaired", "sft")}
+
+
+@pytest.mark.parametrize("loss_type", WEIGHED)
+def test_ld_alpha_and_weighting_are_trls_on_any_loss(loss_type: str, tmp_path: Path) -> None:
+    settings, spec = WEIGHED[loss_type]
+    spec = spec if isinstance(spec, dict) else {"name": spec}
+    batch = draw_batch("pairs", seed=2, scale=2.0)
+    trainer = dpo_trainer(tmp_path, loss_type=loss_type, ld_alpha=0.3, **settings)
+    assert_equal(trl_dpo_loss(trainer, batch), ours({**spec, "ld_alpha": 0.3}, batch), batch)
+    trainer = dpo_trainer(tmp_path, loss_type=loss_type, use_weighting=True, **settings)
+    if loss_type == "hinge":  # TRL multiplies in place what the backward pass needs, and fails
+        pytest.skip("TRL has no gradient of a weighted hinge")
+    for item in range(3):
+        one = _one(batch, item)
+        factor = math.exp(max(0.0, _exponent(batch, item)))  # TRL's weights have no cap
+        weighed = ours({**spec, "use_weighting": True}, one)
+        assert_equal(trl_dpo_loss(trainer, one), weighed, one, factor=factor)
+
+
 def _exponent(batch: PairBatch, item: int) -> float:
     """A_w + A_l of a pair."""
     total = 0.0
@@ -283,6 +304,15 @@ def test_kto_is_trls(tmp_path: Path) -> None:
     assert min(points) < 0 < max(points)  # z is cut off at 0, and is not
 
 
+def test_apo_zero_unpaired_is_trls(tmp_path: Path) -> None:
+    weights = {"beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.7}
+    trainer = kto_trainer(tmp_path, loss_type="apo_zero_unpaired", **weights)
+    for seed in range(3):
+        batch = draw_batch("unpaired", seed=seed, scale=2.0)
+        spec = {"name": "apo_zero_unpaired", **weights}
+        assert_equal(trl_kto_loss(trainer, batch), ours(spec, batch), batch)
+
+
 @pytest.fixture
 def experimental(monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL's experimental trainers may be imported without a warning."""
@@ -310,3 +340,85 @@ def test_cpo_and_orpo_depart_by_the_mean_of_their_imitation() -> None:
     spec = [{"name": "cpo", "imitation": 0.0}, "sft"]
     trl = without_reference("cpo", odd, beta=0.1, cpo_alpha=1.0)
     assert_equal(trl, ours(spec, odd), odd)
+
+
+@pytest.mark.usefixtures("experimental")
+@pytest.mark.parametrize(
+    ("kind", "trl", "spec"),
+    [
+        (
+            "simpo",
+            {"beta": 2.0, "simpo_gamma": 0.7, "label_smoothing": 0.2},
+            {"name": "simpo", "margin": 0.7, "flip_rate": 0.2},
+        ),
+        (
+            "simpo",  # what loss_type="alphapo" becomes
+            {"beta": 2.0, "simpo_gamma": 0.7, "alpha": 0.25},
+            {"name": "alphapo", "margin": 0.7},
+        ),
+        (
+            "simpo",
+            {"beta": 2.0, "simpo_gamma": 0.7, "alpha": -0.5, "label_smoothing": 0.1},
+            {"name": "alphapo", "margin": 0.7, "alpha": -0.5, "flip_rate": 0.1},
+        ),
+        (
+            "cpo",
+            {"beta": 0.3, "label_smoothing": 0.2},
+            {"name": "cpo", "beta": 0.3, "flip_rate": 0.2},
+        ),
+        (
+            "cpo",
+            {"beta": 0.3, "loss_type": "hinge"},
+            {"name": "cpo", "beta": 0.3, "contrast": "hinge"},
+        ),
+        (
+            "cpo",
+            {"beta": 0.3, "loss_type": "ipo"},
+            {"name": "cpo", "beta": 0.3, "contrast": "ipo"},
+        ),
+    ],
+    ids=str,
+)
+def test_smoothing_shapes_and_contrasts_are_trls(
+    kind: str, trl: dict[str, Any], spec: dict[str, Any]
+) -> None:
+    for seed in range(3):
+        batch = draw_batch("pairs", seed=seed, scale=2.0)
+        theirs = without_reference(kind, batch, cpo_alpha=0.0, **trl)
+        without = {"imitation": 0.0} if kind == "cpo" else {}
+        assert_equal(theirs, ours({**spec, **without}, batch), batch)
+
+
+@pytest.mark.usefixtures("experimental")
+@pytest.mark.parametrize(
+    ("loss_type", "spec"),
+    [
+        ("sigmoid", {"name": "tpo", "flip_rate": 0.1}),
+        ("hinge", {"name": "tpo", "contrast": "hinge"}),
+        ("ipo", {"name": "tpo", "contrast": "ipo"}),
+        ("tpo-l", {"name": "tpo-l", "flip_rate": 0.1, "margin": 0.4}),
+    ],
+)
+def test_tpo_is_trls(loss_type: str, spec: dict[str, Any]) -> None:
+    """Imitation as in CPO: of each response's tokens; with one length, TRL's is the same."""
+    trl = {"loss_type": loss_type, "beta": 0.3, "label_smoothing": spec.get("flip_rate", 0.0)}
+    trl |= {"tpo_l_gamma": 0.4}
+    for lengths in ([3, 3, 3], [1, 2, 6]):
+        batch = draw_pairs([2, 7, 4], lengths, seed=4, scale=2.0)
+        alone = tpo_loss(batch, tpo_alpha=0.0, **trl)
+        assert_equal(alone, ours({**spec, "beta": 0.3, "imitation": 0.0}, batch), batch)
+        whole = tpo_loss(batch, tpo_alpha=0.5, **trl)
+        mine = ours({**spec, "beta": 0.3, "imitation": 0.5}, batch)
+        if len({*lengths}) == 1:
+            assert_equal(whole, mine, batch)
+        else:
+            assert both(whole, mine, batch)[0] > 1e-3
+
+
+def test_trls_alphapo_overflows_where_ours_does_not() -> None:
+    batch = draw_pairs([1], [1], seed=0, dtype=torch.float32)
+    fallen = replace(batch.chosen, policy=torch.full((1, 1), -500.0).requires_grad_())
+    found = ours("alphapo", replace(batch, chosen=fallen))
+    (slope,) = torch.autograd.grad(found, fallen.policy)
+    assert torch.isfinite(found)
+    assert float(slope) < 0

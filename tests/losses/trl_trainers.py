@@ -133,6 +133,37 @@ def _known(value: Tensor | None) -> Tensor:
     return value
 
 
+def tpo_loss(batch: PairBatch, **settings: Any) -> Tensor:
+    """The loss that TRL's TPOTrainer makes of a batch's log-probs.
+
+    It takes logits: a vocabulary of two words whose first has the probability of the token that
+    was written, which is word 0 throughout.
+    """
+    from collections import defaultdict
+
+    from trl.experimental.tpo import TPOTrainer as Trainer
+
+    assert batch.gold is not None
+    sides = [batch.chosen, batch.rejected, batch.gold][: 3 if settings["tpo_alpha"] else 2]
+    width = max(side.policy.shape[1] for side in sides)
+    inputs = concatenated([inputs_of(side, width) for side in sides])
+    inputs["input_ids"] = torch.zeros_like(inputs["input_ids"])
+    written = answering([side.policy for side in sides], width)().log_probs
+    written = torch.where(written < 0, written, -1.0)  # of the prompt: whatever
+    logits = torch.stack([written, torch.log(-torch.expm1(written))], -1)
+    logits = torch.nn.functional.pad(logits, (0, 0, 0, 1))
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(gather_for_metrics=lambda x: x, gather=lambda x: x),
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+        aux_loss_enabled=False,
+        **settings,
+    )
+    return Trainer._compute_loss(trainer, lambda **_: SimpleNamespace(logits=logits), inputs, False)
+
+
 def without_reference(kind: str, batch: PairBatch, **settings: Any) -> Tensor:
     """The loss that TRL's CPOTrainer or ORPOTrainer makes of a batch's log-probs.
 
@@ -144,19 +175,21 @@ def without_reference(kind: str, batch: PairBatch, **settings: Any) -> Tensor:
     else:
         from trl.experimental.cpo import CPOTrainer as Trainer
     chosen, rejected = batch.chosen, batch.rejected
-    means = kind in ("orpo", "simpo")
+    means = kind in ("orpo", "simpo") or settings.get("loss_type") == "ipo"
     sums = [each.mean_log_probs if means else each.log_probs for each in (chosen, rejected)]
     imitation = -chosen.policy.sum() / chosen.lengths.sum()
     logits = torch.zeros(1)
     accelerator = SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda x: x)
+    usual = {
+        "alpha": 0.0,
+        "label_smoothing": 0.0,
+        "loss_type": "simpo" if kind == "simpo" else "sigmoid",
+    }
     trainer = SimpleNamespace(
         accelerator=accelerator,
         aux_loss_enabled=False,
-        alpha=0.0,
-        label_smoothing=0.0,
-        loss_type="simpo" if kind == "simpo" else "sigmoid",
         concatenated_forward=lambda *_: (*sums, logits, logits, imitation),
-        **settings,
+        **(usual | settings),
     )
     for name in ("cpo_loss", "odds_ratio_loss"):
         if hasattr(Trainer, name):

@@ -1,6 +1,7 @@
 """Tiny preference trainings, for comparing one run with another."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from tests.tiny_models import tiny_llama, tiny_tokenizer
 WORDS = ["fox", "red", "tall", "moon", "ran", "the", "quick", "story", "once", "time"]
 
 
-def tiny_pairs(count: int, *, seed: int = 0) -> PairSet:
-    """Pairs of words by chance: responses of unlike lengths, some prompts that begin alike."""
+def tiny_pairs(count: int, *, seed: int = 0, gold: bool = False) -> PairSet:
+    """Pairs of words by chance: responses of unlike lengths, some prompts that begin alike.
+
+    With `gold` each has a third response.
+    """
     rng = random.Random(seed)
 
     def text(least: int, most: int) -> str:
@@ -26,7 +30,9 @@ def tiny_pairs(count: int, *, seed: int = 0) -> PairSet:
         prompt = ({"role": "user", "content": f"{rng.choice(openings)} {text(1, 6)}"},)
         chosen, rejected = (({"role": "assistant", "content": text(1, 14)},) for _ in range(2))
         scores = rng.random(), rng.random()
-        return Pair(prompt_id_of(prompt), prompt, chosen, rejected, *scores)
+        pair = Pair(prompt_id_of(prompt), prompt, chosen, rejected, *scores)
+        third = ({"role": "assistant", "content": text(1, 14)},) if gold else ()
+        return replace(pair, gold=third)
 
     return PairSet.of(pair() for _ in range(count))
 

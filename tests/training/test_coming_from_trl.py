@@ -56,7 +56,8 @@ def exists(key: str, *, loss: str = USUAL) -> bool:
     """Whether a recipe with this loss has such a key."""
     first, _, rest = key.partition(".")
     if first == "loss" and rest:
-        return loss in LOSSES and rest in {"name", "weight", *LOSSES[loss].model_fields}
+        options = {"name", "weight", "use_weighting", "ld_alpha"}
+        return loss in LOSSES and rest in options | LOSSES[loss].model_fields.keys()
     if first == "training" and rest:
         settings = {rest: getattr(TrainingArguments, rest, None)}
         recipe = load_config(Recipe, {"policy": "p", "data": "d", "training": settings})
@@ -95,7 +96,7 @@ def test_every_key_that_the_page_names_exists(key: str) -> None:
 def test_every_loss_has_the_keys_that_the_page_says() -> None:
     said = loss_keys()
     assert {("loss.tau", "ipo"), ("loss.tau", "discopop"), ("loss.alpha", "ld_dpo")} <= said
-    assert ("loss.name", "wpo") in said
+    assert ("loss.use_weighting", USUAL) in said
     assert [each for each in said if not exists(each[0], loss=each[1])] == []
 
 

@@ -93,6 +93,7 @@ class Pair(Record):
         votes: Every annotator's label where several are known; `agreement` is their mean.
         judge_probability: P(chosen ≻ rejected | x) by a judge, in [0, 1], where one gave it.
             It may lie below ½: the label is the raters', and the judge may not share it.
+        gold: A third response to imitate, as losses such as `tpo` do; empty without one.
     """
 
     chosen: tuple[Message, ...]
@@ -105,6 +106,7 @@ class Pair(Record):
     annotator: str | None = None
     votes: tuple[Vote, ...] = ()
     judge_probability: float | None = None
+    gold: tuple[Message, ...] = ()
 
     @property
     def tied(self) -> bool:
@@ -394,6 +396,8 @@ def make_pair(
             expected="two different responses",
             cure="remove the row, or write the other response",
         )
+    if gold := optional.get("gold"):
+        check_response(gold, "gold")
     for name, least, expected, cure in _SHARES:
         share = optional.get(name)
         expect(share is None or least <= share <= 1, name, share, expected, cure)

@@ -39,7 +39,9 @@ from prefstage.data.records import (
 
 Row = dict[str, Any]
 Numbers = np.ndarray[Any, Any]
-MESSAGE_COLUMNS = ("prompt", "chosen", "rejected", "completion")
+MESSAGE_COLUMNS = ("prompt", "chosen", "rejected", "completion", "gold")
+# Of few sets: a column of those that have it, so that all others stay as they are.
+_RARE = ("gold",)
 _MOST_PIECES = 128
 _PIECE = 1 << 14
 
@@ -53,6 +55,7 @@ COLUMNS: Mapping[type[Any], Mapping[str, Any]] = {
         **{"source_chosen": _TEXT, "source_rejected": _TEXT},
         **{"agreement": _NUMBER, "annotator": _TEXT, "judge_probability": _NUMBER},
         "votes": List({"annotator": _TEXT, "preference": _NUMBER}),
+        "gold": _MESSAGES,
     },
     Candidates: {
         **{"prompt_id": _TEXT, "prompt": _MESSAGES},
@@ -119,9 +122,11 @@ def build_dataset(
     # the rows wait in a file of JSON lines until all fields are known, so that memory is flat.
     arrow = scratch_file("arrow")
     fields, orders, count = dict[str, bool](), set[tuple[str, ...]](), 0
+    rare = set[str]()
     with tempfile.TemporaryFile(prefix="prefstage-") as waiting:
         for row in rows:
             count += 1
+            rare |= row.keys() & set(_RARE)
             for message in chain.from_iterable(row.get(name, ()) for name in MESSAGE_COLUMNS):
                 orders.add(tuple(message))
                 for name, value in message.items():
@@ -136,12 +141,16 @@ def build_dataset(
         waiting.seek(0)
         stored = (_stored(json.loads(line), fields, others) for line in waiting)
         # JSON is text at first, which the writer casts: Arrow makes none from Python objects.
-        schema = types_of(dict.fromkeys(fields, True)).arrow_schema
+        text, types = (
+            Features({n: kind for n, kind in kinds.items() if n not in _RARE or n in rare})
+            for kinds in map(types_of, (dict.fromkeys(fields, True), fields))
+        )
+        schema = text.arrow_schema
         tables = (
             pa.Table.from_pylist(batch, schema)
             for batch in iter(lambda: list(islice(stored, BATCH_ROWS)), [])
         )
-        with ArrowWriter(path=str(arrow), features=types_of(fields)) as writer:
+        with ArrowWriter(path=str(arrow), features=types) as writer:
             # Rows as Python objects take several times their size in Arrow. So few are held as
             # objects, and their tables are gathered into larger pieces, since every reader maps
             # piece by piece.
@@ -181,9 +190,9 @@ def _stored(row: Row, fields: Mapping[str, bool], others: Collection[tuple[str, 
     }
 
 
-def stored_messages(value: Iterable[Message]) -> tuple[Message, ...]:
+def stored_messages(value: Iterable[Message] | None) -> tuple[Message, ...]:
     """Messages as they were before Arrow stored them: padding goes, their order comes back."""
-    return tuple(in_order(without_nulls(message)) for message in value)
+    return tuple(in_order(without_nulls(message)) for message in value or ())
 
 
 def to_row(record: Record) -> Row:
@@ -193,7 +202,11 @@ def to_row(record: Record) -> Row:
     built in memory hashes as what is read back.
     """
     cells = ((name, getattr(record, name)) for name in COLUMNS[type(record)])
-    return {name: _WRITE[name](cell) if name in _WRITE else cell for name, cell in cells}
+    return {
+        name: _WRITE[name](cell) if name in _WRITE else cell
+        for name, cell in cells
+        if cell or name not in _RARE
+    }
 
 
 def _number(value: float | None) -> float | None:

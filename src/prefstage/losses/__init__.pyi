@@ -14,9 +14,7 @@ from .base import (
 from .batchwise import (
     AOT as AOT,
     BCO as BCO,
-    KTO as KTO,
     REPO as REPO,
-    SFT as SFT,
     BetaDPO as BetaDPO,
     InfoNCA as InfoNCA,
     RewardEXO as RewardEXO,
@@ -31,23 +29,30 @@ from .mixing import (
     parse_loss as parse_loss,
 )
 from .pairwise import (
-    CPO as CPO,
     DPO as DPO,
     DPOP as DPOP,
     EXO as EXO,
     IPO as IPO,
     NCA as NCA,
-    ORPO as ORPO,
+    ODPO as ODPO,
     SPPO as SPPO,
     APODown as APODown,
     APOZero as APOZero,
     CalDPO as CalDPO,
+    ChiPO as ChiPO,
     DiscoPOP as DiscoPOP,
     GammaDPO as GammaDPO,
     HardSPPO as HardSPPO,
     Hinge as Hinge,
     NormDPO as NormDPO,
     RobustDPO as RobustDPO,
+)
+from .reference_free import (
+    CPO as CPO,
+    ORPO as ORPO,
+    TPO as TPO,
+    TPOL as TPOL,
+    AlphaPO as AlphaPO,
     SimPO as SimPO,
     SLiC as SLiC,
 )
@@ -57,4 +62,13 @@ from .tokens import (
     SGDPO as SGDPO,
     WPO as WPO,
     SamPO as SamPO,
+)
+from .unpaired import (
+    KTO as KTO,
+    PIPAM as PIPAM,
+    PIPAN as PIPAN,
+    SFT as SFT,
+    MatchedBCO as MatchedBCO,
+    UnpairedAPOZero as UnpairedAPOZero,
+    UnpairedBCO as UnpairedBCO,
 )

@@ -98,8 +98,9 @@ class Totals:
 
     Attributes:
         items: Pairs, groups, or single responses.
-        chosen_tokens: Tokens of the chosen responses; where there are no sides, of all.
-        rejected_tokens: Tokens of the rejected responses.
+        chosen_tokens: Tokens of the chosen, or desirable, responses; where there are no sides,
+            of all.
+        rejected_tokens: Tokens of the other responses.
     """
 
     items: int
@@ -118,6 +119,7 @@ class PairBatch:
         seeds: One seed a pair and step, for losses that draw tokens or pairs. [items].
         preference: P(chosen ≻ rejected) by the judge, in [0, 1]. [items].
         annotators: Who labelled each pair, None where nobody is named.
+        gold: A third response to each prompt, to imitate.
     """
 
     chosen: Responses
@@ -126,6 +128,7 @@ class PairBatch:
     seeds: Int[Tensor, " items"] | None = None
     preference: Items | None = None
     annotators: tuple[str | None, ...] | None = None
+    gold: Responses | None = None
 
 
 @dataclass(frozen=True)
@@ -152,12 +155,14 @@ class UnpairedBatch:
         desirable: Whether each is desirable. [items].
         totals: Of the whole optimiser batch.
         mismatched: The same prompts with the response of another item, without gradient.
+        density_ratio: p(x | desirable) / p(x | undesirable) of each prompt, > 0. [items].
     """
 
     responses: Responses
     desirable: Bool[Tensor, " items"]
     totals: Totals
     mismatched: Responses | None = None
+    density_ratio: Items | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,15 @@ LossBatch = PairBatch | GroupBatch | UnpairedBatch | ResponseBatch
 
 DataKind = Literal["pairs", "groups", "unpaired", "responses"]
 Need = Literal[
-    "reference", "tokens", "scores", "preference", "mismatched", "log_sum_squares", "annotators"
+    "reference",
+    "tokens",
+    "scores",
+    "preference",
+    "mismatched",
+    "log_sum_squares",
+    "annotators",
+    "gold",
+    "density_ratio",
 ]
 LossState = dict[str, Any]
 """JSON-serialisable running statistics of a loss."""
@@ -194,6 +207,8 @@ _CURES = {
     "preference": "judge the pairs first, so that each has a preference",
     "mismatched": "train by PreferenceTrainer, which adds the mismatched responses",
     "log_sum_squares": "ask the engine for the statistic log_sum_squares",
+    "gold": "give each pair a third response (column reference), or choose cpo",
+    "density_ratio": "train by PreferenceTrainer, which estimates it, or choose bco_unpaired",
     "seeds": "give one seed an item and step, as PreferenceTrainer does",
 }
 

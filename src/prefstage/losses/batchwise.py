@@ -1,7 +1,7 @@
-"""Losses on more or less than one pair by itself.
+"""Losses on more than one pair by itself.
 
 BCO, AOT, β-DPO and RE-PO read the other pairs of the step or pairs seen before; EXO on rewards and
-InfoNCA all K responses of a prompt; KTO and SFT single responses.
+InfoNCA all K responses of a prompt.
 """
 
 from typing import Any, Literal
@@ -17,11 +17,9 @@ from prefstage.losses.base import (
     Loss,
     LossState,
     LossValues,
-    PairBatch,
-    Responses,
     StatelessLoss,
 )
-from prefstage.losses.pairwise import DPO, NO_NEEDS, Beta, FlipRate, margins
+from prefstage.losses.pairwise import DPO, Beta, FlipRate, margins
 
 Groups = Float[Tensor, " groups"]
 
@@ -117,7 +115,7 @@ class BetaDPO(
     Loss,
     name="beta_dpo",
     formula="-log σ(β_t Δ), β_t = max(1e-3, β_0(1 + a(mean Δ_kept - μ)))",
-    source="Wu et al. 2024, arXiv:2407.08639; the floor as in the official code",
+    source="Wu et al. 2024, arXiv:2407.08639; floor and order as in the official code",
     whole_batch=True,
     random=True,
     initial={"mean": 0.0, "std": 0.0, "count": 0},
@@ -135,13 +133,13 @@ class BetaDPO(
         present = {"mean": float(margin.mean()), "std": float(margin.std(correction=0))}
         # The first batch has no past: its own mean and spread stand for it.
         past = state if state["count"] else present
-        kept = self.filter(margin, batch.seeds, mean=past["mean"], std=max(past["std"], MIN_STD))
-        beta = float(self.dynamic_beta(margin[kept], past["mean"]))
         after: LossState = {
             name: self.memory * past[name] + (1 - self.memory) * value
             for name, value in present.items()
         }
         after["count"] = state["count"] + len(chosen)
+        kept = self.filter(margin, batch.seeds, mean=after["mean"], std=max(after["std"], MIN_STD))
+        beta = float(self.dynamic_beta(margin[kept], after["mean"]))
         values = torch.where(kept, DPO(beta=beta).of_ratios(chosen, rejected), 0.0)
         return LossValues(
             # The mean over the step is that over the pairs kept.
@@ -225,7 +223,7 @@ class REPO(
         return LossValues(values, {"reliability": known}, {"trust": trust})
 
 
-# --- Groups, and single responses -------------------------------------------------------------
+# --- Groups -----------------------------------------------------------------------------------
 
 
 class GroupLoss(
@@ -278,61 +276,6 @@ class InfoNCA(
     def _items(self, batch: Any) -> Groups:
         shares, goal = self.log_shares(batch, self.temperature, self.beta)
         return -_group_sum(goal.exp() * shares, batch.group)
-
-
-class KTO(
-    StatelessLoss,
-    name="kto",
-    formula="λ_D(1-σ(β(a-z))) or λ_U(1-σ(β(z-b))), z = max(0, mean mismatched log-ratio)",
-    source="Ethayarajh et al. 2024, arXiv:2402.01306; mismatched pairs as in the official code",
-    data=frozenset({"unpaired"}),
-    needs=frozenset({"reference", "mismatched"}),
-    whole_batch=True,
-):
-    """Gains and losses of single responses about a reference point."""
-
-    beta: Beta = 0.1
-    desirable_weight: float = Field(default=1.0, ge=0, description="λ_D.")
-    undesirable_weight: float = Field(default=1.0, ge=0, description="λ_U.")
-
-    def _items(self, batch: Any) -> Items:
-        gain: Items = self.beta * (batch.responses.log_ratios - reference_point(batch.mismatched))
-        return torch.where(
-            batch.desirable,
-            self.desirable_weight * torch.sigmoid(-gain),
-            self.undesirable_weight * torch.sigmoid(gain),
-        )
-
-
-def reference_point(mismatched: Responses) -> Float[Tensor, ""]:
-    """Z of KTO: an estimate of the policy's divergence from its reference, nats, no gradient.
-
-    ``max(0, mean log-ratio of prompts with other prompts' responses)``: a KL divergence is
-    never negative, though its estimate from a few responses is.
-
-    Args:
-        mismatched: The prompts with the responses of other prompts.
-    """
-    return mismatched.log_ratios.detach().mean().clamp(min=0)
-
-
-class SFT(
-    StatelessLoss,
-    name="sft",
-    aliases=("nll",),
-    formula="-ℓ_w / L_w, as a mean over the batch's tokens",
-    source="maximum likelihood",
-    data=frozenset({"pairs", "responses"}),
-    needs=NO_NEEDS,
-):
-    """Likelihood of the chosen response, or of given responses."""
-
-    def _items(self, batch: Any) -> Items:
-        responses = batch.chosen if isinstance(batch, PairBatch) else batch.responses
-        # The mean over the batch's items must be the mean over its tokens, as in transformers
-        # and TRL, however the batch is cut into micro-batches: so by the whole batch's counts.
-        share: float = batch.totals.items / batch.totals.chosen_tokens
-        return -responses.log_probs * share
 
 
 def group_log_softmax(values: Items, group: Int[Tensor, " items"]) -> Items:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prefstage.core import ConfigError, check_config, did_you_mean
-from prefstage.losses import pairwise as pair
+from prefstage.losses import pairwise as pair, reference_free as free, unpaired as single
 from prefstage.losses.base import (
     DataKind,
     Items,
@@ -27,25 +27,25 @@ from prefstage.losses.base import (
 from prefstage.losses.batchwise import (
     AOT,
     BCO,
-    KTO,
     REPO,
-    SFT,
     BetaDPO,
     InfoNCA,
     RewardEXO,
     UnpairedAOT,
 )
-from prefstage.losses.tokens import LDDPO, RDPO, SGDPO, WPO, SamPO
+from prefstage.losses.tokens import LDDPO, RDPO, SGDPO, WPO, SamPO, damped_tails, policy_weights
 
 LOSSES: Mapping[str, type[Loss]] = MappingProxyType(
     {
         loss.name: loss
         for loss in (
-            *(pair.DPO, pair.NormDPO, pair.GammaDPO, SGDPO, pair.SLiC, pair.Hinge, pair.IPO),
-            *(pair.RobustDPO, pair.EXO, RewardEXO, pair.NCA, InfoNCA, BCO, KTO, SamPO),
-            *(pair.SimPO, pair.ORPO, pair.CPO, RDPO, LDDPO, pair.DPOP, WPO, BetaDPO),
-            *(pair.CalDPO, pair.SPPO, pair.HardSPPO, AOT, UnpairedAOT, pair.APOZero),
-            *(pair.APODown, pair.DiscoPOP, REPO, SFT),
+            *(pair.DPO, pair.NormDPO, pair.GammaDPO, SGDPO, free.SLiC, pair.Hinge, pair.IPO),
+            *(pair.RobustDPO, pair.EXO, RewardEXO, pair.NCA, InfoNCA, BCO, single.UnpairedBCO),
+            *(single.MatchedBCO, single.KTO, SamPO, free.SimPO, free.AlphaPO, free.ORPO),
+            *(free.CPO, free.TPO, free.TPOL, RDPO, LDDPO, pair.DPOP, WPO, BetaDPO, pair.ODPO),
+            *(pair.ChiPO, pair.CalDPO, pair.SPPO, pair.HardSPPO, AOT, UnpairedAOT),
+            *(pair.APOZero, pair.APODown, single.UnpairedAPOZero, pair.DiscoPOP, REPO),
+            *(single.PIPAM, single.PIPAN, single.SFT),
         )
     }
 )
@@ -57,7 +57,7 @@ LossSpec = str | Loss | Mapping[str, Any] | Sequence[Any]
 """A loss, its name, a sum such as ``sigmoid + 0.2*sft``, a mapping, or a list of these."""
 
 _WEIGHT = r"(?P<weight>([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?)"
-_TERM = re.compile(rf"({_WEIGHT}\s*\*\s*)?(?P<name>[A-Za-z_]\w*)")
+_TERM = re.compile(rf"({_WEIGHT}\s*\*\s*)?(?P<name>[A-Za-z_][\w-]*)")
 _PLUS = re.compile(r"(?<![eE])\+")
 
 # Margins below this share of what they are differences of are rounding: 64 times float32's.
@@ -71,6 +71,11 @@ TRL_SETTINGS = {
     "ld_alpha": "alpha",
     "cpo_alpha": "imitation",
     "simpo_gamma": "margin",
+    "tpo_alpha": "imitation",
+    "tpo_l_gamma": "margin",
+    "loss_type": "contrast",
+    "min_density_ratio": "min_ratio",
+    "max_density_ratio": "max_ratio",
     "beta": "tau",
 }
 """What TRL calls a setting, and what it is called here; β of IPO is τ."""
@@ -83,10 +88,50 @@ class LossTerm:
     Attributes:
         loss: The loss, with its constants.
         weight: Its weight, > 0.
+        use_weighting: Whether each pair's loss is weighed as WPO weighs DPO's.
+        ld_alpha: What log-probs past the shorter response's length count for, as in LD-DPO.
     """
 
     loss: Loss
     weight: float = 1.0
+    use_weighting: bool = False
+    ld_alpha: float = 1.0
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the loss, or the weighing of pairs, needs."""
+        weighing: frozenset[Need] = frozenset({"tokens", "log_sum_squares"})
+        return self.loss.needs | (weighing if self.use_weighting else frozenset())
+
+    def compute(self, batch: LossBatch, state: LossState) -> LossValues:
+        """Compute the loss of each item, weighed as asked for, without `weight`.
+
+        Args:
+            batch: The items.
+            state: The loss's running statistics.
+
+        Returns:
+            Values, the state after the batch, and metrics.
+
+        Raises:
+            InputError: If the batch lacks what the loss needs.
+        """
+        damped = batch
+        if isinstance(batch, PairBatch) and self.ld_alpha < 1:
+            damped = damped_tails(batch, self.ld_alpha)
+        computed = self.loss(damped, state)
+        if not self.use_weighting:
+            return computed
+        return replace(computed, values=policy_weights(batch) * computed.values)
+
+    def options(self) -> dict[str, Any]:
+        """How pairs are weighed, where it is not as the loss has it.
+
+        Returns:
+            Settings by name, JSON-serialisable.
+        """
+        weighing = {"use_weighting": True} if self.use_weighting else {}
+        return weighing | ({"ld_alpha": self.ld_alpha} if self.ld_alpha < 1 else {})
 
 
 @dataclass(frozen=True)
@@ -107,7 +152,7 @@ class LossMix:
     @property
     def needs(self) -> frozenset[Need]:
         """What some term needs."""
-        return frozenset.union(*(term.loss.needs for term in self.terms))
+        return frozenset.union(*(term.needs for term in self.terms))
 
     @property
     def optional(self) -> frozenset[Need]:
@@ -151,7 +196,7 @@ class LossMix:
         """
         parts, after, metrics = [], dict(state), _response_metrics(batch, self.terms)
         for term in self.terms:
-            computed = term.loss(batch, state.get(term.loss.name, {}))
+            computed = term.compute(batch, state.get(term.loss.name, {}))
             parts.append(term.weight * computed.values)
             if computed.state:
                 after[term.loss.name] = computed.state
@@ -163,7 +208,11 @@ class LossMix:
     def resolved(self) -> list[dict[str, Any]]:
         """The terms with all their constants, JSON-serialisable."""
         return [
-            {"name": t.loss.name, "weight": t.weight, **t.loss.model_dump(mode="json")}
+            {
+                **{"name": t.loss.name, "weight": t.weight},
+                **t.options(),
+                **t.loss.model_dump(mode="json"),
+            }
             for t in self.terms
         ]
 
@@ -194,7 +243,8 @@ def parse_loss(spec: LossSpec | object) -> LossMix:
 
     Args:
         spec: A loss, such as ``DPO(beta=0.2)``; a name; a sum such as ``sigmoid + 0.2*sft``; a
-            mapping with `name`, perhaps `weight`, and the loss's constants; or a list of these.
+            mapping with `name`, perhaps `weight`, `use_weighting`, `ld_alpha` (see `LossTerm`),
+            and the loss's constants; or a list of these.
 
     Returns:
         The weighted sum, of one term at least.
@@ -264,6 +314,7 @@ def _term(spec: Mapping[str, Any]) -> LossTerm:
         cure="leave a loss out rather than give it no weight",
     )
     loss = get_loss(name)
+    options = _pair_options(loss, values)
     fields = list(loss.model_fields)
     for unknown in (key for key in values if key not in fields):
         trl = TRL_SETTINGS.get(unknown)
@@ -273,7 +324,37 @@ def _term(spec: Mapping[str, Any]) -> LossTerm:
             expected=f"one of {', '.join([*fields, 'weight'])}",
             cure=did_you_mean(meant, [*fields, "name", "weight"], "remove it"),
         )
-    return LossTerm(check_config(loss, values, origin=f"loss {name}"), float(weight))
+    return LossTerm(check_config(loss, values, origin=f"loss {name}"), float(weight), **options)
+
+
+# The options that any loss on pairs has; they go out of the values.
+def _pair_options(loss: type[Loss], values: dict[str, Any]) -> dict[str, Any]:
+    options = {
+        name: values.pop(name)
+        for name, by_itself in (("use_weighting", WPO), ("ld_alpha", LDDPO))
+        if name in values and loss is not by_itself
+    }
+    weighs, alpha = options.get("use_weighting", False), options.get("ld_alpha", 1.0)
+    ConfigError.unless(
+        isinstance(weighs, bool),
+        saw=f"loss {loss.name}: use_weighting={weighs!r}",
+        expected="true or false",
+        cure="change it, or leave it out",
+    )
+    ConfigError.unless(
+        isinstance(alpha, int | float) and not isinstance(alpha, bool) and 0 <= alpha <= 1,
+        saw=f"loss {loss.name}: ld_alpha={alpha!r}",
+        expected="a number from 0 (tails do not count) to 1",
+        cure="change it, or leave it out",
+    )
+    # AOT's values are of quantiles, which are not those of one pair.
+    ConfigError.unless(
+        not options or (loss.data == {"pairs"} and not (weighs and issubclass(loss, AOT))),
+        saw=f"loss {loss.name} with {', '.join(options)}",
+        expected="these on a loss whose values are each of one pair",
+        cure="leave them out, or choose another loss",
+    )
+    return options
 
 
 # Log-probs, lengths and, of sides, rewards: those of the first term that has a constant for them.

@@ -29,6 +29,24 @@ IPO, stay finite in float32 and yet keep a slope."""
 NO_NEEDS: frozenset[Need] = frozenset()
 
 
+def bradley_terry(scaled: Items, flip_rate: float = 0.0) -> Items:
+    """-log-likelihood of a preference of which a share of labels is taken to be flipped.
+
+    ``-(1-ε) log σ(z) - ε log σ(-z)``.
+
+    Args:
+        scaled: z, difference of the two rewards. [items].
+        flip_rate: ε, in [0, 0.5).
+
+    Returns:
+        Loss of every pair, unreduced. [items], nats.
+
+    Source:
+        Mitchell 2023, cDPO note, Eq. 3.
+    """
+    return -(1 - flip_rate) * logsigmoid(scaled) - flip_rate * logsigmoid(-scaled)
+
+
 class RatioLoss(StatelessLoss):
     """A loss on the two log-ratios of a pair."""
 
@@ -101,16 +119,16 @@ def divergence_score(log_ratio: Items, *, divergence: Divergence, alpha: float) 
         Departure: exponents beyond `MAX_EXPONENT`.
     """
     if divergence == "forward_kl":
-        return -_growth(-log_ratio)
+        return -growth(-log_ratio)
     if divergence == "js_divergence":
         return math.log(2) + logsigmoid(log_ratio)
     if divergence == "alpha_divergence" and alpha != 1:
-        return _growth((alpha - 1) * log_ratio) / (alpha - 1)
+        return growth((alpha - 1) * log_ratio) / (alpha - 1)
     return log_ratio
 
 
-# e^x - 1, a straight line beyond `MAX_EXPONENT`.
-def _growth(exponent: Items) -> Items:
+def growth(exponent: Items) -> Items:
+    """e^x - 1, a straight line beyond `MAX_EXPONENT`. [items]."""
     # A response of a few hundred tokens easily has a log-ratio of 100 nats; e^100 is inf in
     # float32, and inf - inf in the margin is NaN, which no later clamp can undo.
     beyond = torch.relu(exponent - MAX_EXPONENT)
@@ -134,8 +152,7 @@ class DPO(
 
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
-        scaled = self.beta * (chosen - rejected)
-        return -(1 - self.flip_rate) * logsigmoid(scaled) - self.flip_rate * logsigmoid(-scaled)
+        return bradley_terry(self.beta * (chosen - rejected), self.flip_rate)
 
 
 class NormDPO(
@@ -325,6 +342,53 @@ class DPOP(
         return -logsigmoid(self.beta * (chosen - rejected - self.penalty * torch.relu(-chosen)))
 
 
+class ODPO(
+    StatelessLoss,
+    name="odpo",
+    formula="-log σ(βΔ - α f(r_w - r_l)), f = log, or none; 0 where log has no value",
+    source="Amini et al. 2024, arXiv:2402.10571; f as in the official code",
+    needs=frozenset({"reference", "scores"}),
+):
+    """DPO with an offset: the margin wanted grows with that of the scores."""
+
+    beta: Beta = 0.1
+    alpha: float = Field(default=1.0, ge=0, description="α: weight of the offset.")
+    offset: Literal["log", "difference"] = Field(
+        default="log", description="The offset: the log of the scores' difference, or itself."
+    )
+
+    def _items(self, batch: Any) -> Items:
+        offset = (batch.chosen.scores - batch.rejected.scores).detach()
+        wanted = torch.ones_like(offset, dtype=torch.bool)
+        if self.offset == "log":
+            # Scores that are equal, or against the label, ask for a margin of -∞: no loss.
+            wanted = offset > 0
+            offset = torch.where(wanted, offset, 1.0).log()
+        margin = batch.chosen.log_ratios - batch.rejected.log_ratios
+        values = -logsigmoid(self.beta * margin - self.alpha * offset)
+        return torch.where(wanted, values, 0.0)
+
+
+class ChiPO(
+    RatioLoss,
+    name="chi_po",
+    formula="-log σ(clip(β(φ(a) - φ(b)), ±2R)), φ(x) = e^x + x",
+    source="Huang et al. 2024, arXiv:2407.13399, Algorithm 1; e^x as in the f-divergences",
+):
+    """χPO: DPO whose log-ratio has the ratio added, against over-optimisation."""
+
+    beta: Beta = 0.1
+    max_reward: float | None = Field(
+        default=None, gt=0, description="R: largest reward; rewards differ by 2R at most."
+    )
+
+    @override
+    def of_ratios(self, chosen: Items, rejected: Items) -> Items:
+        scaled = self.beta * (growth(chosen) + chosen - growth(rejected) - rejected)
+        bound = math.inf if self.max_reward is None else 2 * self.max_reward
+        return -logsigmoid(scaled.clamp(-bound, bound))
+
+
 class CalDPO(
     RatioLoss,
     name="cal_dpo",
@@ -405,88 +469,3 @@ class APODown(
     @override
     def of_ratios(self, chosen: Items, rejected: Items) -> Items:
         return torch.sigmoid(self.beta * chosen) + torch.sigmoid(self.beta * (rejected - chosen))
-
-
-# --- Without a reference ----------------------------------------------------------------------
-
-
-class SLiC(
-    StatelessLoss,
-    name="slic",
-    formula="max(0, δ - ℓ_w + ℓ_l) - λ ℓ_w",
-    source="Zhao et al. 2023, arXiv:2305.10425; arXiv:2508.10530, Eq. 25",
-    needs=NO_NEEDS,
-):
-    """SLiC-HF: calibrate the likelihood of the pair, imitate the chosen response."""
-
-    margin: float = Field(default=1.0, ge=0, description="δ, nats.")
-    imitation: float = Field(default=0.1, ge=0, description="λ: weight of imitation.")
-
-    def _items(self, batch: Any) -> Items:
-        chosen: Items = batch.chosen.log_probs
-        return torch.relu(self.margin - chosen + batch.rejected.log_probs) - self.imitation * chosen
-
-
-class SimPO(
-    StatelessLoss,
-    name="simpo",
-    formula="-log σ(β(ℓ_w/L_w - ℓ_l/L_l) - γ)",
-    source="Meng et al. 2024, arXiv:2405.14734",
-    needs=NO_NEEDS,
-):
-    """Mean log-probs with a target margin, no reference."""
-
-    per_token: ClassVar[bool] = True
-    beta: Beta = 2.0
-    margin: float = Field(default=1.0, ge=0, description="γ: target margin.")
-
-    def _items(self, batch: Any) -> Items:
-        gap = batch.chosen.mean_log_probs - batch.rejected.mean_log_probs
-        return -logsigmoid(self.beta * gap - self.margin)
-
-
-class ORPO(
-    StatelessLoss,
-    name="orpo",
-    formula="-ℓ_w/L_w - λ log σ(log-odds difference of e^{ℓ/L})",
-    source="Hong et al. 2024, arXiv:2403.07691",
-    needs=NO_NEEDS,
-):
-    """Imitation and an odds ratio, no reference."""
-
-    odds_weight: float = Field(default=0.1, ge=0, description="λ: weight of the odds ratio.")
-
-    def _items(self, batch: Any) -> Items:
-        chosen: Items = batch.chosen.mean_log_probs
-        odds = _log_odds(chosen) - _log_odds(batch.rejected.mean_log_probs)
-        return -chosen - self.odds_weight * logsigmoid(odds)
-
-    @override
-    def reward_scale(self, lengths: Items) -> Items:
-        return self.odds_weight / lengths
-
-
-# Log-odds of p = e^mean.
-def _log_odds(mean: Items) -> Items:
-    # A response that is certain (p = 1) has infinite odds: as if 1 - p were one rounding. For
-    # every other p, expm1 keeps the digits of 1 - p that 1 - exp(mean) would cancel.
-    mean = mean.clamp(max=-torch.finfo(mean.dtype).eps)
-    return mean - torch.log(-torch.expm1(mean))
-
-
-class CPO(
-    StatelessLoss,
-    name="cpo",
-    formula="-log σ(β(ℓ_w - ℓ_l)) - α ℓ_w/L_w",
-    source="Xu et al. 2024, arXiv:2401.08417; imitation by token means as in the official code",
-    needs=NO_NEEDS,
-):
-    """DPO without a reference, and imitation."""
-
-    beta: Beta = 0.1
-    imitation: float = Field(default=1.0, ge=0, description="α: weight of imitation.")
-
-    def _items(self, batch: Any) -> Items:
-        scaled = self.beta * (batch.chosen.log_probs - batch.rejected.log_probs)
-        imitated: Items = self.imitation * batch.chosen.mean_log_probs
-        return -logsigmoid(scaled) - imitated

@@ -1,5 +1,6 @@
 """Losses that read the tokens of a pair's responses, or their number, and not only sums."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -102,14 +103,8 @@ class LDDPO(
     alpha: float = Field(default=0.5, ge=0, le=1, description="Weight past the shorter length.")
 
     def _items(self, batch: Any) -> Items:
-        shared = _shorter(batch)[:, None]
-
-        def damped(side: Responses) -> Items:
-            values = side.token_log_ratios
-            within = torch.arange(values.shape[1], device=values.device) < shared
-            return torch.where(within, values, self.alpha * values).sum(1)
-
-        return DPO(beta=self.beta).of_ratios(damped(batch.chosen), damped(batch.rejected))
+        damped = damped_tails(batch, self.alpha)
+        return DPO(beta=self.beta).of_ratios(damped.chosen.log_ratios, damped.rejected.log_ratios)
 
 
 class WPO(
@@ -124,12 +119,54 @@ class WPO(
     beta: Beta = 0.1
 
     def _items(self, batch: Any) -> Items:
-        def alignment(side: Any) -> Any:
-            return ((side.policy - side.log_sum_squares) * side.mask).sum(1) / side.lengths
-
-        likely: Items = (alignment(batch.chosen) + alignment(batch.rejected)).detach()
         losses = DPO(beta=self.beta).of_ratios(batch.chosen.log_ratios, batch.rejected.log_ratios)
-        return likely.clamp(max=0).exp() * losses
+        return policy_weights(batch) * losses
+
+
+def policy_weights(batch: Any) -> Items:
+    """WPO's weight of each pair: how likely the policy itself would write it.
+
+    ``min(1, exp(A_w + A_l))``, A = mean_t[log π(y_t) - log Σ_v π(v)²].
+
+    Args:
+        batch: Pairs with `log_sum_squares`.
+
+    Returns:
+        Weights in (0, 1], without gradient. [items].
+
+    Source:
+        Zhou et al. 2024, arXiv:2406.11827, Eq. 2; at most 1 as in the official code.
+    """
+
+    def alignment(side: Any) -> Any:
+        return ((side.policy - side.log_sum_squares) * side.mask).sum(1) / side.lengths
+
+    likely: Items = (alignment(batch.chosen) + alignment(batch.rejected)).detach()
+    return likely.clamp(max=0).exp()
+
+
+def damped_tails(batch: PairBatch, alpha: float) -> PairBatch:
+    """Pairs whose log-probs past the shorter response's length count for less.
+
+    Args:
+        batch: Pairs.
+        alpha: What a token counts past min(L_w, L_l), in [0, 1].
+
+    Returns:
+        The pairs, log-probs of policy and reference weighed; lengths stay.
+
+    Source:
+        Liu et al. 2024, arXiv:2409.06411 (LD-DPO).
+    """
+    shared = _shorter(batch)[:, None]
+
+    def damped(side: Responses) -> Responses:
+        within = torch.arange(side.policy.shape[1], device=shared.device) < shared
+        weights = torch.where(within, 1.0, alpha).to(side.policy.dtype)
+        reference = None if side.reference is None else weights * side.reference
+        return replace(side, policy=weights * side.policy, reference=reference)
+
+    return replace(batch, chosen=damped(batch.chosen), rejected=damped(batch.rejected))
 
 
 def draw_tokens(

@@ -183,9 +183,12 @@ class StepItems:
         lengths = [[span.stop - span.start for span in spans] for spans in self.spans]
         number = len(self.responses if self.kind == "responses" else self.items)
         if self.kind == "pairs":
-            return Totals(number, *map(sum, zip(*lengths, strict=True)))
+            return Totals(number, *map(sum, zip(*(sides[:2] for sides in lengths), strict=True)))
         if self.kind == "unpaired":  # mismatched responses do not count
-            return Totals(number, sum(first for first, *_ in lengths))
+            sides = [0, 0]
+            for item, (first, *_) in zip(self.items, lengths, strict=True):
+                sides[not item.desirable] += first
+            return Totals(number, *sides)
         return Totals(number, sum(map(sum, lengths)))
 
     def span_of(self, position: int) -> slice:
@@ -262,6 +265,7 @@ class StepItems:
                 mismatched=_padded(policy.detach(), self.reference, None, mismatched)
                 if mismatched
                 else None,
+                density_ratio=_known([item.density_ratio for item in items], policy),
             )
         chosen, rejected = (
             padded(
@@ -278,6 +282,7 @@ class StepItems:
             seeds=None if self.seeds is None else torch.tensor(self.seeds),
             preference=_known([item.preference for item in items], policy),
             annotators=annotators if set(annotators) != {None} else None,
+            gold=None if items[0].gold is None else padded([spans[2] for spans in self.spans]),
         )
 
 

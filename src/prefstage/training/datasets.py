@@ -23,6 +23,7 @@ from prefstage.data.reading import Reading
 from prefstage.data.records import Ties
 from prefstage.data.settings import ReadOptions
 from prefstage.losses import LossMix
+from prefstage.training.density import with_density_ratios
 from prefstage.training.items import (
     KINDS,
     ItemKind,
@@ -43,7 +44,11 @@ _LOADERS: dict[ItemKind, tuple[Callable[..., LoadedSet], Wanted | None]] = {
 # Of sets, in errors.
 _NAMES = ("the training set", "the evaluation set", "evaluation set {!r}")
 _RECOGNISED_BY = ("format", "columns", "labels", "split")
-_NEEDS = {"scores": "a score a response", "preference": "a preference a pair"}
+_NEEDS = {
+    "scores": "a score a response",
+    "preference": "a preference a pair",
+    "gold": "a gold response a pair (column gold, or reference)",
+}
 _SHOWN_ROWS = 5
 
 
@@ -126,9 +131,12 @@ def item_set_of(
             encoder,
             ties=ties,
             by_vote="annotators" in loss.needs | loss.optional,
+            gold="gold" in loss.needs,
         )
     _check_kind(items.kind, loss)
     items = _with_needs(items, loss)
+    if "density_ratio" in loss.needs:
+        items = with_density_ratios(items)
     alone = items.kind == "unpaired" and len(items.items[0].trees[0].response_ids) == 1
     return _with_mismatched(items) if alone and "mismatched" in loss.needs else items
 
@@ -216,6 +224,9 @@ def check_rows(rows: LoadedSet, loss: LossMix, name: str) -> None:
         without = [row for row, pair in enumerate(rows) if pair.preference is None]
         if len(without) == len(rows):  # where a judge was undecided about some, they are left out
             _check_known("preference", kind, without, len(rows), f"{name}: ")
+    if "gold" in loss.needs and isinstance(rows, PairSet):
+        without = [row for row, pair in enumerate(rows) if not pair.gold]
+        _check_known("gold", kind, without, len(rows), f"{name}: ")
     if "scores" in loss.needs:
         without = [number for number, row in enumerate(rows) if None in _scores(row)]
         _check_known("scores", kind, without, len(rows), f"{name}: ")
@@ -235,7 +246,9 @@ def _check_known(
         saw=f"{where}{len(without):,} of {number:,} {kind} without {need} (first: row "
         f"{next(iter(without), None)})",
         expected=f"{_NEEDS[need]}, since the loss uses it",
-        cure="judge the data first (prefstage judge), map its columns, or choose another loss",
+        cure="map the column with columns={'gold': ...}, or choose cpo"
+        if need == "gold"
+        else "judge the data first (prefstage judge), map its columns, or choose another loss",
     )
 
 
@@ -314,7 +327,7 @@ def check_item_sets(train: Any, evaluated: Any, *, evaluates: bool = False) -> N
             expected="responses of at least one token, the end of the turn included",
             cure="leave these rows out, or encode them with ResponseEncoder",
         )
-        if items.kind == "pairs" and all(chosen == rejected for chosen, rejected in sides):
+        if items.kind == "pairs" and all(chosen == rejected for chosen, rejected, *_ in sides):
             cut = items.counts.get("responses_truncated", 0)
             raise InputError.of(
                 saw=f"{name}: the chosen and the rejected response are the same tokens in every "

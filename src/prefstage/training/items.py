@@ -59,7 +59,8 @@ class TrainingItem:
 
     Attributes:
         index: Row in its set.
-        trees: Its prompts and responses as tokens. Pairs: one tree with (chosen, rejected);
+        trees: Its prompts and responses as tokens. Pairs: one tree with (chosen, rejected) and,
+            where the loss imitates it, the gold response;
             groups: one with K responses; unpaired: one with one response; responses: one
             tree for each assistant turn that is to be learnt, whose prompt is all before it.
         scores: Each response's score, where known.
@@ -67,6 +68,7 @@ class TrainingItem:
         annotator: Who labelled it, where known.
         desirable: Whether the response is wanted (unpaired data).
         tied: Whether the raters of the pair are split evenly.
+        density_ratio: p(prompt | desirable) / p(prompt | undesirable), where estimated.
     """
 
     index: int
@@ -76,6 +78,12 @@ class TrainingItem:
     annotator: str | None = None
     desirable: bool | None = None
     tied: bool = False
+    density_ratio: float | None = None
+
+    @property
+    def gold(self) -> tuple[int, ...] | None:
+        """Tokens of a pair's third response, where the loss imitates it."""
+        return next(iter(self.trees[0].response_ids[2:]), None)
 
     def with_responses(self, *responses: tuple[int, ...]) -> Self:
         """The item with other responses to its prompt; it has one tree.
@@ -122,6 +130,7 @@ def encode_items(
     *,
     ties: Ties = "leave-out",
     by_vote: bool = False,
+    gold: bool = False,
 ) -> ItemSet:
     """Encode a dataset's rows as token trees.
 
@@ -135,6 +144,7 @@ def encode_items(
         ties: Whether pairs whose raters are split evenly become items.
         by_vote: Each annotator's vote on a pair is an item of its own, in the order that the
             annotator gave; votes for neither response are left out and counted.
+        gold: Whether a pair's gold response is its third one.
 
     Returns:
         The items, with what encoding this dataset did.
@@ -145,7 +155,7 @@ def encode_items(
     """
     before = asdict(encoder.counts)
     kind, items_of = KINDS[type(dataset)]
-    work = Encoding(encoder, ties, by_vote)
+    work = Encoding(encoder, ties, by_vote, gold)
     items, refused = list[TrainingItem](), list[tuple[int, Any, RowFault]]()
     for index, row in enumerate(dataset):
         try:
@@ -166,7 +176,8 @@ def encode_items(
         counts["annotators"] = len({item.annotator for item in items} - {None})
     if not items:
         raise _nothing_left(kind, dataset.report.source, counts)
-    choices = [] if (ties, by_vote) == ("leave-out", False) else [ties, by_vote]
+    choices: list[Any] = [] if (ties, by_vote) == ("leave-out", False) else [ties, by_vote]
+    choices += ["gold"] if gold else []
     return ItemSet(
         kind, tuple(items), counts, digest([dataset.fingerprint, encoder.fingerprint, *choices])
     )
@@ -192,12 +203,14 @@ class Encoding:
         encoder: Turns text into tokens.
         ties: As for `encode_items`.
         by_vote: As for `encode_items`.
+        gold: As for `encode_items`.
         counts: What was left out, and which sides were cut.
     """
 
     encoder: ResponseEncoder
     ties: Ties
     by_vote: bool = False
+    gold: bool = False
     counts: Counter[str] = field(default_factory=Counter)
 
     def tree(
@@ -226,7 +239,8 @@ def pair_items(index: int, pair: Pair, work: Encoding) -> Iterator[TrainingItem]
         work.counts["ties_left_out"] += 1
         return
     sides = pair.chosen[0], pair.rejected[0]
-    tree = work.tree(pair.prompt, sides, ("chosen", "rejected"))
+    gold = pair.gold if work.gold else ()
+    tree = work.tree(pair.prompt, (*sides, *gold), ("chosen", "rejected", "gold"))
     if tree.response_ids[0] == tree.response_ids[1]:
         work.counts[f"same_tokens_by_{cause_of(pair.prompt, *sides, work.encoder)}"] += 1
         return
@@ -241,7 +255,7 @@ def pair_items(index: int, pair: Pair, work: Encoding) -> Iterator[TrainingItem]
     if not votes:
         yield item
     exchanged = replace(
-        item.with_responses(*tree.response_ids[::-1]),
+        item.with_responses(*tree.response_ids[1::-1], *tree.response_ids[2:]),
         scores=item.scores and item.scores[::-1],
         preference=None if item.preference is None else 1.0 - item.preference,
     )

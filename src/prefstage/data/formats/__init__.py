@@ -31,7 +31,7 @@ COLUMN_ROLES = (
     *("response_a", "response_b", "label", "votes", "votes_a", "votes_b", "votes_tie"),
     *("source_a", "source_b", "score_a", "score_b"),
     *("responses", "sources", "scores", "response", "source", "score"),
-    *("completion", "messages", "annotator"),
+    *("completion", "messages", "annotator", "gold"),
 )
 
 

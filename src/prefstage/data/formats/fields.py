@@ -41,6 +41,7 @@ ANNOTATOR_NAMES = (
 # How datasets spell the column of a role; the first that is filled counts.
 SPELLINGS = {
     "prompt": PROMPT_NAMES,
+    "gold": ("gold", "reference"),  # TRL's name
     "completion": ("completion", "response", "output", "answer"),
     "responses": ("responses", "completions", "generations", "outputs", "answers", "candidates"),
     "sources": ("sources", "models", "generation_models"),

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from prefstage.data.formats.fields import (
+    SPELLINGS,
     Format,
     Row,
     SourceRow,
@@ -93,7 +94,14 @@ def _pair(
         *("votes", values, "a list of {annotator, preference} with preferences in [0, 1]"),
         "mend or empty the field",
     )
+    known["gold"] = _gold(row, prompt)
     return make_pair(prompt, chosen, rejected, votes=tuple(votes), **known)
+
+
+def _gold(row: SourceRow, prompt: Prompt) -> tuple[Message, ...]:
+    # A third response; other data have numbers, names or nothing in a column of such a name.
+    column = next((n for n in SPELLINGS["gold"] if is_response(row.peek(n)) and row[n]), None)
+    return read_response(row[column], column, prompt) if column else ()
 
 
 def _read_explicit(row: SourceRow) -> Pair:
@@ -204,7 +212,7 @@ def _ordered(row: SourceRow, names: tuple[str, str], first: float, **known: Any)
         prompt = read_prompt(row)
         responses = [read_response(require(row, name), name, prompt) for name in names]
     step = -1 if first < TIE else 1
-    known = {"agreement": max(first, 1 - first)} | known
+    known = {"agreement": max(first, 1 - first), **known, "gold": _gold(row, prompt)}
     for what, (stems, read) in _OF_SIDES.items():
         values = [read(row, column) for column in _side_columns(row, names, stems)][::step]
         known |= {f"{what}_{side}": value for side, value in zip(_SIDES, values, strict=False)}
