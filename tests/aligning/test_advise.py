@@ -194,7 +194,7 @@ def test_align_trains_on_what_is_advised(world: Path, large: Path, tmp_path: Pat
     assert row["rule"] == "advise"
     assert row["advice"]["choice"] == advised.choice
     assert row["advice"]["depth"] == "forecast"
-    assert row["data"] == row["advice"]["choice"].partition(":")[0]
+    assert row["data"] == row["advice"]["choice"]
     assert row["reason"] == row["advice"]["reason"]
     assert row["training"]["steps"] == 3
 

@@ -117,6 +117,84 @@ def test_a_cell_that_fails_leaves_the_others(world, tmp_path):
     assert list(found.result["failed"]) == ["pairs=bad,schedule=off"]
 
 
+COLUMNS = (
+    *("training.rankings/accuracy", "training.eval_rankings/accuracy", "training.runtime"),
+    *("training.weight_distance", "training.exported_step", "training.eval_loss"),
+)
+
+
+def test_data_of_one_kind_stay_rows_of_their_own_and_trainings_have_figures(world, tmp_path):
+    other = str(world / "policy")
+    asked = grid(
+        world,
+        axes={
+            "schedule": [False, {"mix": 0.25}, {"mix": 0.5}, {"other": other}],
+            "loss": {"DPO": {"train.loss": "sigmoid"}, "SFT": {"train.loss": "sft"}},
+        },
+        tables={
+            "data": {"kind": "stages", "by": ["loss"], "columns": ["win_rate", "pairs"]},
+            "losses": {"kind": "results", "rows": ["loss"], "columns": [*COLUMNS]},
+        },
+    )
+    asked["recipe"] |= {"iterations": 1, "measure": False}
+    held_out = asked["recipe"]["evaluate"]["prompts"]
+    asked["recipe"]["train"] = {**asked["recipe"]["train"], "eval": held_out}
+    ran = run_experiment(asked, out=tmp_path / "run")
+    assert not ran.failed
+    rows = [line.split("|")[1].strip() for line in ran.tables["data"].splitlines()[3:8]]
+    assert rows == ["-", "PC_mix: 0.25", "PC_mix: 0.5", "PC_off", f"PC_other: {other}"]
+    assert "schedule=mix-0.25,loss=DPO" in [cell.cell for cell in ran.cells]
+    head, _, start, dpo, sft = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in ran.tables["losses"].splitlines()
+    )
+    assert head[1:] == [name.removeprefix("training.") for name in COLUMNS]
+    assert "-" not in (*dpo, *sft)
+    assert [cell != "-" for cell in start[1:]] == [False, True, False, False, False, False]
+    assert "no cell has" not in ran.summary
+
+
+def test_columns_that_stayed_empty_are_named(world, tmp_path):
+    columns = ["win_rate", "length_controlled_win_rate", "training.win_rate"]
+    asked = grid(
+        world,
+        axes={"schedule": ["off"]},
+        tables={"all": {"kind": "results", "rows": ["schedule"], "columns": columns}},
+    )
+    asked["recipe"] |= {"iterations": 1, "measure": False}
+    asked["recipe"]["evaluate"] = {
+        **asked["recipe"]["evaluate"],
+        "win_rate": {"length_controlled": True},
+    }
+    ran = run_experiment(asked, out=tmp_path / "run")
+    assert "all: no cell has length_controlled_win_rate: too few verdicts" in ran.summary
+    assert "all: no cell has training.win_rate" in ran.summary
+    assert "no cell has win_rate" not in ran.summary
+
+
+def without(world, **changed):
+    return grid(world) | {"recipe": grid(world)["recipe"] | changed}
+
+
+@pytest.mark.parametrize(
+    ("column", "changed", "words"),
+    [
+        ("training.eval_rankings/accuracy", {}, "runtime, .*set train.eval"),
+        ("training.eval_small_loss", {}, "runtime, .*set train.eval"),
+        ("training.step", {}, "runtime, .*did you mean 'steps'"),
+        ("win_rate", {"evaluate": None}, "set evaluate"),
+        ("true reward", {"evaluate": None}, "set evaluate"),
+        ("length_controlled_win_rate", {}, "length_controlled: true"),
+        ("boundary_score", {"measure": False}, "remove measure: false"),
+    ],
+)
+def test_a_column_that_no_cell_can_fill_is_refused(world, column, changed, words):
+    asked = without(world, **changed)
+    asked["tables"] = {"t": {**TABLE, "columns": ["pairs", column]}}
+    with pytest.raises(ConfigError, match=f"column '{re.escape(column)}'.*{words}"):
+        load_grid(asked)
+
+
 def test_a_second_process_is_refused(world, tmp_path):
     out = tmp_path / "run"
     asked = grid(world, axes={"schedule": ["off,off"]}, tables={})
@@ -135,7 +213,8 @@ def test_a_second_process_is_refused(world, tmp_path):
         ({"axes": {"seed": [1, 1]}}, "axis seed has a value twice"),
         ({"axes": {"sead": [1]}, "tables": {}}, "'sead'"),
         ({"tables": {"t": {**TABLE, "by": ["policy"]}}}, "names axis 'policy'"),
-        ({"tables": {"t": {**TABLE, "columns": ["reward"]}}}, "has column 'reward'"),
+        ({"tables": {"t": {**TABLE, "columns": ["reward"]}}}, "column 'reward'.*win_rate, .*true"),
+        ({"tables": {"t": {**TABLE, "columns": ["winrate"]}}}, "column 'winrate'.*'win_rate'"),
         ({"tables": {"t": {**TABLE, "rows": ["loss"]}}}, "expected none in stages"),
         ({"tables": {"t": {**TABLE, "kind": "contrasts", "rows": ["loss"]}}}, "parts has 0"),
     ],

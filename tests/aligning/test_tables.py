@@ -7,6 +7,7 @@ from prefstage.aligning.tables import (
     Figure,
     Table,
     TableSettings,
+    agreement,
     build_table,
     comma_separated,
     latex,
@@ -80,6 +81,26 @@ def test_what_no_gain_makes_of_the_ratio():
         ((_, lines),) = build_table(STAGES, rows).blocks
         ratios[off, on] = lines[1][-1]
     assert ratios == {(1, -1): "+∞", (-1, 1): "≤ 0", (-1, -1): None, (0.001, 1): "< 0.01"}
+
+
+def test_gains_need_no_measured_stage():
+    rows = full_combination()
+    for row in rows:
+        for one in row["policies"]:
+            one["figures"].pop("boundary_score", None)
+    ((_, lines),) = build_table(STAGES, rows).blocks
+    assert [line[-2:] for line in lines if line[-1]] == [
+        (None, ratio) for ratio in ("2.27", "0.24", "1.56")
+    ]
+    assert agreement(starts_of(STAGES, rows))["starts"] == []
+
+
+def test_what_differs_between_cells_is_no_figure_of_their_start():
+    settings = TableSettings(kind="results", rows=["pairs"], columns=["win_rate", "avg_length"])
+    rows = results(best=[60.0], worst=[40.0])
+    for row, length in zip(rows, (30.0, 31.0), strict=True):
+        row["policies"][0]["figures"]["avg_length"] = length
+    assert markdown(build_table(settings, rows)).splitlines()[2] == "| start | 50.00 | - |"
 
 
 def results(**figures):

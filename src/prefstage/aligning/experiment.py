@@ -8,25 +8,22 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
-from statistics import mean
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from prefstage.aligning.loop import EVEN, PlannedStep
-from prefstage.aligning.recipe import Recipe, load_recipe
+from prefstage.aligning.cells import RUNTIME, Cell, check_columns, needs_dynamics, read_cell
+from prefstage.aligning.loop import PlannedStep
+from prefstage.aligning.recipe import load_recipe
 from prefstage.aligning.runs import (
-    ALIGNED,
     CONFIG,
     Tell,
     align,
-    in_sample_lines,
     plan_alignment,
-    reversal_lines,
 )
-from prefstage.aligning.steps import PAIRS, STEPS, Begun, read_answers
+from prefstage.aligning.steps import Begun
 from prefstage.aligning.tables import (
-    BUILT_IN,
+    SCHEDULE,
     TRAINING,
     Rows,
     TableSettings,
@@ -44,7 +41,6 @@ from prefstage.core import (
     load_config,
     markdown_table,
     progress,
-    read_json,
     redacted,
     refuse,
     run_folder,
@@ -53,18 +49,19 @@ from prefstage.core import (
     write_result,
     write_text,
 )
-from prefstage.data import Prompt, load_pairs
 from prefstage.data.rendering import with_date
 from prefstage.judging.loading import as_judge, import_function
 
 CELLS, STORE, TABLES, ERRORS = "cells", "store", "tables", "errors"
 RESULT = "experiment.json"
 FORMATS = {"md": markdown, "tex": latex, "csv": comma_separated}
-_RATES = ("win_rate", "length_controlled_win_rate", "avg_length")
+_WHY_EMPTY = {
+    **dict.fromkeys(
+        ("avg_chosen", "avg_gap"), ": not all of its pairs have scores, all by one judge"
+    ),
+    "length_controlled_win_rate": ": too few verdicts to control for length",
+}
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
-
-Metric = Callable[[Prompt, str], float]
-"""(prompt, response) -> figure."""
 
 
 class Grid(Config):
@@ -91,7 +88,6 @@ class Grid(Config):
                     f"axis {axis} has a value twice; expected different ones; rename",
                 ),
             )
-        figures = (*BUILT_IN, *self.metrics)
         for name, table in self.tables.items():
             refuse(
                 *(
@@ -101,14 +97,6 @@ class Grid(Config):
                         f"{', '.join(self.axes)}; change it",
                     )
                     for axis in (*table.by, *table.rows)
-                ),
-                *(
-                    (
-                        column not in figures and not column.startswith(TRAINING),
-                        f"tables.{name} has column {column!r}; expected one of "
-                        f"{', '.join(figures)} or {TRAINING}NAME; change it",
-                    )
-                    for column in table.columns
                 ),
             )
         return self
@@ -125,23 +113,16 @@ class Grid(Config):
             values = {axis: label for axis, (label, _) in zip(self.axes, chosen, strict=True)}
             overrides = {key: value for _, settings in chosen for key, value in settings.items()}
             name = ",".join(f"{_safe(axis)}={_safe(label)}" for axis, label in values.items())
-            cells.append(Cell(name, values, load_recipe(self.recipe, overrides)))
+            recipe = load_recipe(self.recipe, overrides)
+            if any(map(needs_dynamics, self.columns)) and not recipe.train.get("dynamics"):
+                recipe = load_recipe(self.recipe, {**overrides, "train.dynamics": {}})
+            cells.append(Cell(name, values, recipe))
         return tuple(cells)
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One combination.
-
-    Attributes:
-        name: Of its folder.
-        values: The label of each axis's value.
-        recipe: What it does.
-    """
-
-    name: str
-    values: Mapping[str, str]
-    recipe: Recipe
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of all tables."""
+        return tuple(column for table in self.tables.values() for column in table.columns)
 
 
 @dataclass(frozen=True)
@@ -193,10 +174,8 @@ def load_grid(source: Grid | Mapping[str, Any] | Path | str) -> Grid:
     Raises:
         ConfigError: One line that names what is wrong.
     """
-    if isinstance(source, Grid):
-        return source
-    grid = load_config(Grid, source)
-    _ = grid.cells
+    grid = source if isinstance(source, Grid) else load_config(Grid, source)
+    check_columns(grid.columns, grid.cells, grid.metrics)
     return grid
 
 
@@ -234,6 +213,7 @@ def run_experiment(
         Sun et al. 2025, arXiv:2508.10530, Section 4: the full-combination experiment.
     """
     grid, out = load_grid(source), Path(out)
+    timed = TRAINING + RUNTIME in grid.columns
     takes, cells = "(prompt, response) -> number", grid.cells
     metrics = {
         name: import_function(
@@ -259,7 +239,7 @@ def run_experiment(
                     store=out / STORE,
                 )
                 ran = sum(record.did != "reused" for record in aligned.steps)
-                rows.append(read_cell(cell, folder, metrics))
+                rows.append(read_cell(cell, folder, metrics, timed=timed))
             except Exception as fault:  # one cell's fault, whatever it is, is not the others'
                 # In one line; a fault that is no user's leaves its traceback on file.
                 error, file = " ".join(str(fault).split()), out / ERRORS / f"{cell.name}.txt"
@@ -303,75 +283,8 @@ def plan_experiment(
     return tuple(steps.values())
 
 
-def read_cell(cell: Cell, folder: Path, metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """The figures of a finished cell.
-
-    Args:
-        cell: The cell.
-        folder: Its run folder.
-        metrics: What else is computed of each answer to a held-out prompt, and averaged.
-
-    Returns:
-        The cell's name and values, the bad rows that it put aside, how often its judge reversed
-        labels that it replaced, and its policies in order: the start, and after each iteration;
-        each with the data trained on so far and its figures.
-    """
-    result = read_json(folder / ALIGNED)
-    steps, rows = folder / STEPS, result["iterations"]
-    done = [row for row in rows if row["stopped"] is None]
-    policies: list[dict[str, float | None]] = [{}]
-    if rows and (rates := rows[0]["evaluation"]) is not None:
-        controlled = rates["length_controlled_win_rate"]
-        policies[0] |= {
-            "win_rate": EVEN,
-            "length_controlled_win_rate": None if controlled is None else EVEN,
-            "avg_length": rates["avg_length_start"],
-            **_averages(steps / result["start_answers"], metrics),
-        }
-    for row in done:
-        figures = {"pairs": row["pairs"]}
-        if (rates := row["evaluation"]) is not None:
-            figures |= {name: rates[name] for name in _RATES}
-            figures |= _averages(steps / row["steps"]["answer"], metrics)
-        trained = {TRAINING + name: v for name, v in row["training"]["metrics"].items()}
-        policies.append(figures | trained | _quality(steps / row["steps"]["build"] / PAIRS))
-    # A policy's boundary score is measured in the iteration that it goes into.
-    for figures, row in zip(policies, rows, strict=False):
-        if row["stage"] is not None:
-            figures["boundary_score"] = row["stage"]["boundary_score"]
-    return {
-        "cell": cell.name,
-        "values": dict(cell.values),
-        "put_aside": result["put_aside"],
-        "stopped": result["stopped"],
-        "reversals": reversal_lines(result),
-        "in_sample": in_sample_lines(result),
-        "policies": [
-            {
-                "path": [row["data"] for row in done[:number]],
-                "figures": {name: v for name, v in figures.items() if v is not None},
-            }
-            for number, figures in enumerate(policies)
-        ],
-    }
-
-
 def _counted(texts: Iterable[str], cells: int) -> list[str]:
     return [f"{text} (in {count} of {cells} cells)" for text, count in Counter(texts).items()]
-
-
-def _averages(answers: Path, metrics: Mapping[str, Metric]) -> dict[str, float]:
-    rows = read_answers(answers) if metrics else []
-    return {name: mean(metric(*row) for row in rows) for name, metric in metrics.items()}
-
-
-# Mean score of the chosen responses, and mean gap, where the pairs have scores.
-def _quality(pairs: Path) -> dict[str, float]:
-    scores = [(pair.score_chosen, pair.score_rejected) for pair in load_pairs(str(pairs))]
-    known = [(a, b) for a, b in scores if a is not None and b is not None]
-    if not known or len(known) < len(scores):
-        return {}
-    return {"avg_chosen": mean(a for a, _ in known), "avg_gap": mean(a - b for a, b in known)}
 
 
 def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> Experiment:
@@ -412,6 +325,7 @@ def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> E
     )
     lines = [
         *tables.values(),
+        *_empty_columns(grid, rows),
         *(_agreement_text(name, kinds["means"]) for name, kinds in agreements.items()),
         f"cells: {len(records) - len(failed)} done, {len(failed)} failed",
         *([f"put aside as bad: {bad}; see {out / CELLS}/CELL/quarantine"] if bad else []),
@@ -427,6 +341,17 @@ def _conclude(grid: Grid, out: Path, rows: Rows, records: list[CellRecord]) -> E
         failed=failed,
         tables=tables,
     )
+
+
+# Of columns that could have had figures: what no finished cell has.
+def _empty_columns(grid: Grid, rows: Rows) -> list[str]:
+    known = {name for row in rows for policy in row["policies"] for name in policy["figures"]}
+    return [
+        f"{name}: no cell has {column}" + _WHY_EMPTY.get(column, "")
+        for name, table in grid.tables.items()
+        for column in table.columns
+        if rows and column not in known
+    ]
 
 
 def _agreement_text(name: str, means: Mapping[str, Any]) -> str:
@@ -452,8 +377,19 @@ def _values(
 ) -> list[tuple[str, Mapping[str, Any]]]:
     if isinstance(values, Mapping):
         return [*values.items()]
-    labels = [" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in values]
-    return [(label, {axis: value}) for label, value in zip(labels, values, strict=True)]
+    return [(_label(axis, value), {axis: value}) for value in values]
+
+
+# As in YAML: "mix: 0.1" and not a Python mapping, and a schedule's off and on, which YAML 1.1 takes
+# for truth values.
+def _label(axis: str, value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(_label(axis, entry) for entry in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {entry}" for name, entry in value.items())
+    if axis == SCHEDULE and isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
 
 
 def _safe(text: str) -> str:

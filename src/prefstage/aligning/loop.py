@@ -144,7 +144,7 @@ class Walk:
             rule = {str(r): r for r in self.recipe.advise.rules}.get(choice, Rule("on"))
         else:
             rule, row["reason"] = choose(rule, stage)
-        row["data"] = rule.kind
+        row["data"] = str(rule)
         if unknown:
             # In a plan. Nothing after an unmeasured stage has a key: a policy without one does it.
             policy = replace(policy, key=None)

@@ -237,7 +237,10 @@ def _stage_table(settings: TableSettings, rows: Rows) -> Table:
             values = {name: [*_values(policies, path, name).values()] for name in settings.columns}
             leads = path and path == first_rows[path[:-1]]
             starts = _means("", _starts("", policies, path[:-1], first)) if leads else []
-            lasting = [(Figure(start.boundary_score), start.ratio_text) for start in starts]
+            lasting = [
+                (None if s.boundary_score is None else Figure(s.boundary_score), s.ratio_text)
+                for s in starts
+            ]
             lines.append(
                 (
                     *(f"PC_{data}" for data in path),
@@ -255,8 +258,15 @@ def _stage_table(settings: TableSettings, rows: Rows) -> Table:
 def _result_table(settings: TableSettings, rows: Rows) -> Table:
     named, parts = (*settings.by, *settings.rows), []
     for heading, group in _grouped(settings.by, rows).items():
-        # All rows of a repeat start from one policy, which counts once.
-        starts = {_repeat(cell, named): cell["policies"][0]["figures"] for cell in group}
+        # All rows of a repeat start from one policy, which counts once; what differs between its
+        # cells (as on other held-out prompts) is no figure of the start.
+        starts = dict[Repeat, dict[str, float]]()
+        for cell in group:
+            figures = cell["policies"][0]["figures"]
+            before = starts.setdefault(_repeat(cell, named), figures)
+            starts[_repeat(cell, named)] = {
+                n: v for n, v in before.items() if math.isclose(v, figures.get(n, math.nan))
+            }
         figures = [(START, [*starts.values()]), *_last_figures(settings.rows, group).items()]
         parts.append((heading, [(label, *_cells(settings, known)) for label, known in figures]))
     return Table(settings.title, (", ".join(settings.rows), *map(_title, settings.columns)), parts)
@@ -345,13 +355,13 @@ class Start:
 
     Attributes:
         where: Names of the block and of the data that led there.
-        boundary_score: Of the policy, in [0, 1].
+        boundary_score: Of the policy, in [0, 1]; None where it was not measured.
         off: Gain of training on off-policy data.
         on: Gain of training on on-policy data.
     """
 
     where: str
-    boundary_score: float
+    boundary_score: float | None
     off: float
     on: float
 
@@ -393,20 +403,24 @@ def starts_of(settings: TableSettings, rows: Rows, *, by_repeat: bool = False) -
     return tuple(starts)
 
 
-# A policy with the gains from it on, in every repeat that has all three figures.
+# A policy with the gains from it on, in every repeat that has both.
 def _starts(where: str, policies: Policies, path: Path, name: str) -> list[Start]:
     off, on = (_gains(policies, (*path, data), name) for data in ("off", "on"))
+    scores = _values(policies, path, "boundary_score")
     return [
-        Start(", ".join([where, *repeat]), score, off[repeat], on[repeat])
-        for repeat, score in _values(policies, path, "boundary_score").items()
-        if repeat in off and repeat in on
+        Start(", ".join([where, *repeat]), scores.get(repeat), off[repeat], on[repeat])
+        for repeat in off
+        if repeat in on
     ]
 
 
 # One start of the repeats' means; none of no repeats.
 def _means(where: str, repeats: Sequence[Start]) -> list[Start]:
-    figures = zip(*(astuple(start)[1:] for start in repeats), strict=True)
-    return [Start(where, *map(mean, figures))] if repeats else []
+    if not repeats:
+        return []
+    scores = [start.boundary_score for start in repeats if start.boundary_score is not None]
+    gains = (mean(start.off for start in repeats), mean(start.on for start in repeats))
+    return [Start(where, mean(scores) if scores else None, *gains)]
 
 
 def agreement(starts: Sequence[Start]) -> dict[str, Any]:
@@ -416,17 +430,18 @@ def agreement(starts: Sequence[Start]) -> dict[str, Any]:
         starts: The starts.
 
     Returns:
-        "starts"; "ratio", without starts from where nothing gains; and "gain", also of starts
-        from where both lose, without those of equal gains. Both hold "counts",
-        [[BS < ½ and yes, BS < ½ and no], [BS >= ½ and yes, BS >= ½ and no]]; "left_out", how many
-        starts answer neither yes nor no; "agreement", the share of starts where BS < ½ and yes or
-        BS >= ½ and no, None of no start; and "p_value", of Fisher's exact test of
+        "starts", those of a measured stage; "ratio", without starts from where nothing gains; and
+        "gain", also of starts from where both lose, without those of equal gains. Both hold
+        "counts", [[BS < ½ and yes, BS < ½ and no], [BS >= ½ and yes, BS >= ½ and no]]; "left_out",
+        how many starts answer neither yes nor no; "agreement", the share of starts where BS < ½
+        and yes or BS >= ½ and no, None of no start; and "p_value", of Fisher's exact test of
         independence, two-sided, 1 of an empty table.
 
     Source:
         Sun et al. 2025, arXiv:2508.10530, Table 3: BS < 0.5 should go with Δ > 1. Fisher 1922, "On
         the interpretation of χ² from contingency tables".
     """
+    starts = [start for start in starts if start.boundary_score is not None]
     return {
         "starts": [vars(start) for start in starts],
         "ratio": _counted(starts, [None if s.ratio is None else s.ratio > 1 for s in starts]),
@@ -437,7 +452,8 @@ def agreement(starts: Sequence[Start]) -> dict[str, Any]:
 def _counted(starts: Sequence[Start], answers: Sequence[bool | None]) -> dict[str, Any]:
     from scipy.stats import fisher_exact
 
-    seen = Counter(zip((start.boundary_score < _EVEN for start in starts), answers, strict=True))
+    lows = [s.boundary_score is not None and s.boundary_score < _EVEN for s in starts]
+    seen = Counter(zip(lows, answers, strict=True))
     low, high = ((seen[is_low, True], seen[is_low, False]) for is_low in (True, False))
     total = sum(low) + sum(high)
     return {

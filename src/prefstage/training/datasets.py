@@ -78,10 +78,15 @@ def load_data(source: Any, loss: LossMix, **how: Any) -> LoadedSet:
     return load(source, **how)
 
 
+def learns_pairs(loss: LossMix) -> bool:
+    """Whether pairs are items of a loss as they are, and not responses or groups made of them."""
+    return "pairs" in loss.data and "responses" not in loss.data
+
+
 # Pairs become what the loss takes before they are encoded, so that a loaded set, a file and a
 # `datasets.Dataset` of the same pairs give the same items.
 def _as_taken(rows: LoadedSet, loss: LossMix, *, ties: Ties = "leave-out") -> LoadedSet:
-    if not isinstance(rows, PairSet) or ("pairs" in loss.data and "responses" not in loss.data):
+    if not isinstance(rows, PairSet) or learns_pairs(loss):
         return rows
     if "groups" in loss.data:
         return pairs_to_candidates(rows)

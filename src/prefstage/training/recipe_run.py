@@ -27,11 +27,11 @@ from prefstage.core import (
     write_json,
     write_result,
 )
-from prefstage.data import Candidates, load_prompts, load_tokenizer
+from prefstage.data import Candidates, PairSet, load_prompts, load_tokenizer
 from prefstage.losses import LossMix, parse_loss
 from prefstage.scoring.scorer import ScoringWarning
 from prefstage.training.compat import is_first_process
-from prefstage.training.datasets import check_rows, load_data, sets_by_name
+from prefstage.training.datasets import check_rows, learns_pairs, load_data, sets_by_name
 from prefstage.training.dynamics.callback import DisplacementWarning, DynamicsCallback
 from prefstage.training.export import (
     best_checkpoint,
@@ -109,8 +109,9 @@ def train_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Pat
         with _progress(trainer), warnings.catch_warnings(record=True, action="always") as warned:
             trainer.train(resume_from_checkpoint="auto")
             metrics = metrics_at(trainer.state.log_history, exported_step(trainer))
-            if recipe.eval and not metrics:
-                metrics = plain_metrics(trainer.evaluate())
+            # What is followed has figures of the last step, also where nothing was evaluated there.
+            if recipe.eval and all(f"{DYNAMICS}/" in name for name in metrics):
+                metrics |= plain_metrics(trainer.evaluate())
         trainer.save_model(str(out / MODEL))
         if recipe.export.merge_adapter and is_first_process():
             trainer.model.merge_and_unload().save_pretrained(out / MERGED)
@@ -252,11 +253,10 @@ def open_trainer(recipe: Recipe, out: Path, loaded: Mapping[str, LoadedSet]) -> 
         ):
             from peft import LoraConfig
         lora = LoraConfig(task_type="CAUSAL_LM", **recipe.lora.model_dump())
-    evaluated = {name: rows for name, rows in loaded.items() if name != "data"}
     settings: dict[str, Any] = {
         "processing_class": load_tokenizer(recipe.policy),
         "train_dataset": loaded["data"],
-        "eval_dataset": evaluated[UNNAMED] if {*evaluated} == {UNNAMED} else evaluated or None,
+        "eval_dataset": _evaluated(loaded),
         "peft_config": lora,
     }
     if recipe.dynamics is not None:
@@ -265,9 +265,15 @@ def open_trainer(recipe: Recipe, out: Path, loaded: Mapping[str, LoadedSet]) -> 
             source = next(iter(recipe.eval.values()), recipe.data)
             how = {} if rates.prompts else source.model_dump(exclude={"path"})
             prompts = list(load_prompts(rates.prompts or source.path, **how)[: rates.max_prompts])
+        # A loss that learns responses made of pairs (SFT, KTO) ranks those pairs all the same.
+        pairs = {name: rows for name, rows in loaded.items() if isinstance(rows, PairSet)}
+        followed: dict[str, Any] = {}
+        if not learns_pairs(parse_loss(recipe.loss)):
+            followed = {"train_pairs": pairs.get("data"), "eval_pairs": _evaluated(pairs)}
         settings["callbacks"] = [
             DynamicsCallback(
                 out / DYNAMICS,
+                **followed,
                 **recipe.dynamics.model_dump(exclude={"win_rate"}),
                 win_rate=rates,
                 win_rate_prompts=prompts,
@@ -280,6 +286,12 @@ def open_trainer(recipe: Recipe, out: Path, loaded: Mapping[str, LoadedSet]) -> 
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer
+
+
+# The sets to evaluate on: one that stands alone, or several by name.
+def _evaluated(loaded: Mapping[str, LoadedSet]) -> Any:
+    sets = {name: rows for name, rows in loaded.items() if name != "data"}
+    return sets[UNNAMED] if {*sets} == {UNNAMED} else sets or None
 
 
 # A bar over the optimiser steps, on a terminal only.
