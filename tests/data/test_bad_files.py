@@ -222,3 +222,24 @@ def test_a_bad_argument_is_named(
         load_pairs(**{"source": path, **arguments})
     for part in said:
         assert part in one_line(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.parquet.gz"])
+@pytest.mark.parametrize("filling", [b" ", b"x", b"\n", b"\0"])
+def test_a_file_that_expands_without_end_is_refused(
+    tmp_path: Path, name: str, filling: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefstage.data.raw_rows._UNZIPPED_BYTES", 1 << 20)
+    begin = {"a.jsonl.gz": ROW + "\n", "a.json.gz": f"[{ROW}, ", "a.csv.gz": "prompt,chosen\n"}
+    text = begin.get(name, "").encode() + (b'"' if filling == b"x" else b"") + filling * (8 << 20)
+    (tmp_path / name).write_bytes(gzip.compress(text))
+    with pytest.raises(DataError, match=r"expands to more than 1,048,576 bytes.; expected"):
+        load_pairs(tmp_path / name)
+
+
+def test_what_shrinks_as_text_does_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefstage.data.raw_rows._UNZIPPED_BYTES", 1 << 10)
+    rows = [{**GOOD, "prompt": f"question {number * number}"} for number in range(2000)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    assert len(load_pairs(tmp_path / "a.jsonl.gz")) == len(rows)

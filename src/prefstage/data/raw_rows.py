@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import re
 import shutil
@@ -36,6 +37,8 @@ Table: TypeAlias = pa.Table | pa.RecordBatch
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical lines"}
 _CHUNK_BYTES = 1 << 16
+# Text shrinks by 3 to 20; what does by more is small, or no text.
+_UNZIPPED_BYTES, _EXPANSION = 1 << 28, 100
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_LINES = 20
 BATCH_ROWS = 256
@@ -97,8 +100,28 @@ _TEXT = {"mode": "rt", "encoding": "utf-8-sig", "errors": "surrogateescape", "ne
 def _open(path: Path, **how: Any) -> Any:
     with path.open("rb") as stream:
         zipped = stream.read(2) == _GZIP_MAGIC or path.suffix == ".gz"
-    opener: Any = gzip.open if zipped else open
-    return opener(path, **how)
+    if not zipped:
+        return open(path, **how)
+    raw = _BoundedGzip(path, path.stat().st_size)
+    return raw if how.pop("mode") == "rb" else io.TextIOWrapper(raw, **how)
+
+
+# A file that expands without end fills memory (a line without an end) or the disk.
+class _BoundedGzip(gzip.GzipFile):
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(path, "rb")
+        self._most = max(_UNZIPPED_BYTES, _EXPANSION * size)
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._checked(super().read1(size))
+
+    def _checked(self, data: bytes) -> bytes:
+        if self.tell() > self._most:
+            raise gzip.BadGzipFile(f"it expands to more than {self._most:,} bytes")
+        return data
 
 
 def _read_json(path: Path, name: str) -> Iterator[RawRow]:
