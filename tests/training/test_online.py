@@ -224,3 +224,8 @@ def test_a_sample_that_was_cut_in_its_thought_is_empty(
         assert counts["fresh"] > 0
     else:  # the prompt opens a thought, which so few random tokens do not close
         assert (counts["fresh"], counts["kept"]) == (0, counts["empty"])
+
+
+def test_a_moving_reference_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="online training with sync_ref_model"):
+        online_trainer(tmp_path, sync_ref_model=True)

@@ -169,6 +169,9 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
             reference before the first step, if the policy is the reference; None chooses
             by precision.
         disable_dropout: Switch dropout off, so that the policy's log-probs are its own.
+        sync_ref_model: Let the reference follow the policy (TR-DPO, arXiv:2404.09656).
+        ref_model_mixup_alpha: α in ``π_ref ← α π + (1 - α) π_ref``; 1 takes the policy over.
+        ref_model_sync_steps: Optimiser steps between two such updates.
     """
 
     learning_rate: float | str = field(default=1e-6, metadata={"help": "Peak learning rate."})
@@ -206,6 +209,15 @@ class PreferenceArguments(TrainingArguments):  # type: ignore[misc]  # transform
         default=None, metadata={"help": "Largest initial log-ratio a token, in nats."}
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Switch dropout off."})
+    sync_ref_model: bool = field(
+        default=False, metadata={"help": "Let the reference follow the policy."}
+    )
+    ref_model_mixup_alpha: float = field(
+        default=0.6, metadata={"help": "Part of the policy in the new reference."}
+    )
+    ref_model_sync_steps: int = field(
+        default=512, metadata={"help": "Steps between two updates of the reference."}
+    )
 
     def __new__(cls, *args: Any, **names: Any) -> Self:
         """Refuse unknown names before `__init__` would, in words of this library."""

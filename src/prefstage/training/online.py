@@ -127,6 +127,12 @@ class OnlinePreferenceTrainer(PreferenceTrainer):
             expected="pairs, whose chosen responses stay, and a loss on pairs",
             cure="give pairs as train_dataset, or choose a loss on pairs such as sigmoid",
         )
+        InputError.unless(
+            not self.args.sync_ref_model,
+            saw="online training with sync_ref_model",
+            expected="a reference that stays, whose log-probs of fresh responses are the start's",
+            cure="remove sync_ref_model, or train on the pairs as they are",
+        )
         ModelError.unless(
             not (self.is_fsdp_enabled or self.is_deepspeed_enabled),
             saw="online training with weights spread over processes",

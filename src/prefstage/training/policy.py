@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -362,7 +362,10 @@ class References:
         off = self.reference == ADAPTER_OFF or (self.reference == START and adapter_is_new)
         with self.scorer(scorer, accelerator.device) as chosen:
             cache = ReferenceCache(self._folder, chosen, with_adapter=not off)
-            self._known |= {s.fingerprint: _score(s, cache, accelerator) for s in missing}
+            self._known |= {
+                s.fingerprint: score_trees(StepItems(s.kind, s.items), cache.score, accelerator)
+                for s in missing
+            }
         _log.info(
             "reference log-probs (%s): %d responses from disk, %d computed",
             self.reference,
@@ -417,16 +420,27 @@ class References:
             policy.model.to(before)
 
 
-def _score(item_set: ItemSet, cache: ReferenceCache, accelerator: Any) -> list[Flat]:
-    whole = StepItems(item_set.kind, item_set.items)
+def score_trees(
+    whole: StepItems, score: Callable[[list[TokenTree]], Iterable[Any]], accelerator: Any
+) -> list[Flat]:
+    """Log-probs of items, each process scoring a part of them.
+
+    Args:
+        whole: The items.
+        score: Scores trees; results have `per_token`.
+        accelerator: accelerate's, which knows the processes.
+
+    Returns:
+        For each item those of its response tokens in turn, on every process. nats.
+    """
     share = _share(whole.trees, accelerator.num_processes, accelerator.process_index)
     flat = torch.zeros(whole.tokens)
-    for tree, result in zip(share, cache.score([whole.trees[tree] for tree in share]), strict=True):
+    for tree, result in zip(share, score([whole.trees[tree] for tree in share]), strict=True):
         for span, tokens in zip(whole.tree_spans[tree], result.per_token, strict=True):
             flat[span] = tokens
     # A sum gathers: every token stands at zero on all processes but one.
     together = accelerator.reduce(flat.to(accelerator.device), "sum").cpu()
-    return [together[whole.span_of(position)] for position in range(len(item_set))]
+    return [together[whole.span_of(position)] for position in range(len(whole.items))]
 
 
 # About equal tokens a process, not equal numbers of trees: all wait for the slowest.

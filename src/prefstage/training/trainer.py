@@ -42,6 +42,7 @@ from prefstage.training.durable import DurableTrainer
 from prefstage.training.export import names_of, provenance_of, write_export
 from prefstage.training.faults import StepGuard, start_tolerance
 from prefstage.training.items import ItemSet
+from prefstage.training.moving_reference import MovingReference, check_moving_reference
 from prefstage.training.policy import (
     START,
     PrecisionWarning,
@@ -57,6 +58,7 @@ from prefstage.training.step import StepOutcome, StepRunner, token_budget_of
 _log = logging.getLogger(__name__)
 
 _DATA_AND_MODEL = ("train_dataset", "eval_dataset", "processing_class", "peft_config", "callbacks")
+_MOVING = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps")
 _LIMITS = ("max_prompt_tokens", "max_response_tokens")
 # Of an evaluation, planned together: enough to fill micro-batches, few enough to plan at once.
 _ITEMS_PER_CHUNK = 512
@@ -134,6 +136,8 @@ class PreferenceTrainer(DurableTrainer):
             needed="reference" in self.loss.needs,
             folder=Path(args.reference_cache or Path(args.output_dir) / "_reference"),
         )
+        check_moving_reference(args, needed="reference" in self.loss.needs)
+        self.moving_reference: MovingReference | None = None
         self.loss_state: LossState = self.loss.start_state()
         self.last_step: StepOutcome | None = None
         self.encoder = ResponseEncoder(
@@ -220,6 +224,10 @@ class PreferenceTrainer(DurableTrainer):
                 tolerance=start_tolerance(self),
             )
             self._train_reference = self.references.of(self.train_dataset)
+            if self.args.sync_ref_model:
+                self.moving_reference = MovingReference(self.model, self.args)
+                self.add_callback(self.moving_reference)
+                stack.callback(self.remove_callback, self.moving_reference)
             stack.enter_context(self._scoring_calls.installed())
             return super().train(resume_from_checkpoint, *args, **others)
 
@@ -297,8 +305,12 @@ class PreferenceTrainer(DurableTrainer):
             # One an item and step, whatever micro-batch or process computes it.
             seeds = tuple(seed_for(self.args.seed, "loss", step, item.index) for item in items)
         if known is not None:
-            reference = torch.cat([known[position] for position in positions])
-            reference = reference.to(self.accelerator.device)
+            values = [known[position] for position in positions]
+            if self.moving_reference is not None and self.moving_reference.updates:
+                values = self.moving_reference.score(
+                    item_set.kind, items, self.runner.scorer, self.accelerator
+                )
+            reference = torch.cat(values).to(self.accelerator.device)
         return StepItems(item_set.kind, items, reference, seeds)
 
     # Means over items, not over steps: the last step of an epoch may be shorter.
@@ -335,6 +347,7 @@ class PreferenceTrainer(DurableTrainer):
             "weights": self._start_fingerprint,
             "loss": {term["name"]: term for term in self.loss.resolved()},
             "reference": self.args.reference,
+            **{name: getattr(self.args, name) for name in _MOVING if self.args.sync_ref_model},
             "encoding": {name: getattr(self.args, name) for name in ("chat_format", *_LIMITS)}
             | {"fingerprint": self.encoder.fingerprint},
             "data": data
@@ -353,11 +366,14 @@ class PreferenceTrainer(DurableTrainer):
             "loss": self.loss_state,
             "means": self._means.totals,
             "token_budget": self.runner.token_budget,
+            "reference_updates": self.moving_reference and self.moving_reference.updates,
         }
 
     @override
     def restore_run_state(self, state: Mapping[str, Any]) -> None:
         self.loss_state, self._means.totals = dict(state["loss"]), dict(state["means"])
+        if self.moving_reference is not None:
+            self.moving_reference.load(cast("Path", self._resumed), state["reference_updates"])
         if self.args.token_budget == "auto":  # another division would round differently
             self.runner.token_budget = int(state["token_budget"])
 
@@ -371,6 +387,8 @@ class PreferenceTrainer(DurableTrainer):
             self.save_gathered(folder)
         else:
             super().save_model(folder, _internal_call=True)
+        if in_checkpoint and self.moving_reference is not None and self.args.should_save:
+            self.moving_reference.save(Path(folder))
         if not _internal_call and self.args.should_save:
             write_export(self, Path(folder))
         if not _internal_call and self.args.push_to_hub:
