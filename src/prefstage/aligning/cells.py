@@ -163,7 +163,11 @@ def read_cell(
     steps, rows = folder / STEPS, result["iterations"]
     done = [row for row in rows if row["stopped"] is None]
     policies: list[dict[str, float | None]] = [{}]
-    if rows and (rates := rows[0]["evaluation"]) is not None:
+    first = result.get("start_evaluation")  # over a baseline; unknown to runs of older versions
+    if first is not None:
+        policies[0] |= {name: first[name] for name in _RATES}
+        policies[0] |= _averages(steps / result["start_answers"], metrics)
+    elif rows and (rates := rows[0]["evaluation"]) is not None:
         controlled = rates["length_controlled_win_rate"]
         policies[0] |= {
             "win_rate": EVEN,

@@ -27,6 +27,8 @@ from prefstage.aligning.steps import (
     Steps,
     Train,
     Workspace,
+    check_answers,
+    is_answers,
 )
 from prefstage.building.account import REVERSAL_LIMIT, Account, describe_reversal, is_excessive
 from prefstage.building.build import RESULT as BUILT
@@ -76,21 +78,24 @@ class Walk:
         """
         self.space.check_training_data()
         put_aside = self.space.put_aside()
-        start = self.space.policy("start", self.recipe.policy)
+        start, baseline = self.space.policy("start", self.recipe.policy), self._baseline()
         if self.recipe.sft is not None:
-            first = self.do(Sft(self.space, start))
-            self._learnt.append(first)
-            start = first.policy("start")
-        baseline = self._answers(start)
+            taught = self.do(Sft(self.space, start))
+            self._learnt.append(taught)
+            start = taught.policy("start")
+        answers = self._answers(start)
+        if answers is not None and baseline is not None:
+            self.do(Evaluate(self.space, answers, baseline))
+        first = self.row.get("evaluation")
         policy, rows, stopped = start, list[dict[str, Any]](), "all iterations done"
-        before = EVEN
+        before = EVEN if first is None else first["win_rate"]
         for number, rule in enumerate(self.recipe.rules, start=1):
             if spent := self._spent():
                 stopped = f"{spent} before iteration {number}"
                 break
             self.row = {"iteration": number, "rule": str(rule), **_EMPTY_ROW, "steps": {}}
             rows.append(self.row)
-            policy = self._iterate(rule, policy, start, baseline)
+            policy = self._iterate(rule, policy, start, baseline or answers)
             if self.row["stopped"] is not None:
                 stopped = f"{self.row['stopped']} in iteration {number}"
                 break
@@ -102,7 +107,8 @@ class Walk:
                 before = after
         return {
             "start": start.spec,
-            "start_answers": None if baseline is None else baseline.name,
+            "start_answers": None if answers is None else answers.name,
+            "start_evaluation": first,
             "judge": self.space.judge.name,
             "schedule": [str(rule) for rule in self.recipe.rules],
             "reference": self.recipe.reference,
@@ -129,7 +135,7 @@ class Walk:
         return step
 
     def _iterate(
-        self, rule: Rule, policy: Policy, start: Policy, baseline: Sample | None
+        self, rule: Rule, policy: Policy, start: Policy, baseline: Sample | str | None
     ) -> Policy:
         row, stage, measured = self.row, None, None
         if self.recipe.measure is not False:
@@ -207,6 +213,18 @@ class Walk:
     def _answers(self, policy: Policy) -> Sample | None:
         evaluates = self.recipe.evaluate is not None
         return self.do(Sample(self.space, policy, held_out=True)) if evaluates else None
+
+    # The answers that all policies are compared with; None: the start's.
+    def _baseline(self) -> Sample | str | None:
+        evaluate = self.recipe.evaluate
+        if evaluate is None or evaluate.baseline is None:
+            return None
+        spec = evaluate.baseline
+        if is_answers(spec):
+            check_answers(spec, self.space.held_out)  # before anything is sampled or judged
+            return spec
+        who = self.space.policy(Path(spec).name, spec)
+        return self.do(Sample(self.space, who, held_out=True))
 
     # Which limit is reached.
     def _spent(self) -> str | None:

@@ -136,9 +136,14 @@ class StageSettings(MeasureConfig):
 
 
 class EvaluateSettings(Config):
-    """How each policy is compared with the start, on prompts that are not trained on."""
+    """How each policy is compared, on prompts that are not trained on."""
 
     prompts: str = Field(description="Held-out prompts: file, folder or Hub id.")
+    baseline: str | None = Field(
+        default=None,
+        description="Whom all policies, the start too, are compared with: a file of answers "
+        "(FILE#WRITER), or a model; None: the start.",
+    )
     sampling: SamplingConfig | None = Field(
         default=None, description="How policies answer; None: as for training data."
     )

@@ -369,6 +369,11 @@ def _summary(result: Mapping[str, Any], records: list[StepRecord], out: Path) ->
             "",
             table(result),
             "",
+            *(
+                [f"win rates are over {rates['baseline']}, the start's too"]
+                if (rates := result["start_evaluation"])
+                else []
+            ),
             *reversal_lines(result),
             *in_sample_lines(result),
             f"ended: {result['stopped']}",
@@ -430,7 +435,9 @@ def table(result: Mapping[str, Any]) -> str:
         The table; a dash where something was not measured or done.
     """
     head = ("stage", "boundary score", "data", "pairs", "steps", "loss", "win rate", "length")
-    rows = []
+    rows, first = [], result.get("start_evaluation")
+    if first is not None:
+        rows.append(("start", *["-"] * (len(head) - 2), *_rates(first)))
     for row in result["iterations"]:
         stage, training, rates = row["stage"], row["training"], row["evaluation"]
         has_losses = training is not None and training["first_loss"] is not None
@@ -441,11 +448,17 @@ def table(result: Mapping[str, Any]) -> str:
             row["pairs"],
             training and describe_steps(training),
             "{first_loss:.3f} to {last_loss:.3f}".format(**training) if has_losses else None,
-            rates and "{win_rate:.1f} % [{interval[0]:.1f}, {interval[1]:.1f}]".format(**rates),
-            rates and "{avg_length:.0f} ({avg_length_start:.0f})".format(**rates),
+            *((None, None) if rates is None else _rates(rates)),
         )
         rows.append((row["iteration"], *("-" if cell is None else cell for cell in cells)))
     return markdown_table(("iteration", *head), rows)
+
+
+def _rates(rates: Mapping[str, Any]) -> tuple[str, str]:
+    return (
+        "{win_rate:.1f} % [{interval[0]:.1f}, {interval[1]:.1f}]".format(**rates),
+        "{avg_length:.0f} ({avg_length_start:.0f})".format(**rates),
+    )
 
 
 def reversal_lines(result: Mapping[str, Any]) -> list[str]:

@@ -223,7 +223,7 @@ def _iteration(row: Row) -> dict[str, Cell]:
         "loss": None if None in ends else " to ".join(map(shown, ends)),
         "win rate": evaluation
         and f"{evaluation['win_rate']:.1f} % {between(evaluation['interval'], 1)}",
-        "length (start)": evaluation
+        "length (baseline)": evaluation
         and f"{evaluation['avg_length']:.0f} ({evaluation['avg_length_start']:.0f})",
     }
 

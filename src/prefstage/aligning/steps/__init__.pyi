@@ -16,6 +16,8 @@ from .answers import (
     Evaluate as Evaluate,
     Measure as Measure,
     Sample as Sample,
+    check_answers as check_answers,
+    is_answers as is_answers,
     read_answers as read_answers,
 )
 from .base import (

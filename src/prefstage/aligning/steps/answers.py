@@ -24,6 +24,7 @@ from prefstage.building.build import CARD, RESULT as BUILT, build_pairs
 from prefstage.building.recipe import METHODS
 from prefstage.core import (
     ConfigError,
+    InputError,
     read_json_lines,
     write_json,
     write_json_lines,
@@ -31,7 +32,7 @@ from prefstage.core import (
 )
 from prefstage.data import Candidates, CandidateSet, Prompt
 from prefstage.evaluating import WinRateConfig, win_rate, write_annotations
-from prefstage.evaluating.answers import gather_answers
+from prefstage.evaluating.answers import gather_answers, load_answers
 from prefstage.measuring.measure import CANDIDATES, PROMPTS, STAGE, measure_stage
 from prefstage.measuring.stage import Stage, on_policy_candidates, write_prompts
 from prefstage.sampling.base import requests_for, shortfalls, to_candidates
@@ -210,20 +211,24 @@ class Evaluate(Step):
     Args:
         space: The workspace.
         ours: Answers of the policy.
-        theirs: Answers of the policy it is compared with: in a run, the start.
+        theirs: Answers that they are compared with: the start's, another policy's, or a file's.
     """
 
     kind = "evaluate"
 
-    def __init__(self, space: Workspace, ours: Sample, theirs: Sample) -> None:
+    def __init__(self, space: Workspace, ours: Sample, theirs: Sample | str) -> None:
         evaluate = space.recipe.evaluate
         self.ours, self.theirs = ours, theirs
         self.config = space.recipe.seeded(evaluate.win_rate if evaluate else WinRateConfig())
+        settings, inputs = self.config.model_dump(mode="json"), dict[str, str]()
+        reads = {"model": ours.key}
+        if isinstance(theirs, Sample):
+            reads["baseline"] = theirs.key
+        else:
+            path, _, settings["writer"] = theirs.partition("#")
+            inputs["baseline"] = space.fingerprint(path)
         super().__init__(
-            space,
-            self.config.model_dump(mode="json"),
-            reads={"model": ours.key, "baseline": theirs.key},
-            inputs={"judge": space.judge.fingerprint},
+            space, settings, reads=reads, inputs={**inputs, "judge": space.judge.fingerprint}
         )
 
     # Judge and compare.
@@ -231,6 +236,8 @@ class Evaluate(Step):
     def run(self, folder: Path) -> None:
         ours, theirs = (
             gather_answers(step.policy.name, read_answers(step.path))
+            if isinstance(step, Sample)
+            else load_answers(step)
             for step in (self.ours, self.theirs)
         )
         rate = win_rate(ours, theirs, judge=self.space.judge, config=self.config)
@@ -250,6 +257,7 @@ class Evaluate(Step):
         return {
             "evaluation": {
                 **{name: rates[name] for name in ("win_rate", "interval", "confidence")},
+                "baseline": result["baseline"],
                 "prompts": rates["n_total"],
                 "undecided": rates["n_missing"],
                 "length_controlled_win_rate": (
@@ -261,6 +269,33 @@ class Evaluate(Step):
                 "notes": result["notes"],
             }
         }
+
+
+def is_answers(baseline: str) -> bool:
+    """Whether a baseline is a file of answers, and not a model that is still to answer."""
+    return Path(baseline.partition("#")[0]).is_file()
+
+
+def check_answers(baseline: str, prompts: CandidateSet) -> None:
+    """Refuse a baseline that has not answered the held-out prompts.
+
+    Args:
+        baseline: File of answers, as for `load_answers`.
+        prompts: The held-out prompts.
+
+    Raises:
+        DataError: If it cannot be read as answers.
+        InputError: If it has answered fewer than two of them.
+    """
+    asked, answered = gather_answers("", [(r.prompt, "") for r in prompts]), load_answers(baseline)
+    common = asked.by_prompt.keys() & answered.by_prompt.keys()
+    InputError.unless(
+        len(common) > 1,
+        saw=f"evaluate.baseline {baseline} with answers to {len(common)} of the "
+        f"{len(asked)} prompts of evaluate.prompts",
+        expected="answers to the same prompts; they match by their exact text",
+        cure="name the file that evaluate.prompts was made of, or a model, which answers them",
+    )
 
 
 class Build(Step):
