@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from prefstage import diagnose, load_pairs
 from prefstage.cli.main import app
 from prefstage.measuring import Stage
 from tests.tiny_models import save_tiny_llama, tiny_tokenizer
@@ -132,6 +133,30 @@ def test_a_model_is_sampled_judged_and_scored(off: Path, model: Path, tmp_path: 
     assert pq.read_table(out / "candidates.parquet").num_rows == 8
     again = json.loads(run(*command, "--max-prompts", 8, "--out", out, "--json").stdout)
     assert again["boundary_score"] == stage.boundary_score
+
+
+def test_answers_at_hand_are_scored_by_the_weights_of_the_policy(
+    off: Path, short: Path, model: Path, tmp_path: Path
+) -> None:
+    command = ("--off-policy", off, "--on-policy", short, *BY, "--all-prompts", "--distinctness")
+    out = tmp_path / "run"
+    result = run(*command, "--policy", model, "--dtype", "float32", "--out", out)
+    assert result.exit_code == 0, result.output
+    stage = Stage.load(out / "stage.json")
+    assert (stage.policy, stage.tokens) == (str(model), None)  # nothing was sampled
+    seen = diagnose(load_pairs(off), policy=model, on_policy=short).report["distinctness"]
+    assert seen["comparisons"] == stage.judgments
+    assert stage.distinctness == pytest.approx(seen["share"])
+    # The judge likes what is longer, which a model finds less likely: they never agree here.
+    assert (stage.boundary_score, stage.distinctness, stage.consistency) == (0.25, 0.75, 0.0)
+    assert "Boundary score 0.250" in result.output
+    assert "; unsimplified 0.000" in result.output
+    assert "judge and policy order 0% of comparisons alike" in result.output
+    for wrong in (("--concurrency", 2), ("--top-p", 1)):
+        assert run(*command, "--policy", model, *wrong).exit_code == 2
+    absent = run(*command, "--policy", "terse")
+    assert absent.exit_code == 2
+    assert "terse" in absent.output
 
 
 def test_settings_come_from_yaml_and_options_win(off: Path, short: Path, tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ def test_a_stage_survives_json(stage: Stage, tmp_path: Path) -> None:
 
 
 def test_what_is_no_stage_is_refused(stage: Stage, tmp_path: Path) -> None:
+    older = {name: v for name, v in stage.as_dict().items() if name != "consistency"}
+    assert Stage.from_dict(older) == stage
+    with pytest.raises(DataError, match="missing or unknown keys: judge"):
+        Stage.from_dict({name: v for name, v in older.items() if name != "judge"})
     with pytest.raises(DataError, match="missing or unknown keys: extra"):
         Stage.from_dict(stage.as_dict() | {"extra": 1})
     (tmp_path / "list.json").write_text("[]")

@@ -19,8 +19,10 @@ from .reliability import (
     ScoreSummary as ScoreSummary,
     call_reliability as call_reliability,
     chance_above_half as chance_above_half,
+    consistency as consistency,
     distinctness as distinctness,
     measure_distinctness as measure_distinctness,
+    score_sides as score_sides,
 )
 from .settings import MeasureConfig as MeasureConfig, MeasureSettings as MeasureSettings
 from .stage import Stage as Stage, summarise as summarise

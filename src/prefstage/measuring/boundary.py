@@ -5,7 +5,7 @@ The test is a confidence sequence, which allows looking at any time, and says wh
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
@@ -42,6 +42,8 @@ class PromptVotes:
         votes_off: Comparisons with P < ½.
         ties: Comparisons with P = ½.
         undecided: Comparisons that the judge gave no readable answer to.
+        shares: What each comparison counted for the on-policy response. [m, n], in [0, 1]; None
+            of a sum.
     """
 
     score: float
@@ -49,6 +51,7 @@ class PromptVotes:
     votes_off: int
     ties: int
     undecided: int
+    shares: Floats | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     @property
     def comparisons(self) -> int:
@@ -121,6 +124,7 @@ def count_votes(
         votes_off=int(off.sum()),
         ties=int(tied.sum()),
         undecided=int(blank.sum()),
+        shares=np.asarray(share, dtype=np.float64),
     )
 
 

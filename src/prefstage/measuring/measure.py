@@ -111,10 +111,11 @@ def measure_stage(
             of `load_judge`, such as ``"reward:PATH"``.
         sampler: The policy: a sampler, or a specification as of `load_sampler`, loaded with its
             defaults. Either this or `on_policy`.
-        on_policy: The policy's responses, if they exist already; matched by prompt.
+        on_policy: The policy's responses, if they exist already; matched by prompt. With
+            `distinctness` the sampler may be named too: its weights then score, and sample nothing.
         policy_name: The policy's name in the result; the sampler's if None.
-        distinctness: Whether the policy also scores both sides (see `measure_distinctness`);
-            needs a sampler that runs a model in this process.
+        distinctness: Whether the policy also scores both sides (see `distinctness` and
+            `consistency`); needs a sampler that runs a model in this process.
         config: Responses a prompt, rules, budget, seed.
         out: A run folder. Responses and judgments are kept there as they arrive, so that the
             same call goes on after a kill; a larger budget may be asked for then. The result
@@ -140,7 +141,8 @@ def measure_stage(
         off = Pool.of(
             off_policy, side="off-policy", responses=config.off_responses, seed=config.seed
         )
-        judge, sampler, policy = _opened(judge, sampler, on_policy, config, stack)
+        both = distinctness and sampler is not None and on_policy is not None
+        judge, sampler, policy = _opened(judge, sampler, on_policy, config, stack, both=both)
         counts_before = dict(judge.counts)
         # Who can be asked has answers to every prompt.
         answered = policy.positions if isinstance(policy, Pool) else off.positions
@@ -176,7 +178,10 @@ def measure_stage(
             **policy.costs,
         )
         if distinctness:
-            stage = replace(stage, distinctness=_distinctness(stage, sampler))
+            # scipy is loaded only for who asks for this.
+            from prefstage.measuring.reliability import by_policys_eyes
+
+            stage = replace(stage, **by_policys_eyes(stage.prompts, sampler))
         if out is not None:
             _write(out, stage)
     return stage
@@ -294,7 +299,13 @@ def _common(off: Collection[str], on: Collection[str]) -> list[str]:
 # judge and answers loads no more. What is loaded here (a server, a model) is also closed here; what
 # was brought stays open.
 def _opened(
-    judge: Any, sampler: Any, on_policy: Any, config: MeasureConfig, stack: ExitStack
+    judge: Any,
+    sampler: Any,
+    on_policy: Any,
+    config: MeasureConfig,
+    stack: ExitStack,
+    *,
+    both: bool,
 ) -> tuple[Judge, Sampler | None, Pool | SampledResponses]:
     if not isinstance(judge, Judge):
         from prefstage.judging.loading import as_judge
@@ -305,33 +316,17 @@ def _opened(
             as_sampler(sampler, SamplingConfig(responses=config.on_responses, seed=config.seed))
         )
     InputError.unless(
-        (sampler is None) != (on_policy is None),
+        both or (sampler is None) != (on_policy is None),
         saw="both a sampler and on_policy" if sampler else "neither a sampler nor on_policy",
         expected="one of them",
         cure="give the sampler, or the responses that the policy has written before",
     )
-    if sampler is not None:
+    if on_policy is None:
         return judge, sampler, SampledResponses(sampler, config.on_responses)
     return (
         judge,
-        None,
+        sampler,
         Pool.of(on_policy, side="on-policy", responses=config.on_responses, seed=config.seed),
-    )
-
-
-def _distinctness(stage: Stage, sampler: Any) -> float:
-    # torch is loaded only for who asks for this: a measurement itself needs no tensors.
-    from prefstage.measuring.reliability import measure_distinctness
-    from prefstage.scoring import Scorer
-
-    InputError.unless(
-        hasattr(sampler, "model"),
-        saw="distinctness without a policy that runs in this process",
-        expected="a model folder or Hub id as the sampler, whose weights score the responses",
-        cure="leave distinctness out",
-    )
-    return measure_distinctness(
-        stage.prompts, scorer=Scorer(sampler.model), encoder=sampler.encoder
     )
 
 
@@ -418,11 +413,10 @@ def run_measurement(settings: MeasureSettings, *, out: Path | None = None) -> Ou
     if settings.on_policy is not None:
         on = _loaded(settings.on_policy, settings.on_sources, settings, "-on-policy")
         notes += _notes("on-policy", on)
-    else:
-        settings = with_date(settings, settings.policy, out)
     with ExitStack() as stack:
         sampler = None
-        if on is None:
+        if on is None or settings.distinctness:
+            settings = with_date(settings, settings.policy, out)
             sampler = load_sampler(
                 str(settings.policy),
                 SamplingConfig(

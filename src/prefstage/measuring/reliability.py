@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from prefstage.scoring import Scorer
 
 Floats = NDArray[np.float64]
+LogProbs = tuple[ArrayLike, ArrayLike]
+"""Of one prompt, by the policy: its on-policy responses [m] and its off-policy ones [n], nats."""
 
 STEPS = 200  # equal parts of what a judge can see, from ½ to its accuracy
 _HALVINGS = 40
@@ -225,7 +227,7 @@ def _log_likelihood(votes: Floats, mean: Floats, theta: Floats) -> Floats:
     return np.asarray(votes * (mean * np.log(inside) + (1.0 - mean) * np.log1p(-inside)))
 
 
-def distinctness(log_probs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
+def distinctness(log_probs: Sequence[LogProbs]) -> float:
     """Share of comparisons in which the policy finds the on-policy response likelier.
 
     The mean over prompts of ``mean_ij [log π_θ(y_i|x) > log π_θ(y'_j|x)]``. The boundary
@@ -246,12 +248,7 @@ def distinctness(log_probs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     Source:
         Sun et al. 2025, arXiv:2508.10530, App. D.1, Table 7.
     """
-    InputError.unless(
-        log_probs,
-        saw="no prompt",
-        expected="at least one prompt",
-        cure="measure the stage first",
-    )
+    _check_any(log_probs)
     return float(
         np.mean(
             [
@@ -262,10 +259,50 @@ def distinctness(log_probs: Sequence[tuple[ArrayLike, ArrayLike]]) -> float:
     )
 
 
-def measure_distinctness(
+def _check_any(rows: Sequence[Any]) -> None:
+    InputError.unless(
+        rows,
+        saw="no prompt",
+        expected="at least one prompt",
+        cure="measure the stage first",
+    )
+
+
+def consistency(prompts: Sequence[JudgedPrompt], log_probs: Sequence[LogProbs]) -> float:
+    """Preference consistency of judge and policy, before the paper simplifies it.
+
+    The mean over prompts of ``mean_ij I[P*(y_i ≻ y'_j | x)] ⊙ I[P_θ(y_i ≻ y'_j | x)]``, where ⊙
+    is 1 if both are equal, else 0. Where the policy always prefers its own response (distinctness
+    1) that is the boundary score. A comparison that counted in part, as a tie does or a
+    probability, agrees in that part.
+
+    Args:
+        prompts: The judged prompts, with what each comparison counted.
+        log_probs: As for `distinctness`, of the same prompts in the same order.
+
+    Returns:
+        The consistency, in [0, 1].
+
+    Raises:
+        InputError: If there is no prompt.
+
+    Source:
+        Sun et al. 2025, arXiv:2508.10530, Definition 5.5 on the comparisons of Sec. 5.3: the first
+        of the two unnumbered equations before Eqs. 12 and 13.
+    """
+    _check_any(prompts)
+    agreed = []
+    for row, (on, off) in zip(prompts, log_probs, strict=True):
+        ahead = np.asarray(on, np.float64)[:, None] > np.asarray(off, np.float64)
+        shares = np.asarray(row.votes.shares)
+        agreed.append(np.where(ahead, shares, 1.0 - shares).mean())
+    return float(np.mean(agreed))
+
+
+def score_sides(
     prompts: Sequence[JudgedPrompt], *, scorer: "Scorer", encoder: "ResponseEncoder"
-) -> float:
-    """Score the responses of a measurement by the policy and compare the two sides.
+) -> list[LogProbs]:
+    """Score the responses of a measurement by the policy.
 
     Args:
         prompts: What `measure_stage` used, `Stage.prompts`.
@@ -273,11 +310,54 @@ def measure_distinctness(
         encoder: Its tokenizer and template, as in sampling.
 
     Returns:
-        As `distinctness`.
+        For each prompt the sequence log-probs of its on-policy responses [m] and of its
+        off-policy ones [n]. [prompts], nats.
     """
     trees = [
         encoder.encode(row.on.prompt, [*row.on.messages(), *row.off.messages()]) for row in prompts
     ]
     sums = [scored.sums.numpy() for scored in scorer.score(trees)]
     counts = [len(row.on.responses) for row in prompts]
-    return distinctness([(s[:m], s[m:]) for s, m in zip(sums, counts, strict=True)])
+    return [(s[:m], s[m:]) for s, m in zip(sums, counts, strict=True)]
+
+
+def measure_distinctness(
+    prompts: Sequence[JudgedPrompt], *, scorer: "Scorer", encoder: "ResponseEncoder"
+) -> float:
+    """Score the responses of a measurement by the policy and compare the two sides.
+
+    Args:
+        prompts: As for `score_sides`.
+        scorer: Likewise.
+        encoder: Likewise.
+
+    Returns:
+        As `distinctness`.
+    """
+    return distinctness(score_sides(prompts, scorer=scorer, encoder=encoder))
+
+
+def by_policys_eyes(prompts: Sequence[JudgedPrompt], sampler: Any) -> dict[str, Any]:
+    """Distinctness and consistency of a measurement, as fields of `Stage`.
+
+    Args:
+        prompts: What was measured.
+        sampler: The policy, whose weights score both sides.
+
+    Returns:
+        "distinctness" and "consistency".
+
+    Raises:
+        InputError: If the policy does not run in this process.
+    """
+    # torch is loaded only for who asks for this: a measurement itself needs no tensors.
+    from prefstage.scoring import Scorer
+
+    InputError.unless(
+        hasattr(sampler, "model"),
+        saw="distinctness without a policy that runs in this process",
+        expected="a model folder or Hub id as the sampler, whose weights score the responses",
+        cure="leave distinctness out",
+    )
+    sides = score_sides(prompts, scorer=Scorer(sampler.model), encoder=sampler.encoder)
+    return {"distinctness": distinctness(sides), "consistency": consistency(prompts, sides)}

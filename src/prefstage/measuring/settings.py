@@ -121,7 +121,10 @@ class MeasureSettings(MeasureConfig, PolicySettings, BadRowSettings):
         description="Writers whose responses of on_policy are the policy's [all].",
     )
     sampling: AnswerConfig = Field(default=AnswerConfig(), description="How it answers.")
-    distinctness: bool = Field(default=False, description="Score both sides by the policy.")
+    distinctness: bool = Field(
+        default=False,
+        description="Score both sides by the policy: distinctness, unsimplified consistency.",
+    )
 
     @field_validator("off_sources", "on_sources", mode="before")
     @classmethod
@@ -133,8 +136,10 @@ class MeasureSettings(MeasureConfig, PolicySettings, BadRowSettings):
     @model_validator(mode="after")
     def _sides_are_named_and_every_setting_has_an_effect(self) -> Self:
         loading = PolicySettings.model_fields
+        # Weights that score answers at hand are loaded like those that would write them.
+        read = {*loading} - {"concurrency"} if self.distinctness else set[str]()
         ignored = [
-            *(name for name in loading if getattr(self, name) != loading[name].default),
+            *(n for n in loading if n not in read and getattr(self, n) != loading[n].default),
             *(["sampling"] if self.sampling.model_fields_set else []),
         ]
         refuse(
@@ -161,10 +166,9 @@ class MeasureSettings(MeasureConfig, PolicySettings, BadRowSettings):
                 "--on-policy, or leave on_sources out",
             ),
             (
-                self.distinctness
-                and (self.on_policy is not None or str(self.policy).startswith(_SERVED)),
+                self.distinctness and (self.policy is None or str(self.policy).startswith(_SERVED)),
                 "distinctness is set; expected a policy that runs in this process, since it "
-                "needs its weights; leave distinctness out",
+                "needs its weights; give --policy FOLDER, or leave distinctness out",
             ),
         )
         return self

@@ -1,7 +1,7 @@
 """What is asked of a measurement, and the result: which stage, how sure, and what it took."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -87,6 +87,8 @@ class Stage:
         judge_counts: What the judge says it did, such as calls.
         distinctness: Share of comparisons in which the policy itself finds the on-policy
             response likelier, or None if not asked for.
+        consistency: Share of comparisons that judge and policy's log-probs order alike: what the
+            boundary score is where distinctness is 1. None likewise.
         reliability: Chance that the true boundary score is on the side called (of an
             undecided measurement: on the side of `algorithm_1`), or None where the judge's
             accuracy is not known. See `chance_above_half`.
@@ -134,6 +136,7 @@ class Stage:
     overlap: float = 0.0
     cut_thoughts: int = 0
     refused_responses: int = 0
+    consistency: float | None = None
     prompts: tuple[JudgedPrompt, ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -168,7 +171,9 @@ class Stage:
         Raises:
             DataError: If a key is missing or unknown.
         """
-        odd = sorted({*values, "prompts"} ^ {f.name for f in fields(cls)})
+        # What has a default is new, and missing in the files of older versions.
+        needed = {f.name for f in fields(cls) if f.default is MISSING}
+        odd = sorted(needed - {*values} | {*values} - {f.name for f in fields(cls)} - {"prompts"})
         DataError.unless(
             not odd,
             saw=f"a stage with missing or unknown keys: {', '.join(odd)}",
@@ -289,7 +294,8 @@ def summarise(stage: Stage) -> str:
     count = stage.prompts_favouring
     lines = [
         f"{headline}. Boundary score {stage.boundary_score:.3f}, "
-        f"{stage.confidence:.0%} interval [{low:.3f}, {high:.3f}]",
+        f"{stage.confidence:.0%} interval [{low:.3f}, {high:.3f}]"
+        + ("" if stage.consistency is None else f"; unsimplified {stage.consistency:.3f}"),
         stage.recommendation,
         "",
         f"{stage.prompts_used} of {stage.prompts_available} prompts used "
@@ -328,6 +334,11 @@ def notes_of(stage: Stage) -> list[str]:
             stage.distinctness is not None,
             f"the policy finds its own responses likelier in {stage.distinctness or 0.0:.0%} of "
             "comparisons (distinctness; the stage says little near 50%)",
+        ),
+        (
+            stage.consistency is not None,
+            f"judge and policy order {stage.consistency or 0.0:.0%} of comparisons alike: the "
+            "consistency that the boundary score simplifies, as if distinctness were 100%",
         ),
         *(
             (

@@ -75,7 +75,8 @@ def decision_section(runs: Sequence[Run]) -> Section:
         "The boundary score is the share of comparisons that the policy's own answers win against "
         "the off-policy ones. While its interval is below one half, the off-policy pairs teach "
         "more (injection stage); above, pairs of the policy's own answers do (fine-tuning stage). "
-        "Of prompts that the policy was trained on before, the score is in-sample.",
+        "Of prompts that the policy was trained on before, the score is in-sample. Unsimplified "
+        "is the consistency of judge and policy's log-probs that the score stands for.",
         (*_narrowing(runs), *_scores(runs)),
         table_of(
             "Measured stages",
@@ -84,6 +85,7 @@ def decision_section(runs: Sequence[Run]) -> Section:
                     "measured": label(run, part, runs),
                     "stage": stage["stage"],
                     "boundary score": f"{stage['boundary_score']:.3f}",
+                    "unsimplified": stage.get("consistency"),
                     "interval": f"{between(stage['interval'], 3)} "
                     f"({percent(stage['confidence'], 0)})",
                     "prompts": f"{stage['prompts_used']:,} of {stage['prompts_available']:,}",
