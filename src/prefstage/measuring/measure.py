@@ -141,8 +141,8 @@ def measure_stage(
         off = Pool.of(
             off_policy, side="off-policy", responses=config.off_responses, seed=config.seed
         )
-        both = distinctness and sampler is not None and on_policy is not None
-        judge, sampler, policy = _opened(judge, sampler, on_policy, config, stack, both=both)
+        sides = (judge, sampler, on_policy)
+        judge, sampler, policy = _opened(*sides, config, stack, scores=distinctness)
         counts_before = dict(judge.counts)
         # Who can be asked has answers to every prompt.
         answered = policy.positions if isinstance(policy, Pool) else off.positions
@@ -155,8 +155,7 @@ def measure_stage(
                 "judge": judge.fingerprint,
             }
             stack.enter_context(run_folder(out, command="measure", inputs=inputs))
-            ledger = stack.enter_context(Ledger(out / LEDGER))
-            judge = stored(judge, ledger)
+            judge = stored(judge, ledger := stack.enter_context(Ledger(out / LEDGER)))
             if isinstance(policy, SampledResponses):
                 policy.ledger = ledger
         prompts, sequence, stopped = _run(
@@ -178,8 +177,7 @@ def measure_stage(
             **policy.costs,
         )
         if distinctness:
-            # scipy is loaded only for who asks for this.
-            from prefstage.measuring.reliability import by_policys_eyes
+            from prefstage.measuring.reliability import by_policys_eyes  # loads scipy
 
             stage = replace(stage, **by_policys_eyes(stage.prompts, sampler))
         if out is not None:
@@ -305,7 +303,7 @@ def _opened(
     config: MeasureConfig,
     stack: ExitStack,
     *,
-    both: bool,
+    scores: bool,
 ) -> tuple[Judge, Sampler | None, Pool | SampledResponses]:
     if not isinstance(judge, Judge):
         from prefstage.judging.loading import as_judge
@@ -316,7 +314,7 @@ def _opened(
             as_sampler(sampler, SamplingConfig(responses=config.on_responses, seed=config.seed))
         )
     InputError.unless(
-        both or (sampler is None) != (on_policy is None),
+        (sampler is None) != (on_policy is None) or (scores and sampler is not None),
         saw="both a sampler and on_policy" if sampler else "neither a sampler nor on_policy",
         expected="one of them",
         cure="give the sampler, or the responses that the policy has written before",
