@@ -246,3 +246,17 @@ def test_a_store_for_the_moment_is_removed_when_all_went_well(
     with kept_ledger(None) as ledger:
         ledger.put("judgments", KEY, (0.75, "decided"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_called_so_and_loses_nothing(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger.put("rewards", ("j", "p", "0"), (0.5,))
+        pages = ledger._execute("PRAGMA page_count")[0][0]
+        ledger._execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own error of a full disk
+        long = "j" * (1 << 16)  # more than its pages have left
+        with pytest.raises(
+            ServiceError, match=r"the disk is full; expected room on the disk; make"
+        ):
+            ledger.put("rewards", (long, "p", "1"), (0.5,))
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        assert ledger.get("rewards", ("j", "p", "0")) == (0.5,)

@@ -22,6 +22,7 @@ from prefstage.training.compat import (
     probe_trainer,
     unwrapped_forward,
     use_one_gpu,
+    without_paths,
 )
 from tests.scoring.tiny_models import realistic_trees, tiny_model
 from tests.training.preference_runs import arguments
@@ -123,3 +124,9 @@ def test_nothing_else_in_the_package_reaches_into_privates() -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         reaches = [line for line in lines if REACHES.search(line) and "self._trainer" not in line]
         assert path.name == "compat.py" or reaches == [], path
+
+
+def test_no_path_of_this_machine_stands_in_settings_however_deep() -> None:
+    settings = {"a": "/home/me", "b": {"c": "/x", "d": ["/y", "z", {"e": "/w", "f": 1}]}, "g": 2}
+    expected = {"b": {"d": ["z", {"f": 1}]}, "g": 2}
+    assert without_paths(settings) == expected

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from threading import Lock
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
-from prefstage.core.errors import InputError, ServiceError
+from prefstage.core.errors import InputError, PrefstageError, ServiceError, full_disk_error
 from prefstage.core.runs import lock_file
 
 _log = logging.getLogger(__name__)
@@ -217,11 +217,12 @@ class Ledger(ExitStack):
             except sqlite3.IntegrityError:
                 raise
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                full = full_disk_error(error)
                 raise ServiceError.of(
-                    saw=f"ledger {self.path}: {error}",
-                    expected="a file that can be read and written",
-                    cure="check free space and permissions, then repeat the command; "
-                    "what was bought before is kept",
+                    saw=f"ledger {self.path}: {'the disk is full' if full else error}",
+                    expected="room on the disk" if full else "a file that can be read and written",
+                    cure=("make room there" if full else "check the file and its permissions")
+                    + ", then repeat the command; what was bought before is kept",
                 ) from error
 
     def _prepare(self) -> None:
@@ -304,10 +305,11 @@ def kept_ledger(path: Path | None) -> Iterator[Ledger]:
         with Ledger(folder / LEDGER) as ledger:
             yield ledger
     except BaseException:
-        with Ledger(folder / LEDGER) as ledger:
+        bought = True  # as far as can be seen: a full disk may not let it be opened
+        with suppress(PrefstageError), Ledger(folder / LEDGER) as ledger:
             bought = any(map(ledger.count, _TABLES))
         if bought:
-            _log.warning("what was paid for is kept: --store %s goes on from it", ledger.path)
+            _log.warning("what was paid for is kept: --store %s goes on from it", folder / LEDGER)
         else:
             shutil.rmtree(folder, ignore_errors=True)
         raise

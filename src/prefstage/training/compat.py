@@ -33,6 +33,26 @@ _log = logging.getLogger(__name__)
 LoraFactors = tuple[str, str, float]
 
 
+def without_paths(value: Any) -> Any:
+    """Settings without the paths of this machine, however deep inside.
+
+    Args:
+        value: JSON-serialisable.
+
+    Returns:
+        A copy.
+    """
+
+    def local(inner: Any) -> bool:
+        return isinstance(inner, str) and Path(inner).is_absolute()
+
+    if isinstance(value, Mapping):
+        return {k: without_paths(inner) for k, inner in value.items() if not local(inner)}
+    if isinstance(value, list | tuple):
+        return [without_paths(inner) for inner in value if not local(inner)]
+    return value
+
+
 class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types here
     """`transformers.Trainer` whose private turning points are methods of public name.
 
@@ -125,12 +145,8 @@ class HookedTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
         # read, with every path of this machine.
         folder = Path(output_dir or self.args.output_dir)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        values = {
-            name: value
-            for name, value in self.args.to_dict().items()
-            if not (isinstance(value, str) and Path(value).is_absolute())
-        }
-        write_json(folder / "training_args.json", redacted_values(values))
+        values = redacted_values(without_paths(self.args.to_dict()))
+        write_json(folder / "training_args.json", values)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Called inside the base class's _save_checkpoint, when it has not got its name yet.
