@@ -126,6 +126,12 @@ def test_trls_name_of_a_setting_leads_to_ours(name: str, trl: str) -> None:
         parse_loss({"name": name, trl: 0.1})
 
 
+def test_a_name_in_capitals_leads_to_ours() -> None:
+    for name, ours in (("TPO", "tpo"), ("SimPO", "simpo"), ("chi-po", "chi_po")):
+        with pytest.raises(ConfigError, match=f"did you mean '{ours}'"):
+            get_loss(name)
+
+
 # --- What a loss needs ----------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import yaml
 from transformers import TrainingArguments
 
 from prefstage import LOSSES
+from prefstage.core import ConfigError
 from prefstage.core.config import Config, load_config
 from prefstage.training.arguments import PreferenceArguments
 from prefstage.training.dynamics.records import read_metrics
@@ -117,6 +118,31 @@ def test_every_option_of_model_config_has_a_row() -> None:
     trl = pytest.importorskip("trl")
     theirs = {each.name for each in dataclasses.fields(trl.ModelConfig)}
     assert set(rows("ModelConfig")) == theirs
+
+
+@pytest.mark.parametrize("config", ["DPOConfig", "KTOConfig", "CPOConfig", "TPOConfig"])
+def test_a_loss_setting_of_trls_is_answered_with_ours(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is typed, in the arguments: the line names a loss and a setting that exist."""
+    trl = pytest.importorskip("trl")
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    if not hasattr(trl, config):
+        from importlib import import_module
+
+        trl = import_module(f"trl.experimental.{config.removesuffix('Config').lower()}")
+    settings = {"beta", "alpha", "label_smoothing", "use_weighting", "ld_alpha"} | {
+        each.name
+        for each in dataclasses.fields(getattr(trl, config))
+        if re.search("cpo_|tpo_|gamma|_weight$|f_.*diverg|discopop|density", each.name)
+    }
+    assert len(settings) > 5
+    for name in settings:
+        with pytest.raises(ConfigError) as error:
+            PreferenceArguments(output_dir=str(tmp_path), **{name: 0.1})
+        found = re.search(r"loss={'name': '(\w+)', '(\w+)':", str(error.value))
+        assert found, str(error.value)
+        assert exists(f"loss.{found[2]}", loss=found[1])
 
 
 def block(heading: str, language: str) -> str:

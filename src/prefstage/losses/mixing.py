@@ -233,7 +233,7 @@ def get_loss(name: str) -> type[Loss]:
         name in _BY_NAME,
         saw=f"loss {name!r}",
         expected=f"one of {', '.join(sorted(LOSSES))}",
-        cure=did_you_mean(name, _BY_NAME, "see the list of losses"),
+        cure=did_you_mean(name.lower(), _BY_NAME, "see the list of losses"),
     )
     return _BY_NAME[name]
 

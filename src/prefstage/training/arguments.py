@@ -94,6 +94,30 @@ _ELSEWHERE = {
         _LOSS,
         "write PreferenceArguments(loss={'name': 'sigmoid', 'flip_rate': 0.1})",
     ),
+    # TRL's settings of its losses: a loss that has each, and what it is called here.
+    **{
+        name: (_LOSS, f"write PreferenceArguments(loss={{'name': {loss!r}, {setting!r}: ...}})")
+        for name, (loss, setting) in {
+            "use_weighting": ("sigmoid", "use_weighting"),
+            "ld_alpha": ("sigmoid", "ld_alpha"),
+            "f_divergence_type": ("sigmoid", "f_divergence"),
+            "f_alpha_divergence_coef": ("sigmoid", "f_alpha"),
+            "discopop_tau": ("discopop", "tau"),
+            "cpo_alpha": ("cpo", "imitation"),
+            "simpo_gamma": ("simpo", "margin"),
+            "alpha": ("alphapo", "alpha"),
+            "tpo_alpha": ("tpo", "imitation"),
+            "tpo_l_gamma": ("tpo_l", "margin"),
+            "desirable_weight": ("kto", "desirable_weight"),
+            "undesirable_weight": ("kto", "undesirable_weight"),
+            "min_density_ratio": ("bco_udm", "min_ratio"),
+            "max_density_ratio": ("bco_udm", "max_ratio"),
+        }.items()
+    },
+    "router_aux_loss_coef": (
+        "the preference loss alone, as no loss of a mixture's router is added",
+        "remove it",
+    ),
     "loss_type": ("the loss in PreferenceArguments", "write PreferenceArguments(loss='ipo')"),
     "loss_weights": ("a sum of losses", "write PreferenceArguments(loss='sigmoid + 0.2*sft')"),
     "ref_model": (
