@@ -9,10 +9,11 @@ from typing import Any
 from prefstage.aligning.loop import EVEN
 from prefstage.aligning.recipe import Recipe, train_settings
 from prefstage.aligning.runs import ALIGNED, in_sample_lines, reversal_lines
-from prefstage.aligning.steps import PAIRS, STEPS, read_answers
+from prefstage.aligning.steps import STEPS, read_answers
 from prefstage.aligning.tables import BUILT_IN, TRAINING
+from prefstage.building.build import RESULT as BUILT
 from prefstage.core import ConfigError, did_you_mean, read_json
-from prefstage.data import Prompt, load_pairs
+from prefstage.data import Prompt
 from prefstage.training.export import metrics_at
 from prefstage.training.recipe import UNNAMED
 from prefstage.training.recipe_run import HISTORY
@@ -181,7 +182,7 @@ def read_cell(
             figures |= {name: rates[name] for name in _RATES}
             figures |= _averages(steps / row["steps"]["answer"], metrics)
         figures |= _training(row["training"], steps / row["steps"]["train"], timed=timed)
-        policies.append(figures | _quality(steps / row["steps"]["build"] / PAIRS))
+        policies.append(figures | _quality(steps / row["steps"]["build"] / BUILT))
     if done:
         # What the first training saw of held-out pairs before its first step is the start's.
         history = read_json(steps / done[0]["steps"]["train"] / HISTORY)["history"]
@@ -234,10 +235,8 @@ def _averages(answers: Path, metrics: Mapping[str, Metric]) -> dict[str, float]:
     return {name: mean(metric(*row) for row in rows) for name, metric in metrics.items()}
 
 
-# Mean score of the chosen responses, and mean gap, where the pairs have scores.
-def _quality(pairs: Path) -> dict[str, float]:
-    scores = [(pair.score_chosen, pair.score_rejected) for pair in load_pairs(str(pairs))]
-    known = [(a, b) for a, b in scores if a is not None and b is not None]
-    if not known or len(known) < len(scores):
-        return {}
-    return {"avg_chosen": mean(a for a, _ in known), "avg_gap": mean(a - b for a, b in known)}
+# Mean score of the chosen responses, and mean gap, where all pairs have scores of one kind.
+def _quality(built: Path) -> dict[str, float]:
+    (known,) = read_json(built)["statistics"].values()
+    names = {"avg_chosen": "average_chosen", "avg_gap": "average_difference"}
+    return {} if known["gap"]["missing"] else {new: known[old] for new, old in names.items()}

@@ -2,19 +2,15 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import yaml
-from datasets import Dataset
 
+from prefstage.building.statistics import PairStatistics, has_scores, quality_table, shown_score
 from prefstage.core import InputError, markdown_table, markdown_text, redacted_values, shown
 from prefstage.data.records import Candidates, Pair
-from prefstage.data.storage import DiskNumbers, count_different, text_number
-from prefstage.diagnosing.numbers import Distribution, describe_sorted
 from prefstage.judging.base import wilson_interval
 
 # Largest share of reversed labels that needs no yes. Above it the judge and the labels measure
@@ -290,7 +286,6 @@ def score_gap(pair: Pair) -> float | None:
 
 # --- Figures, and the card -----------------------------------------------------------------------
 
-_BATCH = 1 << 12
 _COLUMNS = """\
 Columns: `prompt_id`, `prompt`, `chosen`, `rejected` (messages), `score_chosen`,
 `score_rejected`, `source_chosen`, `source_rejected`, `agreement`, `judge_probability` (P(chosen
@@ -299,99 +294,6 @@ from: `method`, `part`, `origin_prompt_id` (the prompt that an augmented one was
 `place_chosen`, `place_rejected` (among the prompt's candidates), `gap` (score of chosen less
 rejected), `judge` (empty: the dataset's own scores) and `label_flipped`.
 """
-
-
-@dataclass(frozen=True)
-class PairStatistics:
-    """The figures of a dataset of pairs.
-
-    Attributes:
-        pairs: Rows.
-        prompts: Different prompts.
-        average_chosen: Avg.Chs, mean score of chosen responses; None without scores.
-        average_difference: Avg.Diff, mean of chosen less rejected, of pairs with both.
-        chosen: Distribution of the chosen scores.
-        rejected: Of the rejected ones.
-        gap: Of the differences.
-    """
-
-    pairs: int
-    prompts: int
-    average_chosen: float | None
-    average_difference: float | None
-    chosen: Distribution
-    rejected: Distribution
-    gap: Distribution
-
-
-def pair_statistics(*datasets: Dataset) -> PairStatistics:
-    """The figures of one or several datasets of pairs together, from their columns alone.
-
-    Memory does not grow with the pairs: the scores and hashes of prompts wait on disk.
-
-    Args:
-        datasets: With the canonical columns.
-
-    Returns:
-        The figures; quantiles are exact.
-
-    Source:
-        arXiv:2508.18312, Table 3 (Avg.Chs, Avg.Diff) and Table 5.
-    """
-    with ExitStack() as stack:
-        columns = [stack.enter_context(DiskNumbers()) for _ in range(3)]
-        prompts = stack.enter_context(DiskNumbers("uint64"))
-        # An empty dataset cannot be iterated in the Arrow format.
-        for dataset in filter(len, datasets):
-            for batch in dataset.with_format("arrow").iter(batch_size=_BATCH):
-                chosen, rejected = (
-                    np.asarray(  # NaN where it is null
-                        batch[f"score_{side}"].to_numpy(zero_copy_only=False), dtype=np.float64
-                    )
-                    for side in ("chosen", "rejected")
-                )
-                for column, values in zip(
-                    columns, (chosen, rejected, chosen - rejected), strict=True
-                ):
-                    column.extend(values)
-                prompts.extend([text_number(prompt.as_py()) for prompt in batch["prompt_id"]])
-        first, second, gap = (describe_sorted(column.sort()) for column in columns)
-        return PairStatistics(
-            pairs=len(prompts),
-            prompts=count_different(prompts),
-            average_chosen=first["mean"],
-            average_difference=gap["mean"],
-            chosen=first,
-            rejected=second,
-            gap=gap,
-        )
-
-
-def has_scores(parts: Mapping[str, PairStatistics]) -> bool:
-    """Whether any set has a score."""
-    return any(part.chosen["count"] or part.rejected["count"] for part in parts.values())
-
-
-def quality_table(parts: Mapping[str, PairStatistics]) -> str:
-    """Avg.Chs and Avg.Diff of several sets, as the left of Table 3 has them, in Markdown.
-
-    Args:
-        parts: The figures of each set.
-
-    Returns:
-        The table.
-    """
-    return markdown_table(
-        ["set", "pairs", "Avg.Chs", "Avg.Diff"],
-        [
-            [name, str(part.pairs), _shown(part.average_chosen), _shown(part.average_difference)]
-            for name, part in parts.items()
-        ],
-    )
-
-
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
 
 
 def dataset_card(
@@ -430,7 +332,7 @@ def dataset_card(
         distributions = markdown_table(
             ["set", "side", "Mean", "Std", "Min", "25%", "Med", "75%", "Max"],
             [
-                [name, side, *(_shown(values[number]) for number in numbers)]
+                [name, side, *(shown_score(values[number]) for number in numbers)]
                 for name, part in statistics.items()
                 for side, values in (("C", part.chosen), ("R", part.rejected))
             ],

@@ -3,21 +3,19 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Literal
 
-from prefstage.building.account import Account, Built, Group, score_gap
-from prefstage.building.choosing import usable_responses
-from prefstage.building.recipe import PRINCIPLES, SHARE, Budget, Principle
-from prefstage.building.relabelling import exchanged, rescored, with_system_text, without_raters
+from prefstage.building.account import Account, Built, Group
+from prefstage.building.recipe import PRINCIPLES, Budget, Principle
+from prefstage.building.relabelling import with_system_text
 from prefstage.core import InputError, Ledger, read_json, seed_for
-from prefstage.data import Candidates, CandidateSet, Pair, prompt_id_of
+from prefstage.data import Candidates, Pair, prompt_id_of
 from prefstage.data.records import generations_of
-from prefstage.data.storage import DiskNumbers, count_different, different, text_number
-from prefstage.judging.base import Judge, content_of
+from prefstage.judging.base import Judge
 from prefstage.measuring.boundary import HALF, judge_sides
 from prefstage.sampling.base import (
     Sample,
@@ -28,8 +26,6 @@ from prefstage.sampling.base import (
     shortfalls,
     to_candidates,
 )
-
-_KEPT = "drawn_pairs_kept"
 
 
 def policy_answers(
@@ -72,113 +68,6 @@ def policy_answers(
         )
     ]
     return to_candidates(prompts, answered, source=sampler.name)
-
-
-def draw_prompts(
-    prompt_ids: Iterable[str], *, share: float = SHARE, seed: int = 0, account: Account
-) -> Callable[[str], bool]:
-    """Draw exactly ⌊ρN⌋ of N different prompts, whatever their order, in flat memory.
-
-    Args:
-        prompt_ids: Of all pairs; those that stand twice count once.
-        share: ρ, in [0, 1].
-        seed: Of the draw.
-        account: Gets N and ⌊ρN⌋.
-
-    Returns:
-        Whether a prompt, by its id, is drawn.
-    """
-
-    def number(prompt_id: str) -> int:
-        return text_number(f"{seed}\0mixing\0{prompt_id}")
-
-    # Every prompt has a random number of its own. Those up to the count-th smallest are drawn, so
-    # that one limit decides and neither the prompts nor a list of the drawn ones stay in memory.
-    with DiskNumbers("uint64", map(number, prompt_ids)) as numbers:
-        total = count_different(numbers)
-        # 0.1 * 30 is just below 3 in binary; a share that means a whole number gives that number.
-        count = math.floor(share * total + 1e-9)
-        limit = max(map(int, islice(chain.from_iterable(different(numbers)), count)), default=-1)
-    account.figures |= {"prompts": total, "prompts_drawn": count}
-    return lambda prompt_id: number(prompt_id) <= limit
-
-
-def mixed_pairs(
-    pairs: Iterable[Pair],
-    answers: CandidateSet,
-    judge: Judge,
-    *,
-    is_drawn: Callable[[str], bool],
-    account: Account,
-) -> Iterator[Group]:
-    """Put the policy's best answer into the pairs of the drawn prompts.
-
-    With y* the best of the policy's answers by the judge's reward r: if r(y*) > r(y_w) the
-    pair becomes (y*, y_w), otherwise (y_w, y*). Other prompts keep their pairs, with the
-    scores of their dataset and no judge. So no chosen response ever scores less than before.
-
-    Args:
-        pairs: The off-policy pairs.
-        answers: The policy's answers to the drawn prompts.
-        judge: Gives r, of y_w and of the answers, each once.
-        is_drawn: Whether a prompt, by its id, is.
-        account: Counts what became of every pair.
-
-    Yields:
-        The pairs, one by one, in order.
-
-    Source:
-        arXiv:2508.18312, Algorithm 1.
-    """
-    # The answers stay on disk; only where each prompt's row is fills memory.
-    rows = {prompt_id: index for index, prompt_id in enumerate(answers.dataset["prompt_id"])}
-    for pair in pairs:
-        account.prompts += 1
-        account.pairs += 1
-        made, asked = pair, None
-        if is_drawn(pair.prompt_id):
-            row = rows.get(pair.prompt_id)
-            made, figure = (
-                (pair, f"{_KEPT}_for_want_of_an_answer")
-                if row is None
-                else _mixed(pair, answers[row], judge)
-            )
-            account.figures[figure] += 1
-            asked = None if made is pair else judge.name
-        if made is pair:
-            account.figures["pairs_kept"] += 1
-        yield [Built(made, "mixing", "mixing", gap=score_gap(made), judge=asked)]
-
-
-# The pair with the policy's best answer, or as it is; and the figure that counts which.
-def _mixed(pair: Pair, answers: Candidates, judge: Judge) -> tuple[Pair, str]:
-    chosen = "\n".join(map(content_of, pair.chosen))
-    together = replace(
-        answers,
-        responses=(*answers.responses, chosen),
-        sources=(*answers.sources, pair.source_chosen),
-        scores=(None,) * (len(answers.responses) + 1),
-        generations=(),  # only scores are asked for
-    )
-    (scored,) = rescored([together], judge)
-    last = len(answers.responses)
-    ranked = usable_responses(scored, Account())
-    chosen_score = scored.scores[last]
-    best = next((r for r in ranked if r.position != last and r.text != chosen), None)
-    if chosen_score is None or not math.isfinite(chosen_score):
-        return pair, f"{_KEPT}_as_the_score_of_chosen_is_no_finite_number"
-    if best is None:
-        return pair, f"{_KEPT}_as_no_own_answer_is_another_with_a_score"
-    made = replace(
-        without_raters(pair),
-        rejected=(answers.message(best.position),),
-        score_chosen=chosen_score,
-        score_rejected=best.score,
-        source_rejected=best.source,
-    )
-    if best.score > chosen_score:
-        return exchanged(made), "pairs_with_own_chosen"
-    return made, "pairs_with_own_rejected"
 
 
 def principled_pairs(

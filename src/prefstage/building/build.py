@@ -15,17 +15,13 @@ from prefstage.building.account import (
     Account,
     Built,
     Group,
-    PairStatistics,
     check_reversal,
     dataset_card,
-    pair_statistics,
     score_gap,
     summary_of,
 )
 from prefstage.building.answers import (
-    draw_prompts,
     joined,
-    mixed_pairs,
     per_prompt_pairs,
     policy_answers,
     principled_pairs,
@@ -45,6 +41,7 @@ from prefstage.building.choosing import (
     tier_pairs,
 )
 from prefstage.building.filters import built_dataset, filtered, parted, without_ties
+from prefstage.building.mixing import draw_prompts, mixed_pairs
 from prefstage.building.recipe import TRAIN, Plan, Recipe, read_recipe
 from prefstage.building.relabelling import (
     aspect_margins,
@@ -56,6 +53,7 @@ from prefstage.building.relabelling import (
     whole_pairs,
     with_judge_probability,
 )
+from prefstage.building.statistics import PairStatistics, part_statistics
 from prefstage.core import (
     LEDGER,
     InputError,
@@ -90,6 +88,9 @@ from prefstage.sampling.base import Sampler, as_sampler
 
 RESULT, CARD, CONFIG = "build.json", "README.md", "config.yaml"
 _READING = {"on_bad_row", "quarantine_file"}
+TWO_SCALES = (
+    "the scores are of two kinds (P(chosen wins) of pairs, mean P(wins) of own answers): no mean"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +301,7 @@ def _groups(materials: Materials) -> Iterator[Group]:
 def _result(materials: Materials, dataset: Dataset, report: LoadReport) -> BuildResult:
     plan, account, recipe = materials.plan, materials.account, materials.plan.recipe
     datasets = parted(dataset, recipe.splits, seed=recipe.seed)
-    statistics = {part: pair_statistics(*splits.values()) for part, splits in datasets.items()}
+    statistics = part_statistics(datasets, plan.name, materials.judge, notes=account.notes)
     parts = {
         part: {
             name: PairSet(
@@ -444,14 +445,12 @@ def _kept(m: Materials) -> Iterator[Group]:
 
 def _mixed(m: Materials) -> Iterator[Group]:
     # On disk, since the pairs are read three times: for their prompts, the drawn ones, and to mix.
-    pairs = PairSet.of(whole_pairs(m.pairs, m.account))
+    pairs, account = PairSet.of(whole_pairs(m.pairs, m.account)), m.account
     how = {"share": m.plan.settings.share, "seed": m.plan.recipe.seed}
-    is_drawn = draw_prompts(pairs.dataset["prompt_id"], **how, account=m.account)
+    is_drawn = draw_prompts(pairs.dataset["prompt_id"], **how, account=account)
     prompts = {pair.prompt_id: pair.prompt for pair in pairs if is_drawn(pair.prompt_id)}
-    answers = m.answers(_without_responses(prompts), m.plan.settings.answers)
-    return mixed_pairs(
-        pairs, CandidateSet.of(answers), m.judge, is_drawn=is_drawn, account=m.account
-    )
+    answers = CandidateSet.of(m.answers(_without_responses(prompts), m.plan.settings.answers))
+    return mixed_pairs(pairs, answers, m.judge, is_drawn=is_drawn, account=account)
 
 
 def _without_responses(ids: Mapping[str, Prompt]) -> list[Candidates]:

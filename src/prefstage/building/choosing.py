@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from prefstage.building.account import Account, Choice, Group, PairStatistics, Scored, built_of
+from prefstage.building.account import Account, Choice, Group, Scored, built_of
 from prefstage.building.recipe import ACCEPTED, BETA, COMBINATIONS, TIERS, Tier, parse_combination
+from prefstage.building.statistics import PairStatistics
 from prefstage.core import InputError, seed_for
 from prefstage.data.records import Candidates
 

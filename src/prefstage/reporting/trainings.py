@@ -126,7 +126,7 @@ def training_section(runs: Sequence[Run]) -> Section:
     return Section(
         "training",
         "Training",
-        charts=_losses(runs),
+        charts=(*_losses(runs), *_rewards(runs)),
         tables=table_of(
             "Trainings",
             [
@@ -175,6 +175,34 @@ def _losses(runs: Sequence[Run]) -> tuple[Chart, ...]:
             x=quantity("step", "optimiser step", axis={"tickMinStep": 1}),
             y=quantity("loss", "training loss"),
             color=series_of("series", values),
+        ),
+    )
+
+
+# Of both sides of the pairs: whether training lifts the chosen ones or pushes the rejected down.
+def _rewards(runs: Sequence[Run]) -> tuple[Chart, ...]:
+    values = [
+        {"series": name, "side": side, "step": line["step"], "reward": line[f"rewards/{side}"]}
+        for name, part in labelled(runs, "train")
+        for line in part.history
+        for side in ("chosen", "rejected")
+        if f"rewards/{side}" in line
+    ]
+    head = {"series": "training", "side": "response", "step": "step", "reward": "mean reward"}
+    return charts(
+        "rewards",
+        "Rewards",
+        "Mean reward of the chosen (drawn through) and of the rejected responses (dashed) by "
+        "optimiser step, each loss's own.",
+        values,
+        head,
+        layer(
+            {"type": "line", "point": {"size": 14}},
+            head,
+            x=quantity("step", "optimiser step", axis={"tickMinStep": 1}),
+            y=quantity("reward", "mean reward"),
+            color=series_of("series", values),
+            strokeDash={"field": "side", "type": "nominal", "title": "response"},
         ),
     )
 

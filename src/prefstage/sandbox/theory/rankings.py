@@ -363,15 +363,22 @@ def guided_share(a: Tensor, b: Tensor, p_w: Tensor, p_l: Tensor) -> Tensor:
     "sgdpo-3",
     f"{SELF_GUIDED}, appendix A.1, Theorem 3",
     "The ratio of the chosen response's slope to the rejected one's is DPO's times a "
-    "monotone function of the pilots.",
-    "Everywhere. The formulas of this theorem are lost in the text at hand; h is "
-    "derived here from Theorem 1.",
+    "monotone function h of X1/X2: increasing under one condition on the pilots, decreasing "
+    "under its converse.",
+    "With pilots P1 = γ1 X1 and P2 = γ2 X2: increasing if γ1γ2 > 1, decreasing if γ1γ2 < 1, "
+    "and 1, as for DPO, between. The theorem's formulas are lost in the text at hand; this "
+    "condition is the one that Theorem 1 gives in the form of its sentence. With X1 and X2 fixed h "
+    "grows with either pilot.",
     draw=_pilots,
 )
 def _slope_ratio(drawn: Tensor) -> Evidence:
     a, b, p_w, p_l, up = drawn
     first, second = slopes(a, b, p_w, p_l)
     share = guided_share(a, b, p_w, p_l)
+    # Pilots as multiples of what they are drawn from, log γ1 and log γ2, which stay as X1 grows.
+    more_w, more_l = p_w - a, p_l - b
+    both, grown = more_w + more_l, guided_share(a + up, b, p_w + up, p_l) - share
+    odds, low = (BETA * (a - b)).exp(), (BETA * more_l).exp()
     reach = torch.linspace(-4, 4, 81, dtype=torch.float64)
     none = torch.zeros_like(reach)
     return Evidence(
@@ -380,6 +387,14 @@ def _slope_ratio(drawn: Tensor) -> Evidence:
                 "log ratio of slopes = log(X2/X1) + log h",
                 (first.abs() / second).log() - (b - a) - share.log(),
             ),
+            equality(
+                "h = γ2^β (γ1^β t + 1) / (t + γ2^β), t = (X1/X2)^β",
+                share - low * ((BETA * more_w).exp() * odds + 1) / (odds + low),
+            ),
+            rule("h increases with X1/X2 where γ1γ2 > 1", (both > SMALL) & (grown <= 0)),
+            rule("h decreases with X1/X2 where γ1γ2 < 1", (both < -SMALL) & (grown >= 0)),
+            equality("h = 1 where γ1γ2 = 1", guided_share(a, b, a - more_l, p_l) - 1),
+            counterexample("h increases with X1/X2, whatever the pilots", grown < 0),
             equality("h = 1 with full pilots, which is DPO", guided_share(a, b, a, b) - 1),
             rule("h grows with P1", guided_share(a, b, p_w + up, p_l) <= share),
             rule("h grows with P2", guided_share(a, b, p_w, p_l + up) <= share),
