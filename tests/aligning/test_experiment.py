@@ -11,6 +11,7 @@ from prefstage.building import build_pairs
 from prefstage.core.config import load_config
 from prefstage.core.errors import ConfigError, InputError, RunFolderError
 from prefstage.core.runs import run_folder
+from prefstage.data import load_pairs
 from tests.aligning.tiny_world import settings
 
 TABLE = {"kind": "stages", "by": ["loss"], "columns": ["true reward", "win_rate", "avg_length"]}
@@ -285,3 +286,25 @@ def test_the_examples_run_in_the_small_world(file, tmp_path, monkeypatch):
     found = run_experiment(settings, out=tmp_path / "run")
     assert [each.error for each in found.failed] == []
     assert all(len(table.splitlines()) > 4 for table in found.tables.values())
+
+
+def test_models_with_long_names_have_cells_of_their_own(world):
+    schedules = [[{"other": f"/models/{'deep/' * 60}{name}"}, "off"] for name in "ab"]
+    asked = grid(world, axes={"schedule": schedules}, tables={})
+    cells = load_grid(asked).cells
+    assert len({cell.name for cell in cells}) == len(cells) == 2
+    assert all(len(cell.name) < 100 for cell in cells)
+    assert cells[0].values["schedule"].startswith("other: /models/deep/")
+
+
+def test_labels_of_the_data_may_be_kept(world, tmp_path):
+    asked = grid(world, axes={"schedule": ["off"]}, tables={})
+    asked["recipe"] |= {"iterations": 1, "measure": False, "evaluate": None}
+    asked["recipe"] |= {"build": {"off": "keep"}}
+    run_experiment(asked, out=tmp_path / "run")
+    (file,) = (tmp_path / "run" / "store").glob("**/pairs.parquet")
+    theirs = load_pairs(str(world / "pairs.jsonl"))
+    kept = [(pair.chosen, pair.rejected) for pair in load_pairs(str(file))]
+    assert kept == [(pair.chosen, pair.rejected) for pair in theirs if not pair.tied]
+    built = json.loads(file.with_name("build.json").read_text())
+    assert (built["method"], built["judge"]) == ("keep", None)

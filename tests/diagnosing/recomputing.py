@@ -7,7 +7,7 @@ which has tests of its own, is taken as it is.
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -193,14 +193,24 @@ def _rankings(pairs: Sequence[Pair], sides: Any, resamples: int) -> dict[str, An
         for name, values in scales.items():
             right = [_tied(p, *value) for p, value in zip(pairs, values, strict=True)]
             ties[name] = interval(right, range(len(pairs)))
-    apart = [w - ell for (w, _), (ell, _) in sides]
+    apart, apart_mean = [w - ell for (w, _), (ell, _) in sides], [w - ell for w, ell in means]
     return {
         "accuracy": interval(plain, kept) if kept else None,
         "accuracy_normalised": interval(normalised, kept) if kept else None,
         "with_ties": ties,
         "left_out": _left_out(pairs),
         "reward_accuracy": None,
-        "idealized": _idealized(pairs, apart, [w - ell for w, ell in means], plain, normalised),
+        "idealized": _idealized(
+            pairs,
+            {
+                "plain": (
+                    apart,
+                    plain,
+                    [math.exp(w) - math.exp(ell) for (w, _), (ell, _) in sides],
+                ),
+                "normalised": (apart_mean, normalised, apart_mean),
+            },
+        ),
         "intra_diversity": {
             "mean": np.mean(apart),
             "std": np.std(apart),
@@ -217,22 +227,16 @@ def _tied(pair: Pair, first: float, second: float) -> float:
     return float(first > second) if alpha > 0.5 else float(first < second)
 
 
-def _idealized(
-    pairs: Sequence[Pair],
-    apart: Sequence[float],
-    apart_mean: Sequence[float],
-    right: Sequence[float],
-    right_mean: Sequence[float],
-) -> dict[str, Any]:
+def _idealized(pairs: Sequence[Pair], kinds: Mapping[str, Any]) -> dict[str, Any]:
     votes = [n for n, p in enumerate(pairs) if p.agreement not in (None, 0.5)]
     if not any(0.5 < p.agreement < 1 for p in pairs if p.agreement is not None):
         return {
             "missing": "needs votes (column agreement) that are not all unanimous; "
             "the labels here are bare"
         }
-    found: dict[str, Any] = {"pairs": len(votes)}
-    kinds = {"plain": (apart, right), "normalised": (apart_mean, right_mean)}
-    for kind, (ratio, correct) in kinds.items():
+    ties = [n for n, p in enumerate(pairs) if p.agreement == 0.5]
+    found: dict[str, Any] = {"pairs": len(votes), "ties": len(ties)}
+    for kind, (ratio, correct, distance) in kinds.items():
         by_beta = {}
         for beta in BETAS:
             hits = []
@@ -250,6 +254,12 @@ def _idealized(
             "ranking_accuracy": now,
             "alignment_gap": np.median(values) - now,
         }
+        if ties:
+            even = [float(abs(distance[n]) < 0.01) for n in ties]
+            found[kind]["with_ties"] = {
+                name: np.mean([found[kind][name]] * len(votes) + even)
+                for name in ("min", "median", "max")
+            }
     return found
 
 

@@ -38,6 +38,7 @@ from prefstage.core import (
     Config,
     Outcome,
     PrefstageError,
+    digest,
     load_config,
     markdown_table,
     progress,
@@ -61,6 +62,7 @@ _WHY_EMPTY = {
     ),
     "length_controlled_win_rate": ": too few verdicts to control for length",
 }
+_LONGEST = 48
 _UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 
 
@@ -392,5 +394,7 @@ def _label(axis: str, value: Any) -> str:
     return str(value)
 
 
+# Part of a folder's name: long ones, such as paths, end in a hash.
 def _safe(text: str) -> str:
-    return _UNSAFE.sub("-", text).strip("-")
+    safe = _UNSAFE.sub("-", text).strip("-")
+    return safe if len(safe) <= _LONGEST else f"{safe[:_LONGEST]}-{digest(text)[:8]}"

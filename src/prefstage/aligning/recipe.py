@@ -25,7 +25,7 @@ _SET_BY_ALIGN = {
 }
 
 _MEASURES = ("eval_", "load_best", "metric_for", "greater_is", "save_", "do_eval")
-RELABEL, CHOOSE, PER_PROMPT = "relabel", "best-vs-worst", "per-prompt"
+RELABEL, CHOOSE, PER_PROMPT, KEEP = "relabel", "best-vs-worst", "per-prompt", "keep"
 
 Depth = Literal["stage", "forecast", "pilot"]
 """How deep advice goes: the boundary score; gradients too; short trainings too."""
@@ -113,7 +113,8 @@ class BuildSettings(Config):
 
     off: str | dict[str, Any] | None = Field(
         default=None,
-        description="Of off-policy data; None: relabel pairs, best-vs-worst of candidates.",
+        description="Of off-policy data; None: relabel pairs, best-vs-worst of candidates; keep: "
+        "pairs by their own labels, such as those of a build.",
     )
     on: str | dict[str, Any] = Field(
         default="best-vs-worst", description="Of the policy's own answers, or another model's."
@@ -328,7 +329,7 @@ class Recipe(ChatSettings):
         # What needs a judge alone; and takes answers, which come as candidates.
         by_judge = [m for m, n in METHODS.items() if n.policy == "none" and n.judge != "none"]
         of_answers = [method for method in by_judge if "candidates" in METHODS[method].inputs]
-        for side, known in (("off", by_judge), ("on", of_answers)):
+        for side, known in (("off", [*by_judge, KEEP]), ("on", of_answers)):
             method = getattr(self.build, side)
             name = method.get("name") if isinstance(method, Mapping) else method
             text = f"expected one of {', '.join(known)}; change it"

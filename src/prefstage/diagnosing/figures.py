@@ -411,8 +411,14 @@ def _idealized(
             "the labels here are bare"
         }
     alpha, kept = torch.tensor(shares, dtype=torch.float64), torch.from_numpy(votes)
-    figures: dict[str, Any] = {"pairs": int(votes.sum())}
-    for kind, sides in (("plain", _sums), ("normalised", _means)):
+    tied = torch.from_numpy(np.array([pair.tied for pair in pairs]) & ~policy.same_tokens)
+    figures: dict[str, Any] = {"pairs": int(votes.sum()), "ties": int(tied.sum())}
+    lengths = [side[tied] for side in _tensors(reference.chosen_tokens, reference.rejected_tokens)]
+    scales: Any = (
+        ("plain", _sums, {}),
+        ("normalised", _means, {"scale": "normalised_log_prob", "lengths": tuple(lengths)}),
+    )
+    for kind, sides, how in scales:
         start, trained = ([side[kept] for side in sides(model)] for model in (reference, policy))
         ideal = idealized_ranking_accuracy(start[0], start[1], alpha)
         now = float(ranking_accuracy(trained[0], trained[1]).mean())
@@ -424,6 +430,16 @@ def _idealized(
             "ranking_accuracy": now,
             "alignment_gap": alignment_gap(ideal, now),
         }
+        if tied.any():
+            # Votes that are even leave the reference's ratio: a tie is right if it has one already.
+            chosen, rejected = (side[tied] for side in _sums(reference))
+            halves = torch.full_like(chosen, HALF)
+            right = float(ranking_accuracy_with_ties(chosen, rejected, halves, **how).sum())
+            count, ties = len(alpha), int(tied.sum())
+            figures[kind]["with_ties"] = {
+                name: (getattr(ideal, name) * count + right) / (count + ties)
+                for name in ("min", "median", "max")
+            }
     return figures
 
 

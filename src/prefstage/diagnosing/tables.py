@@ -300,6 +300,11 @@ def _idealized(ideal: Mapping[str, Any]) -> Table:
             "median": _share(ideal[kind]["median"]),
             "now": _share(ideal[kind]["ranking_accuracy"]),
             "alignment gap": _number(ideal[kind]["alignment_gap"]),
+            **(
+                {"with ties (min/med/max)": "/".join(_share(v) for v in ties.values())}
+                if (ties := ideal[kind].get("with_ties"))
+                else {}
+            ),
         }
         for kind, name in (("plain", "R*"), ("normalised", "R̃*"))
     ], []

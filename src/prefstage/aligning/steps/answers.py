@@ -388,11 +388,12 @@ class Build(Step):
     def run(self, folder: Path) -> None:
         space, policy, measured = self.space, self.policy, self.measured
         measurement = {} if measured is None else {"measurement": str(measured.path)}
+        judge = space.judge if METHODS[self.method["name"]].judge != "none" else None
         recipe = {
             **{role: self._rows_of(role, source) for role, source in self.data.items()},
             **({} if space.rows else self._bad_rows),
             **self._settings,
-            "judge": space.recipe.judge,
+            **({} if judge is None else {"judge": space.recipe.judge}),
             "method": self.method | measurement,
             **({} if policy is None else {"policy": policy.spec}),
         }
@@ -402,7 +403,7 @@ class Build(Step):
             recipe["accept_reversal"] = True
         sampling = nullcontext() if policy is None else space.sampler(policy, self._sampling)
         with naming_the_recipe(), sampling as sampler:
-            built = build_pairs(recipe, judge=space.judge, sampler=sampler)
+            built = build_pairs(recipe, judge=judge, sampler=sampler)
         built.train.save(folder / PAIRS)
         write_text(folder / CARD, built.card)
         write_json(folder / BUILT, dict(built.result))
@@ -425,6 +426,8 @@ class Build(Step):
                 sizes.sampling(drawn, answers, longest=self._sampling.max_new_tokens),
                 judgments=drawn * (answers + 1),
             )
+        if METHODS[self.method["name"]].judge == "none":
+            return Estimate()
         is_sampled = all(isinstance(source, Step) for source in self.data.values())
         count = answers if is_sampled else sizes.responses
         # Each response is rewarded, or every two of a prompt are compared.
