@@ -1,6 +1,7 @@
 """Trainings: loss, what they did to the rankings of fixed pairs, intra-diversity."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from prefstage.core import DataError, PrefstageError, parse_yaml
 from prefstage.data import ReadOptions, load_pairs
-from prefstage.diagnosing.flips import FLIP_GROUPS, fluctuation_range
+from prefstage.diagnosing.flips import (
+    FLIP_GROUPS,
+    LEARNABILITY_GROUPS,
+    fluctuation_range,
+    learnability_groups,
+)
+from prefstage.diagnosing.numbers import histogram
 from prefstage.reporting.blocks import (
     Chart,
     Row,
@@ -247,6 +255,7 @@ def dynamics_section(runs: Sequence[Run]) -> Section:
                         for group in _groups(last, name)
                     ],
                 )
+                drawn += _learnability(dynamics, name, f"Learnability: {where}", anchor)
                 drawn += _distance(dynamics, name, f"Distance and ranking: {where}", anchor)
     return Section(
         "dynamics",
@@ -284,13 +293,13 @@ def _flips(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Char
         "loss": f"mean {dynamics.criterion.name} loss",
         "margins": "mean margin",
     }
-    best = "" if dynamics.best is None else f" Lowest held-out loss: step {dynamics.best}."
+    best = "" if dynamics.best is None else f"; lowest held-out loss at step {dynamics.best}"
     last = [row for row in values if row["step"] == values[-1]["step"]]
     shares = ", ".join(f"{row['group']} {100 * row['share']:.1f} %" for row in last)
     return charts(
         f"flips-{anchor}",
-        title + best.rstrip("."),
-        f"Shares of the four flip groups over training. At the last step: {shares}.{best}",
+        title + best,
+        f"Shares of the four flip groups over training. At the last step: {shares}{best}.",
         values,
         head,
         layer(
@@ -302,6 +311,41 @@ def _flips(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Char
             order={"field": "order"},
         ),
         *([] if dynamics.best is None else [rule_at(dynamics.best, axis="x")]),
+    )
+
+
+# How many pairs the reference makes hard, easy or easy to flip, by its log-ratio c.
+def _learnability(dynamics: Dynamics, name: str, title: str, anchor: str) -> tuple[Chart, ...]:
+    ratios = dynamics.of(name)["reference_log_ratio"].to_numpy()
+    groups = learnability_groups(torch.from_numpy(np.array(ratios))).numpy()
+    edges = histogram(ratios)["edges"] if len(ratios) else []
+    values = [
+        {"from": low, "to": high, "group": group, "pairs": int(count)}
+        for number, group in enumerate(LEARNABILITY_GROUPS)
+        for low, high, count in zip(
+            *(edges, edges[1:], np.histogram(ratios[groups == number], bins=edges)[0]),
+            strict=False,
+        )
+        if count
+    ]
+    counts = Counter(LEARNABILITY_GROUPS[number] for number in groups)
+    said = ", ".join(f"{group}: {counts[group]}" for group in LEARNABILITY_GROUPS)
+    head = {"from": "c from, nats", "to": "to", "group": "learnability", "pairs": "pairs"}
+    return charts(
+        f"learnability-{anchor}",
+        title,
+        f"Pairs by the reference log-ratio c and what it makes of them. {said}. Their texts, loss "
+        "and c are in the explorer, which sorts by c.",
+        values,
+        head,
+        layer(
+            {"type": "bar"},
+            head,
+            x=quantity("from", "reference log-ratio c, nats", bin="binned"),
+            x2={"field": "to"},
+            y=quantity("pairs", "pairs", stack="zero"),
+            color=series_of("group", values),
+        ),
     )
 
 
