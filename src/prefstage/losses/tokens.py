@@ -162,7 +162,8 @@ def damped_tails(batch: PairBatch, alpha: float) -> PairBatch:
 
     def damped(side: Responses) -> Responses:
         within = torch.arange(side.policy.shape[1], device=shared.device) < shared
-        weights = torch.where(within, 1.0, alpha).to(side.policy.dtype)
+        # In the log-probs' own precision: two plain numbers would make float32 of α.
+        weights = torch.where(within, side.policy.new_ones(()), alpha)
         reference = None if side.reference is None else weights * side.reference
         return replace(side, policy=weights * side.policy, reference=reference)
 
