@@ -54,7 +54,8 @@ def batches_of(trainer: Any, size: int = BATCH) -> list[list[int]]:
 @pytest.mark.parametrize("layout", ["tree", "flat"])
 def test_directions_equal_brute_force(tmp_path: Path, loss: str, layout: str) -> None:
     reference = "start" if "reference" in LOSSES[loss].needs else "none"
-    pairs = [replace(pair, agreement=0.8) for pair in tiny_pairs(PAIRS)]
+    gold = "gold" in LOSSES[loss].needs
+    pairs = [replace(pair, agreement=0.8) for pair in tiny_pairs(PAIRS, gold=gold)]
     adapter = None
     if layout == "flat":
         peft = pytest.importorskip("peft")
