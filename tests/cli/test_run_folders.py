@@ -8,6 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from prefstage.cli.main import app
+from prefstage.core import InputError, locked_file
 from tests.held_folder import held
 from tests.tiny_models import tiny_tokenizer
 from tests.training.preference_runs import tiny_pairs, tiny_policy
@@ -62,3 +63,13 @@ def test_a_second_process_is_refused_in_one_line(inputs: Path, command: str) -> 
     assert after == before
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize("out", [".", "/", ".."])
+def test_a_folder_is_no_file_to_write(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="which is a folder"), locked_file(Path(out)):
+        pass
+    assert not list(tmp_path.iterdir())

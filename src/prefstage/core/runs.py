@@ -136,11 +136,15 @@ def locked_file(path: Path | None) -> Iterator[None]:
         Nothing.
 
     Raises:
+        InputError: If it is a folder.
         RunFolderError: If another process is making it.
     """
     if path is None:
         yield
         return
+    if path.is_dir():
+        saw = f"{str(path)!r}, which is a folder"
+        raise InputError.of(saw=saw, expected="the name of a file", cure="add a file's name")
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path.with_name(f".{path.name}.lock"), keep=False) as holder:
         RunFolderError.unless(
